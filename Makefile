@@ -1,0 +1,38 @@
+# Two commands: `make train` and `make test`. Each makes its own environment in .venv and needs Python 3.11 or later.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+TEST_FLAGS ?= -n auto -m "not slow"
+
+.PHONY: train test lint clean
+
+train: $(VENV)/.train
+	$(BIN)/python scripts/train.py $(TRAIN_FLAGS)
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest $(TEST_FLAGS)
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+
+$(VENV)/.train: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[plot]"
+	touch $@
+
+$(VENV)/.test: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[plot]" --group test
+	touch $@
+
+$(VENV)/.lint: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable ".[plot]" --group lint
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist runs *.egg-info

@@ -1,0 +1,77 @@
+"""CuPy on CUDA devices. (Not named ``cupy.py``: that would shadow the library.)"""
+
+from typing import Any
+
+import numpy as np
+
+from portacnn.errors import BackendError
+from portacnn.runtime import Array, Backend, BackendInfo, HostArray
+
+KINDS = frozenset({"cuda"})
+_REMEDY = 'CuPy is not installed: pip install "portacnn[cuda13]" (or "portacnn[cuda12]", to fit the driver)'
+
+
+class CupyBackend(Backend):
+    """CuPy arrays on one CUDA device.
+
+    ``asarray`` and the ops that follow run on the device that their arrays are on: CuPy launches on the *current* device,
+    so whoever allocates enters ``self.device`` first.
+    """
+
+    def __str__(self) -> str:
+        return f"cupy on cuda:{self.device.id}"
+
+    def asarray(self, host: HostArray, dtype: str | None = None) -> Array:
+        import cupy as cp
+
+        with self.device:
+            return cp.array(host, dtype=dtype and self.dtype(dtype))
+
+    def to_host(self, array: Array) -> HostArray:
+        import cupy as cp
+
+        return np.array(cp.asnumpy(array))
+
+    def contiguous(self, array: Array) -> Array:
+        import cupy as cp
+
+        return cp.ascontiguousarray(array)
+
+    def synchronize(self) -> None:
+        self.device.synchronize()
+
+
+def probe() -> BackendInfo:
+    try:
+        import cupy as cp
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == "cupy"
+        return BackendInfo("cupy", None, (), _REMEDY if missing else f"CuPy is installed but does not load: {error}")
+    try:
+        count = cp.cuda.runtime.getDeviceCount()
+    except cp.cuda.runtime.CUDARuntimeError as error:
+        return BackendInfo("cupy", cp.__version__, (), f"CuPy is installed but no CUDA device answers: {error}")
+    if count == 0:
+        return BackendInfo("cupy", cp.__version__, (), "CuPy is installed but there is no CUDA device")
+    return BackendInfo("cupy", cp.__version__, tuple(f"cuda:{i}" for i in range(count)))
+
+
+def connect(device: str | None) -> Backend:
+    info = probe()
+    if info.reason:
+        raise BackendError(info.reason)
+    import array_api_compat.cupy as xp
+    import cupy as cp
+
+    return CupyBackend(name="cupy", xp=xp, device=cp.cuda.Device(_index(device, info)))
+
+
+def _index(device: str | None, info: BackendInfo) -> int:
+    """``None``, ``"1"``, ``"cuda"``, ``"cuda:1"`` -> the device's number."""
+    word: Any = "0" if device in (None, "cuda") else device
+    word = word.removeprefix("cuda:")
+    if not word.isdecimal():
+        raise BackendError(f"CuPy computes on CUDA devices, got {device!r}; it can be cuda or cuda:N, or use numpy")
+    if int(word) >= len(info.devices):
+        raise BackendError(f"no device cuda:{word}; CuPy sees {', '.join(info.devices)}")
+    return int(word)

@@ -1,0 +1,34 @@
+"""NumPy on the CPU: the backend that is always there."""
+
+import array_api_compat.numpy as xp
+import numpy as np
+
+from portacnn.errors import BackendError
+from portacnn.runtime import Array, Backend, BackendInfo, HostArray
+
+KINDS = frozenset({"cpu"})
+
+
+class NumpyBackend(Backend):
+    """NumPy arrays; host memory is device memory."""
+
+    def asarray(self, host: HostArray, dtype: str | None = None) -> Array:
+        return np.array(host, dtype=dtype and self.dtype(dtype))
+
+    def to_host(self, array: Array) -> HostArray:
+        return np.array(array)
+
+    def contiguous(self, array: Array) -> Array:
+        return np.ascontiguousarray(array)
+
+
+def probe() -> BackendInfo:
+    return BackendInfo("numpy", np.__version__, ("cpu",))
+
+
+def connect(device: str | None) -> Backend:
+    if device not in (None, "cpu"):
+        raise BackendError(
+            f"NumPy computes on the CPU only, got device {device!r}; for a GPU ask for cuda or torch:cuda"
+        )
+    return NumpyBackend(name="numpy", xp=xp, device="cpu")

@@ -1,0 +1,44 @@
+"""array-api-strict: the standard and nothing else, for tests. Its ``device1`` stands in for a GPU where there is none."""
+
+from importlib.metadata import version
+
+import numpy as np
+
+from portacnn.errors import BackendError
+from portacnn.runtime import Array, Backend, BackendInfo, HostArray
+
+KINDS = frozenset({"cpu"})
+_REMEDY = "array-api-strict is not installed: pip install array-api-strict"
+
+
+class StrictBackend(Backend):
+    """array_api_strict arrays on one of the library's make-believe devices."""
+
+    def to_host(self, array: Array) -> HostArray:
+        return np.array(array.to_device(self.xp.Device("CPU_DEVICE")))
+
+
+def probe() -> BackendInfo:
+    try:
+        import array_api_strict as xp
+    except ImportError:
+        return BackendInfo("array_api_strict", None, (), _REMEDY)
+    devices = tuple(_word(device) for device in xp.__array_namespace_info__().devices())
+    return BackendInfo("array_api_strict", version("array-api-strict"), devices)
+
+
+def connect(device: str | None) -> Backend:
+    info = probe()
+    if info.reason:
+        raise BackendError(info.reason)
+    import array_api_strict as xp
+
+    word = device or "cpu"
+    if word not in info.devices:
+        raise BackendError(f"array_api_strict has the devices {', '.join(info.devices)}; got {device!r}")
+    return StrictBackend(name="array_api_strict", xp=xp, device=xp.Device("CPU_DEVICE" if word == "cpu" else word))
+
+
+def _word(device: object) -> str:
+    name = str(device).split("'")[1]
+    return "cpu" if name == "CPU_DEVICE" else name

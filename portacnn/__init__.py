@@ -1,0 +1,34 @@
+"""portacnn: CNNs for people who work with arrays; one model on NumPy, CuPy, PyTorch and other array libraries."""
+
+from pathlib import Path as _Path
+
+_root = _Path(__file__).resolve().parent.parent
+if (_root / "backends" / "numpy_backend.py").is_file() and (_root / "pyproject.toml").is_file():
+    __path__.append(str(_root))  # a checkout, not installed: portacnn.backends is the folder backends/ beside this one
+
+from portacnn import data, layers, models, ops, optim
+from portacnn.data import load_mnist, load_mnist_sample
+from portacnn.errors import PortacnnError
+from portacnn.models import Model, SimpleConvNet, load
+from portacnn.runtime import Backend, available_backends, resolve
+from portacnn.training import Trainer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Backend",
+    "Model",
+    "PortacnnError",
+    "SimpleConvNet",
+    "Trainer",
+    "available_backends",
+    "data",
+    "layers",
+    "load",
+    "load_mnist",
+    "load_mnist_sample",
+    "models",
+    "ops",
+    "optim",
+    "resolve",
+]

@@ -1,0 +1,63 @@
+"""Where downloaded data is kept on this machine, and how a file gets there whole or not at all."""
+
+import contextlib
+import os
+import secrets
+import sys
+from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Folder that portacnn may keep downloads in. It is only named here, not made.
+
+    The first of these that applies:
+
+    - the environment variable ``PORTACNN_CACHE``;
+    - Windows: ``%LOCALAPPDATA%\\portacnn\\Cache``;
+    - macOS: ``~/Library/Caches/portacnn``;
+    - elsewhere: ``$XDG_CACHE_HOME/portacnn`` where that variable is an absolute path, else ``~/.cache/portacnn``.
+
+    Raises:
+        FileNotFoundError: no variable is set and this user has no home folder.
+    """
+    if chosen := os.environ.get("PORTACNN_CACHE"):
+        return Path(chosen).expanduser()
+    if sys.platform == "win32":
+        local = os.environ.get("LOCALAPPDATA")
+        return (Path(local) if local else _home() / "AppData" / "Local") / "portacnn" / "Cache"
+    if sys.platform == "darwin":
+        return _home() / "Library" / "Caches" / "portacnn"
+    xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))  # the XDG standard says that a relative path is to be ignored
+    return (xdg if xdg.is_absolute() else _home() / ".cache") / "portacnn"
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError as error:  # a container's user without a home
+        raise FileNotFoundError(
+            "no home folder to keep downloads in; set PORTACNN_CACHE to a folder that may be written to"
+        ) from error
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file so that ``path`` holds either all of ``content`` or what it held before, even after a crash.
+
+    The bytes go to a temporary file in the same folder, reach the disk, and only then take the name.
+
+    Raises:
+        OSError: the folder is missing or may not be written to, the disk is full. The temporary file is removed.
+    """
+    path = Path(path)
+    # Not tempfile: its files are private to this user, whereas a cache may be shared and should follow the umask.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise

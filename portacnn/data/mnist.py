@@ -1,0 +1,326 @@
+"""MNIST and its likes: four IDX files in, two pairs of images and labels out.
+
+    # Notation: N images, H/W their height and width, K classes.
+
+All loaders return ``((x_train, t_train), (x_test, t_test))`` and share the same three switches, which keep the names
+they have in the book "Deep Learning from Scratch". :func:`load_mnist_sample` reads 5,000 digits that come with
+portacnn, :func:`load_mnist` finds or downloads the 70,000, :func:`load_idx_folder` reads any folder of that form.
+"""
+
+import gzip
+import hashlib
+import http.client
+import importlib.resources
+import io
+import logging
+import os
+import urllib.request
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from portacnn.data.cache import cache_folder, write_atomically
+from portacnn.data.idx import parse_idx, read_idx
+from portacnn.errors import DataFormatError
+
+_log = logging.getLogger(__name__)
+
+Pair = tuple[NDArray[Any], NDArray[Any]]
+Split = tuple[Pair, Pair]
+
+
+class _Published(NamedTuple):
+    """What is known of one of MNIST's files, unpacked."""
+
+    md5: str
+    size: int  # bytes
+
+
+TRAIN_IMAGES = "train-images-idx3-ubyte"
+TRAIN_LABELS = "train-labels-idx1-ubyte"
+TEST_IMAGES = "t10k-images-idx3-ubyte"
+TEST_LABELS = "t10k-labels-idx1-ubyte"
+FILE_NAMES = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
+
+PUBLISHED = {
+    TRAIN_IMAGES: _Published("6bbc9ace898e44ae57da46a324031adb", 16 + 60_000 * 28 * 28),
+    TRAIN_LABELS: _Published("a25bea736e30d166cdddb491f175f624", 8 + 60_000),
+    TEST_IMAGES: _Published("2646ac647ad5339dbf082846283269ea", 16 + 10_000 * 28 * 28),
+    TEST_LABELS: _Published("27ae3e4e09519cfbb04c329615203637", 8 + 10_000),
+}
+MIRRORS = (
+    "https://ossci-datasets.s3.amazonaws.com/mnist/",
+    "https://storage.googleapis.com/cvdf-datasets/mnist/",
+)
+TIMEOUT = 20.0  # seconds that a mirror may stay silent
+
+_MAX_CLASSES = 1 << 16  # above this it is not labels that a file holds
+
+
+def load_mnist(
+    normalize: bool = True,
+    flatten: bool = False,
+    one_hot_label: bool = False,
+    *,
+    root: str | os.PathLike[str] | None = None,
+) -> Split:
+    """MNIST: 60,000 training and 10,000 test images of handwritten digits, 28 x 28, black 0 to white.
+
+    The four files are looked for in ``root`` and nowhere else if that is given. Otherwise in the folder that the
+    environment variable ``PORTACNN_DATA`` names or ``mnist/`` below it, then in ``mnist/`` in the user's cache folder
+    (see :func:`portacnn.data.cache_folder`); what is missing there is downloaded into it and checked against
+    MNIST's published checksums. Each file may be gzipped or not, and named ``-idx3-ubyte`` or ``.idx3-ubyte``.
+
+    Args:
+        normalize: float32 images in [0, 1]; otherwise uint8 as stored.
+        flatten: images as (N, 784); otherwise (N, 1, 28, 28).
+        one_hot_label: labels as float32 (N, 10); otherwise int64 (N,).
+        root: the one folder to look in, without any download.
+
+    Returns:
+        ``((x_train, t_train), (x_test, t_test))``.
+
+    Raises:
+        FileNotFoundError: the files are nowhere and can't be downloaded. The message names every place and says
+            which files to put where by hand.
+        DataFormatError: a file is damaged or is not MNIST's kind: images not 28 x 28, labels not 0 to 9, counts that
+            contradict each other.
+    """
+    options = _Options(normalize, flatten, one_hot_label)
+    if root is not None:
+        return _load_mnist_folder(Path(root), _find_all(Path(root)), options)
+
+    looked_in = []
+    if configured := os.environ.get("PORTACNN_DATA"):
+        base = Path(configured).expanduser()
+        for folder in (base, base / "mnist"):
+            looked_in.append(folder)
+            if len(found := _find(folder)) == len(FILE_NAMES):
+                return _load_mnist_folder(folder, found, options)
+
+    cache = cache_folder() / "mnist"
+    looked_in.append(cache)
+    _download_missing(cache, looked_in)
+    try:
+        return _load_mnist_folder(cache, _find_all(cache), options)
+    except DataFormatError as error:
+        raise DataFormatError(f"{error}. Delete that file to have it downloaded again.") from error
+
+
+def load_mnist_sample(normalize: bool = True, flatten: bool = False, one_hot_label: bool = False) -> Split:
+    """5,000 of MNIST's training digits that are installed with portacnn: 4,000 to train on, 1,000 to test on.
+
+    Every digit occurs 400 times in the first part and 100 times in the second; the order is shuffled, once and for
+    all. No network, no files to fetch. For results to compare with others', use :func:`load_mnist`.
+
+    Args:
+        normalize: float32 images in [0, 1]; otherwise uint8 as stored.
+        flatten: images as (N, 784); otherwise (N, 1, 28, 28).
+        one_hot_label: labels as float32 (N, 10); otherwise int64 (N,).
+
+    Returns:
+        ``((x_train, t_train), (x_test, t_test))``.
+
+    Raises:
+        FileNotFoundError, DataFormatError: portacnn's installation is damaged.
+    """
+    folder = importlib.resources.files("portacnn.data") / "mnist_sample"
+    arrays = {}
+    for name in FILE_NAMES:
+        with (folder / f"{name}.gz").open("rb") as file:
+            arrays[name] = parse_idx(file, f"portacnn.data/mnist_sample/{name}.gz")
+    return _split(arrays, "portacnn's MNIST sample", _Options(normalize, flatten, one_hot_label), _MNIST)
+
+
+def load_idx_folder(
+    path: str | os.PathLike[str],
+    normalize: bool = True,
+    flatten: bool = False,
+    one_hot_label: bool = False,
+) -> Split:
+    """Any data set in MNIST's form (Fashion-MNIST, KMNIST, your own): a folder with these four IDX files.
+
+    ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``, ``t10k-images-idx3-ubyte``, ``t10k-labels-idx1-ubyte``,
+    each gzipped or not, with ``.gz`` at the end of the name or not, and with a dot before ``idx`` or a dash. Images
+    are uint8 (N, H, W) of any H and W, labels are integers (N,) from 0 up.
+
+    Args:
+        path: the folder.
+        normalize: float32 images in [0, 1]; otherwise uint8 as stored.
+        flatten: images as (N, H * W); otherwise (N, 1, H, W).
+        one_hot_label: labels as float32 (N, K), where K is the largest label in either part + 1; otherwise int64 (N,).
+
+    Returns:
+        ``((x_train, t_train), (x_test, t_test))``.
+
+    Raises:
+        FileNotFoundError: the folder or one of its four files is missing.
+        DataFormatError: a file is damaged, or the four don't fit each other.
+    """
+    folder = Path(path)
+    options = _Options(normalize, flatten, one_hot_label)
+    return _split(_read_all(_find_all(folder)), str(folder), options, _Expected())
+
+
+# From four arrays to what the caller wants
+
+
+class _Options(NamedTuple):
+    normalize: bool
+    flatten: bool
+    one_hot_label: bool
+
+
+class _Expected(NamedTuple):
+    image_shape: tuple[int, int] | None = None  # (H, W); None: whatever the training images have
+    classes: int | None = None  # K; None: the largest label + 1
+
+
+_MNIST = _Expected(image_shape=(28, 28), classes=10)
+
+
+def _load_mnist_folder(folder: Path, found: Mapping[str, Path], options: _Options) -> Split:
+    return _split(_read_all(found), str(folder), options, _MNIST)
+
+
+def _read_all(found: Mapping[str, Path]) -> dict[str, NDArray[Any]]:
+    return {name: read_idx(found[name]) for name in FILE_NAMES}
+
+
+def _split(arrays: Mapping[str, NDArray[Any]], where: str, options: _Options, expected: _Expected) -> Split:
+    """Check that the four arrays make a data set, then bring them into the form that ``options`` ask for."""
+    image_shape = expected.image_shape or arrays[TRAIN_IMAGES].shape[1:]
+    for images, labels in ((TRAIN_IMAGES, TRAIN_LABELS), (TEST_IMAGES, TEST_LABELS)):
+        _check_images(arrays[images], f"{where}: {images}", image_shape)
+        _check_labels(arrays[labels], f"{where}: {labels}", len(arrays[images]), expected.classes or _MAX_CLASSES)
+    classes = expected.classes or 1 + max(int(arrays[TRAIN_LABELS].max()), int(arrays[TEST_LABELS].max()))
+    return (
+        (_images(arrays[TRAIN_IMAGES], options), _labels(arrays[TRAIN_LABELS], options, classes)),
+        (_images(arrays[TEST_IMAGES], options), _labels(arrays[TEST_LABELS], options, classes)),
+    )
+
+
+def _check_images(images: NDArray[Any], name: str, shape: tuple[int, ...]) -> None:
+    if images.dtype != np.uint8 or images.ndim != 3:
+        raise DataFormatError(f"{name}: expected uint8 images (N, H, W); came {images.dtype} of shape {images.shape}")
+    if images.size == 0:
+        raise DataFormatError(f"{name}: expected at least one image; came shape {images.shape}")
+    if images.shape[1:] != shape:
+        came = " x ".join(map(str, images.shape[1:]))
+        raise DataFormatError(f"{name}: expected images of {' x '.join(map(str, shape))} pixels; came {came}")
+
+
+def _check_labels(labels: NDArray[Any], name: str, count: int, classes: int) -> None:
+    if labels.dtype.kind not in "iu" or labels.ndim != 1:
+        raise DataFormatError(f"{name}: expected integer labels (N,); came {labels.dtype} of shape {labels.shape}")
+    if len(labels) != count:
+        raise DataFormatError(f"{name}: expected {count} labels, one for each image; came {len(labels)}")
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise DataFormatError(f"{name}: expected labels from 0 to {classes - 1}; came {low} to {high}")
+
+
+def _images(images: NDArray[Any], options: _Options) -> NDArray[Any]:
+    n, h, w = images.shape
+    images = images.reshape((n, h * w) if options.flatten else (n, 1, h, w))
+    if options.normalize:
+        images = images.astype(np.float32)
+        images /= np.float32(255)
+    return images
+
+
+def _labels(labels: NDArray[Any], options: _Options, classes: int) -> NDArray[Any]:
+    labels = labels.astype(np.int64)
+    if not options.one_hot_label:
+        return labels
+    one_hot = np.zeros((len(labels), classes), np.float32)
+    one_hot[np.arange(len(labels)), labels] = 1
+    return one_hot
+
+
+# Finding files
+
+
+def _find(folder: Path) -> dict[str, Path]:
+    """Those of the four files that the folder has, under any of the names they go by."""
+    found = {}
+    for name in FILE_NAMES:
+        dotted = name.replace("-idx", ".idx")
+        for candidate in (name, f"{name}.gz", dotted, f"{dotted}.gz"):
+            if (folder / candidate).is_file():
+                found[name] = folder / candidate
+                break
+    return found
+
+
+def _find_all(folder: Path) -> dict[str, Path]:
+    found = _find(folder)
+    if len(found) == len(FILE_NAMES):
+        return found
+    if not folder.is_dir():
+        there = "there is no such folder"
+    else:
+        entries = sorted(entry.name for entry in folder.iterdir())
+        there = ", ".join(entries[:20]) + (f" and {len(entries) - 20} more" if len(entries) > 20 else "")
+        there = f"the folder holds: {there or 'nothing'}"
+    missing = ", ".join(name for name in FILE_NAMES if name not in found)
+    raise FileNotFoundError(
+        f"{folder}: expected the four files {', '.join(FILE_NAMES)}, each gzipped with .gz at the end or not; "
+        f"missing: {missing}; {there}"
+    )
+
+
+# Downloading
+
+
+def _download_missing(cache: Path, looked_in: list[Path]) -> None:
+    """Make the cache folder hold all four files, or raise an error that says what to do by hand."""
+    found = _find(cache)
+    for name in FILE_NAMES:
+        if name in found:
+            continue
+        failures = []
+        for mirror in MIRRORS:
+            url = f"{mirror}{name}.gz"
+            _log.info("downloading %s to %s", url, cache)
+            try:
+                content = _download(url, PUBLISHED[name])
+            except (OSError, EOFError, ValueError, zlib.error, http.client.HTTPException) as error:
+                failures.append(f"{url}: {error}")
+                continue
+            cache.mkdir(parents=True, exist_ok=True)
+            write_atomically(cache / f"{name}.gz", content)
+            break
+        else:  # without one file the others are of no use, so don't wait for them to fail as well
+            raise FileNotFoundError(_by_hand(cache, looked_in, failures))
+
+
+def _download(url: str, published: _Published) -> bytes:
+    """The gzipped file at ``url``, once what is inside has proved to be the published file."""
+    with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+        # Packed, it is hardly larger than unpacked. Reading no more keeps a mirror gone mad from filling the memory.
+        content: bytes = response.read(published.size + 1024)
+    with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+        unpacked = file.read(published.size + 1)
+    md5 = hashlib.md5(unpacked, usedforsecurity=False).hexdigest()
+    if md5 != published.md5:
+        raise DataFormatError(f"expected content with MD5 {published.md5}; came {md5}")
+    return content
+
+
+def _by_hand(cache: Path, looked_in: list[Path], failures: list[str]) -> str:
+    def lines(items: list[Any]) -> str:
+        return "".join(f"\n  {item}" for item in items)
+
+    return (
+        f"MNIST is not on this machine and could not be downloaded.\nLooked in:{lines(looked_in)}"
+        f"\nTried:{lines(failures)}"
+        f"\nTo do it by hand, put these four files{lines([f'{name}.gz' for name in FILE_NAMES])}"
+        f"\ninto the folder\n  {cache}"
+        "\nor into any other, and name that with load_mnist(root=...) or the environment variable PORTACNN_DATA."
+        "\nload_mnist_sample() gives 5,000 of the digits without a network."
+    )

@@ -1,0 +1,71 @@
+"""The rules by which weights are first drawn. A rule takes a generator, the shape and the fans, and gives host values.
+
+The fans are the number of inputs that one output sees and the number of outputs that one input reaches.
+"""
+
+from collections.abc import Callable, Sequence
+from math import sqrt
+
+import numpy as np
+
+from portacnn.errors import ArgumentError
+from portacnn.runtime import HostArray
+
+Rule = Callable[[np.random.Generator, Sequence[int], int, int], HostArray]
+Initializer = float | str | Rule
+
+
+def normal(std: float) -> Rule:
+    """Normal with mean 0 and this standard deviation."""
+    return lambda rng, shape, fan_in, fan_out: std * rng.standard_normal(shape)
+
+
+def constant(value: float) -> Rule:
+    """The same value everywhere."""
+    return lambda rng, shape, fan_in, fan_out: np.full(shape, value)
+
+
+def he(rng: np.random.Generator, shape: Sequence[int], fan_in: int, fan_out: int) -> HostArray:
+    """Normal, std sqrt(2 / fan_in), for layers before a ReLU (He et al., 2015, equation 10)."""
+    return sqrt(2.0 / fan_in) * rng.standard_normal(shape)
+
+
+def xavier(rng: np.random.Generator, shape: Sequence[int], fan_in: int, fan_out: int) -> HostArray:
+    """Normal, std sqrt(1 / fan_in), for layers before a sigmoid, in the tutorials' form of Glorot and Bengio, 2010."""
+    return sqrt(1.0 / fan_in) * rng.standard_normal(shape)
+
+
+def fan_in_uniform(rng: np.random.Generator, shape: Sequence[int], fan_in: int, fan_out: int) -> HostArray:
+    """Uniform within 1 / sqrt(fan_in) of 0: the default of PyTorch's Conv and Linear, weights and biases."""
+    bound = 1.0 / sqrt(fan_in)
+    return rng.uniform(-bound, bound, shape)
+
+
+_BY_NAME: dict[str, Rule] = {
+    "he": he,
+    "relu": he,
+    "xavier": xavier,
+    "sigmoid": xavier,
+    "default": fan_in_uniform,
+    "zeros": constant(0.0),
+    "ones": constant(1.0),
+}
+
+
+def rule(what: Initializer) -> Rule:
+    """A number is a standard deviation; a name one of he/relu, xavier/sigmoid, default, zeros, ones; a rule is itself.
+
+    Raises:
+        ArgumentError: an unknown name, or a standard deviation that is negative or not finite.
+    """
+    if callable(what):
+        return what
+    if isinstance(what, str):
+        if what.lower() not in _BY_NAME:
+            raise ArgumentError(f"unknown weight initializer {what!r}; known are {', '.join(_BY_NAME)}, or a number")
+        return _BY_NAME[what.lower()]
+    if isinstance(what, bool) or not isinstance(what, int | float) or not 0.0 <= what < float("inf"):
+        raise ArgumentError(
+            f"a weight initializer is a standard deviation of 0 or more, a name or a rule; got {what!r}"
+        )
+    return normal(float(what))

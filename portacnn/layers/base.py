@@ -1,0 +1,279 @@
+"""``Layer``: what every layer is. State in plain dictionaries, a ``forward`` and a ``backward`` that a person can read.
+
+A layer is made in two steps. Its constructor checks its numbers and allocates nothing. ``build`` then walks the tree from
+the root: it gives every layer its path, checks each shape against the next, and only when all fits draws the parameters,
+each from the seed and its own path. A parameter's array stays the same object until ``to``: optimizers and
+``load_state_dict`` write into it, and so does ``backward`` into the gradient's.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from inspect import signature
+from typing import Any, ClassVar, NamedTuple, Self
+
+from portacnn.errors import ArgumentError, ModelFormatError, PortacnnError, ShapeError, StateError
+from portacnn.init import Initializer, rule
+from portacnn.runtime import Array, Backend, HostArray, resolve
+from portacnn.seeds import check_seed, generator
+
+Shape = tuple[int, ...]
+"""The shape of one sample: (C, H, W), or (F,)."""
+
+
+class Parameter(NamedTuple):
+    """What ``infer`` says of a parameter before there is one."""
+
+    shape: Shape
+    init: Initializer
+    fan_in: int
+    fan_out: int
+
+
+class Layer:
+    """A piece of a network with parameters of its own, or children that have some.
+
+    A subclass writes ``infer``, ``forward`` and ``backward``. A forward that keeps hands its op's cache to ``_keep``; the
+    backward takes it with ``_kept``, which forgets it.
+
+    Attributes:
+        path: the layer's place in its network, such as "layer1.0.conv1"; "" for the root.
+        params, grads, buffers: its own arrays by name; a gradient exists from the first backward pass on.
+        children: its layers by name, in the order in which they run.
+        backend: where it lives; None until it is built.
+        input_shape, output_shape: of one sample, known once it is built.
+    """
+
+    known: ClassVar[dict[str, type["Layer"]]] = {}
+    """Every class of layers by name, for reading models from files."""
+
+    def __init_subclass__(cls) -> None:
+        Layer.known[cls.__name__] = cls
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        self = super().__new__(cls)
+        self._made_with = (args, kwargs)
+        self.path = ""
+        self.params, self.grads, self.buffers = {}, {}, {}
+        self.children = {}
+        self.backend, self.dtype = None, "float32"
+        self.input_shape = self.output_shape = ()
+        self._declared = {}
+        self._cache = None
+        return self
+
+    _made_with: tuple[tuple[Any, ...], dict[str, Any]]
+    path: str
+    params: dict[str, Array]
+    grads: dict[str, Array]
+    buffers: dict[str, Array]
+    children: dict[str, "Layer"]
+    backend: Backend | None
+    dtype: str
+    input_shape: Shape
+    output_shape: Shape
+    _declared: dict[str, Parameter]
+    _cache: Any
+
+    # --- what a subclass writes -------------------------------------------------------------------------------------
+
+    def infer(self, shape: Shape) -> Shape:
+        """Check one sample's shape, ``declare`` the parameters it asks for, and give the output's shape."""
+        raise NotImplementedError
+
+    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
+        """x (N, *input_shape) -> y (N, *output_shape).
+
+        Args:
+            train: use this batch's statistics, drop out.
+            keep: keep what ``backward`` needs; by default as ``train``.
+        """
+        raise NotImplementedError
+
+    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
+        """The gradient of the last kept forward's output -> that of its input; parameters' gradients go to ``grads``.
+
+        Without ``need_dx`` the input's gradient may be left out (None).
+        """
+        raise NotImplementedError
+
+    # --- what a subclass uses ---------------------------------------------------------------------------------------
+
+    def declare(self, name: str, shape: Shape, init: Initializer, *, fan_in: int = 1, fan_out: int = 1) -> None:
+        """In ``infer``: this layer will have a parameter of this shape, drawn by this rule."""
+        rule(init)
+        self._declared[name] = Parameter(shape, init, fan_in, fan_out)
+
+    def _keep(self, cache: Any) -> None:
+        if cache is not None:
+            self._cache = cache
+
+    def _kept(self) -> Any:
+        if self._cache is None:
+            raise StateError(
+                "backward needs a forward before it that kept its cache: forward(x, train=True), or keep=True",
+                self.where,
+            )
+        cache, self._cache = self._cache, None
+        return cache
+
+    def forget(self) -> None:
+        """Drop whatever this layer and those below kept for a backward pass that will not come."""
+        for layer in self.walk():
+            layer._cache = None
+
+    def _write_grads(self, **grads: Array | None) -> None:
+        """Put gradients where they belong: into the same arrays as ever, once there are some."""
+        for name, grad in grads.items():
+            if name not in self.params:
+                continue
+            if name in self.grads:
+                self.grads[name][...] = grad
+            else:
+                self.grads[name] = self.backend.contiguous(grad)  # type: ignore[union-attr]
+
+    # --- building ---------------------------------------------------------------------------------------------------
+
+    @property
+    def where(self) -> str:
+        """``conv2 (Conv2d)``, for error messages."""
+        return f"{self.path} ({type(self).__name__})" if self.path else type(self).__name__
+
+    def build(
+        self,
+        input_shape: Sequence[int],
+        *,
+        device: str | Backend | None = None,
+        dtype: str = "float32",
+        seed: int | None = None,
+    ) -> Self:
+        """Check all shapes for samples of ``input_shape``, then draw the parameters on ``device``; gives back itself.
+
+        Args:
+            input_shape: of one sample, without the batch: (C, H, W).
+            device: see ``portacnn.resolve``.
+            dtype: "float32" or "float64".
+            seed: draws are the same bits on every backend for the same seed; None takes a fresh one.
+
+        Raises:
+            ShapeError: the layer's path, what it expected and what came; nothing has been changed then.
+            BackendError, ArgumentError: for the other arguments.
+        """
+        if dtype not in ("float32", "float64"):
+            raise ArgumentError(f'dtype must be "float32" or "float64", got {dtype!r}')
+        shape = tuple(int(n) for n in input_shape)
+        if any(n < 1 for n in shape):
+            raise ShapeError(
+                f"input_shape must be positive numbers without the batch, got {tuple(input_shape)}", self.where
+            )
+        backend, seed = resolve(device), check_seed(seed)
+        self.plan(shape)
+        for layer in self.walk():
+            layer.backend, layer.dtype, layer.grads, layer._cache = backend, dtype, {}, None
+            for name, (param_shape, init, fan_in, fan_out) in layer._declared.items():
+                draws = generator(seed, layer._full(name))
+                layer.params[name] = backend.asarray(rule(init)(draws, param_shape, fan_in, fan_out), dtype)
+        return self
+
+    def plan(self, shape: Shape, path: str = "") -> Shape:
+        """Give this layer and all below their paths, check every shape on the way; allocates nothing."""
+        self.path = path
+        try:
+            output = self.infer(shape)
+        except PortacnnError as error:
+            raise error.at(self.where)
+        self.input_shape, self.output_shape = shape, output
+        return output
+
+    def child_path(self, name: str) -> str:
+        """The path of the child called ``name``."""
+        return f"{self.path}.{name}" if self.path else name
+
+    def walk(self) -> Iterator["Layer"]:
+        """This layer and all below it, parents first, in the order in which they run."""
+        yield self
+        for child in self.children.values():
+            yield from child.walk()
+
+    def to(self, device: str | Backend) -> Self:
+        """Move everything to another device or backend, in place; gives back itself. Gradients and caches are dropped."""
+        backend = resolve(device)
+        for layer in self.walk():
+            home = layer._home()
+            for arrays in (layer.params, layer.buffers):
+                for name, array in arrays.items():
+                    arrays[name] = backend.asarray(home.to_host(array))
+            layer.backend, layer.grads, layer._cache = backend, {}, None
+        return self
+
+    def _home(self) -> Backend:
+        if self.backend is None:
+            raise StateError("not built yet: call build(input_shape, device=...) on the network first", self.where)
+        return self.backend
+
+    # --- state ------------------------------------------------------------------------------------------------------
+
+    def _full(self, name: str) -> str:
+        return f"{self.path}.{name}" if self.path else name
+
+    def named_parameters(self) -> dict[str, Array]:
+        """Every parameter by its path, such as "conv1.weight": the arrays themselves."""
+        return {layer._full(name): array for layer in self.walk() for name, array in layer.params.items()}
+
+    def named_gradients(self) -> dict[str, Array]:
+        """The gradients of the last backward pass by the path of their parameter: the arrays themselves."""
+        return {
+            layer._full(name): layer.grads[name]
+            for layer in self.walk()
+            for name in layer.params
+            if name in layer.grads
+        }
+
+    def named_state(self) -> dict[str, Array]:
+        """Every parameter and buffer by its path, in PyTorch's order: the arrays themselves."""
+        return {
+            layer._full(name): array
+            for layer in self.walk()
+            for arrays in (layer.params, layer.buffers)
+            for name, array in arrays.items()
+        }
+
+    def state_dict(self) -> dict[str, HostArray]:
+        """Copies of every parameter and buffer as NumPy arrays, by path; names and shapes are PyTorch's."""
+        home = self._home()
+        return {path: home.to_host(array) for path, array in self.named_state().items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Write a ``state_dict``'s values, NumPy arrays, into this layer's own arrays.
+
+        Raises:
+            ModelFormatError: lists everything that is missing, unexpected or of another shape; nothing has changed then.
+        """
+        home, own = self._home(), self.named_state()
+        missing = [path for path in own if path not in state]
+        unexpected = [path for path in state if path not in own]
+        misshapen = [
+            f"{path} {tuple(state[path].shape)} (expected {tuple(own[path].shape)})"
+            for path in own
+            if path in state and tuple(state[path].shape) != tuple(own[path].shape)
+        ]
+        problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+        if any(problems.values()):
+            listed = "; ".join(f"{what}: {', '.join(paths)}" for what, paths in problems.items() if paths)
+            raise ModelFormatError(f"the state does not fit this network. {listed}", self.where)
+        arrays = {path: home.asarray(state[path]) for path in own}
+        for path, array in arrays.items():
+            own[path][...] = home.xp.astype(array, own[path].dtype)
+
+    # --- description ------------------------------------------------------------------------------------------------
+
+    def arguments(self) -> dict[str, Any]:
+        """What the constructor was called with, by name, defaults left out."""
+        args, kwargs = self._made_with
+        bound = signature(type(self)).bind(*args, **kwargs).arguments
+        for parameter in signature(type(self)).parameters.values():
+            if parameter.kind is parameter.VAR_KEYWORD:
+                bound = {**bound, **bound.pop(parameter.name, {})}
+        return dict(bound)
+
+    def __repr__(self) -> str:
+        words = ", ".join(f"{name}={value!r}" for name, value in self.arguments().items())
+        return f"{type(self).__name__}({words})"

@@ -1,0 +1,78 @@
+"""Fully connected layers, and the step from maps to vectors before them."""
+
+from math import prod
+
+from portacnn import ops
+from portacnn.errors import ShapeError
+from portacnn.init import Initializer
+from portacnn.layers.base import Layer, Shape
+from portacnn.ops.windows import per_axis
+from portacnn.runtime import Array, backend_of
+
+
+class Linear(Layer):
+    """The affine map y = x @ weight.T + bias, as torch.nn.Linear: x (N, F) -> y (N, O).
+
+    Args:
+        in_features: F, or None to take it from the input's shape when the network is built.
+        out_features: O.
+        bias: whether there is one.
+        weight_init, bias_init: rules of ``portacnn.init``; PyTorch's by default.
+
+    Parameters: ``weight`` (O, F), ``bias`` (O,).
+    """
+
+    def __init__(
+        self,
+        in_features: int | None,
+        out_features: int,
+        bias: bool = True,
+        *,
+        weight_init: Initializer = "default",
+        bias_init: Initializer = "default",
+    ) -> None:
+        if in_features is not None:
+            per_axis("in_features", in_features, 1, 1)
+        self.in_features = in_features
+        (self.out_features,) = per_axis("out_features", out_features, 1, 1)
+        self.bias = bias
+        self.weight_init, self.bias_init = weight_init, bias_init
+
+    def infer(self, shape: Shape) -> Shape:
+        if len(shape) != 1:
+            raise ShapeError(f"expected samples (F,), got {shape}; put a Flatten() before it")
+        (features,) = shape
+        if features != (self.in_features or features):
+            raise ShapeError(f"expected {self.in_features} input features, got {features}")
+        fans = {"fan_in": features, "fan_out": self.out_features}
+        self.declare("weight", (self.out_features, features), self.weight_init, **fans)
+        if self.bias:
+            self.declare("bias", (self.out_features,), self.bias_init, **fans)
+        return (self.out_features,)
+
+    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
+        self._home()
+        keep = train if keep is None else keep
+        y, cache = ops.linear(x, self.params["weight"], self.params.get("bias"), keep=keep)
+        self._keep(cache)
+        return y
+
+    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
+        dx, dweight, dbias = ops.linear_backward(dy, self._kept(), need_dx=need_dx)
+        self._write_grads(weight=dweight, bias=dbias)
+        return dx
+
+
+class Flatten(Layer):
+    """x (N, C, H, W) -> y (N, C*H*W). With the batch last in memory, a view."""
+
+    def infer(self, shape: Shape) -> Shape:
+        return (prod(shape),)
+
+    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
+        shape = tuple(x.shape)
+        self._keep(shape if (train if keep is None else keep) else None)
+        return backend_of(x).xp.reshape(x, (shape[0], prod(shape[1:])))
+
+    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
+        return backend_of(dy).xp.reshape(dy, self._kept())

@@ -1,0 +1,64 @@
+"""The tutorials' network: one convolution, one pooling, two affine layers."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from portacnn.errors import ArgumentError
+from portacnn.init import Initializer
+from portacnn.layers import Conv2d, Flatten, Linear, MaxPool2d, ReLU
+from portacnn.models.model import Model
+from portacnn.runtime import Backend
+
+_CONV = {"filter_num": 30, "filter_size": 5, "pad": 0, "stride": 1}
+
+
+class SimpleConvNet(Model):
+    """conv - relu - pool - affine - relu - affine - softmax, for images (N, *input_dim).
+
+    The network of "Deep Learning from Scratch" (Saitoh), chapter 7. ``forward`` ends before the softmax, which is part of the
+    loss. Where the pooling's 2 by 2 windows do not divide the convolution's output, the last row and column are left out.
+
+    Args:
+        input_dim: (C, H, W) of one image.
+        conv_param: ``filter_num``, ``filter_size``, ``pad``, ``stride``; those left out are 30, 5, 0, 1.
+        hidden_size: units of the hidden affine layer.
+        output_size: classes.
+        weight_init_std: a standard deviation, or "he"/"relu", "xavier"/"sigmoid", or any rule of ``portacnn.init``; biases
+            start at 0.
+        device: see ``portacnn.resolve``.
+        seed: for the weights; None takes a fresh one.
+        dtype: "float32" or "float64".
+
+    Parameters, by path: conv1.weight (filter_num, C, filter_size, filter_size), fc1.weight (hidden_size, features),
+    fc2.weight (output_size, hidden_size), and a bias for each.
+    """
+
+    def __init__(
+        self,
+        input_dim: Sequence[int] = (1, 28, 28),
+        conv_param: Mapping[str, Any] | None = None,
+        hidden_size: int = 100,
+        output_size: int = 10,
+        weight_init_std: Initializer = 0.01,
+        *,
+        device: str | Backend | None = None,
+        seed: int | None = None,
+        dtype: str = "float32",
+    ) -> None:
+        unknown = set(conv_param or {}) - set(_CONV)
+        if unknown:
+            raise ArgumentError(
+                f"conv_param takes {', '.join(_CONV)}; got {', '.join(sorted(unknown))}", "SimpleConvNet"
+            )
+        conv = {**_CONV, **(conv_param or {})}
+        init: dict[str, Any] = {"weight_init": weight_init_std, "bias_init": "zeros"}
+        super().__init__(
+            conv1=Conv2d(None, conv["filter_num"], conv["filter_size"], conv["stride"], conv["pad"], **init),
+            relu1=ReLU(),
+            pool1=MaxPool2d(2),
+            flatten=Flatten(),
+            fc1=Linear(None, hidden_size, **init),
+            relu2=ReLU(),
+            fc2=Linear(None, output_size, **init),
+        )
+        self.build(input_dim, device=device, dtype=dtype, seed=seed)

@@ -1,0 +1,140 @@
+"""How an op finds the code that computes it: the portable pair written here, or a backend's own pair.
+
+An op is a pair of functions. The forward takes arrays and plain values and gives back ``(result, saved)``, where ``saved``
+is whatever its backward needs, or None when it was told not to keep anything. The backward takes the gradient of the
+result and ``saved``. A backend overrides an op by putting a ``Kernel(forward, backward)`` of the same signatures under the
+op's name into its table. Its forward may decline a case by returning ``NotImplemented``: then the portable pair runs. What
+was saved travels in a ``Cache`` that names its maker, so each backward gets what its own forward kept.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import update_wrapper, wraps
+from typing import Any, NamedTuple
+
+from portacnn.errors import ArgumentError, ArrayError, StateError
+from portacnn.runtime import Array, backend_of, describe, is_float
+
+VARIABLE = "PORTACNN_KERNELS"
+_CHOICES = ("auto", "reference")
+
+
+def _checked(choice: str, source: str) -> str:
+    if choice not in _CHOICES:
+        raise ArgumentError(f"{source} must be one of {', '.join(_CHOICES)}; got {choice!r}")
+    return choice
+
+
+_from_environment = _checked(os.environ.get(VARIABLE) or "auto", VARIABLE)
+_choice: ContextVar[str] = ContextVar("portacnn_kernels", default=_from_environment)
+
+
+@contextmanager
+def use_kernels(choice: str) -> Iterator[None]:
+    """Within ``with use_kernels("reference"):`` only the portable ops run, as under ``PORTACNN_KERNELS=reference``.
+
+    ``"auto"`` lets backends override again. It holds for the current thread (a context variable).
+    """
+    token = _choice.set(_checked(choice, "use_kernels(...)"))
+    try:
+        yield
+    finally:
+        _choice.reset(token)
+
+
+class Cache(NamedTuple):
+    """What a forward kept for its backward, and whose backward that is."""
+
+    op: str
+    backward: Callable[..., Any]
+    saved: Any
+
+
+class Op:
+    """An op's portable pair, callable through the dispatch: ``@op()`` on the forward, then ``@name.backward``.
+
+    An op that only writes into its arguments (an optimizer's update) has no backward, and its result is handed on as it is.
+    """
+
+    def __init__(self, forward: Callable[..., Any], check: Callable[..., None] | None) -> None:
+        update_wrapper(self, forward)
+        self.name = forward.__name__
+        self.forward = forward
+        self.check = check
+        self.portable_backward: Callable[..., Any] | None = None
+        OPS[self.name] = self
+
+    def backward(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Register the portable backward ``(dy, saved, **options)``; gives back the dispatching ``(dy, cache, **options)``."""
+        self.portable_backward = function
+
+        @wraps(function)
+        def run(dy: Array, cache: Cache | None, **options: Any) -> Any:
+            if cache is None:
+                raise StateError(f"nothing was kept; call {self.name} with keep=True", function.__name__)
+            if cache.op != self.name:
+                raise StateError(f"expected the cache of {self.name}, got one of {cache.op}", function.__name__)
+            return cache.backward(dy, cache.saved, **options)
+
+        return run
+
+    def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Any:
+        if self.check is not None:
+            self.check(x, *args, **kwargs)
+        kernel = (
+            backend_of(x[0] if isinstance(x, list) else x).kernels.get(self.name)
+            if _choice.get() != "reference"
+            else None
+        )
+        result, backward = NotImplemented, None
+        if kernel is not None:
+            result, backward = kernel.forward(x, *args, **kwargs), kernel.backward
+        if result is NotImplemented:
+            result, backward = self.forward(x, *args, **kwargs), self.portable_backward
+        if backward is None:
+            return result
+        y, saved = result
+        return y, None if saved is None else Cache(self.name, backward, saved)
+
+
+def op(check: Callable[..., None] | None = None) -> Callable[[Callable[..., Any]], Op]:
+    """Make a portable forward an ``Op``. ``check`` gets the same arguments first, and raises on bad ones."""
+    return lambda forward: Op(forward, check)
+
+
+OPS: dict[str, Op] = {}
+"""Every op by name: what a backend may override."""
+
+
+def check_arrays(op: str, *, integers: bool = False, **arrays: Array | None) -> None:
+    """Refuse mixed libraries, devices and dtypes, and integers where floats belong. None stands for "not given".
+
+    Raises:
+        ArrayError: naming the op, its argument, and what came.
+    """
+    first_name, first = None, None
+    for name, array in arrays.items():
+        if array is None:
+            continue
+        if first is None:
+            first_name, first = name, array
+            if not integers and not is_float(backend_of(array).xp, array.dtype):
+                raise ArrayError(
+                    f"{name} must be floating point, got {describe(array)}; convert it first "
+                    "(images: x.astype('float32') / 255)",
+                    op,
+                )
+            continue
+        if type(array) is not type(first) and backend_of(array).name != backend_of(first).name:
+            problem = "of one library"
+        elif array.device != first.device:
+            problem = "on one device"
+        elif array.dtype != first.dtype:
+            problem = "of one dtype"
+        else:
+            continue
+        raise ArrayError(
+            f"arrays must be {problem}; {first_name} is {describe(first)}, {name} is {describe(array)}", op
+        )

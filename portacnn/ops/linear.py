@@ -1,0 +1,52 @@
+"""The affine map of a fully connected layer.
+
+Notation: N batch, F in-features, O out-features. With the batch last in memory, x.T (F, N) and y.T (O, N) are the
+contiguous ones, so the product is taken on that side: y.T = weight @ x.T + bias.
+"""
+
+from portacnn.errors import ShapeError
+from portacnn.ops.dispatch import check_arrays, op
+from portacnn.runtime import Array, backend_of, describe
+
+
+def _check(x: Array, weight: Array, bias: Array | None = None, *, keep: bool = True) -> None:
+    check_arrays("linear", x=x, weight=weight, bias=bias)
+    if x.ndim != 2 or weight.ndim != 2:
+        raise ShapeError(
+            f"expected an input (N, F) and a weight (O, F), got {describe(x)} and {describe(weight)}", "linear"
+        )
+    if x.shape[1] != weight.shape[1]:
+        raise ShapeError(f"expected {weight.shape[1]} input features, got {x.shape[1]} (input {describe(x)})", "linear")
+    if bias is not None and tuple(bias.shape) != (weight.shape[0],):
+        raise ShapeError(f"expected a bias of shape ({weight.shape[0]},), got {tuple(bias.shape)}", "linear")
+
+
+@op(_check)
+def linear(x: Array, weight: Array, bias: Array | None = None, *, keep: bool = True) -> tuple[Array, tuple | None]:
+    """y = x @ weight.T + bias, as torch.nn.functional.linear.
+
+    Args:
+        x: (N, F), floating point.
+        weight: (O, F), of x's dtype and device.
+        bias: (O,), or None.
+        keep: keep what ``linear_backward`` needs.
+
+    Returns:
+        y (N, O) and the cache.
+
+    Raises:
+        ShapeError, ArrayError: shapes that do not fit; integers, or arrays of mixed libraries, devices or dtypes.
+    """
+    yt = weight @ x.T
+    if bias is not None:
+        yt += bias[:, None]
+    return yt.T, (x, weight, bias is not None) if keep else None
+
+
+@linear.backward
+def linear_backward(dy: Array, saved: tuple, *, need_dx: bool = True) -> tuple[Array | None, Array, Array | None]:
+    """dy (N, O) -> dx (N, F) or None, dweight (O, F), dbias (O,) or None."""
+    x, weight, with_bias = saved
+    dx = (weight.T @ dy.T).T if need_dx else None
+    dbias = backend_of(dy).xp.sum(dy, axis=0) if with_bias else None
+    return dx, dy.T @ x, dbias

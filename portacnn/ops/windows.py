@@ -1,0 +1,253 @@
+"""Sliding windows: which inputs each tap of a kernel reads for which outputs. Convolution and pooling both stand on it.
+
+Notation: S the spatial axes (W; H, W; or D, H, W), T the taps of a kernel (KH*KW of them in two dimensions), OUT the
+spatial axes of the output. Inside ops, activations are seen batch-last, (C, *S, N): see ``layout``.
+
+Take one tap, at offset k of its kernel. Output o reads input ``o*stride + k*dilation - pad`` there, as long as that lies
+inside the input. The outputs for which it does are one contiguous range, and the inputs they read are one slice with
+step ``stride``. So a tap is a pair of slices, both in bounds, and padding never has to be materialised: the outputs
+beyond the range read zeros (convolution) or nothing (pooling).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import product
+from math import prod
+from typing import Any
+
+from portacnn.errors import ArgumentError, ShapeError
+from portacnn.ops.layout import batch_first, batch_last
+from portacnn.runtime import Array, backend_of
+
+Padding = int | str | Sequence[int] | Sequence[tuple[int, int]]
+AXES = {1: "length", 2: "height x width", 3: "depth x height x width"}
+
+
+@dataclass(frozen=True)
+class Tap:
+    """One offset of the kernel: ``x[reads]`` are the inputs, in (C, *S, N), that the outputs ``y[reaches]`` see there."""
+
+    index: int
+    reads: tuple[slice, ...]
+    reaches: tuple[slice, ...]
+
+
+@dataclass(frozen=True)
+class Windows:
+    """The geometry of one convolution or pooling, for one input size. Made, checked and remembered by ``Windows.of``."""
+
+    size: tuple[int, ...]  # S, the input's spatial extent
+    kernel: tuple[int, ...]
+    stride: tuple[int, ...]
+    pads: tuple[tuple[int, int], ...]  # (before, after) on each axis
+    dilation: tuple[int, ...]
+    out: tuple[int, ...]  # OUT
+    taps: tuple[Tap, ...]  # those that read anything at all
+
+    @property
+    def covers(self) -> bool:
+        """Whether every output sees an input at every tap: no window hangs over the edge."""
+        return len(self.taps) == prod(self.kernel) and all(
+            r == slice(0, n) for tap in self.taps for r, n in zip(tap.reaches[1:-1], self.out, strict=True)
+        )
+
+    @staticmethod
+    def of(
+        size: Sequence[int],
+        kernel: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: Padding = 0,
+        dilation: int | Sequence[int] = 1,
+        ceil_mode: bool = False,
+    ) -> "Windows":
+        """Check the numbers and work the geometry out; the same question is answered from memory.
+
+        Args:
+            size: the input's spatial extent.
+            kernel, stride, dilation: a number, or one for each axis.
+            padding: a number, one for each axis, a pair (before, after) for each axis, ``"valid"`` or ``"same"``
+                (output ceil(input / stride), the odd cell at the end).
+            ceil_mode: also a last window that hangs over the end, provided it starts inside (as in PyTorch).
+
+        Raises:
+            ArgumentError: for numbers that mean nothing.
+            ShapeError: for a kernel larger than the padded input.
+        """
+        if isinstance(padding, list):
+            padding = tuple(tuple(p) if isinstance(p, list) else p for p in padding)
+        return _windows(tuple(size), _key(kernel), _key(stride), padding, _key(dilation), bool(ceil_mode))
+
+
+def _key(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def per_axis(name: str, value: Any, axes: int, least: int) -> tuple[int, ...]:
+    """``3`` -> (3, 3); checks the count of numbers and that each is an integer of at least ``least``."""
+    values = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,) * axes
+    if len(values) != axes:
+        raise ArgumentError(f"{name} must be a number or {axes} of them ({AXES.get(axes, '')}), got {value!r}")
+    for v in values:
+        if not isinstance(v, int) and not hasattr(v, "__index__"):
+            raise ArgumentError(f"{name} must be whole numbers, got {value!r}")
+        if v < least:
+            raise ArgumentError(f"{name} must be at least {least}, got {value!r}")
+    return tuple(int(v) for v in values)
+
+
+def pads_of(
+    padding: Padding, size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> tuple[tuple[int, int], ...]:
+    """Every form of ``padding`` as a pair (before, after) for each axis."""
+    axes = len(size)
+    if isinstance(padding, str):
+        if padding == "valid":
+            return ((0, 0),) * axes
+        if padding == "same":
+            pads = []
+            for n, k, s, d in zip(size, kernel, stride, dilation, strict=True):
+                total = max((-(-n // s) - 1) * s + d * (k - 1) + 1 - n, 0)
+                pads.append((total // 2, total - total // 2))
+            return tuple(pads)
+        raise ArgumentError(f'padding must be numbers, "valid" or "same"; got {padding!r}')
+    if isinstance(padding, Sequence) and len(padding) == axes and all(isinstance(p, Sequence) for p in padding):
+        sides = [per_axis("padding (before, after)", p, 2, 0) for p in padding]
+        return tuple((before, after) for before, after in sides)
+    return tuple((p, p) for p in per_axis("padding", padding, axes, 0))
+
+
+@lru_cache(maxsize=4096)
+def _windows(size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool) -> Windows:
+    axes = len(size)
+    kernel = per_axis("kernel_size", kernel, axes, 1)
+    stride = per_axis("stride", stride, axes, 1)
+    dilation = per_axis("dilation", dilation, axes, 1)
+    pads = pads_of(padding, size, kernel, stride, dilation)
+    extent = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True))
+    padded = tuple(n + before + after for n, (before, after) in zip(size, pads, strict=True))
+    if any(e > p for e, p in zip(extent, padded, strict=True)) or 0 in size:
+        spread = f", spread to {_times(extent)} by dilation" if extent != kernel else ""
+        around = f", padded to {_times(padded)}" if padded != size else ""
+        raise ShapeError(
+            f"kernel {_times(kernel)}{spread}, is larger than the input {_times(size)}{around}; "
+            "use a smaller kernel, more padding or a larger input"
+        )
+    out = []
+    for n, p, e, s, (before, _) in zip(size, padded, extent, stride, pads, strict=True):
+        count = (p - e) // s + 1
+        if ceil_mode and (p - e) % s and count * s < n + before:
+            count += 1
+        out.append(count)
+    axis_taps = [
+        [_axis_tap(k * d - before, s, n, o) for k in range(kk)]
+        for kk, d, s, (before, _), n, o in zip(kernel, dilation, stride, pads, size, out, strict=True)
+    ]
+    everything = slice(None)
+    taps = []
+    for index, ranges in enumerate(product(*axis_taps)):
+        if None not in ranges:
+            reads, reaches = zip(*ranges, strict=True)
+            taps.append(Tap(index, (everything, *reads, everything), (everything, *reaches, everything)))
+    return Windows(size, kernel, stride, pads, dilation, tuple(out), tuple(taps))
+
+
+def _axis_tap(offset: int, stride: int, size: int, out: int) -> tuple[slice, slice] | None:
+    """On one axis, output o reads input ``o*stride + offset``: (the inputs read, the outputs that read them)."""
+    first = max(0, -(offset // stride))  # ceil(-offset / stride)
+    last = min(out - 1, (size - 1 - offset) // stride)
+    if last < first:
+        return None
+    return (
+        slice(first * stride + offset, last * stride + offset + 1, stride),
+        slice(first, last + 1),
+    )
+
+
+def _times(numbers: Sequence[int]) -> str:
+    return "x".join(str(n) for n in numbers)
+
+
+# --- moving arrays through the windows ------------------------------------------------------------------------------
+
+
+def gather(x: Array, windows: Windows) -> Array:
+    """(C, *S, N) -> the columns (C, T, *OUT, N): for each output, the inputs under each tap; zeros beyond the edge."""
+    backend = backend_of(x)
+    x = backend.contiguous(x)  # read T times: worth one pass where the batch does not lie last
+    create = backend.xp.empty if windows.covers else backend.xp.zeros
+    shape = (x.shape[0], prod(windows.kernel), *windows.out, x.shape[-1])
+    columns = create(shape, dtype=x.dtype, device=x.device)
+    for tap in windows.taps:
+        channels, *reaches = tap.reaches
+        columns[(channels, tap.index, *reaches)] = x[tap.reads]
+    return columns
+
+
+def scatter(columns: Array, windows: Windows) -> Array:
+    """(C, T, *OUT, N) -> (C, *S, N): each column entry added to the input it was read from. ``gather``'s adjoint."""
+    shape = (columns.shape[0], *windows.size, columns.shape[-1])
+    x = backend_of(columns).xp.zeros(shape, dtype=columns.dtype, device=columns.device)
+    for tap in windows.taps:
+        channels, *reaches = tap.reaches
+        x[tap.reads] += columns[(channels, tap.index, *reaches)]
+    return x
+
+
+# --- the tutorials' form --------------------------------------------------------------------------------------------
+
+
+def im2col(input_data: Array, filter_h: int, filter_w: int, stride: int = 1, pad: int = 0) -> Array:
+    """The tutorials' im2col: one row for each output pixel, holding the patch of the image that it sees.
+
+    Args:
+        input_data: images (N, C, H, W), of any dtype.
+        filter_h, filter_w: the kernel KH, KW.
+        stride: a number, or (vertical, horizontal).
+        pad: zeros on every side; also (vertical, horizontal).
+
+    Returns:
+        (N*OH*OW, C*KH*KW): rows by image, then output row, then output column; entries by channel, then kernel row,
+        then kernel column.
+
+    Raises:
+        ShapeError: not four axes, or a kernel larger than the padded image.
+    """
+    if input_data.ndim != 4:
+        raise ShapeError(f"expected images (N, C, H, W), got shape {tuple(input_data.shape)}", "im2col")
+    xp = backend_of(input_data).xp
+    n, c, *size = input_data.shape
+    windows = Windows.of(size, (filter_h, filter_w), stride, pad)
+    columns = gather(batch_last(input_data), windows)  # (C, T, OH, OW, N)
+    rows = xp.permute_dims(columns, (4, 2, 3, 0, 1))  # (N, OH, OW, C, T)
+    return xp.reshape(rows, (n * prod(windows.out), c * filter_h * filter_w))
+
+
+def col2im(
+    col: Array, input_shape: Sequence[int], filter_h: int, filter_w: int, stride: int = 1, pad: int = 0
+) -> Array:
+    """The tutorials' col2im: adds every entry of im2col's rows to the pixel it was read from.
+
+    Args:
+        col: (N*OH*OW, C*KH*KW), in im2col's order.
+        input_shape: (N, C, H, W), of the images.
+        filter_h, filter_w, stride, pad: as for im2col.
+
+    Returns:
+        (N, C, H, W). Where windows overlap, the sum; it is im2col's adjoint, not its inverse.
+
+    Raises:
+        ShapeError: ``col`` is not what im2col makes of ``input_shape``.
+    """
+    if len(input_shape) != 4:
+        raise ShapeError(f"expected an input_shape (N, C, H, W), got {tuple(input_shape)}", "col2im")
+    xp = backend_of(col).xp
+    n, c, *size = input_shape
+    windows = Windows.of(size, (filter_h, filter_w), stride, pad)
+    expected = (n * prod(windows.out), c * filter_h * filter_w)
+    if tuple(col.shape) != expected:
+        raise ShapeError(
+            f"expected col of shape {expected} for input {tuple(input_shape)}, got {tuple(col.shape)}", "col2im"
+        )
+    rows = xp.reshape(col, (n, *windows.out, c, filter_h * filter_w))
+    return batch_first(scatter(xp.permute_dims(rows, (3, 4, 1, 2, 0)), windows))

@@ -1,0 +1,276 @@
+"""Which array library, on which device: ``Backend``, ``resolve`` and the registry of adapters.
+
+A *backend* is an array library seen through the Python array API standard, together with one of its devices and the few
+things the standard lacks (coming from and going to host memory, waiting for the device, fast kernels). This module
+imports no array library. Each one has an *adapter*, a module with two functions and one constant, which is loaded when
+it is first asked for:
+
+    KINDS                 the device kinds it can serve, such as {"cpu"} or {"cpu", "cuda"}
+    probe()               -> BackendInfo: version and devices, or the reason why it cannot be used
+    connect(device)       -> Backend; ``device`` is text such as "cuda:1", or None for the library's default
+
+The built-in adapters stand in ``_BUILT_IN``. Other packages add theirs through the entry-point group
+``portacnn.backends``: the entry point's name is the top-level module of the array library, its value an adapter.
+"""
+
+import importlib
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
+from importlib.metadata import entry_points
+from typing import Any, Literal, NamedTuple, Protocol
+
+from portacnn.errors import ArrayError, BackendError
+
+Array = Any  # the standard defines no base class to annotate with
+HostArray = Any  # a numpy.ndarray
+
+VARIABLE = "PORTACNN_BACKEND"
+GRAMMAR = "cpu, cuda, cuda:1, numpy, cupy, cupy:1, torch, torch:cuda:0, torch:mps, array_api_strict:device1, auto"
+_GROUP = "portacnn.backends"
+_BUILT_IN = {
+    "numpy": "portacnn.backends.numpy_backend",
+    "cupy": "portacnn.backends.cupy_backend",
+    "torch": "portacnn.backends.torch_backend",
+    "array_api_strict": "portacnn.backends.strict_backend",
+}
+_DEFAULT_FOR_KIND = {"cpu": "numpy", "cuda": "cupy"}
+_log = logging.getLogger("portacnn")
+
+
+class Kernel(NamedTuple):
+    """A backend's own version of an op: the two functions of ``portacnn.ops.dispatch.Op``, as a pair."""
+
+    forward: Callable[..., Any]
+    backward: Callable[..., Any] | None = None
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An array library on one device, with what the array API standard lacks. Adapters derive from it.
+
+    Attributes:
+        name: the library, as in ``PORTACNN_BACKEND``.
+        xp: its namespace, by way of array-api-compat.
+        device: the library's own device object, what ``device=`` of its creation functions takes.
+        layout: how activations should lie in memory. Shapes are NCHW either way: "batch_last" keeps the bytes in the
+            order (C, H, W, N) under a permuted view, "batch_first" in (N, C, H, W). A preference, never a contract.
+        kernels: overrides of ops by the op's name.
+    """
+
+    name: str
+    xp: Any
+    device: Any
+    layout: Literal["batch_last", "batch_first"] = "batch_last"
+    kernels: Mapping[str, Kernel] = field(default_factory=dict, repr=False, compare=False)
+
+    def __str__(self) -> str:
+        return f"{self.name} on {self.device}"
+
+    def dtype(self, name: str) -> Any:
+        """The library's dtype object for a standard name such as "float32"."""
+        return getattr(self.xp, name)
+
+    def asarray(self, host: HostArray, dtype: str | None = None) -> Array:
+        """Copy a NumPy array to this device; never shares memory with ``host``. ``dtype``: a standard name."""
+        return self.xp.asarray(host, dtype=dtype and self.dtype(dtype), device=self.device, copy=True)
+
+    def to_host(self, array: Array) -> HostArray:
+        """The array's values as a NumPy array of its own; waits for the device."""
+        raise NotImplementedError
+
+    def contiguous(self, array: Array) -> Array:
+        """``array`` itself where its memory already lies in the order of its axes, else a copy that does."""
+        packed = self.xp.empty(array.shape, dtype=array.dtype, device=array.device)
+        packed[...] = array
+        return packed
+
+    def synchronize(self) -> None:
+        """Wait until the device has done what it was given."""
+
+    def compile_step(self, step: Callable[..., Any], example: tuple[Any, ...]) -> Callable[..., Any]:
+        """A function equal to ``step``, made faster for arguments like ``example`` where the backend knows how."""
+        return step
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """What ``available_backends`` tells of one backend. ``reason`` is None where it can be used."""
+
+    name: str
+    version: str | None
+    devices: tuple[str, ...]
+    reason: str | None = None
+
+    def __str__(self) -> str:
+        if self.reason is not None:
+            return f"{self.name}: not usable: {self.reason}"
+        return f"{self.name} {self.version}: {', '.join(self.devices)}"
+
+
+class Adapter(Protocol):
+    """The form of an adapter module (see the head of this file)."""
+
+    KINDS: frozenset[str]
+
+    def probe(self) -> BackendInfo: ...
+
+    def connect(self, device: str | None) -> Backend: ...
+
+
+# --- the registry ---------------------------------------------------------------------------------------------------
+
+
+@cache
+def _foreign() -> dict[str, Any]:
+    return {point.name: point for point in entry_points(group=_GROUP)}
+
+
+def backend_names() -> list[str]:
+    """The names ``resolve`` knows: the built-in backends, then those of installed packages."""
+    return [*_BUILT_IN, *(name for name in _foreign() if name not in _BUILT_IN)]
+
+
+@cache
+def _adapter(name: str) -> Adapter:
+    if name in _BUILT_IN:
+        return importlib.import_module(_BUILT_IN[name])
+    if name in _foreign():
+        return _foreign()[name].load()
+    raise BackendError(f"unknown backend {name!r}; known are {', '.join(backend_names())}, and auto")
+
+
+def available_backends() -> list[BackendInfo]:
+    """Every backend with its version and devices, or the reason why it cannot be used. Imports each library."""
+    return [_adapter(name).probe() for name in backend_names()]
+
+
+# --- from words to a backend ----------------------------------------------------------------------------------------
+
+
+def _split(text: str) -> tuple[str | None, str | None]:
+    """``"torch:cuda:0"`` -> ("torch", "cuda:0"); ``"cuda:1"`` -> (None, "cuda:1")."""
+    head, _, rest = text.strip().partition(":")
+    if head == "auto" or head in backend_names():
+        return head, rest or None
+    return None, text.strip() or None
+
+
+def _kind(device: str | None) -> str | None:
+    return device and device.partition(":")[0]
+
+
+def resolve(device: "str | Backend | None" = None, backend: str | None = None) -> Backend:
+    """The backend that these words, or else the variable ``PORTACNN_BACKEND``, or else nothing (NumPy) ask for.
+
+    Args:
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``; or a backend with or without one of its devices: ``"numpy"``,
+            ``"cupy:1"``, ``"torch:cuda:0"``, ``"array_api_strict:device1"``; ``"auto"`` takes CUDA where it answers
+            and says what it took. A ``Backend`` is handed back as it is.
+        backend: a backend's name; then ``device`` is that library's own.
+
+    An explicit argument comes before the variable. ``"cuda"`` means CuPy unless a backend is named; a plain device that
+    the variable's backend cannot serve (``"cpu"`` under ``PORTACNN_BACKEND=cupy``) goes to the one that can.
+
+    Raises:
+        BackendError: for an unknown name, a contradiction, or something that cannot be had here; it says what to do.
+    """
+    if isinstance(device, Backend):
+        if backend is not None and backend != device.name:
+            raise BackendError(f"backend={backend!r} contradicts device={device}; give one of the two")
+        return device
+    for word, value in (("device", device), ("backend", backend)):
+        if value is not None and not isinstance(value, str):
+            raise BackendError(f"{word} must be text such as {GRAMMAR}; got {value!r} ({type(value).__name__})")
+    wanted, where = _split(device) if device else (None, None)
+    if backend:
+        named, place = _split(backend)
+        if named is None:
+            raise BackendError(f"unknown backend {backend!r}; known are {', '.join(backend_names())}, and auto")
+        if wanted not in (None, named) or (where and place and where != place):
+            raise BackendError(f"backend={backend!r} contradicts device={device!r}; give one of the two")
+        wanted, where = named, where or place
+    source = ""
+    if wanted is None and (variable := os.environ.get(VARIABLE, "").strip()):
+        named, place = _split(variable)
+        if named is None and _kind(place) not in _DEFAULT_FOR_KIND:
+            raise BackendError(f"{VARIABLE}={variable!r} is not a backend or device; it can be {GRAMMAR}")
+        if where is None:
+            wanted, where, source = named, place, f" (from {VARIABLE}={variable})"
+        elif named not in (None, "auto") and (
+            _kind(where) in _adapter(named).KINDS or _kind(where) not in _DEFAULT_FOR_KIND
+        ):
+            wanted, source = named, f" (from {VARIABLE}={variable})"
+    if wanted == "auto":
+        return _choose(where)
+    if wanted is None:
+        kind = _kind(where) or "cpu"
+        if kind not in _DEFAULT_FOR_KIND:
+            raise BackendError(f"unknown device {device!r}; it can be {GRAMMAR}")
+        wanted = _DEFAULT_FOR_KIND[kind]
+    try:
+        return _adapter(wanted).connect(where)
+    except BackendError as error:
+        raise BackendError(f"{error}{source}") from None
+
+
+def _choose(where: str | None) -> Backend:
+    """``auto``: CuPy where a CUDA device answers, else NumPy; says which, and why not the other."""
+    if where is not None:
+        raise BackendError(f"auto takes no device, got 'auto:{where}'; name the backend instead: {GRAMMAR}")
+    info = _adapter("cupy").probe()
+    chosen = _adapter("numpy" if info.reason else "cupy").connect(None)
+    _log.warning("auto chose %s%s", chosen, f" ({info})" if info.reason else "")
+    return chosen
+
+
+# --- from arrays to a backend ---------------------------------------------------------------------------------------
+
+_by_type: dict[type, Backend] = {}
+
+
+def backend_of(array: Array) -> Backend:
+    """The backend of an array's library, found by its type. Its ``device`` is the library's default: use the array's.
+
+    Raises:
+        ArrayError: where the array's library has no backend here.
+    """
+    try:
+        return _by_type[type(array)]
+    except KeyError:
+        return _learn(type(array), array)
+
+
+def _learn(kind: type, array: Array) -> Backend:
+    for base in kind.__mro__:
+        root = base.__module__.partition(".")[0]
+        if root in backend_names():
+            _by_type[kind] = _adapter(root).connect(None)
+            return _by_type[kind]
+    raise ArrayError(
+        f"expected an array of {', '.join(backend_names())}; got {kind.__module__}.{kind.__qualname__}"
+        + (" (numpy.asarray(...) makes an array of it)" if isinstance(array, list | tuple | int | float) else "")
+    )
+
+
+def dtype_name(array: Array) -> str:
+    """The dtype's name in the standard: "float32" for NumPy's, torch's and every other library's."""
+    return str(array.dtype).rpartition(".")[2]
+
+
+@lru_cache(maxsize=1024)
+def is_float(xp: Any, dtype: Any) -> bool:
+    """Whether ``dtype`` is a real floating-point type of the namespace ``xp``."""
+    return bool(xp.isdtype(dtype, "real floating"))
+
+
+def describe(array: Array) -> str:
+    """``100x6x14x14, cupy float32 on cuda:0``, for error messages."""
+    try:
+        name = backend_of(array).name
+    except ArrayError:
+        return f"{type(array).__module__}.{type(array).__qualname__}"
+    shape = "x".join(str(n) for n in array.shape) or "0-dimensional"
+    return f"{shape}, {name} {dtype_name(array)} on {array.device}"

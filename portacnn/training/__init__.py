@@ -1,0 +1,5 @@
+"""Training: the ``Trainer``."""
+
+from portacnn.training.trainer import Trainer
+
+__all__ = ["Trainer"]

@@ -1,0 +1,102 @@
+"""One suite, run once for every backend that is here.
+
+``backend`` is a fixture over NumPy, NumPy with read-only inputs, array-api-strict on its CPU and on ``device1``, torch, and
+CuPy and torch on CUDA where there is a GPU. ``PORTACNN_TEST_BACKENDS=cupy,torch`` asks for some by name; one that is asked
+for and missing fails. ``device1`` stands in for a GPU: there, everything that would carry a value to the host unasked raises.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import hypothesis
+import numpy as np
+import pytest
+
+from portacnn.errors import BackendError
+from portacnn.runtime import Array, Backend, resolve
+
+hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("default")
+
+BACKENDS = {
+    "numpy": "numpy",
+    "numpy-readonly": "numpy",
+    "strict": "array_api_strict",
+    "strict-device1": "array_api_strict:device1",
+    "torch": "torch",
+    "torch-cuda": "torch:cuda",
+    "cupy": "cupy",
+}
+_asked = [name for name in os.environ.get("PORTACNN_TEST_BACKENDS", "").split(",") if name]
+_unknown = set(_asked) - set(BACKENDS)
+if _unknown:
+    raise pytest.UsageError(f"PORTACNN_TEST_BACKENDS: unknown {', '.join(_unknown)}; known are {', '.join(BACKENDS)}")
+
+
+@dataclass(frozen=True)
+class Here:
+    """A backend under test: how to bring arrays there and back. ``name`` is the test's, ``backend`` portacnn's."""
+
+    name: str
+    backend: Backend
+
+    @property
+    def device(self) -> Backend:
+        """What ``device=`` of models and ``resolve`` takes."""
+        return self.backend
+
+    @property
+    def xp(self) -> Any:
+        return self.backend.xp
+
+    def array(self, host: Any, dtype: str | None = None) -> Array:
+        array = self.backend.asarray(np.asarray(host), dtype)
+        if self.name == "numpy-readonly":
+            array.flags.writeable = False
+        return array
+
+    def host(self, array: Array) -> np.ndarray:
+        return self.backend.to_host(array)
+
+
+# What would bring a value to the host behind the program's back. A GPU would do it, slowly; device1 refuses.
+TRAPPED = ("__float__", "__int__", "__bool__", "__index__", "__complex__", "__array__", "__dlpack__")
+
+
+def _trapped(name: str, original: Any, cpu: Any) -> Any:
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self.device != cpu:
+            raise AssertionError(f"unplanned transfer to the host: {name} of an array on {self.device}")
+        return original(self, *args, **kwargs)
+
+    return method
+
+
+@pytest.fixture(scope="session", autouse=True)
+def transfer_trap() -> Iterator[None]:
+    """For the whole session: array-api-strict's device1 hands over values only through ``to_device``."""
+    try:
+        import array_api_strict
+    except ImportError:
+        yield
+        return
+    kind = type(array_api_strict.asarray(0.0))
+    cpu = array_api_strict.Device("CPU_DEVICE")
+    with pytest.MonkeyPatch.context() as patch:
+        for name in TRAPPED:
+            patch.setattr(kind, name, _trapped(name, getattr(kind, name), cpu))
+        array_api_strict.set_array_api_strict_flags(boolean_indexing=False, data_dependent_shapes=False)
+        yield
+        array_api_strict.reset_array_api_strict_flags()
+
+
+@pytest.fixture(scope="session", params=_asked or list(BACKENDS))
+def backend(request: pytest.FixtureRequest) -> Here:
+    try:
+        return Here(request.param, resolve(BACKENDS[request.param]))
+    except BackendError as error:
+        if _asked:
+            pytest.fail(f"PORTACNN_TEST_BACKENDS asks for {request.param}: {error}")
+        pytest.skip(str(error))
