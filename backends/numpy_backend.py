@@ -2,6 +2,7 @@
 
 import array_api_compat.numpy as xp
 import numpy as np
+from portacnn.backends.numpy_kernels import KERNELS
 
 from portacnn.errors import BackendError
 from portacnn.runtime import Array, Backend, BackendInfo, HostArray
@@ -31,4 +32,4 @@ def connect(device: str | None) -> Backend:
         raise BackendError(
             f"NumPy computes on the CPU only, got device {device!r}; for a GPU ask for cuda or torch:cuda"
         )
-    return NumpyBackend(name="numpy", xp=xp, device="cpu")
+    return NumpyBackend(name="numpy", xp=xp, device="cpu", kernels=KERNELS)

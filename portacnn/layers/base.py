@@ -271,7 +271,7 @@ class Layer:
         bound = signature(type(self)).bind(*args, **kwargs).arguments
         for parameter in signature(type(self)).parameters.values():
             if parameter.kind is parameter.VAR_KEYWORD:
-                bound = {**bound, **bound.pop(parameter.name, {})}
+                bound |= bound.pop(parameter.name, {})
         return dict(bound)
 
     def __repr__(self) -> str:

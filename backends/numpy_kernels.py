@@ -1,0 +1,126 @@
+"""NumPy's own versions of ops where the portable one is slow there. Same results, to the bit.
+
+``np.where`` and ``np.copyto(where=...)`` branch on every element: on masks as random as a gradient's they take some eight times as
+long as arithmetic on the mask does. Multiplying by the mask would make NaN of 0 * inf, so the mask is spread over all bits of
+the number instead and taken with ``&``.
+"""
+
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from portacnn.ops.layout import batch_first, batch_last
+from portacnn.ops.windows import Windows
+from portacnn.runtime import Kernel
+
+_BITS = {4: np.int32, 8: np.int64}  # integers as wide as the float
+
+
+def _keep_where(mask: np.ndarray, values: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+    """``values`` where ``mask``, else 0, of float32 or float64; written into ``out`` where there is one."""
+    bits = _BITS[values.dtype.itemsize]
+    every_bit = np.negative(mask.view(np.int8))  # True -> -1, all bits set
+    return np.bitwise_and(values.view(bits), every_bit, out=None if out is None else out.view(bits)).view(values.dtype)
+
+
+def relu(x: np.ndarray, *, keep: bool = True) -> Any:
+    if x.dtype.itemsize not in _BITS:
+        return NotImplemented
+    y = np.maximum(x, 0.0)
+    return y, y if keep else None
+
+
+def relu_backward(dy: np.ndarray, y: np.ndarray) -> np.ndarray:
+    return _keep_where(y > 0, dy)
+
+
+def max_pool(x: np.ndarray, windows: Windows, *, keep: bool) -> Any:
+    if x.dtype.itemsize not in _BITS or prod(windows.kernel) > 127:
+        return NotImplemented
+    xt = np.ascontiguousarray(batch_last(x))  # (C, *S, N)
+    y = np.full((xt.shape[0], *windows.out, xt.shape[-1]), -np.inf, dtype=x.dtype)
+    winner = np.zeros(y.shape, dtype=np.int8) if keep else None  # the tap whose input y is
+    for tap in windows.taps:
+        here, best = xt[tap.reads], y[tap.reaches]
+        if winner is not None and tap.index:
+            number = (here > best).view(np.int8)
+            number *= np.int8(tap.index)  # taps come in rising order: the highest that was better has won
+            np.maximum(winner[tap.reaches], number, out=winner[tap.reaches])
+        np.maximum(best, here, out=best)
+    return batch_first(y), (xt.shape, winner, windows) if keep else None
+
+
+def max_pool_backward(dy: np.ndarray, saved: Any) -> np.ndarray:
+    shape, winner, windows = saved
+    dy = batch_last(dy)
+    apart = all(s >= d * (k - 1) + 1 for s, k, d in zip(windows.stride, windows.kernel, windows.dilation, strict=True))
+    dx = np.zeros(shape, dtype=dy.dtype)
+    for tap in windows.taps:
+        won = winner[tap.reaches] == tap.index
+        if apart:  # each input is in one window at most: nothing to add to
+            _keep_where(won, dy[tap.reaches], out=dx[tap.reads])
+        else:
+            dx[tap.reads] += _keep_where(won, dy[tap.reaches])
+    return batch_first(dx)
+
+
+# The updates write where the portable ones allocate, and a step that is not ok is not computed at all: reading ``ok`` costs
+# nothing here.
+
+
+def sgd_update(params: list[Any], grads: list[Any], *, lr: Any, ok: Any = None) -> None:
+    if ok is None or ok:
+        for p, g in zip(params, grads, strict=True):
+            p -= lr * g
+
+
+def momentum_update(
+    params: list[Any], grads: list[Any], velocity: list[Any], *, lr: Any, momentum: float, ok: Any = None
+) -> None:
+    if ok is None or ok:
+        for p, g, v in zip(params, grads, velocity, strict=True):
+            v *= momentum
+            v += g
+            p -= lr * v
+
+
+def adam_update(
+    params: list[Any],
+    grads: list[Any],
+    mean: list[Any],
+    mean_square: list[Any],
+    *,
+    lr: Any,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    step: Any,
+    ok: Any = None,
+) -> None:
+    if ok is not None and not ok:
+        return
+    step_size = lr / (1.0 - beta1**step)
+    spread = (1.0 - beta2**step) ** 0.5
+    for p, g, m, v in zip(params, grads, mean, mean_square, strict=True):
+        m *= beta1
+        m += (1.0 - beta1) * g
+        change = g * g
+        change *= 1.0 - beta2
+        v *= beta2
+        v += change
+        np.sqrt(v, out=change)
+        change /= spread
+        change += eps
+        np.divide(m, change, out=change)
+        change *= step_size
+        p -= change
+
+
+KERNELS = {
+    "relu": Kernel(relu, relu_backward),
+    "max_pool": Kernel(max_pool, max_pool_backward),
+    "sgd_update": Kernel(sgd_update),
+    "momentum_update": Kernel(momentum_update),
+    "adam_update": Kernel(adam_update),
+}
