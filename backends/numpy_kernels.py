@@ -39,13 +39,16 @@ def max_pool(x: np.ndarray, windows: Windows, *, keep: bool) -> Any:
     if x.dtype.itemsize not in _BITS or prod(windows.kernel) > 127:
         return NotImplemented
     xt = np.ascontiguousarray(batch_last(x))  # (C, *S, N)
-    y = np.full((xt.shape[0], *windows.out, xt.shape[-1]), -np.inf, dtype=x.dtype)
-    winner = np.zeros(y.shape, dtype=np.int8) if keep else None  # the tap whose input y is
-    for tap in windows.taps:
+    shape, taps = (xt.shape[0], *windows.out, xt.shape[-1]), list(reversed(windows.taps))
+    last = taps[0].index  # winners are numbered from here back, so that of equals the highest number is the first tap
+    winner = np.zeros(shape, dtype=np.int8) if keep else None
+    y = xt[taps.pop(0).reads].copy() if windows.covers else np.full(shape, -np.inf, dtype=x.dtype)
+    for tap in taps:
         here, best = xt[tap.reads], y[tap.reaches]
-        if winner is not None and tap.index:
-            number = (here > best).view(np.int8)
-            number *= np.int8(tap.index)  # taps come in rising order: the highest that was better has won
+        if winner is not None:
+            number = np.less(here, best).view(np.int8)
+            number -= 1  # 0 where less, else every bit
+            number &= np.int8(last - tap.index)
             np.maximum(winner[tap.reaches], number, out=winner[tap.reaches])
         np.maximum(best, here, out=best)
     return batch_first(y), (xt.shape, winner, windows) if keep else None
@@ -55,9 +58,10 @@ def max_pool_backward(dy: np.ndarray, saved: Any) -> np.ndarray:
     shape, winner, windows = saved
     dy = batch_last(dy)
     apart = all(s >= d * (k - 1) + 1 for s, k, d in zip(windows.stride, windows.kernel, windows.dilation, strict=True))
+    last = windows.taps[-1].index
     dx = np.zeros(shape, dtype=dy.dtype)
     for tap in windows.taps:
-        won = winner[tap.reaches] == tap.index
+        won = winner[tap.reaches] == last - tap.index
         if apart:  # each input is in one window at most: nothing to add to
             _keep_where(won, dy[tap.reaches], out=dx[tap.reads])
         else:
