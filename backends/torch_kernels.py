@@ -96,8 +96,7 @@ def _flat(y: Any, axes: int) -> Any:
 def _pooling(windows: Windows) -> tuple | None:
     """(kernel, stride, pads) as PyTorch's pools take them; None where they do not: pads that differ, or are too wide."""
     pads = _even(windows)
-    spans = (d * (k - 1) + 1 for k, d in zip(windows.kernel, windows.dilation, strict=True))
-    if pads is None or any(p > span // 2 for p, span in zip(pads, spans, strict=True)):
+    if pads is None or any(p > k // 2 for p, k in zip(pads, windows.kernel, strict=True)):
         return None
     return _row(windows.kernel, 1), _row(windows.stride, 1), _row(pads, 0)
 
@@ -124,8 +123,8 @@ def max_pool_backward(dy: Any, saved: Any) -> Any:
 @torch.no_grad()
 def avg_pool(x: Any, windows: Windows, count_include_pad: bool, divisor: int | None, *, keep: bool) -> Any:
     geometry = _pooling(windows)
-    if geometry is None:
-        return NotImplemented
+    if geometry is None or (len(windows.size) == 3 and any(n < k for n, k in zip(x.shape[2:], windows.kernel))):
+        return NotImplemented  # avg_pool3d alone asks that the kernel fit into the input without its padding
     arguments = (*geometry, min(_beyond(windows)) < 0, count_include_pad, divisor)
     x = _rows(x)
     pool = F.avg_pool2d if x.ndim == 4 else F.avg_pool3d

@@ -122,16 +122,15 @@ def pool_windows(
 ) -> Windows:
     """The geometry for an input of this spatial size; ``stride=None`` means the kernel's. ShapeError or ArgumentError.
 
-    Every window has to see an input. PyTorch makes sure of it by keeping the padding to half of the kernel, and so does
-    this for a padding as PyTorch writes it; one given side by side may be wider, as in ONNX.
+    Every window has to see an input. PyTorch sees to it by keeping the padding to half of the kernel, and so does this for
+    a padding in numbers, as PyTorch writes it; one given side by side (as in ONNX) or as ``"same"`` may be wider.
     """
     windows = Windows.of(size, kernel_size, kernel_size if stride is None else stride, padding, dilation, ceil_mode)
-    by_side = isinstance(padding, Sequence) and all(isinstance(p, Sequence) for p in padding)
-    for pads, k, d in zip(windows.pads, windows.kernel, windows.dilation, strict=True):
-        if (windows.blind or not by_side) and max(pads) > (d * (k - 1) + 1) // 2:
+    in_numbers = not isinstance(padding, Sequence) or not all(isinstance(p, Sequence) for p in padding)
+    for pads, k in zip(windows.pads, windows.kernel, strict=True):
+        if (in_numbers or windows.blind) and max(pads) > k // 2:
             raise ArgumentError(
-                f"padding {pads} is more than half of the kernel {d * (k - 1) + 1}: "
-                "some windows would see nothing but padding"
+                f"padding {pads} is more than half of the kernel {k}: some windows would see nothing but padding"
             )
     if windows.blind:
         raise ShapeError(
