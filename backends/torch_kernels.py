@@ -123,7 +123,9 @@ def max_pool_backward(dy: Any, saved: Any) -> Any:
 @torch.no_grad()
 def avg_pool(x: Any, windows: Windows, count_include_pad: bool, divisor: int | None, *, keep: bool) -> Any:
     geometry = _pooling(windows)
-    if geometry is None or (len(windows.size) == 3 and any(n < k for n, k in zip(x.shape[2:], windows.kernel))):
+    if geometry is None:
+        return NotImplemented
+    if len(windows.size) == 3 and any(n < k for n, k in zip(windows.size, windows.kernel, strict=True)):
         return NotImplemented  # avg_pool3d alone asks that the kernel fit into the input without its padding
     arguments = (*geometry, min(_beyond(windows)) < 0, count_include_pad, divisor)
     x = _rows(x)

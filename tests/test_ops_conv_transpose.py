@@ -123,7 +123,7 @@ def drawn(draw: st.DrawFn) -> dict[str, Any]:
     return {**case, "n": n, "cg": cg, "og": og, "groups": groups}
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(case=drawn(), dtype=st.sampled_from(DTYPES), layouts=st.tuples(*[st.sampled_from(LAYOUTS)] * 3))
 @with_each_kernel
 def test_drawn_against_pytorch(backend: Here, case: dict, dtype: str, layouts: tuple):

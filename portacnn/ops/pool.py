@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-from portacnn.errors import ArgumentError, PortacnnError, ShapeError
+from portacnn.errors import ArgumentError, PortacnnError
 from portacnn.ops.dispatch import Cache, op
 from portacnn.ops.faces import check_input, faces
 from portacnn.ops.layout import batch_first, batch_last
@@ -123,20 +123,18 @@ def pool_windows(
     """The geometry for an input of this spatial size; ``stride=None`` means the kernel's. ShapeError or ArgumentError.
 
     Every window has to see an input. PyTorch sees to it by keeping the padding to half of the kernel, and so does this for
-    a padding in numbers, as PyTorch writes it; one given side by side (as in ONNX) or as ``"same"`` may be wider.
+    a padding in numbers, as PyTorch writes it; one given side by side (as in ONNX) may be wider.
     """
     windows = Windows.of(size, kernel_size, kernel_size if stride is None else stride, padding, dilation, ceil_mode)
-    in_numbers = not isinstance(padding, Sequence) or not all(isinstance(p, Sequence) for p in padding)
-    for pads, k in zip(windows.pads, windows.kernel, strict=True):
-        if (in_numbers or windows.blind) and max(pads) > k // 2:
+    by_side = isinstance(padding, Sequence) and all(isinstance(p, Sequence) for p in padding)
+    for pads, k, d in zip(windows.pads, windows.kernel, windows.dilation, strict=True):
+        extent = d * (k - 1) + 1
+        if (windows.blind or not by_side) and max(pads) > extent // 2:
             raise ArgumentError(
-                f"padding {pads} is more than half of the kernel {k}: some windows would see nothing but padding"
+                f"padding {pads} is more than half of the kernel {extent}: some windows would see nothing but padding"
             )
     if windows.blind:
-        raise ShapeError(
-            f"with kernel {windows.kernel}, stride {windows.stride}, padding {windows.pads} and dilation "
-            f"{windows.dilation} over an input {windows.size}, some windows would see nothing but padding"
-        )
+        raise ArgumentError(f"padding {windows.pads} leaves windows of the kernel {windows.kernel} nothing else to see")
     return windows
 
 

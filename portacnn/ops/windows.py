@@ -10,7 +10,7 @@ beyond the range read zeros (convolution) or nothing (pooling).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import product
 from math import prod
@@ -33,7 +33,7 @@ class Tap:
     reaches: tuple[slice, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Windows:
     """The geometry of one convolution or pooling, for one input size. Made, checked and remembered by ``Windows.of``."""
 
@@ -60,6 +60,10 @@ class Windows:
             for axis, n in enumerate(self.out, start=1)
         )
 
+    def part(self, first: int, last: int) -> "Windows":
+        """The same windows, but only the outputs first <= o < last of the first spatial axis, counted from 0."""
+        return _part(self, first, last)
+
     @staticmethod
     def of(
         size: Sequence[int],
@@ -83,12 +87,14 @@ class Windows:
             ArgumentError: for numbers that mean nothing.
             ShapeError: for a kernel larger than the padded input.
         """
-        size, axes = tuple(size), len(size)
-        kernel = per_axis("kernel_size", kernel, axes, 1)
-        stride = per_axis("stride", stride, axes, 1)
-        dilation = per_axis("dilation", dilation, axes, 1)
+        pads = padding if isinstance(padding, str) else _whole("padding", padding)
         return _windows(
-            size, kernel, stride, pads_of(padding, size, kernel, stride, dilation), dilation, bool(ceil_mode)
+            tuple(size),
+            _whole("kernel_size", kernel),
+            _whole("stride", stride),
+            pads,
+            _whole("dilation", dilation),
+            bool(ceil_mode),
         )
 
     @staticmethod
@@ -110,29 +116,38 @@ class Windows:
                 the dilation, or a padding given as a word.
             ShapeError: where nothing would be left.
         """
-        size, axes = tuple(size), len(size)
-        kernel = per_axis("kernel_size", kernel, axes, 1)
-        stride = per_axis("stride", stride, axes, 1)
-        output_padding = per_axis("output_padding", output_padding, axes, 0)
-        dilation = per_axis("dilation", dilation, axes, 1)
-        check_output_padding(output_padding, stride, dilation)
         if isinstance(padding, str):
             raise ArgumentError(f"padding of a transposed convolution must be numbers, got {padding!r}")
-        pads = pads_of(padding, size, kernel, stride, dilation)
-        return _transposed(size, kernel, stride, pads, output_padding, dilation)
+        return _transposed(
+            tuple(size),
+            _whole("kernel_size", kernel),
+            _whole("stride", stride),
+            _whole("padding", padding),
+            _whole("output_padding", output_padding),
+            _whole("dilation", dilation),
+        )
+
+
+def _whole(name: str, value: Any) -> Any:
+    """Whole numbers as ``int``, sequences of them as tuples: what the cache tells apart (2 and 2.0 are one key to it)."""
+    if type(value) is int:
+        return value
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(_whole(name, v) for v in value)
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise ArgumentError(f"{name} must be whole numbers, got {value!r}")
+    return int(value)
 
 
 def per_axis(name: str, value: Any, axes: int, least: int) -> tuple[int, ...]:
     """``3`` -> (3, 3); checks the count of numbers and that each is an integer of at least ``least``."""
-    values = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,) * axes
-    if len(values) != axes:
+    whole = _whole(name, value)
+    values = whole if isinstance(whole, tuple) else (whole,) * axes
+    if len(values) != axes or not all(isinstance(v, int) for v in values):
         raise ArgumentError(f"{name} must be a number or {axes} of them ({AXES.get(axes, '')}), got {value!r}")
-    for v in values:
-        if not isinstance(v, int) and not hasattr(v, "__index__"):
-            raise ArgumentError(f"{name} must be whole numbers, got {value!r}")
-        if v < least:
-            raise ArgumentError(f"{name} must be at least {least}, got {value!r}")
-    return tuple(int(v) for v in values)
+    if any(v < least for v in values):
+        raise ArgumentError(f"{name} must be at least {least}, got {value!r}")
+    return values
 
 
 def pads_of(
@@ -170,9 +185,12 @@ Pads = tuple[tuple[int, int], ...]
 
 
 @lru_cache(maxsize=4096)
-def _windows(
-    size: Numbers, kernel: Numbers, stride: Numbers, pads: Pads, dilation: Numbers, ceil_mode: bool
-) -> Windows:
+def _windows(size: Numbers, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool) -> Windows:
+    axes = len(size)
+    kernel = per_axis("kernel_size", kernel, axes, 1)
+    stride = per_axis("stride", stride, axes, 1)
+    dilation = per_axis("dilation", dilation, axes, 1)
+    pads = pads_of(padding, size, kernel, stride, dilation)
     extent = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True))
     padded = tuple(n + before + after for n, (before, after) in zip(size, pads, strict=True))
     out = []
@@ -182,19 +200,24 @@ def _windows(
             count -= 1
         out.append(count)
     if min(out) < 1 or 0 in size:
-        spread = f", spread to {_times(extent)} by dilation" if extent != kernel else ""
+        spread = f", spread to {_times(extent)} by dilation," if extent != kernel else ""
         around = f", padded to {_times(padded)}" if padded != size else ""
         raise ShapeError(
-            f"kernel {_times(kernel)}{spread}, is larger than the input {_times(size)}{around}; "
+            f"kernel {_times(kernel)}{spread} is larger than the input {_times(size)}{around}; "
             "use a smaller kernel, more padding or a larger input"
         )
     return _laid(size, kernel, stride, pads, dilation, tuple(out))
 
 
 @lru_cache(maxsize=4096)
-def _transposed(
-    size: Numbers, kernel: Numbers, stride: Numbers, pads: Pads, output_padding: Numbers, dilation: Numbers
-) -> Windows:
+def _transposed(size: Numbers, kernel: Any, stride: Any, padding: Any, output_padding: Any, dilation: Any) -> Windows:
+    axes = len(size)
+    kernel = per_axis("kernel_size", kernel, axes, 1)
+    stride = per_axis("stride", stride, axes, 1)
+    output_padding = per_axis("output_padding", output_padding, axes, 0)
+    dilation = per_axis("dilation", dilation, axes, 1)
+    pads = pads_of(padding, size, kernel, stride, dilation)
+    check_output_padding(output_padding, stride, dilation)
     back = tuple(
         (n - 1) * s - before - after + d * (k - 1) + extra + 1
         for n, k, s, (before, after), d, extra in zip(size, kernel, stride, pads, dilation, output_padding, strict=True)
@@ -220,6 +243,22 @@ def _laid(size: Numbers, kernel: Numbers, stride: Numbers, pads: Pads, dilation:
             reads, reaches = zip(*ranges, strict=True)
             taps.append(Tap(index, (everything, *reads, everything), (everything, *reaches, everything)))
     return Windows(size, kernel, stride, pads, dilation, out, tuple(taps))
+
+
+@lru_cache(maxsize=4096)
+def _part(windows: Windows, first: int, last: int) -> Windows:
+    (stride, *_), (_, *others) = windows.stride, windows.out
+    taps = []
+    for tap in windows.taps:
+        channels, reads, *rest_reads = tap.reads
+        _, reaches, *rest_reaches = tap.reaches
+        low, high = max(reaches.start, first), min(reaches.stop, last)
+        if low < high:
+            start = reads.start + (low - reaches.start) * stride
+            reads = slice(start, start + (high - low - 1) * stride + 1, stride)
+            reaches = slice(low - first, high - first)
+            taps.append(Tap(tap.index, (channels, reads, *rest_reads), (channels, reaches, *rest_reaches)))
+    return replace(windows, out=(last - first, *others), taps=tuple(taps))
 
 
 def _axis_tap(offset: int, stride: int, size: int, out: int) -> tuple[slice, slice] | None:
@@ -283,9 +322,9 @@ def im2col(input_data: Array, filter_h: int, filter_w: int, stride: int = 1, pad
     Raises:
         ShapeError: not four axes, or a kernel larger than the padded image.
     """
+    xp = backend_of(input_data).xp
     if input_data.ndim != 4:
         raise ShapeError(f"expected images (N, C, H, W), got shape {tuple(input_data.shape)}", "im2col")
-    xp = backend_of(input_data).xp
     n, c, *size = input_data.shape
     windows = Windows.of(size, (filter_h, filter_w), stride, pad)
     columns = gather(batch_last(input_data), windows)  # (C, T, OH, OW, N)
