@@ -9,7 +9,8 @@ cells on either side:
     circular    3 4 | 1 2 3 4 | 1 2     of the cells at the other end
 
 The axes are padded one after the other, each over the whole breadth that those before it have got, which makes the
-corners. So the backward folds them back in the opposite order: each margin's gradient is added to where it was copied from.
+corners. The backward folds them back: each margin's gradient, over the whole breadth again, is added to where it was copied
+from, and as every axis is folded on its own, in any order.
 """
 
 from collections.abc import Iterator, Sequence
@@ -43,7 +44,7 @@ def pad_backward(dy: Array, saved: tuple) -> Array:
     dy = batch_last(dy)
     if mode != "constant":
         dy = xp.asarray(dy, copy=True)
-    for margin, source in reversed(list(_margins(shape, pads, mode))):
+    for margin, source in _margins(shape, pads, mode):
         share, axis = dy[margin], _axis(margin)
         if mode == "reflect":
             share = xp.flip(share, axis=axis)
