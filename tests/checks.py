@@ -106,7 +106,7 @@ def refuses_mixed(here: Here, op: str, call: Callable[[Array, Array], Any], a: A
     refuses(ArrayError, op, "one library", stranger.name, here.backend.name, call=lambda: call(a, other))
     if here.backend.name == "array_api_strict":
         away = here.array(b, kind).to_device(strict.Device("device2"))
-        refuses(ArrayError, op, "one device", str(a.device), "device2", call=lambda: call(a, away))
+        refuses(ArrayError, op, "one device", here.backend.place(a.device), "device2", call=lambda: call(a, away))
     if dtype:
         wide = here.array(b, "float64")
         refuses(ArrayError, op, "one dtype", "float32", "float64", call=lambda: call(a, wide))
