@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from portacnn.backends import torch_norm
 
 from portacnn.ops.windows import Windows
 from portacnn.runtime import Kernel
@@ -102,4 +103,5 @@ KERNELS = {
     "conv": Kernel(conv, conv_backward),
     "max_pool": Kernel(max_pool, max_pool_backward),
     "avg_pool": Kernel(avg_pool, avg_pool_backward),
+    **torch_norm.KERNELS,
 }

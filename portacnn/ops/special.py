@@ -1,7 +1,5 @@
 """Functions that the array API standard lacks."""
 
-from typing import Any
-
 from portacnn.ops.dispatch import check_arrays, op
 from portacnn.runtime import Array, backend_of
 
@@ -56,8 +54,9 @@ def erf(x: Array) -> Array:
 
 def _horner(x: Array, coefficients: tuple[float, ...]) -> Array:
     """A polynomial's value, the highest power's coefficient first."""
-    first, *rest = coefficients
-    total: Any = first
+    first, second, *rest = coefficients
+    total = first * x + second
     for coefficient in rest:
-        total = total * x + coefficient
+        total *= x
+        total += coefficient
     return total
