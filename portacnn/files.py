@@ -57,17 +57,17 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, HostArray], An
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
-    with path.open("rb") as file:
-        start = file.read(2)
-    if start[:1] == b"\x80" or start == b"PK":
-        raise ModelFormatError(
-            f"{path} looks like a pickle or a PyTorch archive, which can run code when it is read; portacnn reads "
-            "safetensors. Where you trust it, convert it where it was made: safetensors.torch.save_file(state_dict, ...)"
-        )
+    with path.open("rb") as raw:
+        start = raw.read(2)
     try:
         with safe_open(path, framework="numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             header = (file.metadata() or {}).get(_KEY)
         return tensors, None if header is None else json.loads(header)
-    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        if start[:1] == b"\x80" or start == b"PK":
+            raise ModelFormatError(
+                f"{path} looks like a pickle or a PyTorch archive, which can run code when it is read; portacnn reads "
+                "safetensors. Where you trust it, convert it where it was made: safetensors.torch.save_file(state_dict, ...)"
+            ) from None
         raise ModelFormatError(f"{path} is not a whole safetensors file: {error}") from error

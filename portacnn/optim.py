@@ -101,6 +101,8 @@ def make_optimizer(name: "str | Optimizer", param: Mapping[str, Any] | None = No
         ArgumentError: an unknown name, an argument the optimizer does not take, or a value without a meaning.
     """
     if isinstance(name, Optimizer):
+        if param:
+            raise ArgumentError(f"optimizer_param goes with an optimizer's name; {type(name).__name__} is made already")
         return name
     if not isinstance(name, str) or name.lower() not in OPTIMIZERS:
         raise ArgumentError(f"unknown optimizer {name!r}; known are {', '.join(OPTIMIZERS)}")

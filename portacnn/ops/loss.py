@@ -99,7 +99,7 @@ def softmax_cross_entropy(
     by_class = 1.0 if weight is None else xp.reshape(weight, along_classes)
     indices = target.ndim < logits.ndim
     if indices:
-        target = xp.astype(target, xp.int64)
+        target = xp.astype(target, xp.int64)  # bytes can neither name 300 classes nor be compared with -100
         labels = xp.expand_dims(target, axis=1)
         one_hot = labels == xp.reshape(xp.arange(classes, dtype=xp.int64, device=device), along_classes)
         p = xp.astype(one_hot, dtype)
