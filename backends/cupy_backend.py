@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from portacnn.errors import BackendError
-from portacnn.runtime import Array, Backend, BackendInfo, HostArray
+from portacnn.runtime import Array, Backend, BackendInfo, HostArray, Kernel
 
 KINDS = frozenset({"cuda"})
 _REMEDY = 'CuPy is not installed: pip install "portacnn[cuda13]" (or "portacnn[cuda12]", to fit the driver)'
@@ -63,7 +63,16 @@ def connect(device: str | None) -> Backend:
     import array_api_compat.cupy as xp
     import cupy as cp
 
-    return CupyBackend(name="cupy", xp=xp, device=cp.cuda.Device(_index(device, info)))
+    return CupyBackend(name="cupy", xp=xp, device=cp.cuda.Device(_index(device, info)), kernels=_KERNELS)
+
+
+def _erf(x: Any) -> Any:
+    from cupyx.scipy.special import erf
+
+    return erf(x)
+
+
+_KERNELS = {"erf": Kernel(_erf)}
 
 
 def _index(device: str | None, info: BackendInfo) -> int:

@@ -10,7 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from portacnn.ops.dropout import LAST_SHIFT, ROUNDS, WORD
 from portacnn.ops.layout import batch_first, batch_last
+from portacnn.ops.special import erf as portable_erf
 from portacnn.ops.windows import Tap, Windows
 from portacnn.runtime import Kernel
 
@@ -153,6 +155,48 @@ def _number(tap: Tap, windows: Windows) -> np.int8:
     return np.int8(prod(windows.kernel) - tap.index)
 
 
+# --- functions made of many passes ----------------------------------------------------------------------------------
+#
+# Functions made of dozens of passes go through an array in pieces that stay in the cache.
+_PIECE = 1 << 15
+
+
+def erf(x: np.ndarray) -> Any:
+    if x.size <= _PIECE:
+        return NotImplemented
+    xt = np.ascontiguousarray(batch_last(x))
+    y = np.empty_like(xt)
+    flat, out = xt.reshape(-1), y.reshape(-1)
+    for start in range(0, flat.size, _PIECE):
+        out[start : start + _PIECE] = portable_erf.forward(flat[start : start + _PIECE])
+    return batch_first(y)
+
+
+def kept(like: np.ndarray, length: int, first: np.ndarray, second: np.ndarray, threshold: int) -> Any:
+    """The same hash in uint32, whose products are cut to 32 bits by themselves."""
+    if not 0 < threshold <= WORD:
+        return NotImplemented
+    first, second = first.astype(np.uint32), second.astype(np.uint32)
+    mask = np.empty((length, first.size), dtype=np.bool_)
+    rows = max(_PIECE // max(first.size, 1), 1)
+    x = np.empty((rows, first.size), dtype=np.uint32)
+    shifted = np.empty_like(x)
+    for start in range(0, length, rows):
+        stop = min(start + rows, length)
+        x, shifted = x[: stop - start], shifted[: stop - start]
+        np.bitwise_xor(np.arange(start, stop, dtype=np.uint32)[:, None], first, out=x)
+        for number, (shift, factor) in enumerate(ROUNDS):
+            np.right_shift(x, shift, out=shifted)
+            x ^= shifted
+            x *= np.uint32(factor & WORD)
+            if number == 0:
+                x ^= second
+        np.right_shift(x, LAST_SHIFT, out=shifted)
+        x ^= shifted
+        np.greater_equal(x, np.uint32(threshold), out=mask[start:stop])
+    return mask.T
+
+
 # --- updates --------------------------------------------------------------------------------------------------------
 #
 # They write where the portable ones allocate, and a step that is not ok is not computed at all: reading ``ok`` costs
@@ -210,6 +254,8 @@ def adam_update(
 KERNELS = {
     "conv": Kernel(conv, conv_backward),
     "relu": Kernel(relu, relu_backward),
+    "erf": Kernel(erf),
+    "kept": Kernel(kept),
     "max_pool": Kernel(max_pool, max_pool_backward),
     "sgd_update": Kernel(sgd_update),
     "momentum_update": Kernel(momentum_update),

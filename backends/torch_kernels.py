@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from portacnn.backends import torch_norm
 
 from portacnn.ops.windows import Windows
 from portacnn.runtime import Kernel
@@ -180,4 +181,5 @@ KERNELS = {
     "avg_pool": Kernel(avg_pool, avg_pool_backward),
     "adaptive_avg_pool": Kernel(adaptive_avg_pool, adaptive_avg_pool_backward),
     "adaptive_max_pool": Kernel(adaptive_max_pool, adaptive_max_pool_backward),
+    **torch_norm.KERNELS,
 }

@@ -27,6 +27,12 @@ def check_seed(seed: int | None) -> int:
     return int(seed)
 
 
+def words(seed: int, *name: object) -> tuple[int, int]:
+    """Two 32-bit numbers that belong to ``name`` under ``seed``: the key of what is drawn on the device (dropout's masks)."""
+    digest = hashlib.sha256(repr((seed, *name)).encode()).digest()
+    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
+
+
 def generator(seed: int, *name: object) -> np.random.Generator:
     """The generator that belongs to ``name`` under ``seed``."""
     digest = hashlib.sha256(repr((seed, *name)).encode()).digest()

@@ -31,6 +31,14 @@ class Parameter(NamedTuple):
     fan_out: int
 
 
+class Buffer(NamedTuple):
+    """What ``infer`` says of a buffer: state that is no parameter, and starts with the same number everywhere."""
+
+    shape: Shape
+    value: float
+    dtype: str | None  # None for the network's
+
+
 class Layer:
     """A piece of a network with parameters of its own, or children that have some.
 
@@ -42,6 +50,8 @@ class Layer:
         params, grads, buffers: its own arrays by name; a gradient exists from the first backward pass on.
         children: its layers by name, in the order in which they run.
         backend: where it lives; None until it is built.
+        seed: what ``build`` was given, for layers that draw while they run.
+        step, first: where training is, see ``at_step``.
         input_shape, output_shape: of one sample, known once it is built.
     """
 
@@ -59,7 +69,8 @@ class Layer:
         self.children = {}
         self.backend, self.dtype = None, "float32"
         self.input_shape = self.output_shape = ()
-        self._declared = {}
+        self.seed, self.step, self.first = 0, 0, 0
+        self._declared, self._declared_buffers = {}, {}
         self._cache = None
         return self
 
@@ -73,7 +84,11 @@ class Layer:
     dtype: str
     input_shape: Shape
     output_shape: Shape
+    seed: int
+    step: Any
+    first: Any
     _declared: dict[str, Parameter]
+    _declared_buffers: dict[str, Buffer]
     _cache: Any
 
     # --- what a subclass writes -------------------------------------------------------------------------------------
@@ -104,6 +119,10 @@ class Layer:
         """In ``infer``: this layer will have a parameter of this shape, drawn by this rule."""
         rule(init)
         self._declared[name] = Parameter(shape, init, fan_in, fan_out)
+
+    def declare_buffer(self, name: str, shape: Shape, value: float, dtype: str | None = None) -> None:
+        """In ``infer``: this layer will have a buffer of this shape, full of ``value``; of the network's dtype, if not another."""
+        self._declared_buffers[name] = Buffer(shape, value, dtype)
 
     def _keep(self, cache: Any) -> None:
         if cache is not None:
@@ -165,30 +184,45 @@ class Layer:
         shape = _sample_shape(input_shape, self.where)
         backend, seed = resolve(device), check_seed(seed)
         layers = list(self.walk())
-        before = [(layer.path, layer.input_shape, layer.output_shape, layer._declared) for layer in layers]
+        before = [
+            (layer.path, layer.input_shape, layer.output_shape, layer._declared, layer._declared_buffers)
+            for layer in layers
+        ]
         try:
             self.plan(shape)
             state = _state.get()
             if state is not None:
-                declared = {layer._full(name): spec.shape for layer in layers for name, spec in layer._declared.items()}
+                declared = {
+                    layer._full(name): spec.shape
+                    for layer in layers
+                    for specs in (layer._declared, layer._declared_buffers)
+                    for name, spec in specs.items()
+                }
                 _check_state(declared, state, self.where)
         except PortacnnError:
             for layer, kept in zip(layers, before, strict=True):
-                layer.path, layer.input_shape, layer.output_shape, layer._declared = kept
+                layer.path, layer.input_shape, layer.output_shape, layer._declared, layer._declared_buffers = kept
             raise
         for layer in layers:
             layer.backend, layer.dtype, layer.grads, layer._cache = backend, dtype, {}, None
+            layer.seed, layer.step, layer.first = seed, 0, 0
             for name, (param_shape, init, fan_in, fan_out) in layer._declared.items():
                 path = layer._full(name)
                 drawn = (
                     rule(init)(generator(seed, path), param_shape, fan_in, fan_out) if state is None else state[path]
                 )
                 layer.params[name] = backend.asarray(drawn, dtype)
+            for name, (buffer_shape, value, own) in layer._declared_buffers.items():
+                layer.buffers[name] = (
+                    backend.xp.full(buffer_shape, value, dtype=backend.dtype(own or dtype), device=backend.device)
+                    if state is None
+                    else backend.asarray(state[layer._full(name)], own or dtype)
+                )
         return self
 
     def plan(self, shape: Shape, path: str = "") -> Shape:
         """Give this layer and all below their paths, check every shape on the way; allocates nothing."""
-        self.path, self._declared = path, {}
+        self.path, self._declared, self._declared_buffers = path, {}, {}
         try:
             output = self.infer(shape)
         except PortacnnError as error:
@@ -205,6 +239,19 @@ class Layer:
         yield self
         for child in self.children.values():
             yield from child.walk()
+
+    def at_step(self, step: Any, first: Any = 0) -> None:
+        """Tell this layer and all below where training is: what dropout draws in the next forward depends on it, and on no more.
+
+        Args:
+            step: of training. Left to themselves, layers that draw count their training forwards.
+            first: the position in the global batch of the first sample of the next forward: for one of several pieces of a
+                batch, in gradient accumulation or on another rank.
+
+        Both are numbers, or 0-dimensional integer arrays on the network's device.
+        """
+        for layer in self.walk():
+            layer.step, layer.first = step, first
 
     def to(self, device: str | Backend) -> Self:
         """Move everything to another device or backend, in place; gives back itself. Gradients and caches are dropped."""

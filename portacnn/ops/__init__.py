@@ -5,7 +5,24 @@ An op follows its arrays: library and device come from the input. ``y, cache = c
 those in ``update``, which are there to do so.
 """
 
-from portacnn.ops.activation import relu, relu_backward, sigmoid, sigmoid_backward
+from portacnn.ops.activation import (
+    elu,
+    elu_backward,
+    gelu,
+    gelu_backward,
+    leaky_relu,
+    leaky_relu_backward,
+    relu,
+    relu_backward,
+    sigmoid,
+    sigmoid_backward,
+    silu,
+    silu_backward,
+    softplus,
+    softplus_backward,
+    tanh,
+    tanh_backward,
+)
 from portacnn.ops.adaptive import (
     adaptive_avg_pool1d,
     adaptive_avg_pool1d_backward,
@@ -34,8 +51,35 @@ from portacnn.ops.conv_transpose import (
     conv_transpose3d_backward,
 )
 from portacnn.ops.dispatch import Cache, use_kernels
+from portacnn.ops.dropout import (
+    dropout,
+    dropout1d,
+    dropout1d_backward,
+    dropout2d,
+    dropout2d_backward,
+    dropout3d,
+    dropout3d_backward,
+    dropout_backward,
+)
 from portacnn.ops.linear import linear, linear_backward
-from portacnn.ops.loss import softmax_cross_entropy, softmax_cross_entropy_backward
+from portacnn.ops.loss import (
+    binary_cross_entropy_with_logits,
+    binary_cross_entropy_with_logits_backward,
+    mse_loss,
+    mse_loss_backward,
+    softmax_cross_entropy,
+    softmax_cross_entropy_backward,
+)
+from portacnn.ops.norm import (
+    batch_norm,
+    batch_norm_backward,
+    group_norm,
+    group_norm_backward,
+    instance_norm,
+    instance_norm_backward,
+    layer_norm,
+    layer_norm_backward,
+)
 from portacnn.ops.pad import pad, pad_backward
 from portacnn.ops.pool import (
     avg_pool1d,
@@ -51,6 +95,9 @@ from portacnn.ops.pool import (
     max_pool3d,
     max_pool3d_backward,
 )
+from portacnn.ops.response_norm import local_response_norm, local_response_norm_backward
+from portacnn.ops.softmax import log_softmax, log_softmax_backward, softmax, softmax_backward
+from portacnn.ops.special import erf
 from portacnn.ops.update import adam_update, momentum_update, sgd_update
 from portacnn.ops.windows import col2im, im2col
 
@@ -75,6 +122,10 @@ __all__ = [
     "avg_pool2d_backward",
     "avg_pool3d",
     "avg_pool3d_backward",
+    "batch_norm",
+    "batch_norm_backward",
+    "binary_cross_entropy_with_logits",
+    "binary_cross_entropy_with_logits_backward",
     "col2im",
     "conv1d",
     "conv1d_backward",
@@ -88,13 +139,38 @@ __all__ = [
     "conv_transpose2d_backward",
     "conv_transpose3d",
     "conv_transpose3d_backward",
+    "dropout",
+    "dropout1d",
+    "dropout1d_backward",
+    "dropout2d",
+    "dropout2d_backward",
+    "dropout3d",
+    "dropout3d_backward",
+    "dropout_backward",
+    "elu",
+    "elu_backward",
+    "erf",
+    "gelu",
+    "gelu_backward",
     "global_avg_pool",
     "global_avg_pool_backward",
     "global_max_pool",
     "global_max_pool_backward",
+    "group_norm",
+    "group_norm_backward",
     "im2col",
+    "instance_norm",
+    "instance_norm_backward",
+    "layer_norm",
+    "layer_norm_backward",
+    "leaky_relu",
+    "leaky_relu_backward",
     "linear",
     "linear_backward",
+    "local_response_norm",
+    "local_response_norm_backward",
+    "log_softmax",
+    "log_softmax_backward",
     "max_pool1d",
     "max_pool1d_backward",
     "max_pool2d",
@@ -102,6 +178,8 @@ __all__ = [
     "max_pool3d",
     "max_pool3d_backward",
     "momentum_update",
+    "mse_loss",
+    "mse_loss_backward",
     "pad",
     "pad_backward",
     "relu",
@@ -109,7 +187,15 @@ __all__ = [
     "sgd_update",
     "sigmoid",
     "sigmoid_backward",
+    "silu",
+    "silu_backward",
+    "softmax",
+    "softmax_backward",
     "softmax_cross_entropy",
     "softmax_cross_entropy_backward",
+    "softplus",
+    "softplus_backward",
+    "tanh",
+    "tanh_backward",
     "use_kernels",
 ]

@@ -3,14 +3,23 @@
 Notation: N batch, C classes, and after the classes any further axes (an image's, in segmentation).
 """
 
+from collections.abc import Callable
 from math import prod
+from typing import Any
 
-from portacnn.errors import ArgumentError, LabelError, ShapeError
+from portacnn.errors import ArgumentError, LabelError, PortacnnError, ShapeError
+from portacnn.ops.activation import logistic
+from portacnn.ops.arguments import one_of, real
 from portacnn.ops.dispatch import check_arrays, op
 from portacnn.runtime import Array, backend_of, describe, is_float
 
+REDUCTIONS = ("mean", "sum", "none")
 
-def _check(
+
+# --- softmax cross-entropy ------------------------------------------------------------------------------------------
+
+
+def _check_cross_entropy(
     logits: Array,
     target: Array,
     *,
@@ -36,13 +45,18 @@ def _check(
         raise LabelError(f"class indices must be integers, got {describe(target)}", name)
     if weight is not None and tuple(weight.shape) != (classes,):
         raise ShapeError(f"expected a weight for each of {classes} classes, got shape {tuple(weight.shape)}", name)
-    if not 0.0 <= label_smoothing <= 1.0:
-        raise ArgumentError(f"label_smoothing must lie in 0..1, got {label_smoothing!r}", name)
-    if reduction not in ("mean", "sum", "none"):
-        raise ArgumentError(f'reduction must be "mean", "sum" or "none", got {reduction!r}', name)
+    if target.ndim == logits.ndim and ignore_index >= 0:
+        raise ArgumentError(
+            f"ignore_index={ignore_index} is for integer labels, got a distribution {describe(target)}", name
+        )
+    try:
+        real("label_smoothing", label_smoothing, least=0.0, most=1.0)
+        one_of("reduction", reduction, *REDUCTIONS)
+    except PortacnnError as error:
+        raise error.at(name)
 
 
-@op(_check)
+@op(_check_cross_entropy)
 def softmax_cross_entropy(
     logits: Array,
     target: Array,
@@ -92,11 +106,8 @@ def softmax_cross_entropy(
         counts = xp.astype(labels != ignore_index, dtype)
     else:
         p, counts = xp.astype(target, dtype), 1.0
-    if indices:
-        count = xp.sum(by_class * p * counts)
-        count = xp.where(count == 0, float("nan"), count)  # the mean of nothing is NaN, and no division by zero
-    else:
-        count = float(logits.shape[0] * prod(logits.shape[2:])) or float("nan")
+    size = logits.shape[0] * prod(logits.shape[2:])
+    count = xp.sum(by_class * p * counts) if indices else xp.full((), float(size), dtype=dtype, device=device)
     if label_smoothing:
         p = (1.0 - label_smoothing) * p + label_smoothing / classes
     q = by_class * p * counts  # (N, C, ...)
@@ -105,8 +116,12 @@ def softmax_cross_entropy(
     if indices:
         known = xp.any(one_hot, axis=1) | (target == ignore_index)
         losses = xp.where(known, losses, float("nan"))
-    scale = 1.0 / count if reduction == "mean" else 1.0
-    loss = losses if reduction == "none" else xp.sum(losses) * scale
+    if reduction == "mean":
+        # The mean over nothing is NaN, as in PyTorch; what nothing is asked of has the gradient 0.
+        scale = xp.where(count == 0, 0.0, 1.0 / xp.where(count == 0, 1.0, count))
+        loss = xp.where(count == 0, float("nan"), xp.sum(losses) * scale)
+    else:
+        scale, loss = 1.0, losses if reduction == "none" else xp.sum(losses)
     return loss, (exps / total, q, scale, reduction) if keep else None
 
 
@@ -115,6 +130,126 @@ def softmax_cross_entropy_backward(dy: Array | float, saved: tuple) -> Array:
     """dlogits (N, C, ...) = dy * (softmax(logits) * sum(q) - q), divided as the mean was. dy: shaped as the loss, or 1.0."""
     softmax, q, scale, reduction = saved
     xp = backend_of(softmax).xp
-    if reduction == "none" and not isinstance(dy, float):
+    if reduction == "none" and hasattr(dy, "shape"):
         dy = xp.expand_dims(dy, axis=1)
     return (softmax * xp.sum(q, axis=1, keepdims=True) - q) * (dy * scale)
+
+
+# --- losses of one number against another ---------------------------------------------------------------------------
+
+
+def _check_pair(name: str, *factors: str) -> Callable[..., None]:
+    """The check of a loss whose input and target have one shape; ``factors`` are optional arrays that broadcast to it."""
+
+    def check(input: Array, target: Array, *, reduction: str = "mean", keep: bool = True, **options: Any) -> None:
+        check_arrays(name, input=input, target=target, **options)
+        if tuple(input.shape) != tuple(target.shape):
+            raise ShapeError(
+                f"expected a target shaped as the input, got {describe(input)} and {describe(target)}", name
+            )
+        for factor in factors:
+            array = options.get(factor)
+            if array is not None and not _broadcasts(tuple(array.shape), tuple(input.shape)):
+                raise ShapeError(
+                    f"{factor} {tuple(array.shape)} does not broadcast to the input {describe(input)}", name
+                )
+        try:
+            one_of("reduction", reduction, *REDUCTIONS)
+        except PortacnnError as error:
+            raise error.at(name)
+
+    return check
+
+
+def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
+    last = to[max(len(to) - len(shape), 0) :]
+    return len(shape) == len(last) and all(n in (1, m) for n, m in zip(shape, last, strict=True))
+
+
+def _reduced(losses: Array, reduction: str) -> tuple[Array, float]:
+    """The loss, and what each gradient is multiplied with. The mean over nothing is NaN, as in PyTorch."""
+    if reduction == "none":
+        return losses, 1.0
+    total = backend_of(losses).xp.sum(losses)
+    if reduction == "sum":
+        return total, 1.0
+    scale = 1.0 / prod(losses.shape) if prod(losses.shape) else float("nan")
+    return total * scale, scale
+
+
+@op(_check_pair("mse_loss", "weight"))
+def mse_loss(
+    input: Array, target: Array, *, weight: Array | None = None, reduction: str = "mean", keep: bool = True
+) -> tuple[Array, Any]:
+    """weight * (input - target)^2, as torch.nn.functional.mse_loss (but that the mean divides by the count of numbers, always).
+
+    Args:
+        input, target: any shape, one for both; floating point, of one dtype.
+        weight: broadcast to them, or None.
+        reduction: ``"mean"`` over all numbers, ``"sum"`` or ``"none"``.
+        keep: keep what ``mse_loss_backward`` needs.
+
+    Returns:
+        The loss, 0-dimensional (or shaped as input for ``"none"``), and the cache.
+
+    Raises:
+        ShapeError, ArgumentError, ArrayError: see the message.
+    """
+    difference = input - target
+    weighted = difference if weight is None else weight * difference
+    loss, scale = _reduced(weighted * difference, reduction)
+    return loss, (weighted, scale) if keep else None
+
+
+@mse_loss.backward
+def mse_loss_backward(dy: Array | float, saved: tuple) -> Array:
+    """dinput = dy * 2 * weight * (input - target), divided as the mean was. dy: shaped as the loss, or 1.0."""
+    weighted, scale = saved
+    return weighted * (dy * (2.0 * scale))
+
+
+@op(_check_pair("binary_cross_entropy_with_logits", "weight", "pos_weight"))
+def binary_cross_entropy_with_logits(
+    input: Array,
+    target: Array,
+    *,
+    weight: Array | None = None,
+    pos_weight: Array | None = None,
+    reduction: str = "mean",
+    keep: bool = True,
+) -> tuple[Array, Any]:
+    """weight * -(pos_weight * t * log(s) + (1 - t) * log(1 - s)) with s = sigmoid(input), as torch's function of this name.
+
+    Computed as (1 - t) * x + (1 + (pos_weight - 1) * t) * log(1 + exp(-x)), which does not overflow.
+
+    Args:
+        input: logits x of any shape, floating point.
+        target: probabilities t, 0 to 1, of input's shape and dtype.
+        weight: a factor for each number, broadcast to input, or None.
+        pos_weight: a factor for the positive side, broadcast to input ((C,) for an input (N, C)), or None.
+        reduction: ``"mean"`` over all numbers, ``"sum"`` or ``"none"``.
+        keep: keep what ``binary_cross_entropy_with_logits_backward`` needs.
+
+    Returns:
+        The loss, 0-dimensional (or shaped as input for ``"none"``), and the cache.
+
+    Raises:
+        ShapeError, ArgumentError, ArrayError: see the message.
+    """
+    xp = backend_of(input).xp
+    negative = 1.0 - target
+    positive = 1.0 if pos_weight is None else negative + pos_weight * target  # 1 + (pos_weight - 1) * t
+    log_term = xp.log1p(xp.exp(-xp.abs(input))) - xp.minimum(input, 0.0)  # log(1 + exp(-x))
+    losses = negative * input + positive * log_term
+    loss, scale = _reduced(losses if weight is None else weight * losses, reduction)
+    return loss, (input, negative, positive, weight, scale) if keep else None
+
+
+@binary_cross_entropy_with_logits.backward
+def binary_cross_entropy_with_logits_backward(dy: Array | float, saved: tuple) -> Array:
+    """dinput = dy * weight * ((1 - t) - (1 + (pos_weight - 1) * t) * sigmoid(-x)), divided as the mean was."""
+    input, negative, positive, weight, scale = saved
+    dinput = negative - positive * logistic(-input)
+    if weight is not None:
+        dinput = weight * dinput
+    return dinput * (dy * scale)

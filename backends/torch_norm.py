@@ -1,0 +1,131 @@
+"""Normalization and special functions through PyTorch's own kernels: one pass each, where the portable ops make ten.
+
+Each forward declines, by ``NotImplemented``, what PyTorch's kernel cannot do: then the portable op runs.
+"""
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+import torch
+
+from portacnn.ops.norm import trailing
+from portacnn.runtime import Kernel
+
+_aten = torch.ops.aten
+
+# PyTorch computes y as a * x + b, which costs digits where a mean is large beside the spread (a constant -3333 in float32 ends
+# 0.02 off, not 0). So its kernels are given x less one of the numbers that share a mean: that changes nothing but the mean.
+
+
+def _less_first(x: Any, sets: int) -> Any:
+    """x less the first number of each of so many equal parts, contiguous."""
+    flat = x.reshape(sets, -1)
+    return (flat - flat[:, :1]).reshape(x.shape)
+
+
+@torch.no_grad()
+def batch_norm(
+    x: Any,
+    running_mean: Any,
+    running_var: Any,
+    weight: Any = None,
+    bias: Any = None,
+    *,
+    training: bool = False,
+    momentum: Any = 0.1,
+    eps: float = 1e-5,
+    keep: bool = True,
+) -> Any:
+    if x.numel() == 0 or isinstance(momentum, torch.Tensor):
+        return NotImplemented
+    x = x.contiguous()
+    if not training:
+        y, mean, rstd = _aten.native_batch_norm(x, weight, bias, running_mean, running_var, False, 0.0, eps)
+        # The backward pass reads the running statistics, which may have moved by then.
+        running = (running_mean.clone(), running_var.clone()) if keep else ()
+        return y, (x, weight, bias is not None, *running, mean, rstd, False, eps) if keep else None
+    origin = x[0].reshape(x.shape[1], -1)[:, 0].clone()
+    x = x - origin.reshape(-1, *[1] * (x.ndim - 2))
+    no_mean = None if running_mean is None else torch.zeros_like(running_mean)
+    y, mean, rstd = _aten.native_batch_norm(x, weight, bias, no_mean, running_var, True, momentum, eps)
+    if running_mean is not None:
+        running_mean.copy_((1.0 - momentum) * running_mean + momentum * (mean + origin))
+    return y, (x, weight, bias is not None, None, None, mean, rstd, True, eps) if keep else None
+
+
+@torch.no_grad()
+def batch_norm_backward(dy: Any, saved: Any, *, need_dx: bool = True) -> Any:
+    x, weight, with_bias, running_mean, running_var, mean, rstd, training, eps = saved
+    wanted = [need_dx, weight is not None, with_bias]
+    # Contiguous, both: where an axis of length 1 leaves the memory format open, PyTorch 2.13 reads one of the two wrongly.
+    dy = dy.contiguous()
+    return _wanted(
+        wanted,
+        _aten.native_batch_norm_backward(dy, x, weight, running_mean, running_var, mean, rstd, training, eps, wanted),
+    )
+
+
+@torch.no_grad()
+def group_norm(
+    x: Any, num_groups: int, weight: Any = None, bias: Any = None, *, eps: float = 1e-5, keep: bool = True
+) -> Any:
+    if x.numel() == 0:
+        return NotImplemented
+    n, c, *size = x.shape
+    x = _less_first(x, n * num_groups)
+    y, mean, rstd = _aten.native_group_norm(x, weight, bias, n, c, prod(size), num_groups, eps)
+    return y, (x, weight, bias is not None, mean, rstd, num_groups) if keep else None
+
+
+@torch.no_grad()
+def group_norm_backward(dy: Any, saved: Any, *, need_dx: bool = True) -> Any:
+    x, weight, with_bias, mean, rstd, num_groups = saved
+    n, c, *size = x.shape
+    wanted = [need_dx, weight is not None, with_bias]
+    return _wanted(
+        wanted,
+        _aten.native_group_norm_backward(dy.contiguous(), x, mean, rstd, weight, n, c, prod(size), num_groups, wanted),
+    )
+
+
+@torch.no_grad()
+def layer_norm(
+    x: Any,
+    normalized_shape: int | Sequence[int],
+    weight: Any = None,
+    bias: Any = None,
+    *,
+    eps: float = 1e-5,
+    keep: bool = True,
+) -> Any:
+    if x.numel() == 0:
+        return NotImplemented
+    shape = list(trailing(normalized_shape))
+    x = _less_first(x, x.numel() // prod(shape))
+    y, mean, rstd = _aten.native_layer_norm(x, shape, weight, bias, eps)
+    return y, (x, shape, weight, bias, mean, rstd) if keep else None
+
+
+@torch.no_grad()
+def layer_norm_backward(dy: Any, saved: Any, *, need_dx: bool = True) -> Any:
+    x, shape, weight, bias, mean, rstd = saved
+    wanted = [need_dx, weight is not None, bias is not None]
+    return _wanted(wanted, _aten.native_layer_norm_backward(dy, x, shape, mean, rstd, weight, bias, wanted))
+
+
+def _wanted(wanted: list[bool], gradients: Sequence[Any]) -> tuple[Any, ...]:
+    """PyTorch fills the places of gradients that were not asked for as it likes."""
+    return tuple(gradient if want else None for want, gradient in zip(wanted, gradients, strict=True))
+
+
+def erf(x: Any) -> Any:
+    return torch.special.erf(x)
+
+
+KERNELS = {
+    "batch_norm": Kernel(batch_norm, batch_norm_backward),
+    "group_norm": Kernel(group_norm, group_norm_backward),
+    "layer_norm": Kernel(layer_norm, layer_norm_backward),
+    "erf": Kernel(erf),
+}

@@ -1,0 +1,321 @@
+"""Normalization layers. See ``portacnn.ops.norm`` for what they compute."""
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from portacnn import ops
+from portacnn.errors import ArgumentError, PortacnnError, ShapeError
+from portacnn.layers.base import Layer, Shape
+from portacnn.ops.arguments import real
+from portacnn.ops.norm import trailing
+from portacnn.ops.response_norm import check_response_norm
+from portacnn.ops.windows import per_axis
+from portacnn.runtime import Array
+
+
+class _Norm(Layer):
+    """What they share: a weight that starts as ones, a bias that starts as zeros, and the op's gradients."""
+
+    op_backward: ClassVar[Any]
+
+    def _take(self, eps: float) -> None:
+        try:
+            self.eps = real("eps", eps, least=0.0)
+        except PortacnnError as error:
+            raise error.at(type(self).__name__)
+
+    def _declare_affine(self, shape: Shape, weight: bool, bias: bool) -> None:
+        if weight:
+            self.declare("weight", shape, "ones")
+        if bias:
+            self.declare("bias", shape, "zeros")
+
+    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
+        dx, dweight, dbias = type(self).op_backward(dy, self._kept(), need_dx=need_dx)
+        self._write_grads(weight=dweight, bias=dbias)
+        return dx
+
+
+class _ChannelNorm(_Norm):
+    """Batch and instance norm: numbers and statistics for each channel."""
+
+    ranks: ClassVar[tuple[int, ...]]  # how many axes one sample may have, channels included
+
+    def _set(
+        self, num_features: int | None, eps: float, momentum: float | None, affine: bool, track_running_stats: bool
+    ) -> None:
+        self._take(eps)
+        try:
+            if num_features is not None:
+                per_axis("num_features", num_features, 1, 1)
+            if momentum is not None:
+                real("momentum", momentum, least=0.0, most=1.0)
+        except PortacnnError as error:
+            raise error.at(type(self).__name__)
+        self.num_features, self.momentum = num_features, momentum
+        self.affine, self.track_running_stats = affine, track_running_stats
+
+    def infer(self, shape: Shape) -> Shape:
+        if len(shape) not in self.ranks:
+            expected = " or ".join(("(C,)", "(C, L)", "(C, H, W)", "(C, D, H, W)")[rank - 1] for rank in self.ranks)
+            raise ShapeError(f"expected samples {expected}, got {shape}")
+        channels = shape[0]
+        if channels != (self.num_features or channels):
+            raise ShapeError(f"expected {self.num_features} channels, got {channels} (samples {shape})")
+        self._declare_affine((channels,), self.affine, self.affine)
+        if self.track_running_stats:
+            self.declare_buffer("running_mean", (channels,), 0.0)
+            self.declare_buffer("running_var", (channels,), 1.0)
+            self.declare_buffer("num_batches_tracked", (), 0, "int64")
+        return shape
+
+    def _statistics(self) -> tuple[Array | None, Array | None]:
+        return self.buffers.get("running_mean"), self.buffers.get("running_var")
+
+
+class _BatchNorm(_ChannelNorm):
+    op_backward = ops.batch_norm_backward
+
+    def __init__(
+        self,
+        num_features: int | None,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+    ) -> None:
+        self._set(num_features, eps, momentum, affine, track_running_stats)
+
+    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
+        home = self._home()
+        count = (
+            self.buffers.get("num_batches_tracked") if train and x.shape[0] else None
+        )  # an empty batch does not count
+        momentum = self.momentum
+        if momentum is None:  # the average of all batches so far
+            momentum = 0.0 if count is None else 1.0 / home.xp.astype(count + 1, x.dtype)
+        y, cache = ops.batch_norm(
+            x,
+            *self._statistics(),
+            self.params.get("weight"),
+            self.params.get("bias"),
+            training=train or not self.track_running_stats,
+            momentum=momentum,
+            eps=self.eps,
+            keep=train if keep is None else keep,
+        )
+        if count is not None:
+            count[...] = count + 1
+        self._keep(cache)
+        return y
+
+
+class BatchNorm1d(_BatchNorm):
+    """Each channel normalized over the batch, as torch.nn.BatchNorm1d: x (N, C) or (N, C, L) -> y of its shape.
+
+    In training by the batch's own mean and variance, else by the running ones; then a backward pass (``keep=True``) takes
+    them for constants: frozen batch norm.
+
+    Args:
+        num_features: C, or None to take it from the input's shape when the network is built.
+        eps: added to the variance.
+        momentum: how far the running statistics move towards a batch's; None for the average of all batches so far.
+        affine: whether there are weight and bias.
+        track_running_stats: without it, the batch's own statistics are used always.
+
+    Parameters: ``weight``, ``bias`` (C,). Buffers: ``running_mean``, ``running_var`` (C,), ``num_batches_tracked`` ().
+    """
+
+    ranks = (1, 2)
+
+
+class BatchNorm2d(_BatchNorm):
+    """Each channel normalized over the batch and its pixels: x (N, C, H, W). Arguments and state as for ``BatchNorm1d``."""
+
+    ranks = (3,)
+
+
+class BatchNorm3d(_BatchNorm):
+    """Each channel normalized over the batch and its cells: x (N, C, D, H, W). Arguments and state as for ``BatchNorm1d``."""
+
+    ranks = (4,)
+
+
+class _InstanceNorm(_ChannelNorm):
+    op_backward = ops.instance_norm_backward
+
+    def __init__(
+        self,
+        num_features: int | None,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        affine: bool = False,
+        track_running_stats: bool = False,
+    ) -> None:
+        if momentum is None:
+            raise ArgumentError(
+                "momentum must be a number (None, a plain average, is for batch norm)", type(self).__name__
+            )
+        self._set(num_features, eps, momentum, affine, track_running_stats)
+
+    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
+        self._home()
+        y, cache = ops.instance_norm(
+            x,
+            *self._statistics(),
+            self.params.get("weight"),
+            self.params.get("bias"),
+            use_input_stats=train or not self.track_running_stats,
+            momentum=self.momentum,
+            eps=self.eps,
+            keep=train if keep is None else keep,
+        )
+        self._keep(cache)
+        return y
+
+
+class InstanceNorm1d(_InstanceNorm):
+    """Each channel of each sample normalized over its length, as torch.nn.InstanceNorm1d: x (N, C, L) -> y of its shape.
+
+    By its own mean and variance, in training and out of it, unless ``track_running_stats``: then out of training by the
+    running ones.
+
+    Args:
+        num_features, eps, momentum: as for ``BatchNorm1d``.
+        affine: whether there are weight and bias.
+        track_running_stats: whether there are running statistics.
+
+    Parameters and buffers, where there are such, as for ``BatchNorm1d``.
+    """
+
+    ranks = (2,)
+
+
+class InstanceNorm2d(_InstanceNorm):
+    """Each channel of each sample normalized over its pixels: x (N, C, H, W). Arguments as for ``InstanceNorm1d``."""
+
+    ranks = (3,)
+
+
+class InstanceNorm3d(_InstanceNorm):
+    """Each channel of each sample normalized over its cells: x (N, C, D, H, W). Arguments as for ``InstanceNorm1d``."""
+
+    ranks = (4,)
+
+
+class GroupNorm(_Norm):
+    """Each group of channels of each sample normalized, as torch.nn.GroupNorm: x (N, C, ...) -> y of its shape.
+
+    Args:
+        num_groups: G, which divides C.
+        num_channels: C, or None to take it from the input's shape when the network is built.
+        eps: added to the variance.
+        affine: whether there are weight and bias.
+
+    Parameters: ``weight``, ``bias`` (C,).
+    """
+
+    op_backward = ops.group_norm_backward
+
+    def __init__(self, num_groups: int, num_channels: int | None, eps: float = 1e-5, affine: bool = True) -> None:
+        self._take(eps)
+        try:
+            (self.num_groups,) = per_axis("num_groups", num_groups, 1, 1)
+            if num_channels is not None:
+                per_axis("num_channels", num_channels, 1, 1)
+        except PortacnnError as error:
+            raise error.at(type(self).__name__)
+        if num_channels is not None and num_channels % num_groups:
+            raise ArgumentError(f"{num_channels} channels do not split into {num_groups} groups", type(self).__name__)
+        self.num_channels, self.affine = num_channels, affine
+
+    def infer(self, shape: Shape) -> Shape:
+        if not shape:
+            raise ShapeError("expected samples (C, ...), got ()")
+        channels = shape[0]
+        if channels != (self.num_channels or channels):
+            raise ShapeError(f"expected {self.num_channels} channels, got {channels} (samples {shape})")
+        if channels % self.num_groups:
+            raise ShapeError(f"{channels} channels do not split into {self.num_groups} groups")
+        self._declare_affine((channels,), self.affine, self.affine)
+        return shape
+
+    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
+        self._home()
+        weight, bias = self.params.get("weight"), self.params.get("bias")
+        keep = train if keep is None else keep
+        y, cache = ops.group_norm(x, self.num_groups, weight, bias, eps=self.eps, keep=keep)
+        self._keep(cache)
+        return y
+
+
+class LayerNorm(_Norm):
+    """Each sample normalized over its last axes, as torch.nn.LayerNorm: x (N, ..., *normalized_shape) -> y of its shape.
+
+    Args:
+        normalized_shape: the extent of the last axes, or a number for the last one.
+        eps: added to the variance.
+        elementwise_affine: whether there is a weight.
+        bias: whether there is, with the weight, a bias.
+
+    Parameters: ``weight``, ``bias`` (*normalized_shape).
+    """
+
+    op_backward = ops.layer_norm_backward
+
+    def __init__(
+        self,
+        normalized_shape: int | Sequence[int],
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+    ) -> None:
+        self._take(eps)
+        try:
+            self.normalized_shape = trailing(normalized_shape)
+        except PortacnnError as error:
+            raise error.at(type(self).__name__)
+        self.elementwise_affine, self.bias = elementwise_affine, bias
+
+    def infer(self, shape: Shape) -> Shape:
+        if shape[max(len(shape) - len(self.normalized_shape), 0) :] != self.normalized_shape:
+            raise ShapeError(f"expected samples whose last axes are {self.normalized_shape}, got {shape}")
+        self._declare_affine(self.normalized_shape, self.elementwise_affine, self.elementwise_affine and self.bias)
+        return shape
+
+    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
+        self._home()
+        weight, bias = self.params.get("weight"), self.params.get("bias")
+        keep = train if keep is None else keep
+        y, cache = ops.layer_norm(x, self.normalized_shape, weight, bias, eps=self.eps, keep=keep)
+        self._keep(cache)
+        return y
+
+
+class LocalResponseNorm(Layer):
+    """Each value divided by the activity of its neighbours in other channels, as torch.nn.LocalResponseNorm: x (N, C, *S).
+
+    Args:
+        size, alpha, beta, k: as for ``portacnn.ops.local_response_norm``; alpha is divided by size.
+    """
+
+    def __init__(self, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> None:
+        try:
+            check_response_norm(size, alpha, beta, k)
+        except PortacnnError as error:
+            raise error.at(type(self).__name__)
+        self.size, self.alpha, self.beta, self.k = int(size), alpha, beta, k
+
+    def infer(self, shape: Shape) -> Shape:
+        if len(shape) < 2:
+            raise ShapeError(f"expected samples (C, *S) of at least 2 axes, got {shape}")
+        return shape
+
+    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
+        keep = train if keep is None else keep
+        y, cache = ops.local_response_norm(x, self.size, alpha=self.alpha, beta=self.beta, k=self.k, keep=keep)
+        self._keep(cache)
+        return y
+
+    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
+        return ops.local_response_norm_backward(dy, self._kept())

@@ -1,0 +1,255 @@
+"""Dropout, with masks of the same bits on every backend.
+
+No generator and no state: whether a number is kept is a hash of where it stands. Sample number ``first + n`` of step ``step``
+gets two words of 32 bits from the layer's key, and number i of that sample (counted in the order (C, *S), whatever the
+memory's order) is kept where the hash of i under these words is p * 2^32 or more. So a mask depends neither on strides nor
+on how a batch is cut up between ranks or accumulated gradients: they only pass the ``first`` of their piece.
+
+The hash is computed in int64 and cut to 32 bits after each product, since torch's unsigned types lack arithmetic: factors
+below 2^31 in absolute value keep a product with a word below 2^63.
+
+Notation: N batch, C channels, S the spatial axes, L the numbers of one sample that fall or stay by themselves.
+"""
+
+from functools import lru_cache
+from math import prod
+from typing import Any
+
+from portacnn.errors import ArgumentError, ArrayError, PortacnnError, ShapeError
+from portacnn.ops.arguments import real
+from portacnn.ops.dispatch import Cache, check_arrays, op
+from portacnn.ops.layout import batch_first
+from portacnn.runtime import Array, backend_of, describe
+from portacnn.seeds import words
+
+WORD = 0xFFFFFFFF
+
+# The rounds of "triple32" (Chris Wellons, "Prospecting for hash functions", 2018), a bijection of 32-bit words. The two
+# factors of 2^31 or more are written as their negative twins modulo 2^32.
+ROUNDS = ((17, 0xED5AD4BB - 2**32), (11, 0xAC4C1B51 - 2**32), (15, 0x31848BAB))
+LAST_SHIFT = 14
+
+
+def _round(x: Any, shift: int, factor: int) -> Any:
+    return ((x ^ (x >> shift)) * factor) & WORD
+
+
+def _hash(x: Any) -> Any:
+    """One word mixed well, of a Python int or of each number of an int64 array."""
+    for shift, factor in ROUNDS:
+        x = _round(x, shift, factor)
+    return x ^ (x >> LAST_SHIFT)
+
+
+def sample_words(key: tuple[int, int], step: Any, position: Any) -> tuple[Any, Any]:
+    """For each position in the global batch (int64) two words, each a hash of all the bits of step and position.
+
+    Python ints or int64 arrays. Two streams under different halves of the key: where two samples meet in one word, the
+    other tells them apart.
+    """
+    first, second = key
+    for part in (step & WORD, step >> 32 & WORD, position & WORD, position >> 32 & WORD):
+        first, second = _hash(first ^ part), _hash(second ^ part)
+    return first, second
+
+
+@op()
+def kept(like: Array, length: int, first: Array, second: Array, threshold: int) -> Array:
+    """Which of L numbers of N samples stay: booleans (N, L), laid out as the backend of ``like`` prefers.
+
+    first, second: the samples' words, int64 (N,). The second goes in after the first round, so that samples whose first
+    words are close do not get shifted copies of one mask.
+    """
+    backend = backend_of(like)
+    xp = backend.xp
+    last = backend.layout == "batch_last"
+    index = xp.arange(length, dtype=xp.int64, device=like.device)
+    index, first, second = (
+        (index[:, None], first[None, :], second[None, :]) if last else (index[None, :], first[:, None], second[:, None])
+    )
+    x = _round(index ^ first, *ROUNDS[0]) ^ second
+    for shift, factor in ROUNDS[1:]:
+        x = _round(x, shift, factor)
+    mask = (x ^ (x >> LAST_SHIFT)) >= threshold
+    return mask.T if last else mask
+
+
+@op()
+def drop(
+    x: Array, p: float, length: int, key: tuple[int, int], step: Any, first: Any, *, keep: bool
+) -> tuple[Array, tuple | None]:
+    """x (N, C, *S) -> y: the op behind ``dropout`` (length C*S) and the channel dropouts (length C)."""
+    backend = backend_of(x)
+    xp = backend.xp
+    n = x.shape[0]
+    position = xp.arange(n, dtype=xp.int64, device=x.device) + _int64(x, first)
+    one, other = sample_words(key, _int64(x, step), position)
+    mask = kept(x, length, one, other, round(p * 2**32))
+    whole = length == prod(x.shape[1:])
+    if backend.layout == "batch_last":
+        inner = x.shape[1:] if whole else (x.shape[1], *(1,) * (x.ndim - 2))
+        mask = batch_first(xp.reshape(mask.T, (*inner, n)))
+    else:
+        mask = xp.reshape(mask, x.shape if whole else (*x.shape[:2], *(1,) * (x.ndim - 2)))
+    scale = 1.0 / (1.0 - p) if p < 1.0 else 0.0
+    return _masked(x, mask, scale), (mask, scale) if keep else None
+
+
+@drop.backward
+def drop_backward(dy: Array, saved: tuple) -> Array:
+    """dy (N, C, *S) -> dx: the same numbers dropped, and the same scale."""
+    return _masked(dy, *saved)
+
+
+def _masked(x: Array, mask: Array, scale: float) -> Array:
+    return x * (backend_of(x).xp.astype(mask, x.dtype) * scale)
+
+
+def _int64(x: Array, number: Any) -> Any:
+    """A counter as something to compute with: a Python int stays one, a 0-dimensional array on x's device becomes int64."""
+    return (
+        backend_of(number).xp.astype(number, backend_of(number).xp.int64) if hasattr(number, "shape") else int(number)
+    )
+
+
+# --- the public faces -----------------------------------------------------------------------------------------------
+
+_key = lru_cache(maxsize=4096)(words)
+
+
+def _dropout(
+    name: str,
+    x: Array,
+    p: float,
+    training: bool,
+    per_channel: int,
+    seed: int,
+    path: str,
+    step: Any,
+    first: Any,
+    keep: bool,
+) -> tuple[Array, Cache | None]:
+    """per_channel: the number of spatial axes that fall together, 0 for none."""
+    check_arrays(name, x=x)
+    try:
+        real("p", p, least=0.0, most=1.0)
+        for word, number in (("step", step), ("first", first)):
+            _check_counter(word, number, x)
+    except PortacnnError as error:
+        raise error.at(name)
+    if x.ndim != per_channel + 2 if per_channel else x.ndim < 1:
+        expected = "(N, C" + ", spatial" * per_channel + ")" if per_channel else "(N, ...)"
+        raise ShapeError(f"expected an input {expected}, got {describe(x)}", name)
+    p = p if training else 0.0
+    length = x.shape[1] if per_channel else prod(x.shape[1:])
+    return drop(x, p, length, _key(seed, "dropout", path), step, first, keep=keep)
+
+
+def _check_counter(name: str, number: Any, x: Array) -> None:
+    if hasattr(number, "shape"):
+        source = backend_of(number)
+        if tuple(number.shape) != () or not source.xp.isdtype(number.dtype, "signed integer"):
+            raise ArgumentError(
+                f"{name} must be a whole number or a 0-dimensional integer array, got {describe(number)}"
+            )
+        if source.name != backend_of(x).name or number.device != x.device:
+            raise ArrayError(f"{name} must be where x is; {name} is {describe(number)}, x is {describe(x)}")
+    elif isinstance(number, bool) or not hasattr(number, "__index__") or not 0 <= number < 2**63:
+        raise ArgumentError(f"{name} must be a whole number of 0 or more, got {number!r}")
+
+
+def dropout(
+    x: Array,
+    p: float = 0.5,
+    training: bool = True,
+    *,
+    seed: int,
+    path: str = "",
+    step: Any = 0,
+    first: Any = 0,
+    keep: bool = True,
+) -> tuple[Array, Cache | None]:
+    """Each number zero with probability p, the others divided by 1 - p (Srivastava et al., 2014), as torch's dropout.
+
+    Args:
+        x: (N, ...), floating point.
+        p: the share to drop, 0 to 1.
+        training: without it, nothing is dropped.
+        seed, path: whose mask this is. The same seed, path, step and position give the same bits on every backend.
+        step: the training step. A number, or a 0-dimensional integer array on x's device.
+        first: the position of x's first sample in the global batch; as ``step``.
+        keep: keep what ``dropout_backward`` needs.
+
+    Returns:
+        y, shaped as x, and the cache.
+
+    Raises:
+        ArgumentError: a p outside 0..1, a negative step or position.
+        ShapeError, ArrayError: see the message.
+    """
+    return _dropout("dropout", x, p, training, 0, seed, path, step, first, keep)
+
+
+def dropout1d(
+    x: Array,
+    p: float = 0.5,
+    training: bool = True,
+    *,
+    seed: int,
+    path: str = "",
+    step: Any = 0,
+    first: Any = 0,
+    keep: bool = True,
+) -> tuple[Array, Cache | None]:
+    """Whole channels of x (N, C, L) zero with probability p (Tompson et al., 2015); otherwise as ``dropout``."""
+    return _dropout("dropout1d", x, p, training, 1, seed, path, step, first, keep)
+
+
+def dropout2d(
+    x: Array,
+    p: float = 0.5,
+    training: bool = True,
+    *,
+    seed: int,
+    path: str = "",
+    step: Any = 0,
+    first: Any = 0,
+    keep: bool = True,
+) -> tuple[Array, Cache | None]:
+    """Whole channels of x (N, C, H, W) zero with probability p (Tompson et al., 2015); otherwise as ``dropout``."""
+    return _dropout("dropout2d", x, p, training, 2, seed, path, step, first, keep)
+
+
+def dropout3d(
+    x: Array,
+    p: float = 0.5,
+    training: bool = True,
+    *,
+    seed: int,
+    path: str = "",
+    step: Any = 0,
+    first: Any = 0,
+    keep: bool = True,
+) -> tuple[Array, Cache | None]:
+    """Whole channels of x (N, C, D, H, W) zero with probability p (Tompson et al., 2015); otherwise as ``dropout``."""
+    return _dropout("dropout3d", x, p, training, 3, seed, path, step, first, keep)
+
+
+def dropout_backward(dy: Array, cache: Cache | None) -> Array:
+    """The gradient dx, shaped as dy, of ``dropout``."""
+    return drop_backward(dy, cache)
+
+
+def dropout1d_backward(dy: Array, cache: Cache | None) -> Array:
+    """The gradient dx (N, C, L) of ``dropout1d``."""
+    return drop_backward(dy, cache)
+
+
+def dropout2d_backward(dy: Array, cache: Cache | None) -> Array:
+    """The gradient dx (N, C, H, W) of ``dropout2d``."""
+    return drop_backward(dy, cache)
+
+
+def dropout3d_backward(dy: Array, cache: Cache | None) -> Array:
+    """The gradient dx (N, C, D, H, W) of ``dropout3d``."""
+    return drop_backward(dy, cache)
