@@ -15,7 +15,7 @@ class TorchBackend(Backend):
     def asarray(self, host: HostArray, dtype: str | None = None) -> Array:
         import torch
 
-        source = torch.from_numpy(np.ascontiguousarray(host))
+        source = torch.from_numpy(np.asarray(host, order="C"))  # ascontiguousarray would make (1,) of ()
         return source.to(device=self.device, dtype=dtype and self.dtype(dtype), copy=True)
 
     def to_host(self, array: Array) -> HostArray:

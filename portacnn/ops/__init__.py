@@ -11,14 +11,23 @@ from portacnn.ops.dispatch import Cache, use_kernels
 from portacnn.ops.linear import linear, linear_backward
 from portacnn.ops.loss import softmax_cross_entropy, softmax_cross_entropy_backward
 from portacnn.ops.pool import avg_pool2d, avg_pool2d_backward, max_pool2d, max_pool2d_backward
-from portacnn.ops.update import adam_update, momentum_update, sgd_update
+from portacnn.ops.update import (
+    adagrad_update,
+    adam_update,
+    clip_by_global_norm,
+    momentum_update,
+    rmsprop_update,
+    sgd_update,
+)
 from portacnn.ops.windows import col2im, im2col
 
 __all__ = [
     "Cache",
+    "adagrad_update",
     "adam_update",
     "avg_pool2d",
     "avg_pool2d_backward",
+    "clip_by_global_norm",
     "col2im",
     "conv2d",
     "conv2d_backward",
@@ -30,6 +39,7 @@ __all__ = [
     "momentum_update",
     "relu",
     "relu_backward",
+    "rmsprop_update",
     "sgd_update",
     "sigmoid",
     "sigmoid_backward",
