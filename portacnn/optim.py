@@ -410,9 +410,12 @@ def make_optimizer(name: "str | Optimizer", param: Mapping[str, Any] | None = No
     """An optimizer by its name and its constructor's arguments; one that is made already is itself.
 
     Raises:
-        ArgumentError: an unknown name, an argument the optimizer does not take, or a value without a meaning.
+        ArgumentError: an unknown name, an argument the optimizer does not take, a value without a meaning; arguments for one
+            that is made already.
     """
     if isinstance(name, Optimizer):
+        if param:
+            raise ArgumentError(f"{type(name).__name__} is made already; set {', '.join(param)} where it is made")
         return name
     if not isinstance(name, str) or name.lower() not in OPTIMIZERS:
         raise ArgumentError(f"unknown optimizer {name!r}; known are {', '.join(OPTIMIZERS)}")
