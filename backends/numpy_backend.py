@@ -20,7 +20,7 @@ class NumpyBackend(Backend):
         return np.array(array)
 
     def contiguous(self, array: Array) -> Array:
-        return np.ascontiguousarray(array)
+        return np.asarray(array, order="C")  # ascontiguousarray makes (1,) of ()
 
 
 def probe() -> BackendInfo:

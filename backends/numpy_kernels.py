@@ -12,7 +12,7 @@ import numpy as np
 
 from portacnn.ops.layout import batch_first, batch_last
 from portacnn.ops.update import clip_factor, decayed, global_norm
-from portacnn.ops.windows import Windows
+from portacnn.ops.windows import Tap, Windows
 from portacnn.runtime import Kernel
 
 _BITS = {4: np.int32, 8: np.int64}  # integers as wide as the float
@@ -23,6 +23,86 @@ def _keep_where(mask: np.ndarray, values: np.ndarray, out: np.ndarray | None = N
     bits = _BITS[values.dtype.itemsize]
     every_bit = np.negative(mask.view(np.int8))  # True -> -1, all bits set
     return np.bitwise_and(values.view(bits), every_bit, out=None if out is None else out.view(bits)).view(values.dtype)
+
+
+# --- convolution ----------------------------------------------------------------------------------------------------
+#
+# Columns for a few output rows at a time: as many as fit into the cache next to the matrix product that reads them. All of
+# them at once would go out to memory and come back, and a product with few rows over that many columns is bound by just that.
+#
+# Notation as in ops/conv.py: C in-channels, O out-channels, T taps, N batch, S/OUT the spatial axes in/out.
+
+TILE_BYTES = 1 << 20
+
+
+def _tiles(x: np.ndarray, windows: Windows) -> list[Windows]:
+    """The windows in parts of a few output rows."""
+    row = x.shape[0] * prod(windows.kernel) * prod(windows.out[1:]) * x.shape[-1] * x.itemsize
+    rows = max(1, TILE_BYTES // max(row, 1))
+    out = windows.out[0]
+    return [windows.part(first, min(first + rows, out)) for first in range(0, out, rows)]
+
+
+def _fill(columns: np.ndarray, x: np.ndarray, tile: Windows) -> np.ndarray:
+    """Lay the columns (C*T, OUT*N) of one tile out in the buffer."""
+    shape = (x.shape[0], prod(tile.kernel), *tile.out, x.shape[-1])
+    columns = columns[: prod(shape)].reshape(shape)
+    if not tile.covers:
+        columns[...] = 0
+    for tap in tile.taps:
+        columns[:, tap.index][tap.reaches] = x[tap.reads]
+    return columns.reshape(shape[0] * shape[1], -1)
+
+
+def _buffer(x: np.ndarray, tiles: list[Windows]) -> np.ndarray:
+    """Room for the columns of the largest tile, the first."""
+    return np.empty(x.shape[0] * prod(tiles[0].kernel) * prod(tiles[0].out) * x.shape[-1], dtype=x.dtype)
+
+
+def conv(x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, groups: int, *, keep: bool) -> Any:
+    if groups != 1:
+        return NotImplemented
+    xt = np.ascontiguousarray(batch_last(x))  # (C, *S, N)
+    tiles = _tiles(xt, windows)
+    columns = _buffer(xt, tiles)
+    matrix = weight.reshape(weight.shape[0], -1)  # (O, C*T)
+    y = np.empty((weight.shape[0], *windows.out, xt.shape[-1]), dtype=x.dtype)
+    flat = y.reshape(weight.shape[0], -1)  # (O, OUT*N)
+    end = 0
+    for tile in tiles:
+        start, end = end, end + prod(tile.out) * xt.shape[-1]
+        part = flat[:, start:end]
+        np.matmul(matrix, _fill(columns, xt, tile), out=part)
+        if bias is not None:
+            part += bias[:, None]
+    return batch_first(y), (xt, weight, bias is not None, windows) if keep else None
+
+
+def conv_backward(dy: np.ndarray, saved: Any, *, need_dx: bool = True) -> Any:
+    xt, weight, with_bias, windows = saved
+    tiles = _tiles(xt, windows)
+    columns = _buffer(xt, tiles)
+    matrix = weight.reshape(weight.shape[0], -1)
+    flat = np.ascontiguousarray(batch_last(dy)).reshape(weight.shape[0], -1)  # (O, OUT*N)
+    dmatrix = np.zeros_like(matrix)
+    dx = np.zeros_like(xt) if need_dx else None
+    end = 0
+    for tile in tiles:
+        start, end = end, end + prod(tile.out) * xt.shape[-1]
+        part = flat[:, start:end]
+        dmatrix += part @ _fill(columns, xt, tile).T
+        if dx is not None:
+            dcolumns = (matrix.T @ part).reshape(xt.shape[0], prod(tile.kernel), *tile.out, xt.shape[-1])
+            for tap in tile.taps:
+                dx[tap.reads] += dcolumns[:, tap.index][tap.reaches]
+    return (
+        None if dx is None else batch_first(dx),
+        dmatrix.reshape(weight.shape),
+        flat.sum(axis=1) if with_bias else None,
+    )
+
+
+# --- activation and pooling -----------------------------------------------------------------------------------------
 
 
 def relu(x: np.ndarray, *, keep: bool = True) -> Any:
@@ -41,13 +121,13 @@ def max_pool(x: np.ndarray, windows: Windows, *, keep: bool) -> Any:
         return NotImplemented
     xt = np.ascontiguousarray(batch_last(x))  # (C, *S, N)
     y = np.full((xt.shape[0], *windows.out, xt.shape[-1]), -np.inf, dtype=x.dtype)
-    winner = np.zeros(y.shape, dtype=np.int8) if keep else None  # the tap whose input y is
-    for tap in windows.taps:
+    winner = np.zeros(y.shape, dtype=np.int8) if keep else None  # the tap whose input y is, as _number has it
+    for tap in reversed(windows.taps):
         here, best = xt[tap.reads], y[tap.reaches]
-        if winner is not None and tap.index:
-            number = (here > best).view(np.int8)
-            number *= np.int8(tap.index)  # taps come in rising order: the highest that was better has won
-            np.maximum(winner[tap.reaches], number, out=winner[tap.reaches])
+        if winner is not None:
+            won = (here >= best).view(np.int8)
+            won *= _number(tap, windows)  # they rise as we go back: the largest belongs to the last that won, the first
+            np.maximum(winner[tap.reaches], won, out=winner[tap.reaches])
         np.maximum(best, here, out=best)
     return batch_first(y), (xt.shape, winner, windows) if keep else None
 
@@ -58,7 +138,7 @@ def max_pool_backward(dy: np.ndarray, saved: Any) -> np.ndarray:
     apart = all(s >= d * (k - 1) + 1 for s, k, d in zip(windows.stride, windows.kernel, windows.dilation, strict=True))
     dx = np.zeros(shape, dtype=dy.dtype)
     for tap in windows.taps:
-        won = winner[tap.reaches] == tap.index
+        won = winner[tap.reaches] == _number(tap, windows)
         if apart:  # each input is in one window at most: nothing to add to
             _keep_where(won, dy[tap.reaches], out=dx[tap.reads])
         else:
@@ -66,7 +146,13 @@ def max_pool_backward(dy: np.ndarray, saved: Any) -> np.ndarray:
     return batch_first(dx)
 
 
-# The updates write where the portable ones allocate, and a step that is not ok is not computed at all: reading ``ok`` costs
+def _number(tap: Tap, windows: Windows) -> np.int8:
+    return np.int8(prod(windows.kernel) - tap.index)
+
+
+# --- updates --------------------------------------------------------------------------------------------------------
+#
+# They write where the portable ones allocate, and a step that is not ok is not computed at all: reading ``ok`` costs
 # nothing here.
 
 
@@ -211,6 +297,7 @@ def clip_by_global_norm(grads: list[Any], max_norm: Any) -> Any:
 
 
 KERNELS = {
+    "conv": Kernel(conv, conv_backward),
     "relu": Kernel(relu, relu_backward),
     "max_pool": Kernel(max_pool, max_pool_backward),
     "sgd_update": Kernel(sgd_update),

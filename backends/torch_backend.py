@@ -15,8 +15,8 @@ class TorchBackend(Backend):
     def asarray(self, host: HostArray, dtype: str | None = None) -> Array:
         import torch
 
-        source = torch.from_numpy(np.asarray(host, order="C"))  # ascontiguousarray would make (1,) of ()
-        return source.to(device=self.device, dtype=dtype and self.dtype(dtype), copy=True)
+        source = torch.from_numpy(np.array(host, order="C"))  # a copy, so that it may be read-only
+        return source.to(device=self.device, dtype=dtype and self.dtype(dtype))
 
     def to_host(self, array: Array) -> HostArray:
         return array.detach().to("cpu", copy=True).contiguous().numpy()

@@ -65,7 +65,7 @@ def conv_backward(dy: Any, saved: Any, *, need_dx: bool = True) -> Any:
 def max_pool(x: Any, windows: Windows, *, keep: bool) -> Any:
     pads = _even(windows)
     axes = len(windows.size)
-    if pads is None or axes == 1:
+    if pads is None or axes == 1 or any(p > k // 2 for p, k in zip(pads, windows.kernel, strict=True)):
         return NotImplemented
     arguments = (list(windows.kernel), list(windows.stride), pads, list(windows.dilation), _ceil_mode(windows))
     y, indices = _MAX_POOL[axes](x, *arguments, return_indices=True)

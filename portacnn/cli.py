@@ -12,7 +12,7 @@ from typing import Any
 
 from portacnn.data import load_idx_folder, load_mnist, load_mnist_sample
 from portacnn.errors import PortacnnError
-from portacnn.files import write_atomic
+from portacnn.files import write_atomically
 from portacnn.models import SimpleConvNet
 from portacnn.optim import OPTIMIZERS
 from portacnn.runtime import GRAMMAR, VARIABLE, available_backends, resolve
@@ -113,7 +113,7 @@ def _train(options: argparse.Namespace) -> int:
     if can_save:
         model.save(out / "weights.safetensors")
         print(f"weights  {out / 'weights.safetensors'}")
-    write_atomic(out / "history.csv", _history(trainer).encode())
+    write_atomically(out / "history.csv", _history(trainer).encode())
     print(f"history  {out / 'history.csv'}")
     if _can_import("matplotlib"):
         _plot(trainer, out / "accuracy.png")

@@ -1,8 +1,12 @@
-"""Models in files: safetensors, with the architecture as JSON in the header. No pickle: reading a file runs nothing in it."""
+"""Files, written whole or not at all, and models in them: safetensors, with the architecture as JSON in the header.
 
+No pickle: reading a file runs nothing that is in it.
+"""
+
+import contextlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,21 +17,26 @@ from portacnn.runtime import HostArray
 _KEY = "portacnn"
 
 
-def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write a file whole or not at all: to a neighbour first, to the disk, then renamed."""
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
+    """Write a file so that ``path`` holds either all of ``content`` or what it held before, even after a crash.
+
+    The bytes go to a temporary file in the same folder, reach the disk, and only then take the name.
+
+    Raises:
+        OSError: the folder is missing or may not be written to, the disk is full. The temporary file is removed.
+    """
     path = Path(path)
-    handle, neighbour = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    # Not tempfile: its files are private to this user, whereas a cache may be shared and should follow the umask.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
+        with open(temporary, "xb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(neighbour, 0o666 & ~mask)  # mkstemp's are for the owner only
-        os.replace(neighbour, path)
+        os.replace(temporary, path)
     except BaseException:
-        os.unlink(neighbour)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise
 
 
@@ -36,7 +45,7 @@ def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, HostArray],
     from safetensors.numpy import save
 
     contiguous = {name: array if array.flags.c_contiguous else array.copy() for name, array in tensors.items()}
-    write_atomic(path, save(contiguous, metadata={_KEY: json.dumps(header)}))
+    write_atomically(path, save(contiguous, metadata={_KEY: json.dumps(header)}))
 
 
 def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, HostArray], Any]:
@@ -48,17 +57,17 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, HostArray], An
     from safetensors import SafetensorError, safe_open
 
     path = Path(path)
-    with path.open("rb") as file:
-        start = file.read(2)
-    if start[:1] == b"\x80" or start == b"PK":
-        raise ModelFormatError(
-            f"{path} looks like a pickle or a PyTorch archive, which can run code when it is read; portacnn reads "
-            "safetensors. Where you trust it, convert it where it was made: safetensors.torch.save_file(state_dict, ...)"
-        )
+    with path.open("rb") as raw:
+        start = raw.read(2)
     try:
         with safe_open(path, framework="numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
             header = (file.metadata() or {}).get(_KEY)
         return tensors, None if header is None else json.loads(header)
-    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        if start[:1] == b"\x80" or start == b"PK":
+            raise ModelFormatError(
+                f"{path} looks like a pickle or a PyTorch archive, which can run code when it is read; portacnn reads "
+                "safetensors. Where you trust it, convert it where it was made: safetensors.torch.save_file(state_dict, ...)"
+            ) from None
         raise ModelFormatError(f"{path} is not a whole safetensors file: {error}") from error

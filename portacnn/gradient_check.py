@@ -1,8 +1,9 @@
 """Gradients by finite differences: slow, and made of nothing but forward passes, so that there is something to check against."""
 
 from collections.abc import Callable
+from itertools import product
 
-from portacnn.runtime import Array, backend_of
+from portacnn.runtime import Array, HostArray, backend_of
 
 
 def numerical_gradient(f: Callable[[], float], p: Array, h: float = 1e-4) -> Array:
@@ -20,15 +21,19 @@ def numerical_gradient(f: Callable[[], float], p: Array, h: float = 1e-4) -> Arr
     host = backend.to_host(p)
     gradient = host.copy()
 
-    def value(entry: float, index: int) -> float:
-        host.reshape(-1)[index] = entry
-        p[...] = backend.xp.asarray(host, dtype=p.dtype, device=p.device, copy=True)
+    def write(values: HostArray) -> None:
+        p[...] = backend.xp.asarray(values, dtype=p.dtype, device=p.device, copy=True)
+
+    def value(index: tuple[int, ...], entry: float) -> float:
+        changed = host.copy()
+        changed[index] = entry
+        write(changed)
         return f()
 
-    for index, entry in enumerate(host.reshape(-1).copy()):
-        difference = value(entry + h, index) - value(entry - h, index)
-        gradient.reshape(-1)[index] = difference / (2 * h)
-        value_back = host.reshape(-1)
-        value_back[index] = entry
-    p[...] = backend.xp.asarray(host, dtype=p.dtype, device=p.device, copy=True)
+    try:
+        for index in product(*(range(n) for n in p.shape)):
+            entry = float(host[index])
+            gradient[index] = (value(index, entry + h) - value(index, entry - h)) / (2 * h)
+    finally:
+        write(host)
     return backend.xp.asarray(gradient, dtype=p.dtype, device=p.device, copy=True)

@@ -415,7 +415,7 @@ def make_optimizer(name: "str | Optimizer", param: Mapping[str, Any] | None = No
     """
     if isinstance(name, Optimizer):
         if param:
-            raise ArgumentError(f"{type(name).__name__} is made already; set {', '.join(param)} where it is made")
+            raise ArgumentError(f"optimizer_param goes with an optimizer's name; {type(name).__name__} is made already")
         return name
     if not isinstance(name, str) or name.lower() not in OPTIMIZERS:
         raise ArgumentError(f"unknown optimizer {name!r}; known are {', '.join(OPTIMIZERS)}")

@@ -144,7 +144,14 @@ def _adapter(name: str) -> Adapter:
 
 def available_backends() -> list[BackendInfo]:
     """Every backend with its version and devices, or the reason why it cannot be used. Imports each library."""
-    return [_adapter(name).probe() for name in backend_names()]
+    return [_probe(name) for name in backend_names()]
+
+
+def _probe(name: str) -> BackendInfo:
+    try:
+        return _adapter(name).probe()
+    except Exception as error:  # somebody else's adapter: whatever it does, the others are to be listed
+        return BackendInfo(name, None, (), f"its adapter fails: {type(error).__name__}: {error}")
 
 
 # --- from words to a backend ----------------------------------------------------------------------------------------
@@ -189,7 +196,7 @@ def resolve(device: "str | Backend | None" = None, backend: str | None = None) -
         named, place = _split(backend)
         if named is None:
             raise BackendError(f"unknown backend {backend!r}; known are {', '.join(backend_names())}, and auto")
-        if wanted not in (None, named) or (where and place and where != place):
+        if wanted not in (None, named) or (where and place and where != place and not where.endswith(f":{place}")):
             raise BackendError(f"backend={backend!r} contradicts device={device!r}; give one of the two")
         wanted, where = named, where or place
     source = ""

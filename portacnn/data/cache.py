@@ -1,8 +1,6 @@
-"""Where downloaded data is kept on this machine, and how a file gets there whole or not at all."""
+"""Where downloaded data is kept on this machine."""
 
-import contextlib
 import os
-import secrets
 import sys
 from pathlib import Path
 
@@ -38,26 +36,3 @@ def _home() -> Path:
         raise FileNotFoundError(
             "no home folder to keep downloads in; set PORTACNN_CACHE to a folder that may be written to"
         ) from error
-
-
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file so that ``path`` holds either all of ``content`` or what it held before, even after a crash.
-
-    The bytes go to a temporary file in the same folder, reach the disk, and only then take the name.
-
-    Raises:
-        OSError: the folder is missing or may not be written to, the disk is full. The temporary file is removed.
-    """
-    path = Path(path)
-    # Not tempfile: its files are private to this user, whereas a cache may be shared and should follow the umask.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise

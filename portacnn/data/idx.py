@@ -23,8 +23,8 @@ from typing import IO, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from portacnn.data.cache import write_atomically
 from portacnn.errors import ArrayError, DataFormatError, ShapeError
+from portacnn.files import write_atomically
 
 _TYPES: dict[int, np.dtype[Any]] = {
     0x08: np.dtype(">u1"),

@@ -7,6 +7,9 @@ each from the seed and its own path. A parameter's array stays the same object u
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from inspect import Parameter as Parameter_
 from inspect import signature
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -159,23 +162,33 @@ class Layer:
         """
         if dtype not in ("float32", "float64"):
             raise ArgumentError(f'dtype must be "float32" or "float64", got {dtype!r}')
-        shape = tuple(int(n) for n in input_shape)
-        if any(n < 1 for n in shape):
-            raise ShapeError(
-                f"input_shape must be positive numbers without the batch, got {tuple(input_shape)}", self.where
-            )
+        shape = _sample_shape(input_shape, self.where)
         backend, seed = resolve(device), check_seed(seed)
-        self.plan(shape)
-        for layer in self.walk():
+        layers = list(self.walk())
+        before = [(layer.path, layer.input_shape, layer.output_shape, layer._declared) for layer in layers]
+        try:
+            self.plan(shape)
+            state = _state.get()
+            if state is not None:
+                declared = {layer._full(name): spec.shape for layer in layers for name, spec in layer._declared.items()}
+                _check_state(declared, state, self.where)
+        except PortacnnError:
+            for layer, kept in zip(layers, before, strict=True):
+                layer.path, layer.input_shape, layer.output_shape, layer._declared = kept
+            raise
+        for layer in layers:
             layer.backend, layer.dtype, layer.grads, layer._cache = backend, dtype, {}, None
             for name, (param_shape, init, fan_in, fan_out) in layer._declared.items():
-                draws = generator(seed, layer._full(name))
-                layer.params[name] = backend.asarray(rule(init)(draws, param_shape, fan_in, fan_out), dtype)
+                path = layer._full(name)
+                drawn = (
+                    rule(init)(generator(seed, path), param_shape, fan_in, fan_out) if state is None else state[path]
+                )
+                layer.params[name] = backend.asarray(drawn, dtype)
         return self
 
     def plan(self, shape: Shape, path: str = "") -> Shape:
         """Give this layer and all below their paths, check every shape on the way; allocates nothing."""
-        self.path = path
+        self.path, self._declared = path, {}
         try:
             output = self.infer(shape)
         except PortacnnError as error:
@@ -248,32 +261,66 @@ class Layer:
             ModelFormatError: lists everything that is missing, unexpected or of another shape; nothing has changed then.
         """
         home, own = self._home(), self.named_state()
-        missing = [path for path in own if path not in state]
-        unexpected = [path for path in state if path not in own]
-        misshapen = [
-            f"{path} {tuple(state[path].shape)} (expected {tuple(own[path].shape)})"
-            for path in own
-            if path in state and tuple(state[path].shape) != tuple(own[path].shape)
-        ]
-        problems = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
-        if any(problems.values()):
-            listed = "; ".join(f"{what}: {', '.join(paths)}" for what, paths in problems.items() if paths)
-            raise ModelFormatError(f"the state does not fit this network. {listed}", self.where)
+        _check_state({path: tuple(array.shape) for path, array in own.items()}, state, self.where)
         arrays = {path: home.asarray(state[path]) for path in own}
         for path, array in arrays.items():
             own[path][...] = home.xp.astype(array, own[path].dtype)
 
     # --- description ------------------------------------------------------------------------------------------------
 
-    def arguments(self) -> dict[str, Any]:
-        """What the constructor was called with, by name, defaults left out."""
+    def arguments(self) -> tuple[list[Any], dict[str, Any]]:
+        """What the constructor was called with, defaults left out: what came under ``*``, and the rest by name."""
         args, kwargs = self._made_with
-        bound = signature(type(self)).bind(*args, **kwargs).arguments
-        for parameter in signature(type(self)).parameters.values():
-            if parameter.kind is parameter.VAR_KEYWORD:
-                bound |= bound.pop(parameter.name, {})
-        return dict(bound)
+        parameters = signature(type(self)).parameters
+        several: list[Any] = []
+        named: dict[str, Any] = {}
+        for name, value in signature(type(self)).bind(*args, **kwargs).arguments.items():
+            if parameters[name].kind is Parameter_.VAR_POSITIONAL:
+                several.extend(value)
+            elif parameters[name].kind is Parameter_.VAR_KEYWORD:
+                named.update(value)
+            else:
+                named[name] = value
+        return several, named
 
     def __repr__(self) -> str:
-        words = ", ".join(f"{name}={value!r}" for name, value in self.arguments().items())
-        return f"{type(self).__name__}({words})"
+        several, named = self.arguments()
+        words = [repr(value) for value in several] + [f"{name}={value!r}" for name, value in named.items()]
+        return f"{type(self).__name__}({', '.join(words)})"
+
+
+# --- building from a file -------------------------------------------------------------------------------------------
+
+_state: ContextVar[Mapping[str, HostArray] | None] = ContextVar("portacnn_state", default=None)
+
+
+@contextmanager
+def building_from(state: Mapping[str, HostArray]) -> Iterator[None]:
+    """Within it, ``build`` takes parameters from ``state`` and draws none; ``state`` must fit before any is allocated."""
+    token = _state.set(state)
+    try:
+        yield
+    finally:
+        _state.reset(token)
+
+
+def _check_state(own: Mapping[str, Shape], state: Mapping[str, Any], where: str) -> None:
+    """Raise ModelFormatError with everything that is missing, unexpected or of another shape."""
+    problems = {
+        "missing": [path for path in own if path not in state],
+        "unexpected": [path for path in state if path not in own],
+        "of another shape": [
+            f"{path} {tuple(state[path].shape)} (expected {shape})"
+            for path, shape in own.items()
+            if path in state and tuple(state[path].shape) != shape
+        ],
+    }
+    if any(problems.values()):
+        listed = "; ".join(f"{what}: {', '.join(paths)}" for what, paths in problems.items() if paths)
+        raise ModelFormatError(f"the state does not fit this network. {listed}", where)
+
+
+def _sample_shape(shape: Sequence[int], where: str) -> Shape:
+    if not isinstance(shape, Sequence) or not all(hasattr(n, "__index__") and n >= 1 for n in shape):
+        raise ShapeError(f"input_shape must be positive numbers without the batch, got {shape!r}", where)
+    return tuple(int(n) for n in shape)

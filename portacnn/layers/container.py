@@ -15,7 +15,10 @@ class Sequential(Layer):
         for name, layer in [*((str(i), layer) for i, layer in enumerate(layers)), *named.items()]:
             if not isinstance(layer, Layer):
                 raise ArgumentError(f"{name!r} is no layer: {layer!r}", type(self).__name__)
-            if any(layer is other for child in self.children.values() for other in child.walk()):
+            if name in self.children:
+                raise ArgumentError(f"there are two layers called {name!r}", type(self).__name__)
+            present = {id(inner) for child in self.children.values() for inner in child.walk()}
+            if any(id(inner) in present for inner in layer.walk()):
                 raise ArgumentError(f"{name!r} is in this network already; give each place a layer of its own")
             self.children[name] = layer
 

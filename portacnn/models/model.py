@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping
 from inspect import signature
 from typing import Any, Self
 
@@ -12,8 +12,9 @@ from portacnn.errors import ArgumentError, ArrayError, ModelFormatError, Portacn
 from portacnn.files import load_tensors, save_tensors
 from portacnn.gradient_check import numerical_gradient
 from portacnn.layers import Layer, Sequential
+from portacnn.layers.base import building_from
 from portacnn.ops.layout import pack
-from portacnn.runtime import Array, Backend, backend_of, describe, dtype_name, is_float
+from portacnn.runtime import Array, Backend, backend_of, describe, dtype_name, is_float, resolve
 
 
 class Model(Sequential):
@@ -73,7 +74,7 @@ class Model(Sequential):
         """
         if batch_size < 1:
             raise ArgumentError(f"batch_size must be at least 1, got {batch_size}", self.where)
-        count = x.shape[0]
+        count = _count(x)
         if count <= batch_size:
             return self.forward(self._batch(x), keep=False)
         starts = range(0, count, batch_size)
@@ -88,7 +89,7 @@ class Model(Sequential):
 
     def accuracy(self, x: Array, t: Array, batch_size: int = 256) -> float:
         """The share of images x whose largest logit is their label's; every one counts, the last short batch too."""
-        if x.shape[0] == 0:
+        if _count(x) == 0:
             raise ArgumentError("the accuracy over no images is not defined", self.where)
         return self.count_correct(x, self.labels(t, x.shape[0]), batch_size) / x.shape[0]
 
@@ -131,24 +132,46 @@ class Model(Sequential):
         Raises:
             ModelFormatError: not a file of portacnn's, cut short, or of another class than asked for.
         """
+        backend = resolve(device)
         tensors, header = load_tensors(path)
         try:
             if header["format"] != 1:
-                raise ModelFormatError(
-                    f"{path} is of format {header['format']!r}, this version reads 1; upgrade portacnn"
-                )
-            model = _rebuild(header["model"], device=device, dtype=header["dtype"])
-            if not isinstance(model, Model) or not isinstance(model, cls):
-                raise ModelFormatError(f"{path} holds a {type(model).__name__}, expected a {cls.__name__}")
-            if model.backend is None:
-                model.build(header["input_shape"], device=device, dtype=header["dtype"], seed=0)
-        except (KeyError, TypeError, ArgumentError, ShapeError) as error:
-            raise ModelFormatError(f"{path} does not say how to build its model, or not rightly: {error!r}") from error
-        try:
-            model.load_state_dict(tensors)
-        except PortacnnError as error:
+                raise ModelFormatError(f"it is of format {header['format']!r}, this version reads 1; upgrade portacnn")
+            with building_from(tensors):
+                model = _rebuild(header["model"], device=backend, dtype=header["dtype"])
+                if not isinstance(model, cls):
+                    raise ModelFormatError(f"holds a {type(model).__name__}, expected a {cls.__name__}")
+                if model.backend is None:
+                    model.build(header["input_shape"], device=backend, dtype=header["dtype"])
+        except ModelFormatError as error:
             raise error.at(str(path), over=True)
+        except _NONSENSE as error:
+            what = f"{type(error).__name__}: {error}"
+            raise ModelFormatError(
+                f"it does not say how to build its model, or not rightly: {what}", str(path)
+            ) from error
         return model
+
+
+# What JSON made by others can bring a constructor to.
+_NONSENSE = (
+    PortacnnError,
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
+
+def _count(x: Array) -> int:
+    """How many images there are in x, once it has proved to be an array with a first axis."""
+    backend_of(x)
+    if x.ndim < 1:
+        raise ShapeError(f"expected images (N, C, H, W), got {describe(x)}")
+    return x.shape[0]
 
 
 _NOT_SAVED = ("device", "seed", "dtype")
@@ -156,20 +179,36 @@ _NOT_SAVED = ("device", "seed", "dtype")
 
 def _describe(layer: Layer) -> dict[str, Any]:
     """A layer as JSON: its class and its constructor's arguments, layers among them described in turn."""
-
-    def plain(value: Any) -> Any:
-        return _describe(value) if isinstance(value, Layer) else value
-
-    arguments = {name: value for name, value in layer.arguments().items() if name not in _NOT_SAVED}
-    positional = [plain(value) for value in arguments.pop("layers", ())]
-    described = {"class": type(layer).__name__, "arguments": {name: plain(value) for name, value in arguments.items()}}
-    if positional:
-        described["layers"] = positional
+    several, named = layer.arguments()
+    explicit = signature(type(layer)).parameters
+    described: dict[str, Any] = {
+        "class": type(layer).__name__,
+        "arguments": {
+            name: _plain(value) for name, value in named.items() if not (name in _NOT_SAVED and name in explicit)
+        },
+    }
+    if several:
+        described["layers"] = [_plain(value) for value in several]
     try:
         json.dumps(described)
     except TypeError as error:
         raise ArgumentError(f"cannot be saved: {error}", layer.where) from error
     return described
+
+
+def _plain(value: Any) -> Any:
+    """An argument as JSON has it: layers described, numbers of any library as Python's."""
+    if isinstance(value, Layer):
+        return _describe(value)
+    if isinstance(value, Mapping):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if value is None or isinstance(value, bool | int | str | float):
+        return value
+    if hasattr(value, "__index__"):
+        return int(value)
+    return float(value) if hasattr(value, "__float__") else value
 
 
 def _rebuild(described: Any, **building: Any) -> Layer:
@@ -181,7 +220,7 @@ def _rebuild(described: Any, **building: Any) -> Layer:
     def made(value: Any) -> Any:
         return _rebuild(value) if isinstance(value, dict) and "class" in value else value
 
-    layers: Sequence[Any] = [made(value) for value in described.get("layers", ())]
+    layers = [made(value) for value in described.get("layers", ())]
     taken = {name: value for name, value in building.items() if name in signature(kind).parameters}
     return kind(*layers, **{name: made(value) for name, value in described["arguments"].items()}, **taken)
 

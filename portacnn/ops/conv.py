@@ -105,13 +105,16 @@ def conv_windows(
         raise ShapeError(f"expected an input (N, C, {AXES[axes]}), got {x.ndim} axes (input {describe(x)})", name)
     if len(weight_shape) != axes + 2:
         raise ShapeError(f"expected a weight (O, C/groups, {AXES[axes]}), got shape {weight_shape}", name)
+    try:
+        per_axis("groups", groups, 1, 1)
+    except PortacnnError as error:
+        raise error.at(name)
     channels = weight_shape[1] * groups
     if x.shape[1] != channels:
         raise ShapeError(f"expected {channels} input channels, got {x.shape[1]} (input {describe(x)})", name)
     if weight_shape[0] % groups:
         raise ShapeError(f"{weight_shape[0]} output channels do not split into {groups} groups", name)
     try:
-        per_axis("groups", groups, 1, 1)
         return Windows.of(x.shape[2:], weight_shape[2:], stride, padding, dilation)
     except PortacnnError as error:
         raise error.at(name)

@@ -85,13 +85,18 @@ def softmax_cross_entropy(
     by_class = 1.0 if weight is None else xp.reshape(weight, along_classes)
     indices = target.ndim < logits.ndim
     if indices:
+        target = xp.astype(target, xp.int64)  # bytes can neither name 300 classes nor be compared with -100
         labels = xp.expand_dims(target, axis=1)
-        one_hot = labels == xp.reshape(xp.arange(classes, dtype=target.dtype, device=device), along_classes)
+        one_hot = labels == xp.reshape(xp.arange(classes, dtype=xp.int64, device=device), along_classes)
         p = xp.astype(one_hot, dtype)
         counts = xp.astype(labels != ignore_index, dtype)
     else:
         p, counts = xp.astype(target, dtype), 1.0
-    count = xp.sum(by_class * p * counts) if indices else float(logits.shape[0] * prod(logits.shape[2:]))
+    if indices:
+        count = xp.sum(by_class * p * counts)
+        count = xp.where(count == 0, float("nan"), count)  # the mean of nothing is NaN, and no division by zero
+    else:
+        count = float(logits.shape[0] * prod(logits.shape[2:])) or float("nan")
     if label_smoothing:
         p = (1.0 - label_smoothing) * p + label_smoothing / classes
     q = by_class * p * counts  # (N, C, ...)

@@ -6,6 +6,7 @@ never anyone's maximum.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -25,10 +26,10 @@ def max_pool(x: Array, windows: Windows, *, keep: bool) -> tuple[Array, tuple | 
     shape = (xt.shape[0], *windows.out, xt.shape[-1])
     y = xp.full(shape, -float("inf"), dtype=x.dtype, device=x.device)
     winner = xp.zeros(shape, dtype=_counter(xp, windows), device=x.device) if keep else None  # whose input y is
-    for tap in windows.taps:
+    for tap in reversed(windows.taps):  # backwards, so that of equal inputs the first is the last to win
         here, seen = xt[tap.reads], tap.reaches
         if winner is not None:
-            winner[seen] = xp.where(here > y[seen], tap.index, winner[seen])
+            winner[seen] = xp.where(here >= y[seen], tap.index, winner[seen])
         y[seen] = xp.maximum(y[seen], here)
     return batch_first(y), (xt.shape, winner, windows) if keep else None
 
@@ -115,7 +116,17 @@ def pool_windows(
                 f"padding {(before, after)} is more than half of the kernel {d * (k - 1) + 1}: "
                 "some windows would see nothing but padding"
             )
+    if _unseen(windows):
+        raise ArgumentError(f"padding {windows.pads} leaves windows of the kernel {windows.kernel} nothing else to see")
     return windows
+
+
+@lru_cache(maxsize=4096)
+def _unseen(windows: Windows) -> bool:
+    """Whether some window has every tap in the padding, as can be with dilation."""
+    axes = range(len(windows.out))
+    seen = [{o for tap in windows.taps for o in range(windows.out[i])[tap.reaches[i + 1]]} for i in axes]
+    return any(len(seen[i]) < windows.out[i] for i in axes)
 
 
 def _checked(name: str, axes: int, x: Array, *geometry: Any) -> Windows:

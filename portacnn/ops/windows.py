@@ -10,7 +10,7 @@ beyond the range read zeros (convolution) or nothing (pooling).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import product
 from math import prod
@@ -33,7 +33,7 @@ class Tap:
     reaches: tuple[slice, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Windows:
     """The geometry of one convolution or pooling, for one input size. Made, checked and remembered by ``Windows.of``."""
 
@@ -51,6 +51,10 @@ class Windows:
         return len(self.taps) == prod(self.kernel) and all(
             r == slice(0, n) for tap in self.taps for r, n in zip(tap.reaches[1:-1], self.out, strict=True)
         )
+
+    def part(self, first: int, last: int) -> "Windows":
+        """The same windows, but only the outputs first <= o < last of the first spatial axis, counted from 0."""
+        return _part(self, first, last)
 
     @staticmethod
     def of(
@@ -74,26 +78,37 @@ class Windows:
             ArgumentError: for numbers that mean nothing.
             ShapeError: for a kernel larger than the padded input.
         """
-        if isinstance(padding, list):
-            padding = tuple(tuple(p) if isinstance(p, list) else p for p in padding)
-        return _windows(tuple(size), _key(kernel), _key(stride), padding, _key(dilation), bool(ceil_mode))
+        pads = padding if isinstance(padding, str) else _whole("padding", padding)
+        return _windows(
+            tuple(size),
+            _whole("kernel_size", kernel),
+            _whole("stride", stride),
+            pads,
+            _whole("dilation", dilation),
+            bool(ceil_mode),
+        )
 
 
-def _key(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _whole(name: str, value: Any) -> Any:
+    """Whole numbers as ``int``, sequences of them as tuples: what the cache tells apart (2 and 2.0 are one key to it)."""
+    if type(value) is int:
+        return value
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return tuple(_whole(name, v) for v in value)
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise ArgumentError(f"{name} must be whole numbers, got {value!r}")
+    return int(value)
 
 
 def per_axis(name: str, value: Any, axes: int, least: int) -> tuple[int, ...]:
     """``3`` -> (3, 3); checks the count of numbers and that each is an integer of at least ``least``."""
-    values = tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else (value,) * axes
-    if len(values) != axes:
+    whole = _whole(name, value)
+    values = whole if isinstance(whole, tuple) else (whole,) * axes
+    if len(values) != axes or not all(isinstance(v, int) for v in values):
         raise ArgumentError(f"{name} must be a number or {axes} of them ({AXES.get(axes, '')}), got {value!r}")
-    for v in values:
-        if not isinstance(v, int) and not hasattr(v, "__index__"):
-            raise ArgumentError(f"{name} must be whole numbers, got {value!r}")
-        if v < least:
-            raise ArgumentError(f"{name} must be at least {least}, got {value!r}")
-    return tuple(int(v) for v in values)
+    if any(v < least for v in values):
+        raise ArgumentError(f"{name} must be at least {least}, got {value!r}")
+    return values
 
 
 def pads_of(
@@ -127,10 +142,10 @@ def _windows(size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, c
     extent = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True))
     padded = tuple(n + before + after for n, (before, after) in zip(size, pads, strict=True))
     if any(e > p for e, p in zip(extent, padded, strict=True)) or 0 in size:
-        spread = f", spread to {_times(extent)} by dilation" if extent != kernel else ""
+        spread = f", spread to {_times(extent)} by dilation," if extent != kernel else ""
         around = f", padded to {_times(padded)}" if padded != size else ""
         raise ShapeError(
-            f"kernel {_times(kernel)}{spread}, is larger than the input {_times(size)}{around}; "
+            f"kernel {_times(kernel)}{spread} is larger than the input {_times(size)}{around}; "
             "use a smaller kernel, more padding or a larger input"
         )
     out = []
@@ -150,6 +165,22 @@ def _windows(size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, c
             reads, reaches = zip(*ranges, strict=True)
             taps.append(Tap(index, (everything, *reads, everything), (everything, *reaches, everything)))
     return Windows(size, kernel, stride, pads, dilation, tuple(out), tuple(taps))
+
+
+@lru_cache(maxsize=4096)
+def _part(windows: Windows, first: int, last: int) -> Windows:
+    (stride, *_), (_, *others) = windows.stride, windows.out
+    taps = []
+    for tap in windows.taps:
+        channels, reads, *rest_reads = tap.reads
+        _, reaches, *rest_reaches = tap.reaches
+        low, high = max(reaches.start, first), min(reaches.stop, last)
+        if low < high:
+            start = reads.start + (low - reaches.start) * stride
+            reads = slice(start, start + (high - low - 1) * stride + 1, stride)
+            reaches = slice(low - first, high - first)
+            taps.append(Tap(tap.index, (channels, reads, *rest_reads), (channels, reaches, *rest_reaches)))
+    return replace(windows, out=(last - first, *others), taps=tuple(taps))
 
 
 def _axis_tap(offset: int, stride: int, size: int, out: int) -> tuple[slice, slice] | None:
@@ -213,9 +244,9 @@ def im2col(input_data: Array, filter_h: int, filter_w: int, stride: int = 1, pad
     Raises:
         ShapeError: not four axes, or a kernel larger than the padded image.
     """
+    xp = backend_of(input_data).xp
     if input_data.ndim != 4:
         raise ShapeError(f"expected images (N, C, H, W), got shape {tuple(input_data.shape)}", "im2col")
-    xp = backend_of(input_data).xp
     n, c, *size = input_data.shape
     windows = Windows.of(size, (filter_h, filter_w), stride, pad)
     columns = gather(batch_last(input_data), windows)  # (C, T, OH, OW, N)
