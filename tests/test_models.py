@@ -186,6 +186,38 @@ def twin(name, device, dtype="float64"):
     return torch, ours, theirs
 
 
+FULL_SIZE = {
+    "alexnet": (AlexNet, {}, lambda t: t.alexnet(1000, 3)),
+    "vgg11": (VGG11, {}, lambda t: t.VGG("A", 1000, 3, False)),
+    "vgg16": (VGG16, {}, lambda t: t.VGG("D", 1000, 3, False)),
+    "vgg16-bn": (VGG16, {"batch_norm": True}, lambda t: t.VGG("D", 1000, 3, True)),
+    "resnet18": (ResNet18, {}, lambda t: t.ResNet(t.BasicBlock, (2, 2, 2, 2), 1000, 3)),
+    "resnet50": (ResNet50, {}, lambda t: t.ResNet(t.Bottleneck, (3, 4, 6, 3), 1000, 3)),
+}
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_full_size_keys_and_shapes(only_planned, name):
+    torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
+    import twins
+
+    kind, arguments, make = FULL_SIZE[name]
+    ours = kind(**arguments)
+    with torch.device("meta"):
+        theirs = make(twins)
+    declared = {
+        f"{layer.path}.{name}": spec.shape
+        for layer in ours.walk()
+        for specs in (layer._declared, layer._declared_buffers)
+        for name, spec in specs.items()
+    }
+    assert list(declared.items()) == [(key, tuple(value.shape)) for key, value in theirs.state_dict().items()]
+    if name.startswith("vgg"):
+        for part in ("features", "classifier"):
+            kinds = [type(layer).__name__ for layer in ours.children[part].children.values()]
+            assert kinds == [type(layer).__name__ for layer in getattr(theirs, part)]
+
+
 def compare(here, name, tolerance=1e-9, count=4):
     """A training step and a look afterwards, with the weights of one in the other."""
     torch, ours, theirs = twin(name, here.device)
@@ -231,21 +263,17 @@ def test_a_step_of_the_twin_of_a_large_model(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", [AlexNet, VGG16, ResNet50])
+@pytest.mark.parametrize("name", ["alexnet", "vgg16", "resnet50"])
 @pytest.mark.parametrize("device", ["numpy", "torch"])
-def test_full_size(kind, device):
+def test_full_size(name, device):
     """A photograph's size through the whole thing, in float32, and with all its weights."""
     torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
     import twins
 
-    make = {
-        AlexNet: lambda: twins.alexnet(1000, 3),
-        VGG16: lambda: twins.VGG("D", 1000, 3, False),
-        ResNet50: lambda: twins.ResNet(twins.Bottleneck, (3, 4, 6, 3), 1000, 3),
-    }[kind]
+    kind, _, make = FULL_SIZE[name]
     ours = kind(seed=0, device=device)
     with torch.device("meta"):
-        theirs = make()
+        theirs = make(twins)
     theirs.load_state_dict({k: torch.from_numpy(v) for k, v in ours.state_dict().items()}, strict=True, assign=True)
     x = normal(1, 3, 224, 224).astype("float32")
     got = ours.backend.to_host(ours.predict(x))
@@ -283,14 +311,16 @@ def test_lenets_first_weights():
     ("make", "std"),
     [
         (lambda: ResNet18(input_size=32, seed=0), lambda o, i, k: sqrt(2 / (o * k * k))),
-        (lambda: ResNet20(seed=0), lambda o, i, k: sqrt(2 / (i * k * k))),
+        (lambda: ResNet20(option="B", seed=0), lambda o, i, k: sqrt(2 / (i * k * k))),
         (lambda: VGG11(input_size=32, hidden_size=8, seed=0), lambda o, i, k: sqrt(2 / (o * k * k))),
         (lambda: DeepConvNet(seed=0), lambda o, i, k: sqrt(2 / (i * k * k))),
     ],
 )
 def test_convolutions_start_by_hes_rule(make, std):
     state = make().state_dict()
-    kernels = {path: value for path, value in state.items() if value.ndim == 4 and value.size > 2000}
+    kernels = {
+        path: value for path, value in state.items() if value.ndim == 4 and value.size > 2000
+    }  # enough for a spread
     assert len(kernels) > 4
     for path, value in kernels.items():
         assert value.std() == pytest.approx(std(*value.shape[:3]), rel=0.05), path
