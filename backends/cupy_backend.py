@@ -18,8 +18,8 @@ class CupyBackend(Backend):
     so whoever allocates enters ``self.device`` first.
     """
 
-    def __str__(self) -> str:
-        return f"cupy on cuda:{self.device.id}"
+    def place(self, device: Any) -> str:
+        return f"cuda:{device.id}"
 
     def asarray(self, host: HostArray, dtype: str | None = None) -> Array:
         import cupy as cp

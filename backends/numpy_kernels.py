@@ -121,13 +121,17 @@ def max_pool(x: np.ndarray, windows: Windows, *, keep: bool) -> Any:
     if x.dtype.itemsize not in _BITS or prod(windows.kernel) > 127:
         return NotImplemented
     xt = np.ascontiguousarray(batch_last(x))  # (C, *S, N)
-    y = np.full((xt.shape[0], *windows.out, xt.shape[-1]), -np.inf, dtype=x.dtype)
-    winner = np.zeros(y.shape, dtype=np.int8) if keep else None  # the tap whose input y is, as _number has it
-    for tap in reversed(windows.taps):
+    shape, taps = (xt.shape[0], *windows.out, xt.shape[-1]), list(reversed(windows.taps))
+    winner = np.zeros(shape, dtype=np.int8) if keep else None  # the tap whose input y is, as _number has it
+    if winner is not None and windows.covers:
+        winner += _number(taps[0], windows)
+    y = xt[taps.pop(0).reads].copy() if windows.covers else np.full(shape, -np.inf, dtype=x.dtype)
+    for tap in taps:
         here, best = xt[tap.reads], y[tap.reaches]
         if winner is not None:
-            won = (here >= best).view(np.int8)
-            won *= _number(tap, windows)  # they rise as we go back: the largest belongs to the last that won, the first
+            won = np.less(here, best).view(np.int8)
+            won -= 1  # 0 where less, every bit where not: of NaN too
+            won &= _number(tap, windows)  # they rise as we go back: the largest belongs to the last that won, the first
             np.maximum(winner[tap.reaches], won, out=winner[tap.reaches])
         np.maximum(best, here, out=best)
     return batch_first(y), (xt.shape, winner, windows) if keep else None

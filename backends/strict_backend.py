@@ -1,6 +1,7 @@
 """array-api-strict: the standard and nothing else, for tests. Its ``device1`` stands in for a GPU where there is none."""
 
 from importlib.metadata import version
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,9 @@ _REMEDY = "array-api-strict is not installed: pip install array-api-strict"
 
 class StrictBackend(Backend):
     """array_api_strict arrays on one of the library's make-believe devices."""
+
+    def place(self, device: Any) -> str:
+        return _word(device)
 
     def to_host(self, array: Array) -> HostArray:
         return np.array(array.to_device(self.xp.Device("CPU_DEVICE")))

@@ -67,7 +67,11 @@ class Backend:
     kernels: Mapping[str, Kernel] = field(default_factory=dict, repr=False, compare=False)
 
     def __str__(self) -> str:
-        return f"{self.name} on {self.device}"
+        return f"{self.name} on {self.place(self.device)}"
+
+    def place(self, device: Any) -> str:
+        """A device of this library in the words that ``resolve`` takes."""
+        return str(device)
 
     def dtype(self, name: str) -> Any:
         """The library's dtype object for a standard name such as "float32"."""
@@ -276,8 +280,8 @@ def is_float(xp: Any, dtype: Any) -> bool:
 def describe(array: Array) -> str:
     """``100x6x14x14, cupy float32 on cuda:0``, for error messages."""
     try:
-        name = backend_of(array).name
+        backend = backend_of(array)
     except ArrayError:
         return f"{type(array).__module__}.{type(array).__qualname__}"
     shape = "x".join(str(n) for n in array.shape) or "0-dimensional"
-    return f"{shape}, {name} {dtype_name(array)} on {array.device}"
+    return f"{shape}, {backend.name} {dtype_name(array)} on {backend.place(array.device)}"

@@ -1,8 +1,9 @@
 """One suite, run once for every backend that is here.
 
 ``backend`` is a fixture over NumPy, NumPy with read-only inputs, array-api-strict on its CPU and on ``device1``, torch, and
-CuPy and torch on CUDA where there is a GPU. ``PORTACNN_TEST_BACKENDS=cupy,torch`` asks for some by name; one that is asked
-for and missing fails. ``device1`` stands in for a GPU: there, everything that would carry a value to the host unasked raises.
+CuPy and torch on CUDA where there is a GPU; the header of a run says why any of them is left out.
+``PORTACNN_TEST_BACKENDS=cupy,torch`` asks for some by name, and one that is asked for and missing fails. ``device1`` stands
+in for a GPU: there, everything that would carry a value to the host unasked raises.
 """
 
 import os
@@ -92,11 +93,29 @@ def transfer_trap() -> Iterator[None]:
         array_api_strict.reset_array_api_strict_flags()
 
 
-@pytest.fixture(scope="session", params=_asked or list(BACKENDS))
-def backend(request: pytest.FixtureRequest) -> Here:
+def _resolved(name: str) -> Backend | BackendError:
     try:
-        return Here(request.param, resolve(BACKENDS[request.param]))
+        return resolve(BACKENDS[name])
     except BackendError as error:
-        if _asked:
-            pytest.fail(f"PORTACNN_TEST_BACKENDS asks for {request.param}: {error}")
-        pytest.skip(str(error))
+        return error
+
+
+_found = {name: _resolved(name) for name in _asked or BACKENDS}
+
+
+def pytest_report_header() -> list[str]:
+    """Which backends the suite runs on, and why the others are left out."""
+    return [
+        f"backend {name}: {f'left out: {found}' if isinstance(found, BackendError) else f'tested, {found}'}"
+        for name, found in _found.items()
+    ]
+
+
+@pytest.fixture(
+    scope="session", params=[name for name in _found if _asked or not isinstance(_found[name], BackendError)]
+)
+def backend(request: pytest.FixtureRequest) -> Here:
+    found = _found[request.param]
+    if isinstance(found, BackendError):
+        pytest.fail(f"PORTACNN_TEST_BACKENDS asks for {request.param}: {found}")
+    return Here(request.param, found)

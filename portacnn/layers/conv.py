@@ -1,30 +1,102 @@
-"""Convolution layers."""
+"""Convolution layers, and transposed ones, in one, two and three dimensions.
+
+Notation: C in-channels, O out-channels, S/OUT the spatial axes in/out (W; H, W; or D, H, W), K the kernel.
+"""
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any, ClassVar
 
 from portacnn import ops
-from portacnn.errors import ArgumentError, ShapeError
+from portacnn.errors import ArgumentError, PortacnnError, ShapeError
 from portacnn.init import Initializer
 from portacnn.layers.base import Layer, Shape
-from portacnn.ops.windows import Padding, Windows, per_axis
+from portacnn.ops.pad import check_pads
+from portacnn.ops.windows import Padding, Windows, check_output_padding, pads_of, per_axis
 from portacnn.runtime import Array
 
+SAMPLES = {1: "(C, W)", 2: "(C, H, W)", 3: "(C, D, H, W)"}
+PADDING_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
 
-class Conv2d(Layer):
-    """Two-dimensional convolution, as torch.nn.Conv2d: x (N, C, H, W) -> y (N, O, OH, OW).
+
+def spatial(shape: Shape, axes: int) -> tuple[int, ...]:
+    """The spatial part of one sample's shape, which must have this many such axes."""
+    if len(shape) != axes + 1:
+        raise ShapeError(f"expected samples {SAMPLES[axes]}, got {shape}")
+    return shape[1:]
+
+
+class _Convolving(Layer):
+    """What convolution layers share with transposed ones: channels, groups and parameters."""
+
+    axes: ClassVar[int]
+    op: ClassVar[Any]
+    op_backward: ClassVar[Any]
+
+    def _check(
+        self,
+        in_channels: int | None,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int],
+        padding: Padding,
+        dilation: int | Sequence[int],
+        groups: int,
+        bias: bool,
+        weight_init: Initializer,
+        bias_init: Initializer,
+    ) -> None:
+        """The constructor's common part."""
+        try:
+            self.in_channels = in_channels
+            (self.out_channels,) = per_axis("out_channels", out_channels, 1, 1)
+            self.kernel_size = per_axis("kernel_size", kernel_size, self.axes, 1)
+            self.stride = per_axis("stride", stride, self.axes, 1)
+            self.dilation = per_axis("dilation", dilation, self.axes, 1)
+            pads_of(padding, (1,) * self.axes, self.kernel_size, self.stride, self.dilation)
+            self.padding = padding
+            (self.groups,) = per_axis("groups", groups, 1, 1)
+            for channels in (in_channels, out_channels):
+                if channels is not None and (channels < 1 or channels % groups):
+                    raise ArgumentError(f"{channels} channels do not split into {groups} groups")
+        except PortacnnError as error:
+            raise error.at(type(self).__name__)
+        self.bias, self.weight_init, self.bias_init = bias, weight_init, bias_init
+
+    def _channels(self, shape: Shape) -> int:
+        """C of samples of this shape, checked."""
+        spatial(shape, self.axes)
+        channels = shape[0]
+        if channels != (self.in_channels or channels):
+            raise ShapeError(f"expected {self.in_channels} input channels, got {channels} (samples {shape})")
+        if channels % self.groups:
+            raise ShapeError(f"{channels} input channels do not split into {self.groups} groups")
+        return channels
+
+    def _declare(self, weight: Shape) -> None:
+        """The weight, (out, in / groups, *K) of the convolution it belongs to, and the bias; fans as PyTorch counts them."""
+        # PyTorch takes fan_in from the weight's second axis even where, in a transposed convolution, that is the output's.
+        fans = {"fan_in": prod(weight[1:]), "fan_out": weight[0] // self.groups * prod(self.kernel_size)}
+        self.declare("weight", weight, self.weight_init, **fans)
+        if self.bias:
+            self.declare("bias", (self.out_channels,), self.bias_init, **fans)
+
+
+class Conv(_Convolving):
+    """What Conv1d, Conv2d and Conv3d share: x (N, C, *S) -> y (N, O, *OUT).
 
     Args:
         in_channels: C, or None to take it from the input's shape when the network is built.
         out_channels: O.
         kernel_size, stride, padding, dilation, groups: as for ``portacnn.ops.conv2d``.
         bias: whether there is one.
+        padding_mode: what stands in the padding: "zeros", "reflect", "replicate" or "circular" (see ``portacnn.ops.pad``).
         weight_init, bias_init: rules of ``portacnn.init``; PyTorch's by default.
 
-    Parameters: ``weight`` (O, C/groups, KH, KW), ``bias`` (O,).
+    Parameters: ``weight`` (O, C/groups, *K), ``bias`` (O,).
 
     Raises:
-        ArgumentError: numbers that mean nothing; groups that do not divide the channels.
+        ArgumentError: numbers that mean nothing; groups that do not divide the channels; an unknown padding mode.
     """
 
     def __init__(
@@ -37,55 +109,169 @@ class Conv2d(Layer):
         dilation: int | Sequence[int] = 1,
         groups: int = 1,
         bias: bool = True,
+        padding_mode: str = "zeros",
         *,
         weight_init: Initializer = "default",
         bias_init: Initializer = "default",
     ) -> None:
-        self.in_channels = in_channels
-        (self.out_channels,) = per_axis("out_channels", out_channels, 1, 1)
-        self.kernel_size = per_axis("kernel_size", kernel_size, 2, 1)
-        self.stride = per_axis("stride", stride, 2, 1)
-        self.padding = padding
-        self.dilation = per_axis("dilation", dilation, 2, 1)
-        (self.groups,) = per_axis("groups", groups, 1, 1)
-        self.bias = bias
-        self.weight_init, self.bias_init = weight_init, bias_init
-        for channels in (in_channels, out_channels):
-            if channels is not None and (channels < 1 or channels % groups):
-                raise ArgumentError(f"{channels} channels do not split into {groups} groups", type(self).__name__)
+        self._check(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            weight_init,
+            bias_init,
+        )
+        if padding_mode not in PADDING_MODES:
+            known = ", ".join(map(repr, PADDING_MODES))
+            raise ArgumentError(f"padding_mode must be one of {known}; got {padding_mode!r}", type(self).__name__)
+        self.padding_mode = padding_mode
 
     def infer(self, shape: Shape) -> Shape:
-        if len(shape) != 3:
-            raise ShapeError(f"expected samples (C, H, W), got {shape}")
-        channels, *size = shape
-        if channels != (self.in_channels or channels):
-            raise ShapeError(f"expected {self.in_channels} input channels, got {channels} (samples {shape})")
-        if channels % self.groups:
-            raise ShapeError(f"{channels} input channels do not split into {self.groups} groups")
+        channels, size = self._channels(shape), spatial(shape, self.axes)
         windows = Windows.of(size, self.kernel_size, self.stride, self.padding, self.dilation)
-        weight = (self.out_channels, channels // self.groups, *self.kernel_size)
-        fan_in, fan_out = prod(weight[1:]), self.out_channels // self.groups * prod(self.kernel_size)
-        self.declare("weight", weight, self.weight_init, fan_in=fan_in, fan_out=fan_out)
-        if self.bias:
-            self.declare("bias", (self.out_channels,), self.bias_init, fan_in=fan_in, fan_out=fan_out)
+        if self.padding_mode != "zeros":
+            check_pads(size, windows.pads, PADDING_MODES[self.padding_mode])
+        self._declare((self.out_channels, channels // self.groups, *self.kernel_size))
         return (self.out_channels, *windows.out)
 
     def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
         self._home()
-        y, cache = ops.conv2d(
+        keep = train if keep is None else keep
+        padding, margins = self.padding, None
+        if self.padding_mode != "zeros":
+            pads = pads_of(padding, x.shape[2:], self.kernel_size, self.stride, self.dilation)
+            flat = [n for pair in reversed(pads) for n in pair]
+            x, margins = ops.pad(x, flat, PADDING_MODES[self.padding_mode], keep=keep)
+            padding = 0
+        y, cache = type(self).op(
+            x,
+            self.params["weight"],
+            self.params.get("bias"),
+            stride=self.stride,
+            padding=padding,
+            dilation=self.dilation,
+            groups=self.groups,
+            keep=keep,
+        )
+        self._keep((cache, margins) if keep else None)
+        return y
+
+    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
+        cache, margins = self._kept()
+        dx, dweight, dbias = type(self).op_backward(dy, cache, need_dx=need_dx)
+        self._write_grads(weight=dweight, bias=dbias)
+        return dx if dx is None or margins is None else ops.pad_backward(dx, margins)
+
+
+class Conv1d(Conv):
+    """Convolution along one axis, as torch.nn.Conv1d: x (N, C, W) -> y (N, O, OW). Arguments: see ``Conv``."""
+
+    axes, op, op_backward = 1, ops.conv1d, ops.conv1d_backward
+
+
+class Conv2d(Conv):
+    """Two-dimensional convolution, as torch.nn.Conv2d: x (N, C, H, W) -> y (N, O, OH, OW). Arguments: see ``Conv``."""
+
+    axes, op, op_backward = 2, ops.conv2d, ops.conv2d_backward
+
+
+class Conv3d(Conv):
+    """Three-dimensional convolution, as torch.nn.Conv3d: x (N, C, D, H, W) -> y (N, O, OD, OH, OW). See ``Conv``."""
+
+    axes, op, op_backward = 3, ops.conv3d, ops.conv3d_backward
+
+
+class ConvTranspose(_Convolving):
+    """What ConvTranspose1d, ConvTranspose2d and ConvTranspose3d share: x (N, C, *S) -> y (N, O, *OUT).
+
+    Args:
+        in_channels: C, or None to take it from the input's shape when the network is built.
+        out_channels: O.
+        kernel_size, stride, padding, output_padding, groups, dilation: as for ``portacnn.ops.conv_transpose2d``.
+        bias: whether there is one.
+        weight_init, bias_init: rules of ``portacnn.init``; PyTorch's by default.
+
+    Parameters: ``weight`` (C, O/groups, *K), ``bias`` (O,).
+
+    Raises:
+        ArgumentError: numbers that mean nothing; groups that do not divide the channels; an output_padding that is not
+            below the stride or the dilation.
+    """
+
+    def __init__(
+        self,
+        in_channels: int | None,
+        out_channels: int,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: Padding = 0,
+        output_padding: int | Sequence[int] = 0,
+        groups: int = 1,
+        bias: bool = True,
+        dilation: int | Sequence[int] = 1,
+        *,
+        weight_init: Initializer = "default",
+        bias_init: Initializer = "default",
+    ) -> None:
+        self._check(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, weight_init, bias_init
+        )
+        try:
+            self.output_padding = per_axis("output_padding", output_padding, self.axes, 0)
+            check_output_padding(self.output_padding, self.stride, self.dilation)
+            if isinstance(padding, str):
+                raise ArgumentError(f"padding of a transposed convolution must be numbers, got {padding!r}")
+        except PortacnnError as error:
+            raise error.at(type(self).__name__)
+
+    def infer(self, shape: Shape) -> Shape:
+        channels, size = self._channels(shape), spatial(shape, self.axes)
+        windows = Windows.transposed(
+            size, self.kernel_size, self.stride, self.padding, self.output_padding, self.dilation
+        )
+        self._declare((channels, self.out_channels // self.groups, *self.kernel_size))
+        return (self.out_channels, *windows.size)
+
+    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
+        self._home()
+        y, cache = type(self).op(
             x,
             self.params["weight"],
             self.params.get("bias"),
             stride=self.stride,
             padding=self.padding,
-            dilation=self.dilation,
+            output_padding=self.output_padding,
             groups=self.groups,
+            dilation=self.dilation,
             keep=train if keep is None else keep,
         )
         self._keep(cache)
         return y
 
     def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
-        dx, dweight, dbias = ops.conv2d_backward(dy, self._kept(), need_dx=need_dx)
+        dx, dweight, dbias = type(self).op_backward(dy, self._kept(), need_dx=need_dx)
         self._write_grads(weight=dweight, bias=dbias)
         return dx
+
+
+class ConvTranspose1d(ConvTranspose):
+    """Transposed convolution along one axis, as torch.nn.ConvTranspose1d. Arguments: see ``ConvTranspose``."""
+
+    axes, op, op_backward = 1, ops.conv_transpose1d, ops.conv_transpose1d_backward
+
+
+class ConvTranspose2d(ConvTranspose):
+    """Two-dimensional transposed convolution, as torch.nn.ConvTranspose2d. Arguments: see ``ConvTranspose``."""
+
+    axes, op, op_backward = 2, ops.conv_transpose2d, ops.conv_transpose2d_backward
+
+
+class ConvTranspose3d(ConvTranspose):
+    """Three-dimensional transposed convolution, as torch.nn.ConvTranspose3d. Arguments: see ``ConvTranspose``."""
+
+    axes, op, op_backward = 3, ops.conv_transpose3d, ops.conv_transpose3d_backward

@@ -1,21 +1,81 @@
-"""Pooling layers."""
+"""Pooling layers, in one, two and three dimensions.
+
+Notation: C channels, S/OUT the spatial axes in/out (W; H, W; or D, H, W). All of them take x (N, C, *S) to y (N, C, *OUT).
+"""
 
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 from portacnn import ops
-from portacnn.errors import ShapeError
+from portacnn.errors import PortacnnError, ShapeError
 from portacnn.layers.base import Layer, Shape
-from portacnn.ops.pool import pool_windows
-from portacnn.ops.windows import Padding, per_axis
-from portacnn.runtime import Array
+from portacnn.layers.conv import spatial
+from portacnn.ops.adaptive import output_of
+from portacnn.ops.pool import checked_divisor, pool_windows
+from portacnn.ops.windows import Padding, pads_of, per_axis
+from portacnn.runtime import Array, backend_of
 
 
-class MaxPool2d(Layer):
-    """The maximum over each window, as torch.nn.MaxPool2d: x (N, C, H, W) -> y (N, C, OH, OW).
+class _Pooling(Layer):
+    """One op with no parameters. A subclass names the op, its options, and the shape it gives."""
+
+    axes: ClassVar[int]
+    op: ClassVar[Any]
+    op_backward: ClassVar[Any]
+
+    def _options(self) -> dict[str, Any]:
+        return {}
+
+    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
+        y, cache = type(self).op(x, **self._options(), keep=train if keep is None else keep)
+        self._keep(cache)
+        return y
+
+    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
+        return type(self).op_backward(dy, self._kept())
+
+
+class _WindowPooling(_Pooling):
+    """Pooling with a window that slides."""
+
+    def _check(
+        self,
+        kernel_size: int | Sequence[int],
+        stride: int | Sequence[int] | None,
+        padding: Padding,
+        dilation: int | Sequence[int],
+        ceil_mode: bool,
+    ) -> None:
+        """The constructor's common part."""
+        try:
+            self.kernel_size = per_axis("kernel_size", kernel_size, self.axes, 1)
+            self.stride = self.kernel_size if stride is None else per_axis("stride", stride, self.axes, 1)
+            self.dilation = per_axis("dilation", dilation, self.axes, 1)
+            pads_of(padding, (1,) * self.axes, self.kernel_size, self.stride, self.dilation)
+        except PortacnnError as error:
+            raise error.at(type(self).__name__)
+        self.padding, self.ceil_mode = padding, ceil_mode
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "kernel_size": self.kernel_size,
+            "stride": self.stride,
+            "padding": self.padding,
+            "ceil_mode": self.ceil_mode,
+        }
+
+    def infer(self, shape: Shape) -> Shape:
+        size = spatial(shape, self.axes)
+        windows = pool_windows(size, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
+        return (shape[0], *windows.out)
+
+
+class MaxPool(_WindowPooling):
+    """What MaxPool1d, MaxPool2d and MaxPool3d share: the maximum over each window.
 
     Args:
-        kernel_size, stride, padding, dilation, ceil_mode: as for ``portacnn.ops.max_pool2d``; without ``ceil_mode``, rows
-            and columns at the end that fill no window are left out.
+        kernel_size, stride, padding, dilation, ceil_mode: as for ``portacnn.ops.max_pool2d``; without ``ceil_mode``, cells
+            at the end that fill no window are left out.
     """
 
     def __init__(
@@ -26,37 +86,35 @@ class MaxPool2d(Layer):
         dilation: int | Sequence[int] = 1,
         ceil_mode: bool = False,
     ) -> None:
-        self.kernel_size = per_axis("kernel_size", kernel_size, 2, 1)
-        self.stride = self.kernel_size if stride is None else per_axis("stride", stride, 2, 1)
-        self.padding = padding
-        self.dilation = per_axis("dilation", dilation, 2, 1)
-        self.ceil_mode = ceil_mode
+        self._check(kernel_size, stride, padding, dilation, ceil_mode)
 
-    def infer(self, shape: Shape) -> Shape:
-        return _pooled(shape, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
-
-    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
-        y, cache = ops.max_pool2d(
-            x,
-            self.kernel_size,
-            stride=self.stride,
-            padding=self.padding,
-            dilation=self.dilation,
-            ceil_mode=self.ceil_mode,
-            keep=train if keep is None else keep,
-        )
-        self._keep(cache)
-        return y
-
-    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
-        return ops.max_pool2d_backward(dy, self._kept())
+    def _options(self) -> dict[str, Any]:
+        return {**super()._options(), "dilation": self.dilation}
 
 
-class AvgPool2d(Layer):
-    """The mean over each window, as torch.nn.AvgPool2d: x (N, C, H, W) -> y (N, C, OH, OW).
+class MaxPool1d(MaxPool):
+    """The maximum over each window, as torch.nn.MaxPool1d. Arguments: see ``MaxPool``."""
+
+    axes, op, op_backward = 1, ops.max_pool1d, ops.max_pool1d_backward
+
+
+class MaxPool2d(MaxPool):
+    """The maximum over each window, as torch.nn.MaxPool2d. Arguments: see ``MaxPool``."""
+
+    axes, op, op_backward = 2, ops.max_pool2d, ops.max_pool2d_backward
+
+
+class MaxPool3d(MaxPool):
+    """The maximum over each window, as torch.nn.MaxPool3d. Arguments: see ``MaxPool``."""
+
+    axes, op, op_backward = 3, ops.max_pool3d, ops.max_pool3d_backward
+
+
+class AvgPool(_WindowPooling):
+    """What AvgPool1d, AvgPool2d and AvgPool3d share: the mean over each window.
 
     Args:
-        kernel_size, stride, padding, ceil_mode, count_include_pad: as for ``portacnn.ops.avg_pool2d``.
+        kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override: as for ``portacnn.ops.avg_pool2d``.
     """
 
     def __init__(
@@ -66,41 +124,137 @@ class AvgPool2d(Layer):
         padding: Padding = 0,
         ceil_mode: bool = False,
         count_include_pad: bool = True,
+        divisor_override: int | None = None,
     ) -> None:
-        self.kernel_size = per_axis("kernel_size", kernel_size, 2, 1)
-        self.stride = self.kernel_size if stride is None else per_axis("stride", stride, 2, 1)
-        self.padding = padding
-        self.ceil_mode = ceil_mode
+        self._check(kernel_size, stride, padding, 1, ceil_mode)
         self.count_include_pad = count_include_pad
+        self.divisor_override = checked_divisor(divisor_override, type(self).__name__)
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            **super()._options(),
+            "count_include_pad": self.count_include_pad,
+            "divisor_override": self.divisor_override,
+        }
+
+
+class AvgPool1d(AvgPool):
+    """The mean over each window, as torch.nn.AvgPool1d. Arguments: see ``AvgPool``."""
+
+    axes, op, op_backward = 1, ops.avg_pool1d, ops.avg_pool1d_backward
+
+
+class AvgPool2d(AvgPool):
+    """The mean over each window, as torch.nn.AvgPool2d. Arguments: see ``AvgPool``."""
+
+    axes, op, op_backward = 2, ops.avg_pool2d, ops.avg_pool2d_backward
+
+
+class AvgPool3d(AvgPool):
+    """The mean over each window, as torch.nn.AvgPool3d. Arguments: see ``AvgPool``."""
+
+    axes, op, op_backward = 3, ops.avg_pool3d, ops.avg_pool3d_backward
+
+
+class _AdaptivePooling(_Pooling):
+    """Pooling into a given number of outputs.
+
+    Args:
+        output_size: a number, or one for each spatial axis; None where it is the input's.
+    """
+
+    def __init__(self, output_size: int | Sequence[int | None] | None) -> None:
+        try:
+            output_of(output_size, (1,) * self.axes)
+        except PortacnnError as error:
+            raise error.at(type(self).__name__)
+        self.output_size = output_size
+
+    def _options(self) -> dict[str, Any]:
+        return {"output_size": self.output_size}
 
     def infer(self, shape: Shape) -> Shape:
-        return _pooled(shape, self.kernel_size, self.stride, self.padding, (1, 1), self.ceil_mode)
+        return (shape[0], *output_of(self.output_size, spatial(shape, self.axes)))
+
+
+class AdaptiveAvgPool1d(_AdaptivePooling):
+    """The mean over each of ``output_size`` shares (a number, or None for the input's), as torch.nn.AdaptiveAvgPool1d."""
+
+    axes, op, op_backward = 1, ops.adaptive_avg_pool1d, ops.adaptive_avg_pool1d_backward
+
+
+class AdaptiveAvgPool2d(_AdaptivePooling):
+    """The mean over each of ``output_size`` shares (OH, OW), as torch.nn.AdaptiveAvgPool2d.
+
+    ``output_size``: a number or two; None where it is the input's.
+    """
+
+    axes, op, op_backward = 2, ops.adaptive_avg_pool2d, ops.adaptive_avg_pool2d_backward
+
+
+class AdaptiveAvgPool3d(_AdaptivePooling):
+    """The mean over each of ``output_size`` shares (OD, OH, OW), as torch.nn.AdaptiveAvgPool3d.
+
+    ``output_size``: a number or three; None where it is the input's.
+    """
+
+    axes, op, op_backward = 3, ops.adaptive_avg_pool3d, ops.adaptive_avg_pool3d_backward
+
+
+class AdaptiveMaxPool1d(_AdaptivePooling):
+    """The maximum over each of ``output_size`` shares, as torch.nn.AdaptiveMaxPool1d. See ``AdaptiveAvgPool1d``."""
+
+    axes, op, op_backward = 1, ops.adaptive_max_pool1d, ops.adaptive_max_pool1d_backward
+
+
+class AdaptiveMaxPool2d(_AdaptivePooling):
+    """The maximum over each of ``output_size`` shares, as torch.nn.AdaptiveMaxPool2d. See ``AdaptiveAvgPool2d``."""
+
+    axes, op, op_backward = 2, ops.adaptive_max_pool2d, ops.adaptive_max_pool2d_backward
+
+
+class AdaptiveMaxPool3d(_AdaptivePooling):
+    """The maximum over each of ``output_size`` shares, as torch.nn.AdaptiveMaxPool3d. See ``AdaptiveAvgPool3d``."""
+
+    axes, op, op_backward = 3, ops.adaptive_max_pool3d, ops.adaptive_max_pool3d_backward
+
+
+class _GlobalPooling(_Pooling):
+    """All spatial axes, of which there may be any number, pooled into one cell, or with ``flatten`` into none."""
+
+    def __init__(self, flatten: bool = False) -> None:
+        self.flatten = flatten
+
+    def infer(self, shape: Shape) -> Shape:
+        if len(shape) < 2:
+            raise ShapeError(f"expected samples (C, *S) with at least one spatial axis, got {shape}")
+        return shape[:1] if self.flatten else (shape[0],) + (1,) * (len(shape) - 1)
 
     def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
-        y, cache = ops.avg_pool2d(
-            x,
-            self.kernel_size,
-            stride=self.stride,
-            padding=self.padding,
-            ceil_mode=self.ceil_mode,
-            count_include_pad=self.count_include_pad,
-            keep=train if keep is None else keep,
-        )
-        self._keep(cache)
-        return y
+        y, cache = type(self).op(x, keep=train if keep is None else keep)
+        self._keep(None if cache is None else (cache, tuple(y.shape)))
+        return backend_of(y).xp.reshape(y, tuple(y.shape[:2])) if self.flatten else y
 
     def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
-        return ops.avg_pool2d_backward(dy, self._kept())
+        cache, shape = self._kept()
+        return type(self).op_backward(backend_of(dy).xp.reshape(dy, shape), cache)
 
 
-def _pooled(
-    shape: Shape,
-    kernel_size: tuple[int, ...],
-    stride: tuple[int, ...],
-    padding: Padding,
-    dilation: tuple[int, ...],
-    ceil_mode: bool,
-) -> Shape:
-    if len(shape) != 3:
-        raise ShapeError(f"expected samples (C, H, W), got {shape}")
-    return (shape[0], *pool_windows(shape[1:], kernel_size, stride, padding, dilation, ceil_mode).out)
+class GlobalAvgPool(_GlobalPooling):
+    """The mean of each channel, in any number of dimensions: x (N, C, *S) -> y (N, C, 1, ...), as AdaptiveAvgPool(1).
+
+    Args:
+        flatten: give (N, C) instead, what a Linear layer takes.
+    """
+
+    op, op_backward = ops.global_avg_pool, ops.global_avg_pool_backward
+
+
+class GlobalMaxPool(_GlobalPooling):
+    """The maximum of each channel, in any number of dimensions: x (N, C, *S) -> y (N, C, 1, ...), as AdaptiveMaxPool(1).
+
+    Args:
+        flatten: give (N, C) instead, what a Linear layer takes.
+    """
+
+    op, op_backward = ops.global_max_pool, ops.global_max_pool_backward

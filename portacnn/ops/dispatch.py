@@ -50,6 +50,7 @@ class Cache(NamedTuple):
     op: str
     backward: Callable[..., Any]
     saved: Any
+    result: tuple[Any, ...]  # library, shape, dtype and device of what the forward gave back: so is its gradient
 
 
 class Op:
@@ -76,6 +77,12 @@ class Op:
                 raise StateError(f"nothing was kept; call {self.name} with keep=True", function.__name__)
             if cache.op != self.name:
                 raise StateError(f"expected the cache of {self.name}, got one of {cache.op}", function.__name__)
+            if not isinstance(dy, float) and _kind(dy) != cache.result:
+                library, shape, dtype, device = cache.result
+                raise ArrayError(
+                    f"expected a gradient like the output ({library} {dtype} {shape} on {device}), got {describe(dy)}",
+                    function.__name__,
+                )
             return cache.backward(dy, cache.saved, **options)
 
         return run
@@ -96,7 +103,11 @@ class Op:
         if backward is None:
             return result
         y, saved = result
-        return y, None if saved is None else Cache(self.name, backward, saved)
+        return y, None if saved is None else Cache(self.name, backward, saved, _kind(y))
+
+
+def _kind(array: Array) -> tuple[Any, ...]:
+    return backend_of(array).name, tuple(array.shape), array.dtype, array.device
 
 
 def op(check: Callable[..., None] | None = None) -> Callable[[Callable[..., Any]], Op]:

@@ -1,4 +1,4 @@
-"""Pooling: the maximum or the mean of each window.
+"""Pooling with a window that slides: the maximum or the mean of what it sees. (Of given outputs: see ``adaptive``.)
 
 Notation: N batch, C channels, S/OUT the spatial axes in/out (H, W/OH, OW). Each tap of the window is one slice of the
 input (see ``windows``), and pooling folds the taps together one after the other: no columns are built. A padded cell is
@@ -6,15 +6,15 @@ never anyone's maximum.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 from math import prod
 from typing import Any
 
-from portacnn.errors import ArgumentError, PortacnnError, ShapeError
-from portacnn.ops.dispatch import Cache, check_arrays, op
+from portacnn.errors import ArgumentError, PortacnnError
+from portacnn.ops.dispatch import Cache, op
+from portacnn.ops.faces import check_input, faces
 from portacnn.ops.layout import batch_first, batch_last
-from portacnn.ops.windows import AXES, Padding, Windows
-from portacnn.runtime import Array, backend_of, describe
+from portacnn.ops.windows import Padding, Windows, per_axis
+from portacnn.runtime import Array, backend_of
 
 
 @op()
@@ -26,17 +26,22 @@ def max_pool(x: Array, windows: Windows, *, keep: bool) -> tuple[Array, tuple | 
     shape = (xt.shape[0], *windows.out, xt.shape[-1])
     y = xp.full(shape, -float("inf"), dtype=x.dtype, device=x.device)
     winner = xp.zeros(shape, dtype=_counter(xp, windows), device=x.device) if keep else None  # whose input y is
-    for tap in reversed(windows.taps):  # backwards, so that of equal inputs the first is the last to win
+    # From the last tap to the first, and what is not less wins: so of equals the first one has it in the end, and where
+    # all inputs are -inf it is still an input, not the padding beside it.
+    for tap in reversed(windows.taps):
         here, seen = xt[tap.reads], tap.reaches
         if winner is not None:
-            winner[seen] = xp.where(here >= y[seen], tap.index, winner[seen])
+            winner[seen] = xp.where(here < y[seen], winner[seen], tap.index)
         y[seen] = xp.maximum(y[seen], here)
     return batch_first(y), (xt.shape, winner, windows) if keep else None
 
 
 @max_pool.backward
 def max_pool_backward(dy: Array, saved: tuple) -> Array:
-    """dy (N, C, *OUT) -> dx (N, C, *S): each gradient goes to the first input, in reading order, that is the maximum."""
+    """The gradient of max pooling: dy (N, C, *OUT) -> dx (N, C, *S).
+
+    Of equal maxima the first, in reading order, takes it all, as in PyTorch.
+    """
     shape, winner, windows = saved
     xp = backend_of(dy).xp
     dy = batch_last(dy)
@@ -52,34 +57,41 @@ def _counter(xp: Any, windows: Windows) -> Any:
 
 
 @op()
-def avg_pool(x: Array, windows: Windows, count_include_pad: bool, *, keep: bool) -> tuple[Array, tuple | None]:
-    """x (N, C, *S) -> y (N, C, *OUT): the mean under each window, zeros of the padding counted or not."""
+def avg_pool(
+    x: Array, windows: Windows, count_include_pad: bool, divisor: int | None, *, keep: bool
+) -> tuple[Array, tuple | None]:
+    """x (N, C, *S) -> y (N, C, *OUT): the mean under each window, zeros of the padding counted or not; or sum / divisor."""
     xp = backend_of(x).xp
     xt = backend_of(x).contiguous(batch_last(x))
     y = xp.zeros((xt.shape[0], *windows.out, xt.shape[-1]), dtype=x.dtype, device=x.device)
     for tap in windows.taps:
         y[tap.reaches] += xt[tap.reads]
-    y *= _weights(x, windows, count_include_pad)
-    return batch_first(y), (xt.shape, windows, count_include_pad) if keep else None
+    y *= _weights(x, windows, count_include_pad, divisor)
+    return batch_first(y), (xt.shape, windows, count_include_pad, divisor) if keep else None
 
 
 @avg_pool.backward
 def avg_pool_backward(dy: Array, saved: tuple) -> Array:
-    """dy (N, C, *OUT) -> dx (N, C, *S): each gradient, divided as the mean was, goes to all inputs of its window."""
-    shape, windows, count_include_pad = saved
+    """The gradient of average pooling: dy (N, C, *OUT) -> dx (N, C, *S).
+
+    Each output's, divided as the mean was, goes to all inputs of its window.
+    """
+    shape, windows, count_include_pad, divisor = saved
     xp = backend_of(dy).xp
-    share = batch_last(dy) * _weights(dy, windows, count_include_pad)
+    share = batch_last(dy) * _weights(dy, windows, count_include_pad, divisor)
     dx = xp.zeros(shape, dtype=dy.dtype, device=dy.device)
     for tap in windows.taps:
         dx[tap.reads] += share[tap.reaches]
     return batch_first(dx)
 
 
-def _weights(like: Array, windows: Windows, count_include_pad: bool) -> Array | float:
-    """One over the number of cells in each window: a number where all are alike, else (*OUT, 1).
+def _weights(like: Array, windows: Windows, count_include_pad: bool, divisor: int | None) -> Array | float:
+    """One over the number of cells in each window, or over the divisor: a number where all are alike, else (*OUT, 1).
 
     A window that hangs over the end in ceil mode counts the padding it covers, but nothing beyond the padding.
     """
+    if divisor is not None:
+        return 1.0 / divisor
     inside = windows.covers
     padded = tuple(n + before + after for n, (before, after) in zip(windows.size, windows.pads, strict=True))
     reach = tuple((o - 1) * s + k for o, s, k in zip(windows.out, windows.stride, windows.kernel, strict=True))
@@ -108,39 +120,35 @@ def pool_windows(
     dilation: int | Sequence[int],
     ceil_mode: bool,
 ) -> Windows:
-    """The geometry for an input of this spatial size; ``stride=None`` means the kernel's. ShapeError or ArgumentError."""
+    """The geometry for an input of this spatial size; ``stride=None`` means the kernel's. ShapeError or ArgumentError.
+
+    Every window has to see an input. PyTorch sees to it by keeping the padding to half of the kernel, and so does this for
+    a padding in numbers, as PyTorch writes it; one given side by side (as in ONNX) may be wider.
+    """
     windows = Windows.of(size, kernel_size, kernel_size if stride is None else stride, padding, dilation, ceil_mode)
-    for (before, after), k, d in zip(windows.pads, windows.kernel, windows.dilation, strict=True):
-        if max(before, after) > (d * (k - 1) + 1) // 2:
+    by_side = isinstance(padding, Sequence) and all(isinstance(p, Sequence) for p in padding)
+    for pads, k, d in zip(windows.pads, windows.kernel, windows.dilation, strict=True):
+        extent = d * (k - 1) + 1
+        if (windows.blind or not by_side) and max(pads) > extent // 2:
             raise ArgumentError(
-                f"padding {(before, after)} is more than half of the kernel {d * (k - 1) + 1}: "
-                "some windows would see nothing but padding"
+                f"padding {pads} is more than half of the kernel {extent}: some windows would see nothing but padding"
             )
-    if _unseen(windows):
+    if windows.blind:
         raise ArgumentError(f"padding {windows.pads} leaves windows of the kernel {windows.kernel} nothing else to see")
     return windows
 
 
-@lru_cache(maxsize=4096)
-def _unseen(windows: Windows) -> bool:
-    """Whether some window has every tap in the padding, as can be with dilation."""
-    axes = range(len(windows.out))
-    seen = [{o for tap in windows.taps for o in range(windows.out[i])[tap.reaches[i + 1]]} for i in axes]
-    return any(len(seen[i]) < windows.out[i] for i in axes)
-
-
 def _checked(name: str, axes: int, x: Array, *geometry: Any) -> Windows:
     """Check the input of the op called ``name``, and give the geometry."""
-    check_arrays(name, x=x)
-    if x.ndim != axes + 2:
-        raise ShapeError(f"expected an input (N, C, {AXES[axes]}), got {x.ndim} axes (input {describe(x)})", name)
+    check_input(name, axes, x)
     try:
         return pool_windows(x.shape[2:], *geometry)
     except PortacnnError as error:
         raise error.at(name)
 
 
-def max_pool2d(
+def _max_pool(
+    axes: int,
     x: Array,
     kernel_size: int | Sequence[int],
     *,
@@ -150,31 +158,32 @@ def max_pool2d(
     ceil_mode: bool = False,
     keep: bool = True,
 ) -> tuple[Array, Cache | None]:
-    """The maximum over each window, as torch.nn.functional.max_pool2d.
+    """The maximum over each window, as torch.nn.functional.max_pool1d, max_pool2d and max_pool3d.
 
-    Windows that would hang over the bottom or right edge are left out (28 by 5 with stride 5: 5 outputs, three rows
-    unseen), or with ``ceil_mode`` are kept and see what there is.
+    Windows that would hang over the end are left out (28 by 5 with stride 5: 5 outputs, three cells unseen), or with
+    ``ceil_mode`` are kept and see what there is.
 
     Args:
-        x: (N, C, H, W), floating point.
-        kernel_size, stride, dilation: a number, or (vertical, horizontal); the stride is the kernel's where not given.
-        padding: cells around the input that are never a maximum; as for ``conv2d``, at most half of the kernel.
+        x: (N, C, *S), floating point; S is W, (H, W) or (D, H, W).
+        kernel_size, stride, dilation: a number, or one for each spatial axis; the stride is the kernel's where not given.
+        padding: cells around the input that are never a maximum, as for ``conv2d``. As numbers, at most half of the
+            kernel; as pairs (before, after), as long as every window sees an input.
+        ceil_mode: keep windows that hang over the end, if they start before it.
+        keep: keep what the backward needs.
 
     Returns:
-        y (N, C, OH, OW), with OH = (H + padding - dilation*(KH-1) - 1) // stride + 1, and the cache.
+        y (N, C, *OUT), with OUT = (S + before + after - dilation*(K-1) - 1) / stride + 1 rounded down, with ``ceil_mode``
+        up; and the cache.
 
     Raises:
         ShapeError, ArgumentError, ArrayError: as for ``conv2d``.
     """
-    return max_pool(x, _checked("max_pool2d", 2, x, kernel_size, stride, padding, dilation, ceil_mode), keep=keep)
+    windows = _checked(f"max_pool{axes}d", axes, x, kernel_size, stride, padding, dilation, ceil_mode)
+    return max_pool(x, windows, keep=keep)
 
 
-def max_pool2d_backward(dy: Array, cache: Cache | None) -> Array:
-    """The gradient dx (N, C, H, W) of ``max_pool2d``. Of equal maxima the first, row by row, takes it all, as in PyTorch."""
-    return max_pool_backward(dy, cache)
-
-
-def avg_pool2d(
+def _avg_pool(
+    axes: int,
     x: Array,
     kernel_size: int | Sequence[int],
     *,
@@ -182,27 +191,43 @@ def avg_pool2d(
     padding: Padding = 0,
     ceil_mode: bool = False,
     count_include_pad: bool = True,
+    divisor_override: int | None = None,
     keep: bool = True,
 ) -> tuple[Array, Cache | None]:
-    """The mean over each window, as torch.nn.functional.avg_pool2d.
+    """The mean over each window, as torch.nn.functional.avg_pool1d, avg_pool2d and avg_pool3d.
 
     Args:
-        x: (N, C, H, W), floating point.
-        kernel_size, stride: a number, or (vertical, horizontal); the stride is the kernel's where not given.
-        padding: zeros around the input, as for ``conv2d``, at most half of the kernel.
-        ceil_mode: keep windows that hang over the end.
-        count_include_pad: divide by the whole window, padding too, or only by the cells inside the input.
+        x: (N, C, *S), floating point; S is W, (H, W) or (D, H, W).
+        kernel_size, stride: a number, or one for each spatial axis; the stride is the kernel's where not given.
+        padding: zeros around the input, as for ``max_pool2d``.
+        ceil_mode: keep windows that hang over the end, if they start before it.
+        count_include_pad: divide by the whole window, padding too, or only by the cells inside the input. What lies
+            beyond the padding is never counted.
+        divisor_override: divide by this instead.
+        keep: keep what the backward needs.
 
     Returns:
-        y (N, C, OH, OW) and the cache.
+        y (N, C, *OUT), OUT as for ``max_pool2d``, and the cache.
 
     Raises:
         ShapeError, ArgumentError, ArrayError: as for ``conv2d``.
     """
-    windows = _checked("avg_pool2d", 2, x, kernel_size, stride, padding, 1, ceil_mode)
-    return avg_pool(x, windows, count_include_pad, keep=keep)
+    name = f"avg_pool{axes}d"
+    windows = _checked(name, axes, x, kernel_size, stride, padding, 1, ceil_mode)
+    return avg_pool(x, windows, bool(count_include_pad), checked_divisor(divisor_override, name), keep=keep)
 
 
-def avg_pool2d_backward(dy: Array, cache: Cache | None) -> Array:
-    """The gradient dx (N, C, H, W) of ``avg_pool2d``."""
-    return avg_pool_backward(dy, cache)
+def checked_divisor(divisor: int | None, where: str) -> int | None:
+    """``divisor_override``, a whole number of at least 1, or None. Raises ArgumentError."""
+    if divisor is None:
+        return None
+    try:
+        return per_axis("divisor_override", divisor, 1, 1)[0]
+    except PortacnnError as error:
+        raise error.at(where)
+
+
+max_pool1d, max_pool2d, max_pool3d = faces("max_pool", _max_pool)
+max_pool1d_backward = max_pool2d_backward = max_pool3d_backward = max_pool_backward
+avg_pool1d, avg_pool2d, avg_pool3d = faces("avg_pool", _avg_pool)
+avg_pool1d_backward = avg_pool2d_backward = avg_pool3d_backward = avg_pool_backward

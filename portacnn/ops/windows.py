@@ -11,7 +11,7 @@ beyond the range read zeros (convolution) or nothing (pooling).
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import product
 from math import prod
 from typing import Any
@@ -45,11 +45,19 @@ class Windows:
     out: tuple[int, ...]  # OUT
     taps: tuple[Tap, ...]  # those that read anything at all
 
-    @property
+    @cached_property
     def covers(self) -> bool:
         """Whether every output sees an input at every tap: no window hangs over the edge."""
         return len(self.taps) == prod(self.kernel) and all(
             r == slice(0, n) for tap in self.taps for r, n in zip(tap.reaches[1:-1], self.out, strict=True)
+        )
+
+    @cached_property
+    def blind(self) -> bool:
+        """Whether some output sees no input at all."""
+        return any(
+            len(set().union(*(range(n)[tap.reaches[axis]] for tap in self.taps))) < n
+            for axis, n in enumerate(self.out, start=1)
         )
 
     def part(self, first: int, last: int) -> "Windows":
@@ -72,7 +80,8 @@ class Windows:
             kernel, stride, dilation: a number, or one for each axis.
             padding: a number, one for each axis, a pair (before, after) for each axis, ``"valid"`` or ``"same"``
                 (output ceil(input / stride), the odd cell at the end).
-            ceil_mode: also a last window that hangs over the end, provided it starts inside (as in PyTorch).
+            ceil_mode: also a last window that hangs over the end, provided it starts before the end of the input (as in
+                PyTorch).
 
         Raises:
             ArgumentError: for numbers that mean nothing.
@@ -86,6 +95,36 @@ class Windows:
             pads,
             _whole("dilation", dilation),
             bool(ceil_mode),
+        )
+
+    @staticmethod
+    def transposed(
+        size: Sequence[int],
+        kernel: int | Sequence[int],
+        stride: int | Sequence[int] = 1,
+        padding: Padding = 0,
+        output_padding: int | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1,
+    ) -> "Windows":
+        """The geometry of the convolution whose adjoint the transposed one is: it leads back to ``size``.
+
+        So ``out`` is ``size``, and ``size`` is what the transposed convolution makes of it:
+        (n - 1)*stride - before - after + dilation*(k - 1) + output_padding + 1.
+
+        Raises:
+            ArgumentError: for numbers that mean nothing; an output_padding that is neither below the stride nor below
+                the dilation, or a padding given as a word.
+            ShapeError: where nothing would be left.
+        """
+        if isinstance(padding, str):
+            raise ArgumentError(f"padding of a transposed convolution must be numbers, got {padding!r}")
+        return _transposed(
+            tuple(size),
+            _whole("kernel_size", kernel),
+            _whole("stride", stride),
+            _whole("padding", padding),
+            _whole("output_padding", output_padding),
+            _whole("dilation", dilation),
         )
 
 
@@ -132,8 +171,21 @@ def pads_of(
     return tuple((p, p) for p in per_axis("padding", padding, axes, 0))
 
 
+def check_output_padding(output_padding: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> None:
+    """Raise ArgumentError unless it is below the stride or the dilation on each axis."""
+    if any(o >= max(s, d) for o, s, d in zip(output_padding, stride, dilation, strict=True)):
+        raise ArgumentError(
+            f"output_padding must be below the stride or the dilation; got {_times(output_padding)} "
+            f"with stride {_times(stride)} and dilation {_times(dilation)}"
+        )
+
+
+Numbers = tuple[int, ...]
+Pads = tuple[tuple[int, int], ...]
+
+
 @lru_cache(maxsize=4096)
-def _windows(size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool) -> Windows:
+def _windows(size: Numbers, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool) -> Windows:
     axes = len(size)
     kernel = per_axis("kernel_size", kernel, axes, 1)
     stride = per_axis("stride", stride, axes, 1)
@@ -141,19 +193,45 @@ def _windows(size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, c
     pads = pads_of(padding, size, kernel, stride, dilation)
     extent = tuple(d * (k - 1) + 1 for k, d in zip(kernel, dilation, strict=True))
     padded = tuple(n + before + after for n, (before, after) in zip(size, pads, strict=True))
-    if any(e > p for e, p in zip(extent, padded, strict=True)) or 0 in size:
+    out = []
+    for n, p, e, s, (before, _) in zip(size, padded, extent, stride, pads, strict=True):
+        count = (p - e + (s - 1 if ceil_mode else 0)) // s + 1
+        if ceil_mode and (count - 1) * s >= n + before:
+            count -= 1
+        out.append(count)
+    if min(out) < 1 or 0 in size:
         spread = f", spread to {_times(extent)} by dilation," if extent != kernel else ""
         around = f", padded to {_times(padded)}" if padded != size else ""
         raise ShapeError(
             f"kernel {_times(kernel)}{spread} is larger than the input {_times(size)}{around}; "
             "use a smaller kernel, more padding or a larger input"
         )
-    out = []
-    for n, p, e, s, (before, _) in zip(size, padded, extent, stride, pads, strict=True):
-        count = (p - e) // s + 1
-        if ceil_mode and (p - e) % s and count * s < n + before:
-            count += 1
-        out.append(count)
+    return _laid(size, kernel, stride, pads, dilation, tuple(out))
+
+
+@lru_cache(maxsize=4096)
+def _transposed(size: Numbers, kernel: Any, stride: Any, padding: Any, output_padding: Any, dilation: Any) -> Windows:
+    axes = len(size)
+    kernel = per_axis("kernel_size", kernel, axes, 1)
+    stride = per_axis("stride", stride, axes, 1)
+    output_padding = per_axis("output_padding", output_padding, axes, 0)
+    dilation = per_axis("dilation", dilation, axes, 1)
+    pads = pads_of(padding, size, kernel, stride, dilation)
+    check_output_padding(output_padding, stride, dilation)
+    back = tuple(
+        (n - 1) * s - before - after + d * (k - 1) + extra + 1
+        for n, k, s, (before, after), d, extra in zip(size, kernel, stride, pads, dilation, output_padding, strict=True)
+    )
+    if 0 in size or min(back) < 1:
+        raise ShapeError(
+            f"an input {_times(size)} with kernel {_times(kernel)} would give an output {_times(back)}; "
+            "use less padding or a larger input"
+        )
+    return _laid(back, kernel, stride, pads, dilation, size)
+
+
+def _laid(size: Numbers, kernel: Numbers, stride: Numbers, pads: Pads, dilation: Numbers, out: Numbers) -> Windows:
+    """The windows with all their taps, once the numbers are settled."""
     axis_taps = [
         [_axis_tap(k * d - before, s, n, o) for k in range(kk)]
         for kk, d, s, (before, _), n, o in zip(kernel, dilation, stride, pads, size, out, strict=True)
@@ -164,7 +242,7 @@ def _windows(size: Any, kernel: Any, stride: Any, padding: Any, dilation: Any, c
         if None not in ranges:
             reads, reaches = zip(*ranges, strict=True)
             taps.append(Tap(index, (everything, *reads, everything), (everything, *reaches, everything)))
-    return Windows(size, kernel, stride, pads, dilation, tuple(out), tuple(taps))
+    return Windows(size, kernel, stride, pads, dilation, out, tuple(taps))
 
 
 @lru_cache(maxsize=4096)

@@ -84,7 +84,7 @@ class Trainer:
         self.test_acc_list: list[float] = []
         self.epoch = 0
         self._unread: list[Array] = []  # losses still on the device
-        self._ok = self.backend.xp.ones((), dtype=self.backend.xp.bool, device=self.backend.device)
+        self._ok = self._fine()
         self._step: Any = None
 
     def _take(self, x: Array, t: Array, what: str) -> tuple[Array, Array]:
@@ -98,8 +98,13 @@ class Trainer:
             raise NotFiniteError(f"x_{what} holds NaN or infinity ({describe(x)}); clean the data first")
         return images, labels
 
+    def _fine(self) -> Array:
+        return self.backend.xp.ones((), dtype=self.backend.xp.bool, device=self.backend.device)
+
     def train(self) -> None:
         """Train up to ``epochs`` epochs in all; called again, it goes on where it was.
+
+        An epoch that was broken off, by an error or by hand, is begun anew, with the weights as they are.
 
         Raises:
             NotFiniteError: a loss was NaN or infinite; the weights are those from before that step.
@@ -107,6 +112,9 @@ class Trainer:
         count = self.x_train.shape[0]
         size = self.mini_batch_size
         batches = -(-count // size)
+        del self.train_loss_list[self.epoch * batches :]
+        self._unread.clear()
+        self._ok = self._fine()
         with Progress(self.epochs * batches, self.epoch * batches, self.verbose) as progress:
             while self.epoch < self.epochs:
                 order = self.backend.asarray(permutation(self.seed, self.epoch, count))

@@ -1,0 +1,51 @@
+"""The public faces of an op that is written for any number of spatial axes: ``conv`` -> ``conv1d``, ``conv2d``, ``conv3d``.
+
+Notation: S stands for the spatial axes throughout: W; H, W; or D, H, W. Where a number is asked for, one number for all
+of them or one for each (in that order) may be given.
+"""
+
+from collections.abc import Callable
+from functools import update_wrapper
+from inspect import signature
+from typing import Concatenate, ParamSpec, TypeVar
+
+from portacnn.errors import ShapeError
+from portacnn.ops.dispatch import check_arrays
+from portacnn.ops.windows import AXES
+from portacnn.runtime import Array, describe
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def faces(name: str, face: Callable[Concatenate[int, P], R]) -> tuple[Callable[P, R], Callable[P, R], Callable[P, R]]:
+    """The functions ``{name}1d``, ``{name}2d`` and ``{name}3d``: ``face`` with its first argument, ``axes``, filled in.
+
+    They share its docstring, and their signature is what remains.
+    """
+    whole = signature(face)
+    rest = whole.replace(parameters=list(whole.parameters.values())[1:])
+
+    def bound(axes: int) -> Callable[P, R]:
+        def run(*args: P.args, **kwargs: P.kwargs) -> R:
+            return face(axes, *args, **kwargs)
+
+        update_wrapper(run, face)
+        del run.__wrapped__  # type: ignore[attr-defined]
+        run.__name__ = run.__qualname__ = f"{name}{axes}d"
+        run.__signature__ = rest  # type: ignore[attr-defined]
+        return run
+
+    return bound(1), bound(2), bound(3)
+
+
+def check_input(name: str, axes: int | None, x: Array, **others: Array | None) -> None:
+    """Check that x is (N, C, *S) with this many spatial axes (None: any), floating, and that the others go with it.
+
+    Raises:
+        ArrayError, ShapeError: naming the op.
+    """
+    check_arrays(name, **{"x": x, **others})
+    if x.ndim < 3 if axes is None else x.ndim != axes + 2:
+        expected = "*S" if axes is None else AXES[axes]
+        raise ShapeError(f"expected an input (N, C, {expected}), got {x.ndim} axes (input {describe(x)})", name)

@@ -1,0 +1,198 @@
+"""The rules of the house, read off the source: who imports whom, what no file may contain, what an import pulls in."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import portacnn.layers
+import portacnn.ops
+
+ROOT = Path(__file__).resolve().parents[1]
+HOUSE = ROOT / "portacnn"
+FILES = sorted(HOUSE.rglob("*.py"))
+each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(HOUSE).as_posix())
+
+ARRAY_LIBRARIES = {"numpy", "cupy", "torch", "array_api_strict", "array_api_compat", "array_api_extra", "jax", "numba"}
+HOST_SIDE = {
+    "init.py",
+    "seeds.py",
+    "files.py",
+}  # and everything in data/: what works on the host before there is a device
+
+# Who may import whom: a module those of its own row and of the rows below. A new one is entered here.
+ROWS = [
+    {"portacnn"},  # the package's own names, such as portacnn.load: put together from everything
+    {"cli"},
+    {"training", "report", "onnx", "sklearn"},
+    {"models", "scratch"},
+    {"layers", "optim", "data", "gradient_check"},
+    {"files"},
+    {"ops"},
+    {"seeds", "init"},
+    {"runtime", "errors"},
+]
+ROW = {name: number for number, row in enumerate(ROWS) for name in row}
+
+
+def imports(tree: ast.AST, package: str = "portacnn") -> Iterator[str]:
+    """Every module, as a dotted name, that the code under ``tree`` imports; ``from a import b`` gives a.b."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: 1 - node.level or None] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            yield from (f"{base}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
+            called = node.func.id if isinstance(node.func, ast.Name) else node.func.attr
+            named = node.args and isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, str)
+            if called in ("import_module", "__import__") and named:
+                yield node.args[0].value
+
+
+def package_of(path: Path) -> str:
+    return ".".join(["portacnn", *path.relative_to(HOUSE).parent.parts])
+
+
+def read(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def when_imported(tree: ast.Module) -> Iterator[ast.AST]:
+    """The statements that run when the module is imported: all but the bodies of functions."""
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            waiting.extend(ast.iter_child_nodes(node))
+
+
+def own_row(name: str) -> str:
+    """The entry of ROWS that a dotted name belongs to: portacnn.ops.conv -> ops; portacnn.load -> portacnn."""
+    _, _, rest = name.partition(".")
+    first = rest.partition(".")[0]
+    return first if first in ROW or (HOUSE / first).is_dir() or (HOUSE / f"{first}.py").is_file() else "portacnn"
+
+
+def test_there_is_a_house():
+    names = {path.relative_to(HOUSE).as_posix() for path in FILES}
+    assert {"runtime.py", "ops/conv.py", "layers/base.py", "training/trainer.py"} <= names
+
+
+@each_file
+def test_no_array_library(path: Path):
+    place = path.relative_to(HOUSE)
+    if place.as_posix() in HOST_SIDE or place.parts[0] == "data":
+        pytest.skip("host-side: works on arrays before there is a device")
+    found = {name for name in imports(read(path)) if name.partition(".")[0] in ARRAY_LIBRARIES}
+    assert not found, f"{place} imports {', '.join(sorted(found))}: go through portacnn.runtime.backend_of(array).xp"
+
+
+@each_file
+def test_no_backend_when_imported(path: Path):
+    for node in when_imported(read(path)):
+        if isinstance(node, ast.Import | ast.ImportFrom | ast.Expr | ast.Assign):
+            found = [
+                name for name in imports(node, package_of(path)) if name.startswith(("portacnn.backends", "backends"))
+            ]
+            assert not found, f"line {node.lineno}: {found}; backends are loaded when first asked for, by runtime.py"
+
+
+@each_file
+def test_imports_point_down(path: Path):
+    place = path.relative_to(HOUSE)
+    own = place.parts[0].removesuffix(".py").replace("__init__", "portacnn")
+    assert own in ROW, f"{place}: enter {own!r} in ROWS, where DESIGN's order puts it"
+    for name in imports(read(path), package_of(path)):
+        if name.partition(".")[0] != "portacnn" or name.startswith("portacnn.backends"):
+            continue
+        other = own_row(name)
+        assert other in ROW, f"{place} imports {name}: enter {other!r} in ROWS"
+        assert ROW[other] >= ROW[own], f"{place} imports {name}, which is above it"
+
+
+@each_file
+def test_nothing_that_runs_data(path: Path):
+    """No pickle and its like, no eval or exec."""
+    tree = read(path)
+    found = {name.partition(".")[0] for name in imports(tree)} & {"pickle", "cPickle", "dill", "shelve", "marshal"}
+    assert not found
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    assert not [node.func.id for node in calls if node.func.id in ("eval", "exec", "compile")]
+    pickled = [
+        k.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call)
+        for k in node.keywords
+        if k.arg == "allow_pickle"
+    ]
+    assert all(isinstance(value, ast.Constant) and value.value is False for value in pickled)
+
+
+@each_file
+def test_layers_and_ops_do_not_ask_for_a_library(path: Path):
+    """No ``if backend.name == ...`` there: that choice lives in the dispatch."""
+    place = path.relative_to(HOUSE)
+    if place.parts[0] not in ("ops", "layers") or place.name == "dispatch.py":
+        pytest.skip("only ops and layers are held to it")
+    names = {"numpy", "cupy", "torch", "array_api_strict"}
+    for node in ast.walk(read(path)):
+        if isinstance(node, ast.Compare):
+            for side in ast.walk(node):
+                assert not (isinstance(side, ast.Constant) and side.value in names), f"{place}, line {node.lineno}"
+
+
+def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def test_importing_portacnn_is_light():
+    slow = ("cupy", "torch", "array_api_strict", "jax", "tqdm", "safetensors", "matplotlib", "scipy")
+    done = run("-c", f"import sys, portacnn; print([name for name in {slow} if name in sys.modules])")
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_importing_portacnn_loads_no_backend():
+    done = run("-c", "import sys, portacnn; print([name for name in sys.modules if 'backends' in name])")
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_the_folder_backends_is_no_package_of_that_name():
+    done = run("-c", "import backends")
+    assert done.returncode == 1
+    assert "ImportError" in done.stderr
+    assert "import portacnn.backends" in done.stderr
+    done = run("-c", "import backends.numpy_backend")
+    assert done.returncode == 1
+    assert "import portacnn.backends" in done.stderr
+
+
+def test_a_checkout_finds_its_backends():
+    done = run("-c", "import portacnn.backends.numpy_backend as b; print(b.connect(None))")
+    assert done.stdout.strip() == "numpy on cpu", done.stderr
+
+
+@pytest.mark.parametrize(
+    "thing",
+    [
+        pytest.param(getattr(module, name), id=f"{module.__name__}.{name}")
+        for module in (portacnn.ops, portacnn.layers)
+        for name in module.__all__
+    ],
+)
+def test_what_is_public_has_a_docstring(thing: object):
+    own = thing.__dict__.get("__doc__") if isinstance(thing, type) else thing.__doc__
+    assert own
+    assert own.strip()
+
+
+def test_all_is_whole():
+    """And sorted: ruff's RUF022 sees to that, with names all in capitals first."""
+    for module in (portacnn, portacnn.ops, portacnn.layers):
+        assert len(set(module.__all__)) == len(module.__all__)
+        assert all(hasattr(module, name) for name in module.__all__)

@@ -1,0 +1,116 @@
+"""Rules for first weights and the generators they draw from."""
+
+import os
+import subprocess
+import sys
+from math import sqrt
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import portacnn
+from portacnn import init, seeds
+from portacnn.errors import ArgumentError
+from portacnn.layers import Conv2d, Linear
+
+BIG = (400, 500)
+
+
+@pytest.mark.parametrize(
+    ("what", "std"),
+    [
+        (0.01, 0.01),
+        (1, 1.0),
+        (np.float64(0.5), 0.5),
+        ("he", sqrt(2 / 50)),
+        ("relu", sqrt(2 / 50)),
+        ("ReLU", sqrt(2 / 50)),
+        ("xavier", sqrt(1 / 50)),
+        ("sigmoid", sqrt(1 / 50)),
+        ("default", sqrt(1 / 50 / 3)),
+    ],
+)
+def test_measured_spread(what, std):
+    drawn = init.rule(what)(np.random.default_rng(0), BIG, 50, 7)
+    assert drawn.shape == BIG
+    assert drawn.dtype == np.float64
+    assert drawn.std() == pytest.approx(std, rel=0.01)
+    assert abs(drawn.mean()) < 4 * std / sqrt(drawn.size)
+    within = np.mean(np.abs(drawn) < std)  # 68 % of a normal distribution, 58 % of a uniform one
+    assert within == pytest.approx(0.5774 if what == "default" else 0.6827, abs=0.005)
+
+
+def test_constants():
+    rng = np.random.default_rng(0)
+    assert (init.rule("zeros")(rng, (3, 2), 1, 1) == 0).all()
+    assert (init.rule("ones")(rng, (3, 2), 1, 1) == 1).all()
+    assert (init.rule(0)(rng, (3, 2), 1, 1) == 0).all()
+    assert (init.constant(2.5)(rng, (3,), 1, 1) == 2.5).all()
+
+
+def test_a_rule_is_itself():
+    def mine(rng, shape, fan_in, fan_out):
+        return np.full(shape, fan_in * 100.0 + fan_out)
+
+    assert init.rule(mine) is mine
+    conv = Conv2d(4, 6, (3, 5), groups=2, weight_init=mine, bias_init=mine).build((4, 8, 8))
+    assert (conv.params["weight"] == 30 * 100 + 45).all()  # fan_in C/G*KH*KW, fan_out O/G*KH*KW
+    assert (conv.params["bias"] == 3045).all()
+    linear = Linear(7, 3, weight_init=mine).build((7,))
+    assert (linear.params["weight"] == 703).all()
+
+
+@pytest.mark.parametrize("what", ["", "glorot", -0.1, float("inf"), float("nan"), True, None, [0.1], {}])
+def test_what_is_no_rule(what):
+    with pytest.raises(ArgumentError, match="weight initializer") as caught:
+        init.rule(what)
+    assert repr(what) in str(caught.value)
+
+
+def test_generators_depend_on_seed_and_name_alone():
+    def draw(*name):
+        return seeds.generator(*name).standard_normal(4).tolist()
+
+    assert draw(0, "a") == draw(0, "a")
+    different = [draw(0, "a"), draw(1, "a"), draw(-1, "a"), draw(0, "b"), draw(0), draw(0, "a", 0), draw(0, "ab")]
+    assert len({tuple(values) for values in different}) == len(different)
+    state = np.random.get_state()[1].tolist()  # noqa: NPY002 (that the global state is left alone is the point)
+    draw(0, "a")
+    assert np.random.get_state()[1].tolist() == state  # noqa: NPY002
+
+
+def test_generators_are_the_same_in_another_process():
+    """Python's own hash of text differs from process to process."""
+    code = "from portacnn.seeds import generator; print(generator(0, 'conv1.weight').integers(10**9))"
+    environment = {**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": str(Path(portacnn.__file__).parents[1])}
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert int(run.stdout) == seeds.generator(0, "conv1.weight").integers(10**9)
+
+
+def test_permutations():
+    orders = [seeds.permutation(3, epoch, 50) for epoch in range(3)]
+    for order in orders:
+        assert order.dtype == np.int64
+        assert sorted(order) == list(range(50))
+    assert len({tuple(order) for order in orders}) == 3
+    assert seeds.permutation(3, 1, 50).tolist() == orders[1].tolist()
+    assert seeds.permutation(0, 0, 0).shape == (0,)
+
+
+@pytest.mark.parametrize("seed", [0, -1, 2**80, np.int64(3), np.uint8(3)])
+def test_whole_seeds(seed):
+    assert seeds.check_seed(seed) == seed
+    assert type(seeds.check_seed(seed)) is int
+
+
+@pytest.mark.parametrize("seed", [1.0, "1", True, [1]])
+def test_what_is_no_seed(seed):
+    with pytest.raises(ArgumentError, match=r"seed must be a whole number or None"):
+        seeds.check_seed(seed)
+
+
+def test_no_seed_is_a_fresh_one():
+    drawn = {seeds.check_seed(None) for _ in range(5)}
+    assert len(drawn) == 5
+    assert all(0 <= seed < 2**32 for seed in drawn)

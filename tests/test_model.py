@@ -1,0 +1,408 @@
+"""Models: SimpleConvNet, and what every Model does with images and labels that come from outside."""
+
+from math import sqrt
+
+import numpy as np
+import pytest
+from nets import bits, patches, small_net, torch_twin
+
+from portacnn import resolve
+from portacnn.errors import ArgumentError, ArrayError, BackendError, LabelError, ShapeError, StateError
+from portacnn.gradient_check import numerical_gradient
+from portacnn.layers import Conv2d, Flatten, Linear, ReLU
+from portacnn.models import Model, SimpleConvNet
+
+
+@pytest.fixture(autouse=True)
+def no_variable(monkeypatch):
+    monkeypatch.delenv("PORTACNN_BACKEND", raising=False)
+
+
+# --- SimpleConvNet ---------------------------------------------------------------------------------------------------
+
+
+def test_defaults_are_the_tutorials():
+    net = SimpleConvNet(seed=0)
+    assert {path: value.shape for path, value in net.state_dict().items()} == {
+        "conv1.weight": (30, 1, 5, 5),
+        "conv1.bias": (30,),
+        "fc1.weight": (100, 30 * 12 * 12),
+        "fc1.bias": (100,),
+        "fc2.weight": (10, 100),
+        "fc2.bias": (10,),
+    }
+    assert [type(layer).__name__ for layer in net.children.values()] == (
+        ["Conv2d", "ReLU", "MaxPool2d", "Flatten", "Linear", "ReLU", "Linear"]
+    )
+    assert (net.input_shape, net.output_shape, net.classes) == ((1, 28, 28), (10,), 10)
+    assert net.backend.name == "numpy"
+    for path, value in net.state_dict().items():
+        assert value.dtype == "float32"
+        assert value.std() == (pytest.approx(0.01, rel=0.1) if path.endswith("weight") else 0)
+
+
+@pytest.mark.parametrize(
+    ("conv_param", "conv", "features"),
+    [
+        (None, (30, 24, 24), 30 * 12 * 12),
+        ({}, (30, 24, 24), 30 * 12 * 12),
+        ({"filter_num": 4}, (4, 24, 24), 4 * 12 * 12),
+        ({"filter_num": 4, "filter_size": 4}, (4, 25, 25), 4 * 12 * 12),  # the pool leaves the last row and column out
+        ({"filter_num": 4, "pad": 2}, (4, 28, 28), 4 * 14 * 14),
+        ({"filter_num": 4, "pad": 1, "stride": 2}, (4, 13, 13), 4 * 6 * 6),
+        ({"filter_num": 4, "filter_size": 28, "pad": 1}, (4, 3, 3), 4),
+    ],
+)
+def test_conv_param(conv_param, conv, features):
+    net = SimpleConvNet(conv_param=conv_param, hidden_size=7, output_size=3, seed=0)
+    assert net.children["conv1"].output_shape == conv
+    assert net.children["fc1"].params["weight"].shape == (7, features)
+    assert net.predict(np.zeros((2, 1, 28, 28), "float32")).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("what", "gain"), [(0.05, None), (1, None), ("he", 2), ("relu", 2), ("xavier", 1), ("sigmoid", 1)]
+)
+def test_weight_init_std(what, gain):
+    net = SimpleConvNet((8, 12, 12), {"filter_num": 40}, hidden_size=90, output_size=60, weight_init_std=what, seed=1)
+    for path, fan_in in {"conv1": 8 * 25, "fc1": 40 * 4 * 4, "fc2": 90}.items():
+        weight = net.state_dict()[f"{path}.weight"]
+        expected = sqrt(gain / fan_in) if gain else float(what)
+        assert weight.std() == pytest.approx(expected, rel=0.04), path
+        assert abs(weight.mean()) < 4 * expected / sqrt(weight.size)
+        assert not net.state_dict()[f"{path}.bias"].any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"input_dim": (28, 28)}, ShapeError, r"^conv1 \(Conv2d\): expected samples \(C, H, W\), got \(28, 28\)$"),
+        ({"input_dim": (1, 4, 4)}, ShapeError, r"^conv1 \(Conv2d\): kernel 5x5 is larger than the input 4x4"),
+        ({"input_dim": (1, 5, 5)}, ShapeError, r"^pool1 \(MaxPool2d\): kernel 2x2 is larger than the input 1x1"),
+        ({"input_dim": (0, 28, 28)}, ShapeError, "input_shape must be positive numbers"),
+        (
+            {"conv_param": {"filters": 3}},
+            ArgumentError,
+            "conv_param takes filter_num, filter_size, pad, stride; got fil",
+        ),
+        ({"conv_param": {"pad": -1}}, ArgumentError, "padding"),
+        ({"hidden_size": 0}, ArgumentError, "out_features"),
+        ({"output_size": 2.5}, ArgumentError, "out_features"),
+        ({"weight_init_std": "glorot"}, ArgumentError, r"^conv1 \(Conv2d\): unknown weight initializer 'glorot'"),
+        ({"weight_init_std": -1}, ArgumentError, "a weight initializer is a standard deviation of 0 or more"),
+        ({"device": "tpu"}, BackendError, "unknown device 'tpu'"),
+        ({"device": "array_api_strict:device9"}, BackendError, "array.api.strict"),
+        ({"dtype": "float16"}, ArgumentError, "dtype must be"),
+        ({"seed": 0.5}, ArgumentError, "seed must be a whole number or None"),
+    ],
+)
+def test_arguments_without_meaning(arguments, error, message):
+    with pytest.raises(error, match=message):
+        SimpleConvNet(**arguments)
+
+
+def test_device_argument_and_variable(backend, monkeypatch):
+    net = small_net(backend.device)
+    assert net.backend == backend.backend
+    assert {value.device for value in net.named_parameters().values()} == {backend.backend.device}
+    monkeypatch.setenv("PORTACNN_BACKEND", backend.backend.name)
+    assert SimpleConvNet((1, 8, 8), seed=0).backend.name == backend.backend.name
+
+
+# --- numbers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (2, 7, 9)])
+def test_against_pytorch(backend, shape):
+    torch = pytest.importorskip("torch")
+    net = small_net(
+        backend.device, input_dim=shape, dtype="float64", conv_param={"filter_num": 3, "filter_size": 3, "pad": 1}
+    )
+    x, t = patches(7, shape=shape, dtype="float64")
+    twin = torch_twin(torch, net)
+    logits = twin(torch.tensor(x))
+    loss = torch.nn.functional.cross_entropy(logits, torch.tensor(t))
+    loss.backward()
+
+    np.testing.assert_allclose(backend.host(net.predict(x)), logits.detach().numpy(), rtol=1e-11, atol=1e-13)
+    assert net.loss(x, t) == pytest.approx(loss.item(), rel=1e-12)
+    assert net.accuracy(x, t) == (logits.argmax(1).numpy() == t).mean()
+    gradient = net.gradient(x, t)
+    assert list(gradient) == [name for name, _ in twin.named_parameters()]
+    for name, p in twin.named_parameters():
+        np.testing.assert_allclose(backend.host(gradient[name]), p.grad.numpy(), rtol=1e-9, atol=1e-13, err_msg=name)
+
+
+def test_gradient_against_numerical_gradient(backend):
+    net = SimpleConvNet(
+        (1, 5, 5), {"filter_num": 2, "filter_size": 3}, 3, 2, "he", device=backend.device, seed=1, dtype="float64"
+    )
+    x, t = patches(3, classes=2, shape=(1, 5, 5), dtype="float64")
+    before, held = bits(net), net.named_parameters()
+    gradient, numerical = net.gradient(x, t), net.numerical_gradient(x, t)
+    assert list(gradient) == list(numerical) == list(held)
+    for path, g in gradient.items():
+        g, n = backend.host(g), backend.host(numerical[path])
+        assert g.any(), path
+        assert np.linalg.norm(g - n) < 1e-6 * np.linalg.norm(n), path
+    assert bits(net) == before  # every weight was put back, into the same array
+    assert all(net.named_parameters()[path] is value for path, value in held.items())
+
+
+def test_gradients_are_copies(backend):
+    net = small_net(backend.device)
+    x, t = patches(8)
+    first = net.gradient(x, t)
+    kept = {path: backend.host(value) for path, value in first.items()}
+    net.gradient(*patches(8, seed=1))
+    for path, value in first.items():
+        np.testing.assert_array_equal(backend.host(value), kept[path])
+    assert all(layer._cache is None for layer in net.walk())
+
+
+def test_numerical_gradient_of_a_function(backend):
+    p = backend.backend.asarray(np.arange(6.0).reshape(2, 3))
+    gradient = numerical_gradient(lambda: float(np.sum(backend.host(p) ** 3)), p)
+    np.testing.assert_allclose(backend.host(gradient), 3 * np.arange(6.0).reshape(2, 3) ** 2, rtol=1e-6, atol=1e-7)
+    np.testing.assert_array_equal(backend.host(p), np.arange(6.0).reshape(2, 3))
+
+
+def test_numerical_gradient_in_any_memory_order():
+    p = np.asfortranarray(np.arange(6.0).reshape(2, 3))
+    np.testing.assert_allclose(numerical_gradient(lambda: float((p**2).sum()), p), 2 * p, rtol=1e-6)
+
+
+def test_numerical_gradient_puts_back_when_f_fails():
+    p = np.array([1.0, 2.0])
+    with pytest.raises(ZeroDivisionError):
+        numerical_gradient(lambda: 1 / 0, p)
+    assert p.tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("labels", ["int64", "uint8", "one-hot", "float one-hot"])
+def test_labels_in_every_form(backend, labels):
+    net = small_net(backend.device)
+    x, t = patches(10)
+    expected = net.loss(x, t), net.accuracy(x, t), backend.host(net.gradient(x, t)["fc1.weight"])
+    one_hot = np.eye(4, dtype="float32" if "float" in labels else "int64")[t]
+    given = one_hot if "hot" in labels else t.astype(labels)
+    for form in (given, backend.array(given)):
+        assert net.loss(x, form) == expected[0]
+        assert net.accuracy(x, form) == expected[1]
+        np.testing.assert_array_equal(backend.host(net.gradient(x, form)["fc1.weight"]), expected[2])
+
+
+def test_accuracy_counts_the_last_short_batch(backend):
+    """103 images, 100 at a time: the last three count as much as the others."""
+    net = small_net(backend.device)
+    x, _ = patches(103)
+    predicted = backend.host(net.predict(x)).argmax(axis=1)
+    t = np.where(np.arange(103) < 60, predicted, (predicted + 1) % 4)
+    t[100:] = predicted[100:]
+    for batch_size in (100, 103, 256, 1 if backend.name == "numpy" else 40):
+        assert net.accuracy(x, t, batch_size=batch_size) == 63 / 103
+    assert net.count_correct(x, net.labels(t, 103), 100) == 63
+
+
+def test_predict_gives_logits(backend):
+    net = small_net(backend.device)
+    x, _ = patches(11)
+    whole = net.predict(x)
+    assert tuple(whole.shape) == (11, 4)
+    assert whole.device == backend.backend.device
+    for batch_size in (1, 4, 11, 12):
+        np.testing.assert_allclose(backend.host(net.predict(x, batch_size)), backend.host(whole), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(backend.host(net.predict(backend.array(x))), backend.host(whole), rtol=1e-5, atol=1e-6)
+    assert all(layer._cache is None for layer in net.walk())
+    assert np.exp(backend.host(whole)).sum(axis=1) != pytest.approx(1.0)
+
+
+def test_images_of_other_float_types_and_layouts(backend):
+    net = small_net(backend.device)
+    x, t = patches(6)
+    expected = net.loss(x, t)
+    for form in (x.astype("float64"), np.asfortranarray(x), np.flip(np.flip(x, 3).copy(), 3), x.astype(">f4")):
+        if form.dtype.byteorder == ">" and backend.name != "numpy":
+            continue
+        assert net.loss(form, t) == pytest.approx(expected, rel=1e-6)
+    assert backend.host(net.predict(x.astype("float64"))).dtype == "float32"
+    double = small_net(backend.device, dtype="float64")
+    assert backend.host(double.predict(x)).dtype == "float64"
+
+
+def test_images_and_labels_stay_untouched(backend):
+    net = small_net(backend.device)
+    x, t = patches(6)
+    here, labels = backend.array(x), backend.array(t)
+    net.predict(here)
+    net.loss(here, labels)
+    net.gradient(here, labels)
+    net.accuracy(here, labels)
+    np.testing.assert_array_equal(backend.host(here), x)
+    np.testing.assert_array_equal(backend.host(labels), t)
+
+
+def test_one_image_and_none(backend):
+    net = small_net(backend.device)
+    x, t = patches(1)
+    assert tuple(net.predict(x).shape) == (1, 4)
+    assert np.isfinite(net.loss(x, t))
+    assert net.accuracy(x, t) in (0, 1)
+    assert all(np.isfinite(backend.host(g)).all() for g in net.gradient(x, t).values())
+    empty = net.predict(x[:0])
+    assert tuple(empty.shape) == (0, 4)
+    assert empty.dtype == backend.backend.dtype("float32")
+    with pytest.raises(ArgumentError, match="SimpleConvNet: the accuracy over no images is not defined"):
+        net.accuracy(x[:0], t[:0])
+
+
+@pytest.mark.parametrize("device", ["numpy", "array_api_strict"])
+def test_loss_of_an_empty_batch(device):
+    pytest.importorskip("array_api_strict")
+    x, t = patches(1)
+    assert np.isnan(small_net(device).loss(x[:0], t[:0]))
+
+
+def test_to_keeps_bits(backend):
+    net = small_net("numpy")
+    x, t = patches(9)
+    before, loss = bits(net), net.loss(x, t)
+    assert net.to(backend.device) is net
+    assert net.backend == backend.backend
+    assert bits(net) == before
+    assert net.loss(x, t) == pytest.approx(loss, rel=1e-6)
+    net.gradient(x, t)
+    assert bits(net.to("numpy")) == before
+    assert net.loss(x, t) == loss
+
+
+def test_to_nowhere_changes_nothing():
+    net = small_net("numpy")
+    held = net.named_parameters()
+    with pytest.raises(BackendError):
+        net.to("tpu")
+    assert all(net.named_parameters()[path] is value for path, value in held.items())
+
+
+# --- bad input -------------------------------------------------------------------------------------------------------
+
+CALLS = {
+    "predict": lambda net, x: net.predict(x),
+    "loss": lambda net, x: net.loss(x, np.zeros(x.shape[0], int)),
+    "accuracy": lambda net, x: net.accuracy(x, np.zeros(x.shape[0], int)),
+    "gradient": lambda net, x: net.gradient(x, np.zeros(x.shape[0], int)),
+}
+every_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+
+
+@every_call
+def test_wrong_images(backend, call):
+    net = small_net(backend.device)
+    for shape in ((5, 3, 8, 8), (5, 1, 9, 8), (5, 8, 8), (5, 64), (5,), (5, 1, 8, 8, 1)):
+        with pytest.raises(ShapeError) as caught:
+            call(net, np.zeros(shape, "float32"))
+        size = "x".join(map(str, shape))
+        assert str(caught.value) == (f"SimpleConvNet: expected images (N, 1, 8, 8), got {size}, numpy float32 on cpu")
+    for dtype in ("uint8", "int64", "bool"):
+        with pytest.raises(
+            ArrayError,
+            match=rf"^SimpleConvNet: expected floating-point images, got 5x1x8x8, numpy {dtype} on cpu; scale",
+        ) as caught:
+            call(net, np.zeros((5, 1, 8, 8), dtype))
+        assert "x.astype('float32') / 255" in str(caught.value)
+    with pytest.raises(ArrayError, match="expected floating-point images"):
+        call(net, backend.array(np.zeros((5, 1, 8, 8)), "uint8"))
+
+
+@every_call
+def test_images_of_another_library_or_device(call):
+    strict = pytest.importorskip("array_api_strict")
+    images = strict.zeros((5, 1, 8, 8), dtype=strict.float32)
+    with pytest.raises(
+        ArrayError,
+        match=r"^SimpleConvNet: the model is on numpy on cpu, the images are 5x1x8x8, array_api_strict float32 on cpu; "
+        "move one of them",
+    ):
+        call(small_net("numpy"), images)
+    with pytest.raises(ArrayError, match=r"the model is on array_api_strict on device1, the"):
+        call(small_net("array_api_strict:device1"), images)
+
+
+@pytest.mark.parametrize("call", ["predict", "loss", "accuracy"])
+def test_images_that_are_no_array(call):
+    net = small_net()
+    arguments = () if call == "predict" else (np.array([0]),)
+    for thing in ([[[[1.0]]]], None, np.float32(1.0)):
+        with pytest.raises((ArrayError, ShapeError)):
+            getattr(net, call)(thing, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("t", "message"),
+    [
+        ([0, 1, 4], "labels: label 4 at index 2 is outside 0..3, the network's outputs"),
+        ([0, -1, 3], "labels: label -1 at index 1 is outside 0..3"),
+        ([0, 1], r"labels: expected 3 labels, \(N,\) or one-hot \(N, 4\), got shape \(2,\)"),
+        ([0, 1, 2, 3], r"got shape \(4,\)"),
+        (np.zeros((3, 4, 1), int), r"got shape \(3, 4, 1\)"),
+        (1, r"got shape \(\)"),
+        (np.eye(3), "labels: one-hot labels have 3 columns, the network has 4 outputs"),
+        (np.eye(4)[:2], r"got shape \(2, 4\)"),
+        (np.zeros((3, 4)), r"labels: row 0 is not one-hot: \[0"),
+        (np.eye(4)[:3] * 0.5, "row 0 is not one-hot"),
+        ([[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0]], "row 2 is not one-hot"),
+        ([0.0, 1.0, 2.0], r"labels: expected whole numbers 0\.\.3, got float64"),
+        ([True, False, True], "got bool"),
+    ],
+)
+def test_wrong_labels(backend, t, message):
+    net = small_net(backend.device)
+    x, _ = patches(3)
+    for call in (net.loss, net.accuracy, net.gradient):
+        for form in [np.asarray(t)] + [backend.array(t)] * (np.ndim(t) > 0):
+            with pytest.raises(LabelError, match=message) as caught:
+                call(x, form)
+            assert isinstance(caught.value, ValueError)
+
+
+def test_labels_as_a_list_say_what_to_do():
+    with pytest.raises(ArrayError, match=r"got builtins.list \(numpy.asarray\(...\) makes an array of it\)"):
+        small_net().loss(patches(2)[0], [0, 1])
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_batch_size_without_meaning(batch_size):
+    net = small_net()
+    x, t = patches(4)
+    with pytest.raises(ArgumentError, match=f"SimpleConvNet: batch_size must be at least 1, got {batch_size}"):
+        net.predict(x, batch_size)
+    with pytest.raises(ArgumentError):
+        net.accuracy(x, t, batch_size)
+
+
+# --- models of other shapes ------------------------------------------------------------------------------------------
+
+
+def test_a_model_of_ones_own(backend):
+    net = Model(conv=Conv2d(1, 2, 3), relu=ReLU(), flatten=Flatten(), fc=Linear(None, 4))
+    x, t = patches(5)
+    for call in (lambda: net.predict(x), lambda: net.loss(x, t), lambda: net.gradient(x, t)):
+        with pytest.raises(StateError, match=r"^Model: not built yet: call build\(input_shape, device=...\)"):
+            call()
+    assert net.build((1, 8, 8), device=backend.device, seed=0) is net
+    assert tuple(net.predict(x).shape) == (5, 4)
+    assert set(net.gradient(x, t)) == {"conv.weight", "conv.bias", "fc.weight", "fc.bias"}
+
+
+def test_a_model_that_gives_maps_has_no_classes():
+    net = Model(conv=Conv2d(1, 2, 3)).build((1, 8, 8), seed=0)
+    assert net.predict(patches(2)[0]).shape == (2, 2, 6, 6)
+    with pytest.raises(ShapeError, match=r"one output for each class, this one gives \(2, 6, 6\)"):
+        net.loss(*patches(2))
+
+
+def test_the_same_seed_gives_the_same_net(backend):
+    assert bits(small_net(backend.device)) == bits(small_net("numpy"))
+    assert bits(small_net(seed=1)) != bits(small_net(seed=0))
+    assert bits(small_net(seed=None)) != bits(small_net(seed=None))
+    assert bits(small_net(resolve("numpy"))) == bits(small_net())

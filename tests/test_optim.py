@@ -1,0 +1,178 @@
+"""Optimizers: against PyTorch's and loops by hand, in place, and with updates held back by ``ok``."""
+
+import numpy as np
+import pytest
+
+from portacnn.errors import ArgumentError
+from portacnn.optim import SGD, Adam, Momentum, Optimizer, make_optimizer
+
+RULES = [
+    (SGD, {"lr": 0.1}, "SGD", {"lr": 0.1}),
+    (Momentum, {"lr": 0.1, "momentum": 0.8}, "SGD", {"lr": 0.1, "momentum": 0.8}),
+    (Adam, {}, "Adam", {"lr": 0.001}),
+    (
+        Adam,
+        {"lr": 0.02, "beta1": 0.7, "beta2": 0.9, "eps": 1e-3},
+        "Adam",
+        {"lr": 0.02, "betas": (0.7, 0.9), "eps": 1e-3},
+    ),
+]
+every_rule = pytest.mark.parametrize(("kind", "param", "torch_name", "torch_param"), RULES)
+
+
+def values(backend, seed=0, dtype="float64"):
+    rng = np.random.default_rng(seed)
+    hosts = {"a": rng.standard_normal((3, 2)), "b": rng.standard_normal(4), "c": rng.standard_normal((1, 2, 2, 2))}
+    return {name: backend.backend.asarray(host, dtype) for name, host in hosts.items()}
+
+
+@every_rule
+def test_against_pytorch(backend, kind, param, torch_name, torch_param):
+    torch = pytest.importorskip("torch")
+    params, optimizer = values(backend), kind(**param)
+    held, twin = dict(params), {name: torch.tensor(backend.host(p), requires_grad=True) for name, p in params.items()}
+    reference = getattr(torch.optim, torch_name)(twin.values(), **torch_param)
+    for step in range(5):
+        grads = {name: backend.array(backend.host(g)) for name, g in values(backend, step + 1).items()}
+        before = {name: backend.host(g) for name, g in grads.items()}
+        optimizer.update(params, grads)
+        for name, p in twin.items():
+            p.grad = torch.tensor(before[name])
+        reference.step()
+        for name, p in params.items():
+            assert p is held[name]  # written in place
+            np.testing.assert_allclose(backend.host(p), twin[name].detach().numpy(), rtol=1e-12, atol=1e-14)
+            np.testing.assert_array_equal(backend.host(grads[name]), before[name])
+    assert optimizer.steps == 5
+
+
+def by_hand(kind, p, grads, lr):
+    """The rules once more, for one number."""
+    v = m = s = 0.0
+    for t, g in enumerate(grads, 1):
+        if kind is SGD:
+            p -= lr * g
+        elif kind is Momentum:
+            v = 0.9 * v + g
+            p -= lr * v
+        else:
+            m, s = 0.9 * m + 0.1 * g, 0.999 * s + 0.001 * g * g
+            p -= lr * (m / (1 - 0.9**t)) / ((s / (1 - 0.999**t)) ** 0.5 + 1e-8)
+    return p
+
+
+@pytest.mark.parametrize("kind", [SGD, Momentum, Adam])
+def test_against_the_rule_by_hand(backend, kind):
+    optimizer, grads = kind(lr=0.05), [0.5, -2.0, 0.0, 1e-3]
+    params = {"p": backend.backend.asarray(np.array([1.5]))}
+    for g in grads:
+        optimizer.update(params, {"p": backend.array([g])})
+    assert backend.host(params["p"])[0] == pytest.approx(by_hand(kind, 1.5, grads, 0.05), rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", [SGD, Momentum, Adam])
+def test_float32_stays_float32(backend, kind):
+    params, optimizer = values(backend, dtype="float32"), kind()
+    optimizer.update(params, values(backend, 1, dtype="float32"))
+    for array in (*params.values(), *(a for slot in optimizer.state.values() for a in slot.values())):
+        assert array.dtype == backend.backend.dtype("float32")
+        assert array.device == backend.backend.device
+
+
+@pytest.mark.parametrize("kind", [SGD, Momentum, Adam])
+def test_nothing_changes_where_ok_is_false(backend, kind):
+    def run(*oks):
+        params, optimizer = values(backend), kind(lr=0.1)
+        for step, ok in enumerate(oks):
+            gradients = values(backend, step + 1)
+            if not ok:
+                gradients = {name: g * float("nan") for name, g in gradients.items()}
+            optimizer.update(params, gradients, backend.array(np.asarray([ok]))[0, ...])
+        state = {(s, name): a for s, slot in optimizer.state.items() for name, a in slot.items()}
+        return {key: backend.host(a) for key, a in (params | state).items()}
+
+    for key, value in run(True, False, False).items():
+        assert np.isfinite(value).all()
+        np.testing.assert_array_equal(value, run(True)[key], err_msg=str(key))
+
+
+def test_parameters_without_a_gradient_stay(backend):
+    params, optimizer = values(backend), Momentum(lr=0.1)
+    before = {name: backend.host(p) for name, p in params.items()}
+    optimizer.update(params, {})
+    assert optimizer.steps == 0
+    grads = values(backend, 1)
+    del grads["b"]
+    optimizer.update(params, grads)
+    assert {name: bool((backend.host(p) != before[name]).any()) for name, p in params.items()} == {
+        "a": True,
+        "b": False,
+        "c": True,
+    }
+    assert set(optimizer.state["velocity"]) == {"a", "c"}
+    optimizer.update(params, values(backend, 2))
+    assert set(optimizer.state["velocity"]) == {"a", "b", "c"}
+
+
+def test_lr_may_be_set_between_steps(backend):
+    params, optimizer = {"p": backend.backend.asarray(np.array([1.0]))}, SGD(lr=0.5)
+    one = {"p": backend.array([1.0])}
+    optimizer.update(params, one)
+    optimizer.lr = 0.0625
+    optimizer.update(params, one)
+    assert backend.host(params["p"])[0] == 1.0 - 0.5 - 0.0625
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("sgd", SGD), ("momentum", Momentum), ("adam", Adam), ("SGD", SGD), ("Adam", Adam)]
+)
+def test_by_name(name, kind):
+    made = make_optimizer(name, {"lr": 0.25})
+    assert type(made) is kind
+    assert made.lr == 0.25
+    assert make_optimizer(made) is made
+    assert make_optimizer(name).lr == kind().lr
+
+
+@pytest.mark.parametrize(
+    ("name", "param", "message"),
+    [
+        ("rmsprop", None, "unknown optimizer 'rmsprop'; known are sgd, momentum, adam"),
+        (None, None, "unknown optimizer None"),
+        (SGD, None, "unknown optimizer"),
+        ("sgd", {"momentum": 0.9}, "SGD takes lr; got momentum"),
+        ("adam", {"beta3": 1, "alpha": 2}, "Adam takes lr, beta1, beta2, eps; got alpha, beta3"),
+        ("sgd", {"lr": -0.1}, "lr must be a number of 0 or more, got -0.1"),
+        ("sgd", {"lr": float("nan")}, "lr must be a number of 0 or more, got nan"),
+        ("sgd", {"lr": float("inf")}, "lr must be"),
+        ("sgd", {"lr": "0.1"}, "lr must be a number of 0 or more, got '0.1'"),
+        ("momentum", {"momentum": 1.0}, r"momentum must lie in 0 <= momentum < 1, got 1\.0"),
+        ("adam", {"beta2": -0.5}, "beta2 must lie in"),
+        ("adam", {"eps": None}, "eps must be a number"),
+    ],
+)
+def test_what_is_no_optimizer(name, param, message):
+    with pytest.raises(ArgumentError, match=message):
+        make_optimizer(name, param)
+
+
+def test_arguments_beside_a_finished_optimizer():
+    with pytest.raises(ArgumentError):
+        make_optimizer(SGD(0.1), {"lr": 5.0})
+
+
+def test_one_of_ones_own(backend):
+    class Signs(Optimizer):
+        slots = ("count",)
+
+        def step(self, params, grads, count, *, ok):
+            for p, g, c in zip(params, grads, count, strict=True):
+                c[...] = c + 1.0
+                p[...] = p - self.lr * backend.xp.sign(g)
+
+    params, optimizer = values(backend), Signs(0.5)
+    before = backend.host(params["a"])
+    grads = values(backend, 1)
+    optimizer.update(params, grads)
+    np.testing.assert_allclose(backend.host(params["a"]), before - 0.5 * np.sign(backend.host(grads["a"])))
+    assert (backend.host(optimizer.state["count"]["a"]) == 1).all()
