@@ -6,17 +6,18 @@ _root = _Path(__file__).resolve().parent.parent
 if (_root / "backends" / "numpy_backend.py").is_file() and (_root / "pyproject.toml").is_file():
     __path__.append(str(_root))  # a checkout, not installed: portacnn.backends is the folder backends/ beside this one
 
-from portacnn import data, layers, models, ops, optim
+from portacnn import data, layers, models, ops, optim, schedules
 from portacnn.data import load_mnist, load_mnist_sample
 from portacnn.errors import PortacnnError
 from portacnn.models import Model, SimpleConvNet, load
 from portacnn.runtime import Backend, available_backends, resolve
-from portacnn.training import Trainer
+from portacnn.training import EarlyStopping, Trainer
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Backend",
+    "EarlyStopping",
     "Model",
     "PortacnnError",
     "SimpleConvNet",
@@ -31,4 +32,5 @@ __all__ = [
     "ops",
     "optim",
     "resolve",
+    "schedules",
 ]

@@ -16,6 +16,7 @@ from portacnn.files import write_atomically
 from portacnn.models import SimpleConvNet
 from portacnn.optim import OPTIMIZERS
 from portacnn.runtime import GRAMMAR, VARIABLE, available_backends, resolve
+from portacnn.schedules import SCHEDULES
 from portacnn.seeds import check_seed
 from portacnn.training import Trainer
 
@@ -56,6 +57,9 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
     add("--batch-size", type=int, default=100)
     add("--optimizer", default="adam", choices=sorted(OPTIMIZERS))
     add("--lr", type=float, default=0.001, help="learning rate")
+    add("--momentum", type=float, help="for optimizers that have it")
+    add("--weight-decay", type=float, help="L2, or decoupled with adamw")
+    add("--schedule", default="constant", choices=sorted(SCHEDULES), help="of the learning rate, over the whole run")
     add("--weight-init", default="he", help='"he", "xavier", or a standard deviation (the tutorials\' is 0.01)')
     add("--device", help=f"{GRAMMAR}; without it the variable {VARIABLE}, else numpy")
     add("--seed", type=int, help="for weights and batches; without it a fresh one is drawn and printed")
@@ -89,7 +93,8 @@ def _train(options: argparse.Namespace) -> int:
         epochs=options.epochs,
         mini_batch_size=options.batch_size,
         optimizer=options.optimizer,
-        optimizer_param={"lr": options.lr},
+        optimizer_param=_optimizer_param(options),
+        schedule=options.schedule,
         seed=seed,
     )
     count = sum(array.size for array in model.state_dict().values())
@@ -131,6 +136,12 @@ def _init(word: str) -> float | str:
         return word
 
 
+def _optimizer_param(options: argparse.Namespace) -> dict[str, float]:
+    """The optimizer's arguments, as far as they were given."""
+    given = {"lr": options.lr, "momentum": options.momentum, "weight_decay": options.weight_decay}
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def _can_import(module: str) -> bool:
     try:
         __import__(module)
@@ -152,13 +163,9 @@ def _history(trainer: Trainer) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["epoch", "loss", "train_accuracy", "test_accuracy"])
-    epochs = len(trainer.train_acc_list)
-    steps = len(trainer.train_loss_list) // max(epochs, 1)
-    for epoch in range(epochs):
-        losses = trainer.train_loss_list[epoch * steps : (epoch + 1) * steps]
-        writer.writerow(
-            [epoch + 1, f"{sum(losses) / len(losses):.6f}", trainer.train_acc_list[epoch], trainer.test_acc_list[epoch]]
-        )
+    columns = (trainer.epoch_loss_list, trainer.train_acc_list, trainer.test_acc_list)
+    for epoch, (loss, train_accuracy, test_accuracy) in enumerate(zip(*columns, strict=True), start=1):
+        writer.writerow([epoch, f"{loss:.6f}", train_accuracy, test_accuracy])
     return text.getvalue()
 
 

@@ -1,104 +1,417 @@
 """Optimizers. Each writes new values into the parameters' own arrays; the rules themselves are ops, in ``ops.update``.
 
 As in the tutorials, ``optimizer.update(params, grads)`` takes two dictionaries with the same keys. State (velocities, running
-means) is kept by key, and made when a key first comes.
+means) is kept by key, and made when a key first comes. Rules, names and defaults are those of torch.optim.
+
+Weight decay is by parameter: ``no_decay`` says which ones it leaves alone, for instance
+``AdamW(weight_decay=0.05, no_decay=biases_and_norms)`` or ``SGD(0.1, weight_decay=5e-4, no_decay=("bias", "bn*"))``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
 from inspect import signature
 from typing import Any
 
 from portacnn import ops
-from portacnn.errors import ArgumentError
+from portacnn.arguments import fraction, not_negative, whole
+from portacnn.errors import ArgumentError, ModelFormatError
 from portacnn.runtime import Array, backend_of
+
+Selection = Callable[[str, Array], bool] | str | Iterable[str]
+"""Which parameters: a function of a parameter's path and array, or patterns of names (see ``selector``)."""
+
+
+def biases_and_norms(path: str, array: Array) -> bool:
+    """Whether a parameter has one axis or none, as biases and the scales and shifts of normalizations do."""
+    return array.ndim <= 1
+
+
+def selector(what: Selection) -> Callable[[str, Array], bool]:
+    """A selection as a function of path and array; a function is itself.
+
+    A pattern, with the shell's ``*``, ``?`` and ``[...]``, selects a parameter where it matches its path or a part of it
+    between dots: "bias" selects conv1.bias, "bn*" all of layer1.0.bn2, "fc?.weight" fc1.weight.
+    """
+    if callable(what):
+        return what
+    patterns = _patterns(what)
+
+    def matches(path: str, array: Array) -> bool:
+        return any(fnmatchcase(name, pattern) for name in (path, *path.split(".")) for pattern in patterns)
+
+    return matches
+
+
+def _patterns(what: str | Iterable[str]) -> tuple[str, ...]:
+    patterns = (what,) if isinstance(what, str) else tuple(what) if isinstance(what, Iterable) else (what,)
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise ArgumentError(f"parameters are selected by a function of (path, array) or by names, got {what!r}")
+    return patterns
 
 
 class Optimizer:
-    """What every optimizer has: a learning rate, a count of steps, and state by name and parameter.
+    """What every optimizer has: a learning rate, weight decay, counts of steps, and state by name and parameter.
+
+    Args:
+        lr: the learning rate.
+        weight_decay: the factor of the L2 penalty's gradient, or of decoupled decay, as the optimizer says.
+        no_decay: parameters that do not decay (see ``Selection``).
 
     Attributes:
-        lr: the learning rate; may be set between steps.
-        steps: how many updates were made.
+        lr: may be set between steps.
+        steps: how many updates were made; ``counts``: how many of them changed a parameter, by its key.
         state: for each of ``slots``, an array like each parameter, by the parameter's key.
     """
 
     slots: tuple[str, ...] = ()
 
-    def __init__(self, lr: float) -> None:
-        self.lr = _positive("lr", lr)
+    def __init__(self, lr: float, weight_decay: float = 0.0, no_decay: Selection = ()) -> None:
+        self.lr = not_negative("lr", lr)
+        self.weight_decay = not_negative("weight_decay", weight_decay)
+        self.no_decay = no_decay if callable(no_decay) else _patterns(no_decay)
         self.steps = 0
+        self.counts: dict[str, int] = {}
         self.state: dict[str, dict[str, Array]] = {slot: {} for slot in self.slots}
+        self._decay: dict[str, float] = {}  # by key, as far as they have come
 
-    def update(self, params: Mapping[str, Array], grads: Mapping[str, Array], ok: Array | None = None) -> None:
+    def update(
+        self,
+        params: Mapping[str, Array],
+        grads: Mapping[str, Array],
+        ok: Array | None = None,
+        *,
+        lr: Any = None,
+    ) -> None:
         """One step: change every parameter in place.
 
         Args:
             params: arrays by key.
             grads: their gradients, by the same keys; a parameter without one stays as it is.
-            ok: a 0-dimensional boolean array; where it is false, parameters and state stay as they are.
+            ok: a 0-dimensional boolean array; where it is false, parameters and state stay as they are. The counts are kept on
+                the host and cannot know of it: they go on.
+            lr: the learning rate of this step alone, where it is not ``self.lr``.
         """
         keys = [key for key in params if key in grads]
         if not keys:
             return
+        self.check(params)
         self.steps += 1
-        for slot in self.state.values():
-            for key in keys:
-                if key not in slot:
-                    slot[key] = backend_of(params[key]).xp.zeros_like(params[key])
-        state = [[slot[key] for key in keys] for slot in self.state.values()]
-        self.step([params[key] for key in keys], [grads[key] for key in keys], *state, ok=ok)
+        alike: dict[tuple[float, int], list[str]] = {}  # keys that one call of the rule can take
+        for key in keys:
+            if key not in self.counts:
+                self.counts[key] = 0
+                for slot, arrays in self.state.items():
+                    arrays[key] = self.fresh(slot, params[key])
+            self.counts[key] += 1
+            alike.setdefault((self._decay[key], self.counts[key]), []).append(key)
+        for (decay, count), group in alike.items():
+            self.apply(
+                [params[key] for key in group],
+                [grads[key] for key in group],
+                {slot: [arrays[key] for key in group] for slot, arrays in self.state.items()},
+                count,
+                lr=self.lr if lr is None else lr,
+                weight_decay=decay,
+                ok=ok,
+            )
 
-    def step(self, params: list[Array], grads: list[Array], *state: list[Array], ok: Array | None) -> None:
-        """Apply the rule to lists of arrays that belong together."""
+    def check(self, params: Mapping[str, Array]) -> None:
+        """Find out which of these parameters decay; changes nothing else.
+
+        Raises:
+            ArgumentError: a name in ``no_decay`` that is none of theirs.
+        """
+        new = [key for key in params if key not in self._decay]
+        if not new:
+            return
+        if not callable(self.no_decay) and not self._decay:
+            for pattern in self.no_decay:
+                if not any(selector(pattern)(key, params[key]) for key in params):
+                    raise ArgumentError(f"no_decay: {pattern!r} is none of the parameters {', '.join(params)}")
+        spared = selector(self.no_decay)
+        self._decay |= {key: 0.0 if spared(key, params[key]) else self.weight_decay for key in new}
+
+    def fresh(self, slot: str, p: Array) -> Array:
+        """The first state of a parameter: zeros."""
+        return backend_of(p).xp.zeros_like(p)
+
+    def apply(
+        self, params: list[Array], grads: list[Array], state: dict[str, list[Array]], step: int, **common: Any
+    ) -> None:
+        """Apply the rule to lists of arrays that belong together.
+
+        Args:
+            params, grads: parameters and their gradients.
+            state: a list for every slot.
+            step: the number of this step for these parameters, from 1.
+            common: ``lr``, ``weight_decay`` and ``ok``, which every op of ``ops.update`` takes.
+        """
         raise NotImplementedError
+
+    # --- to and from files ------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next steps depend on, besides the constructor's arguments: copies, as plain values and NumPy arrays.
+
+        Returns:
+            ``optimizer``, the class's name; ``lr``; ``steps``; ``counts``, by key; and ``arrays``, NumPy arrays by slot and key,
+            such as "velocity.conv1.weight". All but the arrays is something JSON can hold.
+        """
+        return {
+            "optimizer": type(self).__name__,
+            "lr": self.lr,
+            "steps": self.steps,
+            "counts": dict(self.counts),
+            "arrays": {
+                f"{slot}.{key}": backend_of(array).to_host(array)
+                for slot, arrays in self.state.items()
+                for key, array in arrays.items()
+            },
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], params: Mapping[str, Array]) -> None:
+        """Go on where ``state_dict`` was taken.
+
+        Args:
+            state: from ``state_dict`` of an optimizer made with the same arguments.
+            params: the parameters as ``update`` will get them: the state goes to their devices and takes their dtypes.
+
+        Raises:
+            ModelFormatError: another optimizer's state, or one that does not fit these parameters; nothing has changed then.
+        """
+        where = type(self).__name__
+        lacking = [name for name in ("optimizer", "lr", "steps", "counts", "arrays") if name not in state]
+        if lacking:
+            raise ModelFormatError(f"not an optimizer's state: {', '.join(lacking)} missing", where)
+        if state["optimizer"] != where:
+            raise ModelFormatError(f"the state is of {state['optimizer']}, not of {where}", where)
+        counts, arrays = state["counts"], state["arrays"]
+        shapes = {f"{slot}.{key}": params[key].shape for slot in self.slots for key in counts if key in params}
+        problems = {
+            "unknown parameters": [key for key in counts if key not in params],
+            "missing": [name for name in shapes if name not in arrays],
+            "unexpected": [name for name in arrays if name not in shapes],
+            "of another shape": [
+                f"{name} {tuple(arrays[name].shape)} (expected {tuple(shape)})"
+                for name, shape in shapes.items()
+                if name in arrays and tuple(arrays[name].shape) != tuple(shape)
+            ],
+        }
+        if any(problems.values()):
+            listed = "; ".join(f"{what}: {', '.join(names)}" for what, names in problems.items() if names)
+            raise ModelFormatError(f"the state does not fit these parameters. {listed}", where)
+        try:
+            lr, steps = not_negative("lr", state["lr"]), whole("steps", state["steps"], 0)
+            counts = {key: whole(f"the count of {key}", count, 1) for key, count in counts.items()}
+        except ArgumentError as error:
+            raise ModelFormatError(error.message, where) from error
+        self.lr, self.steps, self.counts = lr, steps, counts
+        for slot, own in self.state.items():
+            for key in [key for key in own if key not in counts]:
+                del own[key]
+            for key in counts:
+                p = params[key]
+                if key not in own:
+                    own[key] = self.fresh(slot, p)
+                xp = backend_of(p).xp
+                array = xp.asarray(arrays[f"{slot}.{key}"], device=p.device, copy=True)
+                own[key][...] = xp.astype(array, p.dtype)
 
 
 class SGD(Optimizer):
-    """Stochastic gradient descent: p -= lr * g."""
+    """Stochastic gradient descent, as torch.optim.SGD: p -= lr * g; with momentum v = momentum * v + g; p -= lr * v.
 
-    def __init__(self, lr: float = 0.01) -> None:
-        super().__init__(lr)
+    Args:
+        lr: the learning rate.
+        momentum: how much of the velocity stays; 0 keeps no velocity.
+        dampening: how much of the gradient stays out of the velocity.
+        nesterov: look ahead: p -= lr * (g + momentum * v).
+        weight_decay: L2; ``no_decay``: the parameters without it.
 
-    def step(self, params: list[Array], grads: list[Array], *state: list[Array], ok: Array | None) -> None:
-        ops.sgd_update(params, grads, lr=self.lr, ok=ok)
+    Raises:
+        ArgumentError: numbers out of range; Nesterov's momentum without momentum, or dampened.
+    """
+
+    def __init__(
+        self,
+        lr: float = 0.01,
+        momentum: float = 0.0,
+        dampening: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        no_decay: Selection = (),
+    ) -> None:
+        self.momentum, self.dampening = fraction("momentum", momentum), fraction("dampening", dampening)
+        self.nesterov = nesterov
+        if nesterov and (not momentum or dampening):
+            raise ArgumentError(
+                f"nesterov needs momentum above 0 and no dampening, got momentum={momentum!r}, dampening={dampening!r}"
+            )
+        self.slots = ("velocity",) if momentum else ()
+        super().__init__(lr, weight_decay, no_decay)
+
+    def apply(
+        self, params: list[Array], grads: list[Array], state: dict[str, list[Array]], step: int, **common: Any
+    ) -> None:
+        if not self.momentum:
+            ops.sgd_update(params, grads, **common)
+            return
+        rates = {"momentum": self.momentum, "dampening": self.dampening, "nesterov": self.nesterov}
+        ops.momentum_update(params, grads, state["velocity"], **rates, first=step == 1, **common)
 
 
-class Momentum(Optimizer):
-    """SGD with momentum, as torch.optim.SGD(momentum=...): v = momentum * v + g; p -= lr * v."""
+class Momentum(SGD):
+    """``SGD`` under the tutorials' name, with momentum 0.9: v = momentum * v + g; p -= lr * v."""
 
-    slots = ("velocity",)
+    def __init__(
+        self,
+        lr: float = 0.01,
+        momentum: float = 0.9,
+        dampening: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        no_decay: Selection = (),
+    ) -> None:
+        super().__init__(lr, momentum, dampening, nesterov, weight_decay, no_decay)
 
-    def __init__(self, lr: float = 0.01, momentum: float = 0.9) -> None:
-        super().__init__(lr)
-        self.momentum = _fraction("momentum", momentum)
 
-    def step(self, params: list[Array], grads: list[Array], *state: list[Array], ok: Array | None) -> None:
-        ops.momentum_update(params, grads, *state, lr=self.lr, momentum=self.momentum, ok=ok)
+class AdaGrad(Optimizer):
+    """AdaGrad (Duchi, Hazan and Singer, 2011), as torch.optim.Adagrad: steps shrink by the gradients that have been.
+
+    Args:
+        lr: the learning rate; at a parameter's step t (from 1) it is lr / (1 + (t - 1) * lr_decay).
+        lr_decay: see lr.
+        weight_decay: L2; ``no_decay``: the parameters without it.
+        initial_accumulator_value: what the sum of squares starts from.
+        eps: keeps the division from 0.
+    """
+
+    slots = ("square_sum",)
+
+    def __init__(
+        self,
+        lr: float = 0.01,
+        lr_decay: float = 0.0,
+        weight_decay: float = 0.0,
+        initial_accumulator_value: float = 0.0,
+        eps: float = 1e-10,
+        no_decay: Selection = (),
+    ) -> None:
+        super().__init__(lr, weight_decay, no_decay)
+        self.lr_decay = not_negative("lr_decay", lr_decay)
+        self.initial_accumulator_value = not_negative("initial_accumulator_value", initial_accumulator_value)
+        self.eps = not_negative("eps", eps)
+
+    def fresh(self, slot: str, p: Array) -> Array:
+        """The first state of a parameter: ``initial_accumulator_value``."""
+        return backend_of(p).xp.full_like(p, self.initial_accumulator_value)
+
+    def apply(
+        self, params: list[Array], grads: list[Array], state: dict[str, list[Array]], step: int, **common: Any
+    ) -> None:
+        common["lr"] = common["lr"] / (1.0 + (step - 1) * self.lr_decay)
+        ops.adagrad_update(params, grads, state["square_sum"], eps=self.eps, **common)
+
+
+class RMSprop(Optimizer):
+    """RMSprop (Hinton's lecture 6e), as torch.optim.RMSprop: steps divided by the gradients' running root mean square.
+
+    Args:
+        lr: the learning rate.
+        alpha: how much of the running means stays.
+        eps: keeps the division from 0.
+        weight_decay: L2; ``no_decay``: the parameters without it.
+        momentum: how much of the velocity stays; 0 keeps no velocity.
+        centered: divide by the standard deviation instead, mean taken off (Graves, 2013).
+    """
+
+    def __init__(
+        self,
+        lr: float = 0.01,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        momentum: float = 0.0,
+        centered: bool = False,
+        no_decay: Selection = (),
+    ) -> None:
+        self.slots = ("mean_square", *(("mean",) if centered else ()), *(("velocity",) if momentum else ()))
+        super().__init__(lr, weight_decay, no_decay)
+        self.alpha, self.momentum = fraction("alpha", alpha), fraction("momentum", momentum)
+        self.eps, self.centered = not_negative("eps", eps), centered
+
+    def apply(
+        self, params: list[Array], grads: list[Array], state: dict[str, list[Array]], step: int, **common: Any
+    ) -> None:
+        rates = {"alpha": self.alpha, "eps": self.eps, "momentum": self.momentum}
+        slots = (state["mean_square"], state.get("mean"), state.get("velocity"))
+        ops.rmsprop_update(params, grads, *slots, **rates, **common)
 
 
 class Adam(Optimizer):
-    """Adam (Kingma and Ba, 2015), as torch.optim.Adam."""
+    """Adam (Kingma and Ba, 2015), as torch.optim.Adam.
+
+    Args:
+        lr: the learning rate.
+        beta1, beta2: how much of the running means of gradients and of their squares stays.
+        eps: keeps the division from 0.
+        weight_decay: L2, or with ``decoupled_weight_decay`` AdamW's; ``no_decay``: the parameters without it.
+    """
 
     slots = ("mean", "mean_square")
 
-    def __init__(self, lr: float = 0.001, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> None:
-        super().__init__(lr)
-        self.beta1, self.beta2 = _fraction("beta1", beta1), _fraction("beta2", beta2)
-        self.eps = _positive("eps", eps)
+    def __init__(
+        self,
+        lr: float = 0.001,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        decoupled_weight_decay: bool = False,
+        no_decay: Selection = (),
+    ) -> None:
+        super().__init__(lr, weight_decay, no_decay)
+        self.beta1, self.beta2 = fraction("beta1", beta1), fraction("beta2", beta2)
+        self.eps, self.decoupled_weight_decay = not_negative("eps", eps), decoupled_weight_decay
 
-    def step(self, params: list[Array], grads: list[Array], *state: list[Array], ok: Array | None) -> None:
-        rates = {"lr": self.lr, "beta1": self.beta1, "beta2": self.beta2, "eps": self.eps}
-        ops.adam_update(params, grads, *state, **rates, step=self.steps, ok=ok)
+    def apply(
+        self, params: list[Array], grads: list[Array], state: dict[str, list[Array]], step: int, **common: Any
+    ) -> None:
+        rates = {"beta1": self.beta1, "beta2": self.beta2, "eps": self.eps, "decoupled": self.decoupled_weight_decay}
+        ops.adam_update(params, grads, state["mean"], state["mean_square"], step=step, **rates, **common)
 
 
-OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "momentum": Momentum, "adam": Adam}
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019), as torch.optim.AdamW: p -= lr * weight_decay * p."""
+
+    def __init__(
+        self,
+        lr: float = 0.001,
+        beta1: float = 0.9,
+        beta2: float = 0.999,
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        no_decay: Selection = (),
+    ) -> None:
+        super().__init__(lr, beta1, beta2, eps, weight_decay, True, no_decay)
+
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {
+    "sgd": SGD,
+    "momentum": Momentum,
+    "adagrad": AdaGrad,
+    "rmsprop": RMSprop,
+    "adam": Adam,
+    "adamw": AdamW,
+}
 
 
 def make_optimizer(name: "str | Optimizer", param: Mapping[str, Any] | None = None) -> Optimizer:
     """An optimizer by its name and its constructor's arguments; one that is made already is itself.
 
     Raises:
-        ArgumentError: an unknown name, an argument the optimizer does not take, or a value without a meaning.
+        ArgumentError: an unknown name, an argument the optimizer does not take, a value without a meaning; arguments for one
+            that is made already.
     """
     if isinstance(name, Optimizer):
         if param:
@@ -113,15 +426,3 @@ def make_optimizer(name: "str | Optimizer", param: Mapping[str, Any] | None = No
             f"{kind.__name__} takes {', '.join(signature(kind).parameters)}; got {', '.join(sorted(unknown))}"
         )
     return kind(**(param or {}))
-
-
-def _positive(name: str, value: float) -> float:
-    if not isinstance(value, int | float) or not 0.0 <= value < float("inf"):
-        raise ArgumentError(f"{name} must be a number of 0 or more, got {value!r}")
-    return float(value)
-
-
-def _fraction(name: str, value: float) -> float:
-    if not isinstance(value, int | float) or not 0.0 <= value < 1.0:
-        raise ArgumentError(f"{name} must lie in 0 <= {name} < 1, got {value!r}")
-    return float(value)

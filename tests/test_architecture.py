@@ -29,11 +29,11 @@ ROWS = [
     {"cli"},
     {"training", "report", "onnx", "sklearn"},
     {"models", "scratch"},
-    {"layers", "optim", "data", "gradient_check"},
+    {"layers", "optim", "schedules", "data", "gradient_check"},
     {"files"},
     {"ops"},
     {"seeds", "init"},
-    {"runtime", "errors"},
+    {"runtime", "arguments", "errors"},
 ]
 ROW = {name: number for number, row in enumerate(ROWS) for name in row}
 

@@ -337,7 +337,7 @@ LINEAR = '[{"class": "Linear", "arguments": {"in_features": null, "out_features"
         MODEL % ('["a"]', "[]"),  # ValueError out of int()
         MODEL % ("[Infinity]", "[]"),  # OverflowError out of int()
         MODEL % ("[3]", LINEAR % 10**18),  # MemoryError or ValueError out of NumPy
-        MODEL % ("[3]", '[{"class": "Sequential", "arguments": {}, "layers": ' * 300 + "[]" + "}]" * 300),
+        MODEL % ("[3]", '[{"class": "Sequential", "arguments": {}, "layers": ' * 400 + "[]" + "}]" * 400),
         MODEL % ("[3]", '[{"class": "Linear", "arguments": []}]'),  # AttributeError
     ],
     ids=["nesting", "text", "infinity", "huge", "depth", "list"],

@@ -272,7 +272,7 @@ def test_divergence_leaves_the_old_files(train):
 
 
 def test_unknown_words_are_argparses_business(train):
-    for arguments in (["--optimizer", "rmsprop"], ["--epochs", "many"], ["--colour", "red"]):
+    for arguments in (["--optimizer", "adamax"], ["--epochs", "many"], ["--colour", "red"]):
         result = train(*arguments)
         assert result.returncode == 2
         assert "usage: train.py" in result.stderr

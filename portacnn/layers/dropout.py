@@ -3,9 +3,9 @@
 from typing import Any, ClassVar
 
 from portacnn import ops
+from portacnn.arguments import real
 from portacnn.errors import PortacnnError, ShapeError
 from portacnn.layers.base import Layer, Shape
-from portacnn.ops.arguments import real
 from portacnn.runtime import Array
 
 _UNCHANGED = ()  # kept by a forward that dropped nothing

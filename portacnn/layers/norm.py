@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from portacnn import ops
+from portacnn.arguments import real
 from portacnn.errors import ArgumentError, PortacnnError, ShapeError
 from portacnn.layers.base import Layer, Shape
-from portacnn.ops.arguments import real
 from portacnn.ops.norm import trailing
 from portacnn.ops.response_norm import check_response_norm
 from portacnn.ops.windows import per_axis

@@ -98,11 +98,19 @@ from portacnn.ops.pool import (
 from portacnn.ops.response_norm import local_response_norm, local_response_norm_backward
 from portacnn.ops.softmax import log_softmax, log_softmax_backward, softmax, softmax_backward
 from portacnn.ops.special import erf
-from portacnn.ops.update import adam_update, momentum_update, sgd_update
+from portacnn.ops.update import (
+    adagrad_update,
+    adam_update,
+    clip_by_global_norm,
+    momentum_update,
+    rmsprop_update,
+    sgd_update,
+)
 from portacnn.ops.windows import col2im, im2col
 
 __all__ = [
     "Cache",
+    "adagrad_update",
     "adam_update",
     "adaptive_avg_pool1d",
     "adaptive_avg_pool1d_backward",
@@ -126,6 +134,7 @@ __all__ = [
     "batch_norm_backward",
     "binary_cross_entropy_with_logits",
     "binary_cross_entropy_with_logits_backward",
+    "clip_by_global_norm",
     "col2im",
     "conv1d",
     "conv1d_backward",
@@ -184,6 +193,7 @@ __all__ = [
     "pad_backward",
     "relu",
     "relu_backward",
+    "rmsprop_update",
     "sgd_update",
     "sigmoid",
     "sigmoid_backward",

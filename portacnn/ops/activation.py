@@ -7,8 +7,8 @@ from collections.abc import Callable
 from math import pi, sqrt
 from typing import Any
 
+from portacnn.arguments import one_of, real
 from portacnn.errors import PortacnnError
-from portacnn.ops.arguments import one_of, real
 from portacnn.ops.dispatch import check_arrays, op
 from portacnn.ops.special import erf
 from portacnn.runtime import Array, backend_of

@@ -15,8 +15,8 @@ from functools import lru_cache
 from math import prod
 from typing import Any
 
+from portacnn.arguments import real
 from portacnn.errors import ArgumentError, ArrayError, PortacnnError, ShapeError
-from portacnn.ops.arguments import real
 from portacnn.ops.dispatch import Cache, check_arrays, op
 from portacnn.ops.layout import batch_first
 from portacnn.runtime import Array, backend_of, describe

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from math import prod
 from typing import Any
 
+from portacnn.arguments import one_of, real
 from portacnn.errors import ArgumentError, LabelError, PortacnnError, ShapeError
 from portacnn.ops.activation import logistic
-from portacnn.ops.arguments import one_of, real
 from portacnn.ops.dispatch import check_arrays, op
 from portacnn.runtime import Array, backend_of, describe, is_float
 

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any, NamedTuple
 
+from portacnn.arguments import real
 from portacnn.errors import ArgumentError, PortacnnError, ShapeError
-from portacnn.ops.arguments import real
 from portacnn.ops.dispatch import check_arrays, op
 from portacnn.ops.layout import batch_first, batch_last
 from portacnn.ops.windows import per_axis

@@ -8,8 +8,8 @@ by ``size``).
 Notation: N batch, C channels, S the spatial axes. Inside, the channels are the first axis: (C, *S, N).
 """
 
+from portacnn.arguments import real
 from portacnn.errors import PortacnnError, ShapeError
-from portacnn.ops.arguments import real
 from portacnn.ops.dispatch import check_arrays, op
 from portacnn.ops.layout import batch_first, batch_last
 from portacnn.ops.windows import per_axis

@@ -1,23 +1,43 @@
 """``Trainer``: a model, data and an optimizer; epochs of shuffled batches; losses and accuracies as lists.
 
-A step is one forward and one backward pass. Losses stay on the device and are fetched together, every ``LOG_EVERY`` steps and at
-the end of an epoch; a step itself reads nothing back. A loss that is not finite stops all updates from that step on, so when
-training ends with an error the weights are those before it.
+A step is one forward pass, one backward pass and one update. Losses stay on the device and are fetched together, every
+``LOG_EVERY`` steps and at the end of an epoch; a step itself reads nothing back. A loss that is not finite stops all updates
+from that step on, so when training ends with an error the weights are those before it.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from math import isfinite
+from typing import Any, Literal
 
 from portacnn import ops
+from portacnn.arguments import not_negative, positive, share, whole
 from portacnn.errors import ArgumentError, NotFiniteError
 from portacnn.models import Model
 from portacnn.ops.layout import pack
 from portacnn.optim import Optimizer, make_optimizer
-from portacnn.runtime import Array, Backend, backend_of, describe
+from portacnn.runtime import Array, Backend, HostArray, backend_of, describe
+from portacnn.schedules import PerEpoch, Schedule, make_schedule
 from portacnn.seeds import check_seed, permutation
+from portacnn.training.early_stopping import EarlyStopping, make_early_stopping
 from portacnn.training.progress import Progress
 
 LOG_EVERY = 50
+
+
+@dataclass(frozen=True)
+class StepState:
+    """What a step needs besides its batch, and what is different at each.
+
+    Attributes:
+        step: its number in the whole training, from 0.
+        lr: its learning rate.
+        ok: 0-dimensional boolean: whether all steps so far were finite. If not, nothing is updated any more.
+    """
+
+    step: int
+    lr: float
+    ok: Array
 
 
 class Trainer:
@@ -29,8 +49,16 @@ class Trainer:
         t_train, t_test: labels, integers (N,) or one-hot (N, classes).
         epochs: how often to go through the training images. Each epoch shuffles them anew, by ``seed`` and its number.
         mini_batch_size: images a step; the last batch of an epoch may be shorter.
-        optimizer: "sgd", "momentum", "adam", or an ``Optimizer``.
-        optimizer_param: the optimizer's arguments, such as {"lr": 0.001}.
+        optimizer: "sgd", "momentum", "adagrad", "rmsprop", "adam", "adamw", or an ``Optimizer``.
+        optimizer_param: the optimizer's arguments, such as {"lr": 0.001, "weight_decay": 1e-4}.
+        schedule: how the learning rate goes on from the optimizer's: a schedule of ``portacnn.schedules`` or any function of
+            (step, lr), or a name that stands for one over all the steps: "step", "cosine", "warmup_cosine", "one_cycle".
+        schedule_unit: whether the schedule counts "step"s or "epoch"s.
+        clip_norm: how long all gradients together may be at most (``ops.clip_by_global_norm``); None leaves them as they are.
+        label_smoothing: the share of every label spread over all classes, while training.
+        accumulate: in how many parts a batch is taken through the network, one after the other, to need less memory. Their
+            gradients add up to the batch's: only batch statistics (BatchNorm) see the parts.
+        early_stopping: an ``EarlyStopping``, or its patience in epochs.
         evaluate_sample_num_per_epoch: how many of the first images of either set the accuracies after each epoch are taken
             over; None takes all.
         seed: for the order of the batches; None takes a fresh one.
@@ -38,8 +66,11 @@ class Trainer:
 
     Attributes:
         train_loss_list: the loss of every step.
+        epoch_loss_list: its mean over the images of every epoch.
         train_acc_list, test_acc_list: the accuracies after every epoch.
+        test_loss_list: the mean loss over the test images after every epoch, where ``early_stopping`` watches it.
         epoch: epochs done.
+        stopped_early: whether ``early_stopping`` has ended the training.
 
     Raises:
         ShapeError, LabelError, ArrayError, NotFiniteError, ArgumentError: bad data or numbers, before anything is changed.
@@ -57,20 +88,33 @@ class Trainer:
         mini_batch_size: int = 100,
         optimizer: str | Optimizer = "adam",
         optimizer_param: Mapping[str, Any] | None = None,
+        schedule: Schedule | str | None = None,
+        schedule_unit: Literal["step", "epoch"] = "step",
+        clip_norm: float | None = None,
+        label_smoothing: float = 0.0,
+        accumulate: int = 1,
+        early_stopping: EarlyStopping | int | None = None,
         evaluate_sample_num_per_epoch: int | None = None,
         seed: int | None = 0,
         verbose: bool = True,
     ) -> None:
         self.model = model
         self.backend: Backend = model._home()
-        self.epochs = _count("epochs", epochs, 0)
-        self.mini_batch_size = _count("mini_batch_size", mini_batch_size, 1)
+        self.epochs = whole("epochs", epochs, 0)
+        self.mini_batch_size = whole("mini_batch_size", mini_batch_size, 1)
         self.evaluate_sample_num_per_epoch = evaluate_sample_num_per_epoch
         if evaluate_sample_num_per_epoch is not None:
-            _count("evaluate_sample_num_per_epoch", evaluate_sample_num_per_epoch, 1)
+            whole("evaluate_sample_num_per_epoch", evaluate_sample_num_per_epoch, 1)
         if optimizer_param is None and optimizer == "adam":
             optimizer_param = {"lr": 0.001}
         self.optimizer = make_optimizer(optimizer, optimizer_param)
+        self.optimizer.check(model.named_parameters())
+        self.clip_norm = None if clip_norm is None else positive("clip_norm", clip_norm)
+        self.label_smoothing = share("label_smoothing", label_smoothing)
+        self.accumulate = whole("accumulate", accumulate, 1)
+        if self.accumulate > self.mini_batch_size:
+            raise ArgumentError(f"a batch of mini_batch_size={mini_batch_size} has no {accumulate} parts (accumulate)")
+        self.early_stopping = make_early_stopping(early_stopping)
         self.seed = check_seed(seed)
         self.verbose = verbose
         self.x_train, self.t_train = self._take(x_train, t_train, "train")
@@ -79,11 +123,17 @@ class Trainer:
             raise ArgumentError(
                 f"mini_batch_size is {mini_batch_size}, but there are only {self.x_train.shape[0]} training images"
             )
+        self.steps_per_epoch = -(-self.x_train.shape[0] // self.mini_batch_size)
+        self.schedule = self._take_schedule(schedule, schedule_unit)
         self.train_loss_list: list[float] = []
+        self.epoch_loss_list: list[float] = []
         self.train_acc_list: list[float] = []
         self.test_acc_list: list[float] = []
+        self.test_loss_list: list[float] = []
         self.epoch = 0
-        self._unread: list[Array] = []  # losses still on the device
+        self.stopped_early = False
+        self._best_weights: dict[str, HostArray] | None = None
+        self._unread: list[tuple[Array, Array]] = []  # losses, and whether all was finite, still on the device
         self._ok = self._fine()
         self._step: Any = None
 
@@ -98,25 +148,40 @@ class Trainer:
             raise NotFiniteError(f"x_{what} holds NaN or infinity ({describe(x)}); clean the data first")
         return images, labels
 
+    def _take_schedule(self, schedule: Schedule | str | None, unit: str) -> Schedule:
+        """Check the schedule at both ends of the training, and have it count steps."""
+        if unit not in ("step", "epoch"):
+            raise ArgumentError(f'schedule_unit must be "step" or "epoch", got {unit!r}')
+        total = self.epochs * self.steps_per_epoch
+        made = make_schedule(schedule, total if unit == "step" else self.epochs)
+        if unit == "epoch":
+            made = PerEpoch(made, self.steps_per_epoch)
+        for step in (0, total - 1) if total else ():
+            not_negative(f"the schedule's learning rate at step {step}", made(step, self.optimizer.lr))
+        return made
+
+    def lr(self, step: int) -> float:
+        """The learning rate at this step, counted from 0 over all epochs."""
+        return not_negative(f"the schedule's learning rate at step {step}", self.schedule(step, self.optimizer.lr))
+
     def _fine(self) -> Array:
         return self.backend.xp.ones((), dtype=self.backend.xp.bool, device=self.backend.device)
 
     def train(self) -> None:
-        """Train up to ``epochs`` epochs in all; called again, it goes on where it was.
+        """Train up to ``epochs`` epochs in all, or until it is stopped early; called again, it goes on where it was.
 
         An epoch that was broken off, by an error or by hand, is begun anew, with the weights as they are.
 
         Raises:
-            NotFiniteError: a loss was NaN or infinite; the weights are those from before that step.
+            NotFiniteError: a loss was NaN or infinite, or (with ``clip_norm``) the gradients were; the weights are those from
+                before that step.
         """
-        count = self.x_train.shape[0]
-        size = self.mini_batch_size
-        batches = -(-count // size)
+        count, batches, size = self.x_train.shape[0], self.steps_per_epoch, self.mini_batch_size
         del self.train_loss_list[self.epoch * batches :]
         self._unread.clear()
         self._ok = self._fine()
         with Progress(self.epochs * batches, self.epoch * batches, self.verbose) as progress:
-            while self.epoch < self.epochs:
+            while self.epoch < self.epochs and not self.stopped_early:
                 order = self.backend.asarray(permutation(self.seed, self.epoch, count))
                 for batch in range(batches):
                     chosen = order[batch * size : min((batch + 1) * size, count)]
@@ -125,57 +190,119 @@ class Trainer:
                     if (batch + 1) % LOG_EVERY == 0 or batch + 1 == batches:
                         self._read_losses()
                         progress.show(self.epoch + 1, loss=self.train_loss_list[-1])
-                self.epoch += 1
-                self.train_acc_list.append(self._evaluate(self.x_train, self.t_train))
-                self.test_acc_list.append(self._evaluate(self.x_test, self.t_test))
-                progress.epoch(self.epoch, self.train_loss_list[-1], self.train_acc_list[-1], self.test_acc_list[-1])
+                self._end_epoch()
+                progress.epoch(self.epoch, self.epoch_loss_list[-1], self.train_acc_list[-1], self.test_acc_list[-1])
+        if self._best_weights is not None:
+            self.model.load_state_dict(self._best_weights)
+
+    def _end_epoch(self) -> None:
+        """Add the epoch's figures to the lists, and see whether it was the best, or the last."""
+        count, size = self.x_train.shape[0], self.mini_batch_size
+        sizes = [min(size, count - first) for first in range(0, count, size)]
+        losses = self.train_loss_list[-len(sizes) :]
+        self.epoch_loss_list.append(sum(n * loss for n, loss in zip(sizes, losses, strict=True)) / count)
+        self.train_acc_list.append(self._evaluate(self.x_train, self.t_train))
+        self.test_acc_list.append(self._evaluate(self.x_test, self.t_test))
+        self.epoch += 1
+        if self.early_stopping is not None:
+            figures = self.test_acc_list
+            if self.early_stopping.monitor == "loss":
+                figures = self.test_loss_list
+                figures.append(self._test_loss())
+            if self.early_stopping.restore_best and self.early_stopping.best_epoch(figures) == self.epoch:
+                self._best_weights = self.model.state_dict()
+            self.stopped_early = self.early_stopping.is_over(figures)
 
     def _run(self, chosen: Array) -> None:
         """Gather a batch and make one step with it."""
         xp = self.backend.xp
-        x, t = pack(xp.take(self.x_train, chosen, axis=0)), xp.take(self.t_train, chosen, axis=0)
+        number = len(self.train_loss_list) + len(self._unread)
+        x, t = xp.take(self.x_train, chosen, axis=0), xp.take(self.t_train, chosen, axis=0)
+        state = StepState(number, self.lr(number), self._ok)
         if self._step is None:
-            self._step = self.backend.compile_step(self.step, (x, t, self._ok))
-        loss, self._ok = self._step(x, t, self._ok)
-        self._unread.append(loss)
+            self._step = self.backend.compile_step(self.step, (x, t, state))
+        loss, self._ok = self._step(x, t, state)
+        self._unread.append((loss, self._ok))
 
-    def step(self, x: Array, t: Array, ok: Array) -> tuple[Array, Array]:
+    def step(self, x: Array, t: Array, state: StepState) -> tuple[Array, Array]:
         """One forward pass, one backward pass, one update. Everything stays on the device.
 
         Args:
             x, t: a batch, of the model's dtype and device; labels int64.
-            ok: 0-dimensional boolean: whether all losses so far were finite. If not, nothing is updated.
+            state: the step's number, its learning rate, and whether the steps before it were finite.
 
         Returns:
-            The loss, 0-dimensional, and ``ok`` with this loss taken in.
+            The loss, 0-dimensional, and ``state.ok`` with this step taken in.
         """
         xp = self.backend.xp
-        loss, cache = ops.softmax_cross_entropy(self.model.forward(x, train=True), t)
-        ok = ok & xp.isfinite(loss)
-        self.model.backward(ops.softmax_cross_entropy_backward(1.0, cache), need_dx=False)
-        self.optimizer.update(self.model.named_parameters(), self.model.named_gradients(), ok)
+        loss = self._gradients(x, t, state.step)
+        ok = state.ok & xp.isfinite(loss)
+        grads = self.model.named_gradients()
+        if self.clip_norm is not None:
+            ok = ok & xp.isfinite(ops.clip_by_global_norm(list(grads.values()), self.clip_norm))
+        self.optimizer.update(self.model.named_parameters(), grads, ok, lr=state.lr)
         return loss, ok
+
+    def _gradients(self, x: Array, t: Array, step: int) -> Array:
+        """Forward and backward, in parts where it is to ``accumulate``; the model then has the whole batch's gradients.
+
+        Returns:
+            The batch's mean loss. Each part counts by its share of the images, so that mean and gradients are the batch's own.
+        """
+        count = x.shape[0]
+        size = -(-self.mini_batch_size // self.accumulate)
+        loss: Any = 0.0
+        earlier: dict[str, Array] = {}  # the gradients of the parts before, added up
+        for first in range(0, count, size):
+            last = min(first + size, count)
+            part = (last - first) / count
+            self._before_step(step, first)
+            logits = self.model.forward(pack(x[first:last, ...]), train=True)
+            mean, cache = ops.softmax_cross_entropy(logits, t[first:last], label_smoothing=self.label_smoothing)
+            loss = loss + part * mean
+            self.model.backward(ops.softmax_cross_entropy_backward(part, cache), need_dx=False)
+            grads = self.model.named_gradients()
+            for path, sum_so_far in earlier.items():
+                grads[path] += sum_so_far
+            if last < count:
+                earlier = {path: self.backend.xp.asarray(grad, copy=True) for path, grad in grads.items()}
+        return loss
+
+    def _before_step(self, step: int, first: int) -> None:
+        """Before a forward pass over (a part of) a batch, whose first image is the ``first`` of step number ``step``."""
+        self.model.at_step(step, first)
 
     def _read_losses(self) -> None:
         """Fetch the losses that have gathered on the device."""
-        losses = self.backend.to_host(self.backend.xp.stack(self._unread)).tolist()
+        losses = self._fetch([loss for loss, _ in self._unread])
+        # Without clipping nothing but the loss can have been found wanting.
+        fine = [isfinite(x) for x in losses] if self.clip_norm is None else self._fetch([ok for _, ok in self._unread])
         self._unread.clear()
+        begin = len(self.train_loss_list)
         self.train_loss_list.extend(losses)
-        for index, loss in enumerate(losses):
-            if not -float("inf") < loss < float("inf"):
-                step = len(self.train_loss_list) - len(losses) + index + 1
-                raise NotFiniteError(
-                    f"the loss of step {step} (epoch {self.epoch + 1}) is {loss}; the weights are those before that step. "
-                    f"Lower the learning rate ({self.optimizer.lr})"
-                )
+        if not all(fine):
+            index = fine.index(False)
+            loss, step = losses[index], begin + index
+            raise NotFiniteError(
+                f"the loss of step {step + 1} (epoch {self.epoch + 1}) is {loss}"
+                f"{', its gradients are not finite' if isfinite(loss) else ''}; the weights are those before that step. "
+                f"Lower the learning rate ({self.lr(step)})"
+            )
+
+    def _fetch(self, numbers: list[Array]) -> list[Any]:
+        return self.backend.to_host(self.backend.xp.stack(numbers)).tolist()
 
     def _evaluate(self, x: Array, t: Array) -> float:
-        n = min(self.evaluate_sample_num_per_epoch or x.shape[0], x.shape[0])
-        x, t = x[:n, ...], t[:n]
+        """The accuracy over the first images of a set, as many as were asked for."""
+        x, t = self._sample(x, t)
         return self.model.count_correct(x, t) / x.shape[0]
 
+    def _test_loss(self) -> float:
+        """The mean loss over the same test images as the accuracy's, labels not smoothed."""
+        x, t = self._sample(self.x_test, self.t_test)
+        loss, _ = ops.softmax_cross_entropy(self.model.predict(x), t, keep=False)
+        return float(self.backend.to_host(loss))
 
-def _count(name: str, value: int, least: int) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or value < least:
-        raise ArgumentError(f"{name} must be a whole number of at least {least}, got {value!r}")
-    return int(value)
+    def _sample(self, x: Array, t: Array) -> tuple[Array, Array]:
+        n = min(self.evaluate_sample_num_per_epoch or x.shape[0], x.shape[0])
+        return x[:n, ...], t[:n]

@@ -1,0 +1,249 @@
+"""Schedules: how the learning rate goes with the steps.
+
+A schedule is a function of a step's number, from 0, and of the optimizer's own learning rate: ``schedule(step, lr)`` is the rate
+to take at that step. It keeps nothing between calls, so training can stop and go on anywhere, and a curve is drawn by calling
+it. Any function of (step, lr) is one; those here are frozen values, named as in torch.optim.lr_scheduler, and give its numbers.
+
+    Trainer(..., optimizer="sgd", optimizer_param={"lr": 0.1}, schedule=warm_up(500, CosineAnnealingLR(10_000)))
+
+They count steps. To count epochs instead, as PyTorch's examples do: ``PerEpoch(StepLR(30), steps_per_epoch)``, or the Trainer's
+``schedule_unit="epoch"``.
+"""
+
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from math import cos, pi
+from typing import Literal
+
+from portacnn.arguments import not_negative, positive, share, whole
+from portacnn.errors import ArgumentError
+
+Schedule = Callable[[int, float], float]
+
+
+@dataclass(frozen=True)
+class ConstantLR:
+    """The optimizer's learning rate times ``factor``, throughout."""
+
+    factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        not_negative("factor", self.factor)
+
+    def __call__(self, step: int, lr: float) -> float:
+        return lr * self.factor
+
+
+@dataclass(frozen=True)
+class StepLR:
+    """lr * gamma^k after k times ``step_size`` steps, as torch.optim.lr_scheduler.StepLR."""
+
+    step_size: int
+    gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        whole("step_size", self.step_size, 1)
+        not_negative("gamma", self.gamma)
+
+    def __call__(self, step: int, lr: float) -> float:
+        return lr * self.gamma ** (step // self.step_size)
+
+
+@dataclass(frozen=True)
+class MultiStepLR:
+    """lr * gamma^k from the k-th of the ``milestones`` on, as torch.optim.lr_scheduler.MultiStepLR.
+
+    A milestone that is named twice counts twice.
+    """
+
+    milestones: Sequence[int]
+    gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "milestones", tuple(sorted(whole("milestones", m, 0) for m in self.milestones)))
+        not_negative("gamma", self.gamma)
+
+    def __call__(self, step: int, lr: float) -> float:
+        return lr * self.gamma ** bisect_right(self.milestones, step)
+
+
+@dataclass(frozen=True)
+class ExponentialLR:
+    """lr * gamma^step, as torch.optim.lr_scheduler.ExponentialLR."""
+
+    gamma: float
+
+    def __post_init__(self) -> None:
+        not_negative("gamma", self.gamma)
+
+    def __call__(self, step: int, lr: float) -> float:
+        return lr * self.gamma**step
+
+
+@dataclass(frozen=True)
+class LinearLR:
+    """From lr * start_factor in a straight line to lr * end_factor at step ``total_iters``, and on at that.
+
+    As torch.optim.lr_scheduler.LinearLR, which is the usual warm-up.
+    """
+
+    start_factor: float = 1.0 / 3.0
+    end_factor: float = 1.0
+    total_iters: int = 5
+
+    def __post_init__(self) -> None:
+        not_negative("start_factor", self.start_factor)
+        not_negative("end_factor", self.end_factor)
+        whole("total_iters", self.total_iters, 1)
+
+    def __call__(self, step: int, lr: float) -> float:
+        return lr * _line(self.start_factor, self.end_factor, min(step / self.total_iters, 1.0))
+
+
+@dataclass(frozen=True)
+class CosineAnnealingLR:
+    """Half a cosine from lr at step 0 to ``eta_min`` at step ``T_max`` (Loshchilov and Hutter, 2017).
+
+    As torch.optim.lr_scheduler.CosineAnnealingLR: after ``T_max`` the curve goes on, and up again.
+    """
+
+    T_max: int
+    eta_min: float = 0.0
+
+    def __post_init__(self) -> None:
+        whole("T_max", self.T_max, 1)
+        not_negative("eta_min", self.eta_min)
+
+    def __call__(self, step: int, lr: float) -> float:
+        return _half_cosine(lr, self.eta_min, step / self.T_max)
+
+
+@dataclass(frozen=True)
+class OneCycleLR:
+    """Up from lr / div_factor to lr, then down to lr / (div_factor * final_div_factor) (Smith and Topin, 2018).
+
+    As torch.optim.lr_scheduler.OneCycleLR with the optimizer's learning rate for its ``max_lr``; the momentum stays as it is
+    (``cycle_momentum=False``).
+
+    Args:
+        total_steps: how long the cycle is; no step after it has a rate.
+        pct_start: the share of the steps that go up.
+        anneal_strategy: "cos" or "linear", the form of each way.
+        div_factor, final_div_factor: see above.
+        three_phase: down to lr / div_factor in as many steps as it went up, and only then to the end.
+    """
+
+    total_steps: int
+    pct_start: float = 0.3
+    anneal_strategy: Literal["cos", "linear"] = "cos"
+    div_factor: float = 25.0
+    final_div_factor: float = 1e4
+    three_phase: bool = False
+
+    def __post_init__(self) -> None:
+        whole("total_steps", self.total_steps, 1)
+        share("pct_start", self.pct_start)
+        positive("div_factor", self.div_factor)
+        positive("final_div_factor", self.final_div_factor)
+        if self.anneal_strategy not in ("cos", "linear"):
+            raise ArgumentError(f'anneal_strategy must be "cos" or "linear", got {self.anneal_strategy!r}')
+        if self.three_phase and self.pct_start > 0.5:
+            raise ArgumentError(f"up and down again take 2 * pct_start of the steps; got pct_start={self.pct_start!r}")
+
+    def __call__(self, step: int, lr: float) -> float:
+        if not 0 <= step < self.total_steps:
+            raise ArgumentError(f"the cycle has steps 0 to {self.total_steps - 1}; asked for the rate of step {step}")
+        way = _half_cosine if self.anneal_strategy == "cos" else _line
+        low, up = lr / self.div_factor, self.pct_start * self.total_steps
+        corners = [(0.0, low), (up - 1, lr), (float(self.total_steps - 1), low / self.final_div_factor)]
+        if self.three_phase:
+            corners.insert(2, (2 * up - 2, low))
+        for (begin, here), (end, there) in pairwise(corners):
+            if step <= end or end == self.total_steps - 1:
+                return way(here, there, (step - begin) / (end - begin) if end != begin else 1.0)
+        raise AssertionError("the last way ends with the cycle")
+
+
+@dataclass(frozen=True)
+class SequentialLR:
+    """One schedule after the other, each from its own step 0, as torch.optim.lr_scheduler.SequentialLR.
+
+    Args:
+        schedules: in order.
+        milestones: the steps, rising, at which the second one and those after it begin.
+    """
+
+    schedules: Sequence[Schedule]
+    milestones: Sequence[int]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "schedules", tuple(self.schedules))
+        object.__setattr__(self, "milestones", tuple(whole("milestones", m, 1) for m in self.milestones))
+        if len(self.milestones) != len(self.schedules) - 1:
+            raise ArgumentError(
+                f"{len(self.schedules)} schedules meet at {len(self.schedules) - 1} milestones, got {len(self.milestones)}"
+            )
+        if any(a >= b for a, b in pairwise(self.milestones)):
+            raise ArgumentError(f"milestones must rise, got {self.milestones}")
+
+    def __call__(self, step: int, lr: float) -> float:
+        index = bisect_right(self.milestones, step)
+        return self.schedules[index](step - (self.milestones[index - 1] if index else 0), lr)
+
+
+def warm_up(steps: int, then: Schedule | None = None, start_factor: float = 1e-3) -> SequentialLR:
+    """A straight line from lr * start_factor to lr over ``steps`` steps, and ``then`` another schedule (without one, lr)."""
+    return SequentialLR((LinearLR(start_factor, 1.0, steps), then or ConstantLR()), (steps,))
+
+
+@dataclass(frozen=True)
+class PerEpoch:
+    """A schedule that counts epochs: the same rate for ``steps_per_epoch`` steps."""
+
+    schedule: Schedule
+    steps_per_epoch: int
+
+    def __post_init__(self) -> None:
+        whole("steps_per_epoch", self.steps_per_epoch, 1)
+
+    def __call__(self, step: int, lr: float) -> float:
+        return self.schedule(step // self.steps_per_epoch, lr)
+
+
+SCHEDULES: dict[str, Callable[[int], Schedule]] = {
+    "constant": lambda total: ConstantLR(),
+    "step": lambda total: StepLR(max(total // 3, 1)),
+    "cosine": lambda total: CosineAnnealingLR(total),
+    "warmup_cosine": lambda total: warm_up(max(total // 20, 1), CosineAnnealingLR(total - max(total // 20, 1) or 1)),
+    "one_cycle": lambda total: OneCycleLR(total),
+}
+"""Schedules by name, made for a number of steps.
+
+"step" divides the rate by 10 after each third of them; "warmup_cosine" warms up for a twentieth.
+"""
+
+
+def make_schedule(what: Schedule | str | None, total_steps: int) -> Schedule:
+    """A schedule for this many steps by its name; one that is made already is itself, None is "constant".
+
+    Raises:
+        ArgumentError: an unknown name, or something that is no function.
+    """
+    if callable(what):
+        return what
+    name = "constant" if what is None else what
+    if not isinstance(name, str) or name.lower() not in SCHEDULES:
+        raise ArgumentError(
+            f"unknown schedule {what!r}; known are {', '.join(SCHEDULES)}, or any function of (step, lr)"
+        )
+    return SCHEDULES[name.lower()](max(total_steps, 1))
+
+
+def _line(here: float, there: float, way: float) -> float:
+    return here + (there - here) * way
+
+
+def _half_cosine(here: float, there: float, way: float) -> float:
+    return there + (here - there) * (1.0 + cos(pi * way)) / 2.0

@@ -1,0 +1,403 @@
+"""The Trainer's options: against PyTorch's own loop, and what each promises by itself."""
+
+import csv
+from functools import cache
+
+import numpy as np
+import pytest
+
+from portacnn import cli, schedules
+from portacnn.errors import ArgumentError, NotFiniteError
+from portacnn.layers import Conv2d, Flatten, Linear, MaxPool2d, ReLU
+from portacnn.models import Model
+from portacnn.optim import SGD, biases_and_norms
+from portacnn.schedules import ConstantLR, CosineAnnealingLR, OneCycleLR, PerEpoch, StepLR, warm_up
+from portacnn.seeds import permutation
+from portacnn.training import EarlyStopping, StepState, Trainer
+
+COUNT, SIZE, EPOCHS = 50, 20, 4  # 3 steps an epoch, the last with 10 images
+
+
+def digits(count, seed=0):
+    """Noise with a bright row whose place is the class."""
+    rng = np.random.default_rng(seed)
+    labels = np.arange(count) % 4
+    images = 0.3 * rng.random((count, 1, 8, 8))
+    images[np.arange(count), :, labels, :] += 1.0
+    return images, labels
+
+
+def net(device="numpy", dtype="float64"):
+    layers = {
+        "conv1": Conv2d(1, 3, 3),
+        "relu1": ReLU(),
+        "pool1": MaxPool2d(2),
+        "flatten": Flatten(),
+        "fc1": Linear(27, 4),
+    }
+    return Model(**layers).build((1, 8, 8), device=device, dtype=dtype, seed=0)
+
+
+def trainer(model=None, kind=Trainer, **changes):
+    options = {"epochs": EPOCHS, "mini_batch_size": SIZE, "optimizer": "sgd", "optimizer_param": {"lr": 0.1}, "seed": 5}
+    return kind(model or net(), *digits(COUNT), *digits(20, seed=1), verbose=False, **{**options, **changes})
+
+
+def weights(model):
+    return {path: value.copy() for path, value in model.state_dict().items()}
+
+
+def same(one, other, tolerance=0.0):
+    assert one.keys() == other.keys()
+    for path in one:
+        np.testing.assert_allclose(one[path], other[path], rtol=tolerance, atol=tolerance, err_msg=path)
+
+
+# --- against PyTorch ------------------------------------------------------------------------------------------------
+
+
+@cache
+def torch_run(name):
+    """The run of this name in PyTorch alone: its losses, and the weights at the end."""
+    kind, arguments, _, unit, clip_norm, smoothing = RUNS[name]
+    torch = pytest.importorskip("torch")
+    nn = torch.nn
+    named = {"conv1": nn.Conv2d(1, 3, 3), "relu1": nn.ReLU(), "pool1": nn.MaxPool2d(2), "flatten": nn.Flatten()}
+    twin = nn.Sequential()
+    for path, layer in {**named, "fc1": nn.Linear(27, 4)}.items():
+        twin.add_module(path, layer)
+    twin.double().load_state_dict({path: torch.tensor(value) for path, value in net().state_dict().items()})
+    groups = [
+        {"params": [p for p in twin.parameters() if p.ndim > 1], "weight_decay": 0.05},
+        {"params": [p for p in twin.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = getattr(torch.optim, kind)(groups, **arguments)
+    schedule = TORCH_SCHEDULES[name](torch.optim.lr_scheduler, optimizer)
+    x, t = (torch.tensor(values) for values in digits(COUNT))
+    losses = []
+    for epoch in range(EPOCHS):
+        order = permutation(5, epoch, COUNT)
+        for first in range(0, COUNT, SIZE):
+            chosen = torch.tensor(order[first : first + SIZE])
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(twin(x[chosen]), t[chosen], label_smoothing=smoothing)
+            loss.backward()
+            if clip_norm:
+                nn.utils.clip_grad_norm_(twin.parameters(), clip_norm)
+            optimizer.step()
+            if unit == "step":
+                schedule.step()
+            losses.append(float(loss.detach()))
+        if unit == "epoch":
+            schedule.step()
+    return losses, {path: value.numpy() for path, value in twin.state_dict().items()}
+
+
+RUNS = {
+    "sgd": ("SGD", {"lr": 0.3, "momentum": 0.9, "nesterov": True}, warm_up(4, CosineAnnealingLR(10)), "step", 0.5, 0.1),
+    "adamw": ("AdamW", {"lr": 0.02}, OneCycleLR(12), "step", 1.0, 0.0),
+    "rmsprop": ("RMSprop", {"lr": 0.01, "centered": True}, StepLR(2), "epoch", None, 0.2),
+}
+TORCH_SCHEDULES = {
+    "sgd": lambda torch, o: torch.SequentialLR(
+        o, [torch.LinearLR(o, 1e-3, 1.0, 4), torch.CosineAnnealingLR(o, 10)], [4]
+    ),
+    "adamw": lambda torch, o: torch.OneCycleLR(o, 0.02, 12, cycle_momentum=False),
+    "rmsprop": lambda torch, o: torch.StepLR(o, 2),
+}
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.filterwarnings("ignore:The epoch parameter:UserWarning")  # torch's SequentialLR warns of itself
+@pytest.mark.filterwarnings("ignore:Detected call of:UserWarning")
+def test_the_whole_run_as_in_torch(backend, name, accumulate):
+    _, arguments, schedule, unit, clip_norm, smoothing = RUNS[name]
+    losses, end = torch_run(name)
+    run = trainer(
+        net(backend.device),
+        optimizer=name,
+        optimizer_param={**arguments, "weight_decay": 0.05, "no_decay": biases_and_norms},
+        schedule=schedule,
+        schedule_unit=unit,
+        clip_norm=clip_norm,
+        label_smoothing=smoothing,
+        accumulate=accumulate,
+    )
+    run.train()
+    np.testing.assert_allclose(run.train_loss_list, losses, rtol=1e-9)
+    same(run.model.state_dict(), end, 1e-9)
+
+
+# --- accumulation ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("accumulate", [2, 3, 7, 20])
+def test_parts_add_up_to_the_batch(backend, accumulate):
+    whole, parts = trainer(net(backend.device)), trainer(net(backend.device), accumulate=accumulate)
+    whole.train()
+    parts.train()
+    np.testing.assert_allclose(parts.train_loss_list, whole.train_loss_list, rtol=1e-9)
+    same(parts.model.state_dict(), whole.model.state_dict(), 1e-9)
+    gradients, expected = parts.model.named_gradients(), whole.model.named_gradients()
+    same(
+        {path: backend.host(g) for path, g in gradients.items()},
+        {p: backend.host(g) for p, g in expected.items()},
+        1e-9,
+    )
+
+
+def test_sizes_of_parts():
+    """A batch of 20 in 3 parts is 7, 7, 6; the short one of 10 keeps the parts' size: 7, 3."""
+
+    class Recorder(Trainer):
+        def _before_step(self, step, first):
+            seen.append((step, first))
+
+    seen, sizes = [], []
+    model = net()
+    forward = model.forward
+    model.forward = lambda x, **options: sizes.append(x.shape[0]) or forward(x, **options)
+    run = trainer(model, kind=Recorder, accumulate=3, epochs=2, evaluate_sample_num_per_epoch=1)
+    run.train()
+    assert [size for size in sizes if size > 1] == [7, 7, 6, 7, 7, 6, 7, 3] * 2
+    firsts = [(0, 0), (0, 7), (0, 14), (1, 0), (1, 7), (1, 14), (2, 0), (2, 7)]
+    assert seen == firsts + [(step + 3, first) for step, first in firsts]
+
+
+def test_gradients_keep_their_arrays(backend):
+    run = trainer(net(backend.device), accumulate=3, clip_norm=0.1, epochs=1)
+    run.train()
+    gradients = run.model.named_gradients()
+    run.epochs = 2
+    run.train()
+    assert all(run.model.named_gradients()[path] is array for path, array in gradients.items())
+
+
+# --- schedules ------------------------------------------------------------------------------------------------------
+
+
+class Rates(Trainer):
+    """Notes the states that its steps get."""
+
+    def step(self, x, t, state):
+        assert isinstance(state, StepState)
+        self.states = [*getattr(self, "states", []), state]
+        return super().step(x, t, state)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "unit", "expected"),
+    [
+        (None, "step", ConstantLR()),
+        (StepLR(5), "step", StepLR(5)),
+        (StepLR(2, 0.5), "epoch", PerEpoch(StepLR(2, 0.5), 3)),
+        ("cosine", "step", CosineAnnealingLR(12)),
+        ("cosine", "epoch", PerEpoch(CosineAnnealingLR(4), 3)),
+        ("one_cycle", "step", OneCycleLR(12)),
+        (lambda step, lr: lr / (step + 1), "step", lambda step, lr: lr / (step + 1)),
+        (lambda step, lr: np.float32(lr), "step", lambda step, lr: float(np.float32(lr))),
+    ],
+)
+def test_the_rate_of_each_step(schedule, unit, expected):
+    run = trainer(kind=Rates, schedule=schedule, schedule_unit=unit)
+    run.train()
+    assert [state.lr for state in run.states] == [expected(step, 0.1) for step in range(12)]
+    assert [state.step for state in run.states] == list(range(12))
+    assert all(type(state.lr) is float for state in run.states)
+    assert run.optimizer.lr == 0.1
+
+
+def test_a_schedule_goes_on_where_it_was():
+    whole, parts = (trainer(kind=Rates, schedule=CosineAnnealingLR(12), optimizer="momentum") for _ in range(2))
+    whole.train()
+    for epochs in (1, 3, 4):
+        parts.epochs = epochs
+        parts.train()
+    assert [state.lr for state in parts.states] == [state.lr for state in whole.states]
+    assert parts.train_loss_list == whole.train_loss_list
+    same(parts.model.state_dict(), whole.model.state_dict())
+
+
+# --- early stopping -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "figures", "best", "over"),
+    [
+        ({"patience": 2}, [], 0, False),
+        ({"patience": 2}, [0.5], 1, False),
+        ({"patience": 2}, [0.5, 0.5], 1, False),
+        ({"patience": 2}, [0.5, 0.5, 0.5], 1, True),
+        ({"patience": 2}, [0.5, 0.4, 0.6], 3, False),
+        ({"patience": 2}, [0.5, 0.4, 0.6, 0.6, 0.55], 3, True),
+        ({"patience": 1}, [0.5, 0.4], 1, True),
+        ({"patience": 2, "min_delta": 0.1}, [0.5, 0.55, 0.59], 1, True),
+        ({"patience": 2, "min_delta": 0.1}, [0.5, 0.55, 0.65], 3, False),
+        ({"patience": 3, "monitor": "loss"}, [2.0, 1.0, 3.0], 2, False),
+        ({"patience": 1, "monitor": "loss", "min_delta": 0.5}, [2.0, 1.6], 1, True),
+        ({"patience": 2, "monitor": "loss"}, [float("nan"), float("nan")], 0, True),
+        ({"patience": 2, "monitor": "loss"}, [float("nan"), 3.0], 2, False),
+        ({"patience": 2, "monitor": "loss"}, [-1.0, -1.0], 1, False),
+    ],
+)
+def test_best_epoch(arguments, figures, best, over):
+    stopping = EarlyStopping(**arguments)
+    assert stopping.best_epoch(figures) == best
+    assert stopping.is_over(figures) is over
+
+
+class Scripted(Trainer):
+    """Its figures over the test images are given; it notes the weights after each epoch."""
+
+    figures = (0.3, 0.6, 0.5, 0.6, 0.4, 0.9)
+
+    def _evaluate(self, x, t):
+        if x is self.x_train:
+            return 0.0
+        self.seen = [*getattr(self, "seen", []), weights(self.model)]
+        return self.figures[len(self.test_acc_list)]
+
+    def _test_loss(self):
+        return 1.0 - self.figures[len(self.test_loss_list)]
+
+
+@pytest.mark.parametrize("monitor", ["accuracy", "loss"])
+@pytest.mark.parametrize("restore", [True, False])
+def test_it_stops_and_restores(monitor, restore):
+    stopping = EarlyStopping(patience=3, monitor=monitor, restore_best=restore)
+    run = trainer(kind=Scripted, early_stopping=stopping, epochs=6)
+    run.train()
+    assert run.stopped_early
+    assert run.epoch == len(run.test_acc_list) == 5
+    assert len(run.train_loss_list) == 15
+    assert run.test_loss_list == ([] if monitor == "accuracy" else [1.0 - figure for figure in Scripted.figures[:5]])
+    same(weights(run.model), run.seen[1 if restore else 4])
+    run.train()  # it is over
+    assert run.epoch == 5
+
+
+def test_it_restores_at_the_end_too():
+    run = trainer(kind=Scripted, early_stopping=4, epochs=5)
+    run.train()
+    assert not run.stopped_early
+    assert run.epoch == 5
+    same(weights(run.model), run.seen[1])
+
+
+def test_early_stopping_for_real(backend):
+    """With a rate of 0 nothing gets better: one epoch, and as many as there is patience."""
+    for stopping in (2, EarlyStopping(2, "loss")):
+        run = trainer(net(backend.device), early_stopping=stopping, optimizer_param={"lr": 0.0}, epochs=9)
+        run.train()
+        assert run.epoch == 3
+    x, t = digits(20, seed=1)
+    assert run.test_loss_list == pytest.approx([run.model.loss(x, t)] * 3)
+
+
+# --- figures, and what is not finite --------------------------------------------------------------------------------
+
+
+def test_epoch_losses_are_means_over_images():
+    run = trainer()
+    run.train()
+    for epoch, mean in enumerate(run.epoch_loss_list):
+        a, b, c = run.train_loss_list[3 * epoch : 3 * epoch + 3]
+        assert mean == pytest.approx((20 * a + 20 * b + 10 * c) / 50)
+    assert len(run.epoch_loss_list) == EPOCHS
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered")
+def test_gradients_that_are_not_finite(backend):
+    """The loss of the third step is fine, its gradients are not: with clipping that is found before any harm."""
+    run = trainer(net(backend.device), clip_norm=1.0, optimizer="momentum", accumulate=2)
+    backward, calls = run.model.backward, []
+
+    def spoiled(dy, **options):
+        calls.append(0)
+        return backward(dy * float("inf") if len(calls) == 5 else dy, **options)
+
+    run.model.backward = spoiled
+    with pytest.raises(NotFiniteError, match=r"the loss of step 3 \(epoch 1\) is \d.*, its gradients are not finite"):
+        run.train()
+    again = trainer(net(backend.device), clip_norm=1.0, optimizer="momentum", accumulate=2)
+    order = again.backend.asarray(permutation(5, 0, COUNT))
+    for first in (0, SIZE):
+        again._run(order[first : first + SIZE])
+    same(run.model.state_dict(), again.model.state_dict())
+    run.model.backward = backward
+    run.train()  # begins the epoch anew
+    assert len(run.train_loss_list) == 3 * EPOCHS
+
+
+# --- bad input ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"schedule": "cosinus"}, "unknown schedule"),
+        ({"schedule": 0.1}, "unknown schedule"),
+        ({"schedule": lambda step, lr: -lr}, "the schedule's learning rate at step 0 must be"),
+        ({"schedule": lambda step, lr: lr if step < 11 else float("nan")}, "the schedule's learning rate at step 11"),
+        ({"schedule": lambda step, lr: "fast"}, "the schedule's learning rate at step 0"),
+        ({"schedule": OneCycleLR(11)}, "steps 0 to 10; asked for the rate of step 11"),
+        ({"schedule_unit": "epochs"}, "schedule_unit must be"),
+        ({"clip_norm": 0}, "clip_norm must be a number above 0"),
+        ({"clip_norm": True}, "clip_norm"),
+        ({"label_smoothing": 1.5}, "label_smoothing must lie in"),
+        ({"accumulate": 0}, "accumulate must be a whole number"),
+        ({"accumulate": 21}, "mini_batch_size=20 has no 21 parts"),
+        ({"accumulate": 1.0}, "accumulate must be a whole number"),
+        ({"early_stopping": 0}, "patience"),
+        ({"early_stopping": 2.5}, "patience"),
+        ({"optimizer_param": {"weight_decay": -1}}, "weight_decay"),
+        (
+            {"optimizer_param": {"weight_decay": 0.1, "no_decay": ("biases",)}},
+            "no_decay: 'biases' is none of the parameters",
+        ),
+        ({"optimizer": SGD(0.1), "optimizer_param": {"lr": 1.0}}, "SGD is made already"),
+    ],
+)
+def test_numbers_without_a_meaning(changes, message):
+    model = net()
+    before = weights(model)
+    with pytest.raises(ArgumentError) as caught:
+        trainer(model, **changes)
+    assert message in str(caught.value)
+    same(weights(model), before)
+
+
+@pytest.mark.parametrize("arguments", [{"patience": 0}, {"monitor": "acc"}, {"min_delta": -0.1}])
+def test_early_stopping_without_a_meaning(arguments):
+    with pytest.raises(ArgumentError, match=next(iter(arguments))):
+        EarlyStopping(**arguments)
+
+
+# --- from the command line ------------------------------------------------------------------------------------------
+
+
+def test_command_line(monkeypatch, tmp_path, capsys):
+    made = []
+
+    class Noted(Trainer):
+        def __init__(self, *args, **options):
+            super().__init__(*args, **options, accumulate=2)
+            made.append(self)
+
+    x, t = digits(COUNT)
+    monkeypatch.setattr(
+        cli, "load_mnist_sample", lambda: ((x.astype("float32"), t), (x[:20].astype("float32"), t[:20]))
+    )
+    monkeypatch.setattr(cli, "Trainer", Noted)
+    words = f"--epochs 2 --batch-size 20 --seed 0 --device numpy --out {tmp_path} --optimizer sgd --lr 0.2".split()
+    assert cli.train_main([*words, "--momentum", "0.8", "--weight-decay", "0.01", "--schedule", "one_cycle"]) == 0
+    (run,) = made
+    assert (run.optimizer.lr, run.optimizer.momentum, run.optimizer.weight_decay) == (0.2, 0.8, 0.01)
+    assert run.schedule == OneCycleLR(6)
+    with open(tmp_path / "history.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(row["loss"]) for row in rows] == pytest.approx(run.epoch_loss_list, abs=1e-6)
+    assert cli.train_main([*words, "--optimizer", "adagrad", "--momentum", "0.8"]) == cli.USAGE_ERROR
+    assert "AdaGrad takes lr, lr_decay" in capsys.readouterr().err
+    assert set(schedules.SCHEDULES) == {"constant", "step", "cosine", "warmup_cosine", "one_cycle"}
