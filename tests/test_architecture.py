@@ -191,7 +191,8 @@ def test_what_is_public_has_a_docstring(thing: object):
     assert own.strip()
 
 
-def test_all_is_whole_and_sorted():
+def test_all_is_whole():
+    """And sorted: ruff's RUF022 sees to that, with names all in capitals first."""
     for module in (portacnn, portacnn.ops, portacnn.layers):
-        assert list(module.__all__) == sorted(module.__all__)
+        assert len(set(module.__all__)) == len(module.__all__)
         assert all(hasattr(module, name) for name in module.__all__)
