@@ -100,8 +100,11 @@ def max_pool_backward(dy: np.ndarray, saved: Any) -> np.ndarray:
 def _unpool(dy: np.ndarray, winner: np.ndarray, dx: np.ndarray, windows: Windows) -> None:
     """Some of the channels: write each gradient where its maximum was."""
     apart = all(s >= d * (k - 1) + 1 for s, k, d in zip(windows.stride, windows.kernel, windows.dilation, strict=True))
-    whole = apart and all(o * s == n for o, s, n in zip(windows.out, windows.stride, windows.size, strict=True))
-    if not (whole and windows.stride == windows.kernel):  # else each input is in just one window
+    tiled = windows.covers and all(
+        s == k and o * s == n
+        for s, k, o, n in zip(windows.stride, windows.kernel, windows.out, windows.size, strict=True)
+    )
+    if not tiled:  # some inputs are in no window
         dx[...] = 0
     for tap in windows.taps:
         won = winner[tap.reaches] == _number(tap, windows)
