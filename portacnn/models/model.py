@@ -160,6 +160,7 @@ _NONSENSE = (
     AttributeError,
     LookupError,
     MemoryError,
+    NotImplementedError,
     RecursionError,
     TypeError,
     ValueError,
