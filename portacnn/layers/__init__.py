@@ -2,7 +2,7 @@
 
 from portacnn.layers.activation import ELU, GELU, LeakyReLU, LogSoftmax, ReLU, Sigmoid, SiLU, Softmax, Softplus, Tanh
 from portacnn.layers.base import Layer
-from portacnn.layers.container import Sequential
+from portacnn.layers.container import Branches, Residual, Sequential
 from portacnn.layers.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from portacnn.layers.dropout import Dropout, Dropout1d, Dropout2d, Dropout3d
 from portacnn.layers.linear import Flatten, Linear
@@ -49,6 +49,7 @@ __all__ = [
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "Branches",
     "Conv1d",
     "Conv2d",
     "Conv3d",
@@ -76,6 +77,7 @@ __all__ = [
     "MaxPool2d",
     "MaxPool3d",
     "ReLU",
+    "Residual",
     "Sequential",
     "SiLU",
     "Sigmoid",

@@ -6,11 +6,12 @@ each from the seed and its own path. A parameter's array stays the same object u
 ``load_state_dict`` write into it, and so does ``backward`` into the gradient's.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from inspect import Parameter as Parameter_
 from inspect import signature
+from math import prod
 from typing import Any, ClassVar, NamedTuple, Self
 
 from portacnn.errors import ArgumentError, ModelFormatError, PortacnnError, ShapeError, StateError
@@ -184,10 +185,7 @@ class Layer:
         shape = _sample_shape(input_shape, self.where)
         backend, seed = resolve(device), check_seed(seed)
         layers = list(self.walk())
-        before = [
-            (layer.path, layer.input_shape, layer.output_shape, layer._declared, layer._declared_buffers)
-            for layer in layers
-        ]
+        restore = _snapshot(layers)
         try:
             self.plan(shape)
             state = _state.get()
@@ -200,8 +198,7 @@ class Layer:
                 }
                 _check_state(declared, state, self.where)
         except PortacnnError:
-            for layer, kept in zip(layers, before, strict=True):
-                layer.path, layer.input_shape, layer.output_shape, layer._declared, layer._declared_buffers = kept
+            restore()
             raise
         for layer in layers:
             layer.backend, layer.dtype, layer.grads, layer._cache = backend, dtype, {}, None
@@ -231,6 +228,17 @@ class Layer:
             raise error.at(self.where)
         self.input_shape, self.output_shape = shape, output
         return output
+
+    @contextmanager
+    def planned(self, input_shape: Sequence[int]) -> Iterator[Self]:
+        """Within it, paths and shapes are those for samples of ``input_shape``; then all is as it was. Allocates nothing."""
+        shape = _sample_shape(input_shape, self.where)
+        restore = _snapshot(list(self.walk()))
+        try:
+            self.plan(shape)
+            yield self
+        finally:
+            restore()
 
     def child_path(self, name: str) -> str:
         """The path of the child called ``name``."""
@@ -317,6 +325,18 @@ class Layer:
 
     # --- description ------------------------------------------------------------------------------------------------
 
+    @property
+    def parameter_count(self) -> int:
+        """How many numbers this layer itself learns, those of its children left out; known once it is planned."""
+        return sum(prod(parameter.shape) for parameter in self._declared.values())
+
+    def multiply_adds(self) -> int:
+        """How often this layer itself multiplies and adds in one sample's forward pass; known once it is planned.
+
+        Counted as is usual in papers: convolutions and linear maps, without their biases. All else is 0.
+        """
+        return 0
+
     def arguments(self) -> tuple[list[Any], dict[str, Any]]:
         """What the constructor was called with, defaults left out: what came under ``*``, and the rest by name."""
         args, kwargs = self._made_with
@@ -367,6 +387,19 @@ def _check_state(own: Mapping[str, Shape], state: Mapping[str, Any], where: str)
     if any(problems.values()):
         listed = "; ".join(f"{what}: {', '.join(paths)}" for what, paths in problems.items() if paths)
         raise ModelFormatError(f"the state does not fit this network. {listed}", where)
+
+
+def _snapshot(layers: list[Layer]) -> Callable[[], None]:
+    """What brings back everything that ``plan`` is about to change."""
+    names = ("path", "input_shape", "output_shape", "_declared", "_declared_buffers")
+    before = [[getattr(layer, name) for name in names] for layer in layers]
+
+    def restore() -> None:
+        for layer, values in zip(layers, before, strict=True):
+            for name, value in zip(names, values, strict=True):
+                setattr(layer, name, value)
+
+    return restore
 
 
 def _sample_shape(shape: Sequence[int], where: str) -> Shape:

@@ -141,6 +141,9 @@ class Conv(_Convolving):
         self._declare((self.out_channels, channels // self.groups, *self.kernel_size))
         return (self.out_channels, *windows.out)
 
+    def multiply_adds(self) -> int:
+        return prod(self._declared["weight"].shape) * prod(self.output_shape[1:])
+
     def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
         self._home()
         keep = train if keep is None else keep
@@ -238,6 +241,9 @@ class ConvTranspose(_Convolving):
         )
         self._declare((channels, self.out_channels // self.groups, *self.kernel_size))
         return (self.out_channels, *windows.size)
+
+    def multiply_adds(self) -> int:
+        return prod(self._declared["weight"].shape) * prod(self.input_shape[1:])
 
     def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
         self._home()

@@ -50,6 +50,9 @@ class Linear(Layer):
             self.declare("bias", (self.out_features,), self.bias_init, **fans)
         return (self.out_features,)
 
+    def multiply_adds(self) -> int:
+        return prod(self._declared["weight"].shape)
+
     def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
         self._home()
         keep = train if keep is None else keep

@@ -1,6 +1,23 @@
 """Networks: ``Model``, which classifies, and the architectures made of it."""
 
+from portacnn.models.alexnet import AlexNet
+from portacnn.models.deep_conv_net import DeepConvNet
+from portacnn.models.lenet5 import LeNet5
 from portacnn.models.model import Model, load
+from portacnn.models.resnet import ResNet18, ResNet20, ResNet50
 from portacnn.models.simple_conv_net import SimpleConvNet
+from portacnn.models.vgg import VGG11, VGG16
 
-__all__ = ["Model", "SimpleConvNet", "load"]
+__all__ = [
+    "VGG11",
+    "VGG16",
+    "AlexNet",
+    "DeepConvNet",
+    "LeNet5",
+    "Model",
+    "ResNet18",
+    "ResNet20",
+    "ResNet50",
+    "SimpleConvNet",
+    "load",
+]

@@ -2,18 +2,21 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from inspect import signature
 from typing import Any, Self
 
 from portacnn import ops
+from portacnn.arguments import whole
 from portacnn.data.labels import class_indices
 from portacnn.errors import ArgumentError, ArrayError, ModelFormatError, PortacnnError, ShapeError
 from portacnn.files import load_tensors, save_tensors
 from portacnn.gradient_check import numerical_gradient
 from portacnn.layers import Layer, Sequential
-from portacnn.layers.base import building_from
+from portacnn.layers.base import Shape, building_from
+from portacnn.models.summary import table
 from portacnn.ops.layout import pack
+from portacnn.ops.windows import per_axis
 from portacnn.runtime import Array, Backend, backend_of, describe, dtype_name, is_float, resolve
 
 
@@ -114,6 +117,28 @@ class Model(Sequential):
             for path, array in self.named_parameters().items()
         }
 
+    # --- description ------------------------------------------------------------------------------------------------
+
+    def summary(self, input_shape: Sequence[int] | None = None, batch_size: int = 1) -> str:
+        """A table of the layers: path, class, output shape, parameters, multiply-adds and activation memory, with totals.
+
+        Nothing is allocated and the network stays as it is, so it may be asked of a network not built yet, or about another
+        input than it was built for. Multiply-adds are those of one sample's forward pass, in convolutions and linear maps.
+        The memory is that of each layer's output for a batch: what a forward pass makes, counted as if nothing were a view.
+
+        Args:
+            input_shape: of one sample, (C, H, W); by default the one it was built for.
+            batch_size: of how many samples the memory is.
+
+        Raises:
+            StateError: no ``input_shape``, and not built yet.
+            ShapeError: the network does not take such samples.
+        """
+        if input_shape is None:
+            self._home()
+            input_shape = self.input_shape
+        return table(self, input_shape, whole("batch_size", batch_size, 1))
+
     # --- files ------------------------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -151,6 +176,19 @@ class Model(Sequential):
                 f"it does not say how to build its model, or not rightly: {what}", str(path)
             ) from error
         return model
+
+
+def image_shape(model: str, num_classes: int, in_channels: int, input_size: int | Sequence[int]) -> Shape:
+    """(C, H, W) of the images of a model that builds itself, once its numbers have proved to be such.
+
+    Raises:
+        ArgumentError: naming the model.
+    """
+    try:
+        whole("num_classes", num_classes, 1)
+        return (whole("in_channels", in_channels, 1), *per_axis("input_size", input_size, 2, 1))
+    except PortacnnError as error:
+        raise error.at(model)
 
 
 # What JSON made by others can bring a constructor to.

@@ -25,6 +25,8 @@ class SimpleConvNet(Model):
         output_size: classes.
         weight_init_std: a standard deviation, or "he"/"relu", "xavier"/"sigmoid", or any rule of ``portacnn.init``; biases
             start at 0.
+        num_classes, in_channels: what the other models call them; where given, they stand for ``output_size`` and for C of
+            ``input_dim``.
         device: see ``portacnn.resolve``.
         seed: for the weights; None takes a fresh one.
         dtype: "float32" or "float64".
@@ -41,6 +43,8 @@ class SimpleConvNet(Model):
         output_size: int = 10,
         weight_init_std: Initializer = 0.01,
         *,
+        num_classes: int | None = None,
+        in_channels: int | None = None,
         device: str | Backend | None = None,
         seed: int | None = None,
         dtype: str = "float32",
@@ -50,6 +54,8 @@ class SimpleConvNet(Model):
             raise ArgumentError(
                 f"conv_param takes {', '.join(_CONV)}; got {', '.join(sorted(unknown))}", "SimpleConvNet"
             )
+        output_size = output_size if num_classes is None else num_classes
+        input_dim = input_dim if in_channels is None else (in_channels, *input_dim[1:])
         conv = {**_CONV, **(conv_param or {})}
         init: dict[str, Any] = {"weight_init": weight_init_std, "bias_init": "zeros"}
         super().__init__(

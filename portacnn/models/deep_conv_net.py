@@ -1,0 +1,64 @@
+"""The tutorials' deep network: six convolutions, and dropout."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from portacnn.layers import Conv2d, Dropout, Flatten, Layer, Linear, MaxPool2d, ReLU
+from portacnn.models.model import Model, image_shape
+from portacnn.runtime import Backend
+
+
+class DeepConvNet(Model):
+    """The network of "Deep Learning from Scratch" (Saitoh), chapter 8, for MNIST's images (N, 1, 28, 28).
+
+        conv 16 - relu - conv 16 - relu - pool
+        conv 32 - relu - conv 32 - relu - pool
+        conv 64 - relu - conv 64 - relu - pool
+        affine 50 - relu - dropout - affine 10 - dropout - softmax
+
+    Kernels are 3x3 with a padding of 1, but 2 in the fourth convolution, so that 28 -> 14 -> 8 -> 4; pools are 2x2. Weights
+    start as He et al. (2015) say, biases at 0. As in the book, dropout comes after the last affine layer too. ``forward``
+    ends before the softmax, which is part of the loss.
+
+    Args:
+        num_classes, in_channels: as they say.
+        input_size: H and W, as one number or two.
+        hidden_size: units of the hidden affine layer.
+        dropout: the share that both dropouts drop.
+        device: see ``portacnn.resolve``.
+        seed: for weights and dropout; None takes a fresh one.
+        dtype: "float32" or "float64".
+
+    Parameters, by path: conv1 ... conv6, fc1, fc2, each with weight and bias.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_channels: int = 1,
+        *,
+        input_size: int | Sequence[int] = 28,
+        hidden_size: int = 50,
+        dropout: float = 0.5,
+        device: str | Backend | None = None,
+        seed: int | None = None,
+        dtype: str = "float32",
+    ) -> None:
+        shape = image_shape("DeepConvNet", num_classes, in_channels, input_size)
+        init: dict[str, Any] = {"weight_init": "he", "bias_init": "zeros"}
+        layers: dict[str, Layer] = {}
+        for number, (channels, padding) in enumerate(((16, 1), (16, 1), (32, 1), (32, 2), (64, 1), (64, 1)), 1):
+            layers[f"conv{number}"] = Conv2d(None, channels, 3, padding=padding, **init)
+            layers[f"relu{number}"] = ReLU()
+            if number % 2 == 0:
+                layers[f"pool{number // 2}"] = MaxPool2d(2)
+        super().__init__(
+            **layers,
+            flatten=Flatten(),
+            fc1=Linear(None, hidden_size, **init),
+            relu7=ReLU(),
+            dropout1=Dropout(dropout),
+            fc2=Linear(None, num_classes, **init),
+            dropout2=Dropout(dropout),
+        )
+        self.build(shape, device=device, dtype=dtype, seed=seed)

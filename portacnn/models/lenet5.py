@@ -1,0 +1,209 @@
+"""LeNet-5, as it was published in 1998, and as it is usually written today."""
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+from portacnn import ops
+from portacnn.arguments import one_of, whole
+from portacnn.errors import ArgumentError, PortacnnError, ShapeError
+from portacnn.init import Initializer
+from portacnn.layers import AvgPool2d, Conv2d, Flatten, Layer, Linear, MaxPool2d, ReLU
+from portacnn.layers.base import Shape
+from portacnn.layers.conv import spatial
+from portacnn.models.model import Model, image_shape
+from portacnn.ops.windows import Windows, per_axis
+from portacnn.runtime import Array, Backend, HostArray
+
+# Which maps of S2 each map of C3 sees (LeCun et al., 1998, table I).
+C3_TABLE = (
+    *(tuple(sorted((i + step) % 6 for step in (0, 1, 2))) for i in range(6)),
+    *(tuple(sorted((i + step) % 6 for step in (0, 1, 2, 3))) for i in range(6)),
+    *(tuple(sorted((i + step) % 6 for step in (0, 1, 3, 4))) for i in range(3)),
+    (0, 1, 2, 3, 4, 5),
+)
+
+
+def lecun(rng: Any, shape: Sequence[int], fan_in: int, fan_out: int) -> HostArray:
+    """Uniform within 2.4 / fan_in of 0: the paper's rule for weights and biases."""
+    return rng.uniform(-2.4 / fan_in, 2.4 / fan_in, shape)
+
+
+class ScaledTanh(Layer):
+    """1.7159 * tanh(2/3 * x), any shape: the paper's squashing function. It takes 1 to 1 and -1 to -1."""
+
+    amplitude, slope = 1.7159, 2.0 / 3.0
+
+    def infer(self, shape: Shape) -> Shape:
+        return shape
+
+    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
+        y, cache = ops.tanh(self.slope * x, keep=train if keep is None else keep)
+        self._keep(cache)
+        return self.amplitude * y
+
+    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
+        return self.slope * ops.tanh_backward(self.amplitude * dy, self._kept())
+
+
+class TableConv2d(Layer):
+    """A convolution whose output maps each see some of the input's maps: x (N, C, H, W) -> y (N, O, OH, OW).
+
+    It holds one kernel for each connection of a table, puts them into the weight (O, C, KH, KW) of a full convolution,
+    with zeros where there is no connection, and runs that.
+
+    Args:
+        table: for each of the O output maps, which input maps it sees.
+        kernel_size: one number or two.
+
+    Parameters: ``weight`` (connections, KH, KW), in the table's order; ``bias`` (O,). Both start by the paper's rule, the
+    fan of an output map being that of its own connections.
+    """
+
+    def __init__(self, table: Sequence[Sequence[int]], kernel_size: int | Sequence[int]) -> None:
+        try:
+            self.kernel_size = per_axis("kernel_size", kernel_size, 2, 1)
+            self.table = [[whole("a map's number", map_, 0) for map_ in seen] for seen in table]
+            if not self.table or any(not seen or len(set(seen)) < len(seen) for seen in self.table):
+                raise ArgumentError(f"each output map must see at least one map, and none twice; got {table!r}")
+        except PortacnnError as error:
+            raise error.at(type(self).__name__)
+        self.connections = [(o, c) for o, seen in enumerate(self.table) for c in seen]
+
+    def infer(self, shape: Shape) -> Shape:
+        highest = max(c for _, c in self.connections)
+        windows = Windows.of(spatial(shape, 2), self.kernel_size, (1, 1), 0, (1, 1))
+        if shape[0] <= highest:
+            raise ShapeError(f"expected at least {highest + 1} input channels, got {shape[0]} (samples {shape})")
+        kh, kw = self.kernel_size
+        bounds = [2.4 / (len(seen) * kh * kw) for seen in self.table]
+        per_kernel = [[[bounds[o]]] for o, _ in self.connections]
+        self.declare("weight", (len(self.connections), kh, kw), _uniform(per_kernel))
+        self.declare("bias", (len(self.table),), _uniform(bounds))
+        return (len(self.table), *windows.out)
+
+    def multiply_adds(self) -> int:
+        return prod((len(self.connections), *self.kernel_size, *self.output_shape[1:]))
+
+    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
+        xp = self._home().xp
+        keep = train if keep is None else keep
+        spread, (kh, kw) = self._spread(x), self.kernel_size
+        kernels = xp.reshape(self.params["weight"], (len(self.connections), kh * kw))
+        full = xp.reshape(spread @ kernels, (len(self.table), x.shape[1], kh, kw))
+        y, cache = ops.conv2d(x, full, self.params["bias"], keep=keep)
+        self._keep((cache, spread) if keep else None)
+        return y
+
+    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
+        xp = self._home().xp
+        cache, spread = self._kept()
+        dx, dfull, dbias = ops.conv2d_backward(dy, cache, need_dx=need_dx)
+        dkernels = spread.T @ xp.reshape(dfull, (spread.shape[0], -1))
+        self._write_grads(weight=xp.reshape(dkernels, (len(self.connections), *self.kernel_size)), bias=dbias)
+        return dx
+
+    def _spread(self, x: Array) -> Array:
+        """(O*C, connections): 1 where a connection's kernel belongs. A product with it is a scatter, which the standard lacks."""
+        xp, channels = self._home().xp, x.shape[1]
+        places = [o * channels + c for o, c in self.connections]
+        rows = xp.arange(len(self.table) * channels, dtype=xp.int64, device=x.device)
+        wanted = xp.asarray(places, dtype=xp.int64, device=x.device)
+        return xp.astype(rows[:, None] == wanted[None, :], x.dtype)
+
+
+def _uniform(bounds: Any) -> Initializer:
+    """Uniform within bounds of 0 that are given for each place, as a list that broadcasts."""
+    return lambda rng, shape, fan_in, fan_out: rng.uniform(-1.0, 1.0, shape) * bounds
+
+
+class LeNet5(Model):
+    """LeNet-5 (LeCun, Bottou, Bengio and Haffner, 1998, section II.B), for digits (N, 1, 28, 28) or (N, 1, 32, 32).
+
+    ``variant="classic"`` is the paper's network up to its last hidden layer, with its 60,000 trainable numbers:
+
+        C1  6 maps, 5x5 convolution            S2  2x2 mean, times a coefficient, plus a bias, for each map
+        C3  16 maps, 5x5, connected by table I  S4  as S2
+        C5  120 maps, 5x5: each map sees all    F6  84 units
+        output: a unit for each class
+
+    with 1.7159 * tanh(2/3 a) after each layer up to F6, and weights drawn uniformly within 2.4 / fan_in. What deviates: the
+    output layer is affine, trained with softmax cross-entropy (the paper's are distances to fixed 7x12 bitmaps, RBF units,
+    with a loss of their own); S2 and S4 take the mean of four where the paper has the sum, so that a coefficient is
+    four times as large here; and the images are yours to scale (in the paper the background is -0.1, ink 1.175).
+
+    ``variant="modern"`` is what is called LeNet today: ReLU, 2x2 max pooling, full connection, PyTorch's first weights:
+
+        conv 6 - relu - pool - conv 16 - relu - pool - affine 120 - relu - affine 84 - relu - affine 10
+
+    Args:
+        num_classes, in_channels: as they say.
+        variant: "classic" or "modern".
+        input_size: 32 as in the paper, or 28: then the first convolution pads by 2, with zeros.
+        device: see ``portacnn.resolve``.
+        seed: for the weights; None takes a fresh one.
+        dtype: "float32" or "float64".
+
+    Parameters, by path, each with weight and bias: c1, s2, c3, s4, c5, f6, output; or conv1, conv2, fc1, fc2, fc3.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_channels: int = 1,
+        *,
+        variant: str = "classic",
+        input_size: int = 28,
+        device: str | Backend | None = None,
+        seed: int | None = None,
+        dtype: str = "float32",
+    ) -> None:
+        try:
+            one_of("variant", variant, "classic", "modern")
+        except PortacnnError as error:
+            raise error.at("LeNet5")
+        if input_size not in (28, 32):
+            raise ArgumentError(f"input_size must be 28 or 32, got {input_size!r}", "LeNet5")
+        shape = image_shape("LeNet5", num_classes, in_channels, input_size)
+        layers = _classic if variant == "classic" else _modern
+        super().__init__(**layers(num_classes, padding=(32 - shape[1]) // 2))
+        self.build(shape, device=device, dtype=dtype, seed=seed)
+
+
+def _classic(num_classes: int, padding: int) -> dict[str, Layer]:
+    init: dict[str, Any] = {"weight_init": lecun, "bias_init": lecun}
+    return {
+        "c1": Conv2d(None, 6, 5, padding=padding, **init),
+        "squash1": ScaledTanh(),
+        "pool2": AvgPool2d(2),
+        "s2": Conv2d(6, 6, 1, groups=6, **init),  # a coefficient and a bias for each map
+        "squash2": ScaledTanh(),
+        "c3": TableConv2d(C3_TABLE, 5),
+        "squash3": ScaledTanh(),
+        "pool4": AvgPool2d(2),
+        "s4": Conv2d(16, 16, 1, groups=16, **init),
+        "squash4": ScaledTanh(),
+        "c5": Conv2d(16, 120, 5, **init),
+        "squash5": ScaledTanh(),
+        "flatten": Flatten(),
+        "f6": Linear(120, 84, **init),
+        "squash6": ScaledTanh(),
+        "output": Linear(84, num_classes, **init),
+    }
+
+
+def _modern(num_classes: int, padding: int) -> dict[str, Layer]:
+    return {
+        "conv1": Conv2d(None, 6, 5, padding=padding),
+        "relu1": ReLU(),
+        "pool1": MaxPool2d(2),
+        "conv2": Conv2d(6, 16, 5),
+        "relu2": ReLU(),
+        "pool2": MaxPool2d(2),
+        "flatten": Flatten(),
+        "fc1": Linear(400, 120),
+        "relu3": ReLU(),
+        "fc2": Linear(120, 84),
+        "relu4": ReLU(),
+        "fc3": Linear(84, num_classes),
+    }

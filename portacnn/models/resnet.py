@@ -1,0 +1,230 @@
+"""Residual networks: blocks that learn what to add to their input."""
+
+from collections.abc import Callable, Sequence
+from typing import ClassVar
+
+from portacnn import ops
+from portacnn.arguments import one_of, whole
+from portacnn.errors import PortacnnError, ShapeError
+from portacnn.init import Initializer
+from portacnn.layers import AvgPool2d, BatchNorm2d, Conv2d, GlobalAvgPool, Layer, Linear, MaxPool2d, ReLU, Residual
+from portacnn.layers import Sequential as Seq
+from portacnn.layers.base import Shape
+from portacnn.models.model import Model, image_shape
+from portacnn.runtime import Array, Backend
+
+Shortcut = Callable[[int, int], Layer]
+"""(out channels, stride) -> a layer for the shortcut of a block whose body changes the shape."""
+
+
+class PadChannels(Layer):
+    """Channels of zeros, half of them before and half behind: x (N, C, *S) -> y (N, O, *S). Option A's shortcut.
+
+    Args:
+        out_channels: O.
+    """
+
+    def __init__(self, out_channels: int) -> None:
+        try:
+            self.out_channels = whole("out_channels", out_channels, 1)
+        except PortacnnError as error:
+            raise error.at(type(self).__name__)
+
+    def infer(self, shape: Shape) -> Shape:
+        if not shape or shape[0] > self.out_channels:
+            raise ShapeError(f"expected samples (C, *S) of at most {self.out_channels} channels, got {shape}")
+        return (self.out_channels, *shape[1:])
+
+    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
+        more = self.out_channels - x.shape[1]
+        pads = [0, 0] * (x.ndim - 2) + [more // 2, more - more // 2]  # the last axis first
+        y, cache = ops.pad(x, pads, keep=train if keep is None else keep)
+        self._keep(cache)
+        return y
+
+    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
+        return ops.pad_backward(dy, self._kept())
+
+
+# --- shortcuts and blocks -------------------------------------------------------------------------------------------
+
+
+def _conv(channels: int, kernel: int, stride: int, init: Initializer) -> Conv2d:
+    """Its output is as large as its input, but for the stride. Batch norm follows, so it has no bias."""
+    return Conv2d(None, channels, kernel, stride, kernel // 2, bias=False, weight_init=init)
+
+
+def _projection(init: Initializer) -> Shortcut:
+    """Option B: a 1x1 convolution and batch norm."""
+    return lambda channels, stride: Seq(_conv(channels, 1, stride, init), BatchNorm2d(channels))
+
+
+def _subsample(channels: int, stride: int) -> Layer:
+    """Option A: every stride-th pixel, and zeros for the new channels. Nothing to learn."""
+    return Seq(AvgPool2d(1, stride), PadChannels(channels))
+
+
+def basic_block(channels: int, stride: int, shortcut: Layer | None, init: Initializer) -> Layer:
+    """Two 3x3 convolutions."""
+    body = Seq(
+        conv1=_conv(channels, 3, stride, init),
+        bn1=BatchNorm2d(channels),
+        relu=ReLU(),
+        conv2=_conv(channels, 3, 1, init),
+        bn2=BatchNorm2d(channels),
+    )
+    return Residual(body, shortcut, activation=ReLU())
+
+
+def bottleneck(channels: int, stride: int, shortcut: Layer | None, init: Initializer) -> Layer:
+    """1x1 to a quarter of the channels, 3x3, and 1x1 back; the stride is in the 3x3 (torchvision's, called v1.5)."""
+    narrow = channels // 4
+    body = Seq(
+        conv1=_conv(narrow, 1, 1, init),
+        bn1=BatchNorm2d(narrow),
+        relu1=ReLU(),
+        conv2=_conv(narrow, 3, stride, init),
+        bn2=BatchNorm2d(narrow),
+        relu2=ReLU(),
+        conv3=_conv(channels, 1, 1, init),
+        bn3=BatchNorm2d(channels),
+    )
+    return Residual(body, shortcut, activation=ReLU())
+
+
+def _stages(
+    block: Callable[..., Layer],
+    inputs: int,
+    widths: Sequence[int],
+    depths: Sequence[int],
+    shortcut: Shortcut,
+    init: Initializer,
+) -> dict[str, Layer]:
+    """layer1, layer2, ...: blocks in a row, the first of each stage but the first with stride 2."""
+    stages: dict[str, Layer] = {}
+    for number, (width, depth) in enumerate(zip(widths, depths, strict=True), 1):
+        blocks = []
+        for index in range(depth):
+            stride = 2 if number > 1 and index == 0 else 1
+            changes = stride != 1 or inputs != width
+            blocks.append(block(width, stride, shortcut(width, stride) if changes else None, init))
+            inputs = width
+        stages[f"layer{number}"] = Seq(*blocks)
+    return stages
+
+
+# --- for CIFAR ------------------------------------------------------------------------------------------------------
+
+
+class ResNet20(Model):
+    """The CIFAR network of He, Zhang, Ren and Sun, 2015 ("Deep residual learning", section 4.2), n = 3: x (N, 3, 32, 32).
+
+        conv 16 - batch norm - relu
+        3 blocks of 16 channels - 3 of 32, the first with stride 2 - 3 of 64, the first with stride 2
+        global mean - affine 10
+
+    A block is conv - batch norm - relu - conv - batch norm, added to its input, - relu; all convolutions are 3x3. Where the
+    shape changes, the paper's option "A" (its choice for CIFAR) adds every second pixel, with zeros for the new channels:
+    269,722 parameters, its 0.27 million. Option "B" adds a 1x1 convolution with batch norm: 272,474. First weights by He's rule
+    over the inputs.
+
+    Args:
+        num_classes, in_channels: as they say.
+        option: "A" or "B".
+        input_size: H and W, as one number or two.
+        device: see ``portacnn.resolve``.
+        seed: for the weights; None takes a fresh one.
+        dtype: "float32" or "float64".
+
+    Parameters, by path: conv1, bn1, layer1.0.conv1 ... layer3.2.bn2, fc; with option "B" layer2.0.downsample.0 and the like.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 10,
+        in_channels: int = 3,
+        *,
+        option: str = "A",
+        input_size: int | Sequence[int] = 32,
+        device: str | Backend | None = None,
+        seed: int | None = None,
+        dtype: str = "float32",
+    ) -> None:
+        try:
+            one_of("option", option, "A", "B")
+        except PortacnnError as error:
+            raise error.at("ResNet20")
+        shape = image_shape("ResNet20", num_classes, in_channels, input_size)
+        shortcut = _subsample if option == "A" else _projection("he")
+        super().__init__(
+            conv1=_conv(16, 3, 1, "he"),
+            bn1=BatchNorm2d(16),
+            relu=ReLU(),
+            **_stages(basic_block, 16, (16, 32, 64), (3, 3, 3), shortcut, "he"),
+            avgpool=GlobalAvgPool(flatten=True),
+            fc=Linear(64, num_classes),
+        )
+        self.build(shape, device=device, dtype=dtype, seed=seed)
+
+
+# --- for ImageNet ---------------------------------------------------------------------------------------------------
+
+
+class ResNet(Model):
+    """What ResNet18 and ResNet50 share (He, Zhang, Ren and Sun, 2015, table 1): x (N, 3, 224, 224) -> logits (N, 1000).
+
+        conv 64, 7x7, stride 2 - batch norm - relu - 3x3 pool, stride 2
+        four stages of blocks, each but the first starting with stride 2
+        global mean - affine 1000
+
+    Structure, keys and first weights are torchvision's: where a block changes the shape, its shortcut is a 1x1 convolution with
+    batch norm (option B); He's rule over the outputs.
+
+    Args:
+        num_classes, in_channels: as they say.
+        input_size: H and W, as one number or two.
+        device: see ``portacnn.resolve``.
+        seed: for the weights; None takes a fresh one.
+        dtype: "float32" or "float64".
+
+    Parameters, by path: conv1, bn1, layer1.0.conv1 ..., layer2.0.downsample.0 ..., fc.
+    """
+
+    block: ClassVar[Callable[..., Layer]]
+    widths: ClassVar[tuple[int, ...]]
+    depths: ClassVar[tuple[int, ...]]
+
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        *,
+        input_size: int | Sequence[int] = 224,
+        device: str | Backend | None = None,
+        seed: int | None = None,
+        dtype: str = "float32",
+    ) -> None:
+        shape = image_shape(type(self).__name__, num_classes, in_channels, input_size)
+        init = "he_fan_out"
+        super().__init__(
+            conv1=_conv(64, 7, 2, init),
+            bn1=BatchNorm2d(64),
+            relu=ReLU(),
+            maxpool=MaxPool2d(3, 2, 1),
+            **_stages(type(self).block, 64, self.widths, self.depths, _projection(init), init),
+            avgpool=GlobalAvgPool(flatten=True),
+            fc=Linear(None, num_classes),
+        )
+        self.build(shape, device=device, dtype=dtype, seed=seed)
+
+
+class ResNet18(ResNet):
+    """2, 2, 2, 2 basic blocks of 64, 128, 256, 512 channels; 11,689,512 parameters. Arguments: see ``ResNet``."""
+
+    block, widths, depths = staticmethod(basic_block), (64, 128, 256, 512), (2, 2, 2, 2)
+
+
+class ResNet50(ResNet):
+    """3, 4, 6, 3 bottlenecks of 256, 512, 1024, 2048 channels; 25,557,032 parameters. Arguments: see ``ResNet``."""
+
+    block, widths, depths = staticmethod(bottleneck), (256, 512, 1024, 2048), (3, 4, 6, 3)

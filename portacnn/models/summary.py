@@ -1,0 +1,94 @@
+"""What a network is made of, as numbers for each layer, and as a table of them."""
+
+from collections.abc import Iterator, Sequence
+from math import prod
+from typing import NamedTuple
+
+from portacnn.layers import Layer, Sequential
+from portacnn.layers.base import Shape
+
+_BYTES = {"float32": 4, "float64": 8}
+_HEAD = ("layer", "class", "output", "parameters", "multiply-adds", "activations")
+
+
+class Row(NamedTuple):
+    """One layer. Multiply-adds and the bytes of its output are for one sample."""
+
+    path: str
+    kind: str
+    output: Shape
+    parameters: int
+    multiply_adds: int
+    output_bytes: int
+
+
+def rows(network: Layer, input_shape: Sequence[int]) -> list[Row]:
+    """A row for every layer that computes something, in the order in which they run; a block stands before what is in it.
+
+    The network is planned for samples of ``input_shape``, and afterwards as it was. Raises ShapeError.
+    """
+    with network.planned(input_shape):
+        return [
+            Row(
+                layer.path,
+                type(layer).__name__,
+                layer.output_shape,
+                layer.parameter_count,
+                layer.multiply_adds(),
+                prod(layer.output_shape) * _BYTES[layer.dtype],
+            )
+            for layer in network.walk()
+            if not isinstance(layer, Sequential)  # which hands on what its layers give
+        ]
+
+
+def table(network: Layer, input_shape: Sequence[int], batch_size: int) -> str:
+    """``rows`` as text, with the activations of a whole batch and totals at the end."""
+    found = rows(network, input_shape)
+    lines = [
+        (
+            r.path,
+            r.kind,
+            _by(r.output),
+            f"{r.parameters:,}",
+            f"{r.multiply_adds:,}",
+            _memory(batch_size * r.output_bytes),
+        )
+        for r in found
+    ]
+    total = (
+        "total",
+        "",
+        "",
+        f"{sum(r.parameters for r in found):,}",
+        f"{sum(r.multiply_adds for r in found):,}",
+        _memory(batch_size * sum(r.output_bytes for r in found)),
+    )
+    widths = [max(map(len, column)) for column in zip(_HEAD, *lines, total, strict=True)]
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
+    title = (
+        f"{type(network).__name__}, samples {_by(input_shape)}; multiply-adds of one sample, "
+        f"activations of a batch of {batch_size} in {network.dtype}"
+    )
+    return "\n".join(
+        [title, *_aligned([_HEAD], widths), rule, *_aligned(lines, widths), rule, *_aligned([total], widths)]
+    )
+
+
+def _aligned(lines: Sequence[tuple[str, ...]], widths: list[int]) -> Iterator[str]:
+    """Words to the left, numbers to the right."""
+    for line in lines:
+        cells = [c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
+        yield "  ".join(cells).rstrip()
+
+
+def _by(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _memory(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} B" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"

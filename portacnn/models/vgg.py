@@ -1,0 +1,100 @@
+"""The VGG networks: nothing but 3x3 convolutions and 2x2 pools, in depth."""
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from portacnn.layers import (
+    AdaptiveAvgPool2d,
+    BatchNorm2d,
+    Conv2d,
+    Dropout,
+    Flatten,
+    Layer,
+    Linear,
+    MaxPool2d,
+    ReLU,
+    Sequential,
+)
+from portacnn.models.model import Model, image_shape
+from portacnn.runtime import Backend
+
+
+class VGG(Model):
+    """What VGG11 and VGG16 share (Simonyan and Zisserman, 2014): x (N, 3, 224, 224) -> logits (N, 1000).
+
+        stages of 3x3 convolutions with ReLU, each ending in a 2x2 pool
+        mean pool to 7x7 - affine 4096 - relu - dropout - affine 4096 - relu - dropout - affine 1000
+
+    The mean pool does nothing to what 224 pixels lead to, and lets other sizes in, as in torchvision, whose keys and first
+    weights these are too (He's rule over the outputs; normal with std 0.01 for affine layers; biases 0).
+
+    Args:
+        num_classes, in_channels: as they say.
+        batch_norm: normalize between each convolution and its ReLU (later than the paper).
+        input_size: H and W, as one number or two; 32 or more.
+        hidden_size: units of the hidden affine layers.
+        dropout: the share that is dropped.
+        device: see ``portacnn.resolve``.
+        seed: for weights and dropout; None takes a fresh one.
+        dtype: "float32" or "float64".
+
+    Parameters, by path: features.0.weight ..., classifier.0.weight, classifier.3.weight, classifier.6.weight ...
+    """
+
+    stages: ClassVar[tuple[tuple[int, ...], ...]]
+    """The channels of each stage's convolutions."""
+
+    def __init__(
+        self,
+        num_classes: int = 1000,
+        in_channels: int = 3,
+        *,
+        batch_norm: bool = False,
+        input_size: int | Sequence[int] = 224,
+        hidden_size: int = 4096,
+        dropout: float = 0.5,
+        device: str | Backend | None = None,
+        seed: int | None = None,
+        dtype: str = "float32",
+    ) -> None:
+        shape = image_shape(type(self).__name__, num_classes, in_channels, input_size)
+
+        def affine(units: int) -> Linear:
+            return Linear(None, units, weight_init=0.01, bias_init="zeros")
+
+        super().__init__(
+            features=Sequential(*self._features(batch_norm)),
+            avgpool=AdaptiveAvgPool2d(7),
+            flatten=Flatten(),
+            classifier=Sequential(
+                affine(hidden_size),
+                ReLU(),
+                Dropout(dropout),
+                affine(hidden_size),
+                ReLU(),
+                Dropout(dropout),
+                affine(num_classes),
+            ),
+        )
+        self.build(shape, device=device, dtype=dtype, seed=seed)
+
+    def _features(self, batch_norm: bool) -> list[Layer]:
+        layers: list[Layer] = []
+        for stage in self.stages:
+            for channels in stage:
+                layers.append(Conv2d(None, channels, 3, padding=1, weight_init="he_fan_out", bias_init="zeros"))
+                layers += [BatchNorm2d(channels), ReLU()] if batch_norm else [ReLU()]
+            layers.append(MaxPool2d(2))
+        return layers
+
+
+class VGG11(VGG):
+    """Configuration A: 64 - 128 - 256 256 - 512 512 - 512 512; 132,863,336 parameters. Arguments: see ``VGG``."""
+
+    stages = ((64,), (128,), (256, 256), (512, 512), (512, 512))
+
+
+class VGG16(VGG):
+    """Configuration D: 64 64 - 128 128 - 256 x 3 - 512 x 3 - 512 x 3; 138,357,544 parameters. Arguments: see ``VGG``."""
+
+    stages = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
