@@ -15,7 +15,8 @@ class TorchBackend(Backend):
     def asarray(self, host: HostArray, dtype: str | None = None) -> Array:
         import torch
 
-        source = torch.from_numpy(np.array(host, order="C"))  # a copy, so that it may be read-only
+        native = np.asarray(host).dtype.newbyteorder("=")
+        source = torch.from_numpy(np.array(host, dtype=native, order="C"))  # a copy: the host's may be read-only
         return source.to(device=self.device, dtype=dtype and self.dtype(dtype))
 
     def to_host(self, array: Array) -> HostArray:

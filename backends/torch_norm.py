@@ -21,7 +21,7 @@ _aten = torch.ops.aten
 def _less_first(x: Any, sets: int) -> Any:
     """x less the first number of each of so many equal parts, contiguous."""
     flat = x.reshape(sets, -1)
-    return (flat - flat[:, :1]).reshape(x.shape)
+    return (flat - flat[:, :1]).reshape(x.shape).contiguous()
 
 
 @torch.no_grad()

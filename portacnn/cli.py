@@ -78,8 +78,8 @@ def _guarded(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     backend = resolve(options.device)
     seed = check_seed(options.seed)
-    out = _writable(Path(options.out))
     (x_train, t_train), (x_test, t_test) = _data(options.data)
+    out = _writable(Path(options.out))
     classes = int(max(t_train.max(), t_test.max())) + 1
     model = SimpleConvNet(
         x_train.shape[1:], output_size=classes, weight_init_std=_init(options.weight_init), device=backend, seed=seed

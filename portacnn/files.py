@@ -68,6 +68,7 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, HostArray], An
         if start[:1] == b"\x80" or start == b"PK":
             raise ModelFormatError(
                 f"{path} looks like a pickle or a PyTorch archive, which can run code when it is read; portacnn reads "
-                "safetensors. Where you trust it, convert it where it was made: safetensors.torch.save_file(state_dict, ...)"
+                "safetensors. Where you trust it, convert it where it was made: safetensors.torch.save_file(state_dict, ...), "
+                "or of NumPy arrays safetensors.numpy.save_file(params, ...)"
             ) from None
         raise ModelFormatError(f"{path} is not a whole safetensors file: {error}") from error

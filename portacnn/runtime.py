@@ -73,6 +73,9 @@ class Backend:
         """A device of this library in the words that ``resolve`` takes."""
         return str(device)
 
+    def __deepcopy__(self, memo: Any) -> "Backend":
+        return self
+
     def dtype(self, name: str) -> Any:
         """The library's dtype object for a standard name such as "float32"."""
         return getattr(self.xp, name)

@@ -7,6 +7,10 @@ in for a GPU: there, everything that would carry a value to the host unasked rai
 """
 
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one worker a core already: BLAS reads this when NumPy is first imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any

@@ -157,17 +157,40 @@ def test_bad_arguments_are_refused_before_an_override_sees_them(backend: Here, o
 VIEWS: dict[int, Callable[[Any], Any]] = {1: lambda x: x[:, :, :, 0], 2: lambda x: x, 3: lambda x: x[..., None]}
 
 
-def _spatial(kind: str, arguments: Callable[[Any], tuple]) -> dict[str, tuple]:
+ACTIVATIONS = ("relu", "leaky_relu", "elu", "sigmoid", "tanh", "silu", "gelu", "softplus")
+
+
+def _spatial(kind: str, arguments: Callable[[Any], tuple], **options: Any) -> dict[str, tuple]:
     """The entries of an op that has a face for each number of spatial axes."""
     calls = {}
     for axes, view in VIEWS.items():
         face = getattr(ops, f"{kind}{axes}d")
 
         def run(x, face=face, view=view, **keep):
-            return face(view(x), *arguments(view(x)), **keep)
+            return face(view(x), *arguments(view(x)), **options, **keep)
 
         calls[face.__name__] = (partial(run, keep=False), run, getattr(ops, f"{face.__name__}_backward"))
     return calls
+
+
+def _plain(name: str, *arguments: Any, **options: Any) -> dict[str, tuple]:
+    """The entry of an op that takes x and plain values."""
+    face = getattr(ops, name)
+
+    def run(x, **keep):
+        return face(x, *arguments, **options, **keep)
+
+    return {name: (partial(run, keep=False), run, getattr(ops, f"{name}_backward"))}
+
+
+def _pair(name: str) -> dict[str, tuple]:
+    """The entry of an op of x and something of its shape."""
+    face = getattr(ops, name)
+
+    def run(x, **keep):
+        return face(x, x, **keep)
+
+    return {name: (partial(run, keep=False), run, getattr(ops, f"{name}_backward"))}
 
 
 CALLS = {
@@ -180,17 +203,23 @@ CALLS = {
     "global_avg_pool": (partial(ops.global_avg_pool, keep=False), ops.global_avg_pool, ops.global_avg_pool_backward),
     "global_max_pool": (partial(ops.global_max_pool, keep=False), ops.global_max_pool, ops.global_max_pool_backward),
     "pad": (lambda x: ops.pad(x, (1, 1), keep=False), lambda x: ops.pad(x, (1, 1)), ops.pad_backward),
-    "relu": (lambda x: ops.relu(x, keep=False), ops.relu, ops.relu_backward),
-    "sigmoid": (lambda x: ops.sigmoid(x, keep=False), ops.sigmoid, ops.sigmoid_backward),
+    **{name: call for op in ACTIVATIONS for name, call in _plain(op).items()},
+    **_plain("softmax", 1),
+    **_plain("log_softmax", 1),
+    **_plain("batch_norm", None, None, training=True),
+    **_plain("instance_norm"),
+    **_plain("group_norm", 1),
+    **_plain("layer_norm", 2),
+    **_plain("local_response_norm", 2),
+    **_plain("dropout", seed=0),
+    **_spatial("dropout", lambda x: (), seed=0),
+    **_pair("mse_loss"),
+    **_pair("binary_cross_entropy_with_logits"),
+    **_pair("softmax_cross_entropy"),
     "linear": (
         lambda x: ops.linear(x[0, 0, ...], x[0, 0, ...], keep=False),
         lambda x: ops.linear(x[0, 0, ...], x[0, 0, ...]),
         ops.linear_backward,
-    ),
-    "softmax_cross_entropy": (
-        lambda x: ops.softmax_cross_entropy(x, x, keep=False),
-        lambda x: ops.softmax_cross_entropy(x, x),
-        ops.softmax_cross_entropy_backward,
     ),
 }
 

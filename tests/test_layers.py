@@ -1,5 +1,7 @@
 """Layers: planning and building, state, modes, and each layer's numbers against PyTorch and finite differences."""
 
+import copy
+
 import numpy as np
 import pytest
 
@@ -126,7 +128,7 @@ def test_shapes_are_checked_when_built(net, shape, message):
     ("make", "message"),
     [
         (lambda: Conv2d(3, 4, 3, groups=2), "Conv2d: 3 channels do not split into 2 groups"),
-        (lambda: Conv2d(0, 4, 3), "0 channels"),
+        (lambda: Conv2d(0, 4, 3), "in_channels must be at least 1, got 0"),
         (lambda: Conv2d(3, 0, 3), "out_channels"),
         (lambda: Conv2d(3, 4, 0), "kernel_size"),
         (lambda: Conv2d(3, 4, 3, stride=0), "stride"),
@@ -596,3 +598,24 @@ def test_readers_may_write_layers_of_their_own(backend):
     net.backward(backend.array(np.ones((4, 2))))
     np.testing.assert_allclose(backend.host(net.named_gradients()["mine.factor"]), backend.host(y).sum(0), rtol=1e-12)
     assert Layer.known["Scale"] is Scale
+
+
+def test_an_initializer_of_another_shape_is_refused():
+    with pytest.raises(ArgumentError, match=r"fc \(Linear\): the initializer of weight gave \(5,\), not \(2, 3\)"):
+        Sequential(fc=Linear(3, 2, weight_init=lambda *_: np.zeros(5))).build((3,))
+
+
+@pytest.mark.parametrize("channels", ["3", 1.5, 0, -1])
+def test_channels_that_are_no_count_are_refused(channels):
+    with pytest.raises(ArgumentError, match="in_channels"):
+        Conv2d(channels, 4, 3)
+
+
+def test_a_network_can_be_copied(backend):
+    net = Sequential(fc=Linear(3, 2)).build((3,), device=backend.device, seed=0)
+    twin = copy.deepcopy(net)
+    before = net.state_dict()
+    twin.load_state_dict({path: 0 * value for path, value in twin.state_dict().items()})
+    for path, array in net.named_parameters().items():
+        np.testing.assert_array_equal(backend.host(array), before[path])
+        assert backend.host(twin.named_parameters()[path]).sum() == 0

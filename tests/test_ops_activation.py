@@ -142,4 +142,5 @@ def test_caches(backend: Here, activation: Activation):
 
 @activations
 def test_integers_and_lists(backend: Here, activation: Activation):
-    refuses_integers_and_lists(backend, "activation: ", activation.forward, normal(2, 3))
+    name = activation.forward.__name__
+    refuses_integers_and_lists(backend, f"{name}: ", activation.forward, normal(2, 3))

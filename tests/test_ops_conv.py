@@ -208,7 +208,7 @@ def test_numpys_convolution_in_tiles(backend: Here, tile: int, monkeypatch: pyte
     """Tiles of one output row, and of a few that do not divide the output; real ones would hold all these cases at once."""
     if backend.backend.name != "numpy":
         pytest.skip("only NumPy's kernel works in tiles")
-    monkeypatch.setattr("portacnn.backends.numpy_kernels.TILE_BYTES", tile)
+    monkeypatch.setattr("portacnn.backends.numpy_conv.TILE_BYTES", tile)
     for case in CASES.values():
         check(backend, case, "float64", ("packed", "batch_last", "stepped"), seed=41)
 

@@ -130,6 +130,7 @@ CASES = {
     "batch, one sample": Case("batch_norm", (1, 3, 2, 2)),
     "batch, volumes": Case("batch_norm", (2, 2, 2, 3, 2), eps=0.1),
     "batch, plain": Case("batch_norm", (3, 2, 4), affine=False),
+    "batch, axes of one": Case("batch_norm", (1, 2, 1, 2)),  # strides say little of the memory format
     "instance": Case("instance_norm", (3, 2, 4, 3)),
     "instance, plain": Case("instance_norm", (2, 3, 5), affine=False),
     "group": Case("group_norm", (3, 6, 2, 3), 3),
@@ -213,7 +214,10 @@ def test_drawn_at_length(backend: Here, case: Case, dtype: str, layouts: tuple[s
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", ["batch, images", "instance", "group", "layer, two axes"])
+@pytest.mark.parametrize(
+    "name",
+    ["batch, images", "batch, axes of one", "instance", "group", "group, vectors", "layer, vectors", "layer, two axes"],
+)
 @with_each_kernel
 def test_memory_layouts(backend: Here, name: str, layout: str):
     check(backend, CASES[name], "float64", (layout, "packed"))

@@ -208,6 +208,8 @@ class Layer:
                 drawn = (
                     rule(init)(generator(seed, path), param_shape, fan_in, fan_out) if state is None else state[path]
                 )
+                if tuple(drawn.shape) != param_shape:
+                    raise ArgumentError(f"the initializer of {name} gave {drawn.shape}, not {param_shape}", layer.where)
                 layer.params[name] = backend.asarray(drawn, dtype)
             for name, (buffer_shape, value, own) in layer._declared_buffers.items():
                 layer.buffers[name] = (

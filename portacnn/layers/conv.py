@@ -48,6 +48,8 @@ class _Convolving(Layer):
     ) -> None:
         """The constructor's common part."""
         try:
+            if in_channels is not None:
+                (in_channels,) = per_axis("in_channels", in_channels, 1, 1)
             self.in_channels = in_channels
             (self.out_channels,) = per_axis("out_channels", out_channels, 1, 1)
             self.kernel_size = per_axis("kernel_size", kernel_size, self.axes, 1)
@@ -57,7 +59,7 @@ class _Convolving(Layer):
             self.padding = padding
             (self.groups,) = per_axis("groups", groups, 1, 1)
             for channels in (in_channels, out_channels):
-                if channels is not None and (channels < 1 or channels % groups):
+                if channels is not None and channels % groups:
                     raise ArgumentError(f"{channels} channels do not split into {groups} groups")
         except PortacnnError as error:
             raise error.at(type(self).__name__)

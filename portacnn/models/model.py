@@ -198,6 +198,7 @@ _NONSENSE = (
     AttributeError,
     LookupError,
     MemoryError,
+    NotImplementedError,
     RecursionError,
     TypeError,
     ValueError,

@@ -235,21 +235,4 @@ def dropout3d(
     return _dropout("dropout3d", x, p, training, 3, seed, path, step, first, keep)
 
 
-def dropout_backward(dy: Array, cache: Cache | None) -> Array:
-    """The gradient dx, shaped as dy, of ``dropout``."""
-    return drop_backward(dy, cache)
-
-
-def dropout1d_backward(dy: Array, cache: Cache | None) -> Array:
-    """The gradient dx (N, C, L) of ``dropout1d``."""
-    return drop_backward(dy, cache)
-
-
-def dropout2d_backward(dy: Array, cache: Cache | None) -> Array:
-    """The gradient dx (N, C, H, W) of ``dropout2d``."""
-    return drop_backward(dy, cache)
-
-
-def dropout3d_backward(dy: Array, cache: Cache | None) -> Array:
-    """The gradient dx (N, C, D, H, W) of ``dropout3d``."""
-    return drop_backward(dy, cache)
+dropout_backward = dropout1d_backward = dropout2d_backward = dropout3d_backward = drop_backward

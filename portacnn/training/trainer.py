@@ -15,6 +15,7 @@ from portacnn.arguments import not_negative, positive, share, whole
 from portacnn.errors import ArgumentError, NotFiniteError
 from portacnn.models import Model
 from portacnn.ops.layout import pack
+from portacnn.ops.workspace import Workspace, workspace
 from portacnn.optim import Optimizer, make_optimizer
 from portacnn.runtime import Array, Backend, HostArray, backend_of, describe
 from portacnn.schedules import PerEpoch, Schedule, make_schedule
@@ -136,6 +137,7 @@ class Trainer:
         self._unread: list[tuple[Array, Array]] = []  # losses, and whether all was finite, still on the device
         self._ok = self._fine()
         self._step: Any = None
+        self._workspace = Workspace()
 
     def _take(self, x: Array, t: Array, what: str) -> tuple[Array, Array]:
         """Check one set of images and labels, once and on the host, and bring it to the model's device."""
@@ -257,10 +259,11 @@ class Trainer:
             last = min(first + size, count)
             part = (last - first) / count
             self._before_step(step, first)
-            logits = self.model.forward(pack(x[first:last, ...]), train=True)
-            mean, cache = ops.softmax_cross_entropy(logits, t[first:last], label_smoothing=self.label_smoothing)
-            loss = loss + part * mean
-            self.model.backward(ops.softmax_cross_entropy_backward(part, cache), need_dx=False)
+            with workspace(self._workspace):
+                logits = self.model.forward(pack(x[first:last, ...]), train=True)
+                mean, cache = ops.softmax_cross_entropy(logits, t[first:last], label_smoothing=self.label_smoothing)
+                loss = loss + part * mean
+                self.model.backward(ops.softmax_cross_entropy_backward(part, cache), need_dx=False)
             grads = self.model.named_gradients()
             for path, sum_so_far in earlier.items():
                 grads[path] += sum_so_far
