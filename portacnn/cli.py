@@ -108,7 +108,7 @@ def _train(options: argparse.Namespace) -> int:
         )
     start = time.perf_counter()
     trainer.train()
-    print(f"trained  {options.epochs} epochs in {time.perf_counter() - start:.1f} s")
+    print(f"trained  {trainer.epoch} epochs in {time.perf_counter() - start:.1f} s")
     print(f"final test accuracy {model.accuracy(x_test, t_test):.4f}")
     if can_save:
         model.save(out / "weights.safetensors")
@@ -152,7 +152,10 @@ def _can_import(module: str) -> bool:
 
 def _writable(folder: Path) -> Path:
     """Make the folder and try it, before an hour's work depends on it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"cannot make the folder of --out {folder}: {error.strerror}; choose another") from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(f"cannot write into {folder}; choose another --out")
     return folder

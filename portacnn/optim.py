@@ -14,7 +14,8 @@ from typing import Any
 
 from portacnn import ops
 from portacnn.arguments import fraction, not_negative, whole
-from portacnn.errors import ArgumentError, ModelFormatError
+from portacnn.errors import ArgumentError, ModelFormatError, ShapeError
+from portacnn.ops.dispatch import check_arrays
 from portacnn.runtime import Array, backend_of
 
 Selection = Callable[[str, Array], bool] | str | Iterable[str]
@@ -90,10 +91,21 @@ class Optimizer:
             ok: a 0-dimensional boolean array; where it is false, parameters and state stay as they are. The counts are kept on
                 the host and cannot know of it: they go on.
             lr: the learning rate of this step alone, where it is not ``self.lr``.
+
+        Raises:
+            ArgumentError: not one key in common. ShapeError, ArrayError: a gradient unlike its parameter, integers.
         """
         keys = [key for key in params if key in grads]
         if not keys:
+            if grads:
+                raise ArgumentError(f"no parameter has a gradient: keys {', '.join(params)} and {', '.join(grads)}")
             return
+        for key in keys:
+            if tuple(grads[key].shape) != tuple(params[key].shape):
+                shapes = f"{tuple(params[key].shape)}, its gradient {tuple(grads[key].shape)}"
+                raise ShapeError(f"parameter {key} has the shape {shapes}", type(self).__name__)
+            if key not in self.counts:
+                check_arrays(type(self).__name__, **{key: params[key], f"gradient of {key}": grads[key]})
         self.check(params)
         self.steps += 1
         alike: dict[tuple[float, int], list[str]] = {}  # keys that one call of the rule can take

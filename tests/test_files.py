@@ -15,7 +15,7 @@ from nets import bits, patches, small_net
 import portacnn
 from portacnn import files
 from portacnn.errors import ArgumentError, ModelFormatError
-from portacnn.layers import AvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, ReLU, Sequential, Sigmoid
+from portacnn.layers import AvgPool2d, Conv2d, Flatten, Layer, Linear, MaxPool2d, ReLU, Sequential, Sigmoid, Tanh
 from portacnn.models import Model, SimpleConvNet
 
 st_numpy = pytest.importorskip("safetensors.numpy")
@@ -414,3 +414,20 @@ def test_an_unknown_device_is_not_the_files_fault(saved, tmp_path):
     with pytest.raises(portacnn.PortacnnError, match="unknown device 'tpu'") as caught:
         portacnn.load(tmp_path / "net", device="tpu")
     assert not isinstance(caught.value, ModelFormatError)
+
+
+def test_a_class_of_ones_own_does_not_replace_portacnns(tmp_path):
+    Model(act=Tanh(), flatten=Flatten(), fc=Linear(None, 2)).build((1, 2, 2), seed=0).save(tmp_path / "net")
+    type("Tanh", (Layer,), {"infer": lambda self, shape: shape, "forward": lambda self, x, **_: x})
+    assert type(portacnn.load(tmp_path / "net").children["act"]) is Tanh
+
+
+class Blocks(Sequential):
+    def __init__(self, blocks):
+        super().__init__(*blocks)
+
+
+def test_layers_in_a_list_come_back(tmp_path):
+    net = Model(b=Blocks([Flatten(), ReLU()]), fc=Linear(None, 4)).build((1, 2, 2), seed=0)
+    net.save(tmp_path / "net")
+    assert bits(portacnn.load(tmp_path / "net")) == bits(net)

@@ -597,7 +597,7 @@ def test_readers_may_write_layers_of_their_own(backend):
     y = net.forward(backend.array(x), train=True)
     net.backward(backend.array(np.ones((4, 2))))
     np.testing.assert_allclose(backend.host(net.named_gradients()["mine.factor"]), backend.host(y).sum(0), rtol=1e-12)
-    assert Layer.known["Scale"] is Scale
+    assert Layer.known[Scale.kind()] is Scale
 
 
 def test_an_initializer_of_another_shape_is_refused():
@@ -619,3 +619,26 @@ def test_a_network_can_be_copied(backend):
     for path, array in net.named_parameters().items():
         np.testing.assert_array_equal(backend.host(array), before[path])
         assert backend.host(twin.named_parameters()[path]).sum() == 0
+
+
+@pytest.mark.parametrize("name", ["", "a.b"])
+def test_names_that_would_make_paths_collide(name):
+    with pytest.raises(ArgumentError, match="must not be empty or have dots"):
+        Sequential(**{name: ReLU()})
+
+
+def test_a_layer_belongs_to_one_network():
+    shared = Linear(2, 2)
+    first = Sequential(a=shared).build((2,), seed=0)
+    with pytest.raises(
+        StateError, match=r"b \(Linear\): was built as a part of another network|a \(Linear\): was built"
+    ):
+        Sequential(b=shared).build((2,), seed=1)
+    assert list(first.state_dict()) == ["a.weight", "a.bias"]
+
+
+@pytest.mark.parametrize("init", ["hee", -1.0, float("nan")])
+def test_initializers_are_checked_by_the_constructor(init):
+    for make in (lambda: Linear(2, 3, weight_init=init), lambda: Conv2d(1, 2, 3, bias_init=init)):
+        with pytest.raises(ArgumentError, match="initializer"):
+            make()

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from portacnn.errors import ArgumentError
+from portacnn.errors import ArgumentError, ArrayError, ShapeError
 from portacnn.optim import SGD, Adam, Momentum, Optimizer, make_optimizer
 
 RULES = [
@@ -177,3 +177,14 @@ def test_one_of_ones_own(backend):
     optimizer.update(params, grads)
     np.testing.assert_allclose(backend.host(params["a"]), before - 0.5 * np.sign(backend.host(grads["a"])))
     assert (backend.host(optimizer.state["count"]["a"]) == 1).all()
+
+
+def test_gradients_unlike_their_parameters(backend):
+    params = {"a": backend.backend.asarray(np.zeros(3))}
+    with pytest.raises(ShapeError, match=r"SGD: parameter a has the shape \(3,\), its gradient \(1,\)"):
+        SGD(1.0).update(params, {"a": backend.array(np.ones(1))})
+    with pytest.raises(ArgumentError, match="no parameter has a gradient: keys a and A"):
+        SGD(1.0).update(params, {"A": backend.array(np.ones(3))})
+    with pytest.raises(ArrayError, match="must be floating point"):
+        SGD(1.0).update({"a": backend.array(np.ones(3), "int64")}, {"a": backend.array(np.ones(3), "int64")})
+    assert backend.host(params["a"]).tolist() == [0, 0, 0]

@@ -186,7 +186,7 @@ def test_a_checkout_runs_with_numpy_and_array_api_compat_alone(train, tmp_path):
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     assert re.search(r"^note +safetensors is not installed: the weights will not be saved", result.stdout, re.M)
-    assert re.search(r"^epoch   1: loss ", result.stdout, re.M)
+    assert re.search(r"^epoch 1: loss ", result.stdout, re.M)
     assert "curve    not drawn: matplotlib is not installed (pip install" in result.stdout
     assert [path.name for path in (train.here / "out").iterdir()] == ["history.csv"]
 
@@ -222,7 +222,7 @@ def test_cupy_where_there_is_no_gpu(train, how):
         (["--batch-size", "0"], ["mini_batch_size must be"]),
         (["--epochs", "-1"], ["epochs must be a whole number of at least 0, got -1"]),
         (["--lr", "nan"], ["lr must be a number of 0 or more, got nan"]),
-        (["--weight-init", "glorot"], ["conv1 (Conv2d): unknown weight initializer 'glorot'; known are he"]),
+        (["--weight-init", "glorot"], ["Conv2d: unknown weight initializer 'glorot'; known are he"]),
     ],
 )
 def test_one_clear_line(train, arguments, words):

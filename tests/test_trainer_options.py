@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from portacnn import cli, schedules
-from portacnn.errors import ArgumentError, NotFiniteError
-from portacnn.layers import Conv2d, Flatten, Linear, MaxPool2d, ReLU
+from portacnn.errors import ArgumentError, NotFiniteError, StateError
+from portacnn.layers import BatchNorm2d, Conv2d, Flatten, Linear, MaxPool2d, ReLU
 from portacnn.models import Model
 from portacnn.optim import SGD, biases_and_norms
 from portacnn.schedules import ConstantLR, CosineAnnealingLR, OneCycleLR, PerEpoch, StepLR, warm_up
@@ -318,7 +318,10 @@ def test_gradients_that_are_not_finite(backend):
         return backward(dy * float("inf") if len(calls) == 5 else dy, **options)
 
     run.model.backward = spoiled
-    with pytest.raises(NotFiniteError, match=r"the loss of step 3 \(epoch 1\) is \d.*, its gradients are not finite"):
+    with pytest.raises(
+        NotFiniteError,
+        match=r"of step 3 \(epoch 1\) is \d.*, its gradients or running statistics are not",
+    ):
         run.train()
     again = trainer(net(backend.device), clip_norm=1.0, optimizer="momentum", accumulate=2)
     order = again.backend.asarray(permutation(5, 0, COUNT))
@@ -401,3 +404,46 @@ def test_command_line(monkeypatch, tmp_path, capsys):
     assert cli.train_main([*words, "--optimizer", "adagrad", "--momentum", "0.8"]) == cli.USAGE_ERROR
     assert "AdaGrad takes lr, lr_decay" in capsys.readouterr().err
     assert set(schedules.SCHEDULES) == {"constant", "step", "cosine", "warmup_cosine", "one_cycle"}
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")
+def test_running_statistics_are_those_of_the_last_good_step_too(backend):
+    net = Model(conv=Conv2d(1, 4, 3), bn=BatchNorm2d(4), relu=ReLU(), flatten=Flatten(), fc=Linear(None, 4))
+    net.build((1, 8, 8), device=backend.device, seed=0)
+    x, t = np.random.default_rng(0).random((60, 1, 8, 8)).astype("float32"), np.arange(60) % 4
+    x[40:] *= 1e30  # their squares overflow
+    run = Trainer(net, x, t, x[:8], t[:8], epochs=1, mini_batch_size=20, seed=0, verbose=False)
+    run._run(run.backend.asarray(np.arange(20)))
+    before = net.state_dict()
+    run._run(run.backend.asarray(np.arange(40, 60)))
+    run._run(run.backend.asarray(np.arange(20, 40)))
+    for path, value in net.state_dict().items():
+        np.testing.assert_array_equal(value, before[path])
+    with pytest.raises(NotFiniteError, match="step 2"):
+        run._read_losses()
+
+
+def test_a_finite_loss_with_gradients_that_are_not_changes_nothing(backend):
+    net = Model(flatten=Flatten(), a=Linear(None, 3), b=Linear(None, 4)).build((1, 2, 2), device=backend.device, seed=0)
+    state = {path: 0 * value for path, value in net.state_dict().items()}
+    state["b.weight"] = np.where(np.arange(12).reshape(4, 3) % 2, 2e38, -2e38).astype("float32")
+    net.load_state_dict(state)
+    x, t = 100 * np.random.default_rng(0).standard_normal((20, 1, 2, 2)).astype("float32"), np.arange(20) % 4
+    run = Trainer(net, x, t, x, t, epochs=1, mini_batch_size=20, verbose=False)
+    with (
+        pytest.raises(NotFiniteError, match="its gradients or running statistics are not finite"),
+        np.errstate(all="ignore"),
+    ):
+        run.train()
+    for path, value in net.state_dict().items():
+        np.testing.assert_array_equal(value, state[path])
+
+
+def test_a_model_that_was_moved_wants_a_new_trainer():
+    pytest.importorskip("array_api_strict")
+    net = Model(flatten=Flatten(), fc=Linear(None, 4)).build((1, 2, 2), device="numpy", seed=0)
+    x, t = np.zeros((8, 1, 2, 2), "float32"), np.arange(8) % 4
+    run = Trainer(net, x, t, x, t, epochs=1, mini_batch_size=4, verbose=False)
+    net.to("array_api_strict")
+    with pytest.raises(StateError, match="was moved to array_api_strict on cpu from numpy on cpu; make a new Trainer"):
+        run.train()

@@ -60,7 +60,13 @@ class Layer:
     """Every class of layers by name, for reading models from files."""
 
     def __init_subclass__(cls) -> None:
-        Layer.known[cls.__name__] = cls
+        Layer.known[cls.kind()] = cls
+
+    @classmethod
+    def kind(cls) -> str:
+        """The class's name in files: portacnn's own go by their bare name, others by their module's too."""
+        own = cls.__module__.partition(".")[0] == "portacnn"
+        return cls.__name__ if own else f"{cls.__module__}.{cls.__qualname__}"
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         self = super().__new__(cls)
@@ -73,6 +79,7 @@ class Layer:
         self.seed, self.step, self.first = 0, 0, 0
         self._declared, self._declared_buffers = {}, {}
         self._cache = None
+        self._root = None
         return self
 
     _made_with: tuple[tuple[Any, ...], dict[str, Any]]
@@ -91,6 +98,7 @@ class Layer:
     _declared: dict[str, Parameter]
     _declared_buffers: dict[str, Buffer]
     _cache: Any
+    _root: "Layer | None"  # the network it was built in
 
     # --- what a subclass writes -------------------------------------------------------------------------------------
 
@@ -185,6 +193,11 @@ class Layer:
         shape = _sample_shape(input_shape, self.where)
         backend, seed = resolve(device), check_seed(seed)
         layers = list(self.walk())
+        for layer in layers:
+            if layer._root is not None and layer._root is not self:
+                raise StateError(
+                    "was built as a part of another network; give this one a layer of its own", layer.where
+                )
         restore = _snapshot(layers)
         try:
             self.plan(shape)
@@ -201,6 +214,7 @@ class Layer:
             restore()
             raise
         for layer in layers:
+            layer._root = self
             layer.backend, layer.dtype, layer.grads, layer._cache = backend, dtype, {}, None
             layer.seed, layer.step, layer.first = seed, 0, 0
             for name, (param_shape, init, fan_in, fan_out) in layer._declared.items():
@@ -305,6 +319,10 @@ class Layer:
             for arrays in (layer.params, layer.buffers)
             for name, array in arrays.items()
         }
+
+    def named_buffers(self) -> dict[str, Array]:
+        """Every buffer, such as a batch norm's running mean, by its path: the arrays themselves."""
+        return {layer._full(name): array for layer in self.walk() for name, array in layer.buffers.items()}
 
     def state_dict(self) -> dict[str, HostArray]:
         """Copies of every parameter and buffer as NumPy arrays, by path; names and shapes are PyTorch's."""

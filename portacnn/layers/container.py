@@ -20,6 +20,8 @@ class _Container(Layer):
         """Make ``layer`` the child called ``name``."""
         if not isinstance(layer, Layer):
             raise ArgumentError(f"{name!r} is no layer: {layer!r}", type(self).__name__)
+        if not name or "." in name:
+            raise ArgumentError(f"a layer's name must not be empty or have dots, got {name!r}", type(self).__name__)
         if name in self.children:
             raise ArgumentError(f"there are two layers called {name!r}", type(self).__name__)
         present = {id(inner) for child in self.children.values() for inner in child.walk()}

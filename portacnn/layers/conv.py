@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 from portacnn import ops
 from portacnn.errors import ArgumentError, PortacnnError, ShapeError
-from portacnn.init import Initializer
+from portacnn.init import Initializer, rule
 from portacnn.layers.base import Layer, Shape
 from portacnn.ops.pad import check_pads
 from portacnn.ops.windows import Padding, Windows, check_output_padding, pads_of, per_axis
@@ -61,6 +61,7 @@ class _Convolving(Layer):
             for channels in (in_channels, out_channels):
                 if channels is not None and channels % groups:
                     raise ArgumentError(f"{channels} channels do not split into {groups} groups")
+            rule(weight_init), rule(bias_init)
         except PortacnnError as error:
             raise error.at(type(self).__name__)
         self.bias, self.weight_init, self.bias_init = bias, weight_init, bias_init

@@ -4,7 +4,7 @@ from math import prod
 
 from portacnn import ops
 from portacnn.errors import ShapeError
-from portacnn.init import Initializer
+from portacnn.init import Initializer, rule
 from portacnn.layers.base import Layer, Shape
 from portacnn.ops.windows import per_axis
 from portacnn.runtime import Array, backend_of
@@ -36,6 +36,7 @@ class Linear(Layer):
         self.in_features = in_features
         (self.out_features,) = per_axis("out_features", out_features, 1, 1)
         self.bias = bias
+        rule(weight_init), rule(bias_init)
         self.weight_init, self.bias_init = weight_init, bias_init
 
     def infer(self, shape: Shape) -> Shape:

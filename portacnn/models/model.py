@@ -1,10 +1,8 @@
 """``Model``: a network that classifies. What ``Sequential`` is, with arrays of any kind in, and numbers and files out."""
 
-import json
 import os
-from collections.abc import Mapping, Sequence
-from inspect import signature
-from typing import Any, Self
+from collections.abc import Sequence
+from typing import Self
 
 from portacnn import ops
 from portacnn.arguments import whole
@@ -12,8 +10,9 @@ from portacnn.data.labels import class_indices
 from portacnn.errors import ArgumentError, ArrayError, ModelFormatError, PortacnnError, ShapeError
 from portacnn.files import load_tensors, save_tensors
 from portacnn.gradient_check import numerical_gradient
-from portacnn.layers import Layer, Sequential
+from portacnn.layers import Sequential
 from portacnn.layers.base import Shape, building_from
+from portacnn.models.description import describe_layer, rebuild_layer
 from portacnn.models.summary import table
 from portacnn.ops.layout import pack
 from portacnn.ops.windows import per_axis
@@ -147,7 +146,7 @@ class Model(Sequential):
         Raises:
             ArgumentError: an argument of some layer that JSON cannot hold (a function as ``weight_init``).
         """
-        header = {"format": 1, "model": _describe(self), "input_shape": self.input_shape, "dtype": self.dtype}
+        header = {"format": 1, "model": describe_layer(self), "input_shape": self.input_shape, "dtype": self.dtype}
         save_tensors(path, self.state_dict(), header)
 
     @classmethod
@@ -163,7 +162,7 @@ class Model(Sequential):
             if header["format"] != 1:
                 raise ModelFormatError(f"it is of format {header['format']!r}, this version reads 1; upgrade portacnn")
             with building_from(tensors):
-                model = _rebuild(header["model"], device=backend, dtype=header["dtype"])
+                model = rebuild_layer(header["model"], device=backend, dtype=header["dtype"])
                 if not isinstance(model, cls):
                     raise ModelFormatError(f"holds a {type(model).__name__}, expected a {cls.__name__}")
                 if model.backend is None:
@@ -211,57 +210,6 @@ def _count(x: Array) -> int:
     if x.ndim < 1:
         raise ShapeError(f"expected images (N, C, H, W), got {describe(x)}")
     return x.shape[0]
-
-
-_NOT_SAVED = ("device", "seed", "dtype")
-
-
-def _describe(layer: Layer) -> dict[str, Any]:
-    """A layer as JSON: its class and its constructor's arguments, layers among them described in turn."""
-    several, named = layer.arguments()
-    explicit = signature(type(layer)).parameters
-    described: dict[str, Any] = {
-        "class": type(layer).__name__,
-        "arguments": {
-            name: _plain(value) for name, value in named.items() if not (name in _NOT_SAVED and name in explicit)
-        },
-    }
-    if several:
-        described["layers"] = [_plain(value) for value in several]
-    try:
-        json.dumps(described)
-    except TypeError as error:
-        raise ArgumentError(f"cannot be saved: {error}", layer.where) from error
-    return described
-
-
-def _plain(value: Any) -> Any:
-    """An argument as JSON has it: layers described, numbers of any library as Python's."""
-    if isinstance(value, Layer):
-        return _describe(value)
-    if isinstance(value, Mapping):
-        return {name: _plain(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if value is None or isinstance(value, bool | int | str | float):
-        return value
-    if hasattr(value, "__index__"):
-        return int(value)
-    return float(value) if hasattr(value, "__float__") else value
-
-
-def _rebuild(described: Any, **building: Any) -> Layer:
-    """The layer that ``_describe`` described. Only classes of layers can come of it, made from JSON's own values."""
-    kind = Layer.known.get(described["class"])
-    if kind is None:
-        raise ModelFormatError(f"unknown class {described['class']!r}; import the module that defines it first")
-
-    def made(value: Any) -> Any:
-        return _rebuild(value) if isinstance(value, dict) and "class" in value else value
-
-    layers = [made(value) for value in described.get("layers", ())]
-    taken = {name: value for name, value in building.items() if name in signature(kind).parameters}
-    return kind(*layers, **{name: made(value) for name, value in described["arguments"].items()}, **taken)
 
 
 def load(path: str | os.PathLike[str], *, device: str | Backend | None = None) -> Model:

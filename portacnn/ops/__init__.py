@@ -101,6 +101,7 @@ from portacnn.ops.special import erf
 from portacnn.ops.update import (
     adagrad_update,
     adam_update,
+    all_finite,
     clip_by_global_norm,
     momentum_update,
     rmsprop_update,
@@ -124,6 +125,7 @@ __all__ = [
     "adaptive_max_pool2d_backward",
     "adaptive_max_pool3d",
     "adaptive_max_pool3d_backward",
+    "all_finite",
     "avg_pool1d",
     "avg_pool1d_backward",
     "avg_pool2d",

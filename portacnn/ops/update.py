@@ -194,3 +194,16 @@ def clip_by_global_norm(grads: list[Array], max_norm: Any) -> Array:
     for g in grads:
         g[...] = g * factor
     return norm
+
+
+@op()
+def all_finite(arrays: list[Array]) -> Array:
+    """Whether there is no NaN or infinity in any of the arrays (one at least): 0-dimensional, boolean, on their device.
+
+    By their sums, in which such a value does not get lost; a sum beyond what the dtype holds counts as infinite too.
+    """
+    xp = backend_of(arrays[0]).xp
+    ok = xp.isfinite(xp.sum(arrays[0]))
+    for array in arrays[1:]:
+        ok = ok & xp.isfinite(xp.sum(array))
+    return ok

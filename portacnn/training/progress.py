@@ -37,7 +37,7 @@ class Progress:
 
     def epoch(self, epoch: int, loss: float, train_acc: float, test_acc: float) -> None:
         """The figures of a whole epoch."""
-        line = f"epoch {epoch:3d}: loss {loss:.4f}, train accuracy {train_acc:.4f}, test accuracy {test_acc:.4f}"
+        line = f"epoch {epoch}: loss {loss:.4f}, train accuracy {train_acc:.4f}, test accuracy {test_acc:.4f}"
         if self.bar is not None:
             self.bar.write(line, file=sys.stdout)
         elif self.shown:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from portacnn import ops
 from portacnn.arguments import not_negative, positive, share, whole
-from portacnn.errors import ArgumentError, NotFiniteError
+from portacnn.errors import ArgumentError, NotFiniteError, StateError
 from portacnn.models import Model
 from portacnn.ops.layout import pack
 from portacnn.ops.workspace import Workspace, workspace
@@ -141,7 +141,8 @@ class Trainer:
 
     def _take(self, x: Array, t: Array, what: str) -> tuple[Array, Array]:
         """Check one set of images and labels, once and on the host, and bring it to the model's device."""
-        if x.shape[0] == 0:
+        backend_of(x)
+        if x.ndim == 0 or x.shape[0] == 0:
             raise ArgumentError(f"x_{what} has no images")
         labels = self.model.labels(t, x.shape[0], f"t_{what}")
         source = backend_of(x)
@@ -175,9 +176,16 @@ class Trainer:
         An epoch that was broken off, by an error or by hand, is begun anew, with the weights as they are.
 
         Raises:
-            NotFiniteError: a loss was NaN or infinite, or (with ``clip_norm``) the gradients were; the weights are those from
-                before that step.
+            NotFiniteError: a loss, a gradient or a running statistic was NaN or infinite; weights and statistics are those
+                from before that step.
+            StateError: the model was moved to another device since the Trainer was made.
         """
+        if self.model.backend != self.backend:
+            raise StateError(
+                f"the model was moved to {self.model.backend} from {self.backend}; make a new Trainer for it"
+            )
+        if self.epoch >= self.epochs or self.stopped_early:
+            return
         count, batches, size = self.x_train.shape[0], self.steps_per_epoch, self.mini_batch_size
         del self.train_loss_list[self.epoch * batches :]
         self._unread.clear()
@@ -237,12 +245,18 @@ class Trainer:
             The loss, 0-dimensional, and ``state.ok`` with this step taken in.
         """
         xp = self.backend.xp
+        buffers = list(self.model.named_buffers().values())
+        before = [xp.asarray(buffer, copy=True) for buffer in buffers]
         loss = self._gradients(x, t, state.step)
-        ok = state.ok & xp.isfinite(loss)
         grads = self.model.named_gradients()
+        ok = state.ok & xp.isfinite(loss)
+        if grads or buffers:
+            ok = ok & ops.all_finite([*grads.values(), *buffers])
         if self.clip_norm is not None:
-            ok = ok & xp.isfinite(ops.clip_by_global_norm(list(grads.values()), self.clip_norm))
+            ops.clip_by_global_norm(list(grads.values()), self.clip_norm)
         self.optimizer.update(self.model.named_parameters(), grads, ok, lr=state.lr)
+        for buffer, old in zip(buffers, before, strict=True):  # running statistics have taken the batch in already
+            buffer[...] = xp.where(ok, buffer, old)
         return loss, ok
 
     def _gradients(self, x: Array, t: Array, step: int) -> Array:
@@ -277,18 +291,19 @@ class Trainer:
 
     def _read_losses(self) -> None:
         """Fetch the losses that have gathered on the device."""
-        losses = self._fetch([loss for loss, _ in self._unread])
-        # Without clipping nothing but the loss can have been found wanting.
-        fine = [isfinite(x) for x in losses] if self.clip_norm is None else self._fetch([ok for _, ok in self._unread])
+        xp = self.backend.xp
+        fetched = self._fetch([n for loss, ok in self._unread for n in (loss, xp.astype(ok, loss.dtype))])
+        losses, fine = fetched[::2], fetched[1::2]
         self._unread.clear()
         begin = len(self.train_loss_list)
         self.train_loss_list.extend(losses)
         if not all(fine):
-            index = fine.index(False)
+            index = fine.index(0.0)
             loss, step = losses[index], begin + index
             raise NotFiniteError(
                 f"the loss of step {step + 1} (epoch {self.epoch + 1}) is {loss}"
-                f"{', its gradients are not finite' if isfinite(loss) else ''}; the weights are those before that step. "
+                f"{', its gradients or running statistics are not finite' if isfinite(loss) else ''}; "
+                "the weights are those before that step. "
                 f"Lower the learning rate ({self.lr(step)})"
             )
 

@@ -1,0 +1,68 @@
+"""A network as JSON: the class of each layer and what its constructor was called with; and back.
+
+What comes back is made of known classes of layers and of JSON's own values: reading a description runs nothing else.
+"""
+
+import json
+from collections.abc import Mapping
+from inspect import signature
+from typing import Any
+
+from portacnn.errors import ArgumentError, ModelFormatError
+from portacnn.layers import Layer
+
+_NOT_SAVED = ("device", "seed", "dtype")
+
+
+def describe_layer(layer: Layer) -> dict[str, Any]:
+    """A layer as JSON: its class and its constructor's arguments, layers among them described in turn."""
+    several, named = layer.arguments()
+    explicit = signature(type(layer)).parameters
+    described: dict[str, Any] = {
+        "class": layer.kind(),
+        "arguments": {
+            name: _plain(value) for name, value in named.items() if not (name in _NOT_SAVED and name in explicit)
+        },
+    }
+    if several:
+        described["layers"] = [_plain(value) for value in several]
+    try:
+        json.dumps(described)
+    except TypeError as error:
+        raise ArgumentError(f"cannot be saved: {error}", layer.where) from error
+    return described
+
+
+def _plain(value: Any) -> Any:
+    """An argument as JSON has it: layers described, numbers of any library as Python's."""
+    if isinstance(value, Layer):
+        return describe_layer(value)
+    if isinstance(value, Mapping):
+        return {name: _plain(inner) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if value is None or isinstance(value, bool | int | str | float):
+        return value
+    if hasattr(value, "__index__"):
+        return int(value)
+    return float(value) if hasattr(value, "__float__") else value
+
+
+def rebuild_layer(described: Any, **building: Any) -> Layer:
+    """The layer that ``describe_layer`` described. Only classes of layers can come of it, made from JSON's own values."""
+    kind = Layer.known.get(described["class"])
+    if kind is None:
+        raise ModelFormatError(f"unknown class {described['class']!r}; import the module that defines it first")
+
+    def made(value: Any) -> Any:
+        if isinstance(value, list):
+            return [made(inner) for inner in value]
+        if isinstance(value, dict):
+            if "class" in value and "arguments" in value:
+                return rebuild_layer(value)
+            return {name: made(inner) for name, inner in value.items()}
+        return value
+
+    layers = [made(value) for value in described.get("layers", ())]
+    taken = {name: value for name, value in building.items() if name in signature(kind).parameters}
+    return kind(*layers, **{name: made(value) for name, value in described["arguments"].items()}, **taken)
