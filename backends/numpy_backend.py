@@ -2,8 +2,8 @@
 
 import array_api_compat.numpy as xp
 import numpy as np
-from portacnn.backends.numpy_kernels import KERNELS
 
+from portacnn.backends.numpy_kernels import KERNELS
 from portacnn.errors import BackendError
 from portacnn.runtime import Array, Backend, BackendInfo, HostArray
 

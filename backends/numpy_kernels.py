@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+
 from portacnn.backends.numpy_conv import conv, conv_backward
 from portacnn.backends.numpy_pool import max_pool, max_pool_backward, relu, relu_backward
 from portacnn.backends.numpy_updates import (
@@ -13,7 +14,6 @@ from portacnn.backends.numpy_updates import (
     rmsprop_update,
     sgd_update,
 )
-
 from portacnn.ops.dropout import LAST_SHIFT, ROUNDS, WORD
 from portacnn.ops.layout import batch_first, batch_last
 from portacnn.ops.special import erf as portable_erf

@@ -9,8 +9,8 @@ from math import prod
 from typing import Any
 
 import numpy as np
-from portacnn.backends.threads import in_pieces
 
+from portacnn.backends.threads import in_pieces
 from portacnn.ops.layout import batch_first, batch_last
 from portacnn.ops.windows import Tap, Windows
 from portacnn.ops.workspace import empty

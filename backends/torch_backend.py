@@ -54,6 +54,7 @@ def connect(device: str | None) -> Backend:
         raise BackendError(info.reason)
     import array_api_compat.torch as xp
     import torch
+
     from portacnn.backends.torch_kernels import KERNELS
 
     word = device or "cpu"

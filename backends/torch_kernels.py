@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from portacnn.backends import torch_norm
 
+from portacnn.backends import torch_norm
 from portacnn.ops.windows import Windows
 from portacnn.runtime import Kernel
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
-import portacnn.backends
 import pytest
 
+import portacnn.backends
 from portacnn import available_backends, resolve, runtime
 from portacnn.errors import ArrayError, BackendError, PortacnnError
 from portacnn.runtime import Backend, BackendInfo, backend_of, describe

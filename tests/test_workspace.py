@@ -4,9 +4,9 @@ import threading
 
 import numpy as np
 import pytest
-from portacnn.backends import threads
 
 from portacnn import SimpleConvNet, Trainer, ops
+from portacnn.backends import threads
 from portacnn.errors import ArgumentError, StateError
 from portacnn.ops.workspace import Workspace, empty, workspace
 

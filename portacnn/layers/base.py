@@ -256,7 +256,7 @@ class Layer:
 
     def child_path(self, name: str) -> str:
         """The path of the child called ``name``."""
-        return f"{self.path}.{name}" if self.path else name
+        return self._full(name)
 
     def walk(self) -> Iterator["Layer"]:
         """This layer and all below it, parents first, in the order in which they run."""

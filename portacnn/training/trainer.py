@@ -141,11 +141,10 @@ class Trainer:
 
     def _take(self, x: Array, t: Array, what: str) -> tuple[Array, Array]:
         """Check one set of images and labels, once and on the host, and bring it to the model's device."""
-        backend_of(x)
+        source = backend_of(x)
         if x.ndim == 0 or x.shape[0] == 0:
             raise ArgumentError(f"x_{what} has no images")
         labels = self.model.labels(t, x.shape[0], f"t_{what}")
-        source = backend_of(x)
         images = self.model.accept(x)
         if not bool(source.to_host(source.xp.all(source.xp.isfinite(x)))):
             raise NotFiniteError(f"x_{what} holds NaN or infinity ({describe(x)}); clean the data first")
