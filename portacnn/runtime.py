@@ -41,10 +41,14 @@ _log = logging.getLogger("portacnn")
 
 
 class Kernel(NamedTuple):
-    """A backend's own version of an op: the two functions of ``portacnn.ops.dispatch.Op``, as a pair."""
+    """A backend's own version of an op: the two functions of ``portacnn.ops.dispatch.Op``, as a pair.
+
+    ``prepare`` is for inference over and over on arrays of one shape, where a call's own cost counts; see ``Op.prepare``.
+    """
 
     forward: Callable[..., Any]
     backward: Callable[..., Any] | None = None
+    prepare: Callable[..., Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,11 @@ class Backend:
 
     def __str__(self) -> str:
         return f"{self.name} on {self.place(self.device)}"
+
+    @property
+    def compiled(self) -> Mapping[str, Kernel]:
+        """Overrides that a second library compiles, where it is installed. They are asked before ``kernels``."""
+        return {}
 
     def place(self, device: Any) -> str:
         """A device of this library in the words that ``resolve`` takes."""

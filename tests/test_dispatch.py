@@ -361,7 +361,7 @@ def test_the_variable(variables: dict[str, str], printed: list[str]):
 
 
 def test_an_unknown_choice_names_the_choices():
-    done = in_a_process("import portacnn", PORTACNN_KERNELS="fast")
+    done = in_a_process("import numpy, portacnn; portacnn.ops.relu(numpy.ones(3))", PORTACNN_KERNELS="fast")
     assert done.returncode != 0
     last = done.stderr.strip().splitlines()[-1]
     for word in ("ArgumentError", "PORTACNN_KERNELS", "auto", "reference", "'fast'"):

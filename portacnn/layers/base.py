@@ -122,6 +122,14 @@ class Layer:
         """
         raise NotImplementedError
 
+    def prepare(self, x: Array) -> Callable[[Array], Array]:
+        """``forward(x, keep=False)`` for one batch after another just like x, made cheap to call where there is a way to.
+
+        It holds as long as the layer's parameters are the same arrays. What it gives back may lie in memory that its next
+        call uses again.
+        """
+        return lambda x: self.forward(x, keep=False)
+
     # --- what a subclass uses ---------------------------------------------------------------------------------------
 
     def declare(self, name: str, shape: Shape, init: Initializer, *, fan_in: int = 1, fan_out: int = 1) -> None:

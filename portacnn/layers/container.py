@@ -4,11 +4,12 @@ They nest in any way, and each is a layer as any other: what it is given goes fo
 backward through them in the reverse order. Where a path forks, the gradients of its branches are added.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from portacnn.arguments import one_of
 from portacnn.errors import ArgumentError, PortacnnError, ShapeError
 from portacnn.layers.base import Layer, Shape
+from portacnn.layers.stages import Stage, stages
 from portacnn.ops.join import add, concat_channels, split_channels
 from portacnn.runtime import Array, describe
 
@@ -34,7 +35,7 @@ class _Container(Layer):
         for name, layer in [*((str(i), layer) for i, layer in enumerate(layers)), *named.items()]:
             self._adopt(name, layer)
 
-    def _run(self, child: Layer, x: Array, train: bool, keep: bool) -> Array:
+    def _run(self, child: Stage, x: Array, train: bool, keep: bool) -> Array:
         """A child's forward; its errors say where they happened and what the child was given."""
         try:
             return child.forward(x, train=train, keep=keep)
@@ -45,7 +46,7 @@ class _Container(Layer):
                     error.message += f" (input {describe(x)})"
             raise
 
-    def _return(self, child: Layer, dy: Array, need_dx: bool) -> Array | None:
+    def _return(self, child: Stage, dy: Array, need_dx: bool) -> Array | None:
         """A child's backward, left out where nobody asks for what it would give."""
         if need_dx or _learns(child):
             return child.backward(dy, need_dx=need_dx)
@@ -53,7 +54,7 @@ class _Container(Layer):
         return None
 
 
-def _learns(layer: Layer) -> bool:
+def _learns(layer: Stage) -> bool:
     return any(inner.params for inner in layer.walk())
 
 
@@ -65,6 +66,10 @@ class Sequential(_Container):
 
     def __init__(self, *layers: Layer, **named: Layer) -> None:
         self._adopt_all(layers, named)
+        self.stages = list(stages(self.children))
+
+    stages: list[Stage]
+    """What runs, in this order: the layers, some that follow each other as one."""
 
     def infer(self, shape: Shape) -> Shape:
         for name, child in self.children.items():
@@ -73,20 +78,32 @@ class Sequential(_Container):
 
     def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
         keep = train if keep is None else keep
-        for child in self.children.values():
-            x = self._run(child, x, train, keep)
+        for stage in self.stages:
+            x = self._run(stage, x, train, keep)
         return x
 
     def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
-        layers = list(self.children.values())
-        # Without a wish for dx, the backward pass ends at the first layer that learns anything.
-        first = 0 if need_dx else next((i for i, layer in enumerate(layers) if _learns(layer)), len(layers))
+        # Without a wish for dx, the backward pass ends at the first stage that learns anything.
+        first = 0 if need_dx else next((i for i, stage in enumerate(self.stages) if _learns(stage)), len(self.stages))
         grad: Array | None = dy
-        for index in range(len(layers) - 1, first - 1, -1):
-            grad = layers[index].backward(grad, need_dx=need_dx or index > first)
-        for layer in layers[:first]:
-            layer.forget()
+        for index in range(len(self.stages) - 1, first - 1, -1):
+            grad = self.stages[index].backward(grad, need_dx=need_dx or index > first)
+        for stage in self.stages[:first]:
+            stage.forget()
         return grad if need_dx else None
+
+    def prepare(self, x: Array) -> Callable[[Array], Array]:
+        functions = []
+        for stage in self.stages:
+            functions.append(stage.prepare(x))
+            x = functions[-1](x)
+
+        def run(x: Array) -> Array:
+            for function in functions:
+                x = function(x)
+            return x
+
+        return run
 
 
 class Residual(_Container):

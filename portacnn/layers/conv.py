@@ -145,25 +145,20 @@ class Conv(_Convolving):
     def multiply_adds(self) -> int:
         return prod(self._declared["weight"].shape) * prod(self.output_shape[1:])
 
+    def geometry(self) -> dict[str, Any]:
+        """What the op is to be told besides its arrays."""
+        return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
+
     def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
         self._home()
         keep = train if keep is None else keep
-        padding, margins = self.padding, None
+        geometry, margins = self.geometry(), None
         if self.padding_mode != "zeros":
-            pads = pads_of(padding, x.shape[2:], self.kernel_size, self.stride, self.dilation)
+            pads = pads_of(self.padding, x.shape[2:], self.kernel_size, self.stride, self.dilation)
             flat = [n for pair in reversed(pads) for n in pair]
             x, margins = ops.pad(x, flat, PADDING_MODES[self.padding_mode], keep=keep)
-            padding = 0
-        y, cache = type(self).op(
-            x,
-            self.params["weight"],
-            self.params.get("bias"),
-            stride=self.stride,
-            padding=padding,
-            dilation=self.dilation,
-            groups=self.groups,
-            keep=keep,
-        )
+            geometry["padding"] = 0
+        y, cache = type(self).op(x, self.params["weight"], self.params.get("bias"), **geometry, keep=keep)
         self._keep((cache, margins) if keep else None)
         return y
 

@@ -1,5 +1,6 @@
 """Fully connected layers, and the step from maps to vectors before them."""
 
+from collections.abc import Callable
 from math import prod
 
 from portacnn import ops
@@ -65,6 +66,9 @@ class Linear(Layer):
         dx, dweight, dbias = ops.linear_backward(dy, self._kept(), need_dx=need_dx)
         self._write_grads(weight=dweight, bias=dbias)
         return dx
+
+    def prepare(self, x: Array) -> Callable[[Array], Array]:
+        return ops.linear.prepare(x, self.params["weight"], self.params.get("bias"))
 
 
 class Flatten(Layer):

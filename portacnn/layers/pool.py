@@ -23,11 +23,12 @@ class _Pooling(Layer):
     op: ClassVar[Any]
     op_backward: ClassVar[Any]
 
-    def _options(self) -> dict[str, Any]:
+    def geometry(self) -> dict[str, Any]:
+        """What the op is to be told besides its array."""
         return {}
 
     def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
-        y, cache = type(self).op(x, **self._options(), keep=train if keep is None else keep)
+        y, cache = type(self).op(x, **self.geometry(), keep=train if keep is None else keep)
         self._keep(cache)
         return y
 
@@ -56,7 +57,7 @@ class _WindowPooling(_Pooling):
             raise error.at(type(self).__name__)
         self.padding, self.ceil_mode = padding, ceil_mode
 
-    def _options(self) -> dict[str, Any]:
+    def geometry(self) -> dict[str, Any]:
         return {
             "kernel_size": self.kernel_size,
             "stride": self.stride,
@@ -88,8 +89,8 @@ class MaxPool(_WindowPooling):
     ) -> None:
         self._check(kernel_size, stride, padding, dilation, ceil_mode)
 
-    def _options(self) -> dict[str, Any]:
-        return {**super()._options(), "dilation": self.dilation}
+    def geometry(self) -> dict[str, Any]:
+        return {**super().geometry(), "dilation": self.dilation}
 
 
 class MaxPool1d(MaxPool):
@@ -130,9 +131,9 @@ class AvgPool(_WindowPooling):
         self.count_include_pad = count_include_pad
         self.divisor_override = checked_divisor(divisor_override, type(self).__name__)
 
-    def _options(self) -> dict[str, Any]:
+    def geometry(self) -> dict[str, Any]:
         return {
-            **super()._options(),
+            **super().geometry(),
             "count_include_pad": self.count_include_pad,
             "divisor_override": self.divisor_override,
         }
@@ -170,7 +171,7 @@ class _AdaptivePooling(_Pooling):
             raise error.at(type(self).__name__)
         self.output_size = output_size
 
-    def _options(self) -> dict[str, Any]:
+    def geometry(self) -> dict[str, Any]:
         return {"output_size": self.output_size}
 
     def infer(self, shape: Shape) -> Shape:

@@ -41,7 +41,7 @@ class VGG(Model):
     Parameters, by path: features.0.weight ..., classifier.0.weight, classifier.3.weight, classifier.6.weight ...
     """
 
-    stages: ClassVar[tuple[tuple[int, ...], ...]]
+    widths: ClassVar[tuple[tuple[int, ...], ...]]
     """The channels of each stage's convolutions."""
 
     def __init__(
@@ -80,7 +80,7 @@ class VGG(Model):
 
     def _features(self, batch_norm: bool) -> list[Layer]:
         layers: list[Layer] = []
-        for stage in self.stages:
+        for stage in self.widths:
             for channels in stage:
                 layers.append(Conv2d(None, channels, 3, padding=1, weight_init="he_fan_out", bias_init="zeros"))
                 layers += [BatchNorm2d(channels), ReLU()] if batch_norm else [ReLU()]
@@ -91,10 +91,10 @@ class VGG(Model):
 class VGG11(VGG):
     """Configuration A: 64 - 128 - 256 256 - 512 512 - 512 512; 132,863,336 parameters. Arguments: see ``VGG``."""
 
-    stages = ((64,), (128,), (256, 256), (512, 512), (512, 512))
+    widths = ((64,), (128,), (256, 256), (512, 512), (512, 512))
 
 
 class VGG16(VGG):
     """Configuration D: 64 64 - 128 128 - 256 x 3 - 512 x 3 - 512 x 3; 138,357,544 parameters. Arguments: see ``VGG``."""
 
-    stages = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+    widths = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))

@@ -81,6 +81,35 @@ def blocks(array: Array, groups: int, rows: int, columns: int) -> Array:
 # --- the public faces -----------------------------------------------------------------------------------------------
 
 
+def conv_windows(
+    axes: int,
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    *,
+    stride: int | Sequence[int],
+    padding: Padding,
+    dilation: int | Sequence[int],
+    groups: int,
+) -> Windows:
+    """Check the arguments of ``conv1d``, ``conv2d`` or ``conv3d``, and give the geometry. Raises as those do."""
+    name = f"conv{axes}d"
+    check_input(name, axes, x, weight=weight, bias=bias)
+    try:
+        per_axis("groups", groups, 1, 1)
+        if weight.ndim != axes + 2:
+            raise ShapeError(f"expected a weight (O, C/groups, {AXES[axes]}), got shape {tuple(weight.shape)}")
+        o, channels = weight.shape[0], weight.shape[1] * groups
+        if x.shape[1] != channels:
+            raise ShapeError(f"expected {channels} input channels, got {x.shape[1]} (input {describe(x)})")
+        if o % groups:
+            raise ShapeError(f"{o} output channels do not split into {groups} groups")
+        check_bias(bias, o)
+        return Windows.of(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+    except PortacnnError as error:
+        raise error.at(name)
+
+
 def _conv(
     axes: int,
     x: Array,
@@ -113,21 +142,7 @@ def _conv(
         ArgumentError: a stride, padding, dilation or group count without a meaning.
         ArrayError: integers, or arrays of mixed libraries, devices or dtypes.
     """
-    name = f"conv{axes}d"
-    check_input(name, axes, x, weight=weight, bias=bias)
-    try:
-        per_axis("groups", groups, 1, 1)
-        if weight.ndim != axes + 2:
-            raise ShapeError(f"expected a weight (O, C/groups, {AXES[axes]}), got shape {tuple(weight.shape)}")
-        o, channels = weight.shape[0], weight.shape[1] * groups
-        if x.shape[1] != channels:
-            raise ShapeError(f"expected {channels} input channels, got {x.shape[1]} (input {describe(x)})")
-        if o % groups:
-            raise ShapeError(f"{o} output channels do not split into {groups} groups")
-        check_bias(bias, o)
-        windows = Windows.of(x.shape[2:], weight.shape[2:], stride, padding, dilation)
-    except PortacnnError as error:
-        raise error.at(name)
+    windows = conv_windows(axes, x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
     return conv(x, weight, bias, windows, groups, keep=keep)
 
 

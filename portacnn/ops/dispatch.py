@@ -11,14 +11,14 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import update_wrapper, wraps
+from functools import cache, update_wrapper, wraps
 from typing import Any, NamedTuple
 
 from portacnn.errors import ArgumentError, ArrayError, StateError
-from portacnn.runtime import Array, backend_of, describe, is_float
+from portacnn.runtime import Array, Kernel, backend_of, describe, is_float
 
 VARIABLE = "PORTACNN_KERNELS"
-_CHOICES = ("auto", "reference")
+_CHOICES = ("auto", "numpy", "reference")
 
 
 def _checked(choice: str, source: str) -> str:
@@ -27,15 +27,28 @@ def _checked(choice: str, source: str) -> str:
     return choice
 
 
-_from_environment = _checked(os.environ.get(VARIABLE) or "auto", VARIABLE)
-_choice: ContextVar[str] = ContextVar("portacnn_kernels", default=_from_environment)
+_choice: ContextVar[str | None] = ContextVar("portacnn_kernels", default=None)
+
+
+@cache
+def _from_environment() -> str:
+    return _checked(os.environ.get(VARIABLE) or "auto", VARIABLE)
+
+
+def kernel_choice() -> str:
+    """What is in force here: "auto", "numpy" or "reference" (see ``use_kernels``). Raises ArgumentError for another word."""
+    return _choice.get() or _from_environment()
 
 
 @contextmanager
 def use_kernels(choice: str) -> Iterator[None]:
     """Within ``with use_kernels("reference"):`` only the portable ops run, as under ``PORTACNN_KERNELS=reference``.
 
-    ``"auto"`` lets backends override again. It holds for the current thread (a context variable).
+    Args:
+        choice: "reference"; "numpy" for what a backend's own library does, without kernels that another one compiles
+            (numba's on the CPU); "auto" for the fastest there are.
+
+    It holds for the current thread (a context variable).
     """
     token = _choice.set(_checked(choice, "use_kernels(...)"))
     try:
@@ -90,20 +103,42 @@ class Op:
     def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Any:
         if self.check is not None:
             self.check(x, *args, **kwargs)
-        kernel = (
-            backend_of(x[0] if isinstance(x, list) else x).kernels.get(self.name)
-            if _choice.get() != "reference"
-            else None
-        )
-        result, backward = NotImplemented, None
-        if kernel is not None:
+        for kernel in self._overrides(x):
             result, backward = kernel.forward(x, *args, **kwargs), kernel.backward
-        if result is NotImplemented:
+            if result is not NotImplemented:
+                break
+        else:
             result, backward = self.forward(x, *args, **kwargs), self.portable_backward
         if backward is None:
             return result
         y, saved = result
         return y, None if saved is None else Cache(self.name, backward, saved, _kind(y))
+
+    def prepare(self, x: Array, *args: Any, **kwargs: Any) -> Callable[[Array], Array]:
+        """This op for one array after another that are all just like ``x``, keeping nothing: a function of the array alone.
+
+        The other arguments stay the same objects, though arrays among them may be written to in between. What the function
+        gives back lies in memory that its next call uses again.
+        """
+        if self.check is not None:
+            self.check(x, *args, **kwargs)
+        for kernel in self._overrides(x):
+            if kernel.prepare is not None:
+                function = kernel.prepare(x, *args, **kwargs)
+                if function is not NotImplemented:
+                    return function
+        return lambda x: self(x, *args, **kwargs, keep=False)[0]
+
+    def _overrides(self, x: Array) -> Iterator[Kernel]:
+        """The kernels that the backend of x, an array or a list of them, has for this op; the fastest first."""
+        choice = kernel_choice()
+        if choice == "reference":
+            return
+        backend = backend_of(x[0] if isinstance(x, list) else x)
+        if choice == "auto" and (kernel := backend.compiled.get(self.name)):
+            yield kernel
+        if kernel := backend.kernels.get(self.name):
+            yield kernel
 
 
 def _kind(array: Array) -> tuple[Any, ...]:

@@ -9,16 +9,21 @@ from portacnn.ops.dispatch import check_arrays, op
 from portacnn.runtime import Array, backend_of, describe
 
 
-def _check(x: Array, weight: Array, bias: Array | None = None, *, keep: bool = True) -> None:
-    check_arrays("linear", x=x, weight=weight, bias=bias)
+def check_linear(name: str, x: Array, weight: Array, bias: Array | None) -> None:
+    """Check the arguments of the affine map called ``name``. Raises as ``linear`` does."""
+    check_arrays(name, x=x, weight=weight, bias=bias)
     if x.ndim != 2 or weight.ndim != 2:
         raise ShapeError(
-            f"expected an input (N, F) and a weight (O, F), got {describe(x)} and {describe(weight)}", "linear"
+            f"expected an input (N, F) and a weight (O, F), got {describe(x)} and {describe(weight)}", name
         )
     if x.shape[1] != weight.shape[1]:
-        raise ShapeError(f"expected {weight.shape[1]} input features, got {x.shape[1]} (input {describe(x)})", "linear")
+        raise ShapeError(f"expected {weight.shape[1]} input features, got {x.shape[1]} (input {describe(x)})", name)
     if bias is not None and tuple(bias.shape) != (weight.shape[0],):
-        raise ShapeError(f"expected a bias of shape ({weight.shape[0]},), got {tuple(bias.shape)}", "linear")
+        raise ShapeError(f"expected a bias of shape ({weight.shape[0]},), got {tuple(bias.shape)}", name)
+
+
+def _check(x: Array, weight: Array, bias: Array | None = None, *, keep: bool = True) -> None:
+    check_linear("linear", x, weight, bias)
 
 
 @op(_check)
