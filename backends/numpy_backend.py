@@ -1,17 +1,25 @@
 """NumPy on the CPU: the backend that is always there."""
 
+from collections.abc import Mapping
+from functools import cache
+from importlib.util import find_spec
+
 import array_api_compat.numpy as xp
 import numpy as np
 
 from portacnn.backends.numpy_kernels import KERNELS
 from portacnn.errors import BackendError
-from portacnn.runtime import Array, Backend, BackendInfo, HostArray
+from portacnn.runtime import Array, Backend, BackendInfo, HostArray, Kernel
 
 KINDS = frozenset({"cpu"})
 
 
 class NumpyBackend(Backend):
     """NumPy arrays; host memory is device memory."""
+
+    @property
+    def compiled(self) -> Mapping[str, Kernel]:
+        return _compiled()
 
     def asarray(self, host: HostArray, dtype: str | None = None) -> Array:
         return np.array(host, dtype=dtype and self.dtype(dtype))
@@ -21,6 +29,16 @@ class NumpyBackend(Backend):
 
     def contiguous(self, array: Array) -> Array:
         return np.asarray(array, order="C")  # ascontiguousarray makes (1,) of ()
+
+
+@cache
+def _compiled() -> Mapping[str, Kernel]:
+    """The kernels that numba compiles, where it is installed. Importing it takes a while: it waits for the first op."""
+    if find_spec("numba") is None:
+        return {}
+    from portacnn.backends.jit_kernels import KERNELS as COMPILED
+
+    return COMPILED
 
 
 def probe() -> BackendInfo:

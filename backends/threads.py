@@ -32,15 +32,17 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(thread_count() - 1, thread_name_prefix="portacnn")
 
 
+def pieces(rows: int, elements: int) -> list[slice]:
+    """The slices of ``rows`` that ``in_pieces`` hands out: one a thread, or a single one for fewer ``elements`` than pay."""
+    count = max(1, min(thread_count(), rows)) if elements >= WORTH else 1
+    cuts = [rows * i // count for i in range(count + 1)]
+    return [slice(a, b) for a, b in pairwise(cuts)]
+
+
 def in_pieces(work: Callable[[slice], None], rows: int, elements: int) -> None:
     """Call ``work`` on slices that together make up ``rows``, side by side where there are ``elements`` enough to do."""
-    pieces = min(thread_count(), rows) if elements >= WORTH else 1
-    if pieces < 2:
-        work(slice(0, rows))
-        return
-    cuts = [rows * i // pieces for i in range(pieces + 1)]
-    slices = [slice(a, b) for a, b in pairwise(cuts)]
-    others = [_pool().submit(work, piece) for piece in slices[1:]]
-    work(slices[0])
+    first, *rest = pieces(rows, elements)
+    others = [_pool().submit(work, piece) for piece in rest]
+    work(first)
     for other in others:
         other.result()

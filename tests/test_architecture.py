@@ -34,7 +34,7 @@ ROWS = [
     {"files"},
     {"ops"},
     {"seeds", "init"},
-    {"runtime", "arguments", "errors"},
+    {"runtime", "arguments", "errors", "cache"},
 ]
 ROW = {name: number for number, row in enumerate(ROWS) for name in row}
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from portacnn.data.cache import cache_folder
+from portacnn.cache import cache_folder
 from portacnn.data.idx import parse_idx, read_idx
 from portacnn.errors import DataFormatError
 from portacnn.files import write_atomically

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from math import prod
 from typing import Any
 
 from portacnn.errors import StateError
@@ -21,6 +22,7 @@ class Workspace:
 
     def __init__(self) -> None:
         self._arrays: dict[Any, list[Array]] = defaultdict(list)
+        self._scratch: dict[Any, Array] = {}
         self._taken: dict[Any, int] = {}
         self._open = False
 
@@ -33,6 +35,15 @@ class Workspace:
         if number == len(arrays):
             arrays.append(create(shape, dtype=dtype))
         return arrays[number]
+
+
+    def borrow(self, create: Callable[..., Array], shape: tuple[int, ...], dtype: Any, number: int) -> Array:
+        """Room that the next one who borrows under this number gets too."""
+        size = prod(shape)
+        held = self._scratch.get((number, dtype))
+        if held is None or held.shape[0] < size:
+            self._scratch[number, dtype] = held = create((size,), dtype=dtype)
+        return held[:size].reshape(shape)
 
 
 _current: ContextVar[Workspace | None] = ContextVar("portacnn_workspace", default=None)
@@ -56,3 +67,9 @@ def empty(create: Callable[..., Array], shape: tuple[int, ...], dtype: Any) -> A
     """Room for a result: from the workspace of the block around, or fresh from ``create(shape, dtype=...)``."""
     room = _current.get()
     return create(shape, dtype=dtype) if room is None else room.take(create, shape, dtype)
+
+
+def scratch(create: Callable[..., Array], shape: tuple[int, ...], dtype: Any, number: int = 0) -> Array:
+    """Room that a kernel needs while it runs, and no longer; for a second one at the same time, take another ``number``."""
+    room = _current.get()
+    return create(shape, dtype=dtype) if room is None else room.borrow(create, shape, dtype, number)

@@ -1,4 +1,4 @@
-"""Where downloaded data is kept on this machine."""
+"""Where downloaded data and compiled kernels are kept on this machine."""
 
 import os
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """Folder that portacnn may keep downloads in. It is only named here, not made.
+    """Folder that portacnn may keep downloads and compiled kernels in. It is only named here, not made.
 
     The first of these that applies:
 
@@ -34,5 +34,5 @@ def _home() -> Path:
         return Path.home()
     except RuntimeError as error:  # a container's user without a home
         raise FileNotFoundError(
-            "no home folder to keep downloads in; set PORTACNN_CACHE to a folder that may be written to"
+            "no home folder to keep them in; set PORTACNN_CACHE to a folder that may be written to"
         ) from error

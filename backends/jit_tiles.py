@@ -1,0 +1,256 @@
+"""The two innermost loops of a convolution, as vector instructions: what a compiler does not find by itself in plain loops.
+
+Both hold a block of sums in registers while they run through long contiguous rows of memory, which is what activations with the
+batch last are. A block of ``ROWS`` by ``VECTORS`` vectors takes so few loads a multiplication that the multipliers, not the
+memory, set the pace. They are written in LLVM's vector types, which it turns into what the CPU has.
+
+Both are called from functions that numba compiles. Places in arrays are counted in elements.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import llvmlite.binding
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+_FEATURES = llvmlite.binding.get_host_cpu_features()
+_MANY_REGISTERS = _FEATURES.get("avx512f", False) or not _FEATURES.get("sse2", False)  # 32 of them: AVX-512, or no x86
+
+WIDTH = 64 if _FEATURES.get("avx512f") else 32 if _FEATURES.get("avx") else 16
+"""Bytes of a vector."""
+ROWS = 8 if _MANY_REGISTERS else 4
+"""Output channels that ``outer_tile`` works on at a time."""
+VECTORS = 3
+"""Vectors of the output's row that ``outer_tile`` works on at a time."""
+SPAN = VECTORS * WIDTH
+"""The bytes they make up."""
+GRADS, TAPS = (4, 6) if _MANY_REGISTERS else (2, 4)
+"""Gradients and taps that ``inner_tile`` works on at a time."""
+
+_INT = ir.IntType(64)
+
+
+class _Emit:
+    """An LLVM builder that knows the element type of the arrays at hand and its vectors."""
+
+    def __init__(self, context: Any, builder: Any, array: types.Array) -> None:
+        self.context, self.builder = context, builder
+        self.element = context.get_value_type(array.dtype)
+        self.size = array.dtype.bitwidth // 8
+        self.lanes = WIDTH // self.size
+        self.vector = ir.VectorType(self.element, self.lanes)
+
+    def number(self, value: int) -> Any:
+        return ir.Constant(_INT, value)
+
+    def pointer(self, array: types.Array, value: Any, offset: Any) -> Any:
+        """To the array's element at this place."""
+        return self.builder.gep(self.context.make_array(array)(self.context, self.builder, value).data, [offset])
+
+    def ahead(self, pointer: Any, elements: Any) -> Any:
+        return self.builder.gep(pointer, [elements if isinstance(elements, ir.Value) else self.number(elements)])
+
+    def at_most(self, row: int, rows: Any) -> Any:
+        """``row``, or the last one where there are no more than ``rows``."""
+        return self.builder.select(
+            self.builder.icmp_signed("<", self.number(row), rows), self.number(row), self.builder.sub(rows, self.number(1))
+        )
+
+    def _as_vector(self, pointer: Any) -> Any:
+        return self.builder.bitcast(pointer, self.vector.as_pointer())
+
+    def load(self, pointer: Any, mask: Any = None) -> Any:
+        """A vector from memory that need not be aligned; with a mask, zero where it is not set, and nothing read there."""
+        if mask is None:
+            return self.builder.load(self._as_vector(pointer), align=self.size)
+        kind = [self.vector.as_pointer(), ir.IntType(32), mask.type, self.vector]
+        function = self._intrinsic("llvm.masked.load", self.vector, kind)
+        zero = ir.Constant(self.vector, [0.0] * self.lanes)
+        return self.builder.call(
+            function, [self._as_vector(pointer), ir.Constant(ir.IntType(32), self.size), mask, zero]
+        )
+
+    def store(self, value: Any, pointer: Any, mask: Any = None) -> None:
+        if mask is None:
+            self.builder.store(value, self._as_vector(pointer), align=self.size)
+            return
+        kind = [self.vector, self.vector.as_pointer(), ir.IntType(32), mask.type]
+        function = self._intrinsic("llvm.masked.store", ir.VoidType(), kind)
+        self.builder.call(
+            function, [value, self._as_vector(pointer), ir.Constant(ir.IntType(32), self.size), mask]
+        )
+
+    def mask(self, count: Any) -> Any:
+        """Set in the first ``count`` lanes."""
+        lane = ir.Constant(ir.VectorType(_INT, self.lanes), list(range(self.lanes)))
+        return self.builder.icmp_signed("<", lane, self.spread(count))
+
+    def spread(self, scalar: Any) -> Any:
+        """A vector with this number in every lane."""
+        kind = ir.VectorType(scalar.type, self.lanes)
+        nothing = ir.Constant(kind, ir.Undefined)
+        first = self.builder.insert_element(nothing, scalar, ir.Constant(ir.IntType(32), 0))
+        return self.builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), None))
+
+    def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
+        return self.builder.call(self._intrinsic("llvm.fma", self.vector, [self.vector] * 3), [a, b, c])
+
+    def total(self, value: Any) -> Any:
+        """The sum over the lanes, in whatever order is fastest."""
+        function = self._intrinsic("llvm.vector.reduce.fadd", self.element, [self.element, self.vector])
+        return self.builder.call(function, [ir.Constant(self.element, 0.0), value], fastmath=("reassoc",))
+
+    def _intrinsic(self, name: str, result: Any, arguments: list[Any]) -> Any:
+        suffix = f".v{self.lanes}f{self.size * 8}" + (".p0" if "masked" in name else "")
+        return cgutils.get_or_insert_function(
+            self.builder.module, ir.FunctionType(result, arguments), name + suffix
+        )
+
+    def sums(self, rows: int, columns: int) -> list[list[Any]]:
+        """A block of vectors that stay in registers."""
+        return [[cgutils.alloca_once(self.builder, self.vector) for _ in range(columns)] for _ in range(rows)]
+
+
+def _outer_tile(vectors: int, masked: bool) -> Any:
+    def tile(
+        typing: Any, x: Any, at_x: Any, taps: Any, at_taps: Any, count: Any, weight: Any, at_weight: Any, step_weight: Any,
+        bias: Any, at_bias: Any, floor: Any, y: Any, at_y: Any, step_y: Any, rows: Any, lanes: Any,
+    ) -> Any:  # fmt: skip
+        arguments = (
+            x, at_x, taps, at_taps, count, weight, at_weight, step_weight, bias, at_bias, floor, y, at_y, step_y, rows, lanes,
+        )  # fmt: skip
+
+        def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+            (
+                x_, at_x_, taps_, at_taps_, count_, weight_, at_weight_, step_weight_, bias_, at_bias_, floor_, y_, at_y_,
+                step_y_, rows_, lanes_,
+            ) = values  # fmt: skip
+            e = _Emit(context, builder, x)
+            mask = e.mask(lanes_) if masked else None
+            sums = e.sums(ROWS, vectors)
+            biases, weights = e.pointer(bias, bias_, at_bias_), e.pointer(weight, weight_, at_weight_)
+            factors = []
+            for row in range(ROWS):
+                there = e.at_most(row, rows_)  # beyond the last row, that one once more
+                factors.append(e.ahead(weights, builder.mul(there, step_weight_)))
+                start = e.spread(builder.load(e.ahead(biases, there)))
+                for column in range(vectors):
+                    builder.store(start, sums[row][column])
+            inputs, places = e.pointer(x, x_, at_x_), e.pointer(taps, taps_, at_taps_)
+            with cgutils.for_range(builder, count_) as loop:
+                place = builder.mul(loop.index, e.number(2))
+                here = e.ahead(inputs, builder.sext(builder.load(e.ahead(places, place)), _INT))
+                of_tap = builder.sext(builder.load(e.ahead(places, builder.add(place, e.number(1)))), _INT)
+                seen = [e.load(e.ahead(here, column * e.lanes), mask) for column in range(vectors)]
+                for row in range(ROWS):
+                    factor = e.spread(builder.load(e.ahead(factors[row], of_tap)))
+                    for column in range(vectors):
+                        into = sums[row][column]
+                        builder.store(e.multiply_add(seen[column], factor, builder.load(into)), into)
+            least = e.spread(floor_)
+            for row in range(ROWS):
+                with builder.if_then(builder.icmp_signed("<", e.number(row), rows_)):
+                    out = e.pointer(y, y_, builder.add(at_y_, builder.mul(step_y_, e.number(row))))
+                    for column in range(vectors):
+                        value = builder.load(sums[row][column])
+                        value = builder.select(builder.fcmp_ordered("<", value, least), least, value)  # NaN stays
+                        e.store(value, e.ahead(out, column * e.lanes), mask)
+            return context.get_dummy_value()
+
+        return types.void(*arguments), emit
+
+    return intrinsic(tile)
+
+
+outer_tile: Callable[..., None] = _outer_tile(VECTORS, masked=False)
+"""y[r, :] = max(floor, bias[r] + sum over k of weight[r, k] * x[k, :]) for ROWS rows of y and a run of VECTORS vectors.
+
+Arguments; every ``at_`` is a place in the array before it, every ``step_`` how far its rows lie apart:
+    x, at_x
+    taps (int32), at_taps, count: pairs, for each k, of where its run begins from at_x on, and where its weight from at_weight on
+    weight, at_weight, step_weight
+    bias, at_bias
+    floor: -inf for none
+    y, at_y, step_y, rows: how many of the ROWS there are
+    lanes: for ``outer_edge``
+"""
+
+outer_edge: Callable[..., None] = _outer_tile(1, masked=True)
+"""``outer_tile`` for the end of a run: one vector, of which only the first ``lanes`` elements are there."""
+
+
+@intrinsic
+def inner_tile(
+    typing: Any, dy: Any, at_dy: Any, step_dy: Any, rows: Any, x: Any, at_x: Any, taps: Any, at_taps: Any, length: Any,
+    lines: Any, line_dy: Any, line_x: Any, sums: Any,
+) -> Any:  # fmt: skip
+    """sums[g, k] = the sum over i < length of dy[g, i] * x[k, i], for GRADS rows of dy and the runs of TAPS taps.
+
+    Arguments: as for ``outer_tile``; rows says how many of the GRADS there are (the other sums mean nothing). The sums go on
+    over several ``lines``, which lie line_dy apart in dy and line_x in x.
+    """
+    arguments = (dy, at_dy, step_dy, rows, x, at_x, taps, at_taps, length, lines, line_dy, line_x, sums)
+
+    def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        (
+            dy_, at_dy_, step_dy_, rows_, x_, at_x_, taps_, at_taps_, length_, lines_, line_dy_, line_x_, sums_,
+        ) = values  # fmt: skip
+        e = _Emit(context, builder, x)
+        block = e.sums(GRADS, TAPS)
+        for row in block:
+            for into in row:
+                builder.store(ir.Constant(e.vector, [0.0] * e.lanes), into)
+        places = e.pointer(taps, taps_, at_taps_)
+        offsets = [builder.sext(builder.load(e.ahead(places, 2 * k)), _INT) for k in range(TAPS)]
+        inputs = [e.pointer(x, x_, builder.add(at_x_, offset)) for offset in offsets]
+        grads = [
+            e.pointer(dy, dy_, builder.add(at_dy_, builder.mul(step_dy_, e.at_most(g, rows_)))) for g in range(GRADS)
+        ]
+        whole = builder.sdiv(length_, e.number(e.lanes))
+        done = builder.mul(whole, e.number(e.lanes))
+        rest = builder.sub(length_, done)
+
+        def step(in_dy: Any, in_x: Any, mask: Any) -> None:
+            given = [e.load(e.ahead(pointer, in_dy), mask) for pointer in grads]
+            for k in range(TAPS):
+                seen = e.load(e.ahead(inputs[k], in_x), mask)
+                for g in range(GRADS):
+                    into = block[g][k]
+                    builder.store(e.multiply_add(given[g], seen, builder.load(into)), into)
+
+        with cgutils.for_range(builder, lines_) as line:
+            in_dy, in_x = builder.mul(line.index, line_dy_), builder.mul(line.index, line_x_)
+            with cgutils.for_range(builder, whole) as loop:
+                i = builder.mul(loop.index, e.number(e.lanes))
+                step(builder.add(in_dy, i), builder.add(in_x, i), None)
+            with builder.if_then(builder.icmp_signed(">", rest, e.number(0))):
+                step(builder.add(in_dy, done), builder.add(in_x, done), e.mask(rest))
+        out = e.pointer(sums, sums_, e.number(0))
+        for g in range(GRADS):
+            for k in range(TAPS):
+                builder.store(e.total(builder.load(block[g][k])), e.ahead(out, g * TAPS + k))
+        return context.get_dummy_value()
+
+    return types.void(*arguments), emit
+
+
+@intrinsic
+def fetch(typing: Any, x: Any, at: Any, length: Any) -> Any:
+    """Ask for ``length`` elements of x from ``at`` on to be brought near (into the second-level cache) in the background."""
+
+    def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        x_, at_, length_ = values
+        e = _Emit(context, builder, x)
+        start = e.pointer(x, x_, at_)
+        line = e.number(64 // e.size)
+        byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        with cgutils.for_range(builder, builder.sdiv(length_, line)) as loop:
+            here = builder.bitcast(e.ahead(start, builder.mul(loop.index, line)), byte)
+            builder.call(function, [here, flag(0), flag(2), flag(1)])
+        return context.get_dummy_value()
+
+    return types.void(x, at, length), emit
