@@ -390,7 +390,7 @@ def test_command_line(monkeypatch, tmp_path, capsys):
 
     x, t = digits(COUNT)
     monkeypatch.setattr(
-        cli, "load_mnist_sample", lambda: ((x.astype("float32"), t), (x[:20].astype("float32"), t[:20]))
+        cli, "load_mnist_sample", lambda normalize: ((x.astype("float32"), t), (x[:20].astype("float32"), t[:20]))
     )
     monkeypatch.setattr(cli, "Trainer", Noted)
     words = f"--epochs 2 --batch-size 20 --seed 0 --device numpy --out {tmp_path} --optimizer sgd --lr 0.2".split()
