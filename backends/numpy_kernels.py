@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from portacnn.backends.numpy_batch import take_batch
 from portacnn.backends.numpy_conv import conv, conv_backward
 from portacnn.backends.numpy_pool import max_pool, max_pool_backward, relu, relu_backward
 from portacnn.backends.numpy_updates import (
@@ -60,6 +61,7 @@ def kept(like: np.ndarray, length: int, first: np.ndarray, second: np.ndarray, t
 
 
 KERNELS = {
+    "take_batch": Kernel(take_batch),
     "conv": Kernel(conv, conv_backward),
     "relu": Kernel(relu, relu_backward),
     "erf": Kernel(erf),

@@ -9,7 +9,7 @@ if (_root / "backends" / "numpy_backend.py").is_file() and (_root / "pyproject.t
 from portacnn import data, layers, models, ops, optim, schedules, scratch
 from portacnn.data import load_mnist, load_mnist_sample
 from portacnn.errors import PortacnnError
-from portacnn.models import Model, SimpleConvNet, load
+from portacnn.models import Model, Normalize, SimpleConvNet, load
 from portacnn.runtime import Backend, available_backends, resolve
 from portacnn.training import EarlyStopping, Trainer
 
@@ -19,6 +19,7 @@ __all__ = [
     "Backend",
     "EarlyStopping",
     "Model",
+    "Normalize",
     "PortacnnError",
     "SimpleConvNet",
     "Trainer",

@@ -13,7 +13,7 @@ from typing import Any
 from portacnn.data import load_idx_folder, load_mnist, load_mnist_sample
 from portacnn.errors import PortacnnError
 from portacnn.files import write_atomically
-from portacnn.models import SimpleConvNet
+from portacnn.models import Normalize, SimpleConvNet
 from portacnn.optim import OPTIMIZERS
 from portacnn.runtime import GRAMMAR, VARIABLE, available_backends, resolve
 from portacnn.schedules import SCHEDULES
@@ -78,12 +78,13 @@ def _guarded(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     backend = resolve(options.device)
     seed = check_seed(options.seed)
-    (x_train, t_train), (x_test, t_test) = _data(options.data)
+    (x_train, t_train), (x_test, t_test) = _data(options.data)  # uint8: a quarter of the memory
     out = _writable(Path(options.out))
     classes = int(max(t_train.max(), t_test.max())) + 1
     model = SimpleConvNet(
         x_train.shape[1:], output_size=classes, weight_init_std=_init(options.weight_init), device=backend, seed=seed
     )
+    model.preprocess = Normalize()
     trainer = Trainer(
         model,
         x_train,
@@ -125,8 +126,8 @@ def _train(options: argparse.Namespace) -> int:
 
 def _data(name: str) -> Any:
     if name == "sample":
-        return load_mnist_sample()
-    return load_mnist() if name == "mnist" else load_idx_folder(name)
+        return load_mnist_sample(normalize=False)
+    return load_mnist(normalize=False) if name == "mnist" else load_idx_folder(name, normalize=False)
 
 
 def _init(word: str) -> float | str:

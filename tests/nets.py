@@ -16,6 +16,11 @@ def patches(count, classes=4, shape=(1, 8, 8), seed=0, dtype="float32"):
     return images.astype(dtype), labels
 
 
+def as_bytes(images):
+    """``patches`` as a file would have them: uint8."""
+    return np.clip(np.rint(images * 150), 0, 255).astype("uint8")
+
+
 def small_net(device="numpy", **changes):
     """A SimpleConvNet for ``patches``: 1x8x8 -> 3x6x6 -> 3x3x3 -> 6 -> 4."""
     arguments = {

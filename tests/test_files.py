@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from nets import bits, patches, small_net
 
 import portacnn
-from portacnn import files
+from portacnn import Normalize, files
 from portacnn.errors import ArgumentError, ModelFormatError
 from portacnn.layers import AvgPool2d, Conv2d, Flatten, Layer, Linear, MaxPool2d, ReLU, Sequential, Sigmoid, Tanh
 from portacnn.models import Model, SimpleConvNet
@@ -44,6 +44,13 @@ def own():
         flatten=Flatten(),
         fc=Linear(None, 4, weight_init="xavier", bias_init=0.5),
     )
+
+
+def pictured():
+    """One that takes uint8."""
+    net = Model(Flatten(), Linear(None, 2)).build((3, 1, 2), seed=0)
+    net.preprocess = Normalize(mean=(0.485, 0.456, 0.1), std=(0.229, 0.224, 1 / 3))
+    return net
 
 
 def header_of(data):
@@ -178,6 +185,21 @@ def test_what_json_cannot_hold_is_said_before_anything_is_written(tmp_path):
     assert path.read_bytes() == b"old"
 
 
+@pytest.mark.parametrize("preprocess", [Normalize(), Normalize(0.01, (1 / 3, 0, -2), [1, 2, 3e-5])])
+def test_the_preprocess_comes_back(backend, tmp_path, preprocess):
+    net = Model(Flatten(), Linear(None, 2)).build((3, 1, 2), device=backend.device, seed=0)
+    net.save(tmp_path / "without")
+    assert "preprocess" not in header_of((tmp_path / "without").read_bytes())[0]["__metadata__"]["portacnn"]
+    assert portacnn.load(tmp_path / "without", device=backend.device).preprocess is None
+    net.preprocess = preprocess
+    net.save(tmp_path / "with")
+    again = portacnn.load(tmp_path / "with", device=backend.device)
+    assert again.preprocess == preprocess
+    assert hash(again.preprocess) == hash(preprocess)
+    x = np.arange(12, dtype="uint8").reshape(2, 3, 1, 2)
+    np.testing.assert_array_equal(backend.host(again.predict(x)), backend.host(net.predict(x)))
+
+
 # --- whole or not at all ---------------------------------------------------------------------------------------------
 
 
@@ -278,7 +300,7 @@ def replaced(tree, index, new):
     return walk(tree), next(counter)
 
 
-@pytest.mark.parametrize("make", [small_net, lambda: own().build((1, 8, 8), seed=0)])
+@pytest.mark.parametrize("make", [small_net, lambda: own().build((1, 8, 8), seed=0), pictured])
 @fuzz
 @given(data=st.data(), new=plain_json)
 def test_descriptions_with_a_part_exchanged(tmp_path, make, data, new):
@@ -344,6 +366,36 @@ LINEAR = '[{"class": "Linear", "arguments": {"in_features": null, "out_features"
 )
 def test_descriptions_made_to_harm(saved, tmp_path, text):
     refused(tmp_path / "net", with_description(saved, text))
+
+
+@pytest.mark.parametrize(
+    ("preprocess", "match"),
+    [
+        ("0", "does not say how to build its model, or not rightly: TypeError"),
+        ("[]", "TypeError"),
+        ("{}", "KeyError"),
+        ('{"class": "Normalize"}', "KeyError"),
+        ('{"class": "Model", "arguments": {}}', "unknown preprocess 'Model'; upgrade portacnn"),
+        ('{"class": ["Normalize"], "arguments": {}}', "unknown preprocess"),
+        ('{"class": "Normalize", "arguments": [1]}', "TypeError"),
+        ('{"class": "Normalize", "arguments": {"size": 1}}', "unexpected keyword argument 'size'"),
+        ('{"class": "Normalize", "arguments": {"mean": NaN}}', "mean must be a finite number, got nan"),
+        ('{"class": "Normalize", "arguments": {"mean": {"a": 1}}}', "mean must be a finite number"),
+        ('{"class": "Normalize", "arguments": {"mean": [[1], [1], [1]]}}', "must be a finite number"),
+        ('{"class": "Normalize", "arguments": {"std": [1, 1, 0]}}', "must be a finite number above 0, got 0"),
+        ('{"class": "Normalize", "arguments": {"scale": Infinity}}', "scale must be a finite number above 0"),
+        ('{"class": "Normalize", "arguments": {"scale": 1%s}}' % ("0" * 400), "scale is too large for a float"),
+        ('{"class": "Normalize", "arguments": {"mean": [1, 1]}}', "mean has 2 numbers, one for each channel"),
+    ],
+)
+def test_preprocesses_made_to_harm(tmp_path, preprocess, match):
+    pictured().save(tmp_path / "good")
+    whole = (tmp_path / "good").read_bytes()
+    header = json.loads(header_of(whole)[0]["__metadata__"]["portacnn"])
+    good = json.dumps(header["preprocess"])
+    text = json.dumps(header)
+    assert good in text
+    refused(tmp_path / "net", with_description(whole, text.replace(good, preprocess)), match)
 
 
 def test_a_class_nobody_imported(saved, tmp_path):

@@ -127,6 +127,9 @@ def test_the_saved_weights_are_the_trained_ones(train, digits):
     _, (x_test, t_test) = portacnn.data.load_idx_folder(digits)
     final = re.search(r"final test accuracy ([\d.]+)", result.stdout)[1]
     assert f"{net.accuracy(x_test, t_test):.4f}" == final
+    _, (stored, _) = portacnn.data.load_idx_folder(digits, normalize=False)
+    assert net.preprocess == portacnn.Normalize()
+    np.testing.assert_array_equal(net.predict(stored), net.predict(x_test))
     fresh = portacnn.SimpleConvNet((1, 12, 12), weight_init_std="he", device="numpy", seed=0)
     assert not np.array_equal(net.state_dict()["fc2.weight"], fresh.state_dict()["fc2.weight"])
 

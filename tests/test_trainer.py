@@ -4,9 +4,9 @@ import re
 
 import numpy as np
 import pytest
-from nets import bits, patches, small_net
+from nets import as_bytes, bits, patches, small_net
 
-from portacnn import Trainer, load_mnist_sample
+from portacnn import Normalize, Trainer, load_mnist_sample
 from portacnn.errors import ArgumentError, ArrayError, LabelError, NotFiniteError, ShapeError, StateError
 from portacnn.layers import Conv2d, Flatten, Linear
 from portacnn.models import Model, SimpleConvNet
@@ -194,6 +194,43 @@ def test_batches_of_one_and_of_all(backend):
         assert len(run.train_loss_list) == steps
 
 
+def test_uint8_images_train_as_floats_do(backend):
+    """To the bit: images / 255 made beforehand, and images kept as uint8 and divided a batch at a time."""
+    (x, t), (x_test, t_test) = ((as_bytes(x), t) for x, t in (patches(50), patches(20, seed=1)))
+    runs = []
+    for images in ("uint8", "uint8 there", "float"):
+        net = small_net(backend.device)
+        if images != "float":
+            net.preprocess = Normalize()
+        sets = [x.astype("float32") / np.float32(255) if images == "float" else x for x in (x, x_test)]
+        if images == "uint8 there":
+            sets = [backend.array(x) for x in sets]
+        run = Recorder(net, sets[0], t, sets[1], t_test, epochs=2, mini_batch_size=20, accumulate=2, verbose=False)
+        run.train()
+        assert str(run.x_train.dtype).endswith("uint8" if images != "float" else "float32")
+        assert {str(x.dtype).rpartition(".")[2] for x, _ in run.batches} == {"float32"}
+        figures = run.train_loss_list, run.train_acc_list, run.test_acc_list
+        runs.append((figures, bits(run.model)))
+    assert runs[0] == runs[1] == runs[2]
+    np.testing.assert_array_equal(x, as_bytes(patches(50)[0]))
+
+
+def test_a_set_in_any_memory_order(backend):
+    """Turned into rows once: NumPy's take would copy the whole of it again for every batch."""
+    x, t = as_bytes(patches(50)[0]), np.arange(50) % 4
+    figures = []
+    for images in (x, x.transpose(2, 3, 1, 0).copy().transpose(3, 2, 0, 1)):
+        net = small_net(backend.device)
+        net.preprocess = Normalize()
+        run = Trainer(net, images, t, images, t, epochs=1, mini_batch_size=20, verbose=False)
+        if backend.backend.name == "numpy":
+            assert run.x_train.flags.c_contiguous
+            assert (run.x_train is x) == (images is x)
+        run.train()
+        figures.append(run.train_loss_list)
+    assert figures[0] == figures[1]
+
+
 # --- one step --------------------------------------------------------------------------------------------------------
 
 
@@ -214,7 +251,7 @@ def test_one_forward_and_one_backward_a_step(backend):
         spy(layer, "forward")
         spy(layer, "backward")
     run = trainer(net, train=40, epochs=1)
-    run._run(run.backend.asarray(np.arange(20)))
+    run.run_batch(run.backend.asarray(np.arange(20)))
     forward = ["", "conv1", "relu1", "pool1", "flatten", "fc1", "relu2", "fc2"]
     assert [path for path, name, train, _ in calls if name == "forward" and train] == forward
     assert len(calls) == 16
@@ -277,7 +314,7 @@ def test_a_backend_may_take_the_step(backend, monkeypatch):
 def test_parameters_and_gradients_keep_their_arrays(backend):
     run = trainer(small_net(backend.device), epochs=1)
     params = run.model.named_parameters()
-    run._run(run.backend.asarray(np.arange(20)))
+    run.run_batch(run.backend.asarray(np.arange(20)))
     gradients = run.model.named_gradients()
     run.train()
     assert all(run.model.named_parameters()[path] is value for path, value in params.items())
@@ -329,7 +366,7 @@ def test_divergence_stops_before_the_step_that_failed(backend, optimizer):
     again = trainer(small_net(backend.device), optimizer=optimizer, optimizer_param={"lr": 1e30})
     order = again.backend.asarray(permutation(0, 0, 50))
     for step in range(bad):
-        again._run(order[20 * step : 20 * step + 20])
+        again.run_batch(order[20 * step : 20 * step + 20])
     for path, value in again.model.state_dict().items():
         np.testing.assert_array_equal(value, state[path])
 
@@ -349,7 +386,7 @@ def test_a_batch_that_gives_nan_changes_no_weight(backend):
     """The loss of the second step is NaN: after it nothing moves, though its gradients are NaN."""
     run = trainer(small_net(backend.device))
     batch = run.backend.asarray(np.arange(20))
-    run._run(batch)
+    run.run_batch(batch)
     before = bits(run.model)
     x, t = run.x_train[:20, ...], run.t_train[:20]
     _, ok = run.step(x * float("nan"), t, StepState(1, 0.1, run._ok))

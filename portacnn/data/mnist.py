@@ -77,7 +77,7 @@ def load_mnist(
     MNIST's published checksums. Each file may be gzipped or not, and named ``-idx3-ubyte`` or ``.idx3-ubyte``.
 
     Args:
-        normalize: float32 images in [0, 1]; otherwise uint8 as stored.
+        normalize: float32 images in [0, 1]; otherwise uint8 as stored, which a model takes with a ``preprocess``.
         flatten: images as (N, 784); otherwise (N, 1, 28, 28).
         one_hot_label: labels as float32 (N, 10); otherwise int64 (N,).
         root: the one folder to look in, without any download.
@@ -119,7 +119,7 @@ def load_mnist_sample(normalize: bool = True, flatten: bool = False, one_hot_lab
     all. No network, no files to fetch. For results to compare with others', use :func:`load_mnist`.
 
     Args:
-        normalize: float32 images in [0, 1]; otherwise uint8 as stored.
+        normalize: float32 images in [0, 1]; otherwise uint8 as stored, which a model takes with a ``preprocess``.
         flatten: images as (N, 784); otherwise (N, 1, 28, 28).
         one_hot_label: labels as float32 (N, 10); otherwise int64 (N,).
 
@@ -151,7 +151,7 @@ def load_idx_folder(
 
     Args:
         path: the folder.
-        normalize: float32 images in [0, 1]; otherwise uint8 as stored.
+        normalize: float32 images in [0, 1]; otherwise uint8 as stored, which a model takes with a ``preprocess``.
         flatten: images as (N, H * W); otherwise (N, 1, H, W).
         one_hot_label: labels as float32 (N, K), where K is the largest label in either part + 1; otherwise int64 (N,).
 

@@ -4,6 +4,7 @@ from portacnn.models.alexnet import AlexNet
 from portacnn.models.deep_conv_net import DeepConvNet
 from portacnn.models.lenet5 import LeNet5
 from portacnn.models.model import Model, load
+from portacnn.models.preprocess import Normalize
 from portacnn.models.resnet import ResNet18, ResNet20, ResNet50
 from portacnn.models.simple_conv_net import SimpleConvNet
 from portacnn.models.vgg import VGG11, VGG16
@@ -15,6 +16,7 @@ __all__ = [
     "DeepConvNet",
     "LeNet5",
     "Model",
+    "Normalize",
     "ResNet18",
     "ResNet20",
     "ResNet50",

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 from portacnn import ops
 from portacnn.arguments import whole
@@ -13,8 +13,8 @@ from portacnn.gradient_check import numerical_gradient
 from portacnn.layers import Sequential
 from portacnn.layers.base import Shape, building_from
 from portacnn.models.description import describe_layer, rebuild_layer
+from portacnn.models.preprocess import Normalize, rebuild_preprocess
 from portacnn.models.summary import table
-from portacnn.ops.layout import pack
 from portacnn.ops.windows import per_axis
 from portacnn.runtime import Array, Backend, backend_of, describe, dtype_name, is_float, resolve
 
@@ -22,40 +22,107 @@ from portacnn.runtime import Array, Backend, backend_of, describe, dtype_name, i
 class Model(Sequential):
     """A ``Sequential`` that ends in one number for each class.
 
-    Images come in as NumPy arrays or as arrays of the model's own library and device, floating point, (N, *input_shape);
-    labels as integers (N,) or one-hot (N, classes).
+    Images come in as NumPy arrays or as arrays of the model's own library and device, (N, *input_shape); labels as integers
+    (N,) or one-hot (N, classes). Images of uint8 go through ``preprocess``, which has to be declared for them. Images of
+    floating point are taken as they are, with or without one: ``preprocess`` is not for them.
 
         model = Model(conv1=Conv2d(1, 8, 3), relu1=ReLU(), flatten=Flatten(), fc1=Linear(None, 10))
         model.build((1, 28, 28), device="cuda", seed=0)
+        model.preprocess = Normalize()
     """
 
-    def accept(self, x: Array) -> Array:
-        """Images from outside as the model takes them: on its device and of its dtype; x itself where it is so already.
+    _preprocess: Normalize | None = None
+    _constants: tuple[tuple[Any, ...], Array | None, Array] | None = None  # what they are for; mean; std
+
+    @property
+    def preprocess(self) -> Normalize | None:
+        """How uint8 images become what the network takes; None (the start) refuses them. It is saved with the model.
 
         Raises:
-            ArrayError: integers, or an array of another library or device; a NumPy array may always come.
+            ArgumentError, ShapeError: on setting it: no ``Normalize``, or one for another number of channels.
+        """
+        return self._preprocess
+
+    @preprocess.setter
+    def preprocess(self, value: Normalize | None) -> None:
+        if value is not None and not isinstance(value, Normalize):
+            raise ArgumentError(f"preprocess must be a Normalize or None, got {value!r}", self.where)
+        if value is not None and self.input_shape:
+            _fits(value, self.input_shape, self.where)
+        self._preprocess = value
+
+    def infer(self, shape: Shape) -> Shape:
+        if self._preprocess is not None:
+            _fits(self._preprocess, shape, self.where)
+        return super().infer(shape)
+
+    def accept(self, x: Array) -> Array:
+        """Images from outside as the model keeps them: on its device; x itself where it is there already.
+
+        Those of floating point become the model's dtype, those of uint8 stay so until ``prepare``.
+
+        Raises:
+            ArrayError: uint8 without a ``preprocess``, other integers; another library or device, but a NumPy array may
+                always come.
             ShapeError: not (N, *input_shape).
         """
         home = self._home()
         source = backend_of(x)
-        if not is_float(source.xp, x.dtype):
-            raise ArrayError(
-                f"expected floating-point images, got {describe(x)}; scale them first: x.astype('float32') / 255, or "
-                "load_mnist(normalize=True)",
-                self.where,
-            )
+        dtype = self._kept_as(x)
         if tuple(x.shape[1:]) != self.input_shape or x.ndim < 1:
             raise ShapeError(
                 f"expected images (N, {', '.join(map(str, self.input_shape))}), got {describe(x)}", self.where
             )
         if source.name == home.name and x.device == home.device:
-            return x if dtype_name(x) == self.dtype else home.xp.astype(x, home.dtype(self.dtype))
+            return x if dtype_name(x) == dtype else home.xp.astype(x, home.dtype(dtype))
         if source.name == "numpy":
-            return home.asarray(x, self.dtype)
+            return home.asarray(x, dtype)
         raise ArrayError(f"the model is on {home}, the images are {describe(x)}; move one of them", self.where)
 
+    def _kept_as(self, x: Array) -> str:
+        """The dtype that images like x are kept in."""
+        if is_float(backend_of(x).xp, x.dtype):
+            return self.dtype
+        if self._preprocess is None:
+            raise ArrayError(
+                f"expected floating-point images, got {describe(x)}; scale them first: x.astype('float32') / 255, or "
+                "load_mnist(normalize=True); or declare how the model is to do it with uint8: "
+                "model.preprocess = portacnn.Normalize()",
+                self.where,
+            )
+        if x.dtype != backend_of(x).xp.uint8:
+            raise ArrayError(
+                f"expected images of uint8 or floating point, got {describe(x)}; convert them first: "
+                "x.astype('uint8') where they are whole numbers 0..255",
+                self.where,
+            )
+        return "uint8"
+
+    def prepare(self, images: Array, chosen: Array | None = None) -> Array:
+        """A batch for ``forward``: images as ``accept`` gives them, preprocessed, laid out as the backend prefers.
+
+        ``chosen`` says which of them, and in which order: int64 (B,) on the model's device. None takes all.
+        """
+        if self._kept_as(images) != "uint8":
+            return ops.take_batch(images, chosen)
+        return ops.take_batch(images, chosen, *self._mean_and_std())
+
+    def _mean_and_std(self) -> tuple[Array | None, Array]:
+        """Those of ``preprocess``, in units of the pixels, on the device: made once, as long as nothing changes."""
+        made_for = (self._preprocess, self.backend, self.dtype, self.input_shape)
+        if self._constants is None or self._constants[0] != made_for:
+            home, (channels, *size) = self._home(), self.input_shape
+            mean, std = (
+                home.xp.reshape(home.asarray(values, self.dtype), (channels, *(1 for _ in size)))
+                if any(values)
+                else None
+                for values in self._preprocess.in_pixels(channels)  # type: ignore[union-attr]
+            )
+            self._constants = made_for, mean, std
+        return self._constants[1:]
+
     def _batch(self, x: Array) -> Array:
-        return pack(self.accept(x))
+        return self.prepare(self.accept(x))
 
     def labels(self, t: Array, count: int, what: str = "labels") -> Array:
         """Labels from outside, checked on the host, as int64 (count,) on the model's device. Raises LabelError."""
@@ -141,17 +208,19 @@ class Model(Sequential):
     # --- files ------------------------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write architecture and weights as one safetensors file, whole or not at all.
+        """Write architecture, weights and ``preprocess`` as one safetensors file, whole or not at all.
 
         Raises:
             ArgumentError: an argument of some layer that JSON cannot hold (a function as ``weight_init``).
         """
         header = {"format": 1, "model": describe_layer(self), "input_shape": self.input_shape, "dtype": self.dtype}
+        if self._preprocess is not None:
+            header["preprocess"] = self._preprocess.description()
         save_tensors(path, self.state_dict(), header)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, device: str | Backend | None = None) -> Self:
-        """Rebuild a model that ``save`` wrote, with its weights, on ``device``.
+        """Rebuild a model that ``save`` wrote, with its weights and its ``preprocess``, on ``device``.
 
         Raises:
             ModelFormatError: not a file of portacnn's, cut short, or of another class than asked for.
@@ -167,6 +236,7 @@ class Model(Sequential):
                     raise ModelFormatError(f"holds a {type(model).__name__}, expected a {cls.__name__}")
                 if model.backend is None:
                     model.build(header["input_shape"], device=backend, dtype=header["dtype"])
+            model.preprocess = rebuild_preprocess(header.get("preprocess"))
         except ModelFormatError as error:
             raise error.at(str(path), over=True)
         except _NONSENSE as error:
@@ -188,6 +258,13 @@ def image_shape(model: str, num_classes: int, in_channels: int, input_size: int 
         return (whole("in_channels", in_channels, 1), *per_axis("input_size", input_size, 2, 1))
     except PortacnnError as error:
         raise error.at(model)
+
+
+def _fits(preprocess: Normalize, sample: Shape, where: str) -> None:
+    try:
+        preprocess.check(sample)
+    except PortacnnError as error:
+        raise error.at(where)
 
 
 # What JSON made by others can bring a constructor to.

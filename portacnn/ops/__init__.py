@@ -41,6 +41,7 @@ from portacnn.ops.adaptive import (
     global_max_pool,
     global_max_pool_backward,
 )
+from portacnn.ops.batch import take_batch
 from portacnn.ops.conv import conv1d, conv1d_backward, conv2d, conv2d_backward, conv3d, conv3d_backward
 from portacnn.ops.conv_transpose import (
     conv_transpose1d,
@@ -207,6 +208,7 @@ __all__ = [
     "softmax_cross_entropy_backward",
     "softplus",
     "softplus_backward",
+    "take_batch",
     "tanh",
     "tanh_backward",
     "use_kernels",

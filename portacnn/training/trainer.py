@@ -17,7 +17,7 @@ from portacnn.models import Model
 from portacnn.ops.layout import pack
 from portacnn.ops.workspace import Workspace, workspace
 from portacnn.optim import Optimizer, make_optimizer
-from portacnn.runtime import Array, Backend, HostArray, backend_of, describe
+from portacnn.runtime import Array, Backend, HostArray, backend_of, describe, is_float
 from portacnn.schedules import PerEpoch, Schedule, make_schedule
 from portacnn.seeds import check_seed, permutation
 from portacnn.training.early_stopping import EarlyStopping, make_early_stopping
@@ -46,7 +46,8 @@ class Trainer:
 
     Args:
         model: on its device already; the data follow it there.
-        x_train, x_test: images (N, *input_shape), floating point.
+        x_train, x_test: images (N, *input_shape), floating point, or uint8 where the model has a ``preprocess``. They are kept
+            on the model's device as they come, so uint8 takes a quarter of float32's memory.
         t_train, t_test: labels, integers (N,) or one-hot (N, classes).
         epochs: how often to go through the training images. Each epoch shuffles them anew, by ``seed`` and its number.
         mini_batch_size: images a step; the last batch of an epoch may be shorter.
@@ -145,8 +146,8 @@ class Trainer:
         if x.ndim == 0 or x.shape[0] == 0:
             raise ArgumentError(f"x_{what} has no images")
         labels = self.model.labels(t, x.shape[0], f"t_{what}")
-        images = self.model.accept(x)
-        if not bool(source.to_host(source.xp.all(source.xp.isfinite(x)))):
+        images = self.backend.contiguous(self.model.accept(x))  # a gather reads whole images
+        if is_float(source.xp, x.dtype) and not bool(source.to_host(source.xp.all(source.xp.isfinite(x)))):
             raise NotFiniteError(f"x_{what} holds NaN or infinity ({describe(x)}); clean the data first")
         return images, labels
 
@@ -194,7 +195,7 @@ class Trainer:
                 order = self.backend.asarray(permutation(self.seed, self.epoch, count))
                 for batch in range(batches):
                     chosen = order[batch * size : min((batch + 1) * size, count)]
-                    self._run(chosen)
+                    self.run_batch(chosen)
                     progress.step()
                     if (batch + 1) % LOG_EVERY == 0 or batch + 1 == batches:
                         self._read_losses()
@@ -222,11 +223,16 @@ class Trainer:
                 self._best_weights = self.model.state_dict()
             self.stopped_early = self.early_stopping.is_over(figures)
 
-    def _run(self, chosen: Array) -> None:
-        """Gather a batch and make one step with it."""
-        xp = self.backend.xp
+    def run_batch(self, chosen: Array) -> None:
+        """Gather a batch of the training set and make one step with it: what ``train`` does, batch by batch.
+
+        Nothing is read back: the loss waits on the device until ``train`` fetches it.
+
+        Args:
+            chosen: which images, in which order: int64 (B,) on the model's device.
+        """
         number = len(self.train_loss_list) + len(self._unread)
-        x, t = xp.take(self.x_train, chosen, axis=0), xp.take(self.t_train, chosen, axis=0)
+        x, t = self.model.prepare(self.x_train, chosen), self.backend.xp.take(self.t_train, chosen, axis=0)
         state = StepState(number, self.lr(number), self._ok)
         if self._step is None:
             self._step = self.backend.compile_step(self.step, (x, t, state))
@@ -237,7 +243,7 @@ class Trainer:
         """One forward pass, one backward pass, one update. Everything stays on the device.
 
         Args:
-            x, t: a batch, of the model's dtype and device; labels int64.
+            x, t: a batch, preprocessed, of the model's dtype and device; labels int64.
             state: the step's number, its learning rate, and whether the steps before it were finite.
 
         Returns:

@@ -1,0 +1,41 @@
+"""A batch from a set on NumPy: rows gathered as they are stored, then turned batch-last and normalised into one array.
+
+Bytes are turned before they become floats, which moves a quarter of the memory. Channel by channel, since a pass with one
+number for the whole of it runs without a break, where one number a row of B images would start anew for each.
+
+Notation as in ops/batch.py: B images in the batch, C channels; P pixels in each.
+"""
+
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from portacnn.backends.threads import in_pieces
+from portacnn.ops.layout import batch_first
+from portacnn.ops.workspace import empty
+
+
+def take_batch(images: np.ndarray, indices: Any = None, mean: Any = None, std: Any = None) -> Any:
+    if images.ndim < 3 or (indices is None and std is None):
+        return NotImplemented
+    chosen = images if indices is None else np.take(images, indices, axis=0)
+    count, channels, *size = chosen.shape
+    y = empty(np.empty, (channels, *size, count), images.dtype if std is None else std.dtype)
+    pixels = chosen.reshape(count, channels, prod(size)).transpose(1, 2, 0)  # (C, P, B)
+    out = y.reshape(pixels.shape)
+    mean, std = (None if constant is None else constant.reshape(channels) for constant in (mean, std))
+
+    def turn(some: slice) -> None:
+        for c in range(channels):
+            come, to = pixels[c, some], out[c, some]
+            if std is None:
+                to[...] = come
+                continue
+            come = np.ascontiguousarray(come)
+            if mean is not None:
+                come = np.subtract(come, mean[c], out=to)
+            np.divide(come, std[c], out=to)
+
+    in_pieces(turn, prod(size), y.size)
+    return batch_first(y)
