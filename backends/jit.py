@@ -19,7 +19,9 @@ def compiled(function: Callable[..., Any]) -> Any:
     kept = numba.config.CACHE_DIR
     try:
         numba.config.CACHE_DIR = kept or str(cache_folder() / "numba")  # read when a function is made, and only then
-        return numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})(function)
+        return numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})(
+            function
+        )
     except (RuntimeError, OSError) as error:  # no folder that can be written to
         _log.warning("kernels will be compiled anew in every process: %s", error)
         return numba.njit(nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})(function)

@@ -1,540 +1,504 @@
 """Convolution compiled by numba: straight from the input, without columns, with ReLU and max pooling where they follow.
 
-With the batch last in memory, what one tap of the kernel reads for a row of outputs is a run of contiguous numbers (OW*N of them
-at stride 1, N otherwise). So a row of outputs is a sum of runs, each times one weight, and stays in registers while all
-taps of all channels are added (``jit_tiles.outer_tile``). Likewise, the gradient of a weight is the product of two runs, summed.
-At the edges some taps see padding: the columns there are runs of their own, with the taps that see something.
+With the batch last in memory, the inputs that one tap of the kernel reads for a row of outputs are a run of contiguous
+numbers. So a row of outputs is a sum of runs, each times one weight, and stays in registers while all taps of all channels are
+added (``jit_tiles.outer_tile``). Likewise, the gradient of a weight is the product of two runs, summed (``inner_tile``).
+
+To have only such runs, the input goes through a *panel*: a few of its rows for some of the batch's samples, with zeros where the
+padding is and, at a stride, the columns that one tap reads side by side. A panel stays in the second-level cache while every
+output channel reads it. The same in between serves the way back: there the panel takes the output's gradient as it was
+before pooling and ReLU, so that this is never written out.
 
 Notation as in ops/conv.py: C in-channels, O out-channels, N batch, H, W/OH, OW the input and the output, KH, KW the kernel,
-SH, SW the stride; PH, PW the pooled output; T taps.
+SH, SW the stride, DH, DW the dilation; and PH, PW the pooled output, QH, QW pooling's kernel, RH, RW its stride.
 """
 
 from functools import lru_cache
-from itertools import product
 from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from portacnn.backends.jit import compiled
-from portacnn.backends.jit_tiles import GRADS, ROWS, SPAN, TAPS, WIDTH, fetch, inner_tile, outer_edge, outer_tile
+from portacnn.backends.jit_tiles import GRADS, ROWS, SPAN, TAPS, WIDTH, clear, inner_tile, move_above, move_where, outer_edge, outer_tile, pool_run
 from portacnn.backends.threads import in_pieces, pieces
 from portacnn.ops.layout import batch_first, batch_last
 from portacnn.ops.windows import Windows
 from portacnn.ops.workspace import empty, scratch
 
-_NEAR = 400 << 10  # bytes that stay in a core's second-level cache beside other things
+_NEAR = 256 << 10  # bytes of a panel: what stays in a core's second-level cache beside other things
+_SAMPLES = 32  # in a panel at most, whole vectors: then neighbouring taps share lines of the first-level cache
 _PER_ELEMENT = 16  # multiply-adds that take about as long as one element of other loops
 
 
-# --- geometry: which runs make up a row ------------------------------------------------------------------------------
-
-
 class Plane(NamedTuple):
-    """The geometry of a convolution over one or two axes, as one over two."""
+    """The geometry of a convolution over one or two axes, as one over two, with its channels and batch."""
 
-    size: tuple[int, int]
-    kernel: tuple[int, int]
-    stride: tuple[int, int]
-    pads: tuple[tuple[int, int], tuple[int, int]]
-    dilation: tuple[int, int]
-    out: tuple[int, int]
+    c: int
+    h: int
+    w: int
+    o: int
+    oh: int
+    ow: int
+    kh: int
+    kw: int
+    sh: int
+    sw: int
+    top: int
+    left: int
+    dh: int
+    dw: int
+    n: int
 
     @staticmethod
-    def of(windows: Windows) -> "Plane | None":
-        """None where there are more than two axes."""
-        if len(windows.size) > 2:
-            return None
-        w, one = windows, len(windows.size) == 1
+    def of(windows: Windows, channels: int, outputs: int, n: int) -> "Plane":
+        one = (1,) * (2 - len(windows.size))
+        (h, w), (oh, ow), (kh, kw) = (one + axes for axes in (windows.size, windows.out, windows.kernel))
+        (sh, sw), (dh, dw) = one + windows.stride, one + windows.dilation
+        top, left = (0,) * len(one) + tuple(before for before, _ in windows.pads)
+        return Plane(channels, h, w, outputs, oh, ow, kh, kw, sh, sw, top, left, dh, dw, n)
+
+    def adjoint(self) -> "Plane":
+        """The convolution that leads the output's gradient back: over the output with SH-1 and SW-1 zeros between its rows and columns.
+
+        Its padding may be negative: then its first rows or columns are not read.
+        """
+        top, left = self.dh * (self.kh - 1) - self.top, self.dw * (self.kw - 1) - self.left
         return Plane(
-            *(((1,) * one + axes) for axes in (w.size, w.kernel, w.stride)),  # type: ignore[arg-type]
-            ((0, 0),) * one + w.pads,  # type: ignore[arg-type]
-            (1,) * one + w.dilation,
-            (1,) * one + w.out,
-        )
-
-    def spread(self) -> tuple[int, int]:
-        """The extent of the output's gradient with SH-1 and SW-1 zeros between its numbers."""
-        return tuple((o - 1) * s + 1 for o, s in zip(self.out, self.stride, strict=True))  # type: ignore[return-value]
-
-    def adjoint(self) -> "Plane | None":
-        """The convolution that leads the gradient back: of stride 1, over ``spread``. None where its padding is not one."""
-        pads = []
-        for n, k, d, given, (before, _) in zip(
-            self.size, self.kernel, self.dilation, self.spread(), self.pads, strict=True
-        ):
-            reach = d * (k - 1)
-            pads.append((reach - before, n + before - given))
-        if min(min(pair) for pair in pads) < 0:
-            return None
-        return Plane(self.spread(), self.kernel, (1, 1), tuple(pads), self.dilation, self.size)  # type: ignore[arg-type]
+            self.o, (self.oh - 1) * self.sh + 1, (self.ow - 1) * self.sw + 1, self.c, self.h, self.w,
+            self.kh, self.kw, 1, 1, top, left, self.dh, self.dw, self.n,
+        )  # fmt: skip
 
 
-class Runs(NamedTuple):
-    """A convolution's rows as runs. Places are counted in elements from the input's first on, with the batch last.
+class Panel(NamedTuple):
+    """How a convolution is cut: ``lines`` rows of outputs for ``samples`` of the batch at a time, and the panel for them."""
 
-    Attributes:
-        rows: int64 (OH, 2): where the input's row under the output's begins; the class of the taps that see something.
-        runs: int64 (R, 4): of a row of outputs: where in it; where in the input's row; how long; its class.
-        taps: int32 (classes, C*T, 2): for each row's and run's class, the taps' places in the input and in the weight.
-        counts: int64 (classes,): how many of them. The rest, up to a multiple of TAPS, repeat the last.
+    lines: int
+    samples: int
+    rows: int  # of input under so many lines
+    columns: int  # read by one tap's phase of the stride
+    pitch: int  # from one line to the next in what the tiles write; one run goes through all lines where it is the panel's own
+
+
+class Taps(NamedTuple):
+    """int32 (C*KH*KW, 2), for a panel of so many samples: each tap's place in it and in one output channel's weights.
+
+    It is filled up to a multiple of TAPS with the last.
     """
 
-    rows: np.ndarray
-    runs: np.ndarray
-    taps: np.ndarray
-    counts: np.ndarray
+    places: np.ndarray
+    count: int
 
 
-def _axis(n: int, k: int, s: int, before: int, d: int, out: int) -> tuple[list[tuple[int, int]], list[int]]:
-    """On one axis: the classes (first tap, tap after the last), and each output's class."""
-    classes: list[tuple[int, int]] = []
-    mine = []
-    for o in range(out):
-        seen = [t for t in range(k) if 0 <= o * s - before + t * d < n]
-        ends = (seen[0], seen[-1] + 1) if seen else (0, 0)
-        if ends not in classes:
-            classes.append(ends)
-        mine.append(classes.index(ends))
-    return classes, mine
+@lru_cache(maxsize=1024)
+def panel_of(p: Plane, itemsize: int, whole: int) -> Panel:
+    """Choose the cut: within ``_NEAR``, lines a multiple of ``whole``."""
+    lanes = WIDTH // itemsize
+    columns = -(-((p.ow - 1) * p.sw + (p.kw - 1) * p.dw + 1) // p.sw)
+
+    def rows(lines: int) -> int:
+        return (lines - 1) * p.sh + (p.kh - 1) * p.dh + 1
+
+    def room(lines: int, samples: int) -> int:
+        return p.c * rows(lines) * p.sw * columns * samples * itemsize
+
+    samples = min(p.n, _SAMPLES)
+    while samples > lanes and room(whole, samples) > _NEAR:
+        samples //= 2
+    most = -(-p.oh // whole)
+    groups = next((g for g in range(1, most) if room(-(-most // g) * whole, samples) <= _NEAR), most)
+    lines = -(-most // groups) * whole
+    flows = p.sh == p.sw == 1 and p.ow * samples * itemsize < 2 * SPAN
+    return Panel(lines, samples, rows(lines), columns, (columns if flows else p.ow) * samples)
 
 
-@lru_cache(maxsize=256)
-def runs_of(plane: Plane, channels: int, n: int, steps: tuple[int, int], flipped: bool) -> Runs:
-    """Work the runs out.
+@lru_cache(maxsize=1024)
+def taps_of(p: Plane, panel: Panel, samples: int, steps: tuple[int, int], turned: bool) -> Taps:
+    """The taps for a panel that is filled with ``samples``.
 
     Args:
-        channels: of the input.
-        n: the batch.
-        steps: how far two channels' weights and two taps' lie apart for one output channel.
-        flipped: the kernel's last tap comes first, as it does on the way back.
+        steps: how far one input channel's weights lie from the next one's, and one tap's.
+        turned: the kernel's last tap comes first, as it does on the way back.
     """
-    (h, w), (kh, kw), (sh, sw), ((top, _), (left, _)), (dh, dw), (oh, ow) = plane
-    row_classes, of_row = _axis(h, kh, sh, top, dh, oh)
-    run_classes, of_column = _axis(w, kw, sw, left, dw, ow)
-    rows = np.array([((r * sh - top) * w * n, c * len(run_classes)) for r, c in enumerate(of_row)], dtype=np.int64)
-    runs: list[list[int]] = []
-    for column, kind in enumerate(of_column):
-        if sw == 1 and runs and runs[-1][3] == kind:
-            runs[-1][2] += n
-        else:
-            runs.append([column * n, (column * sw - left) * n, n, kind])
-    tables = []
-    for (top_tap, bottom_tap), (left_tap, right_tap) in product(row_classes, run_classes):
-        tables.append(
-            [
-                (((c * h + i * dh) * w + j * dw) * n, c * steps[0] + steps[1] * _tap(i * kw + j, kh * kw, flipped))
-                for c in range(channels)
-                for i in range(top_tap, bottom_tap)
-                for j in range(left_tap, right_tap)
-            ]
+    row = p.sw * panel.columns
+    places = [
+        (
+            ((c * panel.rows + i * p.dh) * row + j * p.dw % p.sw * panel.columns + j * p.dw // p.sw) * samples,
+            c * steps[0] + steps[1] * (p.kh * p.kw - 1 - (i * p.kw + j) if turned else i * p.kw + j),
         )
-    taps = np.zeros((len(tables), -(-channels * kh * kw // TAPS) * TAPS, 2), dtype=np.int32)
-    for table, places in zip(tables, taps, strict=True):
-        if table:
-            places[: len(table)] = table
-            places[len(table) :] = table[-1]
-    return Runs(rows, np.array(runs, dtype=np.int64), taps, np.array([len(t) for t in tables], dtype=np.int64))
+        for c in range(p.c)
+        for i in range(p.kh)
+        for j in range(p.kw)
+    ]
+    return Taps(np.array(places + places[-1:] * (-len(places) % TAPS), dtype=np.int32), len(places))
 
 
-def _tap(tap: int, taps: int, flipped: bool) -> int:
-    return taps - 1 - tap if flipped else tap
-
-
-# --- compiled --------------------------------------------------------------------------------------------------------
+# --- compiled: panels ------------------------------------------------------------------------------------------------
 
 
 @compiled
-def _row(x, rows, runs, taps, counts, weight, step_weight, bias, floor, row, channel, valid, y, at_y, step_y):
-    """Outputs of one row, of ``valid`` channels from ``channel`` on, to y."""
-    lanes = WIDTH // x.itemsize
-    span = SPAN // x.itemsize
-    for run in range(runs.shape[0]):
-        kind = rows[row, 1] + runs[run, 3]
-        at_x = rows[row, 0] + runs[run, 1]
-        at_taps = kind * taps.shape[1] * 2
-        start = at_y + runs[run, 0]
-        length = runs[run, 2]
-        i = 0
-        while i + span <= length:
-            outer_tile(
-                x, at_x + i, taps, at_taps, counts[kind], weight, channel * step_weight, step_weight, bias, channel,
-                floor, y, start + i, step_y, valid, 0,
-            )  # fmt: skip
-            i += span
-        while i < length:
-            outer_edge(
-                x, at_x + i, taps, at_taps, counts[kind], weight, channel * step_weight, step_weight, bias, channel,
-                floor, y, start + i, step_y, valid, length - i,
-            )  # fmt: skip
-            i += lanes
+def _pack(x, p, panel, rows, columns, first, start, samples):
+    """Fill the panel with the input's rows from ``first`` on, for ``samples`` from ``start`` on."""
+    c, h, w, _, _, _, _, _, _, sw, _, left, _, _, n = p
+    at, none = 0, x.dtype.type(-np.inf)
+    for channel in range(c):
+        for row in range(first, first + rows):
+            if not 0 <= row < h:
+                clear(panel, at, sw * columns * samples)
+                at += sw * columns * samples
+                continue
+            line = (channel * h + row) * w
+            for phase in range(sw):
+                for column in range(columns):
+                    come = column * sw + phase - left
+                    if 0 <= come < w:
+                        move_above(panel, at, x, (line + come) * n + start, none, samples)
+                    else:
+                        clear(panel, at, samples)
+                    at += samples
 
 
 @compiled
-def _fetch_row(x, rows, runs, taps, counts, row):
-    """Ask for the input under a row of outputs that comes soon: runs of that many channels lie too far apart to be foreseen."""
-    for run in range(runs.shape[0]):
-        kind = rows[row, 1] + runs[run, 3]
-        before = -1
-        for tap in range(counts[kind]):
-            place = taps[kind, tap, 0]
-            if place - before > runs[run, 2] or before < 0:  # else it overlaps the one before
-                fetch(x, rows[row, 0] + runs[run, 1] + place, runs[run, 2])
-                before = place
+def _gradient_places(size, apart, given, kernel, stride, first, count):
+    """On one axis, for ``count`` places of a panel from ``first`` on: which number of dy they take (-1: none), and at which tap.
 
-
-@compiled
-def _rows(x, rows, runs, taps, counts, weight, step_weight, bias, floor, y, width, channels, first, last):
-    """A convolution's rows, in pieces of ROWS channels: those from ``first`` to ``last``, counted through."""
-    blocks = (channels + ROWS - 1) // ROWS
-    area = rows.shape[0] * width
-    for piece in range(first, last):
-        row, channel = piece // blocks, piece % blocks * ROWS
-        valid = min(ROWS, channels - channel)
-        at_y = channel * area + row * width
-        if channel == 0 and row + 1 < rows.shape[0]:
-            _fetch_row(x, rows, runs, taps, counts, row + 1)
-        _row(x, rows, runs, taps, counts, weight, step_weight, bias, floor, row, channel, valid, y, at_y, area)
-
-
-@compiled
-def _pooled_rows(
-    x, rows, runs, taps, counts, weight, step_weight, bias, width, channels, n,
-    height, across, pool_height, pool_width, down, over, room, at_room, y, winner, keep, first, last,
-):  # fmt: skip
-    """The same with ReLU and max pooling: ``height`` rows of ``across`` outputs, windows ``down`` and ``over`` apart.
-
-    ``winner`` takes the tap whose input the maximum is, or -1 where ReLU lets nothing through; room for one run, if it is not
-    to ``keep``.
+    Args:
+        size: of the output before pooling; apart: how far its numbers are to lie apart.
+        given: of the output, or 0 where nothing was pooled; kernel, stride: pooling's.
     """
-    blocks = (channels + ROWS - 1) // ROWS
-    step = pool_height * width
-    none = y.dtype.type(-np.inf)
-    for piece in range(first, last):
-        out, channel = piece // blocks, piece % blocks * ROWS
-        valid = min(ROWS, channels - channel)
-        for i in range(pool_height):
-            at = at_room + i * width
-            _row(x, rows, runs, taps, counts, weight, step_weight, bias, none, out * down + i, channel, valid, room, at, step)
-        for c in range(valid):
-            for o in range(across):
-                source = at_room + c * step + o * over * n
-                place = (((channel + c) * height + out) * across + o) * n
-                best = y[place : place + n]
-                won = winner[place : place + n] if keep else winner
-                best[:] = room[source : source + n]
-                won[:n] = 0
-                for i in range(pool_height):
-                    for j in range(pool_width):
-                        if i + j > 0:
-                            at = source + i * width + j * n
-                            _take(room[at : at + n], np.int8(i * pool_width + j), best, won)
-                _rectify(best, won)
+    places = np.full((count, 2), -1, dtype=np.int64)
+    for i in range(count):
+        place = first + i
+        if place < 0 or place % apart or place // apart >= size:
+            continue
+        place //= apart
+        if given == 0:
+            places[i, 0], places[i, 1] = place, 0
+        elif place // stride < given and place % stride < kernel:
+            places[i, 0], places[i, 1] = place // stride, place % stride
+    return places
 
 
 @compiled
-def _rectify(best, won):
-    """ReLU, where won is -1 if nothing goes through."""
-    zero = best.dtype.type(0)
-    for k in range(best.size):
-        value, tap = best[k], won[k]
-        won[k] = tap if value > zero else np.int8(-1)
-        best[k] = zero if value < zero else value
+def _pack_gradient(dy, y, winner, p, pool, panel, rows, first, count, columns, start, samples):
+    """The same with the output's gradient as it was before pooling and ReLU.
+
+    Args:
+        dy: after them; y: the output, or winner: the taps that won, where it was pooled; either may be empty.
+        p: the convolution that made the output; pool: PH, PW, QH, QW, RH, RW, where PH is 0 if there is none.
+        rows, columns: as ``_gradient_places`` has them; of the rows ``count`` from ``first`` on.
+    """
+    _, _, _, o, oh, ow, _, _, _, _, _, _, _, _, n = p
+    height, width = (pool[0], pool[1]) if pool[0] else (oh, ow)
+    at, zero, none = 0, dy.dtype.type(0), dy.dtype.type(-np.inf)
+    for channel in range(o):
+        for row in range(first, first + count):
+            if rows[row, 0] < 0:
+                clear(panel, at, columns.shape[0] * samples)
+                at += columns.shape[0] * samples
+                continue
+            line = (channel * height + rows[row, 0]) * width
+            for column in range(columns.shape[0]):
+                if columns[column, 0] < 0:
+                    clear(panel, at, samples)
+                else:
+                    source = (line + columns[column, 0]) * n + start
+                    if pool[0]:
+                        tap = np.int8(rows[row, 1] * pool[3] + columns[column, 1])
+                        move_where(panel, at, dy, winner, source, tap, samples)
+                    elif y.size:
+                        move_where(panel, at, dy, y, source, zero, samples)
+                    else:
+                        move_above(panel, at, dy, source, none, samples)
+                at += samples
+
+
+# --- compiled: what is done with them --------------------------------------------------------------------------------
 
 
 @compiled
-def _weight_lines(x, rows, runs, taps, counts, dy, at_dy, step_dy, row, lines, width, channels, sums, dweight):
-    """Add to dweight what some rows of outputs, from ``row`` on, give; dy has all channels of them. All are of one class."""
-    step = dweight.size // channels
-    line_x = rows[row + 1, 0] - rows[row, 0] if lines > 1 else 0
-    for channel in range(0, channels, GRADS):
-        valid = min(GRADS, channels - channel)
-        for run in range(runs.shape[0]):
-            kind = rows[row, 1] + runs[run, 3]
-            for tap in range(0, counts[kind], TAPS):
-                inner_tile(
-                    dy, at_dy + channel * step_dy + runs[run, 0], step_dy, valid, x, rows[row, 0] + runs[run, 1],
-                    taps, (kind * taps.shape[1] + tap) * 2, runs[run, 2], lines, width, line_x, sums,
-                )  # fmt: skip
-                for c in range(valid):
-                    for k in range(min(TAPS, counts[kind] - tap)):
-                        dweight[(channel + c) * step + taps[kind, tap + k, 1]] += sums[c * TAPS + k]
-
-
-@compiled
-def _weight_rows(x, rows, runs, taps, counts, dy, at_dy, step_dy, width, channels, sums, dweight, first, last):
-    """The same for rows of any classes, as many at a time as may stay in the cache; dy begins with the row ``first``."""
-    most = max(1, _NEAR // ((GRADS + 2) * width * x.itemsize))
-    row = first
-    while row < last:
+def _lines(panel, rows, taps, count, weight, step_weight, bias, channel, valid, lines, step, run, out, pitch):
+    """Outputs of ``lines`` rows, of ``valid`` channels from ``channel`` on: ``out`` takes them channel by channel."""
+    lanes, span = WIDTH // panel.itemsize, SPAN // panel.itemsize
+    step_out = lines * pitch
+    if step == pitch:  # the lines are one run, with some numbers in between that mean nothing
+        run += (lines - 1) * pitch
         lines = 1
-        while lines < most and row + lines < last and rows[row + lines, 1] == rows[row, 1]:
-            lines += 1
-        at = at_dy + (row - first) * width
-        _weight_lines(x, rows, runs, taps, counts, dy, at, step_dy, row, lines, width, channels, sums, dweight)
-        row += lines
+    for line in range(lines):
+        i = 0
+        while i < run:
+            if i + span <= run:
+                outer_tile(
+                    panel, line * step + i, taps, 0, count, weight, channel * step_weight, step_weight, bias, channel,
+                    out, line * pitch + i, step_out, valid, 0,
+                )  # fmt: skip
+                i += span
+            else:
+                outer_edge(
+                    panel, line * step + i, taps, 0, count, weight, channel * step_weight, step_weight, bias, channel,
+                    out, line * pitch + i, step_out, valid, min(lanes, run - i),
+                )  # fmt: skip
+                i += lanes
 
 
 @compiled
-def _gradients(x, rows, runs, taps, counts, dy, width, channels, dweight, dbias, first, last):
-    """The gradients of weight and bias, over some rows."""
-    dweight[:] = 0
-    sums = np.empty(GRADS * TAPS, dtype=x.dtype)
-    area = rows.shape[0] * width
-    _weight_rows(x, rows, runs, taps, counts, dy, first * width, area, width, channels, sums, dweight, first, last)
+def _hand_out(out, valid, lines, height, pitch, p, y, channel, row, start, samples, floor):
+    """To y (O, OH, OW, N), nothing below the floor."""
+    _, _, _, _, oh, ow, _, _, _, _, _, _, _, _, n = p
+    for c in range(valid):
+        for line in range(lines):
+            for column in range(ow):
+                at = (c * height + line) * pitch + column * samples
+                to = (((channel + c) * oh + row + line) * ow + column) * n + start
+                move_above(y, to, out, at, floor, samples)
+
+
+@compiled
+def _pool_out(out, valid, lines, height, pitch, p, pool, y, winner, keep, channel, row, start, samples):
+    """To y (O, PH, PW, N): the maxima, and ReLU. ``winner`` takes the tap whose input it is, or -1 where nothing goes through."""
+    n = p[14]
+    ph, pw, qh, qw, rh, rw = pool
+    for c in range(valid):
+        for group in range(row // rh, min((row + lines - qh) // rh + 1, ph)):
+            for o in range(pw):
+                at = (c * height + group * rh - row) * pitch + o * rw * samples
+                to = (((channel + c) * ph + group) * pw + o) * n + start
+                pool_run(out, at, pitch, samples, qh, qw, y, winner, to, keep, samples)
+
+
+@compiled
+def _piece(piece, p, cut):
+    """The piece of that number: its first row and how many lines; its first sample and how many."""
+    lines, samples = cut[0], cut[1]
+    blocks = (p[14] + samples - 1) // samples
+    row, start = piece // blocks * lines, piece % blocks * samples  # neighbours share lines of memory
+    return row, min(lines, p[4] - row), start, min(samples, p[14] - start)
+
+
+@compiled
+def _forward(
+    x, given, won, back, apart, p, cut, pool, taps, taps_last, count, weight, step_weight, bias, floor,
+    panel, at_panel, out, at_out, y, winner, keep, first, last,
+):  # fmt: skip
+    """A convolution's pieces from ``first`` to ``last``. Where there is a ``back``, it leads that one's output's gradient back."""
+    _, _, _, o, _, ow, _, _, sh, sw, top, left, _, _, n = p
+    _, full, rows, columns, pitch = cut
+    panel, out = panel[at_panel:], out[at_out:]
+    heights = _gradient_places(back[4], apart[0], pool[0], pool[2], pool[4], -top, p[4] + rows)
+    widths = _gradient_places(back[5], apart[1], pool[1] if pool[0] else 0, pool[3], pool[5], -left, columns)
+    for piece in range(first, last):
+        row, lines, start, samples = _piece(piece, p, cut)
+        under = rows - (cut[0] - lines) * sh
+        if back[0]:
+            _pack_gradient(x, given, won, back, pool, panel, heights, row, rows, widths, start, samples)
+        else:
+            _pack(x, p, panel, rows, columns, row * sh - top, start, samples)
+        places = taps if samples == full else taps_last
+        step = sh * sw * columns * samples
+        line = pitch // full * samples
+        for channel in range(0, o, ROWS):
+            valid = min(ROWS, o - channel)
+            _lines(
+                panel, under, places, count, weight, step_weight, bias, channel, valid, lines, step, ow * samples, out, line
+            )
+            if pool[0] and not back[0]:
+                _pool_out(out, valid, lines, lines, line, p, pool, y, winner, keep, channel, row, start, samples)
+            else:
+                _hand_out(out, valid, lines, lines, line, p, y, channel, row, start, samples, floor)
+
+
+@compiled
+def _weights(
+    x, dy, y, winner, p, cut, pool, taps, taps_last, count, panel, at_panel, grad, at_grad, dweight, dbias, first, last
+):  # fmt: skip
+    """The gradients of weight and bias from the pieces ``first`` to ``last``."""
+    _, _, _, o, _, ow, _, _, sh, sw, top, _, _, _, _ = p
+    _, full, rows, columns, _ = cut
+    panel, grad = panel[at_panel:], grad[at_grad:]
+    chunks = (count + TAPS - 1) // TAPS
+    sums = np.zeros((o + GRADS - 1) // GRADS * chunks * GRADS * TAPS, dtype=x.dtype)
     dbias[:] = 0
-    for channel in range(channels):
-        for row in range(first, last):
-            dbias[channel] += _sum(dy[channel * area + row * width : channel * area + row * width + width])
+    heights = _gradient_places(p[4], 1, pool[0], pool[2], pool[4], 0, p[4])
+    widths = _gradient_places(ow, 1, pool[1] if pool[0] else 0, pool[3], pool[5], 0, ow)
+    for piece in range(first, last):
+        row, lines, start, samples = _piece(piece, p, cut)
+        _pack(x, p, panel, rows, columns, row * sh - top, start, samples)
+        _pack_gradient(dy, y, winner, p, pool, grad, heights, row, lines, widths, start, samples)
+        places = taps if samples == full else taps_last
+        run = ow * samples
+        step = lines * run
+        for channel in range(0, o, GRADS):
+            valid = min(GRADS, o - channel)
+            for chunk in range(chunks):
+                inner_tile(
+                    grad, channel * step, step, valid, panel, 0, places, chunk * TAPS * 2, run, lines, run,
+                    sh * sw * columns * samples, sums, (channel // GRADS * chunks + chunk) * GRADS * TAPS,
+                )  # fmt: skip
+        for channel in range(o):
+            dbias[channel] += _sum(grad[channel * step : channel * step + step])
+    for channel in range(o):
+        for tap in range(count):
+            block = channel // GRADS * chunks + tap // TAPS
+            dweight[channel * (dweight.size // o) + taps[tap, 1]] = sums[
+                block * GRADS * TAPS + channel % GRADS * TAPS + tap % TAPS
+            ]
 
 
 @compiled
 def _sum(run):
     total = run.dtype.type(0)
-    for i in range(run.size):  # by its number: vectors are made of no other loop
+    for i in range(run.size):  # numba makes vectors of this loop, and of no other kind
         total += run[i]
     return total
 
 
-@compiled
-def _masked(dy, y, dz):
-    """dz = dy where y > 0, else 0."""
-    zero = dy.dtype.type(0)
-    for i in range(dz.size):
-        given = dy[i]
-        dz[i] = given if y[i] > zero else zero
-
-
-@compiled
-def _unpool_rows(dy, winner, dz, at_dz, step_dz, width, channels, n, height, across, pool_height, pool_width, down, over,
-                 row, count, dbias):  # fmt: skip
-    """``count`` rows of the gradient before pooling and ReLU, those of the pooled row ``row``; and the bias's part."""
-    zero = dy.dtype.type(0)
-    for channel in range(channels):
-        target = at_dz + channel * step_dz
-        if count > pool_height or over > pool_width or across * over * n < width:
-            dz[target : target + count * width] = zero
-        total = dbias[channel]
-        for o in range(across):
-            place = ((channel * height + row) * across + o) * n
-            given = dy[place : place + n]
-            won = winner[place : place + n]
-            for k in range(n):
-                total += given[k] * (won[k] >= 0)
-            for i in range(min(pool_height, count)):
-                for j in range(pool_width):
-                    at = target + i * width + (o * over + j) * n
-                    _give(given, won, np.int8(i * pool_width + j), dz[at : at + n])
-        dbias[channel] = total
-
-
-@compiled
-def _give(given, won, tap, into):
-    """into = given where won is this tap, else 0."""
-    zero = given.dtype.type(0)
-    for k in range(into.size):
-        value = given[k]
-        into[k] = value if won[k] == tap else zero
-
-
-@compiled
-def _take(here, tap, best, won):
-    """best = the larger one of best and here (NaN if there is one), and won says whose it is."""
-    for k in range(best.size):
-        new, old, number = here[k], best[k], won[k]
-        wins = (new > old) | (new != new)
-        best[k] = new if wins else old
-        won[k] = tap if wins else number
-
-
-@compiled
-def _pooled_weight_rows(
-    x, rows, runs, taps, counts, dy, winner, dz, step_dz, whole, width, channels, n,
-    height, across, pool_height, pool_width, down, over, dweight, dbias, first, last,
-):  # fmt: skip
-    """The gradients of weight and bias through pooling and ReLU, over some pooled rows.
-
-    Where dz is ``whole`` it takes all rows and is kept; else it has room for those under one pooled row.
-    """
-    dweight[:] = 0
-    dbias[:] = 0
-    sums = np.empty(GRADS * TAPS, dtype=x.dtype)
-    for out in range(first, last):
-        end = rows.shape[0] if out == height - 1 and whole else (out + 1) * down
-        count = min(end, rows.shape[0]) - out * down
-        if not whole:
-            count = min(count, pool_height)
-        at = out * down * width if whole else 0
-        _unpool_rows(dy, winner, dz, at, step_dz, width, channels, n, height, across, pool_height, pool_width, down, over,
-                     out, count, dbias)  # fmt: skip
-        top = out * down
-        bottom = top + min(count, pool_height)
-        _weight_rows(x, rows, runs, taps, counts, dz, at, step_dz, width, channels, sums, dweight, top, bottom)
-
-
 # --- the kernels -----------------------------------------------------------------------------------------------------
 
-
-def _planes(x: np.ndarray, windows: Windows, groups: int) -> tuple[Plane, Plane] | None:
-    """The convolution and its adjoint, where these kernels do them: over one or two axes, in float32 or float64."""
-    plane = Plane.of(windows) if groups == 1 and x.dtype.itemsize in (4, 8) and 0 < x.size < 2**31 else None
-    adjoint = plane and plane.adjoint()
-    return (plane, adjoint) if plane and adjoint else None
+_NO_POOL = (0, 1, 1, 1, 1, 1)
+_NOTHING = (0,) * len(Plane._fields)
 
 
-def _steps(weight: np.ndarray) -> tuple[int, int]:
-    """How far two channels and two output channels lie apart in the weight (O, C, *K)."""
-    taps = prod(weight.shape[2:])
-    return taps, taps * weight.shape[1]
+def _declines(x: np.ndarray, windows: Windows, groups: int) -> bool:
+    """These kernels are for one or two axes, one group, float32 and float64, and no more numbers than int32 counts."""
+    return len(windows.size) > 2 or groups != 1 or x.dtype.itemsize not in (4, 8) or not 0 < x.size < 2**30
 
 
-def _bias(bias: np.ndarray | None, weight: np.ndarray) -> np.ndarray:
-    return np.zeros(weight.shape[0], dtype=weight.dtype) if bias is None else np.ascontiguousarray(bias)
+def _pools(pool: Windows) -> tuple[int, ...] | None:
+    """PH, PW, QH, QW, RH, RW; None where windows overlap or hang over the edge, so that rows of them share rows."""
+    if not pool.covers or max(pool.dilation) > 1 or prod(pool.kernel) > 127:
+        return None
+    if any(s < k for s, k in zip(pool.stride, pool.kernel, strict=True)):
+        return None
+    one = (1,) * (2 - len(pool.size))
+    return one + pool.out + one + pool.kernel + one + pool.stride
+
+
+def _cut(p: Plane, x: np.ndarray, whole: int) -> tuple[Panel, int, int]:
+    """How it is cut, in how many pieces, and about how much work it is."""
+    panel = panel_of(p, x.itemsize, whole)
+    work = p.n * p.o * p.oh * p.ow * p.c * p.kh * p.kw // _PER_ELEMENT
+    return panel, -(-p.oh // panel.lines) * -(-p.n // panel.samples), work
+
+
+def _both_taps(p: Plane, panel: Panel, steps: tuple[int, int], turned: bool) -> tuple[np.ndarray, np.ndarray, int]:
+    """The taps for a full panel and for the one of the last samples."""
+    last = p.n - (p.n - 1) // panel.samples * panel.samples
+    taps = taps_of(p, panel, panel.samples, steps, turned)
+    return taps.places, taps_of(p, panel, last, steps, turned).places, taps.count
 
 
 def _convolve(
-    xt: np.ndarray, weight: np.ndarray, bias: np.ndarray, floor: float, y: np.ndarray, runs: Runs, step: int
-) -> None:
-    """xt (C, H, W, N) -> y (O, OH, OW, N), both in one piece; ``step``: how far two output channels' weights lie apart."""
-    channels, height = y.shape[0], runs.rows.shape[0]
-    width = y.size // (channels * height)
-    floor = y.dtype.type(floor)
-    arguments = xt.reshape(-1), *runs, weight.reshape(-1), step, bias, floor, y.reshape(-1), width, channels
-    work = y.size * int(runs.counts.max())
-    in_pieces(lambda s: _rows(*arguments, s.start, s.stop), height * -(-channels // ROWS), work // _PER_ELEMENT)
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray, p: Plane, steps: tuple[int, int], step: int, y: np.ndarray,
+    *, floor: float = -np.inf, pool: tuple[int, ...] = _NO_POOL, winner: np.ndarray | None = None, back: Any = None,
+) -> None:  # fmt: skip
+    """Run ``_forward``, its pieces side by side. ``back``: where a gradient is led back, what it went through."""
+    panel, count, work = _cut(p, x, pool[4] if back is None else 1)
+    given, won, through = (_none(x), _NO_TAPS, _NOTHING) if back is None else back
+    apart = (through[8], through[9])
+    taps = _both_taps(p, panel, steps, back is not None)
+    parts = pieces(count, work)
+    size = p.c * panel.rows * p.sw * panel.columns * panel.samples
+    room = ROWS * panel.lines * panel.pitch
+    panels, size = _rooms(len(parts), size, x.dtype, 0)
+    outs, room = _rooms(len(parts), room, x.dtype, 1)
+    arguments = x.reshape(-1), given.reshape(-1), won.reshape(-1), tuple(through), apart, tuple(p), tuple(panel), pool, *taps
+    factors = weight.reshape(-1), step, bias, y.dtype.type(floor)
+    results = y.reshape(-1), _NO_TAPS if winner is None else winner.reshape(-1), winner is not None
+
+    def run(some: slice) -> None:
+        for i in range(some.start, some.stop):
+            _forward(*arguments, *factors, panels, i * size, outs, i * room, *results, parts[i].start, parts[i].stop)
+
+    in_pieces(run, len(parts), work)
 
 
-def _empty_out(x: np.ndarray, channels: int, out: tuple[int, ...]) -> np.ndarray:
-    return empty(np.empty, (channels, *out, x.shape[0]), x.dtype)
+def _rooms(count: int, size: int, dtype: Any, number: int) -> tuple[np.ndarray, int]:
+    """Scratch for so many threads, each thread's at a vector's boundary; and how far they lie apart."""
+    lanes = WIDTH // dtype.itemsize
+    size = -(-size // lanes) * lanes
+    room = scratch(np.empty, (count * size + lanes,), dtype, number)
+    return room[-room.ctypes.data // dtype.itemsize % lanes :], size
+
+
+_NO_TAPS = np.empty(0, dtype=np.int8)
+
+
+def _none(like: np.ndarray) -> np.ndarray:
+    return np.empty(0, dtype=like.dtype)
+
+
+class _Saved(NamedTuple):
+    """What a forward keeps: the input (C, H, W, N); after ReLU, the output, or where it was pooled the taps that won."""
+
+    x: np.ndarray
+    weight: np.ndarray
+    with_bias: bool
+    plane: Plane
+    pool: tuple[int, ...]
+    y: np.ndarray
+    winner: np.ndarray
+
+
+def _run(
+    x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, groups: int, pool: Windows | None, relu: bool, keep: bool
+) -> Any:
+    pools = _NO_POOL if pool is None else _pools(pool)
+    if _declines(x, windows, groups) or pools is None:
+        return NotImplemented
+    xt, weight = np.ascontiguousarray(batch_last(x)), np.ascontiguousarray(weight)
+    p = Plane.of(windows, x.shape[1], weight.shape[0], x.shape[0])
+    shape = (p.o, *(windows.out if pool is None else pool.out), p.n)
+    y = empty(np.empty, shape, x.dtype)
+    winner = empty(np.empty, shape, np.dtype(np.int8)) if keep and pool is not None else None
+    biases = np.zeros(p.o, dtype=x.dtype) if bias is None else np.ascontiguousarray(bias)
+    floor = 0.0 if relu else -np.inf
+    _convolve(xt, weight, biases, p, (p.kh * p.kw, 1), p.c * p.kh * p.kw, y, floor=floor, pool=pools, winner=winner)
+    if not keep:
+        return batch_first(y), None
+    above = y if relu and pool is None else _none(y)
+    return batch_first(y), _Saved(
+        xt, weight, bias is not None, p, pools, above, _NO_TAPS if winner is None else winner
+    )
 
 
 def conv(x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, groups: int, *, keep: bool) -> Any:
-    planes = _planes(x, windows, groups)
-    if planes is None:
-        return NotImplemented
-    return _forward(x, weight, bias, windows, planes, -np.inf, keep)
-
-
-def _forward(
-    x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, planes: tuple[Plane, Plane], floor: float, keep: bool
-) -> tuple[np.ndarray, Any]:
-    xt, weight = np.ascontiguousarray(batch_last(x)), np.ascontiguousarray(weight)
-    between, step = _steps(weight)
-    y = _empty_out(x, weight.shape[0], windows.out)
-    runs = runs_of(planes[0], x.shape[1], x.shape[0], (between, 1), False)
-    _convolve(xt, weight, _bias(bias, weight), floor, y, runs, step)
-    return batch_first(y), (xt, weight, bias is not None, windows, planes) if keep else None
-
-
-def conv_backward(dy: np.ndarray, saved: Any, *, need_dx: bool = True) -> Any:
-    xt, weight, with_bias, windows, (plane, adjoint) = saved
-    dyt = np.ascontiguousarray(batch_last(dy))
-    n, width = xt.shape[-1], plane.out[1] * xt.shape[-1]
-    between, step = _steps(weight)
-    runs = runs_of(plane, xt.shape[0], n, (between, 1), False)
-    arguments = xt.reshape(-1), *runs, dyt.reshape(-1), width, weight.shape[0]
-    work = dyt.size * prod(weight.shape[1:])
-    dweight, dbias = _summed(lambda dw, db, s: _gradients(*arguments, dw, db, s.start, s.stop), plane.out[0], work, weight)
-    dx = _lead_back(dyt, xt, weight, plane, adjoint) if need_dx else None
-    return dx, dweight, dbias if with_bias else None
-
-
-def _summed(work: Any, rows: int, size: int, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The gradients of weight and bias from every thread's, added in the order of the rows."""
-    parts = pieces(rows, size // _PER_ELEMENT)
-    dweights = scratch(np.empty, (len(parts), weight.size), weight.dtype)
-    dbiases = np.empty((len(parts), weight.shape[0]), dtype=weight.dtype)
-    in_pieces(lambda s: [work(dweights[i], dbiases[i], parts[i]) for i in range(s.start, s.stop)], len(parts), size // _PER_ELEMENT)
-    return dweights.sum(axis=0).reshape(weight.shape), dbiases.sum(axis=0)
-
-
-def _lead_back(dz: np.ndarray, xt: np.ndarray, weight: np.ndarray, plane: Plane, adjoint: Plane) -> np.ndarray:
-    """The input's gradient: a convolution of dz (O, OH, OW, N) with the kernel turned round."""
-    n, (sh, sw) = xt.shape[-1], plane.stride
-    if (sh, sw) != (1, 1):
-        spread = empty(np.empty, (dz.shape[0], *adjoint.size, n), dz.dtype)
-        spread[...] = 0
-        spread[:, ::sh, ::sw] = dz.reshape(dz.shape[0], *plane.out, n)
-        dz = spread
-    between, step = _steps(weight)
-    dx = empty(np.empty, xt.shape, xt.dtype)
-    runs = runs_of(adjoint, dz.shape[0], n, (step, 1), True)
-    _convolve(dz, weight, np.zeros(xt.shape[0], dtype=xt.dtype), -np.inf, dx, runs, between)
-    return batch_first(dx)
-
-
-def _pools_in_place(pool: Windows) -> bool:
-    """Whether the windows neither overlap nor hang over the edge: then each row of them belongs to rows of its own."""
-    return pool.covers and max(pool.dilation) == 1 and all(s >= k for s, k in zip(pool.stride, pool.kernel, strict=True))
+    return _run(x, weight, bias, windows, groups, None, False, keep)
 
 
 def conv_relu(
     x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, groups: int, pool: Windows | None, *, keep: bool
 ) -> Any:
-    planes = _planes(x, windows, groups)
-    if planes is None or (pool is not None and (not _pools_in_place(pool) or prod(pool.kernel) > 127)):
-        return NotImplemented
-    if pool is None:
-        y, saved = _forward(x, weight, bias, windows, planes, 0.0, keep)
-        return y, (*saved, None, batch_last(y), None) if keep else None
-    xt, weight = np.ascontiguousarray(batch_last(x)), np.ascontiguousarray(weight)
-    between, step = _steps(weight)
-    n, channels = x.shape[0], weight.shape[0]
-    runs = runs_of(planes[0], x.shape[1], n, (between, 1), False)
-    y = _empty_out(x, channels, pool.out)
-    winner = empty(np.empty, y.shape, np.dtype(np.int8)) if keep else np.empty(n, dtype=np.int8)
-    (kh, kw), (sh, sw), (ph, pw) = _pooling(pool)
-    width = planes[0].out[1] * n
-    items, work = ph * -(-channels // ROWS), channels * kh * ph * width * prod(weight.shape[1:]) // _PER_ELEMENT
-    parts = pieces(items, work)
-    room = scratch(np.empty, (len(parts) * ROWS * kh * width,), x.dtype)
-    arguments = xt.reshape(-1), *runs, weight.reshape(-1), step, _bias(bias, weight), width, channels, n
-    geometry = ph, pw, kh, kw, sh, sw
+    return _run(x, weight, bias, windows, groups, pool, True, keep)
 
-    def run(s: slice) -> None:
-        for i in range(s.start, s.stop):
-            at, ends = i * ROWS * kh * width, (parts[i].start, parts[i].stop)
-            _pooled_rows(*arguments, *geometry, room, at, y.reshape(-1), winner.reshape(-1), keep, *ends)
+
+def conv_backward(dy: np.ndarray, saved: _Saved, *, need_dx: bool = True) -> Any:
+    x, weight, with_bias, p, pool, y, winner = saved
+    dyt = np.ascontiguousarray(batch_last(dy))
+    panel, count, work = _cut(p, x, 1)
+    parts = pieces(count, work)
+    taps = _both_taps(p, panel, (p.kh * p.kw, 1), False)
+    size, room = p.c * panel.rows * p.sw * panel.columns * panel.samples, p.o * panel.lines * p.ow * panel.samples
+    panels, size = _rooms(len(parts), size, x.dtype, 0)
+    grads, room = _rooms(len(parts), room, x.dtype, 1)
+    dweights = scratch(np.empty, (len(parts), weight.size), x.dtype, 2)
+    dbiases = np.empty((len(parts), p.o), dtype=x.dtype)
+    arguments = x.reshape(-1), dyt.reshape(-1), y.reshape(-1), winner.reshape(-1), tuple(p), tuple(panel), pool, *taps
+
+    def run(some: slice) -> None:
+        for i in range(some.start, some.stop):
+            results = dweights[i], dbiases[i], parts[i].start, parts[i].stop
+            _weights(*arguments, panels, i * size, grads, i * room, *results)
 
     in_pieces(run, len(parts), work)
-    return batch_first(y), (xt, weight, bias is not None, windows, planes, pool, y, winner) if keep else None
+    dx = None
+    if need_dx:
+        dx = empty(np.empty, x.shape, x.dtype)
+        steps = (p.c * p.kh * p.kw, 1)
+        none = np.zeros(p.c, dtype=x.dtype)
+        back = (y, winner, p)
+        _convolve(dyt, weight, none, p.adjoint(), steps, p.kh * p.kw, dx, pool=pool, back=back)
+        dx = batch_first(dx)
+    return dx, dweights.sum(axis=0).reshape(weight.shape), dbiases.sum(axis=0) if with_bias else None
 
 
-def _pooling(pool: Windows) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-    """Kernel, stride and output of pooling, over two axes."""
-    plane = Plane.of(pool)
-    assert plane is not None  # as the convolution's was not
-    return plane.kernel, plane.stride, plane.out
-
-
-def conv_relu_backward(dy: np.ndarray, saved: Any, *, need_dx: bool = True) -> Any:
-    xt, weight, with_bias, windows, (plane, adjoint), pool, y, winner = saved
-    dyt = np.ascontiguousarray(batch_last(dy))
-    channels, n = weight.shape[0], xt.shape[-1]
-    if pool is None:
-        dz = empty(np.empty, y.shape, y.dtype)
-        flat = dyt.reshape(-1), y.reshape(-1), dz.reshape(-1)
-        in_pieces(lambda s: _masked(*(array[s] for array in flat)), y.size, y.size)
-        return conv_backward(batch_first(dz), (xt, weight, with_bias, windows, (plane, adjoint)), need_dx=need_dx)
-    (kh, kw), (sh, sw), (ph, pw) = _pooling(pool)
-    width = plane.out[1] * n
-    between, _ = _steps(weight)
-    runs = runs_of(plane, xt.shape[0], n, (between, 1), False)
-    work = channels * kh * ph * width * prod(weight.shape[1:])
-    height = plane.out[0] if need_dx else kh
-    parts = len(pieces(ph, work // _PER_ELEMENT))
-    dz = (
-        empty(np.empty, (channels, *plane.out, n), dy.dtype)
-        if need_dx
-        else scratch(np.empty, (parts, channels, kh * width), dy.dtype, 1)
-    )
-    arguments = xt.reshape(-1), *runs, dyt.reshape(-1), winner.reshape(-1)
-    sizes = height * width, need_dx, width, channels, n, ph, pw, kh, kw, sh, sw
-
-    def run(dweight: np.ndarray, dbias: np.ndarray, s: slice, room: np.ndarray) -> None:
-        _pooled_weight_rows(*arguments, room.reshape(-1), *sizes, dweight, dbias, s.start, s.stop)
-
-    rooms = iter([dz] * parts if need_dx else dz)
-    dweight, dbias = _summed(lambda dw, db, s: run(dw, db, s, next(rooms)), ph, work, weight)
-    dx = _lead_back(dz, xt, weight, plane, adjoint) if need_dx else None
-    return dx, dweight, dbias if with_bias else None
+conv_relu_backward = conv_backward

@@ -35,12 +35,17 @@ _INT = ir.IntType(64)
 class _Emit:
     """An LLVM builder that knows the element type of the arrays at hand and its vectors."""
 
-    def __init__(self, context: Any, builder: Any, array: types.Array) -> None:
+    def __init__(self, context: Any, builder: Any, array: types.Array, lanes: int | None = None) -> None:
         self.context, self.builder = context, builder
         self.element = context.get_value_type(array.dtype)
         self.size = array.dtype.bitwidth // 8
-        self.lanes = WIDTH // self.size
+        self.lanes = lanes or WIDTH // self.size
         self.vector = ir.VectorType(self.element, self.lanes)
+        self.kind = "f" if isinstance(array.dtype, types.Float) else "i"
+
+    def beside(self, array: types.Array) -> "_Emit":
+        """For another array that is gone through together with this one."""
+        return _Emit(self.context, self.builder, array, self.lanes)
 
     def number(self, value: int) -> Any:
         return ir.Constant(_INT, value)
@@ -55,7 +60,9 @@ class _Emit:
     def at_most(self, row: int, rows: Any) -> Any:
         """``row``, or the last one where there are no more than ``rows``."""
         return self.builder.select(
-            self.builder.icmp_signed("<", self.number(row), rows), self.number(row), self.builder.sub(rows, self.number(1))
+            self.builder.icmp_signed("<", self.number(row), rows),
+            self.number(row),
+            self.builder.sub(rows, self.number(1)),
         )
 
     def _as_vector(self, pointer: Any) -> Any:
@@ -67,7 +74,7 @@ class _Emit:
             return self.builder.load(self._as_vector(pointer), align=self.size)
         kind = [self.vector.as_pointer(), ir.IntType(32), mask.type, self.vector]
         function = self._intrinsic("llvm.masked.load", self.vector, kind)
-        zero = ir.Constant(self.vector, [0.0] * self.lanes)
+        zero = ir.Constant(self.vector, [0.0 if self.kind == "f" else 0] * self.lanes)
         return self.builder.call(
             function, [self._as_vector(pointer), ir.Constant(ir.IntType(32), self.size), mask, zero]
         )
@@ -78,9 +85,7 @@ class _Emit:
             return
         kind = [self.vector, self.vector.as_pointer(), ir.IntType(32), mask.type]
         function = self._intrinsic("llvm.masked.store", ir.VoidType(), kind)
-        self.builder.call(
-            function, [value, self._as_vector(pointer), ir.Constant(ir.IntType(32), self.size), mask]
-        )
+        self.builder.call(function, [value, self._as_vector(pointer), ir.Constant(ir.IntType(32), self.size), mask])
 
     def mask(self, count: Any) -> Any:
         """Set in the first ``count`` lanes."""
@@ -97,16 +102,35 @@ class _Emit:
     def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
         return self.builder.call(self._intrinsic("llvm.fma", self.vector, [self.vector] * 3), [a, b, c])
 
+    def not_below(self, value: Any, least: Any) -> Any:
+        """The larger one; NaN stays."""
+        return self.builder.select(self.builder.fcmp_ordered("<", value, least), least, value)
+
     def total(self, value: Any) -> Any:
-        """The sum over the lanes, in whatever order is fastest."""
-        function = self._intrinsic("llvm.vector.reduce.fadd", self.element, [self.element, self.vector])
-        return self.builder.call(function, [ir.Constant(self.element, 0.0), value], fastmath=("reassoc",))
+        """The sum over the lanes, by halves."""
+        lanes = self.lanes
+        while lanes > 1:
+            lanes //= 2
+            halves = (
+                self.builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(ir.IntType(32), lanes), list(places)))
+                for places in (range(lanes), range(lanes, 2 * lanes))
+            )
+            value = self.builder.fadd(*halves)
+        return self.builder.extract_element(value, ir.Constant(ir.IntType(32), 0))
 
     def _intrinsic(self, name: str, result: Any, arguments: list[Any]) -> Any:
-        suffix = f".v{self.lanes}f{self.size * 8}" + (".p0" if "masked" in name else "")
-        return cgutils.get_or_insert_function(
-            self.builder.module, ir.FunctionType(result, arguments), name + suffix
-        )
+        suffix = f".v{self.lanes}{self.kind}{self.size * 8}" + (".p0" if "masked" in name else "")
+        return cgutils.get_or_insert_function(self.builder.module, ir.FunctionType(result, arguments), name + suffix)
+
+    def over(self, length: Any, body: Callable[[Any, Any], None]) -> None:
+        """``body(i, mask)`` for a run of this length, a vector at a time; only the last one has a mask."""
+        whole = self.builder.sdiv(length, self.number(self.lanes))
+        with cgutils.for_range(self.builder, whole) as loop:
+            body(self.builder.mul(loop.index, self.number(self.lanes)), None)
+        done = self.builder.mul(whole, self.number(self.lanes))
+        rest = self.builder.sub(length, done)
+        with self.builder.if_then(self.builder.icmp_signed(">", rest, self.number(0))):
+            body(done, self.mask(rest))
 
     def sums(self, rows: int, columns: int) -> list[list[Any]]:
         """A block of vectors that stay in registers."""
@@ -116,15 +140,15 @@ class _Emit:
 def _outer_tile(vectors: int, masked: bool) -> Any:
     def tile(
         typing: Any, x: Any, at_x: Any, taps: Any, at_taps: Any, count: Any, weight: Any, at_weight: Any, step_weight: Any,
-        bias: Any, at_bias: Any, floor: Any, y: Any, at_y: Any, step_y: Any, rows: Any, lanes: Any,
+        bias: Any, at_bias: Any, y: Any, at_y: Any, step_y: Any, rows: Any, lanes: Any,
     ) -> Any:  # fmt: skip
         arguments = (
-            x, at_x, taps, at_taps, count, weight, at_weight, step_weight, bias, at_bias, floor, y, at_y, step_y, rows, lanes,
+            x, at_x, taps, at_taps, count, weight, at_weight, step_weight, bias, at_bias, y, at_y, step_y, rows, lanes,
         )  # fmt: skip
 
         def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             (
-                x_, at_x_, taps_, at_taps_, count_, weight_, at_weight_, step_weight_, bias_, at_bias_, floor_, y_, at_y_,
+                x_, at_x_, taps_, at_taps_, count_, weight_, at_weight_, step_weight_, bias_, at_bias_, y_, at_y_,
                 step_y_, rows_, lanes_,
             ) = values  # fmt: skip
             e = _Emit(context, builder, x)
@@ -149,14 +173,11 @@ def _outer_tile(vectors: int, masked: bool) -> Any:
                     for column in range(vectors):
                         into = sums[row][column]
                         builder.store(e.multiply_add(seen[column], factor, builder.load(into)), into)
-            least = e.spread(floor_)
             for row in range(ROWS):
                 with builder.if_then(builder.icmp_signed("<", e.number(row), rows_)):
                     out = e.pointer(y, y_, builder.add(at_y_, builder.mul(step_y_, e.number(row))))
                     for column in range(vectors):
-                        value = builder.load(sums[row][column])
-                        value = builder.select(builder.fcmp_ordered("<", value, least), least, value)  # NaN stays
-                        e.store(value, e.ahead(out, column * e.lanes), mask)
+                        e.store(builder.load(sums[row][column]), e.ahead(out, column * e.lanes), mask)
             return context.get_dummy_value()
 
         return types.void(*arguments), emit
@@ -165,14 +186,13 @@ def _outer_tile(vectors: int, masked: bool) -> Any:
 
 
 outer_tile: Callable[..., None] = _outer_tile(VECTORS, masked=False)
-"""y[r, :] = max(floor, bias[r] + sum over k of weight[r, k] * x[k, :]) for ROWS rows of y and a run of VECTORS vectors.
+"""y[r, :] = bias[r] + sum over k of weight[r, k] * x[k, :] for ROWS rows of y and a run of VECTORS vectors.
 
 Arguments; every ``at_`` is a place in the array before it, every ``step_`` how far its rows lie apart:
     x, at_x
     taps (int32), at_taps, count: pairs, for each k, of where its run begins from at_x on, and where its weight from at_weight on
     weight, at_weight, step_weight
     bias, at_bias
-    floor: -inf for none
     y, at_y, step_y, rows: how many of the ROWS there are
     lanes: for ``outer_edge``
 """
@@ -184,18 +204,18 @@ outer_edge: Callable[..., None] = _outer_tile(1, masked=True)
 @intrinsic
 def inner_tile(
     typing: Any, dy: Any, at_dy: Any, step_dy: Any, rows: Any, x: Any, at_x: Any, taps: Any, at_taps: Any, length: Any,
-    lines: Any, line_dy: Any, line_x: Any, sums: Any,
+    lines: Any, line_dy: Any, line_x: Any, sums: Any, at_sums: Any,
 ) -> Any:  # fmt: skip
-    """sums[g, k] = the sum over i < length of dy[g, i] * x[k, i], for GRADS rows of dy and the runs of TAPS taps.
+    """sums[g, k] += the sum over i < length of dy[g, i] * x[k, i], for GRADS rows of dy and the runs of TAPS taps.
 
     Arguments: as for ``outer_tile``; rows says how many of the GRADS there are (the other sums mean nothing). The sums go on
     over several ``lines``, which lie line_dy apart in dy and line_x in x.
     """
-    arguments = (dy, at_dy, step_dy, rows, x, at_x, taps, at_taps, length, lines, line_dy, line_x, sums)
+    arguments = (dy, at_dy, step_dy, rows, x, at_x, taps, at_taps, length, lines, line_dy, line_x, sums, at_sums)
 
     def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         (
-            dy_, at_dy_, step_dy_, rows_, x_, at_x_, taps_, at_taps_, length_, lines_, line_dy_, line_x_, sums_,
+            dy_, at_dy_, step_dy_, rows_, x_, at_x_, taps_, at_taps_, length_, lines_, line_dy_, line_x_, sums_, at_sums_,
         ) = values  # fmt: skip
         e = _Emit(context, builder, x)
         block = e.sums(GRADS, TAPS)
@@ -208,49 +228,129 @@ def inner_tile(
         grads = [
             e.pointer(dy, dy_, builder.add(at_dy_, builder.mul(step_dy_, e.at_most(g, rows_)))) for g in range(GRADS)
         ]
-        whole = builder.sdiv(length_, e.number(e.lanes))
-        done = builder.mul(whole, e.number(e.lanes))
-        rest = builder.sub(length_, done)
-
-        def step(in_dy: Any, in_x: Any, mask: Any) -> None:
-            given = [e.load(e.ahead(pointer, in_dy), mask) for pointer in grads]
-            for k in range(TAPS):
-                seen = e.load(e.ahead(inputs[k], in_x), mask)
-                for g in range(GRADS):
-                    into = block[g][k]
-                    builder.store(e.multiply_add(given[g], seen, builder.load(into)), into)
-
         with cgutils.for_range(builder, lines_) as line:
             in_dy, in_x = builder.mul(line.index, line_dy_), builder.mul(line.index, line_x_)
-            with cgutils.for_range(builder, whole) as loop:
-                i = builder.mul(loop.index, e.number(e.lanes))
-                step(builder.add(in_dy, i), builder.add(in_x, i), None)
-            with builder.if_then(builder.icmp_signed(">", rest, e.number(0))):
-                step(builder.add(in_dy, done), builder.add(in_x, done), e.mask(rest))
-        out = e.pointer(sums, sums_, e.number(0))
+
+            def step(i: Any, mask: Any) -> None:
+                given = [e.load(e.ahead(pointer, builder.add(in_dy, i)), mask) for pointer in grads]
+                for k in range(TAPS):
+                    seen = e.load(e.ahead(inputs[k], builder.add(in_x, i)), mask)
+                    for g in range(GRADS):
+                        into = block[g][k]
+                        builder.store(e.multiply_add(given[g], seen, builder.load(into)), into)
+
+            e.over(length_, step)
+        out = e.pointer(sums, sums_, at_sums_)
         for g in range(GRADS):
             for k in range(TAPS):
-                builder.store(e.total(builder.load(block[g][k])), e.ahead(out, g * TAPS + k))
+                into = e.ahead(out, g * TAPS + k)
+                builder.store(builder.fadd(builder.load(into), e.total(builder.load(block[g][k]))), into)
         return context.get_dummy_value()
 
     return types.void(*arguments), emit
 
 
+# --- short runs ------------------------------------------------------------------------------------------------------
+# They are as long as a panel has samples: too short for the loops that a compiler makes of them.
+
+
 @intrinsic
-def fetch(typing: Any, x: Any, at: Any, length: Any) -> Any:
-    """Ask for ``length`` elements of x from ``at`` on to be brought near (into the second-level cache) in the background."""
+def clear(typing: Any, to: Any, at_to: Any, length: Any) -> Any:
+    """to = 0, on a run of this length."""
 
     def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        x_, at_, length_ = values
-        e = _Emit(context, builder, x)
-        start = e.pointer(x, x_, at_)
-        line = e.number(64 // e.size)
-        byte, flag = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, flag, flag, flag])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        with cgutils.for_range(builder, builder.sdiv(length_, line)) as loop:
-            here = builder.bitcast(e.ahead(start, builder.mul(loop.index, line)), byte)
-            builder.call(function, [here, flag(0), flag(2), flag(1)])
+        to_, at_to_, length_ = values
+        e = _Emit(context, builder, to)
+        target, zero = e.pointer(to, to_, at_to_), ir.Constant(e.vector, [0.0] * e.lanes)
+        e.over(length_, lambda i, mask: e.store(zero, e.ahead(target, i), mask))
         return context.get_dummy_value()
 
-    return types.void(x, at, length), emit
+    return types.void(to, at_to, length), emit
+
+
+@intrinsic
+def move_above(typing: Any, to: Any, at_to: Any, come: Any, at_come: Any, floor: Any, length: Any) -> Any:
+    """to = max(floor, come), on a run of this length; NaN stays."""
+
+    def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        to_, at_to_, come_, at_come_, floor_, length_ = values
+        e = _Emit(context, builder, to)
+        target, source, least = e.pointer(to, to_, at_to_), e.pointer(come, come_, at_come_), e.spread(floor_)
+
+        def body(i: Any, mask: Any) -> None:
+            e.store(e.not_below(e.load(e.ahead(source, i), mask), least), e.ahead(target, i), mask)
+
+        e.over(length_, body)
+        return context.get_dummy_value()
+
+    return types.void(to, at_to, come, at_come, floor, length), emit
+
+
+@intrinsic
+def move_where(typing: Any, to: Any, at_to: Any, come: Any, key: Any, at: Any, number: Any, length: Any) -> Any:
+    """to = come where key says so, else 0, on a run of this length.
+
+    A key of floating point says so where it is above ``number``; one of int8, where it is ``number``.
+    """
+
+    def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        to_, at_to_, come_, key_, at_, number_, length_ = values
+        e = _Emit(context, builder, to)
+        k = e.beside(key)
+        target, source, keys = e.pointer(to, to_, at_to_), e.pointer(come, come_, at_), k.pointer(key, key_, at_)
+        zero, wanted = ir.Constant(e.vector, [0.0] * e.lanes), k.spread(number_)
+
+        def body(i: Any, mask: Any) -> None:
+            found = k.load(k.ahead(keys, i), mask)
+            if isinstance(key.dtype, types.Float):
+                here = builder.fcmp_ordered(">", found, wanted)
+            else:
+                here = builder.icmp_signed("==", found, wanted)
+            e.store(builder.select(here, e.load(e.ahead(source, i), mask), zero), e.ahead(target, i), mask)
+
+        e.over(length_, body)
+        return context.get_dummy_value()
+
+    return types.void(to, at_to, come, key, at, number, length), emit
+
+
+@intrinsic
+def pool_run(
+    typing: Any, x: Any, at_x: Any, line: Any, column: Any, height: Any, width: Any, y: Any, winner: Any, at_y: Any,
+    keep: Any, length: Any,
+) -> Any:  # fmt: skip
+    """y = relu of the largest of ``height`` by ``width`` runs of x, which lie ``line`` and ``column`` apart; NaN wins.
+
+    Where it is to ``keep``, winner takes which of them it is, by its number and the first of equals; -1 where y is not above 0.
+    """
+    arguments = (x, at_x, line, column, height, width, y, winner, at_y, keep, length)
+
+    def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        x_, at_x_, line_, column_, height_, width_, y_, winner_, at_y_, keep_, length_ = values
+        e = _Emit(context, builder, x)
+        w = e.beside(winner)
+        source, target, taps = e.pointer(x, x_, at_x_), e.pointer(y, y_, at_y_), w.pointer(winner, winner_, at_y_)
+        zero = ir.Constant(e.vector, [0.0] * e.lanes)
+        best, won = cgutils.alloca_once(builder, e.vector), cgutils.alloca_once(builder, w.vector)
+
+        def body(i: Any, mask: Any) -> None:
+            builder.store(e.load(e.ahead(source, i), mask), best)
+            builder.store(ir.Constant(w.vector, [0] * w.lanes), won)
+            with cgutils.for_range(builder, height_) as row, cgutils.for_range(builder, width_) as across:
+                at = builder.add(builder.mul(row.index, line_), builder.mul(across.index, column_))
+                new, old = e.load(e.ahead(source, builder.add(at, i)), mask), builder.load(best)
+                wins = builder.or_(builder.fcmp_ordered(">", new, old), builder.fcmp_unordered("uno", new, new))
+                number = builder.trunc(builder.add(builder.mul(row.index, width_), across.index), w.element)
+                builder.store(builder.select(wins, new, old), best)
+                builder.store(builder.select(wins, w.spread(number), builder.load(won)), won)
+            value = builder.load(best)
+            e.store(e.not_below(value, zero), e.ahead(target, i), mask)
+            with builder.if_then(keep_):
+                above = builder.fcmp_ordered(">", value, zero)
+                none = ir.Constant(w.vector, [-1] * w.lanes)
+                w.store(builder.select(above, builder.load(won), none), w.ahead(taps, i), mask)
+
+        e.over(length_, body)
+        return context.get_dummy_value()
+
+    return types.void(*arguments), emit

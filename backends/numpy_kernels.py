@@ -6,6 +6,14 @@ import numpy as np
 
 from portacnn.backends.numpy_batch import take_batch
 from portacnn.backends.numpy_conv import conv, conv_backward
+from portacnn.backends.numpy_linear import (
+    linear,
+    linear_backward,
+    linear_relu,
+    linear_relu_backward,
+    prepare_linear,
+    prepare_linear_relu,
+)
 from portacnn.backends.numpy_pool import max_pool, max_pool_backward, relu, relu_backward
 from portacnn.backends.numpy_updates import (
     adagrad_update,
@@ -63,6 +71,8 @@ def kept(like: np.ndarray, length: int, first: np.ndarray, second: np.ndarray, t
 KERNELS = {
     "take_batch": Kernel(take_batch),
     "conv": Kernel(conv, conv_backward),
+    "linear": Kernel(linear, linear_backward, prepare_linear),
+    "linear_relu": Kernel(linear_relu, linear_relu_backward, prepare_linear_relu),
     "relu": Kernel(relu, relu_backward),
     "erf": Kernel(erf),
     "kept": Kernel(kept),

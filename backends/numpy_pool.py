@@ -18,7 +18,7 @@ from portacnn.ops.workspace import empty
 _BITS = {4: np.int32, 8: np.int64}  # integers as wide as the float
 
 
-def _keep_where(mask: np.ndarray, values: np.ndarray, out: np.ndarray) -> None:
+def keep_where(mask: np.ndarray, values: np.ndarray, out: np.ndarray) -> None:
     """out = ``values`` where ``mask``, else 0; of float32 or float64. The mask is used up."""
     bits = _BITS[values.dtype.itemsize]
     every_bit = np.negative(mask.view(np.int8), out=mask.view(np.int8))  # True -> -1, all bits set
@@ -50,7 +50,7 @@ def relu_backward(dy: np.ndarray, y: np.ndarray) -> np.ndarray:
     dx = _empty_like(y)
     axis = _in_memory_order(y)[0]
     rows_dy, rows_y, rows_dx = (np.moveaxis(array, axis, 0) for array in (dy, y, dx))
-    in_pieces(lambda s: _keep_where(rows_y[s] > 0, rows_dy[s], rows_dx[s]), y.shape[axis], y.size)
+    in_pieces(lambda s: keep_where(rows_y[s] > 0, rows_dy[s], rows_dx[s]), y.shape[axis], y.size)
     return dx
 
 
@@ -109,10 +109,10 @@ def _unpool(dy: np.ndarray, winner: np.ndarray, dx: np.ndarray, windows: Windows
     for tap in windows.taps:
         won = winner[tap.reaches] == _number(tap, windows)
         if apart:  # in one window at most: nothing to add to
-            _keep_where(won, dy[tap.reaches], dx[tap.reads])
+            keep_where(won, dy[tap.reaches], dx[tap.reads])
         else:
             part = np.empty_like(dy[tap.reaches])
-            _keep_where(won, dy[tap.reaches], part)
+            keep_where(won, dy[tap.reaches], part)
             dx[tap.reads] += part
 
 

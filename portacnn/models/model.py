@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from math import prod
 from typing import Any, Self
 
 from portacnn import ops
@@ -10,13 +11,16 @@ from portacnn.data.labels import class_indices
 from portacnn.errors import ArgumentError, ArrayError, ModelFormatError, PortacnnError, ShapeError
 from portacnn.files import load_tensors, save_tensors
 from portacnn.gradient_check import numerical_gradient
-from portacnn.layers import Sequential
+from portacnn.layers import Layer, Sequential
 from portacnn.layers.base import Shape, building_from
 from portacnn.models.description import describe_layer, rebuild_layer
+from portacnn.models.inference import Inference
 from portacnn.models.preprocess import Normalize, rebuild_preprocess
 from portacnn.models.summary import table
 from portacnn.ops.windows import per_axis
 from portacnn.runtime import Array, Backend, backend_of, describe, dtype_name, is_float, resolve
+
+_ROOM = 512 << 20  # bytes that the layers' outputs may take in ``predict``
 
 
 class Model(Sequential):
@@ -31,6 +35,11 @@ class Model(Sequential):
         model.preprocess = Normalize()
     """
 
+    def __init__(self, *layers: Layer, **named: Layer) -> None:
+        super().__init__(*layers, **named)
+        self._inference = Inference()
+
+    _most: int | None = None  # images at a time in ``predict``, once it is known
     _preprocess: Normalize | None = None
     _constants: tuple[tuple[Any, ...], Array | None, Array] | None = None  # what they are for; mean; std
 
@@ -52,6 +61,7 @@ class Model(Sequential):
         self._preprocess = value
 
     def infer(self, shape: Shape) -> Shape:
+        self._most = None
         if self._preprocess is not None:
             _fits(self._preprocess, shape, self.where)
         return super().infer(shape)
@@ -59,7 +69,7 @@ class Model(Sequential):
     def accept(self, x: Array) -> Array:
         """Images from outside as the model keeps them: on its device; x itself where it is there already.
 
-        Those of floating point become the model's dtype, those of uint8 stay so until ``prepare``.
+        Those of floating point become the model's dtype, those of uint8 stay so until ``batch``.
 
         Raises:
             ArrayError: uint8 without a ``preprocess``, other integers; another library or device, but a NumPy array may
@@ -98,7 +108,7 @@ class Model(Sequential):
             )
         return "uint8"
 
-    def prepare(self, images: Array, chosen: Array | None = None) -> Array:
+    def batch(self, images: Array, chosen: Array | None = None) -> Array:
         """A batch for ``forward``: images as ``accept`` gives them, preprocessed, laid out as the backend prefers.
 
         ``chosen`` says which of them, and in which order: int64 (B,) on the model's device. None takes all.
@@ -122,7 +132,7 @@ class Model(Sequential):
         return self._constants[1:]
 
     def _batch(self, x: Array) -> Array:
-        return self.prepare(self.accept(x))
+        return self.batch(self.accept(x))
 
     def labels(self, t: Array, count: int, what: str = "labels") -> Array:
         """Labels from outside, checked on the host, as int64 (count,) on the model's device. Raises LabelError."""
@@ -136,19 +146,34 @@ class Model(Sequential):
             raise ShapeError(f"expected a network with one output for each class, this one gives {self.output_shape}")
         return self.output_shape[0]
 
-    def predict(self, x: Array, batch_size: int = 256) -> Array:
+    def predict(self, x: Array, batch_size: int | None = None) -> Array:
         """The logits (N, classes) for images x, on the model's device; nothing is kept for a backward pass.
 
-        ``batch_size`` images go through at a time. Softmax is left out: the largest logit is the likeliest class.
+        ``batch_size`` images go through at a time; by default as many as leave the layers' outputs within 512 MiB, but no
+        more than 256. Softmax is left out: the largest logit is the likeliest class.
         """
-        if batch_size < 1:
+        if batch_size is not None and batch_size < 1:
             raise ArgumentError(f"batch_size must be at least 1, got {batch_size}", self.where)
         count = _count(x)
-        if count <= batch_size:
-            return self.forward(self._batch(x), keep=False)
-        starts = range(0, count, batch_size)
-        parts = [self.forward(self._batch(x[i : min(i + batch_size, count), ...]), keep=False) for i in starts]
+        most = self._own_batch_size()
+        size = most if batch_size is None else batch_size
+        hold = min(size, count) <= most
+        if count <= size:
+            return self._inference.run(self, x, self._batch, hold)
+        starts = range(0, count, size)
+        parts = [
+            self._inference.run(self, x[i : min(i + size, count), ...], self._batch, hold and i + size <= count)
+            for i in starts
+        ]
         return self._home().xp.concat(parts, axis=0)
+
+    def _own_batch_size(self) -> int:
+        """How many images ``predict`` takes through at a time."""
+        if self._most is None:
+            self._home()
+            numbers = sum(prod(layer.output_shape) for layer in self.walk() if not layer.children)
+            self._most = max(1, min(256, _ROOM // (8 * max(numbers, 1))))
+        return self._most
 
     def loss(self, x: Array, t: Array) -> float:
         """The mean softmax cross-entropy of the images x with labels t, as a Python number."""
@@ -156,13 +181,13 @@ class Model(Sequential):
         loss, _ = ops.softmax_cross_entropy(logits, self.labels(t, x.shape[0]), keep=False)
         return float(self._home().to_host(loss))
 
-    def accuracy(self, x: Array, t: Array, batch_size: int = 256) -> float:
+    def accuracy(self, x: Array, t: Array, batch_size: int | None = None) -> float:
         """The share of images x whose largest logit is their label's; every one counts, the last short batch too."""
         if _count(x) == 0:
             raise ArgumentError("the accuracy over no images is not defined", self.where)
         return self.count_correct(x, self.labels(t, x.shape[0]), batch_size) / x.shape[0]
 
-    def count_correct(self, x: Array, t: Array, batch_size: int = 256) -> int:
+    def count_correct(self, x: Array, t: Array, batch_size: int | None = None) -> int:
         """How many of the images x are classified as t, which is as ``labels`` gives it."""
         home = self._home()
         hits = home.xp.argmax(self.predict(x, batch_size), axis=1) == t

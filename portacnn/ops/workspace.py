@@ -36,7 +36,6 @@ class Workspace:
             arrays.append(create(shape, dtype=dtype))
         return arrays[number]
 
-
     def borrow(self, create: Callable[..., Array], shape: tuple[int, ...], dtype: Any, number: int) -> Array:
         """Room that the next one who borrows under this number gets too."""
         size = prod(shape)

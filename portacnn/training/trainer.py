@@ -232,7 +232,7 @@ class Trainer:
             chosen: which images, in which order: int64 (B,) on the model's device.
         """
         number = len(self.train_loss_list) + len(self._unread)
-        x, t = self.model.prepare(self.x_train, chosen), self.backend.xp.take(self.t_train, chosen, axis=0)
+        x, t = self.model.batch(self.x_train, chosen), self.backend.xp.take(self.t_train, chosen, axis=0)
         state = StepState(number, self.lr(number), self._ok)
         if self._step is None:
             self._step = self.backend.compile_step(self.step, (x, t, state))

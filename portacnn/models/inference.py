@@ -1,0 +1,82 @@
+"""Running a network over and over without training it: memory that is used again, and for a few images a prepared way through.
+
+With a few images it is not the arithmetic that takes the time but each layer's own work in Python: checking its input, finding
+its kernel, making room. All of that comes out the same for the next batch of the same shape, so it is done once
+(``Layer.prepare``), and what is left is a list of functions.
+"""
+
+from collections.abc import Callable
+from threading import Lock
+from typing import Any
+
+from portacnn.layers import Layer
+from portacnn.ops.dispatch import kernel_choice
+from portacnn.ops.workspace import Workspace, workspace
+from portacnn.runtime import Array, backend_of
+
+FEW = 8
+"""Images for which a way through is prepared."""
+_WAYS = 16  # that are kept: as many shapes, dtypes and choices of kernels
+
+
+class Inference:
+    """What one network needs for it. A second thread that comes at the same time does without."""
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._workspace = Workspace()
+        self._ways: dict[Any, _Way] = {}
+
+    def __deepcopy__(self, memo: Any) -> "Inference":
+        return Inference()
+
+    def run(self, network: Layer, x: Array, batch: Callable[[Array], Array], hold: bool) -> Array:
+        """The network's output for the batch that ``batch`` makes of x, in memory of its own.
+
+        ``hold``: whether the memory for the layers' outputs may be held for the next time.
+        """
+        if not self._lock.acquire(blocking=False):
+            return network.forward(batch(x), keep=False)
+        try:
+            if x.shape[0] <= FEW:
+                return self._way(network, x, batch)(x)
+            if not hold:
+                return network.forward(batch(x), keep=False)
+            with workspace(self._workspace):
+                return _copy(network.forward(batch(x), keep=False))
+        finally:
+            self._lock.release()
+
+    def _way(self, network: Layer, x: Array, batch: Callable[[Array], Array]) -> "_Way":
+        key = (type(x), tuple(x.shape), x.dtype, x.device, kernel_choice())
+        way = self._ways.get(key)
+        if way is None or not way.holds():
+            if len(self._ways) >= _WAYS:
+                self._ways.clear()
+            way = self._ways[key] = _Way(network, x, batch)
+        return way
+
+
+class _Way:
+    """A prepared way through a network, for arrays just like one that has passed all checks."""
+
+    def __init__(self, network: Layer, x: Array, batch: Callable[[Array], Array]) -> None:
+        self._batch = batch
+        self._function = network.prepare(batch(x))
+        self._arrays = [
+            (arrays, name, array)
+            for layer in network.walk()
+            for arrays in (layer.params, layer.buffers)
+            for name, array in arrays.items()
+        ]
+
+    def holds(self) -> bool:
+        """Whether parameters and buffers are still the same arrays: moving or building the network makes new ones."""
+        return all(arrays.get(name) is array for arrays, name, array in self._arrays)
+
+    def __call__(self, x: Array) -> Array:
+        return _copy(self._function(self._batch(x)))
+
+
+def _copy(y: Array) -> Array:
+    return backend_of(y).xp.asarray(y, copy=True)
