@@ -20,7 +20,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from portacnn.backends.jit import compiled
-from portacnn.backends.jit_tiles import GRADS, ROWS, SPAN, TAPS, WIDTH, clear, inner_tile, move_above, move_where, outer_edge, outer_tile, pool_run
+from portacnn.backends.jit_tiles import (
+    GRADS,
+    ROWS,
+    SPAN,
+    TAPS,
+    WIDTH,
+    clear,
+    inner_tile,
+    move_above,
+    move_where,
+    outer_edge,
+    outer_tile,
+    pool_run,
+)
 from portacnn.backends.threads import in_pieces, pieces
 from portacnn.ops.layout import batch_first, batch_last
 from portacnn.ops.windows import Windows
@@ -299,7 +312,20 @@ def _forward(
         for channel in range(0, o, ROWS):
             valid = min(ROWS, o - channel)
             _lines(
-                panel, under, places, count, weight, step_weight, bias, channel, valid, lines, step, ow * samples, out, line
+                panel,
+                under,
+                places,
+                count,
+                weight,
+                step_weight,
+                bias,
+                channel,
+                valid,
+                lines,
+                step,
+                ow * samples,
+                out,
+                line,
             )
             if pool[0] and not back[0]:
                 _pool_out(out, valid, lines, lines, line, p, pool, y, winner, keep, channel, row, start, samples)
@@ -401,7 +427,17 @@ def _convolve(
     room = ROWS * panel.lines * panel.pitch
     panels, size = _rooms(len(parts), size, x.dtype, 0)
     outs, room = _rooms(len(parts), room, x.dtype, 1)
-    arguments = x.reshape(-1), given.reshape(-1), won.reshape(-1), tuple(through), apart, tuple(p), tuple(panel), pool, *taps
+    arguments = (
+        x.reshape(-1),
+        given.reshape(-1),
+        won.reshape(-1),
+        tuple(through),
+        apart,
+        tuple(p),
+        tuple(panel),
+        pool,
+        *taps,
+    )
     factors = weight.reshape(-1), step, bias, y.dtype.type(floor)
     results = y.reshape(-1), _NO_TAPS if winner is None else winner.reshape(-1), winner is not None
 
@@ -440,7 +476,14 @@ class _Saved(NamedTuple):
 
 
 def _run(
-    x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, groups: int, pool: Windows | None, relu: bool, keep: bool
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: Any,
+    windows: Windows,
+    groups: int,
+    pool: Windows | None,
+    relu: bool,
+    keep: bool,
 ) -> Any:
     pools = _NO_POOL if pool is None else _pools(pool)
     if _declines(x, windows, groups) or pools is None:
@@ -456,9 +499,7 @@ def _run(
     if not keep:
         return batch_first(y), None
     above = y if relu and pool is None else _none(y)
-    return batch_first(y), _Saved(
-        xt, weight, bias is not None, p, pools, above, _NO_TAPS if winner is None else winner
-    )
+    return batch_first(y), _Saved(xt, weight, bias is not None, p, pools, above, _NO_TAPS if winner is None else winner)
 
 
 def conv(x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, groups: int, *, keep: bool) -> Any:

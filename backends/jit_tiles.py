@@ -112,7 +112,9 @@ class _Emit:
         while lanes > 1:
             lanes //= 2
             halves = (
-                self.builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(ir.IntType(32), lanes), list(places)))
+                self.builder.shuffle_vector(
+                    value, value, ir.Constant(ir.VectorType(ir.IntType(32), lanes), list(places))
+                )
                 for places in (range(lanes), range(lanes, 2 * lanes))
             )
             value = self.builder.fadd(*halves)

@@ -9,12 +9,19 @@ from typing import Any
 import numpy as np
 
 from portacnn.backends.numpy_pool import keep_where
+from portacnn.backends.threads import products_in_pieces
 from portacnn.ops.workspace import empty
+
+
+def _product(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """out = a @ b, some rows in each thread."""
+    products_in_pieces(lambda s: np.matmul(a[s], b, out=out[s]), a.shape[0], a.size * b.shape[1])
+    return out
 
 
 def _map(x: np.ndarray, weight: np.ndarray, bias: Any) -> np.ndarray:
     """y.T (O, N)."""
-    yt = np.matmul(weight, x.T, out=empty(np.empty, (weight.shape[0], x.shape[0]), x.dtype))
+    yt = _product(weight, x.T, empty(np.empty, (weight.shape[0], x.shape[0]), x.dtype))
     if bias is not None:
         yt += bias[:, None]
     return yt
@@ -28,8 +35,9 @@ def linear_backward(dy: np.ndarray, saved: Any, *, need_dx: bool = True) -> Any:
     x, weight, with_bias = saved
     dx = None
     if need_dx:
-        dx = np.matmul(weight.T, dy.T, out=empty(np.empty, (x.shape[1], x.shape[0]), x.dtype)).T
-    return dx, dy.T @ x, dy.sum(axis=0) if with_bias else None
+        dx = _product(weight.T, dy.T, empty(np.empty, (x.shape[1], x.shape[0]), x.dtype)).T
+    dweight = _product(dy.T, x, np.empty_like(weight))
+    return dx, dweight, dy.sum(axis=0) if with_bias else None
 
 
 def linear_relu(x: np.ndarray, weight: np.ndarray, bias: Any = None, *, keep: bool = True) -> Any:

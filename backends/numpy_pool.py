@@ -62,12 +62,14 @@ def max_pool(x: np.ndarray, windows: Windows, *, keep: bool) -> Any:
     y = empty(np.empty, shape, x.dtype)
     winner = empty(np.empty, shape, np.int8) if keep else None  # the tap whose input y is, as _number has it
     in_pieces(
-        lambda s: _pool(xt[s], y[s], None if winner is None else winner[s], windows), xt.shape[0], max(xt.size, y.size)
+        lambda s: pool_into(xt[s], y[s], None if winner is None else winner[s], windows),
+        xt.shape[0],
+        max(xt.size, y.size),
     )
     return batch_first(y), (xt.shape, winner, windows) if keep else None
 
 
-def _pool(xt: np.ndarray, y: np.ndarray, winner: np.ndarray | None, windows: Windows) -> None:
+def pool_into(xt: np.ndarray, y: np.ndarray, winner: np.ndarray | None, windows: Windows) -> None:
     """Some of the channels: write the maxima and their taps."""
     taps = list(reversed(windows.taps))
     if windows.covers:
@@ -93,11 +95,11 @@ def max_pool_backward(dy: np.ndarray, saved: Any) -> np.ndarray:
     shape, winner, windows = saved
     dyt = batch_last(dy)
     dx = empty(np.empty, shape, dy.dtype)
-    in_pieces(lambda s: _unpool(dyt[s], winner[s], dx[s], windows), shape[0], max(dx.size, dy.size))
+    in_pieces(lambda s: unpool_into(dyt[s], winner[s], dx[s], windows), shape[0], max(dx.size, dy.size))
     return batch_first(dx)
 
 
-def _unpool(dy: np.ndarray, winner: np.ndarray, dx: np.ndarray, windows: Windows) -> None:
+def unpool_into(dy: np.ndarray, winner: np.ndarray, dx: np.ndarray, windows: Windows) -> None:
     """Some of the channels: write each gradient where its maximum was."""
     apart = all(s >= d * (k - 1) + 1 for s, k, d in zip(windows.stride, windows.kernel, windows.dilation, strict=True))
     tiled = windows.covers and all(
