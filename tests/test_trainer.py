@@ -214,7 +214,7 @@ def test_one_forward_and_one_backward_a_step(backend):
         spy(layer, "forward")
         spy(layer, "backward")
     run = trainer(net, train=40, epochs=1)
-    run._run(run.backend.asarray(np.arange(20)))
+    run.run_batch(run.backend.asarray(np.arange(20)))
     forward = ["", "conv1", "relu1", "pool1", "flatten", "fc1", "relu2", "fc2"]
     assert [path for path, name, train, _ in calls if name == "forward" and train] == forward
     assert len(calls) == 16
@@ -277,7 +277,7 @@ def test_a_backend_may_take_the_step(backend, monkeypatch):
 def test_parameters_and_gradients_keep_their_arrays(backend):
     run = trainer(small_net(backend.device), epochs=1)
     params = run.model.named_parameters()
-    run._run(run.backend.asarray(np.arange(20)))
+    run.run_batch(run.backend.asarray(np.arange(20)))
     gradients = run.model.named_gradients()
     run.train()
     assert all(run.model.named_parameters()[path] is value for path, value in params.items())
@@ -329,7 +329,7 @@ def test_divergence_stops_before_the_step_that_failed(backend, optimizer):
     again = trainer(small_net(backend.device), optimizer=optimizer, optimizer_param={"lr": 1e30})
     order = again.backend.asarray(permutation(0, 0, 50))
     for step in range(bad):
-        again._run(order[20 * step : 20 * step + 20])
+        again.run_batch(order[20 * step : 20 * step + 20])
     for path, value in again.model.state_dict().items():
         np.testing.assert_array_equal(value, state[path])
 
@@ -349,7 +349,7 @@ def test_a_batch_that_gives_nan_changes_no_weight(backend):
     """The loss of the second step is NaN: after it nothing moves, though its gradients are NaN."""
     run = trainer(small_net(backend.device))
     batch = run.backend.asarray(np.arange(20))
-    run._run(batch)
+    run.run_batch(batch)
     before = bits(run.model)
     x, t = run.x_train[:20, ...], run.t_train[:20]
     _, ok = run.step(x * float("nan"), t, StepState(1, 0.1, run._ok))

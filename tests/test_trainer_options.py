@@ -326,7 +326,7 @@ def test_gradients_that_are_not_finite(backend):
     again = trainer(net(backend.device), clip_norm=1.0, optimizer="momentum", accumulate=2)
     order = again.backend.asarray(permutation(5, 0, COUNT))
     for first in (0, SIZE):
-        again._run(order[first : first + SIZE])
+        again.run_batch(order[first : first + SIZE])
     same(run.model.state_dict(), again.model.state_dict())
     run.model.backward = backward
     run.train()  # begins the epoch anew
@@ -413,10 +413,10 @@ def test_running_statistics_are_those_of_the_last_good_step_too(backend):
     x, t = np.random.default_rng(0).random((60, 1, 8, 8)).astype("float32"), np.arange(60) % 4
     x[40:] *= 1e30  # their squares overflow
     run = Trainer(net, x, t, x[:8], t[:8], epochs=1, mini_batch_size=20, seed=0, verbose=False)
-    run._run(run.backend.asarray(np.arange(20)))
+    run.run_batch(run.backend.asarray(np.arange(20)))
     before = net.state_dict()
-    run._run(run.backend.asarray(np.arange(40, 60)))
-    run._run(run.backend.asarray(np.arange(20, 40)))
+    run.run_batch(run.backend.asarray(np.arange(40, 60)))
+    run.run_batch(run.backend.asarray(np.arange(20, 40)))
     for path, value in net.state_dict().items():
         np.testing.assert_array_equal(value, before[path])
     with pytest.raises(NotFiniteError, match="step 2"):

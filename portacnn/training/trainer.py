@@ -194,7 +194,7 @@ class Trainer:
                 order = self.backend.asarray(permutation(self.seed, self.epoch, count))
                 for batch in range(batches):
                     chosen = order[batch * size : min((batch + 1) * size, count)]
-                    self._run(chosen)
+                    self.run_batch(chosen)
                     progress.step()
                     if (batch + 1) % LOG_EVERY == 0 or batch + 1 == batches:
                         self._read_losses()
@@ -222,7 +222,7 @@ class Trainer:
                 self._best_weights = self.model.state_dict()
             self.stopped_early = self.early_stopping.is_over(figures)
 
-    def _run(self, chosen: Array) -> None:
+    def run_batch(self, chosen: Array) -> None:
         """Gather a batch and make one step with it."""
         xp = self.backend.xp
         number = len(self.train_loss_list) + len(self._unread)
