@@ -1,0 +1,423 @@
+"""Time portacnn beside PyTorch, the tutorials' own way and others: ``python scripts/bench.py --help``.
+
+Each measurement has a process of its own (``bench_worker.py``). In a round every contender runs once, one after the other, and
+each round begins with another one; ratios are of two medians from the same round, so that a machine which slows down for a
+minute slows both. It prints what was measured; what that shows is for the reader.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bench_peers import OFFERS, PLAIN, SHAPES, WITH_DEVICE
+
+WORKER = Path(__file__).with_name("bench_worker.py")
+TIMEOUT = 1800.0  # seconds for one measurement
+USAGE_ERROR = 2
+
+BATCHES = {**dict.fromkeys(PLAIN, 100), "resnet20": 32, "alexnet": 1}
+MODES = ("train", "infer", "epoch")
+CONTENDERS = ("portacnn", "portacnn/numpy", "torch", "torch-channels-last", "tutorials")
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "PORTACNN_NUM_THREADS")
+
+WORDS = f"""\
+contenders:
+  portacnn             on NumPy, or what PORTACNN_BACKEND names, with the fastest kernels that are installed
+  portacnn@DEVICE      on a device, in the words of device=: portacnn@torch, portacnn@cuda:1, portacnn@torch:cuda
+  portacnn/KERNELS     with PORTACNN_KERNELS=KERNELS: portacnn/numpy, portacnn/reference, portacnn@torch/reference
+  torch, torch-channels-last
+                       PyTorch in eager mode; torch@cuda on a device
+  tutorials            as "Deep Learning from Scratch" computes it; has simple alone
+  chainer, dezero      have simple, lenet and deep; with --python chainer=PATH in an interpreter of their own
+nets:
+  {", ".join(SHAPES)}; epochs are over images of MNIST's size, which {", ".join(PLAIN)} take
+"""
+
+
+class UsageError(Exception):
+    """What a person can mend on the command line."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """What a word such as ``portacnn@cuda/reference`` says."""
+
+    word: str
+    name: str
+    device: str | None
+    kernels: str | None
+
+    @classmethod
+    def of(cls, word: str) -> "Contender":
+        rest, slash, kernels = word.partition("/")
+        name, at, device = rest.partition("@")
+        if name not in ("portacnn", *OFFERS):
+            raise UsageError(f"unknown contender {word!r}; known are portacnn, {', '.join(OFFERS)} (see --help)")
+        if at and (name not in ("portacnn", *WITH_DEVICE) or not device):
+            raise UsageError(f"{word!r}: {name} takes no device" if device else f"{word!r} names no device after @")
+        if slash and (name != "portacnn" or not kernels):
+            raise UsageError(f"{word!r}: only portacnn has kernels, as in portacnn/reference")
+        return cls(word, name, device or None, kernels or None)
+
+    def lacks(self, net: str, mode: str) -> str | None:
+        """Why it has nothing to run here."""
+        if mode == "profile" and self.name != "portacnn":
+            return "only portacnn has a profile"
+        if mode == "epoch" and net not in PLAIN:
+            return "an epoch is over images of MNIST's size, which this net does not take"
+        offered = OFFERS.get(self.name, list(SHAPES))
+        return None if net in offered else f"it is offered with {', '.join(offered)} only"
+
+
+class Case(NamedTuple):
+    """One thing that all contenders do."""
+
+    net: str
+    batch: int
+    mode: str
+
+    def __str__(self) -> str:
+        return f"{self.net} batch {self.batch} {self.mode}"
+
+
+# --- the command ----------------------------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print, write; gives the exit status: 0, 1 where nothing could be measured, 2 for words it does not know."""
+    options = parse(arguments)
+    try:
+        bench = Bench(options)
+        with tempfile.TemporaryDirectory() as folder:
+            bench.data = store(options.data, folder)
+            return bench.run()
+    except (UsageError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USAGE_ERROR
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="bench.py",
+        description=(__doc__ or "").partition("\n\n")[2],
+        epilog=WORDS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("--nets", default="simple,lenet,deep", metavar="A,B", help="default %(default)s")
+    add("--batches", metavar="N,M", help="default 100; 32 for resnet20 and 1 for alexnet")
+    add("--modes", default="train,infer", metavar="A,B", help=f"of {', '.join(MODES)}; default %(default)s")
+    add("--contenders", metavar="A,B", help=f"default {','.join(CONTENDERS)}, as far as they are installed")
+    add("--against", metavar="A", help="whose times the ratios are to; default torch, or else the first that runs")
+    add("--rounds", type=int, default=3, help="default %(default)s")
+    add("--seconds", type=float, default=0.5, help="how long to time, at least 5 times; default %(default)s")
+    add("--threads", type=int, help="for every contender; default: what each takes by itself")
+    add("--data", metavar="DIR", help="epochs over MNIST's four files in this folder, not over random images")
+    add("--images", type=int, default=60_000, help="an epoch's training images; a sixth as many to test. Default 60000")
+    add(
+        "--python",
+        action="append",
+        default=[],
+        metavar="PEER=PATH",
+        help="an interpreter for chainer, dezero, ...; may be repeated",
+    )
+    add("--profile", action="store_true", help="instead: portacnn's time per layer, forward and backward")
+    add("--json", default="runs/bench.json", metavar="FILE", help="default %(default)s")
+    return parser.parse_args(arguments)
+
+
+def words(text: str, known: Sequence[str], what: str) -> list[str]:
+    chosen = list(dict.fromkeys(word for word in text.split(",") if word))
+    for word in chosen:
+        if known and word not in known:
+            raise UsageError(f"unknown {what} {word!r}; known are {', '.join(known)}")
+    if not chosen:
+        raise UsageError(f"no {what} given")
+    return chosen
+
+
+def whole_numbers(text: str) -> list[int]:
+    try:
+        numbers = [int(word) for word in words(text, (), "batch")]
+    except ValueError:
+        numbers = [0]
+    if min(numbers) < 1:
+        raise UsageError(f"--batches takes whole numbers above 0, such as 1,100; got {text!r}")
+    return numbers
+
+
+def store(data: str | None, folder: str) -> str | None:
+    """MNIST from the folder ``data``, as arrays that every interpreter can read."""
+    if data is None:
+        return None
+    sys.path.insert(0, str(WORKER.parent.parent))
+    import numpy as np
+
+    from portacnn import PortacnnError, load_mnist
+
+    try:
+        (x_train, t_train), (x_test, t_test) = load_mnist(normalize=False, root=data)
+    except PortacnnError as error:
+        raise UsageError(str(error)) from error
+    for name, array in {"x_train": x_train, "t_train": t_train, "x_test": x_test, "t_test": t_test}.items():
+        np.save(Path(folder) / f"{name}.npy", array)
+    return folder
+
+
+# --- measuring ------------------------------------------------------------------------------------------------------
+
+
+class Bench:
+    """All that was asked for; ``run`` measures it.
+
+    Attributes:
+        rows: a dictionary for each case and contender, as in the JSON file.
+        left_out: what could not be measured: contender, case (None for all) and reason.
+        ran: what each contender ran on: versions, threads, device.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        for name, least in (("rounds", 1), ("seconds", 0.0), ("images", 1), ("threads", 1)):
+            if (value := getattr(options, name)) is not None and not least <= value < float("inf"):
+                raise UsageError(f"--{name} must be at least {least:g}, got {value}")
+        nets = words(options.nets, list(SHAPES), "net")
+        modes = ["profile"] if options.profile else words(options.modes, MODES, "mode")
+        batches = whole_numbers(options.batches) if options.batches else None
+        self.cases = [Case(net, n, mode) for net in nets for n in batches or [BATCHES[net]] for mode in modes]
+        for case in self.cases:
+            if case.mode == "epoch" and case.batch > options.images:
+                raise UsageError(f"a batch of {case.batch} is more than the epoch's {options.images} images")
+        self.rows: list[dict[str, Any]] = []
+        self.left_out: list[dict[str, Any]] = []
+        self.ran: dict[str, dict[str, Any]] = {}
+        chosen = words(options.contenders, (), "contender") if options.contenders else self.usual()
+        self.contenders = [Contender.of(word) for word in chosen]
+        if options.against not in (None, *chosen):
+            raise UsageError(f"--against {options.against} is none of the contenders {', '.join(chosen)}")
+        self.against = options.against or ("torch" if "torch" in chosen else chosen[0])
+        self.python: dict[str, str] = {}
+        for text in options.python:
+            peer, equals, path = text.partition("=")
+            if peer not in OFFERS or not equals:
+                raise UsageError(f"--python takes PEER=PATH with one of {', '.join(OFFERS)}, got {text!r}")
+            if not Path(path).is_file():
+                raise UsageError(f"--python {text}: there is no such file")
+            self.python[peer] = path
+        self.out = Path(options.json)
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        self.out.open("a").close()  # before the work, not after it
+        self.data: str | None = None
+
+    def usual(self) -> list[str]:
+        """The contenders where none are given; without numba there is no portacnn that differs from portacnn/numpy."""
+        if find_spec("numba") is not None:
+            return list(CONTENDERS)
+        self.note("portacnn/numpy", None, "numba is not installed, so that it is the same as portacnn")
+        return [word for word in CONTENDERS if word != "portacnn/numpy"]
+
+    def note(self, word: str, case: Case | None, reason: str) -> None:
+        """That a contender was left out, of one case or (None) of all."""
+        entry = {"contender": word, "case": case and str(case), "reason": reason}
+        if entry not in self.left_out:
+            self.left_out.append(entry)
+
+    def gone(self) -> set[str]:
+        """Those that cannot run at all."""
+        return {entry["contender"] for entry in self.left_out if entry["case"] is None}
+
+    def run(self) -> int:
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        before = self.speed()
+        machine = {key: before.pop(key) for key in ("cpu", "cores", "system")}
+        machine |= {"load_at_start": load, "before": before}
+        print(f"machine  {machine['cpu']}, {machine['cores']:g} cores to use, {machine['system']}")
+        if load is not None and load > 0.5:
+            print(f"warning  the load average is {load:.2f}: other work is running, and the figures will show it")
+        print_speed("before", before)
+        try:
+            self.profile() if self.options.profile else self.compare()
+        except KeyboardInterrupt:
+            print("interrupted: what follows is what there was")
+            self.note("the rest", None, "interrupted by hand")
+        after = self.speed()
+        machine["after"] = {key: after[key] for key in before}
+        print_speed("after", after)
+        self.tell()
+        report = {
+            "format": 1,
+            "started": started,
+            "options": vars(self.options),
+            "machine": machine,
+            "against": self.against,
+            "contenders": self.ran,
+            "rows": self.rows,
+            "left_out": self.left_out,
+        }
+        self.out.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+        print(f"written  {self.out}")
+        return 0 if self.rows else 1
+
+    def compare(self) -> None:
+        """Every case with every contender, a table row each."""
+        width = max(len(contender.word) for contender in self.contenders)
+        title = f"{'ms (min..max)':>28} {'ratio (min..max)':>22} {'peak MiB':>9}"
+        head = f"{'net':9}{'batch':>6} {'mode':6} {'contender':{width}} {title}"
+        print(f"\n{head}\n{'-' * len(head)}")
+        for case in self.cases:
+            for row in self.case_rows(case):
+                self.rows.append(row)
+                ms, ratio, peak = row["ms"], row["ratio"], row["peak_mib"]
+                times = f"{number(ms['median'])} ({number(ms['min'])}..{number(ms['max'])})"
+                share = f"{ratio['median']:.2f} ({ratio['min']:.2f}..{ratio['max']:.2f})" if ratio else "-"
+                device = row["device_peak_mib"]
+                memory = ("-" if peak is None else f"{peak:.0f}") + ("" if device is None else f" +{device:.0f}")
+                place = f"{case.net:9}{case.batch:6} {case.mode:6} {row['contender']:{width}}"
+                print(f"{place} {times:>28} {share:>22} {memory:>9}", flush=True)
+
+    def case_rows(self, case: Case) -> Iterator[dict[str, Any]]:
+        """One case: rounds of all contenders, and what they give together."""
+        rounds: dict[str, list[dict[str, Any] | None]] = {}
+        running = list(self.able(case))
+        for index in range(self.options.rounds):
+            start = index % len(running) if running else 0
+            for contender in running[start:] + running[:start]:
+                result = self.work(contender, case)
+                if result is None:
+                    running = [other for other in running if other is not contender]
+                rounds.setdefault(contender.word, []).append(result)
+        done = {word: [r for r in results if r] for word, results in rounds.items() if all(results)}
+        if self.against in self.gone() and done:
+            self.against = next(contender.word for contender in self.contenders if contender.word in done)
+        for contender in self.contenders:
+            if results := done.get(contender.word):
+                yield self.row(case, contender.word, results, done.get(self.against, []))
+
+    def row(self, case: Case, word: str, results: list[dict[str, Any]], base: list[dict[str, Any]]) -> dict[str, Any]:
+        each = ("median_ms", "min_ms", "max_ms", "steps", "peak_mib", "device_peak_mib")
+        ratios = [own["median_ms"] / other["median_ms"] for own, other in zip(results, base, strict=False)]
+        peaks = {key: [r[key] for r in results if r[key] is not None] for key in ("peak_mib", "device_peak_mib")}
+        return {
+            **case._asdict(),
+            "contender": word,
+            "parameters": results[0]["parameters"],
+            "ms": spread([r["median_ms"] for r in results]),
+            "ratio": {"against": self.against, **spread(ratios), "rounds": ratios} if ratios else None,
+            **{key: max(values) if values else None for key, values in peaks.items()},
+            "rounds": [{key: r[key] for key in each} for r in results],
+        }
+
+    def profile(self) -> None:
+        """Portacnn's layers, one table for each case and contender."""
+        for case in self.cases:
+            for contender in self.able(case):
+                result = self.work(contender, case, what="profile")
+                if result is None:
+                    continue
+                self.rows.append({**case._asdict(), "contender": contender.word, **result})
+                width = max(len(layer["layer"]) for layer in result["layers"])
+                print(
+                    f"\n{case.net} batch {case.batch}, {contender.word}: median ms of {result['steps']} training steps"
+                )
+                print(f"{'layer':{width}} {'forward':>9} {'backward':>9} {'of step':>8}")
+                for layer in result["layers"]:
+                    both = layer["forward_ms"] + layer["backward_ms"]
+                    times = f"{layer['forward_ms']:9.3f} {layer['backward_ms']:9.3f}"
+                    print(f"{layer['layer']:{width}} {times} {both / result['step_ms']:8.1%}")
+                rest, whole = result["rest_ms"], result["step_ms"]
+                print(f"{'batch, loss, joins, update':{width}} {rest:19.3f} {rest / whole:8.1%}")
+                print(f"{'step':{width}} {whole:19.3f}", flush=True)
+
+    def able(self, case: Case) -> Iterator[Contender]:
+        """Those that have the case to run; of the others it is noted why not."""
+        for contender in self.contenders:
+            reason = contender.lacks(case.net, case.mode)
+            if reason is not None:
+                self.note(contender.word, case, reason)
+            elif contender.word not in self.gone():
+                yield contender
+
+    def work(self, contender: Contender, case: Case, what: str = "measure") -> dict[str, Any] | None:
+        """One process; None, and a note, where it came to nothing."""
+        task = {"what": what, "contender": contender.name, "device": contender.device, **case._asdict()}
+        task |= {"seconds": self.options.seconds, "images": self.options.images, "data": self.data}
+        result = self.spawn(task, self.python.get(contender.name, sys.executable), contender.kernels)
+        if reason := result.get("unavailable") or result.get("failed"):
+            self.note(contender.word, None if "unavailable" in result else case, reason)
+            return None
+        self.ran[contender.word] = {key: result.pop(key) for key in ("where", "versions", "threads")}
+        return result
+
+    def spawn(self, task: dict[str, Any], python: str, kernels: str | None = None) -> dict[str, Any]:
+        environment = {name: value for name, value in os.environ.items() if name != "PORTACNN_KERNELS"}
+        if self.options.threads:
+            environment |= dict.fromkeys(THREADS, str(self.options.threads))
+        if kernels:
+            environment["PORTACNN_KERNELS"] = kernels
+        command = [python, str(WORKER), json.dumps(task)]
+        try:
+            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
+        except subprocess.TimeoutExpired:
+            return {"failed": f"it took more than {TIMEOUT:.0f} s"}
+        if done.returncode != 0:
+            last = [line for line in done.stderr.splitlines() if line.strip()][-1:]
+            return {"failed": last[0] if last else f"it ended with status {done.returncode}"}
+        return json.loads(done.stdout.splitlines()[-1])
+
+    def speed(self) -> dict[str, Any]:
+        """What the machine is, and what it reaches at the moment."""
+        result = self.spawn({"what": "machine"}, sys.executable)
+        if "failed" in result:
+            raise OSError(f"the machine cannot be measured: {result['failed']}")
+        return result
+
+    def tell(self) -> None:
+        """What was left out and why, what ran on what, and how to read the figures."""
+        for entry in self.left_out:
+            case = f", {entry['case']}" if entry["case"] else ""
+            print(f"not run  {entry['contender']}{case}: {entry['reason']}")
+        for word, ran in self.ran.items():
+            loaded = ", ".join(f"{name} {version}" for name, version in ran["versions"].items())
+            pools = ", ".join(f"{name} {count}" for name, count in ran["threads"].items()) or "not known"
+            print(f"ran      {word}: {ran['where']}; {loaded}; threads: {pools}")
+        if self.options.profile or not self.rows:
+            return
+        rounds = self.options.rounds
+        print(
+            f"ms: the median over {rounds} round(s) of each round's median, and the smallest and the largest of these"
+        )
+        print(
+            f"ratio: of two medians of the same round, to {self.against}; median, smallest and largest over the rounds"
+        )
+        print("peak: the process's largest resident memory above what it had after its imports (+ a GPU's own)")
+        if "infer" in self.options.modes or "train" in self.options.modes:
+            print("train and infer: one step or one prediction, input in place on the device, at least 5 times")
+
+
+def print_speed(when: str, reached: dict[str, Any]) -> None:
+    gemm, copy = reached["gemm_gflops"], reached["copy_gb_per_s"]
+    print(f"{when:8} GEMM 2048^3 float32 {gemm:.0f} GFLOP/s, copy {copy:.1f} GB/s (read and written)", flush=True)
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def number(ms: float) -> str:
+    """Three digits, or all that stand before the point."""
+    return f"{ms:.0f}" if ms >= 100 else f"{ms:.3g}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
