@@ -177,11 +177,20 @@ def _pooled_rows(rows: slice, pool: Windows) -> tuple[slice, Windows] | None:
 
 def pools_in_place(pool: Windows) -> bool:
     """Whether the windows neither overlap nor hang over the edge: then each row of them belongs to rows of its own."""
-    return pool.covers and max(pool.dilation) == 1 and all(s >= k for s, k in zip(pool.stride, pool.kernel, strict=True))
+    return (
+        pool.covers and max(pool.dilation) == 1 and all(s >= k for s, k in zip(pool.stride, pool.kernel, strict=True))
+    )
 
 
 def _forward(
-    x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, groups: int, pool: Windows | None, relu: bool, keep: bool
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: Any,
+    windows: Windows,
+    groups: int,
+    pool: Windows | None,
+    relu: bool,
+    keep: bool,
 ) -> Any:
     if groups != 1 or x.dtype.itemsize not in (4, 8) or (pool is not None and not pools_in_place(pool)):
         return NotImplemented
@@ -316,3 +325,66 @@ def _adjoint(windows: Windows) -> Windows | None:
     if min(min(pair) for pair in pads) < 0:
         return None
     return Windows.of(windows.out, windows.kernel, 1, pads, windows.dilation)
+
+
+# --- a few samples, over and over --------------------------------------------------------------------------------------
+
+
+def _prepared(
+    x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, groups: int, pool: Windows | None, relu: bool
+) -> Any:
+    """All of ``_forward`` that comes out the same for the next x, done once: every array, every view.
+
+    With few samples the runs are short. So an output row is taken as long as the padded input's, and all rows are one run; what
+    lies behind the end of each means nothing and is passed over.
+    """
+    if groups != 1 or max(windows.stride) > 1 or (pool is not None and not pools_in_place(pool)):
+        return NotImplemented
+    o, n, (*before, last) = len(weight), x.shape[0], _extent(windows)
+    padded = np.zeros((x.shape[1], *before, last, n), dtype=x.dtype)
+    starts = [pad for pad, _ in windows.pads]
+    sizes = [min(size, e - pad) for size, e, pad in zip(windows.size, (*before, last), starts, strict=True)]
+    inside = padded[(slice(None), *(slice(a, a + b) for a, b in zip(starts, sizes, strict=True)))]
+    read = (slice(None), *(slice(0, size) for size in sizes))
+    steps = [stride // padded.itemsize for stride in padded.strides[1:-1]]
+    run = sum((out - 1) * step for out, step in zip(windows.out, steps, strict=True)) + n
+    taps = [step * d * padded.itemsize for step, d in zip(steps, windows.dilation, strict=True)]
+    strides = (padded.strides[0], *taps, padded.itemsize)
+    view = np.lib.stride_tricks.as_strided(padded, (len(padded), *windows.kernel, run), strides, writeable=False)
+    columns = np.empty(view.shape, dtype=x.dtype)
+    flat, matrix = columns.reshape(-1, run), weight.reshape(o, -1)
+    room = np.empty((o, windows.out[0], *before[1:], last, n) if before else (o, windows.out[0], n), dtype=x.dtype)
+    product = room.reshape(o, -1)[:, :run]
+    out = room[(slice(None), *(slice(0, size) for size in windows.out))]
+    y = np.empty((o, *(windows.out if pool is None else pool.out), n), dtype=x.dtype)
+    result, order = batch_first(y), (*range(1, x.ndim), 0)
+    column = None if bias is None else bias.reshape(o, *(1,) * (y.ndim - 1))
+    matmul, add, maximum = np.matmul, np.add, np.maximum
+
+    def once(x: np.ndarray) -> np.ndarray:
+        inside[...] = x.transpose(order)[read]
+        columns[...] = view
+        matmul(matrix, flat, out=product)
+        source = out
+        if pool is not None:
+            pool_into(out, y, None, pool)
+            source = y
+        if column is not None:
+            source = add(source, column, out=y)
+        if relu:
+            maximum(source, 0.0, out=y)
+        elif source is not y:
+            y[...] = source
+        return result
+
+    return once
+
+
+def prepare_conv(x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, groups: int) -> Any:
+    return _prepared(x, weight, bias, windows, groups, None, False)
+
+
+def prepare_conv_relu(
+    x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, groups: int, pool: Windows | None
+) -> Any:
+    return _prepared(x, weight, bias, windows, groups, pool, True)
