@@ -73,7 +73,7 @@ class Plane(NamedTuple):
         return Plane(channels, h, w, outputs, oh, ow, kh, kw, sh, sw, top, left, dh, dw, n)
 
     def adjoint(self) -> "Plane":
-        """The convolution that leads the output's gradient back: over the output with SH-1 and SW-1 zeros between its rows and columns.
+        """The convolution that leads the output's gradient back, which has SH-1 and SW-1 zeros between its rows and columns.
 
         Its padding may be negative: then its first rows or columns are not read.
         """
@@ -353,7 +353,7 @@ def _forward(
     panel, at_panel, out, at_out, y, winner, keep, first, last,
 ):  # fmt: skip
     """A convolution's pieces from ``first`` to ``last``. Where there is a ``back``, it leads that one's output's gradient back."""
-    _, _, _, o, _, ow, _, _, sh, sw, top, left, _, _, n = p
+    _, _, _, o, _, ow, _, _, sh, sw, top, left, _, _, _ = p
     _, full, rows, columns, pitch = cut
     panel, out = panel[at_panel:], out[at_out:]
     heights = _gradient_places(back[4], apart[0], pool[0], pool[2], pool[4], -top, p[4] + rows)

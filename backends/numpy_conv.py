@@ -1,9 +1,9 @@
 """Convolution on NumPy, with ReLU and max pooling where they follow: columns for a few output rows at a time.
 
-As many rows as fit into the cache next to the matrix product that reads them, and next to what becomes of its result: all columns at
-once would go out to memory and come back, and a product with few rows over that many columns is bound by just that. So the room
-that it takes does not grow with the image, the columns are laid out again on the way back, and bias, pooling and ReLU see
-each tile while it is near. Tiles go to threads, in each of which BLAS has one.
+As many rows as fit into the cache beside the matrix product that reads them: all columns at once would go out to memory and come
+back, and a product with few rows over that many columns is bound by just that. So the room that it takes does not grow with
+the image, the columns are laid out again on the way back, and bias, pooling and ReLU see each tile while it is near.
+Tiles go to threads, in each of which BLAS has one.
 
 Notation as in ops/conv.py: C in-channels, O out-channels, T taps, N batch, S/OUT the spatial axes in/out.
 """
@@ -276,55 +276,33 @@ conv_relu_backward = conv_backward
 
 
 def _lead_back(dz: np.ndarray, weight: np.ndarray, windows: Windows) -> np.ndarray:
-    """The input's gradient (C, *S, N) from that of the output (O, *OUT, N)."""
-    adjoint = _adjoint(windows)
-    # Columns of the gradient are copied, where those that go back to the input are added: twice the work for each number.
-    if adjoint is None or len(dz) * prod(windows.size) > 2 * weight.shape[1] * prod(windows.out):
-        return _scatter_back(dz, weight, windows)
-    turned = np.flip(weight, axis=tuple(range(2, weight.ndim))).swapaxes(0, 1)
-    dx, _ = _forward(batch_first(dz), np.ascontiguousarray(turned), None, adjoint, 1, None, False, False)
-    return batch_last(dx)
+    """The input's gradient (C, *S, N) from that of the output (O, *OUT, N).
 
-
-def _scatter_back(dz: np.ndarray, weight: np.ndarray, windows: Windows) -> np.ndarray:
-    """By way of the columns' gradient, some input channels in each thread."""
+    Tap by tap: a product over the output channels, added to the inputs that the tap read; some channels in each thread.
+    """
     channels, taps, n = weight.shape[1], prod(windows.kernel), dz.shape[-1]
     dx = empty(np.empty, (channels, *windows.size, n), dz.dtype)
-    matrix = weight.reshape(len(weight), -1).T  # (C*T, O)
+    factors = np.ascontiguousarray(weight.reshape(len(weight), channels, taps).transpose(2, 1, 0))  # (T, C, O)
     cells = prod(windows.out[1:]) * n
-    shares = pieces(channels, dz.size * len(matrix) // _PER_ELEMENT)
-    most = max(share.stop - share.start for share in shares) * taps
+    work = dz.size * channels * taps
+    shares = pieces(channels, work // _PER_ELEMENT)
+    most = max(share.stop - share.start for share in shares)
     tiles = _tiles(windows.out[0], most * cells * dz.itemsize, 1)
     room = scratch(np.empty, (len(shares), most * tiles[0].stop * cells), dz.dtype)
 
     def share(i: int) -> None:
         own = dx[shares[i]]
         own[...] = 0
-        factors = matrix[shares[i].start * taps : shares[i].stop * taps]
         for rows in tiles:
             part = dz[:, rows].reshape(len(dz), -1)
-            columns = room[i, : len(factors) * part.shape[1]].reshape(len(factors), -1)
-            _product(factors, part, columns, n)
-            windows_here = windows.part(rows.start, rows.stop)
-            columns = columns.reshape(-1, taps, *windows_here.out, n)
-            for tap in windows_here.taps:
-                own[tap.reads] += columns[:, tap.index][tap.reaches]
+            here = windows.part(rows.start, rows.stop)
+            back = room[i, : len(own) * part.shape[1]].reshape(len(own), -1)
+            for tap in here.taps:
+                _product(factors[tap.index, shares[i]], part, back, n)
+                own[tap.reads] += back.reshape(len(own), *here.out, n)[tap.reaches]
 
-    products_in_pieces(lambda s: [share(i) for i in range(s.start, s.stop)], len(shares), dz.size * len(matrix))
+    products_in_pieces(lambda s: [share(i) for i in range(s.start, s.stop)], len(shares), work)
     return dx
-
-
-def _adjoint(windows: Windows) -> Windows | None:
-    """The convolution that leads the gradient back, where it is a plain one: of stride 1, its padding not negative."""
-    if max(windows.stride) > 1:
-        return None
-    pads = tuple(
-        (d * (k - 1) - before, d * (k - 1) - after)
-        for k, d, (before, after) in zip(windows.kernel, windows.dilation, windows.pads, strict=True)
-    )
-    if min(min(pair) for pair in pads) < 0:
-        return None
-    return Windows.of(windows.out, windows.kernel, 1, pads, windows.dilation)
 
 
 # --- a few samples, over and over --------------------------------------------------------------------------------------
