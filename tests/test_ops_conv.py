@@ -24,8 +24,8 @@ from conftest import Here
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from portacnn.errors import ArgumentError, ArrayError, ShapeError, StateError
 from portacnn.backends import numpy_conv
+from portacnn.errors import ArgumentError, ArrayError, ShapeError, StateError
 from portacnn.ops import avg_pool2d, conv2d, conv2d_backward, use_kernels
 
 
