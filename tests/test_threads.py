@@ -56,6 +56,7 @@ def test_the_variable_is_checked(monkeypatch, text):
         ({"cpu/cpu.cfs_quota_us": "250000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
         ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
         ({"cpu/cpu.cfs_quota_us": "250000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": b"\xff\xfe", "cpu/cpu.cfs_period_us": "100000"}, None),
         ({"cpu/cpu.cfs_quota_us": "a lot", "cpu/cpu.cfs_period_us": "100000"}, None),
         ({}, None),
     ],
