@@ -150,6 +150,18 @@ def test_a_model_that_moves_is_seen(backend: Here, count: int):
     agree(backend, model.predict(x), expected, x)
 
 
+def test_parameters_that_it_has_left_behind_are_let_go(backend: Here):
+    model, x = model_on(backend), backend.array(X[:2])
+    for count in (1, 2):
+        model.predict(x[:count, ...])
+    model.build((1, 8, 8), device=backend.device, seed=1)
+    model.predict(x)
+    parameters = list(model.named_parameters().values())
+    kept = [array for way in model._inference._ways.values() for _, name, array in way._arrays if name == "weight"]
+    assert kept
+    assert all(any(array is own for own in parameters) for array in kept)
+
+
 def test_a_copy_goes_ways_of_its_own(backend: Here):
     model, x = model_on(backend), backend.array(X[:1])
     before = backend.host(model.predict(x))
