@@ -45,7 +45,7 @@ def granted(group: Path) -> int | None:
     except (OSError, ValueError):
         try:
             quota, period = ((group / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-        except OSError:
+        except (OSError, ValueError):
             return None
     try:
         cores = -(-int(quota) // int(period))

@@ -51,6 +51,8 @@ class Inference:
         key = (type(x), tuple(x.shape), x.dtype, x.device, kernel_choice())
         way = self._ways.get(key)
         if way is None or not way.holds():
+            # Those that hold no longer would keep parameters of a device that the network has left.
+            self._ways = {other: kept for other, kept in self._ways.items() if kept.holds()}
             if len(self._ways) >= _WAYS:
                 self._ways.clear()
             way = self._ways[key] = _Way(network, x, batch)
