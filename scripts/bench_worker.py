@@ -261,7 +261,7 @@ def device_bytes(home: Any) -> int | None:
 
 
 def parts(model: Any) -> list[tuple[str, Any]]:
-    """What runs in a model one after the other, by name: layers, or several that run as one. Each has ``forward`` and ``backward``."""
+    """What runs in a model one after the other, by name: layers, or several as one; each with ``forward`` and ``backward``."""
     from portacnn.layers import Sequential
 
     found = []
