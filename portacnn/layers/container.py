@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from portacnn.arguments import one_of
 from portacnn.errors import ArgumentError, PortacnnError, ShapeError
 from portacnn.layers.base import Layer, Shape
-from portacnn.layers.stages import Stage, stages
+from portacnn.layers.stages import Fused, Stage, observed, stages
 from portacnn.ops.join import add, concat_channels, split_channels
 from portacnn.runtime import Array, describe
 
@@ -66,30 +66,41 @@ class Sequential(_Container):
 
     def __init__(self, *layers: Layer, **named: Layer) -> None:
         self._adopt_all(layers, named)
-        self.stages = list(stages(self.children))
+        self.stages = self._ran = list(stages(self.children))
 
     stages: list[Stage]
     """What runs, in this order: the layers, some that follow each other as one."""
+    _ran: list[Stage]
 
     def infer(self, shape: Shape) -> Shape:
         for name, child in self.children.items():
             shape = child.plan(shape, self.child_path(name))
         return shape
 
+    def _parts(self) -> list[Stage]:
+        """What runs now. Where somebody has put a function of their own over a layer's forward or backward, it runs by itself."""
+        return [
+            part
+            for stage in self.stages
+            for part in (stage.layers if isinstance(stage, Fused) and any(map(observed, stage.layers)) else [stage])
+        ]
+
     def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
         keep = train if keep is None else keep
-        for stage in self.stages:
-            x = self._run(stage, x, train, keep)
+        self._ran = self._parts()
+        for part in self._ran:
+            x = self._run(part, x, train, keep)
         return x
 
     def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
-        # Without a wish for dx, the backward pass ends at the first stage that learns anything.
-        first = 0 if need_dx else next((i for i, stage in enumerate(self.stages) if _learns(stage)), len(self.stages))
+        parts = self._ran
+        # Without a wish for dx, the backward pass ends at the first part that learns anything.
+        first = 0 if need_dx else next((i for i, part in enumerate(parts) if _learns(part)), len(parts))
         grad: Array | None = dy
-        for index in range(len(self.stages) - 1, first - 1, -1):
-            grad = self.stages[index].backward(grad, need_dx=need_dx or index > first)
-        for stage in self.stages[:first]:
-            stage.forget()
+        for index in range(len(parts) - 1, first - 1, -1):
+            grad = parts[index].backward(grad, need_dx=need_dx or index > first)
+        for part in parts[:first]:
+            part.forget()
         return grad if need_dx else None
 
     def prepare(self, x: Array) -> Callable[[Array], Array]:
