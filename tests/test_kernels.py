@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checks import DTYPES, choices
+from checks import DTYPES, choices, pieces_of
 from conftest import Here
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -268,9 +268,9 @@ def compare(name: str, data: st.DataObject) -> None:
     last, seed = data.draw(st.booleans()), data.draw(seeds)
     with use_kernels("reference"):
         expected = results(name, example, dtype, last, seed)
-    count = data.draw(st.sampled_from([1, 2, 3]))
+    count, room = data.draw(st.sampled_from([1, 2, 3])), data.draw(st.sampled_from([1, 4096, 256 << 10]))
     for choice in choices(Here("numpy", NUMPY))[:-1]:
-        with use_kernels(choice), pieces_for(count):
+        with use_kernels(choice), pieces_of(room), pieces_for(count):
             found = results(name, example, dtype, last, seed)
         assert len(found) == len(expected)
         for number, (got, right) in enumerate(zip(found, expected, strict=True)):

@@ -14,6 +14,7 @@ from checks import (
     choices,
     laid_out,
     normal,
+    pieces_of,
     refuses,
     refuses_integers_and_lists,
     refuses_mixed,
@@ -175,6 +176,17 @@ def test_memory_layouts(backend: Here, name: str, layout: str):
         check(backend, CASES[name], "float64", (layout, others, others), seed=31)
         check(backend, CASES[name], "float64", (others, layout, others), seed=31)
         check(backend, CASES[name], "float64", (others, others, layout), seed=31)
+
+
+@pytest.mark.parametrize("room", [1, 1500, 6000])
+@with_each_kernel
+def test_numpys_convolutions_in_pieces(backend: Here, room: int):
+    """Of one output row or row of pooling windows, and of a few that do not divide the output."""
+    if backend.backend.name != "numpy":
+        pytest.skip("only NumPy's kernels work in pieces")
+    with pieces_of(room):
+        for case in CASES.values():
+            check(backend, case, "float64", ("packed", "batch_last", "stepped"), seed=41)
 
 
 @st.composite
