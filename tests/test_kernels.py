@@ -295,7 +295,7 @@ def test_drawn(name: str, data: st.DataObject):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KERNELS)
-@settings(max_examples=1000, suppress_health_check=quiet)
+@settings(max_examples=400, suppress_health_check=quiet)
 @given(data=st.data())
 def test_drawn_at_length(name: str, data: st.DataObject):
     compare(name, data)
