@@ -58,19 +58,71 @@ def max_pool(x: np.ndarray, windows: Windows, *, keep: bool) -> Any:
     if x.dtype.itemsize not in _BITS or prod(windows.kernel) > 127:
         return NotImplemented
     xt = np.ascontiguousarray(batch_last(x))  # (C, *S, N)
-    shape = (xt.shape[0], *windows.out, xt.shape[-1])
-    y = empty(np.empty, shape, x.dtype)
-    winner = empty(np.empty, shape, np.int8) if keep else None  # the tap whose input y is, as _number has it
+    y = empty(np.empty, (xt.shape[0], *windows.out, xt.shape[-1]), x.dtype)
+    winners = room_for_winners(y.shape, windows) if keep else None
     in_pieces(
-        lambda s: pool_into(xt[s], y[s], None if winner is None else winner[s], windows),
+        lambda s: pool_into(xt[s], y[s], None if winners is None else [w[s] for w in winners], windows),
         xt.shape[0],
         max(xt.size, y.size),
     )
-    return batch_first(y), (xt.shape, winner, windows) if keep else None
+    return batch_first(y), (xt.shape, winners, windows) if keep else None
 
 
-def pool_into(xt: np.ndarray, y: np.ndarray, winner: np.ndarray | None, windows: Windows) -> None:
-    """Some of the channels: write the maxima and their taps."""
+def max_pool_backward(dy: np.ndarray, saved: Any) -> np.ndarray:
+    shape, winners, windows = saved
+    dyt = batch_last(dy)
+    dx = empty(np.empty, shape, dy.dtype)
+    in_pieces(lambda s: unpool_into(dyt[s], [w[s] for w in winners], dx[s], windows), shape[0], max(dx.size, dy.size))
+    return batch_first(dx)
+
+
+def in_pairs(windows: Windows) -> bool:
+    """Whether the windows are pairs along each axis, side by side: then they are pooled axis by axis, the last one first."""
+    return windows.covers and set(windows.kernel) == set(windows.stride) == {2} and max(windows.dilation) == 1
+
+
+def room_for_winners(shape: tuple[int, ...], windows: Windows) -> list[np.ndarray]:
+    """Room for what tells the way back, for an output (C, *OUT, N).
+
+    For windows in pairs, a mask for each axis: whether the second of the pair won. Else the tap that won, as ``_number`` has it.
+    """
+    if not in_pairs(windows):
+        return [empty(np.empty, shape, np.dtype(np.int8))]
+    c, *out, n = shape
+    return [
+        empty(np.empty, (c, *(2 * o for o in out[:axis]), *out[axis:], n), np.dtype(np.bool_))
+        for axis in range(len(out))
+    ]
+
+
+def rows_of_winners(winners: list[np.ndarray], rows: slice, windows: Windows) -> list[np.ndarray]:
+    """Those of some rows of the output."""
+    if not in_pairs(windows):
+        return [winners[0][:, rows]]
+    first, *rest = winners
+    return [first[:, rows], *(mask[:, 2 * rows.start : 2 * rows.stop] for mask in rest)]
+
+
+def _pairs(x: np.ndarray, axis: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first and the second numbers of the pairs along a spatial axis."""
+    before = (slice(None),) * (axis + 1)
+    return x[(*before, slice(0, 2 * count, 2))], x[(*before, slice(1, 2 * count, 2))]
+
+
+def pool_into(xt: np.ndarray, y: np.ndarray, winners: list[np.ndarray] | None, windows: Windows) -> None:
+    """Some of the channels, (C, *S, N): write the maxima and whose they are."""
+    if not in_pairs(windows):
+        _pool_taps(xt, y, None if winners is None else winners[0], windows)
+        return
+    best = xt[(slice(None), *(slice(0, 2 * o) for o in windows.out))]
+    for axis in range(len(windows.out) - 1, -1, -1):  # of equals the first in reading order wins
+        first, second = _pairs(best, axis, windows.out[axis])
+        if winners is not None:
+            np.greater(second, first, out=winners[axis])
+        best = np.maximum(first, second, out=None if axis else y)
+
+
+def _pool_taps(xt: np.ndarray, y: np.ndarray, winner: np.ndarray | None, windows: Windows) -> None:
     taps = list(reversed(windows.taps))
     if windows.covers:
         first = taps.pop(0)
@@ -91,23 +143,31 @@ def pool_into(xt: np.ndarray, y: np.ndarray, winner: np.ndarray | None, windows:
         np.maximum(best, here, out=best)
 
 
-def max_pool_backward(dy: np.ndarray, saved: Any) -> np.ndarray:
-    shape, winner, windows = saved
-    dyt = batch_last(dy)
-    dx = empty(np.empty, shape, dy.dtype)
-    in_pieces(lambda s: unpool_into(dyt[s], winner[s], dx[s], windows), shape[0], max(dx.size, dy.size))
-    return batch_first(dx)
-
-
-def unpool_into(dy: np.ndarray, winner: np.ndarray, dx: np.ndarray, windows: Windows) -> None:
+def unpool_into(dy: np.ndarray, winners: list[np.ndarray], dx: np.ndarray, windows: Windows) -> None:
     """Some of the channels: write each gradient where its maximum was."""
-    apart = all(s >= d * (k - 1) + 1 for s, k, d in zip(windows.stride, windows.kernel, windows.dilation, strict=True))
     tiled = windows.covers and all(
         s == k and o * s == n
         for s, k, o, n in zip(windows.stride, windows.kernel, windows.out, windows.size, strict=True)
     )
     if not tiled:  # some inputs are in no window
         dx[...] = 0
+    if not in_pairs(windows):
+        _unpool_taps(dy, winners[0], dx, windows)
+        return
+    given, bits = dy, _BITS[dy.dtype.itemsize]
+    for axis, count in enumerate(windows.out):
+        if axis + 1 < len(windows.out):
+            into = np.empty((*given.shape[: axis + 1], 2 * count, *given.shape[axis + 2 :]), dtype=dy.dtype)
+        else:
+            into = dx[(slice(None), *(slice(0, 2 * o) for o in windows.out))]
+        first, second = _pairs(into, axis, count)
+        keep_where(winners[axis].copy(), given, second)
+        np.bitwise_xor(given.view(bits), second.view(bits), out=first.view(bits))  # where the second lost
+        given = into
+
+
+def _unpool_taps(dy: np.ndarray, winner: np.ndarray, dx: np.ndarray, windows: Windows) -> None:
+    apart = all(s >= d * (k - 1) + 1 for s, k, d in zip(windows.stride, windows.kernel, windows.dilation, strict=True))
     for tap in windows.taps:
         won = winner[tap.reaches] == _number(tap, windows)
         if apart:  # in one window at most: nothing to add to

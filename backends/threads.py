@@ -18,8 +18,6 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from threadpoolctl import ThreadpoolController
-
 from portacnn.errors import ArgumentError
 
 VARIABLE = "PORTACNN_NUM_THREADS"
@@ -86,6 +84,11 @@ _before: list[tuple[Any, int]] = []
 
 @cache
 def _blas() -> list[Any]:
+    """The BLAS libraries of this process. None in a checkout that runs uninstalled, without threadpoolctl."""
+    try:
+        from threadpoolctl import ThreadpoolController
+    except ImportError:
+        return []
     return [library for library in ThreadpoolController().lib_controllers if library.user_api == "blas"]
 
 
