@@ -219,13 +219,16 @@ def _arrays(value: Any) -> list[np.ndarray]:
 
 
 def results(name: str, example: Example, dtype: str, last: bool, seed: int) -> list[np.ndarray]:
-    """What a call gives back and writes into its arguments, and what its backward gives. ``last``: the batch lies last."""
+    """What a call gives back and writes into its arguments, what its backward gives, and what the prepared op gives.
+
+    ``last``: the batch lies last.
+    """
 
     def as_given(array: np.ndarray) -> np.ndarray:
         own = array.astype(dtype)
         return np.moveaxis(np.moveaxis(own, 0, -1).copy(), -1, 0) if last and array.ndim > 1 else own
 
-    arguments, options = _each(example[0], as_given), _each(example[1], as_given)
+    arguments, options = _each(example[0], as_given), example[1]
     op = OPS[name]
     result = op(*arguments, **options)
     if op.portable_backward is None:
@@ -240,7 +243,10 @@ def results(name: str, example: Example, dtype: str, last: bool, seed: int) -> l
         found += _arrays(others)
     quick, nothing = op(*arguments, **{**options, "keep": False})
     assert nothing is None
-    return [*found, quick]
+    x, *others = arguments
+    prepared = op.prepare(x, *others)
+    prepared(as_given(numbers(*x.shape, seed=seed)))  # of which nothing may be left
+    return [*found, quick, prepared(x)]
 
 
 BACKWARDS = {
