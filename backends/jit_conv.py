@@ -487,9 +487,9 @@ def _convolve(
     panels, size = _rooms(len(parts), size, x.dtype, 0)
     outs, room = _rooms(len(parts), room, x.dtype, 1)
     arguments = (
-        x.reshape(-1),
-        given.reshape(-1),
-        won.reshape(-1),
+        _read(x),
+        _read(given),
+        _read(won),
         tuple(through),
         apart,
         tuple(p),
@@ -497,7 +497,7 @@ def _convolve(
         pool,
         *taps,
     )
-    factors = weight.reshape(-1), step, bias, y.dtype.type(floor)
+    factors = _read(weight), step, _read(bias), y.dtype.type(floor)
     results = y.reshape(-1), _NO_TAPS if winner is None else winner.reshape(-1), winner is not None
 
     def run(some: slice) -> None:
@@ -513,6 +513,13 @@ def _rooms(count: int, size: int, dtype: Any, number: int) -> tuple[np.ndarray, 
     size = -(-size // lanes) * lanes
     room = scratch(np.empty, (count * size + lanes,), dtype, number)
     return room[-room.ctypes.data // dtype.itemsize % lanes :], size
+
+
+def _read(array: np.ndarray) -> np.ndarray:
+    """Flat, and only to be read: to numba, arrays that may be written to are of another type, and would be compiled for again."""
+    flat = array.reshape(-1)
+    flat.flags.writeable = False
+    return flat
 
 
 _NO_TAPS = np.empty(0, dtype=np.int8)
@@ -537,26 +544,27 @@ class _Saved(NamedTuple):
 def _prepared(x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, pool: Windows | None, relu: bool) -> Any:
     """All of ``_run`` that comes out the same for the next x, done once."""
     pools = _NO_POOL if pool is None else _pools(pool)
-    if _declines(x, windows, 1) or pools is None or not weight.flags.c_contiguous:
+    apart = [array for array in (weight, bias) if array is not None and not array.flags.c_contiguous]
+    if _declines(x, windows, 1) or pools is None or apart:  # a copy would not see what is written to them
         return NotImplemented
     p = Plane.of(windows, x.shape[1], weight.shape[0], x.shape[0])
     panel, count, work = _cut(p, x, pools[4])
     if len(pieces(count, work)) > 1:
         return NotImplemented
-    none, flat = _none(x), weight.reshape(-1)
+    none, flat = _read(_none(x)), _read(weight)
     y = np.empty((p.o, *(windows.out if pool is None else pool.out), p.n), dtype=x.dtype)
     result, out = batch_first(y), y.reshape(-1)
     room, _ = _rooms(1, p.c * panel.rows * p.sw * panel.columns * panel.samples, x.dtype, 0)
     outs, _ = _rooms(1, ROWS * panel.lines * panel.pitch, x.dtype, 1)
     taps = _both_taps(p, panel, (p.kh * p.kw, 1), False)
-    through = none, _NO_TAPS, _NOTHING, (1, 1), tuple(p), tuple(panel), pools, *taps
+    through = none, _read(_NO_TAPS), _NOTHING, (1, 1), tuple(p), tuple(panel), pools, *taps
     floor = x.dtype.type(0.0 if relu else -np.inf)
-    factors = flat, p.c * p.kh * p.kw, np.zeros(p.o, dtype=x.dtype) if bias is None else bias, floor
+    factors = flat, p.c * p.kh * p.kw, _read(np.zeros(p.o, dtype=x.dtype) if bias is None else bias), floor
 
     last = (*range(1, x.ndim), 0)
 
     def run(x: np.ndarray) -> np.ndarray:
-        xt = np.ascontiguousarray(x.transpose(last)).reshape(-1)
+        xt = _read(np.ascontiguousarray(x.transpose(last)))
         _forward(xt, *through, *factors, room, 0, outs, 0, out, _NO_TAPS, False, 0, count)
         return result
 
@@ -621,7 +629,7 @@ def conv_backward(dy: np.ndarray, saved: _Saved, *, need_dx: bool = True) -> Any
     grads, room = _rooms(len(parts), room, x.dtype, 1)
     dweights = scratch(np.empty, (len(parts), weight.size), x.dtype, 2)
     dbiases = np.empty((len(parts), p.o), dtype=x.dtype)
-    arguments = x.reshape(-1), dyt.reshape(-1), y.reshape(-1), winner.reshape(-1), tuple(p), tuple(panel), pool, *taps
+    arguments = _read(x), _read(dyt), _read(y), _read(winner), tuple(p), tuple(panel), pool, *taps
 
     def run(some: slice) -> None:
         for i in range(some.start, some.stop):
