@@ -11,19 +11,18 @@ from portacnn.cache import cache_folder
 _log = logging.getLogger("portacnn")
 
 
-def compiled(function: Callable[..., Any]) -> Any:
+def compiled(function: Callable[..., Any], *, reorder: bool = True) -> Any:
     """``numba.njit`` for a kernel. What it compiles is kept in portacnn's cache folder (or in NUMBA_CACHE_DIR, where that is set).
 
-    Sums may be reordered; NaN and infinity count as everywhere.
+    With ``reorder``, sums may be reordered, and a product and a sum rounded once; NaN and infinity count as everywhere.
     """
+    loose = {"reassoc", "contract", "nsz"} if reorder else False
     kept = numba.config.CACHE_DIR
     try:
         numba.config.CACHE_DIR = kept or str(cache_folder() / "numba")  # read when a function is made, and only then
-        return numba.njit(nogil=True, cache=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})(
-            function
-        )
+        return numba.njit(nogil=True, cache=True, error_model="numpy", fastmath=loose)(function)
     except (RuntimeError, OSError) as error:  # no folder that can be written to
         _log.warning("kernels will be compiled anew in every process: %s", error)
-        return numba.njit(nogil=True, error_model="numpy", fastmath={"reassoc", "contract", "nsz"})(function)
+        return numba.njit(nogil=True, error_model="numpy", fastmath=loose)(function)
     finally:
         numba.config.CACHE_DIR = kept

@@ -75,7 +75,7 @@ def with_each_kernel(test: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(test)
     def run(*args: Any, backend: Here, **kwargs: Any) -> None:
-        for choice in ("auto", "reference") if backend.backend.kernels else ("auto",):
+        for choice in ("auto", "numpy", "reference") if backend.backend.kernels else ("auto",):
             try:
                 with use_kernels(choice):
                     test(*args, backend=backend, **kwargs)

@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 
 from portacnn.arguments import one_of
 from portacnn.errors import ArgumentError, PortacnnError, ShapeError
+from portacnn.layers.activation import ReLU
 from portacnn.layers.base import Layer, Shape
 from portacnn.layers.stages import Stage, stages
+from portacnn.ops.fused import add_relu, add_relu_backward
 from portacnn.ops.join import add, concat_channels, split_channels
 from portacnn.runtime import Array, describe
 
@@ -143,6 +145,8 @@ class Residual(_Container):
         if activation is not None:
             self._adopt("activation", activation)
         self.body, self.shortcut, self.activation, self.shortcut_name = body, shortcut, activation, shortcut_name
+        # One op with the sum. A class that derives from ReLU may do something else.
+        self._relu = activation if type(activation) is ReLU else None
 
     def child_path(self, name: str) -> str:
         return self.path if name == "body" else super().child_path(name)
@@ -179,13 +183,22 @@ class Residual(_Container):
         y = self._run(self.body, x, train, keep)
         short = x if self.shortcut is None else self._run(self.shortcut, x, train, keep)
         try:
-            y = add([y, short])
+            if self._relu is None:
+                y = add([y, short])
+            else:
+                y, cache = add_relu([y, short], keep=keep)
+                self._relu._keep(cache)
         except PortacnnError as error:
             raise error.at(self.where)
-        return y if self.activation is None else self._run(self.activation, y, train, keep)
+        if self.activation is None or self._relu is not None:
+            return y
+        return self._run(self.activation, y, train, keep)
 
     def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
-        grad = dy if self.activation is None else self.activation.backward(dy)
+        if self._relu is not None:
+            grad = add_relu_backward(dy, self._relu._kept())
+        else:
+            grad = dy if self.activation is None else self.activation.backward(dy)
         dx = self._return(self.body, grad, need_dx)
         short = grad if self.shortcut is None else self._return(self.shortcut, grad, need_dx)
         return add([dx, short]) if need_dx else None
