@@ -69,6 +69,13 @@ def _forward(x, y, means, rests, variances, weight, bias, eps, own, relu):
 
 
 @compiled
+def _less(rest, factor):
+    """What a sum is off for ``rest``, which must not make NaN of one that is infinite."""
+    off = rest * factor
+    return off if np.isfinite(off) else 0.0
+
+
+@compiled
 def _sums(grad, row, result, mean, relu):
     """Of grad and of grad * (row - mean)."""
     number = row.dtype.type
@@ -100,13 +107,13 @@ def _backward(dy, x, y, means, rests, variances, weight, eps, own, relu, dbias, 
         grad, row, result, mean = dy[c], x[c], y[c], means[c]
         rstd = 1.0 / np.sqrt(variances[c] + eps)
         along_dy, along_x = _sums(grad, row, result, mean, relu)
-        along_x -= rests[c] * along_dy
+        along_x -= _less(rests[c], along_dy)
         dbias[c], dweight[c] = along_dy, along_x * rstd
         if not need_dx:
             continue
         out, scale = dx[c], number(weight[c] * rstd)
         steep = along_x * rstd * rstd / row.size
-        slope, shift = number(steep), number(along_dy / row.size - steep * rests[c])
+        slope, shift = number(steep), number(along_dy / row.size - _less(rests[c], steep))
         if own and relu:
             for i in range(row.size):
                 value, above, centred = grad[i], result[i], row[i] - mean

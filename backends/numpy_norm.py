@@ -172,6 +172,12 @@ def _two_sum(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return total, (a - (total - of_b)) + (b - of_b)
 
 
+def _less(rest: np.ndarray, factor: np.ndarray) -> np.ndarray:
+    """What a sum is off for ``rest``, which must not make NaN of one that is infinite."""
+    off = rest * factor
+    return np.where(np.isfinite(off), off, 0.0)
+
+
 def _forward(
     x: np.ndarray,
     y: np.ndarray,
@@ -243,7 +249,7 @@ def _backward(
         rstd = 1.0 / np.sqrt(var + eps)
         np.subtract(x[block], mean, out=centred)
         along_dy = _sum(grad)
-        along_x = _dot(grad, centred) - rest * along_dy
+        along_x = _dot(grad, centred) - _less(rest, along_dy)
         dbias[block], dweight[block] = along_dy[:, 0], (along_x * rstd)[:, 0]
         if dx is None:
             continue
@@ -253,7 +259,7 @@ def _backward(
             continue
         slope = along_x * (rstd * rstd / count)
         centred *= slope
-        centred += along_dy / count - slope * rest
+        centred += along_dy / count - _less(rest, slope)
         np.subtract(grad, centred, out=out)
         out *= scale
 

@@ -100,6 +100,6 @@ def add_relu(parts: list[Array], *, keep: bool = True) -> tuple[Array, Any]:
 
 
 @add_relu.backward
-def add_relu_backward(dy: Array, saved: Any) -> Array:
+def add_relu_backward(dy: Array, y: Any) -> Array:
     """The gradient of every part: they all have the same."""
-    return relu_backward(dy, saved)
+    return relu_backward(dy, y)
