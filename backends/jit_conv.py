@@ -41,6 +41,7 @@ from portacnn.ops.workspace import empty, scratch
 
 _NEAR = 256 << 10  # bytes of a panel: what stays in a core's second-level cache beside other things
 _SAMPLES = 32  # in a panel at most, whole vectors: then neighbouring taps share lines of the first-level cache
+_FEW = 8  # samples below which they are pooled one by one
 _PER_ELEMENT = 16  # multiply-adds that take about as long as one element of other loops
 
 
@@ -72,7 +73,7 @@ class Plane(NamedTuple):
         return Plane(channels, h, w, outputs, oh, ow, kh, kw, sh, sw, top, left, dh, dw, n)
 
     def adjoint(self) -> "Plane":
-        """The convolution that leads the output's gradient back: over the output with SH-1 and SW-1 zeros between its rows and columns.
+        """The convolution that leads the output's gradient back, which has SH-1 and SW-1 zeros between its rows and columns.
 
         Its padding may be negative: then its first rows or columns are not read.
         """
@@ -154,6 +155,7 @@ def _pack(x, p, panel, rows, columns, first, start, samples):
     """Fill the panel with the input's rows from ``first`` on, for ``samples`` from ``start`` on."""
     c, h, w, _, _, _, _, _, _, sw, _, left, _, _, n = p
     at, none = 0, x.dtype.type(-np.inf)
+    seen = min(columns - left, w)
     for channel in range(c):
         for row in range(first, first + rows):
             if not 0 <= row < h:
@@ -161,6 +163,12 @@ def _pack(x, p, panel, rows, columns, first, start, samples):
                 at += sw * columns * samples
                 continue
             line = (channel * h + row) * w
+            if sw == 1 and samples == n:  # all columns are one run
+                clear(panel, at, left * n)
+                move_above(panel, at + left * n, x, line * n, none, seen * n)
+                clear(panel, at + (left + seen) * n, (columns - left - seen) * n)
+                at += columns * n
+                continue
             for phase in range(sw):
                 for column in range(columns):
                     come = column * sw + phase - left
@@ -193,6 +201,21 @@ def _gradient_places(size, apart, given, kernel, stride, first, count):
 
 
 @compiled
+def _run_of_places(places):
+    """Where those that take something begin, and how many they are; 0 where others lie between them."""
+    before = 0
+    while before < places.shape[0] and places[before, 0] < 0:
+        before += 1
+    seen = 0
+    while before + seen < places.shape[0] and places[before + seen, 0] >= 0:
+        seen += 1
+    for i in range(before + seen, places.shape[0]):
+        if places[i, 0] >= 0:
+            return before, 0
+    return before, seen
+
+
+@compiled
 def _pack_gradient(dy, y, winner, p, pool, panel, rows, first, count, columns, start, samples):
     """The same with the output's gradient as it was before pooling and ReLU.
 
@@ -204,6 +227,8 @@ def _pack_gradient(dy, y, winner, p, pool, panel, rows, first, count, columns, s
     _, _, _, o, oh, ow, _, _, _, _, _, _, _, _, n = p
     height, width = (pool[0], pool[1]) if pool[0] else (oh, ow)
     at, zero, none = 0, dy.dtype.type(0), dy.dtype.type(-np.inf)
+    before, seen = _run_of_places(columns)
+    one_run = pool[0] == 0 and samples == n and seen > 0
     for channel in range(o):
         for row in range(first, first + count):
             if rows[row, 0] < 0:
@@ -211,6 +236,16 @@ def _pack_gradient(dy, y, winner, p, pool, panel, rows, first, count, columns, s
                 at += columns.shape[0] * samples
                 continue
             line = (channel * height + rows[row, 0]) * width
+            if one_run:
+                source = (line + columns[before, 0]) * n
+                clear(panel, at, before * n)
+                if y.size:
+                    move_where(panel, at + before * n, dy, y, source, zero, seen * n)
+                else:
+                    move_above(panel, at + before * n, dy, source, none, seen * n)
+                clear(panel, at + (before + seen) * n, (columns.shape[0] - before - seen) * n)
+                at += columns.shape[0] * n
+                continue
             for column in range(columns.shape[0]):
                 if columns[column, 0] < 0:
                     clear(panel, at, samples)
@@ -260,6 +295,10 @@ def _hand_out(out, valid, lines, height, pitch, p, y, channel, row, start, sampl
     _, _, _, _, oh, ow, _, _, _, _, _, _, _, _, n = p
     for c in range(valid):
         for line in range(lines):
+            if samples == n:
+                to = ((channel + c) * oh + row + line) * ow * n
+                move_above(y, to, out, (c * height + line) * pitch, floor, ow * n)
+                continue
             for column in range(ow):
                 at = (c * height + line) * pitch + column * samples
                 to = (((channel + c) * oh + row + line) * ow + column) * n + start
@@ -273,10 +312,30 @@ def _pool_out(out, valid, lines, height, pitch, p, pool, y, winner, keep, channe
     ph, pw, qh, qw, rh, rw = pool
     for c in range(valid):
         for group in range(row // rh, min((row + lines - qh) // rh + 1, ph)):
+            at = (c * height + group * rh - row) * pitch
+            to = ((channel + c) * ph + group) * pw * n + start
+            if samples == n < _FEW and not keep:
+                _pool_few(out, at, pitch, samples, pw, qh, qw, rw, y, winner, to)
+                continue
             for o in range(pw):
-                at = (c * height + group * rh - row) * pitch + o * rw * samples
-                to = (((channel + c) * ph + group) * pw + o) * n + start
-                pool_run(out, at, pitch, samples, qh, qw, y, winner, to, keep, samples)
+                here = at + o * rw * samples
+                pool_run(out, here, pitch, samples, qh, qw, y, winner, to + o * n, keep, samples)
+
+
+@compiled
+def _pool_few(out, at, pitch, samples, pw, qh, qw, rw, y, winner, to):
+    """One row for less samples than make a vector, all of the batch: first the rows under it, as one run, then their columns."""
+    length = ((pw - 1) * rw + qw) * samples
+    pool_run(out, at, pitch, 0, qh, 1, out, winner, at, False, length)
+    row = out[at : at + length]
+    into = y[to : to + pw * samples]
+    for o in range(pw):
+        for k in range(samples):
+            best = row[o * rw * samples + k]
+            for j in range(1, qw):
+                value = row[(o * rw + j) * samples + k]
+                best = value if (value > best) | (value != value) else best
+            into[o * samples + k] = best
 
 
 @compiled
@@ -294,7 +353,7 @@ def _forward(
     panel, at_panel, out, at_out, y, winner, keep, first, last,
 ):  # fmt: skip
     """A convolution's pieces from ``first`` to ``last``. Where there is a ``back``, it leads that one's output's gradient back."""
-    _, _, _, o, _, ow, _, _, sh, sw, top, left, _, _, n = p
+    _, _, _, o, _, ow, _, _, sh, sw, top, left, _, _, _ = p
     _, full, rows, columns, pitch = cut
     panel, out = panel[at_panel:], out[at_out:]
     heights = _gradient_places(back[4], apart[0], pool[0], pool[2], pool[4], -top, p[4] + rows)
@@ -473,6 +532,45 @@ class _Saved(NamedTuple):
     pool: tuple[int, ...]
     y: np.ndarray
     winner: np.ndarray
+
+
+def _prepared(x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, pool: Windows | None, relu: bool) -> Any:
+    """All of ``_run`` that comes out the same for the next x, done once."""
+    pools = _NO_POOL if pool is None else _pools(pool)
+    if _declines(x, windows, 1) or pools is None or not weight.flags.c_contiguous:
+        return NotImplemented
+    p = Plane.of(windows, x.shape[1], weight.shape[0], x.shape[0])
+    panel, count, work = _cut(p, x, pools[4])
+    if len(pieces(count, work)) > 1:
+        return NotImplemented
+    none, flat = _none(x), weight.reshape(-1)
+    y = np.empty((p.o, *(windows.out if pool is None else pool.out), p.n), dtype=x.dtype)
+    result, out = batch_first(y), y.reshape(-1)
+    room, _ = _rooms(1, p.c * panel.rows * p.sw * panel.columns * panel.samples, x.dtype, 0)
+    outs, _ = _rooms(1, ROWS * panel.lines * panel.pitch, x.dtype, 1)
+    taps = _both_taps(p, panel, (p.kh * p.kw, 1), False)
+    through = none, _NO_TAPS, _NOTHING, (1, 1), tuple(p), tuple(panel), pools, *taps
+    floor = x.dtype.type(0.0 if relu else -np.inf)
+    factors = flat, p.c * p.kh * p.kw, np.zeros(p.o, dtype=x.dtype) if bias is None else bias, floor
+
+    last = (*range(1, x.ndim), 0)
+
+    def run(x: np.ndarray) -> np.ndarray:
+        xt = np.ascontiguousarray(x.transpose(last)).reshape(-1)
+        _forward(xt, *through, *factors, room, 0, outs, 0, out, _NO_TAPS, False, 0, count)
+        return result
+
+    return run
+
+
+def prepare_conv(x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, groups: int) -> Any:
+    return _prepared(x, weight, bias, windows, None, False) if groups == 1 else NotImplemented
+
+
+def prepare_conv_relu(
+    x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, groups: int, pool: Windows | None
+) -> Any:
+    return _prepared(x, weight, bias, windows, pool, True) if groups == 1 else NotImplemented
 
 
 def _run(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from functools import cache
+from importlib.metadata import version
 from importlib.util import find_spec
 
 import array_api_compat.numpy as xp
@@ -42,7 +43,8 @@ def _compiled() -> Mapping[str, Kernel]:
 
 
 def probe() -> BackendInfo:
-    return BackendInfo("numpy", np.__version__, ("cpu",))
+    compiler = f" with numba {version('numba')}" if find_spec("numba") else ""
+    return BackendInfo("numpy", np.__version__ + compiler, ("cpu",))
 
 
 def connect(device: str | None) -> Backend:

@@ -1,9 +1,9 @@
 """Convolution on NumPy, with ReLU and max pooling where they follow: columns for a few output rows at a time.
 
-As many rows as fit into the cache next to the matrix product that reads them, and next to what becomes of its result: all columns at
-once would go out to memory and come back, and a product with few rows over that many columns is bound by just that. So the room
-that it takes does not grow with the image, the columns are laid out again on the way back, and bias, pooling and ReLU see
-each tile while it is near. Tiles go to threads, in each of which BLAS has one.
+As many rows as fit into the cache beside the matrix product that reads them: all columns at once would go out to memory and come
+back, and a product with few rows over that many columns is bound by just that. So the room that it takes does not grow with
+the image, the columns are laid out again on the way back, and bias, pooling and ReLU see each tile while it is near.
+Tiles go to threads, in each of which BLAS has one.
 
 Notation as in ops/conv.py: C in-channels, O out-channels, T taps, N batch, S/OUT the spatial axes in/out.
 """
@@ -177,11 +177,20 @@ def _pooled_rows(rows: slice, pool: Windows) -> tuple[slice, Windows] | None:
 
 def pools_in_place(pool: Windows) -> bool:
     """Whether the windows neither overlap nor hang over the edge: then each row of them belongs to rows of its own."""
-    return pool.covers and max(pool.dilation) == 1 and all(s >= k for s, k in zip(pool.stride, pool.kernel, strict=True))
+    return (
+        pool.covers and max(pool.dilation) == 1 and all(s >= k for s, k in zip(pool.stride, pool.kernel, strict=True))
+    )
 
 
 def _forward(
-    x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, groups: int, pool: Windows | None, relu: bool, keep: bool
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: Any,
+    windows: Windows,
+    groups: int,
+    pool: Windows | None,
+    relu: bool,
+    keep: bool,
 ) -> Any:
     if groups != 1 or x.dtype.itemsize not in (4, 8) or (pool is not None and not pools_in_place(pool)):
         return NotImplemented
@@ -267,52 +276,93 @@ conv_relu_backward = conv_backward
 
 
 def _lead_back(dz: np.ndarray, weight: np.ndarray, windows: Windows) -> np.ndarray:
-    """The input's gradient (C, *S, N) from that of the output (O, *OUT, N)."""
-    adjoint = _adjoint(windows)
-    # Columns of the gradient are copied, where those that go back to the input are added: twice the work for each number.
-    if adjoint is None or len(dz) * prod(windows.size) > 2 * weight.shape[1] * prod(windows.out):
-        return _scatter_back(dz, weight, windows)
-    turned = np.flip(weight, axis=tuple(range(2, weight.ndim))).swapaxes(0, 1)
-    dx, _ = _forward(batch_first(dz), np.ascontiguousarray(turned), None, adjoint, 1, None, False, False)
-    return batch_last(dx)
+    """The input's gradient (C, *S, N) from that of the output (O, *OUT, N).
 
-
-def _scatter_back(dz: np.ndarray, weight: np.ndarray, windows: Windows) -> np.ndarray:
-    """By way of the columns' gradient, some input channels in each thread."""
+    Tap by tap: a product over the output channels, added to the inputs that the tap read; some channels in each thread.
+    """
     channels, taps, n = weight.shape[1], prod(windows.kernel), dz.shape[-1]
     dx = empty(np.empty, (channels, *windows.size, n), dz.dtype)
-    matrix = weight.reshape(len(weight), -1).T  # (C*T, O)
+    factors = np.ascontiguousarray(weight.reshape(len(weight), channels, taps).transpose(2, 1, 0))  # (T, C, O)
     cells = prod(windows.out[1:]) * n
-    shares = pieces(channels, dz.size * len(matrix) // _PER_ELEMENT)
-    most = max(share.stop - share.start for share in shares) * taps
+    work = dz.size * channels * taps
+    shares = pieces(channels, work // _PER_ELEMENT)
+    most = max(share.stop - share.start for share in shares)
     tiles = _tiles(windows.out[0], most * cells * dz.itemsize, 1)
     room = scratch(np.empty, (len(shares), most * tiles[0].stop * cells), dz.dtype)
 
     def share(i: int) -> None:
         own = dx[shares[i]]
         own[...] = 0
-        factors = matrix[shares[i].start * taps : shares[i].stop * taps]
         for rows in tiles:
             part = dz[:, rows].reshape(len(dz), -1)
-            columns = room[i, : len(factors) * part.shape[1]].reshape(len(factors), -1)
-            _product(factors, part, columns, n)
-            windows_here = windows.part(rows.start, rows.stop)
-            columns = columns.reshape(-1, taps, *windows_here.out, n)
-            for tap in windows_here.taps:
-                own[tap.reads] += columns[:, tap.index][tap.reaches]
+            here = windows.part(rows.start, rows.stop)
+            back = room[i, : len(own) * part.shape[1]].reshape(len(own), -1)
+            for tap in here.taps:
+                _product(factors[tap.index, shares[i]], part, back, n)
+                own[tap.reads] += back.reshape(len(own), *here.out, n)[tap.reaches]
 
-    products_in_pieces(lambda s: [share(i) for i in range(s.start, s.stop)], len(shares), dz.size * len(matrix))
+    products_in_pieces(lambda s: [share(i) for i in range(s.start, s.stop)], len(shares), work)
     return dx
 
 
-def _adjoint(windows: Windows) -> Windows | None:
-    """The convolution that leads the gradient back, where it is a plain one: of stride 1, its padding not negative."""
-    if max(windows.stride) > 1:
-        return None
-    pads = tuple(
-        (d * (k - 1) - before, d * (k - 1) - after)
-        for k, d, (before, after) in zip(windows.kernel, windows.dilation, windows.pads, strict=True)
-    )
-    if min(min(pair) for pair in pads) < 0:
-        return None
-    return Windows.of(windows.out, windows.kernel, 1, pads, windows.dilation)
+# --- a few samples, over and over --------------------------------------------------------------------------------------
+
+
+def _prepared(
+    x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, groups: int, pool: Windows | None, relu: bool
+) -> Any:
+    """All of ``_forward`` that comes out the same for the next x, done once: every array, every view.
+
+    With few samples the runs are short. So an output row is taken as long as the padded input's, and all rows are one run; what
+    lies behind the end of each means nothing and is passed over.
+    """
+    if groups != 1 or max(windows.stride) > 1 or (pool is not None and not pools_in_place(pool)):
+        return NotImplemented
+    o, n, (*before, last) = len(weight), x.shape[0], _extent(windows)
+    padded = np.zeros((x.shape[1], *before, last, n), dtype=x.dtype)
+    starts = [pad for pad, _ in windows.pads]
+    sizes = [min(size, e - pad) for size, e, pad in zip(windows.size, (*before, last), starts, strict=True)]
+    inside = padded[(slice(None), *(slice(a, a + b) for a, b in zip(starts, sizes, strict=True)))]
+    read = (slice(None), *(slice(0, size) for size in sizes))
+    steps = [stride // padded.itemsize for stride in padded.strides[1:-1]]
+    run = sum((out - 1) * step for out, step in zip(windows.out, steps, strict=True)) + n
+    taps = [step * d * padded.itemsize for step, d in zip(steps, windows.dilation, strict=True)]
+    strides = (padded.strides[0], *taps, padded.itemsize)
+    view = np.lib.stride_tricks.as_strided(padded, (len(padded), *windows.kernel, run), strides, writeable=False)
+    columns = np.empty(view.shape, dtype=x.dtype)
+    flat, matrix = columns.reshape(-1, run), weight.reshape(o, -1)
+    room = np.empty((o, windows.out[0], *before[1:], last, n) if before else (o, windows.out[0], n), dtype=x.dtype)
+    product = room.reshape(o, -1)[:, :run]
+    out = room[(slice(None), *(slice(0, size) for size in windows.out))]
+    y = np.empty((o, *(windows.out if pool is None else pool.out), n), dtype=x.dtype)
+    result, order = batch_first(y), (*range(1, x.ndim), 0)
+    column = None if bias is None else bias.reshape(o, *(1,) * (y.ndim - 1))
+    matmul, add, maximum = np.matmul, np.add, np.maximum
+
+    def once(x: np.ndarray) -> np.ndarray:
+        inside[...] = x.transpose(order)[read]
+        columns[...] = view
+        matmul(matrix, flat, out=product)
+        source = out
+        if pool is not None:
+            pool_into(out, y, None, pool)
+            source = y
+        if column is not None:
+            source = add(source, column, out=y)
+        if relu:
+            maximum(source, 0.0, out=y)
+        elif source is not y:
+            y[...] = source
+        return result
+
+    return once
+
+
+def prepare_conv(x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, groups: int) -> Any:
+    return _prepared(x, weight, bias, windows, groups, None, False)
+
+
+def prepare_conv_relu(
+    x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, groups: int, pool: Windows | None
+) -> Any:
+    return _prepared(x, weight, bias, windows, groups, pool, True)

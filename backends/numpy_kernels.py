@@ -5,7 +5,14 @@ from typing import Any
 import numpy as np
 
 from portacnn.backends.numpy_batch import take_batch
-from portacnn.backends.numpy_conv import conv, conv_backward, conv_relu, conv_relu_backward
+from portacnn.backends.numpy_conv import (
+    conv,
+    conv_backward,
+    conv_relu,
+    conv_relu_backward,
+    prepare_conv,
+    prepare_conv_relu,
+)
 from portacnn.backends.numpy_join import add, add_relu
 from portacnn.backends.numpy_linear import (
     linear,
@@ -72,8 +79,8 @@ def kept(like: np.ndarray, length: int, first: np.ndarray, second: np.ndarray, t
 
 KERNELS = {
     "take_batch": Kernel(take_batch),
-    "conv": Kernel(conv, conv_backward),
-    "conv_relu": Kernel(conv_relu, conv_relu_backward),
+    "conv": Kernel(conv, conv_backward, prepare_conv),
+    "conv_relu": Kernel(conv_relu, conv_relu_backward, prepare_conv_relu),
     "linear": Kernel(linear, linear_backward, prepare_linear),
     "linear_relu": Kernel(linear_relu, linear_relu_backward, prepare_linear_relu),
     **NORM_KERNELS,

@@ -14,8 +14,11 @@ from portacnn.ops.workspace import empty
 
 
 def _product(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """out = a @ b, some rows in each thread."""
-    products_in_pieces(lambda s: np.matmul(a[s], b, out=out[s]), a.shape[0], a.size * b.shape[1])
+    """out = a @ b, cut along its longer side: some of it in each thread."""
+    if out.shape[0] >= out.shape[1]:
+        products_in_pieces(lambda s: np.matmul(a[s], b, out=out[s]), out.shape[0], a.size * b.shape[1])
+    else:
+        products_in_pieces(lambda s: np.matmul(a, b[:, s], out=out[:, s]), out.shape[1], a.size * b.shape[1])
     return out
 
 
@@ -36,7 +39,7 @@ def linear_backward(dy: np.ndarray, saved: Any, *, need_dx: bool = True) -> Any:
     dx = None
     if need_dx:
         dx = _product(weight.T, dy.T, empty(np.empty, (x.shape[1], x.shape[0]), x.dtype)).T
-    dweight = _product(dy.T, x, np.empty_like(weight))
+    dweight = _product(dy.T, x, empty(np.empty, weight.shape, x.dtype))
     return dx, dweight, dy.sum(axis=0) if with_bias else None
 
 

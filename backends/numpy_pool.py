@@ -72,9 +72,7 @@ def max_pool_backward(dy: np.ndarray, saved: Any) -> np.ndarray:
     shape, winners, windows = saved
     dyt = batch_last(dy)
     dx = empty(np.empty, shape, dy.dtype)
-    in_pieces(
-        lambda s: unpool_into(dyt[s], [w[s] for w in winners], dx[s], windows), shape[0], max(dx.size, dy.size)
-    )
+    in_pieces(lambda s: unpool_into(dyt[s], [w[s] for w in winners], dx[s], windows), shape[0], max(dx.size, dy.size))
     return batch_first(dx)
 
 
@@ -92,7 +90,8 @@ def room_for_winners(shape: tuple[int, ...], windows: Windows) -> list[np.ndarra
         return [empty(np.empty, shape, np.dtype(np.int8))]
     c, *out, n = shape
     return [
-        empty(np.empty, (c, *(2 * o for o in out[:axis]), *out[axis:], n), np.dtype(np.bool_)) for axis in range(len(out))
+        empty(np.empty, (c, *(2 * o for o in out[:axis]), *out[axis:], n), np.dtype(np.bool_))
+        for axis in range(len(out))
     ]
 
 

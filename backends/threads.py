@@ -18,8 +18,6 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from threadpoolctl import ThreadpoolController
-
 from portacnn.errors import ArgumentError
 
 VARIABLE = "PORTACNN_NUM_THREADS"
@@ -47,7 +45,7 @@ def granted(group: Path) -> int | None:
     except (OSError, ValueError):
         try:
             quota, period = ((group / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-        except OSError:
+        except (OSError, ValueError):
             return None
     try:
         cores = -(-int(quota) // int(period))
@@ -86,6 +84,11 @@ _before: list[tuple[Any, int]] = []
 
 @cache
 def _blas() -> list[Any]:
+    """The BLAS libraries of this process. None in a checkout that runs uninstalled, without threadpoolctl."""
+    try:
+        from threadpoolctl import ThreadpoolController
+    except ImportError:
+        return []
     return [library for library in ThreadpoolController().lib_controllers if library.user_api == "blas"]
 
 

@@ -261,8 +261,17 @@ def device_bytes(home: Any) -> int | None:
 
 
 def parts(model: Any) -> list[tuple[str, Any]]:
-    """What runs in a model one after the other, by name: each has a ``forward`` and a ``backward``."""
-    return [(f"{layer.path} ({type(layer).__name__})", layer) for layer in model.walk() if not layer.children]
+    """What runs in a model one after the other, by name: layers, or several as one; each with ``forward`` and ``backward``."""
+    from portacnn.layers import Sequential
+
+    found = []
+    for layer in model.walk():
+        below = layer.stages if isinstance(layer, Sequential) else layer.children.values()
+        for stage in below:
+            if not stage.children:
+                named = getattr(stage, "name", None)  # of several: "conv1 + relu1"
+                found.append((stage.where if named is None else f"{stage.where.partition(' ')[0]}: {named}", stage))
+    return found
 
 
 def profile(task: dict[str, Any]) -> dict[str, Any]:

@@ -70,12 +70,18 @@ def gradient_agrees(here: Here, gradient: Array, loss: Callable[[Array], Array],
     assert np.abs(here.host(gradient) - numerical).max() < 1e-6 * np.abs(numerical).max()
 
 
+def choices(here: Here) -> tuple[str, ...]:
+    """What ``use_kernels`` takes where it makes a difference on this backend; the portable ops come last."""
+    own = here.backend
+    return ("auto", *(["numpy"] if own.compiled else []), *(["reference"] if own.kernels or own.compiled else []))
+
+
 def with_each_kernel(test: Callable[..., None]) -> Callable[..., None]:
-    """Run a test with the backend's overrides and, where it has any, once more with the portable ops."""
+    """Run a test with every set of overrides that the backend has and, where it has any, once more with the portable ops."""
 
     @wraps(test)
     def run(*args: Any, backend: Here, **kwargs: Any) -> None:
-        for choice in ("auto", "numpy", "reference") if backend.backend.kernels else ("auto",):
+        for choice in choices(backend):
             try:
                 with use_kernels(choice):
                     test(*args, backend=backend, **kwargs)

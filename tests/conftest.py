@@ -13,6 +13,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one worker a core already: BLAS reads
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 import hypothesis
@@ -108,11 +110,14 @@ _found = {name: _resolved(name) for name in _asked or BACKENDS}
 
 
 def pytest_report_header() -> list[str]:
-    """Which backends the suite runs on, and why the others are left out."""
-    return [
+    """Which backends the suite runs on, and why the others are left out; and whether there are compiled kernels."""
+    backends = [
         f"backend {name}: {f'left out: {found}' if isinstance(found, BackendError) else f'tested, {found}'}"
         for name, found in _found.items()
     ]
+    if find_spec("numba") is None:
+        return [*backends, "numba: not installed, compiled kernels left out"]
+    return [*backends, f"numba {version('numba')}: compiled kernels tested"]
 
 
 @pytest.fixture(

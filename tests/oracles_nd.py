@@ -39,6 +39,21 @@ def conv(x, weight, bias, stride, pads, dilation, groups):
     return y
 
 
+def conv_gradients(x, weight, dy, stride, pads, dilation, groups):
+    """(dx, dweight, dbias): each product of the forward sends its share to both of its factors."""
+    cg, kernel, size = weight.shape[1], weight.shape[2:], x.shape[2:]
+    dx, dweight, dbias = np.zeros(x.shape), np.zeros(weight.shape), np.zeros(len(weight))
+    for n, o, *place in np.ndindex(dy.shape):
+        dbias[o] += dy[n, o, *place]
+        for k, at in seen(tuple(place), kernel, stride, pads, dilation):
+            if inside(at, size):
+                for c in range(cg):
+                    channel = o // (len(weight) // groups) * cg + c
+                    dx[n, channel, *at] += dy[n, o, *place] * weight[o, c, *k]
+                    dweight[o, c, *k] += dy[n, o, *place] * x[n, channel, *at]
+    return dx, dweight, dbias
+
+
 def conv_transpose(x, weight, bias, stride, pads, output_padding, dilation, groups):
     """Every input number is multiplied with the kernel, and the product is added where the stride puts it."""
     cg, og, kernel, axes = len(weight) // groups, weight.shape[1], weight.shape[2:], range(x.ndim - 2)

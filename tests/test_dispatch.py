@@ -7,13 +7,14 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from checks import normal, refuses
+from checks import normal, refuses, with_each_kernel
 from conftest import Here
 
 from portacnn import ops, runtime
@@ -47,12 +48,18 @@ class Spy:
 
 @pytest.fixture
 def override(backend: Here, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Spy]:
-    """``override("relu", f)``: the library under test gets a kernel whose forward gives f(x); all its others are gone."""
+    """``override("relu", f)``: the library under test gets a kernel whose forward gives f(x); all its others are gone.
 
-    def put(op: str, result: Callable[[Any], Any]) -> Spy:
+    With ``compiled=True`` it is one that a second library has compiled, beside those put in already.
+    """
+    tables: dict[str, dict[str, Kernel]] = {"kernels": {}, "compiled": {}}
+
+    def put(op: str, result: Callable[[Any], Any], *, compiled: bool = False) -> Spy:
         spy, example = Spy(result), backend.array(np.ones(1))
-        changed = replace(backend_of(example), kernels={op: spy.kernel()})
+        tables["compiled" if compiled else "kernels"][op] = spy.kernel()
+        changed = replace(backend_of(example), kernels=tables["kernels"])
         monkeypatch.setitem(runtime._by_type, type(example), changed)
+        monkeypatch.setattr(type(changed), "compiled", tables["compiled"])
         return spy
 
     return put
@@ -128,6 +135,31 @@ def test_a_cache_goes_back_to_its_maker(backend: Here, override: Callable[..., S
         _, portable = ops.relu(x)
     np.testing.assert_array_equal(backend.host(ops.relu_backward(dy, portable)), UP * (HOST > 0))
     assert spy.backwards == 1
+
+
+def test_compiled_kernels_come_first_and_the_switch_leaves_them_out(backend: Here, override: Callable[..., Spy]):
+    own, compiled = override("relu", lambda x: x * 7.0), override("relu", lambda x: x * 9.0, compiled=True)
+    x = backend.array(HOST)
+    for choice, factor in (("auto", 9.0), ("numpy", 7.0)):
+        with use_kernels(choice):
+            y, cache = ops.relu(x)
+        np.testing.assert_array_equal(backend.host(y), HOST * factor)
+        ops.relu_backward(backend.array(UP), cache)
+    assert (own.forwards, own.backwards, compiled.forwards, compiled.backwards) == (1, 1, 1, 1)
+    with use_kernels("reference"):
+        np.testing.assert_array_equal(backend.host(ops.relu(x)[0]), np.maximum(HOST, 0))
+    assert (own.forwards, compiled.forwards) == (1, 1)
+
+
+def test_what_a_compiled_kernel_declines_goes_to_the_librarys_own_and_then_to_the_portable_pair(
+    backend: Here, override: Callable[..., Spy]
+):
+    own = override("relu", lambda x: x * 7.0 if x.ndim == 2 else NotImplemented)
+    compiled = override("relu", lambda x: x * 9.0 if x.shape[0] == 1 else NotImplemented, compiled=True)
+    results = [backend.host(ops.relu(backend.array(x))[0]) for x in (HOST[:1], HOST, HOST[1])]
+    for got, expected in zip(results, (HOST[:1] * 9.0, HOST * 7.0, np.maximum(HOST[1], 0)), strict=True):
+        np.testing.assert_array_equal(got, expected)
+    assert (compiled.forwards, own.forwards) == (3, 2)
 
 
 def test_an_op_without_a_backward_hands_on_what_it_gives(backend: Here, override: Callable[..., Spy]):
@@ -229,32 +261,33 @@ def test_here_is_every_op_that_has_a_backward():
 
 
 @pytest.mark.parametrize("name", CALLS)
-@pytest.mark.parametrize("choice", ["auto", "reference"])
-def test_keep_false_keeps_nothing(backend: Here, choice: str, name: str):
+@with_each_kernel
+def test_keep_false_keeps_nothing(backend: Here, name: str):
     forward, kept, backward = CALLS[name]
     x = backend.array(normal(2, 2, 2, 2))
-    with use_kernels(choice):
-        y, cache = forward(x)
-        assert cache is None
-        refuses(StateError, "keep=True", call=lambda: backward(y, None))
-        y, cache = kept(x)
-        for _, _, wrong in CALLS.values():
-            if wrong is not backward:  # the faces of one op share it
-                refuses(StateError, "expected the cache of", cache.op, call=lambda wrong=wrong: wrong(y, cache))
-        backward(y, cache)
+    y, cache = forward(x)
+    assert cache is None
+    refuses(StateError, "keep=True", call=lambda: backward(y, None))
+    y, cache = kept(x)
+    for _, _, wrong in CALLS.values():
+        if wrong is not backward:  # the faces of one op share it
+            refuses(StateError, "expected the cache of", cache.op, call=lambda wrong=wrong: wrong(y, cache))
+    backward(y, cache)
 
 
 # --- what backends bring --------------------------------------------------------------------------------------------
 
 
-def every_override() -> list[tuple[str, str]]:
-    pairs = []
+def every_override() -> list[tuple[str, str, str]]:
+    """The backend's name, which of its tables, and the op's name."""
+    found = []
     for name in runtime.backend_names():
         try:
-            pairs += [(name, op) for op in runtime.resolve(name).kernels]
+            backend = runtime.resolve(name)
         except BackendError:
             continue
-    return pairs
+        found += [(name, table, op) for table in ("kernels", "compiled") for op in getattr(backend, table)]
+    return found
 
 
 def parameters(function: Callable[..., Any]) -> list[tuple]:
@@ -262,20 +295,23 @@ def parameters(function: Callable[..., Any]) -> list[tuple]:
     return [(p.name, p.kind, p.default) for p in signature(function).parameters.values()]
 
 
-@pytest.mark.parametrize(("name", "op"), every_override())
-def test_overrides_have_the_portable_signatures(name: str, op: str):
-    kernel = runtime.resolve(name).kernels[op]
+@pytest.mark.parametrize(("name", "table", "op"), every_override())
+def test_overrides_have_the_portable_signatures(name: str, table: str, op: str):
+    kernel = getattr(runtime.resolve(name), table)[op]
     assert op in OPS, f"{name} overrides {op}, which is no op; ops are {', '.join(OPS)}"
     assert parameters(kernel.forward) == parameters(OPS[op].forward)
     portable = OPS[op].portable_backward
     assert (kernel.backward is None) == (portable is None)
     if portable is not None:
         assert parameters(kernel.backward) == parameters(portable)
+    if kernel.prepare is not None:  # it keeps nothing
+        assert parameters(kernel.prepare) == [p for p in parameters(OPS[op].forward) if p[0] != "keep"]
 
 
 def test_numpys_overrides_are_found():
     """The test above would pass with no parameters at all."""
-    assert ("numpy", "max_pool") in every_override()
+    assert ("numpy", "kernels", "max_pool") in every_override()
+    assert (("numpy", "compiled", "conv_relu") in every_override()) == (find_spec("numba") is not None)
     assert set(OPS) >= {
         "conv",
         "max_pool",
@@ -283,6 +319,8 @@ def test_numpys_overrides_are_found():
         "relu",
         "sigmoid",
         "linear",
+        "conv_relu",
+        "linear_relu",
         "softmax_cross_entropy",
         "adam_update",
     }
@@ -350,9 +388,10 @@ def in_a_process(program: str, **variables: str) -> subprocess.CompletedProcess:
         ({}, ["7.0", "7.0"]),
         ({"PORTACNN_KERNELS": ""}, ["7.0", "7.0"]),
         ({"PORTACNN_KERNELS": "auto"}, ["7.0", "7.0"]),
+        ({"PORTACNN_KERNELS": "numpy"}, ["7.0", "7.0"]),
         ({"PORTACNN_KERNELS": "reference"}, ["1.0", "7.0"]),
     ],
-    ids=["unset", "empty", "auto", "reference"],
+    ids=["unset", "empty", "auto", "numpy", "reference"],
 )
 def test_the_variable(variables: dict[str, str], printed: list[str]):
     done = in_a_process(PROGRAM, **variables)
@@ -360,15 +399,21 @@ def test_the_variable(variables: dict[str, str], printed: list[str]):
     assert done.stdout.split() == printed
 
 
+def test_the_variable_is_read_at_the_first_op():
+    """So that a program may set it after its imports."""
+    done = in_a_process(f"import os, portacnn\nos.environ['PORTACNN_KERNELS'] = 'reference'\n{PROGRAM}")
+    assert done.stdout.split() == ["1.0", "7.0"], done.stderr
+
+
 def test_an_unknown_choice_names_the_choices():
     done = in_a_process("import numpy, portacnn; portacnn.ops.relu(numpy.ones(3))", PORTACNN_KERNELS="fast")
     assert done.returncode != 0
     last = done.stderr.strip().splitlines()[-1]
-    for word in ("ArgumentError", "PORTACNN_KERNELS", "auto", "reference", "'fast'"):
+    for word in ("ArgumentError", "PORTACNN_KERNELS", "auto", "numpy", "reference", "'fast'"):
         assert word in last
 
     def enter() -> None:
         with use_kernels("fast"):
             pass
 
-    refuses(ArgumentError, "use_kernels", "auto", "reference", "'fast'", call=enter)
+    refuses(ArgumentError, "use_kernels", "auto", "numpy", "reference", "'fast'", call=enter)

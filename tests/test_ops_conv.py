@@ -1,5 +1,6 @@
 """Convolution and its gradients against loops, SciPy and PyTorch, on drawn geometries, layouts and bad arguments."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,8 +24,9 @@ from conftest import Here
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from portacnn.backends import numpy_conv
 from portacnn.errors import ArgumentError, ArrayError, ShapeError, StateError
-from portacnn.ops import avg_pool2d, conv2d, conv2d_backward
+from portacnn.ops import avg_pool2d, conv2d, conv2d_backward, use_kernels
 
 
 @dataclass(frozen=True)
@@ -203,14 +205,40 @@ def test_memory_layouts(backend: Here, name: str, layout: str):
         check(backend, CASES[name], "float64", (others, others, layout), seed=31)
 
 
+@pytest.fixture
+def tiles_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    """``tiles_of(bytes)`` bounds the columns of NumPy's convolution; it remembers how it cut, so that is forgotten."""
+
+    def bound(size: int) -> None:
+        monkeypatch.setattr(numpy_conv, "tile_bytes", lambda: size)
+        numpy_conv._tiles.cache_clear()
+
+    yield bound
+    numpy_conv._tiles.cache_clear()
+
+
 @pytest.mark.parametrize("tile", [1, 1500, 6000])
-def test_numpys_convolution_in_tiles(backend: Here, tile: int, monkeypatch: pytest.MonkeyPatch):
+def test_numpys_convolution_in_tiles(backend: Here, tile: int, tiles_of: Callable[[int], None]):
     """Tiles of one output row, and of a few that do not divide the output; real ones would hold all these cases at once."""
     if backend.backend.name != "numpy":
         pytest.skip("only NumPy's kernel works in tiles")
-    monkeypatch.setattr("portacnn.backends.numpy_conv.TILE_BYTES", tile)
-    for case in CASES.values():
-        check(backend, case, "float64", ("packed", "batch_last", "stepped"), seed=41)
+    tiles_of(tile)
+    with use_kernels("numpy"):
+        for case in CASES.values():
+            check(backend, case, "float64", ("packed", "batch_last", "stepped"), seed=41)
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "half", "1.5"])
+def test_the_room_for_a_tile_is_a_variable(text: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PORTACNN_TILE_KIB", text)
+    numpy_conv.tile_bytes.cache_clear()
+    refuses(ArgumentError, "PORTACNN_TILE_KIB", "whole number above 0", repr(text), call=numpy_conv.tile_bytes)
+    monkeypatch.setenv("PORTACNN_TILE_KIB", "3")
+    assert numpy_conv.tile_bytes() == 3072
+    monkeypatch.delenv("PORTACNN_TILE_KIB")
+    numpy_conv.tile_bytes.cache_clear()
+    assert numpy_conv.tile_bytes() == 512 << 10
+    numpy_conv.tile_bytes.cache_clear()
 
 
 @with_each_kernel

@@ -164,10 +164,9 @@ class Layer:
         for name, grad in grads.items():
             if name not in self.params:
                 continue
-            if name in self.grads:
-                self.grads[name][...] = grad
-            else:
-                self.grads[name] = self.backend.contiguous(grad)  # type: ignore[union-attr]
+            if name not in self.grads:  # not the array that came: it may lie in a workspace
+                self.grads[name] = self.backend.xp.empty_like(self.params[name])  # type: ignore[union-attr]
+            self.grads[name][...] = grad
 
     # --- building ---------------------------------------------------------------------------------------------------
 

@@ -51,6 +51,8 @@ class Inference:
         key = (type(x), tuple(x.shape), x.dtype, x.device, kernel_choice())
         way = self._ways.get(key)
         if way is None or not way.holds():
+            # Those that hold no longer would keep parameters of a device that the network has left.
+            self._ways = {other: kept for other, kept in self._ways.items() if kept.holds()}
             if len(self._ways) >= _WAYS:
                 self._ways.clear()
             way = self._ways[key] = _Way(network, x, batch)
@@ -61,8 +63,10 @@ class _Way:
     """A prepared way through a network, for arrays just like one that has passed all checks."""
 
     def __init__(self, network: Layer, x: Array, batch: Callable[[Array], Array]) -> None:
-        self._batch = batch
-        self._function = network.prepare(batch(x))
+        first = batch(x)  # which checks x
+        own = backend_of(x).name == backend_of(first).name and x.dtype == first.dtype
+        self._batch = None if own else batch  # what is the network's own already is laid out where it is needed
+        self._function = network.prepare(x if own else first)
         self._arrays = [
             (arrays, name, array)
             for layer in network.walk()
@@ -75,7 +79,7 @@ class _Way:
         return all(arrays.get(name) is array for arrays, name, array in self._arrays)
 
     def __call__(self, x: Array) -> Array:
-        return _copy(self._function(self._batch(x)))
+        return _copy(self._function(x if self._batch is None else self._batch(x)))
 
 
 def _copy(y: Array) -> Array:

@@ -3,7 +3,7 @@
 Fresh memory is dear: the system hands out a large array page by page, at its first touch, and that can cost as much as what
 is computed into it. Within ``with workspace(ws):`` a backend's kernels therefore take the room for what they give back from
 ``ws``, in order, and the next ``with`` on the same workspace starts over. So nothing that lies in a workspace may
-outlive its block: losses and gradients of parameters do not, activations and their gradients do.
+outlive its block: activations and gradients lie there, losses do not, and layers copy the gradients of their parameters out.
 """
 
 from collections import defaultdict

@@ -1,0 +1,303 @@
+"""``predict``: what it gives is what ``forward`` gives, whoever asks at the same time, and whatever happens to the model."""
+
+import copy
+import threading
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from checks import agree, choices, normal, with_each_kernel
+from conftest import Here
+from nets import patches, small_net
+
+from portacnn import Model, Normalize, SimpleConvNet, runtime
+from portacnn.layers import BatchNorm2d, Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU, Residual
+from portacnn.models.inference import _WAYS, FEW
+from portacnn.ops import use_kernels
+from portacnn.runtime import Kernel
+
+X, T = patches(40)
+COUNTS = [*range(1, FEW + 2), 40]
+
+
+def model_on(here: Here, seed: int = 0) -> Model:
+    """All kinds of layers: fused ones, one without a way of its own, and containers."""
+    model = Model(
+        conv1=Conv2d(1, 3, 3, padding=1),
+        relu1=ReLU(),
+        pool1=MaxPool2d(2),
+        block=Residual(Conv2d(3, 3, 3, padding=1), activation=ReLU()),
+        norm=BatchNorm2d(3),
+        drop=Dropout(0.5),
+        flatten=Flatten(),
+        fc1=Linear(None, 6),
+        relu2=ReLU(),
+        fc2=Linear(6, 4),
+    )
+    return model.build((1, 8, 8), device=here.device, seed=seed)
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@with_each_kernel
+def test_it_agrees_with_forward(backend: Here, count: int):
+    model, x = model_on(backend), backend.array(X[:count])
+    expected = backend.host(model.forward(x))
+    for _ in range(3):  # made, found again, found again
+        agree(backend, model.predict(x), expected, x)
+    agree(backend, model.predict(X[:count]), expected, x)  # host arrays go the same way
+
+
+def test_an_image_alone_gets_what_it_gets_in_a_batch(backend: Here):
+    model, x = model_on(backend), backend.array(X)
+    whole = backend.host(model.predict(x))
+    for size in (1, 3, FEW, 17):
+        agree(backend, model.predict(x, batch_size=size), whole, x)
+    assert tuple(model.predict(x[:0, ...]).shape) == (0, 4)
+
+
+def test_bytes_and_floats_do_not_take_each_others_way(backend: Here):
+    model, draws = model_on(backend), np.random.default_rng(0)
+    model.preprocess = Normalize()
+    images = draws.integers(0, 256, (3, 1, 8, 8)).astype("uint8")
+    scaled = (images / np.float32(255)).astype("float32")
+    expected = backend.host(model.forward(backend.array(scaled)))
+    like = backend.array(scaled)
+    for _ in range(2):
+        agree(backend, model.predict(backend.array(images)), expected, like)
+        agree(backend, model.predict(like), expected, like)
+        agree(backend, model.predict(backend.array(scaled.astype("float64"))), expected, like)
+
+
+def test_a_prepared_way_follows_a_change_of_preprocess(backend: Here):
+    model, draws = model_on(backend), np.random.default_rng(0)
+    images = backend.array(draws.integers(0, 256, (3, 1, 8, 8)).astype("uint8"))
+    model.preprocess = Normalize()
+    first = backend.host(model.predict(images))
+    model.preprocess = Normalize(mean=(0.5,), std=(0.25,))
+    second = model.predict(images)
+    assert np.abs(backend.host(second) - first).max() > 1e-3
+    agree(backend, second, backend.host(model.forward(model.batch(images))), second)
+
+
+@pytest.mark.parametrize("count", [1, FEW, 40])
+@with_each_kernel
+def test_results_stay_as_they_are(backend: Here, count: int):
+    """They do not lie in the memory that the next call uses."""
+    model, a, b = model_on(backend), backend.array(X[:count]), backend.array(X[::-1][:count])
+    first = model.predict(a)
+    before = backend.host(first)
+    second = model.predict(b)
+    np.testing.assert_array_equal(backend.host(first), before)
+    agree(backend, second, backend.host(model.forward(b)), b)
+    first[...] = 0.0  # it is the caller's own
+    agree(backend, model.predict(a), before, a)
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_the_images_are_left_alone(backend: Here, count: int):
+    model, x = model_on(backend), backend.array(X[:count])
+    for _ in range(2):
+        model.predict(x)
+    np.testing.assert_array_equal(backend.host(x), X[:count])
+
+
+# --- when the model changes -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 40])
+@with_each_kernel
+def test_parameters_that_are_written_to_are_seen(backend: Here, count: int):
+    model, other, x = model_on(backend), model_on(backend, seed=1), backend.array(X[:count])
+    model.predict(x)
+    for array in model.named_parameters().values():
+        array *= 1.5
+    agree(backend, model.predict(x), backend.host(model.forward(x)), x)
+    model.load_state_dict(other.state_dict())
+    agree(backend, model.predict(x), backend.host(other.forward(x)), x)
+    model.children["norm"].buffers["running_mean"][...] = 0.25
+    agree(backend, model.predict(x), backend.host(model.forward(x)), x)
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_a_step_of_training_is_seen(backend: Here, count: int):
+    model, x = small_net(backend.device), backend.array(X[:count])
+    model.predict(x)
+    gradients = model.gradient(backend.array(X), T)
+    for path, array in model.named_parameters().items():
+        array -= 0.1 * gradients[path]
+    agree(backend, model.predict(x), backend.host(model.forward(x)), x)
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_a_model_built_anew_is_seen(backend: Here, count: int):
+    model, other, x = model_on(backend), model_on(backend, seed=1), backend.array(X[:count])
+    model.predict(x)
+    model.build((1, 8, 8), device=backend.device, seed=1)
+    agree(backend, model.predict(x), backend.host(other.forward(x)), x)
+    model.build((1, 12, 8), device=backend.device, seed=1)
+    y = backend.array(normal(count, 1, 12, 8), "float32")
+    agree(backend, model.predict(y), backend.host(model.forward(y)), y)
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_a_model_that_moves_is_seen(backend: Here, count: int):
+    model, x = model_on(backend), backend.array(X[:count])
+    expected = backend.host(model.predict(x))
+    model.to("numpy")
+    np.testing.assert_allclose(model.predict(X[:count]), expected, rtol=1e-4, atol=1e-5)
+    model.to(backend.device)
+    agree(backend, model.predict(x), expected, x)
+
+
+def test_parameters_that_it_has_left_behind_are_let_go(backend: Here):
+    model, x = model_on(backend), backend.array(X[:2])
+    for count in (1, 2):
+        model.predict(x[:count, ...])
+    model.build((1, 8, 8), device=backend.device, seed=1)
+    model.predict(x)
+    parameters = list(model.named_parameters().values())
+    kept = [array for way in model._inference._ways.values() for _, name, array in way._arrays if name == "weight"]
+    assert kept
+    assert all(any(array is own for own in parameters) for array in kept)
+
+
+def test_a_copy_goes_ways_of_its_own(backend: Here):
+    model, x = model_on(backend), backend.array(X[:1])
+    before = backend.host(model.predict(x))
+    twin = copy.deepcopy(model)
+    for array in twin.named_parameters().values():
+        array *= 2.0
+    agree(backend, model.predict(x), before, x)
+    agree(backend, twin.predict(x), backend.host(twin.forward(x)), x)
+
+
+# --- kernels --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_the_choice_of_kernels_is_heeded(backend: Here, count: int, monkeypatch: pytest.MonkeyPatch):
+    """Not only when a way is made: one that was made under another choice is left alone."""
+    called: list[str] = []
+    x = backend.array(X[:count])
+    own = runtime.backend_of(x)
+
+    def watched(table: str) -> dict[str, Kernel]:
+        def look(*args: Any, **kwargs: Any) -> Any:
+            called.append(table)
+            return NotImplemented
+
+        return {op: Kernel(look, None, None) for op in ("conv_relu", "linear_relu", "linear")}
+
+    monkeypatch.setattr(type(own), "compiled", watched("compiled"))
+    monkeypatch.setitem(runtime._by_type, type(x), replace(own, kernels=watched("kernels")))
+    model = small_net(backend.device)
+    seen = {"auto": {"kernels", "compiled"}, "numpy": {"kernels"}, "reference": set()}
+    for choice in ("auto", "reference", "numpy", "auto", "reference"):
+        called.clear()
+        with use_kernels(choice):
+            model.predict(x)
+        assert set(called) == seen[choice], choice
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_reference_gives_the_portable_ops_bits(backend: Here, count: int):
+    model, x = model_on(backend), backend.array(X[:count])
+    for choice in choices(backend):
+        with use_kernels(choice):
+            model.predict(x)
+    with use_kernels("reference"):
+        np.testing.assert_array_equal(backend.host(model.predict(x)), backend.host(model.forward(x)))
+
+
+# --- memory and threads ---------------------------------------------------------------------------------------------
+
+
+def held(model: Model) -> int:
+    room = model._inference._workspace
+    arrays = [array for arrays in room._arrays.values() for array in arrays]
+    return sum(array.nbytes for array in (*arrays, *room._scratch.values()))
+
+
+@pytest.mark.parametrize("choice", choices(Here("numpy", runtime.resolve("numpy"))))
+def test_memory_does_not_grow(choice: str):
+    model = small_net("numpy")
+    with use_kernels(choice):
+        model.predict(X)
+        once = held(model)
+        for _ in range(4):
+            model.predict(X)
+    assert held(model) == once
+    for count in range(1, 4 * _WAYS):
+        model.predict(np.tile(X, (2, 1, 1, 1))[:count], batch_size=FEW)
+        assert len(model._inference._ways) <= _WAYS
+
+
+def test_a_batch_larger_than_its_own_is_not_held():
+    model = small_net("numpy")
+    model._most = 10
+    model.predict(X, batch_size=20)
+    assert held(model) == 0
+    model.predict(X, batch_size=10)
+    assert held(model) > 0
+
+
+def test_it_takes_as_many_at_a_time_as_there_is_room_for(monkeypatch: pytest.MonkeyPatch):
+    model, sizes = small_net("numpy"), []
+    forward = type(model).forward
+
+    def look(self: Any, x: Any, **options: Any) -> Any:
+        sizes.append(x.shape[0])
+        return forward(self, x, **options)
+
+    monkeypatch.setattr(type(model), "forward", look)
+    many = np.tile(X, (14, 1, 1, 1))[:515]
+    expected = model.predict(many, batch_size=50)
+    sizes.clear()
+    np.testing.assert_allclose(model.predict(many), expected, rtol=1e-5, atol=1e-5)
+    assert sizes == [256, 256]  # and three that go a prepared way
+    numbers = 3 * 6 * 6 * 2 + 3 * 3 * 3 * 2 + 6 * 2 + 4
+    monkeypatch.setattr("portacnn.models.model._ROOM", 8 * numbers * 20 + 7)
+    model._most = None
+    sizes.clear()
+    model.predict(X)
+    assert sizes == [20, 20]
+
+
+@pytest.mark.parametrize("choice", choices(Here("numpy", runtime.resolve("numpy"))))
+@pytest.mark.parametrize("count", [1, FEW, 40])
+def test_two_threads_on_one_model(count: int, choice: str):
+    """With every other thread's images different from the own ones."""
+    model = SimpleConvNet(input_dim=(1, 8, 8), conv_param={"filter_num": 3, "filter_size": 3}, seed=0, device="numpy")
+    inputs = [normal(count, 1, 8, 8, seed=seed).astype("float32") for seed in range(3)]
+    with use_kernels(choice):
+        expected = [model.forward(x) for x in inputs]
+    wrong: list[Any] = []
+    start = threading.Barrier(len(inputs))
+
+    def ask(number: int) -> None:
+        try:
+            start.wait()
+            with use_kernels(choice):
+                for _ in range(100):
+                    found = model.predict(inputs[number])
+                    np.testing.assert_allclose(found, expected[number], rtol=1e-5, atol=1e-5)
+        except BaseException as error:
+            wrong.append(error)
+
+    workers = [threading.Thread(target=ask, args=(number,)) for number in range(len(inputs))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert wrong == []
+
+
+def test_after_an_error_it_goes_on(backend: Here):
+    model, x = model_on(backend), backend.array(X[:2])
+    expected = backend.host(model.predict(x))
+    for bad in (normal(2, 3, 8, 8), normal(20, 3, 8, 8), np.ones((2, 1, 8, 8), dtype="int32")):
+        with pytest.raises(Exception, match="expected"):
+            model.predict(backend.array(bad))
+    assert not model._inference._lock.locked()
+    agree(backend, model.predict(x), expected, x)
