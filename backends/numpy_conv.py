@@ -192,7 +192,7 @@ def _forward(
     relu: bool,
     keep: bool,
 ) -> Any:
-    if groups != 1 or x.dtype.itemsize not in (4, 8) or (pool is not None and not pools_in_place(pool)):
+    if groups != 1 or x.dtype.itemsize not in (4, 8) or not x.size or (pool is not None and not pools_in_place(pool)):
         return NotImplemented
     padded = _padded(np.ascontiguousarray(batch_last(x)), windows)
     o, n = len(weight), x.shape[0]
@@ -316,7 +316,7 @@ def _prepared(
     With few samples the runs are short. So an output row is taken as long as the padded input's, and all rows are one run; what
     lies behind the end of each means nothing and is passed over.
     """
-    if groups != 1 or max(windows.stride) > 1 or (pool is not None and not pools_in_place(pool)):
+    if groups != 1 or not x.size or max(windows.stride) > 1 or (pool is not None and not pools_in_place(pool)):
         return NotImplemented
     o, n, (*before, last) = len(weight), x.shape[0], _extent(windows)
     padded = np.zeros((x.shape[1], *before, last, n), dtype=x.dtype)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import oracles
 import pytest
 from conftest import Here
 
+from portacnn.backends import numpy_conv
 from portacnn.errors import ArrayError
 from portacnn.ops import use_kernels
 from portacnn.runtime import Array, resolve
@@ -90,6 +92,26 @@ def with_each_kernel(test: Callable[..., None]) -> Callable[..., None]:
                 raise
 
     return run
+
+
+@contextmanager
+def pieces_of(size: int) -> Iterator[None]:
+    """NumPy's convolutions within so many bytes: their columns, and the panels where numba is here. They remember how they cut."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(numpy_conv, "tile_bytes", lambda: size)
+        cuts = [numpy_conv._tiles]
+        if find_spec("numba") is not None:
+            from portacnn.backends import jit_conv
+
+            patch.setattr(jit_conv, "_NEAR", size)
+            cuts.append(jit_conv.panel_of)
+        try:
+            for cut in cuts:
+                cut.cache_clear()
+            yield
+        finally:
+            for cut in cuts:
+                cut.cache_clear()
 
 
 def refuses(kind: type[Exception], *words: str, call: Callable[[], Any]) -> None:

@@ -11,7 +11,7 @@ from checks import agree, choices, normal, with_each_kernel
 from conftest import Here
 from nets import patches, small_net
 
-from portacnn import Model, Normalize, SimpleConvNet, runtime
+from portacnn import Model, Normalize, SimpleConvNet, ops, runtime
 from portacnn.layers import BatchNorm2d, Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU, Residual
 from portacnn.models.inference import _WAYS, FEW
 from portacnn.ops import use_kernels
@@ -187,7 +187,11 @@ def test_the_choice_of_kernels_is_heeded(backend: Here, count: int, monkeypatch:
             called.append(table)
             return NotImplemented
 
-        return {op: Kernel(look, None, None) for op in ("conv_relu", "linear_relu", "linear")}
+        def linear(x: Any, weight: Any, bias: Any = None) -> Any:
+            """The one that is prepared: what it gives must not be used where the choice is another."""
+            return lambda x: called.append(table) or ops.linear(x, weight, bias, keep=False)[0]
+
+        return {"conv_relu": Kernel(look), "linear_relu": Kernel(look), "linear": Kernel(look, None, linear)}
 
     monkeypatch.setattr(type(own), "compiled", watched("compiled"))
     monkeypatch.setitem(runtime._by_type, type(x), replace(own, kernels=watched("kernels")))

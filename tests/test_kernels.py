@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checks import DTYPES, choices
+from checks import DTYPES, choices, pieces_of
 from conftest import Here
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -219,13 +219,16 @@ def _arrays(value: Any) -> list[np.ndarray]:
 
 
 def results(name: str, example: Example, dtype: str, last: bool, seed: int) -> list[np.ndarray]:
-    """What a call gives back and writes into its arguments, and what its backward gives. ``last``: the batch lies last."""
+    """What a call gives back and writes into its arguments, what its backward gives, and what the prepared op gives.
+
+    ``last``: the batch lies last.
+    """
 
     def as_given(array: np.ndarray) -> np.ndarray:
         own = array.astype(dtype)
         return np.moveaxis(np.moveaxis(own, 0, -1).copy(), -1, 0) if last and array.ndim > 1 else own
 
-    arguments, options = _each(example[0], as_given), _each(example[1], as_given)
+    arguments, options = _each(example[0], as_given), example[1]
     op = OPS[name]
     result = op(*arguments, **options)
     if op.portable_backward is None:
@@ -240,7 +243,10 @@ def results(name: str, example: Example, dtype: str, last: bool, seed: int) -> l
         found += _arrays(others)
     quick, nothing = op(*arguments, **{**options, "keep": False})
     assert nothing is None
-    return [*found, quick]
+    x, *others = arguments
+    prepared = op.prepare(x, *others)
+    prepared(as_given(numbers(*x.shape, seed=seed)))  # of which nothing may be left
+    return [*found, quick, prepared(x)]
 
 
 BACKWARDS = {
@@ -268,9 +274,9 @@ def compare(name: str, data: st.DataObject) -> None:
     last, seed = data.draw(st.booleans()), data.draw(seeds)
     with use_kernels("reference"):
         expected = results(name, example, dtype, last, seed)
-    count = data.draw(st.sampled_from([1, 2, 3]))
+    count, room = data.draw(st.sampled_from([1, 2, 3])), data.draw(st.sampled_from([1, 4096, 256 << 10]))
     for choice in choices(Here("numpy", NUMPY))[:-1]:
-        with use_kernels(choice), pieces_for(count):
+        with use_kernels(choice), pieces_of(room), pieces_for(count):
             found = results(name, example, dtype, last, seed)
         assert len(found) == len(expected)
         for number, (got, right) in enumerate(zip(found, expected, strict=True)):
@@ -295,7 +301,7 @@ def test_drawn(name: str, data: st.DataObject):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KERNELS)
-@settings(max_examples=1000, suppress_health_check=quiet)
+@settings(max_examples=400, suppress_health_check=quiet)
 @given(data=st.data())
 def test_drawn_at_length(name: str, data: st.DataObject):
     compare(name, data)

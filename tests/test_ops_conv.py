@@ -1,6 +1,5 @@
 """Convolution and its gradients against loops, SciPy and PyTorch, on drawn geometries, layouts and bad arguments."""
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,7 @@ from checks import (
     gradient_agrees,
     laid_out,
     normal,
+    pieces_of,
     refuses,
     refuses_integers_and_lists,
     refuses_mixed,
@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from portacnn.backends import numpy_conv
 from portacnn.errors import ArgumentError, ArrayError, ShapeError, StateError
-from portacnn.ops import avg_pool2d, conv2d, conv2d_backward, use_kernels
+from portacnn.ops import avg_pool2d, conv2d, conv2d_backward
 
 
 @dataclass(frozen=True)
@@ -205,25 +205,13 @@ def test_memory_layouts(backend: Here, name: str, layout: str):
         check(backend, CASES[name], "float64", (others, others, layout), seed=31)
 
 
-@pytest.fixture
-def tiles_of(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
-    """``tiles_of(bytes)`` bounds the columns of NumPy's convolution; it remembers how it cut, so that is forgotten."""
-
-    def bound(size: int) -> None:
-        monkeypatch.setattr(numpy_conv, "tile_bytes", lambda: size)
-        numpy_conv._tiles.cache_clear()
-
-    yield bound
-    numpy_conv._tiles.cache_clear()
-
-
-@pytest.mark.parametrize("tile", [1, 1500, 6000])
-def test_numpys_convolution_in_tiles(backend: Here, tile: int, tiles_of: Callable[[int], None]):
-    """Tiles of one output row, and of a few that do not divide the output; real ones would hold all these cases at once."""
+@pytest.mark.parametrize("room", [1, 1500, 6000])
+@with_each_kernel
+def test_numpys_convolutions_in_pieces(backend: Here, room: int):
+    """Of one output row, and of a few that do not divide the output; real ones would hold all these cases at once."""
     if backend.backend.name != "numpy":
-        pytest.skip("only NumPy's kernel works in tiles")
-    tiles_of(tile)
-    with use_kernels("numpy"):
+        pytest.skip("only NumPy's kernels work in pieces")
+    with pieces_of(room):
         for case in CASES.values():
             check(backend, case, "float64", ("packed", "batch_last", "stepped"), seed=41)
 

@@ -14,6 +14,7 @@ from checks import (
     choices,
     laid_out,
     normal,
+    pieces_of,
     refuses,
     refuses_integers_and_lists,
     refuses_mixed,
@@ -175,6 +176,17 @@ def test_memory_layouts(backend: Here, name: str, layout: str):
         check(backend, CASES[name], "float64", (layout, others, others), seed=31)
         check(backend, CASES[name], "float64", (others, layout, others), seed=31)
         check(backend, CASES[name], "float64", (others, others, layout), seed=31)
+
+
+@pytest.mark.parametrize("room", [1, 1500, 6000])
+@with_each_kernel
+def test_numpys_convolutions_in_pieces(backend: Here, room: int):
+    """Of one output row or row of pooling windows, and of a few that do not divide the output."""
+    if backend.backend.name != "numpy":
+        pytest.skip("only NumPy's kernels work in pieces")
+    with pieces_of(room):
+        for case in CASES.values():
+            check(backend, case, "float64", ("packed", "batch_last", "stepped"), seed=41)
 
 
 @st.composite
@@ -360,11 +372,9 @@ def test_linear_refuses_what_linear_refuses(backend: Here):
 
 # --- prepared -------------------------------------------------------------------------------------------------------
 
-PREPARED = {name: conv_relu for name in ("plain", "pool", "pool overlapping", "pool with gaps", "1d, pool", "3d, pool")}
-
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", [*PREPARED, "linear", "linear_relu"])
+@pytest.mark.parametrize("name", [*CASES, "linear", "linear_relu"])
 def test_a_prepared_op_does_what_the_op_does(backend: Here, name: str, dtype: str):
     """For other arrays of the same kind, with other values in the same parameters, over and over."""
     if name in CASES:
@@ -374,12 +384,13 @@ def test_a_prepared_op_does_what_the_op_does(backend: Here, name: str, dtype: st
     for choice in choices(backend):
         with use_kernels(choice):
             x = backend.array(hosts[0], dtype)
-            weight, bias = (backend.backend.asarray(a, dtype) for a in hosts[1:])
+            weight, bias = (None if a is None else backend.backend.asarray(a, dtype) for a in hosts[1:])
             function = op.prepare(x, weight, bias, *rest)
             for seed in range(3):
                 other = backend.array(normal(*hosts[0].shape, seed=seed), dtype)
                 weight[...] = backend.array(normal(*hosts[1].shape, seed=seed + 9), dtype)
-                bias[...] = backend.array(normal(*hosts[2].shape, seed=seed + 8), dtype)
+                if bias is not None:
+                    bias[...] = backend.array(normal(*hosts[2].shape, seed=seed + 8), dtype)
                 with untouched(backend, other, weight, bias):
                     got = function(other)
                 with use_kernels("reference"):

@@ -287,3 +287,15 @@ def test_a_residual_block_with_relu(backend: Here, activation: Any):
     block.forward(x, train=True)
     block.forget()
     refuses(StateError, "activation", call=lambda: block.backward(x))
+
+
+def test_an_observed_activation_of_a_block_runs_by_itself(backend: Here):
+    x, seen = backend.array(normal(3, 2, 4, 4)), []
+    block = Residual(BatchNorm2d(2), activation=ReLU()).build((2, 4, 4), device=backend.device, dtype="float64")
+    wanted = [backend.host(block.forward(x, train=True)), backend.host(block.backward(x))]
+    original = block.activation.forward
+    block.forward(x, train=True)  # whose backward never comes
+    block.activation.forward = lambda x, **options: seen.append(x) or original(x, **options)
+    agree(backend, block.forward(x, train=True), wanted[0], x, 1e-12)
+    agree(backend, block.backward(x), wanted[1], x, 1e-12)
+    assert len(seen) == 1

@@ -246,3 +246,27 @@ def test_a_stage_after_the_layer_moved(backend: Here):
     np.testing.assert_allclose(model.forward(X.astype("float32")), before, rtol=1e-4, atol=1e-5)
     model.to(backend.device)
     agree(backend, model.forward(x), before, x)
+
+
+def test_an_observed_layer_runs_by_itself(backend: Here):
+    """Whoever puts a function over a layer's forward sees its numbers, in training and in predictions of one image."""
+    x, t = normal(3, 1, 8, 8).astype("float32"), np.asarray([0, 1, 2])
+    net = Model(conv=Conv2d(1, 4, 3), relu=ReLU(), pool=MaxPool2d(2), flatten=Flatten(), fc=Linear(None, 3))
+    net.build((1, 8, 8), device=backend.device, seed=0)
+    gradients = {path: backend.host(array) for path, array in net.gradient(x, t).items()}
+    alone = backend.host(net.predict(x[:1]))
+    seen, original = [], net.children["relu"].forward
+
+    def watch(x, **options):
+        seen.append(original(x, **options))
+        return seen[-1]
+
+    net.children["relu"].forward = watch
+    np.testing.assert_allclose(backend.host(net.predict(x[:1])), alone, rtol=1e-5, atol=1e-6)
+    assert [tuple(y.shape) for y in seen] == [(1, 4, 6, 6)]
+    for path, array in net.gradient(x, t).items():
+        np.testing.assert_allclose(backend.host(array), gradients[path], rtol=1e-4, atol=1e-6)
+    assert [tuple(y.shape) for y in seen] == [(1, 4, 6, 6), (3, 4, 6, 6)]
+    del net.children["relu"].forward
+    net.predict(x[:1])
+    assert len(seen) == 2

@@ -10,7 +10,7 @@ from portacnn.arguments import one_of
 from portacnn.errors import ArgumentError, PortacnnError, ShapeError
 from portacnn.layers.activation import ReLU
 from portacnn.layers.base import Layer, Shape
-from portacnn.layers.stages import Stage, stages
+from portacnn.layers.stages import Fused, Stage, observed, stages
 from portacnn.ops.fused import add_relu, add_relu_backward
 from portacnn.ops.join import add, concat_channels, split_channels
 from portacnn.runtime import Array, describe
@@ -68,30 +68,41 @@ class Sequential(_Container):
 
     def __init__(self, *layers: Layer, **named: Layer) -> None:
         self._adopt_all(layers, named)
-        self.stages = list(stages(self.children))
+        self.stages = self._ran = list(stages(self.children))
 
     stages: list[Stage]
     """What runs, in this order: the layers, some that follow each other as one."""
+    _ran: list[Stage]
 
     def infer(self, shape: Shape) -> Shape:
         for name, child in self.children.items():
             shape = child.plan(shape, self.child_path(name))
         return shape
 
+    def _parts(self) -> list[Stage]:
+        """What runs now. Where somebody has put a function of their own over a layer's forward or backward, it runs by itself."""
+        return [
+            part
+            for stage in self.stages
+            for part in (stage.layers if isinstance(stage, Fused) and any(map(observed, stage.layers)) else [stage])
+        ]
+
     def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
         keep = train if keep is None else keep
-        for stage in self.stages:
-            x = self._run(stage, x, train, keep)
+        self._ran = self._parts()
+        for part in self._ran:
+            x = self._run(part, x, train, keep)
         return x
 
     def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
-        # Without a wish for dx, the backward pass ends at the first stage that learns anything.
-        first = 0 if need_dx else next((i for i, stage in enumerate(self.stages) if _learns(stage)), len(self.stages))
+        parts = self._ran
+        # Without a wish for dx, the backward pass ends at the first part that learns anything.
+        first = 0 if need_dx else next((i for i, part in enumerate(parts) if _learns(part)), len(parts))
         grad: Array | None = dy
-        for index in range(len(self.stages) - 1, first - 1, -1):
-            grad = self.stages[index].backward(grad, need_dx=need_dx or index > first)
-        for stage in self.stages[:first]:
-            stage.forget()
+        for index in range(len(parts) - 1, first - 1, -1):
+            grad = parts[index].backward(grad, need_dx=need_dx or index > first)
+        for part in parts[:first]:
+            part.forget()
         return grad if need_dx else None
 
     def prepare(self, x: Array) -> Callable[[Array], Array]:
@@ -145,8 +156,6 @@ class Residual(_Container):
         if activation is not None:
             self._adopt("activation", activation)
         self.body, self.shortcut, self.activation, self.shortcut_name = body, shortcut, activation, shortcut_name
-        # One op with the sum. A class that derives from ReLU may do something else.
-        self._relu = activation if type(activation) is ReLU else None
 
     def child_path(self, name: str) -> str:
         return self.path if name == "body" else super().child_path(name)
@@ -183,20 +192,20 @@ class Residual(_Container):
         y = self._run(self.body, x, train, keep)
         short = x if self.shortcut is None else self._run(self.shortcut, x, train, keep)
         try:
-            if self._relu is None:
-                y = add([y, short])
-            else:
+            if type(self.activation) is ReLU and not observed(self.activation):
                 y, cache = add_relu([y, short], keep=keep)
-                self._relu._keep(cache)
+                self._keep(cache)
+                return y
+            y = add([y, short])
         except PortacnnError as error:
             raise error.at(self.where)
-        if self.activation is None or self._relu is not None:
-            return y
-        return self._run(self.activation, y, train, keep)
+        if keep:
+            self._cache = None  # the activation has it
+        return y if self.activation is None else self._run(self.activation, y, train, keep)
 
     def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
-        if self._relu is not None:
-            grad = add_relu_backward(dy, self._relu._kept())
+        if self._cache is not None:
+            grad = add_relu_backward(dy, self._kept())
         else:
             grad = dy if self.activation is None else self.activation.backward(dy)
         dx = self._return(self.body, grad, need_dx)

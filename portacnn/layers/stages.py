@@ -2,7 +2,7 @@
 
 A *stage* is a layer, or several for which there is an op that does it all (``portacnn.ops.fused``). Those keep their own paths
 and parameters; only the way through them is shorter. A class that derives from a layer may do something else, so only
-the very classes named here are put together.
+the very classes named here are put together; and a layer that is observed runs by itself.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -114,6 +114,11 @@ class FusedBatchNorm(Fused):
 
 
 Stage = Layer | Fused
+
+
+def observed(layer: Layer) -> bool:
+    """Whether somebody has put a function of their own over this very layer's forward or backward, to see what goes through."""
+    return "forward" in vars(layer) or "backward" in vars(layer)
 
 
 def stages(layers: Mapping[str, Layer]) -> Iterator[Stage]:

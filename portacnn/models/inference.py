@@ -10,6 +10,7 @@ from threading import Lock
 from typing import Any
 
 from portacnn.layers import Layer
+from portacnn.layers.stages import observed
 from portacnn.ops.dispatch import kernel_choice
 from portacnn.ops.workspace import Workspace, workspace
 from portacnn.runtime import Array, backend_of
@@ -38,8 +39,8 @@ class Inference:
         if not self._lock.acquire(blocking=False):
             return network.forward(batch(x), keep=False)
         try:
-            if x.shape[0] <= FEW:
-                return self._way(network, x, batch)(x)
+            if x.shape[0] <= FEW and not (way := self._way(network, x, batch)).is_watched():
+                return way(x)
             if not hold:
                 return network.forward(batch(x), keep=False)
             with workspace(self._workspace):
@@ -67,9 +68,10 @@ class _Way:
         own = backend_of(x).name == backend_of(first).name and x.dtype == first.dtype
         self._batch = None if own else batch  # what is the network's own already is laid out where it is needed
         self._function = network.prepare(x if own else first)
+        self._layers = list(network.walk())
         self._arrays = [
             (arrays, name, array)
-            for layer in network.walk()
+            for layer in self._layers
             for arrays in (layer.params, layer.buffers)
             for name, array in arrays.items()
         ]
@@ -77,6 +79,10 @@ class _Way:
     def holds(self) -> bool:
         """Whether parameters and buffers are still the same arrays: moving or building the network makes new ones."""
         return all(arrays.get(name) is array for arrays, name, array in self._arrays)
+
+    def is_watched(self) -> bool:
+        """Whether a layer is observed by somebody who wants to see what goes through."""
+        return any(map(observed, self._layers))
 
     def __call__(self, x: Array) -> Array:
         return _copy(self._function(x if self._batch is None else self._batch(x)))
