@@ -34,16 +34,19 @@ def _folder() -> str | None:
     return str(folder)
 
 
-def compiled(function: Callable[..., Any]) -> Any:
+def compiled(function: Callable[..., Any], *, reorder: bool = True) -> Any:
     """``numba.njit`` for a kernel. What it compiles is kept in portacnn's cache folder (or in NUMBA_CACHE_DIR, where that is set).
 
-    Sums may be reordered; NaN and infinity count as everywhere.
+    With ``reorder``, sums may be reordered, and a product and a sum rounded once; NaN and infinity count as everywhere.
     """
     folder, before = _folder(), numba.config.CACHE_DIR
     try:
         numba.config.CACHE_DIR = folder or before  # read when a function is made, and only then
         return numba.njit(
-            nogil=True, cache=folder is not None, error_model="numpy", fastmath={"reassoc", "contract", "nsz"}
+            nogil=True,
+            cache=folder is not None,
+            error_model="numpy",
+            fastmath={"reassoc", "contract", "nsz"} if reorder else False,
         )(function)
     finally:
         numba.config.CACHE_DIR = before

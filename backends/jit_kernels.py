@@ -8,9 +8,11 @@ from portacnn.backends.jit_conv import (
     prepare_conv,
     prepare_conv_relu,
 )
+from portacnn.backends.jit_norm import KERNELS as NORM_KERNELS
 from portacnn.runtime import Kernel
 
 KERNELS = {
+    **NORM_KERNELS,
     "conv": Kernel(conv, conv_backward, prepare_conv),
     "conv_relu": Kernel(conv_relu, conv_relu_backward, prepare_conv_relu),
 }

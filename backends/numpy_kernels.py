@@ -13,6 +13,7 @@ from portacnn.backends.numpy_conv import (
     prepare_conv,
     prepare_conv_relu,
 )
+from portacnn.backends.numpy_join import add, add_relu
 from portacnn.backends.numpy_linear import (
     linear,
     linear_backward,
@@ -21,6 +22,7 @@ from portacnn.backends.numpy_linear import (
     prepare_linear,
     prepare_linear_relu,
 )
+from portacnn.backends.numpy_norm import KERNELS as NORM_KERNELS
 from portacnn.backends.numpy_pool import max_pool, max_pool_backward, relu, relu_backward
 from portacnn.backends.numpy_updates import (
     adagrad_update,
@@ -81,6 +83,9 @@ KERNELS = {
     "conv_relu": Kernel(conv_relu, conv_relu_backward, prepare_conv_relu),
     "linear": Kernel(linear, linear_backward, prepare_linear),
     "linear_relu": Kernel(linear_relu, linear_relu_backward, prepare_linear_relu),
+    **NORM_KERNELS,
+    "add": Kernel(add),
+    "add_relu": Kernel(add_relu, relu_backward),
     "relu": Kernel(relu, relu_backward),
     "erf": Kernel(erf),
     "kept": Kernel(kept),

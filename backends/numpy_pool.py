@@ -15,47 +15,47 @@ from portacnn.ops.layout import batch_first, batch_last
 from portacnn.ops.windows import Tap, Windows
 from portacnn.ops.workspace import empty
 
-_BITS = {4: np.int32, 8: np.int64}  # integers as wide as the float
+BITS = {4: np.int32, 8: np.int64}  # integers as wide as the float
 
 
 def keep_where(mask: np.ndarray, values: np.ndarray, out: np.ndarray) -> None:
     """out = ``values`` where ``mask``, else 0; of float32 or float64. The mask is used up."""
-    bits = _BITS[values.dtype.itemsize]
+    bits = BITS[values.dtype.itemsize]
     every_bit = np.negative(mask.view(np.int8), out=mask.view(np.int8))  # True -> -1, all bits set
     np.bitwise_and(values.view(bits), every_bit, out=out.view(bits))
 
 
-def _in_memory_order(x: np.ndarray) -> list[int]:
+def in_memory_order(x: np.ndarray) -> list[int]:
     """The axes of x from the one with the longest steps to the one with the shortest."""
     return sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis]))
 
 
-def _empty_like(x: np.ndarray) -> np.ndarray:
+def empty_like(x: np.ndarray) -> np.ndarray:
     """Room for a result that lies in memory as x does."""
-    order = _in_memory_order(x)
+    order = in_memory_order(x)
     return empty(np.empty, tuple(x.shape[axis] for axis in order), x.dtype).transpose(np.argsort(order))
 
 
 def relu(x: np.ndarray, *, keep: bool = True) -> Any:
-    if x.dtype.itemsize not in _BITS or x.ndim == 0:
+    if x.dtype.itemsize not in BITS or x.ndim == 0:
         return NotImplemented
-    y = _empty_like(x)
-    axis = _in_memory_order(x)[0]
+    y = empty_like(x)
+    axis = in_memory_order(x)[0]
     rows_x, rows_y = np.moveaxis(x, axis, 0), np.moveaxis(y, axis, 0)
     in_pieces(lambda s: np.maximum(rows_x[s], 0.0, out=rows_y[s]), x.shape[axis], x.size)
     return y, y if keep else None
 
 
 def relu_backward(dy: np.ndarray, y: np.ndarray) -> np.ndarray:
-    dx = _empty_like(y)
-    axis = _in_memory_order(y)[0]
+    dx = empty_like(y)
+    axis = in_memory_order(y)[0]
     rows_dy, rows_y, rows_dx = (np.moveaxis(array, axis, 0) for array in (dy, y, dx))
     in_pieces(lambda s: keep_where(rows_y[s] > 0, rows_dy[s], rows_dx[s]), y.shape[axis], y.size)
     return dx
 
 
 def max_pool(x: np.ndarray, windows: Windows, *, keep: bool) -> Any:
-    if x.dtype.itemsize not in _BITS or prod(windows.kernel) > 127:
+    if x.dtype.itemsize not in BITS or prod(windows.kernel) > 127:
         return NotImplemented
     xt = np.ascontiguousarray(batch_last(x))  # (C, *S, N)
     y = empty(np.empty, (xt.shape[0], *windows.out, xt.shape[-1]), x.dtype)
@@ -154,7 +154,7 @@ def unpool_into(dy: np.ndarray, winners: list[np.ndarray], dx: np.ndarray, windo
     if not in_pairs(windows):
         _unpool_taps(dy, winners[0], dx, windows)
         return
-    given, bits = dy, _BITS[dy.dtype.itemsize]
+    given, bits = dy, BITS[dy.dtype.itemsize]
     for axis, count in enumerate(windows.out):
         if axis + 1 < len(windows.out):
             into = np.empty((*given.shape[: axis + 1], 2 * count, *given.shape[axis + 2 :]), dtype=dy.dtype)

@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 
 from portacnn.arguments import one_of
 from portacnn.errors import ArgumentError, PortacnnError, ShapeError
+from portacnn.layers.activation import ReLU
 from portacnn.layers.base import Layer, Shape
 from portacnn.layers.stages import Fused, Stage, observed, stages
+from portacnn.ops.fused import add_relu, add_relu_backward
 from portacnn.ops.join import add, concat_channels, split_channels
 from portacnn.runtime import Array, describe
 
@@ -190,13 +192,22 @@ class Residual(_Container):
         y = self._run(self.body, x, train, keep)
         short = x if self.shortcut is None else self._run(self.shortcut, x, train, keep)
         try:
+            if type(self.activation) is ReLU and not observed(self.activation):
+                y, cache = add_relu([y, short], keep=keep)
+                self._keep(cache)
+                return y
             y = add([y, short])
         except PortacnnError as error:
             raise error.at(self.where)
+        if keep:
+            self._cache = None  # the activation has it
         return y if self.activation is None else self._run(self.activation, y, train, keep)
 
     def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
-        grad = dy if self.activation is None else self.activation.backward(dy)
+        if self._cache is not None:
+            grad = add_relu_backward(dy, self._kept())
+        else:
+            grad = dy if self.activation is None else self.activation.backward(dy)
         dx = self._return(self.body, grad, need_dx)
         short = grad if self.shortcut is None else self._return(self.shortcut, grad, need_dx)
         return add([dx, short]) if need_dx else None

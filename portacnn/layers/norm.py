@@ -87,6 +87,10 @@ class _BatchNorm(_ChannelNorm):
         self._set(num_features, eps, momentum, affine, track_running_stats)
 
     def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
+        return self.run(ops.batch_norm, x, train, keep)
+
+    def run(self, op: Any, x: Array, train: bool, keep: bool | None) -> Array:
+        """``forward`` by ``batch_norm``, or by an op that takes what it takes and does more."""
         home = self._home()
         count = (
             self.buffers.get("num_batches_tracked") if train and x.shape[0] else None
@@ -94,7 +98,7 @@ class _BatchNorm(_ChannelNorm):
         momentum = self.momentum
         if momentum is None:  # the average of all batches so far
             momentum = 0.0 if count is None else 1.0 / home.xp.astype(count + 1, x.dtype)
-        y, cache = ops.batch_norm(
+        y, cache = op(
             x,
             *self._statistics(),
             self.params.get("weight"),

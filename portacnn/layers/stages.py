@@ -12,13 +12,24 @@ from portacnn.layers.activation import ReLU
 from portacnn.layers.base import Layer
 from portacnn.layers.conv import Conv1d, Conv2d, Conv3d
 from portacnn.layers.linear import Linear
+from portacnn.layers.norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from portacnn.layers.pool import MaxPool1d, MaxPool2d, MaxPool3d
 from portacnn.ops.conv import conv_windows
-from portacnn.ops.fused import conv_relu, conv_relu_backward, linear_relu, linear_relu_backward
+from portacnn.ops.fused import (
+    batch_norm_relu,
+    batch_norm_relu_backward,
+    conv_relu,
+    conv_relu_backward,
+    linear_relu,
+    linear_relu_backward,
+)
 from portacnn.ops.pool import pool_windows
 from portacnn.runtime import Array
 
 _POOL: dict[type[Layer], type[Layer]] = {Conv1d: MaxPool1d, Conv2d: MaxPool2d, Conv3d: MaxPool3d}
+
+
+_BATCH_NORMS = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
 
 
 class Fused:
@@ -90,6 +101,18 @@ class FusedLinear(Fused):
         return linear.params["weight"], linear.params.get("bias")
 
 
+class FusedBatchNorm(Fused):
+    """Batch norm and ReLU."""
+
+    op, op_backward = batch_norm_relu, batch_norm_relu_backward
+
+    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
+        return self.layers[0].run(batch_norm_relu, x, train, keep)
+
+    def prepare(self, x: Array) -> Callable[[Array], Array]:
+        return lambda x: self.forward(x, keep=False)
+
+
 Stage = Layer | Fused
 
 
@@ -115,6 +138,8 @@ def _match(kinds: list[type[Layer]], first: Any) -> tuple[int, type[Fused] | Non
         return 1, None
     if kinds[0] is Linear:
         return 2, FusedLinear
+    if kinds[0] in _BATCH_NORMS:
+        return 2, FusedBatchNorm
     if kinds[0] in _POOL and first.padding_mode == "zeros":
         return (3, FusedConv) if kinds[2:] == [_POOL[kinds[0]]] else (2, FusedConv)
     return 1, None

@@ -1,4 +1,4 @@
-"""What layers that follow each other do in one go: convolution, ReLU and max pooling; an affine map and ReLU.
+"""What layers that follow each other do in one go: convolution, ReLU and max pooling; an affine map, batch norm or a sum and ReLU.
 
 Each is an op made of ops, so it gives what they give, one after the other, on every backend. It stands here so that a
 backend may override the whole: what is not written out between the parts need not be read again, and on most
@@ -8,10 +8,15 @@ ReLU and max pooling commute, and so do adding a bias and max pooling: an overri
 quarter of the numbers. Where a window's maximum is not above zero no gradient goes through, in either order.
 """
 
+from functools import partial
+from typing import Any
+
 from portacnn.ops.activation import relu, relu_backward
 from portacnn.ops.conv import conv, conv_backward
 from portacnn.ops.dispatch import op
+from portacnn.ops.join import add, check_add
 from portacnn.ops.linear import check_linear, linear, linear_backward
+from portacnn.ops.norm import batch_norm, batch_norm_backward, check_batch_norm
 from portacnn.ops.pool import max_pool, max_pool_backward
 from portacnn.ops.windows import Windows
 from portacnn.runtime import Array
@@ -56,3 +61,45 @@ def linear_relu_backward(dy: Array, saved: tuple, *, need_dx: bool = True) -> tu
     """dy (N, O) -> dx (N, F) or None, dweight (O, F), dbias (O,) or None."""
     linear_cache, relu_cache = saved
     return linear_backward(relu_backward(dy, relu_cache), linear_cache, need_dx=need_dx)
+
+
+@op(partial(check_batch_norm, "batch_norm_relu"))
+def batch_norm_relu(
+    x: Array,
+    running_mean: Array | None,
+    running_var: Array | None,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    *,
+    training: bool = False,
+    momentum: Any = 0.1,
+    eps: float = 1e-5,
+    keep: bool = True,
+) -> tuple[Array, tuple | None]:
+    """x (N, C, ...) -> relu(batch_norm(x)). Arguments, results and errors: see ``batch_norm``."""
+    y, norm_cache = batch_norm(
+        x, running_mean, running_var, weight, bias, training=training, momentum=momentum, eps=eps, keep=keep
+    )
+    y, relu_cache = relu(y, keep=keep)
+    return y, (norm_cache, relu_cache) if keep else None
+
+
+@batch_norm_relu.backward
+def batch_norm_relu_backward(
+    dy: Array, saved: tuple, *, need_dx: bool = True
+) -> tuple[Array | None, Array | None, Array | None]:
+    """dy (N, C, ...) -> dx or None, dweight and dbias (C,) or None where there was none."""
+    norm_cache, relu_cache = saved
+    return batch_norm_backward(relu_backward(dy, relu_cache), norm_cache, need_dx=need_dx)
+
+
+@op(check_add)
+def add_relu(parts: list[Array], *, keep: bool = True) -> tuple[Array, Any]:
+    """relu(add(parts)): arrays of one shape -> one of that shape."""
+    return relu(add(parts), keep=keep)
+
+
+@add_relu.backward
+def add_relu_backward(dy: Array, y: Any) -> Array:
+    """The gradient of every part: they all have the same."""
+    return relu_backward(dy, y)

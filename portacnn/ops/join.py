@@ -7,8 +7,10 @@ Notation: N batch, C channels, S any further axes.
 
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import Any
 
 from portacnn.errors import ShapeError
+from portacnn.ops.dispatch import op
 from portacnn.ops.layout import batch_first, batch_last
 from portacnn.runtime import Array, backend_of, describe
 
@@ -39,9 +41,14 @@ def split_channels(x: Array, counts: Sequence[int]) -> list[Array]:
     return [x[:, end - count : end, ...] for count, end in zip(counts, accumulate(counts), strict=True)]
 
 
-def add(parts: Sequence[Array]) -> Array:
-    """The sum of arrays of one shape: nothing is broadcast. Raises ShapeError where they differ."""
+def check_add(parts: list[Array], **options: Any) -> None:
+    """Raise ShapeError where they differ in shape."""
     _check_alike(parts, [part.shape for part in parts], "of one shape")
+
+
+@op(check_add)
+def add(parts: list[Array]) -> Array:
+    """The sum of arrays of one shape: nothing is broadcast. Raises ShapeError where they differ."""
     total = parts[0]
     for part in parts[1:]:
         total = total + part

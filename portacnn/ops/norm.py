@@ -16,6 +16,7 @@ Notation: N batch, C channels, S the spatial axes, G groups; layer norm's x is (
 """
 
 from collections.abc import Sequence
+from functools import partial
 from math import prod
 from typing import Any, NamedTuple
 
@@ -185,7 +186,8 @@ def _check_running(
         raise error.at(name)
 
 
-def _check_batch_norm(
+def check_batch_norm(
+    name: str,
     x: Array,
     running_mean: Array | None,
     running_var: Array | None,
@@ -197,7 +199,7 @@ def _check_batch_norm(
     eps: float = 1e-5,
     keep: bool = True,
 ) -> None:
-    name = "batch_norm"
+    """What ``batch_norm`` and the op ``name`` that is made of it refuse."""
     _check(name, x, eps, None, 2, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
     _check_running(name, not training, momentum, running_mean, running_var)
     if training and x.shape[0] * prod(x.shape[2:]) == 1:
@@ -208,7 +210,7 @@ def _check_batch_norm(
         )
 
 
-@op(_check_batch_norm)
+@op(partial(check_batch_norm, "batch_norm"))
 def batch_norm(
     x: Array,
     running_mean: Array | None,
@@ -250,8 +252,8 @@ def batch_norm(
     if training:
         y, saved, mean, var = _normalize(x, blocks, weight, bias, per, eps)
         if running_mean is not None and count:
-            _move(running_mean, xp.reshape(mean, (c,)), momentum)
-            _move(running_var, xp.reshape(var, (c,)) * (count / (count - 1)), momentum)
+            move_towards(running_mean, xp.reshape(mean, (c,)), momentum)
+            move_towards(running_var, xp.reshape(var, (c,)) * (count / (count - 1)), momentum)
     else:
         centred = xp.reshape(batch_last(x), blocks) - xp.reshape(running_mean, (c, 1, 1, 1))
         rstd = 1.0 / xp.sqrt(xp.reshape(running_var, (c, 1, 1, 1)) + eps)
@@ -268,7 +270,8 @@ def batch_norm_backward(
     return _affine_backward(dy, saved, need_dx)
 
 
-def _move(running: Any, new: Array, momentum: Any) -> None:
+def move_towards(running: Any, new: Array, momentum: Any) -> None:
+    """A running statistic towards a batch's, in place."""
     running[...] = (1.0 - momentum) * running + momentum * new
 
 
@@ -332,8 +335,8 @@ def instance_norm(
     pixels = prod(size)
     y, saved, mean, var = _normalize(x, (c, 1, pixels, n), weight, bias, (c, 1), eps)
     if running_mean is not None and n * pixels:
-        _move(running_mean, xp.reshape(_sum(mean, 3), (c,)) / n, momentum)
-        _move(running_var, xp.reshape(_sum(var, 3), (c,)) * (pixels / (pixels - 1) / n), momentum)
+        move_towards(running_mean, xp.reshape(_sum(mean, 3), (c,)) / n, momentum)
+        move_towards(running_var, xp.reshape(_sum(var, 3), (c,)) * (pixels / (pixels - 1) / n), momentum)
     return y, saved if keep else None
 
 
