@@ -16,7 +16,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from portacnn.backends.numpy_pool import keep_where, pool_into, room_for_winners, rows_of_winners, unpool_into
+from portacnn.backends.numpy_pool import (
+    keep_where,
+    pool_into,
+    room_for_winners,
+    rows_of_winners,
+    unpool_into,
+    zeros_for,
+)
 from portacnn.backends.threads import in_pieces, one_blas_thread, pieces, products_in_pieces
 from portacnn.errors import ArgumentError
 from portacnn.ops.layout import batch_first, batch_last
@@ -217,7 +224,7 @@ def _forward(
         if column is not None:
             out = np.add(out, column, out=into)
         if relu:
-            np.maximum(out, 0.0, out=into)
+            np.maximum(out, zeros_for(into), out=into)
         elif out is not into:
             into[...] = out
 
@@ -337,7 +344,7 @@ def _prepared(
     y = np.empty((o, *(windows.out if pool is None else pool.out), n), dtype=x.dtype)
     result, order = batch_first(y), (*range(1, x.ndim), 0)
     column = None if bias is None else bias.reshape(o, *(1,) * (y.ndim - 1))
-    matmul, add, maximum = np.matmul, np.add, np.maximum
+    matmul, add, maximum, zeros = np.matmul, np.add, np.maximum, zeros_for(y)
 
     def once(x: np.ndarray) -> np.ndarray:
         inside[...] = x.transpose(order)[read]
@@ -350,7 +357,7 @@ def _prepared(
         if column is not None:
             source = add(source, column, out=y)
         if relu:
-            maximum(source, 0.0, out=y)
+            maximum(source, zeros, out=y)
         elif source is not y:
             y[...] = source
         return result

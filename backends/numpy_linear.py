@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from portacnn.backends.numpy_pool import keep_where
+from portacnn.backends.numpy_pool import keep_where, zeros_for
 from portacnn.backends.threads import products_in_pieces
 from portacnn.ops.workspace import empty
 
@@ -45,7 +45,7 @@ def linear_backward(dy: np.ndarray, saved: Any, *, need_dx: bool = True) -> Any:
 
 def linear_relu(x: np.ndarray, weight: np.ndarray, bias: Any = None, *, keep: bool = True) -> Any:
     yt = _map(x, weight, bias)
-    np.maximum(yt, 0.0, out=yt)
+    np.maximum(yt, zeros_for(yt), out=yt)
     return yt.T, (x, weight, bias is not None, yt) if keep else None
 
 
@@ -67,14 +67,14 @@ def prepare_linear_relu(x: np.ndarray, weight: np.ndarray, bias: Any = None) -> 
 def _prepared(x: np.ndarray, weight: np.ndarray, bias: Any, relu: bool) -> Callable[[np.ndarray], np.ndarray]:
     yt = np.empty((weight.shape[0], x.shape[0]), dtype=x.dtype)
     y, column = yt.T, None if bias is None else bias[:, None]
-    matmul, add, maximum = np.matmul, np.add, np.maximum
+    matmul, add, maximum, zeros = np.matmul, np.add, np.maximum, zeros_for(yt)
 
     def run(x: np.ndarray) -> np.ndarray:
         matmul(weight, x.T, out=yt)
         if column is not None:
             add(yt, column, out=yt)
         if relu:
-            maximum(yt, 0.0, out=yt)
+            maximum(yt, zeros, out=yt)
         return y
 
     return run

@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from portacnn.backends.numpy_join import cut_below_zero
-from portacnn.backends.numpy_pool import keep_where
+from portacnn.backends.numpy_pool import keep_where, zeros_for
 from portacnn.backends.threads import in_pieces, one_blas_thread
 from portacnn.ops.layout import batch_first, batch_last
 from portacnn.ops.norm import move_towards
@@ -200,7 +199,7 @@ def _forward(
         out *= scale
         out += bias[block, None] - shift * scale
         if relu:
-            cut_below_zero(out)
+            np.maximum(out, zeros_for(out), out=out)
 
 
 def _own_statistics(x: np.ndarray, out: np.ndarray, mean: np.ndarray, rest: np.ndarray, var: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ long as arithmetic on the mask does. Multiplying by the mask would make NaN of 0
 the number instead and taken with ``&``.
 """
 
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -36,13 +37,29 @@ def empty_like(x: np.ndarray) -> np.ndarray:
     return empty(np.empty, tuple(x.shape[axis] for axis in order), x.dtype).transpose(np.argsort(order))
 
 
+def zeros_for(x: np.ndarray) -> np.ndarray:
+    """Zeros to take the maximum with: of two arrays it takes NumPy a third of the time of an array and a number.
+
+    As many of the last axes as are 65536 numbers or less; they broadcast.
+    """
+    shape = x.shape
+    while prod(shape) > 1 << 16:
+        shape = shape[1:]
+    return _zeros(shape, x.dtype)
+
+
+@lru_cache(maxsize=64)
+def _zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    return np.zeros(shape, dtype=dtype)
+
+
 def relu(x: np.ndarray, *, keep: bool = True) -> Any:
     if x.dtype.itemsize not in BITS or x.ndim == 0:
         return NotImplemented
     y = empty_like(x)
     axis = in_memory_order(x)[0]
     rows_x, rows_y = np.moveaxis(x, axis, 0), np.moveaxis(y, axis, 0)
-    in_pieces(lambda s: np.maximum(rows_x[s], 0.0, out=rows_y[s]), x.shape[axis], x.size)
+    in_pieces(lambda s: np.maximum(rows_x[s], zeros_for(rows_x[s]), out=rows_y[s]), x.shape[axis], x.size)
     return y, y if keep else None
 
 
