@@ -19,7 +19,12 @@ from portacnn import ops
 from portacnn.backends import threads
 from portacnn.ops import use_kernels
 from portacnn.ops.dispatch import OPS
-from portacnn.ops.fused import conv_relu_backward, linear_relu_backward
+from portacnn.ops.fused import (
+    add_relu_backward,
+    batch_norm_relu_backward,
+    conv_relu_backward,
+    linear_relu_backward,
+)
 from portacnn.ops.pool import pool_windows
 from portacnn.ops.windows import Windows
 from portacnn.runtime import resolve
@@ -112,6 +117,23 @@ def elementwise(draw: st.DrawFn) -> Example:
 
 
 @st.composite
+def batch_norm(draw: st.DrawFn) -> Example:
+    """At least eight numbers a channel: of two there is nothing left of a gradient but its rounding."""
+    n, c, seed = max(8, draw(batches())), draw(st.integers(1, 20)), draw(seeds)
+    size = tuple(draw(st.integers(1, 13)) for _ in range(draw(st.integers(0, 2))))
+    x = numbers(n, c, *size, seed=seed) + draw(st.sampled_from([0.0, 3.0]))
+    running = numbers(c, seed=seed + 1), 1.0 + np.abs(numbers(c, seed=seed + 2))
+    affine = draw(st.sampled_from([(None, None), (numbers(c, seed=seed + 3), numbers(c, seed=seed + 4))]))
+    return (x, *running, *affine), {"training": draw(st.booleans()), "momentum": 0.3, "eps": 1e-3}
+
+
+@st.composite
+def summands(draw: st.DrawFn) -> Example:
+    n, shape, seed = draw(batches()), draw(st.lists(st.integers(1, 13), max_size=3)), draw(seeds)
+    return ([numbers(n, *shape, seed=seed + i) for i in range(draw(st.integers(1, 3)))],), {}
+
+
+@st.composite
 def erf(draw: st.DrawFn) -> Example:
     """Beyond one piece, too."""
     return (3 * numbers(draw(batches()), draw(st.sampled_from([5, 1000, 3000])), seed=draw(seeds)),), {}
@@ -176,6 +198,10 @@ EXAMPLES: dict[str, st.SearchStrategy[Example]] = {
     "linear": linear(),
     "linear_relu": linear(),
     "relu": elementwise(),
+    "batch_norm": batch_norm(),
+    "batch_norm_relu": batch_norm(),
+    "add": summands(),
+    "add_relu": summands(),
     "max_pool": max_pool(),
     "erf": erf(),
     "kept": kept(),
@@ -243,10 +269,13 @@ def results(name: str, example: Example, dtype: str, last: bool, seed: int) -> l
         found += _arrays(others)
     quick, nothing = op(*arguments, **{**options, "keep": False})
     assert nothing is None
+    found = [*found, quick, *_arrays(arguments)]
     x, *others = arguments
-    prepared = op.prepare(x, *others)
+    if not isinstance(x, np.ndarray):
+        return found
+    prepared = op.prepare(x, *others, **{word: value for word, value in options.items() if word != "keep"})
     prepared(as_given(numbers(*x.shape, seed=seed)))  # of which nothing may be left
-    return [*found, quick, prepared(x)]
+    return [*found, prepared(x)]
 
 
 BACKWARDS = {
@@ -255,9 +284,12 @@ BACKWARDS = {
     "linear": ops.linear_backward,
     "linear_relu": linear_relu_backward,
     "relu": ops.relu_backward,
+    "batch_norm": ops.batch_norm_backward,
+    "batch_norm_relu": batch_norm_relu_backward,
+    "add_relu": add_relu_backward,
     "max_pool": ops.max_pool2d_backward,
 }
-NEED_DX = ("conv", "conv_relu", "linear", "linear_relu")
+NEED_DX = ("conv", "conv_relu", "linear", "linear_relu", "batch_norm", "batch_norm_relu")
 
 
 @contextmanager

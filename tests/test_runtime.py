@@ -2,6 +2,8 @@
 
 import logging
 import sys
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -366,7 +368,8 @@ def test_available_backends_lists_the_built_in_ones():
         assert (info.reason is None) == bool(info.devices)
         for device in info.devices:
             assert resolve(device, info.name).name == info.name
-    assert str(infos[0]) == f"numpy {np.__version__}: cpu"
+    compiler = f" with numba {version('numba')}" if find_spec("numba") else ""
+    assert str(infos[0]) == f"numpy {np.__version__}{compiler}: cpu"
 
 
 class Alien:
