@@ -34,6 +34,7 @@ from portacnn.backends.jit_tiles import (
     outer_tile,
     pool_run,
 )
+from portacnn.backends.numpy_pool import pools_in_place
 from portacnn.backends.threads import in_pieces, pieces
 from portacnn.ops.layout import batch_first, batch_last
 from portacnn.ops.windows import Windows
@@ -450,9 +451,7 @@ def _declines(x: np.ndarray, windows: Windows, groups: int) -> bool:
 
 def _pools(pool: Windows) -> tuple[int, ...] | None:
     """PH, PW, QH, QW, RH, RW; None where windows overlap or hang over the edge, so that rows of them share rows."""
-    if not pool.covers or max(pool.dilation) > 1 or prod(pool.kernel) > 127:
-        return None
-    if any(s < k for s, k in zip(pool.stride, pool.kernel, strict=True)):
+    if not pools_in_place(pool) or prod(pool.kernel) > 127:
         return None
     one = (1,) * (2 - len(pool.size))
     return one + pool.out + one + pool.kernel + one + pool.stride

@@ -19,6 +19,7 @@ import numpy as np
 from portacnn.backends.numpy_pool import (
     keep_where,
     pool_into,
+    pools_in_place,
     room_for_winners,
     rows_of_winners,
     unpool_into,
@@ -180,13 +181,6 @@ def _pooled_rows(rows: slice, pool: Windows) -> tuple[slice, Windows] | None:
         return None
     size = (rows.stop - rows.start, *pool.size[1:])
     return slice(first, last), Windows.of(size, pool.kernel, pool.stride)
-
-
-def pools_in_place(pool: Windows) -> bool:
-    """Whether the windows neither overlap nor hang over the edge: then each row of them belongs to rows of its own."""
-    return (
-        pool.covers and max(pool.dilation) == 1 and all(s >= k for s, k in zip(pool.stride, pool.kernel, strict=True))
-    )
 
 
 def _forward(

@@ -98,6 +98,13 @@ def in_pairs(windows: Windows) -> bool:
     return windows.covers and set(windows.kernel) == set(windows.stride) == {2} and max(windows.dilation) == 1
 
 
+def pools_in_place(pool: Windows) -> bool:
+    """Whether the windows neither overlap nor hang over the edge: then each row of them belongs to rows of its own."""
+    return (
+        pool.covers and max(pool.dilation) == 1 and all(s >= k for s, k in zip(pool.stride, pool.kernel, strict=True))
+    )
+
+
 def room_for_winners(shape: tuple[int, ...], windows: Windows) -> list[np.ndarray]:
     """Room for what tells the way back, for an output (C, *OUT, N).
 
