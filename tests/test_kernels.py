@@ -118,8 +118,11 @@ def elementwise(draw: st.DrawFn) -> Example:
 
 @st.composite
 def batch_norm(draw: st.DrawFn) -> Example:
-    """At least eight numbers a channel, and others than the gradient's: else there is nothing left of dx but its rounding."""
-    n, c, seed = max(8, draw(batches())), draw(st.integers(1, 20)), 1000 + draw(seeds)
+    """At least eight numbers a channel, and others than the gradient's: else there is nothing left of dx but its rounding.
+
+    Several channels, as their gradients are sums: a single one may come near zero.
+    """
+    n, c, seed = max(8, draw(batches())), draw(st.integers(4, 20)), 1000 + draw(seeds)
     size = tuple(draw(st.integers(1, 13)) for _ in range(draw(st.integers(0, 2))))
     x = numbers(n, c, *size, seed=seed) + draw(st.sampled_from([0.0, 3.0]))
     running = numbers(c, seed=seed + 1), 1.0 + np.abs(numbers(c, seed=seed + 2))
@@ -325,7 +328,7 @@ quiet = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_bas
 
 
 @pytest.mark.parametrize("name", KERNELS)
-@settings(max_examples=60, suppress_health_check=quiet)
+@settings(derandomize=True, max_examples=60, suppress_health_check=quiet)
 @given(data=st.data())
 def test_drawn(name: str, data: st.DataObject):
     compare(name, data)
@@ -333,7 +336,7 @@ def test_drawn(name: str, data: st.DataObject):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KERNELS)
-@settings(max_examples=400, suppress_health_check=quiet)
+@settings(derandomize=True, max_examples=400, suppress_health_check=quiet)
 @given(data=st.data())
 def test_drawn_at_length(name: str, data: st.DataObject):
     compare(name, data)

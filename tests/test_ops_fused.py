@@ -211,7 +211,7 @@ def drawn(draw: st.DrawFn, axes: int = 2) -> Case:
 layouts3 = st.tuples(*[st.sampled_from(LAYOUTS)] * 3)
 
 
-@settings(max_examples=15)
+@settings(derandomize=True, max_examples=15)
 @given(case=drawn(), dtype=st.sampled_from(DTYPES), layouts=layouts3)
 @with_each_kernel
 def test_drawn(backend: Here, case: Case, dtype: str, layouts: tuple[str, str, str]):
@@ -219,7 +219,7 @@ def test_drawn(backend: Here, case: Case, dtype: str, layouts: tuple[str, str, s
 
 
 @pytest.mark.slow
-@settings(max_examples=300)
+@settings(derandomize=True, max_examples=300)
 @given(case=drawn() | drawn(axes=1), dtype=st.sampled_from(DTYPES), layouts=layouts3)
 @with_each_kernel
 def test_drawn_at_length(backend: Here, case: Case, dtype: str, layouts: tuple[str, str, str]):
@@ -332,7 +332,7 @@ def check_linear(here: Here, shape: tuple[int, int, int], dtype: str, layouts: A
     assert (results[2] is None) == (bs is None)
 
 
-@settings(max_examples=20)
+@settings(derandomize=True, max_examples=20)
 @given(
     shape=st.tuples(st.integers(0, 5), st.integers(1, 5), st.integers(1, 5)),
     dtype=st.sampled_from(DTYPES),
