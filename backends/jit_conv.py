@@ -35,7 +35,7 @@ from portacnn.backends.jit_tiles import (
     pool_run,
 )
 from portacnn.backends.numpy_pool import pools_in_place
-from portacnn.backends.threads import in_pieces, pieces
+from portacnn.backends.threads import PER_ELEMENT, in_pieces, pieces
 from portacnn.ops.layout import batch_first, batch_last
 from portacnn.ops.windows import Windows
 from portacnn.ops.workspace import empty, scratch
@@ -43,7 +43,6 @@ from portacnn.ops.workspace import empty, scratch
 _NEAR = 256 << 10  # bytes of a panel: what stays in a core's second-level cache beside other things
 _SAMPLES = 32  # in a panel at most, whole vectors: then neighbouring taps share lines of the first-level cache
 _FEW = 8  # samples below which they are pooled one by one
-_PER_ELEMENT = 16  # multiply-adds that take about as long as one element of other loops
 
 
 class Plane(NamedTuple):
@@ -460,7 +459,7 @@ def _pools(pool: Windows) -> tuple[int, ...] | None:
 def _cut(p: Plane, x: np.ndarray, whole: int) -> tuple[Panel, int, int]:
     """How it is cut, in how many pieces, and about how much work it is."""
     panel = panel_of(p, x.itemsize, whole)
-    work = p.n * p.o * p.oh * p.ow * p.c * p.kh * p.kw // _PER_ELEMENT
+    work = p.n * p.o * p.oh * p.ow * p.c * p.kh * p.kw // PER_ELEMENT
     return panel, -(-p.oh // panel.lines) * -(-p.n // panel.samples), work
 
 

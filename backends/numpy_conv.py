@@ -25,7 +25,7 @@ from portacnn.backends.numpy_pool import (
     unpool_into,
     zeros_for,
 )
-from portacnn.backends.threads import in_pieces, one_blas_thread, pieces, products_in_pieces
+from portacnn.backends.threads import PER_ELEMENT, in_pieces, one_blas_thread, pieces, products_in_pieces
 from portacnn.errors import ArgumentError
 from portacnn.ops.layout import batch_first, batch_last
 from portacnn.ops.windows import Windows
@@ -33,7 +33,6 @@ from portacnn.ops.workspace import empty, scratch
 
 VARIABLE = "PORTACNN_TILE_KIB"
 _SMALL, _FEW = 1024, 1 << 19  # numbers in a small result, and multiply-adds up to which BLAS takes its kernels for such
-_PER_ELEMENT = 16  # multiply-adds that take about as long as one element of other loops
 
 
 @cache
@@ -129,7 +128,7 @@ class _Job(NamedTuple):
         """padded (C, *P, N) -> outputs (O, *OUT, N), or the way back; tiles are a multiple of ``whole`` rows."""
         depth, cells = len(padded) * prod(windows.kernel), prod(windows.out[1:]) * padded.shape[-1]
         tiles = _tiles(windows.out[0], depth * cells * padded.itemsize, whole)
-        work = outputs * depth * cells * windows.out[0] // _PER_ELEMENT
+        work = outputs * depth * cells * windows.out[0] // PER_ELEMENT
         shares = pieces(len(tiles), work)
         rows = tiles[0].stop
         laid_out = scratch(np.empty, (len(shares), depth * rows * cells), padded.dtype)
@@ -286,7 +285,7 @@ def _lead_back(dz: np.ndarray, weight: np.ndarray, windows: Windows) -> np.ndarr
     factors = np.ascontiguousarray(weight.reshape(len(weight), channels, taps).transpose(2, 1, 0))  # (T, C, O)
     cells = prod(windows.out[1:]) * n
     work = dz.size * channels * taps
-    shares = pieces(channels, work // _PER_ELEMENT)
+    shares = pieces(channels, work // PER_ELEMENT)
     most = max(share.stop - share.start for share in shares)
     tiles = _tiles(windows.out[0], most * cells * dz.itemsize, 1)
     room = scratch(np.empty, (len(shares), most * tiles[0].stop * cells), dz.dtype)

@@ -22,7 +22,7 @@ from portacnn.errors import ArgumentError
 
 VARIABLE = "PORTACNN_NUM_THREADS"
 WORTH = 1 << 17  # elements below which handing out the work takes longer than doing it
-_PER_ELEMENT = 16  # multiply-adds of a product that take about as long as one element of other loops
+PER_ELEMENT = 16  # multiply-adds of a product that take about as long as one element of other loops
 _GROUP = Path("/sys/fs/cgroup")
 
 
@@ -119,4 +119,4 @@ def one_blas_thread() -> Iterator[None]:
 def products_in_pieces(work: Callable[[slice], Any], rows: int, multiply_adds: int) -> None:
     """``in_pieces`` for work that is matrix products."""
     with one_blas_thread():
-        in_pieces(work, rows, multiply_adds // _PER_ELEMENT)
+        in_pieces(work, rows, multiply_adds // PER_ELEMENT)
