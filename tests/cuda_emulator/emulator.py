@@ -103,9 +103,12 @@ def _library(code: str, options: tuple[str, ...]) -> ctypes.CDLL:
         enter = "".join(f"EMULATED_KERNEL({name})\n" for name in dict.fromkeys(_NAMES.findall(plain)))
         # In a namespace and with C++ names: a kernel may be called as the host's C library calls something else.
         body = f'namespace kernels {{\n#line 1 "kernels.cu"\n{_C_NAMES.sub("", code)}\n}}'
-        source = f'#include "{HEADER}"\n{body}\n{enter}'
+        # Defined only behind the header, whose own names a define may be.
+        defines = "".join(f"#define {option[2:].replace('=', ' ', 1)}\n" for option in kept if option.startswith("-D"))
+        folders = (option for option in kept if option.startswith("-I"))
+        source = f'#include "{HEADER}"\n{defines}{body}\n{enter}'
         part = target.with_name(f"{target.stem}.{os.getpid()}.part")
-        _run((*command, *_FLAGS, *kept, "-x", "c++", "-", "-o", str(part)), source)
+        _run((*command, *_FLAGS, *folders, "-x", "c++", "-", "-o", str(part)), source)
         part.replace(target)
     return ctypes.CDLL(str(target))
 
