@@ -1,19 +1,46 @@
 """The optimizers' updates on NumPy: written into what is there, where the portable ones allocate.
 
-A step that is not ok is not computed at all: reading ``ok`` costs nothing here.
+A rule takes a handful of passes over its arrays. A network's parameters lie in one long array, so the passes go over it piece by
+piece: a piece stays in the cache from one to the next, and the cores share the pieces.
+
+A step that is not ok is not computed at all: reading ``ok`` and 0-dimensional arrays costs nothing here.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from portacnn.backends.threads import in_pieces
 from portacnn.ops.update import clip_factor, decayed, global_norm
+
+_PIECE = 1 << 14  # numbers: with those of the state and in between, within the second-level cache
+
+
+def _each(rule: Callable[..., None], *lists: list[Any]) -> None:
+    """Call the rule with what belongs together, array by array; in pieces where arrays are long and lie in one stretch."""
+    for arrays in zip(*lists, strict=True):
+        if arrays[0].size <= _PIECE or not all(array.flags.c_contiguous for array in arrays):
+            rule(*arrays)
+            continue
+        rows = [array.reshape(-1) for array in arrays]
+
+        def work(part: slice, rows: list[Any] = rows) -> None:
+            for begin in range(part.start, part.stop, _PIECE):
+                rule(*(row[begin : min(begin + _PIECE, part.stop)] for row in rows))
+
+        in_pieces(work, rows[0].size, rows[0].size)
 
 
 def sgd_update(params: list[Any], grads: list[Any], *, lr: Any, weight_decay: float = 0.0, ok: Any = None) -> None:
-    if ok is None or ok:
-        for p, g in zip(params, grads, strict=True):
-            p -= lr * decayed(p, g, weight_decay)
+    if ok is not None and not ok:
+        return
+    lr = float(lr)
+
+    def rule(p: Any, g: Any) -> None:
+        p -= lr * decayed(p, g, weight_decay)
+
+    _each(rule, params, grads)
 
 
 def momentum_update(
@@ -25,18 +52,21 @@ def momentum_update(
     momentum: float,
     dampening: float = 0.0,
     nesterov: bool = False,
-    first: bool = False,
+    first: Any = False,
     weight_decay: float = 0.0,
     ok: Any = None,
 ) -> None:
     if ok is not None and not ok:
         return
-    intake = 1.0 if first else 1.0 - dampening
-    for p, g, v in zip(params, grads, velocity, strict=True):
+    lr, intake = float(lr), 1.0 if first else 1.0 - dampening
+
+    def rule(p: Any, g: Any, v: Any) -> None:
         g = decayed(p, g, weight_decay)
         v *= momentum
         v += g if intake == 1.0 else intake * g
         p -= lr * (g + momentum * v if nesterov else v)
+
+    _each(rule, params, grads, velocity)
 
 
 def adagrad_update(
@@ -51,7 +81,9 @@ def adagrad_update(
 ) -> None:
     if ok is not None and not ok:
         return
-    for p, g, s in zip(params, grads, square_sum, strict=True):
+    lr = float(lr)
+
+    def rule(p: Any, g: Any, s: Any) -> None:
         g = decayed(p, g, weight_decay)
         change = np.multiply(g, g, out=np.empty_like(p))
         s += change
@@ -60,6 +92,8 @@ def adagrad_update(
         np.divide(g, change, out=change)
         change *= lr
         p -= change
+
+    _each(rule, params, grads, square_sum)
 
 
 def rmsprop_update(
@@ -78,7 +112,9 @@ def rmsprop_update(
 ) -> None:
     if ok is not None and not ok:
         return
-    for i, (p, g, s) in enumerate(zip(params, grads, mean_square, strict=True)):
+    lr = float(lr)
+
+    def rule(p: Any, g: Any, s: Any, *more: Any) -> None:
         g = decayed(p, g, weight_decay)
         change = np.multiply(g, g, out=np.empty_like(p))
         change *= 1.0 - alpha
@@ -87,20 +123,24 @@ def rmsprop_update(
         if mean is None:
             np.sqrt(s, out=change)
         else:
-            mean[i] *= alpha
-            mean[i] += (1.0 - alpha) * g
-            np.multiply(mean[i], mean[i], out=change)
+            m = more[0]
+            m *= alpha
+            m += (1.0 - alpha) * g
+            np.multiply(m, m, out=change)
             np.subtract(s, change, out=change)
             np.maximum(change, 0.0, out=change)
             np.sqrt(change, out=change)
         change += eps
         np.divide(g, change, out=change)
         if velocity is not None:
-            velocity[i] *= momentum
-            velocity[i] += change
-            change[...] = velocity[i]
+            v = more[-1]
+            v *= momentum
+            v += change
+            change[...] = v
         change *= lr
         p -= change
+
+    _each(rule, params, grads, mean_square, *(slot for slot in (mean, velocity) if slot is not None))
 
 
 def adam_update(
@@ -120,9 +160,11 @@ def adam_update(
 ) -> None:
     if ok is not None and not ok:
         return
+    lr, step = float(lr), int(step)
     step_size = lr / (1.0 - beta1**step)
     spread = (1.0 - beta2**step) ** 0.5
-    for p, g, m, v in zip(params, grads, mean, mean_square, strict=True):
+
+    def rule(p: Any, g: Any, m: Any, v: Any) -> None:
         if decoupled and weight_decay:
             p *= 1.0 - lr * weight_decay
         elif weight_decay:
@@ -139,6 +181,8 @@ def adam_update(
         np.divide(m, change, out=change)
         change *= step_size
         p -= change
+
+    _each(rule, params, grads, mean, mean_square)
 
 
 def clip_by_global_norm(grads: list[Any], max_norm: Any) -> Any:
