@@ -18,6 +18,8 @@ class CupyBackend(Backend):
     so whoever allocates enters ``self.device`` first.
     """
 
+    views_alias = True
+
     def place(self, device: Any) -> str:
         return f"cuda:{device.id}"
 

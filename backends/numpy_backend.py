@@ -18,6 +18,8 @@ KINDS = frozenset({"cpu"})
 class NumpyBackend(Backend):
     """NumPy arrays; host memory is device memory."""
 
+    views_alias = True
+
     @property
     def compiled(self) -> Mapping[str, Kernel]:
         return _compiled()

@@ -1,6 +1,6 @@
 """The optimizers' updates on NumPy: written into what is there, where the portable ones allocate.
 
-A step that is not ok is not computed at all: reading ``ok`` costs nothing here.
+A step that is not ok is not computed at all: reading ``ok``, or a rate that is a 0-dimensional array, costs nothing here.
 """
 
 from typing import Any
@@ -12,6 +12,7 @@ from portacnn.ops.update import clip_factor, decayed, global_norm
 
 def sgd_update(params: list[Any], grads: list[Any], *, lr: Any, weight_decay: float = 0.0, ok: Any = None) -> None:
     if ok is None or ok:
+        lr = float(lr)
         for p, g in zip(params, grads, strict=True):
             p -= lr * decayed(p, g, weight_decay)
 
@@ -25,13 +26,13 @@ def momentum_update(
     momentum: float,
     dampening: float = 0.0,
     nesterov: bool = False,
-    first: bool = False,
+    first: Any = False,
     weight_decay: float = 0.0,
     ok: Any = None,
 ) -> None:
     if ok is not None and not ok:
         return
-    intake = 1.0 if first else 1.0 - dampening
+    lr, intake = float(lr), 1.0 if first else 1.0 - dampening
     for p, g, v in zip(params, grads, velocity, strict=True):
         g = decayed(p, g, weight_decay)
         v *= momentum
@@ -51,6 +52,7 @@ def adagrad_update(
 ) -> None:
     if ok is not None and not ok:
         return
+    lr = float(lr)
     for p, g, s in zip(params, grads, square_sum, strict=True):
         g = decayed(p, g, weight_decay)
         change = np.multiply(g, g, out=np.empty_like(p))
@@ -78,6 +80,7 @@ def rmsprop_update(
 ) -> None:
     if ok is not None and not ok:
         return
+    lr = float(lr)
     for i, (p, g, s) in enumerate(zip(params, grads, mean_square, strict=True)):
         g = decayed(p, g, weight_decay)
         change = np.multiply(g, g, out=np.empty_like(p))
@@ -120,6 +123,7 @@ def adam_update(
 ) -> None:
     if ok is not None and not ok:
         return
+    lr, step = float(lr), int(step)
     step_size = lr / (1.0 - beta1**step)
     spread = (1.0 - beta2**step) ** 0.5
     for p, g, m, v in zip(params, grads, mean, mean_square, strict=True):

@@ -12,6 +12,8 @@ _REMEDY = 'PyTorch is not installed: pip install "portacnn[torch]"'
 class TorchBackend(Backend):
     """Plain tensors, no autograd: portacnn's backward passes are its own."""
 
+    views_alias = True
+
     def asarray(self, host: HostArray, dtype: str | None = None) -> Array:
         import torch
 

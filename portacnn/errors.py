@@ -51,6 +51,10 @@ class StateError(PortacnnError, RuntimeError):
     """A call out of order: a layer used before it was built, a backward pass without its forward."""
 
 
+class OutOfMemoryError(PortacnnError, MemoryError):
+    """A device, or the host, has no room for what was to be computed; nothing was changed."""
+
+
 class NotFiniteError(PortacnnError, FloatingPointError):
     """NaN or infinity where training cannot go on."""
 

@@ -15,7 +15,9 @@ from typing import Any
 from portacnn import ops
 from portacnn.arguments import fraction, not_negative, whole
 from portacnn.errors import ArgumentError, ModelFormatError, ShapeError
+from portacnn.flat import Flat, Named, runs
 from portacnn.ops.dispatch import check_arrays
+from portacnn.ops.update import count_as_float
 from portacnn.runtime import Array, backend_of
 
 Selection = Callable[[str, Array], bool] | str | Iterable[str]
@@ -74,6 +76,8 @@ class Optimizer:
         self.counts: dict[str, int] = {}
         self.state: dict[str, dict[str, Array]] = {slot: {} for slot in self.slots}
         self._decay: dict[str, float] = {}  # by key, as far as they have come
+        self._flat: dict[str, Flat] = {}  # by slot: what the state lies in, where the parameters lie so
+        self._took_part: list[str] = []  # the keys of the last update
 
     def update(
         self,
@@ -82,15 +86,18 @@ class Optimizer:
         ok: Array | None = None,
         *,
         lr: Any = None,
+        count: Any = None,
     ) -> None:
-        """One step: change every parameter in place.
+        """One step: change every parameter in place. Parameters that lie in one array, as a network's do, change in one go.
 
         Args:
             params: arrays by key.
             grads: their gradients, by the same keys; a parameter without one stays as it is.
             ok: a 0-dimensional boolean array; where it is false, parameters and state stay as they are. The counts are kept on
                 the host and cannot know of it: they go on.
-            lr: the learning rate of this step alone, where it is not ``self.lr``.
+            lr: the learning rate of this step alone, where it is not ``self.lr``: a number, or a 0-dimensional array of float64.
+            count: which update this is, ``steps + 1``, from someone who counts by ``advance`` afterwards: so that it can be a
+                0-dimensional array of int64, of which nothing is known on the host. None counts here.
 
         Raises:
             ArgumentError: not one key in common. ShapeError, ArrayError: a gradient unlike its parameter, integers.
@@ -107,25 +114,59 @@ class Optimizer:
             if key not in self.counts:
                 check_arrays(type(self).__name__, **{key: params[key], f"gradient of {key}": grads[key]})
         self.check(params)
-        self.steps += 1
         alike: dict[tuple[float, int], list[str]] = {}  # keys that one call of the rule can take
         for key in keys:
             if key not in self.counts:
                 self.counts[key] = 0
-                for slot, arrays in self.state.items():
-                    arrays[key] = self.fresh(slot, params[key])
+                self._make_state(key, params)
+            alike.setdefault((self._decay[key], self.steps - self.counts[key]), []).append(key)
+        number = self.steps + 1 if count is None else count
+        for (decay, late), group in alike.items():
+            p, g, state = self._together(group, params, grads)
+            self.apply(p, g, state, number - late, lr=self.lr if lr is None else lr, weight_decay=decay, ok=ok)
+        self._took_part = keys
+        if count is None:
+            self.advance()
+
+    def advance(self) -> None:
+        """Count one more update of the same parameters as the last: one that was given its ``count``, or was replayed."""
+        self.steps += 1
+        for key in self._took_part:
             self.counts[key] += 1
-            alike.setdefault((self._decay[key], self.counts[key]), []).append(key)
-        for (decay, count), group in alike.items():
-            self.apply(
-                [params[key] for key in group],
-                [grads[key] for key in group],
-                {slot: [arrays[key] for key in group] for slot, arrays in self.state.items()},
-                count,
-                lr=self.lr if lr is None else lr,
-                weight_decay=decay,
-                ok=ok,
-            )
+
+    def _make_state(self, key: str, params: Mapping[str, Array]) -> None:
+        """The first state of a parameter; laid out as the parameters are."""
+        flat = params.flats[0] if isinstance(params, Named) and len(params.flats) == 1 else None
+        for slot, arrays in self.state.items():
+            fresh = self.fresh(slot, params[key])
+            if flat is not None:
+                if slot not in self._flat or self._flat[slot].parts is not flat.parts:
+                    self._flat[slot] = flat.like()
+                self._flat[slot].views[key][...] = fresh
+                fresh = self._flat[slot].views[key]
+            arrays[key] = fresh
+
+    def _together(
+        self, keys: list[str], params: Mapping[str, Array], grads: Mapping[str, Array]
+    ) -> tuple[list[Array], list[Array], dict[str, list[Array]]]:
+        """Parameters, gradients and state as lists that belong together: of stretches of memory where they lie alike."""
+        if isinstance(params, Named) and isinstance(grads, Named) and len(params.flats) == len(grads.flats) == 1:
+            p, g = params.flats[0], grads.flats[0]
+            state = {slot: self._flat[slot] for slot in self.slots if slot in self._flat}
+            alike = all(flat.parts is p.parts for flat in (g, *state.values())) and len(state) == len(self.slots)
+            ours = all(self.state[slot][key] is flat.views[key] for slot, flat in state.items() for key in keys)
+            if alike and ours:
+                stretches = runs(keys, p)
+                return (
+                    [p.stretch(names) for names in stretches],
+                    [g.stretch(names) for names in stretches],
+                    {slot: [flat.stretch(names) for names in stretches] for slot, flat in state.items()},
+                )
+        return (
+            [params[key] for key in keys],
+            [grads[key] for key in keys],
+            {slot: [arrays[key] for key in keys] for slot, arrays in self.state.items()},
+        )
 
     def check(self, params: Mapping[str, Array]) -> None:
         """Find out which of these parameters decay; changes nothing else.
@@ -148,14 +189,14 @@ class Optimizer:
         return backend_of(p).xp.zeros_like(p)
 
     def apply(
-        self, params: list[Array], grads: list[Array], state: dict[str, list[Array]], step: int, **common: Any
+        self, params: list[Array], grads: list[Array], state: dict[str, list[Array]], step: Any, **common: Any
     ) -> None:
         """Apply the rule to lists of arrays that belong together.
 
         Args:
             params, grads: parameters and their gradients.
             state: a list for every slot.
-            step: the number of this step for these parameters, from 1.
+            step: the number of this step for these parameters, from 1; an int, or a 0-dimensional array of int64.
             common: ``lr``, ``weight_decay`` and ``ok``, which every op of ``ops.update`` takes.
         """
         raise NotImplementedError
@@ -224,7 +265,7 @@ class Optimizer:
             for key in counts:
                 p = params[key]
                 if key not in own:
-                    own[key] = self.fresh(slot, p)
+                    self._make_state(key, params)
                 xp = backend_of(p).xp
                 array = xp.asarray(arrays[f"{slot}.{key}"], device=p.device, copy=True)
                 own[key][...] = xp.astype(array, p.dtype)
@@ -263,13 +304,14 @@ class SGD(Optimizer):
         super().__init__(lr, weight_decay, no_decay)
 
     def apply(
-        self, params: list[Array], grads: list[Array], state: dict[str, list[Array]], step: int, **common: Any
+        self, params: list[Array], grads: list[Array], state: dict[str, list[Array]], step: Any, **common: Any
     ) -> None:
         if not self.momentum:
             ops.sgd_update(params, grads, **common)
             return
         rates = {"momentum": self.momentum, "dampening": self.dampening, "nesterov": self.nesterov}
-        ops.momentum_update(params, grads, state["velocity"], **rates, first=step == 1, **common)
+        first = step == 1 if self.dampening else False  # else it makes no difference
+        ops.momentum_update(params, grads, state["velocity"], **rates, first=first, **common)
 
 
 class Momentum(SGD):
@@ -319,9 +361,10 @@ class AdaGrad(Optimizer):
         return backend_of(p).xp.full_like(p, self.initial_accumulator_value)
 
     def apply(
-        self, params: list[Array], grads: list[Array], state: dict[str, list[Array]], step: int, **common: Any
+        self, params: list[Array], grads: list[Array], state: dict[str, list[Array]], step: Any, **common: Any
     ) -> None:
-        common["lr"] = common["lr"] / (1.0 + (step - 1) * self.lr_decay)
+        if self.lr_decay:
+            common["lr"] = common["lr"] / (1.0 + (count_as_float(step) - 1.0) * self.lr_decay)
         ops.adagrad_update(params, grads, state["square_sum"], eps=self.eps, **common)
 
 
@@ -353,7 +396,7 @@ class RMSprop(Optimizer):
         self.eps, self.centered = not_negative("eps", eps), centered
 
     def apply(
-        self, params: list[Array], grads: list[Array], state: dict[str, list[Array]], step: int, **common: Any
+        self, params: list[Array], grads: list[Array], state: dict[str, list[Array]], step: Any, **common: Any
     ) -> None:
         rates = {"alpha": self.alpha, "eps": self.eps, "momentum": self.momentum}
         slots = (state["mean_square"], state.get("mean"), state.get("velocity"))
@@ -387,7 +430,7 @@ class Adam(Optimizer):
         self.eps, self.decoupled_weight_decay = not_negative("eps", eps), decoupled_weight_decay
 
     def apply(
-        self, params: list[Array], grads: list[Array], state: dict[str, list[Array]], step: int, **common: Any
+        self, params: list[Array], grads: list[Array], state: dict[str, list[Array]], step: Any, **common: Any
     ) -> None:
         rates = {"beta1": self.beta1, "beta2": self.beta2, "eps": self.eps, "decoupled": self.decoupled_weight_decay}
         ops.adam_update(params, grads, state["mean"], state["mean_square"], step=step, **rates, **common)

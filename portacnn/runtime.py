@@ -17,10 +17,11 @@ import importlib
 import logging
 import os
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from importlib.metadata import entry_points
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from portacnn.errors import ArrayError, BackendError
 
@@ -62,7 +63,10 @@ class Backend:
         layout: how activations should lie in memory. Shapes are NCHW either way: "batch_last" keeps the bytes in the
             order (C, H, W, N) under a permuted view, "batch_first" in (N, C, H, W). A preference, never a contract.
         kernels: overrides of ops by the op's name.
+        views_alias: whether a slice of an array is a view of its memory, always; the standard leaves that open.
     """
+
+    views_alias: ClassVar[bool] = False
 
     name: str
     xp: Any
@@ -106,9 +110,36 @@ class Backend:
     def synchronize(self) -> None:
         """Wait until the device has done what it was given."""
 
+    def active(self) -> AbstractContextManager[Any]:
+        """Within it, the library allocates and computes on this device, where it is one that has a current device."""
+        return nullcontext()
+
+    def free_memory(self) -> int | None:
+        """How many bytes can be had on the device; None where it has no memory of its own."""
+        return None
+
+    def memory_error(self, error: BaseException) -> tuple[int, int] | None:
+        """The bytes asked for and the bytes held, of an error that says the device's memory is full; None where unknown."""
+        return None
+
+    def uploader(self) -> "Uploader":
+        """Something to send one batch after another to the device with, while it computes."""
+        return Uploader(self)
+
     def compile_step(self, step: Callable[..., Any], example: tuple[Any, ...]) -> Callable[..., Any]:
         """A function equal to ``step``, made faster for arguments like ``example`` where the backend knows how."""
         return step
+
+
+class Uploader:
+    """Batches from the host to the device, one after another. Adapters derive from it where a copy can wait for its turn."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+
+    def send(self, *arrays: HostArray) -> tuple[Array, ...]:
+        """NumPy arrays -> the same on the device, in their own dtypes. The caller may write to its arrays again at once."""
+        return tuple(self.backend.asarray(array) for array in arrays)
 
 
 @dataclass(frozen=True)

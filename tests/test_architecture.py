@@ -34,6 +34,7 @@ ROWS = [
     {"files"},
     {"ops"},
     {"seeds", "init"},
+    {"flat"},
     {"runtime", "arguments", "errors", "cache"},
 ]
 ROW = {name: number for number, row in enumerate(ROWS) for name in row}

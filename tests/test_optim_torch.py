@@ -8,6 +8,7 @@ import pytest
 
 from portacnn import ops
 from portacnn.errors import ArgumentError, ArrayError, ModelFormatError
+from portacnn.flat import Flat, Named
 from portacnn.ops import use_kernels
 from portacnn.optim import OPTIMIZERS, SGD, AdaGrad, Adam, AdamW, Momentum, RMSprop, biases_and_norms, make_optimizer
 
@@ -105,6 +106,88 @@ def test_fifty_steps_as_in_torch(backend, case, kernels):
     close(backend, grads, gradients(STEPS - 1), 0.0)  # not changed
     assert optimizer.steps == STEPS
     assert all(params[path] is same[path] for path in params)
+
+
+def in_one_array(here, values, flat=None):
+    """Arrays as a network's lie where slices are views: all in one; alike with those of ``flat``."""
+    if not here.backend.views_alias:
+        pytest.skip("its slices need not be views")
+    flat = flat.like() if flat else Flat(here.backend, SHAPES, "float64")
+    for path, value in values.items():
+        flat.views[path][...] = here.backend.asarray(value)
+    return Named.of(flat.views, [flat])
+
+
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
+@pytest.mark.parametrize("case", range(len(CASES)), ids=WORDS)
+def test_fifty_steps_as_in_torch_in_one_array_and_by_numbers_on_the_device(backend, case, kernels, monkeypatch):
+    """Learning rate and count come as 0-dimensional arrays, as in a step that is replayed; there is one update of all."""
+    if kernels == "reference" and "sgd_update" not in backend.backend.kernels:
+        pytest.skip("it has no kernels of its own")
+    kind, _, arguments = CASES[case]
+    params, optimizer = in_one_array(backend, start()), kind(**arguments)
+    apply, calls = optimizer.apply, []
+    monkeypatch.setattr(
+        optimizer, "apply", lambda p, *rest, **common: calls.append(len(p)) or apply(p, *rest, **common)
+    )
+    lr = backend.backend.asarray(np.asarray(optimizer.lr))
+    optimizer.lr = 7.0
+    with use_kernels(kernels):
+        for step, expected in enumerate(torch_walk(case), start=1):
+            grads = in_one_array(backend, gradients(step - 1), params.flats[0])
+            optimizer.update(params, grads, lr=lr, count=backend.backend.asarray(np.asarray(step)))
+            assert optimizer.steps == step - 1
+            optimizer.advance()
+            close(backend, params, expected)
+    assert calls == [1] * STEPS
+    assert set(optimizer.counts.values()) == {STEPS}
+    state = optimizer.state_dict()["arrays"]
+    assert all(state[f"{slot}.{path}"].shape == shape for slot in optimizer.slots for path, shape in SHAPES.items())
+
+
+def test_in_one_array_what_decays_and_what_does_not_are_two_updates(backend, monkeypatch):
+    arguments = {"weight_decay": 0.3, "no_decay": biases_and_norms}
+    params, optimizer, apart = in_one_array(backend, start()), AdamW(**arguments), AdamW(**arguments)
+    separate = writable(backend, start())
+    apply, calls = optimizer.apply, []
+    monkeypatch.setattr(
+        optimizer, "apply", lambda p, *rest, **common: calls.append(len(p)) or apply(p, *rest, **common)
+    )
+    for step in range(5):
+        grads = in_one_array(backend, gradients(step), params.flats[0])
+        optimizer.update(params, grads)
+        apart.update(separate, dict(grads))
+    close(backend, params, {path: backend.host(value) for path, value in separate.items()}, 1e-15)
+    assert calls == [1, 1] * 5
+
+
+def test_in_one_array_a_parameter_without_a_gradient_stays(backend):
+    params, optimizer = in_one_array(backend, start()), Adam()
+    grads = in_one_array(backend, gradients(0), params.flats[0])
+    optimizer.update(params, grads)
+    before = backend.host(params["bn1.weight"])
+    optimizer.update(params, {path: grad for path, grad in grads.items() if path != "bn1.weight"})
+    assert np.array_equal(backend.host(params["bn1.weight"]), before)
+    optimizer.update(params, grads)
+    assert optimizer.counts == {path: 2 if path == "bn1.weight" else 3 for path in SHAPES}
+    twin = Adam()
+    plain = writable(backend, start())
+    for kept in (SHAPES, SHAPES.keys() - {"bn1.weight"}, SHAPES):
+        twin.update(plain, {path: grads[path] for path in kept})
+    close(backend, params, {path: backend.host(value) for path, value in plain.items()}, 1e-15)
+
+
+def test_a_state_goes_into_one_array_from_a_file_too(backend):
+    params, optimizer = in_one_array(backend, start()), Momentum()
+    optimizer.update(params, in_one_array(backend, gradients(0), params.flats[0]))
+    again = Momentum()
+    again.load_state_dict(optimizer.state_dict(), params)
+    assert len(again._flat) == 1
+    twin = in_one_array(backend, {path: backend.host(value) for path, value in params.items()}, params.flats[0])
+    grads = in_one_array(backend, gradients(1), params.flats[0])
+    optimizer.update(params, grads)
+    again.update(twin, grads)
+    close(backend, twin, {path: backend.host(value) for path, value in params.items()}, 0.0)
 
 
 @pytest.mark.parametrize(("kind", "name", "arguments"), CASES, ids=WORDS)

@@ -1,6 +1,7 @@
 """The Trainer: what one step does, what a run leaves behind, and that it is the same run on every backend."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from nets import as_bytes, bits, patches, small_net
 
 from portacnn import Normalize, Trainer, load_mnist_sample
 from portacnn.errors import ArgumentError, ArrayError, LabelError, NotFiniteError, ShapeError, StateError
-from portacnn.layers import Conv2d, Flatten, Linear
+from portacnn.layers import BatchNorm2d, Conv2d, Dropout, Flatten, Linear
 from portacnn.models import Model, SimpleConvNet
 from portacnn.optim import SGD
 from portacnn.seeds import permutation
@@ -276,7 +277,7 @@ def test_losses_are_read_at_intervals_only(backend, monkeypatch):
     evaluate = run._evaluate
     run._evaluate = lambda x, t: events.append("evaluate") or evaluate(x, t)
     run.train()
-    assert events == [(10,), (10,), (4,), "evaluate", (), "evaluate", ()]
+    assert events == [(5, 2), (5, 2), (2, 2), "evaluate", (), "evaluate", ()]
     assert len(run.train_loss_list) == 12
 
 
@@ -301,14 +302,40 @@ def test_a_backend_may_take_the_step(backend, monkeypatch):
     taken = []
 
     def compile_step(self, step, example):
-        x, t, state = example
-        taken.append([tuple(array.shape) for array in (x, t, state.ok)])
+        chosen, state = example
+        taken.append([tuple(array.shape) for array in (chosen, state.ok)])
         return lambda *arguments: taken.append("ran") or step(*arguments)
 
     monkeypatch.setattr(type(backend.backend), "compile_step", compile_step)
-    run = trainer(small_net(backend.device), epochs=1)
-    run.train()
-    assert taken == [[(20, 1, 8, 8), (20,), ()], "ran", "ran", "ran"]
+    trainer(small_net(backend.device), epochs=1).train()
+    assert taken == []  # only where it is asked for
+    trainer(small_net(backend.device), epochs=1, compile_step=True).train()
+    assert taken == [[(20,), ()], "ran", "ran", "ran"]
+
+
+def test_a_step_takes_its_numbers_from_the_device(backend, monkeypatch):
+    """Step, learning rate and count as 0-dimensional arrays: the same run, with dropout, batch statistics and Adam."""
+
+    def compile_step(self, step, example):
+        def run(chosen, state):
+            numbers = {name: self.asarray(np.asarray(getattr(state, name))) for name in ("step", "lr", "count")}
+            return step(chosen, replace(state, **numbers))
+
+        return run
+
+    def net():
+        layers = {"conv": Conv2d(1, 3, 3), "bn": BatchNorm2d(3), "flatten": Flatten(), "drop": Dropout(0.4)}
+        return Model(**layers, fc=Linear(None, 4)).build((1, 8, 8), device=backend.device, seed=2, dtype="float64")
+
+    monkeypatch.setattr(type(backend.backend), "compile_step", compile_step)
+    options = {"optimizer": "adamw", "schedule": "cosine", "optimizer_param": {"lr": 0.05}, "clip_norm": 1.0}
+    runs = [trainer(net(), compile_step=choice, **options) for choice in (False, True)]
+    for run in runs:
+        run.train()
+    np.testing.assert_allclose(runs[0].train_loss_list, runs[1].train_loss_list, rtol=1e-12)
+    for path, value in runs[0].model.state_dict().items():
+        np.testing.assert_allclose(runs[1].model.state_dict()[path], value, rtol=1e-9, atol=1e-12, err_msg=path)
+    assert runs[1].optimizer.counts == runs[0].optimizer.counts
 
 
 def test_parameters_and_gradients_keep_their_arrays(backend):
@@ -389,10 +416,10 @@ def test_a_batch_that_gives_nan_changes_no_weight(backend):
     run.run_batch(batch)
     before = bits(run.model)
     x, t = run.x_train[:20, ...], run.t_train[:20]
-    _, ok = run.step(x * float("nan"), t, StepState(1, 0.1, run._ok))
+    _, ok = run.step(x * float("nan"), t, StepState(1, 0.1, 2, run._ok))
     assert not backend.host(ok)
     assert bits(run.model) == before
-    _, ok = run.step(x, t, StepState(2, 0.1, ok))
+    _, ok = run.step(x, t, StepState(2, 0.1, 3, ok))
     assert not backend.host(ok)
     assert bits(run.model) == before
 

@@ -15,8 +15,9 @@ from math import prod
 from typing import Any, ClassVar, NamedTuple, Self
 
 from portacnn.errors import ArgumentError, ModelFormatError, PortacnnError, ShapeError, StateError
+from portacnn.flat import Flat, Named
 from portacnn.init import Initializer, rule
-from portacnn.runtime import Array, Backend, HostArray, resolve
+from portacnn.runtime import Array, Backend, HostArray, dtype_name, resolve
 from portacnn.seeds import check_seed, generator
 
 Shape = tuple[int, ...]
@@ -80,6 +81,7 @@ class Layer:
         self._declared, self._declared_buffers = {}, {}
         self._cache = None
         self._root = None
+        self._flat_params, self._flat_buffers, self._flat_grads = (), (), ()
         return self
 
     _made_with: tuple[tuple[Any, ...], dict[str, Any]]
@@ -99,6 +101,9 @@ class Layer:
     _declared_buffers: dict[str, Buffer]
     _cache: Any
     _root: "Layer | None"  # the network it was built in
+    _flat_params: tuple[Flat, ...]  # the root's: what its parameters lie in, where they do
+    _flat_buffers: tuple[Flat, ...]
+    _flat_grads: tuple[Flat, ...]  # from the first backward pass on
 
     # --- what a subclass writes -------------------------------------------------------------------------------------
 
@@ -165,8 +170,17 @@ class Layer:
             if name not in self.params:
                 continue
             if name not in self.grads:  # not the array that came: it may lie in a workspace
-                self.grads[name] = self.backend.xp.empty_like(self.params[name])  # type: ignore[union-attr]
+                self.grads[name] = self._room_for_grad(name)
             self.grads[name][...] = grad
+
+    def _room_for_grad(self, name: str) -> Array:
+        """An array for this parameter's gradient: beside those of the others, where the parameters lie so."""
+        root, path, param = self._root or self, self._full(name), self.params[name]
+        for number, flat in enumerate(root._flat_params):
+            if flat.views.get(path) is param:
+                root._flat_grads = root._flat_grads or tuple(flat.like() for flat in root._flat_params)
+                return root._flat_grads[number].views[path]
+        return self.backend.xp.empty_like(param)  # type: ignore[union-attr]
 
     # --- building ---------------------------------------------------------------------------------------------------
 
@@ -238,7 +252,17 @@ class Layer:
                     if state is None
                     else backend.asarray(state[layer._full(name)], own or dtype)
                 )
+        self._lay_flat()
         return self
+
+    def _lay_flat(self) -> None:
+        """Move all parameters into one array, and all buffers of a dtype into another, where the library lets them stay views."""
+        backend, layers = self._home(), list(self.walk())
+        self._flat_params, self._flat_buffers = (
+            _flat(backend, {layer._full(name): (holder, name) for layer, holder in held for name in holder})
+            for held in ([(x, x.params) for x in layers], [(x, x.buffers) for x in layers])
+        )
+        self._flat_grads = ()
 
     def plan(self, shape: Shape, path: str = "") -> Shape:
         """Give this layer and all below their paths, check every shape on the way; allocates nothing."""
@@ -293,6 +317,7 @@ class Layer:
                 for name, array in arrays.items():
                     arrays[name] = backend.asarray(home.to_host(array))
             layer.backend, layer.grads, layer._cache = backend, {}, None
+        self._lay_flat()
         return self
 
     def _home(self) -> Backend:
@@ -305,18 +330,24 @@ class Layer:
     def _full(self, name: str) -> str:
         return f"{self.path}.{name}" if self.path else name
 
-    def named_parameters(self) -> dict[str, Array]:
+    def named_parameters(self) -> Named:
         """Every parameter by its path, such as "conv1.weight": the arrays themselves."""
-        return {layer._full(name): array for layer in self.walk() for name, array in layer.params.items()}
+        return Named.of(
+            {layer._full(name): array for layer in self.walk() for name, array in layer.params.items()},
+            self._flat_params,
+        )
 
-    def named_gradients(self) -> dict[str, Array]:
+    def named_gradients(self) -> Named:
         """The gradients of the last backward pass by the path of their parameter: the arrays themselves."""
-        return {
-            layer._full(name): layer.grads[name]
-            for layer in self.walk()
-            for name in layer.params
-            if name in layer.grads
-        }
+        return Named.of(
+            {
+                layer._full(name): layer.grads[name]
+                for layer in self.walk()
+                for name in layer.params
+                if name in layer.grads
+            },
+            self._flat_grads,
+        )
 
     def named_state(self) -> dict[str, Array]:
         """Every parameter and buffer by its path, in PyTorch's order: the arrays themselves."""
@@ -327,9 +358,12 @@ class Layer:
             for name, array in arrays.items()
         }
 
-    def named_buffers(self) -> dict[str, Array]:
+    def named_buffers(self) -> Named:
         """Every buffer, such as a batch norm's running mean, by its path: the arrays themselves."""
-        return {layer._full(name): array for layer in self.walk() for name, array in layer.buffers.items()}
+        return Named.of(
+            {layer._full(name): array for layer in self.walk() for name, array in layer.buffers.items()},
+            self._flat_buffers,
+        )
 
     def state_dict(self) -> dict[str, HostArray]:
         """Copies of every parameter and buffer as NumPy arrays, by path; names and shapes are PyTorch's."""
@@ -381,6 +415,22 @@ class Layer:
         several, named = self.arguments()
         words = [repr(value) for value in several] + [f"{name}={value!r}" for name, value in named.items()]
         return f"{type(self).__name__}({', '.join(words)})"
+
+
+def _flat(backend: Backend, places: Mapping[str, tuple[dict[str, Array], str]]) -> tuple[Flat, ...]:
+    """Arrays by path, each in the dictionary and under the name where it is to be found: moved into one array for each dtype."""
+    if not backend.views_alias:
+        return ()
+    kinds: dict[str, dict[str, Shape]] = {}
+    for path, (holder, name) in places.items():
+        kinds.setdefault(dtype_name(holder[name]), {})[path] = tuple(holder[name].shape)
+    flats = tuple(Flat(backend, shapes, dtype) for dtype, shapes in kinds.items())
+    for flat in flats:
+        for path, view in flat.views.items():
+            holder, name = places[path]
+            view[...] = holder[name]
+            holder[name] = view
+    return flats
 
 
 # --- building from a file -------------------------------------------------------------------------------------------

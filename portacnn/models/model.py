@@ -77,20 +77,26 @@ class Model(Sequential):
             ShapeError: not (N, *input_shape).
         """
         home = self._home()
+        dtype = self.kept_as(x)
+        if backend_of(x).name == home.name:
+            return x if dtype_name(x) == dtype else home.xp.astype(x, home.dtype(dtype))
+        return home.asarray(x, dtype)
+
+    def kept_as(self, x: Array) -> str:
+        """The dtype that ``accept`` gives these images, "uint8" or the model's own. Raises as ``accept`` does."""
+        home = self._home()
         source = backend_of(x)
-        dtype = self._kept_as(x)
+        dtype = self._dtype_of(x)
         if tuple(x.shape[1:]) != self.input_shape or x.ndim < 1:
             raise ShapeError(
                 f"expected images (N, {', '.join(map(str, self.input_shape))}), got {describe(x)}", self.where
             )
-        if source.name == home.name and x.device == home.device:
-            return x if dtype_name(x) == dtype else home.xp.astype(x, home.dtype(dtype))
-        if source.name == "numpy":
-            return home.asarray(x, dtype)
-        raise ArrayError(f"the model is on {home}, the images are {describe(x)}; move one of them", self.where)
+        if source.name != "numpy" and (source.name != home.name or x.device != home.device):
+            raise ArrayError(f"the model is on {home}, the images are {describe(x)}; move one of them", self.where)
+        return dtype
 
-    def _kept_as(self, x: Array) -> str:
-        """The dtype that images like x are kept in."""
+    def _dtype_of(self, x: Array) -> str:
+        """The dtype that images of x's are kept in."""
         if is_float(backend_of(x).xp, x.dtype):
             return self.dtype
         if self._preprocess is None:
@@ -113,7 +119,7 @@ class Model(Sequential):
 
         ``chosen`` says which of them, and in which order: int64 (B,) on the model's device. None takes all.
         """
-        if self._kept_as(images) != "uint8":
+        if self._dtype_of(images) != "uint8":
             return ops.take_batch(images, chosen)
         return ops.take_batch(images, chosen, *self._mean_and_std())
 

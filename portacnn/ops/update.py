@@ -4,6 +4,10 @@ Notation: params p, grads g and each state are lists of arrays that belong toget
 boolean array or None: where it is false nothing changes, which is how a step whose loss is not finite is left out
 without asking the device.
 
+Learning rates (``lr``) and counts (``step``, ``first``) are Python's, or 0-dimensional arrays on the parameters' device of
+float64 and of int64 (bool), for a step that is recorded once and replayed: what is computed of them is rounded to the parameters'
+dtype at the end, as Python's numbers are.
+
 The rules are PyTorch's. ``weight_decay`` is the factor of an L2 penalty (weight_decay / 2) * sum(p^2), whose gradient is added
 to g before anything else is done with it; ``adam_update`` can also take it apart from the gradient (``decoupled``).
 """
@@ -19,6 +23,16 @@ def _write(target: Array, new: Array, ok: Array | None) -> None:
     target[...] = new if ok is None else backend_of(target).xp.where(ok, new, target)
 
 
+def in_dtype_of(p: Array, number: Any) -> Any:
+    """A number to compute with together with p: Python's as it is, a 0-dimensional array in p's dtype."""
+    return backend_of(p).xp.astype(number, p.dtype) if hasattr(number, "shape") else number
+
+
+def count_as_float(step: Any) -> Any:
+    """A count to compute with: Python's as it is, a 0-dimensional array of integers as float64."""
+    return backend_of(step).xp.astype(step, backend_of(step).xp.float64) if hasattr(step, "shape") else step
+
+
 def decayed(p: Array, g: Array, weight_decay: float) -> Array:
     """The gradient with that of the L2 penalty; g itself where there is no decay."""
     return g + weight_decay * p if weight_decay else g
@@ -30,7 +44,7 @@ def sgd_update(
 ) -> None:
     """p = p - lr * g."""
     for p, g in zip(params, grads, strict=True):
-        _write(p, p - lr * decayed(p, g, weight_decay), ok)
+        _write(p, p - in_dtype_of(p, lr) * decayed(p, g, weight_decay), ok)
 
 
 @op()
@@ -43,7 +57,7 @@ def momentum_update(
     momentum: float,
     dampening: float = 0.0,
     nesterov: bool = False,
-    first: bool = False,
+    first: Any = False,
     weight_decay: float = 0.0,
     ok: Array | None = None,
 ) -> None:
@@ -52,11 +66,11 @@ def momentum_update(
     v = momentum * v + (1 - dampening) * g, at the ``first`` step of these parameters g undampened
     p = p - lr * v, with ``nesterov`` p - lr * (g + momentum * v)
     """
-    intake = 1.0 if first else 1.0 - dampening
     for p, g, v in zip(params, grads, velocity, strict=True):
+        intake = 1.0 - dampening * (1.0 - in_dtype_of(p, first))
         g = decayed(p, g, weight_decay)
         _write(v, momentum * v + intake * g, ok)
-        _write(p, p - lr * (g + momentum * v if nesterov else v), ok)
+        _write(p, p - in_dtype_of(p, lr) * (g + momentum * v if nesterov else v), ok)
 
 
 @op()
@@ -74,7 +88,7 @@ def adagrad_update(
     for p, g, s in zip(params, grads, square_sum, strict=True):
         g = decayed(p, g, weight_decay)
         _write(s, s + g * g, ok)
-        _write(p, p - lr * (g / (backend_of(p).xp.sqrt(s) + eps)), ok)
+        _write(p, p - in_dtype_of(p, lr) * (g / (backend_of(p).xp.sqrt(s) + eps)), ok)
 
 
 @op()
@@ -110,7 +124,7 @@ def rmsprop_update(
         if velocity is not None:
             _write(velocity[i], momentum * velocity[i] + change, ok)
             change = velocity[i]
-        _write(p, p - lr * change, ok)
+        _write(p, p - in_dtype_of(p, lr) * change, ok)
 
 
 @op()
@@ -137,17 +151,19 @@ def adam_update(
     With ``decoupled`` (AdamW: Loshchilov and Hutter, 2019) the gradient stays without the penalty's; instead, first,
     p = p - lr * weight_decay * p.
     """
+    step = count_as_float(step)
     step_size = lr / (1.0 - beta1**step)
     spread = (1.0 - beta2**step) ** 0.5
     for p, g, m, v in zip(params, grads, mean, mean_square, strict=True):
         shrunk = p
         if decoupled:
-            shrunk = (1.0 - lr * weight_decay) * p
+            shrunk = in_dtype_of(p, 1.0 - lr * weight_decay) * p
         else:
             g = decayed(p, g, weight_decay)
         _write(m, beta1 * m + (1.0 - beta1) * g, ok)
         _write(v, beta2 * v + (1.0 - beta2) * (g * g), ok)
-        _write(p, shrunk - step_size * (m / (backend_of(p).xp.sqrt(v) / spread + eps)), ok)
+        size, root = in_dtype_of(p, step_size), backend_of(p).xp.sqrt(v) / in_dtype_of(p, spread)
+        _write(p, shrunk - size * (m / (root + eps)), ok)
 
 
 # --- before the step: clipping --------------------------------------------------------------------------------------

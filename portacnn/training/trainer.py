@@ -7,12 +7,12 @@ from that step on, so when training ends with an error the weights are those bef
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, prod
 from typing import Any, Literal
 
 from portacnn import ops
 from portacnn.arguments import not_negative, positive, share, whole
-from portacnn.errors import ArgumentError, NotFiniteError, StateError
+from portacnn.errors import ArgumentError, NotFiniteError, OutOfMemoryError, StateError
 from portacnn.models import Model
 from portacnn.ops.layout import pack
 from portacnn.ops.workspace import Workspace, workspace
@@ -21,6 +21,7 @@ from portacnn.runtime import Array, Backend, HostArray, backend_of, describe, is
 from portacnn.schedules import PerEpoch, Schedule, make_schedule
 from portacnn.seeds import check_seed, permutation
 from portacnn.training.early_stopping import EarlyStopping, make_early_stopping
+from portacnn.training.feed import Resident, Streamed, fits
 from portacnn.training.progress import Progress
 
 LOG_EVERY = 50
@@ -30,14 +31,19 @@ LOG_EVERY = 50
 class StepState:
     """What a step needs besides its batch, and what is different at each.
 
+    A backend that records the step and replays it (``Backend.compile_step``) puts 0-dimensional arrays on the device in place of
+    the numbers, int64 and float64, so that a step finds its own there.
+
     Attributes:
         step: its number in the whole training, from 0.
         lr: its learning rate.
+        count: which of the optimizer's updates it makes, from 1.
         ok: 0-dimensional boolean: whether all steps so far were finite. If not, nothing is updated any more.
     """
 
-    step: int
-    lr: float
+    step: Any
+    lr: Any
+    count: Any
     ok: Array
 
 
@@ -47,7 +53,8 @@ class Trainer:
     Args:
         model: on its device already; the data follow it there.
         x_train, x_test: images (N, *input_shape), floating point, or uint8 where the model has a ``preprocess``. They are kept
-            on the model's device as they come, so uint8 takes a quarter of float32's memory.
+            as they come, so uint8 takes a quarter of float32's memory: on the model's device, or where they would take more
+            than half of what is free there, on the host.
         t_train, t_test: labels, integers (N,) or one-hot (N, classes).
         epochs: how often to go through the training images. Each epoch shuffles them anew, by ``seed`` and its number.
         mini_batch_size: images a step; the last batch of an epoch may be shorter.
@@ -64,6 +71,7 @@ class Trainer:
         evaluate_sample_num_per_epoch: how many of the first images of either set the accuracies after each epoch are taken
             over; None takes all.
         seed: for the order of the batches; None takes a fresh one.
+        compile_step: let the backend record a whole step and replay it (CuPy: a CUDA graph); others run it as it is.
         verbose: show a progress bar.
 
     Attributes:
@@ -98,6 +106,7 @@ class Trainer:
         early_stopping: EarlyStopping | int | None = None,
         evaluate_sample_num_per_epoch: int | None = None,
         seed: int | None = 0,
+        compile_step: bool = False,
         verbose: bool = True,
     ) -> None:
         self.model = model
@@ -126,6 +135,8 @@ class Trainer:
                 f"mini_batch_size is {mini_batch_size}, but there are only {self.x_train.shape[0]} training images"
             )
         self.steps_per_epoch = -(-self.x_train.shape[0] // self.mini_batch_size)
+        self._feed = self._feed_of(self.x_train, self.t_train)
+        self.compile_step = bool(compile_step)
         self.schedule = self._take_schedule(schedule, schedule_unit)
         self.train_loss_list: list[float] = []
         self.epoch_loss_list: list[float] = []
@@ -135,21 +146,33 @@ class Trainer:
         self.epoch = 0
         self.stopped_early = False
         self._best_weights: dict[str, HostArray] | None = None
-        self._unread: list[tuple[Array, Array]] = []  # losses, and whether all was finite, still on the device
+        self._unread: list[Array] = []  # the reports of steps, still on the device
         self._ok = self._fine()
         self._step: Any = None
         self._workspace = Workspace()
 
     def _take(self, x: Array, t: Array, what: str) -> tuple[Array, Array]:
-        """Check one set of images and labels, once and on the host, and bring it to the model's device."""
+        """Check one set of images and labels, once and on the host; bring it to the model's device where there is room.
+
+        Returns:
+            Images as ``Model.accept`` gives them, on the device, or NumPy's of the same dtype; labels on the device.
+        """
         source = backend_of(x)
         if x.ndim == 0 or x.shape[0] == 0:
             raise ArgumentError(f"x_{what} has no images")
         labels = self.model.labels(t, x.shape[0], f"t_{what}")
-        images = self.backend.contiguous(self.model.accept(x))  # a gather reads whole images
+        dtype = self.model.kept_as(x)
         if is_float(source.xp, x.dtype) and not bool(source.to_host(source.xp.all(source.xp.isfinite(x)))):
             raise NotFiniteError(f"x_{what} holds NaN or infinity ({describe(x)}); clean the data first")
-        return images, labels
+        nbytes = prod(x.shape) * (1 if dtype == "uint8" else int(dtype.removeprefix("float")) // 8)
+        if source.name == "numpy" != self.backend.name and not fits(nbytes, self.backend.free_memory()):
+            return source.contiguous(source.xp.astype(x, source.dtype(dtype), copy=False)), labels
+        return self.backend.contiguous(self.model.accept(x)), labels  # a gather reads whole images
+
+    def _feed_of(self, images: Array, labels: Array) -> Resident | Streamed:
+        if backend_of(images).name == self.backend.name:
+            return Resident(self.model, images, labels)
+        return Streamed(self.model, images, self.backend.to_host(labels))
 
     def _take_schedule(self, schedule: Schedule | str | None, unit: str) -> Schedule:
         """Check the schedule at both ends of the training, and have it count steps."""
@@ -186,18 +209,17 @@ class Trainer:
             )
         if self.epoch >= self.epochs or self.stopped_early:
             return
-        count, batches, size = self.x_train.shape[0], self.steps_per_epoch, self.mini_batch_size
+        batches = self.steps_per_epoch
         del self.train_loss_list[self.epoch * batches :]
         self._unread.clear()
         self._ok = self._fine()
-        with Progress(self.epochs * batches, self.epoch * batches, self.verbose) as progress:
+        with self.backend.active(), Progress(self.epochs * batches, self.epoch * batches, self.verbose) as progress:
             while self.epoch < self.epochs and not self.stopped_early:
-                order = self.backend.asarray(permutation(self.seed, self.epoch, count))
-                for batch in range(batches):
-                    chosen = order[batch * size : min((batch + 1) * size, count)]
-                    self.run_batch(chosen)
+                order = permutation(self.seed, self.epoch, self.x_train.shape[0])
+                for number, batch in enumerate(self._feed.epoch(order, self.mini_batch_size), start=1):
+                    self.run_batch(*batch)
                     progress.step()
-                    if (batch + 1) % LOG_EVERY == 0 or batch + 1 == batches:
+                    if number % LOG_EVERY == 0 or number == batches:
                         self._read_losses()
                         progress.show(self.epoch + 1, loss=self.train_loss_list[-1])
                 self._end_epoch()
@@ -223,46 +245,78 @@ class Trainer:
                 self._best_weights = self.model.state_dict()
             self.stopped_early = self.early_stopping.is_over(figures)
 
-    def run_batch(self, chosen: Array) -> None:
-        """Gather a batch of the training set and make one step with it: what ``train`` does, batch by batch.
+    def run_batch(self, *batch: Array) -> None:
+        """Make one step with a batch of the training set: what ``train`` does, batch by batch.
 
         Nothing is read back: the loss waits on the device until ``train`` fetches it.
 
         Args:
-            chosen: which images, in which order: int64 (B,) on the model's device.
+            batch: which images, in which order: int64 (B,) on the model's device. Of a set that the device has no room for,
+                images and labels (see ``feed.Streamed``).
+
+        Raises:
+            OutOfMemoryError: weights and statistics are those from before this step.
         """
         number = len(self.train_loss_list) + len(self._unread)
-        x, t = self.model.batch(self.x_train, chosen), self.backend.xp.take(self.t_train, chosen, axis=0)
-        state = StepState(number, self.lr(number), self._ok)
+        state = StepState(number, self.lr(number), self.optimizer.steps + 1, self._ok)
         if self._step is None:
-            self._step = self.backend.compile_step(self.step, (x, t, state))
-        loss, self._ok = self._step(x, t, state)
-        self._unread.append((loss, self._ok))
+            self._step = self._whole_step
+            if self.compile_step:
+                self._step = self.backend.compile_step(self._whole_step, (*batch, state))
+        try:
+            report, self._ok = self._step(*batch, state)
+        except MemoryError as error:
+            raise self._out_of_memory(error, batch[-1].shape[0]) from error
+        self.optimizer.advance()
+        self._unread.append(report)
+
+    def _whole_step(self, *batch_and_state: Any) -> tuple[Array, Array]:
+        """From a batch as the feed gives it to the step's report, (loss, whether all was finite), and ``state.ok`` after it."""
+        *batch, state = batch_and_state
+        xp = self.backend.xp
+        loss, ok = self.step(*self._feed.batch(*batch), state)
+        return xp.stack([loss, xp.astype(ok, loss.dtype)]), ok
 
     def step(self, x: Array, t: Array, state: StepState) -> tuple[Array, Array]:
         """One forward pass, one backward pass, one update. Everything stays on the device.
 
         Args:
             x, t: a batch, preprocessed, of the model's dtype and device; labels int64.
-            state: the step's number, its learning rate, and whether the steps before it were finite.
+            state: the step's numbers, and whether the steps before it were finite.
 
         Returns:
             The loss, 0-dimensional, and ``state.ok`` with this step taken in.
         """
         xp = self.backend.xp
-        buffers = list(self.model.named_buffers().values())
+        buffers = self.model.named_buffers().wholes()
         before = [xp.asarray(buffer, copy=True) for buffer in buffers]
-        loss = self._gradients(x, t, state.step)
-        grads = self.model.named_gradients()
-        ok = state.ok & xp.isfinite(loss)
-        if grads or buffers:
-            ok = ok & ops.all_finite([*grads.values(), *buffers])
-        if self.clip_norm is not None:
-            ops.clip_by_global_norm(list(grads.values()), self.clip_norm)
-        self.optimizer.update(self.model.named_parameters(), grads, ok, lr=state.lr)
+        try:
+            loss = self._gradients(x, t, state.step)
+            grads = self.model.named_gradients()
+            ok = state.ok & xp.isfinite(loss)
+            if grads or buffers:
+                ok = ok & ops.all_finite([*grads.wholes(), *buffers])
+            if self.clip_norm is not None:
+                ops.clip_by_global_norm(grads.wholes(), self.clip_norm)
+            self.optimizer.update(self.model.named_parameters(), grads, ok, lr=state.lr, count=state.count)
+        except MemoryError:
+            for buffer, old in zip(buffers, before, strict=True):
+                buffer[...] = old
+            raise
         for buffer, old in zip(buffers, before, strict=True):  # running statistics have taken the batch in already
             buffer[...] = xp.where(ok, buffer, old)
         return loss, ok
+
+    def _out_of_memory(self, error: MemoryError, size: int) -> OutOfMemoryError:
+        """What to say of it; and let go of everything that was kept for this step."""
+        self.model.forget()
+        self._workspace, self._step = Workspace(), None
+        asked, held = self.backend.memory_error(error) or (None, None)
+        figures = f" ({asked} bytes asked for, {held} held)" if asked is not None else ""
+        return OutOfMemoryError(
+            f"{self.backend} has no room for a training step of {size} images{figures}; the model is as it was before the "
+            f"step. Make a Trainer with a smaller mini_batch_size than {self.mini_batch_size}, or accumulate more parts"
+        )
 
     def _gradients(self, x: Array, t: Array, step: int) -> Array:
         """Forward and backward, in parts where it is to ``accumulate``; the model then has the whole batch's gradients.
@@ -296,9 +350,8 @@ class Trainer:
 
     def _read_losses(self) -> None:
         """Fetch the losses that have gathered on the device."""
-        xp = self.backend.xp
-        fetched = self._fetch([n for loss, ok in self._unread for n in (loss, xp.astype(ok, loss.dtype))])
-        losses, fine = fetched[::2], fetched[1::2]
+        fetched = self.backend.to_host(self.backend.xp.stack(self._unread)).tolist()
+        losses, fine = [loss for loss, _ in fetched], [ok for _, ok in fetched]
         self._unread.clear()
         begin = len(self.train_loss_list)
         self.train_loss_list.extend(losses)
@@ -311,9 +364,6 @@ class Trainer:
                 "the weights are those before that step. "
                 f"Lower the learning rate ({self.lr(step)})"
             )
-
-    def _fetch(self, numbers: list[Array]) -> list[Any]:
-        return self.backend.to_host(self.backend.xp.stack(numbers)).tolist()
 
     def _evaluate(self, x: Array, t: Array) -> float:
         """The accuracy over the first images of a set, as many as were asked for."""

@@ -1,0 +1,113 @@
+"""A network's arrays in one: they are views of it, stay so, and training does not depend on it."""
+
+from copy import deepcopy
+
+import numpy as np
+import pytest
+from nets import bits, patches, small_net
+
+from portacnn import Trainer
+from portacnn.flat import Flat, Named, runs
+from portacnn.layers import BatchNorm2d, Conv2d, Flatten, Linear, ReLU
+from portacnn.models import Model
+
+
+@pytest.fixture
+def flat_here(backend):
+    if not backend.backend.views_alias:
+        pytest.skip("its slices need not be views")
+    return backend
+
+
+def net(device, dtype="float32"):
+    model = Model(conv=Conv2d(1, 3, 3), bn=BatchNorm2d(3), relu=ReLU(), flatten=Flatten(), fc=Linear(None, 4))
+    return model.build((1, 8, 8), device=device, seed=1, dtype=dtype)
+
+
+def train(model, **changes):
+    options = {"epochs": 2, "mini_batch_size": 20, "optimizer_param": {"lr": 0.01}, "verbose": False, **changes}
+    run = Trainer(model, *patches(50, dtype=model.dtype), *patches(20, seed=1, dtype=model.dtype), **options)
+    run.train()
+    return run
+
+
+def test_parameters_are_views_of_one_array(flat_here):
+    model = net(flat_here.device)
+    (flat,) = model.named_parameters().flats
+    host = flat_here.host(flat.whole)
+    assert host.shape == (3 * 9 + 3 + 3 + 3 + 4 * 108 + 4,)
+    order = ["fc.weight", "conv.weight", "fc.bias", "conv.bias", "bn.weight", "bn.bias"]  # what decays stands first
+    expected = np.concatenate([model.state_dict()[path].ravel() for path in order])
+    assert np.array_equal(host, expected)
+    flat.whole[...] = flat_here.xp.zeros_like(flat.whole)
+    assert not any(value.any() for path, value in model.state_dict().items() if path in order)
+
+
+def test_buffers_are_views_of_one_array_a_dtype(flat_here):
+    named = net(flat_here.device).named_buffers()
+    kinds = {str(whole.dtype).rpartition(".")[2]: whole.shape[0] for whole in named.wholes()}
+    assert kinds == {"float32": 6, "int64": 1}
+
+
+def test_gradients_lie_as_the_parameters(flat_here):
+    model = net(flat_here.device)
+    assert model.named_gradients() == {}
+    gradients = model.gradient(*patches(8))
+    (flat,) = model.named_gradients().flats
+    assert flat.parts is model.named_parameters().flats[0].parts
+    for path, gradient in gradients.items():
+        begin, end = flat.parts[path]
+        assert np.array_equal(flat_here.host(flat.whole)[begin:end], flat_here.host(gradient).ravel())
+
+
+def test_training_is_the_same_apart(flat_here, monkeypatch):
+    together = train(net(flat_here.device, "float64"), optimizer="momentum")
+    monkeypatch.setattr(type(flat_here.backend), "views_alias", False)
+    apart = train(net(flat_here.device, "float64"), optimizer="momentum")
+    assert apart.model.named_parameters().flats == ()
+    assert together.model.named_parameters().flats != ()
+    np.testing.assert_allclose(together.train_loss_list, apart.train_loss_list, rtol=1e-12)
+    for path, value in apart.model.state_dict().items():
+        np.testing.assert_allclose(together.model.state_dict()[path], value, rtol=1e-10, atol=1e-12, err_msg=path)
+
+
+def test_an_array_put_in_by_hand_is_used(flat_here):
+    """Then nothing is done to the whole: the network's array is not in it."""
+    model = small_net(flat_here.device)
+    own = flat_here.backend.asarray(np.ones((4, 6), "float32"))
+    model.children["fc2"].params["weight"] = own
+    assert model.named_parameters().flats == ()
+    train(model)
+    assert model.named_parameters()["fc2.weight"] is own
+    assert not np.array_equal(flat_here.host(own), np.ones((4, 6)))
+
+
+def test_after_a_move_they_lie_together_again(flat_here):
+    model = small_net(flat_here.device)
+    train(model)
+    before = bits(model)
+    model.to(flat_here.device)
+    assert len(model.named_parameters().flats) == 1
+    assert bits(model) == before
+    train(model)
+
+
+def test_a_copy_trains_by_itself(flat_here):
+    model = small_net(flat_here.device)
+    twin, before = deepcopy(model), bits(model)
+    train(twin)
+    assert bits(model) == before
+    train(model)
+    assert bits(model) == bits(twin)
+
+
+def test_runs():
+    from portacnn.runtime import resolve
+
+    flat = Flat(resolve("numpy"), {"a": (2,), "w": (2, 2), "b": (), "v": (1, 3)}, "float64")
+    assert list(flat.parts) == ["w", "v", "a", "b"]
+    assert runs(["b", "w", "v"], flat) == [["w", "v"], ["b"]]
+    assert runs(["a", "b", "v", "w"], flat) == [["w", "v", "a", "b"]]
+    assert flat.stretch(["v", "a"]).shape == (5,)
+    assert Named.of({"w": flat.views["w"]}, [flat]).flats == ()
+    assert len(Named.of({"w": flat.views["w"]}, [flat]).wholes()) == 1
