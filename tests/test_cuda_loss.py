@@ -10,15 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from portacnn.backends import cupy_loss
+from portacnn.ops.loss import softmax_cross_entropy
 
 pytestmark = needs_compiler
 
 
-def wanted(logits: np.ndarray, labels: np.ndarray, smoothing: float, ignored: int) -> tuple[float, np.ndarray]:
-    """The mean loss of the labels that are not ignored, and its gradient."""
+def wanted(logits: np.ndarray, labels: np.ndarray, smoothing: float, ignored: int) -> tuple[np.ndarray, ...]:
+    """The mean loss of the labels that are not ignored, and its gradient; and for each what its rounding is measured by.
+
+    A sample's loss has the logarithm of a sum of 1 or more in it, which is off by that sum's rounding.
+    """
     n, classes = logits.shape
     counting = [i for i in range(n) if labels[i] != ignored]
-    total, gradient = 0.0, np.zeros(logits.shape)
+    total, gradient, terms = 0.0, np.zeros(logits.shape), np.zeros(logits.shape)
     for i in counting:
         row = [float(value) for value in logits[i]]
         top = max(row)
@@ -27,7 +31,9 @@ def wanted(logits: np.ndarray, labels: np.ndarray, smoothing: float, ignored: in
             q = smoothing / classes + (1 - smoothing) * (c == labels[i])
             total += q * (norm - row[c])
             gradient[i, c] = (exp(row[c] - norm) - q) / len(counting)
-    return total / len(counting) if counting else float("nan"), gradient
+            terms[i, c] = (exp(row[c] - norm) + q) / len(counting)
+    loss = np.array(total / len(counting) if counting else np.nan)
+    return loss, gradient, np.fmax(loss, 1.0), terms
 
 
 @settings(max_examples=60)
@@ -52,14 +58,14 @@ def test_softmax_cross_entropy(n, classes, smoothing, ignored, flags, counted, d
         logits = rig.array(draw.normal(500.0 if far else 0.0, 4, (n, classes)), dtype, (1, 0) if last else None)
         labels = rig.array(draw.integers(0, classes, n), counted)
         loss, saved = cupy_loss.softmax_cross_entropy(logits, labels, **options)
-        want, gradient = wanted(logits, labels, smoothing, ignored)
+        want, gradient, *terms = wanted(logits, labels, smoothing, ignored)
         launches = len(rig.launches)
         assert launches == (2 if n == 1100 else 1)
-        close(loss, np.array(want), dtype)
+        close(loss, want, dtype, terms[0])
         dlogits = cupy_loss.softmax_cross_entropy_backward(1.0, saved)
         assert len(rig.launches) == launches
-        close(dlogits, gradient, dtype)
-        close(cupy_loss.softmax_cross_entropy_backward(np.array(0.5, dtype), saved), gradient / 2, dtype)
+        close(dlogits, gradient, dtype, terms[1])
+        close(cupy_loss.softmax_cross_entropy_backward(np.array(0.5, dtype), saved), gradient / 2, dtype, terms[1])
         again, nothing = cupy_loss.softmax_cross_entropy(logits, labels, **options, keep=False)
         assert nothing is None
         np.testing.assert_array_equal(again, loss)
@@ -79,9 +85,9 @@ def test_several_blocks_and_many_classes(classes: int, last: bool, monkeypatch: 
             labels = rig.array(np.arange(n) * 7 % classes, "int64")
             loss, saved = cupy_loss.softmax_cross_entropy(logits, labels, label_smoothing=0.2)
             assert [name for name, *_ in rig.launches] == ["softmax_loss", "softmax_gradient"]
-            want, gradient = wanted(logits, labels, 0.2, -100)
-            close(loss, np.array(want), "float32")
-            close(saved, gradient, "float32")
+            want, gradient, *terms = wanted(logits, labels, 0.2, -100)
+            close(loss, want, "float32", terms[0])
+            close(saved, gradient, "float32", terms[1])
             assert cupy_loss.softmax_cross_entropy(logits, labels, label_smoothing=0.2, keep=False)[0] == loss
             results.append((loss, saved))
     for loss, saved in results[1:]:
@@ -100,6 +106,19 @@ def test_a_label_out_of_range_makes_the_loss_nan(wrong: int, blocks: int, monkey
         loss, saved = cupy_loss.softmax_cross_entropy(logits, rig.array(labels, "int64"))
         assert np.isnan(loss) == (wrong != -100)
         assert np.isfinite(saved).all()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+def test_the_gradient_beside_a_label_out_of_range(smoothing: float):
+    """As of the portable op: what smoothing spreads is asked for all the same, and the label isn't counted."""
+    labels = np.array([1, 9, -2, 3, 7])
+    with rigged() as rig:
+        logits = rig.array(np.random.default_rng(0).normal(size=(5, 4)), "float64")
+        options: dict[str, Any] = {"label_smoothing": smoothing, "ignore_index": 7}
+        _, saved = cupy_loss.softmax_cross_entropy(logits, rig.array(labels, "int64"), **options)
+        loss, kept = softmax_cross_entropy.forward(np.array(logits), labels, **options)
+        assert np.isnan(loss)
+        np.testing.assert_allclose(saved, softmax_cross_entropy.portable_backward(1.0, kept), atol=1e-14)
 
 
 def test_nothing_that_counts():

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cuda_rig import LIMIT, Rig, close, needs_compiler, orders, rigged
+from cuda_rig import Rig, close, needs_compiler, orders, rigged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,12 +22,12 @@ def per_channel(host: np.ndarray) -> np.ndarray:
 
 
 def wanted(x: np.ndarray, dy: np.ndarray, weight: Any, bias: Any, mean: Any, var: Any, relu: bool, eps: float) -> tuple:
-    """y, dx (N, C, ...), dweight, dbias, and the largest of what dx is a difference of; no mean and var: x's own."""
+    """y, dx (N, C, ...), dweight, dbias, and for each the absolute values that it is a sum of. No mean and var: x's own."""
     channels, shape = x.shape[1], np.moveaxis(x, 1, 0).shape
     rows, grads = per_channel(x), per_channel(dy)
     weight = np.ones(channels) if weight is None else np.asarray(weight, "float64")
     bias = np.zeros(channels) if bias is None else np.asarray(bias, "float64")
-    largest = 0.0
+    terms = [np.empty(array.shape) for array in (rows, rows, weight, weight)]
     y, dx, dweight, dbias = np.empty_like(rows), np.empty_like(rows), np.empty(channels), np.empty(channels)
     for c in range(channels):
         m = sum(rows[c]) / rows.shape[1] if mean is None else mean[c]
@@ -35,18 +35,21 @@ def wanted(x: np.ndarray, dy: np.ndarray, weight: Any, bias: Any, mean: Any, var
         v = sum(away**2) / len(away) if var is None else var[c]
         root = (v + eps) ** 0.5
         y[c] = weight[c] * (away / root) + bias[c]
+        terms[0][c] = np.abs(weight[c] * (away / root)) + abs(bias[c])
         g = np.where(y[c] > 0, grads[c], 0) if relu else grads[c]
         dweight[c], dbias[c] = (g * away / root).sum(), g.sum()
+        terms[2][c], terms[3][c] = np.abs(g * away / root).sum(), np.abs(g).sum()
         dxhat = weight[c] * g
         dx[c] = dxhat / root
-        largest = max(largest, np.abs(dx[c]).max())
+        terms[1][c] = np.abs(dx[c]).max()
         if mean is None:
             dvar = (dxhat * away).sum() * -0.5 * root**-3
             dmean = -dxhat.sum() / root + dvar * -2 * away.mean()
             dx[c] += dvar * 2 * away / len(away) + dmean / len(away)
     if relu:
         y = np.maximum(y, 0)
-    return *(np.moveaxis(array.reshape(shape), 0, 1) for array in (y, dx)), dweight, dbias, largest
+    y, dx = (np.moveaxis(array.reshape(shape), 0, 1) for array in (y, dx))
+    return y, dx, dweight, dbias, *terms
 
 
 def laid(rig: Rig, host: np.ndarray, dtype: str, last: bool) -> np.ndarray:
@@ -86,21 +89,22 @@ def test_batch_norm(n: int, c: int, size: list, flags: tuple, dtype: str, order:
         options: dict[str, Any] = {"training": training, "momentum": momentum, "eps": 1e-4}
         y, saved = op(x, *running, weight, bias, **options)
         given_statistics = (None, None) if training else before
-        y64, dx64, dweight64, dbias64, largest = wanted(x, dy, weight, bias, *given_statistics, relu, 1e-4)
-        close(y, y64, dtype)
+        y64, dx64, dweight64, dbias64, *terms = wanted(x, dy, weight, bias, *given_statistics, relu, 1e-4)
+        close(y, y64, dtype, terms[0])
         if running[0] is not None:
             rows = per_channel(x)
             own = (rows.mean(1), rows.var(1, ddof=1)) if training else before
             for got, b, new in zip(running, before, own, strict=True):
-                close(got, (1 - 0.3) * b + 0.3 * new, dtype)
+                close(got, (1 - 0.3) * b + 0.3 * new, dtype, np.abs(b) + np.abs(rows).max())
         for need_dx in (True, False):
             dx, dweight, dbias = cupy_norm.batch_norm_backward(dy, saved, need_dx=need_dx)
             assert (dx is None) == (not need_dx)
             if dx is not None:
-                np.testing.assert_allclose(dx, dx64, rtol=0, atol=LIMIT[dtype] * largest)
-            for got, want, there in ((dweight, dweight64, with_weight), (dbias, dbias64, with_bias)):
+                close(dx, dx64, dtype, terms[1])
+            affine = (dweight, dweight64, with_weight, terms[2]), (dbias, dbias64, with_bias, terms[3])
+            for got, want, there, sums in affine:
                 if there:
-                    close(got, want, dtype)
+                    close(got, want, dtype, sums)
                 else:
                     assert got is None
         names = [name for name, *_ in rig.launches]
@@ -126,11 +130,11 @@ def test_many_parts(dtype: str, order: str, monkeypatch: pytest.MonkeyPatch):
         y, saved = cupy_norm.batch_norm_relu(x, None, None, weight, bias, training=True)
         assert rig.launches[0][1] == (18, 5)
         dx, dweight, dbias = cupy_norm.batch_norm_backward(dy, saved)
-        y64, dx64, dweight64, dbias64, _ = wanted(x, dy, weight, bias, None, None, True, 1e-5)
-        close(y, y64, dtype)
-        close(dx, dx64, dtype)
-        close(dweight, dweight64, dtype)
-        close(dbias, dbias64, dtype)
+        y64, dx64, dweight64, dbias64, *terms = wanted(x, dy, weight, bias, None, None, True, 1e-5)
+        close(y, y64, dtype, terms[0])
+        close(dx, dx64, dtype, terms[1])
+        close(dweight, dweight64, dtype, terms[2])
+        close(dbias, dbias64, dtype, terms[3])
 
 
 def test_the_same_bits_in_any_order(monkeypatch: pytest.MonkeyPatch):
@@ -156,11 +160,15 @@ def test_a_mean_beside_which_the_spread_is_small(first: float):
     host = (4096.3 + draw.normal(0, 0.01, (16, 2, 20, 20))).astype("float32")
     host[0, :, 0, 0] += np.float32(first)
     with rigged() as rig:
-        x = rig.array(host, "float32")
+        x, dy = rig.array(host, "float32"), rig.array(draw.uniform(0.5, 1, host.shape), "float32")
+        weight = rig.array(np.array([1.0, -2.0]), "float32")
         running = [written(rig, np.zeros(2), "float32") for _ in range(2)]
-        y, _ = cupy_norm.batch_norm(x, *running, None, None, training=True, momentum=1.0)
-        y64, *_ = wanted(x, x, None, None, None, None, False, 1e-5)
-        close(y, y64, "float32")
+        y, saved = cupy_norm.batch_norm(x, *running, weight, None, training=True, momentum=1.0)
+        dx, dweight, _ = cupy_norm.batch_norm_backward(dy, saved)
+        y64, dx64, dweight64, _, *terms = wanted(x, dy, weight, None, None, None, False, 1e-5)
+        close(y, y64, "float32", terms[0])
+        close(dx, dx64, "float32", terms[1])
+        close(dweight, dweight64, "float32", terms[2])
         np.testing.assert_allclose(running[1], per_channel(x).var(1, ddof=1), rtol=1e-4)
 
 
