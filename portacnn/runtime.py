@@ -63,9 +63,11 @@ class Backend:
         layout: how activations should lie in memory. Shapes are NCHW either way: "batch_last" keeps the bytes in the
             order (C, H, W, N) under a permuted view, "batch_first" in (N, C, H, W). A preference, never a contract.
         kernels: overrides of ops by the op's name.
+        precisions: what ``ops.use_precision`` takes that makes a difference here.
         views_alias: whether a slice of an array is a view of its memory, always; the standard leaves that open.
     """
 
+    precisions: ClassVar[tuple[str, ...]] = ("float32",)
     views_alias: ClassVar[bool] = False
 
     name: str
