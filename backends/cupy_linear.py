@@ -34,21 +34,17 @@ class _Factor(NamedTuple):
 
 
 def _factor(array: Array, mask: Array | None = None) -> _Factor:
-    """Of a matrix (lines, depth), copied where neighbours lie apart along both of its axes."""
-    size, (line, deep) = array.itemsize, array.strides
-    lines, depth = array.shape
+    """Of a matrix (lines, depth), copied where neighbours lie apart along both of its axes, or the mask lies otherwise."""
+    size, (line, deep), (lines, depth) = array.itemsize, array.strides, array.shape
     if deep == size or depth == 1:
-        chosen = True, max(line // size, depth) if line > 0 else 0
-    elif line == size or lines == 1:
-        chosen = False, deep // size if deep > 0 else 0
+        is_deep, step, count = True, line // size, lines
     else:
-        chosen = True, 0
-    if not chosen[1]:
-        array, chosen = backend_of(array).contiguous(array), (True, depth)
-    if mask is not None and mask.strides != array.strides:
-        array, mask = backend_of(array).contiguous(array), backend_of(mask).contiguous(mask)
-        chosen = True, depth
-    return _Factor(array, chosen[0], np.int32(chosen[1]), mask)
+        is_deep, step, count = False, deep // size if line == size or lines == 1 else 0, depth
+    if (mask is not None and mask.strides != array.strides) or (count > 1 and not 0 < step * count <= _MOST):
+        backend = backend_of(array)
+        array, mask = backend.contiguous(array), None if mask is None else backend.contiguous(mask)
+        is_deep, step = True, depth
+    return _Factor(array, is_deep, np.int32(step if step * count <= _MOST else 0), mask)
 
 
 def _product(
