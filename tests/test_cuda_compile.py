@@ -19,7 +19,6 @@ from portacnn.backends import cupy_module
 FOLDER = Path(portacnn.backends.__file__).parent
 SOURCES = {path.name for path in (FOLDER / "cuda").glob("*.cu")}
 ARCHITECTURES = ["sm_90", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sm_80", "sm_100"))]
-DTYPES = ("float32", "float64")
 
 
 def used() -> Iterator[cupy_module.Variant]:
@@ -28,6 +27,7 @@ def used() -> Iterator[cupy_module.Variant]:
 
 
 VARIANTS = list(used())
+CASES = [(file, defines, dtype) for file, defines in VARIANTS for dtype in cupy_module.dtypes(defines)]
 
 
 @cache
@@ -72,8 +72,7 @@ def name(value: object) -> str:
 
 @needs_nvrtc
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("file", "defines"), VARIANTS, ids=name)
+@pytest.mark.parametrize(("file", "defines", "dtype"), CASES, ids=name)
 def test_compiles_without_spilling(file: str, defines: dict, dtype: str, architecture: str):
     options = (*cupy_module.options(dtype, defines), f"--gpu-architecture={architecture}", "--ptxas-options=-v")
     log = compiled(cupy_module.source(file), options)
