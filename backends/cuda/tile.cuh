@@ -1,7 +1,8 @@
 // A block's share of a matrix product: BM rows by BN columns in registers, fed through shared memory BK deep at a time.
 //
 // TX threads stand side by side, THREADS / TX above each other; each has TM rows that follow each other and TN columns that lie
-// TX apart. Both factors lie depth first in shared memory, twice: while one half is read, the other is filled.
+// TX apart. Both factors lie depth first in shared memory, twice: while one half is read, the other is filled. With TX of 32
+// or more a warp reads the same rows, which costs it one access, and columns that fill one.
 //
 // With PRECISION (see mma.cuh) tensor cores multiply the same tile, and a thread has the numbers of the fragments it holds. Either
 // way they are ROWS by COLUMNS, own_row(i) and own_column(j) say which, and a thread's columns lie APART.
@@ -9,19 +10,20 @@
 #if PRECISION
 #include "mma.cuh"
 #define BK MMA_DEPTH
+#define RESIDENT 1  // blocks on a multiprocessor at least: not said, the compiler spares registers until some spill
 #else
 #define BK 8
+// Blocks on a multiprocessor at least: of its 65,536 registers a block's 256 threads then have 80 or 128 each, or all they can.
+#define RESIDENT (TM * TN * sizeof(REAL) <= 64 ? 3 : TM * TN * sizeof(REAL) <= (sizeof(REAL) == 4 ? 256 : 128) ? 2 : 1)
 #endif
 #define PAD 4  // between rows of shared memory: the threads of a warp that store one row each get banks of their own
 #define BM (THREADS / TX * TM)
 #define BN (TX * TN)
 
-typedef REAL Left[2][BK][BM + PAD];
-typedef REAL Right[2][BK][BN + PAD];
+struct __align__(16) Left { REAL at[2][BK][BM + PAD]; };
+struct __align__(16) Right { REAL at[2][BK][BN + PAD]; };
 
 #if PRECISION
-#define BOUNDS __launch_bounds__(THREADS, 1)  // without the 1 the compiler spares registers until some spill
-
 // Warps stand in DOWN by ACROSS; each has fragments of 16 rows below each other and of 8 columns side by side.
 #define DOWN (BM >= 32 ? 2 : 1)
 #define ACROSS (THREADS / 32 / DOWN)
@@ -54,11 +56,11 @@ __device__ __forceinline__ void multiply(const Left& left, const Right& right, i
 #pragma unroll
   for (int i = 0; i < ROWS / 2; i++)
 #pragma unroll
-    for (int r = 0; r < 4; r++) a[i][r] = factor(left[half], r / 2, own_row(2 * i + r % 2));
+    for (int r = 0; r < 4; r++) a[i][r] = factor(left.at[half], r / 2, own_row(2 * i + r % 2));
 #pragma unroll
   for (int j = 0; j < COLUMNS / 2; j++)
 #pragma unroll
-    for (int r = 0; r < 2; r++) b[j][r] = factor(right[half], r, column + 8 * j);
+    for (int r = 0; r < 2; r++) b[j][r] = factor(right.at[half], r, column + 8 * j);
 #pragma unroll
   for (int i = 0; i < ROWS; i += 2)
 #pragma unroll
@@ -66,12 +68,15 @@ __device__ __forceinline__ void multiply(const Left& left, const Right& right, i
       MMA_PRODUCT(sum[i][j], sum[i][j + 1], sum[i + 1][j], sum[i + 1][j + 1], a[i / 2], b[j / 2]);
 }
 #else
-#define BOUNDS __launch_bounds__(THREADS)
 #define ROWS TM
 #define COLUMNS TN
 #define APART TX
 __device__ __forceinline__ int own_row(int i) { return threadIdx.x / TX * TM + i; }
 __device__ __forceinline__ int own_column(int j) { return threadIdx.x % TX + TX * j; }
+
+// As many rows as are read in one go: 16 bytes at most.
+constexpr int TOGETHER = TM < 16 / (int)sizeof(REAL) ? TM : 16 / (int)sizeof(REAL);
+struct __align__(TOGETHER * sizeof(REAL)) Rows { REAL value[TOGETHER]; };
 
 __device__ __forceinline__ void multiply(const Left& left, const Right& right, int half, REAL (&sum)[TM][TN]) {
   const int tx = threadIdx.x % TX, ty = threadIdx.x / TX;
@@ -79,9 +84,13 @@ __device__ __forceinline__ void multiply(const Left& left, const Right& right, i
   for (int k = 0; k < BK; k++) {
     REAL a[TM], b[TN];
 #pragma unroll
-    for (int i = 0; i < TM; i++) a[i] = left[half][k][ty * TM + i];
+    for (int i = 0; i < TM; i += TOGETHER) {
+      const Rows rows = *reinterpret_cast<const Rows*>(&left.at[half][k][ty * TM + i]);
 #pragma unroll
-    for (int j = 0; j < TN; j++) b[j] = right[half][k][tx + TX * j];
+      for (int t = 0; t < TOGETHER; t++) a[i + t] = rows.value[t];
+    }
+#pragma unroll
+    for (int j = 0; j < TN; j++) b[j] = right.at[half][k][tx + TX * j];
 #pragma unroll
     for (int i = 0; i < TM; i++)
 #pragma unroll
