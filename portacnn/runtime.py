@@ -63,11 +63,9 @@ class Backend:
         layout: how activations should lie in memory. Shapes are NCHW either way: "batch_last" keeps the bytes in the
             order (C, H, W, N) under a permuted view, "batch_first" in (N, C, H, W). A preference, never a contract.
         kernels: overrides of ops by the op's name.
-        precisions: what ``ops.use_precision`` takes that makes a difference here.
         views_alias: whether a slice of an array is a view of its memory, always; the standard leaves that open.
     """
 
-    precisions: ClassVar[tuple[str, ...]] = ("float32",)
     views_alias: ClassVar[bool] = False
 
     name: str
@@ -83,6 +81,11 @@ class Backend:
     def compiled(self) -> Mapping[str, Kernel]:
         """Overrides that a second library compiles, where it is installed. They are asked before ``kernels``."""
         return {}
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """What of ``ops.use_precision`` this device has; elsewhere it goes on in float32."""
+        return ("float32",)
 
     def place(self, device: Any) -> str:
         """A device of this library in the words that ``resolve`` takes."""

@@ -74,10 +74,11 @@ def use_precision(word: str) -> Iterator[None]:
     Args:
         word: what their factors are rounded to before they are multiplied: "float32" leaves them as they are, and is what
             holds everywhere else; "tf32" leaves 10 bits behind the point, "bfloat16" 7, "float16" 10 (and numbers up to 65504).
-            Products are added up in float32 always, and nothing else is rounded: weights and activations stay float32.
+            Products are added up in float32 always, and weights and activations stay float32. A bias's gradient, taken as a
+            product with ones, may be rounded alike.
 
-    A backend that has no such units (``Backend.precisions``) goes on in float32. It holds for the current thread (a context
-    variable).
+    Forward and backward each go by what holds when they run. A device without such units (``Backend.precisions``) goes on in
+    float32, and so do ops that no kernel takes (convolution of three axes). It holds for the current thread (a context variable).
 
     Raises:
         ArgumentError: another word.
