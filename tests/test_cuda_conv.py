@@ -149,13 +149,13 @@ def cases(draw: st.DrawFn, axes: tuple[int, ...] = (1, 2)) -> Case:
     return Case(n, c, o, groups, windows, draw(st.booleans()), draw(st.integers(0, 99)))
 
 
-@settings(max_examples=1000)
+@settings(max_examples=600)
 @given(cases(), st.sampled_from(["float32", "float64"]), orders, st.sampled_from(["conv", "relu"]))
 def test_convolution(case: Case, dtype: str, order: str, kind: str):
     check(case, dtype, order, kind)
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(cases(axes=(2,)), st.sampled_from(["float32", "float64"]), orders)
 def test_convolution_with_relu_and_pooling(case: Case, dtype: str, order: str):
     if min(case.windows.out) > 1:
