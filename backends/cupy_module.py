@@ -1,8 +1,9 @@
 """CUDA sources under ``backends/cuda``, compiled by NVRTC when they are first launched, and their kernels.
 
 A source knows its element type as ``REAL`` (float or double); what else it wants to know while it is compiled comes as
-defines. ``PRECISION`` among them makes products go to tensor cores (cuda/mma.cuh). Arguments of a launch are CuPy arrays, ``NULL`` for one that is not there, and numbers of the kernel's own types:
-np.int32 for int, np.int64 for long long, np.float32 or np.float64, np.bool_. CuPy hands them over as they are, unchecked.
+defines. ``PRECISION`` among them makes products go to tensor cores (cuda/mma.cuh). Arguments of a launch are CuPy arrays,
+``NULL`` for one that is not there, and numbers of the kernel's own types: np.int32 for int, np.int64 for long long,
+np.float32 or np.float64, np.bool_. CuPy hands them over as they are, unchecked.
 """
 
 import re

@@ -233,7 +233,8 @@ def test_every_tile_on_tensor_cores(
 
 
 @pytest.mark.parametrize(
-    ("kind", "precision"), [*((kind, "float32") for kind in ("conv", "relu", "pool")), *(("relu", p) for p in ROUNDINGS)]
+    ("kind", "precision"),
+    [*((kind, "float32") for kind in ("conv", "relu", "pool")), *(("relu", p) for p in ROUNDINGS)],
 )
 @pytest.mark.parametrize("splits", [1, 5])
 @pytest.mark.parametrize("case", [THREE, STRIDED], ids=["three", "strided"])

@@ -199,7 +199,22 @@ def decoded(registers: np.ndarray, precision: str) -> np.ndarray:
 def test_factors_are_rounded_to_the_nearest(precision: str):
     rng = np.random.default_rng(0)
     ties = [s * (1 + (2 * k + 1) / 2**bits) for s in (1, -1) for k in range(4) for bits in (8, 11)]
-    edges = [0, -0.0, np.inf, -np.inf, np.nan, 65504, 65519.99, 65520, -70000, 3.4e38, 2**-14, 2**-24, 2**-25, 1.5 * 2**-24]
+    edges = [
+        0,
+        -0.0,
+        np.inf,
+        -np.inf,
+        np.nan,
+        65504,
+        65519.99,
+        65520,
+        -70000,
+        3.4e38,
+        2**-14,
+        2**-24,
+        2**-25,
+        1.5 * 2**-24,
+    ]
     edges += [2.5 * 2**-24, -1e-8, 2**-14 * (1 - 2**-12), 1 - 2**-13, 2 - 2**-12]
     drawn = np.concatenate([rng.standard_normal(500), np.exp(rng.uniform(-30, 30, 477))])
     x = np.concatenate([ties, edges, drawn])
@@ -222,7 +237,10 @@ def test_fragments_lie_as_ptx_has_them(precision: str, order: str):
         own = np.array([[a[g, t], a[g + 8, t], a[g, t + 4], a[g + 8, t + 4]] for g, t in lanes]).view("uint32")
         other = np.array([[b[t, g], b[t + 4, g]] for g, t in lanes]).view("uint32")
     else:
-        rows = [[a[g, 2 * t :][:2], a[g + 8, 2 * t :][:2], a[g, 2 * t + 8 :][:2], a[g + 8, 2 * t + 8 :][:2]] for g, t in lanes]
+        rows = [
+            [a[g, 2 * t :][:2], a[g + 8, 2 * t :][:2], a[g, 2 * t + 8 :][:2], a[g + 8, 2 * t + 8 :][:2]]
+            for g, t in lanes
+        ]
         columns = [[b[2 * t : 2 * t + 2, g], b[2 * t + 8 : 2 * t + 10, g]] for g, t in lanes]
         own, other = (_packed(np.array(numbers), precision) for numbers in (rows, columns))
     sums = np.array([[c[g, 2 * t], c[g, 2 * t + 1], c[g + 8, 2 * t], c[g + 8, 2 * t + 1]] for g, t in lanes])
