@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from portacnn.backends.cupy_module import precisions
 from portacnn.errors import BackendError
 from portacnn.runtime import Array, Backend, BackendInfo, HostArray, Kernel
 
@@ -19,6 +20,10 @@ class CupyBackend(Backend):
     """
 
     views_alias = True
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        return precisions(self.device)
 
     def place(self, device: Any) -> str:
         return f"cuda:{device.id}"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from portacnn.backends.cupy_module import NULL, Variant, kernel, supported
+from portacnn.backends.cupy_module import NULL, Launcher, Variant, kernel, rounding, supported, with_rounding
 from portacnn.backends.cupy_plan import SPLIT_TILES, WIDE_TILES, Split, Tile, split_tile, wide_tile
 from portacnn.backends.cupy_split import room_for_partials, sum_partials
 from portacnn.ops.layout import batch_first, batch_last
@@ -19,11 +19,13 @@ from portacnn.runtime import Array, Kernel, backend_of, dtype_name
 
 FILE = "conv.cu"
 PLAIN, AFTER_RELU, AFTER_POOL = 0, 1, 2  # how a gradient is the convolution's own: FROM of cuda/conv.cu
-VARIANTS: list[Variant] = [
-    *((FILE, {"FORWARD": 1, "POOL": pool, **tile.defines}) for tile in WIDE_TILES for pool in (0, 1)),
-    *((FILE, {"INPUT": 1, "FROM": by, **tile.defines}) for tile in WIDE_TILES for by in (0, 1, 2)),
-    *((FILE, {"WEIGHT": 1, "FROM": by, **tile.defines}) for tile in SPLIT_TILES for by in (0, 1, 2)),
-]
+VARIANTS: list[Variant] = with_rounding(
+    [
+        *((FILE, {"FORWARD": 1, "POOL": pool, **tile.defines}) for tile in WIDE_TILES for pool in (0, 1)),
+        *((FILE, {"INPUT": 1, "FROM": by, **tile.defines}) for tile in WIDE_TILES for by in (0, 1, 2)),
+        *((FILE, {"WEIGHT": 1, "FROM": by, **tile.defines}) for tile in SPLIT_TILES for by in (0, 1, 2)),
+    ]
+)
 _MOST = 2**31 - 1
 _BLOCK = (256,)
 
@@ -143,6 +145,11 @@ def _forward(
     return result, _Saved(xt, weight, bias is not None, windows, plan, kept, winner, pool_cache)
 
 
+def _kernel(name: str, array: Array, tile: Tile, **defines: int) -> Launcher:
+    dtype = dtype_name(array)
+    return kernel(FILE, name, dtype, **defines, **tile.defines, **rounding(dtype))
+
+
 def _convolve(
     plan: Plan, xt: Array, weight: Array, bias: Array | None, out: tuple[int, ...], relu: bool, pairs: bool, keep: bool
 ) -> tuple[Array, Array | None]:
@@ -154,7 +161,7 @@ def _convolve(
     winner = cp.empty(y.shape, dtype=np.uint8) if pairs and keep else None
     columns = y.size // y.shape[0]
     grid = (-(-columns * (4 if pairs else 1) // tile.columns), -(-sizes.o // tile.rows), plan.groups)
-    run = kernel(FILE, "conv_forward", dtype_name(xt), FORWARD=1, POOL=int(pairs), **tile.defines)
+    run = _kernel("conv_forward", xt, tile, FORWARD=1, POOL=int(pairs))
     run(grid, _BLOCK, (xt, weight, _or_null(bias), y, _or_null(winner), np.int32(relu), *plan.numbers))
     return y, winner
 
@@ -175,7 +182,7 @@ def _input_gradient(
     dx = cp.empty(shape, dtype=dyt.dtype)
     cells = -(-sizes.h // sizes.sh) * -(-sizes.w // sizes.sw) * sizes.n
     grid = (-(-cells // tile.columns), -(-sizes.c // tile.rows), plan.groups * sizes.sh * sizes.sw)
-    run = kernel(FILE, "conv_input_gradient", dtype_name(dyt), INPUT=1, FROM=_from(y, winner), **tile.defines)
+    run = _kernel("conv_input_gradient", dyt, tile, INPUT=1, FROM=_from(y, winner))
     given = np.int32(dyt.size // dyt.shape[0])
     run(grid, _BLOCK, (dyt, _or_null(y), _or_null(winner), weight, _or_null(bias), dx, given, *plan.numbers))
     return dx
@@ -193,7 +200,7 @@ def _weight_gradient(
     dbias = cp.empty((rows,), dtype=xt.dtype) if with_bias else None
     partials = room_for_partials(splits, rows, columns + with_bias, xt.dtype)
     grid = (-(-(columns + with_bias) // tile.columns), -(-sizes.o // tile.rows), plan.groups * splits)
-    run = kernel(FILE, "conv_weight_gradient", dtype_name(xt), WEIGHT=1, FROM=_from(y, winner), **tile.defines)
+    run = _kernel("conv_weight_gradient", xt, tile, WEIGHT=1, FROM=_from(y, winner))
     cut = np.int32(splits), np.int32(each), np.int32(dyt.size // dyt.shape[0])
     arrays = xt, dyt, _or_null(y), _or_null(winner), dweight, _or_null(dbias), _or_null(partials)
     run(grid, _BLOCK, (*arrays, *cut, *plan.numbers))

@@ -8,19 +8,21 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from portacnn.backends.cupy_module import NULL, Variant, kernel, supported
+from portacnn.backends.cupy_module import NULL, Variant, kernel, rounding, supported, with_rounding
 from portacnn.backends.cupy_plan import SPLIT_TILES, split_tile
 from portacnn.backends.cupy_split import room_for_partials, sum_partials
 from portacnn.runtime import Array, Kernel, backend_of, dtype_name
 
 FILE = "gemm.cu"
-VARIANTS: list[Variant] = [
-    (FILE, {"A_DEEP": a, "B_DEEP": b, "A_MASK": a_mask, "B_MASK": b_mask, **tile.defines})
-    for tile in SPLIT_TILES
-    for a in (0, 1)
-    for b in (0, 1)
-    for a_mask, b_mask in ((0, 0), (0, 1), (1, 0))
-]
+VARIANTS: list[Variant] = with_rounding(
+    [
+        (FILE, {"A_DEEP": a, "B_DEEP": b, "A_MASK": a_mask, "B_MASK": b_mask, **tile.defines})
+        for tile in SPLIT_TILES
+        for a in (0, 1)
+        for b in (0, 1)
+        for a_mask, b_mask in ((0, 0), (0, 1), (1, 0))
+    ]
+)
 _MOST = 2**31 - 1
 
 
@@ -58,8 +60,9 @@ def _product(
     z = cp.empty((m, n), dtype=a.array.dtype)
     ones = cp.empty((m,), dtype=z.dtype) if with_ones else None
     partials = room_for_partials(splits, m, n + with_ones, z.dtype)
-    defines = {"A_DEEP": int(a.deep), "B_DEEP": int(b.deep), "A_MASK": int(a.mask is not None)}
-    run = kernel(FILE, "gemm", dtype_name(z), **defines, B_MASK=int(b.mask is not None), **tile.defines)
+    defines: dict[str, str | int] = {"A_DEEP": int(a.deep), "B_DEEP": int(b.deep), "A_MASK": int(a.mask is not None)}
+    defines |= {"B_MASK": int(b.mask is not None), **tile.defines, **rounding(dtype_name(z))}
+    run = kernel(FILE, "gemm", dtype_name(z), **defines)
     own_bias, own_relu = (bias, relu) if partials is None else (None, False)
     arrays = a.array, a.mask, b.array, b.mask, own_bias, z, ones, partials
     numbers = np.int32(own_relu), np.int32(m), np.int32(n), np.int32(depth), a.step, b.step, np.int32(each)

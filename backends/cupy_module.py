@@ -1,8 +1,9 @@
 """CUDA sources under ``backends/cuda``, compiled by NVRTC when they are first launched, and their kernels.
 
 A source knows its element type as ``REAL`` (float or double); what else it wants to know while it is compiled comes as
-defines. Arguments of a launch are CuPy arrays, ``NULL`` for one that is not there, and numbers of the kernel's own types:
-np.int32 for int, np.int64 for long long, np.float32 or np.float64, np.bool_. CuPy hands them over as they are, unchecked.
+defines. ``PRECISION`` among them makes products go to tensor cores (cuda/mma.cuh). Arguments of a launch are CuPy arrays,
+``NULL`` for one that is not there, and numbers of the kernel's own types: np.int32 for int, np.int64 for long long,
+np.float32 or np.float64, np.bool_. CuPy hands them over as they are, unchecked.
 """
 
 import re
@@ -12,6 +13,8 @@ from importlib.resources import files
 from typing import Any
 
 import numpy as np
+
+from portacnn.ops.dispatch import PRECISIONS, precision
 
 NULL = np.uint64(0)
 """The pointer to nothing."""
@@ -23,6 +26,8 @@ Variant = tuple[str, dict[str, str | int]]
 """A source's file name and the defines it is used with, beside REAL. Host modules list theirs as ``VARIANTS``."""
 
 _REAL = {"float32": "float", "float64": "double"}
+_ROUNDINGS: list[dict[str, str | int]] = [{"PRECISION": number} for number in range(1, len(PRECISIONS))]
+_TENSOR_CORES = 80  # the first compute capability whose tensor cores take TF32 and bfloat16
 _INCLUDE = re.compile(r'^#include "(\w+\.cuh)"$', re.MULTILINE)
 
 
@@ -58,6 +63,31 @@ def kernel(file: str, name: str, dtype: str, **defines: str | int) -> Launcher:
         dtype: "float32" or "float64".
     """
     return _load(file, name, dtype, tuple(defines.items()))
+
+
+def precisions(device: Any) -> tuple[str, ...]:
+    """What a ``cupy.cuda.Device`` can round factors to."""
+    return PRECISIONS if int(device.compute_capability) >= _TENSOR_CORES else PRECISIONS[:1]
+
+
+def rounding(dtype: str) -> dict[str, str | int]:
+    """The define for what ``ops.use_precision`` says here; none for float32 as it is, other dtypes, and devices that can't."""
+    word = precision()
+    if word == PRECISIONS[0] or dtype != "float32":
+        return {}
+    import cupy as cp
+
+    return {"PRECISION": PRECISIONS.index(word)} if word in precisions(cp.cuda.Device()) else {}
+
+
+def with_rounding(variants: list[Variant]) -> list[Variant]:
+    """These, and each again for all that factors can be rounded to."""
+    return [(file, {**own, **more}) for more in ({}, *_ROUNDINGS) for file, own in variants]
+
+
+def dtypes(defines: dict[str, str | int]) -> tuple[str, ...]:
+    """Which ones a source takes with these defines."""
+    return ("float32",) if "PRECISION" in defines else tuple(_REAL)
 
 
 def supported(dtype: Any) -> bool:

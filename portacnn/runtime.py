@@ -82,6 +82,11 @@ class Backend:
         """Overrides that a second library compiles, where it is installed. They are asked before ``kernels``."""
         return {}
 
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """What of ``ops.use_precision`` this device has; elsewhere it goes on in float32."""
+        return ("float32",)
+
     def place(self, device: Any) -> str:
         """A device of this library in the words that ``resolve`` takes."""
         return str(device)

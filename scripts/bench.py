@@ -28,6 +28,7 @@ USAGE_ERROR = 2
 BATCHES = {**dict.fromkeys(PLAIN, 100), "resnet20": 32, "alexnet": 1}
 MODES = ("train", "infer", "epoch")
 CONTENDERS = ("portacnn", "portacnn/numpy", "torch", "torch-channels-last", "tutorials")
+PRECISIONS = ("tf32", "bfloat16", "float16")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "PORTACNN_NUM_THREADS")
 
 WORDS = f"""\
@@ -35,6 +36,8 @@ contenders:
   portacnn             on NumPy, or what PORTACNN_BACKEND names, with the fastest kernels that are installed
   portacnn@DEVICE      on a device, in the words of device=: portacnn@torch, portacnn@cuda:1, portacnn@torch:cuda
   portacnn/KERNELS     with PORTACNN_KERNELS=KERNELS: portacnn/numpy, portacnn/reference, portacnn@torch/reference
+  portacnn@DEVICE/PRECISION
+                       with precision=PRECISION, of {", ".join(PRECISIONS)}: portacnn@cuda/tf32; else it is float32
   torch, torch-channels-last
                        PyTorch in eager mode; torch@cuda on a device
   tutorials            as "Deep Learning from Scratch" computes it; has simple alone
@@ -56,18 +59,20 @@ class Contender:
     name: str
     device: str | None
     kernels: str | None
+    precision: str
 
     @classmethod
     def of(cls, word: str) -> "Contender":
-        rest, slash, kernels = word.partition("/")
+        rest, slash, last = word.partition("/")
+        kernels, precision = (None, last) if last in PRECISIONS else (last or None, "float32")
         name, at, device = rest.partition("@")
         if name not in ("portacnn", *OFFERS):
             raise UsageError(f"unknown contender {word!r}; known are portacnn, {', '.join(OFFERS)} (see --help)")
         if at and (name not in ("portacnn", *WITH_DEVICE) or not device):
             raise UsageError(f"{word!r}: {name} takes no device" if device else f"{word!r} names no device after @")
-        if slash and (name != "portacnn" or not kernels):
-            raise UsageError(f"{word!r}: only portacnn has kernels, as in portacnn/reference")
-        return cls(word, name, device or None, kernels or None)
+        if slash and (name != "portacnn" or not last):
+            raise UsageError(f"{word!r}: only portacnn has kernels, as in portacnn/reference, and precisions")
+        return cls(word, name, device or None, kernels, precision)
 
     def lacks(self, net: str, mode: str) -> str | None:
         """Why it has nothing to run here."""
@@ -351,6 +356,7 @@ class Bench:
     def work(self, contender: Contender, case: Case, what: str = "measure") -> dict[str, Any] | None:
         """One process; None, and a note, where it came to nothing."""
         task = {"what": what, "contender": contender.name, "device": contender.device, **case._asdict()}
+        task |= {"precision": contender.precision}
         task |= {"seconds": self.options.seconds, "images": self.options.images, "data": self.data}
         result = self.spawn(task, self.python.get(contender.name, sys.executable), contender.kernels)
         if reason := result.get("unavailable") or result.get("failed"):

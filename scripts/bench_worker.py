@@ -86,6 +86,8 @@ def load(task: dict[str, Any]) -> None:
         import portacnn
 
         home = portacnn.resolve(task["device"])
+        if task["precision"] not in home.precisions:
+            raise OSError(f"{home} has no {task['precision']}; it has {', '.join(home.precisions)}")
         one = home.xp.ones((1,), dtype=home.xp.float32, device=home.device)
         portacnn.ops.relu(one)  # the first op brings the kernels along
     elif task["contender"] in bench_peers.WITH_DEVICE:
@@ -204,24 +206,26 @@ def portacnn_model(net: str, device: str | None) -> Any:
     return offered[net]()
 
 
-def portacnn_trainer(model: Any, sets: list[tuple[Any, Any]], batch: int) -> Any:
+def portacnn_trainer(model: Any, sets: list[tuple[Any, Any]], batch: int, precision: str) -> Any:
     from portacnn import Trainer
 
     (x, t), (x_test, t_test) = sets
     rate = {"lr": bench_peers.LEARNING_RATE}
     options = {"mini_batch_size": batch, "optimizer": "sgd", "optimizer_param": rate, "verbose": False, "epochs": 1}
-    return Trainer(model, x, t, x_test, t_test, **options)
+    return Trainer(model, x, t, x_test, t_test, precision=precision, **options)
 
 
 def portacnn_step(model: Any, task: dict[str, Any]) -> Callable[[], None]:
     """What ``Trainer`` does for a batch: gather it, forward, loss, backward, update."""
     x, t = images(task["net"], task["batch"])
-    trainer = portacnn_trainer(model, [(x, t), (x[:1], t[:1])], task["batch"])
+    trainer = portacnn_trainer(model, [(x, t), (x[:1], t[:1])], task["batch"], task["precision"])
     chosen = model.backend.asarray(np.random.default_rng(0).permutation(len(x)))
     return lambda: trainer.run_batch(chosen)
 
 
 def portacnn_subject(task: dict[str, Any]) -> Subject:
+    from portacnn.ops import use_precision
+
     net, batch, mode = task["net"], task["batch"], task["mode"]
     model = portacnn_model(net, task["device"])
     home, warm_up = model.backend, None
@@ -231,12 +235,13 @@ def portacnn_subject(task: dict[str, Any]) -> Subject:
         x = home.asarray(images(net, batch)[0])
 
         def run() -> None:
-            model.predict(x)
+            with use_precision(task["precision"]):
+                model.predict(x)
 
     else:
         sets = epoch_sets(task)
-        few = portacnn_trainer(model, [(x[: 10 * batch], t[: 10 * batch]) for x, t in sets], batch)
-        run, warm_up = portacnn_trainer(model, sets, batch).train, few.train
+        few = portacnn_trainer(model, [(x[: 10 * batch], t[: 10 * batch]) for x, t in sets], batch, task["precision"])
+        run, warm_up = portacnn_trainer(model, sets, batch, task["precision"]).train, few.train
 
     def check() -> None:
         logits = model.predict(images(net, min(batch, 32))[0])

@@ -88,10 +88,15 @@ def _raw_module(rig: Rig) -> type:
 
 
 @contextmanager
-def rigged(order: str = "forward", seed: int = 0) -> Iterator[Rig]:
-    """Within, ``import cupy`` gives the stand-in; afterwards, the red zones are looked at."""
+def rigged(order: str = "forward", seed: int = 0, capability: str = "90") -> Iterator[Rig]:
+    """Within, ``import cupy`` gives the stand-in; afterwards, the red zones are looked at.
+
+    Args:
+        capability: of the device, as CuPy has it: "90" is 9.0.
+    """
     rig = Rig()
-    stand_in = SimpleNamespace(RawModule=_raw_module(rig), empty=rig.empty)
+    device = SimpleNamespace(compute_capability=capability)
+    stand_in = SimpleNamespace(RawModule=_raw_module(rig), empty=rig.empty, cuda=SimpleNamespace(Device=lambda: device))
     with pytest.MonkeyPatch.context() as patch, thread_order(order, seed):
         patch.setitem(sys.modules, "cupy", stand_in)
         cupy_module._load.cache_clear()
@@ -100,6 +105,26 @@ def rigged(order: str = "forward", seed: int = 0) -> Iterator[Rig]:
         finally:
             cupy_module._load.cache_clear()
     rig.check_zones()
+
+
+_BITS = {"tf32": 11, "bfloat16": 8, "float16": 11}  # of a number's fraction, the first one included
+
+
+def rounded(x: np.ndarray, precision: str) -> np.ndarray:
+    """What factors become (see ``ops.use_precision``), in float64, reckoned with fractions and exponents."""
+    x = np.asarray(x, "float64")
+    if precision == "float32":
+        return x
+    fraction, exponent = np.frexp(x)
+    scale = np.full(x.shape, 2.0 ** _BITS[precision])
+    if precision == "float16":  # below 2**-14 numbers lie evenly
+        scale = np.ldexp(scale, np.minimum(exponent + 13, 0))
+    steps = fraction * scale
+    # Halves: to the even one, of TF32 away from 0.
+    steps = np.sign(steps) * np.floor(np.abs(steps) + 0.5) if precision == "tf32" else np.rint(steps)
+    result = np.ldexp(steps / scale, exponent)
+    largest = 65504 if precision == "float16" else np.finfo("float32").max
+    return np.where(np.abs(result) > largest, np.copysign(np.inf, x), result)
 
 
 def close(got: np.ndarray, wanted: np.ndarray, dtype: str, terms: np.ndarray) -> None:

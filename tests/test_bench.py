@@ -183,12 +183,22 @@ def test_kernels_are_the_workers_alone(monkeypatch, tmp_path):
     assert made.spawn(task("portacnn"), sys.executable)["steps"] >= 5
 
 
+def test_a_precision_is_in_the_contenders_word_and_told_where_it_is_missing():
+    contender = bench.Contender.of("portacnn@cuda:1/tf32")
+    assert (contender.device, contender.kernels, contender.precision) == ("cuda:1", None, "tf32")
+    assert bench.Contender.of("portacnn@cuda/reference").precision == "float32"
+    with pytest.raises(bench.UsageError, match="only portacnn"):
+        bench.Contender.of("torch/tf32")
+    refused = worker.main(task("portacnn", device="numpy", precision="tf32"))["unavailable"]
+    assert refused == "numpy on cpu has no tf32; it has float32"
+
+
 # --- one measurement -------------------------------------------------------------------------------------------------
 
 
 def task(contender, net="simple", mode="train", what="measure", **more):
     made = {"what": what, "contender": contender, "device": None, "net": net, "batch": 4, "mode": mode}
-    return {**made, "seconds": 0.0, "images": 12, "data": None, **more}
+    return {**made, "seconds": 0.0, "images": 12, "data": None, "precision": "float32", **more}
 
 
 @pytest.mark.parametrize("mode", ["train", "infer", "epoch"])

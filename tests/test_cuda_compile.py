@@ -15,11 +15,12 @@ import pytest
 
 import portacnn.backends
 from portacnn.backends import cupy_module
+from portacnn.backends.cupy_plan import SPLIT_TILES
+from portacnn.ops.dispatch import PRECISIONS
 
 FOLDER = Path(portacnn.backends.__file__).parent
 SOURCES = {path.name for path in (FOLDER / "cuda").glob("*.cu")}
 ARCHITECTURES = ["sm_90", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sm_80", "sm_100"))]
-DTYPES = ("float32", "float64")
 AS_CUPY = ("-ftz=true",)  # what CuPy adds to the options of a RawModule
 
 
@@ -29,6 +30,12 @@ def used() -> Iterator[cupy_module.Variant]:
 
 
 VARIANTS = list(used())
+CASES = [
+    # float16's code is bfloat16's but for two instructions, which test_the_tensor_cores_instructions finds.
+    pytest.param(file, defines, dtype, marks=pytest.mark.slow if defines.get("PRECISION") == 3 else ())
+    for file, defines in VARIANTS
+    for dtype in cupy_module.dtypes(defines)
+]
 
 
 @cache
@@ -43,8 +50,8 @@ def library() -> ctypes.CDLL | None:
 needs_nvrtc = pytest.mark.skipif(library() is None, reason="needs NVRTC: pip install nvidia-cuda-nvrtc-cu12")
 
 
-def compiled(code: str, options: tuple[str, ...]) -> str:
-    """The compiler's log. Raises AssertionError with it where it refuses."""
+def compiled(code: str, options: tuple[str, ...], ptx: list[str] | None = None) -> str:
+    """The compiler's log; ``ptx`` is given the PTX. Raises AssertionError with the log where it refuses."""
     nvrtc = library()
     assert nvrtc is not None
     program = ctypes.c_void_p()
@@ -57,6 +64,11 @@ def compiled(code: str, options: tuple[str, ...]) -> str:
         log = ctypes.create_string_buffer(size.value)
         nvrtc.nvrtcGetProgramLog(program, log)
         assert status == 0, f"{options}\n{log.value.decode()}"
+        if ptx is not None:
+            nvrtc.nvrtcGetPTXSize(program, ctypes.byref(size))
+            text = ctypes.create_string_buffer(size.value)
+            nvrtc.nvrtcGetPTX(program, text)
+            ptx.append(text.value.decode())
         return log.value.decode()
     finally:
         nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
@@ -73,8 +85,7 @@ def name(value: object) -> str:
 
 @needs_nvrtc
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("file", "defines"), VARIANTS, ids=name)
+@pytest.mark.parametrize(("file", "defines", "dtype"), CASES, ids=name)
 def test_compiles_without_spilling(file: str, defines: dict, dtype: str, architecture: str):
     options = (
         *cupy_module.options(dtype, defines),
@@ -86,6 +97,28 @@ def test_compiles_without_spilling(file: str, defines: dict, dtype: str, archite
     assert "warning" not in log, log
     assert spills(log), f"no word of registers in the log: {log!r}"
     assert not any(spills(log)), log
+
+
+@needs_nvrtc
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_tensor_cores_instructions(precision: str):
+    """They are in the code where they were asked for, and nowhere else."""
+    number = PRECISIONS.index(precision)
+    more = {"PRECISION": number} if number else {}
+    defines = {"A_DEEP": 1, "B_DEEP": 0, "A_MASK": 0, "B_MASK": 0, **SPLIT_TILES[0].defines, **more}
+    options = (*cupy_module.options("float32", defines), "--gpu-architecture=compute_80")
+    found: list[str] = []
+    compiled(cupy_module.source("gemm.cu"), options, found)
+    used = set(re.findall(r"(?:mma\.sync|cvt\.rna?)\.[\w.]+", found[0]))
+    assert (
+        used
+        == {
+            "float32": set(),
+            "tf32": {"mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32", "cvt.rna.tf32.f32"},
+            "bfloat16": {"mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32", "cvt.rn.bf16x2.f32"},
+            "float16": {"mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32", "cvt.rn.f16x2.f32"},
+        }[precision]
+    )
 
 
 def test_every_source_is_listed():

@@ -5,15 +5,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from cuda_rig import close, geometries, needs_compiler, orders, rigged
+from cuda_rig import close, geometries, needs_compiler, orders, rigged, rounded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from portacnn.backends import cupy_conv, cupy_plan
+from portacnn.ops.dispatch import PRECISIONS, use_precision
 from portacnn.ops.pool import pool_windows
 from portacnn.ops.windows import Windows
 
 pytestmark = needs_compiler
+ROUNDINGS = PRECISIONS[1:]
 
 
 class Case(NamedTuple):
@@ -87,16 +89,16 @@ def numbers(case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     return x, weight, draw(case.o) if case.bias else None
 
 
-def check(case: Case, dtype: str, order: str, kind: str) -> list:
-    """kind: conv, relu, or pool for 2x2 pooling after ReLU. Gives the launches."""
+def check(case: Case, dtype: str, order: str, kind: str, precision: str = "float32") -> list:
+    """kind: conv, relu, or pool for 2x2 pooling after ReLU. precision: what factors are rounded to. Gives the launches."""
     x, weight, bias = numbers(case)
     windows, groups = case.windows, case.groups
     last = (*range(1, x.ndim), 0)
-    with rigged(order, case.seed) as rig:
+    with rigged(order, case.seed) as rig, use_precision(precision):
         dx_, dw_ = rig.array(x, dtype, last), rig.array(weight, dtype)
         db_ = None if bias is None else rig.array(bias, dtype)
         # Rounded to dtype once: the rest of the reckoning is in float64.
-        x, weight = (np.asarray(a, "float64") for a in (dx_, dw_))
+        x, weight = (rounded(a, precision) for a in (dx_, dw_))
         bias = None if db_ is None else np.asarray(db_, "float64")
         wanted = convolution(x, weight, windows, groups)
         if bias is not None:
@@ -119,7 +121,7 @@ def check(case: Case, dtype: str, order: str, kind: str) -> list:
         terms = convolution(*sizes, windows, groups)
         close(y, wanted, dtype, terms + (0 if bias is None else np.abs(bias).max()))
         dy = rig.array(np.random.default_rng(case.seed + 1).standard_normal(wanted.shape), dtype, last)
-        dz = np.asarray(dy, "float64")
+        dz = rounded(dy, precision)
         if pool is not None:
             whole = np.zeros(through.shape)
             h, w = dz.shape[2:]
@@ -160,20 +162,28 @@ def test_convolution_with_relu_and_pooling(case: Case, dtype: str, order: str):
         check(case, dtype, order, "pool")
 
 
+@settings(max_examples=150)
+@given(cases(), st.sampled_from(ROUNDINGS), orders, st.sampled_from(["conv", "relu", "pool"]))
+def test_factors_rounded_for_tensor_cores(case: Case, precision: str, order: str, kind: str):
+    if kind != "pool" or (len(case.windows.out) == 2 and min(case.windows.out) > 1):
+        check(case, "float32", order, kind, precision)
+
+
 @settings(max_examples=40)
-@given(cases(), st.sampled_from(["float32", "float64"]), orders)
-def test_transposed_convolution(case: Case, dtype: str, order: str):
+@given(cases(), st.sampled_from([("float32", word) for word in PRECISIONS] + [("float64", "float32")]), orders)
+def test_transposed_convolution(case: Case, kind: tuple[str, str], order: str):
     """Its result is a convolution's dx, and its dx that convolution's result."""
+    dtype, precision = kind
     windows, groups = case.windows, case.groups
     draw = np.random.default_rng(case.seed).standard_normal
     # The convolution behind it leads from case.c channels of windows.size to case.o of windows.out.
     x, weight = draw((case.n, case.o, *windows.out)), draw((case.o, case.c // groups, *windows.kernel))
     dy, bias = draw((case.n, case.c, *windows.size)), draw(case.c)
     last = (*range(1, x.ndim), 0)
-    with rigged(order, case.seed) as rig:
+    with rigged(order, case.seed) as rig, use_precision(precision):
         x_, weight_, dy_ = rig.array(x, dtype, last), rig.array(weight, dtype), rig.array(dy, dtype)
         bias_ = rig.array(bias, dtype) if case.bias else None
-        x, weight, dy = (np.asarray(a, "float64") for a in (x_, weight_, dy_))
+        x, weight, dy = (rounded(a, precision) for a in (x_, weight_, dy_))
         shift = 0 if bias_ is None else np.asarray(bias_, "float64").reshape(-1, *[1] * (x.ndim - 2))
         y, saved = cupy_conv.conv_transpose(x_, weight_, bias_, windows, groups, keep=True)
         zeros = np.zeros(dy.shape)
@@ -188,7 +198,7 @@ def test_transposed_convolution(case: Case, dtype: str, order: str):
         close(dweight, gradients(dy, weight, x, windows, groups)[1], dtype, terms)
         assert (dbias is None) == (bias_ is None)
         if dbias is not None:
-            sums = (0, *range(2, dy.ndim))
+            dy, sums = np.asarray(dy_, "float64"), (0, *range(2, dy.ndim))  # no product, so not rounded
             close(dbias, dy.sum(sums), dtype, np.abs(dy).sum(sums))
 
 
@@ -208,12 +218,29 @@ def test_every_tile(tile: cupy_plan.Tile, case: Case, kind: str, monkeypatch: py
         cupy_conv.plan_of.cache_clear()
 
 
-@pytest.mark.parametrize("kind", ["conv", "relu", "pool"])
+@pytest.mark.parametrize("precision", ROUNDINGS)
+@pytest.mark.parametrize(("case", "kind"), [(THREE, "pool"), (STRIDED, "conv")], ids=["three", "strided"])
+@pytest.mark.parametrize("tile", cupy_plan.WIDE_TILES)
+def test_every_tile_on_tensor_cores(
+    tile: cupy_plan.Tile, case: Case, kind: str, precision: str, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(cupy_conv, "wide_tile", lambda *_: tile)
+    cupy_conv.plan_of.cache_clear()
+    try:
+        check(case, "float32", "reverse", kind, precision)
+    finally:
+        cupy_conv.plan_of.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("kind", "precision"),
+    [*((kind, "float32") for kind in ("conv", "relu", "pool")), *(("relu", p) for p in ROUNDINGS)],
+)
 @pytest.mark.parametrize("splits", [1, 5])
 @pytest.mark.parametrize("case", [THREE, STRIDED], ids=["three", "strided"])
 @pytest.mark.parametrize("tile", cupy_plan.SPLIT_TILES)
 def test_every_tile_of_the_weights_gradient(
-    tile: cupy_plan.Tile, case: Case, splits: int, kind: str, monkeypatch: pytest.MonkeyPatch
+    tile: cupy_plan.Tile, case: Case, splits: int, kind: str, precision: str, monkeypatch: pytest.MonkeyPatch
 ):
     def chosen(m: int, n: int, depth: int, times: int) -> cupy_plan.Split:
         each = -(-depth // (8 * splits)) * 8
@@ -222,7 +249,7 @@ def test_every_tile_of_the_weights_gradient(
     monkeypatch.setattr(cupy_conv, "split_tile", chosen)
     cupy_conv.plan_of.cache_clear()
     try:
-        launches = check(case, "float32", "shuffled", kind)
+        launches = check(case, "float32", "shuffled", kind, precision)
     finally:
         cupy_conv.plan_of.cache_clear()
     assert ("sum_partials" in [name for name, *_ in launches]) == (splits > 1)

@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
-from cuda_rig import Rig, close, needs_compiler, orders, rigged
+from cuda_rig import Rig, close, needs_compiler, orders, rigged, rounded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from portacnn.backends import cupy_linear
 from portacnn.backends.cupy_plan import SPLIT_TILES, Split, Tile
+from portacnn.ops.dispatch import PRECISIONS, use_precision
 
 pytestmark = needs_compiler
 
@@ -24,17 +25,28 @@ def matrix(rig: Rig, host: np.ndarray, dtype: str, layout: str) -> np.ndarray:
 
 
 def check(
-    n: int, f: int, o: int, bias: bool, relu: bool, dtype: str, order: str, seed: int, x_in: str, dy_in: str
+    n: int,
+    f: int,
+    o: int,
+    bias: bool,
+    relu: bool,
+    dtype: str,
+    order: str,
+    seed: int,
+    x_in: str,
+    dy_in: str,
+    precision: str = "float32",
 ) -> list:
+    """precision: what factors are rounded to. Gives the launches."""
     draw = np.random.default_rng(seed).standard_normal
-    with rigged(order, seed) as rig:
+    with rigged(order, seed) as rig, use_precision(precision):
         x, weight = matrix(rig, draw((n, f)), dtype, x_in), rig.array(draw((o, f)), dtype)
         shift = rig.array(draw(o), dtype) if bias else None
         dy = matrix(rig, draw((n, o)), dtype, dy_in)
         op = cupy_linear.linear_relu if relu else cupy_linear.linear
         y, saved = op(x, weight, shift, keep=True)
         assert op(x, weight, shift, keep=False)[1] is None
-        x64, weight64, dz = (np.asarray(a, "float64") for a in (x, weight, dy))
+        x64, weight64, dz = (rounded(a, precision) for a in (x, weight, dy))
         wanted = x64 @ weight64.T + (0 if shift is None else np.asarray(shift, "float64"))
         if relu:
             dz, wanted = np.where(wanted > 0, dz, 0), np.maximum(wanted, 0)
@@ -71,15 +83,31 @@ def test_affine_map(n, f, o, bias, relu, dtype, order, seed, x_in, dy_in):
     check(n, f, o, bias, relu, dtype, order, seed, x_in, dy_in)
 
 
+@settings(max_examples=60)
+@given(
+    sizes,
+    sizes | st.sampled_from([200, 333]),
+    sizes,
+    st.booleans(),
+    st.sampled_from(PRECISIONS[1:]),
+    orders,
+    st.integers(0, 99),
+    layouts,
+)
+def test_factors_rounded_for_tensor_cores(n, f, o, relu, precision, order, seed, layout):
+    check(n, f, o, True, relu, "float32", order, seed, layout, "rows", precision)
+
+
 @pytest.mark.parametrize("tile", SPLIT_TILES)
 @pytest.mark.parametrize("splits", [1, 3])
-def test_every_tile(tile: Tile, splits: int, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_every_tile(tile: Tile, splits: int, precision: str, monkeypatch: pytest.MonkeyPatch):
     def chosen(m: int, n: int, depth: int, times: int) -> Split:
         each = -(-depth // (8 * splits)) * 8
         return Split(tile, -(-depth // each), each)
 
     monkeypatch.setattr(cupy_linear, "split_tile", chosen)
-    launches = check(70, 90, 130, True, True, "float32", "shuffled", 1, "columns", "rows")
+    launches = check(70, 90, 130, True, True, "float32", "shuffled", 1, "columns", "rows", precision)
     assert [name for name, *_ in launches].count("sum_partials") == (0 if splits == 1 else 5)  # the forward ran twice
 
 
@@ -99,6 +127,35 @@ def test_the_same_bits_in_any_order():
             results.append([y, *cupy_linear.linear_backward(dy, saved)[:2]])
     for one, other in zip(*results, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def affine(word: str, dtype: str = "float32", capability: str = "90", backward_word: str | None = None) -> list:
+    """An affine map with this precision, and its backward."""
+    with rigged(capability=capability) as rig:
+        draw = np.random.default_rng(0).standard_normal
+        x, weight, dy = (rig.array(draw(shape), dtype) for shape in ((9, 30), (7, 30), (9, 7)))
+        with use_precision(word):
+            y, saved = cupy_linear.linear(x, weight, None, keep=True)
+        with use_precision(backward_word or word):
+            return [y, *cupy_linear.linear_backward(dy, saved)[:2]]
+
+
+def same(one: list, other: list) -> list[bool]:
+    return [np.array_equal(a, b) for a, b in zip(one, other, strict=True)]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS[1:])
+def test_what_precision_leaves_alone(precision: str):
+    """Doubles, and devices whose tensor cores have no such factors; to the bit."""
+    assert all(same(affine(precision, "float64"), affine("float32", "float64")))
+    assert all(same(affine(precision, capability="75"), affine("float32")))
+    assert not any(same(affine(precision, capability="80"), affine("float32")))
+
+
+def test_forward_and_backward_look_at_the_precision_when_they_run():
+    plain, rough, mixed = affine("float32"), affine("bfloat16"), affine("float32", backward_word="bfloat16")
+    assert same(mixed, plain) == [True, False, False]
+    assert same(mixed, rough) == [False, True, True]
 
 
 def test_nan_comes_through_relu():

@@ -55,7 +55,7 @@ def stub_cupy(monkeypatch):
         cupy.__version__ = "14.0.0"
         cupy.cuda = SimpleNamespace(
             runtime=SimpleNamespace(getDeviceCount=count, CUDARuntimeError=CUDARuntimeError),
-            Device=lambda index: SimpleNamespace(id=index),
+            Device=lambda index: SimpleNamespace(id=index, compute_capability=["90", "75"][index % 2]),
         )
         monkeypatch.setitem(sys.modules, "cupy", cupy)
         monkeypatch.setitem(sys.modules, "array_api_compat.cupy", ModuleType("array_api_compat.cupy"))
@@ -515,3 +515,11 @@ def test_importing_the_folder_itself_is_refused(monkeypatch):
     monkeypatch.delitem(sys.modules, "backends", raising=False)
     with pytest.raises(ImportError, match=r"Write `import portacnn\.backends`"):
         __import__("backends")
+
+
+def test_precisions_are_those_of_the_device(stub_cupy):
+    """Tensor cores take TF32 and bfloat16 from compute capability 8.0 on."""
+    stub_cupy(2)
+    assert resolve("cuda:0").precisions == ("float32", "tf32", "bfloat16", "float16")
+    assert resolve("cuda:1").precisions == ("float32",)
+    assert resolve("numpy").precisions == ("float32",)

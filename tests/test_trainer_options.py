@@ -352,6 +352,8 @@ def test_gradients_that_are_not_finite(backend):
         ({"accumulate": 0}, "accumulate must be a whole number"),
         ({"accumulate": 21}, "mini_batch_size=20 has no 21 parts"),
         ({"accumulate": 1.0}, "accumulate must be a whole number"),
+        ({"precision": "half"}, 'precision must be one of "float32", "tf32"'),
+        ({"precision": "tf32"}, "precision='tf32' is not to be had for float64 on numpy on cpu"),
         ({"early_stopping": 0}, "patience"),
         ({"early_stopping": 2.5}, "patience"),
         ({"optimizer_param": {"weight_decay": -1}}, "weight_decay"),

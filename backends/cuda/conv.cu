@@ -6,7 +6,7 @@
 // All indices fit into int: the host sees to that.
 //
 // Defines: REAL; TM, TN, TX (see tile.cuh); FORWARD, INPUT or WEIGHT, which of the kernels; POOL, in the forward: 0, or 1 for
-// 2x2 max pooling; FROM, in the gradients: how dy is that of the convolution (see gradient_at).
+// 2x2 max pooling; PRECISION (see mma.cuh); FROM, in the gradients: how dy is that of the convolution (see gradient_at).
 #include "tile.cuh"
 
 #define GEOMETRY                                                                                                        \
@@ -15,8 +15,13 @@
 #define CUT 255  // as a window's winner: ReLU let nothing through
 
 #ifdef FORWARD
+#if POOL
+// Four columns that lie APART, from one of a thread's on, are the taps of a window: this is the window, among the block's.
+__device__ __forceinline__ int window_of(int column) { return column / (4 * APART) * APART + column % APART; }
+#endif
+
 // y (O, cells) = weight (O, C*KH*KW) @ columns, cells = OH*OW*N; pooled: (O, OH/2*OW/2*N), and the tap that won.
-// Grid: tiles of columns, tiles of rows, groups. With pooling, a thread's columns are the four taps of TN/4 windows, so that
+// Grid: tiles of columns, tiles of rows, groups. With pooling, a thread's columns are the four taps of COLUMNS/4 windows, so that
 // it has each window's numbers to itself.
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) conv_forward(
     const REAL* __restrict__ x, const REAL* __restrict__ weight, const REAL* __restrict__ bias, REAL* __restrict__ y,
@@ -24,14 +29,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) conv_forward(
   __shared__ Left left;
   __shared__ Right right;
   constexpr int rows_at_once = THREADS / BN, b_loads = BK / rows_at_once, a_loads = (BM * BK + THREADS - 1) / THREADS;
-  const int tid = threadIdx.x, tx = tid % TX, ty = tid / TX, row0 = blockIdx.y * BM, depth = C * KH * KW;
+  const int tid = threadIdx.x, row0 = blockIdx.y * BM, depth = C * KH * KW;
   x += blockIdx.z * C * H * W * N;
   weight += blockIdx.z * O * depth;
 
   const int column = tid % BN;
 #if POOL
-  const int cells = (OH / 2) * (OW / 2) * N, across = OW / 2, tap = column / TX % 4;
-  const int cell = blockIdx.x * (BN / 4) + column / (4 * TX) * TX + column % TX;
+  const int cells = (OH / 2) * (OW / 2) * N, across = OW / 2, tap = column / APART % 4;
+  const int cell = blockIdx.x * (BN / 4) + window_of(column);
   const int oy = cell / N / across * 2 + tap / 2, ox = cell / N % across * 2 + tap % 2;
 #else
   const int cells = OH * OW * N, cell = blockIdx.x * BN + column;
@@ -41,7 +46,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) conv_forward(
   const int top = cell < cells ? oy * SH - TOP : nowhere, side = ox * SW - LEFT, sample = cell % N;
   Walk at(tid / BN, rows_at_once, KH, KW);
 
-  REAL a[a_loads], b[b_loads], sum[TM][TN];
+  REAL a[a_loads], b[b_loads], sum[ROWS][COLUMNS];
   product(
       0, depth, left, right, sum,
       [&](int k) {
@@ -69,15 +74,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) conv_forward(
       });
 
 #pragma unroll
-  for (int i = 0; i < TM; i++) {
-    const int row = row0 + ty * TM + i;
+  for (int i = 0; i < ROWS; i++) {
+    const int row = row0 + own_row(i);
     if (row >= O) continue;
     const REAL shift = bias ? bias[blockIdx.z * O + row] : REAL(0);
     const int line = (blockIdx.z * O + row) * cells;
 #if POOL
 #pragma unroll
-    for (int j = 0; j < TN; j += 4) {
-      const int to = blockIdx.x * (BN / 4) + j / 4 * TX + tx;
+    for (int j = 0; j < COLUMNS; j += 4) {
+      const int to = blockIdx.x * (BN / 4) + window_of(own_column(j));
       if (to >= cells) continue;
       REAL most = sum[i][j] + shift;
       int first = 0;
@@ -91,8 +96,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) conv_forward(
     }
 #else
 #pragma unroll
-    for (int j = 0; j < TN; j++) {
-      const int to = blockIdx.x * BN + tx + TX * j;
+    for (int j = 0; j < COLUMNS; j++) {
+      const int to = blockIdx.x * BN + own_column(j);
       if (to >= cells) continue;
       const REAL value = sum[i][j] + shift;
       y[line + to] = relu && value <= 0 ? REAL(0) : value;
@@ -145,7 +150,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) conv_input_gradi
   __shared__ Left left;
   __shared__ Right right;
   constexpr int rows_at_once = THREADS / BN, b_loads = BK / rows_at_once, a_loads = (BM * BK + THREADS - 1) / THREADS;
-  const int tid = threadIdx.x, tx = tid % TX, ty = tid / TX, row0 = blockIdx.y * BM;
+  const int tid = threadIdx.x, row0 = blockIdx.y * BM;
   const int group = blockIdx.z / (SH * SW), remainder = blockIdx.z % (SH * SW);
   const Phase down(remainder / SW, H, KH, SH, TOP, DH), across(remainder % SW, W, KW, SW, LEFT, DW);
   const int cells = down.inputs * across.inputs * N, taps = down.taps * across.taps, depth = O * taps;
@@ -166,7 +171,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) conv_input_gradi
   Walk at(tid / BN, rows_at_once, max(down.taps, 1), max(across.taps, 1));
   Walk weights(tid % BK, BK, max(down.taps, 1), max(across.taps, 1));
 
-  REAL a[a_loads], b[b_loads], sum[TM][TN];
+  REAL a[a_loads], b[b_loads], sum[ROWS][COLUMNS];
   product(
       0, depth, left, right, sum,
       [&](int) {
@@ -198,13 +203,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) conv_input_gradi
       });
 
 #pragma unroll
-  for (int j = 0; j < TN; j++) {
-    const int to = blockIdx.x * BN + tx + TX * j, s = to % N;
+  for (int j = 0; j < COLUMNS; j++) {
+    const int to = blockIdx.x * BN + own_column(j), s = to % N;
     if (to >= cells) continue;
     const int hy = remainder / SW + to / N / across.inputs * SH, hx = remainder % SW + to / N % across.inputs * SW;
 #pragma unroll
-    for (int i = 0; i < TM; i++) {
-      const int row = row0 + ty * TM + i;
+    for (int i = 0; i < ROWS; i++) {
+      const int row = row0 + own_row(i);
       if (row >= C) continue;
       const REAL shift = bias ? bias[group * C + row] : REAL(0);
       dx[(((group * C + row) * H + hy) * W + hx) * N + s] = sum[i][j] + shift;
@@ -224,7 +229,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) conv_weight_grad
   __shared__ Left left;
   __shared__ Right right;
   constexpr int lines = THREADS / BK, a_loads = BM / lines, b_loads = BN / lines;
-  const int tid = threadIdx.x, tx = tid % TX, ty = tid / TX, row0 = blockIdx.y * BM, column0 = blockIdx.x * BN;
+  const int tid = threadIdx.x, row0 = blockIdx.y * BM, column0 = blockIdx.x * BN;
   const int group = blockIdx.z / splits, split = blockIdx.z % splits;
   const int depth = C * KH * KW, columns = depth + (dbias ? 1 : 0), cells = OH * OW * N;
   const int first = split * each, last = min(first + each, cells);
@@ -248,7 +253,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) conv_weight_grad
     kx[i] = column % KW * DW - LEFT;
   }
 
-  REAL a[a_loads], b[b_loads], sum[TM][TN];
+  REAL a[a_loads], b[b_loads], sum[ROWS][COLUMNS];
   product(
       first, last, left, right, sum,
       [&](int) {
@@ -278,12 +283,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) conv_weight_grad
 
   const int rows = gridDim.z / splits * O;
 #pragma unroll
-  for (int i = 0; i < TM; i++) {
-    const int own = row0 + ty * TM + i, row = group * O + own;
+  for (int i = 0; i < ROWS; i++) {
+    const int own = row0 + own_row(i), row = group * O + own;
     if (own >= O) continue;
 #pragma unroll
-    for (int j = 0; j < TN; j++) {
-      const int column = column0 + tx + TX * j;
+    for (int j = 0; j < COLUMNS; j++) {
+      const int column = column0 + own_column(j);
       if (column >= columns) continue;
       if (splits > 1) partials[((long long)split * rows + row) * columns + column] = sum[i][j];
       else if (column < depth) dweight[row * depth + column] = sum[i][j];

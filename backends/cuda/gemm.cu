@@ -14,10 +14,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) gemm(
   __shared__ Left left;
   __shared__ Right right;
   constexpr int a_loads = (BM * BK + THREADS - 1) / THREADS, b_loads = (BN * BK + THREADS - 1) / THREADS;
-  const int tid = threadIdx.x, tx = tid % TX, ty = tid / TX, row0 = blockIdx.y * BM, column0 = blockIdx.x * BN;
+  const int tid = threadIdx.x, row0 = blockIdx.y * BM, column0 = blockIdx.x * BN;
   const int split = blockIdx.z, first = split * each, last = min(first + each, K), columns = N + (ones ? 1 : 0);
 
-  REAL a[a_loads], b[b_loads], sum[TM][TN];
+  REAL a[a_loads], b[b_loads], sum[ROWS][COLUMNS];
   product(
       first, last, left, right, sum,
       [&](int k) {
@@ -67,13 +67,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) gemm(
       });
 
 #pragma unroll
-  for (int i = 0; i < TM; i++) {
-    const int row = row0 + ty * TM + i;
+  for (int i = 0; i < ROWS; i++) {
+    const int row = row0 + own_row(i);
     if (row >= M) continue;
     const REAL shift = bias ? bias[row] : REAL(0);
 #pragma unroll
-    for (int j = 0; j < TN; j++) {
-      const int column = column0 + tx + TX * j;
+    for (int j = 0; j < COLUMNS; j++) {
+      const int column = column0 + own_column(j);
       if (column >= columns) continue;
       if (gridDim.z > 1) {
         partials[((long long)split * M + row) * columns + column] = sum[i][j];

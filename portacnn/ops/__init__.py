@@ -51,7 +51,7 @@ from portacnn.ops.conv_transpose import (
     conv_transpose3d,
     conv_transpose3d_backward,
 )
-from portacnn.ops.dispatch import Cache, use_kernels
+from portacnn.ops.dispatch import Cache, use_kernels, use_precision
 from portacnn.ops.dropout import (
     dropout,
     dropout1d,
@@ -212,4 +212,5 @@ __all__ = [
     "tanh",
     "tanh_backward",
     "use_kernels",
+    "use_precision",
 ]

@@ -14,11 +14,13 @@ from contextvars import ContextVar
 from functools import cache, update_wrapper, wraps
 from typing import Any, NamedTuple
 
+from portacnn.arguments import one_of
 from portacnn.errors import ArgumentError, ArrayError, StateError
 from portacnn.runtime import Array, Kernel, backend_of, describe, is_float
 
 VARIABLE = "PORTACNN_KERNELS"
 _CHOICES = ("auto", "numpy", "reference")
+PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
 
 
 def _checked(choice: str, source: str) -> str:
@@ -55,6 +57,37 @@ def use_kernels(choice: str) -> Iterator[None]:
         yield
     finally:
         _choice.reset(token)
+
+
+_precision: ContextVar[str] = ContextVar("portacnn_precision", default="float32")
+
+
+def precision() -> str:
+    """What the factors of products are rounded to here before they are multiplied (see ``use_precision``)."""
+    return _precision.get()
+
+
+@contextmanager
+def use_precision(word: str) -> Iterator[None]:
+    """Within it, the products of float32 convolutions and affine maps may be less exact, where a device is faster so.
+
+    Args:
+        word: what their factors are rounded to before they are multiplied: "float32" leaves them as they are, and is what
+            holds everywhere else; "tf32" leaves 10 bits behind the point, "bfloat16" 7, "float16" 10 (and numbers up to 65504).
+            Products are added up in float32 always, and weights and activations stay float32. A bias's gradient, taken as a
+            product with ones, may be rounded alike.
+
+    Forward and backward each go by what holds when they run. A device without such units (``Backend.precisions``) goes on in
+    float32, and so do ops that no kernel takes (convolution of three axes). It holds for the current thread (a context variable).
+
+    Raises:
+        ArgumentError: another word.
+    """
+    token = _precision.set(one_of("precision", word, *PRECISIONS))
+    try:
+        yield
+    finally:
+        _precision.reset(token)
 
 
 class Cache(NamedTuple):

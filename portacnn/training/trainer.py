@@ -11,9 +11,10 @@ from math import isfinite, prod
 from typing import Any, Literal
 
 from portacnn import ops
-from portacnn.arguments import not_negative, positive, share, whole
+from portacnn.arguments import not_negative, one_of, positive, share, whole
 from portacnn.errors import ArgumentError, NotFiniteError, OutOfMemoryError, StateError
 from portacnn.models import Model
+from portacnn.ops.dispatch import PRECISIONS
 from portacnn.ops.layout import pack
 from portacnn.ops.workspace import Workspace, workspace
 from portacnn.optim import Optimizer, make_optimizer
@@ -71,6 +72,8 @@ class Trainer:
         evaluate_sample_num_per_epoch: how many of the first images of either set the accuracies after each epoch are taken
             over; None takes all.
         seed: for the order of the batches; None takes a fresh one.
+        precision: what the factors of products are rounded to while training, on devices that are faster so
+            (``ops.use_precision``); weights and activations stay float32.
         compile_step: let the backend record a whole step and replay it (CuPy: a CUDA graph); others run it as it is.
         verbose: show a progress bar.
 
@@ -106,6 +109,7 @@ class Trainer:
         early_stopping: EarlyStopping | int | None = None,
         evaluate_sample_num_per_epoch: int | None = None,
         seed: int | None = 0,
+        precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32",
         compile_step: bool = False,
         verbose: bool = True,
     ) -> None:
@@ -137,6 +141,12 @@ class Trainer:
         self.steps_per_epoch = -(-self.x_train.shape[0] // self.mini_batch_size)
         self._feed = self._feed_of(self.x_train, self.t_train)
         self.compile_step = bool(compile_step)
+        self.precision = one_of("precision", precision, *PRECISIONS)
+        if precision not in self.backend.precisions or model.dtype != "float32" != precision:
+            raise ArgumentError(
+                f"precision={precision!r} is not to be had for {model.dtype} on {self.backend}; it has "
+                f"{', '.join(self.backend.precisions)}, for models of float32"
+            )
         self.schedule = self._take_schedule(schedule, schedule_unit)
         self.train_loss_list: list[float] = []
         self.epoch_loss_list: list[float] = []
@@ -264,7 +274,8 @@ class Trainer:
             if self.compile_step:
                 self._step = self.backend.compile_step(self._whole_step, (*batch, state))
         try:
-            report, self._ok = self._step(*batch, state)
+            with ops.use_precision(self.precision):
+                report, self._ok = self._step(*batch, state)
         except MemoryError as error:
             raise self._out_of_memory(error, batch[-1].shape[0]) from error
         self.optimizer.advance()

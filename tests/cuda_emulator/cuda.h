@@ -2,6 +2,7 @@
 //
 // The threads of a block are fibres of one thread of the host. Each runs until it reaches a barrier or its end, then the next
 // one does: so a value that another thread has yet to write shows as wrong in one order or another. Blocks run one by one.
+// A barrier of a warp holds up its 32 threads alone.
 // Shared memory is filled with 0xff (NaN) before each block, where the object format lets us find it.
 #pragma once
 #include <math.h>
@@ -57,7 +58,10 @@ struct Fibre { jmp_buf at; ucontext_t first; bool born; };
 
 static Fibre fibres[THREADS];
 static char* stacks;
-static int turns[THREADS], position, running, threads, first_mark, other_mark;
+static int turns[THREADS], position, running, threads, arrived, first_mark, other_mark;
+static bool waits[THREADS], diverged;
+static int gathered[THREADS / 32], warp_mark[THREADS / 32];  // at a barrier of their warp
+static unsigned generation[THREADS / 32];  // how many such barriers were passed
 static jmp_buf scheduler;
 static Order order;
 static unsigned long long random_state;
@@ -75,6 +79,12 @@ inline unsigned draw(unsigned below) {  // splitmix64
   return (unsigned)(((z ^ (z >> 31)) >> 32) * below >> 32);
 }
 
+// To the next barrier of the block, or its end.
+inline void begin() {
+  position = arrived = 0;
+  memset(waits, 0, sizeof waits);
+}
+
 inline void arrange() {
   for (int i = 0; i < threads; i++) turns[i] = order == REVERSE ? threads - 1 - i : i;
   if (order == SHUFFLED)
@@ -90,7 +100,19 @@ inline void body() {
   }
 }
 
+[[noreturn]] inline void stop() {
+  diverged = true;
+  _longjmp(scheduler, 1);
+}
+
+// The next one in turn that does not wait.
 [[noreturn]] inline void resume() {
+  for (int tried = 0; waits[turns[position]]; position = (position + 1) % threads) {
+    if (++tried <= threads) continue;
+    for (int mark : warp_mark)  // some of a warp are at its barrier, the others at the block's
+      if (mark != DONE_MARK) other_mark = mark;
+    stop();
+  }
   running = turns[position];
   unsigned i = running;
   thread = {i % block_size.x, i / block_size.x % block_size.y, i / block_size.x / block_size.y};
@@ -109,12 +131,32 @@ inline void body() {
 // mark: the line of the barrier, or DONE_MARK. All threads of the block must come to the same.
 __attribute__((noinline)) void finish_or_wait(int mark) {
   if (_setjmp(fibres[running].at)) return;
-  if (position == 0) first_mark = other_mark = mark;
+  if (arrived == 0) first_mark = other_mark = mark;
   if (mark != first_mark) other_mark = mark;
-  if (++position == threads) {
-    if (other_mark != first_mark || first_mark == DONE_MARK) _longjmp(scheduler, 1);
-    position = 0;
+  waits[running] = true;
+  if (++arrived == threads) {
+    if (other_mark != first_mark) stop();
+    if (first_mark == DONE_MARK) _longjmp(scheduler, 1);
+    begin();
     if (order == SHUFFLED) arrange();
+  }
+  resume();
+}
+
+// All threads of the warp must come to the same.
+__attribute__((noinline)) void wait_for_warp(int mark) {
+  if (_setjmp(fibres[running].at)) return;
+  const int warp = running / 32, first = warp * 32, lanes = min(32, threads - first);
+  if (gathered[warp]++ && mark != warp_mark[warp]) {
+    first_mark = warp_mark[warp], other_mark = mark;
+    stop();
+  }
+  warp_mark[warp] = mark;
+  waits[running] = true;
+  if (gathered[warp] == lanes) {
+    gathered[warp] = 0, warp_mark[warp] = DONE_MARK;
+    generation[warp]++;
+    memset(waits + first, 0, lanes * sizeof(bool));
   }
   resume();
 }
@@ -149,11 +191,14 @@ inline int launch(void (*kernel)(void**), void** given, const unsigned* sizes, i
     unsigned long long i = order == REVERSE ? count - 1 - done : (done + start) % count;
     block = {(unsigned)(i % sizes[0]), (unsigned)(i / sizes[0] % sizes[1]), (unsigned)(i / sizes[0] / sizes[1])};
     poison();
-    position = 0;
+    begin();
+    diverged = false;
+    for (int& mark : warp_mark) mark = DONE_MARK;
     arrange();
     if (_setjmp(scheduler) == 0) resume();
-    if (first_mark != other_mark) {
+    if (diverged) {
       for (Fibre& f : fibres) f.born = false;  // they stand in the middle of a kernel
+      memset(gathered, 0, sizeof gathered);
       int where[] = {(int)block.x, (int)block.y, (int)block.z, first_mark, other_mark};
       memcpy(report, where, sizeof where);
       return DIVERGED;
@@ -201,11 +246,14 @@ template <typename... P, void (*kernel)(P...)> struct Kernel<kernel> {
     return emulated::launch(emulated::Kernel<&kernels::name>::enter, given, sizes, how, seed, report); \
   }
 
+#include "mma.h"
+
 #define threadIdx (emulated::thread)
 #define blockIdx (emulated::block)
 #define blockDim (emulated::block_size)
 #define gridDim (emulated::grid_size)
 #define __syncthreads() emulated::finish_or_wait(__LINE__)
+#define __syncwarp() emulated::wait_for_warp(__LINE__)
 #define __shared__ EMULATED_SHARED
 #define __global__
 #define __device__

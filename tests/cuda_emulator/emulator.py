@@ -95,7 +95,8 @@ def _library(code: str, options: tuple[str, ...]) -> ctypes.CDLL:
     if command is None:
         raise CompileError(NO_COMPILER)
     kept = tuple(option for option in options if option.startswith(("-D", "-I")))
-    parts = (code, *kept, HEADER.read_text(), *command, *_FLAGS, platform.machine(), platform.node())
+    headers = (path.read_text() for path in sorted(HEADER.parent.glob("*.h")))
+    parts = (code, *kept, *headers, *command, *_FLAGS, platform.machine(), platform.node())
     target = _folder() / f"{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()}.so"
     if not target.exists():
         # Preprocessed first: names of kernels may be put together by macros.
