@@ -19,7 +19,7 @@ CUBLAS = {"matmul", "dot", "vdot", "inner", "outer", "tensordot", "einsum", "vec
 READS_BACK = {"nonzero", "flatnonzero", "argwhere", "unique", "extract", "compress", "array_equal", "allclose"}
 
 
-class ndarray:
+class ndarray:  # noqa: N801
     """Memory of a device, and a NumPy array over it, which nobody outside of this package gets to see."""
 
     __module__ = "cupy"
@@ -52,7 +52,7 @@ class ndarray:
         return SimpleNamespace(c_contiguous=flags.c_contiguous, f_contiguous=flags.f_contiguous, forc=flags.forc)
 
     T = property(lambda self: view(self._a.T, self))
-    mT = property(lambda self: view(self._a.mT, self))
+    mT = property(lambda self: view(self._a.mT, self))  # noqa: N815
     real = property(lambda self: view(self._a.real, self))
 
     def __len__(self) -> int:
@@ -150,9 +150,7 @@ class ndarray:
         plain = tuple(k._a if isinstance(k, ndarray) else k for k in place)
         if isinstance(value, ndarray):
             arrays.append(value)
-        submit(
-            Work("setitem", lambda: into.__setitem__(plain, values), _blocks(arrays), [self._memory.block])
-        )
+        submit(Work("setitem", lambda: into.__setitem__(plain, values), _blocks(arrays), [self._memory.block]))
 
     # --- methods ---
 
@@ -287,9 +285,7 @@ def call(
         return function(*plain, **named)
 
     if isinstance(results, tuple | list) and not isinstance(results, np.ndarray):
-        parts = [
-            _placed(name, result, arrays, lambda i=i: again()[i], recording) for i, result in enumerate(results)
-        ]
+        parts = [_placed(name, result, arrays, lambda i=i: again()[i], recording) for i, result in enumerate(results)]
         return type(results)(*parts) if hasattr(results, "_fields") else type(results)(parts)
     return _placed(name, results, arrays, again, recording)
 
@@ -378,14 +374,17 @@ def asarray(a: Any, dtype: Any = None, order: Any = None, *, copy: Any = None, b
 
 def ascontiguousarray(a: Any, dtype: Any = None) -> ndarray:
     a = asarray(a, dtype)
-    return a if a._a.flags.c_contiguous else a.copy()
+    a = a if a._a.flags.c_contiguous else a.copy()
+    return a if a.ndim else a.reshape((1,))
 
 
 def empty(shape: Any, dtype: Any = float, order: str = "C") -> ndarray:
     return _allocate(np.empty(shape, dtype, order))  # type: ignore[call-overload]
 
 
-def empty_like(prototype: ndarray, dtype: Any = None, order: str = "K", subok: Any = None, shape: Any = None) -> ndarray:
+def empty_like(
+    prototype: ndarray, dtype: Any = None, order: str = "K", subok: Any = None, shape: Any = None
+) -> ndarray:
     return _allocate(np.empty_like(prototype._a, dtype, order, shape=shape))  # type: ignore[call-overload]
 
 
