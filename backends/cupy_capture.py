@@ -19,7 +19,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import fields, is_dataclass, replace
 from numbers import Integral, Real
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -275,16 +274,17 @@ def _copied(result: Any) -> Any:
 
 
 def _place(error: BaseException) -> str:
-    """In which op it happened: the innermost; or in which function, where there is none."""
-    found, traceback = "", error.__traceback__
-    last: TracebackType | None = None
+    """Where it happened: in which op, the innermost; else in which function of ours; else in which one of the step's."""
+    op, ours, first = "", "", ""
+    traceback = error.__traceback__
     while traceback is not None:
         frame = traceback.tb_frame
-        op = frame.f_locals.get("self")
-        if isinstance(op, Op):
-            backward = frame.f_code.co_name == "run"
-            found = f"{op.name}_backward" if backward else op.name
-        last, traceback = traceback, traceback.tb_next
-    if found or last is None or last.tb_frame.f_code.co_filename == __file__:
-        return found or "the step"
-    return last.tb_frame.f_code.co_qualname
+        code, holder = frame.f_code, frame.f_locals.get("self")
+        if isinstance(holder, Op):
+            op = f"{holder.name}_backward" if code.co_name == "run" else holder.name
+        elif code.co_filename != __file__:
+            first = first or code.co_qualname
+            if frame.f_globals.get("__name__", "").startswith("portacnn."):
+                ours = code.co_qualname
+        traceback = traceback.tb_next
+    return op or ours or first or "the step"
