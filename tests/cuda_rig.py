@@ -1,0 +1,92 @@
+"""What tests of CUDA kernels stand on where there is no GPU: the few names of ``cupy`` that host code uses, over the emulator.
+
+Device arrays are NumPy arrays. Each lies between two red zones, of NaN, that must stay as they are; a fresh one is full of NaN,
+or of 0xee where it holds integers. What a test brings is read-only.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from cuda_emulator.emulator import NO_COMPILER, ORDERS, Module, compiler, thread_order
+from hypothesis import strategies as st
+
+from portacnn.backends import cupy_module
+
+needs_compiler = pytest.mark.skipif(compiler() is None, reason=NO_COMPILER)
+orders = st.sampled_from(ORDERS)
+LIMIT = {"float32": 1e-5, "float64": 1e-12}
+_ZONE = 64  # numbers before and behind an array
+
+
+class Rig:
+    """The arrays that were made, and how often what was launched."""
+
+    def __init__(self) -> None:
+        self.zones: list[np.ndarray] = []
+        self.launches: list[tuple[str, tuple, tuple]] = []
+
+    def empty(self, shape: Any, dtype: Any = "float64") -> np.ndarray:
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        dtype = np.dtype(dtype)
+        count = int(np.prod(shape))
+        memory = np.full((count + 2 * _ZONE) * dtype.itemsize, 0xFF if dtype.kind == "f" else 0xEE, "uint8")
+        zone = _ZONE * dtype.itemsize
+        self.zones += [memory[:zone], memory[len(memory) - zone :]]
+        return memory[zone : len(memory) - zone].view(dtype).reshape(shape)
+
+    def array(self, host: np.ndarray, dtype: str, order: tuple[int, ...] | None = None) -> np.ndarray:
+        """On the device, with its axes in memory in this order: (1, 2, 3, 0) is the batch last."""
+        order = tuple(range(host.ndim)) if order is None else order
+        array = self.empty([host.shape[axis] for axis in order], dtype)
+        array[...] = host.transpose(order)
+        array.flags.writeable = False
+        return array.transpose(np.argsort(order))
+
+    def check_zones(self) -> None:
+        for zone in self.zones:
+            assert (zone == zone[0]).all(), "written beyond the end of an array"
+            assert zone[0] in (0xFF, 0xEE)
+
+
+def _raw_module(rig: Rig) -> type:
+    class RawModule:
+        def __init__(self, code: str, options: tuple[str, ...]) -> None:
+            self.module = Module(code, options)
+
+        def get_function(self, name: str) -> Any:
+            function = self.module.get_function(name)
+
+            def launch(grid: tuple, block: tuple, args: tuple) -> None:
+                rig.launches.append((name, grid, block))
+                function(grid, block, args)
+
+            return launch
+
+    return RawModule
+
+
+@contextmanager
+def rigged(order: str = "forward", seed: int = 0) -> Iterator[Rig]:
+    """Within, ``import cupy`` gives the stand-in; afterwards, the red zones are looked at."""
+    rig = Rig()
+    stand_in = SimpleNamespace(RawModule=_raw_module(rig), empty=rig.empty)
+    with pytest.MonkeyPatch.context() as patch, thread_order(order, seed):
+        patch.setitem(sys.modules, "cupy", stand_in)
+        cupy_module._load.cache_clear()
+        try:
+            yield rig
+        finally:
+            cupy_module._load.cache_clear()
+    rig.check_zones()
+
+
+def close(got: np.ndarray, wanted: np.ndarray, dtype: str) -> None:
+    """Within LIMIT of the largest number that is wanted; and of the dtype and shape."""
+    assert got.dtype == dtype
+    assert got.shape == wanted.shape
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=LIMIT[dtype] * max(float(np.abs(wanted).max(initial=0)), 1e-30))

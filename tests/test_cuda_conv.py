@@ -1,0 +1,338 @@
+"""The CUDA kernels of convolution, run on the host, against sums over taps in float64."""
+
+from itertools import product
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from cuda_rig import close, needs_compiler, orders, rigged
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from portacnn.backends import cupy_conv, cupy_plan
+from portacnn.ops.pool import pool_windows
+from portacnn.ops.windows import Windows
+
+pytestmark = needs_compiler
+
+
+class Case(NamedTuple):
+    n: int
+    c: int
+    o: int
+    groups: int
+    windows: Windows
+    bias: bool
+    seed: int
+
+
+def slices(windows: Windows) -> list[tuple[tuple[int, ...], tuple[slice, ...]]]:
+    """For every tap its place in the kernel, and in the padded input the slices that it reads."""
+    return [
+        (
+            k,
+            tuple(
+                slice(i * d, i * d + (o - 1) * s + 1, s)
+                for i, d, o, s in zip(k, windows.dilation, windows.out, windows.stride, strict=True)
+            ),
+        )
+        for k in product(*map(range, windows.kernel))
+    ]
+
+
+def padded(x: np.ndarray, windows: Windows) -> np.ndarray:
+    return np.pad(x, [(0, 0), (0, 0), *windows.pads])
+
+
+def convolution(x: np.ndarray, weight: np.ndarray, windows: Windows, groups: int) -> np.ndarray:
+    x, parts = padded(x, windows), []
+    for xg, wg in zip(np.split(x, groups, 1), np.split(weight, groups), strict=True):
+        parts.append(sum(np.einsum("nc...,oc->no...", xg[:, :, *s], wg[:, :, *k]) for k, s in slices(windows)))
+    return np.concatenate(parts, 1)
+
+
+def gradients(x: np.ndarray, weight: np.ndarray, dz: np.ndarray, windows: Windows, groups: int) -> tuple[Any, Any]:
+    x = padded(x, windows)
+    dx, dweight = np.zeros_like(x), np.zeros_like(weight)
+    for xg, wg, zg, dxg, dwg in zip(
+        np.split(x, groups, 1),
+        np.split(weight, groups),
+        np.split(dz, groups, 1),
+        np.split(dx, groups, 1),
+        np.split(dweight, groups),
+        strict=True,
+    ):
+        for k, s in slices(windows):
+            sums = (0, *range(2, x.ndim))
+            dwg[:, :, *k] = np.tensordot(zg, xg[:, :, *s], (sums, sums))
+            dxg[:, :, *s] += np.einsum("no...,oc->nc...", zg, wg[:, :, *k])
+    inside = tuple(slice(before, before + n) for (before, _), n in zip(windows.pads, windows.size, strict=True))
+    return dx[:, :, *inside], dweight
+
+
+def pooled(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """2x2 maxima of (N, O, H, W), and for each input whether it is its window's first maximum."""
+    n, o, h, w = y.shape
+    cut = y[:, :, : h // 2 * 2, : w // 2 * 2].reshape(n, o, h // 2, 2, w // 2, 2).transpose(0, 1, 2, 4, 3, 5)
+    flat = cut.reshape(*cut.shape[:4], 4)
+    first = np.eye(4, dtype=bool)[flat.argmax(-1)].reshape(cut.shape).transpose(0, 1, 2, 4, 3, 5)
+    chosen = np.zeros(y.shape, bool)
+    chosen[:, :, : h // 2 * 2, : w // 2 * 2] = first.reshape(n, o, h // 2 * 2, w // 2 * 2)
+    return flat.max(-1), chosen
+
+
+def numbers(case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    draw = np.random.default_rng(case.seed).standard_normal
+    x, weight = draw((case.n, case.c, *case.windows.size)), draw((case.o, case.c // case.groups, *case.windows.kernel))
+    return x, weight, draw(case.o) if case.bias else None
+
+
+def check(case: Case, dtype: str, order: str, kind: str) -> list:
+    """kind: conv, relu, or pool for 2x2 pooling after ReLU. Gives the launches."""
+    x, weight, bias = numbers(case)
+    windows, groups = case.windows, case.groups
+    last = (*range(1, x.ndim), 0)
+    with rigged(order, case.seed) as rig:
+        dx_, dw_ = rig.array(x, dtype, last), rig.array(weight, dtype)
+        db_ = None if bias is None else rig.array(bias, dtype)
+        # Rounded to dtype once: the rest of the reckoning is in float64.
+        x, weight = (np.asarray(a, "float64") for a in (dx_, dw_))
+        bias = None if db_ is None else np.asarray(db_, "float64")
+        wanted = convolution(x, weight, windows, groups)
+        if bias is not None:
+            wanted += bias.reshape(-1, *[1] * (x.ndim - 2))
+        through = np.ones(wanted.shape, bool)
+        pool = None
+        if kind == "conv":
+            result = cupy_conv.conv(dx_, dw_, db_, windows, groups, keep=True)
+        else:
+            if kind == "pool":
+                pool = Windows.of(windows.out, 2, 2)
+            result = cupy_conv.conv_relu(dx_, dw_, db_, windows, groups, pool, keep=True)
+            through = wanted > 0
+            wanted = np.maximum(wanted, 0)
+        if pool is not None:
+            wanted, chosen = pooled(wanted)
+            through &= chosen
+        y, saved = result
+        close(y, wanted, dtype)
+        dy = rig.array(np.random.default_rng(case.seed + 1).standard_normal(wanted.shape), dtype, last)
+        dz = np.asarray(dy, "float64")
+        if pool is not None:
+            whole = np.zeros(through.shape)
+            h, w = dz.shape[2:]
+            whole[:, :, : 2 * h, : 2 * w] = dz.repeat(2, 2).repeat(2, 3)
+            dz = whole
+        dz = np.where(through, dz, 0)
+        got = cupy_conv.conv_backward(dy, saved)
+        dx, dweight = gradients(x, weight, dz, windows, groups)
+        close(got[0], dx, dtype)
+        close(got[1], dweight, dtype)
+        if bias is None:
+            assert got[2] is None
+        else:
+            close(got[2], dz.sum((0, *range(2, dz.ndim))), dtype)
+    return rig.launches
+
+
+@st.composite
+def cases(draw: st.DrawFn, axes: tuple[int, ...] = (1, 2), largest: int = 9) -> Case:
+    count = draw(st.sampled_from(axes))
+
+    def each(low: int, high: int) -> tuple[int, ...]:
+        return draw(st.tuples(*[st.integers(low, high)] * count))
+
+    kernel, stride, dilation = each(1, 4), each(1, 3), each(1, 3)
+    pads = tuple(zip(each(0, 3), each(0, 3), strict=True))
+    least = (max(1, d * (k - 1) + 1 - sum(p)) for k, d, p in zip(kernel, dilation, pads, strict=True))
+    size = tuple(n + more for n, more in zip(least, each(0, largest), strict=True))
+    groups = draw(st.sampled_from([1, 1, 1, 2, 3]))
+    c, o = groups * draw(st.integers(1, 5)), groups * draw(st.integers(1, 9))
+    n = draw(st.sampled_from([1, 2, 3, 5, 8, 17, 33]))
+    return Case(n, c, o, groups, Windows.of(size, kernel, stride, pads, dilation), draw(st.booleans()), draw(st.integers(0, 99)))
+
+
+@settings(max_examples=1000)
+@given(cases(), st.sampled_from(["float32", "float64"]), orders, st.sampled_from(["conv", "relu"]))
+def test_convolution(case: Case, dtype: str, order: str, kind: str):
+    check(case, dtype, order, kind)
+
+
+@settings(max_examples=100)
+@given(cases(axes=(2,)), st.sampled_from(["float32", "float64"]), orders)
+def test_convolution_with_relu_and_pooling(case: Case, dtype: str, order: str):
+    if min(case.windows.out) > 1:
+        check(case, dtype, order, "pool")
+
+
+@settings(max_examples=40)
+@given(cases(), st.sampled_from(["float32", "float64"]), orders)
+def test_transposed_convolution(case: Case, dtype: str, order: str):
+    """Its result is a convolution's dx, and its dx that convolution's result."""
+    windows, groups = case.windows, case.groups
+    draw = np.random.default_rng(case.seed).standard_normal
+    # The convolution behind it leads from case.c channels of windows.size to case.o of windows.out.
+    x, weight = draw((case.n, case.o, *windows.out)), draw((case.o, case.c // groups, *windows.kernel))
+    dy, bias = draw((case.n, case.c, *windows.size)), draw(case.c)
+    last = (*range(1, x.ndim), 0)
+    with rigged(order, case.seed) as rig:
+        x_, weight_, dy_ = rig.array(x, dtype, last), rig.array(weight, dtype), rig.array(dy, dtype)
+        bias_ = rig.array(bias, dtype) if case.bias else None
+        x, weight, dy = (np.asarray(a, "float64") for a in (x_, weight_, dy_))
+        shift = 0 if bias_ is None else np.asarray(bias_, "float64").reshape(-1, *[1] * (x.ndim - 2))
+        y, saved = cupy_conv.conv_transpose(x_, weight_, bias_, windows, groups, keep=True)
+        zeros = np.zeros(dy.shape)
+        close(y, gradients(zeros, weight, x, windows, groups)[0] + shift, dtype)
+        dx, dweight, dbias = cupy_conv.conv_transpose_backward(dy_, saved)
+        close(dx, convolution(dy, weight, windows, groups), dtype)
+        close(dweight, gradients(dy, weight, x, windows, groups)[1], dtype)
+        assert (dbias is None) == (bias_ is None)
+        if dbias is not None:
+            close(dbias, dy.sum((0, *range(2, dy.ndim))), dtype)
+
+
+THREE = Case(5, 9, 130, 1, Windows.of((9, 8), 3, 1, 1), True, 5)
+STRIDED = Case(6, 66, 34, 2, Windows.of((11, 10), (3, 2), (2, 3), ((1, 0), (2, 1)), (1, 2)), True, 6)
+
+
+@pytest.mark.parametrize("kind", ["conv", "pool"])
+@pytest.mark.parametrize("case", [THREE, STRIDED], ids=["three", "strided"])
+@pytest.mark.parametrize("tile", cupy_plan.WIDE_TILES)
+def test_every_tile(tile: cupy_plan.Tile, case: Case, kind: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cupy_conv, "wide_tile", lambda *_: tile)
+    cupy_conv.plan_of.cache_clear()
+    try:
+        check(case, "float32", "reverse", kind)
+    finally:
+        cupy_conv.plan_of.cache_clear()
+
+
+@pytest.mark.parametrize("kind", ["conv", "relu", "pool"])
+@pytest.mark.parametrize("splits", [1, 5])
+@pytest.mark.parametrize("case", [THREE, STRIDED], ids=["three", "strided"])
+@pytest.mark.parametrize("tile", cupy_plan.SPLIT_TILES)
+def test_every_tile_of_the_weights_gradient(
+    tile: cupy_plan.Tile, case: Case, splits: int, kind: str, monkeypatch: pytest.MonkeyPatch
+):
+    def chosen(m: int, n: int, depth: int, times: int) -> cupy_plan.Split:
+        each = -(-depth // (8 * splits)) * 8
+        return cupy_plan.Split(tile, -(-depth // each), each)
+
+    monkeypatch.setattr(cupy_conv, "split_tile", chosen)
+    cupy_conv.plan_of.cache_clear()
+    try:
+        launches = check(case, "float32", "shuffled", kind)
+    finally:
+        cupy_conv.plan_of.cache_clear()
+    assert ("sum_partials" in [name for name, *_ in launches]) == (splits > 1)
+
+
+def test_how_many_launches():
+    """Forward with bias, ReLU and pooling is one launch; its backward three."""
+    launches = check(Case(8, 3, 16, 1, Windows.of((12, 12), 5), True, 0), "float32", "forward", "pool")
+    assert [name for name, *_ in launches] == [
+        "conv_forward",
+        "conv_weight_gradient",
+        "sum_partials",
+        "conv_input_gradient",
+    ]
+
+
+def run_by_itself(pool: Windows, size: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A convolution by ones of one tap, with ReLU and this pooling, against pooling in plain loops. Gives the launches."""
+    x = np.random.default_rng(2).standard_normal((3, 2, *size))
+    weight = np.ones((1, 2, *[1] * len(size)))
+    with rigged() as rig:
+        x_, weight_ = rig.array(x, "float64"), rig.array(weight, "float64")
+        y, saved = cupy_conv.conv_relu(x_, weight_, None, Windows.of(size, 1), 1, pool, keep=True)
+        z, dz = np.maximum(x.sum(1, keepdims=True), 0), np.zeros((3, 1, *size))
+        wanted = np.zeros((3, 1, *pool.out))
+        for index in np.ndindex(wanted.shape):
+            seen = {}
+            for k in np.ndindex(pool.kernel):
+                at = tuple(
+                    o * s + i * d - before
+                    for o, s, i, d, (before, _) in zip(
+                        index[2:], pool.stride, k, pool.dilation, pool.pads, strict=True
+                    )
+                )
+                if all(0 <= a < n for a, n in zip(at, size, strict=True)):
+                    seen[at] = z[(*index[:2], *at)]
+            best = max(seen, key=seen.get)
+            wanted[index] = seen[best]
+            dz[(*index[:2], *best)] += wanted[index] > 0
+        close(y, wanted, "float64")
+        dx, dweight, _ = cupy_conv.conv_backward(np.ones(wanted.shape), saved)
+        close(dx, dz.repeat(2, 1), "float64")
+        close(dweight, (dz * x).sum((0, *range(2, x.ndim))).reshape(weight.shape), "float64")
+    return [name for name, *_ in rig.launches]
+
+
+@pytest.mark.parametrize(
+    ("size", "geometry"),
+    [
+        ((7, 9), (3, 2, 1, 1, False)),
+        ((7, 9), (2, 2, 0, 1, True)),  # hangs over
+        ((8, 8), (2, 1, 0, 1, False)),
+        ((8, 8), (2, 2, 0, 2, False)),
+        ((8,), (2, 2, 0, 1, False)),
+    ],
+)
+def test_other_pooling_runs_by_itself(size: tuple, geometry: tuple, monkeypatch: pytest.MonkeyPatch):
+    run_by_itself(pool_windows(size, *geometry), size, monkeypatch)
+
+
+def test_of_equal_maxima_the_first_takes_the_gradient():
+    with rigged() as rig:
+        x, weight = rig.array(np.ones((1, 1, 4, 4)), "float32"), rig.array(np.ones((1, 1, 1, 1)), "float32")
+        y, saved = cupy_conv.conv_relu(x, weight, None, Windows.of((4, 4), 1), 1, Windows.of((4, 4), 2, 2), keep=True)
+        dx, _, _ = cupy_conv.conv_backward(rig.array(np.ones(y.shape), "float32"), saved)
+    np.testing.assert_array_equal(dx[0, 0], [[1, 0, 1, 0], [0] * 4, [1, 0, 1, 0], [0] * 4])
+
+
+@pytest.mark.parametrize("pool", [None, Windows.of((4, 4), 2, 2)])
+def test_nan_comes_through(pool: Windows | None):
+    x = np.full((1, 1, 4, 4), -1.0)
+    x[0, 0, 1, 0] = np.nan
+    with rigged() as rig:
+        x_, weight = rig.array(x, "float32"), rig.array(np.ones((1, 1, 1, 1)), "float32")
+        y, _ = cupy_conv.conv_relu(x_, weight, None, Windows.of((4, 4), 1), 1, pool, keep=True)
+    assert np.isnan(y).sum() == 1
+    assert (y[~np.isnan(y)] == 0).all()
+
+
+def test_the_same_bits_in_any_order():
+    results = []
+    for order in ("forward", "reverse", "shuffled"):
+        x, weight, bias = numbers(STRIDED)
+        with rigged(order, 1) as rig:
+            x, weight, bias = (rig.array(a, "float32") for a in (x, weight, bias))
+            y, saved = cupy_conv.conv_relu(x, weight, bias, STRIDED.windows, 2, None, keep=True)
+            dy = rig.array(np.random.default_rng(0).standard_normal(y.shape), "float32")
+            results.append([y, *cupy_conv.conv_backward(dy, saved)])
+    for first, *others in zip(*results, strict=True):
+        for other in others:
+            np.testing.assert_array_equal(first, other)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [((2, 3, 4, 4, 4), "float32"), ((2, 3, 4, 4), "float16"), ((0, 3, 4, 4), "float32")],
+    ids=["three axes", "half", "empty"],
+)
+def test_what_is_declined(shape: tuple, dtype: str):
+    windows = Windows.of(shape[2:], 3)
+    with rigged() as rig:
+        x, weight = rig.array(np.zeros(shape), dtype), rig.array(np.zeros((3, 3, *windows.kernel)), dtype)
+        assert cupy_conv.conv(x, weight, None, windows, 1, keep=True) is NotImplemented
+        assert cupy_conv.conv_relu(x, weight, None, windows, 1, None, keep=True) is NotImplemented
+        back = Windows.transposed(shape[2:], 3)
+        assert cupy_conv.conv_transpose(x, weight, None, back, 1, keep=True) is NotImplemented
+    assert not rig.launches
+
+
+def test_what_32_bits_cannot_index_is_declined():
+    windows = Windows.of((256, 256), 3, 1, 1)
+    assert cupy_conv.plan_of(windows, 64, 64, 1, 100, False, 4) is not None
+    assert cupy_conv.plan_of(windows, 64, 64, 1, 1000, False, 4) is None
+    assert cupy_conv.plan_of(Windows.of((8, 8), 3), 70000, 70000, 70000, 1, False, 4) is None

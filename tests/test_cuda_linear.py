@@ -1,0 +1,117 @@
+"""The CUDA kernels of the affine map, run on the host, against products in float64."""
+
+import numpy as np
+import pytest
+from cuda_rig import Rig, close, needs_compiler, orders, rigged
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from portacnn.backends import cupy_linear
+from portacnn.backends.cupy_plan import SPLIT_TILES, Split, Tile
+
+pytestmark = needs_compiler
+
+layouts = st.sampled_from(["rows", "columns", "apart"])
+
+
+def matrix(rig: Rig, host: np.ndarray, dtype: str, layout: str) -> np.ndarray:
+    """Its rows together in memory, or its columns, or every second number."""
+    if layout == "apart":
+        wide = np.full((len(host), host.shape[1] * 2), 7.0)
+        wide[:, ::2] = host
+        return rig.array(wide, dtype)[:, ::2]
+    return rig.array(host, dtype, (0, 1) if layout == "rows" else (1, 0))
+
+
+def check(n: int, f: int, o: int, bias: bool, relu: bool, dtype: str, order: str, seed: int, x_in: str, dy_in: str) -> list:
+    draw = np.random.default_rng(seed).standard_normal
+    with rigged(order, seed) as rig:
+        x, weight = matrix(rig, draw((n, f)), dtype, x_in), rig.array(draw((o, f)), dtype)
+        shift = rig.array(draw(o), dtype) if bias else None
+        dy = matrix(rig, draw((n, o)), dtype, dy_in)
+        op = cupy_linear.linear_relu if relu else cupy_linear.linear
+        y, saved = op(x, weight, shift, keep=True)
+        assert op(x, weight, shift, keep=False)[1] is None
+        x64, weight64, dz = (np.asarray(a, "float64") for a in (x, weight, dy))
+        wanted = x64 @ weight64.T + (0 if shift is None else np.asarray(shift, "float64"))
+        if relu:
+            dz, wanted = np.where(wanted > 0, dz, 0), np.maximum(wanted, 0)
+        close(y, wanted, dtype)
+        dx, dweight, dbias = cupy_linear.linear_backward(dy, saved)
+        close(dx, dz @ weight64, dtype)
+        close(dweight, dz.T @ x64, dtype)
+        if bias:
+            close(dbias, dz.sum(0), dtype)
+        else:
+            assert dbias is None
+        assert cupy_linear.linear_backward(dy, saved, need_dx=False)[0] is None
+    return rig.launches
+
+
+sizes = st.integers(1, 12) | st.sampled_from([16, 31, 33, 63, 64, 65, 70])
+
+
+@settings(max_examples=60)
+@given(
+    sizes,
+    sizes | st.sampled_from([200, 333]),
+    sizes,
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(["float32", "float64"]),
+    orders,
+    st.integers(0, 99),
+    layouts,
+    layouts,
+)
+def test_affine_map(n, f, o, bias, relu, dtype, order, seed, x_in, dy_in):
+    check(n, f, o, bias, relu, dtype, order, seed, x_in, dy_in)
+
+
+@pytest.mark.parametrize("tile", SPLIT_TILES)
+@pytest.mark.parametrize("splits", [1, 3])
+def test_every_tile(tile: Tile, splits: int, monkeypatch: pytest.MonkeyPatch):
+    def chosen(m: int, n: int, depth: int, times: int) -> Split:
+        each = -(-depth // (8 * splits)) * 8
+        return Split(tile, -(-depth // each), each)
+
+    monkeypatch.setattr(cupy_linear, "split_tile", chosen)
+    launches = check(70, 90, 130, True, True, "float32", "shuffled", 1, "columns", "rows")
+    assert [name for name, *_ in launches].count("sum_partials") == (0 if splits == 1 else 5)  # the forward ran twice
+
+
+def test_the_tutorials_layer_fills_the_device():
+    launches = check(100, 4320, 100, True, True, "float32", "forward", 0, "columns", "columns")
+    blocks = [np.prod(grid) for name, grid, _ in launches if name == "gemm"]
+    assert min(blocks) >= 100
+
+
+def test_the_same_bits_in_any_order():
+    results = []
+    for order in ("forward", "shuffled"):
+        with rigged(order, 3) as rig:
+            draw = np.random.default_rng(0).standard_normal
+            x, weight, dy = (rig.array(draw(shape), "float32") for shape in ((40, 300), (50, 300), (40, 50)))
+            y, saved = cupy_linear.linear_relu(x, weight, None, keep=True)
+            results.append([y, *cupy_linear.linear_backward(dy, saved)[:2]])
+    for one, other in zip(*results, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_nan_comes_through_relu():
+    with rigged() as rig:
+        x, weight = rig.array(np.array([[1.0, np.nan]]), "float32"), rig.array(np.ones((3, 2)), "float32")
+        assert np.isnan(cupy_linear.linear_relu(x, weight, None, keep=False)[0]).all()
+
+
+@pytest.mark.parametrize("dtype", ["float16", "int32"])
+def test_other_dtypes_are_declined(dtype: str):
+    with rigged() as rig:
+        x, weight = rig.array(np.ones((2, 3)), dtype), rig.array(np.ones((4, 3)), dtype)
+        assert cupy_linear.linear(x, weight, None, keep=True) is NotImplemented
+
+
+def test_an_empty_batch_is_declined():
+    with rigged() as rig:
+        x, weight = rig.array(np.ones((0, 3)), "float32"), rig.array(np.ones((4, 3)), "float32")
+        assert cupy_linear.linear(x, weight, None, keep=True) is NotImplemented
