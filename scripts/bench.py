@@ -37,6 +37,8 @@ contenders:
   portacnn/KERNELS     with PORTACNN_KERNELS=KERNELS: portacnn/numpy, portacnn/reference, portacnn@torch/reference
   torch, torch-channels-last
                        PyTorch in eager mode; torch@cuda on a device
+  torch-compile, torch-graph@cuda
+                       through torch.compile; with training steps replayed from a CUDA graph
   tutorials            as "Deep Learning from Scratch" computes it; has simple alone
   chainer, dezero      have simple, lenet and deep; with --python chainer=PATH in an interpreter of their own
 nets:
