@@ -65,7 +65,10 @@ def connect(device: str | None) -> Backend:
     import array_api_compat.cupy as xp
     import cupy as cp
 
-    return CupyBackend(name="cupy", xp=xp, device=cp.cuda.Device(_index(device, info)), kernels=_KERNELS)
+    from portacnn.backends.cupy_kernels import KERNELS
+
+    device_ = cp.cuda.Device(_index(device, info))
+    return CupyBackend(name="cupy", xp=xp, device=device_, kernels={**_KERNELS, **KERNELS})
 
 
 def _erf(x: Any) -> Any:

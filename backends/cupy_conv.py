@@ -5,7 +5,6 @@ Declined, so that the portable op runs: three axes, other dtypes than float32 an
 """
 
 from functools import lru_cache
-from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -118,11 +117,16 @@ class _Saved(NamedTuple):
 
 
 def _forward(
-    x: Array, weight: Array, bias: Array | None, windows: Windows, groups: int, pool: Windows | None, relu: bool, keep: bool
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    windows: Windows,
+    groups: int,
+    pool: Windows | None,
+    relu: bool,
+    keep: bool,
 ) -> Any:
-    import cupy as cp
-
-    o, n = weight.shape[0], x.shape[0]
+    o = weight.shape[0]
     pairs = pool is not None and _pools_in_pairs(pool, len(windows.size))
     plan = _plan(x, o, windows, groups, pairs)
     if plan is None:
@@ -156,7 +160,13 @@ def _convolve(
 
 
 def _input_gradient(
-    plan: Plan, dyt: Array, y: Array | None, winner: Array | None, weight: Array, bias: Array | None, shape: tuple[int, ...]
+    plan: Plan,
+    dyt: Array,
+    y: Array | None,
+    winner: Array | None,
+    weight: Array,
+    bias: Array | None,
+    shape: tuple[int, ...],
 ) -> Array:
     """dyt (O, *OUT, N), after ReLU and pooling -> (C, *S, N), plus bias (C,)."""
     import cupy as cp
@@ -239,7 +249,9 @@ def conv_transpose(x: Array, weight: Array, bias: Array | None, windows: Windows
     return batch_first(y), saved
 
 
-def conv_transpose_backward(dy: Array, saved: _Saved, *, need_dx: bool = True) -> tuple[Array | None, Array, Array | None]:
+def conv_transpose_backward(
+    dy: Array, saved: _Saved, *, need_dx: bool = True
+) -> tuple[Array | None, Array, Array | None]:
     xt, weight, with_bias, windows, plan, *_ = saved
     dyt = backend_of(dy).contiguous(batch_last(dy))
     dweight, _ = _weight_gradient(plan, dyt, xt, None, None, weight.shape, False)

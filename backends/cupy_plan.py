@@ -82,7 +82,9 @@ def split_tile(m: int, n: int, depth: int, times: int) -> Split:
 
     The depth is split until there are enough blocks, but no split has less than ``_LEAST_DEPTH``.
     """
-    tile = TINY if min(m, n) <= 32 or (SQUARE.blocks(m, n) * times < PROCESSORS and depth < 2 * _LEAST_DEPTH) else SQUARE
+    tile = (
+        TINY if min(m, n) <= 32 or (SQUARE.blocks(m, n) * times < PROCESSORS and depth < 2 * _LEAST_DEPTH) else SQUARE
+    )
     blocks = tile.blocks(m, n) * times
     splits = 1
     if blocks < PROCESSORS:

@@ -89,4 +89,6 @@ def close(got: np.ndarray, wanted: np.ndarray, dtype: str) -> None:
     """Within LIMIT of the largest number that is wanted; and of the dtype and shape."""
     assert got.dtype == dtype
     assert got.shape == wanted.shape
-    np.testing.assert_allclose(got, wanted, rtol=0, atol=LIMIT[dtype] * max(float(np.abs(wanted).max(initial=0)), 1e-30))
+    np.testing.assert_allclose(
+        got, wanted, rtol=0, atol=LIMIT[dtype] * max(float(np.abs(wanted).max(initial=0)), 1e-30)
+    )

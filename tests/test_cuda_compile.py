@@ -18,7 +18,7 @@ from portacnn.backends import cupy_module
 
 FOLDER = Path(portacnn.backends.__file__).parent
 SOURCES = {path.name for path in (FOLDER / "cuda").glob("*.cu")}
-ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
+ARCHITECTURES = ["sm_90", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sm_80", "sm_100"))]
 DTYPES = ("float32", "float64")
 
 

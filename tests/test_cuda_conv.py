@@ -149,7 +149,9 @@ def cases(draw: st.DrawFn, axes: tuple[int, ...] = (1, 2), largest: int = 9) -> 
     groups = draw(st.sampled_from([1, 1, 1, 2, 3]))
     c, o = groups * draw(st.integers(1, 5)), groups * draw(st.integers(1, 9))
     n = draw(st.sampled_from([1, 2, 3, 5, 8, 17, 33]))
-    return Case(n, c, o, groups, Windows.of(size, kernel, stride, pads, dilation), draw(st.booleans()), draw(st.integers(0, 99)))
+    return Case(
+        n, c, o, groups, Windows.of(size, kernel, stride, pads, dilation), draw(st.booleans()), draw(st.integers(0, 99))
+    )
 
 
 @settings(max_examples=1000)
@@ -252,9 +254,7 @@ def run_by_itself(pool: Windows, size: tuple[int, ...], monkeypatch: pytest.Monk
             for k in np.ndindex(pool.kernel):
                 at = tuple(
                     o * s + i * d - before
-                    for o, s, i, d, (before, _) in zip(
-                        index[2:], pool.stride, k, pool.dilation, pool.pads, strict=True
-                    )
+                    for o, s, i, d, (before, _) in zip(index[2:], pool.stride, k, pool.dilation, pool.pads, strict=True)
                 )
                 if all(0 <= a < n for a, n in zip(at, size, strict=True)):
                     seen[at] = z[(*index[:2], *at)]

@@ -23,7 +23,9 @@ def matrix(rig: Rig, host: np.ndarray, dtype: str, layout: str) -> np.ndarray:
     return rig.array(host, dtype, (0, 1) if layout == "rows" else (1, 0))
 
 
-def check(n: int, f: int, o: int, bias: bool, relu: bool, dtype: str, order: str, seed: int, x_in: str, dy_in: str) -> list:
+def check(
+    n: int, f: int, o: int, bias: bool, relu: bool, dtype: str, order: str, seed: int, x_in: str, dy_in: str
+) -> list:
     draw = np.random.default_rng(seed).standard_normal
     with rigged(order, seed) as rig:
         x, weight = matrix(rig, draw((n, f)), dtype, x_in), rig.array(draw((o, f)), dtype)

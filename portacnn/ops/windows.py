@@ -17,6 +17,7 @@ from math import prod
 from typing import Any
 
 from portacnn.errors import ArgumentError, ShapeError
+from portacnn.ops.dispatch import op
 from portacnn.ops.layout import batch_first, batch_last
 from portacnn.runtime import Array, backend_of
 
@@ -280,6 +281,7 @@ def _times(numbers: Sequence[int]) -> str:
 # --- moving arrays through the windows ------------------------------------------------------------------------------
 
 
+@op()
 def gather(x: Array, windows: Windows) -> Array:
     """(C, *S, N) -> the columns (C, T, *OUT, N): for each output, the inputs under each tap; zeros beyond the edge."""
     backend = backend_of(x)
@@ -293,6 +295,7 @@ def gather(x: Array, windows: Windows) -> Array:
     return columns
 
 
+@op()
 def scatter(columns: Array, windows: Windows) -> Array:
     """(C, T, *OUT, N) -> (C, *S, N): each column entry added to the input it was read from. ``gather``'s adjoint."""
     shape = (columns.shape[0], *windows.size, columns.shape[-1])
