@@ -1,46 +1,20 @@
 """The optimizers' updates on NumPy: written into what is there, where the portable ones allocate.
 
-A rule takes a handful of passes over its arrays. A network's parameters lie in one long array, so the passes go over it piece by
-piece: a piece stays in the cache from one to the next, and the cores share the pieces.
-
-A step that is not ok is not computed at all: reading ``ok`` and 0-dimensional arrays costs nothing here.
+A step that is not ok is not computed at all: reading ``ok``, or a rate that is a 0-dimensional array, costs nothing here.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from portacnn.backends.threads import in_pieces
 from portacnn.ops.update import clip_factor, decayed, global_norm
-
-_PIECE = 1 << 14  # numbers: with those of the state and in between, within the second-level cache
-
-
-def _each(rule: Callable[..., None], *lists: list[Any]) -> None:
-    """Call the rule with what belongs together, array by array; in pieces where arrays are long and lie in one stretch."""
-    for arrays in zip(*lists, strict=True):
-        if arrays[0].size <= _PIECE or not all(array.flags.c_contiguous for array in arrays):
-            rule(*arrays)
-            continue
-        rows = [array.reshape(-1) for array in arrays]
-
-        def work(part: slice, rows: list[Any] = rows) -> None:
-            for begin in range(part.start, part.stop, _PIECE):
-                rule(*(row[begin : min(begin + _PIECE, part.stop)] for row in rows))
-
-        in_pieces(work, rows[0].size, rows[0].size)
 
 
 def sgd_update(params: list[Any], grads: list[Any], *, lr: Any, weight_decay: float = 0.0, ok: Any = None) -> None:
-    if ok is not None and not ok:
-        return
-    lr = float(lr)
-
-    def rule(p: Any, g: Any) -> None:
-        p -= lr * decayed(p, g, weight_decay)
-
-    _each(rule, params, grads)
+    if ok is None or ok:
+        lr = float(lr)
+        for p, g in zip(params, grads, strict=True):
+            p -= lr * decayed(p, g, weight_decay)
 
 
 def momentum_update(
@@ -59,14 +33,11 @@ def momentum_update(
     if ok is not None and not ok:
         return
     lr, intake = float(lr), 1.0 if first else 1.0 - dampening
-
-    def rule(p: Any, g: Any, v: Any) -> None:
+    for p, g, v in zip(params, grads, velocity, strict=True):
         g = decayed(p, g, weight_decay)
         v *= momentum
         v += g if intake == 1.0 else intake * g
         p -= lr * (g + momentum * v if nesterov else v)
-
-    _each(rule, params, grads, velocity)
 
 
 def adagrad_update(
@@ -82,8 +53,7 @@ def adagrad_update(
     if ok is not None and not ok:
         return
     lr = float(lr)
-
-    def rule(p: Any, g: Any, s: Any) -> None:
+    for p, g, s in zip(params, grads, square_sum, strict=True):
         g = decayed(p, g, weight_decay)
         change = np.multiply(g, g, out=np.empty_like(p))
         s += change
@@ -92,8 +62,6 @@ def adagrad_update(
         np.divide(g, change, out=change)
         change *= lr
         p -= change
-
-    _each(rule, params, grads, square_sum)
 
 
 def rmsprop_update(
@@ -113,8 +81,7 @@ def rmsprop_update(
     if ok is not None and not ok:
         return
     lr = float(lr)
-
-    def rule(p: Any, g: Any, s: Any, *more: Any) -> None:
+    for i, (p, g, s) in enumerate(zip(params, grads, mean_square, strict=True)):
         g = decayed(p, g, weight_decay)
         change = np.multiply(g, g, out=np.empty_like(p))
         change *= 1.0 - alpha
@@ -123,24 +90,20 @@ def rmsprop_update(
         if mean is None:
             np.sqrt(s, out=change)
         else:
-            m = more[0]
-            m *= alpha
-            m += (1.0 - alpha) * g
-            np.multiply(m, m, out=change)
+            mean[i] *= alpha
+            mean[i] += (1.0 - alpha) * g
+            np.multiply(mean[i], mean[i], out=change)
             np.subtract(s, change, out=change)
             np.maximum(change, 0.0, out=change)
             np.sqrt(change, out=change)
         change += eps
         np.divide(g, change, out=change)
         if velocity is not None:
-            v = more[-1]
-            v *= momentum
-            v += change
-            change[...] = v
+            velocity[i] *= momentum
+            velocity[i] += change
+            change[...] = velocity[i]
         change *= lr
         p -= change
-
-    _each(rule, params, grads, mean_square, *(slot for slot in (mean, velocity) if slot is not None))
 
 
 def adam_update(
@@ -163,8 +126,7 @@ def adam_update(
     lr, step = float(lr), int(step)
     step_size = lr / (1.0 - beta1**step)
     spread = (1.0 - beta2**step) ** 0.5
-
-    def rule(p: Any, g: Any, m: Any, v: Any) -> None:
+    for p, g, m, v in zip(params, grads, mean, mean_square, strict=True):
         if decoupled and weight_decay:
             p *= 1.0 - lr * weight_decay
         elif weight_decay:
@@ -181,8 +143,6 @@ def adam_update(
         np.divide(m, change, out=change)
         change *= step_size
         p -= change
-
-    _each(rule, params, grads, mean, mean_square)
 
 
 def clip_by_global_norm(grads: list[Any], max_norm: Any) -> Any:

@@ -88,8 +88,9 @@ def runs(names: Sequence[str], flat: Flat) -> list[list[str]]:
 def _parts(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, int]]:
     """Where each array begins and ends. There is nothing between them: what is done to the whole is done to them alone."""
     parts, begin = {}, 0
-    # Biases and norms, which often do not decay, stand behind the weights: then either kind is one stretch.
-    for name in sorted(shapes, key=lambda name: len(shapes[name]) <= 1):
+    # Biases and norms, which often do not decay, stand behind the weights: then either kind is one stretch. The largest come first,
+    # whose sizes are mostly multiples of a cache line: so they begin where one does.
+    for name in sorted(shapes, key=lambda name: (len(shapes[name]) <= 1, -prod(shapes[name]))):
         parts[name] = (begin, begin + prod(shapes[name]))
         begin = parts[name][1]
     return parts

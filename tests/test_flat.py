@@ -36,7 +36,7 @@ def test_parameters_are_views_of_one_array(flat_here):
     (flat,) = model.named_parameters().flats
     host = flat_here.host(flat.whole)
     assert host.shape == (3 * 9 + 3 + 3 + 3 + 4 * 108 + 4,)
-    order = ["conv.weight", "fc.weight", "conv.bias", "bn.weight", "bn.bias", "fc.bias"]  # what decays stands first
+    order = ["fc.weight", "conv.weight", "fc.bias", "conv.bias", "bn.weight", "bn.bias"]  # what decays stands first
     expected = np.concatenate([model.state_dict()[path].ravel() for path in order])
     assert np.array_equal(host, expected)
     flat.whole[...] = flat_here.xp.zeros_like(flat.whole)
