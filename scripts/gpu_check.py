@@ -232,7 +232,7 @@ def tests(section: Section) -> None:
         if find_spec(name) is None:
             raise NotHereError(f"{name} is not installed")
     command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "--maxfail=30", "-p", "no:cacheprovider"]
-    command += ["--tb=short", "-rf"]
+    command += ["--tb=short", "-rfE"]
     workers = min(os.cpu_count() or 1, 12)
     if find_spec("xdist") is not None and workers > 1:
         command += ["-n", str(workers)]

@@ -7,6 +7,7 @@ Notation: N batch, C in-channels, O out-channels, S the spatial axes.
 """
 
 from collections.abc import Callable
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -106,6 +107,16 @@ def conv_transpose(draw: Draw) -> Example:
     c, o = (groups * draw.whole(1, 10) for _ in range(2))
     weight = draw.numbers(c, o // groups, *kernel)
     return Example((draw.numbers(n, c, *size), weight, draw.of(None, draw.numbers(o)), windows, groups), {"keep": True})
+
+
+def gather(draw: Draw) -> Example:
+    windows = draw.windows()
+    return Example((draw.numbers(draw.whole(1, 20), *windows.size, draw.batch()), windows), {})
+
+
+def scatter(draw: Draw) -> Example:
+    windows = draw.windows()
+    return Example((draw.numbers(draw.whole(1, 9), prod(windows.kernel), *windows.out, draw.batch()), windows), {})
 
 
 def linear(draw: Draw) -> Example:
@@ -263,6 +274,7 @@ def clip_by_global_norm(draw: Draw) -> Example:
 
 
 EXAMPLES: dict[str, Callable[[Draw], Example]] = {
+    **{e.__name__: e for e in (gather, scatter)},
     **{e.__name__: e for e in (conv, conv_relu, conv_transpose, linear, linear_relu, relu, erf, max_pool, avg_pool)},
     **{e.__name__: e for e in (batch_norm, batch_norm_relu, add, add_relu, softmax_cross_entropy, kept, drop)},
     **{e.__name__: e for e in (take_batch, rmsprop_update, all_finite, clip_by_global_norm)},

@@ -227,6 +227,11 @@ class Card:
             self.home = resolve(device)
         except BackendError as error:
             raise NotHereError(str(error)) from error
+        except ModuleNotFoundError as error:
+            raise NotHereError(
+                f"{error.name} is not installed; array-api-compat is a wheel without compiled parts that can be brought along: "
+                "pip download --no-deps array-api-compat, and there pip install --no-index --no-deps array_api_compat-*.whl"
+            ) from error
         import cupy
 
         self.cp = cupy

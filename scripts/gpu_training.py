@@ -211,7 +211,7 @@ def carried(card: Card) -> Iterator[Counter[str]]:
 def transfers(section: Section) -> None:
     """What a step carries, eager and replayed, by name; the nodes of its graph; and the memory it holds over many steps."""
     card = Card(section.device)
-    size, steps = (8, 30) if section.quick else (100, 1000)
+    size, steps = (4, 20) if section.quick else (100, 1000)
     sets = random_images((1, 28, 28), 10 * size)
     cases: list[tuple[str, Callable[[], Model], str]] = [
         ("simple", lambda: SimpleConvNet(device=card.home, seed=0), "sgd"),
