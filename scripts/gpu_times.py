@@ -146,7 +146,7 @@ def _recorded(card: Card, run: Callable[[], Any], times: int) -> tuple[Any, Any]
 
 def _cases(section: Section) -> list[tuple[str, int]]:
     if section.quick:
-        return [("simple", 8), ("resnet20", 2)]
+        return [("simple", 4)]
     return [(net, batch) for batch in BATCHES for net in NETS]
 
 
@@ -399,7 +399,7 @@ def layouts(section: Section) -> None:
     ones = home.asarray(np.ones(16, np.float32))
     work: dict[str, Callable[[Any], Any]] = {
         "conv 16 to 32, 3x3": lambda x: ops.conv2d(x, weight, bias, padding=1),
-        "its backward": lambda x: _conv_backward(x, weight, bias),
+        "conv and its backward": lambda x: _conv_backward(x, weight, bias),
         "max pool 2x2": lambda x: ops.max_pool2d(x, 2),
         "relu": lambda x: ops.relu(x),
         "batch norm": lambda x: ops.batch_norm(x, None, None, ones, ones, training=True),
