@@ -111,12 +111,8 @@ def launches(card: Card, count: int) -> dict[str, float]:
             touch(x, x)
 
     found = {"launch_us": 1e3 * _median(card.clock, many) / count}
-    stream, small = _recorded(card, lambda: touch(x, x), 1)
-    with stream:
-        found["graph_of_one_us"] = 1e3 * _median(card.clock, small.launch)
-    stream, large = _recorded(card, lambda: touch(x, x), count)
-    with stream:
-        found["launch_in_graph_us"] = 1e3 * _median(card.clock, large.launch) / count
+    found["graph_of_one_us"] = 1e3 * Recorded(card, lambda: touch(x, x), 1).ms(card.clock)
+    found["launch_in_graph_us"] = 1e3 * Recorded(card, lambda: touch(x, x), count).ms(card.clock) / count
     return found
 
 
@@ -124,21 +120,28 @@ def _median(clock: Clock, run: Callable[[], Any]) -> float:
     return clock_blocks(clock, {"": run}, block=0.01, blocks=5)[""].ms
 
 
-def _recorded(card: Card, run: Callable[[], Any], times: int) -> tuple[Any, Any]:
-    """A stream, and a graph that does ``run`` so many times. Run before on that stream, so that its memory is there."""
-    stream = card.cp.cuda.Stream(non_blocking=True)
-    card.home.synchronize()
-    with stream:
-        for _ in range(min(times, 3)):
-            run()
-        stream.synchronize()
-        stream.begin_capture()
-        try:
-            for _ in range(times):
+class Recorded:
+    """A graph that does ``run`` so many times, its stream and its memory's pool. It runs before, so that all it needs is there."""
+
+    def __init__(self, card: Card, run: Callable[[], Any], times: int) -> None:
+        cuda = card.cp.cuda
+        self.stream, self.pool = cuda.Stream(non_blocking=True), cuda.MemoryPool()
+        card.home.synchronize()
+        with self.stream, cuda.using_allocator(self.pool.malloc):
+            for _ in range(min(times, 3)):
                 run()
-        finally:
-            graph = stream.end_capture()
-    return stream, graph
+            self.stream.synchronize()
+            self.stream.begin_capture()
+            try:
+                for _ in range(times):
+                    run()
+            finally:
+                self.graph = self.stream.end_capture()
+
+    def ms(self, clock: Clock) -> float:
+        """Of one launch of the whole graph."""
+        with self.stream:
+            return _median(clock, self.graph.launch)
 
 
 # --- training steps -------------------------------------------------------------------------------------------------------
@@ -377,12 +380,11 @@ def _replayed_ms(card: Card, run: Callable[[], Any], quick: bool) -> tuple[float
     """A run among many in a graph, without what launching costs the host; where it can't be recorded, one after the other."""
     times = 2 if quick else 20
     try:
-        stream, graph = _recorded(card, run, times)
-    except Exception:
+        recorded = Recorded(card, run, times)
+    except Exception as error:
         card.home.synchronize()
-        return _median(card.clock, run), "eager"
-    with stream:
-        return _median(card.clock, graph.launch) / times, "graph"
+        return _median(card.clock, run), f"eager, as {type(error).__name__}"
+    return recorded.ms(card.clock) / times, "graph"
 
 
 # --- layouts -----------------------------------------------------------------------------------------------------------------
