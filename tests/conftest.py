@@ -3,7 +3,8 @@
 ``backend`` is a fixture over NumPy, NumPy with read-only inputs, array-api-strict on its CPU and on ``device1``, torch, and
 CuPy and torch on CUDA where there is a GPU; the header of a run says why any of them is left out.
 ``PORTACNN_TEST_BACKENDS=cupy,torch`` asks for some by name, and one that is asked for and missing fails. ``device1`` stands
-in for a GPU: there, everything that would carry a value to the host unasked raises.
+in for a GPU: there, everything that would carry a value to the host unasked raises. ``cupy-emulated``, only by name, is CuPy's
+backend with its own kernels on a stand-in for CuPy (see ``fake_cupy``), where there is no GPU.
 """
 
 import os
@@ -17,6 +18,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
+import fake_cupy
 import hypothesis
 import numpy as np
 import pytest
@@ -36,10 +38,23 @@ BACKENDS = {
     "torch-cuda": "torch:cuda",
     "cupy": "cupy",
 }
+BY_NAME_ONLY = {"cupy-emulated": "cupy"}
+def _resolved(name: str) -> Backend | BackendError:
+    try:
+        return resolve(_known[name])
+    except BackendError as error:
+        return error
+
+
 _asked = [name for name in os.environ.get("PORTACNN_TEST_BACKENDS", "").split(",") if name]
-_unknown = set(_asked) - set(BACKENDS)
+_known = {**BACKENDS, **BY_NAME_ONLY}
+_unknown = set(_asked) - set(_known)
 if _unknown:
-    raise pytest.UsageError(f"PORTACNN_TEST_BACKENDS: unknown {', '.join(_unknown)}; known are {', '.join(BACKENDS)}")
+    raise pytest.UsageError(f"PORTACNN_TEST_BACKENDS: unknown {', '.join(_unknown)}; known are {', '.join(_known)}")
+if "cupy-emulated" in _asked:
+    if not isinstance(_refusal := _resolved("cupy"), BackendError):
+        raise pytest.UsageError(f"PORTACNN_TEST_BACKENDS: CuPy itself works here ({_refusal}): ask for cupy")
+    fake_cupy.install()
 
 
 @dataclass(frozen=True)
@@ -97,13 +112,6 @@ def transfer_trap() -> Iterator[None]:
         array_api_strict.set_array_api_strict_flags(boolean_indexing=False, data_dependent_shapes=False)
         yield
         array_api_strict.reset_array_api_strict_flags()
-
-
-def _resolved(name: str) -> Backend | BackendError:
-    try:
-        return resolve(BACKENDS[name])
-    except BackendError as error:
-        return error
 
 
 _found = {name: _resolved(name) for name in _asked or BACKENDS}
