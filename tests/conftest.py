@@ -39,6 +39,8 @@ BACKENDS = {
     "cupy": "cupy",
 }
 BY_NAME_ONLY = {"cupy-emulated": "cupy"}
+
+
 def _resolved(name: str) -> Backend | BackendError:
     try:
         return resolve(_known[name])

@@ -110,6 +110,9 @@ def _make() -> dict[str, ModuleType]:
         getDeviceCount=lambda: machine.DEVICES,
         getDevice=machine.current_device,
         memGetInfo=machine.memGetInfo,
+        runtimeGetVersion=lambda: 12090,
+        driverGetVersion=lambda: 12090,
+        getDeviceProperties=lambda device: {"name": b"the host", "multiProcessorCount": 1, "major": 9, "minor": 0},
         deviceSynchronize=lambda: machine.Device().synchronize(),
         streamCaptureModeGlobal=0,
         streamCaptureModeThreadLocal=1,
@@ -127,7 +130,7 @@ def _make() -> dict[str, ModuleType]:
             name: getattr(machine, name)
             for name in (
                 *("Device", "Stream", "Event", "Graph", "MemoryPool", "MemoryPointer", "using_allocator"),
-                *("get_allocator", "get_current_stream", "alloc_pinned_memory"),
+                *("get_allocator", "get_current_stream", "alloc_pinned_memory", "get_elapsed_time"),
             )
         },
     )

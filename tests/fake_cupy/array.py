@@ -150,9 +150,7 @@ class ndarray:
         plain = tuple(k._a if isinstance(k, ndarray) else k for k in place)
         if isinstance(value, ndarray):
             arrays.append(value)
-        submit(
-            Work("setitem", lambda: into.__setitem__(plain, values), _blocks(arrays), [self._memory.block])
-        )
+        submit(Work("setitem", lambda: into.__setitem__(plain, values), _blocks(arrays), [self._memory.block]))
 
     # --- methods ---
 
@@ -287,9 +285,7 @@ def call(
         return function(*plain, **named)
 
     if isinstance(results, tuple | list) and not isinstance(results, np.ndarray):
-        parts = [
-            _placed(name, result, arrays, lambda i=i: again()[i], recording) for i, result in enumerate(results)
-        ]
+        parts = [_placed(name, result, arrays, lambda i=i: again()[i], recording) for i, result in enumerate(results)]
         return type(results)(*parts) if hasattr(results, "_fields") else type(results)(parts)
     return _placed(name, results, arrays, again, recording)
 
@@ -385,7 +381,9 @@ def empty(shape: Any, dtype: Any = float, order: str = "C") -> ndarray:
     return _allocate(np.empty(shape, dtype, order))  # type: ignore[call-overload]
 
 
-def empty_like(prototype: ndarray, dtype: Any = None, order: str = "K", subok: Any = None, shape: Any = None) -> ndarray:
+def empty_like(
+    prototype: ndarray, dtype: Any = None, order: str = "K", subok: Any = None, shape: Any = None
+) -> ndarray:
     return _allocate(np.empty_like(prototype._a, dtype, order, shape=shape))  # type: ignore[call-overload]
 
 
