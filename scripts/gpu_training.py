@@ -108,9 +108,10 @@ def graphs_of(card: Card) -> Iterator[list[Any]]:
 
 
 @contextmanager
-def words_of() -> Iterator[list[str]]:
-    """Within, every warning is on the list, those of Python and those that portacnn logs."""
+def words_of() -> Iterator[tuple[list[str], list[str]]]:
+    """Within, what portacnn logs as a warning is on the first list; those of Python are on the second, afterwards."""
     found: list[str] = []
+    others: list[str] = []
 
     class Keep(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
@@ -121,8 +122,8 @@ def words_of() -> Iterator[list[str]]:
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            yield found
-        found += [str(warning.message) for warning in caught]
+            yield found, others
+        others += [str(warning.message) for warning in caught]
     finally:
         logger.removeHandler(handler)
 
@@ -147,8 +148,10 @@ def capture(section: Section) -> None:
         with section.caught(f"{name} with {optimizer}"):
             found = []
             for compiled in (False, True):
-                found.append(_trained(card, build(), sets, epochs, size, optimizer, compiled))
-            (losses, state, _, _), (again, replayed, graphs, words) = found
+                with words_of() as (words, others):
+                    found.append(_trained(card, build(), sets, epochs, size, optimizer, compiled))
+                section.notes += [f"{name} with {optimizer}: {word}" for word in dict.fromkeys(others)]
+            (losses, state, _), (again, replayed, graphs) = found
             what = f"{name} with {optimizer}"
             section.expect(graphs > 0, f"{what}: nothing was captured")
             # one for each batch shape at most; the last batch of an epoch, a shorter one, may run eagerly
@@ -167,8 +170,8 @@ def capture(section: Section) -> None:
 
 def _trained(
     card: Card, model: Model, sets: Sets, epochs: int, size: int, optimizer: str, compiled: bool
-) -> tuple[list[float], dict[str, np.ndarray], int, list[str]]:
-    """Losses, weights and statistics, the number of graphs, warnings. Between steps other memory is taken, written and left."""
+) -> tuple[list[float], dict[str, np.ndarray], int]:
+    """Losses, weights and statistics, the number of graphs. Between steps other memory is taken, written and left."""
     held: list[Any] = []
     rng = np.random.default_rng(3)
 
@@ -178,11 +181,11 @@ def _trained(
             del held[int(rng.integers(0, 7))]
         return lr / (1 + 0.01 * step)  # another one at each step
 
-    with graphs_of(card) as graphs, words_of() as words:
+    with graphs_of(card) as graphs:
         options = {"optimizer": optimizer, "optimizer_param": {"lr": 0.002}, "schedule": disturb, "seed": 4}
         done = trainer(model, sets, epochs=epochs, mini_batch_size=size, compile_step=compiled, **options)
         done.train()
-    return done.train_loss_list, model.state_dict(), len(graphs), words
+    return done.train_loss_list, model.state_dict(), len(graphs)
 
 
 # --- transfers and memory ---------------------------------------------------------------------------------------------------
