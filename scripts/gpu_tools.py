@@ -235,6 +235,7 @@ class Card:
         import cupy
 
         self.cp = cupy
+        self.home.device.use()  # pools, and what CuPy is asked here directly, are the current device's
         self.clock = Clock(self._event, cupy.cuda.get_elapsed_time, self.home.synchronize)
 
     def _event(self) -> Any:
