@@ -1,24 +1,29 @@
 """CuPy on CUDA devices. (Not named ``cupy.py``: that would shadow the library.)"""
 
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 
 from portacnn.errors import BackendError
-from portacnn.runtime import Array, Backend, BackendInfo, HostArray, Kernel
+from portacnn.runtime import Array, Backend, BackendInfo, HostArray, Kernel, Uploader
 
 KINDS = frozenset({"cuda"})
 _REMEDY = 'CuPy is not installed: pip install "portacnn[cuda13]" (or "portacnn[cuda12]", to fit the driver)'
+_FULL = re.compile(r"Out of memory allocating ([\d,]+) bytes \(allocated so far: ([\d,]+) bytes")
 
 
 class CupyBackend(Backend):
     """CuPy arrays on one CUDA device.
 
-    ``asarray`` and the ops that follow run on the device that their arrays are on: CuPy launches on the *current* device,
-    so whoever allocates enters ``self.device`` first.
+    CuPy allocates and launches on its *current* device, whatever ``device=`` says: so whoever makes arrays or computes with them
+    is within ``active()``, and the dispatch of ops enters the device of the arrays it is given.
     """
 
     views_alias = True
+    has_current_device = True
 
     def place(self, device: Any) -> str:
         return f"cuda:{device.id}"
@@ -37,10 +42,38 @@ class CupyBackend(Backend):
     def contiguous(self, array: Array) -> Array:
         import cupy as cp
 
-        return cp.ascontiguousarray(array)
+        return array if array.flags.c_contiguous else cp.ascontiguousarray(array)  # which makes (1,) of ()
 
     def synchronize(self) -> None:
         self.device.synchronize()
+
+    def active(self) -> AbstractContextManager[Any]:
+        return self.device
+
+    def elsewhere(self, device: Any) -> AbstractContextManager[Any] | None:
+        import cupy as cp
+
+        return None if device.id == cp.cuda.runtime.getDevice() else device
+
+    def free_memory(self) -> int | None:
+        import cupy as cp
+
+        with self.device:
+            return cp.cuda.runtime.memGetInfo()[0] + cp.get_default_memory_pool().free_bytes()
+
+    def memory_error(self, error: BaseException) -> tuple[int, int] | None:
+        found = _FULL.search(str(error)) if isinstance(error, MemoryError) else None
+        return found and (int(found[1].replace(",", "")), int(found[2].replace(",", "")))  # type: ignore[return-value]
+
+    def uploader(self) -> Uploader:
+        from portacnn.backends.cupy_stream import CupyUploader
+
+        return CupyUploader(self)
+
+    def compile_step(self, step: Callable[..., Any], example: tuple[Any, ...]) -> Callable[..., Any]:
+        from portacnn.backends.cupy_capture import CapturedStep
+
+        return CapturedStep(self, step)
 
 
 def probe() -> BackendInfo:

@@ -32,7 +32,8 @@ class Flat:
         self.backend, self.dtype = backend, dtype
         self.parts = _parts(shapes) if parts is None else parts
         length = max((end for _, end in self.parts.values()), default=0)
-        self.whole = backend.xp.zeros((length,), dtype=backend.dtype(dtype), device=backend.device)
+        with backend.active():
+            self.whole = backend.xp.zeros((length,), dtype=backend.dtype(dtype), device=backend.device)
         self.views: dict[str, Array] = {
             name: backend.xp.reshape(self.whole[slice(*self.parts[name])], shape) for name, shape in shapes.items()
         }
@@ -46,7 +47,8 @@ class Flat:
     def __deepcopy__(self, memo: Any) -> "Flat":
         """A copy with views of its own: those that a network holds are copied apart, and are no part of it."""
         twin = self.like()
-        twin.whole[...] = self.whole
+        with self.backend.active():
+            twin.whole[...] = self.whole
         return twin
 
     def stretch(self, names: Sequence[str]) -> Array:

@@ -52,6 +52,9 @@ class Kernel(NamedTuple):
     prepare: Callable[..., Any] | None = None
 
 
+_NOTHING: AbstractContextManager[None] = nullcontext()
+
+
 @dataclass(frozen=True)
 class Backend:
     """An array library on one device, with what the array API standard lacks. Adapters derive from it.
@@ -64,9 +67,12 @@ class Backend:
             order (C, H, W, N) under a permuted view, "batch_first" in (N, C, H, W). A preference, never a contract.
         kernels: overrides of ops by the op's name.
         views_alias: whether a slice of an array is a view of its memory, always; the standard leaves that open.
+        has_current_device: whether the library computes on a device that is current, and an array's may be another: then
+            there is an ``elsewhere``.
     """
 
     views_alias: ClassVar[bool] = False
+    has_current_device: ClassVar[bool] = False
 
     name: str
     xp: Any
@@ -112,7 +118,11 @@ class Backend:
 
     def active(self) -> AbstractContextManager[Any]:
         """Within it, the library allocates and computes on this device, where it is one that has a current device."""
-        return nullcontext()
+        return _NOTHING
+
+    def elsewhere(self, device: Any) -> AbstractContextManager[Any] | None:
+        """What to enter before computing on ``device``, an array's, where it is not the current one; None where it is."""
+        return None
 
     def free_memory(self) -> int | None:
         """How many bytes can be had on the device; None where it has no memory of its own."""
@@ -137,9 +147,13 @@ class Uploader:
     def __init__(self, backend: Backend) -> None:
         self.backend = backend
 
-    def send(self, *arrays: HostArray) -> tuple[Array, ...]:
-        """NumPy arrays -> the same on the device, in their own dtypes. The caller may write to its arrays again at once."""
+    def send(self, *arrays: HostArray) -> Any:
+        """NumPy arrays -> what ``receive`` takes. The caller may write to its arrays again at once."""
         return tuple(self.backend.asarray(array) for array in arrays)
+
+    def receive(self, sent: Any) -> tuple[Array, ...]:
+        """What ``send`` gave back -> the same arrays on the device, in their own dtypes, for what is computed from now on."""
+        return sent
 
 
 @dataclass(frozen=True)
@@ -307,6 +321,12 @@ def _learn(kind: type, array: Array) -> Backend:
         f"expected an array of {', '.join(backend_names())}; got {kind.__module__}.{kind.__qualname__}"
         + (" (numpy.asarray(...) makes an array of it)" if isinstance(array, list | tuple | int | float) else "")
     )
+
+
+def where(array: Array) -> AbstractContextManager[Any]:
+    """Within it, the library allocates and computes on the array's device."""
+    backend = backend_of(array)
+    return (backend.elsewhere(array.device) if backend.has_current_device else None) or _NOTHING
 
 
 def dtype_name(array: Array) -> str:

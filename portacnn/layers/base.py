@@ -166,12 +166,14 @@ class Layer:
 
     def _write_grads(self, **grads: Array | None) -> None:
         """Put gradients where they belong: into the same arrays as ever, once there are some."""
-        for name, grad in grads.items():
-            if name not in self.params:
-                continue
-            if name not in self.grads:  # not the array that came: it may lie in a workspace
-                self.grads[name] = self._room_for_grad(name)
-            self.grads[name][...] = grad
+        own = {name: grad for name, grad in grads.items() if name in self.params}
+        if not own:
+            return
+        with self._home().active():
+            for name, grad in own.items():
+                if name not in self.grads:  # not the array that came: it may lie in a workspace
+                    self.grads[name] = self._room_for_grad(name)
+                self.grads[name][...] = grad
 
     def _room_for_grad(self, name: str) -> Array:
         """An array for this parameter's gradient: beside those of the others, where the parameters lie so."""
@@ -246,12 +248,13 @@ class Layer:
                 if tuple(drawn.shape) != param_shape:
                     raise ArgumentError(f"the initializer of {name} gave {drawn.shape}, not {param_shape}", layer.where)
                 layer.params[name] = backend.asarray(drawn, dtype)
-            for name, (buffer_shape, value, own) in layer._declared_buffers.items():
-                layer.buffers[name] = (
-                    backend.xp.full(buffer_shape, value, dtype=backend.dtype(own or dtype), device=backend.device)
-                    if state is None
-                    else backend.asarray(state[layer._full(name)], own or dtype)
-                )
+            with backend.active():
+                for name, (buffer_shape, value, own) in layer._declared_buffers.items():
+                    layer.buffers[name] = (
+                        backend.xp.full(buffer_shape, value, dtype=backend.dtype(own or dtype), device=backend.device)
+                        if state is None
+                        else backend.asarray(state[layer._full(name)], own or dtype)
+                    )
         self._lay_flat()
         return self
 
@@ -379,8 +382,9 @@ class Layer:
         home, own = self._home(), self.named_state()
         _check_state({path: tuple(array.shape) for path, array in own.items()}, state, self.where)
         arrays = {path: home.asarray(state[path]) for path in own}
-        for path, array in arrays.items():
-            own[path][...] = home.xp.astype(array, own[path].dtype)
+        with home.active():
+            for path, array in arrays.items():
+                own[path][...] = home.xp.astype(array, own[path].dtype)
 
     # --- description ------------------------------------------------------------------------------------------------
 
@@ -428,7 +432,8 @@ def _flat(backend: Backend, places: Mapping[str, tuple[dict[str, Array], str]]) 
     for flat in flats:
         for path, view in flat.views.items():
             holder, name = places[path]
-            view[...] = holder[name]
+            with backend.active():
+                view[...] = holder[name]
             holder[name] = view
     return flats
 

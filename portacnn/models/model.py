@@ -1,9 +1,10 @@
 """``Model``: a network that classifies. What ``Sequential`` is, with arrays of any kind in, and numbers and files out."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from math import prod
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from portacnn import ops
 from portacnn.arguments import whole
@@ -21,6 +22,20 @@ from portacnn.ops.windows import per_axis
 from portacnn.runtime import Array, Backend, backend_of, describe, dtype_name, is_float, resolve
 
 _ROOM = 512 << 20  # bytes that the layers' outputs may take in ``predict``
+_Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def _at_home(method: _Method) -> _Method:
+    """The method with the model's device current, where the library has one that is current."""
+
+    @wraps(method)
+    def run(self: "Model", *args: Any, **kwargs: Any) -> Any:
+        if self.backend is None or not self.backend.has_current_device:
+            return method(self, *args, **kwargs)
+        with self.backend.active():
+            return method(self, *args, **kwargs)
+
+    return run  # type: ignore[return-value]
 
 
 class Model(Sequential):
@@ -66,6 +81,15 @@ class Model(Sequential):
             _fits(self._preprocess, shape, self.where)
         return super().infer(shape)
 
+    @_at_home
+    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
+        return super().forward(x, train=train, keep=keep)
+
+    @_at_home
+    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
+        return super().backward(dy, need_dx=need_dx)
+
+    @_at_home
     def accept(self, x: Array) -> Array:
         """Images from outside as the model keeps them: on its device; x itself where it is there already.
 
@@ -114,6 +138,7 @@ class Model(Sequential):
             )
         return "uint8"
 
+    @_at_home
     def batch(self, images: Array, chosen: Array | None = None) -> Array:
         """A batch for ``forward``: images as ``accept`` gives them, preprocessed, laid out as the backend prefers.
 
@@ -140,6 +165,7 @@ class Model(Sequential):
     def _batch(self, x: Array) -> Array:
         return self.batch(self.accept(x))
 
+    @_at_home
     def labels(self, t: Array, count: int, what: str = "labels") -> Array:
         """Labels from outside, checked on the host, as int64 (count,) on the model's device. Raises LabelError."""
         home = self._home()
@@ -152,6 +178,7 @@ class Model(Sequential):
             raise ShapeError(f"expected a network with one output for each class, this one gives {self.output_shape}")
         return self.output_shape[0]
 
+    @_at_home
     def predict(self, x: Array, batch_size: int | None = None) -> Array:
         """The logits (N, classes) for images x, on the model's device; nothing is kept for a backward pass.
 
@@ -181,6 +208,7 @@ class Model(Sequential):
             self._most = max(1, min(256, _ROOM // (8 * max(numbers, 1))))
         return self._most
 
+    @_at_home
     def loss(self, x: Array, t: Array) -> float:
         """The mean softmax cross-entropy of the images x with labels t, as a Python number."""
         logits = self.forward(self._batch(x), keep=False)
@@ -193,12 +221,14 @@ class Model(Sequential):
             raise ArgumentError("the accuracy over no images is not defined", self.where)
         return self.count_correct(x, self.labels(t, x.shape[0]), batch_size) / x.shape[0]
 
+    @_at_home
     def count_correct(self, x: Array, t: Array, batch_size: int | None = None) -> int:
         """How many of the images x are classified as t, which is as ``labels`` gives it."""
         home = self._home()
         hits = home.xp.argmax(self.predict(x, batch_size), axis=1) == t
         return int(home.to_host(home.xp.count_nonzero(hits)))
 
+    @_at_home
     def gradient(self, x: Array, t: Array) -> dict[str, Array]:
         """The gradient of ``loss`` for every parameter, by backward pass: copies, by the parameter's path."""
         xp = self._home().xp
@@ -207,6 +237,7 @@ class Model(Sequential):
         self.backward(ops.softmax_cross_entropy_backward(1.0, cache), need_dx=False)
         return {path: xp.asarray(gradient, copy=True) for path, gradient in self.named_gradients().items()}
 
+    @_at_home
     def numerical_gradient(self, x: Array, t: Array, h: float = 1e-4) -> dict[str, Array]:
         """The same by finite differences, two forward passes for each number of each parameter: for small nets, in float64."""
         return {

@@ -15,7 +15,7 @@ from functools import cache, update_wrapper, wraps
 from typing import Any, NamedTuple
 
 from portacnn.errors import ArgumentError, ArrayError, StateError
-from portacnn.runtime import Array, Kernel, backend_of, describe, is_float
+from portacnn.runtime import Array, Backend, Kernel, backend_of, describe, is_float
 
 VARIABLE = "PORTACNN_KERNELS"
 _CHOICES = ("auto", "numpy", "reference")
@@ -64,6 +64,7 @@ class Cache(NamedTuple):
     backward: Callable[..., Any]
     saved: Any
     result: tuple[Any, ...]  # library, shape, dtype and device of what the forward gave back: so is its gradient
+    backend: Backend
 
 
 class Op:
@@ -96,6 +97,9 @@ class Op:
                     f"expected a gradient like the output ({library} {dtype} {shape} on {device}), got {describe(dy)}",
                     function.__name__,
                 )
+            if cache.backend.has_current_device and (there := cache.backend.elsewhere(cache.result[-1])) is not None:
+                with there:
+                    return cache.backward(dy, cache.saved, **options)
             return cache.backward(dy, cache.saved, **options)
 
         return run
@@ -103,7 +107,15 @@ class Op:
     def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Any:
         if self.check is not None:
             self.check(x, *args, **kwargs)
-        for kernel in self._overrides(x):
+        one = x[0] if isinstance(x, list) else x
+        backend = backend_of(one)
+        if backend.has_current_device and (there := backend.elsewhere(one.device)) is not None:
+            with there:
+                return self._run(backend, x, *args, **kwargs)
+        return self._run(backend, x, *args, **kwargs)
+
+    def _run(self, backend: Backend, x: Array, *args: Any, **kwargs: Any) -> Any:
+        for kernel in self._overrides(backend):
             result, backward = kernel.forward(x, *args, **kwargs), kernel.backward
             if result is not NotImplemented:
                 break
@@ -112,7 +124,7 @@ class Op:
         if backward is None:
             return result
         y, saved = result
-        return y, None if saved is None else Cache(self.name, backward, saved, _kind(y))
+        return y, None if saved is None else Cache(self.name, backward, saved, _kind(y), backend_of(y))
 
     def prepare(self, x: Array, *args: Any, **kwargs: Any) -> Callable[[Array], Array]:
         """This op for one array after another that are all just like ``x``, keeping nothing: a function of the array alone.
@@ -122,19 +134,18 @@ class Op:
         """
         if self.check is not None:
             self.check(x, *args, **kwargs)
-        for kernel in self._overrides(x):
+        for kernel in self._overrides(backend_of(x)):
             if kernel.prepare is not None:
                 function = kernel.prepare(x, *args, **kwargs)
                 if function is not NotImplemented:
                     return function
         return lambda x: self(x, *args, **kwargs, keep=False)[0]
 
-    def _overrides(self, x: Array) -> Iterator[Kernel]:
-        """The kernels that the backend of x, an array or a list of them, has for this op; the fastest first."""
+    def _overrides(self, backend: Backend) -> Iterator[Kernel]:
+        """The kernels that a backend has for this op; the fastest first."""
         choice = kernel_choice()
         if choice == "reference":
             return
-        backend = backend_of(x[0] if isinstance(x, list) else x)
         if choice == "auto" and (kernel := backend.compiled.get(self.name)):
             yield kernel
         if kernel := backend.kernels.get(self.name):

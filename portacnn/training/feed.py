@@ -45,14 +45,14 @@ class Streamed:
 
     def epoch(self, order: HostArray, size: int) -> Iterator[tuple[Array, Array]]:
         """The batches of an epoch, on the device: each is sent before the one ahead of it is handed out."""
-        waiting: tuple[Array, Array] | None = None
+        waiting = None
         for begin in chain(range(0, len(order), size), (None,)):
             sent = None
             if begin is not None:
                 chosen = order[begin : begin + size]
                 sent = self._uploader.send(self.images[chosen], self.labels[chosen])
             if waiting is not None:
-                yield waiting
+                yield self._uploader.receive(waiting)
             waiting = sent
 
     def batch(self, images: Array, labels: Array) -> tuple[Array, Array]:

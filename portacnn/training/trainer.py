@@ -167,7 +167,8 @@ class Trainer:
         nbytes = prod(x.shape) * (1 if dtype == "uint8" else int(dtype.removeprefix("float")) // 8)
         if source.name == "numpy" != self.backend.name and not fits(nbytes, self.backend.free_memory()):
             return source.contiguous(source.xp.astype(x, source.dtype(dtype), copy=False)), labels
-        return self.backend.contiguous(self.model.accept(x)), labels  # a gather reads whole images
+        with self.backend.active():
+            return self.backend.contiguous(self.model.accept(x)), labels  # a gather reads whole images
 
     def _feed_of(self, images: Array, labels: Array) -> Resident | Streamed:
         if backend_of(images).name == self.backend.name:
@@ -191,7 +192,8 @@ class Trainer:
         return not_negative(f"the schedule's learning rate at step {step}", self.schedule(step, self.optimizer.lr))
 
     def _fine(self) -> Array:
-        return self.backend.xp.ones((), dtype=self.backend.xp.bool, device=self.backend.device)
+        with self.backend.active():
+            return self.backend.xp.ones((), dtype=self.backend.xp.bool, device=self.backend.device)
 
     def train(self) -> None:
         """Train up to ``epochs`` epochs in all, or until it is stopped early; called again, it goes on where it was.
@@ -264,7 +266,8 @@ class Trainer:
             if self.compile_step:
                 self._step = self.backend.compile_step(self._whole_step, (*batch, state))
         try:
-            report, self._ok = self._step(*batch, state)
+            with self.backend.active():
+                report, self._ok = self._step(*batch, state)
         except MemoryError as error:
             raise self._out_of_memory(error, batch[-1].shape[0]) from error
         self.optimizer.advance()

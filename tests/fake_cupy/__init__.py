@@ -7,6 +7,8 @@ pools and captured graphs (see ``machine``), and runs CUDA kernels by way of ``c
 
 import math
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -17,7 +19,7 @@ from fake_cupy import array as arrays
 from fake_cupy import machine
 from fake_cupy.machine import CUDARuntimeError, OutOfMemoryError, RaceError, capacity, log
 
-__all__ = ["CUDARuntimeError", "OutOfMemoryError", "RaceError", "capacity", "install", "log"]
+__all__ = ["CUDARuntimeError", "OutOfMemoryError", "RaceError", "capacity", "install", "installed", "log"]
 
 _OWN = ("array", "asarray", "ascontiguousarray", "empty", "empty_like", "asnumpy", "ndarray")
 _UFUNC = {"out", "dtype", "casting", "where"}
@@ -109,10 +111,10 @@ def _make() -> dict[str, ModuleType]:
         CUDARuntimeError=CUDARuntimeError,
         getDeviceCount=lambda: machine.DEVICES,
         getDevice=machine.current_device,
-        memGetInfo=machine.memGetInfo,
         runtimeGetVersion=lambda: 12090,
         driverGetVersion=lambda: 12090,
         getDeviceProperties=lambda device: {"name": b"the host", "multiProcessorCount": 1, "major": 9, "minor": 0},
+        memGetInfo=lambda: machine.Device().mem_info,
         deviceSynchronize=lambda: machine.Device().synchronize(),
         streamCaptureModeGlobal=0,
         streamCaptureModeThreadLocal=1,
@@ -163,3 +165,39 @@ def install() -> ModuleType:
         _made.update(_make())
     sys.modules.update(_made)
     return _made["cupy"]
+
+
+@contextmanager
+def installed() -> Iterator[ModuleType]:
+    """Within it, ``import cupy`` gives the stand-in, whatever else is here; in the end its memory is as large as it was."""
+    import array_api_compat
+
+    from portacnn.backends import cupy_module
+
+    def concerned() -> dict[str, ModuleType]:
+        heads = ("cupy", "cupyx", "array_api_compat.cupy")
+        return {
+            name: m
+            for name, m in sys.modules.items()
+            if name in heads or name.startswith(tuple(f"{h}." for h in heads))
+        }
+
+    before, room = concerned(), capacity.copy()
+    compat = vars(array_api_compat).get("cupy")
+    for name in before:
+        del sys.modules[name]
+    cupy_module._load.cache_clear()
+    try:
+        yield install()
+    finally:
+        for name in concerned():
+            del sys.modules[name]
+        sys.modules.update(before)
+        if compat is not None:
+            array_api_compat.cupy = compat
+        cupy_module._load.cache_clear()
+        capacity[:] = room
+        for number in range(machine.DEVICES):
+            with machine.Device(number) as device:
+                device.synchronize()
+                machine.default_pool.free_all_blocks()

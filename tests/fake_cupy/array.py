@@ -19,7 +19,7 @@ CUBLAS = {"matmul", "dot", "vdot", "inner", "outer", "tensordot", "einsum", "vec
 READS_BACK = {"nonzero", "flatnonzero", "argwhere", "unique", "extract", "compress", "array_equal", "allclose"}
 
 
-class ndarray:
+class ndarray:  # noqa: N801
     """Memory of a device, and a NumPy array over it, which nobody outside of this package gets to see."""
 
     __module__ = "cupy"
@@ -52,7 +52,7 @@ class ndarray:
         return SimpleNamespace(c_contiguous=flags.c_contiguous, f_contiguous=flags.f_contiguous, forc=flags.forc)
 
     T = property(lambda self: view(self._a.T, self))
-    mT = property(lambda self: view(self._a.mT, self))
+    mT = property(lambda self: view(self._a.mT, self))  # noqa: N815
     real = property(lambda self: view(self._a.real, self))
 
     def __len__(self) -> int:
@@ -374,7 +374,8 @@ def asarray(a: Any, dtype: Any = None, order: Any = None, *, copy: Any = None, b
 
 def ascontiguousarray(a: Any, dtype: Any = None) -> ndarray:
     a = asarray(a, dtype)
-    return a if a._a.flags.c_contiguous else a.copy()
+    a = a if a._a.flags.c_contiguous else a.copy()
+    return a if a.ndim else a.reshape((1,))
 
 
 def empty(shape: Any, dtype: Any = float, order: str = "C") -> ndarray:

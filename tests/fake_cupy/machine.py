@@ -3,8 +3,8 @@
 Work is done at once, in the order in which it is given; what a GPU would be free to do in another order is found out, not left to
 luck. Every stream keeps a vector clock, events carry clocks from one to another, and an access to memory that is not ordered
 after the last write to it (or, for a write, after the reads) raises ``RaceError``. A copy from pinned memory happens as late
-as it may, so pinned memory that is written again too early sends the wrong numbers. Freed memory stays with its pool and stream and is
-given out again, full of NaN, so that whoever still holds its address finds that out.
+as it may, so pinned memory that is written again too early sends the wrong numbers. Freed memory stays with its pool and
+stream and is given out again, full of NaN, so that whoever still holds its address finds that out.
 """
 
 import threading
@@ -13,7 +13,7 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -24,7 +24,7 @@ DEVICES = 2
 class CUDARuntimeError(RuntimeError):
     """As CuPy's, with the words that CUDA has for the few that occur here."""
 
-    WORDS = {
+    WORDS: ClassVar = {
         2: "cudaErrorMemoryAllocation: out of memory",
         700: "cudaErrorIllegalAddress: an illegal memory access was encountered",
         900: "cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing",
@@ -392,9 +392,8 @@ class MemoryPool:
 
     def malloc(self, size: int) -> MemoryPointer:
         device, stream = current_device(), get_current_stream()
-        if stream._recording is not None:
-            if self is default_pool:
-                raise AssertionError("memory of the default pool, taken in a capture, would be handed to others later")
+        if stream._recording is not None and self is default_pool:
+            raise AssertionError("memory of the default pool, taken in a capture, would be handed to others later")
         size = max(-(-size // UNIT) * UNIT, UNIT)
         arena = self._free.setdefault((device, stream._key), {})
         blocks = arena.get(size)
@@ -494,10 +493,6 @@ pinned: list[tuple[int, int]] = []
 
 def is_pinned(array: np.ndarray) -> bool:
     return any(begin <= array.ctypes.data and array.ctypes.data + array.nbytes <= end for begin, end in pinned)
-
-
-def memGetInfo() -> tuple[int, int]:
-    return Device().mem_info
 
 
 # --- graphs ----------------------------------------------------------------------------------------------------------
