@@ -8,7 +8,7 @@ from typing import NamedTuple
 THREADS = 256
 DEEP = 8  # BK of cuda/tile.cuh
 PROCESSORS = 132  # of an H100; others are near enough for choosing
-ENOUGH = 2 * PROCESSORS  # blocks: with fewer the next smaller tile is worth more than its better ratio of work to reads
+ENOUGH = 2 * PROCESSORS  # blocks, of a product whose depth is split
 _LEAST_DEPTH = 64  # of a split: below, writing and adding up the partial sums costs more than it brings
 MOST_SPLITS = 512
 
@@ -37,34 +37,37 @@ class Tile(NamedTuple):
         return -(-m // self.rows) * -(-n // self.columns)
 
 
-# Rows by columns of a block. Four columns a thread, or eight: with pooling they are the taps of one window, or of two.
+# Rows by columns of a block. With pooling a thread's four columns are the taps of one window. Where a warp's 32 threads stand side
+# by side, they read the same rows from shared memory, so a high tile is as good as a square one.
 FEW_ROWS = Tile(4, 4, 64)  # 16 x 256
 SOME_ROWS = Tile(4, 4, 32)  # 32 x 128
 SMALL = Tile(2, 4, 16)  # 32 x 64
 SQUARE = Tile(4, 4, 16)  # 64 x 64
-WIDE = Tile(4, 8, 16)  # 64 x 128
-LARGE = Tile(8, 8, 16)  # 128 x 128
-TINY = Tile(2, 2, 16)  # 32 x 32: for products with a split depth
+WIDE = Tile(8, 4, 32)  # 64 x 128
+LARGE = Tile(16, 4, 32)  # 128 x 128
+# For products with a split depth:
+TINY = Tile(4, 1, 32)  # 32 x 32
+EVEN = Tile(8, 2, 32)  # 64 x 64
 
 WIDE_TILES = (FEW_ROWS, SOME_ROWS, SMALL, SQUARE, WIDE, LARGE)
-SPLIT_TILES = (TINY, SQUARE)
+SPLIT_TILES = (TINY, EVEN)
+
+
+# What share of a multiprocessor's arithmetic a tile can use, by its ratio of products to reads from shared memory. Reckoned, not
+# measured: no GPU was at hand.
+_YIELD = {FEW_ROWS: 0.65, SOME_ROWS: 0.7, SMALL: 0.4, SQUARE: 0.65, WIDE: 0.85, LARGE: 1.0}
 
 
 def wide_tile(m: int, n: int, times: int, itemsize: int) -> Tile:
     """For a product with few rows and many columns, ``times`` over: as a convolution's is.
 
-    No tile has twice the rows there are; of the others it is the largest of which there are enough, else the smallest. Of doubles a
-    thread's registers hold half as many.
+    The one with which the busiest multiprocessor is done first. Of doubles a thread's registers hold half as many.
     """
-    if m <= 16:
-        return FEW_ROWS if FEW_ROWS.blocks(m, n) * times >= ENOUGH else SMALL
-    if m <= 32:
-        return SOME_ROWS if SOME_ROWS.blocks(m, n) * times >= ENOUGH else SMALL
-    candidates = (LARGE, WIDE, SQUARE) if m > 64 else (WIDE, SQUARE)
-    for tile in candidates:
-        if tile.tm * tile.tn * itemsize <= 256 and tile.blocks(m, n) * times >= ENOUGH:
-            return tile
-    return SMALL
+
+    def cost(tile: Tile) -> float:
+        return -(-tile.blocks(m, n) * times // PROCESSORS) * tile.rows * tile.columns / _YIELD[tile]
+
+    return min((tile for tile in WIDE_TILES if tile.tm * tile.tn * itemsize <= 256), key=cost)
 
 
 class Split(NamedTuple):
@@ -72,19 +75,14 @@ class Split(NamedTuple):
     splits: int
     each: int  # depth of a split: a multiple of DEEP
 
-    @property
-    def splits_needed(self) -> bool:
-        return self.splits > 1
-
 
 def split_tile(m: int, n: int, depth: int, times: int) -> Split:
     """For a product with few numbers and much depth, ``times`` over: as a weight's gradient is.
 
     The depth is split until there are enough blocks, but no split has less than ``_LEAST_DEPTH``.
     """
-    tile = (
-        TINY if min(m, n) <= 32 or (SQUARE.blocks(m, n) * times < PROCESSORS and depth < 2 * _LEAST_DEPTH) else SQUARE
-    )
+    too_few = EVEN.blocks(m, n) * times < PROCESSORS and depth < 2 * _LEAST_DEPTH
+    tile = TINY if min(m, n) <= 32 or too_few else EVEN
     blocks = tile.blocks(m, n) * times
     splits = 1
     if blocks < PROCESSORS:

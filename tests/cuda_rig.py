@@ -16,11 +16,28 @@ from cuda_emulator.emulator import NO_COMPILER, ORDERS, Module, compiler, thread
 from hypothesis import strategies as st
 
 from portacnn.backends import cupy_module
+from portacnn.ops.windows import Windows
 
 needs_compiler = pytest.mark.skipif(compiler() is None, reason=NO_COMPILER)
 orders = st.sampled_from(ORDERS)
 LIMIT = {"float32": 1e-5, "float64": 1e-12}
 _ZONE = 64  # numbers before and behind an array
+
+
+@st.composite
+def geometries(
+    draw: st.DrawFn, axes: tuple[int, ...], kernel: int, stride: int, dilation: int, padding: int, more: int
+) -> Windows:
+    """Windows of one of these counts of axes, with numbers up to these; the input is at most ``more`` larger than it must be."""
+    count = draw(st.sampled_from(axes))
+
+    def each(low: int, high: int) -> tuple[int, ...]:
+        return draw(st.tuples(*[st.integers(low, high)] * count))
+
+    k, d, sides = each(1, kernel), each(1, dilation), zip(each(0, padding), each(0, padding), strict=True)
+    pads = tuple(sides)
+    size = (max(1, b * (a - 1) + 1 - sum(p)) + m for a, b, p, m in zip(k, d, pads, each(0, more), strict=True))
+    return Windows.of(tuple(size), k, each(1, stride), pads, d)
 
 
 class Rig:
@@ -85,10 +102,12 @@ def rigged(order: str = "forward", seed: int = 0) -> Iterator[Rig]:
     rig.check_zones()
 
 
-def close(got: np.ndarray, wanted: np.ndarray, dtype: str) -> None:
-    """Within LIMIT of the largest number that is wanted; and of the dtype and shape."""
+def close(got: np.ndarray, wanted: np.ndarray, dtype: str, terms: np.ndarray) -> None:
+    """Of the dtype and shape, and within LIMIT of the largest sum of its terms' absolute values.
+
+    terms: those sums, from the same reckoning with absolute values. Where terms cancel, a sum of them may be small while
+    its rounding isn't: the result's own largest number is no measure then.
+    """
     assert got.dtype == dtype
     assert got.shape == wanted.shape
-    np.testing.assert_allclose(
-        got, wanted, rtol=0, atol=LIMIT[dtype] * max(float(np.abs(wanted).max(initial=0)), 1e-30)
-    )
+    np.testing.assert_allclose(got, wanted, rtol=0, atol=LIMIT[dtype] * float(terms.max(initial=1e-30)))

@@ -20,6 +20,7 @@ FOLDER = Path(portacnn.backends.__file__).parent
 SOURCES = {path.name for path in (FOLDER / "cuda").glob("*.cu")}
 ARCHITECTURES = ["sm_90", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sm_80", "sm_100"))]
 DTYPES = ("float32", "float64")
+AS_CUPY = ("-ftz=true",)  # what CuPy adds to the options of a RawModule
 
 
 def used() -> Iterator[cupy_module.Variant]:
@@ -75,7 +76,12 @@ def name(value: object) -> str:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("file", "defines"), VARIANTS, ids=name)
 def test_compiles_without_spilling(file: str, defines: dict, dtype: str, architecture: str):
-    options = (*cupy_module.options(dtype, defines), f"--gpu-architecture={architecture}", "--ptxas-options=-v")
+    options = (
+        *cupy_module.options(dtype, defines),
+        f"--gpu-architecture={architecture}",
+        *AS_CUPY,
+        "--ptxas-options=-v",
+    )
     log = compiled(cupy_module.source(file), options)
     assert "warning" not in log, log
     assert spills(log), f"no word of registers in the log: {log!r}"

@@ -17,7 +17,7 @@ KERNEL(reversed) {
 #endif
   if (i < n) y[i] = s[63 - threadIdx.x];
 }
-extern "C" __global__ void log(float* y, int n) {
+extern "C" __global__ void __launch_bounds__(sizeof(REAL) > 4 ? 32 : (64)) log(float* y, int n) {
   for (int i = 0; i < n; i++) {
     if (threadIdx.x < blockIdx.x + 3) __syncthreads();
     y[threadIdx.x + threadIdx.y * blockDim.x] = blockIdx.z * 10 + threadIdx.y;

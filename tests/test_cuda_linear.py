@@ -38,12 +38,13 @@ def check(
         wanted = x64 @ weight64.T + (0 if shift is None else np.asarray(shift, "float64"))
         if relu:
             dz, wanted = np.where(wanted > 0, dz, 0), np.maximum(wanted, 0)
-        close(y, wanted, dtype)
+        x_size, weight_size, dz_size = np.abs(x64), np.abs(weight64), np.abs(dz)
+        close(y, wanted, dtype, x_size @ weight_size.T + (0 if shift is None else np.abs(shift)))
         dx, dweight, dbias = cupy_linear.linear_backward(dy, saved)
-        close(dx, dz @ weight64, dtype)
-        close(dweight, dz.T @ x64, dtype)
+        close(dx, dz @ weight64, dtype, dz_size @ weight_size)
+        close(dweight, dz.T @ x64, dtype, dz_size.T @ x_size)
         if bias:
-            close(dbias, dz.sum(0), dtype)
+            close(dbias, dz.sum(0), dtype, dz_size.sum(0))
         else:
             assert dbias is None
         assert cupy_linear.linear_backward(dy, saved, need_dx=False)[0] is None

@@ -6,12 +6,14 @@ from hypothesis import strategies as st
 
 from portacnn.backends.cupy_plan import (
     DEEP,
-    ENOUGH,
+    FEW_ROWS,
     LARGE,
     PROCESSORS,
     SMALL,
+    SOME_ROWS,
     SPLIT_TILES,
     THREADS,
+    WIDE,
     WIDE_TILES,
     split_tile,
     wide_tile,
@@ -45,12 +47,26 @@ def test_splits_cover_the_depth(m, n, depth, times):
 
 
 @given(counts, st.integers(1, 10**7), st.integers(1, 64), st.sampled_from([4, 8]))
-def test_a_smaller_tile_only_where_the_larger_leaves_processors_idle(m, n, times, itemsize):
+def test_no_large_tile_leaves_most_processors_idle(m, n, times, itemsize):
     tile = wide_tile(m, n, times, itemsize)
     assert tile in WIDE_TILES
     assert tile.tm * tile.tn * itemsize <= 256
-    assert tile == SMALL or tile.blocks(m, n) * times >= ENOUGH
-    assert tile.rows <= max(2 * m, 32)
+    assert tile.blocks(m, n) * times >= min(PROCESSORS // 3, SMALL.blocks(m, n) * times)
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "tile"),
+    [
+        (16, 28 * 28 * 100, FEW_ROWS),
+        (30, 24 * 24 * 100, SOME_ROWS),
+        (64, 32 * 32 * 512, WIDE),
+        (256, 8 * 8 * 64, WIDE),  # half as many large ones as there are processors
+        (512, 100_000, LARGE),
+        (10, 100, SMALL),
+    ],
+)
+def test_tiles_fit_their_products(m, n, tile):
+    assert wide_tile(m, n, 1, 4) == tile
 
 
 @pytest.mark.parametrize(
@@ -66,8 +82,3 @@ def test_a_smaller_tile_only_where_the_larger_leaves_processors_idle(m, n, times
 def test_a_large_gpu_is_busy(what, m, n, depth):
     tile, splits, _ = split_tile(m, n, depth, 1)
     assert tile.blocks(m, n) * splits >= 100, what
-
-
-def test_large_products_take_large_tiles():
-    assert wide_tile(512, 100_000, 1, 4) == LARGE
-    assert wide_tile(512, 100_000, 1, 8) != LARGE

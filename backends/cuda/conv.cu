@@ -18,7 +18,7 @@
 // y (O, cells) = weight (O, C*KH*KW) @ columns, cells = OH*OW*N; pooled: (O, OH/2*OW/2*N), and the tap that won.
 // Grid: tiles of columns, tiles of rows, groups. With pooling, a thread's columns are the four taps of TN/4 windows, so that
 // it has each window's numbers to itself.
-extern "C" __global__ void __launch_bounds__(THREADS) conv_forward(
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) conv_forward(
     const REAL* __restrict__ x, const REAL* __restrict__ weight, const REAL* __restrict__ bias, REAL* __restrict__ y,
     unsigned char* __restrict__ winner, int relu, GEOMETRY) {
   __shared__ Left left;
@@ -37,8 +37,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_forward(
   const int cells = OH * OW * N, cell = blockIdx.x * BN + column;
   const int oy = cell / N / OW, ox = cell / N % OW;
 #endif
-  const int top = oy * SH - TOP, side = ox * SW - LEFT, sample = cell % N;
-  const bool here = cell < cells;
+  const int nowhere = -(1 << 30);  // no tap leads from there into the input
+  const int top = cell < cells ? oy * SH - TOP : nowhere, side = ox * SW - LEFT, sample = cell % N;
   Walk at(tid / BN, rows_at_once, KH, KW);
 
   REAL a[a_loads], b[b_loads], sum[TM][TN];
@@ -47,13 +47,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_forward(
       [&](int k) {
 #pragma unroll
         for (int i = 0; i < a_loads; i++) {
-          const int index = tid + i * THREADS, row = row0 + index / BK, kk = k + index % BK;
-          a[i] = index < BM * BK && row < O && kk < depth ? weight[row * depth + kk] : REAL(0);
+          const int line = tid / BK + i * (THREADS / BK), row = row0 + line, kk = k + tid % BK;
+          a[i] = line < BM && row < O && kk < depth ? weight[row * depth + kk] : REAL(0);
         }
 #pragma unroll
         for (int i = 0; i < b_loads; i++) {
           const int iy = top + at.y * DH, ix = side + at.x * DW;
-          const bool inside = here && at.c < C && (unsigned)iy < (unsigned)H && (unsigned)ix < (unsigned)W;
+          const bool inside = at.c < C && (unsigned)iy < (unsigned)H && (unsigned)ix < (unsigned)W;
           b[i] = inside ? x[((at.c * H + iy) * W + ix) * N + sample] : REAL(0);
           at.next();
         }
@@ -61,11 +61,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_forward(
       [&](int half) {
 #pragma unroll
         for (int i = 0; i < a_loads; i++) {
-          const int index = tid + i * THREADS;
-          if (index < BM * BK) left[half][index % BK][index / BK] = a[i];
+          const int line = tid / BK + i * (THREADS / BK);
+          if (line < BM) left.at[half][tid % BK][line] = a[i];
         }
 #pragma unroll
-        for (int i = 0; i < b_loads; i++) right[half][tid / BN + i * rows_at_once][column] = b[i];
+        for (int i = 0; i < b_loads; i++) right.at[half][tid / BN + i * rows_at_once][column] = b[i];
       });
 
 #pragma unroll
@@ -139,7 +139,7 @@ struct Phase {  // of one axis
   }
 };
 
-extern "C" __global__ void __launch_bounds__(THREADS) conv_input_gradient(
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) conv_input_gradient(
     const REAL* __restrict__ dy, const REAL* __restrict__ y, const unsigned char* __restrict__ winner,
     const REAL* __restrict__ weight, const REAL* __restrict__ bias, REAL* __restrict__ dx, int given, GEOMETRY) {
   __shared__ Left left;
@@ -160,8 +160,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_input_gradient(
 
   const int column = tid % BN, cell = blockIdx.x * BN + column, sample = cell % N;
   const int iy = remainder / SW + cell / N / across.inputs * SH, ix = remainder % SW + cell / N % across.inputs * SW;
-  const int top = (iy + TOP - down.first * DH) / SH, side = (ix + LEFT - across.first * DW) / SW;
-  const bool here = cell < cells && depth > 0;
+  const int nowhere = -(1 << 30);  // no tap leads from there into the output
+  const int top = cell < cells && depth > 0 ? (iy + TOP - down.first * DH) / SH : nowhere;
+  const int side = (ix + LEFT - across.first * DW) / SW;
   Walk at(tid / BN, rows_at_once, max(down.taps, 1), max(across.taps, 1));
   Walk weights(tid % BK, BK, max(down.taps, 1), max(across.taps, 1));
 
@@ -172,15 +173,15 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_input_gradient(
         const int tap = (down.first + weights.y * down.every) * KW + across.first + weights.x * across.every;
 #pragma unroll
         for (int i = 0; i < a_loads; i++) {
-          const int index = tid + i * THREADS, row = row0 + index / BK;
-          const bool inside = index < BM * BK && row < C && weights.c < O && depth > 0;
+          const int line = tid / BK + i * (THREADS / BK), row = row0 + line;
+          const bool inside = line < BM && row < C && weights.c < O && depth > 0;
           a[i] = inside ? weight[(weights.c * C + row) * KH * KW + tap] : REAL(0);
         }
         weights.next();
 #pragma unroll
         for (int i = 0; i < b_loads; i++) {
           const int oy = top - at.y * down.back, ox = side - at.x * across.back;
-          const bool inside = here && at.c < O && (unsigned)oy < (unsigned)OH && (unsigned)ox < (unsigned)OW;
+          const bool inside = at.c < O && (unsigned)oy < (unsigned)OH && (unsigned)ox < (unsigned)OW;
           const int from = (oy * OW + ox) * N + sample;
           b[i] = inside ? gradient_at(dy, y, winner, at.c, oy, ox, sample, from, OH, OW, N) : REAL(0);
           at.next();
@@ -189,11 +190,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_input_gradient(
       [&](int half) {
 #pragma unroll
         for (int i = 0; i < a_loads; i++) {
-          const int index = tid + i * THREADS;
-          if (index < BM * BK) left[half][index % BK][index / BK] = a[i];
+          const int line = tid / BK + i * (THREADS / BK);
+          if (line < BM) left.at[half][tid % BK][line] = a[i];
         }
 #pragma unroll
-        for (int i = 0; i < b_loads; i++) right[half][tid / BN + i * rows_at_once][column] = b[i];
+        for (int i = 0; i < b_loads; i++) right.at[half][tid / BN + i * rows_at_once][column] = b[i];
       });
 
 #pragma unroll
@@ -216,7 +217,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_input_gradient(
 // dweight (O, C*KH*KW) = gradients (O, cells) @ columns.T, cells = OH*OW*N; one column more, of ones, gives dbias. The cells are
 // split: with more than one split, each writes its sums to partials (splits, G*O, columns), to be added up by sum_partials.
 // Grid: tiles of columns, tiles of rows, G * splits.
-extern "C" __global__ void __launch_bounds__(THREADS) conv_weight_gradient(
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) conv_weight_gradient(
     const REAL* __restrict__ x, const REAL* __restrict__ dy, const REAL* __restrict__ y,
     const unsigned char* __restrict__ winner, REAL* __restrict__ dweight, REAL* __restrict__ dbias,
     REAL* __restrict__ partials, int splits, int each, int given, GEOMETRY) {
@@ -270,9 +271,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_weight_gradient(
       },
       [&](int half) {
 #pragma unroll
-        for (int i = 0; i < a_loads; i++) left[half][tid % BK][tid / BK + i * lines] = a[i];
+        for (int i = 0; i < a_loads; i++) left.at[half][tid % BK][tid / BK + i * lines] = a[i];
 #pragma unroll
-        for (int i = 0; i < b_loads; i++) right[half][tid % BK][tid / BK + i * lines] = b[i];
+        for (int i = 0; i < b_loads; i++) right.at[half][tid % BK][tid / BK + i * lines] = b[i];
       });
 
   const int rows = gridDim.z / splits * O;

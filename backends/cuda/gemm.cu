@@ -7,7 +7,7 @@
 // Grid: tiles of columns, tiles of rows, splits. All indices fit into int: the host sees to that.
 #include "tile.cuh"
 
-extern "C" __global__ void __launch_bounds__(THREADS, 2) gemm(
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) gemm(
     const REAL* __restrict__ a_, const REAL* __restrict__ a_mask, const REAL* __restrict__ b_,
     const REAL* __restrict__ b_mask, const REAL* __restrict__ bias, REAL* __restrict__ z, REAL* __restrict__ ones,
     REAL* __restrict__ partials, int relu, int M, int N, int K, int a_step, int b_step, int each) {
@@ -57,12 +57,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 2) gemm(
 #pragma unroll
         for (int i = 0; i < a_loads; i++) {
           const int index = tid + i * THREADS;
-          if (index < BM * BK) left[half][A_DEEP ? index % BK : index / BM][A_DEEP ? index / BK : index % BM] = a[i];
+          if (index < BM * BK) left.at[half][A_DEEP ? index % BK : index / BM][A_DEEP ? index / BK : index % BM] = a[i];
         }
 #pragma unroll
         for (int i = 0; i < b_loads; i++) {
           const int index = tid + i * THREADS;
-          if (index < BN * BK) right[half][B_DEEP ? index % BK : index / BN][B_DEEP ? index / BK : index % BN] = b[i];
+          if (index < BN * BK) right.at[half][B_DEEP ? index % BK : index / BN][B_DEEP ? index / BK : index % BN] = b[i];
         }
       });
 

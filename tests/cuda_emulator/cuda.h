@@ -213,4 +213,4 @@ template <typename... P, void (*kernel)(P...)> struct Kernel<kernel> {
 #define __constant__ static const
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
-#define __align__(n) alignas(n)
+#define __align__(n) __attribute__((aligned(n)))

@@ -33,7 +33,7 @@ _FLAGS = (
     *("-std=c++17", "-O2", "-march=native", "-fPIC", "-shared", "-w", "-fno-strict-aliasing"),
     *("-U_FORTIFY_SOURCE", "-fcf-protection=none"),  # both take a jump to another stack for an attack
 )
-_NAMES = re.compile(r'extern\s*"C"\s*__global__[^({;]*?(?:__launch_bounds__\s*\([^)]*\)[^({;]*?)?(\w+)\s*\(')
+_NAMES = re.compile(r'extern\s*"C"\s*__global__[^({;]*?(\w+)\s*\(')
 _C_NAMES = re.compile(r'extern\s*"C"')
 
 _lock = Lock()  # the fibres of a module are its own, but they are one set
@@ -99,7 +99,7 @@ def _library(code: str, options: tuple[str, ...]) -> ctypes.CDLL:
     target = _folder() / f"{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()}.so"
     if not target.exists():
         # Preprocessed first: names of kernels may be put together by macros.
-        plain = _run((*command, "-x", "c++", "-E", "-P", "-w", *kept, "-"), code)
+        plain = _run((*command, "-x", "c++", "-E", "-P", "-w", "-D__launch_bounds__(...)=", *kept, "-"), code)
         enter = "".join(f"EMULATED_KERNEL({name})\n" for name in dict.fromkeys(_NAMES.findall(plain)))
         # In a namespace and with C++ names: a kernel may be called as the host's C library calls something else.
         body = f'namespace kernels {{\n#line 1 "kernels.cu"\n{_C_NAMES.sub("", code)}\n}}'
