@@ -185,7 +185,7 @@ def _check_one(
     compared, declined = 0, 0
     least = 3 if section.quick else LEAST
     for number in range(MOST):
-        if number >= least and (section.quick or section.left < end):
+        if compared >= least and (section.quick or section.left < end):
             break
         if section.left <= 0:
             section.expect(compared, f"{name}: there was no time for it")
