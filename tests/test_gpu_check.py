@@ -245,7 +245,7 @@ def without_bias(dy: Any, saved: Any, **options: Any) -> Any:
         (linear(other_each_time), "has other bits when it is computed again"),
         (linear(lambda y: y.astype("float16")), "is float16"),
         (linear(lambda y: y, without_bias), "off by 1.0e-03"),
-        ({"linear": Kernel(lambda *args, **options: NotImplemented)}, "declined all 3 examples"),
+        ({"linear": Kernel(lambda *args, **options: NotImplemented)}, "declined all 60 examples"),
         ({"flatten": portable("linear")}, "flatten: put what draws its arguments into gpu_examples.py"),
         ({}, "has no kernels"),
     ],
