@@ -40,6 +40,8 @@ contenders:
                        with precision=PRECISION, of {", ".join(PRECISIONS)}: portacnn@cuda/tf32; else it is float32
   torch, torch-channels-last
                        PyTorch in eager mode; torch@cuda on a device
+  torch-compile, torch-graph@cuda
+                       through torch.compile; with training steps replayed from a CUDA graph
   tutorials            as "Deep Learning from Scratch" computes it; has simple alone
   chainer, dezero      have simple, lenet and deep; with --python chainer=PATH in an interpreter of their own
 nets:

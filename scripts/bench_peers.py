@@ -53,22 +53,23 @@ PLAIN: dict[str, list[Conv | Pool | Linear]] = {
 SHAPES = {**dict.fromkeys(PLAIN, (1, 28, 28)), "resnet20": (3, 32, 32), "alexnet": (3, 224, 224)}
 CLASSES = {**dict.fromkeys(SHAPES, 10), "alexnet": 1000}
 
+WITH_DEVICE = ("torch", "torch-channels-last", "torch-compile", "torch-graph")
+
 OFFERS = {
-    "torch": list(SHAPES),
-    "torch-channels-last": list(SHAPES),
+    **{word: list(SHAPES) for word in WITH_DEVICE},
     "chainer": list(PLAIN),
     "dezero": list(PLAIN),
     "tutorials": ["simple"],
 }
 """Which nets each peer has."""
 
-WITH_DEVICE = ("torch", "torch-channels-last")
-
 
 def make(name: str, net: str, device: str | None = None) -> "Peer":
     """The peer called ``name`` with the net called ``net``. Raises ImportError where its framework is not installed."""
     if name in WITH_DEVICE:
-        return Torch(net, device or "cpu", channels_last=name == "torch-channels-last")
+        import bench_torch
+
+        return bench_torch.make(name, net, device or "cpu")
     made: dict[str, Callable[[str], Peer]] = {"chainer": Chainer, "dezero": DeZero, "tutorials": Tutorials}
     return made[name](net)
 
@@ -130,123 +131,6 @@ def epoch(peer: Peer, sets: list[tuple[Any, Any]], batch: int, seed: int = 0) ->
         float(sum(peer.correct(x[i : i + 256], t[i : i + 256]) for i in range(0, len(x), 256))) / len(x)
         for x, t in sets
     ]
-
-
-# --- PyTorch --------------------------------------------------------------------------------------------------------
-
-
-class Torch(Peer):
-    """PyTorch in eager mode."""
-
-    def __init__(self, net: str, device: str, *, channels_last: bool) -> None:
-        import torch
-
-        self.torch, self.device = torch, torch.device(device)
-        self.format = torch.channels_last if channels_last else torch.contiguous_format
-        self.net = torch_net(net).to(self.device).to(memory_format=self.format)
-        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=LEARNING_RATE)
-        self.loss = torch.nn.CrossEntropyLoss()
-        self.parameters = sum(p.numel() for p in self.net.parameters())
-
-    @staticmethod
-    def load() -> None:
-        """Import all that a first training step imports: the optimizer brings more than ``import torch`` does."""
-        import torch
-
-        torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=LEARNING_RATE).zero_grad()
-
-    def put(self, array: np.ndarray) -> Any:
-        tensor = self.torch.from_numpy(array).to(self.device)
-        return tensor.contiguous(memory_format=self.format) if tensor.ndim == 4 else tensor
-
-    def begin(self, training: bool) -> None:
-        self.net.train(training)
-
-    def step(self, x: Any, t: Any) -> Any:
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = self.loss(self.net(x), t)
-        loss.backward()
-        self.optimizer.step()
-        return loss.detach()
-
-    def predict(self, x: Any) -> Any:
-        with self.torch.inference_mode():
-            return self.net(x)
-
-    def synchronize(self) -> None:
-        if self.device.type == "cuda":
-            self.torch.cuda.synchronize(self.device)
-
-    def device_bytes(self) -> int | None:
-        return self.torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
-
-
-def torch_net(net: str) -> Any:
-    """The net as a ``torch.nn.Module``."""
-    from torch import nn
-
-    if net == "resnet20":
-        return _torch_resnet20()
-    if net == "alexnet":
-        return _torch_alexnet()
-    layers: list[Any] = []
-    for layer in PLAIN[net]:
-        if isinstance(layer, Conv):
-            layers += [nn.Conv2d(layer.inputs, layer.outputs, layer.kernel, padding=layer.padding), nn.ReLU()]
-        elif isinstance(layer, Pool):
-            layers.append(nn.MaxPool2d(2))
-        else:
-            layers += [nn.Flatten(), nn.Linear(*layer), nn.ReLU()]  # a second Flatten gives back its input
-    return nn.Sequential(*layers[:-1])
-
-
-def _torch_resnet20() -> Any:
-    """He et al., 2015, section 4.2: where a block changes the shape, every second pixel and channels of zeros (option A)."""
-    from torch import nn
-
-    def conv(inputs: int, outputs: int, stride: int) -> Any:
-        return nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-
-    class Block(nn.Module):
-        def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-            super().__init__()
-            self.body = nn.Sequential(
-                *(conv(inputs, outputs, stride), nn.BatchNorm2d(outputs), nn.ReLU()),
-                *(conv(outputs, outputs, 1), nn.BatchNorm2d(outputs)),
-            )
-            self.relu = nn.ReLU()
-            self.stride, self.more = stride, outputs - inputs
-
-        def forward(self, x: Any) -> Any:
-            short = x
-            if self.stride != 1 or self.more:
-                pads = (0, 0, 0, 0, self.more // 2, self.more - self.more // 2)
-                short = nn.functional.pad(x[:, :, :: self.stride, :: self.stride], pads)
-            return self.relu(self.body(x) + short)
-
-    widths = [16] * 3 + [32] * 3 + [64] * 3
-    strides = [1, 1, 1, 2, 1, 1, 2, 1, 1]
-    blocks = [Block(a, b, s) for a, b, s in zip([16, *widths[:-1]], widths, strides, strict=True)]
-    first = (conv(3, 16, 1), nn.BatchNorm2d(16), nn.ReLU())
-    return nn.Sequential(*first, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
-
-
-def _torch_alexnet() -> Any:
-    """Krizhevsky et al., 2012, with the paper's two groups and its response norm."""
-    from torch import nn
-
-    def norm() -> Any:
-        return nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)
-
-    return nn.Sequential(
-        *(nn.Conv2d(3, 96, 11, 4, 2), nn.ReLU(), norm(), nn.MaxPool2d(3, 2)),
-        *(nn.Conv2d(96, 256, 5, padding=2, groups=2), nn.ReLU(), norm(), nn.MaxPool2d(3, 2)),
-        *(nn.Conv2d(256, 384, 3, padding=1), nn.ReLU()),
-        *(nn.Conv2d(384, 384, 3, padding=1, groups=2), nn.ReLU()),
-        *(nn.Conv2d(384, 256, 3, padding=1, groups=2), nn.ReLU(), nn.MaxPool2d(3, 2)),
-        *(nn.Flatten(), nn.Linear(9216, 4096), nn.ReLU(), nn.Dropout(0.5)),
-        *(nn.Linear(4096, 4096), nn.ReLU(), nn.Dropout(0.5), nn.Linear(4096, 1000)),
-    )
 
 
 # --- Chainer and DeZero ---------------------------------------------------------------------------------------------

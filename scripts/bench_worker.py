@@ -91,9 +91,10 @@ def load(task: dict[str, Any]) -> None:
         one = home.xp.ones((1,), dtype=home.xp.float32, device=home.device)
         portacnn.ops.relu(one)  # the first op brings the kernels along
     elif task["contender"] in bench_peers.WITH_DEVICE:
-        bench_peers.Torch.load()
+        import bench_torch
         import torch
 
+        bench_torch.Torch.load()
         try:
             torch.zeros(1, device=task["device"] or "cpu")
         except (RuntimeError, AssertionError) as error:
@@ -206,19 +207,23 @@ def portacnn_model(net: str, device: str | None) -> Any:
     return offered[net]()
 
 
-def portacnn_trainer(model: Any, sets: list[tuple[Any, Any]], batch: int, precision: str) -> Any:
+def portacnn_trainer(
+    model: Any, sets: list[tuple[Any, Any]], batch: int, precision: str = "float32", compile_step: bool = False
+) -> Any:
     from portacnn import Trainer
 
     (x, t), (x_test, t_test) = sets
     rate = {"lr": bench_peers.LEARNING_RATE}
     options = {"mini_batch_size": batch, "optimizer": "sgd", "optimizer_param": rate, "verbose": False, "epochs": 1}
-    return Trainer(model, x, t, x_test, t_test, precision=precision, **options)
+    return Trainer(model, x, t, x_test, t_test, precision=precision, compile_step=compile_step, **options)
 
 
-def portacnn_step(model: Any, task: dict[str, Any]) -> Callable[[], None]:
+def portacnn_step(model: Any, task: dict[str, Any], compile_step: bool = False) -> Callable[[], None]:
     """What ``Trainer`` does for a batch: gather it, forward, loss, backward, update."""
     x, t = images(task["net"], task["batch"])
-    trainer = portacnn_trainer(model, [(x, t), (x[:1], t[:1])], task["batch"], task["precision"])
+    trainer = portacnn_trainer(
+        model, [(x, t), (x[:1], t[:1])], task["batch"], task.get("precision", "float32"), compile_step
+    )
     chosen = model.backend.asarray(np.random.default_rng(0).permutation(len(x)))
     return lambda: trainer.run_batch(chosen)
 

@@ -111,6 +111,9 @@ def _make() -> dict[str, ModuleType]:
         CUDARuntimeError=CUDARuntimeError,
         getDeviceCount=lambda: machine.DEVICES,
         getDevice=machine.current_device,
+        runtimeGetVersion=lambda: 12090,
+        driverGetVersion=lambda: 12090,
+        getDeviceProperties=lambda device: {"name": b"the host", "multiProcessorCount": 1, "major": 9, "minor": 0},
         memGetInfo=lambda: machine.Device().mem_info,
         deviceSynchronize=lambda: machine.Device().synchronize(),
         streamCaptureModeGlobal=0,
@@ -129,7 +132,7 @@ def _make() -> dict[str, ModuleType]:
             name: getattr(machine, name)
             for name in (
                 *("Device", "Stream", "Event", "Graph", "MemoryPool", "MemoryPointer", "using_allocator"),
-                *("get_allocator", "get_current_stream", "alloc_pinned_memory"),
+                *("get_allocator", "get_current_stream", "alloc_pinned_memory", "get_elapsed_time"),
             )
         },
     )

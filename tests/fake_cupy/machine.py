@@ -8,6 +8,7 @@ stream and is given out again, full of NaN, so that whoever still holds its addr
 """
 
 import threading
+import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -158,11 +159,13 @@ class Event:
     def __init__(self, block: bool = False, disable_timing: bool = False, interprocess: bool = False) -> None:
         self._clock: Clock = {}
         self._late: list[Late] = []
+        self.time = 0.0
 
     def record(self, stream: "Stream | None" = None) -> None:
         stream = stream or get_current_stream()
         stream._refuse_in_capture()
         self._clock, self._late = dict(stream._clock), list(stream._late)
+        self.time = time.perf_counter()
 
     def synchronize(self) -> None:
         for late in self._late:
@@ -173,6 +176,11 @@ class Event:
     @property
     def done(self) -> bool:
         return all(_host.get(stream, 0) >= count for stream, count in self._clock.items())
+
+
+def get_elapsed_time(start_event: Event, end_event: Event) -> float:
+    """Milliseconds, on the host's clock."""
+    return 1e3 * (end_event.time - start_event.time)
 
 
 class Late:
@@ -368,6 +376,10 @@ class MemoryPointer:
     def __init__(self, mem: Memory, offset: int = 0) -> None:
         self.mem, self.ptr, self.device_id = mem, mem.ptr + offset, mem.device_id
 
+    def memset_async(self, value: int, size: int, stream: "Stream | None" = None) -> None:
+        begin, block = self.ptr - self.mem.ptr, self.mem.block
+        submit(Work("memset", lambda: block.memory[begin : begin + size].fill(value), [], [block]))
+
 
 class MemoryPool:
     """``cupy.cuda.MemoryPool``: free blocks are kept apart by stream, as there, and are used again for the same size only."""
@@ -518,6 +530,9 @@ class Graph:
 
     def upload(self, stream: Stream | None = None) -> None:
         pass
+
+    def debug_dot_str(self, flags: int = 0) -> str:
+        return "digraph {" + "".join(f'"{n}" [label="{work.name}"]' for n, work in enumerate(self._works)) + "}"
 
 
 def submit(work: Work) -> None:

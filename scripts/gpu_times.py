@@ -1,0 +1,424 @@
+"""What the card reaches, how long training steps take on it, and how near kernels come to it: sections of ``gpu_check.py``.
+
+Times are medians over blocks of runs after a warm-up, by events on the device and by the host's clock around the block with the
+wait at its end; what is given as ms is the longer of the two. Things that are compared take turns, block by block. Products are of
+float32 with TF32 off, in portacnn as in PyTorch.
+
+Notation: N batch, C in-channels, O out-channels, K taps of the kernel.
+"""
+
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable
+from contextlib import suppress
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+from gpu_kernels import arrays_of
+from gpu_tools import Card, Clock, NotHereError, Section, add_root, clock_blocks
+
+add_root()
+
+import bench_worker  # noqa: E402
+
+from portacnn import ops  # noqa: E402
+from portacnn.ops import use_kernels  # noqa: E402
+from portacnn.ops.layout import batch_first, batch_last  # noqa: E402
+from portacnn.runtime import Backend, Kernel, backend_of  # noqa: E402
+
+NETS = ("simple", "lenet", "deep", "resnet20")
+BATCHES = (100, 512, 32, 4096)
+"""In the order in which they matter, should the time run out."""
+TIERS = {"portable": ("reference", False), "kernels": ("auto", False), "captured": ("auto", True)}
+"""Which kernels, and whether steps are replayed."""
+
+
+# --- the card -----------------------------------------------------------------------------------------------------------
+
+
+class Ceilings(NamedTuple):
+    """What the card was seen to reach: bytes read and written a second, float32 operations a second."""
+
+    bytes: float
+    flops: float
+
+
+def device(section: Section) -> None:
+    """Versions, the card, its ceilings, and what a launch costs."""
+    card = Card(section.device)
+    cp, runtime = card.cp, card.cp.cuda.runtime
+    number = card.home.device.id
+    told = {"python": platform.python_version(), "numpy": np.__version__, "cupy": cp.__version__}
+    told |= {"cuda_runtime": runtime.runtimeGetVersion(), "driver_takes_cuda": runtime.driverGetVersion()}
+    properties = runtime.getDeviceProperties(number)
+    name = properties["name"]
+    told["card"] = name.decode() if isinstance(name, bytes) else name
+    told |= {"multiprocessors": properties.get("multiProcessorCount"), "devices": runtime.getDeviceCount()}
+    told["compute_capability"] = f"{properties.get('major')}.{properties.get('minor')}"
+    told["L2_MB"] = (properties.get("l2CacheSize") or 0) / 2**20
+    for word, attribute in (("SM_MHz_at_most", "cudaDevAttrClockRate"), ("memory_MHz", "cudaDevAttrMemoryClockRate")):
+        with suppress(Exception):  # CUDA 13 no longer tells everything
+            told[word] = runtime.deviceGetAttribute(getattr(runtime, attribute), number) / 1000
+    free, total = runtime.memGetInfo()
+    told |= {"memory_GB": total / 1e9, "free_GB": free / 1e9}
+    section.figures |= told
+    section.figures["now"] = _smi()
+    with section.caught("ceilings"):
+        reached = ceilings(card, quick=section.quick)
+        section.figures |= {"copy_GB_per_s": reached.bytes / 1e9, "fp32_TFLOP_per_s": reached.flops / 1e12}
+        card.forget()
+    section.figures["under_load"] = _smi()
+    with section.caught("launches"):
+        section.figures |= launches(card, 5 if section.quick else 200)
+
+
+def _smi() -> str | None:
+    """Driver, clocks, power and temperature at the moment, as nvidia-smi says."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    asked = "driver_version,clocks.sm,clocks.mem,power.draw,temperature.gpu,utilization.gpu"
+    command = ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader"]
+    with suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(command, capture_output=True, text=True, timeout=10).stdout.strip()
+    return None
+
+
+def ceilings(card: Card, *, quick: bool) -> Ceilings:
+    """A copy of 1 GiB, and a product of 4096 x 4096 random float32 matrices by cuBLAS with TF32 off: the best of several."""
+    cp = card.cp
+    count, n = (1 << 12, 64) if quick else (1 << 28, 4096)
+    rng = np.random.default_rng(0)
+    part = cp.asarray(rng.standard_normal(min(count, 1 << 22), dtype=np.float32))
+    source, target = cp.tile(part, count // part.size), cp.empty(count, dtype="float32")
+    a, b = (cp.asarray(rng.standard_normal((n, n), dtype=np.float32)) for _ in range(2))
+    out = cp.empty((n, n), dtype="float32")
+    work = {"copy": lambda: cp.copyto(target, source), "gemm": lambda: cp.matmul(a, b, out=out)}
+    times = clock_blocks(card.clock, work, block=0.001 if quick else 0.05, blocks=3 if quick else 9)
+    best = {name: min(time.device) / 1e3 for name, time in times.items()}
+    return Ceilings(2 * 4 * count / best["copy"], 2 * n**3 / best["gemm"])
+
+
+def launches(card: Card, count: int) -> dict[str, float]:
+    """Microseconds a launch: of one kernel after the other from Python, and of one among many in a graph; and of a whole graph."""
+    cp = card.cp
+    x = cp.ones(32, dtype="float32")
+
+    def touch() -> None:
+        cp.negative(x, out=x)
+
+    def many() -> None:
+        for _ in range(count):
+            touch()
+
+    found = {"launch_us": 1e3 * _median(card.clock, many) / count}
+    found["graph_of_one_us"] = 1e3 * Recorded(card, touch, 1).ms(card.clock)
+    found["launch_in_graph_us"] = 1e3 * Recorded(card, touch, count).ms(card.clock) / count
+    return found
+
+
+def _median(clock: Clock, run: Callable[[], Any]) -> float:
+    return clock_blocks(clock, {"": run}, block=0.01, blocks=5)[""].ms
+
+
+class Recorded:
+    """A graph that does ``run`` so many times, its stream and its memory's pool. It runs before, so that all it needs is there."""
+
+    def __init__(self, card: Card, run: Callable[[], Any], times: int) -> None:
+        cuda = card.cp.cuda
+        self.stream, self.pool = cuda.Stream(non_blocking=True), cuda.MemoryPool()
+        card.home.synchronize()
+        with self.stream, cuda.using_allocator(self.pool.malloc):
+            for _ in range(min(times, 3)):
+                run()
+            self.stream.synchronize()
+            self.stream.begin_capture()
+            try:
+                for _ in range(times):
+                    run()
+            finally:
+                self.graph = self.stream.end_capture()
+
+    def ms(self, clock: Clock) -> float:
+        """Of one launch of the whole graph."""
+        with self.stream:
+            return _median(clock, self.graph.launch)
+
+
+# --- training steps -------------------------------------------------------------------------------------------------------
+
+
+def _cases(section: Section) -> list[tuple[str, int]]:
+    if section.quick:
+        return [("simple", 4)]
+    return [(net, batch) for batch in BATCHES for net in NETS]
+
+
+def steps(section: Section) -> None:
+    """A training step of each net at each batch: portable, with kernels, replayed from a graph."""
+    card = Card(section.device)
+    cases = _cases(section)
+    for place, (net, batch) in enumerate(cases):
+        if not section.room(1.5, f"{net} at batch {batch}"):
+            continue
+        share = max(section.left, 0.0) / (len(cases) - place)
+        row: dict[str, Any] = {"net": net, "batch": batch}
+        with section.caught(f"{net} at batch {batch}"):
+            runs: dict[str, Callable[[], None]] = {}
+            for tier, (kernels, replayed) in TIERS.items():
+                with section.caught(f"{net} at batch {batch}, {tier}"):
+                    runs[tier] = _step(card, net, batch, kernels, replayed)
+            times = clock_blocks(card.clock, runs, block=min(0.04, share / 60), blocks=3 if section.quick else 7)
+            for tier, time in times.items():
+                row |= {f"{tier}_ms": time.ms}
+            row["host_clock_over_events"] = max(
+                sorted(time.wall)[len(time.wall) // 2] / max(sorted(time.device)[len(time.device) // 2], 1e-9)
+                for time in times.values()
+            )
+            row["spread"] = max(time.spread for time in times.values())
+            section.row(**row)
+        del runs
+        card.forget()
+
+
+def _step(card: Card, net: str, batch: int, kernels: str, replayed: bool) -> Callable[[], None]:
+    """A step of the Trainer, warmed up (compiled, recorded), under its choice of kernels."""
+    model = bench_worker.portacnn_model(net, card.home)
+    step = bench_worker.portacnn_step(model, {"net": net, "batch": batch}, replayed)
+
+    def run() -> None:
+        with use_kernels(kernels):
+            step()
+
+    for _ in range(3):
+        run()
+    card.home.synchronize()
+    return run
+
+
+def torch_steps(section: Section) -> None:
+    """The same steps in PyTorch, where there is one for CUDA; ``torch.compile`` last, since compiling takes its time."""
+    try:
+        import torch
+    except ImportError as error:
+        raise NotHereError("PyTorch is not installed") from error
+    if not torch.cuda.is_available():
+        raise NotHereError(f"PyTorch {torch.__version__} sees no CUDA device")
+    section.figures |= {"torch": torch.__version__, "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    place = section.device.partition(":")[2].removeprefix("cuda:") or "0"
+    words = f"cuda:{place if place.isdecimal() else 0}"
+    clock = Clock(_torch_event(torch), lambda a, b: a.elapsed_time(b), torch.cuda.synchronize)
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    for kind, name in (("eager", "torch"), ("graph", "torch-graph"), ("compiled", "torch-compile")):
+        for net, batch in _cases(section):
+            what = f"{net} at batch {batch}, {kind}"
+            if not section.room(20.0 if kind == "compiled" else 2.0, what):
+                continue
+            with section.caught(what):
+                run = _peer_step(name, net, batch, words)
+                time = clock_blocks(clock, {kind: run}, block=0.03, blocks=7)[kind]
+                rows.setdefault((net, batch), {"net": net, "batch": batch})[f"{kind}_ms"] = time.ms
+                section.rows = list(rows.values())
+                section.save()
+            torch.cuda.empty_cache()
+    allowed = {"products": torch.backends.cuda.matmul.allow_tf32, "convolutions": torch.backends.cudnn.allow_tf32}
+    section.figures["TF32"] = allowed
+    section.expect(not any(allowed.values()), f"PyTorch may use TF32, portacnn does not: {allowed}")
+
+
+def _torch_event(torch: Any) -> Callable[[], Any]:
+    def event() -> Any:
+        made = torch.cuda.Event(enable_timing=True)
+        made.record()
+        return made
+
+    return event
+
+
+def _peer_step(name: str, net: str, batch: int, place: str) -> Callable[[], None]:
+    peer = bench_worker.bench_peers.make(name, net, place)
+    x, t = map(peer.put, bench_worker.images(net, batch))
+    peer.begin(training=True)
+    for _ in range(5):
+        peer.step(x, t)
+    peer.synchronize()
+    return lambda: peer.step(x, t)
+
+
+# --- kernels against the card's ceilings ----------------------------------------------------------------------------------
+
+
+class Call(NamedTuple):
+    """A call of a kernel as a net made it, with arrays of its own."""
+
+    kernel: Kernel
+    args: tuple
+    options: dict[str, Any]
+
+
+def rates(section: Section) -> None:
+    """Each kernel as the nets call it: the time the card's ceilings would allow over the time that it takes."""
+    card = Card(section.device)
+    reached = ceilings(card, quick=section.quick)
+    card.forget()
+    section.figures |= {"copy_GB_per_s": reached.bytes / 1e9, "fp32_TFLOP_per_s": reached.flops / 1e12}
+    calls: dict[tuple[Any, ...], tuple[str, Call]] = {}
+    for net, batch in [("simple", 4)] if section.quick else [(net, batch) for batch in (512, 100) for net in NETS]:
+        with section.caught(f"{net} at batch {batch}"):
+            for key, call in observed(card.home, net, batch).items():
+                calls.setdefault(key, (f"{net} {batch}", call))
+    for key, (where, call) in calls.items():
+        name = key[0]
+        if not section.room(0.3, f"{name} {key[1]} ({where})"):
+            continue
+        with section.caught(f"{name} of {where}"):
+            for direction, run, work in _directions(name, call):
+                ms, how = _replayed_ms(card, run, section.quick)
+                floor = max(work["bytes"] / reached.bytes, work["flops"] / reached.flops)
+                figures = {
+                    "us": 1e3 * ms,
+                    "GB_per_s": work["bytes"] / ms / 1e6,
+                    "TFLOP_per_s": work["flops"] / ms / 1e9,
+                }
+                share = {"of_ceiling": 1e3 * floor / ms, "bound_by": _bound(work, reached), "timed": how}
+                section.row(kernel=name, pass_=direction, where=where, sizes=key[1], **figures, **share)
+        card.forget()
+
+
+def _bound(work: dict[str, float], reached: Ceilings) -> str:
+    return "memory" if work["bytes"] / reached.bytes >= work["flops"] / reached.flops else "arithmetic"
+
+
+def observed(home: Backend, net: str, batch: int) -> dict[tuple[Any, ...], Call]:
+    """One training step's calls of kernels, those of equal shapes once: (name, sizes, more) -> the call."""
+    found: dict[tuple[Any, ...], Call] = {}
+    model = bench_worker.portacnn_model(net, home)
+    step = bench_worker.portacnn_step(model, {"net": net, "batch": batch})
+    step()  # what is made once is made
+    table: Any = backend_of(home.asarray(np.zeros(1))).kernels  # where the dispatch looks
+    before = dict(table)
+
+    def watched(name: str, kernel: Kernel) -> Kernel:
+        def forward(*args: Any, **options: Any) -> Any:
+            sizes = " ".join("x".join(map(str, array.shape)) or "1" for array in arrays_of(list(args)))
+            key = (
+                name,
+                sizes[:60],
+                sizes,
+                repr([a for a in args if not hasattr(a, "shape") and not isinstance(a, list)]),
+            )
+            if key not in found:
+                found[key] = Call(kernel, _copies(args), _copies(options))
+            return kernel.forward(*args, **options)
+
+        return kernel._replace(forward=forward)
+
+    try:
+        for name, kernel in before.items():
+            table[name] = watched(name, kernel)
+        step()
+    finally:
+        table.clear()
+        table.update(before)
+    return found
+
+
+def _copies(value: Any) -> Any:
+    """Arrays of their own, in the same order in memory: what a step used lies in memory that is used again."""
+    if isinstance(value, dict):
+        return {name: _copies(item) for name, item in value.items()}
+    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
+        return type(value)(_copies(item) for item in value)
+    return value.copy(order="K") if hasattr(value, "shape") else value
+
+
+def _directions(name: str, call: Call) -> list[tuple[str, Callable[[], Any], dict[str, float]]]:
+    """Forward and, where there is one, backward: what runs it, and the operations and the least bytes that it takes."""
+    inputs = list(arrays_of(list(call.args)))
+    result = call.kernel.forward(*call.args, **call.options)
+    if result is NotImplemented:
+        return []
+    flops = _flops(name, call, result)
+    if call.kernel.backward is None:
+        written = list(arrays_of([result])) or inputs  # an update writes into its arguments
+        work = {"flops": flops, "bytes": _bytes(inputs) + _bytes(written)}
+        return [("both", lambda: call.kernel.forward(*call.args, **call.options), work)]
+    y, saved = result
+    found = [
+        (
+            "forward",
+            lambda: call.kernel.forward(*call.args, **call.options),
+            {"flops": flops, "bytes": _bytes([*inputs, y])},
+        )
+    ]
+    if saved is not None:
+        backward: Any = call.kernel.backward
+        dy: Any = 1.0 if y.ndim == 0 else y.copy(order="K")
+        gradients = backward(dy, saved)
+        read = inputs if flops or "norm" in name else []
+        work = {"flops": 2 * flops, "bytes": _bytes([*read, *arrays_of([gradients, dy])])}
+        found.append(("backward", lambda: backward(dy, saved), work))
+    return found
+
+
+def _bytes(arrays: list[Any]) -> int:
+    return sum(array.nbytes for array in arrays)
+
+
+def _flops(name: str, call: Call, result: Any) -> float:
+    """Multiplications and additions of a product; 0 for what is bound by memory anyway."""
+    if name.startswith("linear"):
+        x, weight = call.args[:2]
+        return 2.0 * x.shape[0] * weight.size
+    if name in ("conv", "conv_relu", "conv_transpose"):
+        x, weight, _, windows = call.args[:4]
+        # weight (O, C/G, *K) for each place of the output; the transposed one has (C, O/G, *K) for each of its input
+        return 2.0 * x.shape[0] * prod(windows.out) * weight.size
+    return 0.0
+
+
+def _replayed_ms(card: Card, run: Callable[[], Any], quick: bool) -> tuple[float, str]:
+    """A run among many in a graph, without what launching costs the host; where it can't be recorded, one after the other."""
+    times = 2 if quick else 20
+    try:
+        recorded = Recorded(card, run, times)
+    except Exception as error:
+        card.home.synchronize()
+        return _median(card.clock, run), f"eager, as {type(error).__name__}"
+    return recorded.ms(card.clock) / times, "graph"
+
+
+# --- layouts -----------------------------------------------------------------------------------------------------------------
+
+
+def layouts(section: Section) -> None:
+    """Ops on inputs that lie batch-last or batch-first in memory, portable and with kernels."""
+    card = Card(section.device)
+    home, rng = card.home, np.random.default_rng(0)
+    n = 4 if section.quick else 512
+    x = home.asarray(rng.standard_normal((n, 16, 14 if section.quick else 28, 28), dtype=np.float32))
+    last = batch_first(home.contiguous(batch_last(x)))
+    weight, bias = (home.asarray(rng.standard_normal(s, dtype=np.float32)) for s in ((32, 16, 3, 3), (32,)))
+    ones = home.asarray(np.ones(16, np.float32))
+    work: dict[str, Callable[[Any], Any]] = {
+        "conv 16 to 32, 3x3": lambda x: ops.conv2d(x, weight, bias, padding=1),
+        "conv and its backward": lambda x: _conv_backward(x, weight, bias),
+        "max pool 2x2": lambda x: ops.max_pool2d(x, 2),
+        "relu": lambda x: ops.relu(x),
+        "batch norm": lambda x: ops.batch_norm(x, None, None, ones, ones, training=True),
+    }
+    for name, run in work.items():
+        for kernels in ("reference", "auto"):
+            if not section.room(0.5, f"{name}, {kernels}"):
+                continue
+            with section.caught(f"{name}, {kernels}"), use_kernels(kernels):
+                runs = {"last": lambda run=run: run(last), "first": lambda run=run: run(x)}
+                times = clock_blocks(card.clock, runs, block=0.02, blocks=3 if section.quick else 7)
+                ms = {f"batch_{which}_ms": time.ms for which, time in times.items()}
+                section.row(op=name, kernels=kernels, **ms, last_over_first=times["last"].ms / times["first"].ms)
+
+
+def _conv_backward(x: Any, weight: Any, bias: Any) -> Any:
+    y, kept = ops.conv2d(x, weight, bias, padding=1)
+    return ops.conv2d_backward(y, kept)

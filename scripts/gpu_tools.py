@@ -1,0 +1,322 @@
+"""What the sections of ``gpu_check.py`` stand on: what a section has found so far, and the card as they see it.
+
+Nothing here imports CuPy when it is imported: the parent process never touches the card.
+"""
+
+import gc
+import json
+import math
+import statistics
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+SAVE_EVERY = 2.0  # seconds
+
+
+class NotHereError(Exception):
+    """A section, or what is left of it, that cannot run here; the message says why."""
+
+
+class Section:
+    """What one section finds, saved as it goes, so that a process that dies leaves what it had.
+
+    Attributes:
+        quick: a rehearsal: as little of everything as still goes through all of it.
+        device: the words that portacnn.resolve takes.
+        data: MNIST's folder, or None.
+        red: what is wrong, in sentences; empty where all is well.
+        notes: what else a reader should know, such as what was left out and why.
+        figures, rows: what was measured; rows make a table.
+    """
+
+    def __init__(self, name: str, path: Path | None = None, **options: Any) -> None:
+        self.name, self.path = name, path
+        self.quick: bool = options.get("quick", False)
+        self.device: str = options.get("device", "cupy")
+        self.data: str | None = options.get("data")
+        self.out: str | None = options.get("out")
+        self.begun = time.perf_counter()
+        self.end = self.begun + options.get("seconds", math.inf)
+        self.red: list[str] = []
+        self.notes: list[str] = []
+        self.figures: dict[str, Any] = {}
+        self.rows: list[dict[str, Any]] = []
+        self.skipped: str | None = None
+        self.complete = False
+        self._saved = self.begun
+
+    @property
+    def left(self) -> float:
+        """Seconds."""
+        return self.end - time.perf_counter()
+
+    def expect(self, fine: Any, otherwise: str) -> bool:
+        """Whether it is ``fine``; if not, what is wrong goes on record."""
+        if not fine:
+            self.red.append(otherwise)
+            self.save()
+        return bool(fine)
+
+    def row(self, **values: Any) -> None:
+        self.rows.append(values)
+        if time.perf_counter() - self._saved > SAVE_EVERY:
+            self.save()
+
+    def room(self, seconds: float, otherwise: str) -> bool:
+        """Whether so many seconds are left; if not, it is noted what was left out."""
+        if self.left >= seconds:
+            return True
+        self.notes.append(f"no time for {otherwise}")
+        return False
+
+    @contextmanager
+    def caught(self, what: str) -> Iterator[None]:
+        """Within, an error is one more thing that is wrong, and the rest goes on. NotHereError is handed on."""
+        try:
+            yield
+        except NotHereError:
+            raise
+        except Exception as error:
+            self.red.append(f"{what}: {said(error)}")
+            traceback.print_exc(file=sys.stderr)
+        finally:
+            self.save()
+
+    def run(self, work: Callable[["Section"], None]) -> dict[str, Any]:
+        """Do a section's work; whatever it raises is on record."""
+        try:
+            with self.caught("it broke off"):
+                work(self)
+        except NotHereError as reason:
+            self.skipped = str(reason)
+        self.complete = True
+        self.save()
+        return self.found()
+
+    @property
+    def status(self) -> str:
+        if self.red or not self.complete:
+            return "red"
+        return "skipped" if self.skipped else "green"
+
+    def found(self) -> dict[str, Any]:
+        return {
+            "section": self.name,
+            "status": self.status,
+            "seconds": time.perf_counter() - self.begun,
+            "red": self.red,
+            "skipped": self.skipped,
+            "notes": self.notes,
+            "figures": self.figures,
+            "rows": self.rows,
+        }
+
+    def save(self) -> None:
+        if self.path is not None:
+            write_json(self.path, self.found())
+            self._saved = time.perf_counter()
+
+
+def said(error: BaseException) -> str:
+    """An error in one line."""
+    text = " ".join(str(error).split()) or "no message"
+    return f"{type(error).__name__}: {text[:400]}"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Whole or not at all; NaN and infinities as text, since JSON has none."""
+    beside = path.with_suffix(".part")
+    beside.write_text(json.dumps(_plain(value), indent=1, allow_nan=False) + "\n")
+    beside.replace(path)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if isinstance(value, bool | int | str) or value is None:
+        return value
+    if hasattr(value, "item"):
+        return _plain(value.item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    return str(value)
+
+
+# --- time -----------------------------------------------------------------------------------------------------------
+
+
+class Clock(NamedTuple):
+    """A library's events: ``event()`` marks the current stream at the moment, ``between`` gives ms, ``wait`` waits."""
+
+    event: Callable[[], Any]
+    between: Callable[[Any, Any], float]
+    wait: Callable[[], None]
+
+
+class Times(NamedTuple):
+    """Milliseconds a run, over blocks of runs: by events on the device, and by the host's clock with the wait at the end."""
+
+    device: list[float]
+    wall: list[float]
+    runs: int  # in a block
+
+    @property
+    def ms(self) -> float:
+        """The median by whichever clock says more: events see only their own stream, and the host also sees itself."""
+        return max(statistics.median(self.device), statistics.median(self.wall))
+
+    @property
+    def spread(self) -> float:
+        """The slowest block over the fastest: a difference below it is noise."""
+        return max(self.wall) / max(min(self.wall), 1e-9)
+
+
+def clock_blocks(clock: Clock, runs: dict[str, Callable[[], Any]], *, block: float, blocks: int) -> dict[str, Times]:
+    """Time several things in turn, block by block, so that what slows the machine for a moment slows all of them.
+
+    Args:
+        runs: each warmed up already.
+        block: seconds that a block should take.
+        blocks: how many of each.
+    """
+    found: dict[str, Times] = {}
+    for name, run in runs.items():
+        _, once = _block(clock, run, 3)
+        found[name] = Times([], [], min(max(int(1e3 * block / max(once, 1e-4)), 1), 1000))
+    for number in range(blocks):
+        turned = list(runs)[number % len(runs) :] + list(runs)[: number % len(runs)]
+        for name in turned:
+            device, wall = _block(clock, runs[name], found[name].runs)
+            found[name].device.append(device)
+            found[name].wall.append(wall)
+    return found
+
+
+def _block(clock: Clock, run: Callable[[], Any], count: int) -> tuple[float, float]:
+    clock.wait()
+    start = time.perf_counter()
+    first = clock.event()
+    for _ in range(count):
+        run()
+    last = clock.event()
+    clock.wait()
+    wall = 1e3 * (time.perf_counter() - start)
+    return clock.between(first, last) / count, wall / count
+
+
+# --- the card -------------------------------------------------------------------------------------------------------
+
+
+class Card:
+    """CuPy's device: its clock, its memory, and what CuPy carries to and from the host."""
+
+    def __init__(self, device: str) -> None:
+        add_root()
+        from portacnn import resolve
+        from portacnn.errors import BackendError
+
+        try:
+            self.home = resolve(device)
+        except BackendError as error:
+            raise NotHereError(str(error)) from error
+        except ModuleNotFoundError as error:
+            raise NotHereError(
+                f"{error.name} is not installed; array-api-compat is a wheel without compiled parts that can be brought along: "
+                "pip download --no-deps array-api-compat, and there pip install --no-index --no-deps array_api_compat-*.whl"
+            ) from error
+        import cupy
+
+        self.cp = cupy
+        self.home.device.use()  # pools, and what CuPy is asked here directly, are the current device's
+        self.clock = Clock(self._event, cupy.cuda.get_elapsed_time, self.home.synchronize)
+
+    def _event(self) -> Any:
+        event = self.cp.cuda.Event()
+        event.record()
+        return event
+
+    def forget(self) -> None:
+        """Give back the memory that nothing uses."""
+        gc.collect()
+        self.cp.get_default_memory_pool().free_all_blocks()
+
+    def memory(self) -> dict[str, int]:
+        """Bytes: used and held by the pool, and free on the card, which sees other pools as well."""
+        pool = self.cp.get_default_memory_pool()
+        return {
+            "used": pool.used_bytes(),
+            "held": pool.total_bytes(),
+            "free": self.cp.cuda.runtime.memGetInfo()[0],
+        }
+
+    @contextmanager
+    def poisoned(self) -> Iterator[None]:
+        """Within, all memory comes full of ones: NaN as a float, -1 as an integer. What is not written shows."""
+        pool = self.cp.get_default_memory_pool()
+
+        def poison(size: int) -> Any:
+            memory = pool.malloc(size)
+            if size:
+                memory.memset_async(0xFF, size)
+            return memory
+
+        with self.cp.cuda.using_allocator(poison):
+            yield
+
+
+@contextmanager
+def replaced(owner: Any, name: str, new: Any) -> Iterator[None]:
+    """``owner.name`` is ``new`` for a while."""
+    old = getattr(owner, name)
+    setattr(owner, name, new)
+    try:
+        yield
+    finally:
+        setattr(owner, name, old)
+
+
+def add_root() -> None:
+    """Make the checkout importable, installed or not."""
+    for folder in (ROOT, ROOT / "scripts"):
+        if str(folder) not in sys.path:
+            sys.path.insert(0, str(folder))
+
+
+# --- tables ---------------------------------------------------------------------------------------------------------
+
+
+def table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Rows of equal keys as lines of columns, numbers to the right."""
+    if not rows:
+        return []
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [[key.replace("_", " ") for key in keys], *([cell(row.get(key)) for key in keys] for row in rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(keys))]
+    words = [any(isinstance(row.get(key), str) for row in rows) for key in keys]
+    lines = [
+        "  ".join(
+            text.ljust(width) if left else text.rjust(width)
+            for text, width, left in zip(line, widths, words, strict=True)
+        ).rstrip()
+        for line in cells
+    ]
+    return [lines[0], "-" * max(map(len, lines)), *lines[1:]]
+
+
+def cell(value: Any) -> str:
+    """Three digits of a fraction, or all that stand before the point."""
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.0f}" if 100 <= abs(value) < 1e7 else f"{value:.3g}"
+    return str(value)
