@@ -128,6 +128,19 @@ def test_avg_pool(windows, n, c, include, divisor, seed, dtype, order, last):
         assert cupy_pool.avg_pool(x, windows, include, divisor, keep=False)[1] is None
 
 
+@pytest.mark.parametrize("include", [False, True])
+@pytest.mark.parametrize(("stride", "ceil"), [(1, False), (2, True), ((2, 3), True)])
+def test_averages_at_every_edge(stride: Any, ceil: bool, include: bool):
+    """Padding on each side, more behind than before, and windows that hang over it."""
+    windows = pool_windows((4, 5), (2, 3), stride, ((0, 1), (1, 2)), 1, ceil)
+    with rigged() as rig:
+        x, dy = arrays(rig, windows, 3, 2, 0, "float64", True)
+        y, saved = cupy_pool.avg_pool(x, windows, include, None, keep=True)
+        y64, dx64 = avg_pool(x, dy, windows, include, None)
+        close(y, y64, "float64", np.ones(1))
+        close(cupy_pool.avg_pool_backward(dy, saved), dx64, "float64", np.ones(1))
+
+
 def test_rows_longer_than_a_block():
     windows = pool_windows((2, 30), (2, 2), None, 0, 1, False)
     with rigged("shuffled") as rig:
