@@ -89,7 +89,7 @@ batches = st.integers(1, 4)
 dtypes = st.sampled_from(["float32", "float64"])
 
 
-@settings(max_examples=80)
+@settings(max_examples=50)
 @given(pools(dilated=True), batches, st.integers(1, 3), st.integers(0, 999), dtypes, orders, st.booleans())
 def test_max_pool(windows: Windows, n: int, c: int, seed: int, dtype: str, order: str, last: bool):
     with rigged(order, seed) as rig:
@@ -104,7 +104,7 @@ def test_max_pool(windows: Windows, n: int, c: int, seed: int, dtype: str, order
         np.testing.assert_array_equal(again, y)
 
 
-@settings(max_examples=80)
+@settings(max_examples=50)
 @given(
     pools(dilated=False),
     batches,
