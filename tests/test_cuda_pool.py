@@ -89,7 +89,7 @@ batches = st.integers(1, 4)
 dtypes = st.sampled_from(["float32", "float64"])
 
 
-@settings(max_examples=80)
+@settings(max_examples=50)
 @given(pools(dilated=True), batches, st.integers(1, 3), st.integers(0, 999), dtypes, orders, st.booleans())
 def test_max_pool(windows: Windows, n: int, c: int, seed: int, dtype: str, order: str, last: bool):
     with rigged(order, seed) as rig:
@@ -104,7 +104,7 @@ def test_max_pool(windows: Windows, n: int, c: int, seed: int, dtype: str, order
         np.testing.assert_array_equal(again, y)
 
 
-@settings(max_examples=80)
+@settings(max_examples=50)
 @given(
     pools(dilated=False),
     batches,
@@ -126,6 +126,19 @@ def test_avg_pool(windows, n, c, include, divisor, seed, dtype, order, last):
         close(cupy_pool.avg_pool_backward(dy, saved), dx64, dtype, terms[1])
         assert [name for name, *_ in rig.launches] == ["avg_pool", "avg_pool_backward"]
         assert cupy_pool.avg_pool(x, windows, include, divisor, keep=False)[1] is None
+
+
+@pytest.mark.parametrize("include", [False, True])
+@pytest.mark.parametrize(("stride", "ceil"), [(1, False), (2, True), ((2, 3), True)])
+def test_averages_at_every_edge(stride: Any, ceil: bool, include: bool):
+    """Padding on each side, more behind than before, and windows that hang over it."""
+    windows = pool_windows((4, 5), (2, 3), stride, ((0, 1), (1, 2)), 1, ceil)
+    with rigged() as rig:
+        x, dy = arrays(rig, windows, 3, 2, 0, "float64", True)
+        y, saved = cupy_pool.avg_pool(x, windows, include, None, keep=True)
+        y64, dx64 = avg_pool(x, dy, windows, include, None)
+        close(y, y64, "float64", np.ones(1))
+        close(cupy_pool.avg_pool_backward(dy, saved), dx64, "float64", np.ones(1))
 
 
 def test_rows_longer_than_a_block():

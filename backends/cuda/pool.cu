@@ -26,7 +26,7 @@ __device__ __forceinline__ Row row_of(int depth, int height) {
 }
 
 // The largest under each window, NaN before all; of equals the first. winner, if not null: its tap's number.
-extern "C" __global__ void __launch_bounds__(256) max_pool(
+extern "C" __global__ void __launch_bounds__(256, 6) max_pool(
     const REAL* __restrict__ x, REAL* __restrict__ y, Tap* __restrict__ winner, GEOMETRY) {
   WINDOW;
   const int column = blockIdx.y * blockDim.x + threadIdx.x;
@@ -67,7 +67,7 @@ __device__ __forceinline__ Seen seen_by(int at, int pad, int step, int extent, i
 }
 
 // dx: of every window that sees a cell and whose winner it is, the gradient; in the order of the taps.
-extern "C" __global__ void __launch_bounds__(256) max_pool_backward(
+extern "C" __global__ void __launch_bounds__(256, 6) max_pool_backward(
     const REAL* __restrict__ dy, const Tap* __restrict__ winner, REAL* __restrict__ dx, GEOMETRY) {
   WINDOW;
   const int column = blockIdx.y * blockDim.x + threadIdx.x;
@@ -106,7 +106,7 @@ __device__ __forceinline__ int cells(int o, int step, int pad, int k, int size, 
            : cells(od, SD, PD, KD, D, AD, padded) * cells(oh, SH, PH, KH, H, AH, padded) * cells(ow, SW, PW, KW, W, AW, padded))
 
 // The mean under each window; there is no distance between taps.
-extern "C" __global__ void __launch_bounds__(256) avg_pool(
+extern "C" __global__ void __launch_bounds__(256, 6) avg_pool(
     const REAL* __restrict__ x, REAL* __restrict__ y, AVERAGE, GEOMETRY) {
   WINDOW;
   const int column = blockIdx.y * blockDim.x + threadIdx.x;
@@ -133,7 +133,7 @@ extern "C" __global__ void __launch_bounds__(256) avg_pool(
 }
 
 // dx: of every window that sees a cell, the gradient divided as the mean was; in the order of the taps.
-extern "C" __global__ void __launch_bounds__(256) avg_pool_backward(
+extern "C" __global__ void __launch_bounds__(256, 6) avg_pool_backward(
     const REAL* __restrict__ dy, REAL* __restrict__ dx, AVERAGE, GEOMETRY) {
   WINDOW;
   const int column = blockIdx.y * blockDim.x + threadIdx.x;
