@@ -37,7 +37,7 @@ class CupyBackend(Backend):
         import cupy as cp
 
         with self.device:
-            return cp.array(host, dtype=dtype and self.dtype(dtype))
+            return cp.array(host, dtype=dtype and self.dtype(dtype), order="C")
 
     def to_host(self, array: Array) -> HostArray:
         import cupy as cp

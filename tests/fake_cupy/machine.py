@@ -97,6 +97,8 @@ def current_device() -> int:
 class Device:
     """``cupy.cuda.Device``."""
 
+    compute_capability = "90"
+
     def __init__(self, device: "int | Device | None" = None) -> None:
         self.id = current_device() if device is None else int(getattr(device, "id", device))  # type: ignore[arg-type]
         if not 0 <= self.id < DEVICES:
