@@ -250,10 +250,11 @@ def test_a_graph_is_built_once(monkeypatch: pytest.MonkeyPatch):
         made.step(n=3)
         made.step(dtype="float64")
         made.step(windows=Windows.of((6, 5), 3))
-        assert len(made.cudnn.built) == 12
+        convolve(made, SQUARE, 2, 3, 4, 2, "float32", "conv")  # each of two groups is like the one
+        assert len(made.cudnn.built) == 15
         monkeypatch.setattr(dispatch, "precision", lambda: "tf32", raising=False)
         made.step()
-        assert len(made.cudnn.built) == 15
+        assert len(made.cudnn.built) == 18
 
 
 def test_a_handle_for_each_device_follows_the_stream():
