@@ -1,5 +1,7 @@
 """Convolution on CUDA through kernels of our own (cuda/conv.cu), for one and two axes: nothing is laid out in columns.
 
+Large ones may go to cuDNN instead, where it was asked for (cupy_cudnn.py).
+
 Notation as in ops/conv.py: N batch, C in-channels, O out-channels, G groups, K the kernel, S/OUT the spatial axes in/out.
 Declined, so that the portable op runs: three axes, other dtypes than float32 and float64, arrays of 2**31 numbers or more.
 """
@@ -9,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from portacnn.backends import cupy_cudnn
 from portacnn.backends.cupy_module import NULL, Launcher, Variant, kernel, rounding, supported, with_rounding
 from portacnn.backends.cupy_plan import SPLIT_TILES, WIDE_TILES, Split, Tile, split_tile, wide_tile
 from portacnn.backends.cupy_split import room_for_partials, sum_partials
@@ -135,7 +138,11 @@ def _forward(
         return NotImplemented
     backend = backend_of(x)
     xt, weight = backend.contiguous(batch_last(x)), backend.contiguous(weight)
-    y, winner = _convolve(plan, xt, weight, bias, (pool if pairs and pool else windows).out, relu, pairs, keep)
+    y, winner = cupy_cudnn.forward(plan, xt, weight, bias, relu) if cupy_cudnn.takes(plan) else None, None
+    if y is None:
+        y, winner = _convolve(plan, xt, weight, bias, (pool if pairs and pool else windows).out, relu, pairs, keep)
+    else:
+        y, pairs = y.reshape(y.shape[0], *windows.out, y.shape[-1]), False
     result, pool_cache = batch_first(y), None
     if pool is not None and not pairs:
         result, pool_cache = max_pool(result, pool, keep=keep)
@@ -235,6 +242,11 @@ def conv_backward(dy: Array, saved: _Saved, *, need_dx: bool = True) -> tuple[Ar
     if pool_cache is not None:
         dy = max_pool_backward(dy, pool_cache)
     dyt = backend_of(dy).contiguous(batch_last(dy))
+    if winner is None and cupy_cudnn.takes(plan):
+        done = cupy_cudnn.gradients(plan, xt, dyt, y, weight, with_bias, need_dx)
+        if done is not None:
+            dxt, dweight, dbias = done
+            return None if dxt is None else batch_first(dxt), dweight, dbias
     dweight, dbias = _weight_gradient(plan, xt, dyt, y, winner, weight.shape, with_bias)
     if not need_dx:
         return None, dweight, dbias
