@@ -119,6 +119,37 @@ def test_results_of_a_step_outlive_the_next(home):
     assert sorted(set(losses), reverse=True) == losses
 
 
+def test_no_array_of_the_callers_is_written_to(home):
+    step = home.compile_step(Fit(home), ())
+    with home.active():
+        ok = home.xp.ones((), dtype=home.xp.bool)
+        given = [[home.asarray(a) for a in data(number)] for number in range(6)]
+        for number, (x, y) in enumerate(given):
+            step(x, y, State(number, 0.1, ok))
+    for number, arrays in enumerate(given):
+        for array, host in zip(arrays, data(number), strict=True):
+            assert np.array_equal(home.to_host(array), host)
+    assert bool(ok)
+
+
+def test_what_a_step_keeps_is_safe_from_the_graphs_of_others(home):
+    """A graph writes wherever something lay, and was freed, while it was recorded: nothing else may come to lie there."""
+    kept = {}
+
+    def step(x, state):
+        found = kept.setdefault(state.note, x + 0)  # as large as the intermediate results
+        found += ((x * 2) * 3) * 4
+        return found
+
+    compiled = home.compile_step(step, ())
+    x = home.asarray(np.ones(100))
+    notes = "aaaaabababababccccccaabbcc"
+    for note in notes:
+        compiled(x, State(1, 1.0, None, note))
+    for note in "abc":
+        assert home.to_host(kept[note]).tolist() == [1 + 24 * notes.count(note)] * 100
+
+
 def test_a_step_that_is_not_ok_changes_nothing(home):
     fit = Fit(home)
     step = home.compile_step(fit, ())
@@ -367,9 +398,18 @@ def test_a_step_that_fails_by_itself_is_no_reason_to_give_up(home, caplog):
     assert (compiled.graphs, compiled.reason, caplog.messages) == (1, None, [])
 
 
+def test_what_lies_about_unused_is_let_go_of_first(cp, home):
+    fake_cupy.capacity[home.device.id] = machine._held[home.device.id] + 200_000
+    with home.active():
+        cp.empty((100_000,), dtype="uint8")
+    compiled = home.compile_step(lambda x, state: x + cp.empty((5000,)) * 0, ())
+    x = home.asarray(np.ones(1))
+    assert compiled(x, State(1, 1.0, None)).shape == (5000,)
+
+
 @pytest.mark.parametrize("after", [0, 2], ids=["as it is", "recorded"])
 def test_no_room(home, after):
-    fit, size = Fit(home), [1]
+    fit, size, free = Fit(home), [50_000], machine._held[home.device.id]
 
     def step(x, y, state):
         home.xp.zeros((size[0],), dtype=home.xp.uint8)
@@ -387,6 +427,10 @@ def test_no_room(home, after):
     assert 0 <= held < 100_000
     assert (fit.weights(), fit.called) == (before, called)
     assert (compiled.graphs, compiled.reason) == (0, None)
+    caught = None
+    with home.active():
+        machine.default_pool.free_all_blocks()
+    assert machine._held[home.device.id] - free < 20_000, "only what is kept"
     size[0] = 1
     run(home, compiled, 5, first=after)
     assert compiled.graphs == 1
