@@ -399,7 +399,7 @@ def test_a_step_that_fails_by_itself_is_no_reason_to_give_up(home, caplog):
 
 
 def test_what_lies_about_unused_is_let_go_of_first(cp, home):
-    fake_cupy.capacity[home.device.id] = machine._held[home.device.id] + 200_000
+    fake_cupy.capacity[home.device.id] = machine._held[home.device.id] + 150_000
     with home.active():
         cp.empty((100_000,), dtype="uint8")
     compiled = home.compile_step(lambda x, state: x + cp.empty((5000,)) * 0, ())
@@ -417,6 +417,8 @@ def test_no_room(home, after):
 
     compiled = home.compile_step(step, ())
     run(home, compiled, after)
+    run(home, compiled, after, 5, after)  # another kind, with memory of its own
+    after *= 2
     before, called = fit.weights(), fit.called
     size[0] = 100_000_000
     fake_cupy.capacity[home.device.id] = machine._held[home.device.id] + 100_000
@@ -435,7 +437,9 @@ def test_no_room(home, after):
     run(home, compiled, 5, first=after)
     assert compiled.graphs == 1
     plain = Fit(home)
-    run(home, plain, after + 5)
+    run(home, plain, after // 2)
+    run(home, plain, after // 2, 5, after // 2)
+    run(home, plain, 5, first=after)
     assert fit.weights() == plain.weights()
 
 
