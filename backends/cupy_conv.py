@@ -138,6 +138,7 @@ def _forward(
         return NotImplemented
     backend = backend_of(x)
     xt, weight = backend.contiguous(batch_last(x)), backend.contiguous(weight)
+    bias = None if bias is None else backend.contiguous(bias)
     y, winner = cupy_cudnn.forward(plan, xt, weight, bias, relu) if cupy_cudnn.takes(plan) else None, None
     if y is None:
         y, winner = _convolve(plan, xt, weight, bias, (pool if pairs and pool else windows).out, relu, pairs, keep)
@@ -263,6 +264,7 @@ def conv_transpose(x: Array, weight: Array, bias: Array | None, windows: Windows
         return NotImplemented
     backend = backend_of(x)
     xt, weight = backend.contiguous(batch_last(x)), backend.contiguous(weight)
+    bias = None if bias is None else backend.contiguous(bias)
     y = _input_gradient(plan, xt, None, None, weight, bias, (channels, *windows.size, x.shape[0]))
     saved = _Saved(xt, weight, bias is not None, windows, plan, None, None, None) if keep else None
     return batch_first(y), saved

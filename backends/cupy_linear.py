@@ -76,6 +76,7 @@ def _product(
 def _map(x: Array, weight: Array, bias: Array | None, relu: bool, keep: bool) -> Any:
     if not _can(x, weight):
         return NotImplemented
+    bias = None if bias is None else backend_of(x).contiguous(bias)
     yt, _ = _product(_factor(weight), _factor(x), bias, relu)
     return yt.T, (x, weight, bias is not None, yt if relu else None) if keep else None
 

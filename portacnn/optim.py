@@ -123,7 +123,15 @@ class Optimizer:
         number = self.steps + 1 if count is None else count
         for (decay, late), group in alike.items():
             p, g, state = self._together(group, params, grads)
-            self.apply(p, g, state, number - late if late else number, lr=self.lr if lr is None else lr, weight_decay=decay, ok=ok)
+            self.apply(
+                p,
+                g,
+                state,
+                number - late if late else number,
+                lr=self.lr if lr is None else lr,
+                weight_decay=decay,
+                ok=ok,
+            )
         self._took_part = keys
         if count is None:
             self.advance()

@@ -359,6 +359,7 @@ def array(
             return obj
         return call("array", lambda a: np.array(a, dtype, order=order), (obj,))  # type: ignore[call-overload]
     host = np.array(obj, dtype, order=order, ndmin=ndmin)  # type: ignore[call-overload]
+    host = host if host.flags.forc else np.ascontiguousarray(host)  # no other order survives the way
     if host.dtype == object:
         raise ValueError("Unsupported dtype object")
     made = _allocate(host)
