@@ -9,6 +9,7 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -78,6 +79,7 @@ class RawModule:
 
 def _module(name: str, **names: Any) -> ModuleType:
     module = ModuleType(name)
+    module.__spec__ = ModuleSpec(name, None)  # what find_spec looks at
     vars(module).update(names)
     module.__all__ = sorted(n for n in names if not n.startswith("_"))  # type: ignore[attr-defined]
     return module
