@@ -18,7 +18,7 @@ from portacnn.errors import ArgumentError, ModelFormatError, ShapeError
 from portacnn.flat import Flat, Named, runs
 from portacnn.ops.dispatch import check_arrays
 from portacnn.ops.update import count_as_float
-from portacnn.runtime import Array, backend_of
+from portacnn.runtime import Array, backend_of, where
 
 Selection = Callable[[str, Array], bool] | str | Iterable[str]
 """Which parameters: a function of a parameter's path and array, or patterns of names (see ``selector``)."""
@@ -115,23 +115,17 @@ class Optimizer:
                 check_arrays(type(self).__name__, **{key: params[key], f"gradient of {key}": grads[key]})
         self.check(params)
         alike: dict[tuple[float, int], list[str]] = {}  # keys that one call of the rule can take
-        for key in keys:
-            if key not in self.counts:
-                self.counts[key] = 0
-                self._make_state(key, params)
-            alike.setdefault((self._decay[key], self.steps - self.counts[key]), []).append(key)
-        number = self.steps + 1 if count is None else count
-        for (decay, late), group in alike.items():
-            p, g, state = self._together(group, params, grads)
-            self.apply(
-                p,
-                g,
-                state,
-                number - late if late else number,
-                lr=self.lr if lr is None else lr,
-                weight_decay=decay,
-                ok=ok,
-            )
+        with where(params[keys[0]]):
+            for key in keys:
+                if key not in self.counts:
+                    self.counts[key] = 0
+                    self._make_state(key, params)
+                alike.setdefault((self._decay[key], self.steps - self.counts[key]), []).append(key)
+            number = self.steps + 1 if count is None else count
+            for (decay, late), group in alike.items():
+                p, g, state = self._together(group, params, grads)
+                own = number - late if late else number
+                self.apply(p, g, state, own, lr=self.lr if lr is None else lr, weight_decay=decay, ok=ok)
         self._took_part = keys
         if count is None:
             self.advance()

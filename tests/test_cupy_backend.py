@@ -10,6 +10,7 @@ from portacnn import Trainer, load, ops, resolve
 from portacnn.layers import BatchNorm2d, Conv2d, Dropout, Flatten, Linear, ReLU
 from portacnn.models import Model
 from portacnn.ops.dispatch import use_kernels
+from portacnn.optim import make_optimizer
 from portacnn.runtime import Backend, Uploader, where
 from portacnn.training.feed import Streamed
 
@@ -85,6 +86,20 @@ def test_ops_follow_their_arrays(cp, home):
     p, g = [home.asarray(x)], [home.asarray(2 * x)]  # a list, in the first place
     ops.sgd_update(p, g, lr=0.5)
     assert not home.to_host(p[0]).any()
+    assert cp.cuda.Device().id == 0
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_an_optimizer_by_itself(cp, home, name):
+    rng = np.random.default_rng(0)
+    host, gradients = rng.standard_normal(5), rng.standard_normal((3, 5))
+    found = []
+    for place in (home, resolve("numpy")):
+        optimizer, p = make_optimizer(name, {"lr": 0.1}), place.asarray(host)
+        for gradient in gradients:
+            optimizer.update({"p": p}, {"p": place.asarray(gradient)})
+        found.append(place.to_host(p))
+    np.testing.assert_allclose(*found, rtol=1e-12)
     assert cp.cuda.Device().id == 0
 
 

@@ -22,6 +22,7 @@ from portacnn.errors import OutOfMemoryError
 from portacnn.layers import BatchNorm2d, Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU
 from portacnn.models import Model
 from portacnn.ops.dispatch import OPS, use_kernels
+from portacnn.training.feed import Streamed
 
 pytestmark = needs_compiler
 
@@ -467,6 +468,18 @@ def test_a_network_is_trained_to_the_same_bits():
     assert sum(e.kind == "graph" for e in seen) == 100 - 4
     assert sum(e.kind == "h2d" for e in seen) == 6 + 4 + 20, "parameters, the sets, an order an epoch"
     assert sum(e.kind == "d2h" for e in seen) == 3 * 20, "losses and accuracies, an epoch"
+
+
+def test_batches_that_are_sent_there_are_captured_too(monkeypatch):
+    """A batch may still be on its way while the graph of the one before it runs."""
+    home = resolve("cuda:1")
+    plain = trained(home, False, epochs=4)
+    monkeypatch.setattr(type(home), "free_memory", lambda self: 1000)
+    captured = trained(home, True, epochs=4)
+    assert isinstance(captured._feed, Streamed)
+    assert captured._step.graphs == 2
+    assert captured.train_loss_list == plain.train_loss_list
+    assert bits(captured.model) == bits(plain.model)
 
 
 def test_a_network_without_kernels_names_its_first_product(caplog):

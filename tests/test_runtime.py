@@ -505,7 +505,7 @@ def test_backends_are_values(backend):
     assert again == backend.backend
     assert again.synchronize() is None
     step = object()
-    assert (again.compile_step(step, ()) is step) == (again.name != "cupy")  # which may record it
+    assert again.name == "cupy" or again.compile_step(step, ()) is step  # CuPy's is looked at in test_cupy_capture
     with pytest.raises(AttributeError):
         again.name = "other"
 
