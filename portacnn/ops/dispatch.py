@@ -144,10 +144,7 @@ class Op:
         backend = backend_of(one)
         if backend.has_current_device and (there := backend.elsewhere(one.device)) is not None:
             with there:
-                return self._run(backend, x, *args, **kwargs)
-        return self._run(backend, x, *args, **kwargs)
-
-    def _run(self, backend: Backend, x: Array, *args: Any, **kwargs: Any) -> Any:
+                return self(x, *args, **kwargs)
         for kernel in self._overrides(backend):
             result, backward = kernel.forward(x, *args, **kwargs), kernel.backward
             if result is not NotImplemented:
@@ -157,7 +154,7 @@ class Op:
         if backward is None:
             return result
         y, saved = result
-        return y, None if saved is None else Cache(self.name, backward, saved, _kind(y), backend_of(y))
+        return y, None if saved is None else Cache(self.name, backward, saved, _kind(y), backend)
 
     def prepare(self, x: Array, *args: Any, **kwargs: Any) -> Callable[[Array], Array]:
         """This op for one array after another that are all just like ``x``, keeping nothing: a function of the array alone.
