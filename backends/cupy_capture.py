@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from portacnn.backends.cupy_module import kernel
+from portacnn.backends.cupy_module import Variant, kernel
 from portacnn.ops.dispatch import Op, kernel_choice
 from portacnn.runtime import Array, Backend
 
@@ -32,6 +32,8 @@ WARM = 2
 MOST = 4
 """How many kinds get a graph; steps of any other run as they are."""
 _WORDS = 8
+_FILE = "words.cu"
+VARIANTS: list[Variant] = [(_FILE, {})]
 _log = logging.getLogger("portacnn")
 
 
@@ -118,7 +120,7 @@ class CapturedStep:
         ]
         if words:
             padding = [np.int64(0)] * (_WORDS - len(words))
-            launch = kernel("words.cu", "set_words", "float64")
+            launch = kernel(_FILE, "set_words", "float64")
             launch((1,), (_WORDS,), (self._words, np.int32(len(words)), *words, *padding))
         return {
             name: self._words[i : i + 1].view(np.int64 if whole[name] else np.float64).reshape(())
