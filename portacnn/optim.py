@@ -84,8 +84,12 @@ class Optimizer:
     slots: tuple[str, ...] = ()
 
     def __init_subclass__(cls) -> None:
-        own = cls.__module__.partition(".")[0] == "portacnn"
-        Optimizer.known[cls.__name__ if own else f"{cls.__module__}.{cls.__qualname__}"] = cls
+        Optimizer.known[cls.kind()] = cls
+
+    @classmethod
+    def kind(cls) -> str:
+        """The class's name in files: those of this module go by their bare name, others by their module's too."""
+        return cls.__name__ if cls.__module__ == __name__ else f"{cls.__module__}.{cls.__qualname__}"
 
     def __init__(self, lr: float, weight_decay: float = 0.0, no_decay: Selection = ()) -> None:
         self.lr = not_negative("lr", lr)
@@ -241,8 +245,7 @@ class Optimizer:
             if callable(self.no_decay)
             else {"patterns": list(self.no_decay)}
         )
-        names = [name for name, known in Optimizer.known.items() if known is kind]
-        return {"class": names[0], "arguments": arguments, "no_decay": spared}
+        return {"class": self.kind(), "arguments": arguments, "no_decay": spared}
 
     def state_dict(self) -> dict[str, Any]:
         """What the next steps depend on, besides the constructor's arguments: copies, as plain values and NumPy arrays.

@@ -66,7 +66,7 @@ def add(folder: Path, run: str, step: int, keep: int, write: Callable[[Path], No
     write_atomically(folder / LATEST, f"{path.name}\n".encode())
     own = [found.path for found in before if found.run == run]
     left_over = folder.glob(f".checkpoint-*-{run}.safetensors.*.tmp")  # of a process that was killed as it wrote
-    for old in [*own[: len(own) + 1 - keep], *left_over]:
+    for old in [*own[: max(0, len(own) + 1 - keep)], *left_over]:
         with contextlib.suppress(OSError):  # held open by somebody, perhaps; the next time will do
             old.unlink()
     return path
