@@ -157,16 +157,18 @@ class Optimizer:
         for key in self._took_part:
             self.counts[key] += 1
 
-    def _make_state(self, key: str, params: Mapping[str, Array]) -> None:
-        """The first state of a parameter; laid out as the parameters are."""
+    def _make_state(self, key: str, params: Mapping[str, Array], first: Mapping[str, Array] | None = None) -> None:
+        """The first state of a parameter, or by slot the values of ``first``; laid out as the parameters are."""
         flat = params.flats[0] if isinstance(params, Named) and len(params.flats) == 1 else None
         for slot, arrays in self.state.items():
-            fresh = self.fresh(slot, params[key])
+            fresh = self.fresh(slot, params[key]) if first is None else first[slot]
             if flat is not None:
                 if slot not in self._flat or self._flat[slot].parts is not flat.parts:
                     self._flat[slot] = flat.like()
                 self._flat[slot].views[key][...] = fresh
                 fresh = self._flat[slot].views[key]
+            elif first is not None:
+                fresh = backend_of(fresh).xp.asarray(fresh, copy=True)
             arrays[key] = fresh
 
     def _together(
@@ -303,15 +305,20 @@ class Optimizer:
         except ArgumentError as error:
             raise ModelFormatError(error.message, where) from error
         self.lr, self.steps, self.counts = lr, steps, counts
-        for slot, own in self.state.items():
+        for own in self.state.values():
             for key in [key for key in own if key not in counts]:
                 del own[key]
-            for key in counts:
-                p = params[key]
-                if key not in own:
-                    self._make_state(key, params)
-                home = replace(backend_of(p), device=p.device)
-                own[key][...] = home.xp.astype(home.share(arrays[f"{slot}.{key}"]), p.dtype, copy=False)
+        for key in counts if self.slots else ():
+            p = params[key]
+            home = replace(backend_of(p), device=p.device)
+            first = {
+                slot: home.xp.astype(home.share(arrays[f"{slot}.{key}"]), p.dtype, copy=False) for slot in self.slots
+            }
+            if any(key not in own for own in self.state.values()):
+                self._make_state(key, params, first)
+            else:
+                for slot, array in first.items():
+                    self.state[slot][key][...] = array
 
 
 class SGD(Optimizer):

@@ -118,7 +118,7 @@ class Backend:
             return array
         if name != self.name:
             try:
-                theirs = (source or self).dlpack_device(array)
+                theirs = source.dlpack_device(array) if source else Backend.dlpack_device(self, array)
                 if theirs == self.dlpack_device(self.xp.empty((0,), device=self.device)):
                     # By way of NumPy on the host: torch ends the process where a stride is negative.
                     xp = resolve("numpy").xp if theirs[0] == _HOST else self.xp

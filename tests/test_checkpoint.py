@@ -616,6 +616,7 @@ def test_numbers_that_mean_nothing(tmp_path):
         make(checkpoint_dir=tmp_path / "file")
 
 
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_training_gone_wrong_writes_none(tmp_path):
     wild = {"optimizer": "sgd", "optimizer_param": {"lr": 1e30}}
     trainer = make(net=small_net, **wild, checkpoint_dir=tmp_path, checkpoint_every=1)
