@@ -754,7 +754,7 @@ def test_a_disk_that_is_full_stops_training_and_no_more(tmp_path, monkeypatch):
 
     def replace(source, target):
         calls.append(target)
-        if len(calls) == 3:  # two files a checkpoint: this is the second one
+        if len(calls) == 4:  # three files are given their names at a checkpoint: this is the second one's first
             raise OSError(28, "No space left on device")
         good(source, target)
 

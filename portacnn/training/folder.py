@@ -63,9 +63,11 @@ def add(folder: Path, run: str, step: int, keep: int, write: Callable[[Path], No
     number = 1 + max((found.number for found in before), default=0)
     path = folder / f"checkpoint-{number:06d}-step-{step}-{run}.safetensors"
     write(path)
-    write_atomically(folder / LATEST, f"{path.name}\n".encode())
+    pointer = folder / f".{LATEST}-{run}"
+    write_atomically(pointer, f"{path.name}\n".encode())
+    os.replace(pointer, folder / LATEST)
     own = [found.path for found in before if found.run == run]
-    left_over = folder.glob(f".checkpoint-*-{run}.safetensors.*.tmp")  # of a process that was killed as it wrote
+    left_over = folder.glob(f".*-{run}.*.tmp")  # of a process that was killed as it wrote
     for old in [*own[: max(0, len(own) + 1 - keep)], *left_over]:
         with contextlib.suppress(OSError):  # held open by somebody, perhaps; the next time will do
             old.unlink()
