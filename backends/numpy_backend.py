@@ -27,6 +27,9 @@ class NumpyBackend(Backend):
     def asarray(self, host: HostArray, dtype: str | None = None) -> Array:
         return np.array(host, dtype=dtype and self.dtype(dtype))
 
+    def share(self, host: HostArray) -> Array:
+        return np.asarray(host)
+
     def to_host(self, array: Array) -> HostArray:
         return np.array(array)
 

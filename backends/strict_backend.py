@@ -9,6 +9,7 @@ from portacnn.errors import BackendError
 from portacnn.runtime import Array, Backend, BackendInfo, HostArray
 
 KINDS = frozenset({"cpu"})
+_MADE_UP = 12  # DLPack's kind for devices that are none of the well-known
 _REMEDY = "array-api-strict is not installed: pip install array-api-strict"
 
 
@@ -17,6 +18,10 @@ class StrictBackend(Backend):
 
     def place(self, device: Any) -> str:
         return _word(device)
+
+    def dlpack_device(self, array: Array) -> tuple[int, int]:
+        word = _word(array.device)  # the library itself says the CPU of all its devices
+        return (1, 0) if word == "cpu" else (_MADE_UP, int(word.removeprefix("device")))
 
     def to_host(self, array: Array) -> HostArray:
         return np.array(array.to_device(self.xp.Device("CPU_DEVICE")))

@@ -21,6 +21,13 @@ class TorchBackend(Backend):
         source = torch.from_numpy(np.array(host, dtype=native, order="C"))  # a copy: the host's may be read-only
         return source.to(device=self.device, dtype=dtype and self.dtype(dtype))
 
+    def share(self, host: HostArray) -> Array:
+        import torch
+
+        flags = host.flags
+        ours = flags.writeable and flags.aligned and host.dtype.isnative and all(n >= 0 for n in host.strides)
+        return torch.from_numpy(host) if self.device.type == "cpu" and ours else self.asarray(host)
+
     def to_host(self, array: Array) -> HostArray:
         return array.detach().to("cpu", copy=True).contiguous().numpy()
 

@@ -1,11 +1,30 @@
 """Checks of the plain numbers and words that ops and constructors take: each gives it back, or says what it must be."""
 
+from collections.abc import Callable, Mapping
 from math import inf, isfinite
 from numbers import Real
 from operator import index
 from typing import Any
 
 from portacnn.errors import ArgumentError
+
+
+def plain(value: Any, known: Callable[[Any], Any] = lambda value: None) -> Any:
+    """A value as JSON has it: numbers of any library as Python's, tuples as lists; what it has no word for stays.
+
+    ``known`` is asked first, about this value and those within it; it gives None for what it does not know.
+    """
+    if (described := known(value)) is not None:
+        return described
+    if isinstance(value, Mapping):
+        return {name: plain(inner, known) for name, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(inner, known) for inner in value]
+    if value is None or isinstance(value, bool | int | str | float):
+        return value
+    if hasattr(value, "__index__"):
+        return int(value)
+    return float(value) if hasattr(value, "__float__") else value
 
 
 def whole(name: str, value: Any, least: int) -> int:

@@ -11,16 +11,27 @@ from pathlib import Path
 from typing import Any
 
 from portacnn.data import load_idx_folder, load_mnist, load_mnist_sample
-from portacnn.errors import PortacnnError
+from portacnn.errors import ArgumentError, PortacnnError
 from portacnn.files import write_atomically
 from portacnn.models import Normalize, SimpleConvNet
 from portacnn.optim import OPTIMIZERS
-from portacnn.runtime import GRAMMAR, VARIABLE, available_backends, resolve
+from portacnn.runtime import GRAMMAR, VARIABLE, Backend, available_backends, resolve
 from portacnn.schedules import SCHEDULES
 from portacnn.seeds import check_seed
-from portacnn.training import Trainer
+from portacnn.training import Trainer, stopping_on_signals
+from portacnn.training.folder import make_folder
 
 USAGE_ERROR = 2
+_CHECKPOINTS = "checkpoints"  # the folder in --out where one goes that nobody named a folder for
+_FRESH = {
+    "batch_size": 100,
+    "optimizer": "adam",
+    "lr": 0.001,
+    "schedule": "constant",
+    "weight_init": "he",
+    "seed": None,
+}
+"""Options of a new training, and what they are where they are not given. One that goes on takes them from its checkpoint."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -53,17 +64,29 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
         metavar="sample|mnist|DIR",
         help="bundled digits, MNIST, or a folder of four IDX files",
     )
-    add("--epochs", type=int, default=20)
-    add("--batch-size", type=int, default=100)
-    add("--optimizer", default="adam", choices=sorted(OPTIMIZERS))
-    add("--lr", type=float, default=0.001, help="learning rate")
+    add("--epochs", type=int, help="in all; by default 20, or what a training that goes on was to have")
+    add("--device", help=f"{GRAMMAR}; without it the variable {VARIABLE}, else numpy, or where a training was")
+    add("--out", default="runs/latest", metavar="DIR", help="where weights, history and curve go")
+    add("--checkpoint-dir", metavar="DIR", help=f"write checkpoints here; with --checkpoint-every OUT/{_CHECKPOINTS}")
+    add("--checkpoint-every", type=int, metavar="STEPS", help="how often; by default after each epoch")
+    add("--keep", type=int, metavar="N", help="how many checkpoints to keep; by default 3")
+    add(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="PATH",
+        help=f"go on from a checkpoint, or the newest of a folder: by default --checkpoint-dir, else OUT/{_CHECKPOINTS}",
+    )
+    fresh = parser.add_argument_group("a new training", "What --resume takes from the checkpoint.")
+    add = fresh.add_argument
+    add("--batch-size", type=int)
+    add("--optimizer", choices=sorted(OPTIMIZERS))
+    add("--lr", type=float, help="learning rate")
     add("--momentum", type=float, help="for optimizers that have it")
     add("--weight-decay", type=float, help="L2, or decoupled with adamw")
-    add("--schedule", default="constant", choices=sorted(SCHEDULES), help="of the learning rate, over the whole run")
-    add("--weight-init", default="he", help='"he", "xavier", or a standard deviation (the tutorials\' is 0.01)')
-    add("--device", help=f"{GRAMMAR}; without it the variable {VARIABLE}, else numpy")
+    add("--schedule", choices=sorted(SCHEDULES), help="of the learning rate, over the whole run")
+    add("--weight-init", help='"he" (the default), "xavier", or a standard deviation (the tutorials\' is 0.01)')
     add("--seed", type=int, help="for weights and batches; without it a fresh one is drawn and printed")
-    add("--out", default="runs/latest", metavar="DIR", help="where weights, history and curve go")
 
 
 def _guarded(options: argparse.Namespace) -> int:
@@ -76,40 +99,35 @@ def _guarded(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    backend = resolve(options.device)
-    seed = check_seed(options.seed)
-    (x_train, t_train), (x_test, t_test) = _data(options.data)  # uint8: a quarter of the memory
-    out = _writable(Path(options.out))
-    classes = int(max(t_train.max(), t_test.max())) + 1
-    model = SimpleConvNet(
-        x_train.shape[1:], output_size=classes, weight_init_std=_init(options.weight_init), device=backend, seed=seed
-    )
-    model.preprocess = Normalize()
-    trainer = Trainer(
-        model,
-        x_train,
-        t_train,
-        x_test,
-        t_test,
-        epochs=options.epochs,
-        mini_batch_size=options.batch_size,
-        optimizer=options.optimizer,
-        optimizer_param=_optimizer_param(options),
-        schedule=options.schedule,
-        seed=seed,
-    )
-    count = sum(array.size for array in model.state_dict().values())
-    print(f"backend  {backend}")
-    print(f"model    SimpleConvNet, {count:,} parameters, weights by {options.weight_init}, seed {seed}")
-    print(f"data     {options.data}: {len(x_train):,} training and {len(x_test):,} test images", flush=True)
+    backend = resolve(options.device) if options.resume is None else None
     can_save = _can_import("safetensors")
+    if not can_save and (options.resume is not None or options.checkpoint_dir is not None):
+        raise ArgumentError("checkpoints need safetensors, which is not installed (pip install safetensors)")
+    given = [name for name in (*_FRESH, "momentum", "weight_decay") if getattr(options, name) is not None]
+    if options.resume is not None and given:
+        words = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ArgumentError(f"--resume takes {words} from the checkpoint; leave it out")
+    data = _data(options.data)  # uint8: a quarter of the memory
+    out = _writable(Path(options.out))
+    trainer = _new(options, backend, data) if backend is not None else _resumed(options, out, data)
+    (x_train, _), (x_test, t_test) = data
+    model = trainer.model
+    count = sum(array.size for array in model.state_dict().values())
+    print(f"backend  {trainer.backend}")
+    how = f"weights by {options.weight_init}" if backend is not None else f"{trainer.steps_done:,} steps done"
+    print(f"model    {type(model).__name__}, {count:,} parameters, {how}, seed {trainer.seed}")
+    print(f"data     {options.data}: {len(x_train):,} training and {len(x_test):,} test images", flush=True)
     if not can_save:
         print(
             "note     safetensors is not installed: the weights will not be saved (pip install safetensors)", flush=True
         )
-    start = time.perf_counter()
-    trainer.train()
-    print(f"trained  {trainer.epoch} epochs in {time.perf_counter() - start:.1f} s")
+    start, before = time.perf_counter(), trainer.epoch
+    with stopping_on_signals(trainer) as caught:
+        trainer.train()
+        if caught.number is not None:
+            _say_where_it_stopped(trainer, out, can_save)
+            return caught.exit_status
+    print(f"trained  {trainer.epoch - before} epochs in {time.perf_counter() - start:.1f} s")
     print(f"final test accuracy {model.accuracy(x_test, t_test):.4f}")
     if can_save:
         model.save(out / "weights.safetensors")
@@ -122,6 +140,72 @@ def _train(options: argparse.Namespace) -> int:
     else:
         print('curve    not drawn: matplotlib is not installed (pip install "portacnn[plot]")')
     return 0
+
+
+def _new(options: argparse.Namespace, backend: Backend, data: Any) -> Trainer:
+    """A training from the start. The options get the values that were not given."""
+    for name, value in {**_FRESH, "epochs": 20, "keep": 3}.items():
+        if getattr(options, name) is None:
+            setattr(options, name, value)
+    if options.checkpoint_every is not None and options.checkpoint_dir is None:
+        options.checkpoint_dir = Path(options.out) / _CHECKPOINTS
+    seed = check_seed(options.seed)
+    (x_train, t_train), (x_test, t_test) = data
+    classes = int(max(t_train.max(), t_test.max())) + 1
+    model = SimpleConvNet(
+        x_train.shape[1:], output_size=classes, weight_init_std=_init(options.weight_init), device=backend, seed=seed
+    )
+    model.preprocess = Normalize()
+    return Trainer(
+        model,
+        x_train,
+        t_train,
+        x_test,
+        t_test,
+        epochs=options.epochs,
+        mini_batch_size=options.batch_size,
+        optimizer=options.optimizer,
+        optimizer_param=_optimizer_param(options),
+        schedule=options.schedule,
+        seed=seed,
+        checkpoint_dir=options.checkpoint_dir,
+        checkpoint_every=options.checkpoint_every,
+        keep=options.keep,
+    )
+
+
+def _resumed(options: argparse.Namespace, out: Path, data: Any) -> Trainer:
+    """A training that goes on where a checkpoint was written."""
+    (x_train, t_train), (x_test, t_test) = data
+    path = Path(options.resume or options.checkpoint_dir or out / _CHECKPOINTS)
+    if not path.exists():
+        raise FileNotFoundError(f"no checkpoint to go on from: {path} is not there; name it: --resume PATH")
+    return Trainer.resume(
+        path,
+        x_train,
+        t_train,
+        x_test,
+        t_test,
+        device=options.device,
+        epochs=options.epochs,
+        checkpoint_dir=options.checkpoint_dir,
+        checkpoint_every=options.checkpoint_every,
+        keep=options.keep,
+        verbose=True,
+    )
+
+
+def _say_where_it_stopped(trainer: Trainer, out: Path, can_save: bool) -> None:
+    """After a signal: where training is, and the checkpoint to go on from, written now if none has been."""
+    print(f"stopped  after step {trainer.steps_done} (epoch {min(trainer.epoch + 1, trainer.epochs)})")
+    if not can_save:
+        print("note     no checkpoint: safetensors is not installed")
+        return
+    if trainer.checkpoint_dir is None:
+        trainer.checkpoint_dir = make_folder(out / _CHECKPOINTS)
+        trainer.checkpoint()
+    print(f"saved    {trainer.last_checkpoint}")
+    print(f"go on    --resume {trainer.last_checkpoint}", flush=True)
 
 
 def _data(name: str) -> Any:

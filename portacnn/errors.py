@@ -59,6 +59,10 @@ class NotFiniteError(PortacnnError, FloatingPointError):
     """NaN or infinity where training cannot go on."""
 
 
+class CheckpointError(PortacnnError, OSError):
+    """A checkpoint that could not be written; the earlier ones are as they were."""
+
+
 class DataFormatError(PortacnnError, ValueError):
     """A data file that is cut short, foreign, or contradicts its own header."""
 

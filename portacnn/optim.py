@@ -7,13 +7,15 @@ Weight decay is by parameter: ``no_decay`` says which ones it leaves alone, for 
 ``AdamW(weight_decay=0.05, no_decay=biases_and_norms)`` or ``SGD(0.1, weight_decay=5e-4, no_decay=("bias", "bn*"))``.
 """
 
+import json
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from inspect import signature
-from typing import Any
+from typing import Any, ClassVar
 
 from portacnn import ops
-from portacnn.arguments import fraction, not_negative, whole
+from portacnn.arguments import fraction, not_negative, plain, whole
 from portacnn.errors import ArgumentError, ModelFormatError, ShapeError
 from portacnn.flat import Flat, Named, runs
 from portacnn.ops.dispatch import check_arrays
@@ -27,6 +29,16 @@ Selection = Callable[[str, Array], bool] | str | Iterable[str]
 def biases_and_norms(path: str, array: Array) -> bool:
     """Whether a parameter has one axis or none, as biases and the scales and shifts of normalizations do."""
     return array.ndim <= 1
+
+
+@dataclass(frozen=True)
+class Paths:
+    """A selection of parameters by their whole paths: what any selection comes to in one network."""
+
+    paths: tuple[str, ...]
+
+    def __call__(self, path: str, array: Array) -> bool:
+        return path in self.paths
 
 
 def selector(what: Selection) -> Callable[[str, Array], bool]:
@@ -66,7 +78,18 @@ class Optimizer:
         state: for each of ``slots``, an array like each parameter, by the parameter's key.
     """
 
+    known: ClassVar[dict[str, type["Optimizer"]]] = {}
+    """Every class of optimizers by name, for reading them from files."""
+
     slots: tuple[str, ...] = ()
+
+    def __init_subclass__(cls) -> None:
+        Optimizer.known[cls.kind()] = cls
+
+    @classmethod
+    def kind(cls) -> str:
+        """The class's name in files: those of this module go by their bare name, others by their module's too."""
+        return cls.__name__ if cls.__module__ == __name__ else f"{cls.__module__}.{cls.__qualname__}"
 
     def __init__(self, lr: float, weight_decay: float = 0.0, no_decay: Selection = ()) -> None:
         self.lr = not_negative("lr", lr)
@@ -136,16 +159,18 @@ class Optimizer:
         for key in self._took_part:
             self.counts[key] += 1
 
-    def _make_state(self, key: str, params: Mapping[str, Array]) -> None:
-        """The first state of a parameter; laid out as the parameters are."""
+    def _make_state(self, key: str, params: Mapping[str, Array], first: Mapping[str, Array] | None = None) -> None:
+        """The first state of a parameter, or by slot the values of ``first``; laid out as the parameters are."""
         flat = params.flats[0] if isinstance(params, Named) and len(params.flats) == 1 else None
         for slot, arrays in self.state.items():
-            fresh = self.fresh(slot, params[key])
+            fresh = self.fresh(slot, params[key]) if first is None else first[slot]
             if flat is not None:
                 if slot not in self._flat or self._flat[slot].parts is not flat.parts:
                     self._flat[slot] = flat.like()
                 self._flat[slot].views[key][...] = fresh
                 fresh = self._flat[slot].views[key]
+            elif first is not None:
+                fresh = backend_of(fresh).xp.asarray(fresh, copy=True)
             arrays[key] = fresh
 
     def _together(
@@ -205,6 +230,27 @@ class Optimizer:
 
     # --- to and from files ------------------------------------------------------------------------------------------
 
+    def description(self) -> dict[str, Any]:
+        """As JSON: the class, and the constructor's arguments as the attributes of their names say; ``rebuild_optimizer`` reads it.
+
+        ``no_decay``, where it is a function, is described by the paths that it has selected.
+
+        Raises:
+            ArgumentError: an argument without an attribute of its name, or that JSON cannot hold.
+        """
+        kind = type(self)
+        try:
+            arguments = {name: plain(getattr(self, name)) for name in signature(kind).parameters if name != "no_decay"}
+            json.dumps(arguments)
+        except (AttributeError, TypeError) as error:
+            raise ArgumentError(f"cannot be saved: {error}", kind.__name__) from error
+        spared: dict[str, list[str]] = (
+            {"paths": [key for key, decay in self._decay.items() if not decay]}
+            if callable(self.no_decay)
+            else {"patterns": list(self.no_decay)}
+        )
+        return {"class": self.kind(), "arguments": arguments, "no_decay": spared}
+
     def state_dict(self) -> dict[str, Any]:
         """What the next steps depend on, besides the constructor's arguments: copies, as plain values and NumPy arrays.
 
@@ -261,16 +307,20 @@ class Optimizer:
         except ArgumentError as error:
             raise ModelFormatError(error.message, where) from error
         self.lr, self.steps, self.counts = lr, steps, counts
-        for slot, own in self.state.items():
+        for own in self.state.values():
             for key in [key for key in own if key not in counts]:
                 del own[key]
-            for key in counts:
-                p = params[key]
-                if key not in own:
-                    self._make_state(key, params)
-                xp = backend_of(p).xp
-                array = xp.asarray(arrays[f"{slot}.{key}"], device=p.device, copy=True)
-                own[key][...] = xp.astype(array, p.dtype)
+        for key in counts if self.slots else ():
+            p = params[key]
+            home = replace(backend_of(p), device=p.device)
+            first = {
+                slot: home.xp.astype(home.share(arrays[f"{slot}.{key}"]), p.dtype, copy=False) for slot in self.slots
+            }
+            if any(key not in own for own in self.state.values()):
+                self._make_state(key, params, first)
+            else:
+                for slot, array in first.items():
+                    self.state[slot][key][...] = array
 
 
 class SGD(Optimizer):
@@ -483,3 +533,16 @@ def make_optimizer(name: "str | Optimizer", param: Mapping[str, Any] | None = No
             f"{kind.__name__} takes {', '.join(signature(kind).parameters)}; got {', '.join(sorted(unknown))}"
         )
     return kind(**(param or {}))
+
+
+def rebuild_optimizer(described: Any) -> Optimizer:
+    """What ``Optimizer.description`` described. Raises whatever nonsense brings a constructor to."""
+    kind = Optimizer.known.get(described["class"])
+    if kind is None:
+        raise ModelFormatError(f"unknown optimizer {described['class']!r}; import the module that defines it first")
+    arguments = dict(described["arguments"])
+    if "no_decay" in signature(kind).parameters:
+        spared = described["no_decay"]
+        by_paths = "paths" in spared
+        arguments["no_decay"] = Paths(tuple(spared["paths"])) if by_paths else tuple(spared["patterns"])
+    return kind(**arguments)

@@ -38,6 +38,9 @@ _BUILT_IN = {
     "array_api_strict": "portacnn.backends.strict_backend",
 }
 _DEFAULT_FOR_KIND = {"cpu": "numpy", "cuda": "cupy"}
+_REFUSALS = (BufferError, RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError)
+"""What libraries raise where they do not hand an array over."""
+_HOST = 1  # DLPack's number for the CPU
 _log = logging.getLogger("portacnn")
 
 
@@ -107,6 +110,41 @@ class Backend:
     def asarray(self, host: HostArray, dtype: str | None = None) -> Array:
         """Copy a NumPy array to this device; never shares memory with ``host``. ``dtype``: a standard name."""
         return self.xp.asarray(host, dtype=dtype and self.dtype(dtype), device=self.device, copy=True)
+
+    def share(self, host: HostArray) -> Array:
+        """A NumPy array on this device, in its own memory where that is possible, else a copy. It is not to be written to."""
+        return self.asarray(host)
+
+    def receive(self, array: Any) -> Array:
+        """An array of any library as one of this backend's, in the same memory; NumPy's come back as they are, to be sent.
+
+        Raises:
+            ArrayError: it lies on another device, is no array, or its library does not hand it over (DLPack).
+        """
+        try:
+            source: Backend | None = backend_of(array)
+        except ArrayError:
+            if not hasattr(array, "__dlpack__"):
+                raise
+            source = None
+        name = source and source.name
+        if name == "numpy" or (name == self.name and array.device == self.device):
+            return array
+        if name != self.name:
+            try:
+                theirs = source.dlpack_device(array) if source else Backend.dlpack_device(self, array)
+                if theirs == self.dlpack_device(self.xp.empty((0,), device=self.device)):
+                    # By way of NumPy on the host: torch ends the process where a stride is negative.
+                    xp = resolve("numpy").xp if theirs[0] == _HOST else self.xp
+                    return xp.from_dlpack(array)
+            except _REFUSALS as error:
+                raise ArrayError(f"{describe(array)} cannot be shared with {self} by DLPack: {error}") from error
+        raise ArrayError(f"the model is on {self}, the images are {describe(array)}; move one of them")
+
+    def dlpack_device(self, array: Array) -> tuple[int, int]:
+        """The kind of device, by DLPack's numbers, and which of them, that an array lies on."""
+        kind, number = array.__dlpack_device__()
+        return int(kind), int(number)
 
     def to_host(self, array: Array) -> HostArray:
         """The array's values as a NumPy array of its own; waits for the device."""

@@ -12,13 +12,13 @@ They count steps. To count epochs instead, as PyTorch's examples do: ``PerEpoch(
 
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from math import cos, pi
-from typing import Literal
+from typing import Any, Literal
 
-from portacnn.arguments import not_negative, positive, share, whole
-from portacnn.errors import ArgumentError
+from portacnn.arguments import not_negative, plain, positive, share, whole
+from portacnn.errors import ArgumentError, ModelFormatError
 
 Schedule = Callable[[int, float], float]
 
@@ -239,6 +239,52 @@ def make_schedule(what: Schedule | str | None, total_steps: int) -> Schedule:
             f"unknown schedule {what!r}; known are {', '.join(SCHEDULES)}, or any function of (step, lr)"
         )
     return SCHEDULES[name.lower()](max(total_steps, 1))
+
+
+_KINDS: dict[str, type] = {
+    kind.__name__: kind
+    for kind in (
+        ConstantLR,
+        StepLR,
+        MultiStepLR,
+        ExponentialLR,
+        LinearLR,
+        CosineAnnealingLR,
+        OneCycleLR,
+        SequentialLR,
+        PerEpoch,
+    )
+}
+
+
+def describe_schedule(schedule: Schedule) -> dict[str, Any]:
+    """A schedule as JSON: its class and its fields, schedules among them described in turn.
+
+    Raises:
+        ArgumentError: a function of somebody's own, which no file can hold.
+    """
+    kind = type(schedule)
+    if _KINDS.get(kind.__name__) is not kind:
+        name = getattr(schedule, "__qualname__", kind.__qualname__)
+        raise ArgumentError(f"{name} is none of the schedules {', '.join(_KINDS)}, which a file can hold")
+    values = {field.name: getattr(schedule, field.name) for field in fields(schedule)}  # type: ignore[arg-type]
+    return {
+        "class": kind.__name__,
+        "arguments": plain(values, lambda value: describe_schedule(value) if callable(value) else None),
+    }
+
+
+def rebuild_schedule(described: Any) -> Schedule:
+    """What ``describe_schedule`` described. Raises whatever nonsense brings a constructor to."""
+    if described["class"] not in _KINDS:
+        raise ModelFormatError(f"unknown schedule {described['class']!r}; upgrade portacnn")
+
+    def made(value: Any) -> Any:
+        if isinstance(value, list):
+            return [made(inner) for inner in value]
+        return rebuild_schedule(value) if isinstance(value, dict) else value
+
+    return _KINDS[described["class"]](**{name: made(value) for name, value in described["arguments"].items()})
 
 
 def _line(here: float, there: float, way: float) -> float:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import pickle
+import re
 import struct
 import zipfile
 
@@ -59,9 +60,9 @@ def header_of(data):
 
 
 def with_description(data, description):
-    """The same file with another description of its model."""
+    """The same file with another description of its model, and no checksum."""
     header, tensors = header_of(data)
-    header["__metadata__"] = {"portacnn": description}
+    header["__metadata__"] = {"portacnn": re.sub(r'"checksum": "[0-9a-f]{8}", ', "", description)}
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + tensors
 

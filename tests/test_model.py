@@ -458,15 +458,15 @@ def test_wrong_images(backend, call):
 @every_call
 def test_images_of_another_library_or_device(call):
     strict = pytest.importorskip("array_api_strict")
-    images = strict.zeros((5, 1, 8, 8), dtype=strict.float32)
+    images = strict.zeros((5, 1, 8, 8), dtype=strict.float32, device=strict.Device("device1"))
     with pytest.raises(
         ArrayError,
-        match=r"^SimpleConvNet: the model is on numpy on cpu, the images are 5x1x8x8, array_api_strict float32 on cpu; "
+        match=r"^SimpleConvNet: the model is on numpy on cpu, the images are 5x1x8x8, array_api_strict float32 on device1; "
         "move one of them",
     ):
         call(small_net("numpy"), images)
     with pytest.raises(ArrayError, match=r"the model is on array_api_strict on device1, the"):
-        call(small_net("array_api_strict:device1"), images)
+        call(small_net("array_api_strict:device1"), strict.zeros((5, 1, 8, 8), dtype=strict.float32))
 
 
 @pytest.mark.parametrize("call", ["predict", "loss", "accuracy"])

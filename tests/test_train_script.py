@@ -4,6 +4,7 @@ import csv
 import os
 import re
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -59,12 +60,20 @@ def train(tmp_path, digits):
     here.mkdir()
 
     def run(
-        *arguments, data=digits, script=ROOT / "scripts" / "train.py", blocked=("matplotlib",), seed="0", **variables
+        *arguments,
+        data=digits,
+        script=ROOT / "scripts" / "train.py",
+        blocked=("matplotlib",),
+        seed="0",
+        without=(),
+        **variables,
     ):
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PORTACNN_")}
         path = [str(tmp_path / "hook"), *filter(None, [environment.get("PYTHONPATH")])]
         environment |= {"PYTHONPATH": os.pathsep.join(path), "BLOCKED": ",".join(blocked), "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, script, "--epochs", "1", "--batch-size", "20", "--data", data, *arguments]
+        standard = {"--epochs": "1", "--batch-size": "20", "--data": data}
+        options = [word for name, value in standard.items() if name not in without for word in (name, value)]
+        command = [sys.executable, script, *options, *arguments]
         command += [] if seed is None else ["--seed", seed]
         return subprocess.run(
             [str(word) for word in command],
@@ -290,3 +299,79 @@ def test_the_command(capsys):
     with pytest.raises(SystemExit) as caught:
         main([])
     assert caught.value.code == 2
+
+
+# --- stopped, and gone on ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def begin(train, digits):
+    """The script as a running process, to be sent signals. It is in its first epoch when this returns."""
+
+    def run(*arguments):
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PORTACNN_")}
+        command = [sys.executable, ROOT / "scripts" / "train.py", "--data", digits, "--batch-size", "4", *arguments]
+        process = subprocess.Popen(
+            [str(word) for word in command],
+            cwd=train.here,
+            env={**environment, "OMP_NUM_THREADS": "1", "PORTACNN_KERNELS": "numpy", "PYTHONUNBUFFERED": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        seen = []
+        for line in process.stdout:
+            seen.append(line)
+            if line.startswith("epoch 2"):  # by now the handlers stand
+                return process
+        pytest.fail(f"it ended: {seen}")
+
+    return run
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("where", [[], ["--checkpoint-dir", "ck"]], ids=["unasked", "asked"])
+def test_a_signal(train, begin, number, status, where):
+    """It ends in good order, says where it was saved, and goes on to the same end as one that nobody stopped."""
+    pytest.importorskip("safetensors")
+    long = ["--epochs", "2000", "--out", "out", "--seed", "3"]
+    with begin(*long, *where) as process:
+        process.send_signal(number)
+        printed = process.stdout.read()
+    assert process.returncode == status
+    step = int(re.search(r"^stopped  after step (\d+) \(epoch \d+\)$", printed, re.M)[1])
+    saved = re.search(r"^saved    (.*)$", printed, re.M)[1]
+    assert re.search(rf"^go on    --resume {re.escape(saved)}$", printed, re.M)
+    assert (train.here / saved).parent == train.here / (where[1] if where else "out/checkpoints")
+    assert f"-step-{step}-" in saved
+    epochs = str(step // 10 + 2)  # 40 images by 4
+    bare = {"seed": None, "without": ("--batch-size",), "PORTACNN_KERNELS": "numpy"}
+    again = train("--resume", saved, "--epochs", epochs, "--out", "again", **bare)
+    assert again.returncode == 0, again.stderr
+    assert re.search(rf"49,890 parameters, {step:,} steps done, seed 3$", again.stdout, re.M)
+    numpy = {"PORTACNN_KERNELS": "numpy"}
+    whole = train("--out", "whole", "--epochs", epochs, "--batch-size", "4", seed="3", **numpy)
+    assert whole.returncode == 0, whole.stderr
+    for name in ("history.csv", "weights.safetensors"):
+        assert (train.here / "again" / name).read_bytes() == (train.here / "whole" / name).read_bytes()
+
+
+def test_going_on_without_a_name(train):
+    pytest.importorskip("safetensors")
+    assert train("--out", "out", "--checkpoint-every", "1").returncode == 0
+    again = train("--out", "out", "--epochs", "2", "--resume", seed=None, without=("--batch-size",))
+    assert again.returncode == 0, again.stderr
+    assert re.search(r"^trained  1 epochs", again.stdout, re.M)
+
+
+def test_going_on_from_what_is_not_there(train, tmp_path):
+    pytest.importorskip("safetensors")
+    bare = {"seed": None, "without": ("--batch-size",), "PORTACNN_KERNELS": "numpy"}
+    one_line(train("--resume", **bare), "no checkpoint to go on from", "runs", "checkpoints", "--resume PATH")
+    (train.here / "file").write_text("no checkpoint")
+    one_line(train("--resume", "file", **bare), "file is not a whole safetensors file")
+    one_line(train("--resume", "file", "--lr", "0.1", **bare), "--resume takes --lr from the checkpoint; leave it out")
+    one_line(train("--resume", "file", blocked=("safetensors",), **bare), "checkpoints need safetensors")
+    assert train("--out", "out", "--checkpoint-dir", "ck").returncode == 0
+    other = write_digits(tmp_path / "other", train=41)
+    one_line(train("--resume", "ck", data=other, **bare), "these are not the data of", "the shape of x_train is [41")

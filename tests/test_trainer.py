@@ -504,7 +504,7 @@ def test_numbers_without_meaning(changes, message):
 
 def test_data_of_another_library():
     strict = pytest.importorskip("array_api_strict")
-    x, t = strict.zeros((50, 1, 8, 8), dtype=strict.float32), np.zeros(50, int)
+    x, t = strict.zeros((50, 1, 8, 8), dtype=strict.float32, device=strict.Device("device1")), np.zeros(50, int)
     with pytest.raises(ArrayError, match="the model is on numpy on cpu, the images are 50x1x8x8, array_api_strict"):
         Trainer(small_net("numpy"), x, t, x, t)
 

@@ -10,6 +10,7 @@ from test_flat import net
 from portacnn import Normalize, Trainer
 from portacnn.errors import OutOfMemoryError
 from portacnn.models import Model
+from portacnn.training import trainer as trainer_module
 from portacnn.training.feed import Resident, Streamed, fits
 
 
@@ -42,7 +43,7 @@ def test_batches_from_the_host_are_those_from_the_device(backend, monkeypatch, b
     there.train()
     assert isinstance(there._feed, Resident)
     if backend.backend.name == "numpy":
-        monkeypatch.setattr(Trainer, "_feed_of", lambda self, x, t: Streamed(self.model, x, np.asarray(t)))
+        monkeypatch.setattr(trainer_module, "make_feed", Streamed)
     small(monkeypatch, backend, 1000)
     here = trainer(backend, data)
     assert isinstance(here._feed, Streamed)

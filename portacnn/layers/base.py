@@ -41,6 +41,13 @@ class Buffer(NamedTuple):
     dtype: str | None  # None for the network's
 
 
+class Mismatch(NamedTuple):
+    """Paths that a state lacks, and paths in it that a network does not have."""
+
+    missing_keys: list[str]
+    unexpected_keys: list[str]
+
+
 class Layer:
     """A piece of a network with parameters of its own, or children that have some.
 
@@ -232,7 +239,7 @@ class Layer:
                     for specs in (layer._declared, layer._declared_buffers)
                     for name, spec in specs.items()
                 }
-                _check_state(declared, state, self.where)
+                check_state(declared, state, self.where)
         except PortacnnError:
             restore()
             raise
@@ -247,13 +254,13 @@ class Layer:
                 )
                 if tuple(drawn.shape) != param_shape:
                     raise ArgumentError(f"the initializer of {name} gave {drawn.shape}, not {param_shape}", layer.where)
-                layer.params[name] = backend.asarray(drawn, dtype)
+                layer.params[name] = _first(backend, drawn, dtype)
             with backend.active():
                 for name, (buffer_shape, value, own) in layer._declared_buffers.items():
                     layer.buffers[name] = (
                         backend.xp.full(buffer_shape, value, dtype=backend.dtype(own or dtype), device=backend.device)
                         if state is None
-                        else backend.asarray(state[layer._full(name)], own or dtype)
+                        else _first(backend, state[layer._full(name)], own or dtype)
                     )
         self._lay_flat()
         return self
@@ -373,18 +380,30 @@ class Layer:
         home = self._home()
         return {path: home.to_host(array) for path, array in self.named_state().items()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> Mismatch:
         """Write a ``state_dict``'s values, NumPy arrays, into this layer's own arrays.
+
+        Args:
+            state: arrays by path.
+            strict: without it, what is missing stays as it is and what is unexpected is left out.
+
+        Returns:
+            What was missing and what was unexpected: nothing where it is ``strict``.
 
         Raises:
             ModelFormatError: lists everything that is missing, unexpected or of another shape; nothing has changed then.
         """
         home, own = self._home(), self.named_state()
-        _check_state({path: tuple(array.shape) for path, array in own.items()}, state, self.where)
-        arrays = {path: home.asarray(state[path]) for path in own}
+        mismatch = check_state({path: tuple(array.shape) for path, array in own.items()}, state, self.where, strict)
         with home.active():
+            arrays = {
+                path: home.xp.astype(home.share(state[path]), array.dtype, copy=False)
+                for path, array in own.items()
+                if path in state
+            }
             for path, array in arrays.items():
-                own[path][...] = home.xp.astype(array, own[path].dtype)
+                own[path][...] = array
+        return mismatch
 
     # --- description ------------------------------------------------------------------------------------------------
 
@@ -438,6 +457,13 @@ def _flat(backend: Backend, places: Mapping[str, tuple[dict[str, Array], str]]) 
     return flats
 
 
+def _first(backend: Backend, host: HostArray, dtype: str) -> Array:
+    """The first values of a parameter or buffer. Where ``_lay_flat`` will copy them to their place, they need no copy before."""
+    if backend.views_alias and str(host.dtype) == dtype:
+        return backend.share(host)
+    return backend.asarray(host, dtype)
+
+
 # --- building from a file -------------------------------------------------------------------------------------------
 
 _state: ContextVar[Mapping[str, HostArray] | None] = ContextVar("portacnn_state", default=None)
@@ -453,11 +479,12 @@ def building_from(state: Mapping[str, HostArray]) -> Iterator[None]:
         _state.reset(token)
 
 
-def _check_state(own: Mapping[str, Shape], state: Mapping[str, Any], where: str) -> None:
-    """Raise ModelFormatError with everything that is missing, unexpected or of another shape."""
+def check_state(own: Mapping[str, Shape], state: Mapping[str, Any], where: str, strict: bool = True) -> Mismatch:
+    """Raise ModelFormatError with everything that is missing or unexpected, where it is ``strict``, or of another shape."""
+    mismatch = Mismatch([path for path in own if path not in state], [path for path in state if path not in own])
     problems = {
-        "missing": [path for path in own if path not in state],
-        "unexpected": [path for path in state if path not in own],
+        "missing": mismatch.missing_keys if strict else [],
+        "unexpected": mismatch.unexpected_keys if strict else [],
         "of another shape": [
             f"{path} {tuple(state[path].shape)} (expected {shape})"
             for path, shape in own.items()
@@ -467,6 +494,7 @@ def _check_state(own: Mapping[str, Shape], state: Mapping[str, Any], where: str)
     if any(problems.values()):
         listed = "; ".join(f"{what}: {', '.join(paths)}" for what, paths in problems.items() if paths)
         raise ModelFormatError(f"the state does not fit this network. {listed}", where)
+    return mismatch
 
 
 def _snapshot(layers: list[Layer]) -> Callable[[], None]:

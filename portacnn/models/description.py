@@ -4,10 +4,10 @@ What comes back is made of known classes of layers and of JSON's own values: rea
 """
 
 import json
-from collections.abc import Mapping
 from inspect import signature
 from typing import Any
 
+from portacnn.arguments import plain
 from portacnn.errors import ArgumentError, ModelFormatError
 from portacnn.layers import Layer
 
@@ -34,18 +34,8 @@ def describe_layer(layer: Layer) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """An argument as JSON has it: layers described, numbers of any library as Python's."""
-    if isinstance(value, Layer):
-        return describe_layer(value)
-    if isinstance(value, Mapping):
-        return {name: _plain(inner) for name, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if value is None or isinstance(value, bool | int | str | float):
-        return value
-    if hasattr(value, "__index__"):
-        return int(value)
-    return float(value) if hasattr(value, "__float__") else value
+    """An argument as JSON has it, layers described."""
+    return plain(value, lambda inner: describe_layer(inner) if isinstance(inner, Layer) else None)
 
 
 def rebuild_layer(described: Any, **building: Any) -> Layer:

@@ -10,16 +10,16 @@ from portacnn import ops
 from portacnn.arguments import whole
 from portacnn.data.labels import class_indices
 from portacnn.errors import ArgumentError, ArrayError, ModelFormatError, PortacnnError, ShapeError
-from portacnn.files import load_tensors, save_tensors
+from portacnn.files import load_tensors, save_tensors, within
 from portacnn.gradient_check import numerical_gradient
 from portacnn.layers import Layer, Sequential
-from portacnn.layers.base import Shape, building_from
+from portacnn.layers.base import Mismatch, Shape, building_from
 from portacnn.models.description import describe_layer, rebuild_layer
 from portacnn.models.inference import Inference
 from portacnn.models.preprocess import Normalize, rebuild_preprocess
 from portacnn.models.summary import table
 from portacnn.ops.windows import per_axis
-from portacnn.runtime import Array, Backend, backend_of, describe, dtype_name, is_float, resolve
+from portacnn.runtime import Array, Backend, HostArray, backend_of, describe, dtype_name, is_float, resolve
 
 _ROOM = 512 << 20  # bytes that the layers' outputs may take in ``predict``
 _Method = TypeVar("_Method", bound=Callable[..., Any])
@@ -41,9 +41,10 @@ def _at_home(method: _Method) -> _Method:
 class Model(Sequential):
     """A ``Sequential`` that ends in one number for each class.
 
-    Images come in as NumPy arrays or as arrays of the model's own library and device, (N, *input_shape); labels as integers
-    (N,) or one-hot (N, classes). Images of uint8 go through ``preprocess``, which has to be declared for them. Images of
-    floating point are taken as they are, with or without one: ``preprocess`` is not for them.
+    Images (N, *input_shape) come in as NumPy arrays, or as arrays on the model's device of any library that knows DLPack
+    (``__dlpack__``: CuPy, torch, JAX, ...), whose memory is then shared; labels as integers (N,) or one-hot (N, classes).
+    Images of uint8 go through ``preprocess``, which has to be declared for them. Images of floating point are taken as they
+    are, with or without one: ``preprocess`` is not for them.
 
         model = Model(conv1=Conv2d(1, 8, 3), relu1=ReLU(), flatten=Flatten(), fc1=Linear(None, 10))
         model.build((1, 28, 28), device="cuda", seed=0)
@@ -91,32 +92,43 @@ class Model(Sequential):
 
     @_at_home
     def accept(self, x: Array) -> Array:
-        """Images from outside as the model keeps them: on its device; x itself where it is there already.
+        """Images from outside as the model keeps them: on its device; x itself, or its memory, where it is there already.
 
         Those of floating point become the model's dtype, those of uint8 stay so until ``batch``.
 
         Raises:
-            ArrayError: uint8 without a ``preprocess``, other integers; another library or device, but a NumPy array may
-                always come.
+            ArrayError: uint8 without a ``preprocess``, other integers; another device than the model's, but a NumPy array may
+                always come; a library that does not know DLPack.
             ShapeError: not (N, *input_shape).
         """
-        home = self._home()
+        home, x = self._home(), self.received(x)
         dtype = self.kept_as(x)
-        if backend_of(x).name == home.name:
-            return x if dtype_name(x) == dtype else home.xp.astype(x, home.dtype(dtype))
-        return home.asarray(x, dtype)
+        if dtype_name(x) != dtype:
+            source = backend_of(x)
+            x = source.xp.astype(x, source.dtype(dtype))
+        return x if backend_of(x).name == home.name else home.share(x)
+
+    def received(self, x: Any) -> Array:
+        """An array of any library, its memory shared, as one of the model's own on its device; NumPy's as they are.
+
+        Raises:
+            ArrayError: as ``accept`` says.
+        """
+        try:
+            return self._home().receive(x)
+        except ArrayError as error:
+            raise error.at(self.where)
 
     def kept_as(self, x: Array) -> str:
-        """The dtype that ``accept`` gives these images, "uint8" or the model's own. Raises as ``accept`` does."""
-        home = self._home()
-        source = backend_of(x)
+        """The dtype that ``accept`` gives these images, "uint8" or the model's own. Raises as ``accept`` does.
+
+        x is as ``received`` gives it.
+        """
         dtype = self._dtype_of(x)
         if tuple(x.shape[1:]) != self.input_shape or x.ndim < 1:
             raise ShapeError(
                 f"expected images (N, {', '.join(map(str, self.input_shape))}), got {describe(x)}", self.where
             )
-        if source.name != "numpy" and (source.name != home.name or x.device != home.device):
-            raise ArrayError(f"the model is on {home}, the images are {describe(x)}; move one of them", self.where)
         return dtype
 
     def _dtype_of(self, x: Array) -> str:
@@ -167,9 +179,17 @@ class Model(Sequential):
 
     @_at_home
     def labels(self, t: Array, count: int, what: str = "labels") -> Array:
-        """Labels from outside, checked on the host, as int64 (count,) on the model's device. Raises LabelError."""
+        """Labels from outside, checked on the host, as int64 (count,) on the model's device. Raises LabelError, ArrayError.
+
+        They may be of any library that there is a backend for, on any device, or be received as images are.
+        """
         home = self._home()
-        return home.asarray(class_indices(backend_of(t).to_host(t), count, self.classes, what))
+        try:
+            source = backend_of(t)
+        except ArrayError:
+            t = self.received(t)
+            source = backend_of(t)
+        return home.asarray(class_indices(source.to_host(t), count, self.classes, what))
 
     @property
     def classes(self) -> int:
@@ -187,6 +207,7 @@ class Model(Sequential):
         """
         if batch_size is not None and batch_size < 1:
             raise ArgumentError(f"batch_size must be at least 1, got {batch_size}", self.where)
+        x = self.received(x)
         count = _count(x)
         most = self._own_batch_size()
         size = most if batch_size is None else batch_size
@@ -211,12 +232,14 @@ class Model(Sequential):
     @_at_home
     def loss(self, x: Array, t: Array) -> float:
         """The mean softmax cross-entropy of the images x with labels t, as a Python number."""
+        x = self.received(x)
         logits = self.forward(self._batch(x), keep=False)
         loss, _ = ops.softmax_cross_entropy(logits, self.labels(t, x.shape[0]), keep=False)
         return float(self._home().to_host(loss))
 
     def accuracy(self, x: Array, t: Array, batch_size: int | None = None) -> float:
         """The share of images x whose largest logit is their label's; every one counts, the last short batch too."""
+        x = self.received(x)
         if _count(x) == 0:
             raise ArgumentError("the accuracy over no images is not defined", self.where)
         return self.count_correct(x, self.labels(t, x.shape[0]), batch_size) / x.shape[0]
@@ -231,6 +254,7 @@ class Model(Sequential):
     @_at_home
     def gradient(self, x: Array, t: Array) -> dict[str, Array]:
         """The gradient of ``loss`` for every parameter, by backward pass: copies, by the parameter's path."""
+        x = self.received(x)
         xp = self._home().xp
         labels = self.labels(t, x.shape[0])
         _, cache = ops.softmax_cross_entropy(self.forward(self._batch(x), keep=True), labels)
@@ -275,37 +299,66 @@ class Model(Sequential):
         Raises:
             ArgumentError: an argument of some layer that JSON cannot hold (a function as ``weight_init``).
         """
+        save_tensors(path, self.state_dict(), self.description())
+
+    def description(self) -> dict[str, Any]:
+        """Architecture, input and ``preprocess`` as JSON; ``rebuild`` reads it. Raises ArgumentError as ``save`` does."""
         header = {"format": 1, "model": describe_layer(self), "input_shape": self.input_shape, "dtype": self.dtype}
         if self._preprocess is not None:
             header["preprocess"] = self._preprocess.description()
-        save_tensors(path, self.state_dict(), header)
+        return header
+
+    def load_weights(self, path: str | os.PathLike[str], strict: bool = True) -> Mismatch:
+        """Take the weights of a safetensors file, whoever wrote it: PyTorch's of the same net fit. See ``load_state_dict``.
+
+        Raises:
+            ModelFormatError: no whole safetensors file, or one that does not fit; nothing has changed then.
+        """
+        tensors, _ = load_tensors(path)
+        try:
+            return self.load_state_dict(tensors, strict)
+        except ModelFormatError as error:
+            raise error.at(str(path), over=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, device: str | Backend | None = None) -> Self:
         """Rebuild a model that ``save`` wrote, with its weights and its ``preprocess``, on ``device``.
+
+        A ``Trainer``'s checkpoint gives the model as it was then.
 
         Raises:
             ModelFormatError: not a file of portacnn's, cut short, or of another class than asked for.
         """
         backend = resolve(device)
         tensors, header = load_tensors(path)
+        if isinstance(header, dict) and "checkpoint" in header:
+            tensors, header = within("model", tensors), header.get("model")
+        return cls.rebuild(tensors, header, backend, str(path))
+
+    @classmethod
+    def rebuild(
+        cls, tensors: dict[str, HostArray], header: Any, backend: Backend, where: str, seed: Any = None
+    ) -> Self:
+        """The model that ``header`` describes, with these weights, and with ``seed`` for what it draws while it is trained.
+
+        Raises:
+            ModelFormatError: as ``load``; ``where`` is the file's name.
+        """
         try:
             if header["format"] != 1:
                 raise ModelFormatError(f"it is of format {header['format']!r}, this version reads 1; upgrade portacnn")
             with building_from(tensors):
-                model = rebuild_layer(header["model"], device=backend, dtype=header["dtype"])
+                model = rebuild_layer(header["model"], device=backend, dtype=header["dtype"], seed=seed)
                 if not isinstance(model, cls):
                     raise ModelFormatError(f"holds a {type(model).__name__}, expected a {cls.__name__}")
                 if model.backend is None:
-                    model.build(header["input_shape"], device=backend, dtype=header["dtype"])
+                    model.build(header["input_shape"], device=backend, dtype=header["dtype"], seed=seed)
             model.preprocess = rebuild_preprocess(header.get("preprocess"))
         except ModelFormatError as error:
-            raise error.at(str(path), over=True)
-        except _NONSENSE as error:
+            raise error.at(where, over=True)
+        except NONSENSE as error:
             what = f"{type(error).__name__}: {error}"
-            raise ModelFormatError(
-                f"it does not say how to build its model, or not rightly: {what}", str(path)
-            ) from error
+            raise ModelFormatError(f"it does not say how to build its model, or not rightly: {what}", where) from error
         return model
 
 
@@ -330,7 +383,7 @@ def _fits(preprocess: Normalize, sample: Shape, where: str) -> None:
 
 
 # What JSON made by others can bring a constructor to.
-_NONSENSE = (
+NONSENSE = (
     PortacnnError,
     ArithmeticError,
     AttributeError,

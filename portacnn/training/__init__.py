@@ -1,6 +1,7 @@
-"""Training: the ``Trainer``, and when it stops early."""
+"""Training: the ``Trainer``, its checkpoints, when it stops early, and how it is stopped."""
 
 from portacnn.training.early_stopping import EarlyStopping
+from portacnn.training.signals import stopping_on_signals
 from portacnn.training.trainer import StepState, Trainer
 
-__all__ = ["EarlyStopping", "StepState", "Trainer"]
+__all__ = ["EarlyStopping", "StepState", "Trainer", "stopping_on_signals"]

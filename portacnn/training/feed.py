@@ -8,10 +8,17 @@ Notation: N images in the set, B in a batch.
 """
 
 from collections.abc import Iterator
+from hashlib import sha256
 from itertools import chain
+from math import prod
+from typing import Any
 
+from portacnn.errors import ArgumentError, NotFiniteError
 from portacnn.models import Model
-from portacnn.runtime import Array, HostArray
+from portacnn.runtime import Array, HostArray, backend_of, describe, dtype_name, is_float
+
+_LOOKED_AT = 64
+"""About how many images a fingerprint is taken of."""
 
 
 def fits(nbytes: int, free: int | None) -> bool:
@@ -58,3 +65,45 @@ class Streamed:
     def batch(self, images: Array, labels: Array) -> tuple[Array, Array]:
         """Images, preprocessed, and labels of what ``epoch`` gave."""
         return self.model.batch(images), labels
+
+
+def take_set(model: Model, x: Array, t: Array, what: str) -> tuple[Array, Array]:
+    """Check one set of images and labels, once and on the host; bring it to the model's device where there is room.
+
+    Returns:
+        Images as ``Model.accept`` gives them, on the device, or NumPy's of the same dtype; labels on the device. What lies
+        there already is not copied.
+    """
+    x, home = model.received(x), model._home()
+    source = backend_of(x)
+    if x.ndim == 0 or x.shape[0] == 0:
+        raise ArgumentError(f"x_{what} has no images")
+    labels = model.labels(t, x.shape[0], f"t_{what}")
+    dtype = model.kept_as(x)
+    if is_float(source.xp, x.dtype) and not bool(source.to_host(source.xp.all(source.xp.isfinite(x)))):
+        raise NotFiniteError(f"x_{what} holds NaN or infinity ({describe(x)}); clean the data first")
+    nbytes = prod(x.shape) * (1 if dtype == "uint8" else int(dtype.removeprefix("float")) // 8)
+    if source.name == "numpy" != home.name and not fits(nbytes, home.free_memory()):
+        return source.contiguous(source.xp.astype(x, source.dtype(dtype), copy=False)), labels
+    with home.active():
+        return home.contiguous(model.accept(x)), labels  # a gather reads whole images
+
+
+def make_feed(model: Model, images: Array, labels: Array) -> Resident | Streamed:
+    """The feed for a set as ``take_set`` gives it."""
+    home = model._home()
+    if backend_of(images).name == home.name:
+        return Resident(model, images, labels)
+    return Streamed(model, images, home.to_host(labels))
+
+
+def fingerprint(images: Array, labels: Array) -> dict[str, Any]:
+    """What tells a set, as ``take_set`` gives it, from another, the same on every backend: all labels, some of the images."""
+    stride = -(-images.shape[0] // _LOOKED_AT)
+    looked_at = backend_of(images).to_host(images[::stride, ...])
+    return {
+        "shape": list(images.shape),
+        "dtype": dtype_name(images),
+        "labels": sha256(backend_of(labels).to_host(labels).tobytes()).hexdigest(),
+        "images": sha256(looked_at.tobytes()).hexdigest(),
+    }

@@ -5,24 +5,31 @@ A step is one forward pass, one backward pass and one update. Losses stay on the
 from that step on, so when training ends with an error the weights are those before it.
 """
 
+import errno
+import os
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite, prod
-from typing import Any, Literal
+from math import isfinite
+from pathlib import Path
+from typing import Any, Literal, Self
 
 from portacnn import ops
 from portacnn.arguments import not_negative, one_of, positive, share, whole
-from portacnn.errors import ArgumentError, NotFiniteError, OutOfMemoryError, StateError
+from portacnn.errors import ArgumentError, CheckpointError, NotFiniteError, OutOfMemoryError, StateError
+from portacnn.files import save_tensors
 from portacnn.models import Model
 from portacnn.ops.dispatch import PRECISIONS
 from portacnn.ops.layout import pack
 from portacnn.ops.workspace import Workspace, workspace
 from portacnn.optim import Optimizer, make_optimizer
-from portacnn.runtime import Array, Backend, HostArray, backend_of, describe, is_float
+from portacnn.runtime import VARIABLE, Array, Backend, HostArray, resolve
 from portacnn.schedules import PerEpoch, Schedule, make_schedule
 from portacnn.seeds import check_seed, permutation
+from portacnn.training import folder
+from portacnn.training.checkpoint import Checkpoint, contents, describe_training
 from portacnn.training.early_stopping import EarlyStopping, make_early_stopping
-from portacnn.training.feed import Resident, Streamed, fits
+from portacnn.training.feed import fingerprint, make_feed, take_set
 from portacnn.training.progress import Progress
 
 LOG_EVERY = 50
@@ -75,6 +82,11 @@ class Trainer:
         precision: what the factors of products are rounded to while training, on devices that are faster so
             (``ops.use_precision``); weights and activations stay float32.
         compile_step: let the backend record a whole step and replay it (CuPy: a CUDA graph); others run it as it is.
+        checkpoint_dir: a folder for checkpoints, from which ``Trainer.resume`` goes on as if nothing had happened. None: no
+            checkpoints but those that are asked for (``checkpoint``).
+        checkpoint_every: after how many steps to write one; None: after each epoch. There is one at the end in any case, and
+            where training is told to ``stop``.
+        keep: how many to keep in the folder.
         verbose: show a progress bar.
 
     Attributes:
@@ -82,11 +94,13 @@ class Trainer:
         epoch_loss_list: its mean over the images of every epoch.
         train_acc_list, test_acc_list: the accuracies after every epoch.
         test_loss_list: the mean loss over the test images after every epoch, where ``early_stopping`` watches it.
-        epoch: epochs done.
+        epoch: epochs done. ``batch``: batches done of the epoch after them.
         stopped_early: whether ``early_stopping`` has ended the training.
+        last_checkpoint: the file written last; None before the first.
 
     Raises:
         ShapeError, LabelError, ArrayError, NotFiniteError, ArgumentError: bad data or numbers, before anything is changed.
+        OSError: a folder for checkpoints that cannot be made or written to.
     """
 
     def __init__(
@@ -111,6 +125,9 @@ class Trainer:
         seed: int | None = 0,
         precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32",
         compile_step: bool = False,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
+        checkpoint_every: int | None = None,
+        keep: int = 3,
         verbose: bool = True,
     ) -> None:
         self.model = model
@@ -132,14 +149,14 @@ class Trainer:
         self.early_stopping = make_early_stopping(early_stopping)
         self.seed = check_seed(seed)
         self.verbose = verbose
-        self.x_train, self.t_train = self._take(x_train, t_train, "train")
-        self.x_test, self.t_test = self._take(x_test, t_test, "test")
+        self.x_train, self.t_train = take_set(model, x_train, t_train, "train")
+        self.x_test, self.t_test = take_set(model, x_test, t_test, "test")
         if self.mini_batch_size > self.x_train.shape[0]:
             raise ArgumentError(
                 f"mini_batch_size is {mini_batch_size}, but there are only {self.x_train.shape[0]} training images"
             )
         self.steps_per_epoch = -(-self.x_train.shape[0] // self.mini_batch_size)
-        self._feed = self._feed_of(self.x_train, self.t_train)
+        self._feed = make_feed(model, self.x_train, self.t_train)
         self.compile_step = bool(compile_step)
         self.precision = one_of("precision", precision, *PRECISIONS)
         if precision not in self.backend.precisions or model.dtype != "float32" != precision:
@@ -148,42 +165,101 @@ class Trainer:
                 f"{', '.join(self.backend.precisions)}, for models of float32"
             )
         self.schedule = self._take_schedule(schedule, schedule_unit)
+        self.schedule_unit = schedule_unit
         self.train_loss_list: list[float] = []
         self.epoch_loss_list: list[float] = []
         self.train_acc_list: list[float] = []
         self.test_acc_list: list[float] = []
         self.test_loss_list: list[float] = []
-        self.epoch = 0
+        self.epoch = self.batch = 0
         self.stopped_early = False
         self._best_weights: dict[str, HostArray] | None = None
         self._unread: list[Array] = []  # the reports of steps, still on the device
         self._ok = self._fine()
         self._step: Any = None
         self._workspace = Workspace()
+        self._stop = False
+        self._fingerprints: dict[str, Any] | None = None
+        self.run = secrets.token_hex(3)
+        self.last_checkpoint: Path | None = None
+        self.checkpoint_every = None if checkpoint_every is None else whole("checkpoint_every", checkpoint_every, 1)
+        self.keep = whole("keep", keep, 1)
+        self.checkpoint_dir: Path | None = None
+        if checkpoint_dir is not None:
+            describe_training(self)
+            self.checkpoint_dir = folder.make_folder(checkpoint_dir)
 
-    def _take(self, x: Array, t: Array, what: str) -> tuple[Array, Array]:
-        """Check one set of images and labels, once and on the host; bring it to the model's device where there is room.
+    @classmethod
+    def resume(
+        cls,
+        path: str | os.PathLike[str],
+        x_train: Array,
+        t_train: Array,
+        x_test: Array,
+        t_test: Array,
+        *,
+        device: str | Backend | None = None,
+        model: Model | None = None,
+        epochs: int | None = None,
+        schedule: Schedule | str | None = None,
+        checkpoint_dir: str | os.PathLike[str] | None = None,
+        checkpoint_every: int | None = None,
+        keep: int | None = None,
+        compile_step: bool | None = None,
+        verbose: bool | None = None,
+    ) -> Self:
+        """A Trainer made of a checkpoint; its ``train`` goes on with the very batch that would have come.
 
-        Returns:
-            Images as ``Model.accept`` gives them, on the device, or NumPy's of the same dtype; labels on the device.
+        On the same backend every later loss and weight is what the training would have given without a break, to the bit; on
+        another the batches and dropout's masks are the same, and the values are as near as docs/portability.md says.
+
+        Args:
+            path: a checkpoint, or a folder of them: then the newest that is whole.
+            x_train, t_train, x_test, t_test: the data of the training, which no checkpoint holds.
+            device: where to go on, see ``portacnn.resolve``; by default what the variable ``PORTACNN_BACKEND`` says, else where
+                the training was.
+            model: a built model of the same layers, for a checkpoint that cannot say how to build its own. It gets the weights.
+            epochs: how many in all, where they are to be others than before. A schedule stays what it was.
+            schedule: instead of the checkpoint's; needed where that was a function of one's own, which no file holds.
+            checkpoint_dir: by default the folder that ``path`` is in.
+            checkpoint_every, keep, compile_step, verbose: instead of the checkpoint's.
+
+        Raises:
+            ModelFormatError: no whole checkpoint, or one that describes no training.
+            FileNotFoundError: none in the folder.
+            ArgumentError: other data than the training's; a function that has to be given again.
+            BackendError: the device cannot be had here.
         """
-        source = backend_of(x)
-        if x.ndim == 0 or x.shape[0] == 0:
-            raise ArgumentError(f"x_{what} has no images")
-        labels = self.model.labels(t, x.shape[0], f"t_{what}")
-        dtype = self.model.kept_as(x)
-        if is_float(source.xp, x.dtype) and not bool(source.to_host(source.xp.all(source.xp.isfinite(x)))):
-            raise NotFiniteError(f"x_{what} holds NaN or infinity ({describe(x)}); clean the data first")
-        nbytes = prod(x.shape) * (1 if dtype == "uint8" else int(dtype.removeprefix("float")) // 8)
-        if source.name == "numpy" != self.backend.name and not fits(nbytes, self.backend.free_memory()):
-            return source.contiguous(source.xp.astype(x, source.dtype(dtype), copy=False)), labels
-        with self.backend.active():
-            return self.backend.contiguous(self.model.accept(x)), labels  # a gather reads whole images
-
-    def _feed_of(self, images: Array, labels: Array) -> Resident | Streamed:
-        if backend_of(images).name == self.backend.name:
-            return Resident(self.model, images, labels)
-        return Streamed(self.model, images, self.backend.to_host(labels))
+        file, saved = folder.newest(Path(path), Checkpoint.read)
+        if model is None:
+            variable = os.environ.get(VARIABLE, "").strip()
+            model = saved.model(resolve(device) if device is not None or variable else saved.place())
+        else:
+            if device is not None:
+                model.to(device)
+            saved.load_into(model)
+        train, test = take_set(model, x_train, t_train, "train"), take_set(model, x_test, t_test, "test")
+        fingerprints = {"train": fingerprint(*train), "test": fingerprint(*test)}
+        saved.check_data(fingerprints)
+        chosen = {
+            "epochs": epochs,
+            "checkpoint_every": checkpoint_every,
+            "keep": keep,
+            "compile_step": compile_step,
+            "verbose": verbose,
+        }
+        arguments = saved.arguments() | {name: value for name, value in chosen.items() if value is not None}
+        arguments["schedule"] = schedule if schedule is not None else saved.schedule()
+        if epochs is not None or schedule is not None:  # what is wrong with them is not the file's fault
+            made = cls(model, *train, *test, **arguments)
+            trainer = saved.made(lambda: made)
+        else:
+            trainer = saved.made(lambda: cls(model, *train, *test, **arguments))
+        trainer._fingerprints = fingerprints
+        trainer.checkpoint_dir = folder.make_folder(file.parent if checkpoint_dir is None else checkpoint_dir)
+        if trainer.finished:
+            trainer._take_best()
+        return trainer
 
     def _take_schedule(self, schedule: Schedule | str | None, unit: str) -> Schedule:
         """Check the schedule at both ends of the training, and have it count steps."""
@@ -205,37 +281,139 @@ class Trainer:
         with self.backend.active():
             return self.backend.xp.ones((), dtype=self.backend.xp.bool, device=self.backend.device)
 
-    def train(self) -> None:
-        """Train up to ``epochs`` epochs in all, or until it is stopped early; called again, it goes on where it was.
+    @property
+    def steps_done(self) -> int:
+        """How many steps were made, epochs that were broken off by an error left out."""
+        return self.epoch * self.steps_per_epoch + self.batch
 
-        An epoch that was broken off, by an error or by hand, is begun anew, with the weights as they are.
+    @property
+    def finished(self) -> bool:
+        """Whether all epochs are done, or ``early_stopping`` has ended the training."""
+        return self.epoch >= self.epochs or self.stopped_early
+
+    def stop(self) -> None:
+        """Have ``train`` end after the step under way, as if it were paused: a checkpoint is written, and it can be called again.
+
+        For signal handlers (``stopping_on_signals``), other threads, and code that runs within a step.
+        """
+        self._stop = True
+
+    def checkpoint(self, path: str | os.PathLike[str] | None = None) -> Path:
+        """Write a checkpoint, between two steps: to ``path``, or as the newest of ``checkpoint_dir``. Gives the file's path.
+
+        Raises:
+            CheckpointError: it could not be written, since the disk is full, say. All earlier ones are as they were.
+            ArgumentError: neither a path nor a folder, or an optimizer that no file can hold.
+            NotFiniteError: as ``train``.
+        """
+        place = self.checkpoint_dir if path is None else Path(path)
+        if place is None:
+            raise ArgumentError("no checkpoint_dir was given: say where to write the checkpoint")
+        if self._unread:
+            self._read_losses()
+        tensors, header = contents(self)
+
+        def write(file: Path) -> None:
+            save_tensors(file, tensors, header)
+
+        try:
+            if path is not None:
+                write(place)
+            else:
+                place = folder.add(place, self.run, self.steps_done, self.keep, write)
+        except OSError as error:
+            failed = CheckpointError(
+                f"the checkpoint of step {self.steps_done} could not be written to {place}: {error}. "
+                "Earlier ones are as they were. Training has stopped after that step and is whole in memory: make room, and "
+                "train() goes on; or checkpoint(path) writes it elsewhere"
+            )
+            failed.errno = error.errno or errno.EIO
+            raise failed from error
+        self.last_checkpoint = place
+        return place
+
+    def fingerprints(self) -> dict[str, Any]:
+        """What tells the data from others (``feed.fingerprint``), by "train" and "test"."""
+        if self._fingerprints is None:
+            self._fingerprints = {
+                "train": fingerprint(self.x_train, self.t_train),
+                "test": fingerprint(self.x_test, self.t_test),
+            }
+        return self._fingerprints
+
+    def train(self) -> None:
+        """Train up to ``epochs`` epochs in all, or until it is stopped, early or by ``stop``; called again, it goes on.
+
+        It goes on where it was. But an epoch that was broken off by an error, or by a KeyboardInterrupt that nobody has made a
+        ``stop`` of, is begun anew, with the weights as they are.
 
         Raises:
             NotFiniteError: a loss, a gradient or a running statistic was NaN or infinite; weights and statistics are those
                 from before that step.
+            CheckpointError: see ``checkpoint``. Training can go on.
             StateError: the model was moved to another device since the Trainer was made.
         """
         if self.model.backend != self.backend:
             raise StateError(
                 f"the model was moved to {self.model.backend} from {self.backend}; make a new Trainer for it"
             )
-        if self.epoch >= self.epochs or self.stopped_early:
+        if self.finished:
             return
         batches = self.steps_per_epoch
-        del self.train_loss_list[self.epoch * batches :]
+        del self.train_loss_list[self.steps_done :]
         self._unread.clear()
         self._ok = self._fine()
-        with self.backend.active(), Progress(self.epochs * batches, self.epoch * batches, self.verbose) as progress:
-            while self.epoch < self.epochs and not self.stopped_early:
-                order = permutation(self.seed, self.epoch, self.x_train.shape[0])
-                for number, batch in enumerate(self._feed.epoch(order, self.mini_batch_size), start=1):
-                    self.run_batch(*batch)
-                    progress.step()
-                    if number % LOG_EVERY == 0 or number == batches:
-                        self._read_losses()
-                        progress.show(self.epoch + 1, loss=self.train_loss_list[-1])
-                self._end_epoch()
-                progress.epoch(self.epoch, self.epoch_loss_list[-1], self.train_acc_list[-1], self.test_acc_list[-1])
+        with self.backend.active(), Progress(self.epochs * batches, self.steps_done, self.verbose) as progress:
+            try:
+                while not self.finished:
+                    self._run_epoch(progress)
+                    if self._stop:
+                        break
+            except CheckpointError:
+                if self.finished:
+                    self._take_best()
+                raise
+            except BaseException:
+                self.batch = 0  # a step may be half done
+                raise
+            finally:
+                self._stop = False
+        if self.finished:
+            self._take_best()
+
+    def _run_epoch(self, progress: Progress) -> None:
+        """The rest of an epoch, or what of it comes before ``stop``; with the checkpoints that fall due."""
+        batches, size = self.steps_per_epoch, self.mini_batch_size
+        rest = permutation(self.seed, self.epoch, self.x_train.shape[0])[self.batch * size :]
+        for batch in self._feed.epoch(rest, size):
+            self.run_batch(*batch)
+            self.batch += 1
+            progress.step()
+            due = self._stop or self._is_due(self.steps_done)
+            if self.batch % LOG_EVERY == 0 or self.batch == batches or due:
+                self._read_losses()
+                progress.show(self.epoch + 1, loss=self.train_loss_list[-1])
+            if self.batch == batches:
+                break
+            if due and self.checkpoint_dir is not None:
+                self.checkpoint()
+            if self._stop:
+                return
+        self._end_epoch()
+        progress.epoch(self.epoch, self.epoch_loss_list[-1], self.train_acc_list[-1], self.test_acc_list[-1])
+        if self.checkpoint_dir is not None and (
+            self._is_due(self.steps_done) or self.checkpoint_every is None or self.finished or self._stop
+        ):
+            self.checkpoint()
+
+    def _is_due(self, steps: int) -> bool:
+        """Whether ``checkpoint_every`` asks for a checkpoint after so many steps."""
+        return (
+            self.checkpoint_dir is not None and self.checkpoint_every is not None and steps % self.checkpoint_every == 0
+        )
+
+    def _take_best(self) -> None:
+        """Give the model the weights of its best epoch, where they were kept."""
         if self._best_weights is not None:
             self.model.load_state_dict(self._best_weights)
 
@@ -247,7 +425,7 @@ class Trainer:
         self.epoch_loss_list.append(sum(n * loss for n, loss in zip(sizes, losses, strict=True)) / count)
         self.train_acc_list.append(self._evaluate(self.x_train, self.t_train))
         self.test_acc_list.append(self._evaluate(self.x_test, self.t_test))
-        self.epoch += 1
+        self.epoch, self.batch = self.epoch + 1, 0
         if self.early_stopping is not None:
             figures = self.test_acc_list
             if self.early_stopping.monitor == "loss":

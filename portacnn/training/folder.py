@@ -1,0 +1,103 @@
+"""The folder that a training keeps its checkpoints in: their names, which is the newest, which may go.
+
+A checkpoint is called ``checkpoint-<number>-step-<steps>-<run>.safetensors``. Numbers count up as files are written, whatever
+run they belong to, so the newest is told by its name alone, without clocks. ``latest`` is a small text file with the name of the
+last one: links are not to be had everywhere. Files of another run are never touched.
+"""
+
+import contextlib
+import logging
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from portacnn.errors import ModelFormatError
+from portacnn.files import write_atomically
+
+LATEST = "latest"
+RUN = "[0-9a-f]{6}"
+"""What tells one training's files from another's."""
+_NAME = re.compile(rf"checkpoint-(\d+)-step-(\d+)-({RUN})\.safetensors", re.ASCII)
+T = TypeVar("T")
+_log = logging.getLogger("portacnn")
+
+
+class Found(NamedTuple):
+    """A checkpoint's file, as its name says."""
+
+    number: int
+    run: str
+    path: Path
+
+
+def checkpoints(folder: Path) -> list[Found]:
+    """The files that are called like checkpoints, in the order in which they were written."""
+    names = [(_NAME.fullmatch(path.name), path) for path in folder.iterdir()]
+    return sorted(Found(int(name[1]), name[3], path) for name, path in names if name)
+
+
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """Make the folder and try it, before an hour's work depends on it. Raises OSError, which says what to do."""
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"cannot make the folder {folder} for checkpoints: {error.strerror}; choose another") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"cannot write checkpoints into {folder}; choose another folder")
+    return folder
+
+
+def add(folder: Path, run: str, step: int, keep: int, write: Callable[[Path], None]) -> Path:
+    """Write one more checkpoint of a run, and only when it is safe delete the run's oldest, so that ``keep`` are left.
+
+    Args:
+        write: what writes the file, whole or not at all.
+
+    Raises:
+        OSError: it could not be written; all others are as they were.
+    """
+    before = checkpoints(folder)
+    number = 1 + max((found.number for found in before), default=0)
+    path = folder / f"checkpoint-{number:06d}-step-{step}-{run}.safetensors"
+    write(path)
+    pointer = folder / f".{LATEST}-{run}"
+    write_atomically(pointer, f"{path.name}\n".encode())
+    os.replace(pointer, folder / LATEST)
+    own = [found.path for found in before if found.run == run]
+    left_over = folder.glob(f".*-{run}.*.tmp")  # of a process that was killed as it wrote
+    for old in [*own[: max(0, len(own) + 1 - keep)], *left_over]:
+        with contextlib.suppress(OSError):  # held open by somebody, perhaps; the next time will do
+            old.unlink()
+    return path
+
+
+def newest(path: Path, read: Callable[[Path], T]) -> tuple[Path, T]:
+    """What ``read`` makes of a checkpoint: the file itself, or the newest whole one of a folder.
+
+    A broken one is passed over with a warning.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ModelFormatError: what ``read`` says of the file, or of the newest where all are broken.
+    """
+    if path.name == LATEST and path.is_file():
+        path = path.parent
+    if not path.is_dir():
+        return path, read(path)
+    found = [found.path for found in reversed(checkpoints(path))]
+    if not found:
+        raise FileNotFoundError(f"no checkpoint in {path}")
+    errors = []
+    for file in found:
+        try:
+            content = read(file)
+        except ModelFormatError as error:
+            errors.append(error)
+            continue
+        for broken in errors:
+            _log.warning("passed over a broken checkpoint: %s; going on from %s", broken, file)
+        return file, content
+    raise errors[0]

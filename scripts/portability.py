@@ -1,0 +1,92 @@
+"""How far backends part: prints the table of docs/portability.md.
+
+Every run makes its first step on NumPy, writes a checkpoint, and goes on from it on the backend in question, with the same batches
+and the same masks of dropout. What is left is the order in which numbers are summed.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from portacnn import Trainer, load_mnist_sample
+from portacnn.errors import BackendError
+from portacnn.models import DeepConvNet, SimpleConvNet
+from portacnn.ops.dispatch import use_kernels
+from portacnn.runtime import resolve
+
+IMAGES = 100
+PLACES = [  # device, PORTACNN_KERNELS
+    ("numpy", "reference"),
+    ("numpy", "auto"),
+    ("array_api_strict:device1", "auto"),
+    ("torch", "auto"),
+    ("torch", "reference"),
+    ("torch:cuda", "auto"),
+    ("cupy", "auto"),
+]
+
+
+def net(name: str, dtype: str) -> Any:
+    """A network on NumPy, with first weights that do not depend on where it goes on."""
+    if name == "simple":
+        return SimpleConvNet(weight_init_std="he", device="numpy", dtype=dtype, seed=0)
+    return DeepConvNet(device="numpy", dtype=dtype, seed=0)
+
+
+def losses(place: str, kernels: str, checkpoint: Path, data: Any, steps: int) -> list[float]:
+    """The losses of a training that goes on from a checkpoint here, ``steps`` steps after it was written."""
+    trainer = Trainer.resume(checkpoint, *data, device=place, verbose=False)
+    begin = trainer.steps_done
+    with use_kernels(kernels):
+        for _ in range(steps):
+            trainer.stop()
+            trainer.train()
+    return trainer.train_loss_list[begin:]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--nets", default="simple,deep")
+    parser.add_argument("--optimizers", default="sgd,adam")
+    options = parser.parse_args(arguments)
+    here = [(place, kernels) for place, kernels in PLACES if _usable(place)]
+    (x, t), (v, u) = load_mnist_sample()
+    print("| network, optimizer, dtype | " + " | ".join(f"{place}, {kernels}" for place, kernels in here) + " |")
+    print("|---" * (1 + len(here)) + "|")
+    for name in options.nets.split(","):
+        for optimizer in options.optimizers.split(","):
+            for dtype in ("float32", "float64"):
+                data = (x[:IMAGES].astype(dtype), t[:IMAGES], v[:10].astype(dtype), u[:10])
+                with tempfile.TemporaryDirectory() as folder:
+                    rates = {"lr": 0.01 if optimizer == "sgd" else 0.001}
+                    shared = {"optimizer": optimizer, "optimizer_param": rates, "mini_batch_size": 8, "verbose": False}
+                    trainer = Trainer(net(name, dtype), *data, epochs=2, evaluate_sample_num_per_epoch=10, **shared)
+                    trainer.stop()
+                    trainer.train()
+                    file = trainer.checkpoint(Path(folder) / "start")
+                    expected = losses("numpy", "numpy", file, data, options.steps)
+                    cells = []
+                    for place, kernels in here:
+                        found = losses(place, kernels, file, data, options.steps)
+                        cells.append(f"{max(abs(a - b) for a, b in zip(expected, found, strict=True)):.0e}")
+                    print(f"| {name}, {optimizer}, {dtype} | " + " | ".join(cells) + " |", flush=True)
+    return 0
+
+
+def _usable(place: str) -> bool:
+    try:
+        resolve(place)
+    except BackendError as error:
+        print(f"{place} is left out: {error}", file=sys.stderr)
+        return False
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main())
