@@ -146,17 +146,29 @@ def _slice(graph: GraphBuilder, x: str, axis: int, start: int, end: int) -> str:
 
 @emitter(ConvTranspose1d, ConvTranspose2d, ConvTranspose3d)
 def conv_transpose(graph: GraphBuilder, layer: Any, x: str) -> str:
+    """onnxruntime refuses an output padding that is not below the stride. Then less is cut off at the end, and what the kernel
+    does not reach is added: cells with nothing but the bias."""
     pads = pads_of(layer.padding, layer.input_shape[1:], layer.kernel_size, layer.stride, layer.dilation)
-    return graph.add(
+    more, beyond = layer.output_padding, None
+    if any(extra >= s for extra, s in zip(more, layer.stride, strict=True)):
+        beyond = [(0, max(extra - after, 0)) for extra, (_, after) in zip(more, pads, strict=True)]
+        pads = tuple((before, max(after - extra, 0)) for extra, (before, after) in zip(more, pads, strict=True))
+        more = None
+    weight, bias = graph.weight(layer, "weight"), _bias(graph, layer)
+    y = graph.add(
         "ConvTranspose",
-        [x, graph.weight(layer, "weight"), *_bias(graph, layer)],
+        [x, weight, *(bias if beyond is None else [])],
         kernel_shape=layer.kernel_size,
         strides=layer.stride,
         pads=_sides(pads),
-        output_padding=layer.output_padding,
+        output_padding=more,
         dilations=layer.dilation,
         group=layer.groups,
     )
+    if beyond is None:
+        return y
+    y = graph.add("Pad", [y, graph.constant(_sides([(0, 0), (0, 0), *beyond]), dtype="int64")])
+    return graph.add("Add", [y, graph.reshape(bias[0], (-1, *(1 for _ in pads)))]) if bias else y
 
 
 @emitter(TableConv2d)
@@ -348,10 +360,11 @@ def instance_norm(graph: GraphBuilder, layer: Any, x: str) -> str:
 
 
 def _by_running_statistics(graph: GraphBuilder, layer: Any, x: str) -> str:
-    statistics = [graph.weight(layer, name) for name in ("running_mean", "running_var")]
+    scale, bias = _scale_and_bias(graph, layer)
+    mean, var = (graph.weight(layer, name) for name in ("running_mean", "running_var"))
     return graph.add(
         "BatchNormalization",
-        [x, *_scale_and_bias(graph, layer), *statistics],
+        [x, scale, bias, mean, var],
         epsilon=layer.eps,
         momentum=None if layer.momentum is None else 1.0 - layer.momentum,  # ONNX's is the share that stays
     )
