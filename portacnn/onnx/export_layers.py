@@ -146,28 +146,27 @@ def _slice(graph: GraphBuilder, x: str, axis: int, start: int, end: int) -> str:
 
 @emitter(ConvTranspose1d, ConvTranspose2d, ConvTranspose3d)
 def conv_transpose(graph: GraphBuilder, layer: Any, x: str) -> str:
-    """onnxruntime refuses an output padding that is not below the stride. Then less is cut off at the end, and what the kernel
-    does not reach is added: cells with nothing but the bias."""
+    """onnxruntime refuses an output padding that is not below the stride: then it is added, and the padding cut off, by nodes
+    of their own."""
     pads = pads_of(layer.padding, layer.input_shape[1:], layer.kernel_size, layer.stride, layer.dilation)
-    more, beyond = layer.output_padding, None
-    if any(extra >= s for extra, s in zip(more, layer.stride, strict=True)):
-        beyond = [(0, max(extra - after, 0)) for extra, (_, after) in zip(more, pads, strict=True)]
-        pads = tuple((before, max(after - extra, 0)) for extra, (before, after) in zip(more, pads, strict=True))
-        more = None
+    refused = any(extra >= s for extra, s in zip(layer.output_padding, layer.stride, strict=True))
     weight, bias = graph.weight(layer, "weight"), _bias(graph, layer)
     y = graph.add(
         "ConvTranspose",
-        [x, weight, *(bias if beyond is None else [])],
+        [x, weight, *([] if refused else bias)],
         kernel_shape=layer.kernel_size,
         strides=layer.stride,
-        pads=_sides(pads),
-        output_padding=more,
+        pads=None if refused else _sides(pads),
+        output_padding=None if refused else layer.output_padding,
         dilations=layer.dilation,
         group=layer.groups,
     )
-    if beyond is None:
+    if not refused:
         return y
-    y = graph.add("Pad", [y, graph.constant(_sides([(0, 0), (0, 0), *beyond]), dtype="int64")])
+    more = _sides([(0, 0), (0, 0), *((0, extra) for extra in layer.output_padding)])
+    y = graph.add("Pad", [y, graph.constant(more, dtype="int64")])
+    for axis, ((before, _), n) in enumerate(zip(pads, layer.output_shape[1:], strict=True), 2):
+        y = _slice(graph, y, axis, before, before + n)
     return graph.add("Add", [y, graph.reshape(bias[0], (-1, *(1 for _ in pads)))]) if bias else y
 
 
