@@ -628,6 +628,18 @@ def test_dropout_is_told_to_whoever_trains_the_file(tmp_path):
     assert onnx.numpy_helper.to_array(constant.attribute[0].t) == np.float32(0.3)
 
 
+def test_momentum_is_told_in_onnxs_way(tmp_path):
+    """There it is the share of the running statistics that stays."""
+    network = Sequential(a=L.BatchNorm1d(3, momentum=0.25), b=L.BatchNorm1d(3, momentum=None)).build(
+        (3,), device="numpy"
+    )
+    first, second = (
+        {attribute.name: attribute.f for attribute in node.attribute} for node in nodes(export(network, tmp_path))
+    )
+    assert first["momentum"] == 0.75
+    assert "momentum" not in second
+
+
 def test_the_same_file_twice(tmp_path):
     model = M.LeNet5(device="numpy", seed=0)
     first = export(model, tmp_path).read_bytes()
