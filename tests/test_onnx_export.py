@@ -443,11 +443,13 @@ def test_opsets_that_are_refused(opset, tmp_path):
 
 @pytest.mark.parametrize("opset", OPSETS)
 def test_the_file_names_its_opset(opset, tmp_path):
-    path = export(Sequential(L.GELU(), L.LayerNorm(4)).build((4,), device="numpy"), tmp_path, opset=opset)
+    network = Sequential(L.GELU(), L.LayerNorm(4), Conv2d(2, 2, 3, padding=1, padding_mode="circular"))
+    path = export(network.build((2, 3, 4), device="numpy"), tmp_path, opset=opset)
     assert onnx.load(path).opset_import[0].version == opset
     used = {node.op_type for node in nodes(path)}
     assert ("Gelu" in used) == (opset >= 20)
     assert ("LayerNormalization" in used) == (opset >= 17)
+    assert ("Pad" in used) == (opset >= 19)  # which had no "wrap" before
 
 
 @pytest.mark.parametrize("name", ["SimpleConvNet", "LeNet5", "ResNet20"])
