@@ -579,6 +579,7 @@ def test_an_emitter_of_ones_own(known, tmp_path):
     @portacnn.onnx.emitter(kind)
     def square(graph, layer, x):
         factor = graph.reshape(graph.weight(layer, "factor"), (*layer.input_shape[:1], 1, 1))
+        assert graph.weight(layer, "factor") == graph.weight(layer, "factor")
         return graph.add("Mul", [graph.add("Mul", [x, x]), factor])
 
     network = Sequential(conv=Conv2d(1, 2, 3), odd=kind(), act=ReLU()).build((1, 5, 5), device="numpy", seed=0)

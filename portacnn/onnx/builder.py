@@ -84,7 +84,7 @@ class Stored(NamedTuple):
         return prod(self.shape) * BYTES[self.dtype]
 
     def content(self) -> bytes:
-        """Them."""
+        """The bytes."""
         return self.values.tobytes()
 
 
@@ -102,7 +102,7 @@ class GraphBuilder:
         self.nodes: list[Any] = []
         self.initializers: dict[str, Stored] = {}
         self._values: set[str] = set()
-        self._casts: dict[str, str] = {}
+        self._weights: dict[str, str] = {}
         self._scope = ""
         self._helper = onnx_library().helper
 
@@ -134,9 +134,12 @@ class GraphBuilder:
         return output
 
     def weight(self, layer: Layer, name: str) -> str:
-        """The layer's parameter or buffer of this name, as an initializer called by its path."""
-        array = layer.params[name] if name in layer.params else layer.buffers[name]
-        return self.initializer(layer._full(name), layer._home().to_host(array))
+        """The layer's parameter or buffer of this name, as an initializer called by its path: each is stored once."""
+        path = layer._full(name)
+        if path not in self._weights:
+            array = layer.params[name] if name in layer.params else layer.buffers[name]
+            self._weights[path] = self.initializer(path, layer._home().to_host(array))
+        return self._weights[path]
 
     def initializer(self, path: str, values: HostArray) -> str:
         """An array that belongs to the network: gives the name of its value, in the graph's dtype."""
