@@ -507,6 +507,13 @@ def test_bfloat16_of_odd_numbers(tmp_path):
     np.testing.assert_array_equal(got, torch.tensor(values).to(torch.bfloat16).float().numpy())
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_weights_that_are_infinite_stay_so(dtype, tmp_path):
+    network = Linear(2, 1, bias=False).build((2,), device="numpy")
+    network.load_state_dict({"weight": np.array([[np.inf, 1.0]])})
+    assert run(export(network, tmp_path, dtype=dtype), np.ones((1, 2), "float32")) == np.inf
+
+
 def test_weights_too_large_for_their_dtype(tmp_path):
     network = Sequential(fc=Linear(2, 1)).build((2,), device="numpy", dtype="float64")
     network.load_state_dict({"fc.weight": np.array([[7e4, -1e39]]), "fc.bias": np.zeros(1)})
@@ -586,6 +593,29 @@ def test_an_emitter_of_ones_own(known, tmp_path):
     agrees(filled(network), tmp_path)
     names = [node.name for node in nodes(tmp_path / "model.onnx")]
     assert names == ["conv/Conv", "odd/Constant", "odd/Reshape", "odd/Mul", "odd/Mul_1", "act/Relu"]
+
+
+@pytest.mark.parametrize("name", ["Mul", "input", "output"])
+def test_parameters_called_as_something_else_is(name, known, tmp_path):
+    """A node makes way for them. The file's input and output do not."""
+
+    class Scaled(Layer):
+        def infer(self, shape):
+            self.declare(name, (1,), "ones")
+            return shape
+
+        def forward(self, x, *, train=False, keep=None):
+            return x * self.params[name]
+
+    @portacnn.onnx.emitter(Scaled)
+    def scaled(graph, layer, x):
+        return graph.add("Sigmoid", [graph.add("Mul", [x, graph.weight(layer, name)])])
+
+    layer = Scaled().build((3,), device="numpy")
+    if name == "Mul":
+        assert [node.name for node in nodes(export(layer, tmp_path))] == ["Mul_1", "Sigmoid"]
+    else:
+        refuses(ArgumentError, "Scaled", f"two values called '{name}'", call=lambda: export(layer, tmp_path))
 
 
 def test_emitters_that_make_no_sense(known, tmp_path):
