@@ -618,6 +618,23 @@ def test_parameters_called_as_something_else_is(name, known, tmp_path):
         refuses(ArgumentError, "Scaled", f"two values called '{name}'", call=lambda: export(layer, tmp_path))
 
 
+def test_an_output_that_is_not_the_last_value(known, tmp_path):
+    class Doubled(Layer):
+        def infer(self, shape):
+            return shape
+
+        def forward(self, x, *, train=False, keep=None):
+            return x + x
+
+    @portacnn.onnx.emitter(Doubled)
+    def doubled(graph, layer, x):
+        y = graph.add("Add", [x, x])
+        graph.add("Neg", [y])
+        return y
+
+    agrees(Doubled().build((3,), device="numpy"), tmp_path)
+
+
 def test_emitters_that_make_no_sense(known, tmp_path):
     network = Sequential(odd=square_layer()()).build((2, 3), device="numpy")
     call = lambda: public_export(network, tmp_path / "m.onnx")  # noqa: E731

@@ -179,7 +179,7 @@ def _write(onnx: Any, proto: Any, tensors: Sequence[Stored], path: Path) -> None
         for key, value in (("location", data.name), ("offset", start), ("length", tensor.size)):
             entry.external_data.add(key=key, value=str(value))
         start += tensor.size + -tensor.size % _PAGE
-    content = proto.SerializeToString(deterministic=True)
+    content = proto.SerializeToString()
     fresh = data is not None and not data.exists()
     if data is not None:
         write_atomically(data, _pieces(beside))
