@@ -787,3 +787,4 @@ def test_more_than_two_gigabytes(tmp_path):
     assert (tmp_path / name).stat().st_size > 2 << 30
     x = images(network, 1)
     close(run(path, x), network.forward(x))
+    (tmp_path / name).unlink()  # pytest would keep it
