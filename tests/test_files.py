@@ -231,6 +231,22 @@ def test_a_write_replaces_the_old_file(tmp_path):
     assert path.stat().st_mode == other.stat().st_mode  # as the umask says, not mkstemp's 0600
 
 
+def test_content_in_pieces(tmp_path):
+    """All of them in their order; and where one cannot be had, the file that was there."""
+    path = tmp_path / "pieces"
+    files.write_atomically(path, (bytes([i]) * i for i in range(4)))
+    assert path.read_bytes() == b"\x01\x02\x02\x03\x03\x03"
+
+    def broken():
+        yield b"new"
+        raise ValueError("no more")
+
+    with pytest.raises(ValueError, match="no more"):
+        files.write_atomically(path, broken())
+    assert path.read_bytes() == b"\x01\x02\x02\x03\x03\x03"
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def test_no_folder_to_write_into(tmp_path):
     with pytest.raises(FileNotFoundError):
         small_net().save(tmp_path / "missing" / "net")
