@@ -264,7 +264,7 @@ class Model(Sequential):
             model.preprocess = rebuild_preprocess(header.get("preprocess"))
         except ModelFormatError as error:
             raise error.at(str(path), over=True)
-        except _NONSENSE as error:
+        except NONSENSE as error:
             what = f"{type(error).__name__}: {error}"
             raise ModelFormatError(
                 f"it does not say how to build its model, or not rightly: {what}", str(path)
@@ -292,8 +292,8 @@ def _fits(preprocess: Normalize, sample: Shape, where: str) -> None:
         raise error.at(where)
 
 
-# What JSON made by others can bring a constructor to.
-_NONSENSE = (
+# What a description made by others can bring a constructor to.
+NONSENSE = (
     PortacnnError,
     ArithmeticError,
     AttributeError,
