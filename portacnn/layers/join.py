@@ -72,19 +72,19 @@ class ArithmeticWith(Layer):
     Args:
         kind: as for ``portacnn.ops.arithmetic``.
         shape: the constant's; it is broadcast, and its last axis is the sample's last: (C, 1, 1) has one number for each channel.
-        first: whether the constant is the first operand: constant - x.
+        constant_first: whether the constant is the first operand: constant - x.
         learn: whether it is a parameter, or a buffer.
 
     Parameter or buffer: ``value`` (*shape).
     """
 
-    def __init__(self, kind: str, shape: Sequence[int], first: bool = False, learn: bool = True) -> None:
+    def __init__(self, kind: str, shape: Sequence[int], constant_first: bool = False, learn: bool = True) -> None:
         self.kind_ = _checked_kind(kind, type(self).__name__)
         try:
             self.shape = tuple(whole("shape", n, 1) for n in shape)
         except PortacnnError as error:
             raise error.at(type(self).__name__)
-        self.first, self.learn = bool(first), bool(learn)
+        self.constant_first, self.learn = bool(constant_first), bool(learn)
 
     def infer(self, shape: Shape) -> Shape:
         if len(self.shape) > len(shape):
@@ -100,15 +100,15 @@ class ArithmeticWith(Layer):
     def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
         self._home()
         value = self.params["value"] if self.learn else self.buffers["value"]
-        a, b = (value, x) if self.first else (x, value)
+        a, b = (value, x) if self.constant_first else (x, value)
         y, cache = ops.arithmetic(a, b, self.kind_, keep=train if keep is None else keep)
         self._keep(cache)
         return y
 
     def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
-        need = (self.learn, need_dx) if self.first else (need_dx, self.learn)
+        need = (self.learn, need_dx) if self.constant_first else (need_dx, self.learn)
         da, db = ops.arithmetic_backward(dy, self._kept(), need=need)
-        dx, dvalue = (db, da) if self.first else (da, db)
+        dx, dvalue = (db, da) if self.constant_first else (da, db)
         if self.learn:
             self._write_grads(value=dvalue)
         return dx

@@ -190,12 +190,17 @@ class Importer:
         return Known(array, any(known.learn for known in like), only)
 
     def _name(self, op: Operation, state: Mapping[str, Known]) -> str:
-        """A node's name: what its parameters are called in the file, the node's own name, or that of its operator."""
+        """A node's name: what its parameters are called in the file, the node's own name, or that of its operator.
+
+        Of names such as "block1/conv/Conv", as PyTorch and ``portacnn.onnx.export`` write them, the operator is left out: that
+        gives dropout the path it had, and so its masks.
+        """
         for known in state.values():
             prefix, _, last = known.name.rpartition(".")
             if prefix and last in _STATE_NAMES:
                 return self._new(prefix)
-        return self._new(op.name or op.kind.lower())
+        prefix, _, last = op.name.rpartition("/")
+        return self._new(prefix if prefix and last == op.kind else op.name or op.kind.lower())
 
     def _new(self, name: str) -> str:
         base, found = name, name
