@@ -31,6 +31,10 @@ class BackendError(PortacnnError, RuntimeError):
     """A backend or device that was asked for is unknown or cannot be had on this machine."""
 
 
+class DependencyError(PortacnnError, ImportError):
+    """A package that only some of portacnn needs, and that is not installed."""
+
+
 class ArrayError(PortacnnError, TypeError):
     """Arrays of the wrong kind: mixed libraries or devices, integers where floats belong, mixed float types."""
 

@@ -7,7 +7,7 @@ import contextlib
 import json
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,10 @@ from portacnn.runtime import HostArray
 _KEY = "portacnn"
 
 
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
+def write_atomically(path: str | os.PathLike[str], content: bytes | Iterable[bytes]) -> None:
     """Write a file so that ``path`` holds either all of ``content`` or what it held before, even after a crash.
+
+    ``content`` may come in pieces, for files that are better not held in memory a second time.
 
     The bytes go to a temporary file in the same folder, reach the disk, and only then take the name.
 
@@ -30,7 +32,7 @@ def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as file:
-            file.write(content)
+            file.writelines([content] if isinstance(content, bytes) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -153,7 +153,7 @@ def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
 
 
 def test_importing_portacnn_is_light():
-    slow = ("cupy", "torch", "array_api_strict", "jax", "tqdm", "safetensors", "matplotlib", "scipy")
+    slow = ("cupy", "torch", "array_api_strict", "jax", "tqdm", "safetensors", "matplotlib", "scipy", "onnx")
     done = run("-c", f"import sys, portacnn; print([name for name in {slow} if name in sys.modules])")
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 

@@ -22,7 +22,7 @@ from portacnn.runtime import Array, backend_of, describe
 Size = tuple[int, ...]
 
 
-def _shares(n: int, m: int) -> list[tuple[int, int]]:
+def shares_of(n: int, m: int) -> list[tuple[int, int]]:
     """The (start, end) of what each of m outputs sees of n inputs."""
     return [(o * n // m, -(-(o + 1) * n // m)) for o in range(m)]
 
@@ -37,7 +37,7 @@ def adaptive_avg_pool(x: Array, size: Size, *, keep: bool) -> tuple[Array, tuple
     xp = backend_of(x).xp
     y = batch_last(x)  # (C, *S, N)
     for axis in range(len(size), 0, -1):
-        shares = _shares(y.shape[axis], size[axis - 1])
+        shares = shares_of(y.shape[axis], size[axis - 1])
         y = xp.concat([xp.mean(y[_along(axis, *share)], axis=axis, keepdims=True) for share in shares], axis=axis)
     return batch_first(y), (tuple(x.shape[2:]), size) if keep else None
 
@@ -51,7 +51,7 @@ def adaptive_avg_pool_backward(dy: Array, saved: tuple) -> Array:
     for axis in range(1, len(size) + 1):
         n, dy = inputs[axis - 1], dx
         dx = xp.zeros((*dy.shape[:axis], n, *dy.shape[axis + 1 :]), dtype=dy.dtype, device=dy.device)
-        for o, (start, end) in enumerate(_shares(n, size[axis - 1])):
+        for o, (start, end) in enumerate(shares_of(n, size[axis - 1])):
             dx[_along(axis, start, end)] += dy[_along(axis, o, o + 1)] / (end - start)
     return batch_first(dx)
 
@@ -62,7 +62,7 @@ def adaptive_max_pool(x: Array, size: Size, *, keep: bool) -> tuple[Array, tuple
     xp = backend_of(x).xp
     y, winners = batch_last(x), []  # for each axis, of each output: the place of the maximum in its share
     for axis in range(len(size), 0, -1):
-        parts = [y[_along(axis, *share)] for share in _shares(y.shape[axis], size[axis - 1])]
+        parts = [y[_along(axis, *share)] for share in shares_of(y.shape[axis], size[axis - 1])]
         if keep:
             winners.append(xp.concat([xp.argmax(part, axis=axis, keepdims=True) for part in parts], axis=axis))
         y = xp.concat([xp.max(part, axis=axis, keepdims=True) for part in parts], axis=axis)
@@ -81,7 +81,7 @@ def adaptive_max_pool_backward(dy: Array, saved: tuple) -> Array:
     for axis, winner in zip(range(1, len(size) + 1), reversed(winners), strict=True):
         n, dy = inputs[axis - 1], dx
         dx = xp.zeros((*dy.shape[:axis], n, *dy.shape[axis + 1 :]), dtype=dy.dtype, device=dy.device)
-        for o, (start, end) in enumerate(_shares(n, size[axis - 1])):
+        for o, (start, end) in enumerate(shares_of(n, size[axis - 1])):
             here = _along(axis, o, o + 1)
             places = xp.arange(end - start, dtype=winner.dtype, device=dy.device)
             places = xp.reshape(places, (end - start,) + (1,) * (dy.ndim - axis - 1))
