@@ -36,7 +36,7 @@ from portacnn.layers.pool import (
     MaxPool2d,
     MaxPool3d,
 )
-from portacnn.layers.shape import Pad, Permute, Reduce, Reshape, Slice
+from portacnn.layers.shape import Pad, Permute, Reduce, Reshape, Slice, Take
 
 __all__ = [
     "CELU",
@@ -106,5 +106,6 @@ __all__ = [
     "Slice",
     "Softmax",
     "Softplus",
+    "Take",
     "Tanh",
 ]

@@ -145,6 +145,39 @@ class Slice(Layer):
         return dx
 
 
+class Take(Layer):
+    """Chosen cells of one axis, in a given order, any of them several times: x (N, *S) -> y (N, *OUT), as torch.index_select.
+
+    Args:
+        indices: which cells.
+        axis: of which axis, counted with the batch: at least 1.
+    """
+
+    def __init__(self, indices: Sequence[int], axis: int) -> None:
+        self.indices = _several(self, "indices", indices, 0)
+        (self.axis,) = _several(self, "axis", [axis], 1)
+        if not self.indices:
+            raise ArgumentError("expected at least one index", type(self).__name__)
+
+    def infer(self, shape: Shape) -> Shape:
+        if self.axis > len(shape) or max(self.indices) >= shape[self.axis - 1]:
+            raise ShapeError(f"samples {shape} have no cell {max(self.indices)} on axis {self.axis}")
+        return (*shape[: self.axis - 1], len(self.indices), *shape[self.axis :])
+
+    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
+        self._keep(x.shape[self.axis] if (train if keep is None else keep) else None)
+        xp = backend_of(x).xp
+        return xp.take(x, xp.asarray(self.indices, dtype=xp.int64, device=x.device), axis=self.axis)
+
+    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
+        """Each cell's gradient is the sum over its places in y: a product with ones and zeros, as the standard has no scatter."""
+        cells, xp = self._kept(), backend_of(dy).xp
+        chosen = xp.asarray(self.indices, dtype=xp.int64, device=dy.device)
+        places = chosen[:, None] == xp.arange(cells, dtype=xp.int64, device=dy.device)[None, :]
+        last = xp.moveaxis(dy, self.axis, -1)
+        return xp.moveaxis(xp.matmul(last, xp.astype(places, dy.dtype)), -1, self.axis)
+
+
 class Reduce(Layer):
     """The sum or mean over some axes of every sample.
 

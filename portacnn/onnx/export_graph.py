@@ -22,6 +22,7 @@ from portacnn.layers import (
     Reduce,
     Reshape,
     Slice,
+    Take,
 )
 from portacnn.layers.graph import INPUT
 from portacnn.models.graph_model import GraphModel
@@ -114,6 +115,11 @@ def slice_(graph: GraphBuilder, layer: Any, x: str) -> str:
     axes = range(1, len(layer.starts) + 1)
     numbers = (layer.starts, layer.stops, list(axes), layer.steps)
     return graph.add("Slice", [x, *(graph.constant(list(row), dtype="int64") for row in numbers)])
+
+
+@emitter(Take)
+def take(graph: GraphBuilder, layer: Any, x: str) -> str:
+    return graph.add("Gather", [x, graph.constant(list(layer.indices), dtype="int64")], axis=layer.axis)
 
 
 @emitter(Reduce)

@@ -18,6 +18,7 @@ from portacnn.onnx.operators import OPERATORS
 from portacnn.onnx.reading import FLOATS, ROOM, Operation, Source, brief, quoted, read_source
 from portacnn.onnx.wire import ValueInfo
 from portacnn.runtime import Backend, resolve
+from portacnn.seeds import check_seed
 
 _log = logging.getLogger("portacnn.onnx")
 
@@ -28,6 +29,7 @@ def load(
     device: str | Backend | None = None,
     dtype: str | None = None,
     input_shape: Sequence[int] | None = None,
+    seed: int | None = None,
     room: int = ROOM,
 ) -> GraphModel:
     """A model of what an ONNX file holds, with its weights, on ``device``: it predicts what the file says, and it trains.
@@ -43,6 +45,7 @@ def load(
         device: see ``portacnn.resolve``.
         dtype: "float32" or "float64"; by default float64 where the file's input is, else float32.
         input_shape: of one sample, for files that leave it open.
+        seed: for what dropout draws in training; None takes a fresh one.
         room: bytes that arrays may take beside four times those of the files: more only for files that make large constants
             out of little, and only where you trust them.
 
@@ -55,10 +58,11 @@ def load(
     backend = resolve(device)
     if dtype not in (None, "float32", "float64"):
         raise ArgumentError(f'dtype must be "float32" or "float64", got {dtype!r}')
+    whole("room", room, 0), check_seed(seed)
     given = None if input_shape is None else tuple(whole("input_shape", n, 1) for n in input_shape)
     try:
         with np.errstate(all="ignore"):
-            return _load(path, backend, dtype, given, whole("room", room, 0))
+            return _load(path, backend, dtype, given, seed, room)
     except ModelFormatError as error:
         raise ModelFormatError(str(error), str(path)) from error.__cause__
     except NONSENSE as error:
@@ -68,7 +72,7 @@ def load(
 
 
 def _load(
-    path: str | os.PathLike[str], backend: Backend, dtype: str | None, given: Shape | None, room: int
+    path: str | os.PathLike[str], backend: Backend, dtype: str | None, given: Shape | None, seed: int | None, room: int
 ) -> GraphModel:
     source = read_source(path, room)
     if len(source.outputs) != 1:
@@ -100,7 +104,7 @@ def _load(
     model = GraphModel(*nodes)
     dtype = dtype or ("float64" if FLOATS.get(info.elem_type) == "float64" else "float32")
     with building_from(state):
-        return model.build(sample, device=backend, dtype=dtype)
+        return model.build(sample, device=backend, dtype=dtype, seed=seed)
 
 
 def _needed(source: Source) -> tuple[list[Operation], set[str]]:

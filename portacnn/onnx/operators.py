@@ -727,7 +727,9 @@ def _shape(at: Importer, op: Operation) -> Known:
 
 
 @operator("Gather")
-def _gather(at: Importer, op: Operation) -> Known:
+def _gather(at: Importer, op: Operation) -> Any:
+    if isinstance(at.given(op, 0), Value):
+        return _take(at, op)
     data, indices = at.known(op, 0), at.known(op, 1)
     if data is None or indices is None or not data.array.ndim or indices.array.dtype.kind not in "iu":
         raise op.wrong("its inputs are missing, or no numbers of places")
@@ -739,6 +741,17 @@ def _gather(at: Importer, op: Operation) -> Known:
         raise op.wrong("more than 16 axes")
     at.source.budget.take(data.array.nbytes // max(size, 1) * indices.array.size)
     return at.fold(np.take(data.array, indices.array, axis=axis), [data])
+
+
+def _take(at: Importer, op: Operation) -> Value:
+    """Cells of a value, chosen when the file is read; their axis becomes those of the array of indices."""
+    x, known = at.value(op), at.known(op, 1)
+    indices, axis = at.numbers(op, 1) or [], at.axis(op, op.whole("axis", 0), x.rank)
+    size = x.shape[axis - 1]
+    if known is None or not all(-size <= i < size for i in indices) or x.rank + known.array.ndim > 16:
+        raise op.wrong(f"indices {brief(indices)} beyond the {size} cells of axis {axis}")
+    y = at.add(op, L.Take([i % size for i in indices], axis), x)
+    return at.reshaped(op, y, (*x.shape[: axis - 1], *known.array.shape, *x.shape[axis:]))
 
 
 _CAST = {**{number: name for number, name in FLOATS.items() if name != "bfloat16"}, 6: "int32", 7: "int64", 9: "bool"}
