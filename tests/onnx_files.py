@@ -131,8 +131,11 @@ def typed() -> onnx.ModelProto:
     ]
     names = [t.name for t in tensors[:5]]
     nodes = [node("Reshape", ["x", "shape"], ["x0"])]
-    nodes += [node("Add", [f"x{i}", name], [f"x{i + 1}"]) for i, name in enumerate(names)]
-    nodes += [node("Unsqueeze", ["x5", "ints"], ["u"]), node("Flatten", ["u"], ["y"])]
+    for i, name in enumerate(names):
+        nodes.append(node("Cast", [name], [f"{name} wide"], to=TensorProto.FLOAT))
+        nodes.append(node("Add", [f"x{i}", f"{name} wide"], [f"x{i + 1}"]))
+    nodes.append(node("Cast", ["ints"], ["axes"], to=TensorProto.INT64))
+    nodes += [node("Unsqueeze", ["x5", "axes"], ["u"]), node("Flatten", ["u"], ["y"])]
     model = model_of(nodes, {}, ("N", 2, 2))
     model.graph.initializer.extend(tensors)
     return model

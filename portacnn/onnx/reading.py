@@ -128,11 +128,11 @@ class Operation:
         return default if value is None else value
 
     def real(self, name: str, default: float) -> float:
-        """A number, which must be finite."""
+        """A number, which must be finite: of all that the file's float32 can stand for the one with the fewest digits, 1e-05."""
         value = self._get(name, "f")
         if value is not None and not np.isfinite(value):
             raise self.wrong(f"attribute {name!r} is {value}")
-        return default if value is None else value
+        return default if value is None else float(str(np.float32(value)))
 
     def word(self, name: str, default: str) -> str:
         """A word."""

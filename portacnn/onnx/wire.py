@@ -16,8 +16,9 @@ from typing import Any
 
 from portacnn.errors import ModelFormatError
 
-MOST = 500_000
-"""Fields, and numbers in lists of attributes, that one file may have, all together."""
+MOST = 400_000
+"""Pieces that one file may have: a field or a number in a list is one, a message ``_MESSAGE`` more."""
+_MESSAGE = 10
 LONGEST_NAME = 4096  # bytes
 _MOST_AXES = 16
 
@@ -153,13 +154,14 @@ class _Reader:
     def __init__(self) -> None:
         self.left = MOST
 
-    def _count(self) -> None:
-        self.left -= 1
+    def _count(self, pieces: int = 1) -> None:
+        self.left -= pieces
         if self.left < 0:
             raise ModelFormatError(f"it consists of more than {MOST} pieces, which no network of these layers needs")
 
     def _message(self, what: str, content: memoryview, into: Any, table: _Table) -> Any:
         """Read a message by a table: field -> (kinds, what takes its value). Other fields are passed over."""
+        self._count(_MESSAGE)
         for number, kind, value in fields(content):
             self._count()
             if number in table:
