@@ -90,6 +90,39 @@ def agrees(case_model: Any, inputs: list[Any], expected: Any, rtol: float, atol:
     np.testing.assert_allclose(got, expected, rtol=rtol, atol=atol)
 
 
+OF_ELEMENTS = {
+    *(
+        "Max",
+        "Min",
+        "Sum",
+        "Abs",
+        "Celu",
+        "Clip",
+        "Cos",
+        "Elu",
+        "Exp",
+        "Gelu",
+        "HardSigmoid",
+        "LeakyRelu",
+        "Log",
+        "Mish",
+        "Neg",
+    ),
+    *("Reciprocal", "Selu", "Sigmoid", "Sin", "Softplus", "Softsign", "Sqrt", "Swish", "Tanh"),
+}
+
+
+def with_an_axis(case_model: Any, arrays: list[Any]) -> tuple[Any, list[Any]]:
+    """A case of rows of numbers as one of as many samples of one number."""
+    if any(np.ndim(array) != 1 for array in arrays):
+        return case_model, arrays
+    model = onnx.ModelProto()
+    model.CopyFrom(case_model)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim.add(dim_value=1)
+    return model, [array[:, None] for array in arrays]
+
+
 @pytest.fixture(scope="module")
 def cases() -> dict[str, list[Any]]:
     """The cases of one supported operator each, on floating point that has a batch, by operator. It takes a while to make them."""
@@ -102,7 +135,11 @@ def cases() -> dict[str, list[Any]]:
             nodes = case.model.graph.node if case.model is not None else []
             inputs = case.data_sets[0][0] if len(nodes) == 1 else []
             first = inputs[0] if inputs else None
-            if isinstance(first, np.ndarray) and first.dtype.kind == "f" and first.ndim > 1:
+            if (
+                isinstance(first, np.ndarray)
+                and first.dtype.kind == "f"
+                and first.ndim > (nodes[0].op_type not in OF_ELEMENTS)
+            ):
                 found.setdefault(nodes[0].op_type, []).append(case)
     return found
 
@@ -124,8 +161,12 @@ RIGHTLY_REFUSED = (
     "only cast to floating point",
     "training_mode",
     "turned round",
+    "has no axis beside the batch",
+    "leaves a sample's shape open",
+    "a shape with 0 in it",
+    "does not depend on the input",
 )
-WITHOUT_CASES = {"Constant", "ConstantOfShape", "Cast", "Gather", "Mish", "Shape", "Swish"}
+WITHOUT_CASES = {"Constant", "ConstantOfShape", "Cast", "Shape"}
 
 
 @pytest.mark.slow
@@ -135,11 +176,16 @@ def test_the_packages_own_cases(operator: str, cases: dict[str, list[Any]], tmp_
     agreed = 0
     for case in cases.get(operator, []):
         inputs, outputs = case.data_sets[0]
+        model, arrays = case.model, [*inputs, outputs[0]]
+        if operator in OF_ELEMENTS:
+            model, arrays = with_an_axis(model, arrays)
         try:
-            agrees(case.model, inputs, outputs[0], case.rtol, case.atol, tmp_path)
+            agrees(model, arrays[:-1], arrays[-1], case.rtol, case.atol, tmp_path)
             agreed += 1
         except ModelFormatError as error:
-            assert any(words in str(error) for words in RIGHTLY_REFUSED), f"{case.name}: {error}"
+            refusal = str(error)
+            if not any(words in refusal for words in RIGHTLY_REFUSED):
+                raise
         except AssertionError as error:
             error.add_note(case.name)
             raise
@@ -157,6 +203,7 @@ SHIPPED = sorted(
 NOT_SHIPPED_FOR_US = {
     "test_Embedding": "data type 7",
     "test_Embedding_sparse": "data type 7",
+    "test_PoissonNLLLLoss_no_reduce": "not the same for all samples",
     "test_operator_addmm": "computed from the network's input",
     "test_operator_basic": "no axis beside the batch",
     "test_operator_chunk": "no axis beside the batch",
@@ -202,17 +249,13 @@ def test_light_models(path: Path, tmp_path: Path):
                 kept.append(one)
                 continue
             shape = shapes[one.input[0]]
-            spread = 1.0 / np.sqrt(max(np.prod(shape[1:]), 1)) if len(shape) > 1 else 0.1
-            values = (1.0 if len(shape) == 1 else 0.0) + spread * rng.standard_normal(shape)
-            model.graph.initializer.append(
-                numpy_helper.from_array(
-                    np.abs(values).astype(np.float32) if len(shape) == 1 else values.astype(np.float32), one.output[0]
-                )
-            )
+            values = rng.standard_normal(shape)
+            values = np.abs(1.0 + 0.1 * values) if len(shape) == 1 else values / np.sqrt(np.prod(shape[1:]))
+            model.graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), one.output[0]))
         del model.graph.node[:]
         model.graph.node.extend(kept)
     onnx.save(model, tmp_path / "model.onnx")
-    ours = portacnn.onnx.load(tmp_path / "model.onnx", room=1 << 30)
+    ours = portacnn.onnx.load(tmp_path / "model.onnx", room=2 << 30)
     x = normal(1, *ours.input_shape).astype("float32")
     expected = runtime(tmp_path / "model.onnx", x)
     assert path.stem in LARGE or np.ptp(expected) > 1e-4
@@ -372,7 +415,7 @@ def test_there_and_back(name: str, tmp_path: Path):
     model = OURS[name](device="numpy", seed=0, dtype="float64")
     portacnn.onnx.export(model, path)
     again = portacnn.onnx.load(path, seed=0)
-    assert list(again.state_dict()) == list(model.state_dict()) or set(again.state_dict()) == set(model.state_dict())
+    assert set(again.state_dict()) == set(model.state_dict())
     losses = []
     for each in (model, again):
         trainer = portacnn.Trainer(
