@@ -124,7 +124,7 @@ def max_pool_backward(dy: Any, saved: Any) -> Any:
 @torch.no_grad()
 def avg_pool(x: Any, windows: Windows, count_include_pad: bool, divisor: int | None, *, keep: bool) -> Any:
     geometry = _pooling(windows)
-    if geometry is None:
+    if geometry is None or max(windows.dilation) > 1:
         return NotImplemented
     if len(windows.size) == 3 and any(n < k for n, k in zip(windows.size, windows.kernel, strict=True)):
         return NotImplemented  # avg_pool3d alone asks that the kernel fit into the input without its padding

@@ -6,7 +6,7 @@ _root = _Path(__file__).resolve().parent.parent
 if (_root / "backends" / "numpy_backend.py").is_file() and (_root / "pyproject.toml").is_file():
     __path__.append(str(_root))  # a checkout, not installed: portacnn.backends is the folder backends/ beside this one
 
-from portacnn import data, layers, models, ops, optim, schedules, scratch
+from portacnn import data, layers, models, onnx, ops, optim, schedules, scratch
 from portacnn.data import load_mnist, load_mnist_sample
 from portacnn.errors import PortacnnError
 from portacnn.models import Model, Normalize, SimpleConvNet, load
@@ -30,6 +30,7 @@ __all__ = [
     "load_mnist",
     "load_mnist_sample",
     "models",
+    "onnx",
     "ops",
     "optim",
     "resolve",

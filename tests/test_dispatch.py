@@ -237,6 +237,8 @@ CALLS = {
     "global_max_pool": (partial(ops.global_max_pool, keep=False), ops.global_max_pool, ops.global_max_pool_backward),
     "pad": (lambda x: ops.pad(x, (1, 1), keep=False), lambda x: ops.pad(x, (1, 1)), ops.pad_backward),
     **{name: call for op in ACTIVATIONS for name, call in _plain(op).items()},
+    **_plain("elementwise", "exp"),
+    **{name: call for op in ("scaled_elu", "hard_sigmoid", "hard_swish", "clip") for name, call in _plain(op).items()},
     **_plain("softmax", 1),
     **_plain("log_softmax", 1),
     **_plain("batch_norm", None, None, training=True),
@@ -249,6 +251,12 @@ CALLS = {
     **_pair("mse_loss"),
     **_pair("binary_cross_entropy_with_logits"),
     **_pair("softmax_cross_entropy"),
+    **_pair("prelu"),
+    "arithmetic": (
+        lambda x: ops.arithmetic(x, x, "add", keep=False),
+        lambda x: ops.arithmetic(x, x, "add"),
+        ops.arithmetic_backward,
+    ),
     "linear": (
         lambda x: ops.linear(x[0, 0, ...], x[0, 0, ...], keep=False),
         lambda x: ops.linear(x[0, 0, ...], x[0, 0, ...]),

@@ -135,6 +135,37 @@ CASES = [
     (L.Softplus, (), {}, (2, 3, 4)),
     (L.Softplus, (2.0, 1.0), {}, (2, 3, 4)),
     (L.Softplus, (1, 0.5), {}, (2, 3, 4)),
+    (L.SELU, (), {}, (2, 3, 4)),
+    (L.SELU, (1.2, 0.7), {}, (2, 3, 4)),
+    (L.CELU, (0.6,), {}, (2, 3, 4)),
+    (L.CELU, (-1.5,), {}, (2, 3, 4)),
+    (L.HardSigmoid, (), {}, (2, 3, 4)),
+    (L.HardSigmoid, (0.2, 0.4), {}, (2, 3, 4)),
+    (L.HardSwish, (), {}, (2, 3, 4)),
+    (L.Clip, (-0.5, 0.5), {}, (2, 3, 4)),
+    (L.Clip, (), {"max": 0.5}, (2, 3, 4)),
+    (L.Clip, (0,), {}, (2, 3, 4)),
+    (L.PReLU, (), {}, (2, 3, 4)),
+    (L.PReLU, ((2, 1, 1),), {}, (2, 3, 4)),
+    *(
+        (L.Elementwise, (function,), {}, (2, 3, 4))
+        for function in ("abs", "cos", "erf", "exp", "mish", "negative", "reciprocal", "sin", "softsign")
+    ),
+    (L.Reshape, ((4, 6),), {}, (2, 3, 4)),
+    (L.Permute, ((0, 3, 1, 2),), {}, (2, 3, 4)),
+    (L.Pad, (((0, 1), (2, 0), (1, 1)),), {"value": 2.5}, (2, 3, 4)),
+    (L.Pad, (((0, 0), (2, 1), (0, 3)), "reflect"), {}, (2, 3, 4)),
+    (L.Slice, ((0, 1, 0), (2, 3, 4), (1, 1, 2)), {}, (2, 3, 4)),
+    (L.Take, ([2, 0, 0], 3), {}, (2, 3, 4)),
+    (L.Reduce, ("mean", (1, 3)), {}, (2, 3, 4)),
+    (L.Reduce, ("sum", (2,)), {"keepdims": True}, (2, 3, 4)),
+    (L.MatMulWith, (5,), {}, (2, 3, 4)),
+    *(
+        (L.ArithmeticWith, (kind, (2, 1, 1)), {"constant_first": first}, (2, 3, 4))
+        for kind in ("add", "subtract", "multiply", "divide", "maximum", "minimum")
+        for first in (False, True)
+    ),
+    (L.ArithmeticWith, ("add", ()), {"learn": False}, (2, 3, 4)),
     (L.Softmax, (1,), {}, (4, 3, 2)),
     (L.Softmax, (-1,), {}, (4, 3, 2)),
     (L.Softmax, (0,), {}, (4,)),
@@ -189,6 +220,28 @@ NESTED = {
         (5,),
     ),
     "Branches of one": (lambda: L.Branches(Linear(5, 4)), (5,)),
+    "Graph": (
+        lambda: L.Graph(
+            ("a", Conv2d(3, 4, 3, padding=1), ["input"]),
+            ("b.c", L.Sigmoid(), ["a"]),
+            ("d", L.Concat(), ["a", "b.c"]),
+            ("e", L.Permute((0, 1, 3, 2)), ["d"]),
+            ("f", L.MatMul(), ["d", "e"]),
+            *((kind, L.Arithmetic(kind), ["f", last]) for kind, last in [("add", "f"), ("maximum", "add")]),
+            ("minimum", L.Arithmetic("minimum"), ["maximum", "f"]),
+            ("g", L.Reduce("mean", (2, 3), keepdims=True), ["minimum"]),
+            ("multiply", L.Arithmetic("multiply"), ["f", "g"]),
+            ("h", Sequential(L.Sigmoid(), L.ArithmeticWith("power", ())), ["g"]),
+            ("divide", L.Arithmetic("divide"), ["multiply", "h"]),
+            ("power", L.Arithmetic("power"), ["h", "h"]),
+            ("subtract", L.Arithmetic("subtract"), ["divide", "power"]),
+        ),
+        (3, 4, 5),
+    ),
+    "GraphModel": (
+        lambda: M.GraphModel(("a", Conv2d(4, 4, 1), ["input"]), ("b", L.Arithmetic("add"), ["a", "input"])),
+        (4, 5, 5),
+    ),
     "Model": (lambda: M.Model(Flatten(), Linear(None, 3)), (2, 3)),
 }
 
@@ -211,9 +264,9 @@ BIG = {
 
 # What only others derive from: it cannot be run by itself.
 BASES = {
-    *("Activation", "AvgPool", "Conv", "ConvTranspose", "MaxPool", "ResNet", "VGG"),
+    *("Activation", "AvgPool", "Conv", "ConvTranspose", "Join", "MaxPool", "ResNet", "VGG"),
     *("_AdaptivePooling", "_BatchNorm", "_ChannelNorm", "_Container", "_Convolving", "_GlobalPooling", "_InstanceNorm"),
-    *("_Norm", "_Pooling", "_WindowPooling"),
+    *("_Norm", "_Pooling", "_ScaledELU", "_WindowPooling"),
 }
 
 
@@ -282,6 +335,22 @@ def test_every_container(name, tmp_path):
     agrees(filled(make().build(shape, device="numpy", seed=0)), tmp_path, OPSETS)
 
 
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (L.AvgPool2d(2, 1, dilation=2), (2, 6, 5)),
+        (L.AvgPool2d(3, 2, 1, ceil_mode=True, dilation=2), (2, 8, 8)),
+        (L.AvgPool2d(3, 2, 1, count_include_pad=False, dilation=2), (2, 8, 8)),
+        (L.Pad(((0, 0), (2, 1), (0, 3)), "circular"), (2, 3, 4)),
+    ],
+    ids=repr,
+)
+def test_what_asks_for_a_newer_opset(layer, shape, tmp_path):
+    agrees(layer.build(shape, device="numpy", seed=0), tmp_path, (19, NEWEST))
+    with pytest.raises(ArgumentError, match="opset 19"):
+        public_export(layer, tmp_path / "model.onnx", opset=18)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_models(name, tmp_path):
     agrees(MODELS[name](device="numpy", seed=0), tmp_path, (18, NEWEST))
@@ -332,7 +401,8 @@ def test_drawn_geometries(kind, data, tmp_path):
 
 
 def test_no_class_is_forgotten():
-    tested = {case[0] for case in CASES} | {Sequential, Residual, L.Branches, M.Model}
+    tested = {case[0] for case in CASES} | {Sequential, Residual, L.Branches, M.Model, L.Graph, M.GraphModel}
+    tested |= {L.Arithmetic, L.Concat, L.MatMul}  # in the graph
     tested |= {getattr(M, name.split()[0]) for name in [*MODELS, *BIG]}
     own = {kind for kind in Layer.known.values() if kind.__module__.partition(".")[0] == "portacnn"}
     assert {kind.__name__ for kind in own} == {kind.__name__ for kind in tested} | BASES

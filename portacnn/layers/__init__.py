@@ -1,10 +1,13 @@
 """Layers: state, a forward and a backward. Every one is written on ``portacnn.ops`` and knows no array library."""
 
 from portacnn.layers.activation import ELU, GELU, LeakyReLU, LogSoftmax, ReLU, Sigmoid, SiLU, Softmax, Softplus, Tanh
+from portacnn.layers.activation_more import CELU, SELU, Clip, Elementwise, HardSigmoid, HardSwish, PReLU
 from portacnn.layers.base import Layer
 from portacnn.layers.container import Branches, Residual, Sequential
 from portacnn.layers.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from portacnn.layers.dropout import Dropout, Dropout1d, Dropout2d, Dropout3d
+from portacnn.layers.graph import Graph
+from portacnn.layers.join import Arithmetic, ArithmeticWith, Concat, Join, MatMul, MatMulWith
 from portacnn.layers.linear import Flatten, Linear
 from portacnn.layers.norm import (
     BatchNorm1d,
@@ -33,16 +36,21 @@ from portacnn.layers.pool import (
     MaxPool2d,
     MaxPool3d,
 )
+from portacnn.layers.shape import Pad, Permute, Reduce, Reshape, Slice, Take
 
 __all__ = [
+    "CELU",
     "ELU",
     "GELU",
+    "SELU",
     "AdaptiveAvgPool1d",
     "AdaptiveAvgPool2d",
     "AdaptiveAvgPool3d",
     "AdaptiveMaxPool1d",
     "AdaptiveMaxPool2d",
     "AdaptiveMaxPool3d",
+    "Arithmetic",
+    "ArithmeticWith",
     "AvgPool1d",
     "AvgPool2d",
     "AvgPool3d",
@@ -50,6 +58,8 @@ __all__ = [
     "BatchNorm2d",
     "BatchNorm3d",
     "Branches",
+    "Clip",
+    "Concat",
     "Conv1d",
     "Conv2d",
     "Conv3d",
@@ -60,28 +70,42 @@ __all__ = [
     "Dropout1d",
     "Dropout2d",
     "Dropout3d",
+    "Elementwise",
     "Flatten",
     "GlobalAvgPool",
     "GlobalMaxPool",
+    "Graph",
     "GroupNorm",
+    "HardSigmoid",
+    "HardSwish",
     "InstanceNorm1d",
     "InstanceNorm2d",
     "InstanceNorm3d",
+    "Join",
     "Layer",
     "LayerNorm",
     "LeakyReLU",
     "Linear",
     "LocalResponseNorm",
     "LogSoftmax",
+    "MatMul",
+    "MatMulWith",
     "MaxPool1d",
     "MaxPool2d",
     "MaxPool3d",
+    "PReLU",
+    "Pad",
+    "Permute",
     "ReLU",
+    "Reduce",
+    "Reshape",
     "Residual",
     "Sequential",
     "SiLU",
     "Sigmoid",
+    "Slice",
     "Softmax",
     "Softplus",
+    "Take",
     "Tanh",
 ]

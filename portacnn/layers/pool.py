@@ -62,6 +62,7 @@ class _WindowPooling(_Pooling):
             "kernel_size": self.kernel_size,
             "stride": self.stride,
             "padding": self.padding,
+            "dilation": self.dilation,
             "ceil_mode": self.ceil_mode,
         }
 
@@ -89,9 +90,6 @@ class MaxPool(_WindowPooling):
     ) -> None:
         self._check(kernel_size, stride, padding, dilation, ceil_mode)
 
-    def geometry(self) -> dict[str, Any]:
-        return {**super().geometry(), "dilation": self.dilation}
-
 
 class MaxPool1d(MaxPool):
     """The maximum over each window, as torch.nn.MaxPool1d. Arguments: see ``MaxPool``."""
@@ -115,7 +113,8 @@ class AvgPool(_WindowPooling):
     """What AvgPool1d, AvgPool2d and AvgPool3d share: the mean over each window.
 
     Args:
-        kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override: as for ``portacnn.ops.avg_pool2d``.
+        kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, dilation: as for
+            ``portacnn.ops.avg_pool2d``.
     """
 
     def __init__(
@@ -126,8 +125,9 @@ class AvgPool(_WindowPooling):
         ceil_mode: bool = False,
         count_include_pad: bool = True,
         divisor_override: int | None = None,
+        dilation: int | Sequence[int] = 1,
     ) -> None:
-        self._check(kernel_size, stride, padding, 1, ceil_mode)
+        self._check(kernel_size, stride, padding, dilation, ceil_mode)
         self.count_include_pad = count_include_pad
         self.divisor_override = checked_divisor(divisor_override, type(self).__name__)
 

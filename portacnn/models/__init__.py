@@ -2,6 +2,7 @@
 
 from portacnn.models.alexnet import AlexNet
 from portacnn.models.deep_conv_net import DeepConvNet
+from portacnn.models.graph_model import GraphModel
 from portacnn.models.lenet5 import LeNet5
 from portacnn.models.model import Model, load
 from portacnn.models.preprocess import Normalize
@@ -14,6 +15,7 @@ __all__ = [
     "VGG16",
     "AlexNet",
     "DeepConvNet",
+    "GraphModel",
     "LeNet5",
     "Model",
     "Normalize",

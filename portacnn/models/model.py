@@ -382,7 +382,7 @@ def _fits(preprocess: Normalize, sample: Shape, where: str) -> None:
         raise error.at(where)
 
 
-# What JSON made by others can bring a constructor to.
+# What a description made by others can bring a constructor to.
 NONSENSE = (
     PortacnnError,
     ArithmeticError,

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from math import prod
 from typing import NamedTuple
 
-from portacnn.layers import Layer, Sequential
+from portacnn.layers import Graph, Layer, Sequential
 from portacnn.layers.base import Shape
 
 _BYTES = {"float32": 4, "float64": 8}
@@ -38,7 +38,7 @@ def rows(network: Layer, input_shape: Sequence[int]) -> list[Row]:
                 prod(layer.output_shape) * _BYTES[layer.dtype],
             )
             for layer in network.walk()
-            if not isinstance(layer, Sequential)  # which hands on what its layers give
+            if not isinstance(layer, Sequential | Graph)  # which hand on what their layers give
         ]
 
 

@@ -13,7 +13,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-import portacnn.onnx.export_layers  # noqa: F401 (it enters the emitters of portacnn's own layers)
+import portacnn.onnx.export_graph
+import portacnn.onnx.export_layers  # noqa: F401 (both enter the emitters of portacnn's own layers)
 from portacnn.arguments import one_of, whole
 from portacnn.errors import ArgumentError, ModelFormatError, PortacnnError, ShapeError, StateError
 from portacnn.files import write_atomically

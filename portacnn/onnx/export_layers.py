@@ -13,6 +13,7 @@ from itertools import product
 from math import prod, sqrt
 from typing import Any
 
+from portacnn.errors import ArgumentError
 from portacnn.layers import (
     ELU,
     GELU,
@@ -203,18 +204,20 @@ def pad_channels(graph: GraphBuilder, layer: Any, x: str) -> str:
 # --- pooling ----------------------------------------------------------------------------------------------------------
 
 
+_GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
+
+
 def _windows(layer: Any) -> tuple[Windows, list[tuple[int, int]]]:
     """The layer's windows, and the padding that leads to as many of them where all must lie inside it.
 
     A padding of that kind says the same everywhere; implementations do not agree on ``ceil_mode``.
     """
-    dilation = getattr(layer, "dilation", (1,) * layer.axes)
     size = layer.input_shape[1:]
-    windows = pool_windows(size, layer.kernel_size, layer.stride, layer.padding, dilation, layer.ceil_mode)
+    windows = pool_windows(size, **{name: value for name, value in layer.geometry().items() if name in _GEOMETRY})
     pads = [
         (before, max(0, (out - 1) * s + d * (k - 1) + 1 - n - before))
         for n, k, s, d, out, (before, _) in zip(
-            size, windows.kernel, windows.stride, dilation, windows.out, windows.pads, strict=True
+            size, windows.kernel, windows.stride, windows.dilation, windows.out, windows.pads, strict=True
         )
     ]
     return windows, pads
@@ -243,12 +246,15 @@ def avg_pool(graph: GraphBuilder, layer: Any, x: str) -> str:
     windows, pads = _windows(layer)
     cells = prod(windows.kernel)
     inside = not layer.count_include_pad and layer.divisor_override is None
+    if max(windows.dilation) > 1 and graph.opset < 19:
+        raise ArgumentError(f"an average over cells that lie apart asks for opset 19 or newer, got {graph.opset}")
     y = graph.add(
         "AveragePool",
         [x],
         kernel_shape=windows.kernel,
         strides=windows.stride,
         pads=_sides(pads),
+        dilations=windows.dilation if max(windows.dilation) > 1 else None,
         count_include_pad=0 if inside else 1,
     )
     if layer.divisor_override is not None:
@@ -264,9 +270,9 @@ def avg_pool(graph: GraphBuilder, layer: Any, x: str) -> str:
 def _cells_in_padding(windows: Windows) -> list[int]:
     """How many cells of each window lie in the padded input: what hangs over its end does not count. Row by row."""
     on_axes = [
-        [min(k, before + n + after - o * s) for o in range(out)]
-        for n, k, s, out, (before, after) in zip(
-            windows.size, windows.kernel, windows.stride, windows.out, windows.pads, strict=True
+        [min(k, -(-(before + n + after - o * s) // d)) for o in range(out)]
+        for n, k, s, d, out, (before, after) in zip(
+            windows.size, windows.kernel, windows.stride, windows.dilation, windows.out, windows.pads, strict=True
         )
     ]
     return [prod(cells) for cells in product(*on_axes)]

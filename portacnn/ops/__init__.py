@@ -23,6 +23,18 @@ from portacnn.ops.activation import (
     tanh,
     tanh_backward,
 )
+from portacnn.ops.activation_more import (
+    clip,
+    clip_backward,
+    hard_sigmoid,
+    hard_sigmoid_backward,
+    hard_swish,
+    hard_swish_backward,
+    prelu,
+    prelu_backward,
+    scaled_elu,
+    scaled_elu_backward,
+)
 from portacnn.ops.adaptive import (
     adaptive_avg_pool1d,
     adaptive_avg_pool1d_backward,
@@ -41,6 +53,7 @@ from portacnn.ops.adaptive import (
     global_max_pool,
     global_max_pool_backward,
 )
+from portacnn.ops.arithmetic import arithmetic, arithmetic_backward, elementwise, elementwise_backward
 from portacnn.ops.batch import take_batch
 from portacnn.ops.conv import conv1d, conv1d_backward, conv2d, conv2d_backward, conv3d, conv3d_backward
 from portacnn.ops.conv_transpose import (
@@ -127,6 +140,8 @@ __all__ = [
     "adaptive_max_pool3d",
     "adaptive_max_pool3d_backward",
     "all_finite",
+    "arithmetic",
+    "arithmetic_backward",
     "avg_pool1d",
     "avg_pool1d_backward",
     "avg_pool2d",
@@ -137,6 +152,8 @@ __all__ = [
     "batch_norm_backward",
     "binary_cross_entropy_with_logits",
     "binary_cross_entropy_with_logits_backward",
+    "clip",
+    "clip_backward",
     "clip_by_global_norm",
     "col2im",
     "conv1d",
@@ -159,6 +176,8 @@ __all__ = [
     "dropout3d",
     "dropout3d_backward",
     "dropout_backward",
+    "elementwise",
+    "elementwise_backward",
     "elu",
     "elu_backward",
     "erf",
@@ -170,6 +189,10 @@ __all__ = [
     "global_max_pool_backward",
     "group_norm",
     "group_norm_backward",
+    "hard_sigmoid",
+    "hard_sigmoid_backward",
+    "hard_swish",
+    "hard_swish_backward",
     "im2col",
     "instance_norm",
     "instance_norm_backward",
@@ -194,9 +217,13 @@ __all__ = [
     "mse_loss_backward",
     "pad",
     "pad_backward",
+    "prelu",
+    "prelu_backward",
     "relu",
     "relu_backward",
     "rmsprop_update",
+    "scaled_elu",
+    "scaled_elu_backward",
     "sgd_update",
     "sigmoid",
     "sigmoid_backward",

@@ -94,17 +94,21 @@ def _weights(like: Array, windows: Windows, count_include_pad: bool, divisor: in
         return 1.0 / divisor
     inside = windows.covers
     padded = tuple(n + before + after for n, (before, after) in zip(windows.size, windows.pads, strict=True))
-    reach = tuple((o - 1) * s + k for o, s, k in zip(windows.out, windows.stride, windows.kernel, strict=True))
+    extent = tuple(d * (k - 1) + 1 for k, d in zip(windows.kernel, windows.dilation, strict=True))
+    reach = tuple((o - 1) * s + e for o, s, e in zip(windows.out, windows.stride, extent, strict=True))
     if inside or (count_include_pad and all(r <= p for r, p in zip(reach, padded, strict=True))):
         return 1.0 / prod(windows.kernel)
     xp = backend_of(like).xp
     weights = xp.ones((1,), dtype=like.dtype, device=like.device)
-    for n, k, s, (before, after), out in zip(
-        windows.size, windows.kernel, windows.stride, windows.pads, windows.out, strict=True
+    for n, k, s, d, (before, after), out in zip(
+        windows.size, windows.kernel, windows.stride, windows.dilation, windows.pads, windows.out, strict=True
     ):
         low, high = (-before, n + after) if count_include_pad else (0, n)
         start = xp.arange(out, dtype=like.dtype, device=like.device) * s - before
-        cells = xp.minimum(start + k, high) - xp.maximum(start, low)
+        # Of the cells start, start + d, ..., start + (k - 1)*d those from the first inside up to the last inside.
+        first = xp.ceil((xp.maximum(start, low) - start) / d)
+        last = xp.floor((xp.minimum(start + (k - 1) * d, high - 1) - start) / d)
+        cells = last - first + 1
         weights = weights[..., None] / cells  # one axis more, for each spatial axis: (1, OH, OW)
     return xp.reshape(weights, (*windows.out, 1))
 
@@ -192,9 +196,10 @@ def _avg_pool(
     ceil_mode: bool = False,
     count_include_pad: bool = True,
     divisor_override: int | None = None,
+    dilation: int | Sequence[int] = 1,
     keep: bool = True,
 ) -> tuple[Array, Cache | None]:
-    """The mean over each window, as torch.nn.functional.avg_pool1d, avg_pool2d and avg_pool3d.
+    """The mean over each window, as torch.nn.functional.avg_pool1d, avg_pool2d and avg_pool3d, and as ONNX's with dilation.
 
     Args:
         x: (N, C, *S), floating point; S is W, (H, W) or (D, H, W).
@@ -204,6 +209,7 @@ def _avg_pool(
         count_include_pad: divide by the whole window, padding too, or only by the cells inside the input. What lies
             beyond the padding is never counted.
         divisor_override: divide by this instead.
+        dilation: the distance between a window's cells, a number or one for each spatial axis; PyTorch has none.
         keep: keep what the backward needs.
 
     Returns:
@@ -213,7 +219,7 @@ def _avg_pool(
         ShapeError, ArgumentError, ArrayError: as for ``conv2d``.
     """
     name = f"avg_pool{axes}d"
-    windows = _checked(name, axes, x, kernel_size, stride, padding, 1, ceil_mode)
+    windows = _checked(name, axes, x, kernel_size, stride, padding, dilation, ceil_mode)
     return avg_pool(x, windows, bool(count_include_pad), checked_divisor(divisor_override, name), keep=keep)
 
 

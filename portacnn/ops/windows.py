@@ -56,10 +56,15 @@ class Windows:
     @cached_property
     def blind(self) -> bool:
         """Whether some output sees no input at all."""
-        return any(
-            len(set().union(*(range(n)[tap.reaches[axis]] for tap in self.taps))) < n
-            for axis, n in enumerate(self.out, start=1)
-        )
+        for axis, n in enumerate(self.out, start=1):
+            seen = 0  # the outputs before this one see something
+            for start, stop in sorted({(r.start, r.stop) for r in (tap.reaches[axis] for tap in self.taps)}):
+                if start > seen:
+                    break
+                seen = max(seen, stop)
+            if seen < n:
+                return True
+        return False
 
     def part(self, first: int, last: int) -> "Windows":
         """The same windows, but only the outputs first <= o < last of the first spatial axis, counted from 0."""

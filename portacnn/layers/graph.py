@@ -1,0 +1,199 @@
+"""``Graph``: layers in any order that has no circle. Each takes one or several of the values before it.
+
+Forward, the nodes run as they stand, and a value is dropped after its last use. Backward they run the other way; where a
+value was used several times, the gradients that come back are added. What nobody asks a gradient of is left out.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from portacnn.errors import ArgumentError, PortacnnError
+from portacnn.layers.base import Layer, Shape
+from portacnn.layers.container import Sequential
+from portacnn.layers.join import Join
+from portacnn.ops.join import add
+from portacnn.runtime import Array
+
+INPUT = "input"
+"""What a graph calls the value it is given; no node may have this name."""
+_LONGEST = 64  # layers that are run as one chain
+
+
+class Node(NamedTuple):
+    """A layer, its name, and the names of the nodes whose values it takes."""
+
+    name: str
+    layer: Layer
+    inputs: tuple[str, ...]
+
+
+class _Chain(NamedTuple):
+    """Nodes in a row of which each has only the one before it to read, and nobody else reads that one."""
+
+    layer: Layer  # one layer, or a Sequential that runs several (some of them as one op)
+    inputs: tuple[str, ...]
+    output: str
+    dropped: tuple[str, ...]  # the values that nobody needs after it
+
+
+class Graph(Layer):
+    """Named layers with named inputs: x (N, *S) -> y (N, *OUT), the value of the last node.
+
+        Graph(
+            ("conv1", Conv2d(3, 8, 3, padding=1), ["input"]),
+            ("relu1", ReLU(), ["conv1"]),
+            ("conv2", Conv2d(8, 8, 3, padding=1), ["relu1"]),
+            ("sum", Arithmetic("add"), ["conv2", "relu1"]),
+        )
+
+    A node's name is its path, and may have dots: parameters are "conv1.weight" or "layer1.0.conv1.weight".
+
+    Args:
+        nodes: (name, layer, inputs), in the order in which they run. An input is the name of a node that stands before, or
+            "input". A layer that takes several is a ``Join``.
+
+    Raises:
+        ArgumentError: no nodes; a name that is taken; an input that is no node before; a value that nobody uses; one layer
+            in two places.
+    """
+
+    def __init__(self, *nodes: tuple[str, Layer, Sequence[str]]) -> None:
+        try:
+            self.nodes = [self._taken(node) for node in nodes]
+            self._check()
+        except PortacnnError as error:
+            raise error.at(type(self).__name__)
+        self.children = {node.name: node.layer for node in self.nodes}
+        self._chains = list(self._chained())
+
+    def _taken(self, node: Any) -> Node:
+        if not isinstance(node, list | tuple) or len(node) != 3:
+            raise ArgumentError(f"a node is (name, layer, inputs), got {node!r}")
+        name, layer, inputs = node
+        if not isinstance(name, str) or not name or name == INPUT:
+            raise ArgumentError(f'a node\'s name must be text, not empty and not "{INPUT}", got {name!r}')
+        if not isinstance(layer, Layer):
+            raise ArgumentError(f"{name!r} is no layer: {layer!r}")
+        if isinstance(inputs, str) or not all(isinstance(i, str) for i in inputs):
+            raise ArgumentError(f"the inputs of {name!r} must be a list of names, got {inputs!r}")
+        return Node(name, layer, tuple(inputs))
+
+    def _check(self) -> None:
+        if not self.nodes:
+            raise ArgumentError("expected at least one node")
+        known, used, layers = {INPUT}, set[str](), set[int]()
+        for name, layer, inputs in self.nodes:
+            if name in known:
+                raise ArgumentError(f"there are two nodes called {name!r}")
+            if missing := [i for i in inputs if i not in known]:
+                raise ArgumentError(f"{name!r} takes {missing[0]!r}, which is no node before it")
+            if isinstance(layer, Join):
+                layer.check_count(len(inputs))
+            elif len(inputs) != 1:
+                raise ArgumentError(f"{name!r}, a {type(layer).__name__}, takes one input, got {len(inputs)}")
+            for inner in layer.walk():
+                if id(inner) in layers:
+                    raise ArgumentError(f"{name!r} is in this network already; give each place a layer of its own")
+                layers.add(id(inner))
+            known.add(name)
+            used.update(inputs)
+        if unused := [node.name for node in self.nodes[:-1] if node.name not in used]:
+            raise ArgumentError(f"nobody uses the value of {unused[0]!r}")
+
+    def _chained(self) -> Iterator[_Chain]:
+        """The nodes put together into chains, in their order."""
+        uses: dict[str, int] = {}
+        for node in self.nodes:
+            for name in node.inputs:
+                uses[name] = uses.get(name, 0) + 1
+        rows: list[list[Node]] = []
+        for node in self.nodes:
+            before = rows[-1] if rows else []
+            follows = before and node.inputs == (before[-1].name,) and uses[before[-1].name] == 1
+            joins = any(isinstance(n.layer, Join) for n in (node, *before[:1]))  # a Sequential hands on one array
+            if follows and not joins and len(before) < _LONGEST:
+                before.append(node)
+            else:
+                rows.append([node])
+        last = {name: number for number, row in enumerate(rows) for name in row[0].inputs}
+        for number, row in enumerate(rows):
+            layer = row[0].layer if len(row) == 1 else Sequential(*(node.layer for node in row))
+            inputs = row[0].inputs
+            yield _Chain(layer, inputs, row[-1].name, tuple({name for name in inputs if last[name] == number}))
+
+    def infer(self, shape: Shape) -> Shape:
+        shapes: dict[str, Shape] = {INPUT: shape}
+        for name, layer, inputs in self.nodes:
+            given: Any = tuple(shapes[i] for i in inputs)
+            shapes[name] = layer.plan(given if isinstance(layer, Join) else given[0], self.child_path(name))
+        taken: set[str] = set()
+        for layer in self.walk():
+            for path in map(layer._full, (*layer._declared, *layer._declared_buffers)):
+                if path in taken:
+                    raise ArgumentError(f"two layers have state at {path!r}; give one of them another name")
+                taken.add(path)
+        return shapes[self.nodes[-1].name]
+
+    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
+        keep = train if keep is None else keep
+        values = {INPUT: x}
+        for layer, inputs, output, dropped in self._chains:
+            y = self._run(layer, [values[name] for name in inputs], train, keep)
+            for name in dropped:
+                del values[name]
+            values[output] = y
+        return values[self.nodes[-1].name]
+
+    def _run(self, layer: Layer, given: list[Array], train: bool, keep: bool) -> Array:
+        x: Any = given if isinstance(layer, Join) else given[0]
+        try:
+            return layer.forward(x, train=train, keep=keep)
+        except PortacnnError as error:
+            if not layer.children:
+                error.at(layer.where, over=True)
+            raise
+
+    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
+        wanted = self._wants(need_dx)
+        grads: dict[str, list[Array]] = {self.nodes[-1].name: [dy]}
+        for layer, inputs, output, _ in reversed(self._chains):
+            if output not in wanted:
+                layer.forget()
+                continue
+            parts = grads.pop(output)
+            ask = any(name in wanted for name in inputs)
+            back: Any = layer.backward(parts[0] if len(parts) == 1 else add(parts), need_dx=ask)
+            if not ask:
+                continue
+            for name, dx in zip(inputs, back if isinstance(layer, Join) else [back], strict=True):
+                if name in wanted:
+                    grads.setdefault(name, []).append(dx)
+        return add(grads[INPUT]) if need_dx else None
+
+    def _wants(self, need_dx: bool) -> set[str]:
+        """The values whose gradient is needed: those that depend on a parameter, and with ``need_dx`` on the input."""
+        wanted = {INPUT} if need_dx else set()
+        for layer, inputs, output, _ in self._chains:
+            if any(name in wanted for name in inputs) or any(inner.params for inner in layer.walk()):
+                wanted.add(output)
+        return wanted
+
+    def prepare(self, x: Array) -> Callable[[Array], Array]:
+        functions, values = [], {INPUT: x}
+        for layer, inputs, output, _ in self._chains:
+            given: Any = [values[name] for name in inputs]
+            given = given if isinstance(layer, Join) else given[0]
+            functions.append(layer.prepare(given))
+            values[output] = functions[-1](given)
+
+        def run(x: Array) -> Array:
+            values = {INPUT: x}
+            for function, (layer, inputs, output, dropped) in zip(functions, self._chains, strict=True):
+                given: Any = [values[name] for name in inputs]
+                y = function(given if isinstance(layer, Join) else given[0])
+                for name in dropped:
+                    del values[name]
+                values[output] = y
+            return values[self.nodes[-1].name]
+
+        return run

@@ -1,0 +1,219 @@
+"""Layers that take several values, for a ``Graph``: arithmetic, concatenation, products of matrices; and of one value with
+a constant of the layer's own.
+
+Notation: N batch, S one sample's axes. Axes are counted with the batch, which is 0.
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from math import prod
+from typing import Any
+
+from portacnn import ops
+from portacnn.arguments import one_of, whole
+from portacnn.errors import PortacnnError, ShapeError
+from portacnn.layers.base import Layer, Shape
+from portacnn.ops.arithmetic import ARITHMETIC
+from portacnn.ops.join import concat_channels
+from portacnn.runtime import Array, backend_of
+
+
+class Join(Layer):
+    """A layer of several inputs: ``infer`` takes a tuple of shapes, ``forward`` a list of arrays, ``backward`` gives such a list.
+
+    Attributes:
+        least, most: how many inputs there may be; ``most`` is None for any number.
+    """
+
+    least: int = 2
+    most: int | None = None
+
+    def check_count(self, count: int) -> None:
+        """Raise ShapeError for a number of inputs that it does not take."""
+        if count < self.least or (self.most is not None and count > self.most):
+            wanted = str(self.least) if self.least == self.most else f"at least {self.least}"
+            raise ShapeError(f"expected {wanted} inputs, got {count}", type(self).__name__)
+
+
+def broadcast(first: Shape, second: Shape) -> Shape:
+    """The shape of two samples together, of as many axes each. Raises ShapeError."""
+    if len(first) != len(second) or any(n != m and 1 not in (n, m) for n, m in zip(first, second, strict=True)):
+        raise ShapeError(f"samples {first} and {second} cannot be taken together")
+    return tuple(m if n == 1 else n for n, m in zip(first, second, strict=True))
+
+
+class Arithmetic(Join):
+    """Two values taken together element by element, and broadcast: x (N, *S1), (N, *S2) -> y (N, *S).
+
+    Args:
+        kind: as for ``portacnn.ops.arithmetic``.
+    """
+
+    least = most = 2
+
+    def __init__(self, kind: str) -> None:
+        self.kind_ = _checked_kind(kind, type(self).__name__)
+
+    def infer(self, shape: Any) -> Shape:
+        return broadcast(*shape)
+
+    def forward(self, x: Any, *, train: bool = False, keep: bool | None = None) -> Array:
+        y, cache = ops.arithmetic(x[0], x[1], self.kind_, keep=train if keep is None else keep)
+        self._keep(cache)
+        return y
+
+    def backward(self, dy: Array, *, need_dx: bool = True) -> Any:
+        return list(ops.arithmetic_backward(dy, self._kept()))
+
+
+class ArithmeticWith(Layer):
+    """A value taken together with a constant of the layer's own: x (N, *S) -> y (N, *OUT).
+
+    Args:
+        kind: as for ``portacnn.ops.arithmetic``.
+        shape: the constant's; it is broadcast, and its last axis is the sample's last: (C, 1, 1) has one number for each channel.
+        constant_first: whether the constant is the first operand: constant - x.
+        learn: whether it is a parameter, or a buffer.
+
+    Parameter or buffer: ``value`` (*shape).
+    """
+
+    def __init__(self, kind: str, shape: Sequence[int], constant_first: bool = False, learn: bool = True) -> None:
+        self.kind_ = _checked_kind(kind, type(self).__name__)
+        try:
+            self.shape = tuple(whole("shape", n, 1) for n in shape)
+        except PortacnnError as error:
+            raise error.at(type(self).__name__)
+        self.constant_first, self.learn = bool(constant_first), bool(learn)
+
+    def infer(self, shape: Shape) -> Shape:
+        if len(self.shape) > len(shape):
+            raise ShapeError(f"a constant {self.shape} has more axes than samples {shape}")
+        result = broadcast(shape, (1,) * (len(shape) - len(self.shape)) + self.shape)
+        neutral = 1.0 if self.kind_ in ("multiply", "divide", "power") else 0.0
+        if self.learn:
+            self.declare("value", self.shape, "ones" if neutral else "zeros")
+        else:
+            self.declare_buffer("value", self.shape, neutral)
+        return result
+
+    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
+        self._home()
+        value = self.params["value"] if self.learn else self.buffers["value"]
+        a, b = (value, x) if self.constant_first else (x, value)
+        y, cache = ops.arithmetic(a, b, self.kind_, keep=train if keep is None else keep)
+        self._keep(cache)
+        return y
+
+    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
+        need = (self.learn, need_dx) if self.constant_first else (need_dx, self.learn)
+        da, db = ops.arithmetic_backward(dy, self._kept(), need=need)
+        dx, dvalue = (db, da) if self.constant_first else (da, db)
+        if self.learn:
+            self._write_grads(value=dvalue)
+        return dx
+
+
+def _checked_kind(kind: str, where: str) -> str:
+    try:
+        return str(one_of("kind", kind, *ARITHMETIC))
+    except PortacnnError as error:
+        raise error.at(where)
+
+
+class Concat(Join):
+    """Values set side by side along one axis: (N, C1, *S), (N, C2, *S), ... -> (N, C1 + C2 + ..., *S) for axis 1.
+
+    Args:
+        axis: which, the batch counted; 1 is the channels.
+    """
+
+    least = 1
+
+    def __init__(self, axis: int = 1) -> None:
+        try:
+            self.axis = whole("axis", axis, 1)
+        except PortacnnError as error:
+            raise error.at(type(self).__name__)
+
+    def infer(self, shape: Any) -> Shape:
+        at = self.axis - 1
+        first = shape[0]
+        if any(len(s) != len(first) or s[:at] != first[:at] or s[at + 1 :] != first[at + 1 :] for s in shape):
+            listed = "; ".join(map(str, shape))
+            raise ShapeError(f"values set side by side may differ along axis {self.axis} only, got samples {listed}")
+        if at >= len(first):
+            raise ShapeError(f"axis {self.axis} is no axis of a batch of samples {first}")
+        return (*first[:at], sum(s[at] for s in shape), *first[at + 1 :])
+
+    def forward(self, x: Any, *, train: bool = False, keep: bool | None = None) -> Array:
+        self._keep([part.shape[self.axis] for part in x] if (train if keep is None else keep) else None)
+        if self.axis == 1 and x[0].ndim > 2:
+            return concat_channels(x)
+        return backend_of(x[0]).xp.concat(list(x), axis=self.axis)
+
+    def backward(self, dy: Array, *, need_dx: bool = True) -> Any:
+        counts, before = self._kept(), (slice(None),) * self.axis
+        return [
+            dy[(*before, slice(end - count, end), ...)] for count, end in zip(counts, accumulate(counts), strict=True)
+        ]
+
+
+class MatMul(Join):
+    """The products of two stacks of matrices: (N, *S, P, Q), (N, *S, Q, R) -> (N, *S, P, R)."""
+
+    least = most = 2
+
+    def infer(self, shape: Any) -> Shape:
+        a, b = shape
+        if len(a) < 2 or len(a) != len(b) or a[:-2] != b[:-2] or a[-1] != b[-2]:
+            raise ShapeError(f"expected samples (*S, P, Q) and (*S, Q, R), got {a} and {b}")
+        return (*a[:-1], b[-1])
+
+    def multiply_adds(self) -> int:
+        return prod(self.output_shape) * int(self.input_shape[0][-1])  # type: ignore[index]
+
+    def forward(self, x: Any, *, train: bool = False, keep: bool | None = None) -> Array:
+        self._keep(tuple(x) if (train if keep is None else keep) else None)
+        return backend_of(x[0]).xp.matmul(x[0], x[1])
+
+    def backward(self, dy: Array, *, need_dx: bool = True) -> Any:
+        a, b = self._kept()
+        xp = backend_of(dy).xp
+        return [xp.matmul(dy, xp.matrix_transpose(b)), xp.matmul(xp.matrix_transpose(a), dy)]
+
+
+class MatMulWith(Layer):
+    """The product with a matrix of the layer's own, along the last axis: x (N, *S, F) -> y (N, *S, O).
+
+    Args:
+        out_features: O.
+
+    Parameters: ``weight`` (F, O), of which a ``Linear`` has the transpose.
+    """
+
+    def __init__(self, out_features: int) -> None:
+        try:
+            self.out_features = whole("out_features", out_features, 1)
+        except PortacnnError as error:
+            raise error.at(type(self).__name__)
+
+    def infer(self, shape: Shape) -> Shape:
+        if not shape:
+            raise ShapeError("expected samples (*S, F), got ()")
+        self.declare("weight", (shape[-1], self.out_features), "default", fan_in=shape[-1], fan_out=self.out_features)
+        return (*shape[:-1], self.out_features)
+
+    def multiply_adds(self) -> int:
+        return prod(self.output_shape) * self.input_shape[-1]
+
+    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
+        self._home()
+        self._keep(x if (train if keep is None else keep) else None)
+        return backend_of(x).xp.matmul(x, self.params["weight"])
+
+    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
+        x, xp, weight = self._kept(), backend_of(dy).xp, self.params["weight"]
+        rows, up = (xp.reshape(a, (prod(a.shape[:-1]), a.shape[-1])) for a in (x, dy))
+        self._write_grads(weight=xp.matrix_transpose(rows) @ up)
+        return xp.matmul(dy, xp.matrix_transpose(weight)) if need_dx else None

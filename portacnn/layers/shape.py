@@ -1,0 +1,215 @@
+"""Layers that move numbers about and leave them what they are: another shape, order or size; and sums and means over axes.
+
+Notation: N batch, S one sample's axes. Axes are counted with the batch, which is 0 and stays where it is.
+"""
+
+from collections.abc import Sequence
+from math import prod
+from typing import Any
+
+from portacnn import ops
+from portacnn.arguments import one_of, real, whole
+from portacnn.errors import ArgumentError, PortacnnError, ShapeError
+from portacnn.layers.base import Layer, Shape
+from portacnn.layers.conv import PADDING_MODES
+from portacnn.ops.pad import check_pads
+from portacnn.runtime import Array, backend_of
+
+
+def _several(layer: Layer, name: str, values: Sequence[int], least: int) -> tuple[int, ...]:
+    try:
+        return tuple(whole(name, value, least) for value in values)
+    except PortacnnError as error:
+        raise error.at(type(layer).__name__)
+
+
+class Reshape(Layer):
+    """Samples of another shape and as many numbers: x (N, *S) -> y (N, *shape)."""
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        self.shape = _several(self, "shape", shape, 1)
+
+    def infer(self, shape: Shape) -> Shape:
+        if prod(shape) != prod(self.shape):
+            raise ShapeError(f"samples {shape} cannot become {self.shape}: they have not as many numbers")
+        return self.shape
+
+    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
+        self._keep(tuple(x.shape) if (train if keep is None else keep) else None)
+        return backend_of(x).xp.reshape(x, (x.shape[0], *self.shape))
+
+    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
+        return backend_of(dy).xp.reshape(dy, self._kept())
+
+
+class Permute(Layer):
+    """The axes in another order: y's axis i is x's axis ``dims[i]``, as torch.permute.
+
+    Args:
+        dims: every axis once, the batch's 0 first.
+    """
+
+    def __init__(self, dims: Sequence[int]) -> None:
+        self.dims = _several(self, "dims", dims, 0)
+        if self.dims[:1] != (0,) or sorted(self.dims) != list(range(len(self.dims))):
+            raise ArgumentError(f"dims must be every axis once and 0 first, got {self.dims}", type(self).__name__)
+
+    def infer(self, shape: Shape) -> Shape:
+        if len(shape) + 1 != len(self.dims):
+            raise ShapeError(f"expected samples of {len(self.dims) - 1} axes, got {shape}")
+        return tuple(shape[axis - 1] for axis in self.dims[1:])
+
+    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
+        self._keep(True if (train if keep is None else keep) else None)
+        return backend_of(x).xp.permute_dims(x, self.dims)
+
+    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
+        self._kept()
+        back = tuple(sorted(range(len(self.dims)), key=self.dims.__getitem__))
+        return backend_of(dy).xp.permute_dims(dy, back)
+
+
+class Pad(Layer):
+    """Samples widened on all sides: x (N, *S) -> y (N, *OUT).
+
+    Args:
+        pads: (before, after) for every axis of a sample.
+        mode: "zeros", "reflect", "replicate" or "circular" (see ``portacnn.ops.pad``).
+        value: what stands there with "zeros".
+    """
+
+    def __init__(self, pads: Sequence[Sequence[int]], mode: str = "zeros", value: float = 0.0) -> None:
+        where = type(self).__name__
+        sides = [_several(self, "pads", pair, 0) for pair in pads]
+        if any(len(pair) != 2 for pair in sides):
+            raise ArgumentError(f"pads must be (before, after) for every axis, got {pads!r}", where)
+        self.pads = tuple((before, after) for before, after in sides)
+        try:
+            self.mode = PADDING_MODES[one_of("mode", mode, *PADDING_MODES)]
+            self.value = real("value", value)
+            if self.mode != "constant" and value != 0:
+                raise ArgumentError(f'a value is for mode="zeros" only; got {value!r} with mode={mode!r}')
+        except PortacnnError as error:
+            raise error.at(where)
+
+    def infer(self, shape: Shape) -> Shape:
+        if len(shape) != len(self.pads):
+            raise ShapeError(f"expected samples of {len(self.pads)} axes, got {shape}")
+        check_pads(shape, self.pads, self.mode)
+        return tuple(n + before + after for n, (before, after) in zip(shape, self.pads, strict=True))
+
+    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
+        flat = [n for pair in reversed(self.pads) for n in pair]
+        y, cache = ops.pad(x, flat, self.mode, self.value, keep=train if keep is None else keep)
+        self._keep(cache)
+        return y
+
+    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
+        return ops.pad_backward(dy, self._kept())
+
+
+class Slice(Layer):
+    """A part of every sample: ``x[:, start:stop:step, ...]`` with three numbers for every axis.
+
+    Args:
+        starts, stops, steps: for every axis of a sample, 0 <= start < stop, step >= 1.
+    """
+
+    def __init__(self, starts: Sequence[int], stops: Sequence[int], steps: Sequence[int]) -> None:
+        self.starts, self.stops = _several(self, "starts", starts, 0), _several(self, "stops", stops, 1)
+        self.steps = _several(self, "steps", steps, 1)
+        if not len(self.starts) == len(self.stops) == len(self.steps):
+            raise ArgumentError("starts, stops and steps must be as many as axes", type(self).__name__)
+
+    def _ranges(self) -> list[range]:
+        return [range(*numbers) for numbers in zip(self.starts, self.stops, self.steps, strict=True)]
+
+    def infer(self, shape: Shape) -> Shape:
+        if len(shape) != len(self.starts) or any(stop > n for n, stop in zip(shape, self.stops, strict=True)):
+            raise ShapeError(f"expected samples of at least {self.stops}, got {shape}")
+        if not all(self._ranges()):
+            raise ShapeError(f"nothing lies from {self.starts} up to {self.stops}")
+        return tuple(map(len, self._ranges()))
+
+    def _index(self) -> tuple[slice, ...]:
+        parts = [slice(r.start, r[-1] + 1, r.step) for r in self._ranges()]
+        return (slice(None), *parts)
+
+    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
+        self._keep(tuple(x.shape) if (train if keep is None else keep) else None)
+        return x[self._index()]
+
+    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
+        dx = backend_of(dy).xp.zeros(self._kept(), dtype=dy.dtype, device=dy.device)
+        dx[self._index()] = dy
+        return dx
+
+
+class Take(Layer):
+    """Chosen cells of one axis, in a given order, any of them several times: x (N, *S) -> y (N, *OUT), as torch.index_select.
+
+    Args:
+        indices: which cells.
+        axis: of which axis, counted with the batch: at least 1.
+    """
+
+    def __init__(self, indices: Sequence[int], axis: int) -> None:
+        self.indices = _several(self, "indices", indices, 0)
+        (self.axis,) = _several(self, "axis", [axis], 1)
+        if not self.indices:
+            raise ArgumentError("expected at least one index", type(self).__name__)
+
+    def infer(self, shape: Shape) -> Shape:
+        if self.axis > len(shape) or max(self.indices) >= shape[self.axis - 1]:
+            raise ShapeError(f"samples {shape} have no cell {max(self.indices)} on axis {self.axis}")
+        return (*shape[: self.axis - 1], len(self.indices), *shape[self.axis :])
+
+    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
+        self._keep(x.shape[self.axis] if (train if keep is None else keep) else None)
+        xp = backend_of(x).xp
+        return xp.take(x, xp.asarray(self.indices, dtype=xp.int64, device=x.device), axis=self.axis)
+
+    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
+        """Each cell's gradient is the sum over its places in y: a product with ones and zeros, as the standard has no scatter."""
+        cells, xp = self._kept(), backend_of(dy).xp
+        chosen = xp.asarray(self.indices, dtype=xp.int64, device=dy.device)
+        places = chosen[:, None] == xp.arange(cells, dtype=xp.int64, device=dy.device)[None, :]
+        last = xp.moveaxis(dy, self.axis, -1)
+        return xp.moveaxis(xp.matmul(last, xp.astype(places, dy.dtype)), -1, self.axis)
+
+
+class Reduce(Layer):
+    """The sum or mean over some axes of every sample.
+
+    Args:
+        kind: "sum" or "mean".
+        axes: which, counted with the batch: at least 1.
+        keepdims: whether they stay, with one cell each.
+    """
+
+    def __init__(self, kind: str, axes: Sequence[int], keepdims: bool = False) -> None:
+        try:
+            self.reduction = one_of("kind", kind, "sum", "mean")
+        except PortacnnError as error:
+            raise error.at(type(self).__name__)
+        self.axes, self.keepdims = _several(self, "axes", axes, 1), bool(keepdims)
+        if not self.axes or len(set(self.axes)) != len(self.axes):
+            raise ArgumentError(f"axes must be different, and at least one, got {axes!r}", type(self).__name__)
+
+    def infer(self, shape: Shape) -> Shape:
+        if max(self.axes) > len(shape):
+            raise ShapeError(f"axis {max(self.axes)} is no axis of a batch of samples {shape}")
+        kept = [(1 if axis in self.axes else n, axis) for axis, n in enumerate(shape, 1)]
+        return tuple(n for n, axis in kept if self.keepdims or axis not in self.axes)
+
+    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
+        xp: Any = backend_of(x).xp
+        self._keep(tuple(x.shape) if (train if keep is None else keep) else None)
+        return getattr(xp, self.reduction)(x, axis=self.axes, keepdims=self.keepdims)
+
+    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
+        shape, xp = self._kept(), backend_of(dy).xp
+        dy = xp.reshape(dy, tuple(1 if axis in self.axes else n for axis, n in enumerate(shape)))
+        if self.reduction == "mean":
+            dy = dy / prod(shape[axis] for axis in self.axes)
+        return dy + xp.zeros(shape, dtype=dy.dtype, device=dy.device)  # broadcast, into memory of its own

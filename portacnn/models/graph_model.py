@@ -1,0 +1,22 @@
+"""A ``Model`` whose layers are a graph."""
+
+from collections.abc import Sequence
+
+from portacnn.layers import Graph, Layer
+from portacnn.models.model import Model
+
+
+class GraphModel(Model):
+    """A ``Graph`` that is a ``Model``: it predicts, trains and is saved as any other. What ``portacnn.onnx.load`` gives.
+
+    Args:
+        nodes: (name, layer, inputs), see ``Graph``.
+
+    Parameters lie at their node's name: "conv1.weight".
+    """
+
+    def __init__(self, *nodes: tuple[str, Layer, Sequence[str]]) -> None:
+        super().__init__(graph=Graph(*nodes))
+
+    def child_path(self, name: str) -> str:
+        return self.path  # the graph adds no segment of its own

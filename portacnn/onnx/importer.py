@@ -1,0 +1,235 @@
+"""What operators are turned into layers with: the values of the graph so far, and the layers made of them.
+
+A value of an ONNX graph is one of two things. What follows from the network's input is a ``Value``: (N, *shape), N samples, made
+by a layer. All else is known when the file is read, a ``Known``: weights, and numbers computed from shapes. Where a shape is
+asked for, the number of samples is not known; ``BATCH`` stands for it.
+
+Axes are counted as in the file, with the batch as axis 0.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from portacnn.errors import ModelFormatError, PortacnnError
+from portacnn.layers import Flatten, Join, Layer, Reshape
+from portacnn.layers.base import Shape
+from portacnn.layers.graph import INPUT, Node
+from portacnn.onnx.reading import Operation, Source, brief, quoted
+from portacnn.runtime import HostArray
+
+BATCH = -(1 << 40)
+"""In a shape that a file computes: the number of samples."""
+_MOST_NUMBERS = 1 << 30  # that a value may have for one sample
+_MOST_TAPS = 1 << 17  # cells of all kernels
+_STATE_NAMES = {"weight", "bias", "running_mean", "running_var", "value"}
+
+
+class Known(NamedTuple):
+    """Numbers that are there when the file is read. ``learn``: they come from an initializer, as weights do."""
+
+    array: HostArray
+    learn: bool = False
+    name: str = ""
+
+
+class Value(NamedTuple):
+    """What the node called ``node`` gives: (N, *shape)."""
+
+    node: str
+    shape: Shape
+
+    @property
+    def rank(self) -> int:
+        """How many axes it has, the batch counted."""
+        return len(self.shape) + 1
+
+
+class Importer:
+    """Collects the nodes of a ``Graph`` and their state.
+
+    Attributes:
+        source: the file.
+        opset: what its operators mean.
+        batch: the number of samples that the file is written for, None for any.
+        values: all values so far by their name in the file.
+        nodes: the layers so far.
+        state: their parameters and buffers by path.
+    """
+
+    def __init__(self, source: Source, sample: Shape, batch: int | None) -> None:
+        self.source, self.opset, self.batch = source, source.opset, batch
+        self.values: dict[str, Known | Value] = {}
+        self.nodes: list[Node] = []
+        self.state: dict[str, HostArray] = {}
+        self.input = Value(INPUT, sample)
+        self._names = {INPUT}
+        self._next: dict[str, int] = {}
+        self._taps = _MOST_TAPS
+        self.used: dict[str, list[str]] = {}  # the layers that an initializer became a part of
+
+    # --- what an operation takes ------------------------------------------------------------------------------------
+
+    def given(self, op: Operation, index: int) -> Known | Value | None:
+        """The input at this place, None where it is left out."""
+        if index >= len(op.inputs) or not op.inputs[index]:
+            return None
+        name = op.inputs[index]
+        if name not in self.values:
+            self.values[name] = Known(self.source.array(self.source.initializers[name]), True, name)
+        return self.values[name]
+
+    def value(self, op: Operation, index: int = 0) -> Value:
+        """The input at this place, which must follow from the network's input."""
+        found = self.given(op, index)
+        if not isinstance(found, Value):
+            what = "is missing" if found is None else "does not depend on the network's input"
+            raise op.wrong(f"its input {index} {what}; that is not supported")
+        return found
+
+    def known(self, op: Operation, index: int) -> Known | None:
+        """The input at this place, which must be known when the file is read; None where it is left out."""
+        found = self.given(op, index)
+        if isinstance(found, Value):
+            raise op.wrong(
+                f"its input {index} is computed from the network's input; only constants are supported there"
+            )
+        return found
+
+    def weight(self, op: Operation, index: int) -> Known:
+        """The same, floating point and not left out."""
+        found = self.known(op, index)
+        if found is None:
+            raise op.wrong(f"its input {index} is missing")
+        if found.array.dtype.kind != "f":
+            raise op.wrong(f"its input {index} must be floating point, it is {found.array.dtype}")
+        return found
+
+    def optional_weight(self, op: Operation, index: int) -> Known | None:
+        """The same, or None where it is left out."""
+        return None if self.given(op, index) is None else self.weight(op, index)
+
+    def numbers(self, op: Operation, index: int, attribute: str | None = None) -> list[int] | None:
+        """Whole numbers that are an input here, or in older opsets an attribute; None where they are left out."""
+        if attribute is not None and op.has(attribute):
+            return op.ints(attribute)
+        found = self.known(op, index)
+        if found is None:
+            return None
+        if found.array.dtype.kind not in "iu" or found.array.size > 1024:
+            raise op.wrong(f"its input {index} must be a few whole numbers, it is {_kind_of(found)}")
+        return [int(n) for n in found.array.reshape(-1)]
+
+    def number(self, op: Operation, index: int, attribute: str, default: float | None) -> float | None:
+        """One number that is an input here, or in older opsets an attribute; ``default`` where it is left out."""
+        if op.has(attribute):
+            return op.real(attribute, 0.0)
+        found = self.known(op, index)
+        if found is None or not found.array.size:
+            return default
+        if found.array.size != 1:
+            raise op.wrong(f"its input {index} must be one number, it is {_kind_of(found)}")
+        return float(found.array.reshape(-1)[0])
+
+    def axis(self, op: Operation, axis: int, rank: int, *, sample: bool = True) -> int:
+        """An axis counted from 0; with ``sample`` not that of the batch."""
+        if not -rank <= axis < rank:
+            raise op.wrong(f"axis {axis} is none of {rank}")
+        if sample and axis % rank == 0:
+            raise op.wrong("works across the samples of a batch (axis 0); every sample must go its own way")
+        return axis % rank
+
+    def axes(self, op: Operation, axes: Sequence[int], rank: int) -> list[int]:
+        """Several of them, all different."""
+        found = [self.axis(op, axis, rank) for axis in axes]
+        if len(set(found)) != len(found):
+            raise op.wrong(f"axes {brief(axes)} are not all different")
+        return found
+
+    def kernel(self, op: Operation, sizes: Sequence[int]) -> list[int]:
+        """The extent of a kernel, which is counted."""
+        self._taps -= prod(sizes)
+        if self._taps < 0:
+            raise op.wrong(f"the kernels so far have more than {_MOST_TAPS} cells together, this one is {brief(sizes)}")
+        return list(sizes)
+
+    # --- what it gives ----------------------------------------------------------------------------------------------
+
+    def add(self, op: Operation, layer: Layer, *inputs: Value, **state: Known) -> Value:
+        """A layer that takes these values, with its parameters and buffers."""
+        given: Any = tuple(value.shape for value in inputs)
+        name = self._name(op, state)
+        shape = layer.plan(given if isinstance(layer, Join) else given[0], name)
+        if prod(shape) > _MOST_NUMBERS:
+            raise op.wrong(f"it would make samples {brief(shape)}, of more than {_MOST_NUMBERS} numbers")
+        declared: dict[str, Any] = {**layer._declared, **layer._declared_buffers}
+        for key, known in state.items():
+            if known.array.shape != declared[key].shape:
+                raise op.wrong(f"{key} is {brief(known.array.shape)}, it must be {brief(declared[key].shape)}")
+            self.source.budget.take(4 * known.array.size)
+            self.state[f"{name}.{key}"] = known.array
+            if known.name and known.learn:
+                self.used.setdefault(known.name, []).append(name)
+        self.nodes.append(Node(name, layer, tuple(value.node for value in inputs)))
+        return Value(name, shape)
+
+    def reshaped(self, op: Operation, x: Value, shape: Sequence[int]) -> Value:
+        """Samples of another shape; x itself where it has it already."""
+        if tuple(shape) == x.shape:
+            return x
+        return self.add(op, Flatten() if len(shape) == 1 and len(x.shape) > 1 else Reshape(shape), x)
+
+    def fold(self, array: Any, like: Sequence[Known] = ()) -> Known:
+        """What was computed of known numbers; learnt as they are."""
+        array = np.asarray(array)
+        if array.base is None:
+            self.source.budget.take(array.nbytes)
+        only = like[0].name if len(like) == 1 else ""
+        return Known(array, any(known.learn for known in like), only)
+
+    def _name(self, op: Operation, state: Mapping[str, Known]) -> str:
+        """A node's name: what its parameters are called in the file, the node's own name, or that of its operator.
+
+        Of names such as "block1/conv/Conv", as PyTorch and ``portacnn.onnx.export`` write them, the operator is left out: that
+        gives dropout the path it had, and so its masks.
+        """
+        for known in state.values():
+            prefix, _, last = known.name.rpartition(".")
+            if prefix and last in _STATE_NAMES:
+                return self._new(prefix)
+        prefix, _, last = op.name.rpartition("/")
+        return self._new(prefix if prefix and last == op.kind else op.name or op.kind.lower())
+
+    def _new(self, name: str) -> str:
+        base, found = name, name
+        while found in self._names:
+            self._next[base] = self._next.get(base, 0) + 1
+            found = f"{base}_{self._next[base]}"
+        self._names.add(found)
+        return found
+
+
+def _kind_of(known: Known) -> str:
+    return f"{known.array.dtype} {brief(known.array.shape)}"
+
+
+def run(importer: Importer, op: Operation, convert: Any) -> None:
+    """Turn one operation into layers or known numbers, and put what it gives where others find it."""
+    try:
+        made = convert(importer, op)
+        op.check_all_asked()
+    except PortacnnError as error:
+        if isinstance(error, ModelFormatError):
+            raise error.at(op.where)
+        raise ModelFormatError(str(error), op.where) from error
+    made = made if isinstance(made, list) else [made]
+    for name, value in zip(op.outputs, made, strict=False):
+        if name:
+            importer.values[name] = value
+
+
+def unmade(op: Operation, name: str) -> ModelFormatError:
+    """An output that somebody uses, and that no layer makes."""
+    return op.wrong(f"its output {op.outputs.index(name)} ({quoted(name)}) is used; that one is not supported")

@@ -1,0 +1,169 @@
+"""``load``: an ONNX file as a model of portacnn's, which predicts and trains."""
+
+import logging
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from portacnn.arguments import whole
+from portacnn.errors import ArgumentError, ModelFormatError
+from portacnn.layers import Reshape
+from portacnn.layers.base import Shape, building_from
+from portacnn.layers.graph import Node
+from portacnn.models.graph_model import GraphModel
+from portacnn.models.model import NONSENSE
+from portacnn.onnx.importer import Importer, Value, run, unmade
+from portacnn.onnx.operators import OPERATORS
+from portacnn.onnx.reading import FLOATS, ROOM, Operation, Source, brief, quoted, read_source
+from portacnn.onnx.wire import ValueInfo
+from portacnn.runtime import Backend, resolve
+from portacnn.seeds import check_seed
+
+_log = logging.getLogger("portacnn.onnx")
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    device: str | Backend | None = None,
+    dtype: str | None = None,
+    input_shape: Sequence[int] | None = None,
+    seed: int | None = None,
+    room: int = ROOM,
+) -> GraphModel:
+    """A model of what an ONNX file holds, with its weights, on ``device``: it predicts what the file says, and it trains.
+
+    The network must have one input (N, *S) and one output; every operator in it must be one of docs/onnx.md's, and every sample of
+    a batch must go its own way. The number of samples that a file is written for does not matter. Weights become parameters,
+    batch norm's statistics buffers; an initializer that several nodes use becomes a parameter of each, and they no longer change
+    together. A constant that is added, subtracted, multiplied by or divided by is a parameter where it is an initializer of more
+    than one number.
+
+    Args:
+        path: the file; its external data lie in the same folder, or below.
+        device: see ``portacnn.resolve``.
+        dtype: "float32" or "float64"; by default float64 where the file's input is, else float32.
+        input_shape: of one sample, for files that leave it open.
+        seed: for what dropout draws in training; None takes a fresh one.
+        room: bytes that arrays may take beside four times those of the files: more only for files that make large constants
+            out of little, and only where you trust them.
+
+    Raises:
+        ModelFormatError: not an ONNX model, or cut short, or damaged; an operator that is not supported (it names the node and
+            what is supported), or used in a way that is not.
+        ArgumentError, BackendError: for the other arguments.
+        OSError: there is no such file.
+    """
+    backend = resolve(device)
+    if dtype not in (None, "float32", "float64"):
+        raise ArgumentError(f'dtype must be "float32" or "float64", got {dtype!r}')
+    whole("room", room, 0), check_seed(seed)
+    given = None if input_shape is None else tuple(whole("input_shape", n, 1) for n in input_shape)
+    try:
+        with np.errstate(all="ignore"):
+            return _load(path, backend, dtype, given, seed, room)
+    except ModelFormatError as error:
+        raise ModelFormatError(str(error), str(path)) from error.__cause__
+    except NONSENSE as error:
+        raise ModelFormatError(
+            f"its parts do not fit each other: {type(error).__name__}: {error}", str(path)
+        ) from error
+
+
+def _load(
+    path: str | os.PathLike[str], backend: Backend, dtype: str | None, given: Shape | None, seed: int | None, room: int
+) -> GraphModel:
+    source = read_source(path, room)
+    if len(source.outputs) != 1:
+        raise ModelFormatError(f"expected a graph of one output, got {', '.join(map(quoted, source.outputs[:16]))}")
+    needed, asked = _needed(source)
+    info = _input(source, asked)
+    sample, batch = _sample(info, given)
+    importer = Importer(source, sample, batch)
+    importer.values[info.name] = importer.input
+    for op in needed:
+        run(importer, op, OPERATORS[op.kind])
+        for name in op.outputs:
+            if name and name in asked and name not in importer.values:
+                raise unmade(op, name)
+    output = importer.values.get(source.outputs[0])
+    if not isinstance(output, Value):
+        raise ModelFormatError(f"the output {quoted(source.outputs[0])} does not depend on the input")
+    nodes = _leading_to(output, importer)
+    for name, users in importer.used.items():
+        if len(users) > 1:
+            _log.warning(
+                "%s: %s is shared by %s; each has it as a parameter of its own now",
+                path,
+                quoted(name),
+                ", ".join(users[:8]),
+            )
+    names = {node.name for node in nodes}
+    state = {key: array for key, array in importer.state.items() if key.rpartition(".")[0] in names}
+    model = GraphModel(*nodes)
+    dtype = dtype or ("float64" if FLOATS.get(info.elem_type) == "float64" else "float32")
+    with building_from(state):
+        return model.build(sample, device=backend, dtype=dtype, seed=seed)
+
+
+def _needed(source: Source) -> tuple[list[Operation], set[str]]:
+    """The operations that the output depends on, in their order, and the names of all values that are used on the way."""
+    asked, needed = set(source.outputs), []
+    for op in reversed(source.operations):
+        if asked.isdisjoint(op.outputs):
+            continue
+        if op.kind not in OPERATORS:
+            raise op.wrong(
+                f"the operator {quoted(op.kind)} is not supported; those that are: {', '.join(sorted(OPERATORS))}"
+            )
+        needed.append(op)
+        asked.update(name for name in op.inputs if name)
+    return needed[::-1], asked
+
+
+def _input(source: Source, asked: set[str]) -> ValueInfo:
+    """The one input of the network."""
+    found = [info for name, info in source.inputs.items() if name in asked]
+    if len(found) != 1:
+        names = ", ".join(quoted(info.name) for info in found[:16]) or "none"
+        raise ModelFormatError(f"expected a graph of one input that is no initializer, got {names}")
+    if found[0].elem_type not in FLOATS:
+        raise ModelFormatError(
+            f"its input {quoted(found[0].name)} is of data type {found[0].elem_type}, expected one of {FLOATS}"
+        )
+    return found[0]
+
+
+def _sample(info: ValueInfo, given: Shape | None) -> tuple[Shape, int | None]:
+    """The shape of one sample, and the number of samples that the file is written for."""
+    dims = info.dims
+    if given is not None and (dims is None or len(dims) == len(given) + 1):
+        fits = dims is None or all(d in (None, n) or d < 1 for d, n in zip(dims[1:], given, strict=True))
+    else:
+        fits = given is None
+    if not fits:
+        raise ModelFormatError(f"input_shape={given} does not go with the file's own, {brief(dims or [])}")
+    shape = given if given is not None else tuple((dims or [])[1:])
+    if not shape and dims:
+        raise ModelFormatError(f"its input {quoted(info.name)} has no axis beside the batch, expected (N, *S)")
+    if not shape or any(n is None or n < 1 for n in shape):
+        raise ModelFormatError(
+            f"its input {quoted(info.name)} is {brief(dims or [])}, which leaves a sample's shape open; give it: "
+            "load(..., input_shape=(3, 224, 224))"
+        )
+    batch = dims[0] if dims else None
+    return shape, batch if batch is not None and batch > 0 else None  # type: ignore[return-value]
+
+
+def _leading_to(output: Value, importer: Importer) -> list[Node]:
+    """The nodes that the output depends on: of others, only the shape was asked."""
+    if output.node == importer.input.node:
+        importer.nodes.append(Node("identity", Reshape(output.shape), (output.node,)))
+        output = Value("identity", output.shape)
+    wanted, found = {output.node}, []
+    for node in reversed(importer.nodes):
+        if node.name in wanted:
+            found.append(node)
+            wanted.update(node.inputs)
+    return found[::-1]

@@ -1,0 +1,414 @@
+"""From an ONNX file to plain operations and arrays, every claim of the file checked before anything is made of it.
+
+What a file declares is compared with the bytes that are there before an array exists; the memory that all arrays together may
+take is limited (``Budget``); external data are read from regular files inside the model's own folder and from nowhere else.
+"""
+
+import os
+import re
+import stat
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from portacnn.errors import ModelFormatError
+from portacnn.onnx.wire import GraphProto, NodeProto, Tensor, ValueInfo, read_model
+from portacnn.runtime import HostArray
+
+OLDEST, NEWEST = 6, 28
+"""The opsets that are read."""
+ROOM = 64 << 20
+"""Bytes that arrays may take beside what the file's own size allows."""
+_FILES = 4  # times the bytes of all files
+_LARGEST = 1 << 31  # of one number of a shape, a stride and the like
+_MOST_NUMBERS = 1 << 40
+
+
+class _Type(NamedTuple):
+    """How a data type of ONNX lies in bytes, and where its numbers are when they are not in raw_data."""
+
+    name: str
+    dtype: str
+    place: str
+
+
+_TYPES = {
+    1: _Type("float", "<f4", "float"),
+    2: _Type("uint8", "u1", "int32"),
+    3: _Type("int8", "i1", "int32"),
+    4: _Type("uint16", "<u2", "int32"),
+    5: _Type("int16", "<i2", "int32"),
+    6: _Type("int32", "<i4", "int32"),
+    7: _Type("int64", "<i8", "int64"),
+    9: _Type("bool", "u1", "int32"),
+    10: _Type("float16", "<u2", "int32"),
+    11: _Type("double", "<f8", "double"),
+    12: _Type("uint32", "<u4", "uint64"),
+    13: _Type("uint64", "<u8", "uint64"),
+    16: _Type("bfloat16", "<u2", "int32"),
+}
+FLOATS = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
+"""The data types that a network's values may have."""
+
+
+def quoted(text: str) -> str:
+    """A name from a file, for a message: not too long, and with nothing unprintable in it."""
+    return repr(text if len(text) <= 80 else text[:77] + "...")
+
+
+class Budget:
+    """How many bytes all arrays together may take: a few times the files, and ``room``."""
+
+    def __init__(self, size: int, room: int) -> None:
+        self.left = _FILES * size + room
+        self._files: set[str] = set()
+
+    def add_file(self, path: str, size: int) -> None:
+        """One file more, counted once."""
+        if path not in self._files:
+            self._files.add(path)
+            self.left += _FILES * size
+
+    def take(self, count: int) -> None:
+        """So many bytes are about to be allocated. Raises ModelFormatError."""
+        if count > self.left:
+            raise ModelFormatError(
+                f"its arrays would take {count} bytes more, {self.left} are left of what a file of this size may take; "
+                "where you trust the file, give load(..., room=) as many bytes as it needs"
+            )
+        self.left -= count
+
+
+# --- operations -----------------------------------------------------------------------------------------------------
+
+_KINDS = {1: "f", 2: "i", 3: "s", 4: "t", 5: "g", 6: "floats", 7: "ints", 8: "strings", 9: "tensors", 10: "graphs"}
+_DEFAULTS: dict[str, Any] = {"f": 0.0, "i": 0, "s": "", "floats": [], "ints": [], "strings": []}
+
+
+@dataclass(slots=True)
+class Operation:
+    """One node of the graph, its attributes to be asked for by name and kind."""
+
+    name: str
+    kind: str
+    inputs: list[str]
+    outputs: list[str]
+    attributes: dict[str, tuple[str, Any]]
+    asked: set[str] = field(default_factory=set)
+
+    @property
+    def where(self) -> str:
+        """``node 'conv1' (Conv)``, for error messages."""
+        return f"node {quoted(self.name or self.outputs[0])} ({self.kind[:80]})"
+
+    def wrong(self, message: str) -> ModelFormatError:
+        """An error that says where."""
+        return ModelFormatError(message, self.where)
+
+    def _get(self, name: str, kind: str) -> Any:
+        self.asked.add(name)
+        if name not in self.attributes:
+            return None
+        came, value = self.attributes[name]
+        if came != kind:
+            raise self.wrong(f"attribute {name!r} is of the kind {came!r}, not {kind!r}")
+        return value
+
+    def has(self, name: str) -> bool:
+        """Whether there is such an attribute."""
+        return name in self.attributes
+
+    def whole(self, name: str, default: int) -> int:
+        """A whole number."""
+        value = self._get(name, "i")
+        return default if value is None else value
+
+    def real(self, name: str, default: float) -> float:
+        """A number, which must be finite: of all that the file's float32 can stand for the one with the fewest digits, 1e-05."""
+        value = self._get(name, "f")
+        if value is not None and not np.isfinite(value):
+            raise self.wrong(f"attribute {name!r} is {value}")
+        return default if value is None else float(str(np.float32(value)))
+
+    def word(self, name: str, default: str) -> str:
+        """A word."""
+        value = self._get(name, "s")
+        return default if value is None else value
+
+    def ints(self, name: str) -> list[int] | None:
+        """Whole numbers, or None."""
+        return self._get(name, "ints")
+
+    def sizes(self, name: str, count: int, default: int, least: int) -> list[int]:
+        """So many whole numbers that can be those of a shape, strides or padding."""
+        values = self.ints(name)
+        values = [default] * count if values is None else values
+        if len(values) != count or not all(least <= v < _LARGEST for v in values):
+            raise self.wrong(f"{name} must be {count} numbers of at least {least} and below 2^31, got {brief(values)}")
+        return values
+
+    def any_of(self, *kinds_and_names: tuple[str, str]) -> tuple[str, Any] | None:
+        """The first of these attributes, (name, kind), that is there, as (name, value)."""
+        for name, kind in kinds_and_names:
+            if (value := self._get(name, kind)) is not None:
+                return name, value
+        return None
+
+    def ignore(self, *names: str) -> None:
+        """These say nothing here."""
+        self.asked.update(names)
+
+    def check_all_asked(self) -> None:
+        """Raise ModelFormatError for an attribute that nobody knows."""
+        if unknown := sorted(set(self.attributes) - self.asked):
+            raise self.wrong(f"unknown attribute {quoted(unknown[0])}")
+
+
+def brief(values: Sequence[Any]) -> str:
+    """Numbers from a file, for a message."""
+    return str(list(values[:16]))[:-1] + (", ...]" if len(values) > 16 else "]")
+
+
+def _operation(node: NodeProto) -> Operation:
+    attributes: dict[str, tuple[str, Any]] = {}
+    operation = Operation(node.name, node.op_type, node.inputs, node.outputs, attributes)
+    if node.domain not in ("", "ai.onnx"):
+        operation.kind = f"{node.domain}.{node.op_type}"
+    for attribute in node.attributes:
+        kind = _KINDS.get(attribute.type) if attribute.type else next(iter(attribute.values), None)
+        if "ref_attr_name" in attribute.values or kind is None:
+            raise operation.wrong(f"attribute {quoted(attribute.name)} has no value")
+        if attribute.name in attributes:
+            raise operation.wrong(f"attribute {quoted(attribute.name)} is there twice")
+        value = attribute.values.get(kind, _DEFAULTS.get(kind))
+        if value is None:
+            raise operation.wrong(f"attribute {quoted(attribute.name)} has no value")
+        attributes[attribute.name] = (kind, value)
+    return operation
+
+
+# --- the file -------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Source:
+    """A file, checked: what is asked of the names in it holds. Arrays are made when they are asked for."""
+
+    folder: str
+    budget: Budget
+    opset: int
+    operations: list[Operation]
+    initializers: dict[str, Tensor]
+    inputs: dict[str, ValueInfo]
+    outputs: list[str]
+
+    def array(self, tensor: Tensor) -> HostArray:
+        """A tensor as an array that may lie in the file's own bytes: read-only.
+
+        Raises:
+            ModelFormatError: its shape does not go with its bytes; a type with no numbers; external data that cannot be had.
+        """
+        where = f"tensor {quoted(tensor.name)}"
+        try:
+            return _array(self, tensor)
+        except ModelFormatError as error:
+            raise error.at(where)
+
+
+def read_source(path: str | os.PathLike[str], room: int = ROOM) -> Source:
+    """Read and check a file. Raises ModelFormatError, and OSError where there is none to be read."""
+    content = Path(path).read_bytes()
+    model = read_model(memoryview(content))
+    if model.graph is None:
+        raise ModelFormatError("not an ONNX model: there is no graph in it")
+    if model.functions:
+        raise ModelFormatError("it has functions of its own; inline them first (onnx.inliner.inline_local_functions)")
+    if model.graph.sparse:
+        raise ModelFormatError("it has sparse initializers, which are not read")
+    versions = [version for domain, version in model.opsets if domain in ("", "ai.onnx")]
+    if len(versions) != 1:
+        raise ModelFormatError(f"expected one opset of ONNX's own operators, got {brief(versions)}")
+    if not OLDEST <= versions[0] <= NEWEST:
+        raise ModelFormatError(
+            f"it is written for opset {versions[0]}, this version reads {OLDEST}..{NEWEST}; convert it "
+            "(onnx.version_converter.convert_version), or upgrade portacnn"
+        )
+    inputs, initializers, operations = _checked(model.graph)
+    return Source(
+        os.path.dirname(os.path.realpath(path)),
+        Budget(len(content), room),
+        versions[0],
+        operations,
+        initializers,
+        inputs,
+        [value.name for value in model.graph.outputs],
+    )
+
+
+def _checked(graph: GraphProto) -> tuple[dict[str, ValueInfo], dict[str, Tensor], list[Operation]]:
+    """Inputs, initializers and operations by name, once every name is one thing, and is there before it is used."""
+    inputs = _by_name("inputs", graph.inputs)
+    initializers = _by_name("initializers", graph.initializers)
+    known = {*inputs, *initializers}
+    made = {name for node in graph.nodes for name in node.outputs}
+    operations = []
+    for node in graph.nodes:
+        operation = _operation(node)
+        for name in operation.inputs:
+            if name and name not in known:
+                raise operation.wrong(
+                    f"its input {quoted(name)} is made by a node behind it: a cycle, or nodes in no order"
+                    if name in made
+                    else f"its input {quoted(name)} is made by nobody"
+                )
+        for name in operation.outputs:
+            if name and name in known:
+                raise operation.wrong(f"its output {quoted(name)} is there already")
+            known.add(name)
+        operations.append(operation)
+    known.discard("")
+    if not graph.outputs:
+        raise ModelFormatError("the graph has no output")
+    for value in graph.outputs:
+        if value.name not in known:
+            raise ModelFormatError(f"the graph's output {quoted(value.name)} is made by nobody")
+    return {name: value for name, value in inputs.items() if name not in initializers}, initializers, operations
+
+
+def _by_name(what: str, rows: Sequence[Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for row in rows:
+        if not row.name or row.name in found:
+            raise ModelFormatError(f"there are two {what} called {quoted(row.name)}, or one without a name")
+        found[row.name] = row
+    return found
+
+
+# --- tensors --------------------------------------------------------------------------------------------------------
+
+
+def _array(source: Source, tensor: Tensor) -> HostArray:
+    kind = _TYPES.get(tensor.data_type)
+    if kind is None:
+        raise ModelFormatError(
+            f"its data type {tensor.data_type} is not read; those that are: {', '.join(t.name for t in _TYPES.values())}"
+        )
+    dims = tuple(tensor.dims)
+    if any(not 0 <= n < _LARGEST for n in dims) or prod(n or 1 for n in dims) > _MOST_NUMBERS:
+        raise ModelFormatError(f"its shape {brief(dims)} is none")
+    count, dtype = prod(dims), np.dtype(kind.dtype)
+    places = [place for place, chunks in tensor.packed.items() if any(map(len, chunks))]
+    if len(places) + (tensor.raw is not None) + tensor.is_external > 1 or any(p != kind.place for p in places):
+        raise ModelFormatError(f"its numbers lie where none of {kind.name} belong, or in two places")
+    if tensor.is_external:
+        flat = _external(source, tensor, count, dtype)
+    elif tensor.raw is not None:
+        _expect(len(tensor.raw), count * dtype.itemsize, dims, kind)
+        flat = np.frombuffer(tensor.raw, dtype)
+    else:
+        flat = _from_packed(source, tensor.packed.get(kind.place, []), count, dims, kind)
+    if kind.name == "bool":
+        return (flat != 0).reshape(dims)
+    if kind.name == "float16":
+        return flat.view("<f2").reshape(dims)
+    if kind.name == "bfloat16":  # the upper half of a float32
+        source.budget.take(4 * count)
+        return (flat.astype("<u4") << np.uint32(16)).view("<f4").reshape(dims)
+    return flat.reshape(dims)
+
+
+def _expect(got: int, expected: int, dims: Sequence[int], kind: _Type) -> None:
+    if got != expected:
+        raise ModelFormatError(
+            f"{kind.name} of shape {brief(dims)} takes {expected} bytes, there are {got}: it is cut short, or damaged"
+        )
+
+
+def _from_packed(source: Source, chunks: list[memoryview], count: int, dims: Sequence[int], kind: _Type) -> HostArray:
+    size, dtype = sum(map(len, chunks)), np.dtype(kind.dtype)
+    if kind.place in ("float", "double"):
+        _expect(size, count * dtype.itemsize, dims, kind)
+        return np.frombuffer(chunks[0] if len(chunks) == 1 else b"".join(chunks), dtype)
+    if not count <= size <= 10 * count:  # a number takes 1 to 10 bytes
+        raise ModelFormatError(f"{kind.name} of shape {brief(dims)} cannot lie in {size} bytes")
+    source.budget.take(count * dtype.itemsize)
+    return _varints(np.frombuffer(b"".join(chunks), np.uint8), count, dtype)
+
+
+_BLOCK = 1 << 16
+
+
+def _varints(content: HostArray, count: int, dtype: Any) -> HostArray:
+    """``count`` numbers in 7-bit groups, a block of bytes at a time."""
+    numbers = np.empty(count, dtype)
+    at = done = 0
+    while at < len(content):
+        block = content[at : at + _BLOCK]
+        ends = np.flatnonzero(block < 0x80)
+        if not len(ends):
+            break
+        starts = np.concatenate(([0], ends[:-1] + 1))
+        lengths = ends - starts + 1
+        if lengths.max() > 10 or done + len(ends) > count:
+            break
+        values = np.zeros(len(ends), np.uint64)
+        for group in range(int(lengths.max())):
+            there = lengths > group
+            values[there] |= (block[starts[there] + group] & np.uint8(0x7F)).astype(np.uint64) << np.uint64(7 * group)
+        numbers[done : done + len(ends)] = values.astype(dtype)
+        at, done = at + int(ends[-1]) + 1, done + len(ends)
+    if at != len(content) or done != count:
+        raise ModelFormatError(f"expected {count} numbers, found others: it is cut short, or damaged")
+    return numbers
+
+
+def _external(source: Source, tensor: Tensor, count: int, dtype: Any) -> HostArray:
+    """Numbers from another file, of the model's own folder."""
+    given = tensor.external
+    unknown = set(given) - {"location", "offset", "length", "checksum", "basepath"}
+    location, offset, length = given.get("location", ""), given.get("offset", "0"), given.get("length")
+    if unknown or not location or "\0" in location or "\\" in location or not _number(offset):
+        raise ModelFormatError(f"its external data {quoted(location)} are not described rightly")
+    size = count * dtype.itemsize
+    if length is not None and (not _number(length) or int(length) != size):
+        raise ModelFormatError(f"its external data have length {quoted(length)}, its shape takes {size} bytes")
+    path = os.path.realpath(os.path.join(source.folder, location))
+    inside = os.path.join(source.folder, "")
+    if os.path.isabs(location) or ".." in location.split("/") or not path.startswith(inside):
+        raise ModelFormatError(
+            f"its external data {quoted(location)} lie outside the model's folder; only files inside it are read"
+        )
+    try:
+        with open(path, "rb", opener=_open_regular) as file:
+            there = os.fstat(file.fileno()).st_size
+            if int(offset) + size > there:
+                raise ModelFormatError(
+                    f"its external data {quoted(location)} are cut short: {there} bytes, {int(offset) + size} expected"
+                )
+            source.budget.add_file(path, there)
+            source.budget.take(size)
+            numbers = np.empty(count, dtype)
+            file.seek(int(offset))
+            got = file.readinto(numbers.data.cast("B")) if size else 0
+    except OSError as error:
+        raise ModelFormatError(f"its external data {quoted(location)} cannot be read: {error.strerror}") from error
+    if got != size:
+        raise ModelFormatError(f"its external data {quoted(location)} are cut short")
+    return numbers
+
+
+def _number(text: str) -> bool:
+    return re.fullmatch(r"[0-9]{1,18}", text, re.ASCII) is not None
+
+
+def _open_regular(path: str, flags: int) -> int:
+    """Open a regular file and nothing else: no pipe, which would wait for a writer, and no device."""
+    opened = os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0))
+    if not stat.S_ISREG(os.fstat(opened).st_mode):
+        os.close(opened)
+        raise ModelFormatError(f"external data {quoted(os.path.basename(path))} are no regular file")
+    return opened

@@ -1,0 +1,223 @@
+"""Small ONNX models for tests, made with the onnx package, and ways to spoil their bytes."""
+
+from collections.abc import Callable, Sequence
+from random import Random
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+OPSET = 17
+
+
+def model_of(
+    nodes: Sequence[Any],
+    weights: dict[str, np.ndarray] | None = None,
+    shape: Sequence[Any] = ("N", 2, 5, 5),
+    *,
+    opset: int = OPSET,
+    dtype: int = TensorProto.FLOAT,
+    output: str = "y",
+) -> onnx.ModelProto:
+    """A model of these nodes: from "x" of this shape to ``output``."""
+    graph = helper.make_graph(
+        list(nodes),
+        "test",
+        [helper.make_tensor_value_info("x", dtype, list(shape))],
+        [helper.make_tensor_value_info(output, dtype, None)],
+        [numpy_helper.from_array(np.asarray(array), name) for name, array in (weights or {}).items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
+
+
+def numbers(*shape: int, seed: int = 0, dtype: str = "float32") -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(dtype)
+
+
+def classifier() -> onnx.ModelProto:
+    """A branching net with most of what a file can have: constants, shapes that are computed, a join, a concatenation."""
+    node = helper.make_node
+    nodes = [
+        node("Conv", ["x", "conv1.weight", "conv1.bias"], ["a"], "conv1/Conv", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
+        node("BatchNormalization", ["a", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var"], ["b"], "bn/BN"),
+        node("Relu", ["b"], ["c"], "relu"),
+        node("MaxPool", ["c"], ["d"], "pool", kernel_shape=[2, 2], strides=[1, 1], auto_pad="SAME_UPPER"),
+        node("Conv", ["c", "conv2.weight"], ["e"], "conv2/Conv", auto_pad="SAME_LOWER"),
+        node("Add", ["d", "e"], ["f"], "add"),
+        node("Concat", ["f", "c"], ["g"], "concat", axis=1),
+        node("Constant", [], ["two"], value=numpy_helper.from_array(np.float32(2.0))),
+        node("Mul", ["g", "two"], ["h"]),
+        node("AveragePool", ["h"], ["i"], kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1),
+        node("Shape", ["i"], ["s"]),
+        node("Gather", ["s", "zero"], ["n"], axis=0),
+        node("Unsqueeze", ["n", "axes"], ["n1"]),
+        node("Concat", ["n1", "minus"], ["to"], axis=0),
+        node("Reshape", ["i", "to"], ["j"]),
+        node("Dropout", ["j"], ["k"], "drop/Dropout"),
+        node("Gemm", ["k", "fc.weight", "fc.bias"], ["l"], "fc/Gemm", transB=1),
+        node("Clip", ["l", "", "six"], ["y"]),
+    ]
+    weights = {
+        "conv1.weight": numbers(4, 2, 3, 3),
+        "conv1.bias": numbers(4, seed=1),
+        "bn.weight": 1 + 0.1 * numbers(4, seed=2),
+        "bn.bias": numbers(4, seed=3),
+        "bn.running_mean": numbers(4, seed=4),
+        "bn.running_var": 1 + numbers(4, seed=5) ** 2,
+        "conv2.weight": numbers(4, 4, 2, 2, seed=6),
+        "fc.weight": numbers(3, 8 * 9, seed=7) / 8,
+        "fc.bias": numbers(3, seed=8),
+        "zero": np.int64(0),
+        "axes": np.array([0]),
+        "minus": np.array([-1]),
+        "six": np.float32(6),
+    }
+    return model_of(nodes, weights)
+
+
+def oddities() -> onnx.ModelProto:
+    """Operators that are rare, each for itself."""
+    node = helper.make_node
+    nodes = [
+        node("Pad", ["x", "pads"], ["a"], mode="reflect"),
+        node("ConvTranspose", ["a", "w"], ["b"], "up", strides=[2, 2], output_padding=[1, 0], group=2),
+        node("InstanceNormalization", ["b", "s", "o"], ["c"]),
+        node("PRelu", ["c", "slope"], ["d"]),
+        node("LRN", ["d"], ["e"], size=3),
+        node("Transpose", ["e"], ["f"], perm=[0, 2, 3, 1]),
+        node("LayerNormalization", ["f", "ls", "lo"], ["g"], axis=-1),
+        node("MatMul", ["g", "m"], ["h"]),
+        node("Split", ["h", "parts"], ["i1", "i2"], axis=3),
+        node("Sub", ["i1", "const"], ["j"]),
+        node("Div", ["i2", "const"], ["k"]),
+        node("Max", ["j", "k"], ["l"]),
+        node("Slice", ["l", "from", "until", "axes"], ["m1"]),
+        node("ReduceMean", ["m1"], ["n"], axes=[1, 2], keepdims=0),
+        node("Squeeze", ["n2", "two"], ["o1"]),
+        node("LogSoftmax", ["o1"], ["y"], axis=1),
+    ]
+    nodes.insert(14, node("Unsqueeze", ["n", "two"], ["n2"]))
+    weights = {
+        "pads": np.array([0, 0, 1, 1, 0, 0, 1, 1]),
+        "w": numbers(2, 2, 3, 3),
+        "s": numbers(4, seed=1),
+        "o": numbers(4, seed=2),
+        "slope": numbers(4, 1, 1, seed=3),
+        "ls": numbers(4, seed=4),
+        "lo": numbers(4, seed=5),
+        "m": numbers(4, 6, seed=6),
+        "parts": np.array([3, 3]),
+        "const": 2 + numbers(1, 1, 1, 3, seed=7) ** 2,
+        "from": np.array([1, 0]),
+        "until": np.array([2**62, 7]),
+        "axes": np.array([1, 2]),
+        "two": np.array([2]),
+    }
+    return model_of(nodes, weights)
+
+
+def typed() -> onnx.ModelProto:
+    """Every way in which a tensor's numbers can lie in a file."""
+    node, floats = helper.make_node, [0.5, -1.5, 2.0, 3.0]
+    tensors = [
+        helper.make_tensor("float_data", TensorProto.FLOAT, [4], floats),
+        helper.make_tensor("half", TensorProto.FLOAT16, [4], floats),
+        helper.make_tensor("brain", TensorProto.BFLOAT16, [4], floats),
+        numpy_helper.from_array(np.array(floats, np.float16), "raw_half"),
+        helper.make_tensor("double", TensorProto.DOUBLE, [4], floats),
+        helper.make_tensor("shape", TensorProto.INT64, [2], [0, 4]),
+        helper.make_tensor("ints", TensorProto.INT32, [1], [-1]),
+    ]
+    names = [t.name for t in tensors[:5]]
+    nodes = [node("Reshape", ["x", "shape"], ["x0"])]
+    for i, name in enumerate(names):
+        nodes.append(node("Cast", [name], [f"{name} wide"], to=TensorProto.FLOAT))
+        nodes.append(node("Add", [f"x{i}", f"{name} wide"], [f"x{i + 1}"]))
+    nodes.append(node("Cast", ["ints"], ["axes"], to=TensorProto.INT64))
+    nodes += [node("Unsqueeze", ["x5", "axes"], ["u"]), node("Flatten", ["u"], ["y"])]
+    model = model_of(nodes, {}, ("N", 2, 2))
+    model.graph.initializer.extend(tensors)
+    return model
+
+
+MODELS: dict[str, Callable[[], onnx.ModelProto]] = {"classifier": classifier, "oddities": oddities, "typed": typed}
+_EXTREMES = [0, 1, -1, 2, 3, 7, 127, 128, 1 << 15, 1 << 20, 1 << 31, 1 << 40, (1 << 63) - 1, -(1 << 63)]
+
+
+def spoil_bytes(content: bytes, random: Random) -> bytes:
+    """Cut, flip, overwrite, insert, take out or repeat some bytes."""
+    spoilt = bytearray(content)
+    for _ in range(random.choice([1, 1, 1, 2, 5, 20])):
+        if not spoilt:
+            break
+        at = random.randrange(len(spoilt))
+        length = random.choice([1, 1, 2, 8, 64])
+        way = random.randrange(6)
+        if way == 0:
+            spoilt[at] ^= 1 << random.randrange(8)
+        elif way == 1:
+            spoilt[at] = random.choice([0, 1, 0x7F, 0x80, 0xFF, random.randrange(256)])
+        elif way == 2:
+            del spoilt[at : at + length]
+        elif way == 3:
+            spoilt[at:at] = random.randbytes(length)
+        elif way == 4:
+            spoilt[at:at] = spoilt[at : at + length]
+        elif random.random() < 0.3:
+            del spoilt[at:]
+    return bytes(spoilt)
+
+
+def spoil_parts(model: onnx.ModelProto, random: Random) -> bytes:
+    """Change what the file says, with its form left whole: numbers, names, operators, order."""
+    spoilt = onnx.ModelProto()
+    spoilt.CopyFrom(model)
+    graph = spoilt.graph
+    for _ in range(random.choice([1, 1, 2, 3])):
+        node = random.choice(graph.node)
+        other = random.choice(graph.node)
+        tensor = random.choice(graph.initializer)
+        way = random.randrange(13)
+        if way == 0 and node.attribute:
+            attribute = random.choice(node.attribute)
+            if attribute.ints:
+                attribute.ints[random.randrange(len(attribute.ints))] = random.choice(_EXTREMES)
+            else:
+                attribute.i = random.choice(_EXTREMES)
+        elif way == 1 and node.attribute:
+            attribute = random.choice(node.attribute)
+            attribute.ints.append(random.choice(_EXTREMES))
+        elif way == 2:
+            node.op_type = other.op_type
+        elif way == 3 and node.input:
+            node.input[random.randrange(len(node.input))] = random.choice(
+                [*other.output, *other.input, "x", "", tensor.name]
+            )
+        elif way == 4:
+            node.output[0] = other.output[0]
+        elif way == 5:
+            rows = list(graph.node)
+            random.shuffle(rows)
+            del graph.node[:]
+            graph.node.extend(rows)
+        elif way == 6 and tensor.dims:
+            tensor.dims[random.randrange(len(tensor.dims))] = random.choice(_EXTREMES)
+        elif way == 7:
+            dims = graph.input[0].type.tensor_type.shape.dim
+            dims[random.randrange(len(dims))].dim_value = random.choice(_EXTREMES)
+        elif way == 8:
+            tensor.data_type = random.randrange(30)
+        elif way == 9 and tensor.data_type == TensorProto.INT64 and len(tensor.raw_data) >= 8:
+            whole = np.frombuffer(tensor.raw_data, np.int64).copy()
+            whole[random.randrange(whole.size)] = random.choice(_EXTREMES)
+            tensor.raw_data = whole.tobytes()
+        elif way == 10:
+            graph.node.insert(random.randrange(len(graph.node)), other)
+        elif way == 11:
+            tensor.CopyFrom(
+                numpy_helper.from_array(numbers(*random.choices([1, 2, 4, 5], k=random.randrange(5))), tensor.name)
+            )
+        elif way == 12:
+            del node.input[-1:]
+    return spoilt.SerializeToString()
