@@ -22,6 +22,7 @@ from test_files import plain_json, replaced
 from portacnn import Trainer
 from portacnn.errors import ArgumentError, CheckpointError, ModelFormatError
 from portacnn.files import write_atomically
+from portacnn.ops import use_kernels
 from portacnn.training import folder
 
 pytest.importorskip("safetensors")
@@ -50,7 +51,10 @@ print("done", flush=True)
 
 @pytest.fixture
 def start(monkeypatch):
-    """Begin a training in a process of its own: one checkpoint a step, most of its time goes into writing them."""
+    """Begin a training in a process of its own: one checkpoint a step, most of its time goes into writing them.
+
+    There and here with the same kernels, as bits are compared.
+    """
     monkeypatch.setenv("PORTACNN_KERNELS", "numpy")
     monkeypatch.setenv("PORTACNN_NUM_THREADS", "1")
     script = RUN.format(root=str(ROOT), tests=str(ROOT / "tests"))
@@ -60,7 +64,8 @@ def start(monkeypatch):
         assert process.stdout.readline() == "ready\n"
         return process
 
-    return run
+    with use_kernels("numpy"):
+        yield run
 
 
 @pytest.mark.parametrize("times", [3, pytest.param(50, marks=pytest.mark.slow)])

@@ -347,8 +347,9 @@ class Model(Sequential):
         try:
             if header["format"] != 1:
                 raise ModelFormatError(f"it is of format {header['format']!r}, this version reads 1; upgrade portacnn")
+            drawing = {} if seed is None else {"seed": seed}
             with building_from(tensors):
-                model = rebuild_layer(header["model"], device=backend, dtype=header["dtype"], seed=seed)
+                model = rebuild_layer(header["model"], device=backend, dtype=header["dtype"], **drawing)
                 if not isinstance(model, cls):
                     raise ModelFormatError(f"holds a {type(model).__name__}, expected a {cls.__name__}")
                 if model.backend is None:
