@@ -19,7 +19,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench_peers import OFFERS, PLAIN, SHAPES, WITH_DEVICE
+from bench_nets import PLAIN, SHAPES
+from bench_peers import OFFERS, WITH_DEVICE
 
 WORKER = Path(__file__).with_name("bench_worker.py")
 TIMEOUT = 1800.0  # seconds for one measurement

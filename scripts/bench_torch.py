@@ -6,7 +6,7 @@ Notation: N batch, C channels, H/W input.
 from typing import Any
 
 import numpy as np
-from bench_peers import LEARNING_RATE, PLAIN, Conv, Peer, Pool
+from bench_nets import LEARNING_RATE, PLAIN, Conv, Peer, Pool
 
 
 def make(name: str, net: str, device: str) -> "Torch":

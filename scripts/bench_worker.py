@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import bench_nets
 import bench_peers
 import numpy as np
 
@@ -135,8 +136,8 @@ def repeat(once: Callable[[], float], steps: int, seconds: float) -> list[float]
 def images(net: str, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Random float32 images and their labels."""
     rng = np.random.default_rng(seed)
-    x = rng.random((count, *bench_peers.SHAPES[net]), dtype=np.float32)
-    return x, rng.integers(0, bench_peers.CLASSES[net], count)
+    x = rng.random((count, *bench_nets.SHAPES[net]), dtype=np.float32)
+    return x, rng.integers(0, bench_nets.CLASSES[net], count)
 
 
 def epoch_sets(task: dict[str, Any]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -188,16 +189,16 @@ def portacnn_model(net: str, device: str | None) -> Any:
 
     if net == "deep":
         made: list[Any] = []
-        for spec in bench_peers.PLAIN[net]:
-            if isinstance(spec, bench_peers.Conv):
+        for spec in bench_nets.PLAIN[net]:
+            if isinstance(spec, bench_nets.Conv):
                 made += [layers.Conv2d(spec.inputs, spec.outputs, spec.kernel, padding=spec.padding), layers.ReLU()]
-            elif isinstance(spec, bench_peers.Pool):
+            elif isinstance(spec, bench_nets.Pool):
                 made.append(layers.MaxPool2d(2))
             else:
                 if not any(isinstance(layer, layers.Flatten) for layer in made):
                     made.append(layers.Flatten())
                 made += [layers.Linear(*spec), layers.ReLU()]
-        return Model(*made[:-1]).build(bench_peers.SHAPES[net], device=device, seed=0)
+        return Model(*made[:-1]).build(bench_nets.SHAPES[net], device=device, seed=0)
     offered: dict[str, Callable[[], Any]] = {
         "simple": lambda: SimpleConvNet(hidden_size=100, device=device, seed=0),
         "lenet": lambda: LeNet5(variant="modern", device=device, seed=0),
@@ -213,7 +214,7 @@ def portacnn_trainer(
     from portacnn import Trainer
 
     (x, t), (x_test, t_test) = sets
-    rate = {"lr": bench_peers.LEARNING_RATE}
+    rate = {"lr": bench_nets.LEARNING_RATE}
     options = {"mini_batch_size": batch, "optimizer": "sgd", "optimizer_param": rate, "verbose": False, "epochs": 1}
     return Trainer(model, x, t, x_test, t_test, precision=precision, compile_step=compile_step, **options)
 

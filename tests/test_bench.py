@@ -17,9 +17,9 @@ import portacnn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "scripts"))
-bench, peers, worker = (import_module(name) for name in ("bench", "bench_peers", "bench_worker"))
+bench, nets, peers, worker = (import_module(name) for name in ("bench", "bench_nets", "bench_peers", "bench_worker"))
 
-NETS = [*peers.PLAIN, "resnet20", pytest.param("alexnet", marks=pytest.mark.slow)]
+NETS = [*nets.PLAIN, "resnet20", pytest.param("alexnet", marks=pytest.mark.slow)]
 
 
 # --- the script ------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from portacnn.arguments import plain, whole
 from portacnn.errors import ArgumentError, BackendError, ModelFormatError
@@ -25,10 +25,7 @@ from portacnn.schedules import PerEpoch, Schedule, describe_schedule, rebuild_sc
 from portacnn.training.early_stopping import EarlyStopping
 from portacnn.training.folder import RUN
 
-if TYPE_CHECKING:
-    from portacnn.training.trainer import Trainer
-
-AnyTrainer = TypeVar("AnyTrainer", bound="Trainer")
+AnyTrainer = TypeVar("AnyTrainer")  # a Trainer, whose module imports this one
 FORMAT = 1
 _OPTIONS = (
     "epochs",
@@ -50,7 +47,7 @@ _BY_EPOCH = ("epoch_loss_list", "train_acc_list", "test_acc_list")
 _HISTORY = ("train_loss_list", *_BY_EPOCH, "test_loss_list")
 
 
-def describe_training(trainer: "Trainer") -> dict[str, Any]:
+def describe_training(trainer: Any) -> dict[str, Any]:
     """A checkpoint's header, all but the position: what stays the same throughout a training.
 
     Raises:
@@ -73,7 +70,7 @@ def describe_training(trainer: "Trainer") -> dict[str, Any]:
     }
 
 
-def contents(trainer: "Trainer") -> tuple[dict[str, HostArray], dict[str, Any]]:
+def contents(trainer: Any) -> tuple[dict[str, HostArray], dict[str, Any]]:
     """Arrays and header of a checkpoint of this moment, between two steps."""
     state = trainer.optimizer.state_dict()
     best, host = trainer._best_weights or {}, resolve("numpy")
@@ -208,7 +205,7 @@ class Checkpoint:
         """The Trainer that ``make`` makes of the arguments, put where it was."""
         return self._said(lambda: self._restored(make()))
 
-    def _restored(self, trainer: AnyTrainer) -> AnyTrainer:
+    def _restored(self, trainer: Any) -> Any:
         position, state = self.header["position"], self.header["optimizer"]["state"]
         trainer.epoch = whole("epoch", position["epoch"], 0)
         trainer.batch = whole("batch", position["batch"], 0)
