@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from portacnn.backends.cupy_module import Variant, kernel
-from portacnn.ops.dispatch import Op, kernel_choice
+from portacnn.ops.dispatch import Op, kernel_choice, precision
 from portacnn.runtime import Array, Backend
 
 WARM = 2
@@ -45,7 +45,8 @@ class CapturedStep:
     """``step(*arrays, state)``, recorded and replayed. ``state`` is a dataclass; see the head of this file for what becomes of it.
 
     A step whose arrays differ in number, shape, dtype or order in memory is of another kind, and so is one whose state differs in
-    anything but numbers and arrays. The step may give back arrays, and tuples and lists of them.
+    anything but numbers and arrays, and one under other kernels or another precision. The step may give back arrays, and tuples
+    and lists of them.
 
     Attributes:
         graphs: how many kinds are replayed by now.
@@ -76,7 +77,7 @@ class CapturedStep:
             raise TypeError(f"the last argument of a step is a dataclass, got {type(state).__name__}")
         numbers, held, fixed = _sorted_out(state)
         arrays = [*batch, *held.values()]
-        key = (len(batch), fixed, tuple(map(_kind, arrays)), kernel_choice())
+        key = (len(batch), fixed, tuple(map(_kind, arrays)), kernel_choice(), precision())
         with self._backend.active():
             caller = cp.cuda.get_current_stream()
             self._before.record(caller)
@@ -128,11 +129,9 @@ class CapturedStep:
         }
 
     def _run(self, key: Any, step: Callable[[list[Array]], Any], arrays: list[Array]) -> Any:
-        import cupy as cp
-
         way = self._ways.get(key)
         if way is None and len(self._ways) < MOST and self.reason is None:
-            way = self._ways[key] = _Way(cp.cuda.MemoryPool())
+            way = self._ways[key] = _Way()
         if way is None:
             return _as_it_is(step, arrays, self._others)
         if way.graph is not None:
@@ -142,18 +141,17 @@ class CapturedStep:
             return _as_it_is(step, arrays, way.pool)
         try:
             way.record(step, arrays, self._stream)
-        except MemoryError:
-            raise
         except Exception as error:
-            if getattr(error, "status", None) == _NO_MEMORY:
-                raise
-            result = _as_it_is(step, arrays, way.pool)  # if it fails like this too, there is nothing to give up for
-            self._give_up(error)
-            return result
-        return way.replay(arrays)
+            reason = f"{_place(error)}: {str(error) or type(error).__name__}"
+        else:
+            return way.replay(arrays)
+        # Out here, where no error holds what the recording had taken.
+        result = _as_it_is(step, arrays, way.pool)  # if it fails like this too, there is nothing to give up for
+        self._give_up(reason)
+        return result
 
-    def _give_up(self, error: Exception) -> None:
-        self.reason = f"{_place(error)}: {str(error) or type(error).__name__}"
+    def _give_up(self, reason: str) -> None:
+        self.reason = reason
         _log.warning(
             "a training step on %s cannot be recorded as a CUDA graph and goes on launch by launch, which is slower: %s",
             self._backend,
@@ -161,11 +159,34 @@ class CapturedStep:
         )
 
 
+class _FromDevice:
+    """Memory of the device for a pool, which first hands out what it has.
+
+    Where there is none left, a pool gives back what lies in it unused and tries again. While a step is recorded that must not be:
+    what the recorded part has freed lies there, and the graph goes on using it. So then there is none left at once.
+    """
+
+    recording = False
+
+    def __call__(self, size: int) -> Any:
+        import cupy as cp
+
+        try:
+            return cp.cuda.MemoryPointer(cp.cuda.Memory(size), 0)
+        except cp.cuda.runtime.CUDARuntimeError as error:
+            if not self.recording or error.status != _NO_MEMORY:
+                raise
+            raise MemoryError(f"the device has no room for {size} bytes more beside what is recorded") from error
+
+
 class _Way:
     """Steps of one kind: their memory, and their graph once it is recorded."""
 
-    def __init__(self, pool: Any) -> None:
-        self.pool = pool
+    def __init__(self) -> None:
+        import cupy as cp
+
+        self._source = _FromDevice()
+        self.pool = cp.cuda.MemoryPool(self._source)
         self.calls = 0
         self.graph: Any = None
         self._inputs: list[Array] = []
@@ -184,6 +205,7 @@ class _Way:
             inputs = [cp.empty_like(array) for array in arrays]
             collecting = gc.isenabled()
             gc.disable()  # what it might free belongs to other steps, and freeing it may have to wait for the device
+            self._source.recording = True
             try:
                 stream.begin_capture()
                 try:
@@ -194,6 +216,7 @@ class _Way:
                     raise
                 graph = stream.end_capture()
             finally:
+                self._source.recording = False
                 if collecting:
                     gc.enable()
         self.graph, self._inputs, self._result = graph, inputs, result
@@ -281,12 +304,16 @@ def _place(error: BaseException) -> str:
     traceback = error.__traceback__
     while traceback is not None:
         frame = traceback.tb_frame
-        code, holder = frame.f_code, frame.f_locals.get("self")
-        if isinstance(holder, Op):
-            op = f"{holder.name}_backward" if code.co_name == "run" else holder.name
-        elif code.co_filename != __file__:
-            first = first or code.co_qualname
-            if frame.f_globals.get("__name__", "").startswith("portacnn."):
-                ours = code.co_qualname
+        code = frame.f_code
+        if (
+            code.co_filename != __file__
+        ):  # a frame whose locals are looked at keeps them: that of ``_run`` would keep the error
+            holder = frame.f_locals.get("self")
+            if isinstance(holder, Op):
+                op = f"{holder.name}_backward" if code.co_name == "run" else holder.name
+            else:
+                first = first or code.co_qualname
+                if frame.f_globals.get("__name__", "").startswith("portacnn."):
+                    ours = code.co_qualname
         traceback = traceback.tb_next
     return op or ours or first or "the step"

@@ -45,6 +45,7 @@ _ORDERS = {"float32": (0, 1, 2, 3), "tf32": (0, 2, 3, 1)}
 """The axes of (N, C, H, W) in memory, by precision: tensor cores read channels side by side, other units planes.
 
 For bfloat16 and float16, convolutions stay with our kernels."""
+_ALIGNED = 16  # bytes: where cuDNN takes it that every tensor begins, if it is not told otherwise
 _LAST = (3, 0, 1, 2)  # (C, H, W, N) -> (N, C, H, W)
 _TYPES = {"float32": "FLOAT", "float64": "DOUBLE"}
 _NOTES = ("NONDETERMINISTIC", "REDUCED_PRECISION_REDUCTION", "DOWN_CONVERT_INPUTS", "WINOGRAD_TILE_13x13")
@@ -235,7 +236,10 @@ def _packed(array: Array) -> Array:
     import cupy as cp
 
     order = _ORDERS[_precision()]
-    return cp.ascontiguousarray(array.transpose(order)).transpose(np.argsort(order).tolist())
+    packed = cp.ascontiguousarray(array.transpose(order))
+    if packed.data.ptr % _ALIGNED:  # a network's weights lie one after the other, with no gaps
+        packed = packed.copy()
+    return packed.transpose(np.argsort(order).tolist())
 
 
 def _room(shape: Sequence[int], dtype: Any) -> Array:

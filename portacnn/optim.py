@@ -141,8 +141,8 @@ class Optimizer:
         with where(params[keys[0]]):
             for key in keys:
                 if key not in self.counts:
+                    self._make_state(key, params)  # first: where there is no room for it, the key has not come
                     self.counts[key] = 0
-                    self._make_state(key, params)
                 alike.setdefault((self._decay[key], self.steps - self.counts[key]), []).append(key)
             number = self.steps + 1 if count is None else count
             for (decay, late), group in alike.items():

@@ -45,6 +45,7 @@ class Tensor:
     def at(self, pointer: int) -> np.ndarray:
         """What lies there, as an array of these dims and strides."""
         assert type(pointer) is int  # cuDNN takes no other integers
+        assert pointer % 16 == 0, "not where the tensor was said to lie: 16 bytes are what cuDNN takes for granted"
         dtype = np.dtype({"FLOAT": "float32", "DOUBLE": "float64"}[str(self.data_type)])
         count = 1 + sum((d - 1) * s for d, s in zip(self.dim, self.stride, strict=True))
         memory = (ctypes.c_char * (count * dtype.itemsize)).from_address(pointer)

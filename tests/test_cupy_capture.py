@@ -21,7 +21,7 @@ from portacnn.backends import cupy_capture
 from portacnn.errors import OutOfMemoryError
 from portacnn.layers import BatchNorm2d, Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU
 from portacnn.models import Model
-from portacnn.ops.dispatch import OPS, use_kernels
+from portacnn.ops.dispatch import OPS, use_kernels, use_precision
 from portacnn.training.feed import Streamed
 
 pytestmark = needs_compiler
@@ -280,6 +280,10 @@ def test_strides_and_dtypes_make_another_kind():
     with use_kernels("reference"):
         compiled(x, State(1, 1.0, None))
     assert len(shapes) == 14
+    with use_precision("tf32"):
+        for _ in range(4):
+            compiled(x, State(1, 1.0, None))
+    assert len(shapes) == 18, "neither is a product of rounded factors the one that was recorded"
 
 
 def test_no_more_than_four_graphs(home):
@@ -435,6 +439,29 @@ def test_no_room(home, after):
     run(home, plain, after // 2, 5, after // 2)
     run(home, plain, 5, first=after)
     assert fit.weights() == plain.weights()
+
+
+def test_a_recording_that_finds_no_room_keeps_what_it_has(home, caplog):
+    """A pool gives back what lies in it unused before it has no room: not what the recorded part has freed, and will use again."""
+    size = [1]
+
+    def step(x, state):
+        twice = x * 2
+        y = twice + 1
+        del twice
+        home.xp.zeros((size[0],), dtype=home.xp.uint8)
+        return y[:5] + 0
+
+    compiled = home.compile_step(step, ())
+    x = home.asarray(np.arange(10_000.0))
+    for number in range(6):
+        if number == 2:
+            size[0] = 100_000
+            fake_cupy.capacity[home.device.id] = machine._held[home.device.id] + 81_000 + 60_000
+        assert np.array_equal(home.to_host(compiled(x, State(number, 1.0, None))), np.arange(5.0) * 2 + 1)
+    assert compiled.graphs == 0
+    (message,) = caplog.messages
+    assert "no room for 100352 bytes more beside what is recorded" in message
 
 
 # --- a network -------------------------------------------------------------------------------------------------------

@@ -238,6 +238,28 @@ def test_padding_behind(size: int, kernel: int, stride: int, padding: tuple[int,
     assert cupy_cudnn.pads(plan) == ([0, padding[0]], [0, behind])
 
 
+@pytest.mark.parametrize("number", range(4))
+def test_arrays_that_begin_anywhere(number: int):
+    """A network's weights lie one after the other, as parts of one array: a pointer may be a multiple of no more than a number."""
+    with bench() as made:
+        array, moved = made.rig.array, []
+
+        def shifted(host: np.ndarray, dtype: str, order: tuple[int, ...] | None = None) -> np.ndarray:
+            given = array(host, dtype, order)
+            if len(moved) == number or order is not None:
+                moved.append(given)
+                return given
+            memory = made.rig.empty(given.size + 1, dtype)[1:].reshape(given.shape)
+            memory[...] = given
+            moved.append(memory)
+            return memory.view(DeviceArray)
+
+        made.rig.array = shifted  # type: ignore[method-assign]
+        made.step()
+        assert any(a.ctypes.data % 16 for a in moved)
+        assert made.kinds == ["fprop", "wgrad", "dgrad"]
+
+
 # --- plans, handles, streams ------------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,7 @@
 """A device's memory: sets that do not fit stay on the host, and a step that finds no room leaves everything as it was."""
 
 import re
+import weakref
 
 import numpy as np
 import pytest
@@ -94,3 +95,63 @@ def test_no_room_for_a_step(backend, monkeypatch, place, known):
     again.train()
     assert isinstance(run.model, Model)
     assert all(np.isfinite(again.train_loss_list))
+
+
+def test_no_room_for_running_statistics(backend, monkeypatch):
+    """What is left out after a loss that is not finite takes memory as well: the update comes after it, if it comes at all."""
+    run = trainer(backend, epochs=1)
+    before = bits(run.model)
+    isfinite, xp = run.backend.xp.isfinite, run.backend.xp
+
+    def full(*_):
+        raise MemoryError("full")
+
+    def forward(*args, **options):
+        monkeypatch.setattr(xp, "where", full)
+        return isfinite(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(xp, "isfinite", forward)
+        with pytest.raises(OutOfMemoryError):
+            run.run_batch(run.backend.asarray(np.arange(20)))
+    monkeypatch.undo()
+    assert bits(run.model) == before
+
+
+def test_no_room_for_an_optimizers_state(backend, monkeypatch):
+    """What was not made is made the next time."""
+    run = trainer(backend, epochs=1)
+    fresh, made = run.optimizer.fresh, []
+
+    def full(slot, p):
+        made.append(slot)
+        if len(made) > 2:
+            raise MemoryError("full")
+        return fresh(slot, p)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run.optimizer, "fresh", full)
+        with pytest.raises(OutOfMemoryError):
+            run.run_batch(run.backend.asarray(np.arange(20)))
+    run.run_batch(run.backend.asarray(np.arange(20)))
+    assert all(run.optimizer.state[slot].keys() == run.model.named_parameters().keys() for slot in run.optimizer.slots)
+
+
+class Large:
+    """What a step has made so far."""
+
+
+def test_an_error_holds_nothing_of_the_step(backend, monkeypatch):
+    """Whoever looks at it may go on from there with a smaller batch: the large one's memory has to be free by then."""
+    run, seen = trainer(backend, epochs=1), []
+
+    def full(*_, **__):
+        large = Large()
+        seen.append(weakref.ref(large))
+        raise MemoryError("full")
+
+    monkeypatch.setattr(run.model.children["conv"], "backward", full)
+    with pytest.raises(OutOfMemoryError) as caught:
+        run.run_batch(run.backend.asarray(np.arange(20)))
+    assert caught.value.__cause__ is not None
+    assert seen[0]() is None

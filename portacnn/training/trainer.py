@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
+from traceback import clear_frames
 from typing import Any, Literal, Self
 
 from portacnn import ops
@@ -489,17 +490,19 @@ class Trainer:
                 ok = ok & ops.all_finite([*grads.wholes(), *buffers])
             if self.clip_norm is not None:
                 ops.clip_by_global_norm(grads.wholes(), self.clip_norm)
+            for buffer, old in zip(buffers, before, strict=True):  # running statistics have taken the batch in already
+                buffer[...] = xp.where(ok, buffer, old)
+            # Last, since nothing that comes after it could be undone.
             self.optimizer.update(self.model.named_parameters(), grads, ok, lr=state.lr, count=state.count)
         except MemoryError:
             for buffer, old in zip(buffers, before, strict=True):
                 buffer[...] = old
             raise
-        for buffer, old in zip(buffers, before, strict=True):  # running statistics have taken the batch in already
-            buffer[...] = xp.where(ok, buffer, old)
         return loss, ok
 
     def _out_of_memory(self, error: MemoryError, size: int) -> OutOfMemoryError:
         """What to say of it; and let go of everything that was kept for this step."""
+        clear_frames(error.__traceback__)  # while somebody looks at the error, they would hold what the step had made
         self.model.forget()
         self._workspace, self._step = Workspace(), None
         asked, held = self.backend.memory_error(error) or (None, None)

@@ -129,6 +129,7 @@ def _make() -> dict[str, ModuleType]:
         device=device,
         runtime=runtime,
         memory=memory,
+        Memory=machine.DeviceMemory,
         is_available=lambda: True,
         **{
             name: getattr(machine, name)

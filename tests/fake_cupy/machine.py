@@ -12,7 +12,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -383,10 +383,20 @@ class MemoryPointer:
         submit(Work("memset", lambda: block.memory[begin : begin + size].fill(value), [], [block]))
 
 
+class DeviceMemory:
+    """``cupy.cuda.Memory``: whether the device has so many bytes; the pool that asked says where."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.device_id, self.ptr = size, current_device(), 0
+        if _held[self.device_id] + size > capacity[self.device_id]:
+            raise CUDARuntimeError(2)
+
+
 class MemoryPool:
     """``cupy.cuda.MemoryPool``: free blocks are kept apart by stream, as there, and are used again for the same size only."""
 
-    def __init__(self, allocator: Any = None) -> None:
+    def __init__(self, allocator: Any = DeviceMemory) -> None:
+        self._allocator = allocator
         self._free: dict[tuple[int, int], dict[int, list[Block]]] = {}
         self._total = [0] * DEVICES
         self._used = [0] * DEVICES
@@ -407,9 +417,10 @@ class MemoryPool:
     def _fresh(self, size: int, device: int, arena: int) -> Block:
         limit = self._limit[device]
         for attempt in (1, 2):
-            fits = _held[device] + size <= capacity[device] and not (limit and self._total[device] + size > limit)
-            if fits:
-                break
+            with suppress(CUDARuntimeError):
+                if not (limit and self._total[device] + size > limit):
+                    self._allocator(size)
+                    break
             if attempt == 2:
                 raise OutOfMemoryError(size, self._total[device], limit)
             self.free_all_blocks()
