@@ -285,7 +285,7 @@ def _nodes(section: Section, what: str, graphs: list[Any]) -> dict[str, int | No
     if not graphs:
         return {"nodes": None, "copies": None}
     try:
-        dot = graphs[0].debug_dot_str()
+        dot = graphs[0].debug_dot_str(1)  # verbose: without it, which way a copy goes need not be told
     except Exception as error:
         section.notes.append(f"{what}: the graph does not tell its nodes: {error}")
         return {"nodes": None, "copies": None}

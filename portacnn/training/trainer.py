@@ -82,7 +82,8 @@ class Trainer:
         seed: for the order of the batches; None takes a fresh one.
         precision: what the factors of products are rounded to while training, on devices that are faster so
             (``ops.use_precision``); weights and activations stay float32.
-        compile_step: let the backend record a whole step and replay it (CuPy: a CUDA graph); others run it as it is.
+        compile_step: let the backend record a whole step and replay it (CuPy: a CUDA graph); others run it as it is. What is
+            set on the Trainer or its optimizer after that, but for ``lr``, the recorded step does not see.
         checkpoint_dir: a folder for checkpoints, from which ``Trainer.resume`` goes on as if nothing had happened. None: no
             checkpoints but those that are asked for (``checkpoint``).
         checkpoint_every: after how many steps to write one; None: after each epoch. There is one at the end in any case, and
