@@ -4,6 +4,7 @@ import argparse
 import csv
 import io
 import os
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -125,7 +126,7 @@ def _train(options: argparse.Namespace) -> int:
     with stopping_on_signals(trainer) as caught:
         trainer.train()
         if caught.number is not None:
-            _say_where_it_stopped(trainer, out, can_save)
+            _say_where_it_stopped(trainer, options, out, can_save)
             return caught.exit_status
     print(f"trained  {trainer.epoch - before} epochs in {time.perf_counter() - start:.1f} s")
     print(f"final test accuracy {model.accuracy(x_test, t_test):.4f}")
@@ -195,8 +196,11 @@ def _resumed(options: argparse.Namespace, out: Path, data: Any) -> Trainer:
     )
 
 
-def _say_where_it_stopped(trainer: Trainer, out: Path, can_save: bool) -> None:
-    """After a signal: where training is, and the checkpoint to go on from, written now if none has been."""
+def _say_where_it_stopped(trainer: Trainer, options: argparse.Namespace, out: Path, can_save: bool) -> None:
+    """After a signal: where training is, and the checkpoint to go on from, written now if none has been.
+
+    The options to go on with are those that no checkpoint holds, as a shell reads them.
+    """
     print(f"stopped  after step {trainer.steps_done} (epoch {min(trainer.epoch + 1, trainer.epochs)})")
     if not can_save:
         print("note     no checkpoint: safetensors is not installed")
@@ -205,7 +209,8 @@ def _say_where_it_stopped(trainer: Trainer, out: Path, can_save: bool) -> None:
         trainer.checkpoint_dir = make_folder(out / _CHECKPOINTS)
         trainer.checkpoint()
     print(f"saved    {trainer.last_checkpoint}")
-    print(f"go on    --resume {trainer.last_checkpoint}", flush=True)
+    on = ["--resume", str(trainer.last_checkpoint), "--out", options.out, "--data", options.data]
+    print(f"go on    {shlex.join(on)}", flush=True)
 
 
 def _data(name: str) -> Any:

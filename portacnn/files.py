@@ -62,9 +62,11 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | Iterable[byt
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(error, OSError) and error.filename == str(temporary) and error.filename2 is None:
+            error.filename = str(path)  # the name that the caller knows
         raise
     _sync_folder(path.parent)
 

@@ -144,6 +144,23 @@ def test_a_stop_before_it_begins_makes_one_step():
     assert trainer.steps_done == 1
 
 
+def test_a_stop_that_comes_between_two_steps_has_its_checkpoint(tmp_path, monkeypatch):
+    """A signal may come at any moment, such as when the losses are fetched, which takes longest."""
+    monkeypatch.setattr(trainer_module, "LOG_EVERY", 2)
+    trainer = make(checkpoint_dir=tmp_path, checkpoint_every=10**9)
+
+    class Interrupted(trainer_module.Progress):
+        def show(self, *figures, **more):
+            if trainer.steps_done == 4:
+                trainer.stop()
+
+    monkeypatch.setattr(trainer_module, "Progress", Interrupted)
+    trainer.train()
+    assert trainer.steps_done in (4, 5)
+    assert f"-step-{trainer.steps_done}-" in trainer.last_checkpoint.name
+    assert resumed(tmp_path).steps_done == trainer.steps_done
+
+
 def test_stopped_again_and_again(tmp_path):
     whole = make()
     whole.train()
@@ -388,6 +405,20 @@ def test_where_it_was_is_not_here(tmp_path):
     with pytest.raises(BackendError, match=r"training was on array_api_strict:device9; .* Or give another device="):
         resumed(path)
     assert resumed(path, device="numpy").steps_done == 1
+
+
+def test_a_precision_that_is_not_to_be_had_here(tmp_path):
+    """From a GPU's tensor cores to a CPU."""
+    path = stopped(tmp_path, 1).last_checkpoint
+    rewrite(path, lambda header: header["options"].update(precision="tf32"))
+    with pytest.raises(
+        ArgumentError, match=r'precision=\'tf32\' is not to be had .* resume\(..., precision="float32"\)'
+    ):
+        resumed(path)
+    again = resumed(path, precision="float32")
+    assert (again.steps_done, again.precision) == (1, "float32")
+    with pytest.raises(ArgumentError, match="precision must be one of"):
+        resumed(path, precision="float8")
 
 
 def test_a_model_out_of_a_checkpoint(tmp_path):

@@ -430,9 +430,18 @@ def test_another_class_than_asked_for(tmp_path):
     assert type(Model.load(tmp_path / "net")) is SimpleConvNet
 
 
+def test_a_folder_that_is_not_there(tmp_path):
+    """The error is about what was asked for, not about a temporary file."""
+    with pytest.raises(FileNotFoundError) as caught:
+        small_net().save(tmp_path / "no" / "net")
+    assert caught.value.filename == str(tmp_path / "no" / "net")
+
+
 def test_other_peoples_safetensors(tmp_path):
     st_numpy.save_file({"weight": np.zeros(3)}, tmp_path / "net")
-    with pytest.raises(ModelFormatError, match="does not say how to build its model"):
+    with pytest.raises(
+        ModelFormatError, match=r"net: it does not say how to build its model.*model.load_weights\(path\)"
+    ):
         portacnn.load(tmp_path / "net")
     tensors, header = files.load_tensors(tmp_path / "net")
     assert header is None

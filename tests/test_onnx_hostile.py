@@ -161,7 +161,8 @@ def test_one_input_and_one_output(path: Path):
     model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, None))
     refused(path, model, "one output", "'y', 'z'")
     refused(path, model_of([node("Relu", ["w"], ["y"])], {"w": numbers(2)}), "one input", "none")
-    refused(path, model_of([node("Relu", ["x"], ["y"])], dtype=TensorProto.INT64), "data type 7")
+    refused(path, model_of([node("Relu", ["x"], ["y"])], dtype=TensorProto.INT64), "data type 7 (int64)")
+    refused(path, model_of([node("Cast", ["x"], ["y"], to=1)], dtype=TensorProto.UINT8), "(uint8)", "model.preprocess")
 
 
 def test_operators_that_are_not_there(path: Path):
@@ -312,6 +313,30 @@ def test_numbers_that_mean_nothing(path: Path, nodes: list[Any]):
     }
     used = {name for n in nodes for name in n.input}
     refused(path, model_of(nodes, {k: v for k, v in weights.items() if k in used}), most=100 << 20)
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("Conv", {"auto_pad": "SAME_UPPER", "pads": [0, 0, 0, 0]}),
+        ("Conv", {"auto_pad": "VALID", "pads": [1, 1, 1, 1]}),
+        ("MaxPool", {"auto_pad": "SAME_LOWER", "pads": [0, 0, 0, 0], "kernel_shape": [3, 3]}),
+    ],
+)
+def test_two_paddings_that_differ(path: Path, kind: str, options: dict[str, Any]):
+    """Of such a pool onnxruntime takes auto_pad, onnx's own shapes pads; none is more right."""
+    inputs = {"Conv": ["x", "w"], "MaxPool": ["x"]}[kind]
+    weights = {"w": numbers(3, 2, 3, 3)} if kind == "Conv" else {}
+    refused(path, model_of([node(kind, inputs, ["y"], **options)], weights), f"({kind})", "auto_pad", "pads")
+    options["pads"] = [0, 0, 0, 0] if options["auto_pad"] == "VALID" else [1, 1, 1, 1]
+    assert portacnn.onnx.load(write(path, model_of([node(kind, inputs, ["y"], **options)], weights))).output_shape
+
+
+@pytest.mark.parametrize("kind", ["Add", "Mul", "PRelu"])
+def test_a_constant_of_more_axes_would_move_the_batch(path: Path, kind: str):
+    """(N, 3) and (1, 1, 3) give (1, N, 3)."""
+    model = model_of([node(kind, ["x", "w"], ["y"])], {"w": numbers(1, 1, 3)}, ("N", 3))
+    refused(path, model, f"({kind})", "a constant [1, 1, 3]")
 
 
 def test_values_that_grow_without_end(path: Path):

@@ -278,6 +278,15 @@ def test_small_models(backend: Here, name: str, tmp_path: Path):
         np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
 
 
+@pytest.mark.parametrize("end", [(1 << 31) - 1, (1 << 63) - 1])
+def test_a_slice_of_all_samples(end: int, tmp_path: Path):
+    """What converters write for "to the end": the largest int32, or int64."""
+    weights = {"from": np.array([0, 1]), "to": np.array([end, end]), "axes": np.array([0, 1])}
+    model = model_of([node("Slice", ["x", "from", "to", "axes"], ["y"])], weights, ("N", 4))
+    x = normal(3, 4).astype("float32")
+    np.testing.assert_array_equal(load(model, tmp_path).predict(x), x[:, 1:])
+
+
 def with_opset(version: int) -> Any:
     """Pooling, a flattening by shapes, Softmax over the last axis, Clip and Dropout, as each opset writes them."""
     nodes = [

@@ -3,6 +3,7 @@
 import csv
 import os
 import re
+import shlex
 import shutil
 import signal
 import struct
@@ -341,19 +342,20 @@ def test_a_signal(train, begin, number, status, where):
     assert process.returncode == status
     step = int(re.search(r"^stopped  after step (\d+) \(epoch \d+\)$", printed, re.M)[1])
     saved = re.search(r"^saved    (.*)$", printed, re.M)[1]
-    assert re.search(rf"^go on    --resume {re.escape(saved)}$", printed, re.M)
+    go_on = re.search(r"^go on    (.*)$", printed, re.M)[1]
+    assert re.fullmatch(rf"--resume {re.escape(saved)} --out out --data \S+", go_on)
     assert (train.here / saved).parent == train.here / (where[1] if where else "out/checkpoints")
     assert f"-step-{step}-" in saved
     epochs = str(step // 10 + 2)  # 40 images by 4
     bare = {"seed": None, "without": ("--batch-size",), "PORTACNN_KERNELS": "numpy"}
-    again = train("--resume", saved, "--epochs", epochs, "--out", "again", **bare)
+    again = train(*shlex.split(go_on), "--epochs", epochs, **bare)
     assert again.returncode == 0, again.stderr
     assert re.search(rf"49,890 parameters, {step:,} steps done, seed 3$", again.stdout, re.M)
     numpy = {"PORTACNN_KERNELS": "numpy"}
     whole = train("--out", "whole", "--epochs", epochs, "--batch-size", "4", seed="3", **numpy)
     assert whole.returncode == 0, whole.stderr
     for name in ("history.csv", "weights.safetensors"):
-        assert (train.here / "again" / name).read_bytes() == (train.here / "whole" / name).read_bytes()
+        assert (train.here / "out" / name).read_bytes() == (train.here / "whole" / name).read_bytes()
 
 
 def test_going_on_without_a_name(train):

@@ -344,6 +344,12 @@ class Model(Sequential):
         Raises:
             ModelFormatError: as ``load``; ``where`` is the file's name.
         """
+        if header is None:
+            raise ModelFormatError(
+                "it does not say how to build its model: it has weights alone, as other tools write them; build the model "
+                "first, then model.load_weights(path)",
+                where,
+            )
         try:
             if header["format"] != 1:
                 raise ModelFormatError(f"it is of format {header['format']!r}, this version reads 1; upgrade portacnn")

@@ -15,7 +15,7 @@ from portacnn.models.graph_model import GraphModel
 from portacnn.models.model import NONSENSE
 from portacnn.onnx.importer import Importer, Value, run, unmade
 from portacnn.onnx.operators import OPERATORS
-from portacnn.onnx.reading import FLOATS, ROOM, Operation, Source, brief, quoted, read_source
+from portacnn.onnx.reading import FLOATS, ROOM, TYPES, Operation, Source, brief, quoted, read_source
 from portacnn.onnx.wire import ValueInfo
 from portacnn.runtime import Backend, resolve
 from portacnn.seeds import check_seed
@@ -129,8 +129,15 @@ def _input(source: Source, asked: set[str]) -> ValueInfo:
         names = ", ".join(quoted(info.name) for info in found[:16]) or "none"
         raise ModelFormatError(f"expected a graph of one input that is no initializer, got {names}")
     if found[0].elem_type not in FLOATS:
+        kind = TYPES.get(found[0].elem_type)
+        what = f"data type {found[0].elem_type}" + (f" ({kind.name})" if kind else "")
+        advice = (
+            "; export it without preprocess=True, and set model.preprocess here"
+            if kind and kind.name == "uint8"
+            else ""
+        )
         raise ModelFormatError(
-            f"its input {quoted(found[0].name)} is of data type {found[0].elem_type}, expected one of {FLOATS}"
+            f"its input {quoted(found[0].name)} is of {what}, expected one of {', '.join(FLOATS.values())}{advice}"
         )
     return found[0]
 

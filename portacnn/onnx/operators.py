@@ -143,15 +143,19 @@ def _pads(
 ) -> Any:
     """(before, after) for each spatial axis."""
     auto, axes = op.word("auto_pad", "NOTSET"), len(kernel)
-    if auto == "NOTSET" or op.has("pads"):
-        pads = op.sizes("pads", 2 * axes, 0, 0)
-        return list(zip(pads[:axes], pads[axes:], strict=True))
-    if auto == "VALID":
-        return [(0, 0)] * axes
-    if auto not in ("SAME_UPPER", "SAME_LOWER"):
+    pads = op.sizes("pads", 2 * axes, 0, 0)
+    given = list(zip(pads[:axes], pads[axes:], strict=True))
+    if auto == "NOTSET":
+        return given
+    if auto not in ("VALID", "SAME_UPPER", "SAME_LOWER"):
         raise op.wrong(f"auto_pad must be NOTSET, VALID, SAME_UPPER or SAME_LOWER, got {auto[:80]!r}")
-    pairs = pads_of("same", x.shape[1:], kernel, strides, dilations)
-    return [(before, after) if auto == "SAME_UPPER" else (after, before) for before, after in pairs]
+    pairs = [(0, 0)] * axes
+    if auto != "VALID":
+        pairs = list(pads_of("same", x.shape[1:], kernel, strides, dilations))
+        pairs = pairs if auto == "SAME_UPPER" else [(after, before) for before, after in pairs]
+    if op.has("pads") and pairs != given:  # runtimes differ on which of them holds
+        raise op.wrong(f"auto_pad={auto} comes to {brief(pairs)}, and pads say {brief(given)}; only one may be given")
+    return pairs
 
 
 def _spatial(at: Importer, op: Operation, x: Value) -> int:
@@ -433,9 +437,9 @@ def _two(at: Importer, op: Operation, kind: str, a: Any, b: Any, legacy: int | N
 
 
 def _of_sample(op: Operation, array: Any, x: Value) -> Any:
-    """A constant without the batch's axis, which must be 1 or none."""
+    """A constant without the batch's axis, which must be 1 or none. One of more axes than x would move the batch."""
     shape = array.shape
-    while len(shape) >= x.rank and shape[0] == 1:
+    if len(shape) == x.rank and shape[0] == 1:
         shape = shape[1:]
     if len(shape) >= x.rank or 0 in shape:
         raise op.wrong(f"a constant {brief(array.shape)} is not the same for all samples {brief(x.shape)}")
@@ -657,7 +661,7 @@ def _slice(at: Importer, op: Operation) -> Any:
     x = at.value(op)
     parts = {}
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-        if axis in (0, -x.rank) and (start, step) == (0, 1) and end >= 1 << 31:
+        if axis in (0, -x.rank) and (start, step) == (0, 1) and end >= (1 << 31) - 1:
             continue  # all samples
         axis = at.axis(op, axis, x.rank)
         start, stop, step = slice(start, end, step).indices(x.shape[axis - 1])

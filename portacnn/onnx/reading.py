@@ -36,7 +36,7 @@ class _Type(NamedTuple):
     place: str
 
 
-_TYPES = {
+TYPES = {
     1: _Type("float", "<f4", "float"),
     2: _Type("uint8", "u1", "int32"),
     3: _Type("int8", "i1", "int32"),
@@ -292,10 +292,10 @@ def _by_name(what: str, rows: Sequence[Any]) -> dict[str, Any]:
 
 
 def _array(source: Source, tensor: Tensor) -> HostArray:
-    kind = _TYPES.get(tensor.data_type)
+    kind = TYPES.get(tensor.data_type)
     if kind is None:
         raise ModelFormatError(
-            f"its data type {tensor.data_type} is not read; those that are: {', '.join(t.name for t in _TYPES.values())}"
+            f"its data type {tensor.data_type} is not read; those that are: {', '.join(t.name for t in TYPES.values())}"
         )
     dims = tuple(tensor.dims)
     if any(not 0 <= n < _LARGEST for n in dims) or prod(n or 1 for n in dims) > _MOST_NUMBERS:

@@ -160,12 +160,7 @@ class Trainer:
         self.steps_per_epoch = -(-self.x_train.shape[0] // self.mini_batch_size)
         self._feed = make_feed(model, self.x_train, self.t_train)
         self.compile_step = bool(compile_step)
-        self.precision = one_of("precision", precision, *PRECISIONS)
-        if precision not in self.backend.precisions or model.dtype != "float32" != precision:
-            raise ArgumentError(
-                f"precision={precision!r} is not to be had for {model.dtype} on {self.backend}; it has "
-                f"{', '.join(self.backend.precisions)}, for models of float32"
-            )
+        self.precision = _check_precision(precision, model)
         self.schedule = self._take_schedule(schedule, schedule_unit)
         self.schedule_unit = schedule_unit
         self.train_loss_list: list[float] = []
@@ -207,6 +202,7 @@ class Trainer:
         checkpoint_dir: str | os.PathLike[str] | None = None,
         checkpoint_every: int | None = None,
         keep: int | None = None,
+        precision: Literal["float32", "tf32", "bfloat16", "float16"] | None = None,
         compile_step: bool | None = None,
         verbose: bool | None = None,
     ) -> Self:
@@ -224,12 +220,14 @@ class Trainer:
             epochs: how many in all, where they are to be others than before. A schedule stays what it was.
             schedule: instead of the checkpoint's; needed where that was a function of one's own, which no file holds.
             checkpoint_dir: by default the folder that ``path`` is in.
+            precision: instead of the checkpoint's, which the device may not have.
             checkpoint_every, keep, compile_step, verbose: instead of the checkpoint's.
 
         Raises:
             ModelFormatError: no whole checkpoint, or one that describes no training.
             FileNotFoundError: none in the folder.
-            ArgumentError: other data than the training's; a function that has to be given again.
+            ArgumentError: other data than the training's; a function that has to be given again; a precision that the device
+                does not have.
             BackendError: the device cannot be had here.
         """
         file, saved = folder.newest(Path(path), Checkpoint.read)
@@ -247,10 +245,16 @@ class Trainer:
             "epochs": epochs,
             "checkpoint_every": checkpoint_every,
             "keep": keep,
+            "precision": precision,
             "compile_step": compile_step,
             "verbose": verbose,
         }
         arguments = saved.arguments() | {name: value for name, value in chosen.items() if value is not None}
+        if precision is not None or arguments["precision"] in PRECISIONS:  # else it is nonsense, and the file's fault
+            try:
+                _check_precision(arguments["precision"], model)
+            except ArgumentError as error:
+                raise ArgumentError(f'{error}. Give another: resume(..., precision="float32")', str(file)) from error
         arguments["schedule"] = schedule if schedule is not None else saved.schedule()
         if epochs is not None or schedule is not None:  # what is wrong with them is not the file's fault
             made = cls(model, *train, *test, **arguments)
@@ -368,8 +372,7 @@ class Trainer:
         with self.backend.active(), Progress(self.epochs * batches, self.steps_done, self.verbose) as progress:
             try:
                 while not self.finished:
-                    self._run_epoch(progress)
-                    if self._stop:
+                    if self._run_epoch(progress):
                         break
             except CheckpointError:
                 if self.finished:
@@ -383,15 +386,23 @@ class Trainer:
         if self.finished:
             self._take_best()
 
-    def _run_epoch(self, progress: Progress) -> None:
-        """The rest of an epoch, or what of it comes before ``stop``; with the checkpoints that fall due."""
+    def _run_epoch(self, progress: Progress) -> bool:
+        """The rest of an epoch, or what of it comes before ``stop``; with the checkpoints that fall due.
+
+        ``stop`` may be called at any moment, by a signal's handler say: it is looked at once after each step, so that training
+        never ends without the checkpoint that goes with it.
+
+        Returns:
+            Whether to stop.
+        """
         batches, size = self.steps_per_epoch, self.mini_batch_size
         rest = permutation(self.seed, self.epoch, self.x_train.shape[0])[self.batch * size :]
         for batch in self._feed.epoch(rest, size):
             self.run_batch(*batch)
             self.batch += 1
             progress.step()
-            due = self._stop or self._is_due(self.steps_done)
+            stop = self._stop
+            due = stop or self._is_due(self.steps_done)
             if self.batch % LOG_EVERY == 0 or self.batch == batches or due:
                 self._read_losses()
                 progress.show(self.epoch + 1, loss=self.train_loss_list[-1])
@@ -399,14 +410,16 @@ class Trainer:
                 break
             if due and self.checkpoint_dir is not None:
                 self.checkpoint()
-            if self._stop:
-                return
+            if stop:
+                return True
         self._end_epoch()
         progress.epoch(self.epoch, self.epoch_loss_list[-1], self.train_acc_list[-1], self.test_acc_list[-1])
+        stop = self._stop
         if self.checkpoint_dir is not None and (
-            self._is_due(self.steps_done) or self.checkpoint_every is None or self.finished or self._stop
+            self._is_due(self.steps_done) or self.checkpoint_every is None or self.finished or stop
         ):
             self.checkpoint()
+        return stop
 
     def _is_due(self, steps: int) -> bool:
         """Whether ``checkpoint_every`` asks for a checkpoint after so many steps."""
@@ -574,3 +587,15 @@ class Trainer:
     def _sample(self, x: Array, t: Array) -> tuple[Array, Array]:
         n = min(self.evaluate_sample_num_per_epoch or x.shape[0], x.shape[0])
         return x[:n, ...], t[:n]
+
+
+def _check_precision(precision: Any, model: Model) -> str:
+    """The precision, where a model can be trained with it on its device. Raises ArgumentError."""
+    one_of("precision", precision, *PRECISIONS)
+    home = model._home()
+    if precision not in home.precisions or model.dtype != "float32" != precision:
+        raise ArgumentError(
+            f"precision={precision!r} is not to be had for {model.dtype} on {home}; it has "
+            f"{', '.join(home.precisions)}, for models of float32"
+        )
+    return str(precision)
