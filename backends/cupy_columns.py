@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from portacnn.backends.cupy_memory import THREADS
 from portacnn.backends.cupy_module import Variant, kernel, supported
 from portacnn.ops.windows import Windows
 from portacnn.runtime import Array, Kernel, backend_of, dtype_name
@@ -38,7 +39,7 @@ def _run(name: str, source: Array, shape: tuple[int, ...], windows: Windows, c: 
     out = cp.empty(shape, dtype=source.dtype)
     grid = (-(-cells // 256), min(rows, _ROWS))
     given = backend_of(source).contiguous(source)
-    kernel(FILE, name, dtype_name(source))(grid, (256,), (given, out, *_numbers(windows, c, n)))
+    kernel(FILE, name, dtype_name(source))(grid, (THREADS,), (given, out, *_numbers(windows, c, n)))
     return out
 
 

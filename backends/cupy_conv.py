@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from portacnn.backends import cupy_cudnn
-from portacnn.backends.cupy_module import NULL, Launcher, Variant, kernel, rounding, supported, with_rounding
+from portacnn.backends.cupy_memory import THREADS, or_null
+from portacnn.backends.cupy_module import Launcher, Variant, kernel, rounding, supported, with_rounding
 from portacnn.backends.cupy_plan import SPLIT_TILES, WIDE_TILES, Split, Tile, split_tile, wide_tile
 from portacnn.backends.cupy_split import room_for_partials, sum_partials
 from portacnn.ops.layout import batch_first, batch_last
@@ -30,7 +31,6 @@ VARIANTS: list[Variant] = with_rounding(
     ]
 )
 _MOST = 2**31 - 1
-_BLOCK = (256,)
 
 
 class Sizes(NamedTuple):
@@ -170,7 +170,7 @@ def _convolve(
     columns = y.size // y.shape[0]
     grid = (-(-columns * (4 if pairs else 1) // tile.columns), -(-sizes.o // tile.rows), plan.groups)
     run = _kernel("conv_forward", xt, tile, FORWARD=1, POOL=int(pairs))
-    run(grid, _BLOCK, (xt, weight, _or_null(bias), y, _or_null(winner), np.int32(relu), *plan.numbers))
+    run(grid, (THREADS,), (xt, weight, or_null(bias), y, or_null(winner), np.int32(relu), *plan.numbers))
     return y, winner
 
 
@@ -192,7 +192,7 @@ def _input_gradient(
     grid = (-(-cells // tile.columns), -(-sizes.c // tile.rows), plan.groups * sizes.sh * sizes.sw)
     run = _kernel("conv_input_gradient", dyt, tile, INPUT=1, FROM=_from(y, winner))
     given = np.int32(dyt.size // dyt.shape[0])
-    run(grid, _BLOCK, (dyt, _or_null(y), _or_null(winner), weight, _or_null(bias), dx, given, *plan.numbers))
+    run(grid, (THREADS,), (dyt, or_null(y), or_null(winner), weight, or_null(bias), dx, given, *plan.numbers))
     return dx
 
 
@@ -210,8 +210,8 @@ def _weight_gradient(
     grid = (-(-(columns + with_bias) // tile.columns), -(-sizes.o // tile.rows), plan.groups * splits)
     run = _kernel("conv_weight_gradient", xt, tile, WEIGHT=1, FROM=_from(y, winner))
     cut = np.int32(splits), np.int32(each), np.int32(dyt.size // dyt.shape[0])
-    arrays = xt, dyt, _or_null(y), _or_null(winner), dweight, _or_null(dbias), _or_null(partials)
-    run(grid, _BLOCK, (*arrays, *cut, *plan.numbers))
+    arrays = xt, dyt, or_null(y), or_null(winner), dweight, or_null(dbias), or_null(partials)
+    run(grid, (THREADS,), (*arrays, *cut, *plan.numbers))
     if partials is not None:
         sum_partials(partials, splits, rows, columns, dweight, dbias)
     return dweight, dbias
@@ -219,10 +219,6 @@ def _weight_gradient(
 
 def _from(y: Array | None, winner: Array | None) -> int:
     return AFTER_POOL if winner is not None else AFTER_RELU if y is not None else PLAIN
-
-
-def _or_null(array: Array | None) -> Any:
-    return NULL if array is None else array
 
 
 # --- the ops ----------------------------------------------------------------------------------------------------------

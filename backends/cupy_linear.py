@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from portacnn.backends.cupy_module import NULL, Variant, kernel, rounding, supported, with_rounding
+from portacnn.backends.cupy_memory import THREADS, or_null
+from portacnn.backends.cupy_module import Variant, kernel, rounding, supported, with_rounding
 from portacnn.backends.cupy_plan import SPLIT_TILES, split_tile
 from portacnn.backends.cupy_split import room_for_partials, sum_partials
 from portacnn.runtime import Array, Kernel, backend_of, dtype_name
@@ -67,7 +68,7 @@ def _product(
     arrays = a.array, a.mask, b.array, b.mask, own_bias, z, ones, partials
     numbers = np.int32(own_relu), np.int32(m), np.int32(n), np.int32(depth), a.step, b.step, np.int32(each)
     grid = (-(-(n + with_ones) // tile.columns), -(-m // tile.rows), splits)
-    run(grid, (256,), (*(NULL if array is None else array for array in arrays), *numbers))
+    run(grid, (THREADS,), (*map(or_null, arrays), *numbers))
     if partials is not None:
         sum_partials(partials, splits, m, n, z, ones, bias, relu)
     return z, ones

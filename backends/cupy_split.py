@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from portacnn.backends.cupy_module import NULL, Variant, kernel
+from portacnn.backends.cupy_memory import THREADS, or_null
+from portacnn.backends.cupy_module import Variant, kernel
 from portacnn.runtime import Array, dtype_name
 
 FILE = "split.cu"
@@ -29,7 +30,7 @@ def sum_partials(
     relu: bool = False,
 ) -> None:
     """y (rows, columns) = the sum over splits, plus bias (rows,), and ReLU; the column that is more goes to ``ones`` (rows,)."""
-    arrays = partials, NULL if bias is None else bias, y, NULL if ones is None else ones
+    arrays = partials, or_null(bias), y, or_null(ones)
     numbers = np.int32(splits), np.int32(rows), np.int32(columns), np.int32(relu)
     grid = (-(-rows * (columns + (ones is not None)) // 32),)
-    kernel(FILE, "sum_partials", dtype_name(y))(grid, (256,), (*arrays, *numbers))
+    kernel(FILE, "sum_partials", dtype_name(y))(grid, (THREADS,), (*arrays, *numbers))
