@@ -3,7 +3,6 @@
 import argparse
 import csv
 import io
-import os
 import shlex
 import sys
 import time
@@ -13,14 +12,13 @@ from typing import Any
 
 from portacnn.data import load_idx_folder, load_mnist, load_mnist_sample
 from portacnn.errors import ArgumentError, PortacnnError
-from portacnn.files import write_atomically
+from portacnn.files import make_folder, write_atomically
 from portacnn.models import Normalize, SimpleConvNet
 from portacnn.optim import OPTIMIZERS
 from portacnn.runtime import GRAMMAR, VARIABLE, Backend, available_backends, resolve
 from portacnn.schedules import SCHEDULES
 from portacnn.seeds import check_seed
 from portacnn.training import Trainer, stopping_on_signals
-from portacnn.training.folder import make_folder
 
 USAGE_ERROR = 2
 _CHECKPOINTS = "checkpoints"  # the folder in --out where one goes that nobody named a folder for
@@ -109,7 +107,7 @@ def _train(options: argparse.Namespace) -> int:
         words = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise ArgumentError(f"--resume takes {words} from the checkpoint; leave it out")
     data = _data(options.data)  # uint8: a quarter of the memory
-    out = _writable(Path(options.out))
+    out = make_folder(options.out, "the results", "--out")
     trainer = _new(options, backend, data) if backend is not None else _resumed(options, out, data)
     (x_train, _), (x_test, t_test) = data
     model = trainer.model
@@ -238,17 +236,6 @@ def _can_import(module: str) -> bool:
     except ImportError:
         return False
     return True
-
-
-def _writable(folder: Path) -> Path:
-    """Make the folder and try it, before an hour's work depends on it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"cannot make the folder of --out {folder}: {error.strerror}; choose another") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(f"cannot write into {folder}; choose another --out")
-    return folder
 
 
 def _history(trainer: Trainer) -> str:

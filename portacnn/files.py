@@ -43,6 +43,24 @@ _DTYPES = {
 """What the bytes are viewed as. NumPy has no bfloat16: those become float32, which holds them all."""
 
 
+def make_folder(path: str | os.PathLike[str], purpose: str = "checkpoints", another: str = "folder") -> Path:
+    """Make the folder and try it, before an hour's work depends on it.
+
+    Raises:
+        OSError: it cannot be made or written into; the message says for what ``purpose`` it was, and to choose ``another``.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"cannot make the folder {folder} for {purpose}: {error.strerror}; choose another {another}"
+        ) from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"cannot write into {folder}; choose another {another}")
+    return folder
+
+
 def write_atomically(path: str | os.PathLike[str], content: bytes | Iterable[bytes | memoryview]) -> None:
     """Write a file so that ``path`` holds either all of ``content`` or what it held before, even after a crash.
 

@@ -448,12 +448,12 @@ def _flat(backend: Backend, places: Mapping[str, tuple[dict[str, Array], str]]) 
     for path, (holder, name) in places.items():
         kinds.setdefault(dtype_name(holder[name]), {})[path] = tuple(holder[name].shape)
     flats = tuple(Flat(backend, shapes, dtype) for dtype, shapes in kinds.items())
-    for flat in flats:
-        for path, view in flat.views.items():
-            holder, name = places[path]
-            with backend.active():
+    with backend.active():
+        for flat in flats:
+            for path, view in flat.views.items():
+                holder, name = places[path]
                 view[...] = holder[name]
-            holder[name] = view
+                holder[name] = view
     return flats
 
 

@@ -38,18 +38,6 @@ def checkpoints(folder: Path) -> list[Found]:
     return sorted(Found(int(name[1]), name[3], path) for name, path in names if name)
 
 
-def make_folder(path: str | os.PathLike[str]) -> Path:
-    """Make the folder and try it, before an hour's work depends on it. Raises OSError, which says what to do."""
-    folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"cannot make the folder {folder} for checkpoints: {error.strerror}; choose another") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(f"cannot write checkpoints into {folder}; choose another folder")
-    return folder
-
-
 def add(folder: Path, run: str, step: int, keep: int, write: Callable[[Path], None]) -> Path:
     """Write one more checkpoint of a run, and only when it is safe delete the run's oldest, so that ``keep`` are left.
 

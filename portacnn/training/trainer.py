@@ -18,7 +18,7 @@ from typing import Any, Literal, Self
 from portacnn import ops
 from portacnn.arguments import not_negative, one_of, positive, share, whole
 from portacnn.errors import ArgumentError, CheckpointError, NotFiniteError, OutOfMemoryError, StateError
-from portacnn.files import save_tensors
+from portacnn.files import make_folder, save_tensors
 from portacnn.models import Model
 from portacnn.ops.dispatch import PRECISIONS
 from portacnn.ops.layout import pack
@@ -184,7 +184,7 @@ class Trainer:
         self.checkpoint_dir: Path | None = None
         if checkpoint_dir is not None:
             describe_training(self)
-            self.checkpoint_dir = folder.make_folder(checkpoint_dir)
+            self.checkpoint_dir = make_folder(checkpoint_dir)
 
     @classmethod
     def resume(
@@ -262,7 +262,7 @@ class Trainer:
         else:
             trainer = saved.made(lambda: cls(model, *train, *test, **arguments))
         trainer._fingerprints = fingerprints
-        trainer.checkpoint_dir = folder.make_folder(file.parent if checkpoint_dir is None else checkpoint_dir)
+        trainer.checkpoint_dir = make_folder(file.parent if checkpoint_dir is None else checkpoint_dir)
         if trainer.finished:
             trainer._take_best()
         return trainer
