@@ -3,7 +3,7 @@
 from pathlib import Path as _Path
 
 _root = _Path(__file__).resolve().parent.parent
-if (_root / "backends" / "numpy_backend.py").is_file() and (_root / "pyproject.toml").is_file():
+if (_root / "backends" / "threads.py").is_file() and (_root / "pyproject.toml").is_file():
     __path__.append(str(_root))  # a checkout, not installed: portacnn.backends is the folder backends/ beside this one
 
 from portacnn import data, layers, models, onnx, ops, optim, schedules, scratch

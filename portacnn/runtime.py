@@ -16,13 +16,15 @@ The built-in adapters stand in ``_BUILT_IN``. Other packages add theirs through 
 import importlib
 import logging
 import os
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import cache, cached_property, lru_cache
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
+from portacnn.device_runtime import NOTHING, DeviceRuntime
 from portacnn.errors import ArrayError, BackendError
 
 Array = Any  # the standard defines no base class to annotate with
@@ -32,11 +34,13 @@ VARIABLE = "PORTACNN_BACKEND"
 GRAMMAR = "cpu, cuda, cuda:1, numpy, cupy, cupy:1, torch, torch:cuda:0, torch:mps, array_api_strict:device1, auto"
 _GROUP = "portacnn.backends"
 _BUILT_IN = {
-    "numpy": "portacnn.backends.numpy_backend",
-    "cupy": "portacnn.backends.cupy_backend",
-    "torch": "portacnn.backends.torch_backend",
-    "array_api_strict": "portacnn.backends.strict_backend",
+    "numpy": "portacnn.backends.numpy.adapter",
+    "cupy": "portacnn.backends.cupy.adapter",
+    "torch": "portacnn.backends.torch.adapter",
+    "array_api_strict": "portacnn.backends.strict",
 }
+_COMPILED = {"numpy": {"numba": "portacnn.backends.numba.kernels"}}
+"""Kernel sets that another library compiles for a backend's arrays, by that library's name: modules with a table KERNELS."""
 _DEFAULT_FOR_KIND = {"cpu": "numpy", "cuda": "cupy"}
 _REFUSALS = (BufferError, RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError)
 """What libraries raise where they do not hand an array over."""
@@ -55,12 +59,41 @@ class Kernel(NamedTuple):
     prepare: Callable[..., Any] | None = None
 
 
-_NOTHING: AbstractContextManager[None] = nullcontext()
+class _Deferred(Mapping[str, Kernel]):
+    """A module's table of kernels. The module, whose library may take seconds to load, is imported by the first op."""
+
+    def __init__(self, module: str) -> None:
+        self._module = module
+
+    @cached_property
+    def _table(self) -> Mapping[str, Kernel]:
+        return importlib.import_module(self._module).KERNELS
+
+    def get(self, name: str, default: Any = None) -> Any:
+        return self._table.get(name, default)
+
+    def __getitem__(self, name: str) -> Kernel:
+        return self._table[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._table)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+
+def kernel_sets(name: str, native: Mapping[str, Kernel]) -> Mapping[str, Mapping[str, Kernel]]:
+    """The kernel sets of the backend ``name``, the fastest first: those that installed libraries compile, and its own."""
+    compiled = {library: _Deferred(module) for library, module in _COMPILED.get(name, {}).items() if find_spec(library)}
+    return {**compiled, "native": native}
 
 
 @dataclass(frozen=True)
-class Backend:
+class Backend(DeviceRuntime):
     """An array library on one device, with what the array API standard lacks. Adapters derive from it.
+
+    What every adapter must say: its name, namespace and device, and ``to_host``. Everything else has a default, here and in
+    ``DeviceRuntime``.
 
     Attributes:
         name: the library, as in ``PORTACNN_BACKEND``.
@@ -68,33 +101,21 @@ class Backend:
         device: the library's own device object, what ``device=`` of its creation functions takes.
         layout: how activations should lie in memory. Shapes are NCHW either way: "batch_last" keeps the bytes in the
             order (C, H, W, N) under a permuted view, "batch_first" in (N, C, H, W). A preference, never a contract.
-        kernels: overrides of ops by the op's name.
+        kernels: its kernel sets, the fastest first: tables of overrides by the op's name, under the set's name. "native" is
+            what the library itself is good at; "numba" what numba compiles for its arrays.
         views_alias: whether a slice of an array is a view of its memory, always; the standard leaves that open.
-        has_current_device: whether the library computes on a device that is current, and an array's may be another: then
-            there is an ``elsewhere``.
     """
 
     views_alias: ClassVar[bool] = False
-    has_current_device: ClassVar[bool] = False
 
     name: str
     xp: Any
     device: Any
     layout: Literal["batch_last", "batch_first"] = "batch_last"
-    kernels: Mapping[str, Kernel] = field(default_factory=dict, repr=False, compare=False)
+    kernels: Mapping[str, Mapping[str, Kernel]] = field(default_factory=dict, repr=False, compare=False)
 
     def __str__(self) -> str:
         return f"{self.name} on {self.place(self.device)}"
-
-    @property
-    def compiled(self) -> Mapping[str, Kernel]:
-        """Overrides that a second library compiles, where it is installed. They are asked before ``kernels``."""
-        return {}
-
-    @property
-    def precisions(self) -> tuple[str, ...]:
-        """What of ``ops.use_precision`` this device has; elsewhere it goes on in float32."""
-        return ("float32",)
 
     def place(self, device: Any) -> str:
         """A device of this library in the words that ``resolve`` takes."""
@@ -155,48 +176,6 @@ class Backend:
         packed = self.xp.empty(array.shape, dtype=array.dtype, device=array.device)
         packed[...] = array
         return packed
-
-    def synchronize(self) -> None:
-        """Wait until the device has done what it was given."""
-
-    def active(self) -> AbstractContextManager[Any]:
-        """Within it, the library allocates and computes on this device, where it is one that has a current device."""
-        return _NOTHING
-
-    def elsewhere(self, device: Any) -> AbstractContextManager[Any] | None:
-        """What to enter before computing on ``device``, an array's, where it is not the current one; None where it is."""
-        return None
-
-    def free_memory(self) -> int | None:
-        """How many bytes can be had on the device; None where it has no memory of its own."""
-        return None
-
-    def memory_error(self, error: BaseException) -> tuple[int, int] | None:
-        """The bytes asked for and the bytes held, of an error that says the device's memory is full; None where unknown."""
-        return None
-
-    def uploader(self) -> "Uploader":
-        """Something to send one batch after another to the device with, while it computes."""
-        return Uploader(self)
-
-    def compile_step(self, step: Callable[..., Any], example: tuple[Any, ...]) -> Callable[..., Any]:
-        """A function equal to ``step``, made faster for arguments like ``example`` where the backend knows how."""
-        return step
-
-
-class Uploader:
-    """Batches from the host to the device, one after another. Adapters derive from it where a copy can wait for its turn."""
-
-    def __init__(self, backend: Backend) -> None:
-        self.backend = backend
-
-    def send(self, *arrays: HostArray) -> Any:
-        """NumPy arrays -> what ``receive`` takes. The caller may write to its arrays again at once."""
-        return tuple(self.backend.asarray(array) for array in arrays)
-
-    def receive(self, sent: Any) -> tuple[Array, ...]:
-        """What ``send`` gave back -> the same arrays on the device, in their own dtypes, for what is computed from now on."""
-        return sent
 
 
 @dataclass(frozen=True)
@@ -369,7 +348,7 @@ def _learn(kind: type, array: Array) -> Backend:
 def where(array: Array) -> AbstractContextManager[Any]:
     """Within it, the library allocates and computes on the array's device."""
     backend = backend_of(array)
-    return (backend.elsewhere(array.device) if backend.has_current_device else None) or _NOTHING
+    return (backend.elsewhere(array.device) if backend.has_current_device else None) or NOTHING
 
 
 def dtype_name(array: Array) -> str:

@@ -28,7 +28,7 @@ USAGE_ERROR = 2
 
 BATCHES = {**dict.fromkeys(PLAIN, 100), "resnet20": 32, "alexnet": 1}
 MODES = ("train", "infer", "epoch")
-CONTENDERS = ("portacnn", "portacnn/numpy", "torch", "torch-channels-last", "tutorials")
+CONTENDERS = ("portacnn", "portacnn/native", "torch", "torch-channels-last", "tutorials")
 PRECISIONS = ("tf32", "bfloat16", "float16")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "PORTACNN_NUM_THREADS")
 
@@ -36,7 +36,7 @@ WORDS = f"""\
 contenders:
   portacnn             on NumPy, or what PORTACNN_BACKEND names, with the fastest kernels that are installed
   portacnn@DEVICE      on a device, in the words of device=: portacnn@torch, portacnn@cuda:1, portacnn@torch:cuda
-  portacnn/KERNELS     with PORTACNN_KERNELS=KERNELS: portacnn/numpy, portacnn/reference, portacnn@torch/reference
+  portacnn/KERNELS     with PORTACNN_KERNELS=KERNELS: portacnn/native, portacnn/reference, portacnn@torch/reference
   portacnn@DEVICE/PRECISION
                        with precision=PRECISION, of {", ".join(PRECISIONS)}: portacnn@cuda/tf32; else it is float32
   torch, torch-channels-last
@@ -228,11 +228,11 @@ class Bench:
         self.data: str | None = None
 
     def usual(self) -> list[str]:
-        """The contenders where none are given; without numba there is no portacnn that differs from portacnn/numpy."""
+        """The contenders where none are given; without numba there is no portacnn that differs from portacnn/native."""
         if find_spec("numba") is not None:
             return list(CONTENDERS)
-        self.note("portacnn/numpy", None, "numba is not installed, so that it is the same as portacnn")
-        return [word for word in CONTENDERS if word != "portacnn/numpy"]
+        self.note("portacnn/native", None, "numba is not installed, so that it is the same as portacnn")
+        return [word for word in CONTENDERS if word != "portacnn/native"]
 
     def note(self, word: str, case: Case | None, reason: str) -> None:
         """That a contender was left out, of one case or (None) of all."""

@@ -157,7 +157,7 @@ def _numpy() -> Backend:
 
 def kernels(section: Section) -> None:
     card = Card(section.device)
-    check(section, card.home, dict(card.home.kernels), card.poisoned)
+    check(section, card.home, dict(card.home.kernels["native"]), card.poisoned)
 
 
 def check(section: Section, home: Backend, table: dict[str, Kernel], poisoned: Callable[[], Any] = nullcontext) -> None:

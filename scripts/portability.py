@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     trainer.stop()
                     trainer.train()
                     file = trainer.checkpoint(Path(folder) / "start")
-                    expected = losses("numpy", "numpy", file, data, options.steps)
+                    expected = losses("numpy", "native", file, data, options.steps)
                     cells = []
                     for place, kernels in here:
                         found = losses(place, kernels, file, data, options.steps)

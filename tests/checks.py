@@ -11,7 +11,7 @@ import oracles
 import pytest
 from conftest import Here
 
-from portacnn.backends import numpy_conv
+from portacnn.backends.numpy import conv as numpy_conv
 from portacnn.errors import ArrayError
 from portacnn.ops import use_kernels
 from portacnn.runtime import Array, resolve
@@ -74,8 +74,8 @@ def gradient_agrees(here: Here, gradient: Array, loss: Callable[[Array], Array],
 
 def choices(here: Here) -> tuple[str, ...]:
     """What ``use_kernels`` takes where it makes a difference on this backend; the portable ops come last."""
-    own = here.backend
-    return ("auto", *(["numpy"] if own.compiled else []), *(["reference"] if own.kernels or own.compiled else []))
+    _, *others = [*here.backend.kernels, "reference"]
+    return ("auto", *others)
 
 
 def with_each_kernel(test: Callable[..., None]) -> Callable[..., None]:
@@ -101,7 +101,7 @@ def pieces_of(size: int) -> Iterator[None]:
         patch.setattr(numpy_conv, "tile_bytes", lambda: size)
         cuts = [numpy_conv._tiles]
         if find_spec("numba") is not None:
-            from portacnn.backends import jit_conv
+            from portacnn.backends.numba import conv as jit_conv
 
             patch.setattr(jit_conv, "_NEAR", size)
             cuts.append(jit_conv.panel_of)

@@ -15,7 +15,7 @@ import pytest
 from cuda_emulator.emulator import NO_COMPILER, ORDERS, Module, compiler, thread_order
 from hypothesis import strategies as st
 
-from portacnn.backends import cupy_module
+from portacnn.backends.cupy import nvrtc as cupy_module
 from portacnn.ops.windows import Windows
 
 needs_compiler = pytest.mark.skipif(compiler() is None, reason=NO_COMPILER)

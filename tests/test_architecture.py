@@ -1,6 +1,7 @@
 """The rules of the house, read off the source: who imports whom, what no file may contain, what an import pulls in."""
 
 import ast
+import graphlib
 import subprocess
 import sys
 import tomllib
@@ -14,6 +15,7 @@ import portacnn.ops
 
 ROOT = Path(__file__).resolve().parents[1]
 HOUSE = ROOT / "portacnn"
+BACKENDS = ROOT / "backends"
 FILES = sorted(HOUSE.rglob("*.py"))
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(HOUSE).as_posix())
 
@@ -35,7 +37,8 @@ ROWS = [
     {"ops"},
     {"seeds", "init"},
     {"flat"},
-    {"runtime", "arguments", "errors", "cache"},
+    {"runtime"},
+    {"device_runtime", "arguments", "errors", "cache"},
 ]
 ROW = {name: number for number, row in enumerate(ROWS) for name in row}
 
@@ -169,13 +172,13 @@ def test_the_folder_backends_is_no_package_of_that_name():
     assert done.returncode == 1
     assert "ImportError" in done.stderr
     assert "import portacnn.backends" in done.stderr
-    done = run("-c", "import backends.numpy_backend")
+    done = run("-c", "import backends.numpy.adapter")
     assert done.returncode == 1
     assert "import portacnn.backends" in done.stderr
 
 
 def test_a_checkout_finds_its_backends():
-    done = run("-c", "import portacnn.backends.numpy_backend as b; print(b.connect(None))")
+    done = run("-c", "import portacnn.backends.numpy.adapter as b; print(b.connect(None))")
     assert done.stdout.strip() == "numpy on cpu", done.stderr
 
 
@@ -205,4 +208,58 @@ def test_the_wheel_has_every_package():
     with (HOUSE.parent / "pyproject.toml").open("rb") as file:
         listed = tomllib.load(file)["tool"]["setuptools"]["packages"]
     there = {package_of(path) for path in HOUSE.rglob("__init__.py")}
-    assert sorted(listed) == sorted({*there, "portacnn.backends"})
+    assert sorted(listed) == sorted({*there, *map(backend_package, BACKENDS.rglob("__init__.py"))})
+
+
+# --- backends --------------------------------------------------------------------------------------------------------
+
+FOUNDATION = {
+    "runtime",
+    "device_runtime",
+    "ops",
+    "errors",
+    "arguments",
+    "cache",
+}  # of portacnn, what a backend may import
+BORROWS = {"numba": {"numpy"}}  # a backend folder that may import another's
+
+
+def backend_package(path: Path) -> str:
+    return ".".join(["portacnn.backends", *path.relative_to(BACKENDS).parent.parts])
+
+
+@pytest.mark.parametrize("path", sorted(BACKENDS.rglob("*.py")), ids=lambda path: path.relative_to(BACKENDS).as_posix())
+def test_a_backend_imports_the_foundation_and_its_own_folder(path: Path):
+    own = path.relative_to(BACKENDS).parts[0]
+    allowed = {own, *BORROWS.get(own, ()), "threads"}
+    for name in imports(read(path), backend_package(path)):
+        top, _, rest = name.partition(".")
+        if top != "portacnn":
+            continue
+        first, _, inner = rest.partition(".")
+        if first == "backends":
+            assert inner.partition(".")[0] in allowed, f"imports {name}: a backend's folder imports no other's"
+        else:
+            assert first in FOUNDATION, f"imports {name}: backends import {', '.join(sorted(FOUNDATION))} alone"
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    names = {".".join([package_of(path), path.stem]).removesuffix(".__init__"): path for path in FILES}
+    names |= {
+        ".".join([backend_package(path), path.stem]).removesuffix(".__init__"): path for path in BACKENDS.rglob("*.py")
+    }
+    graph: dict[str, set[str]] = {}
+    for module, path in names.items():
+        package = module if path.stem == "__init__" else module.rpartition(".")[0]
+        found = {
+            name
+            for node in when_imported(read(path))
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for name in imports(node, package)
+        }
+        graph[module] = {other for name in found for other in (name, name.rpartition(".")[0]) if other in names}
+        # ``from package import module`` reads the package, which a package's own modules may do once it has begun.
+        graph[module] -= {module, *(module[:i] for i, c in enumerate(module) if c == ".")}
+    assert len(graph) > 80
+    with_circle = graphlib.TopologicalSorter(graph)
+    with_circle.prepare()  # raises CycleError, which names the circle

@@ -142,19 +142,19 @@ def test_without_the_peer_the_first_that_runs_is_the_measure(capsys, tmp_path, m
 
     calls = []
     monkeypatch.setattr(bench.Bench, "spawn", spawn)
-    words = "torch,portacnn,portacnn/numpy,portacnn/reference"
+    words = "torch,portacnn,portacnn/native,portacnn/reference"
     out = tmp_path / "out.json"
     assert bench.main(["--nets", "simple,lenet", "--modes", "train", "--contenders", words, "--json", str(out)]) == 0
     report = json.loads(out.read_text())
     assert report["against"] == "portacnn"
     simple = {row["contender"]: row["ratio"]["median"] for row in report["rows"] if row["net"] == "simple"}
-    assert simple == {"portacnn": 1.0, "portacnn/numpy": 4.0}  # half a measurement is none
+    assert simple == {"portacnn": 1.0, "portacnn/native": 4.0}  # half a measurement is none
     assert [(entry["contender"], entry["case"]) for entry in report["left_out"]] == [
         ("torch", None),
         ("portacnn/reference", "simple batch 100 train"),
     ]
     assert calls.count(("torch", None)) == 1
-    assert [kernels for _, kernels in calls[1:7]] == [None, "numpy", "reference", "numpy", "reference", None]
+    assert [kernels for _, kernels in calls[1:7]] == [None, "native", "reference", "native", "reference", None]
 
 
 def test_the_profile_is_printed_and_written(capsys, tmp_path, monkeypatch):

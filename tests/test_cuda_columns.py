@@ -6,7 +6,7 @@ from cuda_rig import geometries, needs_compiler, orders, rigged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from portacnn.backends import cupy_columns
+from portacnn.backends.cupy import columns as cupy_columns
 from portacnn.ops.windows import Windows
 
 pytestmark = needs_compiler

@@ -14,19 +14,19 @@ from pathlib import Path
 import pytest
 
 import portacnn.backends
-from portacnn.backends import cupy_module
-from portacnn.backends.cupy_plan import SPLIT_TILES
+from portacnn.backends.cupy import nvrtc as cupy_module
+from portacnn.backends.cupy.plan import SPLIT_TILES
 from portacnn.ops.dispatch import PRECISIONS
 
 FOLDER = Path(portacnn.backends.__file__).parent
-SOURCES = {path.name for path in (FOLDER / "cuda").glob("*.cu")}
+SOURCES = {path.name for path in (FOLDER / "cupy" / "cuda").glob("*.cu")}
 ARCHITECTURES = ["sm_90", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sm_80", "sm_100"))]
 AS_CUPY = ("-ftz=true",)  # what CuPy adds to the options of a RawModule
 
 
 def used() -> Iterator[cupy_module.Variant]:
-    for path in sorted(FOLDER.glob("cupy_*.py")):
-        yield from getattr(import_module(f"portacnn.backends.{path.stem}"), "VARIANTS", ())
+    for path in sorted((FOLDER / "cupy").glob("*.py")):
+        yield from getattr(import_module(f"portacnn.backends.cupy.{path.stem}"), "VARIANTS", ())
 
 
 VARIANTS = list(used())

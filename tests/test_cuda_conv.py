@@ -9,7 +9,8 @@ from cuda_rig import close, geometries, needs_compiler, orders, rigged, rounded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from portacnn.backends import cupy_conv, cupy_plan
+from portacnn.backends.cupy import conv as cupy_conv
+from portacnn.backends.cupy import plan as cupy_plan
 from portacnn.ops.dispatch import PRECISIONS, use_precision
 from portacnn.ops.pool import pool_windows
 from portacnn.ops.windows import Windows

@@ -8,7 +8,7 @@ from cuda_rig import needs_compiler, orders, rigged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from portacnn.backends import cupy_dropout
+from portacnn.backends.cupy import dropout as cupy_dropout
 from portacnn.ops.dropout import drop
 from portacnn.seeds import words
 

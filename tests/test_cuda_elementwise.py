@@ -8,7 +8,7 @@ from cuda_rig import Rig, needs_compiler, orders, rigged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from portacnn.backends import cupy_elementwise
+from portacnn.backends.cupy import elementwise as cupy_elementwise
 
 pytestmark = needs_compiler
 
@@ -104,7 +104,7 @@ def test_an_image_that_is_not_in_the_set_is_nan():
 
 
 def test_long_arrays_take_no_more_blocks_than_run_at_once(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("portacnn.backends.cupy_memory.FULL", 3)
+    monkeypatch.setattr("portacnn.backends.cupy.memory.FULL", 3)
     host = np.random.default_rng(0).normal(size=(50, 73))
     with rigged("shuffled") as rig:
         x = rig.array(host, "float64")

@@ -162,7 +162,7 @@ def test_a_warps_barrier_that_one_thread_does_not_reach(n: int, met: str):
     np.testing.assert_array_equal(y, (np.arange(64) ^ 1) + 200)
 
 
-MMA = (Path(portacnn.backends.__file__).parent / "cuda" / "mma.cuh").read_text()
+MMA = (Path(portacnn.backends.__file__).parent / "cupy" / "cuda" / "mma.cuh").read_text()
 CORES = (
     MMA
     + """

@@ -6,8 +6,8 @@ from cuda_rig import Rig, close, needs_compiler, orders, rigged, rounded
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from portacnn.backends import cupy_linear
-from portacnn.backends.cupy_plan import SPLIT_TILES, Split, Tile
+from portacnn.backends.cupy import linear as cupy_linear
+from portacnn.backends.cupy.plan import SPLIT_TILES, Split, Tile
 from portacnn.ops.dispatch import PRECISIONS, use_precision
 
 pytestmark = needs_compiler

@@ -9,7 +9,7 @@ from cuda_rig import close, needs_compiler, orders, rigged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from portacnn.backends import cupy_loss
+from portacnn.backends.cupy import loss as cupy_loss
 from portacnn.ops.loss import softmax_cross_entropy
 
 pytestmark = needs_compiler

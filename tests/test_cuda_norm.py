@@ -8,8 +8,8 @@ from cuda_rig import Rig, close, needs_compiler, orders, rigged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from portacnn.backends import cupy_norm
-from portacnn.backends.cupy_plan import PROCESSORS
+from portacnn.backends.cupy import norm as cupy_norm
+from portacnn.backends.cupy.plan import PROCESSORS
 
 pytestmark = needs_compiler
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from portacnn.backends.cupy_plan import (
+from portacnn.backends.cupy.plan import (
     DEEP,
     FEW_ROWS,
     LARGE,

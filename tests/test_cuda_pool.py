@@ -9,7 +9,7 @@ from cuda_rig import Rig, close, needs_compiler, orders, rigged
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from portacnn.backends import cupy_pool
+from portacnn.backends.cupy import pool as cupy_pool
 from portacnn.errors import ArgumentError, ShapeError
 from portacnn.ops.pool import pool_windows
 from portacnn.ops.windows import Windows

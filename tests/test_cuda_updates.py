@@ -8,7 +8,7 @@ from cuda_rig import Rig, close, needs_compiler, orders, rigged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from portacnn.backends import cupy_updates
+from portacnn.backends.cupy import updates as cupy_updates
 
 pytestmark = needs_compiler
 

@@ -7,11 +7,12 @@ from fake_cupy import OutOfMemoryError, log, machine
 from nets import bits, patches, small_net
 
 from portacnn import Trainer, load, ops, resolve
+from portacnn.device_runtime import Uploader
 from portacnn.layers import BatchNorm2d, Conv2d, Dropout, Flatten, Linear, ReLU
 from portacnn.models import Model
 from portacnn.ops.dispatch import use_kernels
 from portacnn.optim import make_optimizer
-from portacnn.runtime import Backend, Uploader, where
+from portacnn.runtime import Backend, where
 from portacnn.training.feed import Streamed
 
 

@@ -17,7 +17,7 @@ from fake_cupy import log, machine
 from nets import bits, patches
 
 from portacnn import Trainer, ops, resolve
-from portacnn.backends import cupy_capture
+from portacnn.backends.cupy import capture as cupy_capture
 from portacnn.errors import OutOfMemoryError
 from portacnn.layers import BatchNorm2d, Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU
 from portacnn.models import Model

@@ -16,7 +16,8 @@ from cudnn_stub import Stub
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from portacnn.backends import cupy_conv, cupy_cudnn
+from portacnn.backends.cupy import conv as cupy_conv
+from portacnn.backends.cupy import cudnn as cupy_cudnn
 from portacnn.errors import ArgumentError, BackendError
 from portacnn.ops import dispatch
 from portacnn.ops.windows import Windows

@@ -18,7 +18,7 @@ from checks import normal, refuses, with_each_kernel
 from conftest import Here
 
 from portacnn import ops, runtime
-from portacnn.backends import cupy_kernels
+from portacnn.backends.cupy import kernels as cupy_kernels
 from portacnn.errors import ArgumentError, StateError
 from portacnn.ops import use_kernels
 from portacnn.ops.dispatch import OPS, Cache
@@ -51,16 +51,14 @@ class Spy:
 def override(backend: Here, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Spy]:
     """``override("relu", f)``: the library under test gets a kernel whose forward gives f(x); all its others are gone.
 
-    With ``compiled=True`` it is one that a second library has compiled, beside those put in already.
+    ``to`` is the kernel set it goes to, beside those put in already.
     """
-    tables: dict[str, dict[str, Kernel]] = {"kernels": {}, "compiled": {}}
+    sets: dict[str, dict[str, Kernel]] = {"numba": {}, "native": {}}
 
-    def put(op: str, result: Callable[[Any], Any], *, compiled: bool = False) -> Spy:
+    def put(op: str, result: Callable[[Any], Any], *, to: str = "native") -> Spy:
         spy, example = Spy(result), backend.array(np.ones(1))
-        tables["compiled" if compiled else "kernels"][op] = spy.kernel()
-        changed = replace(backend_of(example), kernels=tables["kernels"])
-        monkeypatch.setitem(runtime._by_type, type(example), changed)
-        monkeypatch.setattr(type(changed), "compiled", tables["compiled"])
+        sets[to][op] = spy.kernel()
+        monkeypatch.setitem(runtime._by_type, type(example), replace(backend_of(example), kernels=sets))
         return spy
 
     return put
@@ -138,10 +136,10 @@ def test_a_cache_goes_back_to_its_maker(backend: Here, override: Callable[..., S
     assert spy.backwards == 1
 
 
-def test_compiled_kernels_come_first_and_the_switch_leaves_them_out(backend: Here, override: Callable[..., Spy]):
-    own, compiled = override("relu", lambda x: x * 7.0), override("relu", lambda x: x * 9.0, compiled=True)
+def test_the_first_kernel_set_comes_first_and_the_switch_leaves_it_out(backend: Here, override: Callable[..., Spy]):
+    own, compiled = override("relu", lambda x: x * 7.0), override("relu", lambda x: x * 9.0, to="numba")
     x = backend.array(HOST)
-    for choice, factor in (("auto", 9.0), ("numpy", 7.0)):
+    for choice, factor in (("auto", 9.0), ("native", 7.0)):
         with use_kernels(choice):
             y, cache = ops.relu(x)
         np.testing.assert_array_equal(backend.host(y), HOST * factor)
@@ -156,7 +154,7 @@ def test_what_a_compiled_kernel_declines_goes_to_the_librarys_own_and_then_to_th
     backend: Here, override: Callable[..., Spy]
 ):
     own = override("relu", lambda x: x * 7.0 if x.ndim == 2 else NotImplemented)
-    compiled = override("relu", lambda x: x * 9.0 if x.shape[0] == 1 else NotImplemented, compiled=True)
+    compiled = override("relu", lambda x: x * 9.0 if x.shape[0] == 1 else NotImplemented, to="numba")
     results = [backend.host(ops.relu(backend.array(x))[0]) for x in (HOST[:1], HOST, HOST[1])]
     for got, expected in zip(results, (HOST[:1] * 9.0, HOST * 7.0, np.maximum(HOST[1], 0)), strict=True):
         np.testing.assert_array_equal(got, expected)
@@ -168,7 +166,7 @@ def test_an_op_without_a_backward_hands_on_what_it_gives(backend: Here, override
     override("sgd_update", lambda params: NotImplemented)
     kernel = Kernel(lambda params, grads, *, lr, ok=None: seen.append((len(params), lr)))
     p = backend.backend.asarray(HOST)
-    runtime._by_type[type(p)].kernels["sgd_update"] = kernel
+    runtime._by_type[type(p)].kernels["native"]["sgd_update"] = kernel
     assert ops.sgd_update([p], [backend.array(UP)], lr=0.5) is None
     assert seen == [(1, 0.5)]
     np.testing.assert_array_equal(backend.host(p), HOST)
@@ -288,21 +286,16 @@ def test_keep_false_keeps_nothing(backend: Here, name: str):
 
 
 def every_override() -> list[tuple[str, str, str]]:
-    """The backend's name, which of its tables, and the op's name."""
-    return [
-        (name, table, op)
-        for name in runtime.backend_names()
-        for table in ("kernels", "compiled")
-        for op in overrides(name, table)
-    ]
+    """The backend's name, which of its kernel sets, and the op's name."""
+    return [(name, word, op) for name in runtime.backend_names() for word, table in sets(name).items() for op in table]
 
 
-def overrides(name: str, table: str) -> Mapping[str, Kernel]:
+def sets(name: str) -> Mapping[str, Mapping[str, Kernel]]:
     try:
-        return getattr(runtime.resolve(name), table)
+        return runtime.resolve(name).kernels
     except BackendError:
         # CuPy's load without a GPU and without CuPy.
-        return cupy_kernels.KERNELS if (name, table) == ("cupy", "kernels") else {}
+        return {"native": cupy_kernels.KERNELS} if name == "cupy" else {}
 
 
 def parameters(function: Callable[..., Any]) -> list[tuple]:
@@ -310,9 +303,9 @@ def parameters(function: Callable[..., Any]) -> list[tuple]:
     return [(p.name, p.kind, p.default) for p in signature(function).parameters.values()]
 
 
-@pytest.mark.parametrize(("name", "table", "op"), every_override())
-def test_overrides_have_the_portable_signatures(name: str, table: str, op: str):
-    kernel = overrides(name, table)[op]
+@pytest.mark.parametrize(("name", "word", "op"), every_override())
+def test_overrides_have_the_portable_signatures(name: str, word: str, op: str):
+    kernel = sets(name)[word][op]
     assert op in OPS, f"{name} overrides {op}, which is no op; ops are {', '.join(OPS)}"
     assert parameters(kernel.forward) == parameters(OPS[op].forward)
     portable = OPS[op].portable_backward
@@ -325,9 +318,9 @@ def test_overrides_have_the_portable_signatures(name: str, table: str, op: str):
 
 def test_numpys_overrides_are_found():
     """The test above would pass with no parameters at all."""
-    assert ("numpy", "kernels", "max_pool") in every_override()
-    assert ("cupy", "kernels", "conv_relu") in every_override()
-    assert (("numpy", "compiled", "conv_relu") in every_override()) == (find_spec("numba") is not None)
+    assert ("numpy", "native", "max_pool") in every_override()
+    assert ("cupy", "native", "conv_relu") in every_override()
+    assert (("numpy", "numba", "conv_relu") in every_override()) == (find_spec("numba") is not None)
     assert set(OPS) >= {
         "conv",
         "max_pool",
@@ -346,7 +339,7 @@ def test_numpys_overrides_are_found():
 @pytest.mark.parametrize("choice", ["auto", "reference"])
 def test_torchs_own_kernels_run_when_they_should(op: str, choice: str, monkeypatch: pytest.MonkeyPatch):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
-    kernel, calls = runtime.resolve("torch").kernels[op], []
+    kernel, calls = runtime.resolve("torch").kernels["native"][op], []
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         calls.append("forward")
@@ -357,7 +350,7 @@ def test_torchs_own_kernels_run_when_they_should(op: str, choice: str, monkeypat
         return kernel.backward(*args, **kwargs)
 
     x = torch.ones(1, 1, 4, 4)
-    watched = replace(backend_of(x), kernels={op: Kernel(forward, backward)})
+    watched = replace(backend_of(x), kernels={"native": {op: Kernel(forward, backward)}})
     monkeypatch.setitem(runtime._by_type, torch.Tensor, watched)
     run = {"conv": lambda **o: ops.conv2d(x, x[:, :, :3, :3], **o), "max_pool": lambda **o: ops.max_pool2d(x, 3, **o)}
     run["avg_pool"] = lambda **o: ops.avg_pool2d(x, 3, **o)
@@ -378,7 +371,7 @@ from functools import partial
 from portacnn import ops, runtime
 from portacnn.runtime import Kernel
 x = np.ones(2)
-kernels = {"relu": Kernel(lambda x, *, keep=True: (x * 7.0, None), lambda dy, saved: dy)}
+kernels = {"native": {"relu": Kernel(lambda x, *, keep=True: (x * 7.0, None), lambda dy, saved: dy)}}
 runtime._by_type[np.ndarray] = replace(runtime.backend_of(x), kernels=kernels)
 print(ops.relu(x)[0][0])
 with ops.use_kernels("auto"):
@@ -404,10 +397,10 @@ def in_a_process(program: str, **variables: str) -> subprocess.CompletedProcess:
         ({}, ["7.0", "7.0"]),
         ({"PORTACNN_KERNELS": ""}, ["7.0", "7.0"]),
         ({"PORTACNN_KERNELS": "auto"}, ["7.0", "7.0"]),
-        ({"PORTACNN_KERNELS": "numpy"}, ["7.0", "7.0"]),
+        ({"PORTACNN_KERNELS": "native"}, ["7.0", "7.0"]),
         ({"PORTACNN_KERNELS": "reference"}, ["1.0", "7.0"]),
     ],
-    ids=["unset", "empty", "auto", "numpy", "reference"],
+    ids=["unset", "empty", "auto", "native", "reference"],
 )
 def test_the_variable(variables: dict[str, str], printed: list[str]):
     done = in_a_process(PROGRAM, **variables)
@@ -425,11 +418,11 @@ def test_an_unknown_choice_names_the_choices():
     done = in_a_process("import numpy, portacnn; portacnn.ops.relu(numpy.ones(3))", PORTACNN_KERNELS="fast")
     assert done.returncode != 0
     last = done.stderr.strip().splitlines()[-1]
-    for word in ("ArgumentError", "PORTACNN_KERNELS", "auto", "numpy", "reference", "'fast'"):
+    for word in ("ArgumentError", "PORTACNN_KERNELS", "auto", "numba", "native", "reference", "'fast'"):
         assert word in last
 
     def enter() -> None:
         with use_kernels("fast"):
             pass
 
-    refuses(ArgumentError, "use_kernels", "auto", "numpy", "reference", "'fast'", call=enter)
+    refuses(ArgumentError, "use_kernels", "auto", "numba", "native", "reference", "'fast'", call=enter)

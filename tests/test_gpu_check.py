@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from cuda_rig import needs_compiler
 
-from portacnn.backends.cupy_kernels import KERNELS as CUDA_KERNELS
+from portacnn.backends.cupy.kernels import KERNELS as CUDA_KERNELS
 from portacnn.ops.dispatch import OPS
 from portacnn.runtime import Kernel, resolve
 
@@ -208,8 +208,8 @@ def test_the_portable_op_passes(name):
 
 
 def test_numpys_own_kernels_pass():
-    names = sorted(set(NUMPY.kernels) & set(examples.EXAMPLES) - {"erf"})  # SciPy may not be there
-    assert compared({name: NUMPY.kernels[name] for name in names}).red == []
+    names = sorted(set(NUMPY.kernels["native"]) & set(examples.EXAMPLES) - {"erf"})  # SciPy may not be there
+    assert compared({name: NUMPY.kernels["native"][name] for name in names}).red == []
 
 
 def linear(change: Callable[[np.ndarray], np.ndarray], backward: Callable[..., Any] | None = None) -> dict[str, Kernel]:
@@ -380,10 +380,10 @@ def test_all_of_mnist_is_asked_for():
 
 
 def test_calls_of_kernels_are_observed_and_the_table_is_as_before():
-    before = dict(NUMPY.kernels)
-    with times.use_kernels("numpy"):
+    before = dict(NUMPY.kernels["native"])
+    with times.use_kernels("native"):
         found = times.observed(NUMPY, "simple", 4)
-    assert dict(NUMPY.kernels) == before
+    assert dict(NUMPY.kernels["native"]) == before
     names = [key[0] for key in found]
     assert {"conv_relu", "linear_relu", "linear", "sgd_update"} <= set(names)
     (call,) = (call for key, call in found.items() if key[0] == "conv_relu")

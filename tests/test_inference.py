@@ -193,11 +193,11 @@ def test_the_choice_of_kernels_is_heeded(backend: Here, count: int, monkeypatch:
 
         return {"conv_relu": Kernel(look), "linear_relu": Kernel(look), "linear": Kernel(look, None, linear)}
 
-    monkeypatch.setattr(type(own), "compiled", watched("compiled"))
-    monkeypatch.setitem(runtime._by_type, type(x), replace(own, kernels=watched("kernels")))
+    watched_sets = {word: watched(word) for word in ("numba", "native")}
+    monkeypatch.setitem(runtime._by_type, type(x), replace(own, kernels=watched_sets))
     model = small_net(backend.device)
-    seen = {"auto": {"kernels", "compiled"}, "numpy": {"kernels"}, "reference": set()}
-    for choice in ("auto", "reference", "numpy", "auto", "reference"):
+    seen = {"auto": {"numba", "native"}, "native": {"native"}, "reference": set()}
+    for choice in ("auto", "reference", "native", "auto", "reference"):
         called.clear()
         with use_kernels(choice):
             model.predict(x)

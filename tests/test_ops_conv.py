@@ -24,7 +24,7 @@ from conftest import Here
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from portacnn.backends import numpy_conv
+from portacnn.backends.numpy import conv as numpy_conv
 from portacnn.errors import ArgumentError, ArrayError, ShapeError, StateError
 from portacnn.ops import avg_pool2d, conv2d, conv2d_backward
 

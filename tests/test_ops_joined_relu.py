@@ -16,7 +16,7 @@ from portacnn.ops.fused import add_relu, add_relu_backward, batch_norm_relu, bat
 from portacnn.ops.join import add
 from portacnn.ops.norm import batch_norm, batch_norm_backward
 
-CHOICES = pytest.mark.parametrize("choice", ["auto", "numpy", "reference"])
+CHOICES = pytest.mark.parametrize("choice", ["auto", "native", "reference"])
 TOLERANCE = {"float32": 1e-5, "float64": 1e-12}
 
 

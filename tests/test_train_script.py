@@ -315,7 +315,7 @@ def begin(train, digits):
         process = subprocess.Popen(
             [str(word) for word in command],
             cwd=train.here,
-            env={**environment, "OMP_NUM_THREADS": "1", "PORTACNN_KERNELS": "numpy", "PYTHONUNBUFFERED": "1"},
+            env={**environment, "OMP_NUM_THREADS": "1", "PORTACNN_KERNELS": "native", "PYTHONUNBUFFERED": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
@@ -347,11 +347,11 @@ def test_a_signal(train, begin, number, status, where):
     assert (train.here / saved).parent == train.here / (where[1] if where else "out/checkpoints")
     assert f"-step-{step}-" in saved
     epochs = str(step // 10 + 2)  # 40 images by 4
-    bare = {"seed": None, "without": ("--batch-size",), "PORTACNN_KERNELS": "numpy"}
+    bare = {"seed": None, "without": ("--batch-size",), "PORTACNN_KERNELS": "native"}
     again = train(*shlex.split(go_on), "--epochs", epochs, **bare)
     assert again.returncode == 0, again.stderr
     assert re.search(rf"49,890 parameters, {step:,} steps done, seed 3$", again.stdout, re.M)
-    numpy = {"PORTACNN_KERNELS": "numpy"}
+    numpy = {"PORTACNN_KERNELS": "native"}
     whole = train("--out", "whole", "--epochs", epochs, "--batch-size", "4", seed="3", **numpy)
     assert whole.returncode == 0, whole.stderr
     for name in ("history.csv", "weights.safetensors"):
@@ -368,7 +368,7 @@ def test_going_on_without_a_name(train):
 
 def test_going_on_from_what_is_not_there(train, tmp_path):
     pytest.importorskip("safetensors")
-    bare = {"seed": None, "without": ("--batch-size",), "PORTACNN_KERNELS": "numpy"}
+    bare = {"seed": None, "without": ("--batch-size",), "PORTACNN_KERNELS": "native"}
     one_line(train("--resume", **bare), "no checkpoint to go on from", "runs", "checkpoints", "--resume PATH")
     (train.here / "file").write_text("no checkpoint")
     one_line(train("--resume", "file", **bare), "file is not a whole safetensors file")

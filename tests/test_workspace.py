@@ -117,7 +117,7 @@ PROGRAM = """
 import hashlib, numpy
 from portacnn import ops
 from test_workspace import run
-for choice in ("auto", "numpy"):
+for choice in ("auto", "native"):
     with ops.use_kernels(choice):
         model = run(0, epochs=2).model
         state = model.state_dict()

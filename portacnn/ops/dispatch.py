@@ -3,8 +3,9 @@
 An op is a pair of functions. The forward takes arrays and plain values and gives back ``(result, saved)``, where ``saved``
 is whatever its backward needs, or None when it was told not to keep anything. The backward takes the gradient of the
 result and ``saved``. A backend overrides an op by putting a ``Kernel(forward, backward)`` of the same signatures under the
-op's name into its table. Its forward may decline a case by returning ``NotImplemented``: then the portable pair runs. What
-was saved travels in a ``Cache`` that names its maker, so each backward gets what its own forward kept.
+op's name into one of its kernel sets. Its forward may decline a case by returning ``NotImplemented``: then the next
+set's runs, and the portable pair at last. What was saved travels in a ``Cache`` that names its maker, so each backward gets
+what its own forward kept.
 """
 
 import os
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache, update_wrapper, wraps
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from portacnn.arguments import one_of
@@ -19,13 +21,15 @@ from portacnn.errors import ArgumentError, ArrayError, StateError
 from portacnn.runtime import Array, Backend, Kernel, backend_of, describe, is_float
 
 VARIABLE = "PORTACNN_KERNELS"
-_CHOICES = ("auto", "numpy", "reference")
+_CHOICES = ("auto", "numba", "native", "reference")
 PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
 
 
 def _checked(choice: str, source: str) -> str:
     if choice not in _CHOICES:
         raise ArgumentError(f"{source} must be one of {', '.join(_CHOICES)}; got {choice!r}")
+    if choice == "numba" and find_spec("numba") is None:
+        raise ArgumentError(f'{source} is "numba", which is not installed: pip install "portacnn[jit]"')
     return choice
 
 
@@ -38,7 +42,7 @@ def _from_environment() -> str:
 
 
 def kernel_choice() -> str:
-    """What is in force here: "auto", "numpy" or "reference" (see ``use_kernels``). Raises ArgumentError for another word."""
+    """The choice that holds here: "auto" or a kernel set (see ``use_kernels``). Raises ArgumentError for another word."""
     return _choice.get() or _from_environment()
 
 
@@ -47,8 +51,9 @@ def use_kernels(choice: str) -> Iterator[None]:
     """Within ``with use_kernels("reference"):`` only the portable ops run, as under ``PORTACNN_KERNELS=reference``.
 
     Args:
-        choice: "reference"; "numpy" for what a backend's own library does, without kernels that another one compiles
-            (numba's on the CPU); "auto" for the fastest there are.
+        choice: the kernel set to begin with. "numba": kernels that numba compiles for NumPy arrays; "native": what the array
+            library itself does fast; "reference": the portable ops alone. What a set declines goes to the next in this
+            order. "auto" begins with the fastest set that the backend has, and so does the name of a set that it lacks.
 
     It holds for the current thread (a context variable).
     """
@@ -176,10 +181,11 @@ class Op:
         choice = kernel_choice()
         if choice == "reference":
             return
-        if choice == "auto" and (kernel := backend.compiled.get(self.name)):
-            yield kernel
-        if kernel := backend.kernels.get(self.name):
-            yield kernel
+        skipping = choice in backend.kernels
+        for name, table in backend.kernels.items():
+            skipping = skipping and name != choice
+            if not skipping and (kernel := table.get(self.name)):
+                yield kernel
 
 
 def _kind(array: Array) -> tuple[Any, ...]:

@@ -175,7 +175,7 @@ def installed() -> Iterator[ModuleType]:
     """Within it, ``import cupy`` gives the stand-in, whatever else is here; in the end its memory is as large as it was."""
     import array_api_compat
 
-    from portacnn.backends import cupy_module
+    from portacnn.backends.cupy import nvrtc as cupy_module
 
     def concerned() -> dict[str, ModuleType]:
         heads = ("cupy", "cupyx", "array_api_compat.cupy")

@@ -1,0 +1,130 @@
+"""CuPy on CUDA devices. (Not named ``cupy.py``: that would shadow the library.)"""
+
+import re
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+
+from portacnn.backends.cupy.nvrtc import precisions
+from portacnn.device_runtime import Uploader
+from portacnn.errors import BackendError
+from portacnn.runtime import Array, Backend, BackendInfo, HostArray, Kernel
+
+KINDS = frozenset({"cuda"})
+_REMEDY = 'CuPy is not installed: pip install "portacnn[cuda13]" (or "portacnn[cuda12]", to fit the driver)'
+_FULL = re.compile(r"Out of memory allocating ([\d,]+) bytes \(allocated so far: ([\d,]+) bytes")
+
+
+class CupyBackend(Backend):
+    """CuPy arrays on one CUDA device.
+
+    CuPy allocates and launches on its *current* device, whatever ``device=`` says: so whoever makes arrays or computes with them
+    is within ``active()``, and the dispatch of ops enters the device of the arrays it is given.
+    """
+
+    views_alias = True
+    has_current_device = True
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        return precisions(self.device)
+
+    def place(self, device: Any) -> str:
+        return f"cuda:{device.id}"
+
+    def asarray(self, host: HostArray, dtype: str | None = None) -> Array:
+        import cupy as cp
+
+        with self.device:
+            return cp.array(host, dtype=dtype and self.dtype(dtype), order="C")
+
+    def to_host(self, array: Array) -> HostArray:
+        import cupy as cp
+
+        return np.array(cp.asnumpy(array))
+
+    def contiguous(self, array: Array) -> Array:
+        import cupy as cp
+
+        return array if array.flags.c_contiguous else cp.ascontiguousarray(array)  # which makes (1,) of ()
+
+    def synchronize(self) -> None:
+        self.device.synchronize()
+
+    def active(self) -> AbstractContextManager[Any]:
+        return self.device
+
+    def elsewhere(self, device: Any) -> AbstractContextManager[Any] | None:
+        import cupy as cp
+
+        return None if device.id == cp.cuda.runtime.getDevice() else device
+
+    def free_memory(self) -> int | None:
+        import cupy as cp
+
+        with self.device:
+            return cp.cuda.runtime.memGetInfo()[0] + cp.get_default_memory_pool().free_bytes()
+
+    def memory_error(self, error: BaseException) -> tuple[int, int] | None:
+        found = _FULL.search(str(error)) if isinstance(error, MemoryError) else None
+        return found and (int(found[1].replace(",", "")), int(found[2].replace(",", "")))  # type: ignore[return-value]
+
+    def uploader(self) -> Uploader:
+        from portacnn.backends.cupy.stream import CupyUploader
+
+        return CupyUploader(self)
+
+    def compile_step(self, step: Callable[..., Any], example: tuple[Any, ...]) -> Callable[..., Any]:
+        from portacnn.backends.cupy.capture import CapturedStep
+
+        return CapturedStep(self, step)
+
+
+def probe() -> BackendInfo:
+    try:
+        import cupy as cp
+    except ImportError as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == "cupy"
+        return BackendInfo("cupy", None, (), _REMEDY if missing else f"CuPy is installed but does not load: {error}")
+    try:
+        count = cp.cuda.runtime.getDeviceCount()
+    except cp.cuda.runtime.CUDARuntimeError as error:
+        return BackendInfo("cupy", cp.__version__, (), f"CuPy is installed but no CUDA device answers: {error}")
+    if count == 0:
+        return BackendInfo("cupy", cp.__version__, (), "CuPy is installed but there is no CUDA device")
+    return BackendInfo("cupy", cp.__version__, tuple(f"cuda:{i}" for i in range(count)))
+
+
+def connect(device: str | None) -> Backend:
+    info = probe()
+    if info.reason:
+        raise BackendError(info.reason)
+    import array_api_compat.cupy as xp
+    import cupy as cp
+
+    from portacnn.backends.cupy.kernels import KERNELS
+
+    device_ = cp.cuda.Device(_index(device, info))
+    return CupyBackend(name="cupy", xp=xp, device=device_, kernels={"native": {**_KERNELS, **KERNELS}})
+
+
+def _erf(x: Any) -> Any:
+    from cupyx.scipy.special import erf
+
+    return erf(x)
+
+
+_KERNELS = {"erf": Kernel(_erf)}
+
+
+def _index(device: str | None, info: BackendInfo) -> int:
+    """``None``, ``"1"``, ``"cuda"``, ``"cuda:1"`` -> the device's number."""
+    word: Any = "0" if device in (None, "cuda") else device
+    word = word.removeprefix("cuda:")
+    if not word.isdecimal():
+        raise BackendError(f"CuPy computes on CUDA devices, got {device!r}; it can be cuda or cuda:N, or use numpy")
+    if int(word) >= len(info.devices):
+        raise BackendError(f"no device cuda:{word}; CuPy sees {', '.join(info.devices)}")
+    return int(word)

@@ -1,0 +1,286 @@
+"""Convolution on CUDA through kernels of our own (cuda/conv.cu), for one and two axes: nothing is laid out in columns.
+
+Large ones may go to cuDNN instead, where it was asked for (cupy_cudnn.py).
+
+Notation as in ops/conv.py: N batch, C in-channels, O out-channels, G groups, K the kernel, S/OUT the spatial axes in/out.
+Declined, so that the portable op runs: three axes, other dtypes than float32 and float64, arrays of 2**31 numbers or more.
+"""
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from portacnn.backends.cupy import cudnn as cupy_cudnn
+from portacnn.backends.cupy.memory import THREADS, or_null
+from portacnn.backends.cupy.nvrtc import Launcher, Variant, kernel, rounding, supported, with_rounding
+from portacnn.backends.cupy.plan import SPLIT_TILES, WIDE_TILES, Split, Tile, split_tile, wide_tile
+from portacnn.backends.cupy.split import room_for_partials, sum_partials
+from portacnn.ops.layout import batch_first, batch_last
+from portacnn.ops.pool import max_pool, max_pool_backward
+from portacnn.ops.windows import Windows
+from portacnn.runtime import Array, Kernel, backend_of, dtype_name
+
+FILE = "conv.cu"
+PLAIN, AFTER_RELU, AFTER_POOL = 0, 1, 2  # how a gradient is the convolution's own: FROM of cuda/conv.cu
+VARIANTS: list[Variant] = with_rounding(
+    [
+        *((FILE, {"FORWARD": 1, "POOL": pool, **tile.defines}) for tile in WIDE_TILES for pool in (0, 1)),
+        *((FILE, {"INPUT": 1, "FROM": by, **tile.defines}) for tile in WIDE_TILES for by in (0, 1, 2)),
+        *((FILE, {"WEIGHT": 1, "FROM": by, **tile.defines}) for tile in SPLIT_TILES for by in (0, 1, 2)),
+    ]
+)
+_MOST = 2**31 - 1
+
+
+class Sizes(NamedTuple):
+    """One convolution's geometry, as the kernels take it: C and O of one group; with one axis, H and KH are 1."""
+
+    c: int
+    h: int
+    w: int
+    o: int
+    oh: int
+    ow: int
+    kh: int
+    kw: int
+    sh: int
+    sw: int
+    top: int
+    left: int
+    dh: int
+    dw: int
+    n: int
+
+
+class Plan(NamedTuple):
+    """What a convolution of one geometry and batch needs to be launched, worked out once."""
+
+    sizes: Sizes
+    groups: int
+    numbers: tuple[np.int32, ...]  # the sizes
+    taps: int
+    wide: Tile  # of the forward
+    back: Tile  # of the input's gradient
+    split: Split  # of the weight's
+
+    @property
+    def cells(self) -> int:
+        return self.sizes.oh * self.sizes.ow * self.sizes.n
+
+
+@lru_cache(maxsize=1024)
+def plan_of(windows: Windows, c: int, o: int, groups: int, n: int, pooled: bool, itemsize: int) -> Plan | None:
+    """``windows`` lead from C channels to O. None where indices would not fit into 32 bits or a grid has no room."""
+    one = (1,) * (2 - len(windows.size))
+    (h, w), (oh, ow), (kh, kw) = (one + axis for axis in (windows.size, windows.out, windows.kernel))
+    (sh, sw), (dh, dw) = one + windows.stride, one + windows.dilation
+    top, left = (0,) * len(one) + tuple(before for before, _ in windows.pads)
+    sizes = Sizes(c // groups, h, w, o // groups, oh, ow, kh, kw, sh, sw, top, left, dh, dw, n)
+    cells, taps, phases = oh * ow * n, kh * kw, sh * sw
+    # What a tile hangs over the end, and the padding, are counted as well.
+    largest = max(c * h * w * n, o * cells + 512 * o, o * c * taps, (h + kh * dh + top) * (w + kw * dw + left) * n)
+    split = split_tile(sizes.o, sizes.c * taps + 1, cells, groups)
+    if largest > _MOST // 2 or groups * max(phases, split.splits) > 65535 or max(c, o) > 65535:
+        return None
+    # Pooled or not, all outputs are computed: but where the last row or column has no window.
+    seen = (oh // 2) * (ow // 2) * 4 * n if pooled else cells
+    wide = wide_tile(sizes.o, seen, groups, itemsize)
+    back = wide_tile(sizes.c, -(-h // sh) * -(-w // sw) * n, groups * phases, itemsize)
+    return Plan(sizes, groups, tuple(np.int32(size) for size in sizes), taps, wide, back, split)
+
+
+def _plan(x: Array, o: int, windows: Windows, groups: int, pooled: bool = False) -> Plan | None:
+    """For x (N, C, *S) as the convolution's input. None where the kernels can't do it."""
+    if len(windows.size) > 2 or not supported(dtype_name(x)) or not x.size:
+        return None
+    return plan_of(windows, x.shape[1], o, groups, x.shape[0], pooled, x.itemsize)
+
+
+def _pools_in_pairs(pool: Windows, axes: int) -> bool:
+    """Whether the forward kernel does this pooling: 2x2 with stride 2, nothing hanging over."""
+    return (
+        axes == 2
+        and pool.kernel == pool.stride == (2, 2)
+        and pool.dilation == (1, 1)
+        and not any(before for before, _ in pool.pads)
+        and pool.out == (pool.size[0] // 2, pool.size[1] // 2)
+    )
+
+
+class _Saved(NamedTuple):
+    """What a forward keeps, in memory order: x (C, *S, N); after ReLU y, or where it was pooled on the way, the winners."""
+
+    x: Array
+    weight: Array
+    with_bias: bool
+    windows: Windows
+    plan: Plan
+    y: Array | None
+    winner: Array | None
+    pool_cache: Any  # of the op max_pool, which ran by itself
+
+
+def _forward(
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    windows: Windows,
+    groups: int,
+    pool: Windows | None,
+    relu: bool,
+    keep: bool,
+) -> Any:
+    o = weight.shape[0]
+    pairs = pool is not None and _pools_in_pairs(pool, len(windows.size))
+    plan = _plan(x, o, windows, groups, pairs)
+    if plan is None:
+        return NotImplemented
+    backend = backend_of(x)
+    xt, weight = backend.contiguous(batch_last(x)), backend.contiguous(weight)
+    bias = None if bias is None else backend.contiguous(bias)
+    y, winner = cupy_cudnn.forward(plan, xt, weight, bias, relu) if cupy_cudnn.takes(plan) else None, None
+    if y is None:
+        y, winner = _convolve(plan, xt, weight, bias, (pool if pairs and pool else windows).out, relu, pairs, keep)
+    else:
+        y, pairs = y.reshape(y.shape[0], *windows.out, y.shape[-1]), False
+    result, pool_cache = batch_first(y), None
+    if pool is not None and not pairs:
+        result, pool_cache = max_pool(result, pool, keep=keep)
+    if not keep:
+        return result, None
+    kept = y if relu and not pairs else None
+    return result, _Saved(xt, weight, bias is not None, windows, plan, kept, winner, pool_cache)
+
+
+def _kernel(name: str, array: Array, tile: Tile, **defines: int) -> Launcher:
+    dtype = dtype_name(array)
+    return kernel(FILE, name, dtype, **defines, **tile.defines, **rounding(dtype))
+
+
+def _convolve(
+    plan: Plan, xt: Array, weight: Array, bias: Array | None, out: tuple[int, ...], relu: bool, pairs: bool, keep: bool
+) -> tuple[Array, Array | None]:
+    """xt (C, *S, N) -> y (O, *OUT, N), and of pairs the winners, uint8 of the same shape."""
+    import cupy as cp
+
+    sizes, tile = plan.sizes, plan.wide
+    y = cp.empty((plan.groups * sizes.o, *out, sizes.n), dtype=xt.dtype)
+    winner = cp.empty(y.shape, dtype=np.uint8) if pairs and keep else None
+    columns = y.size // y.shape[0]
+    grid = (-(-columns * (4 if pairs else 1) // tile.columns), -(-sizes.o // tile.rows), plan.groups)
+    run = _kernel("conv_forward", xt, tile, FORWARD=1, POOL=int(pairs))
+    run(grid, (THREADS,), (xt, weight, or_null(bias), y, or_null(winner), np.int32(relu), *plan.numbers))
+    return y, winner
+
+
+def _input_gradient(
+    plan: Plan,
+    dyt: Array,
+    y: Array | None,
+    winner: Array | None,
+    weight: Array,
+    bias: Array | None,
+    shape: tuple[int, ...],
+) -> Array:
+    """dyt (O, *OUT, N), after ReLU and pooling -> (C, *S, N), plus bias (C,)."""
+    import cupy as cp
+
+    sizes, tile = plan.sizes, plan.back
+    dx = cp.empty(shape, dtype=dyt.dtype)
+    cells = -(-sizes.h // sizes.sh) * -(-sizes.w // sizes.sw) * sizes.n
+    grid = (-(-cells // tile.columns), -(-sizes.c // tile.rows), plan.groups * sizes.sh * sizes.sw)
+    run = _kernel("conv_input_gradient", dyt, tile, INPUT=1, FROM=_from(y, winner))
+    given = np.int32(dyt.size // dyt.shape[0])
+    run(grid, (THREADS,), (dyt, or_null(y), or_null(winner), weight, or_null(bias), dx, given, *plan.numbers))
+    return dx
+
+
+def _weight_gradient(
+    plan: Plan, xt: Array, dyt: Array, y: Array | None, winner: Array | None, shape: tuple[int, ...], with_bias: bool
+) -> tuple[Array, Array | None]:
+    """xt (C, *S, N), dyt (O, *OUT, N) after ReLU and pooling -> dweight, dbias (O,)."""
+    import cupy as cp
+
+    sizes, (tile, splits, each) = plan.sizes, plan.split
+    rows, columns = plan.groups * sizes.o, sizes.c * plan.taps
+    dweight = cp.empty(shape, dtype=xt.dtype)
+    dbias = cp.empty((rows,), dtype=xt.dtype) if with_bias else None
+    partials = room_for_partials(splits, rows, columns + with_bias, xt.dtype)
+    grid = (-(-(columns + with_bias) // tile.columns), -(-sizes.o // tile.rows), plan.groups * splits)
+    run = _kernel("conv_weight_gradient", xt, tile, WEIGHT=1, FROM=_from(y, winner))
+    cut = np.int32(splits), np.int32(each), np.int32(dyt.size // dyt.shape[0])
+    arrays = xt, dyt, or_null(y), or_null(winner), dweight, or_null(dbias), or_null(partials)
+    run(grid, (THREADS,), (*arrays, *cut, *plan.numbers))
+    if partials is not None:
+        sum_partials(partials, splits, rows, columns, dweight, dbias)
+    return dweight, dbias
+
+
+def _from(y: Array | None, winner: Array | None) -> int:
+    return AFTER_POOL if winner is not None else AFTER_RELU if y is not None else PLAIN
+
+
+# --- the ops ----------------------------------------------------------------------------------------------------------
+
+
+def conv(x: Array, weight: Array, bias: Array | None, windows: Windows, groups: int, *, keep: bool) -> Any:
+    return _forward(x, weight, bias, windows, groups, None, False, keep)
+
+
+def conv_relu(
+    x: Array, weight: Array, bias: Array | None, windows: Windows, groups: int, pool: Windows | None, *, keep: bool
+) -> Any:
+    return _forward(x, weight, bias, windows, groups, pool, True, keep)
+
+
+def conv_backward(dy: Array, saved: _Saved, *, need_dx: bool = True) -> tuple[Array | None, Array, Array | None]:
+    xt, weight, with_bias, _, plan, y, winner, pool_cache = saved
+    if pool_cache is not None:
+        dy = max_pool_backward(dy, pool_cache)
+    dyt = backend_of(dy).contiguous(batch_last(dy))
+    if winner is None and cupy_cudnn.takes(plan):
+        done = cupy_cudnn.gradients(plan, xt, dyt, y, weight, with_bias, need_dx)
+        if done is not None:
+            dxt, dweight, dbias = done
+            return None if dxt is None else batch_first(dxt), dweight, dbias
+    dweight, dbias = _weight_gradient(plan, xt, dyt, y, winner, weight.shape, with_bias)
+    if not need_dx:
+        return None, dweight, dbias
+    return batch_first(_input_gradient(plan, dyt, y, winner, weight, None, xt.shape)), dweight, dbias
+
+
+def conv_transpose(x: Array, weight: Array, bias: Array | None, windows: Windows, groups: int, *, keep: bool) -> Any:
+    """What ``conv`` does to a gradient: ``windows`` lead from OUT to S, so there x stands where dy does."""
+    channels = weight.shape[1] * groups
+    if len(windows.size) > 2 or not supported(dtype_name(x)) or not x.size:
+        return NotImplemented
+    plan = plan_of(windows, channels, x.shape[1], groups, x.shape[0], False, x.itemsize)
+    if plan is None:
+        return NotImplemented
+    backend = backend_of(x)
+    xt, weight = backend.contiguous(batch_last(x)), backend.contiguous(weight)
+    bias = None if bias is None else backend.contiguous(bias)
+    y = _input_gradient(plan, xt, None, None, weight, bias, (channels, *windows.size, x.shape[0]))
+    saved = _Saved(xt, weight, bias is not None, windows, plan, None, None, None) if keep else None
+    return batch_first(y), saved
+
+
+def conv_transpose_backward(
+    dy: Array, saved: _Saved, *, need_dx: bool = True
+) -> tuple[Array | None, Array, Array | None]:
+    xt, weight, with_bias, windows, plan, *_ = saved
+    dyt = backend_of(dy).contiguous(batch_last(dy))
+    dweight, _ = _weight_gradient(plan, dyt, xt, None, None, weight.shape, False)
+    dbias = dyt.reshape(dyt.shape[0], -1).sum(axis=1) if with_bias else None
+    if not need_dx:
+        return None, dweight, dbias
+    dx, _ = _convolve(plan, dyt, weight, None, windows.out, False, False, False)
+    return batch_first(dx), dweight, dbias
+
+
+KERNELS = {
+    "conv": Kernel(conv, conv_backward),
+    "conv_relu": Kernel(conv_relu, conv_backward),
+    "conv_transpose": Kernel(conv_transpose, conv_transpose_backward),
+}

@@ -1,0 +1,1 @@
+"""Kernels that numba compiles for NumPy arrays: the second set of CPU kernels."""

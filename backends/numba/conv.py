@@ -1,0 +1,649 @@
+"""Convolution compiled by numba: straight from the input, without columns, with ReLU and max pooling where they follow.
+
+With the batch last in memory, the inputs that one tap of the kernel reads for a row of outputs are a run of contiguous
+numbers. So a row of outputs is a sum of runs, each times one weight, and stays in registers while all taps of all channels are
+added (``jit_tiles.outer_tile``). Likewise, the gradient of a weight is the product of two runs, summed (``inner_tile``).
+
+To have only such runs, the input goes through a *panel*: a few of its rows for some of the batch's samples, with zeros where the
+padding is and, at a stride, the columns that one tap reads side by side. A panel stays in the second-level cache while every
+output channel reads it. The same in between serves the way back: there the panel takes the output's gradient as it was
+before pooling and ReLU, so that this is never written out.
+
+Notation as in ops/conv.py: C in-channels, O out-channels, N batch, H, W/OH, OW the input and the output, KH, KW the kernel,
+SH, SW the stride, DH, DW the dilation; and PH, PW the pooled output, QH, QW pooling's kernel, RH, RW its stride.
+"""
+
+from functools import lru_cache
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from portacnn.backends.numba.compile import compiled
+from portacnn.backends.numba.tiles import (
+    GRADS,
+    ROWS,
+    SPAN,
+    TAPS,
+    WIDTH,
+    clear,
+    inner_tile,
+    move_above,
+    move_where,
+    outer_edge,
+    outer_tile,
+    pool_run,
+)
+from portacnn.backends.numpy.pool import pools_in_place
+from portacnn.backends.threads import PER_ELEMENT, in_pieces, pieces
+from portacnn.ops.layout import batch_first, batch_last
+from portacnn.ops.windows import Windows
+from portacnn.ops.workspace import empty, scratch
+
+_NEAR = 256 << 10  # bytes of a panel: what stays in a core's second-level cache beside other things
+_SAMPLES = 32  # in a panel at most, whole vectors: then neighbouring taps share lines of the first-level cache
+_FEW = 8  # samples below which they are pooled one by one
+
+
+class Plane(NamedTuple):
+    """The geometry of a convolution over one or two axes, as one over two, with its channels and batch."""
+
+    c: int
+    h: int
+    w: int
+    o: int
+    oh: int
+    ow: int
+    kh: int
+    kw: int
+    sh: int
+    sw: int
+    top: int
+    left: int
+    dh: int
+    dw: int
+    n: int
+
+    @staticmethod
+    def of(windows: Windows, channels: int, outputs: int, n: int) -> "Plane":
+        one = (1,) * (2 - len(windows.size))
+        (h, w), (oh, ow), (kh, kw) = (one + axes for axes in (windows.size, windows.out, windows.kernel))
+        (sh, sw), (dh, dw) = one + windows.stride, one + windows.dilation
+        top, left = (0,) * len(one) + tuple(before for before, _ in windows.pads)
+        return Plane(channels, h, w, outputs, oh, ow, kh, kw, sh, sw, top, left, dh, dw, n)
+
+    def adjoint(self) -> "Plane":
+        """The convolution that leads the output's gradient back, which has SH-1 and SW-1 zeros between its rows and columns.
+
+        Its padding may be negative: then its first rows or columns are not read.
+        """
+        top, left = self.dh * (self.kh - 1) - self.top, self.dw * (self.kw - 1) - self.left
+        return Plane(
+            self.o, (self.oh - 1) * self.sh + 1, (self.ow - 1) * self.sw + 1, self.c, self.h, self.w,
+            self.kh, self.kw, 1, 1, top, left, self.dh, self.dw, self.n,
+        )  # fmt: skip
+
+
+class Panel(NamedTuple):
+    """How a convolution is cut: ``lines`` rows of outputs for ``samples`` of the batch at a time, and the panel for them."""
+
+    lines: int
+    samples: int
+    rows: int  # of input under so many lines
+    columns: int  # read by one tap's phase of the stride
+    pitch: int  # from one line to the next in what the tiles write; one run goes through all lines where it is the panel's own
+
+
+class Taps(NamedTuple):
+    """int32 (C*KH*KW, 2), for a panel of so many samples: each tap's place in it and in one output channel's weights.
+
+    It is filled up to a multiple of TAPS with the last.
+    """
+
+    places: np.ndarray
+    count: int
+
+
+@lru_cache(maxsize=1024)
+def panel_of(p: Plane, itemsize: int, whole: int) -> Panel:
+    """Choose the cut: within ``_NEAR``, lines a multiple of ``whole``."""
+    lanes = WIDTH // itemsize
+    columns = -(-((p.ow - 1) * p.sw + (p.kw - 1) * p.dw + 1) // p.sw)
+
+    def rows(lines: int) -> int:
+        return (lines - 1) * p.sh + (p.kh - 1) * p.dh + 1
+
+    def room(lines: int, samples: int) -> int:
+        return p.c * rows(lines) * p.sw * columns * samples * itemsize
+
+    samples = min(p.n, _SAMPLES)
+    while samples > lanes and room(whole, samples) > _NEAR:
+        samples //= 2
+    most = -(-p.oh // whole)
+    groups = next((g for g in range(1, most) if room(-(-most // g) * whole, samples) <= _NEAR), most)
+    lines = -(-most // groups) * whole
+    flows = p.sh == p.sw == 1 and p.ow * samples * itemsize < 2 * SPAN
+    return Panel(lines, samples, rows(lines), columns, (columns if flows else p.ow) * samples)
+
+
+@lru_cache(maxsize=1024)
+def taps_of(p: Plane, panel: Panel, samples: int, steps: tuple[int, int], turned: bool) -> Taps:
+    """The taps for a panel that is filled with ``samples``.
+
+    Args:
+        steps: how far one input channel's weights lie from the next one's, and one tap's.
+        turned: the kernel's last tap comes first, as it does on the way back.
+    """
+    row = p.sw * panel.columns
+    places = [
+        (
+            ((c * panel.rows + i * p.dh) * row + j * p.dw % p.sw * panel.columns + j * p.dw // p.sw) * samples,
+            c * steps[0] + steps[1] * (p.kh * p.kw - 1 - (i * p.kw + j) if turned else i * p.kw + j),
+        )
+        for c in range(p.c)
+        for i in range(p.kh)
+        for j in range(p.kw)
+    ]
+    return Taps(np.array(places + places[-1:] * (-len(places) % TAPS), dtype=np.int32), len(places))
+
+
+# --- compiled: panels ------------------------------------------------------------------------------------------------
+
+
+@compiled
+def _pack(x, p, panel, rows, columns, first, start, samples):
+    """Fill the panel with the input's rows from ``first`` on, for ``samples`` from ``start`` on."""
+    c, h, w, _, _, _, _, _, _, sw, _, left, _, _, n = p
+    at, none = 0, x.dtype.type(-np.inf)
+    seen = min(columns - left, w)
+    for channel in range(c):
+        for row in range(first, first + rows):
+            if not 0 <= row < h:
+                clear(panel, at, sw * columns * samples)
+                at += sw * columns * samples
+                continue
+            line = (channel * h + row) * w
+            if sw == 1 and samples == n:  # all columns are one run
+                clear(panel, at, left * n)
+                move_above(panel, at + left * n, x, line * n, none, seen * n)
+                clear(panel, at + (left + seen) * n, (columns - left - seen) * n)
+                at += columns * n
+                continue
+            for phase in range(sw):
+                for column in range(columns):
+                    come = column * sw + phase - left
+                    if 0 <= come < w:
+                        move_above(panel, at, x, (line + come) * n + start, none, samples)
+                    else:
+                        clear(panel, at, samples)
+                    at += samples
+
+
+@compiled
+def _gradient_places(size, apart, given, kernel, stride, first, count):
+    """On one axis, for ``count`` places of a panel from ``first`` on: which number of dy they take (-1: none), and at which tap.
+
+    Args:
+        size: of the output before pooling; apart: how far its numbers are to lie apart.
+        given: of the output, or 0 where nothing was pooled; kernel, stride: pooling's.
+    """
+    places = np.full((count, 2), -1, dtype=np.int64)
+    for i in range(count):
+        place = first + i
+        if place < 0 or place % apart or place // apart >= size:
+            continue
+        place //= apart
+        if given == 0:
+            places[i, 0], places[i, 1] = place, 0
+        elif place // stride < given and place % stride < kernel:
+            places[i, 0], places[i, 1] = place // stride, place % stride
+    return places
+
+
+@compiled
+def _run_of_places(places):
+    """Where those that take something begin, and how many they are; 0 where others lie between them."""
+    before = 0
+    while before < places.shape[0] and places[before, 0] < 0:
+        before += 1
+    seen = 0
+    while before + seen < places.shape[0] and places[before + seen, 0] >= 0:
+        seen += 1
+    for i in range(before + seen, places.shape[0]):
+        if places[i, 0] >= 0:
+            return before, 0
+    return before, seen
+
+
+@compiled
+def _pack_gradient(dy, y, winner, p, pool, panel, rows, first, count, columns, start, samples):
+    """The same with the output's gradient as it was before pooling and ReLU.
+
+    Args:
+        dy: after them; y: the output, or winner: the taps that won, where it was pooled; either may be empty.
+        p: the convolution that made the output; pool: PH, PW, QH, QW, RH, RW, where PH is 0 if there is none.
+        rows, columns: as ``_gradient_places`` has them; of the rows ``count`` from ``first`` on.
+    """
+    _, _, _, o, oh, ow, _, _, _, _, _, _, _, _, n = p
+    height, width = (pool[0], pool[1]) if pool[0] else (oh, ow)
+    at, zero, none = 0, dy.dtype.type(0), dy.dtype.type(-np.inf)
+    before, seen = _run_of_places(columns)
+    one_run = pool[0] == 0 and samples == n and seen > 0
+    for channel in range(o):
+        for row in range(first, first + count):
+            if rows[row, 0] < 0:
+                clear(panel, at, columns.shape[0] * samples)
+                at += columns.shape[0] * samples
+                continue
+            line = (channel * height + rows[row, 0]) * width
+            if one_run:
+                source = (line + columns[before, 0]) * n
+                clear(panel, at, before * n)
+                if y.size:
+                    move_where(panel, at + before * n, dy, y, source, zero, seen * n)
+                else:
+                    move_above(panel, at + before * n, dy, source, none, seen * n)
+                clear(panel, at + (before + seen) * n, (columns.shape[0] - before - seen) * n)
+                at += columns.shape[0] * n
+                continue
+            for column in range(columns.shape[0]):
+                if columns[column, 0] < 0:
+                    clear(panel, at, samples)
+                else:
+                    source = (line + columns[column, 0]) * n + start
+                    if pool[0]:
+                        tap = np.int8(rows[row, 1] * pool[3] + columns[column, 1])
+                        move_where(panel, at, dy, winner, source, tap, samples)
+                    elif y.size:
+                        move_where(panel, at, dy, y, source, zero, samples)
+                    else:
+                        move_above(panel, at, dy, source, none, samples)
+                at += samples
+
+
+# --- compiled: what is done with them --------------------------------------------------------------------------------
+
+
+@compiled
+def _lines(panel, rows, taps, count, weight, step_weight, bias, channel, valid, lines, step, run, out, pitch):
+    """Outputs of ``lines`` rows, of ``valid`` channels from ``channel`` on: ``out`` takes them channel by channel."""
+    lanes, span = WIDTH // panel.itemsize, SPAN // panel.itemsize
+    step_out = lines * pitch
+    if step == pitch:  # the lines are one run, with some numbers in between that mean nothing
+        run += (lines - 1) * pitch
+        lines = 1
+    for line in range(lines):
+        i = 0
+        while i < run:
+            if i + span <= run:
+                outer_tile(
+                    panel, line * step + i, taps, 0, count, weight, channel * step_weight, step_weight, bias, channel,
+                    out, line * pitch + i, step_out, valid, 0,
+                )  # fmt: skip
+                i += span
+            else:
+                outer_edge(
+                    panel, line * step + i, taps, 0, count, weight, channel * step_weight, step_weight, bias, channel,
+                    out, line * pitch + i, step_out, valid, min(lanes, run - i),
+                )  # fmt: skip
+                i += lanes
+
+
+@compiled
+def _hand_out(out, valid, lines, height, pitch, p, y, channel, row, start, samples, floor):
+    """To y (O, OH, OW, N), nothing below the floor."""
+    _, _, _, _, oh, ow, _, _, _, _, _, _, _, _, n = p
+    for c in range(valid):
+        for line in range(lines):
+            if samples == n:
+                to = ((channel + c) * oh + row + line) * ow * n
+                move_above(y, to, out, (c * height + line) * pitch, floor, ow * n)
+                continue
+            for column in range(ow):
+                at = (c * height + line) * pitch + column * samples
+                to = (((channel + c) * oh + row + line) * ow + column) * n + start
+                move_above(y, to, out, at, floor, samples)
+
+
+@compiled
+def _pool_out(out, valid, lines, height, pitch, p, pool, y, winner, keep, channel, row, start, samples):
+    """To y (O, PH, PW, N): the maxima, and ReLU. ``winner`` takes the tap whose input it is, or -1 where nothing goes through."""
+    n = p[14]
+    ph, pw, qh, qw, rh, rw = pool
+    for c in range(valid):
+        for group in range(row // rh, min((row + lines - qh) // rh + 1, ph)):
+            at = (c * height + group * rh - row) * pitch
+            to = ((channel + c) * ph + group) * pw * n + start
+            if samples == n < _FEW and not keep:
+                _pool_few(out, at, pitch, samples, pw, qh, qw, rw, y, winner, to)
+                continue
+            for o in range(pw):
+                here = at + o * rw * samples
+                pool_run(out, here, pitch, samples, qh, qw, y, winner, to + o * n, keep, samples)
+
+
+@compiled
+def _pool_few(out, at, pitch, samples, pw, qh, qw, rw, y, winner, to):
+    """One row for less samples than make a vector, all of the batch: first the rows under it, as one run, then their columns."""
+    length = ((pw - 1) * rw + qw) * samples
+    pool_run(out, at, pitch, 0, qh, 1, out, winner, at, False, length)
+    row = out[at : at + length]
+    into = y[to : to + pw * samples]
+    for o in range(pw):
+        for k in range(samples):
+            best = row[o * rw * samples + k]
+            for j in range(1, qw):
+                value = row[(o * rw + j) * samples + k]
+                best = value if (value > best) | (value != value) else best
+            into[o * samples + k] = best
+
+
+@compiled
+def _piece(piece, p, cut):
+    """The piece of that number: its first row and how many lines; its first sample and how many."""
+    lines, samples = cut[0], cut[1]
+    blocks = (p[14] + samples - 1) // samples
+    row, start = piece // blocks * lines, piece % blocks * samples  # neighbours share lines of memory
+    return row, min(lines, p[4] - row), start, min(samples, p[14] - start)
+
+
+@compiled
+def _forward(
+    x, given, won, back, apart, p, cut, pool, taps, taps_last, count, weight, step_weight, bias, floor,
+    panel, at_panel, out, at_out, y, winner, keep, first, last,
+):  # fmt: skip
+    """A convolution's pieces from ``first`` to ``last``. Where there is a ``back``, it leads that one's output's gradient back."""
+    _, _, _, o, _, ow, _, _, sh, sw, top, left, _, _, _ = p
+    _, full, rows, columns, pitch = cut
+    panel, out = panel[at_panel:], out[at_out:]
+    heights = _gradient_places(back[4], apart[0], pool[0], pool[2], pool[4], -top, p[4] + rows)
+    widths = _gradient_places(back[5], apart[1], pool[1] if pool[0] else 0, pool[3], pool[5], -left, columns)
+    for piece in range(first, last):
+        row, lines, start, samples = _piece(piece, p, cut)
+        under = rows - (cut[0] - lines) * sh
+        if back[0]:
+            _pack_gradient(x, given, won, back, pool, panel, heights, row, rows, widths, start, samples)
+        else:
+            _pack(x, p, panel, rows, columns, row * sh - top, start, samples)
+        places = taps if samples == full else taps_last
+        step = sh * sw * columns * samples
+        line = pitch // full * samples
+        for channel in range(0, o, ROWS):
+            valid = min(ROWS, o - channel)
+            _lines(
+                panel,
+                under,
+                places,
+                count,
+                weight,
+                step_weight,
+                bias,
+                channel,
+                valid,
+                lines,
+                step,
+                ow * samples,
+                out,
+                line,
+            )
+            if pool[0] and not back[0]:
+                _pool_out(out, valid, lines, lines, line, p, pool, y, winner, keep, channel, row, start, samples)
+            else:
+                _hand_out(out, valid, lines, lines, line, p, y, channel, row, start, samples, floor)
+
+
+@compiled
+def _weights(
+    x, dy, y, winner, p, cut, pool, taps, taps_last, count, panel, at_panel, grad, at_grad, dweight, dbias, first, last
+):  # fmt: skip
+    """The gradients of weight and bias from the pieces ``first`` to ``last``."""
+    _, _, _, o, _, ow, _, _, sh, sw, top, _, _, _, _ = p
+    _, full, rows, columns, _ = cut
+    panel, grad = panel[at_panel:], grad[at_grad:]
+    chunks = (count + TAPS - 1) // TAPS
+    sums = np.zeros((o + GRADS - 1) // GRADS * chunks * GRADS * TAPS, dtype=x.dtype)
+    dbias[:] = 0
+    heights = _gradient_places(p[4], 1, pool[0], pool[2], pool[4], 0, p[4])
+    widths = _gradient_places(ow, 1, pool[1] if pool[0] else 0, pool[3], pool[5], 0, ow)
+    for piece in range(first, last):
+        row, lines, start, samples = _piece(piece, p, cut)
+        _pack(x, p, panel, rows, columns, row * sh - top, start, samples)
+        _pack_gradient(dy, y, winner, p, pool, grad, heights, row, lines, widths, start, samples)
+        places = taps if samples == full else taps_last
+        run = ow * samples
+        step = lines * run
+        for channel in range(0, o, GRADS):
+            valid = min(GRADS, o - channel)
+            for chunk in range(chunks):
+                inner_tile(
+                    grad, channel * step, step, valid, panel, 0, places, chunk * TAPS * 2, run, lines, run,
+                    sh * sw * columns * samples, sums, (channel // GRADS * chunks + chunk) * GRADS * TAPS,
+                )  # fmt: skip
+        for channel in range(o):
+            dbias[channel] += _sum(grad[channel * step : channel * step + step])
+    for channel in range(o):
+        for tap in range(count):
+            block = channel // GRADS * chunks + tap // TAPS
+            dweight[channel * (dweight.size // o) + taps[tap, 1]] = sums[
+                block * GRADS * TAPS + channel % GRADS * TAPS + tap % TAPS
+            ]
+
+
+@compiled
+def _sum(run):
+    total = run.dtype.type(0)
+    for i in range(run.size):  # numba makes vectors of this loop, and of no other kind
+        total += run[i]
+    return total
+
+
+# --- the kernels -----------------------------------------------------------------------------------------------------
+
+_NO_POOL = (0, 1, 1, 1, 1, 1)
+_NOTHING = (0,) * len(Plane._fields)
+
+
+def _declines(x: np.ndarray, windows: Windows, groups: int) -> bool:
+    """These kernels are for one or two axes, one group, float32 and float64, and no more numbers than int32 counts."""
+    return len(windows.size) > 2 or groups != 1 or x.dtype.itemsize not in (4, 8) or not 0 < x.size < 2**30
+
+
+def _pools(pool: Windows) -> tuple[int, ...] | None:
+    """PH, PW, QH, QW, RH, RW; None where windows overlap or hang over the edge, so that rows of them share rows."""
+    if not pools_in_place(pool) or prod(pool.kernel) > 127:
+        return None
+    one = (1,) * (2 - len(pool.size))
+    return one + pool.out + one + pool.kernel + one + pool.stride
+
+
+def _cut(p: Plane, x: np.ndarray, whole: int) -> tuple[Panel, int, int]:
+    """How it is cut, in how many pieces, and about how much work it is."""
+    panel = panel_of(p, x.itemsize, whole)
+    work = p.n * p.o * p.oh * p.ow * p.c * p.kh * p.kw // PER_ELEMENT
+    return panel, -(-p.oh // panel.lines) * -(-p.n // panel.samples), work
+
+
+def _both_taps(p: Plane, panel: Panel, steps: tuple[int, int], turned: bool) -> tuple[np.ndarray, np.ndarray, int]:
+    """The taps for a full panel and for the one of the last samples."""
+    last = p.n - (p.n - 1) // panel.samples * panel.samples
+    taps = taps_of(p, panel, panel.samples, steps, turned)
+    return taps.places, taps_of(p, panel, last, steps, turned).places, taps.count
+
+
+def _convolve(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray, p: Plane, steps: tuple[int, int], step: int, y: np.ndarray,
+    *, floor: float = -np.inf, pool: tuple[int, ...] = _NO_POOL, winner: np.ndarray | None = None, back: Any = None,
+) -> None:  # fmt: skip
+    """Run ``_forward``, its pieces side by side. ``back``: where a gradient is led back, what it went through."""
+    panel, count, work = _cut(p, x, pool[4] if back is None else 1)
+    given, won, through = (_none(x), _NO_TAPS, _NOTHING) if back is None else back
+    apart = (through[8], through[9])
+    taps = _both_taps(p, panel, steps, back is not None)
+    parts = pieces(count, work)
+    size = p.c * panel.rows * p.sw * panel.columns * panel.samples
+    room = ROWS * panel.lines * panel.pitch
+    panels, size = _rooms(len(parts), size, x.dtype, 0)
+    outs, room = _rooms(len(parts), room, x.dtype, 1)
+    arguments = (
+        _read(x),
+        _read(given),
+        _read(won),
+        tuple(through),
+        apart,
+        tuple(p),
+        tuple(panel),
+        pool,
+        *taps,
+    )
+    factors = _read(weight), step, _read(bias), y.dtype.type(floor)
+    results = y.reshape(-1), _NO_TAPS if winner is None else winner.reshape(-1), winner is not None
+
+    def run(some: slice) -> None:
+        for i in range(some.start, some.stop):
+            _forward(*arguments, *factors, panels, i * size, outs, i * room, *results, parts[i].start, parts[i].stop)
+
+    in_pieces(run, len(parts), work)
+
+
+def _rooms(count: int, size: int, dtype: Any, number: int) -> tuple[np.ndarray, int]:
+    """Scratch for so many threads, each thread's at a vector's boundary; and how far they lie apart."""
+    lanes = WIDTH // dtype.itemsize
+    size = -(-size // lanes) * lanes
+    room = scratch(np.empty, (count * size + lanes,), dtype, number)
+    return room[-room.ctypes.data // dtype.itemsize % lanes :], size
+
+
+def _read(array: np.ndarray) -> np.ndarray:
+    """Flat, and only to be read: to numba, arrays that may be written to are of another type, and would be compiled for again."""
+    flat = array.reshape(-1)
+    flat.flags.writeable = False
+    return flat
+
+
+_NO_TAPS = np.empty(0, dtype=np.int8)
+
+
+def _none(like: np.ndarray) -> np.ndarray:
+    return np.empty(0, dtype=like.dtype)
+
+
+class _Saved(NamedTuple):
+    """What a forward keeps: the input (C, H, W, N); after ReLU, the output, or where it was pooled the taps that won."""
+
+    x: np.ndarray
+    weight: np.ndarray
+    with_bias: bool
+    plane: Plane
+    pool: tuple[int, ...]
+    y: np.ndarray
+    winner: np.ndarray
+
+
+def _prepared(x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, pool: Windows | None, relu: bool) -> Any:
+    """All of ``_run`` that comes out the same for the next x, done once."""
+    pools = _NO_POOL if pool is None else _pools(pool)
+    apart = [array for array in (weight, bias) if array is not None and not array.flags.c_contiguous]
+    if _declines(x, windows, 1) or pools is None or apart:  # a copy would not see what is written to them
+        return NotImplemented
+    p = Plane.of(windows, x.shape[1], weight.shape[0], x.shape[0])
+    panel, count, work = _cut(p, x, pools[4])
+    if len(pieces(count, work)) > 1:
+        return NotImplemented
+    none, flat = _read(_none(x)), _read(weight)
+    y = np.empty((p.o, *(windows.out if pool is None else pool.out), p.n), dtype=x.dtype)
+    result, out = batch_first(y), y.reshape(-1)
+    room, _ = _rooms(1, p.c * panel.rows * p.sw * panel.columns * panel.samples, x.dtype, 0)
+    outs, _ = _rooms(1, ROWS * panel.lines * panel.pitch, x.dtype, 1)
+    taps = _both_taps(p, panel, (p.kh * p.kw, 1), False)
+    through = none, _read(_NO_TAPS), _NOTHING, (1, 1), tuple(p), tuple(panel), pools, *taps
+    floor = x.dtype.type(0.0 if relu else -np.inf)
+    factors = flat, p.c * p.kh * p.kw, _read(np.zeros(p.o, dtype=x.dtype) if bias is None else bias), floor
+
+    last = (*range(1, x.ndim), 0)
+
+    def run(x: np.ndarray) -> np.ndarray:
+        xt = _read(np.ascontiguousarray(x.transpose(last)))
+        _forward(xt, *through, *factors, room, 0, outs, 0, out, _NO_TAPS, False, 0, count)
+        return result
+
+    return run
+
+
+def prepare_conv(x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, groups: int) -> Any:
+    return _prepared(x, weight, bias, windows, None, False) if groups == 1 else NotImplemented
+
+
+def prepare_conv_relu(
+    x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, groups: int, pool: Windows | None
+) -> Any:
+    return _prepared(x, weight, bias, windows, pool, True) if groups == 1 else NotImplemented
+
+
+def _run(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: Any,
+    windows: Windows,
+    groups: int,
+    pool: Windows | None,
+    relu: bool,
+    keep: bool,
+) -> Any:
+    pools = _NO_POOL if pool is None else _pools(pool)
+    if _declines(x, windows, groups) or pools is None:
+        return NotImplemented
+    xt, weight = np.ascontiguousarray(batch_last(x)), np.ascontiguousarray(weight)
+    p = Plane.of(windows, x.shape[1], weight.shape[0], x.shape[0])
+    shape = (p.o, *(windows.out if pool is None else pool.out), p.n)
+    y = empty(np.empty, shape, x.dtype)
+    winner = empty(np.empty, shape, np.dtype(np.int8)) if keep and pool is not None else None
+    biases = np.zeros(p.o, dtype=x.dtype) if bias is None else np.ascontiguousarray(bias)
+    floor = 0.0 if relu else -np.inf
+    _convolve(xt, weight, biases, p, (p.kh * p.kw, 1), p.c * p.kh * p.kw, y, floor=floor, pool=pools, winner=winner)
+    if not keep:
+        return batch_first(y), None
+    above = y if relu and pool is None else _none(y)
+    return batch_first(y), _Saved(xt, weight, bias is not None, p, pools, above, _NO_TAPS if winner is None else winner)
+
+
+def conv(x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, groups: int, *, keep: bool) -> Any:
+    return _run(x, weight, bias, windows, groups, None, False, keep)
+
+
+def conv_relu(
+    x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, groups: int, pool: Windows | None, *, keep: bool
+) -> Any:
+    return _run(x, weight, bias, windows, groups, pool, True, keep)
+
+
+def conv_backward(dy: np.ndarray, saved: _Saved, *, need_dx: bool = True) -> Any:
+    x, weight, with_bias, p, pool, y, winner = saved
+    dyt = np.ascontiguousarray(batch_last(dy))
+    panel, count, work = _cut(p, x, 1)
+    parts = pieces(count, work)
+    taps = _both_taps(p, panel, (p.kh * p.kw, 1), False)
+    size, room = p.c * panel.rows * p.sw * panel.columns * panel.samples, p.o * panel.lines * p.ow * panel.samples
+    panels, size = _rooms(len(parts), size, x.dtype, 0)
+    grads, room = _rooms(len(parts), room, x.dtype, 1)
+    dweights = scratch(np.empty, (len(parts), weight.size), x.dtype, 2)
+    dbiases = np.empty((len(parts), p.o), dtype=x.dtype)
+    arguments = _read(x), _read(dyt), _read(y), _read(winner), tuple(p), tuple(panel), pool, *taps
+
+    def run(some: slice) -> None:
+        for i in range(some.start, some.stop):
+            results = dweights[i], dbiases[i], parts[i].start, parts[i].stop
+            _weights(*arguments, panels, i * size, grads, i * room, *results)
+
+    in_pieces(run, len(parts), work)
+    dx = None
+    if need_dx:
+        dx = empty(np.empty, x.shape, x.dtype)
+        steps = (p.c * p.kh * p.kw, 1)
+        none = np.zeros(p.c, dtype=x.dtype)
+        back = (y, winner, p)
+        _convolve(dyt, weight, none, p.adjoint(), steps, p.kh * p.kw, dx, pool=pool, back=back)
+        dx = batch_first(dx)
+    return dx, dweights.sum(axis=0).reshape(weight.shape), dbiases.sum(axis=0) if with_bias else None
+
+
+conv_relu_backward = conv_backward

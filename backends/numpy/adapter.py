@@ -1,0 +1,44 @@
+"""NumPy on the CPU: the backend that is always there."""
+
+from importlib.metadata import version
+from importlib.util import find_spec
+
+import array_api_compat.numpy as xp
+import numpy as np
+
+from portacnn.backends.numpy.kernels import KERNELS
+from portacnn.errors import BackendError
+from portacnn.runtime import Array, Backend, BackendInfo, HostArray, kernel_sets
+
+KINDS = frozenset({"cpu"})
+
+
+class NumpyBackend(Backend):
+    """NumPy arrays; host memory is device memory."""
+
+    views_alias = True
+
+    def asarray(self, host: HostArray, dtype: str | None = None) -> Array:
+        return np.array(host, dtype=dtype and self.dtype(dtype))
+
+    def share(self, host: HostArray) -> Array:
+        return np.asarray(host)
+
+    def to_host(self, array: Array) -> HostArray:
+        return np.array(array)
+
+    def contiguous(self, array: Array) -> Array:
+        return np.asarray(array, order="C")  # ascontiguousarray makes (1,) of ()
+
+
+def probe() -> BackendInfo:
+    compiler = f" with numba {version('numba')}" if find_spec("numba") else ""
+    return BackendInfo("numpy", np.__version__ + compiler, ("cpu",))
+
+
+def connect(device: str | None) -> Backend:
+    if device not in (None, "cpu"):
+        raise BackendError(
+            f"NumPy computes on the CPU only, got device {device!r}; for a GPU ask for cuda or torch:cuda"
+        )
+    return NumpyBackend(name="numpy", xp=xp, device="cpu", kernels=kernel_sets("numpy", KERNELS))

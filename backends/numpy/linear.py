@@ -1,0 +1,80 @@
+"""Affine maps on NumPy, with ReLU where it follows: into memory that is used again, with bias and ReLU added in place.
+
+Notation as in ops/linear.py: N batch, F in-features, O out-features; x.T (F, N) and y.T (O, N) are the contiguous ones.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from portacnn.backends.numpy.pool import keep_where, zeros_for
+from portacnn.backends.threads import products_in_pieces
+from portacnn.ops.workspace import empty
+
+
+def _product(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """out = a @ b, cut along its longer side: some of it in each thread."""
+    if out.shape[0] >= out.shape[1]:
+        products_in_pieces(lambda s: np.matmul(a[s], b, out=out[s]), out.shape[0], a.size * b.shape[1])
+    else:
+        products_in_pieces(lambda s: np.matmul(a, b[:, s], out=out[:, s]), out.shape[1], a.size * b.shape[1])
+    return out
+
+
+def _map(x: np.ndarray, weight: np.ndarray, bias: Any) -> np.ndarray:
+    """y.T (O, N)."""
+    yt = _product(weight, x.T, empty(np.empty, (weight.shape[0], x.shape[0]), x.dtype))
+    if bias is not None:
+        yt += bias[:, None]
+    return yt
+
+
+def linear(x: np.ndarray, weight: np.ndarray, bias: Any = None, *, keep: bool = True) -> Any:
+    return _map(x, weight, bias).T, (x, weight, bias is not None) if keep else None
+
+
+def linear_backward(dy: np.ndarray, saved: Any, *, need_dx: bool = True) -> Any:
+    x, weight, with_bias = saved
+    dx = None
+    if need_dx:
+        dx = _product(weight.T, dy.T, empty(np.empty, (x.shape[1], x.shape[0]), x.dtype)).T
+    dweight = _product(dy.T, x, empty(np.empty, weight.shape, x.dtype))
+    return dx, dweight, dy.sum(axis=0) if with_bias else None
+
+
+def linear_relu(x: np.ndarray, weight: np.ndarray, bias: Any = None, *, keep: bool = True) -> Any:
+    yt = _map(x, weight, bias)
+    np.maximum(yt, zeros_for(yt), out=yt)
+    return yt.T, (x, weight, bias is not None, yt) if keep else None
+
+
+def linear_relu_backward(dy: np.ndarray, saved: Any, *, need_dx: bool = True) -> Any:
+    *rest, yt = saved
+    dz = empty(np.empty, yt.shape, yt.dtype)
+    keep_where(yt > 0, np.ascontiguousarray(dy.T), dz)
+    return linear_backward(dz.T, rest, need_dx=need_dx)
+
+
+def prepare_linear(x: np.ndarray, weight: np.ndarray, bias: Any = None) -> Callable[[np.ndarray], np.ndarray]:
+    return _prepared(x, weight, bias, relu=False)
+
+
+def prepare_linear_relu(x: np.ndarray, weight: np.ndarray, bias: Any = None) -> Callable[[np.ndarray], np.ndarray]:
+    return _prepared(x, weight, bias, relu=True)
+
+
+def _prepared(x: np.ndarray, weight: np.ndarray, bias: Any, relu: bool) -> Callable[[np.ndarray], np.ndarray]:
+    yt = np.empty((weight.shape[0], x.shape[0]), dtype=x.dtype)
+    y, column = yt.T, None if bias is None else bias[:, None]
+    matmul, add, maximum, zeros = np.matmul, np.add, np.maximum, zeros_for(yt)
+
+    def run(x: np.ndarray) -> np.ndarray:
+        matmul(weight, x.T, out=yt)
+        if column is not None:
+            add(yt, column, out=yt)
+        if relu:
+            maximum(yt, zeros, out=yt)
+        return y
+
+    return run

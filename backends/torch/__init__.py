@@ -1,0 +1,1 @@
+"""PyTorch: the adapter, and kernels that call PyTorch's own."""

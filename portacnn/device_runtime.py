@@ -1,0 +1,72 @@
+"""``DeviceRuntime``: memory, streams and step compilation of a device that computes asynchronously. Every method has a default.
+
+A library on the CPU needs no other. CuPy has a current device, memory that can run out, streams to send data on while it
+computes, and graphs that replay a whole training step.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar
+
+Array = Any
+HostArray = Any  # a numpy.ndarray
+
+NOTHING: AbstractContextManager[None] = nullcontext()
+
+
+class DeviceRuntime:
+    """The part of ``Backend`` that concerns the device and not the arrays.
+
+    Attributes:
+        has_current_device: whether the library computes on a current device, which may differ from an array's. If so, the
+            adapter implements ``active`` and ``elsewhere``.
+    """
+
+    has_current_device: ClassVar[bool] = False
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """The precisions of ``ops.use_precision`` that this device supports; with any other it computes in float32."""
+        return ("float32",)
+
+    def synchronize(self) -> None:
+        """Wait until the device has finished all work given to it."""
+
+    def active(self) -> AbstractContextManager[Any]:
+        """Return a context in which the library allocates and computes on this device."""
+        return NOTHING
+
+    def elsewhere(self, device: Any) -> AbstractContextManager[Any] | None:
+        """Return the context to enter before computing on ``device``, or None if it is the current device."""
+        return None
+
+    def free_memory(self) -> int | None:
+        """Return the number of free bytes on the device, or None if it has no memory of its own."""
+        return None
+
+    def memory_error(self, error: BaseException) -> tuple[int, int] | None:
+        """Return (bytes requested, bytes held) of an out-of-memory error, or None if the error does not say."""
+        return None
+
+    def uploader(self) -> "Uploader":
+        """Return an ``Uploader``, which sends batches to the device while it computes."""
+        return Uploader(self)
+
+    def compile_step(self, step: Callable[..., Any], example: tuple[Any, ...]) -> Callable[..., Any]:
+        """Return a function equal to ``step``, compiled for arguments like ``example`` if the backend can."""
+        return step
+
+
+class Uploader:
+    """Sends batches from the host to the device. An adapter derives from it if copies can run beside computation."""
+
+    def __init__(self, backend: Any) -> None:
+        self.backend = backend
+
+    def send(self, *arrays: HostArray) -> Any:
+        """Start sending NumPy arrays; return what ``receive`` takes. The caller may overwrite its arrays at once."""
+        return tuple(self.backend.asarray(array) for array in arrays)
+
+    def receive(self, sent: Any) -> tuple[Array, ...]:
+        """Return the arrays of one ``send`` on the device, in their own dtypes, ready for the work that follows."""
+        return sent
