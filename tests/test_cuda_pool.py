@@ -37,7 +37,7 @@ def max_pool(x: np.ndarray, dy: np.ndarray, windows: Windows) -> tuple[np.ndarra
         seen = [cell for cell in cells(windows, tuple(at)) if inside(windows, cell)]
         best = seen[0]
         for cell in seen:
-            if not x[n, c][best] >= x[n, c][cell] and not np.isnan(x[n, c][best]):
+            if x[n, c][cell] > x[n, c][best] or np.isnan(x[n, c][cell]):
                 best = cell
         y[(n, c, *at)] = x[n, c][best]
         dx[(n, c, *best)] += dy[(n, c, *at)]
