@@ -122,9 +122,12 @@ class Backend:
         Raises:
             ArrayError: it lies on another device, is no array, or its library does not hand it over (DLPack).
         """
-        source: Backend | None = None
-        if _library(type(array)) or not hasattr(array, "__dlpack__"):
-            source = backend_of(array)
+        try:
+            source: Backend | None = backend_of(array)
+        except ArrayError:
+            if _library(type(array)) or not hasattr(array, "__dlpack__"):
+                raise
+            source = None
         name = source and source.name
         if name == "numpy" or (name == self.name and array.device == self.device):
             return array
