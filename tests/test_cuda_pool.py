@@ -169,7 +169,7 @@ def test_a_window_of_more_taps_than_a_byte_counts():
 @pytest.mark.parametrize("kernel", [2, 3, (1, 3)])
 def test_nan_wins_and_infinities_are_numbers(kernel: Any):
     host = np.full((2, 1, 6, 6), -np.inf)
-    host[0, 0, 1, 2] = host[0, 0, 4, 4] = np.nan
+    host[0, 0, 1, 2] = host[0, 0, 1, 3] = host[0, 0, 4, 4] = np.nan
     host[1, 0, 5, 5] = np.inf
     windows = pool_windows((6, 6), kernel, 1, 0, 1, False)
     with rigged() as rig:
