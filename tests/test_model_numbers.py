@@ -9,6 +9,8 @@ from nets import bits, patches, small_net
 
 from portacnn import EarlyStopping, Trainer, ops, scratch
 from portacnn.errors import ArrayError, ModelFormatError, NotFiniteError
+from portacnn.layers.join import MatMul, MatMulWith
+from portacnn.layers.shape import Reduce, Take
 from portacnn.optim import make_optimizer
 
 
@@ -110,3 +112,17 @@ def test_numpys_warnings_change_nothing():
             assert trained(lr) == expected
             assert np.geterr() == before
     assert "Lower the learning rate" in expected[1]
+
+
+def test_layers_by_themselves_do_not_warn(backend):
+    """Those that compute without an op."""
+    host = np.asarray([[3e38, np.inf, -np.inf], [np.nan, 1e-45, 3e38]])
+    x = backend.array(host, "float32")
+    own, both, chosen, mean = MatMulWith(3), MatMul(), Take([0, 0, 2], 1), Reduce("mean", [1])
+    own.build((3,), device=backend.device, seed=0)
+    with warnings.catch_warnings(), np.errstate(all="raise"):
+        warnings.simplefilter("error")
+        for layer, given in ((own, x), (both, [x, backend.xp.matrix_transpose(x)]), (chosen, x), (mean, x)):
+            y = layer.forward(given, train=True)
+            layer.backward(y)
+            assert np.isnan(backend.host(y)).any()
