@@ -20,7 +20,7 @@ from portacnn.errors import ArgumentError, ModelFormatError, ShapeError
 from portacnn.flat import Flat, Named, runs
 from portacnn.ops.dispatch import check_arrays
 from portacnn.ops.update import count_as_float
-from portacnn.runtime import Array, backend_of, where
+from portacnn.runtime import Array, backend_of, taken, where
 
 Selection = Callable[[str, Array], bool] | str | Iterable[str]
 """Which parameters: a function of a parameter's path and array, or patterns of names (see ``selector``)."""
@@ -306,16 +306,20 @@ class Optimizer:
             counts = {key: whole(f"the count of {key}", count, 1) for key, count in counts.items()}
         except ArgumentError as error:
             raise ModelFormatError(error.message, where) from error
+        loaded: dict[str, dict[str, Array]] = {}
+        for key in counts if self.slots else ():
+            p = params[key]
+            home = replace(backend_of(p), device=p.device)
+            names = {slot: f"{slot}.{key}" for slot in self.slots}
+            loaded[key] = {
+                slot: taken(home, arrays[name], p.dtype, f"{type(self).__name__}: {name}")
+                for slot, name in names.items()
+            }
         self.lr, self.steps, self.counts = lr, steps, counts
         for own in self.state.values():
             for key in [key for key in own if key not in counts]:
                 del own[key]
-        for key in counts if self.slots else ():
-            p = params[key]
-            home = replace(backend_of(p), device=p.device)
-            first = {
-                slot: home.xp.astype(home.share(arrays[f"{slot}.{key}"]), p.dtype, copy=False) for slot in self.slots
-            }
+        for key, first in loaded.items():
             if any(key not in own for own in self.state.values()):
                 self._make_state(key, params, first)
             else:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 from portacnn.errors import ArgumentError, ModelFormatError, PortacnnError, ShapeError, StateError
 from portacnn.flat import Flat, Named
 from portacnn.init import Initializer, rule
-from portacnn.runtime import Array, Backend, HostArray, dtype_name, resolve
+from portacnn.runtime import Array, Backend, HostArray, dtype_name, resolve, taken
 from portacnn.seeds import check_seed, generator
 
 Shape = tuple[int, ...]
@@ -391,13 +391,14 @@ class Layer:
             What was missing and what was unexpected: nothing where it is ``strict``.
 
         Raises:
-            ModelFormatError: lists everything that is missing, unexpected or of another shape; nothing has changed then.
+            ModelFormatError: lists everything that is missing, unexpected or of another shape; or numbers beyond the range of the
+                layer's dtype. Nothing has changed then.
         """
         home, own = self._home(), self.named_state()
         mismatch = check_state({path: tuple(array.shape) for path, array in own.items()}, state, self.where, strict)
         with home.active():
             arrays = {
-                path: home.xp.astype(home.share(state[path]), array.dtype, copy=False)
+                path: taken(home, state[path], array.dtype, f"{self.where}: {path}")
                 for path, array in own.items()
                 if path in state
             }

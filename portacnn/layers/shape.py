@@ -13,7 +13,7 @@ from portacnn.errors import ArgumentError, PortacnnError, ShapeError
 from portacnn.layers.base import Layer, Shape
 from portacnn.layers.conv import PADDING_MODES
 from portacnn.ops.pad import check_pads
-from portacnn.runtime import Array, backend_of
+from portacnn.runtime import Array, backend_of, where
 
 
 def _several(layer: Layer, name: str, values: Sequence[int], least: int) -> tuple[int, ...]:
@@ -175,7 +175,8 @@ class Take(Layer):
         chosen = xp.asarray(self.indices, dtype=xp.int64, device=dy.device)
         places = chosen[:, None] == xp.arange(cells, dtype=xp.int64, device=dy.device)[None, :]
         last = xp.moveaxis(dy, self.axis, -1)
-        return xp.moveaxis(xp.matmul(last, xp.astype(places, dy.dtype)), -1, self.axis)
+        with where(dy):
+            return xp.moveaxis(xp.matmul(last, xp.astype(places, dy.dtype)), -1, self.axis)
 
 
 class Reduce(Layer):
@@ -205,11 +206,13 @@ class Reduce(Layer):
     def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
         xp: Any = backend_of(x).xp
         self._keep(tuple(x.shape) if (train if keep is None else keep) else None)
-        return getattr(xp, self.reduction)(x, axis=self.axes, keepdims=self.keepdims)
+        with where(x):
+            return getattr(xp, self.reduction)(x, axis=self.axes, keepdims=self.keepdims)
 
     def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
         shape, xp = self._kept(), backend_of(dy).xp
         dy = xp.reshape(dy, tuple(1 if axis in self.axes else n for axis, n in enumerate(shape)))
         if self.reduction == "mean":
-            dy = dy / prod(shape[axis] for axis in self.axes)
+            with where(dy):
+                dy = dy / prod(shape[axis] for axis in self.axes)
         return dy + xp.zeros(shape, dtype=dy.dtype, device=dy.device)  # broadcast, into memory of its own

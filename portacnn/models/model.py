@@ -9,7 +9,7 @@ from typing import Any, Self, TypeVar
 from portacnn import ops
 from portacnn.arguments import whole
 from portacnn.data.labels import class_indices
-from portacnn.errors import ArgumentError, ArrayError, ModelFormatError, PortacnnError, ShapeError
+from portacnn.errors import ArgumentError, ArrayError, ModelFormatError, NotFiniteError, PortacnnError, ShapeError
 from portacnn.files import load_tensors, save_tensors, within
 from portacnn.gradient_check import numerical_gradient
 from portacnn.layers import Layer, Sequential
@@ -19,18 +19,18 @@ from portacnn.models.inference import Inference
 from portacnn.models.preprocess import Normalize, rebuild_preprocess
 from portacnn.models.summary import table
 from portacnn.ops.windows import per_axis
-from portacnn.runtime import Array, Backend, HostArray, backend_of, describe, dtype_name, is_float, resolve
+from portacnn.runtime import Array, Backend, HostArray, backend_of, cast, describe, is_float, resolve
 
 _ROOM = 512 << 20  # bytes that the layers' outputs may take in ``predict``
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 def _at_home(method: _Method) -> _Method:
-    """The method with the model's device current, where the library has one that is current."""
+    """The method within ``Backend.active``."""
 
     @wraps(method)
     def run(self: "Model", *args: Any, **kwargs: Any) -> Any:
-        if self.backend is None or not self.backend.has_current_device:
+        if self.backend is None or not self.backend.enters:
             return method(self, *args, **kwargs)
         with self.backend.active():
             return method(self, *args, **kwargs)
@@ -100,13 +100,19 @@ class Model(Sequential):
             ArrayError: uint8 without a ``preprocess``, other integers; another device than the model's, but a NumPy array may
                 always come; a library that does not know DLPack.
             ShapeError: not (N, *input_shape).
+            NotFiniteError: numbers beyond the range of the model's dtype.
         """
-        home, x = self._home(), self.received(x)
-        dtype = self.kept_as(x)
-        if dtype_name(x) != dtype:
-            source = backend_of(x)
-            x = source.xp.astype(x, source.dtype(dtype))
+        home, x = self._home(), self.cast(self.received(x))
         return x if backend_of(x).name == home.name else home.share(x)
+
+    def cast(self, x: Array) -> Array:
+        """Images, as ``received`` gives them, in the dtype that they are kept in, where they are. Raises as ``accept`` does."""
+        dtype = self.kept_as(x)
+        try:
+            return cast(x, backend_of(x).dtype(dtype))
+        except NotFiniteError as error:
+            error.message = f"images {error.message}: scale them, or build the model with dtype='float64'"
+            raise error.at(self.where)
 
     def received(self, x: Any) -> Array:
         """An array of any library, its memory shared, as one of the model's own on its device; NumPy's as they are.
@@ -238,7 +244,10 @@ class Model(Sequential):
         return float(self._home().to_host(loss))
 
     def accuracy(self, x: Array, t: Array, batch_size: int | None = None) -> float:
-        """The share of images x whose largest logit is their label's; every one counts, the last short batch too."""
+        """The share of images x whose largest logit is their label's; every one counts, the last short batch too.
+
+        One with NaN among its logits is wrong.
+        """
         x = self.received(x)
         if _count(x) == 0:
             raise ArgumentError("the accuracy over no images is not defined", self.where)
@@ -246,9 +255,9 @@ class Model(Sequential):
 
     @_at_home
     def count_correct(self, x: Array, t: Array, batch_size: int | None = None) -> int:
-        """How many of the images x are classified as t, which is as ``labels`` gives it."""
+        """How many of the images x are classified as t, which is as ``labels`` gives it; an output of NaN is never right."""
         home = self._home()
-        hits = home.xp.argmax(self.predict(x, batch_size), axis=1) == t
+        hits = ops.is_correct(self.predict(x, batch_size), t)
         return int(home.to_host(home.xp.count_nonzero(hits)))
 
     @_at_home

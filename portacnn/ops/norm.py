@@ -28,6 +28,8 @@ from portacnn.ops.windows import per_axis
 from portacnn.runtime import Array, backend_of, describe
 
 _BLOCK = 128
+RUNNING = ("running_mean", "running_var")
+"""What batch and instance norm write into."""
 
 
 class Normalized(NamedTuple):
@@ -210,7 +212,7 @@ def check_batch_norm(
         )
 
 
-@op(partial(check_batch_norm, "batch_norm"))
+@op(partial(check_batch_norm, "batch_norm"), writes=RUNNING)
 def batch_norm(
     x: Array,
     running_mean: Array | None,
@@ -299,7 +301,7 @@ def _check_instance_norm(
         )
 
 
-@op(_check_instance_norm)
+@op(_check_instance_norm, writes=RUNNING)
 def instance_norm(
     x: Array,
     running_mean: Array | None = None,

@@ -5,7 +5,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from portacnn import models
+from portacnn import models, ops
 from portacnn.errors import ArgumentError, ModelFormatError
 from portacnn.files import load_tensors, save_tensors
 from portacnn.gradient_check import numerical_gradient
@@ -89,7 +89,7 @@ class SimpleConvNet:
         return number(self.last_layer.forward(self.predict(x), self._labels(t, x.shape[0])))
 
     def accuracy(self, x: Array, t: Array, batch_size: int = 100) -> float:
-        """The share of images x whose largest logit is their label's.
+        """The share of images x whose largest logit is their label's; NaN among the logits is wrong.
 
         Every image counts; the book's leaves out those after the last whole batch, yet divides by all of them.
         """
@@ -104,7 +104,7 @@ class SimpleConvNet:
         for first in range(0, count, batch_size):
             last = min(first + batch_size, count)
             y = self.predict(x[first:last, ...])
-            hits = hits + xp.count_nonzero(xp.argmax(y, axis=1) == labels[first:last])
+            hits = hits + xp.count_nonzero(ops.is_correct(y, labels[first:last]))
         return number(hits) / count
 
     def _labels(self, t: Array, count: int) -> Array:

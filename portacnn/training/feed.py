@@ -83,10 +83,13 @@ def take_set(model: Model, x: Array, t: Array, what: str) -> tuple[Array, Array]
     if is_float(source.xp, x.dtype) and not bool(source.to_host(source.xp.all(source.xp.isfinite(x)))):
         raise NotFiniteError(f"x_{what} holds NaN or infinity ({describe(x)}); clean the data first")
     nbytes = prod(x.shape) * (1 if dtype == "uint8" else int(dtype.removeprefix("float")) // 8)
-    if source.name == "numpy" != home.name and not fits(nbytes, home.free_memory()):
-        return source.contiguous(source.xp.astype(x, source.dtype(dtype), copy=False)), labels
-    with home.active():
-        return home.contiguous(model.accept(x)), labels  # a gather reads whole images
+    try:
+        if source.name == "numpy" != home.name and not fits(nbytes, home.free_memory()):
+            return source.contiguous(model.cast(x)), labels
+        with home.active():
+            return home.contiguous(model.accept(x)), labels  # a gather reads whole images
+    except NotFiniteError as error:
+        raise error.at(f"x_{what}", over=True)
 
 
 def make_feed(model: Model, images: Array, labels: Array) -> Resident | Streamed:
