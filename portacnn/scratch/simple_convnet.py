@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from portacnn import models
+from portacnn.arguments import whole
 from portacnn.errors import ArgumentError, ModelFormatError
 from portacnn.files import load_tensors, save_tensors
 from portacnn.gradient_check import numerical_gradient
@@ -94,17 +95,17 @@ class SimpleConvNet:
         Every image counts; the book's leaves out those after the last whole batch, yet divides by all of them.
         """
         count = x.shape[0]
-        if not count or batch_size < 1:
-            raise ArgumentError(
-                f"expected images and a batch_size of at least 1, got {count} and {batch_size}", "accuracy"
-            )
+        if not count:
+            raise ArgumentError("the accuracy over no images is not defined", "accuracy")
+        batch_size = whole("batch_size", batch_size, 1)
         xp = self._backend.xp
         labels = self._labels(t, count)
         hits: Any = 0
         for first in range(0, count, batch_size):
             last = min(first + batch_size, count)
             y = self.predict(x[first:last, ...])
-            hits = hits + xp.count_nonzero(xp.argmax(y, axis=1) == labels[first:last])
+            right = xp.argmax(y, axis=1) == labels[first:last]
+            hits = hits + xp.count_nonzero(right & ~xp.any(xp.isnan(y), axis=1))  # NaN is never right
         return number(hits) / count
 
     def _labels(self, t: Array, count: int) -> Array:
