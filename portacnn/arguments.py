@@ -5,9 +5,11 @@ but powers of the one grow without end, and those of the other overflow.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import wraps
+from inspect import signature
 from math import inf, isfinite, nan
 from operator import index
-from typing import Any
+from typing import Any, TypeVar
 
 from portacnn.errors import ArgumentError
 
@@ -36,7 +38,7 @@ def plain(value: Any, known: Callable[[Any], Any] = lambda value: None) -> Any:
 
 def listed(value: Any) -> Any:
     """An array of numbers as lists of Python's; whatever else it is, as it is."""
-    return value.tolist() if hasattr(value, "tolist") and getattr(value, "ndim", 0) else value
+    return value.tolist() if hasattr(value, "tolist") and getattr(value, "ndim", 0) > 0 else value
 
 
 def told(value: Any) -> str:
@@ -151,16 +153,33 @@ def share(name: str, value: Any) -> float:
     return number
 
 
-def unknown_keyword(what: str, unknown: Iterable[str], known: Iterable[str], cures: Mapping[str, str]) -> TypeError:
-    """The error for keywords that ``what`` does not take; it names the right ones.
+Function = TypeVar("Function", bound=Callable[..., Any])
 
-    ``cures`` says, for keywords that people bring from other libraries, what to write here.
+
+def answering_keywords(what: str, cures: Mapping[str, str]) -> Callable[[Function], Function]:
+    """Decorate a function called ``what`` so that the TypeError for a keyword that it does not take names the right one.
+
+    ``cures`` says what to write instead of keywords that people bring from other libraries.
     """
+
+    def decorated(function: Function) -> Function:
+        known = [name for name in signature(function).parameters if name not in ("self", "cls")]
+
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if unknown := [name for name in kwargs if name not in known]:
+                hints = [f"{name}{_hint(name, known, cures)}" for name in unknown]
+                raise TypeError(f"{what} does not take {', '.join(hints)}; it takes {', '.join(known)}")
+            return function(*args, **kwargs)
+
+        return call  # type: ignore[return-value]
+
+    return decorated
+
+
+def _hint(name: str, known: list[str], cures: Mapping[str, str]) -> str:
     from difflib import get_close_matches
 
-    known, hints = list(known), []
-    for name in unknown:
-        near = [f"did you mean {match}?" for match in get_close_matches(name, known, 1)]
-        hint = [f"write {cures[name]}"] if name in cures else near
-        hints.append(f"{name} ({hint[0]})" if hint else name)
-    return TypeError(f"{what} does not take {', '.join(hints)}; it takes {', '.join(known)}")
+    if name in cures:
+        return f" (write {cures[name]})"
+    return "".join(f" (did you mean {match}?)" for match in get_close_matches(name, known, 1))

@@ -163,9 +163,8 @@ class Optimizer:
 
     def advance(self) -> None:
         """Count one more update of the same parameters as the last: one that was given its ``count``, or was replayed."""
-        self.steps += 1
-        for key in self._took_part:
-            self.counts[key] += 1
+        counts = self.counts | {key: self.counts[key] + 1 for key in self._took_part}
+        self.steps, self.counts = self.steps + 1, counts  # together, whatever may interrupt
 
     def _make_state(self, key: str, params: Mapping[str, Array], first: Mapping[str, Array] | None = None) -> None:
         """The first state of a parameter, or by slot the values of ``first``; laid out as the parameters are."""

@@ -413,6 +413,11 @@ class Layer:
         """How many numbers this layer itself learns, those of its children left out; known once it is planned."""
         return sum(prod(parameter.shape) for parameter in self._declared.values())
 
+    @property
+    def least_batch(self) -> int:
+        """How many samples a batch must have at least for this layer itself to be trained on it; known once it is planned."""
+        return 1
+
     def multiply_adds(self) -> int:
         """How often this layer itself multiplies and adds in one sample's forward pass; known once it is planned.
 
