@@ -142,7 +142,7 @@ def _whole(name: str, value: Any) -> Any:
     value = listed(value)
     if isinstance(value, Sequence) and not isinstance(value, str):
         return tuple(_whole(name, v) for v in value)
-    if (number := as_int(value)) is None or abs(number) > LARGEST:
+    if (number := as_int(value)) is None:
         raise ArgumentError(f"{name} must be whole numbers, got {told(value)}")
     return number
 
@@ -154,7 +154,9 @@ def per_axis(name: str, value: Any, axes: int, least: int) -> tuple[int, ...]:
     if len(values) != axes or not all(isinstance(v, int) for v in values):
         raise ArgumentError(f"{name} must be a number or {axes} of them ({AXES.get(axes, '')}), got {value!r}")
     if any(v < least for v in values):
-        raise ArgumentError(f"{name} must be at least {least}, got {value!r}")
+        raise ArgumentError(f"{name} must be at least {least}, got {told(value)}")
+    if any(v > LARGEST for v in values):
+        raise ArgumentError(f"{name} must be at most {LARGEST}, got {told(value)}")
     return values
 
 

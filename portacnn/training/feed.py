@@ -77,12 +77,12 @@ def take_set(model: Model, x: Array, t: Array, what: str) -> tuple[Array, Array]
         Images as ``Model.accept`` gives them, on the device, or NumPy's of the same dtype; labels on the device. What lies
         there already is not copied.
     """
-    x, home = model.received(x), model._home()
+    x, home = model.received(x, f"x_{what}"), model._home()
     source = backend_of(x)
     if x.ndim == 0 or x.shape[0] == 0:
         raise ArgumentError(f"x_{what} has no images")
-    labels = model.labels(t, x.shape[0], f"t_{what}")
     dtype = model.kept_as(x)
+    labels = model.labels(t, x.shape[0], f"t_{what}")
     if is_float(source.xp, x.dtype) and not bool(source.to_host(source.xp.all(source.xp.isfinite(x)))):
         raise NotFiniteError(f"x_{what} holds NaN or infinity ({describe(x)}); clean the data first")
     if source.name == "numpy" != home.name and not fits(nbytes_of(x.shape, dtype), home.free_memory()):
