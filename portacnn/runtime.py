@@ -366,7 +366,11 @@ def _learn(kind: type, array: Array) -> Backend:
     if name is None:
         raise ArrayError(
             f"expected an array of {', '.join(backend_names())}; got {kind.__module__}.{kind.__qualname__}"
-            + (" (numpy.asarray(...) makes an array of it)" if isinstance(array, list | tuple | int | float) else "")
+            + (
+                " (numpy.asarray(...) makes an array of it)"
+                if isinstance(array, list | tuple | int | float) or hasattr(array, "__array__")
+                else ""
+            )
         )
     refused: Mapping[str, str] = getattr(_adapter(name), "REFUSED", {})
     for base in kind.__mro__:

@@ -10,7 +10,7 @@ from math import prod
 from typing import Any
 
 from portacnn import ops
-from portacnn.arguments import one_of, whole
+from portacnn.arguments import one_of, whole, wholes
 from portacnn.errors import PortacnnError, ShapeError
 from portacnn.layers.base import Layer, Shape
 from portacnn.ops.arithmetic import ARITHMETIC
@@ -81,7 +81,7 @@ class ArithmeticWith(Layer):
     def __init__(self, kind: str, shape: Sequence[int], constant_first: bool = False, learn: bool = True) -> None:
         self.kind_ = _checked_kind(kind, type(self).__name__)
         try:
-            self.shape = tuple(whole("shape", n, 1) for n in shape)
+            self.shape = wholes("shape", shape, 1)
         except PortacnnError as error:
             raise error.at(type(self).__name__)
         self.constant_first, self.learn = bool(constant_first), bool(learn)

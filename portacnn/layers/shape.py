@@ -8,7 +8,7 @@ from math import prod
 from typing import Any
 
 from portacnn import ops
-from portacnn.arguments import one_of, real, whole
+from portacnn.arguments import one_of, real, wholes
 from portacnn.errors import ArgumentError, PortacnnError, ShapeError
 from portacnn.layers.base import Layer, Shape
 from portacnn.layers.conv import PADDING_MODES
@@ -18,7 +18,7 @@ from portacnn.runtime import Array, backend_of, where
 
 def _several(layer: Layer, name: str, values: Sequence[int], least: int) -> tuple[int, ...]:
     try:
-        return tuple(whole(name, value, least) for value in values)
+        return wholes(name, values, least)
     except PortacnnError as error:
         raise error.at(type(layer).__name__)
 

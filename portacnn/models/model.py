@@ -1,5 +1,6 @@
 """``Model``: a network that classifies. What ``Sequential`` is, with arrays of any kind in, and numbers and files out."""
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -21,6 +22,7 @@ from portacnn.models.summary import table
 from portacnn.ops.windows import per_axis
 from portacnn.runtime import Array, Backend, HostArray, backend_of, cast, describe, is_float, resolve
 
+_log = logging.getLogger("portacnn")
 _ROOM = 512 << 20  # bytes that the layers' outputs may take in ``predict``
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -57,6 +59,8 @@ class Model(Sequential):
 
     _most: int | None = None  # images at a time in ``predict``, once it is known
     _preprocess: Normalize | None = None
+    _floats_seen = False  # whether floating-point images were looked at, where that takes a transfer
+    _warned = False  # that they look like bytes
     _constants: tuple[tuple[Any, ...], Array | None, Array] | None = None  # what they are for; mean; std
 
     @property
@@ -80,7 +84,12 @@ class Model(Sequential):
         self._most = None
         if self._preprocess is not None:
             _fits(self._preprocess, shape, self.where)
-        return super().infer(shape)
+        try:
+            return super().infer(shape)
+        except ShapeError as error:
+            if len(shape) == 3 and shape[0] > 4 >= shape[2]:
+                error.message += f". Shapes are (C, H, W): did you mean {(shape[2], *shape[:2])} instead of {shape}?"
+            raise
 
     @_at_home
     def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
@@ -102,7 +111,10 @@ class Model(Sequential):
             ShapeError: not (N, *input_shape).
             NotFiniteError: numbers beyond the range of the model's dtype.
         """
-        home, x = self._home(), self.cast(self.received(x))
+        home, x = self._home(), self.received(x)
+        if self._preprocess is not None and self.kept_as(x) != "uint8":
+            self._look_at_floats(x)
+        x = self.cast(x)
         return x if backend_of(x).name == home.name else home.share(x)
 
     def cast(self, x: Array) -> Array:
@@ -114,8 +126,32 @@ class Model(Sequential):
             error.message = f"images {error.message}: scale them, or build the model with dtype='float64'"
             raise error.at(self.where)
 
-    def received(self, x: Any) -> Array:
+    def _look_at_floats(self, x: Array) -> None:
+        """Say, once, that images of floating point look like bytes, which ``preprocess`` would have scaled.
+
+        NumPy's are looked at each time they pass all checks, those on a device only the first time: reading is waiting there.
+        """
+        source, (channels, *_) = backend_of(x), self.input_shape
+        if self._warned or 0 in x.shape or (self._floats_seen and source.name != "numpy"):
+            return
+        self._floats_seen = True
+        largest = float(source.to_host(source.xp.max(x[: min(16, x.shape[0]), ...])))
+        means, stds = self._preprocess.in_pixels(channels)  # type: ignore[union-attr]
+        usual = max(abs(pixel - mean) / std for pixel in (0, 255) for mean, std in zip(means, stds, strict=True))
+        if largest > 8 * usual:
+            self._warned = True
+            _log.warning(
+                "%s: floating-point images are taken as they are, and preprocess is not for them; but these reach %g, where "
+                "preprocess makes at most %g of a byte. If they are pixels of 0..255, give them as uint8: x.astype('uint8')",
+                self.where,
+                largest,
+                usual,
+            )
+
+    def received(self, x: Any, what: str = "x") -> Array:
         """An array of any library, its memory shared, as one of the model's own on its device; NumPy's as they are.
+
+        ``what`` is the argument's name, for the message.
 
         Raises:
             ArrayError: as ``accept`` says.
@@ -123,6 +159,8 @@ class Model(Sequential):
         try:
             return self._home().receive(x)
         except ArrayError as error:
+            if not hasattr(x, "shape") and not hasattr(x, "__dlpack__"):  # no array at all
+                error.message = f"{what}: {error.message}"
             raise error.at(self.where)
 
     def kept_as(self, x: Array) -> str:
@@ -130,12 +168,13 @@ class Model(Sequential):
 
         x is as ``received`` gives it.
         """
-        dtype = self._dtype_of(x)
         if tuple(x.shape[1:]) != self.input_shape or x.ndim < 1:
             raise ShapeError(
-                f"expected images (N, {', '.join(map(str, self.input_shape))}), got {describe(x)}", self.where
+                f"expected images (N, {', '.join(map(str, self.input_shape))}), got {describe(x)}"
+                f"{_reshaping(x, self.input_shape)}",
+                self.where,
             )
-        return dtype
+        return self._dtype_of(x)
 
     def _dtype_of(self, x: Array) -> str:
         """The dtype that images of x's are kept in."""
@@ -193,7 +232,7 @@ class Model(Sequential):
         try:
             source = backend_of(t)
         except ArrayError:
-            t = self.received(t)
+            t = self.received(t, what)
             source = backend_of(t)
         return home.asarray(class_indices(source.to_host(t), count, self.classes, what))
 
@@ -211,8 +250,11 @@ class Model(Sequential):
         ``batch_size`` images go through at a time; by default as many as leave the layers' outputs within 512 MiB, but no
         more than 256. Softmax is left out: the largest logit is the likeliest class.
         """
-        if batch_size is not None and batch_size < 1:
-            raise ArgumentError(f"batch_size must be at least 1, got {batch_size}", self.where)
+        if batch_size is not None:
+            try:
+                batch_size = whole("batch_size", batch_size, 1)
+            except ArgumentError as error:
+                raise error.at(self.where)
         x = self.received(x)
         count = _count(x)
         most = self._own_batch_size()
@@ -251,6 +293,7 @@ class Model(Sequential):
         x = self.received(x)
         if _count(x) == 0:
             raise ArgumentError("the accuracy over no images is not defined", self.where)
+        self.kept_as(x)
         return self.count_correct(x, self.labels(t, x.shape[0]), batch_size) / x.shape[0]
 
     @_at_home
@@ -264,6 +307,7 @@ class Model(Sequential):
     def gradient(self, x: Array, t: Array) -> dict[str, Array]:
         """The gradient of ``loss`` for every parameter, by backward pass: copies, by the parameter's path."""
         x = self.received(x)
+        self.kept_as(x)
         xp = self._home().xp
         labels = self.labels(t, x.shape[0])
         _, cache = ops.softmax_cross_entropy(self.forward(self._batch(x), keep=True), labels)
@@ -389,6 +433,27 @@ def image_shape(model: str, num_classes: int, in_channels: int, input_size: int 
         return (whole("in_channels", in_channels, 1), *per_axis("input_size", input_size, 2, 1))
     except PortacnnError as error:
         raise error.at(model)
+
+
+def _reshaping(x: Array, sample: Shape) -> str:
+    """What makes images for samples (C, H, W) of an array of another shape, for a message; empty where nothing is likely."""
+    shape, (channels, *size) = tuple(x.shape), sample
+    last = (*size, channels)
+    turn = "permute" if hasattr(x, "permute") else "transpose"
+    axes = (0, len(sample), *range(1, len(sample)))
+    if shape == sample:
+        return "; one image is a batch of one: x[None]"
+    if shape == last:
+        return f"; the channels come first, and one image is a batch of one: x[None].{turn}{axes}"
+    if shape[1:] == last:
+        return f"; the channels come first: x.{turn}{axes}"
+    if channels == 1 and shape[1:] == tuple(size):
+        return "; give them an axis for the channel: x[:, None]"
+    if channels == 1 and shape == tuple(size):
+        return "; give it axes for the batch and the channel: x[None, None]"
+    if len(shape) == 2 and shape[1] == prod(sample):
+        return f"; x.reshape{(-1, *sample)}"
+    return ""
 
 
 def _fits(preprocess: Normalize, sample: Shape, where: str) -> None:

@@ -12,6 +12,7 @@ are short ones. Summed in one go a large image would lose digits, as batch-last 
 from collections.abc import Sequence
 from typing import Any
 
+from portacnn.arguments import listed
 from portacnn.errors import PortacnnError, ShapeError
 from portacnn.ops.dispatch import Cache, op
 from portacnn.ops.faces import check_input, faces
@@ -102,6 +103,7 @@ def _place_of_max(part: Array, axis: int) -> Array:
 
 def output_of(output_size: int | Sequence[int | None] | None, size: Sequence[int]) -> Size:
     """``output_size`` for an input of this spatial size, None standing for the input's own. Raises ArgumentError."""
+    output_size = listed(output_size)
     wanted = tuple(output_size) if isinstance(output_size, Sequence) else (output_size,) * len(size)
     if len(wanted) == len(size):
         wanted = tuple(n if m is None else m for n, m in zip(size, wanted, strict=True))

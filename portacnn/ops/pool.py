@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
+from portacnn.arguments import listed
 from portacnn.errors import ArgumentError, PortacnnError
 from portacnn.ops.dispatch import Cache, op
 from portacnn.ops.faces import check_input, faces
@@ -135,6 +136,7 @@ def pool_windows(
     a padding in numbers, as PyTorch writes it; one given side by side (as in ONNX) may be wider.
     """
     windows = Windows.of(size, kernel_size, kernel_size if stride is None else stride, padding, dilation, ceil_mode)
+    padding = listed(padding)
     by_side = isinstance(padding, Sequence) and all(isinstance(p, Sequence) for p in padding)
     for pads, k, d in zip(windows.pads, windows.kernel, windows.dilation, strict=True):
         extent = d * (k - 1) + 1

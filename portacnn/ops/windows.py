@@ -16,6 +16,7 @@ from itertools import product
 from math import prod
 from typing import Any
 
+from portacnn.arguments import LARGEST, as_int, listed, told
 from portacnn.errors import ArgumentError, ShapeError
 from portacnn.ops.dispatch import op
 from portacnn.ops.layout import batch_first, batch_last
@@ -176,11 +177,12 @@ def _whole(name: str, value: Any) -> Any:
     """Whole numbers as ``int``, sequences of them as tuples: what the cache tells apart (2 and 2.0 are one key to it)."""
     if type(value) is int:
         return value
+    value = listed(value)
     if isinstance(value, Sequence) and not isinstance(value, str):
         return tuple(_whole(name, v) for v in value)
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise ArgumentError(f"{name} must be whole numbers, got {value!r}")
-    return int(value)
+    if (number := as_int(value)) is None:
+        raise ArgumentError(f"{name} must be whole numbers, got {told(value)}")
+    return number
 
 
 def per_axis(name: str, value: Any, axes: int, least: int) -> tuple[int, ...]:
@@ -190,7 +192,9 @@ def per_axis(name: str, value: Any, axes: int, least: int) -> tuple[int, ...]:
     if len(values) != axes or not all(isinstance(v, int) for v in values):
         raise ArgumentError(f"{name} must be a number or {axes} of them ({AXES.get(axes, '')}), got {value!r}")
     if any(v < least for v in values):
-        raise ArgumentError(f"{name} must be at least {least}, got {value!r}")
+        raise ArgumentError(f"{name} must be at least {least}, got {told(value)}")
+    if any(v > LARGEST for v in values):
+        raise ArgumentError(f"{name} must be at most {LARGEST}, got {told(value)}")
     return values
 
 
@@ -198,7 +202,7 @@ def pads_of(
     padding: Padding, size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
 ) -> tuple[tuple[int, int], ...]:
     """Every form of ``padding`` as a pair (before, after) for each axis."""
-    axes = len(size)
+    axes, padding = len(size), listed(padding)
     if isinstance(padding, str):
         if padding == "valid":
             return ((0, 0),) * axes

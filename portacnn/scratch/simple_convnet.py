@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from portacnn import models, ops
+from portacnn.arguments import whole
 from portacnn.errors import ArgumentError, ModelFormatError
 from portacnn.files import load_tensors, save_tensors
 from portacnn.gradient_check import numerical_gradient
@@ -94,10 +95,9 @@ class SimpleConvNet:
         Every image counts; the book's leaves out those after the last whole batch, yet divides by all of them.
         """
         count = x.shape[0]
-        if not count or batch_size < 1:
-            raise ArgumentError(
-                f"expected images and a batch_size of at least 1, got {count} and {batch_size}", "accuracy"
-            )
+        if not count:
+            raise ArgumentError("the accuracy over no images is not defined", "accuracy")
+        batch_size = whole("batch_size", batch_size, 1)
         xp = self._backend.xp
         labels = self._labels(t, count)
         hits: Any = 0
