@@ -35,7 +35,7 @@ ROWS = [
     {"ops"},
     {"seeds", "init"},
     {"flat"},
-    {"runtime", "arguments", "errors", "cache"},
+    {"runtime", "arguments", "errors", "cache", "file_kinds", "text"},
 ]
 ROW = {name: number for number, row in enumerate(ROWS) for name in row}
 
