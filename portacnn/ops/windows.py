@@ -44,27 +44,39 @@ class Windows:
     pads: tuple[tuple[int, int], ...]  # (before, after) on each axis
     dilation: tuple[int, ...]
     out: tuple[int, ...]  # OUT
-    taps: tuple[Tap, ...]  # those that read anything at all
+    start: tuple[int, ...]  # where the first window begins on each axis, below 0 in the padding
+
+    @cached_property
+    def taps(self) -> tuple[Tap, ...]:
+        """The taps that read anything at all. They are listed when somebody asks: a kernel may have millions."""
+        axis_taps = [
+            [_axis_tap(start + k * d, s, n, o) for k in range(kk)]
+            for kk, d, s, start, n, o in zip(
+                self.kernel, self.dilation, self.stride, self.start, self.size, self.out, strict=True
+            )
+        ]
+        everything = slice(None)
+        taps = []
+        for index, ranges in enumerate(product(*axis_taps)):
+            if None not in ranges:
+                reads, reaches = zip(*ranges, strict=True)
+                taps.append(Tap(index, (everything, *reads, everything), (everything, *reaches, everything)))
+        return tuple(taps)
 
     @cached_property
     def covers(self) -> bool:
         """Whether every output sees an input at every tap: no window hangs over the edge."""
-        return len(self.taps) == prod(self.kernel) and all(
-            r == slice(0, n) for tap in self.taps for r, n in zip(tap.reaches[1:-1], self.out, strict=True)
+        return all(
+            start >= 0 and start + (o - 1) * s + (k - 1) * d < n
+            for start, o, s, k, d, n in zip(
+                self.start, self.out, self.stride, self.kernel, self.dilation, self.size, strict=True
+            )
         )
 
     @cached_property
     def blind(self) -> bool:
         """Whether some output sees no input at all."""
-        for axis, n in enumerate(self.out, start=1):
-            seen = 0  # the outputs before this one see something
-            for start, stop in sorted({(r.start, r.stop) for r in (tap.reaches[axis] for tap in self.taps)}):
-                if start > seen:
-                    break
-                seen = max(seen, stop)
-            if seen < n:
-                return True
-        return False
+        return any(map(_is_blind, self.start, self.out, self.stride, self.kernel, self.dilation, self.size))
 
     def part(self, first: int, last: int) -> "Windows":
         """The same windows, but only the outputs first <= o < last of the first spatial axis, counted from 0."""
@@ -187,7 +199,6 @@ def check_output_padding(output_padding: Sequence[int], stride: Sequence[int], d
 
 
 Numbers = tuple[int, ...]
-Pads = tuple[tuple[int, int], ...]
 
 
 @lru_cache(maxsize=4096)
@@ -212,7 +223,7 @@ def _windows(size: Numbers, kernel: Any, stride: Any, padding: Any, dilation: An
             f"kernel {_times(kernel)}{spread} is larger than the input {_times(size)}{around}; "
             "use a smaller kernel, more padding or a larger input"
         )
-    return _laid(size, kernel, stride, pads, dilation, tuple(out))
+    return Windows(size, kernel, stride, pads, dilation, tuple(out), tuple(-before for before, _ in pads))
 
 
 @lru_cache(maxsize=4096)
@@ -233,38 +244,25 @@ def _transposed(size: Numbers, kernel: Any, stride: Any, padding: Any, output_pa
             f"an input {_times(size)} with kernel {_times(kernel)} would give an output {_times(back)}; "
             "use less padding or a larger input"
         )
-    return _laid(back, kernel, stride, pads, dilation, size)
-
-
-def _laid(size: Numbers, kernel: Numbers, stride: Numbers, pads: Pads, dilation: Numbers, out: Numbers) -> Windows:
-    """The windows with all their taps, once the numbers are settled."""
-    axis_taps = [
-        [_axis_tap(k * d - before, s, n, o) for k in range(kk)]
-        for kk, d, s, (before, _), n, o in zip(kernel, dilation, stride, pads, size, out, strict=True)
-    ]
-    everything = slice(None)
-    taps = []
-    for index, ranges in enumerate(product(*axis_taps)):
-        if None not in ranges:
-            reads, reaches = zip(*ranges, strict=True)
-            taps.append(Tap(index, (everything, *reads, everything), (everything, *reaches, everything)))
-    return Windows(size, kernel, stride, pads, dilation, out, tuple(taps))
+    return Windows(back, kernel, stride, pads, dilation, size, tuple(-before for before, _ in pads))
 
 
 @lru_cache(maxsize=4096)
 def _part(windows: Windows, first: int, last: int) -> Windows:
-    (stride, *_), (_, *others) = windows.stride, windows.out
-    taps = []
-    for tap in windows.taps:
-        channels, reads, *rest_reads = tap.reads
-        _, reaches, *rest_reaches = tap.reaches
-        low, high = max(reaches.start, first), min(reaches.stop, last)
-        if low < high:
-            start = reads.start + (low - reaches.start) * stride
-            reads = slice(start, start + (high - low - 1) * stride + 1, stride)
-            reaches = slice(low - first, high - first)
-            taps.append(Tap(tap.index, (channels, reads, *rest_reads), (channels, reaches, *rest_reaches)))
-    return replace(windows, out=(last - first, *others), taps=tuple(taps))
+    begin, *others = windows.start
+    return replace(windows, start=(begin + first * windows.stride[0], *others), out=(last - first, *windows.out[1:]))
+
+
+def _is_blind(start: int, out: int, stride: int, kernel: int, dilation: int, size: int) -> bool:
+    """Whether on one axis some window has no cell inside: the windows begin at start, start + stride, ..."""
+    if start + (out - 1) * stride >= size:
+        return True
+    before = min(out, -(start // stride)) if start < 0 else 0  # so many begin before the input
+    # Of such a window, the first cell that is not before the input: it must be one of the window's, and not behind the input.
+    # What it is repeats after as many windows as the dilation has cells.
+    return (before > 0 and -(start // dilation) >= kernel) or (
+        dilation > size and any((start + o * stride) % dilation >= size for o in range(min(before, dilation)))
+    )
 
 
 def _axis_tap(offset: int, stride: int, size: int, out: int) -> tuple[slice, slice] | None:
