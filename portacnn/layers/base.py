@@ -486,6 +486,8 @@ class Layer:
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = dict(state)
         is_root = state.pop("_is_root")
+        self.grads, self._cache, self._root = {}, None, None  # old kinds of pickles call no __new__
+        self._flat_params, self._flat_buffers, self._flat_grads = (), (), ()
         vars(self).update(state)
         if self.backend is not None:
             for arrays in (self.params, self.buffers):
