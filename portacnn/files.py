@@ -114,11 +114,10 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | Iterable[byt
             removed.
     """
     named = file_path(path)
-    target = _target(named)
+    target = link_target(named)
     before = _status(target, named)
     # Not tempfile: its files are private to this user, whereas a cache may be shared and should follow the umask.
-    prefix = os.fsencode(target.name)[:_LONGEST_PREFIX].decode("utf-8", "ignore")
-    temporary = target.with_name(f".{prefix}.{secrets.token_hex(8)}.tmp")
+    temporary = target.with_name(f".{beginning(target.name, _LONGEST_PREFIX)}.{secrets.token_hex(8)}.tmp")
     mode = 0o666 if before is None else stat.S_IMODE(before.st_mode)
     try:
         with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
@@ -137,8 +136,13 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | Iterable[byt
     _sync_folder(target.parent)
 
 
-def _target(path: Path) -> Path:
-    """What a path points to, if it is a symbolic link."""
+def beginning(name: str, most: int) -> str:
+    """The beginning of a file's name, of so many bytes at most."""
+    return os.fsencode(name)[:most].decode("utf-8", "ignore")
+
+
+def link_target(path: Path) -> Path:
+    """What a path points to, if it is a symbolic link, else the path itself."""
     if not path.is_symlink():
         return path
     target = Path(os.path.realpath(path))

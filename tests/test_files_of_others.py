@@ -4,6 +4,7 @@ import errno
 import gzip
 import json
 import os
+import re
 import stat
 import struct
 import sys
@@ -17,7 +18,7 @@ from nets import bits, small_net
 import portacnn
 from portacnn import files
 from portacnn.data import read_idx, write_idx
-from portacnn.errors import ArgumentError, ModelFormatError
+from portacnn.errors import ArgumentError, DataFormatError, ModelFormatError
 from portacnn.layers import BatchNorm2d, Conv2d, Linear, Sequential
 from portacnn.training import Trainer
 
@@ -70,6 +71,21 @@ def test_a_link_stays_a_link(tmp_path):
     with pytest.raises(OSError, match="round") as caught:
         small_net().save(tmp_path / "round")
     assert caught.value.errno == errno.ELOOP
+
+
+def test_an_exports_second_file_lies_beside_the_first(tmp_path, monkeypatch):
+    """Whatever the length of its name, and even if it was reached by a link."""
+    pytest.importorskip("onnx")
+    monkeypatch.setattr(sys.modules["portacnn.onnx.export"], "_INLINE", 1000)
+    net, name = small_net(hidden_size=100), "字" * 82 + ".onnx"
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link.onnx").symlink_to(f"real/{name}")
+    for _ in range(2):
+        portacnn.onnx.export(net, tmp_path / "link.onnx")
+        assert (tmp_path / "link.onnx").is_symlink()
+        assert len(os.listdir(tmp_path / "real")) == 2
+        for path in (tmp_path / "link.onnx", tmp_path / "real" / name):
+            assert set(portacnn.onnx.load(path).state_dict()) == set(net.state_dict())
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o400, 0o777])
@@ -238,6 +254,9 @@ def test_other_kinds_of_files_are_named(tmp_path, kind):
         assert "looks like" in str(caught.value)
         assert kind in str(caught.value)
         assert str(path) in str(caught.value)
+    if kind != "gzip":  # which IDX files may be
+        with pytest.raises(DataFormatError, match=r"expected an IDX file.*looks like .*" + re.escape(kind)):
+            read_idx(path)
 
 
 def test_onnx_and_safetensors_taken_for_each_other(tmp_path):

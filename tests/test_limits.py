@@ -92,6 +92,23 @@ def test_a_limit_says_what_is_too_large_and_where(tmp_path):
         portacnn.load(tmp_path / "net")
 
 
+def test_classes_that_others_derive_from_are_no_layers(tmp_path):
+    """They have no op, or nothing to run: found by spoiling files at random."""
+    for kind, more in (
+        ("Activation", {}),
+        ("_ScaledELU", {}),
+        ("Join", {}),
+        ("Layer", {}),
+        ("Conv", {"in_channels": 1}),
+    ):
+        (tmp_path / "net").write_bytes(described([1, 3], layer(kind, **more)))
+        with pytest.raises(ModelFormatError, match=f"unknown class '{kind}'"):
+            portacnn.load(tmp_path / "net")
+    abstract = {"Activation", "AvgPool", "Conv", "ConvTranspose", "Holder", "Join", "Layer", "MaxPool"}
+    assert abstract.isdisjoint(portacnn.layers.Layer.known)
+    assert set(portacnn.layers.__all__) - abstract <= set(portacnn.layers.Layer.known)
+
+
 def test_many_layers_take_a_time_that_grows_with_their_number(tmp_path):
     def seconds(count):
         net = Model(*(ReLU() for _ in range(count))).build((2,), seed=0)

@@ -104,8 +104,10 @@ class Layer:
     known: ClassVar[dict[str, type["Layer"]]] = {}
     """Every class of layers by name, for reading models from files."""
 
-    def __init_subclass__(cls) -> None:
-        Layer.known[cls.kind()] = cls
+    def __init_subclass__(cls, *, abstract: bool = False) -> None:
+        """Enter a class of layers; not those that others only derive from, which no file may ask for."""
+        if not abstract and not cls.kind().startswith("_"):
+            Layer.known[cls.kind()] = cls
 
     @classmethod
     def kind(cls) -> str:

@@ -17,7 +17,7 @@ from portacnn.ops.join import add, concat_channels, split_channels
 from portacnn.runtime import Array, describe
 
 
-class Holder(Layer):
+class Holder(Layer, abstract=True):
     """A layer with children, which stay those that its constructor took: what runs was made of them.
 
     An attribute may name a layer that is in the network already, and no other: that one would neither run nor learn.
