@@ -6,6 +6,7 @@ import time
 import tracemalloc
 from itertools import product
 
+import files_fuzz
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -163,6 +164,12 @@ def test_windows_against_every_cell_one_by_one(axes, ceil_mode, data):
         assert found == seen
         assert windows.covers == (len(seen) == len(outputs) * np.prod(kernel))
         assert windows.blind == (len({o for o, _ in seen}) < len(outputs))
+
+
+@pytest.mark.slow
+def test_files_spoilt_at_random(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert files_fuzz.main(60, seed=int(time.time())) == 0
 
 
 # --- children ----------------------------------------------------------------------------------------------------------
