@@ -13,6 +13,7 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from copy import deepcopy
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -125,7 +126,7 @@ def spoil_tree(tree: Any, random: Random) -> None:
         elif key == "class" and random.random() < 0.8:
             holder[key] = random.choice(sorted(Layer.known))
         else:
-            holder[key] = random.choice(ODD + MORE_ODD)
+            holder[key] = deepcopy(random.choice(ODD + MORE_ODD))
 
 
 def spoilt(content: bytes, random: Random) -> bytes:
