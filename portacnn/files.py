@@ -71,15 +71,15 @@ class Unreadable:
     shape: tuple[int, ...]
 
 
-def file_path(path: Any, what: str = "file") -> Path:
+def file_path(path: Any, what: str = "a file") -> Path:
     """The path of a file that the caller named. Raises ArgumentError for what is no path, such as the file's content."""
     if isinstance(path, str | os.PathLike):
         name = os.fspath(path)
         if isinstance(name, str) and 0 < len(name) <= _LONGEST_PATH and "\0" not in name:
             return Path(name)
-        raise ArgumentError(f"expected the path of a {what}, got {len(name)} characters: {quoted(name)}")
+        raise ArgumentError(f"expected the path of {what}, got {len(name)} characters: {quoted(name)}")
     size = f" of {len(path)} bytes" if isinstance(path, bytes | bytearray | memoryview) else ""
-    raise ArgumentError(f"expected the path of a {what} (str or os.PathLike), got {type(path).__name__}{size}")
+    raise ArgumentError(f"expected the path of {what} (str or os.PathLike), got {type(path).__name__}{size}")
 
 
 def make_folder(path: str | os.PathLike[str], purpose: str = "checkpoints", another: str = "folder") -> Path:

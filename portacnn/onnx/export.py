@@ -65,7 +65,7 @@ def export(
             write (see ``portacnn.onnx.emitter``).
         OSError: the file cannot be written; what was there before is there still.
     """
-    onnx, target = onnx_library(), link_target(file_path(path, "ONNX file"))
+    onnx, target = onnx_library(), link_target(file_path(path, "an ONNX file"))
     newest = min(NEWEST, onnx.defs.onnx_opset_version())
     try:
         if not OLDEST <= whole("opset", opset, 1) <= newest:

@@ -59,7 +59,7 @@ def load(
         ArgumentError, BackendError: for the other arguments.
         OSError: there is no such file.
     """
-    backend, path = resolve(device), file_path(path, "ONNX file")
+    backend, path = resolve(device), file_path(path, "an ONNX file")
     if dtype not in (None, "float32", "float64"):
         raise ArgumentError(f'dtype must be "float32" or "float64", got {dtype!r}')
     whole("room", room, 0), check_seed(seed)

@@ -260,7 +260,7 @@ class Source:
 
 def read_source(path: str | os.PathLike[str], room: int = ROOM) -> Source:
     """Read and check a file. Raises ModelFormatError, and OSError where there is none to be read."""
-    path = file_path(path, "ONNX file")
+    path = file_path(path, "an ONNX file")
     content = path.read_bytes()
     try:
         model = read_model(memoryview(content))
