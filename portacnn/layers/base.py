@@ -6,9 +6,10 @@ each from the seed and its own path. A parameter's array stays the same object u
 ``load_state_dict`` write into it, and so does ``backward`` into the gradient's.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from copy import deepcopy
 from inspect import Parameter as Parameter_
 from inspect import signature
 from math import prod
@@ -18,8 +19,10 @@ from portacnn.arguments import told, wholes
 from portacnn.errors import ArgumentError, ModelFormatError, PortacnnError, ShapeError, StateError
 from portacnn.flat import Flat, Named
 from portacnn.init import Initializer, rule
+from portacnn.layers.limits import count_layer, count_output, count_taps
 from portacnn.runtime import Array, Backend, HostArray, dtype_name, resolve, taken
 from portacnn.seeds import check_seed, generator
+from portacnn.text import listed, shown
 
 Shape = tuple[int, ...]
 """The shape of one sample: (C, H, W), or (F,)."""
@@ -40,6 +43,40 @@ class Buffer(NamedTuple):
     shape: Shape
     value: float
     dtype: str | None  # None for the network's
+    optional: bool  # whether a state without it is whole: then it stays as it is
+
+
+class Children(dict[str, "Layer"]):
+    """A layer's children by name. Once they are ``sealed`` they stay as they are, since what runs was made of them."""
+
+    sealed = False
+
+    def _change(self, *args: Any, **kwargs: Any) -> Any:
+        raise StateError(
+            "the layers of a network cannot be exchanged, added or removed; make a new network of the layers that it is to "
+            "have, and give it the weights with load_state_dict(state, strict=False)"
+        )
+
+    def __setitem__(self, name: str, layer: "Layer") -> None:
+        if self.sealed:
+            self._change()
+        super().__setitem__(name, layer)
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        for name, layer in dict(*args, **kwargs).items():
+            self[name] = layer
+
+    __delitem__ = __ior__ = pop = popitem = clear = setdefault = _change
+
+    def __reduce__(self) -> Any:
+        return _children, (dict(self), self.sealed)
+
+
+def _children(layers: Mapping[str, "Layer"], sealed: bool) -> Children:
+    """Children that were copied or pickled."""
+    made = Children(layers)
+    made.sealed = sealed
+    return made
 
 
 class Mismatch(NamedTuple):
@@ -68,8 +105,10 @@ class Layer:
     known: ClassVar[dict[str, type["Layer"]]] = {}
     """Every class of layers by name, for reading models from files."""
 
-    def __init_subclass__(cls) -> None:
-        Layer.known[cls.kind()] = cls
+    def __init_subclass__(cls, *, abstract: bool = False) -> None:
+        """Enter a class of layers; not those that others only derive from, which no file may ask for."""
+        if not abstract and not cls.kind().startswith("_"):
+            Layer.known[cls.kind()] = cls
 
     @classmethod
     def kind(cls) -> str:
@@ -78,11 +117,12 @@ class Layer:
         return cls.__name__ if own else f"{cls.__module__}.{cls.__qualname__}"
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        count_layer()
         self = super().__new__(cls)
         self._made_with = (args, kwargs)
         self.path = ""
         self.params, self.grads, self.buffers = {}, {}, {}
-        self.children = {}
+        self.children = Children()
         self.backend, self.dtype = None, "float32"
         self.input_shape = self.output_shape = ()
         self.seed, self.step, self.first = 0, 0, 0
@@ -97,7 +137,7 @@ class Layer:
     params: dict[str, Array]
     grads: dict[str, Array]
     buffers: dict[str, Array]
-    children: dict[str, "Layer"]
+    children: Children
     backend: Backend | None
     dtype: str
     input_shape: Shape
@@ -150,9 +190,17 @@ class Layer:
         rule(init)
         self._declared[name] = Parameter(shape, init, fan_in, fan_out)
 
-    def declare_buffer(self, name: str, shape: Shape, value: float, dtype: str | None = None) -> None:
-        """In ``infer``: this layer will have a buffer of this shape, full of ``value``; of the network's dtype, if not another."""
-        self._declared_buffers[name] = Buffer(shape, value, dtype)
+    def declare_buffer(
+        self, name: str, shape: Shape, value: float, dtype: str | None = None, *, optional: bool = False
+    ) -> None:
+        """In ``infer``: this layer will have a buffer of this shape, full of ``value``.
+
+        Args:
+            name, shape, value: of the buffer.
+            dtype: by default the network's.
+            optional: a state without it is whole: loading leaves the buffer as it is.
+        """
+        self._declared_buffers[name] = Buffer(shape, value, dtype, optional)
 
     def _keep(self, cache: Any) -> None:
         if cache is not None:
@@ -197,7 +245,7 @@ class Layer:
     @property
     def where(self) -> str:
         """``conv2 (Conv2d)``, for error messages."""
-        return f"{self.path} ({type(self).__name__})" if self.path else type(self).__name__
+        return f"{shown(self.path)} ({type(self).__name__})" if self.path else type(self).__name__
 
     def build(
         self,
@@ -222,6 +270,7 @@ class Layer:
         if dtype not in ("float32", "float64"):
             raise ArgumentError(f'dtype must be "float32" or "float64", got {dtype!r}')
         shape = _sample_shape(input_shape, self.where)
+        count_output(shape)
         backend, seed = resolve(device), check_seed(seed)
         layers = list(self.walk())
         for layer in layers:
@@ -240,12 +289,12 @@ class Layer:
                     for specs in (layer._declared, layer._declared_buffers)
                     for name, spec in specs.items()
                 }
-                check_state(declared, state, self.where)
+                check_state(declared, state, self.where, optional=self._optional())
         except PortacnnError:
             restore()
             raise
         for layer in layers:
-            layer._root = self
+            layer._root, layer.children.sealed = self, True
             layer.backend, layer.dtype, layer.grads, layer._cache = backend, dtype, {}, None
             layer.seed, layer.step, layer.first = seed, 0, 0
             for name, (param_shape, init, fan_in, fan_out) in layer._declared.items():
@@ -257,11 +306,12 @@ class Layer:
                     raise ArgumentError(f"the initializer of {name} gave {drawn.shape}, not {param_shape}", layer.where)
                 layer.params[name] = _first(backend, drawn, dtype)
             with backend.active():
-                for name, (buffer_shape, value, own) in layer._declared_buffers.items():
+                for name, (buffer_shape, value, own, _) in layer._declared_buffers.items():
+                    given = None if state is None else state.get(layer._full(name))
                     layer.buffers[name] = (
                         backend.xp.full(buffer_shape, value, dtype=backend.dtype(own or dtype), device=backend.device)
-                        if state is None
-                        else _first(backend, state[layer._full(name)], own or dtype)
+                        if given is None
+                        else _first(backend, given, own or dtype)
                     )
         self._lay_flat()
         return self
@@ -279,7 +329,9 @@ class Layer:
         """Give this layer and all below their paths, check every shape on the way; allocates nothing."""
         self.path, self._declared, self._declared_buffers = path, {}, {}
         try:
+            count_taps(getattr(self, "kernel_size", ()))
             output = self.infer(shape)
+            count_output(output)
         except PortacnnError as error:
             raise error.at(self.where)
         self.input_shape, self.output_shape = shape, output
@@ -392,11 +444,12 @@ class Layer:
             What was missing and what was unexpected: nothing where it is ``strict``.
 
         Raises:
-            ModelFormatError: lists everything that is missing, unexpected or of another shape; or numbers beyond the range of the
-                layer's dtype. Nothing has changed then.
+            ModelFormatError: lists everything that is missing, unexpected, of another shape or no array; or numbers beyond the
+                range of the layer's dtype. Nothing has changed then.
         """
         home, own = self._home(), self.named_state()
-        mismatch = check_state({path: tuple(array.shape) for path, array in own.items()}, state, self.where, strict)
+        shapes = {path: tuple(array.shape) for path, array in own.items()}
+        mismatch = check_state(shapes, state, self.where, strict, self._optional())
         with home.active():
             arrays = {
                 path: taken(home, state[path], array.dtype, f"{self.where}: {path}")
@@ -406,6 +459,51 @@ class Layer:
             for path, array in arrays.items():
                 own[path][...] = array
         return mismatch
+
+    def _optional(self) -> set[str]:
+        """The paths of buffers that a state may lack."""
+        return {
+            layer._full(name)
+            for layer in self.walk()
+            for name, declared in layer._declared_buffers.items()
+            if declared.optional
+        }
+
+    # --- copies and pickles -----------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle holds: parameters and buffers as NumPy arrays, the backend by its name.
+
+        Left out are gradients, what was kept for a backward pass, functions that observe the layer, and the network around it:
+        a part of a network is copied by itself.
+        """
+        state = {name: value for name, value in vars(self).items() if name not in _NOT_COPIED}
+        if self.backend is not None:
+            for kind in ("params", "buffers"):
+                state[kind] = {name: self.backend.to_host(array) for name, array in state[kind].items()}
+        # Rules that weights were drawn by may be functions that no pickle takes. Building declares all of it anew.
+        state["_declared"] = {name: declared._replace(init="default") for name, declared in self._declared.items()}
+        state["_is_root"] = self._root is self
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        is_root = state.pop("_is_root")
+        self.grads, self._cache, self._root = {}, None, None  # old kinds of pickles call no __new__
+        self._flat_params, self._flat_buffers, self._flat_grads = (), (), ()
+        vars(self).update(state)
+        if self.backend is not None:
+            for arrays in (self.params, self.buffers):
+                for name, array in arrays.items():
+                    arrays[name] = self.backend.asarray(array)
+        if is_root:
+            for layer in self.walk():
+                layer._root = self
+            self._lay_flat()
+
+    def __copy__(self) -> Self:
+        """A whole copy: no two layers share arrays or children."""
+        return deepcopy(self)
 
     # --- description ------------------------------------------------------------------------------------------------
 
@@ -471,6 +569,8 @@ def _first(backend: Backend, host: HostArray, dtype: str) -> Array:
     return backend.asarray(host, dtype)
 
 
+_NOT_COPIED = {"_root", "_cache", "grads", "_flat_params", "_flat_buffers", "_flat_grads", "forward", "backward"}
+
 # --- building from a file -------------------------------------------------------------------------------------------
 
 _state: ContextVar[Mapping[str, HostArray] | None] = ContextVar("portacnn_state", default=None)
@@ -486,13 +586,29 @@ def building_from(state: Mapping[str, HostArray]) -> Iterator[None]:
         _state.reset(token)
 
 
-def check_state(own: Mapping[str, Shape], state: Mapping[str, Any], where: str, strict: bool = True) -> Mismatch:
-    """Raise ModelFormatError with everything that is missing or unexpected, where it is ``strict``, or of another shape."""
+def check_state(
+    own: Mapping[str, Shape],
+    state: Mapping[str, Any],
+    where: str,
+    strict: bool = True,
+    optional: Container[str] = (),
+) -> Mismatch:
+    """Compare a state with the shapes of a network's own arrays by path.
+
+    Raises:
+        ModelFormatError: with everything that is missing or unexpected, if it is ``strict``, that has another shape, or that is
+            no array of numbers.
+    """
     if not isinstance(state, Mapping):
         raise ModelFormatError(
             f"expected arrays by path, as state_dict() gives them, got a {type(state).__name__}", where
         )
-    mismatch = Mismatch([path for path in own if path not in state], [path for path in state if path not in own])
+    mismatch = Mismatch(
+        [path for path in own if path not in state and path not in optional],
+        [path for path in state if path not in own],
+    )
+    common = [path for path in own if path in state]
+    foreign = {path for path in common if isinstance(getattr(state[path], "dtype", ""), str)}
     problems = {
         "missing": mismatch.missing_keys if strict else [],
         "unexpected": mismatch.unexpected_keys if strict else [],
@@ -502,14 +618,17 @@ def check_state(own: Mapping[str, Shape], state: Mapping[str, Any], where: str, 
             if path in state and not hasattr(state[path], "shape")
         ],
         "of another shape": [
-            f"{path} {tuple(state[path].shape)} (expected {shape})"
-            for path, shape in own.items()
-            if path in state and hasattr(state[path], "shape") and tuple(state[path].shape) != shape
+            f"{path} {tuple(state[path].shape)} (expected {own[path]})"
+            for path in common
+            if path not in foreign and hasattr(state[path], "shape") and tuple(state[path].shape) != own[path]
+        ],
+        "no array that NumPy can hold (convert it to float32)": [
+            f"{path} ({state[path].dtype})" for path in common if path in foreign and hasattr(state[path], "dtype")
         ],
     }
     if any(problems.values()):
-        listed = "; ".join(f"{what}: {', '.join(paths)}" for what, paths in problems.items() if paths)
-        raise ModelFormatError(f"the state does not fit this network. {listed}", where)
+        named = "; ".join(f"{what}: {listed(paths)}" for what, paths in problems.items() if paths)
+        raise ModelFormatError(f"the state does not fit this network. {named}", where)
     return mismatch
 
 

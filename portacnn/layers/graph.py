@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from portacnn.errors import ArgumentError, PortacnnError
 from portacnn.layers.base import Layer, Shape
-from portacnn.layers.container import Sequential
+from portacnn.layers.container import Holder, Sequential
 from portacnn.layers.join import Join
 from portacnn.ops.join import add
 from portacnn.runtime import Array
@@ -36,7 +36,7 @@ class _Chain(NamedTuple):
     dropped: tuple[str, ...]  # the values that nobody needs after it
 
 
-class Graph(Layer):
+class Graph(Holder):
     """Named layers with named inputs: x (N, *S) -> y (N, *OUT), the value of the last node.
 
         Graph(
@@ -63,8 +63,9 @@ class Graph(Layer):
             self._check()
         except PortacnnError as error:
             raise error.at(type(self).__name__)
-        self.children = {node.name: node.layer for node in self.nodes}
+        self.children.update({node.name: node.layer for node in self.nodes})
         self._chains = list(self._chained())
+        self._seal()
 
     def _taken(self, node: Any) -> Node:
         if not isinstance(node, list | tuple) or len(node) != 3:
