@@ -269,7 +269,9 @@ class Optimizer:
             "optimizer": type(self).__name__,
             "lr": self.lr,
             "steps": self.steps,
-            "counts": {key: count for key, count in self.counts.items() if count},  # 0: its first update was interrupted
+            "counts": {
+                key: count for key, count in self.counts.items() if count
+            },  # 0: its first update was interrupted
             "arrays": {
                 f"{slot}.{key}": backend_of(array).to_host(array)
                 for slot, arrays in self.state.items()
