@@ -287,11 +287,14 @@ class Optimizer:
             "optimizer": type(self).__name__,
             "lr": self.lr,
             "steps": self.steps,
-            "counts": dict(self.counts),
+            "counts": {
+                key: count for key, count in self.counts.items() if count
+            },  # 0: its first update was interrupted
             "arrays": {
                 f"{slot}.{key}": backend_of(array).to_host(array)
                 for slot, arrays in self.state.items()
                 for key, array in arrays.items()
+                if self.counts[key]
             },
         }
 
@@ -332,7 +335,7 @@ class Optimizer:
             raise ModelFormatError(f"the state does not fit these parameters. {listed}", where)
         try:
             lr, steps = not_negative("lr", state["lr"]), whole("steps", state["steps"], 0)
-            counts = {key: whole(f"the count of {key}", count, 0, most=steps) for key, count in counts.items()}
+            counts = {key: whole(f"the count of {key}", count, 1, most=steps) for key, count in counts.items()}
         except ArgumentError as error:
             raise ModelFormatError(error.message, where) from error
         loaded: dict[str, dict[str, Array]] = {}
