@@ -130,8 +130,9 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | Iterable[byt
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        if isinstance(error, OSError) and error.filename in (None, str(temporary)):
-            error.filename, error.filename2 = str(named), None  # the name that the caller knows
+        if isinstance(error, OSError) and error.errno is not None and error.filename in (None, str(temporary)):
+            error.filename = str(named)  # the name that the caller knows
+            del error.filename2  # None would be shown as a second name
         raise
     _sync_folder(target.parent)
 

@@ -51,7 +51,7 @@ def test_long_names(tmp_path, name):
     with pytest.raises(OSError, match="too long") as caught:
         small_net().save(tmp_path / ("n" * 256))
     assert caught.value.errno == errno.ENAMETOOLONG
-    assert caught.value.filename == str(tmp_path / ("n" * 256))
+    assert str(caught.value).endswith(f": {str(tmp_path / ('n' * 256))!r}")
 
 
 def test_a_link_stays_a_link(tmp_path):
@@ -135,7 +135,7 @@ def test_a_full_disk_is_said_with_the_name(tmp_path, monkeypatch, step):
     monkeypatch.setattr(files.os, step, full)
     with pytest.raises(OSError, match="No space left on device") as caught:
         small_net().save(tmp_path / "net")
-    assert str(tmp_path / "net") in str(caught.value)
+    assert str(caught.value) == f"[Errno 28] No space left on device: {str(tmp_path / 'net')!r}"
     assert os.listdir(tmp_path) == []
 
 

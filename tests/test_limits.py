@@ -189,6 +189,7 @@ CHANGES = {
     "clear": lambda net: net.children.clear(),
     "setdefault": lambda net: net.children.setdefault("more", ReLU()),
     "or": lambda net: net.children.__ior__({"fc": Linear(None, 3)}),
+    "all": lambda net: setattr(net, "children", {"fc": Linear(None, 3)}),
     "attribute": lambda net: setattr(net, "fc", Linear(None, 3)),
     "new attribute": lambda net: setattr(net, "head", Linear(None, 3)),
 }
@@ -253,6 +254,11 @@ def test_what_stays_allowed():
     own.children["c"] = ReLU()
     own.build((3,))
     assert list(own.children) == ["a", "b", "c"]
+    other = Own()
+    other.children = {"only": ReLU()}
+    assert list(other.build((3,)).children) == ["only"]
+    with pytest.raises(StateError):
+        other.children = {}
     with pytest.raises(StateError):
         own.children["d"] = ReLU()
     with pytest.raises(ArgumentError, match="two layers"):

@@ -63,16 +63,18 @@ class Children(dict[str, "Layer"]):
         super().__setitem__(name, layer)
 
     def update(self, *args: Any, **kwargs: Any) -> None:
+        if self.sealed:
+            self._change()
         for name, layer in dict(*args, **kwargs).items():
             self[name] = layer
 
     __delitem__ = __ior__ = pop = popitem = clear = setdefault = _change
 
     def __reduce__(self) -> Any:
-        return _children, (dict(self), self.sealed)
+        return _restored, (dict(self), self.sealed)
 
 
-def _children(layers: Mapping[str, "Layer"], sealed: bool) -> Children:
+def _restored(layers: Mapping[str, "Layer"], sealed: bool) -> Children:
     """Children that were copied or pickled."""
     made = Children(layers)
     made.sealed = sealed
@@ -122,7 +124,7 @@ class Layer:
         self._made_with = (args, kwargs)
         self.path = ""
         self.params, self.grads, self.buffers = {}, {}, {}
-        self.children = Children()
+        self._children = Children()
         self.backend, self.dtype = None, "float32"
         self.input_shape = self.output_shape = ()
         self.seed, self.step, self.first = 0, 0, 0
@@ -137,7 +139,7 @@ class Layer:
     params: dict[str, Array]
     grads: dict[str, Array]
     buffers: dict[str, Array]
-    children: Children
+    _children: Children
     backend: Backend | None
     dtype: str
     input_shape: Shape
@@ -152,6 +154,16 @@ class Layer:
     _flat_params: tuple[Flat, ...]  # the root's: what its parameters lie in, where they do
     _flat_buffers: tuple[Flat, ...]
     _flat_grads: tuple[Flat, ...]  # from the first backward pass on
+
+    @property
+    def children(self) -> Children:
+        """Its layers by name, in the order in which they run. Raises StateError on changing them once the network is made."""
+        return self._children
+
+    @children.setter
+    def children(self, layers: Mapping[str, "Layer"]) -> None:
+        self._children.update()  # which raises StateError where they are sealed
+        self._children = Children(layers)
 
     # --- what a subclass writes -------------------------------------------------------------------------------------
 
