@@ -48,6 +48,19 @@ class Mismatch(NamedTuple):
     unexpected_keys: list[str]
 
 
+class _Network:
+    """What all layers of a built network share. They do not know its root, which knows them: they would keep each other alive.
+
+    Attributes:
+        params, buffers, grads: what the arrays lie in, where they do; gradients from the first backward pass on.
+    """
+
+    def __init__(self) -> None:
+        self.params: tuple[Flat, ...] = ()
+        self.buffers: tuple[Flat, ...] = ()
+        self.grads: tuple[Flat, ...] = ()
+
+
 class Layer:
     """A piece of a network with parameters of its own, or children that have some.
 
@@ -87,8 +100,8 @@ class Layer:
         self.seed, self.step, self.first = 0, 0, 0
         self._declared, self._declared_buffers = {}, {}
         self._cache = None
-        self._root = None
-        self._flat_params, self._flat_buffers, self._flat_grads = (), (), ()
+        self._network = None
+        self._is_root = False
         return self
 
     _made_with: tuple[tuple[Any, ...], dict[str, Any]]
@@ -107,10 +120,8 @@ class Layer:
     _declared: dict[str, Parameter]
     _declared_buffers: dict[str, Buffer]
     _cache: Any
-    _root: "Layer | None"  # the network it was built in
-    _flat_params: tuple[Flat, ...]  # the root's: what its parameters lie in, where they do
-    _flat_buffers: tuple[Flat, ...]
-    _flat_grads: tuple[Flat, ...]  # from the first backward pass on
+    _network: "_Network | None"  # the one it was built in
+    _is_root: bool
 
     # --- what a subclass writes -------------------------------------------------------------------------------------
 
@@ -184,11 +195,11 @@ class Layer:
 
     def _room_for_grad(self, name: str) -> Array:
         """An array for this parameter's gradient: beside those of the others, where the parameters lie so."""
-        root, path, param = self._root or self, self._full(name), self.params[name]
-        for number, flat in enumerate(root._flat_params):
+        network, path, param = self._network or _Network(), self._full(name), self.params[name]
+        for number, flat in enumerate(network.params):
             if flat.views.get(path) is param:
-                root._flat_grads = root._flat_grads or tuple(flat.like() for flat in root._flat_params)
-                return root._flat_grads[number].views[path]
+                network.grads = network.grads or tuple(flat.like() for flat in network.params)
+                return network.grads[number].views[path]
         return self.backend.xp.empty_like(param)  # type: ignore[union-attr]
 
     # --- building ---------------------------------------------------------------------------------------------------
@@ -223,8 +234,9 @@ class Layer:
         shape = _sample_shape(input_shape, self.where)
         backend, seed = resolve(device), check_seed(seed)
         layers = list(self.walk())
+        network = self._network if self._is_root else None
         for layer in layers:
-            if layer._root is not None and layer._root is not self:
+            if layer._network is not None and layer._network is not network:
                 raise StateError(
                     "was built as a part of another network; give this one a layer of its own", layer.where
                 )
@@ -243,8 +255,10 @@ class Layer:
         except PortacnnError:
             restore()
             raise
+        network = network or _Network()
+        self._is_root = True
         for layer in layers:
-            layer._root = self
+            layer._network = network
             layer.backend, layer.dtype, layer.grads, layer._cache = backend, dtype, {}, None
             layer.seed, layer.step, layer.first = seed, 0, 0
             for name, (param_shape, init, fan_in, fan_out) in layer._declared.items():
@@ -267,12 +281,12 @@ class Layer:
 
     def _lay_flat(self) -> None:
         """Move all parameters into one array, and all buffers of a dtype into another, where the library lets them stay views."""
-        backend, layers = self._home(), list(self.walk())
-        self._flat_params, self._flat_buffers = (
+        backend, layers, network = self._home(), list(self.walk()), self._network or _Network()
+        network.params, network.buffers = (
             _flat(backend, {layer._full(name): (holder, name) for layer, holder in held for name in holder})
             for held in ([(x, x.params) for x in layers], [(x, x.buffers) for x in layers])
         )
-        self._flat_grads = ()
+        network.grads = ()
 
     def plan(self, shape: Shape, path: str = "") -> Shape:
         """Give this layer and all below their paths, check every shape on the way; allocates nothing."""
@@ -344,7 +358,7 @@ class Layer:
         """Every parameter by its path, such as "conv1.weight": the arrays themselves."""
         return Named.of(
             {layer._full(name): array for layer in self.walk() for name, array in layer.params.items()},
-            self._flat_params,
+            self._network.params if self._network else (),
         )
 
     def named_gradients(self) -> Named:
@@ -356,7 +370,7 @@ class Layer:
                 for name in layer.params
                 if name in layer.grads
             },
-            self._flat_grads,
+            self._network.grads if self._network else (),
         )
 
     def named_state(self) -> dict[str, Array]:
@@ -372,7 +386,7 @@ class Layer:
         """Every buffer, such as a batch norm's running mean, by its path: the arrays themselves."""
         return Named.of(
             {layer._full(name): array for layer in self.walk() for name, array in layer.buffers.items()},
-            self._flat_buffers,
+            self._network.buffers if self._network else (),
         )
 
     def state_dict(self) -> dict[str, HostArray]:
