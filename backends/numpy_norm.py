@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from portacnn.backends.numpy_memory import empty
 from portacnn.backends.numpy_pool import keep_where, zeros_for
 from portacnn.backends.threads import in_pieces, one_blas_thread
 from portacnn.ops.layout import batch_first, batch_last
 from portacnn.ops.norm import move_towards
-from portacnn.ops.workspace import empty
 from portacnn.runtime import Array, Kernel
 
 _NEAR = 512 << 10  # bytes of a block of channels: it and what is made of it stay in a core's second-level cache
@@ -85,7 +85,7 @@ def _kernel(passes: Passes, relu: bool) -> Kernel:
             return NotImplemented
         channels = x.shape[1]
         rows = np.ascontiguousarray(batch_last(x)).reshape(channels, -1)
-        y = empty(np.empty, (*x.shape[1:], x.shape[0]), x.dtype)
+        y = empty((*x.shape[1:], x.shape[0]), x.dtype)
         y_rows = y.reshape(rows.shape)
         if training:
             statistics = Statistics(*np.zeros((3, channels), dtype=x.dtype))
@@ -113,7 +113,7 @@ def _kernel(passes: Passes, relu: bool) -> Kernel:
         rows = np.ascontiguousarray(batch_last(dy)).reshape(x.shape)
         channels = x.shape[0]
         dbias, dweight = np.empty((2, channels), dtype=x.dtype)
-        dx = empty(np.empty, (*shape[1:], shape[0]), x.dtype) if need_dx else None
+        dx = empty((*shape[1:], shape[0]), x.dtype) if need_dx else None
         dx_rows = None if dx is None else dx.reshape(x.shape)
         factor = _ones(channels, x.dtype) if weight is None else weight
 

@@ -88,6 +88,19 @@ class Mismatch(NamedTuple):
     unexpected_keys: list[str]
 
 
+class _Network:
+    """What all layers of a built network share. They do not know its root, which knows them: they would keep each other alive.
+
+    Attributes:
+        params, buffers, grads: what the arrays lie in, where they do; gradients from the first backward pass on.
+    """
+
+    def __init__(self) -> None:
+        self.params: tuple[Flat, ...] = ()
+        self.buffers: tuple[Flat, ...] = ()
+        self.grads: tuple[Flat, ...] = ()
+
+
 class Layer:
     """A piece of a network with parameters of its own, or children that have some.
 
@@ -130,8 +143,8 @@ class Layer:
         self.seed, self.step, self.first = 0, 0, 0
         self._declared, self._declared_buffers = {}, {}
         self._cache = None
-        self._root = None
-        self._flat_params, self._flat_buffers, self._flat_grads = (), (), ()
+        self._network = None
+        self._is_root = False
         return self
 
     _made_with: tuple[tuple[Any, ...], dict[str, Any]]
@@ -150,10 +163,8 @@ class Layer:
     _declared: dict[str, Parameter]
     _declared_buffers: dict[str, Buffer]
     _cache: Any
-    _root: "Layer | None"  # the network it was built in
-    _flat_params: tuple[Flat, ...]  # the root's: what its parameters lie in, where they do
-    _flat_buffers: tuple[Flat, ...]
-    _flat_grads: tuple[Flat, ...]  # from the first backward pass on
+    _network: "_Network | None"  # the one it was built in
+    _is_root: bool
 
     @property
     def children(self) -> Children:
@@ -245,11 +256,11 @@ class Layer:
 
     def _room_for_grad(self, name: str) -> Array:
         """An array for this parameter's gradient: beside those of the others, where the parameters lie so."""
-        root, path, param = self._root or self, self._full(name), self.params[name]
-        for number, flat in enumerate(root._flat_params):
+        network, path, param = self._network or _Network(), self._full(name), self.params[name]
+        for number, flat in enumerate(network.params):
             if flat.views.get(path) is param:
-                root._flat_grads = root._flat_grads or tuple(flat.like() for flat in root._flat_params)
-                return root._flat_grads[number].views[path]
+                network.grads = network.grads or tuple(flat.like() for flat in network.params)
+                return network.grads[number].views[path]
         return self.backend.xp.empty_like(param)  # type: ignore[union-attr]
 
     # --- building ---------------------------------------------------------------------------------------------------
@@ -285,8 +296,9 @@ class Layer:
         count_output(shape)
         backend, seed = resolve(device), check_seed(seed)
         layers = list(self.walk())
+        network = self._network if self._is_root else None
         for layer in layers:
-            if layer._root is not None and layer._root is not self:
+            if layer._network is not None and layer._network is not network:
                 raise StateError(
                     "was built as a part of another network; give this one a layer of its own", layer.where
                 )
@@ -305,8 +317,10 @@ class Layer:
         except PortacnnError:
             restore()
             raise
+        network = network or _Network()
+        self._is_root = True
         for layer in layers:
-            layer._root, layer.children.sealed = self, True
+            layer._network, layer.children.sealed = network, True
             layer.backend, layer.dtype, layer.grads, layer._cache = backend, dtype, {}, None
             layer.seed, layer.step, layer.first = seed, 0, 0
             for name, (param_shape, init, fan_in, fan_out) in layer._declared.items():
@@ -330,12 +344,12 @@ class Layer:
 
     def _lay_flat(self) -> None:
         """Move all parameters into one array, and all buffers of a dtype into another, where the library lets them stay views."""
-        backend, layers = self._home(), list(self.walk())
-        self._flat_params, self._flat_buffers = (
+        backend, layers, network = self._home(), list(self.walk()), self._network or _Network()
+        network.params, network.buffers = (
             _flat(backend, {layer._full(name): (holder, name) for layer, holder in held for name in holder})
             for held in ([(x, x.params) for x in layers], [(x, x.buffers) for x in layers])
         )
-        self._flat_grads = ()
+        network.grads = ()
 
     def plan(self, shape: Shape, path: str = "") -> Shape:
         """Give this layer and all below their paths, check every shape on the way; allocates nothing."""
@@ -409,7 +423,7 @@ class Layer:
         """Every parameter by its path, such as "conv1.weight": the arrays themselves."""
         return Named.of(
             {layer._full(name): array for layer in self.walk() for name, array in layer.params.items()},
-            self._flat_params,
+            self._network.params if self._network else (),
         )
 
     def named_gradients(self) -> Named:
@@ -421,7 +435,7 @@ class Layer:
                 for name in layer.params
                 if name in layer.grads
             },
-            self._flat_grads,
+            self._network.grads if self._network else (),
         )
 
     def named_state(self) -> dict[str, Array]:
@@ -437,7 +451,7 @@ class Layer:
         """Every buffer, such as a batch norm's running mean, by its path: the arrays themselves."""
         return Named.of(
             {layer._full(name): array for layer in self.walk() for name, array in layer.buffers.items()},
-            self._flat_buffers,
+            self._network.buffers if self._network else (),
         )
 
     def state_dict(self) -> dict[str, HostArray]:
@@ -495,22 +509,19 @@ class Layer:
                 state[kind] = {name: self.backend.to_host(array) for name, array in state[kind].items()}
         # Rules that weights were drawn by may be functions that no pickle takes. Building declares all of it anew.
         state["_declared"] = {name: declared._replace(init="default") for name, declared in self._declared.items()}
-        state["_is_root"] = self._root is self
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        state = dict(state)
-        is_root = state.pop("_is_root")
-        self.grads, self._cache, self._root = {}, None, None  # old kinds of pickles call no __new__
-        self._flat_params, self._flat_buffers, self._flat_grads = (), (), ()
+        self.grads, self._cache, self._network = {}, None, None  # old kinds of pickles call no __new__
         vars(self).update(state)
         if self.backend is not None:
             for arrays in (self.params, self.buffers):
                 for name, array in arrays.items():
                     arrays[name] = self.backend.asarray(array)
-        if is_root:
+        if self._is_root:
+            network = _Network()
             for layer in self.walk():
-                layer._root = self
+                layer._network = network
             self._lay_flat()
 
     def __copy__(self) -> Self:
@@ -581,7 +592,7 @@ def _first(backend: Backend, host: HostArray, dtype: str) -> Array:
     return backend.asarray(host, dtype)
 
 
-_NOT_COPIED = {"_root", "_cache", "grads", "_flat_params", "_flat_buffers", "_flat_grads", "forward", "backward"}
+_NOT_COPIED = {"_network", "_cache", "grads", "forward", "backward"}
 
 # --- building from a file -------------------------------------------------------------------------------------------
 

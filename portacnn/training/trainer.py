@@ -16,6 +16,7 @@ from math import isfinite
 from pathlib import Path
 from traceback import clear_frames
 from typing import Any, Literal, Self
+from weakref import WeakMethod
 
 from portacnn import ops
 from portacnn.arguments import answering_keywords, flag, not_negative, one_of, positive, share, whole
@@ -24,7 +25,7 @@ from portacnn.files import make_folder, save_tensors
 from portacnn.models import Model
 from portacnn.ops.dispatch import PRECISIONS
 from portacnn.ops.layout import pack
-from portacnn.ops.workspace import Workspace, workspace
+from portacnn.ops.workspace import Workspace, run_in
 from portacnn.optim import Optimizer, make_optimizer
 from portacnn.runtime import VARIABLE, Array, Backend, HostArray, backend_of, resolve
 from portacnn.schedules import PerEpoch, Schedule, make_schedule
@@ -479,6 +480,7 @@ class Trainer:
                 raise
             finally:
                 self._stop = False
+                self._workspace = Workspace()  # the next ``train`` takes memory anew
         if self.finished:
             self._take_best()
 
@@ -568,9 +570,12 @@ class Trainer:
         number = len(self.train_loss_list) + len(self._unread)
         state = StepState(number, self.lr(number), self.optimizer.steps + 1, self._ok)
         if self._step is None:
-            self._step = self._whole_step
-            if self.compile_step:
-                self._step = self.backend.compile_step(self._whole_step, (*batch, state))
+            step = WeakMethod(self._whole_step)  # a method of its own would keep the Trainer alive
+
+            def whole_step(*arguments: Any) -> tuple[Array, Array]:
+                return step()(*arguments)  # type: ignore[misc]
+
+            self._step = self.backend.compile_step(whole_step, (*batch, state)) if self.compile_step else whole_step
         try:
             with self.backend.active(), ops.use_precision(self.precision):
                 report, self._ok = self._step(*batch, state)
@@ -642,17 +647,21 @@ class Trainer:
             first, last = last, last + size
             part = (last - first) / count
             self._before_step(step, first)
-            with workspace(self._workspace):
-                logits = self.model.forward(pack(x[first:last, ...]), train=True)
-                mean, cache = ops.softmax_cross_entropy(logits, t[first:last], label_smoothing=self.label_smoothing)
-                loss = loss + part * mean
-                self.model.backward(ops.softmax_cross_entropy_backward(part, cache), need_dx=False)
+            mean = run_in(self._workspace, self._part_gradients, x[first:last, ...], t[first:last], part)
+            loss = loss + part * mean
             grads = self.model.named_gradients()
             for path, sum_so_far in earlier.items():
                 grads[path] += sum_so_far
             if last < count:
                 earlier = {path: self.backend.xp.asarray(grad, copy=True) for path, grad in grads.items()}
         return loss
+
+    def _part_gradients(self, x: Array, t: Array, part: float) -> Array:
+        """Forward and backward for ``part`` of a batch. Returns its mean loss, in memory of its own."""
+        logits = self.model.forward(pack(x), train=True)
+        mean, cache = ops.softmax_cross_entropy(logits, t, label_smoothing=self.label_smoothing)
+        self.model.backward(ops.softmax_cross_entropy_backward(part, cache), need_dx=False)
+        return mean
 
     def _before_step(self, step: int, first: int) -> None:
         """Before a forward pass over (a part of) a batch, whose first image is the ``first`` of step number ``step``."""
