@@ -2,11 +2,13 @@
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info
 
 from portacnn.backends import threads
 from portacnn.errors import ArgumentError
@@ -149,17 +151,20 @@ def counts(libraries: list[Library]) -> list[int]:
 
 
 def test_nested_the_outermost_puts_it_back(blas: list[Library]):
-    with threads.one_blas_thread():
-        with threads.one_blas_thread():
-            assert counts(blas) == [1, 1, 1]
-        assert counts(blas) == [1, 1, 1]
+    def outer() -> None:
+        threads.on_one_blas_thread(lambda: seen.append(counts(blas)))
+        seen.append(counts(blas))
+
+    seen: list[list[int]] = []
+    threads.on_one_blas_thread(outer)
+    assert seen == [[1, 1, 1]] * 2
     assert counts(blas) == [7, 1, 3]
     assert [library.history for library in blas] == [[7, 1, 7], [1], [3, 1, 3]]
 
 
 def test_an_exception_puts_it_back(blas: list[Library]):
-    with pytest.raises(ZeroDivisionError), threads.one_blas_thread(), threads.one_blas_thread():
-        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError):
+        threads.on_one_blas_thread(threads.on_one_blas_thread, lambda: 1 // 0)
     assert counts(blas) == [7, 1, 3]
     with pytest.raises(ZeroDivisionError):
         threads.products_in_pieces(lambda some: 1 // 0, 4, 1)
@@ -167,11 +172,9 @@ def test_an_exception_puts_it_back(blas: list[Library]):
 
 
 def test_what_changed_in_between_is_read_anew(blas: list[Library]):
-    with threads.one_blas_thread():
-        pass
+    threads.on_one_blas_thread(int)
     blas[0].count = 5
-    with threads.one_blas_thread():
-        assert counts(blas) == [1, 1, 1]
+    assert threads.on_one_blas_thread(counts, blas) == [1, 1, 1]
     assert counts(blas) == [5, 1, 3]
 
 
@@ -181,18 +184,13 @@ def test_interleaved_the_last_one_out_of_all_threads_puts_it_back(blas: list[Lib
     seen: list[list[int]] = []
 
     def first() -> None:
-        with threads.one_blas_thread():
-            first_in.set()
-            second_in.wait(10)
+        threads.on_one_blas_thread(lambda: (first_in.set(), second_in.wait(10)))
         seen.append(counts(blas))
         first_out.set()
 
     def second() -> None:
         first_in.wait(10)
-        with threads.one_blas_thread():
-            second_in.set()
-            first_out.wait(10)
-            seen.append(counts(blas))
+        threads.on_one_blas_thread(lambda: (second_in.set(), first_out.wait(10), seen.append(counts(blas))))
 
     workers = [threading.Thread(target=work) for work in (first, second)]
     for worker in workers:
@@ -208,9 +206,8 @@ def test_many_threads_in_and_out(blas: list[Library]):
 
     def work() -> None:
         for _ in range(200):
-            with threads.one_blas_thread():
-                if counts(blas) != [1, 1, 1]:
-                    wrong.append(counts(blas))
+            if (seen := threads.on_one_blas_thread(counts, blas)) != [1, 1, 1]:
+                wrong.append(seen)
 
     workers = [threading.Thread(target=work) for _ in range(4)]
     for worker in workers:
@@ -222,19 +219,61 @@ def test_many_threads_in_and_out(blas: list[Library]):
 
 
 def test_the_blas_that_is_here():
-    """NumPy's own, whatever it is: found, held, and put back to what it was set to."""
+    """NumPy's own, whatever it is: found, held in every thread, and put back to what it was set to."""
     np.ones((2, 2)) @ np.ones((2, 2))
-    libraries = threads._blas()
-    if not libraries:
-        pytest.skip("threadpoolctl knows no BLAS here")
-    before = [library.get_num_threads() for library in libraries]
+
+    def now() -> list[int]:
+        return [
+            pool["num_threads"]
+            for pool in threadpool_info()
+            if pool["user_api"] == "blas" and "numpy" in pool["filepath"]
+        ]
+
+    if not now():
+        pytest.skip("threadpoolctl knows no BLAS of NumPy's here")
+    before = [library.get_num_threads() for library in threads._blas()]
     try:
-        for library in libraries:
+        for library in threads._blas():
             library.set_num_threads(2)
-        two = [library.get_num_threads() for library in libraries]  # 1 where it was built without threads
-        with threads.one_blas_thread():
-            assert [library.get_num_threads() for library in libraries] == [1] * len(libraries)
-        assert [library.get_num_threads() for library in libraries] == two
+        two = now()  # 1 where it was built without threads
+        with ThreadPoolExecutor(1) as other:  # threadpoolctl lets the first thread that sets a limit keep that right
+            for submit in (lambda *call: call[0](*call[1:]), lambda *call: other.submit(*call).result()):
+                assert submit(threads.on_one_blas_thread, now) == [1] * len(two)
+                assert now() == two
     finally:
-        for library, count in zip(libraries, before, strict=True):
+        for library, count in zip(threads._blas(), before, strict=True):
             library.set_num_threads(count)
+
+
+class OfThread(Library):
+    """A limit for each thread, as OpenBLAS with OpenMP has it."""
+
+    internal_api, threading_layer = "openblas", "openmp"
+
+    def __init__(self, count: int) -> None:
+        self._of = threading.local()
+        super().__init__(count)
+
+    @property
+    def count(self) -> int:
+        return getattr(self._of, "count", 5)
+
+    @count.setter
+    def count(self, count: int) -> None:
+        self._of.count = count
+
+
+def test_a_limit_of_each_thread_is_put_back_in_that_thread(monkeypatch: pytest.MonkeyPatch):
+    library = OfThread(7)
+    monkeypatch.setattr(threads, "_blas", lambda: [library])
+    inside, left = threading.Event(), threading.Event()
+
+    def other() -> list[int]:
+        seen = threads.on_one_blas_thread(lambda: (library.count, inside.set(), left.wait(10))[0])
+        return [seen, library.count]
+
+    with ThreadPoolExecutor(1) as pool:
+        result = threads.on_one_blas_thread(lambda: (pool.submit(other), inside.wait(10), library.count))
+        assert (result[2], library.count) == (1, 7)  # while the other one is in there yet
+        left.set()
+        assert result[0].result() == [1, 5]

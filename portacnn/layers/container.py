@@ -13,7 +13,7 @@ from portacnn.layers.base import Layer, Shape
 from portacnn.layers.stages import Fused, Stage, observed, stages
 from portacnn.ops.fused import add_relu, add_relu_backward
 from portacnn.ops.join import add, concat_channels, split_channels
-from portacnn.runtime import Array, describe
+from portacnn.runtime import Array, backend_of, describe
 
 
 class _Container(Layer):
@@ -116,7 +116,8 @@ class Sequential(_Container):
                 x = function(x)
             return x
 
-        return run
+        backend = backend_of(x)
+        return lambda x: backend.run(run, x)
 
 
 class Residual(_Container):
