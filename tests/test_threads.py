@@ -1,17 +1,22 @@
 """Several cores: how many there are, how work is cut for them, and BLAS held to one thread meanwhile."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import array_api_compat.numpy
 import numpy as np
 import pytest
 from threadpoolctl import threadpool_info
 
 from portacnn.backends import threads
 from portacnn.errors import ArgumentError
+from portacnn.layers import BatchNorm2d, Conv2d, ConvTranspose2d, Flatten, Linear, MatMulWith, ReLU, Take
+from portacnn.models import Model
+from portacnn.ops import use_kernels
 
 
 def test_an_error_in_a_thread_comes_out(monkeypatch):
@@ -277,3 +282,42 @@ def test_a_limit_of_each_thread_is_put_back_in_that_thread(monkeypatch: pytest.M
         assert (result[2], library.count) == (1, 7)  # while the other one is in there yet
         left.set()
         assert result[0].result() == [1, 5]
+
+
+@pytest.fixture
+def products(blas: list[Library], monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """How many threads BLAS had in each of NumPy's products since."""
+    seen: list[list[int]] = []
+
+    def watched(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **options: Any) -> Any:
+            seen.append(counts(blas))
+            return function(*args, **options)
+
+        return run
+
+    for name in ("matmul", "vecdot"):
+        run = watched(getattr(np, name))
+        for namespace in (np, array_api_compat.numpy):
+            monkeypatch.setattr(namespace, name, run)
+    return seen
+
+
+@pytest.mark.parametrize("kernels", ["numpy", "auto", "reference"])
+@pytest.mark.parametrize("count", [1, 2, 8, 9])
+def test_every_product_of_a_network_is_held_to_one_blas_thread(
+    blas: list[Library], products: list[list[int]], kernels: str, count: int
+):
+    x = np.ones((count, 1, 16, 16), dtype=np.float32)
+    model = Model(
+        Conv2d(1, 4, 3), BatchNorm2d(4), ReLU(), Conv2d(4, 4, 3, groups=2), ConvTranspose2d(4, 2, 2), ReLU(), Flatten(),
+        Linear(None, 6), ReLU(), MatMulWith(3), Take([0, 2, 1], 1),
+    )  # fmt: skip
+    model.build((1, 16, 16), device="numpy", seed=0)
+    with use_kernels(kernels):
+        for call in (lambda: model.predict(x), lambda: model.gradient(x, np.zeros(count, dtype=np.int64))):
+            products.clear()
+            call()
+            assert len(products) > 2
+            assert products == [[1, 1, 1]] * len(products)
+            assert counts(blas) == [7, 1, 3]
