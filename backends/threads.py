@@ -195,7 +195,7 @@ def _settle(tasks: Sequence[_Task]) -> None:
         raise interruption
 
 
-def apart(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+def apart(function: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
     """``function(*args, **options)``, called in a thread of its own: signal handlers raise in the main thread alone.
 
     For what other libraries cannot have interrupted. If the wait is, it goes on, and the process ends after it.
@@ -282,7 +282,7 @@ def _of_thread(library: Any) -> bool:
     return getattr(library, "threading_layer", None) == "openmp" and library.internal_api == "openblas"
 
 
-def on_one_blas_thread(function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+def on_one_blas_thread(function: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
     """``function(*args, **options)``, whose products each run in the thread that asks for them.
 
     The number of BLAS threads is the whole process's: it is 1 while any thread is in here, and the last one out puts back what was.
