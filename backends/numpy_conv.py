@@ -26,7 +26,7 @@ from portacnn.backends.numpy_pool import (
     unpool_into,
     zeros_for,
 )
-from portacnn.backends.threads import PER_ELEMENT, in_pieces, one_blas_thread, pieces, products_in_pieces
+from portacnn.backends.threads import PER_ELEMENT, in_pieces, on_one_blas_thread, pieces, products_in_pieces
 from portacnn.errors import ArgumentError
 from portacnn.ops.layout import batch_first, batch_last
 from portacnn.ops.windows import Windows
@@ -136,8 +136,7 @@ class _Job(NamedTuple):
                 for rows in self.tiles[self.shares[thread]]:
                     each(thread, rows)
 
-        with one_blas_thread():
-            in_pieces(share, len(self.shares), self.work)
+        on_one_blas_thread(in_pieces, share, len(self.shares), self.work)
 
     def lay_out(self, thread: int, rows: slice) -> np.ndarray:
         """The columns (C*T, OUT*N) of a tile, in one piece."""
@@ -343,7 +342,7 @@ def _prepared(
     def once(x: np.ndarray) -> np.ndarray:
         inside[...] = x.transpose(order)[read]
         columns[...] = view
-        matmul(matrix, flat, out=product)
+        on_one_blas_thread(matmul, matrix, flat, out=product)
         source = out
         if pool is not None:
             pool_into(out, y, None, pool)

@@ -10,7 +10,7 @@ import numpy as np
 
 from portacnn.backends.numpy_memory import empty, reserve
 from portacnn.backends.numpy_pool import keep_where, zeros_for
-from portacnn.backends.threads import products_in_pieces
+from portacnn.backends.threads import on_one_blas_thread, products_in_pieces
 
 
 def _product(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> np.ndarray:
@@ -70,7 +70,7 @@ def _prepared(x: np.ndarray, weight: np.ndarray, bias: Any, relu: bool) -> Calla
     matmul, add, maximum, zeros = np.matmul, np.add, np.maximum, zeros_for(yt)
 
     def run(x: np.ndarray) -> np.ndarray:
-        matmul(weight, x.T, out=yt)
+        on_one_blas_thread(matmul, weight, x.T, out=yt)
         if column is not None:
             add(yt, column, out=yt)
         if relu:

@@ -16,7 +16,7 @@ import numpy as np
 
 from portacnn.backends.numpy_memory import empty
 from portacnn.backends.numpy_pool import keep_where, zeros_for
-from portacnn.backends.threads import in_pieces, one_blas_thread
+from portacnn.backends.threads import in_pieces, on_one_blas_thread
 from portacnn.ops.layout import batch_first, batch_last
 from portacnn.ops.norm import move_towards
 from portacnn.runtime import Array, Kernel
@@ -97,8 +97,7 @@ def _kernel(passes: Passes, relu: bool) -> Kernel:
         def work(s: slice) -> None:
             passes.forward(rows[s], y_rows[s], statistics.of(s), factor[s], term[s], eps, training, relu)
 
-        with one_blas_thread():
-            in_pieces(work, channels, x.size)
+        on_one_blas_thread(in_pieces, work, channels, x.size)
         if training and running_mean is not None:
             count = rows.shape[1]
             move_towards(running_mean, statistics.mean, momentum)
@@ -122,8 +121,7 @@ def _kernel(passes: Passes, relu: bool) -> Kernel:
             before = None if y is None else y[s]
             passes.backward(rows[s], x[s], before, statistics.of(s), factor[s], eps, own, dbias[s], dweight[s], out)
 
-        with one_blas_thread():
-            in_pieces(work, channels, x.size)
+        on_one_blas_thread(in_pieces, work, channels, x.size)
         return (
             None if dx is None else batch_first(dx),
             None if weight is None else dweight,

@@ -14,7 +14,7 @@ from portacnn.layers.base import Layer, Shape
 from portacnn.layers.stages import Fused, Stage, observed, stages
 from portacnn.ops.fused import add_relu, add_relu_backward
 from portacnn.ops.join import add, concat_channels, split_channels
-from portacnn.runtime import Array, describe
+from portacnn.runtime import Array, backend_of, describe
 
 
 class Holder(Layer, abstract=True):
@@ -152,7 +152,8 @@ class Sequential(_Container):
                 x = function(x)
             return x
 
-        return run
+        backend = backend_of(x)
+        return lambda x: backend.run(run, x)
 
 
 class Residual(_Container):

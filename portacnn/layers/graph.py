@@ -12,7 +12,7 @@ from portacnn.layers.base import Layer, Shape
 from portacnn.layers.container import Holder, Sequential
 from portacnn.layers.join import Join
 from portacnn.ops.join import add
-from portacnn.runtime import Array
+from portacnn.runtime import Array, backend_of
 
 INPUT = "input"
 """What a graph calls the value it is given; no node may have this name."""
@@ -197,4 +197,5 @@ class Graph(Holder):
                 values[output] = y
             return values[self.nodes[-1].name]
 
-        return run
+        backend = backend_of(x)
+        return lambda x: backend.run(run, x)

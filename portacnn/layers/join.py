@@ -175,14 +175,15 @@ class MatMul(Join):
 
     def forward(self, x: Any, *, train: bool = False, keep: bool | None = None) -> Array:
         self._keep(tuple(x) if (train if keep is None else keep) else None)
+        backend = backend_of(x[0])
         with where(x[0]):
-            return backend_of(x[0]).xp.matmul(x[0], x[1])
+            return backend.run(backend.xp.matmul, x[0], x[1])
 
     def backward(self, dy: Array, *, need_dx: bool = True) -> Any:
         a, b = self._kept()
-        xp = backend_of(dy).xp
+        run, xp = backend_of(dy).run, backend_of(dy).xp
         with where(dy):
-            return [xp.matmul(dy, xp.matrix_transpose(b)), xp.matmul(xp.matrix_transpose(a), dy)]
+            return [run(xp.matmul, dy, xp.matrix_transpose(b)), run(xp.matmul, xp.matrix_transpose(a), dy)]
 
 
 class MatMulWith(Layer):
@@ -212,12 +213,13 @@ class MatMulWith(Layer):
     def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
         self._home()
         self._keep(x if (train if keep is None else keep) else None)
+        backend = backend_of(x)
         with where(x):
-            return backend_of(x).xp.matmul(x, self.params["weight"])
+            return backend.run(backend.xp.matmul, x, self.params["weight"])
 
     def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
-        x, xp, weight = self._kept(), backend_of(dy).xp, self.params["weight"]
+        x, weight, run, xp = self._kept(), self.params["weight"], backend_of(dy).run, backend_of(dy).xp
         rows, up = (xp.reshape(a, (prod(a.shape[:-1]), a.shape[-1])) for a in (x, dy))
         with where(dy):
-            self._write_grads(weight=xp.matrix_transpose(rows) @ up)
-            return xp.matmul(dy, xp.matrix_transpose(weight)) if need_dx else None
+            self._write_grads(weight=run(xp.matmul, xp.matrix_transpose(rows), up))
+            return run(xp.matmul, dy, xp.matrix_transpose(weight)) if need_dx else None

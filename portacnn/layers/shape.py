@@ -171,12 +171,12 @@ class Take(Layer):
 
     def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
         """Each cell's gradient is the sum over its places in y: a product with ones and zeros, as the standard has no scatter."""
-        cells, xp = self._kept(), backend_of(dy).xp
+        cells, run, xp = self._kept(), backend_of(dy).run, backend_of(dy).xp
         chosen = xp.asarray(self.indices, dtype=xp.int64, device=dy.device)
         places = chosen[:, None] == xp.arange(cells, dtype=xp.int64, device=dy.device)[None, :]
         last = xp.moveaxis(dy, self.axis, -1)
         with where(dy):
-            return xp.moveaxis(xp.matmul(last, xp.astype(places, dy.dtype)), -1, self.axis)
+            return xp.moveaxis(run(xp.matmul, last, xp.astype(places, dy.dtype)), -1, self.axis)
 
 
 class Reduce(Layer):
