@@ -17,7 +17,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 from portacnn.errors import ArgumentError, ModelFormatError, PortacnnError, ShapeError, StateError
 from portacnn.flat import Flat, Named
 from portacnn.init import Initializer, rule
-from portacnn.runtime import Array, Backend, HostArray, dtype_name, resolve
+from portacnn.runtime import Array, Backend, HostArray, backend_of, dtype_name, resolve
 from portacnn.seeds import check_seed, generator
 
 Shape = tuple[int, ...]
@@ -87,6 +87,7 @@ class Layer:
         self.seed, self.step, self.first = 0, 0, 0
         self._declared, self._declared_buffers = {}, {}
         self._cache = None
+        self._tables = {}
         self._root = None
         self._flat_params, self._flat_buffers, self._flat_grads = (), (), ()
         return self
@@ -107,6 +108,7 @@ class Layer:
     _declared: dict[str, Parameter]
     _declared_buffers: dict[str, Buffer]
     _cache: Any
+    _tables: dict[tuple[str, str, Any], Array]  # by name, library and device
     _root: "Layer | None"  # the network it was built in
     _flat_params: tuple[Flat, ...]  # the root's: what its parameters lie in, where they do
     _flat_buffers: tuple[Flat, ...]
@@ -165,6 +167,20 @@ class Layer:
             )
         cache, self._cache = self._cache, None
         return cache
+
+    def _table(self, name: str, values: Callable[[], Any], dtype: str, like: Array) -> Array:
+        """Constants of the layer's own, such as indices, in like's library and on its device: sent there once.
+
+        They are no part of the layer's state. A captured step may read them, so they stay as long as the layer does.
+
+        Args:
+            values: gives them as (nested) sequences of numbers.
+        """
+        backend = backend_of(like)
+        key = name, backend.name, like.device
+        if key not in self._tables:
+            self._tables[key] = backend.xp.asarray(values(), dtype=backend.dtype(dtype), device=like.device)
+        return self._tables[key]
 
     def forget(self) -> None:
         """Drop whatever this layer and those below kept for a backward pass that will not come."""
@@ -326,7 +342,7 @@ class Layer:
             for arrays in (layer.params, layer.buffers):
                 for name, array in arrays.items():
                     arrays[name] = backend.asarray(home.to_host(array))
-            layer.backend, layer.grads, layer._cache = backend, {}, None
+            layer.backend, layer.grads, layer._cache, layer._tables = backend, {}, None, {}
         self._lay_flat()
         return self
 

@@ -548,6 +548,17 @@ class Graph:
         return "digraph {" + "".join(f'"{n}" [label="{work.name}"]' for n, work in enumerate(self._works)) + "}"
 
 
+def note_sent(what: str) -> None:
+    """CuPy sends a table of its own making, by way of pinned memory.
+
+    In a capture it would do so too: then the graph has a copy from the host, and an event that is never done, so that no pinned
+    memory is used again from there on. Here that is refused, as all that is sent in a capture.
+    """
+    stream = get_current_stream()
+    stream._refuse_in_capture()
+    log.note("h2d", what)
+
+
 def submit(work: Work) -> None:
     """A launch on the current stream of the current device: done, or recorded."""
     stream = get_current_stream()
