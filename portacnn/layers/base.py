@@ -108,7 +108,7 @@ class Layer:
     _declared: dict[str, Parameter]
     _declared_buffers: dict[str, Buffer]
     _cache: Any
-    _tables: dict[tuple[str, str, Any], Array]  # by name, library and device
+    _tables: dict[tuple[str, str, str], Array]  # by name, library and device
     _root: "Layer | None"  # the network it was built in
     _flat_params: tuple[Flat, ...]  # the root's: what its parameters lie in, where they do
     _flat_buffers: tuple[Flat, ...]
@@ -177,7 +177,7 @@ class Layer:
             values: gives them as (nested) sequences of numbers.
         """
         backend = backend_of(like)
-        key = name, backend.name, like.device
+        key = name, backend.name, backend.place(like.device)
         if key not in self._tables:
             self._tables[key] = backend.xp.asarray(values(), dtype=backend.dtype(dtype), device=like.device)
         return self._tables[key]
