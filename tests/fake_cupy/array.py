@@ -202,7 +202,9 @@ def _allocate(like: np.ndarray, pointer: MemoryPointer | None = None) -> ndarray
     if pointer is None:
         pointer = machine.get_allocator()(like.nbytes)
     memory = pointer.mem
-    flat = memory.block.memory[: like.nbytes].view(like.dtype) if like.nbytes else np.empty(0, like.dtype)
+    begin = pointer.ptr - memory.ptr
+    flat = memory.block.memory[begin : begin + like.nbytes]
+    flat = flat.view(like.dtype) if like.nbytes else np.empty(0, like.dtype)
     axes = sorted(range(like.ndim), key=lambda axis: -abs(like.strides[axis]))
     array = flat.reshape([like.shape[axis] for axis in axes]).transpose(np.argsort(axes))
     return _made(array, memory)

@@ -378,6 +378,9 @@ class MemoryPointer:
     def __init__(self, mem: Memory, offset: int = 0) -> None:
         self.mem, self.ptr, self.device_id = mem, mem.ptr + offset, mem.device_id
 
+    def __add__(self, offset: int) -> "MemoryPointer":
+        return MemoryPointer(self.mem, self.ptr - self.mem.ptr + offset)
+
     def memset_async(self, value: int, size: int, stream: "Stream | None" = None) -> None:
         begin, block = self.ptr - self.mem.ptr, self.mem.block
         submit(Work("memset", lambda: block.memory[begin : begin + size].fill(value), [], [block]))
