@@ -3,7 +3,8 @@
 It is array-api-compat's, but for four functions. Two wait for the device: compat's ``clip`` and ``sign`` write through a mask, and
 CuPy counts what is true in a mask on the host. Two send: to join more than 8 arrays, CuPy copies a table of their addresses from
 pinned memory. In a captured step the table would become a copy from the host and an event that is never done, and from there on no
-pinned memory would be used again. While nothing is captured the table is the faster way, and is left to CuPy.
+pinned memory would be used again. On the null stream, which nothing can capture, the table is the faster way, and is left to CuPy:
+so the steps before a capture, on a stream of their own, already do what the captured one does, and have compiled what it needs.
 """
 
 from collections.abc import Sequence
@@ -35,7 +36,7 @@ def namespace(compat: ModuleType) -> Any:
         return cp.where(x > 0, 1.0, cp.where(x < 0, -1.0, x))  # NaN stays, which cupy.sign forgets
 
     def concat(arrays: Sequence[Array], /, *, axis: int | None = 0) -> Array:
-        if len(arrays) <= _JOINED_AT_ONCE or not cp.cuda.get_current_stream().is_capturing():
+        if len(arrays) <= _JOINED_AT_ONCE or cp.cuda.get_current_stream().ptr == 0:
             return cp.concatenate(arrays, axis=axis)
         if axis is None:
             return concat([cp.ravel(array) for array in arrays], axis=0)

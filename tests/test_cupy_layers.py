@@ -187,7 +187,7 @@ def outcome(layer: Layer, home: Any, shape: tuple[int, ...], compiled: bool) -> 
 def test_a_captured_step_of_a_layer_carries_nothing(make, shape):
     home = resolve("cuda:1")
     plain, _, seen = outcome(make(), home, shape, False)
-    # While nothing is captured, CuPy may join arrays by way of a table.
+    # On the null stream, CuPy may join arrays by way of a table.
     assert [event for event in seen if event.detail != "concatenate"] == []
     captured, step, seen = outcome(make(), home, shape, True)
     assert (step.graphs, step.reason) == (1, None)

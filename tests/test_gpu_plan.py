@@ -64,7 +64,7 @@ def test_only_tests_of_backends_are_run_the_quickest_first():
     assert tuple(names[: len(suite.QUICKEST)]) == suite.QUICKEST
     assert len(set(names)) == len(names)
     assert not [name for name in names if name.startswith(("cuda", "cupy", "fake", "gpu", "bench"))]
-    assert {"layers_graph", "models"} <= set(names)
+    assert {"trainer", "models", "scratch", "checkpoint"} <= set(names)
 
 
 @pytest.mark.slow
