@@ -90,6 +90,14 @@ def test_a_process_that_hangs_or_dies_leaves_what_it_had(tmp_path, monkeypatch, 
     assert found["rows"] == [1]
 
 
+def test_starting_a_section_is_part_of_its_time(monkeypatch):
+    left = []
+    module = SimpleNamespace(parity=lambda section: left.append(section.left))
+    monkeypatch.setattr(check, "import_module", lambda name: module)
+    check.work_off({"section": "parity", "seconds": 60.0, "spawned": time.time() - 10.0})
+    assert left[0] == pytest.approx(50.0, abs=1.0)
+
+
 def green(task: dict[str, Any], limit: float) -> dict[str, Any]:
     return {**tools.Section(task["section"]).found(), "status": "green"}
 

@@ -122,7 +122,7 @@ def capture(section: Section) -> None:
         ("resnet20", lambda: ResNet20(device=gpu.home, seed=0), color, "momentum"),
     ]
     for name, build, sets, optimizer in cases[:3:2] if section.quick else cases:
-        if not section.room(2.0, f"{name} with {optimizer}"):
+        if not section.room(2.0 if section.quick else 8.0, f"{name} with {optimizer}"):
             continue
         with section.caught(f"{name} with {optimizer}"):
             found = []
@@ -211,7 +211,7 @@ def transfers(section: Section) -> None:
                 if not compiled:
                     continue  # one step after the other it may
             what = f"{name}, {'replayed' if compiled else 'eager'}"
-            if section.room(2.0, what):
+            if section.room(2.0 if section.quick else 6.0, what):
                 with section.caught(what):
                     _watch(section, gpu, what, build(), sets, optimizer, size, steps, compiled)
             gpu.forget()
