@@ -89,10 +89,8 @@ class CapturedStep:
             try:
                 if way is not None and way.graph is not None:
                     caller = self._cp.cuda.get_current_stream()
-                    if caller != self._last:
-                        self._after.record(self._last)
-                        caller.wait_event(self._after)
-                        self._last = caller
+                    self._follow(caller, caller)
+                    self._last = caller
                     self._set(numbers)
                     result = way.replay(arrays)
                     self._returned = way.returned
@@ -111,6 +109,13 @@ class CapturedStep:
                     raise
                 self._start_over()
                 raise MemoryError(str(error)) from error
+
+    def _follow(self, stream: Any, caller: Any) -> None:
+        """Have a stream wait for the step before and for what its caller has queued: which is nothing to wait for mostly."""
+        for other in (self._last, caller):
+            if other != stream:
+                self._before.record(other)
+                stream.wait_event(self._before)
 
     def _start_over(self) -> None:
         """Let go of all graphs and their memory. Of all: one may look at memory that was first another's."""
@@ -140,8 +145,7 @@ class CapturedStep:
         if way is None and len(self._ways) < MOST and self.reason is None:
             way = self._ways[key] = _Way()
         caller = self._cp.cuda.get_current_stream()
-        self._before.record(caller)
-        self._stream.wait_event(self._before)
+        self._follow(self._stream, caller)
         try:
             with self._stream:
                 self._set(numbers)

@@ -186,25 +186,25 @@ def test_what_a_step_gives_back_is_what_the_next_gets(home):
     assert (step.graphs, step.reason) == (2, None)
 
 
-def test_a_replay_is_in_order_on_whatever_stream_it_is_asked_for(cp, home):
+@pytest.mark.parametrize("sizes", [[8], [8, 8, 8, 8, 5, 5, 5, 8]], ids=["one kind", "two kinds"])
+def test_steps_are_in_order_whatever_the_streams_they_are_asked_for_on(cp, home, sizes):
+    """Nobody else orders them: each has a batch of its own stream's."""
     plain, captured = Fit(home), Fit(home)
     step = home.compile_step(captured, ())
-    run(home, plain, 12)
+    count = 16
+    for number in range(count):
+        run(home, plain, 1, sizes[number % len(sizes)], number)
     with home.active():
         streams = [*(cp.cuda.Stream(non_blocking=True) for _ in range(2)), cp.cuda.get_current_stream()]
-        ok = home.xp.ones((), dtype=home.xp.bool)
-        before = cp.cuda.get_current_stream()
-        for number in range(12):
-            stream = streams[number // 2 % 3] if number > 3 else before
-            if stream != before:
-                stream.wait_event(before.record())
-                before = stream
-            with stream:
-                x, y = (home.asarray(a) for a in data(number))
-                _, ok = step(x, y, State(number, 0.1 / (1 + number), ok))
-        before.synchronize()
+        for stream in streams[:2]:
+            stream.wait_event(streams[2].record())
+        for number in range(count):
+            with streams[number * number % 3 - 1]:
+                x, y = (home.asarray(a) for a in data(number, sizes[number % len(sizes)]))
+                step(x, y, State(number, 0.1 / (1 + number), home.xp.ones((), dtype=home.xp.bool)))
+        home.synchronize()
     assert captured.weights() == plain.weights()
-    assert step.graphs == 1
+    assert step.graphs == len(set(sizes))
 
 
 def test_nothing_is_carried_or_waited_for():
