@@ -20,7 +20,7 @@ from portacnn.errors import ArgumentError, ModelFormatError, PortacnnError, Shap
 from portacnn.flat import Flat, Named
 from portacnn.init import Initializer, rule
 from portacnn.layers.limits import count_layer, count_output, count_taps
-from portacnn.runtime import Array, Backend, HostArray, dtype_name, resolve, taken
+from portacnn.runtime import Array, Backend, HostArray, backend_of, dtype_name, resolve, taken
 from portacnn.seeds import check_seed, generator
 from portacnn.text import listed, shown
 
@@ -143,6 +143,7 @@ class Layer:
         self.seed, self.step, self.first = 0, 0, 0
         self._declared, self._declared_buffers = {}, {}
         self._cache = None
+        self._tables = {}
         self._network = None
         self._is_root = False
         return self
@@ -163,6 +164,7 @@ class Layer:
     _declared: dict[str, Parameter]
     _declared_buffers: dict[str, Buffer]
     _cache: Any
+    _tables: dict[tuple[str, str, str], Array]  # by name, library and device
     _network: "_Network | None"  # the one it was built in
     _is_root: bool
 
@@ -237,6 +239,20 @@ class Layer:
             )
         cache, self._cache = self._cache, None
         return cache
+
+    def _table(self, name: str, values: Callable[[], Any], dtype: str, like: Array) -> Array:
+        """Constants of the layer's own, such as indices, in like's library and on its device: sent there once.
+
+        They are no part of the layer's state. A captured step may read them, so they stay as long as the layer does.
+
+        Args:
+            values: gives them as (nested) sequences of numbers.
+        """
+        backend = backend_of(like)
+        key = name, backend.name, backend.place(like.device)
+        if key not in self._tables:
+            self._tables[key] = backend.xp.asarray(values(), dtype=backend.dtype(dtype), device=like.device)
+        return self._tables[key]
 
     def forget(self) -> None:
         """Drop whatever this layer and those below kept for a backward pass that will not come."""
@@ -405,7 +421,7 @@ class Layer:
             for arrays in (layer.params, layer.buffers):
                 for name, array in arrays.items():
                     arrays[name] = backend.asarray(home.to_host(array))
-            layer.backend, layer.grads, layer._cache = backend, {}, None
+            layer.backend, layer.grads, layer._cache, layer._tables = backend, {}, None, {}
         self._lay_flat()
         return self
 
@@ -512,7 +528,12 @@ class Layer:
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.grads, self._cache, self._network = {}, None, None  # old kinds of pickles call no __new__
+        self.grads, self._tables, self._cache, self._network = (
+            {},
+            {},
+            None,
+            None,
+        )  # old kinds of pickles call no __new__
         vars(self).update(state)
         if self.backend is not None:
             for arrays in (self.params, self.buffers):
@@ -592,7 +613,7 @@ def _first(backend: Backend, host: HostArray, dtype: str) -> Array:
     return backend.asarray(host, dtype)
 
 
-_NOT_COPIED = {"_network", "_cache", "grads", "forward", "backward"}
+_NOT_COPIED = {"_network", "_tables", "_cache", "grads", "forward", "backward"}
 
 # --- building from a file -------------------------------------------------------------------------------------------
 
