@@ -18,11 +18,11 @@ class DeviceRuntime:
     """The part of ``Backend`` that concerns the device and not the arrays.
 
     Attributes:
-        has_current_device: whether the library computes on a current device, which may differ from an array's. If so, the
-            adapter implements ``active`` and ``elsewhere``.
+        enters: whether there is a context to enter around computations, so that the adapter implements ``active`` and
+            ``elsewhere``: a device that must be the library's current one, or a state in which NumPy does not warn.
     """
 
-    has_current_device: ClassVar[bool] = False
+    enters: ClassVar[bool] = False
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -33,11 +33,11 @@ class DeviceRuntime:
         """Wait until the device has finished all work given to it."""
 
     def active(self) -> AbstractContextManager[Any]:
-        """Return a context in which the library allocates and computes on this device."""
+        """Return a context in which the library computes on this device and does not warn of NaN or infinity."""
         return NOTHING
 
     def elsewhere(self, device: Any) -> AbstractContextManager[Any] | None:
-        """Return the context to enter before computing on ``device``, or None if it is the current device."""
+        """Return the context to enter before computing on ``device``, or None if none is needed."""
         return None
 
     def free_memory(self) -> int | None:

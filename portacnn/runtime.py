@@ -2,10 +2,11 @@
 
 A *backend* is an array library seen through the Python array API standard, together with one of its devices and the few
 things the standard lacks (coming from and going to host memory, waiting for the device, fast kernels). This module
-imports no array library. Each one has an *adapter*, a module with two functions and one constant, which is loaded when
+imports no array library. Each one has an *adapter*, a module with two functions and some constants, which is loaded when
 it is first asked for:
 
     KINDS                 the device kinds it can serve, such as {"cpu"} or {"cpu", "cuda"}
+    REFUSED               optional: array types by name that are refused ("MaskedArray"), each with the fix
     probe()               -> BackendInfo: version and devices, or the reason why it cannot be used
     connect(device)       -> Backend; ``device`` is text such as "cuda:1", or None for the library's default
 
@@ -25,7 +26,7 @@ from importlib.util import find_spec
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from portacnn.device_runtime import NOTHING, DeviceRuntime
-from portacnn.errors import ArrayError, BackendError
+from portacnn.errors import ArrayError, BackendError, ModelFormatError, NotFiniteError
 
 Array = Any  # the standard defines no base class to annotate with
 HostArray = Any  # a numpy.ndarray
@@ -62,12 +63,12 @@ class Kernel(NamedTuple):
 class _Deferred(Mapping[str, Kernel]):
     """A module's table of kernels. The module, whose library may take seconds to load, is imported by the first op."""
 
-    def __init__(self, module: str) -> None:
-        self._module = module
+    def __init__(self, module: str, load: Callable[[str], Any]) -> None:
+        self._module, self._load = module, load
 
     @cached_property
     def _table(self) -> Mapping[str, Kernel]:
-        return importlib.import_module(self._module).KERNELS
+        return self._load(self._module).KERNELS
 
     def get(self, name: str, default: Any = None) -> Any:
         return self._table.get(name, default)
@@ -82,9 +83,16 @@ class _Deferred(Mapping[str, Kernel]):
         return len(self._table)
 
 
-def kernel_sets(name: str, native: Mapping[str, Kernel]) -> Mapping[str, Mapping[str, Kernel]]:
-    """The kernel sets of the backend ``name``, the fastest first: those that installed libraries compile, and its own."""
-    compiled = {library: _Deferred(module) for library, module in _COMPILED.get(name, {}).items() if find_spec(library)}
+def kernel_sets(
+    name: str, native: Mapping[str, Kernel], load: Callable[[str], Any] = importlib.import_module
+) -> Mapping[str, Mapping[str, Kernel]]:
+    """Return the kernel sets of the backend ``name``, the fastest first: those that installed libraries compile, and its own.
+
+    ``load`` imports a module by its name, when the first op asks for its kernels.
+    """
+    compiled = {
+        library: _Deferred(module, load) for library, module in _COMPILED.get(name, {}).items() if find_spec(library)
+    }
     return {**compiled, "native": native}
 
 
@@ -124,6 +132,10 @@ class Backend(DeviceRuntime):
     def __deepcopy__(self, memo: Any) -> "Backend":
         return self
 
+    def __reduce__(self) -> Any:
+        """In a pickle a backend is its name and device; where it comes back that device must be there."""
+        return resolve, (f"{self.name}:{self.place(self.device)}",)
+
     def dtype(self, name: str) -> Any:
         """The library's dtype object for a standard name such as "float32"."""
         return getattr(self.xp, name)
@@ -145,7 +157,7 @@ class Backend(DeviceRuntime):
         try:
             source: Backend | None = backend_of(array)
         except ArrayError:
-            if not hasattr(array, "__dlpack__"):
+            if _library(type(array)) or not hasattr(array, "__dlpack__"):
                 raise
             source = None
         name = source and source.name
@@ -166,6 +178,13 @@ class Backend(DeviceRuntime):
         """The kind of device, by DLPack's numbers, and which of them, that an array lies on."""
         kind, number = array.__dlpack_device__()
         return int(kind), int(number)
+
+    def run(self, function: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
+        """Return ``function(*args, **options)``: portable code that multiplies matrices.
+
+        An adapter overrides it if the library needs a setting for that, such as BLAS on one thread. Calls may be nested.
+        """
+        return function(*args, **options)
 
     def to_host(self, array: Array) -> HostArray:
         """The array's values as a NumPy array of its own; waits for the device."""
@@ -333,22 +352,35 @@ def backend_of(array: Array) -> Backend:
         return _learn(type(array), array)
 
 
+def _library(kind: type) -> str | None:
+    """The backend that a type of arrays belongs to, itself or by what it is derived from."""
+    roots = (base.__module__.partition(".")[0] for base in kind.__mro__)
+    return next((root for root in roots if root in backend_names()), None)
+
+
 def _learn(kind: type, array: Array) -> Backend:
+    name = _library(kind)
+    if name is None:
+        raise ArrayError(
+            f"expected an array of {', '.join(backend_names())}; got {kind.__module__}.{kind.__qualname__}"
+            + (
+                " (numpy.asarray(...) makes an array of it)"
+                if isinstance(array, list | tuple | int | float) or hasattr(array, "__array__")
+                else ""
+            )
+        )
+    refused: Mapping[str, str] = getattr(_adapter(name), "REFUSED", {})
     for base in kind.__mro__:
-        root = base.__module__.partition(".")[0]
-        if root in backend_names():
-            _by_type[kind] = _adapter(root).connect(None)
-            return _by_type[kind]
-    raise ArrayError(
-        f"expected an array of {', '.join(backend_names())}; got {kind.__module__}.{kind.__qualname__}"
-        + (" (numpy.asarray(...) makes an array of it)" if isinstance(array, list | tuple | int | float) else "")
-    )
+        if base.__name__ in refused:
+            raise ArrayError(f"{kind.__module__}.{kind.__qualname__} is not supported: {refused[base.__name__]}")
+    _by_type[kind] = _adapter(name).connect(None)
+    return _by_type[kind]
 
 
 def where(array: Array) -> AbstractContextManager[Any]:
-    """Within it, the library allocates and computes on the array's device."""
+    """``Backend.active`` for the array's device."""
     backend = backend_of(array)
-    return (backend.elsewhere(array.device) if backend.has_current_device else None) or NOTHING
+    return (backend.elsewhere(array.device) if backend.enters else None) or NOTHING
 
 
 def dtype_name(array: Array) -> str:
@@ -358,8 +390,8 @@ def dtype_name(array: Array) -> str:
 
 @lru_cache(maxsize=1024)
 def is_float(xp: Any, dtype: Any) -> bool:
-    """Whether ``dtype`` is a real floating-point type of the namespace ``xp``."""
-    return bool(xp.isdtype(dtype, "real floating"))
+    """Whether ``dtype`` is a real floating-point type of the namespace ``xp``, wide enough to compute with (8 bits are not)."""
+    return bool(xp.isdtype(dtype, "real floating")) and "float8" not in str(dtype)
 
 
 def describe(array: Array) -> str:
@@ -370,3 +402,37 @@ def describe(array: Array) -> str:
         return f"{type(array).__module__}.{type(array).__qualname__}"
     shape = "x".join(str(n) for n in array.shape) or "0-dimensional"
     return f"{shape}, {backend.name} {dtype_name(array)} on {backend.place(array.device)}"
+
+
+def cast(array: Array, dtype: Any) -> Array:
+    """The array in another dtype of its library; itself where it has it. For values that enter from outside.
+
+    Raises:
+        NotFiniteError: numbers beyond the new dtype's range, which would become infinite. Reads one boolean from the device.
+    """
+    if array.dtype == dtype:
+        return array
+    backend = backend_of(array)
+    xp = backend.xp
+    with where(array):
+        new = xp.astype(array, dtype)
+        if not (is_float(xp, array.dtype) and is_float(xp, dtype) and xp.finfo(array.dtype).max > xp.finfo(dtype).max):
+            return new
+        if not bool(backend.to_host(xp.any(xp.isinf(new)))):
+            return new
+        lost = xp.isinf(new) & xp.isfinite(array)
+        if not bool(backend.to_host(xp.any(lost))):
+            return new
+        largest = float(backend.to_host(xp.max(xp.where(lost, xp.abs(array), 0.0))))
+    raise NotFiniteError(
+        f"{describe(array)} holds {largest:.3g}, beyond the range of {dtype_name(new)} (up to {float(xp.finfo(dtype).max):.3g})"
+    )
+
+
+def taken(home: Backend, host: HostArray, dtype: Any, where: str) -> Array:
+    """A state's array on the device, in this dtype. Raises ModelFormatError where that does not hold it, ArrayError if masked."""
+    backend_of(host)
+    try:
+        return cast(home.share(host), dtype)
+    except NotFiniteError as error:
+        raise ModelFormatError(error.message, where) from error

@@ -11,6 +11,7 @@ import oracles
 import pytest
 from conftest import Here
 
+from portacnn.backends import threads
 from portacnn.backends.numpy import conv as numpy_conv
 from portacnn.errors import ArrayError
 from portacnn.ops import use_kernels
@@ -112,6 +113,15 @@ def pieces_of(size: int) -> Iterator[None]:
         finally:
             for cut in cuts:
                 cut.cache_clear()
+
+
+@contextmanager
+def pieces_for(count: int) -> Iterator[None]:
+    """However small the arrays are, they go to so many threads."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threads, "WORTH", 1)
+        patch.setattr(threads, "thread_count", lambda: count)
+        yield
 
 
 def refuses(kind: type[Exception], *words: str, call: Callable[[], Any]) -> None:

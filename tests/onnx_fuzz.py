@@ -85,6 +85,6 @@ def main(seconds: float, seed: int) -> int:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("PORTACNN_KERNELS", "numpy")
+    os.environ.setdefault("PORTACNN_KERNELS", "native")
     logging.disable(logging.WARNING)
     sys.exit(min(main(float(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0), 1))

@@ -38,7 +38,7 @@ ROWS = [
     {"seeds", "init"},
     {"flat"},
     {"runtime"},
-    {"device_runtime", "arguments", "errors", "cache"},
+    {"device_runtime", "arguments", "console", "errors", "cache", "file_kinds", "text"},
 ]
 ROW = {name: number for number, row in enumerate(ROWS) for name in row}
 

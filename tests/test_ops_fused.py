@@ -12,6 +12,7 @@ from checks import (
     LAYOUTS,
     agree,
     choices,
+    distinct,
     laid_out,
     normal,
     pieces_of,
@@ -28,6 +29,7 @@ from hypothesis import strategies as st
 from portacnn import ops
 from portacnn.errors import ShapeError, StateError
 from portacnn.ops import use_kernels
+from portacnn.ops.conv import conv, conv_windows
 from portacnn.ops.fused import conv_relu, conv_relu_backward, linear_relu, linear_relu_backward
 from portacnn.ops.pool import pool_windows
 from portacnn.ops.windows import Windows
@@ -396,3 +398,46 @@ def test_a_prepared_op_does_what_the_op_does(backend: Here, name: str, dtype: st
                 with use_kernels("reference"):
                     expected, _ = op(other, weight, bias, *rest, keep=False)
                 agree(backend, got, backend.host(expected), other)
+
+
+@pytest.mark.parametrize("size", [11, 12, 20])
+@with_each_kernel
+def test_pooling_over_many_cells(backend: Here, size: int):
+    """A kernel of one number: then each output is that of the largest cell, and so is the gradient."""
+    host = distinct(2, 1, 2 * size, size + 3)
+    x, weight, bias = (backend.array(a, "float64") for a in (host, np.full((1, 1, 1, 1), 2.0), np.asarray([0.25])))
+    pool = Windows.of((2 * size, size + 3), size, size)
+    y, cache = conv_relu(x, weight, bias, Windows.of(host.shape[2:], 1), 1, pool, keep=True)
+    blocks = host[:, :, :, :size].reshape(2, 1, 2, size * size)
+    agree(backend, y, 2.0 * blocks.max(axis=-1)[..., None] + 0.25, x)
+    dy = normal(2, 1, 2, 1)
+    dx, dweight, dbias = conv_relu_backward(backend.array(dy, "float64"), cache)
+    agree(backend, dweight, np.full((1, 1, 1, 1), (dy[..., 0] * blocks.max(axis=-1)).sum()), x)
+    agree(backend, dbias, dy.sum(keepdims=True)[0, 0, 0], x)
+    expected = np.zeros((2, 1, 2, size * size))
+    np.put_along_axis(expected, blocks.argmax(axis=-1)[..., None], 2.0 * dy, axis=-1)
+    right = np.zeros(host.shape)
+    right[:, :, :, :size] = expected.reshape(2, 1, 2 * size, size)
+    agree(backend, dx, right, x)
+
+
+@pytest.mark.parametrize("name", ["conv2d", "conv_relu", "linear", "linear_relu"])
+def test_a_prepared_op_sees_what_is_written_to_strided_parameters(backend: Here, name: str):
+    """A kernel that wants them in one piece must not keep a copy of its own."""
+    op = {"conv2d": conv, "conv_relu": conv_relu, "linear": ops.linear, "linear_relu": linear_relu}[name]
+    convolves = name.startswith("conv")
+    x = backend.array(normal(2, 3, 6, 5) if convolves else normal(2, 3), "float32")
+    wide = backend.backend.asarray(normal(4, 6, 3, 3) if convolves else normal(4, 6), "float32")
+    long = backend.backend.asarray(normal(8), "float32")
+    weight, bias = wide[:, ::2, ...], long[::2]
+    rest = (conv_windows(2, x, weight, bias, stride=1, padding=0, dilation=1, groups=1), 1) if convolves else ()
+    rest = (*rest, None) if name == "conv_relu" else rest
+    for choice in choices(backend):
+        with use_kernels(choice):
+            function = op.prepare(x, weight, bias, *rest)
+            function(x)
+            wide[...] = wide * -0.5
+            long[...] = long + 1.0
+            with use_kernels("reference"):
+                expected, _ = op(x, weight, bias, *rest, keep=False)
+            agree(backend, function(x), backend.host(expected), x)

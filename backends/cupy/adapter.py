@@ -25,7 +25,7 @@ class CupyBackend(Backend):
     """
 
     views_alias = True
-    has_current_device = True
+    enters = True
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -101,13 +101,15 @@ def connect(device: str | None) -> Backend:
     info = probe()
     if info.reason:
         raise BackendError(info.reason)
-    import array_api_compat.cupy as xp
+    import array_api_compat.cupy as compat
     import cupy as cp
 
     from portacnn.backends.cupy.kernels import KERNELS
+    from portacnn.backends.cupy.namespace import namespace
 
     device_ = cp.cuda.Device(_index(device, info))
-    return CupyBackend(name="cupy", xp=xp, device=device_, kernels={"native": {**_KERNELS, **KERNELS}})
+    kernels = {"native": {**_KERNELS, **KERNELS}}
+    return CupyBackend(name="cupy", xp=namespace(compat), device=device_, kernels=kernels)
 
 
 def _erf(x: Any) -> Any:

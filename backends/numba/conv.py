@@ -14,7 +14,6 @@ SH, SW the stride, DH, DW the dilation; and PH, PW the pooled output, QH, QW poo
 """
 
 from functools import lru_cache
-from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,11 +33,11 @@ from portacnn.backends.numba.tiles import (
     outer_tile,
     pool_run,
 )
+from portacnn.backends.numpy.memory import empty, reserve, temporaries
 from portacnn.backends.numpy.pool import pools_in_place
 from portacnn.backends.threads import PER_ELEMENT, in_pieces, pieces
 from portacnn.ops.layout import batch_first, batch_last
 from portacnn.ops.windows import Windows
-from portacnn.ops.workspace import empty, scratch
 
 _NEAR = 256 << 10  # bytes of a panel: what stays in a core's second-level cache beside other things
 _SAMPLES = 32  # in a panel at most, whole vectors: then neighbouring taps share lines of the first-level cache
@@ -443,14 +442,26 @@ _NO_POOL = (0, 1, 1, 1, 1, 1)
 _NOTHING = (0,) * len(Plane._fields)
 
 
-def _declines(x: np.ndarray, windows: Windows, groups: int) -> bool:
+def _declines(x: np.ndarray, weight: np.ndarray, windows: Windows, groups: int) -> bool:
     """These kernels are for one or two axes, one group, float32 and float64, and no more numbers than int32 counts."""
-    return len(windows.size) > 2 or groups != 1 or x.dtype.itemsize not in (4, 8) or not 0 < x.size < 2**30
+    if len(windows.size) > 2 or groups != 1 or x.dtype.itemsize not in (4, 8) or windows.sparse:
+        return True
+    return not 0 < x.size < 2**30 or weight.size >= 2**31
+
+
+@lru_cache(maxsize=1024)
+def _fits(p: Plane, itemsize: int, whole: int) -> bool:
+    """Whether the places of taps in all panels, there and back, fit into int32."""
+    for plane, lines in ((p, whole), (p, 1), (p.adjoint(), 1)):
+        panel = panel_of(plane, itemsize, lines)
+        if plane.c * panel.rows * plane.sw * panel.columns * panel.samples >= 2**31:
+            return False
+    return True
 
 
 def _pools(pool: Windows) -> tuple[int, ...] | None:
-    """PH, PW, QH, QW, RH, RW; None where windows overlap or hang over the edge, so that rows of them share rows."""
-    if not pools_in_place(pool) or prod(pool.kernel) > 127:
+    """PH, PW, QH, QW, RH, RW; None where rows of windows share rows, or there are too many taps."""
+    if not pools_in_place(pool):
         return None
     one = (1,) * (2 - len(pool.size))
     return one + pool.out + one + pool.kernel + one + pool.stride
@@ -482,8 +493,8 @@ def _convolve(
     parts = pieces(count, work)
     size = p.c * panel.rows * p.sw * panel.columns * panel.samples
     room = ROWS * panel.lines * panel.pitch
-    panels, size = _rooms(len(parts), size, x.dtype, 0)
-    outs, room = _rooms(len(parts), room, x.dtype, 1)
+    panels, size = _rooms(len(parts), size, x.dtype)
+    outs, room = _rooms(len(parts), room, x.dtype)
     arguments = (
         _read(x),
         _read(given),
@@ -505,11 +516,11 @@ def _convolve(
     in_pieces(run, len(parts), work)
 
 
-def _rooms(count: int, size: int, dtype: Any, number: int) -> tuple[np.ndarray, int]:
-    """Scratch for so many threads, each thread's at a vector's boundary; and how far they lie apart."""
+def _rooms(count: int, size: int, dtype: Any) -> tuple[np.ndarray, int]:
+    """Memory for so many threads, each thread's at a vector's boundary; and how far they lie apart."""
     lanes = WIDTH // dtype.itemsize
     size = -(-size // lanes) * lanes
-    room = scratch(np.empty, (count * size + lanes,), dtype, number)
+    room = empty((count * size + lanes,), dtype)
     return room[-room.ctypes.data // dtype.itemsize % lanes :], size
 
 
@@ -543,17 +554,17 @@ def _prepared(x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, po
     """All of ``_run`` that comes out the same for the next x, done once."""
     pools = _NO_POOL if pool is None else _pools(pool)
     apart = [array for array in (weight, bias) if array is not None and not array.flags.c_contiguous]
-    if _declines(x, windows, 1) or pools is None or apart:  # a copy would not see what is written to them
+    if _declines(x, weight, windows, 1) or pools is None or apart:  # a copy would not see what is written to them
         return NotImplemented
     p = Plane.of(windows, x.shape[1], weight.shape[0], x.shape[0])
     panel, count, work = _cut(p, x, pools[4])
-    if len(pieces(count, work)) > 1:
+    if not _fits(p, x.itemsize, pools[4]) or len(pieces(count, work)) > 1:
         return NotImplemented
     none, flat = _read(_none(x)), _read(weight)
-    y = np.empty((p.o, *(windows.out if pool is None else pool.out), p.n), dtype=x.dtype)
+    y = reserve((p.o, *(windows.out if pool is None else pool.out), p.n), x.dtype)
     result, out = batch_first(y), y.reshape(-1)
-    room, _ = _rooms(1, p.c * panel.rows * p.sw * panel.columns * panel.samples, x.dtype, 0)
-    outs, _ = _rooms(1, ROWS * panel.lines * panel.pitch, x.dtype, 1)
+    sizes = p.c * panel.rows * p.sw * panel.columns * panel.samples, ROWS * panel.lines * panel.pitch
+    room, outs = temporaries(*((size,) for size in sizes), dtype=x.dtype)
     taps = _both_taps(p, panel, (p.kh * p.kw, 1), False)
     through = none, _read(_NO_TAPS), _NOTHING, (1, 1), tuple(p), tuple(panel), pools, *taps
     floor = x.dtype.type(0.0 if relu else -np.inf)
@@ -590,13 +601,15 @@ def _run(
     keep: bool,
 ) -> Any:
     pools = _NO_POOL if pool is None else _pools(pool)
-    if _declines(x, windows, groups) or pools is None:
+    if _declines(x, weight, windows, groups) or pools is None:
+        return NotImplemented
+    p = Plane.of(windows, x.shape[1], weight.shape[0], x.shape[0])
+    if not _fits(p, x.itemsize, pools[4]):
         return NotImplemented
     xt, weight = np.ascontiguousarray(batch_last(x)), np.ascontiguousarray(weight)
-    p = Plane.of(windows, x.shape[1], weight.shape[0], x.shape[0])
     shape = (p.o, *(windows.out if pool is None else pool.out), p.n)
-    y = empty(np.empty, shape, x.dtype)
-    winner = empty(np.empty, shape, np.dtype(np.int8)) if keep and pool is not None else None
+    y = empty(shape, x.dtype)
+    winner = empty(shape, np.dtype(np.int8)) if keep and pool is not None else None
     biases = np.zeros(p.o, dtype=x.dtype) if bias is None else np.ascontiguousarray(bias)
     floor = 0.0 if relu else -np.inf
     _convolve(xt, weight, biases, p, (p.kh * p.kw, 1), p.c * p.kh * p.kw, y, floor=floor, pool=pools, winner=winner)
@@ -623,9 +636,9 @@ def conv_backward(dy: np.ndarray, saved: _Saved, *, need_dx: bool = True) -> Any
     parts = pieces(count, work)
     taps = _both_taps(p, panel, (p.kh * p.kw, 1), False)
     size, room = p.c * panel.rows * p.sw * panel.columns * panel.samples, p.o * panel.lines * p.ow * panel.samples
-    panels, size = _rooms(len(parts), size, x.dtype, 0)
-    grads, room = _rooms(len(parts), room, x.dtype, 1)
-    dweights = scratch(np.empty, (len(parts), weight.size), x.dtype, 2)
+    panels, size = _rooms(len(parts), size, x.dtype)
+    grads, room = _rooms(len(parts), room, x.dtype)
+    dweights = empty((len(parts), weight.size), x.dtype)
     dbiases = np.empty((len(parts), p.o), dtype=x.dtype)
     arguments = _read(x), _read(dyt), _read(y), _read(winner), tuple(p), tuple(panel), pool, *taps
 
@@ -637,7 +650,7 @@ def conv_backward(dy: np.ndarray, saved: _Saved, *, need_dx: bool = True) -> Any
     in_pieces(run, len(parts), work)
     dx = None
     if need_dx:
-        dx = empty(np.empty, x.shape, x.dtype)
+        dx = empty(x.shape, x.dtype)
         steps = (p.c * p.kh * p.kw, 1)
         none = np.zeros(p.c, dtype=x.dtype)
         back = (y, winner, p)

@@ -1,22 +1,33 @@
 """NumPy on the CPU: the backend that is always there."""
 
+from contextlib import AbstractContextManager
+from functools import partial
+from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
+from typing import Any
 
 import array_api_compat.numpy as xp
 import numpy as np
 
 from portacnn.backends.numpy.kernels import KERNELS
+from portacnn.backends.threads import apart, on_one_blas_thread
 from portacnn.errors import BackendError
 from portacnn.runtime import Array, Backend, BackendInfo, HostArray, kernel_sets
 
 KINDS = frozenset({"cpu"})
+REFUSED = {
+    "MaskedArray": "its mask would be lost; fill the masked values first: x.filled(0), or another value",
+    "matrix": "its * is a product of matrices; pass numpy.asarray(x)",
+}
 
 
 class NumpyBackend(Backend):
     """NumPy arrays; host memory is device memory."""
 
     views_alias = True
+    enters = True
+    run = staticmethod(on_one_blas_thread)
 
     def asarray(self, host: HostArray, dtype: str | None = None) -> Array:
         return np.array(host, dtype=dtype and self.dtype(dtype))
@@ -30,6 +41,12 @@ class NumpyBackend(Backend):
     def contiguous(self, array: Array) -> Array:
         return np.asarray(array, order="C")  # ascontiguousarray makes (1,) of ()
 
+    def active(self) -> AbstractContextManager[Any]:
+        return np.errstate(all="ignore")
+
+    def elsewhere(self, device: Any) -> AbstractContextManager[Any]:
+        return np.errstate(all="ignore")
+
 
 def probe() -> BackendInfo:
     compiler = f" with numba {version('numba')}" if find_spec("numba") else ""
@@ -41,4 +58,6 @@ def connect(device: str | None) -> Backend:
         raise BackendError(
             f"NumPy computes on the CPU only, got device {device!r}; for a GPU ask for cuda or torch:cuda"
         )
-    return NumpyBackend(name="numpy", xp=xp, device="cpu", kernels=kernel_sets("numpy", KERNELS))
+    # numba is imported in a thread of its own: an interruption here would leave it half imported for good.
+    kernels = kernel_sets("numpy", KERNELS, partial(apart, import_module))
+    return NumpyBackend(name="numpy", xp=xp, device="cpu", kernels=kernels)

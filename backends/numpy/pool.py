@@ -5,17 +5,18 @@ long as arithmetic on the mask does. Multiplying by the mask would make NaN of 0
 the number instead and taken with ``&``.
 """
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from math import prod
 from typing import Any
 
 import numpy as np
 
+from portacnn.backends.numpy.memory import empty
 from portacnn.backends.threads import in_pieces
 from portacnn.ops.layout import batch_first, batch_last
 from portacnn.ops.windows import Tap, Windows
-from portacnn.ops.workspace import empty
 
+_ZEROS = 1 << 16
 BITS = {4: np.int32, 8: np.int64}  # integers as wide as the float
 
 
@@ -34,7 +35,7 @@ def in_memory_order(x: np.ndarray) -> list[int]:
 def empty_like(x: np.ndarray) -> np.ndarray:
     """Room for a result that lies in memory as x does."""
     order = in_memory_order(x)
-    return empty(np.empty, tuple(x.shape[axis] for axis in order), x.dtype).transpose(np.argsort(order))
+    return empty(tuple(x.shape[axis] for axis in order), x.dtype).transpose(np.argsort(order))
 
 
 def zeros_for(x: np.ndarray) -> np.ndarray:
@@ -43,14 +44,20 @@ def zeros_for(x: np.ndarray) -> np.ndarray:
     As many of the last axes as are 65536 numbers or less; they broadcast.
     """
     shape = x.shape
-    while prod(shape) > 1 << 16:
+    while prod(shape) > _ZEROS:
         shape = shape[1:]
     return _zeros(shape, x.dtype)
 
 
 @lru_cache(maxsize=64)
 def _zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    return np.zeros(shape, dtype=dtype)
+    """A view: what is kept by shape must not take memory by shape."""
+    return _all_zeros(dtype)[: prod(shape)].reshape(shape)
+
+
+@cache
+def _all_zeros(dtype: Any) -> np.ndarray:
+    return np.zeros(_ZEROS, dtype=dtype)
 
 
 def relu(x: np.ndarray, *, keep: bool = True) -> Any:
@@ -72,10 +79,10 @@ def relu_backward(dy: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def max_pool(x: np.ndarray, windows: Windows, *, keep: bool) -> Any:
-    if x.dtype.itemsize not in BITS or prod(windows.kernel) > 127:
+    if x.dtype.itemsize not in BITS or not numbered(windows) or windows.sparse:
         return NotImplemented
     xt = np.ascontiguousarray(batch_last(x))  # (C, *S, N)
-    y = empty(np.empty, (xt.shape[0], *windows.out, xt.shape[-1]), x.dtype)
+    y = empty((xt.shape[0], *windows.out, xt.shape[-1]), x.dtype)
     winners = room_for_winners(y.shape, windows) if keep else None
     in_pieces(
         lambda s: pool_into(xt[s], y[s], None if winners is None else [w[s] for w in winners], windows),
@@ -88,7 +95,7 @@ def max_pool(x: np.ndarray, windows: Windows, *, keep: bool) -> Any:
 def max_pool_backward(dy: np.ndarray, saved: Any) -> np.ndarray:
     shape, winners, windows = saved
     dyt = batch_last(dy)
-    dx = empty(np.empty, shape, dy.dtype)
+    dx = empty(shape, dy.dtype)
     in_pieces(lambda s: unpool_into(dyt[s], [w[s] for w in winners], dx[s], windows), shape[0], max(dx.size, dy.size))
     return batch_first(dx)
 
@@ -98,11 +105,18 @@ def in_pairs(windows: Windows) -> bool:
     return windows.covers and set(windows.kernel) == set(windows.stride) == {2} and max(windows.dilation) == 1
 
 
+def numbered(windows: Windows) -> bool:
+    """Whether the taps can be numbered in int8, as all kernels of max pooling on the CPU do: see ``_number``."""
+    return prod(windows.kernel) <= 127
+
+
 def pools_in_place(pool: Windows) -> bool:
-    """Whether the windows neither overlap nor hang over the edge: then each row of them belongs to rows of its own."""
-    return (
-        pool.covers and max(pool.dilation) == 1 and all(s >= k for s, k in zip(pool.stride, pool.kernel, strict=True))
-    )
+    """Whether max pooling can be fused: its taps are ``numbered``, and its windows neither overlap nor hang over the edge.
+
+    Then each row of them belongs to rows of its own.
+    """
+    apart = max(pool.dilation) == 1 and all(s >= k for s, k in zip(pool.stride, pool.kernel, strict=True))
+    return apart and numbered(pool) and pool.covers
 
 
 def room_for_winners(shape: tuple[int, ...], windows: Windows) -> list[np.ndarray]:
@@ -111,12 +125,9 @@ def room_for_winners(shape: tuple[int, ...], windows: Windows) -> list[np.ndarra
     For windows in pairs, a mask for each axis: whether the second of the pair won. Else the tap that won, as ``_number`` has it.
     """
     if not in_pairs(windows):
-        return [empty(np.empty, shape, np.dtype(np.int8))]
+        return [empty(shape, np.dtype(np.int8))]
     c, *out, n = shape
-    return [
-        empty(np.empty, (c, *(2 * o for o in out[:axis]), *out[axis:], n), np.dtype(np.bool_))
-        for axis in range(len(out))
-    ]
+    return [empty((c, *(2 * o for o in out[:axis]), *out[axis:], n), np.dtype(np.bool_)) for axis in range(len(out))]
 
 
 def rows_of_winners(winners: list[np.ndarray], rows: slice, windows: Windows) -> list[np.ndarray]:
@@ -134,15 +145,33 @@ def _pairs(x: np.ndarray, axis: int, count: int) -> tuple[np.ndarray, np.ndarray
 
 
 def pool_into(xt: np.ndarray, y: np.ndarray, winners: list[np.ndarray] | None, windows: Windows) -> None:
-    """Some of the channels, (C, *S, N): write the maxima and whose they are."""
+    """Some of the channels, (C, *S, N): write the maxima and whose they are.
+
+    Of equals the first in reading order wins, of several NaN the last. Few have any, so NaN is looked for in the maxima.
+    """
     if not in_pairs(windows):
         _pool_taps(xt, y, None if winners is None else winners[0], windows)
         return
+    _pool_pairs(xt, y, winners, windows, np.greater)
+    if winners is not None and _has_nan(y):
+        _pool_pairs(xt, y, winners, windows, _greater_or_nan)
+
+
+def _has_nan(y: np.ndarray) -> bool:
+    return y.size > 0 and bool(np.isnan(y.max()))
+
+
+def _greater_or_nan(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+    np.logical_or(a > b, np.isnan(a), out=out)
+
+
+def _pool_pairs(xt: np.ndarray, y: np.ndarray, winners: list[np.ndarray] | None, windows: Windows, wins: Any) -> None:
+    """``wins(second, first, out=...)`` tells where the second of a pair is the larger one."""
     best = xt[(slice(None), *(slice(0, 2 * o) for o in windows.out))]
-    for axis in range(len(windows.out) - 1, -1, -1):  # of equals the first in reading order wins
+    for axis in range(len(windows.out) - 1, -1, -1):
         first, second = _pairs(best, axis, windows.out[axis])
         if winners is not None:
-            np.greater(second, first, out=winners[axis])
+            wins(second, first, out=winners[axis])
         best = np.maximum(first, second, out=None if axis else y)
 
 
@@ -165,6 +194,9 @@ def _pool_taps(xt: np.ndarray, y: np.ndarray, winner: np.ndarray | None, windows
             won &= _number(tap, windows)  # they rise as we go back: the largest belongs to the last that won, the first
             np.maximum(winner[tap.reaches], won, out=winner[tap.reaches])
         np.maximum(best, here, out=best)
+    if winner is not None and _has_nan(y):
+        for tap in windows.taps:
+            np.copyto(winner[tap.reaches], _number(tap, windows), where=np.isnan(xt[tap.reads]))
 
 
 def unpool_into(dy: np.ndarray, winners: list[np.ndarray], dx: np.ndarray, windows: Windows) -> None:

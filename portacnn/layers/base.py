@@ -6,19 +6,23 @@ each from the seed and its own path. A parameter's array stays the same object u
 ``load_state_dict`` write into it, and so does ``backward`` into the gradient's.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from copy import deepcopy
 from inspect import Parameter as Parameter_
 from inspect import signature
 from math import prod
 from typing import Any, ClassVar, NamedTuple, Self
 
+from portacnn.arguments import told, wholes
 from portacnn.errors import ArgumentError, ModelFormatError, PortacnnError, ShapeError, StateError
 from portacnn.flat import Flat, Named
 from portacnn.init import Initializer, rule
-from portacnn.runtime import Array, Backend, HostArray, dtype_name, resolve
+from portacnn.layers.limits import count_layer, count_output, count_taps
+from portacnn.runtime import Array, Backend, HostArray, backend_of, dtype_name, resolve, taken
 from portacnn.seeds import check_seed, generator
+from portacnn.text import listed, shown
 
 Shape = tuple[int, ...]
 """The shape of one sample: (C, H, W), or (F,)."""
@@ -39,6 +43,42 @@ class Buffer(NamedTuple):
     shape: Shape
     value: float
     dtype: str | None  # None for the network's
+    optional: bool  # whether a state without it is whole: then it stays as it is
+
+
+class Children(dict[str, "Layer"]):
+    """A layer's children by name. Once they are ``sealed`` they stay as they are, since what runs was made of them."""
+
+    sealed = False
+
+    def _change(self, *args: Any, **kwargs: Any) -> Any:
+        raise StateError(
+            "the layers of a network cannot be exchanged, added or removed; make a new network of the layers that it is to "
+            "have, and give it the weights with load_state_dict(state, strict=False)"
+        )
+
+    def __setitem__(self, name: str, layer: "Layer") -> None:
+        if self.sealed:
+            self._change()
+        super().__setitem__(name, layer)
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        if self.sealed:
+            self._change()
+        for name, layer in dict(*args, **kwargs).items():
+            self[name] = layer
+
+    __delitem__ = __ior__ = pop = popitem = clear = setdefault = _change
+
+    def __reduce__(self) -> Any:
+        return _restored, (dict(self), self.sealed)
+
+
+def _restored(layers: Mapping[str, "Layer"], sealed: bool) -> Children:
+    """Children that were copied or pickled."""
+    made = Children(layers)
+    made.sealed = sealed
+    return made
 
 
 class Mismatch(NamedTuple):
@@ -46,6 +86,19 @@ class Mismatch(NamedTuple):
 
     missing_keys: list[str]
     unexpected_keys: list[str]
+
+
+class _Network:
+    """What all layers of a built network share. They do not know its root, which knows them: they would keep each other alive.
+
+    Attributes:
+        params, buffers, grads: what the arrays lie in, where they do; gradients from the first backward pass on.
+    """
+
+    def __init__(self) -> None:
+        self.params: tuple[Flat, ...] = ()
+        self.buffers: tuple[Flat, ...] = ()
+        self.grads: tuple[Flat, ...] = ()
 
 
 class Layer:
@@ -67,8 +120,10 @@ class Layer:
     known: ClassVar[dict[str, type["Layer"]]] = {}
     """Every class of layers by name, for reading models from files."""
 
-    def __init_subclass__(cls) -> None:
-        Layer.known[cls.kind()] = cls
+    def __init_subclass__(cls, *, abstract: bool = False) -> None:
+        """Enter a class of layers; not those that others only derive from, which no file may ask for."""
+        if not abstract and not cls.kind().startswith("_"):
+            Layer.known[cls.kind()] = cls
 
     @classmethod
     def kind(cls) -> str:
@@ -77,18 +132,20 @@ class Layer:
         return cls.__name__ if own else f"{cls.__module__}.{cls.__qualname__}"
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        count_layer()
         self = super().__new__(cls)
         self._made_with = (args, kwargs)
         self.path = ""
         self.params, self.grads, self.buffers = {}, {}, {}
-        self.children = {}
+        self._children = Children()
         self.backend, self.dtype = None, "float32"
         self.input_shape = self.output_shape = ()
         self.seed, self.step, self.first = 0, 0, 0
         self._declared, self._declared_buffers = {}, {}
         self._cache = None
-        self._root = None
-        self._flat_params, self._flat_buffers, self._flat_grads = (), (), ()
+        self._tables = {}
+        self._network = None
+        self._is_root = False
         return self
 
     _made_with: tuple[tuple[Any, ...], dict[str, Any]]
@@ -96,7 +153,7 @@ class Layer:
     params: dict[str, Array]
     grads: dict[str, Array]
     buffers: dict[str, Array]
-    children: dict[str, "Layer"]
+    _children: Children
     backend: Backend | None
     dtype: str
     input_shape: Shape
@@ -107,10 +164,19 @@ class Layer:
     _declared: dict[str, Parameter]
     _declared_buffers: dict[str, Buffer]
     _cache: Any
-    _root: "Layer | None"  # the network it was built in
-    _flat_params: tuple[Flat, ...]  # the root's: what its parameters lie in, where they do
-    _flat_buffers: tuple[Flat, ...]
-    _flat_grads: tuple[Flat, ...]  # from the first backward pass on
+    _tables: dict[tuple[str, str, str], Array]  # by name, library and device
+    _network: "_Network | None"  # the one it was built in
+    _is_root: bool
+
+    @property
+    def children(self) -> Children:
+        """Its layers by name, in the order in which they run. Raises StateError on changing them once the network is made."""
+        return self._children
+
+    @children.setter
+    def children(self, layers: Mapping[str, "Layer"]) -> None:
+        self._children.update()  # which raises StateError where they are sealed
+        self._children = Children(layers)
 
     # --- what a subclass writes -------------------------------------------------------------------------------------
 
@@ -149,9 +215,17 @@ class Layer:
         rule(init)
         self._declared[name] = Parameter(shape, init, fan_in, fan_out)
 
-    def declare_buffer(self, name: str, shape: Shape, value: float, dtype: str | None = None) -> None:
-        """In ``infer``: this layer will have a buffer of this shape, full of ``value``; of the network's dtype, if not another."""
-        self._declared_buffers[name] = Buffer(shape, value, dtype)
+    def declare_buffer(
+        self, name: str, shape: Shape, value: float, dtype: str | None = None, *, optional: bool = False
+    ) -> None:
+        """In ``infer``: this layer will have a buffer of this shape, full of ``value``.
+
+        Args:
+            name, shape, value: of the buffer.
+            dtype: by default the network's.
+            optional: a state without it is whole: loading leaves the buffer as it is.
+        """
+        self._declared_buffers[name] = Buffer(shape, value, dtype, optional)
 
     def _keep(self, cache: Any) -> None:
         if cache is not None:
@@ -165,6 +239,20 @@ class Layer:
             )
         cache, self._cache = self._cache, None
         return cache
+
+    def _table(self, name: str, values: Callable[[], Any], dtype: str, like: Array) -> Array:
+        """Constants of the layer's own, such as indices, in like's library and on its device: sent there once.
+
+        They are no part of the layer's state. A captured step may read them, so they stay as long as the layer does.
+
+        Args:
+            values: gives them as (nested) sequences of numbers.
+        """
+        backend = backend_of(like)
+        key = name, backend.name, backend.place(like.device)
+        if key not in self._tables:
+            self._tables[key] = backend.xp.asarray(values(), dtype=backend.dtype(dtype), device=like.device)
+        return self._tables[key]
 
     def forget(self) -> None:
         """Drop whatever this layer and those below kept for a backward pass that will not come."""
@@ -184,11 +272,11 @@ class Layer:
 
     def _room_for_grad(self, name: str) -> Array:
         """An array for this parameter's gradient: beside those of the others, where the parameters lie so."""
-        root, path, param = self._root or self, self._full(name), self.params[name]
-        for number, flat in enumerate(root._flat_params):
+        network, path, param = self._network or _Network(), self._full(name), self.params[name]
+        for number, flat in enumerate(network.params):
             if flat.views.get(path) is param:
-                root._flat_grads = root._flat_grads or tuple(flat.like() for flat in root._flat_params)
-                return root._flat_grads[number].views[path]
+                network.grads = network.grads or tuple(flat.like() for flat in network.params)
+                return network.grads[number].views[path]
         return self.backend.xp.empty_like(param)  # type: ignore[union-attr]
 
     # --- building ---------------------------------------------------------------------------------------------------
@@ -196,7 +284,7 @@ class Layer:
     @property
     def where(self) -> str:
         """``conv2 (Conv2d)``, for error messages."""
-        return f"{self.path} ({type(self).__name__})" if self.path else type(self).__name__
+        return f"{shown(self.path)} ({type(self).__name__})" if self.path else type(self).__name__
 
     def build(
         self,
@@ -221,10 +309,12 @@ class Layer:
         if dtype not in ("float32", "float64"):
             raise ArgumentError(f'dtype must be "float32" or "float64", got {dtype!r}')
         shape = _sample_shape(input_shape, self.where)
+        count_output(shape)
         backend, seed = resolve(device), check_seed(seed)
         layers = list(self.walk())
+        network = self._network if self._is_root else None
         for layer in layers:
-            if layer._root is not None and layer._root is not self:
+            if layer._network is not None and layer._network is not network:
                 raise StateError(
                     "was built as a part of another network; give this one a layer of its own", layer.where
                 )
@@ -239,12 +329,14 @@ class Layer:
                     for specs in (layer._declared, layer._declared_buffers)
                     for name, spec in specs.items()
                 }
-                check_state(declared, state, self.where)
+                check_state(declared, state, self.where, optional=self._optional())
         except PortacnnError:
             restore()
             raise
+        network = network or _Network()
+        self._is_root = True
         for layer in layers:
-            layer._root = self
+            layer._network, layer.children.sealed = network, True
             layer.backend, layer.dtype, layer.grads, layer._cache = backend, dtype, {}, None
             layer.seed, layer.step, layer.first = seed, 0, 0
             for name, (param_shape, init, fan_in, fan_out) in layer._declared.items():
@@ -256,29 +348,32 @@ class Layer:
                     raise ArgumentError(f"the initializer of {name} gave {drawn.shape}, not {param_shape}", layer.where)
                 layer.params[name] = _first(backend, drawn, dtype)
             with backend.active():
-                for name, (buffer_shape, value, own) in layer._declared_buffers.items():
+                for name, (buffer_shape, value, own, _) in layer._declared_buffers.items():
+                    given = None if state is None else state.get(layer._full(name))
                     layer.buffers[name] = (
                         backend.xp.full(buffer_shape, value, dtype=backend.dtype(own or dtype), device=backend.device)
-                        if state is None
-                        else _first(backend, state[layer._full(name)], own or dtype)
+                        if given is None
+                        else _first(backend, given, own or dtype)
                     )
         self._lay_flat()
         return self
 
     def _lay_flat(self) -> None:
         """Move all parameters into one array, and all buffers of a dtype into another, where the library lets them stay views."""
-        backend, layers = self._home(), list(self.walk())
-        self._flat_params, self._flat_buffers = (
+        backend, layers, network = self._home(), list(self.walk()), self._network or _Network()
+        network.params, network.buffers = (
             _flat(backend, {layer._full(name): (holder, name) for layer, holder in held for name in holder})
             for held in ([(x, x.params) for x in layers], [(x, x.buffers) for x in layers])
         )
-        self._flat_grads = ()
+        network.grads = ()
 
     def plan(self, shape: Shape, path: str = "") -> Shape:
         """Give this layer and all below their paths, check every shape on the way; allocates nothing."""
         self.path, self._declared, self._declared_buffers = path, {}, {}
         try:
+            count_taps(getattr(self, "kernel_size", ()))
             output = self.infer(shape)
+            count_output(output)
         except PortacnnError as error:
             raise error.at(self.where)
         self.input_shape, self.output_shape = shape, output
@@ -326,7 +421,7 @@ class Layer:
             for arrays in (layer.params, layer.buffers):
                 for name, array in arrays.items():
                     arrays[name] = backend.asarray(home.to_host(array))
-            layer.backend, layer.grads, layer._cache = backend, {}, None
+            layer.backend, layer.grads, layer._cache, layer._tables = backend, {}, None, {}
         self._lay_flat()
         return self
 
@@ -344,7 +439,7 @@ class Layer:
         """Every parameter by its path, such as "conv1.weight": the arrays themselves."""
         return Named.of(
             {layer._full(name): array for layer in self.walk() for name, array in layer.params.items()},
-            self._flat_params,
+            self._network.params if self._network else (),
         )
 
     def named_gradients(self) -> Named:
@@ -356,7 +451,7 @@ class Layer:
                 for name in layer.params
                 if name in layer.grads
             },
-            self._flat_grads,
+            self._network.grads if self._network else (),
         )
 
     def named_state(self) -> dict[str, Array]:
@@ -372,7 +467,7 @@ class Layer:
         """Every buffer, such as a batch norm's running mean, by its path: the arrays themselves."""
         return Named.of(
             {layer._full(name): array for layer in self.walk() for name, array in layer.buffers.items()},
-            self._flat_buffers,
+            self._network.buffers if self._network else (),
         )
 
     def state_dict(self) -> dict[str, HostArray]:
@@ -391,13 +486,15 @@ class Layer:
             What was missing and what was unexpected: nothing where it is ``strict``.
 
         Raises:
-            ModelFormatError: lists everything that is missing, unexpected or of another shape; nothing has changed then.
+            ModelFormatError: lists everything that is missing, unexpected, of another shape or no array; or numbers beyond the
+                range of the layer's dtype. Nothing has changed then.
         """
         home, own = self._home(), self.named_state()
-        mismatch = check_state({path: tuple(array.shape) for path, array in own.items()}, state, self.where, strict)
+        shapes = {path: tuple(array.shape) for path, array in own.items()}
+        mismatch = check_state(shapes, state, self.where, strict, self._optional())
         with home.active():
             arrays = {
-                path: home.xp.astype(home.share(state[path]), array.dtype, copy=False)
+                path: taken(home, state[path], array.dtype, f"{self.where}: {path}")
                 for path, array in own.items()
                 if path in state
             }
@@ -405,12 +502,64 @@ class Layer:
                 own[path][...] = array
         return mismatch
 
+    def _optional(self) -> set[str]:
+        """The paths of buffers that a state may lack."""
+        return {
+            layer._full(name)
+            for layer in self.walk()
+            for name, declared in layer._declared_buffers.items()
+            if declared.optional
+        }
+
+    # --- copies and pickles -----------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle holds: parameters and buffers as NumPy arrays, the backend by its name.
+
+        Left out are gradients, what was kept for a backward pass, functions that observe the layer, and the network around it:
+        a part of a network is copied by itself.
+        """
+        state = {name: value for name, value in vars(self).items() if name not in _NOT_COPIED}
+        if self.backend is not None:
+            for kind in ("params", "buffers"):
+                state[kind] = {name: self.backend.to_host(array) for name, array in state[kind].items()}
+        # Rules that weights were drawn by may be functions that no pickle takes. Building declares all of it anew.
+        state["_declared"] = {name: declared._replace(init="default") for name, declared in self._declared.items()}
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.grads, self._tables, self._cache, self._network = (
+            {},
+            {},
+            None,
+            None,
+        )  # old kinds of pickles call no __new__
+        vars(self).update(state)
+        if self.backend is not None:
+            for arrays in (self.params, self.buffers):
+                for name, array in arrays.items():
+                    arrays[name] = self.backend.asarray(array)
+        if self._is_root:
+            network = _Network()
+            for layer in self.walk():
+                layer._network = network
+            self._lay_flat()
+
+    def __copy__(self) -> Self:
+        """A whole copy: no two layers share arrays or children."""
+        return deepcopy(self)
+
     # --- description ------------------------------------------------------------------------------------------------
 
     @property
     def parameter_count(self) -> int:
         """How many numbers this layer itself learns, those of its children left out; known once it is planned."""
         return sum(prod(parameter.shape) for parameter in self._declared.values())
+
+    @property
+    def least_batch(self) -> int:
+        """How many samples a batch must have at least for this layer itself to be trained on it; known once it is planned."""
+        return 1
 
     def multiply_adds(self) -> int:
         """How often this layer itself multiplies and adds in one sample's forward pass; known once it is planned.
@@ -464,6 +613,8 @@ def _first(backend: Backend, host: HostArray, dtype: str) -> Array:
     return backend.asarray(host, dtype)
 
 
+_NOT_COPIED = {"_network", "_tables", "_cache", "grads", "forward", "backward"}
+
 # --- building from a file -------------------------------------------------------------------------------------------
 
 _state: ContextVar[Mapping[str, HostArray] | None] = ContextVar("portacnn_state", default=None)
@@ -479,21 +630,49 @@ def building_from(state: Mapping[str, HostArray]) -> Iterator[None]:
         _state.reset(token)
 
 
-def check_state(own: Mapping[str, Shape], state: Mapping[str, Any], where: str, strict: bool = True) -> Mismatch:
-    """Raise ModelFormatError with everything that is missing or unexpected, where it is ``strict``, or of another shape."""
-    mismatch = Mismatch([path for path in own if path not in state], [path for path in state if path not in own])
+def check_state(
+    own: Mapping[str, Shape],
+    state: Mapping[str, Any],
+    where: str,
+    strict: bool = True,
+    optional: Container[str] = (),
+) -> Mismatch:
+    """Compare a state with the shapes of a network's own arrays by path.
+
+    Raises:
+        ModelFormatError: with everything that is missing or unexpected, if it is ``strict``, that has another shape, or that is
+            no array of numbers.
+    """
+    if not isinstance(state, Mapping):
+        raise ModelFormatError(
+            f"expected arrays by path, as state_dict() gives them, got a {type(state).__name__}", where
+        )
+    mismatch = Mismatch(
+        [path for path in own if path not in state and path not in optional],
+        [path for path in state if path not in own],
+    )
+    common = [path for path in own if path in state]
+    foreign = {path for path in common if isinstance(getattr(state[path], "dtype", ""), str)}
     problems = {
         "missing": mismatch.missing_keys if strict else [],
         "unexpected": mismatch.unexpected_keys if strict else [],
+        "no array (numpy.asarray makes one of numbers)": [
+            f"{path}, a {type(state[path]).__name__}"
+            for path in own
+            if path in state and not hasattr(state[path], "shape")
+        ],
         "of another shape": [
-            f"{path} {tuple(state[path].shape)} (expected {shape})"
-            for path, shape in own.items()
-            if path in state and tuple(state[path].shape) != shape
+            f"{path} {tuple(state[path].shape)} (expected {own[path]})"
+            for path in common
+            if path not in foreign and hasattr(state[path], "shape") and tuple(state[path].shape) != own[path]
+        ],
+        "no array that NumPy can hold (convert it to float32)": [
+            f"{path} ({state[path].dtype})" for path in common if path in foreign and hasattr(state[path], "dtype")
         ],
     }
     if any(problems.values()):
-        listed = "; ".join(f"{what}: {', '.join(paths)}" for what, paths in problems.items() if paths)
-        raise ModelFormatError(f"the state does not fit this network. {listed}", where)
+        named = "; ".join(f"{what}: {listed(paths)}" for what, paths in problems.items() if paths)
+        raise ModelFormatError(f"the state does not fit this network. {named}", where)
     return mismatch
 
 
@@ -511,6 +690,7 @@ def _snapshot(layers: list[Layer]) -> Callable[[], None]:
 
 
 def _sample_shape(shape: Sequence[int], where: str) -> Shape:
-    if not isinstance(shape, Sequence) or not all(hasattr(n, "__index__") and n >= 1 for n in shape):
-        raise ShapeError(f"input_shape must be positive numbers without the batch, got {shape!r}", where)
-    return tuple(int(n) for n in shape)
+    try:
+        return wholes("input_shape", shape, 1)
+    except ArgumentError as error:
+        raise ShapeError(f"input_shape must be positive numbers without the batch, got {told(shape)}", where) from error

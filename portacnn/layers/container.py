@@ -5,37 +5,73 @@ backward through them in the reverse order. Where a path forks, the gradients of
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from portacnn.arguments import one_of
-from portacnn.errors import ArgumentError, PortacnnError, ShapeError
+from portacnn.errors import ArgumentError, PortacnnError, ShapeError, StateError
 from portacnn.layers.activation import ReLU
 from portacnn.layers.base import Layer, Shape
 from portacnn.layers.stages import Fused, Stage, observed, stages
 from portacnn.ops.fused import add_relu, add_relu_backward
 from portacnn.ops.join import add, concat_channels, split_channels
-from portacnn.runtime import Array, describe
+from portacnn.runtime import Array, backend_of, describe
 
 
-class _Container(Layer):
+class Holder(Layer, abstract=True):
+    """A layer with children, which stay those that its constructor took: what runs was made of them.
+
+    An attribute may name a layer that is in the network already, and no other: that one would neither run nor learn.
+    """
+
+    def _seal(self) -> None:
+        """At the end of the constructor: from now on the children stay as they are."""
+        self.children.sealed = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not name.startswith("_"):
+            held = vars(self).get(name)
+            if (isinstance(value, Layer) or isinstance(held, Layer)) and self.children.sealed:
+                self._check_alias(name, held, value)
+        super().__setattr__(name, value)
+
+    def _check_alias(self, name: str, held: Any, value: Any) -> None:
+        inside = any(value is layer for layer in self.walk())
+        if value is not held and (isinstance(held, Layer) or name in self.children or not inside):
+            raise StateError(
+                f"the layer {name!r} cannot be set: the layers of a network cannot be exchanged or added. Make a new network "
+                "of the layers that it is to have, and give it the weights with load_state_dict(state, strict=False)",
+                self.where,
+            )
+
+    def __delattr__(self, name: str) -> None:
+        if isinstance(vars(self).get(name), Layer) and self.children.sealed:
+            raise StateError(f"the layer {name!r} cannot be taken away; make a new network without it", self.where)
+        super().__delattr__(name)
+
+
+class _Container(Holder):
     """Taking layers in, running them, and going back through them."""
 
-    def _adopt(self, name: str, layer: Layer) -> None:
-        """Make ``layer`` the child called ``name``."""
+    def _adopt(self, name: str, layer: Layer, present: set[int]) -> None:
+        """Make ``layer`` the child called ``name``. ``present``: the ids of all layers that are in already, this one's added."""
         if not isinstance(layer, Layer):
             raise ArgumentError(f"{name!r} is no layer: {layer!r}", type(self).__name__)
         if not name or "." in name:
             raise ArgumentError(f"a layer's name must not be empty or have dots, got {name!r}", type(self).__name__)
         if name in self.children:
             raise ArgumentError(f"there are two layers called {name!r}", type(self).__name__)
-        present = {id(inner) for child in self.children.values() for inner in child.walk()}
-        if any(id(inner) in present for inner in layer.walk()):
+        own = {id(inner) for inner in layer.walk()}
+        if not present.isdisjoint(own):
             raise ArgumentError(f"{name!r} is in this network already; give each place a layer of its own")
+        present |= own
         self.children[name] = layer
 
     def _adopt_all(self, layers: Sequence[Layer], named: dict[str, Layer]) -> None:
         """Those without a name are called "0", "1", ..."""
+        present = set[int]()
         for name, layer in [*((str(i), layer) for i, layer in enumerate(layers)), *named.items()]:
-            self._adopt(name, layer)
+            self._adopt(name, layer, present)
+        self._seal()
 
     def _run(self, child: Stage, x: Array, train: bool, keep: bool) -> Array:
         """A child's forward; its errors say where they happened and what the child was given."""
@@ -116,7 +152,8 @@ class Sequential(_Container):
                 x = function(x)
             return x
 
-        return run
+        backend = backend_of(x)
+        return lambda x: backend.run(run, x)
 
 
 class Residual(_Container):
@@ -150,12 +187,14 @@ class Residual(_Container):
         activation: Layer | None = None,
         shortcut_name: str = "downsample",
     ) -> None:
-        self._adopt("body", body)
+        present = set[int]()
+        self._adopt("body", body, present)
         if shortcut is not None:
-            self._adopt(shortcut_name, shortcut)
+            self._adopt(shortcut_name, shortcut, present)
         if activation is not None:
-            self._adopt("activation", activation)
+            self._adopt("activation", activation, present)
         self.body, self.shortcut, self.activation, self.shortcut_name = body, shortcut, activation, shortcut_name
+        self._seal()
 
     def child_path(self, name: str) -> str:
         return self.path if name == "body" else super().child_path(name)

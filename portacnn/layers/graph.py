@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 from portacnn.errors import ArgumentError, PortacnnError
 from portacnn.layers.base import Layer, Shape
-from portacnn.layers.container import Sequential
+from portacnn.layers.container import Holder, Sequential
 from portacnn.layers.join import Join
 from portacnn.ops.join import add
-from portacnn.runtime import Array
+from portacnn.runtime import Array, backend_of
 
 INPUT = "input"
 """What a graph calls the value it is given; no node may have this name."""
@@ -36,7 +36,7 @@ class _Chain(NamedTuple):
     dropped: tuple[str, ...]  # the values that nobody needs after it
 
 
-class Graph(Layer):
+class Graph(Holder):
     """Named layers with named inputs: x (N, *S) -> y (N, *OUT), the value of the last node.
 
         Graph(
@@ -63,8 +63,9 @@ class Graph(Layer):
             self._check()
         except PortacnnError as error:
             raise error.at(type(self).__name__)
-        self.children = {node.name: node.layer for node in self.nodes}
+        self.children.update({node.name: node.layer for node in self.nodes})
         self._chains = list(self._chained())
+        self._seal()
 
     def _taken(self, node: Any) -> Node:
         if not isinstance(node, list | tuple) or len(node) != 3:
@@ -196,4 +197,5 @@ class Graph(Layer):
                 values[output] = y
             return values[self.nodes[-1].name]
 
-        return run
+        backend = backend_of(x)
+        return lambda x: backend.run(run, x)

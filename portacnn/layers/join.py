@@ -10,15 +10,15 @@ from math import prod
 from typing import Any
 
 from portacnn import ops
-from portacnn.arguments import one_of, whole
+from portacnn.arguments import one_of, whole, wholes
 from portacnn.errors import PortacnnError, ShapeError
 from portacnn.layers.base import Layer, Shape
 from portacnn.ops.arithmetic import ARITHMETIC
 from portacnn.ops.join import concat_channels
-from portacnn.runtime import Array, backend_of
+from portacnn.runtime import Array, backend_of, where
 
 
-class Join(Layer):
+class Join(Layer, abstract=True):
     """A layer of several inputs: ``infer`` takes a tuple of shapes, ``forward`` a list of arrays, ``backward`` gives such a list.
 
     Attributes:
@@ -81,7 +81,7 @@ class ArithmeticWith(Layer):
     def __init__(self, kind: str, shape: Sequence[int], constant_first: bool = False, learn: bool = True) -> None:
         self.kind_ = _checked_kind(kind, type(self).__name__)
         try:
-            self.shape = tuple(whole("shape", n, 1) for n in shape)
+            self.shape = wholes("shape", shape, 1)
         except PortacnnError as error:
             raise error.at(type(self).__name__)
         self.constant_first, self.learn = bool(constant_first), bool(learn)
@@ -175,12 +175,15 @@ class MatMul(Join):
 
     def forward(self, x: Any, *, train: bool = False, keep: bool | None = None) -> Array:
         self._keep(tuple(x) if (train if keep is None else keep) else None)
-        return backend_of(x[0]).xp.matmul(x[0], x[1])
+        backend = backend_of(x[0])
+        with where(x[0]):
+            return backend.run(backend.xp.matmul, x[0], x[1])
 
     def backward(self, dy: Array, *, need_dx: bool = True) -> Any:
         a, b = self._kept()
-        xp = backend_of(dy).xp
-        return [xp.matmul(dy, xp.matrix_transpose(b)), xp.matmul(xp.matrix_transpose(a), dy)]
+        run, xp = backend_of(dy).run, backend_of(dy).xp
+        with where(dy):
+            return [run(xp.matmul, dy, xp.matrix_transpose(b)), run(xp.matmul, xp.matrix_transpose(a), dy)]
 
 
 class MatMulWith(Layer):
@@ -210,10 +213,13 @@ class MatMulWith(Layer):
     def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
         self._home()
         self._keep(x if (train if keep is None else keep) else None)
-        return backend_of(x).xp.matmul(x, self.params["weight"])
+        backend = backend_of(x)
+        with where(x):
+            return backend.run(backend.xp.matmul, x, self.params["weight"])
 
     def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
-        x, xp, weight = self._kept(), backend_of(dy).xp, self.params["weight"]
+        x, weight, run, xp = self._kept(), self.params["weight"], backend_of(dy).run, backend_of(dy).xp
         rows, up = (xp.reshape(a, (prod(a.shape[:-1]), a.shape[-1])) for a in (x, dy))
-        self._write_grads(weight=xp.matrix_transpose(rows) @ up)
-        return xp.matmul(dy, xp.matrix_transpose(weight)) if need_dx else None
+        with where(dy):
+            self._write_grads(weight=run(xp.matmul, xp.matrix_transpose(rows), up))
+            return run(xp.matmul, dy, xp.matrix_transpose(weight)) if need_dx else None

@@ -1,6 +1,7 @@
 """Normalization layers. See ``portacnn.ops.norm`` for what they compute."""
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any, ClassVar
 
 from portacnn import ops
@@ -66,7 +67,8 @@ class _ChannelNorm(_Norm):
         if self.track_running_stats:
             self.declare_buffer("running_mean", (channels,), 0.0)
             self.declare_buffer("running_var", (channels,), 1.0)
-            self.declare_buffer("num_batches_tracked", (), 0, "int64")
+            # PyTorch came to have the count in 0.4.1, and takes files without it.
+            self.declare_buffer("num_batches_tracked", (), 0, "int64", optional=True)
         return shape
 
     def _statistics(self) -> tuple[Array | None, Array | None]:
@@ -75,6 +77,11 @@ class _ChannelNorm(_Norm):
 
 class _BatchNorm(_ChannelNorm):
     op_backward = ops.batch_norm_backward
+
+    @property
+    def least_batch(self) -> int:
+        """See ``Layer.least_batch``: one value of a channel has no variance."""
+        return 2 if prod(self.input_shape[1:]) == 1 else 1
 
     def __init__(
         self,

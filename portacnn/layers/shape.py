@@ -4,21 +4,22 @@ Notation: N batch, S one sample's axes. Axes are counted with the batch, which i
 """
 
 from collections.abc import Sequence
+from functools import lru_cache, partial
 from math import prod
 from typing import Any
 
 from portacnn import ops
-from portacnn.arguments import one_of, real, whole
+from portacnn.arguments import one_of, real, wholes
 from portacnn.errors import ArgumentError, PortacnnError, ShapeError
 from portacnn.layers.base import Layer, Shape
 from portacnn.layers.conv import PADDING_MODES
 from portacnn.ops.pad import check_pads
-from portacnn.runtime import Array, backend_of
+from portacnn.runtime import Array, backend_of, where
 
 
 def _several(layer: Layer, name: str, values: Sequence[int], least: int) -> tuple[int, ...]:
     try:
-        return tuple(whole(name, value, least) for value in values)
+        return wholes(name, values, least)
     except PortacnnError as error:
         raise error.at(type(layer).__name__)
 
@@ -167,15 +168,42 @@ class Take(Layer):
     def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
         self._keep(x.shape[self.axis] if (train if keep is None else keep) else None)
         xp = backend_of(x).xp
-        return xp.take(x, xp.asarray(self.indices, dtype=xp.int64, device=x.device), axis=self.axis)
+        return xp.take(x, self._table("indices", lambda: self.indices, "int64", x), axis=self.axis)
 
     def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
-        """Each cell's gradient is the sum over its places in y: a product with ones and zeros, as the standard has no scatter."""
+        """Each cell's gradient is the sum over its places in y, taken from there one after another: the standard has no scatter."""
         cells, xp = self._kept(), backend_of(dy).xp
-        chosen = xp.asarray(self.indices, dtype=xp.int64, device=dy.device)
-        places = chosen[:, None] == xp.arange(cells, dtype=xp.int64, device=dy.device)[None, :]
-        last = xp.moveaxis(dy, self.axis, -1)
-        return xp.moveaxis(xp.matmul(last, xp.astype(places, dy.dtype)), -1, self.axis)
+        dx: Any = 0.0
+        for number, places in enumerate(_rounds(self.indices, cells)):
+            whose = self._table(f"whose {number}", partial(_or_zero, places), "int64", dy)
+            part = xp.take(dy, whose, axis=self.axis)
+            if None in places:
+                some = self._table(f"some {number}", partial(_is_some, places), "bool", dy)
+                part = xp.where(xp.reshape(some, (cells, *(1,) * (dy.ndim - self.axis - 1))), part, 0.0)
+            with where(dy):
+                dx = part if number == 0 else dx + part
+        return dx
+
+
+def _or_zero(places: list[int | None]) -> list[int]:
+    return [place or 0 for place in places]
+
+
+def _is_some(places: list[int | None]) -> list[bool]:
+    return [place is not None for place in places]
+
+
+@lru_cache(maxsize=64)
+def _rounds(indices: tuple[int, ...], cells: int) -> list[list[int | None]]:
+    """For the first, second, ... time that a cell is chosen: at which place, cell by cell; None where it is not chosen again."""
+    rounds: list[list[int | None]] = []
+    times = [0] * cells
+    for place, cell in enumerate(indices):
+        if times[cell] == len(rounds):
+            rounds.append([None] * cells)
+        rounds[times[cell]][cell] = place
+        times[cell] += 1
+    return rounds
 
 
 class Reduce(Layer):
@@ -205,11 +233,13 @@ class Reduce(Layer):
     def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
         xp: Any = backend_of(x).xp
         self._keep(tuple(x.shape) if (train if keep is None else keep) else None)
-        return getattr(xp, self.reduction)(x, axis=self.axes, keepdims=self.keepdims)
+        with where(x):
+            return getattr(xp, self.reduction)(x, axis=self.axes, keepdims=self.keepdims)
 
     def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
         shape, xp = self._kept(), backend_of(dy).xp
         dy = xp.reshape(dy, tuple(1 if axis in self.axes else n for axis, n in enumerate(shape)))
         if self.reduction == "mean":
-            dy = dy / prod(shape[axis] for axis in self.axes)
+            with where(dy):
+                dy = dy / prod(shape[axis] for axis in self.axes)
         return dy + xp.zeros(shape, dtype=dy.dtype, device=dy.device)  # broadcast, into memory of its own

@@ -123,13 +123,12 @@ def observed(layer: Layer) -> bool:
 
 def stages(layers: Mapping[str, Layer]) -> Iterator[Stage]:
     """The layers in their order, those together that may be."""
-    names = list(layers)
-    while names:
-        kinds = [type(layers[name]) for name in names[:3]]
-        length, fused = _match(kinds, layers[names[0]])
-        taken = {name: layers[name] for name in names[:length]}
-        yield fused(taken) if fused else layers[names[0]]
-        names = names[length:]
+    names, at = list(layers), 0
+    while at < len(names):
+        first = layers[names[at]]
+        length, fused = _match([type(layers[name]) for name in names[at : at + 3]], first)
+        yield fused({name: layers[name] for name in names[at : at + length]}) if fused else first
+        at += length
 
 
 def _match(kinds: list[type[Layer]], first: Any) -> tuple[int, type[Fused] | None]:

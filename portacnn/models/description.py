@@ -10,6 +10,8 @@ from typing import Any
 from portacnn.arguments import plain
 from portacnn.errors import ArgumentError, ModelFormatError
 from portacnn.layers import Layer
+from portacnn.layers.limits import count_layer
+from portacnn.text import shown
 
 _NOT_SAVED = ("device", "seed", "dtype")
 
@@ -42,7 +44,10 @@ def rebuild_layer(described: Any, **building: Any) -> Layer:
     """The layer that ``describe_layer`` described. Only classes of layers can come of it, made from JSON's own values."""
     kind = Layer.known.get(described["class"])
     if kind is None:
-        raise ModelFormatError(f"unknown class {described['class']!r}; import the module that defines it first")
+        raise ModelFormatError(
+            f"unknown class {shown(repr(described['class']))}; import the module that defines it first"
+        )
+    count_layer(-1)  # what a file describes layer by layer has paid for it in bytes
 
     def made(value: Any) -> Any:
         if isinstance(value, list):
@@ -54,5 +59,6 @@ def rebuild_layer(described: Any, **building: Any) -> Layer:
         return value
 
     layers = [made(value) for value in described.get("layers", ())]
-    taken = {name: value for name, value in building.items() if name in signature(kind).parameters}
+    takes = signature(kind).parameters if building else {}
+    taken = {name: value for name, value in building.items() if name in takes}
     return kind(*layers, **{name: made(value) for name, value in described["arguments"].items()}, **taken)

@@ -3,6 +3,9 @@
 An op follows its arrays: library and device come from the input. ``y, cache = conv2d(x, weight, ...)`` keeps in ``cache`` what
 ``dx, dweight, dbias = conv2d_backward(dy, cache)`` needs, and with ``keep=False`` nothing. No op changes its inputs, but for
 those in ``update``, which are there to do so.
+
+float16 and bfloat16 are computed in float32 and rounded to their dtype at the end; NumPy's arrays of foreign byte order give native
+ones. NumPy's warnings (``numpy.seterr``) are off within an op, and as they were after it. Masked arrays are refused.
 """
 
 from portacnn.ops.activation import (
@@ -79,6 +82,7 @@ from portacnn.ops.linear import linear, linear_backward
 from portacnn.ops.loss import (
     binary_cross_entropy_with_logits,
     binary_cross_entropy_with_logits_backward,
+    is_correct,
     mse_loss,
     mse_loss_backward,
     softmax_cross_entropy,
@@ -196,6 +200,7 @@ __all__ = [
     "im2col",
     "instance_norm",
     "instance_norm_backward",
+    "is_correct",
     "layer_norm",
     "layer_norm_backward",
     "leaky_relu",
