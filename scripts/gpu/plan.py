@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-PLAN = ROOT / "backends" / "cupy_plan.py"
+PLAN = ROOT / "backends" / "cupy" / "plan.py"
 _TABLE = re.compile(r'^YIELDS: .*?^\}\n(?:""".*?"""\n)?', re.MULTILINE | re.DOTALL)
 _NAMES = re.compile(r'"(\w+)": \{([^}]*)\}')
 
