@@ -68,8 +68,9 @@ class _Task:
     __slots__ = ("_claims", "_context", "_finished", "_piece", "_work", "done", "error")
 
     def __init__(self, work: Callable[[slice], Any], piece: slice) -> None:
-        self._work, self._piece = work, piece
-        self._context = copy_context()  # np.errstate, for one
+        self._piece = piece
+        self._work: Any = work
+        self._context: Any = copy_context()  # np.errstate, for one
         self._claims: dict[str, str] = {}
         self._finished = Lock()
         self._finished.acquire()
@@ -86,8 +87,13 @@ class _Task:
         except BaseException as error:
             self.error = error
         finally:
+            self.drop()
             self.done = True
             self._finished.release()
+
+    def drop(self) -> None:
+        """Let go of the arrays that the work refers to: the caller is about to use their memory again."""
+        self._work = self._context = None
 
     def wait(self) -> None:
         """Until a thread of the pool has run it. If it is interrupted, it can be called again."""
@@ -159,6 +165,7 @@ def in_pieces(work: Callable[[slice], Any], rows: int, elements: int) -> None:
             work(first)
             for task, piece in zip(tasks, rest, strict=True):
                 if task.claim(_CALLER):
+                    task.drop()  # it stays in the queue until a thread of the pool comes by
                     work(piece)
         finally:
             _settle(tasks)
