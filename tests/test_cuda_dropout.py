@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from portacnn.backends.cupy import dropout as cupy_dropout
-from portacnn.ops.dropout import drop
+from portacnn.ops.masks import drop
 from portacnn.seeds import words
 
 pytestmark = needs_compiler

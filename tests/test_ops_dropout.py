@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from portacnn import ops
 from portacnn.errors import ArgumentError, ArrayError, ShapeError
 from portacnn.layers import Conv2d, Dropout, Dropout1d, Dropout2d, Dropout3d, Flatten, Linear, Sequential
-from portacnn.ops.dropout import kept, sample_words
+from portacnn.ops.masks import kept, sample_words
 from portacnn.runtime import resolve
 from portacnn.seeds import words
 

@@ -1,6 +1,6 @@
 """Affine maps on CUDA, with ReLU where it follows, through a matrix product of our own (cuda/gemm.cu): it can be captured.
 
-Notation as in ops/linear.py: N batch, F in-features, O out-features; x.T (F, N) and y.T (O, N) are the contiguous ones. With
+Notation as in ops/_linear.py: N batch, F in-features, O out-features; x.T (F, N) and y.T (O, N) are the contiguous ones. With
 a batch of 100, 4320 features and 100 outputs there are few results and much depth, so the depth is split over blocks.
 """
 

@@ -32,8 +32,8 @@ from portacnn.backends.numpy.updates import (
     rmsprop_update,
     sgd_update,
 )
-from portacnn.ops.dropout import LAST_SHIFT, ROUNDS, WORD
 from portacnn.ops.layout import batch_first, batch_last
+from portacnn.ops.masks import LAST_SHIFT, ROUNDS, WORD
 from portacnn.ops.special import erf as portable_erf
 from portacnn.runtime import Kernel
 

@@ -1,6 +1,6 @@
 """Affine maps on NumPy, with ReLU where it follows: into memory that is used again, with bias and ReLU added in place.
 
-Notation as in ops/linear.py: N batch, F in-features, O out-features; x.T (F, N) and y.T (O, N) are the contiguous ones.
+Notation as in ops/_linear.py: N batch, F in-features, O out-features; x.T (F, N) and y.T (O, N) are the contiguous ones.
 """
 
 from collections.abc import Callable

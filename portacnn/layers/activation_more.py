@@ -1,4 +1,4 @@
-"""More activation layers: see ``portacnn.ops.activation_more``."""
+"""More activation layers: see ``portacnn.ops.activation``."""
 
 from collections.abc import Sequence
 
@@ -8,8 +8,8 @@ from portacnn.errors import PortacnnError
 from portacnn.init import constant
 from portacnn.layers.activation import Activation
 from portacnn.layers.base import Layer, Shape
-from portacnn.ops import activation_more as checks
-from portacnn.ops.arithmetic import check_elementwise
+from portacnn.ops import activation as checks
+from portacnn.ops.pointwise import check_elementwise
 from portacnn.runtime import Array
 
 

@@ -11,8 +11,7 @@ from portacnn import ops
 from portacnn.errors import ArgumentError, PortacnnError, ShapeError
 from portacnn.init import Initializer, rule
 from portacnn.layers.base import Layer, Shape
-from portacnn.ops.pad import check_pads
-from portacnn.ops.windows import Padding, Windows, check_output_padding, pads_of, per_axis
+from portacnn.ops.windows import Padding, Windows, check_output_padding, check_pads, pads_of, per_axis
 from portacnn.runtime import Array
 
 SAMPLES = {1: "(C, W)", 2: "(C, H, W)", 3: "(C, D, H, W)"}

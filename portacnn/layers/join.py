@@ -13,8 +13,8 @@ from portacnn import ops
 from portacnn.arguments import one_of, whole, wholes
 from portacnn.errors import PortacnnError, ShapeError
 from portacnn.layers.base import Layer, Shape
-from portacnn.ops.arithmetic import ARITHMETIC
 from portacnn.ops.join import concat_channels
+from portacnn.ops.pointwise import ARITHMETIC
 from portacnn.runtime import Array, backend_of, where
 
 

@@ -13,7 +13,7 @@ from portacnn.arguments import one_of, real, wholes
 from portacnn.errors import ArgumentError, PortacnnError, ShapeError
 from portacnn.layers.base import Layer, Shape
 from portacnn.layers.conv import PADDING_MODES
-from portacnn.ops.pad import check_pads
+from portacnn.ops.windows import check_pads
 from portacnn.runtime import Array, backend_of, where
 
 

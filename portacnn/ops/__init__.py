@@ -8,15 +8,38 @@ float16 and bfloat16 are computed in float32 and rounded to their dtype at the e
 ones. NumPy's warnings (``numpy.seterr``) are off within an op, and as they were after it. Masked arrays are refused.
 """
 
+from portacnn.ops._dropout import (
+    dropout,
+    dropout1d,
+    dropout1d_backward,
+    dropout2d,
+    dropout2d_backward,
+    dropout3d,
+    dropout3d_backward,
+    dropout_backward,
+)
+from portacnn.ops._linear import linear, linear_backward
+from portacnn.ops._pad import pad, pad_backward
+from portacnn.ops._softmax import log_softmax, log_softmax_backward, softmax, softmax_backward
 from portacnn.ops.activation import (
+    clip,
+    clip_backward,
     elu,
     elu_backward,
     gelu,
     gelu_backward,
+    hard_sigmoid,
+    hard_sigmoid_backward,
+    hard_swish,
+    hard_swish_backward,
     leaky_relu,
     leaky_relu_backward,
+    prelu,
+    prelu_backward,
     relu,
     relu_backward,
+    scaled_elu,
+    scaled_elu_backward,
     sigmoid,
     sigmoid_backward,
     silu,
@@ -25,18 +48,6 @@ from portacnn.ops.activation import (
     softplus_backward,
     tanh,
     tanh_backward,
-)
-from portacnn.ops.activation_more import (
-    clip,
-    clip_backward,
-    hard_sigmoid,
-    hard_sigmoid_backward,
-    hard_swish,
-    hard_swish_backward,
-    prelu,
-    prelu_backward,
-    scaled_elu,
-    scaled_elu_backward,
 )
 from portacnn.ops.adaptive import (
     adaptive_avg_pool1d,
@@ -56,7 +67,6 @@ from portacnn.ops.adaptive import (
     global_max_pool,
     global_max_pool_backward,
 )
-from portacnn.ops.arithmetic import arithmetic, arithmetic_backward, elementwise, elementwise_backward
 from portacnn.ops.batch import take_batch
 from portacnn.ops.conv import conv1d, conv1d_backward, conv2d, conv2d_backward, conv3d, conv3d_backward
 from portacnn.ops.conv_transpose import (
@@ -68,17 +78,6 @@ from portacnn.ops.conv_transpose import (
     conv_transpose3d_backward,
 )
 from portacnn.ops.dispatch import Cache, use_kernels, use_precision
-from portacnn.ops.dropout import (
-    dropout,
-    dropout1d,
-    dropout1d_backward,
-    dropout2d,
-    dropout2d_backward,
-    dropout3d,
-    dropout3d_backward,
-    dropout_backward,
-)
-from portacnn.ops.linear import linear, linear_backward
 from portacnn.ops.loss import (
     binary_cross_entropy_with_logits,
     binary_cross_entropy_with_logits_backward,
@@ -98,7 +97,7 @@ from portacnn.ops.norm import (
     layer_norm,
     layer_norm_backward,
 )
-from portacnn.ops.pad import pad, pad_backward
+from portacnn.ops.pointwise import arithmetic, arithmetic_backward, elementwise, elementwise_backward
 from portacnn.ops.pool import (
     avg_pool1d,
     avg_pool1d_backward,
@@ -114,7 +113,6 @@ from portacnn.ops.pool import (
     max_pool3d_backward,
 )
 from portacnn.ops.response_norm import local_response_norm, local_response_norm_backward
-from portacnn.ops.softmax import log_softmax, log_softmax_backward, softmax, softmax_backward
 from portacnn.ops.special import erf
 from portacnn.ops.update import (
     adagrad_update,

@@ -11,11 +11,11 @@ quarter of the numbers. Where a window's maximum is not above zero no gradient g
 from functools import partial
 from typing import Any
 
+from portacnn.ops._linear import check_linear, linear, linear_backward
 from portacnn.ops.activation import relu, relu_backward
 from portacnn.ops.conv import conv, conv_backward
 from portacnn.ops.dispatch import op
 from portacnn.ops.join import add, check_add
-from portacnn.ops.linear import check_linear, linear, linear_backward
 from portacnn.ops.norm import RUNNING, batch_norm, batch_norm_backward, check_batch_norm
 from portacnn.ops.pool import max_pool, max_pool_backward
 from portacnn.ops.windows import Windows

@@ -9,8 +9,8 @@ from typing import Any
 
 from portacnn.arguments import one_of, real
 from portacnn.errors import ArgumentError, LabelError, PortacnnError, ShapeError
-from portacnn.ops.activation import logistic
 from portacnn.ops.dispatch import check_arrays, op
+from portacnn.ops.special import logistic
 from portacnn.runtime import Array, backend_of, describe, is_float
 
 REDUCTIONS = ("mean", "sum", "none")

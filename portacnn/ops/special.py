@@ -60,3 +60,10 @@ def _horner(x: Array, coefficients: tuple[float, ...]) -> Array:
         total *= x
         total += coefficient
     return total
+
+
+def logistic(x: Array) -> Array:
+    """1 / (1 + exp(-x)): what ``sigmoid`` and the other ops that are made of it compute."""
+    xp = backend_of(x).xp
+    e = xp.exp(-xp.abs(x))
+    return xp.where(x >= 0, 1.0, e) / (1.0 + e)

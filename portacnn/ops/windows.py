@@ -219,6 +219,18 @@ def check_output_padding(output_padding: Sequence[int], stride: Sequence[int], d
         )
 
 
+def check_pads(shape: Sequence[int], pads: "Pads", mode: str) -> None:
+    """Raise ShapeError where axes of these sizes have too few cells to fill the margins from."""
+    for n, (before, after) in zip(shape, pads, strict=True):
+        wanted = max(before, after)
+        if mode == "reflect" and wanted >= max(n, 1):
+            raise ShapeError(f"mode='reflect' can add at most {max(n - 1, 0)} cells to {n}, got {(before, after)}")
+        if mode == "circular" and wanted > n:
+            raise ShapeError(f"mode='circular' can add at most {n} cells to {n}, got {(before, after)}")
+        if mode == "replicate" and wanted and not n:
+            raise ShapeError(f"mode='replicate' has nothing to add to {n} cells, got {(before, after)}")
+
+
 AxisTap = tuple[slice, slice]
 Numbers = tuple[int, ...]
 Pads = tuple[tuple[int, int], ...]

@@ -9,9 +9,8 @@ from typing import Any
 
 from portacnn.arguments import one_of
 from portacnn.errors import PortacnnError, ShapeError
-from portacnn.ops.activation import logistic
 from portacnn.ops.dispatch import check_arrays, op
-from portacnn.ops.special import erf
+from portacnn.ops.special import erf, logistic
 from portacnn.runtime import Array, backend_of, describe
 
 ARITHMETIC = ("add", "subtract", "multiply", "divide", "power", "maximum", "minimum")

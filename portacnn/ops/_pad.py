@@ -19,9 +19,9 @@ from portacnn.arguments import as_int, listed
 from portacnn.errors import ArgumentError, PortacnnError, ShapeError
 from portacnn.ops.dispatch import Cache, check_arrays, op
 from portacnn.ops.layout import batch_first, batch_last
+from portacnn.ops.windows import Pads, check_pads
 from portacnn.runtime import Array, backend_of, describe
 
-Pads = tuple[tuple[int, int], ...]
 MODES = ("constant", "reflect", "replicate", "circular")
 
 
@@ -121,18 +121,6 @@ def pad(
     except PortacnnError as error:
         raise error.at("pad")
     return pad_axes(x, pads, mode, value, keep=keep)
-
-
-def check_pads(shape: Sequence[int], pads: Pads, mode: str) -> None:
-    """Raise ShapeError where axes of these sizes have too few cells to fill the margins from."""
-    for n, (before, after) in zip(shape, pads, strict=True):
-        wanted = max(before, after)
-        if mode == "reflect" and wanted >= max(n, 1):
-            raise ShapeError(f"mode='reflect' can add at most {max(n - 1, 0)} cells to {n}, got {(before, after)}")
-        if mode == "circular" and wanted > n:
-            raise ShapeError(f"mode='circular' can add at most {n} cells to {n}, got {(before, after)}")
-        if mode == "replicate" and wanted and not n:
-            raise ShapeError(f"mode='replicate' has nothing to add to {n} cells, got {(before, after)}")
 
 
 def _pairs(x: Array, pad: Sequence[int]) -> Pads:

@@ -1,0 +1,108 @@
+"""Random masks of the same bits on every backend, and the op that multiplies by one: dropout's.
+
+No generator and no state: whether a number is kept is a hash of where it stands. Sample number ``first + n`` of step ``step``
+gets two words of 32 bits from the layer's key, and number i of that sample (counted in the order (C, *S), whatever the
+memory's order) is kept where the hash of i under these words is p * 2^32 or more. So a mask depends neither on strides nor
+on how a batch is cut up between ranks or accumulated gradients: they only pass the ``first`` of their piece.
+
+The hash is computed in int64 and cut to 32 bits after each product, since torch's unsigned types lack arithmetic: factors
+below 2^31 in absolute value keep a product with a word below 2^63.
+
+Notation: N batch, C channels, S the spatial axes, L the numbers of one sample that fall or stay by themselves.
+"""
+
+from math import prod
+from typing import Any
+
+from portacnn.ops.dispatch import op
+from portacnn.ops.layout import batch_first
+from portacnn.runtime import Array, backend_of
+
+WORD = 0xFFFFFFFF
+
+# The rounds of "triple32" (Chris Wellons, "Prospecting for hash functions", 2018), a bijection of 32-bit words. The two
+# factors of 2^31 or more are written as their negative twins modulo 2^32.
+ROUNDS = ((17, 0xED5AD4BB - 2**32), (11, 0xAC4C1B51 - 2**32), (15, 0x31848BAB))
+LAST_SHIFT = 14
+
+
+def _round(x: Any, shift: int, factor: int) -> Any:
+    return ((x ^ (x >> shift)) * factor) & WORD
+
+
+def _hash(x: Any) -> Any:
+    """One word mixed well, of a Python int or of each number of an int64 array."""
+    for shift, factor in ROUNDS:
+        x = _round(x, shift, factor)
+    return x ^ (x >> LAST_SHIFT)
+
+
+def sample_words(key: tuple[int, int], step: Any, position: Any) -> tuple[Any, Any]:
+    """For each position in the global batch (int64) two words, each a hash of all the bits of step and position.
+
+    Python ints or int64 arrays. Two streams under different halves of the key: where two samples meet in one word, the
+    other tells them apart.
+    """
+    first, second = key
+    for part in (step & WORD, step >> 32 & WORD, position & WORD, position >> 32 & WORD):
+        first, second = _hash(first ^ part), _hash(second ^ part)
+    return first, second
+
+
+@op()
+def kept(like: Array, length: int, first: Array, second: Array, threshold: int) -> Array:
+    """Which of L numbers of N samples stay: booleans (N, L), laid out as the backend of ``like`` prefers.
+
+    first, second: the samples' words, int64 (N,). The second goes in after the first round, so that samples whose first
+    words are close do not get shifted copies of one mask.
+    """
+    backend = backend_of(like)
+    xp = backend.xp
+    last = backend.layout == "batch_last"
+    index = xp.arange(length, dtype=xp.int64, device=like.device)
+    index, first, second = (
+        (index[:, None], first[None, :], second[None, :]) if last else (index[None, :], first[:, None], second[:, None])
+    )
+    x = _round(index ^ first, *ROUNDS[0]) ^ second
+    for shift, factor in ROUNDS[1:]:
+        x = _round(x, shift, factor)
+    mask = (x ^ (x >> LAST_SHIFT)) >= threshold
+    return mask.T if last else mask
+
+
+@op()
+def drop(
+    x: Array, p: float, length: int, key: tuple[int, int], step: Any, first: Any, *, keep: bool
+) -> tuple[Array, tuple | None]:
+    """x (N, C, *S) -> y: the op behind ``dropout`` (length C*S) and the channel dropouts (length C)."""
+    backend = backend_of(x)
+    xp = backend.xp
+    n = x.shape[0]
+    position = xp.arange(n, dtype=xp.int64, device=x.device) + _int64(x, first)
+    one, other = sample_words(key, _int64(x, step), position)
+    mask = kept(x, length, one, other, round(p * 2**32))
+    whole = length == prod(x.shape[1:])
+    if backend.layout == "batch_last":
+        inner = x.shape[1:] if whole else (x.shape[1], *(1,) * (x.ndim - 2))
+        mask = batch_first(xp.reshape(mask.T, (*inner, n)))
+    else:
+        mask = xp.reshape(mask, x.shape if whole else (*x.shape[:2], *(1,) * (x.ndim - 2)))
+    scale = 1.0 / (1.0 - p) if p < 1.0 else 0.0
+    return _masked(x, mask, scale), (mask, scale) if keep else None
+
+
+@drop.backward
+def drop_backward(dy: Array, saved: tuple) -> Array:
+    """dy (N, C, *S) -> dx: the same numbers dropped, and the same scale."""
+    return _masked(dy, *saved)
+
+
+def _masked(x: Array, mask: Array, scale: float) -> Array:
+    return x * (backend_of(x).xp.astype(mask, x.dtype) * scale)
+
+
+def _int64(x: Array, number: Any) -> Any:
+    """A counter as something to compute with: a Python int stays one, a 0-dimensional array on x's device becomes int64."""
+    return (
+        backend_of(number).xp.astype(number, backend_of(number).xp.int64) if hasattr(number, "shape") else int(number)
+    )
