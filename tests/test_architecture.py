@@ -15,6 +15,7 @@ import portacnn.ops
 ROOT = Path(__file__).resolve().parents[1]
 HOUSE = ROOT / "portacnn"
 FILES = sorted(HOUSE.rglob("*.py"))
+BACKENDS = ROOT / "backends"
 each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(HOUSE).as_posix())
 
 ARRAY_LIBRARIES = {"numpy", "cupy", "torch", "array_api_strict", "array_api_compat", "array_api_extra", "jax", "numba"}
@@ -206,3 +207,44 @@ def test_the_wheel_has_every_package():
         listed = tomllib.load(file)["tool"]["setuptools"]["packages"]
     there = {package_of(path) for path in HOUSE.rglob("__init__.py")}
     assert sorted(listed) == sorted({*there, "portacnn.backends"})
+
+
+def underscored(tree: ast.AST) -> tuple[set[str], set[str]]:
+    """The names with one leading underscore that a module makes (functions, classes, variables, attributes), and reads."""
+    made, used = set[str](), set[str]()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            made.add(node.name)
+        elif isinstance(node, ast.Name | ast.Attribute):
+            name = node.id if isinstance(node, ast.Name) else node.attr
+            (used if isinstance(node.ctx, ast.Load) else made).add(name)
+        elif isinstance(node, ast.ImportFrom):
+            used |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.arg):
+            made.add(node.arg)
+    return tuple({n for n in names if n.startswith("_") and not n.startswith("__")} for names in (made, used))
+
+
+def owner_of(path: Path) -> str:
+    """The package that a file belongs to; a module beside the packages is one of its own."""
+    return path.relative_to(ROOT).parts[0 if path.is_relative_to(BACKENDS) else 1].removesuffix(".py")
+
+
+def test_no_package_reaches_into_another():
+    """A name with an underscore is known within its package alone."""
+    made: dict[str, set[str]] = {}
+    used: dict[str, dict[str, str]] = {}
+    for path in [*FILES, *sorted(BACKENDS.rglob("*.py"))]:
+        own, read_here = underscored(read(path))
+        made.setdefault(owner_of(path), set()).update(own)
+        used.setdefault(owner_of(path), {}).update(dict.fromkeys(read_here, path.relative_to(ROOT).as_posix()))
+    assert {"layers", "models", "training", "onnx", "ops", "backends", "optim"} <= made.keys()
+    reached = [
+        f"{place} uses {name} of {other}"
+        for owner, names in used.items()
+        for name, place in names.items()
+        if name not in made[owner]
+        for other in made
+        if name in made[other]
+    ]
+    assert reached == []

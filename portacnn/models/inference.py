@@ -10,7 +10,6 @@ from threading import Lock
 from typing import Any
 
 from portacnn.layers import Layer
-from portacnn.layers.stages import observed
 from portacnn.ops.dispatch import kernel_choice
 from portacnn.ops.workspace import Workspace, workspace
 from portacnn.runtime import Array, backend_of
@@ -37,26 +36,30 @@ class Inference:
         ``hold``: whether the memory for the layers' outputs may be held for the next time.
         """
         if not self._lock.acquire(blocking=False):
-            return network.forward(batch(x), keep=False)
+            return network(batch(x))
         try:
-            if x.shape[0] <= FEW and not (way := self._way(network, x, batch)).is_watched():
+            if x.shape[0] <= FEW and (way := self._way(network, x, batch)) is not None:
                 return way(x)
             if not hold:
-                return network.forward(batch(x), keep=False)
+                return network(batch(x))
             with workspace(self._workspace):
-                return _copy(network.forward(batch(x), keep=False))
+                return _copy(network(batch(x)))
         finally:
             self._lock.release()
 
-    def _way(self, network: Layer, x: Array, batch: Callable[[Array], Array]) -> "_Way":
+    def _way(self, network: Layer, x: Array, batch: Callable[[Array], Array]) -> "_Way | None":
+        """The way for arrays like x; None if somebody wants to see a layer's outputs, which a prepared way does not show."""
         key = (type(x), tuple(x.shape), x.dtype, x.device, kernel_choice())
         way = self._ways.get(key)
-        if way is None or not way.holds():
-            # Those that hold no longer would keep parameters of a device that the network has left.
-            self._ways = {other: kept for other, kept in self._ways.items() if kept.holds()}
-            if len(self._ways) >= _WAYS:
-                self._ways.clear()
-            way = self._ways[key] = _Way(network, x, batch)
+        if way is not None and way.holds():
+            return None if way.is_observed() else way
+        if any(layer.hooks for layer in network.walk()):
+            return None
+        # Those that hold no longer would keep parameters of a device that the network has left.
+        self._ways = {other: kept for other, kept in self._ways.items() if kept.holds()}
+        if len(self._ways) >= _WAYS:
+            self._ways.clear()
+        way = self._ways[key] = _Way(network, x, batch)
         return way
 
 
@@ -68,6 +71,7 @@ class _Way:
         own = backend_of(x).name == backend_of(first).name and x.dtype == first.dtype
         self._batch = None if own else batch  # what is the network's own already is laid out where it is needed
         self._function = network.prepare(x if own else first)
+        self._network, self._revision = network, network.revision
         self._layers = list(network.walk())
         self._arrays = [
             (arrays, name, array)
@@ -77,12 +81,14 @@ class _Way:
         ]
 
     def holds(self) -> bool:
-        """Whether parameters and buffers are still the same arrays: moving or building the network makes new ones."""
-        return all(arrays.get(name) is array for arrays, name, array in self._arrays)
+        """Whether layers, parameters and buffers are the same: moving or building the network makes new arrays."""
+        return self._network.revision == self._revision and all(
+            arrays.get(name) is array for arrays, name, array in self._arrays
+        )
 
-    def is_watched(self) -> bool:
-        """Whether a layer is observed by somebody who wants to see what goes through."""
-        return any(map(observed, self._layers))
+    def is_observed(self) -> bool:
+        """Whether somebody wants to see a layer's outputs."""
+        return any(layer.hooks for layer in self._layers)
 
     def __call__(self, x: Array) -> Array:
         return _copy(self._function(x if self._batch is None else self._batch(x)))

@@ -37,13 +37,12 @@ class ScaledTanh(Layer):
     def infer(self, shape: Shape) -> Shape:
         return shape
 
-    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
-        y, cache = ops.tanh(self.slope * x, keep=train if keep is None else keep)
-        self._keep(cache)
-        return self.amplitude * y
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
+        y, cache = ops.tanh(self.slope * x, keep=keep)
+        return self.amplitude * y, cache
 
-    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
-        return self.slope * ops.tanh_backward(self.amplitude * dy, self._kept())
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
+        return self.slope * ops.tanh_backward(self.amplitude * dy, cache)
 
 
 class TableConv2d(Layer):
@@ -85,27 +84,25 @@ class TableConv2d(Layer):
     def multiply_adds(self) -> int:
         return prod((len(self.connections), *self.kernel_size, *self.output_shape[1:]))
 
-    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
-        xp = self._home().xp
-        keep = train if keep is None else keep
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
+        xp = self.home.xp
         spread, (kh, kw) = self._spread(x), self.kernel_size
         kernels = xp.reshape(self.params["weight"], (len(self.connections), kh * kw))
         full = xp.reshape(spread @ kernels, (len(self.table), x.shape[1], kh, kw))
         y, cache = ops.conv2d(x, full, self.params["bias"], keep=keep)
-        self._keep((cache, spread) if keep else None)
-        return y
+        return y, (cache, spread) if keep else None
 
-    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
-        xp = self._home().xp
-        cache, spread = self._kept()
-        dx, dfull, dbias = ops.conv2d_backward(dy, cache, need_dx=need_dx)
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
+        xp = self.home.xp
+        of_conv, spread = self.kept(cache)
+        dx, dfull, dbias = ops.conv2d_backward(dy, of_conv, need_dx=need_dx)
         dkernels = spread.T @ xp.reshape(dfull, (spread.shape[0], -1))
-        self._write_grads(weight=xp.reshape(dkernels, (len(self.connections), *self.kernel_size)), bias=dbias)
+        self.add_grads(weight=xp.reshape(dkernels, (len(self.connections), *self.kernel_size)), bias=dbias)
         return dx
 
     def _spread(self, x: Array) -> Array:
         """(O*C, connections): 1 where a connection's kernel belongs. A product with it is a scatter, which the standard lacks."""
-        xp, channels = self._home().xp, x.shape[1]
+        xp, channels = self.home.xp, x.shape[1]
         places = [o * channels + c for o, c in self.connections]
         rows = xp.arange(len(self.table) * channels, dtype=xp.int64, device=x.device)
         wanted = xp.asarray(places, dtype=xp.int64, device=x.device)
