@@ -135,10 +135,10 @@ class Optimizer:
             if tuple(grads[key].shape) != tuple(params[key].shape):
                 shapes = f"{tuple(params[key].shape)}, its gradient {tuple(grads[key].shape)}"
                 raise ShapeError(f"parameter {key} has the shape {shapes}", type(self).__name__)
-            for own in self.state.values():
-                if key in own and tuple(own[key].shape) != tuple(params[key].shape):
+            for arrays in self.state.values():
+                if key in arrays and tuple(arrays[key].shape) != tuple(params[key].shape):
                     raise StateError(
-                        f"{key} is {tuple(params[key].shape)}, its state here {tuple(own[key].shape)}: the network was "
+                        f"{key} is {tuple(params[key].shape)}, its state here {tuple(arrays[key].shape)}: the network was "
                         "changed; make a new optimizer",
                         type(self).__name__,
                     )

@@ -70,8 +70,13 @@ class _ChannelNorm(_Norm):
             self.declare_buffer("num_batches_tracked", (), 0, "int64")
         return shape
 
-    def _statistics(self) -> tuple[Array | None, Array | None]:
-        return self.buffers.get("running_mean"), self.buffers.get("running_var")
+    def _statistics(self, train: bool) -> tuple[Array | None, Array | None]:
+        """The running mean and variance; copies in a forward pass that repeats one by which they have moved already."""
+        mean, var = self.buffers.get("running_mean"), self.buffers.get("running_var")
+        if mean is None or not (train and is_recomputing()):
+            return mean, var
+        # Copies, not None: a kernel that takes other arguments may give other bits.
+        return self.home.xp.asarray(mean, copy=True), self.home.xp.asarray(var, copy=True)
 
 
 class _BatchNorm(_ChannelNorm):
@@ -92,16 +97,16 @@ class _BatchNorm(_ChannelNorm):
 
     def run(self, op: Any, x: Array, train: bool, keep: bool) -> tuple[Array, Any]:
         """``forward`` by ``batch_norm``, or by an op that takes what it takes and does more."""
-        home, learns = self.home, train and not is_recomputing()
+        home = self.home
         count = (
-            self.buffers.get("num_batches_tracked") if learns and x.shape[0] else None
+            self.buffers.get("num_batches_tracked") if train and x.shape[0] else None
         )  # an empty batch does not count
         momentum = self.momentum
         if momentum is None:  # the average of all batches so far
             momentum = 0.0 if count is None else 1.0 / home.xp.astype(count + 1, x.dtype)
         y, cache = op(
             x,
-            *(self._statistics() if learns or not train else (None, None)),
+            *self._statistics(train),
             self.params.get("weight"),
             self.params.get("bias"),
             training=train or not self.track_running_stats,
@@ -109,7 +114,7 @@ class _BatchNorm(_ChannelNorm):
             eps=self.eps,
             keep=keep,
         )
-        if count is not None:
+        if count is not None and not is_recomputing():
             count[...] = count + 1
         return y, cache
 
@@ -166,7 +171,7 @@ class _InstanceNorm(_ChannelNorm):
         self.check_built()
         return ops.instance_norm(
             x,
-            *((None, None) if train and is_recomputing() else self._statistics()),
+            *self._statistics(train),
             self.params.get("weight"),
             self.params.get("bias"),
             use_input_stats=train or not self.track_running_stats,
