@@ -88,8 +88,12 @@ def test_a_siamese_pair_has_pytorchs_gradients(backend: Here):
         y, cache = model.forward(backend.array(x))
         agree(backend, y, expected.detach().numpy(), y)
         agree(backend, model.backward(backend.array(dy), cache), leaf.grad.numpy(), y)
-        for path, gradient in model.named_gradients().items():
-            agree(backend, gradient, theirs[path].grad.numpy(), y, 1e-10)
+        with gradients_of(model) as apart:
+            model.backward(backend.array(dy), model.forward(backend.array(x))[1])
+        for gradients in (model.named_gradients(), apart):
+            assert list(gradients) == list(state)
+            for path, gradient in gradients.items():
+                agree(backend, gradient, theirs[path].grad.numpy(), y, 1e-10)
 
 
 def test_a_layer_in_two_nodes_of_a_graph(backend: Here):
