@@ -24,7 +24,7 @@ class CupyBackend(Backend):
     """
 
     views_alias = True
-    has_current_device = True
+    enters = True
 
     @property
     def precisions(self) -> tuple[str, ...]:

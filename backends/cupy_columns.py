@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from portacnn.backends.cupy_memory import THREADS
+from portacnn.backends.cupy_memory import THREADS, reachable
 from portacnn.backends.cupy_module import Variant, kernel, supported
 from portacnn.ops.windows import Windows
 from portacnn.runtime import Array, Kernel, backend_of, dtype_name
@@ -35,6 +35,8 @@ def _run(name: str, source: Array, shape: tuple[int, ...], windows: Windows, c: 
     n, cells = shape[-1], prod(shape) // rows
     too_large = cells // max(n, 1) >= 2**31 - 2**24 or rows >= 2**31
     if len(windows.size) > 3 or not supported(dtype_name(source)) or not prod(shape) or too_large:
+        return NotImplemented
+    if not reachable(windows):
         return NotImplemented
     out = cp.empty(shape, dtype=source.dtype)
     grid = (-(-cells // 256), min(rows, _ROWS))

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from portacnn.backends import cupy_cudnn
-from portacnn.backends.cupy_memory import THREADS, or_null
+from portacnn.backends.cupy_memory import THREADS, or_null, reachable
 from portacnn.backends.cupy_module import Launcher, Variant, kernel, rounding, supported, with_rounding
 from portacnn.backends.cupy_plan import SPLIT_TILES, WIDE_TILES, Split, Tile, split_tile, wide_tile
 from portacnn.backends.cupy_split import room_for_partials, sum_partials
@@ -92,7 +92,7 @@ def plan_of(windows: Windows, c: int, o: int, groups: int, n: int, pooled: bool,
 
 def _plan(x: Array, o: int, windows: Windows, groups: int, pooled: bool = False) -> Plan | None:
     """For x (N, C, *S) as the convolution's input. None where the kernels can't do it."""
-    if len(windows.size) > 2 or not supported(dtype_name(x)) or not x.size:
+    if len(windows.size) > 2 or not supported(dtype_name(x)) or not x.size or not reachable(windows):
         return None
     return plan_of(windows, x.shape[1], o, groups, x.shape[0], pooled, x.itemsize)
 
@@ -253,7 +253,7 @@ def conv_backward(dy: Array, saved: _Saved, *, need_dx: bool = True) -> tuple[Ar
 def conv_transpose(x: Array, weight: Array, bias: Array | None, windows: Windows, groups: int, *, keep: bool) -> Any:
     """What ``conv`` does to a gradient: ``windows`` lead from OUT to S, so there x stands where dy does."""
     channels = weight.shape[1] * groups
-    if len(windows.size) > 2 or not supported(dtype_name(x)) or not x.size:
+    if len(windows.size) > 2 or not supported(dtype_name(x)) or not x.size or not reachable(windows):
         return NotImplemented
     plan = plan_of(windows, channels, x.shape[1], groups, x.shape[0], False, x.itemsize)
     if plan is None:

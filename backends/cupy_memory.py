@@ -7,6 +7,7 @@ import numpy as np
 from portacnn.backends.cupy_module import NULL, supported
 from portacnn.backends.cupy_plan import PROCESSORS
 from portacnn.ops.layout import batch_first, batch_last
+from portacnn.ops.windows import Windows
 from portacnn.runtime import Array, backend_of, dtype_name
 
 THREADS = 256
@@ -29,6 +30,13 @@ def can(*arrays: Array) -> bool:
     """Whether kernels take these arrays: of float32 or of float64, all of them, not empty and not too large."""
     first = arrays[0].dtype
     return supported(dtype_name(arrays[0])) and all(a.dtype == first and 0 < a.size <= MOST for a in arrays)
+
+
+def reachable(windows: Windows) -> bool:
+    """Whether the cells that windows reach over, padding included, are no more than an int counts on each axis, and worth it."""
+    return not windows.sparse and all(
+        2 * e + a + b < 2**31 for e, (a, b) in zip(windows.extent, windows.pads, strict=True)
+    )
 
 
 def blocks_for(count: int) -> tuple[int]:

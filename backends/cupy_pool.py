@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from portacnn.backends.cupy_memory import MOST, THREADS, can, or_null
+from portacnn.backends.cupy_memory import MOST, THREADS, can, or_null, reachable
 from portacnn.backends.cupy_module import Variant, kernel
 from portacnn.ops.layout import batch_first, batch_last
 from portacnn.ops.windows import Windows
@@ -52,7 +52,7 @@ def _geometry(windows: Windows) -> Geometry:
 def _can(x: Array, windows: Windows) -> bool:
     n, c = x.shape[:2]
     fits = c * prod(windows.out) * n <= MOST and max(windows.size[-1], windows.out[-1]) * n <= THREADS * _MOST_STRETCHES
-    return len(windows.size) <= 3 and can(x) and fits
+    return len(windows.size) <= 3 and can(x) and fits and reachable(windows)
 
 
 def _launch(name: str, result: Array, arguments: tuple, geometry: Geometry) -> None:

@@ -14,7 +14,6 @@ SH, SW the stride, DH, DW the dilation; and PH, PW the pooled output, QH, QW poo
 """
 
 from functools import lru_cache
-from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -443,14 +442,26 @@ _NO_POOL = (0, 1, 1, 1, 1, 1)
 _NOTHING = (0,) * len(Plane._fields)
 
 
-def _declines(x: np.ndarray, windows: Windows, groups: int) -> bool:
+def _declines(x: np.ndarray, weight: np.ndarray, windows: Windows, groups: int) -> bool:
     """These kernels are for one or two axes, one group, float32 and float64, and no more numbers than int32 counts."""
-    return len(windows.size) > 2 or groups != 1 or x.dtype.itemsize not in (4, 8) or not 0 < x.size < 2**30
+    if len(windows.size) > 2 or groups != 1 or x.dtype.itemsize not in (4, 8) or windows.sparse:
+        return True
+    return not 0 < x.size < 2**30 or weight.size >= 2**31
+
+
+@lru_cache(maxsize=1024)
+def _fits(p: Plane, itemsize: int, whole: int) -> bool:
+    """Whether the places of taps in all panels, there and back, fit into int32."""
+    for plane, lines in ((p, whole), (p, 1), (p.adjoint(), 1)):
+        panel = panel_of(plane, itemsize, lines)
+        if plane.c * panel.rows * plane.sw * panel.columns * panel.samples >= 2**31:
+            return False
+    return True
 
 
 def _pools(pool: Windows) -> tuple[int, ...] | None:
-    """PH, PW, QH, QW, RH, RW; None where windows overlap or hang over the edge, so that rows of them share rows."""
-    if not pools_in_place(pool) or prod(pool.kernel) > 127:
+    """PH, PW, QH, QW, RH, RW; None where rows of windows share rows, or there are too many taps."""
+    if not pools_in_place(pool):
         return None
     one = (1,) * (2 - len(pool.size))
     return one + pool.out + one + pool.kernel + one + pool.stride
@@ -543,11 +554,11 @@ def _prepared(x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, po
     """All of ``_run`` that comes out the same for the next x, done once."""
     pools = _NO_POOL if pool is None else _pools(pool)
     apart = [array for array in (weight, bias) if array is not None and not array.flags.c_contiguous]
-    if _declines(x, windows, 1) or pools is None or apart:  # a copy would not see what is written to them
+    if _declines(x, weight, windows, 1) or pools is None or apart:  # a copy would not see what is written to them
         return NotImplemented
     p = Plane.of(windows, x.shape[1], weight.shape[0], x.shape[0])
     panel, count, work = _cut(p, x, pools[4])
-    if len(pieces(count, work)) > 1:
+    if not _fits(p, x.itemsize, pools[4]) or len(pieces(count, work)) > 1:
         return NotImplemented
     none, flat = _read(_none(x)), _read(weight)
     y = np.empty((p.o, *(windows.out if pool is None else pool.out), p.n), dtype=x.dtype)
@@ -590,10 +601,12 @@ def _run(
     keep: bool,
 ) -> Any:
     pools = _NO_POOL if pool is None else _pools(pool)
-    if _declines(x, windows, groups) or pools is None:
+    if _declines(x, weight, windows, groups) or pools is None:
+        return NotImplemented
+    p = Plane.of(windows, x.shape[1], weight.shape[0], x.shape[0])
+    if not _fits(p, x.itemsize, pools[4]):
         return NotImplemented
     xt, weight = np.ascontiguousarray(batch_last(x)), np.ascontiguousarray(weight)
-    p = Plane.of(windows, x.shape[1], weight.shape[0], x.shape[0])
     shape = (p.o, *(windows.out if pool is None else pool.out), p.n)
     y = empty(np.empty, shape, x.dtype)
     winner = empty(np.empty, shape, np.dtype(np.int8)) if keep and pool is not None else None

@@ -45,7 +45,7 @@ def _variance(row, mean, rest):
             centred = run[i] - mean
             part += centred * centred
         total += part
-    return total / row.size - rest * rest
+    return total / row.size - rest * rest if np.isfinite(total) else total  # not infinity less infinity
 
 
 @compiled

@@ -1,9 +1,11 @@
 """NumPy on the CPU: the backend that is always there."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
+from typing import Any
 
 import array_api_compat.numpy as xp
 import numpy as np
@@ -13,12 +15,17 @@ from portacnn.errors import BackendError
 from portacnn.runtime import Array, Backend, BackendInfo, HostArray, Kernel
 
 KINDS = frozenset({"cpu"})
+REFUSED = {
+    "MaskedArray": "its mask would be lost; fill the masked values first: x.filled(0), or another value",
+    "matrix": "its * is a product of matrices; pass numpy.asarray(x)",
+}
 
 
 class NumpyBackend(Backend):
     """NumPy arrays; host memory is device memory."""
 
     views_alias = True
+    enters = True
 
     @property
     def compiled(self) -> Mapping[str, Kernel]:
@@ -35,6 +42,12 @@ class NumpyBackend(Backend):
 
     def contiguous(self, array: Array) -> Array:
         return np.asarray(array, order="C")  # ascontiguousarray makes (1,) of ()
+
+    def active(self) -> AbstractContextManager[Any]:
+        return np.errstate(all="ignore")
+
+    def elsewhere(self, device: Any) -> AbstractContextManager[Any]:
+        return np.errstate(all="ignore")
 
 
 @cache

@@ -48,7 +48,7 @@ def _padded(xt: np.ndarray, windows: Windows) -> np.ndarray:
     """xt (C, *S, N) with zeros around it: itself where there is no padding. What no window reads is left out."""
     if not any(before or after for before, after in windows.pads):
         return xt
-    shape = (len(xt), *_extent(windows), xt.shape[-1])
+    shape = (len(xt), *windows.extent, xt.shape[-1])
     padded = empty(np.empty, shape, xt.dtype)
     inside: list[slice] = [slice(None)]
     read: list[slice] = [slice(None)]
@@ -60,14 +60,6 @@ def _padded(xt: np.ndarray, windows: Windows) -> np.ndarray:
         read.append(slice(0, stop - before))
     padded[tuple(inside)] = xt[tuple(read)]
     return padded
-
-
-def _extent(windows: Windows) -> tuple[int, ...]:
-    """How far the windows reach over the padded input."""
-    return tuple(
-        (o - 1) * s + d * (k - 1) + 1
-        for o, s, d, k in zip(windows.out, windows.stride, windows.dilation, windows.kernel, strict=True)
-    )
 
 
 def _columns(padded: np.ndarray, windows: Windows) -> np.ndarray:
@@ -192,7 +184,9 @@ def _forward(
     relu: bool,
     keep: bool,
 ) -> Any:
-    if groups != 1 or x.dtype.itemsize not in (4, 8) or not x.size or (pool is not None and not pools_in_place(pool)):
+    if groups != 1 or x.dtype.itemsize not in (4, 8) or not x.size or windows.sparse:
+        return NotImplemented
+    if pool is not None and not pools_in_place(pool):
         return NotImplemented
     padded = _padded(np.ascontiguousarray(batch_last(x)), windows)
     o, n = len(weight), x.shape[0]
@@ -316,9 +310,11 @@ def _prepared(
     With few samples the runs are short. So an output row is taken as long as the padded input's, and all rows are one run; what
     lies behind the end of each means nothing and is passed over.
     """
-    if groups != 1 or not x.size or max(windows.stride) > 1 or (pool is not None and not pools_in_place(pool)):
+    if groups != 1 or not x.size or max(windows.stride) > 1 or windows.sparse:
         return NotImplemented
-    o, n, (*before, last) = len(weight), x.shape[0], _extent(windows)
+    if pool is not None and not pools_in_place(pool):
+        return NotImplemented
+    o, n, (*before, last) = len(weight), x.shape[0], windows.extent
     padded = np.zeros((x.shape[1], *before, last, n), dtype=x.dtype)
     starts = [pad for pad, _ in windows.pads]
     sizes = [min(size, e - pad) for size, e, pad in zip(windows.size, (*before, last), starts, strict=True)]

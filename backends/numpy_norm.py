@@ -214,12 +214,17 @@ def _own_statistics(x: np.ndarray, out: np.ndarray, mean: np.ndarray, rest: np.n
     np.subtract(x, origin, out=out)
     shift = _sum(out) / count
     mean[...], rest[...] = _two_sum(origin, shift)
-    var[...] = _dot(out, out) / count - shift * shift
+    var[...] = _about(shift, _dot(out, out) / count)
     if np.any(shift * shift > var):
         np.subtract(x, mean, out=out)
         shift = rest
-        var[...] = _dot(out, out) / count - shift * shift
+        var[...] = _about(shift, _dot(out, out) / count)
     return shift
+
+
+def _about(shift: np.ndarray, square: np.ndarray) -> np.ndarray:
+    """The variance, of the mean of squares about a point that lies ``shift`` away; infinite where that has overflowed, not NaN."""
+    return np.where(np.isinf(square), square, square - shift * shift)
 
 
 def _backward(
@@ -256,7 +261,7 @@ def _backward(
         if not own:
             np.multiply(grad, scale, out=out)
             continue
-        slope = along_x * (rstd * rstd / count)
+        slope = (along_x * rstd) * (rstd / count)  # not rstd squared, which overflows where the variance is tiny
         centred *= slope
         centred += along_dy / count - _less(rest, slope)
         np.subtract(grad, centred, out=out)

@@ -72,7 +72,7 @@ def relu_backward(dy: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def max_pool(x: np.ndarray, windows: Windows, *, keep: bool) -> Any:
-    if x.dtype.itemsize not in BITS or prod(windows.kernel) > 127:
+    if x.dtype.itemsize not in BITS or not numbered(windows) or windows.sparse:
         return NotImplemented
     xt = np.ascontiguousarray(batch_last(x))  # (C, *S, N)
     y = empty(np.empty, (xt.shape[0], *windows.out, xt.shape[-1]), x.dtype)
@@ -98,11 +98,18 @@ def in_pairs(windows: Windows) -> bool:
     return windows.covers and set(windows.kernel) == set(windows.stride) == {2} and max(windows.dilation) == 1
 
 
+def numbered(windows: Windows) -> bool:
+    """Whether the taps can be numbered in int8, as all kernels of max pooling on the CPU do: see ``_number``."""
+    return prod(windows.kernel) <= 127
+
+
 def pools_in_place(pool: Windows) -> bool:
-    """Whether the windows neither overlap nor hang over the edge: then each row of them belongs to rows of its own."""
-    return (
-        pool.covers and max(pool.dilation) == 1 and all(s >= k for s, k in zip(pool.stride, pool.kernel, strict=True))
-    )
+    """Whether max pooling can be fused: its taps are ``numbered``, and its windows neither overlap nor hang over the edge.
+
+    Then each row of them belongs to rows of its own.
+    """
+    apart = max(pool.dilation) == 1 and all(s >= k for s, k in zip(pool.stride, pool.kernel, strict=True))
+    return apart and numbered(pool) and pool.covers
 
 
 def room_for_winners(shape: tuple[int, ...], windows: Windows) -> list[np.ndarray]:
@@ -134,15 +141,33 @@ def _pairs(x: np.ndarray, axis: int, count: int) -> tuple[np.ndarray, np.ndarray
 
 
 def pool_into(xt: np.ndarray, y: np.ndarray, winners: list[np.ndarray] | None, windows: Windows) -> None:
-    """Some of the channels, (C, *S, N): write the maxima and whose they are."""
+    """Some of the channels, (C, *S, N): write the maxima and whose they are.
+
+    Of equals the first in reading order wins, of several NaN the last. Few have any, so NaN is looked for in the maxima.
+    """
     if not in_pairs(windows):
         _pool_taps(xt, y, None if winners is None else winners[0], windows)
         return
+    _pool_pairs(xt, y, winners, windows, np.greater)
+    if winners is not None and _has_nan(y):
+        _pool_pairs(xt, y, winners, windows, _greater_or_nan)
+
+
+def _has_nan(y: np.ndarray) -> bool:
+    return y.size > 0 and bool(np.isnan(y.max()))
+
+
+def _greater_or_nan(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
+    np.logical_or(a > b, np.isnan(a), out=out)
+
+
+def _pool_pairs(xt: np.ndarray, y: np.ndarray, winners: list[np.ndarray] | None, windows: Windows, wins: Any) -> None:
+    """``wins(second, first, out=...)`` tells where the second of a pair is the larger one."""
     best = xt[(slice(None), *(slice(0, 2 * o) for o in windows.out))]
-    for axis in range(len(windows.out) - 1, -1, -1):  # of equals the first in reading order wins
+    for axis in range(len(windows.out) - 1, -1, -1):
         first, second = _pairs(best, axis, windows.out[axis])
         if winners is not None:
-            np.greater(second, first, out=winners[axis])
+            wins(second, first, out=winners[axis])
         best = np.maximum(first, second, out=None if axis else y)
 
 
@@ -165,6 +190,9 @@ def _pool_taps(xt: np.ndarray, y: np.ndarray, winner: np.ndarray | None, windows
             won &= _number(tap, windows)  # they rise as we go back: the largest belongs to the last that won, the first
             np.maximum(winner[tap.reaches], won, out=winner[tap.reaches])
         np.maximum(best, here, out=best)
+    if winner is not None and _has_nan(y):
+        for tap in windows.taps:
+            np.copyto(winner[tap.reaches], _number(tap, windows), where=np.isnan(xt[tap.reads]))
 
 
 def unpool_into(dy: np.ndarray, winners: list[np.ndarray], dx: np.ndarray, windows: Windows) -> None:

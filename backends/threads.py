@@ -12,11 +12,13 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from threading import Lock
 from typing import Any
+
+import numpy as np
 
 from portacnn.errors import ArgumentError
 
@@ -56,7 +58,10 @@ def granted(group: Path) -> int | None:
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(thread_count() - 1, thread_name_prefix="portacnn")
+    # NumPy's warnings are off in the caller's thread (``Backend.elsewhere``), and that is not inherited.
+    return ThreadPoolExecutor(
+        thread_count() - 1, thread_name_prefix="portacnn", initializer=partial(np.seterr, all="ignore")
+    )
 
 
 def pieces(rows: int, elements: int) -> list[slice]:

@@ -6,6 +6,7 @@ from portacnn.errors import BackendError
 from portacnn.runtime import Array, Backend, BackendInfo, HostArray
 
 KINDS = frozenset({"cpu", "cuda", "mps", "xpu"})
+REFUSED = {"MaskedTensor": "its mask would be lost; fill the masked values first: x.to_tensor(0), or another value"}
 _REMEDY = 'PyTorch is not installed: pip install "portacnn[torch]"'
 
 

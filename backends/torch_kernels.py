@@ -18,8 +18,8 @@ aten = torch.ops.aten
 
 
 def _even(windows: Windows) -> list[int] | None:
-    """The padding as PyTorch takes it, the same before and after; None where it is not."""
-    if any(before != after for before, after in windows.pads):
+    """The padding as PyTorch takes it, the same before and after; None where it is not, or would be laid out for little."""
+    if windows.sparse or any(before != after for before, after in windows.pads):
         return None
     return [before for before, _ in windows.pads]
 

@@ -19,7 +19,7 @@ def cache_folder() -> Path:
         FileNotFoundError: no variable is set and this user has no home folder.
     """
     if chosen := os.environ.get("PORTACNN_CACHE"):
-        return Path(chosen).expanduser()
+        return Path(chosen).expanduser().absolute()  # callers keep it, and the program may go elsewhere
     if sys.platform == "win32":
         local = os.environ.get("LOCALAPPDATA")
         return (Path(local) if local else _home() / "AppData" / "Local") / "portacnn" / "Cache"

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from portacnn.console import hang_up, say
 from portacnn.data import load_idx_folder, load_mnist, load_mnist_sample
 from portacnn.errors import ArgumentError, PortacnnError
 from portacnn.files import make_folder, write_atomically
@@ -43,7 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands.add_parser("backends", help="list the array libraries and their devices")
     options = parser.parse_args(arguments)
     if options.command == "backends":
-        print("\n".join(str(info) for info in available_backends()))
+        say(*(str(info) for info in available_backends()))
+        hang_up()
         return 0
     return _guarded(options)
 
@@ -93,8 +95,10 @@ def _guarded(options: argparse.Namespace) -> int:
     try:
         return _train(options)
     except (PortacnnError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say(f"error: {error}", error=True)
         return USAGE_ERROR
+    finally:
+        hang_up()
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -107,37 +111,39 @@ def _train(options: argparse.Namespace) -> int:
         words = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise ArgumentError(f"--resume takes {words} from the checkpoint; leave it out")
     data = _data(options.data)  # uint8: a quarter of the memory
-    out = make_folder(options.out, "the results", "--out")
+    out = make_folder(options.out, "the results", "--out").absolute()
     trainer = _new(options, backend, data) if backend is not None else _resumed(options, out, data)
     (x_train, _), (x_test, t_test) = data
     model = trainer.model
     count = sum(array.size for array in model.state_dict().values())
-    print(f"backend  {trainer.backend}")
     how = f"weights by {options.weight_init}" if backend is not None else f"{trainer.steps_done:,} steps done"
-    print(f"model    {type(model).__name__}, {count:,} parameters, {how}, seed {trainer.seed}")
-    print(f"data     {options.data}: {len(x_train):,} training and {len(x_test):,} test images", flush=True)
+    say(
+        f"backend  {trainer.backend}",
+        f"model    {type(model).__name__}, {count:,} parameters, {how}, seed {trainer.seed}",
+        f"data     {options.data}: {len(x_train):,} training and {len(x_test):,} test images",
+    )
     if not can_save:
-        print(
-            "note     safetensors is not installed: the weights will not be saved (pip install safetensors)", flush=True
-        )
+        say("note     safetensors is not installed: the weights will not be saved (pip install safetensors)")
     start, before = time.perf_counter(), trainer.epoch
     with stopping_on_signals(trainer) as caught:
         trainer.train()
         if caught.number is not None:
             _say_where_it_stopped(trainer, options, out, can_save)
             return caught.exit_status
-    print(f"trained  {trainer.epoch - before} epochs in {time.perf_counter() - start:.1f} s")
-    print(f"final test accuracy {model.accuracy(x_test, t_test):.4f}")
+    seconds, shown = time.perf_counter() - start, Path(options.out)
+    told = [f"trained  {trainer.epoch - before} epochs in {seconds:.1f} s"]
+    told.append(f"final test accuracy {model.accuracy(x_test, t_test):.4f}")
     if can_save:
         model.save(out / "weights.safetensors")
-        print(f"weights  {out / 'weights.safetensors'}")
+        told.append(f"weights  {shown / 'weights.safetensors'}")
     write_atomically(out / "history.csv", _history(trainer).encode())
-    print(f"history  {out / 'history.csv'}")
+    told.append(f"history  {shown / 'history.csv'}")
     if _can_import("matplotlib"):
         _plot(trainer, out / "accuracy.png")
-        print(f"curve    {out / 'accuracy.png'}")
+        told.append(f"curve    {shown / 'accuracy.png'}")
     else:
-        print('curve    not drawn: matplotlib is not installed (pip install "portacnn[plot]")')
+        told.append('curve    not drawn: matplotlib is not installed (pip install "portacnn[plot]")')
+    say(*told)
     return 0
 
 
@@ -199,16 +205,15 @@ def _say_where_it_stopped(trainer: Trainer, options: argparse.Namespace, out: Pa
 
     The options to go on with are those that no checkpoint holds, as a shell reads them.
     """
-    print(f"stopped  after step {trainer.steps_done} (epoch {min(trainer.epoch + 1, trainer.epochs)})")
+    stopped = f"stopped  after step {trainer.steps_done} (epoch {min(trainer.epoch + 1, trainer.epochs)})"
     if not can_save:
-        print("note     no checkpoint: safetensors is not installed")
+        say(stopped, "note     no checkpoint: safetensors is not installed")
         return
     if trainer.checkpoint_dir is None:
         trainer.checkpoint_dir = make_folder(out / _CHECKPOINTS)
         trainer.checkpoint()
-    print(f"saved    {trainer.last_checkpoint}")
     on = ["--resume", str(trainer.last_checkpoint), "--out", options.out, "--data", options.data]
-    print(f"go on    {shlex.join(on)}", flush=True)
+    say(stopped, f"saved    {trainer.last_checkpoint}", f"go on    {shlex.join(on)}")
 
 
 def _data(name: str) -> Any:
@@ -261,7 +266,7 @@ def _plot(trainer: Trainer, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     axes.plot(epochs, trainer.train_acc_list, marker="o", markersize=4, label="training")
     axes.plot(epochs, trainer.test_acc_list, marker="s", markersize=4, label="test")
-    axes.set(xlabel="epoch", ylabel="accuracy", title=f"SimpleConvNet on {trainer.backend}")
+    axes.set(xlabel="epoch", ylabel="accuracy", title=f"{type(trainer.model).__name__}, {trainer.backend}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")

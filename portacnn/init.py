@@ -9,6 +9,7 @@ from math import sqrt
 
 import numpy as np
 
+from portacnn.arguments import as_float, told
 from portacnn.errors import ArgumentError
 from portacnn.runtime import HostArray
 
@@ -99,8 +100,9 @@ def rule(what: Initializer) -> Rule:
         if what.lower() not in _BY_NAME:
             raise ArgumentError(f"unknown weight initializer {what!r}; known are {', '.join(_BY_NAME)}, or a number")
         return _BY_NAME[what.lower()]
-    if isinstance(what, bool) or not isinstance(what, int | float) or not 0.0 <= what < float("inf"):
+    deviation = as_float(what)
+    if not 0.0 <= deviation < float("inf"):
         raise ArgumentError(
-            f"a weight initializer is a standard deviation of 0 or more, a name or a rule; got {what!r}"
+            f"a weight initializer is a standard deviation of 0 or more, a name or a rule; got {told(what)}"
         )
-    return normal(float(what))
+    return normal(deviation)

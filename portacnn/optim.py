@@ -15,12 +15,12 @@ from inspect import signature
 from typing import Any, ClassVar
 
 from portacnn import ops
-from portacnn.arguments import fraction, not_negative, plain, whole
+from portacnn.arguments import flag, fraction, not_negative, plain, told, whole
 from portacnn.errors import ArgumentError, ModelFormatError, ShapeError, StateError
 from portacnn.flat import Flat, Named, runs
 from portacnn.ops.dispatch import check_arrays
 from portacnn.ops.update import count_as_float
-from portacnn.runtime import Array, backend_of, where
+from portacnn.runtime import Array, backend_of, taken, where
 
 Selection = Callable[[str, Array], bool] | str | Iterable[str]
 """Which parameters: a function of a parameter's path and array, or patterns of names (see ``selector``)."""
@@ -73,7 +73,6 @@ class Optimizer:
         no_decay: parameters that do not decay (see ``Selection``).
 
     Attributes:
-        lr: may be set between steps.
         steps: how many updates were made; ``counts``: how many of them changed a parameter, by its key.
         state: for each of ``slots``, an array like each parameter, by the parameter's key.
     """
@@ -92,7 +91,7 @@ class Optimizer:
         return cls.__name__ if cls.__module__ == __name__ else f"{cls.__module__}.{cls.__qualname__}"
 
     def __init__(self, lr: float, weight_decay: float = 0.0, no_decay: Selection = ()) -> None:
-        self.lr = not_negative("lr", lr)
+        self.lr = lr
         self.weight_decay = not_negative("weight_decay", weight_decay)
         self.no_decay = no_decay if callable(no_decay) else _patterns(no_decay)
         self.steps = 0
@@ -101,6 +100,15 @@ class Optimizer:
         self._decay: dict[str, float] = {}  # by key, as far as they have come
         self._flat: dict[str, Flat] = {}  # by slot: what the state lies in, where the parameters lie so
         self._took_part: list[str] = []  # the keys of the last update
+
+    @property
+    def lr(self) -> float:
+        """The learning rate; it may be set between steps. Raises ArgumentError on setting what is no rate."""
+        return self._lr
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        self._lr = not_negative("lr", value)
 
     def update(
         self,
@@ -163,9 +171,8 @@ class Optimizer:
 
     def advance(self) -> None:
         """Count one more update of the same parameters as the last: one that was given its ``count``, or was replayed."""
-        self.steps += 1
-        for key in self._took_part:
-            self.counts[key] += 1
+        counts = self.counts | {key: self.counts[key] + 1 for key in self._took_part}
+        self.steps, self.counts = self.steps + 1, counts  # together, whatever may interrupt
 
     def _make_state(self, key: str, params: Mapping[str, Array], first: Mapping[str, Array] | None = None) -> None:
         """The first state of a parameter, or by slot the values of ``first``; laid out as the parameters are."""
@@ -295,15 +302,19 @@ class Optimizer:
         if state["optimizer"] != where:
             raise ModelFormatError(f"the state is of {state['optimizer']}, not of {where}", where)
         counts, arrays = state["counts"], state["arrays"]
+        for name in ("counts", "arrays"):
+            if not isinstance(state[name], Mapping):
+                raise ModelFormatError(f"{name} must be by key, got {told(state[name])}", where)
         shapes = {f"{slot}.{key}": params[key].shape for slot in self.slots for key in counts if key in params}
         problems = {
             "unknown parameters": [key for key in counts if key not in params],
             "missing": [name for name in shapes if name not in arrays],
             "unexpected": [name for name in arrays if name not in shapes],
+            "no NumPy array": [name for name, array in arrays.items() if not hasattr(array, "shape")],
             "of another shape": [
                 f"{name} {tuple(arrays[name].shape)} (expected {tuple(shape)})"
                 for name, shape in shapes.items()
-                if name in arrays and tuple(arrays[name].shape) != tuple(shape)
+                if hasattr(arrays.get(name), "shape") and tuple(arrays[name].shape) != tuple(shape)
             ],
         }
         if any(problems.values()):
@@ -311,19 +322,23 @@ class Optimizer:
             raise ModelFormatError(f"the state does not fit these parameters. {listed}", where)
         try:
             lr, steps = not_negative("lr", state["lr"]), whole("steps", state["steps"], 0)
-            counts = {key: whole(f"the count of {key}", count, 1) for key, count in counts.items()}
+            counts = {key: whole(f"the count of {key}", count, 0, most=steps) for key, count in counts.items()}
         except ArgumentError as error:
             raise ModelFormatError(error.message, where) from error
+        loaded: dict[str, dict[str, Array]] = {}
+        for key in counts if self.slots else ():
+            p = params[key]
+            home = replace(backend_of(p), device=p.device)
+            names = {slot: f"{slot}.{key}" for slot in self.slots}
+            loaded[key] = {
+                slot: taken(home, arrays[name], p.dtype, f"{type(self).__name__}: {name}")
+                for slot, name in names.items()
+            }
         self.lr, self.steps, self.counts = lr, steps, counts
         for own in self.state.values():
             for key in [key for key in own if key not in counts]:
                 del own[key]
-        for key in counts if self.slots else ():
-            p = params[key]
-            home = replace(backend_of(p), device=p.device)
-            first = {
-                slot: home.xp.astype(home.share(arrays[f"{slot}.{key}"]), p.dtype, copy=False) for slot in self.slots
-            }
+        for key, first in loaded.items():
             if any(key not in own for own in self.state.values()):
                 self._make_state(key, params, first)
             else:
@@ -355,12 +370,12 @@ class SGD(Optimizer):
         no_decay: Selection = (),
     ) -> None:
         self.momentum, self.dampening = fraction("momentum", momentum), fraction("dampening", dampening)
-        self.nesterov = nesterov
+        self.nesterov = flag("nesterov", nesterov)
         if nesterov and (not momentum or dampening):
             raise ArgumentError(
                 f"nesterov needs momentum above 0 and no dampening, got momentum={momentum!r}, dampening={dampening!r}"
             )
-        self.slots = ("velocity",) if momentum else ()
+        self.slots = ("velocity",) if self.momentum else ()
         super().__init__(lr, weight_decay, no_decay)
 
     def apply(
@@ -450,10 +465,10 @@ class RMSprop(Optimizer):
         centered: bool = False,
         no_decay: Selection = (),
     ) -> None:
-        self.slots = ("mean_square", *(("mean",) if centered else ()), *(("velocity",) if momentum else ()))
-        super().__init__(lr, weight_decay, no_decay)
         self.alpha, self.momentum = fraction("alpha", alpha), fraction("momentum", momentum)
-        self.eps, self.centered = not_negative("eps", eps), centered
+        self.eps, self.centered = not_negative("eps", eps), flag("centered", centered)
+        self.slots = ("mean_square", *(("mean",) if self.centered else ()), *(("velocity",) if self.momentum else ()))
+        super().__init__(lr, weight_decay, no_decay)
 
     def apply(
         self, params: list[Array], grads: list[Array], state: dict[str, list[Array]], step: Any, **common: Any
@@ -487,7 +502,8 @@ class Adam(Optimizer):
     ) -> None:
         super().__init__(lr, weight_decay, no_decay)
         self.beta1, self.beta2 = fraction("beta1", beta1), fraction("beta2", beta2)
-        self.eps, self.decoupled_weight_decay = not_negative("eps", eps), decoupled_weight_decay
+        self.eps = not_negative("eps", eps)
+        self.decoupled_weight_decay = flag("decoupled_weight_decay", decoupled_weight_decay)
 
     def apply(
         self, params: list[Array], grads: list[Array], state: dict[str, list[Array]], step: Any, **common: Any

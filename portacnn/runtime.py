@@ -2,10 +2,11 @@
 
 A *backend* is an array library seen through the Python array API standard, together with one of its devices and the few
 things the standard lacks (coming from and going to host memory, waiting for the device, fast kernels). This module
-imports no array library. Each one has an *adapter*, a module with two functions and one constant, which is loaded when
+imports no array library. Each one has an *adapter*, a module with two functions and some constants, which is loaded when
 it is first asked for:
 
     KINDS                 the device kinds it can serve, such as {"cpu"} or {"cpu", "cuda"}
+    REFUSED               optional: array types by name that are refused ("MaskedArray"), each with the fix
     probe()               -> BackendInfo: version and devices, or the reason why it cannot be used
     connect(device)       -> Backend; ``device`` is text such as "cuda:1", or None for the library's default
 
@@ -23,7 +24,7 @@ from functools import cache, lru_cache
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
-from portacnn.errors import ArrayError, BackendError
+from portacnn.errors import ArrayError, BackendError, ModelFormatError, NotFiniteError
 
 Array = Any  # the standard defines no base class to annotate with
 HostArray = Any  # a numpy.ndarray
@@ -70,12 +71,12 @@ class Backend:
             order (C, H, W, N) under a permuted view, "batch_first" in (N, C, H, W). A preference, never a contract.
         kernels: overrides of ops by the op's name.
         views_alias: whether a slice of an array is a view of its memory, always; the standard leaves that open.
-        has_current_device: whether the library computes on a device that is current, and an array's may be another: then
-            there is an ``elsewhere``.
+        enters: whether there is something to enter around computations (``active``, ``elsewhere``): a device that has to be the
+            library's current one, or a state in which NumPy does not warn.
     """
 
     views_alias: ClassVar[bool] = False
-    has_current_device: ClassVar[bool] = False
+    enters: ClassVar[bool] = False
 
     name: str
     xp: Any
@@ -124,7 +125,7 @@ class Backend:
         try:
             source: Backend | None = backend_of(array)
         except ArrayError:
-            if not hasattr(array, "__dlpack__"):
+            if _library(type(array)) or not hasattr(array, "__dlpack__"):
                 raise
             source = None
         name = source and source.name
@@ -160,11 +161,11 @@ class Backend:
         """Wait until the device has done what it was given."""
 
     def active(self) -> AbstractContextManager[Any]:
-        """Within it, the library allocates and computes on this device, where it is one that has a current device."""
+        """Within it, the library allocates and computes on this device, and does not warn of what comes out as NaN or infinite."""
         return _NOTHING
 
     def elsewhere(self, device: Any) -> AbstractContextManager[Any] | None:
-        """What to enter before computing on ``device``, an array's, where it is not the current one; None where it is."""
+        """What to enter before computing on ``device``, an array's; None where nothing is needed."""
         return None
 
     def free_memory(self) -> int | None:
@@ -354,22 +355,35 @@ def backend_of(array: Array) -> Backend:
         return _learn(type(array), array)
 
 
+def _library(kind: type) -> str | None:
+    """The backend that a type of arrays belongs to, itself or by what it is derived from."""
+    roots = (base.__module__.partition(".")[0] for base in kind.__mro__)
+    return next((root for root in roots if root in backend_names()), None)
+
+
 def _learn(kind: type, array: Array) -> Backend:
+    name = _library(kind)
+    if name is None:
+        raise ArrayError(
+            f"expected an array of {', '.join(backend_names())}; got {kind.__module__}.{kind.__qualname__}"
+            + (
+                " (numpy.asarray(...) makes an array of it)"
+                if isinstance(array, list | tuple | int | float) or hasattr(array, "__array__")
+                else ""
+            )
+        )
+    refused: Mapping[str, str] = getattr(_adapter(name), "REFUSED", {})
     for base in kind.__mro__:
-        root = base.__module__.partition(".")[0]
-        if root in backend_names():
-            _by_type[kind] = _adapter(root).connect(None)
-            return _by_type[kind]
-    raise ArrayError(
-        f"expected an array of {', '.join(backend_names())}; got {kind.__module__}.{kind.__qualname__}"
-        + (" (numpy.asarray(...) makes an array of it)" if isinstance(array, list | tuple | int | float) else "")
-    )
+        if base.__name__ in refused:
+            raise ArrayError(f"{kind.__module__}.{kind.__qualname__} is not supported: {refused[base.__name__]}")
+    _by_type[kind] = _adapter(name).connect(None)
+    return _by_type[kind]
 
 
 def where(array: Array) -> AbstractContextManager[Any]:
-    """Within it, the library allocates and computes on the array's device."""
+    """``Backend.active`` for the array's device."""
     backend = backend_of(array)
-    return (backend.elsewhere(array.device) if backend.has_current_device else None) or _NOTHING
+    return (backend.elsewhere(array.device) if backend.enters else None) or _NOTHING
 
 
 def dtype_name(array: Array) -> str:
@@ -379,8 +393,8 @@ def dtype_name(array: Array) -> str:
 
 @lru_cache(maxsize=1024)
 def is_float(xp: Any, dtype: Any) -> bool:
-    """Whether ``dtype`` is a real floating-point type of the namespace ``xp``."""
-    return bool(xp.isdtype(dtype, "real floating"))
+    """Whether ``dtype`` is a real floating-point type of the namespace ``xp``, wide enough to compute with (8 bits are not)."""
+    return bool(xp.isdtype(dtype, "real floating")) and "float8" not in str(dtype)
 
 
 def describe(array: Array) -> str:
@@ -391,3 +405,37 @@ def describe(array: Array) -> str:
         return f"{type(array).__module__}.{type(array).__qualname__}"
     shape = "x".join(str(n) for n in array.shape) or "0-dimensional"
     return f"{shape}, {backend.name} {dtype_name(array)} on {backend.place(array.device)}"
+
+
+def cast(array: Array, dtype: Any) -> Array:
+    """The array in another dtype of its library; itself where it has it. For values that enter from outside.
+
+    Raises:
+        NotFiniteError: numbers beyond the new dtype's range, which would become infinite. Reads one boolean from the device.
+    """
+    if array.dtype == dtype:
+        return array
+    backend = backend_of(array)
+    xp = backend.xp
+    with where(array):
+        new = xp.astype(array, dtype)
+        if not (is_float(xp, array.dtype) and is_float(xp, dtype) and xp.finfo(array.dtype).max > xp.finfo(dtype).max):
+            return new
+        if not bool(backend.to_host(xp.any(xp.isinf(new)))):
+            return new
+        lost = xp.isinf(new) & xp.isfinite(array)
+        if not bool(backend.to_host(xp.any(lost))):
+            return new
+        largest = float(backend.to_host(xp.max(xp.where(lost, xp.abs(array), 0.0))))
+    raise NotFiniteError(
+        f"{describe(array)} holds {largest:.3g}, beyond the range of {dtype_name(new)} (up to {float(xp.finfo(dtype).max):.3g})"
+    )
+
+
+def taken(home: Backend, host: HostArray, dtype: Any, where: str) -> Array:
+    """A state's array on the device, in this dtype. Raises ModelFormatError where that does not hold it, ArrayError if masked."""
+    backend_of(host)
+    try:
+        return cast(home.share(host), dtype)
+    except NotFiniteError as error:
+        raise ModelFormatError(error.message, where) from error

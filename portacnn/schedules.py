@@ -17,10 +17,26 @@ from itertools import pairwise
 from math import cos, pi
 from typing import Any, Literal
 
-from portacnn.arguments import not_negative, plain, positive, share, whole
+from portacnn.arguments import flag, not_negative, plain, positive, share, told, whole, wholes
 from portacnn.errors import ArgumentError, ModelFormatError
 
 Schedule = Callable[[int, float], float]
+
+
+def _take(schedule: Any, **values: Any) -> None:
+    """Set fields of a frozen schedule to what the checks made of them."""
+    for name, value in values.items():
+        object.__setattr__(schedule, name, value)
+
+
+def _powered(lr: float, gamma: float, exponent: int) -> float:
+    """lr * gamma^exponent. Raises ArgumentError where no float can hold that."""
+    try:
+        return lr * gamma**exponent
+    except OverflowError:
+        raise ArgumentError(
+            f"the learning rate {lr!r} * {gamma!r}^{exponent} is larger than a float can be; take a gamma of 1 or less"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -30,7 +46,7 @@ class ConstantLR:
     factor: float = 1.0
 
     def __post_init__(self) -> None:
-        not_negative("factor", self.factor)
+        _take(self, factor=not_negative("factor", self.factor))
 
     def __call__(self, step: int, lr: float) -> float:
         return lr * self.factor
@@ -44,11 +60,10 @@ class StepLR:
     gamma: float = 0.1
 
     def __post_init__(self) -> None:
-        whole("step_size", self.step_size, 1)
-        not_negative("gamma", self.gamma)
+        _take(self, step_size=whole("step_size", self.step_size, 1), gamma=not_negative("gamma", self.gamma))
 
     def __call__(self, step: int, lr: float) -> float:
-        return lr * self.gamma ** (step // self.step_size)
+        return _powered(lr, self.gamma, step // self.step_size)
 
 
 @dataclass(frozen=True)
@@ -62,11 +77,11 @@ class MultiStepLR:
     gamma: float = 0.1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "milestones", tuple(sorted(whole("milestones", m, 0) for m in self.milestones)))
-        not_negative("gamma", self.gamma)
+        milestones = tuple(sorted(wholes("milestones", self.milestones, 0)))
+        _take(self, milestones=milestones, gamma=not_negative("gamma", self.gamma))
 
     def __call__(self, step: int, lr: float) -> float:
-        return lr * self.gamma ** bisect_right(self.milestones, step)
+        return _powered(lr, self.gamma, bisect_right(self.milestones, step))
 
 
 @dataclass(frozen=True)
@@ -76,10 +91,10 @@ class ExponentialLR:
     gamma: float
 
     def __post_init__(self) -> None:
-        not_negative("gamma", self.gamma)
+        _take(self, gamma=not_negative("gamma", self.gamma))
 
     def __call__(self, step: int, lr: float) -> float:
-        return lr * self.gamma**step
+        return _powered(lr, self.gamma, step)
 
 
 @dataclass(frozen=True)
@@ -94,9 +109,8 @@ class LinearLR:
     total_iters: int = 5
 
     def __post_init__(self) -> None:
-        not_negative("start_factor", self.start_factor)
-        not_negative("end_factor", self.end_factor)
-        whole("total_iters", self.total_iters, 1)
+        start, end = not_negative("start_factor", self.start_factor), not_negative("end_factor", self.end_factor)
+        _take(self, start_factor=start, end_factor=end, total_iters=whole("total_iters", self.total_iters, 1))
 
     def __call__(self, step: int, lr: float) -> float:
         return lr * _line(self.start_factor, self.end_factor, min(step / self.total_iters, 1.0))
@@ -113,8 +127,7 @@ class CosineAnnealingLR:
     eta_min: float = 0.0
 
     def __post_init__(self) -> None:
-        whole("T_max", self.T_max, 1)
-        not_negative("eta_min", self.eta_min)
+        _take(self, T_max=whole("T_max", self.T_max, 1), eta_min=not_negative("eta_min", self.eta_min))
 
     def __call__(self, step: int, lr: float) -> float:
         return _half_cosine(lr, self.eta_min, step / self.T_max)
@@ -143,10 +156,14 @@ class OneCycleLR:
     three_phase: bool = False
 
     def __post_init__(self) -> None:
-        whole("total_steps", self.total_steps, 1)
-        share("pct_start", self.pct_start)
-        positive("div_factor", self.div_factor)
-        positive("final_div_factor", self.final_div_factor)
+        _take(
+            self,
+            total_steps=whole("total_steps", self.total_steps, 1),
+            pct_start=share("pct_start", self.pct_start),
+            div_factor=positive("div_factor", self.div_factor),
+            final_div_factor=positive("final_div_factor", self.final_div_factor),
+            three_phase=flag("three_phase", self.three_phase),
+        )
         if self.anneal_strategy not in ("cos", "linear"):
             raise ArgumentError(f'anneal_strategy must be "cos" or "linear", got {self.anneal_strategy!r}')
         if self.three_phase and self.pct_start > 0.5:
@@ -179,8 +196,8 @@ class SequentialLR:
     milestones: Sequence[int]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "schedules", tuple(self.schedules))
-        object.__setattr__(self, "milestones", tuple(whole("milestones", m, 1) for m in self.milestones))
+        schedules = tuple(_function(schedule) for schedule in self.schedules)
+        _take(self, schedules=schedules, milestones=wholes("milestones", self.milestones, 1))
         if len(self.milestones) != len(self.schedules) - 1:
             raise ArgumentError(
                 f"{len(self.schedules)} schedules meet at {len(self.schedules) - 1} milestones, got {len(self.milestones)}"
@@ -191,6 +208,14 @@ class SequentialLR:
     def __call__(self, step: int, lr: float) -> float:
         index = bisect_right(self.milestones, step)
         return self.schedules[index](step - (self.milestones[index - 1] if index else 0), lr)
+
+
+def _function(schedule: Any) -> Schedule:
+    """A schedule within another. Raises ArgumentError where it is none."""
+    if not callable(schedule):
+        raise ArgumentError(f"a schedule is a function of (step, lr), got {told(schedule)}")
+    made: Schedule = schedule
+    return made
 
 
 def warm_up(steps: int, then: Schedule | None = None, start_factor: float = 1e-3) -> SequentialLR:
@@ -206,7 +231,8 @@ class PerEpoch:
     steps_per_epoch: int
 
     def __post_init__(self) -> None:
-        whole("steps_per_epoch", self.steps_per_epoch, 1)
+        _function(self.schedule)
+        _take(self, steps_per_epoch=whole("steps_per_epoch", self.steps_per_epoch, 1))
 
     def __call__(self, step: int, lr: float) -> float:
         return self.schedule(step // self.steps_per_epoch, lr)

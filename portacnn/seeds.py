@@ -9,6 +9,7 @@ import secrets
 
 import numpy as np
 
+from portacnn.arguments import as_int
 from portacnn.errors import ArgumentError
 from portacnn.runtime import HostArray
 
@@ -22,9 +23,10 @@ def check_seed(seed: int | None) -> int:
     """``seed`` itself, or a fresh one for None. Raises ArgumentError for anything but a whole number."""
     if seed is None:
         return fresh_seed()
-    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
+    number = as_int(seed)
+    if number is None:
         raise ArgumentError(f"seed must be a whole number or None, got {seed!r}")
-    return int(seed)
+    return number
 
 
 def words(seed: int, *name: object) -> tuple[int, int]:

@@ -103,6 +103,9 @@ class Case(NamedTuple):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, write; gives the exit status: 0, 1 where nothing could be measured, 2 for words it does not know."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name that the terminal cannot show ends no measurement
+            stream.reconfigure(errors="backslashreplace")
     options = parse(arguments)
     try:
         bench = Bench(options)

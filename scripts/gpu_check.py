@@ -58,6 +58,9 @@ PARTS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the sections, print, write; the exit status: 0, 1 where something is red, 2 for words it does not know."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name that the terminal cannot show ends no measurement
+            stream.reconfigure(errors="backslashreplace")
     options = parse(arguments)
     if options.task:
         work_off(json.loads(options.task))

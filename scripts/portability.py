@@ -14,6 +14,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from portacnn import Trainer, load_mnist_sample
+from portacnn.console import speak_plainly
 from portacnn.errors import BackendError
 from portacnn.models import DeepConvNet, SimpleConvNet
 from portacnn.ops.dispatch import use_kernels
@@ -50,6 +51,7 @@ def losses(place: str, kernels: str, checkpoint: Path, data: Any, steps: int) ->
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    speak_plainly()
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--nets", default="simple,deep")

@@ -11,7 +11,7 @@ import oracles
 import pytest
 from conftest import Here
 
-from portacnn.backends import numpy_conv
+from portacnn.backends import numpy_conv, threads
 from portacnn.errors import ArrayError
 from portacnn.ops import use_kernels
 from portacnn.runtime import Array, resolve
@@ -112,6 +112,15 @@ def pieces_of(size: int) -> Iterator[None]:
         finally:
             for cut in cuts:
                 cut.cache_clear()
+
+
+@contextmanager
+def pieces_for(count: int) -> Iterator[None]:
+    """However small the arrays are, they go to so many threads."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threads, "WORTH", 1)
+        patch.setattr(threads, "thread_count", lambda: count)
+        yield
 
 
 def refuses(kind: type[Exception], *words: str, call: Callable[[], Any]) -> None:

@@ -270,6 +270,7 @@ def test_every_schedule(tmp_path, schedule, unit):
         {"accumulate": 3},
         {"label_smoothing": 0.1, "evaluate_sample_num_per_epoch": 7},
         {"compile_step": True},
+        {"drop_last": True},
         {"seed": None},
     ],
     ids=lambda options: next(iter(options)),
@@ -285,6 +286,12 @@ def test_every_option(tmp_path, options):
     again, whole = check(tmp_path, **options)
     for name in (*options, "seed", "epochs", "mini_batch_size"):
         assert getattr(again, name) == getattr(whole, name)
+
+
+def test_a_checkpoint_from_before_there_was_drop_last(tmp_path):
+    path = stopped(tmp_path, 3).last_checkpoint
+    rewrite(path, lambda header: header["options"].pop("drop_last") and None)
+    assert resumed(path).drop_last is False
 
 
 @pytest.mark.parametrize("monitor", ["accuracy", "loss"])

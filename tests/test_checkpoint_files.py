@@ -293,6 +293,19 @@ def test_a_header_with_a_part_exchanged(good, tmp_path, data):
         (("optimizer", "state", "counts"), {"fc.weight": 10**30, "nobody": 1}),
         (("schedule",), {"class": "SequentialLR", "arguments": {"schedules": [], "milestones": []}}),
         (("schedule",), {"class": "ExponentialLR", "arguments": {"gamma": 1e300}}),
+        (("schedule",), {"class": "StepLR", "arguments": {"step_size": 1, "gamma": 3}}),
+        (("schedule",), {"class": "ExponentialLR", "arguments": {"gamma": 10**400}}),
+        (("schedule",), {"class": "ExponentialLR", "arguments": {"gamma": True}}),
+        (("schedule",), {"class": "OneCycleLR", "arguments": {"total_steps": 10**30}}),
+        (("schedule",), {"class": "OneCycleLR", "arguments": {"total_steps": 10**12, "three_phase": "yes"}}),
+        (("schedule",), {"class": "PerEpoch", "arguments": {"schedule": "cosine", "steps_per_epoch": 1}}),
+        (("schedule",), {"class": "MultiStepLR", "arguments": {"milestones": 5}}),
+        (("optimizer", "arguments", "eps"), 10**400),
+        (("optimizer", "state", "lr"), 10**400),
+        (("optimizer", "state", "steps"), 8),
+        (("options", "clip_norm"), 10**400),
+        (("options", "epochs"), 10**30),
+        (("early_stopping", "restore_best"), "no"),
         (("schedule", "class"), "Thread"),
         (("early_stopping",), {"patience": 0}),
         (("early_stopping",), {"monitor": "loss"}),
@@ -317,6 +330,8 @@ def test_values_that_mean_nothing(good, tmp_path, keys, value):
         for key in keys[:-1]:
             inner = inner[key]
         inner[keys[-1]] = value
+        if keys == ("schedule",):
+            header["options"]["epochs"] = 10**9  # the powers of a whole number would never end
 
     rewrite(path, change)
     if keys == ("best",):  # the arrays tell

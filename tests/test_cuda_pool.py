@@ -37,7 +37,7 @@ def max_pool(x: np.ndarray, dy: np.ndarray, windows: Windows) -> tuple[np.ndarra
         seen = [cell for cell in cells(windows, tuple(at)) if inside(windows, cell)]
         best = seen[0]
         for cell in seen:
-            if not x[n, c][best] >= x[n, c][cell] and not np.isnan(x[n, c][best]):
+            if x[n, c][cell] > x[n, c][best] or np.isnan(x[n, c][cell]):
                 best = cell
         y[(n, c, *at)] = x[n, c][best]
         dx[(n, c, *best)] += dy[(n, c, *at)]
@@ -169,7 +169,7 @@ def test_a_window_of_more_taps_than_a_byte_counts():
 @pytest.mark.parametrize("kernel", [2, 3, (1, 3)])
 def test_nan_wins_and_infinities_are_numbers(kernel: Any):
     host = np.full((2, 1, 6, 6), -np.inf)
-    host[0, 0, 1, 2] = host[0, 0, 4, 4] = np.nan
+    host[0, 0, 1, 2] = host[0, 0, 1, 3] = host[0, 0, 4, 4] = np.nan
     host[1, 0, 5, 5] = np.inf
     windows = pool_windows((6, 6), kernel, 1, 0, 1, False)
     with rigged() as rig:

@@ -23,7 +23,7 @@ from hypothesis.extra import numpy as hnp
 
 from portacnn import data
 from portacnn.data import load_idx_folder, load_mnist, load_mnist_sample, mnist, read_idx, write_idx
-from portacnn.errors import ArrayError, DataFormatError, ShapeError
+from portacnn.errors import ArgumentError, ArrayError, DataFormatError, ShapeError
 
 REAL = Path(__file__).resolve().parents[2] / "shared" / "data" / "mnist"
 needs_mnist = pytest.mark.skipif(not REAL.is_dir(), reason=f"the whole of MNIST is not at {REAL}")
@@ -413,6 +413,74 @@ def test_folder_switches(tmp_path):
     assert raw_test.flags.writeable
     assert flat.flags.writeable
     assert one_hot.flags.writeable
+
+
+def rename(folder, pattern):
+    """MNIST's names as another publisher has them."""
+    for name in NAMES:
+        part, kind, *_ = name.replace("t10k", "test").split("-")
+        (folder / name).rename(folder / pattern.format(part=part, kind=kind, rank=3 if kind == "images" else 1))
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "emnist-letters-{part}-{kind}-idx{rank}-ubyte",  # as NIST names them
+        "emnist-byclass-{part}-{kind}.idx{rank}-ubyte",
+        "qmnist-{part}-{kind}-idx{rank}-ubyte",
+        "{part}-{kind}-idx{rank}-ubyte",
+    ],
+)
+def test_names_of_other_publishers(tmp_path, pattern):
+    fill(tmp_path, train=(4, (1, 2, 3, 1)), test=(2, (4, 1)), h=3, w=5)
+    rename(tmp_path, pattern)
+    (x_train, t_train), (x_test, t_test) = load_idx_folder(tmp_path)
+    assert (x_train.shape, x_test.shape) == ((4, 1, 3, 5), (2, 1, 3, 5))
+    assert (t_train.tolist(), t_test.tolist()) == ([1, 2, 3, 1], [4, 1])
+
+
+def test_emnists_folder_holds_several_sets(tmp_path):
+    for number, name in enumerate(("emnist-digits", "emnist-letters", "")):
+        part = tmp_path / f"part{number}"
+        part.mkdir()
+        fill(part, train=(2, (number, number)), test=(1, (number,)), h=2, w=2)
+        if name:
+            rename(part, name + "-{part}-{kind}-idx{rank}-ubyte")
+        for file in part.iterdir():
+            file.rename(tmp_path / file.name)
+    assert load_idx_folder(tmp_path)[0][1].tolist() == [2, 2]  # MNIST's own names go before others
+    assert load_idx_folder(tmp_path, name="emnist-digits")[0][1].tolist() == [0, 0]
+    for name in NAMES:
+        (tmp_path / name).unlink()
+    with pytest.raises(
+        ArgumentError, match=r'several sets: emnist-digits, emnist-letters; say which: .*name="emnist-di'
+    ):
+        load_idx_folder(tmp_path)
+    assert load_idx_folder(tmp_path, name="emnist-letters")[1][1].tolist() == [1]
+    (tmp_path / "emnist-letters-test-labels-idx1-ubyte").unlink()
+    assert load_idx_folder(tmp_path)[0][1].tolist() == [0, 0]  # the only whole one
+    with pytest.raises(FileNotFoundError, match="missing: emnist-letters-t10k-labels-idx1-ubyte;"):
+        load_idx_folder(tmp_path, name="emnist-letters")
+
+
+def test_qmnists_labels_say_more_than_the_class(tmp_path):
+    fill(tmp_path, train=(3, (0, 0, 0)), test=(2, (0, 0)), h=2, w=2)
+    rename(tmp_path, "qmnist-{part}-{kind}-idx{rank}-ubyte")
+    for part, classes in (("train", (5, 0, 4)), ("test", (7, 2))):
+        rows = [value for label in classes for value in (label, 0, 2600, 30, 5, 9999, 0, 0)]
+        (tmp_path / f"qmnist-{part}-labels-idx1-ubyte").unlink()
+        (tmp_path / f"qmnist-{part}-labels-idx2-int").write_bytes(pack(0x0C, "i", (len(classes), 8), rows))
+    (_, t_train), (_, t_test) = load_idx_folder(tmp_path)
+    assert (t_train.tolist(), t_test.tolist()) == ([5, 0, 4], [7, 2])
+
+
+def test_a_folder_s_files_may_be_limited_or_larger(tmp_path):
+    fill(tmp_path, train=(4, (0, 1, 2, 1)), test=(2, (4, 0)), h=3, w=5)
+    assert len(load_idx_folder(tmp_path, max_bytes=60)[0][0]) == 4
+    with pytest.raises(DataFormatError, match=r"at most 59 bytes .*allow it: max_bytes="):
+        load_idx_folder(tmp_path, max_bytes=59)
+    with pytest.raises(ArgumentError, match="max_bytes"):
+        load_idx_folder(tmp_path, max_bytes=0)
 
 
 def test_labels_of_other_integer_types(tmp_path):

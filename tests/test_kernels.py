@@ -4,19 +4,17 @@ Float32 agrees within 1e-5 of the largest number of a result, float64 within 1e-
 as well, with the same gradient.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from checks import DTYPES, choices, pieces_of
+from checks import DTYPES, choices, pieces_for, pieces_of
 from conftest import Here
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from portacnn import ops
-from portacnn.backends import threads
 from portacnn.ops import use_kernels
 from portacnn.ops.dispatch import OPS
 from portacnn.ops.fused import (
@@ -293,15 +291,6 @@ BACKWARDS = {
     "max_pool": ops.max_pool2d_backward,
 }
 NEED_DX = ("conv", "conv_relu", "linear", "linear_relu", "batch_norm", "batch_norm_relu")
-
-
-@contextmanager
-def pieces_for(count: int) -> Iterator[None]:
-    """However small the arrays are, they go to so many threads."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(threads, "WORTH", 1)
-        patch.setattr(threads, "thread_count", lambda: count)
-        yield
 
 
 def compare(name: str, data: st.DataObject) -> None:

@@ -7,10 +7,18 @@ import numpy as np
 import pytest
 from nets import as_bytes, bits, patches, small_net, torch_twin
 
-from portacnn import Normalize, load_mnist_sample, resolve
-from portacnn.errors import ArgumentError, ArrayError, BackendError, LabelError, ShapeError, StateError
+from portacnn import Normalize, Trainer, load_mnist_sample, resolve
+from portacnn.errors import (
+    ArgumentError,
+    ArrayError,
+    BackendError,
+    LabelError,
+    ModelFormatError,
+    ShapeError,
+    StateError,
+)
 from portacnn.gradient_check import numerical_gradient
-from portacnn.layers import Conv2d, Flatten, Linear, ReLU
+from portacnn.layers import AdaptiveAvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, ReLU
 from portacnn.models import Model, SimpleConvNet
 
 
@@ -383,7 +391,7 @@ def test_no_uint8_images_and_flat_ones(backend):
         ({"mean": True}, "Normalize: mean must be a finite number, got True"),
         ({"mean": ()}, "Normalize: mean must be a finite number, got ()"),
         ({"mean": (0.1, "a")}, "Normalize: mean[1] must be a finite number, got 'a'"),
-        ({"mean": 10**400}, "Normalize: mean is too large for a float"),
+        ({"mean": 10**400}, "Normalize: mean must be a finite number, got 1000"),
         ({"std": (1, 0.0)}, "Normalize: std[1] must be a finite number above 0, got 0.0"),
         ({"std": -1}, "Normalize: std must be a finite number above 0, got -1"),
         (
@@ -429,11 +437,19 @@ every_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 @every_call
 def test_wrong_images(backend, call):
     net = small_net(backend.device)
-    for shape in ((5, 3, 8, 8), (5, 1, 9, 8), (5, 8, 8), (5, 64), (5,), (5, 1, 8, 8, 1)):
+    for shape, hint in (
+        ((5, 3, 8, 8), ""),
+        ((5, 1, 9, 8), ""),
+        ((5, 8, 8), "; give them an axis for the channel: x[:, None]"),
+        ((5, 64), "; x.reshape(-1, 1, 8, 8)"),
+        ((5, 1, 8, 8, 1), ""),
+        ((5,), ""),
+    ):
         with pytest.raises(ShapeError) as caught:
             call(net, np.zeros(shape, "float32"))
         size = "x".join(map(str, shape))
-        assert str(caught.value) == (f"SimpleConvNet: expected images (N, 1, 8, 8), got {size}, numpy float32 on cpu")
+        expected = f"SimpleConvNet: expected images (N, 1, 8, 8), got {size}, numpy float32 on cpu{hint}"
+        assert str(caught.value) == expected
     for dtype in ("uint8", "int64", "bool"):
         with pytest.raises(
             ArrayError,
@@ -451,6 +467,82 @@ def test_wrong_images(backend, call):
                 call(net, x)
     with pytest.raises(ShapeError, match=r"expected images \(N, 1, 8, 8\), got 5x3x8x8, numpy uint8"):
         call(net, np.zeros((5, 3, 8, 8), "uint8"))
+
+
+@every_call
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+@pytest.mark.parametrize(
+    ("sample", "shape", "cure"),
+    [
+        ((3, 8, 9), (3, 8, 9), "x[None]"),
+        ((3, 8, 9), (5, 8, 9, 3), "x.transpose(0, 3, 1, 2)"),
+        ((3, 8, 9), (8, 9, 3), "x[None].transpose(0, 3, 1, 2)"),
+        ((1, 8, 9), (5, 8, 9), "x[:, None]"),
+        ((1, 8, 9), (8, 9), "x[None, None]"),
+        ((1, 8, 9), (5, 8, 9, 1), "x.transpose(0, 3, 1, 2)"),
+        ((3, 8, 9), (5, 216), "x.reshape(-1, 3, 8, 9)"),
+    ],
+)
+def test_the_cure_that_is_told_is_one(call, sample, shape, cure, dtype):
+    """Whatever else may be wrong (bytes without a preprocess), the shape is said first."""
+    net = Model(Flatten(), Linear(None, 4)).build(sample, seed=0, device="numpy")
+    x = np.zeros(shape, dtype)
+    with pytest.raises(ShapeError) as caught:
+        call(net, x)
+    assert str(caught.value).endswith(f"numpy {dtype} on cpu; {caught.value.message.rpartition('; ')[2]}")
+    assert caught.value.message.endswith(cure)
+    net.preprocess = Normalize()
+    call(net, eval(cure, {"x": x}))
+
+
+def test_the_cure_in_torchs_words():
+    torch = pytest.importorskip("torch")
+    net = Model(Flatten(), Linear(None, 4)).build((3, 8, 9), seed=0, device="torch")
+    with pytest.raises(ShapeError, match=r"x\.permute\(0, 3, 1, 2\)$"):
+        net.predict(torch.zeros(5, 8, 9, 3))
+
+
+def test_channels_last_in_a_network_s_shape():
+    for build in (
+        lambda: SimpleConvNet((32, 32, 3), device="numpy"),
+        lambda: Model(Conv2d(3, 4, 5), Flatten(), Linear(None, 2)).build((32, 32, 3), device="numpy"),
+    ):
+        with pytest.raises(ShapeError, match=r"\(C, H, W\): did you mean \(3, 32, 32\) instead of \(32, 32, 3\)\?$"):
+            build()
+    with pytest.raises(ShapeError, match=r"larger than the input 3x3; [^.]* or a larger input$"):
+        SimpleConvNet((3, 3, 3), device="numpy")
+
+
+def test_floats_that_look_like_bytes_are_said_once(backend, caplog):
+    """To a model that was made for bytes: it would take them as 255 times too bright."""
+    x, t = patches(20)
+    stored = as_bytes(x)
+    for call in (
+        lambda net, x: net.predict(x),
+        lambda net, x: net.predict(x[:2, ...]),
+        lambda net, x: net.loss(x, t),
+        lambda net, x: Trainer(net, x, t, x, t, epochs=1, mini_batch_size=10, verbose=False),
+    ):
+        net = small_net(backend.device)
+        caplog.clear()
+        call(net, 255 * x)  # without a preprocess nothing is known of them
+        net.preprocess = Normalize()
+        call(net, stored)
+        call(net, x)
+        assert not caplog.messages
+        net = small_net(backend.device)
+        net.preprocess = Normalize()
+        for images in (stored.astype("float32"), backend.array(stored, "float32")):
+            call(net, images)
+            call(net, images)
+        (message,) = caplog.messages
+        assert "SimpleConvNet: floating-point images are taken as they are" in message
+        assert "x.astype('uint8')" in message
+    net.preprocess = Normalize(scale=1.0)  # floats of 0..255 are what that makes
+    net._warned = False
+    caplog.clear()
+    net.predict(stored.astype("float32"))
+    assert not caplog.messages
 
 
 @every_call
@@ -504,16 +596,77 @@ def test_wrong_labels(backend, t, message):
             assert isinstance(caught.value, ValueError)
 
 
-def test_labels_as_a_list_say_what_to_do():
-    with pytest.raises(ArrayError, match=r"got builtins.list \(numpy.asarray\(...\) makes an array of it\)"):
-        small_net().loss(patches(2)[0], [0, 1])
+def test_lists_say_which_they_are_and_what_to_do():
+    net, (x, t) = small_net(), patches(4)
+    told = r"expected an array of numpy, .*; got builtins\.list \(numpy\.asarray\(\.\.\.\) makes an array of it\)"
+    for call in (net.loss, net.accuracy, net.gradient):
+        with pytest.raises(ArrayError, match=rf"^SimpleConvNet: labels: {told}"):
+            call(x, t.tolist())
+        with pytest.raises(ArrayError, match=rf"^SimpleConvNet: x: {told}"):
+            call(list(x), t)
+    with pytest.raises(ArrayError, match=rf"^SimpleConvNet: x: {told}"):
+        net.predict(x.tolist())
+    for place, name in enumerate(("x_train", "t_train", "x_test", "t_test")):
+        given = [x, t, x, t]
+        given[place] = list(given[place])
+        with pytest.raises(ArrayError, match=rf"^SimpleConvNet: {name}: {told}"):
+            Trainer(net, *given, mini_batch_size=2, verbose=False)
 
 
-@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_state_of_lists_says_what_is_wrong():
+    net = small_net()
+    before = bits(net)
+    state = net.state_dict()
+    for wrong, message in (
+        ({**state, "fc2.bias": [0.0] * 4}, r"no array \(numpy\.asarray makes one of numbers\): fc2\.bias, a list"),
+        ({**state, "fc2.bias": None}, r"fc2\.bias, a NoneType"),
+        (list(state.values()), "expected arrays by path, as state_dict"),
+        (None, "got a NoneType"),
+    ):
+        with pytest.raises(ModelFormatError, match=message):
+            net.load_state_dict(wrong)
+    assert bits(net) == before
+
+
+def test_numpys_integers_and_arrays_of_them_are_whole_numbers(tmp_path):
+    """Where a number or several are taken; and they are saved."""
+    a, n = np.array, np.int64
+    net = Model(
+        Conv2d(n(1), n(3), a([3, 3]), a([1, 1]), padding=a([1, 1])),
+        MaxPool2d(a([2, 2])),
+        Conv2d(None, 3, a(3), padding=a([[1, 0], [0, 1]])),
+        AdaptiveAvgPool2d(a([2, 2])),
+        Flatten(),
+        Linear(None, a(4)),
+    )
+    plain = Model(
+        Conv2d(1, 3, (3, 3), (1, 1), padding=(1, 1)),
+        MaxPool2d((2, 2)),
+        Conv2d(None, 3, 3, padding=((1, 0), (0, 1))),
+        AdaptiveAvgPool2d((2, 2)),
+        Flatten(),
+        Linear(None, 4),
+    )
+    net.build(a([1, 8, 8]), seed=n(0), device="numpy")
+    plain.build((1, 8, 8), seed=0, device="numpy")
+    x, _ = patches(9)
+    net.save(tmp_path / "net")
+    expected = plain.predict(x)
+    for one in (net, Model.load(tmp_path / "net", device="numpy")):
+        np.testing.assert_array_equal(one.predict(x, n(4)), one.predict(x, 4))
+        np.testing.assert_array_equal(one.predict(x), expected)
+    for wrong in (a([3.0, 3.0]), a([True, True]), np.True_, a([[3, 3]]), a(["3"]), 10**400, 1.5, "3"):
+        with pytest.raises(ArgumentError, match="kernel_size"):
+            Conv2d(1, 1, wrong)
+        with pytest.raises((ArgumentError, ShapeError)):
+            Linear(None, wrong)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 1.5, "4", True, np.array([2, 2]), np.float32(2)])
 def test_batch_size_without_meaning(batch_size):
     net = small_net()
     x, t = patches(4)
-    with pytest.raises(ArgumentError, match=f"SimpleConvNet: batch_size must be at least 1, got {batch_size}"):
+    with pytest.raises(ArgumentError, match="SimpleConvNet: batch_size must be a whole number of at least 1, got"):
         net.predict(x, batch_size)
     with pytest.raises(ArgumentError):
         net.accuracy(x, t, batch_size)

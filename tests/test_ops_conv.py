@@ -1,5 +1,6 @@
 """Convolution and its gradients against loops, SciPy and PyTorch, on drawn geometries, layouts and bad arguments."""
 
+import tracemalloc
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,8 @@ from hypothesis import strategies as st
 
 from portacnn.backends import numpy_conv
 from portacnn.errors import ArgumentError, ArrayError, ShapeError, StateError
-from portacnn.ops import avg_pool2d, conv2d, conv2d_backward
+from portacnn.ops import avg_pool2d, conv2d, conv2d_backward, conv_transpose2d, max_pool2d
+from portacnn.ops.windows import Windows
 
 
 @dataclass(frozen=True)
@@ -356,3 +358,69 @@ def test_integers_and_lists(backend: Here):
     x = backend.array(X, "float32")
     refuses(ArrayError, "expected an array", "list", call=lambda: conv2d(x, W.tolist()))
     refuses(ArrayError, "expected an array", "list", call=lambda: conv2d(x, weight, [0.0] * 6))
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"stride": 10**7}, {"stride": 3 * 10**9}, {"stride": 10**30}, {"stride": 10**6, "padding": 10**6},
+     {"dilation": 10**5, "padding": 10**5, "stride": 10**5}],
+)  # fmt: skip
+@with_each_kernel
+def test_long_strides_take_no_memory(backend: Here, options: dict[str, int]):
+    """Of ones under a kernel of ones: as many as the windows see, and all of it with less than a MiB."""
+    x, weight = backend.array(np.ones((2, 1, 10, 10)), "float32"), backend.array(np.ones((1, 1, 3, 3)), "float32")
+    pad, stride, dilation = options.get("padding", 0), options["stride"], options.get("dilation", 1)
+    out = (10 + 2 * pad - 2 * dilation - 1) // stride + 1
+    seen = [sum(0 <= o * stride + k * dilation - pad < 10 for k in range(3)) for o in range(out)]
+    conv2d_backward(*conv2d(x, weight))  # what is compiled, and remembered, is no part of it
+    tracemalloc.start()
+    try:
+        y, cache = conv2d(x, weight, **options)
+        dx, dweight, _ = conv2d_backward(y, cache)
+        mean, _ = avg_pool2d(x, 3, stride=stride, divisor_override=1)
+        best, _ = max_pool2d(x, 3, stride=stride)
+        back, _ = conv_transpose2d(x[:, :, :1, :1], weight, stride=stride)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert most < 1 << 20
+    agree(backend, y, np.tile(np.outer(seen, seen), (2, 1, 1, 1)), x)
+    assert backend.host(dx).sum() == pytest.approx((backend.host(y) * np.outer(seen, seen)).sum())
+    assert backend.host(dweight).sum() == pytest.approx((backend.host(y) * np.outer(seen, seen)).sum())
+    agree(backend, mean, np.full((2, 1, 1, 1), 9.0), x)
+    agree(backend, best, np.ones((2, 1, 1, 1)), x)
+    agree(backend, back, np.ones((2, 1, 3, 3)), x)
+
+
+@with_each_kernel
+def test_more_numbers_than_32_bits_count(backend: Here):
+    """They take no memory here, and those that no window sees are not to be copied."""
+    if backend.backend.name == "array_api_strict":
+        return  # its arrays may be copied at each step
+    one = backend.xp.ones((1, 1, 1, 1), dtype=backend.xp.float32, device=backend.backend.device)
+    x = backend.xp.broadcast_to(one, (1, 1, 1, 2**31))
+    y, cache = conv2d(x, backend.array(np.ones((1, 1, 1, 2)), "float32"), stride=2**27)
+    agree(backend, y, np.full((1, 1, 1, 16), 2.0), x)
+    _, dweight, _ = conv2d_backward(y, cache, need_dx=False)
+    agree(backend, dweight, np.full((1, 1, 1, 2), 32.0), x)
+    agree(backend, max_pool2d(x, (1, 2), stride=2**27, keep=False)[0], np.ones((1, 1, 1, 16)), x)
+    agree(backend, avg_pool2d(x, (1, 2), stride=2**27, keep=False)[0], np.ones((1, 1, 1, 16)), x)
+
+
+@pytest.mark.parametrize(
+    "call", [lambda x, w: conv2d(x, w, padding=10**15), lambda x, w: conv_transpose2d(x, w, stride=3 * 10**9)]
+)
+def test_more_than_any_memory_holds(backend: Here, call: Any):
+    x, weight = backend.array(np.ones((1, 1, 5, 5)), "float32"), backend.array(np.ones((1, 1, 3, 3)), "float32")
+    refuses(ArgumentError, "conv", "memory", call=lambda: call(x, weight))
+
+
+def test_shapes_are_worked_out_without_listing_taps():
+    windows = Windows.of((4000, 4000), 2000, 2000, 1000)
+    assert windows.out == (3, 3)
+    assert not windows.covers
+    assert not windows.blind
+    assert "taps" not in vars(windows)  # four million of them

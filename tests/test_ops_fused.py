@@ -12,6 +12,7 @@ from checks import (
     LAYOUTS,
     agree,
     choices,
+    distinct,
     laid_out,
     normal,
     pieces_of,
@@ -396,3 +397,24 @@ def test_a_prepared_op_does_what_the_op_does(backend: Here, name: str, dtype: st
                 with use_kernels("reference"):
                     expected, _ = op(other, weight, bias, *rest, keep=False)
                 agree(backend, got, backend.host(expected), other)
+
+
+@pytest.mark.parametrize("size", [11, 12, 20])
+@with_each_kernel
+def test_pooling_over_many_cells(backend: Here, size: int):
+    """A kernel of one number: then each output is that of the largest cell, and so is the gradient."""
+    host = distinct(2, 1, 2 * size, size + 3)
+    x, weight, bias = (backend.array(a, "float64") for a in (host, np.full((1, 1, 1, 1), 2.0), np.asarray([0.25])))
+    pool = Windows.of((2 * size, size + 3), size, size)
+    y, cache = conv_relu(x, weight, bias, Windows.of(host.shape[2:], 1), 1, pool, keep=True)
+    blocks = host[:, :, :, :size].reshape(2, 1, 2, size * size)
+    agree(backend, y, 2.0 * blocks.max(axis=-1)[..., None] + 0.25, x)
+    dy = normal(2, 1, 2, 1)
+    dx, dweight, dbias = conv_relu_backward(backend.array(dy, "float64"), cache)
+    agree(backend, dweight, np.full((1, 1, 1, 1), (dy[..., 0] * blocks.max(axis=-1)).sum()), x)
+    agree(backend, dbias, dy.sum(keepdims=True)[0, 0, 0], x)
+    expected = np.zeros((2, 1, 2, size * size))
+    np.put_along_axis(expected, blocks.argmax(axis=-1)[..., None], 2.0 * dy, axis=-1)
+    right = np.zeros(host.shape)
+    right[:, :, :, :size] = expected.reshape(2, 1, 2 * size, size)
+    agree(backend, dx, right, x)

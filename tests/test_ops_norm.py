@@ -568,3 +568,29 @@ def test_arrays_that_do_not_go_together(backend: Here, name: str):
     refuses(ArrayError, "expected an array", "list", call=lambda: case.call(ops, xs, weight.tolist(), None))
     y, _ = case.call(ops, xs, None, None)
     refuses(StateError, "keep=True", call=lambda: case.backward(y, None))
+
+
+@pytest.mark.parametrize("scale", [1e-15, 1e18, 1e20, 1e25, 1e30])
+@pytest.mark.parametrize("eps", [0.0, 1e-5])
+@with_each_kernel
+def test_variances_beyond_float32(backend: Here, scale: float, eps: float):
+    """Finite all along, and no further from 0 than the true values, which are sqrt(count - 1) at most.
+
+    PyTorch's own group and layer norm give NaN there.
+    """
+    for shape in ((100, 3, 4, 4), (8, 3)):
+        host = normal(*shape) * scale
+        x, dy = backend.array(host, "float32"), backend.array(normal(*shape, seed=1), "float32")
+        for call in (
+            lambda x: (ops.batch_norm(x, None, None, training=True, eps=eps), ops.batch_norm_backward),
+            lambda x: (ops.group_norm(x, 1, eps=eps), ops.group_norm_backward),
+            lambda x: (ops.layer_norm(x, x.shape[-1], eps=eps), ops.layer_norm_backward),
+        ):
+            (y, cache), backward = call(x)
+            if backend.backend.name == "torch" and backward is not ops.batch_norm_backward:
+                continue
+            y = backend.host(y)
+            dx, _, _ = backward(dy, cache)
+            assert np.isfinite(y).all()
+            assert np.isfinite(backend.host(dx)).all()
+            assert np.abs(y).max() < math.sqrt(host.size)

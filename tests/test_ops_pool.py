@@ -24,7 +24,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from portacnn.errors import ArgumentError, ShapeError, StateError
-from portacnn.ops import avg_pool2d, avg_pool2d_backward, max_pool2d, max_pool2d_backward
+from portacnn.ops import (
+    adaptive_max_pool2d,
+    adaptive_max_pool2d_backward,
+    avg_pool2d,
+    avg_pool2d_backward,
+    max_pool2d,
+    max_pool2d_backward,
+)
 
 
 @dataclass(frozen=True)
@@ -334,3 +341,63 @@ def test_errors(backend: Here, kind, words, shape, kernel, options):
 def test_integers_and_lists(backend: Here):
     refuses_integers_and_lists(backend, "max_pool2d: ", lambda x: max_pool2d(x, 2), normal(1, 1, 2, 2))
     refuses_integers_and_lists(backend, "avg_pool2d: ", lambda x: avg_pool2d(x, 2), normal(1, 1, 2, 2))
+
+
+# --- at the edges -----------------------------------------------------------------------------------------------------
+
+
+@settings(derandomize=True, max_examples=40, deadline=None)
+@given(data=st.data())
+@with_each_kernel
+def test_the_gradient_goes_to_nan_as_in_pytorch(backend: Here, data: st.DataObject):
+    """To the last of several in a window; of ordinary equals to the first."""
+    torch = pytest.importorskip("torch")
+    functional = torch.nn.functional
+    size, kernel = data.draw(st.tuples(*[st.integers(3, 8)] * 2)), data.draw(st.tuples(*[st.integers(1, 3)] * 2))
+    stride = data.draw(st.just(kernel) | st.tuples(*[st.integers(1, 3)] * 2))
+    padding, ceil_mode = data.draw(st.integers(0, min(kernel) // 2)), data.draw(st.booleans())
+    output = data.draw(st.tuples(*[st.integers(1, 3)] * 2))
+    host = np.round(normal(data.draw(st.sampled_from([1, 3, 9])), 2, *size, seed=data.draw(st.integers(0, 99))))
+    host[
+        np.random.default_rng(data.draw(st.integers(0, 99))).random(host.shape)
+        < data.draw(st.sampled_from([0.05, 0.5, 1]))
+    ] = np.nan
+    window = {"stride": stride, "padding": padding, "ceil_mode": ceil_mode}
+    x = backend.array(host, "float32")
+    for ours, backward, theirs in (
+        (
+            lambda x: max_pool2d(x, kernel, **window),
+            max_pool2d_backward,
+            lambda x: functional.max_pool2d(x, kernel, **window),
+        ),
+        (
+            lambda x: adaptive_max_pool2d(x, output),
+            adaptive_max_pool2d_backward,
+            lambda x: functional.adaptive_max_pool2d(x, output),
+        ),
+    ):
+        leaf = torch.tensor(host, dtype=torch.float32, requires_grad=True)
+        expected = theirs(leaf)
+        dy = normal(*expected.shape, seed=5)
+        expected.backward(torch.tensor(dy, dtype=torch.float32))
+        y, cache = ours(x)
+        agree(backend, y, expected.detach().numpy(), x)
+        agree(backend, backward(backend.array(dy, "float32"), cache), leaf.grad.numpy(), x)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "exact"), [("float32", 2**24), ("float16", 2**11), ("bfloat16", 2**8), ("float64", 2**24)]
+)
+@with_each_kernel
+def test_windows_are_counted_beyond_what_floats_count(backend: Here, dtype: str, exact: int):
+    """Three windows of three cells: the first half beside the input, the last with one cell in it. Of ones the mean is 1."""
+    if not hasattr(backend.xp, dtype) or (exact > 2**12 and backend.backend.name == "array_api_strict"):
+        return
+    length = 2 * (exact + 1)
+    one = backend.xp.ones((1, 1, 1, 1), dtype=getattr(backend.xp, dtype), device=backend.backend.device)
+    x = backend.xp.broadcast_to(one, (1, 1, 1, length))
+    y, _ = avg_pool2d(
+        x, (1, 3), stride=(1, exact + 1), padding=(0, 1), ceil_mode=True, count_include_pad=False, keep=False
+    )
+    got = backend.host(backend.xp.astype(y, backend.xp.float64))
+    np.testing.assert_allclose(got, np.ones((1, 1, 1, 3)), rtol=1e-6)

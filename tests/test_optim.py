@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from portacnn.errors import ArgumentError, ArrayError, ShapeError
+from portacnn.errors import ArgumentError, ArrayError, ModelFormatError, ShapeError
 from portacnn.optim import SGD, Adam, Momentum, Optimizer, make_optimizer
 
 RULES = [
@@ -149,11 +149,72 @@ def test_by_name(name, kind):
         ("momentum", {"momentum": 1.0}, r"momentum must lie in 0 <= momentum < 1, got 1\.0"),
         ("adam", {"beta2": -0.5}, "beta2 must lie in"),
         ("adam", {"eps": None}, "eps must be a number"),
+        ("adam", {"eps": 10**400}, "eps must be a number"),
+        ("sgd", {"lr": 10**400}, "lr must be a number"),
+        ("sgd", {"lr": np.array([0.1, 0.2])}, "lr must be a number"),
+        ("sgd", {"momentum": 0.9, "nesterov": "false"}, "nesterov must be True or False, got 'false'"),
+        ("rmsprop", {"centered": 1}, "centered must be True or False"),
+        ("adam", {"decoupled_weight_decay": None}, "decoupled_weight_decay must be True or False"),
     ],
 )
 def test_what_is_no_optimizer(name, param, message):
     with pytest.raises(ArgumentError, match=message):
         make_optimizer(name, param)
+
+
+def test_a_rate_without_a_meaning_is_refused_when_it_is_set():
+    optimizer = SGD(0.5)
+    for wrong in (-1.0, float("nan"), "0.1", None, True, 10**400):
+        with pytest.raises(ArgumentError, match="lr must be a number of 0 or more"):
+            optimizer.lr = wrong
+    assert optimizer.lr == 0.5
+    optimizer.lr = np.float32(0.25)
+    assert type(optimizer.lr) is float
+
+
+@pytest.mark.parametrize("kind", [Momentum, Adam], ids=lambda kind: kind.__name__)
+def test_a_loaded_state_replaces_all_that_was(backend, kind):
+    """The rate too, and the state and counts of parameters that the loaded one has never seen."""
+    params, grads = values(backend), values(backend, 1)
+    older = kind(0.25)
+    older.update({"a": params["a"]}, grads)
+    older.lr = 0.125
+    saved = older.state_dict()
+    for used in (False, True):
+        newer = kind(0.5)
+        if used:
+            newer.update(params, grads)
+            newer.update(params, grads)
+        newer.load_state_dict(saved, params)
+        assert (newer.lr, newer.steps, newer.counts) == (0.125, 1, {"a": 1})
+        assert {key for arrays in newer.state.values() for key in arrays} == {"a"}
+        for slot, arrays in older.state.items():
+            np.testing.assert_array_equal(backend.host(newer.state[slot]["a"]), backend.host(arrays["a"]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"arrays": {"velocity.a": [1.0, 2.0]}}, r"no NumPy array: velocity\.a"),
+        ({"arrays": [1.0]}, r"arrays must be by key, got \[1\.0\]"),
+        ({"counts": ["a"]}, "counts must be by key"),
+        ({"counts": {"a": 2}}, "the count of a must be at most 1, got 2"),
+        ({"counts": {"a": True}}, "the count of a must be a whole number"),
+        ({"steps": 10**30}, "steps must be at most"),
+        ({"lr": 10**400}, "lr must be a number of 0 or more"),
+        ({"lr": True}, "lr must be a number of 0 or more"),
+    ],
+)
+def test_a_state_without_a_meaning_changes_nothing(change, message):
+    params = {"a": np.ones(2)}
+    optimizer = Momentum(0.5)
+    optimizer.update(params, {"a": np.ones(2)})
+    before = optimizer.state_dict()
+    with pytest.raises(ModelFormatError, match=message):
+        optimizer.load_state_dict({**before, **change}, params)
+    after = optimizer.state_dict()
+    assert after.pop("arrays")["velocity.a"].tolist() == before.pop("arrays")["velocity.a"].tolist()
+    assert after == before
 
 
 def test_arguments_beside_a_finished_optimizer():

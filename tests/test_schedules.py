@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -191,11 +192,45 @@ def test_names():
         (lambda: SequentialLR([StepLR(1)] * 3, [3, 3]), "must rise"),
         (lambda: warm_up(0), "total_iters"),
         (lambda: PerEpoch(StepLR(1), 0), "steps_per_epoch"),
+        (lambda: PerEpoch("cosine", 2), "a schedule is a function"),
+        (lambda: SequentialLR(["cosine", StepLR(1)], [3]), "a schedule is a function"),
+        (lambda: MultiStepLR(5), "milestones must be several whole numbers"),
+        (lambda: MultiStepLR("12"), "milestones must be several whole numbers"),
+        (lambda: StepLR(10**30), "step_size must be at most"),
+        (lambda: StepLR(True), "step_size"),
+        (lambda: StepLR(np.array([3, 3])), "step_size"),
+        (lambda: ExponentialLR(10**400), "gamma must be a number of 0 or more, got 1000"),
+        (lambda: ExponentialLR(10**5000), "gamma must be a number of 0 or more, got a int too long"),
+        (lambda: ExponentialLR(True), "gamma"),
+        (lambda: OneCycleLR(10, three_phase="no"), "three_phase must be True or False, got 'no'"),
     ],
 )
 def test_numbers_without_a_meaning(make, word):
     with pytest.raises(ArgumentError, match=word):
         make()
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [StepLR(1, 3), ExponentialLR(3), ExponentialLR(1.5), MultiStepLR(range(5000), 3), PerEpoch(StepLR(1, 7), 2)],
+)
+def test_a_rate_that_no_float_can_hold(schedule):
+    """Powers of a whole number have no end, and take as long: 3^(10^9) was once begun. The first rates are right."""
+    assert schedule(0, 0.5) in (0.5, 1.5)
+    with pytest.raises(ArgumentError, match=r"the learning rate 0\.5 \* [\d.]+\^\d+ is larger than a float can be"):
+        schedule(10**9, 0.5)
+
+
+def test_numbers_of_any_library_are_pythons_in_the_end():
+    """So that they are JSON, and are reckoned with as floats."""
+    made = [
+        StepLR(np.int64(2), np.float32(0.5)),
+        MultiStepLR(np.array([3, 1]), 1),
+        OneCycleLR(np.int32(5), np.float64(0.25), div_factor=2, three_phase=np.True_),
+    ]
+    assert made == [StepLR(2, 0.5), MultiStepLR((1, 3), 1.0), OneCycleLR(5, 0.25, div_factor=2.0, three_phase=True)]
+    values = [value for schedule in made for value in vars(schedule).values()]
+    assert {type(value) for value in values} == {int, float, bool, str, tuple}
 
 
 def test_they_are_values():

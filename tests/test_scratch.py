@@ -571,6 +571,18 @@ def test_accuracy_counts_the_last_short_batch(backend):
     refuses(ShapeError, "1, 10, 10", call=lambda: net.predict(x[:, :, :9]))
 
 
+def test_nan_is_never_right(backend):
+    """The book's argmax takes NaN for the largest, and all-NaN images for zeros."""
+    net, (x, t) = quick_net(backend.device), digits(20)
+    t = 0 * t
+    x[:12] = np.nan
+    rest = net.accuracy(x[12:], t[12:])
+    for batch_size in (7, 100):
+        assert net.accuracy(x, t, batch_size) == pytest.approx(rest * 8 / 20)
+    for wrong in (0, 1.5, "7"):
+        refuses(ArgumentError, "batch_size must be a whole number", call=lambda wrong=wrong: net.accuracy(x, t, wrong))
+
+
 def test_bytes_are_taken_as_they_are(backend):
     net = scratch.SimpleConvNet(**SMALL, device=backend.device, seed=0)
     x = np.random.default_rng(0).integers(0, 256, (3, 1, 10, 10), dtype=np.uint8)
@@ -792,6 +804,9 @@ def test_the_trainer_refuses():
     x, t = digits(20)
     net = quick_net("numpy")
     refuses(ArgumentError, "optimizer", "nesterov", call=lambda: scratch.Trainer(net, x, t, x, t, optimizer="lion"))
+    refuses(
+        TypeError, "batch_size (write mini_batch_size)", call=lambda: scratch.Trainer(net, x, t, x, t, batch_size=5)
+    )
     refuses(ArgumentError, "mini_batch_size", call=lambda: scratch.Trainer(net, x, t, x, t, mini_batch_size=0))
     refuses(LabelError, "train", "19", call=lambda: scratch.Trainer(net, x, t[:19], x, t))
     refuses(LabelError, "test", call=lambda: scratch.Trainer(net, x, t, x[:0], t[:0]))
@@ -946,6 +961,16 @@ def test_train_convnet_pasted(tmp_path, library):
 @pytest.mark.parametrize("code", [GRADIENT_CHECK, TWO_LAYERS, DEEP], ids=["gradient_check", "two_layers", "deep"])
 def test_pasted(tmp_path, code):
     paste(code, tmp_path)
+
+
+def test_the_sample_has_the_form_that_the_book_expects():
+    """The loader that load_mnist's own error recommends."""
+    names = {}
+    exec("from portacnn.scratch import *", names)
+    (x, t), (v, _) = names["load_mnist_sample"]()
+    assert (x.shape, v.shape, t.shape) == ((4000, 784), (1000, 784), (4000,))
+    np.testing.assert_array_equal(names["load_mnist_sample"](flatten=False)[0][0].reshape(4000, 784), x)
+    assert names["load_mnist_sample"](one_hot_label=True)[1][1].shape == (1000, 10)
 
 
 # --- the names themselves -------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import portacnn
+from portacnn import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONAL = ("tqdm", "safetensors", "threadpoolctl", "matplotlib")
@@ -152,6 +153,17 @@ def test_the_curve(train):
     assert curve.startswith(b"\x89PNG\r\n\x1a\n")
     assert curve.endswith(b"IEND\xaeB`\x82")
     assert re.search(r"^curve    out.accuracy\.png$", result.stdout, re.M)
+
+
+def test_the_curve_s_title(tmp_path, monkeypatch):
+    """What was trained, and on what: "numpy on cpu", not "SimpleConvNet on numpy on cpu"."""
+    figure = pytest.importorskip("matplotlib.figure")
+    titles = []
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, *_, **__: titles.append(self.axes[0].get_title()))
+    net = portacnn.SimpleConvNet((1, 12, 12), device="numpy", seed=0)
+    x, t = np.zeros((4, 1, 12, 12), "float32"), np.arange(4)
+    cli._plot(portacnn.Trainer(net, x, t, x, t, mini_batch_size=2, verbose=False), tmp_path / "curve.png")
+    assert titles == ["SimpleConvNet, numpy on cpu"]
 
 
 def test_where_things_go_by_default(train):
@@ -361,9 +373,13 @@ def test_a_signal(train, begin, number, status, where):
 def test_going_on_without_a_name(train):
     pytest.importorskip("safetensors")
     assert train("--out", "out", "--checkpoint-every", "1").returncode == 0
-    again = train("--out", "out", "--epochs", "2", "--resume", seed=None, without=("--batch-size",))
+    files = list((train.here / "out" / "checkpoints").glob("checkpoint-*"))
+    assert len(files) == 2
+    again = train("--out", "out", "--epochs", "2", "--resume", "--keep", "1", seed=None, without=("--batch-size",))
     assert again.returncode == 0, again.stderr
     assert re.search(r"^trained  1 epochs", again.stdout, re.M)
+    (file,) = (train.here / "out" / "checkpoints").glob("checkpoint-*")
+    assert "-step-4-" in file.name
 
 
 def test_going_on_from_what_is_not_there(train, tmp_path):

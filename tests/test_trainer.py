@@ -13,7 +13,7 @@ from portacnn.layers import BatchNorm2d, Conv2d, Dropout, Flatten, Linear
 from portacnn.models import Model, SimpleConvNet
 from portacnn.optim import SGD
 from portacnn.seeds import permutation
-from portacnn.training import StepState
+from portacnn.training import StepState, progress
 from portacnn.training import trainer as trainer_module
 
 
@@ -129,6 +129,47 @@ def test_going_on(backend):
     none = trainer(small_net(backend.device), epochs=0)
     none.train()
     assert none.train_loss_list == none.test_acc_list == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "all 2 epochs are done; a larger trainer.epochs makes it go on"),
+        ({"epochs": 0}, "all 0 epochs are done"),
+        (
+            {"early_stopping": 1, "optimizer_param": {"lr": 0.0}, "epochs": 9},
+            "early stopping has ended it; a new Trainer",
+        ),
+    ],
+)
+def test_a_training_that_is_over_says_so(caplog, options, words):
+    run = trainer(small_net(), **options)
+    run.train()
+    done = run.steps_done
+    if done:
+        assert not caplog.messages
+        run.train()
+    (message,) = caplog.messages
+    assert "train() has nothing to do" in message
+    assert words in message
+    assert run.steps_done == done
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"batch_size": 10}, "batch_size (write mini_batch_size)"),
+        ({"lr": 0.1}, 'lr (write optimizer_param={"lr": ...})'),
+        ({"num_epochs": 3, "ephocs": 1}, "num_epochs (write epochs), ephocs (did you mean epochs?)"),
+        ({"zzz": 1}, "zzz; it takes model, x_train"),
+    ],
+)
+def test_keywords_of_other_libraries_are_answered(options, words):
+    with pytest.raises(TypeError) as caught:
+        trainer(small_net(), **options)
+    assert f"Trainer does not take {words}" in str(caught.value)
+    with pytest.raises(TypeError, match=r"Trainer\.resume does not take "):
+        Trainer.resume("nowhere", *patches(5), *patches(5), **options)
 
 
 def test_going_on_after_an_interruption():
@@ -532,20 +573,9 @@ def test_silence(capfd, caplog):
     assert not caplog.messages
 
 
-def test_the_bar(capfd):
-    pytest.importorskip("tqdm")
-    run = trainer(small_net(), verbose=True)
-    run.train()
-    out, err = capfd.readouterr()
-    assert [line.strip() for line in out.splitlines() if line.strip()] == epoch_lines(run)
-    assert "6/6" in err
-    assert "epoch 2" in err
-    assert "loss=" in err
-    assert "nan" not in err
-
-
 def test_lines_where_tqdm_is_missing(capfd, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tqdm.auto", None)
+    monkeypatch.setattr(progress, "is_watched", lambda stream: True)
     run = trainer(small_net(), verbose=True)
     run.train()
     out, err = capfd.readouterr()

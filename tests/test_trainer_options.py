@@ -8,12 +8,13 @@ import pytest
 
 from portacnn import cli, schedules
 from portacnn.errors import ArgumentError, NotFiniteError, StateError
-from portacnn.layers import BatchNorm2d, Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU
+from portacnn.layers import BatchNorm1d, BatchNorm2d, Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU
 from portacnn.models import Model
 from portacnn.optim import SGD, biases_and_norms
 from portacnn.schedules import ConstantLR, CosineAnnealingLR, OneCycleLR, PerEpoch, StepLR, warm_up
 from portacnn.seeds import permutation
 from portacnn.training import EarlyStopping, StepState, Trainer
+from portacnn.training.feed import part_sizes
 
 COUNT, SIZE, EPOCHS = 50, 20, 4  # 3 steps an epoch, the last with 10 images
 
@@ -148,7 +149,7 @@ def test_parts_add_up_to_the_batch(backend, accumulate):
 
 
 def test_sizes_of_parts():
-    """A batch of 20 in 3 parts is 7, 7, 6; the short one of 10 keeps the parts' size: 7, 3."""
+    """A batch of 20 in 3 parts is 7, 7, 6; the short one of 10 has as few parts as are no larger: 5, 5."""
 
     class Recorder(Dropout):
         def forward(self, x, *, train=False, keep=True):
@@ -164,9 +165,96 @@ def test_sizes_of_parts():
     model.on_output(lambda y: sizes.append(y.shape[0]))
     run = trainer(model, accumulate=3, epochs=2, evaluate_sample_num_per_epoch=1)
     run.train()
-    assert [size for size in sizes if size > 1] == [7, 7, 6, 7, 7, 6, 7, 3] * 2
-    firsts = [(0, 0), (0, 7), (0, 14), (1, 0), (1, 7), (1, 14), (2, 0), (2, 7)]
+    assert [size for size in sizes if size > 1] == [7, 7, 6, 7, 7, 6, 5, 5] * 2
+    firsts = [(0, 0), (0, 7), (0, 14), (1, 0), (1, 7), (1, 14), (2, 0), (2, 5)]
     assert seen == firsts + [(step + 3, first) for step, first in firsts]
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "sizes"), [(7, 3, [3, 2, 2]), (7, 7, [7]), (8, 2, [2, 2, 2, 2]), (1, 3, [1]), (20, 7, [7, 7, 6])]
+)
+def test_parts_are_alike_in_size(count, most, sizes):
+    assert part_sizes(count, most) == sizes
+
+
+# --- the last batch ---------------------------------------------------------------------------------------------------
+
+
+def normed(spatial=False, device="numpy"):
+    """A batch norm over one value of each channel and image, or over 36 of them."""
+    layers = [Conv2d(1, 3, 3), BatchNorm2d(3), Flatten()] if spatial else [Flatten(), Linear(None, 5), BatchNorm1d(5)]
+    return Model(*layers, Linear(None, 4)).build((1, 8, 8), device=device, dtype="float64", seed=0)
+
+
+def over(count, model, **options):
+    x, t = digits(count)
+    return Trainer(model, x, t, x[:8], t[:8], epochs=2, seed=1, verbose=False, **options)
+
+
+@pytest.mark.parametrize(
+    ("count", "options", "words"),
+    [
+        (
+            101,
+            {"mini_batch_size": 10},
+            [
+                "the last batch of 101 images by mini_batch_size=10 would have 1;",
+                "another mini_batch_size or drop_last=True",
+            ],
+        ),
+        (10, {"mini_batch_size": 1}, ["the batches of 10 images by mini_batch_size=1 would have 1;"]),
+        (
+            12,
+            {"mini_batch_size": 4, "accumulate": 4},
+            ["in parts of 1, 1, 1, 1 (accumulate=4); choose another", "or accumulate"],
+        ),
+        (
+            13,
+            {"mini_batch_size": 10, "accumulate": 5},
+            ["would have 3, taken in parts of 2, 1 (accumulate=5)", "drop_last"],
+        ),
+        (1, {"mini_batch_size": 1, "drop_last": True}, ["the batches of 1 images"]),
+    ],
+)
+def test_batches_of_one_that_a_batch_norm_cannot_take(count, options, words):
+    """Said before the first step, not after ten."""
+    model = normed()
+    before = weights(model)
+    with pytest.raises(ArgumentError) as caught:
+        over(count, model, **options)
+    assert str(caught.value).startswith("2 (BatchNorm1d): one image has one value per channel")
+    for text in words:
+        assert text in str(caught.value)
+    same(weights(model), before)
+    over(count, normed(spatial=True), **options).train()  # many values of each channel in every image
+
+
+def test_the_cures_are_cures(backend):
+    for options in ({"drop_last": True}, {"mini_batch_size": 11}):
+        run = over(101, normed(device=backend.device), **{"mini_batch_size": 10, **options})
+        run.train()
+        assert len(run.train_loss_list) == 20
+        assert run.finished
+
+
+def test_drop_last_leaves_out_what_makes_no_whole_batch():
+    seen = []
+
+    class Recorder(Trainer):
+        def step(self, x, t, state):
+            seen.append(x[:, 0, 0, 0].tolist())
+            return super().step(x, t, state)
+
+    x, t = digits(50)
+    x[:, 0, 0, 0] = np.arange(50)
+    run = Recorder(net(), x, t, x, t, epochs=2, mini_batch_size=20, drop_last=True, seed=5, verbose=False)
+    run.train()
+    orders = [permutation(5, epoch, 50) for epoch in (0, 1)]
+    assert seen == [order[first : first + 20].tolist() for order in orders for first in (0, 20)]
+    losses = np.reshape(run.train_loss_list, (2, 2))
+    np.testing.assert_allclose(run.epoch_loss_list, losses.mean(axis=1), rtol=1e-12)
+    with pytest.raises(ArgumentError, match="drop_last must be True or False, got 'no'"):
+        trainer(drop_last="no")
 
 
 def test_gradients_keep_their_arrays(backend):
@@ -297,6 +385,20 @@ def test_early_stopping_for_real(backend):
         assert run.epoch == 3
     x, t = digits(20, seed=1)
     assert run.test_loss_list == pytest.approx([run.model.loss(x, t)] * 3)
+
+
+def test_early_stopping_watches_the_loss_without_smoothing(backend):
+    """By hand: the mean of -log softmax at the labels, over more images than a batch of ``predict``."""
+    x, t = digits(300, seed=1)
+    t[290:] = (t[290:] + 1) % 4
+    options = {"label_smoothing": 0.3, "early_stopping": EarlyStopping(9, "loss", restore_best=False)}
+    run = Trainer(net(backend.device), *digits(COUNT), x, t, epochs=2, mini_batch_size=20, verbose=False, **options)
+    run.train()
+    logits = backend.host(run.model.predict(x))
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    expected = np.mean(np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(300), t])
+    assert run.test_loss_list[-1] == pytest.approx(expected, rel=1e-9)
+    assert run.test_acc_list[-1] == np.mean(logits.argmax(axis=1) == t)
 
 
 # --- figures, and what is not finite --------------------------------------------------------------------------------

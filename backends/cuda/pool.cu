@@ -25,7 +25,7 @@ __device__ __forceinline__ Row row_of(int depth, int height) {
   return {rest / depth, rest % depth, h};
 }
 
-// The largest under each window, NaN before all; of equals the first. winner, if not null: its tap's number.
+// The largest under each window, NaN before all; of equals the first, of several NaN the last. winner, if not null: its tap's number.
 extern "C" __global__ void __launch_bounds__(256, 6) max_pool(
     const REAL* __restrict__ x, REAL* __restrict__ y, Tap* __restrict__ winner, GEOMETRY) {
   WINDOW;
@@ -47,7 +47,7 @@ extern "C" __global__ void __launch_bounds__(256, 6) max_pool(
         const int w = w0 + kw * DW;
         if (d < 0 || d >= D || h < 0 || h >= H || w < 0 || w >= W) continue;
         const REAL value = x[(((row.c * D + d) * H + h) * W + w) * N + n];
-        if (tap < 0 || value > best || (value != value && best == best)) {
+        if (tap < 0 || value > best || value != value) {
           best = value;
           tap = (kd * KH + kh) * KW + kw;
         }

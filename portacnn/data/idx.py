@@ -102,7 +102,7 @@ def _parse(stream: _Readable, name: str, max_bytes: int) -> NDArray[Any]:
     if math.prod(max(extent, 1) for extent in shape) * dtype.itemsize > max_bytes:
         raise DataFormatError(
             f"{name}: expected at most {max_bytes} bytes of elements; the header declares {declared} "
-            "(if that is right, allow it with read_idx(..., max_bytes=...))"
+            "(if that is right, allow it: max_bytes=...)"
         )
     size = math.prod(shape) * dtype.itemsize
     data = _read_up_to(stream, size)

@@ -7,6 +7,7 @@ they have in the book "Deep Learning from Scratch". :func:`load_mnist_sample` re
 portacnn, :func:`load_mnist` finds or downloads the 70,000, :func:`load_idx_folder` reads any folder of that form.
 """
 
+import contextlib
 import gzip
 import hashlib
 import http.client
@@ -14,6 +15,7 @@ import importlib.resources
 import io
 import logging
 import os
+import re
 import urllib.request
 import zlib
 from collections.abc import Mapping
@@ -23,9 +25,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from portacnn.arguments import whole
 from portacnn.cache import cache_folder
-from portacnn.data.idx import parse_idx, read_idx
-from portacnn.errors import DataFormatError
+from portacnn.data.idx import MAX_BYTES, parse_idx, read_idx
+from portacnn.errors import ArgumentError, DataFormatError
 from portacnn.files import write_atomically
 
 _log = logging.getLogger(__name__)
@@ -142,15 +145,24 @@ def load_idx_folder(
     normalize: bool = True,
     flatten: bool = False,
     one_hot_label: bool = False,
+    *,
+    name: str | None = None,
+    max_bytes: int = MAX_BYTES,
 ) -> Split:
-    """Any data set in MNIST's form (Fashion-MNIST, KMNIST, your own): a folder with these four IDX files.
+    """Any data set in MNIST's form (Fashion-MNIST, KMNIST, EMNIST, QMNIST, your own): a folder with these four IDX files.
 
     ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``, ``t10k-images-idx3-ubyte``, ``t10k-labels-idx1-ubyte``,
-    each gzipped or not, with ``.gz`` at the end of the name or not, and with a dot before ``idx`` or a dash. Images
-    are uint8 (N, H, W) of any H and W, labels are integers (N,) from 0 up.
+    each gzipped or not, with ``.gz`` at the end of the name or not, and with a dot before ``idx`` or a dash. ``test`` may stand
+    for ``t10k``, and before all four the name of the set and a dash, as in ``emnist-letters-train-images-idx3-ubyte``. Images
+    are uint8 (N, H, W) of any H and W, labels are integers (N,) from 0 up. Of QMNIST's labels (N, 8), in
+    ``qmnist-train-labels-idx2-int``, the first column is taken, which has the digit.
+
+    Images come as they are stored. EMNIST's lie on their side: ``x.swapaxes(2, 3)`` sets them upright.
 
     Args:
         path: the folder.
+        name: which set, where the folder holds several, such as "emnist-letters".
+        max_bytes: the most that one file may hold, unpacked.
         normalize: float32 images in [0, 1]; otherwise uint8 as stored, which a model takes with a ``preprocess``.
         flatten: images as (N, H * W); otherwise (N, 1, H, W).
         one_hot_label: labels as float32 (N, K), where K is the largest label in either part + 1; otherwise int64 (N,).
@@ -160,11 +172,13 @@ def load_idx_folder(
 
     Raises:
         FileNotFoundError: the folder or one of its four files is missing.
-        DataFormatError: a file is damaged, or the four don't fit each other.
+        ArgumentError: there are several sets in it, and no ``name`` says which.
+        DataFormatError: a file is damaged or larger than ``max_bytes``, or the four don't fit each other.
     """
     folder = Path(path)
     options = _Options(normalize, flatten, one_hot_label)
-    return _split(_read_all(_find_all(folder)), str(folder), options, _Expected())
+    found = _find_all(folder, _only_set(folder) if name is None else name)
+    return _split(_read_all(found, whole("max_bytes", max_bytes, 1)), str(folder), options, _Expected())
 
 
 # From four arrays to what the caller wants
@@ -188,8 +202,12 @@ def _load_mnist_folder(folder: Path, found: Mapping[str, Path], options: _Option
     return _split(_read_all(found), str(folder), options, _MNIST)
 
 
-def _read_all(found: Mapping[str, Path]) -> dict[str, NDArray[Any]]:
-    return {name: read_idx(found[name]) for name in FILE_NAMES}
+def _read_all(found: Mapping[str, Path], max_bytes: int = MAX_BYTES) -> dict[str, NDArray[Any]]:
+    arrays = {name: read_idx(found[name], max_bytes=max_bytes) for name in FILE_NAMES}
+    for name in (TRAIN_LABELS, TEST_LABELS):
+        if "-idx2-int" in found[name].name and arrays[name].ndim == 2 and arrays[name].shape[1]:
+            arrays[name] = arrays[name][:, 0]  # QMNIST's: class, then who wrote it, and where it comes from
+    return arrays
 
 
 def _split(arrays: Mapping[str, NDArray[Any]], where: str, options: _Options, expected: _Expected) -> Split:
@@ -246,20 +264,44 @@ def _labels(labels: NDArray[Any], options: _Options, classes: int) -> NDArray[An
 # Finding files
 
 
-def _find(folder: Path) -> dict[str, Path]:
-    """Those of the four files that the folder has, under any of the names they go by."""
-    found = {}
-    for name in FILE_NAMES:
-        dotted = name.replace("-idx", ".idx")
-        for candidate in (name, f"{name}.gz", dotted, f"{dotted}.gz"):
-            if (folder / candidate).is_file():
-                found[name] = folder / candidate
-                break
+_NAME = re.compile(r"(?:(.+)-)?(train|t10k|test)-(images|labels)([-.])idx\d-(?:ubyte|int)(\.gz)?", re.ASCII)
+
+
+def _sets(folder: Path) -> dict[str, dict[str, Path]]:
+    """Which of the four files the folder has, by the name of the set; those with MNIST's own names are of the set ""."""
+    names = []
+    with contextlib.suppress(OSError):
+        names = [(match, entry) for entry in folder.iterdir() if (match := _NAME.fullmatch(entry.name))]
+    found: dict[str, dict[str, Path]] = {}
+    # The first of several for the same thing: with a dash, unpacked, t10k.
+    for match, entry in sorted(names, key=lambda one: (one[0][4] != "-", bool(one[0][5]), one[0][2] == "test")):
+        part = "train" if match[2] == "train" else "t10k"
+        own = found.setdefault(match[1] or "", {})
+        name = next(name for name in FILE_NAMES if name.startswith(f"{part}-{match[3]}"))
+        if name not in own and entry.is_file():
+            own[name] = entry
     return found
 
 
-def _find_all(folder: Path) -> dict[str, Path]:
-    found = _find(folder)
+def _only_set(folder: Path) -> str:
+    """The one whole set that the folder has, or "", that of MNIST's own names. Raises ArgumentError where there are others only."""
+    found = _sets(folder)
+    whole_ones = [name for name, files in found.items() if len(files) == len(FILE_NAMES)] or list(found)
+    if len(whole_ones) > 1 and "" not in whole_ones:
+        raise ArgumentError(
+            f"{folder} holds several sets: {', '.join(sorted(whole_ones))}; say which: "
+            f'load_idx_folder(..., name="{min(whole_ones)}")'
+        )
+    return whole_ones[0] if len(whole_ones) == 1 else ""
+
+
+def _find(folder: Path, name: str = "") -> dict[str, Path]:
+    """Those of the four files that the folder has, under any of the names they go by."""
+    return _sets(folder).get(name, {})
+
+
+def _find_all(folder: Path, set_name: str = "") -> dict[str, Path]:
+    found = _find(folder, set_name)
     if len(found) == len(FILE_NAMES):
         return found
     if not folder.is_dir():
@@ -268,9 +310,11 @@ def _find_all(folder: Path) -> dict[str, Path]:
         entries = sorted(entry.name for entry in folder.iterdir())
         there = ", ".join(entries[:20]) + (f" and {len(entries) - 20} more" if len(entries) > 20 else "")
         there = f"the folder holds: {there or 'nothing'}"
-    missing = ", ".join(name for name in FILE_NAMES if name not in found)
+    before = f"{set_name}-" if set_name else ""
+    expected = ", ".join(before + name for name in FILE_NAMES)
+    missing = ", ".join(before + name for name in FILE_NAMES if name not in found)
     raise FileNotFoundError(
-        f"{folder}: expected the four files {', '.join(FILE_NAMES)}, each gzipped with .gz at the end or not; "
+        f"{folder}: expected the four files {expected}, each gzipped with .gz at the end or not; "
         f"missing: {missing}; {there}"
     )
 

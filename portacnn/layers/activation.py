@@ -3,6 +3,7 @@
 from typing import Any, ClassVar
 
 from portacnn import ops
+from portacnn.arguments import as_int
 from portacnn.errors import ArgumentError, PortacnnError, ShapeError
 from portacnn.layers.base import Layer, Shape
 from portacnn.ops import activation as checks
@@ -102,9 +103,9 @@ class Softmax(Activation):
     op, op_backward, options = ops.softmax, ops.softmax_backward, ("dim",)
 
     def __init__(self, dim: int) -> None:
-        if isinstance(dim, bool) or not hasattr(dim, "__index__"):
+        if (number := as_int(dim)) is None:
             raise ArgumentError(f"dim must be a whole number, got {dim!r}", type(self).__name__)
-        self.dim = int(dim)
+        self.dim = number
 
     def infer(self, shape: Shape) -> Shape:
         axes = len(shape) + 1

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from portacnn import ops
-from portacnn.arguments import whole
+from portacnn.arguments import wholes
 from portacnn.errors import PortacnnError
 from portacnn.init import constant
 from portacnn.layers.activation import Activation
@@ -76,7 +76,7 @@ class PReLU(Layer):
 
     def __init__(self, shape: Sequence[int] = (1,)) -> None:
         try:
-            self.shape = tuple(whole("shape", n, 1) for n in shape)
+            self.shape = wholes("shape", shape, 1)
         except PortacnnError as error:
             raise error.at(type(self).__name__)
 

@@ -18,11 +18,12 @@ from inspect import signature
 from math import prod
 from typing import Any, ClassVar, NamedTuple, Self
 
+from portacnn.arguments import told, wholes
 from portacnn.errors import ArgumentError, ModelFormatError, PortacnnError, ShapeError, StateError
 from portacnn.flat import Flat, Named
 from portacnn.init import Initializer, rule
 from portacnn.layers.passes import Gradients, current_gradients, is_recomputing, moment
-from portacnn.runtime import Array, Backend, HostArray, describe, dtype_name, resolve
+from portacnn.runtime import Array, Backend, HostArray, describe, dtype_name, resolve, taken
 from portacnn.seeds import check_seed, generator
 
 Shape = tuple[int, ...]
@@ -693,13 +694,14 @@ class Layer:
             What was missing and what was unexpected: nothing where it is ``strict``.
 
         Raises:
-            ModelFormatError: lists everything that is missing, unexpected or of another shape; nothing has changed then.
+            ModelFormatError: lists everything that is missing, unexpected or of another shape; or numbers beyond the range of the
+                layer's dtype. Nothing has changed then.
         """
         home, own = self.home, self.named_state()
         mismatch = check_state({path: tuple(array.shape) for path, array in own.items()}, state, self.where, strict)
         with home.active():
             arrays = {
-                path: home.xp.astype(home.share(state[path]), array.dtype, copy=False)
+                path: taken(home, state[path], array.dtype, f"{self.where}: {path}")
                 for path, array in own.items()
                 if path in state
             }
@@ -713,6 +715,11 @@ class Layer:
     def parameter_count(self) -> int:
         """How many numbers this layer itself learns, those of its children left out; known once it is planned."""
         return sum(prod(spec.shape) for name, spec in self.declared.items() if name not in self.tied)
+
+    @property
+    def least_batch(self) -> int:
+        """How many samples a batch must have at least for this layer itself to be trained on it; known once it is planned."""
+        return 1
 
     def multiply_adds(self) -> int:
         """How often this layer itself multiplies and adds in one sample's forward pass; known once it is planned.
@@ -853,14 +860,23 @@ def building_from(state: Mapping[str, HostArray]) -> Iterator[None]:
 
 def check_state(own: Mapping[str, Shape], state: Mapping[str, Any], where: str, strict: bool = True) -> Mismatch:
     """Raise ModelFormatError with everything that is missing or unexpected, where it is ``strict``, or of another shape."""
+    if not isinstance(state, Mapping):
+        raise ModelFormatError(
+            f"expected arrays by path, as state_dict() gives them, got a {type(state).__name__}", where
+        )
     mismatch = Mismatch([path for path in own if path not in state], [path for path in state if path not in own])
     problems = {
         "missing": mismatch.missing_keys if strict else [],
         "unexpected": mismatch.unexpected_keys if strict else [],
+        "no array (numpy.asarray makes one of numbers)": [
+            f"{path}, a {type(state[path]).__name__}"
+            for path in own
+            if path in state and not hasattr(state[path], "shape")
+        ],
         "of another shape": [
             f"{path} {tuple(state[path].shape)} (expected {shape})"
             for path, shape in own.items()
-            if path in state and tuple(state[path].shape) != shape
+            if path in state and hasattr(state[path], "shape") and tuple(state[path].shape) != shape
         ],
     }
     if any(problems.values()):
@@ -883,9 +899,10 @@ def _snapshot(layers: list[Layer]) -> Callable[[], None]:
 
 
 def _sample_shape(shape: Sequence[int], where: str) -> Shape:
-    if not isinstance(shape, Sequence) or not all(hasattr(n, "__index__") and n >= 1 for n in shape):
-        raise ShapeError(f"input_shape must be positive numbers without the batch, got {shape!r}", where)
-    return tuple(int(n) for n in shape)
+    try:
+        return wholes("input_shape", shape, 1)
+    except ArgumentError as error:
+        raise ShapeError(f"input_shape must be positive numbers without the batch, got {told(shape)}", where) from error
 
 
 def _note_replaced(chain: list[tuple[Layer, str]], path: str, layer: Layer) -> None:

@@ -10,12 +10,12 @@ from math import prod
 from typing import Any
 
 from portacnn import ops
-from portacnn.arguments import one_of, whole
+from portacnn.arguments import one_of, whole, wholes
 from portacnn.errors import PortacnnError, ShapeError
 from portacnn.layers.base import Layer, Shape
 from portacnn.ops.arithmetic import ARITHMETIC
 from portacnn.ops.join import concat_channels
-from portacnn.runtime import Array, backend_of
+from portacnn.runtime import Array, backend_of, where
 
 
 class Join(Layer):
@@ -79,7 +79,7 @@ class ArithmeticWith(Layer):
     def __init__(self, kind: str, shape: Sequence[int], constant_first: bool = False, learn: bool = True) -> None:
         self.kind_ = _checked_kind(kind, type(self).__name__)
         try:
-            self.shape = tuple(whole("shape", n, 1) for n in shape)
+            self.shape = wholes("shape", shape, 1)
         except PortacnnError as error:
             raise error.at(type(self).__name__)
         self.constant_first, self.learn = bool(constant_first), bool(learn)
@@ -170,12 +170,14 @@ class MatMul(Join):
         return prod(self.output_shape) * int(self.input_shape[0][-1])  # type: ignore[index]
 
     def forward(self, x: Any, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
-        return backend_of(x[0]).xp.matmul(x[0], x[1]), tuple(x) if keep else None
+        with where(x[0]):
+            return backend_of(x[0]).xp.matmul(x[0], x[1]), tuple(x) if keep else None
 
     def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Any:
         a, b = self.kept(cache)
         xp = backend_of(dy).xp
-        return [xp.matmul(dy, xp.matrix_transpose(b)), xp.matmul(xp.matrix_transpose(a), dy)]
+        with where(dy):
+            return [xp.matmul(dy, xp.matrix_transpose(b)), xp.matmul(xp.matrix_transpose(a), dy)]
 
 
 class MatMulWith(Layer):
@@ -204,10 +206,12 @@ class MatMulWith(Layer):
 
     def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
         self.check_built()
-        return backend_of(x).xp.matmul(x, self.params["weight"]), x if keep else None
+        with where(x):
+            return backend_of(x).xp.matmul(x, self.params["weight"]), x if keep else None
 
     def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
         x, xp, weight = self.kept(cache), backend_of(dy).xp, self.params["weight"]
         rows, up = (xp.reshape(a, (prod(a.shape[:-1]), a.shape[-1])) for a in (x, dy))
-        self.add_grads(weight=xp.matrix_transpose(rows) @ up)
-        return xp.matmul(dy, xp.matrix_transpose(weight)) if need_dx else None
+        with where(dy):
+            self.add_grads(weight=xp.matrix_transpose(rows) @ up)
+            return xp.matmul(dy, xp.matrix_transpose(weight)) if need_dx else None

@@ -1,6 +1,7 @@
 """Normalization layers. See ``portacnn.ops.norm`` for what they compute."""
 
 from collections.abc import Sequence
+from math import prod
 from typing import Any, ClassVar
 
 from portacnn import ops
@@ -81,6 +82,11 @@ class _ChannelNorm(_Norm):
 
 class _BatchNorm(_ChannelNorm):
     op_backward = ops.batch_norm_backward
+
+    @property
+    def least_batch(self) -> int:
+        """See ``Layer.least_batch``: one value of a channel has no variance."""
+        return 2 if prod(self.input_shape[1:]) == 1 else 1
 
     def __init__(
         self,

@@ -8,17 +8,17 @@ from math import prod
 from typing import Any
 
 from portacnn import ops
-from portacnn.arguments import one_of, real, whole
+from portacnn.arguments import one_of, real, wholes
 from portacnn.errors import ArgumentError, PortacnnError, ShapeError
 from portacnn.layers.base import Layer, Shape
 from portacnn.layers.conv import PADDING_MODES
 from portacnn.ops.pad import check_pads
-from portacnn.runtime import Array, backend_of
+from portacnn.runtime import Array, backend_of, where
 
 
 def _several(layer: Layer, name: str, values: Sequence[int], least: int) -> tuple[int, ...]:
     try:
-        return tuple(whole(name, value, least) for value in values)
+        return wholes(name, values, least)
     except PortacnnError as error:
         raise error.at(type(layer).__name__)
 
@@ -170,7 +170,8 @@ class Take(Layer):
         chosen = xp.asarray(self.indices, dtype=xp.int64, device=dy.device)
         places = chosen[:, None] == xp.arange(cells, dtype=xp.int64, device=dy.device)[None, :]
         last = xp.moveaxis(dy, self.axis, -1)
-        return xp.moveaxis(xp.matmul(last, xp.astype(places, dy.dtype)), -1, self.axis)
+        with where(dy):
+            return xp.moveaxis(xp.matmul(last, xp.astype(places, dy.dtype)), -1, self.axis)
 
 
 class Reduce(Layer):
@@ -199,12 +200,14 @@ class Reduce(Layer):
 
     def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
         xp: Any = backend_of(x).xp
-        y = getattr(xp, self.reduction)(x, axis=self.axes, keepdims=self.keepdims)
+        with where(x):
+            y = getattr(xp, self.reduction)(x, axis=self.axes, keepdims=self.keepdims)
         return y, tuple(x.shape) if keep else None
 
     def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
         shape, xp = self.kept(cache), backend_of(dy).xp
         dy = xp.reshape(dy, tuple(1 if axis in self.axes else n for axis, n in enumerate(shape)))
         if self.reduction == "mean":
-            dy = dy / prod(shape[axis] for axis in self.axes)
+            with where(dy):
+                dy = dy / prod(shape[axis] for axis in self.axes)
         return dy + xp.zeros(shape, dtype=dy.dtype, device=dy.device)  # broadcast, into memory of its own

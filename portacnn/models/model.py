@@ -1,5 +1,6 @@
 """``Model``: a network that classifies. What ``Sequential`` is, with arrays of any kind in, and numbers and files out."""
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -9,7 +10,7 @@ from typing import Any, Self, TypeVar
 from portacnn import ops
 from portacnn.arguments import whole
 from portacnn.data.labels import class_indices
-from portacnn.errors import ArgumentError, ArrayError, ModelFormatError, PortacnnError, ShapeError
+from portacnn.errors import ArgumentError, ArrayError, ModelFormatError, NotFiniteError, PortacnnError, ShapeError
 from portacnn.files import load_tensors, save_tensors, within
 from portacnn.gradient_check import numerical_gradient
 from portacnn.layers import Layer, Sequential, gradients_of
@@ -19,18 +20,19 @@ from portacnn.models.inference import Inference
 from portacnn.models.preprocess import Normalize, rebuild_preprocess
 from portacnn.models.summary import table
 from portacnn.ops.windows import per_axis
-from portacnn.runtime import Array, Backend, HostArray, backend_of, describe, dtype_name, is_float, resolve
+from portacnn.runtime import Array, Backend, HostArray, backend_of, cast, describe, is_float, resolve
 
+_log = logging.getLogger("portacnn")
 _ROOM = 512 << 20  # bytes that the layers' outputs may take in ``predict``
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 def _at_home(method: _Method) -> _Method:
-    """The method with the model's device current, where the library has one that is current."""
+    """The method within ``Backend.active``."""
 
     @wraps(method)
     def run(self: "Model", *args: Any, **kwargs: Any) -> Any:
-        if self.backend is None or not self.backend.has_current_device:
+        if self.backend is None or not self.backend.enters:
             return method(self, *args, **kwargs)
         with self.backend.active():
             return method(self, *args, **kwargs)
@@ -59,6 +61,8 @@ class Model(Sequential):
 
     _most: int | None = None  # images at a time in ``predict``, once it is known
     _preprocess: Normalize | None = None
+    _floats_seen = False  # whether floating-point images were looked at, where that takes a transfer
+    _warned = False  # that they look like bytes
     _constants: tuple[tuple[Any, ...], Array | None, Array] | None = None  # what they are for; mean; std
 
     @property
@@ -82,7 +86,12 @@ class Model(Sequential):
         self._most = None
         if self._preprocess is not None:
             _fits(self._preprocess, shape, self.where)
-        return super().infer(shape)
+        try:
+            return super().infer(shape)
+        except ShapeError as error:
+            if len(shape) == 3 and shape[0] > 4 >= shape[2]:
+                error.message += f". Shapes are (C, H, W): did you mean {(shape[2], *shape[:2])} instead of {shape}?"
+            raise
 
     @_at_home
     def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
@@ -102,16 +111,49 @@ class Model(Sequential):
             ArrayError: uint8 without a ``preprocess``, other integers; another device than the model's, but a NumPy array may
                 always come; a library that does not know DLPack.
             ShapeError: not (N, *input_shape).
+            NotFiniteError: numbers beyond the range of the model's dtype.
         """
         home, x = self.home, self.received(x)
-        dtype = self.kept_as(x)
-        if dtype_name(x) != dtype:
-            source = backend_of(x)
-            x = source.xp.astype(x, source.dtype(dtype))
+        if self._preprocess is not None and self.kept_as(x) != "uint8":
+            self._look_at_floats(x)
+        x = self.cast(x)
         return x if backend_of(x).name == home.name else home.share(x)
 
-    def received(self, x: Any) -> Array:
+    def cast(self, x: Array) -> Array:
+        """Images, as ``received`` gives them, in the dtype that they are kept in, where they are. Raises as ``accept`` does."""
+        dtype = self.kept_as(x)
+        try:
+            return cast(x, backend_of(x).dtype(dtype))
+        except NotFiniteError as error:
+            error.message = f"images {error.message}: scale them, or build the model with dtype='float64'"
+            raise error.at(self.where)
+
+    def _look_at_floats(self, x: Array) -> None:
+        """Say, once, that images of floating point look like bytes, which ``preprocess`` would have scaled.
+
+        NumPy's are looked at each time they pass all checks, those on a device only the first time: reading is waiting there.
+        """
+        source, (channels, *_) = backend_of(x), self.input_shape
+        if self._warned or 0 in x.shape or (self._floats_seen and source.name != "numpy"):
+            return
+        self._floats_seen = True
+        largest = float(source.to_host(source.xp.max(x[: min(16, x.shape[0]), ...])))
+        means, stds = self._preprocess.in_pixels(channels)  # type: ignore[union-attr]
+        usual = max(abs(pixel - mean) / std for pixel in (0, 255) for mean, std in zip(means, stds, strict=True))
+        if largest > 8 * usual:
+            self._warned = True
+            _log.warning(
+                "%s: floating-point images are taken as they are, and preprocess is not for them; but these reach %g, where "
+                "preprocess makes at most %g of a byte. If they are pixels of 0..255, give them as uint8: x.astype('uint8')",
+                self.where,
+                largest,
+                usual,
+            )
+
+    def received(self, x: Any, what: str = "x") -> Array:
         """An array of any library, its memory shared, as one of the model's own on its device; NumPy's as they are.
+
+        ``what`` is the argument's name, for the message.
 
         Raises:
             ArrayError: as ``accept`` says.
@@ -119,6 +161,8 @@ class Model(Sequential):
         try:
             return self.home.receive(x)
         except ArrayError as error:
+            if not hasattr(x, "shape") and not hasattr(x, "__dlpack__"):  # no array at all
+                error.message = f"{what}: {error.message}"
             raise error.at(self.where)
 
     def kept_as(self, x: Array) -> str:
@@ -126,12 +170,13 @@ class Model(Sequential):
 
         x is as ``received`` gives it.
         """
-        dtype = self._dtype_of(x)
         if tuple(x.shape[1:]) != self.input_shape or x.ndim < 1:
             raise ShapeError(
-                f"expected images (N, {', '.join(map(str, self.input_shape))}), got {describe(x)}", self.where
+                f"expected images (N, {', '.join(map(str, self.input_shape))}), got {describe(x)}"
+                f"{_reshaping(x, self.input_shape)}",
+                self.where,
             )
-        return dtype
+        return self._dtype_of(x)
 
     def _dtype_of(self, x: Array) -> str:
         """The dtype that images of x's are kept in."""
@@ -189,7 +234,7 @@ class Model(Sequential):
         try:
             source = backend_of(t)
         except ArrayError:
-            t = self.received(t)
+            t = self.received(t, what)
             source = backend_of(t)
         return home.asarray(class_indices(source.to_host(t), count, self.classes, what))
 
@@ -207,8 +252,11 @@ class Model(Sequential):
         ``batch_size`` images go through at a time; by default as many as leave the layers' outputs within 512 MiB, but no
         more than 256. Softmax is left out: the largest logit is the likeliest class.
         """
-        if batch_size is not None and batch_size < 1:
-            raise ArgumentError(f"batch_size must be at least 1, got {batch_size}", self.where)
+        if batch_size is not None:
+            try:
+                batch_size = whole("batch_size", batch_size, 1)
+            except ArgumentError as error:
+                raise error.at(self.where)
         x = self.received(x)
         count = _count(x)
         most = self._own_batch_size()
@@ -242,23 +290,28 @@ class Model(Sequential):
         return float(self.home.to_host(loss))
 
     def accuracy(self, x: Array, t: Array, batch_size: int | None = None) -> float:
-        """The share of images x whose largest logit is their label's; every one counts, the last short batch too."""
+        """The share of images x whose largest logit is their label's; every one counts, the last short batch too.
+
+        One with NaN among its logits is wrong.
+        """
         x = self.received(x)
         if _count(x) == 0:
             raise ArgumentError("the accuracy over no images is not defined", self.where)
+        self.kept_as(x)
         return self.count_correct(x, self.labels(t, x.shape[0]), batch_size) / x.shape[0]
 
     @_at_home
     def count_correct(self, x: Array, t: Array, batch_size: int | None = None) -> int:
-        """How many of the images x are classified as t, which is as ``labels`` gives it."""
+        """How many of the images x are classified as t, which is as ``labels`` gives it; an output of NaN is never right."""
         home = self.home
-        hits = home.xp.argmax(self.predict(x, batch_size), axis=1) == t
+        hits = ops.is_correct(self.predict(x, batch_size), t)
         return int(home.to_host(home.xp.count_nonzero(hits)))
 
     @_at_home
     def gradient(self, x: Array, t: Array) -> dict[str, Array]:
         """The gradient of ``loss`` for every parameter, by backward pass: arrays of their own, by the parameter's path."""
         x = self.received(x)
+        self.kept_as(x)
         labels = self.labels(t, x.shape[0])
         logits, kept = run(self, self._batch(x), False, True)
         _, cache = ops.softmax_cross_entropy(logits, labels)
@@ -405,6 +458,27 @@ def image_shape(model: str, num_classes: int, in_channels: int, input_size: int 
         return (whole("in_channels", in_channels, 1), *per_axis("input_size", input_size, 2, 1))
     except PortacnnError as error:
         raise error.at(model)
+
+
+def _reshaping(x: Array, sample: Shape) -> str:
+    """What makes images for samples (C, H, W) of an array of another shape, for a message; empty where nothing is likely."""
+    shape, (channels, *size) = tuple(x.shape), sample
+    last = (*size, channels)
+    turn = "permute" if hasattr(x, "permute") else "transpose"
+    axes = (0, len(sample), *range(1, len(sample)))
+    if shape == sample:
+        return "; one image is a batch of one: x[None]"
+    if shape == last:
+        return f"; the channels come first, and one image is a batch of one: x[None].{turn}{axes}"
+    if shape[1:] == last:
+        return f"; the channels come first: x.{turn}{axes}"
+    if channels == 1 and shape[1:] == tuple(size):
+        return "; give them an axis for the channel: x[:, None]"
+    if channels == 1 and shape == tuple(size):
+        return "; give it axes for the batch and the channel: x[None, None]"
+    if len(shape) == 2 and shape[1] == prod(sample):
+        return f"; x.reshape{(-1, *sample)}"
+    return ""
 
 
 def _fits(preprocess: Normalize, sample: Shape, where: str) -> None:

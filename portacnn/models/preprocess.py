@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from portacnn.arguments import real
+from portacnn.arguments import listed, real
 from portacnn.errors import ArgumentError, ModelFormatError, ShapeError
 from portacnn.layers.base import Shape
 
@@ -78,12 +78,10 @@ def rebuild_preprocess(described: Any) -> Normalize | None:
 
 def _numbers(name: str, value: Any, bounds: dict[str, float]) -> float | tuple[float, ...]:
     """One number, or a tuple of several: of any sequence, and of any library's."""
-    value = value.tolist() if hasattr(value, "tolist") else value
+    value = listed(value)
     try:
         if isinstance(value, Sequence) and not isinstance(value, str) and value:
-            return tuple(float(real(f"{name}[{i}]", number, **bounds)) for i, number in enumerate(value))
-        return float(real(name, value, **bounds))
+            return tuple(real(f"{name}[{i}]", number, **bounds) for i, number in enumerate(value))
+        return real(name, value, **bounds)
     except ArgumentError as error:
         raise error.at("Normalize")
-    except OverflowError as error:
-        raise ArgumentError(f"{name} is too large for a float", "Normalize") from error

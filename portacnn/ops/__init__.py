@@ -79,6 +79,7 @@ from portacnn.ops.linear import linear, linear_backward
 from portacnn.ops.loss import (
     binary_cross_entropy_with_logits,
     binary_cross_entropy_with_logits_backward,
+    is_correct,
     mse_loss,
     mse_loss_backward,
     softmax_cross_entropy,
@@ -196,6 +197,7 @@ __all__ = [
     "im2col",
     "instance_norm",
     "instance_norm_backward",
+    "is_correct",
     "layer_norm",
     "layer_norm_backward",
     "leaky_relu",

@@ -12,6 +12,7 @@ are short ones. Summed in one go a large image would lose digits, as batch-last 
 from collections.abc import Sequence
 from typing import Any
 
+from portacnn.arguments import listed
 from portacnn.errors import PortacnnError, ShapeError
 from portacnn.ops.dispatch import Cache, op
 from portacnn.ops.faces import check_input, faces
@@ -64,7 +65,7 @@ def adaptive_max_pool(x: Array, size: Size, *, keep: bool) -> tuple[Array, tuple
     for axis in range(len(size), 0, -1):
         parts = [y[_along(axis, *share)] for share in shares_of(y.shape[axis], size[axis - 1])]
         if keep:
-            winners.append(xp.concat([xp.argmax(part, axis=axis, keepdims=True) for part in parts], axis=axis))
+            winners.append(xp.concat([_place_of_max(part, axis) for part in parts], axis=axis))
         y = xp.concat([xp.max(part, axis=axis, keepdims=True) for part in parts], axis=axis)
     return batch_first(y), (tuple(x.shape[2:]), size, winners) if keep else None
 
@@ -73,7 +74,7 @@ def adaptive_max_pool(x: Array, size: Size, *, keep: bool) -> tuple[Array, tuple
 def adaptive_max_pool_backward(dy: Array, saved: tuple) -> Array:
     """The gradient of adaptive and global max pooling: dy (N, C, *OUT) -> dx (N, C, *S).
 
-    Of equal maxima the first, in reading order, takes it all, as in PyTorch.
+    Of equal maxima the first, in reading order, takes it all; of several NaN the last: both as in PyTorch.
     """
     inputs, size, winners = saved
     xp = backend_of(dy).xp
@@ -89,11 +90,20 @@ def adaptive_max_pool_backward(dy: Array, saved: tuple) -> Array:
     return batch_first(dx)
 
 
+def _place_of_max(part: Array, axis: int) -> Array:
+    """The first of equal maxima along an axis, which stays with length 1; the last NaN where there is one."""
+    xp = backend_of(part).xp
+    unlike = part != part
+    last = part.shape[axis] - 1 - xp.argmax(xp.astype(xp.flip(unlike, axis=axis), xp.int8), axis=axis, keepdims=True)
+    return xp.where(xp.any(unlike, axis=axis, keepdims=True), last, xp.argmax(part, axis=axis, keepdims=True))
+
+
 # --- the public faces -----------------------------------------------------------------------------------------------
 
 
 def output_of(output_size: int | Sequence[int | None] | None, size: Sequence[int]) -> Size:
     """``output_size`` for an input of this spatial size, None standing for the input's own. Raises ArgumentError."""
+    output_size = listed(output_size)
     wanted = tuple(output_size) if isinstance(output_size, Sequence) else (output_size,) * len(size)
     if len(wanted) == len(size):
         wanted = tuple(n if m is None else m for n, m in zip(size, wanted, strict=True))

@@ -11,7 +11,8 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache, update_wrapper, wraps
+from functools import cache, lru_cache, update_wrapper, wraps
+from inspect import signature
 from typing import Any, NamedTuple
 
 from portacnn.arguments import one_of
@@ -90,6 +91,39 @@ def use_precision(word: str) -> Iterator[None]:
         _precision.reset(token)
 
 
+@lru_cache(maxsize=1024)
+def computed_in(xp: Any, dtype: Any) -> Any:
+    """The dtype that ops compute in for arrays of ``dtype``, where that is another; None where it is the same.
+
+    float16 and bfloat16 are computed in float32: their sums would lose digits from 2048 (256) summands on, and end at 65504.
+    NumPy's arrays of foreign byte order are computed in the machine's own.
+    """
+    native = _in_native_order(dtype)
+    if str(native).rpartition(".")[2] in ("float16", "bfloat16"):
+        return xp.float32
+    return None if native == dtype else native
+
+
+def _in_native_order(dtype: Any) -> Any:
+    return dtype if getattr(dtype, "isnative", True) else dtype.newbyteorder("=")
+
+
+def _native(array: Array) -> Array:
+    """The array itself, or where its bytes are in foreign order (NumPy's may be) a native copy."""
+    backend = backend_of(array)
+    native = _in_native_order(array.dtype)
+    return array if native is array.dtype else backend.xp.astype(array, native)
+
+
+def _write_back(given: Any, computed: Any) -> None:
+    """What an op wrote into copies, into the arrays that they are copies of; arrays, lists of them, or None."""
+    if isinstance(given, list):
+        for one, other in zip(given, computed, strict=True):
+            _write_back(one, other)
+    elif given is not computed:
+        given[...] = backend_of(given).xp.astype(computed, given.dtype)
+
+
 class Cache(NamedTuple):
     """What a forward kept for its backward, and whose backward that is."""
 
@@ -104,13 +138,19 @@ class Op:
     """An op's portable pair, callable through the dispatch: ``@op()`` on the forward, then ``@name.backward``.
 
     An op that only writes into its arguments (an optimizer's update) has no backward, and its result is handed on as it is.
+
+    Every kernel and every portable op sees float32 or float64 in the machine's byte order only: other floats are converted
+    before (``computed_in``). They all run within ``Backend.elsewhere``, where NumPy does not warn of infinities and NaN.
     """
 
-    def __init__(self, forward: Callable[..., Any], check: Callable[..., None] | None) -> None:
+    def __init__(
+        self, forward: Callable[..., Any], check: Callable[..., None] | None, writes: tuple[str, ...] = ()
+    ) -> None:
         update_wrapper(self, forward)
         self.name = forward.__name__
         self.forward = forward
         self.check = check
+        self.writes = writes
         self.portable_backward: Callable[..., Any] | None = None
         OPS[self.name] = self
 
@@ -125,13 +165,15 @@ class Op:
             if cache.op != self.name:
                 raise StateError(f"expected the cache of {self.name}, got one of {cache.op}", function.__name__)
             if not isinstance(dy, float) and _kind(dy) != cache.result:
+                dy = _native(dy)
+            if not isinstance(dy, float) and _kind(dy) != cache.result:
                 library, shape, dtype, device = cache.result
                 raise ArrayError(
                     f"expected a gradient like the output ({library} {dtype} {shape} on {device}), got {describe(dy)}",
                     function.__name__,
                 )
-            if cache.backend.has_current_device and (there := cache.backend.elsewhere(cache.result[-1])) is not None:
-                with there:
+            if cache.backend.enters and (around := cache.backend.elsewhere(cache.result[-1])) is not None:
+                with around:
                     return cache.backward(dy, cache.saved, **options)
             return cache.backward(dy, cache.saved, **options)
 
@@ -142,9 +184,14 @@ class Op:
             self.check(x, *args, **kwargs)
         one = x[0] if isinstance(x, list) else x
         backend = backend_of(one)
-        if backend.has_current_device and (there := backend.elsewhere(one.device)) is not None:
-            with there:
-                return self(x, *args, **kwargs)
+        if backend.enters and (around := backend.elsewhere(one.device)) is not None:
+            with around:
+                return self._run(backend, one, x, args, kwargs)
+        return self._run(backend, one, x, args, kwargs)
+
+    def _run(self, backend: Backend, one: Array, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if (dtype := computed_in(backend.xp, one.dtype)) is not None:
+            return self._converted(backend, one, dtype, (x, *args), kwargs)
         for kernel in self._overrides(backend):
             result, backward = kernel.forward(x, *args, **kwargs), kernel.backward
             if result is not NotImplemented:
@@ -156,6 +203,38 @@ class Op:
         y, saved = result
         return y, None if saved is None else Cache(self.name, backward, saved, _kind(y), backend)
 
+    def _converted(
+        self, backend: Backend, one: Array, dtype: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """The op computed in ``dtype``. Results of half precision come back in it, those of foreign byte order stay native."""
+        xp, old = backend.xp, one.dtype
+
+        def change(value: Any, old: Any, new: Any) -> Any:
+            if isinstance(value, list | tuple):
+                return type(value)([change(item, old, new) for item in value])
+            return xp.astype(value, new) if getattr(value, "dtype", None) == old else value
+
+        bound = signature(self.forward).bind(*args, **kwargs)
+        given = dict(bound.arguments)
+        bound.arguments.update({name: change(value, old, dtype) for name, value in given.items()})
+        x, *others = bound.args
+        result = self._run(backend, change(one, old, dtype), x, tuple(others), bound.kwargs)
+        for name in self.writes:
+            _write_back(given.get(name), bound.arguments.get(name))
+        native = _in_native_order(old)
+        if native == dtype:
+            return result
+        if self.portable_backward is None:
+            return change(result, dtype, native)
+        y, cache = change(result[0], dtype, native), result[1]
+        if cache is None:
+            return y, None
+
+        def backward(dy: Any, saved: Any, **options: Any) -> Any:
+            return change(cache.backward(change(dy, native, dtype), saved, **options), dtype, native)
+
+        return y, Cache(self.name, backward, cache.saved, _kind(y), backend)
+
     def prepare(self, x: Array, *args: Any, **kwargs: Any) -> Callable[[Array], Array]:
         """This op for one array after another that are all just like ``x``, keeping nothing: a function of the array alone.
 
@@ -164,7 +243,8 @@ class Op:
         """
         if self.check is not None:
             self.check(x, *args, **kwargs)
-        for kernel in self._overrides(backend_of(x)):
+        backend = backend_of(x)
+        for kernel in self._overrides(backend) if computed_in(backend.xp, x.dtype) is None else ():
             if kernel.prepare is not None:
                 function = kernel.prepare(x, *args, **kwargs)
                 if function is not NotImplemented:
@@ -186,9 +266,14 @@ def _kind(array: Array) -> tuple[Any, ...]:
     return backend_of(array).name, tuple(array.shape), array.dtype, array.device
 
 
-def op(check: Callable[..., None] | None = None) -> Callable[[Callable[..., Any]], Op]:
-    """Make a portable forward an ``Op``. ``check`` gets the same arguments first, and raises on bad ones."""
-    return lambda forward: Op(forward, check)
+def op(check: Callable[..., None] | None = None, writes: tuple[str, ...] = ()) -> Callable[[Callable[..., Any]], Op]:
+    """Make a portable forward an ``Op``.
+
+    Args:
+        check: gets the same arguments first, and raises on bad ones.
+        writes: the names of the arguments that it writes into, arrays or lists of arrays.
+    """
+    return lambda forward: Op(forward, check, writes)
 
 
 OPS: dict[str, Op] = {}
@@ -219,7 +304,8 @@ def check_arrays(op: str, *, integers: bool = False, **arrays: Array | None) -> 
         elif array.device != first.device:
             problem = "on one device"
         elif array.dtype != first.dtype:
-            problem = "of one dtype"
+            same = _in_native_order(array.dtype) == _in_native_order(first.dtype)
+            problem = "of one byte order (x.astype('float32') is native)" if same else "of one dtype"
         else:
             continue
         raise ArrayError(

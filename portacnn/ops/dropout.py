@@ -15,7 +15,7 @@ from functools import lru_cache
 from math import prod
 from typing import Any
 
-from portacnn.arguments import real
+from portacnn.arguments import LARGEST, as_int, real
 from portacnn.errors import ArgumentError, ArrayError, PortacnnError, ShapeError
 from portacnn.ops.dispatch import Cache, check_arrays, op
 from portacnn.ops.layout import batch_first
@@ -154,7 +154,7 @@ def _check_counter(name: str, number: Any, x: Array) -> None:
             )
         if source.name != backend_of(x).name or number.device != x.device:
             raise ArrayError(f"{name} must be where x is; {name} is {describe(number)}, x is {describe(x)}")
-    elif isinstance(number, bool) or not hasattr(number, "__index__") or not 0 <= number < 2**63:
+    elif (counted := as_int(number)) is None or not 0 <= counted <= LARGEST:
         raise ArgumentError(f"{name} must be a whole number of 0 or more, got {number!r}")
 
 

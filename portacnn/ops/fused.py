@@ -16,7 +16,7 @@ from portacnn.ops.conv import conv, conv_backward
 from portacnn.ops.dispatch import op
 from portacnn.ops.join import add, check_add
 from portacnn.ops.linear import check_linear, linear, linear_backward
-from portacnn.ops.norm import batch_norm, batch_norm_backward, check_batch_norm
+from portacnn.ops.norm import RUNNING, batch_norm, batch_norm_backward, check_batch_norm
 from portacnn.ops.pool import max_pool, max_pool_backward
 from portacnn.ops.windows import Windows
 from portacnn.runtime import Array
@@ -63,7 +63,7 @@ def linear_relu_backward(dy: Array, saved: tuple, *, need_dx: bool = True) -> tu
     return linear_backward(relu_backward(dy, relu_cache), linear_cache, need_dx=need_dx)
 
 
-@op(partial(check_batch_norm, "batch_norm_relu"))
+@op(partial(check_batch_norm, "batch_norm_relu"), writes=RUNNING)
 def batch_norm_relu(
     x: Array,
     running_mean: Array | None,

@@ -135,6 +135,12 @@ def softmax_cross_entropy_backward(dy: Array | float, saved: tuple) -> Array:
     return (softmax * xp.sum(q, axis=1, keepdims=True) - q) * (dy * scale)
 
 
+def is_correct(logits: Array, labels: Array) -> Array:
+    """For logits (N, C) and integer labels (N,): whether the largest logit is the label's, booleans (N,); not if one is NaN."""
+    xp = backend_of(logits).xp
+    return (xp.argmax(logits, axis=1) == labels) & xp.all(logits == logits, axis=1)
+
+
 # --- losses of one number against another ---------------------------------------------------------------------------
 
 

@@ -20,7 +20,7 @@ from functools import partial
 from math import prod
 from typing import Any, NamedTuple
 
-from portacnn.arguments import real
+from portacnn.arguments import listed, real
 from portacnn.errors import ArgumentError, PortacnnError, ShapeError
 from portacnn.ops.dispatch import check_arrays, op
 from portacnn.ops.layout import batch_first, batch_last
@@ -28,6 +28,8 @@ from portacnn.ops.windows import per_axis
 from portacnn.runtime import Array, backend_of, describe
 
 _BLOCK = 128
+RUNNING = ("running_mean", "running_var")
+"""What batch and instance norm write into."""
 
 
 class Normalized(NamedTuple):
@@ -210,7 +212,7 @@ def check_batch_norm(
         )
 
 
-@op(partial(check_batch_norm, "batch_norm"))
+@op(partial(check_batch_norm, "batch_norm"), writes=RUNNING)
 def batch_norm(
     x: Array,
     running_mean: Array | None,
@@ -299,7 +301,7 @@ def _check_instance_norm(
         )
 
 
-@op(_check_instance_norm)
+@op(_check_instance_norm, writes=RUNNING)
 def instance_norm(
     x: Array,
     running_mean: Array | None = None,
@@ -418,7 +420,8 @@ def group_norm_backward(
 
 def trailing(normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
     """``normalized_shape`` as a tuple of positive numbers. Raises ArgumentError."""
-    shape = tuple(normalized_shape) if isinstance(normalized_shape, Sequence) else (normalized_shape,)
+    shape = listed(normalized_shape)
+    shape = tuple(shape) if isinstance(shape, Sequence) else (shape,)
     return per_axis("normalized_shape", shape, max(len(shape), 1), 1)
 
 

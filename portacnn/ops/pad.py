@@ -15,6 +15,7 @@ from, and as every axis is folded on its own, in any order.
 
 from collections.abc import Iterator, Sequence
 
+from portacnn.arguments import as_int, listed
 from portacnn.errors import ArgumentError, PortacnnError, ShapeError
 from portacnn.ops.dispatch import Cache, check_arrays, op
 from portacnn.ops.layout import batch_first, batch_last
@@ -136,9 +137,10 @@ def check_pads(shape: Sequence[int], pads: Pads, mode: str) -> None:
 
 def _pairs(x: Array, pad: Sequence[int]) -> Pads:
     """torch's flat order, last axis first -> (before, after) for every axis of x, first axis first."""
+    pad = listed(pad)
     if not isinstance(pad, Sequence) or isinstance(pad, str) or len(pad) % 2:
         raise ArgumentError(f"pad must be two whole numbers for each axis, last axis first; got {pad!r}", "pad")
-    if any(not hasattr(n, "__index__") or n < 0 for n in pad):
+    if any((number := as_int(n)) is None or number < 0 for n in pad):
         raise ArgumentError(f"pad must be whole numbers of at least 0, got {pad!r}", "pad")
     if len(pad) > 2 * x.ndim:
         raise ShapeError(f"expected at most {2 * x.ndim} numbers, got {tuple(pad)} (input {describe(x)})", "pad")

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
+from portacnn.arguments import listed
 from portacnn.errors import ArgumentError, PortacnnError
 from portacnn.ops.dispatch import Cache, op
 from portacnn.ops.faces import check_input, faces
@@ -20,18 +21,18 @@ from portacnn.runtime import Array, backend_of
 @op()
 def max_pool(x: Array, windows: Windows, *, keep: bool) -> tuple[Array, tuple | None]:
     """x (N, C, *S) -> y (N, C, *OUT): the largest input under each window; NaN if there is one."""
-    backend = backend_of(x)
-    xp = backend.xp
-    xt = backend.contiguous(batch_last(x))  # (C, *S, N)
+    xp = backend_of(x).xp
+    xt = _packed(x, windows)
     shape = (xt.shape[0], *windows.out, xt.shape[-1])
     y = xp.full(shape, -float("inf"), dtype=x.dtype, device=x.device)
     winner = xp.zeros(shape, dtype=_counter(xp, windows), device=x.device) if keep else None  # whose input y is
     # From the last tap to the first, and what is not less wins: so of equals the first one has it in the end, and where
-    # all inputs are -inf it is still an input, not the padding beside it.
+    # all inputs are -inf it is still an input, not the padding beside it. Of several NaN the last one has it, as in PyTorch.
     for tap in reversed(windows.taps):
         here, seen = xt[tap.reads], tap.reaches
         if winner is not None:
-            winner[seen] = xp.where(here < y[seen], winner[seen], tap.index)
+            loses = (here < y[seen]) | (y[seen] != y[seen])
+            winner[seen] = xp.where(loses, winner[seen], tap.index)
         y[seen] = xp.maximum(y[seen], here)
     return batch_first(y), (xt.shape, winner, windows) if keep else None
 
@@ -40,7 +41,7 @@ def max_pool(x: Array, windows: Windows, *, keep: bool) -> tuple[Array, tuple | 
 def max_pool_backward(dy: Array, saved: tuple) -> Array:
     """The gradient of max pooling: dy (N, C, *OUT) -> dx (N, C, *S).
 
-    Of equal maxima the first, in reading order, takes it all, as in PyTorch.
+    Of equal maxima the first, in reading order, takes it all; of several NaN the last: both as in PyTorch.
     """
     shape, winner, windows = saved
     xp = backend_of(dy).xp
@@ -49,6 +50,12 @@ def max_pool_backward(dy: Array, saved: tuple) -> Array:
     for tap in windows.taps:
         dx[tap.reads] += xp.where(winner[tap.reaches] == tap.index, dy[tap.reaches], 0.0)
     return batch_first(dx)
+
+
+def _packed(x: Array, windows: Windows) -> Array:
+    """(N, C, *S) as (C, *S, N), contiguous unless little of it is read."""
+    xt = batch_last(x)
+    return xt if windows.sparse else backend_of(x).contiguous(xt)
 
 
 def _counter(xp: Any, windows: Windows) -> Any:
@@ -62,7 +69,7 @@ def avg_pool(
 ) -> tuple[Array, tuple | None]:
     """x (N, C, *S) -> y (N, C, *OUT): the mean under each window, zeros of the padding counted or not; or sum / divisor."""
     xp = backend_of(x).xp
-    xt = backend_of(x).contiguous(batch_last(x))
+    xt = _packed(x, windows)
     y = xp.zeros((xt.shape[0], *windows.out, xt.shape[-1]), dtype=x.dtype, device=x.device)
     for tap in windows.taps:
         y[tap.reaches] += xt[tap.reads]
@@ -94,9 +101,7 @@ def _weights(like: Array, windows: Windows, count_include_pad: bool, divisor: in
         return 1.0 / divisor
     inside = windows.covers
     padded = tuple(n + before + after for n, (before, after) in zip(windows.size, windows.pads, strict=True))
-    extent = tuple(d * (k - 1) + 1 for k, d in zip(windows.kernel, windows.dilation, strict=True))
-    reach = tuple((o - 1) * s + e for o, s, e in zip(windows.out, windows.stride, extent, strict=True))
-    if inside or (count_include_pad and all(r <= p for r, p in zip(reach, padded, strict=True))):
+    if inside or (count_include_pad and all(r <= p for r, p in zip(windows.extent, padded, strict=True))):
         return 1.0 / prod(windows.kernel)
     xp = backend_of(like).xp
     weights = xp.ones((1,), dtype=like.dtype, device=like.device)
@@ -104,11 +109,12 @@ def _weights(like: Array, windows: Windows, count_include_pad: bool, divisor: in
         windows.size, windows.kernel, windows.stride, windows.dilation, windows.pads, windows.out, strict=True
     ):
         low, high = (-before, n + after) if count_include_pad else (0, n)
-        start = xp.arange(out, dtype=like.dtype, device=like.device) * s - before
+        # Integers: floats of 24 bits, or of 8, would not tell the cells of a long axis apart.
+        start = xp.arange(out, dtype=xp.int64, device=like.device) * s - before
         # Of the cells start, start + d, ..., start + (k - 1)*d those from the first inside up to the last inside.
-        first = xp.ceil((xp.maximum(start, low) - start) / d)
-        last = xp.floor((xp.minimum(start + (k - 1) * d, high - 1) - start) / d)
-        cells = last - first + 1
+        first = (xp.clip(start, min=low) - start + (d - 1)) // d
+        last = (xp.clip(start + (k - 1) * d, max=high - 1) - start) // d
+        cells = xp.astype(last - first + 1, like.dtype)
         weights = weights[..., None] / cells  # one axis more, for each spatial axis: (1, OH, OW)
     return xp.reshape(weights, (*windows.out, 1))
 
@@ -130,6 +136,7 @@ def pool_windows(
     a padding in numbers, as PyTorch writes it; one given side by side (as in ONNX) may be wider.
     """
     windows = Windows.of(size, kernel_size, kernel_size if stride is None else stride, padding, dilation, ceil_mode)
+    padding = listed(padding)
     by_side = isinstance(padding, Sequence) and all(isinstance(p, Sequence) for p in padding)
     for pads, k, d in zip(windows.pads, windows.kernel, windows.dilation, strict=True):
         extent = d * (k - 1) + 1

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from portacnn.arguments import as_int
 from portacnn.errors import ArgumentError
 from portacnn.ops.dispatch import check_arrays, op
 from portacnn.runtime import Array, backend_of, describe
@@ -11,7 +12,7 @@ from portacnn.runtime import Array, backend_of, describe
 def _check(name: str) -> Callable[..., None]:
     def check(x: Array, dim: int, *, keep: bool = True) -> None:
         check_arrays(name, x=x)
-        if isinstance(dim, bool) or not hasattr(dim, "__index__") or not -x.ndim <= dim < x.ndim:
+        if (number := as_int(dim)) is None or not -x.ndim <= number < x.ndim:
             raise ArgumentError(
                 f"dim must be a whole number in {-x.ndim}..{x.ndim - 1}, got {dim!r} ({describe(x)})", name
             )

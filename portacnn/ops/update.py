@@ -38,7 +38,7 @@ def decayed(p: Array, g: Array, weight_decay: float) -> Array:
     return g + weight_decay * p if weight_decay else g
 
 
-@op()
+@op(writes=("params",))
 def sgd_update(
     params: list[Array], grads: list[Array], *, lr: Any, weight_decay: float = 0.0, ok: Array | None = None
 ) -> None:
@@ -47,7 +47,7 @@ def sgd_update(
         _write(p, p - in_dtype_of(p, lr) * decayed(p, g, weight_decay), ok)
 
 
-@op()
+@op(writes=("params", "velocity"))
 def momentum_update(
     params: list[Array],
     grads: list[Array],
@@ -73,7 +73,7 @@ def momentum_update(
         _write(p, p - in_dtype_of(p, lr) * (g + momentum * v if nesterov else v), ok)
 
 
-@op()
+@op(writes=("params", "square_sum"))
 def adagrad_update(
     params: list[Array],
     grads: list[Array],
@@ -91,7 +91,7 @@ def adagrad_update(
         _write(p, p - in_dtype_of(p, lr) * (g / (backend_of(p).xp.sqrt(s) + eps)), ok)
 
 
-@op()
+@op(writes=("params", "mean_square", "mean", "velocity"))
 def rmsprop_update(
     params: list[Array],
     grads: list[Array],
@@ -127,7 +127,7 @@ def rmsprop_update(
         _write(p, p - in_dtype_of(p, lr) * change, ok)
 
 
-@op()
+@op(writes=("params", "mean", "mean_square"))
 def adam_update(
     params: list[Array],
     grads: list[Array],
@@ -189,7 +189,7 @@ def clip_factor(norm: Array, max_norm: Any) -> Array:
     return backend_of(norm).xp.clip(max_norm / (norm + 1e-6), max=1.0)
 
 
-@op(_check_clip)
+@op(_check_clip, writes=("grads",))
 def clip_by_global_norm(grads: list[Array], max_norm: Any) -> Array:
     """Scale all gradients by one factor, in place, so that together they are no longer than ``max_norm``.
 

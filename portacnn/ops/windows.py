@@ -16,12 +16,14 @@ from itertools import product
 from math import prod
 from typing import Any
 
+from portacnn.arguments import LARGEST, as_int, listed, told
 from portacnn.errors import ArgumentError, ShapeError
 from portacnn.ops.dispatch import op
 from portacnn.ops.layout import batch_first, batch_last
 from portacnn.runtime import Array, backend_of
 
 Padding = int | str | Sequence[int] | Sequence[tuple[int, int]]
+_MOST_CELLS = 1 << 48
 AXES = {1: "length", 2: "height x width", 3: "depth x height x width"}
 
 
@@ -44,27 +46,64 @@ class Windows:
     pads: tuple[tuple[int, int], ...]  # (before, after) on each axis
     dilation: tuple[int, ...]
     out: tuple[int, ...]  # OUT
-    taps: tuple[Tap, ...]  # those that read anything at all
+
+    @cached_property
+    def axis_taps(self) -> tuple[tuple["AxisTap | None", ...], ...]:
+        """For each axis what each offset of the kernel reads there: see ``_axis_tap``."""
+        return tuple(
+            tuple(_axis_tap(k * d - before, s, n, o) for k in range(kk))
+            for kk, d, s, (before, _), n, o in zip(
+                self.kernel, self.dilation, self.stride, self.pads, self.size, self.out, strict=True
+            )
+        )
+
+    @cached_property
+    def taps(self) -> tuple[Tap, ...]:
+        """Those that read anything at all. There may be very many: shapes alone are worked out without them."""
+        everything, taps = slice(None), []
+        for index, ranges in enumerate(product(*self.axis_taps)):
+            if None not in ranges:
+                reads, reaches = zip(*ranges, strict=True)
+                taps.append(Tap(index, (everything, *reads, everything), (everything, *reaches, everything)))
+        return tuple(taps)
 
     @cached_property
     def covers(self) -> bool:
         """Whether every output sees an input at every tap: no window hangs over the edge."""
-        return len(self.taps) == prod(self.kernel) and all(
-            r == slice(0, n) for tap in self.taps for r, n in zip(tap.reaches[1:-1], self.out, strict=True)
+        return all(
+            tap is not None and tap[1] == slice(0, n)
+            for taps, n in zip(self.axis_taps, self.out, strict=True)
+            for tap in taps
         )
 
     @cached_property
     def blind(self) -> bool:
         """Whether some output sees no input at all."""
-        for axis, n in enumerate(self.out, start=1):
+        for taps, n in zip(self.axis_taps, self.out, strict=True):
             seen = 0  # the outputs before this one see something
-            for start, stop in sorted({(r.start, r.stop) for r in (tap.reaches[axis] for tap in self.taps)}):
+            for start, stop in sorted({(tap[1].start, tap[1].stop) for tap in taps if tap is not None}):
                 if start > seen:
                     break
                 seen = max(seen, stop)
             if seen < n:
                 return True
         return False
+
+    @cached_property
+    def extent(self) -> tuple[int, ...]:
+        """How far the windows reach over the padded input, from the first cell of the first to the last of the last."""
+        return tuple(
+            (o - 1) * s + d * (k - 1) + 1
+            for o, s, d, k in zip(self.out, self.stride, self.dilation, self.kernel, strict=True)
+        )
+
+    @cached_property
+    def sparse(self) -> bool:
+        """Whether the windows read less than a sixteenth of what they reach over, by long strides or dilation.
+
+        Then a copy of all of it, padding included, is not worth its memory: tap by tap only what is read is touched.
+        """
+        return prod(self.extent) > 16 * prod(self.out) * prod(self.kernel)
 
     def part(self, first: int, last: int) -> "Windows":
         """The same windows, but only the outputs first <= o < last of the first spatial axis, counted from 0."""
@@ -138,11 +177,12 @@ def _whole(name: str, value: Any) -> Any:
     """Whole numbers as ``int``, sequences of them as tuples: what the cache tells apart (2 and 2.0 are one key to it)."""
     if type(value) is int:
         return value
+    value = listed(value)
     if isinstance(value, Sequence) and not isinstance(value, str):
         return tuple(_whole(name, v) for v in value)
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise ArgumentError(f"{name} must be whole numbers, got {value!r}")
-    return int(value)
+    if (number := as_int(value)) is None:
+        raise ArgumentError(f"{name} must be whole numbers, got {told(value)}")
+    return number
 
 
 def per_axis(name: str, value: Any, axes: int, least: int) -> tuple[int, ...]:
@@ -152,7 +192,9 @@ def per_axis(name: str, value: Any, axes: int, least: int) -> tuple[int, ...]:
     if len(values) != axes or not all(isinstance(v, int) for v in values):
         raise ArgumentError(f"{name} must be a number or {axes} of them ({AXES.get(axes, '')}), got {value!r}")
     if any(v < least for v in values):
-        raise ArgumentError(f"{name} must be at least {least}, got {value!r}")
+        raise ArgumentError(f"{name} must be at least {least}, got {told(value)}")
+    if any(v > LARGEST for v in values):
+        raise ArgumentError(f"{name} must be at most {LARGEST}, got {told(value)}")
     return values
 
 
@@ -160,7 +202,7 @@ def pads_of(
     padding: Padding, size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
 ) -> tuple[tuple[int, int], ...]:
     """Every form of ``padding`` as a pair (before, after) for each axis."""
-    axes = len(size)
+    axes, padding = len(size), listed(padding)
     if isinstance(padding, str):
         if padding == "valid":
             return ((0, 0),) * axes
@@ -186,6 +228,7 @@ def check_output_padding(output_padding: Sequence[int], stride: Sequence[int], d
         )
 
 
+AxisTap = tuple[slice, slice]
 Numbers = tuple[int, ...]
 Pads = tuple[tuple[int, int], ...]
 
@@ -237,37 +280,34 @@ def _transposed(size: Numbers, kernel: Any, stride: Any, padding: Any, output_pa
 
 
 def _laid(size: Numbers, kernel: Numbers, stride: Numbers, pads: Pads, dilation: Numbers, out: Numbers) -> Windows:
-    """The windows with all their taps, once the numbers are settled."""
-    axis_taps = [
-        [_axis_tap(k * d - before, s, n, o) for k in range(kk)]
-        for kk, d, s, (before, _), n, o in zip(kernel, dilation, stride, pads, size, out, strict=True)
-    ]
-    everything = slice(None)
-    taps = []
-    for index, ranges in enumerate(product(*axis_taps)):
-        if None not in ranges:
-            reads, reaches = zip(*ranges, strict=True)
-            taps.append(Tap(index, (everything, *reads, everything), (everything, *reaches, everything)))
-    return Windows(size, kernel, stride, pads, dilation, out, tuple(taps))
+    """The windows, once the numbers are settled. A stride longer than the padded input is all the same: there is one output."""
+    padded = [n + before + after for n, (before, after) in zip(size, pads, strict=True)]
+    if max(prod(size), prod(out), *padded) > _MOST_CELLS:
+        raise ArgumentError(
+            f"windows over {_times(size)} cells, padded to {_times(padded)}, with {_times(out)} outputs are more than any memory "
+            "holds; use less padding, or a shorter stride of a transposed convolution"
+        )
+    stride = tuple(min(s, p) for s, p in zip(stride, padded, strict=True))
+    return Windows(size, kernel, stride, pads, dilation, out)
 
 
 @lru_cache(maxsize=4096)
 def _part(windows: Windows, first: int, last: int) -> Windows:
     (stride, *_), (_, *others) = windows.stride, windows.out
-    taps = []
-    for tap in windows.taps:
-        channels, reads, *rest_reads = tap.reads
-        _, reaches, *rest_reaches = tap.reaches
-        low, high = max(reaches.start, first), min(reaches.stop, last)
-        if low < high:
-            start = reads.start + (low - reaches.start) * stride
-            reads = slice(start, start + (high - low - 1) * stride + 1, stride)
-            reaches = slice(low - first, high - first)
-            taps.append(Tap(tap.index, (channels, reads, *rest_reads), (channels, reaches, *rest_reaches)))
-    return replace(windows, out=(last - first, *others), taps=tuple(taps))
+    rows: list[AxisTap | None] = []
+    for tap in windows.axis_taps[0]:
+        low, high = (0, 0) if tap is None else (max(tap[1].start, first), min(tap[1].stop, last))
+        if tap is None or low >= high:
+            rows.append(None)
+            continue
+        start = tap[0].start + (low - tap[1].start) * stride
+        rows.append((slice(start, start + (high - low - 1) * stride + 1, stride), slice(low - first, high - first)))
+    part = replace(windows, out=(last - first, *others))
+    vars(part)["axis_taps"] = (tuple(rows), *windows.axis_taps[1:])
+    return part
 
 
-def _axis_tap(offset: int, stride: int, size: int, out: int) -> tuple[slice, slice] | None:
+def _axis_tap(offset: int, stride: int, size: int, out: int) -> AxisTap | None:
     """On one axis, output o reads input ``o*stride + offset``: (the inputs read, the outputs that read them)."""
     first = max(0, -(offset // stride))  # ceil(-offset / stride)
     last = min(out - 1, (size - 1 - offset) // stride)
@@ -290,7 +330,8 @@ def _times(numbers: Sequence[int]) -> str:
 def gather(x: Array, windows: Windows) -> Array:
     """(C, *S, N) -> the columns (C, T, *OUT, N): for each output, the inputs under each tap; zeros beyond the edge."""
     backend = backend_of(x)
-    x = backend.contiguous(x)  # read T times: worth one pass where the batch does not lie last
+    if not windows.sparse:
+        x = backend.contiguous(x)  # read T times: worth one pass where the batch does not lie last
     create = backend.xp.empty if windows.covers else backend.xp.zeros
     shape = (x.shape[0], prod(windows.kernel), *windows.out, x.shape[-1])
     columns = create(shape, dtype=x.dtype, device=x.device)

@@ -32,7 +32,7 @@ from portacnn.scratch.layers import (
     Sigmoid,
     SoftmaxWithLoss,
 )
-from portacnn.scratch.mnist import load_mnist
+from portacnn.scratch.mnist import load_mnist, load_mnist_sample
 from portacnn.scratch.optimizers import SGD, AdaGrad, Adam, Momentum, Nesterov, RMSprop
 from portacnn.scratch.simple_convnet import SimpleConvNet
 from portacnn.scratch.trainer import Trainer
@@ -61,6 +61,7 @@ __all__ = [
     "cross_entropy_error",
     "im2col",
     "load_mnist",
+    "load_mnist_sample",
     "numerical_gradient",
     "relu",
     "sigmoid",

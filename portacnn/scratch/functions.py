@@ -10,9 +10,9 @@ from typing import Any
 
 from portacnn import gradient_check, ops
 from portacnn.errors import ArrayError, PortacnnError, ShapeError
-from portacnn.ops.dispatch import check_arrays
+from portacnn.ops.dispatch import check_arrays, computed_in
 from portacnn.ops.windows import Padding
-from portacnn.runtime import Array, backend_of, describe, dtype_name, is_float
+from portacnn.runtime import Array, backend_of, describe, dtype_name, is_float, where
 
 _TINY = 1e-7  # the book's guard of a logarithm
 _STEPS = {"float64": 1e-4, "float32": 1e-2}  # differences of float32 numbers need a longer step
@@ -73,15 +73,19 @@ def cross_entropy_error(y: Array, t: Array) -> Array:
     if y.ndim == 1:
         y, t = xp.reshape(y, (1, -1)), backend_of(t).xp.reshape(t, (1, -1))
     check_arrays("cross_entropy_error", y=y, t=like(t, y))
-    t = target(t, y)
-    if t.ndim == 2:
-        p, known = like(t, y), True
-    else:
-        classes = xp.arange(y.shape[1], dtype=y.dtype, device=y.device)
-        hits = like(t, y)[:, None] == classes
-        p, known = xp.astype(hits, y.dtype), xp.any(hits, axis=1)
-    losses = -xp.sum(p * xp.log(y + _TINY), axis=1)
-    return xp.sum(losses if known is True else xp.where(known, losses, float("nan"))) / y.shape[0]
+    dtype, t = y.dtype, target(t, y)
+    with where(y):
+        y = xp.astype(y, computed_in(xp, dtype) or dtype, copy=False)
+        if t.ndim == 2:
+            p, known = like(t, y), True
+        else:
+            classes = xp.arange(y.shape[1], dtype=xp.int64, device=y.device)
+            labels = xp.astype(t, xp.int64)
+            hits = (labels[:, None] == classes) & (xp.astype(labels, t.dtype) == t)[:, None]
+            p, known = xp.astype(hits, y.dtype), xp.any(hits, axis=1)
+        losses = -xp.sum(p * xp.log(y + _TINY), axis=1)
+        loss = xp.sum(losses if known is True else xp.where(known, losses, float("nan"))) / y.shape[0]
+        return loss if dtype == loss.dtype else xp.astype(loss, dtype)
 
 
 def target(t: Array, y: Array) -> Array:

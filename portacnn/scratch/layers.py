@@ -14,7 +14,7 @@ from typing import Any
 from portacnn import ops
 from portacnn.arguments import real as checked
 from portacnn.errors import ArgumentError, ShapeError, StateError
-from portacnn.runtime import Array, backend_of, describe
+from portacnn.runtime import Array, backend_of, describe, where
 from portacnn.scratch.functions import like, real, softmax, target
 from portacnn.seeds import check_seed
 
@@ -157,8 +157,9 @@ class BatchNormalization(_Layer):
         count = x.shape[0] * prod(x.shape[2:])
         if count:
             stays, comes = self.momentum, 1.0 - self.momentum
-            self.running_mean = stays * self.running_mean + comes * mean
-            self.running_var = stays * self.running_var + (comes * (count - 1) / count) * var
+            with where(mean):
+                self.running_mean = stays * self.running_mean + comes * mean
+                self.running_var = stays * self.running_var + (comes * (count - 1) / count) * var
         return y
 
     def _check(self, x: Array) -> None:
@@ -262,16 +263,19 @@ class Dropout(_Layer):
         x = real(x)
         if not train_flg:
             self._cache = 1.0 - self.dropout_ratio
-            return x * self._cache
+            with where(x):
+                return x * self._cache
         xp = backend_of(x).xp
         ones, _ = ops.dropout(xp.ones_like(x), self.dropout_ratio, seed=self.seed, step=self.step, keep=False)
         self.step += 1
         self.mask = self._cache = xp.astype(ones > 0, x.dtype)
-        return x * self.mask
+        with where(x):
+            return x * self.mask
 
     def backward(self, dout: Array) -> Array:
         """dout by what x was multiplied with."""
-        return dout * self._kept()
+        with where(dout):
+            return dout * self._kept()
 
 
 class SoftmaxWithLoss(_Layer):

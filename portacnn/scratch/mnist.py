@@ -1,4 +1,4 @@
-"""The book's ``load_mnist`` (``dataset/mnist.py``)."""
+"""The book's ``load_mnist`` (``dataset/mnist.py``), and what stands in for it where there is no network."""
 
 import os
 
@@ -19,3 +19,12 @@ def load_mnist(
         ``((x_train, t_train), (x_test, t_test))``, NumPy arrays.
     """
     return data.load_mnist(normalize, flatten, one_hot_label, root=root)
+
+
+def load_mnist_sample(normalize: bool = True, flatten: bool = True, one_hot_label: bool = False) -> Split:
+    """``portacnn.load_mnist_sample``, 5,000 digits without a network, in the form that ``load_mnist`` has here.
+
+    Returns:
+        ``((x_train, t_train), (x_test, t_test))``, NumPy arrays.
+    """
+    return data.load_mnist_sample(normalize, flatten, one_hot_label)

@@ -5,7 +5,8 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from portacnn import models
+from portacnn import models, ops
+from portacnn.arguments import whole
 from portacnn.errors import ArgumentError, ModelFormatError
 from portacnn.files import load_tensors, save_tensors
 from portacnn.gradient_check import numerical_gradient
@@ -89,22 +90,21 @@ class SimpleConvNet:
         return number(self.last_layer.forward(self.predict(x), self._labels(t, x.shape[0])))
 
     def accuracy(self, x: Array, t: Array, batch_size: int = 100) -> float:
-        """The share of images x whose largest logit is their label's.
+        """The share of images x whose largest logit is their label's; NaN among the logits is wrong.
 
         Every image counts; the book's leaves out those after the last whole batch, yet divides by all of them.
         """
         count = x.shape[0]
-        if not count or batch_size < 1:
-            raise ArgumentError(
-                f"expected images and a batch_size of at least 1, got {count} and {batch_size}", "accuracy"
-            )
+        if not count:
+            raise ArgumentError("the accuracy over no images is not defined", "accuracy")
+        batch_size = whole("batch_size", batch_size, 1)
         xp = self._backend.xp
         labels = self._labels(t, count)
         hits: Any = 0
         for first in range(0, count, batch_size):
             last = min(first + batch_size, count)
             y = self.predict(x[first:last, ...])
-            hits = hits + xp.count_nonzero(xp.argmax(y, axis=1) == labels[first:last])
+            hits = hits + xp.count_nonzero(ops.is_correct(y, labels[first:last]))
         return number(hits) / count
 
     def _labels(self, t: Array, count: int) -> Array:

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import Any
 
-from portacnn.arguments import one_of, whole
+from portacnn.arguments import answering_keywords, one_of, whole
+from portacnn.console import say
 from portacnn.errors import LabelError, NotFiniteError
 from portacnn.runtime import Array, HostArray, backend_of
 from portacnn.scratch.functions import number
@@ -41,6 +42,7 @@ class Trainer:
         ArgumentError, LabelError: an unknown optimizer, numbers without meaning, other numbers of labels than of images.
     """
 
+    @answering_keywords("Trainer", {"batch_size": "mini_batch_size", "lr": 'optimizer_param={"lr": ...}'})
     def __init__(
         self,
         network: Any,
@@ -126,7 +128,7 @@ class Trainer:
         self.test_acc_list.append(self._accuracy(self.x_test, self.t_test))
         if self.verbose:
             train, test = self.train_acc_list[-1], self.test_acc_list[-1]
-            print(f"=== epoch:{self.current_epoch}, train acc:{train}, test acc:{test} ===", flush=True)
+            say(f"=== epoch:{self.current_epoch}, train acc:{train}, test acc:{test} ===")
 
     def _accuracy(self, x: Array, t: Array) -> float:
         n = min(self.evaluate_sample_num_per_epoch or x.shape[0], x.shape[0])
@@ -137,5 +139,5 @@ class Trainer:
         for _ in range(self.max_iter):
             self.train_step()
         if self.verbose:
-            print("=============== Final Test Accuracy ===============")
-            print(f"test acc:{number(self.network.accuracy(self.x_test, self.t_test))}", flush=True)
+            accuracy = number(self.network.accuracy(self.x_test, self.t_test))
+            say("=============== Final Test Accuracy ===============", f"test acc:{accuracy}")

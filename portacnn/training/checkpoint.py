@@ -22,6 +22,7 @@ from portacnn.models.model import NONSENSE
 from portacnn.optim import Optimizer, rebuild_optimizer
 from portacnn.runtime import Backend, HostArray, resolve
 from portacnn.schedules import PerEpoch, Schedule, describe_schedule, rebuild_schedule
+from portacnn.seeds import check_seed
 from portacnn.training.early_stopping import EarlyStopping
 from portacnn.training.folder import RUN
 
@@ -30,6 +31,7 @@ FORMAT = 1
 _OPTIONS = (
     "epochs",
     "mini_batch_size",
+    "drop_last",
     "schedule_unit",
     "clip_norm",
     "label_smoothing",
@@ -43,6 +45,8 @@ _OPTIONS = (
     "verbose",
 )
 """The Trainer's arguments that stand in the header as they are; each is an attribute of that name."""
+_ADDED = {"drop_last": False}
+"""Options that older checkpoints lack, and what they were then."""
 _BY_EPOCH = ("epoch_loss_list", "train_acc_list", "test_acc_list")
 _HISTORY = ("train_loss_list", *_BY_EPOCH, "test_loss_list")
 
@@ -74,14 +78,23 @@ def contents(trainer: Any) -> tuple[dict[str, HostArray], dict[str, Any]]:
     """Arrays and header of a checkpoint of this moment, between two steps."""
     state = trainer.optimizer.state_dict()
     best, host = trainer._best_weights or {}, resolve("numpy")
-    history = {name: host.asarray(getattr(trainer, name), "float64") for name in _HISTORY}
-    history["train_loss_list"] = history["train_loss_list"][: trainer.steps_done]
+    done = {"train_loss_list": trainer.steps_done}  # of an epoch that was broken off, there may be more in the lists
+    history = {
+        name: host.asarray(getattr(trainer, name)[: done.get(name, trainer.epoch)], "float64") for name in _HISTORY
+    }
     parts = {"model": trainer.model.state_dict(), "optimizer": state.pop("arrays"), "best": best, "history": history}
     header = describe_training(trainer)
     header["optimizer"]["state"] = state
     header["position"] = {"epoch": trainer.epoch, "batch": trainer.batch, "stopped_early": trainer.stopped_early}
     header["best"] = trainer._best_weights is not None
     return {f"{part}.{name}": array for part, arrays in parts.items() for name, array in arrays.items()}, header
+
+
+def _seed(name: str, value: Any) -> int:
+    """A seed out of a file: any whole number. Raises ArgumentError."""
+    if value is None:
+        raise ArgumentError(f"{name} is missing")
+    return check_seed(value)
 
 
 def _or_why_not(describe: Any) -> dict[str, Any]:
@@ -143,14 +156,14 @@ class Checkpoint:
                 f"{self.path} does not hold how to build its model ({described['not saved']}); build it and give it: "
                 "resume(..., model=model)"
             )
-        backend, seed = resolve(device), self._said(lambda: whole("model_seed", self.header["model_seed"], -(1 << 64)))
+        backend, seed = resolve(device), self._said(lambda: _seed("model_seed", self.header["model_seed"]))
         return Model.rebuild(within("model", self.tensors), described, backend, str(self.path), seed)
 
     def load_into(self, model: Model) -> None:
         """The weights, and the seed of dropout, into a model that was built by the caller."""
 
         def load() -> None:
-            seed = whole("model_seed", self.header["model_seed"], -(1 << 64))
+            seed = _seed("model_seed", self.header["model_seed"])
             model.load_state_dict(within("model", self.tensors))
             for layer in model.walk():
                 layer.seed = seed
@@ -171,12 +184,13 @@ class Checkpoint:
         """The Trainer's arguments besides model, data, schedule and folder."""
 
         def make() -> dict[str, Any]:
-            options = {name: self.header["options"][name] for name in _OPTIONS}
+            given = _ADDED | self.header["options"]
+            options = {name: given[name] for name in _OPTIONS}
             stopping = self.header["early_stopping"]
             optimizer: Optimizer = rebuild_optimizer(self.header["optimizer"])
             return {
                 **options,
-                "seed": whole("seed", options["seed"], -(1 << 64)),
+                "seed": _seed("seed", options["seed"]),
                 "optimizer": optimizer,
                 "early_stopping": None if stopping is None else EarlyStopping(**stopping),
             }

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from portacnn.arguments import not_negative, whole
+from portacnn.arguments import flag, not_negative, whole
 from portacnn.errors import ArgumentError
 
 
@@ -27,8 +27,9 @@ class EarlyStopping:
     restore_best: bool = True
 
     def __post_init__(self) -> None:
-        whole("patience", self.patience, 1)
-        not_negative("min_delta", self.min_delta)
+        object.__setattr__(self, "patience", whole("patience", self.patience, 1))
+        object.__setattr__(self, "min_delta", not_negative("min_delta", self.min_delta))
+        object.__setattr__(self, "restore_best", flag("restore_best", self.restore_best))
         if self.monitor not in ("accuracy", "loss"):
             raise ArgumentError(f'monitor must be "accuracy" or "loss", got {self.monitor!r}')
 

@@ -7,7 +7,7 @@ the next batch is on its way while the device is busy with the last.
 Notation: N images in the set, B in a batch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from itertools import chain
 from math import prod
@@ -17,8 +17,11 @@ from portacnn.errors import ArgumentError, NotFiniteError
 from portacnn.models import Model
 from portacnn.runtime import Array, HostArray, backend_of, describe, dtype_name, is_float
 
-_LOOKED_AT = 64
-"""About how many images a fingerprint is taken of."""
+_LOOKED_AT = 1 << 28
+"""Of how many bytes of images a fingerprint is taken at most: of all of a smaller set, else of images spread over it."""
+
+
+_CHUNK = 1 << 24  # bytes that are fetched from the device at a time
 
 
 def fits(nbytes: int, free: int | None) -> bool:
@@ -74,19 +77,21 @@ def take_set(model: Model, x: Array, t: Array, what: str) -> tuple[Array, Array]
         Images as ``Model.accept`` gives them, on the device, or NumPy's of the same dtype; labels on the device. What lies
         there already is not copied.
     """
-    x, home = model.received(x), model.home
+    x, home = model.received(x, f"x_{what}"), model.home
     source = backend_of(x)
     if x.ndim == 0 or x.shape[0] == 0:
         raise ArgumentError(f"x_{what} has no images")
-    labels = model.labels(t, x.shape[0], f"t_{what}")
     dtype = model.kept_as(x)
+    labels = model.labels(t, x.shape[0], f"t_{what}")
     if is_float(source.xp, x.dtype) and not bool(source.to_host(source.xp.all(source.xp.isfinite(x)))):
         raise NotFiniteError(f"x_{what} holds NaN or infinity ({describe(x)}); clean the data first")
-    nbytes = prod(x.shape) * (1 if dtype == "uint8" else int(dtype.removeprefix("float")) // 8)
-    if source.name == "numpy" != home.name and not fits(nbytes, home.free_memory()):
-        return source.contiguous(source.xp.astype(x, source.dtype(dtype), copy=False)), labels
-    with home.active():
-        return home.contiguous(model.accept(x)), labels  # a gather reads whole images
+    try:
+        if source.name == "numpy" != home.name and not fits(nbytes_of(x.shape, dtype), home.free_memory()):
+            return source.contiguous(model.cast(x)), labels
+        with home.active():
+            return home.contiguous(model.accept(x)), labels  # a gather reads whole images
+    except NotFiniteError as error:
+        raise error.at(f"x_{what}", over=True)
 
 
 def make_feed(model: Model, images: Array, labels: Array) -> Resident | Streamed:
@@ -98,12 +103,34 @@ def make_feed(model: Model, images: Array, labels: Array) -> Resident | Streamed
 
 
 def fingerprint(images: Array, labels: Array) -> dict[str, Any]:
-    """What tells a set, as ``take_set`` gives it, from another, the same on every backend: all labels, some of the images."""
-    stride = -(-images.shape[0] // _LOOKED_AT)
-    looked_at = backend_of(images).to_host(images[::stride, ...])
+    """What tells a set, as ``take_set`` gives it, from another, the same on every backend: all labels, and the images."""
+    count, each = images.shape[0], nbytes_of(images.shape[1:], dtype_name(images))
+    stride = max(1, -(-count * each // _LOOKED_AT))
+    home, seen = backend_of(images), sha256()
+    step = stride * max(1, _CHUNK // max(each, 1))
+    for first in range(0, count, step):
+        seen.update(home.to_host(images[first : min(first + step, count) : stride, ...]).tobytes())
     return {
         "shape": list(images.shape),
         "dtype": dtype_name(images),
         "labels": sha256(backend_of(labels).to_host(labels).tobytes()).hexdigest(),
-        "images": sha256(looked_at.tobytes()).hexdigest(),
+        "images": seen.hexdigest(),
     }
+
+
+def nbytes_of(shape: Sequence[int], dtype: str) -> int:
+    """How many bytes images take, of a dtype as ``Model.kept_as`` gives it."""
+    return prod(shape) * (1 if dtype == "uint8" else int(dtype.removeprefix("float")) // 8)
+
+
+def batch_sizes(count: int, size: int, drop_last: bool) -> list[int]:
+    """How many images each batch of an epoch has: the last one the rest, unless that is left out."""
+    rest = [] if drop_last or not count % size else [count % size]
+    return [size] * (count // size) + rest
+
+
+def part_sizes(count: int, most: int) -> list[int]:
+    """``count`` images in as few parts of at most ``most`` as there can be, alike in size but for one image."""
+    parts = -(-count // most)
+    size, larger = divmod(count, parts)
+    return [size + 1] * larger + [size] * (parts - larger)

@@ -2,19 +2,22 @@
 
 A checkpoint is called ``checkpoint-<number>-step-<steps>-<run>.safetensors``. Numbers count up as files are written, whatever
 run they belong to, so the newest is told by its name alone, without clocks. ``latest`` is a small text file with the name of the
-last one: links are not to be had everywhere. Files of another run are never touched.
+last one: links are not to be had everywhere. Files of another run are never touched, so several may share a folder; but only one
+process at a time may go on with the same run there (``sole``).
 """
 
 import contextlib
+import errno
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-from portacnn.errors import ModelFormatError
+from portacnn.errors import CheckpointError, ModelFormatError
 from portacnn.files import write_atomically
+from portacnn.training.lock import locked
 
 LATEST = "latest"
 RUN = "[0-9a-f]{6}"
@@ -38,6 +41,27 @@ def checkpoints(folder: Path) -> list[Found]:
     return sorted(Found(int(name[1]), name[3], path) for name, path in names if name)
 
 
+@contextlib.contextmanager
+def sole(folder: Path, run: str) -> Iterator[None]:
+    """Within it nobody else writes this run's checkpoints into the folder.
+
+    Raises:
+        CheckpointError: somebody else does.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder / f".lock-{run}"))
+        except BlockingIOError as error:
+            refused = CheckpointError(
+                f"this very training is already going on, in another process or with another Trainer, and writes its "
+                f"checkpoints to {folder}. Wait until it ends, or write to another folder: resume(..., checkpoint_dir=...), "
+                "--checkpoint-dir"
+            )
+            refused.errno = errno.EAGAIN
+            raise refused from error
+        yield
+
+
 def add(folder: Path, run: str, step: int, keep: int, write: Callable[[Path], None]) -> Path:
     """Write one more checkpoint of a run, and only when it is safe delete the run's oldest, so that ``keep`` are left.
 
@@ -54,7 +78,7 @@ def add(folder: Path, run: str, step: int, keep: int, write: Callable[[Path], No
     pointer = folder / f".{LATEST}-{run}"
     write_atomically(pointer, f"{path.name}\n".encode())
     os.replace(pointer, folder / LATEST)
-    own = [found.path for found in before if found.run == run]
+    own = [found.path for found in before if found.run == run and found.path.is_file()]
     left_over = folder.glob(f".*-{run}.*.tmp")  # of a process that was killed as it wrote
     for old in [*own[: max(0, len(own) + 1 - keep)], *left_over]:
         with contextlib.suppress(OSError):  # held open by somebody, perhaps; the next time will do
@@ -65,27 +89,32 @@ def add(folder: Path, run: str, step: int, keep: int, write: Callable[[Path], No
 def newest(path: Path, read: Callable[[Path], T]) -> tuple[Path, T]:
     """What ``read`` makes of a checkpoint: the file itself, or the newest whole one of a folder.
 
-    A broken one is passed over with a warning.
+    One that is broken, cannot be read or is no file is passed over with a warning.
 
     Raises:
         FileNotFoundError: there is none.
-        ModelFormatError: what ``read`` says of the file, or of the newest where all are broken.
+        ModelFormatError, OSError: what ``read`` says of the file, or of the newest where none can be read.
     """
     if path.name == LATEST and path.is_file():
         path = path.parent
     if not path.is_dir():
         return path, read(path)
-    found = [found.path for found in reversed(checkpoints(path))]
-    if not found:
+    errors: list[ModelFormatError | OSError] = []
+    listed: list[Found] | None = None
+    while (found := checkpoints(path)) != listed:  # once more where a training that is going on has exchanged them all
+        listed = found
+        errors.clear()
+        for _, _, file in reversed(found):
+            try:
+                if not file.is_file():
+                    raise ModelFormatError("is no file, or a link to none", str(file))
+                content = read(file)
+            except (ModelFormatError, OSError) as error:
+                errors.append(error)
+                continue
+            for broken in errors:
+                _log.warning("passed over a broken checkpoint: %s; going on from %s", broken, file)
+            return file, content
+    if not errors:
         raise FileNotFoundError(f"no checkpoint in {path}")
-    errors = []
-    for file in found:
-        try:
-            content = read(file)
-        except ModelFormatError as error:
-            errors.append(error)
-            continue
-        for broken in errors:
-            _log.warning("passed over a broken checkpoint: %s; going on from %s", broken, file)
-        return file, content
     raise errors[0]

@@ -1,7 +1,9 @@
-"""How far training is, for a person who watches: tqdm's bar where tqdm is installed, else a line an epoch."""
+"""How far training is, for a person who watches: tqdm's bar on a terminal where tqdm is installed, else a line an epoch."""
 
 import sys
 from typing import Any, Self
+
+from portacnn.console import is_watched, say
 
 
 class Progress:
@@ -10,7 +12,7 @@ class Progress:
     def __init__(self, total: int, done: int, shown: bool) -> None:
         self.shown = shown
         self.bar: Any = None
-        if shown:
+        if shown and is_watched(sys.stderr):  # in a file, a bar would be thousands of lines
             try:
                 from tqdm.auto import tqdm
             except ImportError:
@@ -21,24 +23,29 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._draw("close")
+
+    def _draw(self, what: str, *figures: Any, **more: Any) -> None:
+        """Have the bar do something. A terminal that has gone takes the bar with it, and nothing else."""
         if self.bar is not None:
-            self.bar.close()
+            try:
+                getattr(self.bar, what)(*figures, **more)
+            except (OSError, ValueError):
+                self.bar = None
 
     def step(self) -> None:
         """One step was made."""
-        if self.bar is not None:
-            self.bar.update()
+        self._draw("update")
 
     def show(self, epoch: int, **figures: float) -> None:
         """The figures of the moment."""
-        if self.bar is not None:
-            self.bar.set_description(f"epoch {epoch}", refresh=False)
-            self.bar.set_postfix({name: f"{value:.4f}" for name, value in figures.items()})
+        self._draw("set_description", f"epoch {epoch}", refresh=False)
+        self._draw("set_postfix", {name: f"{value:.4f}" for name, value in figures.items()})
 
     def epoch(self, epoch: int, loss: float, train_acc: float, test_acc: float) -> None:
         """The figures of a whole epoch."""
-        line = f"epoch {epoch}: loss {loss:.4f}, train accuracy {train_acc:.4f}, test accuracy {test_acc:.4f}"
-        if self.bar is not None:
-            self.bar.write(line, file=sys.stdout)
-        elif self.shown:
-            print(line, flush=True)
+        if not self.shown:
+            return
+        self._draw("clear")
+        say(f"epoch {epoch}: loss {loss:.4f}, train accuracy {train_acc:.4f}, test accuracy {test_acc:.4f}")
+        self._draw("refresh")

@@ -1,8 +1,8 @@
-"""Ctrl-C and SIGTERM as a request: the step under way is finished, and a checkpoint written, before training ends."""
+"""Signals as a request: the step under way is finished, and a checkpoint written, before training ends."""
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, Protocol
@@ -26,8 +26,21 @@ class Caught:
 
 
 @contextmanager
-def stopping_on_signals(work: Stoppable) -> Iterator[Caught]:
-    """Within it, the first Ctrl-C or SIGTERM tells ``work`` to ``stop``; a second one does what it would do anyway.
+def interrupted_between_steps(work: Stoppable) -> Iterator[None]:
+    """Within it the first Ctrl-C tells ``work`` to ``stop``, and KeyboardInterrupt is raised at the end, when it has.
+
+    A second one is raised at once. Where Ctrl-C does something else than raise KeyboardInterrupt, nothing is changed.
+    """
+    usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    with stopping_on_signals(work, (signal.SIGINT,) if usual else ()) as caught:
+        yield
+    if caught.number is not None:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def stopping_on_signals(work: Stoppable, numbers: Sequence[int] = (signal.SIGINT, signal.SIGTERM)) -> Iterator[Caught]:
+    """Within it, the first of these signals tells ``work`` to ``stop``; a second one does what it would do anyway.
 
         with stopping_on_signals(trainer) as caught:
             trainer.train()
@@ -53,7 +66,7 @@ def stopping_on_signals(work: Stoppable) -> Iterator[Caught]:
         work.stop()
 
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in numbers:
             before[number] = signal.signal(number, handle)
         yield caught
     finally:

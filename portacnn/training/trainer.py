@@ -6,9 +6,11 @@ from that step on, so when training ends with an error the weights are those bef
 """
 
 import errno
+import logging
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -16,7 +18,7 @@ from traceback import clear_frames
 from typing import Any, Literal, Self
 
 from portacnn import ops
-from portacnn.arguments import not_negative, one_of, positive, share, whole
+from portacnn.arguments import answering_keywords, flag, not_negative, one_of, positive, share, whole
 from portacnn.errors import ArgumentError, CheckpointError, NotFiniteError, OutOfMemoryError, StateError
 from portacnn.files import make_folder, save_tensors
 from portacnn.layers import at_step, one_backward_pass
@@ -32,10 +34,23 @@ from portacnn.seeds import check_seed, permutation
 from portacnn.training import folder
 from portacnn.training.checkpoint import Checkpoint, contents, describe_training
 from portacnn.training.early_stopping import EarlyStopping, make_early_stopping
-from portacnn.training.feed import fingerprint, make_feed, take_set
+from portacnn.training.feed import batch_sizes, fingerprint, make_feed, part_sizes, take_set
 from portacnn.training.progress import Progress
+from portacnn.training.signals import interrupted_between_steps
 
 LOG_EVERY = 50
+KEYWORDS = {
+    "batch_size": "mini_batch_size",
+    "lr": 'optimizer_param={"lr": ...}',
+    "learning_rate": 'optimizer_param={"lr": ...}',
+    "momentum": 'optimizer="momentum", optimizer_param={"momentum": ...}',
+    "weight_decay": 'optimizer_param={"weight_decay": ...}',
+    "num_epochs": "epochs",
+    "max_epochs": "epochs",
+    "device": "device where the model is made; the data follow it there",
+}
+"""What the Trainer's arguments are that other libraries call by these names."""
+_log = logging.getLogger("portacnn")
 
 
 @dataclass(frozen=True)
@@ -69,6 +84,7 @@ class Trainer:
         t_train, t_test: labels, integers (N,) or one-hot (N, classes).
         epochs: how often to go through the training images. Each epoch shuffles them anew, by ``seed`` and its number.
         mini_batch_size: images a step; the last batch of an epoch may be shorter.
+        drop_last: leave out of every epoch the last images of its order that make no whole batch.
         optimizer: "sgd", "momentum", "adagrad", "rmsprop", "adam", "adamw", or an ``Optimizer``.
         optimizer_param: the optimizer's arguments, such as {"lr": 0.001, "weight_decay": 1e-4}.
         schedule: how the learning rate goes on from the optimizer's: a schedule of ``portacnn.schedules`` or any function of
@@ -76,8 +92,8 @@ class Trainer:
         schedule_unit: whether the schedule counts "step"s or "epoch"s.
         clip_norm: how long all gradients together may be at most (``ops.clip_by_global_norm``); None leaves them as they are.
         label_smoothing: the share of every label spread over all classes, while training.
-        accumulate: in how many parts a batch is taken through the network, one after the other, to need less memory. Their
-            gradients add up to the batch's: only batch statistics (BatchNorm) see the parts.
+        accumulate: in how many parts of like size a batch is taken through the network, one after the other, to need less memory.
+            Their gradients add up to the batch's: only batch statistics (BatchNorm) see the parts.
         early_stopping: an ``EarlyStopping``, or its patience in epochs.
         evaluate_sample_num_per_epoch: how many of the first images of either set the accuracies after each epoch are taken
             over; None takes all.
@@ -87,7 +103,7 @@ class Trainer:
         compile_step: let the backend record a whole step and replay it (CuPy: a CUDA graph); others run it as it is. What is
             set on the Trainer or its optimizer after that, but for ``lr``, the recorded step does not see.
         checkpoint_dir: a folder for checkpoints, from which ``Trainer.resume`` goes on as if nothing had happened. None: no
-            checkpoints but those that are asked for (``checkpoint``).
+            checkpoints but those that are asked for (``checkpoint``). Several trainings may share one.
         checkpoint_every: after how many steps to write one; None: after each epoch. There is one at the end in any case, and
             where training is told to ``stop``.
         keep: how many to keep in the folder.
@@ -107,6 +123,7 @@ class Trainer:
         OSError: a folder for checkpoints that cannot be made or written to.
     """
 
+    @answering_keywords("Trainer", KEYWORDS)
     def __init__(
         self,
         model: Model,
@@ -117,6 +134,7 @@ class Trainer:
         *,
         epochs: int = 20,
         mini_batch_size: int = 100,
+        drop_last: bool = False,
         optimizer: str | Optimizer = "adam",
         optimizer_param: Mapping[str, Any] | None = None,
         schedule: Schedule | str | None = None,
@@ -160,7 +178,11 @@ class Trainer:
             raise ArgumentError(
                 f"mini_batch_size is {mini_batch_size}, but there are only {self.x_train.shape[0]} training images"
             )
-        self.steps_per_epoch = -(-self.x_train.shape[0] // self.mini_batch_size)
+        self.drop_last = flag("drop_last", drop_last)
+        self._sizes = batch_sizes(self.x_train.shape[0], self.mini_batch_size, self.drop_last)
+        self.steps_per_epoch = len(self._sizes)
+        self._part = -(-self.mini_batch_size // self.accumulate)  # images at a time, at most
+        self._check_parts()
         self._feed = make_feed(model, self.x_train, self.t_train)
         self.compile_step = bool(compile_step)
         self.precision = _check_precision(precision, model)
@@ -187,9 +209,11 @@ class Trainer:
         self.checkpoint_dir: Path | None = None
         if checkpoint_dir is not None:
             describe_training(self)
-            self.checkpoint_dir = make_folder(checkpoint_dir)
+            self.checkpoint_dir = make_folder(checkpoint_dir).absolute()
+        self._sole_in: Path | None = None  # the folder that no other Trainer of this run writes to now
 
     @classmethod
+    @answering_keywords("Trainer.resume", KEYWORDS)
     def resume(
         cls,
         path: str | os.PathLike[str],
@@ -265,10 +289,26 @@ class Trainer:
         else:
             trainer = saved.made(lambda: cls(model, *train, *test, **arguments))
         trainer._fingerprints = fingerprints
-        trainer.checkpoint_dir = make_folder(file.parent if checkpoint_dir is None else checkpoint_dir)
+        trainer.checkpoint_dir = make_folder(file.parent if checkpoint_dir is None else checkpoint_dir).absolute()
         if trainer.finished:
             trainer._take_best()
         return trainer
+
+    def _check_parts(self) -> None:
+        """Raise ArgumentError where a batch, or a part of one, would be too small for a layer to be trained on."""
+        parts = {size: part_sizes(size, self._part) for size in set(self._sizes)}
+        for layer in self.model.walk():
+            for size, sizes in parts.items():
+                if min(sizes) < layer.least_batch:
+                    last = size < self.mini_batch_size
+                    split = f", taken in parts of {', '.join(map(str, sizes))} (accumulate={self.accumulate})"
+                    raise ArgumentError(
+                        f"one image has one value per channel, and so no variance; the {'last batch' if last else 'batches'} of "
+                        f"{self.x_train.shape[0]} images by mini_batch_size={self.mini_batch_size} would have {size}"
+                        f"{split if len(sizes) > 1 else ''}; choose another mini_batch_size"
+                        f"{' or drop_last=True' if last else ''}{' or accumulate' if len(sizes) > 1 else ''}",
+                        layer.where,
+                    )
 
     def _take_schedule(self, schedule: Schedule | str | None, unit: str) -> Schedule:
         """Check the schedule at both ends of the training, and have it count steps."""
@@ -312,10 +352,11 @@ class Trainer:
 
         Raises:
             CheckpointError: it could not be written, since the disk is full, say. All earlier ones are as they were.
+                Or another Trainer, in this process or another, is training the same run into the same folder.
             ArgumentError: neither a path nor a folder, or an optimizer that no file can hold.
             NotFiniteError: as ``train``.
         """
-        place = self.checkpoint_dir if path is None else Path(path)
+        place = self.checkpoint_dir if path is None else Path(path).absolute()
         if place is None:
             raise ArgumentError("no checkpoint_dir was given: say where to write the checkpoint")
         if self._unread:
@@ -329,7 +370,10 @@ class Trainer:
             if path is not None:
                 write(place)
             else:
-                place = folder.add(place, self.run, self.steps_done, self.keep, write)
+                with self._sole():
+                    place = folder.add(place, self.run, self.steps_done, self.keep, write)
+        except CheckpointError:
+            raise
         except OSError as error:
             failed = CheckpointError(
                 f"the checkpoint of step {self.steps_done} could not be written to {place}: {error}. "
@@ -340,6 +384,20 @@ class Trainer:
             raise failed from error
         self.last_checkpoint = place
         return place
+
+    @contextmanager
+    def _sole(self) -> Iterator[None]:
+        """Within it no other Trainer writes this run's checkpoints into the folder. Raises CheckpointError where one does."""
+        place, before = self.checkpoint_dir, self._sole_in
+        if place is None or place == before:
+            yield
+            return
+        with folder.sole(place, self.run):
+            self._sole_in = place
+            try:
+                yield
+            finally:
+                self._sole_in = before
 
     def fingerprints(self) -> dict[str, Any]:
         """What tells the data from others (``feed.fingerprint``), by "train" and "test"."""
@@ -353,8 +411,12 @@ class Trainer:
     def train(self) -> None:
         """Train up to ``epochs`` epochs in all, or until it is stopped, early or by ``stop``; called again, it goes on.
 
-        It goes on where it was. But an epoch that was broken off by an error, or by a KeyboardInterrupt that nobody has made a
-        ``stop`` of, is begun anew, with the weights as they are.
+        It goes on where it was, also after a Ctrl-C: in the main thread that is a ``stop``, with the checkpoint that goes with it,
+        and only then raises KeyboardInterrupt. All that follows is what would have come without it, to the bit.
+
+        An exception within a step (an error, a second Ctrl-C, what a signal handler of your own raises) does not wait. The
+        epoch is then begun anew, with the weights as they are: those from before that step, unless it came in the middle of
+        the update itself, which some of them may then have seen. Histories and counts hold whole steps in any case.
 
         Raises:
             NotFiniteError: a loss, a gradient or a running statistic was NaN or infinite; weights and statistics are those
@@ -362,15 +424,26 @@ class Trainer:
             CheckpointError: see ``checkpoint``. Training can go on.
             StateError: the model was moved to another device, built again or changed since the Trainer was made.
         """
+        with interrupted_between_steps(self), self._sole():
+            self._train()
+
+    def _train(self) -> None:
         if self.model.backend != self.backend:
             raise StateError(
                 f"the model was moved to {self.model.backend} from {self.backend}; make a new Trainer for it"
             )
         self._check_revision()
         if self.finished:
+            why = "early stopping has ended it" if self.stopped_early else f"all {self.epochs} epochs are done"
+            cure = (
+                "a new Trainer goes on from these weights"
+                if self.stopped_early
+                else "a larger trainer.epochs makes it go on"
+            )
+            _log.warning("train() has nothing to do: the training is over, as %s; %s", why, cure)
             return
         batches = self.steps_per_epoch
-        del self.train_loss_list[self.steps_done :]
+        self._cut_lists()
         self._unread.clear()
         self._ok = self._fine()
         with self.backend.active(), Progress(self.epochs * batches, self.steps_done, self.verbose) as progress:
@@ -390,6 +463,12 @@ class Trainer:
         if self.finished:
             self._take_best()
 
+    def _cut_lists(self) -> None:
+        """Take out of the lists what an epoch has left there that was broken off."""
+        del self.train_loss_list[self.steps_done :]
+        for figures in (self.epoch_loss_list, self.train_acc_list, self.test_acc_list, self.test_loss_list):
+            del figures[self.epoch :]
+
     def _run_epoch(self, progress: Progress) -> bool:
         """The rest of an epoch, or what of it comes before ``stop``; with the checkpoints that fall due.
 
@@ -400,7 +479,7 @@ class Trainer:
             Whether to stop.
         """
         batches, size = self.steps_per_epoch, self.mini_batch_size
-        rest = permutation(self.seed, self.epoch, self.x_train.shape[0])[self.batch * size :]
+        rest = permutation(self.seed, self.epoch, self.x_train.shape[0])[self.batch * size : sum(self._sizes)]
         for batch in self._feed.epoch(rest, size):
             self.run_batch(*batch)
             self.batch += 1
@@ -438,18 +517,19 @@ class Trainer:
 
     def _end_epoch(self) -> None:
         """Add the epoch's figures to the lists, and see whether it was the best, or the last."""
-        count, size = self.x_train.shape[0], self.mini_batch_size
-        sizes = [min(size, count - first) for first in range(0, count, size)]
+        sizes = self._sizes
         losses = self.train_loss_list[-len(sizes) :]
-        self.epoch_loss_list.append(sum(n * loss for n, loss in zip(sizes, losses, strict=True)) / count)
-        self.train_acc_list.append(self._evaluate(self.x_train, self.t_train))
-        self.test_acc_list.append(self._evaluate(self.x_test, self.t_test))
+        train_acc = self._evaluate(self.x_train, self.t_train)
+        test_acc = self._evaluate(self.x_test, self.t_test)
+        watches_loss = self.early_stopping is not None and self.early_stopping.monitor == "loss"
+        test_loss = [self._test_loss()] if watches_loss else []
+        self.epoch_loss_list.append(sum(n * loss for n, loss in zip(sizes, losses, strict=True)) / sum(sizes))
+        self.train_acc_list.append(train_acc)
+        self.test_acc_list.append(test_acc)
+        self.test_loss_list.extend(test_loss)
         self.epoch, self.batch = self.epoch + 1, 0
         if self.early_stopping is not None:
-            figures = self.test_acc_list
-            if self.early_stopping.monitor == "loss":
-                figures = self.test_loss_list
-                figures.append(self._test_loss())
+            figures = self.test_loss_list if watches_loss else self.test_acc_list
             if self.early_stopping.restore_best and self.early_stopping.best_epoch(figures) == self.epoch:
                 self._best_weights = self.model.state_dict()
             self.stopped_early = self.early_stopping.is_over(figures)
@@ -521,7 +601,7 @@ class Trainer:
                 buffer[...] = xp.where(ok, buffer, old)
             # Last, since nothing that comes after it could be undone.
             self.optimizer.update(self.model.named_parameters(), grads, ok, lr=state.lr, count=state.count)
-        except MemoryError:
+        except BaseException:  # out of memory, or interrupted
             for buffer, old in zip(buffers, before, strict=True):
                 buffer[...] = old
             raise
@@ -544,12 +624,11 @@ class Trainer:
         Returns:
             The batch's mean loss. Each part counts by its share of the images, so that mean and gradients are the batch's own.
         """
-        count = x.shape[0]
-        size = -(-self.mini_batch_size // self.accumulate)
+        count, last = x.shape[0], 0
         loss: Any = 0.0
         with one_backward_pass():
-            for first in range(0, count, size):
-                last = min(first + size, count)
+            for size in part_sizes(count, self._part):
+                first, last = last, last + size
                 part = (last - first) / count
                 with at_step(step, first), workspace(self._workspace):
                     logits, kept = run(self.model, pack(x[first:last, ...]), True, True)

@@ -1,0 +1,77 @@
+"""One at a time: a lock file that the operating system holds, so that it is free when its holder has ended, killed or not."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    import msvcrt
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Within it nobody else is within ``locked(path)``, in this process or another.
+
+    The file is removed at the end. One that a killed process has left behind is locked by nobody, and is taken. Where the file
+    system knows no locks, or no file can be made, there is none.
+
+    Raises:
+        BlockingIOError: somebody else is within.
+    """
+    handle = _take(path)
+    try:
+        yield
+    finally:
+        if handle is not None and handle in _held:  # not in a child that was forked within
+            _held.discard(handle)
+            with contextlib.suppress(OSError):  # Windows removes no open file; it stays, and harms nobody
+                path.unlink()
+            os.close(handle)
+
+
+_held: set[int] = set()
+
+
+def _take(path: Path) -> int | None:
+    for _ in range(100):
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+        except OSError:
+            return None
+        try:
+            _lock(handle)
+        except BlockingIOError:
+            os.close(handle)
+            raise
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(handle), os.stat(path)):
+                _held.add(handle)
+                return handle
+        os.close(handle)  # its holder has removed it since it was opened: the lock is on a file without a name
+    return None
+
+
+def _lock(handle: int) -> None:
+    try:
+        if os.name == "nt":
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined, unused-ignore]
+        else:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:  # PermissionError: Windows' word for it
+        raise BlockingIOError(error.errno, error.strerror) from error
+    except OSError:  # no locks on this file system
+        pass
+
+
+def _let_go_in_child() -> None:
+    """A lock that a forked child had inherited would outlive the process that took it."""
+    for handle in _held:
+        os.close(handle)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go_in_child)
