@@ -1,10 +1,13 @@
 """Every exception portacnn raises on purpose.
 
 Each is also the built-in kind a caller would expect (``ValueError``, ``TypeError``, ``RuntimeError``), so code that
-knows nothing of portacnn can catch it. A message says what was expected, what came, where, and what to do.
+knows nothing of portacnn can catch it. A message says what was expected, what came, where, and what to do. Names and
+values in it may come from a stranger's file, so every message is shown escaped, and cut if it is very long.
 """
 
 from typing import Self
+
+from portacnn.text import message as shown
 
 
 class PortacnnError(Exception):
@@ -18,7 +21,7 @@ class PortacnnError(Exception):
         self.message, self.where = message, where
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.message}" if self.where else self.message
+        return shown(f"{self.where}: {self.message}" if self.where else self.message)
 
     def at(self, where: str, *, over: bool = False) -> Self:
         """The same error, told to have happened at ``where``, unless it knows already (``over`` replaces that)."""

@@ -5,19 +5,24 @@ disk or a copy has damaged is not taken for a whole one.
 """
 
 import contextlib
+import errno
 import json
 import os
 import secrets
+import stat
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
-from portacnn.errors import ModelFormatError
+from portacnn.errors import ArgumentError, ModelFormatError
+from portacnn.file_kinds import FIRST, kind_of
 from portacnn.runtime import HostArray
+from portacnn.text import quoted, shown
 
 _KEY = "portacnn"
 _CHECKSUM = "checksum"
@@ -25,6 +30,9 @@ _MARK = json.dumps(json.dumps({_CHECKSUM: ""})[1:-2])[
     1:-1
 ].encode()  # JSON in a JSON text: what stands before the digits
 _NO_DIGITS = b"0" * 8  # stand for the checksum of a CRC-32 while it is computed
+_LONGEST_PATH = 1 << 15  # characters; no system takes more
+_LONGEST_HEADER = 100_000_000  # bytes, as the safetensors library has it
+_LONGEST_PREFIX = 100  # bytes of a file's name in the name of the temporary one: some file systems take 143 in all
 _DTYPES = {
     "BOOL": "uint8",
     "U8": "uint8",
@@ -41,6 +49,37 @@ _DTYPES = {
     "F64": "float64",
 }
 """What the bytes are viewed as. NumPy has no bfloat16: those become float32, which holds them all."""
+_BITS = {
+    "F8_E4M3": 8,
+    "F8_E5M2": 8,
+    "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8,
+    "F8_E5M2FNUZ": 8,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    "F4": 4,
+    "C64": 64,
+}
+"""Bits of one element of the other dtypes of safetensors. They are passed over, as long as nobody needs them."""
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A tensor of a dtype that NumPy does not have, in the place of its array."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def file_path(path: Any, what: str = "a file") -> Path:
+    """The path of a file that the caller named. Raises ArgumentError for what is no path, such as the file's content."""
+    if isinstance(path, str | os.PathLike):
+        name = os.fspath(path)
+        if isinstance(name, str) and 0 < len(name) <= _LONGEST_PATH and "\0" not in name:
+            return Path(name)
+        raise ArgumentError(f"expected the path of {what}, got {len(name)} characters: {quoted(name)}")
+    size = f" of {len(path)} bytes" if isinstance(path, bytes | bytearray | memoryview) else ""
+    raise ArgumentError(f"expected the path of {what} (str or os.PathLike), got {type(path).__name__}{size}")
 
 
 def make_folder(path: str | os.PathLike[str], purpose: str = "checkpoints", another: str = "folder") -> Path:
@@ -64,29 +103,75 @@ def make_folder(path: str | os.PathLike[str], purpose: str = "checkpoints", anot
 def write_atomically(path: str | os.PathLike[str], content: bytes | Iterable[bytes | memoryview]) -> None:
     """Write a file so that ``path`` holds either all of ``content`` or what it held before, even after a crash.
 
-    ``content`` may come in pieces, for files that are better not held in memory a second time.
+    The bytes go to a temporary file in the same folder, reach the disk, and only then take the name. A symbolic link stays:
+    what it points to is replaced. The new file has the mode and, where the system allows it, the owner of the one before.
 
-    The bytes go to a temporary file in the same folder, reach the disk, and only then take the name.
+    Args:
+        content: the bytes, or pieces of them, for files that are better not held in memory a second time.
 
     Raises:
-        OSError: the folder is missing or may not be written to, the disk is full. The temporary file is removed.
+        OSError: the folder is missing or may not be written to, the disk is full; it names ``path``. The temporary file is
+            removed.
     """
-    path = Path(path)
+    named = file_path(path)
+    target = link_target(named)
+    before = _status(target, named)
     # Not tempfile: its files are private to this user, whereas a cache may be shared and should follow the umask.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    temporary = target.with_name(f".{beginning(target.name, _LONGEST_PREFIX)}.{secrets.token_hex(8)}.tmp")
+    mode = 0o666 if before is None else stat.S_IMODE(before.st_mode)
     try:
-        with open(temporary, "xb") as file:
+        with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+            if before is not None:
+                _keep_status(file, temporary, before)
             file.writelines([content] if isinstance(content, bytes) else content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        os.replace(temporary, target)
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        if isinstance(error, OSError) and error.filename == str(temporary) and error.filename2 is None:
-            error.filename = str(path)  # the name that the caller knows
+        if isinstance(error, OSError) and error.errno is not None and error.filename in (None, str(temporary)):
+            error.filename = str(named)  # the name that the caller knows
+            del error.filename2  # None would be shown as a second name
         raise
-    _sync_folder(path.parent)
+    _sync_folder(target.parent)
+
+
+def beginning(name: str, most: int) -> str:
+    """The beginning of a file's name, of so many bytes at most."""
+    return os.fsencode(name)[:most].decode("utf-8", "ignore")
+
+
+def link_target(path: Path) -> Path:
+    """What a path points to, if it is a symbolic link, else the path itself."""
+    if not path.is_symlink():
+        return path
+    target = Path(os.path.realpath(path))
+    if target.is_symlink():  # a link to itself, by way of others
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    return target
+
+
+def _status(target: Path, named: Path) -> os.stat_result | None:
+    """That of the file that will be replaced, None if there is none. Raises OSError if it is no file."""
+    try:
+        status = target.stat()
+    except FileNotFoundError:
+        return None
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(named))
+    if not stat.S_ISREG(status.st_mode):  # a device, say: the name must not become a file's
+        raise OSError(errno.EINVAL, "not a regular file", str(named))
+    return status
+
+
+def _keep_status(file: IO[bytes], temporary: Path, before: os.stat_result) -> None:
+    """Give a new file the owner and the mode of the one that it will replace."""
+    own = os.fstat(file.fileno())
+    if hasattr(os, "fchown") and (own.st_uid, own.st_gid) != (before.st_uid, before.st_gid):
+        with contextlib.suppress(OSError):
+            os.fchown(file.fileno(), before.st_uid, before.st_gid)
+    os.chmod(temporary, stat.S_IMODE(before.st_mode))
 
 
 def _sync_folder(folder: Path) -> None:
@@ -116,45 +201,120 @@ def save_tensors(
     write_atomically(path, [content[:begin], b"%08x" % zlib.crc32(content), memoryview(content)[end:]])
 
 
-def load_tensors(path: str | os.PathLike[str], *, checked: bool = False) -> tuple[dict[str, HostArray], Any]:
+def load_tensors(path: str | os.PathLike[str], *, checked: bool = False) -> tuple[dict[str, Any], Any]:
     """The arrays of a safetensors file, and the header that ``save_tensors`` put there (None in other people's files).
 
-    The file is read once, and the arrays are views of what was read. ``checked``: it must have a checksum.
+    The file is opened once and read once, so that one which is replaced meanwhile gives the old or the new, and the arrays are
+    views of what was read. A tensor of a dtype that NumPy does not have is ``Unreadable``.
+
+    Args:
+        checked: it must have a checksum.
 
     Raises:
-        ModelFormatError: not a whole safetensors file (a pickle, say), a header that is not JSON, bytes that are not those
-            that the checksum was taken over, a dtype that NumPy does not have.
+        ModelFormatError: not a whole safetensors file (it says what it seems to be), a header that is not JSON, bytes that are
+            not those that the checksum was taken over.
     """
-    from safetensors import SafetensorError, safe_open
+    path = file_path(path)
+    start = b""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            start = file.read(8)
+            length = _header_length(start, size)
+            start += file.read(length)
+            layout, metadata = _parsed(start[8:], size - len(start))
+            text = metadata.get(_KEY)
+            header = None if text is None else json.loads(text)
+            content: HostArray = np.empty(size, np.uint8)
+            content[: len(start)] = np.frombuffer(start, np.uint8)
+            if len(start) + (file.readinto(content[len(start) :]) or 0) != size or file.read(1):
+                raise ValueError("it was changed while it was read")
+            digits = header.pop(_CHECKSUM, None) if isinstance(header, dict) else None
+            if digits is not None and not _is_whole(content, digits):
+                raise ValueError("its content is not what its checksum was taken over")
+            if checked and digits is None:
+                raise ValueError("it has no checksum")
+            return dict(_views(content, layout)), header or None
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            file.seek(0)
+            kind = kind_of(file.read(FIRST))
+            if kind is None or "safetensors file" in kind:
+                raise ModelFormatError(f"{path} is not a whole safetensors file: {error}") from error
+            raise ModelFormatError(f"{path} is not a whole safetensors file, it looks like {kind}") from None
 
-    path = Path(path)
-    with path.open("rb") as raw:
-        content: HostArray = np.empty(os.fstat(raw.fileno()).st_size, np.uint8)
-        size = raw.readinto(content)
-    try:
-        with safe_open(path, framework="numpy") as file:  # which reads and checks the header, and no more
-            pieces = [(name, file.get_slice(name)) for name in file.offset_keys()]
-            layout = [(name, piece.get_dtype(), piece.get_shape()) for name, piece in pieces]
-            text = (file.metadata() or {}).get(_KEY)
-        header = None if text is None else json.loads(text)
-        digits = header.pop(_CHECKSUM, None) if isinstance(header, dict) else None
-        if size != len(content) or (digits is not None and not _is_whole(content, digits)):
-            raise ValueError("its content is not what its checksum was taken over")
-        if checked and digits is None:
-            raise ValueError("it has no checksum")
-        return dict(_views(content, layout)), header or None
-    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        start = content[:2].tobytes()
-        if start[:1] == b"\x80" or start == b"PK":
-            raise ModelFormatError(
-                f"{path} looks like a pickle or a PyTorch archive, which can run code when it is read; portacnn reads "
-                "safetensors. Where you trust it, convert it where it was made: safetensors.torch.save_file(state_dict, ...), "
-                "or of NumPy arrays safetensors.numpy.save_file(params, ...)"
-            ) from None
-        raise ModelFormatError(f"{path} is not a whole safetensors file: {error}") from error
+
+def _header_length(start: bytes, size: int) -> int:
+    """The header's bytes, as the first 8 of a file of this size say. Raises ValueError."""
+    if len(start) < 8:
+        raise ValueError(f"it has {size} bytes, and the length of its header alone takes 8")
+    length = int.from_bytes(start, "little")
+    if length > min(size - 8, _LONGEST_HEADER):
+        raise ValueError(f"its header would have {length} bytes, the file has {size}")
+    return length
 
 
-def within(part: str, tensors: Mapping[str, HostArray]) -> dict[str, HostArray]:
+Layout = list[tuple[str, str, tuple[int, ...]]]
+"""Name, dtype and shape of the tensors, in the order in which they lie one after another."""
+
+
+def _parsed(text: bytes, size: int) -> tuple[Layout, dict[str, str]]:
+    """The header of a file with ``size`` bytes behind it: its tensors, and its metadata.
+
+    Raises:
+        ValueError, TypeError, RecursionError: no such header, or tensors that are not all of those bytes.
+    """
+    header = json.loads(text.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number)
+    if not isinstance(header, dict) or text[:1] != b"{":
+        raise ValueError("its header is no JSON object")
+    metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("its metadata are not texts by name")
+    found = []
+    for name, described in header.items():
+        if not isinstance(described, dict) or described.keys() != {"dtype", "shape", "data_offsets"}:
+            raise ValueError(f"tensor {quoted(name)} is not described by dtype, shape and data_offsets")
+        kind, shape, offsets = described["dtype"], described["shape"], described["data_offsets"]
+        if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
+            raise ValueError(f"shape and data_offsets of tensor {quoted(name)} are no lists of whole numbers")
+        if not isinstance(kind, str) or not (bits := _bits(kind)):
+            raise ValueError(f"the dtype of tensor {quoted(name)} is {quoted(kind)}, which is none of safetensors'")
+        begin, end = offsets
+        if 8 * (end - begin) != bits * prod(shape):
+            raise ValueError(f"tensor {quoted(name)} of shape {quoted(shape)} does not take {end - begin} bytes")
+        found.append((begin, end, name, kind, tuple(shape)))
+    found.sort(key=lambda tensor: tensor[:2])
+    place = 0
+    for begin, end, name, *_ in found:
+        if begin != place:
+            raise ValueError(f"tensor {quoted(name)} begins at {begin}, the one before it ends at {place}")
+        place = end
+    if place != size:
+        raise ValueError(f"its tensors take {place} bytes, there are {size}")
+    return [(name, kind, shape) for _, _, name, kind, shape in found], metadata
+
+
+def _bits(kind: str) -> int:
+    """Bits of one element, 0 for an unknown dtype."""
+    return 8 * np.dtype(_DTYPES[kind]).itemsize if kind in _DTYPES else _BITS.get(kind, 0)
+
+
+def _are_counts(values: Any) -> bool:
+    """Whether it is a list of whole numbers that can be a shape."""
+    return isinstance(values, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in values) and len(values) <= 64
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("its header has a name twice")
+    return found
+
+
+def _no_number(word: str) -> None:
+    raise ValueError(f"its header has {shown(word)} for a number")
+
+
+def within(part: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a file's arrays whose names begin with ``part`` and a dot, by the rest of their names."""
     return {name.removeprefix(f"{part}."): array for name, array in tensors.items() if name.startswith(f"{part}.")}
 
@@ -173,16 +333,16 @@ def _is_whole(content: HostArray, digits: Any) -> bool:
     return stated == b"%08x" % zlib.crc32(content) and stated.decode() == digits
 
 
-def _views(content: HostArray, layout: Iterable[tuple[str, str, list[int]]]) -> Iterable[tuple[str, HostArray]]:
+def _views(content: HostArray, layout: Layout) -> Iterator[tuple[str, Any]]:
     """By name, the arrays that lie one after another behind the header of a file, (S,) of uint8."""
     begin = 8 + int.from_bytes(content[:8].tobytes(), "little")
     for name, kind, shape in layout:
+        end = begin + _bits(kind) * prod(shape) // 8
+        part, begin = content[begin:end], end
         if kind not in _DTYPES:
-            raise TypeError(f"{name} is of {kind}, which NumPy does not have")
-        dtype = np.dtype(_DTYPES[kind])
-        end = begin + dtype.itemsize * prod(shape)
-        array = content[begin:end].view(dtype).reshape(shape)
-        begin = end
+            yield name, Unreadable(kind, shape)
+            continue
+        array = part.view(_DTYPES[kind]).reshape(shape)
         if kind == "BF16":
             yield name, (array.astype(np.uint32) << 16).view(np.float32)
         elif kind == "BOOL":

@@ -8,7 +8,6 @@ stays on its device. Only libraries whose slices are views of the whole can do t
 
 from collections.abc import Mapping, Sequence
 from math import prod
-from typing import Any
 
 from portacnn.runtime import Array, Backend
 
@@ -43,13 +42,6 @@ class Flat:
         return Flat(
             self.backend, {name: tuple(view.shape) for name, view in self.views.items()}, self.dtype, self.parts
         )
-
-    def __deepcopy__(self, memo: Any) -> "Flat":
-        """A copy with views of its own: those that a network holds are copied apart, and are no part of it."""
-        twin = self.like()
-        with self.backend.active():
-            twin.whole[...] = self.whole
-        return twin
 
     def stretch(self, names: Sequence[str]) -> Array:
         """The part of ``whole`` from the first of these names, which follow each other, to the last."""

@@ -20,7 +20,7 @@ from portacnn.errors import ArgumentError, ModelFormatError, ShapeError, StateEr
 from portacnn.flat import Flat, Named, runs
 from portacnn.ops.dispatch import check_arrays
 from portacnn.ops.update import count_as_float
-from portacnn.runtime import Array, backend_of, taken, where
+from portacnn.runtime import Array, Backend, backend_of, taken, where
 
 Selection = Callable[[str, Array], bool] | str | Iterable[str]
 """Which parameters: a function of a parameter's path and array, or patterns of names (see ``selector``)."""
@@ -243,6 +243,24 @@ class Optimizer:
         """
         raise NotImplementedError
 
+    # --- copies and pickles -----------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle holds: the state as NumPy arrays, each with the name of its backend."""
+        state = {**vars(self), "_flat": {}}
+        state["state"] = {
+            slot: {key: (_home(array), _home(array).to_host(array)) for key, array in arrays.items()}
+            for slot, arrays in self.state.items()
+        }
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.state = {
+            slot: {key: home.asarray(host) for key, (home, host) in arrays.items()}
+            for slot, arrays in state["state"].items()
+        }
+
     # --- to and from files ------------------------------------------------------------------------------------------
 
     def description(self) -> dict[str, Any]:
@@ -277,11 +295,14 @@ class Optimizer:
             "optimizer": type(self).__name__,
             "lr": self.lr,
             "steps": self.steps,
-            "counts": dict(self.counts),
+            "counts": {
+                key: count for key, count in self.counts.items() if count
+            },  # 0: its first update was interrupted
             "arrays": {
                 f"{slot}.{key}": backend_of(array).to_host(array)
                 for slot, arrays in self.state.items()
                 for key, array in arrays.items()
+                if self.counts[key]
             },
         }
 
@@ -322,13 +343,13 @@ class Optimizer:
             raise ModelFormatError(f"the state does not fit these parameters. {listed}", where)
         try:
             lr, steps = not_negative("lr", state["lr"]), whole("steps", state["steps"], 0)
-            counts = {key: whole(f"the count of {key}", count, 0, most=steps) for key, count in counts.items()}
+            counts = {key: whole(f"the count of {key}", count, 1, most=steps) for key, count in counts.items()}
         except ArgumentError as error:
             raise ModelFormatError(error.message, where) from error
         loaded: dict[str, dict[str, Array]] = {}
         for key in counts if self.slots else ():
             p = params[key]
-            home = replace(backend_of(p), device=p.device)
+            home = _home(p)
             names = {slot: f"{slot}.{key}" for slot in self.slots}
             loaded[key] = {
                 slot: taken(home, arrays[name], p.dtype, f"{type(self).__name__}: {name}")
@@ -344,6 +365,11 @@ class Optimizer:
             else:
                 for slot, array in first.items():
                     self.state[slot][key][...] = array
+
+
+def _home(array: Array) -> Backend:
+    """An array's backend, on its own device."""
+    return replace(backend_of(array), device=array.device)
 
 
 class SGD(Optimizer):

@@ -104,6 +104,10 @@ class Backend:
     def __deepcopy__(self, memo: Any) -> "Backend":
         return self
 
+    def __reduce__(self) -> Any:
+        """In a pickle a backend is its name and device; where it comes back that device must be there."""
+        return resolve, (f"{self.name}:{self.place(self.device)}",)
+
     def dtype(self, name: str) -> Any:
         """The library's dtype object for a standard name such as "float32"."""
         return getattr(self.xp, name)

@@ -36,7 +36,7 @@ ROWS = [
     {"ops"},
     {"seeds", "init"},
     {"flat"},
-    {"runtime", "arguments", "console", "errors", "cache"},
+    {"runtime", "arguments", "console", "errors", "cache", "file_kinds", "text"},
 ]
 ROW = {name: number for number, row in enumerate(ROWS) for name in row}
 

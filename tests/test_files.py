@@ -337,7 +337,7 @@ def test_descriptions_with_a_part_exchanged(tmp_path, make, data, new):
         ("{", "is not a whole safetensors file"),
         ("null", "does not say how to build its model"),
         ("[]", "does not say how"),
-        ('{"format": 2}', "is of format 2, this version reads 1; upgrade portacnn"),
+        ('{"format": 3}', "is of format 3, this version reads 1 and 2; upgrade portacnn"),
         ('{"format": 1}', "does not say how to build its model, or not rightly: KeyError"),
         ('{"format": 1, "dtype": "float32", "model": {"class": ["x"], "arguments": {}}}', "does not say how"),
         (
@@ -458,8 +458,8 @@ def test_a_pickle_is_refused_unread(tmp_path, protocol):
     refused(
         tmp_path / "net",
         pickle.dumps({"weight": Bomb()}, protocol),
-        "looks like a pickle or a PyTorch archive, which can run code when it is read; portacnn reads safetensors. "
-        "Where you trust it, convert it where it was made",
+        "looks like a pickle or a PyTorch archive, which can run code when it is read. portacnn reads safetensors: "
+        "convert a file that you trust where it was made",
     )
     if protocol == 2:
         refused(tmp_path / "net", pickle.dumps(Bomb(), 0), "is not a whole safetensors file")
@@ -468,7 +468,9 @@ def test_a_pickle_is_refused_unread(tmp_path, protocol):
 def test_a_pytorch_archive_is_refused_unread(tmp_path):
     with zipfile.ZipFile(tmp_path / "net", "w") as archive:
         archive.writestr("archive/data.pkl", pickle.dumps(Bomb()))
-    refused(tmp_path / "net", (tmp_path / "net").read_bytes(), "looks like a pickle or a PyTorch archive")
+    refused(
+        tmp_path / "net", (tmp_path / "net").read_bytes(), "looks like a zip archive, or a pickle or a PyTorch archive"
+    )
 
 
 def test_what_torch_saves_is_refused(tmp_path):

@@ -119,6 +119,22 @@ def test_a_second_ctrl_c_does_not_wait():
     assert len(trainer.train_loss_list) == EPOCHS * STEPS
 
 
+def test_an_interrupted_first_update(tmp_path):
+    """The optimizer has made its state, and no step has been counted: a checkpoint of that can be resumed."""
+
+    def act():
+        raise KeyboardInterrupt
+
+    trainer = interrupting(1, act)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.checkpoint(tmp_path / "one")
+    again = resumed(tmp_path / "one")
+    assert again.steps_done == again.optimizer.steps == 0
+    again.train()
+    assert again.finished
+
+
 def test_a_handler_of_ones_own_is_left_alone():
     class MineError(Exception):
         pass

@@ -13,7 +13,8 @@ from nets import bits
 
 import portacnn
 from portacnn import Model, Trainer, ops
-from portacnn.errors import ShapeError, StateError
+from portacnn.errors import ModelFormatError, ShapeError, StateError
+from portacnn.files import save_tensors
 from portacnn.layers import (
     Arithmetic,
     BatchNorm2d,
@@ -193,6 +194,20 @@ def test_tied_parameters_are_one(backend: Here, tmp_path: Path):
     third.tie("weight", first)
     refuses(StateError, "third (Linear)", "not two parameters", call=lambda: Sequential(third=third).build((4,)))
     refuses(StateError, "before", call=lambda: first.tie("weight", second))
+
+
+def test_a_small_file_cannot_ask_for_a_large_network(tmp_path: Path):
+    """Each of 40 layers stands twice in the next one: 2**40 to run."""
+    pytest.importorskip("safetensors")
+    layer: dict[str, Any] = {"class": "ReLU", "arguments": {}, "name": "0"}
+    for number in range(1, 41):
+        twice = [layer, {"shared": layer["name"]}]
+        layer = {"class": "Sequential", "arguments": {}, "layers": twice, "name": str(number)}
+    for model in (layer, {"class": "Model", "arguments": {}, "layers": [layer], "replaced": {"nowhere": layer}}):
+        header = {"format": 2, "model": model, "input_shape": [2], "dtype": "float32"}
+        save_tensors(tmp_path / "net", {"a": np.ones(1)}, header)
+        with pytest.raises(ModelFormatError):
+            Layer.known["Model"].load(tmp_path / "net")
 
 
 # --- threads --------------------------------------------------------------------------------------------------------

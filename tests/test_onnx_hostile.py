@@ -343,7 +343,7 @@ def test_values_that_grow_without_end(path: Path):
     """Each doubles the one before; each is planned only."""
     nodes = [node("Concat", [f"v{i}", f"v{i}"], [f"v{i + 1}"], axis=1) for i in range(60)]
     nodes = [node("Relu", ["x"], ["v0"]), *nodes, node("Relu", ["v60"], ["y"])]
-    refused(path, model_of(nodes), "more than", "numbers")
+    refused(path, model_of(nodes), "more than", "values")
 
 
 def test_many_small_nodes_that_ask_for_much(path: Path):
@@ -569,4 +569,4 @@ def test_shapes_that_are_open(path: Path):
     refused(path, model_of([node("Relu", ["x"], ["y"])], shape=["N"]), "no axis beside")
     refused(path, model_of([node("Relu", ["x"], ["y"])], shape=["N", 0]), "open")
     refused(path, model_of([node("Relu", ["x"], ["y"])], shape=["N", -4]), "open")
-    refused(path, model_of([node("Relu", ["x"], ["y"])], shape=["N", 1 << 40, 3]), "numbers")
+    refused(path, model_of([node("Relu", ["x"], ["y"])], shape=["N", 1 << 40, 3]), "values")

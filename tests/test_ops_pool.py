@@ -346,7 +346,7 @@ def test_integers_and_lists(backend: Here):
 # --- at the edges -----------------------------------------------------------------------------------------------------
 
 
-@settings(derandomize=True, max_examples=40, deadline=None)
+@settings(derandomize=True, max_examples=12, deadline=None)
 @given(data=st.data())
 @with_each_kernel
 def test_the_gradient_goes_to_nan_as_in_pytorch(backend: Here, data: st.DataObject):

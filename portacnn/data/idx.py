@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from portacnn.errors import ArrayError, DataFormatError, ShapeError
+from portacnn.file_kinds import FIRST, kind_of
 from portacnn.files import write_atomically
 
 _TYPES: dict[int, np.dtype[Any]] = {
@@ -80,9 +81,11 @@ def parse_idx(file: IO[bytes], name: str, *, max_bytes: int = MAX_BYTES) -> NDAr
 def _parse(stream: _Readable, name: str, max_bytes: int) -> NDArray[Any]:
     magic = _read_up_to(stream, 4)
     if len(magic) < 4 or magic[:2] != b"\0\0":
+        kind = kind_of(bytes(magic + _read_up_to(stream, FIRST - len(magic))))
         raise DataFormatError(
             f"{name}: expected an IDX file, which starts with two zero bytes, a type and a rank; "
             f"came {bytes(magic)!r}{' and the end of the file' if len(magic) < 4 else ''}"
+            f"{f': it looks like {kind}' if kind else ''}"
         )
     code, rank = magic[2:]
     if code not in _TYPES:

@@ -10,7 +10,7 @@ from portacnn.ops import activation as checks
 from portacnn.runtime import Array
 
 
-class Activation(Layer):
+class Activation(Layer, abstract=True):
     """A layer that is one op with no parameters. A subclass names the op, its backward, and which attributes are its options."""
 
     op: ClassVar[Any]

@@ -10,9 +10,10 @@ in the cache; a forward pass leaves nothing on the layer but running statistics 
 places of a network, and several threads may run one network.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from copy import deepcopy
 from inspect import Parameter as Parameter_
 from inspect import signature
 from math import prod
@@ -22,9 +23,11 @@ from portacnn.arguments import told, wholes
 from portacnn.errors import ArgumentError, ModelFormatError, PortacnnError, ShapeError, StateError
 from portacnn.flat import Flat, Named
 from portacnn.init import Initializer, rule
+from portacnn.layers.limits import count_layer, count_output, count_taps
 from portacnn.layers.passes import Gradients, current_gradients, is_recomputing, moment
 from portacnn.runtime import Array, Backend, HostArray, describe, dtype_name, resolve, taken
 from portacnn.seeds import check_seed, generator
+from portacnn.text import listed, quoted, shown
 
 Shape = tuple[int, ...]
 """The shape of one sample: (C, H, W), or (F,)."""
@@ -45,6 +48,42 @@ class Buffer(NamedTuple):
     shape: Shape
     value: float
     dtype: str | None  # None for the network's
+    optional: bool  # whether a state without it is whole: then it stays as it is
+
+
+class Children(dict[str, "Layer"]):
+    """A layer's children by name. Once they are ``sealed`` they stay as they are, since what runs was made of them."""
+
+    sealed = False
+
+    def _change(self, *args: Any, **kwargs: Any) -> Any:
+        raise StateError(
+            "the layers of a network are exchanged by network.replace(path, layer); to add or remove some, make a new network "
+            "and give it the weights with load_state_dict(state, strict=False)"
+        )
+
+    def __setitem__(self, name: str, layer: "Layer") -> None:
+        if self.sealed:
+            self._change()
+        super().__setitem__(name, layer)
+
+    def update(self, *args: Any, **kwargs: Any) -> None:
+        if self.sealed:
+            self._change()
+        for name, layer in dict(*args, **kwargs).items():
+            self[name] = layer
+
+    __delitem__ = __ior__ = pop = popitem = clear = setdefault = _change
+
+    def __reduce__(self) -> Any:
+        return _restored, (dict(self), self.sealed)
+
+
+def _restored(layers: Mapping[str, "Layer"], sealed: bool) -> Children:
+    """Children that were copied or pickled."""
+    made = Children(layers)
+    made.sealed = sealed
+    return made
 
 
 class Place(NamedTuple):
@@ -53,19 +92,6 @@ class Place(NamedTuple):
     path: str
     input_shape: Shape
     output_shape: Shape
-
-
-class Children(dict[str, "Layer"]):
-    """A layer's layers by name, to be read: ``Layer.replace`` changes them."""
-
-    def _refuse(self, *_: Any, **__: Any) -> Any:
-        raise StateError("the layers of a network are changed by network.replace(path, layer), not by assignment")
-
-    __setitem__ = __delitem__ = __ior__ = _refuse
-    update = pop = popitem = clear = setdefault = _refuse
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Children, (dict(self),)
 
 
 class Handle:
@@ -112,8 +138,9 @@ class Layer:
     known: ClassVar[dict[str, type["Layer"]]] = {}
     """Every class of layers by name, for reading models from files."""
 
-    def __init_subclass__(cls, in_files: bool = True) -> None:
-        if in_files:
+    def __init_subclass__(cls, *, abstract: bool = False) -> None:
+        """Enter a class of layers; not those that others only derive from, which no file may ask for."""
+        if not abstract and not cls.kind().startswith("_"):
             Layer.known[cls.kind()] = cls
 
     @classmethod
@@ -123,11 +150,12 @@ class Layer:
         return cls.__name__ if own else f"{cls.__module__}.{cls.__qualname__}"
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        count_layer()
         self = super().__new__(cls)
         self._made_with = (args, kwargs)
         self.path = ""
         self.params, self.grads, self.buffers = {}, {}, {}
-        self.children = Children()
+        self._children = Children()
         self.declared, self.declared_buffers, self.tied = {}, {}, {}
         self.backend, self.dtype = None, "float32"
         self.input_shape = self.output_shape = ()
@@ -142,7 +170,7 @@ class Layer:
     params: dict[str, Array]
     grads: dict[str, Array]
     buffers: dict[str, Array]
-    children: Children
+    _children: Children
     declared: dict[str, Parameter]
     declared_buffers: dict[str, Buffer]
     tied: dict[str, tuple["Layer", str]]
@@ -161,12 +189,15 @@ class Layer:
     _flat_buffers: tuple[Flat, ...]
     _flat_grads: tuple[Flat, ...]  # from the first backward pass on
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, Layer) and not name.startswith("_"):
-            children = self.__dict__.get("children", {})
-            if children.get(name, value) is not value or (name not in children and self.backend is not None):
-                raise StateError(f"layers are not assigned; call network.replace({name!r}, layer)", self.where)
-        super().__setattr__(name, value)
+    @property
+    def children(self) -> Children:
+        """Its layers by name, in the order in which they run. Raises StateError on changing them once the network is made."""
+        return self._children
+
+    @children.setter
+    def children(self, layers: Mapping[str, "Layer"]) -> None:
+        self._children.update()  # which raises StateError where they are sealed
+        self._children = Children(layers)
 
     # --- what a subclass writes -------------------------------------------------------------------------------------
 
@@ -224,9 +255,17 @@ class Layer:
         rule(init)
         self.declared[name] = Parameter(shape, init, fan_in, fan_out)
 
-    def declare_buffer(self, name: str, shape: Shape, value: float, dtype: str | None = None) -> None:
-        """In ``infer``: this layer will have a buffer of this shape, full of ``value``; of the network's dtype, if not another."""
-        self.declared_buffers[name] = Buffer(shape, value, dtype)
+    def declare_buffer(
+        self, name: str, shape: Shape, value: float, dtype: str | None = None, *, optional: bool = False
+    ) -> None:
+        """In ``infer``: this layer will have a buffer of this shape, full of ``value``.
+
+        Args:
+            name, shape, value: of the buffer.
+            dtype: by default the network's.
+            optional: a state without it is whole: loading leaves the buffer as it is.
+        """
+        self.declared_buffers[name] = Buffer(shape, value, dtype, optional)
 
     def adopt(self, name: str, layer: "Layer") -> None:
         """In a container's constructor: make ``layer`` the child called ``name``."""
@@ -304,7 +343,7 @@ class Layer:
     @property
     def where(self) -> str:
         """``conv2 (Conv2d)``, for error messages."""
-        return f"{self.path} ({type(self).__name__})" if self.path else type(self).__name__
+        return f"{shown(self.path)} ({type(self).__name__})" if self.path else type(self).__name__
 
     def build(
         self,
@@ -331,6 +370,7 @@ class Layer:
         if dtype not in ("float32", "float64"):
             raise ArgumentError(f'dtype must be "float32" or "float64", got {dtype!r}')
         shape = _sample_shape(input_shape, self.where)
+        count_output(shape)
         backend, seed = resolve(device), check_seed(seed)
         layers = list(self.walk())
         for layer in layers:
@@ -348,7 +388,7 @@ class Layer:
                     for name, spec in specs.items()
                     if name not in layer.tied
                 }
-                check_state(declared, state, self.where)
+                check_state(declared, state, self.where, optional=self._optional())
         except PortacnnError:
             restore()
             raise
@@ -382,11 +422,12 @@ class Layer:
                 raise ArgumentError(f"the initializer of {name} gave {drawn.shape}, not {shape}", self.where)
             params[name] = _first(backend, drawn, dtype)
         with backend.active():
-            for name, (shape, value, own) in self.declared_buffers.items():
+            for name, (shape, value, own, _) in self.declared_buffers.items():
+                given = None if state is None else state.get(self.full_name(name))
                 buffers[name] = (
                     backend.xp.full(shape, value, dtype=backend.dtype(own or dtype), device=backend.device)
-                    if state is None
-                    else _first(backend, state[self.full_name(name)], own or dtype)
+                    if given is None
+                    else _first(backend, given, own or dtype)
                 )
         return params, buffers
 
@@ -394,15 +435,15 @@ class Layer:
         self, root: "Layer", backend: Backend, dtype: str, params: dict[str, Array], buffers: dict[str, Array]
     ) -> None:
         """Take these arrays, as a part of the network ``root``."""
-        self._root, self.backend, self.dtype = root, backend, dtype
+        self._root, self.backend, self.dtype, self.children.sealed = root, backend, dtype, True
         self.params, self.buffers, self.grads = params, buffers, {}
 
     def _lay_flat(self) -> None:
         """Move all parameters into one array, and all buffers of a dtype into another, where the library lets them stay views."""
         backend, layers = self.home, list(self.walk())
         self._flat_params, self._flat_buffers = (
-            _flat(backend, {layer.full_name(name): (holder, name) for layer, holder in held for name in holder})
-            for held in ([(x, x.params) for x in layers], [(x, x.buffers) for x in layers])
+            _flat(backend, {layer.full_name(name): (holder, name) for layer, holder, names in held for name in names})
+            for held in ([(x, x.params, x.own_params()) for x in layers], [(x, x.buffers, x.buffers) for x in layers])
         )
         self._flat_grads = ()
         for layer in layers:
@@ -432,12 +473,16 @@ class Layer:
 
     def _inferred(self, shape: Shape) -> Shape:
         try:
-            return self.infer(shape)
+            count_taps(getattr(self, "kernel_size", ()))
+            output = self.infer(shape)
+            count_output(output)
         except PortacnnError as error:
             raise error.at(self.where)
+        return output
 
     def _plan_again(self, shape: Shape, path: str) -> Shape:
         """``plan`` in one more place."""
+        count_layer()  # layers in layers, each in two places, would be more than anybody wants to run
         first = self.declared, self.declared_buffers
         self.declared, self.declared_buffers = {}, {}
         try:
@@ -565,8 +610,9 @@ class Layer:
             for inner in self.walk():
                 inner.grads = {}
             self._lay_flat()
-        for alias in [key for key, value in vars(holder).items() if value is old]:
-            vars(holder)[alias] = layer
+        for inner in self.walk():  # attributes that name it, too
+            if old in gone:
+                vars(inner).update({alias: layer for alias, value in vars(inner).items() if value is old})
         _note_replaced(chain, path, layer)
         self.revision += 1
         return old
@@ -584,11 +630,14 @@ class Layer:
 
     def _find(self, path: str) -> tuple[list[tuple["Layer", str]], str]:
         """The layers from this one down to that whose child has the path, each with its own, and the child's name."""
-        known: list[str] = []
         waiting: list[list[tuple[Layer, str]]] = [[(self, self.path)]]
+        seen = set()
         while waiting:
             chain = waiting.pop()
             holder, own = chain[-1]
+            if (holder, own) in seen:
+                continue
+            seen.add((holder, own))
             held, holder.path = holder.path, own  # it may have none yet, or stand in several places
             try:
                 paths = {name: holder.child_path(name) for name in holder.children}
@@ -598,9 +647,10 @@ class Layer:
             for name, found in paths.items():
                 if path in (found or None, names[name]):  # some add no segment: they can be named all the same
                     return chain, name
-                known.append(found or names[name])
-            waiting.extend([*chain, (child, paths[name])] for name, child in reversed(holder.children.items()))
-        raise ArgumentError(f"there is no layer at {path!r}; there are {', '.join(known)}", self.where)
+            below = ((name, found) for name, found in paths.items() if not found or path.startswith(f"{found}."))
+            waiting.extend([*chain, (holder.children[name], found)] for name, found in reversed(list(below)))
+        known = [layer.path for layer in self.walk() if layer.path] or list(self.children)
+        raise ArgumentError(f"there is no layer at {quoted(path)}; there are {listed(known, 32)}", self.where)
 
     def _check_fits(self) -> None:
         """Raise ShapeError if its arrays are not those that it has declared."""
@@ -694,11 +744,12 @@ class Layer:
             What was missing and what was unexpected: nothing where it is ``strict``.
 
         Raises:
-            ModelFormatError: lists everything that is missing, unexpected or of another shape; or numbers beyond the range of the
-                layer's dtype. Nothing has changed then.
+            ModelFormatError: lists everything that is missing, unexpected, of another shape or no array; or numbers beyond the
+                range of the layer's dtype. Nothing has changed then.
         """
         home, own = self.home, self.named_state()
-        mismatch = check_state({path: tuple(array.shape) for path, array in own.items()}, state, self.where, strict)
+        shapes = {path: tuple(array.shape) for path, array in own.items()}
+        mismatch = check_state(shapes, state, self.where, strict, self._optional())
         with home.active():
             arrays = {
                 path: taken(home, state[path], array.dtype, f"{self.where}: {path}")
@@ -708,6 +759,51 @@ class Layer:
             for path, array in arrays.items():
                 own[path][...] = array
         return mismatch
+
+    def _optional(self) -> set[str]:
+        """The paths of buffers that a state may lack."""
+        return {
+            layer.full_name(name)
+            for layer in self.walk()
+            for name, declared in layer.declared_buffers.items()
+            if declared.optional
+        }
+
+    # --- copies and pickles -----------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle holds: parameters and buffers as NumPy arrays, the backend by its name.
+
+        Left out are gradients, what was kept for a backward pass, functions that observe the layer, and the network around it:
+        a part of a network is copied by itself.
+        """
+        state = {name: value for name, value in vars(self).items() if name not in _NOT_COPIED}
+        if self.backend is not None:
+            for kind in ("params", "buffers"):
+                state[kind] = {name: self.backend.to_host(array) for name, array in state[kind].items()}
+        # Rules that weights were drawn by may be functions that no pickle takes. Building declares all of it anew.
+        state["declared"] = {name: declared._replace(init="default") for name, declared in self.declared.items()}
+        state["_is_root"] = self._root is self
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = dict(state)
+        is_root = state.pop("_is_root")
+        self.grads, self.hooks, self._root = {}, (), None  # old kinds of pickles call no __new__
+        self._flat_params, self._flat_buffers, self._flat_grads = (), (), ()
+        vars(self).update(state)
+        if self.backend is not None:
+            for arrays in (self.params, self.buffers):
+                for name, array in arrays.items():
+                    arrays[name] = self.backend.asarray(array)
+        if is_root:
+            for layer in self.walk():
+                layer._root = self
+            self._lay_flat()
+
+    def __copy__(self) -> Self:
+        """A whole copy: no two layers share arrays or children."""
+        return deepcopy(self)
 
     # --- description ------------------------------------------------------------------------------------------------
 
@@ -830,6 +926,8 @@ def _check_ties(layers: list[Layer]) -> None:
                 )
 
 
+_NOT_COPIED = {"_root", "grads", "hooks", "_flat_params", "_flat_buffers", "_flat_grads", "forward", "backward"}
+
 # --- building from a file -------------------------------------------------------------------------------------------
 
 _not_building: ContextVar[bool] = ContextVar("portacnn_not_building", default=False)
@@ -858,13 +956,29 @@ def building_from(state: Mapping[str, HostArray]) -> Iterator[None]:
         _state.reset(token)
 
 
-def check_state(own: Mapping[str, Shape], state: Mapping[str, Any], where: str, strict: bool = True) -> Mismatch:
-    """Raise ModelFormatError with everything that is missing or unexpected, where it is ``strict``, or of another shape."""
+def check_state(
+    own: Mapping[str, Shape],
+    state: Mapping[str, Any],
+    where: str,
+    strict: bool = True,
+    optional: Container[str] = (),
+) -> Mismatch:
+    """Compare a state with the shapes of a network's own arrays by path.
+
+    Raises:
+        ModelFormatError: with everything that is missing or unexpected, if it is ``strict``, that has another shape, or that is
+            no array of numbers.
+    """
     if not isinstance(state, Mapping):
         raise ModelFormatError(
             f"expected arrays by path, as state_dict() gives them, got a {type(state).__name__}", where
         )
-    mismatch = Mismatch([path for path in own if path not in state], [path for path in state if path not in own])
+    mismatch = Mismatch(
+        [path for path in own if path not in state and path not in optional],
+        [path for path in state if path not in own],
+    )
+    common = [path for path in own if path in state]
+    foreign = {path for path in common if isinstance(getattr(state[path], "dtype", ""), str)}
     problems = {
         "missing": mismatch.missing_keys if strict else [],
         "unexpected": mismatch.unexpected_keys if strict else [],
@@ -874,14 +988,17 @@ def check_state(own: Mapping[str, Shape], state: Mapping[str, Any], where: str, 
             if path in state and not hasattr(state[path], "shape")
         ],
         "of another shape": [
-            f"{path} {tuple(state[path].shape)} (expected {shape})"
-            for path, shape in own.items()
-            if path in state and hasattr(state[path], "shape") and tuple(state[path].shape) != shape
+            f"{path} {tuple(state[path].shape)} (expected {own[path]})"
+            for path in common
+            if path not in foreign and hasattr(state[path], "shape") and tuple(state[path].shape) != own[path]
+        ],
+        "no array that NumPy can hold (convert it to float32)": [
+            f"{path} ({state[path].dtype})" for path in common if path in foreign and hasattr(state[path], "dtype")
         ],
     }
     if any(problems.values()):
-        listed = "; ".join(f"{what}: {', '.join(paths)}" for what, paths in problems.items() if paths)
-        raise ModelFormatError(f"the state does not fit this network. {listed}", where)
+        named = "; ".join(f"{what}: {listed(paths)}" for what, paths in problems.items() if paths)
+        raise ModelFormatError(f"the state does not fit this network. {named}", where)
     return mismatch
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from portacnn.arguments import one_of
-from portacnn.errors import ArgumentError, PortacnnError, ShapeError
+from portacnn.errors import ArgumentError, PortacnnError, ShapeError, StateError
 from portacnn.layers.activation import ReLU
 from portacnn.layers.base import Layer, Shape, Trail, run
 from portacnn.layers.passes import Moment, moment, one_backward_pass, recomputing
@@ -18,7 +18,42 @@ from portacnn.ops.join import add, concat_channels, split_channels
 from portacnn.runtime import Array
 
 
-class _Container(Layer):
+class Holder(Layer, abstract=True):
+    """A layer with children, those that its constructor took until ``replace`` puts others there: what runs is made of them.
+
+    An attribute may name a layer that is in the network already, and no other: that one would neither run nor learn.
+    """
+
+    def _seal(self) -> None:
+        """At the end of the constructor: from now on the children stay as they are."""
+        self.children.sealed = True
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        children = vars(self).get("_children")
+        if children is not None and children.sealed and not name.startswith("_"):
+            held = vars(self).get(name, children.get(name))
+            if isinstance(value, Layer) or isinstance(held, Layer):
+                self._check_alias(name, held, value)
+                if value is held:
+                    return
+        super().__setattr__(name, value)
+
+    def _check_alias(self, name: str, held: Any, value: Any) -> None:
+        inside = any(value is layer for layer in self.walk())
+        if value is not held and (isinstance(held, Layer) or name in self.children or not inside):
+            raise StateError(
+                f"the layer {name!r} cannot be set; call network.replace(path, layer), or make a new network and give it the "
+                "weights with load_state_dict(state, strict=False)",
+                self.where,
+            )
+
+    def __delattr__(self, name: str) -> None:
+        if isinstance(vars(self).get(name, self.children.get(name)), Layer) and self.children.sealed:
+            raise StateError(f"the layer {name!r} cannot be taken away; make a new network without it", self.where)
+        super().__delattr__(name)
+
+
+class _Container(Holder, abstract=True):
     """Taking layers in, and going back through them."""
 
     def _take(self, name: str, layer: Layer) -> None:
@@ -29,12 +64,13 @@ class _Container(Layer):
             raise ArgumentError(f"a layer's name must not be empty or have dots, got {name!r}", type(self).__name__)
         if name in self.children:
             raise ArgumentError(f"there are two layers called {name!r}", type(self).__name__)
-        self.adopt(name, layer)
+        Layer.adopt(self, name, layer)
 
     def _take_all(self, layers: Sequence[Layer], named: dict[str, Layer]) -> None:
         """Those without a name are called "0", "1", ..."""
         for name, layer in [*((str(i), layer) for i, layer in enumerate(layers)), *named.items()]:
             self._take(name, layer)
+        self._seal()
 
     takes_children: ClassVar[bool]
     """Said by a class whose own constructor takes its children by their names: then its arguments are the children of now."""
@@ -78,8 +114,9 @@ class Sequential(_Container):
 
     def __init__(self, *layers: Layer, **named: Layer) -> None:
         self._take_all(layers, named)
+        self.stages = tuple(stages(self.children))
 
-    stages: tuple[Layer, ...] = ()
+    stages: tuple[Layer, ...]
     """What runs, in this order: the layers, some that follow each other as one."""
 
     def adopt(self, name: str, layer: Layer) -> None:
@@ -169,6 +206,7 @@ class Residual(_Container):
             self._take(shortcut_name, shortcut)
         if activation is not None:
             self._take("activation", activation)
+        self._seal()
 
     @property
     def body(self) -> Layer:
@@ -339,6 +377,7 @@ class Recompute(_Container):
 
     def __init__(self, layer: Layer) -> None:
         self._take("layer", layer)
+        self._seal()
 
     @property
     def layer(self) -> Layer:

@@ -85,7 +85,7 @@ class _Convolving(Layer):
             self.declare("bias", (self.out_channels,), self.bias_init, **fans)
 
 
-class Conv(_Convolving):
+class Conv(_Convolving, abstract=True):
     """What Conv1d, Conv2d and Conv3d share: x (N, C, *S) -> y (N, O, *OUT).
 
     Args:
@@ -185,7 +185,7 @@ class Conv3d(Conv):
     axes, op, op_backward = 3, ops.conv3d, ops.conv3d_backward
 
 
-class ConvTranspose(_Convolving):
+class ConvTranspose(_Convolving, abstract=True):
     """What ConvTranspose1d, ConvTranspose2d and ConvTranspose3d share: x (N, C, *S) -> y (N, O, *OUT).
 
     Args:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from portacnn.errors import ArgumentError, PortacnnError
 from portacnn.layers.base import Layer, Shape, Trail, run
-from portacnn.layers.container import Sequential, learns
+from portacnn.layers.container import Holder, Sequential, learns
 from portacnn.layers.join import Join
 from portacnn.layers.passes import one_backward_pass
 from portacnn.ops.join import add
@@ -37,7 +37,7 @@ class _Chain(NamedTuple):
     dropped: tuple[str, ...]  # the values that nobody needs after it
 
 
-class Graph(Layer):
+class Graph(Holder):
     """Named layers with named inputs: x (N, *S) -> y (N, *OUT), the value of the last node.
 
         Graph(
@@ -64,6 +64,7 @@ class Graph(Layer):
             raise error.at(type(self).__name__)
         for node in self.nodes:
             super().adopt(node.name, node.layer)
+        self._seal()
 
     nodes: tuple[Node, ...]
 

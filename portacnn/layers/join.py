@@ -18,7 +18,7 @@ from portacnn.ops.join import concat_channels
 from portacnn.runtime import Array, backend_of, where
 
 
-class Join(Layer):
+class Join(Layer, abstract=True):
     """A layer of several inputs: ``infer`` takes a tuple of shapes, ``forward`` a list of arrays, ``backward`` returns such a list.
 
     Attributes:

@@ -68,7 +68,8 @@ class _ChannelNorm(_Norm):
         if self.track_running_stats:
             self.declare_buffer("running_mean", (channels,), 0.0)
             self.declare_buffer("running_var", (channels,), 1.0)
-            self.declare_buffer("num_batches_tracked", (), 0, "int64")
+            # PyTorch came to have the count in 0.4.1, and takes files without it.
+            self.declare_buffer("num_batches_tracked", (), 0, "int64", optional=True)
         return shape
 
     def _statistics(self, train: bool) -> tuple[Array | None, Array | None]:

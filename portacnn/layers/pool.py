@@ -70,7 +70,7 @@ class _WindowPooling(_Pooling):
         return (shape[0], *windows.out)
 
 
-class MaxPool(_WindowPooling):
+class MaxPool(_WindowPooling, abstract=True):
     """What MaxPool1d, MaxPool2d and MaxPool3d share: the maximum over each window.
 
     Args:
@@ -107,7 +107,7 @@ class MaxPool3d(MaxPool):
     axes, op, op_backward = 3, ops.max_pool3d, ops.max_pool3d_backward
 
 
-class AvgPool(_WindowPooling):
+class AvgPool(_WindowPooling, abstract=True):
     """What AvgPool1d, AvgPool2d and AvgPool3d share: the mean over each window.
 
     Args:

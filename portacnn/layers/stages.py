@@ -6,12 +6,12 @@ own paths and parameters; only the way through them is shorter. Each kind of ``F
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from itertools import islice
 from typing import Any, ClassVar
 
 from portacnn.layers.activation import ReLU
 from portacnn.layers.base import Layer
 from portacnn.layers.conv import Conv1d, Conv2d, Conv3d
+from portacnn.layers.limits import count_layer
 from portacnn.layers.linear import Linear
 from portacnn.layers.norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from portacnn.layers.pool import MaxPool1d, MaxPool2d, MaxPool3d
@@ -30,7 +30,7 @@ from portacnn.runtime import Array
 Kinds = tuple[type[Layer], ...]
 
 
-class Fused(Layer, in_files=False):
+class Fused(Layer, abstract=True):
     """Layers that run as one op: a layer of its own that refers to them, and is no part of the network's tree.
 
     Attributes:
@@ -43,11 +43,12 @@ class Fused(Layer, in_files=False):
     op_backward: ClassVar[Any]
     table: ClassVar[dict[Kinds, type["Fused"]]] = {}
 
-    def __init_subclass__(cls, in_files: bool = False) -> None:
-        super().__init_subclass__(in_files)
+    def __init_subclass__(cls, *, abstract: bool = True) -> None:
+        super().__init_subclass__(abstract=abstract)
         Fused.table |= dict.fromkeys(cls.kinds, cls)
 
     def __init__(self, layers: Mapping[str, Layer]) -> None:
+        count_layer(-1)  # those that it refers to are counted
         self.name = " + ".join(layers)
         self.layers: tuple[Any, ...] = tuple(layers.values())
 
@@ -134,16 +135,15 @@ class FusedBatchNorm(Fused):
 
 def stages(layers: Mapping[str, Layer]) -> Iterator[Layer]:
     """The layers in their order, those together that may be: as many as there is a ``Fused`` for."""
-    rest = dict(layers)
-    while rest:
-        first = next(iter(rest.values()))
+    names, at = list(layers), 0
+    while at < len(names):
+        first = layers[names[at]]
         stage, length = first, 1
         for count in (3, 2):
-            taken = dict(islice(rest.items(), count))
+            taken = {name: layers[name] for name in names[at : at + count]}
             fused = Fused.table.get(tuple(map(type, taken.values())))
-            if fused is not None and len(taken) == count and fused.takes(first):
-                stage, length = fused(taken), count
+            if fused is not None and fused.takes(first):
+                stage, length = fused(taken), len(taken)
                 break
         yield stage
-        for name in list(rest)[:length]:
-            del rest[name]
+        at += length

@@ -12,6 +12,8 @@ from portacnn.arguments import plain
 from portacnn.errors import ArgumentError, ModelFormatError
 from portacnn.layers import Layer
 from portacnn.layers.base import not_building
+from portacnn.layers.limits import count_layer
+from portacnn.text import shown
 
 _NOT_SAVED = ("device", "seed", "dtype")
 
@@ -90,7 +92,10 @@ def rebuild_layer(described: Any, names: dict[str, Layer] | None = None, **build
     names = {} if names is None else names
     kind = Layer.known.get(described["class"])
     if kind is None:
-        raise ModelFormatError(f"unknown class {described['class']!r}; import the module that defines it first")
+        raise ModelFormatError(
+            f"unknown class {shown(repr(described['class']))}; import the module that defines it first"
+        )
+    count_layer(-1)  # what a file describes layer by layer has paid for it in bytes
 
     def made(value: Any) -> Any:
         if isinstance(value, list):
@@ -105,7 +110,8 @@ def rebuild_layer(described: Any, names: dict[str, Layer] | None = None, **build
 
     layers = [made(value) for value in described.get("layers", ())]
     arguments = {name: made(value) for name, value in described["arguments"].items()}
-    arguments |= {name: value for name, value in building.items() if name in signature(kind).parameters}
+    takes = signature(kind).parameters if building else {}
+    arguments |= {name: value for name, value in building.items() if name in takes}
     replaced = described.get("replaced")
     with not_building() if replaced else nullcontext():
         layer = kind(*layers, **arguments)

@@ -27,8 +27,8 @@ class Inference:
         self._workspace = Workspace()
         self._ways: dict[Any, _Way] = {}
 
-    def __deepcopy__(self, memo: Any) -> "Inference":
-        return Inference()
+    def __reduce__(self) -> Any:
+        return Inference, ()  # a copy of the network, or one from a pickle, begins anew
 
     def run(self, network: Layer, x: Array, batch: Callable[[Array], Array], hold: bool) -> Array:
         """The network's output for the batch that ``batch`` makes of x, in memory of its own.

@@ -15,15 +15,18 @@ from portacnn.files import load_tensors, save_tensors, within
 from portacnn.gradient_check import numerical_gradient
 from portacnn.layers import Layer, Sequential, gradients_of
 from portacnn.layers.base import Mismatch, Shape, building_from, run
+from portacnn.layers.limits import limited
 from portacnn.models.description import Described, describe_layer, needs_format_2, rebuild_layer
 from portacnn.models.inference import Inference
 from portacnn.models.preprocess import Normalize, rebuild_preprocess
 from portacnn.models.summary import table
 from portacnn.ops.windows import per_axis
 from portacnn.runtime import Array, Backend, HostArray, backend_of, cast, describe, is_float, resolve
+from portacnn.text import shown
 
 _log = logging.getLogger("portacnn")
 _ROOM = 512 << 20  # bytes that the layers' outputs may take in ``predict``
+_MOST_LAYERS = 4096  # that a class of networks may make of its arguments, besides those that a file has tensors for
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
@@ -58,6 +61,9 @@ class Model(Sequential):
     def __init__(self, *layers: Layer, **named: Layer) -> None:
         super().__init__(*layers, **named)
         self._inference = Inference()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "_constants"}
 
     _most: int | None = None  # images at a time in ``predict``, once it is known
     _preprocess: Normalize | None = None
@@ -386,7 +392,7 @@ class Model(Sequential):
         try:
             return self.load_state_dict(tensors, strict)
         except ModelFormatError as error:
-            raise error.at(str(path), over=True)
+            raise ModelFormatError(str(error), str(path)) from None
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, device: str | Backend | None = None) -> Self:
@@ -421,10 +427,10 @@ class Model(Sequential):
         try:
             if header["format"] not in (1, 2):
                 raise ModelFormatError(
-                    f"it is of format {header['format']!r}, this version reads 1 and 2; upgrade portacnn"
+                    f"it is of format {shown(repr(header['format']))}, this version reads 1 and 2; upgrade portacnn"
                 )
             drawing = {} if seed is None else {"seed": seed}
-            with building_from(tensors):
+            with building_from(tensors), limited(_MOST_LAYERS + 8 * len(tensors)):
                 model = rebuild_layer(header["model"], device=backend, dtype=header["dtype"], **drawing)
                 if not isinstance(model, cls):
                     raise ModelFormatError(f"holds a {type(model).__name__}, expected a {cls.__name__}")
@@ -434,7 +440,7 @@ class Model(Sequential):
                     model.build(header["input_shape"], device=backend, dtype=header["dtype"], seed=seed)
             model.preprocess = rebuild_preprocess(header.get("preprocess"))
         except ModelFormatError as error:
-            raise error.at(where, over=True)
+            raise ModelFormatError(str(error), where) from error.__cause__
         except NONSENSE as error:
             what = f"{type(error).__name__}: {error}"
             raise ModelFormatError(f"it does not say how to build its model, or not rightly: {what}", where) from error

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from portacnn.layers import Graph, Layer, Recompute, Sequential
 from portacnn.layers.base import Shape
+from portacnn.text import printable
 
 _BYTES = {"float32": 4, "float64": 8}
 _HEAD = ("layer", "class", "output", "parameters", "multiply-adds", "activations")
@@ -57,7 +58,7 @@ def table(network: Layer, input_shape: Sequence[int], batch_size: int) -> str:
     found = rows(network, input_shape)
     lines = [
         (
-            r.path,
+            printable(r.path),
             r.kind,
             _by(r.output),
             "shared" if r.shared else f"{r.parameters:,}",

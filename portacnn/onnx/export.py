@@ -17,7 +17,7 @@ import portacnn.onnx.export_graph
 import portacnn.onnx.export_layers  # noqa: F401 (both enter the emitters of portacnn's own layers)
 from portacnn.arguments import one_of, whole
 from portacnn.errors import ArgumentError, ModelFormatError, PortacnnError, ShapeError, StateError
-from portacnn.files import write_atomically
+from portacnn.files import beginning, file_path, link_target, write_atomically
 from portacnn.layers import Layer
 from portacnn.onnx.builder import CODES, GraphBuilder, Stored
 from portacnn.onnx.library import onnx_library
@@ -28,6 +28,7 @@ INPUT, OUTPUT, BATCH = "input", "output", "N"
 _DTYPES = ("float32", "float64", "float16", "bfloat16")
 _INLINE = (1 << 31) - (64 << 20)  # bytes of weights that fit into one file, with room for the graph
 _SMALL = 1024  # bytes up to which an array stays in the graph's file
+_LONGEST_PREFIX = 200  # bytes of the first file's name in that of the second, which 255 must be enough for
 _PAGE = 4096  # each array in the second file starts at a multiple, so that it can be mapped into memory
 
 
@@ -64,7 +65,7 @@ def export(
             write (see ``portacnn.onnx.emitter``).
         OSError: the file cannot be written; what was there before is there still.
     """
-    onnx = onnx_library()
+    onnx, target = onnx_library(), link_target(file_path(path, "an ONNX file"))
     newest = min(NEWEST, onnx.defs.onnx_opset_version())
     try:
         if not OLDEST <= whole("opset", opset, 1) <= newest:
@@ -82,7 +83,7 @@ def export(
         graph = _graph(model, opset, dtype or model.dtype, preprocess)
         proto = _model_proto(onnx, graph, model, dynamic_batch, "uint8" if preprocess else graph.dtype)
     _check(onnx, proto, graph)
-    _write(onnx, proto, list(graph.initializers.values()), Path(path))
+    _write(onnx, proto, list(graph.initializers.values()), target)
 
 
 def _check_weights(model: Layer) -> None:
@@ -167,9 +168,8 @@ def _write(onnx: Any, proto: Any, tensors: Sequence[Stored], path: Path) -> None
         digest = blake2b(digest_size=8)
         for piece in _pieces(beside):
             digest.update(piece)
-        data = path.with_name(
-            f"{path.name}.{digest.hexdigest()}.data"
-        )  # never one that an older file names for other weights
+        # Never a name that an older file has for other weights.
+        data = path.with_name(f"{beginning(path.name, _LONGEST_PREFIX)}.{digest.hexdigest()}.data")
     start, outside = 0, {tensor.name for tensor in beside}
     for tensor in tensors:
         entry = proto.graph.initializer.add(name=tensor.name, dims=tensor.shape, data_type=CODES[tensor.dtype])
@@ -203,7 +203,7 @@ def _pieces(tensors: Iterable[Stored]) -> Iterator[bytes]:
 
 def _forget_older(path: Path, kept: Path | None) -> None:
     """Remove the second files of earlier exports to the same path, which nothing names any more."""
-    pattern = re.compile(re.escape(path.name) + r"\.[0-9a-f]{16}\.data")
+    pattern = re.compile(re.escape(beginning(path.name, _LONGEST_PREFIX)) + r"\.[0-9a-f]{16}\.data")
     for other in path.parent.iterdir():
         if other != kept and pattern.fullmatch(other.name):
             with contextlib.suppress(OSError):

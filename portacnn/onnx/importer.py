@@ -8,7 +8,6 @@ Axes are counted as in the file, with the batch as axis 0.
 """
 
 from collections.abc import Mapping, Sequence
-from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,13 +16,25 @@ from portacnn.errors import ModelFormatError, PortacnnError
 from portacnn.layers import Flatten, Join, Layer, Reshape
 from portacnn.layers.base import Shape
 from portacnn.layers.graph import INPUT, Node
-from portacnn.onnx.reading import Operation, Source, brief, quoted
+from portacnn.onnx.reading import Operation, Source, brief
 from portacnn.runtime import HostArray
+from portacnn.text import quoted
 
 BATCH = -(1 << 40)
 """In a shape that a file computes: the number of samples."""
-_MOST_NUMBERS = 1 << 30  # that a value may have for one sample
-_MOST_TAPS = 1 << 17  # cells of all kernels
+_CARRIES_BATCH: dict[str, slice] = {
+    "Shape": slice(None),
+    "Identity": slice(None),
+    "Concat": slice(None),
+    "Cast": slice(None),
+    "Transpose": slice(None),
+    "Reshape": slice(None),
+    "Gather": slice(1),
+    "Slice": slice(1),
+    "Squeeze": slice(1),
+    "Unsqueeze": slice(1),
+}
+"""Operators that hand on or take the number of samples, and which of their inputs may have it."""
 _STATE_NAMES = {"weight", "bias", "running_mean", "running_var", "value"}
 
 
@@ -67,7 +78,6 @@ class Importer:
         self.input = Value(INPUT, sample)
         self._names = {INPUT}
         self._next: dict[str, int] = {}
-        self._taps = _MOST_TAPS
         self.made: dict[str, dict[str, Known]] = {}  # parameters and buffers by their node
 
     # --- what an operation takes ------------------------------------------------------------------------------------
@@ -148,13 +158,6 @@ class Importer:
             raise op.wrong(f"axes {brief(axes)} are not all different")
         return found
 
-    def kernel(self, op: Operation, sizes: Sequence[int]) -> list[int]:
-        """The extent of a kernel, which is counted."""
-        self._taps -= prod(sizes)
-        if self._taps < 0:
-            raise op.wrong(f"the kernels so far have more than {_MOST_TAPS} cells together, this one is {brief(sizes)}")
-        return list(sizes)
-
     # --- what it gives ----------------------------------------------------------------------------------------------
 
     def add(self, op: Operation, layer: Layer, *inputs: Value, **state: Known) -> Value:
@@ -162,8 +165,6 @@ class Importer:
         given: Any = tuple(value.shape for value in inputs)
         name = self._name(op, state)
         shape = layer.plan(given if isinstance(layer, Join) else given[0], name)
-        if prod(shape) > _MOST_NUMBERS:
-            raise op.wrong(f"it would make samples {brief(shape)}, of more than {_MOST_NUMBERS} numbers")
         declared: dict[str, Any] = {**layer.declared, **layer.declared_buffers}
         for key, known in state.items():
             if known.array.shape != declared[key].shape:
@@ -254,6 +255,7 @@ def _kind_of(known: Known) -> str:
 def run(importer: Importer, op: Operation, convert: Any) -> None:
     """Turn one operation into layers or known numbers, and put what it gives where others find it."""
     try:
+        _check_batch(importer, op)
         made = convert(importer, op)
         op.check_all_asked()
     except PortacnnError as error:
@@ -264,6 +266,22 @@ def run(importer: Importer, op: Operation, convert: Any) -> None:
     for name, value in zip(op.outputs, made, strict=False):
         if name:
             importer.values[name] = value
+
+
+def _check_batch(importer: Importer, op: Operation) -> None:
+    """Refuse the number of samples in inputs where an operator would compute with it."""
+    carries = range(len(op.inputs))[_CARRIES_BATCH.get(op.kind, slice(0))]
+    for index, name in enumerate(op.inputs):
+        if index not in carries and isinstance(known := importer.values.get(name), Known):
+            no_batch(op, known)
+
+
+def no_batch(op: Operation, known: Known) -> None:
+    """Nothing can be computed from the number of samples, which is not known. Raises ModelFormatError."""
+    if known.array.dtype == np.int64 and (known.array == BATCH).any():
+        raise op.wrong(
+            "it computes with the number of samples, which is not known; only shapes that keep it are supported"
+        )
 
 
 def unmade(op: Operation, name: str) -> ModelFormatError:

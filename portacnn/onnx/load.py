@@ -3,22 +3,26 @@
 import logging
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from portacnn.arguments import whole
 from portacnn.errors import ArgumentError, ModelFormatError
+from portacnn.files import file_path
 from portacnn.layers import Reshape
 from portacnn.layers.base import Shape, building_from
 from portacnn.layers.graph import Node
+from portacnn.layers.limits import limited
 from portacnn.models.graph_model import GraphModel
 from portacnn.models.model import NONSENSE
 from portacnn.onnx.importer import Importer, Value, run, shared, unmade
 from portacnn.onnx.operators import OPERATORS
-from portacnn.onnx.reading import FLOATS, ROOM, TYPES, Operation, Source, brief, quoted, read_source
-from portacnn.onnx.wire import ValueInfo
-from portacnn.runtime import Backend, resolve
+from portacnn.onnx.reading import FLOATS, ROOM, TYPES, Operation, Source, brief, read_source
+from portacnn.onnx.wire import MOST, ValueInfo
+from portacnn.runtime import Backend, HostArray, resolve
 from portacnn.seeds import check_seed
+from portacnn.text import listed, quoted
 
 _log = logging.getLogger("portacnn.onnx")
 
@@ -55,7 +59,7 @@ def load(
         ArgumentError, BackendError: for the other arguments.
         OSError: there is no such file.
     """
-    backend = resolve(device)
+    backend, path = resolve(device), file_path(path, "an ONNX file")
     if dtype not in (None, "float32", "float64"):
         raise ArgumentError(f'dtype must be "float32" or "float64", got {dtype!r}')
     whole("room", room, 0), check_seed(seed)
@@ -72,9 +76,17 @@ def load(
 
 
 def _load(
-    path: str | os.PathLike[str], backend: Backend, dtype: str | None, given: Shape | None, seed: int | None, room: int
+    path: Path, backend: Backend, dtype: str | None, given: Shape | None, seed: int | None, room: int
 ) -> GraphModel:
-    source = read_source(path, room)
+    with read_source(path, room) as source, limited(MOST):
+        model, state, info, sample = _model(source, given)
+    dtype = dtype or ("float64" if FLOATS.get(info.elem_type) == "float64" else "float32")
+    with building_from(state):
+        return model.build(sample, device=backend, dtype=dtype, seed=seed)
+
+
+def _model(source: Source, given: Shape | None) -> tuple[GraphModel, dict[str, HostArray], ValueInfo, Shape]:
+    """The network that a file describes, not built yet; its state; its input; and the shape of one sample."""
     if len(source.outputs) != 1:
         raise ModelFormatError(f"expected a graph of one output, got {', '.join(map(quoted, source.outputs[:16]))}")
     needed, asked = _needed(source)
@@ -94,9 +106,9 @@ def _load(
     for name, users in several.items():
         _log.warning(
             "%s: %s is used in different forms by %s; each has it as a parameter of its own now",
-            path,
+            source.path,
             quoted(name),
-            ", ".join(users[:8]),
+            listed(users, 8),
         )
     first = {id(node.layer): node for node in reversed(nodes)}  # a layer's state lies at its first node's name
     state = {
@@ -105,10 +117,7 @@ def _load(
         for key in importer.made.get(node.name, {})
         if key not in node.layer.tied
     }
-    model = GraphModel(*nodes)
-    dtype = dtype or ("float64" if FLOATS.get(info.elem_type) == "float64" else "float32")
-    with building_from(state):
-        return model.build(sample, device=backend, dtype=dtype, seed=seed)
+    return GraphModel(*nodes), state, info, sample
 
 
 def _needed(source: Source) -> tuple[list[Operation], set[str]]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from portacnn import layers as L
 from portacnn.layers import Layer
-from portacnn.onnx.importer import BATCH, Importer, Known, Value
+from portacnn.onnx.importer import BATCH, Importer, Known, Value, no_batch
 from portacnn.onnx.reading import FLOATS, Operation, brief
 from portacnn.ops.windows import pads_of
 
@@ -76,7 +76,6 @@ for _name, _short in {
 def _function(at: Importer, op: Operation) -> Any:
     function = {"Neg": "negative", "Sqrt": "sqrt"}[op.kind]
     if known := _all_known(at, op):
-        _no_batch(op, known)
         at.source.budget.take(known[0].array.nbytes)
         return at.fold(getattr(np, function)(known[0].array), known)
     return at.add(op, L.Elementwise(function), at.value(op))
@@ -119,9 +118,18 @@ def _softmax(at: Importer, op: Operation) -> Value:
     return at.reshaped(op, at.add(op, kind(axis), flat), x.shape)
 
 
+def _for_inference(at: Importer, op: Operation) -> None:
+    """Before opset 7, ``is_test=0`` said that the operator trains whenever it is run; the later ones have no such word."""
+    if at.opset >= 7 and op.has("is_test"):
+        raise op.wrong("is_test is an attribute of opset 6 and older")
+    if not op.whole("is_test", 1):
+        raise op.wrong("is_test=0: it would train when the network is only run; export it for inference")
+
+
 @operator("Dropout")
 def _dropout(at: Importer, op: Operation) -> Value:
-    op.ignore("seed", "is_test")
+    op.ignore("seed")
+    _for_inference(at, op)
     training = at.known(op, 2) if at.opset >= 12 else None
     if training is not None and training.array.any():
         raise op.wrong("training_mode is set: it would drop out when the network is only run; export it for inference")
@@ -171,7 +179,7 @@ def _convolution(at: Importer, op: Operation) -> tuple[Value, Known, Known | Non
     axes = _spatial(at, op, x)
     if weight.array.ndim != axes + 2 or 0 in weight.array.shape:
         raise op.wrong(f"a weight {brief(weight.array.shape)} does not go with samples {brief(x.shape)}")
-    kernel = at.kernel(op, weight.array.shape[2:])
+    kernel = list(weight.array.shape[2:])
     if op.has("kernel_shape") and op.ints("kernel_shape") != kernel:
         raise op.wrong(f"kernel_shape is not that of the weight, {brief(kernel)}")
     return x, weight, bias, kernel, op.sizes("strides", axes, 1, 1), op.sizes("dilations", axes, 1, 1)
@@ -253,7 +261,7 @@ def _pool(at: Importer, op: Operation) -> Value:
     axes = _spatial(at, op, x)
     if not op.has("kernel_shape"):
         raise op.wrong("kernel_shape is missing")
-    kernel = at.kernel(op, op.sizes("kernel_shape", axes, 1, 1))
+    kernel = op.sizes("kernel_shape", axes, 1, 1)
     strides, dilations = op.sizes("strides", axes, 1, 1), op.sizes("dilations", axes, 1, 1)
     pads = [list(pair) for pair in _pads(at, op, x, kernel, strides, dilations)]
     ceil = bool(op.whole("ceil_mode", 0))
@@ -284,9 +292,15 @@ def _global_pool(at: Importer, op: Operation) -> Value:
 def _batch_norm(at: Importer, op: Operation) -> Value:
     x = at.value(op)
     weight, bias, mean, var = (at.weight(op, i) for i in range(1, 5))
-    op.ignore("is_test", "consumed_inputs")
+    op.ignore("consumed_inputs")
+    _for_inference(at, op)
     if op.whole("training_mode", 0) or not op.whole("spatial", 1):
         raise op.wrong("training_mode and spatial=0 are not supported; export the network for inference")
+    if any(op.outputs[1:]):  # so it was said before opset 14 that it trains
+        raise op.wrong(
+            f"it has {len(op.outputs)} outputs, and so takes the mean and variance of every batch; that is not supported, "
+            "export the network for inference"
+        )
     kinds = {2: L.BatchNorm1d, 3: L.BatchNorm1d, 4: L.BatchNorm2d, 5: L.BatchNorm3d}
     if x.rank not in kinds:
         raise op.wrong(f"expected samples (C,) to (C, D, H, W), got {brief(x.shape)}")
@@ -447,7 +461,6 @@ def _of_sample(op: Operation, array: Any, x: Value) -> Any:
 
 
 def _folded(at: Importer, op: Operation, kind: str, a: Known, b: Known) -> Known:
-    _no_batch(op, [a, b])
     if a.array.dtype != b.array.dtype or a.array.dtype.kind not in "fiu":
         raise op.wrong(f"constants of different kinds, {a.array.dtype} and {b.array.dtype}")
     try:
@@ -460,14 +473,6 @@ def _folded(at: Importer, op: Operation, kind: str, a: Known, b: Known) -> Known
             raise op.wrong(f"{op.kind} of whole constants like these is not supported")
         return at.fold(a.array // b.array, [a, b])
     return at.fold(getattr(np, kind)(a.array, b.array).astype(a.array.dtype), [a, b])
-
-
-def _no_batch(op: Operation, known: Sequence[Known]) -> None:
-    """Nothing can be computed from the number of samples, which is not known."""
-    if any(k.array.dtype == np.int64 and (k.array == BATCH).any() for k in known):
-        raise op.wrong(
-            "it computes with the number of samples, which is not known; only shapes that keep it are supported"
-        )
 
 
 @operator("ReduceMean", "ReduceSum")
@@ -770,7 +775,7 @@ def _cast(at: Importer, op: Operation) -> Any:
             raise op.wrong(f"constants are not cast to type {to}")
         dtype = np.dtype(_CAST[to])
         if dtype != np.int64:
-            _no_batch(op, [found])
+            no_batch(op, found)
         at.source.budget.take(found.array.size * dtype.itemsize)
         return at.fold(found.array.astype(dtype), [found])
     if to not in FLOATS:

@@ -8,16 +8,20 @@ import os
 import re
 import stat
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
 from portacnn.errors import ModelFormatError
+from portacnn.file_kinds import FIRST, kind_of
+from portacnn.files import file_path
 from portacnn.onnx.wire import GraphProto, NodeProto, Tensor, ValueInfo, read_model
 from portacnn.runtime import HostArray
+from portacnn.text import quoted
 
 OLDEST, NEWEST = 6, 28
 """The opsets that are read."""
@@ -55,23 +59,15 @@ FLOATS = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
 """The data types that a network's values may have."""
 
 
-def quoted(text: str) -> str:
-    """A name from a file, for a message: not too long, and with nothing unprintable in it."""
-    return repr(text if len(text) <= 80 else text[:77] + "...")
-
-
 class Budget:
     """How many bytes all arrays together may take: a few times the files, and ``room``."""
 
     def __init__(self, size: int, room: int) -> None:
         self.left = _FILES * size + room
-        self._files: set[str] = set()
 
-    def add_file(self, path: str, size: int) -> None:
-        """One file more, counted once."""
-        if path not in self._files:
-            self._files.add(path)
-            self.left += _FILES * size
+    def add_file(self, size: int) -> None:
+        """One file more."""
+        self.left += _FILES * size
 
     def take(self, count: int) -> None:
         """So many bytes are about to be allocated. Raises ModelFormatError."""
@@ -196,15 +192,58 @@ def _operation(node: NodeProto) -> Operation:
 
 @dataclass
 class Source:
-    """A file, checked: what is asked of the names in it holds. Arrays are made when they are asked for."""
+    """A file, checked: what is asked of the names in it holds. Arrays are made when they are asked for.
 
-    folder: str
+    Files of external data are opened once and stay open until the ``with`` block around the source ends: so all that is read of
+    one is of the same file, even if another takes its name meanwhile.
+    """
+
+    path: Path
     budget: Budget
     opset: int
     operations: list[Operation]
     initializers: dict[str, Tensor]
     inputs: dict[str, ValueInfo]
     outputs: list[str]
+    _files: dict[str, IO[bytes]] = field(default_factory=dict)
+    _counted: set[tuple[int, int]] = field(default_factory=set)
+    _open: ExitStack = field(default_factory=ExitStack)
+
+    def __enter__(self) -> "Source":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.close()
+
+    def external(self, location: str) -> IO[bytes]:
+        """The file beside the model that a tensor's data lie in, its bytes added to the budget.
+
+        It is looked for beside the model as its path says, and if that is a link also beside what it points to. It may itself
+        be a link, to a file in one of these folders. Raises ModelFormatError for one that lies elsewhere, and OSError.
+        """
+        name = os.path.normpath(location)
+        if name not in self._files:
+            self._files[name] = file = self._open.enter_context(self._opened(location))
+            status = os.fstat(file.fileno())
+            if (status.st_dev, status.st_ino) not in self._counted:  # not for each of the names that one file may have
+                self._counted.add((status.st_dev, status.st_ino))
+                self.budget.add_file(status.st_size)
+        return self._files[name]
+
+    def close(self, location: str) -> None:
+        """A file of external data was read whole. Models with a file for each tensor have more of them than may be open."""
+        self._files.pop(os.path.normpath(location)).close()
+
+    def _opened(self, location: str) -> IO[bytes]:
+        beside = [os.path.dirname(os.path.abspath(self.path)), os.path.dirname(os.path.realpath(self.path))]
+        inside = tuple(os.path.join(os.path.realpath(folder), "") for folder in beside)
+        paths = [os.path.join(folder, location) for folder in beside]
+        path = os.path.realpath(next(filter(os.path.lexists, paths), paths[0]))
+        if os.path.isabs(location) or ".." in location.split("/") or not path.startswith(inside):
+            raise ModelFormatError(
+                f"its external data {quoted(location)} lie outside the model's folder; only files inside it are read"
+            )
+        return open(path, "rb", buffering=0, opener=_open_regular)
 
     def array(self, tensor: Tensor) -> HostArray:
         """A tensor as an array that may lie in the file's own bytes: read-only.
@@ -221,15 +260,22 @@ class Source:
 
 def read_source(path: str | os.PathLike[str], room: int = ROOM) -> Source:
     """Read and check a file. Raises ModelFormatError, and OSError where there is none to be read."""
-    content = Path(path).read_bytes()
-    model = read_model(memoryview(content))
-    if model.graph is None:
-        raise ModelFormatError("not an ONNX model: there is no graph in it")
+    path = file_path(path, "an ONNX file")
+    content = path.read_bytes()
+    try:
+        model = read_model(memoryview(content))
+        if model.graph is None:
+            raise ModelFormatError("not an ONNX model: there is no graph in it")
+    except ModelFormatError as error:
+        kind = kind_of(content[:FIRST])
+        if kind is None or "ONNX" in kind:
+            raise
+        raise ModelFormatError(f"{error.message}; it looks like {kind}") from None
     if model.functions:
         raise ModelFormatError("it has functions of its own; inline them first (onnx.inliner.inline_local_functions)")
     if model.graph.sparse:
         raise ModelFormatError("it has sparse initializers, which are not read")
-    versions = [version for domain, version in model.opsets if domain in ("", "ai.onnx")]
+    versions = sorted({version for domain, version in model.opsets if domain in ("", "ai.onnx")})
     if len(versions) != 1:
         raise ModelFormatError(f"expected one opset of ONNX's own operators, got {brief(versions)}")
     if not OLDEST <= versions[0] <= NEWEST:
@@ -239,7 +285,7 @@ def read_source(path: str | os.PathLike[str], room: int = ROOM) -> Source:
         )
     inputs, initializers, operations = _checked(model.graph)
     return Source(
-        os.path.dirname(os.path.realpath(path)),
+        path,
         Budget(len(content), room),
         versions[0],
         operations,
@@ -376,28 +422,25 @@ def _external(source: Source, tensor: Tensor, count: int, dtype: Any) -> HostArr
     size = count * dtype.itemsize
     if length is not None and (not _number(length) or int(length) != size):
         raise ModelFormatError(f"its external data have length {quoted(length)}, its shape takes {size} bytes")
-    path = os.path.realpath(os.path.join(source.folder, location))
-    inside = os.path.join(source.folder, "")
-    if os.path.isabs(location) or ".." in location.split("/") or not path.startswith(inside):
-        raise ModelFormatError(
-            f"its external data {quoted(location)} lie outside the model's folder; only files inside it are read"
-        )
     try:
-        with open(path, "rb", opener=_open_regular) as file:
-            there = os.fstat(file.fileno()).st_size
-            if int(offset) + size > there:
-                raise ModelFormatError(
-                    f"its external data {quoted(location)} are cut short: {there} bytes, {int(offset) + size} expected"
-                )
-            source.budget.add_file(path, there)
-            source.budget.take(size)
-            numbers = np.empty(count, dtype)
-            file.seek(int(offset))
-            got = file.readinto(numbers.data.cast("B")) if size else 0
+        file = source.external(location)
+        there = os.fstat(file.fileno()).st_size
+        if int(offset) + size > there:
+            raise ModelFormatError(
+                f"its external data {quoted(location)} are cut short: {there} bytes, {int(offset) + size} expected"
+            )
+        source.budget.take(size)
+        numbers = np.empty(count, dtype)
+        file.seek(int(offset))
+        left = numbers.data.cast("B") if size else memoryview(b"")
+        while left and (got := file.readinto(left)):  # type: ignore[attr-defined]
+            left = left[got:]
     except OSError as error:
         raise ModelFormatError(f"its external data {quoted(location)} cannot be read: {error.strerror}") from error
-    if got != size:
+    if left:
         raise ModelFormatError(f"its external data {quoted(location)} are cut short")
+    if size == there:
+        source.close(location)
     return numbers
 
 

@@ -3,6 +3,9 @@
 An op follows its arrays: library and device come from the input. ``y, cache = conv2d(x, weight, ...)`` keeps in ``cache`` what
 ``dx, dweight, dbias = conv2d_backward(dy, cache)`` needs, and with ``keep=False`` nothing. No op changes its inputs, but for
 those in ``update``, which are there to do so.
+
+float16 and bfloat16 are computed in float32 and rounded to their dtype at the end; NumPy's arrays of foreign byte order give native
+ones. NumPy's warnings (``numpy.seterr``) are off within an op, and as they were after it. Masked arrays are refused.
 """
 
 from portacnn.ops.activation import (

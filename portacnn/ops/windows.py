@@ -46,22 +46,20 @@ class Windows:
     pads: tuple[tuple[int, int], ...]  # (before, after) on each axis
     dilation: tuple[int, ...]
     out: tuple[int, ...]  # OUT
-
-    @cached_property
-    def axis_taps(self) -> tuple[tuple["AxisTap | None", ...], ...]:
-        """For each axis what each offset of the kernel reads there: see ``_axis_tap``."""
-        return tuple(
-            tuple(_axis_tap(k * d - before, s, n, o) for k in range(kk))
-            for kk, d, s, (before, _), n, o in zip(
-                self.kernel, self.dilation, self.stride, self.pads, self.size, self.out, strict=True
-            )
-        )
+    start: tuple[int, ...]  # where the first window begins on each axis, below 0 in the padding
 
     @cached_property
     def taps(self) -> tuple[Tap, ...]:
-        """Those that read anything at all. There may be very many: shapes alone are worked out without them."""
-        everything, taps = slice(None), []
-        for index, ranges in enumerate(product(*self.axis_taps)):
+        """The taps that read anything at all. They are listed when somebody asks: a kernel may have millions."""
+        axis_taps = [
+            [_axis_tap(start + k * d, s, n, o) for k in range(kk)]
+            for kk, d, s, start, n, o in zip(
+                self.kernel, self.dilation, self.stride, self.start, self.size, self.out, strict=True
+            )
+        ]
+        everything = slice(None)
+        taps = []
+        for index, ranges in enumerate(product(*axis_taps)):
             if None not in ranges:
                 reads, reaches = zip(*ranges, strict=True)
                 taps.append(Tap(index, (everything, *reads, everything), (everything, *reaches, everything)))
@@ -71,23 +69,16 @@ class Windows:
     def covers(self) -> bool:
         """Whether every output sees an input at every tap: no window hangs over the edge."""
         return all(
-            tap is not None and tap[1] == slice(0, n)
-            for taps, n in zip(self.axis_taps, self.out, strict=True)
-            for tap in taps
+            start >= 0 and start + (o - 1) * s + (k - 1) * d < n
+            for start, o, s, k, d, n in zip(
+                self.start, self.out, self.stride, self.kernel, self.dilation, self.size, strict=True
+            )
         )
 
     @cached_property
     def blind(self) -> bool:
         """Whether some output sees no input at all."""
-        for taps, n in zip(self.axis_taps, self.out, strict=True):
-            seen = 0  # the outputs before this one see something
-            for start, stop in sorted({(tap[1].start, tap[1].stop) for tap in taps if tap is not None}):
-                if start > seen:
-                    break
-                seen = max(seen, stop)
-            if seen < n:
-                return True
-        return False
+        return any(map(_is_blind, self.start, self.out, self.stride, self.kernel, self.dilation, self.size))
 
     @cached_property
     def extent(self) -> tuple[int, ...]:
@@ -288,23 +279,25 @@ def _laid(size: Numbers, kernel: Numbers, stride: Numbers, pads: Pads, dilation:
             "holds; use less padding, or a shorter stride of a transposed convolution"
         )
     stride = tuple(min(s, p) for s, p in zip(stride, padded, strict=True))
-    return Windows(size, kernel, stride, pads, dilation, out)
+    return Windows(size, kernel, stride, pads, dilation, out, tuple(-before for before, _ in pads))
 
 
 @lru_cache(maxsize=4096)
 def _part(windows: Windows, first: int, last: int) -> Windows:
-    (stride, *_), (_, *others) = windows.stride, windows.out
-    rows: list[AxisTap | None] = []
-    for tap in windows.axis_taps[0]:
-        low, high = (0, 0) if tap is None else (max(tap[1].start, first), min(tap[1].stop, last))
-        if tap is None or low >= high:
-            rows.append(None)
-            continue
-        start = tap[0].start + (low - tap[1].start) * stride
-        rows.append((slice(start, start + (high - low - 1) * stride + 1, stride), slice(low - first, high - first)))
-    part = replace(windows, out=(last - first, *others))
-    vars(part)["axis_taps"] = (tuple(rows), *windows.axis_taps[1:])
-    return part
+    begin, *others = windows.start
+    return replace(windows, start=(begin + first * windows.stride[0], *others), out=(last - first, *windows.out[1:]))
+
+
+def _is_blind(start: int, out: int, stride: int, kernel: int, dilation: int, size: int) -> bool:
+    """Whether on one axis some window has no cell inside: the windows begin at start, start + stride, ..."""
+    if start + (out - 1) * stride >= size:
+        return True
+    before = min(out, -(start // stride)) if start < 0 else 0  # so many begin before the input
+    # Of such a window, the first cell that is not before the input: it must be one of the window's, and not behind the input.
+    # What it is repeats after as many windows as the dilation has cells.
+    return (before > 0 and -(start // dilation) >= kernel) or (
+        dilation > size and any((start + o * stride) % dilation >= size for o in range(min(before, dilation)))
+    )
 
 
 def _axis_tap(offset: int, stride: int, size: int, out: int) -> AxisTap | None:

@@ -11,6 +11,7 @@ from portacnn.errors import ArgumentError, ModelFormatError
 from portacnn.files import load_tensors, save_tensors
 from portacnn.gradient_check import numerical_gradient
 from portacnn.init import Initializer
+from portacnn.layers.base import check_state
 from portacnn.runtime import Array, Backend, HostArray, backend_of
 from portacnn.scratch.functions import number, real
 from portacnn.scratch.layers import Affine, Convolution, Pooling, Relu, SoftmaxWithLoss
@@ -157,6 +158,7 @@ class SimpleConvNet:
         found = {key: tuple(array.shape) for key, array in tensors.items()}
         if found != expected:
             raise ModelFormatError(f"expected parameters {expected}, got {found}", str(file_name))
+        check_state(expected, tensors, str(file_name))
         for key, host in tensors.items():
             self._write(self.params[key], host)
 

@@ -28,7 +28,7 @@ from portacnn.ops.dispatch import PRECISIONS
 from portacnn.ops.layout import pack
 from portacnn.ops.workspace import Workspace, workspace
 from portacnn.optim import Optimizer, make_optimizer
-from portacnn.runtime import VARIABLE, Array, Backend, HostArray, resolve
+from portacnn.runtime import VARIABLE, Array, Backend, HostArray, backend_of, resolve
 from portacnn.schedules import PerEpoch, Schedule, make_schedule
 from portacnn.seeds import check_seed, permutation
 from portacnn.training import folder
@@ -51,6 +51,8 @@ KEYWORDS = {
 }
 """What the Trainer's arguments are that other libraries call by these names."""
 _log = logging.getLogger("portacnn")
+_DATA = ("x_train", "t_train", "x_test", "t_test")
+_NOT_COPIED = {"backend", "_feed", "_unread", "_ok", "_step", "_workspace"}
 
 
 @dataclass(frozen=True)
@@ -321,6 +323,27 @@ class Trainer:
         for step in (0, total - 1) if total else ():
             not_negative(f"the schedule's learning rate at step {step}", made(step, self.optimizer.lr))
         return made
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle holds, between two steps: model and optimizer, figures, and the data as NumPy arrays."""
+        if self._unread:
+            self._read_losses()
+        state = {name: value for name, value in vars(self).items() if name not in _NOT_COPIED}
+        for name in _DATA:
+            state[name] = backend_of(state[name]).to_host(state[name])
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self.backend = self.model.home
+        self.x_train, self.t_train = take_set(self.model, self.x_train, self.t_train, "train")
+        self.x_test, self.t_test = take_set(self.model, self.x_test, self.t_test, "test")
+        self._feed = make_feed(self.model, self.x_train, self.t_train)
+        self._unread, self._ok, self._step, self._workspace = [], self._fine(), None, Workspace()
+        optimizer_state = self.optimizer.state_dict()
+        for arrays in self.optimizer.state.values():
+            arrays.clear()  # to be laid out as the parameters are
+        self.optimizer.load_state_dict(optimizer_state, self.model.named_parameters())
 
     def lr(self, step: int) -> float:
         """The learning rate at this step, counted from 0 over all epochs."""
