@@ -100,13 +100,14 @@ def connect(device: str | None) -> Backend:
     info = probe()
     if info.reason:
         raise BackendError(info.reason)
-    import array_api_compat.cupy as xp
+    import array_api_compat.cupy as compat
     import cupy as cp
 
     from portacnn.backends.cupy_kernels import KERNELS
+    from portacnn.backends.cupy_namespace import namespace
 
     device_ = cp.cuda.Device(_index(device, info))
-    return CupyBackend(name="cupy", xp=xp, device=device_, kernels={**_KERNELS, **KERNELS})
+    return CupyBackend(name="cupy", xp=namespace(compat), device=device_, kernels={**_KERNELS, **KERNELS})
 
 
 def _erf(x: Any) -> Any:

@@ -86,7 +86,7 @@ def plan_of(windows: Windows, c: int, o: int, groups: int, n: int, pooled: bool,
     # Pooled or not, all outputs are computed: but where the last row or column has no window.
     seen = (oh // 2) * (ow // 2) * 4 * n if pooled else cells
     wide = wide_tile(sizes.o, seen, groups, itemsize)
-    back = wide_tile(sizes.c, -(-h // sh) * -(-w // sw) * n, groups * phases, itemsize)
+    back = wide_tile(sizes.c, -(-h // sh) * -(-w // sw) * n, groups * phases, itemsize, "input")
     return Plan(sizes, groups, tuple(np.int32(size) for size in sizes), taps, wide, back, split)
 
 

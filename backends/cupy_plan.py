@@ -53,21 +53,35 @@ WIDE_TILES = (FEW_ROWS, SOME_ROWS, SMALL, SQUARE, WIDE, LARGE)
 SPLIT_TILES = (TINY, EVEN)
 
 
-# What share of a multiprocessor's arithmetic a tile can use, by its ratio of products to reads from shared memory. Reckoned, not
-# measured: no GPU was at hand.
-_YIELD = {FEW_ROWS: 0.65, SOME_ROWS: 0.7, SMALL: 0.4, SQUARE: 0.65, WIDE: 0.85, LARGE: 1.0}
+TILES = {
+    **{"FEW": FEW_ROWS, "SOME": SOME_ROWS, "SMALL": SMALL, "SQUARE": SQUARE, "WIDE": WIDE, "LARGE": LARGE},
+    **{"TINY": TINY, "EVEN": EVEN},
+}
+
+YIELDS: dict[str, dict[str, float]] = {
+    "forward": {"FEW": 0.65, "SOME": 0.7, "SMALL": 0.4, "SQUARE": 0.65, "WIDE": 0.85, "LARGE": 1.0},
+    "input": {"FEW": 0.65, "SOME": 0.7, "SMALL": 0.4, "SQUARE": 0.65, "WIDE": 0.85, "LARGE": 1.0},
+    "weight": {"TINY": 0.4, "EVEN": 1.0},
+}
+"""What share of a multiprocessor's arithmetic a tile can use, relative to the best one, by its ratio of products to reads from
+shared memory. Estimated, not measured: no GPU was at hand."""
 
 
-def wide_tile(m: int, n: int, times: int, itemsize: int) -> Tile:
+def wide_tile(m: int, n: int, times: int, itemsize: int, kernel: str = "forward") -> Tile:
     """For a product with few rows and many columns, ``times`` over: as a convolution's is.
 
     The one with which the busiest multiprocessor is done first. Of doubles a thread's registers hold half as many.
+
+    Args:
+        kernel: "forward" or "input", a key of ``YIELDS``.
     """
 
-    def cost(tile: Tile) -> float:
-        return -(-tile.blocks(m, n) * times // PROCESSORS) * tile.rows * tile.columns / _YIELD[tile]
+    def cost(name: str) -> float:
+        tile = TILES[name]
+        return -(-tile.blocks(m, n) * times // PROCESSORS) * tile.rows * tile.columns / YIELDS[kernel][name]
 
-    return min((tile for tile in WIDE_TILES if tile.tm * tile.tn * itemsize <= 256), key=cost)
+    fitting = [name for name in YIELDS[kernel] if TILES[name].tm * TILES[name].tn * itemsize <= 256]
+    return TILES[min(fitting, key=cost)]
 
 
 class Split(NamedTuple):
@@ -82,7 +96,8 @@ def split_tile(m: int, n: int, depth: int, times: int) -> Split:
     The depth is split until there are enough blocks, but no split has less than ``_LEAST_DEPTH``.
     """
     too_few = EVEN.blocks(m, n) * times < PROCESSORS and depth < 2 * _LEAST_DEPTH
-    tile = TINY if min(m, n) <= 32 or too_few else EVEN
+    wanted = "TINY" if min(m, n) <= 32 or too_few else "EVEN"
+    tile = TILES[wanted if wanted in YIELDS["weight"] else next(iter(YIELDS["weight"]))]
     blocks = tile.blocks(m, n) * times
     splits = 1
     if blocks < PROCESSORS:

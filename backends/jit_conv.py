@@ -33,11 +33,11 @@ from portacnn.backends.jit_tiles import (
     outer_tile,
     pool_run,
 )
+from portacnn.backends.numpy_memory import empty, reserve, temporaries
 from portacnn.backends.numpy_pool import pools_in_place
 from portacnn.backends.threads import PER_ELEMENT, in_pieces, pieces
 from portacnn.ops.layout import batch_first, batch_last
 from portacnn.ops.windows import Windows
-from portacnn.ops.workspace import empty, scratch
 
 _NEAR = 256 << 10  # bytes of a panel: what stays in a core's second-level cache beside other things
 _SAMPLES = 32  # in a panel at most, whole vectors: then neighbouring taps share lines of the first-level cache
@@ -493,8 +493,8 @@ def _convolve(
     parts = pieces(count, work)
     size = p.c * panel.rows * p.sw * panel.columns * panel.samples
     room = ROWS * panel.lines * panel.pitch
-    panels, size = _rooms(len(parts), size, x.dtype, 0)
-    outs, room = _rooms(len(parts), room, x.dtype, 1)
+    panels, size = _rooms(len(parts), size, x.dtype)
+    outs, room = _rooms(len(parts), room, x.dtype)
     arguments = (
         _read(x),
         _read(given),
@@ -516,11 +516,11 @@ def _convolve(
     in_pieces(run, len(parts), work)
 
 
-def _rooms(count: int, size: int, dtype: Any, number: int) -> tuple[np.ndarray, int]:
-    """Scratch for so many threads, each thread's at a vector's boundary; and how far they lie apart."""
+def _rooms(count: int, size: int, dtype: Any) -> tuple[np.ndarray, int]:
+    """Memory for so many threads, each thread's at a vector's boundary; and how far they lie apart."""
     lanes = WIDTH // dtype.itemsize
     size = -(-size // lanes) * lanes
-    room = scratch(np.empty, (count * size + lanes,), dtype, number)
+    room = empty((count * size + lanes,), dtype)
     return room[-room.ctypes.data // dtype.itemsize % lanes :], size
 
 
@@ -561,10 +561,10 @@ def _prepared(x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, po
     if not _fits(p, x.itemsize, pools[4]) or len(pieces(count, work)) > 1:
         return NotImplemented
     none, flat = _read(_none(x)), _read(weight)
-    y = np.empty((p.o, *(windows.out if pool is None else pool.out), p.n), dtype=x.dtype)
+    y = reserve((p.o, *(windows.out if pool is None else pool.out), p.n), x.dtype)
     result, out = batch_first(y), y.reshape(-1)
-    room, _ = _rooms(1, p.c * panel.rows * p.sw * panel.columns * panel.samples, x.dtype, 0)
-    outs, _ = _rooms(1, ROWS * panel.lines * panel.pitch, x.dtype, 1)
+    sizes = p.c * panel.rows * p.sw * panel.columns * panel.samples, ROWS * panel.lines * panel.pitch
+    room, outs = temporaries(*((size,) for size in sizes), dtype=x.dtype)
     taps = _both_taps(p, panel, (p.kh * p.kw, 1), False)
     through = none, _read(_NO_TAPS), _NOTHING, (1, 1), tuple(p), tuple(panel), pools, *taps
     floor = x.dtype.type(0.0 if relu else -np.inf)
@@ -608,8 +608,8 @@ def _run(
         return NotImplemented
     xt, weight = np.ascontiguousarray(batch_last(x)), np.ascontiguousarray(weight)
     shape = (p.o, *(windows.out if pool is None else pool.out), p.n)
-    y = empty(np.empty, shape, x.dtype)
-    winner = empty(np.empty, shape, np.dtype(np.int8)) if keep and pool is not None else None
+    y = empty(shape, x.dtype)
+    winner = empty(shape, np.dtype(np.int8)) if keep and pool is not None else None
     biases = np.zeros(p.o, dtype=x.dtype) if bias is None else np.ascontiguousarray(bias)
     floor = 0.0 if relu else -np.inf
     _convolve(xt, weight, biases, p, (p.kh * p.kw, 1), p.c * p.kh * p.kw, y, floor=floor, pool=pools, winner=winner)
@@ -636,9 +636,9 @@ def conv_backward(dy: np.ndarray, saved: _Saved, *, need_dx: bool = True) -> Any
     parts = pieces(count, work)
     taps = _both_taps(p, panel, (p.kh * p.kw, 1), False)
     size, room = p.c * panel.rows * p.sw * panel.columns * panel.samples, p.o * panel.lines * p.ow * panel.samples
-    panels, size = _rooms(len(parts), size, x.dtype, 0)
-    grads, room = _rooms(len(parts), room, x.dtype, 1)
-    dweights = scratch(np.empty, (len(parts), weight.size), x.dtype, 2)
+    panels, size = _rooms(len(parts), size, x.dtype)
+    grads, room = _rooms(len(parts), room, x.dtype)
+    dweights = empty((len(parts), weight.size), x.dtype)
     dbiases = np.empty((len(parts), p.o), dtype=x.dtype)
     arguments = _read(x), _read(dyt), _read(y), _read(winner), tuple(p), tuple(panel), pool, *taps
 
@@ -650,7 +650,7 @@ def conv_backward(dy: np.ndarray, saved: _Saved, *, need_dx: bool = True) -> Any
     in_pieces(run, len(parts), work)
     dx = None
     if need_dx:
-        dx = empty(np.empty, x.shape, x.dtype)
+        dx = empty(x.shape, x.dtype)
         steps = (p.c * p.kh * p.kw, 1)
         none = np.zeros(p.c, dtype=x.dtype)
         back = (y, winner, p)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from functools import cache
+from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
@@ -11,6 +12,7 @@ import array_api_compat.numpy as xp
 import numpy as np
 
 from portacnn.backends.numpy_kernels import KERNELS
+from portacnn.backends.threads import apart, on_one_blas_thread
 from portacnn.errors import BackendError
 from portacnn.runtime import Array, Backend, BackendInfo, HostArray, Kernel
 
@@ -26,6 +28,7 @@ class NumpyBackend(Backend):
 
     views_alias = True
     enters = True
+    run = staticmethod(on_one_blas_thread)
 
     @property
     def compiled(self) -> Mapping[str, Kernel]:
@@ -55,9 +58,9 @@ def _compiled() -> Mapping[str, Kernel]:
     """The kernels that numba compiles, where it is installed. Importing it takes a while: it waits for the first op."""
     if find_spec("numba") is None:
         return {}
-    from portacnn.backends.jit_kernels import KERNELS as COMPILED
-
-    return COMPILED
+    return apart(
+        import_module, "portacnn.backends.jit_kernels"
+    ).KERNELS  # half imported, it could not be imported again
 
 
 def probe() -> BackendInfo:

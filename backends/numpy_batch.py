@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from portacnn.backends.numpy_memory import empty
 from portacnn.backends.threads import in_pieces
 from portacnn.ops.layout import batch_first
-from portacnn.ops.workspace import empty
 
 
 def take_batch(images: np.ndarray, indices: Any = None, mean: Any = None, std: Any = None) -> Any:
@@ -21,7 +21,7 @@ def take_batch(images: np.ndarray, indices: Any = None, mean: Any = None, std: A
         return NotImplemented
     chosen = images if indices is None else np.take(images, indices, axis=0)
     count, channels, *size = chosen.shape
-    y = empty(np.empty, (channels, *size, count), images.dtype if std is None else std.dtype)
+    y = empty((channels, *size, count), images.dtype if std is None else std.dtype)
     pixels = chosen.reshape(count, channels, prod(size)).transpose(1, 2, 0)  # (C, P, B)
     out = y.reshape(pixels.shape)
     mean, std = (None if constant is None else constant.reshape(channels) for constant in (mean, std))

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from portacnn.backends.numpy_memory import empty, reserve, temporaries
 from portacnn.backends.numpy_pool import (
     keep_where,
     pool_into,
@@ -25,13 +26,13 @@ from portacnn.backends.numpy_pool import (
     unpool_into,
     zeros_for,
 )
-from portacnn.backends.threads import PER_ELEMENT, in_pieces, one_blas_thread, pieces, products_in_pieces
+from portacnn.backends.threads import PER_ELEMENT, in_pieces, on_one_blas_thread, pieces, products_in_pieces
 from portacnn.errors import ArgumentError
 from portacnn.ops.layout import batch_first, batch_last
 from portacnn.ops.windows import Windows
-from portacnn.ops.workspace import empty, scratch
 
 VARIABLE = "PORTACNN_TILE_KIB"
+_MOST_COLUMNS = 4 << 20  # bytes of all columns of a prepared convolution; more would go out to memory and come back
 _SMALL, _FEW = 1024, 1 << 19  # numbers in a small result, and multiply-adds up to which BLAS takes its kernels for such
 
 
@@ -49,7 +50,7 @@ def _padded(xt: np.ndarray, windows: Windows) -> np.ndarray:
     if not any(before or after for before, after in windows.pads):
         return xt
     shape = (len(xt), *windows.extent, xt.shape[-1])
-    padded = empty(np.empty, shape, xt.dtype)
+    padded = empty(shape, xt.dtype)
     inside: list[slice] = [slice(None)]
     read: list[slice] = [slice(None)]
     for axis, ((before, _), n) in enumerate(zip(windows.pads, windows.size, strict=True), start=1):
@@ -123,8 +124,8 @@ class _Job(NamedTuple):
         work = outputs * depth * cells * windows.out[0] // PER_ELEMENT
         shares = pieces(len(tiles), work)
         rows = tiles[0].stop
-        laid_out = scratch(np.empty, (len(shares), depth * rows * cells), padded.dtype)
-        room = scratch(np.empty, (len(shares), outputs * rows * cells), padded.dtype, 1)
+        laid_out = empty((len(shares), depth * rows * cells), padded.dtype)
+        room = empty((len(shares), outputs * rows * cells), padded.dtype)
         return _Job(_columns(padded, windows), tiles, shares, laid_out, room, work)
 
     def run(self, each: Callable[[int, slice], None]) -> None:
@@ -135,8 +136,7 @@ class _Job(NamedTuple):
                 for rows in self.tiles[self.shares[thread]]:
                     each(thread, rows)
 
-        with one_blas_thread():
-            in_pieces(share, len(self.shares), self.work)
+        on_one_blas_thread(in_pieces, share, len(self.shares), self.work)
 
     def lay_out(self, thread: int, rows: slice) -> np.ndarray:
         """The columns (C*T, OUT*N) of a tile, in one piece."""
@@ -190,11 +190,11 @@ def _forward(
         return NotImplemented
     padded = _padded(np.ascontiguousarray(batch_last(x)), windows)
     o, n = len(weight), x.shape[0]
-    job = _Job.of(padded, o, windows, 1 if pool is None else pool.stride[0])
     matrix = weight.reshape(o, -1)  # (O, C*T)
     shape = (o, *(windows.out if pool is None else pool.out), n)
-    y = empty(np.empty, shape, x.dtype)
+    y = empty(shape, x.dtype)  # before the job's own memory, which would leave a hole below what is kept
     winners = room_for_winners(shape, pool) if keep and pool is not None else None
+    job = _Job.of(padded, o, windows, 1 if pool is None else pool.stride[0])
     column = None if bias is None else bias.reshape(o, *(1,) * (len(shape) - 1))
 
     def each(thread: int, rows: slice) -> None:
@@ -236,8 +236,8 @@ def conv_backward(dy: np.ndarray, saved: _Saved, *, need_dx: bool = True) -> Any
     dyt = batch_last(dy)
     if y is None:
         dyt = np.ascontiguousarray(dyt)
+    whole = dyt if y is None else empty((o, *windows.out, n), dy.dtype) if need_dx else None
     job = _Job.of(padded, o, windows, 1 if pool is None else pool.stride[0])
-    whole = dyt if y is None else empty(np.empty, (o, *windows.out, n), dy.dtype) if need_dx else None
     dmatrices = np.zeros((len(job.shares), o, prod(weight.shape[1:])), dtype=weight.dtype)
     dbiases = np.zeros((len(job.shares), o), dtype=weight.dtype)
 
@@ -275,14 +275,14 @@ def _lead_back(dz: np.ndarray, weight: np.ndarray, windows: Windows) -> np.ndarr
     Tap by tap: a product over the output channels, added to the inputs that the tap read; some channels in each thread.
     """
     channels, taps, n = weight.shape[1], prod(windows.kernel), dz.shape[-1]
-    dx = empty(np.empty, (channels, *windows.size, n), dz.dtype)
+    dx = empty((channels, *windows.size, n), dz.dtype)
     factors = np.ascontiguousarray(weight.reshape(len(weight), channels, taps).transpose(2, 1, 0))  # (T, C, O)
     cells = prod(windows.out[1:]) * n
     work = dz.size * channels * taps
     shares = pieces(channels, work // PER_ELEMENT)
     most = max(share.stop - share.start for share in shares)
     tiles = _tiles(windows.out[0], most * cells * dz.itemsize, 1)
-    room = scratch(np.empty, (len(shares), most * tiles[0].stop * cells), dz.dtype)
+    room = empty((len(shares), most * tiles[0].stop * cells), dz.dtype)
 
     def share(i: int) -> None:
         own = dx[shares[i]]
@@ -315,7 +315,11 @@ def _prepared(
     if pool is not None and not pools_in_place(pool):
         return NotImplemented
     o, n, (*before, last) = len(weight), x.shape[0], windows.extent
-    padded = np.zeros((x.shape[1], *before, last, n), dtype=x.dtype)
+    matrix = weight.reshape(o, -1)
+    most = x.shape[1] * prod(windows.kernel) * prod(before) * last * n * x.itemsize  # bytes of all columns
+    if most > _MOST_COLUMNS or not np.may_share_memory(matrix, weight):
+        return NotImplemented  # a copy of the weights would not see what is written to them
+    padded = reserve((x.shape[1], *before, last, n), x.dtype, zeros=True)
     starts = [pad for pad, _ in windows.pads]
     sizes = [min(size, e - pad) for size, e, pad in zip(windows.size, (*before, last), starts, strict=True)]
     inside = padded[(slice(None), *(slice(a, a + b) for a, b in zip(starts, sizes, strict=True)))]
@@ -325,12 +329,12 @@ def _prepared(
     taps = [step * d * padded.itemsize for step, d in zip(steps, windows.dilation, strict=True)]
     strides = (padded.strides[0], *taps, padded.itemsize)
     view = np.lib.stride_tricks.as_strided(padded, (len(padded), *windows.kernel, run), strides, writeable=False)
-    columns = np.empty(view.shape, dtype=x.dtype)
-    flat, matrix = columns.reshape(-1, run), weight.reshape(o, -1)
-    room = np.empty((o, windows.out[0], *before[1:], last, n) if before else (o, windows.out[0], n), dtype=x.dtype)
+    rows = (o, windows.out[0], *before[1:], last, n) if before else (o, windows.out[0], n)
+    columns, room = temporaries(view.shape, rows, dtype=x.dtype)
+    flat = columns.reshape(-1, run)
     product = room.reshape(o, -1)[:, :run]
     out = room[(slice(None), *(slice(0, size) for size in windows.out))]
-    y = np.empty((o, *(windows.out if pool is None else pool.out), n), dtype=x.dtype)
+    y = reserve((o, *(windows.out if pool is None else pool.out), n), x.dtype)
     result, order = batch_first(y), (*range(1, x.ndim), 0)
     column = None if bias is None else bias.reshape(o, *(1,) * (y.ndim - 1))
     matmul, add, maximum, zeros = np.matmul, np.add, np.maximum, zeros_for(y)
@@ -338,7 +342,7 @@ def _prepared(
     def once(x: np.ndarray) -> np.ndarray:
         inside[...] = x.transpose(order)[read]
         columns[...] = view
-        matmul(matrix, flat, out=product)
+        on_one_blas_thread(matmul, matrix, flat, out=product)
         source = out
         if pool is not None:
             pool_into(out, y, None, pool)

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from portacnn.backends.numpy_memory import empty
 from portacnn.backends.numpy_pool import BITS, in_memory_order, zeros_for
 from portacnn.backends.threads import in_pieces
-from portacnn.ops.workspace import empty
 
 _NEAR = 256 << 10  # bytes of a piece: it stays in a core's second-level cache for the next pass
 
@@ -29,7 +29,7 @@ def _sum(parts: list[np.ndarray], relu: bool) -> Any:
         return NotImplemented
     order = in_memory_order(first)
     rows = [part.transpose(order) for part in parts]
-    y = empty(np.empty, rows[0].shape, first.dtype)
+    y = empty(rows[0].shape, first.dtype)
     step = max(1, _NEAR // max(prod(y.shape[1:]) * y.itemsize, 1))
 
     def work(some: slice) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from portacnn.backends.numpy_memory import empty, reserve
 from portacnn.backends.numpy_pool import keep_where, zeros_for
-from portacnn.backends.threads import products_in_pieces
-from portacnn.ops.workspace import empty
+from portacnn.backends.threads import on_one_blas_thread, products_in_pieces
 
 
 def _product(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> np.ndarray:
@@ -24,7 +24,7 @@ def _product(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> np.ndarray:
 
 def _map(x: np.ndarray, weight: np.ndarray, bias: Any) -> np.ndarray:
     """y.T (O, N)."""
-    yt = _product(weight, x.T, empty(np.empty, (weight.shape[0], x.shape[0]), x.dtype))
+    yt = _product(weight, x.T, empty((weight.shape[0], x.shape[0]), x.dtype))
     if bias is not None:
         yt += bias[:, None]
     return yt
@@ -38,8 +38,8 @@ def linear_backward(dy: np.ndarray, saved: Any, *, need_dx: bool = True) -> Any:
     x, weight, with_bias = saved
     dx = None
     if need_dx:
-        dx = _product(weight.T, dy.T, empty(np.empty, (x.shape[1], x.shape[0]), x.dtype)).T
-    dweight = _product(dy.T, x, empty(np.empty, weight.shape, x.dtype))
+        dx = _product(weight.T, dy.T, empty((x.shape[1], x.shape[0]), x.dtype)).T
+    dweight = _product(dy.T, x, empty(weight.shape, x.dtype))
     return dx, dweight, dy.sum(axis=0) if with_bias else None
 
 
@@ -51,7 +51,7 @@ def linear_relu(x: np.ndarray, weight: np.ndarray, bias: Any = None, *, keep: bo
 
 def linear_relu_backward(dy: np.ndarray, saved: Any, *, need_dx: bool = True) -> Any:
     *rest, yt = saved
-    dz = empty(np.empty, yt.shape, yt.dtype)
+    dz = empty(yt.shape, yt.dtype)
     keep_where(yt > 0, np.ascontiguousarray(dy.T), dz)
     return linear_backward(dz.T, rest, need_dx=need_dx)
 
@@ -65,12 +65,12 @@ def prepare_linear_relu(x: np.ndarray, weight: np.ndarray, bias: Any = None) -> 
 
 
 def _prepared(x: np.ndarray, weight: np.ndarray, bias: Any, relu: bool) -> Callable[[np.ndarray], np.ndarray]:
-    yt = np.empty((weight.shape[0], x.shape[0]), dtype=x.dtype)
+    yt = reserve((weight.shape[0], x.shape[0]), x.dtype)
     y, column = yt.T, None if bias is None else bias[:, None]
     matmul, add, maximum, zeros = np.matmul, np.add, np.maximum, zeros_for(yt)
 
     def run(x: np.ndarray) -> np.ndarray:
-        matmul(weight, x.T, out=yt)
+        on_one_blas_thread(matmul, weight, x.T, out=yt)
         if column is not None:
             add(yt, column, out=yt)
         if relu:

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from portacnn.backends.numpy_memory import empty
 from portacnn.backends.numpy_pool import keep_where, zeros_for
-from portacnn.backends.threads import in_pieces, one_blas_thread
+from portacnn.backends.threads import in_pieces, on_one_blas_thread
 from portacnn.ops.layout import batch_first, batch_last
 from portacnn.ops.norm import move_towards
-from portacnn.ops.workspace import empty
 from portacnn.runtime import Array, Kernel
 
 _NEAR = 512 << 10  # bytes of a block of channels: it and what is made of it stay in a core's second-level cache
@@ -85,7 +85,7 @@ def _kernel(passes: Passes, relu: bool) -> Kernel:
             return NotImplemented
         channels = x.shape[1]
         rows = np.ascontiguousarray(batch_last(x)).reshape(channels, -1)
-        y = empty(np.empty, (*x.shape[1:], x.shape[0]), x.dtype)
+        y = empty((*x.shape[1:], x.shape[0]), x.dtype)
         y_rows = y.reshape(rows.shape)
         if training:
             statistics = Statistics(*np.zeros((3, channels), dtype=x.dtype))
@@ -97,8 +97,7 @@ def _kernel(passes: Passes, relu: bool) -> Kernel:
         def work(s: slice) -> None:
             passes.forward(rows[s], y_rows[s], statistics.of(s), factor[s], term[s], eps, training, relu)
 
-        with one_blas_thread():
-            in_pieces(work, channels, x.size)
+        on_one_blas_thread(in_pieces, work, channels, x.size)
         if training and running_mean is not None:
             count = rows.shape[1]
             move_towards(running_mean, statistics.mean, momentum)
@@ -113,7 +112,7 @@ def _kernel(passes: Passes, relu: bool) -> Kernel:
         rows = np.ascontiguousarray(batch_last(dy)).reshape(x.shape)
         channels = x.shape[0]
         dbias, dweight = np.empty((2, channels), dtype=x.dtype)
-        dx = empty(np.empty, (*shape[1:], shape[0]), x.dtype) if need_dx else None
+        dx = empty((*shape[1:], shape[0]), x.dtype) if need_dx else None
         dx_rows = None if dx is None else dx.reshape(x.shape)
         factor = _ones(channels, x.dtype) if weight is None else weight
 
@@ -122,8 +121,7 @@ def _kernel(passes: Passes, relu: bool) -> Kernel:
             before = None if y is None else y[s]
             passes.backward(rows[s], x[s], before, statistics.of(s), factor[s], eps, own, dbias[s], dweight[s], out)
 
-        with one_blas_thread():
-            in_pieces(work, channels, x.size)
+        on_one_blas_thread(in_pieces, work, channels, x.size)
         return (
             None if dx is None else batch_first(dx),
             None if weight is None else dweight,

@@ -5,17 +5,18 @@ long as arithmetic on the mask does. Multiplying by the mask would make NaN of 0
 the number instead and taken with ``&``.
 """
 
-from functools import lru_cache
+from functools import cache, lru_cache
 from math import prod
 from typing import Any
 
 import numpy as np
 
+from portacnn.backends.numpy_memory import empty
 from portacnn.backends.threads import in_pieces
 from portacnn.ops.layout import batch_first, batch_last
 from portacnn.ops.windows import Tap, Windows
-from portacnn.ops.workspace import empty
 
+_ZEROS = 1 << 16
 BITS = {4: np.int32, 8: np.int64}  # integers as wide as the float
 
 
@@ -34,7 +35,7 @@ def in_memory_order(x: np.ndarray) -> list[int]:
 def empty_like(x: np.ndarray) -> np.ndarray:
     """Room for a result that lies in memory as x does."""
     order = in_memory_order(x)
-    return empty(np.empty, tuple(x.shape[axis] for axis in order), x.dtype).transpose(np.argsort(order))
+    return empty(tuple(x.shape[axis] for axis in order), x.dtype).transpose(np.argsort(order))
 
 
 def zeros_for(x: np.ndarray) -> np.ndarray:
@@ -43,14 +44,20 @@ def zeros_for(x: np.ndarray) -> np.ndarray:
     As many of the last axes as are 65536 numbers or less; they broadcast.
     """
     shape = x.shape
-    while prod(shape) > 1 << 16:
+    while prod(shape) > _ZEROS:
         shape = shape[1:]
     return _zeros(shape, x.dtype)
 
 
 @lru_cache(maxsize=64)
 def _zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    return np.zeros(shape, dtype=dtype)
+    """A view: what is kept by shape must not take memory by shape."""
+    return _all_zeros(dtype)[: prod(shape)].reshape(shape)
+
+
+@cache
+def _all_zeros(dtype: Any) -> np.ndarray:
+    return np.zeros(_ZEROS, dtype=dtype)
 
 
 def relu(x: np.ndarray, *, keep: bool = True) -> Any:
@@ -75,7 +82,7 @@ def max_pool(x: np.ndarray, windows: Windows, *, keep: bool) -> Any:
     if x.dtype.itemsize not in BITS or not numbered(windows) or windows.sparse:
         return NotImplemented
     xt = np.ascontiguousarray(batch_last(x))  # (C, *S, N)
-    y = empty(np.empty, (xt.shape[0], *windows.out, xt.shape[-1]), x.dtype)
+    y = empty((xt.shape[0], *windows.out, xt.shape[-1]), x.dtype)
     winners = room_for_winners(y.shape, windows) if keep else None
     in_pieces(
         lambda s: pool_into(xt[s], y[s], None if winners is None else [w[s] for w in winners], windows),
@@ -88,7 +95,7 @@ def max_pool(x: np.ndarray, windows: Windows, *, keep: bool) -> Any:
 def max_pool_backward(dy: np.ndarray, saved: Any) -> np.ndarray:
     shape, winners, windows = saved
     dyt = batch_last(dy)
-    dx = empty(np.empty, shape, dy.dtype)
+    dx = empty(shape, dy.dtype)
     in_pieces(lambda s: unpool_into(dyt[s], [w[s] for w in winners], dx[s], windows), shape[0], max(dx.size, dy.size))
     return batch_first(dx)
 
@@ -118,12 +125,9 @@ def room_for_winners(shape: tuple[int, ...], windows: Windows) -> list[np.ndarra
     For windows in pairs, a mask for each axis: whether the second of the pair won. Else the tap that won, as ``_number`` has it.
     """
     if not in_pairs(windows):
-        return [empty(np.empty, shape, np.dtype(np.int8))]
+        return [empty(shape, np.dtype(np.int8))]
     c, *out, n = shape
-    return [
-        empty(np.empty, (c, *(2 * o for o in out[:axis]), *out[axis:], n), np.dtype(np.bool_))
-        for axis in range(len(out))
-    ]
+    return [empty((c, *(2 * o for o in out[:axis]), *out[axis:], n), np.dtype(np.bool_)) for axis in range(len(out))]
 
 
 def rows_of_winners(winners: list[np.ndarray], rows: slice, windows: Windows) -> list[np.ndarray]:

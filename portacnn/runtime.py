@@ -164,6 +164,11 @@ class Backend:
     def synchronize(self) -> None:
         """Wait until the device has done what it was given."""
 
+    def run(self, function: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
+        """``function(*args, **options)``: products that no kernel of this backend's computes. One that has to set something in the
+        library meanwhile overrides it. It may be nested."""
+        return function(*args, **options)
+
     def active(self) -> AbstractContextManager[Any]:
         """Within it, the library allocates and computes on this device, and does not warn of what comes out as NaN or infinite."""
         return _NOTHING

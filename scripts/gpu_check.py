@@ -1,7 +1,7 @@
-"""Prove portacnn on a GPU, and time it there: ``python scripts/gpu_check.py --out DIR``; see ``--help``.
+"""Prove portacnn on a GPU, and time it there: ``python scripts/gpu_check.py --out DIR``; see ``--help`` and docs/gpu.md.
 
-Needs CuPy, NumPy, array-api-compat (a wheel of 60 KB) and this checkout; with pytest and hypothesis it runs the tests too, with
-PyTorch built for CUDA it has something to be compared with. Each section has a process of its own, for what one does to the card
+Needs CuPy, NumPy, array-api-compat (a wheel of 80 KB) and this checkout; with pytest and hypothesis it runs the tests too, with
+PyTorch built for CUDA it has something to be compared with. Each section has a process of its own, for what one does to the GPU
 (an illegal address, a full memory, a hang) ends with it, and the others still run. Whatever time one leaves goes to those after it.
 """
 
@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpu_tools import ROOT, NotHereError, Section, add_root, table, write_json
+from gpu.tools import Section, add_root, table, write_json
 
 USAGE_ERROR = 2
 GRACE = 8.0  # seconds that a section may take over its time before its process is ended
@@ -35,22 +35,25 @@ class Part(NamedTuple):
     what: str
 
 
+# In the order in which they say most: the first five prove it, the next ones time it.
 PARTS = {
-    "device": Part("gpu_times.device", 15, "versions, the card, and what it reaches"),
-    "kernels": Part("gpu_kernels.kernels", 60, "every kernel against the portable op in float64"),
-    "parity": Part("gpu_training.parity", 25, "200 steps from one seed on NumPy and on the card"),
-    "capture": Part("gpu_training.capture", 45, "steps replayed from a graph against the same steps run one by one"),
-    "transfers": Part(
-        "gpu_training.transfers", 25, "what a step carries to and from the host; memory over 1,000 steps"
-    ),
-    "memory": Part("gpu_training.memory", 20, "a batch that does not fit; a second device"),
-    "steps": Part("gpu_times.steps", 85, "training steps: portable, kernels, replayed"),
-    "torch": Part("gpu_times.torch_steps", 85, "the same steps with PyTorch: eager, CUDA graph, compiled"),
-    "rates": Part("gpu_times.rates", 25, "each kernel against what the card reaches"),
-    "layouts": Part("gpu_times.layouts", 10, "batch last against batch first in memory"),
-    "accuracy": Part("gpu_training.accuracy", 15, "seconds to 0.985 on all of MNIST"),
-    "tests": Part("gpu_check.tests", 60, "the test suite on CuPy"),
+    "device": Part("gpu.times.device", 15, "versions, the GPU, and what it reaches"),
+    "kernels": Part("gpu.kernels.kernels", 75, "every kernel against the portable op in float64"),
+    "capture": Part("gpu.training.capture", 50, "steps replayed from a graph against the same steps run one by one"),
+    "transfers": Part("gpu.training.transfers", 30, "what a step sends and fetches; memory over 1,000 steps"),
+    "memory": Part("gpu.training.memory", 20, "a batch that does not fit; a second device"),
+    "steps": Part("gpu.times.steps", 80, "training steps: kernels, replayed, portable"),
+    "rates": Part("gpu.times.rates", 30, "each kernel against what the GPU reaches"),
+    "torch": Part("gpu.times.torch_steps", 60, "the same steps with PyTorch: eager, CUDA graph, compiled"),
+    "parity": Part("gpu.parity.parity", 10, "200 steps from one seed as on NumPy"),
+    "accuracy": Part("gpu.training.accuracy", 15, "seconds to 0.985 on all of MNIST"),
+    "yields": Part("gpu.times.yields", 25, "what each tile reaches, for the plan"),
+    "layouts": Part("gpu.times.layouts", 10, "batch last against batch first in memory"),
+    "tests": Part("gpu.suite.tests", 55, "the tests that run on CuPy"),
 }
+FIRST = ("device", "kernels", "capture", "transfers", "memory")
+BUDGET, FIRST_BUDGET = 480.0, 200.0  # seconds
+NEEDED = {"numpy": "numpy", "array_api_compat": "array-api-compat"}  # without which no section can begin
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
@@ -65,10 +68,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.task:
         work_off(json.loads(options.task))
         return 0
-    names = [name for name in (options.only or ",".join(PARTS)).split(",") if name]
+    lost = [package for module, package in NEEDED.items() if find_spec(module) is None]
+    if lost:
+        print(f"error: {cure(lost)}", file=sys.stderr)
+        return USAGE_ERROR
+    if options.budget is None:
+        options.budget = FIRST_BUDGET if options.first else BUDGET
+    names = [name for name in (options.only or ",".join(FIRST if options.first else PARTS)).split(",") if name]
     unknown = [name for name in names if name not in PARTS]
-    if unknown or not names or options.budget <= 0:
-        print(f"error: unknown section {', '.join(unknown)}; known are {', '.join(PARTS)}", file=sys.stderr)
+    if unknown or not names:
+        wrong = f"unknown section {', '.join(unknown)}" if unknown else "--only names no section"
+        print(f"error: {wrong}; known are {', '.join(PARTS)}", file=sys.stderr)
+        return USAGE_ERROR
+    if not options.budget > 0:
+        print(f"error: --budget must be above 0, got {options.budget:g}", file=sys.stderr)
         return USAGE_ERROR
     out = Path(options.out)
     try:
@@ -82,6 +95,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return check.tell()
 
 
+def cure(lost: list[str]) -> str:
+    """What is missing, and how to bring it along to a machine without a network, in one line."""
+    return (
+        f"{' and '.join(lost)} not installed; where there is a network: python -m pip download --no-deps -d wheels "
+        f"{' '.join(lost)}; here: python -m pip install --no-index --no-deps --target site wheels/*.whl && export "
+        "PYTHONPATH=site (docs/gpu.md)"
+    )
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="gpu_check.py",
@@ -93,8 +115,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--out", default="runs/gpu", metavar="DIR", help="for gpu_check.json and the tests' output; default %(default)s"
     )
-    add("--budget", type=float, default=480.0, metavar="S", help="seconds for everything; default %(default)g")
-    add("--only", metavar="A,B", help="these sections")
+    add(
+        "--budget",
+        type=float,
+        metavar="S",
+        help=f"seconds for everything; default {BUDGET:g}, with --first {FIRST_BUDGET:g}",
+    )
+    some = parser.add_mutually_exclusive_group()
+    some.add_argument("--first", action="store_true", help=f"what says most: {', '.join(FIRST)}")
+    some.add_argument("--only", metavar="A,B", help="these sections")
     add("--quick", action="store_true", help="a rehearsal: as little of everything as goes through all of it")
     add("--data", metavar="DIR", help="MNIST's four files; without it, the 5,000 images that come with portacnn")
     add("--device", default="cupy", help="in the words of device=: cupy, cuda:1; default %(default)s")
@@ -178,7 +207,12 @@ def spawn(task: dict[str, Any], limit: float) -> dict[str, Any]:
     name = task["section"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{name}.json"
-        command = [sys.executable, str(Path(__file__).resolve()), "--task", json.dumps({**task, "path": str(path)})]
+        command = [
+            sys.executable,
+            str(Path(__file__).resolve()),
+            "--task",
+            json.dumps({**task, "path": str(path), "spawned": time.time()}),
+        ]
         environment = {key: value for key, value in os.environ.items() if key not in ("PORTACNN_KERNELS", "CUPY_TF32")}
         begun = time.perf_counter()
         child = subprocess.Popen(command, env=environment, start_new_session=True)
@@ -203,7 +237,9 @@ def spawn(task: dict[str, Any], limit: float) -> dict[str, Any]:
 def work_off(task: dict[str, Any]) -> dict[str, Any]:
     """A section, in this process."""
     add_root()
-    options = {key: value for key, value in task.items() if key not in ("section", "path")}
+    options = {key: value for key, value in task.items() if key not in ("section", "path", "spawned")}
+    if "spawned" in task:  # its time runs from there: starting Python and importing CuPy take seconds
+        options["seconds"] -= time.time() - task["spawned"]
     section = Section(task["section"], Path(task["path"]) if "path" in task else None, **options)
 
     def work(section: Section) -> None:
@@ -224,39 +260,6 @@ def compare(found: list[dict[str, Any]]) -> None:
         for key in ("eager", "graph", "compiled"):
             own, other = row.get("captured_ms") or row.get("kernels_ms"), peer.get(f"{key}_ms")
             row[f"to_torch_{key}"] = own / other if own and other else None
-
-
-# --- the tests ------------------------------------------------------------------------------------------------------
-
-
-def tests(section: Section) -> None:
-    """The suite with CuPy alone, all tests that are not slow, in as many processes as there are cores."""
-    for name in ("pytest", "hypothesis"):
-        if find_spec(name) is None:
-            raise NotHereError(f"{name} is not installed")
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "--maxfail=30", "-p", "no:cacheprovider"]
-    command += ["--tb=short", "-rfE"]
-    workers = min(os.cpu_count() or 1, 12)
-    if find_spec("xdist") is not None and workers > 1:
-        command += ["-n", str(workers)]
-    if section.quick:
-        command += [str(ROOT / "tests" / "test_ops_linear.py")]
-    environment = {**os.environ, "PORTACNN_TEST_BACKENDS": "cupy"}
-    folder = Path(section.out) if section.out else None
-    with (folder / "tests.txt").open("w+") if folder else tempfile.TemporaryFile("w+") as log:
-        try:
-            limit = max(section.left - 2.0, 1.0)
-            done = subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=log, timeout=limit)
-            section.expect(done.returncode == 0, f"pytest ended with status {done.returncode}")
-        except subprocess.TimeoutExpired:
-            section.expect(False, f"the tests were not done after {limit:.0f} seconds")
-        log.seek(0)
-        lines = log.read().splitlines()
-    section.figures["counts"] = next((line.strip("= ") for line in reversed(lines) if " in " in line), "none were told")
-    failures = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
-    section.red += failures[:10]
-    if len(failures) > 10:
-        section.notes.append(f"{len(failures) - 10} more failures are in tests.txt")
 
 
 def names_of_parts() -> dict[str, Callable[[Section], None]]:

@@ -5,10 +5,13 @@ CuPy and torch on CUDA where there is a GPU; the header of a run says why any of
 ``PORTACNN_TEST_BACKENDS=cupy,torch`` asks for some by name, and one that is asked for and missing fails. ``device1`` stands
 in for a GPU: there, everything that would carry a value to the host unasked raises. ``cupy-emulated``, only by name, is CuPy's
 backend with its own kernels on a stand-in for CuPy (see ``fake_cupy``), where there is no GPU.
+``PORTACNN_TEST_SECONDS=60`` skips what would begin later than that: for a GPU that is lent for minutes.
 """
 
 import os
+import time
 
+_begun = time.monotonic()
 if "PYTEST_XDIST_WORKER" in os.environ:  # one worker a core already: BLAS reads this when NumPy is first imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -117,6 +120,15 @@ def transfer_trap() -> Iterator[None]:
 
 
 _found = {name: _resolved(name) for name in _asked or BACKENDS}
+
+
+_seconds = float(os.environ.get("PORTACNN_TEST_SECONDS") or "inf")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    if time.monotonic() - _begun > _seconds:
+        pytest.skip(f"the {_seconds:g} seconds of PORTACNN_TEST_SECONDS are over")
 
 
 def pytest_report_header() -> list[str]:

@@ -222,7 +222,8 @@ def underscored(tree: ast.AST) -> tuple[set[str], set[str]]:
             used |= {alias.name for alias in node.names}
         elif isinstance(node, ast.arg):
             made.add(node.arg)
-    return tuple({n for n in names if n.startswith("_") and not n.startswith("__")} for names in (made, used))
+    public = {"_replace", "_asdict", "_fields", "_make"}  # a NamedTuple's
+    return tuple({n for n in names - public if n.startswith("_") and not n.startswith("__")} for names in (made, used))
 
 
 def owner_of(path: Path) -> str:

@@ -1,5 +1,7 @@
 """CuPy's backend, on the stand-in for CuPy: devices that are current or not, memory, and batches on their way."""
 
+from dataclasses import dataclass
+
 import fake_cupy
 import numpy as np
 import pytest
@@ -31,6 +33,67 @@ def home(request):
 def net(home):
     layers = {"conv": Conv2d(1, 2, 3), "bn": BatchNorm2d(2), "relu": ReLU(), "drop": Dropout(0.2)}
     return Model(**layers, flatten=Flatten(), fc=Linear(None, 4)).build((1, 8, 8), device=home, seed=0)
+
+
+# --- the namespace ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """A step's state with nothing in it."""
+
+
+@pytest.mark.parametrize("axis", [0, -1, None])
+@pytest.mark.parametrize("count", [1, 8, 9, 20])
+@pytest.mark.parametrize("name", ["concat", "stack"])
+def test_a_capture_joins_arrays_and_sends_nothing(home, count, axis, name):
+    rng = np.random.default_rng(count)
+    if name == "stack":
+        axis = axis or 0
+    shapes = (
+        [(3, 4)] * count if name == "stack" else [((n % 3) + 1, 4) if axis != -1 else (3, n + 1) for n in range(count)]
+    )
+    arrays = [rng.random(shape, "float32") for shape in shapes]
+    there = [home.asarray(array) for array in arrays]
+    step = home.compile_step(lambda *given: getattr(home.xp, name)(given[:-1], axis=axis), ())
+    with log.watch() as seen:
+        for _ in range(4):
+            joined = step(*there, Nothing())
+    assert (step.graphs, step.reason) == (1, None)
+    assert not [event for event in seen if event.kind in ("h2d", "sync")]
+    launched = {event.detail for event in seen if event.kind == "launch"}
+    assert count <= 8 or not launched & {
+        "concatenate",
+        "stack",
+    }  # nor do the steps before: what is compiled then is what is needed
+    expected = np.concatenate(arrays, axis) if name == "concat" else np.stack(arrays, axis)
+    assert (joined.device, joined.dtype) == (home.device, expected.dtype)
+    assert np.array_equal(home.to_host(joined), expected)
+
+
+def test_clip_and_sign_wait_for_nothing(home):
+    xp, x = home.xp, np.array([-2.0, -0.5, -0.0, 0.0, 0.5, np.nan, np.inf], "float32")
+    there = home.asarray(x)
+    with home.active():
+        with log.watch() as seen:
+            found = [
+                xp.clip(there, -1, 1),
+                xp.clip(there, max=0.25),
+                xp.clip(there, 0.0),
+                xp.clip(there, 1, -1),
+                xp.sign(there),
+            ]
+        assert {event.kind for event in seen} <= {"launch", "malloc"}
+        expected = [np.clip(x, -1, 1), np.minimum(x, 0.25), np.maximum(x, 0), np.clip(x, 1, -1), np.sign(x)]
+        for got, wanted in zip(found, expected, strict=True):
+            assert got.dtype == x.dtype
+            np.testing.assert_array_equal(home.to_host(got), wanted)
+        whole = home.asarray(np.array([-3, 0, 300]))
+        assert home.to_host(xp.clip(whole, 0, 255)).tolist() == [0, 0, 255]
+        assert home.to_host(xp.sign(whole)).tolist() == [-1, 0, 1]
+        bound = np.full(7, -1, "float32")
+        np.testing.assert_array_equal(home.to_host(xp.clip(there, home.asarray(bound), None)), np.maximum(x, bound))
+    assert home.xp is resolve("cuda").xp
 
 
 # --- devices ---------------------------------------------------------------------------------------------------------

@@ -165,6 +165,41 @@ def test_what_is_captured_is_not_done_until_it_is_launched(cp):
             graph.launch()
 
 
+@pytest.mark.parametrize(
+    ("shapes", "axis", "tables"),
+    [
+        ([(2, 3)] * 8, 0, 0),
+        ([(2, 3)] * 9, 0, 1),  # addresses
+        ([(2, 3)] * 9, 1, 1),
+        ([(2, 3)] * 8 + [(4, 3)], 0, 3),  # and where each begins, and its strides
+        ([(2, 800_000)] * 9, 0, 0),  # parts so large are copied one by one
+    ],
+)
+def test_to_join_many_arrays_cupy_sends_tables(cp, shapes, axis, tables):
+    parts = [cp.full(shape, number, dtype="float32") for number, shape in enumerate(shapes)]
+    with log.watch() as seen:
+        joined = cp.concatenate(parts, axis=axis)
+        assert [event.kind for event in seen].count("h2d") == tables
+        assert np.array_equal(joined.get(), np.concatenate([part.get() for part in parts], axis=axis))
+
+
+def test_what_else_is_sent_or_waited_for_unasked(cp):
+    a = on(cp, 1, -2, 3)
+    for kind, work in (
+        ("h2d", lambda: cp.take(a, [0, 2])),
+        ("h2d", lambda: cp.stack([a] * 9)),
+        ("h2d", lambda: cp.array([a] * 9)),
+        ("sync", lambda: a[a > 0]),
+        ("sync", lambda: a.__setitem__(a > 0, 1.0)),
+    ):
+        with log.watch() as seen:
+            work()
+        assert [event.kind for event in seen if event.kind in ("h2d", "sync")] == [kind]
+    with log.watch() as seen:  # arguments of launches
+        cp.asarray(3.0), cp.take(a, 1), cp.where(a > 0, a, 0.0), a[[0, 1][1]], cp.full(3, 2.5)
+    assert {event.kind for event in seen} <= {"launch", "malloc"}
+
+
 def test_what_cannot_be_captured(cp):
     x = on(cp, 1, 2)
     stream, pool = cp.cuda.Stream(non_blocking=True), cp.cuda.MemoryPool()
@@ -176,6 +211,9 @@ def test_what_cannot_be_captured(cp):
         (CUDARuntimeError, lambda: cp.asarray(np.ones(2))),
         (CUDARuntimeError, lambda: cp.nonzero(x)),
         (CUDARuntimeError, lambda: x[x > 1]),
+        (CUDARuntimeError, lambda: x.__setitem__(x > 1, 0.0)),
+        (CUDARuntimeError, lambda: cp.concatenate([x] * 9)),
+        (CUDARuntimeError, lambda: cp.take(x, [1])),
         (CUDARuntimeError, stream.synchronize),
         (CUDARuntimeError, cp.cuda.Device(0).synchronize),
         (CUDARuntimeError, lambda: event.record(stream)),

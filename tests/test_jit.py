@@ -1,10 +1,15 @@
 """numba's part: it is imported when it is needed, what it compiles is kept on disk, and its settings stay as they were."""
 
 import os
+import signal
 import subprocess
 import sys
-from importlib.util import find_spec
+import threading
+import time
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -79,9 +84,10 @@ def twice(x):
 def fourfold(x):
     return twice(twice(x))
 
-assert numba.config.CACHE_DIR == before, numba.config.CACHE_DIR
-assert fourfold(3) == 12
-print("found", sum(fourfold.stats.cache_hits.values()), "compiled", sum(fourfold.stats.cache_misses.values()))
+def main():
+    assert numba.config.CACHE_DIR == before, numba.config.CACHE_DIR
+    assert fourfold(3) == 12
+    print("found", sum(fourfold.stats.cache_hits.values()), "compiled", sum(fourfold.stats.cache_misses.values()))
 """
 
 
@@ -91,7 +97,9 @@ def module(tmp_path: Path) -> str:
     folder = tmp_path / "source"
     folder.mkdir()
     (folder / "small.py").write_text(MODULE)
-    return f"import sys; sys.dont_write_bytecode = True; sys.path.insert(0, {str(folder)!r}); import small"
+    return (
+        f"import sys; sys.dont_write_bytecode = True; sys.path.insert(0, {str(folder)!r}); import small; small.main()"
+    )
 
 
 def files(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -152,6 +160,158 @@ def test_a_change_to_any_of_the_sources_is_a_new_folder(tmp_path: Path, monkeypa
         folders.append(jit._folder())
     jit._folder.cache_clear()
     assert folders[0] == folders[2] != folders[1]
+
+
+# --- what is wrong with its files -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def compiling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], tuple[int, int]]]:
+    """A function that compiles a kernel as a new process would, in a cache of this test's own, and tells how often it was
+    found and compiled.
+    """
+    from portacnn.backends import jit
+
+    monkeypatch.setenv("PORTACNN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
+    monkeypatch.setattr(jit, "_warned", False)
+    jit._folder.cache_clear()
+    (tmp_path / "thrice.py").write_text("def thrice(x):\n    return 3 * x\n")
+    spec = spec_from_file_location("thrice", tmp_path / "thrice.py")
+    module = module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "thrice", module)
+    spec.loader.exec_module(module)
+
+    def compiling() -> tuple[int, int]:
+        kernel = jit.compiled(module.thrice)
+        assert kernel(14) == 42
+        return sum(kernel.stats.cache_hits.values()), sum(kernel.stats.cache_misses.values())
+
+    yield compiling
+    jit._folder.cache_clear()
+
+
+def _flip(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda content: b"",
+    "cut": lambda content: content[: len(content) // 2],
+    "garbage": lambda content: bytes(range(256)) * 9,
+    "zeros": lambda content: bytes(len(content)),
+    "one bit": _flip,
+}
+
+
+@needs_numba
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("kind", ["nbi", "nbc"])
+def test_a_damaged_file_is_a_warning_and_written_anew(
+    compiling: Any, tmp_path: Path, caplog: Any, kind: str, damage: str
+):
+    assert compiling() == (0, 1)
+    (path,) = (tmp_path / "cache").rglob(f"*.{kind}")
+    path.write_bytes(DAMAGES[damage](path.read_bytes()))
+    assert compiling() == (0, 1)
+    assert [f"{path} is damaged" in message for message in caplog.messages] == [True]
+    assert compiling() == (1, 0)
+
+
+@needs_numba
+@pytest.mark.parametrize("kind", ["nbi", "nbc"])
+def test_a_file_that_cannot_be_read(compiling: Any, tmp_path: Path, caplog: Any, kind: str):
+    """Nor written: it is a folder, for every user alike."""
+    compiling()
+    (path,) = (tmp_path / "cache").rglob(f"*.{kind}")
+    path.unlink()
+    path.mkdir()
+    assert [compiling(), compiling()] == [(0, 1)] * 2
+    assert len(caplog.messages) == 1
+
+
+@needs_numba
+def test_a_full_disk(compiling: Any, tmp_path: Path, caplog: Any):
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # no file may have a byte
+    try:
+        found = [compiling(), compiling()]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert found == [(0, 1)] * 2
+    assert len(caplog.messages) == 1
+    assert not list((tmp_path / "cache").rglob("*.tmp*"))
+    assert [compiling(), compiling()] == [(0, 1), (1, 0)]
+
+
+@needs_numba
+def test_a_folder_that_is_only_to_be_read_is_read(compiling: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any):
+    """As in a container's image."""
+    from portacnn.backends import jit
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise PermissionError("read-only")
+
+    compiling()
+    monkeypatch.setattr(jit, "TemporaryFile", refuse)
+    jit._folder.cache_clear()
+    assert compiling() == (1, 0)
+    assert len(caplog.messages) == 1
+
+
+@needs_numba
+def test_another_kernels_machine_code_is_not_run(compiling: Any, tmp_path: Path):
+    """Two processes that save at once may each write the other's file."""
+    from portacnn.backends import jit
+
+    compiling()
+    kernel = jit.compiled(sys.modules["thrice"].thrice)
+    assert kernel(0.5) == 1.5
+    one, two = sorted((tmp_path / "cache").rglob("*.nbc"))
+    one.write_bytes(two.read_bytes())
+    assert compiling() == (0, 1)
+
+
+@needs_numba
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+def test_a_fork_while_another_thread_compiles(compiling: Any):
+    from numba.core.compiler_lock import global_compiler_lock
+
+    held = threading.Event()
+
+    def hold() -> None:
+        with global_compiler_lock:
+            held.set()
+            time.sleep(0.1)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait(10)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(20)
+        status = 1
+        try:
+            status = 0 if compiling() == (0, 1) else 2
+        finally:
+            os._exit(status)
+    holder.join()
+    assert os.waitpid(child, 0)[1] == 0
+    assert compiling() == (1, 0)
+
+
+@needs_numba
+def test_the_compiler_runs_where_no_signal_handler_can_interrupt_it(compiling: Any, monkeypatch: pytest.MonkeyPatch):
+    from portacnn.backends import jit
+
+    seen = []
+    monkeypatch.setattr(jit._Cache, "load_overload", lambda *_: seen.append(threading.get_ident()))
+    assert compiling() == (0, 1)
+    assert len(seen) == 1
+    assert seen[0] != threading.main_thread().ident
 
 
 KERNELS = """

@@ -116,6 +116,15 @@ def test_layers_of_one_value(backend: Here, layer: Any, twin: Callable[..., Any]
     checked(backend, fresh, normal(2, 3, 4, 5), twin, layout)
 
 
+def test_the_gradient_of_a_taken_cell_is_its_own(backend: Here):
+    """An infinite one, too, stays where it belongs; a cell that nobody takes gets 0."""
+    layer: Any = L.Take([2, 0, 2, 2], 1).build((4, 2), device=backend.device, seed=0)
+    _, cache = layer.forward(backend.array(normal(1, 4, 2), "float32"), train=True)
+    dy = np.array([[[1, 2], [np.inf, 3], [4, 5], [6, np.nan]]], "float32")
+    dx = backend.host(layer.backward(backend.array(dy), cache))
+    np.testing.assert_array_equal(dx, [[[np.inf, 3], [0, 0], [11, np.nan], [0, 0]]])
+
+
 @pytest.mark.parametrize(
     ("layer", "twin"),
     [

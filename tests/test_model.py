@@ -5,6 +5,7 @@ from math import sqrt
 
 import numpy as np
 import pytest
+from memory_meter import metered
 from nets import as_bytes, bits, patches, small_net, torch_twin
 
 from portacnn import Normalize, Trainer, load_mnist_sample, resolve
@@ -20,6 +21,7 @@ from portacnn.errors import (
 from portacnn.gradient_check import numerical_gradient
 from portacnn.layers import AdaptiveAvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, ReLU
 from portacnn.models import Model, SimpleConvNet
+from portacnn.ops import use_kernels
 
 
 @pytest.fixture(autouse=True)
@@ -268,6 +270,24 @@ def test_loss_of_an_empty_batch(device):
     pytest.importorskip("array_api_strict")
     x, t = patches(1)
     assert np.isnan(small_net(device).loss(x[:0], t[:0]))
+
+
+@pytest.mark.parametrize("choice", ["auto", "numpy", "reference"])
+def test_the_loss_goes_through_in_batches(choice, monkeypatch):
+    """Its memory is that of ``accuracy``, and its value the mean over all images, a short last batch among them."""
+    (x, t), net = patches(1500), small_net()
+    with use_kernels(choice):
+        net.loss(x[:10], t[:10])
+        with metered(monkeypatch) as meter:
+            net.accuracy(x, t)
+            need = meter.peak()
+            net.release_memory()
+            meter.restart_peak()
+            found = net.loss(x, t)
+            assert meter.peak() <= need + (256 << 10)
+        logits = net(x).astype("float64")
+        logs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+        assert found == pytest.approx(-logs[np.arange(1500), t].mean(), rel=1e-5)
 
 
 def test_to_keeps_bits(backend):

@@ -29,6 +29,7 @@ from hypothesis import strategies as st
 from portacnn import ops
 from portacnn.errors import ShapeError, StateError
 from portacnn.ops import use_kernels
+from portacnn.ops.conv import conv, conv_windows
 from portacnn.ops.fused import conv_relu, conv_relu_backward, linear_relu, linear_relu_backward
 from portacnn.ops.pool import pool_windows
 from portacnn.ops.windows import Windows
@@ -418,3 +419,25 @@ def test_pooling_over_many_cells(backend: Here, size: int):
     right = np.zeros(host.shape)
     right[:, :, :, :size] = expected.reshape(2, 1, 2 * size, size)
     agree(backend, dx, right, x)
+
+
+@pytest.mark.parametrize("name", ["conv2d", "conv_relu", "linear", "linear_relu"])
+def test_a_prepared_op_sees_what_is_written_to_strided_parameters(backend: Here, name: str):
+    """A kernel that wants them in one piece must not keep a copy of its own."""
+    op = {"conv2d": conv, "conv_relu": conv_relu, "linear": ops.linear, "linear_relu": linear_relu}[name]
+    convolves = name.startswith("conv")
+    x = backend.array(normal(2, 3, 6, 5) if convolves else normal(2, 3), "float32")
+    wide = backend.backend.asarray(normal(4, 6, 3, 3) if convolves else normal(4, 6), "float32")
+    long = backend.backend.asarray(normal(8), "float32")
+    weight, bias = wide[:, ::2, ...], long[::2]
+    rest = (conv_windows(2, x, weight, bias, stride=1, padding=0, dilation=1, groups=1), 1) if convolves else ()
+    rest = (*rest, None) if name == "conv_relu" else rest
+    for choice in choices(backend):
+        with use_kernels(choice):
+            function = op.prepare(x, weight, bias, *rest)
+            function(x)
+            wide[...] = wide * -0.5
+            long[...] = long + 1.0
+            with use_kernels("reference"):
+                expected, _ = op(x, weight, bias, *rest, keep=False)
+            agree(backend, function(x), backend.host(expected), x)

@@ -1,15 +1,22 @@
 """Several cores: how many there are, how work is cut for them, and BLAS held to one thread meanwhile."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import array_api_compat.numpy
 import numpy as np
 import pytest
+from threadpoolctl import threadpool_info
 
 from portacnn.backends import threads
 from portacnn.errors import ArgumentError
+from portacnn.layers import BatchNorm2d, Conv2d, ConvTranspose2d, Flatten, Linear, MatMulWith, ReLU, Take
+from portacnn.models import Model
+from portacnn.ops import use_kernels
 
 
 def test_an_error_in_a_thread_comes_out(monkeypatch):
@@ -149,17 +156,20 @@ def counts(libraries: list[Library]) -> list[int]:
 
 
 def test_nested_the_outermost_puts_it_back(blas: list[Library]):
-    with threads.one_blas_thread():
-        with threads.one_blas_thread():
-            assert counts(blas) == [1, 1, 1]
-        assert counts(blas) == [1, 1, 1]
+    def outer() -> None:
+        threads.on_one_blas_thread(lambda: seen.append(counts(blas)))
+        seen.append(counts(blas))
+
+    seen: list[list[int]] = []
+    threads.on_one_blas_thread(outer)
+    assert seen == [[1, 1, 1]] * 2
     assert counts(blas) == [7, 1, 3]
     assert [library.history for library in blas] == [[7, 1, 7], [1], [3, 1, 3]]
 
 
 def test_an_exception_puts_it_back(blas: list[Library]):
-    with pytest.raises(ZeroDivisionError), threads.one_blas_thread(), threads.one_blas_thread():
-        raise ZeroDivisionError
+    with pytest.raises(ZeroDivisionError):
+        threads.on_one_blas_thread(threads.on_one_blas_thread, lambda: 1 // 0)
     assert counts(blas) == [7, 1, 3]
     with pytest.raises(ZeroDivisionError):
         threads.products_in_pieces(lambda some: 1 // 0, 4, 1)
@@ -167,11 +177,9 @@ def test_an_exception_puts_it_back(blas: list[Library]):
 
 
 def test_what_changed_in_between_is_read_anew(blas: list[Library]):
-    with threads.one_blas_thread():
-        pass
+    threads.on_one_blas_thread(int)
     blas[0].count = 5
-    with threads.one_blas_thread():
-        assert counts(blas) == [1, 1, 1]
+    assert threads.on_one_blas_thread(counts, blas) == [1, 1, 1]
     assert counts(blas) == [5, 1, 3]
 
 
@@ -181,18 +189,13 @@ def test_interleaved_the_last_one_out_of_all_threads_puts_it_back(blas: list[Lib
     seen: list[list[int]] = []
 
     def first() -> None:
-        with threads.one_blas_thread():
-            first_in.set()
-            second_in.wait(10)
+        threads.on_one_blas_thread(lambda: (first_in.set(), second_in.wait(10)))
         seen.append(counts(blas))
         first_out.set()
 
     def second() -> None:
         first_in.wait(10)
-        with threads.one_blas_thread():
-            second_in.set()
-            first_out.wait(10)
-            seen.append(counts(blas))
+        threads.on_one_blas_thread(lambda: (second_in.set(), first_out.wait(10), seen.append(counts(blas))))
 
     workers = [threading.Thread(target=work) for work in (first, second)]
     for worker in workers:
@@ -208,9 +211,8 @@ def test_many_threads_in_and_out(blas: list[Library]):
 
     def work() -> None:
         for _ in range(200):
-            with threads.one_blas_thread():
-                if counts(blas) != [1, 1, 1]:
-                    wrong.append(counts(blas))
+            if (seen := threads.on_one_blas_thread(counts, blas)) != [1, 1, 1]:
+                wrong.append(seen)
 
     workers = [threading.Thread(target=work) for _ in range(4)]
     for worker in workers:
@@ -222,19 +224,100 @@ def test_many_threads_in_and_out(blas: list[Library]):
 
 
 def test_the_blas_that_is_here():
-    """NumPy's own, whatever it is: found, held, and put back to what it was set to."""
+    """NumPy's own, whatever it is: found, held in every thread, and put back to what it was set to."""
     np.ones((2, 2)) @ np.ones((2, 2))
-    libraries = threads._blas()
-    if not libraries:
-        pytest.skip("threadpoolctl knows no BLAS here")
-    before = [library.get_num_threads() for library in libraries]
+
+    def now() -> list[int]:
+        return [
+            pool["num_threads"]
+            for pool in threadpool_info()
+            if pool["user_api"] == "blas" and "numpy" in pool["filepath"]
+        ]
+
+    if not now():
+        pytest.skip("threadpoolctl knows no BLAS of NumPy's here")
+    before = [library.get_num_threads() for library in threads._blas()]
     try:
-        for library in libraries:
+        for library in threads._blas():
             library.set_num_threads(2)
-        two = [library.get_num_threads() for library in libraries]  # 1 where it was built without threads
-        with threads.one_blas_thread():
-            assert [library.get_num_threads() for library in libraries] == [1] * len(libraries)
-        assert [library.get_num_threads() for library in libraries] == two
+        two = now()  # 1 where it was built without threads
+        with ThreadPoolExecutor(1) as other:  # threadpoolctl lets the first thread that sets a limit keep that right
+            for submit in (lambda *call: call[0](*call[1:]), lambda *call: other.submit(*call).result()):
+                assert submit(threads.on_one_blas_thread, now) == [1] * len(two)
+                assert now() == two
     finally:
-        for library, count in zip(libraries, before, strict=True):
+        for library, count in zip(threads._blas(), before, strict=True):
             library.set_num_threads(count)
+
+
+class OfThread(Library):
+    """A limit for each thread, as OpenBLAS with OpenMP has it."""
+
+    internal_api, threading_layer = "openblas", "openmp"
+
+    def __init__(self, count: int) -> None:
+        self._of = threading.local()
+        super().__init__(count)
+
+    @property
+    def count(self) -> int:
+        return getattr(self._of, "count", 5)
+
+    @count.setter
+    def count(self, count: int) -> None:
+        self._of.count = count
+
+
+def test_a_limit_of_each_thread_is_put_back_in_that_thread(monkeypatch: pytest.MonkeyPatch):
+    library = OfThread(7)
+    monkeypatch.setattr(threads, "_blas", lambda: [library])
+    inside, left = threading.Event(), threading.Event()
+
+    def other() -> list[int]:
+        seen = threads.on_one_blas_thread(lambda: (library.count, inside.set(), left.wait(10))[0])
+        return [seen, library.count]
+
+    with ThreadPoolExecutor(1) as pool:
+        result = threads.on_one_blas_thread(lambda: (pool.submit(other), inside.wait(10), library.count))
+        assert (result[2], library.count) == (1, 7)  # while the other one is in there yet
+        left.set()
+        assert result[0].result() == [1, 5]
+
+
+@pytest.fixture
+def products(blas: list[Library], monkeypatch: pytest.MonkeyPatch) -> list[list[int]]:
+    """How many threads BLAS had in each of NumPy's products since."""
+    seen: list[list[int]] = []
+
+    def watched(function: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any, **options: Any) -> Any:
+            seen.append(counts(blas))
+            return function(*args, **options)
+
+        return run
+
+    for name in ("matmul", "vecdot"):
+        run = watched(getattr(np, name))
+        for namespace in (np, array_api_compat.numpy):
+            monkeypatch.setattr(namespace, name, run)
+    return seen
+
+
+@pytest.mark.parametrize("kernels", ["numpy", "auto", "reference"])
+@pytest.mark.parametrize("count", [1, 2, 8, 9])
+def test_every_product_of_a_network_is_held_to_one_blas_thread(
+    blas: list[Library], products: list[list[int]], kernels: str, count: int
+):
+    x = np.ones((count, 1, 16, 16), dtype=np.float32)
+    model = Model(
+        Conv2d(1, 4, 3), BatchNorm2d(4), ReLU(), Conv2d(4, 4, 3, groups=2), ConvTranspose2d(4, 2, 2), ReLU(), Flatten(),
+        Linear(None, 6), ReLU(), MatMulWith(3), Take([0, 2, 1], 1),
+    )  # fmt: skip
+    model.build((1, 16, 16), device="numpy", seed=0)
+    with use_kernels(kernels):
+        for call in (lambda: model.predict(x), lambda: model.gradient(x, np.zeros(count, dtype=np.int64))):
+            products.clear()
+            call()
+            assert len(products) > 2
+            assert products == [[1, 1, 1]] * len(products)
+            assert counts(blas) == [7, 1, 3]

@@ -18,6 +18,7 @@ from inspect import Parameter as Parameter_
 from inspect import signature
 from math import prod
 from typing import Any, ClassVar, NamedTuple, Self
+from weakref import ref
 
 from portacnn.arguments import told, wholes
 from portacnn.errors import ArgumentError, ModelFormatError, PortacnnError, ShapeError, StateError
@@ -25,7 +26,7 @@ from portacnn.flat import Flat, Named
 from portacnn.init import Initializer, rule
 from portacnn.layers.limits import count_layer, count_output, count_taps
 from portacnn.layers.passes import Gradients, current_gradients, is_recomputing, moment
-from portacnn.runtime import Array, Backend, HostArray, describe, dtype_name, resolve, taken
+from portacnn.runtime import Array, Backend, HostArray, backend_of, describe, dtype_name, resolve, taken
 from portacnn.seeds import check_seed, generator
 from portacnn.text import listed, quoted, shown
 
@@ -115,6 +116,20 @@ class Mismatch(NamedTuple):
     unexpected_keys: list[str]
 
 
+class _Network:
+    """What all layers of a built network share. They do not know its root, which knows them: they would keep each other alive.
+
+    Attributes:
+        params, buffers, grads: what the arrays lie in, where they do; gradients from the first backward pass on.
+    """
+
+    def __init__(self) -> None:
+        self.params: tuple[Flat, ...] = ()
+        self.buffers: tuple[Flat, ...] = ()
+        self.grads: tuple[Flat, ...] = ()
+        self.root: Callable[[], Layer | None] = lambda: None  # a weak reference
+
+
 class Layer:
     """A piece of a network with parameters of its own, or children that have some.
 
@@ -161,8 +176,9 @@ class Layer:
         self.input_shape = self.output_shape = ()
         self.places, self.hooks, self.replaced = [], (), {}
         self.seed = self.step = self.revision = 0
-        self._root = None
-        self._flat_params, self._flat_buffers, self._flat_grads = (), (), ()
+        self._tables = {}
+        self._network = None
+        self._is_root = False
         return self
 
     _made_with: tuple[tuple[Any, ...], dict[str, Any]]
@@ -184,10 +200,9 @@ class Layer:
     seed: int
     step: int
     revision: int
-    _root: "Layer | None"  # the network it was built in
-    _flat_params: tuple[Flat, ...]  # the root's: what its parameters lie in, where they do
-    _flat_buffers: tuple[Flat, ...]
-    _flat_grads: tuple[Flat, ...]  # from the first backward pass on
+    _tables: dict[tuple[str, str, str], Array]  # by name, library and device
+    _network: "_Network | None"  # the one it was built in
+    _is_root: bool
 
     @property
     def children(self) -> Children:
@@ -277,6 +292,20 @@ class Layer:
             raise StateError("nothing was kept for backward; call forward with keep=True", self.where)
         return cache
 
+    def constants(self, name: str, values: Callable[[], Any], dtype: str, like: Array) -> Array:
+        """Constants of the layer's own, such as indices, in like's library and on its device: sent there once.
+
+        They are no part of the layer's state. A captured step may read them, so they stay as long as the layer does.
+
+        Args:
+            values: gives them as (nested) sequences of numbers.
+        """
+        backend = backend_of(like)
+        key = name, backend.name, backend.place(like.device)
+        if key not in self._tables:
+            self._tables[key] = backend.xp.asarray(values(), dtype=backend.dtype(dtype), device=like.device)
+        return self._tables[key]
+
     def draw(self) -> tuple[Any, Any, str]:
         """In a training ``forward``: step, first and path of what is drawn now (see ``ops.dropout``).
 
@@ -321,11 +350,11 @@ class Layer:
 
     def _room_for_grad(self, name: str) -> Array:
         """An array for this parameter's gradient: beside those of the others, where the parameters lie so."""
-        root, path, param = self._root or self, self.full_name(name), self.params[name]
-        for number, flat in enumerate(root._flat_params):
+        network, path, param = self._network or _Network(), self.full_name(name), self.params[name]
+        for number, flat in enumerate(network.params):
             if flat.views.get(path) is param:
-                root._flat_grads = root._flat_grads or tuple(flat.like() for flat in root._flat_params)
-                return root._flat_grads[number].views[path]
+                network.grads = network.grads or tuple(flat.like() for flat in network.params)
+                return network.grads[number].views[path]
         return self.home.xp.empty_like(param)
 
     def tie(self, name: str, other: "Layer", other_name: str | None = None) -> None:
@@ -373,8 +402,9 @@ class Layer:
         count_output(shape)
         backend, seed = resolve(device), check_seed(seed)
         layers = list(self.walk())
+        network = self._network if self._is_root else None
         for layer in layers:
-            layer._check_free(self)
+            layer._check_free(network)
         restore = _snapshot(layers)
         try:
             self.plan(shape)
@@ -392,16 +422,23 @@ class Layer:
         except PortacnnError:
             restore()
             raise
+        network = self._own_network()
         for layer in layers:
             layer.seed, layer.step = seed, 0
-            layer._settle(self, backend, dtype, *layer._drawn(backend, dtype, seed, state))
+            layer._settle(network, backend, dtype, *layer._drawn(backend, dtype, seed, state))
         self._lay_flat()
         self.revision += 1
         return self
 
-    def _check_free(self, root: "Layer") -> None:
-        """Raise StateError if it is a part of another network than ``root``."""
-        if self._root is not None and self._root is not root:
+    def _own_network(self) -> "_Network":
+        """What its layers share, with this layer as the root."""
+        network = self._network if self._is_root and self._network else _Network()
+        network.root, self._is_root = ref(self), True
+        return network
+
+    def _check_free(self, network: "_Network | None") -> None:
+        """Raise StateError if it is a part of another network than this one."""
+        if self._network is not None and self._network is not network:
             raise StateError(
                 "was built as a part of another network; give this one a layer of its own, or take it out of the other: "
                 "network.replace(path, another_layer)",
@@ -432,20 +469,21 @@ class Layer:
         return params, buffers
 
     def _settle(
-        self, root: "Layer", backend: Backend, dtype: str, params: dict[str, Array], buffers: dict[str, Array]
+        self, network: "_Network", backend: Backend, dtype: str, params: dict[str, Array], buffers: dict[str, Array]
     ) -> None:
-        """Take these arrays, as a part of the network ``root``."""
-        self._root, self.backend, self.dtype, self.children.sealed = root, backend, dtype, True
-        self.params, self.buffers, self.grads = params, buffers, {}
+        """Take these arrays, as a part of this network."""
+        self._network, self.backend, self.dtype, self.children.sealed = network, backend, dtype, True
+        self.params, self.buffers, self.grads, self._tables = params, buffers, {}, {}
+        self._is_root = network.root() is self
 
     def _lay_flat(self) -> None:
         """Move all parameters into one array, and all buffers of a dtype into another, where the library lets them stay views."""
-        backend, layers = self.home, list(self.walk())
-        self._flat_params, self._flat_buffers = (
+        backend, layers, network = self.home, list(self.walk()), self._network or _Network()
+        network.params, network.buffers = (
             _flat(backend, {layer.full_name(name): (holder, name) for layer, holder, names in held for name in names})
             for held in ([(x, x.params, x.own_params()) for x in layers], [(x, x.buffers, x.buffers) for x in layers])
         )
-        self._flat_grads = ()
+        network.grads = ()
         for layer in layers:
             for name, (owner, owner_name) in layer.tied.items():
                 layer.params[name] = owner.params[owner_name]
@@ -535,7 +573,7 @@ class Layer:
                 for name, array in arrays.items():
                     if name not in layer.tied:
                         arrays[name] = backend.asarray(home.to_host(array))
-            layer.backend, layer.grads = backend, {}
+            layer.backend, layer.grads, layer._tables = backend, {}, {}
         self._lay_flat()
         return self
 
@@ -569,8 +607,10 @@ class Layer:
             ArgumentError: there is no layer at this path, or ``layer`` is none.
             ShapeError: the network does not fit together with it. StateError: it is a part of another network.
         """
-        if self._root is not None and self._root is not self:
-            return self._root.replace(self.full_name(path), layer)
+        if self._network is not None and not self._is_root:
+            if (root := self._network.root()) is None:
+                raise StateError("the network that it is a part of is deleted", self.where)
+            return root.replace(self.full_name(path), layer)
         if not isinstance(layer, Layer):
             raise ArgumentError(f"expected a layer for {path!r}, got {layer!r}", self.where)
         chain, name = self._find(path)
@@ -579,7 +619,7 @@ class Layer:
         if any(above in coming for above, _ in chain):
             raise ArgumentError("a layer cannot be put into itself", layer.where)
         for inner in coming:
-            inner._check_free(self)
+            inner._check_free(self._network)
         restore = _snapshot([*before, *coming])
         drawn = {}
         holder.adopt(name, layer)
@@ -594,7 +634,7 @@ class Layer:
                 for kept in after:
                     if kept.is_built():
                         kept._check_fits()
-                        if kept._root is None:
+                        if kept._network is not self._network:
                             drawn[kept] = kept._brought(self.backend, self.dtype)
         except BaseException:
             holder.adopt(name, old)
@@ -605,7 +645,7 @@ class Layer:
             one._leave()
         for inner, arrays in drawn.items():
             inner.seed = self.seed
-            inner._settle(self, self.home, self.dtype, *arrays)
+            inner._settle(self._own_network(), self.home, self.dtype, *arrays)
         if self.backend is not None:
             for inner in self.walk():
                 inner.grads = {}
@@ -674,7 +714,7 @@ class Layer:
 
     def _leave(self) -> None:
         """Belong to no network any more, with arrays of its own."""
-        self._root, self.grads, self.tied = None, {}, {}
+        self._network, self._is_root, self.grads, self.tied = None, False, {}, {}
         if self.backend is not None:
             with self.backend.active():
                 for arrays in (self.params, self.buffers):
@@ -697,7 +737,7 @@ class Layer:
         """Every parameter by its path, such as "conv1.weight": the arrays themselves."""
         return Named.of(
             {layer.full_name(name): array for layer in self.walk() for name, array in layer.own_params().items()},
-            self._flat_params,
+            self._network.params if self._network else (),
         )
 
     def named_gradients(self) -> Named:
@@ -709,7 +749,7 @@ class Layer:
                 for name in layer.own_params()
                 if name in layer.grads
             },
-            self._flat_grads,
+            self._network.grads if self._network else (),
         )
 
     def named_state(self) -> dict[str, Array]:
@@ -725,7 +765,7 @@ class Layer:
         """Every buffer, such as a batch norm's running mean, by its path: the arrays themselves."""
         return Named.of(
             {layer.full_name(name): array for layer in self.walk() for name, array in layer.buffers.items()},
-            self._flat_buffers,
+            self._network.buffers if self._network else (),
         )
 
     def state_dict(self) -> dict[str, HostArray]:
@@ -783,22 +823,19 @@ class Layer:
                 state[kind] = {name: self.backend.to_host(array) for name, array in state[kind].items()}
         # Rules that weights were drawn by may be functions that no pickle takes. Building declares all of it anew.
         state["declared"] = {name: declared._replace(init="default") for name, declared in self.declared.items()}
-        state["_is_root"] = self._root is self
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        state = dict(state)
-        is_root = state.pop("_is_root")
-        self.grads, self.hooks, self._root = {}, (), None  # old kinds of pickles call no __new__
-        self._flat_params, self._flat_buffers, self._flat_grads = (), (), ()
+        self.grads, self.hooks, self._tables, self._network = {}, (), {}, None  # old kinds of pickles call no __new__
         vars(self).update(state)
         if self.backend is not None:
             for arrays in (self.params, self.buffers):
                 for name, array in arrays.items():
                     arrays[name] = self.backend.asarray(array)
-        if is_root:
+        if self._is_root:
+            network = self._own_network()
             for layer in self.walk():
-                layer._root = self
+                layer._network = network
             self._lay_flat()
 
     def __copy__(self) -> Self:
@@ -926,7 +963,7 @@ def _check_ties(layers: list[Layer]) -> None:
                 )
 
 
-_NOT_COPIED = {"_root", "grads", "hooks", "_flat_params", "_flat_buffers", "_flat_grads", "forward", "backward"}
+_NOT_COPIED = {"_network", "_tables", "hooks", "grads", "forward", "backward"}
 
 # --- building from a file -------------------------------------------------------------------------------------------
 

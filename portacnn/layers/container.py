@@ -15,7 +15,7 @@ from portacnn.layers.passes import Moment, moment, one_backward_pass, recomputin
 from portacnn.layers.stages import Fused, stages
 from portacnn.ops.fused import add_relu, add_relu_backward
 from portacnn.ops.join import add, concat_channels, split_channels
-from portacnn.runtime import Array
+from portacnn.runtime import Array, backend_of
 
 
 class Holder(Layer, abstract=True):
@@ -164,7 +164,8 @@ class Sequential(_Container):
                 x = function(x)
             return x
 
-        return run
+        backend = backend_of(x)
+        return lambda x: backend.run(run, x)
 
 
 class Residual(_Container):

@@ -13,7 +13,7 @@ from portacnn.layers.container import Holder, Sequential, learns
 from portacnn.layers.join import Join
 from portacnn.layers.passes import one_backward_pass
 from portacnn.ops.join import add
-from portacnn.runtime import Array
+from portacnn.runtime import Array, backend_of
 
 INPUT = "input"
 """What a graph calls the value it is given; no node may have this name."""
@@ -178,7 +178,8 @@ class Graph(Holder):
                 values[output] = y
             return values[self.nodes[-1].name]
 
-        return run
+        backend = backend_of(x)
+        return lambda x: backend.run(run, x)
 
 
 def _chained(nodes: Sequence[Node]) -> Iterator[_Chain]:

@@ -170,14 +170,15 @@ class MatMul(Join):
         return prod(self.output_shape) * int(self.input_shape[0][-1])  # type: ignore[index]
 
     def forward(self, x: Any, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
+        backend = backend_of(x[0])
         with where(x[0]):
-            return backend_of(x[0]).xp.matmul(x[0], x[1]), tuple(x) if keep else None
+            return backend.run(backend.xp.matmul, x[0], x[1]), tuple(x) if keep else None
 
     def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Any:
         a, b = self.kept(cache)
-        xp = backend_of(dy).xp
+        run, xp = backend_of(dy).run, backend_of(dy).xp
         with where(dy):
-            return [xp.matmul(dy, xp.matrix_transpose(b)), xp.matmul(xp.matrix_transpose(a), dy)]
+            return [run(xp.matmul, dy, xp.matrix_transpose(b)), run(xp.matmul, xp.matrix_transpose(a), dy)]
 
 
 class MatMulWith(Layer):
@@ -206,12 +207,13 @@ class MatMulWith(Layer):
 
     def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
         self.check_built()
+        backend = backend_of(x)
         with where(x):
-            return backend_of(x).xp.matmul(x, self.params["weight"]), x if keep else None
+            return backend.run(backend.xp.matmul, x, self.params["weight"]), x if keep else None
 
     def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
-        x, xp, weight = self.kept(cache), backend_of(dy).xp, self.params["weight"]
+        x, weight, run, xp = self.kept(cache), self.params["weight"], backend_of(dy).run, backend_of(dy).xp
         rows, up = (xp.reshape(a, (prod(a.shape[:-1]), a.shape[-1])) for a in (x, dy))
         with where(dy):
-            self.add_grads(weight=xp.matrix_transpose(rows) @ up)
-            return xp.matmul(dy, xp.matrix_transpose(weight)) if need_dx else None
+            self.add_grads(weight=run(xp.matmul, xp.matrix_transpose(rows), up))
+            return run(xp.matmul, dy, xp.matrix_transpose(weight)) if need_dx else None

@@ -54,11 +54,13 @@ def at_step(step: Any, first: Any = 0) -> Iterator[None]:
 
     Both are numbers, or 0-dimensional integer arrays on the network's device.
     """
-    token = _moment.set(Moment(step, first))
+    now = Moment(step, first)
+    token = _moment.set(now)
     try:
         yield
     finally:
         _moment.reset(token)
+        now.counts.clear()  # a thread that was started meanwhile may hold it, and would hold the layers
 
 
 def moment() -> Moment | None:
@@ -121,11 +123,13 @@ def one_backward_pass() -> Iterator[None]:
     if _gradients.get() is not None:
         yield
         return
-    token = _gradients.set(Gradients())
+    current = Gradients()
+    token = _gradients.set(current)
     try:
         yield
     finally:
         _gradients.reset(token)
+        current.written.clear()  # as in ``at_step``
 
 
 @contextmanager
@@ -148,9 +152,10 @@ def gradients_of(network: "Layer") -> Iterator[dict[str, Array]]:
         yield found
     finally:
         _gradients.reset(token)
-    found |= {
-        layer.full_name(name): own[layer, name]
-        for layer in network.walk()
-        for name in layer.params
-        if (layer, name) in own
-    }
+        found |= {
+            layer.full_name(name): own[layer, name]
+            for layer in network.walk()
+            for name in layer.params
+            if (layer, name) in own
+        }
+        own.clear()  # as in ``at_step``

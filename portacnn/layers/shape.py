@@ -4,6 +4,7 @@ Notation: N batch, S one sample's axes. Axes are counted with the batch, which i
 """
 
 from collections.abc import Sequence
+from functools import lru_cache, partial
 from math import prod
 from typing import Any
 
@@ -161,17 +162,43 @@ class Take(Layer):
 
     def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
         xp = backend_of(x).xp
-        y = xp.take(x, xp.asarray(self.indices, dtype=xp.int64, device=x.device), axis=self.axis)
+        y = xp.take(x, self.constants("indices", lambda: self.indices, "int64", x), axis=self.axis)
         return y, x.shape[self.axis] if keep else None
 
     def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
-        """Each cell's gradient is the sum over its places in y: a product with ones and zeros, as the standard has no scatter."""
+        """Each cell's gradient is the sum over its places in y, taken from there one after another: the standard has no scatter."""
         cells, xp = self.kept(cache), backend_of(dy).xp
-        chosen = xp.asarray(self.indices, dtype=xp.int64, device=dy.device)
-        places = chosen[:, None] == xp.arange(cells, dtype=xp.int64, device=dy.device)[None, :]
-        last = xp.moveaxis(dy, self.axis, -1)
-        with where(dy):
-            return xp.moveaxis(xp.matmul(last, xp.astype(places, dy.dtype)), -1, self.axis)
+        dx: Any = 0.0
+        for number, places in enumerate(_rounds(self.indices, cells)):
+            whose = self.constants(f"whose {number}", partial(_or_zero, places), "int64", dy)
+            part = xp.take(dy, whose, axis=self.axis)
+            if None in places:
+                some = self.constants(f"some {number}", partial(_is_some, places), "bool", dy)
+                part = xp.where(xp.reshape(some, (cells, *(1,) * (dy.ndim - self.axis - 1))), part, 0.0)
+            with where(dy):
+                dx = part if number == 0 else dx + part
+        return dx
+
+
+def _or_zero(places: list[int | None]) -> list[int]:
+    return [place or 0 for place in places]
+
+
+def _is_some(places: list[int | None]) -> list[bool]:
+    return [place is not None for place in places]
+
+
+@lru_cache(maxsize=64)
+def _rounds(indices: tuple[int, ...], cells: int) -> list[list[int | None]]:
+    """For the first, second, ... time that a cell is chosen: at which place, cell by cell; None where it is not chosen again."""
+    rounds: list[list[int | None]] = []
+    times = [0] * cells
+    for place, cell in enumerate(indices):
+        if times[cell] == len(rounds):
+            rounds.append([None] * cells)
+        rounds[times[cell]][cell] = place
+        times[cell] += 1
+    return rounds
 
 
 class Reduce(Layer):

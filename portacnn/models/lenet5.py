@@ -86,27 +86,27 @@ class TableConv2d(Layer):
 
     def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
         xp = self.home.xp
-        spread, (kh, kw) = self._spread(x), self.kernel_size
-        kernels = xp.reshape(self.params["weight"], (len(self.connections), kh * kw))
-        full = xp.reshape(spread @ kernels, (len(self.table), x.shape[1], kh, kw))
-        y, cache = ops.conv2d(x, full, self.params["bias"], keep=keep)
-        return y, (cache, spread) if keep else None
+        channels = x.shape[1]
+        whose = self.constants(f"whose of {channels}", lambda: [i or 0 for i in self._slots(channels)], "int64", x)
+        some = self.constants(f"some of {channels}", lambda: [i is not None for i in self._slots(channels)], "bool", x)
+        full = xp.where(some[:, None, None], xp.take(self.params["weight"], whose, axis=0), 0.0)
+        full = xp.reshape(full, (len(self.table), channels, *self.kernel_size))
+        return ops.conv2d(x, full, self.params["bias"], keep=keep)
 
     def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
         xp = self.home.xp
-        of_conv, spread = self.kept(cache)
-        dx, dfull, dbias = ops.conv2d_backward(dy, of_conv, need_dx=need_dx)
-        dkernels = spread.T @ xp.reshape(dfull, (spread.shape[0], -1))
-        self.add_grads(weight=xp.reshape(dkernels, (len(self.connections), *self.kernel_size)), bias=dbias)
+        dx, dfull, dbias = ops.conv2d_backward(dy, cache, need_dx=need_dx)
+        channels = dfull.shape[1]
+        places = [o * channels + c for o, c in self.connections]
+        kernels = xp.reshape(dfull, (len(self.table) * channels, *self.kernel_size))
+        dweight = xp.take(kernels, self.constants(f"places of {channels}", lambda: places, "int64", dy), axis=0)
+        self.add_grads(weight=dweight, bias=dbias)
         return dx
 
-    def _spread(self, x: Array) -> Array:
-        """(O*C, connections): 1 where a connection's kernel belongs. A product with it is a scatter, which the standard lacks."""
-        xp, channels = self.home.xp, x.shape[1]
-        places = [o * channels + c for o, c in self.connections]
-        rows = xp.arange(len(self.table) * channels, dtype=xp.int64, device=x.device)
-        wanted = xp.asarray(places, dtype=xp.int64, device=x.device)
-        return xp.astype(rows[:, None] == wanted[None, :], x.dtype)
+    def _slots(self, channels: int) -> list[int | None]:
+        """For each kernel of the full weight, its outputs' first: the connection it belongs to, or None."""
+        number = {pair: i for i, pair in enumerate(self.connections)}
+        return [number.get((o, c)) for o in range(len(self.table)) for c in range(channels)]
 
 
 def _uniform(bounds: Any) -> Initializer:

@@ -271,11 +271,16 @@ class Model(Sequential):
         if count <= size:
             return self._inference.run(self, x, self._batch, hold)
         starts = range(0, count, size)
-        parts = [
-            self._inference.run(self, x[i : min(i + size, count), ...], self._batch, hold and i + size <= count)
-            for i in starts
-        ]
+        parts = [self._inference.run(self, x[i : min(i + size, count), ...], self._batch, hold) for i in starts]
         return self.home.xp.concat(parts, axis=0)
+
+    def release_memory(self) -> None:
+        """Give back the memory that ``predict``, ``loss`` and ``accuracy`` hold for their next call.
+
+        They hold about what their largest call needed, for each thread that called at the same time, until the model is
+        deleted. Results and parameters are not affected, and the next call takes memory anew.
+        """
+        self._inference.release()
 
     def _own_batch_size(self) -> int:
         """How many images ``predict`` takes through at a time."""
@@ -289,10 +294,12 @@ class Model(Sequential):
 
     @_at_home
     def loss(self, x: Array, t: Array) -> float:
-        """The mean softmax cross-entropy of the images x with labels t, as a Python number."""
+        """The mean softmax cross-entropy of the images x with labels t, as a Python number.
+
+        The images go through in batches, as in ``predict``; the mean is over all of them.
+        """
         x = self.received(x)
-        logits = self(self._batch(x))
-        loss, _ = ops.softmax_cross_entropy(logits, self.labels(t, x.shape[0]), keep=False)
+        loss, _ = ops.softmax_cross_entropy(self.predict(x), self.labels(t, _count(x)), keep=False)
         return float(self.home.to_host(loss))
 
     def accuracy(self, x: Array, t: Array, batch_size: int | None = None) -> float:

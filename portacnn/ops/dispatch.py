@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache, lru_cache, update_wrapper, wraps
+from functools import cache, lru_cache, partial, update_wrapper, wraps
 from inspect import signature
 from typing import Any, NamedTuple
 
@@ -172,10 +172,12 @@ class Op:
                     f"expected a gradient like the output ({library} {dtype} {shape} on {device}), got {describe(dy)}",
                     function.__name__,
                 )
-            if cache.backend.enters and (around := cache.backend.elsewhere(cache.result[-1])) is not None:
+            backend = cache.backend
+            compute = partial(backend.run, function) if cache.backward is function else cache.backward
+            if backend.enters and (around := backend.elsewhere(cache.result[-1])) is not None:
                 with around:
-                    return cache.backward(dy, cache.saved, **options)
-            return cache.backward(dy, cache.saved, **options)
+                    return compute(dy, cache.saved, **options)
+            return compute(dy, cache.saved, **options)
 
         return run
 
@@ -197,7 +199,7 @@ class Op:
             if result is not NotImplemented:
                 break
         else:
-            result, backward = self.forward(x, *args, **kwargs), self.portable_backward
+            result, backward = backend.run(self.forward, x, *args, **kwargs), self.portable_backward
         if backward is None:
             return result
         y, saved = result

@@ -16,6 +16,7 @@ from math import isfinite
 from pathlib import Path
 from traceback import clear_frames
 from typing import Any, Literal, Self
+from weakref import WeakMethod
 
 from portacnn import ops
 from portacnn.arguments import answering_keywords, flag, not_negative, one_of, positive, share, whole
@@ -26,7 +27,7 @@ from portacnn.layers.base import run
 from portacnn.models import Model
 from portacnn.ops.dispatch import PRECISIONS
 from portacnn.ops.layout import pack
-from portacnn.ops.workspace import Workspace, workspace
+from portacnn.ops.workspace import Workspace, run_in
 from portacnn.optim import Optimizer, make_optimizer
 from portacnn.runtime import VARIABLE, Array, Backend, HostArray, backend_of, resolve
 from portacnn.schedules import PerEpoch, Schedule, make_schedule
@@ -483,6 +484,7 @@ class Trainer:
                 raise
             finally:
                 self._stop = False
+                self._workspace = Workspace()  # the next ``train`` takes memory anew
         if self.finished:
             self._take_best()
 
@@ -574,9 +576,12 @@ class Trainer:
         number = len(self.train_loss_list) + len(self._unread)
         state = StepState(number, self.lr(number), self.optimizer.steps + 1, self._ok)
         if self._step is None:
-            self._step = self._whole_step
-            if self.compile_step:
-                self._step = self.backend.compile_step(self._whole_step, (*batch, state))
+            step = WeakMethod(self._whole_step)  # a method of its own would keep the Trainer alive
+
+            def whole_step(*arguments: Any) -> tuple[Array, Array]:
+                return step()(*arguments)  # type: ignore[misc]
+
+            self._step = self.backend.compile_step(whole_step, (*batch, state)) if self.compile_step else whole_step
         try:
             with self.backend.active(), ops.use_precision(self.precision):
                 report, self._ok = self._step(*batch, state)
@@ -653,12 +658,17 @@ class Trainer:
             for size in part_sizes(count, self._part):
                 first, last = last, last + size
                 part = (last - first) / count
-                with at_step(step, first), workspace(self._workspace):
-                    logits, kept = run(self.model, pack(x[first:last, ...]), True, True)
-                    mean, cache = ops.softmax_cross_entropy(logits, t[first:last], label_smoothing=self.label_smoothing)
-                    loss = loss + part * mean
-                    self.model.backward(ops.softmax_cross_entropy_backward(part, cache), kept, need_dx=False)
+                with at_step(step, first):
+                    mean = run_in(self._workspace, self._part_gradients, x[first:last, ...], t[first:last], part)
+                loss = loss + part * mean
         return loss
+
+    def _part_gradients(self, x: Array, t: Array, part: float) -> Array:
+        """Forward and backward for ``part`` of a batch. Returns its mean loss, in memory of its own."""
+        logits, kept = run(self.model, pack(x), True, True)
+        mean, cache = ops.softmax_cross_entropy(logits, t, label_smoothing=self.label_smoothing)
+        self.model.backward(ops.softmax_cross_entropy_backward(part, cache), kept, need_dx=False)
+        return mean
 
     def _read_losses(self) -> None:
         """Fetch the losses that have gathered on the device."""

@@ -15,6 +15,15 @@ import numpy as np
 from fake_cupy import machine
 from fake_cupy.machine import Block, CUDARuntimeError, Device, Late, Memory, MemoryPointer, Work, log, submit
 
+JOINS = {"array", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "column_stack"}
+JOINED_AT_ONCE = 8
+"""How many arrays CuPy joins one by one; of more, which are not large, it sends a table of their addresses."""
+LARGE_PART = 2 << 20  # bytes
+SENT = {
+    **dict.fromkeys(("take", "repeat", "searchsorted", "isin", "digitize", "append", "percentile", "quantile"), 1),
+    **dict.fromkeys(("compress", "extract", "choose"), 0),
+}
+"""Functions that send a list, and at which place among their arguments they take one."""
 CUBLAS = {"matmul", "dot", "vdot", "inner", "outer", "tensordot", "einsum", "vecdot", "kron", "convolve", "correlate"}
 READS_BACK = {"nonzero", "flatnonzero", "argwhere", "unique", "extract", "compress", "array_equal", "allclose"}
 
@@ -148,6 +157,9 @@ class ndarray:  # noqa: N801
             raise TypeError(f"Unsupported type {type(value)}")
         into, values = self._a, value._a if isinstance(value, ndarray) else value
         plain = tuple(k._a if isinstance(k, ndarray) else k for k in place)
+        if any(array.dtype == bool for array in arrays):  # CuPy counts where a mask is true
+            machine.get_current_stream()._refuse_in_capture()
+            log.note("sync", "setitem")
         if isinstance(value, ndarray):
             arrays.append(value)
         submit(Work("setitem", lambda: into.__setitem__(plain, values), _blocks(arrays), [self._memory.block]))
@@ -190,7 +202,9 @@ def _allocate(like: np.ndarray, pointer: MemoryPointer | None = None) -> ndarray
     if pointer is None:
         pointer = machine.get_allocator()(like.nbytes)
     memory = pointer.mem
-    flat = memory.block.memory[: like.nbytes].view(like.dtype) if like.nbytes else np.empty(0, like.dtype)
+    begin = pointer.ptr - memory.ptr
+    flat = memory.block.memory[begin : begin + like.nbytes]
+    flat = flat.view(like.dtype) if like.nbytes else np.empty(0, like.dtype)
     axes = sorted(range(like.ndim), key=lambda axis: -abs(like.strides[axis]))
     array = flat.reshape([like.shape[axis] for axis in axes]).transpose(np.argsort(axes))
     return _made(array, memory)
@@ -260,14 +274,13 @@ def call(
     arrays: list[ndarray] = []
     plain, named = _host(args, arrays), {key: _host(value, arrays) for key, value in (kwargs or {}).items()}
     out = (kwargs or {}).get("out")
+    for _ in range(_tables(name, args)):
+        machine.note_sent(name)
     recording = machine.get_current_stream()._recording
-    if recording is not None:
-        if name in CUBLAS:
-            raise NotImplementedError(f"{name}: calling cuBLAS API during stream capture is currently unsupported.")
-        masks = fancy and any(array.dtype == bool for array in arrays[1:])
-        if name in READS_BACK or masks:
-            machine.get_current_stream()._refuse_in_capture()
-    elif name in READS_BACK:
+    if recording is not None and name in CUBLAS:
+        raise NotImplementedError(f"{name}: calling cuBLAS API during stream capture is currently unsupported.")
+    if name in READS_BACK or (fancy and any(array.dtype == bool for array in arrays[1:])):
+        machine.get_current_stream()._refuse_in_capture()
         log.note("sync", name)
     if isinstance(out, ndarray):
         into = out._a
@@ -288,6 +301,20 @@ def call(
         parts = [_placed(name, result, arrays, lambda i=i: again()[i], recording) for i, result in enumerate(results)]
         return type(results)(*parts) if hasattr(results, "_fields") else type(results)(parts)
     return _placed(name, results, arrays, again, recording)
+
+
+def _tables(name: str, args: tuple[Any, ...]) -> int:
+    """How many arrays CuPy makes on the host and sends, unasked, for a call with these arguments."""
+    if name in JOINS and isinstance(args[0], tuple | list):
+        parts: list[ndarray] = []
+        _host(args[0], parts)
+        few = len(parts) <= JOINED_AT_ONCE or len({part.dtype for part in parts}) > 1
+        if few or sum(part.nbytes for part in parts) >= LARGE_PART * len(parts):
+            return 0
+        packed = all(part.flags.c_contiguous and part.shape == parts[0].shape for part in parts)
+        return 1 if packed else 3  # addresses; and where each begins, and its strides
+    place = SENT.get(name)
+    return int(place is not None and len(args) > place and isinstance(args[place], tuple | list | range))
 
 
 def _placed(name: str, result: Any, arrays: list[ndarray], again: Callable[[], Any], recording: Any) -> Any:
@@ -363,7 +390,10 @@ def array(
     if host.dtype == object:
         raise ValueError("Unsupported dtype object")
     made = _allocate(host)
-    made.set(host)
+    if host.ndim:
+        made.set(host)
+    else:
+        made.fill(host[()])  # it travels as the argument of a launch
     return made
 
 

@@ -378,6 +378,9 @@ class MemoryPointer:
     def __init__(self, mem: Memory, offset: int = 0) -> None:
         self.mem, self.ptr, self.device_id = mem, mem.ptr + offset, mem.device_id
 
+    def __add__(self, offset: int) -> "MemoryPointer":
+        return MemoryPointer(self.mem, self.ptr - self.mem.ptr + offset)
+
     def memset_async(self, value: int, size: int, stream: "Stream | None" = None) -> None:
         begin, block = self.ptr - self.mem.ptr, self.mem.block
         submit(Work("memset", lambda: block.memory[begin : begin + size].fill(value), [], [block]))
@@ -546,6 +549,17 @@ class Graph:
 
     def debug_dot_str(self, flags: int = 0) -> str:
         return "digraph {" + "".join(f'"{n}" [label="{work.name}"]' for n, work in enumerate(self._works)) + "}"
+
+
+def note_sent(what: str) -> None:
+    """CuPy sends a table of its own making, by way of pinned memory.
+
+    In a capture it would do so too: then the graph has a copy from the host, and an event that is never done, so that no pinned
+    memory is used again from there on. Here that is refused, as all that is sent in a capture.
+    """
+    stream = get_current_stream()
+    stream._refuse_in_capture()
+    log.note("h2d", what)
 
 
 def submit(work: Work) -> None:

@@ -1,6 +1,6 @@
-"""What the sections of ``gpu_check.py`` stand on: what a section has found so far, and the card as they see it.
+"""What the sections of ``gpu_check.py`` stand on: what a section has found so far, and the GPU as they see it.
 
-Nothing here imports CuPy when it is imported: the parent process never touches the card.
+Nothing here imports CuPy when it is imported: the parent process never touches the GPU.
 """
 
 import gc
@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SAVE_EVERY = 2.0  # seconds
 
 
@@ -212,10 +212,10 @@ def _block(clock: Clock, run: Callable[[], Any], count: int) -> tuple[float, flo
     return clock.between(first, last) / count, wall / count
 
 
-# --- the card -------------------------------------------------------------------------------------------------------
+# --- the GPU -------------------------------------------------------------------------------------------------------
 
 
-class Card:
+class Gpu:
     """CuPy's device: its clock, its memory, and what CuPy carries to and from the host."""
 
     def __init__(self, device: str) -> None:
@@ -227,11 +227,6 @@ class Card:
             self.home = resolve(device)
         except BackendError as error:
             raise NotHereError(str(error)) from error
-        except ModuleNotFoundError as error:
-            raise NotHereError(
-                f"{error.name} is not installed; array-api-compat is a wheel without compiled parts that can be brought along: "
-                "pip download --no-deps array-api-compat, and there pip install --no-index --no-deps array_api_compat-*.whl"
-            ) from error
         import cupy
 
         self.cp = cupy
@@ -243,13 +238,18 @@ class Card:
         event.record()
         return event
 
+    @property
+    def name(self) -> str:
+        name = self.cp.cuda.runtime.getDeviceProperties(self.home.device.id)["name"]
+        return name.decode() if isinstance(name, bytes) else str(name)
+
     def forget(self) -> None:
         """Give back the memory that nothing uses."""
         gc.collect()
         self.cp.get_default_memory_pool().free_all_blocks()
 
     def memory(self) -> dict[str, int]:
-        """Bytes: used and held by the pool, and free on the card, which sees other pools as well."""
+        """Bytes: used and held by the pool, and free on the GPU, which sees other pools as well."""
         pool = self.cp.get_default_memory_pool()
         return {
             "used": pool.used_bytes(),

@@ -1,4 +1,4 @@
-"""Random arguments for every op that a GPU has a kernel for: what ``gpu_kernels.py`` calls them with.
+"""Random arguments for every op that a GPU has a kernel for: what ``gpu/kernels.py`` calls them with.
 
 Where an op has to decide something (ReLU, the largest under a window) the numbers are multiples of 1/8, few enough that every sum
 is exact in float32: then float32 and float64 decide alike, ties included.
@@ -11,7 +11,8 @@ from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
-from gpu_tools import add_root
+
+from gpu.tools import add_root
 
 add_root()
 

@@ -1,6 +1,6 @@
 """Every kernel of a backend against the portable op on NumPy in float64, on fresh random shapes: a section of ``gpu_check.py``.
 
-``gpu_examples.py`` says how to draw the arguments of each op that has a kernel; a kernel that is not there is reported. Arrays are
+``gpu/examples.py`` says how to draw the arguments of each op that has a kernel; a kernel that is not there is reported. Arrays are
 drawn in float64 and rounded to the dtype that the kernel gets, so that both compute from the same numbers.
 """
 
@@ -10,8 +10,9 @@ from inspect import signature
 from typing import Any
 
 import numpy as np
-from gpu_examples import EXAMPLES, Draw, Example
-from gpu_tools import Card, Section, add_root
+
+from gpu.examples import EXAMPLES, Draw, Example
+from gpu.tools import Gpu, Section, add_root
 
 add_root()
 
@@ -156,8 +157,8 @@ def _numpy() -> Backend:
 
 
 def kernels(section: Section) -> None:
-    card = Card(section.device)
-    check(section, card.home, dict(card.home.kernels), card.poisoned)
+    gpu = Gpu(section.device)
+    check(section, gpu.home, dict(gpu.home.kernels), gpu.poisoned)
 
 
 def check(section: Section, home: Backend, table: dict[str, Kernel], poisoned: Callable[[], Any] = nullcontext) -> None:
@@ -171,7 +172,7 @@ def check(section: Section, home: Backend, table: dict[str, Kernel], poisoned: C
     names = sorted(table)
     section.expect(names, f"{home} has no kernels")
     for place, name in enumerate(names):
-        if section.expect(name in EXAMPLES, f"{name}: put what draws its arguments into gpu_examples.py"):
+        if section.expect(name in EXAMPLES, f"{name}: put what draws its arguments into gpu/examples.py"):
             share = max(section.left, 0.0) / (len(names) - place)
             with section.caught(name):
                 _check_one(section, home, name, table[name], seed, share, poisoned)
