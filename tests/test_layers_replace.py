@@ -1,5 +1,6 @@
 """``replace``: a network that was built is changed, and all that knows of it agrees."""
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,7 @@ def test_models_that_build_themselves(backend: Here, tmp_path: Path, make: Any, 
     model.save(tmp_path / "net.safetensors")
     again = portacnn.load(tmp_path / "net.safetensors", device=backend.device)
     assert type(again) is type(model)
-    assert bits(again) == bits(model)
+    assert bits(again) == bits(model) == bits(pickle.loads(pickle.dumps(model)))
     assert again.state_dict()[changed].shape == shape
     x = normal(2, *model.input_shape).astype("float32")
     np.testing.assert_array_equal(backend.host(again.predict(x)), backend.host(model.predict(x)))

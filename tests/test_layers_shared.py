@@ -1,7 +1,9 @@
 """What explicit caches make possible: one layer in several places, several threads in one network, recomputing. And hooks."""
 
 import copy
+import pickle
 import threading
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ from portacnn.layers import (
     gradients_of,
     one_backward_pass,
 )
+from portacnn.models import ResNet20
 from portacnn.models.summary import rows
 from portacnn.optim import SGD
 
@@ -125,7 +128,7 @@ def test_shared_layers_train_are_saved_and_are_copied(backend: Here, tmp_path: P
     assert model.state_dict()["0.bn.num_batches_tracked"] == 4  # twice in each of two steps
     model.save(tmp_path / "shared.safetensors")
     again = portacnn.load(tmp_path / "shared.safetensors", device=backend.device)
-    for other in (again, copy.deepcopy(model)):
+    for other in (again, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert bits(other) == bits(model)
         assert other.children["0"] is other.children["1"]
         assert other.children["0"].activation is other.children["2"]
@@ -188,8 +191,12 @@ def test_tied_parameters_are_one(backend: Here, tmp_path: Path):
     agree(backend, model.children["second"].params["weight"], w - 0.5, y)
     model.save(tmp_path / "tied.safetensors")
     again = portacnn.load(tmp_path / "tied.safetensors", device=backend.device)
-    assert bits(again) == bits(model)
-    assert again.children["second"].params["weight"] is again.children["first"].params["weight"]
+    for other in (again, pickle.loads(pickle.dumps(model))):
+        assert bits(other) == bits(model)
+        assert other.children["second"].params["weight"] is other.children["first"].params["weight"]
+        y, cache = other.forward(backend.array(x))
+        other.backward(backend.array(dy), cache)
+        assert list(other.named_gradients()) == ["first.weight", "first.bias"]
     third = Linear(4, 3)
     third.tie("weight", first)
     refuses(StateError, "third (Linear)", "not two parameters", call=lambda: Sequential(third=third).build((4,)))
@@ -355,6 +362,29 @@ def test_recomputing_keeps_the_input_alone():
     assert list(block.state_dict())[:2] == ["0.weight", "0.bias"]
     block.backward(x, cache)
     refuses(StateError, "has been used", call=lambda: block.backward(x, cache))
+
+
+def test_recomputing_takes_less_memory(tmp_path: Path):
+    """Around each block of a network that is built, in a Trainer's step: the same loss."""
+    pytest.importorskip("safetensors")
+    peaks, losses, x, t = [], [], normal(16, 3, 16, 16).astype("float32"), np.arange(16) % 10
+    for wrap in (False, True):
+        model = ResNet20(input_size=16, device="numpy", seed=0)
+        for path in [f"layer{stage}.{block}" for stage in (1, 2, 3) for block in range(3)] if wrap else ():
+            model.replace(path, Recompute(model.layer_at(path)))
+        run = Trainer(model, x, t, x, t, mini_batch_size=16, verbose=False)
+        tracemalloc.start()
+        for _ in range(2):
+            run.run_batch(run.backend.asarray(np.arange(16)))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        losses.append(bits(model))
+    assert losses[0] == losses[1]
+    assert peaks[1] < peaks[0] / 2
+    model.save(tmp_path / "net.safetensors")
+    again = portacnn.load(tmp_path / "net.safetensors")
+    assert isinstance(again.layer_at("layer2.0"), Residual | Recompute)
+    assert bits(again) == losses[1]
 
 
 def test_recomputing_in_a_file(backend: Here, tmp_path: Path):

@@ -254,8 +254,9 @@ class Layer:
     def on_output(self, function: Callable[[Array], object]) -> Handle:
         """Call ``function(y)`` with each output of this layer from now on, in training and in predictions.
 
-        The layer then runs by itself, where it would be one op together with others. y may lie in memory that is used again: copy
-        what is to be kept. ``layer.forward`` called by hand is not observed; ``layer(x)`` is.
+        The layer then runs by itself, where it would be one op together with others. It is called for what a container,
+        ``layer(x)``, a prediction or a ``Trainer`` runs, not for ``layer.forward`` called by hand; a step that a backend has
+        recorded (``compile_step``) calls it while it is recorded only.
 
         Returns:
             A handle: ``handle.remove()`` ends it.
