@@ -367,20 +367,19 @@ def test_recomputing_keeps_the_input_alone():
 def test_recomputing_takes_less_memory(tmp_path: Path):
     """Around each block of a network that is built, in a Trainer's step: the same loss."""
     pytest.importorskip("safetensors")
-    peaks, losses, x, t = [], [], normal(16, 3, 16, 16).astype("float32"), np.arange(16) % 10
+    peaks, losses, x, t = [], [], normal(32, 3, 16, 16).astype("float32"), np.arange(32) % 10
     for wrap in (False, True):
         model = ResNet20(input_size=16, device="numpy", seed=0)
         for path in [f"layer{stage}.{block}" for stage in (1, 2, 3) for block in range(3)] if wrap else ():
             model.replace(path, Recompute(model.layer_at(path)))
-        run = Trainer(model, x, t, x, t, mini_batch_size=16, verbose=False)
+        run = Trainer(model, x, t, x, t, mini_batch_size=32, optimizer="sgd", verbose=False)
         tracemalloc.start()
-        for _ in range(2):
-            run.run_batch(run.backend.asarray(np.arange(16)))
+        run.run_batch(run.backend.asarray(np.arange(32)))
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
         losses.append(bits(model))
     assert losses[0] == losses[1]
-    assert peaks[1] < peaks[0] / 2
+    assert peaks[1] < 0.7 * peaks[0]  # gradients are in both
     model.save(tmp_path / "net.safetensors")
     again = portacnn.load(tmp_path / "net.safetensors")
     assert isinstance(again.layer_at("layer2.0"), Residual | Recompute)
