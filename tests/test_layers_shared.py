@@ -379,7 +379,7 @@ def test_recomputing_around_a_block_of_a_built_network(tmp_path: Path):
         tracemalloc.stop()
     assert kept
     assert found[0] == found[1]
-    assert held[1] < held[0] / 2
+    assert held[1] < 0.7 * held[0]  # the first of three stages
     model.save(tmp_path / "net.safetensors")
     again = portacnn.load(tmp_path / "net.safetensors")
     assert isinstance(again.children["layer1"], Recompute)

@@ -38,6 +38,8 @@ def _rows(layer: Layer, seen: Counter[Layer]) -> Iterator[Row]:
     """The rows of a layer and all below it, in one of its places."""
     number = seen[layer]
     seen[layer] += 1
+    if number >= len(layer.places):  # a layer that its container does not run
+        return
     path, layer.input_shape, layer.output_shape = layer.places[number]
     if not isinstance(layer, Sequential | Graph | Recompute):  # which hand on what their layers give
         yield Row(
