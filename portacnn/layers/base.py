@@ -597,8 +597,8 @@ class Layer:
 
         All other layers keep their weights. The new one's are drawn from the network's seed and its path, but what was built before
         (a layer of this network inside the new one, or one that was taken out of another network) keeps its own. All shapes
-        are checked first, and nothing is changed on an error. Gradients are dropped; parameters may become other arrays, so an
-        optimizer or ``Trainer`` of before is of no use any more.
+        are checked first, and nothing is changed on an error. Gradients are dropped; parameters may become other arrays, so a
+        ``Trainer`` of before raises StateError. An optimizer goes on with what has the same path and shape, and raises for others.
 
         Args:
             path: of a layer below this one: "fc", "layer1.0.conv1".
@@ -641,7 +641,7 @@ class Layer:
             holder.adopt(name, old)
             restore()
             raise
-        gone = [one for one in before if one not in self.walk()]
+        gone = set(before) - set(self.walk())
         for one in gone:
             one._leave()
         for inner, arrays in drawn.items():
