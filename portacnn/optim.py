@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 from portacnn import ops
 from portacnn.arguments import flag, fraction, not_negative, plain, told, whole
-from portacnn.errors import ArgumentError, ModelFormatError, ShapeError
+from portacnn.errors import ArgumentError, ModelFormatError, ShapeError, StateError
 from portacnn.flat import Flat, Named, runs
 from portacnn.ops.dispatch import check_arrays
 from portacnn.ops.update import count_as_float
@@ -132,6 +132,7 @@ class Optimizer:
 
         Raises:
             ArgumentError: not one key in common. ShapeError, ArrayError: a gradient unlike its parameter, integers.
+            StateError: a parameter that is of another shape than before.
         """
         keys = [key for key in params if key in grads]
         if not keys:
@@ -142,6 +143,13 @@ class Optimizer:
             if tuple(grads[key].shape) != tuple(params[key].shape):
                 shapes = f"{tuple(params[key].shape)}, its gradient {tuple(grads[key].shape)}"
                 raise ShapeError(f"parameter {key} has the shape {shapes}", type(self).__name__)
+            for arrays in self.state.values():
+                if key in arrays and tuple(arrays[key].shape) != tuple(params[key].shape):
+                    raise StateError(
+                        f"{key} is {tuple(params[key].shape)}, its state here {tuple(arrays[key].shape)}: the network was "
+                        "changed; make a new optimizer",
+                        type(self).__name__,
+                    )
             if key not in self.counts:
                 check_arrays(type(self).__name__, **{key: params[key], f"gradient of {key}": grads[key]})
         self.check(params)

@@ -264,3 +264,46 @@ def test_no_modules_import_each_other_in_a_circle():
     assert len(graph) > 80
     with_circle = graphlib.TopologicalSorter(graph)
     with_circle.prepare()  # raises CycleError, which names the circle
+
+
+def underscored(tree: ast.AST) -> tuple[set[str], set[str]]:
+    """The names with one leading underscore that a module makes (functions, classes, variables, attributes), and reads."""
+    made, used = set[str](), set[str]()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            made.add(node.name)
+        elif isinstance(node, ast.Name | ast.Attribute):
+            name = node.id if isinstance(node, ast.Name) else node.attr
+            (used if isinstance(node.ctx, ast.Load) else made).add(name)
+        elif isinstance(node, ast.ImportFrom):
+            used |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.arg):
+            made.add(node.arg)
+    public = {"_replace", "_asdict", "_fields", "_make"}  # a NamedTuple's
+    return tuple({n for n in names - public if n.startswith("_") and not n.startswith("__")} for names in (made, used))
+
+
+def owner_of(path: Path) -> str:
+    """The package that a file belongs to, or the backend; a module beside the packages is one of its own."""
+    kind, own, *_ = path.relative_to(ROOT).parts
+    return f"backends/{own}" if kind == "backends" else own.removesuffix(".py")
+
+
+def test_no_package_reaches_into_another():
+    """A name with an underscore is known within its package alone."""
+    made: dict[str, set[str]] = {}
+    used: dict[str, dict[str, str]] = {}
+    for path in [*FILES, *sorted(BACKENDS.rglob("*.py"))]:
+        own, read_here = underscored(read(path))
+        made.setdefault(owner_of(path), set()).update(own)
+        used.setdefault(owner_of(path), {}).update(dict.fromkeys(read_here, path.relative_to(ROOT).as_posix()))
+    assert {"layers", "models", "training", "onnx", "ops", "backends/cupy", "optim"} <= made.keys()
+    reached = [
+        f"{place} uses {name} of {other}"
+        for owner, names in used.items()
+        for name, place in names.items()
+        if name not in made[owner]
+        for other in made
+        if name in made[other]
+    ]
+    assert reached == []

@@ -14,7 +14,7 @@ from nets import as_bytes, bits, patches, small_net
 import portacnn
 from portacnn import EarlyStopping, Model, Normalize, Trainer
 from portacnn.errors import ArgumentError, BackendError, CheckpointError, ModelFormatError, NotFiniteError
-from portacnn.layers import BatchNorm2d, Conv2d, Dropout, Flatten, Linear, ReLU
+from portacnn.layers import BatchNorm2d, Conv2d, Dropout, Flatten, Linear, ReLU, at_step
 from portacnn.optim import SGD, Adam, AdamW, Optimizer, biases_and_norms
 from portacnn.schedules import SCHEDULES, CosineAnnealingLR, MultiStepLR, OneCycleLR, PerEpoch, StepLR, warm_up
 from portacnn.training import folder, stopping_on_signals
@@ -392,10 +392,9 @@ def test_masks_are_the_same_elsewhere(tmp_path, device):
     masks = []
     for place in ("numpy", device):
         trainer = resumed(tmp_path, device=place)
-        trainer.model.at_step(trainer.steps_done)
         drop, home = trainer.model.children["drop"], trainer.backend
-        masks.append(home.to_host(drop.forward(home.asarray(np.ones((SIZE, 3, 6, 6), "float32")), train=True)) == 0)
-        trainer.model.forget()
+        with at_step(trainer.steps_done):
+            masks.append(home.to_host(drop(home.asarray(np.ones((SIZE, 3, 6, 6), "float32")), train=True)) == 0)
     np.testing.assert_array_equal(*masks)
     assert 0.2 < masks[0].mean() < 0.6
 

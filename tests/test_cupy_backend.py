@@ -111,8 +111,8 @@ def test_everything_of_a_model_is_on_its_device(home, tmp_path):
     assert model.loss(x, t) == pytest.approx(twin.loss(x, t), rel=1e-5)
     assert model.accuracy(x, t, 4) == twin.accuracy(x, t)
     assert all(g.device == home.device for g in model.gradient(x, t).values())
-    y = model.forward(model.accept(x), train=True)
-    assert y.device == model.backward(y).device == home.device
+    y, cache = model.forward(model.accept(x), train=True)
+    assert y.device == model.backward(y, cache).device == home.device
     model.save(tmp_path / "m.safetensors")
     again = load(tmp_path / "m.safetensors", device=home)
     assert bits(again) == bits(model)

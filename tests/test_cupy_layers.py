@@ -16,7 +16,7 @@ from fake_cupy import log
 
 from portacnn import layers as L
 from portacnn import ops, resolve
-from portacnn.layers import Layer, Sequential
+from portacnn.layers import Layer, Sequential, at_step
 from portacnn.models.lenet5 import ScaledTanh, TableConv2d
 from portacnn.models.resnet import PadChannels
 from portacnn.ops import use_kernels
@@ -98,6 +98,7 @@ ONE: list[tuple[Callable[[], Layer], tuple[int, ...]]] = [
     (lambda: L.Dropout1d(), (2, 3)),
     (lambda: L.Dropout2d(), (2, 3, 4)),
     (lambda: L.Dropout3d(), (2, 3, 4, 2)),
+    (lambda: L.Recompute(Sequential(L.BatchNorm2d(2), L.ReLU(), L.Dropout())), (2, 3, 4)),
     (lambda: L.Reshape((4, 6)), (2, 3, 4)),
     (lambda: L.Permute((0, 3, 1, 2)), (2, 3, 4)),
     *(
@@ -152,8 +153,8 @@ def stepper(layer: Layer) -> Callable[..., Any]:
     """A forward pass, a backward pass with the output as its gradient, and an update."""
 
     def step(x: Any, state: State) -> Any:
-        y = layer.forward(x, train=True)
-        dx = layer.backward(y)
+        y, cache = layer.forward(x, train=True)
+        dx = layer.backward(y, cache)
         params, grads = layer.named_parameters(), layer.named_gradients()
         if params:
             ops.clip_by_global_norm(list(grads.values()), 1.0)
@@ -175,8 +176,7 @@ def outcome(layer: Layer, home: Any, shape: tuple[int, ...], compiled: bool) -> 
     given, seen = [], []
     for number in range(6):
         x = home.asarray(np.random.default_rng(number).random((3, *shape)) + 0.1, "float32")
-        layer.at_step(0)
-        with home.active(), log.watch() as events:
+        with home.active(), at_step(0), log.watch() as events:
             result = run(x, State(0.1))
         seen += carried(events) if number >= 2 else []
         given += [home.to_host(array).tobytes() for array in result]

@@ -337,7 +337,7 @@ def test_descriptions_with_a_part_exchanged(tmp_path, make, data, new):
         ("{", "is not a whole safetensors file"),
         ("null", "does not say how to build its model"),
         ("[]", "does not say how"),
-        ('{"format": 2}', "is of format 2, this version reads 1; upgrade portacnn"),
+        ('{"format": 3}', "is of format 3, this version reads 1 and 2; upgrade portacnn"),
         ('{"format": 1}', "does not say how to build its model, or not rightly: KeyError"),
         ('{"format": 1, "dtype": "float32", "model": {"class": ["x"], "arguments": {}}}', "does not say how"),
         (

@@ -311,7 +311,7 @@ def test_a_state_that_is_no_arrays():
 def test_a_file_without_the_count_of_batches(backend, tmp_path):
     """PyTorch takes one too: https://github.com/pytorch/pytorch/blob/main/torch/nn/modules/batchnorm.py"""
     net = Sequential(conv=Conv2d(1, 2, 3), bn=BatchNorm2d(2)).build((1, 5, 5), device=backend.device, seed=0)
-    net.forward(backend.array(np.ones((2, 1, 5, 5), "float32")), train=True)
+    net(backend.array(np.ones((2, 1, 5, 5), "float32")), train=True)
     state = net.state_dict()
     del state["bn.num_batches_tracked"]
     st_numpy.save_file({name: value + 1 for name, value in state.items()}, tmp_path / "w")
@@ -393,5 +393,5 @@ def test_a_model_with_odd_names_prints_them_escaped():
     net = portacnn.models.Model(**{"a\x1b[2J\n": Linear(2, 3)}).build((2,), seed=0)
     assert "\x1b" not in net.summary()
     with pytest.raises(portacnn.PortacnnError) as caught:
-        net.children["a\x1b[2J\n"].backward(np.ones((1, 3), "float32"))
+        net.children["a\x1b[2J\n"].kept(None)
     only_printable(caught.value)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from nets import bits, patches, small_net
 
-from portacnn import Trainer
+from portacnn import Trainer, ops
 from portacnn.flat import Flat, Named, runs
 from portacnn.layers import BatchNorm2d, Conv2d, Flatten, Linear, ReLU
 from portacnn.models import Model
@@ -52,7 +52,12 @@ def test_buffers_are_views_of_one_array_a_dtype(flat_here):
 def test_gradients_lie_as_the_parameters(flat_here):
     model = net(flat_here.device)
     assert model.named_gradients() == {}
-    gradients = model.gradient(*patches(8))
+    images, t = patches(8)
+    gradients = model.gradient(images, t)
+    assert model.named_gradients() == {}  # those are arrays of their own
+    logits, kept = model.forward(model.batch(model.accept(images)))
+    _, cache = ops.softmax_cross_entropy(logits, model.labels(t, 8))
+    model.backward(ops.softmax_cross_entropy_backward(1.0, cache), kept)
     (flat,) = model.named_gradients().flats
     assert flat.parts is model.named_parameters().flats[0].parts
     for path, gradient in gradients.items():

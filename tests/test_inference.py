@@ -48,7 +48,7 @@ def model_on(here: Here, seed: int = 0) -> Model:
 @with_each_kernel
 def test_it_agrees_with_forward(backend: Here, count: int):
     model, x = model_on(backend), backend.array(X[:count])
-    expected = backend.host(model.forward(x))
+    expected = backend.host(model(x))
     for _ in range(3):  # made, found again, found again
         agree(backend, model.predict(x), expected, x)
     agree(backend, model.predict(X[:count]), expected, x)  # host arrays go the same way
@@ -67,7 +67,7 @@ def test_bytes_and_floats_do_not_take_each_others_way(backend: Here):
     model.preprocess = Normalize()
     images = draws.integers(0, 256, (3, 1, 8, 8)).astype("uint8")
     scaled = (images / np.float32(255)).astype("float32")
-    expected = backend.host(model.forward(backend.array(scaled)))
+    expected = backend.host(model(backend.array(scaled)))
     like = backend.array(scaled)
     for _ in range(2):
         agree(backend, model.predict(backend.array(images)), expected, like)
@@ -83,7 +83,7 @@ def test_a_prepared_way_follows_a_change_of_preprocess(backend: Here):
     model.preprocess = Normalize(mean=(0.5,), std=(0.25,))
     second = model.predict(images)
     assert np.abs(backend.host(second) - first).max() > 1e-3
-    agree(backend, second, backend.host(model.forward(model.batch(images))), second)
+    agree(backend, second, backend.host(model(model.batch(images))), second)
 
 
 @pytest.mark.parametrize("count", [1, FEW, 40])
@@ -95,7 +95,7 @@ def test_results_stay_as_they_are(backend: Here, count: int):
     before = backend.host(first)
     second = model.predict(b)
     np.testing.assert_array_equal(backend.host(first), before)
-    agree(backend, second, backend.host(model.forward(b)), b)
+    agree(backend, second, backend.host(model(b)), b)
     first[...] = 0.0  # it is the caller's own
     agree(backend, model.predict(a), before, a)
 
@@ -118,11 +118,11 @@ def test_parameters_that_are_written_to_are_seen(backend: Here, count: int):
     model.predict(x)
     for array in model.named_parameters().values():
         array *= 1.5
-    agree(backend, model.predict(x), backend.host(model.forward(x)), x)
+    agree(backend, model.predict(x), backend.host(model(x)), x)
     model.load_state_dict(other.state_dict())
-    agree(backend, model.predict(x), backend.host(other.forward(x)), x)
+    agree(backend, model.predict(x), backend.host(other(x)), x)
     model.children["norm"].buffers["running_mean"][...] = 0.25
-    agree(backend, model.predict(x), backend.host(model.forward(x)), x)
+    agree(backend, model.predict(x), backend.host(model(x)), x)
 
 
 @pytest.mark.parametrize("count", [1, 40])
@@ -132,7 +132,7 @@ def test_a_step_of_training_is_seen(backend: Here, count: int):
     gradients = model.gradient(backend.array(X), T)
     for path, array in model.named_parameters().items():
         array -= 0.1 * gradients[path]
-    agree(backend, model.predict(x), backend.host(model.forward(x)), x)
+    agree(backend, model.predict(x), backend.host(model(x)), x)
 
 
 @pytest.mark.parametrize("count", [1, 40])
@@ -140,10 +140,10 @@ def test_a_model_built_anew_is_seen(backend: Here, count: int):
     model, other, x = model_on(backend), model_on(backend, seed=1), backend.array(X[:count])
     model.predict(x)
     model.build((1, 8, 8), device=backend.device, seed=1)
-    agree(backend, model.predict(x), backend.host(other.forward(x)), x)
+    agree(backend, model.predict(x), backend.host(other(x)), x)
     model.build((1, 12, 8), device=backend.device, seed=1)
     y = backend.array(normal(count, 1, 12, 8), "float32")
-    agree(backend, model.predict(y), backend.host(model.forward(y)), y)
+    agree(backend, model.predict(y), backend.host(model(y)), y)
 
 
 @pytest.mark.parametrize("count", [1, 40])
@@ -174,7 +174,7 @@ def test_a_copy_goes_ways_of_its_own(backend: Here):
     for array in twin.named_parameters().values():
         array *= 2.0
     agree(backend, model.predict(x), before, x)
-    agree(backend, twin.predict(x), backend.host(twin.forward(x)), x)
+    agree(backend, twin.predict(x), backend.host(twin(x)), x)
 
 
 # --- kernels --------------------------------------------------------------------------------------------------------
@@ -216,7 +216,7 @@ def test_reference_gives_the_portable_ops_bits(backend: Here, count: int):
         with use_kernels(choice):
             model.predict(x)
     with use_kernels("reference"):
-        np.testing.assert_array_equal(backend.host(model.predict(x)), backend.host(model.forward(x)))
+        np.testing.assert_array_equal(backend.host(model.predict(x)), backend.host(model(x)))
 
 
 # --- memory and threads ---------------------------------------------------------------------------------------------
@@ -322,14 +322,13 @@ def test_a_batch_larger_than_its_own_is_not_held(monkeypatch: pytest.MonkeyPatch
         assert meter.mapped > 0
 
 
-def test_a_layers_output_that_somebody_keeps_stays_as_it_is(monkeypatch: pytest.MonkeyPatch):
+def test_a_layers_output_that_somebody_keeps_stays_as_it_is():
     model, kept = wide_net(), []
     model.predict(WIDE)
-    conv, forward = model.children["conv2"], model.children["conv2"].forward
-    monkeypatch.setattr(conv, "forward", lambda x, **how: kept.append(forward(x, **how)) or kept[-1])
+    handle = model.children["conv2"].on_output(kept.append)
     model.predict(WIDE[:40])
     before = kept[0].copy()
-    monkeypatch.undo()
+    handle.remove()
     for count in (64, 1, 8, 40, 1):
         model.predict(WIDE[:count])
     np.testing.assert_array_equal(kept[0], before)
@@ -347,8 +346,8 @@ def test_a_model_may_ask_another_in_its_forward():
     for count in (1, 20, 1, 20):
         answers.clear()
         y = model.predict(WIDE[:count])
-        np.testing.assert_allclose(y, model.forward(WIDE[:count]), rtol=1e-5, atol=1e-5)
-        np.testing.assert_allclose(answers[-1], other.forward(WIDE[:count]), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(y, model(WIDE[:count]), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(answers[-1], other(WIDE[:count]), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("count", [2, 12])

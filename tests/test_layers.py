@@ -1,6 +1,8 @@
 """Layers: planning and building, state, modes, and each layer's numbers against PyTorch and finite differences."""
 
 import copy
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -87,7 +89,7 @@ def test_constructors_allocate_nothing():
         net.state_dict()
     for layer, x in ((Conv2d(1, 1, 1), batch((1, 1, 2, 2))), (Linear(2, 2), batch((1, 2)))):
         with pytest.raises(StateError, match="not built yet"):
-            layer.forward(x)
+            layer(x)
     with pytest.raises(StateError):
         net.to("numpy")
 
@@ -170,12 +172,10 @@ def test_failed_build_changes_nothing(bad):
 
 def test_building_again_starts_afresh():
     net = small().build((2, 6, 7), seed=0)
-    net.forward(batch((1, 2, 6, 7)).astype("float32"), train=True)
-    net.backward(batch((1, 5)).astype("float32"))
-    net.forward(batch((1, 2, 6, 7)).astype("float32"), train=True)
+    _, cache = net.forward(batch((1, 2, 6, 7)).astype("float32"), train=True)
+    net.backward(batch((1, 5)).astype("float32"), cache)
     net.build((2, 8, 8), seed=1)
     assert net.named_gradients() == {}
-    assert all(layer._cache is None for layer in net.walk())
     again = small().build((2, 8, 8), seed=1).state_dict()
     assert all(np.array_equal(value, again[path]) for path, value in net.state_dict().items())
 
@@ -238,8 +238,8 @@ def test_parameters_keep_their_identity(backend):
     before = net.named_parameters()
     other = small().build((2, 6, 7), seed=1).state_dict()
     net.load_state_dict(other)
-    net.forward(backend.array(batch((2, 2, 6, 7)), "float32"), train=True)
-    net.backward(backend.array(batch((2, 5)), "float32"))
+    _, cache = net.forward(backend.array(batch((2, 2, 6, 7)), "float32"), train=True)
+    net.backward(backend.array(batch((2, 5)), "float32"), cache)
     assert all(net.named_parameters()[path] is value for path, value in before.items())
     for path, value in before.items():
         np.testing.assert_array_equal(backend.host(value), other[path])
@@ -290,8 +290,8 @@ def test_gradients_live_in_the_same_arrays(backend):
     dy = backend.array(batch((3, 5)))
     found = []
     for seed in (1, 2):
-        net.forward(backend.array(batch((3, 2, 6, 7), seed)), train=True)
-        net.backward(dy)
+        _, cache = net.forward(backend.array(batch((3, 2, 6, 7), seed)), train=True)
+        net.backward(dy, cache)
         grads = net.named_gradients()
         found.append((grads, {path: backend.host(grad) for path, grad in grads.items()}))
     (first, before), (second, after) = found
@@ -299,8 +299,8 @@ def test_gradients_live_in_the_same_arrays(backend):
     assert all(second[path] is grad for path, grad in first.items())
     # Written, not added up: the second pass alone gives the same.
     again = small().build((2, 6, 7), device=backend.device, dtype="float64", seed=0)
-    again.forward(backend.array(batch((3, 2, 6, 7), 2)), train=True)
-    again.backward(dy)
+    _, cache = again.forward(backend.array(batch((3, 2, 6, 7), 2)), train=True)
+    again.backward(dy, cache)
     for path, grad in again.named_gradients().items():
         np.testing.assert_allclose(after[path], backend.host(grad), rtol=1e-12, err_msg=path)
     assert not np.allclose(before["fc.weight"], after["fc.weight"])
@@ -310,17 +310,14 @@ def test_to_another_backend_and_back(backend):
     net = small().build((2, 6, 7), device="numpy", seed=0)
     before = net.state_dict()
     x, dy = batch((1, 2, 6, 7)).astype("float32"), batch((1, 5)).astype("float32")
-    net.forward(x, train=True)
-    net.backward(dy)
-    net.forward(x, train=True)
+    _, cache = net.forward(x, train=True)
+    net.backward(dy, cache)
     assert net.to(backend.device) is net
     assert net.named_gradients() == {}
     for layer in net.walk():
         assert layer.backend == backend.backend
-    y = net.forward(backend.array(batch((1, 2, 6, 7)), "float32"))
+    y = net(backend.array(batch((1, 2, 6, 7)), "float32"))
     assert y.device == backend.backend.device
-    with pytest.raises(StateError):  # the cache went with the old device
-        net.backward(backend.array(batch((1, 5)), "float32"))
     for path, value in net.to("numpy").state_dict().items():
         assert value.tobytes() == before[path].tobytes()
 
@@ -329,38 +326,45 @@ def test_to_another_backend_and_back(backend):
 
 
 @every_layer
-def test_backward_needs_a_forward_that_kept(backend, kind, args, kwargs, shape):
-    layer = kind(*args, **kwargs)
-    net = Sequential(mine=layer).build(shape, device=backend.device, seed=0)
+def test_backward_needs_a_cache(backend, kind, args, kwargs, shape):
+    net = Sequential(mine=kind(*args, **kwargs)).build(shape, device=backend.device, seed=0)
     x = backend.array(batch((2, *shape)), "float32")
     dy = backend.array(batch((2, *net.output_shape)), "float32")
-    message = rf"^mine \({kind.__name__}\): backward needs a forward before it that kept its cache"
-    with pytest.raises(StateError, match=message):
-        layer.backward(dy)
-    net.forward(x)
-    net.forward(x, train=True, keep=False)
-    with pytest.raises(StateError, match=message):
-        net.backward(dy)
-    for keeps in ({"train": True}, {"keep": True}):
-        net.forward(x, **keeps)
-        net.backward(dy)
-        assert layer._cache is None
-        with pytest.raises(StateError, match=message):  # dropped by the backward
-            net.backward(dy)
-    net.forward(x, train=True)
-    net.forget()
-    with pytest.raises(StateError):
-        net.backward(dy)
+    _, nothing = net.children["mine"].forward(x, train=True, keep=False)
+    assert nothing is None
+    with pytest.raises(StateError, match="nothing was kept"):
+        net.children["mine"].backward(dy, nothing)
+    with pytest.raises(
+        StateError, match=r"^Sequential: expected what forward kept for backward \(keep=True\), got NoneT"
+    ):
+        net.backward(dy, net.forward(x, keep=False)[1])
+    for train in (False, True):
+        _, cache = net.forward(x, train=train)
+        net.backward(dy, cache)
+        with pytest.raises(StateError, match="this cache has been used"):
+            net.backward(dy, cache)
+
+
+@every_layer
+def test_a_forward_pass_leaves_nothing_on_the_layer(backend, kind, args, kwargs, shape):
+    layer = kind(*args, **kwargs).build(shape, device=backend.device, seed=0)
+    before = {name: (value, copy.copy(value)) for name, value in vars(layer).items()}
+    layer.forward(backend.array(batch((2, *shape)), "float32"), train=True)
+    assert vars(layer).keys() == before.keys()
+    for name, (value, content) in before.items():
+        assert vars(layer)[name] is value
+        if isinstance(value, dict):
+            assert all(value[key] is array for key, array in content.items()), name
 
 
 def test_inference_between_forward_and_backward_disturbs_nothing(backend):
     def gradients(between):
         net = small().build((2, 6, 7), device=backend.device, dtype="float64", seed=0)
-        net.forward(backend.array(batch((3, 2, 6, 7))), train=True)
+        _, cache = net.forward(backend.array(batch((3, 2, 6, 7))), train=True)
         if between:
-            net.forward(backend.array(batch((5, 2, 6, 7), 1)))
-            net.forward(backend.array(batch((1, 2, 6, 7), 2)), train=True, keep=False)
-        dx = net.backward(backend.array(batch((3, 5))))
+            net(backend.array(batch((5, 2, 6, 7), 1)))
+            net(backend.array(batch((1, 2, 6, 7), 2)), train=True)
+        dx = net.backward(backend.array(batch((3, 5))), cache)
         return [backend.host(grad) for grad in (dx, *net.named_gradients().values())]
 
     for one, other in zip(gradients(False), gradients(True), strict=True):
@@ -368,44 +372,53 @@ def test_inference_between_forward_and_backward_disturbs_nothing(backend):
 
 
 class Spy(Layer):
-    """Hands everything on and writes down what its backward was asked."""
+    """Hands everything on and writes down what its backward was asked, and what was still kept then."""
 
     def __init__(self):
-        self.asked = []
+        self.asked, self.kept_by = [], lambda: None
 
     def infer(self, shape):
         return shape
 
-    def forward(self, x, *, train=False, keep=None):
-        self._keep(x if (train if keep is None else keep) else None)
-        return x
+    def forward(self, x, *, train=False, keep=True):
+        return x, x
 
-    def backward(self, dy, *, need_dx=True):
-        self._kept()
-        self.asked.append(need_dx)
+    def backward(self, dy, cache, *, need_dx=True):
+        self.asked.append((need_dx, self.kept_by()))
         return dy
 
 
-def test_without_need_of_dx_the_pass_ends_at_the_first_parameters(backend):
-    early, late = Spy(), Spy()
-    conv = Conv2d(2, 3, 3)
+def test_without_need_of_dx_the_pass_ends_at_the_first_parameters(backend, monkeypatch):
+    early, late, conv = Spy(), Spy(), Conv2d(2, 3, 3)
     net = Sequential(early, conv, late, Flatten(), Linear(None, 4)).build((2, 5, 5), device=backend.device, seed=0)
-    found = []
-    original = conv.backward
-    conv.backward = lambda dy, *, need_dx=True: found.append((need_dx, original(dy, need_dx=need_dx)))
-    net.forward(backend.array(batch((2, 2, 5, 5)), "float32"), train=True)
-    assert net.backward(backend.array(batch((2, 4)), "float32"), need_dx=False) is None
+    found, original = [], Conv2d.backward
+    monkeypatch.setattr(
+        Conv2d,
+        "backward",
+        lambda self, dy, cache, *, need_dx=True: found.append((need_dx, original(self, dy, cache, need_dx=need_dx))),
+    )
+    _, cache = net.forward(backend.array(batch((2, 2, 5, 5)), "float32"), train=True)
+    assert net.backward(backend.array(batch((2, 4)), "float32"), cache, need_dx=False) is None
     assert found == [(False, None)]  # the first layer's dx was not computed
-    assert (early.asked, late.asked) == ([], [True])
-    assert early._cache is None  # forgotten all the same
+    assert (early.asked, late.asked) == ([], [(True, None)])
     assert len(net.named_gradients()) == 4
+
+
+def test_caches_are_let_go_of_on_the_way_back(backend):
+    spies = [Spy() for _ in range(3)]
+    net = Sequential(Linear(3, 3), *spies).build((3,), device=backend.device, seed=0)
+    _, cache = net.forward(backend.array(batch((2, 3)), "float32"))
+    for spy in spies:
+        spy.kept_by = lambda: len(cache)
+    net.backward(backend.array(batch((2, 3)), "float32"), cache)
+    assert [spy.asked for spy in spies] == [[(True, 1)], [(True, 2)], [(True, 3)]]
 
 
 def test_need_dx_changes_no_gradient(backend):
     def gradients(need_dx):
         net = small().build((2, 6, 7), device=backend.device, dtype="float64", seed=0)
-        net.forward(backend.array(batch((3, 2, 6, 7))), train=True)
-        dx = net.backward(backend.array(batch((3, 5))), need_dx=need_dx)
+        _, cache = net.forward(backend.array(batch((3, 2, 6, 7))), train=True)
+        dx = net.backward(backend.array(batch((3, 5))), cache, need_dx=need_dx)
         assert (dx is not None) == need_dx
         return {path: backend.host(grad) for path, grad in net.named_gradients().items()}
 
@@ -418,10 +431,9 @@ def test_need_dx_in_nested_containers(backend):
     spy = Spy()
     net = Sequential(a=Sequential(spy, Sequential(spare=ReLU())), b=Sequential(fc=Linear(3, 2)))
     net.build((3,), device=backend.device, seed=0)
-    net.forward(backend.array(batch((2, 3)), "float32"), train=True)
-    net.backward(backend.array(batch((2, 2)), "float32"), need_dx=False)
+    _, cache = net.forward(backend.array(batch((2, 3)), "float32"), train=True)
+    net.backward(backend.array(batch((2, 2)), "float32"), cache, need_dx=False)
     assert spy.asked == []
-    assert all(layer._cache is None for layer in net.walk())
 
 
 # --- containers ------------------------------------------------------------------------------------------------------
@@ -439,23 +451,8 @@ def test_children_are_named_by_number_or_name():
 def test_an_empty_sequential_hands_on(backend):
     net = Sequential().build((3,), device=backend.device)
     x = backend.array([[1.0, 2.0, 3.0]], "float32")
-    assert net.forward(x) is x
+    assert net(x) is x
     assert net.output_shape == (3,)
-
-
-def test_a_layer_has_one_place():
-    layer = ReLU()
-    for make in (lambda: Sequential(layer, layer), lambda: Sequential(Sequential(layer), again=layer)):
-        with pytest.raises(ArgumentError, match="is in this network already; give each place a layer of its own"):
-            make()
-
-
-@pytest.mark.parametrize(
-    "make", [lambda c: Sequential(c, Sequential(c)), lambda c: Sequential(Sequential(c), b=Sequential(c))]
-)
-def test_a_layer_has_one_place_further_down_too(make):
-    with pytest.raises(ArgumentError, match="is in this network already"):
-        make(ReLU())
 
 
 def test_a_name_has_one_layer():
@@ -468,15 +465,15 @@ def test_errors_in_a_forward_name_the_layer_and_its_input(backend):
     x = backend.array(np.zeros((10, 6, 8, 8)), "float32")
     name, place = str(backend.backend).split(" on ")
     with pytest.raises(ShapeError) as caught:
-        net.forward(x)
+        net(x)
     assert str(caught.value) == (
         f"body.conv2 (Conv2d): expected 16 input channels, got 6 (input 10x6x8x8, {name} float32 on {place})"
     )
     net = Sequential(fc=Linear(4, 2)).build((4,), device=backend.device)
     with pytest.raises(ShapeError, match=rf"^fc \(Linear\): expected 4 input features, got 5 \(input 1x5, {name}"):
-        net.forward(backend.array(np.zeros((1, 5)), "float32"))
+        net(backend.array(np.zeros((1, 5)), "float32"))
     with pytest.raises(ArrayError, match=rf"^fc \(Linear\): .*must be of one dtype.*{name} float64"):
-        net.forward(backend.array(np.zeros((1, 4)), "float64"))
+        net(backend.array(np.zeros((1, 4)), "float64"))
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int64"])
@@ -486,17 +483,17 @@ def test_layers_refuse_integers(backend, kind, args, kwargs, shape, dtype):
         pytest.skip("Flatten moves nothing but the shape")
     net = Sequential(mine=kind(*args, **kwargs)).build(shape, device=backend.device, seed=0)
     with pytest.raises(ArrayError, match=rf"^mine \({kind.__name__}\): x must be floating point, got .*{dtype}"):
-        net.forward(backend.array(np.zeros((2, *shape)), dtype))
+        net(backend.array(np.zeros((2, *shape)), dtype))
 
 
 def test_layers_refuse_another_librarys_arrays():
     pytest.importorskip("array_api_strict")
     net = Sequential(fc=Linear(3, 2)).build((3,), device="array_api_strict:device1", seed=0)
     with pytest.raises(ArrayError, match=r"^fc \(Linear\): arrays must be of one library; x is 1x3, numpy.*strict"):
-        net.forward(np.zeros((1, 3), "float32"))
+        net(np.zeros((1, 3), "float32"))
     other = Sequential(fc=Linear(3, 2)).build((3,), device="array_api_strict").backend
     with pytest.raises(ArrayError, match="arrays must be on one device"):
-        net.forward(other.asarray(np.zeros((1, 3)), "float32"))
+        net(other.asarray(np.zeros((1, 3)), "float32"))
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
@@ -516,14 +513,14 @@ def test_against_pytorch(backend, kind, args, kwargs, shape, n):
     yt.backward(torch.tensor(dy))
 
     x_here, dy_here = backend.array(x), backend.array(dy)
-    y = layer.forward(x_here, train=True)
-    dx = layer.backward(dy_here)
+    y, cache = layer.forward(x_here, train=True)
+    dx = layer.backward(dy_here, cache)
     assert tuple(y.shape) == (n, *layer.output_shape)
     for array in (y, dx):
         assert array.dtype == backend.backend.dtype("float64")
         assert array.device == backend.backend.device
     np.testing.assert_allclose(backend.host(y), yt.detach().numpy(), rtol=1e-12, atol=1e-14)
-    np.testing.assert_allclose(backend.host(layer.forward(x_here)), backend.host(y), rtol=1e-14)
+    np.testing.assert_allclose(backend.host(layer(x_here)), backend.host(y), rtol=1e-14)
     np.testing.assert_allclose(backend.host(dx), xt.grad.numpy(), rtol=1e-12, atol=1e-14)
     for name, p in twin.named_parameters():
         np.testing.assert_allclose(backend.host(layer.grads[name]), p.grad.numpy(), rtol=1e-12, atol=1e-14)
@@ -540,11 +537,11 @@ def test_against_finite_differences(backend, kind, args, kwargs, shape):
     state = layer.state_dict()
 
     def f():
-        return float(np.sum(backend.host(layer.forward(backend.array(x))) * dy))
+        return float(np.sum(backend.host(layer(backend.array(x))) * dy))
 
     x_here, dy_here = backend.array(x), backend.array(dy)
-    layer.forward(x_here, train=True)
-    gradients = {"x": layer.backward(dy_here), **layer.grads}
+    _, cache = layer.forward(x_here, train=True)
+    gradients = {"x": layer.backward(dy_here, cache), **layer.grads}
     np.testing.assert_array_equal(backend.host(x_here), x)  # neither input nor gradient was changed
     np.testing.assert_array_equal(backend.host(dy_here), dy)
     assert set(gradients) == {"x", *state}
@@ -565,10 +562,10 @@ def test_against_finite_differences(backend, kind, args, kwargs, shape):
 @every_layer
 def test_empty_batch(backend, kind, args, kwargs, shape):
     layer = kind(*args, **kwargs).build(shape, device=backend.device, seed=5)
-    y = layer.forward(backend.array(np.zeros((0, *shape)), "float32"), train=True)
+    y, cache = layer.forward(backend.array(np.zeros((0, *shape)), "float32"), train=True)
     assert tuple(y.shape) == (0, *layer.output_shape)
     assert y.dtype == backend.backend.dtype("float32")
-    dx = layer.backward(backend.array(np.zeros((0, *layer.output_shape)), "float32"))
+    dx = layer.backward(backend.array(np.zeros((0, *layer.output_shape)), "float32"), cache)
     assert tuple(dx.shape) == (0, *shape)
     for name, p in layer.params.items():
         assert tuple(layer.grads[name].shape) == tuple(p.shape)
@@ -576,28 +573,24 @@ def test_empty_batch(backend, kind, args, kwargs, shape):
 
 
 def test_readers_may_write_layers_of_their_own(backend):
-    """The worked example of the documentation: a layer with one parameter, in a network with others."""
-
-    class Scale(Layer):
-        def infer(self, shape):
-            self.declare("factor", (shape[0],), "ones")
-            return shape
-
-        def forward(self, x, *, train=False, keep=None):
-            self._keep(x if (train if keep is None else keep) else None)
-            return x * self.params["factor"]
-
-        def backward(self, dy, *, need_dx=True):
-            x = self._kept()
-            self._write_grads(factor=self.backend.xp.sum(dy * x, axis=0))
-            return dy * self.params["factor"]
-
-    net = Sequential(Linear(3, 2), mine=Scale()).build((3,), device=backend.device, dtype="float64", seed=0)
-    x = batch((4, 3))
-    y = net.forward(backend.array(x), train=True)
-    net.backward(backend.array(np.ones((4, 2))))
-    np.testing.assert_allclose(backend.host(net.named_gradients()["mine.factor"]), backend.host(y).sum(0), rtol=1e-12)
-    assert Layer.known[Scale.kind()] is Scale
+    """The worked example of docs/layers.md: a layer with a parameter, in 20 lines; the page's other code runs as well."""
+    page = (Path(__file__).parents[1] / "docs" / "layers.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    example = next(block for block in blocks if "class Scale" in block)
+    assert len(example.strip().splitlines()) <= 20
+    names: dict = {"x": np.ones((2, 3)), "dy": np.ones((2, 3)), "layer": ReLU(), "__name__": "readers"}
+    for block in blocks:
+        exec(block, names)
+    assert names["model"].classes == 3
+    net = Sequential(Conv2d(1, 2, 1), mine=names["Scale"]()).build(
+        (1, 3, 3), device=backend.device, dtype="float64", seed=0
+    )
+    net.load_state_dict({**net.state_dict(), "mine.factor": np.full((2, 1, 1), 3.0)})
+    y, cache = net.forward(backend.array(batch((4, 1, 3, 3))), train=True)
+    net.backward(backend.array(np.ones((4, 2, 3, 3))), cache)
+    expected = backend.host(y).sum((0, 2, 3))[:, None, None] / 3.0
+    np.testing.assert_allclose(backend.host(net.named_gradients()["mine.factor"]), expected, rtol=1e-12)
+    assert Layer.known.pop("readers.Scale") is names["Scale"]
 
 
 def test_an_initializer_of_another_shape_is_refused():

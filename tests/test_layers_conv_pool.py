@@ -49,15 +49,15 @@ def test_against_pytorch(backend: Here, name: str, args: tuple, kwargs: dict, sh
     expected = twin(leaf)
     dy = normal(*expected.shape, seed=1)
     expected.backward(torch.tensor(dy))
-    y = layer.forward(backend.array(host), train=True)
-    dx = layer.backward(backend.array(dy))
+    y, cache = layer.forward(backend.array(host), train=True)
+    dx = layer.backward(backend.array(dy), cache)
     assert tuple(y.shape) == (2, *layer.output_shape)
     np.testing.assert_allclose(backend.host(y), expected.detach().numpy(), rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(backend.host(dx), leaf.grad.numpy(), rtol=1e-9, atol=1e-12)
     for path, parameter in twin.named_parameters():
         np.testing.assert_allclose(backend.host(layer.grads[path]), parameter.grad.numpy(), rtol=1e-9, atol=1e-12)
-    assert layer.forward(backend.array(host)) is not None  # evaluation keeps nothing
-    assert layer._cache is None
+    assert layer(backend.array(host)) is not None  # evaluation keeps nothing
+    assert layer.forward(backend.array(host), keep=False)[1] is None
 
 
 @pytest.mark.parametrize(("name", "bound"), [("Conv1d", 6), ("ConvTranspose1d", 12)])
@@ -72,12 +72,13 @@ def test_padding_mode_with_uneven_pads(backend: Here):
     layer = layers.Conv2d(1, 1, 2, padding=((1, 0), (0, 2)), padding_mode="reflect", bias=False)
     layer.build((1, 3, 4), device=backend.device, dtype="float64", seed=0)
     host = normal(2, 1, 3, 4)
-    y = backend.host(layer.forward(backend.array(host), train=True))
+    y, cache = layer.forward(backend.array(host), train=True)
+    y = backend.host(y)
     weight = layer.state_dict()["weight"][0, 0]
     wide = np.pad(host[:, 0], ((0, 0), (1, 0), (0, 2)), "reflect")
     expected = sum(weight[i, j] * wide[:, i : i + y.shape[2], j : j + y.shape[3]] for i in (0, 1) for j in (0, 1))
     np.testing.assert_allclose(y[:, 0], expected, rtol=1e-12)
-    assert layer.backward(backend.array(np.ones(y.shape)), need_dx=False) is None
+    assert layer.backward(backend.array(np.ones(y.shape)), cache, need_dx=False) is None
 
 
 @pytest.mark.parametrize("shape", [(3, 4), (3, 4, 5), (3, 2, 4, 3)])
@@ -89,11 +90,11 @@ def test_global_pools(backend: Here, name: str, shape: tuple):
     dx = []
     for flatten in (False, True):
         layer = getattr(layers, name)(flatten=flatten).build(shape, device=backend.device, dtype="float64")
-        y = layer.forward(backend.array(host), train=True)
+        y, cache = layer.forward(backend.array(host), train=True)
         assert layer.output_shape == ((3,) if flatten else (3, *(1,) * (len(shape) - 1)))
         assert tuple(y.shape) == (2, *layer.output_shape)
         np.testing.assert_allclose(backend.host(y).reshape(2, 3), expected, rtol=1e-12)
-        dx.append(backend.host(layer.backward(backend.array(normal(2, 3, seed=1).reshape(y.shape)))))
+        dx.append(backend.host(layer.backward(backend.array(normal(2, 3, seed=1).reshape(y.shape)), cache)))
     np.testing.assert_array_equal(*dx)
     np.testing.assert_allclose(dx[0].reshape(flat.shape).sum(axis=2), normal(2, 3, seed=1), rtol=1e-12)
 

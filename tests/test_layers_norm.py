@@ -87,19 +87,17 @@ def test_three_training_steps_and_a_look(backend: Here, kind: str, args: tuple, 
         theirs.zero_grad()
         expected = theirs.train()(leaf)
         expected.backward(torch.tensor(up))
-        got = ours.forward(backend.array(host), train=True)
-        dx = ours.backward(backend.array(up))
+        got, cache = ours.forward(backend.array(host), train=True)
+        dx = ours.backward(backend.array(up), cache)
         np.testing.assert_allclose(backend.host(got), expected.detach().numpy(), rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(backend.host(dx), leaf.grad.numpy(), rtol=1e-9, atol=1e-9)
         for name, parameter in theirs.named_parameters():
             np.testing.assert_allclose(backend.host(ours.grads[name]), parameter.grad.numpy(), rtol=1e-9, atol=1e-9)
         same_state(backend, ours, theirs)
     expected = theirs.eval()(torch.tensor(host))
-    np.testing.assert_allclose(
-        backend.host(ours.forward(backend.array(host))), expected.detach().numpy(), rtol=1e-9, atol=1e-9
-    )
+    np.testing.assert_allclose(backend.host(ours(backend.array(host))), expected.detach().numpy(), rtol=1e-9, atol=1e-9)
     same_state(backend, ours, theirs)
-    refuses(StateError, "backward", call=lambda: ours.backward(backend.array(up)))
+    refuses(StateError, "nothing was kept", call=lambda: ours.backward(backend.array(up), None))
 
 
 @every
@@ -109,8 +107,8 @@ def test_frozen_layers_train(backend: Here, kind: str, args: tuple, kwargs: dict
     host, up = normal(3, *shape), normal(3, *shape, seed=1)
     leaf = torch.tensor(host, requires_grad=True)
     theirs.eval()(leaf).backward(torch.tensor(up))
-    ours.forward(backend.array(host), keep=True)
-    dx = ours.backward(backend.array(up))
+    _, cache = ours.forward(backend.array(host))
+    dx = ours.backward(backend.array(up), cache)
     np.testing.assert_allclose(backend.host(dx), leaf.grad.numpy(), rtol=1e-9, atol=1e-9)
     for name, parameter in theirs.named_parameters():
         np.testing.assert_allclose(backend.host(ours.grads[name]), parameter.grad.numpy(), rtol=1e-9, atol=1e-9)
@@ -122,8 +120,8 @@ def test_float32_stays_float32(backend: Here, kind: str, args: tuple, kwargs: di
     torch, ours, theirs = twins(backend, kind, args, kwargs, shape, "float32")
     host = normal(4, *shape).astype("float32")
     x = backend.array(host)
-    y = ours.forward(x, train=True)
-    dx = ours.backward(y)
+    y, cache = ours.forward(x, train=True)
+    dx = ours.backward(y, cache)
     assert (y.dtype, dx.dtype, y.device) == (x.dtype, x.dtype, x.device)
     expected = theirs.train()(torch.tensor(host)).detach().numpy()
     np.testing.assert_allclose(backend.host(y), expected, rtol=1e-4, atol=1e-4)
@@ -156,8 +154,7 @@ def net() -> Model:
 def trained(here: Here) -> Model:
     model = net().build((1, 4, 5), device=here.device, seed=0)
     for step in range(2):
-        model.forward(here.array(normal(5, 1, 4, 5, seed=step), "float32"), train=True)
-        model.forget()
+        model(here.array(normal(5, 1, 4, 5, seed=step), "float32"), train=True)
     return model
 
 
@@ -197,7 +194,7 @@ def test_buffers_travel(backend: Here, tmp_path):
 def test_buffers_keep_their_arrays(backend: Here):
     model = trained(backend)
     held = dict(model.children["bn"].buffers)
-    model.forward(backend.array(normal(5, 1, 4, 5), "float32"), train=True)
+    model(backend.array(normal(5, 1, 4, 5), "float32"), train=True)
     assert all(model.children["bn"].buffers[name] is array for name, array in held.items())
 
 
@@ -216,11 +213,11 @@ def test_a_new_build_starts_anew(backend: Here):
 def test_empty_batches_count_for_nothing(backend: Here):
     for momentum in (0.1, None):
         layer = BatchNorm2d(2, momentum=momentum).build((2, 3, 3), device=backend.device, seed=0)
-        layer.forward(backend.array(normal(4, 2, 3, 3), "float32"), train=True)
+        layer(backend.array(normal(4, 2, 3, 3), "float32"), train=True)
         before = bits(layer)
-        y = layer.forward(backend.array(np.zeros((0, 2, 3, 3)), "float32"), train=True)
+        y, cache = layer.forward(backend.array(np.zeros((0, 2, 3, 3)), "float32"), train=True)
         assert tuple(y.shape) == (0, 2, 3, 3)
-        assert tuple(layer.backward(y).shape) == (0, 2, 3, 3)
+        assert tuple(layer.backward(y, cache).shape) == (0, 2, 3, 3)
         assert bits(layer) == before
 
 
@@ -230,7 +227,7 @@ def test_a_refused_batch_changes_nothing(backend: Here):
     one = backend.array(normal(1, 2, 1, 1), "float32")
     refuses(ShapeError, "bn (BatchNorm2d)", "more than 1", call=lambda: model.forward(one, train=True))
     assert bits(model) == before
-    model.forward(one)
+    model(one)
 
 
 # --- refusals -------------------------------------------------------------------------------------------------------
@@ -284,4 +281,4 @@ def test_shapes_are_checked_when_a_network_is_built(kind: str, args: tuple, shap
 
 def test_not_built_yet(backend: Here):
     for layer in (BatchNorm2d(2), InstanceNorm2d(2)):
-        refuses(StateError, "not built", call=lambda layer=layer: layer.forward(backend.array(normal(2, 2, 2, 2))))
+        refuses(StateError, "not built", call=lambda layer=layer: layer(backend.array(normal(2, 2, 2, 2))))

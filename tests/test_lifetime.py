@@ -50,7 +50,7 @@ def use(model: Model, x: np.ndarray, t: np.ndarray) -> None:
         model.predict(x[:count])
     model.loss(x, t)
     model.gradient(x, t)
-    model.forward(model.batch(model.accept(x[:2])), keep=True)
+    model.forward(model.batch(model.accept(x[:2])))
 
 
 @pytest.mark.parametrize("make", [SimpleConvNet, DeepConvNet, LeNet5, ResNet20], ids=lambda make: make.__name__)

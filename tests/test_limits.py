@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import bits, patches, small_net
+from nets import bits, patches
 
 import portacnn
 from portacnn.errors import ArgumentError, ModelFormatError, PortacnnError, StateError
@@ -107,7 +107,8 @@ def test_classes_that_others_derive_from_are_no_layers(tmp_path):
             portacnn.load(tmp_path / "net")
     abstract = {"Activation", "AvgPool", "Conv", "ConvTranspose", "Holder", "Join", "Layer", "MaxPool"}
     assert abstract.isdisjoint(portacnn.layers.Layer.known)
-    assert set(portacnn.layers.__all__) - abstract <= set(portacnn.layers.Layer.known)
+    classes = {name for name in portacnn.layers.__all__ if isinstance(getattr(portacnn.layers, name), type)}
+    assert classes - abstract <= set(portacnn.layers.Layer.known)
 
 
 def test_many_layers_take_a_time_that_grows_with_their_number(tmp_path):
@@ -202,7 +203,7 @@ def test_a_network_keeps_its_layers(change, built):
     net, x = unbuilt(), patches(3)[0]
     if built:
         net.build((1, 8, 8), seed=0)
-    with pytest.raises(StateError, match=r"cannot be exchanged(, added or removed| or added)"):
+    with pytest.raises(StateError, match=r"network\.replace\(path, layer\)"):
         change(net)
     if not built:
         net.build((1, 8, 8), seed=0)
@@ -263,4 +264,3 @@ def test_what_stays_allowed():
         own.children["d"] = ReLU()
     with pytest.raises(ArgumentError, match="two layers"):
         Sequential(ReLU(), **{"0": ReLU()})
-    small_net().children["relu1"].forward = None  # watching a layer is no change of the network

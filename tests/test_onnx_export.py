@@ -219,6 +219,7 @@ NESTED = {
         lambda: L.Branches(Linear(5, 4), Linear(5, 4), Sequential(Linear(5, 4), L.Tanh()), join="add"),
         (5,),
     ),
+    "Recompute": (lambda: Sequential(L.Recompute(Sequential(Linear(5, 4), ReLU())), Linear(4, 2)), (5,)),
     "Branches of one": (lambda: L.Branches(Linear(5, 4)), (5,)),
     "Graph": (
         lambda: L.Graph(
@@ -315,7 +316,7 @@ def agrees(network, folder, opsets=(18,)):
         path = export(network, folder, opset=opset)
         for count in (1, 7):
             x = images(network, count)
-            close(run(path, x), network.forward(x, keep=False))
+            close(run(path, x), network(x))
 
 
 @pytest.mark.parametrize(
@@ -397,7 +398,15 @@ def test_drawn_geometries(kind, data, tmp_path):
 
 
 def test_no_class_is_forgotten():
-    tested = {case[0] for case in CASES} | {Sequential, Residual, L.Branches, M.Model, L.Graph, M.GraphModel}
+    tested = {case[0] for case in CASES} | {
+        Sequential,
+        Residual,
+        L.Branches,
+        L.Recompute,
+        M.Model,
+        L.Graph,
+        M.GraphModel,
+    }
     tested |= {L.Arithmetic, L.Concat, L.MatMul}  # in the graph
     tested |= {getattr(M, name.split()[0]) for name in [*MODELS, *BIG]}
     own = {kind for kind in Layer.known.values() if kind.__module__.partition(".")[0] == "portacnn"}
@@ -451,7 +460,7 @@ def test_a_part_of_a_network(tmp_path):
     assert nodes(path)[0].name == "0/Gemm"
     assert part.path == "classifier"
     x = images(part, 3)
-    close(run(path, x), part.forward(x))
+    close(run(path, x), part(x))
 
 
 def test_the_network_stays_as_it_was(tmp_path):
@@ -476,7 +485,7 @@ def test_other_samples_than_it_was_built_for(tmp_path):
     model = M.ResNet20(device="numpy", seed=0)
     path = export(model, tmp_path, input_shape=(3, 48, 40))
     x = np.random.default_rng(0).standard_normal((2, 3, 48, 40)).astype("float32")
-    close(run(path, x), model.forward(x))
+    close(run(path, x), model(x))
 
 
 def test_other_samples_that_the_weights_do_not_fit(tmp_path):
@@ -497,7 +506,7 @@ def test_a_network_that_is_not_built(tmp_path):
     refuses(StateError, "not built", "input_shape", call=lambda: public_export(network, tmp_path / "m.onnx"))
     path = export(network, tmp_path, input_shape=(3, 5, 6))
     x = images(network, 2)
-    close(run(path, x), network.forward(x))
+    close(run(path, x), network(x))
 
 
 @pytest.mark.parametrize("opset", [12, NEWEST + 1, 17.0, True, "18"])
@@ -631,9 +640,9 @@ def square_layer():
             self.declare("factor", (shape[0],), "ones")
             return shape
 
-        def forward(self, x, *, train=False, keep=None):
+        def forward(self, x, *, train=False, keep=True):
             shape = (-1, *(1 for _ in x.shape[2:]))
-            return x * x * backend_of(x).xp.reshape(self.params["factor"], shape)
+            return x * x * backend_of(x).xp.reshape(self.params["factor"], shape), None
 
     return Square
 
@@ -670,8 +679,8 @@ def test_parameters_called_as_something_else_is(name, known, tmp_path):
             self.declare(name, (1,), "ones")
             return shape
 
-        def forward(self, x, *, train=False, keep=None):
-            return x * self.params[name]
+        def forward(self, x, *, train=False, keep=True):
+            return x * self.params[name], None
 
     @portacnn.onnx.emitter(Scaled)
     def scaled(graph, layer, x):
@@ -689,8 +698,8 @@ def test_an_output_that_is_not_the_last_value(known, tmp_path):
         def infer(self, shape):
             return shape
 
-        def forward(self, x, *, train=False, keep=None):
-            return x + x
+        def forward(self, x, *, train=False, keep=True):
+            return x + x, None
 
     @portacnn.onnx.emitter(Doubled)
     def doubled(graph, layer, x):
@@ -721,8 +730,8 @@ def test_layers_that_derive(known, tmp_path):
             super().__init__(0.2)
 
     class Other(ReLU):
-        def forward(self, x, *, train=False, keep=None):
-            return x
+        def forward(self, x, *, train=False, keep=True):
+            return x, None
 
     class Net(M.Model):
         def __init__(self):
@@ -852,7 +861,7 @@ def test_more_than_two_gigabytes(tmp_path):
     (name,) = beside(tmp_path)
     assert (tmp_path / name).stat().st_size > 2 << 30
     x = images(network, 1)
-    expected = network.forward(x)
+    expected = network(x)
     del network  # each copy of its weights is a tenth of many a machine's memory
     close(run(path, x), expected)
     close(portacnn.onnx.load(path, device="numpy").predict(x), expected)

@@ -13,6 +13,7 @@ from conftest import Here
 import portacnn
 import portacnn.models as M
 import portacnn.onnx
+from portacnn import layers as L
 from portacnn.errors import ArgumentError, BackendError, ModelFormatError
 from portacnn.models import GraphModel
 from portacnn.onnx.operators import OPERATORS
@@ -372,11 +373,65 @@ def test_gradients(backend: Here, name: str, tmp_path: Path):
         np.testing.assert_allclose(backend.host(gradient), expected[path], rtol=1e-8, atol=1e-9, err_msg=path)
 
 
-def test_shared_weights_are_copied(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    nodes = [node("Conv", ["x", "w"], ["a"], "first"), node("Conv", ["a", "w"], ["y"], "second")]
-    model = load(model_of(nodes, {"w": numbers(2, 2, 1, 1)}), tmp_path)
-    assert set(model.named_parameters()) == {"first.weight", "second.weight"}
-    assert "'w' is shared by first, second" in caplog.text
+def shared_weights() -> Any:
+    """A convolution twice, alike; affine maps of one matrix: with two biases, and one that is transposed."""
+    nodes = [
+        node("Conv", ["x", "w", "b"], ["a"], "first"),
+        node("Tanh", ["a"], ["t"]),
+        node("Conv", ["t", "w", "b"], ["c"], "second"),
+        node("Flatten", ["c"], ["f"]),
+        node("Gemm", ["f", "m", "v"], ["g"], "up", transB=1),
+        node("Tanh", ["g"], ["h"]),
+        node("Gemm", ["h", "m", "u"], ["i"], "again", transB=1),
+        node("Gemm", ["i", "m", "u"], ["y"], "across"),
+    ]
+    initializers = {
+        "w": numbers(2, 2, 1, 1),
+        "b": numbers(2),
+        "m": numbers(8, 8),
+        "v": numbers(8, seed=1),
+        "u": numbers(8, seed=2),
+    }
+    return model_of(nodes, initializers, ("N", 2, 2, 2))
+
+
+def test_shared_weights_are_one_parameter(backend: Here, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """With PyTorch's gradients for parameters used twice. A matrix that is transposed in one place is a parameter of its own."""
+    torch = pytest.importorskip("torch")
+    model = load(shared_weights(), tmp_path, dtype="float64", device=backend.device)
+    assert model.layer_at("first") is model.layer_at("second")
+    names = ["first.weight", "first.bias", "up.weight", "up.bias", "again.bias", "across.weight"]
+    assert list(model.state_dict()) == names
+    assert "'m' is used in different forms by up, again, across" in caplog.text
+    state = {name: torch.tensor(value, requires_grad=True) for name, value in model.state_dict().items()}
+    w, b, m, v, u, transposed = state.values()
+    F = torch.nn.functional
+    host, t = normal(3, 2, 2, 2), np.arange(3)
+    hidden = F.conv2d(torch.tanh(F.conv2d(torch.tensor(host), w, b)), w, b).flatten(1)
+    y = F.linear(F.linear(torch.tanh(F.linear(hidden, m, v)), m, u), transposed, u)
+    F.cross_entropy(y, torch.tensor(t)).backward()
+    np.testing.assert_allclose(backend.host(model.predict(host)), y.detach().numpy(), rtol=1e-9)
+    gradients = model.gradient(host, t)
+    assert list(gradients) == names
+    for name, array in gradients.items():
+        np.testing.assert_allclose(backend.host(array), state[name].grad.numpy(), rtol=1e-8, atol=1e-12, err_msg=name)
+
+
+def test_shared_layers_are_written_once(tmp_path: Path):
+    """Our own export, loaded again: the same layers, parameters and numbers."""
+    conv, tied = L.Conv2d(2, 2, 3, padding=1), L.Linear(6, 6, bias=False)
+    first = L.Linear(None, 6)
+    tied.tie("weight", square := L.Linear(6, 6))
+    parts = [conv, L.MaxPool2d(2, ceil_mode=True), conv, L.Flatten(), first, square, L.Tanh(), tied]
+    network = M.Model(*parts).build((2, 5, 5), device="numpy", seed=0)
+    portacnn.onnx.export(network, tmp_path / "m.onnx")
+    written = onnx.load(tmp_path / "m.onnx")
+    names = ["0.weight", "0.bias", "4.weight", "4.bias", "5.weight", "5.bias"]
+    assert [tensor.name for tensor in written.graph.initializer] == names
+    again = portacnn.onnx.load(tmp_path / "m.onnx")
+    assert list(again.state_dict()) == names
+    x = numbers(3, 2, 5, 5)
+    np.testing.assert_allclose(again.predict(x), network.predict(x), rtol=1e-5, atol=1e-6)
 
 
 def test_shapes_of_another_library_do_not_matter(tmp_path: Path):

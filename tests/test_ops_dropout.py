@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from portacnn import ops
 from portacnn.errors import ArgumentError, ArrayError, ShapeError
-from portacnn.layers import Conv2d, Dropout, Dropout1d, Dropout2d, Dropout3d, Flatten, Linear, Sequential
+from portacnn.layers import Conv2d, Dropout, Dropout1d, Dropout2d, Dropout3d, Flatten, Linear, Sequential, at_step
 from portacnn.ops.masks import kept, sample_words
 from portacnn.runtime import resolve
 from portacnn.seeds import words
@@ -301,35 +301,34 @@ def test_layers_draw_from_seed_path_and_step(backend: Here):
     x = ones(backend, 2, 40)
     for step in range(3):
         for name in "ab":
-            y = layer[name].forward(x, train=True)
+            y, cache = layer[name].forward(x, train=True)
             agree(backend, y, 2 * mask(2, 40, 0.5, 11, name, step), x)
-            agree(backend, layer[name].backward(x), 2 * mask(2, 40, 0.5, 11, name, step), x)
+            agree(backend, layer[name].backward(x, cache), 2 * mask(2, 40, 0.5, 11, name, step), x)
 
 
 def test_at_step_reaches_every_layer(backend: Here):
     model, x = net(backend), backend.array(normal(6, 1, 5, 5), "float32")
-    model.at_step(7)
-    whole = backend.host(model.forward(x, train=True))
-    assert model.children["drop2"].step == 8
+    with at_step(7):
+        whole = backend.host(model(x, train=True))
     for a, b in ((0, 2), (2, 6)):
-        model.at_step(7, first=a)
-        np.testing.assert_allclose(
-            backend.host(model.forward(x[a:b, ...], train=True)), whole[a:b], rtol=1e-5, atol=1e-5
-        )
+        with at_step(7, first=a):
+            part = backend.host(model(x[a:b, ...], train=True))
+        np.testing.assert_allclose(part, whole[a:b], rtol=1e-5, atol=1e-5)
     step = backend.array(np.asarray(7))
-    model.at_step(step)
-    for _ in range(2):  # whoever gave the array counts
-        np.testing.assert_allclose(backend.host(model.forward(x, train=True)), whole, rtol=1e-5, atol=1e-5)
-    assert model.children["drop1"].step is step
+    for _ in range(2):
+        with at_step(step):
+            np.testing.assert_allclose(backend.host(model(x, train=True)), whole, rtol=1e-5, atol=1e-5)
+    assert model.children["drop1"].step == 0  # whoever says the step counts
 
 
 def test_identity_out_of_training(backend: Here):
     x = backend.array(normal(2, 3, 4), "float32")
     for kind in (Dropout, Dropout1d):
         layer = kind(0.9).build((3, 4), device=backend.device, seed=0)
-        agree(backend, layer.forward(x), backend.host(x), x)
-        agree(backend, layer.forward(x, keep=True), backend.host(x), x)
-        agree(backend, layer.backward(x), backend.host(x), x)
+        agree(backend, layer(x), backend.host(x), x)
+        y, cache = layer.forward(x)
+        agree(backend, y, backend.host(x), x)
+        agree(backend, layer.backward(x, cache), backend.host(x), x)
         assert layer.step == 0
 
 

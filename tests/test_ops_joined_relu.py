@@ -248,20 +248,18 @@ def test_batch_norm_and_relu_behave_as_the_two_layers(backend: Here, options: di
     for step in range(3):
         host, up = 1 + normal(4, 3, 4, 5, seed=step), normal(4, 3, 4, 5, seed=10 + step)
         x, leaf = backend.array(host), torch.tensor(host, requires_grad=True)
-        y, expected = ours.forward(x, train=True), theirs.train()(leaf)
+        (y, cache), expected = ours.forward(x, train=True), theirs.train()(leaf)
         theirs.zero_grad()
         expected.backward(torch.tensor(up))
         agree(backend, y, expected.detach().numpy(), x, 1e-11)
-        agree(
-            backend, ours.forward(x), theirs.eval()(leaf).detach().numpy(), x, 1e-11
-        )  # keeps nothing: disturbs nothing
+        agree(backend, ours(x), theirs.eval()(leaf).detach().numpy(), x, 1e-11)  # disturbs nothing
         agree(backend, ours.prepare(x)(x), theirs(leaf).detach().numpy(), x, 1e-11)
-        agree(backend, ours.backward(backend.array(up)), leaf.grad.numpy(), x, 1e-11)
+        agree(backend, ours.backward(backend.array(up), cache), leaf.grad.numpy(), x, 1e-11)
         for name, parameter in theirs.named_parameters():
             agree(backend, ours.named_gradients()[name], parameter.grad.numpy(), x, 1e-11)
         for name, value in theirs.state_dict().items():
             np.testing.assert_allclose(ours.state_dict()[name], value.numpy(), rtol=1e-11, atol=1e-11)
-    refuses(StateError, "bn (BatchNorm2d)", call=lambda: ours.backward(x))
+    refuses(StateError, "Sequential", "has been used", call=lambda: ours.backward(x, cache))
 
 
 @pytest.mark.parametrize("activation", [ReLU, Louder])
@@ -275,27 +273,28 @@ def test_a_residual_block_with_relu(backend: Here, activation: Any):
     x = backend.array(host)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(container, "add_relu", lambda *args, **k: calls.append(args) or add_relu(*args, **k))
-        block.forward(x)
+        block(x)
     assert len(calls) == (activation is ReLU)
     hat = (host - host.mean((0, 2, 3), keepdims=True)) / np.sqrt(host.var((0, 2, 3), keepdims=True) + 1e-5)
     above = up * (hat + host > 0)
     through = by_pytorch(host, None, None, above, relu=False)[1]
     with untouched(backend, x):
-        agree(backend, block.forward(x, train=True), np.maximum(hat + host, 0), x, 1e-11)
-        agree(backend, block.backward(backend.array(up)), through + above, x, 1e-11)
-    refuses(StateError, "activation", call=lambda: block.backward(x))
-    block.forward(x, train=True)
-    block.forget()
-    refuses(StateError, "activation", call=lambda: block.backward(x))
+        y, cache = block.forward(x, train=True)
+        agree(backend, y, np.maximum(hat + host, 0), x, 1e-11)
+        agree(backend, block.backward(backend.array(up), cache), through + above, x, 1e-11)
+    refuses(StateError, "Residual", "has been used", call=lambda: block.backward(x, cache))
 
 
 def test_an_observed_activation_of_a_block_runs_by_itself(backend: Here):
     x, seen = backend.array(normal(3, 2, 4, 4)), []
     block = Residual(BatchNorm2d(2), activation=ReLU()).build((2, 4, 4), device=backend.device, dtype="float64")
-    wanted = [backend.host(block.forward(x, train=True)), backend.host(block.backward(x))]
-    original = block.activation.forward
-    block.forward(x, train=True)  # whose backward never comes
-    block.activation.forward = lambda x, **options: seen.append(x) or original(x, **options)
-    agree(backend, block.forward(x, train=True), wanted[0], x, 1e-12)
-    agree(backend, block.backward(x), wanted[1], x, 1e-12)
+    wanted, cache = block.forward(x, train=True)
+    gradient = backend.host(block.backward(x, cache))
+    handle = block.activation.on_output(lambda y: seen.append(backend.host(y)))
+    y, cache = block.forward(x, train=True)
+    agree(backend, y, backend.host(wanted), x, 1e-12)
+    np.testing.assert_array_equal(seen[0], backend.host(y))
+    agree(backend, block.backward(x, cache), gradient, x, 1e-12)
+    handle.remove()
+    block(x)
     assert len(seen) == 1

@@ -23,6 +23,7 @@ from portacnn.layers import (
     ReLU,
     Sequential,
     Sigmoid,
+    at_step,
 )
 
 
@@ -93,14 +94,16 @@ def net(here: Here, dtype: str = "float64") -> Model:
 
 
 def one_by_one(model: Model, x: Any, train: bool) -> Any:
+    caches = []
     for layer in model.children.values():
-        x = layer.forward(x, train=train, keep=True)
-    return x
+        x, cache = layer.forward(x, train=train)
+        caches.append(cache)
+    return x, caches
 
 
-def back_one_by_one(model: Model, dy: Any) -> Any:
-    for layer in reversed(list(model.children.values())):
-        dy = layer.backward(dy)
+def back_one_by_one(model: Model, dy: Any, caches: list[Any]) -> Any:
+    for layer, cache in zip(reversed(model.children.values()), reversed(caches), strict=True):
+        dy = layer.backward(dy, cache)
     return dy
 
 
@@ -113,15 +116,17 @@ def test_logits_losses_and_gradients_are_those_of_the_layers_one_by_one(backend:
     fused, plain, x, t = net(backend), net(backend), backend.array(X), backend.array(T)
     assert len(fused.stages) < len(fused.children)
     for step in range(3):  # later gradients are written into the same arrays
-        for model in (fused, plain):
-            model.at_step(step)
-        logits, expected = fused.forward(x, train=train, keep=True), one_by_one(plain, x, train)
+        with at_step(step):
+            logits, kept = fused.forward(x, train=train)
+        with at_step(step):
+            expected, caches = one_by_one(plain, x, train)
         agree(backend, logits, backend.host(expected), x)
         loss, cache = ops.softmax_cross_entropy(logits, t)
         loss2, cache2 = ops.softmax_cross_entropy(expected, t)
         agree(backend, loss, backend.host(loss2), x)
-        dx = fused.backward(ops.softmax_cross_entropy_backward(1.0, cache))
-        agree(backend, dx, backend.host(back_one_by_one(plain, ops.softmax_cross_entropy_backward(1.0, cache2))), x)
+        dx = fused.backward(ops.softmax_cross_entropy_backward(1.0, cache), kept)
+        dx2 = back_one_by_one(plain, ops.softmax_cross_entropy_backward(1.0, cache2), caches)
+        agree(backend, dx, backend.host(dx2), x)
         gradients, expected_gradients = fused.named_gradients(), plain.named_gradients()
         assert list(gradients) == list(expected_gradients) == list(fused.named_parameters())
         for path, gradient in gradients.items():
@@ -132,11 +137,11 @@ def test_logits_losses_and_gradients_are_those_of_the_layers_one_by_one(backend:
 def test_without_a_wish_for_dx_the_parameters_gradients_are_the_same(backend: Here):
     model, x = net(backend), backend.array(X)
     dy = backend.array(normal(5, 3))
-    model.forward(x, keep=True)
-    assert model.backward(dy, need_dx=False) is None
+    _, cache = model.forward(x)
+    assert model.backward(dy, cache, need_dx=False) is None
     found = {path: backend.host(gradient) for path, gradient in model.named_gradients().items()}
-    model.forward(x, keep=True)
-    assert model.backward(dy) is not None
+    _, cache = model.forward(x)
+    assert model.backward(dy, cache) is not None
     for path, gradient in model.named_gradients().items():
         agree(backend, gradient, found[path], x)
 
@@ -166,7 +171,7 @@ def test_what_is_put_beside_layers_changes_nothing(backend: Here):
     assert [len(model.stages) for model in (outer, flat)] == [4, 3]
     flat.load_state_dict(dict(zip(flat.state_dict(), outer.state_dict().values(), strict=True)))
     x = backend.array(X, "float32")
-    agree(backend, flat.forward(x), backend.host(outer.forward(x)), x)
+    agree(backend, flat(x), backend.host(outer(x)), x)
 
 
 # --- caches and errors ----------------------------------------------------------------------------------------------
@@ -181,59 +186,46 @@ def raised(call: Callable[[], Any]) -> PortacnnError:
 def test_errors_name_the_layer_that_has_the_parameters(backend: Here):
     model = net(backend, "float32")
     wrong_channels = backend.array(normal(2, 3, 8, 9), "float32")
-    message = str(raised(lambda: model.forward(wrong_channels)))
+    message = str(raised(lambda: model(wrong_channels)))
     assert "conv1 (Conv2d)" in message
     assert "2 input channels, got 3" in message
     small = backend.array(normal(2, 2, 1, 1), "float32")
-    message = str(raised(lambda: model.forward(small)))
+    message = str(raised(lambda: model(small)))
     assert "conv1 (Conv2d)" in message
     assert "kernel 2x2 is larger than the input 1x1" in message
     short = backend.array(normal(2, 2, 8, 4), "float32")
-    message = str(raised(lambda: model.forward(short)))
+    message = str(raised(lambda: model(short)))
     assert "fc1 (Linear)" in message
     assert "input features" in message
     integers = backend.array(np.ones((1, 2, 8, 9)), "int32")
-    assert "conv1 (Conv2d)" in str(raised(lambda: model.forward(integers)))
+    assert "conv1 (Conv2d)" in str(raised(lambda: model(integers)))
 
 
 def test_a_stage_that_is_not_built_says_so():
-    refuses(
-        StateError, "not built yet", call=lambda: Sequential(Conv2d(1, 2, 3), ReLU()).forward(np.ones((1, 1, 4, 4)))
-    )
-    refuses(StateError, "not built yet", call=lambda: Sequential(Linear(3, 2), ReLU()).forward(np.ones((1, 3))))
+    refuses(StateError, "not built yet", call=lambda: Sequential(Conv2d(1, 2, 3), ReLU())(np.ones((1, 1, 4, 4))))
+    refuses(StateError, "not built yet", call=lambda: Sequential(Linear(3, 2), ReLU())(np.ones((1, 3))))
 
 
-def test_a_second_backward_names_the_layer(backend: Here):
+def test_a_cache_is_used_once(backend: Here):
     model, x = net(backend), backend.array(X)
     dy = backend.array(normal(5, 3))
-    refuses(StateError, "fc2 (Linear)", "keep=True", call=lambda: model.backward(dy))
+    _, nothing = model.forward(x, keep=False)
+    refuses(StateError, "Model", "keep=True", call=lambda: model.backward(dy, nothing))
     features = Sequential(conv=Conv2d(2, 3, 3), relu=ReLU()).build((2, 8, 9), device=backend.device, dtype="float64")
-    y = features.forward(x, keep=True)
-    features.backward(y)
-    refuses(StateError, "conv (Conv2d)", "keep=True", call=lambda: features.backward(y))
+    y, cache = features.forward(x)
+    features.backward(y, cache)
+    refuses(StateError, "Sequential", "has been used", call=lambda: features.backward(y, cache))
 
 
-def test_forget_drops_what_a_stage_kept(backend: Here):
-    model, x = net(backend), backend.array(X)
-    model.forward(x, keep=True)
-    assert [layer.path for layer in model.walk() if layer._cache is not None]
-    model.forget()
-    assert not [layer.path for layer in model.walk() if layer._cache is not None]
-    model.forward(x, keep=True)
-    for stage in model.stages:
-        stage.forget()
-    assert not [layer.path for layer in model.walk() if layer._cache is not None]
-
-
-def test_a_forward_that_keeps_nothing_leaves_what_was_kept(backend: Here):
+def test_another_forward_leaves_what_was_kept(backend: Here):
     model, x = net(backend), backend.array(X)
     dy = backend.array(normal(5, 3))
-    model.forward(x, keep=True)
-    model.backward(dy)
+    _, cache = model.forward(x)
+    model.backward(dy, cache)
     expected = {path: backend.host(gradient) for path, gradient in model.named_gradients().items()}
-    model.forward(x, keep=True)
-    model.forward(backend.array(X[:2]), keep=False)
-    model.backward(dy)
+    _, cache = model.forward(x)
+    model.forward(backend.array(X[:2]))  # a cache that nobody wants
+    model.backward(dy, cache)
     for path, gradient in model.named_gradients().items():
         agree(backend, gradient, expected[path], x)
 
@@ -241,32 +233,30 @@ def test_a_forward_that_keeps_nothing_leaves_what_was_kept(backend: Here):
 def test_a_stage_after_the_layer_moved(backend: Here):
     """``to`` makes new arrays: the stage asks the layer for them."""
     model, x = net(backend, "float32"), backend.array(X, "float32")
-    before = backend.host(model.forward(x))
+    before = backend.host(model(x))
     model.to("numpy")
-    np.testing.assert_allclose(model.forward(X.astype("float32")), before, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(model(X.astype("float32")), before, rtol=1e-4, atol=1e-5)
     model.to(backend.device)
-    agree(backend, model.forward(x), before, x)
+    agree(backend, model(x), before, x)
 
 
 def test_an_observed_layer_runs_by_itself(backend: Here):
-    """Whoever puts a function over a layer's forward sees its numbers, in training and in predictions of one image."""
+    """A hook sees a layer's output, in training and in predictions of one image, and changes nothing."""
     x, t = normal(3, 1, 8, 8).astype("float32"), np.asarray([0, 1, 2])
     net = Model(conv=Conv2d(1, 4, 3), relu=ReLU(), pool=MaxPool2d(2), flatten=Flatten(), fc=Linear(None, 3))
     net.build((1, 8, 8), device=backend.device, seed=0)
     gradients = {path: backend.host(array) for path, array in net.gradient(x, t).items()}
     alone = backend.host(net.predict(x[:1]))
-    seen, original = [], net.children["relu"].forward
-
-    def watch(x, **options):
-        seen.append(original(x, **options))
-        return seen[-1]
-
-    net.children["relu"].forward = watch
+    seen: list[Any] = []
+    handle = net.children["relu"].on_output(lambda y: seen.append(backend.host(y)))
+    plain = np.maximum(backend.host(net.children["conv"](backend.array(x))), 0)
     np.testing.assert_allclose(backend.host(net.predict(x[:1])), alone, rtol=1e-5, atol=1e-6)
     assert [tuple(y.shape) for y in seen] == [(1, 4, 6, 6)]
     for path, array in net.gradient(x, t).items():
         np.testing.assert_allclose(backend.host(array), gradients[path], rtol=1e-4, atol=1e-6)
-    assert [tuple(y.shape) for y in seen] == [(1, 4, 6, 6), (3, 4, 6, 6)]
-    del net.children["relu"].forward
+    assert len(seen) == 2
+    np.testing.assert_allclose(seen[1], plain, rtol=1e-5, atol=1e-6)
+    handle.remove()
+    handle.remove()  # the second time does nothing
     net.predict(x[:1])
     assert len(seen) == 2

@@ -284,23 +284,23 @@ def test_one_forward_and_one_backward_a_step(backend):
         original = getattr(layer, name)
 
         def called(*args, **kwargs):
-            calls.append((layer.path, name, kwargs.get("train", False), kwargs.get("need_dx", True)))
+            named = "Model" if layer is net else getattr(layer, "name", layer.path)
+            calls.append((named, name, kwargs.get("train", False), kwargs.get("need_dx", True)))
             return original(*args, **kwargs)
 
         setattr(layer, name, called)
 
-    for layer in net.walk():
-        spy(layer, "forward")
-        spy(layer, "backward")
+    for part in (net, *net.stages):
+        spy(part, "forward")
+        spy(part, "backward")
     run = trainer(net, train=40, epochs=1)
     run.run_batch(run.backend.asarray(np.arange(20)))
-    forward = ["", "conv1", "relu1", "pool1", "flatten", "fc1", "relu2", "fc2"]
-    assert [path for path, name, train, _ in calls if name == "forward" and train] == forward
-    assert len(calls) == 16
-    backward = [(path, need_dx) for path, name, _, need_dx in calls if name == "backward"]
-    assert [path for path, _ in backward] == ["", *forward[:0:-1]]
-    assert dict(backward)["conv1"] is False
-    assert all(need_dx for path, need_dx in backward if path not in ("", "conv1"))
+    forward = ["Model", "conv1 + relu1 + pool1", "flatten", "fc1 + relu2", "fc2"]
+    assert [part for part, name, train, _ in calls if name == "forward" and train] == forward
+    assert len(calls) == 10
+    backward = [(part, need_dx) for part, name, _, need_dx in calls if name == "backward"]
+    assert [part for part, _ in backward] == ["Model", *forward[:0:-1]]
+    assert [need_dx for _, need_dx in backward] == [False, True, True, True, False]
 
 
 def test_losses_are_read_at_intervals_only(backend, monkeypatch):

@@ -8,7 +8,7 @@ import pytest
 
 from portacnn import cli, schedules
 from portacnn.errors import ArgumentError, NotFiniteError, StateError
-from portacnn.layers import BatchNorm1d, BatchNorm2d, Conv2d, Flatten, Linear, MaxPool2d, ReLU
+from portacnn.layers import BatchNorm1d, BatchNorm2d, Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU
 from portacnn.models import Model
 from portacnn.optim import SGD, biases_and_norms
 from portacnn.schedules import ConstantLR, CosineAnnealingLR, OneCycleLR, PerEpoch, StepLR, warm_up
@@ -151,15 +151,19 @@ def test_parts_add_up_to_the_batch(backend, accumulate):
 def test_sizes_of_parts():
     """A batch of 20 in 3 parts is 7, 7, 6; the short one of 10 has as few parts as are no larger: 5, 5."""
 
-    class Recorder(Trainer):
-        def _before_step(self, step, first):
-            seen.append((step, first))
+    class Recorder(Dropout):
+        def forward(self, x, *, train=False, keep=True):
+            if train:
+                seen.append(self.draw()[:2])
+            return x, ()
+
+        def backward(self, dy, cache, *, need_dx=True):
+            return dy
 
     seen, sizes = [], []
-    model = net()
-    forward = model.forward
-    model.forward = lambda x, **options: sizes.append(x.shape[0]) or forward(x, **options)
-    run = trainer(model, kind=Recorder, accumulate=3, epochs=2, evaluate_sample_num_per_epoch=1)
+    model = Model(recorder=Recorder(), flatten=Flatten(), fc=Linear(None, 4)).build((1, 8, 8), device="numpy", seed=0)
+    model.on_output(lambda y: sizes.append(y.shape[0]))
+    run = trainer(model, accumulate=3, epochs=2, evaluate_sample_num_per_epoch=1)
     run.train()
     assert [size for size in sizes if size > 1] == [7, 7, 6, 7, 7, 6, 5, 5] * 2
     firsts = [(0, 0), (0, 7), (0, 14), (1, 0), (1, 7), (1, 14), (2, 0), (2, 5)]
@@ -415,9 +419,9 @@ def test_gradients_that_are_not_finite(backend):
     run = trainer(net(backend.device), clip_norm=1.0, optimizer="momentum", accumulate=2)
     backward, calls = run.model.backward, []
 
-    def spoiled(dy, **options):
+    def spoiled(dy, cache, **options):
         calls.append(0)
-        return backward(dy * float("inf") if len(calls) == 5 else dy, **options)
+        return backward(dy * float("inf") if len(calls) == 5 else dy, cache, **options)
 
     run.model.backward = spoiled
     with pytest.raises(

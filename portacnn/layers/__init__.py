@@ -3,7 +3,7 @@
 from portacnn.layers.activation import ELU, GELU, LeakyReLU, LogSoftmax, ReLU, Sigmoid, SiLU, Softmax, Softplus, Tanh
 from portacnn.layers.activation_more import CELU, SELU, Clip, Elementwise, HardSigmoid, HardSwish, PReLU
 from portacnn.layers.base import Layer
-from portacnn.layers.container import Branches, Residual, Sequential
+from portacnn.layers.container import Branches, Recompute, Residual, Sequential
 from portacnn.layers.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from portacnn.layers.dropout import Dropout, Dropout1d, Dropout2d, Dropout3d
 from portacnn.layers.graph import Graph
@@ -20,6 +20,7 @@ from portacnn.layers.norm import (
     LayerNorm,
     LocalResponseNorm,
 )
+from portacnn.layers.passes import at_step, gradients_of, one_backward_pass
 from portacnn.layers.pool import (
     AdaptiveAvgPool1d,
     AdaptiveAvgPool2d,
@@ -97,6 +98,7 @@ __all__ = [
     "Pad",
     "Permute",
     "ReLU",
+    "Recompute",
     "Reduce",
     "Reshape",
     "Residual",
@@ -108,4 +110,7 @@ __all__ = [
     "Softplus",
     "Take",
     "Tanh",
+    "at_step",
+    "gradients_of",
+    "one_backward_pass",
 ]

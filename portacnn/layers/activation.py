@@ -20,14 +20,12 @@ class Activation(Layer, abstract=True):
     def infer(self, shape: Shape) -> Shape:
         return shape
 
-    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
         options = {name: getattr(self, name) for name in self.options}
-        y, cache = type(self).op(x, **options, keep=train if keep is None else keep)
-        self._keep(cache)
-        return y
+        return type(self).op(x, **options, keep=keep)
 
-    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
-        return type(self).op_backward(dy, self._kept())
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
+        return type(self).op_backward(dy, cache)
 
     def _check(self, check: Any, **options: Any) -> None:
         """Take the options as attributes, if the op's own check passes them."""

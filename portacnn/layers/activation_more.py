@@ -1,6 +1,7 @@
 """More activation layers: see ``portacnn.ops.activation``."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from portacnn import ops
 from portacnn.arguments import wholes
@@ -84,13 +85,11 @@ class PReLU(Layer):
         self.declare("weight", self.shape, constant(0.25))
         return shape
 
-    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
-        self._home()
-        y, cache = ops.prelu(x, self.params["weight"], keep=train if keep is None else keep)
-        self._keep(cache)
-        return y
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
+        self.check_built()
+        return ops.prelu(x, self.params["weight"], keep=keep)
 
-    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
-        dx, dslope = ops.prelu_backward(dy, self._kept(), need_dx=need_dx)
-        self._write_grads(weight=dslope)
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
+        dx, dslope = ops.prelu_backward(dy, cache, need_dx=need_dx)
+        self.add_grads(weight=dslope)
         return dx

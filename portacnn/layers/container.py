@@ -5,20 +5,21 @@ backward through them in the reverse order. Where a path forks, the gradients of
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from portacnn.arguments import one_of
 from portacnn.errors import ArgumentError, PortacnnError, ShapeError, StateError
 from portacnn.layers.activation import ReLU
-from portacnn.layers.base import Layer, Shape
-from portacnn.layers.stages import Fused, Stage, observed, stages
+from portacnn.layers.base import Layer, Shape, Trail, run
+from portacnn.layers.passes import Moment, moment, one_backward_pass, recomputing
+from portacnn.layers.stages import Fused, stages
 from portacnn.ops.fused import add_relu, add_relu_backward
 from portacnn.ops.join import add, concat_channels, split_channels
-from portacnn.runtime import Array, backend_of, describe
+from portacnn.runtime import Array, backend_of
 
 
 class Holder(Layer, abstract=True):
-    """A layer with children, which stay those that its constructor took: what runs was made of them.
+    """A layer with children, those that its constructor took until ``replace`` puts others there: what runs is made of them.
 
     An attribute may name a layer that is in the network already, and no other: that one would neither run nor learn.
     """
@@ -28,71 +29,78 @@ class Holder(Layer, abstract=True):
         self.children.sealed = True
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if not name.startswith("_"):
-            held = vars(self).get(name)
-            if (isinstance(value, Layer) or isinstance(held, Layer)) and self.children.sealed:
+        children = vars(self).get("_children")
+        if children is not None and children.sealed and not name.startswith("_"):
+            held = vars(self).get(name, children.get(name))
+            if isinstance(value, Layer) or isinstance(held, Layer):
                 self._check_alias(name, held, value)
+                if value is held:
+                    return
         super().__setattr__(name, value)
 
     def _check_alias(self, name: str, held: Any, value: Any) -> None:
         inside = any(value is layer for layer in self.walk())
         if value is not held and (isinstance(held, Layer) or name in self.children or not inside):
             raise StateError(
-                f"the layer {name!r} cannot be set: the layers of a network cannot be exchanged or added. Make a new network "
-                "of the layers that it is to have, and give it the weights with load_state_dict(state, strict=False)",
+                f"the layer {name!r} cannot be set; call network.replace(path, layer), or make a new network and give it the "
+                "weights with load_state_dict(state, strict=False)",
                 self.where,
             )
 
     def __delattr__(self, name: str) -> None:
-        if isinstance(vars(self).get(name), Layer) and self.children.sealed:
+        if isinstance(vars(self).get(name, self.children.get(name)), Layer) and self.children.sealed:
             raise StateError(f"the layer {name!r} cannot be taken away; make a new network without it", self.where)
         super().__delattr__(name)
 
 
-class _Container(Holder):
-    """Taking layers in, running them, and going back through them."""
+class _Container(Holder, abstract=True):
+    """Taking layers in, and going back through them."""
 
-    def _adopt(self, name: str, layer: Layer, present: set[int]) -> None:
-        """Make ``layer`` the child called ``name``. ``present``: the ids of all layers that are in already, this one's added."""
+    def _take(self, name: str, layer: Layer) -> None:
+        """Make ``layer`` the child called ``name``."""
         if not isinstance(layer, Layer):
             raise ArgumentError(f"{name!r} is no layer: {layer!r}", type(self).__name__)
         if not name or "." in name:
             raise ArgumentError(f"a layer's name must not be empty or have dots, got {name!r}", type(self).__name__)
         if name in self.children:
             raise ArgumentError(f"there are two layers called {name!r}", type(self).__name__)
-        own = {id(inner) for inner in layer.walk()}
-        if not present.isdisjoint(own):
-            raise ArgumentError(f"{name!r} is in this network already; give each place a layer of its own")
-        present |= own
-        self.children[name] = layer
+        Layer.adopt(self, name, layer)
 
-    def _adopt_all(self, layers: Sequence[Layer], named: dict[str, Layer]) -> None:
+    def _take_all(self, layers: Sequence[Layer], named: dict[str, Layer]) -> None:
         """Those without a name are called "0", "1", ..."""
-        present = set[int]()
         for name, layer in [*((str(i), layer) for i, layer in enumerate(layers)), *named.items()]:
-            self._adopt(name, layer, present)
+            self._take(name, layer)
         self._seal()
 
-    def _run(self, child: Stage, x: Array, train: bool, keep: bool) -> Array:
-        """A child's forward; its errors say where they happened and what the child was given."""
-        try:
-            return child.forward(x, train=train, keep=keep)
-        except PortacnnError as error:
-            if not child.children:
-                error.at(child.where, over=True)
-                if "input " not in error.message:
-                    error.message += f" (input {describe(x)})"
-            raise
+    takes_children: ClassVar[bool]
+    """Said by a class whose own constructor takes its children by their names: then its arguments are the children of now."""
 
-    def _return(self, child: Stage, dy: Array, need_dx: bool) -> Array | None:
-        """A child's backward, left out where nobody asks for what it would give."""
-        if need_dx or _learns(child):
-            return child.backward(dy, need_dx=need_dx)
-        child.forget()
-        return None
+    def is_described_by_children(self) -> bool:
+        kinds = (kind for kind in type(self).__mro__ if "__init__" in vars(kind))
+        return "takes_children" in vars(next(kinds))
+
+    def arguments(self) -> tuple[list[Any], dict[str, Any]]:
+        several, named = super().arguments()
+        if not self.is_described_by_children():
+            return several, named
+        several = [self.children[str(number)] for number in range(len(several))]
+        return several, {
+            name: self.children[self.child_called(name)] if isinstance(value, Layer) else value
+            for name, value in named.items()
+        }
+
+    def child_called(self, argument: str) -> str:
+        """The name of the child that the constructor takes as ``argument``."""
+        return argument
 
 
-def _learns(layer: Stage) -> bool:
+def _back(part: Layer, dy: Array, cache: Any, need_dx: bool) -> Array | None:
+    """A part's backward, left out where nobody asks for what it would give."""
+    return part.backward(dy, cache, need_dx=need_dx) if need_dx or learns(part) else None
+
+
+def learns(layer: Layer) -> bool:
+    """Whether it or a layer below it has parameters."""
     return any(inner.params for inner in layer.walk())
 
 
@@ -102,43 +110,47 @@ class Sequential(_Container):
     Layers given without a name are called "0", "1", ..., as in torch.nn.Sequential. Without any, it gives back its input.
     """
 
-    def __init__(self, *layers: Layer, **named: Layer) -> None:
-        self._adopt_all(layers, named)
-        self.stages = self._ran = list(stages(self.children))
+    takes_children = True
 
-    stages: list[Stage]
+    def __init__(self, *layers: Layer, **named: Layer) -> None:
+        self._take_all(layers, named)
+        self.stages = tuple(stages(self.children))
+
+    stages: tuple[Layer, ...]
     """What runs, in this order: the layers, some that follow each other as one."""
-    _ran: list[Stage]
+
+    def adopt(self, name: str, layer: Layer) -> None:
+        super().adopt(name, layer)
+        self.stages = tuple(stages(self.children))
 
     def infer(self, shape: Shape) -> Shape:
         for name, child in self.children.items():
             shape = child.plan(shape, self.child_path(name))
         return shape
 
-    def _parts(self) -> list[Stage]:
-        """What runs now. Where somebody has put a function of their own over a layer's forward or backward, it runs by itself."""
+    def _parts(self) -> list[Layer]:
+        """What runs now: where a layer's output is observed, it runs by itself."""
         return [
             part
             for stage in self.stages
-            for part in (stage.layers if isinstance(stage, Fused) and any(map(observed, stage.layers)) else [stage])
+            for part in (stage.layers if isinstance(stage, Fused) and stage.is_observed() else (stage,))
         ]
 
-    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
-        keep = train if keep is None else keep
-        self._ran = self._parts()
-        for part in self._ran:
-            x = self._run(part, x, train, keep)
-        return x
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
+        trail = Trail()
+        for part in self._parts():
+            x, cache = run(part, x, train, keep)
+            trail.append((part, cache))
+        return x, trail if keep else None
 
-    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
-        parts = self._ran
-        # Without a wish for dx, the backward pass ends at the first part that learns anything.
-        first = 0 if need_dx else next((i for i, part in enumerate(parts) if _learns(part)), len(parts))
-        grad: Array | None = dy
-        for index in range(len(parts) - 1, first - 1, -1):
-            grad = parts[index].backward(grad, need_dx=need_dx or index > first)
-        for part in parts[:first]:
-            part.forget()
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
+        trail, grad = Trail.taken(cache, self.where), dy
+        if not need_dx:  # the backward pass ends at the first part that learns anything
+            del trail[: next((i for i, (part, _) in enumerate(trail) if learns(part)), len(trail))]
+        with one_backward_pass():
+            while trail:
+                part, kept = trail.pop()
+                grad = part.backward(grad, kept, need_dx=need_dx or bool(trail))
         return grad if need_dx else None
 
     def prepare(self, x: Array) -> Callable[[Array], Array]:
@@ -179,6 +191,8 @@ class Residual(_Container):
         ShapeError: when it is built: body and shortcut give different shapes.
     """
 
+    takes_children = True
+
     def __init__(
         self,
         body: Layer,
@@ -187,14 +201,31 @@ class Residual(_Container):
         activation: Layer | None = None,
         shortcut_name: str = "downsample",
     ) -> None:
-        present = set[int]()
-        self._adopt("body", body, present)
+        self.shortcut_name = shortcut_name
+        self._take("body", body)
         if shortcut is not None:
-            self._adopt(shortcut_name, shortcut, present)
+            self._take(shortcut_name, shortcut)
         if activation is not None:
-            self._adopt("activation", activation, present)
-        self.body, self.shortcut, self.activation, self.shortcut_name = body, shortcut, activation, shortcut_name
+            self._take("activation", activation)
         self._seal()
+
+    @property
+    def body(self) -> Layer:
+        """The layer beside the shortcut."""
+        return self.children["body"]
+
+    @property
+    def shortcut(self) -> Layer | None:
+        """The layer that the input goes through; None if it is added as it is."""
+        return self.children.get(self.shortcut_name)
+
+    @property
+    def activation(self) -> Layer | None:
+        """The layer that takes the sum."""
+        return self.children.get("activation")
+
+    def child_called(self, argument: str) -> str:
+        return self.shortcut_name if argument == "shortcut" else argument
 
     def child_path(self, name: str) -> str:
         return self.path if name == "body" else super().child_path(name)
@@ -214,7 +245,7 @@ class Residual(_Container):
         return body
 
     def _parallel(self) -> dict[str, Layer]:
-        return {name: child for name, child in self.children.items() if child is not self.activation}
+        return {name: child for name, child in self.children.items() if name != "activation"}
 
     def _check_paths(self) -> None:
         """As the body's layers lie beside the shortcut in the paths, they might have its name."""
@@ -226,29 +257,34 @@ class Residual(_Container):
                     f"(or the shortcut: shortcut_name=...), or put the body into a Sequential(inner=...)"
                 )
 
-    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
-        keep = train if keep is None else keep
-        y = self._run(self.body, x, train, keep)
-        short = x if self.shortcut is None else self._run(self.shortcut, x, train, keep)
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
+        activation, shortcut = self.activation, self.shortcut
+        y, of_body = run(self.body, x, train, keep)
+        short, of_shortcut = (x, None) if shortcut is None else run(shortcut, x, train, keep)
+        joined = type(activation) is ReLU and not activation.hooks
         try:
-            if type(self.activation) is ReLU and not observed(self.activation):
-                y, cache = add_relu([y, short], keep=keep)
-                self._keep(cache)
-                return y
-            y = add([y, short])
+            y, last = add_relu([y, short], keep=keep) if joined else (add([y, short]), None)
         except PortacnnError as error:
             raise error.at(self.where)
-        if keep:
-            self._cache = None  # the activation has it
-        return y if self.activation is None else self._run(self.activation, y, train, keep)
+        if activation is not None and not joined:
+            y, last = run(activation, y, train, keep)
+        if not keep:
+            return y, None
+        return y, Trail([(shortcut, of_shortcut), (self.body, of_body), (None if joined else activation, last)])
 
-    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
-        if self._cache is not None:
-            grad = add_relu_backward(dy, self._kept())
-        else:
-            grad = dy if self.activation is None else self.activation.backward(dy)
-        dx = self._return(self.body, grad, need_dx)
-        short = grad if self.shortcut is None else self._return(self.shortcut, grad, need_dx)
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
+        trail = Trail.taken(cache, self.where)
+        with one_backward_pass():
+            activation, kept = trail.pop()
+            grad = dy
+            if activation is not None:
+                grad = activation.backward(dy, kept)
+            elif kept is not None:
+                grad = add_relu_backward(dy, kept)
+            body, kept = trail.pop()
+            dx = _back(body, grad, kept, need_dx)
+            shortcut, kept = trail.pop()
+            short = grad if shortcut is None else _back(shortcut, grad, kept, need_dx)
         return add([dx, short]) if need_dx else None
 
 
@@ -273,6 +309,8 @@ class Branches(_Container):
         ShapeError: when the network is built: outputs that cannot be joined.
     """
 
+    takes_children = True
+
     def __init__(self, *layers: Layer, join: str = "concat", **named: Layer) -> None:
         try:
             self.join = one_of("join", join, "concat", "add")
@@ -280,7 +318,7 @@ class Branches(_Container):
             raise error.at(type(self).__name__)
         if not layers and not named:
             raise ArgumentError("expected at least one layer", type(self).__name__)
-        self._adopt_all(layers, named)
+        self._take_all(layers, named)
 
     def infer(self, shape: Shape) -> Shape:
         outputs = {name: child.plan(shape, self.child_path(name)) for name, child in self.children.items()}
@@ -296,23 +334,79 @@ class Branches(_Container):
             )
         return (sum(output[0] for output in outputs.values()), *first[1:])
 
-    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
-        keep = train if keep is None else keep
-        parts = [self._run(child, x, train, keep) for child in self.children.values()]
-        added = self.join == "add"
-        self._keep(None if not keep else () if added else [part.shape[1] for part in parts])
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
+        trail, outputs = Trail(), []
+        for child in self.children.values():
+            y, cache = run(child, x, train, keep)
+            outputs.append(y)
+            trail.append((child, (cache, y.shape[1]) if self.join == "concat" else (cache, 0)))
         try:
-            return add(parts) if added else concat_channels(parts)
+            joined = add(outputs) if self.join == "add" else concat_channels(outputs)
         except PortacnnError as error:
             raise error.at(self.where)
+        return joined, trail if keep else None
 
-    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
-        channels = self._kept()
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
+        trail = Trail.taken(cache, self.where)
         try:
-            shares = [dy] * len(self.children) if self.join == "add" else split_channels(dy, channels)
+            channels = [count for _, (_, count) in trail]
+            shares = [dy] * len(trail) if self.join == "add" else split_channels(dy, channels)
         except PortacnnError as error:
             raise error.at(self.where)
-        grads = [
-            self._return(child, share, need_dx) for child, share in zip(self.children.values(), shares, strict=True)
-        ]
+        grads = []
+        with one_backward_pass():
+            for share in shares:
+                child, (kept, _) = trail.pop(0)
+                grads.append(_back(child, share, kept, need_dx))
         return add(grads) if need_dx else None
+
+
+class Recompute(_Container):
+    """A layer that keeps nothing but its input for the backward pass, and runs forward once more there: x -> layer(x).
+
+        Sequential(*(Recompute(block) for block in blocks))  # holds the activations of one block at a time
+
+    Known as gradient checkpointing (Chen et al., 2016): memory for a second forward pass. Outputs, gradients, running statistics
+    and what dropout draws are those of the layer alone, to the bit. It adds no segment to paths, and files of weights fit with it
+    and without.
+
+    Args:
+        layer: any layer, usually a block of several.
+    """
+
+    takes_children = True
+
+    def __init__(self, layer: Layer) -> None:
+        self._take("layer", layer)
+        self._seal()
+
+    @property
+    def layer(self) -> Layer:
+        """The layer inside."""
+        return self.children["layer"]
+
+    def child_path(self, name: str) -> str:
+        return self.path
+
+    def infer(self, shape: Shape) -> Shape:
+        return self.layer.plan(shape, self.path)
+
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
+        layer, now = self.layer, moment()
+        if now is None:
+            before = Moment(None, 0, {inner: inner.step for inner in layer.walk()})
+        else:
+            before = Moment(now.step, now.first, now.counts)
+        # It keeps, and lets go of what is kept: some kernels give other bits when they keep nothing.
+        y, _ = run(layer, x, train, keep)
+        return y, Trail([(layer, (x, train, before))]) if keep else None
+
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
+        layer, (x, train, before) = Trail.taken(cache, self.where).pop()
+        with one_backward_pass():
+            with recomputing(before):
+                _, kept = run(layer, x, train, True)
+            return _back(layer, dy, kept, need_dx)
+
+    def prepare(self, x: Array) -> Callable[[Array], Array]:
+        return self.layer.prepare(x)

@@ -142,15 +142,14 @@ class Conv(_Convolving, abstract=True):
         return (self.out_channels, *windows.out)
 
     def multiply_adds(self) -> int:
-        return prod(self._declared["weight"].shape) * prod(self.output_shape[1:])
+        return prod(self.declared["weight"].shape) * prod(self.output_shape[1:])
 
     def geometry(self) -> dict[str, Any]:
         """What the op is to be told besides its arrays."""
         return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
 
-    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
-        self._home()
-        keep = train if keep is None else keep
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
+        self.check_built()
         geometry, margins = self.geometry(), None
         if self.padding_mode != "zeros":
             pads = pads_of(self.padding, x.shape[2:], self.kernel_size, self.stride, self.dilation)
@@ -158,13 +157,12 @@ class Conv(_Convolving, abstract=True):
             x, margins = ops.pad(x, flat, PADDING_MODES[self.padding_mode], keep=keep)
             geometry["padding"] = 0
         y, cache = type(self).op(x, self.params["weight"], self.params.get("bias"), **geometry, keep=keep)
-        self._keep((cache, margins) if keep else None)
-        return y
+        return y, (cache, margins) if keep else None
 
-    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
-        cache, margins = self._kept()
-        dx, dweight, dbias = type(self).op_backward(dy, cache, need_dx=need_dx)
-        self._write_grads(weight=dweight, bias=dbias)
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
+        of_conv, margins = self.kept(cache)
+        dx, dweight, dbias = type(self).op_backward(dy, of_conv, need_dx=need_dx)
+        self.add_grads(weight=dweight, bias=dbias)
         return dx if dx is None or margins is None else ops.pad_backward(dx, margins)
 
 
@@ -238,11 +236,11 @@ class ConvTranspose(_Convolving, abstract=True):
         return (self.out_channels, *windows.size)
 
     def multiply_adds(self) -> int:
-        return prod(self._declared["weight"].shape) * prod(self.input_shape[1:])
+        return prod(self.declared["weight"].shape) * prod(self.input_shape[1:])
 
-    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
-        self._home()
-        y, cache = type(self).op(
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
+        self.check_built()
+        return type(self).op(
             x,
             self.params["weight"],
             self.params.get("bias"),
@@ -251,14 +249,12 @@ class ConvTranspose(_Convolving, abstract=True):
             output_padding=self.output_padding,
             groups=self.groups,
             dilation=self.dilation,
-            keep=train if keep is None else keep,
+            keep=keep,
         )
-        self._keep(cache)
-        return y
 
-    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
-        dx, dweight, dbias = type(self).op_backward(dy, self._kept(), need_dx=need_dx)
-        self._write_grads(weight=dweight, bias=dbias)
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
+        dx, dweight, dbias = type(self).op_backward(dy, cache, need_dx=need_dx)
+        self.add_grads(weight=dweight, bias=dbias)
         return dx
 
 

@@ -14,9 +14,9 @@ _UNCHANGED = ()  # kept by a forward that dropped nothing
 class Dropout(Layer):
     """In training each number is zero with probability p, and the others are divided by 1 - p; else nothing happens.
 
-    What is dropped follows from ``seed`` and ``path``, which ``build`` gives, ``step`` and ``first`` (see ``Layer.at_step``),
-    and the number's place in its sample: the same bits on every backend, however a batch is cut up. ``step`` counts the
-    training forwards, unless it is an array: that belongs to whoever gave it.
+    What is dropped follows from ``seed`` and ``path``, which ``build`` gives, the step and the position in the batch (see
+    ``at_step``), and the element's place in its sample: the same bits on every backend, however a batch is cut up. Without
+    ``at_step``, ``step`` counts the training forward passes.
 
     Args:
         p: the share to drop, 0 to 1.
@@ -37,20 +37,14 @@ class Dropout(Layer):
             raise ShapeError(f"expected samples of a channel axis and {self.axes - 1} more, got {shape}")
         return shape
 
-    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
-        self._home()
-        keep = train if keep is None else keep
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
+        self.check_built()
         if not train or self.p == 0:
-            self._keep(_UNCHANGED if keep else None)
-            return x
-        y, cache = type(self).op(x, self.p, seed=self.seed, path=self.path, step=self.step, first=self.first, keep=keep)
-        self._keep(cache)
-        if isinstance(self.step, int):
-            self.step += 1
-        return y
+            return x, _UNCHANGED if keep else None
+        step, first, path = self.draw()
+        return type(self).op(x, self.p, seed=self.seed, path=path, step=step, first=first, keep=keep)
 
-    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
-        cache = self._kept()
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
         return dy if cache is _UNCHANGED else type(self).op_backward(dy, cache)
 
 

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from portacnn.errors import ArgumentError, PortacnnError
-from portacnn.layers.base import Layer, Shape
-from portacnn.layers.container import Holder, Sequential
+from portacnn.layers.base import Layer, Shape, Trail, run
+from portacnn.layers.container import Holder, Sequential, learns
 from portacnn.layers.join import Join
+from portacnn.layers.passes import one_backward_pass
 from portacnn.ops.join import add
 from portacnn.runtime import Array, backend_of
 
@@ -50,22 +51,39 @@ class Graph(Holder):
 
     Args:
         nodes: (name, layer, inputs), in the order in which they run. An input is the name of a node that stands before, or
-            "input". A layer that takes several is a ``Join``.
+            "input". A layer that takes several is a ``Join``. One layer may stand in several nodes.
 
     Raises:
-        ArgumentError: no nodes; a name that is taken; an input that is no node before; a value that nobody uses; one layer
-            in two places.
+        ArgumentError: no nodes; a name that is taken; an input that is no node before; a value that nobody uses.
     """
 
     def __init__(self, *nodes: tuple[str, Layer, Sequence[str]]) -> None:
         try:
-            self.nodes = [self._taken(node) for node in nodes]
-            self._check()
+            self._set(tuple(self._taken(node) for node in nodes))
         except PortacnnError as error:
             raise error.at(type(self).__name__)
-        self.children.update({node.name: node.layer for node in self.nodes})
-        self._chains = list(self._chained())
+        for node in self.nodes:
+            super().adopt(node.name, node.layer)
         self._seal()
+
+    nodes: tuple[Node, ...]
+
+    def adopt(self, name: str, layer: Layer) -> None:
+        """Put another layer into the node called ``name``."""
+        self._set(tuple(node._replace(layer=layer) if node.name == name else node for node in self.nodes))
+        super().adopt(name, layer)
+
+    def _set(self, nodes: tuple[Node, ...]) -> None:
+        self._check(nodes)
+        self.nodes, self._chains = nodes, tuple(_chained(nodes))
+
+    def arguments(self) -> tuple[list[Any], dict[str, Any]]:
+        if self.is_described_by_children():
+            return [(name, layer, list(inputs)) for name, layer, inputs in self.nodes], {}
+        return super().arguments()
+
+    def is_described_by_children(self) -> bool:
+        return type(self).__init__ is Graph.__init__
 
     def _taken(self, node: Any) -> Node:
         if not isinstance(node, list | tuple) or len(node) != 3:
@@ -79,11 +97,12 @@ class Graph(Holder):
             raise ArgumentError(f"the inputs of {name!r} must be a list of names, got {inputs!r}")
         return Node(name, layer, tuple(inputs))
 
-    def _check(self) -> None:
-        if not self.nodes:
+    @staticmethod
+    def _check(nodes: Sequence[Node]) -> None:
+        if not nodes:
             raise ArgumentError("expected at least one node")
-        known, used, layers = {INPUT}, set[str](), set[int]()
-        for name, layer, inputs in self.nodes:
+        known, used = {INPUT}, set[str]()
+        for name, layer, inputs in nodes:
             if name in known:
                 raise ArgumentError(f"there are two nodes called {name!r}")
             if missing := [i for i in inputs if i not in known]:
@@ -92,35 +111,10 @@ class Graph(Holder):
                 layer.check_count(len(inputs))
             elif len(inputs) != 1:
                 raise ArgumentError(f"{name!r}, a {type(layer).__name__}, takes one input, got {len(inputs)}")
-            for inner in layer.walk():
-                if id(inner) in layers:
-                    raise ArgumentError(f"{name!r} is in this network already; give each place a layer of its own")
-                layers.add(id(inner))
             known.add(name)
             used.update(inputs)
-        if unused := [node.name for node in self.nodes[:-1] if node.name not in used]:
+        if unused := [node.name for node in nodes[:-1] if node.name not in used]:
             raise ArgumentError(f"nobody uses the value of {unused[0]!r}")
-
-    def _chained(self) -> Iterator[_Chain]:
-        """The nodes put together into chains, in their order."""
-        uses: dict[str, int] = {}
-        for node in self.nodes:
-            for name in node.inputs:
-                uses[name] = uses.get(name, 0) + 1
-        rows: list[list[Node]] = []
-        for node in self.nodes:
-            before = rows[-1] if rows else []
-            follows = before and node.inputs == (before[-1].name,) and uses[before[-1].name] == 1
-            joins = any(isinstance(n.layer, Join) for n in (node, *before[:1]))  # a Sequential hands on one array
-            if follows and not joins and len(before) < _LONGEST:
-                before.append(node)
-            else:
-                rows.append([node])
-        last = {name: number for number, row in enumerate(rows) for name in row[0].inputs}
-        for number, row in enumerate(rows):
-            layer = row[0].layer if len(row) == 1 else Sequential(*(node.layer for node in row))
-            inputs = row[0].inputs
-            yield _Chain(layer, inputs, row[-1].name, tuple({name for name in inputs if last[name] == number}))
 
     def infer(self, shape: Shape) -> Shape:
         shapes: dict[str, Shape] = {INPUT: shape}
@@ -129,55 +123,42 @@ class Graph(Holder):
             shapes[name] = layer.plan(given if isinstance(layer, Join) else given[0], self.child_path(name))
         taken: set[str] = set()
         for layer in self.walk():
-            for path in map(layer._full, (*layer._declared, *layer._declared_buffers)):
+            names = (*layer.declared, *layer.declared_buffers)
+            for path in map(layer.full_name, (name for name in names if name not in layer.tied)):
                 if path in taken:
                     raise ArgumentError(f"two layers have state at {path!r}; give one of them another name")
                 taken.add(path)
         return shapes[self.nodes[-1].name]
 
-    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
-        keep = train if keep is None else keep
-        values = {INPUT: x}
-        for layer, inputs, output, dropped in self._chains:
-            y = self._run(layer, [values[name] for name in inputs], train, keep)
-            for name in dropped:
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
+        trail, values = Trail(), {INPUT: x}
+        for chain in self._chains:
+            given: Any = [values[name] for name in chain.inputs]
+            y, cache = run(chain.layer, given if isinstance(chain.layer, Join) else given[0], train, keep)
+            for name in chain.dropped:
                 del values[name]
-            values[output] = y
-        return values[self.nodes[-1].name]
+            values[chain.output] = y
+            trail.append((chain, cache))
+        return values[self.nodes[-1].name], trail if keep else None
 
-    def _run(self, layer: Layer, given: list[Array], train: bool, keep: bool) -> Array:
-        x: Any = given if isinstance(layer, Join) else given[0]
-        try:
-            return layer.forward(x, train=train, keep=keep)
-        except PortacnnError as error:
-            if not layer.children:
-                error.at(layer.where, over=True)
-            raise
-
-    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
-        wanted = self._wants(need_dx)
-        grads: dict[str, list[Array]] = {self.nodes[-1].name: [dy]}
-        for layer, inputs, output, _ in reversed(self._chains):
-            if output not in wanted:
-                layer.forget()
-                continue
-            parts = grads.pop(output)
-            ask = any(name in wanted for name in inputs)
-            back: Any = layer.backward(parts[0] if len(parts) == 1 else add(parts), need_dx=ask)
-            if not ask:
-                continue
-            for name, dx in zip(inputs, back if isinstance(layer, Join) else [back], strict=True):
-                if name in wanted:
-                    grads.setdefault(name, []).append(dx)
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
+        trail = Trail.taken(cache, self.where)
+        wanted = _wants([chain for chain, _ in trail], need_dx)
+        grads: dict[str, list[Array]] = {trail[-1][0].output: [dy]}
+        with one_backward_pass():
+            while trail:
+                (layer, inputs, output, _), kept = trail.pop()
+                if output not in wanted:
+                    continue
+                parts = grads.pop(output)
+                ask = any(name in wanted for name in inputs)
+                back: Any = layer.backward(parts[0] if len(parts) == 1 else add(parts), kept, need_dx=ask)
+                if not ask:
+                    continue
+                for name, dx in zip(inputs, back if isinstance(layer, Join) else [back], strict=True):
+                    if name in wanted:
+                        grads.setdefault(name, []).append(dx)
         return add(grads[INPUT]) if need_dx else None
-
-    def _wants(self, need_dx: bool) -> set[str]:
-        """The values whose gradient is needed: those that depend on a parameter, and with ``need_dx`` on the input."""
-        wanted = {INPUT} if need_dx else set()
-        for layer, inputs, output, _ in self._chains:
-            if any(name in wanted for name in inputs) or any(inner.params for inner in layer.walk()):
-                wanted.add(output)
-        return wanted
 
     def prepare(self, x: Array) -> Callable[[Array], Array]:
         functions, values = [], {INPUT: x}
@@ -199,3 +180,34 @@ class Graph(Holder):
 
         backend = backend_of(x)
         return lambda x: backend.run(run, x)
+
+
+def _chained(nodes: Sequence[Node]) -> Iterator[_Chain]:
+    """The nodes put together into chains, in their order."""
+    uses: dict[str, int] = {}
+    for node in nodes:
+        for name in node.inputs:
+            uses[name] = uses.get(name, 0) + 1
+    rows: list[list[Node]] = []
+    for node in nodes:
+        before = rows[-1] if rows else []
+        follows = before and node.inputs == (before[-1].name,) and uses[before[-1].name] == 1
+        joins = any(isinstance(n.layer, Join) for n in (node, *before[:1]))  # a Sequential hands on one array
+        if follows and not joins and len(before) < _LONGEST:
+            before.append(node)
+        else:
+            rows.append([node])
+    last = {name: number for number, row in enumerate(rows) for name in row[0].inputs}
+    for number, row in enumerate(rows):
+        layer = row[0].layer if len(row) == 1 else Sequential(*(node.layer for node in row))
+        inputs = row[0].inputs
+        yield _Chain(layer, inputs, row[-1].name, tuple({name for name in inputs if last[name] == number}))
+
+
+def _wants(chains: Sequence[_Chain], need_dx: bool) -> set[str]:
+    """The values whose gradient is needed: those that depend on a parameter, and with ``need_dx`` on the input."""
+    wanted = {INPUT} if need_dx else set()
+    for layer, inputs, output, _ in chains:
+        if any(name in wanted for name in inputs) or learns(layer):
+            wanted.add(output)
+    return wanted

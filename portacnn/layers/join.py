@@ -19,7 +19,7 @@ from portacnn.runtime import Array, backend_of, where
 
 
 class Join(Layer, abstract=True):
-    """A layer of several inputs: ``infer`` takes a tuple of shapes, ``forward`` a list of arrays, ``backward`` gives such a list.
+    """A layer of several inputs: ``infer`` takes a tuple of shapes, ``forward`` a list of arrays, ``backward`` returns such a list.
 
     Attributes:
         least, most: how many inputs there may be; ``most`` is None for any number.
@@ -57,13 +57,11 @@ class Arithmetic(Join):
     def infer(self, shape: Any) -> Shape:
         return broadcast(*shape)
 
-    def forward(self, x: Any, *, train: bool = False, keep: bool | None = None) -> Array:
-        y, cache = ops.arithmetic(x[0], x[1], self.kind_, keep=train if keep is None else keep)
-        self._keep(cache)
-        return y
+    def forward(self, x: Any, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
+        return ops.arithmetic(x[0], x[1], self.kind_, keep=keep)
 
-    def backward(self, dy: Array, *, need_dx: bool = True) -> Any:
-        return list(ops.arithmetic_backward(dy, self._kept()))
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Any:
+        return list(ops.arithmetic_backward(dy, cache))
 
 
 class ArithmeticWith(Layer):
@@ -97,20 +95,18 @@ class ArithmeticWith(Layer):
             self.declare_buffer("value", self.shape, neutral)
         return result
 
-    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
-        self._home()
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
+        self.check_built()
         value = self.params["value"] if self.learn else self.buffers["value"]
         a, b = (value, x) if self.constant_first else (x, value)
-        y, cache = ops.arithmetic(a, b, self.kind_, keep=train if keep is None else keep)
-        self._keep(cache)
-        return y
+        return ops.arithmetic(a, b, self.kind_, keep=keep)
 
-    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
         need = (self.learn, need_dx) if self.constant_first else (need_dx, self.learn)
-        da, db = ops.arithmetic_backward(dy, self._kept(), need=need)
+        da, db = ops.arithmetic_backward(dy, cache, need=need)
         dx, dvalue = (db, da) if self.constant_first else (da, db)
         if self.learn:
-            self._write_grads(value=dvalue)
+            self.add_grads(value=dvalue)
         return dx
 
 
@@ -146,14 +142,14 @@ class Concat(Join):
             raise ShapeError(f"axis {self.axis} is no axis of a batch of samples {first}")
         return (*first[:at], sum(s[at] for s in shape), *first[at + 1 :])
 
-    def forward(self, x: Any, *, train: bool = False, keep: bool | None = None) -> Array:
-        self._keep([part.shape[self.axis] for part in x] if (train if keep is None else keep) else None)
+    def forward(self, x: Any, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
+        counts = [part.shape[self.axis] for part in x] if keep else None
         if self.axis == 1 and x[0].ndim > 2:
-            return concat_channels(x)
-        return backend_of(x[0]).xp.concat(list(x), axis=self.axis)
+            return concat_channels(x), counts
+        return backend_of(x[0]).xp.concat(list(x), axis=self.axis), counts
 
-    def backward(self, dy: Array, *, need_dx: bool = True) -> Any:
-        counts, before = self._kept(), (slice(None),) * self.axis
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Any:
+        counts, before = self.kept(cache), (slice(None),) * self.axis
         return [
             dy[(*before, slice(end - count, end), ...)] for count, end in zip(counts, accumulate(counts), strict=True)
         ]
@@ -173,14 +169,13 @@ class MatMul(Join):
     def multiply_adds(self) -> int:
         return prod(self.output_shape) * int(self.input_shape[0][-1])  # type: ignore[index]
 
-    def forward(self, x: Any, *, train: bool = False, keep: bool | None = None) -> Array:
-        self._keep(tuple(x) if (train if keep is None else keep) else None)
+    def forward(self, x: Any, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
         backend = backend_of(x[0])
         with where(x[0]):
-            return backend.run(backend.xp.matmul, x[0], x[1])
+            return backend.run(backend.xp.matmul, x[0], x[1]), tuple(x) if keep else None
 
-    def backward(self, dy: Array, *, need_dx: bool = True) -> Any:
-        a, b = self._kept()
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Any:
+        a, b = self.kept(cache)
         run, xp = backend_of(dy).run, backend_of(dy).xp
         with where(dy):
             return [run(xp.matmul, dy, xp.matrix_transpose(b)), run(xp.matmul, xp.matrix_transpose(a), dy)]
@@ -210,16 +205,15 @@ class MatMulWith(Layer):
     def multiply_adds(self) -> int:
         return prod(self.output_shape) * self.input_shape[-1]
 
-    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
-        self._home()
-        self._keep(x if (train if keep is None else keep) else None)
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
+        self.check_built()
         backend = backend_of(x)
         with where(x):
-            return backend.run(backend.xp.matmul, x, self.params["weight"])
+            return backend.run(backend.xp.matmul, x, self.params["weight"]), x if keep else None
 
-    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
-        x, weight, run, xp = self._kept(), self.params["weight"], backend_of(dy).run, backend_of(dy).xp
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
+        x, weight, run, xp = self.kept(cache), self.params["weight"], backend_of(dy).run, backend_of(dy).xp
         rows, up = (xp.reshape(a, (prod(a.shape[:-1]), a.shape[-1])) for a in (x, dy))
         with where(dy):
-            self._write_grads(weight=run(xp.matmul, xp.matrix_transpose(rows), up))
+            self.add_grads(weight=run(xp.matmul, xp.matrix_transpose(rows), up))
             return run(xp.matmul, dy, xp.matrix_transpose(weight)) if need_dx else None

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from math import prod
+from typing import Any
 
 from portacnn import ops
 from portacnn.errors import ShapeError
@@ -53,18 +54,15 @@ class Linear(Layer):
         return (self.out_features,)
 
     def multiply_adds(self) -> int:
-        return prod(self._declared["weight"].shape)
+        return prod(self.declared["weight"].shape)
 
-    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
-        self._home()
-        keep = train if keep is None else keep
-        y, cache = ops.linear(x, self.params["weight"], self.params.get("bias"), keep=keep)
-        self._keep(cache)
-        return y
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
+        self.check_built()
+        return ops.linear(x, self.params["weight"], self.params.get("bias"), keep=keep)
 
-    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
-        dx, dweight, dbias = ops.linear_backward(dy, self._kept(), need_dx=need_dx)
-        self._write_grads(weight=dweight, bias=dbias)
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
+        dx, dweight, dbias = ops.linear_backward(dy, cache, need_dx=need_dx)
+        self.add_grads(weight=dweight, bias=dbias)
         return dx
 
     def prepare(self, x: Array) -> Callable[[Array], Array]:
@@ -77,10 +75,9 @@ class Flatten(Layer):
     def infer(self, shape: Shape) -> Shape:
         return (prod(shape),)
 
-    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
         shape = tuple(x.shape)
-        self._keep(shape if (train if keep is None else keep) else None)
-        return backend_of(x).xp.reshape(x, (shape[0], prod(shape[1:])))
+        return backend_of(x).xp.reshape(x, (shape[0], prod(shape[1:]))), shape if keep else None
 
-    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
-        return backend_of(dy).xp.reshape(dy, self._kept())
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
+        return backend_of(dy).xp.reshape(dy, self.kept(cache))

@@ -8,6 +8,7 @@ from portacnn import ops
 from portacnn.arguments import real
 from portacnn.errors import ArgumentError, PortacnnError, ShapeError
 from portacnn.layers.base import Layer, Shape
+from portacnn.layers.passes import is_recomputing
 from portacnn.ops.norm import trailing
 from portacnn.ops.response_norm import check_response_norm
 from portacnn.ops.windows import per_axis
@@ -31,9 +32,9 @@ class _Norm(Layer):
         if bias:
             self.declare("bias", shape, "zeros")
 
-    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
-        dx, dweight, dbias = type(self).op_backward(dy, self._kept(), need_dx=need_dx)
-        self._write_grads(weight=dweight, bias=dbias)
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
+        dx, dweight, dbias = type(self).op_backward(dy, cache, need_dx=need_dx)
+        self.add_grads(weight=dweight, bias=dbias)
         return dx
 
 
@@ -71,8 +72,13 @@ class _ChannelNorm(_Norm):
             self.declare_buffer("num_batches_tracked", (), 0, "int64", optional=True)
         return shape
 
-    def _statistics(self) -> tuple[Array | None, Array | None]:
-        return self.buffers.get("running_mean"), self.buffers.get("running_var")
+    def _statistics(self, train: bool) -> tuple[Array | None, Array | None]:
+        """The running mean and variance; copies in a forward pass that repeats one by which they have moved already."""
+        mean, var = self.buffers.get("running_mean"), self.buffers.get("running_var")
+        if mean is None or not (train and is_recomputing()):
+            return mean, var
+        # Copies, not None: a kernel that takes other arguments may give other bits.
+        return self.home.xp.asarray(mean, copy=True), self.home.xp.asarray(var, copy=True)
 
 
 class _BatchNorm(_ChannelNorm):
@@ -93,12 +99,12 @@ class _BatchNorm(_ChannelNorm):
     ) -> None:
         self._set(num_features, eps, momentum, affine, track_running_stats)
 
-    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
         return self.run(ops.batch_norm, x, train, keep)
 
-    def run(self, op: Any, x: Array, train: bool, keep: bool | None) -> Array:
+    def run(self, op: Any, x: Array, train: bool, keep: bool) -> tuple[Array, Any]:
         """``forward`` by ``batch_norm``, or by an op that takes what it takes and does more."""
-        home = self._home()
+        home = self.home
         count = (
             self.buffers.get("num_batches_tracked") if train and x.shape[0] else None
         )  # an empty batch does not count
@@ -107,18 +113,17 @@ class _BatchNorm(_ChannelNorm):
             momentum = 0.0 if count is None else 1.0 / home.xp.astype(count + 1, x.dtype)
         y, cache = op(
             x,
-            *self._statistics(),
+            *self._statistics(train),
             self.params.get("weight"),
             self.params.get("bias"),
             training=train or not self.track_running_stats,
             momentum=momentum,
             eps=self.eps,
-            keep=train if keep is None else keep,
+            keep=keep,
         )
-        if count is not None:
+        if count is not None and not is_recomputing():
             count[...] = count + 1
-        self._keep(cache)
-        return y
+        return y, cache
 
 
 class BatchNorm1d(_BatchNorm):
@@ -169,20 +174,18 @@ class _InstanceNorm(_ChannelNorm):
             )
         self._set(num_features, eps, momentum, affine, track_running_stats)
 
-    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
-        self._home()
-        y, cache = ops.instance_norm(
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
+        self.check_built()
+        return ops.instance_norm(
             x,
-            *self._statistics(),
+            *self._statistics(train),
             self.params.get("weight"),
             self.params.get("bias"),
             use_input_stats=train or not self.track_running_stats,
             momentum=self.momentum,
             eps=self.eps,
-            keep=train if keep is None else keep,
+            keep=keep,
         )
-        self._keep(cache)
-        return y
 
 
 class InstanceNorm1d(_InstanceNorm):
@@ -251,13 +254,10 @@ class GroupNorm(_Norm):
         self._declare_affine((channels,), self.affine, self.affine)
         return shape
 
-    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
-        self._home()
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
+        self.check_built()
         weight, bias = self.params.get("weight"), self.params.get("bias")
-        keep = train if keep is None else keep
-        y, cache = ops.group_norm(x, self.num_groups, weight, bias, eps=self.eps, keep=keep)
-        self._keep(cache)
-        return y
+        return ops.group_norm(x, self.num_groups, weight, bias, eps=self.eps, keep=keep)
 
 
 class LayerNorm(_Norm):
@@ -294,13 +294,10 @@ class LayerNorm(_Norm):
         self._declare_affine(self.normalized_shape, self.elementwise_affine, self.elementwise_affine and self.bias)
         return shape
 
-    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
-        self._home()
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
+        self.check_built()
         weight, bias = self.params.get("weight"), self.params.get("bias")
-        keep = train if keep is None else keep
-        y, cache = ops.layer_norm(x, self.normalized_shape, weight, bias, eps=self.eps, keep=keep)
-        self._keep(cache)
-        return y
+        return ops.layer_norm(x, self.normalized_shape, weight, bias, eps=self.eps, keep=keep)
 
 
 class LocalResponseNorm(Layer):
@@ -322,11 +319,8 @@ class LocalResponseNorm(Layer):
             raise ShapeError(f"expected samples (C, *S) of at least 2 axes, got {shape}")
         return shape
 
-    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
-        keep = train if keep is None else keep
-        y, cache = ops.local_response_norm(x, self.size, alpha=self.alpha, beta=self.beta, k=self.k, keep=keep)
-        self._keep(cache)
-        return y
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
+        return ops.local_response_norm(x, self.size, alpha=self.alpha, beta=self.beta, k=self.k, keep=keep)
 
-    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
-        return ops.local_response_norm_backward(dy, self._kept())
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
+        return ops.local_response_norm_backward(dy, cache)

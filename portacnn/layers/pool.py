@@ -27,13 +27,11 @@ class _Pooling(Layer):
         """What the op is to be told besides its array."""
         return {}
 
-    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
-        y, cache = type(self).op(x, **self.geometry(), keep=train if keep is None else keep)
-        self._keep(cache)
-        return y
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
+        return type(self).op(x, **self.geometry(), keep=keep)
 
-    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
-        return type(self).op_backward(dy, self._kept())
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
+        return type(self).op_backward(dy, cache)
 
 
 class _WindowPooling(_Pooling):
@@ -231,14 +229,14 @@ class _GlobalPooling(_Pooling):
             raise ShapeError(f"expected samples (C, *S) with at least one spatial axis, got {shape}")
         return shape[:1] if self.flatten else (shape[0],) + (1,) * (len(shape) - 1)
 
-    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
-        y, cache = type(self).op(x, keep=train if keep is None else keep)
-        self._keep(None if cache is None else (cache, tuple(y.shape)))
-        return backend_of(y).xp.reshape(y, tuple(y.shape[:2])) if self.flatten else y
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
+        y, cache = type(self).op(x, keep=keep)
+        kept = (cache, tuple(y.shape)) if keep else None
+        return backend_of(y).xp.reshape(y, tuple(y.shape[:2])) if self.flatten else y, kept
 
-    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
-        cache, shape = self._kept()
-        return type(self).op_backward(backend_of(dy).xp.reshape(dy, shape), cache)
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
+        of_op, shape = self.kept(cache)
+        return type(self).op_backward(backend_of(dy).xp.reshape(dy, shape), of_op)
 
 
 class GlobalAvgPool(_GlobalPooling):

@@ -35,12 +35,11 @@ class Reshape(Layer):
             raise ShapeError(f"samples {shape} cannot become {self.shape}: they have not as many numbers")
         return self.shape
 
-    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
-        self._keep(tuple(x.shape) if (train if keep is None else keep) else None)
-        return backend_of(x).xp.reshape(x, (x.shape[0], *self.shape))
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
+        return backend_of(x).xp.reshape(x, (x.shape[0], *self.shape)), tuple(x.shape) if keep else None
 
-    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
-        return backend_of(dy).xp.reshape(dy, self._kept())
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
+        return backend_of(dy).xp.reshape(dy, self.kept(cache))
 
 
 class Permute(Layer):
@@ -60,12 +59,11 @@ class Permute(Layer):
             raise ShapeError(f"expected samples of {len(self.dims) - 1} axes, got {shape}")
         return tuple(shape[axis - 1] for axis in self.dims[1:])
 
-    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
-        self._keep(True if (train if keep is None else keep) else None)
-        return backend_of(x).xp.permute_dims(x, self.dims)
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
+        return backend_of(x).xp.permute_dims(x, self.dims), keep or None
 
-    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
-        self._kept()
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
+        self.kept(cache)
         back = tuple(sorted(range(len(self.dims)), key=self.dims.__getitem__))
         return backend_of(dy).xp.permute_dims(dy, back)
 
@@ -99,14 +97,12 @@ class Pad(Layer):
         check_pads(shape, self.pads, self.mode)
         return tuple(n + before + after for n, (before, after) in zip(shape, self.pads, strict=True))
 
-    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
         flat = [n for pair in reversed(self.pads) for n in pair]
-        y, cache = ops.pad(x, flat, self.mode, self.value, keep=train if keep is None else keep)
-        self._keep(cache)
-        return y
+        return ops.pad(x, flat, self.mode, self.value, keep=keep)
 
-    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
-        return ops.pad_backward(dy, self._kept())
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
+        return ops.pad_backward(dy, cache)
 
 
 class Slice(Layer):
@@ -136,12 +132,11 @@ class Slice(Layer):
         parts = [slice(r.start, r[-1] + 1, r.step) for r in self._ranges()]
         return (slice(None), *parts)
 
-    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
-        self._keep(tuple(x.shape) if (train if keep is None else keep) else None)
-        return x[self._index()]
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
+        return x[self._index()], tuple(x.shape) if keep else None
 
-    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
-        dx = backend_of(dy).xp.zeros(self._kept(), dtype=dy.dtype, device=dy.device)
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
+        dx = backend_of(dy).xp.zeros(self.kept(cache), dtype=dy.dtype, device=dy.device)
         dx[self._index()] = dy
         return dx
 
@@ -165,20 +160,20 @@ class Take(Layer):
             raise ShapeError(f"samples {shape} have no cell {max(self.indices)} on axis {self.axis}")
         return (*shape[: self.axis - 1], len(self.indices), *shape[self.axis :])
 
-    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
-        self._keep(x.shape[self.axis] if (train if keep is None else keep) else None)
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
         xp = backend_of(x).xp
-        return xp.take(x, self._table("indices", lambda: self.indices, "int64", x), axis=self.axis)
+        y = xp.take(x, self.constants("indices", lambda: self.indices, "int64", x), axis=self.axis)
+        return y, x.shape[self.axis] if keep else None
 
-    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
         """Each cell's gradient is the sum over its places in y, taken from there one after another: the standard has no scatter."""
-        cells, xp = self._kept(), backend_of(dy).xp
+        cells, xp = self.kept(cache), backend_of(dy).xp
         dx: Any = 0.0
         for number, places in enumerate(_rounds(self.indices, cells)):
-            whose = self._table(f"whose {number}", partial(_or_zero, places), "int64", dy)
+            whose = self.constants(f"whose {number}", partial(_or_zero, places), "int64", dy)
             part = xp.take(dy, whose, axis=self.axis)
             if None in places:
-                some = self._table(f"some {number}", partial(_is_some, places), "bool", dy)
+                some = self.constants(f"some {number}", partial(_is_some, places), "bool", dy)
                 part = xp.where(xp.reshape(some, (cells, *(1,) * (dy.ndim - self.axis - 1))), part, 0.0)
             with where(dy):
                 dx = part if number == 0 else dx + part
@@ -230,14 +225,14 @@ class Reduce(Layer):
         kept = [(1 if axis in self.axes else n, axis) for axis, n in enumerate(shape, 1)]
         return tuple(n for n, axis in kept if self.keepdims or axis not in self.axes)
 
-    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
         xp: Any = backend_of(x).xp
-        self._keep(tuple(x.shape) if (train if keep is None else keep) else None)
         with where(x):
-            return getattr(xp, self.reduction)(x, axis=self.axes, keepdims=self.keepdims)
+            y = getattr(xp, self.reduction)(x, axis=self.axes, keepdims=self.keepdims)
+        return y, tuple(x.shape) if keep else None
 
-    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
-        shape, xp = self._kept(), backend_of(dy).xp
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
+        shape, xp = self.kept(cache), backend_of(dy).xp
         dy = xp.reshape(dy, tuple(1 if axis in self.axes else n for axis, n in enumerate(shape)))
         if self.reduction == "mean":
             with where(dy):

@@ -1,8 +1,8 @@
 """What a ``Sequential`` runs: its layers, of which some that follow each other are one op together.
 
-A *stage* is a layer, or several for which there is an op that does it all (``portacnn.ops.fused``). Those keep their own paths
-and parameters; only the way through them is shorter. A class that derives from a layer may do something else, so only
-the very classes named here are put together; and a layer that is observed runs by itself.
+A *stage* is a layer, or several for which there is an op that does it all (``portacnn.ops.fused``): a ``Fused``. Those keep their
+own paths and parameters; only the way through them is shorter. Each kind of ``Fused`` says which layers it stands for, in
+``kinds``. A class that derives from a layer may do something else, so only the very classes named there are put together.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from portacnn.layers.activation import ReLU
 from portacnn.layers.base import Layer
 from portacnn.layers.conv import Conv1d, Conv2d, Conv3d
+from portacnn.layers.limits import count_layer
 from portacnn.layers.linear import Linear
 from portacnn.layers.norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from portacnn.layers.pool import MaxPool1d, MaxPool2d, MaxPool3d
@@ -26,22 +27,35 @@ from portacnn.ops.fused import (
 from portacnn.ops.pool import pool_windows
 from portacnn.runtime import Array
 
-_POOL: dict[type[Layer], type[Layer]] = {Conv1d: MaxPool1d, Conv2d: MaxPool2d, Conv3d: MaxPool3d}
+Kinds = tuple[type[Layer], ...]
 
 
-_BATCH_NORMS = (BatchNorm1d, BatchNorm2d, BatchNorm3d)
+class Fused(Layer, abstract=True):
+    """Layers that run as one op: a layer of its own that refers to them, and is no part of the network's tree.
 
+    Attributes:
+        kinds: the classes of the layers, in their order, for which this is.
+        layers: they themselves. The first one has the parameters.
+    """
 
-class Fused:
-    """Layers that run as one op. The first of them has the parameters, and keeps the op's cache."""
-
+    kinds: ClassVar[tuple[Kinds, ...]]
     op: ClassVar[Any]
     op_backward: ClassVar[Any]
-    children: ClassVar[dict[str, Layer]] = {}
+    table: ClassVar[dict[Kinds, type["Fused"]]] = {}
+
+    def __init_subclass__(cls, *, abstract: bool = True) -> None:
+        super().__init_subclass__(abstract=abstract)
+        Fused.table |= dict.fromkeys(cls.kinds, cls)
 
     def __init__(self, layers: Mapping[str, Layer]) -> None:
+        count_layer(-1)  # those that it refers to are counted
         self.name = " + ".join(layers)
-        self.layers: list[Any] = list(layers.values())
+        self.layers: tuple[Any, ...] = tuple(layers.values())
+
+    @classmethod
+    def takes(cls, first: Any) -> bool:
+        """Whether it can stand for this layer, of the right class, and those after it."""
+        return True
 
     @property
     def where(self) -> str:
@@ -49,41 +63,45 @@ class Fused:
         return self.layers[0].where
 
     def walk(self) -> Iterator[Layer]:
-        """See ``Layer.walk``."""
+        """See ``Layer.walk``: the layers it stands for."""
         yield from self.layers
 
-    def forget(self) -> None:
-        """See ``Layer.forget``."""
-        self.layers[0].forget()
+    def is_observed(self) -> bool:
+        """Whether somebody wants to see the output of one of them."""
+        return any(layer.hooks for layer in self.layers)
 
-    def _arguments(self, x: Array) -> tuple[Any, ...]:
+    def op_arguments(self, x: Array) -> tuple[Any, ...]:
         """What the op takes after x."""
         raise NotImplementedError
 
-    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
-        y, cache = type(self).op(x, *self._arguments(x), keep=train if keep is None else keep)
-        self.layers[0]._keep(cache)
-        return y
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
+        return type(self).op(x, *self.op_arguments(x), keep=keep)
 
-    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
-        first = self.layers[0]
-        dx, dweight, dbias = type(self).op_backward(dy, first._kept(), need_dx=need_dx)
-        first._write_grads(weight=dweight, bias=dbias)
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
+        dx, dweight, dbias = type(self).op_backward(dy, cache, need_dx=need_dx)
+        self.layers[0].add_grads(weight=dweight, bias=dbias)
         return dx
 
     def prepare(self, x: Array) -> Callable[[Array], Array]:
-        """See ``Layer.prepare``."""
-        return type(self).op.prepare(x, *self._arguments(x))
+        return type(self).op.prepare(x, *self.op_arguments(x))
 
 
 class FusedConv(Fused):
     """A convolution, ReLU, and max pooling if there are three."""
 
+    kinds = (
+        *((conv, ReLU, pool) for conv, pool in ((Conv1d, MaxPool1d), (Conv2d, MaxPool2d), (Conv3d, MaxPool3d))),
+        *((conv, ReLU) for conv in (Conv1d, Conv2d, Conv3d)),
+    )
     op, op_backward = conv_relu, conv_relu_backward
 
-    def _arguments(self, x: Array) -> tuple[Any, ...]:
+    @classmethod
+    def takes(cls, first: Any) -> bool:
+        return bool(first.padding_mode == "zeros")
+
+    def op_arguments(self, x: Array) -> tuple[Any, ...]:
         conv, _, *pools = self.layers
-        conv._home()
+        conv.check_built()
         weight, bias = conv.params["weight"], conv.params.get("bias")
         windows = conv_windows(conv.axes, x, weight, bias, **conv.geometry())
         pool = pool_windows(windows.out, **pools[0].geometry()) if pools else None
@@ -93,52 +111,39 @@ class FusedConv(Fused):
 class FusedLinear(Fused):
     """An affine map and ReLU."""
 
+    kinds = ((Linear, ReLU),)
     op, op_backward = linear_relu, linear_relu_backward
 
-    def _arguments(self, x: Array) -> tuple[Any, ...]:
+    def op_arguments(self, x: Array) -> tuple[Any, ...]:
         linear = self.layers[0]
-        linear._home()
+        linear.check_built()
         return linear.params["weight"], linear.params.get("bias")
 
 
 class FusedBatchNorm(Fused):
     """Batch norm and ReLU."""
 
+    kinds = tuple((norm, ReLU) for norm in (BatchNorm1d, BatchNorm2d, BatchNorm3d))
     op, op_backward = batch_norm_relu, batch_norm_relu_backward
 
-    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
         return self.layers[0].run(batch_norm_relu, x, train, keep)
 
     def prepare(self, x: Array) -> Callable[[Array], Array]:
-        return lambda x: self.forward(x, keep=False)
+        return Layer.prepare(self, x)
 
 
-Stage = Layer | Fused
-
-
-def observed(layer: Layer) -> bool:
-    """Whether somebody has put a function of their own over this very layer's forward or backward, to see what goes through."""
-    return "forward" in vars(layer) or "backward" in vars(layer)
-
-
-def stages(layers: Mapping[str, Layer]) -> Iterator[Stage]:
-    """The layers in their order, those together that may be."""
+def stages(layers: Mapping[str, Layer]) -> Iterator[Layer]:
+    """The layers in their order, those together that may be: as many as there is a ``Fused`` for."""
     names, at = list(layers), 0
     while at < len(names):
         first = layers[names[at]]
-        length, fused = _match([type(layers[name]) for name in names[at : at + 3]], first)
-        yield fused({name: layers[name] for name in names[at : at + length]}) if fused else first
+        stage, length = first, 1
+        for count in (3, 2):
+            taken = {name: layers[name] for name in names[at : at + count]}
+            fused = Fused.table.get(tuple(map(type, taken.values())))
+            if fused is not None and fused.takes(first):
+                stage, length = fused(taken), len(taken)
+                break
+        yield stage
         at += length
-
-
-def _match(kinds: list[type[Layer]], first: Any) -> tuple[int, type[Fused] | None]:
-    """How many of these layers are one stage, and which kind of fused one, if any."""
-    if len(kinds) < 2 or kinds[1] is not ReLU:
-        return 1, None
-    if kinds[0] is Linear:
-        return 2, FusedLinear
-    if kinds[0] in _BATCH_NORMS:
-        return 2, FusedBatchNorm
-    if kinds[0] in _POOL and first.padding_mode == "zeros":
-        return (3, FusedConv) if kinds[2:] == [_POOL[kinds[0]]] else (2, FusedConv)
-    return 1, None

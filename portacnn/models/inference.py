@@ -14,7 +14,6 @@ from typing import Any
 
 from portacnn.errors import PortacnnError
 from portacnn.layers import Layer
-from portacnn.layers.stages import observed
 from portacnn.ops.dispatch import kernel_choice
 from portacnn.ops.workspace import Plan, Workspace, planning, run_in
 from portacnn.runtime import Array, backend_of
@@ -66,15 +65,15 @@ class _Lane:
 
     def run(self, network: Layer, x: Array, batch: Callable[[Array], Array], hold: bool) -> Array:
         self._follow()
-        if x.shape[0] <= FEW and not (way := self._way(network, x, batch)).is_watched(network):
+        if x.shape[0] <= FEW and (way := self._way(network, x, batch)) is not None:
             if self._last is not way:
                 way.plan.restore()
                 self._last = way
             return _copy(run_in(self._workspace, way, x, batch, reserved=way.plan.size))
         if not hold:
-            return network.forward(batch(x), keep=False)
+            return network(batch(x))
         self._last = None
-        return _copy(run_in(self._workspace, lambda: network.forward(batch(x), keep=False)))
+        return _copy(run_in(self._workspace, lambda: network(batch(x))))
 
     def _follow(self, size: int = 0) -> None:
         """Have an arena of what the last call needed, or of ``size``; drop the ways that lie in one that was replaced."""
@@ -83,20 +82,24 @@ class _Lane:
             self._ways, self._last = {}, None
             self._version = self._workspace.version
 
-    def _way(self, network: Layer, x: Array, batch: Callable[[Array], Array]) -> "_Way":
+    def _way(self, network: Layer, x: Array, batch: Callable[[Array], Array]) -> "_Way | None":
+        """The way for arrays like x; None if somebody wants to see a layer's outputs, which a prepared way does not show."""
         key = (type(x), tuple(x.shape), x.dtype, x.device, kernel_choice())
         way = self._ways.get(key)
-        if way is None or not way.holds():
-            # Those that hold no longer would keep parameters that the network has left.
-            self._ways = {other: kept for other, kept in self._ways.items() if kept.holds()}
-            if len(self._ways) >= _WAYS:
-                self._ways = {}
-            self._last = None
-            way = _Way(network, x, batch, Plan())
-            if way.plan.size:
-                self._follow(way.plan.size)
-                way = _Way(network, x, batch, Plan(self._workspace, way.plan.kept))
-            self._ways[key] = way
+        if way is not None and way.holds(network.revision):
+            return None if way.is_observed(network) else way
+        if any(layer.hooks for layer in network.walk()):
+            return None
+        # Those that hold no longer would keep parameters that the network has left.
+        self._ways = {other: kept for other, kept in self._ways.items() if kept.holds(network.revision)}
+        if len(self._ways) >= _WAYS:
+            self._ways = {}
+        self._last = None
+        way = _Way(network, x, batch, Plan())
+        if way.plan.size:
+            self._follow(way.plan.size)
+            way = _Way(network, x, batch, Plan(self._workspace, way.plan.kept))
+        self._ways[key] = way
         return way
 
 
@@ -113,6 +116,7 @@ class _Way:
         self.plan = plan
         with planning(plan):
             self._function = network.prepare(x if self._own else first)
+        self._revision = network.revision
         layers = list(network.walk())
         self._below = layers[1:]
         self._arrays = [
@@ -122,13 +126,13 @@ class _Way:
             for name, array in arrays.items()
         ]
 
-    def holds(self) -> bool:
-        """Whether parameters and buffers are still the same arrays: moving or building the network makes new ones."""
-        return all(arrays.get(name) is array for arrays, name, array in self._arrays)
+    def holds(self, revision: int) -> bool:
+        """Whether layers, parameters and buffers are the same: moving, building or changing the network makes others."""
+        return self._revision == revision and all(arrays.get(name) is array for arrays, name, array in self._arrays)
 
-    def is_watched(self, network: Layer) -> bool:
-        """Whether a layer is observed by somebody who wants to see what goes through."""
-        return observed(network) or any(map(observed, self._below))
+    def is_observed(self, network: Layer) -> bool:
+        """Whether somebody wants to see a layer's outputs."""
+        return bool(network.hooks) or any(layer.hooks for layer in self._below)
 
     def __call__(self, x: Array, batch: Callable[[Array], Array]) -> Array:
         return self._function(x if self._own else batch(x))

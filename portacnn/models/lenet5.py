@@ -37,13 +37,12 @@ class ScaledTanh(Layer):
     def infer(self, shape: Shape) -> Shape:
         return shape
 
-    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
-        y, cache = ops.tanh(self.slope * x, keep=train if keep is None else keep)
-        self._keep(cache)
-        return self.amplitude * y
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
+        y, cache = ops.tanh(self.slope * x, keep=keep)
+        return self.amplitude * y, cache
 
-    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
-        return self.slope * ops.tanh_backward(self.amplitude * dy, self._kept())
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
+        return self.slope * ops.tanh_backward(self.amplitude * dy, cache)
 
 
 class TableConv2d(Layer):
@@ -85,26 +84,23 @@ class TableConv2d(Layer):
     def multiply_adds(self) -> int:
         return prod((len(self.connections), *self.kernel_size, *self.output_shape[1:]))
 
-    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
-        xp = self._home().xp
-        keep = train if keep is None else keep
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
+        xp = self.home.xp
         channels = x.shape[1]
-        whose = self._table(f"whose of {channels}", lambda: [i or 0 for i in self._slots(channels)], "int64", x)
-        some = self._table(f"some of {channels}", lambda: [i is not None for i in self._slots(channels)], "bool", x)
+        whose = self.constants(f"whose of {channels}", lambda: [i or 0 for i in self._slots(channels)], "int64", x)
+        some = self.constants(f"some of {channels}", lambda: [i is not None for i in self._slots(channels)], "bool", x)
         full = xp.where(some[:, None, None], xp.take(self.params["weight"], whose, axis=0), 0.0)
         full = xp.reshape(full, (len(self.table), channels, *self.kernel_size))
-        y, cache = ops.conv2d(x, full, self.params["bias"], keep=keep)
-        self._keep(cache)
-        return y
+        return ops.conv2d(x, full, self.params["bias"], keep=keep)
 
-    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
-        xp = self._home().xp
-        dx, dfull, dbias = ops.conv2d_backward(dy, self._kept(), need_dx=need_dx)
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
+        xp = self.home.xp
+        dx, dfull, dbias = ops.conv2d_backward(dy, cache, need_dx=need_dx)
         channels = dfull.shape[1]
         places = [o * channels + c for o, c in self.connections]
         kernels = xp.reshape(dfull, (len(self.table) * channels, *self.kernel_size))
-        dweight = xp.take(kernels, self._table(f"places of {channels}", lambda: places, "int64", dy), axis=0)
-        self._write_grads(weight=dweight, bias=dbias)
+        dweight = xp.take(kernels, self.constants(f"places of {channels}", lambda: places, "int64", dy), axis=0)
+        self.add_grads(weight=dweight, bias=dbias)
         return dx
 
     def _slots(self, channels: int) -> list[int | None]:

@@ -13,10 +13,10 @@ from portacnn.data.labels import class_indices
 from portacnn.errors import ArgumentError, ArrayError, ModelFormatError, NotFiniteError, PortacnnError, ShapeError
 from portacnn.files import load_tensors, save_tensors, within
 from portacnn.gradient_check import numerical_gradient
-from portacnn.layers import Layer, Sequential
-from portacnn.layers.base import Mismatch, Shape, building_from
+from portacnn.layers import Layer, Sequential, gradients_of
+from portacnn.layers.base import Mismatch, Shape, building_from, run
 from portacnn.layers.limits import limited
-from portacnn.models.description import describe_layer, rebuild_layer
+from portacnn.models.description import Described, describe_layer, needs_format_2, rebuild_layer
 from portacnn.models.inference import Inference
 from portacnn.models.preprocess import Normalize, rebuild_preprocess
 from portacnn.models.summary import table
@@ -55,6 +55,8 @@ class Model(Sequential):
         model.build((1, 28, 28), device="cuda", seed=0)
         model.preprocess = Normalize()
     """
+
+    takes_children = True
 
     def __init__(self, *layers: Layer, **named: Layer) -> None:
         super().__init__(*layers, **named)
@@ -98,12 +100,12 @@ class Model(Sequential):
             raise
 
     @_at_home
-    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
         return super().forward(x, train=train, keep=keep)
 
     @_at_home
-    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
-        return super().backward(dy, need_dx=need_dx)
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
+        return super().backward(dy, cache, need_dx=need_dx)
 
     @_at_home
     def accept(self, x: Array) -> Array:
@@ -117,7 +119,7 @@ class Model(Sequential):
             ShapeError: not (N, *input_shape).
             NotFiniteError: numbers beyond the range of the model's dtype.
         """
-        home, x = self._home(), self.received(x)
+        home, x = self.home, self.received(x)
         if self._preprocess is not None and self.kept_as(x) != "uint8":
             self._look_at_floats(x)
         x = self.cast(x)
@@ -163,7 +165,7 @@ class Model(Sequential):
             ArrayError: as ``accept`` says.
         """
         try:
-            return self._home().receive(x)
+            return self.home.receive(x)
         except ArrayError as error:
             if not hasattr(x, "shape") and not hasattr(x, "__dlpack__"):  # no array at all
                 error.message = f"{what}: {error.message}"
@@ -215,7 +217,7 @@ class Model(Sequential):
         """Those of ``preprocess``, in units of the pixels, on the device: made once, as long as nothing changes."""
         made_for = (self._preprocess, self.backend, self.dtype, self.input_shape)
         if self._constants is None or self._constants[0] != made_for:
-            home, (channels, *size) = self._home(), self.input_shape
+            home, (channels, *size) = self.home, self.input_shape
             mean, std = (
                 home.xp.reshape(home.asarray(values, self.dtype), (channels, *(1 for _ in size)))
                 if any(values)
@@ -234,7 +236,7 @@ class Model(Sequential):
 
         They may be of any library that there is a backend for, on any device, or be received as images are.
         """
-        home = self._home()
+        home = self.home
         try:
             source = backend_of(t)
         except ArrayError:
@@ -270,7 +272,7 @@ class Model(Sequential):
             return self._inference.run(self, x, self._batch, hold)
         starts = range(0, count, size)
         parts = [self._inference.run(self, x[i : min(i + size, count), ...], self._batch, hold) for i in starts]
-        return self._home().xp.concat(parts, axis=0)
+        return self.home.xp.concat(parts, axis=0)
 
     def release_memory(self) -> None:
         """Give back the memory that ``predict``, ``loss`` and ``accuracy`` hold for their next call.
@@ -283,8 +285,10 @@ class Model(Sequential):
     def _own_batch_size(self) -> int:
         """How many images ``predict`` takes through at a time."""
         if self._most is None:
-            self._home()
-            numbers = sum(prod(layer.output_shape) for layer in self.walk() if not layer.children)
+            self.check_built()
+            numbers = sum(
+                prod(place.output_shape) for layer in self.walk() if not layer.children for place in layer.places
+            )
             self._most = max(1, min(256, _ROOM // (8 * max(numbers, 1))))
         return self._most
 
@@ -296,7 +300,7 @@ class Model(Sequential):
         """
         x = self.received(x)
         loss, _ = ops.softmax_cross_entropy(self.predict(x), self.labels(t, _count(x)), keep=False)
-        return float(self._home().to_host(loss))
+        return float(self.home.to_host(loss))
 
     def accuracy(self, x: Array, t: Array, batch_size: int | None = None) -> float:
         """The share of images x whose largest logit is their label's; every one counts, the last short batch too.
@@ -312,20 +316,21 @@ class Model(Sequential):
     @_at_home
     def count_correct(self, x: Array, t: Array, batch_size: int | None = None) -> int:
         """How many of the images x are classified as t, which is as ``labels`` gives it; an output of NaN is never right."""
-        home = self._home()
+        home = self.home
         hits = ops.is_correct(self.predict(x, batch_size), t)
         return int(home.to_host(home.xp.count_nonzero(hits)))
 
     @_at_home
     def gradient(self, x: Array, t: Array) -> dict[str, Array]:
-        """The gradient of ``loss`` for every parameter, by backward pass: copies, by the parameter's path."""
+        """The gradient of ``loss`` for every parameter, by backward pass: arrays of their own, by the parameter's path."""
         x = self.received(x)
         self.kept_as(x)
-        xp = self._home().xp
         labels = self.labels(t, x.shape[0])
-        _, cache = ops.softmax_cross_entropy(self.forward(self._batch(x), keep=True), labels)
-        self.backward(ops.softmax_cross_entropy_backward(1.0, cache), need_dx=False)
-        return {path: xp.asarray(gradient, copy=True) for path, gradient in self.named_gradients().items()}
+        logits, kept = run(self, self._batch(x), False, True)
+        _, cache = ops.softmax_cross_entropy(logits, labels)
+        with gradients_of(self) as gradients:
+            self.backward(ops.softmax_cross_entropy_backward(1.0, cache), kept, need_dx=False)
+        return gradients
 
     @_at_home
     def numerical_gradient(self, x: Array, t: Array, h: float = 1e-4) -> dict[str, Array]:
@@ -353,7 +358,7 @@ class Model(Sequential):
             ShapeError: the network does not take such samples.
         """
         if input_shape is None:
-            self._home()
+            self.check_built()
             input_shape = self.input_shape
         return table(self, input_shape, whole("batch_size", batch_size, 1))
 
@@ -369,7 +374,17 @@ class Model(Sequential):
 
     def description(self) -> dict[str, Any]:
         """Architecture, input and ``preprocess`` as JSON; ``rebuild`` reads it. Raises ArgumentError as ``save`` does."""
-        header = {"format": 1, "model": describe_layer(self), "input_shape": self.input_shape, "dtype": self.dtype}
+        known: Described = {}
+        model = describe_layer(self, known)
+        tied = {
+            layer.full_name(name): owner.full_name(key)
+            for layer in self.walk()
+            for name, (owner, key) in layer.tied.items()
+        }
+        number = 2 if tied or needs_format_2(known) else 1
+        header = {"format": number, "model": model, "input_shape": self.input_shape, "dtype": self.dtype}
+        if tied:
+            header["tied"] = tied
         if self._preprocess is not None:
             header["preprocess"] = self._preprocess.description()
         return header
@@ -417,9 +432,9 @@ class Model(Sequential):
                 where,
             )
         try:
-            if header["format"] != 1:
+            if header["format"] not in (1, 2):
                 raise ModelFormatError(
-                    f"it is of format {shown(repr(header['format']))}, this version reads 1; upgrade portacnn"
+                    f"it is of format {shown(repr(header['format']))}, this version reads 1 and 2; upgrade portacnn"
                 )
             drawing = {} if seed is None else {"seed": seed}
             with building_from(tensors), limited(_MOST_LAYERS + 8 * len(tensors)):
@@ -427,6 +442,8 @@ class Model(Sequential):
                 if not isinstance(model, cls):
                     raise ModelFormatError(f"holds a {type(model).__name__}, expected a {cls.__name__}")
                 if model.backend is None:
+                    for name, owner in header.get("tied", {}).items():
+                        _tie(model, name, owner)
                     model.build(header["input_shape"], device=backend, dtype=header["dtype"], seed=seed)
             model.preprocess = rebuild_preprocess(header.get("preprocess"))
         except ModelFormatError as error:
@@ -435,6 +452,12 @@ class Model(Sequential):
             what = f"{type(error).__name__}: {error}"
             raise ModelFormatError(f"it does not say how to build its model, or not rightly: {what}", where) from error
         return model
+
+
+def _tie(model: Layer, name: str, owner: str) -> None:
+    """Tie one parameter to another, each named by its path, in a network that is not built yet."""
+    (path, _, own), (other, _, theirs) = name.rpartition("."), owner.rpartition(".")
+    model.layer_at(path).tie(own, model.layer_at(other), theirs)
 
 
 def image_shape(model: str, num_classes: int, in_channels: int, input_size: int | Sequence[int]) -> Shape:

@@ -1,7 +1,7 @@
 """Residual networks: blocks that learn what to add to their input."""
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from portacnn import ops
 from portacnn.arguments import one_of, whole
@@ -35,15 +35,13 @@ class PadChannels(Layer):
             raise ShapeError(f"expected samples (C, *S) of at most {self.out_channels} channels, got {shape}")
         return (self.out_channels, *shape[1:])
 
-    def forward(self, x: Array, *, train: bool = False, keep: bool | None = None) -> Array:
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
         more = self.out_channels - x.shape[1]
         pads = [0, 0] * (x.ndim - 2) + [more // 2, more - more // 2]  # the last axis first
-        y, cache = ops.pad(x, pads, keep=train if keep is None else keep)
-        self._keep(cache)
-        return y
+        return ops.pad(x, pads, keep=keep)
 
-    def backward(self, dy: Array, *, need_dx: bool = True) -> Array | None:
-        return ops.pad_backward(dy, self._kept())
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
+        return ops.pad_backward(dy, cache)
 
 
 # --- shortcuts and blocks -------------------------------------------------------------------------------------------

@@ -1,10 +1,11 @@
 """What a network is made of, as numbers for each layer, and as a table of them."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from math import prod
 from typing import NamedTuple
 
-from portacnn.layers import Graph, Layer, Sequential
+from portacnn.layers import Graph, Layer, Recompute, Sequential
 from portacnn.layers.base import Shape
 from portacnn.text import printable
 
@@ -21,6 +22,7 @@ class Row(NamedTuple):
     parameters: int
     multiply_adds: int
     output_bytes: int
+    shared: bool = False  # it stands at an earlier path, too, where its parameters are counted
 
 
 def rows(network: Layer, input_shape: Sequence[int]) -> list[Row]:
@@ -29,18 +31,28 @@ def rows(network: Layer, input_shape: Sequence[int]) -> list[Row]:
     The network is planned for samples of ``input_shape``, and afterwards as it was. Raises ShapeError.
     """
     with network.planned(input_shape):
-        return [
-            Row(
-                layer.path,
-                type(layer).__name__,
-                layer.output_shape,
-                layer.parameter_count,
-                layer.multiply_adds(),
-                prod(layer.output_shape) * _BYTES[layer.dtype],
-            )
-            for layer in network.walk()
-            if not isinstance(layer, Sequential | Graph)  # which hand on what their layers give
-        ]
+        return list(_rows(network, Counter()))
+
+
+def _rows(layer: Layer, seen: Counter[Layer]) -> Iterator[Row]:
+    """The rows of a layer and all below it, in one of its places."""
+    number = seen[layer]
+    seen[layer] += 1
+    if number >= len(layer.places):  # a layer that its container does not run
+        return
+    path, layer.input_shape, layer.output_shape = layer.places[number]
+    if not isinstance(layer, Sequential | Graph | Recompute):  # which hand on what their layers give
+        yield Row(
+            path,
+            type(layer).__name__,
+            layer.output_shape,
+            0 if number else layer.parameter_count,
+            layer.multiply_adds(),
+            prod(layer.output_shape) * _BYTES[layer.dtype],
+            number > 0,
+        )
+    for child in layer.children.values():
+        yield from _rows(child, seen)
 
 
 def table(network: Layer, input_shape: Sequence[int], batch_size: int) -> str:
@@ -51,7 +63,7 @@ def table(network: Layer, input_shape: Sequence[int], batch_size: int) -> str:
             printable(r.path),
             r.kind,
             _by(r.output),
-            f"{r.parameters:,}",
+            "shared" if r.shared else f"{r.parameters:,}",
             f"{r.multiply_adds:,}",
             _memory(batch_size * r.output_bytes),
         )

@@ -103,6 +103,7 @@ class GraphBuilder:
         self.initializers: dict[str, Stored] = {}
         self._values: set[str] = set()
         self._weights: dict[str, str] = {}
+        self._places: dict[Layer, int] = {}  # how often each was written
         self._scope = ""
         self._helper = onnx_library().helper
 
@@ -124,6 +125,10 @@ class GraphBuilder:
     def layer(self, layer: Layer, *inputs: str) -> str:
         """Write a layer, and all that is in it, into the graph; gives back the name of its output."""
         write = emitter_of(layer)
+        number = self._places.get(layer, 0)
+        self._places[layer] = number + 1
+        if number < len(layer.places):  # in several places of the network it may have several shapes
+            _, layer.input_shape, layer.output_shape = layer.places[number]
         with self.scope(layer.path):
             try:
                 output = write(self, layer, *inputs)
@@ -135,10 +140,14 @@ class GraphBuilder:
 
     def weight(self, layer: Layer, name: str) -> str:
         """The layer's parameter or buffer of this name, as an initializer called by its path: each is stored once."""
-        path = layer._full(name)
+        owner, name = layer.tied.get(name, (layer, name))
+        array = owner.params[name] if name in owner.params else owner.buffers[name]
+        return self.stored_once(owner.full_name(name), lambda: owner.home.to_host(array))
+
+    def stored_once(self, path: str, values: Callable[[], HostArray]) -> str:
+        """An initializer that the same layer may ask for again; gives the name of its value."""
         if path not in self._weights:
-            array = layer.params[name] if name in layer.params else layer.buffers[name]
-            self._weights[path] = self.initializer(path, layer._home().to_host(array))
+            self._weights[path] = self.initializer(path, values())
         return self._weights[path]
 
     def initializer(self, path: str, values: HostArray) -> str:

@@ -89,8 +89,8 @@ def export(
 def _check_weights(model: Layer) -> None:
     """Raise ShapeError unless the weights are those that the samples it is planned for ask for."""
     for layer in model.walk():
-        for name, declared in (layer._declared | layer._declared_buffers).items():
-            own = layer.params if name in layer._declared else layer.buffers
+        for name, declared in (layer.declared | layer.declared_buffers).items():
+            own = layer.params if name in layer.declared else layer.buffers
             if name not in own or tuple(own[name].shape) != tuple(declared.shape):
                 has = f"is {tuple(own[name].shape)}" if name in own else "is not there"
                 raise ShapeError(

@@ -55,6 +55,7 @@ from portacnn.layers import (
     MaxPool1d,
     MaxPool2d,
     MaxPool3d,
+    Recompute,
     ReLU,
     Residual,
     Sequential,
@@ -71,6 +72,7 @@ from portacnn.onnx.builder import GraphBuilder, emitter
 from portacnn.ops.adaptive import shares_of
 from portacnn.ops.pool import pool_windows
 from portacnn.ops.windows import Windows, pads_of
+from portacnn.runtime import HostArray
 
 Pads = Sequence[tuple[int, int]]
 
@@ -100,6 +102,11 @@ def residual(graph: GraphBuilder, layer: Any, x: str) -> str:
     short = x if layer.shortcut is None else graph.layer(layer.shortcut, x)
     y = graph.add("Add", [y, short])
     return y if layer.activation is None else graph.layer(layer.activation, y)
+
+
+@emitter(Recompute)
+def recompute(graph: GraphBuilder, layer: Any, x: str) -> str:
+    return graph.layer(layer.layer, x)
 
 
 @emitter(Branches)
@@ -174,13 +181,17 @@ def conv_transpose(graph: GraphBuilder, layer: Any, x: str) -> str:
 @emitter(TableConv2d)
 def table_conv(graph: GraphBuilder, layer: Any, x: str) -> str:
     """As a full convolution: the kernels where the table has them, zeros elsewhere."""
-    kernels = layer._home().to_host(layer.params["weight"])
-    full = kernels[:1].repeat(len(layer.table) * layer.input_shape[0], 0)
-    full = full.reshape(len(layer.table), layer.input_shape[0], *layer.kernel_size)
-    full[...] = 0
-    for kernel, (o, c) in zip(kernels, layer.connections, strict=True):
-        full[o, c] = kernel
-    weight = graph.initializer(layer._full("weight"), full)
+
+    def full() -> HostArray:
+        kernels = layer.home.to_host(layer.params["weight"])
+        wide = kernels[:1].repeat(len(layer.table) * layer.input_shape[0], 0)
+        wide = wide.reshape(len(layer.table), layer.input_shape[0], *layer.kernel_size)
+        wide[...] = 0
+        for kernel, (o, c) in zip(kernels, layer.connections, strict=True):
+            wide[o, c] = kernel
+        return wide
+
+    weight = graph.stored_once(layer.full_name("weight"), full)
     return graph.add("Conv", [x, weight, graph.weight(layer, "bias")], kernel_shape=layer.kernel_size)
 
 

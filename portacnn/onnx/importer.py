@@ -78,7 +78,7 @@ class Importer:
         self.input = Value(INPUT, sample)
         self._names = {INPUT}
         self._next: dict[str, int] = {}
-        self.used: dict[str, list[str]] = {}  # the layers that an initializer became a part of
+        self.made: dict[str, dict[str, Known]] = {}  # parameters and buffers by their node
 
     # --- what an operation takes ------------------------------------------------------------------------------------
 
@@ -165,14 +165,13 @@ class Importer:
         given: Any = tuple(value.shape for value in inputs)
         name = self._name(op, state)
         shape = layer.plan(given if isinstance(layer, Join) else given[0], name)
-        declared: dict[str, Any] = {**layer._declared, **layer._declared_buffers}
+        declared: dict[str, Any] = {**layer.declared, **layer.declared_buffers}
         for key, known in state.items():
             if known.array.shape != declared[key].shape:
                 raise op.wrong(f"{key} is {brief(known.array.shape)}, it must be {brief(declared[key].shape)}")
             self.source.budget.take(4 * known.array.size)
             self.state[f"{name}.{key}"] = known.array
-            if known.name and known.learn:
-                self.used.setdefault(known.name, []).append(name)
+        self.made[name] = state
         self.nodes.append(Node(name, layer, tuple(value.node for value in inputs)))
         return Value(name, shape)
 
@@ -210,6 +209,43 @@ class Importer:
             found = f"{base}_{self._next[base]}"
         self._names.add(found)
         return found
+
+
+def shared(nodes: Sequence[Node], importer: Importer) -> tuple[list[Node], dict[str, list[str]]]:
+    """The nodes, with one layer where several would have the very same initializers and do the same; other layers are tied.
+
+    Returns:
+        The nodes, and the initializers that are parameters in several forms (transposed in one place, say): those cannot be one
+        parameter. With the nodes that have them.
+    """
+    layers: dict[Any, Layer] = {}
+    owners: dict[Any, tuple[Layer, str]] = {}
+    forms: dict[str, dict[Any, list[str]]] = {}
+    found = []
+    for node in nodes:
+        state = {key: (_form(known), known.learn) for key, known in importer.made.get(node.name, {}).items()}
+        learnt = {key: form for key, (form, learn) in state.items() if learn and key in node.layer.declared}
+        alike = type(node.layer), repr(node.layer), tuple(sorted((key, form) for key, (form, _) in state.items()))
+        layer = layers.setdefault(alike, node.layer) if learnt else node.layer
+        found.append(node._replace(layer=layer))
+        for key, form in learnt.items():
+            forms.setdefault(form[0], {}).setdefault(form, []).append(node.name)
+            owner, name = owners.setdefault(form, (layer, key))
+            if (owner, name) != (layer, key) and key not in layer.tied:
+                layer.tie(key, owner, name)
+    several = {
+        name: [user for users in kinds.values() for user in users] for name, kinds in forms.items() if len(kinds) > 1
+    }
+    several.pop("", None)
+    return found, several
+
+
+def _form(known: Known) -> tuple[str, Any]:
+    """What tells the values of two layers apart: the initializer's name, and how its memory is looked at."""
+    array = known.array
+    if not known.name and array.size == 1:
+        return "", (array.dtype.str, array.tobytes())
+    return known.name, (array.__array_interface__["data"][0], array.shape, array.strides, array.dtype.str)
 
 
 def _kind_of(known: Known) -> str:

@@ -16,7 +16,7 @@ from portacnn.layers.graph import Node
 from portacnn.layers.limits import limited
 from portacnn.models.graph_model import GraphModel
 from portacnn.models.model import NONSENSE
-from portacnn.onnx.importer import Importer, Value, run, unmade
+from portacnn.onnx.importer import Importer, Value, run, shared, unmade
 from portacnn.onnx.operators import OPERATORS
 from portacnn.onnx.reading import FLOATS, ROOM, TYPES, Operation, Source, brief, read_source
 from portacnn.onnx.wire import MOST, ValueInfo
@@ -40,9 +40,9 @@ def load(
 
     The network must have one input (N, *S) and one output; every operator in it must be one of docs/onnx.md's, and every sample of
     a batch must go its own way. The number of samples that a file is written for does not matter. Weights become parameters,
-    batch norm's statistics buffers; an initializer that several nodes use becomes a parameter of each, and they no longer change
-    together. A constant that is added, subtracted, multiplied by or divided by is a parameter where it is an initializer of more
-    than one number.
+    batch norm's statistics buffers. An initializer that several nodes use is one parameter: nodes that do the same with it are
+    one layer in several places, others are tied (``Layer.tie``). A constant that is added, subtracted, multiplied by or divided
+    by is a parameter where it is an initializer of more than one number.
 
     Args:
         path: the file; its external data lie in the same folder, or below.
@@ -102,17 +102,21 @@ def _model(source: Source, given: Shape | None) -> tuple[GraphModel, dict[str, H
     output = importer.values.get(source.outputs[0])
     if not isinstance(output, Value):
         raise ModelFormatError(f"the output {quoted(source.outputs[0])} does not depend on the input")
-    nodes = _leading_to(output, importer)
-    for name, users in importer.used.items():
-        if len(users) > 1:
-            _log.warning(
-                "%s: %s is shared by %s; each has it as a parameter of its own now",
-                source.path,
-                quoted(name),
-                listed(users, 8),
-            )
-    names = {node.name for node in nodes}
-    state = {key: array for key, array in importer.state.items() if key.rpartition(".")[0] in names}
+    nodes, several = shared(_leading_to(output, importer), importer)
+    for name, users in several.items():
+        _log.warning(
+            "%s: %s is used in different forms by %s; each has it as a parameter of its own now",
+            source.path,
+            quoted(name),
+            listed(users, 8),
+        )
+    first = {id(node.layer): node for node in reversed(nodes)}  # a layer's state lies at its first node's name
+    state = {
+        f"{node.name}.{key}": importer.state[f"{node.name}.{key}"]
+        for node in first.values()
+        for key in importer.made.get(node.name, {})
+        if key not in node.layer.tied
+    }
     return GraphModel(*nodes), state, info, sample
 
 

@@ -59,7 +59,7 @@ class SimpleConvNet:
         self._model = models.SimpleConvNet(
             input_dim, conv_param, hidden_size, output_size, weight_init_std, device=device, seed=seed, dtype=dtype
         )
-        self._backend = self._model._home()
+        self._backend = self._model.home
         weights = self._model.state_dict()
         self.params: dict[str, Array] = {}
         for key, name in zip("123", ("conv1", "fc1", "fc2"), strict=True):

@@ -37,13 +37,13 @@ class Resident:
 
     def epoch(self, order: HostArray, size: int) -> Iterator[tuple[Array]]:
         """The batches of an epoch: for each, the indices of its images. They are sent once, all together."""
-        indices = self.model._home().asarray(order)
+        indices = self.model.home.asarray(order)
         for begin in range(0, len(order), size):
             yield (indices[begin : min(begin + size, len(order))],)
 
     def batch(self, chosen: Array) -> tuple[Array, Array]:
         """Images, preprocessed, and labels of what ``epoch`` gave: on the device, nothing is sent."""
-        return self.model.batch(self.images, chosen), self.model._home().xp.take(self.labels, chosen, axis=0)
+        return self.model.batch(self.images, chosen), self.model.home.xp.take(self.labels, chosen, axis=0)
 
 
 class Streamed:
@@ -51,7 +51,7 @@ class Streamed:
 
     def __init__(self, model: Model, images: HostArray, labels: HostArray) -> None:
         self.model, self.images, self.labels = model, images, labels
-        self._uploader = model._home().uploader()
+        self._uploader = model.home.uploader()
 
     def epoch(self, order: HostArray, size: int) -> Iterator[tuple[Array, Array]]:
         """The batches of an epoch, on the device: each is sent before the one ahead of it is handed out."""
@@ -77,7 +77,7 @@ def take_set(model: Model, x: Array, t: Array, what: str) -> tuple[Array, Array]
         Images as ``Model.accept`` gives them, on the device, or NumPy's of the same dtype; labels on the device. What lies
         there already is not copied.
     """
-    x, home = model.received(x, f"x_{what}"), model._home()
+    x, home = model.received(x, f"x_{what}"), model.home
     source = backend_of(x)
     if x.ndim == 0 or x.shape[0] == 0:
         raise ArgumentError(f"x_{what} has no images")
@@ -96,7 +96,7 @@ def take_set(model: Model, x: Array, t: Array, what: str) -> tuple[Array, Array]
 
 def make_feed(model: Model, images: Array, labels: Array) -> Resident | Streamed:
     """The feed for a set as ``take_set`` gives it."""
-    home = model._home()
+    home = model.home
     if backend_of(images).name == home.name:
         return Resident(model, images, labels)
     return Streamed(model, images, home.to_host(labels))

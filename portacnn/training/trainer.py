@@ -22,6 +22,8 @@ from portacnn import ops
 from portacnn.arguments import answering_keywords, flag, not_negative, one_of, positive, share, whole
 from portacnn.errors import ArgumentError, CheckpointError, NotFiniteError, OutOfMemoryError, StateError
 from portacnn.files import make_folder, save_tensors
+from portacnn.layers import at_step, one_backward_pass
+from portacnn.layers.base import run
 from portacnn.models import Model
 from portacnn.ops.dispatch import PRECISIONS
 from portacnn.ops.layout import pack
@@ -154,7 +156,8 @@ class Trainer:
         verbose: bool = True,
     ) -> None:
         self.model = model
-        self.backend: Backend = model._home()
+        self.backend: Backend = model.home
+        self._revision = model.revision
         self.epochs = whole("epochs", epochs, 0)
         self.mini_batch_size = whole("mini_batch_size", mini_batch_size, 1)
         self.evaluate_sample_num_per_epoch = evaluate_sample_num_per_epoch
@@ -333,7 +336,7 @@ class Trainer:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self.backend = self.model._home()
+        self.backend = self.model.home
         self.x_train, self.t_train = take_set(self.model, self.x_train, self.t_train, "train")
         self.x_test, self.t_test = take_set(self.model, self.x_test, self.t_test, "test")
         self._feed = make_feed(self.model, self.x_train, self.t_train)
@@ -443,7 +446,7 @@ class Trainer:
             NotFiniteError: a loss, a gradient or a running statistic was NaN or infinite; weights and statistics are those
                 from before that step.
             CheckpointError: see ``checkpoint``. Training can go on.
-            StateError: the model was moved to another device since the Trainer was made.
+            StateError: the model was moved to another device, built again or changed since the Trainer was made.
         """
         with interrupted_between_steps(self), self._sole():
             self._train()
@@ -453,6 +456,7 @@ class Trainer:
             raise StateError(
                 f"the model was moved to {self.model.backend} from {self.backend}; make a new Trainer for it"
             )
+        self._check_revision()
         if self.finished:
             why = "early stopping has ended it" if self.stopped_early else f"all {self.epochs} epochs are done"
             cure = (
@@ -566,7 +570,9 @@ class Trainer:
 
         Raises:
             OutOfMemoryError: weights and statistics are those from before this step.
+            StateError: the model was built again or changed since the Trainer was made.
         """
+        self._check_revision()
         number = len(self.train_loss_list) + len(self._unread)
         state = StepState(number, self.lr(number), self.optimizer.steps + 1, self._ok)
         if self._step is None:
@@ -583,6 +589,13 @@ class Trainer:
             raise self._out_of_memory(error, batch[-1].shape[0]) from error
         self.optimizer.advance()
         self._unread.append(report)
+
+    def _check_revision(self) -> None:
+        if self.model.revision != self._revision:
+            raise StateError(
+                "the model was built again, or changed by replace, since the Trainer was made: its optimizer's state is that "
+                "of the layers before; make a new Trainer"
+            )
 
     def _whole_step(self, *batch_and_state: Any) -> tuple[Array, Array]:
         """From a batch as the feed gives it to the step's report, (loss, whether all was finite), and ``state.ok`` after it."""
@@ -625,7 +638,6 @@ class Trainer:
     def _out_of_memory(self, error: MemoryError, size: int) -> OutOfMemoryError:
         """What to say of it; and let go of everything that was kept for this step."""
         clear_frames(error.__traceback__)  # while somebody looks at the error, they would hold what the step had made
-        self.model.forget()
         self._workspace, self._step = Workspace(), None
         asked, held = self.backend.memory_error(error) or (None, None)
         figures = f" ({asked} bytes asked for, {held} held)" if asked is not None else ""
@@ -642,30 +654,21 @@ class Trainer:
         """
         count, last = x.shape[0], 0
         loss: Any = 0.0
-        earlier: dict[str, Array] = {}  # the gradients of the parts before, added up
-        for size in part_sizes(count, self._part):
-            first, last = last, last + size
-            part = (last - first) / count
-            self._before_step(step, first)
-            mean = run_in(self._workspace, self._part_gradients, x[first:last, ...], t[first:last], part)
-            loss = loss + part * mean
-            grads = self.model.named_gradients()
-            for path, sum_so_far in earlier.items():
-                grads[path] += sum_so_far
-            if last < count:
-                earlier = {path: self.backend.xp.asarray(grad, copy=True) for path, grad in grads.items()}
+        with one_backward_pass():
+            for size in part_sizes(count, self._part):
+                first, last = last, last + size
+                part = (last - first) / count
+                with at_step(step, first):
+                    mean = run_in(self._workspace, self._part_gradients, x[first:last, ...], t[first:last], part)
+                loss = loss + part * mean
         return loss
 
     def _part_gradients(self, x: Array, t: Array, part: float) -> Array:
         """Forward and backward for ``part`` of a batch. Returns its mean loss, in memory of its own."""
-        logits = self.model.forward(pack(x), train=True)
+        logits, kept = run(self.model, pack(x), True, True)
         mean, cache = ops.softmax_cross_entropy(logits, t, label_smoothing=self.label_smoothing)
-        self.model.backward(ops.softmax_cross_entropy_backward(part, cache), need_dx=False)
+        self.model.backward(ops.softmax_cross_entropy_backward(part, cache), kept, need_dx=False)
         return mean
-
-    def _before_step(self, step: int, first: int) -> None:
-        """Before a forward pass over (a part of) a batch, whose first image is the ``first`` of step number ``step``."""
-        self.model.at_step(step, first)
 
     def _read_losses(self) -> None:
         """Fetch the losses that have gathered on the device."""
@@ -703,7 +706,7 @@ class Trainer:
 def _check_precision(precision: Any, model: Model) -> str:
     """The precision, where a model can be trained with it on its device. Raises ArgumentError."""
     one_of("precision", precision, *PRECISIONS)
-    home = model._home()
+    home = model.home
     if precision not in home.precisions or model.dtype != "float32" != precision:
         raise ArgumentError(
             f"precision={precision!r} is not to be had for {model.dtype} on {home}; it has "

@@ -1,0 +1,161 @@
+"""What holds during a pass through a network, for the thread that makes it: context variables, so that threads do not meet.
+
+``at_step`` says where training is, ``one_backward_pass`` makes several backward passes count as one, ``gradients_of`` gives the
+gradients arrays of their own, and ``recomputing`` repeats a forward pass.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+
+from portacnn.runtime import Array
+
+if TYPE_CHECKING:
+    from portacnn.layers.base import Layer
+
+# --- where training is ----------------------------------------------------------------------------------------------
+
+
+class Moment:
+    """Where training is: what layers that draw depend on, beside their seed and path.
+
+    Attributes:
+        step: of training; None where each layer counts its own training forward passes.
+        first: the position in the global batch of the first sample.
+        counts: by layer, how often it has drawn at this step; without a step, the count that it draws with next.
+    """
+
+    def __init__(self, step: Any, first: Any, counts: Mapping["Layer", int] | None = None) -> None:
+        self.step, self.first, self.counts = step, first, dict(counts or {})
+
+    def draw(self, layer: "Layer") -> tuple[Any, Any, str]:
+        """(step, first, path) for the layer's next draw. A layer in several places draws differently in each."""
+        count = self.counts.get(layer, 0)
+        self.counts[layer] = count + 1
+        if self.step is None:
+            return count, self.first, layer.path
+        return self.step, self.first, f"{layer.path}#{count}" if count else layer.path
+
+
+_moment: ContextVar[Moment | None] = ContextVar("portacnn_moment", default=None)
+
+
+@contextmanager
+def at_step(step: Any, first: Any = 0) -> Iterator[None]:
+    """Within it, training is at this step: what dropout draws in a forward pass depends on it, and on no more.
+
+    Outside of it, layers that draw count their training forward passes (``Layer.step``). It holds for the current thread.
+
+    Args:
+        step: of training.
+        first: the position in the global batch of the first sample of the forward pass: for one of several pieces of a batch,
+            in gradient accumulation or on another rank.
+
+    Both are numbers, or 0-dimensional integer arrays on the network's device.
+    """
+    now = Moment(step, first)
+    token = _moment.set(now)
+    try:
+        yield
+    finally:
+        _moment.reset(token)
+        now.counts.clear()  # a thread that was started meanwhile may hold it, and would hold the layers
+
+
+def moment() -> Moment | None:
+    """Where training is, if somebody has said it."""
+    return _moment.get()
+
+
+# --- a forward pass made again --------------------------------------------------------------------------------------
+
+_recomputing: ContextVar[bool] = ContextVar("portacnn_recomputing", default=False)
+
+
+@contextmanager
+def recomputing(before: Moment) -> Iterator[None]:
+    """Within it, a forward pass repeats one that began at ``before``: it draws the same, and changes no running statistics."""
+    tokens = _moment.set(before), _recomputing.set(True)
+    try:
+        yield
+    finally:
+        _moment.reset(tokens[0])
+        _recomputing.reset(tokens[1])
+
+
+def is_recomputing() -> bool:
+    """Whether this forward pass repeats an earlier one. Running statistics have taken the batch in already then."""
+    return _recomputing.get()
+
+
+# --- gradients ------------------------------------------------------------------------------------------------------
+
+
+class Gradients:
+    """One backward pass: which gradients there are already, and where they go.
+
+    Attributes:
+        written: (layer, name) of the parameters that this pass has reached; what comes to one of them again is added.
+        own: by (layer, name), arrays that stand for the network's; None where its own take the gradients.
+    """
+
+    def __init__(self, own: dict[tuple["Layer", str], Array] | None = None) -> None:
+        self.written: set[tuple[Layer, str]] = set()
+        self.own = own
+
+
+_gradients: ContextVar[Gradients | None] = ContextVar("portacnn_gradients", default=None)
+
+
+def current_gradients() -> Gradients | None:
+    """The backward pass under way in this thread, if there is one."""
+    return _gradients.get()
+
+
+@contextmanager
+def one_backward_pass() -> Iterator[None]:
+    """Within it, all backward passes count as one: where several reach a parameter, their gradients are added up.
+
+    Every container opens one for itself if there is none, so layers that stand in several places add up. Around the passes over the
+    pieces of a batch it gives the batch's gradient.
+    """
+    if _gradients.get() is not None:
+        yield
+        return
+    current = Gradients()
+    token = _gradients.set(current)
+    try:
+        yield
+    finally:
+        _gradients.reset(token)
+        current.written.clear()  # as in ``at_step``
+
+
+@contextmanager
+def gradients_of(network: "Layer") -> Iterator[dict[str, Array]]:
+    """Within it, the backward passes of this thread give a network's gradients arrays of their own, and add up.
+
+    The network's own gradients stay as they are, so several threads may go backward through one network at once:
+
+        with gradients_of(model) as gradients:
+            model.backward(dy, cache)
+        optimizer.update(model.named_parameters(), gradients)
+
+    Returns:
+        The gradients by the paths of their parameters; filled when the block ends.
+    """
+    own: dict[tuple[Layer, str], Array] = {}
+    found: dict[str, Array] = {}
+    token = _gradients.set(Gradients(own))
+    try:
+        yield found
+    finally:
+        _gradients.reset(token)
+        found |= {
+            layer.full_name(name): own[layer, name]
+            for layer in network.walk()
+            for name in layer.params
+            if (layer, name) in own
+        }
+        own.clear()  # as in ``at_step``
