@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from portacnn.backends import cupy_cudnn
-from portacnn.backends.cupy_memory import THREADS, or_null
+from portacnn.backends.cupy_memory import THREADS, or_null, vector
 from portacnn.backends.cupy_module import Launcher, Variant, kernel, rounding, supported, with_rounding
-from portacnn.backends.cupy_plan import SPLIT_TILES, WIDE_TILES, Split, Tile, split_tile, wide_tile
+from portacnn.backends.cupy_plan import SPLIT_TILES, STEP, VEC, WIDE_TILES, Split, Tile, split_tile, wide_tile
 from portacnn.backends.cupy_split import room_for_partials, sum_partials
 from portacnn.ops.layout import batch_first, batch_last
 from portacnn.ops.pool import max_pool, max_pool_backward
@@ -23,11 +23,31 @@ from portacnn.runtime import Array, Kernel, backend_of, dtype_name
 
 FILE = "conv.cu"
 PLAIN, AFTER_RELU, AFTER_POOL = 0, 1, 2  # how a gradient is the convolution's own: FROM of cuda/conv.cu
+VALUE_BY_VALUE, BY_TAP, WHOLE_STEPS = 0, 1, 2  # how the depth is walked: BY_TAP of cuda/conv.cu
+VECTORS = (1, *VEC.values())
 VARIANTS: list[Variant] = with_rounding(
     [
-        *((FILE, {"FORWARD": 1, "POOL": pool, **tile.defines}) for tile in WIDE_TILES for pool in (0, 1)),
-        *((FILE, {"INPUT": 1, "FROM": by, **tile.defines}) for tile in WIDE_TILES for by in (0, 1, 2)),
-        *((FILE, {"WEIGHT": 1, "FROM": by, **tile.defines}) for tile in SPLIT_TILES for by in (0, 1, 2)),
+        *(
+            (FILE, {"FORWARD": 1, "POOL": pool, "BY_TAP": walk, "VEC": vec, **tile.defines})
+            for tile in WIDE_TILES
+            for pool in (0, 1)
+            for walk in (VALUE_BY_VALUE, BY_TAP, WHOLE_STEPS)[: 3 if tile.slices == 1 else 2]
+            for vec in VECTORS
+        ),
+        *(
+            (FILE, {"INPUT": 1, "FROM": by, "STRIDED": strided, "BY_TAP": walk, "VEC": vec, **tile.defines})
+            for tile in WIDE_TILES
+            for strided in (0, 1)
+            for by in (PLAIN, AFTER_RELU, AFTER_POOL)
+            for walk in (BY_TAP, WHOLE_STEPS)[: 2 if tile.slices == 1 else 1]
+            for vec in VECTORS
+        ),
+        *(
+            (FILE, {"WEIGHT": 1, "FROM": by, "VEC": vec, **tile.defines})
+            for tile in SPLIT_TILES
+            for by in (PLAIN, AFTER_RELU, AFTER_POOL)
+            for vec in VECTORS
+        ),
     ]
 )
 _MOST = 2**31 - 1
@@ -63,6 +83,8 @@ class Plan(NamedTuple):
     wide: Tile  # of the forward
     back: Tile  # of the input's gradient
     split: Split  # of the weight's
+    forward_walk: int  # of the depth: BY_TAP of cuda/conv.cu
+    input_walk: int
 
     @property
     def cells(self) -> int:
@@ -86,8 +108,18 @@ def plan_of(windows: Windows, c: int, o: int, groups: int, n: int, pooled: bool,
     # Pooled or not, all outputs are computed: but where the last row or column has no window.
     seen = (oh // 2) * (ow // 2) * 4 * n if pooled else cells
     wide = wide_tile(sizes.o, seen, groups, itemsize)
-    back = wide_tile(sizes.c, -(-h // sh) * -(-w // sw) * n, groups * phases, itemsize)
-    return Plan(sizes, groups, tuple(np.int32(size) for size in sizes), taps, wide, back, split)
+    back = wide_tile(sizes.c, -(-h // sh) * -(-w // sw) * n, groups * phases, itemsize, "input")
+    numbers = tuple(np.int32(size) for size in sizes)
+    walks = _walk(sizes.c, wide, itemsize), max(_walk(sizes.o, back, itemsize), BY_TAP)
+    return Plan(sizes, groups, numbers, taps, wide, back, split, *walks)
+
+
+def _walk(channels: int, tile: Tile, itemsize: int) -> int:
+    """By tap, unless a third or more of the last step's channels would be computed for nothing."""
+    whole = -(-channels // STEP[itemsize]) * STEP[itemsize]
+    if channels == whole and tile.slices == 1:
+        return WHOLE_STEPS
+    return BY_TAP if 3 * channels >= 2 * whole else VALUE_BY_VALUE
 
 
 def _plan(x: Array, o: int, windows: Windows, groups: int, pooled: bool = False) -> Plan | None:
@@ -169,7 +201,8 @@ def _convolve(
     winner = cp.empty(y.shape, dtype=np.uint8) if pairs and keep else None
     columns = y.size // y.shape[0]
     grid = (-(-columns * (4 if pairs else 1) // tile.columns), -(-sizes.o // tile.rows), plan.groups)
-    run = _kernel("conv_forward", xt, tile, FORWARD=1, POOL=int(pairs))
+    vec = vector(sizes.n, xt, y)
+    run = _kernel("conv_forward", xt, tile, FORWARD=1, POOL=int(pairs), BY_TAP=plan.forward_walk, VEC=vec)
     run(grid, (THREADS,), (xt, weight, or_null(bias), y, or_null(winner), np.int32(relu), *plan.numbers))
     return y, winner
 
@@ -190,7 +223,10 @@ def _input_gradient(
     dx = cp.empty(shape, dtype=dyt.dtype)
     cells = -(-sizes.h // sizes.sh) * -(-sizes.w // sizes.sw) * sizes.n
     grid = (-(-cells // tile.columns), -(-sizes.c // tile.rows), plan.groups * sizes.sh * sizes.sw)
-    run = _kernel("conv_input_gradient", dyt, tile, INPUT=1, FROM=_from(y, winner))
+    vec = vector(sizes.n, dyt, y, winner, dx)
+    strided = int(sizes.sh * sizes.sw > 1)
+    walk = {"STRIDED": strided, "BY_TAP": plan.input_walk, "VEC": vec}
+    run = _kernel("conv_input_gradient", dyt, tile, INPUT=1, FROM=_from(y, winner), **walk)
     given = np.int32(dyt.size // dyt.shape[0])
     run(grid, (THREADS,), (dyt, or_null(y), or_null(winner), weight, or_null(bias), dx, given, *plan.numbers))
     return dx
@@ -208,7 +244,8 @@ def _weight_gradient(
     dbias = cp.empty((rows,), dtype=xt.dtype) if with_bias else None
     partials = room_for_partials(splits, rows, columns + with_bias, xt.dtype)
     grid = (-(-(columns + with_bias) // tile.columns), -(-sizes.o // tile.rows), plan.groups * splits)
-    run = _kernel("conv_weight_gradient", xt, tile, WEIGHT=1, FROM=_from(y, winner))
+    vec = vector(sizes.n, xt, dyt, y, winner)
+    run = _kernel("conv_weight_gradient", xt, tile, WEIGHT=1, FROM=_from(y, winner), VEC=vec)
     cut = np.int32(splits), np.int32(each), np.int32(dyt.size // dyt.shape[0])
     arrays = xt, dyt, or_null(y), or_null(winner), dweight, or_null(dbias), or_null(partials)
     run(grid, (THREADS,), (*arrays, *cut, *plan.numbers))

@@ -142,14 +142,18 @@ def check(case: Case, dtype: str, order: str, kind: str, precision: str = "float
 
 @st.composite
 def cases(draw: st.DrawFn, axes: tuple[int, ...] = (1, 2)) -> Case:
-    windows = draw(geometries(axes, kernel=4, stride=3, dilation=3, padding=3, more=9))
     groups = draw(st.sampled_from([1, 1, 1, 2, 3]))
-    c, o = groups * draw(st.integers(1, 5)), groups * draw(st.integers(1, 9))
-    n = draw(st.sampled_from([1, 2, 3, 5, 8, 17, 33]))
+    if draw(st.booleans()):
+        windows = draw(geometries(axes, kernel=4, stride=3, dilation=3, padding=3, more=9))
+        channels, batches = st.integers(1, 9), [1, 2, 3, 4, 5, 8, 17, 32, 33]
+    else:  # many channels: steps of depth that are full or not
+        windows = draw(geometries(axes, kernel=3, stride=2, dilation=2, padding=2, more=3))
+        channels, batches = st.sampled_from([5, 11, 16, 17, 32]), [1, 3, 4, 8]
+    c, o, n = groups * draw(channels), groups * draw(channels), draw(st.sampled_from(batches))
     return Case(n, c, o, groups, windows, draw(st.booleans()), draw(st.integers(0, 99)))
 
 
-@settings(max_examples=600)
+@settings(max_examples=300)
 @given(cases(), st.sampled_from(["float32", "float64"]), orders, st.sampled_from(["conv", "relu"]))
 def test_convolution(case: Case, dtype: str, order: str, kind: str):
     check(case, dtype, order, kind)
@@ -218,8 +222,11 @@ def test_every_tile(tile: cupy_plan.Tile, case: Case, kind: str, monkeypatch: py
         cupy_conv.plan_of.cache_clear()
 
 
-@pytest.mark.parametrize("precision", ROUNDINGS)
-@pytest.mark.parametrize(("case", "kind"), [(THREE, "pool"), (STRIDED, "conv")], ids=["three", "strided"])
+@pytest.mark.parametrize(
+    ("case", "kind", "precision"),
+    [*((THREE, "pool", word) for word in ROUNDINGS), (STRIDED, "conv", "tf32")],
+    ids=[*ROUNDINGS, "strided"],
+)
 @pytest.mark.parametrize("tile", cupy_plan.WIDE_TILES)
 def test_every_tile_on_tensor_cores(
     tile: cupy_plan.Tile, case: Case, kind: str, precision: str, monkeypatch: pytest.MonkeyPatch
@@ -233,11 +240,12 @@ def test_every_tile_on_tensor_cores(
 
 
 @pytest.mark.parametrize(
-    ("kind", "precision"),
-    [*((kind, "float32") for kind in ("conv", "relu", "pool")), *(("relu", p) for p in ROUNDINGS)],
+    ("case", "splits", "kind", "precision"),
+    [
+        *product((THREE, STRIDED), (1, 5), ("conv", "relu", "pool"), ("float32",)),
+        *((STRIDED, 5, "relu", precision) for precision in ROUNDINGS),
+    ],
 )
-@pytest.mark.parametrize("splits", [1, 5])
-@pytest.mark.parametrize("case", [THREE, STRIDED], ids=["three", "strided"])
 @pytest.mark.parametrize("tile", cupy_plan.SPLIT_TILES)
 def test_every_tile_of_the_weights_gradient(
     tile: cupy_plan.Tile, case: Case, splits: int, kind: str, precision: str, monkeypatch: pytest.MonkeyPatch

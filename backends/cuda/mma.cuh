@@ -40,17 +40,18 @@ MMA(mma_f16, "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32")
 #undef MMA
 #endif
 
-// A register of a factor, from the numbers that follow each other in depth, and the product: as PRECISION says.
+// A factor, from the numbers that follow each other in depth, and the product: as PRECISION says.
+typedef unsigned Factor;
 #if PRECISION == 1
 #define MMA_DEPTH 8
-#define MMA_FACTOR(first, second) tf32(first)
-#define MMA_PRODUCT mma_tf32
+#define mma mma_tf32
+__device__ __forceinline__ Factor factor_of(float first, float) { return tf32(first); }
 #elif PRECISION == 2
 #define MMA_DEPTH 16
-#define MMA_FACTOR(first, second) bf16x2(first, second)
-#define MMA_PRODUCT mma_bf16
+#define mma mma_bf16
+__device__ __forceinline__ Factor factor_of(float first, float second) { return bf16x2(first, second); }
 #else
 #define MMA_DEPTH 16
-#define MMA_FACTOR(first, second) f16x2(first, second)
-#define MMA_PRODUCT mma_f16
+#define mma mma_f16
+__device__ __forceinline__ Factor factor_of(float first, float second) { return f16x2(first, second); }
 #endif
