@@ -1,6 +1,7 @@
 """Convolution on CUDA through kernels of our own (cuda/conv.cu), for one and two axes: nothing is laid out in columns.
 
-Large ones may go to cuDNN instead, where it was asked for (cupy_cudnn.py).
+With few channels in a group, cupy_groups.py computes it, in float32 whatever ``use_precision`` says. Large ones may go to
+cuDNN instead, where it was asked for (cupy_cudnn.py).
 
 Notation as in ops/conv.py: N batch, C in-channels, O out-channels, G groups, K the kernel, S/OUT the spatial axes in/out.
 Declined, so that the portable op runs: three axes, other dtypes than float32 and float64, arrays of 2**31 numbers or more.
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from portacnn.backends import cupy_cudnn
+from portacnn.backends import cupy_cudnn, cupy_groups
 from portacnn.backends.cupy_memory import THREADS, or_null, vector
 from portacnn.backends.cupy_module import Launcher, Variant, kernel, rounding, supported, with_rounding
 from portacnn.backends.cupy_plan import SPLIT_TILES, STEP, VEC, WIDE_TILES, Split, Tile, split_tile, wide_tile
@@ -85,6 +86,7 @@ class Plan(NamedTuple):
     split: Split  # of the weight's
     forward_walk: int  # of the depth: BY_TAP of cuda/conv.cu
     input_walk: int
+    few: bool  # channels in a group: cupy_groups.py computes it
 
     @property
     def cells(self) -> int:
@@ -111,7 +113,8 @@ def plan_of(windows: Windows, c: int, o: int, groups: int, n: int, pooled: bool,
     back = wide_tile(sizes.c, -(-h // sh) * -(-w // sw) * n, groups * phases, itemsize, "input")
     numbers = tuple(np.int32(size) for size in sizes)
     walks = _walk(sizes.c, wide, itemsize), max(_walk(sizes.o, back, itemsize), BY_TAP)
-    return Plan(sizes, groups, numbers, taps, wide, back, split, *walks)
+    few = cupy_groups.takes(sizes.c, sizes.o, groups)
+    return Plan(sizes, groups, numbers, taps, wide, back, split, *walks, few)
 
 
 def _walk(channels: int, tile: Tile, itemsize: int) -> int:
@@ -168,6 +171,7 @@ def _forward(
     plan = _plan(x, o, windows, groups, pairs)
     if plan is None:
         return NotImplemented
+    pairs = pairs and not plan.few
     backend = backend_of(x)
     xt, weight = backend.contiguous(batch_last(x)), backend.contiguous(weight)
     bias = None if bias is None else backend.contiguous(bias)
@@ -198,6 +202,9 @@ def _convolve(
 
     sizes, tile = plan.sizes, plan.wide
     y = cp.empty((plan.groups * sizes.o, *out, sizes.n), dtype=xt.dtype)
+    if plan.few:
+        cupy_groups.convolve(plan, xt, weight, bias, y, relu)
+        return y, None
     winner = cp.empty(y.shape, dtype=np.uint8) if pairs and keep else None
     columns = y.size // y.shape[0]
     grid = (-(-columns * (4 if pairs else 1) // tile.columns), -(-sizes.o // tile.rows), plan.groups)
@@ -221,6 +228,9 @@ def _input_gradient(
 
     sizes, tile = plan.sizes, plan.back
     dx = cp.empty(shape, dtype=dyt.dtype)
+    if plan.few:
+        cupy_groups.input_gradient(plan, dyt, y, weight, bias, dx)
+        return dx
     cells = -(-sizes.h // sizes.sh) * -(-sizes.w // sizes.sw) * sizes.n
     grid = (-(-cells // tile.columns), -(-sizes.c // tile.rows), plan.groups * sizes.sh * sizes.sw)
     vec = vector(sizes.n, dyt, y, winner, dx)
@@ -242,6 +252,9 @@ def _weight_gradient(
     rows, columns = plan.groups * sizes.o, sizes.c * plan.taps
     dweight = cp.empty(shape, dtype=xt.dtype)
     dbias = cp.empty((rows,), dtype=xt.dtype) if with_bias else None
+    if plan.few:
+        cupy_groups.weight_gradient(plan, xt, dyt, y, dweight, dbias)
+        return dweight, dbias
     partials = room_for_partials(splits, rows, columns + with_bias, xt.dtype)
     grid = (-(-(columns + with_bias) // tile.columns), -(-sizes.o // tile.rows), plan.groups * splits)
     vec = vector(sizes.n, xt, dyt, y, winner)

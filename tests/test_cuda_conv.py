@@ -89,16 +89,23 @@ def numbers(case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     return x, weight, draw(case.o) if case.bias else None
 
 
+def factors_of(case: Case, precision: str) -> str:
+    """What its factors are rounded to: with few channels in a group, no tensor core computes it."""
+    few = case.groups > 1 and max(case.c, case.o) <= 4 * case.groups
+    return "float32" if few else precision
+
+
 def check(case: Case, dtype: str, order: str, kind: str, precision: str = "float32") -> list:
     """kind: conv, relu, or pool for 2x2 pooling after ReLU. precision: what factors are rounded to. Gives the launches."""
     x, weight, bias = numbers(case)
     windows, groups = case.windows, case.groups
     last = (*range(1, x.ndim), 0)
+    used = factors_of(case, precision)
     with rigged(order, case.seed) as rig, use_precision(precision):
         dx_, dw_ = rig.array(x, dtype, last), rig.array(weight, dtype)
         db_ = None if bias is None else rig.array(bias, dtype)
         # Rounded to dtype once: the rest of the reckoning is in float64.
-        x, weight = (rounded(a, precision) for a in (dx_, dw_))
+        x, weight = (rounded(a, used) for a in (dx_, dw_))
         bias = None if db_ is None else np.asarray(db_, "float64")
         wanted = convolution(x, weight, windows, groups)
         if bias is not None:
@@ -121,7 +128,7 @@ def check(case: Case, dtype: str, order: str, kind: str, precision: str = "float
         terms = convolution(*sizes, windows, groups)
         close(y, wanted, dtype, terms + (0 if bias is None else np.abs(bias).max()))
         dy = rig.array(np.random.default_rng(case.seed + 1).standard_normal(wanted.shape), dtype, last)
-        dz = rounded(dy, precision)
+        dz = rounded(dy, used)
         if pool is not None:
             whole = np.zeros(through.shape)
             h, w = dz.shape[2:]
@@ -187,7 +194,7 @@ def test_transposed_convolution(case: Case, kind: tuple[str, str], order: str):
     with rigged(order, case.seed) as rig, use_precision(precision):
         x_, weight_, dy_ = rig.array(x, dtype, last), rig.array(weight, dtype), rig.array(dy, dtype)
         bias_ = rig.array(bias, dtype) if case.bias else None
-        x, weight, dy = (rounded(a, precision) for a in (x_, weight_, dy_))
+        x, weight, dy = (rounded(a, factors_of(case, precision)) for a in (x_, weight_, dy_))
         shift = 0 if bias_ is None else np.asarray(bias_, "float64").reshape(-1, *[1] * (x.ndim - 2))
         y, saved = cupy_conv.conv_transpose(x_, weight_, bias_, windows, groups, keep=True)
         zeros = np.zeros(dy.shape)
@@ -204,6 +211,31 @@ def test_transposed_convolution(case: Case, kind: tuple[str, str], order: str):
         if dbias is not None:
             dy, sums = np.asarray(dy_, "float64"), (0, *range(2, dy.ndim))  # no product, so not rounded
             close(dbias, dy.sum(sums), dtype, np.abs(dy).sum(sums))
+
+
+@st.composite
+def few_in_a_group(draw: st.DrawFn) -> Case:
+    """Depthwise, with or without a multiplier, and up to four channels in a group."""
+    windows = draw(geometries((1, 2), kernel=6, stride=3, dilation=3, padding=3, more=9))
+    groups, c, o = draw(st.integers(2, 5)), draw(st.sampled_from([1, 1, 2, 4])), draw(st.integers(1, 4))
+    n = draw(st.sampled_from([1, 2, 3, 4, 8, 33, 64]))
+    return Case(n, groups * c, groups * o, groups, windows, draw(st.booleans()), draw(st.integers(0, 99)))
+
+
+@settings(max_examples=60)
+@given(few_in_a_group(), st.sampled_from(["float32", "float64"]), orders, st.sampled_from(["conv", "relu"]))
+def test_few_channels_in_a_group(case: Case, dtype: str, order: str, kind: str):
+    names = {name for name, *_ in check(case, dtype, order, kind)} - {"sum_partials"}
+    assert names == {"group_forward", "group_weight_gradient", "group_input_gradient"}
+
+
+def test_the_cells_of_a_depthwise_weight_are_shared_out():
+    """Over enough blocks to fill a GPU, and their sums added up in one order."""
+    case = Case(32, 8, 8, 8, Windows.of((20, 20), 3, 1, 1), True, 3)
+    launches = check(case, "float32", "shuffled", "relu")
+    grids = {name: grid for name, grid, _ in launches}
+    assert grids["group_weight_gradient"][0] > 1
+    assert "sum_partials" in grids
 
 
 THREE = Case(5, 9, 130, 1, Windows.of((9, 8), 3, 1, 1), True, 5)
