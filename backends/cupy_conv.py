@@ -25,7 +25,13 @@ from portacnn.runtime import Array, Kernel, backend_of, dtype_name
 FILE = "conv.cu"
 PLAIN, AFTER_RELU, AFTER_POOL = 0, 1, 2  # how a gradient is the convolution's own: FROM of cuda/conv.cu
 VALUE_BY_VALUE, BY_TAP, WHOLE_STEPS = 0, 1, 2  # how the depth is walked: BY_TAP of cuda/conv.cu
-VECTORS = (1, *VEC.values())
+
+
+def _vectors(tile: Tile) -> list[int]:
+    """What VEC of cuda/conv.cu may be: one value, or 16 bytes of the dtypes that the tile takes."""
+    return [1, *(vec for itemsize, vec in VEC.items() if tile.takes(itemsize))]
+
+
 VARIANTS: list[Variant] = with_rounding(
     [
         *(
@@ -33,7 +39,7 @@ VARIANTS: list[Variant] = with_rounding(
             for tile in WIDE_TILES
             for pool in (0, 1)
             for walk in (VALUE_BY_VALUE, BY_TAP, WHOLE_STEPS)[: 3 if tile.slices == 1 else 2]
-            for vec in VECTORS
+            for vec in _vectors(tile)
         ),
         *(
             (FILE, {"INPUT": 1, "FROM": by, "STRIDED": strided, "BY_TAP": walk, "VEC": vec, **tile.defines})
@@ -41,13 +47,13 @@ VARIANTS: list[Variant] = with_rounding(
             for strided in (0, 1)
             for by in (PLAIN, AFTER_RELU, AFTER_POOL)
             for walk in (BY_TAP, WHOLE_STEPS)[: 2 if tile.slices == 1 else 1]
-            for vec in VECTORS
+            for vec in _vectors(tile)
         ),
         *(
             (FILE, {"WEIGHT": 1, "FROM": by, "VEC": vec, **tile.defines})
             for tile in SPLIT_TILES
             for by in (PLAIN, AFTER_RELU, AFTER_POOL)
-            for vec in VECTORS
+            for vec in _vectors(tile)
         ),
     ]
 )

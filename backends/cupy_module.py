@@ -87,8 +87,8 @@ def with_rounding(variants: list[Variant]) -> list[Variant]:
 
 
 def dtypes(defines: dict[str, str | int]) -> tuple[str, ...]:
-    """Which ones a source takes with these defines."""
-    if "PRECISION" in defines or defines.get("VEC") == 4:
+    """Which ones a source takes with these defines. Of doubles, registers hold half as many."""
+    if "PRECISION" in defines or defines.get("VEC") == 4 or int(defines.get("TM", 0)) * int(defines.get("TN", 0)) > 32:
         return ("float32",)
     return ("float64",) if defines.get("VEC") == 2 else tuple(_REAL)
 

@@ -30,6 +30,10 @@ class Tile(NamedTuple):
     def columns(self) -> int:
         return self.tx * self.tn
 
+    def takes(self, itemsize: int) -> bool:
+        """Whether a thread's registers hold its share."""
+        return self.tm * self.tn * itemsize <= 256
+
     @property
     def area(self) -> int:
         return self.rows * self.columns
@@ -89,8 +93,7 @@ def wide_tile(m: int, n: int, times: int, itemsize: int, kernel: str = "forward"
         waves = -(-tile.blocks(m, n) * times // PROCESSORS)
         return waves * tile.area / YIELDS[kernel][name], tile.reads
 
-    fitting = [name for name in YIELDS[kernel] if TILES[name].tm * TILES[name].tn * itemsize <= 256]
-    return TILES[min(fitting, key=cost)]
+    return TILES[min((name for name in YIELDS[kernel] if TILES[name].takes(itemsize)), key=cost)]
 
 
 class Split(NamedTuple):

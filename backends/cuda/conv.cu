@@ -29,9 +29,9 @@ struct __align__(WRITTEN * sizeof(REAL)) Written { REAL value[WRITTEN]; };
 
 // Blocks on a multiprocessor at least: fewer where many loads, each with indices of its own, would make registers spill.
 #ifdef FORWARD
-#define CROWDED (BY_TAP == 0 && TM * TN >= 64 ? 1 : 0)
+#define CROWDED (BY_TAP < (POOL ? 2 : 1) && TM * TN >= 64 ? 1 : 0)
 #elif defined(INPUT)
-#define CROWDED (FROM == 2 && VEC == 1 ? 1 : FROM > 0 && STRIDED && (SLICES > 1 || TM * TN >= 64) ? 1 : 0)
+#define CROWDED ((FROM > 0 && VEC == 1) || (STRIDED && TM * TN >= 64) || (STRIDED && FROM > 0 && SLICES > 1) ? 1 : 0)
 #else
 #define CROWDED (SLICES > 2 ? (VEC == 1 ? 2 : FROM == 2 ? 1 : 0) : VEC == 1 ? 1 : 0)
 #endif
@@ -72,7 +72,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_forward(
 #endif
   const int top = oy * SH - TOP, side = ox * SW - LEFT;
   // The address of this thread's first values, without the tap; of the weight, the row of each load.
-  const REAL* from = x + (blockIdx.z * C + line) * plane + cell % N;
+  const REAL* from = x + (blockIdx.z * C + (BY_TAP ? line : 0)) * plane + cell % N;
   const REAL* from_weight = weight + blockIdx.z * O * C * taps;
   int rows[a_loads];
 #pragma unroll
@@ -83,7 +83,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_forward(
   int channel = 0, ky = 0, kx = 0;
 #else
   const int depth = C * taps;
-  from -= line * plane;
   Walk at(line, LINES, KH, KW);
 #endif
 
