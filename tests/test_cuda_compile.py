@@ -87,6 +87,15 @@ def test_compiles_for_other_architectures(file: str, defines: dict, dtype: str, 
     check_compiles(file, defines, dtype, architecture)
 
 
+def test_the_main_loop_is_the_shortest_with_most_products():
+    lines = ["MOV R1, R2", ".L_x_0:", "FADD R1, R1, R2", ".L_x_1:", "FFMA R0, R1, R2, R0", "@!P0 LDG.E R1, [R2.64]"]
+    lines += ["@P1 BRA `(.L_x_1)", "@P0 BRA `(.L_x_0)", ".L_x_2:", "IADD3 R1, R1, 1, RZ", "BRA `(.L_x_2)", "EXIT"]
+    text = "\n".join(
+        line if line.startswith(".L") else f"        /*0010*/                   {line} ;" for line in lines
+    )
+    assert sass.main_loop(text) == (["FFMA", "LDG.E", "BRA"], 9)
+
+
 FLOORS = {  # shares of products in the main loop: scripts/gpu/sass.py
     "forward": {"FEW": 0.65, "SOME": 0.65, "SMALL": 0.55, "SQUARE": 0.65, "WIDE": 0.75, "LARGE": 0.8},
     "input": {"FEW": 0.65, "SOME": 0.65, "SMALL": 0.55, "SQUARE": 0.65, "WIDE": 0.75, "LARGE": 0.8},

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from portacnn.backends import cupy_conv, cupy_plan
+from portacnn.backends.cupy_memory import vector
 from portacnn.ops.dispatch import PRECISIONS, use_precision
 from portacnn.ops.pool import pool_windows
 from portacnn.ops.windows import Windows
@@ -160,7 +161,7 @@ def cases(draw: st.DrawFn, axes: tuple[int, ...] = (1, 2)) -> Case:
     return Case(n, c, o, groups, windows, draw(st.booleans()), draw(st.integers(0, 99)))
 
 
-@settings(max_examples=300)
+@settings(max_examples=200)
 @given(cases(), st.sampled_from(["float32", "float64"]), orders, st.sampled_from(["conv", "relu"]))
 def test_convolution(case: Case, dtype: str, order: str, kind: str):
     check(case, dtype, order, kind)
@@ -173,7 +174,7 @@ def test_convolution_with_relu_and_pooling(case: Case, dtype: str, order: str):
         check(case, dtype, order, "pool")
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(cases(), st.sampled_from(ROUNDINGS), orders, st.sampled_from(["conv", "relu", "pool"]))
 def test_factors_rounded_for_tensor_cores(case: Case, precision: str, order: str, kind: str):
     if kind != "pool" or (len(case.windows.out) == 2 and min(case.windows.out) > 1):
@@ -293,6 +294,29 @@ def test_every_tile_of_the_weights_gradient(
     finally:
         cupy_conv.plan_of.cache_clear()
     assert ("sum_partials" in [name for name, *_ in launches]) == (splits > 1)
+
+
+@pytest.mark.parametrize("offset", [0, 1])
+def test_arrays_may_begin_anywhere_in_memory(offset: int):
+    """16 bytes are read at once only where all arrays are aligned to that; x here begins ``offset`` values further on."""
+    draw, windows = np.random.default_rng(0).standard_normal, Windows.of((6, 6), 3, 1, 1)
+    x, weight = draw((16, 6, 6, 8)).astype("float32"), draw((5, 16, 3, 3)).astype("float32")
+    with rigged() as rig:
+        memory = rig.empty(x.size + offset, "float32")[offset:].reshape(x.shape)
+        memory[...] = x
+        assert (memory.ctypes.data % 16 == 0) == (offset == 0)
+        assert vector(8, memory) == (1 if offset else 4)
+        assert vector(6, memory) == 1
+        placed = memory.transpose(3, 0, 1, 2)
+        y, saved = cupy_conv.conv(placed, rig.array(weight, "float32"), None, windows, 1, keep=True)
+        x, weight = x.transpose(3, 0, 1, 2).astype("float64"), weight.astype("float64")
+        close(y, convolution(x, weight, windows, 1), "float32", convolution(np.abs(x), np.abs(weight), windows, 1))
+        dy = rig.array(draw(y.shape), "float32", (1, 2, 3, 0))
+        dx, dweight, _ = cupy_conv.conv_backward(dy, saved)
+        dy = np.asarray(dy, "float64")
+        terms = gradients(np.abs(x), np.abs(weight), np.abs(dy), windows, 1)
+        for got, right, size in zip((dx, dweight), gradients(x, weight, dy, windows, 1), terms, strict=True):
+            close(got, right, "float32", size)
 
 
 def test_how_many_launches():
