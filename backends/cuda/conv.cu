@@ -29,7 +29,7 @@ struct __align__(WRITTEN * sizeof(REAL)) Written { REAL value[WRITTEN]; };
 
 // Blocks on a multiprocessor at least: fewer where many loads, each with indices of its own, would make registers spill.
 #ifdef FORWARD
-#define CROWDED (BY_TAP < (POOL ? 2 : 1) && TM * TN >= 64 ? 1 : 0)
+#define CROWDED (BY_TAP < 2 && TM * TN >= 64 ? 1 : 0)
 #elif defined(INPUT)
 #define CROWDED ((FROM > 0 && VEC == 1) || (STRIDED && TM * TN >= 64) || (STRIDED && FROM > 0 && SLICES > 1) ? 1 : 0)
 #else
@@ -73,10 +73,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_forward(
   const int top = oy * SH - TOP, side = ox * SW - LEFT;
   // The address of this thread's first values, without the tap; of the weight, the row of each load.
   const REAL* from = x + (blockIdx.z * C + (BY_TAP ? line : 0)) * plane + cell % N;
-  const REAL* from_weight = weight + blockIdx.z * O * C * taps;
-  int rows[a_loads];
-#pragma unroll
-  for (int i = 0; i < a_loads; i++) rows[i] = min(row0 + tid / STEP + i * a_lines, O - 1) * C * taps;
+  const REAL* from_weight = weight + (blockIdx.z * O + min(row0 + tid / STEP, O - 1)) * C * taps;
+  const int below = O - 1 - row0 - tid / STEP;  // rows of the weight below that of the first load
 #if BY_TAP
   const int depth = (C + STEP - 1) / STEP * STEP * taps;
   from_weight += tid % STEP * taps;
@@ -94,6 +92,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_forward(
 #pragma unroll
         for (int s = 0; s < BK / STEP; s++) {
 #if BY_TAP
+          const int ahead = 0;
           const bool within = WHOLE(channel + tid % STEP < C);
           const int iy = top + ky * DH, ix = side + kx * DW;
           const bool inside = (unsigned)iy < (unsigned)H && (unsigned)ix < (unsigned)W;
@@ -101,11 +100,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_forward(
           const int stride = inside ? LINES * plane : 0;
           const int left = C - channel - line;
 #else
-          const bool within = k + s * STEP + tid % STEP < depth;
+          const int ahead = k + s * STEP + tid % STEP;
+          const bool within = ahead < depth;
 #endif
 #pragma unroll
           for (int i = 0; i < a_loads; i++)
-            a[s][i] = within ? from_weight[rows[i] + (BY_TAP ? 0 : k + s * STEP + tid % STEP)] : REAL(0);
+            a[s][i] = within ? from_weight[max(min(i * a_lines, below), 0) * taps * C + ahead] : REAL(0);
 #pragma unroll
           for (int i = 0; i < B_LOADS; i++) {
 #if BY_TAP
