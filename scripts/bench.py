@@ -29,7 +29,7 @@ USAGE_ERROR = 2
 BATCHES = {**dict.fromkeys(PLAIN, 100), "resnet20": 32, "alexnet": 1}
 MODES = ("train", "infer", "epoch")
 CONTENDERS = ("portacnn", "portacnn/native", "torch", "torch-channels-last", "tutorials")
-PRECISIONS = ("tf32", "bfloat16", "float16")
+PRECISIONS = ("tf32", "bfloat16", "float16", "3xtf32")
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "PORTACNN_NUM_THREADS")
 
 WORDS = f"""\

@@ -68,13 +68,12 @@ def read(path: Path) -> ast.Module:
 
 
 def when_imported(tree: ast.Module) -> Iterator[ast.AST]:
-    """The statements that run when the module is imported: all but the bodies of functions, and imports for types alone."""
+    """The statements that run when the module is imported: all but the bodies of functions."""
     waiting: list[ast.AST] = [tree]
     while waiting:
         node = waiting.pop()
         yield node
-        for_types = isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
-        if not for_types and not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             waiting.extend(ast.iter_child_nodes(node))
 
 

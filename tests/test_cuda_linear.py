@@ -99,8 +99,7 @@ def test_factors_rounded_for_tensor_cores(n, f, o, relu, precision, order, seed,
 
 
 @pytest.mark.parametrize("tile", SPLIT_TILES)
-@pytest.mark.parametrize("splits", [1, 3])
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("splits", "precision"), [(1, "float32"), *((3, precision) for precision in PRECISIONS)])
 def test_every_tile(tile: Tile, splits: int, precision: str, monkeypatch: pytest.MonkeyPatch):
     def chosen(m: int, n: int, depth: int, times: int) -> Split:
         each = -(-depth // (8 * splits)) * 8
@@ -150,6 +149,33 @@ def test_what_precision_leaves_alone(precision: str):
     assert all(same(affine(precision, "float64"), affine("float32", "float64")))
     assert all(same(affine(precision, capability="75"), affine("float32")))
     assert not any(same(affine(precision, capability="80"), affine("float32")))
+
+
+@settings(max_examples=30)
+@given(st.integers(1, 40), st.sampled_from([1, 8, 16, 33, 300]), st.integers(1, 40), st.integers(0, 99), st.booleans())
+def test_three_products_of_tf32_are_as_exact_as_stated(n: int, f: int, o: int, seed: int, alike: bool):
+    """Each product is off by at most 3 * 2**-22 of itself, beside what adding up in float32 costs. ``alike``: all of a sign."""
+    draw = np.random.default_rng(seed).standard_normal
+    x, weight = draw((n, f)) * 2.0 ** np.arange(n)[:, None], draw((o, f))
+    x, weight = (np.abs(a).astype("float32") if alike else a.astype("float32") for a in (x, weight))
+    errors = {}
+    for precision in ("3xtf32", "tf32"):
+        with rigged(order="shuffled") as rig, use_precision(precision):
+            y, _ = cupy_linear.linear(rig.array(x, "float32"), rig.array(weight, "float32"), None, keep=False)
+        terms = np.abs(x).astype("float64") @ np.abs(weight).T.astype("float64")
+        errors[precision] = np.abs(y - x.astype("float64") @ weight.T.astype("float64")) / terms
+    sums = 3 * f * 2.0**-24  # three sums for each product, each rounded to the nearest
+    assert errors["3xtf32"].max() <= 3 * 2.0**-22 + sums
+    if alike or f == 1:
+        assert errors["3xtf32"].max() < errors["tf32"].max() / 30
+
+
+def test_what_is_not_finite_stays_so_through_three_products_of_tf32():
+    x = np.array([[np.inf, 1.0], [np.nan, 1.0], [3e38, 0.0]])
+    with rigged() as rig, use_precision("3xtf32"):
+        y, _ = cupy_linear.linear(rig.array(x, "float32"), rig.array(np.ones((1, 2)), "float32"), None, keep=False)
+    assert not np.isfinite(y[:2]).any()
+    np.testing.assert_allclose(y[2, 0], np.float32(3e38), rtol=1e-6)
 
 
 def test_forward_and_backward_look_at_the_precision_when_they_run():

@@ -5,16 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from portacnn.backends.cupy.plan import (
-    DEEP,
-    FEW_ROWS,
-    LARGE,
     PROCESSORS,
-    SMALL,
-    SOME_ROWS,
     SPLIT_TILES,
+    STEP,
     THREADS,
-    WIDE,
+    TILES,
+    VEC,
     WIDE_TILES,
+    YIELDS,
     split_tile,
     wide_tile,
 )
@@ -22,51 +20,76 @@ from portacnn.backends.cupy.plan import (
 counts = st.integers(1, 5000)
 
 
-@pytest.mark.parametrize("tile", {*WIDE_TILES, *SPLIT_TILES})
+@pytest.mark.parametrize("tile", TILES.values(), ids=TILES)
 def test_a_tile_is_made_for_its_kernel(tile):
-    assert tile.rows * tile.columns == THREADS * tile.tm * tile.tn
-    assert THREADS % tile.tx == 0
-    assert THREADS % tile.columns == 0 or tile in SPLIT_TILES  # a thread reads one column
-    assert DEEP % max(THREADS // tile.columns, 1) == 0 or tile in SPLIT_TILES
-    assert tile.tn % 4 == 0 or tile not in WIDE_TILES  # four taps of a window
+    assert tile.rows * tile.columns * tile.slices == THREADS * tile.tm * tile.tn
+    assert THREADS % (tile.tx * tile.slices) == 0
+    assert tile in {*WIDE_TILES, *SPLIT_TILES}
     for itemsize in (4, 8):
-        room = 2 * DEEP * (tile.rows + tile.columns + 8) * itemsize
-        assert room <= 48 * 1024
-    if tile in SPLIT_TILES:  # a thread of 32 above each other reads whole rows
-        assert tile.rows % (THREADS // DEEP) == 0
-        assert tile.columns % (THREADS // DEEP) == 0
+        if tile.tm * tile.tn * itemsize > 256:
+            continue
+        buffers = 2 * tile.deep(itemsize) * (tile.rows + tile.columns + 8) * itemsize
+        sums = (tile.slices > 1) * tile.slices * tile.rows * tile.columns * itemsize
+        assert max(buffers, sums) <= 48 * 1024
+        if tile in WIDE_TILES:  # a load is of one step of depth, and a thread has the four taps of a window
+            assert STEP[itemsize] % (THREADS * VEC[itemsize] // tile.columns) == 0
+            assert tile.tn % 4 == 0
+
+
+def test_yields_are_relative_to_the_best_tile():
+    assert set(YIELDS) == {"forward", "input", "weight"}
+    for kernel, yields in YIELDS.items():
+        assert max(yields.values()) == 1, kernel
+        assert all(0 < share <= 1 and name in TILES for name, share in yields.items())
+        assert {TILES[name] for name in yields} == set(SPLIT_TILES if kernel == "weight" else WIDE_TILES)
 
 
 @given(counts, counts, counts, st.integers(1, 8))
 def test_splits_cover_the_depth(m, n, depth, times):
     tile, splits, each = split_tile(m, n, depth, times)
-    assert each % DEEP == 0
+    assert each % max(VEC.values()) == 0
     assert (splits - 1) * each < depth <= splits * each
     assert splits == 1 or each >= 64
     assert splits == 1 or tile.blocks(m, n) * times < PROCESSORS
 
 
-@given(counts, st.integers(1, 10**7), st.integers(1, 64), st.sampled_from([4, 8]))
-def test_no_large_tile_leaves_most_processors_idle(m, n, times, itemsize):
-    tile = wide_tile(m, n, times, itemsize)
+@given(
+    counts, st.integers(1, 10**7), st.integers(1, 64), st.sampled_from([4, 8]), st.sampled_from(["forward", "input"])
+)
+def test_no_large_tile_leaves_most_processors_idle(m, n, times, itemsize, kernel):
+    tile = wide_tile(m, n, times, itemsize, kernel)
     assert tile in WIDE_TILES
     assert tile.tm * tile.tn * itemsize <= 256
-    assert tile.blocks(m, n) * times >= min(PROCESSORS // 3, SMALL.blocks(m, n) * times)
+    assert tile.blocks(m, n) * times >= min(PROCESSORS // 4, TILES["SMALL"].blocks(m, n) * times)
 
 
 @pytest.mark.parametrize(
     ("m", "n", "tile"),
     [
-        (16, 28 * 28 * 100, FEW_ROWS),
-        (30, 24 * 24 * 100, SOME_ROWS),
-        (64, 32 * 32 * 512, WIDE),
-        (256, 8 * 8 * 64, WIDE),  # half as many large ones as there are processors
-        (512, 100_000, LARGE),
-        (10, 100, SMALL),
+        (16, 28 * 28 * 100, "FEW"),
+        (30, 24 * 24 * 512, "SOME"),
+        (64, 32 * 32 * 512, "WIDE"),
+        (256, 8 * 8 * 64, "WIDE"),  # half as many large ones as there are processors
+        (512, 100_000, "LARGE"),
+        (10, 100, "SMALL"),
     ],
 )
 def test_tiles_fit_their_products(m, n, tile):
-    assert wide_tile(m, n, 1, 4) == tile
+    assert wide_tile(m, n, 1, 4) == TILES[tile]
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "depth", "tile"),
+    [
+        (16, 144, 32 * 32 * 128, "NARROW"),  # ResNet20's weights, from its first stage to its last
+        (32, 289, 16 * 16 * 128, "SMALL"),
+        (32, 288, 16 * 16 * 128, "TINY"),
+        (64, 576, 8 * 8 * 128, "SQUARE"),
+        (30, 26, 24 * 24 * 100, "TINY"),
+    ],
+)
+def test_tiles_fit_the_weights_of_layers(m, n, depth, tile):
+    assert split_tile(m, n, depth, 1).tile == TILES[tile]
 
 
 @pytest.mark.parametrize(

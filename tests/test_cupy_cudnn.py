@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from portacnn.backends.cupy import conv as cupy_conv
 from portacnn.backends.cupy import cudnn as cupy_cudnn
+from portacnn.backends.cupy import geometry
 from portacnn.errors import ArgumentError, BackendError
 from portacnn.ops import dispatch
 from portacnn.ops.windows import Windows
@@ -234,7 +235,7 @@ def test_tensors_of_tf32_have_their_channels_side_by_side(monkeypatch: pytest.Mo
 )
 def test_padding_behind(size: int, kernel: int, stride: int, padding: tuple[int, int], behind: int):
     windows = Windows.of((size,), kernel, stride, (padding,))
-    plan = cupy_conv.plan_of(windows, 1, 1, 1, 1, False, 4)
+    plan = geometry.plan_of(windows, 1, 1, 1, 1, False, 4)
     assert plan is not None
     assert cupy_cudnn.pads(plan) == ([0, padding[0]], [0, behind])
 
@@ -328,8 +329,8 @@ def test_a_refused_plan_is_ours_with_one_warning(refused: str, kind: str, caplog
 # --- the switch -------------------------------------------------------------------------------------------------------
 
 
-def plan(n: int = 128, c: int = 64, o: int = 64, side: int = 32, kernel: int = 3) -> cupy_conv.Plan:
-    made = cupy_conv.plan_of(Windows.of((side, side), kernel, 1, kernel // 2), c, o, 1, n, False, 4)
+def plan(n: int = 128, c: int = 64, o: int = 64, side: int = 32, kernel: int = 3) -> geometry.Plan:
+    made = geometry.plan_of(Windows.of((side, side), kernel, 1, kernel // 2), c, o, 1, n, False, 4)
     assert made is not None
     return made
 

@@ -21,7 +21,7 @@ def report(**changes: Any) -> dict[str, Any]:
 
 
 def test_measured_yields_become_the_plan(tmp_path, monkeypatch, capsys):
-    own = tmp_path / "cupy_plan.py"
+    own = tmp_path / "plan.py"
     before = plan.PLAN.read_text()
     own.write_text(before)
     (tmp_path / "gpu_check.json").write_text(json.dumps(report()))
@@ -47,7 +47,7 @@ def test_measured_yields_become_the_plan(tmp_path, monkeypatch, capsys):
     [
         ({"section": "rates"}, "the report has no yields"),
         ({"red": ["forward with FEW: no memory"]}, "the section yields is red: forward with FEW"),
-        ({"figures": {"yields": {"forward": {"FEW": 1.0}}, "gpu": ""}}, "forward: the plan has FEW, SOME"),
+        ({"figures": {"yields": {"forward": {"FEW": 1.0}}, "gpu": ""}}, "forward: the plan has LARGE, WIDE"),
     ],
 )
 def test_figures_that_are_no_plan_are_refused(tmp_path, capsys, changes, said):

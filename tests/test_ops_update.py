@@ -150,7 +150,7 @@ def test_parameters_that_are_views(backend: Here, rule: Rule):
 @pytest.mark.parametrize("dtype", DTYPES)
 @rules
 def test_overrides_give_the_same_bits(backend: Here, rule: Rule, dtype: str):
-    """What numpy_kernels promises."""
+    """What NumPy's kernels promise."""
     if backend.backend.name != "numpy":
         pytest.skip("only NumPy's updates promise it")
     results = []

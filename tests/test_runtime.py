@@ -520,6 +520,6 @@ def test_importing_the_folder_itself_is_refused(monkeypatch):
 def test_precisions_are_those_of_the_device(stub_cupy):
     """Tensor cores take TF32 and bfloat16 from compute capability 8.0 on."""
     stub_cupy(2)
-    assert resolve("cuda:0").precisions == ("float32", "tf32", "bfloat16", "float16")
+    assert resolve("cuda:0").precisions == ("float32", "tf32", "bfloat16", "float16", "3xtf32")
     assert resolve("cuda:1").precisions == ("float32",)
     assert resolve("numpy").precisions == ("float32",)

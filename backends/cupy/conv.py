@@ -1,20 +1,22 @@
 """Convolution on CUDA through kernels of our own (cuda/conv.cu), for one and two axes: nothing is laid out in columns.
 
-Large ones may go to cuDNN instead, where it was asked for (cupy_cudnn.py).
+With few channels in a group, groups.py computes it, in float32 whatever ``use_precision`` says. Large ones may go to
+cuDNN instead, where it was asked for (cudnn.py).
 
 Notation as in ops/conv.py: N batch, C in-channels, O out-channels, G groups, K the kernel, S/OUT the spatial axes in/out.
 Declined, so that the portable op runs: three axes, other dtypes than float32 and float64, arrays of 2**31 numbers or more.
 """
 
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from portacnn.backends.cupy import cudnn as cupy_cudnn
-from portacnn.backends.cupy.memory import THREADS, or_null, reachable
+from portacnn.backends.cupy import groups as cupy_groups
+from portacnn.backends.cupy.geometry import BY_TAP, VALUE_BY_VALUE, WHOLE_STEPS, Plan, plan_of
+from portacnn.backends.cupy.memory import THREADS, or_null, reachable, vector
 from portacnn.backends.cupy.nvrtc import Launcher, Variant, kernel, rounding, supported, with_rounding
-from portacnn.backends.cupy.plan import SPLIT_TILES, WIDE_TILES, Split, Tile, split_tile, wide_tile
+from portacnn.backends.cupy.plan import SPLIT_TILES, VEC, WIDE_TILES, Tile
 from portacnn.backends.cupy.split import room_for_partials, sum_partials
 from portacnn.ops.layout import batch_first, batch_last
 from portacnn.ops.pool import max_pool, max_pool_backward
@@ -23,71 +25,38 @@ from portacnn.runtime import Array, Kernel, backend_of, dtype_name
 
 FILE = "conv.cu"
 PLAIN, AFTER_RELU, AFTER_POOL = 0, 1, 2  # how a gradient is the convolution's own: FROM of cuda/conv.cu
+
+
+def _vectors(tile: Tile) -> list[int]:
+    """What VEC of cuda/conv.cu may be: one value, or 16 bytes of the dtypes that the tile takes."""
+    return [1, *(vec for itemsize, vec in VEC.items() if tile.takes(itemsize))]
+
+
 VARIANTS: list[Variant] = with_rounding(
     [
-        *((FILE, {"FORWARD": 1, "POOL": pool, **tile.defines}) for tile in WIDE_TILES for pool in (0, 1)),
-        *((FILE, {"INPUT": 1, "FROM": by, **tile.defines}) for tile in WIDE_TILES for by in (0, 1, 2)),
-        *((FILE, {"WEIGHT": 1, "FROM": by, **tile.defines}) for tile in SPLIT_TILES for by in (0, 1, 2)),
+        *(
+            (FILE, {"FORWARD": 1, "POOL": pool, "BY_TAP": walk, "VEC": vec, **tile.defines})
+            for tile in WIDE_TILES
+            for pool in (0, 1)
+            for walk in (VALUE_BY_VALUE, BY_TAP, WHOLE_STEPS)[: 3 if tile.slices == 1 else 2]
+            for vec in _vectors(tile)
+        ),
+        *(
+            (FILE, {"INPUT": 1, "FROM": by, "STRIDED": strided, "BY_TAP": walk, "VEC": vec, **tile.defines})
+            for tile in WIDE_TILES
+            for strided in (0, 1)
+            for by in (PLAIN, AFTER_RELU, AFTER_POOL)
+            for walk in (BY_TAP, WHOLE_STEPS)[: 2 if tile.slices == 1 else 1]
+            for vec in _vectors(tile)
+        ),
+        *(
+            (FILE, {"WEIGHT": 1, "FROM": by, "VEC": vec, **tile.defines})
+            for tile in SPLIT_TILES
+            for by in (PLAIN, AFTER_RELU, AFTER_POOL)
+            for vec in _vectors(tile)
+        ),
     ]
 )
-_MOST = 2**31 - 1
-
-
-class Sizes(NamedTuple):
-    """One convolution's geometry, as the kernels take it: C and O of one group; with one axis, H and KH are 1."""
-
-    c: int
-    h: int
-    w: int
-    o: int
-    oh: int
-    ow: int
-    kh: int
-    kw: int
-    sh: int
-    sw: int
-    top: int
-    left: int
-    dh: int
-    dw: int
-    n: int
-
-
-class Plan(NamedTuple):
-    """What a convolution of one geometry and batch needs to be launched, worked out once."""
-
-    sizes: Sizes
-    groups: int
-    numbers: tuple[np.int32, ...]  # the sizes
-    taps: int
-    wide: Tile  # of the forward
-    back: Tile  # of the input's gradient
-    split: Split  # of the weight's
-
-    @property
-    def cells(self) -> int:
-        return self.sizes.oh * self.sizes.ow * self.sizes.n
-
-
-@lru_cache(maxsize=1024)
-def plan_of(windows: Windows, c: int, o: int, groups: int, n: int, pooled: bool, itemsize: int) -> Plan | None:
-    """``windows`` lead from C channels to O. None where indices would not fit into 32 bits or a grid has no room."""
-    one = (1,) * (2 - len(windows.size))
-    (h, w), (oh, ow), (kh, kw) = (one + axis for axis in (windows.size, windows.out, windows.kernel))
-    (sh, sw), (dh, dw) = one + windows.stride, one + windows.dilation
-    top, left = (0,) * len(one) + tuple(before for before, _ in windows.pads)
-    sizes = Sizes(c // groups, h, w, o // groups, oh, ow, kh, kw, sh, sw, top, left, dh, dw, n)
-    cells, taps, phases = oh * ow * n, kh * kw, sh * sw
-    # What a tile hangs over the end, and the padding, are counted as well.
-    largest = max(c * h * w * n, o * cells + 512 * o, o * c * taps, (h + kh * dh + top) * (w + kw * dw + left) * n)
-    split = split_tile(sizes.o, sizes.c * taps + 1, cells, groups)
-    if largest > _MOST // 2 or groups * max(phases, split.splits) > 65535 or max(c, o) > 65535:
-        return None
-    # Pooled or not, all outputs are computed: but where the last row or column has no window.
-    seen = (oh // 2) * (ow // 2) * 4 * n if pooled else cells
-    wide = wide_tile(sizes.o, seen, groups, itemsize)
-    back = wide_tile(sizes.c, -(-h // sh) * -(-w // sw) * n, groups * phases, itemsize, "input")
-    return Plan(sizes, groups, tuple(np.int32(size) for size in sizes), taps, wide, back, split)
 
 
 def _plan(x: Array, o: int, windows: Windows, groups: int, pooled: bool = False) -> Plan | None:
@@ -136,6 +105,7 @@ def _forward(
     plan = _plan(x, o, windows, groups, pairs)
     if plan is None:
         return NotImplemented
+    pairs = pairs and not plan.few
     backend = backend_of(x)
     xt, weight = backend.contiguous(batch_last(x)), backend.contiguous(weight)
     bias = None if bias is None else backend.contiguous(bias)
@@ -166,10 +136,14 @@ def _convolve(
 
     sizes, tile = plan.sizes, plan.wide
     y = cp.empty((plan.groups * sizes.o, *out, sizes.n), dtype=xt.dtype)
+    if plan.few:
+        cupy_groups.convolve(plan, xt, weight, bias, y, relu)
+        return y, None
     winner = cp.empty(y.shape, dtype=np.uint8) if pairs and keep else None
     columns = y.size // y.shape[0]
     grid = (-(-columns * (4 if pairs else 1) // tile.columns), -(-sizes.o // tile.rows), plan.groups)
-    run = _kernel("conv_forward", xt, tile, FORWARD=1, POOL=int(pairs))
+    vec = vector(sizes.n, xt, y)
+    run = _kernel("conv_forward", xt, tile, FORWARD=1, POOL=int(pairs), BY_TAP=plan.forward_walk, VEC=vec)
     run(grid, (THREADS,), (xt, weight, or_null(bias), y, or_null(winner), np.int32(relu), *plan.numbers))
     return y, winner
 
@@ -188,9 +162,15 @@ def _input_gradient(
 
     sizes, tile = plan.sizes, plan.back
     dx = cp.empty(shape, dtype=dyt.dtype)
+    if plan.few:
+        cupy_groups.input_gradient(plan, dyt, y, weight, bias, dx)
+        return dx
     cells = -(-sizes.h // sizes.sh) * -(-sizes.w // sizes.sw) * sizes.n
     grid = (-(-cells // tile.columns), -(-sizes.c // tile.rows), plan.groups * sizes.sh * sizes.sw)
-    run = _kernel("conv_input_gradient", dyt, tile, INPUT=1, FROM=_from(y, winner))
+    vec = vector(sizes.n, dyt, y, winner, dx)
+    strided = int(sizes.sh * sizes.sw > 1)
+    walk = {"STRIDED": strided, "BY_TAP": plan.input_walk, "VEC": vec}
+    run = _kernel("conv_input_gradient", dyt, tile, INPUT=1, FROM=_from(y, winner), **walk)
     given = np.int32(dyt.size // dyt.shape[0])
     run(grid, (THREADS,), (dyt, or_null(y), or_null(winner), weight, or_null(bias), dx, given, *plan.numbers))
     return dx
@@ -206,9 +186,13 @@ def _weight_gradient(
     rows, columns = plan.groups * sizes.o, sizes.c * plan.taps
     dweight = cp.empty(shape, dtype=xt.dtype)
     dbias = cp.empty((rows,), dtype=xt.dtype) if with_bias else None
+    if plan.few:
+        cupy_groups.weight_gradient(plan, xt, dyt, y, dweight, dbias)
+        return dweight, dbias
     partials = room_for_partials(splits, rows, columns + with_bias, xt.dtype)
     grid = (-(-(columns + with_bias) // tile.columns), -(-sizes.o // tile.rows), plan.groups * splits)
-    run = _kernel("conv_weight_gradient", xt, tile, WEIGHT=1, FROM=_from(y, winner))
+    vec = vector(sizes.n, xt, dyt, y, winner)
+    run = _kernel("conv_weight_gradient", xt, tile, WEIGHT=1, FROM=_from(y, winner), VEC=vec)
     cut = np.int32(splits), np.int32(each), np.int32(dyt.size // dyt.shape[0])
     arrays = xt, dyt, or_null(y), or_null(winner), dweight, or_null(dbias), or_null(partials)
     run(grid, (THREADS,), (*arrays, *cut, *plan.numbers))

@@ -2,7 +2,7 @@
 
 Nothing of this has run on a GPU yet: it is off unless ``PORTACNN_CUDNN`` asks for it.
 
-Notation as in cupy_conv.py: N batch, C in-channels and O out-channels of one group, G groups, H/W and OH/OW the axes in and out.
+Notation as in conv.py: N batch, C in-channels and O out-channels of one group, G groups, H/W and OH/OW the axes in and out.
 cuDNN knows the number of groups from the channels of image and filter. It wants the batch first, so what lies (C, H, W, N) with
 us is packed anew on the way in and on the way out; ``takes`` counts that in.
 """
@@ -12,16 +12,14 @@ import os
 from collections.abc import Sequence
 from functools import cache
 from threading import Lock
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from portacnn.backends.cupy.geometry import Plan
 from portacnn.errors import ArgumentError, BackendError
 from portacnn.ops import dispatch
 from portacnn.runtime import Array, dtype_name
-
-if TYPE_CHECKING:
-    from portacnn.backends.cupy.conv import Plan
 
 VARIABLE = "PORTACNN_CUDNN"
 _CHOICES = ("0", "1", "all")
@@ -97,7 +95,7 @@ def _library() -> Any:
     return cudnn
 
 
-def takes(plan: "Plan") -> bool:
+def takes(plan: Plan) -> bool:
     """Whether a convolution of this geometry goes to cuDNN, as far as its size tells; raises as ``choice`` does."""
     word = choice()
     if word == "0" or _precision() not in _ORDERS:
@@ -116,7 +114,7 @@ def _precision() -> str:
 # --- graphs -----------------------------------------------------------------------------------------------------------
 
 
-def pads(plan: "Plan") -> tuple[list[int], list[int]]:
+def pads(plan: Plan) -> tuple[list[int], list[int]]:
     """Before and behind, for H and W. Alike on both sides where that gives the same result: more engines take that."""
     g = plan.sizes
     before, behind = [g.top, g.left], []
@@ -131,7 +129,7 @@ def pads(plan: "Plan") -> tuple[list[int], list[int]]:
     return before, behind
 
 
-def _shapes(plan: "Plan") -> dict[str, tuple[int, ...]]:
+def _shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
     """By cuDNN's names: image (N, C, H, W) of all groups, weight or filter, and loss, which is the result or its gradient."""
     g = plan.sizes
     o = g.o * plan.groups
@@ -155,7 +153,7 @@ def _handle(device: int) -> Any:
     return _library().create_handle()
 
 
-def _build(kind: str, plan: "Plan", dtype: str, precision: str, device: int) -> Any:
+def _build(kind: str, plan: Plan, dtype: str, precision: str, device: int) -> Any:
     cudnn = _library()
     order, data_type = _ORDERS[precision], getattr(cudnn.data_type, _TYPES[dtype])
     shapes = _shapes(plan)
@@ -196,7 +194,7 @@ def _build(kind: str, plan: "Plan", dtype: str, precision: str, device: int) -> 
     return graph
 
 
-def _graph(kind: str, plan: "Plan", dtype: str) -> Any:
+def _graph(kind: str, plan: Plan, dtype: str) -> Any:
     """Built at first use; None where cuDNN has nothing for it, and while a stream is being captured, when nothing may be built."""
     import cupy as cp
 
@@ -259,7 +257,7 @@ def _batch_last(array: Array) -> Array:
 # --- convolution ------------------------------------------------------------------------------------------------------
 
 
-def forward(plan: "Plan", xt: Array, weight: Array, bias: Array | None, relu: bool) -> Array | None:
+def forward(plan: Plan, xt: Array, weight: Array, bias: Array | None, relu: bool) -> Array | None:
     """xt (C, *S, N), weight (O, C/G, *K) -> y (O, OH, OW, N), packed. None where cuDNN can't."""
     import cupy as cp
 
@@ -277,7 +275,7 @@ def forward(plan: "Plan", xt: Array, weight: Array, bias: Array | None, relu: bo
 
 
 def gradients(
-    plan: "Plan", xt: Array, dyt: Array, y: Array | None, weight: Array, with_bias: bool, need_dx: bool
+    plan: Plan, xt: Array, dyt: Array, y: Array | None, weight: Array, with_bias: bool, need_dx: bool
 ) -> tuple[Array | None, Array, Array | None] | None:
     """xt (C, *S, N), dyt (O, *OUT, N) and, after ReLU, y like it -> dx as xt, dweight, dbias (O,). None where cuDNN can't."""
     import cupy as cp

@@ -11,12 +11,23 @@ from portacnn.ops.windows import Windows
 from portacnn.runtime import Array, backend_of, dtype_name
 
 THREADS = 256
+_VECTOR = 16  # bytes
 FULL = 8 * PROCESSORS  # blocks of 256 threads: as many as run at once
 MOST = 2**30  # numbers of an array: indices, and what is added to them on the way, then fit into an int
 
 
 def or_null(array: Array | None) -> Any:
     return NULL if array is None else array
+
+
+def address(array: Array) -> int:
+    return array.data.ptr
+
+
+def vector(n: int, *arrays: Array | None) -> int:
+    """How many numbers of these arrays a thread may read at once where their last axis of n lies together: 16 bytes, or 1."""
+    count = _VECTOR // arrays[0].itemsize
+    return count if n % count == 0 and all(array is None or address(array) % _VECTOR == 0 for array in arrays) else 1
 
 
 def at_or_value(number: Any, dtype: str) -> tuple[Any, Any]:

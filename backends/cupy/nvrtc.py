@@ -81,13 +81,16 @@ def rounding(dtype: str) -> dict[str, str | int]:
 
 
 def with_rounding(variants: list[Variant]) -> list[Variant]:
-    """These, and each again for all that factors can be rounded to."""
-    return [(file, {**own, **more}) for more in ({}, *_ROUNDINGS) for file, own in variants]
+    """These, and each that takes float32 again for all that factors can be rounded to."""
+    rounded = [(file, {**own, **more}) for more in _ROUNDINGS for file, own in variants if "float32" in dtypes(own)]
+    return [*variants, *rounded]
 
 
 def dtypes(defines: dict[str, str | int]) -> tuple[str, ...]:
-    """Which ones a source takes with these defines."""
-    return ("float32",) if "PRECISION" in defines else tuple(_REAL)
+    """Which ones a source takes with these defines. Of doubles, registers hold half as many."""
+    if "PRECISION" in defines or defines.get("VEC") == 4 or int(defines.get("TM", 0)) * int(defines.get("TN", 0)) > 32:
+        return ("float32",)
+    return ("float64",) if defines.get("VEC") == 2 else tuple(_REAL)
 
 
 def supported(dtype: Any) -> bool:

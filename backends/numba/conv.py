@@ -2,7 +2,7 @@
 
 With the batch last in memory, the inputs that one tap of the kernel reads for a row of outputs are a run of contiguous
 numbers. So a row of outputs is a sum of runs, each times one weight, and stays in registers while all taps of all channels are
-added (``jit_tiles.outer_tile``). Likewise, the gradient of a weight is the product of two runs, summed (``inner_tile``).
+added (``tiles.outer_tile``). Likewise, the gradient of a weight is the product of two runs, summed (``inner_tile``).
 
 To have only such runs, the input goes through a *panel*: a few of its rows for some of the batch's samples, with zeros where the
 padding is and, at a stride, the columns that one tap reads side by side. A panel stays in the second-level cache while every

@@ -2,7 +2,7 @@
 
 A channel of most networks stays in the second-level cache from one of its passes to the next. The loops are written so that
 they become vector instructions: over the whole of an array cut out before, with what is chosen between loaded first. Sums are
-made of runs, which are added up in float64. What is computed, and the names: see ``numpy_norm``.
+made of runs, which are added up in float64. What is computed, and the names: see ``numpy/norm.py``.
 """
 
 from functools import partial

@@ -7,12 +7,11 @@ gradients arrays of their own, and ``recomputing`` repeats a forward pass.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from portacnn.runtime import Array
 
-if TYPE_CHECKING:
-    from portacnn.layers.base import Layer
+Layer = Any  # base.Layer, whose module imports this one
 
 # --- where training is ----------------------------------------------------------------------------------------------
 
@@ -26,10 +25,10 @@ class Moment:
         counts: by layer, how often it has drawn at this step; without a step, the count that it draws with next.
     """
 
-    def __init__(self, step: Any, first: Any, counts: Mapping["Layer", int] | None = None) -> None:
+    def __init__(self, step: Any, first: Any, counts: Mapping[Layer, int] | None = None) -> None:
         self.step, self.first, self.counts = step, first, dict(counts or {})
 
-    def draw(self, layer: "Layer") -> tuple[Any, Any, str]:
+    def draw(self, layer: Layer) -> tuple[Any, Any, str]:
         """(step, first, path) for the layer's next draw. A layer in several places draws differently in each."""
         count = self.counts.get(layer, 0)
         self.counts[layer] = count + 1
@@ -100,7 +99,7 @@ class Gradients:
         own: by (layer, name), arrays that stand for the network's; None where its own take the gradients.
     """
 
-    def __init__(self, own: dict[tuple["Layer", str], Array] | None = None) -> None:
+    def __init__(self, own: dict[tuple[Layer, str], Array] | None = None) -> None:
         self.written: set[tuple[Layer, str]] = set()
         self.own = own
 
@@ -133,7 +132,7 @@ def one_backward_pass() -> Iterator[None]:
 
 
 @contextmanager
-def gradients_of(network: "Layer") -> Iterator[dict[str, Array]]:
+def gradients_of(network: Layer) -> Iterator[dict[str, Array]]:
     """Within it, the backward passes of this thread give a network's gradients arrays of their own, and add up.
 
     The network's own gradients stay as they are, so several threads may go backward through one network at once:

@@ -23,7 +23,7 @@ from portacnn.runtime import Array, Backend, Kernel, backend_of, describe, is_fl
 
 VARIABLE = "PORTACNN_KERNELS"
 _CHOICES = ("auto", "numba", "native", "reference")
-PRECISIONS = ("float32", "tf32", "bfloat16", "float16")
+PRECISIONS = ("float32", "tf32", "bfloat16", "float16", "3xtf32")
 
 
 def _checked(choice: str, source: str) -> str:
@@ -80,6 +80,8 @@ def use_precision(word: str) -> Iterator[None]:
     Args:
         word: what their factors are rounded to before they are multiplied: "float32" leaves them as they are, and is what
             holds everywhere else; "tf32" leaves 10 bits behind the point, "bfloat16" 7, "float16" 10 (and numbers up to 65504).
+            "3xtf32" makes two numbers of "tf32" out of each and three products out of one: each is off by at most 3 * 2**-22
+            of itself, about as much as sums of "float32" are, on the same units as "tf32". Infinity becomes NaN in it.
             Products are added up in float32 always, and weights and activations stay float32. A bias's gradient, taken as a
             product with ones, may be rounded alike.
 

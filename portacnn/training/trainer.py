@@ -148,7 +148,7 @@ class Trainer:
         early_stopping: EarlyStopping | int | None = None,
         evaluate_sample_num_per_epoch: int | None = None,
         seed: int | None = 0,
-        precision: Literal["float32", "tf32", "bfloat16", "float16"] = "float32",
+        precision: Literal["float32", "tf32", "bfloat16", "float16", "3xtf32"] = "float32",
         compile_step: bool = False,
         checkpoint_dir: str | os.PathLike[str] | None = None,
         checkpoint_every: int | None = None,
@@ -232,7 +232,7 @@ class Trainer:
         checkpoint_dir: str | os.PathLike[str] | None = None,
         checkpoint_every: int | None = None,
         keep: int | None = None,
-        precision: Literal["float32", "tf32", "bfloat16", "float16"] | None = None,
+        precision: Literal["float32", "tf32", "bfloat16", "float16", "3xtf32"] | None = None,
         compile_step: bool | None = None,
         verbose: bool | None = None,
     ) -> Self:

@@ -25,7 +25,7 @@ add_root()
 import bench_worker  # noqa: E402
 
 from portacnn import ops  # noqa: E402
-from portacnn.backends.cupy import conv as cupy_conv  # noqa: E402
+from portacnn.backends.cupy import geometry  # noqa: E402
 from portacnn.backends.cupy import plan as cupy_plan  # noqa: E402
 from portacnn.ops import use_kernels  # noqa: E402
 from portacnn.ops.layout import batch_first, batch_last  # noqa: E402
@@ -443,12 +443,12 @@ def yields(section: Section) -> None:
 @contextmanager
 def _only(kernel: str, name: str) -> Iterator[None]:
     """Within, the plan knows one tile for this kernel."""
-    cupy_conv.plan_of.cache_clear()
+    geometry.plan_of.cache_clear()
     try:
         with replaced(cupy_plan, "YIELDS", {**cupy_plan.YIELDS, kernel: {name: 1.0}}):
             yield
     finally:
-        cupy_conv.plan_of.cache_clear()
+        geometry.plan_of.cache_clear()
 
 
 def _product(gpu: Gpu, kernel: str, quick: bool) -> tuple[Callable[[], Callable[[], Any]], float]:

@@ -7,63 +7,78 @@
 // Grid: tiles of columns, tiles of rows, splits. All indices fit into int: the host sees to that.
 #include "tile.cuh"
 
-extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT) gemm(
+// How a block's threads read LINES of a factor, BK deep: each has one place along what lies together, and every `apart`-th along
+// the other axis. Lines over the end of the matrix are the last one again; what they give is dropped.
+template <int COUNT, bool DEEP>
+struct Reader {
+  static constexpr int together = DEEP ? BK : COUNT, apart = THREADS / together;
+  static constexpr int loads = ((DEEP ? COUNT : BK) + apart - 1) / apart;
+  const REAL *from, *mask;
+  int ahead, stride, line, left;  // left: of the depth, from this thread's first number on
+  int over[DEEP ? loads : 1];     // where the lines of each load begin
+
+  __device__ __forceinline__ Reader(
+      const REAL* from, const REAL* mask, int first, int last, int line0, int lines, int step) : from(from), mask(mask) {
+    line = line0 + (DEEP ? threadIdx.x / BK : threadIdx.x % COUNT);
+    const int k = DEEP ? threadIdx.x % BK : threadIdx.x / COUNT, at = first + k;
+    left = last - at;
+    ahead = DEEP ? BK : BK * step;
+    stride = apart * step;
+    const int start = DEEP ? at : at * step + min(line, lines - 1);
+    this->from += start, this->mask += mask ? start : 0;
+    if (DEEP)
+#pragma unroll
+      for (int i = 0; i < loads; i++) over[DEEP ? i : 0] = min(line + i * apart, lines - 1) * step;
+  }
+
+  template <bool MASKED>
+  __device__ __forceinline__ void load(REAL (&values)[loads]) {
+#pragma unroll
+    for (int i = 0; i < loads; i++) {
+      const bool within = DEEP ? left > 0 : i * apart < left;
+      const int more = DEEP ? over[DEEP ? i : 0] : i * stride;
+      values[i] = within && (!MASKED || mask[more] > 0) ? from[more] : REAL(0);
+    }
+    from += ahead, left -= BK;
+    if (MASKED) mask += ahead;
+  }
+
+  template <int LINE>
+  __device__ __forceinline__ void store(REAL (&tile)[BK][LINE], const REAL (&values)[loads]) const {
+    const int own = threadIdx.x % together, other = threadIdx.x / together;
+#pragma unroll
+    for (int i = 0; i < loads; i++)
+      if (other + i * apart < (DEEP ? COUNT : BK)) tile[DEEP ? own : other + i * apart][DEEP ? other + i * apart : own] = values[i];
+  }
+};
+
+#define BLOCKS (SLICES > 2 && RESIDENT > 1 ? RESIDENT - 1 : RESIDENT)  // registers would spill
+
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) gemm(
     const REAL* __restrict__ a_, const REAL* __restrict__ a_mask, const REAL* __restrict__ b_,
     const REAL* __restrict__ b_mask, const REAL* __restrict__ bias, REAL* __restrict__ z, REAL* __restrict__ ones,
     REAL* __restrict__ partials, int relu, int M, int N, int K, int a_step, int b_step, int each) {
-  __shared__ Left left;
-  __shared__ Right right;
-  constexpr int a_loads = (BM * BK + THREADS - 1) / THREADS, b_loads = (BN * BK + THREADS - 1) / THREADS;
-  const int tid = threadIdx.x, row0 = blockIdx.y * BM, column0 = blockIdx.x * BN;
+  __shared__ Shared shared;
+  const int row0 = blockIdx.y * BM, column0 = blockIdx.x * BN;
   const int split = blockIdx.z, first = split * each, last = min(first + each, K), columns = N + (ones ? 1 : 0);
+  typedef Reader<BM, A_DEEP> A;
+  typedef Reader<BN, B_DEEP> B;
+  A a_reader(a_, a_mask, first, last, row0, M, a_step);
+  B b_reader(b_, b_mask, first, last, column0, N, b_step);
 
-  REAL a[a_loads], b[b_loads], sum[ROWS][COLUMNS];
+  REAL a[A::loads], b[B::loads], sum[ROWS][COLUMNS];
   product(
-      first, last, left, right, sum,
-      [&](int k) {
+      first, last, shared, sum,
+      [&](int) {
+        a_reader.template load<A_MASK>(a);
+        b_reader.template load<B_MASK>(b);
 #pragma unroll
-        for (int i = 0; i < a_loads; i++) {
-          const int index = tid + i * THREADS;
-#if A_DEEP
-          const int row = row0 + index / BK, kk = k + index % BK, from = row * a_step + kk;
-#else
-          const int row = row0 + index % BM, kk = k + index / BM, from = kk * a_step + row;
-#endif
-          const bool inside = index < BM * BK && row < M && kk < last;
-#if A_MASK
-          a[i] = inside && a_mask[from] > 0 ? a_[from] : REAL(0);
-#else
-          a[i] = inside ? a_[from] : REAL(0);
-#endif
-        }
-#pragma unroll
-        for (int i = 0; i < b_loads; i++) {
-          const int index = tid + i * THREADS;
-#if B_DEEP
-          const int column = column0 + index / BK, kk = k + index % BK, from = column * b_step + kk;
-#else
-          const int column = column0 + index % BN, kk = k + index / BN, from = kk * b_step + column;
-#endif
-          const bool inside = index < BN * BK && column < N && kk < last;
-#if B_MASK
-          b[i] = inside && b_mask[from] > 0 ? b_[from] : REAL(0);
-#else
-          b[i] = inside ? b_[from] : REAL(0);
-#endif
-          if (column == N && kk < last) b[i] = 1;
-        }
+        for (int i = 0; i < B::loads; i++)
+          if (b_reader.line + (B_DEEP ? i * B::apart : 0) == N) b[i] = 1;
       },
       [&](int half) {
-#pragma unroll
-        for (int i = 0; i < a_loads; i++) {
-          const int index = tid + i * THREADS;
-          if (index < BM * BK) left.at[half][A_DEEP ? index % BK : index / BM][A_DEEP ? index / BK : index % BM] = a[i];
-        }
-#pragma unroll
-        for (int i = 0; i < b_loads; i++) {
-          const int index = tid + i * THREADS;
-          if (index < BN * BK) right.at[half][B_DEEP ? index % BK : index / BN][B_DEEP ? index / BK : index % BN] = b[i];
-        }
+        a_reader.store(shared.left.at[half], a);
+        b_reader.store(shared.right.at[half], b);
       });
 
 #pragma unroll

@@ -1,24 +1,31 @@
 // A block's share of a matrix product: BM rows by BN columns in registers, fed through shared memory BK deep at a time.
 //
-// TX threads stand side by side, THREADS / TX above each other; each has TM rows that follow each other and TN columns that lie
-// TX apart. Both factors lie depth first in shared memory, twice: while one half is read, the other is filled. With TX of 32
-// or more a warp reads the same rows, which costs it one access, and columns that fill one.
+// THREADS / SLICES threads share the tile: TX of them across, each with TM rows by TN columns. With SLICES above 1 each slice of
+// threads has the whole tile, and every SLICES-th step of depth; their sums are added up at the end. So small tiles have thread
+// tiles as large as the others, and few reads from shared memory. Both factors lie depth first in shared memory, twice: while one
+// half is read, the other is filled. A warp is 4 threads high and 8 wide, so that it reads few rows and few columns, and a thread
+// reads 16 bytes at a time.
 //
 // With PRECISION (see mma.cuh) tensor cores multiply the same tile, and a thread has the numbers of the fragments it holds. Either
-// way they are ROWS by COLUMNS, own_row(i) and own_column(j) say which, and a thread's columns lie APART.
+// way they are ROWS by COLUMNS; own_row(i) and own_column(j) say which.
+//
+// Defines: REAL; TM, TN, TX, SLICES; POOL, 1 if four of a thread's columns are to be the taps of a 2x2 window.
+#pragma once
 #define THREADS 256
+#define BM (THREADS / SLICES / TX * TM)
+#define BN (TX * TN)
+#define PAD 4  // between rows of shared memory: the threads of a warp that store one row each get banks of their own
+
 #if PRECISION
 #include "mma.cuh"
-#define BK MMA_DEPTH
+constexpr int STEP = 16, BK = STEP;
 #define RESIDENT 1  // blocks on a multiprocessor at least: not said, the compiler spares registers until some spill
 #else
-#define BK 8
+// What lies in one STEP of depth, the loads may treat alike: the channels of one tap.
+constexpr int STEP = sizeof(REAL) == 4 ? 16 : 8, BK = STEP * SLICES;
 // Blocks on a multiprocessor at least: of its 65,536 registers a block's 256 threads then have 80 or 128 each, or all they can.
 #define RESIDENT (TM * TN * sizeof(REAL) <= 64 ? 3 : TM * TN * sizeof(REAL) <= (sizeof(REAL) == 4 ? 256 : 128) ? 2 : 1)
 #endif
-#define PAD 4  // between rows of shared memory: the threads of a warp that store one row each get banks of their own
-#define BM (THREADS / TX * TM)
-#define BN (TX * TN)
 
 struct __align__(16) Left { REAL at[2][BK][BM + PAD]; };
 struct __align__(16) Right { REAL at[2][BK][BN + PAD]; };
@@ -29,7 +36,7 @@ struct __align__(16) Right { REAL at[2][BK][BN + PAD]; };
 #define ACROSS (THREADS / 32 / DOWN)
 #define ROWS (BM / DOWN / 8)
 #define COLUMNS (BN / ACROSS / 4)
-#define APART 4
+#define TOGETHER 1  // columns of a thread that follow each other
 static_assert(sizeof(REAL) == 4 && BM % (16 * DOWN) == 0 && BN % (8 * ACROSS) == 0, "tensor cores have no such tile");
 
 __device__ __forceinline__ int own_row(int i) {
@@ -45,93 +52,140 @@ __device__ __forceinline__ int own_column(int j) { return first_column() + 4 * j
 // Free as well, as long as both factors do it alike, is the order of depth: a thread takes 2 t and 2 t + 1 of each eight. With
 // PAD 4 the threads of a warp then read from banks of their own.
 template <int LINE>
-__device__ __forceinline__ unsigned factor(const REAL (&tile)[BK][LINE], int part, int at) {
-  const int k = threadIdx.x % 4 * 2 + (BK == 8 ? part : 8 * part);
-  return MMA_FACTOR(tile[k][at], tile[k + 1][at]);
+__device__ __forceinline__ Factor factor(const REAL (&tile)[BK][LINE], int deep, int part, int at) {
+  const int k = deep + threadIdx.x % 4 * 2 + (MMA_DEPTH == 8 ? part : 8 * part);
+  return factor_of(tile[k][at], tile[k + 1][at]);
 }
 
 __device__ __forceinline__ void multiply(const Left& left, const Right& right, int half, REAL (&sum)[ROWS][COLUMNS]) {
   const int g = threadIdx.x % 32 / 4, column = first_column() + g % 2 * 4 + g / 2;
-  unsigned a[ROWS / 2][4], b[COLUMNS / 2][2];
 #pragma unroll
-  for (int i = 0; i < ROWS / 2; i++)
+  for (int deep = 0; deep < BK; deep += MMA_DEPTH) {
+    Factor a[ROWS / 2][4];
 #pragma unroll
-    for (int r = 0; r < 4; r++) a[i][r] = factor(left.at[half], r / 2, own_row(2 * i + r % 2));
+    for (int i = 0; i < ROWS / 2; i++)
 #pragma unroll
-  for (int j = 0; j < COLUMNS / 2; j++)
+      for (int r = 0; r < 4; r++) a[i][r] = factor(left.at[half], deep, r / 2, own_row(2 * i + r % 2));
 #pragma unroll
-    for (int r = 0; r < 2; r++) b[j][r] = factor(right.at[half], r, column + 8 * j);
+    for (int j = 0; j < COLUMNS; j += 2) {
+      Factor b[2];
 #pragma unroll
-  for (int i = 0; i < ROWS; i += 2)
+      for (int r = 0; r < 2; r++) b[r] = factor(right.at[half], deep, r, column + 4 * j);
 #pragma unroll
-    for (int j = 0; j < COLUMNS; j += 2)
-      MMA_PRODUCT(sum[i][j], sum[i][j + 1], sum[i + 1][j], sum[i + 1][j + 1], a[i / 2], b[j / 2]);
+      for (int i = 0; i < ROWS; i += 2)
+        mma(sum[i][j], sum[i][j + 1], sum[i + 1][j], sum[i + 1][j + 1], a[i / 2], b);
+    }
+  }
 }
-#else
-#define ROWS TM
-#define COLUMNS TN
-#define APART TX
-__device__ __forceinline__ int own_row(int i) { return threadIdx.x / TX * TM + i; }
-__device__ __forceinline__ int own_column(int j) { return threadIdx.x % TX + TX * j; }
 
-// As many rows as are read in one go: 16 bytes at most.
-constexpr int TOGETHER = TM < 16 / (int)sizeof(REAL) ? TM : 16 / (int)sizeof(REAL);
-struct __align__(TOGETHER * sizeof(REAL)) Rows { REAL value[TOGETHER]; };
+struct Shared { Left left; Right right; };
+#define IN_SLICE 0
+#else
+#define ROWS (TM / SLICES)
+#define COLUMNS TN
+constexpr int A_TOGETHER = TM < 16 / (int)sizeof(REAL) ? TM : 16 / (int)sizeof(REAL);  // rows that are read at once: 16 bytes
+#if POOL
+#define TOGETHER 1
+#else
+constexpr int TOGETHER = TN < 16 / (int)sizeof(REAL) ? TN : 16 / (int)sizeof(REAL);  // columns that are, and follow each other
+#endif
+static_assert(TX % 8 == 0 && THREADS / SLICES / TX % 4 == 0 && TM % SLICES == 0, "no such tile");
+
+// In a warp, lanes l and l ^ 1 stand below each other, and have the same columns; l and l ^ 2 side by side, and have the same rows.
+// Reads of 16 bytes are then served for half a warp at once.
+#define IN_SLICE (THREADS / SLICES)
+__device__ __forceinline__ int thread() { return threadIdx.x % IN_SLICE; }
+__device__ __forceinline__ int own_x() { return thread() / 32 % (TX / 8) * 8 + thread() % 16 / 2; }
+__device__ __forceinline__ int own_y() { return thread() / 32 / (TX / 8) * 4 + thread() % 32 / 16 * 2 + thread() % 2; }
+
+__device__ __forceinline__ int own_row(int i) { return own_y() * TM + threadIdx.x / IN_SLICE * ROWS + i; }
+__device__ __forceinline__ int own_column(int j) {
+#if POOL
+  return j / 4 * (4 * TX) + own_x() / 4 * 16 + own_x() % 4 + 4 * (j % 4);
+#else
+  return j / TOGETHER * (TOGETHER * TX) + own_x() * TOGETHER + j % TOGETHER;
+#endif
+}
+
+template <int COUNT>
+struct __align__(COUNT * sizeof(REAL)) Neighbours { REAL value[COUNT]; };
 
 __device__ __forceinline__ void multiply(const Left& left, const Right& right, int half, REAL (&sum)[TM][TN]) {
-  const int tx = threadIdx.x % TX, ty = threadIdx.x / TX;
+  const int slice = threadIdx.x / IN_SLICE;
 #pragma unroll
-  for (int k = 0; k < BK; k++) {
+  for (int step = 0; step < BK; step += SLICES) {
+    const int k = step + slice;
     REAL a[TM], b[TN];
 #pragma unroll
-    for (int i = 0; i < TM; i += TOGETHER) {
-      const Rows rows = *reinterpret_cast<const Rows*>(&left.at[half][k][ty * TM + i]);
+    for (int i = 0; i < TM; i += A_TOGETHER) {
+      const auto rows = *reinterpret_cast<const Neighbours<A_TOGETHER>*>(&left.at[half][k][own_y() * TM + i]);
 #pragma unroll
-      for (int t = 0; t < TOGETHER; t++) a[i + t] = rows.value[t];
+      for (int t = 0; t < A_TOGETHER; t++) a[i + t] = rows.value[t];
     }
 #pragma unroll
-    for (int j = 0; j < TN; j++) b[j] = right.at[half][k][tx + TX * j];
+    for (int j = 0; j < TN; j += TOGETHER) {
+      const auto columns = *reinterpret_cast<const Neighbours<TOGETHER>*>(&right.at[half][k][own_column(j)]);
+#pragma unroll
+      for (int t = 0; t < TOGETHER; t++) b[j + t] = columns.value[t];
+    }
 #pragma unroll
     for (int i = 0; i < TM; i++)
 #pragma unroll
       for (int j = 0; j < TN; j++) sum[i][j] += a[i] * b[j];
   }
 }
+
+#if SLICES > 1
+// Added up in the order of the slices; each slice has the sums of its own rows of every thread's.
+union Shared {
+  struct { Left left; Right right; };
+  REAL sums[SLICES][TM][TN][IN_SLICE];
+};
+
+__device__ __forceinline__ void gather(Shared& shared, const REAL (&own)[TM][TN], REAL (&sum)[ROWS][COLUMNS]) {
+  const int slice = threadIdx.x / IN_SLICE;
+#pragma unroll
+  for (int i = 0; i < TM; i++)
+#pragma unroll
+    for (int j = 0; j < TN; j++) shared.sums[slice][i][j][thread()] = own[i][j];
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < ROWS; i++)
+#pragma unroll
+    for (int j = 0; j < TN; j++) {
+      sum[i][j] = 0;
+#pragma unroll
+      for (int s = 0; s < SLICES; s++) sum[i][j] += shared.sums[s][slice * ROWS + i][j][thread()];
+    }
+}
+#else
+struct Shared { Left left; Right right; };
+#endif
 #endif
 
 // The product itself. load(k): take what lies from depth k on into registers; store(half): put it into shared memory.
 template <typename Load, typename Store>
 __device__ __forceinline__ void product(
-    int first, int last, const Left& left, const Right& right, REAL (&sum)[ROWS][COLUMNS], Load load, Store store) {
-#pragma unroll
-  for (int i = 0; i < ROWS; i++)
-#pragma unroll
-    for (int j = 0; j < COLUMNS; j++) sum[i][j] = 0;
-  load(first);
-  store(0);
+    int first, int last, Shared& shared, REAL (&sum)[ROWS][COLUMNS], Load load, Store store) {
+#if !PRECISION && SLICES > 1
+  REAL own[TM][TN];
+#else
+  auto& own = sum;
+#endif
+  for (auto& row : own)
+    for (auto& value : row) value = 0;
+  if (first < last) load(first), store(0);
   __syncthreads();
   int half = 0;
+#pragma unroll 1
   for (int k = first; k < last; k += BK, half ^= 1) {
     const bool more = k + BK < last;
     if (more) load(k + BK);
-    multiply(left, right, half, sum);
+    multiply(shared.left, shared.right, half, own);
     if (more) store(half ^ 1);  // nobody has read that half since the last barrier
     __syncthreads();
   }
+#if !PRECISION && SLICES > 1
+  gather(shared, own, sum);
+#endif
 }
-
-// A number k = (c * ys + y) * xs + x in its parts, and on in equal steps: divisions only at the start.
-struct Walk {
-  int c, y, x, ys, xs, step_c, step_y, step_x;
-  __device__ __forceinline__ Walk(int k, int step, int ys, int xs) : ys(ys), xs(xs) {
-    c = k / (ys * xs), y = k / xs % ys, x = k % xs;
-    step_c = step / (ys * xs), step_y = step / xs % ys, step_x = step % xs;
-  }
-  __device__ __forceinline__ void next() {
-    x += step_x;
-    if (x >= xs) x -= xs, y++;
-    y += step_y;
-    if (y >= ys) y -= ys, c++;
-    c += step_c;
-  }
-};
