@@ -71,7 +71,7 @@ WIDE_TILES = tuple(TILES[name] for name in ("FEW", "SOME", "SMALL", "SQUARE", "W
 SPLIT_TILES = tuple(TILES[name] for name in ("TINY", "NARROW", "SMALL", "SQUARE"))
 
 YIELDS: dict[str, dict[str, float]] = {
-    "forward": {"LARGE": 1.0, "WIDE": 0.93, "SQUARE": 0.82, "SOME": 0.82, "FEW": 0.82, "SMALL": 0.74},
+    "forward": {"LARGE": 1.0, "WIDE": 0.94, "SQUARE": 0.83, "SOME": 0.83, "FEW": 0.83, "SMALL": 0.73},
     "input": {"LARGE": 1.0, "WIDE": 0.93, "SQUARE": 0.82, "SOME": 0.82, "FEW": 0.82, "SMALL": 0.69},
     "weight": {"SQUARE": 1.0, "SMALL": 0.93, "TINY": 0.93, "NARROW": 0.85},
 }
