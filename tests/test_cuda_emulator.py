@@ -168,15 +168,15 @@ CORES = (
     + """
 extern "C" __global__ void round_factors(const float* x, unsigned* y) {
   int i = threadIdx.x;
-  y[i] = MMA_FACTOR(x[2 * i], x[2 * i + 1]);
+  y[i] = factor_of(x[2 * i], x[2 * i + 1]);
 }
 extern "C" __global__ void multiply(const unsigned* a, const unsigned* b, float* c) {
   int i = threadIdx.x;
   unsigned own[4], other[2];
   for (int r = 0; r < 4; r++) own[r] = a[4 * i + r];
   for (int r = 0; r < 2; r++) other[r] = b[2 * i + r];
-  MMA_PRODUCT(c[4 * i], c[4 * i + 1], c[4 * i + 2], c[4 * i + 3], own, other);
-  MMA_PRODUCT(c[4 * i], c[4 * i + 1], c[4 * i + 2], c[4 * i + 3], own, other);
+  mma(c[4 * i], c[4 * i + 1], c[4 * i + 2], c[4 * i + 3], own, other);
+  mma(c[4 * i], c[4 * i + 1], c[4 * i + 2], c[4 * i + 3], own, other);
 }
 """
 )
