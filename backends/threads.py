@@ -89,10 +89,18 @@ class _Task:
             self.done = True
             self._finished.release()
 
+    def forget(self) -> None:
+        """Let go of the arrays, when nobody will run it any more: a thread or the queue may keep the task itself for long."""
+        self._work = _nothing
+
     def wait(self) -> None:
         """Until a thread of the pool has run it. If it is interrupted, it can be called again."""
         while not self.done:
             self._finished.acquire()
+
+
+def _nothing(_: slice) -> None:
+    """The work of a task that is over."""
 
 
 _CALLER, _POOL = "caller", "pool"
@@ -165,6 +173,8 @@ def in_pieces(work: Callable[[slice], Any], rows: int, elements: int) -> None:
     finally:
         _settle(tasks)
         _here.tasks = []
+        for task in tasks:
+            task.forget()
     errors = [task.error for task in tasks if task.error is not None]
     if errors:
         try:
