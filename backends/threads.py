@@ -87,12 +87,11 @@ class _Task:
         except BaseException as error:
             self.error = error
         finally:
-            self.drop()
             self.done = True
             self._finished.release()
 
-    def drop(self) -> None:
-        """Let go of the arrays that the work refers to: the caller is about to use their memory again."""
+    def forget(self) -> None:
+        """Let go of the arrays, when nobody will run it any more: a thread or the queue may keep the task itself for long."""
         self._work = self._context = None
 
     def wait(self) -> None:
@@ -165,13 +164,14 @@ def in_pieces(work: Callable[[slice], Any], rows: int, elements: int) -> None:
             work(first)
             for task, piece in zip(tasks, rest, strict=True):
                 if task.claim(_CALLER):
-                    task.drop()  # it stays in the queue until a thread of the pool comes by
                     work(piece)
         finally:
             _settle(tasks)
     finally:
         _settle(tasks)
         _here.tasks = []
+        for task in tasks:
+            task.forget()
     errors = [task.error for task in tasks if task.error is not None]
     if errors:
         try:

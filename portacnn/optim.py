@@ -576,11 +576,13 @@ def make_optimizer(name: "str | Optimizer", param: Mapping[str, Any] | None = No
         return name
     if not isinstance(name, str) or name.lower() not in OPTIMIZERS:
         raise ArgumentError(f"unknown optimizer {name!r}; known are {', '.join(OPTIMIZERS)}")
+    if param is not None and not isinstance(param, Mapping):
+        raise ArgumentError(f'optimizer_param must be a dictionary such as {{"lr": 0.01}}, got {param!r}')
     kind = OPTIMIZERS[name.lower()]
     unknown = set(param or {}) - set(signature(kind).parameters)
     if unknown:
         raise ArgumentError(
-            f"{kind.__name__} takes {', '.join(signature(kind).parameters)}; got {', '.join(sorted(unknown))}"
+            f"{kind.__name__} takes {', '.join(signature(kind).parameters)}; got {', '.join(sorted(map(str, unknown)))}"
         )
     return kind(**(param or {}))
 

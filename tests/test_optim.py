@@ -155,6 +155,9 @@ def test_by_name(name, kind):
         ("sgd", {"momentum": 0.9, "nesterov": "false"}, "nesterov must be True or False, got 'false'"),
         ("rmsprop", {"centered": 1}, "centered must be True or False"),
         ("adam", {"decoupled_weight_decay": None}, "decoupled_weight_decay must be True or False"),
+        ("adam", [1], r"optimizer_param must be a dictionary such as {\"lr\": 0\.01}, got \[1\]"),
+        ("sgd", 0.1, "optimizer_param must be a dictionary such as"),
+        ("sgd", {1: 2}, "SGD takes lr, momentum, .*; got 1"),
     ],
 )
 def test_what_is_no_optimizer(name, param, message):

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from weakref import ref
 
 import array_api_compat.numpy
 import numpy as np
@@ -29,6 +30,24 @@ def test_an_error_in_a_thread_comes_out(monkeypatch):
 
     with pytest.raises(ZeroDivisionError):
         threads.in_pieces(work, 4, 4)
+
+
+def test_work_that_is_done_keeps_no_arrays(monkeypatch):
+    """Neither in a thread that has not come to its next task, nor in the queue: an arena could not use their bytes again."""
+    monkeypatch.setattr(threads, "thread_count", lambda: 3)
+    handed_out = []
+    monkeypatch.setattr(threads._pool, "hand_out", handed_out.extend)  # to threads that are busy for ever
+    rows = np.zeros(3)
+    alive = ref(rows)
+
+    def work(piece, rows=rows):
+        rows[piece] += 1
+
+    threads.in_pieces(work, 3, threads.WORTH)
+    assert rows.tolist() == [1, 1, 1]
+    assert len(handed_out) == 2
+    del work, rows
+    assert alive() is None
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "two", "1.5"])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from portacnn import cli, schedules
-from portacnn.errors import ArgumentError, NotFiniteError, StateError
+from portacnn.errors import ArgumentError, NotFiniteError, ShapeError, StateError
 from portacnn.layers import BatchNorm1d, BatchNorm2d, Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU
 from portacnn.models import Model
 from portacnn.optim import SGD, biases_and_norms
@@ -227,6 +227,47 @@ def test_batches_of_one_that_a_batch_norm_cannot_take(count, options, words):
         assert text in str(caught.value)
     same(weights(model), before)
     over(count, normed(spatial=True), **options).train()  # many values of each channel in every image
+
+
+def untracked(device="numpy"):
+    """A batch norm that has no running statistics, over one value of each channel and image."""
+    norm = BatchNorm1d(5, track_running_stats=False)
+    net = Model(Flatten(), Linear(None, 5), norm, Linear(None, 4))
+    return net.build((1, 8, 8), device=device, dtype="float64", seed=0)
+
+
+@pytest.mark.parametrize(
+    ("tested", "options", "words"),
+    [
+        (1, {}, "x_test would be evaluated on one; take more images"),
+        (8, {"evaluate_sample_num_per_epoch": 1}, "x_train would be evaluated on one; take more images ("),
+    ],
+)
+def test_evaluation_on_one_image_that_a_batch_norm_cannot_take(tested, options, words):
+    """Said before the first epoch, not after it."""
+    x, t = digits(20)
+    with pytest.raises(ArgumentError, match=r"^2 \(BatchNorm1d\): without running statistics") as caught:
+        Trainer(untracked(), x, t, x[:tested], t[:tested], epochs=1, mini_batch_size=10, verbose=False, **options)
+    assert words in str(caught.value)
+    Trainer(normed(), x, t, x[:tested], t[:tested], epochs=1, mini_batch_size=10, verbose=False, **options).train()
+
+
+def test_evaluation_that_would_end_on_one_image(backend):
+    """257 images go through 256 at a time; batch norm without running statistics takes the last with those before it."""
+    x, t = digits(257)
+    net = untracked(backend.device)
+    run = Trainer(net, x, t, x, t, epochs=1, mini_batch_size=100, verbose=False)
+    run.train()
+    assert len(run.test_acc_list) == 1
+    assert np.isfinite(net.loss(x, t))
+    logits = np.asarray(run.backend.to_host(net.predict(x, batch_size=4)))
+    assert logits.shape == (257, 4)
+    np.testing.assert_allclose(logits[252:], run.backend.to_host(net.predict(x[252:])), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(logits[248:252], run.backend.to_host(net.predict(x[248:252])), rtol=1e-9, atol=1e-12)
+    with pytest.raises(ShapeError, match="one value has no variance"):
+        net.predict(x[:1])
+    with pytest.raises(ShapeError, match="one value has no variance"):
+        net.predict(x[:3], batch_size=1)
 
 
 def test_the_cures_are_cures(backend):

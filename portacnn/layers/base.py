@@ -855,6 +855,11 @@ class Layer:
         """How many samples a batch must have at least for this layer itself to be trained on it; known once it is planned."""
         return 1
 
+    @property
+    def least_predicted(self) -> int:
+        """How many samples a batch must have at least for this layer itself to be used out of training."""
+        return 1
+
     def multiply_adds(self) -> int:
         """How often this layer itself multiplies and adds in one sample's forward pass; known once it is planned.
 

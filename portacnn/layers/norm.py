@@ -89,6 +89,11 @@ class _BatchNorm(_ChannelNorm):
         """See ``Layer.least_batch``: one value of a channel has no variance."""
         return 2 if prod(self.input_shape[1:]) == 1 else 1
 
+    @property
+    def least_predicted(self) -> int:
+        """See ``Layer.least_predicted``: without running statistics it normalizes by the batch's own always."""
+        return 1 if self.track_running_stats else self.least_batch
+
     def __init__(
         self,
         num_features: int | None,

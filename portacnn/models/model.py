@@ -66,6 +66,7 @@ class Model(Sequential):
         return {name: value for name, value in super().__getstate__().items() if name != "_constants"}
 
     _most: int | None = None  # images at a time in ``predict``, once it is known
+    _least = 1  # of them, known with it
     _preprocess: Normalize | None = None
     _floats_seen = False  # whether floating-point images were looked at, where that takes a transfer
     _warned = False  # that they look like bytes
@@ -256,7 +257,8 @@ class Model(Sequential):
         """The logits (N, classes) for images x, on the model's device; nothing is kept for a backward pass.
 
         ``batch_size`` images go through at a time; by default as many as leave the layers' outputs within 512 MiB, but no
-        more than 256. Softmax is left out: the largest logit is the likeliest class.
+        more than 256. Softmax is left out: the largest logit is the likeliest class. Where batch norm without running
+        statistics has no variance over the last images, as they are one, they go along with those before them.
         """
         if batch_size is not None:
             try:
@@ -270,8 +272,11 @@ class Model(Sequential):
         hold = min(size, count) <= most
         if count <= size:
             return self._inference.run(self, x, self._batch, hold)
-        starts = range(0, count, size)
-        parts = [self._inference.run(self, x[i : min(i + size, count), ...], self._batch, hold) for i in starts]
+        ends = [*range(size, count, size), count]
+        if size >= self._least > count - ends[-2]:
+            del ends[-2]
+        starts = (0, *ends[:-1])
+        parts = [self._inference.run(self, x[i:j, ...], self._batch, hold) for i, j in zip(starts, ends, strict=True)]
         return self.home.xp.concat(parts, axis=0)
 
     def release_memory(self) -> None:
@@ -289,7 +294,8 @@ class Model(Sequential):
             numbers = sum(
                 prod(place.output_shape) for layer in self.walk() if not layer.children for place in layer.places
             )
-            self._most = max(1, min(256, _ROOM // (8 * max(numbers, 1))))
+            self._least = max(layer.least_predicted for layer in self.walk())
+            self._most = max(self._least, min(256, _ROOM // (8 * max(numbers, 1))))
         return self._most
 
     @_at_home

@@ -298,7 +298,7 @@ class Trainer:
         return trainer
 
     def _check_parts(self) -> None:
-        """Raise ArgumentError where a batch, or a part of one, would be too small for a layer to be trained on."""
+        """Raise ArgumentError where a batch, a part of one, or a set to evaluate would be too small for a layer."""
         parts = {size: part_sizes(size, self._part) for size in set(self._sizes)}
         for layer in self.model.walk():
             for size, sizes in parts.items():
@@ -310,6 +310,13 @@ class Trainer:
                         f"{self.x_train.shape[0]} images by mini_batch_size={self.mini_batch_size} would have {size}"
                         f"{split if len(sizes) > 1 else ''}; choose another mini_batch_size"
                         f"{' or drop_last=True' if last else ''}{' or accumulate' if len(sizes) > 1 else ''}",
+                        layer.where,
+                    )
+            for name, images in (("x_train", self.x_train), ("x_test", self.x_test)):
+                if self._sample_size(images) < layer.least_predicted:
+                    raise ArgumentError(
+                        f"without running statistics it has no variance over one image, and {name} would be evaluated on one; "
+                        f"take more images{'' if images.shape[0] == 1 else ' (evaluate_sample_num_per_epoch)'}",
                         layer.where,
                     )
 
@@ -699,8 +706,11 @@ class Trainer:
         return float(self.backend.to_host(loss))
 
     def _sample(self, x: Array, t: Array) -> tuple[Array, Array]:
-        n = min(self.evaluate_sample_num_per_epoch or x.shape[0], x.shape[0])
+        n = self._sample_size(x)
         return x[:n, ...], t[:n]
+
+    def _sample_size(self, x: Array) -> int:
+        return min(self.evaluate_sample_num_per_epoch or x.shape[0], x.shape[0])
 
 
 def _check_precision(precision: Any, model: Model) -> str:
