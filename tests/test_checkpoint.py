@@ -699,10 +699,14 @@ def test_a_signal_is_a_request(number):
 
 def test_a_second_ctrl_c_is_meant():
     work = Work()
-    with stopping_on_signals(work):
-        signal.raise_signal(signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with it ignored
+    try:
+        with stopping_on_signals(work):
             signal.raise_signal(signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert work.stops == 1
 
 
