@@ -166,7 +166,7 @@ def test_three_products_of_tf32_are_as_exact_as_stated(n: int, f: int, o: int, s
         errors[precision] = np.abs(y - x.astype("float64") @ weight.T.astype("float64")) / terms
     sums = 3 * f * 2.0**-24  # three sums for each product, each rounded to the nearest
     assert errors["3xtf32"].max() <= 3 * 2.0**-22 + sums
-    if alike or f == 1:
+    if (alike or f == 1) and n * o >= 64:  # of few values, TF32's own error may be small by chance
         assert errors["3xtf32"].max() < errors["tf32"].max() / 30
 
 
