@@ -124,7 +124,7 @@ def spoil_tree(tree: Any, random: Random) -> None:
         elif way == 4 and type(holder[key]) is int:
             holder[key] += random.choice((-1, 1, 7, 1 << 20, 1 << 40))
         elif key == "class" and random.random() < 0.8:
-            holder[key] = random.choice(sorted(Layer.known))
+            holder[key] = random.choice(sorted(name for name in Layer.known if "." not in name))
         else:
             holder[key] = deepcopy(random.choice(ODD + MORE_ODD))
 

@@ -9,37 +9,17 @@ from typing import NamedTuple
 import numpy as np
 
 from portacnn.backends.cupy.plan import STEP, Split, Tile, split_tile, wide_tile
-from portacnn.ops.windows import Windows
+from portacnn.ops.windows import Plane, Windows
 
 VALUE_BY_VALUE, BY_TAP, WHOLE_STEPS = 0, 1, 2  # how the depth is walked: BY_TAP of cuda/conv.cu
 FEW = 4  # channels of a group, in and out: with more, a tile of a matrix product has less to waste
 _MOST = 2**31 - 1
 
 
-class Sizes(NamedTuple):
-    """One convolution's geometry, as the kernels take it: C and O of one group; with one axis, H and KH are 1."""
-
-    c: int
-    h: int
-    w: int
-    o: int
-    oh: int
-    ow: int
-    kh: int
-    kw: int
-    sh: int
-    sw: int
-    top: int
-    left: int
-    dh: int
-    dw: int
-    n: int
-
-
 class Plan(NamedTuple):
     """What a convolution of one geometry and batch needs to be launched, worked out once."""
 
-    sizes: Sizes
+    sizes: Plane
     groups: int
     numbers: tuple[np.int32, ...]  # the sizes
     taps: int
@@ -58,21 +38,19 @@ class Plan(NamedTuple):
 @lru_cache(maxsize=1024)
 def plan_of(windows: Windows, c: int, o: int, groups: int, n: int, pooled: bool, itemsize: int) -> Plan | None:
     """``windows`` lead from C channels to O. None where indices would not fit into 32 bits or a grid has no room."""
-    one = (1,) * (2 - len(windows.size))
-    (h, w), (oh, ow), (kh, kw) = (one + axis for axis in (windows.size, windows.out, windows.kernel))
-    (sh, sw), (dh, dw) = one + windows.stride, one + windows.dilation
-    top, left = (0,) * len(one) + tuple(before for before, _ in windows.pads)
-    sizes = Sizes(c // groups, h, w, o // groups, oh, ow, kh, kw, sh, sw, top, left, dh, dw, n)
-    cells, taps, phases = oh * ow * n, kh * kw, sh * sw
+    sizes = Plane.of(windows, c // groups, o // groups, n)
+    h, w, oh, ow = sizes.h, sizes.w, sizes.oh, sizes.ow
+    cells, taps, phases = oh * ow * n, sizes.kh * sizes.kw, sizes.sh * sizes.sw
     # What a tile hangs over the end, and the padding, are counted as well.
-    largest = max(c * h * w * n, o * cells + 512 * o, o * c * taps, (h + kh * dh + top) * (w + kw * dw + left) * n)
+    reach = (h + sizes.kh * sizes.dh + sizes.top) * (w + sizes.kw * sizes.dw + sizes.left)
+    largest = max(c * h * w * n, o * cells + 512 * o, o * c * taps, reach * n)
     split = split_tile(sizes.o, sizes.c * taps + 1, cells, groups)
     if largest > _MOST // 2 or groups * max(phases, split.splits) > 65535 or max(c, o) > 65535:
         return None
     # Pooled or not, all outputs are computed: but where the last row or column has no window.
     seen = (oh // 2) * (ow // 2) * 4 * n if pooled else cells
     wide = wide_tile(sizes.o, seen, groups, itemsize)
-    back = wide_tile(sizes.c, -(-h // sh) * -(-w // sw) * n, groups * phases, itemsize, "input")
+    back = wide_tile(sizes.c, -(-h // sizes.sh) * -(-w // sizes.sw) * n, groups * phases, itemsize, "input")
     numbers = tuple(np.int32(size) for size in sizes)
     walks = _walk(sizes.c, wide, itemsize), max(_walk(sizes.o, back, itemsize), BY_TAP)
     few = few_channels(sizes.c, sizes.o, groups)

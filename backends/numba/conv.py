@@ -37,50 +37,12 @@ from portacnn.backends.numpy.memory import empty, reserve, temporaries
 from portacnn.backends.numpy.pool import pools_in_place
 from portacnn.backends.threads import PER_ELEMENT, in_pieces, pieces
 from portacnn.ops.layout import batch_first, batch_last
-from portacnn.ops.windows import Windows
+from portacnn.ops.windows import Plane, Windows
+from portacnn.runtime import Kernel
 
 _NEAR = 256 << 10  # bytes of a panel: what stays in a core's second-level cache beside other things
 _SAMPLES = 32  # in a panel at most, whole vectors: then neighbouring taps share lines of the first-level cache
 _FEW = 8  # samples below which they are pooled one by one
-
-
-class Plane(NamedTuple):
-    """The geometry of a convolution over one or two axes, as one over two, with its channels and batch."""
-
-    c: int
-    h: int
-    w: int
-    o: int
-    oh: int
-    ow: int
-    kh: int
-    kw: int
-    sh: int
-    sw: int
-    top: int
-    left: int
-    dh: int
-    dw: int
-    n: int
-
-    @staticmethod
-    def of(windows: Windows, channels: int, outputs: int, n: int) -> "Plane":
-        one = (1,) * (2 - len(windows.size))
-        (h, w), (oh, ow), (kh, kw) = (one + axes for axes in (windows.size, windows.out, windows.kernel))
-        (sh, sw), (dh, dw) = one + windows.stride, one + windows.dilation
-        top, left = (0,) * len(one) + tuple(before for before, _ in windows.pads)
-        return Plane(channels, h, w, outputs, oh, ow, kh, kw, sh, sw, top, left, dh, dw, n)
-
-    def adjoint(self) -> "Plane":
-        """The convolution that leads the output's gradient back, which has SH-1 and SW-1 zeros between its rows and columns.
-
-        Its padding may be negative: then its first rows or columns are not read.
-        """
-        top, left = self.dh * (self.kh - 1) - self.top, self.dw * (self.kw - 1) - self.left
-        return Plane(
-            self.o, (self.oh - 1) * self.sh + 1, (self.ow - 1) * self.sw + 1, self.c, self.h, self.w,
-            self.kh, self.kw, 1, 1, top, left, self.dh, self.dw, self.n,
-        )  # fmt: skip
 
 
 class Panel(NamedTuple):
@@ -660,3 +622,9 @@ def conv_backward(dy: np.ndarray, saved: _Saved, *, need_dx: bool = True) -> Any
 
 
 conv_relu_backward = conv_backward
+
+
+KERNELS = {
+    "conv": Kernel(conv, conv_backward, prepare_conv),
+    "conv_relu": Kernel(conv_relu, conv_relu_backward, prepare_conv_relu),
+}

@@ -1,18 +1,6 @@
-"""The ops that numba compiles for NumPy's arrays: the table. Asked before NumPy's own, where numba is installed."""
+"""The kernels that numba compiles for NumPy arrays: one table out of those of the modules. It comes before NumPy's own."""
 
-from portacnn.backends.numba.conv import (
-    conv,
-    conv_backward,
-    conv_relu,
-    conv_relu_backward,
-    prepare_conv,
-    prepare_conv_relu,
-)
-from portacnn.backends.numba.norm import KERNELS as NORM_KERNELS
+from portacnn.backends.numba import conv, norm
 from portacnn.runtime import Kernel
 
-KERNELS = {
-    **NORM_KERNELS,
-    "conv": Kernel(conv, conv_backward, prepare_conv),
-    "conv_relu": Kernel(conv_relu, conv_relu_backward, prepare_conv_relu),
-}
+KERNELS: dict[str, Kernel] = {**conv.KERNELS, **norm.KERNELS}

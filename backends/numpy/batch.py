@@ -14,6 +14,7 @@ import numpy as np
 from portacnn.backends.numpy.memory import empty
 from portacnn.backends.threads import in_pieces
 from portacnn.ops.layout import batch_first
+from portacnn.runtime import Kernel
 
 
 def take_batch(images: np.ndarray, indices: Any = None, mean: Any = None, std: Any = None) -> Any:
@@ -39,3 +40,6 @@ def take_batch(images: np.ndarray, indices: Any = None, mean: Any = None, std: A
 
     in_pieces(turn, prod(size), y.size)
     return batch_first(y)
+
+
+KERNELS = {"take_batch": Kernel(take_batch)}

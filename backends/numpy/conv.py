@@ -30,6 +30,7 @@ from portacnn.backends.threads import PER_ELEMENT, in_pieces, on_one_blas_thread
 from portacnn.errors import ArgumentError
 from portacnn.ops.layout import batch_first, batch_last
 from portacnn.ops.windows import Windows
+from portacnn.runtime import Kernel
 
 VARIABLE = "PORTACNN_TILE_KIB"
 _MOST_COLUMNS = 4 << 20  # bytes of all columns of a prepared convolution; more would go out to memory and come back
@@ -366,3 +367,9 @@ def prepare_conv_relu(
     x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, groups: int, pool: Windows | None
 ) -> Any:
     return _prepared(x, weight, bias, windows, groups, pool, True)
+
+
+KERNELS = {
+    "conv": Kernel(conv, conv_backward, prepare_conv),
+    "conv_relu": Kernel(conv_relu, conv_relu_backward, prepare_conv_relu),
+}

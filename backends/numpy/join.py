@@ -6,8 +6,9 @@ from typing import Any
 import numpy as np
 
 from portacnn.backends.numpy.memory import empty
-from portacnn.backends.numpy.pool import BITS, in_memory_order, zeros_for
+from portacnn.backends.numpy.pool import BITS, in_memory_order, relu_backward, zeros_for
 from portacnn.backends.threads import in_pieces
+from portacnn.runtime import Kernel
 
 _NEAR = 256 << 10  # bytes of a piece: it stays in a core's second-level cache for the next pass
 
@@ -44,3 +45,6 @@ def _sum(parts: list[np.ndarray], relu: bool) -> Any:
 
     in_pieces(work, y.shape[0], y.size)
     return y.transpose(np.argsort(order))
+
+
+KERNELS = {"add": Kernel(add), "add_relu": Kernel(add_relu, relu_backward)}

@@ -11,6 +11,7 @@ import numpy as np
 from portacnn.backends.numpy.memory import empty, reserve
 from portacnn.backends.numpy.pool import keep_where, zeros_for
 from portacnn.backends.threads import on_one_blas_thread, products_in_pieces
+from portacnn.runtime import Kernel
 
 
 def _product(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> np.ndarray:
@@ -78,3 +79,9 @@ def _prepared(x: np.ndarray, weight: np.ndarray, bias: Any, relu: bool) -> Calla
         return y
 
     return run
+
+
+KERNELS = {
+    "linear": Kernel(linear, linear_backward, prepare_linear),
+    "linear_relu": Kernel(linear_relu, linear_relu_backward, prepare_linear_relu),
+}

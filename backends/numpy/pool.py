@@ -15,6 +15,7 @@ from portacnn.backends.numpy.memory import empty
 from portacnn.backends.threads import in_pieces
 from portacnn.ops.layout import batch_first, batch_last
 from portacnn.ops.windows import Tap, Windows
+from portacnn.runtime import Kernel
 
 _ZEROS = 1 << 16
 BITS = {4: np.int32, 8: np.int64}  # integers as wide as the float
@@ -236,3 +237,6 @@ def _unpool_taps(dy: np.ndarray, winner: np.ndarray, dx: np.ndarray, windows: Wi
 
 def _number(tap: Tap, windows: Windows) -> np.int8:
     return np.int8(prod(windows.kernel) - tap.index)
+
+
+KERNELS = {"max_pool": Kernel(max_pool, max_pool_backward), "relu": Kernel(relu, relu_backward)}

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from portacnn.ops.update import clip_factor, decayed, global_norm
+from portacnn.runtime import Kernel
 
 
 def sgd_update(params: list[Any], grads: list[Any], *, lr: Any, weight_decay: float = 0.0, ok: Any = None) -> None:
@@ -152,3 +153,13 @@ def clip_by_global_norm(grads: list[Any], max_norm: Any) -> Any:
         for g in grads:
             g *= factor
     return norm
+
+
+KERNELS = {
+    "sgd_update": Kernel(sgd_update),
+    "momentum_update": Kernel(momentum_update),
+    "adagrad_update": Kernel(adagrad_update),
+    "rmsprop_update": Kernel(rmsprop_update),
+    "adam_update": Kernel(adam_update),
+    "clip_by_global_norm": Kernel(clip_by_global_norm),
+}

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import product
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 from portacnn.arguments import LARGEST, as_int, listed, told
 from portacnn.errors import ArgumentError, ShapeError
@@ -414,3 +414,48 @@ def col2im(
         )
     rows = xp.reshape(col, (n, *windows.out, c, filter_h * filter_w))
     return batch_first(scatter(xp.permute_dims(rows, (3, 4, 1, 2, 0)), windows))
+
+
+# --- for compiled kernels -----------------------------------------------------------------------------------------------
+
+
+class Plane(NamedTuple):
+    """The geometry of a convolution over one or two axes, as one over two, in plain numbers for compiled kernels.
+
+    C and O are the channels in and out, of one group; with one axis, H, OH and KH are 1.
+    """
+
+    c: int
+    h: int
+    w: int
+    o: int
+    oh: int
+    ow: int
+    kh: int
+    kw: int
+    sh: int
+    sw: int
+    top: int
+    left: int
+    dh: int
+    dw: int
+    n: int
+
+    @staticmethod
+    def of(windows: Windows, channels: int, outputs: int, n: int) -> "Plane":
+        one = (1,) * (2 - len(windows.size))
+        (h, w), (oh, ow), (kh, kw) = (one + axes for axes in (windows.size, windows.out, windows.kernel))
+        (sh, sw), (dh, dw) = one + windows.stride, one + windows.dilation
+        top, left = (0,) * len(one) + tuple(before for before, _ in windows.pads)
+        return Plane(channels, h, w, outputs, oh, ow, kh, kw, sh, sw, top, left, dh, dw, n)
+
+    def adjoint(self) -> "Plane":
+        """The convolution that leads the output's gradient back, which has SH-1 and SW-1 zeros between its rows and columns.
+
+        Its padding may be negative: then its first rows or columns are not read.
+        """
+        top, left = self.dh * (self.kh - 1) - self.top, self.dw * (self.kw - 1) - self.left
+        return Plane(
+            self.o, (self.oh - 1) * self.sh + 1, (self.ow - 1) * self.sw + 1, self.c, self.h, self.w,
+            self.kh, self.kw, 1, 1, top, left, self.dh, self.dw, self.n,
+        )  # fmt: skip

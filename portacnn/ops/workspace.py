@@ -216,11 +216,14 @@ def run_in(room: Workspace, function: Callable[..., Any], *arguments: Any, reser
     """
     before = _current.workspace
     try:  # a function, and not a context manager: those can be interrupted between entering and the block
-        room.begin(reserved)
-        _current.workspace = room
-        return function(*arguments)
+        try:
+            room.begin(reserved)
+            _current.workspace = room
+            return function(*arguments)
+        finally:
+            _current.workspace = before
     finally:
-        _current.workspace = before
+        _current.workspace = before  # again: a signal handler may have raised before the first time was through
 
 
 @contextmanager

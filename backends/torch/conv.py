@@ -1,0 +1,84 @@
+"""Convolution through PyTorch's own kernels (oneDNN, cuDNN), which never build columns.
+
+Each forward declines, by ``NotImplemented``, what PyTorch's kernel cannot do: then the portable op runs.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from portacnn.ops.windows import Windows
+from portacnn.runtime import Kernel
+
+_CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_CONV_TRANSPOSE = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
+_aten = torch.ops.aten
+
+
+def even(windows: Windows) -> list[int] | None:
+    """The padding as PyTorch takes it, the same before and after; None where it is not, or would be laid out for little."""
+    if windows.sparse or any(before != after for before, after in windows.pads):
+        return None
+    return [before for before, _ in windows.pads]
+
+
+def beyond(windows: Windows) -> list[int]:
+    """How many cells of the padded input lie behind the last window; below 0 where that hangs over the end (ceil mode)."""
+    return [
+        n + before + after - ((o - 1) * s + d * (k - 1) + 1)
+        for n, k, s, (before, after), d, o in zip(
+            windows.size, windows.kernel, windows.stride, windows.pads, windows.dilation, windows.out, strict=True
+        )
+    ]
+
+
+@torch.no_grad()
+def conv(x: Any, weight: Any, bias: Any, windows: Windows, groups: int, *, keep: bool) -> Any:
+    pads = even(windows)
+    if pads is None:
+        return NotImplemented
+    y = _CONV[len(pads)](x, weight, bias, windows.stride, pads, windows.dilation, groups)
+    return y, (x, weight, bias is not None, windows, groups) if keep else None
+
+
+@torch.no_grad()
+def conv_backward(dy: Any, saved: Any, *, need_dx: bool = True) -> Any:
+    return _conv_gradients(dy, saved, need_dx, transposed=False)
+
+
+@torch.no_grad()
+def conv_transpose(x: Any, weight: Any, bias: Any, windows: Windows, groups: int, *, keep: bool) -> Any:
+    pads = even(windows)
+    if pads is None:
+        return NotImplemented
+    y = _CONV_TRANSPOSE[len(pads)](x, weight, bias, windows.stride, pads, beyond(windows), groups, windows.dilation)
+    return y, (x, weight, bias is not None, windows, groups) if keep else None
+
+
+@torch.no_grad()
+def conv_transpose_backward(dy: Any, saved: Any, *, need_dx: bool = True) -> Any:
+    return _conv_gradients(dy, saved, need_dx, transposed=True)
+
+
+def _conv_gradients(dy: Any, saved: Any, need_dx: bool, transposed: bool) -> Any:
+    x, weight, with_bias, windows, groups = saved
+    return _aten.convolution_backward(
+        dy,
+        x,
+        weight,
+        [dy.shape[1]] if with_bias else None,
+        list(windows.stride),
+        even(windows),
+        list(windows.dilation),
+        transposed,
+        beyond(windows) if transposed else [0] * len(windows.size),
+        groups,
+        [need_dx, True, with_bias],
+    )
+
+
+KERNELS = {
+    "conv": Kernel(conv, conv_backward),
+    "conv_transpose": Kernel(conv_transpose, conv_transpose_backward),
+}
