@@ -213,14 +213,7 @@ def test_the_wheel_has_every_package():
 
 # --- backends --------------------------------------------------------------------------------------------------------
 
-FOUNDATION = {
-    "runtime",
-    "device_runtime",
-    "ops",
-    "errors",
-    "arguments",
-    "cache",
-}  # of portacnn, what a backend may import
+FOUNDATION = {"runtime", "device_runtime", "ops", "errors", "arguments", "cache"}  # what a backend may import
 BORROWS = {"numba": {"numpy"}}  # a backend folder that may import another's
 
 

@@ -37,7 +37,7 @@ class Plan(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def plan_of(windows: Windows, c: int, o: int, groups: int, n: int, pooled: bool, itemsize: int) -> Plan | None:
-    """``windows`` lead from C channels to O. None where indices would not fit into 32 bits or a grid has no room."""
+    """``windows`` lead from C channels to O. None if indices would not fit into 32 bits, or the grid would be too large."""
     sizes = Plane.of(windows, c // groups, o // groups, n)
     h, w, oh, ow = sizes.h, sizes.w, sizes.oh, sizes.ow
     cells, taps, phases = oh * ow * n, sizes.kh * sizes.kw, sizes.sh * sizes.sw

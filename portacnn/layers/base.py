@@ -240,7 +240,7 @@ class Layer:
     def prepare(self, x: Array) -> Callable[[Array], Array]:
         """A function that is ``self(x)`` for one batch after another just like x, made cheap to call where there is a way to.
 
-        It holds as long as the layer's parameters are the same arrays, and calls no hooks. What it gives back may lie in memory
+        It holds as long as the layer's parameters are the same arrays, and calls no hooks. What it returns may lie in memory
         that its next call uses again.
         """
         return lambda x: self.forward(x, keep=False)[0]
@@ -383,7 +383,7 @@ class Layer:
         dtype: str = "float32",
         seed: int | None = None,
     ) -> Self:
-        """Check all shapes for samples of ``input_shape``, then draw the parameters on ``device``; gives back itself.
+        """Check all shapes for samples of ``input_shape``, then draw the parameters on ``device``; return the layer.
 
         Args:
             input_shape: of one sample, without the batch: (C, H, W).
@@ -566,7 +566,7 @@ class Layer:
                 waiting.extend(reversed(layer.children.values()))
 
     def to(self, device: str | Backend) -> Self:
-        """Move everything to another device or backend, in place; gives back itself. Gradients are dropped."""
+        """Move everything to another device or backend, in place, and return the layer. Gradients are dropped."""
         backend = resolve(device)
         for layer in self.walk():
             home = layer.home

@@ -22,9 +22,8 @@ from weakref import ref
 from portacnn.runtime import Array
 
 _ALIGNED = 64  # bytes: where an array begins, at a line of the cache
-_SPARE = (
-    16  # the arena is larger than the largest pass by this part of it, so that slightly larger ones do not replace it
-)
+# The arena is larger than the largest pass by 1 / _SPARE of it, so that slightly larger passes do not replace it.
+_SPARE = 16
 _END = sys.maxsize
 
 
