@@ -1,4 +1,5 @@
-"""array-api-strict: the standard and nothing else, for tests. Its ``device1`` stands in for a GPU where there is none."""
+"""array-api-strict: the standard and nothing else, for tests. Its ``device1`` stands in for a GPU
+where there is none."""
 
 from contextlib import AbstractContextManager
 from importlib.metadata import version
@@ -15,7 +16,8 @@ _REMEDY = "array-api-strict is not installed: pip install array-api-strict"
 
 
 class StrictBackend(Backend):
-    """array_api_strict arrays on one of the library's make-believe devices. They hold NumPy's, which would warn."""
+    """array_api_strict arrays on one of the library's make-believe devices. They hold NumPy's,
+    which would warn."""
 
     enters = True
 
@@ -53,8 +55,12 @@ def connect(device: str | None) -> Backend:
 
     word = device or "cpu"
     if word not in info.devices:
-        raise BackendError(f"array_api_strict has the devices {', '.join(info.devices)}; got {device!r}")
-    return StrictBackend(name="array_api_strict", xp=xp, device=xp.Device("CPU_DEVICE" if word == "cpu" else word))
+        raise BackendError(
+            f"array_api_strict has the devices {', '.join(info.devices)}; got {device!r}"
+        )
+    return StrictBackend(
+        name="array_api_strict", xp=xp, device=xp.Device("CPU_DEVICE" if word == "cpu" else word)
+    )
 
 
 def _word(device: object) -> str:

@@ -1,10 +1,12 @@
-"""portacnn: CNNs for people who work with arrays; one model on NumPy, CuPy, PyTorch and other array libraries."""
+"""portacnn: CNNs for people who work with arrays; one model on NumPy, CuPy, PyTorch and other array
+libraries."""
 
 from pathlib import Path as _Path
 
 _root = _Path(__file__).resolve().parent.parent
 if (_root / "backends" / "threads.py").is_file() and (_root / "pyproject.toml").is_file():
-    __path__.append(str(_root))  # a checkout, not installed: portacnn.backends is the folder backends/ beside this one
+    # a checkout, not installed: portacnn.backends is the folder backends/ beside this one
+    __path__.append(str(_root))
 
 from portacnn import data, layers, models, onnx, ops, optim, schedules, scratch
 from portacnn.data import load_mnist, load_mnist_sample

@@ -1,7 +1,8 @@
-"""Checks of the plain numbers and words that ops and constructors take: each gives it back, or says what it must be.
+"""Checks of the plain numbers and words that ops and constructors take: each gives it back, or says
+what it must be.
 
-A number comes back as Python's own ``int`` or ``float``. Use what comes back, not what was given: 3 is a number as good as 3.0,
-but powers of the one grow without end, and those of the other overflow.
+A number comes back as Python's own ``int`` or ``float``. Use what comes back, not what was given: 3
+is a number as good as 3.0, but powers of the one grow without end, and those of the other overflow.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -14,13 +15,16 @@ from typing import Any, TypeVar
 from portacnn.errors import ArgumentError
 
 LARGEST = 2**63 - 1
-"""The largest whole number that any argument may be: the largest int64, as counts and sizes become on a device."""
+"""The largest whole number that any argument may be: the largest int64, as counts and sizes become
+on a device."""
 
 
 def plain(value: Any, known: Callable[[Any], Any] = lambda value: None) -> Any:
-    """A value as JSON has it: numbers of any library as Python's, tuples as lists; what it has no word for stays.
+    """A value as JSON has it: numbers of any library as Python's, tuples as lists; what it has no
+    word for stays.
 
-    ``known`` is asked first, about this value and those within it; it gives None for what it does not know.
+    ``known`` is asked first, about this value and those within it; it gives None for what it does
+    not know.
     """
     if (described := known(value)) is not None:
         return described
@@ -63,10 +67,15 @@ def as_int(value: Any) -> int | None:
 
 
 def as_float(value: Any) -> float:
-    """A real number of any library as Python's; NaN for all else, booleans among it, and for what no float can hold."""
+    """A real number of any library as Python's; NaN for all else, booleans among it, and for what
+    no float can hold."""
     if type(value) is float:
         return value
-    if isinstance(value, bool) or not hasattr(value, "__float__") or getattr(value, "shape", ()) != ():
+    if (
+        isinstance(value, bool)
+        or not hasattr(value, "__float__")
+        or getattr(value, "shape", ()) != ()
+    ):
         return nan
     if any(word in str(getattr(value, "dtype", "")) for word in ("bool", "complex")):
         return nan
@@ -90,25 +99,37 @@ def wholes(name: str, values: Any, least: int) -> tuple[int, ...]:
     """Several whole numbers of at least ``least``."""
     values = listed(values)
     if isinstance(values, str) or not isinstance(values, Iterable):
-        raise ArgumentError(f"{name} must be several whole numbers, such as (1, 2); got {told(values)}")
+        raise ArgumentError(
+            f"{name} must be several whole numbers, such as (1, 2); got {told(values)}"
+        )
     return tuple(whole(name, value, least) for value in values)
 
 
 def flag(name: str, value: Any) -> bool:
     """True or False, of Python or NumPy."""
-    if not isinstance(value, bool) and not (getattr(value, "shape", None) == () and str(value.dtype) == "bool"):
+    if not isinstance(value, bool) and not (
+        getattr(value, "shape", None) == () and str(value.dtype) == "bool"
+    ):
         raise ArgumentError(f"{name} must be True or False, got {told(value)}")
     return bool(value)
 
 
-def real(name: str, value: Any, *, least: float = -inf, above: float = -inf, most: float = inf) -> float:
+def real(
+    name: str, value: Any, *, least: float = -inf, above: float = -inf, most: float = inf
+) -> float:
     """A finite number within these bounds. Raises ArgumentError."""
     number = as_float(value)
     if not isfinite(number) or not (least <= number <= most and above < number):
         if most < inf:
             bounds = f" in {least:g}..{most:g}"
         else:
-            bounds = f" of at least {least:g}" if least > -inf else f" above {above:g}" if above > -inf else ""
+            bounds = (
+                f" of at least {least:g}"
+                if least > -inf
+                else f" above {above:g}"
+                if above > -inf
+                else ""
+            )
         raise ArgumentError(f"{name} must be a finite number{bounds}, got {told(value)}")
     return number
 
@@ -157,7 +178,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def answering_keywords(what: str, cures: Mapping[str, str]) -> Callable[[Function], Function]:
-    """Decorate a function called ``what`` so that the TypeError for a keyword that it does not take names the right one.
+    """Decorate a function called ``what`` so that the TypeError for a keyword that it does not take
+    names the right one.
 
     ``cures`` says what to write instead of keywords that people bring from other libraries.
     """
@@ -169,7 +191,9 @@ def answering_keywords(what: str, cures: Mapping[str, str]) -> Callable[[Functio
         def call(*args: Any, **kwargs: Any) -> Any:
             if unknown := [name for name in kwargs if name not in known]:
                 hints = [f"{name}{_hint(name, known, cures)}" for name in unknown]
-                raise TypeError(f"{what} does not take {', '.join(hints)}; it takes {', '.join(known)}")
+                raise TypeError(
+                    f"{what} does not take {', '.join(hints)}; it takes {', '.join(known)}"
+                )
             return function(*args, **kwargs)
 
         return call  # type: ignore[return-value]

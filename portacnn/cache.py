@@ -6,26 +6,30 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """Folder that portacnn may keep downloads and compiled kernels in. It is only named here, not made.
+    """Folder that portacnn may keep downloads and compiled kernels in. It is only named here, not
+    made.
 
     The first of these that applies:
 
     - the environment variable ``PORTACNN_CACHE``;
     - Windows: ``%LOCALAPPDATA%\\portacnn\\Cache``;
     - macOS: ``~/Library/Caches/portacnn``;
-    - elsewhere: ``$XDG_CACHE_HOME/portacnn`` where that variable is an absolute path, else ``~/.cache/portacnn``.
+    - elsewhere: ``$XDG_CACHE_HOME/portacnn`` where that variable is an absolute path, else
+      ``~/.cache/portacnn``.
 
     Raises:
         FileNotFoundError: no variable is set and this user has no home folder.
     """
     if chosen := os.environ.get("PORTACNN_CACHE"):
-        return Path(chosen).expanduser().absolute()  # callers keep it, and the program may go elsewhere
+        # callers keep it, and the program may go elsewhere
+        return Path(chosen).expanduser().absolute()
     if sys.platform == "win32":
         local = os.environ.get("LOCALAPPDATA")
         return (Path(local) if local else _home() / "AppData" / "Local") / "portacnn" / "Cache"
     if sys.platform == "darwin":
         return _home() / "Library" / "Caches" / "portacnn"
-    xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))  # the XDG standard says that a relative path is to be ignored
+    # the XDG standard says that a relative path is to be ignored
+    xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (xdg if xdg.is_absolute() else _home() / ".cache") / "portacnn"
 
 

@@ -1,4 +1,5 @@
-"""What a person runs: ``portacnn train``, ``portacnn backends``; from a checkout ``python scripts/train.py``."""
+"""What a person runs: ``portacnn train``, ``portacnn backends``; from a checkout ``python
+scripts/train.py``."""
 
 import argparse
 import csv
@@ -31,7 +32,8 @@ _FRESH = {
     "weight_init": "he",
     "seed": None,
 }
-"""Options of a new training, and what they are where they are not given. One that goes on takes them from its checkpoint."""
+"""Options of a new training, and what they are where they are not given. One that goes on takes
+them from its checkpoint."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,18 +67,35 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
         metavar="sample|mnist|DIR",
         help="bundled digits, MNIST, or a folder of four IDX files",
     )
-    add("--epochs", type=int, help="in all; by default 20, or what a training that goes on was to have")
-    add("--device", help=f"{GRAMMAR}; without it the variable {VARIABLE}, else numpy, or where a training was")
+    add(
+        "--epochs",
+        type=int,
+        help="in all; by default 20, or what a training that goes on was to have",
+    )
+    add(
+        "--device",
+        help=f"{GRAMMAR}; without it the variable {VARIABLE}, else numpy, or where a training was",
+    )
     add("--out", default="runs/latest", metavar="DIR", help="where weights, history and curve go")
-    add("--checkpoint-dir", metavar="DIR", help=f"write checkpoints here; with --checkpoint-every OUT/{_CHECKPOINTS}")
-    add("--checkpoint-every", type=int, metavar="STEPS", help="how often; by default after each epoch")
+    add(
+        "--checkpoint-dir",
+        metavar="DIR",
+        help=f"write checkpoints here; with --checkpoint-every OUT/{_CHECKPOINTS}",
+    )
+    add(
+        "--checkpoint-every",
+        type=int,
+        metavar="STEPS",
+        help="how often; by default after each epoch",
+    )
     add("--keep", type=int, metavar="N", help="how many checkpoints to keep; by default 3")
     add(
         "--resume",
         nargs="?",
         const="",
         metavar="PATH",
-        help=f"go on from a checkpoint, or the newest of a folder: by default --checkpoint-dir, else OUT/{_CHECKPOINTS}",
+        help="go on from a checkpoint, or the newest of a folder: by default --checkpoint-dir, "
+        f"else OUT/{_CHECKPOINTS}",
     )
     fresh = parser.add_argument_group("a new training", "What --resume takes from the checkpoint.")
     add = fresh.add_argument
@@ -86,8 +105,15 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
     add("--momentum", type=float, help="for optimizers that have it")
     add("--weight-decay", type=float, help="L2, or decoupled with adamw")
     add("--schedule", choices=sorted(SCHEDULES), help="of the learning rate, over the whole run")
-    add("--weight-init", help='"he" (the default), "xavier", or a standard deviation (the tutorials\' is 0.01)')
-    add("--seed", type=int, help="for weights and batches; without it a fresh one is drawn and printed")
+    add(
+        "--weight-init",
+        help='"he" (the default), "xavier", or a standard deviation (the tutorials\' is 0.01)',
+    )
+    add(
+        "--seed",
+        type=int,
+        help="for weights and batches; without it a fresh one is drawn and printed",
+    )
 
 
 def _guarded(options: argparse.Namespace) -> int:
@@ -105,8 +131,12 @@ def _train(options: argparse.Namespace) -> int:
     backend = resolve(options.device) if options.resume is None else None
     can_save = _can_import("safetensors")
     if not can_save and (options.resume is not None or options.checkpoint_dir is not None):
-        raise ArgumentError("checkpoints need safetensors, which is not installed (pip install safetensors)")
-    given = [name for name in (*_FRESH, "momentum", "weight_decay") if getattr(options, name) is not None]
+        raise ArgumentError(
+            "checkpoints need safetensors, which is not installed (pip install safetensors)"
+        )
+    given = [
+        name for name in (*_FRESH, "momentum", "weight_decay") if getattr(options, name) is not None
+    ]
     if options.resume is not None and given:
         words = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise ArgumentError(f"--resume takes {words} from the checkpoint; leave it out")
@@ -116,14 +146,21 @@ def _train(options: argparse.Namespace) -> int:
     (x_train, _), (x_test, t_test) = data
     model = trainer.model
     count = sum(array.size for array in model.state_dict().values())
-    how = f"weights by {options.weight_init}" if backend is not None else f"{trainer.steps_done:,} steps done"
+    how = (
+        f"weights by {options.weight_init}"
+        if backend is not None
+        else f"{trainer.steps_done:,} steps done"
+    )
     say(
         f"backend  {trainer.backend}",
         f"model    {type(model).__name__}, {count:,} parameters, {how}, seed {trainer.seed}",
         f"data     {options.data}: {len(x_train):,} training and {len(x_test):,} test images",
     )
     if not can_save:
-        say("note     safetensors is not installed: the weights will not be saved (pip install safetensors)")
+        say(
+            "note     safetensors is not installed: the weights will not be saved (pip install "
+            "safetensors)"
+        )
     start, before = time.perf_counter(), trainer.epoch
     with stopping_on_signals(trainer) as caught:
         trainer.train()
@@ -142,7 +179,9 @@ def _train(options: argparse.Namespace) -> int:
         _plot(trainer, out / "accuracy.png")
         told.append(f"curve    {shown / 'accuracy.png'}")
     else:
-        told.append('curve    not drawn: matplotlib is not installed (pip install "portacnn[plot]")')
+        told.append(
+            'curve    not drawn: matplotlib is not installed (pip install "portacnn[plot]")'
+        )
     say(*told)
     return 0
 
@@ -158,7 +197,11 @@ def _new(options: argparse.Namespace, backend: Backend, data: Any) -> Trainer:
     (x_train, t_train), (x_test, t_test) = data
     classes = int(max(t_train.max(), t_test.max())) + 1
     model = SimpleConvNet(
-        x_train.shape[1:], output_size=classes, weight_init_std=_init(options.weight_init), device=backend, seed=seed
+        x_train.shape[1:],
+        output_size=classes,
+        weight_init_std=_init(options.weight_init),
+        device=backend,
+        seed=seed,
     )
     model.preprocess = Normalize()
     return Trainer(
@@ -184,7 +227,9 @@ def _resumed(options: argparse.Namespace, out: Path, data: Any) -> Trainer:
     (x_train, t_train), (x_test, t_test) = data
     path = Path(options.resume or options.checkpoint_dir or out / _CHECKPOINTS)
     if not path.exists():
-        raise FileNotFoundError(f"no checkpoint to go on from: {path} is not there; name it: --resume PATH")
+        raise FileNotFoundError(
+            f"no checkpoint to go on from: {path} is not there; name it: --resume PATH"
+        )
     return Trainer.resume(
         path,
         x_train,
@@ -200,12 +245,17 @@ def _resumed(options: argparse.Namespace, out: Path, data: Any) -> Trainer:
     )
 
 
-def _say_where_it_stopped(trainer: Trainer, options: argparse.Namespace, out: Path, can_save: bool) -> None:
-    """After a signal: where training is, and the checkpoint to go on from, written now if none has been.
+def _say_where_it_stopped(
+    trainer: Trainer, options: argparse.Namespace, out: Path, can_save: bool
+) -> None:
+    """After a signal: where training is, and the checkpoint to go on from, written now if none has
+    been.
 
     The options to go on with are those that no checkpoint holds, as a shell reads them.
     """
-    stopped = f"stopped  after step {trainer.steps_done} (epoch {min(trainer.epoch + 1, trainer.epochs)})"
+    stopped = (
+        f"stopped  after step {trainer.steps_done} (epoch {min(trainer.epoch + 1, trainer.epochs)})"
+    )
     if not can_save:
         say(stopped, "note     no checkpoint: safetensors is not installed")
         return
@@ -219,7 +269,9 @@ def _say_where_it_stopped(trainer: Trainer, options: argparse.Namespace, out: Pa
 def _data(name: str) -> Any:
     if name == "sample":
         return load_mnist_sample(normalize=False)
-    return load_mnist(normalize=False) if name == "mnist" else load_idx_folder(name, normalize=False)
+    return (
+        load_mnist(normalize=False) if name == "mnist" else load_idx_folder(name, normalize=False)
+    )
 
 
 def _init(word: str) -> float | str:
@@ -249,7 +301,9 @@ def _history(trainer: Trainer) -> str:
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["epoch", "loss", "train_accuracy", "test_accuracy"])
     columns = (trainer.epoch_loss_list, trainer.train_acc_list, trainer.test_acc_list)
-    for epoch, (loss, train_accuracy, test_accuracy) in enumerate(zip(*columns, strict=True), start=1):
+    for epoch, (loss, train_accuracy, test_accuracy) in enumerate(
+        zip(*columns, strict=True), start=1
+    ):
         writer.writerow([epoch, f"{loss:.6f}", train_accuracy, test_accuracy])
     return text.getvalue()
 
@@ -266,7 +320,11 @@ def _plot(trainer: Trainer, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     axes.plot(epochs, trainer.train_acc_list, marker="o", markersize=4, label="training")
     axes.plot(epochs, trainer.test_acc_list, marker="s", markersize=4, label="test")
-    axes.set(xlabel="epoch", ylabel="accuracy", title=f"{type(trainer.model).__name__}, {trainer.backend}")
+    axes.set(
+        xlabel="epoch",
+        ylabel="accuracy",
+        title=f"{type(trainer.model).__name__}, {trainer.backend}",
+    )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")

@@ -1,4 +1,5 @@
-"""Words for a person. They are printed where that is possible, and left out where it is not: they never stop the work."""
+"""Words for a person. They are printed where that is possible, and left out where it is not: they
+never stop the work."""
 
 import contextlib
 import os
@@ -9,8 +10,8 @@ from typing import Any
 def say(*lines: str, error: bool = False) -> None:
     """Print lines to stdout, or with ``error`` to stderr.
 
-    What the stream's encoding lacks is escaped. Without a stream (pythonw, ``>&-``), or where it takes nothing any more (a reader
-    that has ended, a full disk), nothing is printed.
+    What the stream's encoding lacks is escaped. Without a stream (pythonw, ``>&-``), or where it
+    takes nothing any more (a reader that has ended, a full disk), nothing is printed.
     """
     stream = sys.stderr if error else sys.stdout
     if stream is None:
@@ -38,14 +39,16 @@ def is_watched(stream: Any) -> bool:
 
 
 def speak_plainly() -> None:
-    """For a program, at its start: from now on ``print`` escapes what its streams' encodings lack."""
+    """For a program, at its start: from now on ``print`` escapes what its streams' encodings
+    lack."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
 
 def hang_up() -> None:
-    """For a program, at its end: drop words that could not be printed, or Python complains of them when it ends."""
+    """For a program, at its end: drop words that could not be printed, or Python complains of them
+    when it ends."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:

@@ -1,8 +1,9 @@
 """Every exception portacnn raises on purpose.
 
-Each is also the built-in kind a caller would expect (``ValueError``, ``TypeError``, ``RuntimeError``), so code that
-knows nothing of portacnn can catch it. A message says what was expected, what came, where, and what to do. Names and
-values in it may come from a stranger's file, so every message is shown escaped, and cut if it is very long.
+Each is also the built-in kind a caller would expect (``ValueError``, ``TypeError``,
+``RuntimeError``), so code that knows nothing of portacnn can catch it. A message says what was
+expected, what came, where, and what to do. Names and values in it may come from a stranger's file,
+so every message is shown escaped, and cut if it is very long.
 """
 
 from typing import Self
@@ -24,7 +25,8 @@ class PortacnnError(Exception):
         return shown(f"{self.where}: {self.message}" if self.where else self.message)
 
     def at(self, where: str, *, over: bool = False) -> Self:
-        """The same error, told to have happened at ``where``, unless it knows already (``over`` replaces that)."""
+        """The same error, told to have happened at ``where``, unless it knows already (``over``
+        replaces that)."""
         if over or self.where is None:
             self.where = where
         return self
@@ -39,7 +41,8 @@ class DependencyError(PortacnnError, ImportError):
 
 
 class ArrayError(PortacnnError, TypeError):
-    """Arrays of the wrong kind: mixed libraries or devices, integers where floats belong, mixed float types."""
+    """Arrays of the wrong kind: mixed libraries or devices, integers where floats belong, mixed
+    float types."""
 
 
 class ShapeError(PortacnnError, ValueError):
@@ -55,7 +58,8 @@ class LabelError(PortacnnError, ValueError):
 
 
 class StateError(PortacnnError, RuntimeError):
-    """A call out of order: a layer used before it was built, a backward pass without its forward."""
+    """A call out of order: a layer used before it was built, a backward pass without its
+    forward."""
 
 
 class OutOfMemoryError(PortacnnError, MemoryError):

@@ -1,4 +1,5 @@
-"""What a file is that was given for another kind of file, told from its first bytes: for error messages."""
+"""What a file is that was given for another kind of file, told from its first bytes: for error
+messages."""
 
 from codecs import getincrementaldecoder
 
@@ -8,12 +9,16 @@ FIRST = 256
 """How many bytes of a file ``kind_of`` needs."""
 
 _PICKLE = (
-    "a pickle or a PyTorch archive, which can run code when it is read. portacnn reads safetensors: convert a file that you "
-    "trust where it was made, with safetensors.torch.save_file(state_dict, ...), or of NumPy arrays with "
+    "a pickle or a PyTorch archive, which can run code when it is read. portacnn reads "
+    "safetensors: convert a file that you "
+    "trust where it was made, with safetensors.torch.save_file(state_dict, ...), or of NumPy "
+    "arrays with "
     "safetensors.numpy.save_file(params, ...)"
 )
 _BEGINNINGS = {
-    b"version https://git-lfs.github.com/spec/": "a Git LFS pointer, which stands for the file itself; get that with: git lfs pull",
+    b"version "
+    b"https://git-lfs.github.com/spec/": "a Git LFS pointer, which stands for the file itself; get "
+    "that with: git lfs pull",
     b"\x1f\x8b": "a gzip archive; unpack it first",
     b"PK\x03\x04": f"a zip archive, or {_PICKLE}",
     b"BZh": "a bzip2 archive; unpack it first",
@@ -35,31 +40,42 @@ def may_be_safetensors(start: bytes) -> bool:
 
 
 def kind_of(start: bytes) -> str | None:
-    """What the file that begins so seems to be, as a part of a sentence, and what to do with it; None if unknown."""
+    """What the file that begins so seems to be, as a part of a sentence, and what to do with it;
+    None if unknown."""
     if not start:
         return "an empty file (0 bytes)"
     if may_be_safetensors(start):  # some lengths begin as pickles and archives do
-        return "a safetensors file, as portacnn.load and load_weights read" if len(start) > 8 else None
+        return (
+            "a safetensors file, as portacnn.load and load_weights read" if len(start) > 8 else None
+        )
     for beginning, kind in _BEGINNINGS.items():
         if start.startswith(beginning):
             return kind
     if start[:1] == b"\x80" and start[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return _PICKLE
-    if start[:1] == b"\x08" and start[1:2] < b"\x20" and start[2:3] in (b"\x12", b"\x1a", b"\x22", b"\x3a", b"\x42"):
+    if (
+        start[:1] == b"\x08"
+        and start[1:2] < b"\x20"
+        and start[2:3] in (b"\x12", b"\x1a", b"\x22", b"\x3a", b"\x42")
+    ):
         return "an ONNX model, as portacnn.onnx.load reads"
     return _kind_of_text(start)
 
 
 def _kind_of_text(start: bytes) -> str | None:
     try:
-        text = getincrementaldecoder("utf-8-sig")().decode(start)  # which leaves out a character that is cut in two
+        # which leaves out a character that is cut in two
+        text = getincrementaldecoder("utf-8-sig")().decode(start)
     except UnicodeDecodeError:
         return None
     if not all(c.isprintable() or c.isspace() for c in text):
         return None
     lower = text.lstrip().lower()
     if lower.startswith(("<!doctype html", "<html", "<head")):
-        return "a web page (HTML), perhaps an error or a form to log in; look at it in a browser, and download the file again"
+        return (
+            "a web page (HTML), perhaps an error or a form to log in; look at it in a browser, "
+            "and download the file again"
+        )
     if lower.startswith("<?xml"):
         return "XML, perhaps a server's error message; look at it, and download the file again"
     if lower.startswith(("{", "[")):

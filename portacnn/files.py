@@ -1,7 +1,8 @@
-"""Files, written whole or not at all, and models in them: safetensors, with the architecture as JSON in the header.
+"""Files, written whole or not at all, and models in them: safetensors, with the architecture as
+JSON in the header.
 
-No pickle: reading a file runs nothing that is in it. A checksum over all of a file stands in its header, so that one which a
-disk or a copy has damaged is not taken for a whole one.
+No pickle: reading a file runs nothing that is in it. A checksum over all of a file stands in its
+header, so that one which a disk or a copy has damaged is not taken for a whole one.
 """
 
 import contextlib
@@ -32,7 +33,8 @@ _MARK = json.dumps(json.dumps({_CHECKSUM: ""})[1:-2])[
 _NO_DIGITS = b"0" * 8  # stand for the checksum of a CRC-32 while it is computed
 _LONGEST_PATH = 1 << 15  # characters; no system takes more
 _LONGEST_HEADER = 100_000_000  # bytes, as the safetensors library has it
-_LONGEST_PREFIX = 100  # bytes of a file's name in the name of the temporary one: some file systems take 143 in all
+# bytes of a file's name in the name of the temporary one: some file systems take 143 in all
+_LONGEST_PREFIX = 100
 _DTYPES = {
     "BOOL": "uint8",
     "U8": "uint8",
@@ -48,7 +50,8 @@ _DTYPES = {
     "I64": "int64",
     "F64": "float64",
 }
-"""What the bytes are viewed as. NumPy has no bfloat16: those become float32, which holds them all."""
+"""What the bytes are viewed as. NumPy has no bfloat16: those become float32, which holds them
+all."""
 _BITS = {
     "F8_E4M3": 8,
     "F8_E5M2": 8,
@@ -60,7 +63,8 @@ _BITS = {
     "F4": 4,
     "C64": 64,
 }
-"""Bits of one element of the other dtypes of safetensors. They are passed over, as long as nobody needs them."""
+"""Bits of one element of the other dtypes of safetensors. They are passed over, as long as nobody
+needs them."""
 
 
 @dataclass(frozen=True)
@@ -72,52 +76,69 @@ class Unreadable:
 
 
 def file_path(path: Any, what: str = "a file") -> Path:
-    """The path of a file that the caller named. Raises ArgumentError for what is no path, such as the file's content."""
+    """The path of a file that the caller named. Raises ArgumentError for what is no path, such as
+    the file's content."""
     if isinstance(path, str | os.PathLike):
         name = os.fspath(path)
         if isinstance(name, str) and 0 < len(name) <= _LONGEST_PATH and "\0" not in name:
             return Path(name)
-        raise ArgumentError(f"expected the path of {what}, got {len(name)} characters: {quoted(name)}")
+        raise ArgumentError(
+            f"expected the path of {what}, got {len(name)} characters: {quoted(name)}"
+        )
     size = f" of {len(path)} bytes" if isinstance(path, bytes | bytearray | memoryview) else ""
-    raise ArgumentError(f"expected the path of {what} (str or os.PathLike), got {type(path).__name__}{size}")
+    raise ArgumentError(
+        f"expected the path of {what} (str or os.PathLike), got {type(path).__name__}{size}"
+    )
 
 
-def make_folder(path: str | os.PathLike[str], purpose: str = "checkpoints", another: str = "folder") -> Path:
+def make_folder(
+    path: str | os.PathLike[str], purpose: str = "checkpoints", another: str = "folder"
+) -> Path:
     """Make the folder and try it, before an hour's work depends on it.
 
     Raises:
-        OSError: it cannot be made or written into; the message says for what ``purpose`` it was, and to choose ``another``.
+        OSError: it cannot be made or written into; the message says for what ``purpose`` it was,
+            and to choose ``another``.
     """
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(
-            f"cannot make the folder {folder} for {purpose}: {error.strerror}; choose another {another}"
+            f"cannot make the folder {folder} for {purpose}: {error.strerror}; choose another "
+            f"{another}"
         ) from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(f"cannot write into {folder}; choose another {another}")
     return folder
 
 
-def write_atomically(path: str | os.PathLike[str], content: bytes | Iterable[bytes | memoryview]) -> None:
-    """Write a file so that ``path`` holds either all of ``content`` or what it held before, even after a crash.
+def write_atomically(
+    path: str | os.PathLike[str], content: bytes | Iterable[bytes | memoryview]
+) -> None:
+    """Write a file so that ``path`` holds either all of ``content`` or what it held before, even
+    after a crash.
 
-    The bytes go to a temporary file in the same folder, reach the disk, and only then take the name. A symbolic link stays:
-    what it points to is replaced. The new file has the mode and, where the system allows it, the owner of the one before.
+    The bytes go to a temporary file in the same folder, reach the disk, and only then take the
+    name. A symbolic link stays: what it points to is replaced. The new file has the mode and, where
+    the system allows it, the owner of the one before.
 
     Args:
-        content: the bytes, or pieces of them, for files that are better not held in memory a second time.
+        content: the bytes, or pieces of them, for files that are better not held in memory a second
+            time.
 
     Raises:
-        OSError: the folder is missing or may not be written to, the disk is full; it names ``path``. The temporary file is
-            removed.
+        OSError: the folder is missing or may not be written to, the disk is full; it names
+            ``path``. The temporary file is removed.
     """
     named = file_path(path)
     target = link_target(named)
     before = _status(target, named)
-    # Not tempfile: its files are private to this user, whereas a cache may be shared and should follow the umask.
-    temporary = target.with_name(f".{beginning(target.name, _LONGEST_PREFIX)}.{secrets.token_hex(8)}.tmp")
+    # Not tempfile: its files are private to this user, whereas a cache may be shared and should
+    # follow the umask.
+    temporary = target.with_name(
+        f".{beginning(target.name, _LONGEST_PREFIX)}.{secrets.token_hex(8)}.tmp"
+    )
     mode = 0o666 if before is None else stat.S_IMODE(before.st_mode)
     try:
         with open(temporary, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
@@ -130,7 +151,11 @@ def write_atomically(path: str | os.PathLike[str], content: bytes | Iterable[byt
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        if isinstance(error, OSError) and error.errno is not None and error.filename in (None, str(temporary)):
+        if (
+            isinstance(error, OSError)
+            and error.errno is not None
+            and error.filename in (None, str(temporary))
+        ):
             error.filename = str(named)  # the name that the caller knows
             del error.filename2  # None would be shown as a second name
         raise
@@ -153,7 +178,8 @@ def link_target(path: Path) -> Path:
 
 
 def _status(target: Path, named: Path) -> os.stat_result | None:
-    """That of the file that will be replaced, None if there is none. Raises OSError if it is no file."""
+    """That of the file that will be replaced, None if there is none. Raises OSError if it is no
+    file."""
     try:
         status = target.stat()
     except FileNotFoundError:
@@ -175,7 +201,8 @@ def _keep_status(file: IO[bytes], temporary: Path, before: os.stat_result) -> No
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have the disk keep a new name in ``folder``, where the system can: Windows opens no folders, some file systems refuse."""
+    """Have the disk keep a new name in ``folder``, where the system can: Windows opens no folders,
+    some file systems refuse."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -187,32 +214,41 @@ def _sync_folder(folder: Path) -> None:
 def save_tensors(
     path: str | os.PathLike[str], tensors: Mapping[str, HostArray], header: Mapping[str, Any] | None
 ) -> None:
-    """Write NumPy arrays by name, and ``header`` (what JSON can hold, by name), as one safetensors file with a checksum.
+    """Write NumPy arrays by name, and ``header`` (what JSON can hold, by name), as one safetensors
+    file with a checksum.
 
     Raises:
         OSError: see ``write_atomically``.
     """
     from safetensors.numpy import save
 
-    contiguous = {name: array if array.flags.c_contiguous else array.copy() for name, array in tensors.items()}
+    contiguous = {
+        name: array if array.flags.c_contiguous else array.copy() for name, array in tensors.items()
+    }
     text = json.dumps({_CHECKSUM: _NO_DIGITS.decode(), **(header or {})})
     content = save(contiguous, metadata={_KEY: text})
     begin, end = _digits(content)
-    write_atomically(path, [content[:begin], b"%08x" % zlib.crc32(content), memoryview(content)[end:]])
+    write_atomically(
+        path, [content[:begin], b"%08x" % zlib.crc32(content), memoryview(content)[end:]]
+    )
 
 
-def load_tensors(path: str | os.PathLike[str], *, checked: bool = False) -> tuple[dict[str, Any], Any]:
-    """The arrays of a safetensors file, and the header that ``save_tensors`` put there (None in other people's files).
+def load_tensors(
+    path: str | os.PathLike[str], *, checked: bool = False
+) -> tuple[dict[str, Any], Any]:
+    """The arrays of a safetensors file, and the header that ``save_tensors`` put there (None in
+    other people's files).
 
-    The file is opened once and read once, so that one which is replaced meanwhile gives the old or the new, and the arrays are
-    views of what was read. A tensor of a dtype that NumPy does not have is ``Unreadable``.
+    The file is opened once and read once, so that one which is replaced meanwhile gives the old or
+    the new, and the arrays are views of what was read. A tensor of a dtype that NumPy does not have
+    is ``Unreadable``.
 
     Args:
         checked: it must have a checksum.
 
     Raises:
-        ModelFormatError: not a whole safetensors file (it says what it seems to be), a header that is not JSON, bytes that are
-            not those that the checksum was taken over.
+        ModelFormatError: not a whole safetensors file (it says what it seems to be), a header that
+            is not JSON, bytes that are not those that the checksum was taken over.
     """
     path = file_path(path)
     start = b""
@@ -239,8 +275,12 @@ def load_tensors(path: str | os.PathLike[str], *, checked: bool = False) -> tupl
             file.seek(0)
             kind = kind_of(file.read(FIRST))
             if kind is None or "safetensors file" in kind:
-                raise ModelFormatError(f"{path} is not a whole safetensors file: {error}") from error
-            raise ModelFormatError(f"{path} is not a whole safetensors file, it looks like {kind}") from None
+                raise ModelFormatError(
+                    f"{path} is not a whole safetensors file: {error}"
+                ) from error
+            raise ModelFormatError(
+                f"{path} is not a whole safetensors file, it looks like {kind}"
+            ) from None
 
 
 def _header_length(start: bytes, size: int) -> int:
@@ -261,32 +301,50 @@ def _parsed(text: bytes, size: int) -> tuple[Layout, dict[str, str]]:
     """The header of a file with ``size`` bytes behind it: its tensors, and its metadata.
 
     Raises:
-        ValueError, TypeError, RecursionError: no such header, or tensors that are not all of those bytes.
+        ValueError, TypeError, RecursionError: no such header, or tensors that are not all of those
+            bytes.
     """
     header = json.loads(text.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number)
     if not isinstance(header, dict) or text[:1] != b"{":
         raise ValueError("its header is no JSON object")
     metadata = header.pop("__metadata__", None) or {}
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+    if not isinstance(metadata, dict) or not all(
+        isinstance(value, str) for value in metadata.values()
+    ):
         raise ValueError("its metadata are not texts by name")
     found = []
     for name, described in header.items():
-        if not isinstance(described, dict) or described.keys() != {"dtype", "shape", "data_offsets"}:
-            raise ValueError(f"tensor {quoted(name)} is not described by dtype, shape and data_offsets")
+        if not isinstance(described, dict) or described.keys() != {
+            "dtype",
+            "shape",
+            "data_offsets",
+        }:
+            raise ValueError(
+                f"tensor {quoted(name)} is not described by dtype, shape and data_offsets"
+            )
         kind, shape, offsets = described["dtype"], described["shape"], described["data_offsets"]
         if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
-            raise ValueError(f"shape and data_offsets of tensor {quoted(name)} are no lists of whole numbers")
+            raise ValueError(
+                f"shape and data_offsets of tensor {quoted(name)} are no lists of whole numbers"
+            )
         if not isinstance(kind, str) or not (bits := _bits(kind)):
-            raise ValueError(f"the dtype of tensor {quoted(name)} is {quoted(kind)}, which is none of safetensors'")
+            raise ValueError(
+                f"the dtype of tensor {quoted(name)} is {quoted(kind)}, which is none "
+                "of safetensors'"
+            )
         begin, end = offsets
         if 8 * (end - begin) != bits * prod(shape):
-            raise ValueError(f"tensor {quoted(name)} of shape {quoted(shape)} does not take {end - begin} bytes")
+            raise ValueError(
+                f"tensor {quoted(name)} of shape {quoted(shape)} does not take {end - begin} bytes"
+            )
         found.append((begin, end, name, kind, tuple(shape)))
     found.sort(key=lambda tensor: tensor[:2])
     place = 0
     for begin, end, name, *_ in found:
         if begin != place:
-            raise ValueError(f"tensor {quoted(name)} begins at {begin}, the one before it ends at {place}")
+            raise ValueError(
+                f"tensor {quoted(name)} begins at {begin}, the one before it ends at {place}"
+            )
         place = end
     if place != size:
         raise ValueError(f"its tensors take {place} bytes, there are {size}")
@@ -300,7 +358,11 @@ def _bits(kind: str) -> int:
 
 def _are_counts(values: Any) -> bool:
     """Whether it is a list of whole numbers that can be a shape."""
-    return isinstance(values, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in values) and len(values) <= 64
+    return (
+        isinstance(values, list)
+        and all(type(n) is int and 0 <= n < 1 << 63 for n in values)
+        and len(values) <= 64
+    )
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -315,19 +377,27 @@ def _no_number(word: str) -> None:
 
 
 def within(part: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a file's arrays whose names begin with ``part`` and a dot, by the rest of their names."""
-    return {name.removeprefix(f"{part}."): array for name, array in tensors.items() if name.startswith(f"{part}.")}
+    """Those of a file's arrays whose names begin with ``part`` and a dot, by the rest of their
+    names."""
+    return {
+        name.removeprefix(f"{part}."): array
+        for name, array in tensors.items()
+        if name.startswith(f"{part}.")
+    }
 
 
 def _digits(content: bytes) -> tuple[int, int]:
-    """Where in a file the checksum's digits begin and end. Raises ValueError where there are none."""
+    """Where in a file the checksum's digits begin and end. Raises ValueError where there are
+    none."""
     begin = content.index(_MARK, 0, 8 + int.from_bytes(content[:8], "little")) + len(_MARK)
     return begin, begin + len(_NO_DIGITS)
 
 
 def _is_whole(content: HostArray, digits: Any) -> bool:
     """Whether these are the bytes of uint8 that a checksum, as text, was taken over."""
-    place = slice(*_digits(content[: 8 + int.from_bytes(content[:8].tobytes(), "little")].tobytes()))
+    place = slice(
+        *_digits(content[: 8 + int.from_bytes(content[:8].tobytes(), "little")].tobytes())
+    )
     stated = content[place].tobytes()
     content[place] = np.frombuffer(_NO_DIGITS, np.uint8)
     return stated == b"%08x" % zlib.crc32(content) and stated.decode() == digits

@@ -1,4 +1,5 @@
-"""Gradients by finite differences: slow, and made of nothing but forward passes, so that there is something to check against."""
+"""Gradients by finite differences: slow, and made of nothing but forward passes, so that there is
+something to check against."""
 
 from collections.abc import Callable
 from itertools import product

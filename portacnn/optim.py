@@ -1,10 +1,13 @@
-"""Optimizers. Each writes new values into the parameters' own arrays; the rules themselves are ops, in ``ops.update``.
+"""Optimizers. Each writes new values into the parameters' own arrays; the rules themselves are ops,
+in ``ops.update``.
 
-As in the tutorials, ``optimizer.update(params, grads)`` takes two dictionaries with the same keys. State (velocities, running
-means) is kept by key, and made when a key first comes. Rules, names and defaults are those of torch.optim.
+As in the tutorials, ``optimizer.update(params, grads)`` takes two dictionaries with the same keys.
+State (velocities, running means) is kept by key, and made when a key first comes. Rules, names and
+defaults are those of torch.optim.
 
 Weight decay is by parameter: ``no_decay`` says which ones it leaves alone, for instance
-``AdamW(weight_decay=0.05, no_decay=biases_and_norms)`` or ``SGD(0.1, weight_decay=5e-4, no_decay=("bias", "bn*"))``.
+``AdamW(weight_decay=0.05, no_decay=biases_and_norms)`` or ``SGD(0.1, weight_decay=5e-4,
+no_decay=("bias", "bn*"))``.
 """
 
 import json
@@ -23,17 +26,20 @@ from portacnn.ops.update import count_as_float
 from portacnn.runtime import Array, Backend, backend_of, taken, where
 
 Selection = Callable[[str, Array], bool] | str | Iterable[str]
-"""Which parameters: a function of a parameter's path and array, or patterns of names (see ``selector``)."""
+"""Which parameters: a function of a parameter's path and array, or patterns of names (see
+``selector``)."""
 
 
 def biases_and_norms(path: str, array: Array) -> bool:
-    """Whether a parameter has one axis or none, as biases and the scales and shifts of normalizations do."""
+    """Whether a parameter has one axis or none, as biases and the scales and shifts of
+    normalizations do."""
     return array.ndim <= 1
 
 
 @dataclass(frozen=True)
 class Paths:
-    """A selection of parameters by their whole paths: what any selection comes to in one network."""
+    """A selection of parameters by their whole paths: what any selection comes to in one
+    network."""
 
     paths: tuple[str, ...]
 
@@ -44,36 +50,46 @@ class Paths:
 def selector(what: Selection) -> Callable[[str, Array], bool]:
     """A selection as a function of path and array; a function is itself.
 
-    A pattern, with the shell's ``*``, ``?`` and ``[...]``, selects a parameter where it matches its path or a part of it
-    between dots: "bias" selects conv1.bias, "bn*" all of layer1.0.bn2, "fc?.weight" fc1.weight.
+    A pattern, with the shell's ``*``, ``?`` and ``[...]``, selects a parameter where it matches its
+    path or a part of it between dots: "bias" selects conv1.bias, "bn*" all of layer1.0.bn2,
+    "fc?.weight" fc1.weight.
     """
     if callable(what):
         return what
     patterns = _patterns(what)
 
     def matches(path: str, array: Array) -> bool:
-        return any(fnmatchcase(name, pattern) for name in (path, *path.split(".")) for pattern in patterns)
+        return any(
+            fnmatchcase(name, pattern) for name in (path, *path.split(".")) for pattern in patterns
+        )
 
     return matches
 
 
 def _patterns(what: str | Iterable[str]) -> tuple[str, ...]:
-    patterns = (what,) if isinstance(what, str) else tuple(what) if isinstance(what, Iterable) else (what,)
+    patterns = (
+        (what,) if isinstance(what, str) else tuple(what) if isinstance(what, Iterable) else (what,)
+    )
     if not all(isinstance(pattern, str) for pattern in patterns):
-        raise ArgumentError(f"parameters are selected by a function of (path, array) or by names, got {what!r}")
+        raise ArgumentError(
+            f"parameters are selected by a function of (path, array) or by names, got {what!r}"
+        )
     return patterns
 
 
 class Optimizer:
-    """What every optimizer has: a learning rate, weight decay, counts of steps, and state by name and parameter.
+    """What every optimizer has: a learning rate, weight decay, counts of steps, and state by name
+    and parameter.
 
     Args:
         lr: the learning rate.
-        weight_decay: the factor of the L2 penalty's gradient, or of decoupled decay, as the optimizer says.
+        weight_decay: the factor of the L2 penalty's gradient, or of decoupled decay, as the
+            optimizer says.
         no_decay: parameters that do not decay (see ``Selection``).
 
     Attributes:
-        steps: how many updates were made; ``counts``: how many of them changed a parameter, by its key.
+        steps: how many updates were made; ``counts``: how many of them changed a parameter, by its
+            key.
         state: for each of ``slots``, an array like each parameter, by the parameter's key.
     """
 
@@ -87,8 +103,11 @@ class Optimizer:
 
     @classmethod
     def kind(cls) -> str:
-        """The class's name in files: those of this module go by their bare name, others by their module's too."""
-        return cls.__name__ if cls.__module__ == __name__ else f"{cls.__module__}.{cls.__qualname__}"
+        """The class's name in files: those of this module go by their bare name, others by their
+        module's too."""
+        return (
+            cls.__name__ if cls.__module__ == __name__ else f"{cls.__module__}.{cls.__qualname__}"
+        )
 
     def __init__(self, lr: float, weight_decay: float = 0.0, no_decay: Selection = ()) -> None:
         self.lr = lr
@@ -98,12 +117,14 @@ class Optimizer:
         self.counts: dict[str, int] = {}
         self.state: dict[str, dict[str, Array]] = {slot: {} for slot in self.slots}
         self._decay: dict[str, float] = {}  # by key, as far as they have come
-        self._flat: dict[str, Flat] = {}  # by slot: what the state lies in, where the parameters lie so
+        # by slot: what the state lies in, where the parameters lie so
+        self._flat: dict[str, Flat] = {}
         self._took_part: list[str] = []  # the keys of the last update
 
     @property
     def lr(self) -> float:
-        """The learning rate; it may be set between steps. Raises ArgumentError on setting what is no rate."""
+        """The learning rate; it may be set between steps. Raises ArgumentError on setting what is
+        no rate."""
         return self._lr
 
     @lr.setter
@@ -119,25 +140,31 @@ class Optimizer:
         lr: Any = None,
         count: Any = None,
     ) -> None:
-        """One step: change every parameter in place. Parameters that lie in one array, as a network's do, change in one go.
+        """One step: change every parameter in place. Parameters that lie in one array, as a
+        network's do, change in one go.
 
         Args:
             params: arrays by key.
             grads: their gradients, by the same keys; a parameter without one stays as it is.
-            ok: a 0-dimensional boolean array; where it is false, parameters and state stay as they are. The counts are kept on
-                the host and cannot know of it: they go on.
-            lr: the learning rate of this step alone, where it is not ``self.lr``: a number, or a 0-dimensional array of float64.
-            count: which update this is, ``steps + 1``, from someone who counts by ``advance`` afterwards: so that it can be a
-                0-dimensional array of int64, of which nothing is known on the host. None counts here.
+            ok: a 0-dimensional boolean array; where it is false, parameters and state stay as they
+                are. The counts are kept on the host and cannot know of it: they go on.
+            lr: the learning rate of this step alone, where it is not ``self.lr``: a number, or a
+                0-dimensional array of float64.
+            count: which update this is, ``steps + 1``, from someone who counts by ``advance``
+                afterwards: so that it can be a 0-dimensional array of int64, of which nothing is
+                known on the host. None counts here.
 
         Raises:
-            ArgumentError: not one key in common. ShapeError, ArrayError: a gradient unlike its parameter, integers.
+            ArgumentError: not one key in common. ShapeError, ArrayError: a gradient unlike its
+                parameter, integers.
             StateError: a parameter that is of another shape than before.
         """
         keys = [key for key in params if key in grads]
         if not keys:
             if grads:
-                raise ArgumentError(f"no parameter has a gradient: keys {', '.join(params)} and {', '.join(grads)}")
+                raise ArgumentError(
+                    f"no parameter has a gradient: keys {', '.join(params)} and {', '.join(grads)}"
+                )
             return
         for key in keys:
             if tuple(grads[key].shape) != tuple(params[key].shape):
@@ -146,36 +173,46 @@ class Optimizer:
             for arrays in self.state.values():
                 if key in arrays and tuple(arrays[key].shape) != tuple(params[key].shape):
                     raise StateError(
-                        f"{key} is {tuple(params[key].shape)}, its state here {tuple(arrays[key].shape)}: the network was "
+                        f"{key} is {tuple(params[key].shape)}, its state here "
+                        f"{tuple(arrays[key].shape)}: the network was "
                         "changed; make a new optimizer",
                         type(self).__name__,
                     )
             if key not in self.counts:
-                check_arrays(type(self).__name__, **{key: params[key], f"gradient of {key}": grads[key]})
+                check_arrays(
+                    type(self).__name__, **{key: params[key], f"gradient of {key}": grads[key]}
+                )
         self.check(params)
         alike: dict[tuple[float, int], list[str]] = {}  # keys that one call of the rule can take
         with where(params[keys[0]]):
             for key in keys:
                 if key not in self.counts:
-                    self._make_state(key, params)  # first: where there is no room for it, the key has not come
+                    # first: where there is no room for it, the key has not come
+                    self._make_state(key, params)
                     self.counts[key] = 0
                 alike.setdefault((self._decay[key], self.steps - self.counts[key]), []).append(key)
             number = self.steps + 1 if count is None else count
             for (decay, late), group in alike.items():
                 p, g, state = self._together(group, params, grads)
                 own = number - late if late else number
-                self.apply(p, g, state, own, lr=self.lr if lr is None else lr, weight_decay=decay, ok=ok)
+                self.apply(
+                    p, g, state, own, lr=self.lr if lr is None else lr, weight_decay=decay, ok=ok
+                )
         self._took_part = keys
         if count is None:
             self.advance()
 
     def advance(self) -> None:
-        """Count one more update of the same parameters as the last: one that was given its ``count``, or was replayed."""
+        """Count one more update of the same parameters as the last: one that was given its
+        ``count``, or was replayed."""
         counts = self.counts | {key: self.counts[key] + 1 for key in self._took_part}
         self.steps, self.counts = self.steps + 1, counts  # together, whatever may interrupt
 
-    def _make_state(self, key: str, params: Mapping[str, Array], first: Mapping[str, Array] | None = None) -> None:
-        """The first state of a parameter, or by slot the values of ``first``; laid out as the parameters are."""
+    def _make_state(
+        self, key: str, params: Mapping[str, Array], first: Mapping[str, Array] | None = None
+    ) -> None:
+        """The first state of a parameter, or by slot the values of ``first``; laid out as the
+        parameters are."""
         flat = params.flats[0] if isinstance(params, Named) and len(params.flats) == 1 else None
         for slot, arrays in self.state.items():
             fresh = self.fresh(slot, params[key]) if first is None else first[slot]
@@ -191,18 +228,32 @@ class Optimizer:
     def _together(
         self, keys: list[str], params: Mapping[str, Array], grads: Mapping[str, Array]
     ) -> tuple[list[Array], list[Array], dict[str, list[Array]]]:
-        """Parameters, gradients and state as lists that belong together: of stretches of memory where they lie alike."""
-        if isinstance(params, Named) and isinstance(grads, Named) and len(params.flats) == len(grads.flats) == 1:
+        """Parameters, gradients and state as lists that belong together: of stretches of memory
+        where they lie alike."""
+        if (
+            isinstance(params, Named)
+            and isinstance(grads, Named)
+            and len(params.flats) == len(grads.flats) == 1
+        ):
             p, g = params.flats[0], grads.flats[0]
             state = {slot: self._flat[slot] for slot in self.slots if slot in self._flat}
-            alike = all(flat.parts is p.parts for flat in (g, *state.values())) and len(state) == len(self.slots)
-            ours = all(self.state[slot][key] is flat.views[key] for slot, flat in state.items() for key in keys)
+            alike = all(flat.parts is p.parts for flat in (g, *state.values())) and len(
+                state
+            ) == len(self.slots)
+            ours = all(
+                self.state[slot][key] is flat.views[key]
+                for slot, flat in state.items()
+                for key in keys
+            )
             if alike and ours:
                 stretches = runs(keys, p)
                 return (
                     [p.stretch(names) for names in stretches],
                     [g.stretch(names) for names in stretches],
-                    {slot: [flat.stretch(names) for names in stretches] for slot, flat in state.items()},
+                    {
+                        slot: [flat.stretch(names) for names in stretches]
+                        for slot, flat in state.items()
+                    },
                 )
         return (
             [params[key] for key in keys],
@@ -222,7 +273,9 @@ class Optimizer:
         if not callable(self.no_decay) and not self._decay:
             for pattern in self.no_decay:
                 if not any(selector(pattern)(key, params[key]) for key in params):
-                    raise ArgumentError(f"no_decay: {pattern!r} is none of the parameters {', '.join(params)}")
+                    raise ArgumentError(
+                        f"no_decay: {pattern!r} is none of the parameters {', '.join(params)}"
+                    )
         spared = selector(self.no_decay)
         self._decay |= {key: 0.0 if spared(key, params[key]) else self.weight_decay for key in new}
 
@@ -231,25 +284,34 @@ class Optimizer:
         return backend_of(p).xp.zeros_like(p)
 
     def apply(
-        self, params: list[Array], grads: list[Array], state: dict[str, list[Array]], step: Any, **common: Any
+        self,
+        params: list[Array],
+        grads: list[Array],
+        state: dict[str, list[Array]],
+        step: Any,
+        **common: Any,
     ) -> None:
         """Apply the rule to lists of arrays that belong together.
 
         Args:
             params, grads: parameters and their gradients.
             state: a list for every slot.
-            step: the number of this step for these parameters, from 1; an int, or a 0-dimensional array of int64.
+            step: the number of this step for these parameters, from 1; an int, or a 0-dimensional
+                array of int64.
             common: ``lr``, ``weight_decay`` and ``ok``, which every op of ``ops.update`` takes.
         """
         raise NotImplementedError
 
-    # --- copies and pickles -----------------------------------------------------------------------------------------
+    # --- copies and pickles -----------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy or a pickle holds: the state as NumPy arrays, each with the name of its backend."""
+        """What a copy or a pickle holds: the state as NumPy arrays, each with the name of its
+        backend."""
         state = {**vars(self), "_flat": {}}
         state["state"] = {
-            slot: {key: (_home(array), _home(array).to_host(array)) for key, array in arrays.items()}
+            slot: {
+                key: (_home(array), _home(array).to_host(array)) for key, array in arrays.items()
+            }
             for slot, arrays in self.state.items()
         }
         return state
@@ -261,10 +323,11 @@ class Optimizer:
             for slot, arrays in state["state"].items()
         }
 
-    # --- to and from files ------------------------------------------------------------------------------------------
+    # --- to and from files ------------------------------------------------------------------------
 
     def description(self) -> dict[str, Any]:
-        """As JSON: the class, and the constructor's arguments as the attributes of their names say; ``rebuild_optimizer`` reads it.
+        """As JSON: the class, and the constructor's arguments as the attributes of their names say;
+        ``rebuild_optimizer`` reads it.
 
         ``no_decay``, where it is a function, is described by the paths that it has selected.
 
@@ -273,7 +336,11 @@ class Optimizer:
         """
         kind = type(self)
         try:
-            arguments = {name: plain(getattr(self, name)) for name in signature(kind).parameters if name != "no_decay"}
+            arguments = {
+                name: plain(getattr(self, name))
+                for name in signature(kind).parameters
+                if name != "no_decay"
+            }
             json.dumps(arguments)
         except (AttributeError, TypeError) as error:
             raise ArgumentError(f"cannot be saved: {error}", kind.__name__) from error
@@ -285,11 +352,13 @@ class Optimizer:
         return {"class": self.kind(), "arguments": arguments, "no_decay": spared}
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next steps depend on, besides the constructor's arguments: copies, as plain values and NumPy arrays.
+        """What the next steps depend on, besides the constructor's arguments: copies, as plain
+        values and NumPy arrays.
 
         Returns:
-            ``optimizer``, the class's name; ``lr``; ``steps``; ``counts``, by key; and ``arrays``, NumPy arrays by slot and key,
-            such as "velocity.conv1.weight". All but the arrays is something JSON can hold.
+            ``optimizer``, the class's name; ``lr``; ``steps``; ``counts``, by key; and ``arrays``,
+            NumPy arrays by slot and key, such as "velocity.conv1.weight". All but the arrays is
+            something JSON can hold.
         """
         return {
             "optimizer": type(self).__name__,
@@ -311,13 +380,17 @@ class Optimizer:
 
         Args:
             state: from ``state_dict`` of an optimizer made with the same arguments.
-            params: the parameters as ``update`` will get them: the state goes to their devices and takes their dtypes.
+            params: the parameters as ``update`` will get them: the state goes to their devices and
+                takes their dtypes.
 
         Raises:
-            ModelFormatError: another optimizer's state, or one that does not fit these parameters; nothing has changed then.
+            ModelFormatError: another optimizer's state, or one that does not fit these parameters;
+                nothing has changed then.
         """
         where = type(self).__name__
-        lacking = [name for name in ("optimizer", "lr", "steps", "counts", "arrays") if name not in state]
+        lacking = [
+            name for name in ("optimizer", "lr", "steps", "counts", "arrays") if name not in state
+        ]
         if lacking:
             raise ModelFormatError(f"not an optimizer's state: {', '.join(lacking)} missing", where)
         if state["optimizer"] != where:
@@ -326,12 +399,19 @@ class Optimizer:
         for name in ("counts", "arrays"):
             if not isinstance(state[name], Mapping):
                 raise ModelFormatError(f"{name} must be by key, got {told(state[name])}", where)
-        shapes = {f"{slot}.{key}": params[key].shape for slot in self.slots for key in counts if key in params}
+        shapes = {
+            f"{slot}.{key}": params[key].shape
+            for slot in self.slots
+            for key in counts
+            if key in params
+        }
         problems = {
             "unknown parameters": [key for key in counts if key not in params],
             "missing": [name for name in shapes if name not in arrays],
             "unexpected": [name for name in arrays if name not in shapes],
-            "no NumPy array": [name for name, array in arrays.items() if not hasattr(array, "shape")],
+            "no NumPy array": [
+                name for name, array in arrays.items() if not hasattr(array, "shape")
+            ],
             "of another shape": [
                 f"{name} {tuple(arrays[name].shape)} (expected {tuple(shape)})"
                 for name, shape in shapes.items()
@@ -339,11 +419,16 @@ class Optimizer:
             ],
         }
         if any(problems.values()):
-            listed = "; ".join(f"{what}: {', '.join(names)}" for what, names in problems.items() if names)
+            listed = "; ".join(
+                f"{what}: {', '.join(names)}" for what, names in problems.items() if names
+            )
             raise ModelFormatError(f"the state does not fit these parameters. {listed}", where)
         try:
             lr, steps = not_negative("lr", state["lr"]), whole("steps", state["steps"], 0)
-            counts = {key: whole(f"the count of {key}", count, 1, most=steps) for key, count in counts.items()}
+            counts = {
+                key: whole(f"the count of {key}", count, 1, most=steps)
+                for key, count in counts.items()
+            }
         except ArgumentError as error:
             raise ModelFormatError(error.message, where) from error
         loaded: dict[str, dict[str, Array]] = {}
@@ -373,7 +458,8 @@ def _home(array: Array) -> Backend:
 
 
 class SGD(Optimizer):
-    """Stochastic gradient descent, as torch.optim.SGD: p -= lr * g; with momentum v = momentum * v + g; p -= lr * v.
+    """Stochastic gradient descent, as torch.optim.SGD: p -= lr * g; with momentum v = momentum * v
+    + g; p -= lr * v.
 
     Args:
         lr: the learning rate.
@@ -395,17 +481,26 @@ class SGD(Optimizer):
         weight_decay: float = 0.0,
         no_decay: Selection = (),
     ) -> None:
-        self.momentum, self.dampening = fraction("momentum", momentum), fraction("dampening", dampening)
+        self.momentum, self.dampening = (
+            fraction("momentum", momentum),
+            fraction("dampening", dampening),
+        )
         self.nesterov = flag("nesterov", nesterov)
         if nesterov and (not momentum or dampening):
             raise ArgumentError(
-                f"nesterov needs momentum above 0 and no dampening, got momentum={momentum!r}, dampening={dampening!r}"
+                f"nesterov needs momentum above 0 and no dampening, got momentum={momentum!r}, "
+                f"dampening={dampening!r}"
             )
         self.slots = ("velocity",) if self.momentum else ()
         super().__init__(lr, weight_decay, no_decay)
 
     def apply(
-        self, params: list[Array], grads: list[Array], state: dict[str, list[Array]], step: Any, **common: Any
+        self,
+        params: list[Array],
+        grads: list[Array],
+        state: dict[str, list[Array]],
+        step: Any,
+        **common: Any,
     ) -> None:
         if not self.momentum:
             ops.sgd_update(params, grads, **common)
@@ -431,7 +526,8 @@ class Momentum(SGD):
 
 
 class AdaGrad(Optimizer):
-    """AdaGrad (Duchi, Hazan and Singer, 2011), as torch.optim.Adagrad: steps shrink by the gradients that have been.
+    """AdaGrad (Duchi, Hazan and Singer, 2011), as torch.optim.Adagrad: steps shrink by the
+    gradients that have been.
 
     Args:
         lr: the learning rate; at a parameter's step t (from 1) it is lr / (1 + (t - 1) * lr_decay).
@@ -454,7 +550,9 @@ class AdaGrad(Optimizer):
     ) -> None:
         super().__init__(lr, weight_decay, no_decay)
         self.lr_decay = not_negative("lr_decay", lr_decay)
-        self.initial_accumulator_value = not_negative("initial_accumulator_value", initial_accumulator_value)
+        self.initial_accumulator_value = not_negative(
+            "initial_accumulator_value", initial_accumulator_value
+        )
         self.eps = not_negative("eps", eps)
 
     def fresh(self, slot: str, p: Array) -> Array:
@@ -462,7 +560,12 @@ class AdaGrad(Optimizer):
         return backend_of(p).xp.full_like(p, self.initial_accumulator_value)
 
     def apply(
-        self, params: list[Array], grads: list[Array], state: dict[str, list[Array]], step: Any, **common: Any
+        self,
+        params: list[Array],
+        grads: list[Array],
+        state: dict[str, list[Array]],
+        step: Any,
+        **common: Any,
     ) -> None:
         if self.lr_decay:
             common["lr"] = common["lr"] / (1.0 + (count_as_float(step) - 1.0) * self.lr_decay)
@@ -470,7 +573,8 @@ class AdaGrad(Optimizer):
 
 
 class RMSprop(Optimizer):
-    """RMSprop (Hinton's lecture 6e), as torch.optim.RMSprop: steps divided by the gradients' running root mean square.
+    """RMSprop (Hinton's lecture 6e), as torch.optim.RMSprop: steps divided by the gradients'
+    running root mean square.
 
     Args:
         lr: the learning rate.
@@ -493,11 +597,20 @@ class RMSprop(Optimizer):
     ) -> None:
         self.alpha, self.momentum = fraction("alpha", alpha), fraction("momentum", momentum)
         self.eps, self.centered = not_negative("eps", eps), flag("centered", centered)
-        self.slots = ("mean_square", *(("mean",) if self.centered else ()), *(("velocity",) if self.momentum else ()))
+        self.slots = (
+            "mean_square",
+            *(("mean",) if self.centered else ()),
+            *(("velocity",) if self.momentum else ()),
+        )
         super().__init__(lr, weight_decay, no_decay)
 
     def apply(
-        self, params: list[Array], grads: list[Array], state: dict[str, list[Array]], step: Any, **common: Any
+        self,
+        params: list[Array],
+        grads: list[Array],
+        state: dict[str, list[Array]],
+        step: Any,
+        **common: Any,
     ) -> None:
         rates = {"alpha": self.alpha, "eps": self.eps, "momentum": self.momentum}
         slots = (state["mean_square"], state.get("mean"), state.get("velocity"))
@@ -511,7 +624,8 @@ class Adam(Optimizer):
         lr: the learning rate.
         beta1, beta2: how much of the running means of gradients and of their squares stays.
         eps: keeps the division from 0.
-        weight_decay: L2, or with ``decoupled_weight_decay`` AdamW's; ``no_decay``: the parameters without it.
+        weight_decay: L2, or with ``decoupled_weight_decay`` AdamW's; ``no_decay``: the parameters
+            without it.
     """
 
     slots = ("mean", "mean_square")
@@ -532,14 +646,27 @@ class Adam(Optimizer):
         self.decoupled_weight_decay = flag("decoupled_weight_decay", decoupled_weight_decay)
 
     def apply(
-        self, params: list[Array], grads: list[Array], state: dict[str, list[Array]], step: Any, **common: Any
+        self,
+        params: list[Array],
+        grads: list[Array],
+        state: dict[str, list[Array]],
+        step: Any,
+        **common: Any,
     ) -> None:
-        rates = {"beta1": self.beta1, "beta2": self.beta2, "eps": self.eps, "decoupled": self.decoupled_weight_decay}
-        ops.adam_update(params, grads, state["mean"], state["mean_square"], step=step, **rates, **common)
+        rates = {
+            "beta1": self.beta1,
+            "beta2": self.beta2,
+            "eps": self.eps,
+            "decoupled": self.decoupled_weight_decay,
+        }
+        ops.adam_update(
+            params, grads, state["mean"], state["mean_square"], step=step, **rates, **common
+        )
 
 
 class AdamW(Adam):
-    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019), as torch.optim.AdamW: p -= lr * weight_decay * p."""
+    """Adam with decoupled weight decay (Loshchilov and Hutter, 2019), as torch.optim.AdamW: p -= lr
+    * weight_decay * p."""
 
     def __init__(
         self,
@@ -567,34 +694,45 @@ def make_optimizer(name: "str | Optimizer", param: Mapping[str, Any] | None = No
     """An optimizer by its name and its constructor's arguments; one that is made already is itself.
 
     Raises:
-        ArgumentError: an unknown name, an argument the optimizer does not take, a value without a meaning; arguments for one
-            that is made already.
+        ArgumentError: an unknown name, an argument the optimizer does not take, a value without a
+            meaning; arguments for one that is made already.
     """
     if isinstance(name, Optimizer):
         if param:
-            raise ArgumentError(f"optimizer_param goes with an optimizer's name; {type(name).__name__} is made already")
+            raise ArgumentError(
+                "optimizer_param goes with an optimizer's name; "
+                f"{type(name).__name__} is made already"
+            )
         return name
     if not isinstance(name, str) or name.lower() not in OPTIMIZERS:
         raise ArgumentError(f"unknown optimizer {name!r}; known are {', '.join(OPTIMIZERS)}")
     if param is not None and not isinstance(param, Mapping):
-        raise ArgumentError(f'optimizer_param must be a dictionary such as {{"lr": 0.01}}, got {param!r}')
+        raise ArgumentError(
+            f'optimizer_param must be a dictionary such as {{"lr": 0.01}}, got {param!r}'
+        )
     kind = OPTIMIZERS[name.lower()]
     unknown = set(param or {}) - set(signature(kind).parameters)
     if unknown:
         raise ArgumentError(
-            f"{kind.__name__} takes {', '.join(signature(kind).parameters)}; got {', '.join(sorted(map(str, unknown)))}"
+            f"{kind.__name__} takes {', '.join(signature(kind).parameters)}; got "
+            f"{', '.join(sorted(map(str, unknown)))}"
         )
     return kind(**(param or {}))
 
 
 def rebuild_optimizer(described: Any) -> Optimizer:
-    """What ``Optimizer.description`` described. Raises whatever nonsense brings a constructor to."""
+    """What ``Optimizer.description`` described. Raises whatever nonsense brings a constructor
+    to."""
     kind = Optimizer.known.get(described["class"])
     if kind is None:
-        raise ModelFormatError(f"unknown optimizer {described['class']!r}; import the module that defines it first")
+        raise ModelFormatError(
+            f"unknown optimizer {described['class']!r}; import the module that defines it first"
+        )
     arguments = dict(described["arguments"])
     if "no_decay" in signature(kind).parameters:
         spared = described["no_decay"]
         by_paths = "paths" in spared
-        arguments["no_decay"] = Paths(tuple(spared["paths"])) if by_paths else tuple(spared["patterns"])
+        arguments["no_decay"] = (
+            Paths(tuple(spared["paths"])) if by_paths else tuple(spared["patterns"])
+        )
     return kind(**arguments)

@@ -1,13 +1,15 @@
 """Schedules: how the learning rate goes with the steps.
 
-A schedule is a function of a step's number, from 0, and of the optimizer's own learning rate: ``schedule(step, lr)`` is the rate
-to take at that step. It keeps nothing between calls, so training can stop and go on anywhere, and a curve is drawn by calling
-it. Any function of (step, lr) is one; those here are frozen values, named as in torch.optim.lr_scheduler, and give its numbers.
+A schedule is a function of a step's number, from 0, and of the optimizer's own learning rate:
+``schedule(step, lr)`` is the rate to take at that step. It keeps nothing between calls, so training
+can stop and go on anywhere, and a curve is drawn by calling it. Any function of (step, lr) is one;
+those here are frozen values, named as in torch.optim.lr_scheduler, and give its numbers.
 
-    Trainer(..., optimizer="sgd", optimizer_param={"lr": 0.1}, schedule=warm_up(500, CosineAnnealingLR(10_000)))
+    Trainer(..., optimizer="sgd", optimizer_param={"lr": 0.1},
+            schedule=warm_up(500, CosineAnnealingLR(10_000)))
 
-They count steps. To count epochs instead, as PyTorch's examples do: ``PerEpoch(StepLR(30), steps_per_epoch)``, or the Trainer's
-``schedule_unit="epoch"``.
+They count steps. To count epochs instead, as PyTorch's examples do: ``PerEpoch(StepLR(30),
+steps_per_epoch)``, or the Trainer's ``schedule_unit="epoch"``.
 """
 
 from bisect import bisect_right
@@ -35,7 +37,8 @@ def _powered(lr: float, gamma: float, exponent: int) -> float:
         return lr * gamma**exponent
     except OverflowError:
         raise ArgumentError(
-            f"the learning rate {lr!r} * {gamma!r}^{exponent} is larger than a float can be; take a gamma of 1 or less"
+            f"the learning rate {lr!r} * {gamma!r}^{exponent} is larger than a float can be; take "
+            "a gamma of 1 or less"
         ) from None
 
 
@@ -60,7 +63,11 @@ class StepLR:
     gamma: float = 0.1
 
     def __post_init__(self) -> None:
-        _take(self, step_size=whole("step_size", self.step_size, 1), gamma=not_negative("gamma", self.gamma))
+        _take(
+            self,
+            step_size=whole("step_size", self.step_size, 1),
+            gamma=not_negative("gamma", self.gamma),
+        )
 
     def __call__(self, step: int, lr: float) -> float:
         return _powered(lr, self.gamma, step // self.step_size)
@@ -99,7 +106,8 @@ class ExponentialLR:
 
 @dataclass(frozen=True)
 class LinearLR:
-    """From lr * start_factor in a straight line to lr * end_factor at step ``total_iters``, and on at that.
+    """From lr * start_factor in a straight line to lr * end_factor at step ``total_iters``, and on
+    at that.
 
     As torch.optim.lr_scheduler.LinearLR, which is the usual warm-up.
     """
@@ -109,8 +117,16 @@ class LinearLR:
     total_iters: int = 5
 
     def __post_init__(self) -> None:
-        start, end = not_negative("start_factor", self.start_factor), not_negative("end_factor", self.end_factor)
-        _take(self, start_factor=start, end_factor=end, total_iters=whole("total_iters", self.total_iters, 1))
+        start, end = (
+            not_negative("start_factor", self.start_factor),
+            not_negative("end_factor", self.end_factor),
+        )
+        _take(
+            self,
+            start_factor=start,
+            end_factor=end,
+            total_iters=whole("total_iters", self.total_iters, 1),
+        )
 
     def __call__(self, step: int, lr: float) -> float:
         return lr * _line(self.start_factor, self.end_factor, min(step / self.total_iters, 1.0))
@@ -118,7 +134,8 @@ class LinearLR:
 
 @dataclass(frozen=True)
 class CosineAnnealingLR:
-    """Half a cosine from lr at step 0 to ``eta_min`` at step ``T_max`` (Loshchilov and Hutter, 2017).
+    """Half a cosine from lr at step 0 to ``eta_min`` at step ``T_max`` (Loshchilov and Hutter,
+    2017).
 
     As torch.optim.lr_scheduler.CosineAnnealingLR: after ``T_max`` the curve goes on, and up again.
     """
@@ -127,7 +144,9 @@ class CosineAnnealingLR:
     eta_min: float = 0.0
 
     def __post_init__(self) -> None:
-        _take(self, T_max=whole("T_max", self.T_max, 1), eta_min=not_negative("eta_min", self.eta_min))
+        _take(
+            self, T_max=whole("T_max", self.T_max, 1), eta_min=not_negative("eta_min", self.eta_min)
+        )
 
     def __call__(self, step: int, lr: float) -> float:
         return _half_cosine(lr, self.eta_min, step / self.T_max)
@@ -135,17 +154,19 @@ class CosineAnnealingLR:
 
 @dataclass(frozen=True)
 class OneCycleLR:
-    """Up from lr / div_factor to lr, then down to lr / (div_factor * final_div_factor) (Smith and Topin, 2018).
+    """Up from lr / div_factor to lr, then down to lr / (div_factor * final_div_factor) (Smith and
+    Topin, 2018).
 
-    As torch.optim.lr_scheduler.OneCycleLR with the optimizer's learning rate for its ``max_lr``; the momentum stays as it is
-    (``cycle_momentum=False``).
+    As torch.optim.lr_scheduler.OneCycleLR with the optimizer's learning rate for its ``max_lr``;
+    the momentum stays as it is (``cycle_momentum=False``).
 
     Args:
         total_steps: how long the cycle is; no step after it has a rate.
         pct_start: the share of the steps that go up.
         anneal_strategy: "cos" or "linear", the form of each way.
         div_factor, final_div_factor: see above.
-        three_phase: down to lr / div_factor in as many steps as it went up, and only then to the end.
+        three_phase: down to lr / div_factor in as many steps as it went up, and only then to the
+            end.
     """
 
     total_steps: int
@@ -165,16 +186,28 @@ class OneCycleLR:
             three_phase=flag("three_phase", self.three_phase),
         )
         if self.anneal_strategy not in ("cos", "linear"):
-            raise ArgumentError(f'anneal_strategy must be "cos" or "linear", got {self.anneal_strategy!r}')
+            raise ArgumentError(
+                f'anneal_strategy must be "cos" or "linear", got {self.anneal_strategy!r}'
+            )
         if self.three_phase and self.pct_start > 0.5:
-            raise ArgumentError(f"up and down again take 2 * pct_start of the steps; got pct_start={self.pct_start!r}")
+            raise ArgumentError(
+                "up and down again take 2 * pct_start of the steps; got "
+                f"pct_start={self.pct_start!r}"
+            )
 
     def __call__(self, step: int, lr: float) -> float:
         if not 0 <= step < self.total_steps:
-            raise ArgumentError(f"the cycle has steps 0 to {self.total_steps - 1}; asked for the rate of step {step}")
+            raise ArgumentError(
+                f"the cycle has steps 0 to {self.total_steps - 1}; asked for the "
+                f"rate of step {step}"
+            )
         way = _half_cosine if self.anneal_strategy == "cos" else _line
         low, up = lr / self.div_factor, self.pct_start * self.total_steps
-        corners = [(0.0, low), (up - 1, lr), (float(self.total_steps - 1), low / self.final_div_factor)]
+        corners = [
+            (0.0, low),
+            (up - 1, lr),
+            (float(self.total_steps - 1), low / self.final_div_factor),
+        ]
         if self.three_phase:
             corners.insert(2, (2 * up - 2, low))
         for (begin, here), (end, there) in pairwise(corners):
@@ -185,7 +218,8 @@ class OneCycleLR:
 
 @dataclass(frozen=True)
 class SequentialLR:
-    """One schedule after the other, each from its own step 0, as torch.optim.lr_scheduler.SequentialLR.
+    """One schedule after the other, each from its own step 0, as
+    torch.optim.lr_scheduler.SequentialLR.
 
     Args:
         schedules: in order.
@@ -200,7 +234,8 @@ class SequentialLR:
         _take(self, schedules=schedules, milestones=wholes("milestones", self.milestones, 1))
         if len(self.milestones) != len(self.schedules) - 1:
             raise ArgumentError(
-                f"{len(self.schedules)} schedules meet at {len(self.schedules) - 1} milestones, got {len(self.milestones)}"
+                f"{len(self.schedules)} schedules meet at {len(self.schedules) - 1} milestones, "
+                f"got {len(self.milestones)}"
             )
         if any(a >= b for a, b in pairwise(self.milestones)):
             raise ArgumentError(f"milestones must rise, got {self.milestones}")
@@ -219,7 +254,8 @@ def _function(schedule: Any) -> Schedule:
 
 
 def warm_up(steps: int, then: Schedule | None = None, start_factor: float = 1e-3) -> SequentialLR:
-    """A straight line from lr * start_factor to lr over ``steps`` steps, and ``then`` another schedule (without one, lr)."""
+    """A straight line from lr * start_factor to lr over ``steps`` steps, and ``then`` another
+    schedule (without one, lr)."""
     return SequentialLR((LinearLR(start_factor, 1.0, steps), then or ConstantLR()), (steps,))
 
 
@@ -242,7 +278,9 @@ SCHEDULES: dict[str, Callable[[int], Schedule]] = {
     "constant": lambda total: ConstantLR(),
     "step": lambda total: StepLR(max(total // 3, 1)),
     "cosine": lambda total: CosineAnnealingLR(total),
-    "warmup_cosine": lambda total: warm_up(max(total // 20, 1), CosineAnnealingLR(total - max(total // 20, 1) or 1)),
+    "warmup_cosine": lambda total: warm_up(
+        max(total // 20, 1), CosineAnnealingLR(total - max(total // 20, 1) or 1)
+    ),
     "one_cycle": lambda total: OneCycleLR(total),
 }
 """Schedules by name, made for a number of steps.
@@ -252,7 +290,8 @@ SCHEDULES: dict[str, Callable[[int], Schedule]] = {
 
 
 def make_schedule(what: Schedule | str | None, total_steps: int) -> Schedule:
-    """A schedule for this many steps by its name; one that is made already is itself, None is "constant".
+    """A schedule for this many steps by its name; one that is made already is itself, None is
+    "constant".
 
     Raises:
         ArgumentError: an unknown name, or something that is no function.
@@ -262,7 +301,8 @@ def make_schedule(what: Schedule | str | None, total_steps: int) -> Schedule:
     name = "constant" if what is None else what
     if not isinstance(name, str) or name.lower() not in SCHEDULES:
         raise ArgumentError(
-            f"unknown schedule {what!r}; known are {', '.join(SCHEDULES)}, or any function of (step, lr)"
+            f"unknown schedule {what!r}; known are {', '.join(SCHEDULES)}, or any function of "
+            "(step, lr)"
         )
     return SCHEDULES[name.lower()](max(total_steps, 1))
 
@@ -292,11 +332,15 @@ def describe_schedule(schedule: Schedule) -> dict[str, Any]:
     kind = type(schedule)
     if _KINDS.get(kind.__name__) is not kind:
         name = getattr(schedule, "__qualname__", kind.__qualname__)
-        raise ArgumentError(f"{name} is none of the schedules {', '.join(_KINDS)}, which a file can hold")
+        raise ArgumentError(
+            f"{name} is none of the schedules {', '.join(_KINDS)}, which a file can hold"
+        )
     values = {field.name: getattr(schedule, field.name) for field in fields(schedule)}  # type: ignore[arg-type]
     return {
         "class": kind.__name__,
-        "arguments": plain(values, lambda value: describe_schedule(value) if callable(value) else None),
+        "arguments": plain(
+            values, lambda value: describe_schedule(value) if callable(value) else None
+        ),
     }
 
 
@@ -310,7 +354,9 @@ def rebuild_schedule(described: Any) -> Schedule:
             return [made(inner) for inner in value]
         return rebuild_schedule(value) if isinstance(value, dict) else value
 
-    return _KINDS[described["class"]](**{name: made(value) for name, value in described["arguments"].items()})
+    return _KINDS[described["class"]](
+        **{name: made(value) for name, value in described["arguments"].items()}
+    )
 
 
 def _line(here: float, there: float, way: float) -> float:

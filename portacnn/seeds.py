@@ -1,7 +1,9 @@
-"""Where randomness comes from: a seed and the name of what is drawn, on the host, the same on every backend.
+"""Where randomness comes from: a seed and the name of what is drawn, on the host, the same on every
+backend.
 
-No global random state. Each draw has a generator of its own, made from the seed and a name (a parameter's path; "shuffle" and
-an epoch), so that one more layer, another backend or another order of calls changes nobody else's numbers.
+No global random state. Each draw has a generator of its own, made from the seed and a name (a
+parameter's path; "shuffle" and an epoch), so that one more layer, another backend or another order
+of calls changes nobody else's numbers.
 """
 
 import hashlib
@@ -15,12 +17,14 @@ from portacnn.runtime import HostArray
 
 
 def fresh_seed() -> int:
-    """A seed nobody chose, for ``seed=None``; it is kept, so that the run can be told how to repeat itself."""
+    """A seed nobody chose, for ``seed=None``; it is kept, so that the run can be told how to repeat
+    itself."""
     return secrets.randbits(32)
 
 
 def check_seed(seed: int | None) -> int:
-    """``seed`` itself, or a fresh one for None. Raises ArgumentError for anything but a whole number."""
+    """``seed`` itself, or a fresh one for None. Raises ArgumentError for anything but a whole
+    number."""
     if seed is None:
         return fresh_seed()
     number = as_int(seed)
@@ -30,7 +34,8 @@ def check_seed(seed: int | None) -> int:
 
 
 def words(seed: int, *name: object) -> tuple[int, int]:
-    """Two 32-bit numbers that belong to ``name`` under ``seed``: the key of what is drawn on the device (dropout's masks)."""
+    """Two 32-bit numbers that belong to ``name`` under ``seed``: the key of what is drawn on the
+    device (dropout's masks)."""
     digest = hashlib.sha256(repr((seed, *name)).encode()).digest()
     return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
 

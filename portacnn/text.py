@@ -1,4 +1,5 @@
-"""Text that others wrote, for messages: escaped, so that it cannot steer a terminal or forge a line of a log, and cut."""
+"""Text that others wrote, for messages: escaped, so that it cannot steer a terminal or forge a line
+of a log, and cut."""
 
 from collections.abc import Sequence
 
@@ -7,8 +8,13 @@ _MESSAGE = 3000
 
 
 def printable(text: str) -> str:
-    """The text with everything unprintable in it escaped: control characters, new lines, marks that turn the direction."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    """The text with everything unprintable in it escaped: control characters, new lines, marks that
+    turn the direction."""
+    return (
+        text
+        if text.isprintable()
+        else "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    )
 
 
 def cut(text: str, most: int = _NAME) -> str:
@@ -36,5 +42,6 @@ def listed(names: Sequence[object], most: int = 16) -> str:
 
 
 def message(text: str) -> str:
-    """A whole message, whatever has got into it; what it ends with, which says what to do, stays."""
+    """A whole message, whatever has got into it; what it ends with, which says what to do,
+    stays."""
     return printable(cut(text, _MESSAGE))

@@ -1,8 +1,10 @@
-"""Time portacnn beside PyTorch, the tutorials' own way and others: ``python scripts/bench.py --help``.
+"""Time portacnn beside PyTorch, the tutorials' own way and others: ``python scripts/bench.py
+--help``.
 
-Each measurement has a process of its own (``bench_worker.py``). In a round every contender runs once, one after the other, and
-each round begins with another one; ratios are of two medians from the same round, so that a machine which slows down for a
-minute slows both. It prints what was measured; what that shows is for the reader.
+Each measurement has a process of its own (``bench_worker.py``). In a round every contender runs
+once, one after the other, and each round begins with another one; ratios are of two medians from
+the same round, so that a machine which slows down for a minute slows both. It prints what was
+measured; what that shows is for the reader.
 """
 
 import argparse
@@ -30,21 +32,27 @@ BATCHES = {**dict.fromkeys(PLAIN, 100), "resnet20": 32, "alexnet": 1}
 MODES = ("train", "infer", "epoch")
 CONTENDERS = ("portacnn", "portacnn/native", "torch", "torch-channels-last", "tutorials")
 PRECISIONS = ("tf32", "bfloat16", "float16", "3xtf32")
-THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS", "PORTACNN_NUM_THREADS")
+THREADS = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "NUMBA_NUM_THREADS",
+    "PORTACNN_NUM_THREADS",
+)
 
 WORDS = f"""\
 contenders:
-  portacnn             on NumPy, or what PORTACNN_BACKEND names, with the fastest kernels that are installed
-  portacnn@DEVICE      on a device, in the words of device=: portacnn@torch, portacnn@cuda:1, portacnn@torch:cuda
-  portacnn/KERNELS     with PORTACNN_KERNELS=KERNELS: portacnn/native, portacnn/reference, portacnn@torch/reference
+  portacnn             on NumPy or PORTACNN_BACKEND's library, with the fastest kernels installed
+  portacnn@DEVICE      on a device: portacnn@torch, portacnn@cuda:1, portacnn@torch:cuda
+  portacnn/KERNELS     with PORTACNN_KERNELS=KERNELS: portacnn/native, portacnn@torch/reference
   portacnn@DEVICE/PRECISION
-                       with precision=PRECISION, of {", ".join(PRECISIONS)}: portacnn@cuda/tf32; else it is float32
+                       precision=PRECISION, one of {", ".join(PRECISIONS)}: portacnn@cuda/tf32
   torch, torch-channels-last
                        PyTorch in eager mode; torch@cuda on a device
   torch-compile, torch-graph@cuda
                        through torch.compile; with training steps replayed from a CUDA graph
   tutorials            as "Deep Learning from Scratch" computes it; has simple alone
-  chainer, dezero      have simple, lenet and deep; with --python chainer=PATH in an interpreter of their own
+  chainer, dezero      simple, lenet and deep; --python chainer=PATH names their interpreter
 nets:
   {", ".join(SHAPES)}; epochs are over images of MNIST's size, which {", ".join(PLAIN)} take
 """
@@ -70,11 +78,19 @@ class Contender:
         kernels, precision = (None, last) if last in PRECISIONS else (last or None, "float32")
         name, at, device = rest.partition("@")
         if name not in ("portacnn", *OFFERS):
-            raise UsageError(f"unknown contender {word!r}; known are portacnn, {', '.join(OFFERS)} (see --help)")
+            raise UsageError(
+                f"unknown contender {word!r}; known are portacnn, {', '.join(OFFERS)} (see --help)"
+            )
         if at and (name not in ("portacnn", *WITH_DEVICE) or not device):
-            raise UsageError(f"{word!r}: {name} takes no device" if device else f"{word!r} names no device after @")
+            raise UsageError(
+                f"{word!r}: {name} takes no device"
+                if device
+                else f"{word!r} names no device after @"
+            )
         if slash and (name != "portacnn" or not last):
-            raise UsageError(f"{word!r}: only portacnn has kernels, as in portacnn/reference, and precisions")
+            raise UsageError(
+                f"{word!r}: only portacnn has kernels, as in portacnn/reference, and precisions"
+            )
         return cls(word, name, device or None, kernels, precision)
 
     def lacks(self, net: str, mode: str) -> str | None:
@@ -98,13 +114,15 @@ class Case(NamedTuple):
         return f"{self.net} batch {self.batch} {self.mode}"
 
 
-# --- the command ----------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print, write; gives the exit status: 0, 1 where nothing could be measured, 2 for words it does not know."""
+    """Measure, print, write; gives the exit status: 0, 1 where nothing could be measured, 2 for
+    words it does not know."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a name that the terminal cannot show ends no measurement
+        # a name that the terminal cannot show ends no measurement
+        if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     options = parse(arguments)
     try:
@@ -127,14 +145,41 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--nets", default="simple,lenet,deep", metavar="A,B", help="default %(default)s")
     add("--batches", metavar="N,M", help="default 100; 32 for resnet20 and 1 for alexnet")
-    add("--modes", default="train,infer", metavar="A,B", help=f"of {', '.join(MODES)}; default %(default)s")
-    add("--contenders", metavar="A,B", help=f"default {','.join(CONTENDERS)}, as far as they are installed")
-    add("--against", metavar="A", help="whose times the ratios are to; default torch, or else the first that runs")
+    add(
+        "--modes",
+        default="train,infer",
+        metavar="A,B",
+        help=f"of {', '.join(MODES)}; default %(default)s",
+    )
+    add(
+        "--contenders",
+        metavar="A,B",
+        help=f"default {','.join(CONTENDERS)}, as far as they are installed",
+    )
+    add(
+        "--against",
+        metavar="A",
+        help="whose times the ratios are to; default torch, or else the first that runs",
+    )
     add("--rounds", type=int, default=3, help="default %(default)s")
-    add("--seconds", type=float, default=0.5, help="how long to time, at least 5 times; default %(default)s")
+    add(
+        "--seconds",
+        type=float,
+        default=0.5,
+        help="how long to time, at least 5 times; default %(default)s",
+    )
     add("--threads", type=int, help="for every contender; default: what each takes by itself")
-    add("--data", metavar="DIR", help="epochs over MNIST's four files in this folder, not over random images")
-    add("--images", type=int, default=60_000, help="an epoch's training images; a sixth as many to test. Default 60000")
+    add(
+        "--data",
+        metavar="DIR",
+        help="epochs over MNIST's four files in this folder, not over random images",
+    )
+    add(
+        "--images",
+        type=int,
+        default=60_000,
+        help="an epoch's training images; a sixth as many to test. Default 60000",
+    )
     add(
         "--python",
         action="append",
@@ -142,7 +187,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="PEER=PATH",
         help="an interpreter for chainer, dezero, ...; may be repeated",
     )
-    add("--profile", action="store_true", help="instead: portacnn's time per layer, forward and backward")
+    add(
+        "--profile",
+        action="store_true",
+        help="instead: portacnn's time per layer, forward and backward",
+    )
     add("--json", default="runs/bench.json", metavar="FILE", help="default %(default)s")
     return parser.parse_args(arguments)
 
@@ -180,12 +229,17 @@ def store(data: str | None, folder: str) -> str | None:
         (x_train, t_train), (x_test, t_test) = load_mnist(normalize=False, root=data)
     except PortacnnError as error:
         raise UsageError(str(error)) from error
-    for name, array in {"x_train": x_train, "t_train": t_train, "x_test": x_test, "t_test": t_test}.items():
+    for name, array in {
+        "x_train": x_train,
+        "t_train": t_train,
+        "x_test": x_test,
+        "t_test": t_test,
+    }.items():
         np.save(Path(folder) / f"{name}.npy", array)
     return folder
 
 
-# --- measuring ------------------------------------------------------------------------------------------------------
+# --- measuring ------------------------------------------------------------------------------------
 
 
 class Bench:
@@ -205,23 +259,31 @@ class Bench:
         nets = words(options.nets, list(SHAPES), "net")
         modes = ["profile"] if options.profile else words(options.modes, MODES, "mode")
         batches = whole_numbers(options.batches) if options.batches else None
-        self.cases = [Case(net, n, mode) for net in nets for n in batches or [BATCHES[net]] for mode in modes]
+        self.cases = [
+            Case(net, n, mode) for net in nets for n in batches or [BATCHES[net]] for mode in modes
+        ]
         for case in self.cases:
             if case.mode == "epoch" and case.batch > options.images:
-                raise UsageError(f"a batch of {case.batch} is more than the epoch's {options.images} images")
+                raise UsageError(
+                    f"a batch of {case.batch} is more than the epoch's {options.images} images"
+                )
         self.rows: list[dict[str, Any]] = []
         self.left_out: list[dict[str, Any]] = []
         self.ran: dict[str, dict[str, Any]] = {}
         chosen = words(options.contenders, (), "contender") if options.contenders else self.usual()
         self.contenders = [Contender.of(word) for word in chosen]
         if options.against not in (None, *chosen):
-            raise UsageError(f"--against {options.against} is none of the contenders {', '.join(chosen)}")
+            raise UsageError(
+                f"--against {options.against} is none of the contenders {', '.join(chosen)}"
+            )
         self.against = options.against or ("torch" if "torch" in chosen else chosen[0])
         self.python: dict[str, str] = {}
         for text in options.python:
             peer, equals, path = text.partition("=")
             if peer not in OFFERS or not equals:
-                raise UsageError(f"--python takes PEER=PATH with one of {', '.join(OFFERS)}, got {text!r}")
+                raise UsageError(
+                    f"--python takes PEER=PATH with one of {', '.join(OFFERS)}, got {text!r}"
+                )
             if not Path(path).is_file():
                 raise UsageError(f"--python {text}: there is no such file")
             self.python[peer] = path
@@ -231,10 +293,13 @@ class Bench:
         self.data: str | None = None
 
     def usual(self) -> list[str]:
-        """The contenders where none are given; without numba there is no portacnn that differs from portacnn/native."""
+        """The contenders where none are given; without numba there is no portacnn that differs from
+        portacnn/native."""
         if find_spec("numba") is not None:
             return list(CONTENDERS)
-        self.note("portacnn/native", None, "numba is not installed, so that it is the same as portacnn")
+        self.note(
+            "portacnn/native", None, "numba is not installed, so that it is the same as portacnn"
+        )
         return [word for word in CONTENDERS if word != "portacnn/native"]
 
     def note(self, word: str, case: Case | None, reason: str) -> None:
@@ -255,7 +320,10 @@ class Bench:
         machine |= {"load_at_start": load, "before": before}
         print(f"machine  {machine['cpu']}, {machine['cores']:g} cores to use, {machine['system']}")
         if load is not None and load > 0.5:
-            print(f"warning  the load average is {load:.2f}: other work is running, and the figures will show it")
+            print(
+                f"warning  the load average is {load:.2f}: other work is running, and the "
+                "figures will show it"
+            )
         print_speed("before", before)
         try:
             self.profile() if self.options.profile else self.compare()
@@ -291,9 +359,15 @@ class Bench:
                 self.rows.append(row)
                 ms, ratio, peak = row["ms"], row["ratio"], row["peak_mib"]
                 times = f"{number(ms['median'])} ({number(ms['min'])}..{number(ms['max'])})"
-                share = f"{ratio['median']:.2f} ({ratio['min']:.2f}..{ratio['max']:.2f})" if ratio else "-"
+                share = (
+                    f"{ratio['median']:.2f} ({ratio['min']:.2f}..{ratio['max']:.2f})"
+                    if ratio
+                    else "-"
+                )
                 device = row["device_peak_mib"]
-                memory = ("-" if peak is None else f"{peak:.0f}") + ("" if device is None else f" +{device:.0f}")
+                memory = ("-" if peak is None else f"{peak:.0f}") + (
+                    "" if device is None else f" +{device:.0f}"
+                )
                 place = f"{case.net:9}{case.batch:6} {case.mode:6} {row['contender']:{width}}"
                 print(f"{place} {times:>28} {share:>22} {memory:>9}", flush=True)
 
@@ -310,21 +384,32 @@ class Bench:
                 rounds.setdefault(contender.word, []).append(result)
         done = {word: [r for r in results if r] for word, results in rounds.items() if all(results)}
         if self.against in self.gone() and done:
-            self.against = next(contender.word for contender in self.contenders if contender.word in done)
+            self.against = next(
+                contender.word for contender in self.contenders if contender.word in done
+            )
         for contender in self.contenders:
             if results := done.get(contender.word):
                 yield self.row(case, contender.word, results, done.get(self.against, []))
 
-    def row(self, case: Case, word: str, results: list[dict[str, Any]], base: list[dict[str, Any]]) -> dict[str, Any]:
+    def row(
+        self, case: Case, word: str, results: list[dict[str, Any]], base: list[dict[str, Any]]
+    ) -> dict[str, Any]:
         each = ("median_ms", "min_ms", "max_ms", "steps", "peak_mib", "device_peak_mib")
-        ratios = [own["median_ms"] / other["median_ms"] for own, other in zip(results, base, strict=False)]
-        peaks = {key: [r[key] for r in results if r[key] is not None] for key in ("peak_mib", "device_peak_mib")}
+        ratios = [
+            own["median_ms"] / other["median_ms"] for own, other in zip(results, base, strict=False)
+        ]
+        peaks = {
+            key: [r[key] for r in results if r[key] is not None]
+            for key in ("peak_mib", "device_peak_mib")
+        }
         return {
             **case._asdict(),
             "contender": word,
             "parameters": results[0]["parameters"],
             "ms": spread([r["median_ms"] for r in results]),
-            "ratio": {"against": self.against, **spread(ratios), "rounds": ratios} if ratios else None,
+            "ratio": {"against": self.against, **spread(ratios), "rounds": ratios}
+            if ratios
+            else None,
             **{key: max(values) if values else None for key, values in peaks.items()},
             "rounds": [{key: r[key] for key in each} for r in results],
         }
@@ -339,7 +424,8 @@ class Bench:
                 self.rows.append({**case._asdict(), "contender": contender.word, **result})
                 width = max(len(layer["layer"]) for layer in result["layers"])
                 print(
-                    f"\n{case.net} batch {case.batch}, {contender.word}: median ms of {result['steps']} training steps"
+                    f"\n{case.net} batch {case.batch}, {contender.word}: median ms of "
+                    f"{result['steps']} training steps"
                 )
                 print(f"{'layer':{width}} {'forward':>9} {'backward':>9} {'of step':>8}")
                 for layer in result["layers"]:
@@ -359,27 +445,44 @@ class Bench:
             elif contender.word not in self.gone():
                 yield contender
 
-    def work(self, contender: Contender, case: Case, what: str = "measure") -> dict[str, Any] | None:
+    def work(
+        self, contender: Contender, case: Case, what: str = "measure"
+    ) -> dict[str, Any] | None:
         """One process; None, and a note, where it came to nothing."""
-        task = {"what": what, "contender": contender.name, "device": contender.device, **case._asdict()}
+        task = {
+            "what": what,
+            "contender": contender.name,
+            "device": contender.device,
+            **case._asdict(),
+        }
         task |= {"precision": contender.precision}
         task |= {"seconds": self.options.seconds, "images": self.options.images, "data": self.data}
-        result = self.spawn(task, self.python.get(contender.name, sys.executable), contender.kernels)
+        result = self.spawn(
+            task, self.python.get(contender.name, sys.executable), contender.kernels
+        )
         if reason := result.get("unavailable") or result.get("failed"):
             self.note(contender.word, None if "unavailable" in result else case, reason)
             return None
-        self.ran[contender.word] = {key: result.pop(key) for key in ("where", "versions", "threads")}
+        self.ran[contender.word] = {
+            key: result.pop(key) for key in ("where", "versions", "threads")
+        }
         return result
 
-    def spawn(self, task: dict[str, Any], python: str, kernels: str | None = None) -> dict[str, Any]:
-        environment = {name: value for name, value in os.environ.items() if name != "PORTACNN_KERNELS"}
+    def spawn(
+        self, task: dict[str, Any], python: str, kernels: str | None = None
+    ) -> dict[str, Any]:
+        environment = {
+            name: value for name, value in os.environ.items() if name != "PORTACNN_KERNELS"
+        }
         if self.options.threads:
             environment |= dict.fromkeys(THREADS, str(self.options.threads))
         if kernels:
             environment["PORTACNN_KERNELS"] = kernels
         command = [python, str(WORKER), json.dumps(task)]
         try:
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=TIMEOUT)
+            done = subprocess.run(
+                command, env=environment, capture_output=True, text=True, timeout=TIMEOUT
+            )
         except subprocess.TimeoutExpired:
             return {"failed": f"it took more than {TIMEOUT:.0f} s"}
         if done.returncode != 0:
@@ -401,25 +504,39 @@ class Bench:
             print(f"not run  {entry['contender']}{case}: {entry['reason']}")
         for word, ran in self.ran.items():
             loaded = ", ".join(f"{name} {version}" for name, version in ran["versions"].items())
-            pools = ", ".join(f"{name} {count}" for name, count in ran["threads"].items()) or "not known"
+            pools = (
+                ", ".join(f"{name} {count}" for name, count in ran["threads"].items())
+                or "not known"
+            )
             print(f"ran      {word}: {ran['where']}; {loaded}; threads: {pools}")
         if self.options.profile or not self.rows:
             return
         rounds = self.options.rounds
         print(
-            f"ms: the median over {rounds} round(s) of each round's median, and the smallest and the largest of these"
+            f"ms: the median over {rounds} round(s) of each round's median, and the smallest and "
+            "the largest of these"
         )
         print(
-            f"ratio: of two medians of the same round, to {self.against}; median, smallest and largest over the rounds"
+            f"ratio: of two medians of the same round, to {self.against}; median, smallest and "
+            "largest over the rounds"
         )
-        print("peak: the process's largest resident memory above what it had after its imports (+ a GPU's own)")
+        print(
+            "peak: the process's largest resident memory above what it had after its imports (+ "
+            "a GPU's own)"
+        )
         if "infer" in self.options.modes or "train" in self.options.modes:
-            print("train and infer: one step or one prediction, input in place on the device, at least 5 times")
+            print(
+                "train and infer: one step or one prediction, input in place on the device, at "
+                "least 5 times"
+            )
 
 
 def print_speed(when: str, reached: dict[str, Any]) -> None:
     gemm, copy = reached["gemm_gflops"], reached["copy_gb_per_s"]
-    print(f"{when:8} GEMM 2048^3 float32 {gemm:.0f} GFLOP/s, copy {copy:.1f} GB/s (read and written)", flush=True)
+    print(
+        f"{when:8} GEMM 2048^3 float32 {gemm:.0f} GFLOP/s, copy {copy:.1f} GB/s (read and written)",
+        flush=True,
+    )
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

@@ -1,6 +1,8 @@
-"""What the benchmark's contenders are given: the nets, and the form of a ``Peer``, which has one of them in one framework.
+"""What the benchmark's contenders are given: the nets, and the form of a ``Peer``, which has one of
+them in one framework.
 
-Needs NumPy alone, so that a framework which asks for an old one can run it in an interpreter of its own.
+Needs NumPy alone, so that a framework which asks for an old one can run it in an interpreter of its
+own.
 
 Notation: N batch, C channels, H/W and OH/OW input and output, K kernel size.
 """
@@ -12,7 +14,7 @@ import numpy as np
 LEARNING_RATE = 0.01
 
 
-# --- the nets -------------------------------------------------------------------------------------------------------
+# --- the nets -------------------------------------------------------------------------------------
 
 
 class Conv(NamedTuple):
@@ -37,7 +39,15 @@ class Linear(NamedTuple):
 
 PLAIN: dict[str, list[Conv | Pool | Linear]] = {
     "simple": [Conv(1, 30, 5, 0), Pool(), Linear(4320, 100), Linear(100, 10)],
-    "lenet": [Conv(1, 6, 5, 2), Pool(), Conv(6, 16, 5, 0), Pool(), Linear(400, 120), Linear(120, 84), Linear(84, 10)],
+    "lenet": [
+        Conv(1, 6, 5, 2),
+        Pool(),
+        Conv(6, 16, 5, 0),
+        Pool(),
+        Linear(400, 120),
+        Linear(120, 84),
+        Linear(84, 10),
+    ],
     "deep": [
         *(Conv(1, 16, 3, 1), Conv(16, 16, 3, 1), Pool()),
         *(Conv(16, 32, 3, 1), Conv(32, 32, 3, 1), Pool()),
@@ -51,7 +61,7 @@ SHAPES = {**dict.fromkeys(PLAIN, (1, 28, 28)), "resnet20": (3, 32, 32), "alexnet
 CLASSES = {**dict.fromkeys(SHAPES, 10), "alexnet": 1000}
 
 
-# --- a contender ----------------------------------------------------------------------------------------------------
+# --- a contender ----------------------------------------------------------------------------------
 
 
 class Peer:

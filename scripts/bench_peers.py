@@ -1,8 +1,9 @@
-"""The benchmark's nets in other frameworks, and in the tutorials' own way: what portacnn is put beside by ``bench.py``.
+"""The benchmark's nets in other frameworks, and in the tutorials' own way: what portacnn is put
+beside by ``bench.py``.
 
-A ``Peer`` has one net and takes arrays of its own library. This file needs no portacnn, so that a framework which asks for
-an old NumPy can run it in an interpreter of its own. Everywhere: float32 (the tutorials' way is float64), SGD with learning
-rate 0.01, softmax cross-entropy.
+A ``Peer`` has one net and takes arrays of its own library. This file needs no portacnn, so that a
+framework which asks for an old NumPy can run it in an interpreter of its own. Everywhere: float32
+(the tutorials' way is float64), SGD with learning rate 0.01, softmax cross-entropy.
 
 Notation: N batch, C channels, H/W and OH/OW input and output, K kernel size.
 """
@@ -25,17 +26,23 @@ OFFERS = {
 
 
 def make(name: str, net: str, device: str | None = None) -> Peer:
-    """The peer called ``name`` with the net called ``net``. Raises ImportError where its framework is not installed."""
+    """The peer called ``name`` with the net called ``net``. Raises ImportError where its framework
+    is not installed."""
     if name in WITH_DEVICE:
         import bench_torch
 
         return bench_torch.make(name, net, device or "cpu")
-    made: dict[str, Callable[[str], Peer]] = {"chainer": Chainer, "dezero": DeZero, "tutorials": Tutorials}
+    made: dict[str, Callable[[str], Peer]] = {
+        "chainer": Chainer,
+        "dezero": DeZero,
+        "tutorials": Tutorials,
+    }
     return made[name](net)
 
 
 def epoch(peer: Peer, sets: list[tuple[Any, Any]], batch: int, seed: int = 0) -> list[float]:
-    """What portacnn's Trainer does in an epoch: shuffled batches, then the accuracy over training and test set.
+    """What portacnn's Trainer does in an epoch: shuffled batches, then the accuracy over training
+    and test set.
 
     Args:
         sets: (images, labels) for training, then for testing, as ``put`` gives them.
@@ -55,12 +62,13 @@ def epoch(peer: Peer, sets: list[tuple[Any, Any]], batch: int, seed: int = 0) ->
         raise ArithmeticError("the loss is not finite")
     peer.begin(training=False)
     return [
-        float(sum(peer.correct(x[i : i + 256], t[i : i + 256]) for i in range(0, len(x), 256))) / len(x)
+        float(sum(peer.correct(x[i : i + 256], t[i : i + 256]) for i in range(0, len(x), 256)))
+        / len(x)
         for x, t in sets
     ]
 
 
-# --- Chainer and DeZero ---------------------------------------------------------------------------------------------
+# --- Chainer and DeZero ---------------------------------------------------------------------------
 
 
 class Chainer(Peer):
@@ -77,7 +85,9 @@ class Chainer(Peer):
                 self.calls.append(lambda h: functions.max_pooling_2d(h, 2, 2, cover_all=False))
                 continue
             if isinstance(layer, Conv):
-                link = links.Convolution2D(layer.inputs, layer.outputs, layer.kernel, pad=layer.padding)
+                link = links.Convolution2D(
+                    layer.inputs, layer.outputs, layer.kernel, pad=layer.padding
+                )
             else:
                 link = links.Linear(*layer)
             self.net.append(link)
@@ -127,12 +137,15 @@ class DeZero(Peer):
                 layer = layers.Conv2d(spec.outputs, spec.kernel, pad=spec.padding)
             else:
                 layer = layers.Linear(spec.outputs)
-                self.calls.append(lambda h: h if h.ndim == 2 else functions.reshape(h, (h.shape[0], -1)))
+                self.calls.append(
+                    lambda h: h if h.ndim == 2 else functions.reshape(h, (h.shape[0], -1))
+                )
             setattr(self.net, f"layer{number}", layer)  # how DeZero comes to know its layers
             self.calls += [layer, functions.relu]
         del self.calls[-1]
         self.optimizer = optimizers.SGD(LEARNING_RATE).setup(self.net)
-        self.predict(np.zeros((1, *SHAPES[net]), np.float32))  # the weights are made when an input comes
+        # the weights are made when an input comes
+        self.predict(np.zeros((1, *SHAPES[net]), np.float32))
         self.parameters = sum(p.data.size for p in self.net.params())
 
     def step(self, x: Any, t: Any) -> Any:
@@ -153,34 +166,41 @@ class DeZero(Peer):
         return x
 
 
-# --- the tutorials' own way -----------------------------------------------------------------------------------------
+# --- the tutorials' own way -----------------------------------------------------------------------
 
 
 def im2col(x: np.ndarray, k: int, stride: int = 1) -> np.ndarray:
-    """x (N, C, H, W) -> (N*OH*OW, C*K*K), a row for each window; float64, as ``np.zeros`` makes it."""
+    """x (N, C, H, W) -> (N*OH*OW, C*K*K), a row for each window; float64, as ``np.zeros`` makes
+    it."""
     n, c, h, w = x.shape
     oh, ow = (h - k) // stride + 1, (w - k) // stride + 1
     columns = np.zeros((n, c, k, k, oh, ow))
     for i in range(k):
         for j in range(k):
-            columns[:, :, i, j] = x[:, :, i : i + stride * oh : stride, j : j + stride * ow : stride]
+            columns[:, :, i, j] = x[
+                :, :, i : i + stride * oh : stride, j : j + stride * ow : stride
+            ]
     return columns.transpose(0, 4, 5, 1, 2, 3).reshape(n * oh * ow, -1)
 
 
 def col2im(columns: np.ndarray, shape: tuple[int, ...], k: int, stride: int = 1) -> np.ndarray:
-    """The transpose of ``im2col``: (N*OH*OW, C*K*K) -> ``shape`` (N, C, H, W), where windows overlap their sum."""
+    """The transpose of ``im2col``: (N*OH*OW, C*K*K) -> ``shape`` (N, C, H, W), where windows
+    overlap their sum."""
     n, c, h, w = shape
     oh, ow = (h - k) // stride + 1, (w - k) // stride + 1
     columns = columns.reshape(n, oh, ow, c, k, k).transpose(0, 3, 4, 5, 1, 2)
     x = np.zeros(shape)
     for i in range(k):
         for j in range(k):
-            x[:, :, i : i + stride * oh : stride, j : j + stride * ow : stride] += columns[:, :, i, j]
+            x[:, :, i : i + stride * oh : stride, j : j + stride * ow : stride] += columns[
+                :, :, i, j
+            ]
     return x
 
 
 class Tutorials(Peer):
-    """SimpleConvNet as "Deep Learning from Scratch" (Saitoh, ch. 7) computes it: NumPy, float64, columns of an NCHW array.
+    """SimpleConvNet as "Deep Learning from Scratch" (Saitoh, ch. 7) computes it: NumPy, float64,
+    columns of an NCHW array.
 
     Attributes:
         weights: W1 (30, 1, 5, 5), W2 (4320, 100), W3 (100, 10), b1 (30,), b2 (100,), b3 (10,).
@@ -220,7 +240,16 @@ class Tutorials(Peer):
         hidden = flat @ weights["W2"] + weights["b2"]
         off = hidden <= 0
         hidden[off] = 0
-        return hidden @ weights["W3"] + weights["b3"], columns, kernels, dark, largest, flat, hidden, off
+        return (
+            hidden @ weights["W3"] + weights["b3"],
+            columns,
+            kernels,
+            dark,
+            largest,
+            flat,
+            hidden,
+            off,
+        )
 
     def gradient(self, x: Any, t: Any) -> tuple[Any, dict[str, np.ndarray]]:
         """The loss, and its gradient for each of ``weights``."""
@@ -244,5 +273,6 @@ class Tutorials(Peer):
         grad[dark] = 0
         grad = grad.transpose(0, 2, 3, 1).reshape(-1, 30)
         grads["W1"], grads["b1"] = (columns.T @ grad).T.reshape(30, 1, 5, 5), grad.sum(axis=0)
-        col2im(grad @ kernels.T, x.shape, 5)  # the gradient of the images: nobody asks, and the tutorials compute it
+        # the gradient of the images: nobody asks, and the tutorials compute it
+        col2im(grad @ kernels.T, x.shape, 5)
         return loss, grads

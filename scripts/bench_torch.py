@@ -1,4 +1,5 @@
-"""The benchmark's nets in PyTorch: what ``bench_peers.make`` gives for "torch" and its variants. float32, TF32 off.
+"""The benchmark's nets in PyTorch: what ``bench_peers.make`` gives for "torch" and its variants.
+float32, TF32 off.
 
 Notation: N batch, C channels, H/W input.
 """
@@ -10,7 +11,8 @@ from bench_nets import LEARNING_RATE, PLAIN, Conv, Peer, Pool
 
 
 def make(name: str, net: str, device: str) -> "Torch":
-    """ "torch" is eager mode, and "torch-channels-last"; "torch-compile"; "torch-graph": a step replayed from a CUDA graph.
+    """ "torch" is eager mode, and "torch-channels-last"; "torch-compile"; "torch-graph": a step
+    replayed from a CUDA graph.
 
     Raises OSError for a graph on another device than CUDA.
     """
@@ -27,7 +29,8 @@ class Torch(Peer):
     def __init__(self, net: str, device: str, *, channels_last: bool = False) -> None:
         import torch
 
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False  # cuDNN's is on by itself
+        # cuDNN's is on by itself
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         self.torch, self.device = torch, torch.device(device)
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         self.net = torch_net(net).to(self.device).to(memory_format=self.format)
@@ -37,7 +40,8 @@ class Torch(Peer):
 
     @staticmethod
     def load() -> None:
-        """Import all that a first training step imports: the optimizer brings more than ``import torch`` does."""
+        """Import all that a first training step imports: the optimizer brings more than ``import
+        torch`` does."""
         import torch
 
         torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=LEARNING_RATE).zero_grad()
@@ -65,7 +69,11 @@ class Torch(Peer):
             self.torch.cuda.synchronize(self.device)
 
     def device_bytes(self) -> int | None:
-        return self.torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
+        return (
+            self.torch.cuda.max_memory_allocated(self.device)
+            if self.device.type == "cuda"
+            else None
+        )
 
 
 class TorchCompiled(Torch):
@@ -77,7 +85,8 @@ class TorchCompiled(Torch):
 
 
 class TorchGraph(Torch):
-    """A whole training step as a CUDA graph, recorded at the first step and whenever another shape comes."""
+    """A whole training step as a CUDA graph, recorded at the first step and whenever another shape
+    comes."""
 
     def __init__(self, net: str, device: str) -> None:
         if not device.startswith("cuda"):
@@ -120,16 +129,21 @@ def torch_net(net: str) -> Any:
     layers: list[Any] = []
     for layer in PLAIN[net]:
         if isinstance(layer, Conv):
-            layers += [nn.Conv2d(layer.inputs, layer.outputs, layer.kernel, padding=layer.padding), nn.ReLU()]
+            layers += [
+                nn.Conv2d(layer.inputs, layer.outputs, layer.kernel, padding=layer.padding),
+                nn.ReLU(),
+            ]
         elif isinstance(layer, Pool):
             layers.append(nn.MaxPool2d(2))
         else:
-            layers += [nn.Flatten(), nn.Linear(*layer), nn.ReLU()]  # a second Flatten gives back its input
+            # a second Flatten gives back its input
+            layers += [nn.Flatten(), nn.Linear(*layer), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
 
 def _torch_resnet20() -> Any:
-    """He et al., 2015, section 4.2: where a block changes the shape, every second pixel and channels of zeros (option A)."""
+    """He et al., 2015, section 4.2: where a block changes the shape, every second pixel and
+    channels of zeros (option A)."""
     from torch import nn
 
     def conv(inputs: int, outputs: int, stride: int) -> Any:

@@ -1,7 +1,8 @@
-"""One measurement in a process of its own, for ``bench.py``: a task as JSON on the command line, the result as JSON on stdout.
+"""One measurement in a process of its own, for ``bench.py``: a task as JSON on the command line,
+the result as JSON on stdout.
 
-Imports, looks at the memory, builds, warms up, times. For a peer in another interpreter this needs NumPy and the peer, no
-portacnn.
+Imports, looks at the memory, builds, warms up, times. For a peer in another interpreter this needs
+NumPy and the peer, no portacnn.
 """
 
 import contextlib
@@ -30,9 +31,11 @@ class Subject:
 
     Attributes:
         run: does it once: a step, a prediction, or an epoch.
-        warm_up: what to do before; None runs ``run`` itself for a while, and then many times. With it, ``run`` is timed once.
+        warm_up: what to do before; None runs ``run`` itself for a while, and then many times. With
+            it, ``run`` is timed once.
         check: after the timing: raises where what was computed is not finite.
-        device_bytes: the most memory that a device of its own has lent; None where it is the host's.
+        device_bytes: the most memory that a device of its own has lent; None where it is the
+            host's.
     """
 
     run: Callable[[], Any]
@@ -45,7 +48,8 @@ class Subject:
 
 
 def main(task: dict[str, Any]) -> dict[str, Any]:
-    """Do what the task asks; where the contender cannot be had at all, the result says why under "unavailable"."""
+    """Do what the task asks; where the contender cannot be had at all, the result says why under
+    "unavailable"."""
     if task["what"] == "machine":
         return machine()
     try:
@@ -130,7 +134,7 @@ def repeat(once: Callable[[], float], steps: int, seconds: float) -> list[float]
     return times
 
 
-# --- the contenders -------------------------------------------------------------------------------------------------
+# --- the contenders -------------------------------------------------------------------------------
 
 
 def images(net: str, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -141,11 +145,15 @@ def images(net: str, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]
 
 
 def epoch_sets(task: dict[str, Any]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The training and the test set of an epoch: the folder's, else random, as many as the task says, a sixth of them to test."""
+    """The training and the test set of an epoch: the folder's, else random, as many as the task
+    says, a sixth of them to test."""
     count = task["images"]
     if task["data"] is None:
         return [images(task["net"], count), images(task["net"], max(count // 6, 1), seed=1)]
-    stored = [np.load(Path(task["data"]) / f"{name}.npy") for name in ("x_train", "t_train", "x_test", "t_test")]
+    stored = [
+        np.load(Path(task["data"]) / f"{name}.npy")
+        for name in ("x_train", "t_train", "x_test", "t_test")
+    ]
     x_train, t_train, x_test, t_test = stored
     return [
         ((x[:n] / np.float32(255)).astype(np.float32), t[:n])
@@ -191,7 +199,10 @@ def portacnn_model(net: str, device: str | None) -> Any:
         made: list[Any] = []
         for spec in bench_nets.PLAIN[net]:
             if isinstance(spec, bench_nets.Conv):
-                made += [layers.Conv2d(spec.inputs, spec.outputs, spec.kernel, padding=spec.padding), layers.ReLU()]
+                made += [
+                    layers.Conv2d(spec.inputs, spec.outputs, spec.kernel, padding=spec.padding),
+                    layers.ReLU(),
+                ]
             elif isinstance(spec, bench_nets.Pool):
                 made.append(layers.MaxPool2d(2))
             else:
@@ -209,21 +220,39 @@ def portacnn_model(net: str, device: str | None) -> Any:
 
 
 def portacnn_trainer(
-    model: Any, sets: list[tuple[Any, Any]], batch: int, precision: str = "float32", compile_step: bool = False
+    model: Any,
+    sets: list[tuple[Any, Any]],
+    batch: int,
+    precision: str = "float32",
+    compile_step: bool = False,
 ) -> Any:
     from portacnn import Trainer
 
     (x, t), (x_test, t_test) = sets
     rate = {"lr": bench_nets.LEARNING_RATE}
-    options = {"mini_batch_size": batch, "optimizer": "sgd", "optimizer_param": rate, "verbose": False, "epochs": 1}
-    return Trainer(model, x, t, x_test, t_test, precision=precision, compile_step=compile_step, **options)
+    options = {
+        "mini_batch_size": batch,
+        "optimizer": "sgd",
+        "optimizer_param": rate,
+        "verbose": False,
+        "epochs": 1,
+    }
+    return Trainer(
+        model, x, t, x_test, t_test, precision=precision, compile_step=compile_step, **options
+    )
 
 
-def portacnn_step(model: Any, task: dict[str, Any], compile_step: bool = False) -> Callable[[], None]:
+def portacnn_step(
+    model: Any, task: dict[str, Any], compile_step: bool = False
+) -> Callable[[], None]:
     """What ``Trainer`` does for a batch: gather it, forward, loss, backward, update."""
     x, t = images(task["net"], task["batch"])
     trainer = portacnn_trainer(
-        model, [(x, t), (x[:1], t[:1])], task["batch"], task.get("precision", "float32"), compile_step
+        model,
+        [(x, t), (x[:1], t[:1])],
+        task["batch"],
+        task.get("precision", "float32"),
+        compile_step,
     )
     chosen = model.backend.asarray(np.random.default_rng(0).permutation(len(x)))
     return lambda: trainer.run_batch(chosen)
@@ -246,7 +275,9 @@ def portacnn_subject(task: dict[str, Any]) -> Subject:
 
     else:
         sets = epoch_sets(task)
-        few = portacnn_trainer(model, [(x[: 10 * batch], t[: 10 * batch]) for x, t in sets], batch, task["precision"])
+        few = portacnn_trainer(
+            model, [(x[: 10 * batch], t[: 10 * batch]) for x, t in sets], batch, task["precision"]
+        )
         run, warm_up = portacnn_trainer(model, sets, batch, task["precision"]).train, few.train
 
     def check() -> None:
@@ -255,7 +286,9 @@ def portacnn_subject(task: dict[str, Any]) -> Subject:
             raise ArithmeticError("what it computes is not finite")
 
     parameters = sum(p.size for p in map(home.to_host, model.named_parameters().values()))
-    return Subject(run, home.synchronize, parameters, str(home), warm_up, check, lambda: device_bytes(home))
+    return Subject(
+        run, home.synchronize, parameters, str(home), warm_up, check, lambda: device_bytes(home)
+    )
 
 
 def device_bytes(home: Any) -> int | None:
@@ -270,11 +303,12 @@ def device_bytes(home: Any) -> int | None:
     return None
 
 
-# --- time per layer -------------------------------------------------------------------------------------------------
+# --- time per layer -------------------------------------------------------------------------------
 
 
 def parts(model: Any) -> list[tuple[str, Any]]:
-    """What runs in a model one after the other, by name: layers, or several as one; each with ``forward`` and ``backward``."""
+    """What runs in a model one after the other, by name: layers, or several as one; each with
+    ``forward`` and ``backward``."""
     from portacnn.layers import Sequential
 
     found = []
@@ -283,12 +317,20 @@ def parts(model: Any) -> list[tuple[str, Any]]:
         for stage in below:
             if not stage.children:
                 named = getattr(stage, "name", None)  # of several: "conv1 + relu1"
-                found.append((stage.where if named is None else f"{stage.where.partition(' ')[0]}: {named}", stage))
+                found.append(
+                    (
+                        stage.where
+                        if named is None
+                        else f"{stage.where.partition(' ')[0]}: {named}",
+                        stage,
+                    )
+                )
     return found
 
 
 def profile(task: dict[str, Any]) -> dict[str, Any]:
-    """Median ms per training step in each part's forward and backward; the clocks themselves are in the step's time."""
+    """Median ms per training step in each part's forward and backward; the clocks themselves are in
+    the step's time."""
     model = portacnn_model(task["net"], task["device"])
     spent: dict[tuple[str, str], float] = {}
     step = portacnn_step(model, task)
@@ -325,18 +367,24 @@ def profile(task: dict[str, Any]) -> dict[str, Any]:
     def ms(name: str, what: str) -> float:
         return 1e3 * statistics.median(step.get((name, what), 0.0) for step in steps)
 
-    layers = [{"layer": n, "forward_ms": ms(n, "forward"), "backward_ms": ms(n, "backward")} for n, _ in named]
-    rest = 1e3 * statistics.median(t - sum(step.values()) for t, step in zip(times, steps, strict=True))
+    layers = [
+        {"layer": n, "forward_ms": ms(n, "forward"), "backward_ms": ms(n, "backward")}
+        for n, _ in named
+    ]
+    rest = 1e3 * statistics.median(
+        t - sum(step.values()) for t, step in zip(times, steps, strict=True)
+    )
     step_ms = 1e3 * statistics.median(times)
     figures = {"layers": layers, "rest_ms": rest, "step_ms": step_ms, "steps": len(times)}
     return {**figures, "where": str(model.backend), **about(task)}
 
 
-# --- memory, threads, versions, the machine -------------------------------------------------------------------------
+# --- memory, threads, versions, the machine -------------------------------------------------------
 
 
 def memory() -> tuple[int, int] | None:
-    """Bytes of this process in memory now, and the most there were; on macOS the most for both; None where neither is told."""
+    """Bytes of this process in memory now, and the most there were; on macOS the most for both;
+    None where neither is told."""
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         told = {key: value for key, _, value in (line.partition(":") for line in lines)}
@@ -347,12 +395,15 @@ def memory() -> tuple[int, int] | None:
         import resource
     except ImportError:
         return None
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
     return most, most
 
 
 def reset_peak() -> None:
-    """From here on "the most" counts anew, where Linux lets us: imports need more for a moment than they leave."""
+    """From here on "the most" counts anew, where Linux lets us: imports need more for a moment than
+    they leave."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
@@ -365,7 +416,16 @@ def about(task: dict[str, Any]) -> dict[str, Any]:
 def versions() -> dict[str, str]:
     """Of what this process has loaded."""
     loaded = {"python": sys.version.split()[0]}
-    for name in ("portacnn", "numpy", "torch", "cupy", "array_api_strict", "numba", "chainer", "dezero"):
+    for name in (
+        "portacnn",
+        "numpy",
+        "torch",
+        "cupy",
+        "array_api_strict",
+        "numba",
+        "chainer",
+        "dezero",
+    ):
         if name in sys.modules and hasattr(sys.modules[name], "__version__"):
             loaded[name] = str(sys.modules[name].__version__)
     return loaded
@@ -390,7 +450,8 @@ def threads(contender: str) -> dict[str, int]:
 
 
 def machine() -> dict[str, Any]:
-    """What this runs on, and what a large product and a large copy reach with NumPy, the best of a few tries.
+    """What this runs on, and what a large product and a large copy reach with NumPy, the best of a
+    few tries.
 
     A copy counts what is read and what is written.
     """
@@ -410,7 +471,10 @@ def machine() -> dict[str, Any]:
         return min(repeat(once, 3, WARM_UP_SECONDS))
 
     gemm, copy = best(lambda: np.matmul(a, b, out=out)), best(lambda: np.copyto(target, source))
-    reached = {"gemm_gflops": 2 * 2048**3 / gemm / 1e9, "copy_gb_per_s": 2 * source.nbytes / copy / 1e9}
+    reached = {
+        "gemm_gflops": 2 * 2048**3 / gemm / 1e9,
+        "copy_gb_per_s": 2 * source.nbytes / copy / 1e9,
+    }
     return {"cpu": cpu_name(), "cores": cores(), "system": platform.platform(), **reached}
 
 
@@ -425,7 +489,9 @@ def cpu_name() -> str:
 
 def cores() -> float:
     """How many cores this process may use; a container's share of time may be a fraction."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    allowed = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         return allowed if quota == "max" else min(allowed, int(quota) / int(period))

@@ -1,8 +1,10 @@
-"""Prove portacnn on a GPU, and time it there: ``python scripts/gpu_check.py --out DIR``; see ``--help`` and docs/gpu.md.
+"""Prove portacnn on a GPU, and time it there: ``python scripts/gpu_check.py --out DIR``; see
+``--help`` and docs/gpu.md.
 
-Needs CuPy, NumPy, array-api-compat (a wheel of 80 KB) and this checkout; with pytest and hypothesis it runs the tests too, with
-PyTorch built for CUDA it has something to be compared with. Each section has a process of its own, for what one does to the GPU
-(an illegal address, a full memory, a hang) ends with it, and the others still run. Whatever time one leaves goes to those after it.
+Needs CuPy, NumPy, array-api-compat (a wheel of 80 KB) and this checkout; with pytest and hypothesis
+it runs the tests too, with PyTorch built for CUDA it has something to be compared with. Each
+section has a process of its own, for what one does to the GPU (an illegal address, a full memory, a
+hang) ends with it, and the others still run. Whatever time one leaves goes to those after it.
 """
 
 import argparse
@@ -39,12 +41,20 @@ class Part(NamedTuple):
 PARTS = {
     "device": Part("gpu.times.device", 15, "versions, the GPU, and what it reaches"),
     "kernels": Part("gpu.kernels.kernels", 75, "every kernel against the portable op in float64"),
-    "capture": Part("gpu.training.capture", 50, "steps replayed from a graph against the same steps run one by one"),
-    "transfers": Part("gpu.training.transfers", 30, "what a step sends and fetches; memory over 1,000 steps"),
+    "capture": Part(
+        "gpu.training.capture",
+        50,
+        "steps replayed from a graph against the same steps run one by one",
+    ),
+    "transfers": Part(
+        "gpu.training.transfers", 30, "what a step sends and fetches; memory over 1,000 steps"
+    ),
     "memory": Part("gpu.training.memory", 20, "a batch that does not fit; a second device"),
     "steps": Part("gpu.times.steps", 80, "training steps: kernels, replayed, portable"),
     "rates": Part("gpu.times.rates", 30, "each kernel against what the GPU reaches"),
-    "torch": Part("gpu.times.torch_steps", 60, "the same steps with PyTorch: eager, CUDA graph, compiled"),
+    "torch": Part(
+        "gpu.times.torch_steps", 60, "the same steps with PyTorch: eager, CUDA graph, compiled"
+    ),
     "parity": Part("gpu.parity.parity", 10, "200 steps from one seed as on NumPy"),
     "accuracy": Part("gpu.training.accuracy", 15, "seconds to 0.985 on all of MNIST"),
     "yields": Part("gpu.times.yields", 25, "what each tile reaches, for the plan"),
@@ -53,16 +63,19 @@ PARTS = {
 }
 FIRST = ("device", "kernels", "capture", "transfers", "memory")
 BUDGET, FIRST_BUDGET = 480.0, 200.0  # seconds
-NEEDED = {"numpy": "numpy", "array_api_compat": "array-api-compat"}  # without which no section can begin
+# without which no section can begin
+NEEDED = {"numpy": "numpy", "array_api_compat": "array-api-compat"}
 
 
-# --- the command ----------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the sections, print, write; the exit status: 0, 1 where something is red, 2 for words it does not know."""
+    """Run the sections, print, write; the exit status: 0, 1 where something is red, 2 for words it
+    does not know."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a name that the terminal cannot show ends no measurement
+        # a name that the terminal cannot show ends no measurement
+        if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     options = parse(arguments)
     if options.task:
@@ -74,7 +87,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return USAGE_ERROR
     if options.budget is None:
         options.budget = FIRST_BUDGET if options.first else BUDGET
-    names = [name for name in (options.only or ",".join(FIRST if options.first else PARTS)).split(",") if name]
+    names = [
+        name
+        for name in (options.only or ",".join(FIRST if options.first else PARTS)).split(",")
+        if name
+    ]
     unknown = [name for name in names if name not in PARTS]
     if unknown or not names:
         wrong = f"unknown section {', '.join(unknown)}" if unknown else "--only names no section"
@@ -98,8 +115,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def cure(lost: list[str]) -> str:
     """What is missing, and how to bring it along to a machine without a network, in one line."""
     return (
-        f"{' and '.join(lost)} not installed; where there is a network: python -m pip download --no-deps -d wheels "
-        f"{' '.join(lost)}; here: python -m pip install --no-index --no-deps --target site wheels/*.whl && export "
+        f"{' and '.join(lost)} not installed; where there is a network: python -m pip download "
+        "--no-deps -d wheels "
+        f"{' '.join(lost)}; here: python -m pip install --no-index --no-deps --target site "
+        "wheels/*.whl && export "
         "PYTHONPATH=site (docs/gpu.md)"
     )
 
@@ -108,12 +127,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="gpu_check.py",
         description=(__doc__ or "").partition("\n\n")[2],
-        epilog="sections:\n" + "\n".join(f"  {name:10} {part.what}" for name, part in PARTS.items()),
+        epilog="sections:\n"
+        + "\n".join(f"  {name:10} {part.what}" for name, part in PARTS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add(
-        "--out", default="runs/gpu", metavar="DIR", help="for gpu_check.json and the tests' output; default %(default)s"
+        "--out",
+        default="runs/gpu",
+        metavar="DIR",
+        help="for gpu_check.json and the tests' output; default %(default)s",
     )
     add(
         "--budget",
@@ -124,10 +147,26 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     some = parser.add_mutually_exclusive_group()
     some.add_argument("--first", action="store_true", help=f"what says most: {', '.join(FIRST)}")
     some.add_argument("--only", metavar="A,B", help="these sections")
-    add("--quick", action="store_true", help="a rehearsal: as little of everything as goes through all of it")
-    add("--data", metavar="DIR", help="MNIST's four files; without it, the 5,000 images that come with portacnn")
-    add("--device", default="cupy", help="in the words of device=: cupy, cuda:1; default %(default)s")
-    add("--here", action="store_true", help="all sections in this process: for a debugger or a sanitizer")
+    add(
+        "--quick",
+        action="store_true",
+        help="a rehearsal: as little of everything as goes through all of it",
+    )
+    add(
+        "--data",
+        metavar="DIR",
+        help="MNIST's four files; without it, the 5,000 images that come with portacnn",
+    )
+    add(
+        "--device",
+        default="cupy",
+        help="in the words of device=: cupy, cuda:1; default %(default)s",
+    )
+    add(
+        "--here",
+        action="store_true",
+        help="all sections in this process: for a debugger or a sanitizer",
+    )
     add("--task", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
@@ -148,7 +187,11 @@ class Check:
         left = self.end - time.perf_counter()
         seconds = max(left - GRACE, 0.0) * waiting[0] / sum(waiting)
         print(f"{name:10} {PARTS[name].what} ({seconds:.0f} s)", flush=True)
-        shared = {"quick": self.options.quick, "device": self.options.device, "data": self.options.data}
+        shared = {
+            "quick": self.options.quick,
+            "device": self.options.device,
+            "data": self.options.data,
+        }
         task = {"section": name, "seconds": seconds, "out": str(self.out.resolve()), **shared}
         if seconds < 1.0:
             result = gone(name, f"no time was left of {self.options.budget:g} seconds")
@@ -162,7 +205,12 @@ class Check:
         self.write()
 
     def write(self) -> None:
-        report = {"format": 1, "started": self.started, "options": vars(self.options), "sections": self.found}
+        report = {
+            "format": 1,
+            "started": self.started,
+            "options": vars(self.options),
+            "sections": self.found,
+        }
         write_json(self.out / "gpu_check.json", report)
 
     def tell(self) -> int:
@@ -170,26 +218,36 @@ class Check:
         compare(self.found)
         for result in self.found:
             lines = [
-                f"{key}: {value}" for key, value in result["figures"].items() if not isinstance(value, dict | list)
+                f"{key}: {value}"
+                for key, value in result["figures"].items()
+                if not isinstance(value, dict | list)
             ]
             lines += table(result["rows"])
             lines += [f"note: {note}" for note in result["notes"]]
             if lines:
-                print(f"\n== {result['section']}: {PARTS[result['section']].what}", *lines, sep="\n")
+                print(
+                    f"\n== {result['section']}: {PARTS[result['section']].what}", *lines, sep="\n"
+                )
         print("\n== all sections")
         rows = [
             {
                 "section": result["section"],
-                "status": result["status"].upper() if result["status"] == "red" else result["status"],
+                "status": result["status"].upper()
+                if result["status"] == "red"
+                else result["status"],
                 "s": round(result["seconds"], 1),
-                "what": "; ".join(result["red"])[:300] or result["skipped"] or PARTS[result["section"]].what,
+                "what": "; ".join(result["red"])[:300]
+                or result["skipped"]
+                or PARTS[result["section"]].what,
             }
             for result in self.found
         ]
         print(*table(rows), sep="\n")
         red = [result["section"] for result in self.found if result["status"] == "red"]
         nothing = all(result["status"] == "skipped" for result in self.found)
-        verdict = f"RED: {', '.join(red)}" if red else "nothing ran" if nothing else "nothing is red"
+        verdict = (
+            f"RED: {', '.join(red)}" if red else "nothing ran" if nothing else "nothing is red"
+        )
         print(f"written {self.out / 'gpu_check.json'}; {verdict}")
         self.write()
         return 1 if red or nothing else 0
@@ -203,7 +261,8 @@ def gone(name: str, reason: str) -> dict[str, Any]:
 
 
 def spawn(task: dict[str, Any], limit: float) -> dict[str, Any]:
-    """One section in a process of its own, which is ended with all that it started when its time is over."""
+    """One section in a process of its own, which is ended with all that it started when its time is
+    over."""
     name = task["section"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{name}.json"
@@ -213,7 +272,11 @@ def spawn(task: dict[str, Any], limit: float) -> dict[str, Any]:
             "--task",
             json.dumps({**task, "path": str(path), "spawned": time.time()}),
         ]
-        environment = {key: value for key, value in os.environ.items() if key not in ("PORTACNN_KERNELS", "CUPY_TF32")}
+        environment = {
+            key: value
+            for key, value in os.environ.items()
+            if key not in ("PORTACNN_KERNELS", "CUPY_TF32")
+        }
         begun = time.perf_counter()
         child = subprocess.Popen(command, env=environment, start_new_session=True)
         try:
@@ -237,8 +300,11 @@ def spawn(task: dict[str, Any], limit: float) -> dict[str, Any]:
 def work_off(task: dict[str, Any]) -> dict[str, Any]:
     """A section, in this process."""
     add_root()
-    options = {key: value for key, value in task.items() if key not in ("section", "path", "spawned")}
-    if "spawned" in task:  # its time runs from there: starting Python and importing CuPy take seconds
+    options = {
+        key: value for key, value in task.items() if key not in ("section", "path", "spawned")
+    }
+    # its time runs from there: starting Python and importing CuPy take seconds
+    if "spawned" in task:
         options["seconds"] -= time.time() - task["spawned"]
     section = Section(task["section"], Path(task["path"]) if "path" in task else None, **options)
 

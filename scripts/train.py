@@ -1,4 +1,5 @@
-"""Train SimpleConvNet on digits, from a checkout, installed or not: ``python scripts/train.py --help``."""
+"""Train SimpleConvNet on digits, from a checkout, installed or not: ``python scripts/train.py
+--help``."""
 
 import sys
 from pathlib import Path

@@ -1,18 +1,21 @@
 """One suite, run once for every backend that is here.
 
-``backend`` is a fixture over NumPy, NumPy with read-only inputs, array-api-strict on its CPU and on ``device1``, torch, and
-CuPy and torch on CUDA where there is a GPU; the header of a run says why any of them is left out.
-``PORTACNN_TEST_BACKENDS=cupy,torch`` asks for some by name, and one that is asked for and missing fails. ``device1`` stands
-in for a GPU: there, everything that would carry a value to the host unasked raises. ``cupy-emulated``, only by name, is CuPy's
-backend with its own kernels on a stand-in for CuPy (see ``fake_cupy``), where there is no GPU.
-``PORTACNN_TEST_SECONDS=60`` skips what would begin later than that: for a GPU that is lent for minutes.
+``backend`` is a fixture over NumPy, NumPy with read-only inputs, array-api-strict on its CPU and on
+``device1``, torch, and CuPy and torch on CUDA where there is a GPU; the header of a run says why
+any of them is left out. ``PORTACNN_TEST_BACKENDS=cupy,torch`` asks for some by name, and one that
+is asked for and missing fails. ``device1`` stands in for a GPU: there, everything that would carry
+a value to the host unasked raises. ``cupy-emulated``, only by name, is CuPy's backend with its own
+kernels on a stand-in for CuPy (see ``fake_cupy``), where there is no GPU.
+``PORTACNN_TEST_SECONDS=60`` skips what would begin later than that: for a GPU that is lent for
+minutes.
 """
 
 import os
 import time
 
 _begun = time.monotonic()
-if "PYTEST_XDIST_WORKER" in os.environ:  # one worker a core already: BLAS reads this when NumPy is first imported
+# one worker a core already: BLAS reads this when NumPy is first imported
+if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Iterator
@@ -55,16 +58,21 @@ _asked = [name for name in os.environ.get("PORTACNN_TEST_BACKENDS", "").split(",
 _known = {**BACKENDS, **BY_NAME_ONLY}
 _unknown = set(_asked) - set(_known)
 if _unknown:
-    raise pytest.UsageError(f"PORTACNN_TEST_BACKENDS: unknown {', '.join(_unknown)}; known are {', '.join(_known)}")
+    raise pytest.UsageError(
+        f"PORTACNN_TEST_BACKENDS: unknown {', '.join(_unknown)}; known are {', '.join(_known)}"
+    )
 if "cupy-emulated" in _asked:
     if not isinstance(_refusal := _resolved("cupy"), BackendError):
-        raise pytest.UsageError(f"PORTACNN_TEST_BACKENDS: CuPy itself works here ({_refusal}): ask for cupy")
+        raise pytest.UsageError(
+            f"PORTACNN_TEST_BACKENDS: CuPy itself works here ({_refusal}): ask for cupy"
+        )
     fake_cupy.install()
 
 
 @dataclass(frozen=True)
 class Here:
-    """A backend under test: how to bring arrays there and back. ``name`` is the test's, ``backend`` portacnn's."""
+    """A backend under test: how to bring arrays there and back. ``name`` is the test's, ``backend``
+    portacnn's."""
 
     name: str
     backend: Backend
@@ -88,14 +96,25 @@ class Here:
         return self.backend.to_host(array)
 
 
-# What would bring a value to the host behind the program's back. A GPU would do it, slowly; device1 refuses.
-TRAPPED = ("__float__", "__int__", "__bool__", "__index__", "__complex__", "__array__", "__dlpack__")
+# What would bring a value to the host behind the program's back. A GPU would do it, slowly; device1
+# refuses.
+TRAPPED = (
+    "__float__",
+    "__int__",
+    "__bool__",
+    "__index__",
+    "__complex__",
+    "__array__",
+    "__dlpack__",
+)
 
 
 def _trapped(name: str, original: Any, cpu: Any) -> Any:
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
         if self.device != cpu:
-            raise AssertionError(f"unplanned transfer to the host: {name} of an array on {self.device}")
+            raise AssertionError(
+                f"unplanned transfer to the host: {name} of an array on {self.device}"
+            )
         return original(self, *args, **kwargs)
 
     return method
@@ -103,7 +122,8 @@ def _trapped(name: str, original: Any, cpu: Any) -> Any:
 
 @pytest.fixture(scope="session", autouse=True)
 def transfer_trap() -> Iterator[None]:
-    """For the whole session: array-api-strict's device1 hands over values only through ``to_device``."""
+    """For the whole session: array-api-strict's device1 hands over values only through
+    ``to_device``."""
     try:
         import array_api_strict
     except ImportError:
@@ -114,7 +134,9 @@ def transfer_trap() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for name in TRAPPED:
             patch.setattr(kind, name, _trapped(name, getattr(kind, name), cpu))
-        array_api_strict.set_array_api_strict_flags(boolean_indexing=False, data_dependent_shapes=False)
+        array_api_strict.set_array_api_strict_flags(
+            boolean_indexing=False, data_dependent_shapes=False
+        )
         yield
         array_api_strict.reset_array_api_strict_flags()
 
@@ -132,9 +154,11 @@ def pytest_runtest_setup() -> None:
 
 
 def pytest_report_header() -> list[str]:
-    """Which backends the suite runs on, and why the others are left out; and whether there are compiled kernels."""
+    """Which backends the suite runs on, and why the others are left out; and whether there are
+    compiled kernels."""
     backends = [
-        f"backend {name}: {f'left out: {found}' if isinstance(found, BackendError) else f'tested, {found}'}"
+        f"backend {name}: "
+        f"{f'left out: {found}' if isinstance(found, BackendError) else f'tested, {found}'}"
         for name, found in _found.items()
     ]
     if find_spec("numba") is None:
@@ -143,7 +167,8 @@ def pytest_report_header() -> list[str]:
 
 
 @pytest.fixture(
-    scope="session", params=[name for name in _found if _asked or not isinstance(_found[name], BackendError)]
+    scope="session",
+    params=[name for name in _found if _asked or not isinstance(_found[name], BackendError)],
 )
 def backend(request: pytest.FixtureRequest) -> Here:
     found = _found[request.param]

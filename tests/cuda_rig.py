@@ -1,7 +1,8 @@
-"""What tests of CUDA kernels stand on where there is no GPU: the few names of ``cupy`` that host code uses, over the emulator.
+"""What tests of CUDA kernels stand on where there is no GPU: the few names of ``cupy`` that host
+code uses, over the emulator.
 
-Device arrays are NumPy arrays. Each lies between two red zones, of NaN, that must stay as they are; a fresh one is full of NaN,
-or of 0xee where it holds integers. What a test brings is read-only.
+Device arrays are NumPy arrays. Each lies between two red zones, of NaN, that must stay as they are;
+a fresh one is full of NaN, or of 0xee where it holds integers. What a test brings is read-only.
 """
 
 import sys
@@ -27,17 +28,31 @@ _ZONE = 64  # numbers before and behind an array
 
 @st.composite
 def geometries(
-    draw: st.DrawFn, axes: tuple[int, ...], kernel: int, stride: int, dilation: int, padding: int, more: int
+    draw: st.DrawFn,
+    axes: tuple[int, ...],
+    kernel: int,
+    stride: int,
+    dilation: int,
+    padding: int,
+    more: int,
 ) -> Windows:
-    """Windows of one of these counts of axes, with numbers up to these; the input is at most ``more`` larger than it must be."""
+    """Windows of one of these counts of axes, with numbers up to these; the input is at most
+    ``more`` larger than it must be."""
     count = draw(st.sampled_from(axes))
 
     def each(low: int, high: int) -> tuple[int, ...]:
         return draw(st.tuples(*[st.integers(low, high)] * count))
 
-    k, d, sides = each(1, kernel), each(1, dilation), zip(each(0, padding), each(0, padding), strict=True)
+    k, d, sides = (
+        each(1, kernel),
+        each(1, dilation),
+        zip(each(0, padding), each(0, padding), strict=True),
+    )
     pads = tuple(sides)
-    size = (max(1, b * (a - 1) + 1 - sum(p)) + m for a, b, p, m in zip(k, d, pads, each(0, more), strict=True))
+    size = (
+        max(1, b * (a - 1) + 1 - sum(p)) + m
+        for a, b, p, m in zip(k, d, pads, each(0, more), strict=True)
+    )
     return Windows.of(tuple(size), k, each(1, stride), pads, d)
 
 
@@ -52,12 +67,16 @@ class Rig:
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
         dtype = np.dtype(dtype)
         count = int(np.prod(shape))
-        memory = np.full((count + 2 * _ZONE) * dtype.itemsize, 0xFF if dtype.kind == "f" else 0xEE, "uint8")
+        memory = np.full(
+            (count + 2 * _ZONE) * dtype.itemsize, 0xFF if dtype.kind == "f" else 0xEE, "uint8"
+        )
         zone = _ZONE * dtype.itemsize
         self.zones += [memory[:zone], memory[len(memory) - zone :]]
         return memory[zone : len(memory) - zone].view(dtype).reshape(shape)
 
-    def array(self, host: np.ndarray, dtype: str, order: tuple[int, ...] | None = None) -> np.ndarray:
+    def array(
+        self, host: np.ndarray, dtype: str, order: tuple[int, ...] | None = None
+    ) -> np.ndarray:
         """On the device, with its axes in memory in this order: (1, 2, 3, 0) is the batch last."""
         order = tuple(range(host.ndim)) if order is None else order
         array = self.empty([host.shape[axis] for axis in order], dtype)
@@ -97,7 +116,9 @@ def rigged(order: str = "forward", seed: int = 0, capability: str = "90") -> Ite
     """
     rig = Rig()
     device = SimpleNamespace(compute_capability=capability)
-    stand_in = SimpleNamespace(RawModule=_raw_module(rig), empty=rig.empty, cuda=SimpleNamespace(Device=lambda: device))
+    stand_in = SimpleNamespace(
+        RawModule=_raw_module(rig), empty=rig.empty, cuda=SimpleNamespace(Device=lambda: device)
+    )
     with pytest.MonkeyPatch.context() as patch, thread_order(order, seed):
         patch.setitem(sys.modules, "cupy", stand_in)
         patch.setattr(cupy_memory, "address", lambda array: array.ctypes.data)
@@ -113,9 +134,11 @@ _BITS = {"tf32": 11, "bfloat16": 8, "float16": 11}  # of a number's fraction, th
 
 
 def rounded(x: np.ndarray, precision: str) -> np.ndarray:
-    """What factors become (see ``ops.use_precision``), in float64, reckoned with fractions and exponents."""
+    """What factors become (see ``ops.use_precision``), in float64, reckoned with fractions and
+    exponents."""
     x = np.asarray(x, "float64")
-    if precision in ("float32", "3xtf32"):  # of the latter, both halves together are as good as exact
+    # of the latter, both halves together are as good as exact
+    if precision in ("float32", "3xtf32"):
         return x
     fraction, exponent = np.frexp(x)
     scale = np.full(x.shape, 2.0 ** _BITS[precision])
@@ -123,7 +146,9 @@ def rounded(x: np.ndarray, precision: str) -> np.ndarray:
         scale = np.ldexp(scale, np.minimum(exponent + 13, 0))
     steps = fraction * scale
     # Halves: to the even one, of TF32 away from 0.
-    steps = np.sign(steps) * np.floor(np.abs(steps) + 0.5) if precision == "tf32" else np.rint(steps)
+    steps = (
+        np.sign(steps) * np.floor(np.abs(steps) + 0.5) if precision == "tf32" else np.rint(steps)
+    )
     result = np.ldexp(steps / scale, exponent)
     largest = 65504 if precision == "float16" else np.finfo("float32").max
     return np.where(np.abs(result) > largest, np.copysign(np.inf, x), result)
@@ -132,9 +157,11 @@ def rounded(x: np.ndarray, precision: str) -> np.ndarray:
 def close(got: np.ndarray, wanted: np.ndarray, dtype: str, terms: np.ndarray) -> None:
     """Of the dtype and shape, and within LIMIT of the largest sum of its terms' absolute values.
 
-    terms: those sums, from the same reckoning with absolute values. Where terms cancel, a sum of them may be small while
-    its rounding isn't: the result's own largest number is no measure then.
+    terms: those sums, from the same reckoning with absolute values. Where terms cancel, a sum of
+    them may be small while its rounding isn't: the result's own largest number is no measure then.
     """
     assert got.dtype == dtype
     assert got.shape == wanted.shape
-    np.testing.assert_allclose(got, wanted, rtol=0, atol=LIMIT[dtype] * float(terms.max(initial=1e-30)))
+    np.testing.assert_allclose(
+        got, wanted, rtol=0, atol=LIMIT[dtype] * float(terms.max(initial=1e-30))
+    )

@@ -1,7 +1,8 @@
-"""A stand-in for the package ``cudnn`` (nvidia-cudnn-frontend), for tests alone: the calls that convolution makes.
+"""A stand-in for the package ``cudnn`` (nvidia-cudnn-frontend), for tests alone: the calls that
+convolution makes.
 
-A graph computes on the host memory behind the integers it is given, by the dims and strides it was told. Calls out of order,
-unknown names, and shapes that don't belong together raise.
+A graph computes on the host memory behind the integers it is given, by the dims and strides it was
+told. Calls out of order, unknown names, and shapes that don't belong together raise.
 """
 
 import ctypes
@@ -45,7 +46,9 @@ class Tensor:
     def at(self, pointer: int) -> np.ndarray:
         """What lies there, as an array of these dims and strides."""
         assert type(pointer) is int  # cuDNN takes no other integers
-        assert pointer % 16 == 0, "not where the tensor was said to lie: 16 bytes are what cuDNN takes for granted"
+        assert pointer % 16 == 0, (
+            "not where the tensor was said to lie: 16 bytes are what cuDNN takes for granted"
+        )
         dtype = np.dtype({"FLOAT": "float32", "DOUBLE": "float64"}[str(self.data_type)])
         count = 1 + sum((d - 1) * s for d, s in zip(self.dim, self.stride, strict=True))
         memory = (ctypes.c_char * (count * dtype.itemsize)).from_address(pointer)
@@ -56,10 +59,21 @@ class Tensor:
 class Graph:
     """``cudnn.pygraph``: one convolution."""
 
-    STEPS = ("validate", "build_operation_graph", "create_execution_plans", "check_support", "build_plans")
+    STEPS = (
+        "validate",
+        "build_operation_graph",
+        "create_execution_plans",
+        "check_support",
+        "build_plans",
+    )
 
     def __init__(self, stub: "Stub", **given: Any) -> None:
-        assert given.keys() == {"io_data_type", "intermediate_data_type", "compute_data_type", "handle"}
+        assert given.keys() == {
+            "io_data_type",
+            "intermediate_data_type",
+            "compute_data_type",
+            "handle",
+        }
         self.stub, self.given = stub, given
         self.inputs: dict[str, Tensor] = {}
         self.kind = ""
@@ -75,7 +89,9 @@ class Graph:
     def _conv(self, kind: str, attributes: dict[str, Any], **inputs: Tensor) -> Tensor:
         known = {"pre_padding", "post_padding", "stride", "dilation", "compute_data_type"}
         assert attributes.keys() == known
-        assert all(type(n) is int for name in known - {"compute_data_type"} for n in attributes[name])
+        assert all(
+            type(n) is int for name in known - {"compute_data_type"} for n in attributes[name]
+        )
         self.kind, self.attributes, self.inputs = kind, attributes, inputs
         return self.result
 
@@ -95,7 +111,10 @@ class Graph:
     @property
     def parts(self) -> tuple[Tensor, Tensor, Tensor]:
         """Image, filter and loss."""
-        named = {**self.inputs, {"fprop": "loss", "dgrad": "image", "wgrad": "filter"}[self.kind]: self.result}
+        named = {
+            **self.inputs,
+            {"fprop": "loss", "dgrad": "image", "wgrad": "filter"}[self.kind]: self.result,
+        }
         return named["image"], named.get("weight") or named["filter"], named["loss"]
 
     def validate(self) -> None:
@@ -125,7 +144,8 @@ class Graph:
             raise cudnnGraphNotSupportedError("no valid engine configs")
 
     def deselect_numeric_notes(self, notes: list[str]) -> None:
-        if "create_execution_plans" in self.done:  # before there are plans, cuDNN's own marks nothing
+        # before there are plans, cuDNN's own marks nothing
+        if "create_execution_plans" in self.done:
             self.notes.update(notes)
 
     def deselect_workspace_greater_than(self, limit: int) -> None:
@@ -149,11 +169,16 @@ class Graph:
         image, kernels, loss = (t.at(pointers[t.uid]) for t in self.parts)  # type: ignore[index]
         result = {"fprop": loss, "dgrad": image, "wgrad": kernels}[self.kind]
         self._compute(
-            *(np.zeros(a.shape) if a is result else a.astype("float64") for a in (image, kernels, loss)), result
+            *(
+                np.zeros(a.shape) if a is result else a.astype("float64")
+                for a in (image, kernels, loss)
+            ),
+            result,
         )
 
     def _compute(self, x: np.ndarray, w: np.ndarray, y: np.ndarray, result: np.ndarray) -> None:
-        """One number of the result after another would be too slow: one tap after another, of one output channel."""
+        """One number of the result after another would be too slow: one tap after another, of one
+        output channel."""
         a = self.attributes
         pads = [(0, 0), (0, 0), *zip(a["pre_padding"], a["post_padding"], strict=True)]
         x = np.pad(x, pads)
@@ -182,7 +207,8 @@ class Stub(ModuleType):
     def __init__(self) -> None:
         super().__init__("cudnn")
         self.built: list[Graph] = []
-        self.executed: list[tuple[str, int, int | None]] = []  # operation, the handle's device, its stream
+        # operation, the handle's device, its stream
+        self.executed: list[tuple[str, int, int | None]] = []
         self.handles: list[SimpleNamespace] = []
         self.refused: set[str] = set()
         self.workspace = 100
@@ -190,7 +216,10 @@ class Stub(ModuleType):
         self.cudnnGraphNotSupportedError = cudnnGraphNotSupportedError
         self.data_type = SimpleNamespace(FLOAT="FLOAT", DOUBLE="DOUBLE")
         self.heur_mode = SimpleNamespace(A="A", FALLBACK="FALLBACK")
-        names = "TENSOR_CORE DOWN_CONVERT_INPUTS REDUCED_PRECISION_REDUCTION FFT NONDETERMINISTIC WINOGRAD"
+        names = (
+            "TENSOR_CORE DOWN_CONVERT_INPUTS REDUCED_PRECISION_REDUCTION FFT NONDETERMINISTIC "
+            "WINOGRAD"
+        )
         tiles = "WINOGRAD_TILE_4x4 WINOGRAD_TILE_6x6 WINOGRAD_TILE_13x13 STRICT_NAN_PROP"
         self.numerical_note = SimpleNamespace(**{name: name for name in f"{names} {tiles}".split()})
 

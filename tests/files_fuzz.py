@@ -1,7 +1,9 @@
-"""Spoilt model files without end: ``python tests/files_fuzz.py SECONDS [SEED]``. Each must load, or be refused rightly.
+"""Spoilt model files without end: ``python tests/files_fuzz.py SECONDS [SEED]``. Each must load, or
+be refused rightly.
 
-Headers of safetensors, descriptions of networks with parts exchanged, and bytes. Whatever else happens is printed with the
-file's number, and the file kept as files_fuzz_<number>.safetensors in the current folder.
+Headers of safetensors, descriptions of networks with parts exchanged, and bytes. Whatever else
+happens is printed with the file's number, and the file kept as files_fuzz_<number>.safetensors in
+the current folder.
 """
 
 import json
@@ -81,7 +83,9 @@ def models() -> list[Model]:
     """Networks with most of what a description can have."""
     mixed = Model(
         stem=Sequential(Conv2d(1, 4, 3, padding=1, bias=False), BatchNorm2d(4), ReLU()),
-        block=Residual(Sequential(conv=Conv2d(4, 4, 3, padding=1)), Conv2d(4, 4, 1), activation=ReLU()),
+        block=Residual(
+            Sequential(conv=Conv2d(4, 4, 3, padding=1)), Conv2d(4, 4, 1), activation=ReLU()
+        ),
         forked=Branches(Conv2d(4, 2, 1), MaxPool2d(3, 1, 1)),
         graph=Graph(("a", ReLU(), ["input"]), ("b", Arithmetic("add"), ["a", "input"])),
         drop=Dropout(0.25),
@@ -117,7 +121,9 @@ def spoil_tree(tree: Any, random: Random) -> None:
         elif way == 1 and isinstance(holder, list):
             holder.insert(key, json.loads(json.dumps(holder[key])))
         elif way == 2 and isinstance(holder, dict):
-            holder[random.choice(("a", "class", "dtype", "shape", "kernel_size", "x\n"))] = holder.pop(key)
+            holder[random.choice(("a", "class", "dtype", "shape", "kernel_size", "x\n"))] = (
+                holder.pop(key)
+            )
         elif way == 3:
             other, at = random.choice(places)
             holder[key] = json.loads(json.dumps(other[at]))
@@ -135,9 +141,11 @@ def spoilt(content: bytes, random: Random) -> bytes:
     if way == 0:
         changed = bytearray(content)
         for _ in range(random.randrange(1, 5)):
-            changed[random.choice((random.randrange(min(400, len(changed))), random.randrange(len(changed))))] = (
-                random.randrange(256)
-            )
+            changed[
+                random.choice(
+                    (random.randrange(min(400, len(changed))), random.randrange(len(changed)))
+                )
+            ] = random.randrange(256)
         return bytes(changed)
     if way == 1:
         return content[: random.randrange(len(content))]
@@ -164,7 +172,10 @@ def attempt(path: Path) -> str:
         if not text.isprintable() or len(text) > 4000:
             raise AssertionError("a message that is not printable, or too long") from error
         return "refused"
-    if sum(int(np.prod(layer.output_shape)) for layer in model.walk() if not layer.children) > 100_000:
+    if (
+        sum(int(np.prod(layer.output_shape)) for layer in model.walk() if not layer.children)
+        > 100_000
+    ):
         return "loaded, too large to be run here"
     with np.errstate(all="ignore"):
         y = model.predict(np.ones((2, *model.input_shape), model.dtype))

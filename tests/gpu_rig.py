@@ -17,7 +17,15 @@ sys.path.append(str(ROOT / "scripts"))
 check, tools, examples, kernels, times, training, parity, plan, suite = (
     import_module(name)
     for name in (
-        *("gpu_check", "gpu.tools", "gpu.examples", "gpu.kernels", "gpu.times", "gpu.training", "gpu.parity"),
+        *(
+            "gpu_check",
+            "gpu.tools",
+            "gpu.examples",
+            "gpu.kernels",
+            "gpu.times",
+            "gpu.training",
+            "gpu.parity",
+        ),
         *("gpu.plan", "gpu.suite"),
     )
 )
@@ -25,7 +33,8 @@ NUMPY = resolve("numpy")
 
 
 class HostGpu(tools.Gpu):
-    """NumPy in place of the GPU, which captures nothing and whose memory grows by so many bytes between two looks."""
+    """NumPy in place of the GPU, which captures nothing and whose memory grows by so many bytes
+    between two looks."""
 
     grows = 0
 
@@ -36,8 +45,15 @@ class HostGpu(tools.Gpu):
         class ndarray(np.ndarray): ...  # noqa: N801
 
         runtime = SimpleNamespace(getDeviceCount=lambda: 1)
-        made = {"array": np.array, "asarray": np.asarray, "ascontiguousarray": np.ascontiguousarray, "full": np.full}
-        self.cp = SimpleNamespace(cuda=SimpleNamespace(Stream=Stream, runtime=runtime), ndarray=ndarray, **made)
+        made = {
+            "array": np.array,
+            "asarray": np.asarray,
+            "ascontiguousarray": np.ascontiguousarray,
+            "full": np.full,
+        }
+        self.cp = SimpleNamespace(
+            cuda=SimpleNamespace(Stream=Stream, runtime=runtime), ndarray=ndarray, **made
+        )
         self.home = NUMPY
         self.looks = 0
 
@@ -49,7 +65,9 @@ class HostGpu(tools.Gpu):
 
 
 def run(name: str, **options: Any) -> dict[str, Any]:
-    return tools.Section(name, seconds=100.0, quick=True, **options).run(check.names_of_parts()[name])
+    return tools.Section(name, seconds=100.0, quick=True, **options).run(
+        check.names_of_parts()[name]
+    )
 
 
 def numpy_for_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,6 +81,8 @@ def plan_table(text: str) -> dict[str, dict[str, float]]:
     (found,) = (
         node.value
         for node in ast.parse(text).body
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == "YIELDS"
+        if isinstance(node, ast.AnnAssign)
+        and isinstance(node.target, ast.Name)
+        and node.target.id == "YIELDS"
     )
     return ast.literal_eval(found)

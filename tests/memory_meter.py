@@ -1,4 +1,5 @@
-"""How many bytes Python holds: its own and NumPy's allocations (tracemalloc), and memory maps. Shares no code with portacnn."""
+"""How many bytes Python holds: its own and NumPy's allocations (tracemalloc), and memory maps.
+Shares no code with portacnn."""
 
 import gc
 import mmap
@@ -19,7 +20,8 @@ class Meter:
         return tracemalloc.get_traced_memory()[0] - self._before + self.mapped
 
     def peak(self) -> int:
-        """The most that there was at one time; too much where the two kinds had their peaks at different times."""
+        """The most that there was at one time; too much where the two kinds had their peaks at
+        different times."""
         return tracemalloc.get_traced_memory()[1] - self._before + self.most_mapped
 
     def restart_peak(self) -> None:

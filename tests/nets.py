@@ -57,4 +57,7 @@ def torch_twin(torch, model):
 
 def bits(model):
     """A model's state as bytes by path, for comparing to the last bit."""
-    return {path: (value.dtype, value.shape, value.tobytes()) for path, value in model.state_dict().items()}
+    return {
+        path: (value.dtype, value.shape, value.tobytes())
+        for path, value in model.state_dict().items()
+    }

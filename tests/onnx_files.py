@@ -26,7 +26,10 @@ def model_of(
         "test",
         [helper.make_tensor_value_info("x", dtype, list(shape))],
         [helper.make_tensor_value_info(output, dtype, None)],
-        [numpy_helper.from_array(np.asarray(array), name) for name, array in (weights or {}).items()],
+        [
+            numpy_helper.from_array(np.asarray(array), name)
+            for name, array in (weights or {}).items()
+        ],
     )
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
 
@@ -36,13 +39,34 @@ def numbers(*shape: int, seed: int = 0, dtype: str = "float32") -> np.ndarray:
 
 
 def classifier() -> onnx.ModelProto:
-    """A branching net with most of what a file can have: constants, shapes that are computed, a join, a concatenation."""
+    """A branching net with most of what a file can have: constants, shapes that are computed, a
+    join, a concatenation."""
     node = helper.make_node
     nodes = [
-        node("Conv", ["x", "conv1.weight", "conv1.bias"], ["a"], "conv1/Conv", kernel_shape=[3, 3], pads=[1, 1, 1, 1]),
-        node("BatchNormalization", ["a", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var"], ["b"], "bn/BN"),
+        node(
+            "Conv",
+            ["x", "conv1.weight", "conv1.bias"],
+            ["a"],
+            "conv1/Conv",
+            kernel_shape=[3, 3],
+            pads=[1, 1, 1, 1],
+        ),
+        node(
+            "BatchNormalization",
+            ["a", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var"],
+            ["b"],
+            "bn/BN",
+        ),
         node("Relu", ["b"], ["c"], "relu"),
-        node("MaxPool", ["c"], ["d"], "pool", kernel_shape=[2, 2], strides=[1, 1], auto_pad="SAME_UPPER"),
+        node(
+            "MaxPool",
+            ["c"],
+            ["d"],
+            "pool",
+            kernel_shape=[2, 2],
+            strides=[1, 1],
+            auto_pad="SAME_UPPER",
+        ),
         node("Conv", ["c", "conv2.weight"], ["e"], "conv2/Conv", auto_pad="SAME_LOWER"),
         node("Add", ["d", "e"], ["f"], "add"),
         node("Concat", ["f", "c"], ["g"], "concat", axis=1),
@@ -81,7 +105,9 @@ def oddities() -> onnx.ModelProto:
     node = helper.make_node
     nodes = [
         node("Pad", ["x", "pads"], ["a"], mode="reflect"),
-        node("ConvTranspose", ["a", "w"], ["b"], "up", strides=[2, 2], output_padding=[1, 0], group=2),
+        node(
+            "ConvTranspose", ["a", "w"], ["b"], "up", strides=[2, 2], output_padding=[1, 0], group=2
+        ),
         node("InstanceNormalization", ["b", "s", "o"], ["c"]),
         node("PRelu", ["c", "slope"], ["d"]),
         node("LRN", ["d"], ["e"], size=3),
@@ -141,8 +167,27 @@ def typed() -> onnx.ModelProto:
     return model
 
 
-MODELS: dict[str, Callable[[], onnx.ModelProto]] = {"classifier": classifier, "oddities": oddities, "typed": typed}
-_EXTREMES = [0, 1, -1, 2, 3, 7, 127, 128, 1 << 15, 1 << 20, 1 << 31, 1 << 40, (1 << 63) - 1, -(1 << 63)]
+MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
+    "classifier": classifier,
+    "oddities": oddities,
+    "typed": typed,
+}
+_EXTREMES = [
+    0,
+    1,
+    -1,
+    2,
+    3,
+    7,
+    127,
+    128,
+    1 << 15,
+    1 << 20,
+    1 << 31,
+    1 << 40,
+    (1 << 63) - 1,
+    -(1 << 63),
+]
 
 
 def spoil_bytes(content: bytes, random: Random) -> bytes:
@@ -216,7 +261,9 @@ def spoil_parts(model: onnx.ModelProto, random: Random) -> bytes:
             graph.node.insert(random.randrange(len(graph.node)), other)
         elif way == 11:
             tensor.CopyFrom(
-                numpy_helper.from_array(numbers(*random.choices([1, 2, 4, 5], k=random.randrange(5))), tensor.name)
+                numpy_helper.from_array(
+                    numbers(*random.choices([1, 2, 4, 5], k=random.randrange(5))), tensor.name
+                )
             )
         elif way == 12:
             del node.input[-1:]

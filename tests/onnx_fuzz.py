@@ -1,6 +1,8 @@
-"""Spoilt ONNX files without end: ``python tests/onnx_fuzz.py SECONDS [SEED]``. Each must load, or be refused rightly.
+"""Spoilt ONNX files without end: ``python tests/onnx_fuzz.py SECONDS [SEED]``. Each must load, or
+be refused rightly.
 
-Whatever else happens is printed with the file's number, and the file kept as onnx_fuzz_<number>.onnx in the current folder.
+Whatever else happens is printed with the file's number, and the file kept as
+onnx_fuzz_<number>.onnx in the current folder.
 """
 
 import logging

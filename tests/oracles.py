@@ -1,4 +1,5 @@
-"""What ops are tested against: plain loops over single numbers in float64, written from the definitions. No array tricks.
+"""What ops are tested against: plain loops over single numbers in float64, written from the
+definitions. No array tricks.
 
 Notation: N batch, C in-channels, O out-channels, H, W input, KH, KW kernel, OH, OW output.
 """
@@ -10,7 +11,9 @@ from itertools import product
 import numpy as np
 
 
-def numerical_gradient(f: Callable[[np.ndarray], float], x: np.ndarray, h: float = 1e-6) -> np.ndarray:
+def numerical_gradient(
+    f: Callable[[np.ndarray], float], x: np.ndarray, h: float = 1e-6
+) -> np.ndarray:
     """Central differences of f, which maps an array to a number, at x in float64."""
     gradient = np.zeros_like(x)
     for index in np.ndindex(x.shape):
@@ -22,7 +25,8 @@ def numerical_gradient(f: Callable[[np.ndarray], float], x: np.ndarray, h: float
 
 
 def conv2d(x, weight, bias, stride, pads, dilation, groups):
-    """pads: ((top, bottom), (left, right)). Every output number is a sum over channels and taps, one by one."""
+    """pads: ((top, bottom), (left, right)). Every output number is a sum over channels and taps,
+    one by one."""
     (top, bottom), (left, right) = pads
     n_, _, h_, w_ = x.shape
     o_, cg, kh, kw = weight.shape
@@ -32,7 +36,10 @@ def conv2d(x, weight, bias, stride, pads, dilation, groups):
     for n, o, i, j in product(range(n_), range(o_), range(oh), range(ow)):
         total = 0.0 if bias is None else float(bias[o])
         for c, ki, kj in product(range(cg), range(kh), range(kw)):
-            row, col = i * stride[0] + ki * dilation[0] - top, j * stride[1] + kj * dilation[1] - left
+            row, col = (
+                i * stride[0] + ki * dilation[0] - top,
+                j * stride[1] + kj * dilation[1] - left,
+            )
             if 0 <= row < h_ and 0 <= col < w_:
                 channel = o // (o_ // groups) * cg + c
                 total += float(x[n, channel, row, col]) * float(weight[o, c, ki, kj])
@@ -41,13 +48,17 @@ def conv2d(x, weight, bias, stride, pads, dilation, groups):
 
 
 def max_pool2d(x, kernel, stride, pads, dilation, out):
-    """out: (OH, OW). Gives (y, chosen): for every output the position (row, column) of its first maximum."""
+    """out: (OH, OW). Gives (y, chosen): for every output the position (row, column) of its first
+    maximum."""
     n_, c_, h_, w_ = x.shape
     y, chosen = np.zeros((n_, c_, *out)), {}
     for n, c, i, j in np.ndindex(n_, c_, *out):
         best = None
         for ki, kj in product(range(kernel[0]), range(kernel[1])):
-            row, col = i * stride[0] + ki * dilation[0] - pads[0][0], j * stride[1] + kj * dilation[1] - pads[1][0]
+            row, col = (
+                i * stride[0] + ki * dilation[0] - pads[0][0],
+                j * stride[1] + kj * dilation[1] - pads[1][0],
+            )
             if 0 <= row < h_ and 0 <= col < w_ and (best is None or x[n, c, row, col] > best):
                 best = x[n, c, row, col]
                 chosen[n, c, i, j] = (row, col)
@@ -56,7 +67,8 @@ def max_pool2d(x, kernel, stride, pads, dilation, out):
 
 
 def pads_of(padding, size, kernel, stride, dilation):
-    """Every form of ``padding`` as ((top, bottom), (left, right)); "same" by trying how many cells it takes."""
+    """Every form of ``padding`` as ((top, bottom), (left, right)); "same" by trying how many cells
+    it takes."""
     if padding == "valid":
         return ((0, 0), (0, 0))
     if padding == "same":
@@ -83,13 +95,17 @@ def output_count(n, k, s, pads, d=1, ceil_mode=False):
 
 
 def conv2d_gradients(x, weight, dy, stride, pads, dilation, groups):
-    """(dx, dweight, dbias): each product x*weight of the forward sends its share to both of its factors."""
+    """(dx, dweight, dbias): each product x*weight of the forward sends its share to both of its
+    factors."""
     o_, cg, kh, kw = weight.shape
     dx, dweight, dbias = np.zeros(x.shape), np.zeros(weight.shape), np.zeros(o_)
     for n, o, i, j in np.ndindex(dy.shape):
         dbias[o] += dy[n, o, i, j]
         for c, ki, kj in product(range(cg), range(kh), range(kw)):
-            row, col = i * stride[0] + ki * dilation[0] - pads[0][0], j * stride[1] + kj * dilation[1] - pads[1][0]
+            row, col = (
+                i * stride[0] + ki * dilation[0] - pads[0][0],
+                j * stride[1] + kj * dilation[1] - pads[1][0],
+            )
             if 0 <= row < x.shape[2] and 0 <= col < x.shape[3]:
                 channel = o // (o_ // groups) * cg + c
                 dx[n, channel, row, col] += dy[n, o, i, j] * weight[o, c, ki, kj]
@@ -106,12 +122,15 @@ def max_pool2d_gradient(shape, chosen, dy):
 
 
 def avg_pool2d(x, dy, kernel, stride, pads, out, count_include_pad):
-    """(y, dx). Padding that a window covers counts only with count_include_pad; what lies beyond the padding never does."""
+    """(y, dx). Padding that a window covers counts only with count_include_pad; what lies beyond
+    the padding never does."""
     (top, bottom), (left, right) = pads
     h_, w_ = x.shape[2:]
     y, dx = np.zeros((*x.shape[:2], *out)), np.zeros(x.shape)
     for n, c, i, j in np.ndindex(y.shape):
-        cells = [(i * stride[0] + a - top, j * stride[1] + b - left) for a, b in np.ndindex(*kernel)]
+        cells = [
+            (i * stride[0] + a - top, j * stride[1] + b - left) for a, b in np.ndindex(*kernel)
+        ]
         inside = [(row, col) for row, col in cells if 0 <= row < h_ and 0 <= col < w_]
         padded = [(row, col) for row, col in cells if row < h_ + bottom and col < w_ + right]
         count = len(padded if count_include_pad else inside)
@@ -122,7 +141,8 @@ def avg_pool2d(x, dy, kernel, stride, pads, out, count_include_pad):
 
 
 def im2col_places(shape, kernel, stride, pad):
-    """The tutorials' definition: {(row, column) of the matrix: (n, c, h, w) of the image it shows}, padding left out; (OH, OW)."""
+    """The tutorials' definition: {(row, column) of the matrix: (n, c, h, w) of the image it shows},
+    padding left out; (OH, OW)."""
     n_, c_, h_, w_ = shape
     kh, kw = kernel
     oh = output_count(h_, kh, stride[0], (pad[0], pad[0]))
@@ -149,20 +169,36 @@ def linear(x, weight, bias, dy):
     return y, dx, dweight, dbias
 
 
-def cross_entropy(logits, target, weight=None, ignore_index=-100, label_smoothing=0.0, reduction="mean"):
+def cross_entropy(
+    logits, target, weight=None, ignore_index=-100, label_smoothing=0.0, reduction="mean"
+):
     """(loss, dlogits for a dy of ones), sample by sample with math's exp and log."""
     classes = logits.shape[1]
     indices = target.ndim < logits.ndim
     weight = np.ones(classes) if weight is None else weight
-    places = [(index[0], slice(None), *index[1:]) for index in np.ndindex(logits.shape[0], *logits.shape[2:])]
-    losses, dlogits, count = np.zeros((logits.shape[0], *logits.shape[2:])), np.zeros(logits.shape), 0.0
+    places = [
+        (index[0], slice(None), *index[1:])
+        for index in np.ndindex(logits.shape[0], *logits.shape[2:])
+    ]
+    losses, dlogits, count = (
+        np.zeros((logits.shape[0], *logits.shape[2:])),
+        np.zeros(logits.shape),
+        0.0,
+    )
     for place in places:
         at, row = (place[0], *place[2:]), [float(v) for v in logits[place]]
         if indices and target[at] == ignore_index:
             continue
-        share = [float(c == target[at]) for c in range(classes)] if indices else [float(v) for v in target[place]]
+        share = (
+            [float(c == target[at]) for c in range(classes)]
+            if indices
+            else [float(v) for v in target[place]]
+        )
         count += sum(w * p for w, p in zip(weight, share, strict=True)) if indices else 1.0
-        q = [w * ((1 - label_smoothing) * p + label_smoothing / classes) for w, p in zip(weight, share, strict=True)]
+        q = [
+            w * ((1 - label_smoothing) * p + label_smoothing / classes)
+            for w, p in zip(weight, share, strict=True)
+        ]
         top = max(row)
         log_total = top + math.log(math.fsum(math.exp(v - top) for v in row))
         losses[at] = math.fsum(a * (log_total - v) for a, v in zip(q, row, strict=True) if a != 0)

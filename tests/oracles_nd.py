@@ -1,7 +1,8 @@
-"""As ``oracles``, for any number of spatial axes: loops over single numbers in float64, written from the definitions.
+"""As ``oracles``, for any number of spatial axes: loops over single numbers in float64, written
+from the definitions.
 
-Notation: N batch, C in-channels, O out-channels, S/OUT the spatial axes in/out, K the kernel. Positions are tuples of S's length;
-pads are a pair (before, after) for each axis.
+Notation: N batch, C in-channels, O out-channels, S/OUT the spatial axes in/out, K the kernel.
+Positions are tuples of S's length; pads are a pair (before, after) for each axis.
 """
 
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ Position = tuple[int, ...]
 
 
 def seen(o: Position, kernel, stride, pads, dilation) -> Iterator[tuple[Position, Position]]:
-    """What the window of output ``o`` sees: (offset in the kernel, position in the input, which may lie outside it)."""
+    """What the window of output ``o`` sees: (offset in the kernel, position in the input, which may
+    lie outside it)."""
     for k in np.ndindex(*kernel):
         yield k, tuple(o[a] * stride[a] + k[a] * dilation[a] - pads[a][0] for a in range(len(o)))
 
@@ -35,7 +37,9 @@ def conv(x, weight, bias, stride, pads, dilation, groups):
         for k, at in seen(tuple(place), kernel, stride, pads, dilation):
             if inside(at, size):
                 for c in range(cg):
-                    y[n, o, *place] += x[n, o // (len(weight) // groups) * cg + c, *at] * weight[o, c, *k]
+                    y[n, o, *place] += (
+                        x[n, o // (len(weight) // groups) * cg + c, *at] * weight[o, c, *k]
+                    )
     return y
 
 
@@ -55,10 +59,20 @@ def conv_gradients(x, weight, dy, stride, pads, dilation, groups):
 
 
 def conv_transpose(x, weight, bias, stride, pads, output_padding, dilation, groups):
-    """Every input number is multiplied with the kernel, and the product is added where the stride puts it."""
-    cg, og, kernel, axes = len(weight) // groups, weight.shape[1], weight.shape[2:], range(x.ndim - 2)
+    """Every input number is multiplied with the kernel, and the product is added where the stride
+    puts it."""
+    cg, og, kernel, axes = (
+        len(weight) // groups,
+        weight.shape[1],
+        weight.shape[2:],
+        range(x.ndim - 2),
+    )
     out = [
-        (x.shape[2 + a] - 1) * stride[a] - sum(pads[a]) + dilation[a] * (kernel[a] - 1) + output_padding[a] + 1
+        (x.shape[2 + a] - 1) * stride[a]
+        - sum(pads[a])
+        + dilation[a] * (kernel[a] - 1)
+        + output_padding[a]
+        + 1
         for a in axes
     ]
     y = np.zeros((len(x), og * groups, *out))
@@ -75,7 +89,11 @@ def max_pool(x, out, kernel, stride, pads, dilation):
     """(y, {place in y: place in x of its first maximum})."""
     y, chosen = np.zeros((*x.shape[:2], *out)), {}
     for n, c, *place in np.ndindex(y.shape):
-        cells = [at for _, at in seen(tuple(place), kernel, stride, pads, dilation) if inside(at, x.shape[2:])]
+        cells = [
+            at
+            for _, at in seen(tuple(place), kernel, stride, pads, dilation)
+            if inside(at, x.shape[2:])
+        ]
         best = max(x[n, c, *at] for at in cells)
         chosen[n, c, *place] = (n, c, *next(at for at in cells if x[n, c, *at] == best))
         y[n, c, *place] = best

@@ -1,4 +1,5 @@
-"""The rules of the house, read off the source: who imports whom, what no file may contain, what an import pulls in."""
+"""The rules of the house, read off the source: who imports whom, what no file may contain, what an
+import pulls in."""
 
 import ast
 import graphlib
@@ -17,16 +18,28 @@ ROOT = Path(__file__).resolve().parents[1]
 HOUSE = ROOT / "portacnn"
 BACKENDS = ROOT / "backends"
 FILES = sorted(HOUSE.rglob("*.py"))
-each_file = pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(HOUSE).as_posix())
+each_file = pytest.mark.parametrize(
+    "path", FILES, ids=lambda path: path.relative_to(HOUSE).as_posix()
+)
 
-ARRAY_LIBRARIES = {"numpy", "cupy", "torch", "array_api_strict", "array_api_compat", "array_api_extra", "jax", "numba"}
+ARRAY_LIBRARIES = {
+    "numpy",
+    "cupy",
+    "torch",
+    "array_api_strict",
+    "array_api_compat",
+    "array_api_extra",
+    "jax",
+    "numba",
+}
 HOST_SIDE = {
     "init.py",
     "seeds.py",
     "files.py",
 }  # and everything in data/ and onnx/: what works on the host before there is a device
 
-# Who may import whom: a module those of its own row and of the rows below. A new one is entered here.
+# Who may import whom: a module those of its own row and of the rows below. A new one is entered
+# here.
 ROWS = [
     {"portacnn"},  # the package's own names, such as portacnn.load: put together from everything
     {"cli"},
@@ -44,7 +57,8 @@ ROW = {name: number for number, row in enumerate(ROWS) for name in row}
 
 
 def imports(tree: ast.AST, package: str = "portacnn") -> Iterator[str]:
-    """Every module, as a dotted name, that the code under ``tree`` imports; ``from a import b`` gives a.b."""
+    """Every module, as a dotted name, that the code under ``tree`` imports; ``from a import b``
+    gives a.b."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -54,7 +68,11 @@ def imports(tree: ast.AST, package: str = "portacnn") -> Iterator[str]:
             yield from (f"{base}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
             called = node.func.id if isinstance(node.func, ast.Name) else node.func.attr
-            named = node.args and isinstance(node.args[0], ast.Constant) and isinstance(node.args[0].value, str)
+            named = (
+                node.args
+                and isinstance(node.args[0], ast.Constant)
+                and isinstance(node.args[0].value, str)
+            )
             if called in ("import_module", "__import__") and named:
                 yield node.args[0].value
 
@@ -78,10 +96,15 @@ def when_imported(tree: ast.Module) -> Iterator[ast.AST]:
 
 
 def own_row(name: str) -> str:
-    """The entry of ROWS that a dotted name belongs to: portacnn.ops.conv -> ops; portacnn.load -> portacnn."""
+    """The entry of ROWS that a dotted name belongs to: portacnn.ops.conv -> ops; portacnn.load ->
+    portacnn."""
     _, _, rest = name.partition(".")
     first = rest.partition(".")[0]
-    return first if first in ROW or (HOUSE / first).is_dir() or (HOUSE / f"{first}.py").is_file() else "portacnn"
+    return (
+        first
+        if first in ROW or (HOUSE / first).is_dir() or (HOUSE / f"{first}.py").is_file()
+        else "portacnn"
+    )
 
 
 def test_there_is_a_house():
@@ -95,7 +118,10 @@ def test_no_array_library(path: Path):
     if place.as_posix() in HOST_SIDE or place.parts[0] in ("data", "onnx"):
         pytest.skip("host-side: works on arrays before there is a device")
     found = {name for name in imports(read(path)) if name.partition(".")[0] in ARRAY_LIBRARIES}
-    assert not found, f"{place} imports {', '.join(sorted(found))}: go through portacnn.runtime.backend_of(array).xp"
+    assert not found, (
+        f"{place} imports {', '.join(sorted(found))}: go through "
+        "portacnn.runtime.backend_of(array).xp"
+    )
 
 
 @each_file
@@ -103,9 +129,14 @@ def test_no_backend_when_imported(path: Path):
     for node in when_imported(read(path)):
         if isinstance(node, ast.Import | ast.ImportFrom | ast.Expr | ast.Assign):
             found = [
-                name for name in imports(node, package_of(path)) if name.startswith(("portacnn.backends", "backends"))
+                name
+                for name in imports(node, package_of(path))
+                if name.startswith(("portacnn.backends", "backends"))
             ]
-            assert not found, f"line {node.lineno}: {found}; backends are loaded when first asked for, by runtime.py"
+            assert not found, (
+                f"line {node.lineno}: {found}; backends are loaded when first asked "
+                "for, by runtime.py"
+            )
 
 
 @each_file
@@ -125,9 +156,19 @@ def test_imports_point_down(path: Path):
 def test_nothing_that_runs_data(path: Path):
     """No pickle and its like, no eval or exec."""
     tree = read(path)
-    found = {name.partition(".")[0] for name in imports(tree)} & {"pickle", "cPickle", "dill", "shelve", "marshal"}
+    found = {name.partition(".")[0] for name in imports(tree)} & {
+        "pickle",
+        "cPickle",
+        "dill",
+        "shelve",
+        "marshal",
+    }
     assert not found
-    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)]
+    calls = [
+        node
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    ]
     assert not [node.func.id for node in calls if node.func.id in ("eval", "exec", "compile")]
     pickled = [
         k.value
@@ -149,21 +190,39 @@ def test_layers_and_ops_do_not_ask_for_a_library(path: Path):
     for node in ast.walk(read(path)):
         if isinstance(node, ast.Compare):
             for side in ast.walk(node):
-                assert not (isinstance(side, ast.Constant) and side.value in names), f"{place}, line {node.lineno}"
+                assert not (isinstance(side, ast.Constant) and side.value in names), (
+                    f"{place}, line {node.lineno}"
+                )
 
 
 def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, check=False
+    )
 
 
 def test_importing_portacnn_is_light():
-    slow = ("cupy", "torch", "array_api_strict", "jax", "tqdm", "safetensors", "matplotlib", "scipy", "onnx")
-    done = run("-c", f"import sys, portacnn; print([name for name in {slow} if name in sys.modules])")
+    slow = (
+        "cupy",
+        "torch",
+        "array_api_strict",
+        "jax",
+        "tqdm",
+        "safetensors",
+        "matplotlib",
+        "scipy",
+        "onnx",
+    )
+    done = run(
+        "-c", f"import sys, portacnn; print([name for name in {slow} if name in sys.modules])"
+    )
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
 def test_importing_portacnn_loads_no_backend():
-    done = run("-c", "import sys, portacnn; print([name for name in sys.modules if 'backends' in name])")
+    done = run(
+        "-c", "import sys, portacnn; print([name for name in sys.modules if 'backends' in name])"
+    )
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 
 
@@ -211,9 +270,10 @@ def test_the_wheel_has_every_package():
     assert sorted(listed) == sorted({*there, *map(backend_package, BACKENDS.rglob("__init__.py"))})
 
 
-# --- backends --------------------------------------------------------------------------------------------------------
+# --- backends -------------------------------------------------------------------------------------
 
-FOUNDATION = {"runtime", "device_runtime", "ops", "errors", "arguments", "cache"}  # what a backend may import
+# what a backend may import
+FOUNDATION = {"runtime", "device_runtime", "ops", "errors", "arguments", "cache"}
 BORROWS = {"numba": {"numpy"}}  # a backend folder that may import another's
 
 
@@ -221,7 +281,9 @@ def backend_package(path: Path) -> str:
     return ".".join(["portacnn.backends", *path.relative_to(BACKENDS).parent.parts])
 
 
-@pytest.mark.parametrize("path", sorted(BACKENDS.rglob("*.py")), ids=lambda path: path.relative_to(BACKENDS).as_posix())
+@pytest.mark.parametrize(
+    "path", sorted(BACKENDS.rglob("*.py")), ids=lambda path: path.relative_to(BACKENDS).as_posix()
+)
 def test_a_backend_imports_the_foundation_and_its_own_folder(path: Path):
     own = path.relative_to(BACKENDS).parts[0]
     allowed = {own, *BORROWS.get(own, ()), "threads"}
@@ -231,15 +293,22 @@ def test_a_backend_imports_the_foundation_and_its_own_folder(path: Path):
             continue
         first, _, inner = rest.partition(".")
         if first == "backends":
-            assert inner.partition(".")[0] in allowed, f"imports {name}: a backend's folder imports no other's"
+            assert inner.partition(".")[0] in allowed, (
+                f"imports {name}: a backend's folder imports no other's"
+            )
         else:
-            assert first in FOUNDATION, f"imports {name}: backends import {', '.join(sorted(FOUNDATION))} alone"
+            assert first in FOUNDATION, (
+                f"imports {name}: backends import {', '.join(sorted(FOUNDATION))} alone"
+            )
 
 
 def test_no_modules_import_each_other_in_a_circle():
-    names = {".".join([package_of(path), path.stem]).removesuffix(".__init__"): path for path in FILES}
+    names = {
+        ".".join([package_of(path), path.stem]).removesuffix(".__init__"): path for path in FILES
+    }
     names |= {
-        ".".join([backend_package(path), path.stem]).removesuffix(".__init__"): path for path in BACKENDS.rglob("*.py")
+        ".".join([backend_package(path), path.stem]).removesuffix(".__init__"): path
+        for path in BACKENDS.rglob("*.py")
     }
     graph: dict[str, set[str]] = {}
     for module, path in names.items():
@@ -250,8 +319,11 @@ def test_no_modules_import_each_other_in_a_circle():
             if isinstance(node, ast.Import | ast.ImportFrom)
             for name in imports(node, package)
         }
-        graph[module] = {other for name in found for other in (name, name.rpartition(".")[0]) if other in names}
-        # ``from package import module`` reads the package, which a package's own modules may do once it has begun.
+        graph[module] = {
+            other for name in found for other in (name, name.rpartition(".")[0]) if other in names
+        }
+        # ``from package import module`` reads the package, which a package's own modules may do
+        # once it has begun.
         graph[module] -= {module, *(module[:i] for i, c in enumerate(module) if c == ".")}
     assert len(graph) > 80
     with_circle = graphlib.TopologicalSorter(graph)
@@ -259,7 +331,8 @@ def test_no_modules_import_each_other_in_a_circle():
 
 
 def underscored(tree: ast.AST) -> tuple[set[str], set[str]]:
-    """The names with one leading underscore that a module makes (functions, classes, variables, attributes), and reads."""
+    """The names with one leading underscore that a module makes (functions, classes, variables,
+    attributes), and reads."""
     made, used = set[str](), set[str]()
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -272,11 +345,15 @@ def underscored(tree: ast.AST) -> tuple[set[str], set[str]]:
         elif isinstance(node, ast.arg):
             made.add(node.arg)
     public = {"_replace", "_asdict", "_fields", "_make"}  # a NamedTuple's
-    return tuple({n for n in names - public if n.startswith("_") and not n.startswith("__")} for names in (made, used))
+    return tuple(
+        {n for n in names - public if n.startswith("_") and not n.startswith("__")}
+        for names in (made, used)
+    )
 
 
 def owner_of(path: Path) -> str:
-    """The package that a file belongs to, or the backend; a module beside the packages is one of its own."""
+    """The package that a file belongs to, or the backend; a module beside the packages is one of
+    its own."""
     kind, own, *_ = path.relative_to(ROOT).parts
     return f"backends/{own}" if kind == "backends" else own.removesuffix(".py")
 
@@ -288,7 +365,9 @@ def test_no_package_reaches_into_another():
     for path in [*FILES, *sorted(BACKENDS.rglob("*.py"))]:
         own, read_here = underscored(read(path))
         made.setdefault(owner_of(path), set()).update(own)
-        used.setdefault(owner_of(path), {}).update(dict.fromkeys(read_here, path.relative_to(ROOT).as_posix()))
+        used.setdefault(owner_of(path), {}).update(
+            dict.fromkeys(read_here, path.relative_to(ROOT).as_posix())
+        )
     assert {"layers", "models", "training", "onnx", "ops", "backends/cupy", "optim"} <= made.keys()
     reached = [
         f"{place} uses {name} of {other}"

@@ -1,4 +1,5 @@
-"""Arrays of other libraries at a model's door (DLPack), and weights in files that PyTorch writes and reads."""
+"""Arrays of other libraries at a model's door (DLPack), and weights in files that PyTorch writes
+and reads."""
 
 import numpy as np
 import pytest
@@ -46,7 +47,11 @@ libraries = pytest.mark.parametrize("name", ["numpy", "foreign", "torch", "array
 @pytest.mark.parametrize("device", ["numpy", "torch", "array_api_strict"])
 def test_any_library_on_the_models_device(device, name):
     pytest.importorskip(device)
-    net, (x, t), bring = small_net(device, dtype="float64"), patches(20, dtype="float64"), library(name)
+    net, (x, t), bring = (
+        small_net(device, dtype="float64"),
+        patches(20, dtype="float64"),
+        library(name),
+    )
     home, expected = resolve(device), small_net("numpy", dtype="float64")
     np.testing.assert_allclose(home.to_host(net.predict(bring(x))), expected.predict(x), rtol=1e-12)
     np.testing.assert_allclose(
@@ -55,9 +60,13 @@ def test_any_library_on_the_models_device(device, name):
     assert net.loss(bring(x), bring(t)) == pytest.approx(expected.loss(x, t), rel=1e-12)
     assert net.accuracy(bring(x), bring(t)) == expected.accuracy(x, t)
     np.testing.assert_allclose(
-        home.to_host(net.gradient(bring(x), bring(t))["fc2.weight"]), expected.gradient(x, t)["fc2.weight"], rtol=1e-9
+        home.to_host(net.gradient(bring(x), bring(t))["fc2.weight"]),
+        expected.gradient(x, t)["fc2.weight"],
+        rtol=1e-9,
     )
-    run = Trainer(net, bring(x), bring(t), bring(x), bring(t), epochs=1, mini_batch_size=5, verbose=False)
+    run = Trainer(
+        net, bring(x), bring(t), bring(x), bring(t), epochs=1, mini_batch_size=5, verbose=False
+    )
     run.train()
     assert len(run.train_loss_list) == 4
 
@@ -80,9 +89,12 @@ def test_no_copy_where_none_is_needed(device, name, dtype):
 
 
 @pytest.mark.parametrize("device", ["numpy", "torch", "array_api_strict"])
-@pytest.mark.parametrize("how", ["read-only", "turned round", "every other", "big-endian", "unaligned"])
+@pytest.mark.parametrize(
+    "how", ["read-only", "turned round", "every other", "big-endian", "unaligned"]
+)
 def test_numpy_arrays_that_are_not_plain(device, how):
-    """torch ends the whole process where a stride is negative and warns of memory that may not be written to."""
+    """torch ends the whole process where a stride is negative and warns of memory that may not be
+    written to."""
     pytest.importorskip(device)
     x, _ = patches(20, dtype="float64")
     plain = x.copy()
@@ -115,16 +127,24 @@ def test_another_device_is_said():
     x, _ = patches(3)
     cuda = Foreign(x, (2, 1))
     with pytest.raises(
-        ArrayError, match=r"^SimpleConvNet: the model is on numpy on cpu, the images are .*Foreign; move one"
+        ArrayError,
+        match=r"^SimpleConvNet: the model is on numpy on cpu, the images are "
+        r".*Foreign; move one",
     ):
         small_net().predict(cuda)
     with pytest.raises(
-        ArrayError, match=r"the model is on array_api_strict on device1, the images are .*Foreign; move one"
+        ArrayError,
+        match=r"the model is on array_api_strict on device1, the images are .*Foreign; "
+        r"move one",
     ):
         small_net("array_api_strict:device1").predict(Foreign(x))
     there = strict.asarray(x, device=strict.Device("device2"))
     for device in ("numpy", "array_api_strict", "array_api_strict:device1"):
-        with pytest.raises(ArrayError, match=r"3x1x8x8, array_api_strict float32 on device2; move one of them"):
+        with pytest.raises(
+            ArrayError,
+            match=r"3x1x8x8, array_api_strict float32 on device2; move "
+            r"one of them",
+        ):
             small_net(device).predict(there)
     with pytest.raises(ArrayError, match="move one of them"):
         Trainer(small_net(), cuda, np.zeros(3, int), x, np.zeros(3, int))
@@ -132,19 +152,28 @@ def test_another_device_is_said():
 
 def test_what_a_library_does_not_hand_over():
     torch = pytest.importorskip("torch")
-    for x in (torch.zeros((2, 1, 8, 8), requires_grad=True), torch.zeros((2, 1, 8, 8), dtype=torch.bfloat16)):
-        with pytest.raises(ArrayError, match=r"2x1x8x8, torch .* cannot be shared with numpy on cpu by DLPack: "):
+    for x in (
+        torch.zeros((2, 1, 8, 8), requires_grad=True),
+        torch.zeros((2, 1, 8, 8), dtype=torch.bfloat16),
+    ):
+        with pytest.raises(
+            ArrayError,
+            match=r"2x1x8x8, torch .* cannot be shared with numpy on "
+            r"cpu by DLPack: ",
+        ):
             small_net().predict(x)
     with pytest.raises(ArrayError, match="expected an array of"):
         small_net().predict([[1.0]])
 
 
-# --- files of PyTorch's ------------------------------------------------------------------------------------------------
+# --- files of PyTorch's ---------------------------------------------------------------------------
 
 
 def counted():
     """One with batch norm, whose state has a count among its floats."""
-    net = Model(conv=Conv2d(1, 3, 3), bn=BatchNorm2d(3), relu=ReLU(), flatten=Flatten(), fc=Linear(None, 4))
+    net = Model(
+        conv=Conv2d(1, 3, 3), bn=BatchNorm2d(3), relu=ReLU(), flatten=Flatten(), fc=Linear(None, 4)
+    )
     return net.build((1, 8, 8), device="numpy", seed=0)
 
 
@@ -153,7 +182,11 @@ def torch_counted(torch):
 
     nn = torch.nn
     parts = OrderedDict(
-        conv=nn.Conv2d(1, 3, 3), bn=nn.BatchNorm2d(3), relu=nn.ReLU(), flatten=nn.Flatten(), fc=nn.Linear(108, 4)
+        conv=nn.Conv2d(1, 3, 3),
+        bn=nn.BatchNorm2d(3),
+        relu=nn.ReLU(),
+        flatten=nn.Flatten(),
+        fc=nn.Linear(108, 4),
     )
     return nn.Sequential(parts)
 
@@ -171,7 +204,9 @@ def test_pytorchs_safetensors(tmp_path):
     assert net.load_weights(tmp_path / "theirs.safetensors") == ([], [])
     twin.eval()
     with torch.no_grad():
-        np.testing.assert_allclose(net.predict(x), twin(torch.from_numpy(x)).numpy(), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(
+            net.predict(x), twin(torch.from_numpy(x)).numpy(), rtol=1e-4, atol=1e-6
+        )
     assert net.state_dict()["bn.num_batches_tracked"] == 3
     assert net.state_dict()["bn.num_batches_tracked"].dtype == np.int64
 
@@ -182,7 +217,9 @@ def test_pytorchs_safetensors(tmp_path):
     assert int(other.bn.num_batches_tracked) == 3 + 4
     other.eval()
     with torch.no_grad():
-        np.testing.assert_allclose(net.predict(x), other(torch.from_numpy(x)).numpy(), rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(
+            net.predict(x), other(torch.from_numpy(x)).numpy(), rtol=1e-4, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
@@ -194,7 +231,9 @@ def test_pytorchs_other_floats(tmp_path, dtype):
     save_file(twin.state_dict(), tmp_path / "theirs")
     net.load_weights(tmp_path / "theirs")
     for path, value in twin.state_dict().items():
-        np.testing.assert_array_equal(net.state_dict()[path], value.float().numpy().astype("float32"))
+        np.testing.assert_array_equal(
+            net.state_dict()[path], value.float().numpy().astype("float32")
+        )
 
 
 def test_every_model_and_pytorch_have_the_same_state(tmp_path):
@@ -226,5 +265,9 @@ def test_not_strict():
     assert {path: value for path, value in bits(net).items() if path != "fc2.bias"} == {
         path: value for path, value in before.items() if path != "fc2.bias"
     }
-    with pytest.raises(ModelFormatError, match=r"of another shape: fc2\.bias \(5,\) \(expected \(4,\)\)"):
+    with pytest.raises(
+        ModelFormatError,
+        match=r"of another shape: fc2\.bias \(5,\) \(expected "
+        r"\(4,\)\)",
+    ):
         net.load_state_dict({"fc2.bias": np.zeros(5)}, strict=False)

@@ -1,4 +1,5 @@
-"""scripts/bench.py: what it writes is what was asked for, and what it compares computes the same."""
+"""scripts/bench.py: what it writes is what was asked for, and what it compares computes the
+same."""
 
 import json
 import math
@@ -17,12 +18,14 @@ import portacnn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "scripts"))
-bench, nets, peers, worker = (import_module(name) for name in ("bench", "bench_nets", "bench_peers", "bench_worker"))
+bench, nets, peers, worker = (
+    import_module(name) for name in ("bench", "bench_nets", "bench_peers", "bench_worker")
+)
 
 NETS = [*nets.PLAIN, "resnet20", pytest.param("alexnet", marks=pytest.mark.slow)]
 
 
-# --- the script ------------------------------------------------------------------------------------------------------
+# --- the script -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +33,28 @@ def ran(tmp_path_factory):
     """The script as a person runs it, on next to nothing: what it printed, and what it wrote."""
     out = tmp_path_factory.mktemp("bench") / "deeper" / "out.json"
     contenders = "tutorials,portacnn,portacnn@torch:tpu"
-    command = ["--nets", "simple,lenet", "--batches", "4", "--modes", "train", "--contenders", contenders]
-    command += ["--against", "tutorials", "--rounds", "2", "--seconds", "0", "--threads", "1", "--json", out]
+    command = [
+        "--nets",
+        "simple,lenet",
+        "--batches",
+        "4",
+        "--modes",
+        "train",
+        "--contenders",
+        contenders,
+    ]
+    command += [
+        "--against",
+        "tutorials",
+        "--rounds",
+        "2",
+        "--seconds",
+        "0",
+        "--threads",
+        "1",
+        "--json",
+        out,
+    ]
     result = subprocess.run(
         [sys.executable, ROOT / "scripts" / "bench.py", *map(str, command)],
         env={name: value for name, value in os.environ.items() if not name.startswith("PORTACNN_")},
@@ -81,18 +104,33 @@ def test_ratios_are_of_the_same_round(ran):
         if row["net"] == "lenet":  # the tutorials have none
             assert row["ratio"] is None
             continue
-        quotients = [a["median_ms"] / b["median_ms"] for a, b in zip(row["rounds"], base["rounds"], strict=True)]
+        quotients = [
+            a["median_ms"] / b["median_ms"]
+            for a, b in zip(row["rounds"], base["rounds"], strict=True)
+        ]
         assert row["ratio"]["rounds"] == pytest.approx(quotients)
         assert row["ratio"]["median"] == pytest.approx(median(quotients))
-        assert (row["ratio"]["min"], row["ratio"]["max"]) == pytest.approx((min(quotients), max(quotients)))
+        assert (row["ratio"]["min"], row["ratio"]["max"]) == pytest.approx(
+            (min(quotients), max(quotients))
+        )
 
 
 def test_the_screen_shows_the_rows_and_what_ran(ran):
     printed, report = ran
     for row in report["rows"]:
-        assert re.search(rf"^{row['net']} +4 train +{row['contender']} +[\d.]+ \([\d.]+\.\.[\d.]+\)", printed, re.M)
+        assert re.search(
+            rf"^{row['net']} +4 train +{row['contender']} +[\d.]+ "
+            r"\([\d.]+\.\.[\d.]+\)",
+            printed,
+            re.M,
+        )
     assert re.search(r"^not run  tutorials, lenet batch 4 train: ", printed, re.M)
-    assert re.search(rf"^ran      portacnn: numpy on cpu; .*numpy {re.escape(np.__version__)}", printed, re.M)
+    assert re.search(
+        r"^ran      portacnn: numpy on cpu; .*numpy "
+        rf"{re.escape(np.__version__)}",
+        printed,
+        re.M,
+    )
     assert re.search(r"^machine  .+ cores to use, ", printed, re.M)
     assert report["contenders"]["portacnn"]["threads"]["portacnn"] == 1
     assert "over 2 round(s)" in printed
@@ -101,7 +139,10 @@ def test_the_screen_shows_the_rows_and_what_ran(ran):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--contenders", "portacnn,pytorch"], "unknown contender 'pytorch'; known are portacnn, torch"),
+        (
+            ["--contenders", "portacnn,pytorch"],
+            "unknown contender 'pytorch'; known are portacnn, torch",
+        ),
         (["--contenders", "tutorials@cuda"], "tutorials takes no device"),
         (["--contenders", "torch/reference"], "only portacnn has kernels"),
         (["--nets", "simple,vgg"], "unknown net 'vgg'; known are simple, lenet"),
@@ -109,7 +150,10 @@ def test_the_screen_shows_the_rows_and_what_ran(ran):
         (["--batches", "0"], "whole numbers above 0"),
         (["--batches", "many"], "whole numbers above 0"),
         (["--rounds", "0"], "--rounds must be at least 1"),
-        (["--contenders", "portacnn", "--against", "torch"], "--against torch is none of the contenders"),
+        (
+            ["--contenders", "portacnn", "--against", "torch"],
+            "--against torch is none of the contenders",
+        ),
         (["--python", "chainer=no/such/python"], "there is no such file"),
         (["--data", "no/such/folder"], "no/such/folder"),
         (["--modes", "epoch", "--images", "8"], "a batch of 100 is more than the epoch's 8 images"),
@@ -144,17 +188,40 @@ def test_without_the_peer_the_first_that_runs_is_the_measure(capsys, tmp_path, m
     monkeypatch.setattr(bench.Bench, "spawn", spawn)
     words = "torch,portacnn,portacnn/native,portacnn/reference"
     out = tmp_path / "out.json"
-    assert bench.main(["--nets", "simple,lenet", "--modes", "train", "--contenders", words, "--json", str(out)]) == 0
+    assert (
+        bench.main(
+            [
+                "--nets",
+                "simple,lenet",
+                "--modes",
+                "train",
+                "--contenders",
+                words,
+                "--json",
+                str(out),
+            ]
+        )
+        == 0
+    )
     report = json.loads(out.read_text())
     assert report["against"] == "portacnn"
-    simple = {row["contender"]: row["ratio"]["median"] for row in report["rows"] if row["net"] == "simple"}
+    simple = {
+        row["contender"]: row["ratio"]["median"] for row in report["rows"] if row["net"] == "simple"
+    }
     assert simple == {"portacnn": 1.0, "portacnn/native": 4.0}  # half a measurement is none
     assert [(entry["contender"], entry["case"]) for entry in report["left_out"]] == [
         ("torch", None),
         ("portacnn/reference", "simple batch 100 train"),
     ]
     assert calls.count(("torch", None)) == 1
-    assert [kernels for _, kernels in calls[1:7]] == [None, "native", "reference", "native", "reference", None]
+    assert [kernels for _, kernels in calls[1:7]] == [
+        None,
+        "native",
+        "reference",
+        "native",
+        "reference",
+        None,
+    ]
 
 
 def test_the_profile_is_printed_and_written(capsys, tmp_path, monkeypatch):
@@ -162,7 +229,16 @@ def test_the_profile_is_printed_and_written(capsys, tmp_path, monkeypatch):
     here = lambda self, given, *_: speed if given["what"] == "machine" else worker.main(given)  # noqa: E731
     monkeypatch.setattr(bench.Bench, "spawn", here)
     out = tmp_path / "out.json"
-    words = ["--nets", "simple", "--batches", "2", "--contenders", "portacnn,tutorials", "--seconds", "0"]
+    words = [
+        "--nets",
+        "simple",
+        "--batches",
+        "2",
+        "--contenders",
+        "portacnn,tutorials",
+        "--seconds",
+        "0",
+    ]
     assert bench.main([*words, "--profile", "--json", str(out)]) == 0
     printed = capsys.readouterr().out
     assert re.search(r"^simple batch 2, portacnn: median ms of 5 training steps$", printed, re.M)
@@ -176,7 +252,9 @@ def test_the_profile_is_printed_and_written(capsys, tmp_path, monkeypatch):
 
 def test_kernels_are_the_workers_alone(monkeypatch, tmp_path):
     monkeypatch.setenv("PORTACNN_KERNELS", "theirs")
-    made = bench.Bench(bench.parse(["--contenders", "portacnn", "--json", str(tmp_path / "out.json")]))
+    made = bench.Bench(
+        bench.parse(["--contenders", "portacnn", "--json", str(tmp_path / "out.json")])
+    )
     refused = made.spawn(task("portacnn"), sys.executable, "ours")["unavailable"]
     assert refused.startswith("PORTACNN_KERNELS must be one of")
     assert "'ours'" in refused
@@ -193,11 +271,18 @@ def test_a_precision_is_in_the_contenders_word_and_told_where_it_is_missing():
     assert refused == "numpy on cpu has no tf32; it has float32"
 
 
-# --- one measurement -------------------------------------------------------------------------------------------------
+# --- one measurement ------------------------------------------------------------------------------
 
 
 def task(contender, net="simple", mode="train", what="measure", **more):
-    made = {"what": what, "contender": contender, "device": None, "net": net, "batch": 4, "mode": mode}
+    made = {
+        "what": what,
+        "contender": contender,
+        "device": None,
+        "net": net,
+        "batch": 4,
+        "mode": mode,
+    }
     return {**made, "seconds": 0.0, "images": 12, "data": None, "precision": "float32", **more}
 
 
@@ -216,7 +301,9 @@ def test_every_mode_runs(contender, mode):
 def test_epochs_over_stored_images(tmp_path):
     rng = np.random.default_rng(0)
     for part, count in (("train", 30), ("test", 7)):
-        np.save(tmp_path / f"x_{part}.npy", rng.integers(0, 256, (count, 1, 28, 28), dtype=np.uint8))
+        np.save(
+            tmp_path / f"x_{part}.npy", rng.integers(0, 256, (count, 1, 28, 28), dtype=np.uint8)
+        )
         np.save(tmp_path / f"t_{part}.npy", rng.integers(0, 10, count))
     (x, t), (x_test, t_test) = worker.epoch_sets(task("portacnn", mode="epoch", data=str(tmp_path)))
     assert (len(x), len(t), len(x_test), len(t_test)) == (12, 12, 2, 2)
@@ -238,7 +325,10 @@ def test_the_profile_has_every_layer_and_adds_up():
     named = [layer["layer"] for layer in result["layers"]]
     assert len(named) == len(set(named)) > 1
     assert all(layer["forward_ms"] > 0 and layer["backward_ms"] > 0 for layer in result["layers"])
-    total = sum(layer["forward_ms"] + layer["backward_ms"] for layer in result["layers"]) + result["rest_ms"]
+    total = (
+        sum(layer["forward_ms"] + layer["backward_ms"] for layer in result["layers"])
+        + result["rest_ms"]
+    )
     assert result["rest_ms"] > 0
     assert total == pytest.approx(result["step_ms"], rel=0.5)  # medians do not add up exactly
 
@@ -248,13 +338,14 @@ def test_the_worker_counts_memory():
         pytest.skip("this system does not say how much memory a process has")
     np.ones(1 << 24)
     worker.reset_peak()
-    assert worker.memory()[1] - worker.memory()[0] < 64 << 20  # the 128 MiB that are gone are forgotten
+    # the 128 MiB that are gone are forgotten
+    assert worker.memory()[1] - worker.memory()[0] < 64 << 20
     before = worker.memory()[0]
     held = np.ones(1 << 23)  # 64 MiB
     assert worker.memory()[1] - before > 0.9 * held.nbytes
 
 
-# --- the same nets everywhere ----------------------------------------------------------------------------------------
+# --- the same nets everywhere ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -271,14 +362,24 @@ def test_the_torch_twin_computes_the_same(net):
     x, _ = worker.images(net, 2)
     twin.begin(training=False)
     expected = twin.predict(twin.put(x)).numpy()
-    np.testing.assert_allclose(model.predict(x), expected, rtol=1e-4, atol=1e-4 * abs(expected).max())
+    np.testing.assert_allclose(
+        model.predict(x), expected, rtol=1e-4, atol=1e-4 * abs(expected).max()
+    )
 
 
 def test_the_tutorials_step_has_portacnns_gradients():
-    model = portacnn.SimpleConvNet(hidden_size=100, device="numpy", dtype="float64", weight_init_std=0.1, seed=0)
+    model = portacnn.SimpleConvNet(
+        hidden_size=100, device="numpy", dtype="float64", weight_init_std=0.1, seed=0
+    )
     x, t = worker.images("simple", 6)
     own = peers.Tutorials("simple")
-    named = {"W1": "conv1.weight", "W2": "fc1.weight", "W3": "fc2.weight", "b1": "conv1.bias", "b2": "fc1.bias"}
+    named = {
+        "W1": "conv1.weight",
+        "W2": "fc1.weight",
+        "W3": "fc2.weight",
+        "b1": "conv1.bias",
+        "b2": "fc1.bias",
+    }
     named["b3"] = "fc2.bias"
     state = model.state_dict()
     for name, path in named.items():
@@ -286,7 +387,8 @@ def test_the_tutorials_step_has_portacnns_gradients():
     x = x.astype(np.float64)
     np.testing.assert_allclose(own.predict(x), model.predict(x), rtol=1e-10)
     loss, grads = own.gradient(x, t)
-    assert loss == pytest.approx(model.loss(x, t), rel=1e-5)  # the tutorials add 1e-7 in the logarithm
+    # the tutorials add 1e-7 in the logarithm
+    assert loss == pytest.approx(model.loss(x, t), rel=1e-5)
     expected = model.gradient(x, t)
     for name, path in named.items():
         wanted = expected[path].T if name in ("W2", "W3") else expected[path]
@@ -299,4 +401,6 @@ def test_col2im_is_the_transpose_of_im2col():
         x = rng.random(shape)
         columns = peers.im2col(x, k, stride)
         other = rng.random(columns.shape)
-        assert np.sum(columns * other) == pytest.approx(np.sum(x * peers.col2im(other, shape, k, stride)))
+        assert np.sum(columns * other) == pytest.approx(
+            np.sum(x * peers.col2im(other, shape, k, stride))
+        )

@@ -13,10 +13,24 @@ from nets import as_bytes, bits, patches, small_net
 
 import portacnn
 from portacnn import EarlyStopping, Model, Normalize, Trainer
-from portacnn.errors import ArgumentError, BackendError, CheckpointError, ModelFormatError, NotFiniteError
+from portacnn.errors import (
+    ArgumentError,
+    BackendError,
+    CheckpointError,
+    ModelFormatError,
+    NotFiniteError,
+)
 from portacnn.layers import BatchNorm2d, Conv2d, Dropout, Flatten, Linear, ReLU, at_step
 from portacnn.optim import SGD, Adam, AdamW, Optimizer, biases_and_norms
-from portacnn.schedules import SCHEDULES, CosineAnnealingLR, MultiStepLR, OneCycleLR, PerEpoch, StepLR, warm_up
+from portacnn.schedules import (
+    SCHEDULES,
+    CosineAnnealingLR,
+    MultiStepLR,
+    OneCycleLR,
+    PerEpoch,
+    StepLR,
+    warm_up,
+)
 from portacnn.training import folder, stopping_on_signals
 from portacnn.training import trainer as trainer_module
 
@@ -25,7 +39,13 @@ pytest.importorskip("safetensors")
 TRAIN, TEST = 50, 20
 EPOCHS, SIZE = 3, 8
 STEPS = 7  # an epoch: six whole batches and one of two
-HISTORY = ("train_loss_list", "epoch_loss_list", "train_acc_list", "test_acc_list", "test_loss_list")
+HISTORY = (
+    "train_loss_list",
+    "epoch_loss_list",
+    "train_acc_list",
+    "test_acc_list",
+    "test_loss_list",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -67,13 +87,24 @@ class Watched(Trainer):
 
 
 def make(device="numpy", net=drawing_net, dtype="float32", kind=Watched, **options):
-    standard = {"epochs": EPOCHS, "mini_batch_size": SIZE, "optimizer_param": {"lr": 0.01}, "verbose": False, "seed": 5}
+    standard = {
+        "epochs": EPOCHS,
+        "mini_batch_size": SIZE,
+        "optimizer_param": {"lr": 0.01},
+        "verbose": False,
+        "seed": 5,
+    }
     return kind(net(device, dtype=dtype), *data(dtype), **{**standard, **options})
 
 
 def outcome(trainer):
     """All that a training leaves, to the bit."""
-    return bits(trainer.model), {name: getattr(trainer, name) for name in HISTORY}, trainer.epoch, trainer.stopped_early
+    return (
+        bits(trainer.model),
+        {name: getattr(trainer, name) for name in HISTORY},
+        trainer.epoch,
+        trainer.stopped_early,
+    )
 
 
 def stopped(path, step, **options):
@@ -89,7 +120,7 @@ def resumed(path, dtype="float32", kind=Watched, **options):
     return kind.resume(path, *data(dtype), **options)
 
 
-# --- to the bit ------------------------------------------------------------------------------------------------------
+# --- to the bit -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("step", [1, 6, 7, 8, 20])
@@ -224,7 +255,9 @@ def test_every_optimizer(tmp_path, name):
     ours, theirs = again.optimizer.state_dict(), whole.optimizer.state_dict()
     arrays, expected = ours.pop("arrays"), theirs.pop("arrays")
     assert ours == theirs
-    assert {key: value.tobytes() for key, value in arrays.items()} == {k: v.tobytes() for k, v in expected.items()}
+    assert {key: value.tobytes() for key, value in arrays.items()} == {
+        k: v.tobytes() for k, v in expected.items()
+    }
 
 
 def test_a_learning_rate_that_was_changed_on_the_way(tmp_path):
@@ -358,7 +391,7 @@ def test_images_that_stayed_bytes(tmp_path):
     assert outcome(again) == outcome(whole)
 
 
-# --- elsewhere -------------------------------------------------------------------------------------------------------
+# --- elsewhere ------------------------------------------------------------------------------------
 
 
 def test_from_backend_to_backend(tmp_path):
@@ -394,7 +427,10 @@ def test_masks_are_the_same_elsewhere(tmp_path, device):
         trainer = resumed(tmp_path, device=place)
         drop, home = trainer.model.children["drop"], trainer.backend
         with at_step(trainer.steps_done):
-            masks.append(home.to_host(drop(home.asarray(np.ones((SIZE, 3, 6, 6), "float32")), train=True)) == 0)
+            masks.append(
+                home.to_host(drop(home.asarray(np.ones((SIZE, 3, 6, 6), "float32")), train=True))
+                == 0
+            )
     np.testing.assert_array_equal(*masks)
     assert 0.2 < masks[0].mean() < 0.6
 
@@ -412,7 +448,11 @@ def test_where_it_goes_on(tmp_path, monkeypatch):
 def test_where_it_was_is_not_here(tmp_path):
     path = stopped(tmp_path, 1).last_checkpoint
     rewrite(path, lambda header: header.update(place="array_api_strict:device9"))
-    with pytest.raises(BackendError, match=r"training was on array_api_strict:device9; .* Or give another device="):
+    with pytest.raises(
+        BackendError,
+        match=r"training was on array_api_strict:device9; .* Or give "
+        r"another device=",
+    ):
         resumed(path)
     assert resumed(path, device="numpy").steps_done == 1
 
@@ -422,7 +462,9 @@ def test_a_precision_that_is_not_to_be_had_here(tmp_path):
     path = stopped(tmp_path, 1).last_checkpoint
     rewrite(path, lambda header: header["options"].update(precision="tf32"))
     with pytest.raises(
-        ArgumentError, match=r'precision=\'tf32\' is not to be had .* resume\(..., precision="float32"\)'
+        ArgumentError,
+        match=r"precision=\'tf32\' is not to be had .* resume\(..., "
+        r'precision="float32"\)',
     ):
         resumed(path)
     again = resumed(path, precision="float32")
@@ -438,7 +480,7 @@ def test_a_model_out_of_a_checkpoint(tmp_path):
     assert bits(net) == bits(trainer.model)
 
 
-# --- what no file can hold -------------------------------------------------------------------------------------------
+# --- what no file can hold ------------------------------------------------------------------------
 
 
 def halving(step, lr):
@@ -451,14 +493,18 @@ def test_a_schedule_of_ones_own_is_given_again(tmp_path, unit):
     whole.train()
     stopped(tmp_path, 3, schedule=halving, schedule_unit=unit)
     with pytest.raises(
-        ArgumentError, match=r"with a schedule that no file can hold \(halving is none .*give it again: res"
+        ArgumentError,
+        match=r"with a schedule that no file can hold \(halving is none .*give it "
+        r"again: res",
     ):
         resumed(tmp_path)
     again = resumed(tmp_path, schedule=halving)
     again.train()
     assert outcome(again) == outcome(whole)
     with pytest.raises(ArgumentError, match="no file can hold"):
-        stopped(tmp_path / "within", 1, schedule=warm_up(3, halving)) and resumed(tmp_path / "within")
+        stopped(tmp_path / "within", 1, schedule=warm_up(3, halving)) and resumed(
+            tmp_path / "within"
+        )
 
 
 def own_init(rng, shape, fan_in, fan_out):
@@ -467,13 +513,21 @@ def own_init(rng, shape, fan_in, fan_out):
 
 def test_a_model_that_no_file_can_build_is_given(tmp_path):
     def net(device, dtype="float32"):
-        layers = {"flatten": Flatten(), "drop": Dropout(0.3), "fc": Linear(None, 4, weight_init=own_init)}
+        layers = {
+            "flatten": Flatten(),
+            "drop": Dropout(0.3),
+            "fc": Linear(None, 4, weight_init=own_init),
+        }
         return Model(**layers).build((1, 8, 8), device=device, dtype=dtype, seed=8)
 
     whole = make(net=net)
     whole.train()
     stopped(tmp_path, 3, net=net)
-    with pytest.raises(ArgumentError, match=r"does not hold how to build its model .*resume\(\.\.\., model=model\)"):
+    with pytest.raises(
+        ArgumentError,
+        match=r"does not hold how to build its model "
+        r".*resume\(\.\.\., model=model\)",
+    ):
         resumed(tmp_path)
     other = Model(flatten=Flatten(), drop=Dropout(0.3), fc=Linear(None, 4)).build((1, 8, 8), seed=1)
     again = resumed(tmp_path, model=other)
@@ -516,7 +570,7 @@ def test_one_that_does_not_tell_its_arguments_is_refused_at_once(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-# --- the data --------------------------------------------------------------------------------------------------------
+# --- the data -------------------------------------------------------------------------------------
 
 
 def test_the_same_data_in_another_form(tmp_path):
@@ -530,7 +584,11 @@ def test_the_same_data_in_another_form(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda x, t, v, u: (x[:-1], t[:-1], v, u), r"the shape of x_train is \[49, 1, 8, 8\], it was \[50, 1, 8, 8\]"),
+        (
+            lambda x, t, v, u: (x[:-1], t[:-1], v, u),
+            r"the shape of x_train is \[49, 1, 8, 8\], it "
+            r"was \[50, 1, 8, 8\]",
+        ),
         (lambda x, t, v, u: (x, t, v[:5], u[:5]), "the shape of x_test"),
         (lambda x, t, v, u: (x, t[::-1], v, u), "t_train has other labels, or in another order"),
         (lambda x, t, v, u: (x[::-1], t, v, u), "x_train has other images, or in another order"),
@@ -546,7 +604,7 @@ def test_other_data(tmp_path, change, message):
         Watched.resume(tmp_path, x * np.nan, t, v, u)
 
 
-# --- the folder ------------------------------------------------------------------------------------------------------
+# --- the folder -----------------------------------------------------------------------------------
 
 
 def names(path):
@@ -590,8 +648,13 @@ def test_another_trainings_files_are_left_alone(tmp_path):
 
 def test_one_that_goes_on_clears_up_behind_itself(tmp_path):
     trainer = stopped(tmp_path, 3, keep=1)
-    left_over = tmp_path / f".checkpoint-000009-step-1-{trainer.run}.safetensors.0123456789abcdef.tmp"
-    others = [tmp_path / ".checkpoint-000009-step-1-ffffff.safetensors.0123456789abcdef.tmp", tmp_path / "notes.txt"]
+    left_over = (
+        tmp_path / f".checkpoint-000009-step-1-{trainer.run}.safetensors.0123456789abcdef.tmp"
+    )
+    others = [
+        tmp_path / ".checkpoint-000009-step-1-ffffff.safetensors.0123456789abcdef.tmp",
+        tmp_path / "notes.txt",
+    ]
     for file in (left_over, *others):
         file.write_bytes(b"half")
     again = resumed(tmp_path)
@@ -614,7 +677,8 @@ def test_it_goes_on_in_the_same_folder_if_no_other_is_named(tmp_path):
 
 
 def test_an_abandoned_branch_is_not_the_newest(tmp_path):
-    """Gone on from an older checkpoint on purpose: what is written then is newer than later steps of before."""
+    """Gone on from an older checkpoint on purpose: what is written then is newer than later steps
+    of before."""
     make(checkpoint_dir=tmp_path, keep=9).train()
     older = folder.checkpoints(tmp_path)[0].path
     again = resumed(older, checkpoint_every=1)
@@ -664,10 +728,14 @@ def test_a_training_gone_wrong_writes_none(tmp_path):
     with pytest.raises(NotFiniteError):
         trainer.train()
     files = folder.checkpoints(tmp_path)
-    assert all(np.isfinite(value).all() for found in files for value in portacnn.load(found.path).state_dict().values())
+    assert all(
+        np.isfinite(value).all()
+        for found in files
+        for value in portacnn.load(found.path).state_dict().values()
+    )
 
 
-# --- signals ---------------------------------------------------------------------------------------------------------
+# --- signals --------------------------------------------------------------------------------------
 
 
 class Work:
@@ -699,7 +767,8 @@ def test_a_signal_is_a_request(number):
 
 def test_a_second_ctrl_c_is_meant():
     work = Work()
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with it ignored
+    # a shell starts background jobs with it ignored
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with stopping_on_signals(work):
             signal.raise_signal(signal.SIGINT)
@@ -724,11 +793,12 @@ def test_in_other_threads_signals_are_left_alone():
     assert seen == [(before, None)]
 
 
-# --- what is in the file ---------------------------------------------------------------------------------------------
+# --- what is in the file --------------------------------------------------------------------------
 
 
 def rewrite(path, change):
-    """Change a checkpoint's header, and give it the checksum that belongs to it. Shares no code with portacnn."""
+    """Change a checkpoint's header, and give it the checksum that belongs to it. Shares no code
+    with portacnn."""
     import struct
     import zlib
 
@@ -739,7 +809,10 @@ def rewrite(path, change):
     changed = change(header)
     header = header if changed is None else changed
     if isinstance(header, dict):
-        header = {"checksum": "0" * 8, **{key: value for key, value in header.items() if key != "checksum"}}
+        header = {
+            "checksum": "0" * 8,
+            **{key: value for key, value in header.items() if key != "checksum"},
+        }
     outer["__metadata__"]["portacnn"] = json.dumps(header)
     text = json.dumps(outer).encode()
     text += b" " * (-len(text) % 8)
@@ -762,7 +835,9 @@ def test_it_is_a_safetensors_file_that_others_can_read(tmp_path):
     trainer = stopped(tmp_path, 9, early_stopping=2)
     tensors = load_file(trainer.last_checkpoint)
     assert tensors["history.train_loss_list"].tolist() == trainer.train_loss_list
-    np.testing.assert_array_equal(tensors["model.fc.weight"], trainer.model.state_dict()["fc.weight"])
+    np.testing.assert_array_equal(
+        tensors["model.fc.weight"], trainer.model.state_dict()["fc.weight"]
+    )
     assert {name.split(".")[0] for name in tensors} == {"model", "optimizer", "best", "history"}
 
 
@@ -799,7 +874,8 @@ def test_a_disk_that_is_full_stops_training_and_no_more(tmp_path, monkeypatch):
 
     def replace(source, target):
         calls.append(target)
-        if len(calls) == 4:  # three files are given their names at a checkpoint: this is the second one's first
+        # three files are given their names at a checkpoint: this is the second one's first
+        if len(calls) == 4:
             raise OSError(28, "No space left on device")
         good(source, target)
 

@@ -1,4 +1,5 @@
-"""Checkpoints and what happens to files: a process killed at any moment, a full disk, damage, files made to harm."""
+"""Checkpoints and what happens to files: a process killed at any moment, a full disk, damage, files
+made to harm."""
 
 import contextlib
 import json
@@ -27,7 +28,9 @@ from portacnn.training import folder
 
 pytest.importorskip("safetensors")
 ROOT = Path(__file__).resolve().parents[1]
-fuzz = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+fuzz = settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -35,14 +38,15 @@ def no_variable(monkeypatch):
     monkeypatch.delenv("PORTACNN_BACKEND", raising=False)
 
 
-# --- kill -9 ---------------------------------------------------------------------------------------------------------
+# --- kill -9 --------------------------------------------------------------------------------------
 
 RUN = """
 import sys
 sys.path[:0] = [{root!r}, {tests!r}]
 from test_checkpoint import make
 from portacnn import Trainer
-trainer = make(kind=Trainer, checkpoint_dir=sys.argv[1], checkpoint_every=1, keep=2, epochs=6, early_stopping=9)
+trainer = make(kind=Trainer, checkpoint_dir=sys.argv[1], checkpoint_every=1, keep=2, epochs=6,
+    early_stopping=9)
 print("ready", flush=True)
 trainer.train()
 print("done", flush=True)
@@ -51,7 +55,8 @@ print("done", flush=True)
 
 @pytest.fixture
 def start(monkeypatch):
-    """Begin a training in a process of its own: one checkpoint a step, most of its time goes into writing them.
+    """Begin a training in a process of its own: one checkpoint a step, most of its time goes into
+    writing them.
 
     There and here with the same kernels, as bits are compared.
     """
@@ -60,7 +65,9 @@ def start(monkeypatch):
     script = RUN.format(root=str(ROOT), tests=str(ROOT / "tests"))
 
     def run(path):
-        process = subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(
+            [sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE, text=True
+        )
         assert process.stdout.readline() == "ready\n"
         return process
 
@@ -91,7 +98,8 @@ def test_killed_at_any_moment(tmp_path, start, times):
         if not found:
             assert not latest.exists()
             continue
-        again = resumed(path, verbose=False)  # any that is broken would be warned of, but there is none:
+        # any that is broken would be warned of, but there is none:
+        again = resumed(path, verbose=False)
         assert again.steps_done == int(found[-1].path.name.split("-")[3])
         steps.append(again.steps_done)
         again.train()
@@ -100,12 +108,13 @@ def test_killed_at_any_moment(tmp_path, start, times):
     assert len(set(steps)) > times // 4, steps
 
 
-# --- a full disk -----------------------------------------------------------------------------------------------------
+# --- a full disk ----------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def files_of_at_most(size):
-    """The system writes no more than so many bytes to a file, as it does on a disk that fills up on the way."""
+    """The system writes no more than so many bytes to a file, as it does on a disk that fills up on
+    the way."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -146,7 +155,11 @@ def test_a_small_disk(tmp_path):
         with contextlib.suppress(OSError), open(disk / "filler", "wb", buffering=0) as filler:
             while True:
                 filler.write(bytes(1024))
-        with pytest.raises(CheckpointError, match=r"step 5 could not be written .*No space left") as caught:
+        with pytest.raises(
+            CheckpointError,
+            match=r"step 5 could not be written .*No space "
+            r"left",
+        ) as caught:
             trainer.train()
         assert caught.value.errno == 28
         assert {found.path: found.path.read_bytes() for found in folder.checkpoints(disk)} == kept
@@ -180,7 +193,7 @@ def test_the_folder_is_flushed_too(tmp_path, monkeypatch):
     assert (tmp_path / "file").read_bytes() == b"abcd"
 
 
-# --- damage ----------------------------------------------------------------------------------------------------------
+# --- damage ---------------------------------------------------------------------------------------
 
 
 class Content(bytes):
@@ -194,13 +207,19 @@ class Content(bytes):
 def good(tmp_path_factory):
     """A checkpoint with everything in it."""
     trainer = stopped(
-        tmp_path_factory.mktemp("good"), 9, early_stopping=4, schedule="warmup_cosine", optimizer="adamw", clip_norm=1.0
+        tmp_path_factory.mktemp("good"),
+        9,
+        early_stopping=4,
+        schedule="warmup_cosine",
+        optimizer="adamw",
+        clip_norm=1.0,
     )
     return Content(trainer.last_checkpoint.read_bytes())
 
 
 def only_format_errors(path):
-    """A file gives a Trainer or a ModelFormatError, or it says plausibly that it is of other data."""
+    """A file gives a Trainer or a ModelFormatError, or it says plausibly that it is of other
+    data."""
     try:
         assert isinstance(resumed(path, device="numpy", verbose=False), Trainer)
     except ModelFormatError:
@@ -247,10 +266,25 @@ def test_random_bytes(tmp_path, junk):
     refused(tmp_path / "junk", struct.pack("<Q", len(junk)) + junk)
 
 
-# --- files made to harm: with the checksum that belongs to them --------------------------------------------------------
+# --- files made to harm: with the checksum that belongs to them -----------------------------------
 
 ABSURD = st.sampled_from(
-    [-1, 0, 2**31, 10**30, -(10**30), 1e308, float("nan"), float("inf"), "", "../x", [], {}, None, True]
+    [
+        -1,
+        0,
+        2**31,
+        10**30,
+        -(10**30),
+        1e308,
+        float("nan"),
+        float("inf"),
+        "",
+        "../x",
+        [],
+        {},
+        None,
+        True,
+    ]
 )
 
 
@@ -291,14 +325,23 @@ def test_a_header_with_a_part_exchanged(good, tmp_path, data):
         (("optimizer", "no_decay"), {"paths": 3}),
         (("optimizer", "state", "steps"), -4),
         (("optimizer", "state", "counts"), {"fc.weight": 10**30, "nobody": 1}),
-        (("schedule",), {"class": "SequentialLR", "arguments": {"schedules": [], "milestones": []}}),
+        (
+            ("schedule",),
+            {"class": "SequentialLR", "arguments": {"schedules": [], "milestones": []}},
+        ),
         (("schedule",), {"class": "ExponentialLR", "arguments": {"gamma": 1e300}}),
         (("schedule",), {"class": "StepLR", "arguments": {"step_size": 1, "gamma": 3}}),
         (("schedule",), {"class": "ExponentialLR", "arguments": {"gamma": 10**400}}),
         (("schedule",), {"class": "ExponentialLR", "arguments": {"gamma": True}}),
         (("schedule",), {"class": "OneCycleLR", "arguments": {"total_steps": 10**30}}),
-        (("schedule",), {"class": "OneCycleLR", "arguments": {"total_steps": 10**12, "three_phase": "yes"}}),
-        (("schedule",), {"class": "PerEpoch", "arguments": {"schedule": "cosine", "steps_per_epoch": 1}}),
+        (
+            ("schedule",),
+            {"class": "OneCycleLR", "arguments": {"total_steps": 10**12, "three_phase": "yes"}},
+        ),
+        (
+            ("schedule",),
+            {"class": "PerEpoch", "arguments": {"schedule": "cosine", "steps_per_epoch": 1}},
+        ),
         (("schedule",), {"class": "MultiStepLR", "arguments": {"milestones": 5}}),
         (("optimizer", "arguments", "eps"), 10**400),
         (("optimizer", "state", "lr"), 10**400),
@@ -361,9 +404,13 @@ def test_arrays_with_a_part_exchanged(good, tmp_path, data):
     entry = outer.pop(name)
     part = data.draw(st.sampled_from(["name", *entry]))
     if part == "name":
-        name = data.draw(st.sampled_from(["model.x", "best.", "history.", "", "optimizer.a.b", "nothing"]))
+        name = data.draw(
+            st.sampled_from(["model.x", "best.", "history.", "", "optimizer.a.b", "nothing"])
+        )
     elif part == "dtype":
-        entry["dtype"] = data.draw(st.sampled_from(["F64", "I64", "I32", "U32", "C64", "BF16", "BOOL", "F8_E4M3", ""]))
+        entry["dtype"] = data.draw(
+            st.sampled_from(["F64", "I64", "I32", "U32", "C64", "BF16", "BOOL", "F8_E4M3", ""])
+        )
     else:
         entry[part] = data.draw(st.lists(st.sampled_from([0, 1, 3, 2**31, 2**63 - 1]), max_size=3))
     outer[name] = entry
@@ -379,4 +426,7 @@ def test_the_model_is_whole_after_all_that(good, tmp_path):
     (tmp_path / "good").write_bytes(good)
     trainer = resumed(tmp_path / "good")
     assert trainer.steps_done == 9
-    assert all(np.isfinite(np.frombuffer(raw, dtype)).all() for dtype, _, raw in bits(trainer.model).values())
+    assert all(
+        np.isfinite(np.frombuffer(raw, dtype)).all()
+        for dtype, _, raw in bits(trainer.model).values()
+    )

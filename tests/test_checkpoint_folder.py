@@ -1,4 +1,5 @@
-"""The folder of checkpoints: who may write to it, which is the newest that can be read, where it is."""
+"""The folder of checkpoints: who may write to it, which is the newest that can be read, where it
+is."""
 
 import logging
 import os
@@ -24,21 +25,22 @@ def no_variable(monkeypatch):
     monkeypatch.delenv("PORTACNN_BACKEND", raising=False)
 
 
-# --- one at a time ---------------------------------------------------------------------------------------------------
+# --- one at a time --------------------------------------------------------------------------------
 
 HOLDER = """
 import os, sys, time
 from pathlib import Path
 from portacnn.training.lock import locked
 with locked(Path(sys.argv[1])):
-    if os.fork() == 0:  # a child, such as a worker of somebody's data loading, that outlives its parent
+    if os.fork() == 0:  # a child that outlives its parent, such as a data loader's worker
         print(os.getpid(), flush=True)
     time.sleep(60)
 """
 
 
 def test_one_run_resumed_twice_into_one_folder(tmp_path):
-    """The second is refused before its first step, and goes on once the first has ended; in another folder it may at once."""
+    """The second is refused before its first step, and goes on once the first has ended; in another
+    folder it may at once."""
     stopped(tmp_path, 3)
     first, second = resumed(tmp_path, checkpoint_every=1), resumed(tmp_path)
     refusals = []
@@ -79,7 +81,9 @@ def test_one_run_resumed_twice_into_one_folder(tmp_path):
 def test_a_killed_process_leaves_no_lock(tmp_path):
     trainer = stopped(tmp_path, 3)
     lock = tmp_path / f".lock-{trainer.run}"
-    with subprocess.Popen([sys.executable, "-c", HOLDER, str(lock)], stdout=subprocess.PIPE, text=True) as holder:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(lock)], stdout=subprocess.PIPE, text=True
+    ) as holder:
         child = int(holder.stdout.readline())
         try:
             for refused in (trainer.train, trainer.checkpoint):
@@ -125,7 +129,7 @@ def test_two_trainings_in_one_folder_the_second_shorter(tmp_path):
     assert len(folder.checkpoints(tmp_path)) == 4
 
 
-# --- the newest that can be read ---------------------------------------------------------------------------------------
+# --- the newest that can be read ------------------------------------------------------------------
 
 
 def directory(path):
@@ -148,7 +152,9 @@ def empty(path):
     path.touch()
 
 
-@pytest.mark.parametrize("make_one", [directory, dangling, circle, pipe, empty], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "make_one", [directory, dangling, circle, pipe, empty], ids=lambda f: f.__name__
+)
 def test_what_is_no_whole_file_is_passed_over(tmp_path, caplog, make_one):
     trainer = stopped(tmp_path, 3, keep=2)
     strange = tmp_path / f"checkpoint-000009-step-9-{trainer.run}.safetensors"
@@ -206,7 +212,7 @@ def test_files_that_go_while_they_are_read(tmp_path, monkeypatch):
     assert (file, steps) == (trainer.last_checkpoint, 3)
 
 
-# --- where it is -------------------------------------------------------------------------------------------------------
+# --- where it is ----------------------------------------------------------------------------------
 
 
 def test_a_relative_folder_is_the_one_that_was_tried(tmp_path, monkeypatch):
@@ -237,7 +243,7 @@ def test_a_relative_cache_folder_stays_where_it_was(tmp_path, monkeypatch):
     assert kept == Path(tmp_path / "cache")
 
 
-# --- the data ------------------------------------------------------------------------------------------------------------
+# --- the data -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("place", [0, 1, 64, 65, 130, 149])
@@ -266,4 +272,6 @@ def test_of_a_large_set_spread_images_are_looked_at(backend, monkeypatch):
     for place, seen in ((0, True), (90, True), (95, False)):
         other = images.copy()
         other[place] += 1
-        assert (feed.fingerprint(backend.array(other), backend.array(labels))["images"] != spread) is seen
+        assert (
+            feed.fingerprint(backend.array(other), backend.array(labels))["images"] != spread
+        ) is seen

@@ -1,4 +1,5 @@
-"""Words for a person never stop the work: streams that are missing, closed, full, or cannot write what is said."""
+"""Words for a person never stop the work: streams that are missing, closed, full, or cannot write
+what is said."""
 
 import io
 import os
@@ -85,7 +86,9 @@ def test_streams_that_are_missing_closed_or_gone(out, err):
         console.say("word", error=True)
         console.hang_up()
         x, t = patches(20)
-        net = scratch.SimpleConvNet((1, 8, 8), {"filter_num": 2, "filter_size": 3}, 5, 4, device="numpy", seed=0)
+        net = scratch.SimpleConvNet(
+            (1, 8, 8), {"filter_num": 2, "filter_size": 3}, 5, 4, device="numpy", seed=0
+        )
         scratch.Trainer(net, x, t, x, t, 1, 10).train()
 
 
@@ -106,7 +109,7 @@ def test_what_an_encoding_lacks_is_escaped(encoding, text, expected):
         assert raw.getvalue().decode(encoding) == f"{expected}\n"
 
 
-# --- the command ---------------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -127,9 +130,11 @@ def digits(tmp_path_factory):
 )
 def test_results_are_written_whatever_becomes_of_the_words(tmp_path, digits, redirected, encoding):
     pytest.importorskip("safetensors")
-    (tmp_path / "sitecustomize.py").write_text(BLOCK)  # without matplotlib, which takes a second to come
+    # without matplotlib, which takes a second to come
+    (tmp_path / "sitecustomize.py").write_text(BLOCK)
     command = (
-        f"{sys.executable} {ROOT / 'scripts' / 'train.py'} --data {digits} --epochs 1 --batch-size 20 --seed 0 --device numpy "
+        f"{sys.executable} {ROOT / 'scripts' / 'train.py'} --data {digits} --epochs 1 --batch-size "
+        "20 --seed 0 --device numpy "
         f"--out 'r/データ' {redirected}"
     )
     result = subprocess.run(

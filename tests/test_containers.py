@@ -1,4 +1,5 @@
-"""Residual and Branches: numbers against PyTorch twins and finite differences, paths, what is kept, and refusals."""
+"""Residual and Branches: numbers against PyTorch twins and finite differences, paths, what is kept,
+and refusals."""
 
 from collections import OrderedDict
 
@@ -32,18 +33,25 @@ from portacnn.ops.layout import pack
 from portacnn.optim import SGD
 from portacnn.runtime import resolve
 
-# --- blocks, here and in PyTorch ------------------------------------------------------------------------------------
+# --- blocks, here and in PyTorch ------------------------------------------------------------------
 
 
 def basic(**k):
     return Sequential(
-        conv1=Conv2d(3, 5, 3, 2, 1), bn1=BatchNorm2d(5), relu=ReLU(), conv2=Conv2d(5, 5, 3, padding=1), **k
+        conv1=Conv2d(3, 5, 3, 2, 1),
+        bn1=BatchNorm2d(5),
+        relu=ReLU(),
+        conv2=Conv2d(5, 5, 3, padding=1),
+        **k,
     )
 
 
 def torch_basic(nn):
     return OrderedDict(
-        conv1=nn.Conv2d(3, 5, 3, 2, 1), bn1=nn.BatchNorm2d(5), relu=nn.ReLU(), conv2=nn.Conv2d(5, 5, 3, padding=1)
+        conv1=nn.Conv2d(3, 5, 3, 2, 1),
+        bn1=nn.BatchNorm2d(5),
+        relu=nn.ReLU(),
+        conv2=nn.Conv2d(5, 5, 3, padding=1),
     )
 
 
@@ -55,12 +63,18 @@ BLOCKS = {
         (3, 4, 5),
     ),
     "projected": (
-        lambda: Residual(basic(), Sequential(Conv2d(3, 5, 1, 2), BatchNorm2d(5)), activation=ReLU()),
-        lambda nn, t: t.Residual(torch_basic(nn), nn.Sequential(nn.Conv2d(3, 5, 1, 2), nn.BatchNorm2d(5)), nn.ReLU()),
+        lambda: Residual(
+            basic(), Sequential(Conv2d(3, 5, 1, 2), BatchNorm2d(5)), activation=ReLU()
+        ),
+        lambda nn, t: t.Residual(
+            torch_basic(nn), nn.Sequential(nn.Conv2d(3, 5, 1, 2), nn.BatchNorm2d(5)), nn.ReLU()
+        ),
         (3, 5, 6),
     ),
     "a leaf for a body": (
-        lambda: Sequential(block=Residual(Linear(4, 4), Linear(4, 4, bias=False), shortcut_name="skip")),
+        lambda: Sequential(
+            block=Residual(Linear(4, 4), Linear(4, 4, bias=False), shortcut_name="skip")
+        ),
         lambda nn, t: nn.Sequential(OrderedDict(block=_LeafResidual())),
         (4,),
     ),
@@ -70,8 +84,12 @@ BLOCKS = {
         (2, 3, 4),
     ),
     "a shortcut that learns nothing": (
-        lambda: Residual(Sequential(c=Conv2d(2, 2, 3, 2, 1)), MaxPool2d(2, ceil_mode=True), activation=Tanh()),
-        lambda nn, t: t.Residual(OrderedDict(c=nn.Conv2d(2, 2, 3, 2, 1)), nn.MaxPool2d(2, ceil_mode=True), nn.Tanh()),
+        lambda: Residual(
+            Sequential(c=Conv2d(2, 2, 3, 2, 1)), MaxPool2d(2, ceil_mode=True), activation=Tanh()
+        ),
+        lambda nn, t: t.Residual(
+            OrderedDict(c=nn.Conv2d(2, 2, 3, 2, 1)), nn.MaxPool2d(2, ceil_mode=True), nn.Tanh()
+        ),
         (2, 5, 4),
     ),
     "inception": (
@@ -95,8 +113,12 @@ BLOCKS = {
         (2, 3, 3),
     ),
     "dense": (  # DenseNet's: the input beside what is made of it
-        lambda: Sequential(Branches(x=Sequential(), new=Linear(3, 2)), Branches(x=Sequential(), new=Linear(5, 2))),
-        lambda nn, t: nn.Sequential(*(t.Branches(OrderedDict(x=nn.Identity(), new=nn.Linear(n, 2))) for n in (3, 5))),
+        lambda: Sequential(
+            Branches(x=Sequential(), new=Linear(3, 2)), Branches(x=Sequential(), new=Linear(5, 2))
+        ),
+        lambda nn, t: nn.Sequential(
+            *(t.Branches(OrderedDict(x=nn.Identity(), new=nn.Linear(n, 2))) for n in (3, 5))
+        ),
         (3,),
     ),
     "one branch": (
@@ -110,7 +132,9 @@ BLOCKS = {
             block=Residual(
                 Sequential(
                     inner=Residual(Sequential(conv=Conv2d(4, 4, 1), bn=BatchNorm2d(4))),
-                    split=Branches(Conv2d(4, 1, 1), Residual(Sequential(act=Tanh(), conv=Conv2d(4, 4, 1)))),
+                    split=Branches(
+                        Conv2d(4, 1, 1), Residual(Sequential(act=Tanh(), conv=Conv2d(4, 4, 1)))
+                    ),
                 ),
                 Branches(Conv2d(4, 5, 1), Conv2d(4, 5, 3, padding=1), join="add"),
                 activation=Branches(ReLU(), Tanh()),
@@ -122,9 +146,12 @@ BLOCKS = {
                 stem=nn.Conv2d(2, 4, 3, padding=1),
                 block=t.Residual(
                     OrderedDict(
-                        inner=t.Residual(OrderedDict(conv=nn.Conv2d(4, 4, 1), bn=nn.BatchNorm2d(4))),
+                        inner=t.Residual(
+                            OrderedDict(conv=nn.Conv2d(4, 4, 1), bn=nn.BatchNorm2d(4))
+                        ),
                         split=t.Branches(
-                            nn.Conv2d(4, 1, 1), t.Residual(OrderedDict(act=nn.Tanh(), conv=nn.Conv2d(4, 4, 1)))
+                            nn.Conv2d(4, 1, 1),
+                            t.Residual(OrderedDict(act=nn.Tanh(), conv=nn.Conv2d(4, 4, 1))),
                         ),
                     ),
                     t.Added(nn.Conv2d(4, 5, 1), nn.Conv2d(4, 5, 3, padding=1)),
@@ -167,7 +194,7 @@ def pair(here: Here, name: str, dtype: str = "float64"):
     return torch, ours, theirs
 
 
-# --- numbers --------------------------------------------------------------------------------------------------------
+# --- numbers --------------------------------------------------------------------------------------
 
 
 @every_block
@@ -188,12 +215,16 @@ def test_like_pytorch(backend: Here, name: str, mode: str):
         y, cache = ours.forward(x, **forward)
         dx = ours.backward(dy, cache)
     assert (y.dtype, dx.dtype, y.device) == (x.dtype, x.dtype, x.device)
-    np.testing.assert_allclose(backend.host(y), expected.detach().numpy(), rtol=tolerance, atol=tolerance)
+    np.testing.assert_allclose(
+        backend.host(y), expected.detach().numpy(), rtol=tolerance, atol=tolerance
+    )
     np.testing.assert_allclose(backend.host(dx), leaf.grad.numpy(), rtol=tolerance, atol=tolerance)
     gradients = {path: backend.host(value) for path, value in ours.named_gradients().items()}
     assert list(gradients) == [path for path, _ in theirs.named_parameters()]
     for path, parameter in theirs.named_parameters():
-        np.testing.assert_allclose(gradients[path], parameter.grad.numpy(), rtol=tolerance, atol=tolerance)
+        np.testing.assert_allclose(
+            gradients[path], parameter.grad.numpy(), rtol=tolerance, atol=tolerance
+        )
     # Without dx: the same gradients, and nothing is left behind.
     for layer in ours.walk():
         layer.grads = {}
@@ -203,7 +234,9 @@ def test_like_pytorch(backend: Here, name: str, mode: str):
     _, cache = ours.forward(x, **forward)
     assert ours.backward(dy, cache, need_dx=False) is None
     for path, value in ours.named_gradients().items():
-        np.testing.assert_allclose(backend.host(value), gradients[path], rtol=tolerance, atol=tolerance)
+        np.testing.assert_allclose(
+            backend.host(value), gradients[path], rtol=tolerance, atol=tolerance
+        )
     assert len(ours.named_gradients()) == len(gradients)
     assert ours.forward(x, keep=False)[1] is None
 
@@ -226,7 +259,9 @@ def test_empty_and_single(backend: Here, name: str):
     block = make().build(shape, device=backend.device, dtype="float64", seed=2)
     host = normal(3, *shape)
     whole = backend.host(block(backend.array(host)))
-    np.testing.assert_allclose(backend.host(block(backend.array(host[1:2]))), whole[1:2], rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        backend.host(block(backend.array(host[1:2]))), whole[1:2], rtol=1e-9, atol=1e-12
+    )
     y, cache = block.forward(backend.array(host[:0]))
     assert tuple(y.shape) == (0, *block.output_shape)
     assert tuple(block.backward(y, cache).shape) == (0, *shape)
@@ -243,7 +278,9 @@ def test_joined_arrays_lie_as_the_backend_prefers(backend: Here):
     np.testing.assert_allclose(backend.host(summed), host * 3)
     parts = split_channels(joined, [1, 0, 3, 2])
     assert [tuple(part.shape) for part in parts] == [(3, n, 4, 5) for n in (1, 0, 3, 2)]
-    np.testing.assert_array_equal(np.concatenate([backend.host(part) for part in parts], axis=1), backend.host(joined))
+    np.testing.assert_array_equal(
+        np.concatenate([backend.host(part) for part in parts], axis=1), backend.host(joined)
+    )
     for y in (joined, summed, parts[2]):
         if name == "numpy":
             assert y.transpose(1, 2, 3, 0).flags.c_contiguous
@@ -251,14 +288,16 @@ def test_joined_arrays_lie_as_the_backend_prefers(backend: Here):
             assert y.is_contiguous()
 
 
-# --- paths ----------------------------------------------------------------------------------------------------------
+# --- paths ----------------------------------------------------------------------------------------
 
 
 def test_paths_of_a_residual_block():
     net = Sequential(
         layer1=Sequential(
             Residual(basic(), Sequential(Conv2d(3, 5, 1, 2), BatchNorm2d(5)), activation=ReLU()),
-            Residual(Sequential(Residual(Conv2d(5, 5, 1), Conv2d(5, 5, 1)), a=Residual(Conv2d(5, 5, 1)))),
+            Residual(
+                Sequential(Residual(Conv2d(5, 5, 1), Conv2d(5, 5, 1)), a=Residual(Conv2d(5, 5, 1)))
+            ),
         )
     ).build((3, 6, 6), seed=0)
     assert [path for path in net.state_dict() if "bias" not in path and "_" not in path] == [
@@ -276,7 +315,9 @@ def test_paths_of_a_residual_block():
 
 
 def test_a_residual_block_as_a_network():
-    net = Residual(Sequential(conv=Conv2d(1, 1, 1)), Conv2d(1, 1, 1), shortcut_name="skip").build((1, 2, 2), seed=0)
+    net = Residual(Sequential(conv=Conv2d(1, 1, 1)), Conv2d(1, 1, 1), shortcut_name="skip").build(
+        (1, 2, 2), seed=0
+    )
     assert list(net.state_dict()) == ["conv.weight", "conv.bias", "skip.weight", "skip.bias"]
 
 
@@ -288,34 +329,67 @@ def test_a_residual_block_as_a_network():
             ("'r.downsample'", "shortcut_name"),
         ),
         (lambda: Residual(Residual(ReLU(), ReLU()), ReLU()), ("'r.downsample'", "inner")),
-        (lambda: Residual(Residual(ReLU(), activation=ReLU()), activation=ReLU()), ("'r.activation'",)),
+        (
+            lambda: Residual(Residual(ReLU(), activation=ReLU()), activation=ReLU()),
+            ("'r.activation'",),
+        ),
         (lambda: Residual(Sequential(x=ReLU()), Dropout(), shortcut_name="x"), ("'r.x'",)),
     ],
 )
 def test_two_layers_at_one_path(make, words):
-    refuses(ArgumentError, "r (Residual)", *words, call=lambda: Sequential(r=make()).build((2, 3, 3)))
+    refuses(
+        ArgumentError, "r (Residual)", *words, call=lambda: Sequential(r=make()).build((2, 3, 3))
+    )
 
 
 def test_paths_apart_by_a_name():
-    net = Residual(Residual(ReLU(), Conv2d(2, 2, 1), shortcut_name="inner"), Conv2d(2, 2, 1)).build((2, 1, 1), seed=0)
-    assert list(net.state_dict()) == ["inner.weight", "inner.bias", "downsample.weight", "downsample.bias"]
+    net = Residual(Residual(ReLU(), Conv2d(2, 2, 1), shortcut_name="inner"), Conv2d(2, 2, 1)).build(
+        (2, 1, 1), seed=0
+    )
+    assert list(net.state_dict()) == [
+        "inner.weight",
+        "inner.bias",
+        "downsample.weight",
+        "downsample.bias",
+    ]
 
 
-# --- refusals -------------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: Residual(Conv2d(3, 5, 1)), ("b (Residual)", "(5, 4, 4)", "input itself", "(3, 4, 4)", "shortcut")),
-        (lambda: Residual(Conv2d(3, 5, 3), Conv2d(3, 5, 1)), ("b (Residual)", "(5, 2, 2)", "(5, 4, 4)")),
-        (lambda: Residual(Sequential(c=Conv2d(4, 4, 1))), ("b.c (Conv2d)", "4 input channels, got 3")),
-        (lambda: Residual(ReLU(), Conv2d(4, 4, 1)), ("b.downsample (Conv2d)", "4 input channels, got 3")),
+        (
+            lambda: Residual(Conv2d(3, 5, 1)),
+            ("b (Residual)", "(5, 4, 4)", "input itself", "(3, 4, 4)", "shortcut"),
+        ),
+        (
+            lambda: Residual(Conv2d(3, 5, 3), Conv2d(3, 5, 1)),
+            ("b (Residual)", "(5, 2, 2)", "(5, 4, 4)"),
+        ),
+        (
+            lambda: Residual(Sequential(c=Conv2d(4, 4, 1))),
+            ("b.c (Conv2d)", "4 input channels, got 3"),
+        ),
+        (
+            lambda: Residual(ReLU(), Conv2d(4, 4, 1)),
+            ("b.downsample (Conv2d)", "4 input channels, got 3"),
+        ),
         (lambda: Residual(ReLU(), activation=Linear(4, 4)), ("b.activation (Linear)", "Flatten")),
-        (lambda: Branches(Conv2d(3, 2, 1), Conv2d(3, 2, 3)), ("b (Branches)", "0 (2, 4, 4)", "1 (2, 2, 2)")),
+        (
+            lambda: Branches(Conv2d(3, 2, 1), Conv2d(3, 2, 3)),
+            ("b (Branches)", "0 (2, 4, 4)", "1 (2, 2, 2)"),
+        ),
         (lambda: Branches(a=ReLU(), f=Flatten()), ("b (Branches)", "a (3, 4, 4)", "f (48,)")),
-        (lambda: Branches(ReLU(), Conv2d(3, 2, 1), join="add"), ("b (Branches)", "one shape", "1 (2, 4, 4)")),
-        (lambda: Branches(ReLU(), c=Sequential(Conv2d(5, 2, 1))), ("b.c.0 (Conv2d)", "expected 5 input channels")),
+        (
+            lambda: Branches(ReLU(), Conv2d(3, 2, 1), join="add"),
+            ("b (Branches)", "one shape", "1 (2, 4, 4)"),
+        ),
+        (
+            lambda: Branches(ReLU(), c=Sequential(Conv2d(5, 2, 1))),
+            ("b.c.0 (Conv2d)", "expected 5 input channels"),
+        ),
     ],
 )
 def test_shapes_are_checked_when_built(make, words):
@@ -339,17 +413,26 @@ def test_arguments_without_meaning(make, words):
 
 
 def test_nothing_is_broadcast(backend: Here):
-    """A batch of another size than the network was built for: what no longer fits is refused, not stretched."""
+    """A batch of another size than the network was built for: what no longer fits is refused, not
+    stretched."""
     net = Sequential(r=Residual(Conv2d(2, 2, 3), Sequential(AvgPool2d(3)))).build(
         (2, 3, 3), device=backend.device, seed=0
     )
     x = backend.array(normal(1, 2, 6, 6), "float32")
     refuses(ShapeError, "r (Residual)", "1x2x4x4", "1x2x2x2", call=lambda: net(x))
-    net = Sequential(b=Branches(Conv2d(2, 2, 3), AvgPool2d(3))).build((2, 3, 3), device=backend.device, seed=0)
+    net = Sequential(b=Branches(Conv2d(2, 2, 3), AvgPool2d(3))).build(
+        (2, 3, 3), device=backend.device, seed=0
+    )
     refuses(ShapeError, "b (Branches)", "1x2x4x4", "1x2x2x2", call=lambda: net(x))
     _, cache = net.forward(backend.array(normal(1, 2, 3, 3), "float32"))
     dy = backend.array(normal(1, 5, 1, 1), "float32")
-    refuses(ShapeError, "b (Branches)", "expected 4 channels", "1x5x1x1", call=lambda: net.backward(dy, cache))
+    refuses(
+        ShapeError,
+        "b (Branches)",
+        "expected 4 channels",
+        "1x5x1x1",
+        call=lambda: net.backward(dy, cache),
+    )
 
 
 def test_backward_needs_a_forward(backend: Here):
@@ -364,16 +447,24 @@ def test_backward_needs_a_forward(backend: Here):
         refuses(StateError, "keep=True", call=lambda block=block: block.backward(dy, None))
         _, cache = block.forward(dy)
         block.backward(dy, cache)
-        refuses(StateError, "has been used", call=lambda block=block, cache=cache: block.backward(dy, cache))
+        refuses(
+            StateError,
+            "has been used",
+            call=lambda block=block, cache=cache: block.backward(dy, cache),
+        )
 
 
 def test_errors_inside_say_where(backend: Here):
-    net = Sequential(r=Residual(Sequential(bn=BatchNorm2d(2)))).build((2, 1, 1), device=backend.device, seed=0)
+    net = Sequential(r=Residual(Sequential(bn=BatchNorm2d(2)))).build(
+        (2, 1, 1), device=backend.device, seed=0
+    )
     one = backend.array(normal(1, 2, 1, 1), "float32")
-    refuses(ShapeError, "r.bn (BatchNorm2d)", "more than 1", call=lambda: net.forward(one, train=True))
+    refuses(
+        ShapeError, "r.bn (BatchNorm2d)", "more than 1", call=lambda: net.forward(one, train=True)
+    )
 
 
-# --- files, and training across backends ----------------------------------------------------------------------------
+# --- files, and training across backends ----------------------------------------------------------
 
 
 def net(dropout: float = 0.3) -> Model:
@@ -383,7 +474,12 @@ def net(dropout: float = 0.3) -> Model:
         bn=BatchNorm2d(4),
         relu=ReLU(),
         block1=Residual(
-            Sequential(conv1=Conv2d(4, 4, 3, padding=1), bn1=BatchNorm2d(4), relu=ReLU(), drop=Dropout(dropout)),
+            Sequential(
+                conv1=Conv2d(4, 4, 3, padding=1),
+                bn1=BatchNorm2d(4),
+                relu=ReLU(),
+                drop=Dropout(dropout),
+            ),
             activation=ReLU(),
         ),
         block2=Residual(
@@ -391,7 +487,9 @@ def net(dropout: float = 0.3) -> Model:
             Sequential(Conv2d(4, 6, 1, 2, bias=False), BatchNorm2d(6)),
             activation=ReLU(),
         ),
-        inception=Branches(Conv2d(6, 2, 1), Sequential(MaxPool2d(3, 1, 1), Conv2d(6, 3, 1)), skip=Sequential()),
+        inception=Branches(
+            Conv2d(6, 2, 1), Sequential(MaxPool2d(3, 1, 1), Conv2d(6, 3, 1)), skip=Sequential()
+        ),
         pool=GlobalAvgPool(flatten=True),
         drop=Dropout(dropout),
         fc=Linear(None, 4),
@@ -417,7 +515,10 @@ def steps(device, count: int, dtype: str, dropout: float = 0.3):
 
 @pytest.fixture(scope="module")
 def on_numpy():
-    return {dtype: steps(resolve("numpy"), count, dtype) for dtype, count in (("float64", 20), ("float32", 1))}
+    return {
+        dtype: steps(resolve("numpy"), count, dtype)
+        for dtype, count in (("float64", 20), ("float32", 1))
+    }
 
 
 def test_twenty_float64_steps_are_the_same_everywhere(backend: Here, on_numpy):
@@ -453,7 +554,11 @@ def test_twenty_float64_steps_are_pytorchs(backend: Here):
             bn=nn.BatchNorm2d(4),
             relu=nn.ReLU(),
             block1=twins.Residual(
-                OrderedDict(conv1=nn.Conv2d(4, 4, 3, padding=1), bn1=nn.BatchNorm2d(4), relu=nn.ReLU()), None, nn.ReLU()
+                OrderedDict(
+                    conv1=nn.Conv2d(4, 4, 3, padding=1), bn1=nn.BatchNorm2d(4), relu=nn.ReLU()
+                ),
+                None,
+                nn.ReLU(),
             ),
             block2=twins.Residual(
                 OrderedDict(conv1=nn.Conv2d(4, 6, 3, 2, 1), bn1=nn.BatchNorm2d(6)),
@@ -485,7 +590,9 @@ def test_twenty_float64_steps_are_pytorchs(backend: Here):
         optimizer.step()
         assert losses[step] == pytest.approx(loss.item(), rel=1e-9)
     for path, parameter in theirs.named_parameters():
-        np.testing.assert_allclose(gradients[path], parameter.grad.numpy(), rtol=1e-9, atol=1e-9, err_msg=path)
+        np.testing.assert_allclose(
+            gradients[path], parameter.grad.numpy(), rtol=1e-9, atol=1e-9, err_msg=path
+        )
     for path, value in theirs.state_dict().items():
         np.testing.assert_allclose(state[path], value.numpy(), rtol=1e-9, atol=1e-9, err_msg=path)
 
@@ -500,7 +607,12 @@ def test_saved_and_loaded(backend: Here, tmp_path):
     assert bits(again) == bits(model)
     x = normal(3, 2, 6, 5, seed=1).astype("float32")
     np.testing.assert_array_equal(backend.host(again.predict(x)), backend.host(model.predict(x)))
-    other = Model(b=Branches(Residual(ReLU(), Conv2d(1, 1, 1), shortcut_name="s"), join="add"), f=Flatten())
+    other = Model(
+        b=Branches(Residual(ReLU(), Conv2d(1, 1, 1), shortcut_name="s"), join="add"), f=Flatten()
+    )
     other.build((1, 2, 2), device=backend.device, seed=0).save(tmp_path / "other.safetensors")
     again = portacnn.load(tmp_path / "other.safetensors", device=backend.device)
-    assert (list(again.state_dict()), again.children["b"].join) == (["b.0.s.weight", "b.0.s.bias"], "add")
+    assert (list(again.state_dict()), again.children["b"].join) == (
+        ["b.0.s.weight", "b.0.s.bias"],
+        "add",
+    )

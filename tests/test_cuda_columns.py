@@ -19,7 +19,9 @@ def pairs(windows: Windows) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
         for o in np.ndindex(windows.out):
             at = tuple(
                 a * s + b * d - before
-                for a, b, s, d, (before, _) in zip(o, k, windows.stride, windows.dilation, windows.pads, strict=True)
+                for a, b, s, d, (before, _) in zip(
+                    o, k, windows.stride, windows.dilation, windows.pads, strict=True
+                )
             )
             if all(0 <= a < n for a, n in zip(at, windows.size, strict=True)):
                 found.append(((tap, *o), at))
@@ -45,7 +47,8 @@ def test_there_and_back(windows: Windows, c: int, n: int, dtype: str, order: str
             wanted[:, *place] = x[:, *at]
             back[:, *at] += columns[:, *place]
         np.testing.assert_array_equal(cupy_columns.gather(x, windows), wanted)
-        np.testing.assert_array_equal(cupy_columns.scatter(columns, windows), back)  # tap by tap: to the bit
+        # tap by tap: to the bit
+        np.testing.assert_array_equal(cupy_columns.scatter(columns, windows), back)
 
 
 def test_more_channels_than_rows_of_blocks():
@@ -62,4 +65,7 @@ def test_more_channels_than_rows_of_blocks():
 @pytest.mark.parametrize("dtype", ["uint8", "float16", "int64"])
 def test_other_dtypes_are_declined(dtype: str):
     with rigged() as rig:
-        assert cupy_columns.gather(rig.array(np.zeros((1, 3, 2)), dtype), Windows.of((3,), 2)) is NotImplemented
+        assert (
+            cupy_columns.gather(rig.array(np.zeros((1, 3, 2)), dtype), Windows.of((3,), 2))
+            is NotImplemented
+        )

@@ -1,4 +1,5 @@
-"""Every CUDA source, with every set of defines that it is used with, through NVRTC to machine code: no GPU is needed for that.
+"""Every CUDA source, with every set of defines that it is used with, through NVRTC to machine code:
+no GPU is needed for that.
 
 Registers that spill to memory are a mistake in a kernel's plan, so none may.
 """
@@ -35,7 +36,8 @@ VARIANTS = list(used())
 
 
 def _slow(defines: dict[str, Any], dtype: str) -> bool:
-    """All but the products that most layers run: in float32, by whole steps of depth, four numbers to a load."""
+    """All but the products that most layers run: in float32, by whole steps of depth, four numbers
+    to a load."""
     usual = {"BY_TAP": 2, "VEC": 4, "STRIDED": 0, "A_MASK": 0, "B_MASK": 0}
     product = "TM" in defines
     unusual = any(defines.get(key, value) != value for key, value in usual.items())
@@ -43,8 +45,11 @@ def _slow(defines: dict[str, Any], dtype: str) -> bool:
 
 
 def _cases() -> list[Any]:
-    """All in float32 and float64 as they are; of those for tensor cores, which load alike, and of products, one in so many."""
-    all_of_them = [(*variant, dtype) for variant in VARIANTS for dtype in cupy_module.dtypes(variant[1])]
+    """All in float32 and float64 as they are; of those for tensor cores, which load alike, and of
+    products, one in so many."""
+    all_of_them = [
+        (*variant, dtype) for variant in VARIANTS for dtype in cupy_module.dtypes(variant[1])
+    ]
     rounded = [case for case in all_of_them if "PRECISION" in case[1]]
     chosen = [case for case in all_of_them if "PRECISION" not in case[1]] + rounded[::7]
     return [
@@ -67,7 +72,9 @@ def name(value: object) -> str:
 
 
 def check_compiles(file: str, defines: dict[str, Any], dtype: str, architecture: str) -> None:
-    log = nvrtc.compiled(cupy_module.source(file), cupy_module.options(dtype, defines), architecture).log
+    log = nvrtc.compiled(
+        cupy_module.source(file), cupy_module.options(dtype, defines), architecture
+    ).log
     assert "warning" not in log, log
     assert nvrtc.spills(log), f"no word of registers in the log: {log!r}"
     assert not any(nvrtc.spills(log)), log
@@ -88,16 +95,38 @@ def test_compiles_for_other_architectures(file: str, defines: dict, dtype: str, 
 
 
 def test_the_main_loop_is_the_shortest_with_most_products():
-    lines = ["MOV R1, R2", ".L_x_0:", "FADD R1, R1, R2", ".L_x_1:", "FFMA R0, R1, R2, R0", "@!P0 LDG.E R1, [R2.64]"]
-    lines += ["@P1 BRA `(.L_x_1)", "@P0 BRA `(.L_x_0)", ".L_x_2:", "IADD3 R1, R1, 1, RZ", "BRA `(.L_x_2)", "EXIT"]
+    lines = [
+        "MOV R1, R2",
+        ".L_x_0:",
+        "FADD R1, R1, R2",
+        ".L_x_1:",
+        "FFMA R0, R1, R2, R0",
+        "@!P0 LDG.E R1, [R2.64]",
+    ]
+    lines += [
+        "@P1 BRA `(.L_x_1)",
+        "@P0 BRA `(.L_x_0)",
+        ".L_x_2:",
+        "IADD3 R1, R1, 1, RZ",
+        "BRA `(.L_x_2)",
+        "EXIT",
+    ]
     text = "\n".join(
-        line if line.startswith(".L") else f"        /*0010*/                   {line} ;" for line in lines
+        line if line.startswith(".L") else f"        /*0010*/                   {line} ;"
+        for line in lines
     )
     assert sass.main_loop(text) == (["FFMA", "LDG.E", "BRA"], 9)
 
 
 FLOORS = {  # shares of products in the main loop: scripts/gpu/sass.py
-    "forward": {"FEW": 0.65, "SOME": 0.65, "SMALL": 0.55, "SQUARE": 0.65, "WIDE": 0.75, "LARGE": 0.8},
+    "forward": {
+        "FEW": 0.65,
+        "SOME": 0.65,
+        "SMALL": 0.55,
+        "SQUARE": 0.65,
+        "WIDE": 0.75,
+        "LARGE": 0.8,
+    },
     "input": {"FEW": 0.65, "SOME": 0.65, "SMALL": 0.55, "SQUARE": 0.65, "WIDE": 0.75, "LARGE": 0.8},
     "weight": {"TINY": 0.55, "NARROW": 0.55, "SMALL": 0.6, "SQUARE": 0.65},
 }
@@ -107,14 +136,18 @@ FLOORS = {  # shares of products in the main loop: scripts/gpu/sass.py
 @pytest.mark.parametrize(
     ("kernel", "tile"),
     [
-        pytest.param(kernel, tile, marks=() if tile in ("FEW", "SOME", "NARROW") else pytest.mark.slow)
+        pytest.param(
+            kernel, tile, marks=() if tile in ("FEW", "SOME", "NARROW") else pytest.mark.slow
+        )
         for kernel, floors in FLOORS.items()
         for tile in floors
     ],
 )
 def test_most_of_a_main_loop_is_products(kernel: str, tile: str):
     defines = {**sass.USUAL[kernel], **TILES[tile].defines}
-    got = sass.count(cupy_module.source("conv.cu"), cupy_module.options("float32", defines), "sm_90")
+    got = sass.count(
+        cupy_module.source("conv.cu"), cupy_module.options("float32", defines), "sm_90"
+    )
     assert got.product >= 16 * 16, "the main loop was not found"
     assert got.share >= FLOORS[kernel][tile]
     assert set(FLOORS[kernel]) == set(YIELDS[kernel])
@@ -126,8 +159,17 @@ def test_the_tensor_cores_instructions(precision: str):
     """They are in the code where they were asked for, and nowhere else."""
     number = PRECISIONS.index(precision)
     more = {"PRECISION": number} if number else {}
-    defines = {"A_DEEP": 1, "B_DEEP": 0, "A_MASK": 0, "B_MASK": 0, **TILES["SQUARE"].defines, **more}
-    code = nvrtc.compiled(cupy_module.source("gemm.cu"), cupy_module.options("float32", defines), "compute_80").code
+    defines = {
+        "A_DEEP": 1,
+        "B_DEEP": 0,
+        "A_MASK": 0,
+        "B_MASK": 0,
+        **TILES["SQUARE"].defines,
+        **more,
+    }
+    code = nvrtc.compiled(
+        cupy_module.source("gemm.cu"), cupy_module.options("float32", defines), "compute_80"
+    ).code
     used = set(re.findall(r"(?:mma\.sync|cvt\.rna?)\.[\w.]+", code.decode()))
     assert (
         used
@@ -135,7 +177,10 @@ def test_the_tensor_cores_instructions(precision: str):
             "float32": set(),
             "tf32": {"mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32", "cvt.rna.tf32.f32"},
             "3xtf32": {"mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32", "cvt.rna.tf32.f32"},
-            "bfloat16": {"mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32", "cvt.rn.bf16x2.f32"},
+            "bfloat16": {
+                "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
+                "cvt.rn.bf16x2.f32",
+            },
             "float16": {"mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32", "cvt.rn.f16x2.f32"},
         }[precision]
     )

@@ -52,11 +52,17 @@ def padded(x: np.ndarray, windows: Windows) -> np.ndarray:
 def convolution(x: np.ndarray, weight: np.ndarray, windows: Windows, groups: int) -> np.ndarray:
     x, parts = padded(x, windows), []
     for xg, wg in zip(np.split(x, groups, 1), np.split(weight, groups), strict=True):
-        parts.append(sum(np.einsum("nc...,oc->no...", xg[:, :, *s], wg[:, :, *k]) for k, s in slices(windows)))
+        parts.append(
+            sum(
+                np.einsum("nc...,oc->no...", xg[:, :, *s], wg[:, :, *k]) for k, s in slices(windows)
+            )
+        )
     return np.concatenate(parts, 1)
 
 
-def gradients(x: np.ndarray, weight: np.ndarray, dz: np.ndarray, windows: Windows, groups: int) -> tuple[Any, Any]:
+def gradients(
+    x: np.ndarray, weight: np.ndarray, dz: np.ndarray, windows: Windows, groups: int
+) -> tuple[Any, Any]:
     x = padded(x, windows)
     dx, dweight = np.zeros_like(x), np.zeros_like(weight)
     for xg, wg, zg, dxg, dwg in zip(
@@ -71,14 +77,20 @@ def gradients(x: np.ndarray, weight: np.ndarray, dz: np.ndarray, windows: Window
             sums = (0, *range(2, x.ndim))
             dwg[:, :, *k] = np.tensordot(zg, xg[:, :, *s], (sums, sums))
             dxg[:, :, *s] += np.einsum("no...,oc->nc...", zg, wg[:, :, *k])
-    inside = tuple(slice(before, before + n) for (before, _), n in zip(windows.pads, windows.size, strict=True))
+    inside = tuple(
+        slice(before, before + n) for (before, _), n in zip(windows.pads, windows.size, strict=True)
+    )
     return dx[:, :, *inside], dweight
 
 
 def pooled(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """2x2 maxima of (N, O, H, W), and for each input whether it is its window's first maximum."""
     n, o, h, w = y.shape
-    cut = y[:, :, : h // 2 * 2, : w // 2 * 2].reshape(n, o, h // 2, 2, w // 2, 2).transpose(0, 1, 2, 4, 3, 5)
+    cut = (
+        y[:, :, : h // 2 * 2, : w // 2 * 2]
+        .reshape(n, o, h // 2, 2, w // 2, 2)
+        .transpose(0, 1, 2, 4, 3, 5)
+    )
     flat = cut.reshape(*cut.shape[:4], 4)
     first = np.eye(4, dtype=bool)[flat.argmax(-1)].reshape(cut.shape).transpose(0, 1, 2, 4, 3, 5)
     chosen = np.zeros(y.shape, bool)
@@ -88,7 +100,10 @@ def pooled(y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def numbers(case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     draw = np.random.default_rng(case.seed).standard_normal
-    x, weight = draw((case.n, case.c, *case.windows.size)), draw((case.o, case.c // case.groups, *case.windows.kernel))
+    x, weight = (
+        draw((case.n, case.c, *case.windows.size)),
+        draw((case.o, case.c // case.groups, *case.windows.kernel)),
+    )
     return x, weight, draw(case.o) if case.bias else None
 
 
@@ -99,7 +114,8 @@ def factors_of(case: Case, precision: str) -> str:
 
 
 def check(case: Case, dtype: str, order: str, kind: str, precision: str = "float32") -> list:
-    """kind: conv, relu, or pool for 2x2 pooling after ReLU. precision: what factors are rounded to. Gives the launches."""
+    """kind: conv, relu, or pool for 2x2 pooling after ReLU. precision: what factors are rounded to.
+    Gives the launches."""
     x, weight, bias = numbers(case)
     windows, groups = case.windows, case.groups
     last = (*range(1, x.ndim), 0)
@@ -130,7 +146,9 @@ def check(case: Case, dtype: str, order: str, kind: str, precision: str = "float
         sizes = np.abs(x), np.abs(weight)
         terms = convolution(*sizes, windows, groups)
         close(y, wanted, dtype, terms + (0 if bias is None else np.abs(bias).max()))
-        dy = rig.array(np.random.default_rng(case.seed + 1).standard_normal(wanted.shape), dtype, last)
+        dy = rig.array(
+            np.random.default_rng(case.seed + 1).standard_normal(wanted.shape), dtype, last
+        )
         dz = rounded(dy, used)
         if pool is not None:
             whole = np.zeros(through.shape)
@@ -140,7 +158,9 @@ def check(case: Case, dtype: str, order: str, kind: str, precision: str = "float
         dz = np.where(through, dz, 0)
         got = cupy_conv.conv_backward(dy, saved)
         terms = gradients(*sizes, np.abs(dz), windows, groups)
-        for one, right, size in zip(got, gradients(x, weight, dz, windows, groups), terms, strict=False):
+        for one, right, size in zip(
+            got, gradients(x, weight, dz, windows, groups), terms, strict=False
+        ):
             close(one, right, dtype, size)
         if bias is None:
             assert got[2] is None
@@ -184,35 +204,51 @@ def test_factors_rounded_for_tensor_cores(case: Case, precision: str, order: str
 
 
 @settings(max_examples=40)
-@given(cases(), st.sampled_from([("float32", word) for word in PRECISIONS] + [("float64", "float32")]), orders)
+@given(
+    cases(),
+    st.sampled_from([("float32", word) for word in PRECISIONS] + [("float64", "float32")]),
+    orders,
+)
 def test_transposed_convolution(case: Case, kind: tuple[str, str], order: str):
     """Its result is a convolution's dx, and its dx that convolution's result."""
     dtype, precision = kind
     windows, groups = case.windows, case.groups
     draw = np.random.default_rng(case.seed).standard_normal
     # The convolution behind it leads from case.c channels of windows.size to case.o of windows.out.
-    x, weight = draw((case.n, case.o, *windows.out)), draw((case.o, case.c // groups, *windows.kernel))
+    x, weight = (
+        draw((case.n, case.o, *windows.out)),
+        draw((case.o, case.c // groups, *windows.kernel)),
+    )
     dy, bias = draw((case.n, case.c, *windows.size)), draw(case.c)
     last = (*range(1, x.ndim), 0)
     with rigged(order, case.seed) as rig, use_precision(precision):
         x_, weight_, dy_ = rig.array(x, dtype, last), rig.array(weight, dtype), rig.array(dy, dtype)
         bias_ = rig.array(bias, dtype) if case.bias else None
         x, weight, dy = (rounded(a, factors_of(case, precision)) for a in (x_, weight_, dy_))
-        shift = 0 if bias_ is None else np.asarray(bias_, "float64").reshape(-1, *[1] * (x.ndim - 2))
+        shift = (
+            0 if bias_ is None else np.asarray(bias_, "float64").reshape(-1, *[1] * (x.ndim - 2))
+        )
         y, saved = cupy_conv.conv_transpose(x_, weight_, bias_, windows, groups, keep=True)
         zeros = np.zeros(dy.shape)
         wanted, terms = (
-            gradients(zeros, *factors, windows, groups)[0] for factors in ((weight, x), map(np.abs, (weight, x)))
+            gradients(zeros, *factors, windows, groups)[0]
+            for factors in ((weight, x), map(np.abs, (weight, x)))
         )
         close(y, wanted + shift, dtype, terms + np.abs(shift).max())
         dx, dweight, dbias = cupy_conv.conv_transpose_backward(dy_, saved)
         sizes = np.abs(dy), np.abs(weight)
-        close(dx, convolution(dy, weight, windows, groups), dtype, convolution(*sizes, windows, groups))
+        close(
+            dx,
+            convolution(dy, weight, windows, groups),
+            dtype,
+            convolution(*sizes, windows, groups),
+        )
         terms = gradients(*sizes, np.abs(x), windows, groups)[1]
         close(dweight, gradients(dy, weight, x, windows, groups)[1], dtype, terms)
         assert (dbias is None) == (bias_ is None)
         if dbias is not None:
-            dy, sums = np.asarray(dy_, "float64"), (0, *range(2, dy.ndim))  # no product, so not rounded
+            # no product, so not rounded
+            dy, sums = np.asarray(dy_, "float64"), (0, *range(2, dy.ndim))
             close(dbias, dy.sum(sums), dtype, np.abs(dy).sum(sums))
 
 
@@ -220,13 +256,24 @@ def test_transposed_convolution(case: Case, kind: tuple[str, str], order: str):
 def few_in_a_group(draw: st.DrawFn) -> Case:
     """Depthwise, with or without a multiplier, and up to four channels in a group."""
     windows = draw(geometries((1, 2), kernel=6, stride=3, dilation=3, padding=3, more=9))
-    groups, c, o = draw(st.integers(2, 5)), draw(st.sampled_from([1, 1, 2, 4])), draw(st.integers(1, 4))
+    groups, c, o = (
+        draw(st.integers(2, 5)),
+        draw(st.sampled_from([1, 1, 2, 4])),
+        draw(st.integers(1, 4)),
+    )
     n = draw(st.sampled_from([1, 2, 3, 4, 8, 33, 64]))
-    return Case(n, groups * c, groups * o, groups, windows, draw(st.booleans()), draw(st.integers(0, 99)))
+    return Case(
+        n, groups * c, groups * o, groups, windows, draw(st.booleans()), draw(st.integers(0, 99))
+    )
 
 
 @settings(max_examples=60)
-@given(few_in_a_group(), st.sampled_from(["float32", "float64"]), orders, st.sampled_from(["conv", "relu"]))
+@given(
+    few_in_a_group(),
+    st.sampled_from(["float32", "float64"]),
+    orders,
+    st.sampled_from(["conv", "relu"]),
+)
 def test_few_channels_in_a_group(case: Case, dtype: str, order: str, kind: str):
     names = {name for name, *_ in check(case, dtype, order, kind)} - {"sum_partials"}
     assert names == {"group_forward", "group_weight_gradient", "group_input_gradient"}
@@ -242,7 +289,9 @@ def test_the_cells_of_a_depthwise_weight_are_shared_out():
 
 
 THREE = Case(5, 9, 130, 1, Windows.of((9, 8), 3, 1, 1), True, 5)
-STRIDED = Case(6, 66, 34, 2, Windows.of((11, 10), (3, 2), (2, 3), ((1, 0), (2, 1)), (1, 2)), True, 6)
+STRIDED = Case(
+    6, 66, 34, 2, Windows.of((11, 10), (3, 2), (2, 3), ((1, 0), (2, 1)), (1, 2)), True, 6
+)
 
 
 @pytest.mark.parametrize("kind", ["conv", "pool"])
@@ -283,7 +332,12 @@ def test_every_tile_on_tensor_cores(
 )
 @pytest.mark.parametrize("tile", cupy_plan.SPLIT_TILES)
 def test_every_tile_of_the_weights_gradient(
-    tile: cupy_plan.Tile, case: Case, splits: int, kind: str, precision: str, monkeypatch: pytest.MonkeyPatch
+    tile: cupy_plan.Tile,
+    case: Case,
+    splits: int,
+    kind: str,
+    precision: str,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     def chosen(m: int, n: int, depth: int, times: int) -> cupy_plan.Split:
         each = -(-depth // (8 * splits)) * 8
@@ -300,7 +354,8 @@ def test_every_tile_of_the_weights_gradient(
 
 @pytest.mark.parametrize("offset", [0, 1])
 def test_arrays_may_begin_anywhere_in_memory(offset: int):
-    """16 bytes are read at once only where all arrays are aligned to that; x here begins ``offset`` values further on."""
+    """16 bytes are read at once only where all arrays are aligned to that; x here begins ``offset``
+    values further on."""
     draw, windows = np.random.default_rng(0).standard_normal, Windows.of((6, 6), 3, 1, 1)
     x, weight = draw((16, 6, 6, 8)).astype("float32"), draw((5, 16, 3, 3)).astype("float32")
     with rigged() as rig:
@@ -312,18 +367,27 @@ def test_arrays_may_begin_anywhere_in_memory(offset: int):
         placed = memory.transpose(3, 0, 1, 2)
         y, saved = cupy_conv.conv(placed, rig.array(weight, "float32"), None, windows, 1, keep=True)
         x, weight = x.transpose(3, 0, 1, 2).astype("float64"), weight.astype("float64")
-        close(y, convolution(x, weight, windows, 1), "float32", convolution(np.abs(x), np.abs(weight), windows, 1))
+        close(
+            y,
+            convolution(x, weight, windows, 1),
+            "float32",
+            convolution(np.abs(x), np.abs(weight), windows, 1),
+        )
         dy = rig.array(draw(y.shape), "float32", (1, 2, 3, 0))
         dx, dweight, _ = cupy_conv.conv_backward(dy, saved)
         dy = np.asarray(dy, "float64")
         terms = gradients(np.abs(x), np.abs(weight), np.abs(dy), windows, 1)
-        for got, right, size in zip((dx, dweight), gradients(x, weight, dy, windows, 1), terms, strict=True):
+        for got, right, size in zip(
+            (dx, dweight), gradients(x, weight, dy, windows, 1), terms, strict=True
+        ):
             close(got, right, "float32", size)
 
 
 def test_how_many_launches():
     """Forward with bias, ReLU and pooling is one launch; its backward three."""
-    launches = check(Case(8, 3, 16, 1, Windows.of((12, 12), 5), True, 0), "float32", "forward", "pool")
+    launches = check(
+        Case(8, 3, 16, 1, Windows.of((12, 12), 5), True, 0), "float32", "forward", "pool"
+    )
     assert [name for name, *_ in launches] == [
         "conv_forward",
         "conv_weight_gradient",
@@ -333,7 +397,8 @@ def test_how_many_launches():
 
 
 def run_by_itself(pool: Windows, size: tuple[int, ...]) -> None:
-    """A convolution by ones of one tap, with ReLU and this pooling, against pooling in plain loops."""
+    """A convolution by ones of one tap, with ReLU and this pooling, against pooling in plain
+    loops."""
     x = np.random.default_rng(2).standard_normal((3, 2, *size))
     weight = np.ones((1, 2, *[1] * len(size)))
     with rigged() as rig:
@@ -346,7 +411,9 @@ def run_by_itself(pool: Windows, size: tuple[int, ...]) -> None:
             for k in np.ndindex(pool.kernel):
                 at = tuple(
                     o * s + i * d - before
-                    for o, s, i, d, (before, _) in zip(index[2:], pool.stride, k, pool.dilation, pool.pads, strict=True)
+                    for o, s, i, d, (before, _) in zip(
+                        index[2:], pool.stride, k, pool.dilation, pool.pads, strict=True
+                    )
                 )
                 if all(0 <= a < n for a, n in zip(at, size, strict=True)):
                     seen[at] = z[(*index[:2], *at)]
@@ -376,8 +443,13 @@ def test_other_pooling_runs_by_itself(size: tuple, geometry: tuple):
 
 def test_of_equal_maxima_the_first_takes_the_gradient():
     with rigged() as rig:
-        x, weight = rig.array(np.ones((1, 1, 4, 4)), "float32"), rig.array(np.ones((1, 1, 1, 1)), "float32")
-        y, saved = cupy_conv.conv_relu(x, weight, None, Windows.of((4, 4), 1), 1, Windows.of((4, 4), 2, 2), keep=True)
+        x, weight = (
+            rig.array(np.ones((1, 1, 4, 4)), "float32"),
+            rig.array(np.ones((1, 1, 1, 1)), "float32"),
+        )
+        y, saved = cupy_conv.conv_relu(
+            x, weight, None, Windows.of((4, 4), 1), 1, Windows.of((4, 4), 2, 2), keep=True
+        )
         dx, _, _ = cupy_conv.conv_backward(rig.array(np.ones(y.shape), "float32"), saved)
     np.testing.assert_array_equal(dx[0, 0], [[1, 0, 1, 0], [0] * 4, [1, 0, 1, 0], [0] * 4])
 
@@ -415,7 +487,10 @@ def test_the_same_bits_in_any_order():
 def test_what_is_declined(shape: tuple, dtype: str):
     windows = Windows.of(shape[2:], 3)
     with rigged() as rig:
-        x, weight = rig.array(np.zeros(shape), dtype), rig.array(np.zeros((3, 3, *windows.kernel)), dtype)
+        x, weight = (
+            rig.array(np.zeros(shape), dtype),
+            rig.array(np.zeros((3, 3, *windows.kernel)), dtype),
+        )
         assert cupy_conv.conv(x, weight, None, windows, 1, keep=True) is NotImplemented
         assert cupy_conv.conv_relu(x, weight, None, windows, 1, None, keep=True) is NotImplemented
         back = Windows.transposed(shape[2:], 3)

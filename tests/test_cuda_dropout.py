@@ -1,4 +1,5 @@
-"""The CUDA kernel of dropout, run on the host: bit for bit the portable masks, whose hash is computed in int64."""
+"""The CUDA kernel of dropout, run on the host: bit for bit the portable masks, whose hash is
+computed in int64."""
 
 from typing import Any
 
@@ -14,7 +15,9 @@ from portacnn.seeds import words
 
 pytestmark = needs_compiler
 
-counters = st.sampled_from([0, 1, 2**31 - 1, 2**32 - 1, 2**32, 2**40 + 7, 2**62]) | st.integers(0, 2**62)
+counters = st.sampled_from([0, 1, 2**31 - 1, 2**32 - 1, 2**32, 2**40 + 7, 2**62]) | st.integers(
+    0, 2**62
+)
 
 
 def triple32(x: int) -> int:
@@ -65,7 +68,10 @@ def test_the_portable_bits(n, c, size, channels, p, key, counts, flags, dtype, o
         if on_device:
             if narrow:
                 step, first = step % 2**31, first % 2**31
-            places = [rig.array(np.array(count), "int32" if narrow else "int64") for count in (step, first)]
+            places = [
+                rig.array(np.array(count), "int32" if narrow else "int64")
+                for count in (step, first)
+            ]
         y, saved = cupy_dropout.drop(x, p, length, key, *places, keep=True)
         wanted, kept = drop.forward(x, p, length, key, step, first, keep=True)
         assert y.dtype == wanted.dtype
@@ -74,7 +80,9 @@ def test_the_portable_bits(n, c, size, channels, p, key, counts, flags, dtype, o
             for place in places:  # what the counters say later is nothing to the gradient
                 place.flags.writeable = True
                 place[...] = 77
-        np.testing.assert_array_equal(cupy_dropout.drop_backward(dy, saved), drop.portable_backward(dy, kept))
+        np.testing.assert_array_equal(
+            cupy_dropout.drop_backward(dy, saved), drop.portable_backward(dy, kept)
+        )
         assert [name for name, *_ in rig.launches] == ["drop", "drop"]
         if not on_device:
             again, nothing = cupy_dropout.drop(x, p, length, key, step, first, keep=False)
@@ -107,5 +115,6 @@ def test_what_is_declined():
     with rigged() as rig:
         for shape, dtype in (((2, 3), "float16"), ((0, 3), "float32")):
             assert (
-                cupy_dropout.drop(rig.array(np.ones(shape), dtype), 0.5, 3, (1, 2), 0, 0, keep=True) is NotImplemented
+                cupy_dropout.drop(rig.array(np.ones(shape), dtype), 0.5, 3, (1, 2), 0, 0, keep=True)
+                is NotImplemented
             )

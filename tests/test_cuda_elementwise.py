@@ -20,7 +20,9 @@ ways = st.sampled_from(["first", "last", "apart"])
 def laid(rig: Rig, host: np.ndarray, dtype: str, way: str) -> np.ndarray:
     if way == "apart" and host.ndim:
         return rig.array(np.repeat(host, 2, axis=0), dtype)[::2]
-    return rig.array(host, dtype, (*range(1, host.ndim), 0) if way == "last" and host.ndim else None)
+    return rig.array(
+        host, dtype, (*range(1, host.ndim), 0) if way == "last" and host.ndim else None
+    )
 
 
 @settings(max_examples=60)
@@ -55,7 +57,9 @@ def test_sums(shape: list, lie: list, dtype: str, order: str, seed: int):
         y, saved = cupy_elementwise.add_relu(parts)
         np.testing.assert_array_equal(y, np.maximum(wanted, 0))
         dy = laid(rig, draw.normal(size=shape), dtype, lie[-1])
-        np.testing.assert_array_equal(cupy_elementwise.relu_backward(dy, saved), np.where(wanted > 0, dy, 0))
+        np.testing.assert_array_equal(
+            cupy_elementwise.relu_backward(dy, saved), np.where(wanted > 0, dy, 0)
+        )
         assert cupy_elementwise.add_relu(parts, keep=False)[1] is None
 
 
@@ -82,7 +86,9 @@ def test_take_batch(n, c, size, batch, kind, dtype, counted, order, seed):
         indices = None if batch is None else rig.array(chosen, counted)
         along = (c, *[1] * len(size))
         std = None if kind == "floats" else rig.array(draw.uniform(1, 99, along), dtype)
-        mean = rig.array(draw.uniform(0, 255, along), dtype) if kind == "bytes less a mean" else None
+        mean = (
+            rig.array(draw.uniform(0, 255, along), dtype) if kind == "bytes less a mean" else None
+        )
         y = cupy_elementwise.take_batch(images, indices, mean, std)
         wanted = host[chosen].astype(dtype)
         if mean is not None:
@@ -97,8 +103,13 @@ def test_take_batch(n, c, size, batch, kind, dtype, counted, order, seed):
 
 def test_an_image_that_is_not_in_the_set_is_nan():
     with rigged() as rig:
-        images, std = rig.array(np.ones((3, 1, 2, 2)), "uint8"), rig.array(np.full((1, 1, 1), 255.0), "float32")
-        y = cupy_elementwise.take_batch(images, rig.array(np.array([2, 3, -1, 0]), "int64"), None, std)
+        images, std = (
+            rig.array(np.ones((3, 1, 2, 2)), "uint8"),
+            rig.array(np.full((1, 1, 1), 255.0), "float32"),
+        )
+        y = cupy_elementwise.take_batch(
+            images, rig.array(np.array([2, 3, -1, 0]), "int64"), None, std
+        )
         np.testing.assert_array_equal(np.isnan(y[:, 0, 0, 0]), [False, True, True, False])
         np.testing.assert_array_equal(y[0], np.full((1, 2, 2), np.float32(1) / np.float32(255)))
 
@@ -115,7 +126,9 @@ def test_long_arrays_take_no_more_blocks_than_run_at_once(monkeypatch: pytest.Mo
 
 def test_what_is_declined():
     with rigged() as rig:
-        half, empty, one = (rig.array(np.ones(n), t) for n, t in ((3, "float16"), (0, "float32"), (3, "float32")))
+        half, empty, one = (
+            rig.array(np.ones(n), t) for n, t in ((3, "float16"), (0, "float32"), (3, "float32"))
+        )
         for x in (half, empty):
             assert cupy_elementwise.relu(x) is NotImplemented
             assert cupy_elementwise.add([x, x]) is NotImplemented

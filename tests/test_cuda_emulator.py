@@ -1,10 +1,19 @@
-"""The emulator that runs CUDA kernels on the host: it computes what they say, and shows what is wrong with them."""
+"""The emulator that runs CUDA kernels on the host: it computes what they say, and shows what is
+wrong with them."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cuda_emulator.emulator import NO_COMPILER, ORDERS, CompileError, LaunchError, Module, compiler, thread_order
+from cuda_emulator.emulator import (
+    NO_COMPILER,
+    ORDERS,
+    CompileError,
+    LaunchError,
+    Module,
+    compiler,
+    thread_order,
+)
 from cuda_rig import rounded
 
 import portacnn.backends
@@ -12,7 +21,8 @@ import portacnn.backends
 pytestmark = pytest.mark.skipif(compiler() is None, reason=NO_COMPILER)
 
 CODE = """
-#define KERNEL(name) extern "C" __global__ void __launch_bounds__(64) name(const REAL* __restrict__ x, REAL* y, int n, bool on)
+#define C_KERNEL extern "C" __global__ void __launch_bounds__(64)
+#define KERNEL(name) C_KERNEL name(const REAL* __restrict__ x, REAL* y, int n, bool on)
 KERNEL(reversed) {
   __shared__ REAL s[64];
   int i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -62,7 +72,7 @@ def test_shared_memory_begins_poisoned():
 def test_a_barrier_that_some_threads_do_not_reach():
     log = Module(CODE, OPTIONS).get_function("log")
     y = np.zeros(8, "float32")
-    with pytest.raises(LaunchError, match=r"block \(0, 0, 0\): line 14 and the end"):
+    with pytest.raises(LaunchError, match=r"block \(0, 0, 0\): line 15 and the end"):
         log((1,), (4,), (y, np.int32(1)))
     log((1, 1, 2), (2, 4), (y, np.int32(2)))  # and it goes on afterwards
     np.testing.assert_array_equal(y, [10, 10, 11, 11, 12, 12, 13, 13])
@@ -91,10 +101,14 @@ def test_wrong_arguments(args: tuple, problem: str):
         Module(CODE, OPTIONS).get_function("reversed")((1,), (64,), args)
 
 
-@pytest.mark.parametrize(("grid", "block"), [((1,), (2048,)), ((0,), (64,)), ((1, 70000), (64,)), ((1,), (64, 64))])
+@pytest.mark.parametrize(
+    ("grid", "block"), [((1,), (2048,)), ((0,), (64,)), ((1, 70000), (64,)), ((1,), (64, 64))]
+)
 def test_wrong_sizes(grid: tuple, block: tuple):
     with pytest.raises(LaunchError):
-        Module(CODE, OPTIONS).get_function("reversed")(grid, block, (X, X.copy(), np.int32(1), True))
+        Module(CODE, OPTIONS).get_function("reversed")(
+            grid, block, (X, X.copy(), np.int32(1), True)
+        )
 
 
 def test_an_absent_array_is_a_null_pointer():
@@ -115,7 +129,7 @@ def test_the_compilers_words_come_through():
         Module('extern "C" __global__ void k(float* x) { x[0] = unknown_name; }')
 
 
-# --- warps and tensor cores -----------------------------------------------------------------------------------------
+# --- warps and tensor cores -----------------------------------------------------------------------
 
 WARPS = """
 extern "C" __global__ void turned(float* y, int n) {
@@ -192,7 +206,11 @@ def decoded(registers: np.ndarray, precision: str) -> np.ndarray:
     if precision == "tf32":
         return registers.view("float32")[:, None]
     halves = registers.view("uint16").reshape(-1, 2)  # the lower one first
-    return halves.view("float16") if precision == "float16" else (halves.astype("uint32") << 16).view("float32")
+    return (
+        halves.view("float16")
+        if precision == "float16"
+        else (halves.astype("uint32") << 16).view("float32")
+    )
 
 
 @pytest.mark.parametrize("precision", WORDS)
@@ -228,22 +246,35 @@ def test_factors_are_rounded_to_the_nearest(precision: str):
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("precision", WORDS)
 def test_fragments_lie_as_ptx_has_them(precision: str, order: str):
-    """Against the lists of the PTX ISA, lane by lane; all numbers are small and whole, so that nothing is rounded."""
+    """Against the lists of the PTX ISA, lane by lane; all numbers are small and whole, so that
+    nothing is rounded."""
     rng = np.random.default_rng(1)
     depth = 8 if precision == "tf32" else 16
-    a, b, c = (rng.integers(-9, 10, shape).astype("float32") for shape in ((16, depth), (depth, 8), (16, 8)))
+    a, b, c = (
+        rng.integers(-9, 10, shape).astype("float32")
+        for shape in ((16, depth), (depth, 8), (16, 8))
+    )
     lanes = [(lane // 4, lane % 4) for lane in range(32)]
     if precision == "tf32":
-        own = np.array([[a[g, t], a[g + 8, t], a[g, t + 4], a[g + 8, t + 4]] for g, t in lanes]).view("uint32")
+        own = np.array(
+            [[a[g, t], a[g + 8, t], a[g, t + 4], a[g + 8, t + 4]] for g, t in lanes]
+        ).view("uint32")
         other = np.array([[b[t, g], b[t + 4, g]] for g, t in lanes]).view("uint32")
     else:
         rows = [
-            [a[g, 2 * t :][:2], a[g + 8, 2 * t :][:2], a[g, 2 * t + 8 :][:2], a[g + 8, 2 * t + 8 :][:2]]
+            [
+                a[g, 2 * t :][:2],
+                a[g + 8, 2 * t :][:2],
+                a[g, 2 * t + 8 :][:2],
+                a[g + 8, 2 * t + 8 :][:2],
+            ]
             for g, t in lanes
         ]
         columns = [[b[2 * t : 2 * t + 2, g], b[2 * t + 8 : 2 * t + 10, g]] for g, t in lanes]
         own, other = (_packed(np.array(numbers), precision) for numbers in (rows, columns))
-    sums = np.array([[c[g, 2 * t], c[g, 2 * t + 1], c[g + 8, 2 * t], c[g + 8, 2 * t + 1]] for g, t in lanes])
+    sums = np.array(
+        [[c[g, 2 * t], c[g, 2 * t + 1], c[g + 8, 2 * t], c[g + 8, 2 * t + 1]] for g, t in lanes]
+    )
     with thread_order(order, 5):
         cores(precision).get_function("multiply")((1,), (32,), (own, other, sums))
     wanted = 2 * (a @ b) + c
@@ -253,5 +284,9 @@ def test_fragments_lie_as_ptx_has_them(precision: str, order: str):
 
 def _packed(pairs: np.ndarray, precision: str) -> np.ndarray:
     """(lanes, registers, 2) of float32 -> (lanes, registers)."""
-    bits = pairs.astype("float16").view("uint16") if precision == "float16" else pairs.view("uint32") >> 16
+    bits = (
+        pairs.astype("float16").view("uint16")
+        if precision == "float16"
+        else pairs.view("uint32") >> 16
+    )
     return np.ascontiguousarray(bits[..., 0].astype("uint32") | bits[..., 1].astype("uint32") << 16)

@@ -99,15 +99,20 @@ def test_factors_rounded_for_tensor_cores(n, f, o, relu, precision, order, seed,
 
 
 @pytest.mark.parametrize("tile", SPLIT_TILES)
-@pytest.mark.parametrize(("splits", "precision"), [(1, "float32"), *((3, precision) for precision in PRECISIONS)])
+@pytest.mark.parametrize(
+    ("splits", "precision"), [(1, "float32"), *((3, precision) for precision in PRECISIONS)]
+)
 def test_every_tile(tile: Tile, splits: int, precision: str, monkeypatch: pytest.MonkeyPatch):
     def chosen(m: int, n: int, depth: int, times: int) -> Split:
         each = -(-depth // (8 * splits)) * 8
         return Split(tile, -(-depth // each), each)
 
     monkeypatch.setattr(cupy_linear, "split_tile", chosen)
-    launches = check(70, 90, 130, True, True, "float32", "shuffled", 1, "columns", "rows", precision)
-    assert [name for name, *_ in launches].count("sum_partials") == (0 if splits == 1 else 5)  # the forward ran twice
+    launches = check(
+        70, 90, 130, True, True, "float32", "shuffled", 1, "columns", "rows", precision
+    )
+    # the forward ran twice
+    assert [name for name, *_ in launches].count("sum_partials") == (0 if splits == 1 else 5)
 
 
 def test_the_tutorials_layer_fills_the_device():
@@ -121,14 +126,18 @@ def test_the_same_bits_in_any_order():
     for order in ("forward", "shuffled"):
         with rigged(order, 3) as rig:
             draw = np.random.default_rng(0).standard_normal
-            x, weight, dy = (rig.array(draw(shape), "float32") for shape in ((40, 300), (50, 300), (40, 50)))
+            x, weight, dy = (
+                rig.array(draw(shape), "float32") for shape in ((40, 300), (50, 300), (40, 50))
+            )
             y, saved = cupy_linear.linear_relu(x, weight, None, keep=True)
             results.append([y, *cupy_linear.linear_backward(dy, saved)[:2]])
     for one, other in zip(*results, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
-def affine(word: str, dtype: str = "float32", capability: str = "90", backward_word: str | None = None) -> list:
+def affine(
+    word: str, dtype: str = "float32", capability: str = "90", backward_word: str | None = None
+) -> list:
     """An affine map with this precision, and its backward."""
     with rigged(capability=capability) as rig:
         draw = np.random.default_rng(0).standard_normal
@@ -152,16 +161,27 @@ def test_what_precision_leaves_alone(precision: str):
 
 
 @settings(max_examples=30)
-@given(st.integers(1, 40), st.sampled_from([1, 8, 16, 33, 300]), st.integers(1, 40), st.integers(0, 99), st.booleans())
-def test_three_products_of_tf32_are_as_exact_as_stated(n: int, f: int, o: int, seed: int, alike: bool):
-    """Each product is off by at most 3 * 2**-22 of itself, beside what adding up in float32 costs. ``alike``: all of a sign."""
+@given(
+    st.integers(1, 40),
+    st.sampled_from([1, 8, 16, 33, 300]),
+    st.integers(1, 40),
+    st.integers(0, 99),
+    st.booleans(),
+)
+def test_three_products_of_tf32_are_as_exact_as_stated(
+    n: int, f: int, o: int, seed: int, alike: bool
+):
+    """Each product is off by at most 3 * 2**-22 of itself, beside what adding up in float32 costs.
+    ``alike``: all of a sign."""
     draw = np.random.default_rng(seed).standard_normal
     x, weight = draw((n, f)) * 2.0 ** np.arange(n)[:, None], draw((o, f))
     x, weight = (np.abs(a).astype("float32") if alike else a.astype("float32") for a in (x, weight))
     errors = {}
     for precision in ("3xtf32", "tf32"):
         with rigged(order="shuffled") as rig, use_precision(precision):
-            y, _ = cupy_linear.linear(rig.array(x, "float32"), rig.array(weight, "float32"), None, keep=False)
+            y, _ = cupy_linear.linear(
+                rig.array(x, "float32"), rig.array(weight, "float32"), None, keep=False
+            )
         terms = np.abs(x).astype("float64") @ np.abs(weight).T.astype("float64")
         errors[precision] = np.abs(y - x.astype("float64") @ weight.T.astype("float64")) / terms
     sums = 3 * f * 2.0**-24  # three sums for each product, each rounded to the nearest
@@ -173,20 +193,29 @@ def test_three_products_of_tf32_are_as_exact_as_stated(n: int, f: int, o: int, s
 def test_what_is_not_finite_stays_so_through_three_products_of_tf32():
     x = np.array([[np.inf, 1.0], [np.nan, 1.0], [3e38, 0.0]])
     with rigged() as rig, use_precision("3xtf32"):
-        y, _ = cupy_linear.linear(rig.array(x, "float32"), rig.array(np.ones((1, 2)), "float32"), None, keep=False)
+        y, _ = cupy_linear.linear(
+            rig.array(x, "float32"), rig.array(np.ones((1, 2)), "float32"), None, keep=False
+        )
     assert not np.isfinite(y[:2]).any()
     np.testing.assert_allclose(y[2, 0], np.float32(3e38), rtol=1e-6)
 
 
 def test_forward_and_backward_look_at_the_precision_when_they_run():
-    plain, rough, mixed = affine("float32"), affine("bfloat16"), affine("float32", backward_word="bfloat16")
+    plain, rough, mixed = (
+        affine("float32"),
+        affine("bfloat16"),
+        affine("float32", backward_word="bfloat16"),
+    )
     assert same(mixed, plain) == [True, False, False]
     assert same(mixed, rough) == [False, True, True]
 
 
 def test_nan_comes_through_relu():
     with rigged() as rig:
-        x, weight = rig.array(np.array([[1.0, np.nan]]), "float32"), rig.array(np.ones((3, 2)), "float32")
+        x, weight = (
+            rig.array(np.array([[1.0, np.nan]]), "float32"),
+            rig.array(np.ones((3, 2)), "float32"),
+        )
         assert np.isnan(cupy_linear.linear_relu(x, weight, None, keep=False)[0]).all()
 
 

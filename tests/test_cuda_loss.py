@@ -1,4 +1,5 @@
-"""The CUDA kernels of softmax cross-entropy, run on the host, against sums in float64, sample by sample."""
+"""The CUDA kernels of softmax cross-entropy, run on the host, against sums in float64, sample by
+sample."""
 
 from math import exp, log
 from typing import Any
@@ -15,10 +16,14 @@ from portacnn.ops.loss import softmax_cross_entropy
 pytestmark = needs_compiler
 
 
-def wanted(logits: np.ndarray, labels: np.ndarray, smoothing: float, ignored: int) -> tuple[np.ndarray, ...]:
-    """The mean loss of the labels that are not ignored, and its gradient; and for each what its rounding is measured by.
+def wanted(
+    logits: np.ndarray, labels: np.ndarray, smoothing: float, ignored: int
+) -> tuple[np.ndarray, ...]:
+    """The mean loss of the labels that are not ignored, and its gradient; and for each what its
+    rounding is measured by.
 
-    A sample's loss has the logarithm of a sum of 1 or more in it, which is off by that sum's rounding.
+    A sample's loss has the logarithm of a sum of 1 or more in it, which is off by that sum's
+    rounding.
     """
     n, classes = logits.shape
     counting = [i for i in range(n) if labels[i] != ignored]
@@ -55,7 +60,9 @@ def test_softmax_cross_entropy(n, classes, smoothing, ignored, flags, counted, d
     draw = np.random.default_rng(seed)
     options: dict[str, Any] = {"ignore_index": ignored, "label_smoothing": smoothing}
     with rigged(order, seed) as rig:
-        logits = rig.array(draw.normal(500.0 if far else 0.0, 4, (n, classes)), dtype, (1, 0) if last else None)
+        logits = rig.array(
+            draw.normal(500.0 if far else 0.0, 4, (n, classes)), dtype, (1, 0) if last else None
+        )
         labels = rig.array(draw.integers(0, classes, n), counted)
         loss, saved = cupy_loss.softmax_cross_entropy(logits, labels, **options)
         want, gradient, *terms = wanted(logits, labels, smoothing, ignored)
@@ -65,7 +72,12 @@ def test_softmax_cross_entropy(n, classes, smoothing, ignored, flags, counted, d
         dlogits = cupy_loss.softmax_cross_entropy_backward(1.0, saved)
         assert len(rig.launches) == launches
         close(dlogits, gradient, dtype, terms[1])
-        close(cupy_loss.softmax_cross_entropy_backward(np.array(0.5, dtype), saved), gradient / 2, dtype, terms[1])
+        close(
+            cupy_loss.softmax_cross_entropy_backward(np.array(0.5, dtype), saved),
+            gradient / 2,
+            dtype,
+            terms[1],
+        )
         again, nothing = cupy_loss.softmax_cross_entropy(logits, labels, **options, keep=False)
         assert nothing is None
         np.testing.assert_array_equal(again, loss)
@@ -88,7 +100,10 @@ def test_several_blocks_and_many_classes(classes: int, last: bool, monkeypatch: 
             want, gradient, *terms = wanted(logits, labels, 0.2, -100)
             close(loss, want, "float32", terms[0])
             close(saved, gradient, "float32", terms[1])
-            assert cupy_loss.softmax_cross_entropy(logits, labels, label_smoothing=0.2, keep=False)[0] == loss
+            assert (
+                cupy_loss.softmax_cross_entropy(logits, labels, label_smoothing=0.2, keep=False)[0]
+                == loss
+            )
             results.append((loss, saved))
     for loss, saved in results[1:]:
         assert loss == results[0][0]
@@ -97,7 +112,9 @@ def test_several_blocks_and_many_classes(classes: int, last: bool, monkeypatch: 
 
 @pytest.mark.parametrize("wrong", [-1, 4, -100, 2**40])
 @pytest.mark.parametrize("blocks", [0, 4])
-def test_a_label_out_of_range_makes_the_loss_nan(wrong: int, blocks: int, monkeypatch: pytest.MonkeyPatch):
+def test_a_label_out_of_range_makes_the_loss_nan(
+    wrong: int, blocks: int, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(cupy_loss, "_ROUNDS", blocks)
     with rigged() as rig:
         logits = rig.array(np.random.default_rng(0).normal(size=(300, 4)), "float32")
@@ -110,7 +127,8 @@ def test_a_label_out_of_range_makes_the_loss_nan(wrong: int, blocks: int, monkey
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.3])
 def test_the_gradient_beside_a_label_out_of_range(smoothing: float):
-    """As of the portable op: what smoothing spreads is asked for all the same, and the label isn't counted."""
+    """As of the portable op: what smoothing spreads is asked for all the same, and the label isn't
+    counted."""
     labels = np.array([1, 9, -2, 3, 7])
     with rigged() as rig:
         logits = rig.array(np.random.default_rng(0).normal(size=(5, 4)), "float64")
@@ -118,7 +136,9 @@ def test_the_gradient_beside_a_label_out_of_range(smoothing: float):
         _, saved = cupy_loss.softmax_cross_entropy(logits, rig.array(labels, "int64"), **options)
         loss, kept = softmax_cross_entropy.forward(np.array(logits), labels, **options)
         assert np.isnan(loss)
-        np.testing.assert_allclose(saved, softmax_cross_entropy.portable_backward(1.0, kept), atol=1e-14)
+        np.testing.assert_allclose(
+            saved, softmax_cross_entropy.portable_backward(1.0, kept), atol=1e-14
+        )
 
 
 def test_nothing_that_counts():
@@ -138,7 +158,10 @@ def test_infinities():
         loss, saved = cupy_loss.softmax_cross_entropy(logits, rig.array(np.array([0, 2]), "int64"))
         np.testing.assert_allclose(loss, log(2), rtol=1e-6)
         np.testing.assert_allclose(saved, [[-0.25, 0, 0.25], [0.25, 0, -0.25]], atol=1e-7)
-        assert cupy_loss.softmax_cross_entropy(logits, rig.array(np.array([0, 1]), "int64"))[0] == np.inf
+        assert (
+            cupy_loss.softmax_cross_entropy(logits, rig.array(np.array([0, 1]), "int64"))[0]
+            == np.inf
+        )
         nan = rig.array(np.array([[0.0, np.nan, 1.0]]), "float32")
         assert np.isnan(cupy_loss.softmax_cross_entropy(nan, rig.array(np.array([0]), "int64"))[0])
 
@@ -151,6 +174,9 @@ def test_what_is_declined():
         assert loss(logits, labels, reduction="sum") is NotImplemented
         assert loss(logits, labels, reduction="none") is NotImplemented
         assert loss(logits, logits) is NotImplemented
-        assert loss(rig.array(np.ones((3, 4, 5)), "float32"), rig.array(np.zeros((3, 5)), "int64")) is NotImplemented
+        assert (
+            loss(rig.array(np.ones((3, 4, 5)), "float32"), rig.array(np.zeros((3, 5)), "int64"))
+            is NotImplemented
+        )
         assert loss(rig.array(np.ones((3, 4)), "float16"), labels) is NotImplemented
         assert loss(rig.array(np.ones((0, 4)), "float32"), labels[:0]) is NotImplemented

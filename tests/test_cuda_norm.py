@@ -21,14 +21,29 @@ def per_channel(host: np.ndarray) -> np.ndarray:
     return np.moveaxis(np.asarray(host, "float64"), 1, 0).reshape(host.shape[1], -1)
 
 
-def wanted(x: np.ndarray, dy: np.ndarray, weight: Any, bias: Any, mean: Any, var: Any, relu: bool, eps: float) -> tuple:
-    """y, dx (N, C, ...), dweight, dbias, and for each the absolute values that it is a sum of. No mean and var: x's own."""
+def wanted(
+    x: np.ndarray,
+    dy: np.ndarray,
+    weight: Any,
+    bias: Any,
+    mean: Any,
+    var: Any,
+    relu: bool,
+    eps: float,
+) -> tuple:
+    """y, dx (N, C, ...), dweight, dbias, and for each the absolute values that it is a sum of. No
+    mean and var: x's own."""
     channels, shape = x.shape[1], np.moveaxis(x, 1, 0).shape
     rows, grads = per_channel(x), per_channel(dy)
     weight = np.ones(channels) if weight is None else np.asarray(weight, "float64")
     bias = np.zeros(channels) if bias is None else np.asarray(bias, "float64")
     terms = [np.empty(array.shape) for array in (rows, rows, weight, weight)]
-    y, dx, dweight, dbias = np.empty_like(rows), np.empty_like(rows), np.empty(channels), np.empty(channels)
+    y, dx, dweight, dbias = (
+        np.empty_like(rows),
+        np.empty_like(rows),
+        np.empty(channels),
+        np.empty(channels),
+    )
     for c in range(channels):
         m = sum(rows[c]) / rows.shape[1] if mean is None else mean[c]
         away = rows[c] - m
@@ -79,17 +94,26 @@ def test_batch_norm(n: int, c: int, size: list, flags: tuple, dtype: str, order:
     draw = np.random.default_rng(seed)
     shape = (n, c, *size)
     with rigged(order, seed) as rig:
-        x, dy = laid(rig, draw.normal(1, 3, shape), dtype, x_last), laid(rig, draw.normal(size=shape), dtype, dy_last)
+        x, dy = (
+            laid(rig, draw.normal(1, 3, shape), dtype, x_last),
+            laid(rig, draw.normal(size=shape), dtype, dy_last),
+        )
         weight = rig.array(draw.normal(size=c), dtype) if with_weight else None
         bias = rig.array(draw.normal(size=c), dtype) if with_bias else None
         before = draw.normal(size=c), draw.uniform(0.5, 2, c)
-        running = [written(rig, b, dtype) for b in before] if with_running or not training else [None, None]
+        running = (
+            [written(rig, b, dtype) for b in before]
+            if with_running or not training
+            else [None, None]
+        )
         momentum: Any = 0.3 if seed % 2 else rig.array(np.array(0.3), dtype)
         op = cupy_norm.batch_norm_relu if relu else cupy_norm.batch_norm
         options: dict[str, Any] = {"training": training, "momentum": momentum, "eps": 1e-4}
         y, saved = op(x, *running, weight, bias, **options)
         given_statistics = (None, None) if training else before
-        y64, dx64, dweight64, dbias64, *terms = wanted(x, dy, weight, bias, *given_statistics, relu, 1e-4)
+        y64, dx64, dweight64, dbias64, *terms = wanted(
+            x, dy, weight, bias, *given_statistics, relu, 1e-4
+        )
         close(y, y64, dtype, terms[0])
         if running[0] is not None:
             rows = per_channel(x)
@@ -101,7 +125,10 @@ def test_batch_norm(n: int, c: int, size: list, flags: tuple, dtype: str, order:
             assert (dx is None) == (not need_dx)
             if dx is not None:
                 close(dx, dx64, dtype, terms[1])
-            affine = (dweight, dweight64, with_weight, terms[2]), (dbias, dbias64, with_bias, terms[3])
+            affine = (
+                (dweight, dweight64, with_weight, terms[2]),
+                (dbias, dbias64, with_bias, terms[3]),
+            )
             for got, want, there, sums in affine:
                 if there:
                     close(got, want, dtype, sums)
@@ -125,7 +152,10 @@ def test_many_parts(dtype: str, order: str, monkeypatch: pytest.MonkeyPatch):
     draw = np.random.default_rng(2)
     shape = (23, 5, 10, 5)
     with rigged(order) as rig:
-        x, dy = rig.array(draw.normal(1, 3, shape), dtype), rig.array(draw.normal(size=shape), dtype)
+        x, dy = (
+            rig.array(draw.normal(1, 3, shape), dtype),
+            rig.array(draw.normal(size=shape), dtype),
+        )
         weight, bias = rig.array(draw.normal(size=5), dtype), rig.array(draw.normal(size=5), dtype)
         y, saved = cupy_norm.batch_norm_relu(x, None, None, weight, bias, training=True)
         assert rig.launches[0][1] == (18, 5)
@@ -147,7 +177,9 @@ def test_the_same_bits_in_any_order(monkeypatch: pytest.MonkeyPatch):
             x, dy = rig.array(host, "float32"), rig.array(above, "float32")
             running = [written(rig, np.ones(3), "float32") for _ in range(2)]
             y, saved = cupy_norm.batch_norm_relu(x, *running, None, None, training=True)
-            results.append([y, *running, saved.statistics, cupy_norm.batch_norm_backward(dy, saved)[0]])
+            results.append(
+                [y, *running, saved.statistics, cupy_norm.batch_norm_backward(dy, saved)[0]]
+            )
     for one, *others in zip(*results, strict=True):
         for other in others:
             np.testing.assert_array_equal(one, other)
@@ -155,7 +187,8 @@ def test_the_same_bits_in_any_order(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.mark.parametrize("first", [0.0, 1e6])
 def test_a_mean_beside_which_the_spread_is_small(first: float):
-    """Numbers near 4096.3, whose float32 neighbours are 1/2048 apart, and a spread of 1/100; or one that lies far away."""
+    """Numbers near 4096.3, whose float32 neighbours are 1/2048 apart, and a spread of 1/100; or one
+    that lies far away."""
     draw = np.random.default_rng(0)
     host = (4096.3 + draw.normal(0, 0.01, (16, 2, 20, 20))).astype("float32")
     host[0, :, 0, 0] += np.float32(first)
@@ -175,9 +208,14 @@ def test_a_mean_beside_which_the_spread_is_small(first: float):
 @pytest.mark.parametrize("value", [-3333.0, 1e-30, 0.1])
 def test_channels_of_numbers_all_alike_become_the_bias(value: float):
     with rigged() as rig:
-        x, bias = rig.array(np.full((7, 2, 5, 5), value), "float32"), rig.array(np.array([0.25, -1.0]), "float32")
+        x, bias = (
+            rig.array(np.full((7, 2, 5, 5), value), "float32"),
+            rig.array(np.array([0.25, -1.0]), "float32"),
+        )
         y, _ = cupy_norm.batch_norm(x, None, None, None, bias, training=True)
-        np.testing.assert_array_equal(y, np.broadcast_to(np.array([0.25, -1.0], "float32")[:, None, None], y.shape))
+        np.testing.assert_array_equal(
+            y, np.broadcast_to(np.array([0.25, -1.0], "float32")[:, None, None], y.shape)
+        )
 
 
 def test_nan_stays_in_its_channel():
@@ -207,9 +245,15 @@ def test_the_parts_are_the_channel(channels: int, count: int):
 
 def test_what_is_declined():
     with rigged() as rig:
-        half, empty = rig.array(np.ones((2, 3, 2, 2)), "float16"), rig.array(np.ones((0, 3, 2, 2)), "float32")
+        half, empty = (
+            rig.array(np.ones((2, 3, 2, 2)), "float16"),
+            rig.array(np.ones((0, 3, 2, 2)), "float32"),
+        )
         for x in (half, empty):
             assert cupy_norm.batch_norm(x, None, None, training=True) is NotImplemented
             assert cupy_norm.batch_norm_relu(x, None, None, training=True) is NotImplemented
         apart = written(rig, np.ones((3, 2)), "float32")[:, 0]
-        assert cupy_norm.batch_norm(rig.array(np.ones((2, 3)), "float32"), apart, apart) is NotImplemented
+        assert (
+            cupy_norm.batch_norm(rig.array(np.ones((2, 3)), "float32"), apart, apart)
+            is NotImplemented
+        )

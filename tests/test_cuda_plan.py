@@ -1,4 +1,5 @@
-"""How products are cut for a GPU: every number is covered once, splits are whole, and a large GPU has enough to do."""
+"""How products are cut for a GPU: every number is covered once, splits are whole, and a large GPU
+has enough to do."""
 
 import pytest
 from hypothesis import given
@@ -31,7 +32,8 @@ def test_a_tile_is_made_for_its_kernel(tile):
         buffers = 2 * tile.deep(itemsize) * (tile.rows + tile.columns + 8) * itemsize
         sums = (tile.slices > 1) * tile.slices * tile.rows * tile.columns * itemsize
         assert max(buffers, sums) <= 48 * 1024
-        if tile in WIDE_TILES:  # a load is of one step of depth, and a thread has the four taps of a window
+        # a load is of one step of depth, and a thread has the four taps of a window
+        if tile in WIDE_TILES:
             assert STEP[itemsize] % (THREADS * VEC[itemsize] // tile.columns) == 0
             assert tile.tn % 4 == 0
 
@@ -41,7 +43,9 @@ def test_yields_are_relative_to_the_best_tile():
     for kernel, yields in YIELDS.items():
         assert max(yields.values()) == 1, kernel
         assert all(0 < share <= 1 and name in TILES for name, share in yields.items())
-        assert {TILES[name] for name in yields} == set(SPLIT_TILES if kernel == "weight" else WIDE_TILES)
+        assert {TILES[name] for name in yields} == set(
+            SPLIT_TILES if kernel == "weight" else WIDE_TILES
+        )
 
 
 @given(counts, counts, counts, st.integers(1, 8))
@@ -54,7 +58,11 @@ def test_splits_cover_the_depth(m, n, depth, times):
 
 
 @given(
-    counts, st.integers(1, 10**7), st.integers(1, 64), st.sampled_from([4, 8]), st.sampled_from(["forward", "input"])
+    counts,
+    st.integers(1, 10**7),
+    st.integers(1, 64),
+    st.sampled_from([4, 8]),
+    st.sampled_from(["forward", "input"]),
 )
 def test_no_large_tile_leaves_most_processors_idle(m, n, times, itemsize, kernel):
     tile = wide_tile(m, n, times, itemsize, kernel)

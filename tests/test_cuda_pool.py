@@ -1,4 +1,5 @@
-"""The CUDA kernels of pooling, run on the host, against plain loops over every window in float64."""
+"""The CUDA kernels of pooling, run on the host, against plain loops over every window in
+float64."""
 
 from itertools import product
 from typing import Any
@@ -18,9 +19,12 @@ pytestmark = needs_compiler
 
 
 def cells(windows: Windows, at: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """Where the window of the output ``at`` looks, tap by tap; also where there is only padding, or nothing."""
+    """Where the window of the output ``at`` looks, tap by tap; also where there is only padding, or
+    nothing."""
     axes = zip(at, windows.stride, windows.pads, windows.kernel, windows.dilation, strict=True)
-    return list(product(*([o * s - before + k * d for k in range(kk)] for o, s, (before, _), kk, d in axes)))
+    return list(
+        product(*([o * s - before + k * d for k in range(kk)] for o, s, (before, _), kk, d in axes))
+    )
 
 
 def inside(windows: Windows, cell: tuple[int, ...]) -> bool:
@@ -28,7 +32,9 @@ def inside(windows: Windows, cell: tuple[int, ...]) -> bool:
 
 
 def padded(windows: Windows, cell: tuple[int, ...]) -> bool:
-    return all(-b <= i < n + a for i, n, (b, a) in zip(cell, windows.size, windows.pads, strict=True))
+    return all(
+        -b <= i < n + a for i, n, (b, a) in zip(cell, windows.size, windows.pads, strict=True)
+    )
 
 
 def max_pool(x: np.ndarray, dy: np.ndarray, windows: Windows) -> tuple[np.ndarray, np.ndarray]:
@@ -75,9 +81,14 @@ def pools(draw: Any, dilated: bool) -> Windows:
     extents = [kernel] * axes if isinstance(kernel, int) else kernel
     dilation = draw(st.integers(1, 2)) if dilated else 1
     most = 9 if axes < 3 else 5
-    size = [draw(st.integers(dilation * (k - 1) + 1, max(most, dilation * (k - 1) + 1))) for k in extents]
+    size = [
+        draw(st.integers(dilation * (k - 1) + 1, max(most, dilation * (k - 1) + 1)))
+        for k in extents
+    ]
     stride = draw(st.none() | st.integers(1, 3) | st.tuples(*[st.integers(1, 3)] * axes))
-    padding = draw(st.just(0) | st.tuples(*[st.tuples(st.integers(0, 1), st.integers(0, 1))] * axes))
+    padding = draw(
+        st.just(0) | st.tuples(*[st.tuples(st.integers(0, 1), st.integers(0, 1))] * axes)
+    )
     try:
         return pool_windows(size, kernel, stride, padding, dilation, draw(st.booleans()))
     except (ArgumentError, ShapeError):
@@ -90,14 +101,24 @@ dtypes = st.sampled_from(["float32", "float64"])
 
 
 @settings(max_examples=50)
-@given(pools(dilated=True), batches, st.integers(1, 3), st.integers(0, 999), dtypes, orders, st.booleans())
+@given(
+    pools(dilated=True),
+    batches,
+    st.integers(1, 3),
+    st.integers(0, 999),
+    dtypes,
+    orders,
+    st.booleans(),
+)
 def test_max_pool(windows: Windows, n: int, c: int, seed: int, dtype: str, order: str, last: bool):
     with rigged(order, seed) as rig:
         x, dy = arrays(rig, windows, n, c, seed, dtype, last)
         y, saved = cupy_pool.max_pool(x, windows, keep=True)
         y64, dx64 = max_pool(x, np.asarray(dy, "float64"), windows)
         close(y, y64, dtype, np.abs(y64))
-        close(cupy_pool.max_pool_backward(dy, saved), dx64, dtype, max_pool(x, np.abs(dy), windows)[1])
+        close(
+            cupy_pool.max_pool_backward(dy, saved), dx64, dtype, max_pool(x, np.abs(dy), windows)[1]
+        )
         assert [name for name, *_ in rig.launches] == ["max_pool", "max_pool_backward"]
         again, nothing = cupy_pool.max_pool(x, windows, keep=False)
         assert nothing is None
@@ -120,7 +141,9 @@ def test_avg_pool(windows, n, c, include, divisor, seed, dtype, order, last):
     with rigged(order, seed) as rig:
         x, dy = arrays(rig, windows, n, c, seed, dtype, last)
         y, saved = cupy_pool.avg_pool(x, windows, include, divisor, keep=True)
-        y64, dx64 = avg_pool(np.asarray(x, "float64"), np.asarray(dy, "float64"), windows, include, divisor)
+        y64, dx64 = avg_pool(
+            np.asarray(x, "float64"), np.asarray(dy, "float64"), windows, include, divisor
+        )
         terms = avg_pool(np.abs(np.asarray(x, "float64")), np.abs(dy), windows, include, divisor)
         close(y, y64, dtype, terms[0])
         close(cupy_pool.avg_pool_backward(dy, saved), dx64, dtype, terms[1])
@@ -190,7 +213,14 @@ def test_the_same_bits_in_any_order():
                 cupy_pool.max_pool(x, windows, keep=True),
                 cupy_pool.avg_pool(x, windows, False, None, keep=True),
             )
-            results.append([y, mean, cupy_pool.max_pool_backward(dy, saved), cupy_pool.avg_pool_backward(dy, kept)])
+            results.append(
+                [
+                    y,
+                    mean,
+                    cupy_pool.max_pool_backward(dy, saved),
+                    cupy_pool.avg_pool_backward(dy, kept),
+                ]
+            )
     for one, *others in zip(*results, strict=True):
         for other in others:
             np.testing.assert_array_equal(one, other)

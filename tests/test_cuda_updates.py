@@ -1,4 +1,5 @@
-"""The CUDA kernels of the optimizers' updates, run on the host, against the rules written out for one number in float64."""
+"""The CUDA kernels of the optimizers' updates, run on the host, against the rules written out for
+one number in float64."""
 
 from math import sqrt
 from typing import Any
@@ -74,16 +75,22 @@ def stepped(
     on_device: dict,
     **numbers: Any,
 ) -> list[np.ndarray]:
-    """One step by the op and by the rule. slots: which state there is; None for a list that is not there."""
+    """One step by the op and by the rule. slots: which state there is; None for a list that is not
+    there."""
     draw = np.random.default_rng(seed)
     with rigged(order, seed) as rig:
         params, grads = ([written(rig, draw.normal(size=d), dtype) for d in dims] for _ in range(2))
-        # A mean and a mean of squares that can be those of the same numbers: the variance between them is above 0.
-        state = [slot and [written(rig, draw.uniform(*slot, d), dtype) for d in dims] for slot in slots]
+        # A mean and a mean of squares that can be those of the same numbers: the variance between
+        # them is above 0.
+        state = [
+            slot and [written(rig, draw.uniform(*slot, d), dtype) for d in dims] for slot in slots
+        ]
         for g in grads:
             g.flags.writeable = False
         before = [[np.array(a) for a in arrays] for arrays in (params, *(s for s in state if s))]
-        placed = {name: rig.array(np.array(numbers[name]), kind) for name, kind in on_device.items()}
+        placed = {
+            name: rig.array(np.array(numbers[name]), kind) for name, kind in on_device.items()
+        }
         flag = None if ok is None else rig.array(np.array(ok), "bool")
         given_state = state if op is cupy_updates.rmsprop_update else [s for s in state if s]
         assert op(params, grads, *given_state, **(numbers | placed), ok=flag) is None
@@ -164,19 +171,25 @@ def test_adam(how: dict, decoupled: bool, step: int):
 
 def test_a_variance_below_0_by_rounding_is_0():
     with rigged() as rig:
-        p, g, s, m = (written(rig, np.array([value]), "float32") for value in (1.0, 0.1, 0.01, 0.1001))
+        p, g, s, m = (
+            written(rig, np.array([value]), "float32") for value in (1.0, 0.1, 0.01, 0.1001)
+        )
         cupy_updates.rmsprop_update([p], [g], [s], [m], lr=0.1, alpha=0.99, eps=1.0)
         np.testing.assert_allclose(p, [0.99], rtol=1e-6)
 
 
 @settings(max_examples=40)
 @given(shapes, dtypes, orders, st.sampled_from([0.5, 3.0, 1e9]), st.booleans(), st.integers(0, 99))
-def test_clip_by_global_norm(dims: list, dtype: str, order: str, limit: float, on_device: bool, seed: int):
+def test_clip_by_global_norm(
+    dims: list, dtype: str, order: str, limit: float, on_device: bool, seed: int
+):
     draw = np.random.default_rng(seed)
     with rigged(order, seed) as rig:
         grads = [written(rig, draw.normal(size=d), dtype) for d in dims]
         before = [np.array(g, "float64") for g in grads]
-        norm = cupy_updates.clip_by_global_norm(grads, rig.array(np.array(limit), dtype) if on_device else limit)
+        norm = cupy_updates.clip_by_global_norm(
+            grads, rig.array(np.array(limit), dtype) if on_device else limit
+        )
         wanted = sqrt(sum(float(value) ** 2 for g in before for value in g.ravel()))
         close(norm, np.array(wanted), dtype, np.array(wanted))
         for g, old in zip(grads, before, strict=True):
@@ -186,7 +199,10 @@ def test_clip_by_global_norm(dims: list, dtype: str, order: str, limit: float, o
 
 def test_a_norm_that_is_nan_shows():
     with rigged() as rig:
-        grads = [written(rig, np.array([1.0, np.nan]), "float32"), written(rig, np.ones(3), "float32")]
+        grads = [
+            written(rig, np.array([1.0, np.nan]), "float32"),
+            written(rig, np.ones(3), "float32"),
+        ]
         assert np.isnan(cupy_updates.clip_by_global_norm(grads, 1.0))
         assert np.isnan(grads[1]).all()
 
@@ -194,7 +210,10 @@ def test_a_norm_that_is_nan_shows():
 @settings(max_examples=60)
 @given(
     st.lists(
-        st.tuples(st.sampled_from([1, 5, 257, 900]), st.sampled_from(["float32", "float64", "int64"])), max_size=3
+        st.tuples(
+            st.sampled_from([1, 5, 257, 900]), st.sampled_from(["float32", "float64", "int64"])
+        ),
+        max_size=3,
     ),
     st.none() | st.tuples(st.integers(0, 1199), st.sampled_from([np.nan, np.inf, -np.inf])),
     orders,
@@ -204,7 +223,10 @@ def test_all_finite(others: list, wrong: Any, order: str):
         host = np.full(1200, 1e38)
         if wrong is not None:
             host[wrong[0]] = wrong[1]
-        arrays = [rig.array(host, "float32"), *(rig.array(np.ones(n), dtype) for n, dtype in others)]
+        arrays = [
+            rig.array(host, "float32"),
+            *(rig.array(np.ones(n), dtype) for n, dtype in others),
+        ]
         ok = cupy_updates.all_finite(arrays[::-1])
         assert ok.shape == ()
         assert ok.dtype == bool
@@ -213,7 +235,8 @@ def test_all_finite(others: list, wrong: Any, order: str):
 
 
 def test_the_same_bits_in_any_order():
-    """Of one array so long that every thread takes several numbers, and some blocks one more than others."""
+    """Of one array so long that every thread takes several numbers, and some blocks one more than
+    others."""
     results = []
     for order in ("forward", "reverse", "shuffled"):
         with rigged(order, 2) as rig:
@@ -222,7 +245,9 @@ def test_the_same_bits_in_any_order():
             norm = cupy_updates.clip_by_global_norm([g], 1.0)
             length = np.array(np.linalg.norm(np.random.default_rng(0).uniform(0.1, 1, 300_000)))
             close(norm, length, "float32", length)
-            cupy_updates.adam_update([p], [g], [m], [v], lr=0.1, beta1=0.9, beta2=0.99, eps=1e-8, step=3)
+            cupy_updates.adam_update(
+                [p], [g], [m], [v], lr=0.1, beta1=0.9, beta2=0.99, eps=1e-8, step=3
+            )
             results.append([norm, g, p, m, v])
             assert max(np.prod(grid) for _, grid, _ in rig.launches) == 1056
     for one, *others in zip(*results, strict=True):

@@ -1,4 +1,5 @@
-"""CuPy's backend, on the stand-in for CuPy: devices that are current or not, memory, and batches on their way."""
+"""CuPy's backend, on the stand-in for CuPy: devices that are current or not, memory, and batches on
+their way."""
 
 from dataclasses import dataclass
 
@@ -33,10 +34,12 @@ def home(request):
 
 def net(home):
     layers = {"conv": Conv2d(1, 2, 3), "bn": BatchNorm2d(2), "relu": ReLU(), "drop": Dropout(0.2)}
-    return Model(**layers, flatten=Flatten(), fc=Linear(None, 4)).build((1, 8, 8), device=home, seed=0)
+    return Model(**layers, flatten=Flatten(), fc=Linear(None, 4)).build(
+        (1, 8, 8), device=home, seed=0
+    )
 
 
-# --- the namespace ---------------------------------------------------------------------------------------------------
+# --- the namespace --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,9 @@ def test_a_capture_joins_arrays_and_sends_nothing(home, count, axis, name):
     if name == "stack":
         axis = axis or 0
     shapes = (
-        [(3, 4)] * count if name == "stack" else [((n % 3) + 1, 4) if axis != -1 else (3, n + 1) for n in range(count)]
+        [(3, 4)] * count
+        if name == "stack"
+        else [((n % 3) + 1, 4) if axis != -1 else (3, n + 1) for n in range(count)]
     )
     arrays = [rng.random(shape, "float32") for shape in shapes]
     there = [home.asarray(array) for array in arrays]
@@ -85,7 +90,13 @@ def test_clip_and_sign_wait_for_nothing(home):
                 xp.sign(there),
             ]
         assert {event.kind for event in seen} <= {"launch", "malloc"}
-        expected = [np.clip(x, -1, 1), np.minimum(x, 0.25), np.maximum(x, 0), np.clip(x, 1, -1), np.sign(x)]
+        expected = [
+            np.clip(x, -1, 1),
+            np.minimum(x, 0.25),
+            np.maximum(x, 0),
+            np.clip(x, 1, -1),
+            np.sign(x),
+        ]
         for got, wanted in zip(found, expected, strict=True):
             assert got.dtype == x.dtype
             np.testing.assert_array_equal(home.to_host(got), wanted)
@@ -93,11 +104,13 @@ def test_clip_and_sign_wait_for_nothing(home):
         assert home.to_host(xp.clip(whole, 0, 255)).tolist() == [0, 0, 255]
         assert home.to_host(xp.sign(whole)).tolist() == [-1, 0, 1]
         bound = np.full(7, -1, "float32")
-        np.testing.assert_array_equal(home.to_host(xp.clip(there, home.asarray(bound), None)), np.maximum(x, bound))
+        np.testing.assert_array_equal(
+            home.to_host(xp.clip(there, home.asarray(bound), None)), np.maximum(x, bound)
+        )
     assert home.xp is resolve("cuda").xp
 
 
-# --- devices ---------------------------------------------------------------------------------------------------------
+# --- devices --------------------------------------------------------------------------------------
 
 
 def test_everything_of_a_model_is_on_its_device(home, tmp_path):
@@ -118,7 +131,9 @@ def test_everything_of_a_model_is_on_its_device(home, tmp_path):
     assert bits(again) == bits(model)
     again.load_state_dict(model.state_dict())
     assert bits(again) == bits(model)
-    assert np.array_equal(home.to_host(again.predict(home.asarray(x))), home.to_host(model.predict(x)))
+    assert np.array_equal(
+        home.to_host(again.predict(home.asarray(x))), home.to_host(model.predict(x))
+    )
 
 
 def test_moving_between_devices(cp):
@@ -201,15 +216,28 @@ def test_no_other_backend_has_a_current_device():
 def test_training_on_either_device_is_the_same(home):
     model = net(home)
     with log.watch() as seen:
-        run = Trainer(model, *patches(50), *patches(20, seed=1), mini_batch_size=20, epochs=2, verbose=False)
+        run = Trainer(
+            model, *patches(50), *patches(20, seed=1), mini_batch_size=20, epochs=2, verbose=False
+        )
         run.train()
-    other = Trainer(net("cuda:0"), *patches(50), *patches(20, seed=1), mini_batch_size=20, epochs=2, verbose=False)
+    other = Trainer(
+        net("cuda:0"),
+        *patches(50),
+        *patches(20, seed=1),
+        mini_batch_size=20,
+        epochs=2,
+        verbose=False,
+    )
     other.train()
     assert run.train_loss_list == other.train_loss_list
     assert bits(model) == bits(other.model)
     sent = [event.nbytes for event in seen if event.kind == "h2d"]
-    assert sent == [50 * 8, 50 * 256, 20 * 8, 20 * 256, 50 * 8, 50 * 8], "labels, images, and an order an epoch"
-    assert sum(event.kind == "d2h" for event in seen) == 2 * 3, "losses, and two accuracies, an epoch"
+    assert sent == [50 * 8, 50 * 256, 20 * 8, 20 * 256, 50 * 8, 50 * 8], (
+        "labels, images, and an order an epoch"
+    )
+    assert sum(event.kind == "d2h" for event in seen) == 2 * 3, (
+        "losses, and two accuracies, an epoch"
+    )
 
 
 def test_contiguous_keeps_a_numbers_shape(home):
@@ -220,7 +248,7 @@ def test_contiguous_keeps_a_numbers_shape(home):
         assert home.contiguous(x.T).flags.c_contiguous
 
 
-# --- memory ----------------------------------------------------------------------------------------------------------
+# --- memory ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("limit", [0, 9_999_999_999])
@@ -245,17 +273,27 @@ def test_free_memory(cp, home):
 def test_a_set_that_does_not_fit_is_streamed(home):
     fake_cupy.capacity[home.device.id] = machine._held[home.device.id] + 1_400_000
     x, t = patches(3000)  # 768,000 bytes of images
-    run = Trainer(small_net(home), x, t, *patches(20, seed=1), mini_batch_size=300, epochs=2, verbose=False)
+    run = Trainer(
+        small_net(home), x, t, *patches(20, seed=1), mini_batch_size=300, epochs=2, verbose=False
+    )
     assert isinstance(run._feed, Streamed)
     run.train()
     fake_cupy.capacity[0] = 8 << 30
-    other = Trainer(small_net("cuda:0"), x, t, *patches(20, seed=1), mini_batch_size=300, epochs=2, verbose=False)
+    other = Trainer(
+        small_net("cuda:0"),
+        x,
+        t,
+        *patches(20, seed=1),
+        mini_batch_size=300,
+        epochs=2,
+        verbose=False,
+    )
     other.train()
     assert not isinstance(other._feed, Streamed)
     assert run.train_loss_list == other.train_loss_list
 
 
-# --- batches on their way --------------------------------------------------------------------------------------------
+# --- batches on their way -------------------------------------------------------------------------
 
 
 def batches(count, size=5):
@@ -299,7 +337,8 @@ def test_nobody_waits_but_for_the_copy_before_last():
 
 
 def test_a_copy_does_not_wait_for_work_given_later(cp):
-    """It is ordered after what was there when it was sent, so that the next step can run beside it."""
+    """It is ordered after what was there when it was sent, so that the next step can run beside
+    it."""
     home = resolve("cuda")
     uploader = home.uploader()
     first = uploader.send(np.ones(4, "float32"))

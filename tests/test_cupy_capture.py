@@ -1,7 +1,9 @@
-"""A training step as a CUDA graph, on the stand-in for CuPy: what is recorded when, and that a replay is the step to the bit.
+"""A training step as a CUDA graph, on the stand-in for CuPy: what is recorded when, and that a
+replay is the step to the bit.
 
-The stand-in executes nothing while it records, and a replay works on the memory that was recorded: a number that was read on
-the host, or an array that was made by the caller, would stay as it was then.
+The stand-in executes nothing while it records, and a replay works on the memory that was recorded:
+a number that was read on the host, or an array that was made by the caller, would stay as it was
+then.
 """
 
 import logging
@@ -47,7 +49,8 @@ class State:
 
 
 class Fit:
-    """A line fitted by steps with momentum: state that stays on the device, elementwise throughout."""
+    """A line fitted by steps with momentum: state that stays on the device, elementwise
+    throughout."""
 
     def __init__(self, home):
         self.home, self.called = home, 0
@@ -89,7 +92,7 @@ def run(home, step, count, size=8, first=0, between=lambda: None):
         return [home.to_host(loss).tobytes() for loss in losses]
 
 
-# --- replayed steps are steps ----------------------------------------------------------------------------------------
+# --- replayed steps are steps ---------------------------------------------------------------------
 
 
 def test_replay_is_the_step_to_the_bit(home):
@@ -134,7 +137,8 @@ def test_no_array_of_the_callers_is_written_to(home):
 
 
 def test_what_a_step_keeps_is_safe_from_the_graphs_of_others(home):
-    """A graph writes wherever something lay, and was freed, while it was recorded: nothing else may come to lie there."""
+    """A graph writes wherever something lay, and was freed, while it was recorded: nothing else may
+    come to lie there."""
     kept = {}
 
     def step(x, state):
@@ -165,7 +169,8 @@ def test_a_step_that_is_not_ok_changes_nothing(home):
 
 
 def test_what_a_step_gives_back_is_what_the_next_gets(home):
-    """Whichever kind the next is of: each has memory of its own for it, which its graph has set at the last step of its kind."""
+    """Whichever kind the next is of: each has memory of its own for it, which its graph has set at
+    the last step of its kind."""
     plain, captured = Fit(home), Fit(home)
     step = home.compile_step(captured, ())
     given = []
@@ -195,7 +200,10 @@ def test_steps_are_in_order_whatever_the_streams_they_are_asked_for_on(cp, home,
     for number in range(count):
         run(home, plain, 1, sizes[number % len(sizes)], number)
     with home.active():
-        streams = [*(cp.cuda.Stream(non_blocking=True) for _ in range(2)), cp.cuda.get_current_stream()]
+        streams = [
+            *(cp.cuda.Stream(non_blocking=True) for _ in range(2)),
+            cp.cuda.get_current_stream(),
+        ]
         for stream in streams[:2]:
             stream.wait_event(streams[2].record())
         for number in range(count):
@@ -217,10 +225,12 @@ def test_nothing_is_carried_or_waited_for():
         with log.watch() as seen:
             for n in range(20):
                 _, ok = step(x, y, State(n, 0.1, ok))
-    # The numbers; the batch in, but not what the step before gave back; the graph; the results out, all at once.
-    # Room for results that nobody has freed yet comes from the device.
+    # The numbers; the batch in, but not what the step before gave back; the graph; the results out,
+    # all at once. Room for results that nobody has freed yet comes from the device.
     one = ["set_words", "setitem", "setitem", "graph", "setitem"]
-    assert [e.detail if e.kind == "launch" else e.kind for e in seen if e.kind != "malloc"] == one * 20
+    assert [
+        e.detail if e.kind == "launch" else e.kind for e in seen if e.kind != "malloc"
+    ] == one * 20
 
 
 def test_the_pools_stay_as_they_are():
@@ -249,7 +259,11 @@ def test_numbers_are_arrays_on_the_device():
         found = compiled(State(number + (1 << 40), np.float64(number) / 3, None, "same"))
         assert [a.item() for a in found] == [number + (1 << 40), number / 3]
     for state in seen:
-        assert (state.step.shape, str(state.step.dtype), str(state.lr.dtype)) == ((), "int64", "float64")
+        assert (state.step.shape, str(state.step.dtype), str(state.lr.dtype)) == (
+            (),
+            "int64",
+            "float64",
+        )
         assert (state.ok, state.note) == (None, "same")
         assert state.step.data.ptr == seen[0].step.data.ptr
     assert len(seen) == 3
@@ -276,7 +290,7 @@ def test_only_dataclasses_with_few_numbers():
         step(Many())
 
 
-# --- which steps are recorded ----------------------------------------------------------------------------------------
+# --- which steps are recorded ---------------------------------------------------------------------
 
 
 def test_the_third_step_of_a_kind_is_recorded(cp):
@@ -288,7 +302,13 @@ def test_the_third_step_of_a_kind_is_recorded(cp):
         with log.watch() as seen:
             run(home, step, 1, first=number)
         found.append((fit.called, [e.kind for e in seen if e.kind in ("capture", "graph")]))
-    assert found == [(1, []), (2, []), (3, ["capture", "capture", "graph"]), (3, ["graph"]), (3, ["graph"])]
+    assert found == [
+        (1, []),
+        (2, []),
+        (3, ["capture", "capture", "graph"]),
+        (3, ["graph"]),
+        (3, ["graph"]),
+    ]
     assert cupy_capture.WARM == 2
 
 
@@ -314,10 +334,18 @@ def test_strides_and_dtypes_make_another_kind():
 
     compiled = home.compile_step(step, ())
     x = home.asarray(np.arange(6.0).reshape(2, 3))
-    for array in (x, home.xp.astype(x, home.xp.float32), home.asarray(np.arange(6.0).reshape(3, 2)).T):
+    for array in (
+        x,
+        home.xp.astype(x, home.xp.float32),
+        home.asarray(np.arange(6.0).reshape(3, 2)).T,
+    ):
         for _ in range(4):
             assert np.array_equal(compiled(array, State(1, 1.0, None)).get(), array.get() + 1)
-    assert shapes == [*[("float64", (24, 8))] * 3, *[("float32", (12, 4))] * 3, *[("float64", (8, 16))] * 3]
+    assert shapes == [
+        *[("float64", (24, 8))] * 3,
+        *[("float32", (12, 4))] * 3,
+        *[("float64", (8, 16))] * 3,
+    ]
     for note in "abab":
         compiled(x, State(1, 1.0, None, note))
     assert len(shapes) == 13, "what is fixed makes a kind, too"
@@ -341,7 +369,7 @@ def test_no_more_than_four_graphs(home):
     assert captured.called == 4 * 3 + 2 * 5 + 2 * 3
 
 
-# --- what cannot be recorded -----------------------------------------------------------------------------------------
+# --- what cannot be recorded ----------------------------------------------------------------------
 
 
 def reads(fit, x):
@@ -379,7 +407,11 @@ def test_what_cannot_be_recorded_goes_on_as_it_is(home, caplog, what, place, why
 
     plain, captured = Fit(home), Hindered(home)
     step = home.compile_step(captured, ())
-    with use_kernels("reference"), caplog.at_level(logging.WARNING, logger="portacnn"), log.watch() as seen:
+    with (
+        use_kernels("reference"),
+        caplog.at_level(logging.WARNING, logger="portacnn"),
+        log.watch() as seen,
+    ):
         losses = run(home, step, 8)
         losses += run(home, step, 4, 5, 8)
     assert losses == run(home, plain, 8) + run(home, plain, 4, 5, 8)
@@ -486,7 +518,8 @@ def test_no_room(home, after):
 
 
 def test_a_recording_that_finds_no_room_keeps_what_it_has(home, caplog):
-    """A pool gives back what lies in it unused before it has no room: not what the recorded part has freed, and will use again."""
+    """A pool gives back what lies in it unused before it has no room: not what the recorded part
+    has freed, and will use again."""
     size = [1]
 
     def step(x, state):
@@ -502,29 +535,48 @@ def test_a_recording_that_finds_no_room_keeps_what_it_has(home, caplog):
         if number == 2:
             size[0] = 100_000
             fake_cupy.capacity[home.device.id] = machine._held[home.device.id] + 81_000 + 60_000
-        assert np.array_equal(home.to_host(compiled(x, State(number, 1.0, None))), np.arange(5.0) * 2 + 1)
+        assert np.array_equal(
+            home.to_host(compiled(x, State(number, 1.0, None))), np.arange(5.0) * 2 + 1
+        )
     assert compiled.graphs == 0
     (message,) = caplog.messages
     assert "no room for 100352 bytes more beside what is recorded" in message
 
 
-# --- a network -------------------------------------------------------------------------------------------------------
+# --- a network ------------------------------------------------------------------------------------
 
 
 def net(home):
-    layers = {"conv": Conv2d(1, 3, 3), "bn": BatchNorm2d(3), "relu": ReLU(), "pool": MaxPool2d(2), "drop": Dropout(0.3)}
-    return Model(**layers, flatten=Flatten(), fc=Linear(None, 4)).build((1, 8, 8), device=home, seed=0)
+    layers = {
+        "conv": Conv2d(1, 3, 3),
+        "bn": BatchNorm2d(3),
+        "relu": ReLU(),
+        "pool": MaxPool2d(2),
+        "drop": Dropout(0.3),
+    }
+    return Model(**layers, flatten=Flatten(), fc=Linear(None, 4)).build(
+        (1, 8, 8), device=home, seed=0
+    )
 
 
 def trained(home, compile_step, **changes):
-    options = {"epochs": 20, "mini_batch_size": 20, "optimizer_param": {"lr": 0.003}, "verbose": False, **changes}
-    run = Trainer(net(home), *patches(90), *patches(20, seed=1), **options, compile_step=compile_step)
+    options = {
+        "epochs": 20,
+        "mini_batch_size": 20,
+        "optimizer_param": {"lr": 0.003},
+        "verbose": False,
+        **changes,
+    }
+    run = Trainer(
+        net(home), *patches(90), *patches(20, seed=1), **options, compile_step=compile_step
+    )
     run.train()
     return run
 
 
 def test_a_network_is_trained_to_the_same_bits():
-    """100 steps, with dropout, batch norm, Adam and a schedule, and a short batch and an evaluation after every four."""
+    """100 steps, with dropout, batch norm, Adam and a schedule, and a short batch and an evaluation
+    after every four."""
     home = resolve("cuda:1")  # which is not the current device
     with log.watch() as seen:
         captured = trained(home, True, schedule="cosine")
@@ -537,7 +589,9 @@ def test_a_network_is_trained_to_the_same_bits():
     assert captured.train_loss_list[-1] < 0.5 * captured.train_loss_list[0]
     assert len(captured.train_loss_list) == 100
     assert sum(e.kind == "graph" for e in seen) == 100 - 4
-    assert sum(e.kind == "h2d" for e in seen) == 6 + 4 + 20, "parameters, the sets, an order an epoch"
+    assert sum(e.kind == "h2d" for e in seen) == 6 + 4 + 20, (
+        "parameters, the sets, an order an epoch"
+    )
     assert sum(e.kind == "d2h" for e in seen) == 3 * 20, "losses and accuracies, an epoch"
 
 
@@ -569,14 +623,32 @@ def test_a_network_that_finds_no_room_goes_on_with_smaller_batches():
     before = bits(run.model)
     x, t = patches(4000)
     large = Trainer(
-        run.model, x, t, *patches(20, seed=1), mini_batch_size=4000, epochs=1, compile_step=True, verbose=False
+        run.model,
+        x,
+        t,
+        *patches(20, seed=1),
+        mini_batch_size=4000,
+        epochs=1,
+        compile_step=True,
+        verbose=False,
     )
     fake_cupy.capacity[home.device.id] = machine._held[home.device.id] + 3_000_000
-    with pytest.raises(OutOfMemoryError, match=r"step of 4000 images \([\d]+ bytes asked for, [\d]+ held\)"):
+    with pytest.raises(
+        OutOfMemoryError,
+        match=r"step of 4000 images \([\d]+ bytes asked for, "
+        r"[\d]+ held\)",
+    ):
         large.train()
     assert bits(run.model) == before
     small = Trainer(
-        run.model, x, t, *patches(20, seed=1), mini_batch_size=100, epochs=1, compile_step=True, verbose=False
+        run.model,
+        x,
+        t,
+        *patches(20, seed=1),
+        mini_batch_size=100,
+        epochs=1,
+        compile_step=True,
+        verbose=False,
     )
     small.train()
     assert small._step.graphs == 1

@@ -1,4 +1,5 @@
-"""Convolution by way of cuDNN: what is asked of it, the values (torch, in float64, is the measure), and when it is not asked."""
+"""Convolution by way of cuDNN: what is asked of it, the values (torch, in float64, is the measure),
+and when it is not asked."""
 
 import logging
 import sys
@@ -59,14 +60,18 @@ class Bench:
         stand_in.add, stand_in.maximum, stand_in.where = np.add, np.maximum, where
         stand_in.cuda = SimpleNamespace(
             Device=lambda: SimpleNamespace(id=self.cudnn.device),
-            get_current_stream=lambda: SimpleNamespace(ptr=self.stream, is_capturing=lambda: self.capturing),
+            get_current_stream=lambda: SimpleNamespace(
+                ptr=self.stream, is_capturing=lambda: self.capturing
+            ),
         )
 
     @property
     def kinds(self) -> list[str]:
         return [kind for kind, _, _ in self.cudnn.executed]
 
-    def step(self, windows: Windows = SQUARE, n: int = 2, c: int = 3, o: int = 4, dtype: str = "float32") -> Any:
+    def step(
+        self, windows: Windows = SQUARE, n: int = 2, c: int = 3, o: int = 4, dtype: str = "float32"
+    ) -> Any:
         """A convolution of random numbers, forward and backward, compared with torch's."""
         return convolve(self, windows, n, c, o, 1, dtype, "conv")
 
@@ -96,11 +101,21 @@ def bench(word: str | None = "all", module: Any = None) -> Iterator[Bench]:
 
 
 def by_torch(
-    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, windows: Windows, groups: int, kind: str
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray | None,
+    windows: Windows,
+    groups: int,
+    kind: str,
 ) -> tuple[Any, Callable[[np.ndarray], list[np.ndarray]]]:
-    """The result, and a function from its gradient to those of x, weight and bias. One axis is made two."""
+    """The result, and a function from its gradient to those of x, weight and bias. One axis is made
+    two."""
     one = 2 - len(windows.size)
-    given = [torch.tensor(np.asarray(a, "float64"), requires_grad=True) for a in (x, weight, bias) if a is not None]
+    given = [
+        torch.tensor(np.asarray(a, "float64"), requires_grad=True)
+        for a in (x, weight, bias)
+        if a is not None
+    ]
     pads = [side for pair in reversed(((0, 0),) * one + windows.pads) for side in pair]
     image, kernels = (a.unsqueeze(2) if one else a for a in given[:2])
     stride, dilation = ((1,) * one + axis for axis in (windows.stride, windows.dilation))
@@ -116,15 +131,27 @@ def by_torch(
         y = y.squeeze(2)
 
     def backward(dy: np.ndarray) -> list[np.ndarray]:
-        return [g.numpy() for g in torch.autograd.grad(y, given, torch.tensor(np.asarray(dy, "float64")))]
+        return [
+            g.numpy()
+            for g in torch.autograd.grad(y, given, torch.tensor(np.asarray(dy, "float64")))
+        ]
 
     return y.detach().numpy(), backward
 
 
 def convolve(
-    made: Bench, windows: Windows, n: int, c: int, o: int, groups: int, dtype: str, kind: str, seed: int = 0
+    made: Bench,
+    windows: Windows,
+    n: int,
+    c: int,
+    o: int,
+    groups: int,
+    dtype: str,
+    kind: str,
+    seed: int = 0,
 ) -> tuple[Any, Any]:
-    """c and o of one group. Bias and, for other kinds than "conv", ReLU are in it; for "pool", 2x2 pooling."""
+    """c and o of one group. Bias and, for other kinds than "conv", ReLU are in it; for "pool", 2x2
+    pooling."""
     draw = np.random.default_rng(seed).standard_normal
     last = (*range(1, 2 + len(windows.size)), 0)
     x = made.rig.array(draw((n, c * groups, *windows.size)), dtype, last)
@@ -142,12 +169,14 @@ def convolve(
     dy = made.rig.array(draw(wanted.shape), dtype, last)
     got, right = cupy_conv.conv_backward(dy, saved), backward(dy)
     assert (got[2] is None) == (bias is None)
-    for one, other, size in zip(got, right, backward_terms(np.ones(terms.shape) * np.abs(dy).max()), strict=False):
+    for one, other, size in zip(
+        got, right, backward_terms(np.ones(terms.shape) * np.abs(dy).max()), strict=False
+    ):
         close(one, other, dtype, size)
     return y, got
 
 
-# --- values -----------------------------------------------------------------------------------------------------------
+# --- values ---------------------------------------------------------------------------------------
 
 
 @settings(max_examples=40)
@@ -174,16 +203,21 @@ def test_values_through_pooling():
 
 def test_without_dx():
     with bench() as made:
-        x, weight = made.rig.array(np.ones((2, 3, 6, 5)), "float32"), made.rig.array(np.ones((4, 3, 3, 3)), "float32")
+        x, weight = (
+            made.rig.array(np.ones((2, 3, 6, 5)), "float32"),
+            made.rig.array(np.ones((4, 3, 3, 3)), "float32"),
+        )
         y, saved = cupy_conv.conv(x, weight, None, SQUARE, 1, keep=True)
-        dx, dweight, dbias = cupy_conv.conv_backward(made.rig.array(np.ones(y.shape), "float32"), saved, need_dx=False)
+        dx, dweight, dbias = cupy_conv.conv_backward(
+            made.rig.array(np.ones(y.shape), "float32"), saved, need_dx=False
+        )
         assert dx is None
         assert dbias is None
         assert dweight[0, 0, 1, 1] == 2 * 6 * 5
         assert made.kinds == ["fprop", "wgrad"]
 
 
-# --- what cuDNN is told -----------------------------------------------------------------------------------------------
+# --- what cuDNN is told ---------------------------------------------------------------------------
 
 
 def test_tensors_of_float32():
@@ -193,7 +227,11 @@ def test_tensors_of_float32():
         convolve(made, windows, 2, 2, 3, 3, "float32", "conv")
         fprop, wgrad, dgrad = made.cudnn.built
     assert [graph.kind for graph in (fprop, wgrad, dgrad)] == ["fprop", "wgrad", "dgrad"]
-    x, w, y = ([2, 6, 8, 7], [336, 56, 7, 1]), ([9, 2, 3, 2], [12, 6, 2, 1]), ([2, 9, 4, 6], [216, 24, 6, 1])
+    x, w, y = (
+        ([2, 6, 8, 7], [336, 56, 7, 1]),
+        ([9, 2, 3, 2], [12, 6, 2, 1]),
+        ([2, 9, 4, 6], [216, 24, 6, 1]),
+    )
     wanted = {"fprop": (x, w, y), "wgrad": (x, y, w), "dgrad": (y, w, x)}
     for graph in (fprop, wgrad, dgrad):
         tensors = [*graph.inputs.values(), graph.result]
@@ -208,7 +246,12 @@ def test_tensors_of_float32():
             "dilation": [1, 2],
             "compute_data_type": "FLOAT",
         }
-        assert {"TENSOR_CORE", "NONDETERMINISTIC", "DOWN_CONVERT_INPUTS", "REDUCED_PRECISION_REDUCTION"} <= graph.notes
+        assert {
+            "TENSOR_CORE",
+            "NONDETERMINISTIC",
+            "DOWN_CONVERT_INPUTS",
+            "REDUCED_PRECISION_REDUCTION",
+        } <= graph.notes
         assert graph.limit == cupy_cudnn.WORKSPACE
 
 
@@ -242,11 +285,14 @@ def test_padding_behind(size: int, kernel: int, stride: int, padding: tuple[int,
 
 @pytest.mark.parametrize("number", range(4))
 def test_arrays_that_begin_anywhere(number: int):
-    """A network's weights lie one after the other, as parts of one array: a pointer may be a multiple of no more than a number."""
+    """A network's weights lie one after the other, as parts of one array: a pointer may be a
+    multiple of no more than a number."""
     with bench() as made:
         array, moved = made.rig.array, []
 
-        def shifted(host: np.ndarray, dtype: str, order: tuple[int, ...] | None = None) -> np.ndarray:
+        def shifted(
+            host: np.ndarray, dtype: str, order: tuple[int, ...] | None = None
+        ) -> np.ndarray:
             given = array(host, dtype, order)
             if len(moved) == number or order is not None:
                 moved.append(given)
@@ -262,7 +308,7 @@ def test_arrays_that_begin_anywhere(number: int):
         assert made.kinds == ["fprop", "wgrad", "dgrad"]
 
 
-# --- plans, handles, streams ------------------------------------------------------------------------------------------
+# --- plans, handles, streams ----------------------------------------------------------------------
 
 
 def test_a_graph_is_built_once(monkeypatch: pytest.MonkeyPatch):
@@ -308,13 +354,15 @@ def test_nothing_is_built_while_a_stream_is_captured():
         assert len(made.rig.launches) == launches
 
 
-# --- what cuDNN refuses -----------------------------------------------------------------------------------------------
+# --- what cuDNN refuses ---------------------------------------------------------------------------
 
 
 @needs_compiler
 @pytest.mark.parametrize("refused", ["fprop", "wgrad", "dgrad"])
 @pytest.mark.parametrize("kind", ["conv", "relu", "pool"])
-def test_a_refused_plan_is_ours_with_one_warning(refused: str, kind: str, caplog: pytest.LogCaptureFixture):
+def test_a_refused_plan_is_ours_with_one_warning(
+    refused: str, kind: str, caplog: pytest.LogCaptureFixture
+):
     with bench() as made, caplog.at_level(logging.WARNING, "portacnn"):
         made.cudnn.refused = {refused}
         for seed in (0, 1):
@@ -326,7 +374,7 @@ def test_a_refused_plan_is_ours_with_one_warning(refused: str, kind: str, caplog
     assert "no valid engine configs" in record.getMessage()
 
 
-# --- the switch -------------------------------------------------------------------------------------------------------
+# --- the switch -----------------------------------------------------------------------------------
 
 
 def plan(n: int = 128, c: int = 64, o: int = 64, side: int = 32, kernel: int = 3) -> geometry.Plan:
@@ -368,7 +416,10 @@ def test_half_precision_stays_with_our_kernels(word: str, monkeypatch: pytest.Mo
 
 
 def test_an_unknown_word_names_the_choices():
-    with bench("yes"), pytest.raises(ArgumentError, match="PORTACNN_CUDNN must be one of 0, 1, all; got 'yes'"):
+    with (
+        bench("yes"),
+        pytest.raises(ArgumentError, match="PORTACNN_CUDNN must be one of 0, 1, all; got 'yes'"),
+    ):
         cupy_cudnn.takes(plan())
 
 
@@ -387,9 +438,15 @@ def test_a_missing_package_names_the_remedy(monkeypatch: pytest.MonkeyPatch):
 
 
 def test_a_package_without_its_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    (tmp_path / "cudnn.py").write_text("raise OSError('libcudnn.so.9: cannot open shared object file')")
+    (tmp_path / "cudnn.py").write_text(
+        "raise OSError('libcudnn.so.9: cannot open shared object file')"
+    )
     with bench("1"):
         monkeypatch.delitem(sys.modules, "cudnn")
         monkeypatch.syspath_prepend(tmp_path)
-        with pytest.raises(BackendError, match=r"does not load: libcudnn.*nvidia-cudnn-cu13 or nvidia-cudnn-cu12"):
+        with pytest.raises(
+            BackendError,
+            match=r"does not load: libcudnn.*nvidia-cudnn-cu13 or "
+            r"nvidia-cudnn-cu12",
+        ):
             cupy_cudnn.takes(plan())

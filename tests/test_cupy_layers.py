@@ -1,7 +1,8 @@
-"""Every layer in a captured step, on the stand-in for CuPy: nothing is sent or fetched, and a replay is the step to the bit.
+"""Every layer in a captured step, on the stand-in for CuPy: nothing is sent or fetched, and a
+replay is the step to the bit.
 
-The stand-in sends what CuPy sends unasked (tables of addresses, lists), and refuses it in a capture, where CuPy would record a
-copy from pinned memory and an event that is never done.
+The stand-in sends what CuPy sends unasked (tables of addresses, lists), and refuses it in a
+capture, where CuPy would record a copy from pinned memory and an event that is never done.
 """
 
 from collections.abc import Callable
@@ -39,7 +40,9 @@ def nine(make: Callable[[], Layer]) -> list[Layer]:
 def several(join: Callable[[], Layer], count: int = 2) -> Callable[[], Layer]:
     """A network in which ``join`` takes as many values, of different shapes along the channels."""
     names = [f"a{i}" for i in range(count)]
-    return lambda: L.Graph(*((name, L.Tanh(), ["input"]) for name in names), ("join", join(), names))
+    return lambda: L.Graph(
+        *((name, L.Tanh(), ["input"]) for name in names), ("join", join(), names)
+    )
 
 
 ONE: list[tuple[Callable[[], Layer], tuple[int, ...]]] = [
@@ -90,7 +93,19 @@ ONE: list[tuple[Callable[[], Layer], tuple[int, ...]]] = [
     (lambda: L.PReLU((2, 1, 1)), (2, 3, 4)),
     *(
         (lambda function=function: L.Elementwise(function), (2, 3))
-        for function in ("abs", "cos", "erf", "exp", "mish", "negative", "reciprocal", "sin", "softsign", "log", "sqrt")
+        for function in (
+            "abs",
+            "cos",
+            "erf",
+            "exp",
+            "mish",
+            "negative",
+            "reciprocal",
+            "sin",
+            "softsign",
+            "log",
+            "sqrt",
+        )
     ),
     (lambda: L.Softmax(1), (4, 3)),
     (lambda: L.LogSoftmax(1), (5,)),
@@ -123,7 +138,12 @@ ONE: list[tuple[Callable[[], Layer], tuple[int, ...]]] = [
     (lambda: L.Residual(L.Conv2d(3, 3, 3, padding=1), activation=L.ReLU()), (3, 4, 5)),
     (
         lambda: Sequential(
-            L.Conv2d(2, 4, 3), L.BatchNorm2d(4), L.ReLU(), L.MaxPool2d(2), L.Flatten(), L.Linear(None, 3)
+            L.Conv2d(2, 4, 3),
+            L.BatchNorm2d(4),
+            L.ReLU(),
+            L.MaxPool2d(2),
+            L.Flatten(),
+            L.Linear(None, 3),
         ),
         (2, 6, 6),
     ),
@@ -168,8 +188,11 @@ def carried(events: list[Any]) -> list[Any]:
     return [event for event in events if event.kind in ("h2d", "d2h", "sync")]
 
 
-def outcome(layer: Layer, home: Any, shape: tuple[int, ...], compiled: bool) -> tuple[list[bytes], Any, list[Any]]:
-    """Six steps: what each gave, the compiled step, and what was carried or waited for from the third on."""
+def outcome(
+    layer: Layer, home: Any, shape: tuple[int, ...], compiled: bool
+) -> tuple[list[bytes], Any, list[Any]]:
+    """Six steps: what each gave, the compiled step, and what was carried or waited for from the
+    third on."""
     layer.build(shape, device=home, seed=0)
     step = stepper(layer)
     run = home.compile_step(step, ()) if compiled else step
@@ -217,7 +240,7 @@ def test_every_layer_is_tried():
     assert {kind.__name__ for kind in whole - tried} <= {"Layer", "Join"}
 
 
-# --- updates and losses ----------------------------------------------------------------------------------------------
+# --- updates and losses ---------------------------------------------------------------------------
 
 UPDATES: list[tuple[str, dict[str, Any]]] = [
     ("sgd", {"weight_decay": 0.1}),
@@ -241,7 +264,10 @@ def test_a_captured_update_carries_nothing(name, options, kernels):
     """Of more parameters than CuPy joins without a table, clipped together."""
     home = resolve("cuda:1")
     rng = np.random.default_rng(0)
-    grads = [{f"p{i}": home.asarray(rng.standard_normal((2, i + 1))) for i in range(10)} for _ in range(5)]
+    grads = [
+        {f"p{i}": home.asarray(rng.standard_normal((2, i + 1))) for i in range(10)}
+        for _ in range(5)
+    ]
 
     def run(compiled: bool) -> tuple[dict[str, bytes], Any]:
         params = {f"p{i}": home.asarray(np.ones((2, i + 1))) for i in range(10)}
@@ -252,7 +278,9 @@ def test_a_captured_update_carries_nothing(name, options, kernels):
             own = [array + 0 for array in own]
             norm = ops.clip_by_global_norm(own, 1.0)
             fine = ops.all_finite(own)
-            optimizer.update(params, dict(zip(params, own, strict=True)), fine, lr=state.lr, count=state.count)
+            optimizer.update(
+                params, dict(zip(params, own, strict=True)), fine, lr=state.lr, count=state.count
+            )
             return norm, fine
 
         do = home.compile_step(step, ()) if compiled else step
@@ -271,12 +299,17 @@ def test_a_captured_update_carries_nothing(name, options, kernels):
 
 
 @pytest.mark.parametrize("kernels", ["auto", "reference"])
-@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1, "reduction": "sum"}, {"reduction": "none"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"label_smoothing": 0.1, "reduction": "sum"}, {"reduction": "none"}]
+)
 @pytest.mark.parametrize("indices", [True, False])
 def test_a_captured_loss_carries_nothing(options, indices, kernels):
     home = resolve("cuda:1")
     rng = np.random.default_rng(0)
-    x, t = rng.standard_normal((4, 5)), rng.integers(0, 5, 4) if indices else rng.dirichlet(np.ones(5), 4)
+    x, t = (
+        rng.standard_normal((4, 5)),
+        rng.integers(0, 5, 4) if indices else rng.dirichlet(np.ones(5), 4),
+    )
     x, t = home.asarray(x), home.asarray(t)
 
     def step(x: Any, t: Any, state: State) -> Any:

@@ -1,4 +1,5 @@
-"""IDX files, MNIST and its sample, checked against bytes packed by hand, published checksums and a local server."""
+"""IDX files, MNIST and its sample, checked against bytes packed by hand, published checksums and a
+local server."""
 
 import contextlib
 import gzip
@@ -49,11 +50,15 @@ TYPES = [
     (0x0D, "f", "float32", (0.0, 1.0, -2.5, 3.0e38, 1e-45, float("inf"))),
     (0x0E, "d", "float64", (0.0, 1.0, -2.5, 1e300, 5e-324, 0.1)),
 ]
-fast = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+fast = settings(
+    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 def pack(code, letter, shape, values):
-    return struct.pack(f">HBB{len(shape)}I{len(values)}{letter}", 0, code, len(shape), *shape, *values)
+    return struct.pack(
+        f">HBB{len(shape)}I{len(values)}{letter}", 0, code, len(shape), *shape, *values
+    )
 
 
 def tiny(images, labels, h=28, w=28):
@@ -62,7 +67,9 @@ def tiny(images, labels, h=28, w=28):
     return pack(8, "B", (images, h, w), pixels), pack(8, "B", (len(labels),), labels)
 
 
-def fill(folder, train=(12, (*range(10), 3, 4)), test=(3, (9, 0, 1)), h=28, w=28, suffix="", dotted=False):
+def fill(
+    folder, train=(12, (*range(10), 3, 4)), test=(3, (9, 0, 1)), h=28, w=28, suffix="", dotted=False
+):
     """Write a small set of four files and return their unpacked bytes by name."""
     folder.mkdir(parents=True, exist_ok=True)
     contents = dict(zip(NAMES, tiny(*train, h, w) + tiny(*test, h, w), strict=True))
@@ -74,7 +81,8 @@ def fill(folder, train=(12, (*range(10), 3, 4)), test=(3, (9, 0, 1)), h=28, w=28
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """A machine without any data: an empty cache folder and mirrors that nobody may reach by accident."""
+    """A machine without any data: an empty cache folder and mirrors that nobody may reach by
+    accident."""
     monkeypatch.delenv("PORTACNN_DATA", raising=False)
     monkeypatch.setenv("PORTACNN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("no_proxy", "*")
@@ -102,7 +110,9 @@ def test_read_hand_packed(tmp_path, code, letter, name, values, packed):
     array[0, 0] = 1  # really writable
 
 
-@pytest.mark.parametrize("shape", [(6,), (1, 6), (1, 2, 3), (1, 1, 2, 1, 1, 3, 1, 1), (0,), (0, 28, 28), (3, 0)])
+@pytest.mark.parametrize(
+    "shape", [(6,), (1, 6), (1, 2, 3), (1, 1, 2, 1, 1, 3, 1, 1), (0,), (0, 28, 28), (3, 0)]
+)
 def test_read_ranks_and_empty(tmp_path, shape):
     path = tmp_path / "file"
     values = list(range(int(np.prod(shape))))
@@ -176,7 +186,11 @@ def test_foreign(tmp_path, content, says):
 def test_trailing_bytes(tmp_path):
     path = tmp_path / "long"
     content = pack(8, "B", (3,), (1, 2, 3))
-    for written in (content + b"\0", gzip.compress(content + b"\0"), gzip.compress(content) + gzip.compress(b"x")):
+    for written in (
+        content + b"\0",
+        gzip.compress(content + b"\0"),
+        gzip.compress(content) + gzip.compress(b"x"),
+    ):
         path.write_bytes(written)
         with pytest.raises(DataFormatError, match="more bytes follow"):
             read_idx(path)
@@ -188,7 +202,8 @@ def test_trailing_bytes(tmp_path):
 def test_corrupt_gzip(tmp_path):
     path = tmp_path / "bad"
     good = gzip.compress(pack(8, "B", (300,), [i % 251 for i in range(300)]), mtime=0)
-    for position in (2, 12, 40, len(good) - 6, len(good) - 2):  # method, stream, stream, checksum, size
+    # method, stream, stream, checksum, size
+    for position in (2, 12, 40, len(good) - 6, len(good) - 2):
         path.write_bytes(good[:position] + bytes([good[position] ^ 0xFF]) + good[position + 1 :])
         with pytest.raises(DataFormatError, match="gzip") as raised:
             read_idx(path)
@@ -224,7 +239,8 @@ def test_huge_header_costs_nothing(tmp_path, shape, packed):
 def test_gzip_bomb(tmp_path):
     path = tmp_path / "bomb.gz"
     zeros = gzip.compress(bytes(16 << 20))
-    path.write_bytes(gzip.compress(pack(8, "B", (10,), ())) + zeros * 256)  # 4 GiB in 4 MiB, declared as 10 bytes
+    # 4 GiB in 4 MiB, declared as 10 bytes
+    path.write_bytes(gzip.compress(pack(8, "B", (10,), ())) + zeros * 256)
     with at_most(mib=24, seconds=10), pytest.raises(DataFormatError, match="more bytes follow"):
         read_idx(path)
 
@@ -238,7 +254,9 @@ def test_max_bytes(tmp_path):
 
 
 idx_like = st.builds(
-    lambda code, shape, body: b"\0\0" + bytes([code, len(shape)]) + struct.pack(f">{len(shape)}I", *shape) + body,
+    lambda code, shape, body: (
+        b"\0\0" + bytes([code, len(shape)]) + struct.pack(f">{len(shape)}I", *shape) + body
+    ),
     st.integers(0, 255),
     st.lists(st.one_of(st.integers(0, 4), st.integers(0, 2**32 - 1)), max_size=9),
     st.binary(max_size=64),
@@ -383,7 +401,9 @@ def test_no_home_folder(monkeypatch):
 @pytest.mark.parametrize("dotted", [False, True], ids=["dash", "dot"])
 @pytest.mark.parametrize("suffix", ["", ".gz"])
 def test_folder_of_any_size_and_names(tmp_path, suffix, dotted):
-    fill(tmp_path, train=(4, (0, 1, 2, 1)), test=(2, (4, 0)), h=3, w=5, suffix=suffix, dotted=dotted)
+    fill(
+        tmp_path, train=(4, (0, 1, 2, 1)), test=(2, (4, 0)), h=3, w=5, suffix=suffix, dotted=dotted
+    )
     (x_train, t_train), (x_test, t_test) = load_idx_folder(tmp_path)
     pixels = np.array([(7 * i) % 256 for i in range(60)], np.float64)
     assert x_train.shape == (4, 1, 3, 5)
@@ -406,7 +426,8 @@ def test_folder_switches(tmp_path):
     assert flat.shape == (4, 15)
     assert flat_test.shape == (2, 15)
     assert flat.tobytes() == raw.tobytes()
-    (_, one_hot), (_, one_hot_test) = load_idx_folder(tmp_path, one_hot_label=True)  # class 4 is only in the test part
+    # class 4 is only in the test part
+    (_, one_hot), (_, one_hot_test) = load_idx_folder(tmp_path, one_hot_label=True)
     assert one_hot.dtype == np.float32
     np.testing.assert_array_equal(one_hot, np.eye(5)[[0, 1, 2, 1]])
     np.testing.assert_array_equal(one_hot_test, np.eye(5)[[4, 0]])
@@ -419,7 +440,9 @@ def rename(folder, pattern):
     """MNIST's names as another publisher has them."""
     for name in NAMES:
         part, kind, *_ = name.replace("t10k", "test").split("-")
-        (folder / name).rename(folder / pattern.format(part=part, kind=kind, rank=3 if kind == "images" else 1))
+        (folder / name).rename(
+            folder / pattern.format(part=part, kind=kind, rank=3 if kind == "images" else 1)
+        )
 
 
 @pytest.mark.parametrize(
@@ -453,7 +476,9 @@ def test_emnists_folder_holds_several_sets(tmp_path):
     for name in NAMES:
         (tmp_path / name).unlink()
     with pytest.raises(
-        ArgumentError, match=r'several sets: emnist-digits, emnist-letters; say which: .*name="emnist-di'
+        ArgumentError,
+        match=r"several sets: emnist-digits, emnist-letters; say which: "
+        r'.*name="emnist-di',
     ):
         load_idx_folder(tmp_path)
     assert load_idx_folder(tmp_path, name="emnist-letters")[1][1].tolist() == [1]
@@ -469,7 +494,9 @@ def test_qmnists_labels_say_more_than_the_class(tmp_path):
     for part, classes in (("train", (5, 0, 4)), ("test", (7, 2))):
         rows = [value for label in classes for value in (label, 0, 2600, 30, 5, 9999, 0, 0)]
         (tmp_path / f"qmnist-{part}-labels-idx1-ubyte").unlink()
-        (tmp_path / f"qmnist-{part}-labels-idx2-int").write_bytes(pack(0x0C, "i", (len(classes), 8), rows))
+        (tmp_path / f"qmnist-{part}-labels-idx2-int").write_bytes(
+            pack(0x0C, "i", (len(classes), 8), rows)
+        )
     (_, t_train), (_, t_test) = load_idx_folder(tmp_path)
     assert (t_train.tolist(), t_test.tolist()) == ([5, 0, 4], [7, 2])
 
@@ -495,7 +522,11 @@ def test_labels_of_other_integer_types(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "says"),
     [
-        (NAMES[1], pack(8, "B", (11,), [1] * 11), "expected 12 labels, one for each image; came 11"),
+        (
+            NAMES[1],
+            pack(8, "B", (11,), [1] * 11),
+            "expected 12 labels, one for each image; came 11",
+        ),
         (NAMES[3], pack(8, "B", (4,), [1] * 4), "expected 3 labels, one for each image; came 4"),
         (NAMES[3], pack(9, "b", (3,), (1, -1, 2)), "came -1 to 2"),
         (NAMES[3], pack(0x0C, "i", (3,), (1, 2**31 - 1, 2)), "came 1 to 2147483647"),
@@ -600,7 +631,8 @@ def test_damaged_cache_says_what_to_do(home):
 
 @pytest.fixture
 def serve():
-    """serve(files) starts a server on loopback; it answers with files[name], and returns (its address, its log)."""
+    """serve(files) starts a server on loopback; it answers with files[name], and returns (its
+    address, its log)."""
     servers = []
 
     def start(files):
@@ -614,8 +646,11 @@ def serve():
                     self.send_error(404)
                     return
                 self.send_response(200)
-                # A pair stands for a connection that breaks: the length that was promised and what comes of it.
-                promised, content = content if isinstance(content, tuple) else (len(content), content)
+                # A pair stands for a connection that breaks: the length that was promised and what
+                # comes of it.
+                promised, content = (
+                    content if isinstance(content, tuple) else (len(content), content)
+                )
                 self.send_header("Content-Length", str(promised))
                 self.end_headers()
                 with contextlib.suppress(OSError):
@@ -625,7 +660,9 @@ def serve():
                 pass
 
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        threading.Thread(
+            target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        ).start()
         servers.append(server)
         return f"http://127.0.0.1:{server.server_address[1]}/", asked
 
@@ -637,10 +674,12 @@ def serve():
 
 @pytest.fixture
 def published(tmp_path, monkeypatch):
-    """A tiny MNIST whose checksums stand in the table instead of the real one's; its packed files by name."""
+    """A tiny MNIST whose checksums stand in the table instead of the real one's; its packed files
+    by name."""
     contents = fill(tmp_path / "original")
     table = {
-        n: mnist._Published(hashlib.md5(c, usedforsecurity=False).hexdigest(), len(c)) for n, c in contents.items()
+        n: mnist._Published(hashlib.md5(c, usedforsecurity=False).hexdigest(), len(c))
+        for n, c in contents.items()
     }
     monkeypatch.setattr(mnist, "PUBLISHED", table)
     return {f"{name}.gz": gzip.compress(content) for name, content in contents.items()}
@@ -694,7 +733,18 @@ def other_labels(packed):
         lambda packed: None,
         other_labels,
     ],
-    ids=["half", "broken-off", "no-trailer", "html", "empty", "flipped", "longer", "bomb", "404", "checksum"],
+    ids=[
+        "half",
+        "broken-off",
+        "no-trailer",
+        "html",
+        "empty",
+        "flipped",
+        "longer",
+        "bomb",
+        "404",
+        "checksum",
+    ],
 )
 def test_second_mirror_where_the_first_is_bad(home, serve, published, monkeypatch, spoil):
     bad, asked_bad = serve({name: spoil(packed) for name, packed in published.items()})
@@ -710,7 +760,9 @@ def test_mirror_that_stays_silent(home, serve, published, monkeypatch):
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
-        monkeypatch.setattr(mnist, "MIRRORS", (f"http://127.0.0.1:{silent.getsockname()[1]}/", good))
+        monkeypatch.setattr(
+            mnist, "MIRRORS", (f"http://127.0.0.1:{silent.getsockname()[1]}/", good)
+        )
         monkeypatch.setattr(mnist, "TIMEOUT", 0.05)
         assert count(load_mnist()) == 12
 
@@ -724,8 +776,12 @@ def test_mirror_that_speaks_no_http(home, serve, published, monkeypatch):
             self.request.sendall(b"220 mail.example ESMTP ready\r\n")
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Other) as other:
-        threading.Thread(target=other.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        monkeypatch.setattr(mnist, "MIRRORS", (f"http://127.0.0.1:{other.server_address[1]}/", good))
+        threading.Thread(
+            target=other.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        ).start()
+        monkeypatch.setattr(
+            mnist, "MIRRORS", (f"http://127.0.0.1:{other.server_address[1]}/", good)
+        )
         assert count(load_mnist()) == 12
         other.shutdown()
 
@@ -740,7 +796,9 @@ def test_all_mirrors_fail(home, tmp_path, serve, published, monkeypatch):
     message = str(raised.value)
     assert all(f"  {name}.gz" in message.splitlines() for name in NAMES)
     looked_in = message.split("Looked in:")[1].split("Tried:")[0].split("\n")
-    assert looked_in[1:-1] == [f"  {place}" for place in (tmp_path / "data", tmp_path / "data" / "mnist", home)]
+    assert looked_in[1:-1] == [
+        f"  {place}" for place in (tmp_path / "data", tmp_path / "data" / "mnist", home)
+    ]
     assert f"{dead}{NAMES[0]}.gz: " in message
     assert f"{spoilt}{NAMES[0]}.gz: expected content with MD5" in message
     assert "into the folder\n  " + str(home) in message
@@ -781,7 +839,10 @@ def test_full_disk_is_not_blamed_on_the_mirror(home, serve, published, monkeypat
 def test_real_files_have_the_published_content(name):
     array = read_idx(REAL / f"{name}.gz")
     header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
-    assert hashlib.md5(header + array.tobytes(), usedforsecurity=False).hexdigest() == PUBLISHED_MD5[name]
+    assert (
+        hashlib.md5(header + array.tobytes(), usedforsecurity=False).hexdigest()
+        == PUBLISHED_MD5[name]
+    )
 
 
 @needs_mnist
@@ -793,7 +854,18 @@ def test_real_mnist():
     assert t_train.dtype == t_test.dtype == np.int64
     assert x_train.min() == x_test.min() == 0
     assert x_train.max() == x_test.max() == 1
-    assert np.bincount(t_train).tolist() == [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
+    assert np.bincount(t_train).tolist() == [
+        5923,
+        6742,
+        5958,
+        6131,
+        5842,
+        5421,
+        5918,
+        6265,
+        5851,
+        5949,
+    ]
     assert t_train[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
     assert t_test[:5].tolist() == [7, 2, 1, 0, 4]
     # Mean and standard deviation as every tutorial prints them.
@@ -826,7 +898,8 @@ def test_sample():
     assert x_train.max() == x_test.max() == 1
     assert len(np.unique(t_train[:50])) == len(np.unique(t_test[:50])) == 10  # shuffled, not sorted
     everything = np.concatenate([x_train, x_test]).reshape(5000, -1)
-    assert len({image.tobytes() for image in everything}) == 5000  # nothing twice, so nothing in both parts
+    # nothing twice, so nothing in both parts
+    assert len({image.tobytes() for image in everything}) == 5000
 
 
 def test_sample_switches():
@@ -866,10 +939,14 @@ def test_sample_is_small_and_says_where_it_comes_from():
 
 @needs_mnist
 def test_sample_is_from_the_training_set():
-    images = np.frombuffer(gzip.decompress((REAL / f"{NAMES[0]}.gz").read_bytes()), np.uint8, offset=16).reshape(
-        -1, 784
+    images = np.frombuffer(
+        gzip.decompress((REAL / f"{NAMES[0]}.gz").read_bytes()), np.uint8, offset=16
+    ).reshape(-1, 784)
+    labels = np.frombuffer(
+        gzip.decompress((REAL / f"{NAMES[1]}.gz").read_bytes()), np.uint8, offset=8
     )
-    labels = np.frombuffer(gzip.decompress((REAL / f"{NAMES[1]}.gz").read_bytes()), np.uint8, offset=8)
     training = {(image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True)}
     for sample, targets in load_mnist_sample(normalize=False, flatten=True):
-        assert {(image.tobytes(), int(label)) for image, label in zip(sample, targets, strict=True)} <= training
+        assert {
+            (image.tobytes(), int(label)) for image, label in zip(sample, targets, strict=True)
+        } <= training

@@ -1,4 +1,5 @@
-"""Who computes an op: overrides and the portable pair, the switch between them, and caches that find their maker."""
+"""Who computes an op: overrides and the portable pair, the switch between them, and caches that
+find their maker."""
 
 import os
 import subprocess
@@ -49,7 +50,8 @@ class Spy:
 
 @pytest.fixture
 def override(backend: Here, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Spy]:
-    """``override("relu", f)``: the library under test gets a kernel whose forward gives f(x); all its others are gone.
+    """``override("relu", f)``: the library under test gets a kernel whose forward gives f(x); all
+    its others are gone.
 
     ``to`` is the kernel set it goes to, beside those put in already.
     """
@@ -58,7 +60,9 @@ def override(backend: Here, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Sp
     def put(op: str, result: Callable[[Any], Any], *, to: str = "native") -> Spy:
         spy, example = Spy(result), backend.array(np.ones(1))
         sets[to][op] = spy.kernel()
-        monkeypatch.setitem(runtime._by_type, type(example), replace(backend_of(example), kernels=sets))
+        monkeypatch.setitem(
+            runtime._by_type, type(example), replace(backend_of(example), kernels=sets)
+        )
         return spy
 
     return put
@@ -72,7 +76,9 @@ def test_an_override_runs_forward_and_backward(backend: Here, override: Callable
     y, cache = ops.relu(x)
     np.testing.assert_array_equal(backend.host(y), HOST * 7.0)
     assert isinstance(cache, Cache)
-    np.testing.assert_array_equal(backend.host(ops.relu_backward(backend.array(UP), cache)), UP * 1000.0)
+    np.testing.assert_array_equal(
+        backend.host(ops.relu_backward(backend.array(UP), cache)), UP * 1000.0
+    )
     assert (spy.forwards, spy.backwards) == (1, 1)
     assert ops.relu(x, keep=False)[1] is None
     ops.sigmoid(x)
@@ -83,20 +89,28 @@ def test_one_that_declines_leaves_the_portable_pair(backend: Here, override: Cal
     spy, x = override("relu", lambda x: NotImplemented), backend.array(HOST)
     y, cache = ops.relu(x)
     np.testing.assert_array_equal(backend.host(y), np.maximum(HOST, 0))
-    np.testing.assert_array_equal(backend.host(ops.relu_backward(backend.array(UP), cache)), UP * (HOST > 0))
+    np.testing.assert_array_equal(
+        backend.host(ops.relu_backward(backend.array(UP), cache)), UP * (HOST > 0)
+    )
     assert (spy.forwards, spy.backwards) == (1, 0)
 
 
-def test_a_kernel_may_decline_one_case_and_take_the_next(backend: Here, override: Callable[..., Spy]):
+def test_a_kernel_may_decline_one_case_and_take_the_next(
+    backend: Here, override: Callable[..., Spy]
+):
     spy = override("relu", lambda x: x * 7.0 if x.ndim == 2 else NotImplemented)
     taken, declined = ops.relu(backend.array(HOST))[1], ops.relu(backend.array(HOST[0]))[1]
-    np.testing.assert_array_equal(backend.host(ops.relu_backward(backend.array(UP), taken)), UP * 1000.0)
+    np.testing.assert_array_equal(
+        backend.host(ops.relu_backward(backend.array(UP), taken)), UP * 1000.0
+    )
     up = backend.host(ops.relu_backward(backend.array(UP[0]), declined))
     np.testing.assert_array_equal(up, UP[0] * (HOST[0] > 0))
     assert (spy.forwards, spy.backwards) == (2, 1)
 
 
-def test_reference_turns_overrides_off_and_auto_on_again(backend: Here, override: Callable[..., Spy]):
+def test_reference_turns_overrides_off_and_auto_on_again(
+    backend: Here, override: Callable[..., Spy]
+):
     spy, x = override("relu", lambda x: x * 7.0), backend.array(HOST)
     with use_kernels("reference"):
         np.testing.assert_array_equal(backend.host(ops.relu(x)[0]), np.maximum(HOST, 0))
@@ -136,8 +150,13 @@ def test_a_cache_goes_back_to_its_maker(backend: Here, override: Callable[..., S
     assert spy.backwards == 1
 
 
-def test_the_first_kernel_set_comes_first_and_the_switch_leaves_it_out(backend: Here, override: Callable[..., Spy]):
-    own, compiled = override("relu", lambda x: x * 7.0), override("relu", lambda x: x * 9.0, to="numba")
+def test_the_first_kernel_set_comes_first_and_the_switch_leaves_it_out(
+    backend: Here, override: Callable[..., Spy]
+):
+    own, compiled = (
+        override("relu", lambda x: x * 7.0),
+        override("relu", lambda x: x * 9.0, to="numba"),
+    )
     x = backend.array(HOST)
     for choice, factor in (("auto", 9.0), ("native", 7.0)):
         with use_kernels(choice):
@@ -154,14 +173,20 @@ def test_what_a_compiled_kernel_declines_goes_to_the_librarys_own_and_then_to_th
     backend: Here, override: Callable[..., Spy]
 ):
     own = override("relu", lambda x: x * 7.0 if x.ndim == 2 else NotImplemented)
-    compiled = override("relu", lambda x: x * 9.0 if x.shape[0] == 1 else NotImplemented, to="numba")
+    compiled = override(
+        "relu", lambda x: x * 9.0 if x.shape[0] == 1 else NotImplemented, to="numba"
+    )
     results = [backend.host(ops.relu(backend.array(x))[0]) for x in (HOST[:1], HOST, HOST[1])]
-    for got, expected in zip(results, (HOST[:1] * 9.0, HOST * 7.0, np.maximum(HOST[1], 0)), strict=True):
+    for got, expected in zip(
+        results, (HOST[:1] * 9.0, HOST * 7.0, np.maximum(HOST[1], 0)), strict=True
+    ):
         np.testing.assert_array_equal(got, expected)
     assert (compiled.forwards, own.forwards) == (3, 2)
 
 
-def test_an_op_without_a_backward_hands_on_what_it_gives(backend: Here, override: Callable[..., Spy]):
+def test_an_op_without_a_backward_hands_on_what_it_gives(
+    backend: Here, override: Callable[..., Spy]
+):
     seen = []
     override("sgd_update", lambda params: NotImplemented)
     kernel = Kernel(lambda params, grads, *, lr, ok=None: seen.append((len(params), lr)))
@@ -175,17 +200,23 @@ def test_an_op_without_a_backward_hands_on_what_it_gives(backend: Here, override
     np.testing.assert_array_equal(backend.host(p), HOST - 0.5 * UP)
 
 
-def test_bad_arguments_are_refused_before_an_override_sees_them(backend: Here, override: Callable[..., Spy]):
+def test_bad_arguments_are_refused_before_an_override_sees_them(
+    backend: Here, override: Callable[..., Spy]
+):
     spy = override("relu", lambda x: x)
     with pytest.raises(TypeError):
         ops.relu(backend.array(np.arange(3)))
     assert spy.forwards == 0
 
 
-# --- caches ---------------------------------------------------------------------------------------------------------
+# --- caches ---------------------------------------------------------------------------------------
 
 # The same numbers in one, two and three dimensions
-VIEWS: dict[int, Callable[[Any], Any]] = {1: lambda x: x[:, :, :, 0], 2: lambda x: x, 3: lambda x: x[..., None]}
+VIEWS: dict[int, Callable[[Any], Any]] = {
+    1: lambda x: x[:, :, :, 0],
+    2: lambda x: x,
+    3: lambda x: x[..., None],
+}
 
 
 ACTIVATIONS = ("relu", "leaky_relu", "elu", "sigmoid", "tanh", "silu", "gelu", "softplus")
@@ -200,7 +231,11 @@ def _spatial(kind: str, arguments: Callable[[Any], tuple], **options: Any) -> di
         def run(x, face=face, view=view, **keep):
             return face(view(x), *arguments(view(x)), **options, **keep)
 
-        calls[face.__name__] = (partial(run, keep=False), run, getattr(ops, f"{face.__name__}_backward"))
+        calls[face.__name__] = (
+            partial(run, keep=False),
+            run,
+            getattr(ops, f"{face.__name__}_backward"),
+        )
     return calls
 
 
@@ -231,12 +266,28 @@ CALLS = {
     **_spatial("avg_pool", lambda x: (1,)),
     **_spatial("adaptive_avg_pool", lambda x: (1,)),
     **_spatial("adaptive_max_pool", lambda x: (1,)),
-    "global_avg_pool": (partial(ops.global_avg_pool, keep=False), ops.global_avg_pool, ops.global_avg_pool_backward),
-    "global_max_pool": (partial(ops.global_max_pool, keep=False), ops.global_max_pool, ops.global_max_pool_backward),
-    "pad": (lambda x: ops.pad(x, (1, 1), keep=False), lambda x: ops.pad(x, (1, 1)), ops.pad_backward),
+    "global_avg_pool": (
+        partial(ops.global_avg_pool, keep=False),
+        ops.global_avg_pool,
+        ops.global_avg_pool_backward,
+    ),
+    "global_max_pool": (
+        partial(ops.global_max_pool, keep=False),
+        ops.global_max_pool,
+        ops.global_max_pool_backward,
+    ),
+    "pad": (
+        lambda x: ops.pad(x, (1, 1), keep=False),
+        lambda x: ops.pad(x, (1, 1)),
+        ops.pad_backward,
+    ),
     **{name: call for op in ACTIVATIONS for name, call in _plain(op).items()},
     **_plain("elementwise", "exp"),
-    **{name: call for op in ("scaled_elu", "hard_sigmoid", "hard_swish", "clip") for name, call in _plain(op).items()},
+    **{
+        name: call
+        for op in ("scaled_elu", "hard_sigmoid", "hard_swish", "clip")
+        for name, call in _plain(op).items()
+    },
     **_plain("softmax", 1),
     **_plain("log_softmax", 1),
     **_plain("batch_norm", None, None, training=True),
@@ -264,7 +315,9 @@ CALLS = {
 
 
 def test_here_is_every_op_that_has_a_backward():
-    assert {f"{name}_backward" for name in CALLS} == {name for name in ops.__all__ if name.endswith("_backward")}
+    assert {f"{name}_backward" for name in CALLS} == {
+        name for name in ops.__all__ if name.endswith("_backward")
+    }
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -278,16 +331,26 @@ def test_keep_false_keeps_nothing(backend: Here, name: str):
     y, cache = kept(x)
     for _, _, wrong in CALLS.values():
         if wrong is not backward:  # the faces of one op share it
-            refuses(StateError, "expected the cache of", cache.op, call=lambda wrong=wrong: wrong(y, cache))
+            refuses(
+                StateError,
+                "expected the cache of",
+                cache.op,
+                call=lambda wrong=wrong: wrong(y, cache),
+            )
     backward(y, cache)
 
 
-# --- what backends bring --------------------------------------------------------------------------------------------
+# --- what backends bring --------------------------------------------------------------------------
 
 
 def every_override() -> list[tuple[str, str, str]]:
     """The backend's name, which of its kernel sets, and the op's name."""
-    return [(name, word, op) for name in runtime.backend_names() for word, table in sets(name).items() for op in table]
+    return [
+        (name, word, op)
+        for name in runtime.backend_names()
+        for word, table in sets(name).items()
+        for op in table
+    ]
 
 
 def sets(name: str) -> Mapping[str, Mapping[str, Kernel]]:
@@ -313,7 +376,9 @@ def test_overrides_have_the_portable_signatures(name: str, word: str, op: str):
     if portable is not None:
         assert parameters(kernel.backward) == parameters(portable)
     if kernel.prepare is not None:  # it keeps nothing
-        assert parameters(kernel.prepare) == [p for p in parameters(OPS[op].forward) if p[0] != "keep"]
+        assert parameters(kernel.prepare) == [
+            p for p in parameters(OPS[op].forward) if p[0] != "keep"
+        ]
 
 
 def test_numpys_overrides_are_found():
@@ -337,7 +402,9 @@ def test_numpys_overrides_are_found():
 
 @pytest.mark.parametrize("op", ["conv", "max_pool", "avg_pool"])
 @pytest.mark.parametrize("choice", ["auto", "reference"])
-def test_torchs_own_kernels_run_when_they_should(op: str, choice: str, monkeypatch: pytest.MonkeyPatch):
+def test_torchs_own_kernels_run_when_they_should(
+    op: str, choice: str, monkeypatch: pytest.MonkeyPatch
+):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     kernel, calls = runtime.resolve("torch").kernels["native"][op], []
 
@@ -352,17 +419,21 @@ def test_torchs_own_kernels_run_when_they_should(op: str, choice: str, monkeypat
     x = torch.ones(1, 1, 4, 4)
     watched = replace(backend_of(x), kernels={"native": {op: Kernel(forward, backward)}})
     monkeypatch.setitem(runtime._by_type, torch.Tensor, watched)
-    run = {"conv": lambda **o: ops.conv2d(x, x[:, :, :3, :3], **o), "max_pool": lambda **o: ops.max_pool2d(x, 3, **o)}
+    run = {
+        "conv": lambda **o: ops.conv2d(x, x[:, :, :3, :3], **o),
+        "max_pool": lambda **o: ops.max_pool2d(x, 3, **o),
+    }
     run["avg_pool"] = lambda **o: ops.avg_pool2d(x, 3, **o)
     back = getattr(ops, f"{op}2d_backward")
     with use_kernels(choice):
         back(*run[op](padding=1))
         assert calls == ([] if choice == "reference" else ["forward", "backward"])
-        back(*run[op](padding=((1, 0), (0, 1))))  # PyTorch pads alike on both sides: the override declines
+        # PyTorch pads alike on both sides: the override declines
+        back(*run[op](padding=((1, 0), (0, 1))))
         assert calls == ([] if choice == "reference" else ["forward", "backward", "forward"])
 
 
-# --- the variable ---------------------------------------------------------------------------------------------------
+# --- the variable ---------------------------------------------------------------------------------
 
 PROGRAM = """
 import numpy as np
@@ -371,7 +442,8 @@ from functools import partial
 from portacnn import ops, runtime
 from portacnn.runtime import Kernel
 x = np.ones(2)
-kernels = {"native": {"relu": Kernel(lambda x, *, keep=True: (x * 7.0, None), lambda dy, saved: dy)}}
+kernels = {"native": {"relu": Kernel(lambda x, *, keep=True: (x * 7.0, None), lambda dy,
+    saved: dy)}}
 runtime._by_type[np.ndarray] = replace(runtime.backend_of(x), kernels=kernels)
 print(ops.relu(x)[0][0])
 with ops.use_kernels("auto"):
@@ -380,7 +452,9 @@ with ops.use_kernels("auto"):
 
 
 def in_a_process(program: str, **variables: str) -> subprocess.CompletedProcess:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PORTACNN_")}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("PORTACNN_")
+    }
     return subprocess.run(
         [sys.executable, "-c", program],
         cwd=ROOT,
@@ -410,19 +484,33 @@ def test_the_variable(variables: dict[str, str], printed: list[str]):
 
 def test_the_variable_is_read_at_the_first_op():
     """So that a program may set it after its imports."""
-    done = in_a_process(f"import os, portacnn\nos.environ['PORTACNN_KERNELS'] = 'reference'\n{PROGRAM}")
+    done = in_a_process(
+        f"import os, portacnn\nos.environ['PORTACNN_KERNELS'] = 'reference'\n{PROGRAM}"
+    )
     assert done.stdout.split() == ["1.0", "7.0"], done.stderr
 
 
 def test_an_unknown_choice_names_the_choices():
-    done = in_a_process("import numpy, portacnn; portacnn.ops.relu(numpy.ones(3))", PORTACNN_KERNELS="fast")
+    done = in_a_process(
+        "import numpy, portacnn; portacnn.ops.relu(numpy.ones(3))", PORTACNN_KERNELS="fast"
+    )
     assert done.returncode != 0
     last = done.stderr.strip().splitlines()[-1]
-    for word in ("ArgumentError", "PORTACNN_KERNELS", "auto", "numba", "native", "reference", "'fast'"):
+    for word in (
+        "ArgumentError",
+        "PORTACNN_KERNELS",
+        "auto",
+        "numba",
+        "native",
+        "reference",
+        "'fast'",
+    ):
         assert word in last
 
     def enter() -> None:
         with use_kernels("fast"):
             pass
 
-    refuses(ArgumentError, "use_kernels", "auto", "numba", "native", "reference", "'fast'", call=enter)
+    refuses(
+        ArgumentError, "use_kernels", "auto", "numba", "native", "reference", "'fast'", call=enter
+    )

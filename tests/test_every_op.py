@@ -1,4 +1,5 @@
-"""What holds of every op alike: half precision, byte order, no warnings, any memory, no subclass that means something else."""
+"""What holds of every op alike: half precision, byte order, no warnings, any memory, no subclass
+that means something else."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,11 +24,14 @@ names = pytest.mark.parametrize("name", EVERY)
 def test_every_op_is_here():
     """Put how it is called into EVERY."""
     forwards = {name for name in ops.__all__ if not name.endswith("_backward")}
-    assert forwards - {"Cache", "use_kernels", "use_precision", "col2im"} == {case.op for case in EVERY.values()}
+    assert forwards - {"Cache", "use_kernels", "use_precision", "col2im"} == {
+        case.op for case in EVERY.values()
+    }
 
 
 def drawn(shapes: Shapes, seed: int = 0) -> dict[str, np.ndarray]:
-    """Numbers from 0.5 to 1.5, with distinct maxima; matrices of weights such that products are of that size too."""
+    """Numbers from 0.5 to 1.5, with distinct maxima; matrices of weights such that products are of
+    that size too."""
     rng = np.random.default_rng(seed)
     arrays = {name: rng.uniform(0.5, 1.5, shape) for name, shape in shapes.items()}
     for name, array in arrays.items():
@@ -40,11 +44,13 @@ def results(here: Here, case: Case, arrays: dict[str, Any]) -> list[np.ndarray]:
     return [here.host(array) for array in case.run(here, arrays)]
 
 
-# --- half precision ---------------------------------------------------------------------------------------------------
+# --- half precision -------------------------------------------------------------------------------
 
 
 @names
-@pytest.mark.parametrize(("library", "dtype"), [("numpy", "float16"), ("torch", "float16"), ("torch", "bfloat16")])
+@pytest.mark.parametrize(
+    ("library", "dtype"), [("numpy", "float16"), ("torch", "float16"), ("torch", "bfloat16")]
+)
 def test_sums_of_half_precision_are_made_in_float32(name: str, library: str, dtype: str):
     if library == "torch":
         pytest.importorskip("torch")
@@ -62,27 +68,36 @@ def test_sums_of_half_precision_are_made_in_float32(name: str, library: str, dty
             np.testing.assert_array_equal(home.to_host(got), right)
             continue
         assert got.dtype == half
-        size = np.abs(right).max() + float("norm" in name)  # what is left of dx is the rounding of dy
+        # what is left of dx is the rounding of dy
+        size = np.abs(right).max() + float("norm" in name)
         np.testing.assert_allclose(
             home.to_host(xp.astype(got, xp.float64)), right, rtol=0, atol=16 * step * size + 1e-6
         )
 
 
 def test_the_loss_of_many_zeros_in_float16():
-    loss, cache = ops.softmax_cross_entropy(np.zeros((65520, 2), np.float16), np.zeros(65520, np.int64))
+    loss, cache = ops.softmax_cross_entropy(
+        np.zeros((65520, 2), np.float16), np.zeros(65520, np.int64)
+    )
     assert loss.dtype == np.float16
     assert float(loss) == pytest.approx(np.log(2), abs=5e-4)
     gradient = ops.softmax_cross_entropy_backward(1.0, cache)
     assert gradient.dtype == np.float16
-    np.testing.assert_allclose(gradient, [[-0.5 / 65520, 0.5 / 65520]] * 65520, atol=6e-8)  # a step of float16 there
+    # a step of float16 there
+    np.testing.assert_allclose(gradient, [[-0.5 / 65520, 0.5 / 65520]] * 65520, atol=6e-8)
 
 
 def test_floats_of_eight_bits_are_refused():
     torch = pytest.importorskip("torch")
-    refuses(ArrayError, "floating point", "float8", call=lambda: ops.relu(torch.zeros(2, dtype=torch.float8_e4m3fn)))
+    refuses(
+        ArrayError,
+        "floating point",
+        "float8",
+        call=lambda: ops.relu(torch.zeros(2, dtype=torch.float8_e4m3fn)),
+    )
 
 
-# --- byte order -------------------------------------------------------------------------------------------------------
+# --- byte order -----------------------------------------------------------------------------------
 
 
 @names
@@ -91,7 +106,9 @@ def test_byte_order(name: str, dtype: str):
     case = EVERY[name]
     for choice in choices(NUMPY):
         with use_kernels(choice):
-            expected = case.run(NUMPY, {word: host.astype(dtype) for word, host in drawn(case.small).items()})
+            expected = case.run(
+                NUMPY, {word: host.astype(dtype) for word, host in drawn(case.small).items()}
+            )
             swapped = {word: host.astype(f">{dtype}") for word, host in drawn(case.small).items()}
             found = case.run(NUMPY, dict(swapped))
         written = {id(array) for array in swapped.values()}
@@ -103,18 +120,38 @@ def test_byte_order(name: str, dtype: str):
 def test_a_gradient_of_foreign_byte_order():
     x = np.linspace(-1, 1, 12, dtype=np.float32).reshape(3, 4)
     y, cache = ops.tanh(x)
-    np.testing.assert_array_equal(ops.tanh_backward(y.astype(">f4"), cache), ops.tanh_backward(y, cache))
-    refuses(ArrayError, "linear", "byte order", "native", call=lambda: ops.linear(x.astype(">f4"), x))
+    np.testing.assert_array_equal(
+        ops.tanh_backward(y.astype(">f4"), cache), ops.tanh_backward(y, cache)
+    )
+    refuses(
+        ArrayError, "linear", "byte order", "native", call=lambda: ops.linear(x.astype(">f4"), x)
+    )
 
 
-# --- warnings ---------------------------------------------------------------------------------------------------------
+# --- warnings -------------------------------------------------------------------------------------
 
-EXTREMES = (np.inf, -np.inf, np.nan, 0.0, -0.0, 3e38, -3e38, 1e-45, 1e30, -1e30, 1e-30, 1000.0, -1000.0, 1.0)
+EXTREMES = (
+    np.inf,
+    -np.inf,
+    np.nan,
+    0.0,
+    -0.0,
+    3e38,
+    -3e38,
+    1e-45,
+    1e30,
+    -1e30,
+    1e-30,
+    1000.0,
+    -1000.0,
+    1.0,
+)
 
 
 @contextmanager
 def everything_raises() -> Iterator[None]:
-    """Whatever NumPy has to say of a number is an error, in this thread and in others; and it is still so afterwards."""
+    """Whatever NumPy has to say of a number is an error, in this thread and in others; and it is
+    still so afterwards."""
     with warnings.catch_warnings(), np.errstate(all="raise"):
         warnings.simplefilter("error")
         before = np.geterr()
@@ -130,19 +167,26 @@ def test_no_warnings(name: str, library: str):
     here, case = Here(library, resolve(library)), EVERY[name]
     for seed in range(3):
         rng = np.random.default_rng(seed)
-        values = {word: rng.choice(EXTREMES if seed else EXTREMES[3:], shape) for word, shape in case.small.items()}
+        values = {
+            word: rng.choice(EXTREMES if seed else EXTREMES[3:], shape)
+            for word, shape in case.small.items()
+        }
         with np.errstate(all="ignore"):
             hosts = {word: host.astype("float32") for word, host in values.items()}
         for choice in choices(here):
             with use_kernels(choice), pieces_for(2):
-                quiet = results(here, case, {word: here.array(host) for word, host in hosts.items()})
+                quiet = results(
+                    here, case, {word: here.array(host) for word, host in hosts.items()}
+                )
                 with everything_raises():
-                    found = results(here, case, {word: here.array(host) for word, host in hosts.items()})
+                    found = results(
+                        here, case, {word: here.array(host) for word, host in hosts.items()}
+                    )
             for got, right in zip(found, quiet, strict=True):
                 np.testing.assert_array_equal(got, right)
 
 
-# --- memory -----------------------------------------------------------------------------------------------------------
+# --- memory ---------------------------------------------------------------------------------------
 
 
 def _negative(array: np.ndarray) -> np.ndarray:
@@ -181,8 +225,12 @@ def test_any_memory(name: str, memory: str):
     case = EVERY[name]
     for choice in choices(NUMPY):
         with use_kernels(choice):
-            expected = case.run(NUMPY, {word: host.astype("f4") for word, host in drawn(case.small).items()})
-            laid = {word: MEMORY[memory](host.astype("f4")) for word, host in drawn(case.small).items()}
+            expected = case.run(
+                NUMPY, {word: host.astype("f4") for word, host in drawn(case.small).items()}
+            )
+            laid = {
+                word: MEMORY[memory](host.astype("f4")) for word, host in drawn(case.small).items()
+            }
             found = case.run(NUMPY, laid)
         for got, right in zip(found, expected, strict=True):
             np.testing.assert_allclose(got, right, rtol=1e-5, atol=1e-6)
@@ -194,7 +242,9 @@ def test_no_samples(name: str):
     case = EVERY[name]
     first, *_ = case.small
     batched = case.small if first == "p" else (first, "target")
-    shapes = {word: (0, *shape[1:]) if word in batched else shape for word, shape in case.small.items()}
+    shapes = {
+        word: (0, *shape[1:]) if word in batched else shape for word, shape in case.small.items()
+    }
     for choice in choices(NUMPY):
         with use_kernels(choice), everything_raises():
             try:
@@ -203,7 +253,7 @@ def test_no_samples(name: str):
                 continue
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 
 @names

@@ -1,4 +1,5 @@
-"""The stand-in for CuPy refuses what CuPy refuses, and finds what a GPU would get wrong only now and then."""
+"""The stand-in for CuPy refuses what CuPy refuses, and finds what a GPU would get wrong only now
+and then."""
 
 import gc
 
@@ -34,7 +35,9 @@ def test_no_array_becomes_numpys_unasked(cp):
     assert (a * np.float32(2)).get().tolist() == [2, 4]
 
 
-@pytest.mark.parametrize("read", [float, int, bool, lambda a: a.item(), lambda a: f"{a:.1f}", lambda a: a.get()])
+@pytest.mark.parametrize(
+    "read", [float, int, bool, lambda a: a.item(), lambda a: f"{a:.1f}", lambda a: a.get()]
+)
 def test_what_is_read_back_is_noted(cp, read):
     a = cp.sum(on(cp, 1, 2))
     assert a.shape == ()
@@ -84,7 +87,8 @@ def test_streams_that_nobody_orders(cp):
 
 
 def test_memory_that_was_freed_for_another_stream(cp):
-    """A block goes back to the stream it was taken for, whatever the others are still doing with it."""
+    """A block goes back to the stream it was taken for, whatever the others are still doing with
+    it."""
     a, other = on(cp, 1, 2), cp.cuda.Stream(non_blocking=True)
     other.wait_event(cp.cuda.get_current_stream().record())
     with other:
@@ -116,7 +120,10 @@ def test_out_of_memory(cp):
         a = cp.empty((512,), dtype="float32")
         with pytest.raises(OutOfMemoryError) as caught:
             cp.empty((1024,), dtype="float32")
-        assert str(caught.value) == "Out of memory allocating 4,096 bytes (allocated so far: 2,048 bytes)."
+        assert (
+            str(caught.value)
+            == "Out of memory allocating 4,096 bytes (allocated so far: 2,048 bytes)."
+        )
         assert isinstance(caught.value, MemoryError)
         del a
         cp.empty((1024,), dtype="float32")
@@ -180,7 +187,9 @@ def test_to_join_many_arrays_cupy_sends_tables(cp, shapes, axis, tables):
     with log.watch() as seen:
         joined = cp.concatenate(parts, axis=axis)
         assert [event.kind for event in seen].count("h2d") == tables
-        assert np.array_equal(joined.get(), np.concatenate([part.get() for part in parts], axis=axis))
+        assert np.array_equal(
+            joined.get(), np.concatenate([part.get() for part in parts], axis=axis)
+        )
 
 
 def test_what_else_is_sent_or_waited_for_unasked(cp):

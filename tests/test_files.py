@@ -1,4 +1,5 @@
-"""Models in files: what is written comes back, and what is no model is refused before anything of it is believed."""
+"""Models in files: what is written comes back, and what is no model is refused before anything of
+it is believed."""
 
 import contextlib
 import json
@@ -16,11 +17,24 @@ from nets import bits, patches, small_net
 import portacnn
 from portacnn import Normalize, files
 from portacnn.errors import ArgumentError, ModelFormatError
-from portacnn.layers import AvgPool2d, Conv2d, Flatten, Layer, Linear, MaxPool2d, ReLU, Sequential, Sigmoid, Tanh
+from portacnn.layers import (
+    AvgPool2d,
+    Conv2d,
+    Flatten,
+    Layer,
+    Linear,
+    MaxPool2d,
+    ReLU,
+    Sequential,
+    Sigmoid,
+    Tanh,
+)
 from portacnn.models import Model, SimpleConvNet
 
 st_numpy = pytest.importorskip("safetensors.numpy")
-fuzz = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+fuzz = settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -67,12 +81,16 @@ def with_description(data, description):
     return struct.pack("<Q", len(text)) + text + tensors
 
 
-# --- there and back --------------------------------------------------------------------------------------------------
+# --- there and back -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
-    "make", [lambda **to: small_net(**to), lambda device, **to: own().build((1, 8, 8), device=device, **to)]
+    "make",
+    [
+        lambda **to: small_net(**to),
+        lambda device, **to: own().build((1, 8, 8), device=device, **to),
+    ],
 )
 def test_round_trip(backend, tmp_path, make, dtype):
     net = make(device=backend.device, dtype=dtype, seed=3)
@@ -85,7 +103,9 @@ def test_round_trip(backend, tmp_path, make, dtype):
         assert bits(again) == bits(net)
         assert again.dtype == dtype
         assert again.input_shape == net.input_shape
-        assert [(layer.path, type(layer)) for layer in again.walk()] == [(la.path, type(la)) for la in net.walk()]
+        assert [(layer.path, type(layer)) for layer in again.walk()] == [
+            (la.path, type(la)) for la in net.walk()
+        ]
         assert again.loss(x, t) == pytest.approx(net.loss(x, t), rel=1e-5)
     assert type(net).load(path, device=backend.device).backend == backend.backend
     assert list(tmp_path.iterdir()) == [path]
@@ -96,7 +116,9 @@ def test_from_backend_to_backend(tmp_path):
     pytest.importorskip("array_api_strict")
     net = small_net("numpy", dtype="float64")
     before, expected = bits(net), net.loss(*patches(9))
-    for step, device in enumerate(["torch", "array_api_strict:device1", "torch", "array_api_strict", "numpy"]):
+    for step, device in enumerate(
+        ["torch", "array_api_strict:device1", "torch", "array_api_strict", "numpy"]
+    ):
         net.save(tmp_path / f"{step}")
         net = portacnn.load(tmp_path / f"{step}", device=device)
         assert bits(net) == before
@@ -110,7 +132,9 @@ def test_the_variable_chooses_where_a_model_is_loaded(backend, tmp_path, monkeyp
 
 
 def test_arguments_come_back(tmp_path):
-    net = SimpleConvNet((2, 9, 9), {"filter_num": 3, "pad": 1}, 7, 5, weight_init_std="sigmoid", seed=0)
+    net = SimpleConvNet(
+        (2, 9, 9), {"filter_num": 3, "pad": 1}, 7, 5, weight_init_std="sigmoid", seed=0
+    )
     net.save(tmp_path / "net")
     again = portacnn.load(tmp_path / "net")
     assert again.children["conv1"].padding == 1
@@ -119,7 +143,9 @@ def test_arguments_come_back(tmp_path):
     model = own().build((1, 8, 8), seed=0)
     model.save(tmp_path / "own")
     loaded = portacnn.load(tmp_path / "own")
-    assert [layer.output_shape for layer in loaded.walk()] == [layer.output_shape for layer in model.walk()]
+    assert [layer.output_shape for layer in loaded.walk()] == [
+        layer.output_shape for layer in model.walk()
+    ]
     assert loaded.save(tmp_path / "again") is None
     assert (tmp_path / "again").read_bytes() == (tmp_path / "own").read_bytes()
 
@@ -129,7 +155,9 @@ def test_weights_that_came_from_elsewhere(tmp_path):
     net = small_net(seed=1)
     net.load_state_dict({path: value * 0 + 2 for path, value in net.state_dict().items()})
     net.save(tmp_path / "net")
-    assert all((value == 2).all() for value in portacnn.load(tmp_path / "net").state_dict().values())
+    assert all(
+        (value == 2).all() for value in portacnn.load(tmp_path / "net").state_dict().values()
+    )
 
 
 def test_others_can_read_the_weights(backend, tmp_path):
@@ -180,7 +208,9 @@ def test_numpy_numbers_as_arguments(tmp_path):
 def test_what_json_cannot_hold_is_said_before_anything_is_written(tmp_path):
     path = tmp_path / "net"
     path.write_bytes(b"old")
-    net = Model(Flatten(), fc=Linear(None, 2, weight_init=lambda rng, *_: rng.random((2, 4)))).build((1, 2, 2))
+    net = Model(
+        Flatten(), fc=Linear(None, 2, weight_init=lambda rng, *_: rng.random((2, 4)))
+    ).build((1, 2, 2))
     with pytest.raises(ArgumentError, match=r"fc \(Linear\): cannot be saved: .*function"):
         net.save(path)
     assert path.read_bytes() == b"old"
@@ -190,7 +220,10 @@ def test_what_json_cannot_hold_is_said_before_anything_is_written(tmp_path):
 def test_the_preprocess_comes_back(backend, tmp_path, preprocess):
     net = Model(Flatten(), Linear(None, 2)).build((3, 1, 2), device=backend.device, seed=0)
     net.save(tmp_path / "without")
-    assert "preprocess" not in header_of((tmp_path / "without").read_bytes())[0]["__metadata__"]["portacnn"]
+    assert (
+        "preprocess"
+        not in header_of((tmp_path / "without").read_bytes())[0]["__metadata__"]["portacnn"]
+    )
     assert portacnn.load(tmp_path / "without", device=backend.device).preprocess is None
     net.preprocess = preprocess
     net.save(tmp_path / "with")
@@ -201,7 +234,7 @@ def test_the_preprocess_comes_back(backend, tmp_path, preprocess):
     np.testing.assert_array_equal(backend.host(again.predict(x)), backend.host(net.predict(x)))
 
 
-# --- whole or not at all ---------------------------------------------------------------------------------------------
+# --- whole or not at all --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("step", ["replace", "fsync"])
@@ -252,7 +285,7 @@ def test_no_folder_to_write_into(tmp_path):
         small_net().save(tmp_path / "missing" / "net")
 
 
-# --- what is no model ------------------------------------------------------------------------------------------------
+# --- what is no model -----------------------------------------------------------------------------
 
 
 def refused(path, data, match=None):
@@ -271,7 +304,14 @@ def only_format_errors(path, data):
 
 def test_cut_short_anywhere(saved, tmp_path):
     (header,) = struct.unpack("<Q", saved[:8])
-    cuts = {*range(0, 40), *range(0, len(saved), 97), header + 7, header + 8, header + 9, len(saved) - 1}
+    cuts = {
+        *range(0, 40),
+        *range(0, len(saved), 97),
+        header + 7,
+        header + 8,
+        header + 9,
+        len(saved) - 1,
+    }
     for cut in sorted(cuts):
         refused(tmp_path / "net", saved[:cut], "is not a whole safetensors file")
     refused(tmp_path / "net", saved + b"x", "is not a whole safetensors file")
@@ -298,7 +338,9 @@ def test_random_bytes(tmp_path, junk):
 scalars = st.none() | st.booleans() | st.integers(-3, 40) | st.floats(-2, 2) | st.text(max_size=6)
 plain_json = st.recursive(
     scalars,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=2),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=2)
+    ),
     max_leaves=4,
 )
 
@@ -339,22 +381,31 @@ def test_descriptions_with_a_part_exchanged(tmp_path, make, data, new):
         ("[]", "does not say how"),
         ('{"format": 3}', "is of format 3, this version reads 1 and 2; upgrade portacnn"),
         ('{"format": 1}', "does not say how to build its model, or not rightly: KeyError"),
-        ('{"format": 1, "dtype": "float32", "model": {"class": ["x"], "arguments": {}}}', "does not say how"),
+        (
+            '{"format": 1, "dtype": "float32", "model": {"class": ["x"], "arguments": {}}}',
+            "does not say how",
+        ),
         (
             '{"format": 1, "dtype": "float32", "model": {"class": "ReLU", "arguments": {}}}',
             "holds a ReLU, expected a Mod",
         ),
-        ('{"format": 1, "dtype": "f4", "model": {"class": "SimpleConvNet", "arguments": {}}}', "dtype must be"),
         (
-            '{"format": 1, "dtype": "float32", "model": {"class": "SimpleConvNet", "arguments": {"x": 1}}}',
+            '{"format": 1, "dtype": "f4", "model": {"class": "SimpleConvNet", "arguments": {}}}',
+            "dtype must be",
+        ),
+        (
+            '{"format": 1, "dtype": "float32", "model": {"class": "SimpleConvNet", "arguments": '
+            '{"x": 1}}}',
             "unexpected keyword argument 'x'",
         ),
         (
-            '{"format": 1, "dtype": "float32", "model": {"class": "SimpleConvNet", "arguments": {}}}',
+            '{"format": 1, "dtype": "float32", "model": {"class": "SimpleConvNet", "arguments": '
+            "{}}}",
             "the state does not fit this network. of another shape: conv1.weight",
         ),
         (
-            '{"format": 1, "dtype": "float32", "input_shape": [2, 2], "model": {"class": "Model", "arguments": {}}}',
+            '{"format": 1, "dtype": "float32", "input_shape": [2, 2], "model": {"class": "Model", '
+            '"arguments": {}}}',
             "unexp",
         ),
     ],
@@ -364,7 +415,8 @@ def test_descriptions_that_do_not_fit(saved, tmp_path, text, match):
 
 
 MODEL = (
-    '{"format": 1, "dtype": "float32", "input_shape": %s, "model": {"class": "Model", "arguments": {}, "layers": %s}}'
+    '{"format": 1, "dtype": "float32", "input_shape": %s, "model": {"class": "Model", "arguments": '
+    '{}, "layers": %s}}'
 )
 LINEAR = '[{"class": "Linear", "arguments": {"in_features": null, "out_features": %s}}]'
 
@@ -376,7 +428,8 @@ LINEAR = '[{"class": "Linear", "arguments": {"in_features": null, "out_features"
         MODEL % ('["a"]', "[]"),  # ValueError out of int()
         MODEL % ("[Infinity]", "[]"),  # OverflowError out of int()
         MODEL % ("[3]", LINEAR % 10**18),  # MemoryError or ValueError out of NumPy
-        MODEL % ("[3]", '[{"class": "Sequential", "arguments": {}, "layers": ' * 400 + "[]" + "}]" * 400),
+        MODEL
+        % ("[3]", '[{"class": "Sequential", "arguments": {}, "layers": ' * 400 + "[]" + "}]" * 400),
         MODEL % ("[3]", '[{"class": "Linear", "arguments": []}]'),  # AttributeError
     ],
     ids=["nesting", "text", "infinity", "huge", "depth", "list"],
@@ -396,13 +449,31 @@ def test_descriptions_made_to_harm(saved, tmp_path, text):
         ('{"class": ["Normalize"], "arguments": {}}', "unknown preprocess"),
         ('{"class": "Normalize", "arguments": [1]}', "TypeError"),
         ('{"class": "Normalize", "arguments": {"size": 1}}', "unexpected keyword argument 'size'"),
-        ('{"class": "Normalize", "arguments": {"mean": NaN}}', "mean must be a finite number, got nan"),
+        (
+            '{"class": "Normalize", "arguments": {"mean": NaN}}',
+            "mean must be a finite number, got nan",
+        ),
         ('{"class": "Normalize", "arguments": {"mean": {"a": 1}}}', "mean must be a finite number"),
-        ('{"class": "Normalize", "arguments": {"mean": [[1], [1], [1]]}}', "must be a finite number"),
-        ('{"class": "Normalize", "arguments": {"std": [1, 1, 0]}}', "must be a finite number above 0, got 0"),
-        ('{"class": "Normalize", "arguments": {"scale": Infinity}}', "scale must be a finite number above 0"),
-        ('{"class": "Normalize", "arguments": {"scale": 1%s}}' % ("0" * 400), "scale must be a finite number above 0"),
-        ('{"class": "Normalize", "arguments": {"mean": [1, 1]}}', "mean has 2 numbers, one for each channel"),
+        (
+            '{"class": "Normalize", "arguments": {"mean": [[1], [1], [1]]}}',
+            "must be a finite number",
+        ),
+        (
+            '{"class": "Normalize", "arguments": {"std": [1, 1, 0]}}',
+            "must be a finite number above 0, got 0",
+        ),
+        (
+            '{"class": "Normalize", "arguments": {"scale": Infinity}}',
+            "scale must be a finite number above 0",
+        ),
+        (
+            '{"class": "Normalize", "arguments": {"scale": 1%s}}' % ("0" * 400),
+            "scale must be a finite number above 0",
+        ),
+        (
+            '{"class": "Normalize", "arguments": {"mean": [1, 1]}}',
+            "mean has 2 numbers, one for each channel",
+        ),
     ],
 )
 def test_preprocesses_made_to_harm(tmp_path, preprocess, match):
@@ -418,7 +489,9 @@ def test_preprocesses_made_to_harm(tmp_path, preprocess, match):
 def test_a_class_nobody_imported(saved, tmp_path):
     text = '{"format": 1, "dtype": "float32", "model": {"class": "Nobody", "arguments": {}}}'
     refused(
-        tmp_path / "net", with_description(saved, text), "unknown class 'Nobody'; import the module that defines it"
+        tmp_path / "net",
+        with_description(saved, text),
+        "unknown class 'Nobody'; import the module that defines it",
     )
 
 
@@ -440,7 +513,9 @@ def test_a_folder_that_is_not_there(tmp_path):
 def test_other_peoples_safetensors(tmp_path):
     st_numpy.save_file({"weight": np.zeros(3)}, tmp_path / "net")
     with pytest.raises(
-        ModelFormatError, match=r"net: it does not say how to build its model.*model.load_weights\(path\)"
+        ModelFormatError,
+        match=r"net: it does not say how to build its "
+        r"model.*model.load_weights\(path\)",
     ):
         portacnn.load(tmp_path / "net")
     tensors, header = files.load_tensors(tmp_path / "net")
@@ -458,7 +533,8 @@ def test_a_pickle_is_refused_unread(tmp_path, protocol):
     refused(
         tmp_path / "net",
         pickle.dumps({"weight": Bomb()}, protocol),
-        "looks like a pickle or a PyTorch archive, which can run code when it is read. portacnn reads safetensors: "
+        "looks like a pickle or a PyTorch archive, which can run code when it is read. portacnn "
+        "reads safetensors: "
         "convert a file that you trust where it was made",
     )
     if protocol == 2:
@@ -469,7 +545,9 @@ def test_a_pytorch_archive_is_refused_unread(tmp_path):
     with zipfile.ZipFile(tmp_path / "net", "w") as archive:
         archive.writestr("archive/data.pkl", pickle.dumps(Bomb()))
     refused(
-        tmp_path / "net", (tmp_path / "net").read_bytes(), "looks like a zip archive, or a pickle or a PyTorch archive"
+        tmp_path / "net",
+        (tmp_path / "net").read_bytes(),
+        "looks like a zip archive, or a pickle or a PyTorch archive",
     )
 
 
@@ -478,7 +556,9 @@ def test_what_torch_saves_is_refused(tmp_path):
     for new in (True, False):
         torch.save({"weight": torch.zeros(3)}, tmp_path / "net", _use_new_zipfile_serialization=new)
         refused(
-            tmp_path / "net", (tmp_path / "net").read_bytes(), r"safetensors\.torch\.save_file\(state_dict, \.\.\.\)"
+            tmp_path / "net",
+            (tmp_path / "net").read_bytes(),
+            r"safetensors\.torch\.save_file\(state_dict, \.\.\.\)",
         )
 
 
@@ -497,7 +577,9 @@ def test_an_unknown_device_is_not_the_files_fault(saved, tmp_path):
 
 
 def test_a_class_of_ones_own_does_not_replace_portacnns(tmp_path):
-    Model(act=Tanh(), flatten=Flatten(), fc=Linear(None, 2)).build((1, 2, 2), seed=0).save(tmp_path / "net")
+    Model(act=Tanh(), flatten=Flatten(), fc=Linear(None, 2)).build((1, 2, 2), seed=0).save(
+        tmp_path / "net"
+    )
     type("Tanh", (Layer,), {"infer": lambda self, shape: shape, "forward": lambda self, x, **_: x})
     assert type(portacnn.load(tmp_path / "net").children["act"]) is Tanh
 

@@ -1,4 +1,5 @@
-"""Files as they come in real life: replaced while they are read, links, odd names, full disks, and other kinds than expected."""
+"""Files as they come in real life: replaced while they are read, links, odd names, full disks, and
+other kinds than expected."""
 
 import errno
 import gzip
@@ -29,7 +30,11 @@ def tensor_file(tensors, header_length=None):
     """A safetensors file by its specification: tensors are (dtype, shape, bytes) by name."""
     entries, data = {}, b""
     for name, (dtype, shape, content) in tensors.items():
-        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(data), len(data) + len(content)]}
+        entries[name] = {
+            "dtype": dtype,
+            "shape": shape,
+            "data_offsets": [len(data), len(data) + len(content)],
+        }
         data += content
     text = json.dumps(entries).encode()
     text += b" " * ((header_length or len(text)) - len(text))
@@ -40,10 +45,12 @@ def shape_of(name, *values, dtype="F32"):
     return {name: (dtype, [len(values)], np.asarray(values, "<f4").tobytes())}
 
 
-# --- writing ---------------------------------------------------------------------------------------------------------
+# --- writing --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["n" * 255, "字" * 80, "n" * 241 + "é" * 7], ids=["bytes", "kanji", "both"])
+@pytest.mark.parametrize(
+    "name", ["n" * 255, "字" * 80, "n" * 241 + "é" * 7], ids=["bytes", "kanji", "both"]
+)
 def test_long_names(tmp_path, name):
     small_net().save(tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == [name]
@@ -139,11 +146,12 @@ def test_a_full_disk_is_said_with_the_name(tmp_path, monkeypatch, step):
     assert os.listdir(tmp_path) == []
 
 
-# --- replaced while it is read ---------------------------------------------------------------------------------------
+# --- replaced while it is read --------------------------------------------------------------------
 
 
 def test_a_file_that_is_replaced_gives_one_or_the_other(tmp_path):
-    """The two differ in their headers: a second opening would put the bytes of one under the names of the other."""
+    """The two differ in their headers: a second opening would put the bytes of one under the names
+    of the other."""
     path, done = tmp_path / "w.safetensors", threading.Event()
     first, second = np.full(4000, 1, "float32"), np.full(4000, 2, "float32")
     contents = [
@@ -176,9 +184,12 @@ opened = None  # a list while a test wants to know
 
 @pytest.fixture(scope="module")
 def openings():
-    """Have the names of files that are opened put into ``opened``: a hook, which cannot be taken away again."""
+    """Have the names of files that are opened put into ``opened``: a hook, which cannot be taken
+    away again."""
     sys.addaudithook(
-        lambda event, args: opened.append(str(args[0])) if opened is not None and event == "open" else None
+        lambda event, args: (
+            opened.append(str(args[0])) if opened is not None and event == "open" else None
+        )
     )
 
 
@@ -192,7 +203,9 @@ def test_each_file_is_opened_once(openings, tmp_path, monkeypatch, kind):
         pytest.importorskip("onnx")
         portacnn.onnx.export(small_net(), path)
     elif kind == "checkpoint":
-        Trainer(small_net(), x, t, x, t, mini_batch_size=2, epochs=1, verbose=False).checkpoint(path)
+        Trainer(small_net(), x, t, x, t, mini_batch_size=2, epochs=1, verbose=False).checkpoint(
+            path
+        )
     else:
         small_net().save(path)
     read = {
@@ -209,17 +222,26 @@ def test_each_file_is_opened_once(openings, tmp_path, monkeypatch, kind):
     assert opened.count(str(path)) == 1
 
 
-# --- other kinds of files --------------------------------------------------------------------------------------------
+# --- other kinds of files -------------------------------------------------------------------------
 
 
 def test_a_damaged_safetensors_file_is_no_pickle(tmp_path):
-    """Lengths of headers that begin as pickles of every protocol do, as gzip does, and as zip does."""
+    """Lengths of headers that begin as pickles of every protocol do, as gzip does, and as zip
+    does."""
     for length in (128, 384, 640, 896, 1152, 1408, 0x8B1F, 0x4B50):
         content = tensor_file(shape_of("w", 1, 2, 3), header_length=length)
         path = tmp_path / "w"
-        for cut in (content[:-3], content + b"x", content[: 8 + length // 2], content[:9], content[:5]):
+        for cut in (
+            content[:-3],
+            content + b"x",
+            content[: 8 + length // 2],
+            content[:9],
+            content[:5],
+        ):
             path.write_bytes(cut)
-            with pytest.raises(ModelFormatError, match="is not a whole safetensors file: ") as caught:
+            with pytest.raises(
+                ModelFormatError, match="is not a whole safetensors file: "
+            ) as caught:
                 files.load_tensors(path)
             assert "looks like" not in str(caught.value)
 
@@ -255,7 +277,11 @@ def test_other_kinds_of_files_are_named(tmp_path, kind):
         assert kind in str(caught.value)
         assert str(path) in str(caught.value)
     if kind != "gzip":  # which IDX files may be
-        with pytest.raises(DataFormatError, match=r"expected an IDX file.*looks like .*" + re.escape(kind)):
+        with pytest.raises(
+            DataFormatError,
+            match=r"expected an IDX file.*looks like "
+            r".*" + re.escape(kind),
+        ):
             read_idx(path)
 
 
@@ -270,7 +296,9 @@ def test_onnx_and_safetensors_taken_for_each_other(tmp_path):
         portacnn.load(b)
 
 
-@pytest.mark.parametrize("content", [b"\x08" * 5_000_000, bytearray(70_000), "text" * 100_000, 3, "", "a\0b"], ids=str)
+@pytest.mark.parametrize(
+    "content", [b"\x08" * 5_000_000, bytearray(70_000), "text" * 100_000, 3, "", "a\0b"], ids=str
+)
 def test_what_is_no_path(content):
     for read in (portacnn.onnx.load, portacnn.load, small_net().load_weights, small_net().save):
         with pytest.raises(ArgumentError, match="expected the path of a") as caught:
@@ -278,14 +306,19 @@ def test_what_is_no_path(content):
         assert len(str(caught.value)) < 300
 
 
-# --- tensors that nobody needs, or that are not there ------------------------------------------------------------------
+# --- tensors that nobody needs, or that are not there ---------------------------------------------
 
 
-@pytest.mark.parametrize(("dtype", "bits_"), [("F8_E4M3", 8), ("F8_E5M2", 8), ("F8_E8M0", 8), ("F4", 4), ("C64", 64)])
+@pytest.mark.parametrize(
+    ("dtype", "bits_"), [("F8_E4M3", 8), ("F8_E5M2", 8), ("F8_E8M0", 8), ("F4", 4), ("C64", 64)]
+)
 def test_dtypes_that_numpy_does_not_have(tmp_path, dtype, bits_):
     path, net = tmp_path / "w", Sequential(fc=Linear(2, 3, bias=False)).build((2,), seed=0)
     weight = np.arange(6, dtype="<f4")
-    entries = {"scale": (dtype, [4, 2], bytes(bits_)), "fc.weight": ("F32", [3, 2], weight.tobytes())}
+    entries = {
+        "scale": (dtype, [4, 2], bytes(bits_)),
+        "fc.weight": ("F32", [3, 2], weight.tobytes()),
+    }
     path.write_bytes(tensor_file(entries))
     tensors, _ = files.load_tensors(path)
     mismatch = net.load_state_dict(tensors, strict=False)
@@ -309,8 +342,11 @@ def test_a_state_that_is_no_arrays():
 
 
 def test_a_file_without_the_count_of_batches(backend, tmp_path):
-    """PyTorch takes one too: https://github.com/pytorch/pytorch/blob/main/torch/nn/modules/batchnorm.py"""
-    net = Sequential(conv=Conv2d(1, 2, 3), bn=BatchNorm2d(2)).build((1, 5, 5), device=backend.device, seed=0)
+    """PyTorch takes one too:
+    https://github.com/pytorch/pytorch/blob/main/torch/nn/modules/batchnorm.py"""
+    net = Sequential(conv=Conv2d(1, 2, 3), bn=BatchNorm2d(2)).build(
+        (1, 5, 5), device=backend.device, seed=0
+    )
     net(backend.array(np.ones((2, 1, 5, 5), "float32")), train=True)
     state = net.state_dict()
     del state["bn.num_batches_tracked"]
@@ -329,11 +365,13 @@ def test_a_file_without_the_count_of_batches(backend, tmp_path):
 def test_pytorch_agrees_about_the_count_of_batches():
     torch = pytest.importorskip("torch")
     twin = torch.nn.BatchNorm2d(2)
-    state = {name: value for name, value in twin.state_dict().items() if name != "num_batches_tracked"}
+    state = {
+        name: value for name, value in twin.state_dict().items() if name != "num_batches_tracked"
+    }
     assert twin.load_state_dict(dict(state)) == ([], [])
 
 
-# --- text from files ---------------------------------------------------------------------------------------------------
+# --- text from files ------------------------------------------------------------------------------
 
 EVIL = "\x1b[31mred\x1b]0;title\x07\r\nERROR forged line\u202e\u2028" + "n" * 3_000_000
 
@@ -372,16 +410,23 @@ def test_names_in_files_cannot_steer_a_terminal(tmp_path):
         {"dtype": EVIL},
         {"input_shape": EVIL},
         {"model": {"class": EVIL, "arguments": {}}},
-        {"model": {"class": "Model", "arguments": {EVIL[:100]: {"class": "Linear", "arguments": {EVIL: 1}}}}},
+        {"model": {"class": "Model", "arguments": {EVIL[:100]: {"class": "Linear",
+        "arguments": {EVIL: 1}}}}},
         {"model": {"class": "Model", "arguments": {EVIL[:99]: {"class": "Conv2d", "arguments": {
             "in_channels": 5, "out_channels": 1, "kernel_size": 1}}}}},
-        {"model": {"class": "Model", "arguments": {"a": {"class": "Elementwise", "arguments": {"function": EVIL}}}}},
+        {"model": {"class": "Model", "arguments": {"a": {"class": "Elementwise",
+        "arguments": {"function": EVIL}}}}},
         {"preprocess": {"class": EVIL, "arguments": {}}},
     ],
     ids=lambda changed: next(iter(changed)),
 )  # fmt: skip
 def test_descriptions_cannot_either(tmp_path, changed):
-    header = {"format": 1, "dtype": "float32", "input_shape": [1, 3, 3], "model": {"class": "Model", "arguments": {}}}
+    header = {
+        "format": 1,
+        "dtype": "float32",
+        "input_shape": [1, 3, 3],
+        "model": {"class": "Model", "arguments": {}},
+    }
     text = json.dumps({"__metadata__": {"portacnn": json.dumps({**header, **changed})}}).encode()
     (tmp_path / "net").write_bytes(struct.pack("<Q", len(text)) + text)
     with pytest.raises(ModelFormatError) as caught:

@@ -20,13 +20,23 @@ def flat_here(backend):
 
 
 def net(device, dtype="float32"):
-    model = Model(conv=Conv2d(1, 3, 3), bn=BatchNorm2d(3), relu=ReLU(), flatten=Flatten(), fc=Linear(None, 4))
+    model = Model(
+        conv=Conv2d(1, 3, 3), bn=BatchNorm2d(3), relu=ReLU(), flatten=Flatten(), fc=Linear(None, 4)
+    )
     return model.build((1, 8, 8), device=device, seed=1, dtype=dtype)
 
 
 def train(model, **changes):
-    options = {"epochs": 2, "mini_batch_size": 20, "optimizer_param": {"lr": 0.01}, "verbose": False, **changes}
-    run = Trainer(model, *patches(50, dtype=model.dtype), *patches(20, seed=1, dtype=model.dtype), **options)
+    options = {
+        "epochs": 2,
+        "mini_batch_size": 20,
+        "optimizer_param": {"lr": 0.01},
+        "verbose": False,
+        **changes,
+    }
+    run = Trainer(
+        model, *patches(50, dtype=model.dtype), *patches(20, seed=1, dtype=model.dtype), **options
+    )
     run.train()
     return run
 
@@ -36,7 +46,8 @@ def test_parameters_are_views_of_one_array(flat_here):
     (flat,) = model.named_parameters().flats
     host = flat_here.host(flat.whole)
     assert host.shape == (3 * 9 + 3 + 3 + 3 + 4 * 108 + 4,)
-    order = ["fc.weight", "conv.weight", "fc.bias", "conv.bias", "bn.weight", "bn.bias"]  # what decays stands first
+    # what decays stands first
+    order = ["fc.weight", "conv.weight", "fc.bias", "conv.bias", "bn.weight", "bn.bias"]
     expected = np.concatenate([model.state_dict()[path].ravel() for path in order])
     assert np.array_equal(host, expected)
     flat.whole[...] = flat_here.xp.zeros_like(flat.whole)
@@ -62,7 +73,9 @@ def test_gradients_lie_as_the_parameters(flat_here):
     assert flat.parts is model.named_parameters().flats[0].parts
     for path, gradient in gradients.items():
         begin, end = flat.parts[path]
-        assert np.array_equal(flat_here.host(flat.whole)[begin:end], flat_here.host(gradient).ravel())
+        assert np.array_equal(
+            flat_here.host(flat.whole)[begin:end], flat_here.host(gradient).ravel()
+        )
 
 
 def test_training_is_the_same_apart(flat_here, monkeypatch):
@@ -73,7 +86,9 @@ def test_training_is_the_same_apart(flat_here, monkeypatch):
     assert together.model.named_parameters().flats != ()
     np.testing.assert_allclose(together.train_loss_list, apart.train_loss_list, rtol=1e-12)
     for path, value in apart.model.state_dict().items():
-        np.testing.assert_allclose(together.model.state_dict()[path], value, rtol=1e-10, atol=1e-12, err_msg=path)
+        np.testing.assert_allclose(
+            together.model.state_dict()[path], value, rtol=1e-10, atol=1e-12, err_msg=path
+        )
 
 
 def test_an_array_put_in_by_hand_is_used(flat_here):

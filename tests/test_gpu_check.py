@@ -1,4 +1,5 @@
-"""scripts/gpu_check.py without a GPU: how it shares its time, what it calls red, and that it sees what is wrong."""
+"""scripts/gpu_check.py without a GPU: how it shares its time, what it calls red, and that it sees
+what is wrong."""
 
 import json
 import math
@@ -36,7 +37,7 @@ from portacnn.backends.cupy.kernels import KERNELS as CUDA_KERNELS
 from portacnn.ops.dispatch import OPS
 from portacnn.runtime import Kernel
 
-# --- sections and their time -----------------------------------------------------------------------------------------
+# --- sections and their time ----------------------------------------------------------------------
 
 
 def test_what_a_section_raises_is_on_record_and_the_rest_goes_on(tmp_path, capsys):
@@ -50,7 +51,9 @@ def test_what_a_section_raises_is_on_record_and_the_rest_goes_on(tmp_path, capsy
     found = section.run(work)
     assert found["status"] == "red"
     assert found["red"] == ["first: ValueError: too large"]
-    assert json.loads((tmp_path / "found.json").read_text())["rows"] == [{"kernel": "conv", "off": "nan"}]
+    assert json.loads((tmp_path / "found.json").read_text())["rows"] == [
+        {"kernel": "conv", "off": "nan"}
+    ]
     assert "ValueError" in capsys.readouterr().err
 
 
@@ -65,7 +68,8 @@ def test_a_section_that_cannot_run_says_why():
 SCRIPT = """
 import json, os, signal, sys, time
 path = json.loads(sys.argv[2])["path"]
-found = {"section": "parity", "status": "red", "red": [], "skipped": None, "notes": [], "figures": {}, "rows": [1]}
+found = {"section": "parity", "status": "red", "red": [], "skipped": None, "notes": [],
+    "figures": {}, "rows": [1]}
 with open(path, "w") as file:
     json.dump(found, file)
 """
@@ -113,8 +117,11 @@ def test_the_shares_fit_into_the_budget_and_what_is_left_goes_on(tmp_path, monke
     monkeypatch.setattr(check, "spawn", at_once)
     assert check.main(["--out", str(tmp_path), "--budget", "100"]) == 0
     whole = sum(part.seconds for part in check.PARTS.values())
-    assert given[0] == pytest.approx((100 - check.TELL - check.GRACE) * check.PARTS["device"].seconds / whole, rel=0.01)
-    assert given[-1] == pytest.approx(100 - check.TELL - check.GRACE, rel=0.01)  # the others took nothing
+    assert given[0] == pytest.approx(
+        (100 - check.TELL - check.GRACE) * check.PARTS["device"].seconds / whole, rel=0.01
+    )
+    # the others took nothing
+    assert given[-1] == pytest.approx(100 - check.TELL - check.GRACE, rel=0.01)
     assert whole <= check.BUDGET
     assert "nothing is red" in capsys.readouterr().out
 
@@ -129,7 +136,9 @@ def test_the_shares_fit_into_the_budget_and_what_is_left_goes_on(tmp_path, monke
 )
 def test_exit_status(tmp_path, monkeypatch, capsys, statuses, status, said):
     waiting = iter(statuses)
-    monkeypatch.setattr(check, "spawn", lambda task, limit: {**green(task, limit), "status": next(waiting)})
+    monkeypatch.setattr(
+        check, "spawn", lambda task, limit: {**green(task, limit), "status": next(waiting)}
+    )
     assert check.main(["--out", str(tmp_path / "deeper"), "--only", "parity,capture"]) == status
     assert said in capsys.readouterr().out.splitlines()[-1]
     report = json.loads((tmp_path / "deeper" / "gpu_check.json").read_text())
@@ -151,9 +160,17 @@ def test_words_it_does_not_know(tmp_path, capsys, words, said):
 
 def test_the_first_sections_say_most_and_fit_into_their_budget(tmp_path, monkeypatch):
     given = []
-    monkeypatch.setattr(check, "spawn", lambda task, limit: given.append((task, limit)) or green(task, limit))
+    monkeypatch.setattr(
+        check, "spawn", lambda task, limit: given.append((task, limit)) or green(task, limit)
+    )
     assert check.main(["--out", str(tmp_path), "--first"]) == 0
-    assert [task["section"] for task, _ in given] == ["device", "kernels", "capture", "transfers", "memory"]
+    assert [task["section"] for task, _ in given] == [
+        "device",
+        "kernels",
+        "capture",
+        "transfers",
+        "memory",
+    ]
     assert list(check.PARTS)[:5] == list(check.FIRST)
     assert sum(check.PARTS[name].seconds for name in check.FIRST) + check.GRACE + check.TELL <= 200
     assert given[-1][1] <= 200  # the others took nothing
@@ -164,7 +181,9 @@ def test_the_first_sections_say_most_and_fit_into_their_budget(tmp_path, monkeyp
 def test_what_no_section_can_do_without_is_said_first(tmp_path, monkeypatch, capsys):
     """In one line, with the cure: not as a reason in each of a dozen sections."""
     there = check.find_spec
-    monkeypatch.setattr(check, "find_spec", lambda name: None if name == "array_api_compat" else there(name))
+    monkeypatch.setattr(
+        check, "find_spec", lambda name: None if name == "array_api_compat" else there(name)
+    )
     monkeypatch.setattr(check, "spawn", lambda task, limit: pytest.fail("a section was begun"))
     assert check.main(["--out", str(tmp_path / "out")]) == check.USAGE_ERROR
     (line,) = capsys.readouterr().err.splitlines()
@@ -179,7 +198,15 @@ def test_what_no_section_can_do_without_is_said_first(tmp_path, monkeypatch, cap
 
 @pytest.mark.skipif(not isinstance(check.find_spec("cupy"), type(None)), reason="CuPy is installed")
 def test_without_cupy_it_says_so_and_is_not_green(tmp_path):
-    command = [sys.executable, ROOT / "scripts" / "gpu_check.py", "--quick", "--only", "device", "--out", tmp_path]
+    command = [
+        sys.executable,
+        ROOT / "scripts" / "gpu_check.py",
+        "--quick",
+        "--only",
+        "device",
+        "--out",
+        tmp_path,
+    ]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
     assert done.returncode == 1
     assert "CuPy is not installed" in done.stdout
@@ -191,7 +218,10 @@ def test_every_section_has_its_function():
 
 
 def test_pytorch_is_put_beside(monkeypatch):
-    own = {"section": "steps", "rows": [{"net": "deep", "batch": 32, "kernels_ms": 3.0, "captured_ms": 1.0}]}
+    own = {
+        "section": "steps",
+        "rows": [{"net": "deep", "batch": 32, "kernels_ms": 3.0, "captured_ms": 1.0}],
+    }
     peer = {"section": "torch", "rows": [{"net": "deep", "batch": 32, "eager_ms": 4.0}]}
     check.compare([own, peer])
     assert own["rows"][0]["to_torch_eager"] == 0.25
@@ -199,11 +229,23 @@ def test_pytorch_is_put_beside(monkeypatch):
 
 
 def test_tables():
-    lines = tools.table([{"a_b": 1.23456, "word": "x"}, {"a_b": 1234.5, "word": "longer"}, {"a_b": None, "more": True}])
-    assert lines == [" a b  word    more", "-" * 18, "1.23  x          -", "1234  longer     -", "   -  -        yes"]
+    lines = tools.table(
+        [
+            {"a_b": 1.23456, "word": "x"},
+            {"a_b": 1234.5, "word": "longer"},
+            {"a_b": None, "more": True},
+        ]
+    )
+    assert lines == [
+        " a b  word    more",
+        "-" * 18,
+        "1.23  x          -",
+        "1234  longer     -",
+        "   -  -        yes",
+    ]
 
 
-# --- the clock -------------------------------------------------------------------------------------------------------
+# --- the clock ------------------------------------------------------------------------------------
 
 
 def test_blocks_take_turns_and_count_what_each_run_takes(monkeypatch):
@@ -219,7 +261,9 @@ def test_blocks_take_turns_and_count_what_each_run_takes(monkeypatch):
         return once
 
     clock = tools.Clock(lambda: now[0], lambda a, b: 1e3 * (b - a), lambda: None)
-    found = tools.clock_blocks(clock, {"a": run("a", 2.0), "b": run("b", 5.0)}, block=0.0101, blocks=4)
+    found = tools.clock_blocks(
+        clock, {"a": run("a", 2.0), "b": run("b", 5.0)}, block=0.0101, blocks=4
+    )
     assert found["a"].ms == pytest.approx(2.0)
     assert found["b"].device == pytest.approx([5.0] * 4)
     assert [time.runs for time in found.values()] == [5, 2]
@@ -232,7 +276,7 @@ def test_the_longer_of_two_clocks_counts():
     assert tools.Times([1.0, 4.0, 4.0], [2.0, 2.0, 2.0], 1).ms == 4.0
 
 
-# --- kernels ---------------------------------------------------------------------------------------------------------
+# --- kernels --------------------------------------------------------------------------------------
 
 
 def portable(name: str) -> Kernel:
@@ -260,11 +304,14 @@ def test_the_portable_op_passes(name):
 
 
 def test_numpys_own_kernels_pass():
-    names = sorted(set(NUMPY.kernels["native"]) & set(examples.EXAMPLES) - {"erf"})  # SciPy may not be there
+    # SciPy may not be there
+    names = sorted(set(NUMPY.kernels["native"]) & set(examples.EXAMPLES) - {"erf"})
     assert compared({name: NUMPY.kernels["native"][name] for name in names}).red == []
 
 
-def linear(change: Callable[[np.ndarray], np.ndarray], backward: Callable[..., Any] | None = None) -> dict[str, Kernel]:
+def linear(
+    change: Callable[[np.ndarray], np.ndarray], backward: Callable[..., Any] | None = None
+) -> dict[str, Kernel]:
     def forward(*args: Any, **options: Any) -> Any:
         y, saved = OPS["linear"].forward(*args, **options)
         return change(y), saved
@@ -298,7 +345,10 @@ def without_bias(dy: Any, saved: Any, **options: Any) -> Any:
         (linear(lambda y: y.astype("float16")), "is float16"),
         (linear(lambda y: y, without_bias), "off by 1.0e-03"),
         ({"linear": Kernel(lambda *args, **options: NotImplemented)}, "declined all 60 examples"),
-        ({"flatten": portable("linear")}, "flatten: put what draws its arguments into gpu/examples.py"),
+        (
+            {"flatten": portable("linear")},
+            "flatten: put what draws its arguments into gpu/examples.py",
+        ),
         ({}, "has no kernels"),
     ],
 )
@@ -317,7 +367,7 @@ def test_an_input_that_is_changed_is_seen():
     assert compared({"relu": Kernel(forward, OPS["relu"].portable_backward)}).red
 
 
-# --- training --------------------------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -335,9 +385,13 @@ def test_where_nothing_is_captured_that_is_red():
 
 @pytest.mark.usefixtures("on_host")
 def test_growing_memory_is_seen(monkeypatch):
-    monkeypatch.setattr(training, "_sent_for", lambda gpu: small_net(input_dim=(1, 28, 28), output_size=10))
+    monkeypatch.setattr(
+        training, "_sent_for", lambda gpu: small_net(input_dim=(1, 28, 28), output_size=10)
+    )
     red = run("transfers")["red"]
-    assert red == [f"{net}, replayed: nothing was captured" for net in ("simple", "what CuPy sends for")]
+    assert red == [
+        f"{net}, replayed: nothing was captured" for net in ("simple", "what CuPy sends for")
+    ]
     monkeypatch.setattr(HostGpu, "grows", 512)
     assert "simple, eager: the pool's used bytes grew by 512 in" in run("transfers")["red"][0]
 
@@ -350,13 +404,19 @@ def test_what_is_carried_is_counted():
         def __float__(self) -> float:
             return 0.5
 
-    cp = SimpleNamespace(ndarray=ndarray, array=lambda x, **_: ndarray(), asarray=lambda x: x, ascontiguousarray=id)
+    cp = SimpleNamespace(
+        ndarray=ndarray, array=lambda x, **_: ndarray(), asarray=lambda x: x, ascontiguousarray=id
+    )
     gpu = SimpleNamespace(cp=cp)
     with training.carried(gpu) as counts:
         one = cp.array([1.0])
         assert cp.asarray(one) is one
         assert (one.get(), float(one)) == (3, 0.5)
-    assert {name: count for name, count in counts.items() if count} == {"array": 1, "get": 1, "__float__": 1}
+    assert {name: count for name, count in counts.items() if count} == {
+        "array": 1,
+        "get": 1,
+        "__float__": 1,
+    }
     assert float(ndarray()) == 0.5
     assert counts["__float__"] == 1  # no longer watched
 
@@ -378,7 +438,7 @@ def test_all_of_mnist_is_asked_for():
     assert found["skipped"] == "it takes all of MNIST: give --data DIR"
 
 
-# --- rates -----------------------------------------------------------------------------------------------------------
+# --- rates ----------------------------------------------------------------------------------------
 
 
 def test_calls_of_kernels_are_observed_and_the_table_is_as_before():
@@ -397,7 +457,7 @@ def test_calls_of_kernels_are_observed_and_the_table_is_as_before():
     assert run_back() is not None
 
 
-# --- steps -----------------------------------------------------------------------------------------------------------
+# --- steps ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("on_host")
@@ -419,14 +479,18 @@ def test_one_step_of_each_net_goes_ahead_of_the_clock(monkeypatch):
     found = section.run(times.steps)
     assert found["status"] == "green", found["red"]
     assert calls[:4] == [(net, times.WARM_BATCH, "auto", False, 1) for net in times.NETS]
-    assert calls[4:7] == [("simple", 100, "auto", False, 3), ("simple", 100, "auto", True, 3), ("kernels", "captured")]
+    assert calls[4:7] == [
+        ("simple", 100, "auto", False, 3),
+        ("simple", 100, "auto", True, 3),
+        ("kernels", "captured"),
+    ]
     portable = calls.index(("simple", times.WARM_BATCH, "reference", False, 1))
     assert ("portable",) not in calls[:portable]
     assert len(found["rows"]) == len(times.NETS) * len(times.BATCHES)
     assert all({"kernels_ms", "captured_ms", "portable_ms"} <= set(row) for row in found["rows"])
 
 
-# --- on the stand-in for CuPy ----------------------------------------------------------------------------------------
+# --- on the stand-in for CuPy ---------------------------------------------------------------------
 
 REHEARSAL = """
 import sys
@@ -440,15 +504,33 @@ sys.exit(gpu_check.main(sys.argv[1:]))
 
 
 def rehearse(out: Path, sections: str, *options: str) -> tuple[int, str, dict[str, dict[str, Any]]]:
-    """The script in a process in which the stand-in is CuPy: exit status, what it printed, what each section found."""
-    command = [sys.executable, "-c", REHEARSAL, str(ROOT / "scripts"), "--here", "--quick", "--only", sections]
+    """The script in a process in which the stand-in is CuPy: exit status, what it printed, what
+    each section found."""
+    command = [
+        sys.executable,
+        "-c",
+        REHEARSAL,
+        str(ROOT / "scripts"),
+        "--here",
+        "--quick",
+        "--only",
+        sections,
+    ]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))}
     environment["PORTACNN_TEST_BACKENDS"] = "cupy-emulated"
     done = subprocess.run(
-        [*command, "--out", str(out), *options], env=environment, capture_output=True, text=True, timeout=1000
+        [*command, "--out", str(out), *options],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=1000,
     )
     report = json.loads((out / "gpu_check.json").read_text())
-    return done.returncode, done.stdout + done.stderr, {found["section"]: found for found in report["sections"]}
+    return (
+        done.returncode,
+        done.stdout + done.stderr,
+        {found["section"]: found for found in report["sections"]},
+    )
 
 
 def test_the_gpu_is_described(tmp_path):
@@ -456,7 +538,10 @@ def test_the_gpu_is_described(tmp_path):
     assert status == 0, printed
     figures = found["device"]["figures"]
     assert figures["gpu"] == "the host"
-    assert all(figures[name] > 0 for name in ("copy_GB_per_s", "fp32_TFLOP_per_s", "launch_us", "graph_of_one_us"))
+    assert all(
+        figures[name] > 0
+        for name in ("copy_GB_per_s", "fp32_TFLOP_per_s", "launch_us", "graph_of_one_us")
+    )
     assert re.search(r"^section +status +s +what\n-+\ndevice +green +\d", printed, re.MULTILINE)
 
 
@@ -473,10 +558,13 @@ def test_every_section_goes_through(tmp_path):
     assert set(statuses.values()) == {"green"}, statuses
     assert {row["kernel"] for row in found["kernels"]["rows"]} == {*CUDA_KERNELS, "erf"}
     assert all(row["timed"] == "graph" for row in found["rates"]["rows"])
-    assert set(times.TIERS) <= {key.removesuffix("_ms") for key in found["steps"]["rows"][0] if key.endswith("_ms")}
+    assert set(times.TIERS) <= {
+        key.removesuffix("_ms") for key in found["steps"]["rows"][0] if key.endswith("_ms")
+    }
     assert " passed" in found["tests"]["figures"]["counts"]
     yields, where = plan.measured(json.loads((tmp_path / "gpu_check.json").read_text()))
     assert where.startswith("the host, 20")
     assert plan_table(plan.planned(plan.PLAN.read_text(), yields, where)) == {
-        kernel: {name: round(share, 2) for name, share in tiles.items()} for kernel, tiles in yields.items()
+        kernel: {name: round(share, 2) for name, share in tiles.items()}
+        for kernel, tiles in yields.items()
     }

@@ -1,4 +1,5 @@
-"""Parity on a GPU, without one: NumPy is measured against what NumPy has said, and what is off is seen."""
+"""Parity on a GPU, without one: NumPy is measured against what NumPy has said, and what is off is
+seen."""
 
 import json
 from typing import Any
@@ -30,7 +31,9 @@ def test_the_whole_file_of_parity_is_numpys():
     losses, *_ = parity.trained("numpy", "float64", setting, setting["float64_steps"])
     assert max(parity.strays(losses, right["float64"][: len(losses)])) < 1e-11
     losses, *accuracies = parity.trained("numpy", "float32", setting, setting["steps"])
-    assert (np.array(parity.strays(losses, right["float64"])) <= parity.limits(right["float32_off"])).all()
+    assert (
+        np.array(parity.strays(losses, right["float64"])) <= parity.limits(right["float32_off"])
+    ).all()
     assert np.allclose(accuracies, right["accuracies"], atol=parity.FEW)
 
 

@@ -1,4 +1,5 @@
-"""What gpu_check.py measures becomes the plan; and the tests that it runs, in which order, within its time."""
+"""What gpu_check.py measures becomes the plan; and the tests that it runs, in which order, within
+its time."""
 
 import json
 import os
@@ -9,14 +10,22 @@ from typing import Any
 import pytest
 from gpu_rig import ROOT, plan, plan_table, suite
 
-# --- from yields to the plan -----------------------------------------------------------------------------------------
+# --- from yields to the plan ----------------------------------------------------------------------
 
 
 def report(**changes: Any) -> dict[str, Any]:
     """What gpu_check.json says of the tiles: each tile a little worse than the one before."""
     known = plan_table(plan.PLAN.read_text())
-    yields = {kernel: {name: 1 - 0.1 * n for n, name in enumerate(tiles)} for kernel, tiles in known.items()}
-    section = {"section": "yields", "red": [], "figures": {"yields": yields, "gpu": "NVIDIA H100"}, **changes}
+    yields = {
+        kernel: {name: 1 - 0.1 * n for n, name in enumerate(tiles)}
+        for kernel, tiles in known.items()
+    }
+    section = {
+        "section": "yields",
+        "red": [],
+        "figures": {"yields": yields, "gpu": "NVIDIA H100"},
+        **changes,
+    }
     return {"started": "2026-11-26T20:00:00+00:00", "sections": [{"section": "device"}, section]}
 
 
@@ -47,7 +56,10 @@ def test_measured_yields_become_the_plan(tmp_path, monkeypatch, capsys):
     [
         ({"section": "rates"}, "the report has no yields"),
         ({"red": ["forward with FEW: no memory"]}, "the section yields is red: forward with FEW"),
-        ({"figures": {"yields": {"forward": {"FEW": 1.0}}, "gpu": ""}}, "forward: the plan has LARGE, WIDE"),
+        (
+            {"figures": {"yields": {"forward": {"FEW": 1.0}}, "gpu": ""}},
+            "forward: the plan has LARGE, WIDE",
+        ),
     ],
 )
 def test_figures_that_are_no_plan_are_refused(tmp_path, capsys, changes, said):
@@ -56,7 +68,7 @@ def test_figures_that_are_no_plan_are_refused(tmp_path, capsys, changes, said):
     assert said in capsys.readouterr().err
 
 
-# --- tests on CuPy ---------------------------------------------------------------------------------------------------
+# --- tests on CuPy --------------------------------------------------------------------------------
 
 
 def test_only_tests_of_backends_are_run_the_quickest_first():
@@ -70,10 +82,21 @@ def test_only_tests_of_backends_are_run_the_quickest_first():
 @pytest.mark.slow
 def test_what_has_no_time_left_is_skipped(tmp_path, monkeypatch):
     monkeypatch.setenv("PORTACNN_TEST_BACKENDS", "numpy")
-    options = ["-q", "-n", "0", "-k", "numpy", "-p", "no:cacheprovider", str(ROOT / "tests" / "test_ops_linear.py")]
+    options = [
+        "-q",
+        "-n",
+        "0",
+        "-k",
+        "numpy",
+        "-p",
+        "no:cacheprovider",
+        str(ROOT / "tests" / "test_ops_linear.py"),
+    ]
     environment = {**os.environ, "PORTACNN_TEST_SECONDS": "0"}
     command = [sys.executable, "-m", "pytest", *options]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stdout
     assert "passed" not in done.stdout
     assert "the 0 seconds of PORTACNN_TEST_SECONDS are over" in done.stdout

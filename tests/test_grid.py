@@ -1,7 +1,9 @@
-"""Convolution and pooling on some thousands of geometries, against PyTorch: equal in values and gradients, or both refuse.
+"""Convolution and pooling on some thousands of geometries, against PyTorch: equal in values and
+gradients, or both refuse.
 
-Sizes are tiny and the numbers small integers, so that sums are exact and only geometry can differ. What we take and PyTorch
-does not (or the other way round) is listed with its reason; everything else must agree.
+Sizes are tiny and the numbers small integers, so that sums are exact and only geometry can differ.
+What we take and PyTorch does not (or the other way round) is listed with its reason; everything
+else must agree.
 """
 
 import random
@@ -49,20 +51,25 @@ def outcome(run: Any, refusals: tuple) -> Any:
 
 
 def compare(here: Here, ours: Any, theirs: Any, arrays: list[np.ndarray], config: Any) -> str:
-    """Run both on the same arrays, values and gradients. Gives "equal", "refused", or who alone refused: "ours", "theirs"."""
+    """Run both on the same arrays, values and gradients. Gives "equal", "refused", or who alone
+    refused: "ours", "theirs"."""
 
     def mine() -> list[np.ndarray]:
         y, backward = ours(*[here.array(a) for a in arrays])
         dy = integers(tuple(y.shape), 9)
         gradients = backward(here.array(dy))
-        return [here.host(g) for g in (y, *(gradients if isinstance(gradients, tuple) else (gradients,)))]
+        return [
+            here.host(g)
+            for g in (y, *(gradients if isinstance(gradients, tuple) else (gradients,)))
+        ]
 
     got = outcome(mine, (PortacnnError,))
 
     def other() -> list[np.ndarray]:
         leaves = [torch.tensor(a, requires_grad=True) for a in arrays]
         y = theirs(*leaves)
-        if isinstance(got, Exception):  # where a window sees padding only, PyTorch's backward writes out of bounds
+        # where a window sees padding only, PyTorch's backward writes out of bounds
+        if isinstance(got, Exception):
             return []
         y.backward(torch.tensor(integers(tuple(y.shape), 9)))
         return [y.detach().numpy(), *(leaf.grad.numpy() for leaf in leaves)]
@@ -77,9 +84,13 @@ def compare(here: Here, ours: Any, theirs: Any, arrays: list[np.ndarray], config
     return "equal"
 
 
-def check(here: Here, configurations: list, pair: Any, allowed: Any = lambda who, config: False) -> None:
+def check(
+    here: Here, configurations: list, pair: Any, allowed: Any = lambda who, config: False
+) -> None:
     seen = {"equal": 0, "refused": 0, "ours": 0, "theirs": 0}
-    for choice, config in product(("auto", "reference") if here.backend.kernels else ("auto",), configurations):
+    for choice, config in product(
+        ("auto", "reference") if here.backend.kernels else ("auto",), configurations
+    ):
         ours, theirs, arrays = pair(config)
         with use_kernels(choice):
             who = compare(here, ours, theirs, arrays, config)
@@ -91,7 +102,9 @@ def check(here: Here, configurations: list, pair: Any, allowed: Any = lambda who
 
 def sized(config: dict[str, Any]) -> tuple:
     axes = config["axes"]
-    return axes, *(tuple(config[name][:axes]) for name in ("size", "kernel", "stride", "padding", "dilation"))
+    return axes, *(
+        tuple(config[name][:axes]) for name in ("size", "kernel", "stride", "padding", "dilation")
+    )
 
 
 GRID = {
@@ -144,7 +157,10 @@ def test_conv_transpose(here: Here) -> None:
             "groups": groups,
             "dilation": dilation,
         }
-        op, backward = getattr(ops, f"conv_transpose{axes}d"), getattr(ops, f"conv_transpose{axes}d_backward")
+        op, backward = (
+            getattr(ops, f"conv_transpose{axes}d"),
+            getattr(ops, f"conv_transpose{axes}d_backward"),
+        )
 
         def ours(*arrays: Any) -> Any:
             y, cache = op(*arrays, **options)
@@ -195,9 +211,11 @@ def test_max_pool(here: Here) -> None:
 
     def allowed(who: str, config: dict[str, Any]) -> bool:
         _, size, kernel, _, padding, dilation = sized(config)
-        if who == "theirs":  # PyTorch keeps the padding to half of the kernel as it is before it is dilated
+        # PyTorch keeps the padding to half of the kernel as it is before it is dilated
+        if who == "theirs":
             return any(p > k // 2 for k, p in zip(kernel, padding, strict=True))
-        # Spread by dilation, a window may miss a small input altogether. PyTorch answers -inf; we refuse.
+        # Spread by dilation, a window may miss a small input altogether. PyTorch answers -inf; we
+        # refuse.
         return any(p and n < d for n, p, d in zip(size, padding, dilation, strict=True))
 
     check(here, sample(POOLS), pools("max_pool", options), allowed)
@@ -220,7 +238,9 @@ def test_avg_pool(here: Here) -> None:
     def allowed(who: str, config: dict[str, Any]) -> bool:
         axes, size, kernel, *_ = sized(config)
         # avg_pool3d alone asks that the kernel fit into the input without its padding
-        return who == "theirs" and axes == 3 and any(n < k for n, k in zip(size, kernel, strict=True))
+        return (
+            who == "theirs" and axes == 3 and any(n < k for n, k in zip(size, kernel, strict=True))
+        )
 
     check(here, sample(grid), pools("avg_pool", options), allowed)
 
@@ -229,7 +249,9 @@ def test_avg_pool(here: Here) -> None:
 def test_adaptive_pool(here: Here, kind: str) -> None:
     def options(config: dict[str, Any]) -> dict[str, Any]:
         wanted = config["output"][: config["axes"]]
-        return {"output_size": wanted if config["axes"] > 1 or None not in wanted else config["size"][0]}
+        return {
+            "output_size": wanted if config["axes"] > 1 or None not in wanted else config["size"][0]
+        }
 
     outputs = [*per_axis(1, 9), (None, 2, 3), (2, None, None)]
     grid = {**POOLS, "output": outputs}
@@ -240,7 +262,11 @@ def test_adaptive_pool(here: Here, kind: str) -> None:
 def test_pad(here: Here, mode: str) -> None:
     def pair(config: dict[str, Any]) -> tuple:
         axes = config["axes"]
-        pad = [n for both in zip(config["before"][:axes], config["after"][:axes], strict=True) for n in both]
+        pad = [
+            n
+            for both in zip(config["before"][:axes], config["after"][:axes], strict=True)
+            for n in both
+        ]
 
         def ours(x: Any) -> Any:
             y, cache = ops.pad(x, pad, mode)
@@ -249,5 +275,10 @@ def test_pad(here: Here, mode: str) -> None:
         x = integers((config["n"], config["cg"], *config["size"][:axes]), 1)
         return ours, lambda x: F.pad(x, pad, mode), [x]
 
-    grid = {"axes": [1, 2, 3], "size": per_axis(1, 7), "before": per_axis(0, 3), "after": per_axis(0, 3)}
+    grid = {
+        "axes": [1, 2, 3],
+        "size": per_axis(1, 7),
+        "before": per_axis(0, 3),
+        "after": per_axis(0, 3),
+    }
     check(here, sample({**grid, "n": [1, 2], "cg": [1, 2]}, 500), pair)

@@ -1,4 +1,5 @@
-"""``predict``: what it gives is what ``forward`` gives, whoever asks at the same time, and whatever happens to the model."""
+"""``predict``: what it gives is what ``forward`` gives, whoever asks at the same time, and whatever
+happens to the model."""
 
 import copy
 import gc
@@ -108,7 +109,7 @@ def test_the_images_are_left_alone(backend: Here, count: int):
     np.testing.assert_array_equal(backend.host(x), X[:count])
 
 
-# --- when the model changes -----------------------------------------------------------------------------------------
+# --- when the model changes -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [1, 40])
@@ -177,11 +178,13 @@ def test_a_copy_goes_ways_of_its_own(backend: Here):
     agree(backend, twin.predict(x), backend.host(twin(x)), x)
 
 
-# --- kernels --------------------------------------------------------------------------------------------------------
+# --- kernels --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [1, 40])
-def test_the_choice_of_kernels_is_heeded(backend: Here, count: int, monkeypatch: pytest.MonkeyPatch):
+def test_the_choice_of_kernels_is_heeded(
+    backend: Here, count: int, monkeypatch: pytest.MonkeyPatch
+):
     """Not only when a way is made: one that was made under another choice is left alone."""
     called: list[str] = []
     x = backend.array(X[:count])
@@ -193,10 +196,15 @@ def test_the_choice_of_kernels_is_heeded(backend: Here, count: int, monkeypatch:
             return NotImplemented
 
         def linear(x: Any, weight: Any, bias: Any = None) -> Any:
-            """The one that is prepared: what it gives must not be used where the choice is another."""
+            """The one that is prepared: what it gives must not be used where the choice is
+            another."""
             return lambda x: called.append(table) or ops.linear(x, weight, bias, keep=False)[0]
 
-        return {"conv_relu": Kernel(look), "linear_relu": Kernel(look), "linear": Kernel(look, None, linear)}
+        return {
+            "conv_relu": Kernel(look),
+            "linear_relu": Kernel(look),
+            "linear": Kernel(look, None, linear),
+        }
 
     watched_sets = {word: watched(word) for word in ("numba", "native")}
     monkeypatch.setitem(runtime._by_type, type(x), replace(own, kernels=watched_sets))
@@ -219,15 +227,15 @@ def test_reference_gives_the_portable_ops_bits(backend: Here, count: int):
         np.testing.assert_array_equal(backend.host(model.predict(x)), backend.host(model(x)))
 
 
-# --- memory and threads ---------------------------------------------------------------------------------------------
+# --- memory and threads ---------------------------------------------------------------------------
 
 each_set = pytest.mark.parametrize("choice", choices(Here("numpy", runtime.resolve("numpy"))))
 WIDE = np.random.default_rng(0).random((64, 2, 12, 12), dtype="float32")
 
 
 def wide_net(seed: int = 0) -> Model:
-    """Some 60 KiB of activations an image, of which few live at one time; fused layers, a padded one, and a block that is
-    not prepared."""
+    """Some 60 KiB of activations an image, of which few live at one time; fused layers, a padded
+    one, and a block that is not prepared."""
     model = Model(
         conv1=Conv2d(2, 16, 3, padding=1),
         relu1=ReLU(),
@@ -245,7 +253,8 @@ def wide_net(seed: int = 0) -> Model:
 @pytest.mark.parametrize("choice", [choice for choice in each_set.args[1] if choice != "reference"])
 @pytest.mark.parametrize("order", ["up", "mixed"])
 def test_memory_follows_the_largest_batch(choice: str, order: str, monkeypatch: pytest.MonkeyPatch):
-    """Not the number of sizes: those of prepared ways (up to 8), those above, and what kernels keep by shape."""
+    """Not the number of sizes: those of prepared ways (up to 8), those above, and what kernels keep
+    by shape."""
     up = [*range(1, 16), *range(17, 65, 6), 64]
     sizes = up if order == "up" else np.random.default_rng(0).permutation(up)
     with ops.use_kernels(choice):
@@ -277,7 +286,9 @@ def test_every_size_gives_the_bits_that_it_gives_alone(choice: str):
         alone = {size: wide_net().predict(WIDE[-size:]) for size in set(sizes)}
         model = wide_net()
         for size in sizes:
-            np.testing.assert_array_equal(model.predict(WIDE[-size:]), alone[size], err_msg=f"{size} images")
+            np.testing.assert_array_equal(
+                model.predict(WIDE[-size:]), alone[size], err_msg=f"{size} images"
+            )
 
 
 def test_prepared_ways_are_limited(backend: Here, monkeypatch: pytest.MonkeyPatch):
@@ -341,7 +352,10 @@ def test_a_model_may_ask_another_in_its_forward():
             return super().forward(x, **how)
 
     answers: list[Any] = []
-    other, model = wide_net(1), Model(conv=Conv2d(2, 4, 3), relu=Asking(), flatten=Flatten(), fc=Linear(None, 3))
+    other, model = (
+        wide_net(1),
+        Model(conv=Conv2d(2, 4, 3), relu=Asking(), flatten=Flatten(), fc=Linear(None, 3)),
+    )
     model.build((2, 12, 12), device="numpy", seed=0)
     for count in (1, 20, 1, 20):
         answers.clear()
@@ -353,7 +367,8 @@ def test_a_model_may_ask_another_in_its_forward():
 @pytest.mark.parametrize("count", [2, 12])
 @each_set
 def test_after_an_interruption_anywhere_the_next_predict_is_right(count: int, choice: str):
-    """An exception at every opcode of the two modules in turn, as a signal's handler may raise it."""
+    """An exception at every opcode of the two modules in turn, as a signal's handler may raise
+    it."""
     model, x, y = small_net("numpy"), X[:count], X[-count:]
     watched = {Path(inference.__file__).name, Path(workspace.__file__).name}
     left = 0
@@ -382,8 +397,12 @@ def test_after_an_interruption_anywhere_the_next_predict_is_right(count: int, ch
                 interrupted = True
             finally:
                 sys.settrace(before)
-            for images, right in zip((y, x[:1], x), (expected[1], expected[2], expected[0]), strict=True):
-                np.testing.assert_array_equal(model.predict(images), right, err_msg=f"after opcode {number}")
+            for images, right in zip(
+                (y, x[:1], x), (expected[1], expected[2], expected[0]), strict=True
+            ):
+                np.testing.assert_array_equal(
+                    model.predict(images), right, err_msg=f"after opcode {number}"
+                )
     assert number > 100
 
 
@@ -412,8 +431,11 @@ def test_it_takes_as_many_at_a_time_as_there_is_room_for(monkeypatch: pytest.Mon
 @each_set
 @pytest.mark.parametrize("count", [1, FEW, 40])
 def test_threads_on_one_model_get_their_own_results_to_the_bit(count: int, choice: str):
-    """With every other thread's images different from the own ones; prepared ways and workspaces are made for each thread."""
-    model = SimpleConvNet(input_dim=(1, 8, 8), conv_param={"filter_num": 3, "filter_size": 3}, seed=0, device="numpy")
+    """With every other thread's images different from the own ones; prepared ways and workspaces
+    are made for each thread."""
+    model = SimpleConvNet(
+        input_dim=(1, 8, 8), conv_param={"filter_num": 3, "filter_size": 3}, seed=0, device="numpy"
+    )
     inputs = [normal(count, 1, 8, 8, seed=seed).astype("float32") for seed in range(4)]
     with use_kernels(choice):
         expected = [model.predict(x) for x in inputs]
@@ -443,7 +465,9 @@ def test_a_second_thread_goes_the_prepared_way_too(monkeypatch: pytest.MonkeyPat
     calls: list[str] = []
     forward = type(model).forward
     monkeypatch.setattr(
-        type(model), "forward", lambda self, x, **how: calls.append("forward") or forward(self, x, **how)
+        type(model),
+        "forward",
+        lambda self, x, **how: calls.append("forward") or forward(self, x, **how),
     )
 
     model.predict(x)

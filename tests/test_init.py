@@ -61,7 +61,9 @@ def test_a_rule_is_itself():
     assert (linear.params["weight"] == 703).all()
 
 
-@pytest.mark.parametrize("what", ["", "glorot", -0.1, float("inf"), float("nan"), True, None, [0.1], {}])
+@pytest.mark.parametrize(
+    "what", ["", "glorot", -0.1, float("inf"), float("nan"), True, None, [0.1], {}]
+)
 def test_what_is_no_rule(what):
     with pytest.raises(ArgumentError, match="weight initializer") as caught:
         init.rule(what)
@@ -73,7 +75,15 @@ def test_generators_depend_on_seed_and_name_alone():
         return seeds.generator(*name).standard_normal(4).tolist()
 
     assert draw(0, "a") == draw(0, "a")
-    different = [draw(0, "a"), draw(1, "a"), draw(-1, "a"), draw(0, "b"), draw(0), draw(0, "a", 0), draw(0, "ab")]
+    different = [
+        draw(0, "a"),
+        draw(1, "a"),
+        draw(-1, "a"),
+        draw(0, "b"),
+        draw(0),
+        draw(0, "a", 0),
+        draw(0, "ab"),
+    ]
     assert len({tuple(values) for values in different}) == len(different)
     state = np.random.get_state()[1].tolist()  # noqa: NPY002 (that the global state is left alone is the point)
     draw(0, "a")
@@ -82,9 +92,17 @@ def test_generators_depend_on_seed_and_name_alone():
 
 def test_generators_are_the_same_in_another_process():
     """Python's own hash of text differs from process to process."""
-    code = "from portacnn.seeds import generator; print(generator(0, 'conv1.weight').integers(10**9))"
-    environment = {**os.environ, "PYTHONHASHSEED": "1", "PYTHONPATH": str(Path(portacnn.__file__).parents[1])}
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    code = (
+        "from portacnn.seeds import generator; print(generator(0, 'conv1.weight').integers(10**9))"
+    )
+    environment = {
+        **os.environ,
+        "PYTHONHASHSEED": "1",
+        "PYTHONPATH": str(Path(portacnn.__file__).parents[1]),
+    }
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
     assert int(run.stdout) == seeds.generator(0, "conv1.weight").integers(10**9)
 
 

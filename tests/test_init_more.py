@@ -1,4 +1,5 @@
-"""The wider choice of first weights: spreads and bounds from the papers' formulas, and PyTorch's own draws."""
+"""The wider choice of first weights: spreads and bounds from the papers' formulas, and PyTorch's
+own draws."""
 
 from math import sqrt
 
@@ -51,7 +52,9 @@ def test_distributed_as_torch_draws_them(name):
     stats = pytest.importorskip("scipy.stats")
     function, arguments = TORCH[name]
     weight = torch.empty(48, 32, 3, 3)
-    theirs = getattr(torch.nn.init, function)(weight, generator=torch.Generator().manual_seed(0), **arguments)
+    theirs = getattr(torch.nn.init, function)(
+        weight, generator=torch.Generator().manual_seed(0), **arguments
+    )
     conv = Conv2d(32, 48, 3, weight_init=name).build((32, 5, 5), seed=1)
     assert stats.ks_2samp(conv.params["weight"].ravel(), theirs.numpy().ravel()).pvalue > 1e-3
 

@@ -1,4 +1,5 @@
-"""Training interrupted: Ctrl-C waits for the step's end, and what does not wait leaves a Trainer that goes on."""
+"""Training interrupted: Ctrl-C waits for the step's end, and what does not wait leaves a Trainer
+that goes on."""
 
 import signal
 import sys
@@ -23,7 +24,8 @@ def usual_ctrl_c(monkeypatch):
 
 
 class Interrupting(AdamW):
-    """Does something in the middle of an update: the parameters that decay have taken it, the others not yet."""
+    """Does something in the middle of an update: the parameters that decay have taken it, the
+    others not yet."""
 
     calls, at, act = 0, 0, staticmethod(lambda: None)
 
@@ -36,7 +38,9 @@ class Interrupting(AdamW):
 
 def interrupting(step, act, **options):
     Interrupting.act = staticmethod(act)
-    trainer = make(optimizer=Interrupting(0.01, no_decay=biases_and_norms), optimizer_param=None, **options)
+    trainer = make(
+        optimizer=Interrupting(0.01, no_decay=biases_and_norms), optimizer_param=None, **options
+    )
     trainer.optimizer.at = step
     return trainer
 
@@ -47,7 +51,8 @@ def ctrl_c():
 
 @pytest.mark.parametrize("step", [1, 5, STEPS, STEPS + 1, EPOCHS * STEPS])
 def test_ctrl_c_in_the_middle_of_an_update_waits_for_the_step(tmp_path, step):
-    """A user's own ``except KeyboardInterrupt``, and train() again: to the bit as if nothing had happened."""
+    """A user's own ``except KeyboardInterrupt``, and train() again: to the bit as if nothing had
+    happened."""
     whole = interrupting(0, ctrl_c)
     whole.train()
     trainer = interrupting(step, ctrl_c, checkpoint_dir=tmp_path, checkpoint_every=10**9)
@@ -120,7 +125,8 @@ def test_a_second_ctrl_c_does_not_wait():
 
 
 def test_an_interrupted_first_update(tmp_path):
-    """The optimizer has made its state, and no step has been counted: a checkpoint of that can be resumed."""
+    """The optimizer has made its state, and no step has been counted: a checkpoint of that can be
+    resumed."""
 
     def act():
         raise KeyboardInterrupt
@@ -155,11 +161,17 @@ def test_a_handler_of_ones_own_is_left_alone():
 @pytest.mark.parametrize("where", ["forward", "update", "evaluation"])
 @pytest.mark.parametrize("options", [{}, {"early_stopping": 9}], ids=["plain", "early stopping"])
 def test_what_does_not_wait_leaves_whole_steps(tmp_path, where, options):
-    """The epoch is begun anew. Lists, counts and checkpoints know nothing of the one that was broken off."""
+    """The epoch is begun anew. Lists, counts and checkpoints know nothing of the one that was
+    broken off."""
 
     class Broken(Watched):
         def _evaluate(self, x, t):
-            if where == "evaluation" and x is self.x_test and self.epoch == 1 and not hasattr(self, "done"):
+            if (
+                where == "evaluation"
+                and x is self.x_test
+                and self.epoch == 1
+                and not hasattr(self, "done")
+            ):
                 self.done = True
                 raise KeyboardInterrupt
             return super()._evaluate(x, t)
@@ -192,5 +204,11 @@ def test_what_does_not_wait_leaves_whole_steps(tmp_path, where, options):
     assert again.train_loss_list == trainer.train_loss_list[:STEPS]
     for goes_on in (trainer, again):
         goes_on.train()
-        assert [len(getattr(goes_on, name)) for name in HISTORY] == [EPOCHS * STEPS, EPOCHS, EPOCHS, EPOCHS, 0]
+        assert [len(getattr(goes_on, name)) for name in HISTORY] == [
+            EPOCHS * STEPS,
+            EPOCHS,
+            EPOCHS,
+            EPOCHS,
+            0,
+        ]
     assert outcome(again) == outcome(trainer)

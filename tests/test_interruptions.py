@@ -1,4 +1,5 @@
-"""Exceptions that signal handlers raise, as Ctrl-C does: wherever one comes, nothing is left running, held or half changed."""
+"""Exceptions that signal handlers raise, as Ctrl-C does: wherever one comes, nothing is left
+running, held or half changed."""
 
 import dis
 import gc
@@ -25,9 +26,11 @@ class Interruption(BaseException):
 
 
 def interrupt(point: int, call: Callable[[], Any], path: str) -> bool:
-    """Call ``call``, and raise Interruption at a point of the code in the file ``path``; whether there were so many points.
+    """Call ``call``, and raise Interruption at a point of the code in the file ``path``; whether
+    there were so many points.
 
-    The interpreter looks for signals when a function begins, after each call, and when a loop jumps back: these are the points.
+    The interpreter looks for signals when a function begins, after each call, and when a loop jumps
+    back: these are the points.
     """
     left, fired = point, False
 
@@ -39,7 +42,9 @@ def interrupt(point: int, call: Callable[[], Any], path: str) -> bool:
         before, instructions = seen.get(frame), _instructions(frame.f_code)
         seen[frame] = frame.f_lasti
         after_call = before is not None and instructions[before].startswith("CALL")
-        if event == "call" or (event == "opcode" and (after_call or instructions[frame.f_lasti] == "JUMP_BACKWARD")):
+        if event == "call" or (
+            event == "opcode" and (after_call or instructions[frame.f_lasti] == "JUMP_BACKWARD")
+        ):
             if left == 0:
                 fired = True
                 raise Interruption
@@ -132,7 +137,8 @@ def test_wherever_a_product_is_interrupted(cut: int, blas: list[Library]):
         point += 1
     assert point > 50
     assert [work.wrong for work in works] == [[]] * len(works)
-    other = threading.Thread(target=Work(blas).run, daemon=True)  # which a lock that was left held would stop
+    # which a lock that was left held would stop
+    other = threading.Thread(target=Work(blas).run, daemon=True)
     other.start()
     other.join(10)
     assert not other.is_alive()
@@ -194,7 +200,8 @@ def test_at_random_moments(cut: int, kernels: str, net: Any):
         raise Interruption
 
     callbacks = gc.callbacks[:]
-    gc.callbacks.clear()  # an exception that is raised in one, such as hypothesis's, is printed and lost
+    # an exception that is raised in one, such as hypothesis's, is printed and lost
+    gc.callbacks.clear()
     before, number, came = signal.signal(signal.SIGALRM, handler), 0, 0
     try:
         with use_kernels(kernels):

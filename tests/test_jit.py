@@ -1,4 +1,5 @@
-"""numba's part: it is imported when it is needed, what it compiles is kept on disk, and its settings stay as they were."""
+"""numba's part: it is imported when it is needed, what it compiles is kept on disk, and its
+settings stay as they were."""
 
 import os
 import signal
@@ -18,8 +19,13 @@ needs_numba = pytest.mark.skipif(find_spec("numba") is None, reason="numba is no
 
 
 def run(program: str, **variables: str) -> str:
-    """What the program prints, in a process of its own with these variables of portacnn's and numba's alone."""
-    own = {name: value for name, value in os.environ.items() if not name.startswith(("PORTACNN_", "NUMBA_"))}
+    """What the program prints, in a process of its own with these variables of portacnn's and
+    numba's alone."""
+    own = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PORTACNN_", "NUMBA_"))
+    }
     done = subprocess.run(
         [sys.executable, "-c", program],
         env=own | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | variables,
@@ -32,7 +38,7 @@ def run(program: str, **variables: str) -> str:
     return done.stdout + done.stderr
 
 
-# --- when it is imported --------------------------------------------------------------------------------------------
+# --- when it is imported --------------------------------------------------------------------------
 
 TRAIN = """
 import sys
@@ -40,7 +46,8 @@ import numpy as np
 import portacnn
 images = np.random.default_rng(0).random((20, 1, 28, 28), dtype=np.float32)
 model, labels = portacnn.SimpleConvNet(seed=0, device="numpy"), np.arange(20) % 10
-trainer = portacnn.Trainer(model, images, labels, images, labels, epochs=1, mini_batch_size=10, verbose=False)
+trainer = portacnn.Trainer(model, images, labels, images, labels, epochs=1, mini_batch_size=10,
+    verbose=False)
 trainer.train()
 model.predict(images[:1])
 print([name for name in ("numba", "llvmlite") if name in sys.modules])
@@ -49,7 +56,10 @@ print([name for name in ("numba", "llvmlite") if name in sys.modules])
 
 def test_importing_portacnn_does_not_import_it():
     program = "import sys, portacnn; portacnn.resolve('numpy'); portacnn.available_backends()"
-    assert run(f"{program}; print([n for n in ('numba', 'llvmlite') if n in sys.modules])").strip() == "[]"
+    assert (
+        run(f"{program}; print([n for n in ('numba', 'llvmlite') if n in sys.modules])").strip()
+        == "[]"
+    )
 
 
 @pytest.mark.parametrize("choice", ["native", "reference"])
@@ -66,10 +76,13 @@ importlib.util.find_spec = lambda name, *rest: None if name == "numba" else find
 
 def test_where_it_is_not_installed_numpys_own_kernels_run():
     assert run(WITHOUT + TRAIN).strip() == "[]"
-    assert run(WITHOUT + "import portacnn; print([*portacnn.resolve('numpy').kernels])").strip() == "['native']"
+    assert (
+        run(WITHOUT + "import portacnn; print([*portacnn.resolve('numpy').kernels])").strip()
+        == "['native']"
+    )
 
 
-# --- where its machine code is kept ---------------------------------------------------------------------------------
+# --- where its machine code is kept ---------------------------------------------------------------
 
 MODULE = """
 import numba
@@ -87,18 +100,21 @@ def fourfold(x):
 def main():
     assert numba.config.CACHE_DIR == before, numba.config.CACHE_DIR
     assert fourfold(3) == 12
-    print("found", sum(fourfold.stats.cache_hits.values()), "compiled", sum(fourfold.stats.cache_misses.values()))
+    print("found", sum(fourfold.stats.cache_hits.values()), "compiled",
+        sum(fourfold.stats.cache_misses.values()))
 """
 
 
 @pytest.fixture
 def module(tmp_path: Path) -> str:
-    """A program that imports a small module with compiled functions: numba keeps only those that stand in a file."""
+    """A program that imports a small module with compiled functions: numba keeps only those that
+    stand in a file."""
     folder = tmp_path / "source"
     folder.mkdir()
     (folder / "small.py").write_text(MODULE)
     return (
-        f"import sys; sys.dont_write_bytecode = True; sys.path.insert(0, {str(folder)!r}); import small; small.main()"
+        f"import sys; sys.dont_write_bytecode = True; sys.path.insert(0, {str(folder)!r}); import "
+        "small; small.main()"
     )
 
 
@@ -145,8 +161,11 @@ def test_a_folder_that_cannot_be_written_to_is_a_warning(module: str, tmp_path: 
 
 
 @needs_numba
-def test_a_change_to_any_of_the_sources_is_a_new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """numba compares only the file that a function stands in, not those whose functions went into it."""
+def test_a_change_to_any_of_the_sources_is_a_new_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """numba compares only the file that a function stands in, not those whose functions went into
+    it."""
     from portacnn.backends.numba import compile as jit
 
     monkeypatch.setenv("PORTACNN_CACHE", str(tmp_path / "cache"))
@@ -162,13 +181,15 @@ def test_a_change_to_any_of_the_sources_is_a_new_folder(tmp_path: Path, monkeypa
     assert folders[0] == folders[2] != folders[1]
 
 
-# --- what is wrong with its files -----------------------------------------------------------------------------------
+# --- what is wrong with its files -----------------------------------------------------------------
 
 
 @pytest.fixture
-def compiling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], tuple[int, int]]]:
-    """A function that compiles a kernel as a new process would, in a cache of this test's own, and tells how often it was
-    found and compiled.
+def compiling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[], tuple[int, int]]]:
+    """A function that compiles a kernel as a new process would, in a cache of this test's own, and
+    tells how often it was found and compiled.
     """
     from portacnn.backends.numba import compile as jit
 
@@ -247,7 +268,9 @@ def test_a_full_disk(compiling: Any, tmp_path: Path, caplog: Any):
 
 
 @needs_numba
-def test_a_folder_that_is_only_to_be_read_is_read(compiling: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any):
+def test_a_folder_that_is_only_to_be_read_is_read(
+    compiling: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any
+):
     """As in a container's image."""
     from portacnn.backends.numba import compile as jit
 
@@ -304,7 +327,9 @@ def test_a_fork_while_another_thread_compiles(compiling: Any):
 
 
 @needs_numba
-def test_the_compiler_runs_where_no_signal_handler_can_interrupt_it(compiling: Any, monkeypatch: pytest.MonkeyPatch):
+def test_the_compiler_runs_where_no_signal_handler_can_interrupt_it(
+    compiling: Any, monkeypatch: pytest.MonkeyPatch
+):
     from portacnn.backends.numba import compile as jit
 
     seen = []
@@ -322,7 +347,8 @@ x = np.ones((2, 1, 6, 6), "float32")
 y, cache = ops.conv2d(x, np.ones((3, 1, 3, 3), "float32"))
 ops.conv2d_backward(y, cache)
 stats = [function.stats for function in (jit_conv._forward, jit_conv._weights)]
-print("found", sum(sum(s.cache_hits.values()) for s in stats), "compiled", sum(sum(s.cache_misses.values()) for s in stats))
+print("found", sum(sum(s.cache_hits.values()) for s in stats), "compiled",
+    sum(sum(s.cache_misses.values()) for s in stats))
 """
 
 

@@ -1,7 +1,8 @@
-"""Every kernel that a backend brings on the CPU against the portable op, on drawn shapes: one table, in which each has to stand.
+"""Every kernel that a backend brings on the CPU against the portable op, on drawn shapes: one
+table, in which each has to stand.
 
-Float32 agrees within 1e-5 of the largest number of a result, float64 within 1e-12. Where an op has a backward, that is compared
-as well, with the same gradient.
+Float32 agrees within 1e-5 of the largest number of a result, float64 within 1e-12. Where an op has
+a backward, that is compared as well, with the same gradient.
 """
 
 from collections.abc import Callable
@@ -55,9 +56,15 @@ def geometry(draw: st.DrawFn) -> Windows:
 
     kernel, stride, dilation = each(1, 5), each(1, 3), each(1, 2)
     pads = tuple(zip(each(0, 3), each(0, 3), strict=True))
-    least = (max(1, d * (k - 1) + 1 - sum(p)) for k, d, p in zip(kernel, dilation, pads, strict=True))
+    least = (
+        max(1, d * (k - 1) + 1 - sum(p)) for k, d, p in zip(kernel, dilation, pads, strict=True)
+    )
     return Windows.of(
-        tuple(n + more for n, more in zip(least, each(0, 12), strict=True)), kernel, stride, pads, dilation
+        tuple(n + more for n, more in zip(least, each(0, 12), strict=True)),
+        kernel,
+        stride,
+        pads,
+        dilation,
     )
 
 
@@ -68,7 +75,10 @@ def convolution(draw: st.DrawFn) -> tuple:
     n, c, o = draw(batches()), draw(st.integers(1, 20)), draw(st.integers(1, 20))
     if groups > 1:
         c, o = c * groups, o * groups
-    x, weight = numbers(n, c, *windows.size, seed=seed), numbers(o, c // groups, *windows.kernel, seed=seed + 1)
+    x, weight = (
+        numbers(n, c, *windows.size, seed=seed),
+        numbers(o, c // groups, *windows.kernel, seed=seed + 1),
+    )
     return x, weight, draw(st.sampled_from([None, numbers(o, seed=seed + 2)])), windows, groups
 
 
@@ -94,7 +104,12 @@ def conv_relu(draw: st.DrawFn) -> Example:
 
 @st.composite
 def linear(draw: st.DrawFn) -> Example:
-    n, f, o, seed = draw(batches()), draw(st.integers(1, 200)), draw(st.integers(1, 60)), draw(seeds)
+    n, f, o, seed = (
+        draw(batches()),
+        draw(st.integers(1, 200)),
+        draw(st.integers(1, 60)),
+        draw(seeds),
+    )
     bias = draw(st.sampled_from([None, numbers(o, seed=seed + 2)]))
     return (numbers(n, f, seed=seed), numbers(o, f, seed=seed + 1), bias), {}
 
@@ -104,7 +119,8 @@ def max_pool(draw: st.DrawFn) -> Example:
     size = tuple(draw(st.integers(1, 13)) for _ in range(draw(st.integers(1, 3))))
     n, c = draw(batches()), draw(st.integers(1, 20))
     x = numbers(n, c, *size, seed=draw(seeds))
-    return (np.round(x) if draw(st.booleans()) else x, draw(pooling(size))), {"keep": True}  # rounded: equal maxima
+    # rounded: equal maxima
+    return (np.round(x) if draw(st.booleans()) else x, draw(pooling(size))), {"keep": True}
 
 
 @st.composite
@@ -116,7 +132,8 @@ def elementwise(draw: st.DrawFn) -> Example:
 
 @st.composite
 def batch_norm(draw: st.DrawFn) -> Example:
-    """At least eight numbers a channel, and others than the gradient's: else there is nothing left of dx but its rounding.
+    """At least eight numbers a channel, and others than the gradient's: else there is nothing left
+    of dx but its rounding.
 
     Several channels, as their gradients are sums: a single one may come near zero.
     """
@@ -127,7 +144,9 @@ def batch_norm(draw: st.DrawFn) -> Example:
         st.sampled_from([1.0, 1.0, 1.0, 1e25])
     )
     running = numbers(c, seed=seed + 1), 1.0 + np.abs(numbers(c, seed=seed + 2))
-    affine = draw(st.sampled_from([(None, None), (numbers(c, seed=seed + 3), numbers(c, seed=seed + 4))]))
+    affine = draw(
+        st.sampled_from([(None, None), (numbers(c, seed=seed + 3), numbers(c, seed=seed + 4))])
+    )
     return (x, *running, *affine), {"training": draw(st.booleans()), "momentum": 0.3, "eps": 1e-3}
 
 
@@ -140,7 +159,9 @@ def summands(draw: st.DrawFn) -> Example:
 @st.composite
 def erf(draw: st.DrawFn) -> Example:
     """Beyond one piece, too."""
-    return (3 * numbers(draw(batches()), draw(st.sampled_from([5, 1000, 3000])), seed=draw(seeds)),), {}
+    return (
+        3 * numbers(draw(batches()), draw(st.sampled_from([5, 1000, 3000])), seed=draw(seeds)),
+    ), {}
 
 
 @st.composite
@@ -170,7 +191,10 @@ def update(states: int = 0, **fixed: Any) -> st.SearchStrategy[Example]:
         seed = draw(seeds)
         shapes = draw(st.lists(st.lists(st.integers(1, 20), max_size=3), min_size=1, max_size=4))
         lists = [[numbers(*shape, seed=seed + 10 * i) for shape in shapes] for i in range(2)]
-        lists += [[np.asarray(np.abs(numbers(*shape, seed=seed + 20 + i))) for shape in shapes] for i in range(states)]
+        lists += [
+            [np.asarray(np.abs(numbers(*shape, seed=seed + 20 + i))) for shape in shapes]
+            for i in range(states)
+        ]
         options = {name: draw(value) for name, value in fixed.items()}
         ok = draw(st.sampled_from([None, np.asarray(True), np.asarray(False)]))
         decay = draw(st.sampled_from([0.0, 0.1]))
@@ -186,7 +210,13 @@ def rmsprop(draw: st.DrawFn) -> Example:
     )
     mean = [np.tanh(m, out=m) for m in mean]
     square = [np.add(s, 1, out=s) for s in square]  # the mean square is above the mean's square
-    return (p, g, square, draw(st.sampled_from([None, mean])), draw(st.sampled_from([None, velocity]))), options
+    return (
+        p,
+        g,
+        square,
+        draw(st.sampled_from([None, mean])),
+        draw(st.sampled_from([None, velocity])),
+    ), options
 
 
 @st.composite
@@ -211,7 +241,9 @@ EXAMPLES: dict[str, st.SearchStrategy[Example]] = {
     "kept": kept(),
     "take_batch": take_batch(),
     "sgd_update": update(),
-    "momentum_update": update(1, momentum=rate, dampening=rate, nesterov=st.booleans(), first=st.booleans()),
+    "momentum_update": update(
+        1, momentum=rate, dampening=rate, nesterov=st.booleans(), first=st.booleans()
+    ),
     "adagrad_update": update(1, eps=st.just(1e-7)),
     "rmsprop_update": rmsprop(),
     "adam_update": update(
@@ -234,7 +266,8 @@ def test_every_kernel_is_compared():
 
 
 def _each(value: Any, change: Callable[[np.ndarray], np.ndarray]) -> Any:
-    """``value`` with its arrays of floating point changed, those in lists and tuples too; all others are copied."""
+    """``value`` with its arrays of floating point changed, those in lists and tuples too; all
+    others are copied."""
     if isinstance(value, np.ndarray):
         return change(value) if value.dtype.kind == "f" else value.copy()
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
@@ -245,18 +278,25 @@ def _each(value: Any, change: Callable[[np.ndarray], np.ndarray]) -> Any:
 def _arrays(value: Any) -> list[np.ndarray]:
     if isinstance(value, np.ndarray | np.generic):
         return [np.asarray(value)]
-    return [array for item in value for array in _arrays(item)] if isinstance(value, list | tuple) else []
+    return (
+        [array for item in value for array in _arrays(item)]
+        if isinstance(value, list | tuple)
+        else []
+    )
 
 
 def results(name: str, example: Example, dtype: str, last: bool, seed: int) -> list[np.ndarray]:
-    """What a call gives back and writes into its arguments, what its backward gives, and what the prepared op gives.
+    """What a call gives back and writes into its arguments, what its backward gives, and what the
+    prepared op gives.
 
     ``last``: the batch lies last.
     """
 
     def as_given(array: np.ndarray) -> np.ndarray:
         own = array.astype(dtype)
-        return np.moveaxis(np.moveaxis(own, 0, -1).copy(), -1, 0) if last and array.ndim > 1 else own
+        return (
+            np.moveaxis(np.moveaxis(own, 0, -1).copy(), -1, 0) if last and array.ndim > 1 else own
+        )
 
     arguments, options = _each(example[0], as_given), example[1]
     op = OPS[name]
@@ -277,7 +317,9 @@ def results(name: str, example: Example, dtype: str, last: bool, seed: int) -> l
     x, *others = arguments
     if not isinstance(x, np.ndarray):
         return found
-    prepared = op.prepare(x, *others, **{word: value for word, value in options.items() if word != "keep"})
+    prepared = op.prepare(
+        x, *others, **{word: value for word, value in options.items() if word != "keep"}
+    )
     prepared(as_given(numbers(*x.shape, seed=seed)))  # of which nothing may be left
     return [*found, prepared(x)]
 
@@ -297,7 +339,8 @@ NEED_DX = ("conv", "conv_relu", "linear", "linear_relu", "batch_norm", "batch_no
 
 
 def terms(name: str, number: int, example: Example, seed: int) -> float:
-    """What the terms of a batch norm's dweight or running mean, which may cancel, add up to in absolute value; else 0."""
+    """What the terms of a batch norm's dweight or running mean, which may cancel, add up to in
+    absolute value; else 0."""
     if not name.startswith("batch_norm"):
         return 0.0
     (x, *statistics, weight, _), options = example
@@ -317,7 +360,10 @@ def compare(name: str, data: st.DataObject) -> None:
     last, seed = data.draw(st.booleans()), data.draw(seeds)
     with use_kernels("reference"):
         expected = results(name, example, dtype, last, seed)
-    count, room = data.draw(st.sampled_from([1, 2, 3])), data.draw(st.sampled_from([1, 4096, 256 << 10]))
+    count, room = (
+        data.draw(st.sampled_from([1, 2, 3])),
+        data.draw(st.sampled_from([1, 4096, 256 << 10])),
+    )
     for choice in choices(Here("numpy", NUMPY))[:-1]:
         with use_kernels(choice), pieces_of(room), pieces_for(count):
             found = results(name, example, dtype, last, seed)

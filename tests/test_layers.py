@@ -1,4 +1,5 @@
-"""Layers: planning and building, state, modes, and each layer's numbers against PyTorch and finite differences."""
+"""Layers: planning and building, state, modes, and each layer's numbers against PyTorch and finite
+differences."""
 
 import copy
 import re
@@ -7,10 +8,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from portacnn.errors import ArgumentError, ArrayError, ModelFormatError, PortacnnError, ShapeError, StateError
-from portacnn.layers import AvgPool2d, Conv2d, Flatten, Layer, Linear, MaxPool2d, ReLU, Sequential, Sigmoid
+from portacnn.errors import (
+    ArgumentError,
+    ArrayError,
+    ModelFormatError,
+    PortacnnError,
+    ShapeError,
+    StateError,
+)
+from portacnn.layers import (
+    AvgPool2d,
+    Conv2d,
+    Flatten,
+    Layer,
+    Linear,
+    MaxPool2d,
+    ReLU,
+    Sequential,
+    Sigmoid,
+)
 
-# Every layer in several forms, with the shape of one sample. The name and arguments are PyTorch's too, but for None.
+# Every layer in several forms, with the shape of one sample. The name and arguments are PyTorch's
+# too, but for None.
 CASES = [
     (Conv2d, (2, 4, 3), {}, (2, 5, 5)),
     (Conv2d, (None, 3, (3, 2)), {"stride": (2, 1), "padding": (1, 0)}, (2, 5, 4)),
@@ -30,12 +49,15 @@ CASES = [
     (Sigmoid, (), {}, (6,)),
 ]
 every_layer = pytest.mark.parametrize(
-    ("kind", "args", "kwargs", "shape"), CASES, ids=[f"{case[0].__name__}{i}" for i, case in enumerate(CASES)]
+    ("kind", "args", "kwargs", "shape"),
+    CASES,
+    ids=[f"{case[0].__name__}{i}" for i, case in enumerate(CASES)],
 )
 
 
 def batch(shape, seed=0):
-    """Distinct values, no two equal: a maximum and a ReLU's bend are then clear of finite differences."""
+    """Distinct values, no two equal: a maximum and a ReLU's bend are then clear of finite
+    differences."""
     count = int(np.prod(shape))
     values = np.random.default_rng(seed).permutation(count) - count / 2 + 0.25
     return values.reshape(shape) / max(count, 1)
@@ -52,7 +74,7 @@ def small():
     )
 
 
-# --- planning and building -------------------------------------------------------------------------------------------
+# --- planning and building ------------------------------------------------------------------------
 
 
 def test_paths_and_shapes():
@@ -85,7 +107,11 @@ def test_constructors_allocate_nothing():
     net = small()
     assert net.named_parameters() == {}
     assert net.backend is None
-    with pytest.raises(StateError, match=r"Sequential: not built yet: call build\(input_shape, device=...\)"):
+    with pytest.raises(
+        StateError,
+        match=r"Sequential: not built yet: call build\(input_shape, "
+        r"device=...\)",
+    ):
         net.state_dict()
     for layer, x in ((Conv2d(1, 1, 1), batch((1, 1, 2, 2))), (Linear(2, 2), batch((1, 2)))):
         with pytest.raises(StateError, match="not built yet"):
@@ -107,17 +133,42 @@ def test_constructors_allocate_nothing():
             (1, 5, 5),
             r"^a\.0 \(Conv2d\): kernel 9x9 is larger than the input 5x5",
         ),
-        (lambda: Sequential(ReLU(), Linear(4, 2)), (5,), r"^1 \(Linear\): expected 4 input features, got 5$"),
+        (
+            lambda: Sequential(ReLU(), Linear(4, 2)),
+            (5,),
+            r"^1 \(Linear\): expected 4 input "
+            r"features, got 5$",
+        ),
         (
             lambda: Sequential(fc=Linear(4, 2)),
             (1, 2, 2),
-            r"^fc \(Linear\): expected samples \(F,\), got \(1, 2, 2\); put a Flatten\(\) before it",
+            r"^fc \(Linear\): expected samples \(F,\), got \(1, 2, 2\); put a Flatten\(\) before "
+            r"it",
         ),
-        (lambda: Sequential(c=Conv2d(1, 1, 1)), (4,), r"^c \(Conv2d\): expected samples \(C, H, W\), got \(4,\)$"),
-        (lambda: Sequential(p=MaxPool2d(2)), (4,), r"^p \(MaxPool2d\): expected samples \(C, H, W\)"),
+        (
+            lambda: Sequential(c=Conv2d(1, 1, 1)),
+            (4,),
+            r"^c \(Conv2d\): expected samples \(C, H, "
+            r"W\), got \(4,\)$",
+        ),
+        (
+            lambda: Sequential(p=MaxPool2d(2)),
+            (4,),
+            r"^p \(MaxPool2d\): expected samples \(C, H, "
+            r"W\)",
+        ),
         (lambda: Sequential(p=AvgPool2d(7)), (1, 4, 4), r"^p \(AvgPool2d\): kernel 7x7"),
-        (lambda: Conv2d(None, 4, 1, groups=2), (3, 2, 2), "^Conv2d: 3 input channels do not split into 2 groups$"),
-        (lambda: ReLU(), (0, 3), r"^ReLU: input_shape must be positive numbers without the batch, got \(0, 3\)$"),
+        (
+            lambda: Conv2d(None, 4, 1, groups=2),
+            (3, 2, 2),
+            "^Conv2d: 3 input channels do not split into 2 groups$",
+        ),
+        (
+            lambda: ReLU(),
+            (0, 3),
+            r"^ReLU: input_shape must be positive numbers without the batch, "
+            r"got \(0, 3\)$",
+        ),
     ],
 )
 def test_shapes_are_checked_when_built(net, shape, message):
@@ -141,9 +192,18 @@ def test_shapes_are_checked_when_built(net, shape, message):
         (lambda: MaxPool2d(2, stride=0), "stride"),
         (lambda: MaxPool2d(2, padding=2).build((1, 4, 4)), "more than half of the kernel"),
         (lambda: AvgPool2d(0), "kernel_size"),
-        (lambda: Linear(3, 4, weight_init="nobody").build((3,)), "unknown weight initializer 'nobody'"),
-        (lambda: Sequential(ReLU()).build((3,), dtype="float16"), 'dtype must be "float32" or "float64", got \'float1'),
-        (lambda: Sequential(ReLU()).build((3,), seed=1.5), "seed must be a whole number or None, got 1.5"),
+        (
+            lambda: Linear(3, 4, weight_init="nobody").build((3,)),
+            "unknown weight initializer 'nobody'",
+        ),
+        (
+            lambda: Sequential(ReLU()).build((3,), dtype="float16"),
+            'dtype must be "float32" or "float64", got \'float1',
+        ),
+        (
+            lambda: Sequential(ReLU()).build((3,), seed=1.5),
+            "seed must be a whole number or None, got 1.5",
+        ),
         (lambda: Sequential(ReLU(), 3), "Sequential: '1' is no layer: 3"),
         (lambda: Sequential(a="x"), "'a' is no layer: 'x'"),
         (lambda: Sequential(ReLU), "is no layer"),
@@ -166,7 +226,10 @@ def test_failed_build_changes_nothing(bad):
         net.build(**{"input_shape": (2, 4, 4), "seed": 1, **bad})
     after = net.named_parameters()
     assert list(after) == list(before)
-    assert all(after[path] is value and np.array_equal(value, copies[path]) for path, value in before.items())
+    assert all(
+        after[path] is value and np.array_equal(value, copies[path])
+        for path, value in before.items()
+    )
     assert [(layer.path, layer.input_shape, layer.output_shape) for layer in net.walk()] == shapes
 
 
@@ -181,7 +244,9 @@ def test_building_again_starts_afresh():
 
 
 def test_build_that_fails_late_changes_nothing():
-    net = Sequential(conv1=Conv2d(None, 4, 3), flatten=Flatten(), fc=Linear(16, 2)).build((1, 4, 4), seed=0)
+    net = Sequential(conv1=Conv2d(None, 4, 3), flatten=Flatten(), fc=Linear(16, 2)).build(
+        (1, 4, 4), seed=0
+    )
     with pytest.raises(ShapeError, match=r"^fc \(Linear\): expected 16 input features, got 36"):
         net.build((2, 5, 5), seed=1)
     assert net.children["conv1"].input_shape == (1, 4, 4)
@@ -193,7 +258,7 @@ def test_input_shape_of_other_things(shape):
         Sequential(ReLU()).build(shape)
 
 
-# --- one seed, the same bits -----------------------------------------------------------------------------------------
+# --- one seed, the same bits ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
@@ -211,26 +276,36 @@ def test_parameters_are_the_same_bits_on_every_backend(backend, dtype):
 def test_parameters_do_not_depend_on_other_layers():
     """A parameter's bits hang on the seed, its path and its shape, and on nothing else."""
     plain = Sequential(fc1=Linear(6, 6), fc2=Linear(6, 6)).build((6,), seed=3).state_dict()
-    longer = Sequential(fc0=Linear(6, 6), fc1=Linear(6, 6), relu=ReLU(), fc2=Linear(6, 6)).build((6,), seed=3)
+    longer = Sequential(fc0=Linear(6, 6), fc1=Linear(6, 6), relu=ReLU(), fc2=Linear(6, 6)).build(
+        (6,), seed=3
+    )
     for path, value in plain.items():
         assert np.array_equal(longer.state_dict()[path], value)
     assert not np.array_equal(plain["fc1.weight"], plain["fc2.weight"])
     other = Sequential(fc1=Linear(6, 6), fc2=Linear(6, 6)).build((6,), seed=4).state_dict()
     assert not np.array_equal(plain["fc1.weight"], other["fc1.weight"])
-    double = Sequential(fc1=Linear(6, 6), fc2=Linear(6, 6)).build((6,), seed=3, dtype="float64").state_dict()
+    double = (
+        Sequential(fc1=Linear(6, 6), fc2=Linear(6, 6))
+        .build((6,), seed=3, dtype="float64")
+        .state_dict()
+    )
     assert np.array_equal(double["fc1.weight"].astype("float32"), plain["fc1.weight"])
     fresh = [Sequential(fc1=Linear(6, 6)).build((6,)).state_dict()["fc1.weight"] for _ in range(2)]
     assert not np.array_equal(*fresh)
 
 
 def test_parameters_for_a_seed_stay_what_they_were():
-    """These numbers are part of the contract: a seed in a note must still give the same network after an upgrade."""
+    """These numbers are part of the contract: a seed in a note must still give the same network
+    after an upgrade."""
     fc = Sequential(fc=Linear(2, 2)).build((2,), seed=0, dtype="float64").state_dict()["fc.weight"]
-    golden = [[-0.0010710972889361736, -0.6821165360667084], [0.4109048486164908, -0.3535984794856247]]
+    golden = [
+        [-0.0010710972889361736, -0.6821165360667084],
+        [0.4109048486164908, -0.3535984794856247],
+    ]
     np.testing.assert_allclose(fc, golden, rtol=1e-14)
 
 
-# --- state -----------------------------------------------------------------------------------------------------------
+# --- state ----------------------------------------------------------------------------------------
 
 
 def test_parameters_keep_their_identity(backend):
@@ -322,7 +397,7 @@ def test_to_another_backend_and_back(backend):
         assert value.tobytes() == before[path].tobytes()
 
 
-# --- modes and caches ------------------------------------------------------------------------------------------------
+# --- modes and caches -----------------------------------------------------------------------------
 
 
 @every_layer
@@ -335,7 +410,9 @@ def test_backward_needs_a_cache(backend, kind, args, kwargs, shape):
     with pytest.raises(StateError, match="nothing was kept"):
         net.children["mine"].backward(dy, nothing)
     with pytest.raises(
-        StateError, match=r"^Sequential: expected what forward kept for backward \(keep=True\), got NoneT"
+        StateError,
+        match=r"^Sequential: expected what forward kept for backward \(keep=True\), "
+        r"got NoneT",
     ):
         net.backward(dy, net.forward(x, keep=False)[1])
     for train in (False, True):
@@ -372,7 +449,8 @@ def test_inference_between_forward_and_backward_disturbs_nothing(backend):
 
 
 class Spy(Layer):
-    """Hands everything on and writes down what its backward was asked, and what was still kept then."""
+    """Hands everything on and writes down what its backward was asked, and what was still kept
+    then."""
 
     def __init__(self):
         self.asked, self.kept_by = [], lambda: None
@@ -390,12 +468,16 @@ class Spy(Layer):
 
 def test_without_need_of_dx_the_pass_ends_at_the_first_parameters(backend, monkeypatch):
     early, late, conv = Spy(), Spy(), Conv2d(2, 3, 3)
-    net = Sequential(early, conv, late, Flatten(), Linear(None, 4)).build((2, 5, 5), device=backend.device, seed=0)
+    net = Sequential(early, conv, late, Flatten(), Linear(None, 4)).build(
+        (2, 5, 5), device=backend.device, seed=0
+    )
     found, original = [], Conv2d.backward
     monkeypatch.setattr(
         Conv2d,
         "backward",
-        lambda self, dy, cache, *, need_dx=True: found.append((need_dx, original(self, dy, cache, need_dx=need_dx))),
+        lambda self, dy, cache, *, need_dx=True: found.append(
+            (need_dx, original(self, dy, cache, need_dx=need_dx))
+        ),
     )
     _, cache = net.forward(backend.array(batch((2, 2, 5, 5)), "float32"), train=True)
     assert net.backward(backend.array(batch((2, 4)), "float32"), cache, need_dx=False) is None
@@ -436,7 +518,7 @@ def test_need_dx_in_nested_containers(backend):
     assert spy.asked == []
 
 
-# --- containers ------------------------------------------------------------------------------------------------------
+# --- containers -----------------------------------------------------------------------------------
 
 
 def test_children_are_named_by_number_or_name():
@@ -461,18 +543,29 @@ def test_a_name_has_one_layer():
 
 
 def test_errors_in_a_forward_name_the_layer_and_its_input(backend):
-    net = Sequential(stem=ReLU(), body=Sequential(conv2=Conv2d(16, 4, 3))).build((16, 8, 8), device=backend.device)
+    net = Sequential(stem=ReLU(), body=Sequential(conv2=Conv2d(16, 4, 3))).build(
+        (16, 8, 8), device=backend.device
+    )
     x = backend.array(np.zeros((10, 6, 8, 8)), "float32")
     name, place = str(backend.backend).split(" on ")
     with pytest.raises(ShapeError) as caught:
         net(x)
     assert str(caught.value) == (
-        f"body.conv2 (Conv2d): expected 16 input channels, got 6 (input 10x6x8x8, {name} float32 on {place})"
+        f"body.conv2 (Conv2d): expected 16 input channels, got 6 (input 10x6x8x8, {name} float32 "
+        f"on {place})"
     )
     net = Sequential(fc=Linear(4, 2)).build((4,), device=backend.device)
-    with pytest.raises(ShapeError, match=rf"^fc \(Linear\): expected 4 input features, got 5 \(input 1x5, {name}"):
+    with pytest.raises(
+        ShapeError,
+        match=r"^fc \(Linear\): expected 4 input features, got 5 "
+        rf"\(input 1x5, {name}",
+    ):
         net(backend.array(np.zeros((1, 5)), "float32"))
-    with pytest.raises(ArrayError, match=rf"^fc \(Linear\): .*must be of one dtype.*{name} float64"):
+    with pytest.raises(
+        ArrayError,
+        match=rf"^fc \(Linear\): .*must be of one dtype.*{name} "
+        r"float64",
+    ):
         net(backend.array(np.zeros((1, 4)), "float64"))
 
 
@@ -482,21 +575,29 @@ def test_layers_refuse_integers(backend, kind, args, kwargs, shape, dtype):
     if kind is Flatten:
         pytest.skip("Flatten moves nothing but the shape")
     net = Sequential(mine=kind(*args, **kwargs)).build(shape, device=backend.device, seed=0)
-    with pytest.raises(ArrayError, match=rf"^mine \({kind.__name__}\): x must be floating point, got .*{dtype}"):
+    with pytest.raises(
+        ArrayError,
+        match=rf"^mine \({kind.__name__}\): x must be floating point, "
+        rf"got .*{dtype}",
+    ):
         net(backend.array(np.zeros((2, *shape)), dtype))
 
 
 def test_layers_refuse_another_librarys_arrays():
     pytest.importorskip("array_api_strict")
     net = Sequential(fc=Linear(3, 2)).build((3,), device="array_api_strict:device1", seed=0)
-    with pytest.raises(ArrayError, match=r"^fc \(Linear\): arrays must be of one library; x is 1x3, numpy.*strict"):
+    with pytest.raises(
+        ArrayError,
+        match=r"^fc \(Linear\): arrays must be of one library; x is "
+        r"1x3, numpy.*strict",
+    ):
         net(np.zeros((1, 3), "float32"))
     other = Sequential(fc=Linear(3, 2)).build((3,), device="array_api_strict").backend
     with pytest.raises(ArrayError, match="arrays must be on one device"):
         net(other.asarray(np.zeros((1, 3)), "float32"))
 
 
-# --- numbers ---------------------------------------------------------------------------------------------------------
+# --- numbers --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("n", [1, 3])
@@ -504,8 +605,12 @@ def test_layers_refuse_another_librarys_arrays():
 def test_against_pytorch(backend, kind, args, kwargs, shape, n):
     torch = pytest.importorskip("torch")
     layer = kind(*args, **kwargs).build(shape, device=backend.device, dtype="float64", seed=5)
-    twin = getattr(torch.nn, kind.__name__)(*(shape[0] if arg is None else arg for arg in args), **kwargs).double()
-    twin.load_state_dict({path: torch.tensor(value) for path, value in layer.state_dict().items()}, strict=True)
+    twin = getattr(torch.nn, kind.__name__)(
+        *(shape[0] if arg is None else arg for arg in args), **kwargs
+    ).double()
+    twin.load_state_dict(
+        {path: torch.tensor(value) for path, value in layer.state_dict().items()}, strict=True
+    )
     x = batch((n, *shape), 1)
     xt = torch.tensor(x, requires_grad=True)
     yt = twin(xt)
@@ -523,14 +628,17 @@ def test_against_pytorch(backend, kind, args, kwargs, shape, n):
     np.testing.assert_allclose(backend.host(layer(x_here)), backend.host(y), rtol=1e-14)
     np.testing.assert_allclose(backend.host(dx), xt.grad.numpy(), rtol=1e-12, atol=1e-14)
     for name, p in twin.named_parameters():
-        np.testing.assert_allclose(backend.host(layer.grads[name]), p.grad.numpy(), rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(
+            backend.host(layer.grads[name]), p.grad.numpy(), rtol=1e-12, atol=1e-14
+        )
     np.testing.assert_array_equal(backend.host(x_here), x)  # neither input nor gradient was changed
     np.testing.assert_array_equal(backend.host(dy_here), dy)
 
 
 @every_layer
 def test_against_finite_differences(backend, kind, args, kwargs, shape):
-    """Along random directions: (f(a + hv) - f(a - hv)) / 2h = <gradient, v>, for the input and every parameter."""
+    """Along random directions: (f(a + hv) - f(a - hv)) / 2h = <gradient, v>, for the input and
+    every parameter."""
     layer = kind(*args, **kwargs).build(shape, device=backend.device, dtype="float64", seed=5)
     x, rng, h = batch((2, *shape), 1), np.random.default_rng(0), 1e-6
     dy = batch((2, *layer.output_shape), 2)
@@ -556,7 +664,9 @@ def test_against_finite_differences(backend, kind, args, kwargs, shape):
             target -= step * v
         layer.load_state_dict(state)
         expected = (values[0] - values[1]) / (2 * h)
-        assert expected == pytest.approx(float(np.sum(backend.host(gradient) * v)), rel=1e-6, abs=1e-8), name
+        assert expected == pytest.approx(
+            float(np.sum(backend.host(gradient) * v)), rel=1e-6, abs=1e-8
+        ), name
 
 
 @every_layer
@@ -573,12 +683,18 @@ def test_empty_batch(backend, kind, args, kwargs, shape):
 
 
 def test_readers_may_write_layers_of_their_own(backend):
-    """The worked example of docs/layers.md: a layer with a parameter, in 20 lines; the page's other code runs as well."""
+    """The worked example of docs/layers.md: a layer with a parameter, in 20 lines; the page's other
+    code runs as well."""
     page = (Path(__file__).parents[1] / "docs" / "layers.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     example = next(block for block in blocks if "class Scale" in block)
     assert len(example.strip().splitlines()) <= 20
-    names: dict = {"x": np.ones((2, 3)), "dy": np.ones((2, 3)), "layer": ReLU(), "__name__": "readers"}
+    names: dict = {
+        "x": np.ones((2, 3)),
+        "dy": np.ones((2, 3)),
+        "layer": ReLU(),
+        "__name__": "readers",
+    }
     for block in blocks:
         exec(block, names)
     assert names["model"].classes == 3
@@ -589,12 +705,18 @@ def test_readers_may_write_layers_of_their_own(backend):
     y, cache = net.forward(backend.array(batch((4, 1, 3, 3))), train=True)
     net.backward(backend.array(np.ones((4, 2, 3, 3))), cache)
     expected = backend.host(y).sum((0, 2, 3))[:, None, None] / 3.0
-    np.testing.assert_allclose(backend.host(net.named_gradients()["mine.factor"]), expected, rtol=1e-12)
+    np.testing.assert_allclose(
+        backend.host(net.named_gradients()["mine.factor"]), expected, rtol=1e-12
+    )
     assert Layer.known.pop("readers.Scale") is names["Scale"]
 
 
 def test_an_initializer_of_another_shape_is_refused():
-    with pytest.raises(ArgumentError, match=r"fc \(Linear\): the initializer of weight gave \(5,\), not \(2, 3\)"):
+    with pytest.raises(
+        ArgumentError,
+        match=r"fc \(Linear\): the initializer of weight gave "
+        r"\(5,\), not \(2, 3\)",
+    ):
         Sequential(fc=Linear(3, 2, weight_init=lambda *_: np.zeros(5))).build((3,))
 
 
@@ -624,7 +746,9 @@ def test_a_layer_belongs_to_one_network():
     shared = Linear(2, 2)
     first = Sequential(a=shared).build((2,), seed=0)
     with pytest.raises(
-        StateError, match=r"b \(Linear\): was built as a part of another network|a \(Linear\): was built"
+        StateError,
+        match=r"b \(Linear\): was built as a part of another network|a \(Linear\): was "
+        r"built",
     ):
         Sequential(b=shared).build((2,), seed=1)
     assert list(first.state_dict()) == ["a.weight", "a.bias"]

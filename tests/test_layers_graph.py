@@ -1,4 +1,5 @@
-"""Graphs, and the layers that they are made of beside those of Sequential. The oracle is PyTorch in float64."""
+"""Graphs, and the layers that they are made of beside those of Sequential. The oracle is PyTorch in
+float64."""
 
 import copy
 from collections.abc import Callable
@@ -26,19 +27,27 @@ def small(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def filled(layer: Any, here: Here, seed: int = 9) -> dict[str, np.ndarray]:
-    """Give a built layer's parameters and buffers other numbers than their first ones; gives those."""
-    state = {path: small(*array.shape, seed=seed + i) for i, (path, array) in enumerate(layer.state_dict().items())}
+    """Give a built layer's parameters and buffers other numbers than their first ones; gives
+    those."""
+    state = {
+        path: small(*array.shape, seed=seed + i)
+        for i, (path, array) in enumerate(layer.state_dict().items())
+    }
     layer.load_state_dict(state)
     return state
 
 
-def checked(here: Here, network: Any, host: np.ndarray, twin: Callable[..., Any], layout: str = "packed") -> None:
+def checked(
+    here: Here, network: Any, host: np.ndarray, twin: Callable[..., Any], layout: str = "packed"
+) -> None:
     """Value and all gradients of a built network are those of ``twin(x, **state)`` in torch."""
     state = filled(network, here)
     x = laid_out(here, host, "float64", layout)
     tx = torch.tensor(host, requires_grad=True)
     names = list(network.named_parameters())
-    tstate = {name: torch.tensor(value, requires_grad=name in names) for name, value in state.items()}
+    tstate = {
+        name: torch.tensor(value, requires_grad=name in names) for name, value in state.items()
+    }
     ty = twin(tx, *tstate.values())
     up = normal(*ty.shape, seed=5)
     ty.backward(torch.tensor(up))
@@ -61,7 +70,8 @@ def checked(here: Here, network: Any, host: np.ndarray, twin: Callable[..., Any]
 ONE = [
     (L.SELU(), F.selu),
     (L.SELU(1.2, 0.7), lambda x: 0.7 * F.elu(x, 1.2)),
-    (L.CELU(0.6), lambda x: torch.where(x > 0, x, 0.6 * torch.expm1(x / 0.6))),  # torch's own is in float32
+    # torch's own is in float32
+    (L.CELU(0.6), lambda x: torch.where(x > 0, x, 0.6 * torch.expm1(x / 0.6))),
     (L.HardSigmoid(), lambda x: torch.clamp(x / 6 + 0.5, 0, 1)),
     (L.HardSigmoid(0.2, 0.5), lambda x: torch.clamp(0.2 * x + 0.5, 0, 1)),
     (L.HardSwish(), F.hardswish),
@@ -108,7 +118,9 @@ def _dilated_mean(x: Any) -> Any:
     return (x[:, :, :-2, :-2] + x[:, :, 2:, :-2] + x[:, :, :-2, 2:] + x[:, :, 2:, 2:]) / 4
 
 
-@pytest.mark.parametrize(("layer", "twin"), ONE, ids=lambda a: repr(a) if isinstance(a, L.Layer) else "")
+@pytest.mark.parametrize(
+    ("layer", "twin"), ONE, ids=lambda a: repr(a) if isinstance(a, L.Layer) else ""
+)
 @pytest.mark.parametrize("layout", ["packed", "batch_last"])
 def test_layers_of_one_value(backend: Here, layer: Any, twin: Callable[..., Any], layout: str):
     fresh = copy.deepcopy(layer)
@@ -159,12 +171,16 @@ TWO = [
 ]
 
 
-@pytest.mark.parametrize(("layer", "twin"), TWO, ids=lambda a: repr(a) if isinstance(a, L.Layer) else "")
+@pytest.mark.parametrize(
+    ("layer", "twin"), TWO, ids=lambda a: repr(a) if isinstance(a, L.Layer) else ""
+)
 def test_joins(backend: Here, layer: Any, twin: Callable[..., Any]):
     """Of a value and of a function of it, whose gradients come together again."""
     fresh = copy.deepcopy(layer)
     graph = Graph(
-        ("e", L.Elementwise("sqrt"), ["input"]), ("s", L.Sigmoid(), ["input"]), ("j", fresh, ["e", "s"])
+        ("e", L.Elementwise("sqrt"), ["input"]),
+        ("s", L.Sigmoid(), ["input"]),
+        ("j", fresh, ["e", "s"]),
     ).build((3, 4, 5), device=backend.device, dtype="float64", seed=0)
     checked(backend, graph, small(2, 3, 4, 5), lambda x: twin(torch.sqrt(x), torch.sigmoid(x)))
 
@@ -185,9 +201,9 @@ def test_joins_broadcast(backend: Here):
 
 
 def test_products_of_values(backend: Here):
-    graph = Graph(("t", L.Permute((0, 1, 3, 2)), ["input"]), ("m", L.MatMul(), ["t", "input"])).build(
-        (3, 4, 5), device=backend.device, dtype="float64", seed=0
-    )
+    graph = Graph(
+        ("t", L.Permute((0, 1, 3, 2)), ["input"]), ("m", L.MatMul(), ["t", "input"])
+    ).build((3, 4, 5), device=backend.device, dtype="float64", seed=0)
     checked(backend, graph, normal(2, 3, 4, 5), lambda x: x.transpose(2, 3) @ x)
     assert graph.children["m"].multiply_adds() == 3 * 5 * 5 * 4
 
@@ -251,7 +267,9 @@ def test_a_branching_graph(backend: Here):
 
 
 def test_it_trains_is_saved_and_moves(backend: Here, tmp_path: Path):
-    model = GraphModel(*branching()).build((2, 6, 6), device=backend.device, dtype="float64", seed=3)
+    model = GraphModel(*branching()).build(
+        (2, 6, 6), device=backend.device, dtype="float64", seed=3
+    )
     x, t = normal(40, 2, 6, 6), np.arange(40) % 3
     x[np.arange(40), 0, t, t] += 6.0
     trainer = portacnn.Trainer(
@@ -273,7 +291,9 @@ def test_it_trains_is_saved_and_moves(backend: Here, tmp_path: Path):
     assert type(again) is GraphModel
     assert list(again.state_dict()) == list(model.state_dict())
     for n in (3, 40):  # by a prepared way, and by a forward
-        np.testing.assert_allclose(again.predict(x[:n]), backend.host(model.predict(x[:n])), rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(
+            again.predict(x[:n]), backend.host(model.predict(x[:n])), rtol=1e-9, atol=1e-9
+        )
     model.to("numpy")
     np.testing.assert_allclose(again.predict(x), model.predict(x), rtol=1e-9, atol=1e-9)
     assert "stem.conv" in again.summary()
@@ -283,7 +303,9 @@ def test_it_trains_is_saved_and_moves(backend: Here, tmp_path: Path):
 def test_a_numerical_gradient(backend: Here):
     if backend.name != "numpy":
         pytest.skip("two forward passes a number: once is enough")
-    model = GraphModel(*branching()).build((2, 6, 6), device=backend.device, dtype="float64", seed=3)
+    model = GraphModel(*branching()).build(
+        (2, 6, 6), device=backend.device, dtype="float64", seed=3
+    )
     x, t = normal(4, 2, 6, 6), np.array([0, 1, 2, 0])
     by_hand, backward = model.numerical_gradient(x, t), model.gradient(x, t)
     for path, expected in by_hand.items():
@@ -319,9 +341,19 @@ def test_what_nobody_asks_for_is_left_out(backend: Here):
 
 def test_errors_say_where(backend: Here):
     graph = Graph(("a", L.ReLU(), ["input"]), ("b.c", L.Linear(4, 2), ["a"]))
-    refuses(ShapeError, "b.c (Linear)", "expected 4", call=lambda: graph.build((5,), device=backend.device))
+    refuses(
+        ShapeError,
+        "b.c (Linear)",
+        "expected 4",
+        call=lambda: graph.build((5,), device=backend.device),
+    )
     graph.build((4,), device=backend.device)
-    refuses(ArrayError, "b.c (Linear)", "float64", call=lambda: graph(backend.array(normal(2, 4), "float64")))
+    refuses(
+        ArrayError,
+        "b.c (Linear)",
+        "float64",
+        call=lambda: graph(backend.array(normal(2, 4), "float64")),
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""Layers with running statistics, options or chance in them: numbers and state against PyTorch's layers, step by step."""
+"""Layers with running statistics, options or chance in them: numbers and state against PyTorch's
+layers, step by step."""
 
 from typing import Any
 
@@ -9,11 +10,21 @@ from conftest import Here
 
 from portacnn import layers
 from portacnn.errors import ArgumentError, ModelFormatError, ShapeError, StateError
-from portacnn.layers import BatchNorm1d, BatchNorm2d, Conv2d, Flatten, InstanceNorm2d, Linear, ReLU, Sequential
+from portacnn.layers import (
+    BatchNorm1d,
+    BatchNorm2d,
+    Conv2d,
+    Flatten,
+    InstanceNorm2d,
+    Linear,
+    ReLU,
+    Sequential,
+)
 from portacnn.models import Model, load
 from portacnn.runtime import resolve
 
-# Every layer of this issue's norms and activations, with PyTorch's own arguments, and the shape of one sample.
+# Every layer of this issue's norms and activations, with PyTorch's own arguments, and the shape of
+# one sample.
 CASES = [
     ("BatchNorm1d", (4,), {}, (4,)),
     ("BatchNorm1d", (4,), {"affine": False, "momentum": 0.4}, (4, 3)),
@@ -22,7 +33,12 @@ CASES = [
     ("BatchNorm3d", (2,), {}, (2, 2, 3, 2)),
     ("InstanceNorm1d", (3,), {}, (3, 5)),
     ("InstanceNorm2d", (3,), {"affine": True}, (3, 2, 3)),
-    ("InstanceNorm2d", (3,), {"affine": True, "track_running_stats": True, "momentum": 0.3}, (3, 2, 3)),
+    (
+        "InstanceNorm2d",
+        (3,),
+        {"affine": True, "track_running_stats": True, "momentum": 0.3},
+        (3, 2, 3),
+    ),
     ("InstanceNorm3d", (2,), {"track_running_stats": True}, (2, 2, 1, 3)),
     ("GroupNorm", (2, 4), {}, (4, 2, 3)),
     ("GroupNorm", (4, 4), {"affine": False}, (4, 3)),
@@ -48,7 +64,9 @@ CASES = [
     ("LogSoftmax", (1,), {}, (4, 2, 2)),
 ]
 every = pytest.mark.parametrize(
-    ("kind", "args", "kwargs", "shape"), CASES, ids=[f"{case[0]}{i}" for i, case in enumerate(CASES)]
+    ("kind", "args", "kwargs", "shape"),
+    CASES,
+    ids=[f"{case[0]}{i}" for i, case in enumerate(CASES)],
 )
 
 
@@ -57,12 +75,16 @@ def twins(
 ) -> tuple[Any, Any, Any]:
     """(torch, our layer, PyTorch's), with the same drawn weights and statistics."""
     torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
-    ours = getattr(layers, kind)(*args, **kwargs).build(shape, device=here.device, dtype=dtype, seed=0)
+    ours = getattr(layers, kind)(*args, **kwargs).build(
+        shape, device=here.device, dtype=dtype, seed=0
+    )
     theirs = getattr(torch.nn, kind)(*args, **kwargs).to(getattr(torch, dtype))
     state = {}
     for number, (name, value) in enumerate(theirs.state_dict().items()):
         drawn = normal(*value.shape, seed=number) ** 2 + 0.1
-        state[name] = np.asarray(7 if "num_" in name else drawn, dtype=str(value.dtype).removeprefix("torch."))
+        state[name] = np.asarray(
+            7 if "num_" in name else drawn, dtype=str(value.dtype).removeprefix("torch.")
+        )
     theirs.load_state_dict({name: torch.tensor(value) for name, value in state.items()})
     ours.load_state_dict(state)
     return torch, ours, theirs
@@ -78,7 +100,9 @@ def same_state(here: Here, ours: Any, theirs: Any, tolerance: float = 1e-9) -> N
 
 
 @every
-def test_three_training_steps_and_a_look(backend: Here, kind: str, args: tuple, kwargs: dict, shape: tuple):
+def test_three_training_steps_and_a_look(
+    backend: Here, kind: str, args: tuple, kwargs: dict, shape: tuple
+):
     torch, ours, theirs = twins(backend, kind, args, kwargs, shape)
     same_state(backend, ours, theirs)
     for step in range(3):
@@ -89,13 +113,19 @@ def test_three_training_steps_and_a_look(backend: Here, kind: str, args: tuple, 
         expected.backward(torch.tensor(up))
         got, cache = ours.forward(backend.array(host), train=True)
         dx = ours.backward(backend.array(up), cache)
-        np.testing.assert_allclose(backend.host(got), expected.detach().numpy(), rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(
+            backend.host(got), expected.detach().numpy(), rtol=1e-9, atol=1e-9
+        )
         np.testing.assert_allclose(backend.host(dx), leaf.grad.numpy(), rtol=1e-9, atol=1e-9)
         for name, parameter in theirs.named_parameters():
-            np.testing.assert_allclose(backend.host(ours.grads[name]), parameter.grad.numpy(), rtol=1e-9, atol=1e-9)
+            np.testing.assert_allclose(
+                backend.host(ours.grads[name]), parameter.grad.numpy(), rtol=1e-9, atol=1e-9
+            )
         same_state(backend, ours, theirs)
     expected = theirs.eval()(torch.tensor(host))
-    np.testing.assert_allclose(backend.host(ours(backend.array(host))), expected.detach().numpy(), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(
+        backend.host(ours(backend.array(host))), expected.detach().numpy(), rtol=1e-9, atol=1e-9
+    )
     same_state(backend, ours, theirs)
     refuses(StateError, "nothing was kept", call=lambda: ours.backward(backend.array(up), None))
 
@@ -111,7 +141,9 @@ def test_frozen_layers_train(backend: Here, kind: str, args: tuple, kwargs: dict
     dx = ours.backward(backend.array(up), cache)
     np.testing.assert_allclose(backend.host(dx), leaf.grad.numpy(), rtol=1e-9, atol=1e-9)
     for name, parameter in theirs.named_parameters():
-        np.testing.assert_allclose(backend.host(ours.grads[name]), parameter.grad.numpy(), rtol=1e-9, atol=1e-9)
+        np.testing.assert_allclose(
+            backend.host(ours.grads[name]), parameter.grad.numpy(), rtol=1e-9, atol=1e-9
+        )
     same_state(backend, ours, theirs)
 
 
@@ -137,7 +169,7 @@ def test_a_layer_says_how_it_was_made(kind: str, args: tuple, kwargs: dict, shap
     assert repr(layer).startswith(kind)
 
 
-# --- buffers --------------------------------------------------------------------------------------------------------
+# --- buffers --------------------------------------------------------------------------------------
 
 
 def net() -> Model:
@@ -159,14 +191,18 @@ def trained(here: Here) -> Model:
 
 
 def bits(model: Any) -> dict:
-    return {path: (value.dtype, value.shape, value.tobytes()) for path, value in model.state_dict().items()}
+    return {
+        path: (value.dtype, value.shape, value.tobytes())
+        for path, value in model.state_dict().items()
+    }
 
 
 def test_buffers_have_pytorchs_names_and_order(backend: Here):
     state = trained(backend).state_dict()
     tail = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
     assert list(state) == [
-        "conv.weight", "conv.bias", *(f"bn.{n}" for n in tail), "fc.weight", "fc.bias", *(f"norm.{n}" for n in tail)
+        "conv.weight", "conv.bias", *(f"bn.{n}" for n in tail), "fc.weight", "fc.bias",
+        *(f"norm.{n}" for n in tail)
     ]  # fmt: skip
     for name in ("bn", "norm"):
         count = state[f"{name}.num_batches_tracked"]
@@ -225,12 +261,14 @@ def test_a_refused_batch_changes_nothing(backend: Here):
     model = Sequential(bn=BatchNorm2d(2)).build((2, 1, 1), device=backend.device, seed=0)
     before = bits(model)
     one = backend.array(normal(1, 2, 1, 1), "float32")
-    refuses(ShapeError, "bn (BatchNorm2d)", "more than 1", call=lambda: model.forward(one, train=True))
+    refuses(
+        ShapeError, "bn (BatchNorm2d)", "more than 1", call=lambda: model.forward(one, train=True)
+    )
     assert bits(model) == before
     model(one)
 
 
-# --- refusals -------------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -274,11 +312,17 @@ def test_constructors_check_their_numbers(kind: str, args: tuple, kwargs: dict, 
         ("Softmax", (3,), (2, 3), ("dim=3", "-3..2")),
     ],
 )
-def test_shapes_are_checked_when_a_network_is_built(kind: str, args: tuple, shape: tuple, words: tuple):
+def test_shapes_are_checked_when_a_network_is_built(
+    kind: str, args: tuple, shape: tuple, words: tuple
+):
     model = Sequential(here=getattr(layers, kind)(*args))
     refuses(ShapeError, f"here ({kind})", *words, call=lambda: model.build(shape))
 
 
 def test_not_built_yet(backend: Here):
     for layer in (BatchNorm2d(2), InstanceNorm2d(2)):
-        refuses(StateError, "not built", call=lambda layer=layer: layer(backend.array(normal(2, 2, 2, 2))))
+        refuses(
+            StateError,
+            "not built",
+            call=lambda layer=layer: layer(backend.array(normal(2, 2, 2, 2))),
+        )

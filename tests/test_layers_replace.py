@@ -34,7 +34,9 @@ from portacnn.optim import SGD, Adam
 def net(**options: Any) -> Model:
     model = Model(
         stem=Sequential(conv=Conv2d(1, 3, 3, padding=1), relu=ReLU(), pool=MaxPool2d(2)),
-        block=Residual(Sequential(conv1=Conv2d(3, 3, 3, padding=1), bn1=BatchNorm2d(3)), activation=ReLU()),
+        block=Residual(
+            Sequential(conv1=Conv2d(3, 3, 3, padding=1), bn1=BatchNorm2d(3)), activation=ReLU()
+        ),
         flatten=Flatten(),
         fc=Linear(None, 4),
     )
@@ -42,7 +44,8 @@ def net(**options: Any) -> Model:
 
 
 def test_a_new_head(backend: Here, tmp_path: Path):
-    """predict, summary, state and file say the same; what stays keeps its weights; the new weights are a fresh network's."""
+    """predict, summary, state and file say the same; what stays keeps its weights; the new weights
+    are a fresh network's."""
     pytest.importorskip("safetensors")
     model, x = net(device=backend.device), patches(9)[0]
     before = model.state_dict()
@@ -81,12 +84,16 @@ def test_layers_without_parameters_and_stages(backend: Here, count: int):
     assert [type(part) for part in model.children["stem"].stages] == [Conv2d, Tanh, MaxPool2d]
     other = Model(
         stem=Sequential(conv=Conv2d(1, 3, 3, padding=1), tanh=Tanh(), pool=MaxPool2d(2)),
-        block=Residual(Sequential(conv1=Conv2d(3, 3, 3, padding=1), bn1=BatchNorm2d(3)), activation=Sigmoid()),
+        block=Residual(
+            Sequential(conv1=Conv2d(3, 3, 3, padding=1), bn1=BatchNorm2d(3)), activation=Sigmoid()
+        ),
         flatten=Flatten(),
         fc=Linear(None, 4),
     ).build((1, 8, 8), device=backend.device, seed=7)
     assert bits(other) == bits(model)
-    np.testing.assert_allclose(backend.host(model.predict(x)), backend.host(other.predict(x)), rtol=1e-6)
+    np.testing.assert_allclose(
+        backend.host(model.predict(x)), backend.host(other.predict(x)), rtol=1e-6
+    )
     model.replace("stem.relu", ReLU())
     assert len(model.children["stem"].stages) == 1
 
@@ -101,11 +108,23 @@ def test_layers_without_parameters_and_stages(backend: Here, count: int):
             lambda: Conv2d(16, 32, 5, 2, 2),
             "layer2.0.conv1.weight",
         ),
-        (lambda d: ResNet20(device=d, seed=0), "layer3", lambda: Sequential(Conv2d(32, 64, 1)), "layer3.0.weight"),
-        (lambda d: small_net(d), "fc2", lambda: Sequential(Linear(6, 5), ReLU(), Linear(5, 4)), "fc2.2.weight"),
+        (
+            lambda d: ResNet20(device=d, seed=0),
+            "layer3",
+            lambda: Sequential(Conv2d(32, 64, 1)),
+            "layer3.0.weight",
+        ),
+        (
+            lambda d: small_net(d),
+            "fc2",
+            lambda: Sequential(Linear(6, 5), ReLU(), Linear(5, 4)),
+            "fc2.2.weight",
+        ),
     ],
 )
-def test_models_that_build_themselves(backend: Here, tmp_path: Path, make: Any, path: str, new: Any, changed: str):
+def test_models_that_build_themselves(
+    backend: Here, tmp_path: Path, make: Any, path: str, new: Any, changed: str
+):
     pytest.importorskip("safetensors")
     if backend.name not in ("numpy", "strict-device1", "torch"):
         pytest.skip("three of them are enough")
@@ -143,18 +162,26 @@ def test_a_layer_that_stays_inside_a_new_one(backend: Here):
     model.replace("fc", Sequential(Dropout(0.5), model.children["fc"]))
     assert model.state_dict()["fc.1.weight"].tobytes() == before["fc.weight"].tobytes()
     x = patches(3)[0]
-    np.testing.assert_array_equal(backend.host(model.predict(x)), backend.host(net(device=backend.device).predict(x)))
+    np.testing.assert_array_equal(
+        backend.host(model.predict(x)), backend.host(net(device=backend.device).predict(x))
+    )
 
 
 def test_a_layer_moves_to_another_network(backend: Here):
     """It is copied to the network's device and keeps its weights."""
     first, second = net(device="numpy"), net(device=backend.device, seed=1)
-    refuses(StateError, "part of another network", call=lambda: second.replace("block", first.children["block"]))
+    refuses(
+        StateError,
+        "part of another network",
+        call=lambda: second.replace("block", first.children["block"]),
+    )
     weight = first.state_dict()["block.conv1.weight"]
     taken = first.replace("block", Sequential(Conv2d(3, 3, 1)))
     second.replace("block", taken)
     assert second.state_dict()["block.conv1.weight"].tobytes() == weight.tobytes()
-    assert taken.children["body"].children["conv1"].params["weight"].device == backend.backend.device
+    assert (
+        taken.children["body"].children["conv1"].params["weight"].device == backend.backend.device
+    )
     Sequential(other=second.replace("block", Sequential())).build((3, 4, 4), seed=0)
     for model in (first, second):
         assert backend.host(second.predict(patches(2)[0])).shape == (2, 4)
@@ -175,7 +202,9 @@ def test_graphs(backend: Here, tmp_path: Path):
     before = backend.host(model.predict(x))
     model.replace("sum", Arithmetic("multiply"))
     model.replace("b", Sequential(Conv2d(1, 2, 3, padding=1)))
-    refuses(ShapeError, ["at least", "2 inputs"][1], call=lambda: model.replace("b", Arithmetic("add")))
+    refuses(
+        ShapeError, ["at least", "2 inputs"][1], call=lambda: model.replace("b", Arithmetic("add"))
+    )
     assert "b.0.weight" in model.state_dict()
     after = backend.host(model.predict(x))
     assert not np.allclose(after, before)
@@ -187,18 +216,41 @@ def test_graphs(backend: Here, tmp_path: Path):
 @pytest.mark.parametrize(
     ("path", "new", "kind", "words"),
     [
-        ("fc", lambda: Linear(7, 3), ShapeError, ("fc (Linear)", "expected 7 input features, got 48")),
-        ("stem.conv", lambda: Conv2d(1, 5, 3, padding=1), ShapeError, ("block.conv1", "expected 3 input channels")),
-        ("stem.pool", lambda: MaxPool2d(4), ShapeError, ("fc (Linear)", "keeps its weights", "(4, 48)", "(4, 12)")),
+        (
+            "fc",
+            lambda: Linear(7, 3),
+            ShapeError,
+            ("fc (Linear)", "expected 7 input features, got 48"),
+        ),
+        (
+            "stem.conv",
+            lambda: Conv2d(1, 5, 3, padding=1),
+            ShapeError,
+            ("block.conv1", "expected 3 input channels"),
+        ),
+        (
+            "stem.pool",
+            lambda: MaxPool2d(4),
+            ShapeError,
+            ("fc (Linear)", "keeps its weights", "(4, 48)", "(4, 12)"),
+        ),
         ("nowhere", ReLU, ArgumentError, ("no layer at 'nowhere'", "block.conv1")),
         ("fc", lambda: "fc", ArgumentError, ("'fc'",)),
-        ("fc", lambda: Linear(None, 3, weight_init=lambda *_: np.ones(2)), ArgumentError, ("initializer",)),
+        (
+            "fc",
+            lambda: Linear(None, 3, weight_init=lambda *_: np.ones(2)),
+            ArgumentError,
+            ("initializer",),
+        ),
     ],
 )
 def test_an_error_changes_nothing(backend: Here, path: str, new: Any, kind: Any, words: Any):
     model = net(device=backend.device)
     before, arrays, layers = bits(model), model.named_parameters(), list(model.walk())
-    shapes, text = [(layer.path, layer.input_shape, layer.output_shape) for layer in layers], repr(model)
+    shapes, text = (
+        [(layer.path, layer.input_shape, layer.output_shape) for layer in layers],
+        repr(model),
+    )
     layer = new()
     refuses(kind, *words, call=lambda: model.replace(path, layer))
     assert bits(model) == before
@@ -211,7 +263,11 @@ def test_an_error_changes_nothing(backend: Here, path: str, new: Any, kind: Any,
 
 def test_a_layer_into_itself():
     model = net()
-    refuses(ArgumentError, "into itself", call=lambda: model.replace("stem.conv", Sequential(model.children["stem"])))
+    refuses(
+        ArgumentError,
+        "into itself",
+        call=lambda: model.replace("stem.conv", Sequential(model.children["stem"])),
+    )
 
 
 def test_assignment_is_refused():
@@ -221,7 +277,11 @@ def test_assignment_is_refused():
     refuses(StateError, *words, call=lambda: model.children.update(fc=Linear(None, 3)))
     refuses(StateError, *words, call=lambda: model.children.pop("fc"))
     for holder, name in ((model, "fc"), (model, "head"), (model.children["block"], "body")):
-        refuses(StateError, *words, call=lambda holder=holder, name=name: setattr(holder, name, Linear(None, 3)))
+        refuses(
+            StateError,
+            *words,
+            call=lambda holder=holder, name=name: setattr(holder, name, Linear(None, 3)),
+        )
     with pytest.raises(StateError, match="replace"):
         del model.children["fc"]
     assert tuple(model.predict(patches(1)[0]).shape) == (1, 4)
@@ -246,7 +306,11 @@ def test_a_network_that_is_not_built_yet():
     model = Model(a=Sequential(Linear(None, 3), ReLU()), b=Residual(Linear(3, 3)))
     model.replace("a.0", Linear(None, 3, bias=False))
     model.replace("b.body", Sequential(fc=Linear(3, 3)))
-    assert list(model.build((4,), seed=0).state_dict()) == ["a.0.weight", "b.fc.weight", "b.fc.bias"]
+    assert list(model.build((4,), seed=0).state_dict()) == [
+        "a.0.weight",
+        "b.fc.weight",
+        "b.fc.bias",
+    ]
 
 
 def test_a_place_of_a_shared_layer():
@@ -267,7 +331,7 @@ def test_a_part_is_asked(backend: Here):
     assert model.revision == 2
 
 
-# --- who trained the network before -----------------------------------------------------------------------------------
+# --- who trained the network before ---------------------------------------------------------------
 
 
 def test_a_trainer_of_before_says_so(backend: Here):
@@ -275,7 +339,11 @@ def test_a_trainer_of_before_says_so(backend: Here):
     run = Trainer(model, *patches(8), *patches(8), epochs=1, mini_batch_size=4, verbose=False)
     model.replace("stem.relu", Tanh())
     refuses(StateError, "make a new Trainer", call=run.train)
-    refuses(StateError, "make a new Trainer", call=lambda: run.run_batch(model.backend.asarray(np.arange(4))))
+    refuses(
+        StateError,
+        "make a new Trainer",
+        call=lambda: run.run_batch(model.backend.asarray(np.arange(4))),
+    )
     Trainer(model, *patches(8), *patches(8), epochs=1, mini_batch_size=4, verbose=False).train()
 
 

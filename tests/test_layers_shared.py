@@ -1,4 +1,5 @@
-"""What explicit caches make possible: one layer in several places, several threads in one network, recomputing. And hooks."""
+"""What explicit caches make possible: one layer in several places, several threads in one network,
+recomputing. And hooks."""
 
 import copy
 import pickle
@@ -42,16 +43,20 @@ from portacnn.models import ResNet20
 from portacnn.models.summary import rows
 from portacnn.optim import SGD
 
-# --- shared weights -------------------------------------------------------------------------------------------------
+# --- shared weights -------------------------------------------------------------------------------
 
 
 def siamese() -> tuple[Model, Layer]:
-    """One encoder on both halves of the channels; its convolution stands in two places of the encoder, too."""
+    """One encoder on both halves of the channels; its convolution stands in two places of the
+    encoder, too."""
     conv = Conv2d(2, 2, 3, padding=1)
     encoder = Sequential(conv=conv, act=Tanh(), again=conv, flatten=Flatten(), fc=Linear(None, 3))
     halves = [Conv2d(4, 2, 1, bias=False, weight_init=half(first)) for first in (0, 2)]
     return Model(
-        pair=Branches(left=Sequential(take=halves[0], enc=encoder), right=Sequential(take=halves[1], enc=encoder)),
+        pair=Branches(
+            left=Sequential(take=halves[0], enc=encoder),
+            right=Sequential(take=halves[1], enc=encoder),
+        ),
         out=Linear(6, 2),
     ), encoder
 
@@ -81,11 +86,15 @@ def test_a_siamese_pair_has_pytorchs_gradients(backend: Here):
     def encode(x: Any) -> Any:
         weight, bias = theirs["pair.left.enc.conv.weight"], theirs["pair.left.enc.conv.bias"]
         y = F.conv2d(torch.tanh(F.conv2d(x, weight, bias, padding=1)), weight, bias, padding=1)
-        return F.linear(y.flatten(1), theirs["pair.left.enc.fc.weight"], theirs["pair.left.enc.fc.bias"])
+        return F.linear(
+            y.flatten(1), theirs["pair.left.enc.fc.weight"], theirs["pair.left.enc.fc.bias"]
+        )
 
     x, dy = normal(3, 4, 4, 4), normal(3, 2, seed=1)
     leaf = torch.tensor(x, requires_grad=True)
-    parts = [encode(F.conv2d(leaf, theirs[f"pair.{side}.take.weight"])) for side in ("left", "right")]
+    parts = [
+        encode(F.conv2d(leaf, theirs[f"pair.{side}.take.weight"])) for side in ("left", "right")
+    ]
     expected = F.linear(torch.cat(parts, 1), theirs["out.weight"], theirs["out.bias"])
     expected.backward(torch.tensor(dy))
     for _ in range(2):  # the second pass writes, and does not add to the first
@@ -103,7 +112,10 @@ def test_a_siamese_pair_has_pytorchs_gradients(backend: Here):
 def test_a_layer_in_two_nodes_of_a_graph(backend: Here):
     fc = Linear(3, 3)
     graph = Graph(
-        ("a", fc, ["input"]), ("t", Tanh(), ["a"]), ("b", fc, ["t"]), ("sum", Arithmetic("add"), ["a", "b"])
+        ("a", fc, ["input"]),
+        ("t", Tanh(), ["a"]),
+        ("b", fc, ["t"]),
+        ("sum", Arithmetic("add"), ["a", "b"]),
     ).build((3,), device=backend.device, dtype="float64", seed=0)
     assert list(graph.state_dict()) == ["a.weight", "a.bias"]
     x, w, b = normal(4, 3), *graph.state_dict().values()
@@ -121,8 +133,12 @@ def test_a_layer_in_two_nodes_of_a_graph(backend: Here):
 def test_shared_layers_train_are_saved_and_are_copied(backend: Here, tmp_path: Path):
     pytest.importorskip("safetensors")
     relu = ReLU()
-    block = Residual(Sequential(conv=Conv2d(2, 2, 3, padding=1), bn=BatchNorm2d(2)), activation=relu)
-    model = Model(block, block, relu, Flatten(), Linear(None, 4)).build((2, 4, 4), device=backend.device, seed=0)
+    block = Residual(
+        Sequential(conv=Conv2d(2, 2, 3, padding=1), bn=BatchNorm2d(2)), activation=relu
+    )
+    model = Model(block, block, relu, Flatten(), Linear(None, 4)).build(
+        (2, 4, 4), device=backend.device, seed=0
+    )
     x, t = normal(40, 2, 4, 4).astype("float32"), np.arange(40) % 4
     Trainer(model, x, t, x[:4], t[:4], epochs=1, mini_batch_size=20, verbose=False).train()
     assert model.state_dict()["0.bn.num_batches_tracked"] == 4  # twice in each of two steps
@@ -138,7 +154,10 @@ def test_shared_layers_train_are_saved_and_are_copied(backend: Here, tmp_path: P
 def test_a_summary_counts_a_shared_layers_parameters_once():
     conv = Conv2d(2, 2, 3, padding=1)
     model = Model(conv, MaxPool2d(2), conv, Flatten(), Linear(None, 3))
-    found = [(row.path, row.output, row.parameters, row.multiply_adds, row.shared) for row in rows(model, (2, 4, 4))]
+    found = [
+        (row.path, row.output, row.parameters, row.multiply_adds, row.shared)
+        for row in rows(model, (2, 4, 4))
+    ]
     assert found == [
         ("0", (2, 4, 4), 38, 36 * 16, False),
         ("1", (2, 2, 2), 0, 0, False),
@@ -152,7 +171,13 @@ def test_a_summary_counts_a_shared_layers_parameters_once():
 
 def test_the_second_place_must_fit():
     fc = Linear(None, 4)
-    refuses(ShapeError, "0 (Linear)", "several places", "'1'", call=lambda: Sequential(fc, fc).build((3,)))
+    refuses(
+        ShapeError,
+        "0 (Linear)",
+        "several places",
+        "'1'",
+        call=lambda: Sequential(fc, fc).build((3,)),
+    )
     conv = Conv2d(2, 4, 1)
     words = ("0 (Conv2d)", "expected 2 input channels, got 4")
     refuses(ShapeError, *words, call=lambda: Sequential(conv, conv).build((2, 3, 3)))
@@ -176,7 +201,9 @@ def test_tied_parameters_are_one(backend: Here, tmp_path: Path):
     pytest.importorskip("safetensors")
     first, second = Linear(3, 3), Linear(3, 3, bias=False)
     second.tie("weight", first)
-    model = Model(first=first, act=Tanh(), second=second).build((3,), device=backend.device, dtype="float64", seed=0)
+    model = Model(first=first, act=Tanh(), second=second).build(
+        (3,), device=backend.device, dtype="float64", seed=0
+    )
     assert list(model.state_dict()) == ["first.weight", "first.bias"]
     x, dy = normal(4, 3), normal(4, 3, seed=1)
     w, b = model.state_dict().values()
@@ -199,7 +226,12 @@ def test_tied_parameters_are_one(backend: Here, tmp_path: Path):
         assert list(other.named_gradients()) == ["first.weight", "first.bias"]
     third = Linear(4, 3)
     third.tie("weight", first)
-    refuses(StateError, "third (Linear)", "not two parameters", call=lambda: Sequential(third=third).build((4,)))
+    refuses(
+        StateError,
+        "third (Linear)",
+        "not two parameters",
+        call=lambda: Sequential(third=third).build((4,)),
+    )
     refuses(StateError, "before", call=lambda: first.tie("weight", second))
 
 
@@ -210,20 +242,29 @@ def test_a_small_file_cannot_ask_for_a_large_network(tmp_path: Path):
     for number in range(1, 41):
         twice = [layer, {"shared": layer["name"]}]
         layer = {"class": "Sequential", "arguments": {}, "layers": twice, "name": str(number)}
-    for model in (layer, {"class": "Model", "arguments": {}, "layers": [layer], "replaced": {"nowhere": layer}}):
+    for model in (
+        layer,
+        {"class": "Model", "arguments": {}, "layers": [layer], "replaced": {"nowhere": layer}},
+    ):
         header = {"format": 2, "model": model, "input_shape": [2], "dtype": "float32"}
         save_tensors(tmp_path / "net", {"a": np.ones(1)}, header)
         with pytest.raises(ModelFormatError):
             Layer.known["Model"].load(tmp_path / "net")
 
 
-# --- threads --------------------------------------------------------------------------------------------------------
+# --- threads --------------------------------------------------------------------------------------
 
 
 def test_two_threads_go_through_one_network(backend: Here):
-    """Forward and backward at once, each with its own images: each gets the gradients of its own."""
+    """Forward and backward at once, each with its own images: each gets the gradients of its
+    own."""
     model = Model(
-        conv=Conv2d(2, 3, 3), relu=ReLU(), pool=MaxPool2d(2), drop=Dropout(0.5), flatten=Flatten(), fc=Linear(None, 3)
+        conv=Conv2d(2, 3, 3),
+        relu=ReLU(),
+        pool=MaxPool2d(2),
+        drop=Dropout(0.5),
+        flatten=Flatten(),
+        fc=Linear(None, 3),
     ).build((2, 8, 8), device=backend.device, dtype="float64", seed=0)
     inputs = [(normal(4, 2, 8, 8, seed=seed), np.arange(4) % 3) for seed in range(2)]
     turns, met, wrong = threading.Barrier(2, timeout=60), [], []
@@ -266,7 +307,10 @@ def test_two_threads_go_through_one_network(backend: Here):
 
 def test_several_backward_passes_as_one(backend: Here):
     fc = Linear(3, 2).build((3,), device=backend.device, dtype="float64", seed=0)
-    xs, dys = [normal(4, 3, seed=seed) for seed in (0, 1)], [normal(4, 2, seed=seed) for seed in (2, 3)]
+    xs, dys = (
+        [normal(4, 3, seed=seed) for seed in (0, 1)],
+        [normal(4, 2, seed=seed) for seed in (2, 3)],
+    )
     with one_backward_pass():
         for x, dy in zip(xs, dys, strict=True):
             _, cache = fc.forward(backend.array(x))
@@ -278,16 +322,22 @@ def test_several_backward_passes_as_one(backend: Here):
     agree(backend, fc.grads["weight"], dys[0].T @ xs[0], like)
 
 
-# --- hooks ----------------------------------------------------------------------------------------------------------
+# --- hooks ----------------------------------------------------------------------------------------
 
 
 def test_hooks_see_every_output(backend: Here):
-    """Of layers in all containers, of containers, and of the network, in training, predictions and while it is evaluated."""
+    """Of layers in all containers, of containers, and of the network, in training, predictions and
+    while it is evaluated."""
     leaf, inner = Linear(4, 4), Sequential(Linear(4, 4), ReLU())
     model = Model(leaf, Residual(inner, activation=ReLU()), Branches(Recompute(leaf)), Linear(4, 3))
     model.build((4,), device=backend.device, seed=0)
     seen: dict[str, list[int]] = {"leaf": [], "inner": [], "model": [], "activation": []}
-    parts = {"leaf": leaf, "inner": inner, "model": model, "activation": model.children["1"].activation}
+    parts = {
+        "leaf": leaf,
+        "inner": inner,
+        "model": model,
+        "activation": model.children["1"].activation,
+    }
     for name, part in parts.items():
         part.on_output(lambda y, name=name: seen[name].append(y.shape[0]))
     x, t = normal(20, 4).astype("float32"), np.arange(20) % 3
@@ -296,12 +346,17 @@ def test_hooks_see_every_output(backend: Here):
     model.gradient(x[:3], t[:3])  # recomputing calls no hooks
     model(backend.array(x[:4]))
     once = [1, 2, 3, 4]
-    assert seen == {"leaf": [n for n in once for _ in range(2)], "inner": once, "model": once, "activation": once}
+    assert seen == {
+        "leaf": [n for n in once for _ in range(2)],
+        "inner": once,
+        "model": once,
+        "activation": once,
+    }
     Trainer(model, x, t, x[:5], t[:5], epochs=1, mini_batch_size=20, verbose=False).train()
     assert seen["model"][4:] == [20, 20, 5]
 
 
-# --- recomputing ----------------------------------------------------------------------------------------------------
+# --- recomputing ----------------------------------------------------------------------------------
 
 
 def blocks(wrap: Any) -> Model:
@@ -316,7 +371,9 @@ def blocks(wrap: Any) -> Model:
         return Residual(body, MaxPool2d(stride) if stride > 1 else None, activation=ReLU())
 
     return Model(
-        stem=wrap(Sequential(conv=Conv2d(2, 4, 3, 1, 1), bn=BatchNorm2d(4, momentum=None), relu=ReLU())),
+        stem=wrap(
+            Sequential(conv=Conv2d(2, 4, 3, 1, 1), bn=BatchNorm2d(4, momentum=None), relu=ReLU())
+        ),
         block1=wrap(block(1)),
         block2=wrap(wrap(block(2))),
         pool=GlobalAvgPool(flatten=True),
@@ -328,7 +385,9 @@ def trained(device: Any, wrap: Any, by_hand: bool) -> tuple[Model, list[Any]]:
     model = blocks(wrap).build((2, 6, 6), device=device, seed=0)
     x, t = normal(30, 2, 6, 6).astype("float32"), np.arange(30) % 3
     if not by_hand:
-        run = Trainer(model, x, t, x[:3], t[:3], epochs=2, mini_batch_size=20, accumulate=2, verbose=False)
+        run = Trainer(
+            model, x, t, x[:3], t[:3], epochs=2, mini_batch_size=20, accumulate=2, verbose=False
+        )
         run.train()
         return model, run.train_loss_list
     losses, home, optimizer = [], model.backend, SGD(0.1)
@@ -353,7 +412,9 @@ def test_recomputing_gives_the_same_bits(backend: Here, by_hand: bool):
 
 
 def test_recomputing_keeps_the_input_alone():
-    block = Recompute(Sequential(*(Linear(8, 8) for _ in range(4)))).build((8,), device="numpy", seed=0)
+    block = Recompute(Sequential(*(Linear(8, 8) for _ in range(4)))).build(
+        (8,), device="numpy", seed=0
+    )
     x = np.ones((2, 8), "float32")
     _, cache = block.forward(x, train=True)
     ((_, kept),) = cache
@@ -365,7 +426,8 @@ def test_recomputing_keeps_the_input_alone():
 
 
 def test_recomputing_around_a_block_of_a_built_network(tmp_path: Path):
-    """It keeps its weights, a kept forward pass holds less, the gradients are the same, and so is the file's network."""
+    """It keeps its weights, a kept forward pass holds less, the gradients are the same, and so is
+    the file's network."""
     pytest.importorskip("safetensors")
     held, found, x, t = [], [], normal(8, 3, 16, 16).astype("float32"), np.arange(8) % 10
     for wrap in (False, True):
@@ -396,4 +458,6 @@ def test_recomputing_in_a_file(backend: Here, tmp_path: Path):
     plain.load_weights(tmp_path / "net.safetensors")
     x = normal(9, 2, 6, 6).astype("float32")
     for images in (x, x[:2]):
-        np.testing.assert_array_equal(backend.host(plain.predict(images)), backend.host(again.predict(images)))
+        np.testing.assert_array_equal(
+            backend.host(plain.predict(images)), backend.host(again.predict(images))
+        )

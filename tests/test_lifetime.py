@@ -1,4 +1,5 @@
-"""What is deleted is gone at once: nothing that holds a network's arrays waits for the garbage collector."""
+"""What is deleted is gone at once: nothing that holds a network's arrays waits for the garbage
+collector."""
 
 import gc
 import weakref
@@ -36,7 +37,11 @@ def no_collector() -> Iterator[None]:
 
 def everything(network: Layer) -> list[weakref.ref]:
     """Its layers, parameters, buffers and gradients."""
-    arrays = [array for named in (network.named_state(), network.named_gradients()) for array in named.values()]
+    arrays = [
+        array
+        for named in (network.named_state(), network.named_gradients())
+        for array in named.values()
+    ]
     return [weakref.ref(each) for each in (*network.walk(), *arrays)]
 
 
@@ -53,7 +58,9 @@ def use(model: Model, x: np.ndarray, t: np.ndarray) -> None:
     model.forward(model.batch(model.accept(x[:2])))
 
 
-@pytest.mark.parametrize("make", [SimpleConvNet, DeepConvNet, LeNet5, ResNet20], ids=lambda make: make.__name__)
+@pytest.mark.parametrize(
+    "make", [SimpleConvNet, DeepConvNet, LeNet5, ResNet20], ids=lambda make: make.__name__
+)
 def test_models_of_every_shape(make):
     model = make(seed=0, device="numpy")
     x = np.random.default_rng(0).random((9, *model.input_shape), dtype="float32")
@@ -88,12 +95,24 @@ def test_every_container_on_every_backend(backend: Here):
 def test_a_trainer_with_its_optimizer_and_its_data(backend: Here):
     (x, t), model = patches(20), small_net(backend.device)
     trainer = Trainer(
-        model, x, t, x, t, epochs=2, mini_batch_size=8, compile_step=True, early_stopping=2, verbose=False
+        model,
+        x,
+        t,
+        x,
+        t,
+        epochs=2,
+        mini_batch_size=8,
+        compile_step=True,
+        early_stopping=2,
+        verbose=False,
     )
     trainer.train()
     model.predict(x[:1])
     state = [array for slots in trainer.optimizer.state.values() for array in slots.values()]
-    refs = [*everything(model), *map(weakref.ref, (trainer, trainer.optimizer, trainer._feed, *state))]
+    refs = [
+        *everything(model),
+        *map(weakref.ref, (trainer, trainer.optimizer, trainer._feed, *state)),
+    ]
     del model, state
     assert len(alive(refs)) == len(refs)  # the Trainer holds them all
     del trainer

@@ -1,4 +1,5 @@
-"""Networks that files describe: small files stay small and quick. And the children of a network, which stay what runs."""
+"""Networks that files describe: small files stay small and quick. And the children of a network,
+which stay what runs."""
 
 import json
 import struct
@@ -33,7 +34,11 @@ from portacnn.ops.windows import Windows
 
 def described(input_shape, *layers_, model="Model", **arguments):
     """A file that holds nothing but this description."""
-    model = {"class": model, "arguments": arguments, **({"layers": list(layers_)} if layers_ else {})}
+    model = {
+        "class": model,
+        "arguments": arguments,
+        **({"layers": list(layers_)} if layers_ else {}),
+    }
     header = {"format": 1, "dtype": "float32", "input_shape": input_shape, "model": model}
     text = json.dumps({"__metadata__": {"portacnn": json.dumps(header)}}).encode()
     return struct.pack("<Q", len(text)) + text
@@ -53,12 +58,20 @@ class Tower(Model):
 HUGE = 1 << 29
 SMALL_FILES = {
     "pooling": described([1, 2000, 2000], layer("MaxPool2d", kernel_size=2000)),
-    "convolution": described([1, 3000, 3000], layer("Conv2d", in_channels=1, out_channels=1, kernel_size=3000)),
-    "transposed": described([1, 9, 9], layer("ConvTranspose2d", in_channels=1, out_channels=1, kernel_size=3000)),
+    "convolution": described(
+        [1, 3000, 3000], layer("Conv2d", in_channels=1, out_channels=1, kernel_size=3000)
+    ),
+    "transposed": described(
+        [1, 9, 9], layer("ConvTranspose2d", in_channels=1, out_channels=1, kernel_size=3000)
+    ),
     "three axes": described([1, 90, 90, 90], layer("AvgPool3d", kernel_size=90)),
-    "together": described([1, 300, 300], *[layer("MaxPool2d", kernel_size=256, stride=1, padding=127)] * 3),
+    "together": described(
+        [1, 300, 300], *[layer("MaxPool2d", kernel_size=256, stride=1, padding=127)] * 3
+    ),
     "absurd": described([1, HUGE], layer("MaxPool1d", kernel_size=HUGE)),
-    "padding": described([1, 3, 3], layer("Conv2d", in_channels=1, out_channels=1, kernel_size=1, padding=1 << 30)),
+    "padding": described(
+        [1, 3, 3], layer("Conv2d", in_channels=1, out_channels=1, kernel_size=1, padding=1 << 30)
+    ),
     "pad": described([1, 3, 3], layer("Pad", pads=[[0, 0], [0, 1 << 30], [0, 1 << 30]])),
     "input": described([1 << 20, 1 << 20]),
     "outputs": described([1, 2, 2], layer("AdaptiveAvgPool2d", output_size=1 << 20)),
@@ -88,7 +101,9 @@ def test_small_files_cost_little(tmp_path, content):
 def test_a_limit_says_what_is_too_large_and_where(tmp_path):
     (tmp_path / "net").write_bytes(SMALL_FILES["pooling"])
     with pytest.raises(
-        ModelFormatError, match=r"0 \(MaxPool2d\): .*131072 cells.*2000x2000; build such a network yourself"
+        ModelFormatError,
+        match=r"0 \(MaxPool2d\): .*131072 cells.*2000x2000; build such a network "
+        r"yourself",
     ):
         portacnn.load(tmp_path / "net")
 
@@ -105,9 +120,20 @@ def test_classes_that_others_derive_from_are_no_layers(tmp_path):
         (tmp_path / "net").write_bytes(described([1, 3], layer(kind, **more)))
         with pytest.raises(ModelFormatError, match=f"unknown class '{kind}'"):
             portacnn.load(tmp_path / "net")
-    abstract = {"Activation", "AvgPool", "Conv", "ConvTranspose", "Holder", "Join", "Layer", "MaxPool"}
+    abstract = {
+        "Activation",
+        "AvgPool",
+        "Conv",
+        "ConvTranspose",
+        "Holder",
+        "Join",
+        "Layer",
+        "MaxPool",
+    }
     assert abstract.isdisjoint(portacnn.layers.Layer.known)
-    classes = {name for name in portacnn.layers.__all__ if isinstance(getattr(portacnn.layers, name), type)}
+    classes = {
+        name for name in portacnn.layers.__all__ if isinstance(getattr(portacnn.layers, name), type)
+    }
     assert classes - abstract <= set(portacnn.layers.Layer.known)
 
 
@@ -134,7 +160,9 @@ def test_programs_have_no_limits():
     assert time.process_time() - started < 1
 
 
-axis = st.tuples(*(st.integers(*span) for span in ((1, 9), (1, 5), (1, 5), (0, 7), (0, 7), (1, 12))))
+axis = st.tuples(
+    *(st.integers(*span) for span in ((1, 9), (1, 5), (1, 5), (0, 7), (0, 7), (1, 12)))
+)
 
 
 @settings(max_examples=150)
@@ -142,7 +170,9 @@ axis = st.tuples(*(st.integers(*span) for span in ((1, 9), (1, 5), (1, 5), (0, 7
 def test_windows_against_every_cell_one_by_one(axes, ceil_mode, data):
     size, kernel, stride, before, after, dilation = map(list, zip(*axes, strict=True))
     try:
-        whole = Windows.of(size, kernel, stride, list(zip(before, after, strict=True)), dilation, ceil_mode)
+        whole = Windows.of(
+            size, kernel, stride, list(zip(before, after, strict=True)), dilation, ceil_mode
+        )
     except PortacnnError:
         return
     first = data.draw(st.integers(0, whole.out[0] - 1))
@@ -158,7 +188,9 @@ def test_windows_against_every_cell_one_by_one(axes, ceil_mode, data):
                 if all(0 <= i < n for i, n in zip(at, size, strict=True)):
                     seen[o, number] = tuple(at)
         for tap in windows.taps:
-            outputs = product(*(range(windows.out[a])[tap.reaches[a + 1]] for a in range(len(size))))
+            outputs = product(
+                *(range(windows.out[a])[tap.reaches[a + 1]] for a in range(len(size)))
+            )
             inputs = product(*(range(size[a])[tap.reads[a + 1]] for a in range(len(size))))
             found.update({(o, tap.index): i for o, i in zip(outputs, inputs, strict=True)})
         outputs = list(product(*map(range, windows.out)))
@@ -173,7 +205,7 @@ def test_files_spoilt_at_random(tmp_path, monkeypatch):
     assert files_fuzz.main(60, seed=int(time.time())) == 0
 
 
-# --- children ----------------------------------------------------------------------------------------------------------
+# --- children -------------------------------------------------------------------------------------
 
 
 def unbuilt():
@@ -199,7 +231,8 @@ CHANGES = {
 @pytest.mark.parametrize("built", [False, True])
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_a_network_keeps_its_layers(change, built):
-    """What runs, what learns, what is saved and what is printed would no longer be the same layers."""
+    """What runs, what learns, what is saved and what is printed would no longer be the same
+    layers."""
     net, x = unbuilt(), patches(3)[0]
     if built:
         net.build((1, 8, 8), seed=0)
@@ -221,7 +254,12 @@ def test_so_do_blocks_and_graphs():
     with pytest.raises(StateError, match="'activation' cannot be taken away"):
         del block.activation
     block.body = block.body
-    for holder in (block, Branches(Conv2d(2, 2, 1)), Graph(("0", ReLU(), ["input"])), Sequential(ReLU())):
+    for holder in (
+        block,
+        Branches(Conv2d(2, 2, 1)),
+        Graph(("0", ReLU(), ["input"])),
+        Sequential(ReLU()),
+    ):
         with pytest.raises(StateError):
             holder.children["0"] = ReLU()
 

@@ -1,4 +1,5 @@
-"""Models: SimpleConvNet, and what every Model does with images and labels that come from outside."""
+"""Models: SimpleConvNet, and what every Model does with images and labels that come from
+outside."""
 
 import re
 from math import sqrt
@@ -29,7 +30,7 @@ def no_variable(monkeypatch):
     monkeypatch.delenv("PORTACNN_BACKEND", raising=False)
 
 
-# --- SimpleConvNet ---------------------------------------------------------------------------------------------------
+# --- SimpleConvNet --------------------------------------------------------------------------------
 
 
 def test_defaults_are_the_tutorials():
@@ -58,7 +59,8 @@ def test_defaults_are_the_tutorials():
         (None, (30, 24, 24), 30 * 12 * 12),
         ({}, (30, 24, 24), 30 * 12 * 12),
         ({"filter_num": 4}, (4, 24, 24), 4 * 12 * 12),
-        ({"filter_num": 4, "filter_size": 4}, (4, 25, 25), 4 * 12 * 12),  # the pool leaves the last row and column out
+        # the pool leaves the last row and column out
+        ({"filter_num": 4, "filter_size": 4}, (4, 25, 25), 4 * 12 * 12),
         ({"filter_num": 4, "pad": 2}, (4, 28, 28), 4 * 14 * 14),
         ({"filter_num": 4, "pad": 1, "stride": 2}, (4, 13, 13), 4 * 6 * 6),
         ({"filter_num": 4, "filter_size": 28, "pad": 1}, (4, 3, 3), 4),
@@ -72,10 +74,18 @@ def test_conv_param(conv_param, conv, features):
 
 
 @pytest.mark.parametrize(
-    ("what", "gain"), [(0.05, None), (1, None), ("he", 2), ("relu", 2), ("xavier", 1), ("sigmoid", 1)]
+    ("what", "gain"),
+    [(0.05, None), (1, None), ("he", 2), ("relu", 2), ("xavier", 1), ("sigmoid", 1)],
 )
 def test_weight_init_std(what, gain):
-    net = SimpleConvNet((8, 12, 12), {"filter_num": 40}, hidden_size=90, output_size=60, weight_init_std=what, seed=1)
+    net = SimpleConvNet(
+        (8, 12, 12),
+        {"filter_num": 40},
+        hidden_size=90,
+        output_size=60,
+        weight_init_std=what,
+        seed=1,
+    )
     for path, fan_in in {"conv1": 8 * 25, "fc1": 40 * 4 * 4, "fc2": 90}.items():
         weight = net.state_dict()[f"{path}.weight"]
         expected = sqrt(gain / fan_in) if gain else float(what)
@@ -87,9 +97,24 @@ def test_weight_init_std(what, gain):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"input_dim": (28, 28)}, ShapeError, r"^conv1 \(Conv2d\): expected samples \(C, H, W\), got \(28, 28\)$"),
-        ({"input_dim": (1, 4, 4)}, ShapeError, r"^conv1 \(Conv2d\): kernel 5x5 is larger than the input 4x4"),
-        ({"input_dim": (1, 5, 5)}, ShapeError, r"^pool1 \(MaxPool2d\): kernel 2x2 is larger than the input 1x1"),
+        (
+            {"input_dim": (28, 28)},
+            ShapeError,
+            r"^conv1 \(Conv2d\): expected samples \(C, H, W\), "
+            r"got \(28, 28\)$",
+        ),
+        (
+            {"input_dim": (1, 4, 4)},
+            ShapeError,
+            r"^conv1 \(Conv2d\): kernel 5x5 is larger than the "
+            r"input 4x4",
+        ),
+        (
+            {"input_dim": (1, 5, 5)},
+            ShapeError,
+            r"^pool1 \(MaxPool2d\): kernel 2x2 is larger than "
+            r"the input 1x1",
+        ),
         ({"input_dim": (0, 28, 28)}, ShapeError, "input_shape must be positive numbers"),
         (
             {"conv_param": {"filters": 3}},
@@ -99,8 +124,17 @@ def test_weight_init_std(what, gain):
         ({"conv_param": {"pad": -1}}, ArgumentError, "padding"),
         ({"hidden_size": 0}, ArgumentError, "out_features"),
         ({"output_size": 2.5}, ArgumentError, "out_features"),
-        ({"weight_init_std": "glorot"}, ArgumentError, r"^Conv2d: unknown weight initializer 'glorot'"),
-        ({"weight_init_std": -1}, ArgumentError, "a weight initializer is a standard deviation of 0 or more"),
+        (
+            {"weight_init_std": "glorot"},
+            ArgumentError,
+            r"^Conv2d: unknown weight initializer "
+            r"'glorot'",
+        ),
+        (
+            {"weight_init_std": -1},
+            ArgumentError,
+            "a weight initializer is a standard deviation of 0 or more",
+        ),
         ({"device": "tpu"}, BackendError, "unknown device 'tpu'"),
         ({"device": "array_api_strict:device9"}, BackendError, "array.api.strict"),
         ({"dtype": "float16"}, ArgumentError, "dtype must be"),
@@ -120,14 +154,17 @@ def test_device_argument_and_variable(backend, monkeypatch):
     assert SimpleConvNet((1, 8, 8), seed=0).backend.name == backend.backend.name
 
 
-# --- numbers ---------------------------------------------------------------------------------------------------------
+# --- numbers --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (2, 7, 9)])
 def test_against_pytorch(backend, shape):
     torch = pytest.importorskip("torch")
     net = small_net(
-        backend.device, input_dim=shape, dtype="float64", conv_param={"filter_num": 3, "filter_size": 3, "pad": 1}
+        backend.device,
+        input_dim=shape,
+        dtype="float64",
+        conv_param={"filter_num": 3, "filter_size": 3, "pad": 1},
     )
     x, t = patches(7, shape=shape, dtype="float64")
     twin = torch_twin(torch, net)
@@ -135,18 +172,29 @@ def test_against_pytorch(backend, shape):
     loss = torch.nn.functional.cross_entropy(logits, torch.tensor(t))
     loss.backward()
 
-    np.testing.assert_allclose(backend.host(net.predict(x)), logits.detach().numpy(), rtol=1e-11, atol=1e-13)
+    np.testing.assert_allclose(
+        backend.host(net.predict(x)), logits.detach().numpy(), rtol=1e-11, atol=1e-13
+    )
     assert net.loss(x, t) == pytest.approx(loss.item(), rel=1e-12)
     assert net.accuracy(x, t) == (logits.argmax(1).numpy() == t).mean()
     gradient = net.gradient(x, t)
     assert list(gradient) == [name for name, _ in twin.named_parameters()]
     for name, p in twin.named_parameters():
-        np.testing.assert_allclose(backend.host(gradient[name]), p.grad.numpy(), rtol=1e-9, atol=1e-13, err_msg=name)
+        np.testing.assert_allclose(
+            backend.host(gradient[name]), p.grad.numpy(), rtol=1e-9, atol=1e-13, err_msg=name
+        )
 
 
 def test_gradient_against_numerical_gradient(backend):
     net = SimpleConvNet(
-        (1, 5, 5), {"filter_num": 2, "filter_size": 3}, 3, 2, "he", device=backend.device, seed=1, dtype="float64"
+        (1, 5, 5),
+        {"filter_num": 2, "filter_size": 3},
+        3,
+        2,
+        "he",
+        device=backend.device,
+        seed=1,
+        dtype="float64",
     )
     x, t = patches(3, classes=2, shape=(1, 5, 5), dtype="float64")
     before, held = bits(net), net.named_parameters()
@@ -173,7 +221,9 @@ def test_gradients_are_copies(backend):
 def test_numerical_gradient_of_a_function(backend):
     p = backend.backend.asarray(np.arange(6.0).reshape(2, 3))
     gradient = numerical_gradient(lambda: float(np.sum(backend.host(p) ** 3)), p)
-    np.testing.assert_allclose(backend.host(gradient), 3 * np.arange(6.0).reshape(2, 3) ** 2, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(
+        backend.host(gradient), 3 * np.arange(6.0).reshape(2, 3) ** 2, rtol=1e-6, atol=1e-7
+    )
     np.testing.assert_array_equal(backend.host(p), np.arange(6.0).reshape(2, 3))
 
 
@@ -199,7 +249,9 @@ def test_labels_in_every_form(backend, labels):
     for form in (given, backend.array(given)):
         assert net.loss(x, form) == expected[0]
         assert net.accuracy(x, form) == expected[1]
-        np.testing.assert_array_equal(backend.host(net.gradient(x, form)["fc1.weight"]), expected[2])
+        np.testing.assert_array_equal(
+            backend.host(net.gradient(x, form)["fc1.weight"]), expected[2]
+        )
 
 
 def test_accuracy_counts_the_last_short_batch(backend):
@@ -221,8 +273,12 @@ def test_predict_gives_logits(backend):
     assert tuple(whole.shape) == (11, 4)
     assert whole.device == backend.backend.device
     for batch_size in (1, 4, 11, 12):
-        np.testing.assert_allclose(backend.host(net.predict(x, batch_size)), backend.host(whole), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(backend.host(net.predict(backend.array(x))), backend.host(whole), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            backend.host(net.predict(x, batch_size)), backend.host(whole), rtol=1e-5, atol=1e-6
+        )
+    np.testing.assert_allclose(
+        backend.host(net.predict(backend.array(x))), backend.host(whole), rtol=1e-5, atol=1e-6
+    )
     assert np.exp(backend.host(whole)).sum(axis=1) != pytest.approx(1.0)
 
 
@@ -230,7 +286,12 @@ def test_images_of_other_float_types_and_layouts(backend):
     net = small_net(backend.device)
     x, t = patches(6)
     expected = net.loss(x, t)
-    for form in (x.astype("float64"), np.asfortranarray(x), np.flip(np.flip(x, 3).copy(), 3), x.astype(">f4")):
+    for form in (
+        x.astype("float64"),
+        np.asfortranarray(x),
+        np.flip(np.flip(x, 3).copy(), 3),
+        x.astype(">f4"),
+    ):
         if form.dtype.byteorder == ">" and backend.name != "numpy":
             continue
         assert net.loss(form, t) == pytest.approx(expected, rel=1e-6)
@@ -261,7 +322,9 @@ def test_one_image_and_none(backend):
     empty = net.predict(x[:0])
     assert tuple(empty.shape) == (0, 4)
     assert empty.dtype == backend.backend.dtype("float32")
-    with pytest.raises(ArgumentError, match="SimpleConvNet: the accuracy over no images is not defined"):
+    with pytest.raises(
+        ArgumentError, match="SimpleConvNet: the accuracy over no images is not defined"
+    ):
         net.accuracy(x[:0], t[:0])
 
 
@@ -274,7 +337,8 @@ def test_loss_of_an_empty_batch(device):
 
 @pytest.mark.parametrize("choice", ["auto", "native", "reference"])
 def test_the_loss_goes_through_in_batches(choice, monkeypatch):
-    """Its memory is that of ``accuracy``, and its value the mean over all images, a short last batch among them."""
+    """Its memory is that of ``accuracy``, and its value the mean over all images, a short last
+    batch among them."""
     (x, t), net = patches(1500), small_net()
     with use_kernels(choice):
         net.loss(x[:10], t[:10])
@@ -311,7 +375,7 @@ def test_to_nowhere_changes_nothing():
     assert all(net.named_parameters()[path] is value for path, value in held.items())
 
 
-# --- preprocess ------------------------------------------------------------------------------------------------------
+# --- preprocess -----------------------------------------------------------------------------------
 
 
 def colour_net(device, dtype="float32", **preprocess):
@@ -337,13 +401,18 @@ def test_uint8_images_are_normalised(backend, preprocess, dtype):
     scale = preprocess.get("scale", 1 / 255)
     floats = np.empty(images.shape)
     for (n, c, h, w), value in np.ndenumerate(images):
-        mean, std = (np.broadcast_to(preprocess.get(k, d), 3)[c] for k, d in (("mean", 0.0), ("std", 1.0)))
+        mean, std = (
+            np.broadcast_to(preprocess.get(k, d), 3)[c] for k, d in (("mean", 0.0), ("std", 1.0))
+        )
         floats[n, c, h, w] = (value * scale - mean) / std
     net = colour_net(backend.device, dtype, **preprocess)
     limit = {"float32": 1e-5, "float64": 1e-12}[dtype]
     for x in (images, backend.array(images)):
         np.testing.assert_allclose(
-            backend.host(net.predict(x, 4)), backend.host(net.predict(floats)), rtol=limit, atol=limit
+            backend.host(net.predict(x, 4)),
+            backend.host(net.predict(floats)),
+            rtol=limit,
+            atol=limit,
         )
         assert net.loss(x, t) == pytest.approx(net.loss(floats, t), rel=limit)
         assert net.accuracy(x, t) == net.accuracy(floats, t)
@@ -368,7 +437,10 @@ def test_uint8_and_floats_of_the_loader_are_the_same_bits(backend):
     (images, _), _ = load_mnist_sample(normalize=False)
     net = SimpleConvNet(device=backend.device, seed=0)
     net.preprocess = Normalize()
-    assert backend.host(net.predict(images[:300])).tobytes() == backend.host(net.predict(floats[:300])).tobytes()
+    assert (
+        backend.host(net.predict(images[:300])).tobytes()
+        == backend.host(net.predict(floats[:300])).tobytes()
+    )
     assert net.loss(images[:20], t[:20]) == net.loss(floats[:20], t[:20])
 
 
@@ -392,7 +464,10 @@ def test_a_preprocess_follows_the_model_and_can_be_changed(backend):
 
 
 def test_no_uint8_images_and_flat_ones(backend):
-    assert tuple(colour_net(backend.device).predict(np.zeros((0, 3, 8, 8), "uint8")).shape) == (0, 4)
+    assert tuple(colour_net(backend.device).predict(np.zeros((0, 3, 8, 8), "uint8")).shape) == (
+        0,
+        4,
+    )
     flat = Model(fc=Linear(None, 2)).build((5,), device=backend.device, seed=0)
     flat.preprocess = Normalize(mean=0.5)
     x = np.arange(10, dtype="uint8").reshape(2, 5) * 20
@@ -430,9 +505,15 @@ def test_normalize_without_a_meaning(arguments, message):
 
 def test_a_preprocess_that_does_not_fit():
     net = small_net()
-    with pytest.raises(ArgumentError, match="SimpleConvNet: preprocess must be a Normalize or None, got 255"):
+    with pytest.raises(
+        ArgumentError, match="SimpleConvNet: preprocess must be a Normalize or None, got 255"
+    ):
         net.preprocess = 255
-    message = r"preprocess: mean has 3 numbers, one for each channel; images \(N, 1, 8, 8\) have 1 channels"
+    message = (
+        r"preprocess: mean has 3 numbers, one for each channel; images \(N, 1, 8, 8\) have "
+        r"1 "
+        r"channels"
+    )
     with pytest.raises(ShapeError, match=f"SimpleConvNet: {message}"):
         net.preprocess = Normalize(mean=(0.1, 0.2, 0.3))
     assert net.preprocess is None
@@ -443,7 +524,7 @@ def test_a_preprocess_that_does_not_fit():
     assert early.build((3, 8, 8)).preprocess.mean == (0.1, 0.2, 0.3)
 
 
-# --- bad input -------------------------------------------------------------------------------------------------------
+# --- bad input ------------------------------------------------------------------------------------
 
 CALLS = {
     "predict": lambda net, x: net.predict(x),
@@ -468,24 +549,39 @@ def test_wrong_images(backend, call):
         with pytest.raises(ShapeError) as caught:
             call(net, np.zeros(shape, "float32"))
         size = "x".join(map(str, shape))
-        expected = f"SimpleConvNet: expected images (N, 1, 8, 8), got {size}, numpy float32 on cpu{hint}"
+        expected = (
+            f"SimpleConvNet: expected images (N, 1, 8, 8), got {size}, numpy float32 on cpu{hint}"
+        )
         assert str(caught.value) == expected
     for dtype in ("uint8", "int64", "bool"):
         with pytest.raises(
             ArrayError,
-            match=rf"^SimpleConvNet: expected floating-point images, got 5x1x8x8, numpy {dtype} on cpu; scale",
+            match=rf"^SimpleConvNet: expected floating-point images, got 5x1x8x8, numpy {dtype} on "
+            r"cpu; scale",
         ) as caught:
             call(net, np.zeros((5, 1, 8, 8), dtype))
         assert "x.astype('float32') / 255" in str(caught.value)
-    with pytest.raises(ArrayError, match=r"expected floating-point .* model\.preprocess = portacnn\.Normalize\(\)"):
+    with pytest.raises(
+        ArrayError,
+        match=r"expected floating-point .* model\.preprocess = "
+        r"portacnn\.Normalize\(\)",
+    ):
         call(net, backend.array(np.zeros((5, 1, 8, 8)), "uint8"))
     net.preprocess = Normalize()
     call(net, np.zeros((5, 1, 8, 8), "uint8"))
     for dtype in ("int8", "int32", "int64", "bool"):
         for x in (np.zeros((5, 1, 8, 8), dtype), backend.array(np.zeros((5, 1, 8, 8)), dtype)):
-            with pytest.raises(ArrayError, match=rf"expected images of uint8 or floating point, got .*{dtype} on"):
+            with pytest.raises(
+                ArrayError,
+                match=r"expected images of uint8 or floating point, "
+                rf"got .*{dtype} on",
+            ):
                 call(net, x)
-    with pytest.raises(ShapeError, match=r"expected images \(N, 1, 8, 8\), got 5x3x8x8, numpy uint8"):
+    with pytest.raises(
+        ShapeError,
+        match=r"expected images \(N, 1, 8, 8\), got 5x3x8x8, numpy "
+        r"uint8",
+    ):
         call(net, np.zeros((5, 3, 8, 8), "uint8"))
 
 
@@ -509,7 +605,9 @@ def test_the_cure_that_is_told_is_one(call, sample, shape, cure, dtype):
     x = np.zeros(shape, dtype)
     with pytest.raises(ShapeError) as caught:
         call(net, x)
-    assert str(caught.value).endswith(f"numpy {dtype} on cpu; {caught.value.message.rpartition('; ')[2]}")
+    assert str(caught.value).endswith(
+        f"numpy {dtype} on cpu; {caught.value.message.rpartition('; ')[2]}"
+    )
     assert caught.value.message.endswith(cure)
     net.preprocess = Normalize()
     call(net, eval(cure, {"x": x}))
@@ -525,9 +623,15 @@ def test_the_cure_in_torchs_words():
 def test_channels_last_in_a_network_s_shape():
     for build in (
         lambda: SimpleConvNet((32, 32, 3), device="numpy"),
-        lambda: Model(Conv2d(3, 4, 5), Flatten(), Linear(None, 2)).build((32, 32, 3), device="numpy"),
+        lambda: Model(Conv2d(3, 4, 5), Flatten(), Linear(None, 2)).build(
+            (32, 32, 3), device="numpy"
+        ),
     ):
-        with pytest.raises(ShapeError, match=r"\(C, H, W\): did you mean \(3, 32, 32\) instead of \(32, 32, 3\)\?$"):
+        with pytest.raises(
+            ShapeError,
+            match=r"\(C, H, W\): did you mean \(3, 32, 32\) instead of "
+            r"\(32, 32, 3\)\?$",
+        ):
             build()
     with pytest.raises(ShapeError, match=r"larger than the input 3x3; [^.]* or a larger input$"):
         SimpleConvNet((3, 3, 3), device="numpy")
@@ -571,12 +675,15 @@ def test_images_of_another_library_or_device(call):
     images = strict.zeros((5, 1, 8, 8), dtype=strict.float32, device=strict.Device("device1"))
     with pytest.raises(
         ArrayError,
-        match=r"^SimpleConvNet: the model is on numpy on cpu, the images are 5x1x8x8, array_api_strict float32 on device1; "
+        match=r"^SimpleConvNet: the model is on numpy on cpu, the images are 5x1x8x8, "
+        r"array_api_strict float32 on device1; "
         "move one of them",
     ):
         call(small_net("numpy"), images)
     with pytest.raises(ArrayError, match=r"the model is on array_api_strict on device1, the"):
-        call(small_net("array_api_strict:device1"), strict.zeros((5, 1, 8, 8), dtype=strict.float32))
+        call(
+            small_net("array_api_strict:device1"), strict.zeros((5, 1, 8, 8), dtype=strict.float32)
+        )
 
 
 @pytest.mark.parametrize("call", ["predict", "loss", "accuracy"])
@@ -618,7 +725,10 @@ def test_wrong_labels(backend, t, message):
 
 def test_lists_say_which_they_are_and_what_to_do():
     net, (x, t) = small_net(), patches(4)
-    told = r"expected an array of numpy, .*; got builtins\.list \(numpy\.asarray\(\.\.\.\) makes an array of it\)"
+    told = (
+        r"expected an array of numpy, .*; got builtins\.list \(numpy\.asarray\(\.\.\.\) makes "
+        r"an array of it\)"
+    )
     for call in (net.loss, net.accuracy, net.gradient):
         with pytest.raises(ArrayError, match=rf"^SimpleConvNet: labels: {told}"):
             call(x, t.tolist())
@@ -638,7 +748,11 @@ def test_a_state_of_lists_says_what_is_wrong():
     before = bits(net)
     state = net.state_dict()
     for wrong, message in (
-        ({**state, "fc2.bias": [0.0] * 4}, r"no array \(numpy\.asarray makes one of numbers\): fc2\.bias, a list"),
+        (
+            {**state, "fc2.bias": [0.0] * 4},
+            r"no array \(numpy\.asarray makes one of numbers\): "
+            r"fc2\.bias, a list",
+        ),
         ({**state, "fc2.bias": None}, r"fc2\.bias, a NoneType"),
         (list(state.values()), "expected arrays by path, as state_dict"),
         (None, "got a NoneType"),
@@ -675,7 +789,16 @@ def test_numpys_integers_and_arrays_of_them_are_whole_numbers(tmp_path):
     for one in (net, Model.load(tmp_path / "net", device="numpy")):
         np.testing.assert_array_equal(one.predict(x, n(4)), one.predict(x, 4))
         np.testing.assert_array_equal(one.predict(x), expected)
-    for wrong in (a([3.0, 3.0]), a([True, True]), np.True_, a([[3, 3]]), a(["3"]), 10**400, 1.5, "3"):
+    for wrong in (
+        a([3.0, 3.0]),
+        a([True, True]),
+        np.True_,
+        a([[3, 3]]),
+        a(["3"]),
+        10**400,
+        1.5,
+        "3",
+    ):
         with pytest.raises(ArgumentError, match="kernel_size"):
             Conv2d(1, 1, wrong)
         with pytest.raises((ArgumentError, ShapeError)):
@@ -686,20 +809,26 @@ def test_numpys_integers_and_arrays_of_them_are_whole_numbers(tmp_path):
 def test_batch_size_without_meaning(batch_size):
     net = small_net()
     x, t = patches(4)
-    with pytest.raises(ArgumentError, match="SimpleConvNet: batch_size must be a whole number of at least 1, got"):
+    with pytest.raises(
+        ArgumentError, match="SimpleConvNet: batch_size must be a whole number of at least 1, got"
+    ):
         net.predict(x, batch_size)
     with pytest.raises(ArgumentError):
         net.accuracy(x, t, batch_size)
 
 
-# --- models of other shapes ------------------------------------------------------------------------------------------
+# --- models of other shapes -----------------------------------------------------------------------
 
 
 def test_a_model_of_ones_own(backend):
     net = Model(conv=Conv2d(1, 2, 3), relu=ReLU(), flatten=Flatten(), fc=Linear(None, 4))
     x, t = patches(5)
     for call in (lambda: net.predict(x), lambda: net.loss(x, t), lambda: net.gradient(x, t)):
-        with pytest.raises(StateError, match=r"^Model: not built yet: call build\(input_shape, device=...\)"):
+        with pytest.raises(
+            StateError,
+            match=r"^Model: not built yet: call build\(input_shape, "
+            r"device=...\)",
+        ):
             call()
     assert net.build((1, 8, 8), device=backend.device, seed=0) is net
     assert tuple(net.predict(x).shape) == (5, 4)

@@ -1,4 +1,5 @@
-"""Models and Trainers on numbers that are none: NaN, values beyond float32, masks; and NumPy's warnings about them."""
+"""Models and Trainers on numbers that are none: NaN, values beyond float32, masks; and NumPy's
+warnings about them."""
 
 import warnings
 
@@ -26,7 +27,9 @@ def test_outputs_of_nan_are_never_right(backend):
     assert model.accuracy(images, np.where(np.arange(300) % 3, labels, 0)) == pytest.approx(
         model.accuracy(images[rest], labels[rest]) * 200 / 300
     )
-    logits = backend.array(np.asarray([[1.0, 2.0], [np.nan, 2.0], [1.0, np.inf], [-np.inf, -np.inf]]))
+    logits = backend.array(
+        np.asarray([[1.0, 2.0], [np.nan, 2.0], [1.0, np.inf], [-np.inf, -np.inf]])
+    )
     hits = ops.is_correct(logits, backend.array(np.asarray([1, 1, 1, 0])))
     assert backend.host(hits).tolist() == [True, False, True, True]
 
@@ -36,11 +39,21 @@ def test_pixels_beyond_the_range_of_float32(backend):
     images[3, 0, 1, 1] = -1e300
     model, wide = small_net(backend.device), small_net(backend.device, dtype="float64")
     words = "float64", "1e+300", "range of float32", "3.4e+38"
-    for call in (lambda: model.predict(images), lambda: model.accept(images), lambda: model.loss(images, labels)):
+    for call in (
+        lambda: model.predict(images),
+        lambda: model.accept(images),
+        lambda: model.loss(images, labels),
+    ):
         refuses(NotFiniteError, "SimpleConvNet", *words, "dtype='float64'", call=call)
-    refuses(NotFiniteError, "x_train", *words, call=lambda: Trainer(model, images, labels, images, labels))
+    refuses(
+        NotFiniteError,
+        "x_train",
+        *words,
+        call=lambda: Trainer(model, images, labels, images, labels),
+    )
     assert wide.accept(images).dtype == backend.xp.float64
-    images[3, 0, 1, 1] = np.inf  # what is infinite already stays so, and predict may be asked about it
+    # what is infinite already stays so, and predict may be asked about it
+    images[3, 0, 1, 1] = np.inf
     model.predict(images)
 
 
@@ -48,7 +61,13 @@ def test_weights_beyond_the_range_of_float32(backend):
     model, wide = small_net(backend.device), small_net("numpy", dtype="float64")
     before, state = bits(model), wide.state_dict()
     state["fc1.bias"][2] = 1e300
-    refuses(ModelFormatError, "fc1.bias", "1e+300", "range of float32", call=lambda: model.load_state_dict(state))
+    refuses(
+        ModelFormatError,
+        "fc1.bias",
+        "1e+300",
+        "range of float32",
+        call=lambda: model.load_state_dict(state),
+    )
     state["fc1.bias"] = np.ma.masked_greater(np.zeros(6), 1.0)
     refuses(ArrayError, "MaskedArray", "filled", call=lambda: model.load_state_dict(state))
     assert bits(model) == before
@@ -61,7 +80,12 @@ def test_an_optimizers_state_beyond_the_range_of_float32():
     state = optimizer.state_dict()
     state["arrays"]["velocity.b"] = np.asarray([1.0, 1e39])
     state["lr"] = 0.5
-    refuses(ModelFormatError, "velocity.b", "1e+39", call=lambda: optimizer.load_state_dict(state, params))
+    refuses(
+        ModelFormatError,
+        "velocity.b",
+        "1e+39",
+        call=lambda: optimizer.load_state_dict(state, params),
+    )
     assert optimizer.lr == 0.1
 
 
@@ -75,8 +99,12 @@ def test_masked_images_and_labels_are_refused(backend):
         lambda: model.loss(images, hidden),
         lambda: Trainer(model, masked, labels, images, labels),
         lambda: Trainer(model, images, labels, images, hidden),
-        lambda: scratch.SimpleConvNet((1, 8, 8), {"filter_num": 2}, output_size=4).loss(masked, labels),
-        lambda: scratch.SimpleConvNet((1, 8, 8), {"filter_num": 2}, output_size=4).accuracy(images, hidden),
+        lambda: scratch.SimpleConvNet((1, 8, 8), {"filter_num": 2}, output_size=4).loss(
+            masked, labels
+        ),
+        lambda: scratch.SimpleConvNet((1, 8, 8), {"filter_num": 2}, output_size=4).accuracy(
+            images, hidden
+        ),
         lambda: scratch.cross_entropy_error(images[:, 0, 0, :4], hidden),
     ):
         refuses(ArrayError, "MaskedArray", "filled", call=call)
@@ -95,13 +123,22 @@ def test_numpys_warnings_change_nothing():
     def trained(lr: float) -> tuple:
         model = small_net()
         options = {"epochs": 2, "mini_batch_size": 20, "clip_norm": 1e6, "verbose": False}
-        how = {"optimizer": "sgd", "optimizer_param": {"lr": lr}, "early_stopping": EarlyStopping(monitor="loss")}
+        how = {
+            "optimizer": "sgd",
+            "optimizer_param": {"lr": lr},
+            "early_stopping": EarlyStopping(monitor="loss"),
+        }
         run = Trainer(model, images, labels, images, labels, **options, **how)
         try:
             run.train()
         except NotFiniteError as error:
             return bits(model), str(error)
-        return bits(model), run.train_loss_list, model.predict(images[:1]).tolist(), model.accuracy(images, labels)
+        return (
+            bits(model),
+            run.train_loss_list,
+            model.predict(images[:1]).tolist(),
+            model.accuracy(images, labels),
+        )
 
     for lr in (0.1, 1e30):
         with np.errstate(all="ignore"):
@@ -122,7 +159,12 @@ def test_layers_by_themselves_do_not_warn(backend):
     own.build((3,), device=backend.device, seed=0)
     with warnings.catch_warnings(), np.errstate(all="raise"):
         warnings.simplefilter("error")
-        for layer, given in ((own, x), (both, [x, backend.xp.matrix_transpose(x)]), (chosen, x), (mean, x)):
+        for layer, given in (
+            (own, x),
+            (both, [x, backend.xp.matrix_transpose(x)]),
+            (chosen, x),
+            (mean, x),
+        ):
             y, cache = layer.forward(given, train=True)
             layer.backward(y, cache)
             assert np.isnan(backend.host(y)).any()

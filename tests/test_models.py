@@ -1,4 +1,5 @@
-"""The published architectures: counts and structure, PyTorch twins both ways, first weights, files, and that they learn."""
+"""The published architectures: counts and structure, PyTorch twins both ways, first weights, files,
+and that they learn."""
 
 import inspect
 from math import prod, sqrt
@@ -12,7 +13,16 @@ from nets import bits
 import portacnn
 from portacnn import ops
 from portacnn.errors import ArgumentError, ShapeError, StateError
-from portacnn.layers import Branches, Conv2d, ConvTranspose2d, Flatten, Linear, ReLU, Residual, Sequential
+from portacnn.layers import (
+    Branches,
+    Conv2d,
+    ConvTranspose2d,
+    Flatten,
+    Linear,
+    ReLU,
+    Residual,
+    Sequential,
+)
 from portacnn.models import (
     VGG11,
     VGG16,
@@ -44,9 +54,10 @@ def only_planned(monkeypatch):
     monkeypatch.setattr(Model, "build", build)
 
 
-# --- structure ------------------------------------------------------------------------------------------------------
+# --- structure ------------------------------------------------------------------------------------
 
-# As published. Multiply-adds: of convolutions and linear maps, as torchvision and the papers that compare networks count.
+# As published. Multiply-adds: of convolutions and linear maps, as torchvision and the papers that
+# compare networks count.
 COUNTS = [
     (SimpleConvNet, {}, 433_890, 865_000),
     (DeepConvNet, {}, 123_552, None),
@@ -79,7 +90,9 @@ def test_counts_as_published(only_planned, kind, arguments, parameters, multiply
 def test_every_model_takes_the_same_words(only_planned, kind):
     words = inspect.signature(kind).parameters
     assert {"num_classes", "in_channels", "device", "seed", "dtype"} <= set(words)
-    assert all(words[name].kind is inspect.Parameter.KEYWORD_ONLY for name in ("device", "seed", "dtype"))
+    assert all(
+        words[name].kind is inspect.Parameter.KEYWORD_ONLY for name in ("device", "seed", "dtype")
+    )
     model = kind(num_classes=7, in_channels=2)
     assert (model.input_shape[0], model.output_shape) == (2, (7,))
 
@@ -102,7 +115,15 @@ def test_words_without_meaning():
 def test_lenets_layers_as_in_the_paper():
     """The counts of trainable numbers that section II.B gives for each layer."""
     counts = {row.path: row.parameters for row in rows(LeNet5(), (1, 28, 28)) if row.parameters}
-    assert counts == {"c1": 156, "s2": 12, "c3": 1516, "s4": 32, "c5": 48120, "f6": 10164, "output": 850}
+    assert counts == {
+        "c1": 156,
+        "s2": 12,
+        "c3": 1516,
+        "s4": 32,
+        "c5": 48120,
+        "f6": 10164,
+        "output": 850,
+    }
     shapes = {row.path: row.output for row in rows(LeNet5(input_size=32), (1, 32, 32))}
     assert [shapes[name] for name in ("c1", "s2", "c3", "s4", "c5", "f6")] == [
         (6, 28, 28), (6, 14, 14), (16, 10, 10), (16, 5, 5), (120, 1, 1), (84,)
@@ -111,7 +132,7 @@ def test_lenets_layers_as_in_the_paper():
     assert [list(seen) for seen in C3_TABLE] == twins.C3().seen
 
 
-# --- PyTorch twins --------------------------------------------------------------------------------------------------
+# --- PyTorch twins --------------------------------------------------------------------------------
 
 
 def cases():
@@ -120,8 +141,18 @@ def cases():
     return {
         "lenet-classic": (LeNet5, few, lambda t: t.lenet5(7, 2, "classic", 2), 28),
         "lenet-classic-32": (LeNet5, few, lambda t: t.lenet5(7, 2, "classic", 0), 32),
-        "lenet-modern": (LeNet5, {**few, "variant": "modern"}, lambda t: t.lenet5(7, 2, "modern", 2), 28),
-        "deep": (DeepConvNet, {**few, "dropout": 0}, lambda t: t.deep_conv_net(7, 2, dropout=0), 28),
+        "lenet-modern": (
+            LeNet5,
+            {**few, "variant": "modern"},
+            lambda t: t.lenet5(7, 2, "modern", 2),
+            28,
+        ),
+        "deep": (
+            DeepConvNet,
+            {**few, "dropout": 0},
+            lambda t: t.deep_conv_net(7, 2, dropout=0),
+            28,
+        ),
         "deep-other": (
             DeepConvNet,
             {**few, "dropout": 0, "hidden_size": 9},
@@ -167,7 +198,8 @@ large_model = pytest.mark.parametrize("name", sorted(LARGE - {"resnet50", "vgg16
 
 
 def twin(name, device, dtype="float64"):
-    """(torch, our model, PyTorch's), with weights and statistics that went from theirs to ours, drawn as PyTorch draws."""
+    """(torch, our model, PyTorch's), with weights and statistics that went from theirs to ours,
+    drawn as PyTorch draws."""
     torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
     import twins
 
@@ -175,8 +207,14 @@ def twin(name, device, dtype="float64"):
     torch.manual_seed(0)
     theirs = make(twins).to(getattr(torch, dtype))
     with torch.no_grad():
-        for key, value in theirs.state_dict().items():  # what starts as zeros and ones, and what would fade
-            if (value.ndim <= 1 and value.is_floating_point()) or "s2" in key or "s4" in key or "c3" in key:
+        # what starts as zeros and ones, and what would fade
+        for key, value in theirs.state_dict().items():
+            if (
+                (value.ndim <= 1 and value.is_floating_point())
+                or "s2" in key
+                or "s4" in key
+                or "c3" in key
+            ):
                 value.copy_(0.5 + torch.rand(value.shape))
             elif value.ndim > 1:
                 value.copy_(torch.randn(value.shape) * sqrt(2 / prod(value.shape[1:])))
@@ -211,7 +249,9 @@ def test_full_size_keys_and_shapes(only_planned, name):
         for specs in (layer.declared, layer.declared_buffers)
         for name, spec in specs.items()
     }
-    assert list(declared.items()) == [(key, tuple(value.shape)) for key, value in theirs.state_dict().items()]
+    assert list(declared.items()) == [
+        (key, tuple(value.shape)) for key, value in theirs.state_dict().items()
+    ]
     if name.startswith("vgg"):
         for part in ("features", "classifier"):
             kinds = [type(layer).__name__ for layer in ours.children[part].children.values()]
@@ -246,8 +286,12 @@ def compare(here, name, tolerance=1e-9, count=4):
     for path, value in theirs.state_dict().items():  # running statistics
         close(state[path], value, path)
     # The other way round: ours into the twin, which has lost its own.
-    ours.load_state_dict({path: value * 0.9 if value.dtype.kind == "f" else value for path, value in state.items()})
-    theirs.load_state_dict({key: torch.tensor(value) for key, value in ours.state_dict().items()}, strict=True)
+    ours.load_state_dict(
+        {path: value * 0.9 if value.dtype.kind == "f" else value for path, value in state.items()}
+    )
+    theirs.load_state_dict(
+        {key: torch.tensor(value) for key, value in ours.state_dict().items()}, strict=True
+    )
     close(here.host(ours.predict(x)), theirs.eval()(torch.tensor(host)), "logits")
 
 
@@ -273,7 +317,9 @@ def test_full_size(name, device):
     ours = kind(seed=0, device=device)
     with torch.device("meta"):
         theirs = make(twins)
-    theirs.load_state_dict({k: torch.from_numpy(v) for k, v in ours.state_dict().items()}, strict=True, assign=True)
+    theirs.load_state_dict(
+        {k: torch.from_numpy(v) for k, v in ours.state_dict().items()}, strict=True, assign=True
+    )
     x = normal(1, 3, 224, 224).astype("float32")
     got = ours.backend.to_host(ours.predict(x))
     expected = theirs.eval()(torch.from_numpy(x)).detach().numpy()
@@ -281,7 +327,7 @@ def test_full_size(name, device):
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
-# --- first weights --------------------------------------------------------------------------------------------------
+# --- first weights --------------------------------------------------------------------------------
 
 
 def test_alexnets_first_weights():
@@ -311,7 +357,10 @@ def test_lenets_first_weights():
     [
         (lambda: ResNet18(input_size=32, seed=0), lambda o, i, k: sqrt(2 / (o * k * k))),
         (lambda: ResNet20(option="B", seed=0), lambda o, i, k: sqrt(2 / (i * k * k))),
-        (lambda: VGG11(input_size=32, hidden_size=8, seed=0), lambda o, i, k: sqrt(2 / (o * k * k))),
+        (
+            lambda: VGG11(input_size=32, hidden_size=8, seed=0),
+            lambda o, i, k: sqrt(2 / (o * k * k)),
+        ),
         (lambda: DeepConvNet(seed=0), lambda o, i, k: sqrt(2 / (i * k * k))),
     ],
 )
@@ -323,10 +372,13 @@ def test_convolutions_start_by_hes_rule(make, std):
     assert len(kernels) > 4
     for path, value in kernels.items():
         assert value.std() == pytest.approx(std(*value.shape[:3]), rel=0.05), path
-        assert path.replace("weight", "bias") not in state or not state[path.replace("weight", "bias")].any()
+        assert (
+            path.replace("weight", "bias") not in state
+            or not state[path.replace("weight", "bias")].any()
+        )
 
 
-# --- their own layers -----------------------------------------------------------------------------------------------
+# --- their own layers -----------------------------------------------------------------------------
 
 
 def test_scaled_tanh(backend: Here):
@@ -340,8 +392,13 @@ def test_scaled_tanh(backend: Here):
 
 def test_table_convolution(backend: Here):
     """With one map seeing all and the others one each, against those convolutions."""
-    layer = TableConv2d([[0], [0, 1, 2], [2]], (2, 3)).build((3, 4, 5), device=backend.device, dtype="float64", seed=0)
-    assert {name: p.shape for name, p in layer.params.items()} == {"weight": (5, 2, 3), "bias": (3,)}
+    layer = TableConv2d([[0], [0, 1, 2], [2]], (2, 3)).build(
+        (3, 4, 5), device=backend.device, dtype="float64", seed=0
+    )
+    assert {name: p.shape for name, p in layer.params.items()} == {
+        "weight": (5, 2, 3),
+        "bias": (3,),
+    }
     weight, bias = (backend.host(layer.params[name]) for name in ("weight", "bias"))
     x, up = normal(2, 3, 4, 5), normal(2, 3, 3, 3, seed=1)
     expected, dweight, dx = np.zeros((2, 3, 3, 3)), np.zeros((5, 2, 3)), np.zeros(x.shape)
@@ -352,11 +409,15 @@ def test_table_convolution(backend: Here):
             dx[:, c, i : i + 3, j : j + 3] += weight[k, i, j] * up[:, o]
     y, cache = layer.forward(backend.array(x))
     np.testing.assert_allclose(backend.host(y), expected + bias[:, None, None], atol=1e-12)
-    np.testing.assert_allclose(backend.host(layer.backward(backend.array(up), cache)), dx, atol=1e-12)
+    np.testing.assert_allclose(
+        backend.host(layer.backward(backend.array(up), cache)), dx, atol=1e-12
+    )
     np.testing.assert_allclose(backend.host(layer.grads["weight"]), dweight, atol=1e-12)
     np.testing.assert_allclose(backend.host(layer.grads["bias"]), up.sum((0, 2, 3)), atol=1e-12)
     assert layer.multiply_adds() == 5 * 6 * 9
-    refuses(ShapeError, "at least 3 input channels", call=lambda: TableConv2d([[2]], 1).build((2, 3, 3)))
+    refuses(
+        ShapeError, "at least 3 input channels", call=lambda: TableConv2d([[2]], 1).build((2, 3, 3))
+    )
     refuses(ArgumentError, "TableConv2d", "none twice", call=lambda: TableConv2d([[1, 1]], 1))
     refuses(ArgumentError, "TableConv2d", "at least one", call=lambda: TableConv2d([[0], []], 1))
 
@@ -368,12 +429,14 @@ def test_pad_channels(backend: Here):
     y = backend.host(y)
     np.testing.assert_array_equal(y, np.pad(x, ((0, 0), (1, 2), (0, 0), (0, 0))))
     up = normal(2, 5, 1, 3, seed=1)
-    np.testing.assert_array_equal(backend.host(layer.backward(backend.array(up), cache)), up[:, 1:3])
+    np.testing.assert_array_equal(
+        backend.host(layer.backward(backend.array(up), cache)), up[:, 1:3]
+    )
     refuses(ShapeError, "at most 5 channels", call=lambda: PadChannels(5).build((6, 2, 2)))
     refuses(ArgumentError, "PadChannels", "out_channels", call=lambda: PadChannels(0))
 
 
-# --- files ----------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -408,14 +471,16 @@ def test_one_seed_one_model(backend: Here):
         assert bits(kind(seed=4, device=backend.device)) == bits(kind(seed=4, device="numpy"))
 
 
-# --- summary --------------------------------------------------------------------------------------------------------
+# --- summary --------------------------------------------------------------------------------------
 
 
 def block():
     return Model(
         stem=Conv2d(None, 4, 3, padding=1),
         block=Residual(
-            Sequential(inception=Branches(Conv2d(4, 3, 1), Sequential(ReLU(), Conv2d(4, 5, 3, padding=1)))),
+            Sequential(
+                inception=Branches(Conv2d(4, 3, 1), Sequential(ReLU(), Conv2d(4, 5, 3, padding=1)))
+            ),
             Conv2d(None, 8, 1, groups=2),
             activation=ReLU(),
         ),
@@ -445,8 +510,18 @@ def test_summary_row_by_row():
 def test_summary_is_a_table():
     text = block().summary((2, 4, 5), batch_size=8)
     head, names, line, *layers, _, total = text.splitlines()
-    assert head == "Model, samples 2x4x5; multiply-adds of one sample, activations of a batch of 8 in float32"
-    assert names.split() == ["layer", "class", "output", "parameters", "multiply-adds", "activations"]
+    assert (
+        head == "Model, samples 2x4x5; multiply-adds of one sample, activations of a batch of 8 in "
+        "float32"
+    )
+    assert names.split() == [
+        "layer",
+        "class",
+        "output",
+        "parameters",
+        "multiply-adds",
+        "activations",
+    ]
     assert set(line) == {"-"}
     assert len(layers) == 11
     assert layers[0].split() == ["stem", "Conv2d", "4x4x5", "76", "1,440", "2.5", "KiB"]
@@ -467,20 +542,31 @@ def test_summary_leaves_no_trace():
     net.summary((2, 4, 5))
     assert net.named_parameters() == {}
     assert net.backend is None
-    assert all((layer.path, layer.input_shape, layer.declared) == ("", (), {}) for layer in net.walk())
+    assert all(
+        (layer.path, layer.input_shape, layer.declared) == ("", (), {}) for layer in net.walk()
+    )
     refuses(StateError, "not built", call=lambda: net.summary())
     net.build((2, 4, 5), seed=0, dtype="float64")
-    before = bits(net), [(layer.path, layer.input_shape, layer.output_shape) for layer in net.walk()]
+    before = (
+        bits(net),
+        [(layer.path, layer.input_shape, layer.output_shape) for layer in net.walk()],
+    )
     assert "2x8x8" in net.summary([2, 8, 8])
     refuses(ShapeError, "block.downsample (Conv2d)", call=lambda: Model(
         block=Residual(Conv2d(None, 4, 1), Conv2d(3, 4, 1))).summary((2, 3, 3)))  # fmt: skip
     refuses(ArgumentError, "batch_size", call=lambda: net.summary(batch_size=0))
-    assert (bits(net), [(layer.path, layer.input_shape, layer.output_shape) for layer in net.walk()]) == before
-    assert net.summary().splitlines()[-1].split()[1] == f"{sum(p.size for p in net.named_parameters().values()):,}"
+    assert (
+        bits(net),
+        [(layer.path, layer.input_shape, layer.output_shape) for layer in net.walk()],
+    ) == before
+    assert (
+        net.summary().splitlines()[-1].split()[1]
+        == f"{sum(p.size for p in net.named_parameters().values()):,}"
+    )
     assert "float64" in net.summary()
 
 
-# --- learning -------------------------------------------------------------------------------------------------------
+# --- learning -------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

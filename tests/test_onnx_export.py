@@ -1,4 +1,5 @@
-"""Networks as ONNX files: what onnxruntime makes of them is what the network gives; and files that are whole or not there."""
+"""Networks as ONNX files: what onnxruntime makes of them is what the network gives; and files that
+are whole or not there."""
 
 import re
 import sys
@@ -20,8 +21,12 @@ from portacnn.onnx import export as public_export
 from portacnn.runtime import backend_of
 
 onnx = pytest.importorskip("onnx", reason='onnx is not installed: pip install "portacnn[onnx]"')
-runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed: pip install onnxruntime")
-reference = pytest.importorskip("onnx.reference", reason="onnx came without its reference evaluator")
+runtime = pytest.importorskip(
+    "onnxruntime", reason="onnxruntime is not installed: pip install onnxruntime"
+)
+reference = pytest.importorskip(
+    "onnx.reference", reason="onnx came without its reference evaluator"
+)
 
 exporting, building = sys.modules["portacnn.onnx.export"], sys.modules["portacnn.onnx.builder"]
 NEWEST = min(exporting.NEWEST, onnx.defs.onnx_opset_version())
@@ -149,7 +154,17 @@ CASES = [
     (L.PReLU, ((2, 1, 1),), {}, (2, 3, 4)),
     *(
         (L.Elementwise, (function,), {}, (2, 3, 4))
-        for function in ("abs", "cos", "erf", "exp", "mish", "negative", "reciprocal", "sin", "softsign")
+        for function in (
+            "abs",
+            "cos",
+            "erf",
+            "exp",
+            "mish",
+            "negative",
+            "reciprocal",
+            "sin",
+            "softsign",
+        )
     ),
     (L.Reshape, ((4, 6),), {}, (2, 3, 4)),
     (L.Permute, ((0, 3, 1, 2),), {}, (2, 3, 4)),
@@ -202,7 +217,12 @@ NESTED = {
     "Residual with a shortcut": (
         lambda: Sequential(
             block=Residual(
-                Sequential(conv1=Conv2d(2, 4, 3, 2, 1), bn1=L.BatchNorm2d(4), relu=ReLU(), conv2=Conv2d(4, 4, 1)),
+                Sequential(
+                    conv1=Conv2d(2, 4, 3, 2, 1),
+                    bn1=L.BatchNorm2d(4),
+                    relu=ReLU(),
+                    conv2=Conv2d(4, 4, 1),
+                ),
                 Sequential(Conv2d(2, 4, 1, 2), L.BatchNorm2d(4)),
                 activation=ReLU(),
             )
@@ -211,15 +231,23 @@ NESTED = {
     ),
     "Branches": (
         lambda: L.Branches(
-            Conv2d(3, 2, 1), Sequential(), side=Sequential(L.MaxPool2d(3, 1, 1), Conv2d(3, 4, 1)), join="concat"
+            Conv2d(3, 2, 1),
+            Sequential(),
+            side=Sequential(L.MaxPool2d(3, 1, 1), Conv2d(3, 4, 1)),
+            join="concat",
         ),
         (3, 4, 5),
     ),
     "Branches that are added": (
-        lambda: L.Branches(Linear(5, 4), Linear(5, 4), Sequential(Linear(5, 4), L.Tanh()), join="add"),
+        lambda: L.Branches(
+            Linear(5, 4), Linear(5, 4), Sequential(Linear(5, 4), L.Tanh()), join="add"
+        ),
         (5,),
     ),
-    "Recompute": (lambda: Sequential(L.Recompute(Sequential(Linear(5, 4), ReLU())), Linear(4, 2)), (5,)),
+    "Recompute": (
+        lambda: Sequential(L.Recompute(Sequential(Linear(5, 4), ReLU())), Linear(4, 2)),
+        (5,),
+    ),
     "Branches of one": (lambda: L.Branches(Linear(5, 4)), (5,)),
     "Graph": (
         lambda: L.Graph(
@@ -228,7 +256,10 @@ NESTED = {
             ("d", L.Concat(), ["a", "b.c"]),
             ("e", L.Permute((0, 1, 3, 2)), ["d"]),
             ("f", L.MatMul(), ["d", "e"]),
-            *((kind, L.Arithmetic(kind), ["f", last]) for kind, last in [("add", "f"), ("maximum", "add")]),
+            *(
+                (kind, L.Arithmetic(kind), ["f", last])
+                for kind, last in [("add", "f"), ("maximum", "add")]
+            ),
             ("minimum", L.Arithmetic("minimum"), ["maximum", "f"]),
             ("g", L.Reduce("mean", (2, 3), keepdims=True), ["minimum"]),
             ("multiply", L.Arithmetic("multiply"), ["f", "g"]),
@@ -240,7 +271,9 @@ NESTED = {
         (3, 4, 5),
     ),
     "GraphModel": (
-        lambda: M.GraphModel(("a", Conv2d(4, 4, 1), ["input"]), ("b", L.Arithmetic("add"), ["a", "input"])),
+        lambda: M.GraphModel(
+            ("a", Conv2d(4, 4, 1), ["input"]), ("b", L.Arithmetic("add"), ["a", "input"])
+        ),
         (4, 5, 5),
     ),
     "Model": (lambda: M.Model(Flatten(), Linear(None, 3)), (2, 3)),
@@ -277,13 +310,17 @@ def filled(network, seed=0):
         elif name.endswith("running_var"):
             state[name] = rng.uniform(0.5, 2.0, array.shape)
         else:
-            state[name] = rng.standard_normal(array.shape) / np.sqrt(max(np.prod(array.shape[1:]), 1))
+            state[name] = rng.standard_normal(array.shape) / np.sqrt(
+                max(np.prod(array.shape[1:]), 1)
+            )
     network.load_state_dict(state)
     return network
 
 
 def images(network, count, dtype="float32", seed=1):
-    return (2 * np.random.default_rng(seed).standard_normal((count, *network.input_shape))).astype(dtype)
+    return (2 * np.random.default_rng(seed).standard_normal((count, *network.input_shape))).astype(
+        dtype
+    )
 
 
 def run(path, x):
@@ -307,7 +344,9 @@ def nodes(path):
 def close(got, expected):
     assert got.dtype == expected.dtype
     assert got.shape == expected.shape
-    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5 * max(1.0, np.abs(expected).max(initial=0.0)))
+    np.testing.assert_allclose(
+        got, expected, rtol=1e-5, atol=1e-5 * max(1.0, np.abs(expected).max(initial=0.0))
+    )
 
 
 def agrees(network, folder, opsets=(18,)):
@@ -320,7 +359,9 @@ def agrees(network, folder, opsets=(18,)):
 
 
 @pytest.mark.parametrize(
-    ("kind", "args", "kwargs", "shape"), CASES, ids=[f"{case[0].__name__}-{i}" for i, case in enumerate(CASES)]
+    ("kind", "args", "kwargs", "shape"),
+    CASES,
+    ids=[f"{case[0].__name__}-{i}" for i, case in enumerate(CASES)],
 )
 def test_every_layer(kind, args, kwargs, shape, tmp_path):
     agrees(filled(kind(*args, **kwargs).build(shape, device="numpy", seed=0)), tmp_path, OPSETS)
@@ -359,10 +400,19 @@ def test_big_models(name, tmp_path):
     agrees(BIG[name](device="numpy", seed=0), tmp_path)
 
 
-WINDOWS = (L.Conv2d, L.ConvTranspose2d, L.MaxPool2d, L.AvgPool2d, L.AdaptiveAvgPool2d, L.AdaptiveMaxPool2d)
+WINDOWS = (
+    L.Conv2d,
+    L.ConvTranspose2d,
+    L.MaxPool2d,
+    L.AvgPool2d,
+    L.AdaptiveAvgPool2d,
+    L.AdaptiveMaxPool2d,
+)
 
 
-@settings(max_examples=200, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=200, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(kind=st.sampled_from(WINDOWS), data=st.data())
 def test_drawn_geometries(kind, data, tmp_path):
     def pair(least, most):
@@ -413,19 +463,25 @@ def test_no_class_is_forgotten():
     assert {kind.__name__ for kind in own} == {kind.__name__ for kind in tested} | BASES
 
 
-# --- names and shapes -------------------------------------------------------------------------------------------------
+# --- names and shapes -----------------------------------------------------------------------------
 
 
 def test_names_are_paths(tmp_path):
     model = M.ResNet20(device="numpy", seed=0)
     file = onnx.load(export(model, tmp_path))
-    state = {name: array for name, array in model.state_dict().items() if not name.endswith("num_batches_tracked")}
+    state = {
+        name: array
+        for name, array in model.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
     found = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in file.graph.initializer}
     assert list(found) == list(state)
     assert all(np.array_equal(found[name], state[name]) for name in state)
     names = [node.name for node in file.graph.node]
     assert names[:3] == ["conv1/Conv", "bn1/BatchNormalization", "relu/Relu"]
-    assert {"layer2.0.conv1/Conv", "layer2.0/Add", "layer2.0.activation/Relu", "fc/Gemm"} <= set(names)
+    assert {"layer2.0.conv1/Conv", "layer2.0/Add", "layer2.0.activation/Relu", "fc/Gemm"} <= set(
+        names
+    )
     assert len(set(names)) == len(names)
 
 
@@ -434,7 +490,10 @@ def test_input_and_output(dynamic, batch, tmp_path):
     model = M.SimpleConvNet(device="numpy", seed=0)
     file = onnx.load(export(model, tmp_path, dynamic_batch=dynamic))
     given, made = (
-        (value.name, [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim])
+        (
+            value.name,
+            [axis.dim_param or axis.dim_value for axis in value.type.tensor_type.shape.dim],
+        )
         for value in (*file.graph.input, *file.graph.output)
     )
     assert given == ("input", [batch, 1, 28, 28])
@@ -444,7 +503,9 @@ def test_input_and_output(dynamic, batch, tmp_path):
 
 
 def test_names_like_those_of_the_input_and_output(tmp_path):
-    network = Sequential(input=Linear(4, 4), output=Sequential(input=Linear(4, 3), **{"input/Gemm": ReLU()}))
+    network = Sequential(
+        input=Linear(4, 4), output=Sequential(input=Linear(4, 3), **{"input/Gemm": ReLU()})
+    )
     agrees(filled(network.build((4,), device="numpy", seed=0)), tmp_path)
 
 
@@ -478,7 +539,7 @@ def test_from_every_backend(backend, tmp_path):
     close(run(path, x), backend.host(model.predict(backend.array(x))))
 
 
-# --- other samples, opsets, dtypes ------------------------------------------------------------------------------------
+# --- other samples, opsets, dtypes ----------------------------------------------------------------
 
 
 def test_other_samples_than_it_was_built_for(tmp_path):
@@ -491,7 +552,11 @@ def test_other_samples_than_it_was_built_for(tmp_path):
 def test_other_samples_that_the_weights_do_not_fit(tmp_path):
     model = M.SimpleConvNet(device="numpy", seed=0)
     words = ("fc1 (Linear)", "weight would have to be (100, 5880)", "is (100, 4320)")
-    refuses(ShapeError, *words, call=lambda: public_export(model, tmp_path / "m.onnx", input_shape=(1, 32, 32)))
+    refuses(
+        ShapeError,
+        *words,
+        call=lambda: public_export(model, tmp_path / "m.onnx", input_shape=(1, 32, 32)),
+    )
     refuses(
         ShapeError,
         "conv1 (Conv2d)",
@@ -503,7 +568,12 @@ def test_other_samples_that_the_weights_do_not_fit(tmp_path):
 
 def test_a_network_that_is_not_built(tmp_path):
     network = Sequential(Conv2d(None, 2, 3), Flatten(), Linear(None, 4))
-    refuses(StateError, "not built", "input_shape", call=lambda: public_export(network, tmp_path / "m.onnx"))
+    refuses(
+        StateError,
+        "not built",
+        "input_shape",
+        call=lambda: public_export(network, tmp_path / "m.onnx"),
+    )
     path = export(network, tmp_path, input_shape=(3, 5, 6))
     x = images(network, 2)
     close(run(path, x), network(x))
@@ -513,12 +583,16 @@ def test_a_network_that_is_not_built(tmp_path):
 def test_opsets_that_are_refused(opset, tmp_path):
     words = (str(13), str(NEWEST)) if type(opset) is int else ("opset", repr(opset))
     network = Linear(3, 2).build((3,), device="numpy")
-    refuses(ArgumentError, *words, call=lambda: public_export(network, tmp_path / "m.onnx", opset=opset))
+    refuses(
+        ArgumentError, *words, call=lambda: public_export(network, tmp_path / "m.onnx", opset=opset)
+    )
 
 
 @pytest.mark.parametrize("opset", OPSETS)
 def test_the_file_names_its_opset(opset, tmp_path):
-    network = Sequential(L.GELU(), L.LayerNorm(4), Conv2d(2, 2, 3, padding=1, padding_mode="circular"))
+    network = Sequential(
+        L.GELU(), L.LayerNorm(4), Conv2d(2, 2, 3, padding=1, padding_mode="circular")
+    )
     path = export(network.build((2, 3, 4), device="numpy"), tmp_path, opset=opset)
     assert onnx.load(path).opset_import[0].version == opset
     used = {node.op_type for node in nodes(path)}
@@ -549,7 +623,9 @@ def test_dtype_of_the_file(tmp_path):
 
 @pytest.mark.parametrize(("dtype", "code"), [("float16", 10), ("bfloat16", 16)])
 def test_weights_in_half_the_bytes(dtype, code, tmp_path):
-    torch = pytest.importorskip("torch", reason="PyTorch, which rounds the weights, is not installed")
+    torch = pytest.importorskip(
+        "torch", reason="PyTorch, which rounds the weights, is not installed"
+    )
     model = filled(M.ResNet20(device="numpy", seed=0))
     whole = export(model, tmp_path).stat().st_size
     path = export(model, tmp_path, dtype=dtype)
@@ -560,7 +636,9 @@ def test_weights_in_half_the_bytes(dtype, code, tmp_path):
     x = images(model, 7)
     exact = model.predict(x)
     rounded = {
-        name: torch.tensor(array).to(getattr(torch, dtype)).float().numpy() if array.ndim > 1 else array
+        name: torch.tensor(array).to(getattr(torch, dtype)).float().numpy()
+        if array.ndim > 1
+        else array
         for name, array in model.state_dict().items()
     }
     model.load_state_dict(rounded)
@@ -570,15 +648,26 @@ def test_weights_in_half_the_bytes(dtype, code, tmp_path):
 
 
 def test_bfloat16_of_odd_numbers(tmp_path):
-    torch = pytest.importorskip("torch", reason="PyTorch, which rounds the weights, is not installed")
+    torch = pytest.importorskip(
+        "torch", reason="PyTorch, which rounds the weights, is not installed"
+    )
     bits = np.random.default_rng(0).integers(0, 2**32, 4096, dtype="uint64").astype("uint32")
-    values = np.concatenate([bits.view("float32"), np.float32([0, -0.0, np.inf, -np.inf, np.nan, 1e-45, 3.3e38])])
-    values = np.concatenate([values, np.uint32([0x7FFFFFFF, 0xFFFFFFFF, 0x3F808000, 0x3F818000]).view("float32")])
+    values = np.concatenate(
+        [bits.view("float32"), np.float32([0, -0.0, np.inf, -np.inf, np.nan, 1e-45, 3.3e38])]
+    )
+    values = np.concatenate(
+        [values, np.uint32([0x7FFFFFFF, 0xFFFFFFFF, 0x3F808000, 0x3F818000]).view("float32")]
+    )
     values = values[np.isnan(values) | np.isinf(values) | (np.abs(values) < 3.3e38)]
     network = Linear(len(values), 1, bias=False).build((len(values),), device="numpy")
     network.load_state_dict({"weight": values[None]})
     (tensor,) = onnx.load(export(network, tmp_path, dtype="bfloat16")).graph.initializer
-    got = torch.tensor(np.frombuffer(tensor.raw_data, "<i2").copy()).view(torch.bfloat16).float().numpy()
+    got = (
+        torch.tensor(np.frombuffer(tensor.raw_data, "<i2").copy())
+        .view(torch.bfloat16)
+        .float()
+        .numpy()
+    )
     np.testing.assert_array_equal(got, torch.tensor(values).to(torch.bfloat16).float().numpy())
 
 
@@ -594,17 +683,30 @@ def test_weights_too_large_for_their_dtype(tmp_path):
     network.load_state_dict({"fc.weight": np.array([[7e4, -1e39]]), "fc.bias": np.zeros(1)})
     for dtype in ("float16", "float32", "bfloat16"):
         words = ("fc (Linear)", "fc.weight", "1e+39", dtype)
-        refuses(ArgumentError, *words, call=lambda dtype=dtype: public_export(network, tmp_path / "m", dtype=dtype))
-    refuses(ArgumentError, "dtype", "int8", call=lambda: public_export(network, tmp_path / "m", dtype="int8"))
+        refuses(
+            ArgumentError,
+            *words,
+            call=lambda dtype=dtype: public_export(network, tmp_path / "m", dtype=dtype),
+        )
+    refuses(
+        ArgumentError,
+        "dtype",
+        "int8",
+        call=lambda: public_export(network, tmp_path / "m", dtype="int8"),
+    )
     assert not list(tmp_path.iterdir())
 
 
-# --- preprocessing ----------------------------------------------------------------------------------------------------
+# --- preprocessing --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "normalize",
-    [M.Normalize(), M.Normalize(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)), M.Normalize(1.0, 3.0, 2.0)],
+    [
+        M.Normalize(),
+        M.Normalize(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
+        M.Normalize(1.0, 3.0, 2.0),
+    ],
     ids=["scale", "torchvision", "numbers"],
 )
 def test_preprocess(normalize, tmp_path):
@@ -619,12 +721,15 @@ def test_preprocess(normalize, tmp_path):
 
 
 def test_preprocess_that_is_not_there(tmp_path):
-    for network in (M.SimpleConvNet(device="numpy", seed=0), Linear(3, 2).build((3,), device="numpy")):
+    for network in (
+        M.SimpleConvNet(device="numpy", seed=0),
+        Linear(3, 2).build((3,), device="numpy"),
+    ):
         call = lambda network=network: public_export(network, tmp_path / "m.onnx", preprocess=True)  # noqa: E731
         refuses(StateError, type(network).__name__, "no preprocess", "Normalize", call=call)
 
 
-# --- layers of one's own ----------------------------------------------------------------------------------------------
+# --- layers of one's own --------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -664,7 +769,9 @@ def test_an_emitter_of_ones_own(known, tmp_path):
         assert graph.weight(layer, "factor") == graph.weight(layer, "factor")
         return graph.add("Mul", [graph.add("Mul", [x, x]), factor])
 
-    network = Sequential(conv=Conv2d(1, 2, 3), odd=kind(), act=ReLU()).build((1, 5, 5), device="numpy", seed=0)
+    network = Sequential(conv=Conv2d(1, 2, 3), odd=kind(), act=ReLU()).build(
+        (1, 5, 5), device="numpy", seed=0
+    )
     agrees(filled(network), tmp_path)
     names = [node.name for node in nodes(tmp_path / "model.onnx")]
     assert names == ["conv/Conv", "odd/Constant", "odd/Reshape", "odd/Mul", "odd/Mul_1", "act/Relu"]
@@ -690,7 +797,12 @@ def test_parameters_called_as_something_else_is(name, known, tmp_path):
     if name == "Mul":
         assert [node.name for node in nodes(export(layer, tmp_path))] == ["Mul_1", "Sigmoid"]
     else:
-        refuses(ArgumentError, "Scaled", f"two values called '{name}'", call=lambda: export(layer, tmp_path))
+        refuses(
+            ArgumentError,
+            "Scaled",
+            f"two values called '{name}'",
+            call=lambda: export(layer, tmp_path),
+        )
 
 
 def test_an_output_that_is_not_the_last_value(known, tmp_path):
@@ -715,7 +827,9 @@ def test_emitters_that_make_no_sense(known, tmp_path):
     call = lambda: public_export(network, tmp_path / "m.onnx")  # noqa: E731
     portacnn.onnx.emitter(type(network.children["odd"]))(lambda graph, layer, x: None)
     refuses(ArgumentError, "odd (Square)", "None", "name of a value", call=call)
-    portacnn.onnx.emitter(type(network.children["odd"]))(lambda graph, layer, x: graph.add("Sqare", [x]))
+    portacnn.onnx.emitter(type(network.children["odd"]))(
+        lambda graph, layer, x: graph.add("Sqare", [x])
+    )
     refuses(ModelFormatError, "Sqare", call=call)
     portacnn.onnx.emitter(type(network.children["odd"]))(
         lambda graph, layer, x: graph.add("ReduceMax", [x], keepdims=0)
@@ -743,11 +857,14 @@ def test_layers_that_derive(known, tmp_path):
     refuses(ArgumentError, *words, call=lambda: public_export(network, tmp_path / "m.onnx"))
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def test_dropout_is_told_to_whoever_trains_the_file(tmp_path):
-    path = export(Sequential(drop=L.Dropout(0.3), more=L.Dropout2d(0.3)).build((2, 3, 3), device="numpy"), tmp_path)
+    path = export(
+        Sequential(drop=L.Dropout(0.3), more=L.Dropout2d(0.3)).build((2, 3, 3), device="numpy"),
+        tmp_path,
+    )
     (constant, dropout) = nodes(path)
     assert (dropout.name, dropout.op_type) == ("drop/Dropout", "Dropout")
     assert onnx.numpy_helper.to_array(constant.attribute[0].t) == np.float32(0.3)
@@ -755,11 +872,12 @@ def test_dropout_is_told_to_whoever_trains_the_file(tmp_path):
 
 def test_momentum_is_told_in_onnxs_way(tmp_path):
     """There it is the share of the running statistics that stays."""
-    network = Sequential(a=L.BatchNorm1d(3, momentum=0.25), b=L.BatchNorm1d(3, momentum=None)).build(
-        (3,), device="numpy"
-    )
+    network = Sequential(
+        a=L.BatchNorm1d(3, momentum=0.25), b=L.BatchNorm1d(3, momentum=None)
+    ).build((3,), device="numpy")
     first, second = (
-        {attribute.name: attribute.f for attribute in node.attribute} for node in nodes(export(network, tmp_path))
+        {attribute.name: attribute.f for attribute in node.attribute}
+        for node in nodes(export(network, tmp_path))
     )
     assert first["momentum"] == 0.75
     assert "momentum" not in second
@@ -806,12 +924,16 @@ def test_weights_beside_the_file(small_files, tmp_path):
     close(run(path, x), model.predict(x))
     file = onnx.load(path, load_external_data=False)
     places = {
-        tensor.name: {entry.key: entry.value for entry in tensor.external_data} for tensor in file.graph.initializer
+        tensor.name: {entry.key: entry.value for entry in tensor.external_data}
+        for tensor in file.graph.initializer
     }
     assert places["fc1.bias"] == {}
     assert places["fc1.weight"]["location"] == name
     assert all(int(place["offset"]) % 4096 == 0 for place in places.values() if place)
-    loaded = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
+    loaded = {
+        tensor.name: onnx.numpy_helper.to_array(tensor)
+        for tensor in onnx.load(path).graph.initializer
+    }
     assert all(np.array_equal(loaded[name], array) for name, array in model.state_dict().items())
 
 
@@ -853,7 +975,9 @@ def test_a_disk_that_fills_up_leaves_what_was_there(failing, small_files, monkey
 
 @pytest.mark.slow
 def test_more_than_two_gigabytes(tmp_path):
-    network = Sequential(wide=Linear(24_000, 24_000, bias=False, weight_init="zeros"), fc=Linear(24_000, 3))
+    network = Sequential(
+        wide=Linear(24_000, 24_000, bias=False, weight_init="zeros"), fc=Linear(24_000, 3)
+    )
     network.build((24_000,), device="numpy", seed=0)
     network.children["wide"].params["weight"][-1, :7] = 1.0
     path = export(network, tmp_path)

@@ -1,4 +1,5 @@
-"""ONNX files from a stranger: each is read rightly or refused with ModelFormatError; none crashes, hangs or eats the memory."""
+"""ONNX files from a stranger: each is read rightly or refused with ModelFormatError; none crashes,
+hangs or eats the memory."""
 
 import logging
 import os
@@ -36,8 +37,11 @@ def write(path: Path, model: Any) -> Path:
     return path
 
 
-def refused(path: Path, model: Any, *words: str, most: int | None = 16 << 20, **options: Any) -> None:
-    """Loading raises ModelFormatError with the file's name and these words, at once, and within ``most`` bytes and four files."""
+def refused(
+    path: Path, model: Any, *words: str, most: int | None = 16 << 20, **options: Any
+) -> None:
+    """Loading raises ModelFormatError with the file's name and these words, at once, and within
+    ``most`` bytes and four files."""
     write(path, model)
     start = time.monotonic()
     with pytest.raises(ModelFormatError) as caught:
@@ -64,7 +68,7 @@ def test_the_models_load_as_they_are(path: Path):
         assert portacnn.onnx.load(write(path, make())).state_dict()
 
 
-# --- spoilt files ---------------------------------------------------------------------------------------------------
+# --- spoilt files ---------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +79,10 @@ def quiet():
 
 
 SPOIL = settings(
-    max_examples=100, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None
+    max_examples=100,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    database=None,
 )
 CONTENTS = {name: make().SerializeToString() for name, make in MODELS.items()}
 
@@ -83,7 +90,11 @@ CONTENTS = {name: make().SerializeToString() for name, make in MODELS.items()}
 def attempted(path: Path, content: bytes) -> None:
     """What the fuzz run does with a file: anything but a model or ModelFormatError fails."""
     path.write_bytes(content)
-    assert onnx_fuzz.attempt(path) in ("refused", "loaded and run", "loaded, too large to be run here")
+    assert onnx_fuzz.attempt(path) in (
+        "refused",
+        "loaded and run",
+        "loaded, too large to be run here",
+    )
 
 
 @SPOIL
@@ -124,7 +135,7 @@ def test_fuzz(tmp_path: Path, quiet: None, monkeypatch: pytest.MonkeyPatch):
     assert onnx_fuzz.main(60, seed=int(time.time())) == 0
 
 
-# --- what a graph may not be ----------------------------------------------------------------------------------------
+# --- what a graph may not be ----------------------------------------------------------------------
 
 
 def test_no_file_and_no_model(path: Path):
@@ -141,7 +152,11 @@ def test_cycles_and_names(path: Path):
     refused(path, model_of([node("Add", ["y", "x"], ["y"])]), "cycle")
     refused(path, model_of([node("Relu", ["nobody"], ["y"])]), "'nobody'", "made by nobody")
     refused(path, model_of([node("Relu", ["x"], ["z"])]), "'y'", "made by nobody")
-    refused(path, model_of([node("Relu", ["x"], ["y"]), node("Tanh", ["x"], ["y"])]), "'y' is there already")
+    refused(
+        path,
+        model_of([node("Relu", ["x"], ["y"]), node("Tanh", ["x"], ["y"])]),
+        "'y' is there already",
+    )
     refused(path, model_of([node("Relu", ["x"], ["x"])]), "is there already")
     refused(path, model_of([node("Relu", ["x"], ["w"])], {"w": numbers(2)}), "is there already")
     refused(path, model_of([node("Relu", ["x"], [])]), "no outputs")
@@ -161,17 +176,29 @@ def test_one_input_and_one_output(path: Path):
     model.graph.output.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, None))
     refused(path, model, "one output", "'y', 'z'")
     refused(path, model_of([node("Relu", ["w"], ["y"])], {"w": numbers(2)}), "one input", "none")
-    refused(path, model_of([node("Relu", ["x"], ["y"])], dtype=TensorProto.INT64), "data type 7 (int64)")
-    refused(path, model_of([node("Cast", ["x"], ["y"], to=1)], dtype=TensorProto.UINT8), "(uint8)", "model.preprocess")
+    refused(
+        path, model_of([node("Relu", ["x"], ["y"])], dtype=TensorProto.INT64), "data type 7 (int64)"
+    )
+    refused(
+        path,
+        model_of([node("Cast", ["x"], ["y"], to=1)], dtype=TensorProto.UINT8),
+        "(uint8)",
+        "model.preprocess",
+    )
 
 
 def test_operators_that_are_not_there(path: Path):
     refused(
-        path, model_of([node("Einsum", ["x"], ["y"], "blocks/7", equation="ij->ji")]), "'blocks/7' (Einsum)", "Conv, "
+        path,
+        model_of([node("Einsum", ["x"], ["y"], "blocks/7", equation="ij->ji")]),
+        "'blocks/7' (Einsum)",
+        "Conv, ",
     )
     refused(path, model_of([node("Relu", ["x"], ["y"], domain="ai.tools")]), "ai.tools.Relu")
     inner = helper.make_graph([], "inner", [], [helper.make_tensor_value_info("x", 1, None)])
-    refused(path, model_of([node("If", ["x"], ["y"], then_branch=inner, else_branch=inner)]), "(If)")
+    refused(
+        path, model_of([node("If", ["x"], ["y"], then_branch=inner, else_branch=inner)]), "(If)"
+    )
     refused(path, model_of([node("Relu", ["x"], ["y"], body=inner)]), "unknown attribute 'body'")
     model = model_of([node("Relu", ["x"], ["y"])])
     model.functions.append(helper.make_function("", "Relu", ["x"], ["y"], [], model.opset_import))
@@ -193,12 +220,16 @@ def test_opsets(path: Path, version: int):
 def test_attributes(path: Path):
     refused(path, model_of([node("Softmax", ["x"], ["y"], axis=1.5)]), "'axis'", "kind")
     refused(path, model_of([node("LeakyRelu", ["x"], ["y"], alpha=float("nan"))]), "'alpha' is nan")
-    refused(path, model_of([node("Relu", ["x"], ["y"], surprise=1)]), "unknown attribute 'surprise'")
+    refused(
+        path, model_of([node("Relu", ["x"], ["y"], surprise=1)]), "unknown attribute 'surprise'"
+    )
     model = model_of([node("Softmax", ["x"], ["y"], axis=1)])
     model.graph.node[0].attribute.append(model.graph.node[0].attribute[0])
     refused(path, model, "twice")
     model = model_of([node("Softmax", ["x"], ["y"])])
-    model.graph.node[0].attribute.append(onnx.AttributeProto(name="axis", ref_attr_name="other", type=2))
+    model.graph.node[0].attribute.append(
+        onnx.AttributeProto(name="axis", ref_attr_name="other", type=2)
+    )
     refused(path, model, "no value")
 
 
@@ -207,7 +238,7 @@ def test_outputs_that_no_layer_makes(path: Path):
     refused(path, model_of(nodes), "output 1 ('mask')")
 
 
-# --- absurd numbers -------------------------------------------------------------------------------------------------
+# --- absurd numbers -------------------------------------------------------------------------------
 
 HUGE = 1 << 40
 WEIGHT = {"w": numbers(2, 2, 3, 3)}
@@ -289,8 +320,16 @@ WEIGHT = {"w": numbers(2, 2, 3, 3)}
         [node("ConstantOfShape", ["shape"], ["c"]), node("Add", ["x", "c"], ["y"])],
         [node("ConstantOfShape", ["to"], ["c"]), node("Add", ["x", "c"], ["y"])],
         [node("Mul", ["row", "column"], ["c"]), node("Add", ["x", "c"], ["y"])],
-        [node("Shape", ["x"], ["s"]), node("Mul", ["s", "s"], ["t"]), node("Reshape", ["x", "t"], ["y"])],
-        [node("Shape", ["x"], ["s"]), node("Cast", ["s"], ["t"], to=1), node("Add", ["x", "t"], ["y"])],
+        [
+            node("Shape", ["x"], ["s"]),
+            node("Mul", ["s", "s"], ["t"]),
+            node("Reshape", ["x", "t"], ["y"]),
+        ],
+        [
+            node("Shape", ["x"], ["s"]),
+            node("Cast", ["s"], ["t"], to=1),
+            node("Add", ["x", "t"], ["y"]),
+        ],
         [node("Relu", ["w"], ["a"]), node("Add", ["a", "x"], ["y"])],
         [node("Identity", ["w"], ["y"]), node("Relu", ["x"], ["z"])],
     ],
@@ -327,9 +366,17 @@ def test_two_paddings_that_differ(path: Path, kind: str, options: dict[str, Any]
     """Of such a pool onnxruntime takes auto_pad, onnx's own shapes pads; none is more right."""
     inputs = {"Conv": ["x", "w"], "MaxPool": ["x"]}[kind]
     weights = {"w": numbers(3, 2, 3, 3)} if kind == "Conv" else {}
-    refused(path, model_of([node(kind, inputs, ["y"], **options)], weights), f"({kind})", "auto_pad", "pads")
+    refused(
+        path,
+        model_of([node(kind, inputs, ["y"], **options)], weights),
+        f"({kind})",
+        "auto_pad",
+        "pads",
+    )
     options["pads"] = [0, 0, 0, 0] if options["auto_pad"] == "VALID" else [1, 1, 1, 1]
-    assert portacnn.onnx.load(write(path, model_of([node(kind, inputs, ["y"], **options)], weights))).output_shape
+    assert portacnn.onnx.load(
+        write(path, model_of([node(kind, inputs, ["y"], **options)], weights))
+    ).output_shape
 
 
 @pytest.mark.parametrize("kind", ["Add", "Mul", "PRelu"])
@@ -352,8 +399,16 @@ def test_many_small_nodes_that_ask_for_much(path: Path):
     nodes = [node("Relu", ["x"], ["v0"]), *rows, node("Relu", ["v400"], ["y"])]
     model = model_of(nodes, {"w": numbers(1, 300_000)}, ("N", 300_000))
     refused(path, model, "bytes more", "room=", most=100 << 20)
-    kernels = [node("MaxPool", [f"v{i}"], [f"v{i + 1}"], kernel_shape=[100, 100], pads=[50] * 4) for i in range(20)]
-    refused(path, model_of([nodes[0], *kernels, node("Relu", ["v20"], ["y"])]), "kernels", most=100 << 20)
+    kernels = [
+        node("MaxPool", [f"v{i}"], [f"v{i + 1}"], kernel_shape=[100, 100], pads=[50] * 4)
+        for i in range(20)
+    ]
+    refused(
+        path,
+        model_of([nodes[0], *kernels, node("Relu", ["v20"], ["y"])]),
+        "kernels",
+        most=100 << 20,
+    )
 
 
 def test_a_long_graph_is_read_in_time(path: Path):
@@ -399,8 +454,11 @@ def _varint(value: int) -> bytes:
     ],
     ids=range(15),
 )
-def test_many_small_pieces(path: Path, content: Callable[[int], bytes], monkeypatch: pytest.MonkeyPatch):
-    """Bytes that would be far larger as objects: what may come of them is counted. Memory is watched at a tenth of the size."""
+def test_many_small_pieces(
+    path: Path, content: Callable[[int], bytes], monkeypatch: pytest.MonkeyPatch
+):
+    """Bytes that would be far larger as objects: what may come of them is counted. Memory is
+    watched at a tenth of the size."""
     refused(path, content(300_000), most=None)
     monkeypatch.setattr(wire, "MOST", wire.MOST // 10)
     refused(path, content(30_000), most=6 << 20)
@@ -409,11 +467,13 @@ def test_many_small_pieces(path: Path, content: Callable[[int], bytes], monkeypa
 def test_deep_nesting(path: Path):
     content = b""
     for _ in range(2000):  # graphs in attributes of nodes of graphs
-        content = field(1, field(4, b"If") + field(2, b"y") + field(5, field(1, b"g") + field(6, content)))
+        content = field(
+            1, field(4, b"If") + field(2, b"y") + field(5, field(1, b"g") + field(6, content))
+        )
     refused(path, field(7, content))
 
 
-# --- tensors --------------------------------------------------------------------------------------------------------
+# --- tensors --------------------------------------------------------------------------------------
 
 
 def tensor_model(tensor: Any) -> Any:
@@ -454,7 +514,11 @@ def test_what_a_tensor_claims(path: Path, change: dict[str, Any], words: str):
 
 
 def test_axes(path: Path):
-    refused(path, tensor_model(TensorProto(data_type=1, dims=[1] * 17, float_data=[1.0])), "more than 16 axes")
+    refused(
+        path,
+        tensor_model(TensorProto(data_type=1, dims=[1] * 17, float_data=[1.0])),
+        "more than 16 axes",
+    )
 
 
 @pytest.mark.parametrize(
@@ -477,14 +541,21 @@ def test_numbers_in_7_bit_groups_are_cut(path: Path):
     """Two numbers are declared: one, and the beginning of another."""
     tensor = field(8, b"w") + b"\x10\x07\x08\x02" + field(7, b"\x01\x80")
     graph = model_of([node("Reshape", ["x", "w"], ["y"])]).graph.SerializeToString()
-    refused(path, field(7, graph + field(5, tensor)) + field(8, b"\x10\x11"), "tensor 'w'", "expected 2 numbers")
+    refused(
+        path,
+        field(7, graph + field(5, tensor)) + field(8, b"\x10\x11"),
+        "tensor 'w'",
+        "expected 2 numbers",
+    )
 
 
-# --- external data --------------------------------------------------------------------------------------------------
+# --- external data --------------------------------------------------------------------------------
 
 
 def external(location: str, length: Any = None, offset: Any = None, **more: str) -> Any:
-    tensor = TensorProto(data_type=TensorProto.FLOAT, dims=[2, 5, 5], data_location=TensorProto.EXTERNAL)
+    tensor = TensorProto(
+        data_type=TensorProto.FLOAT, dims=[2, 5, 5], data_location=TensorProto.EXTERNAL
+    )
     given = {"location": location, "offset": offset, "length": length, **more}
     for key, value in given.items():
         if value is not None:
@@ -552,12 +623,13 @@ def test_external_data_stay_inside(path: Path, tmp_path_factory: pytest.TempPath
         refused(model, external(location))
     (inside / "own.bin").write_bytes(bytes(200))
     (inside / "sub").mkdir()
-    refused(model, external("sub/../own.bin"), "outside")  # not worth telling apart from those that leave
+    # not worth telling apart from those that leave
+    refused(model, external("sub/../own.bin"), "outside")
     (inside / "link").symlink_to("own.bin")
     assert portacnn.onnx.load(write(model, external("link")))
 
 
-# --- arguments ------------------------------------------------------------------------------------------------------
+# --- arguments ------------------------------------------------------------------------------------
 
 
 def test_shapes_that_are_open(path: Path):

@@ -1,4 +1,5 @@
-"""ONNX files as models: the onnx package's own cases, the models it ships, onnxruntime, and our own files again."""
+"""ONNX files as models: the onnx package's own cases, the models it ships, onnxruntime, and our own
+files again."""
 
 import re
 import warnings
@@ -40,24 +41,27 @@ def runtime(model: Any, x: np.ndarray) -> np.ndarray:
     return session.run(None, {session.get_inputs()[0].name: x})[0]
 
 
-# --- the onnx package's own cases -----------------------------------------------------------------------------------
+# --- the onnx package's own cases -----------------------------------------------------------------
 
 
 def with_constants(case_model: Any, inputs: list[Any]) -> Any:
-    """The case's model with its first input alone: the others are what they are in a network, initializers."""
+    """The case's model with its first input alone: the others are what they are in a network,
+    initializers."""
     model = onnx.ModelProto()
     model.CopyFrom(case_model)
     held = {tensor.name for tensor in model.graph.initializer}
     names = [value.name for value in model.graph.input if value.name not in held]
     model.graph.initializer.extend(
-        numpy_helper.from_array(np.asarray(array), name) for name, array in list(zip(names, inputs, strict=False))[1:]
+        numpy_helper.from_array(np.asarray(array), name)
+        for name, array in list(zip(names, inputs, strict=False))[1:]
     )
     del model.graph.output[1:]  # masks, places of maxima, statistics
     return model
 
 
 def with_one_input(case_model: Any, inputs: list[Any]) -> tuple[Any, Any]:
-    """The case's model with all of its inputs, which have one batch, side by side in one; and that one."""
+    """The case's model with all of its inputs, which have one batch, side by side in one; and that
+    one."""
     model = onnx.ModelProto()
     model.CopyFrom(case_model)
     count = inputs[0].shape[0]
@@ -65,7 +69,9 @@ def with_one_input(case_model: Any, inputs: list[Any]) -> tuple[Any, Any]:
     nodes = [node("Split", ["all", "widths"], [f"part{i}" for i in range(len(inputs))], axis=1)]
     model.graph.initializer.append(numpy_helper.from_array(np.array(widths), "widths"))
     for i, (value, array) in enumerate(zip(case_model.graph.input, inputs, strict=True)):
-        model.graph.initializer.append(numpy_helper.from_array(np.array([0, *array.shape[1:]]), f"shape{i}"))
+        model.graph.initializer.append(
+            numpy_helper.from_array(np.array([0, *array.shape[1:]]), f"shape{i}")
+        )
         nodes.append(node("Reshape", [f"part{i}", f"shape{i}"], [value.name]))
     nodes.extend(case_model.graph.node)
     del model.graph.node[:], model.graph.input[:], model.graph.output[1:]
@@ -76,7 +82,9 @@ def with_one_input(case_model: Any, inputs: list[Any]) -> tuple[Any, Any]:
     return model, np.concatenate([array.reshape(count, -1) for array in inputs], axis=1)
 
 
-def agrees(case_model: Any, inputs: list[Any], expected: Any, rtol: float, atol: float, folder: Path) -> None:
+def agrees(
+    case_model: Any, inputs: list[Any], expected: Any, rtol: float, atol: float, folder: Path
+) -> None:
     """Our model of it gives what is expected; the first reason why it is refused is raised."""
     try:
         ours = load(with_constants(case_model, inputs), folder)
@@ -84,7 +92,11 @@ def agrees(case_model: Any, inputs: list[Any], expected: Any, rtol: float, atol:
             got = ours.predict(np.asarray(inputs[0]))
     except ModelFormatError:
         alike = len({np.asarray(array).shape[:1] for array in inputs}) == 1
-        if len(inputs) < 2 or not alike or any(np.asarray(a).dtype.kind != "f" or a.ndim < 2 for a in inputs):
+        if (
+            len(inputs) < 2
+            or not alike
+            or any(np.asarray(a).dtype.kind != "f" or a.ndim < 2 for a in inputs)
+        ):
             raise
         model, x = with_one_input(case_model, inputs)
         got = load(model, folder).predict(x)
@@ -126,7 +138,8 @@ def with_an_axis(case_model: Any, arrays: list[Any]) -> tuple[Any, list[Any]]:
 
 @pytest.fixture(scope="module")
 def cases() -> dict[str, list[Any]]:
-    """The cases of one supported operator each, on floating point that has a batch, by operator. It takes a while to make them."""
+    """The cases of one supported operator each, on floating point that has a batch, by operator. It
+    takes a while to make them."""
     from onnx.backend.test.case.node import collect_testcases
 
     found: dict[str, list[Any]] = {}
@@ -199,7 +212,9 @@ def array_of(path: Path) -> Any:
 
 
 SHIPPED = sorted(
-    path.parent for kind in ("pytorch-converted", "pytorch-operator") for path in (DATA / kind).glob("*/model.onnx")
+    path.parent
+    for kind in ("pytorch-converted", "pytorch-operator")
+    for path in (DATA / kind).glob("*/model.onnx")
 )
 NOT_SHIPPED_FOR_US = {
     "test_Embedding": "data type 7",
@@ -218,7 +233,9 @@ NOT_SHIPPED_FOR_US = {
 }
 
 
-@pytest.mark.parametrize("folder", SHIPPED, ids=lambda folder: f"{folder.parent.name}/{folder.name}")
+@pytest.mark.parametrize(
+    "folder", SHIPPED, ids=lambda folder: f"{folder.parent.name}/{folder.name}"
+)
 def test_models_that_the_package_ships(folder: Path, tmp_path: Path):
     """Outputs that PyTorch gave, within onnx's own tolerances."""
     model = onnx.load(folder / "model.onnx")
@@ -227,7 +244,9 @@ def test_models_that_the_package_ships(folder: Path, tmp_path: Path):
     try:
         agrees(model, inputs, array_of(data / "output_0.pb"), 1e-3, 1e-7, tmp_path)
     except ModelFormatError as error:
-        if folder.name not in NOT_SHIPPED_FOR_US or NOT_SHIPPED_FOR_US[folder.name] not in str(error):
+        if folder.name not in NOT_SHIPPED_FOR_US or NOT_SHIPPED_FOR_US[folder.name] not in str(
+            error
+        ):
             raise
         pytest.skip(f"refused, as it should be: {str(error).split('model.onnx: ')[1][:100]}")
     assert folder.name not in NOT_SHIPPED_FOR_US
@@ -240,7 +259,8 @@ LARGE = {"light_bvlc_alexnet", "light_vgg19", "light_zfnet512"}
 @pytest.mark.slow
 @pytest.mark.parametrize("path", LIGHT, ids=lambda path: path.stem)
 def test_light_models(path: Path, tmp_path: Path):
-    """Their weights are one number each, made by ConstantOfShape; here each gets weights of its own, but in the largest."""
+    """Their weights are one number each, made by ConstantOfShape; here each gets weights of its
+    own, but in the largest."""
     model = onnx.load(path)
     if path.stem not in LARGE:
         shapes = {t.name: numpy_helper.to_array(t) for t in model.graph.initializer}
@@ -251,8 +271,14 @@ def test_light_models(path: Path, tmp_path: Path):
                 continue
             shape = shapes[one.input[0]]
             values = rng.standard_normal(shape)
-            values = np.abs(1.0 + 0.1 * values) if len(shape) == 1 else values / np.sqrt(np.prod(shape[1:]))
-            model.graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), one.output[0]))
+            values = (
+                np.abs(1.0 + 0.1 * values)
+                if len(shape) == 1
+                else values / np.sqrt(np.prod(shape[1:]))
+            )
+            model.graph.initializer.append(
+                numpy_helper.from_array(values.astype(np.float32), one.output[0])
+            )
         del model.graph.node[:]
         model.graph.node.extend(kept)
     onnx.save(model, tmp_path / "model.onnx")
@@ -260,13 +286,15 @@ def test_light_models(path: Path, tmp_path: Path):
     x = normal(1, *ours.input_shape).astype("float32")
     expected = runtime(tmp_path / "model.onnx", x)
     assert path.stem in LARGE or np.ptp(expected) > 1e-4
-    np.testing.assert_allclose(ours.predict(x), expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(
+        ours.predict(x), expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max()
+    )
     if path.stem in LARGE:
         with pytest.raises(ModelFormatError, match="room="):
             portacnn.onnx.load(path)
 
 
-# --- against onnxruntime --------------------------------------------------------------------------------------------
+# --- against onnxruntime --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -289,21 +317,34 @@ def test_a_slice_of_all_samples(end: int, tmp_path: Path):
 
 
 def with_opset(version: int) -> Any:
-    """Pooling, a flattening by shapes, Softmax over the last axis, Clip and Dropout, as each opset writes them."""
+    """Pooling, a flattening by shapes, Softmax over the last axis, Clip and Dropout, as each opset
+    writes them."""
     nodes = [
         node("Conv", ["x", "c.weight", "c.bias"], ["a"]),
-        node("Clip", ["a", "least", "most"], ["b"]) if version >= 11 else node("Clip", ["a"], ["b"], min=-1.0, max=1.0),
-        node("Dropout", ["b", "ratio"], ["c"]) if version >= 12 else node("Dropout", ["b"], ["c"], ratio=0.3),
-        node("Unsqueeze", ["c", "two"], ["d"]) if version >= 13 else node("Unsqueeze", ["c"], ["d"], axes=[2]),
-        node("Squeeze", ["d", "two"], ["e"]) if version >= 13 else node("Squeeze", ["d"], ["e"], axes=[2]),
-        node("ReduceMean", ["e", "three"], ["f"]) if version >= 18 else node("ReduceMean", ["e"], ["f"], axes=[3]),
+        node("Clip", ["a", "least", "most"], ["b"])
+        if version >= 11
+        else node("Clip", ["a"], ["b"], min=-1.0, max=1.0),
+        node("Dropout", ["b", "ratio"], ["c"])
+        if version >= 12
+        else node("Dropout", ["b"], ["c"], ratio=0.3),
+        node("Unsqueeze", ["c", "two"], ["d"])
+        if version >= 13
+        else node("Unsqueeze", ["c"], ["d"], axes=[2]),
+        node("Squeeze", ["d", "two"], ["e"])
+        if version >= 13
+        else node("Squeeze", ["d"], ["e"], axes=[2]),
+        node("ReduceMean", ["e", "three"], ["f"])
+        if version >= 18
+        else node("ReduceMean", ["e"], ["f"], axes=[3]),
         node("Pad", ["f", "pads"], ["g"])
         if version >= 11
         else node("Pad", ["f"], ["g"], pads=[0, 0, 0, 1, 0, 0, 0, 1]),
         node("Slice", ["g", "from", "to", "three"], ["h"])
         if version >= 10
         else node("Slice", ["g"], ["h"], axes=[3], starts=[1], ends=[2]),
-        node("Softmax", ["h"], ["i"], axis=1) if version < 13 else node("Softmax", ["i0"], ["i1"], axis=-1),
+        node("Softmax", ["h"], ["i"], axis=1)
+        if version < 13
+        else node("Softmax", ["i0"], ["i1"], axis=-1),
         node("Flatten", ["i"], ["y"]),
     ]
     if version >= 13:  # one axis of all from then on
@@ -312,12 +353,23 @@ def with_opset(version: int) -> Any:
             nodes[8],
             node("Reshape", ["i1", "shape"], ["i"]),
         ]
-    weights = {"c.weight": numbers(4, 2, 3, 3), "c.bias": numbers(4, seed=1), "shape": np.array([0, 4, 3, 1])}
-    weights |= {"two": np.array([2]), "three": np.array([3]), "from": np.array([1]), "to": np.array([2])}
+    weights = {
+        "c.weight": numbers(4, 2, 3, 3),
+        "c.bias": numbers(4, seed=1),
+        "shape": np.array([0, 4, 3, 1]),
+    }
+    weights |= {
+        "two": np.array([2]),
+        "three": np.array([3]),
+        "from": np.array([1]),
+        "to": np.array([2]),
+    }
     weights |= {"least": np.float32(-1), "most": np.float32(1), "ratio": np.float32(0.3)}
     weights["pads"] = np.array([0, 0, 0, 1, 0, 0, 0, 1])
     used = {name for one in nodes for name in one.input}
-    return model_of(nodes, {name: array for name, array in weights.items() if name in used}, opset=version)
+    return model_of(
+        nodes, {name: array for name, array in weights.items() if name in used}, opset=version
+    )
 
 
 @pytest.mark.parametrize("version", range(7, 29))
@@ -331,27 +383,49 @@ def test_every_opset(version: int, tmp_path: Path):
         np.testing.assert_allclose(got, runtime(model, x), rtol=1e-5, atol=1e-6)
 
 
-# --- training -------------------------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------------------
 
 
 def test_it_trains_on_every_backend(backend: Here, tmp_path: Path):
-    """What is in the file learns; weights are parameters, statistics are buffers, constants are neither."""
+    """What is in the file learns; weights are parameters, statistics are buffers, constants are
+    neither."""
     model = load(classifier(), tmp_path, device=backend.device, dtype="float64", seed=0)
     assert set(model.named_parameters()) == {
-        *("conv1.weight", "conv1.bias", "bn.weight", "bn.bias", "conv2.weight", "fc.weight", "fc.bias")
+        *(
+            "conv1.weight",
+            "conv1.bias",
+            "bn.weight",
+            "bn.bias",
+            "conv2.weight",
+            "fc.weight",
+            "fc.bias",
+        )
     }
-    assert set(model.named_buffers()) == {*("bn.running_mean", "bn.running_var", "bn.num_batches_tracked", "mul.value")}
+    assert set(model.named_buffers()) == {
+        *("bn.running_mean", "bn.running_var", "bn.num_batches_tracked", "mul.value")
+    }
     x, t = normal(30, 2, 5, 5), np.arange(30) % 3
     x[np.arange(30), 0, t, t] += 5.0
     trainer = portacnn.Trainer(
-        model, x, t, x, t, epochs=30, mini_batch_size=10, optimizer="adam", optimizer_param={"lr": 0.01}, verbose=False
+        model,
+        x,
+        t,
+        x,
+        t,
+        epochs=30,
+        mini_batch_size=10,
+        optimizer="adam",
+        optimizer_param={"lr": 0.01},
+        verbose=False,
     )
     trainer.train()
     assert trainer.train_loss_list[-1] < 0.5 * trainer.train_loss_list[0]
     assert trainer.train_acc_list[-1] >= 0.9
     model.save(tmp_path / "m.safetensors")
     again = portacnn.load(tmp_path / "m.safetensors")
-    np.testing.assert_allclose(again.predict(x), backend.host(model.predict(x)), rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(
+        again.predict(x), backend.host(model.predict(x)), rtol=1e-9, atol=1e-9
+    )
 
 
 @pytest.mark.parametrize("name", ["classifier", "oddities"])
@@ -370,11 +444,14 @@ def test_gradients(backend: Here, name: str, tmp_path: Path):
     other = load(model, tmp_path, dtype="float64", device=backend.device, seed=0)
     expected = reference.gradient(x, t)
     for path, gradient in other.gradient(x, t).items():
-        np.testing.assert_allclose(backend.host(gradient), expected[path], rtol=1e-8, atol=1e-9, err_msg=path)
+        np.testing.assert_allclose(
+            backend.host(gradient), expected[path], rtol=1e-8, atol=1e-9, err_msg=path
+        )
 
 
 def shared_weights() -> Any:
-    """A convolution twice, alike; affine maps of one matrix: with two biases, and one that is transposed."""
+    """A convolution twice, alike; affine maps of one matrix: with two biases, and one that is
+    transposed."""
     nodes = [
         node("Conv", ["x", "w", "b"], ["a"], "first"),
         node("Tanh", ["a"], ["t"]),
@@ -395,15 +472,20 @@ def shared_weights() -> Any:
     return model_of(nodes, initializers, ("N", 2, 2, 2))
 
 
-def test_shared_weights_are_one_parameter(backend: Here, tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    """With PyTorch's gradients for parameters used twice. A matrix that is transposed in one place is a parameter of its own."""
+def test_shared_weights_are_one_parameter(
+    backend: Here, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    """With PyTorch's gradients for parameters used twice. A matrix that is transposed in one place
+    is a parameter of its own."""
     torch = pytest.importorskip("torch")
     model = load(shared_weights(), tmp_path, dtype="float64", device=backend.device)
     assert model.layer_at("first") is model.layer_at("second")
     names = ["first.weight", "first.bias", "up.weight", "up.bias", "again.bias", "across.weight"]
     assert list(model.state_dict()) == names
     assert "'m' is used in different forms by up, again, across" in caplog.text
-    state = {name: torch.tensor(value, requires_grad=True) for name, value in model.state_dict().items()}
+    state = {
+        name: torch.tensor(value, requires_grad=True) for name, value in model.state_dict().items()
+    }
     w, b, m, v, u, transposed = state.values()
     F = torch.nn.functional
     host, t = normal(3, 2, 2, 2), np.arange(3)
@@ -414,7 +496,9 @@ def test_shared_weights_are_one_parameter(backend: Here, tmp_path: Path, caplog:
     gradients = model.gradient(host, t)
     assert list(gradients) == names
     for name, array in gradients.items():
-        np.testing.assert_allclose(backend.host(array), state[name].grad.numpy(), rtol=1e-8, atol=1e-12, err_msg=name)
+        np.testing.assert_allclose(
+            backend.host(array), state[name].grad.numpy(), rtol=1e-8, atol=1e-12, err_msg=name
+        )
 
 
 def test_shared_layers_are_written_once(tmp_path: Path):
@@ -442,12 +526,14 @@ def test_shapes_of_another_library_do_not_matter(tmp_path: Path):
         node("Relu", ["b"], ["b1"], "input"),
         node("Reshape", ["b1", "to"], ["y"]),
     ]
-    model = load(model_of(nodes, {"w": numbers(3, 2, 1, 1), "to": np.array([1, -1])}, (1, 2, 5, 5)), tmp_path)
+    model = load(
+        model_of(nodes, {"w": numbers(3, 2, 1, 1), "to": np.array([1, -1])}, (1, 2, 5, 5)), tmp_path
+    )
     assert list(model.children["graph"].children) == ["same", "same_1", "input_1", "reshape"]
     assert model.predict(numbers(4, 2, 5, 5)).shape == (4, 75)
 
 
-# --- our own files --------------------------------------------------------------------------------------------------
+# --- our own files --------------------------------------------------------------------------------
 
 OURS = {
     "SimpleConvNet": lambda **given: M.SimpleConvNet(weight_init_std="he", **given),
@@ -462,9 +548,12 @@ OURS = {
 SMALL = {"SimpleConvNet", "LeNet5", "DeepConvNet"}
 
 
-@pytest.mark.parametrize("name", [n if n in SMALL else pytest.param(n, marks=pytest.mark.slow) for n in OURS])
+@pytest.mark.parametrize(
+    "name", [n if n in SMALL else pytest.param(n, marks=pytest.mark.slow) for n in OURS]
+)
 def test_there_and_back(name: str, tmp_path: Path):
-    """The model that comes back has the same paths, says the same, and trains the same: ten steps in float64, to 1e-9.
+    """The model that comes back has the same paths, says the same, and trains the same: ten steps
+    in float64, to 1e-9.
 
     Dropout is on: its masks follow from seed and path, and the paths are in the file.
     """
@@ -498,16 +587,22 @@ def test_there_and_back(name: str, tmp_path: Path):
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-9, atol=1e-9)
     if name in SMALL:
         for key, array in model.state_dict().items():
-            np.testing.assert_allclose(again.state_dict()[key], array, rtol=1e-9, atol=1e-9, err_msg=key)
+            np.testing.assert_allclose(
+                again.state_dict()[key], array, rtol=1e-9, atol=1e-9, err_msg=key
+            )
 
 
 def test_the_papers_lenet_comes_back_as_it_computes(tmp_path: Path):
-    """Its table of connections is a full convolution in the file, so it says the same, but would not train the same."""
+    """Its table of connections is a full convolution in the file, so it says the same, but would
+    not train the same."""
     model = M.LeNet5(device="numpy", seed=0)
     portacnn.onnx.export(model, tmp_path / "model.onnx")
     x = numbers(5, *model.input_shape)
     np.testing.assert_allclose(
-        portacnn.onnx.load(tmp_path / "model.onnx").predict(x), model.predict(x), rtol=1e-5, atol=1e-5
+        portacnn.onnx.load(tmp_path / "model.onnx").predict(x),
+        model.predict(x),
+        rtol=1e-5,
+        atol=1e-5,
     )
 
 
@@ -515,7 +610,9 @@ def test_what_came_in_goes_out_again(tmp_path: Path):
     model = load(classifier(), tmp_path)
     portacnn.onnx.export(model, tmp_path / "out.onnx")
     x = numbers(4, 2, 5, 5)
-    np.testing.assert_allclose(runtime(tmp_path / "out.onnx", x), model.predict(x), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        runtime(tmp_path / "out.onnx", x), model.predict(x), rtol=1e-4, atol=1e-5
+    )
     again = portacnn.onnx.load(tmp_path / "out.onnx")
     np.testing.assert_allclose(again.predict(x), model.predict(x), rtol=1e-6, atol=1e-6)
 
@@ -527,10 +624,12 @@ def test_halved_files_come_back(dtype: str, tmp_path: Path):
     again = portacnn.onnx.load(tmp_path / "model.onnx")
     assert set(again.named_parameters()) == set(model.named_parameters())
     x = numbers(5, *model.input_shape)
-    np.testing.assert_allclose(again.predict(x), runtime(tmp_path / "model.onnx", x), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        again.predict(x), runtime(tmp_path / "model.onnx", x), rtol=1e-4, atol=1e-5
+    )
 
 
-# --- arguments and papers -------------------------------------------------------------------------------------------
+# --- arguments and papers -------------------------------------------------------------------------
 
 
 def test_arguments(tmp_path: Path):
@@ -551,6 +650,13 @@ def test_the_table_of_operators_is_whole():
     text = (Path(__file__).resolve().parents[1] / "docs" / "onnx.md").read_text(encoding="utf-8")
     table = text.split("### Operators that are read", 1)[1].split("\n### ", 1)[0]
     listed = [
-        name for row in re.findall(r"^\| [^|]+ \| ([^|]+) \|", table, re.M) for name in re.findall(r"`(\w+)`", row)
+        name
+        for row in re.findall(
+            r"^\| [^|]+ \| ([^|]+) "
+            r"\|",
+            table,
+            re.M,
+        )
+        for name in re.findall(r"`(\w+)`", row)
     ]
     assert sorted(listed) == sorted(OPERATORS)

@@ -1,4 +1,5 @@
-"""ONNX files that say one thing in several ways, or lie beside what they need: read as the runtime does, or refused."""
+"""ONNX files that say one thing in several ways, or lie beside what they need: read as the runtime
+does, or refused."""
 
 import os
 from pathlib import Path
@@ -30,7 +31,9 @@ def refused(path: Path, model: Any, match: str) -> None:
 
 def of_the_runtime(path: Path, x: np.ndarray) -> np.ndarray:
     runtime = pytest.importorskip("onnxruntime")
-    return runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, {"x": x})[0]
+    return runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(
+        None, {"x": x}
+    )[0]
 
 
 @pytest.fixture
@@ -38,19 +41,30 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "model.onnx"
 
 
-# --- operators that train ------------------------------------------------------------------------------------------
+# --- operators that train -------------------------------------------------------------------------
 
-STATE = {"s": 1 + numbers(2) ** 2, "b": numbers(2, seed=1), "m": numbers(2, seed=2), "v": 1 + numbers(2, seed=3) ** 2}
+STATE = {
+    "s": 1 + numbers(2) ** 2,
+    "b": numbers(2, seed=1),
+    "m": numbers(2, seed=2),
+    "v": 1 + numbers(2, seed=3) ** 2,
+}
 
 
 def batch_norm(opset: int, outputs: int = 1, **attributes: Any) -> Any:
     names = ["y", "mean", "var", "saved_mean", "saved_var"][:outputs]
-    return model_of([node("BatchNormalization", ["x", *STATE], names, **attributes)], STATE, opset=opset)
+    return model_of(
+        [node("BatchNormalization", ["x", *STATE], names, **attributes)], STATE, opset=opset
+    )
 
 
 @pytest.mark.parametrize("opset", [6, 7, 8, 9, 13])
 def test_batch_norm_with_five_outputs_trains(path: Path, opset: int):
-    refused(path, batch_norm(opset, 5), "5 outputs.*mean and variance of every batch.*export the network for inference")
+    refused(
+        path,
+        batch_norm(opset, 5),
+        "5 outputs.*mean and variance of every batch.*export the network for inference",
+    )
     model = batch_norm(opset, 5)
     del model.graph.node[0].output[4:]
     model.graph.node[0].output[1] = model.graph.node[0].output[2] = ""  # one is enough
@@ -77,10 +91,15 @@ def test_batch_norm_for_inference(path: Path, opset: int):
     write(path, batch_norm(opset, **attributes))
     s, b, m, v = (value[:, None, None] for value in STATE.values())
     np.testing.assert_allclose(
-        portacnn.onnx.load(path).predict(X), (X - m) / np.sqrt(v + 1e-5) * s + b, rtol=1e-4, atol=1e-5
+        portacnn.onnx.load(path).predict(X),
+        (X - m) / np.sqrt(v + 1e-5) * s + b,
+        rtol=1e-4,
+        atol=1e-5,
     )
     if opset > 6:
-        np.testing.assert_allclose(portacnn.onnx.load(path).predict(X), of_the_runtime(path, X), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            portacnn.onnx.load(path).predict(X), of_the_runtime(path, X), rtol=1e-4, atol=1e-5
+        )
     model = batch_norm(opset, **attributes)
     model.graph.node[0].output.extend(["", "", "", ""])  # left out by name
     assert portacnn.onnx.load(write(path, model))
@@ -89,13 +108,21 @@ def test_batch_norm_for_inference(path: Path, opset: int):
 
 
 def test_dropout_that_trains(path: Path):
-    refused(path, model_of([node("Dropout", ["x"], ["y"], ratio=0.5, is_test=0)], opset=6), "is_test=0")
-    portacnn.onnx.load(write(path, model_of([node("Dropout", ["x"], ["y"], ratio=0.5, is_test=1)], opset=6)))
+    refused(
+        path, model_of([node("Dropout", ["x"], ["y"], ratio=0.5, is_test=0)], opset=6), "is_test=0"
+    )
+    portacnn.onnx.load(
+        write(path, model_of([node("Dropout", ["x"], ["y"], ratio=0.5, is_test=1)], opset=6))
+    )
     yes = {"r": np.float32(0.5), "t": np.bool_(True)}
-    refused(path, model_of([node("Dropout", ["x", "r", "t"], ["y"])], yes, opset=13), "training_mode is set")
+    refused(
+        path,
+        model_of([node("Dropout", ["x", "r", "t"], ["y"])], yes, opset=13),
+        "training_mode is set",
+    )
 
 
-# --- opsets --------------------------------------------------------------------------------------------------------
+# --- opsets ---------------------------------------------------------------------------------------
 
 
 def test_an_opset_that_is_said_twice(path: Path):
@@ -103,13 +130,15 @@ def test_an_opset_that_is_said_twice(path: Path):
         model = model_of([node("Relu", ["x"], ["y"])])
         del model.opset_import[:]
         model.opset_import.extend(helper.make_opsetid(domain, 17) for domain in domains)
-        np.testing.assert_array_equal(portacnn.onnx.load(write(path, model)).predict(X), np.maximum(X, 0))
+        np.testing.assert_array_equal(
+            portacnn.onnx.load(write(path, model)).predict(X), np.maximum(X, 0)
+        )
         np.testing.assert_array_equal(of_the_runtime(path, X), np.maximum(X, 0))
     model.opset_import.append(helper.make_opsetid("", 12))
     refused(path, model, "expected one opset")
 
 
-# --- the number of samples -----------------------------------------------------------------------------------------
+# --- the number of samples ------------------------------------------------------------------------
 
 SIZES = [node("Shape", ["x"], ["shape"]), node("Gather", ["shape", "zero"], ["n"])]
 CONSTANTS = {
@@ -138,7 +167,8 @@ CONSTANTS = {
     ids=lambda nodes: nodes[0].op_type,
 )
 def test_nothing_is_computed_from_the_number_of_samples(path: Path, nodes: list[Any]):
-    """A reshape by it would move numbers from one sample to another, for any other number of samples."""
+    """A reshape by it would move numbers from one sample to another, for any other number of
+    samples."""
     nodes = [
         *SIZES,
         *nodes,
@@ -146,7 +176,12 @@ def test_nothing_is_computed_from_the_number_of_samples(path: Path, nodes: list[
         node("Concat", ["m1", "rest"], ["to"], axis=0),
         node("Reshape", ["x", "to"], ["y"]),
     ]
-    refused(path, model_of(nodes, CONSTANTS), rf"\({nodes[2].op_type}\): it computes with the number of samples")
+    refused(
+        path,
+        model_of(nodes, CONSTANTS),
+        rf"\({nodes[2].op_type}\): it computes with the "
+        r"number of samples",
+    )
 
 
 @pytest.mark.parametrize(
@@ -176,7 +211,9 @@ def test_the_number_of_samples_is_no_number_in_between(path: Path, nodes: list[A
         node("Concat", ["n2"] * 4, ["n8"], axis=0),
         *nodes,
     ]
-    refused(path, model_of(given, CONSTANTS), "samples|type 1|beyond|shape or value|bound|numbers|cells")
+    refused(
+        path, model_of(given, CONSTANTS), "samples|type 1|beyond|shape or value|bound|numbers|cells"
+    )
 
 
 def test_shapes_that_keep_the_samples_are_read(path: Path):
@@ -194,11 +231,13 @@ def test_shapes_that_keep_the_samples_are_read(path: Path):
     np.testing.assert_array_equal(model.predict(X), X.reshape(3, 50))
 
 
-# --- external data -------------------------------------------------------------------------------------------------
+# --- external data --------------------------------------------------------------------------------
 
 
 def tensor(name: str, location: str, *dims: int, offset: int = 0) -> Any:
-    made = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=dims, data_location=TensorProto.EXTERNAL)
+    made = TensorProto(
+        name=name, data_type=TensorProto.FLOAT, dims=dims, data_location=TensorProto.EXTERNAL
+    )
     made.external_data.add(key="location", value=location)
     made.external_data.add(key="offset", value=str(offset))
     return made
@@ -212,7 +251,8 @@ def with_external(*tensors: Any, nodes: Any = None) -> Any:
 
 @pytest.fixture
 def cache(tmp_path: Path) -> tuple[Path, np.ndarray]:
-    """A model and its data as the Hugging Face cache has them: links, each to a file in another folder."""
+    """A model and its data as the Hugging Face cache has them: links, each to a file in another
+    folder."""
     snapshot, blobs = tmp_path / "snapshots" / "x" / "onnx", tmp_path / "blobs"
     snapshot.mkdir(parents=True)
     blobs.mkdir()
@@ -272,7 +312,12 @@ def test_data_that_are_replaced_while_they_are_read(path: Path, monkeypatch: pyt
     data = path.parent / "w.bin"
     data.write_bytes(np.ones(100, "<f4").tobytes())
     nodes = [node("Mul", ["x", "a"], ["t"]), node("Add", ["t", "b"], ["y"])]
-    write(path, with_external(tensor("a", "w.bin", 2, 5, 5), tensor("b", "w.bin", 2, 5, 5, offset=200), nodes=nodes))
+    write(
+        path,
+        with_external(
+            tensor("a", "w.bin", 2, 5, 5), tensor("b", "w.bin", 2, 5, 5, offset=200), nodes=nodes
+        ),
+    )
     read = portacnn.onnx.reading.Source.array
 
     def reading(source: Any, tensor: Any) -> Any:
@@ -294,7 +339,9 @@ def test_a_file_for_each_tensor(path: Path):
     for i in range(100):
         (path.parent / f"w{i}").write_bytes(np.full(2, i, "<f4").tobytes())
         nodes.append(node("Add", [names[i], f"w{i}"], [names[i + 1]]))
-    write(path, with_external(*(tensor(f"w{i}", f"w{i}", 2, 1, 1) for i in range(100)), nodes=nodes))
+    write(
+        path, with_external(*(tensor(f"w{i}", f"w{i}", 2, 1, 1) for i in range(100)), nodes=nodes)
+    )
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, hard))
     try:
         model = portacnn.onnx.load(path)
@@ -303,7 +350,7 @@ def test_a_file_for_each_tensor(path: Path):
     np.testing.assert_allclose(model.predict(X), X + 4950, rtol=1e-5)
 
 
-# --- text ----------------------------------------------------------------------------------------------------------
+# --- text -----------------------------------------------------------------------------------------
 
 
 def test_names_cannot_steer_a_terminal(path: Path, caplog: pytest.LogCaptureFixture):
@@ -320,7 +367,10 @@ def test_names_cannot_steer_a_terminal(path: Path, caplog: pytest.LogCaptureFixt
             portacnn.onnx.load(write(path, model))
         assert str(caught.value).isprintable()
         assert len(str(caught.value)) < 4000
-    nodes = [node("Gemm", ["x", "w"], ["t"], evil, transB=1), node("Gemm", ["t", "w"], ["y"], evil + "2")]
+    nodes = [
+        node("Gemm", ["x", "w"], ["t"], evil, transB=1),
+        node("Gemm", ["t", "w"], ["y"], evil + "2"),
+    ]
     portacnn.onnx.load(write(path, model_of(nodes, {"w": numbers(2, 2)}, ("N", 2))))
     assert "in different forms" in caplog.text
     assert "\x1b" not in caplog.text

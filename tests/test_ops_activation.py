@@ -39,8 +39,12 @@ class Activation(NamedTuple):
 
 
 ACTIVATIONS = {
-    "relu": Activation(relu, relu_backward, lambda v: v if v > 0 else 0.0, lambda v: 1.0 if v > 0 else 0.0),
-    "sigmoid": Activation(sigmoid, sigmoid_backward, number_sigmoid, lambda v: number_sigmoid(v) * number_sigmoid(-v)),
+    "relu": Activation(
+        relu, relu_backward, lambda v: v if v > 0 else 0.0, lambda v: 1.0 if v > 0 else 0.0
+    ),
+    "sigmoid": Activation(
+        sigmoid, sigmoid_backward, number_sigmoid, lambda v: number_sigmoid(v) * number_sigmoid(-v)
+    ),
 }
 activations = pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
 
@@ -49,9 +53,13 @@ def each(function: Callable[[float], float], x: np.ndarray) -> np.ndarray:
     return np.array([function(float(v)) for v in x.flat]).reshape(x.shape)
 
 
-def check(here: Here, activation: Activation, host: np.ndarray, dtype: str, layouts: tuple[str, str]) -> None:
+def check(
+    here: Here, activation: Activation, host: np.ndarray, dtype: str, layouts: tuple[str, str]
+) -> None:
     dy = normal(*host.shape, seed=1)
-    x, dys = (laid_out(here, a, dtype, layout) for a, layout in zip((host, dy), layouts, strict=True))
+    x, dys = (
+        laid_out(here, a, dtype, layout) for a, layout in zip((host, dy), layouts, strict=True)
+    )
     with untouched(here, x, dys):
         y, cache = activation.forward(x)
         dx = activation.backward(dys, cache)
@@ -76,7 +84,9 @@ def test_drawn(backend: Here, activation: Activation, shape, dtype, layouts, sca
 @pytest.mark.parametrize("shape", [(0, 3, 2, 2), (1, 3, 2, 2), (2, 3, 4, 5)])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @with_each_kernel
-def test_batches_and_layouts(backend: Here, activation: Activation, shape: tuple[int, ...], layout: str):
+def test_batches_and_layouts(
+    backend: Here, activation: Activation, shape: tuple[int, ...], layout: str
+):
     for layouts in {(layout, layout), ("packed", layout), (layout, "packed")}:
         check(backend, activation, normal(*shape), "float32", layouts)
 
@@ -87,7 +97,9 @@ def test_numerical_gradient(backend: Here, activation: Activation):
     host = distinct(3, 7)
     dy = backend.array(normal(3, 7, seed=2))
     dx = activation.backward(dy, activation.forward(backend.array(host))[1])
-    gradient_agrees(backend, dx, lambda a: backend.xp.sum(activation.forward(a, keep=False)[0] * dy), host)
+    gradient_agrees(
+        backend, dx, lambda a: backend.xp.sum(activation.forward(a, keep=False)[0] * dy), host
+    )
 
 
 @with_each_kernel
@@ -102,13 +114,18 @@ def test_relu_at_its_kink_and_at_the_ends(backend: Here):
 @pytest.mark.parametrize("dtype", DTYPES)
 @with_each_kernel
 def test_sigmoid_at_the_ends(backend: Here, dtype: str):
-    """No overflow (a warning is an error here); on SciPy's word where it is installed, to the last digits."""
+    """No overflow (a warning is an error here); on SciPy's word where it is installed, to the last
+    digits."""
     special = pytest.importorskip("scipy.special", reason="SciPy is the oracle")
-    host = np.array([-np.inf, -1e4, -745.0, -88.0, -20.0, -1e-9, 0.0, 1e-9, 20.0, 88.0, 1e4, np.inf])
+    host = np.array(
+        [-np.inf, -1e4, -745.0, -88.0, -20.0, -1e-9, 0.0, 1e-9, 20.0, 88.0, 1e4, np.inf]
+    )
     x = backend.array(host, dtype)
     y, cache = sigmoid(x)
     expected = special.expit(host)
-    np.testing.assert_allclose(backend.host(y), expected, rtol=4e-7 if dtype == "float32" else 4e-16, atol=1e-300)
+    np.testing.assert_allclose(
+        backend.host(y), expected, rtol=4e-7 if dtype == "float32" else 4e-16, atol=1e-300
+    )
     dx = backend.host(sigmoid_backward(backend.array(np.ones(12), dtype), cache))
     assert np.all(np.isfinite(dx))
     assert dx[0] == dx[-1] == 0.0

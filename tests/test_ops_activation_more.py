@@ -1,4 +1,5 @@
-"""Activations beyond ReLU and sigmoid, the error function, softmax: against math's functions, PyTorch, finite differences."""
+"""Activations beyond ReLU and sigmoid, the error function, softmax: against math's functions,
+PyTorch, finite differences."""
 
 import math
 from typing import Any
@@ -51,17 +52,25 @@ CASES = [
     ),
     ("softplus", {}, lambda v: v if v > 20 else math.log1p(math.exp(v))),
     ("softplus", {"beta": 3.0}, lambda v: v if 3 * v > 20 else math.log1p(math.exp(3 * v)) / 3),
-    ("softplus", {"beta": 0.5, "threshold": 1}, lambda v: v if v > 2 else math.log1p(math.exp(v / 2)) * 2),
+    (
+        "softplus",
+        {"beta": 0.5, "threshold": 1},
+        lambda v: v if v > 2 else math.log1p(math.exp(v / 2)) * 2,
+    ),
     ("softplus", {"threshold": 1e9}, lambda v: max(v, 0.0) + math.log1p(math.exp(-abs(v)))),
 ]
-every = pytest.mark.parametrize(("name", "options", "function"), CASES, ids=[f"{c[0]}-{c[1]}" for c in CASES])
+every = pytest.mark.parametrize(
+    ("name", "options", "function"), CASES, ids=[f"{c[0]}-{c[1]}" for c in CASES]
+)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @every
 @with_each_kernel
 def test_values(backend: Here, name: str, options: dict, function: Any, dtype: str):
-    host = np.concatenate([np.linspace(-12, 12, 41), normal(15), [25.0, -25.0, 1e4, -1e4, 0.0, 1e-20]]).reshape(31, 2)
+    host = np.concatenate(
+        [np.linspace(-12, 12, 41), normal(15), [25.0, -25.0, 1e4, -1e4, 0.0, 1e-20]]
+    ).reshape(31, 2)
     host = host.astype(dtype).astype("float64")
     expected = np.vectorize(function)(host)
     for layout in LAYOUTS:
@@ -85,7 +94,9 @@ def test_numerical_gradient(backend: Here, name: str, options: dict, function: A
     _, cache = op(backend.array(host), **options)
     with untouched(backend, dy):
         dx = back(dy, cache)
-    gradient_agrees(backend, dx, lambda x: backend.xp.sum(op(x, **options, keep=False)[0] * dy), host)
+    gradient_agrees(
+        backend, dx, lambda x: backend.xp.sum(op(x, **options, keep=False)[0] * dy), host
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -103,7 +114,9 @@ def test_pytorch(backend: Here, name: str, options: dict, function: Any, dtype: 
     y.backward(torch.ones_like(y))
     x = backend.array(host, dtype)
     got, cache = getattr(ops, name)(x, **options)
-    np.testing.assert_allclose(backend.host(got), y.detach().numpy(), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    np.testing.assert_allclose(
+        backend.host(got), y.detach().numpy(), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype]
+    )
     dx = getattr(ops, name + "_backward")(backend.array(np.ones(host.shape), dtype), cache)
     agree(backend, dx, leaf.grad.numpy(), x, TOLERANCE[dtype])
 
@@ -118,12 +131,14 @@ def test_any_shape(backend: Here, name: str, options: dict, function: Any, shape
     assert tuple(getattr(ops, name + "_backward")(y, cache).shape) == shape
 
 
-# --- the error function ---------------------------------------------------------------------------------------------
+# --- the error function ---------------------------------------------------------------------------
 
 
 @with_each_kernel
 def test_erf(backend: Here):
-    host = np.concatenate([np.linspace(-7, 7, 70_001), [0.46875, -0.46875, 1e4, -1e4, 1e-300, 0.0, np.inf, -np.inf]])
+    host = np.concatenate(
+        [np.linspace(-7, 7, 70_001), [0.46875, -0.46875, 1e4, -1e4, 1e-300, 0.0, np.inf, -np.inf]]
+    )
     expected = np.array([math.erf(v) for v in host])
     got = backend.host(ops.erf(backend.array(host)))
     np.testing.assert_allclose(got, expected, rtol=1e-15, atol=0)
@@ -144,7 +159,7 @@ def test_erf_in_any_layout(backend: Here, shape: tuple, layout: str):
         agree(backend, ops.erf(x), expected, x)
 
 
-# --- softmax --------------------------------------------------------------------------------------------------------
+# --- softmax --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dim", [0, 1, 2, -1, -3])
@@ -180,7 +195,9 @@ def test_softmax_gradient(backend: Here, name: str):
     for dim in (0, 1):
         _, cache = op(backend.array(host), dim=dim)
         dx = getattr(ops, name + "_backward")(dy, cache)
-        gradient_agrees(backend, dx, lambda x, dim=dim: backend.xp.sum(op(x, dim=dim, keep=False)[0] * dy), host)
+        gradient_agrees(
+            backend, dx, lambda x, dim=dim: backend.xp.sum(op(x, dim=dim, keep=False)[0] * dy), host
+        )
 
 
 @pytest.mark.parametrize("name", ["softmax", "log_softmax"])
@@ -192,7 +209,7 @@ def test_softmax_of_few(backend: Here, name: str, shape: tuple):
     agree(backend, getattr(ops, name + "_backward")(x, cache), np.zeros(shape), x)
 
 
-# --- refusals -------------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -215,11 +232,14 @@ def test_errors(backend: Here, name: str, options: dict, words: tuple):
 
 
 @pytest.mark.parametrize(
-    "name", ["relu", "leaky_relu", "elu", "sigmoid", "tanh", "silu", "gelu", "softplus", "softmax", "erf"]
+    "name",
+    ["relu", "leaky_relu", "elu", "sigmoid", "tanh", "silu", "gelu", "softplus", "softmax", "erf"],
 )
 def test_integers_and_lists(backend: Here, name: str):
     arguments = (0,) if name == "softmax" else ()
-    refuses_integers_and_lists(backend, f"{name}: ", lambda x: getattr(ops, name)(x, *arguments), normal(2, 3) * 9)
+    refuses_integers_and_lists(
+        backend, f"{name}: ", lambda x: getattr(ops, name)(x, *arguments), normal(2, 3) * 9
+    )
 
 
 def test_options_may_stand_in_order(backend: Here):
@@ -230,5 +250,8 @@ def test_options_may_stand_in_order(backend: Here):
         ("softplus", {"beta": 2.0, "threshold": 1.0}),
     ):
         agree(
-            backend, getattr(ops, name)(x, *options.values())[0], backend.host(getattr(ops, name)(x, **options)[0]), x
+            backend,
+            getattr(ops, name)(x, *options.values())[0],
+            backend.host(getattr(ops, name)(x, **options)[0]),
+            x,
         )

@@ -1,4 +1,5 @@
-"""Batches out of a set of images, against plain loops: which images, which numbers, and how they lie in memory."""
+"""Batches out of a set of images, against plain loops: which images, which numbers, and how they
+lie in memory."""
 
 from fractions import Fraction
 from math import prod
@@ -22,7 +23,9 @@ def pixels(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
-def by_loops(images: np.ndarray, indices: list[int], mean: tuple, std: tuple, dtype: str) -> np.ndarray:
+def by_loops(
+    images: np.ndarray, indices: list[int], mean: tuple, std: tuple, dtype: str
+) -> np.ndarray:
     """Every pixel by itself, in fractions, from mean and std as this dtype holds them."""
     y = np.empty((len(indices), *images.shape[1:]))
     for (b, c, *s), _ in np.ndenumerate(y):
@@ -35,7 +38,9 @@ def column(here: Here, values: tuple, ndim: int, dtype: str):
     return here.array(np.array(values).reshape(len(values), *(1,) * (ndim - 2)), dtype)
 
 
-@pytest.mark.parametrize("shape", [(5, 3), (5, 3, 4), (5, 3, 4, 3), (4, 3, 2, 3, 2), (3, 1, 2, 2), (1, 1, 1, 1)])
+@pytest.mark.parametrize(
+    "shape", [(5, 3), (5, 3, 4), (5, 3, 4, 3), (4, 3, 2, 3, 2), (3, 1, 2, 2), (1, 1, 1, 1)]
+)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @with_each_kernel
@@ -47,7 +52,12 @@ def test_against_loops(backend: Here, shape, layout, dtype):
     for chosen in ([last, 0, last // 2, 0], [0], list(range(shape[0]))):
         indices = backend.array(np.array(chosen))
         with untouched(backend, images, indices, mean, std):
-            agree(backend, take_batch(images, indices, mean, std), by_loops(host, chosen, MEAN, STD, dtype), std)
+            agree(
+                backend,
+                take_batch(images, indices, mean, std),
+                by_loops(host, chosen, MEAN, STD, dtype),
+                std,
+            )
             zero = by_loops(host, chosen, (0, 0, 0), STD, dtype)
             agree(backend, take_batch(images, indices, None, std), zero, std)
     whole = by_loops(host, list(range(shape[0])), MEAN, STD, dtype)
@@ -61,7 +71,13 @@ def test_floats_are_gathered_as_they_are(backend: Here, layout, dtype):
     host = np.random.default_rng(0).random((5, 2, 3, 4)).astype(dtype)
     images = laid_out(backend, host, layout=layout)
     with untouched(backend, images):
-        agree(backend, take_batch(images, backend.array(np.array([4, 1, 1]))), host[[4, 1, 1]], images, 0.0)
+        agree(
+            backend,
+            take_batch(images, backend.array(np.array([4, 1, 1]))),
+            host[[4, 1, 1]],
+            images,
+            0.0,
+        )
         agree(backend, take_batch(images), host, images, 0.0)
 
 
@@ -90,7 +106,8 @@ def test_drawn(backend: Here, shape, layout, dtype, data):
 
 @with_each_kernel
 def test_every_value_to_the_bit(backend: Here):
-    """As x / 255 and (x - mean) / std in NumPy's float32: subtraction and division rounded once each, everywhere."""
+    """As x / 255 and (x - mean) / std in NumPy's float32: subtraction and division rounded once
+    each, everywhere."""
     host = np.arange(256, dtype="uint8").reshape(4, 1, 8, 8)
     images, indices = backend.array(host), backend.array(np.arange(4))
     std = column(backend, (255,), 4, "float32")
@@ -105,10 +122,17 @@ def test_every_value_to_the_bit(backend: Here):
 def test_it_lies_as_the_backend_prefers(backend: Here):
     if not backend.name.startswith(("numpy", "torch")):
         pytest.skip("strides cannot be seen")
-    images, floats = backend.array(pixels(6, 3, 4, 5)), backend.array(np.ones((6, 3, 4, 5)), "float32")
+    images, floats = (
+        backend.array(pixels(6, 3, 4, 5)),
+        backend.array(np.ones((6, 3, 4, 5)), "float32"),
+    )
     indices, std = backend.array(np.array([5, 0])), column(backend, STD, 4, "float32")
     order = (1, 2, 3, 0) if backend.backend.layout == "batch_last" else (0, 1, 2, 3)
-    for y in (take_batch(images, indices, None, std), take_batch(images, None, None, std), take_batch(floats, indices)):
+    for y in (
+        take_batch(images, indices, None, std),
+        take_batch(images, None, None, std),
+        take_batch(floats, indices),
+    ):
         lying = backend.xp.permute_dims(y, order)
         strides = lying.strides if hasattr(lying, "strides") else [4 * s for s in lying.stride()]
         assert list(strides) == [4 * prod(lying.shape[i + 1 :]) for i in range(4)]
@@ -133,7 +157,10 @@ def test_no_images(backend: Here):
 
 
 def test_what_does_not_fit(backend: Here):
-    images, floats = backend.array(pixels(5, 3, 2, 2)), backend.array(np.zeros((5, 3, 2, 2)), "float32")
+    images, floats = (
+        backend.array(pixels(5, 3, 2, 2)),
+        backend.array(np.zeros((5, 3, 2, 2)), "float32"),
+    )
     indices, std = backend.array(np.arange(3)), column(backend, STD, 4, "float32")
 
     def refused(kind, *words, case):
@@ -142,19 +169,40 @@ def test_what_does_not_fit(backend: Here):
     refused(ArrayError, "images must be floating point", "uint8", case=(images, indices))
     refused(ArrayError, "must be uint8, got 5x3x2x2", "float32", case=(floats, indices, None, std))
     for kind in ("int8", "int32", "int64", "bool"):
-        refused(ArrayError, "must be uint8", kind, case=(backend.array(pixels(5, 3, 2, 2), kind), None, None, std))
-    for wrong in (backend.array(np.zeros(3)), backend.array(np.zeros(3, bool)), backend.array(np.zeros((3, 1), int))):
+        refused(
+            ArrayError,
+            "must be uint8",
+            kind,
+            case=(backend.array(pixels(5, 3, 2, 2), kind), None, None, std),
+        )
+    for wrong in (
+        backend.array(np.zeros(3)),
+        backend.array(np.zeros(3, bool)),
+        backend.array(np.zeros((3, 1), int)),
+    ):
         refused(ArrayError, "indices must be integers (B,)", case=(images, wrong, None, std))
     refused(ArgumentError, "mean is given without std", case=(floats, indices, std))
-    refused(ArrayError, "of one dtype", case=(images, indices, column(backend, MEAN, 4, "float64"), std))
     refused(
-        ArrayError, "std must be floating point", case=(images, indices, None, column(backend, (1, 2, 3), 4, "int32"))
+        ArrayError, "of one dtype", case=(images, indices, column(backend, MEAN, 4, "float64"), std)
+    )
+    refused(
+        ArrayError,
+        "std must be floating point",
+        case=(images, indices, None, column(backend, (1, 2, 3), 4, "int32")),
     )
     for values, ndim in ((STD[:2], 4), (STD[:1], 4), (STD, 3), (STD, 5)):
         wrong = column(backend, values, ndim, "float32")
-        refused(ShapeError, "std must have one number for each channel, (3, 1, 1)", case=(images, None, None, wrong))
+        refused(
+            ShapeError,
+            "std must have one number for each channel, (3, 1, 1)",
+            case=(images, None, None, wrong),
+        )
         refused(ShapeError, "mean must have", case=(images, None, wrong, std))
-    refused(ShapeError, "expected images (N, C, *S), got 5", case=(backend.array(pixels(5)), None, None, std))
+    refused(
+        ShapeError,
+        "expected images (N, C, *S), got 5",
+        case=(backend.array(pixels(5)), None, None, std),
+    )
     refuses(ArrayError, "expected an array", "list", call=lambda: take_batch([[1.0]]))  # type: ignore[arg-type]
 
 
@@ -168,4 +216,10 @@ def test_mixed_libraries(backend: Here):
         (images, indices, None, stranger.asarray(np.ones((3, 1, 1)), "float32")),
         (images, indices, stranger.asarray(np.ones((3, 1, 1)), "float32"), std),
     ):
-        refuses(ArrayError, "take_batch: ", "one library", stranger.name, call=lambda case=case: take_batch(*case))
+        refuses(
+            ArrayError,
+            "take_batch: ",
+            "one library",
+            stranger.name,
+            call=lambda case=case: take_batch(*case),
+        )

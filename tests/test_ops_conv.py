@@ -1,4 +1,5 @@
-"""Convolution and its gradients against loops, SciPy and PyTorch, on drawn geometries, layouts and bad arguments."""
+"""Convolution and its gradients against loops, SciPy and PyTorch, on drawn geometries, layouts and
+bad arguments."""
 
 import tracemalloc
 from dataclasses import dataclass
@@ -47,11 +48,18 @@ class Case:
     bias: bool = True
 
     def options(self) -> dict[str, Any]:
-        return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
+        return {
+            "stride": self.stride,
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "groups": self.groups,
+        }
 
     def plain(self) -> tuple:
         """(stride, pads, dilation, groups), every one written out for both axes."""
-        stride, dilation = (v if isinstance(v, tuple) else (v, v) for v in (self.stride, self.dilation))
+        stride, dilation = (
+            v if isinstance(v, tuple) else (v, v) for v in (self.stride, self.dilation)
+        )
         return (
             stride,
             oracles.pads_of(self.padding, self.size, self.kernel, stride, dilation),
@@ -96,16 +104,21 @@ def drawn(draw: st.DrawFn) -> Case:
         least = 1 if padding == "same" else max(1, d * (k - 1) + 1 - before - after)
         size.append(draw(st.integers(least, least + 4)))
     n, cg, og, groups = (draw(st.integers(1, high)) for high in (2, 2, 2, 3))
-    return Case(n, cg, og, tuple(size), kernel, stride, padding, dilation, groups, draw(st.booleans()))
+    return Case(
+        n, cg, og, tuple(size), kernel, stride, padding, dilation, groups, draw(st.booleans())
+    )
 
 
 def check(here: Here, case: Case, dtype: str, layouts: tuple[str, str, str], seed: int = 0) -> None:
-    """Values and gradients against the loops; arrays left alone; library, device and dtype as they came."""
+    """Values and gradients against the loops; arrays left alone; library, device and dtype as they
+    came."""
     x, weight, bias = case.arrays(seed)
     expected = oracles.conv2d(x, weight, bias, *case.plain())
     dy = normal(*expected.shape, seed=seed + 3)
     gradients = oracles.conv2d_gradients(x, weight, dy, *case.plain())
-    xs, ws, dys = (laid_out(here, a, dtype, layout) for a, layout in zip((x, weight, dy), layouts, strict=True))
+    xs, ws, dys = (
+        laid_out(here, a, dtype, layout) for a, layout in zip((x, weight, dy), layouts, strict=True)
+    )
     bs = None if bias is None else here.array(bias, dtype)
     with untouched(here, xs, ws, bs, dys):
         y, cache = conv2d(xs, ws, bs, **case.options())
@@ -127,7 +140,9 @@ def test_values_and_gradients(backend: Here, case: Case, dtype: str):
 
 
 @settings(max_examples=25)
-@given(case=drawn(), dtype=st.sampled_from(DTYPES), layouts=st.tuples(*[st.sampled_from(LAYOUTS)] * 3))
+@given(
+    case=drawn(), dtype=st.sampled_from(DTYPES), layouts=st.tuples(*[st.sampled_from(LAYOUTS)] * 3)
+)
 @with_each_kernel
 def test_drawn(backend: Here, case: Case, dtype: str, layouts: tuple[str, str, str]):
     check(backend, case, dtype, layouts, seed=5)
@@ -135,17 +150,23 @@ def test_drawn(backend: Here, case: Case, dtype: str, layouts: tuple[str, str, s
 
 @pytest.mark.slow
 @settings(max_examples=300)
-@given(case=drawn(), dtype=st.sampled_from(DTYPES), layouts=st.tuples(*[st.sampled_from(LAYOUTS)] * 3))
+@given(
+    case=drawn(), dtype=st.sampled_from(DTYPES), layouts=st.tuples(*[st.sampled_from(LAYOUTS)] * 3)
+)
 @with_each_kernel
 def test_drawn_at_length(backend: Here, case: Case, dtype: str, layouts: tuple[str, str, str]):
     check(backend, case, dtype, layouts, seed=7)
 
 
-def by_scipy(case: Case, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, dy: np.ndarray) -> list:
+def by_scipy(
+    case: Case, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, dy: np.ndarray
+) -> list:
     """Values only: correlate the padded image with the spread kernel, then take every stride-th."""
     signal = pytest.importorskip("scipy.signal", reason="SciPy is the oracle")
     stride, pads, dilation, groups = case.plain()
-    spread = np.zeros((*weight.shape[:2], *(d * (k - 1) + 1 for d, k in zip(dilation, case.kernel, strict=True))))
+    spread = np.zeros(
+        (*weight.shape[:2], *(d * (k - 1) + 1 for d, k in zip(dilation, case.kernel, strict=True)))
+    )
     spread[:, :, :: dilation[0], :: dilation[1]] = weight
     padded, y = np.pad(x, ((0, 0), (0, 0), *pads)), np.zeros(dy.shape)
     for n, o in np.ndindex(dy.shape[:2]):
@@ -156,7 +177,9 @@ def by_scipy(case: Case, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | N
     return [y if bias is None else y + bias[:, None, None]]
 
 
-def by_torch(case: Case, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, dy: np.ndarray) -> list:
+def by_torch(
+    case: Case, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, dy: np.ndarray
+) -> list:
     """Values and, by autograd, gradients."""
     torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
     stride, ((top, bottom), (left, right)), dilation, groups = case.plain()
@@ -210,7 +233,8 @@ def test_memory_layouts(backend: Here, name: str, layout: str):
 @pytest.mark.parametrize("room", [1, 1500, 6000])
 @with_each_kernel
 def test_numpys_convolutions_in_pieces(backend: Here, room: int):
-    """Of one output row, and of a few that do not divide the output; real ones would hold all these cases at once."""
+    """Of one output row, and of a few that do not divide the output; real ones would hold all these
+    cases at once."""
     if backend.backend.name != "numpy":
         pytest.skip("only NumPy's kernels work in pieces")
     with pieces_of(room):
@@ -222,7 +246,13 @@ def test_numpys_convolutions_in_pieces(backend: Here, room: int):
 def test_the_room_for_a_tile_is_a_variable(text: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PORTACNN_TILE_KIB", text)
     numpy_conv.tile_bytes.cache_clear()
-    refuses(ArgumentError, "PORTACNN_TILE_KIB", "whole number above 0", repr(text), call=numpy_conv.tile_bytes)
+    refuses(
+        ArgumentError,
+        "PORTACNN_TILE_KIB",
+        "whole number above 0",
+        repr(text),
+        call=numpy_conv.tile_bytes,
+    )
     monkeypatch.setenv("PORTACNN_TILE_KIB", "3")
     assert numpy_conv.tile_bytes() == 3072
     monkeypatch.delenv("PORTACNN_TILE_KIB")
@@ -270,7 +300,9 @@ def test_same_gives_the_size_over_the_stride(backend: Here, size: tuple[int, int
 @with_each_kernel
 def test_numbers_may_be_numpys_and_sequences_lists(backend: Here):
     x, weight = backend.array(normal(1, 1, 5, 6)), backend.array(normal(1, 1, 2, 2))
-    y, _ = conv2d(x, weight, stride=[np.int64(2), 1], padding=[[1, 2], [0, 1]], dilation=np.int64(1))
+    y, _ = conv2d(
+        x, weight, stride=[np.int64(2), 1], padding=[[1, 2], [0, 1]], dilation=np.int64(1)
+    )
     expected, _ = conv2d(x, weight, stride=(2, 1), padding=((1, 2), (0, 1)))
     agree(backend, y, backend.host(expected), x)
 
@@ -325,8 +357,22 @@ X, W = normal(2, 4, 5, 6), normal(6, 4, 3, 3)
         (ArgumentError, ("stride", "whole", "1.5"), X, W, None, {"stride": 1.5}),
         (ArgumentError, ("dilation", "at least 1", "0"), X, W, None, {"dilation": 0}),
         (ArgumentError, ("padding", "at least 0", "-2"), X, W, None, {"padding": -2}),
-        (ArgumentError, ("padding", "at least 0", "(0, -1)"), X, W, None, {"padding": ((1, 1), (0, -1))}),
-        (ArgumentError, ("padding", '"valid"', '"same"', "'full'"), X, W, None, {"padding": "full"}),
+        (
+            ArgumentError,
+            ("padding", "at least 0", "(0, -1)"),
+            X,
+            W,
+            None,
+            {"padding": ((1, 1), (0, -1))},
+        ),
+        (
+            ArgumentError,
+            ("padding", '"valid"', '"same"', "'full'"),
+            X,
+            W,
+            None,
+            {"padding": "full"},
+        ),
     ],
 )
 def test_errors(backend: Here, kind, words, x, weight, bias, options):
@@ -360,18 +406,23 @@ def test_integers_and_lists(backend: Here):
     refuses(ArrayError, "expected an array", "list", call=lambda: conv2d(x, weight, [0.0] * 6))
 
 
-# --- memory -----------------------------------------------------------------------------------------------------------
+# --- memory ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"stride": 10**7}, {"stride": 3 * 10**9}, {"stride": 2**62}, {"stride": 10**6, "padding": 10**6},
+    [{"stride": 10**7}, {"stride": 3 * 10**9}, {"stride": 2**62}, {"stride": 10**6,
+    "padding": 10**6},
      {"dilation": 10**5, "padding": 10**5, "stride": 10**5}],
 )  # fmt: skip
 @with_each_kernel
 def test_long_strides_take_no_memory(backend: Here, options: dict[str, int]):
-    """Of ones under a kernel of ones: as many as the windows see, and all of it with less than a MiB."""
-    x, weight = backend.array(np.ones((2, 1, 10, 10)), "float32"), backend.array(np.ones((1, 1, 3, 3)), "float32")
+    """Of ones under a kernel of ones: as many as the windows see, and all of it with less than a
+    MiB."""
+    x, weight = (
+        backend.array(np.ones((2, 1, 10, 10)), "float32"),
+        backend.array(np.ones((1, 1, 3, 3)), "float32"),
+    )
     pad, stride, dilation = options.get("padding", 0), options["stride"], options.get("dilation", 1)
     out = (10 + 2 * pad - 2 * dilation - 1) // stride + 1
     seen = [sum(0 <= o * stride + k * dilation - pad < 10 for k in range(3)) for o in range(out)]
@@ -389,7 +440,9 @@ def test_long_strides_take_no_memory(backend: Here, options: dict[str, int]):
     assert most < 1 << 20
     agree(backend, y, np.tile(np.outer(seen, seen), (2, 1, 1, 1)), x)
     assert backend.host(dx).sum() == pytest.approx((backend.host(y) * np.outer(seen, seen)).sum())
-    assert backend.host(dweight).sum() == pytest.approx((backend.host(y) * np.outer(seen, seen)).sum())
+    assert backend.host(dweight).sum() == pytest.approx(
+        (backend.host(y) * np.outer(seen, seen)).sum()
+    )
     agree(backend, mean, np.full((2, 1, 1, 1), 9.0), x)
     agree(backend, best, np.ones((2, 1, 1, 1)), x)
     agree(backend, back, np.ones((2, 1, 3, 3)), x)
@@ -411,10 +464,17 @@ def test_more_numbers_than_32_bits_count(backend: Here):
 
 
 @pytest.mark.parametrize(
-    "call", [lambda x, w: conv2d(x, w, padding=10**15), lambda x, w: conv_transpose2d(x, w, stride=3 * 10**9)]
+    "call",
+    [
+        lambda x, w: conv2d(x, w, padding=10**15),
+        lambda x, w: conv_transpose2d(x, w, stride=3 * 10**9),
+    ],
 )
 def test_more_than_any_memory_holds(backend: Here, call: Any):
-    x, weight = backend.array(np.ones((1, 1, 5, 5)), "float32"), backend.array(np.ones((1, 1, 3, 3)), "float32")
+    x, weight = (
+        backend.array(np.ones((1, 1, 5, 5)), "float32"),
+        backend.array(np.ones((1, 1, 3, 3)), "float32"),
+    )
     refuses(ArgumentError, "conv", "memory", call=lambda: call(x, weight))
 
 

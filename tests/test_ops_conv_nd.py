@@ -1,4 +1,5 @@
-"""Convolution in one and three dimensions: what conv2d's own tests cannot show. Values by loops, gradients numerically."""
+"""Convolution in one and three dimensions: what conv2d's own tests cannot show. Values by loops,
+gradients numerically."""
 
 from inspect import signature
 from typing import Any
@@ -6,13 +7,24 @@ from typing import Any
 import numpy as np
 import oracles_nd
 import pytest
-from checks import DTYPES, LAYOUTS, agree, gradient_agrees, laid_out, normal, refuses, untouched, with_each_kernel
+from checks import (
+    DTYPES,
+    LAYOUTS,
+    agree,
+    gradient_agrees,
+    laid_out,
+    normal,
+    refuses,
+    untouched,
+    with_each_kernel,
+)
 from conftest import Here
 
 from portacnn import ops
 from portacnn.errors import ArgumentError, ShapeError
 
-# x shape, weight shape, options as a caller writes them, and (stride, pads, dilation, groups) written out
+# x shape, weight shape, options as a caller writes them, and (stride, pads, dilation, groups)
+# written out
 CASES = {
     "1d": ((2, 2, 7), (3, 2, 3), {}, ((1,), ((0, 0),), (1,), 1)),
     "1d, all at once": (
@@ -21,7 +33,12 @@ CASES = {
         {"stride": 2, "padding": ((0, 3),), "dilation": 2, "groups": 2},
         ((2,), ((0, 3),), (2,), 2),
     ),
-    "1d, same with stride": ((1, 1, 8), (2, 1, 3), {"stride": 2, "padding": "same"}, ((2,), ((0, 1),), (1,), 1)),
+    "1d, same with stride": (
+        (1, 1, 8),
+        (2, 1, 3),
+        {"stride": 2, "padding": "same"},
+        ((2,), ((0, 1),), (1,), 1),
+    ),
     "1d, one cell": ((1, 1, 1), (1, 1, 1), {}, ((1,), ((0, 0),), (1,), 1)),
     "3d": ((1, 2, 3, 2, 3), (2, 2, 2, 2, 2), {}, ((1,) * 3, ((0, 0),) * 3, (1,) * 3, 1)),
     "3d, all at once": (
@@ -87,7 +104,10 @@ def test_gradients(backend: Here, name: str):
 @pytest.mark.parametrize("axes", [1, 3])
 @with_each_kernel
 def test_empty_batch(backend: Here, axes: int):
-    x, weight = backend.array(np.zeros((0, 2, *(4,) * axes))), backend.array(normal(3, 2, *(2,) * axes))
+    x, weight = (
+        backend.array(np.zeros((0, 2, *(4,) * axes))),
+        backend.array(normal(3, 2, *(2,) * axes)),
+    )
     conv, conv_backward = face(x)
     y, cache = conv(x, weight, backend.array(normal(3)))
     assert tuple(y.shape) == (0, 3, *(3,) * axes)
@@ -99,18 +119,42 @@ def test_empty_batch(backend: Here, axes: int):
 
 def test_errors(backend: Here):
     x, weight = backend.array(normal(1, 2, 5)), backend.array(normal(4, 2, 3))
-    refuses(ShapeError, "conv1d: ", "length", "got 4 axes", call=lambda: ops.conv1d(x[None, ...], weight))
+    refuses(
+        ShapeError,
+        "conv1d: ",
+        "length",
+        "got 4 axes",
+        call=lambda: ops.conv1d(x[None, ...], weight),
+    )
     refuses(ShapeError, "conv3d: ", "depth x height x width", call=lambda: ops.conv3d(x, weight))
-    refuses(ShapeError, "conv1d: ", "kernel 3", "input 2", call=lambda: ops.conv1d(x[:, :, :2], weight))
-    refuses(ShapeError, "conv1d: ", "expected 4 input channels", call=lambda: ops.conv1d(x, weight, groups=2))
+    refuses(
+        ShapeError, "conv1d: ", "kernel 3", "input 2", call=lambda: ops.conv1d(x[:, :, :2], weight)
+    )
+    refuses(
+        ShapeError,
+        "conv1d: ",
+        "expected 4 input channels",
+        call=lambda: ops.conv1d(x, weight, groups=2),
+    )
     for groups in (0, -1, 1.5):
-        refuses(ArgumentError, "conv1d: ", "groups", call=lambda groups=groups: ops.conv1d(x, weight, groups=groups))
+        refuses(
+            ArgumentError,
+            "conv1d: ",
+            "groups",
+            call=lambda groups=groups: ops.conv1d(x, weight, groups=groups),
+        )
     ops.conv1d(x, weight, stride=2)
-    refuses(ArgumentError, "conv1d: ", "whole", "2.0", call=lambda: ops.conv1d(x, weight, stride=2.0))
-    refuses(ArgumentError, "conv1d: ", "1 of them", call=lambda: ops.conv1d(x, weight, stride=(1, 1)))
+    refuses(
+        ArgumentError, "conv1d: ", "whole", "2.0", call=lambda: ops.conv1d(x, weight, stride=2.0)
+    )
+    refuses(
+        ArgumentError, "conv1d: ", "1 of them", call=lambda: ops.conv1d(x, weight, stride=(1, 1))
+    )
 
 
-@pytest.mark.parametrize("name", ["conv", "conv_transpose", "max_pool", "avg_pool", "adaptive_avg_pool"])
+@pytest.mark.parametrize(
+    "name", ["conv", "conv_transpose", "max_pool", "avg_pool", "adaptive_avg_pool"]
+)
 def test_faces_look_like_functions(name: str):
     for axes in (1, 2, 3):
         face = getattr(ops, f"{name}{axes}d")

@@ -1,4 +1,5 @@
-"""Transposed convolution: by loops, by numerical gradients, by PyTorch on drawn geometries, and as convolution's adjoint."""
+"""Transposed convolution: by loops, by numerical gradients, by PyTorch on drawn geometries, and as
+convolution's adjoint."""
 
 from typing import Any
 
@@ -46,7 +47,12 @@ CASES = {
         {"stride": (1, 3), "dilation": (3, 1), "output_padding": (2, 1), "groups": 2},
         ((1, 3), ((0, 0), (0, 0)), (2, 1), (3, 1), 2),
     ),
-    "2d, one pixel": ((1, 1, 1, 1), (1, 2, 2, 2), {}, ((1, 1), ((0, 0), (0, 0)), (0, 0), (1, 1), 1)),
+    "2d, one pixel": (
+        (1, 1, 1, 1),
+        (1, 2, 2, 2),
+        {},
+        ((1, 1), ((0, 0), (0, 0)), (0, 0), (1, 1), 1),
+    ),
     "2d, gaps between the kernels": (
         (1, 1, 2, 3),
         (1, 1, 1, 2),
@@ -117,14 +123,17 @@ def drawn(draw: st.DrawFn) -> dict[str, Any]:
     case = {"size": draw(both(1, 3)), "kernel": draw(both(1, 3)), "stride": draw(both(1, 3))}
     case |= {"dilation": draw(both(1, 2)), "padding": draw(both(0, 1))}
     case["output_padding"] = tuple(
-        draw(st.integers(0, max(s, d) - 1)) for s, d in zip(case["stride"], case["dilation"], strict=True)
+        draw(st.integers(0, max(s, d) - 1))
+        for s, d in zip(case["stride"], case["dilation"], strict=True)
     )
     n, cg, og, groups = (draw(st.integers(1, high)) for high in (2, 2, 2, 3))
     return {**case, "n": n, "cg": cg, "og": og, "groups": groups}
 
 
 @settings(max_examples=15)
-@given(case=drawn(), dtype=st.sampled_from(DTYPES), layouts=st.tuples(*[st.sampled_from(LAYOUTS)] * 3))
+@given(
+    case=drawn(), dtype=st.sampled_from(DTYPES), layouts=st.tuples(*[st.sampled_from(LAYOUTS)] * 3)
+)
 @with_each_kernel
 def test_drawn_against_pytorch(backend: Here, case: dict, dtype: str, layouts: tuple):
     torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
@@ -134,14 +143,18 @@ def test_drawn_against_pytorch(backend: Here, case: dict, dtype: str, layouts: t
         normal(case["cg"] * groups, case["og"], *case["kernel"], seed=1),
         normal(case["og"] * groups, seed=2),
     ]
-    options = {name: case[name] for name in ("stride", "padding", "output_padding", "groups", "dilation")}
+    options = {
+        name: case[name] for name in ("stride", "padding", "output_padding", "groups", "dilation")
+    }
     leaves = [torch.tensor(host, requires_grad=True) for host in hosts]
     try:
         expected = getattr(torch.nn.functional, f"conv_transpose{axes}d")(*leaves, **options)
     except RuntimeError:
         expected = None
     op, backward = face(axes)
-    x, weight, bias = (laid_out(backend, h, dtype, layout) for h, layout in zip(hosts, layouts, strict=True))
+    x, weight, bias = (
+        laid_out(backend, h, dtype, layout) for h, layout in zip(hosts, layouts, strict=True)
+    )
     if expected is None:
         refuses(ShapeError, "would give an output", call=lambda: op(x, weight, bias, **options))
         return
@@ -149,7 +162,9 @@ def test_drawn_against_pytorch(backend: Here, case: dict, dtype: str, layouts: t
     expected.backward(torch.tensor(dy))
     y, cache = op(x, weight, bias, **options)
     results = [y, *backward(backend.array(dy, dtype), cache)]
-    for got, right in zip(results, [expected.detach(), *(leaf.grad for leaf in leaves)], strict=True):
+    for got, right in zip(
+        results, [expected.detach(), *(leaf.grad for leaf in leaves)], strict=True
+    ):
         agree(backend, got, right.numpy(), x)
 
 
@@ -160,7 +175,9 @@ def test_it_is_the_adjoint_of_convolution(backend: Here):
     options = {"stride": (2, 1), "padding": ((1, 2), (0, 1)), "dilation": (1, 2)}
     y, _ = ops.conv2d(backend.array(a), backend.array(weight), **options)
     b = normal(*y.shape, seed=2)
-    back, _ = ops.conv_transpose2d(backend.array(b), backend.array(weight), output_padding=(1, 0), **options)
+    back, _ = ops.conv_transpose2d(
+        backend.array(b), backend.array(weight), output_padding=(1, 0), **options
+    )
     assert tuple(back.shape) == a.shape
     assert np.sum(backend.host(y) * b) == pytest.approx(np.sum(a * backend.host(back)), rel=1e-12)
 
@@ -190,7 +207,14 @@ X, W = normal(1, 4, 3, 3), normal(4, 3, 2, 2)
         (ShapeError, ("would give an output 0x0",), X, W, None, {"padding": 2}),
         (ShapeError, ("input 0x3",), X[:, :, :0], W, None, {}),
         (ArgumentError, ("output_padding", "below", "1x1"), X, W, None, {"output_padding": 1}),
-        (ArgumentError, ("output_padding", "2x0"), X, W, None, {"output_padding": (2, 0), "stride": 2}),
+        (
+            ArgumentError,
+            ("output_padding", "2x0"),
+            X,
+            W,
+            None,
+            {"output_padding": (2, 0), "stride": 2},
+        ),
         (ArgumentError, ("output_padding", "at least 0"), X, W, None, {"output_padding": -1}),
         (ArgumentError, ("padding", "numbers", "'same'"), X, W, None, {"padding": "same"}),
         (ArgumentError, ("stride", "at least 1"), X, W, None, {"stride": 0}),
@@ -199,10 +223,17 @@ X, W = normal(1, 4, 3, 3), normal(4, 3, 2, 2)
 )
 def test_errors(backend: Here, kind, words, x, weight, bias, options):
     x, weight, bias = (None if a is None else backend.array(a) for a in (x, weight, bias))
-    refuses(kind, "conv_transpose2d: ", *words, call=lambda: ops.conv_transpose2d(x, weight, bias, **options))
+    refuses(
+        kind,
+        "conv_transpose2d: ",
+        *words,
+        call=lambda: ops.conv_transpose2d(x, weight, bias, **options),
+    )
 
 
 def test_mixed_arrays_and_integers(backend: Here):
     refuses_mixed(backend, "conv_transpose2d: ", ops.conv_transpose2d, X, W)
     weight = backend.array(W, "float32")
-    refuses_integers_and_lists(backend, "conv_transpose2d: ", lambda x: ops.conv_transpose2d(x, weight), X)
+    refuses_integers_and_lists(
+        backend, "conv_transpose2d: ", lambda x: ops.conv_transpose2d(x, weight), X
+    )

@@ -1,4 +1,5 @@
-"""Dropout: masks of the same bits everywhere, whatever the strides and the cut of the batch; random as far as tests can tell."""
+"""Dropout: masks of the same bits everywhere, whatever the strides and the cut of the batch; random
+as far as tests can tell."""
 
 import math
 from itertools import pairwise
@@ -24,7 +25,17 @@ from hypothesis import strategies as st
 
 from portacnn import ops
 from portacnn.errors import ArgumentError, ArrayError, ShapeError
-from portacnn.layers import Conv2d, Dropout, Dropout1d, Dropout2d, Dropout3d, Flatten, Linear, Sequential, at_step
+from portacnn.layers import (
+    Conv2d,
+    Dropout,
+    Dropout1d,
+    Dropout2d,
+    Dropout3d,
+    Flatten,
+    Linear,
+    Sequential,
+    at_step,
+)
 from portacnn.ops.masks import kept, sample_words
 from portacnn.runtime import resolve
 from portacnn.seeds import words
@@ -43,7 +54,9 @@ def triple32(x: int) -> int:
     return x ^ (x >> 14)
 
 
-def mask(count: int, length: int, p: float, seed: int, path: str, step: int = 0, first: int = 0) -> np.ndarray:
+def mask(
+    count: int, length: int, p: float, seed: int, path: str, step: int = 0, first: int = 0
+) -> np.ndarray:
     """The definition, one number at a time."""
     kept_ = np.zeros((count, length), dtype=bool)
     for n in range(count):
@@ -67,26 +80,37 @@ def ones(here: Here, *shape: int) -> Any:
     return here.array(np.ones(shape), "float32")
 
 
-# --- the bits -------------------------------------------------------------------------------------------------------
+# --- the bits -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("step", "first"),
-    [(0, 0), (1, 0), (0, 7), (12345, 678), (2**32 - 1, 2**31), (2**40 + 3, 2**33 + 5), (2**63 - 1, 0)],
+    [
+        (0, 0),
+        (1, 0),
+        (0, 7),
+        (12345, 678),
+        (2**32 - 1, 2**31),
+        (2**40 + 3, 2**33 + 5),
+        (2**63 - 1, 0),
+    ],
 )
 @with_each_kernel
 def test_bits_are_as_defined(backend: Here, step: int, first: int):
     y, _ = ops.dropout(ones(backend, 3, 2, 3, 2), 0.3, seed=5, path="drop1", step=step, first=first)
     expected = mask(3, 12, 0.3, 5, "drop1", step, first).reshape(3, 2, 3, 2)
     agree(backend, y, expected / 0.7, y)
-    y, _ = ops.dropout2d(ones(backend, 3, 5, 2, 3), 0.4, seed=5, path="drop1", step=step, first=first)
+    y, _ = ops.dropout2d(
+        ones(backend, 3, 5, 2, 3), 0.4, seed=5, path="drop1", step=step, first=first
+    )
     expected = mask(3, 5, 0.4, 5, "drop1", step, first)[:, :, None, None] * np.ones((2, 3))
     agree(backend, y, expected / 0.6, y)
 
 
 @with_each_kernel
 def test_bits_never_change(backend: Here):
-    """A saved run goes on with the masks it had. This is the hash of the first release, from the definition above."""
+    """A saved run goes on with the masks it had. This is the hash of the first release, from the
+    definition above."""
     y, _ = ops.dropout(ones(backend, 2, 16), 0.5, seed=0, path="drop", step=3)
     bits = ["".join("1" if v else "0" for v in row) for row in backend.host(y)]
     assert bits == FIRST_RELEASE
@@ -162,7 +186,7 @@ def test_the_cut_of_a_batch_does_not_matter(backend: Here, cuts: tuple):
         agree(backend, backend.xp.concat(parts, axis=0), backend.host(whole), x)
 
 
-# --- rates, gradients, refusals -------------------------------------------------------------------------------------
+# --- rates, gradients, refusals -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["dropout", "dropout2d"])
@@ -170,7 +194,11 @@ def test_the_cut_of_a_batch_does_not_matter(backend: Here, cuts: tuple):
 def test_nothing_and_everything(backend: Here, name: str):
     host = normal(3, 4, 2, 2)
     x, op, back = backend.array(host), getattr(ops, name), getattr(ops, name + "_backward")
-    for options, factor in (({"p": 0.0}, 1.0), ({"p": 1.0}, 0.0), ({"p": 0.7, "training": False}, 1.0)):
+    for options, factor in (
+        ({"p": 0.0}, 1.0),
+        ({"p": 1.0}, 0.0),
+        ({"p": 0.7, "training": False}, 1.0),
+    ):
         y, cache = op(x, **options, seed=0)
         agree(backend, y, factor * host, x)
         agree(backend, back(x, cache), factor * host, x)
@@ -205,15 +233,38 @@ def test_numerical_gradient(backend: Here):
 def test_errors(backend: Here):
     x = ones(backend, 2, 3)
     for p in (-0.1, 1.1, float("nan"), "half", True):
-        refuses(ArgumentError, "dropout: ", "p must", repr(p), call=lambda p=p: ops.dropout(x, p, seed=0))
+        refuses(
+            ArgumentError,
+            "dropout: ",
+            "p must",
+            repr(p),
+            call=lambda p=p: ops.dropout(x, p, seed=0),
+        )
     for name in ("step", "first"):
         for value in (-1, 1.5, 2**63, True):
-            refuses(ArgumentError, name, repr(value), call=lambda n=name, v=value: ops.dropout(x, seed=0, **{n: v}))
+            refuses(
+                ArgumentError,
+                name,
+                repr(value),
+                call=lambda n=name, v=value: ops.dropout(x, seed=0, **{n: v}),
+            )
         for value in (backend.array(np.ones(1, dtype="int64")), backend.array(np.asarray(1.0))):
-            refuses(ArgumentError, name, "0-dimensional", call=lambda n=name, v=value: ops.dropout(x, seed=0, **{n: v}))
-        stranger = resolve("array_api_strict:device2" if backend.backend.name != "array_api_strict" else "numpy")
+            refuses(
+                ArgumentError,
+                name,
+                "0-dimensional",
+                call=lambda n=name, v=value: ops.dropout(x, seed=0, **{n: v}),
+            )
+        stranger = resolve(
+            "array_api_strict:device2" if backend.backend.name != "array_api_strict" else "numpy"
+        )
         value = stranger.asarray(np.asarray(1))
-        refuses(ArrayError, name, stranger.name, call=lambda n=name, v=value: ops.dropout(x, seed=0, **{n: v}))
+        refuses(
+            ArrayError,
+            name,
+            stranger.name,
+            call=lambda n=name, v=value: ops.dropout(x, seed=0, **{n: v}),
+        )
     for axes, name in CHANNELS.items():
         refuses(
             ShapeError,
@@ -221,14 +272,18 @@ def test_errors(backend: Here):
             "(N, C",
             call=lambda n=name, a=axes: getattr(ops, n)(ones(backend, *[2] * (a + 1)), seed=0),
         )
-    refuses_integers_and_lists(backend, "dropout: ", lambda x: ops.dropout(x, seed=0), np.ones((2, 2)))
+    refuses_integers_and_lists(
+        backend, "dropout: ", lambda x: ops.dropout(x, seed=0), np.ones((2, 2))
+    )
 
 
-# --- chance ---------------------------------------------------------------------------------------------------------
+# --- chance ---------------------------------------------------------------------------------------
 
 
 def kept_bits(n: int, length: int, p: float = 0.5, **options: Any) -> np.ndarray:
-    y, _ = ops.dropout(np.ones((n, length), dtype="float32"), p, **{"seed": 0, **options}, keep=False)
+    y, _ = ops.dropout(
+        np.ones((n, length), dtype="float32"), p, **{"seed": 0, **options}, keep=False
+    )
     return y > 0
 
 
@@ -249,13 +304,26 @@ def test_the_share_that_stays(p: float):
 
 
 def test_neighbours_have_nothing_to_do_with_each_other():
-    """Along a sample, between samples, steps, seeds and paths: agreement by chance, at every distance tried."""
+    """Along a sample, between samples, steps, seeds and paths: agreement by chance, at every
+    distance tried."""
     bits = kept_bits(256, 4096)
     for distance in (1, 2, 3, 7, 8, 16, 28, 64, 784, 1024):
-        assert z_of((bits[:, distance:] == bits[:, :-distance]).mean(), 0.5, bits[:, distance:].size) < 4.5
+        assert (
+            z_of((bits[:, distance:] == bits[:, :-distance]).mean(), 0.5, bits[:, distance:].size)
+            < 4.5
+        )
         if distance < 256:
-            assert z_of((bits[distance:] == bits[:-distance]).mean(), 0.5, bits[distance:].size) < 4.5
-    for other in ({"step": 1}, {"step": 2**32}, {"seed": 1}, {"path": "a"}, {"first": 2**32}, {"step": 1, "first": 1}):
+            assert (
+                z_of((bits[distance:] == bits[:-distance]).mean(), 0.5, bits[distance:].size) < 4.5
+            )
+    for other in (
+        {"step": 1},
+        {"step": 2**32},
+        {"seed": 1},
+        {"path": "a"},
+        {"first": 2**32},
+        {"step": 1, "first": 1},
+    ):
         assert z_of((bits == kept_bits(256, 4096, **other)).mean(), 0.5, bits.size) < 4.5
 
 
@@ -286,18 +354,26 @@ def test_words_differ_for_each_sample_and_step():
     assert len(seen) == 50_000
 
 
-# --- layers ---------------------------------------------------------------------------------------------------------
+# --- layers ---------------------------------------------------------------------------------------
 
 
 def net(backend: Here, seed: int = 3) -> Sequential:
     layers = Sequential(
-        conv=Conv2d(1, 4, 3), drop1=Dropout2d(0.3), flatten=Flatten(), drop2=Dropout(0.5), fc=Linear(None, 3)
+        conv=Conv2d(1, 4, 3),
+        drop1=Dropout2d(0.3),
+        flatten=Flatten(),
+        drop2=Dropout(0.5),
+        fc=Linear(None, 3),
     )
     return layers.build((1, 5, 5), device=backend.device, seed=seed)
 
 
 def test_layers_draw_from_seed_path_and_step(backend: Here):
-    layer = Sequential(a=Dropout(0.5), b=Dropout(0.5)).build((40,), device=backend.device, seed=11).children
+    layer = (
+        Sequential(a=Dropout(0.5), b=Dropout(0.5))
+        .build((40,), device=backend.device, seed=11)
+        .children
+    )
     x = ones(backend, 2, 40)
     for step in range(3):
         for name in "ab":
@@ -317,7 +393,9 @@ def test_at_step_reaches_every_layer(backend: Here):
     step = backend.array(np.asarray(7))
     for _ in range(2):
         with at_step(step):
-            np.testing.assert_allclose(backend.host(model(x, train=True)), whole, rtol=1e-5, atol=1e-5)
+            np.testing.assert_allclose(
+                backend.host(model(x, train=True)), whole, rtol=1e-5, atol=1e-5
+            )
     assert model.children["drop1"].step == 0  # whoever says the step counts
 
 

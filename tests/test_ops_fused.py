@@ -1,4 +1,5 @@
-"""Convolution, ReLU and pooling as one op, and affine map and ReLU: against loops, one by one, and against PyTorch."""
+"""Convolution, ReLU and pooling as one op, and affine map and ReLU: against loops, one by one, and
+against PyTorch."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,7 +71,12 @@ class Case:
 
     def __post_init__(self) -> None:
         axes = len(self.size)
-        plain = self.stride or (1,) * axes, self.pads or ((0, 0),) * axes, self.dilation or (1,) * axes, self.groups
+        plain = (
+            self.stride or (1,) * axes,
+            self.pads or ((0, 0),) * axes,
+            self.dilation or (1,) * axes,
+            self.groups,
+        )
         object.__setattr__(self, "plain", plain)
 
     @property
@@ -89,7 +95,9 @@ class Case:
         return normal(self.n, self.cg * self.groups, *self.size, seed=seed), weight, bias
 
 
-def by_loops(case: Case, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, seed: int) -> tuple:
+def by_loops(
+    case: Case, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, seed: int
+) -> tuple:
     """(y, dy, (dx, dweight, dbias)): layer by layer."""
     above = np.maximum(oracles_nd.conv(x, weight, bias, *case.plain), 0.0)
     if case.pool is None:
@@ -104,11 +112,20 @@ def by_loops(case: Case, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | N
     return y, dy, oracles_nd.conv_gradients(x, weight, up * (above > 0), *case.plain)
 
 
-def check(here: Here, case: Case, dtype: str, layouts: tuple[str, str, str] = ("packed",) * 3, seed: int = 0) -> None:
-    """Values and gradients against the loops; arrays left alone; library, device and dtype as they came."""
+def check(
+    here: Here,
+    case: Case,
+    dtype: str,
+    layouts: tuple[str, str, str] = ("packed",) * 3,
+    seed: int = 0,
+) -> None:
+    """Values and gradients against the loops; arrays left alone; library, device and dtype as they
+    came."""
     x, weight, bias = case.arrays(seed)
     expected, dy, gradients = by_loops(case, x, weight, bias, seed + 3)
-    xs, ws, dys = (laid_out(here, a, dtype, layout) for a, layout in zip((x, weight, dy), layouts, strict=True))
+    xs, ws, dys = (
+        laid_out(here, a, dtype, layout) for a, layout in zip((x, weight, dy), layouts, strict=True)
+    )
     bs = None if bias is None else here.array(bias, dtype)
     with untouched(here, xs, ws, bs, dys):
         y, cache = conv_relu(xs, ws, bs, *case.arguments(), keep=True)
@@ -141,19 +158,29 @@ CASES = {
     "pool": Case(3, 2, 5, (6, 8), (3, 3), pool=TWO),
     "pool, no bias": Case(2, 2, 3, (6, 8), (3, 3), bias=False, pool=TWO),
     "pool leaves a row and a column out": Case(2, 2, 3, (7, 9), (3, 3), pool=TWO),
-    "pool of 3 by 2": Case(2, 1, 2, (8, 7), (2, 2), pads=((1, 0), (0, 1)), pool=Pool((3, 2), (3, 2))),
+    "pool of 3 by 2": Case(
+        2, 1, 2, (8, 7), (2, 2), pads=((1, 0), (0, 1)), pool=Pool((3, 2), (3, 2))
+    ),
     "pool with gaps": Case(2, 1, 3, (8, 9), (2, 3), pool=Pool((2, 2), (3, 3))),
     "pool with gaps, one row left over": Case(2, 1, 3, (9, 10), (2, 3), pool=Pool((1, 2), (4, 3))),
     "pool overlapping": Case(2, 2, 2, (7, 8), (3, 3), pool=Pool((3, 3), (2, 2))),
-    "pool hanging over the end": Case(2, 2, 2, (7, 8), (3, 3), pool=Pool((2, 2), (2, 2), ceil=True)),
-    "pool hanging over the start": Case(2, 2, 2, (7, 8), (3, 3), pool=Pool((2, 2), (2, 2), padding=1)),
+    "pool hanging over the end": Case(
+        2, 2, 2, (7, 8), (3, 3), pool=Pool((2, 2), (2, 2), ceil=True)
+    ),
+    "pool hanging over the start": Case(
+        2, 2, 2, (7, 8), (3, 3), pool=Pool((2, 2), (2, 2), padding=1)
+    ),
     "pool spread": Case(2, 1, 2, (8, 8), (2, 2), pool=Pool((2, 2), (3, 3), dilation=(2, 1))),
     "pool of everything": Case(2, 1, 2, (5, 5), (2, 2), pool=Pool((4, 4), (4, 4))),
     "pool of one": Case(2, 1, 2, (4, 4), (2, 2), pool=Pool((1, 1), (1, 1))),
     "pool, stride": Case(2, 3, 2, (9, 11), (3, 3), (2, 2), ((1, 1), (1, 1)), pool=TWO),
-    "pool, dilation, pads": Case(2, 1, 2, (9, 8), (3, 2), (1, 2), ((2, 0), (0, 3)), (2, 3), pool=TWO),
+    "pool, dilation, pads": Case(
+        2, 1, 2, (9, 8), (3, 2), (1, 2), ((2, 0), (0, 3)), (2, 3), pool=TWO
+    ),
     "pool, groups": Case(2, 1, 2, (5, 5), (2, 2), groups=2, pool=TWO),
-    "pool, pads larger than the kernel": Case(2, 1, 2, (3, 2), (2, 2), pads=((3, 4), (5, 3)), pool=THREE),
+    "pool, pads larger than the kernel": Case(
+        2, 1, 2, (3, 2), (2, 2), pads=((3, 4), (5, 3)), pool=THREE
+    ),
     "a channel more than a block": Case(17, 3, 9, (4, 4), (3, 3), pads=((1, 1), (1, 1)), pool=TWO),
     "1d": Case(2, 2, 3, (9,), (3,), (2,), ((0, 3),), (2,)),
     "1d, pool": Case(2, 2, 3, (11,), (3,), pads=((1, 1),), pool=Pool((2,), (2,))),
@@ -198,7 +225,9 @@ def drawn(draw: st.DrawFn, axes: int = 2) -> Case:
 
     kernel, stride, dilation = each(1, 3), each(1, 3), each(1, 2)
     pads = tuple(zip(each(0, 4), each(0, 4), strict=True))
-    least = (max(1, d * (k - 1) + 1 - sum(p)) for k, d, p in zip(kernel, dilation, pads, strict=True))
+    least = (
+        max(1, d * (k - 1) + 1 - sum(p)) for k, d, p in zip(kernel, dilation, pads, strict=True)
+    )
     size = tuple(n + more for n, more in zip(least, each(0, 7), strict=True))
     out = Windows.of(size, kernel, stride, pads, dilation).out
     pool = None
@@ -228,14 +257,19 @@ def test_drawn_at_length(backend: Here, case: Case, dtype: str, layouts: tuple[s
     check(backend, case, dtype, layouts, seed=7)
 
 
-@pytest.mark.parametrize("name", ["plain", "stride, asymmetric pads", "pool", "pool overlapping", "pool with gaps"])
+@pytest.mark.parametrize(
+    "name", ["plain", "stride, asymmetric pads", "pool", "pool overlapping", "pool with gaps"]
+)
 @with_each_kernel
 def test_pytorch_with_equal_maxima(backend: Here, name: str):
-    """Small whole numbers: every window has maxima that are alike, and the first of them takes the gradient."""
+    """Small whole numbers: every window has maxima that are alike, and the first of them takes the
+    gradient."""
     torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
     case, (stride, pads, dilation, groups) = CASES[name], CASES[name].plain
     draws = np.random.default_rng(3)
-    hosts = [draws.integers(-1, 2, a.shape).astype("float64") for a in case.arrays() if a is not None]
+    hosts = [
+        draws.integers(-1, 2, a.shape).astype("float64") for a in case.arrays() if a is not None
+    ]
     leaves = [torch.tensor(a, requires_grad=True) for a in hosts]
     padded = torch.nn.functional.pad(leaves[0], (*pads[1], *pads[0]))
     y = torch.relu(torch.nn.functional.conv2d(padded, *leaves[1:], stride, 0, dilation, groups))
@@ -250,7 +284,9 @@ def test_pytorch_with_equal_maxima(backend: Here, name: str):
         agree(backend, gradient, leaf.grad.numpy(), x)
 
 
-@pytest.mark.parametrize("name", ["plain", "pool", "pool with gaps", "pool overlapping", "1d, pool", "3d, pool"])
+@pytest.mark.parametrize(
+    "name", ["plain", "pool", "pool with gaps", "pool overlapping", "1d, pool", "3d, pool"]
+)
 @with_each_kernel
 def test_nan_stays_and_does_not_spread(backend: Here, name: str):
     """Every output that sees it is NaN, and no other changes."""
@@ -276,7 +312,9 @@ def test_infinity_is_a_number_as_any_other(backend: Here):
     x[1, 0, 2, 2] = np.inf
     with np.errstate(invalid="ignore"):
         expected, *_ = by_loops(case, x, np.abs(weight), bias, 0)
-        y, _ = conv_relu(*(backend.array(a) for a in (x, np.abs(weight), bias)), *case.arguments(), keep=False)
+        y, _ = conv_relu(
+            *(backend.array(a) for a in (x, np.abs(weight), bias)), *case.arguments(), keep=False
+        )
     assert np.isinf(expected).any()
     np.testing.assert_allclose(backend.host(y), expected, rtol=1e-11, atol=1e-11)
 
@@ -305,17 +343,21 @@ def test_a_cache_of_another_op_is_refused(backend: Here):
     refuses(StateError, "conv", "conv_relu", call=lambda: ops.conv2d_backward(y, cache))
 
 
-# --- affine map and ReLU --------------------------------------------------------------------------------------------
+# --- affine map and ReLU --------------------------------------------------------------------------
 
 
-def check_linear(here: Here, shape: tuple[int, int, int], dtype: str, layouts: Any, with_bias: bool) -> None:
+def check_linear(
+    here: Here, shape: tuple[int, int, int], dtype: str, layouts: Any, with_bias: bool
+) -> None:
     """shape: (N, F, O)."""
     n, f, o = shape
     x, weight, dy = normal(n, f), normal(o, f, seed=1), normal(n, o, seed=2)
     bias = normal(o, seed=3) if with_bias else None
     before, *_ = oracles.linear(x, weight, bias, dy)
     _, *gradients = oracles.linear(x, weight, bias, dy * (before > 0))
-    xs, ws, dys = (laid_out(here, a, dtype, layout) for a, layout in zip((x, weight, dy), layouts, strict=True))
+    xs, ws, dys = (
+        laid_out(here, a, dtype, layout) for a, layout in zip((x, weight, dy), layouts, strict=True)
+    )
     bs = None if bias is None else here.array(bias, dtype)
     with untouched(here, xs, ws, bs, dys):
         y, cache = linear_relu(xs, ws, bs)
@@ -368,25 +410,43 @@ def test_linear_refuses_what_linear_refuses(backend: Here):
     refuses_mixed(backend, "linear_relu: ", linear_relu, x, w)
     refuses_integers_and_lists(backend, "linear_relu: ", lambda a: linear_relu(a, weight), x)
     wide = backend.array(normal(2, 5), "float32")
-    refuses(ShapeError, "linear_relu: ", "4 input features", "got 5", call=lambda: linear_relu(wide, weight))
-    refuses(ShapeError, "linear_relu: ", "bias", call=lambda: linear_relu(wide[:, :4], weight, wide[0, ...]))
+    refuses(
+        ShapeError,
+        "linear_relu: ",
+        "4 input features",
+        "got 5",
+        call=lambda: linear_relu(wide, weight),
+    )
+    refuses(
+        ShapeError,
+        "linear_relu: ",
+        "bias",
+        call=lambda: linear_relu(wide[:, :4], weight, wide[0, ...]),
+    )
 
 
-# --- prepared -------------------------------------------------------------------------------------------------------
+# --- prepared -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", [*CASES, "linear", "linear_relu"])
 def test_a_prepared_op_does_what_the_op_does(backend: Here, name: str, dtype: str):
-    """For other arrays of the same kind, with other values in the same parameters, over and over."""
+    """For other arrays of the same kind, with other values in the same parameters, over and
+    over."""
     if name in CASES:
         op, hosts, rest = conv_relu, CASES[name].arrays(), CASES[name].arguments()
     else:
-        op, hosts, rest = getattr(ops, name, linear_relu), (normal(3, 4), normal(5, 4, seed=1), normal(5, seed=2)), ()
+        op, hosts, rest = (
+            getattr(ops, name, linear_relu),
+            (normal(3, 4), normal(5, 4, seed=1), normal(5, seed=2)),
+            (),
+        )
     for choice in choices(backend):
         with use_kernels(choice):
             x = backend.array(hosts[0], dtype)
-            weight, bias = (None if a is None else backend.backend.asarray(a, dtype) for a in hosts[1:])
+            weight, bias = (
+                None if a is None else backend.backend.asarray(a, dtype) for a in hosts[1:]
+            )
             function = op.prepare(x, weight, bias, *rest)
             for seed in range(3):
                 other = backend.array(normal(*hosts[0].shape, seed=seed), dtype)
@@ -403,9 +463,12 @@ def test_a_prepared_op_does_what_the_op_does(backend: Here, name: str, dtype: st
 @pytest.mark.parametrize("size", [11, 12, 20])
 @with_each_kernel
 def test_pooling_over_many_cells(backend: Here, size: int):
-    """A kernel of one number: then each output is that of the largest cell, and so is the gradient."""
+    """A kernel of one number: then each output is that of the largest cell, and so is the
+    gradient."""
     host = distinct(2, 1, 2 * size, size + 3)
-    x, weight, bias = (backend.array(a, "float64") for a in (host, np.full((1, 1, 1, 1), 2.0), np.asarray([0.25])))
+    x, weight, bias = (
+        backend.array(a, "float64") for a in (host, np.full((1, 1, 1, 1), 2.0), np.asarray([0.25]))
+    )
     pool = Windows.of((2 * size, size + 3), size, size)
     y, cache = conv_relu(x, weight, bias, Windows.of(host.shape[2:], 1), 1, pool, keep=True)
     blocks = host[:, :, :, :size].reshape(2, 1, 2, size * size)
@@ -424,13 +487,19 @@ def test_pooling_over_many_cells(backend: Here, size: int):
 @pytest.mark.parametrize("name", ["conv2d", "conv_relu", "linear", "linear_relu"])
 def test_a_prepared_op_sees_what_is_written_to_strided_parameters(backend: Here, name: str):
     """A kernel that wants them in one piece must not keep a copy of its own."""
-    op = {"conv2d": conv, "conv_relu": conv_relu, "linear": ops.linear, "linear_relu": linear_relu}[name]
+    op = {"conv2d": conv, "conv_relu": conv_relu, "linear": ops.linear, "linear_relu": linear_relu}[
+        name
+    ]
     convolves = name.startswith("conv")
     x = backend.array(normal(2, 3, 6, 5) if convolves else normal(2, 3), "float32")
     wide = backend.backend.asarray(normal(4, 6, 3, 3) if convolves else normal(4, 6), "float32")
     long = backend.backend.asarray(normal(8), "float32")
     weight, bias = wide[:, ::2, ...], long[::2]
-    rest = (conv_windows(2, x, weight, bias, stride=1, padding=0, dilation=1, groups=1), 1) if convolves else ()
+    rest = (
+        (conv_windows(2, x, weight, bias, stride=1, padding=0, dilation=1, groups=1), 1)
+        if convolves
+        else ()
+    )
     rest = (*rest, None) if name == "conv_relu" else rest
     for choice in choices(backend):
         with use_kernels(choice):

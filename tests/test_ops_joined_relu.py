@@ -1,4 +1,5 @@
-"""Batch norm and ReLU in one op, sums, and sums and ReLU: against PyTorch in float64, and the layers that run them."""
+"""Batch norm and ReLU in one op, sums, and sums and ReLU: against PyTorch in float64, and the
+layers that run them."""
 
 from typing import Any
 
@@ -12,7 +13,12 @@ from portacnn.errors import ShapeError, StateError
 from portacnn.layers import BatchNorm1d, BatchNorm2d, ReLU, Residual, Sequential, container
 from portacnn.layers.stages import FusedBatchNorm
 from portacnn.ops import use_kernels
-from portacnn.ops.fused import add_relu, add_relu_backward, batch_norm_relu, batch_norm_relu_backward
+from portacnn.ops.fused import (
+    add_relu,
+    add_relu_backward,
+    batch_norm_relu,
+    batch_norm_relu_backward,
+)
 from portacnn.ops.join import add
 from portacnn.ops.norm import batch_norm, batch_norm_backward
 
@@ -24,7 +30,8 @@ def by_pytorch(x, weight, bias, dy, mean=None, var=None, *, training=True, relu=
     """(y, dx, dweight, dbias) in float64; the running statistics are moved."""
     torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
     leaves = [
-        None if a is None else torch.tensor(np.asarray(a, np.float64), requires_grad=True) for a in (x, weight, bias)
+        None if a is None else torch.tensor(np.asarray(a, np.float64), requires_grad=True)
+        for a in (x, weight, bias)
     ]
     running = [None if a is None else torch.tensor(a) for a in (mean, var)]
     y = torch.nn.functional.batch_norm(leaves[0], *running, *leaves[1:], training=training)
@@ -36,7 +43,7 @@ def by_pytorch(x, weight, bias, dy, mean=None, var=None, *, training=True, relu=
     return (y.detach().numpy(), *(None if leaf is None else leaf.grad.numpy() for leaf in leaves))
 
 
-# --- batch norm and ReLU --------------------------------------------------------------------------------------------
+# --- batch norm and ReLU --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("affine", [True, False])
@@ -50,7 +57,10 @@ def test_batch_norm_relu(backend: Here, shape: tuple, layout: str, training: boo
     mean, var = normal(shape[1], seed=4), 0.5 + normal(shape[1], seed=5) ** 2
     running = [backend.backend.asarray(a) for a in (mean, var)]
     wanted = by_pytorch(x, weight, bias, dy, mean, var, training=training)
-    xs, dys = laid_out(backend, x, layout=layout), laid_out(backend, dy, layout=LAYOUTS[-1 - LAYOUTS.index(layout)])
+    xs, dys = (
+        laid_out(backend, x, layout=layout),
+        laid_out(backend, dy, layout=LAYOUTS[-1 - LAYOUTS.index(layout)]),
+    )
     ws, bs = (None if a is None else backend.array(a) for a in (weight, bias))
     with untouched(backend, xs, dys, ws, bs):
         y, cache = batch_norm_relu(xs, *running, ws, bs, training=training)
@@ -80,8 +90,11 @@ def strip(count: int, channels: int, seed: int = 0) -> np.ndarray:
 @pytest.mark.parametrize("relu", [True, False])
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_many_numbers_in_blocks_and_threads(monkeypatch, dtype: str, training: bool, relu: bool, choice: str):
-    """More than a run, a block of channels, and a thread's share; in the second channel the first numbers are far from the mean."""
+def test_many_numbers_in_blocks_and_threads(
+    monkeypatch, dtype: str, training: bool, relu: bool, choice: str
+):
+    """More than a run, a block of channels, and a thread's share; in the second channel the first
+    numbers are far from the mean."""
     monkeypatch.setattr(threads, "thread_count", lambda: 2)
     x, dy = strip(50_021, 9), strip(50_021, 9, seed=1)
     x[:, 1, :, :70] += 500
@@ -91,17 +104,23 @@ def test_many_numbers_in_blocks_and_threads(monkeypatch, dtype: str, training: b
     mean, var = (np.full(9, number, dtype) for number in (0.5, 1.5))
     wide = [np.asarray(a, np.float64) for a in (mean, var)]
     wanted = by_pytorch(x, weight, bias, dy, *wide, training=training, relu=relu)
-    forward, back = (batch_norm_relu, batch_norm_relu_backward) if relu else (batch_norm, batch_norm_backward)
+    forward, back = (
+        (batch_norm_relu, batch_norm_relu_backward) if relu else (batch_norm, batch_norm_backward)
+    )
     with use_kernels(choice):
         y, cache = forward(x, mean, var, weight, bias, training=training)
         gradients = back(dy, cache)
-    if relu and dtype == "float32":  # about zero the rounded and the exact output may be on different sides
+    # about zero the rounded and the exact output may be on different sides
+    if relu and dtype == "float32":
         flipped = (y > 0) != (wanted[0] > 0)
         assert flipped.mean() < 1e-5
         gradients[0][flipped] = wanted[1][flipped]
     for got, expected in zip((y, *gradients, mean, var), (*wanted, *wide), strict=True):
         np.testing.assert_allclose(
-            got, expected, rtol=10 * TOLERANCE[dtype], atol=TOLERANCE[dtype] * np.abs(expected).max()
+            got,
+            expected,
+            rtol=10 * TOLERANCE[dtype],
+            atol=TOLERANCE[dtype] * np.abs(expected).max(),
         )
 
 
@@ -109,16 +128,23 @@ def test_many_numbers_in_blocks_and_threads(monkeypatch, dtype: str, training: b
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
 @pytest.mark.filterwarnings("ignore:invalid value")
-def test_what_is_not_finite_passes_through_as_in_the_reference(odd: float, training: bool, choice: str):
+def test_what_is_not_finite_passes_through_as_in_the_reference(
+    odd: float, training: bool, choice: str
+):
     x, dy = normal(4, 3, 5, 6), normal(4, 3, 5, 6, seed=1)
     x[2, 1, 3, 3] = odd
     dy[1, 2, 0, 0] = odd
     running = [np.zeros(3), np.ones(3)]
-    for forward, back in ((batch_norm, batch_norm_backward), (batch_norm_relu, batch_norm_relu_backward)):
+    for forward, back in (
+        (batch_norm, batch_norm_backward),
+        (batch_norm_relu, batch_norm_relu_backward),
+    ):
         results = []
         for kernels in (choice, "reference"):
             with use_kernels(kernels):
-                y, cache = forward(x, *map(np.copy, running), np.ones(3), np.ones(3), training=training)
+                y, cache = forward(
+                    x, *map(np.copy, running), np.ones(3), np.ones(3), training=training
+                )
                 results.append((y, *back(dy, cache)))
         for got, expected in zip(*results, strict=True):
             np.testing.assert_allclose(got, expected, rtol=1e-12, atol=1e-12)
@@ -127,7 +153,11 @@ def test_what_is_not_finite_passes_through_as_in_the_reference(odd: float, train
 @CHOICES
 @pytest.mark.parametrize("value", [0.0, 1 / 3, -1e4 / 3])
 def test_many_constants_become_the_bias(value: float, choice: str):
-    x, weight, bias = np.full((3, 2, 60, 51), value, "float32"), normal(2).astype("f4"), np.array([0.3, -0.7], "f4")
+    x, weight, bias = (
+        np.full((3, 2, 60, 51), value, "float32"),
+        normal(2).astype("f4"),
+        np.array([0.3, -0.7], "f4"),
+    )
     with use_kernels(choice):
         y, cache = batch_norm(x, None, None, weight, bias, training=True)
         dx, dweight, _ = batch_norm_backward(np.ones_like(x), cache)
@@ -140,7 +170,8 @@ def test_many_constants_become_the_bias(value: float, choice: str):
 
 @CHOICES
 def test_a_mean_between_two_numbers_that_float32_has(choice: str):
-    """Half of the numbers one step above the others: the mean cannot be written down, and what it splits must not move."""
+    """Half of the numbers one step above the others: the mean cannot be written down, and what it
+    splits must not move."""
     step = float(np.spacing(np.float32(3000)))
     x = np.where(np.arange(4096) % 2, 3000 + step, 3000).astype("float32").reshape(2, 1, 2048)
     dy = (normal(2, 1, 2048) + (x - 3000) / step + 1).astype("float32")
@@ -155,7 +186,8 @@ def test_a_mean_between_two_numbers_that_float32_has(choice: str):
 
 @CHOICES
 def test_first_numbers_far_from_all_others(choice: str):
-    """The spread about them is a thousand times that about the mean: no digit of the difference may be left."""
+    """The spread about them is a thousand times that about the mean: no digit of the difference may
+    be left."""
     x = normal(1, 1, 1 << 20).astype("float32")
     x[..., :64] += 1e4
     mean, var = np.zeros(1, "float32"), np.zeros(1, "float32")
@@ -171,16 +203,20 @@ def test_batch_norm_relu_of_an_empty_batch_and_refusals(backend: Here):
     assert tuple(y.shape) == tuple(batch_norm_relu_backward(y, cache)[0].shape) == (0, 3, 2)
     one = backend.array(normal(1, 3, 1))
     refuses(
-        ShapeError, "batch_norm_relu: ", "more than 1", call=lambda: batch_norm_relu(one, None, None, training=True)
+        ShapeError,
+        "batch_norm_relu: ",
+        "more than 1",
+        call=lambda: batch_norm_relu(one, None, None, training=True),
     )
 
 
-# --- sums -----------------------------------------------------------------------------------------------------------
+# --- sums -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])
 @pytest.mark.parametrize(
-    "layouts", [("packed",) * 3, ("batch_last", "reversed", "stepped"), ("stepped", "batch_last", "packed")]
+    "layouts",
+    [("packed",) * 3, ("batch_last", "reversed", "stepped"), ("stepped", "batch_last", "packed")],
 )
 @pytest.mark.parametrize("shape", [(5,), (0, 3), (3, 4, 2, 3), (4, 40, 30, 31)])
 @with_each_kernel
@@ -205,7 +241,9 @@ def test_sums_of_what_is_not_finite(choice: str):
         np.testing.assert_array_equal(add([a, b]), a + b)
         y, cache = add_relu([a, b])
         np.testing.assert_array_equal(y, [np.nan, np.inf, 0, np.inf, 0])
-        np.testing.assert_array_equal(add_relu_backward(np.full(5, np.inf), cache), [0, np.inf, 0, np.inf, 0])
+        np.testing.assert_array_equal(
+            add_relu_backward(np.full(5, np.inf), cache), [0, np.inf, 0, np.inf, 0]
+        )
 
 
 @with_each_kernel
@@ -215,7 +253,7 @@ def test_sums_refuse_other_shapes(backend: Here):
         refuses(ShapeError, "one shape", "2x3", "2x1", call=lambda op=op: op(parts))
 
 
-# --- in layers ------------------------------------------------------------------------------------------------------
+# --- in layers ------------------------------------------------------------------------------------
 
 
 class Louder(ReLU):
@@ -236,7 +274,8 @@ def test_which_layers_run_as_one():
 )
 @with_each_kernel
 def test_batch_norm_and_relu_behave_as_the_two_layers(backend: Here, options: dict):
-    """Several steps, and inference between them: outputs, gradients and every buffer are PyTorch's."""
+    """Several steps, and inference between them: outputs, gradients and every buffer are
+    PyTorch's."""
     torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
     ours = Sequential(bn=BatchNorm2d(3, **options), relu=ReLU()).build(
         (3, 4, 5), device=backend.device, dtype="float64", seed=0
@@ -258,7 +297,9 @@ def test_batch_norm_and_relu_behave_as_the_two_layers(backend: Here, options: di
         for name, parameter in theirs.named_parameters():
             agree(backend, ours.named_gradients()[name], parameter.grad.numpy(), x, 1e-11)
         for name, value in theirs.state_dict().items():
-            np.testing.assert_allclose(ours.state_dict()[name], value.numpy(), rtol=1e-11, atol=1e-11)
+            np.testing.assert_allclose(
+                ours.state_dict()[name], value.numpy(), rtol=1e-11, atol=1e-11
+            )
     refuses(StateError, "Sequential", "has been used", call=lambda: ours.backward(x, cache))
 
 
@@ -272,10 +313,14 @@ def test_a_residual_block_with_relu(backend: Here, activation: Any):
     )
     x = backend.array(host)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(container, "add_relu", lambda *args, **k: calls.append(args) or add_relu(*args, **k))
+        patch.setattr(
+            container, "add_relu", lambda *args, **k: calls.append(args) or add_relu(*args, **k)
+        )
         block(x)
     assert len(calls) == (activation is ReLU)
-    hat = (host - host.mean((0, 2, 3), keepdims=True)) / np.sqrt(host.var((0, 2, 3), keepdims=True) + 1e-5)
+    hat = (host - host.mean((0, 2, 3), keepdims=True)) / np.sqrt(
+        host.var((0, 2, 3), keepdims=True) + 1e-5
+    )
     above = up * (hat + host > 0)
     through = by_pytorch(host, None, None, above, relu=False)[1]
     with untouched(backend, x):
@@ -287,7 +332,9 @@ def test_a_residual_block_with_relu(backend: Here, activation: Any):
 
 def test_an_observed_activation_of_a_block_runs_by_itself(backend: Here):
     x, seen = backend.array(normal(3, 2, 4, 4)), []
-    block = Residual(BatchNorm2d(2), activation=ReLU()).build((2, 4, 4), device=backend.device, dtype="float64")
+    block = Residual(BatchNorm2d(2), activation=ReLU()).build(
+        (2, 4, 4), device=backend.device, dtype="float64"
+    )
     wanted, cache = block.forward(x, train=True)
     gradient = backend.host(block.backward(x, cache))
     handle = block.activation.on_output(lambda y: seen.append(backend.host(y)))

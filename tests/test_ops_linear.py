@@ -24,13 +24,21 @@ from portacnn.errors import ShapeError, StateError
 from portacnn.ops import linear, linear_backward, relu
 
 
-def check(here: Here, shape: tuple[int, int, int], dtype: str, layouts: tuple[str, str, str], with_bias: bool) -> None:
+def check(
+    here: Here,
+    shape: tuple[int, int, int],
+    dtype: str,
+    layouts: tuple[str, str, str],
+    with_bias: bool,
+) -> None:
     """shape: (N, F, O)."""
     n, f, o = shape
     x, weight, dy = normal(n, f), normal(o, f, seed=1), normal(n, o, seed=2)
     bias = normal(o, seed=3) if with_bias else None
     y_, dx_, dweight_, dbias_ = oracles.linear(x, weight, bias, dy)
-    xs, ws, dys = (laid_out(here, a, dtype, layout) for a, layout in zip((x, weight, dy), layouts, strict=True))
+    xs, ws, dys = (
+        laid_out(here, a, dtype, layout) for a, layout in zip((x, weight, dy), layouts, strict=True)
+    )
     bs = None if bias is None else here.array(bias, dtype)
     with untouched(here, xs, ws, bs, dys):
         y, cache = linear(xs, ws, bs)
@@ -113,12 +121,16 @@ def test_what_is_not_needed_is_not_made(backend: Here):
     ],
 )
 def test_errors(backend: Here, words, x, weight, bias):
-    arrays = [None if shape is None else backend.array(np.ones(shape)) for shape in (x, weight, bias)]
+    arrays = [
+        None if shape is None else backend.array(np.ones(shape)) for shape in (x, weight, bias)
+    ]
     refuses(ShapeError, "linear: ", *words, call=lambda: linear(*arrays))
 
 
 def test_foreign_arrays(backend: Here):
     weight = backend.array(normal(4, 3), "float32")
     refuses_mixed(backend, "linear: ", linear, normal(2, 3), normal(4, 3))
-    refuses_mixed(backend, "linear: ", lambda x, bias: linear(x, weight, bias), normal(2, 3), normal(4))
+    refuses_mixed(
+        backend, "linear: ", lambda x, bias: linear(x, weight, bias), normal(2, 3), normal(4)
+    )
     refuses_integers_and_lists(backend, "linear: ", lambda x: linear(x, weight), normal(2, 3))

@@ -1,4 +1,5 @@
-"""Softmax with cross-entropy: every kind of target, weights, smoothing, reductions, and logits that overflow an exp."""
+"""Softmax with cross-entropy: every kind of target, weights, smoothing, reductions, and logits that
+overflow an exp."""
 
 from typing import Any
 
@@ -41,7 +42,12 @@ def targets(kind: str, shape: tuple[int, ...], seed: int = 1) -> np.ndarray:
 
 
 def check(
-    here: Here, logits: np.ndarray, target: np.ndarray, dtype: str, layouts: tuple[str, str], **options: Any
+    here: Here,
+    logits: np.ndarray,
+    target: np.ndarray,
+    dtype: str,
+    layouts: tuple[str, str],
+    **options: Any,
 ) -> None:
     """Loss and gradient against the loops, for a dy that is not one."""
     expected, gradient = oracles.cross_entropy(logits, target, **options)
@@ -89,7 +95,15 @@ def test_ignored_labels(backend: Here, weighted: bool, ignore_index: int, reduct
     if weighted:
         options["weight"] = np.array([1.0, 0.5, 0.0, 2.0])
     for smoothing in (0.0, 0.2):
-        check(backend, logits, target, "float64", ("packed", "packed"), label_smoothing=smoothing, **options)
+        check(
+            backend,
+            logits,
+            target,
+            "float64",
+            ("packed", "packed"),
+            label_smoothing=smoothing,
+            **options,
+        )
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -130,8 +144,12 @@ def test_numerical_gradient(backend: Here, kind: str):
     host = normal(3, 4)
     target, weight = backend.array(targets(kind, host.shape)), backend.array([1.0, 2.0, 0.5, 1.0])
     options = {"weight": weight, "label_smoothing": 0.1}
-    dx = softmax_cross_entropy_backward(1.0, softmax_cross_entropy(backend.array(host), target, **options)[1])
-    gradient_agrees(backend, dx, lambda a: softmax_cross_entropy(a, target, keep=False, **options)[0], host)
+    dx = softmax_cross_entropy_backward(
+        1.0, softmax_cross_entropy(backend.array(host), target, **options)[1]
+    )
+    gradient_agrees(
+        backend, dx, lambda a: softmax_cross_entropy(a, target, keep=False, **options)[0], host
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -155,7 +173,9 @@ def test_minus_infinity_in_a_class_without_a_share(backend: Here, kind: str):
 @with_each_kernel
 def test_a_label_out_of_range_gives_nan(backend: Here, reduction: str, label: int):
     logits = backend.array(normal(3, 3))
-    loss, _ = softmax_cross_entropy(logits, backend.array(np.array([0, label, 2])), reduction=reduction)
+    loss, _ = softmax_cross_entropy(
+        logits, backend.array(np.array([0, label, 2])), reduction=reduction
+    )
     expected = [False, True, False] if reduction == "none" else True
     np.testing.assert_array_equal(np.isnan(backend.host(backend.xp.asarray(loss))), expected)
 
@@ -163,12 +183,19 @@ def test_a_label_out_of_range_gives_nan(backend: Here, reduction: str, label: in
 @pytest.mark.parametrize(("classes", "labels"), [(10, (9, 0, 3)), (200, (156, 199, 0))])
 def test_labels_of_one_byte(backend: Here, classes: int, labels: tuple[int, ...]):
     """Data sets keep labels as uint8. 156 is what -100 becomes there."""
-    check(backend, normal(3, classes), np.array(labels, dtype="uint8"), "float64", ("packed", "packed"))
+    check(
+        backend,
+        normal(3, classes),
+        np.array(labels, dtype="uint8"),
+        "float64",
+        ("packed", "packed"),
+    )
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8"])
 def test_more_classes_than_labels_of_one_byte_can_name(backend: Here, dtype: str):
-    """Such labels reach the first classes only, which is no reason to take class 271 for class 15."""
+    """Such labels reach the first classes only, which is no reason to take class 271 for class
+    15."""
     check(backend, normal(2, 300), np.array([15, 1], dtype=dtype), "float64", ("packed", "packed"))
 
 
@@ -177,7 +204,9 @@ def test_more_classes_than_labels_of_one_byte_can_name(backend: Here, dtype: str
 @with_each_kernel
 def test_an_empty_batch(backend: Here, reduction: str, kind: str):
     x = backend.array(np.zeros((0, 3)))
-    loss, cache = softmax_cross_entropy(x, backend.array(targets(kind, (0, 3))), reduction=reduction)
+    loss, cache = softmax_cross_entropy(
+        x, backend.array(targets(kind, (0, 3))), reduction=reduction
+    )
     agree(backend, backend.xp.asarray(loss), np.zeros((0,) if reduction == "none" else ()), x)
     assert tuple(softmax_cross_entropy_backward(loss, cache).shape) == (0, 3)
 
@@ -186,7 +215,11 @@ def test_an_empty_batch(backend: Here, reduction: str, kind: str):
 def test_the_mean_of_nothing_is_nan(backend: Here, what: str):
     """As in PyTorch, and without a warning (an error here)."""
     shape = (2, 3) if what == "all ignored" else (0, 3)
-    target = np.full(2, -100) if what == "all ignored" else targets("one-hot" if "hot" in what else "int64", shape)
+    target = (
+        np.full(2, -100)
+        if what == "all ignored"
+        else targets("one-hot" if "hot" in what else "int64", shape)
+    )
     loss, _ = softmax_cross_entropy(backend.array(normal(*shape)), backend.array(target))
     assert np.isnan(backend.host(backend.xp.asarray(loss)))
 
@@ -198,7 +231,12 @@ def test_caches(backend: Here):
     kept, _ = softmax_cross_entropy(x, target)
     agree(backend, backend.xp.asarray(loss), backend.host(backend.xp.asarray(kept)), x, tolerance=0)
     refuses(StateError, "keep=True", call=lambda: softmax_cross_entropy_backward(1.0, None))
-    refuses(StateError, "cross_entropy", "relu", call=lambda: softmax_cross_entropy_backward(1.0, relu(x)[1]))
+    refuses(
+        StateError,
+        "cross_entropy",
+        "relu",
+        call=lambda: softmax_cross_entropy_backward(1.0, relu(x)[1]),
+    )
 
 
 @pytest.mark.parametrize(
@@ -210,20 +248,44 @@ def test_caches(backend: Here):
         (LabelError, ("one-hot of (3, 4)", "got (3, 5)"), (3, 4), np.zeros((3, 5)), {}),
         (LabelError, ("must be integers", "float64"), (3, 4), np.zeros(3), {}),
         (ShapeError, ("4 classes", "(3,)"), (3, 4), np.zeros(3, int), {"weight": np.ones(3)}),
-        (ArgumentError, ("label_smoothing", "0..1", "1.5"), (3, 4), np.zeros(3, int), {"label_smoothing": 1.5}),
-        (ArgumentError, ("reduction", '"mean"', "'max'"), (3, 4), np.zeros(3, int), {"reduction": "max"}),
+        (
+            ArgumentError,
+            ("label_smoothing", "0..1", "1.5"),
+            (3, 4),
+            np.zeros(3, int),
+            {"label_smoothing": 1.5},
+        ),
+        (
+            ArgumentError,
+            ("reduction", '"mean"', "'max'"),
+            (3, 4),
+            np.zeros(3, int),
+            {"reduction": "max"},
+        ),
     ],
 )
 def test_errors(backend: Here, kind, words, logits, target, options):
-    options = {name: backend.array(v) if isinstance(v, np.ndarray) else v for name, v in options.items()}
+    options = {
+        name: backend.array(v) if isinstance(v, np.ndarray) else v for name, v in options.items()
+    }
     x, t = backend.array(np.ones(logits)), backend.array(target)
-    refuses(kind, "softmax_cross_entropy: ", *words, call=lambda: softmax_cross_entropy(x, t, **options))
+    refuses(
+        kind, "softmax_cross_entropy: ", *words, call=lambda: softmax_cross_entropy(x, t, **options)
+    )
 
 
 def test_foreign_arrays(backend: Here):
     labels, name = backend.array(np.array([0, 2])), "softmax_cross_entropy: "
     refuses_mixed(backend, name, softmax_cross_entropy, normal(2, 3), np.array([0, 2]), dtype=False)
-    refuses_mixed(backend, name, lambda x, w: softmax_cross_entropy(x, labels, weight=w), normal(2, 3), np.ones(3))
-    refuses_integers_and_lists(backend, name, lambda x: softmax_cross_entropy(x, labels), normal(2, 3))
+    refuses_mixed(
+        backend,
+        name,
+        lambda x, w: softmax_cross_entropy(x, labels, weight=w),
+        normal(2, 3),
+        np.ones(3),
+    )
+    refuses_integers_and_lists(
+        backend, name, lambda x: softmax_cross_entropy(x, labels), normal(2, 3)
+    )
     x = backend.array(normal(2, 3))
     refuses(ArrayError, "expected an array", "list", call=lambda: softmax_cross_entropy(x, [0, 2]))

@@ -1,11 +1,22 @@
-"""Losses on drawn configurations against PyTorch, and mean squared error and binary cross-entropy against plain loops."""
+"""Losses on drawn configurations against PyTorch, and mean squared error and binary cross-entropy
+against plain loops."""
 
 import math
 from typing import Any
 
 import numpy as np
 import pytest
-from checks import DTYPES, LAYOUTS, agree, gradient_agrees, laid_out, normal, refuses, refuses_mixed, untouched
+from checks import (
+    DTYPES,
+    LAYOUTS,
+    agree,
+    gradient_agrees,
+    laid_out,
+    normal,
+    refuses,
+    refuses_mixed,
+    untouched,
+)
 from conftest import Here
 
 from portacnn import ops
@@ -20,11 +31,14 @@ def mse(x: float, t: float, w: float) -> tuple[float, float]:
 
 
 def bce(x: float, t: float, w: float, pw: float) -> tuple[float, float]:
-    """log(sigmoid(x)) and log(sigmoid(-x)) as -log1p(exp(-x)) and -log1p(exp(x)); where exp overflows, that is x itself."""
+    """log(sigmoid(x)) and log(sigmoid(-x)) as -log1p(exp(-x)) and -log1p(exp(x)); where exp
+    overflows, that is x itself."""
     minus_log_s = math.log1p(math.exp(-x)) if x > -700 else -x
     minus_log_1s = math.log1p(math.exp(x)) if x < 700 else x
     s = math.exp(-minus_log_s)
-    return w * (pw * t * minus_log_s + (1 - t) * minus_log_1s), w * (-pw * t * math.exp(-minus_log_1s) + (1 - t) * s)
+    return w * (pw * t * minus_log_s + (1 - t) * minus_log_1s), w * (
+        -pw * t * math.exp(-minus_log_1s) + (1 - t) * s
+    )
 
 
 def expected_of(name, x, t, reduction, weight=None, pos_weight=None):
@@ -34,7 +48,9 @@ def expected_of(name, x, t, reduction, weight=None, pos_weight=None):
     losses, dx = np.zeros(x.shape), np.zeros(x.shape)
     for i in np.ndindex(x.shape):
         losses[i], dx[i] = (
-            mse(x[i], t[i], weight[i]) if name == "mse_loss" else bce(x[i], t[i], weight[i], pos_weight[i])
+            mse(x[i], t[i], weight[i])
+            if name == "mse_loss"
+            else bce(x[i], t[i], weight[i], pos_weight[i])
         )
     if reduction == "none":
         return losses, dx
@@ -47,7 +63,9 @@ PAIRS = ("mse_loss", "binary_cross_entropy_with_logits")
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
-@pytest.mark.parametrize("factors", [(), ("weight",), ("pos_weight",), ("weight", "pos_weight")], ids=str)
+@pytest.mark.parametrize(
+    "factors", [(), ("weight",), ("pos_weight",), ("weight", "pos_weight")], ids=str
+)
 @pytest.mark.parametrize("name", PAIRS)
 def test_values_and_gradients(backend: Here, name: str, factors: tuple, reduction: str, dtype: str):
     if name == "mse_loss" and "pos_weight" in factors:
@@ -103,21 +121,39 @@ def test_errors(backend: Here, name: str):
     x, t = normal(2, 3), np.ones((2, 3))
     refuses_mixed(backend, f"{name}: ", op, x, t)
     xs, ts = backend.array(x), backend.array(t)
-    refuses_mixed(backend, f"{name}: ", lambda a, w: op(a, backend.array(t, "float32"), weight=w), x, t)
+    refuses_mixed(
+        backend, f"{name}: ", lambda a, w: op(a, backend.array(t, "float32"), weight=w), x, t
+    )
     refuses(ShapeError, name, "2x3", "3", call=lambda: op(xs, ts[0, :]))
-    refuses(ShapeError, name, "weight (2,)", "broadcast", "2x3", call=lambda: op(xs, ts, weight=ts[:, 0]))
-    refuses(ShapeError, name, "weight", call=lambda: op(xs, ts, weight=backend.array(np.ones((1, 2, 3)))))
+    refuses(
+        ShapeError,
+        name,
+        "weight (2,)",
+        "broadcast",
+        "2x3",
+        call=lambda: op(xs, ts, weight=ts[:, 0]),
+    )
+    refuses(
+        ShapeError,
+        name,
+        "weight",
+        call=lambda: op(xs, ts, weight=backend.array(np.ones((1, 2, 3)))),
+    )
     refuses(ArgumentError, name, "reduction", "'avg'", call=lambda: op(xs, ts, reduction="avg"))
-    refuses(ArrayError, name, "floating", call=lambda: op(backend.array(np.ones(2, dtype="int64")), ts))
+    refuses(
+        ArrayError, name, "floating", call=lambda: op(backend.array(np.ones(2, dtype="int64")), ts)
+    )
 
 
-# --- cross-entropy on drawn configurations --------------------------------------------------------------------------
+# --- cross-entropy on drawn configurations --------------------------------------------------------
 
 
 def draw(rng: np.random.Generator) -> tuple:
     """(logits, target, weight, options)"""
     n, classes = int(rng.integers(0, 5)), int(rng.integers(1, 6))
-    rest = tuple(int(v) for v in rng.integers(0 if rng.random() < 0.05 else 1, 4, size=rng.integers(0, 3)))
+    rest = tuple(
+        int(v) for v in rng.integers(0 if rng.random() < 0.05 else 1, 4, size=rng.integers(0, 3))
+    )
     logits = rng.standard_normal((n, classes, *rest)) * rng.choice([0.1, 1.0, 50.0, 1e4])
     options: dict[str, Any] = {
         "reduction": str(rng.choice(REDUCTIONS)),
@@ -128,7 +164,9 @@ def draw(rng: np.random.Generator) -> tuple:
         target = rng.integers(0, classes, (n, *rest))
         options["ignore_index"] = int(rng.choice([-100, 0, classes - 1]))
         if rng.random() < 0.5:
-            target = np.where(rng.random(target.shape) < rng.choice([0.3, 1.0]), options["ignore_index"], target)
+            target = np.where(
+                rng.random(target.shape) < rng.choice([0.3, 1.0]), options["ignore_index"], target
+            )
     else:
         target = rng.random(logits.shape)
         if kind == "one-hot":
@@ -144,24 +182,38 @@ def compare(here: Here, count: int, seed: int) -> None:
         logits, target, weight, options = draw(rng)
         leaf = torch.tensor(logits, requires_grad=True)
         expected = torch.nn.functional.cross_entropy(
-            leaf, torch.tensor(target), weight=None if weight is None else torch.tensor(weight), **options
+            leaf,
+            torch.tensor(target),
+            weight=None if weight is None else torch.tensor(weight),
+            **options,
         )
         dy = rng.standard_normal(expected.shape)
         expected.backward(torch.tensor(dy))
         x = here.array(logits)
         try:
             loss, cache = ops.softmax_cross_entropy(
-                x, here.array(target), weight=None if weight is None else here.array(weight), **options
+                x,
+                here.array(target),
+                weight=None if weight is None else here.array(weight),
+                **options,
             )
             agree(here, here.xp.asarray(loss), expected.detach().numpy(), x, 1e-9)
             gradient = leaf.grad.numpy()
             if np.isfinite(expected.detach().numpy()).all():
-                agree(here, ops.softmax_cross_entropy_backward(here.array(dy), cache), gradient, x, 1e-9)
+                agree(
+                    here,
+                    ops.softmax_cross_entropy_backward(here.array(dy), cache),
+                    gradient,
+                    x,
+                    1e-9,
+                )
             else:  # the mean over nothing: a gradient that is not NaN in PyTorch is not NaN here
                 got = here.host(ops.softmax_cross_entropy_backward(here.array(dy), cache))
                 assert not np.isnan(got[~np.isnan(gradient)]).any()
         except BaseException as error:
-            error.add_note(f"configuration {number}: {logits.shape} {target!r} {weight!r} {options}")
+            error.add_note(
+                f"configuration {number}: {logits.shape} {target!r} {weight!r} {options}"
+            )
             raise
 
 
@@ -191,4 +243,9 @@ def test_cross_entropy_takes_every_integer(backend: Here, kind: str):
 
 def test_ignore_index_is_for_indices(backend: Here):
     x = backend.array(normal(3, 4))
-    refuses(ArgumentError, "ignore_index", "distribution", call=lambda: ops.softmax_cross_entropy(x, x, ignore_index=0))
+    refuses(
+        ArgumentError,
+        "ignore_index",
+        "distribution",
+        call=lambda: ops.softmax_cross_entropy(x, x, ignore_index=0),
+    )

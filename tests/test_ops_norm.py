@@ -1,4 +1,5 @@
-"""Normalizations and their gradients: against sums written out number by number, PyTorch, and finite differences."""
+"""Normalizations and their gradients: against sums written out number by number, PyTorch, and
+finite differences."""
 
 import math
 from collections.abc import Callable
@@ -30,7 +31,7 @@ from portacnn.errors import ArgumentError, ArrayError, ShapeError, StateError
 
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
 
-# --- the oracle -----------------------------------------------------------------------------------------------------
+# --- the oracle -----------------------------------------------------------------------------------
 
 
 def normalize(x, sets, weight, bias, place, dy, eps, given=None):
@@ -109,7 +110,11 @@ class Case:
         x = 3 + 2 * normal(*self.shape, seed=seed)
         if not self.affine:
             return x, None, None
-        return x, normal(*self.weight_shape, seed=seed + 1), normal(*self.weight_shape, seed=seed + 2)
+        return (
+            x,
+            normal(*self.weight_shape, seed=seed + 1),
+            normal(*self.weight_shape, seed=seed + 2),
+        )
 
     def call(self, module: Any, x: Any, weight: Any, bias: Any, **more: Any) -> Any:
         function = getattr(module, self.op)
@@ -130,7 +135,8 @@ CASES = {
     "batch, one sample": Case("batch_norm", (1, 3, 2, 2)),
     "batch, volumes": Case("batch_norm", (2, 2, 2, 3, 2), eps=0.1),
     "batch, plain": Case("batch_norm", (3, 2, 4), affine=False),
-    "batch, axes of one": Case("batch_norm", (1, 2, 1, 2)),  # strides say little of the memory format
+    # strides say little of the memory format
+    "batch, axes of one": Case("batch_norm", (1, 2, 1, 2)),
     "instance": Case("instance_norm", (3, 2, 4, 3)),
     "instance, plain": Case("instance_norm", (2, 3, 5), affine=False),
     "group": Case("group_norm", (3, 6, 2, 3), 3),
@@ -159,7 +165,11 @@ def drawn(draw: st.DrawFn) -> Case:
     if math.prod(shape) // shape[1] == 1 and op != "layer_norm":
         shape = (2, *shape[1:])
     own = (
-        groups if op == "group_norm" else shape[draw(st.integers(0, len(shape) - 1)) :] if op == "layer_norm" else None
+        groups
+        if op == "group_norm"
+        else shape[draw(st.integers(0, len(shape) - 1)) :]
+        if op == "layer_norm"
+        else None
     )
     return Case(op, shape, own, draw(st.sampled_from([1e-5, 0.1])), draw(st.booleans()))
 
@@ -216,7 +226,15 @@ def test_drawn_at_length(backend: Here, case: Case, dtype: str, layouts: tuple[s
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     "name",
-    ["batch, images", "batch, axes of one", "instance", "group", "group, vectors", "layer, vectors", "layer, two axes"],
+    [
+        "batch, images",
+        "batch, axes of one",
+        "instance",
+        "group",
+        "group, vectors",
+        "layer, vectors",
+        "layer, two axes",
+    ],
 )
 @with_each_kernel
 def test_memory_layouts(backend: Here, name: str, layout: str):
@@ -275,7 +293,7 @@ def test_what_is_not_needed_is_not_made(backend: Here, case: Case):
             agree(backend, got, backend.host(expected), arrays[0])
 
 
-# --- running statistics ---------------------------------------------------------------------------------------------
+# --- running statistics ---------------------------------------------------------------------------
 
 
 def writeable(here: Here, host: Any, dtype: str = "float64") -> Any:
@@ -285,7 +303,9 @@ def writeable(here: Here, host: Any, dtype: str = "float64") -> Any:
 @pytest.mark.parametrize("momentum", [0.1, 0.7, 0.0, 1.0])
 @pytest.mark.parametrize("shape", [(3, 4, 2, 3), (2, 3), (1, 2, 2)])
 @with_each_kernel
-def test_running_statistics_move_towards_the_unbiased_ones(backend: Here, shape: tuple, momentum: float):
+def test_running_statistics_move_towards_the_unbiased_ones(
+    backend: Here, shape: tuple, momentum: float
+):
     x, mean, var = 3 + normal(*shape), normal(shape[1], seed=1), 1 + normal(shape[1], seed=2) ** 2
     running_mean, running_var = writeable(backend, mean), writeable(backend, var)
     ops.batch_norm(backend.array(x), running_mean, running_var, training=True, momentum=momentum)
@@ -312,7 +332,12 @@ def test_momentum_may_be_an_array(backend: Here):
 @pytest.mark.parametrize("op", ["batch_norm", "instance_norm"])
 @with_each_kernel
 def test_frozen_statistics_are_constants_to_the_backward_pass(backend: Here, op: str):
-    x, weight, bias, dy = normal(3, 2, 2, 3), normal(2, seed=1), normal(2, seed=2), normal(3, 2, 2, 3, seed=3)
+    x, weight, bias, dy = (
+        normal(3, 2, 2, 3),
+        normal(2, seed=1),
+        normal(2, seed=2),
+        normal(3, 2, 2, 3, seed=3),
+    )
     mean, var = normal(2, seed=4), 0.5 + normal(2, seed=5) ** 2
     sets = CASES["batch, images"].__class__("batch_norm", x.shape).sets()
     given_ = list(zip(mean, var, strict=True))
@@ -349,7 +374,7 @@ def test_instance_norms_running_statistics(backend: Here):
         agree(backend, got, wanted.numpy(), got, 1e-9)
 
 
-# --- hard numbers ---------------------------------------------------------------------------------------------------
+# --- hard numbers ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["batch, images", "instance", "group", "layer, images"])
@@ -384,9 +409,11 @@ def test_a_mean_that_is_large_beside_the_spread(backend: Here, name: str):
 
 @pytest.mark.parametrize("op", ["instance_norm", "group_norm", "layer_norm"])
 def test_sums_over_large_samples_keep_their_digits(backend: Here, op: str):
-    """One sample of a quarter million numbers in a batch-last array: added row by row, float32 would be off by 1e-3."""
+    """One sample of a quarter million numbers in a batch-last array: added row by row, float32
+    would be off by 1e-3."""
     host = np.linspace(0.5, 1.5, 512 * 512, dtype=np.float32).reshape(1, 512, 512, 1)
-    host = np.concatenate([host, host[:, ::-1]], axis=3).transpose(3, 0, 1, 2)  # (2, 1, 512, 512), batch last in memory
+    # (2, 1, 512, 512), batch last in memory
+    host = np.concatenate([host, host[:, ::-1]], axis=3).transpose(3, 0, 1, 2)
     x = backend.xp.permute_dims(backend.array(host.transpose(1, 2, 3, 0)), (3, 0, 1, 2))
     own = {"instance_norm": (), "group_norm": (1,), "layer_norm": ((1, 512, 512),)}[op]
     with ops.use_kernels("reference"):
@@ -438,9 +465,25 @@ def test_empty_batches_leave_running_statistics_alone(backend: Here, op: str):
 def test_one_value_has_no_variance(backend: Here):
     one = backend.array(normal(1, 3, 1, 1))
     more = "more than 1"
-    refuses(ShapeError, "batch_norm: ", more, "1x3x1x1", call=lambda: ops.batch_norm(one, None, None, training=True))
-    refuses(ShapeError, "batch_norm: ", more, call=lambda: ops.batch_norm(one[:, :, 0, 0], None, None, training=True))
-    refuses(ShapeError, "instance_norm: ", more, call=lambda: ops.instance_norm(backend.array(normal(2, 3, 1, 1))))
+    refuses(
+        ShapeError,
+        "batch_norm: ",
+        more,
+        "1x3x1x1",
+        call=lambda: ops.batch_norm(one, None, None, training=True),
+    )
+    refuses(
+        ShapeError,
+        "batch_norm: ",
+        more,
+        call=lambda: ops.batch_norm(one[:, :, 0, 0], None, None, training=True),
+    )
+    refuses(
+        ShapeError,
+        "instance_norm: ",
+        more,
+        call=lambda: ops.instance_norm(backend.array(normal(2, 3, 1, 1))),
+    )
     refuses(ShapeError, "group_norm: ", more, call=lambda: ops.group_norm(one, 3))
     y, _ = ops.layer_norm(backend.array(normal(2, 1)), 1)
     agree(backend, y, np.zeros((2, 1)), one)
@@ -448,7 +491,7 @@ def test_one_value_has_no_variance(backend: Here):
     agree(backend, y, backend.host(one) - 1, one)
 
 
-# --- local response norm --------------------------------------------------------------------------------------------
+# --- local response norm --------------------------------------------------------------------------
 
 
 def response_norm(x, size, alpha, beta, k):
@@ -486,7 +529,9 @@ def test_response_norms_gradient(backend: Here):
         gradient_agrees(
             backend,
             ops.local_response_norm_backward(dy, cache),
-            lambda x, size=size, dy=dy: backend.xp.sum(ops.local_response_norm(x, size, alpha=0.9)[0] * dy),
+            lambda x, size=size, dy=dy: backend.xp.sum(
+                ops.local_response_norm(x, size, alpha=0.9)[0] * dy
+            ),
             host,
         )
 
@@ -499,7 +544,7 @@ def test_response_norm_of_nothing(backend: Here, shape: tuple):
     agree(backend, ops.local_response_norm_backward(y, cache), np.zeros(shape), x)
 
 
-# --- refusals -------------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------
 
 X = normal(2, 4, 3)
 
@@ -522,30 +567,62 @@ X = normal(2, 4, 3)
             ("batch_norm", "at least 2 axes"),
             lambda a: ops.batch_norm(a(X[0, 0]), None, None, training=True),
         ),
-        (ArgumentError, ("batch_norm", "running_mean", "needed"), lambda a: ops.batch_norm(a(X), None, None)),
+        (
+            ArgumentError,
+            ("batch_norm", "running_mean", "needed"),
+            lambda a: ops.batch_norm(a(X), None, None),
+        ),
         (
             ArgumentError,
             ("batch_norm", "go together"),
             lambda a: ops.batch_norm(a(X), None, a(X[0, :, 0]), training=True),
         ),
-        (ArgumentError, ("batch_norm", "eps", "-1"), lambda a: ops.batch_norm(a(X), None, None, training=True, eps=-1)),
+        (
+            ArgumentError,
+            ("batch_norm", "eps", "-1"),
+            lambda a: ops.batch_norm(a(X), None, None, training=True, eps=-1),
+        ),
         (
             ArgumentError,
             ("batch_norm", "momentum", "'a'"),
             lambda a: ops.batch_norm(a(X), None, None, training=True, momentum="a"),
         ),
         (ShapeError, ("instance_norm", "at least 3 axes"), lambda a: ops.instance_norm(a(X[0]))),
-        (ArgumentError, ("instance_norm", "needed"), lambda a: ops.instance_norm(a(X), use_input_stats=False)),
+        (
+            ArgumentError,
+            ("instance_norm", "needed"),
+            lambda a: ops.instance_norm(a(X), use_input_stats=False),
+        ),
         (ShapeError, ("group_norm", "4 channels", "3 groups"), lambda a: ops.group_norm(a(X), 3)),
         (ArgumentError, ("group_norm", "num_groups", "0"), lambda a: ops.group_norm(a(X), 0)),
         (ArgumentError, ("group_norm", "num_groups", "1.5"), lambda a: ops.group_norm(a(X), 1.5)),
-        (ShapeError, ("group_norm", "bias of shape (4,)"), lambda a: ops.group_norm(a(X), 2, None, a(X[0, 0]))),
-        (ShapeError, ("layer_norm", "last axes are (4,)", "2x4x3"), lambda a: ops.layer_norm(a(X), 4)),
+        (
+            ShapeError,
+            ("group_norm", "bias of shape (4,)"),
+            lambda a: ops.group_norm(a(X), 2, None, a(X[0, 0])),
+        ),
+        (
+            ShapeError,
+            ("layer_norm", "last axes are (4,)", "2x4x3"),
+            lambda a: ops.layer_norm(a(X), 4),
+        ),
         (ShapeError, ("layer_norm", "(1, 2, 4, 3)"), lambda a: ops.layer_norm(a(X), (1, 2, 4, 3))),
-        (ShapeError, ("layer_norm", "weight of shape (4, 3)"), lambda a: ops.layer_norm(a(X), (4, 3), a(X[0, 0]))),
+        (
+            ShapeError,
+            ("layer_norm", "weight of shape (4, 3)"),
+            lambda a: ops.layer_norm(a(X), (4, 3), a(X[0, 0])),
+        ),
         (ArgumentError, ("layer_norm", "normalized_shape"), lambda a: ops.layer_norm(a(X), ())),
-        (ShapeError, ("local_response_norm", "at least 3 axes"), lambda a: ops.local_response_norm(a(X[0]), 2)),
-        (ArgumentError, ("local_response_norm", "size", "0"), lambda a: ops.local_response_norm(a(X), 0)),
+        (
+            ShapeError,
+            ("local_response_norm", "at least 3 axes"),
+            lambda a: ops.local_response_norm(a(X[0]), 2),
+        ),
+        (
+            ArgumentError,
+            ("local_response_norm", "size", "0"),
+            lambda a: ops.local_response_norm(a(X), 0),
+        ),
         (
             ArgumentError,
             ("local_response_norm", "beta", "nan"),
@@ -565,7 +642,12 @@ def test_arrays_that_do_not_go_together(backend: Here, name: str):
     refuses_mixed(backend, f"{case.op}: ", lambda x, w: case.call(ops, x, w, None), x, weight)
     refuses_mixed(backend, f"{case.op}: ", lambda x, b: case.call(ops, x, None, b), x, bias)
     xs = backend.array(x, "float32")
-    refuses(ArrayError, "expected an array", "list", call=lambda: case.call(ops, xs, weight.tolist(), None))
+    refuses(
+        ArrayError,
+        "expected an array",
+        "list",
+        call=lambda: case.call(ops, xs, weight.tolist(), None),
+    )
     y, _ = case.call(ops, xs, None, None)
     refuses(StateError, "keep=True", call=lambda: case.backward(y, None))
 
@@ -574,7 +656,8 @@ def test_arrays_that_do_not_go_together(backend: Here, name: str):
 @pytest.mark.parametrize("eps", [0.0, 1e-5])
 @with_each_kernel
 def test_variances_beyond_float32(backend: Here, scale: float, eps: float):
-    """Finite all along, and no further from 0 than the true values, which are sqrt(count - 1) at most.
+    """Finite all along, and no further from 0 than the true values, which are sqrt(count - 1) at
+    most.
 
     PyTorch's own group and layer norm give NaN there.
     """
@@ -582,7 +665,10 @@ def test_variances_beyond_float32(backend: Here, scale: float, eps: float):
         host = normal(*shape) * scale
         x, dy = backend.array(host, "float32"), backend.array(normal(*shape, seed=1), "float32")
         for call in (
-            lambda x: (ops.batch_norm(x, None, None, training=True, eps=eps), ops.batch_norm_backward),
+            lambda x: (
+                ops.batch_norm(x, None, None, training=True, eps=eps),
+                ops.batch_norm_backward,
+            ),
             lambda x: (ops.group_norm(x, 1, eps=eps), ops.group_norm_backward),
             lambda x: (ops.layer_norm(x, x.shape[-1], eps=eps), ops.layer_norm_backward),
         ):

@@ -28,8 +28,12 @@ modes = pytest.mark.parametrize("mode", BY_NUMPY)
 
 
 def by_numpy(x: np.ndarray, flat: Any, mode: str, value: float = 0.0) -> np.ndarray:
-    pairs = [(0, 0)] * (x.ndim - len(flat) // 2) + [tuple(flat[i : i + 2]) for i in range(len(flat) - 2, -1, -2)]
-    return np.pad(x, pairs, BY_NUMPY[mode], **({"constant_values": value} if mode == "constant" else {}))
+    pairs = [(0, 0)] * (x.ndim - len(flat) // 2) + [
+        tuple(flat[i : i + 2]) for i in range(len(flat) - 2, -1, -2)
+    ]
+    return np.pad(
+        x, pairs, BY_NUMPY[mode], **({"constant_values": value} if mode == "constant" else {})
+    )
 
 
 @st.composite
@@ -40,13 +44,18 @@ def drawn(draw: st.DrawFn) -> tuple:
     for n in reversed(size):
         most = {"reflect": n - 1, "circular": n}.get(mode, 4)
         flat += [draw(st.integers(0, most)), draw(st.integers(0, most))]
-    return mode, (draw(st.integers(1, 2)), 2, *size), flat[: draw(st.sampled_from(range(0, len(flat) + 1, 2)))]
+    return (
+        mode,
+        (draw(st.integers(1, 2)), 2, *size),
+        flat[: draw(st.sampled_from(range(0, len(flat) + 1, 2)))],
+    )
 
 
 @settings(max_examples=25)
 @given(case=drawn(), dtype=st.sampled_from(DTYPES), layout=st.sampled_from(LAYOUTS))
 def test_values_and_adjoint(backend: Here, case: tuple, dtype: str, layout: str):
-    """The op is linear, so its gradient is right if <pad(x), dy> = <x, dx> for x that are one in a single place."""
+    """The op is linear, so its gradient is right if <pad(x), dy> = <x, dx> for x that are one in a
+    single place."""
     mode, shape, flat = case
     host = normal(*shape)
     x = laid_out(backend, host, dtype, layout)
@@ -68,7 +77,9 @@ def test_numerical_gradient(backend: Here, mode: str):
     y, cache = pad(backend.array(host), flat, mode)
     dy = backend.array(normal(*y.shape, seed=1))
     gradient = pad_backward(dy, cache)
-    gradient_agrees(backend, gradient, lambda a: backend.xp.sum(pad(a, flat, mode, keep=False)[0] * dy), host)
+    gradient_agrees(
+        backend, gradient, lambda a: backend.xp.sum(pad(a, flat, mode, keep=False)[0] * dy), host
+    )
 
 
 @modes
@@ -88,7 +99,12 @@ def test_against_pytorch(backend: Here, mode: str):
 def test_any_axis_and_any_value(backend: Here):
     host = normal(2, 3)
     x = backend.array(host)
-    agree(backend, pad(x, [1, 0, 0, 2], value=-np.inf)[0], by_numpy(host, [1, 0, 0, 2], "constant", -np.inf), x)
+    agree(
+        backend,
+        pad(x, [1, 0, 0, 2], value=-np.inf)[0],
+        by_numpy(host, [1, 0, 0, 2], "constant", -np.inf),
+        x,
+    )
     agree(backend, pad(x, ())[0], host, x)
 
 
@@ -100,7 +116,9 @@ def test_empty_batch_and_one_cell(backend: Here, mode: str):
     assert tuple(pad_backward(y, cache).shape) == (0, 2, 4)
     if mode != "reflect":
         one = backend.array(np.full((1, 1, 1), 3.0))
-        agree(backend, pad(one, (1, 1), mode)[0], by_numpy(np.full((1, 1, 1), 3.0), (1, 1), mode), one)
+        agree(
+            backend, pad(one, (1, 1), mode)[0], by_numpy(np.full((1, 1, 1), 3.0), (1, 1), mode), one
+        )
 
 
 @with_each_kernel
@@ -121,7 +139,12 @@ def test_a_gradient_that_is_one_number_broadcast(backend: Here):
         (ArgumentError, ("value", "constant"), (1, 1), {"mode": "circular", "value": 1.0}),
         (ShapeError, ("at most 8 numbers",), (0,) * 10, {}),
         (ShapeError, ("reflect", "at most 3 cells to 4", "(4, 0)"), (4, 0), {"mode": "reflect"}),
-        (ShapeError, ("circular", "at most 3 cells to 3", "(0, 4)"), (0, 0, 0, 4), {"mode": "circular"}),
+        (
+            ShapeError,
+            ("circular", "at most 3 cells to 3", "(0, 4)"),
+            (0, 0, 0, 4),
+            {"mode": "circular"},
+        ),
     ],
 )
 def test_errors(backend: Here, kind, words, flat, options):

@@ -1,4 +1,5 @@
-"""Pooling and its gradients against loops and PyTorch: ties, padding, windows that do not divide, drawn geometries."""
+"""Pooling and its gradients against loops and PyTorch: ties, padding, windows that do not divide,
+drawn geometries."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +37,8 @@ from portacnn.ops import (
 
 @dataclass(frozen=True)
 class Case:
-    """One pooling: the shape, and the options as a caller writes them. ``dilation`` is for the maximum only."""
+    """One pooling: the shape, and the options as a caller writes them. ``dilation`` is for the
+    maximum only."""
 
     shape: tuple[int, int, int, int]
     kernel: Any
@@ -49,7 +51,9 @@ class Case:
     def plain(self) -> tuple:
         """(kernel, stride, pads, dilation, (OH, OW)), every one written out for both axes."""
         stride = self.kernel if self.stride is None else self.stride
-        kernel, stride, dilation = (v if isinstance(v, tuple) else (v, v) for v in (self.kernel, stride, self.dilation))
+        kernel, stride, dilation = (
+            v if isinstance(v, tuple) else (v, v) for v in (self.kernel, stride, self.dilation)
+        )
         pads = oracles.pads_of(self.padding, self.shape[2:], kernel, stride, dilation)
         out = tuple(
             oracles.output_count(*axis, self.ceil_mode)
@@ -62,7 +66,11 @@ class Case:
         return max_pool2d(x, self.kernel, **options, ceil_mode=self.ceil_mode, **more)
 
     def mean(self, x: Any, **more: Any) -> tuple:
-        options = {"stride": self.stride, "padding": self.padding, "count_include_pad": self.count_include_pad}
+        options = {
+            "stride": self.stride,
+            "padding": self.padding,
+            "count_include_pad": self.count_include_pad,
+        }
         return avg_pool2d(x, self.kernel, **options, ceil_mode=self.ceil_mode, **more)
 
 
@@ -82,7 +90,9 @@ CASES = {
     "ceil over the padding's end, not counted": Case(
         (1, 1, 6, 6), 3, 2, padding=1, ceil_mode=True, count_include_pad=False
     ),
-    "a last window that would start in the padding": Case((1, 1, 4, 4), 2, 3, padding=1, ceil_mode=True),
+    "a last window that would start in the padding": Case(
+        (1, 1, 4, 4), 2, 3, padding=1, ceil_mode=True
+    ),
     "dilation": Case((1, 2, 7, 8), (3, 2), 2, dilation=(2, 3), padding=(1, 0)),
     "the whole image": Case((2, 2, 3, 4), (3, 4)),
     "more taps than an int8 counts": Case((1, 1, 13, 12), (12, 11), 1),
@@ -106,7 +116,13 @@ def drawn(draw: st.DrawFn, dilations: int = 1) -> Case:
         size.append(draw(st.integers(least, least + 5)))
     shape = (draw(st.integers(1, 2)), draw(st.integers(1, 2)), *size)
     return Case(
-        shape, kernel, draw(st.none() | both(1, 4)), padding, dilation, draw(st.booleans()), draw(st.booleans())
+        shape,
+        kernel,
+        draw(st.none() | both(1, 4)),
+        padding,
+        dilation,
+        draw(st.booleans()),
+        draw(st.booleans()),
     )
 
 
@@ -115,12 +131,16 @@ def sees_the_input(case: Case) -> bool:
     kernel, stride, pads, dilation, out = case.plain()
     return all(
         any(0 <= i * s + a * d - before < n for a in range(k))
-        for n, k, s, (before, _), d, o in zip(case.shape[2:], kernel, stride, pads, dilation, out, strict=True)
+        for n, k, s, (before, _), d, o in zip(
+            case.shape[2:], kernel, stride, pads, dilation, out, strict=True
+        )
         for i in range(o)
     )
 
 
-def check_maximum(here: Here, case: Case, x: np.ndarray, dtype: str, layouts: tuple[str, str]) -> None:
+def check_maximum(
+    here: Here, case: Case, x: np.ndarray, dtype: str, layouts: tuple[str, str]
+) -> None:
     expected, chosen = oracles.max_pool2d(x, *case.plain())
     dy = normal(*expected.shape, seed=1)
     xs, dys = (laid_out(here, a, dtype, layout) for a, layout in zip((x, dy), layouts, strict=True))
@@ -134,7 +154,9 @@ def check_maximum(here: Here, case: Case, x: np.ndarray, dtype: str, layouts: tu
 def check_mean(here: Here, case: Case, x: np.ndarray, dtype: str, layouts: tuple[str, str]) -> None:
     kernel, stride, pads, _, out = case.plain()
     dy = normal(*x.shape[:2], *out, seed=1)
-    expected, gradient = oracles.avg_pool2d(x, dy, kernel, stride, pads, out, case.count_include_pad)
+    expected, gradient = oracles.avg_pool2d(
+        x, dy, kernel, stride, pads, out, case.count_include_pad
+    )
     xs, dys = (laid_out(here, a, dtype, layout) for a, layout in zip((x, dy), layouts, strict=True))
     with untouched(here, xs, dys):
         y, cache = case.mean(xs)
@@ -160,9 +182,16 @@ layouts_drawn = st.tuples(*[st.sampled_from(LAYOUTS)] * 2)
 
 
 @settings(max_examples=25)
-@given(case=drawn(dilations=3), dtype=st.sampled_from(DTYPES), layouts=layouts_drawn, levels=st.integers(1, 6))
+@given(
+    case=drawn(dilations=3),
+    dtype=st.sampled_from(DTYPES),
+    layouts=layouts_drawn,
+    levels=st.integers(1, 6),
+)
 @with_each_kernel
-def test_maximum_drawn(backend: Here, case: Case, dtype: str, layouts: tuple[str, str], levels: int):
+def test_maximum_drawn(
+    backend: Here, case: Case, dtype: str, layouts: tuple[str, str], levels: int
+):
     """With few levels there are many ties."""
     assume(sees_the_input(case))
     check_maximum(backend, case, np.floor(normal(*case.shape, seed=3) * levels), dtype, layouts)
@@ -202,7 +231,11 @@ def test_pytorchs_pooling(backend: Here, case: Case):
     theirs = [lambda leaf: F.max_pool2d(leaf, kernel, stride, padding, dilation, case.ceil_mode)]
     if without_dilation(case):
         ours.append((case.mean, avg_pool2d_backward))
-        theirs.append(lambda leaf: F.avg_pool2d(leaf, kernel, stride, padding, case.ceil_mode, case.count_include_pad))
+        theirs.append(
+            lambda leaf: F.avg_pool2d(
+                leaf, kernel, stride, padding, case.ceil_mode, case.count_include_pad
+            )
+        )
     for (forward, backward), torchs in zip(ours, theirs, strict=True):
         leaf = torch.tensor(host, requires_grad=True)
         expected = torchs(leaf)
@@ -213,20 +246,29 @@ def test_pytorchs_pooling(backend: Here, case: Case):
         agree(backend, backward(backend.array(dy), cache), leaf.grad.numpy(), x)
 
 
-@pytest.mark.parametrize("name", ["overlapping", "asymmetric pads", "ceil over the padding's end, not counted"])
+@pytest.mark.parametrize(
+    "name", ["overlapping", "asymmetric pads", "ceil over the padding's end, not counted"]
+)
 @with_each_kernel
 def test_numerical_gradient(backend: Here, name: str):
     case = CASES[name]
     host = distinct(1, 1, *case.shape[2:])
-    for forward, backward in ((case.maximum, max_pool2d_backward), (case.mean, avg_pool2d_backward)):
+    for forward, backward in (
+        (case.maximum, max_pool2d_backward),
+        (case.mean, avg_pool2d_backward),
+    ):
         y, cache = forward(backend.array(host))
         dy = backend.array(normal(*y.shape, seed=4))
         dx = backward(dy, cache)
-        gradient_agrees(backend, dx, lambda a, f=forward, dy=dy: backend.xp.sum(f(a, keep=False)[0] * dy), host)
+        gradient_agrees(
+            backend, dx, lambda a, f=forward, dy=dy: backend.xp.sum(f(a, keep=False)[0] * dy), host
+        )
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("name", ["2x2, as SimpleConvNet", "padded, not counted", "asymmetric pads, ceil"])
+@pytest.mark.parametrize(
+    "name", ["2x2, as SimpleConvNet", "padded, not counted", "asymmetric pads, ceil"]
+)
 @with_each_kernel
 def test_memory_layouts(backend: Here, name: str, layout: str):
     x = np.round(normal(*CASES[name].shape, seed=8) * 2)
@@ -250,7 +292,10 @@ def test_of_equal_maxima_the_first_takes_the_gradient(backend: Here):
 @with_each_kernel
 def test_padding_is_nobodys_maximum(backend: Here, padding: Any, dtype: str):
     least = -3e38 if dtype == "float32" else -1e308
-    for case in (Case((1, 1, 4, 5), 3, 2, padding), Case((1, 1, 4, 5), 3, 2, padding, ceil_mode=True)):
+    for case in (
+        Case((1, 1, 4, 5), 3, 2, padding),
+        Case((1, 1, 4, 5), 3, 2, padding, ceil_mode=True),
+    ):
         check_maximum(backend, case, np.full(case.shape, least), dtype, ("packed", "packed"))
         y, _ = case.maximum(backend.array(np.full(case.shape, -np.inf), dtype))
         assert np.all(backend.host(y) == -np.inf)
@@ -288,17 +333,26 @@ def test_padding_up_to_half_of_the_dilated_kernel(backend: Here):
 def test_no_window_sees_nothing_but_padding(backend: Here):
     x = backend.array(np.ones((1, 1, 1, 1)))
     refuses(
-        ArgumentError, "max_pool2d: ", "padding", "3", call=lambda: max_pool2d(x, 2, stride=1, dilation=5, padding=3)
+        ArgumentError,
+        "max_pool2d: ",
+        "padding",
+        "3",
+        call=lambda: max_pool2d(x, 2, stride=1, dilation=5, padding=3),
     )
 
 
 @pytest.mark.parametrize("n", [0, 1])
-@pytest.mark.parametrize("name", ["2x2, as SimpleConvNet", "padded, not counted", "asymmetric pads, ceil"])
+@pytest.mark.parametrize(
+    "name", ["2x2, as SimpleConvNet", "padded, not counted", "asymmetric pads, ceil"]
+)
 @with_each_kernel
 def test_batches_of_one_and_of_none(backend: Here, name: str, n: int):
     case = CASES[name]
     x = backend.array(normal(3, *case.shape[1:]), "float32")
-    for forward, backward in ((case.maximum, max_pool2d_backward), (case.mean, avg_pool2d_backward)):
+    for forward, backward in (
+        (case.maximum, max_pool2d_backward),
+        (case.mean, avg_pool2d_backward),
+    ):
         whole, whole_cache = forward(x)
         y, cache = forward(x[:n, ...])
         agree(backend, y, backend.host(whole)[:n], x)
@@ -308,13 +362,21 @@ def test_batches_of_one_and_of_none(backend: Here, name: str, n: int):
 @with_each_kernel
 def test_nothing_is_kept_unasked(backend: Here):
     x = backend.array(normal(1, 2, 5, 5))
-    for op, backward, name in ((max_pool2d, max_pool2d_backward, "max"), (avg_pool2d, avg_pool2d_backward, "avg")):
+    for op, backward, name in (
+        (max_pool2d, max_pool2d_backward, "max"),
+        (avg_pool2d, avg_pool2d_backward, "avg"),
+    ):
         other = {"max": avg_pool2d, "avg": max_pool2d}[name]
         y, cache = op(x, 3, stride=2, padding=1, keep=False)
         assert cache is None
         agree(backend, y, backend.host(op(x, 3, stride=2, padding=1)[0]), x)
         refuses(StateError, "keep=True", call=lambda b=backward, y=y: b(y, None))
-        refuses(StateError, "max_pool", "avg_pool", call=lambda b=backward, y=y, other=other: b(y, other(x, 3)[1]))
+        refuses(
+            StateError,
+            "max_pool",
+            "avg_pool",
+            call=lambda b=backward, y=y, other=other: b(y, other(x, 3)[1]),
+        )
 
 
 @pytest.mark.parametrize(
@@ -322,14 +384,32 @@ def test_nothing_is_kept_unasked(backend: Here):
     [
         (ShapeError, ("height x width", "got 3 axes", "2x5x6"), (2, 5, 6), 2, {}),
         (ShapeError, ("kernel 6x6", "input 5x6"), (1, 2, 5, 6), 6, {}),
-        (ShapeError, ("kernel 6x6", "input 5x6"), (1, 2, 5, 6), 6, {"ceil_mode": True, "stride": 1}),
+        (
+            ShapeError,
+            ("kernel 6x6", "input 5x6"),
+            (1, 2, 5, 6),
+            6,
+            {"ceil_mode": True, "stride": 1},
+        ),
         (ShapeError, ("kernel 4x4", "input 1x1", "padded to 3x3"), (1, 2, 1, 1), 4, {"padding": 1}),
         (ArgumentError, ("kernel_size", "at least 1", "0"), (1, 2, 5, 6), 0, {}),
         (ArgumentError, ("kernel_size", "2 of them", "(2, 2, 2)"), (1, 2, 5, 6), (2, 2, 2), {}),
         (ArgumentError, ("stride", "at least 1", "-2"), (1, 2, 5, 6), 2, {"stride": -2}),
         (ArgumentError, ("padding", "at least 0", "-1"), (1, 2, 5, 6), 2, {"padding": -1}),
-        (ArgumentError, ("padding (2, 2)", "half of the kernel 3"), (1, 2, 5, 6), 3, {"padding": 2}),
-        (ArgumentError, ("padding (0, 2)", "half of the kernel 2"), (1, 2, 5, 6), 2, {"padding": ((0, 0), (0, 2))}),
+        (
+            ArgumentError,
+            ("padding (2, 2)", "half of the kernel 3"),
+            (1, 2, 5, 6),
+            3,
+            {"padding": 2},
+        ),
+        (
+            ArgumentError,
+            ("padding (0, 2)", "half of the kernel 2"),
+            (1, 2, 5, 6),
+            2,
+            {"padding": ((0, 0), (0, 2))},
+        ),
     ],
 )
 def test_errors(backend: Here, kind, words, shape, kernel, options):
@@ -339,11 +419,15 @@ def test_errors(backend: Here, kind, words, shape, kernel, options):
 
 
 def test_integers_and_lists(backend: Here):
-    refuses_integers_and_lists(backend, "max_pool2d: ", lambda x: max_pool2d(x, 2), normal(1, 1, 2, 2))
-    refuses_integers_and_lists(backend, "avg_pool2d: ", lambda x: avg_pool2d(x, 2), normal(1, 1, 2, 2))
+    refuses_integers_and_lists(
+        backend, "max_pool2d: ", lambda x: max_pool2d(x, 2), normal(1, 1, 2, 2)
+    )
+    refuses_integers_and_lists(
+        backend, "avg_pool2d: ", lambda x: avg_pool2d(x, 2), normal(1, 1, 2, 2)
+    )
 
 
-# --- at the edges -----------------------------------------------------------------------------------------------------
+# --- at the edges ---------------------------------------------------------------------------------
 
 
 @settings(derandomize=True, max_examples=12, deadline=None)
@@ -353,11 +437,16 @@ def test_the_gradient_goes_to_nan_as_in_pytorch(backend: Here, data: st.DataObje
     """To the last of several in a window; of ordinary equals to the first."""
     torch = pytest.importorskip("torch")
     functional = torch.nn.functional
-    size, kernel = data.draw(st.tuples(*[st.integers(3, 8)] * 2)), data.draw(st.tuples(*[st.integers(1, 3)] * 2))
+    size, kernel = (
+        data.draw(st.tuples(*[st.integers(3, 8)] * 2)),
+        data.draw(st.tuples(*[st.integers(1, 3)] * 2)),
+    )
     stride = data.draw(st.just(kernel) | st.tuples(*[st.integers(1, 3)] * 2))
     padding, ceil_mode = data.draw(st.integers(0, min(kernel) // 2)), data.draw(st.booleans())
     output = data.draw(st.tuples(*[st.integers(1, 3)] * 2))
-    host = np.round(normal(data.draw(st.sampled_from([1, 3, 9])), 2, *size, seed=data.draw(st.integers(0, 99))))
+    host = np.round(
+        normal(data.draw(st.sampled_from([1, 3, 9])), 2, *size, seed=data.draw(st.integers(0, 99)))
+    )
     host[
         np.random.default_rng(data.draw(st.integers(0, 99))).random(host.shape)
         < data.draw(st.sampled_from([0.05, 0.5, 1]))
@@ -386,18 +475,30 @@ def test_the_gradient_goes_to_nan_as_in_pytorch(backend: Here, data: st.DataObje
 
 
 @pytest.mark.parametrize(
-    ("dtype", "exact"), [("float32", 2**24), ("float16", 2**11), ("bfloat16", 2**8), ("float64", 2**24)]
+    ("dtype", "exact"),
+    [("float32", 2**24), ("float16", 2**11), ("bfloat16", 2**8), ("float64", 2**24)],
 )
 @with_each_kernel
 def test_windows_are_counted_beyond_what_floats_count(backend: Here, dtype: str, exact: int):
-    """Three windows of three cells: the first half beside the input, the last with one cell in it. Of ones the mean is 1."""
-    if not hasattr(backend.xp, dtype) or (exact > 2**12 and backend.backend.name == "array_api_strict"):
+    """Three windows of three cells: the first half beside the input, the last with one cell in it.
+    Of ones the mean is 1."""
+    if not hasattr(backend.xp, dtype) or (
+        exact > 2**12 and backend.backend.name == "array_api_strict"
+    ):
         return
     length = 2 * (exact + 1)
-    one = backend.xp.ones((1, 1, 1, 1), dtype=getattr(backend.xp, dtype), device=backend.backend.device)
+    one = backend.xp.ones(
+        (1, 1, 1, 1), dtype=getattr(backend.xp, dtype), device=backend.backend.device
+    )
     x = backend.xp.broadcast_to(one, (1, 1, 1, length))
     y, _ = avg_pool2d(
-        x, (1, 3), stride=(1, exact + 1), padding=(0, 1), ceil_mode=True, count_include_pad=False, keep=False
+        x,
+        (1, 3),
+        stride=(1, exact + 1),
+        padding=(0, 1),
+        ceil_mode=True,
+        count_include_pad=False,
+        keep=False,
     )
     got = backend.host(backend.xp.astype(y, backend.xp.float64))
     np.testing.assert_allclose(got, np.ones((1, 1, 1, 3)), rtol=1e-6)

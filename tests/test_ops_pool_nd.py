@@ -1,4 +1,5 @@
-"""Pooling in one and three dimensions, adaptive and global pooling: by loops, numerically, and against PyTorch."""
+"""Pooling in one and three dimensions, adaptive and global pooling: by loops, numerically, and
+against PyTorch."""
 
 from typing import Any
 
@@ -57,7 +58,12 @@ CASES = {
         {"kernel_size": 3, "stride": 1, "padding": ((2, 2), (2, 2))},
         ((3, 3), (1, 1), ((2, 2), (2, 2)), (1, 1)),
     ),
-    "3d": ((2, 2, 4, 3, 5), (2, 1, 2), {"kernel_size": 2}, ((2,) * 3, (2,) * 3, ((0, 0),) * 3, (1,) * 3)),
+    "3d": (
+        (2, 2, 4, 3, 5),
+        (2, 1, 2),
+        {"kernel_size": 2},
+        ((2,) * 3, (2,) * 3, ((0, 0),) * 3, (1,) * 3),
+    ),
     "3d, padded": (
         (1, 2, 3, 4, 3),
         (2, 4, 2),
@@ -94,7 +100,10 @@ def test_max_pool(backend: Here, name: str, dtype: str):
         expected, chosen = oracles_nd.max_pool(host, out, *plain)
         dy_host = normal(*expected.shape, seed=1)
         for layout in ("packed", "batch_last", "stepped"):
-            x, dy = laid_out(backend, host, dtype, layout), laid_out(backend, dy_host, dtype, layout)
+            x, dy = (
+                laid_out(backend, host, dtype, layout),
+                laid_out(backend, dy_host, dtype, layout),
+            )
             with untouched(backend, x, dy):
                 y, cache = pool(x, **options)
                 dx = pool_backward(dy, cache)
@@ -114,7 +123,10 @@ def test_avg_pool(backend: Here, name: str, include: bool, dtype: str):
         expected, shares = oracles_nd.avg_pool(host, out, kernel, stride, pads, include, divisor)
         dy_host = normal(*expected.shape, seed=1)
         for layout in LAYOUTS:
-            x, dy = laid_out(backend, host, dtype, layout), laid_out(backend, dy_host, dtype, layout)
+            x, dy = (
+                laid_out(backend, host, dtype, layout),
+                laid_out(backend, dy_host, dtype, layout),
+            )
             with untouched(backend, x, dy):
                 y, cache = pool(x, **options, count_include_pad=include, divisor_override=divisor)
                 dx = pool_backward(dy, cache)
@@ -136,7 +148,9 @@ ADAPTIVE = {
 @with_each_kernel
 def test_adaptive_values_and_maxima(backend: Here, name: str, dtype: str):
     shape, out = ADAPTIVE[name]
-    (avg, _), (maximum, max_backward) = (face(f"adaptive_{kind}_pool", len(out)) for kind in ("avg", "max"))
+    (avg, _), (maximum, max_backward) = (
+        face(f"adaptive_{kind}_pool", len(out)) for kind in ("avg", "max")
+    )
     host = normal(*shape)
     for layout in LAYOUTS:
         x = laid_out(backend, host, dtype, layout)
@@ -148,7 +162,12 @@ def test_adaptive_values_and_maxima(backend: Here, name: str, dtype: str):
         x, dy = backend.array(values, dtype), normal(*expected.shape, seed=1)
         y, cache = maximum(x, out)
         np.testing.assert_array_equal(backend.host(y), expected.astype(dtype))
-        agree(backend, max_backward(backend.array(dy, dtype), cache), oracles_nd.routed(shape, chosen, dy), x)
+        agree(
+            backend,
+            max_backward(backend.array(dy, dtype), cache),
+            oracles_nd.routed(shape, chosen, dy),
+            x,
+        )
 
 
 @pytest.mark.parametrize("name", ADAPTIVE)
@@ -161,12 +180,16 @@ def test_numerical_gradient_of_adaptive_means(backend: Here, name: str):
     dy = backend.array(normal(*y.shape, seed=1))
     with untouched(backend, dy):
         gradient = avg_backward(dy, cache)
-    gradient_agrees(backend, gradient, lambda a: backend.xp.sum(avg(a, out, keep=False)[0] * dy), host)
+    gradient_agrees(
+        backend, gradient, lambda a: backend.xp.sum(avg(a, out, keep=False)[0] * dy), host
+    )
 
 
 @settings(max_examples=15)
 @given(
-    sizes=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 7) | st.none()), min_size=2, max_size=3),
+    sizes=st.lists(
+        st.tuples(st.integers(1, 6), st.integers(1, 7) | st.none()), min_size=2, max_size=3
+    ),
     layouts=st.tuples(*[st.sampled_from(LAYOUTS)] * 2),
 )
 @with_each_kernel
@@ -183,7 +206,12 @@ def test_adaptive_against_pytorch(backend: Here, sizes: list, layouts: tuple):
         x = laid_out(backend, host, layout=layouts[0])
         y, cache = pool(x, out)
         agree(backend, y, expected.detach().numpy(), x)
-        agree(backend, pool_backward(laid_out(backend, dy, layout=layouts[1]), cache), leaf.grad.numpy(), x)
+        agree(
+            backend,
+            pool_backward(laid_out(backend, dy, layout=layouts[1]), cache),
+            leaf.grad.numpy(),
+            x,
+        )
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3, 4])
@@ -196,10 +224,17 @@ def test_global_pools(backend: Here, axes: int):
     dy = backend.array(dy_host)
     y, cache = ops.global_avg_pool(x)
     agree(backend, y, flat.mean(axis=2).reshape(dy_host.shape), x)
-    agree(backend, ops.global_avg_pool_backward(dy, cache), np.broadcast_to(dy_host / flat.shape[2], shape), x)
+    agree(
+        backend,
+        ops.global_avg_pool_backward(dy, cache),
+        np.broadcast_to(dy_host / flat.shape[2], shape),
+        x,
+    )
     y, cache = ops.global_max_pool(x)
     agree(backend, y, flat.max(axis=2).reshape(dy_host.shape), x)
-    expected = np.where(host == host.max(axis=tuple(range(2, axes + 2)), keepdims=True), dy_host, 0.0)
+    expected = np.where(
+        host == host.max(axis=tuple(range(2, axes + 2)), keepdims=True), dy_host, 0.0
+    )
     agree(backend, ops.global_max_pool_backward(dy, cache), expected, x)
 
 
@@ -209,7 +244,11 @@ def test_the_mean_of_a_large_image_keeps_its_digits(backend: Here):
     for layout in ("packed", "batch_last"):
         x = laid_out(backend, host, layout=layout)
         assert (
-            abs(float(backend.host(ops.global_avg_pool(x, keep=False)[0])[0, 0, 0, 0]) / host.mean(dtype="float64") - 1)
+            abs(
+                float(backend.host(ops.global_avg_pool(x, keep=False)[0])[0, 0, 0, 0])
+                / host.mean(dtype="float64")
+                - 1
+            )
             < 1e-6
         )
 
@@ -217,7 +256,10 @@ def test_the_mean_of_a_large_image_keeps_its_digits(backend: Here):
 @with_each_kernel
 def test_a_constant_stays_what_it_is(backend: Here):
     x = backend.array(np.full((1, 1, 5, 7), 3.25), "float32")
-    for y in (ops.avg_pool2d(x, 3, padding=1, count_include_pad=False)[0], ops.adaptive_avg_pool2d(x, (3, 4))[0]):
+    for y in (
+        ops.avg_pool2d(x, 3, padding=1, count_include_pad=False)[0],
+        ops.adaptive_avg_pool2d(x, (3, 4))[0],
+    ):
         assert np.allclose(backend.host(y), 3.25, rtol=2e-7)
 
 
@@ -243,21 +285,49 @@ def test_nothing_kept(backend: Here):
 
 def test_errors(backend: Here):
     x = backend.array(normal(1, 2, 5))
-    refuses(ShapeError, "max_pool1d: ", "length", "got 4 axes", call=lambda: ops.max_pool1d(x[None, ...], 2))
+    refuses(
+        ShapeError,
+        "max_pool1d: ",
+        "length",
+        "got 4 axes",
+        call=lambda: ops.max_pool1d(x[None, ...], 2),
+    )
     refuses(ShapeError, "avg_pool3d: ", "depth", "got 3 axes", call=lambda: ops.avg_pool3d(x, 2))
     refuses(ShapeError, "max_pool1d: ", "kernel 6", "input 5", call=lambda: ops.max_pool1d(x, 6))
-    refuses(ShapeError, "kernel 7", "input 5", call=lambda: ops.max_pool1d(x, 7, stride=2, ceil_mode=True))
-    refuses(ArgumentError, "max_pool1d: ", "half of the kernel 2", call=lambda: ops.max_pool1d(x, 2, padding=2))
+    refuses(
+        ShapeError,
+        "kernel 7",
+        "input 5",
+        call=lambda: ops.max_pool1d(x, 7, stride=2, ceil_mode=True),
+    )
+    refuses(
+        ArgumentError,
+        "max_pool1d: ",
+        "half of the kernel 2",
+        call=lambda: ops.max_pool1d(x, 2, padding=2),
+    )
     four = {"kernel_size": 2, "padding": ((0, 2),)}
     refuses(ArgumentError, "half of the kernel 2", call=lambda: ops.max_pool1d(x[:, :, :4], **four))
     two = backend.array(normal(1, 1, 2))
     blind = {"kernel_size": 2, "dilation": 3, "padding": 1}
-    refuses(ArgumentError, "max_pool1d: ", "nothing else to see", call=lambda: ops.max_pool1d(two, **blind))
+    refuses(
+        ArgumentError,
+        "max_pool1d: ",
+        "nothing else to see",
+        call=lambda: ops.max_pool1d(two, **blind),
+    )
     for divisor in (0, 1.5):
         call = lambda divisor=divisor: ops.avg_pool1d(x, 2, divisor_override=divisor)  # noqa: E731
         refuses(ArgumentError, "avg_pool1d: ", "divisor_override", call=call)
-    refuses(ArgumentError, "adaptive_avg_pool1d: ", "output_size", call=lambda: ops.adaptive_avg_pool1d(x, 0))
-    refuses(ArgumentError, "output_size", "1 of them", call=lambda: ops.adaptive_max_pool1d(x, (2, 2)))
+    refuses(
+        ArgumentError,
+        "adaptive_avg_pool1d: ",
+        "output_size",
+        call=lambda: ops.adaptive_avg_pool1d(x, 0),
+    )
+    refuses(
+        ArgumentError, "output_size", "1 of them", call=lambda: ops.adaptive_max_pool1d(x, (2, 2))
+    )
     refuses(ShapeError, "at least one cell", call=lambda: ops.adaptive_avg_pool1d(x[:, :, :0], 2))
     refuses(ShapeError, "global_avg_pool: ", "*S", call=lambda: ops.global_avg_pool(x[:, :, 0]))
     refuses_integers_and_lists(backend, "global_max_pool: ", ops.global_max_pool, normal(1, 1, 2))

@@ -1,4 +1,5 @@
-"""The optimizers' steps against torch.optim and against loops over numbers; what ``ok`` holds back."""
+"""The optimizers' steps against torch.optim and against loops over numbers; what ``ok`` holds
+back."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -23,7 +24,9 @@ class Rule(NamedTuple):
     torch: Callable[[Any, list], Any]
 
 
-def rule(slots: int, update: Callable[..., None], number: Callable, torchs: Callable, **rates: float) -> Rule:
+def rule(
+    slots: int, update: Callable[..., None], number: Callable, torchs: Callable, **rates: float
+) -> Rule:
     def step(params: list, grads: list, *states: list, count: int, ok: Array | None = None) -> None:
         counted = {"step": count} if update is adam_update else {}
         update(params, grads, *states, **rates, **counted, ok=ok)
@@ -33,7 +36,11 @@ def rule(slots: int, update: Callable[..., None], number: Callable, torchs: Call
 
 RULES = {
     "sgd": rule(
-        0, sgd_update, lambda p, gs: oracles.sgd(p, gs, 0.1), lambda torch, ps: torch.optim.SGD(ps, lr=0.1), lr=0.1
+        0,
+        sgd_update,
+        lambda p, gs: oracles.sgd(p, gs, 0.1),
+        lambda torch, ps: torch.optim.SGD(ps, lr=0.1),
+        lr=0.1,
     ),
     "momentum": rule(
         1,
@@ -68,7 +75,9 @@ def states_of(here: Here, rule: Rule, dtype: str) -> list[list[Array]]:
     return [writable(here, [np.zeros(shape) for shape in SHAPES], dtype) for _ in range(rule.slots)]
 
 
-def run(here: Here, rule: Rule, dtype: str, ok: bool | None = None) -> tuple[list[Array], list[list[Array]]]:
+def run(
+    here: Here, rule: Rule, dtype: str, ok: bool | None = None
+) -> tuple[list[Array], list[list[Array]]]:
     params, states = writable(here, START, dtype), states_of(here, rule, dtype)
     flag = None if ok is None else here.backend.asarray(np.asarray(ok))
     for t, hosts in enumerate(GRADS, start=1):
@@ -110,9 +119,14 @@ def test_fifty_steps_of_pytorchs(backend: Here, rule: Rule):
 def test_a_step_that_is_not_ok_changes_nothing(backend: Here, rule: Rule):
     """Though its gradients are not finite, and after steps that left a state."""
     params, states = run(backend, rule, "float32")
-    bad = [backend.array(np.where(normal(*shape) > 0, np.nan, np.inf), "float32") for shape in SHAPES]
+    bad = [
+        backend.array(np.where(normal(*shape) > 0, np.nan, np.inf), "float32") for shape in SHAPES
+    ]
     no = backend.backend.asarray(np.asarray(False))
-    with untouched(backend, *params, *(a for state in states for a in state)), np.errstate(invalid="ignore"):
+    with (
+        untouched(backend, *params, *(a for state in states for a in state)),
+        np.errstate(invalid="ignore"),
+    ):
         rule.step(params, bad, *states, count=STEPS + 1, ok=no)
 
 
@@ -124,7 +138,10 @@ def test_arrays_keep_their_identity(backend: Here, rule: Rule):
     held = [*params, *(a for state in states for a in state)]
     grads = [backend.array(g, "float32") for g in GRADS[0]]
     rule.step(params, grads, *states, count=1)
-    assert all(a is b for a, b in zip(held, [*params, *(a for state in states for a in state)], strict=True))
+    assert all(
+        a is b
+        for a, b in zip(held, [*params, *(a for state in states for a in state)], strict=True)
+    )
     for p, start in zip(held, START, strict=False):
         assert not np.array_equal(backend.host(p), start.astype("float32"))
 
@@ -139,7 +156,10 @@ def test_parameters_that_are_views(backend: Here, rule: Rule):
     view[...] = backend.array(start)
     states = [[backend.backend.asarray(np.zeros((4, 3)))] for _ in range(rule.slots)]
     rule.step([view], [g], *states, count=1)
-    expected = [rule.number(float(p), [float(q)]) for p, q in zip(start.flat, backend.host(g).flat, strict=True)]
+    expected = [
+        rule.number(float(p), [float(q)])
+        for p, q in zip(start.flat, backend.host(g).flat, strict=True)
+    ]
     whole = np.zeros((7, 9))
     whole[1:6:2, 2:6] = np.reshape(expected, (4, 3)).T
     if backend.backend.name == "array_api_strict":

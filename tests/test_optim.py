@@ -1,4 +1,5 @@
-"""Optimizers: against PyTorch's and loops by hand, in place, and with updates held back by ``ok``."""
+"""Optimizers: against PyTorch's and loops by hand, in place, and with updates held back by
+``ok``."""
 
 import numpy as np
 import pytest
@@ -22,7 +23,11 @@ every_rule = pytest.mark.parametrize(("kind", "param", "torch_name", "torch_para
 
 def values(backend, seed=0, dtype="float64"):
     rng = np.random.default_rng(seed)
-    hosts = {"a": rng.standard_normal((3, 2)), "b": rng.standard_normal(4), "c": rng.standard_normal((1, 2, 2, 2))}
+    hosts = {
+        "a": rng.standard_normal((3, 2)),
+        "b": rng.standard_normal(4),
+        "c": rng.standard_normal((1, 2, 2, 2)),
+    }
     return {name: backend.backend.asarray(host, dtype) for name, host in hosts.items()}
 
 
@@ -30,10 +35,15 @@ def values(backend, seed=0, dtype="float64"):
 def test_against_pytorch(backend, kind, param, torch_name, torch_param):
     torch = pytest.importorskip("torch")
     params, optimizer = values(backend), kind(**param)
-    held, twin = dict(params), {name: torch.tensor(backend.host(p), requires_grad=True) for name, p in params.items()}
+    held, twin = (
+        dict(params),
+        {name: torch.tensor(backend.host(p), requires_grad=True) for name, p in params.items()},
+    )
     reference = getattr(torch.optim, torch_name)(twin.values(), **torch_param)
     for step in range(5):
-        grads = {name: backend.array(backend.host(g)) for name, g in values(backend, step + 1).items()}
+        grads = {
+            name: backend.array(backend.host(g)) for name, g in values(backend, step + 1).items()
+        }
         before = {name: backend.host(g) for name, g in grads.items()}
         optimizer.update(params, grads)
         for name, p in twin.items():
@@ -41,7 +51,9 @@ def test_against_pytorch(backend, kind, param, torch_name, torch_param):
         reference.step()
         for name, p in params.items():
             assert p is held[name]  # written in place
-            np.testing.assert_allclose(backend.host(p), twin[name].detach().numpy(), rtol=1e-12, atol=1e-14)
+            np.testing.assert_allclose(
+                backend.host(p), twin[name].detach().numpy(), rtol=1e-12, atol=1e-14
+            )
             np.testing.assert_array_equal(backend.host(grads[name]), before[name])
     assert optimizer.steps == 5
 
@@ -74,7 +86,10 @@ def test_against_the_rule_by_hand(backend, kind):
 def test_float32_stays_float32(backend, kind):
     params, optimizer = values(backend, dtype="float32"), kind()
     optimizer.update(params, values(backend, 1, dtype="float32"))
-    for array in (*params.values(), *(a for slot in optimizer.state.values() for a in slot.values())):
+    for array in (
+        *params.values(),
+        *(a for slot in optimizer.state.values() for a in slot.values()),
+    ):
         assert array.dtype == backend.backend.dtype("float32")
         assert array.device == backend.backend.device
 
@@ -124,7 +139,8 @@ def test_lr_may_be_set_between_steps(backend):
 
 
 @pytest.mark.parametrize(
-    ("name", "kind"), [("sgd", SGD), ("momentum", Momentum), ("adam", Adam), ("SGD", SGD), ("Adam", Adam)]
+    ("name", "kind"),
+    [("sgd", SGD), ("momentum", Momentum), ("adam", Adam), ("SGD", SGD), ("Adam", Adam)],
 )
 def test_by_name(name, kind):
     made = make_optimizer(name, {"lr": 0.25})
@@ -137,11 +153,19 @@ def test_by_name(name, kind):
 @pytest.mark.parametrize(
     ("name", "param", "message"),
     [
-        ("adamax", None, "unknown optimizer 'adamax'; known are sgd, momentum, adagrad, rmsprop, adam, adamw"),
+        (
+            "adamax",
+            None,
+            "unknown optimizer 'adamax'; known are sgd, momentum, adagrad, rmsprop, adam, adamw",
+        ),
         (None, None, "unknown optimizer None"),
         (SGD, None, "unknown optimizer"),
         ("sgd", {"eps": 0.9}, "SGD takes lr, momentum, .*; got eps"),
-        ("adam", {"beta3": 1, "alpha": 2}, "Adam takes lr, beta1, beta2, eps, .*; got alpha, beta3"),
+        (
+            "adam",
+            {"beta3": 1, "alpha": 2},
+            "Adam takes lr, beta1, beta2, eps, .*; got alpha, beta3",
+        ),
         ("sgd", {"lr": -0.1}, "lr must be a number of 0 or more, got -0.1"),
         ("sgd", {"lr": float("nan")}, "lr must be a number of 0 or more, got nan"),
         ("sgd", {"lr": float("inf")}, "lr must be"),
@@ -152,7 +176,11 @@ def test_by_name(name, kind):
         ("adam", {"eps": 10**400}, "eps must be a number"),
         ("sgd", {"lr": 10**400}, "lr must be a number"),
         ("sgd", {"lr": np.array([0.1, 0.2])}, "lr must be a number"),
-        ("sgd", {"momentum": 0.9, "nesterov": "false"}, "nesterov must be True or False, got 'false'"),
+        (
+            "sgd",
+            {"momentum": 0.9, "nesterov": "false"},
+            "nesterov must be True or False, got 'false'",
+        ),
         ("rmsprop", {"centered": 1}, "centered must be True or False"),
         ("adam", {"decoupled_weight_decay": None}, "decoupled_weight_decay must be True or False"),
         ("adam", [1], r"optimizer_param must be a dictionary such as {\"lr\": 0\.01}, got \[1\]"),
@@ -192,7 +220,9 @@ def test_a_loaded_state_replaces_all_that_was(backend, kind):
         assert (newer.lr, newer.steps, newer.counts) == (0.125, 1, {"a": 1})
         assert {key for arrays in newer.state.values() for key in arrays} == {"a"}
         for slot, arrays in older.state.items():
-            np.testing.assert_array_equal(backend.host(newer.state[slot]["a"]), backend.host(arrays["a"]))
+            np.testing.assert_array_equal(
+                backend.host(newer.state[slot]["a"]), backend.host(arrays["a"])
+            )
 
 
 @pytest.mark.parametrize(
@@ -239,16 +269,24 @@ def test_one_of_ones_own(backend):
     before = backend.host(params["a"])
     grads = values(backend, 1)
     optimizer.update(params, grads)
-    np.testing.assert_allclose(backend.host(params["a"]), before - 0.5 * np.sign(backend.host(grads["a"])))
+    np.testing.assert_allclose(
+        backend.host(params["a"]), before - 0.5 * np.sign(backend.host(grads["a"]))
+    )
     assert (backend.host(optimizer.state["count"]["a"]) == 1).all()
 
 
 def test_gradients_unlike_their_parameters(backend):
     params = {"a": backend.backend.asarray(np.zeros(3))}
-    with pytest.raises(ShapeError, match=r"SGD: parameter a has the shape \(3,\), its gradient \(1,\)"):
+    with pytest.raises(
+        ShapeError,
+        match=r"SGD: parameter a has the shape \(3,\), its gradient "
+        r"\(1,\)",
+    ):
         SGD(1.0).update(params, {"a": backend.array(np.ones(1))})
     with pytest.raises(ArgumentError, match="no parameter has a gradient: keys a and A"):
         SGD(1.0).update(params, {"A": backend.array(np.ones(3))})
     with pytest.raises(ArrayError, match="must be floating point"):
-        SGD(1.0).update({"a": backend.array(np.ones(3), "int64")}, {"a": backend.array(np.ones(3), "int64")})
+        SGD(1.0).update(
+            {"a": backend.array(np.ones(3), "int64")}, {"a": backend.array(np.ones(3), "int64")}
+        )
     assert backend.host(params["a"]).tolist() == [0, 0, 0]

@@ -1,4 +1,5 @@
-"""Optimizers and clipping against torch.optim, step by step, on every backend; decay by parameter; state to and from files."""
+"""Optimizers and clipping against torch.optim, step by step, on every backend; decay by parameter;
+state to and from files."""
 
 import json
 from functools import cache
@@ -10,10 +11,26 @@ from portacnn import ops
 from portacnn.errors import ArgumentError, ArrayError, ModelFormatError
 from portacnn.flat import Flat, Named
 from portacnn.ops import use_kernels
-from portacnn.optim import OPTIMIZERS, SGD, AdaGrad, Adam, AdamW, Momentum, RMSprop, biases_and_norms, make_optimizer
+from portacnn.optim import (
+    OPTIMIZERS,
+    SGD,
+    AdaGrad,
+    Adam,
+    AdamW,
+    Momentum,
+    RMSprop,
+    biases_and_norms,
+    make_optimizer,
+)
 
 STEPS = 50
-SHAPES = {"conv1.weight": (3, 2, 2, 2), "conv1.bias": (3,), "bn1.weight": (3,), "fc1.weight": (4, 5), "scale": ()}
+SHAPES = {
+    "conv1.weight": (3, 2, 2, 2),
+    "conv1.bias": (3,),
+    "bn1.weight": (3,),
+    "fc1.weight": (4, 5),
+    "scale": (),
+}
 
 
 def betas(arguments):
@@ -35,12 +52,22 @@ CASES = [
     (
         AdaGrad,
         "Adagrad",
-        {"lr": 0.3, "lr_decay": 0.1, "weight_decay": 0.1, "initial_accumulator_value": 0.5, "eps": 1e-3},
+        {
+            "lr": 0.3,
+            "lr_decay": 0.1,
+            "weight_decay": 0.1,
+            "initial_accumulator_value": 0.5,
+            "eps": 1e-3,
+        },
     ),
     (RMSprop, "RMSprop", {}),
     (RMSprop, "RMSprop", {"alpha": 0.9, "eps": 1e-4, "weight_decay": 0.1, "momentum": 0.7}),
     (RMSprop, "RMSprop", {"alpha": 0.8, "eps": 1e-4, "centered": True}),
-    (RMSprop, "RMSprop", {"alpha": 0.8, "eps": 1e-2, "centered": True, "momentum": 0.5, "weight_decay": 0.01}),
+    (
+        RMSprop,
+        "RMSprop",
+        {"alpha": 0.8, "eps": 1e-2, "centered": True, "momentum": 0.5, "weight_decay": 0.01},
+    ),
     (Adam, "Adam", {}),
     (Adam, "Adam", {"lr": 0.05, "beta1": 0.8, "beta2": 0.95, "eps": 1e-4, "weight_decay": 0.1}),
     (Adam, "Adam", {"lr": 0.05, "weight_decay": 0.1, "decoupled_weight_decay": True}),
@@ -70,7 +97,9 @@ def given(here, values, dtype="float64"):
 
 def close(here, params, expected, tolerance=1e-12):
     for path, value in expected.items():
-        np.testing.assert_allclose(here.host(params[path]), value, rtol=tolerance, atol=tolerance, err_msg=path)
+        np.testing.assert_allclose(
+            here.host(params[path]), value, rtol=tolerance, atol=tolerance, err_msg=path
+        )
 
 
 @cache
@@ -109,7 +138,8 @@ def test_fifty_steps_as_in_torch(backend, case, kernels):
 
 
 def in_one_array(here, values, flat=None):
-    """Arrays as a network's lie where slices are views: all in one; alike with those of ``flat``."""
+    """Arrays as a network's lie where slices are views: all in one; alike with those of
+    ``flat``."""
     if not here.backend.views_alias:
         pytest.skip("its slices need not be views")
     flat = flat.like() if flat else Flat(here.backend, SHAPES, "float64")
@@ -120,15 +150,20 @@ def in_one_array(here, values, flat=None):
 
 @pytest.mark.parametrize("kernels", ["auto", "reference"])
 @pytest.mark.parametrize("case", range(len(CASES)), ids=WORDS)
-def test_fifty_steps_as_in_torch_in_one_array_and_by_numbers_on_the_device(backend, case, kernels, monkeypatch):
-    """Learning rate and count come as 0-dimensional arrays, as in a step that is replayed; there is one update of all."""
+def test_fifty_steps_as_in_torch_in_one_array_and_by_numbers_on_the_device(
+    backend, case, kernels, monkeypatch
+):
+    """Learning rate and count come as 0-dimensional arrays, as in a step that is replayed; there is
+    one update of all."""
     if kernels == "reference" and "sgd_update" not in backend.backend.kernels.get("native", {}):
         pytest.skip("it has no kernels of its own")
     kind, _, arguments = CASES[case]
     params, optimizer = in_one_array(backend, start()), kind(**arguments)
     apply, calls = optimizer.apply, []
     monkeypatch.setattr(
-        optimizer, "apply", lambda p, *rest, **common: calls.append(len(p)) or apply(p, *rest, **common)
+        optimizer,
+        "apply",
+        lambda p, *rest, **common: calls.append(len(p)) or apply(p, *rest, **common),
     )
     lr = backend.backend.asarray(np.asarray(optimizer.lr))
     optimizer.lr = 7.0
@@ -142,16 +177,26 @@ def test_fifty_steps_as_in_torch_in_one_array_and_by_numbers_on_the_device(backe
     assert calls == [1] * STEPS
     assert set(optimizer.counts.values()) == {STEPS}
     state = optimizer.state_dict()["arrays"]
-    assert all(state[f"{slot}.{path}"].shape == shape for slot in optimizer.slots for path, shape in SHAPES.items())
+    assert all(
+        state[f"{slot}.{path}"].shape == shape
+        for slot in optimizer.slots
+        for path, shape in SHAPES.items()
+    )
 
 
 def test_in_one_array_what_decays_and_what_does_not_are_two_updates(backend, monkeypatch):
     arguments = {"weight_decay": 0.3, "no_decay": biases_and_norms}
-    params, optimizer, apart = in_one_array(backend, start()), AdamW(**arguments), AdamW(**arguments)
+    params, optimizer, apart = (
+        in_one_array(backend, start()),
+        AdamW(**arguments),
+        AdamW(**arguments),
+    )
     separate = writable(backend, start())
     apply, calls = optimizer.apply, []
     monkeypatch.setattr(
-        optimizer, "apply", lambda p, *rest, **common: calls.append(len(p)) or apply(p, *rest, **common)
+        optimizer,
+        "apply",
+        lambda p, *rest, **common: calls.append(len(p)) or apply(p, *rest, **common),
     )
     for step in range(5):
         grads = in_one_array(backend, gradients(step), params.flats[0])
@@ -183,7 +228,9 @@ def test_a_state_goes_into_one_array_from_a_file_too(backend):
     again = Momentum()
     again.load_state_dict(optimizer.state_dict(), params)
     assert len(again._flat) == 1
-    twin = in_one_array(backend, {path: backend.host(value) for path, value in params.items()}, params.flats[0])
+    twin = in_one_array(
+        backend, {path: backend.host(value) for path, value in params.items()}, params.flats[0]
+    )
     grads = in_one_array(backend, gradients(1), params.flats[0])
     optimizer.update(params, grads)
     again.update(twin, grads)
@@ -198,7 +245,11 @@ def test_float32_stays_float32_and_near(backend, kind, name, arguments):
         narrow_optimizer.update(params, given(backend, gradients(step), "float32"))
         wide_optimizer.update(wide, given(backend, gradients(step)))
     assert all(params[path].dtype == backend.xp.float32 for path in params)
-    assert all(array.dtype == backend.xp.float32 for slot in narrow_optimizer.state.values() for array in slot.values())
+    assert all(
+        array.dtype == backend.xp.float32
+        for slot in narrow_optimizer.state.values()
+        for array in slot.values()
+    )
     close(backend, params, {path: backend.host(value) for path, value in wide.items()}, 1e-4)
 
 
@@ -221,14 +272,19 @@ def test_a_step_that_is_not_ok_changes_nothing(backend, kind, name, arguments):
 
 
 def test_parameters_that_come_later_count_for_themselves(backend):
-    """As in torch: dampening and Adam's correction of the means go by each parameter's own steps."""
+    """As in torch: dampening and Adam's correction of the means go by each parameter's own
+    steps."""
     torch = pytest.importorskip("torch")
     for kind, name, arguments in (CASES[3], CASES[13]):
         theirs = {path: torch.nn.Parameter(torch.tensor(value)) for path, value in start().items()}
         twin = getattr(torch.optim, name)(theirs.values(), **betas(arguments))
         params, optimizer = writable(backend, start()), kind(**arguments)
         for step in range(12):
-            here = {path: g for path, g in gradients(step).items() if step >= 4 or path.startswith("conv1")}
+            here = {
+                path: g
+                for path, g in gradients(step).items()
+                if step >= 4 or path.startswith("conv1")
+            }
             here.pop("bn1.weight" if step % 3 else "conv1.bias", None)
             optimizer.update(params, given(backend, here))
             for path, parameter in theirs.items():
@@ -266,7 +322,9 @@ def test_the_rate_of_one_step(backend):
         ((), set()),
     ],
 )
-@pytest.mark.parametrize(("kind", "name"), [(SGD, "SGD"), (AdamW, "AdamW"), (RMSprop, "RMSprop"), (AdaGrad, "Adagrad")])
+@pytest.mark.parametrize(
+    ("kind", "name"), [(SGD, "SGD"), (AdamW, "AdamW"), (RMSprop, "RMSprop"), (AdaGrad, "Adagrad")]
+)
 def test_decay_by_parameter(backend, kind, name, no_decay, spared):
     torch = pytest.importorskip("torch")
     theirs = {path: torch.nn.Parameter(torch.tensor(value)) for path, value in start().items()}
@@ -275,7 +333,10 @@ def test_decay_by_parameter(backend, kind, name, no_decay, spared):
         {"params": [p for path, p in theirs.items() if path in spared], "weight_decay": 0.0},
     ]
     twin = getattr(torch.optim, name)([group for group in groups if group["params"]], lr=0.1)
-    params, optimizer = writable(backend, start()), kind(lr=0.1, weight_decay=0.2, no_decay=no_decay)
+    params, optimizer = (
+        writable(backend, start()),
+        kind(lr=0.1, weight_decay=0.2, no_decay=no_decay),
+    )
     for step in range(5):
         optimizer.update(params, given(backend, gradients(step)))
         for path, value in gradients(step).items():
@@ -287,7 +348,11 @@ def test_decay_by_parameter(backend, kind, name, no_decay, spared):
 def test_a_name_that_selects_nothing_is_told(backend):
     params = writable(backend, start())
     optimizer = SGD(0.1, weight_decay=0.1, no_decay=("bias", "biass"))
-    with pytest.raises(ArgumentError, match=r"'biass' is none of the parameters conv1\.weight") as caught:
+    with pytest.raises(
+        ArgumentError,
+        match=r"'biass' is none of the parameters "
+        r"conv1\.weight",
+    ) as caught:
         optimizer.update(params, given(backend, gradients(0)))
     assert "scale" in str(caught.value)
     assert optimizer.steps == 0
@@ -310,7 +375,7 @@ def test_centered_rmsprop_of_constant_gradients_stays_finite(backend):
         assert np.isfinite(backend.host(params["w"])).all()
 
 
-# --- state ----------------------------------------------------------------------------------------------------------
+# --- state ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("kind", "name", "arguments"), CASES, ids=WORDS)
@@ -328,7 +393,9 @@ def test_state_goes_to_a_file_and_back(backend, tmp_path, kind, name, arguments)
     first.lr = straight.lr * 2
     state = first.state_dict()
     steps(first, writable(backend, start(1)), range(3))  # the state is a copy
-    save_tensors(tmp_path / "state", state["arrays"], {key: state[key] for key in state if key != "arrays"})
+    save_tensors(
+        tmp_path / "state", state["arrays"], {key: state[key] for key in state if key != "arrays"}
+    )
     arrays, header = load_tensors(tmp_path / "state")
     assert json.loads(json.dumps(header)) == header
     again = kind(**arguments)
@@ -371,7 +438,11 @@ def test_state_that_does_not_fit(backend):
     bad = [
         ({**good, "optimizer": "Adam"}, params, "is of Adam, not of Momentum"),
         ({key: good[key] for key in good if key != "counts"}, params, "counts missing"),
-        ({**good, "arrays": {**arrays, "mean.scale": np.zeros(())}}, params, "unexpected: mean.scale"),
+        (
+            {**good, "arrays": {**arrays, "mean.scale": np.zeros(())}},
+            params,
+            "unexpected: mean.scale",
+        ),
         (
             {**good, "arrays": {k: v for k, v in arrays.items() if "fc1" not in k}},
             params,
@@ -392,11 +463,13 @@ def test_state_that_does_not_fit(backend):
         with pytest.raises(ModelFormatError, match=message):
             optimizer.load_state_dict(state, these)
     after = optimizer.state_dict()
-    assert {k: after[k] for k in after if k != "arrays"} == {k: before[k] for k in before if k != "arrays"}
+    assert {k: after[k] for k in after if k != "arrays"} == {
+        k: before[k] for k in before if k != "arrays"
+    }
     assert all((after["arrays"][name] == before["arrays"][name]).all() for name in before["arrays"])
 
 
-# --- clipping -------------------------------------------------------------------------------------------------------
+# --- clipping -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kernels", ["auto", "reference"])
@@ -405,7 +478,9 @@ def test_state_that_does_not_fit(backend):
 def test_clipping_as_in_torch(backend, max_norm, dtype, kernels):
     torch = pytest.importorskip("torch")
     for seed in range(3):
-        theirs = {path: torch.zeros(shape, dtype=getattr(torch, dtype)) for path, shape in SHAPES.items()}
+        theirs = {
+            path: torch.zeros(shape, dtype=getattr(torch, dtype)) for path, shape in SHAPES.items()
+        }
         for path, value in gradients(seed).items():
             theirs[path].grad = torch.tensor(value, dtype=getattr(torch, dtype))
         expected = torch.nn.utils.clip_grad_norm_(theirs.values(), max_norm)
@@ -416,7 +491,9 @@ def test_clipping_as_in_torch(backend, max_norm, dtype, kernels):
         assert norm.dtype == getattr(backend.xp, dtype)
         tolerance = 1e-6 if dtype == "float32" else 1e-13
         np.testing.assert_allclose(backend.host(norm), expected.numpy(), rtol=tolerance)
-        close(backend, grads, {path: value.grad.numpy() for path, value in theirs.items()}, tolerance)
+        close(
+            backend, grads, {path: value.grad.numpy() for path, value in theirs.items()}, tolerance
+        )
         assert all(g.dtype == getattr(backend.xp, dtype) for g in grads.values())
 
 
@@ -426,10 +503,16 @@ def test_clipping_of_nothing_and_of_too_much(backend):
             zeros = [backend.backend.asarray(np.zeros(4))]
             assert backend.host(ops.clip_by_global_norm(zeros, 1.0)) == 0
             assert (backend.host(zeros[0]) == 0).all()
-            wrong = [backend.backend.asarray(np.array([1.0, np.nan])), backend.backend.asarray(np.ones(2))]
+            wrong = [
+                backend.backend.asarray(np.array([1.0, np.nan])),
+                backend.backend.asarray(np.ones(2)),
+            ]
             assert np.isnan(backend.host(ops.clip_by_global_norm(wrong, 1.0)))
             assert np.isnan(backend.host(wrong[1])).all()
-            empty = [backend.backend.asarray(np.zeros((0, 3))), backend.backend.asarray(np.array([3.0, 4.0]))]
+            empty = [
+                backend.backend.asarray(np.zeros((0, 3))),
+                backend.backend.asarray(np.array([3.0, 4.0])),
+            ]
             np.testing.assert_allclose(backend.host(ops.clip_by_global_norm(empty, 1.0)), 5.0)
             np.testing.assert_allclose(backend.host(empty[1]), [0.6, 0.8], rtol=1e-6)
 
@@ -447,7 +530,7 @@ def test_clipping_refuses(backend):
         ops.clip_by_global_norm([array(np.ones(2, dtype=np.int64))], 1.0)
 
 
-# --- names and numbers ----------------------------------------------------------------------------------------------
+# --- names and numbers ----------------------------------------------------------------------------
 
 
 def test_names():

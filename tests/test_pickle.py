@@ -1,4 +1,5 @@
-"""Models, layers, optimizers and Trainers in pickles and copies: what comes back goes on as the original does."""
+"""Models, layers, optimizers and Trainers in pickles and copies: what comes back goes on as the
+original does."""
 
 import copy
 import pickle
@@ -35,7 +36,9 @@ def round_trip(thing):
     return pickle.loads(pickle.dumps(thing))
 
 
-both_ways = pytest.mark.parametrize("copied", [round_trip, copy.deepcopy, copy.copy], ids=["pickle", "deep", "shallow"])
+both_ways = pytest.mark.parametrize(
+    "copied", [round_trip, copy.deepcopy, copy.copy], ids=["pickle", "deep", "shallow"]
+)
 
 
 def mixed(device, **options):
@@ -52,7 +55,13 @@ def mixed(device, **options):
 
 def trainer_of(model, count=40, **options):
     x, t = patches(count)
-    options = {"epochs": 3, "mini_batch_size": 10, "verbose": False, "optimizer": Adam(0.01), **options}
+    options = {
+        "epochs": 3,
+        "mini_batch_size": 10,
+        "verbose": False,
+        "optimizer": Adam(0.01),
+        **options,
+    }
     return Trainer(model, x, t, x[:12], t[:12], **options)
 
 
@@ -132,11 +141,19 @@ def test_an_optimizer_goes_on(backend):
     def step(optimizer, params):
         optimizer.update(params, {key: array * 0.5 for key, array in params.items()})
 
-    for optimizer in (SGD(0.1, 0.9, weight_decay=0.1, no_decay=biases_and_norms), Adam(0.1, no_decay=("b",))):
-        params = {"w": backend.backend.asarray(np.ones((2, 3), "float32")), "b": backend.backend.asarray(np.ones(3))}
+    for optimizer in (
+        SGD(0.1, 0.9, weight_decay=0.1, no_decay=biases_and_norms),
+        Adam(0.1, no_decay=("b",)),
+    ):
+        params = {
+            "w": backend.backend.asarray(np.ones((2, 3), "float32")),
+            "b": backend.backend.asarray(np.ones(3)),
+        }
         step(optimizer, params)
         twin = round_trip(optimizer)
-        others = {key: backend.backend.asarray(backend.host(array)) for key, array in params.items()}
+        others = {
+            key: backend.backend.asarray(backend.host(array)) for key, array in params.items()
+        }
         step(optimizer, params)
         step(twin, others)
         for key in params:
@@ -146,7 +163,9 @@ def test_an_optimizer_goes_on(backend):
 
 @pytest.mark.parametrize("copied", [round_trip, copy.deepcopy])
 def test_a_trainer_goes_on_in_the_middle_of_an_epoch(backend, copied):
-    straight, broken = (trainer_of(mixed(backend.device), schedule=CosineAnnealingLR(12)) for _ in range(2))
+    straight, broken = (
+        trainer_of(mixed(backend.device), schedule=CosineAnnealingLR(12)) for _ in range(2)
+    )
     straight.train()
 
     def interrupt(x, t, state, step=broken.step):
@@ -169,7 +188,9 @@ def test_a_process_pool_predicts():
     model, (x, _) = small_net(), patches(6)
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         parts = list(pool.map(model.predict, [x[:3], x[3:]]))
-    np.testing.assert_array_equal(np.concatenate(parts), np.concatenate([model.predict(x[:3]), model.predict(x[3:])]))
+    np.testing.assert_array_equal(
+        np.concatenate(parts), np.concatenate([model.predict(x[:3]), model.predict(x[3:])])
+    )
 
 
 def test_a_backend_is_pickled_by_its_name(backend, monkeypatch):
@@ -191,7 +212,9 @@ def test_errors_come_out_of_other_processes():
 
 def test_scratch_networks():
     net, (x, t) = (
-        scratch.SimpleConvNet((1, 8, 8), {"filter_num": 2, "filter_size": 3, "pad": 0, "stride": 1}, 5, 4),
+        scratch.SimpleConvNet(
+            (1, 8, 8), {"filter_num": 2, "filter_size": 3, "pad": 0, "stride": 1}, 5, 4
+        ),
         patches(4),
     )
     twin = round_trip(net)

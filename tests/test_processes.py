@@ -1,4 +1,5 @@
-"""Processes: forked ones compute as their parents do, and so does what is left to do when a program ends."""
+"""Processes: forked ones compute as their parents do, and so does what is left to do when a program
+ends."""
 
 import multiprocessing
 import os
@@ -53,7 +54,9 @@ def kernels(request: pytest.FixtureRequest) -> Any:
 
 
 def losses() -> list[float]:
-    trainer = Trainer(SimpleConvNet(seed=0), X, T, X, T, mini_batch_size=10, epochs=1, seed=0, verbose=False)
+    trainer = Trainer(
+        SimpleConvNet(seed=0), X, T, X, T, mini_batch_size=10, epochs=1, seed=0, verbose=False
+    )
     trainer.train()
     return trainer.train_loss_list
 
@@ -61,10 +64,20 @@ def losses() -> list[float]:
 def test_a_child_computes_as_its_parent(kernels: str):
     """An op, predict, data loading, training; in a child, and in a child's child."""
     model = SimpleConvNet(seed=0)
-    expected = ops.relu(X - 0.5)[0], model.predict(X), ops.take_batch(X, np.arange(5)), np.array(losses())
+    expected = (
+        ops.relu(X - 0.5)[0],
+        model.predict(X),
+        ops.take_batch(X, np.arange(5)),
+        np.array(losses()),
+    )
 
     def same() -> bool:
-        found = ops.relu(X - 0.5)[0], model.predict(X), ops.take_batch(X, np.arange(5)), np.array(losses())
+        found = (
+            ops.relu(X - 0.5)[0],
+            model.predict(X),
+            ops.take_batch(X, np.arange(5)),
+            np.array(losses()),
+        )
         return all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
 
     assert in_child(lambda: same() and in_child(same))
@@ -108,7 +121,10 @@ def test_while_other_threads_hold_all_there_is(monkeypatch: pytest.MonkeyPatch):
             held.set()
             done.wait(20)
 
-    holders = [threading.Thread(target=threads.on_one_blas_thread, args=(done.wait, 20)), threading.Thread(target=hold)]
+    holders = [
+        threading.Thread(target=threads.on_one_blas_thread, args=(done.wait, 20)),
+        threading.Thread(target=hold),
+    ]
     for holder in holders:
         holder.start()
         while library.count != 1:
@@ -119,7 +135,9 @@ def test_while_other_threads_hold_all_there_is(monkeypatch: pytest.MonkeyPatch):
         def computes() -> bool:
             seen: list[int] = []
             free = library.count
-            threads.products_in_pieces(lambda some: seen.append(library.count), 2, threads.PER_ELEMENT)
+            threads.products_in_pieces(
+                lambda some: seen.append(library.count), 2, threads.PER_ELEMENT
+            )
             return [free, *seen, library.count] == [7, 1, 1, 7]
 
         assert in_child(computes)
@@ -157,7 +175,7 @@ def test_a_fork_in_the_middle_of_a_call():
     assert os.waitpid(child, 0)[1] == 0
 
 
-# --- when a program ends ----------------------------------------------------------------------------------------------
+# --- when a program ends --------------------------------------------------------------------------
 
 PROGRAM = """
 import atexit, sys, threading
@@ -189,7 +207,8 @@ atexit.register(predict)
 
 @pytest.mark.parametrize("warm", ["warm", "cold"])
 def test_work_after_the_main_thread_has_ended(warm: str):
-    """A thread that trains, and a function of ``atexit``; the pool's threads running already, or not."""
+    """A thread that trains, and a function of ``atexit``; the pool's threads running already, or
+    not."""
     environment = os.environ | {"PORTACNN_KERNELS": "native"}
     command = [sys.executable, "-c", PROGRAM, warm]
     run = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
@@ -197,7 +216,8 @@ def test_work_after_the_main_thread_has_ended(warm: str):
 
 
 def test_no_more_threads_to_be_had(monkeypatch: pytest.MonkeyPatch):
-    """The interpreter is shutting down, or the system's limit is reached: the work is done in the calling thread."""
+    """The interpreter is shutting down, or the system's limit is reached: the work is done in the
+    calling thread."""
 
     def refuse(*_: Any) -> None:
         raise RuntimeError("can't start new thread")

@@ -1,4 +1,5 @@
-"""README's programs run as printed, each by itself, from top to bottom in one empty folder. Those of docs/ are Python, at least.
+"""README's programs run as printed, each by itself, from top to bottom in one empty folder. Those
+of docs/ are Python, at least.
 
 A block below ``<!-- not run: why -->`` (it needs a GPU or a download) is only compiled.
 """
@@ -26,7 +27,11 @@ class Block(NamedTuple):
 def blocks(path):
     text = path.read_text(encoding="utf-8")
     return [
-        Block(f"{path.name}:{text.count(chr(10), 0, found.start(3)) + 1}", dedent(found[3]), not found[1])
+        Block(
+            f"{path.name}:{text.count(chr(10), 0, found.start(3)) + 1}",
+            dedent(found[3]),
+            not found[1],
+        )
         for found in _BLOCK.finditer(text)
     ]
 
@@ -46,7 +51,8 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("block", README, ids=lambda block: block.where)
 def test_a_block_of_readme_runs_as_printed(block, folder, monkeypatch, capsys):
-    """Over the first few of the bundled digits, for the sake of time. The folder keeps what earlier blocks have written."""
+    """Over the first few of the bundled digits, for the sake of time. The folder keeps what earlier
+    blocks have written."""
     program = compile(block.code, block.where, "exec")
     if not block.runs:
         pytest.skip("needs what is not here, as it says")
@@ -64,7 +70,9 @@ def test_a_block_of_readme_runs_as_printed(block, folder, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    "block", [block for page in sorted((ROOT / "docs").glob("*.md")) for block in blocks(page)], ids=lambda b: b.where
+    "block",
+    [block for page in sorted((ROOT / "docs").glob("*.md")) for block in blocks(page)],
+    ids=lambda b: b.where,
 )
 def test_a_block_of_docs_is_python(block):
     compile(block.code, block.where, "exec")

@@ -16,7 +16,8 @@ from portacnn.errors import ArrayError, BackendError, PortacnnError
 from portacnn.runtime import Backend, BackendInfo, backend_of, describe
 
 REMEDIES = {
-    "cupy": 'CuPy is not installed: pip install "portacnn[cuda13]" (or "portacnn[cuda12]", to fit the driver)',
+    "cupy": 'CuPy is not installed: pip install "portacnn[cuda13]" (or "portacnn[cuda12]", to fit '
+    "the driver)",
     "torch": 'PyTorch is not installed: pip install "portacnn[torch]"',
     "array_api_strict": "array-api-strict is not installed: pip install array-api-strict",
 }
@@ -40,7 +41,8 @@ def absent(monkeypatch):
 
 @pytest.fixture
 def stub_cupy(monkeypatch):
-    """A CuPy that is installed and sees ``devices`` CUDA devices; None stands for a driver that does not answer."""
+    """A CuPy that is installed and sees ``devices`` CUDA devices; None stands for a driver that
+    does not answer."""
 
     class CUDARuntimeError(RuntimeError):
         pass
@@ -55,10 +57,14 @@ def stub_cupy(monkeypatch):
         cupy.__version__ = "14.0.0"
         cupy.cuda = SimpleNamespace(
             runtime=SimpleNamespace(getDeviceCount=count, CUDARuntimeError=CUDARuntimeError),
-            Device=lambda index: SimpleNamespace(id=index, compute_capability=["90", "75"][index % 2]),
+            Device=lambda index: SimpleNamespace(
+                id=index, compute_capability=["90", "75"][index % 2]
+            ),
         )
         monkeypatch.setitem(sys.modules, "cupy", cupy)
-        monkeypatch.setitem(sys.modules, "array_api_compat.cupy", ModuleType("array_api_compat.cupy"))
+        monkeypatch.setitem(
+            sys.modules, "array_api_compat.cupy", ModuleType("array_api_compat.cupy")
+        )
 
     return install
 
@@ -73,7 +79,9 @@ def foreign(monkeypatch):
                 raise adapter
             return adapter
 
-        monkeypatch.setattr(runtime, "_foreign", lambda: {name: SimpleNamespace(name=name, load=load)})
+        monkeypatch.setattr(
+            runtime, "_foreign", lambda: {name: SimpleNamespace(name=name, load=load)}
+        )
         monkeypatch.setattr(runtime, "_by_type", {})
         runtime._adapter.cache_clear()
 
@@ -85,7 +93,7 @@ def told(backend):
     return backend.name, str(backend.device)
 
 
-# --- words that can be served ----------------------------------------------------------------------------------------
+# --- words that can be served ---------------------------------------------------------------------
 
 NUMPY, TORCH = ("numpy", "cpu"), ("torch", "cpu")
 STRICT = "array_api_strict"
@@ -142,7 +150,7 @@ def test_a_backend_is_handed_back():
         resolve(numpy, "torch")
 
 
-# --- the variable ----------------------------------------------------------------------------------------------------
+# --- the variable ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("value", [STRICT, f" {STRICT} ", f"{STRICT}:cpu"])
@@ -175,21 +183,29 @@ def test_cpu_under_a_variable_that_wants_cuda_is_numpy(variable, value):
 def test_cuda_is_the_librarys_that_the_variable_names(variable):
     pytest.importorskip("torch")
     variable("torch")
-    with pytest.raises(BackendError, match=r"PyTorch sees .*'cuda:77' \(from PORTACNN_BACKEND=torch\)"):
+    with pytest.raises(
+        BackendError,
+        match=r"PyTorch sees .*'cuda:77' \(from "
+        r"PORTACNN_BACKEND=torch\)",
+    ):
         resolve("cuda:77")
     with pytest.raises(BackendError, match=r"PyTorch sees .*'tpu'"):
         resolve("tpu")
     assert told(resolve("cpu")) == TORCH
 
 
-@pytest.mark.parametrize(("value", "device"), [(None, "cuda"), (None, "cuda:1"), ("numpy", "cuda:1"), ("cuda", None)])
+@pytest.mark.parametrize(
+    ("value", "device"), [(None, "cuda"), (None, "cuda:1"), ("numpy", "cuda:1"), ("cuda", None)]
+)
 def test_cuda_is_cupys_otherwise(variable, absent, value, device):
     absent("cupy")
     if value:
         variable(value)
     with pytest.raises(BackendError) as caught:
         resolve(device)
-    assert str(caught.value) == REMEDIES["cupy"] + (" (from PORTACNN_BACKEND=cuda)" if value == "cuda" else "")
+    assert str(caught.value) == REMEDIES["cupy"] + (
+        " (from PORTACNN_BACKEND=cuda)" if value == "cuda" else ""
+    )
 
 
 def test_cuda_with_torch_named_is_torchs():
@@ -203,7 +219,10 @@ def test_cuda_with_torch_named_is_torchs():
 def test_a_variable_without_meaning_is_an_error(variable, value):
     variable(value)
     for device in (None, "cpu"):
-        with pytest.raises(BackendError, match=f"PORTACNN_BACKEND='{value}' is not a backend or device; it can be cpu"):
+        with pytest.raises(
+            BackendError,
+            match=f"PORTACNN_BACKEND='{value}' is not a backend or device; it can be cpu",
+        ):
             resolve(device)
     assert told(resolve("numpy")) == NUMPY  # whoever names a backend does not ask the variable
 
@@ -216,18 +235,32 @@ def test_the_variable_is_named_where_it_is_to_blame(variable, absent):
     assert str(caught.value) == f"{REMEDIES['torch']} (from PORTACNN_BACKEND=torch)"
 
 
-# --- words that cannot be served -------------------------------------------------------------------------------------
+# --- words that cannot be served ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("device", "backend", "message"),
     [
-        ("tensorflow", None, "unknown device 'tensorflow'; it can be cpu, cuda, cuda:1, numpy, cupy"),
+        (
+            "tensorflow",
+            None,
+            "unknown device 'tensorflow'; it can be cpu, cuda, cuda:1, numpy, cupy",
+        ),
         ("mps", None, "unknown device 'mps'; it can be .*torch:mps"),
         ("NUMPY", None, "unknown device 'NUMPY'"),
-        (None, "tensorflow", "unknown backend 'tensorflow'; known are numpy, cupy, torch, array_api_strict, and auto"),
+        (
+            None,
+            "tensorflow",
+            "unknown backend 'tensorflow'; known are numpy, cupy, torch, "
+            "array_api_strict, and auto",
+        ),
         (None, "cuda", "unknown backend 'cuda'"),
-        ("numpy:cuda", None, "NumPy computes on the CPU only, got device 'cuda'; for a GPU ask for cuda or torch:cuda"),
+        (
+            "numpy:cuda",
+            None,
+            "NumPy computes on the CPU only, got device 'cuda'; for a GPU ask for "
+            "cuda or torch:cuda",
+        ),
         ("cuda", "numpy", "NumPy computes on the CPU only"),
         ("cpu:0", None, "NumPy computes on the CPU only, got device 'cpu:0'"),
         ("cupy", "torch", "backend='torch' contradicts device='cupy'; give one of the two"),
@@ -258,7 +291,9 @@ def test_words_must_be_text(thing):
 @pytest.mark.parametrize("device", ["cpu", "cupy:cpu"])
 def test_cupy_on_the_cpu_is_an_error(stub_cupy, device):
     stub_cupy(2)
-    with pytest.raises(BackendError, match="CuPy computes on CUDA devices, got 'cpu'; it can be cuda or cuda:N"):
+    with pytest.raises(
+        BackendError, match="CuPy computes on CUDA devices, got 'cpu'; it can be cuda or cuda:N"
+    ):
         resolve(device, "cupy")
 
 
@@ -274,22 +309,30 @@ def test_a_missing_library_names_the_remedy(absent, name):
     assert str(info) == f"{name}: not usable: {REMEDIES[name]}"
 
 
-@pytest.mark.parametrize(("name", "words"), [("torch", "PyTorch is installed"), ("cupy", "CuPy is installed")])
+@pytest.mark.parametrize(
+    ("name", "words"), [("torch", "PyTorch is installed"), ("cupy", "CuPy is installed")]
+)
 def test_a_library_that_does_not_load_says_so(monkeypatch, tmp_path, name, words):
-    (tmp_path / f"{name}.py").write_text("raise ImportError('libnothing.so: cannot open shared object file')\n")
+    (tmp_path / f"{name}.py").write_text(
+        "raise ImportError('libnothing.so: cannot open shared object file')\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, name, raising=False)
     with pytest.raises(BackendError, match=f"{words} but does not load: libnothing.so"):
         resolve(name)
 
 
-# --- CuPy, played by a stub ------------------------------------------------------------------------------------------
+# --- CuPy, played by a stub -----------------------------------------------------------------------
 
 
 def test_cupy_without_a_device(stub_cupy):
     stub_cupy(None)
     for words in ("cupy", "cuda", "cuda:1"):
-        with pytest.raises(BackendError, match=r"^CuPy is installed but no CUDA device answers: cudaErrorNoDevice"):
+        with pytest.raises(
+            BackendError,
+            match=r"^CuPy is installed but no CUDA device answers: "
+            r"cudaErrorNoDevice",
+        ):
             resolve(words)
     info = {info.name: info for info in available_backends()}["cupy"]
     assert info.version == "14.0.0"
@@ -335,7 +378,7 @@ def test_the_same_device_said_twice_is_no_contradiction(stub_cupy):
     assert resolve("cuda:1", "cupy:1").device.id == 1
 
 
-# --- auto ------------------------------------------------------------------------------------------------------------
+# --- auto -----------------------------------------------------------------------------------------
 
 
 def test_auto_says_what_it_chose(absent, stub_cupy, variable, caplog):
@@ -358,7 +401,7 @@ def test_nothing_but_auto_logs(caplog, backend):
     assert not caplog.messages
 
 
-# --- the registry ----------------------------------------------------------------------------------------------------
+# --- the registry ---------------------------------------------------------------------------------
 
 
 def test_available_backends_lists_the_built_in_ones():
@@ -389,7 +432,11 @@ def alien_adapter():
 
 
 def test_another_packages_backend(foreign, variable):
-    with pytest.raises(ArrayError, match=r"expected an array of numpy, .*; got alienlib\._core\.Alien"):
+    with pytest.raises(
+        ArrayError,
+        match=r"expected an array of numpy, .*; got "
+        r"alienlib\._core\.Alien",
+    ):
         backend_of(Alien())
     foreign("alienlib", alien_adapter())
     assert resolve("alienlib").name == resolve("alienlib:alien:0").name == "alienlib"
@@ -399,7 +446,9 @@ def test_another_packages_backend(foreign, variable):
     assert describe(Alien()) == "2x3, alienlib float32 on alien:0"
     variable("alienlib")
     assert resolve().name == resolve("alien:0").name == "alienlib"
-    with pytest.raises(BackendError, match="known are numpy, cupy, torch, array_api_strict, alienlib, and auto"):
+    with pytest.raises(
+        BackendError, match="known are numpy, cupy, torch, array_api_strict, alienlib, and auto"
+    ):
         resolve(backend="nobody")
 
 
@@ -416,7 +465,7 @@ def test_a_broken_plug_in_is_reported_not_raised(foreign):
     assert "no module named alienlib" in info.reason
 
 
-# --- arrays ----------------------------------------------------------------------------------------------------------
+# --- arrays ---------------------------------------------------------------------------------------
 
 
 def test_backend_of_an_array(backend):
@@ -437,7 +486,11 @@ def test_python_values_are_no_arrays(thing):
 
 @pytest.mark.parametrize("thing", [None, "text", object()])
 def test_other_things_are_no_arrays(thing):
-    with pytest.raises(TypeError, match=rf"expected an array of numpy, .*got builtins\.{type(thing).__name__}$"):
+    with pytest.raises(
+        TypeError,
+        match=r"expected an array of numpy, .*got "
+        rf"builtins\.{type(thing).__name__}$",
+    ):
         backend_of(thing)
 
 
@@ -446,7 +499,10 @@ def test_describe(backend):
     images = backend.array(np.zeros((100, 6, 14, 14)), "float32")
     assert describe(images) == f"100x6x14x14, {name} float32 on {place}"
     assert describe(backend.array(np.zeros(3, "int64"))) == f"3, {name} int64 on {place}"
-    assert describe(backend.xp.sum(backend.array([1.0]))) == f"0-dimensional, {name} float64 on {place}"
+    assert (
+        describe(backend.xp.sum(backend.array([1.0])))
+        == f"0-dimensional, {name} float64 on {place}"
+    )
 
 
 def test_a_backend_is_told_in_words_that_resolve_takes(backend):
@@ -505,7 +561,8 @@ def test_backends_are_values(backend):
     assert again == backend.backend
     assert again.synchronize() is None
     step = object()
-    assert again.name == "cupy" or again.compile_step(step, ()) is step  # CuPy's is looked at in test_cupy_capture
+    # CuPy's is looked at in test_cupy_capture
+    assert again.name == "cupy" or again.compile_step(step, ()) is step
     with pytest.raises(AttributeError):
         again.name = "other"
 

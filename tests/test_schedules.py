@@ -24,7 +24,8 @@ from portacnn.schedules import (
     warm_up,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning")  # torch's, of the epoch argument and of its own order
+# torch's, of the epoch argument and of its own order
+pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning")
 
 
 def theirs(make, steps, lr):
@@ -44,7 +45,8 @@ def theirs(make, steps, lr):
 def agree(schedule, make, steps=100, lr=0.3, tolerance=1e-12):
     ours = [schedule(step, lr) for step in range(steps)]
     assert ours == pytest.approx(theirs(make, steps, lr), rel=tolerance, abs=1e-15)
-    assert [schedule(step, lr) for step in reversed(range(steps))] == ours[::-1]  # nothing is kept between calls
+    # nothing is kept between calls
+    assert [schedule(step, lr) for step in reversed(range(steps))] == ours[::-1]
 
 
 @pytest.mark.parametrize(
@@ -81,7 +83,9 @@ def test_linear(start, total):
 @pytest.mark.parametrize("eta_min", [0.0, 0.01])
 def test_cosine(t_max, eta_min):
     agree(
-        CosineAnnealingLR(t_max, eta_min), lambda torch, o: torch.CosineAnnealingLR(o, t_max, eta_min), tolerance=1e-9
+        CosineAnnealingLR(t_max, eta_min),
+        lambda torch, o: torch.CosineAnnealingLR(o, t_max, eta_min),
+        tolerance=1e-9,
     )
 
 
@@ -130,16 +134,29 @@ def test_sequence_and_warm_up():
     schedule = SequentialLR([LinearLR(0.1, 1.0, 20), StepLR(15, 0.5), ExponentialLR(0.9)], [20, 60])
 
     def same(torch, o):
-        parts = [torch.LinearLR(o, 0.1, 1.0, 20), torch.StepLR(o, 15, 0.5), torch.ExponentialLR(o, 0.9)]
+        parts = [
+            torch.LinearLR(o, 0.1, 1.0, 20),
+            torch.StepLR(o, 15, 0.5),
+            torch.ExponentialLR(o, 0.9),
+        ]
         return torch.SequentialLR(o, parts, [20, 60])
 
     agree(schedule, same, tolerance=1e-10)
 
     def cosine(torch, o):
-        return torch.SequentialLR(o, [torch.LinearLR(o, 1e-3, 1.0, 10), torch.CosineAnnealingLR(o, 90)], [10])
+        return torch.SequentialLR(
+            o, [torch.LinearLR(o, 1e-3, 1.0, 10), torch.CosineAnnealingLR(o, 90)], [10]
+        )
 
     agree(warm_up(10, CosineAnnealingLR(90)), cosine, tolerance=1e-9)
-    assert [warm_up(4, start_factor=0.0)(step, 1.0) for step in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]
+    assert [warm_up(4, start_factor=0.0)(step, 1.0) for step in range(6)] == [
+        0,
+        0.25,
+        0.5,
+        0.75,
+        1,
+        1,
+    ]
 
 
 def test_per_epoch():
@@ -200,7 +217,10 @@ def test_names():
         (lambda: StepLR(True), "step_size"),
         (lambda: StepLR(np.array([3, 3])), "step_size"),
         (lambda: ExponentialLR(10**400), "gamma must be a number of 0 or more, got 1000"),
-        (lambda: ExponentialLR(10**5000), "gamma must be a number of 0 or more, got a int too long"),
+        (
+            lambda: ExponentialLR(10**5000),
+            "gamma must be a number of 0 or more, got a int too long",
+        ),
         (lambda: ExponentialLR(True), "gamma"),
         (lambda: OneCycleLR(10, three_phase="no"), "three_phase must be True or False, got 'no'"),
     ],
@@ -212,12 +232,23 @@ def test_numbers_without_a_meaning(make, word):
 
 @pytest.mark.parametrize(
     "schedule",
-    [StepLR(1, 3), ExponentialLR(3), ExponentialLR(1.5), MultiStepLR(range(5000), 3), PerEpoch(StepLR(1, 7), 2)],
+    [
+        StepLR(1, 3),
+        ExponentialLR(3),
+        ExponentialLR(1.5),
+        MultiStepLR(range(5000), 3),
+        PerEpoch(StepLR(1, 7), 2),
+    ],
 )
 def test_a_rate_that_no_float_can_hold(schedule):
-    """Powers of a whole number have no end, and take as long: 3^(10^9) was once begun. The first rates are right."""
+    """Powers of a whole number have no end, and take as long: 3^(10^9) was once begun. The first
+    rates are right."""
     assert schedule(0, 0.5) in (0.5, 1.5)
-    with pytest.raises(ArgumentError, match=r"the learning rate 0\.5 \* [\d.]+\^\d+ is larger than a float can be"):
+    with pytest.raises(
+        ArgumentError,
+        match=r"the learning rate 0\.5 \* [\d.]+\^\d+ is larger than "
+        r"a float can be",
+    ):
         schedule(10**9, 0.5)
 
 
@@ -228,7 +259,11 @@ def test_numbers_of_any_library_are_pythons_in_the_end():
         MultiStepLR(np.array([3, 1]), 1),
         OneCycleLR(np.int32(5), np.float64(0.25), div_factor=2, three_phase=np.True_),
     ]
-    assert made == [StepLR(2, 0.5), MultiStepLR((1, 3), 1.0), OneCycleLR(5, 0.25, div_factor=2.0, three_phase=True)]
+    assert made == [
+        StepLR(2, 0.5),
+        MultiStepLR((1, 3), 1.0),
+        OneCycleLR(5, 0.25, div_factor=2.0, three_phase=True),
+    ]
     values = [value for schedule in made for value in vars(schedule).values()]
     assert {type(value) for value in values} == {int, float, bool, str, tuple}
 

@@ -1,4 +1,5 @@
-"""The tutorials' names against the tutorials' algorithms, written out here with loops in float64, and pasted scripts that run."""
+"""The tutorials' names against the tutorials' algorithms, written out here with loops in float64,
+and pasted scripts that run."""
 
 import inspect
 import math
@@ -42,7 +43,7 @@ def digits(count, first=0):
     return x[first : first + count], t[first : first + count]
 
 
-# --- layers ---------------------------------------------------------------------------------------------------------
+# --- layers ---------------------------------------------------------------------------------------
 
 
 @with_each_kernel
@@ -92,17 +93,27 @@ def test_affine(backend, dtype, shape):
 
 @with_each_kernel
 @dtypes
-@pytest.mark.parametrize(("window", "stride", "pad"), [((2, 2), 2, 0), ((3, 2), 1, 1), ((2, 3), 3, 1)])
+@pytest.mark.parametrize(
+    ("window", "stride", "pad"), [((2, 2), 2, 0), ((3, 2), 1, 1), ((2, 3), 3, 1)]
+)
 def test_pooling(backend, dtype, window, stride, pad):
-    """On negative numbers: zeros of the padding must not win, and the output's size counts the padding."""
+    """On negative numbers: zeros of the padding must not win, and the output's size counts the
+    padding."""
     x = distinct(2, 3, 7, 6) - 100
     out = [(n + 2 * pad - k) // stride + 1 for n, k in zip((7, 6), window, strict=True)]
-    y, chosen = oracles.max_pool2d(x, window, (stride, stride), ((pad, pad), (pad, pad)), (1, 1), out)
+    y, chosen = oracles.max_pool2d(
+        x, window, (stride, stride), ((pad, pad), (pad, pad)), (1, 1), out
+    )
     dy = normal(*y.shape, seed=1)
     layer = scratch.Pooling(*window, stride, pad)
     here = backend.array(x, dtype)
     agree(backend, layer.forward(here), y, here)
-    agree(backend, layer.backward(backend.array(dy, dtype)), oracles.max_pool2d_gradient(x.shape, chosen, dy), here)
+    agree(
+        backend,
+        layer.backward(backend.array(dy, dtype)),
+        oracles.max_pool2d_gradient(x.shape, chosen, dy),
+        here,
+    )
 
 
 def test_pooling_without_a_stride_goes_one_by_one(backend):
@@ -120,7 +131,9 @@ def test_relu_and_sigmoid(backend, dtype):
         agree(
             backend,
             relu.backward(dout),
-            np.array([d if v > 0 else 0 for v, d in zip(x.flat, dy.flat, strict=True)]).reshape(x.shape),
+            np.array([d if v > 0 else 0 for v, d in zip(x.flat, dy.flat, strict=True)]).reshape(
+                x.shape
+            ),
             here,
         )
         agree(backend, sigmoid.forward(here), s, here)
@@ -129,7 +142,8 @@ def test_relu_and_sigmoid(backend, dtype):
 
 
 def batch_norm(rows, gamma, beta, dy):
-    """One feature's numbers, as the paper has it: (y, dx, dgamma, dbeta, mean, variance), number by number."""
+    """One feature's numbers, as the paper has it: (y, dx, dgamma, dbeta, mean, variance), number by
+    number."""
     n = len(rows)
     mean = sum(rows) / n
     var = sum((v - mean) ** 2 for v in rows) / n
@@ -153,7 +167,9 @@ def test_batch_normalization(backend, dtype, shape):
         y, dx, dgamma, dbeta = np.zeros(shape), np.zeros(shape), np.zeros(3), np.zeros(3)
         for c in range(3):
             rows = x[:, c].ravel()
-            out, back, dgamma[c], dbeta[c], mean, var = batch_norm(rows, gamma[c], beta[c], dy[:, c].ravel())
+            out, back, dgamma[c], dbeta[c], mean, var = batch_norm(
+                rows, gamma[c], beta[c], dy[:, c].ravel()
+            )
             y[:, c], dx[:, c] = np.reshape(out, y[:, c].shape), np.reshape(back, y[:, c].shape)
             running_mean[c] = 0.9 * running_mean[c] + 0.1 * mean
             running_var[c] = 0.9 * running_var[c] + 0.1 * var
@@ -167,13 +183,20 @@ def test_batch_normalization(backend, dtype, shape):
         agree(backend, layer.running_var, running_var, here)
     by_channel = (3,) + (1,) * (len(shape) - 2)
     mean, var, g, b = (a.reshape(by_channel) for a in (running_mean, running_var, gamma, beta))
-    agree(backend, layer.forward(here, train_flg=False), g * (x - mean) / np.sqrt(var + 1e-6) + b, here)
+    agree(
+        backend,
+        layer.forward(here, train_flg=False),
+        g * (x - mean) / np.sqrt(var + 1e-6) + b,
+        here,
+    )
     agree(backend, layer.backward(dout), dy * g / np.sqrt(var + 1e-6), here)
 
 
 def test_batch_normalization_keeps_the_arrays_it_was_given(backend):
     given = [backend.array(np.full(3, v), "float64") for v in (1.0, 0.0, 2.0, 3.0)]
-    layer = scratch.BatchNormalization(given[0], given[1], running_mean=given[2], running_var=given[3])
+    layer = scratch.BatchNormalization(
+        given[0], given[1], running_mean=given[2], running_var=given[3]
+    )
     with untouched(backend, *given):
         layer.forward(backend.array(normal(4, 3)))
     assert layer.running_mean is not given[2]
@@ -181,14 +204,23 @@ def test_batch_normalization_keeps_the_arrays_it_was_given(backend):
 
 def test_batch_normalization_of_every_pixel_is_refused():
     layer = scratch.BatchNormalization(np.ones(12), np.zeros(12))
-    refuses(ShapeError, "BatchNormalization", "shape (3,)", call=lambda: layer.forward(normal(5, 3, 2, 2)))
     refuses(
-        ArgumentError, "both", call=lambda: scratch.BatchNormalization(np.ones(3), np.ones(3), running_mean=np.ones(3))
+        ShapeError,
+        "BatchNormalization",
+        "shape (3,)",
+        call=lambda: layer.forward(normal(5, 3, 2, 2)),
+    )
+    refuses(
+        ArgumentError,
+        "both",
+        call=lambda: scratch.BatchNormalization(np.ones(3), np.ones(3), running_mean=np.ones(3)),
     )
 
 
 def test_batch_normalization_of_an_empty_batch_moves_nothing():
-    layer = scratch.BatchNormalization(np.ones(3), np.zeros(3), running_mean=np.ones(3), running_var=np.full(3, 2.0))
+    layer = scratch.BatchNormalization(
+        np.ones(3), np.zeros(3), running_mean=np.ones(3), running_var=np.full(3, 2.0)
+    )
     assert layer.forward(np.zeros((0, 3))).shape == (0, 3)
     assert layer.running_mean.tolist() == [1, 1, 1]
     assert layer.running_var.tolist() == [2, 2, 2]
@@ -203,7 +235,8 @@ def test_dropout(backend, dtype):
         y = backend.host(layer.forward(here))
         dx = backend.host(layer.backward(dout))
         kept = y != 0
-        assert np.array_equal(y, np.where(kept, backend.host(here), 0))  # to the bit, and not divided by 0.7
+        # to the bit, and not divided by 0.7
+        assert np.array_equal(y, np.where(kept, backend.host(here), 0))
         assert np.array_equal(dx, np.where(kept, backend.host(dout), 0))
         assert np.array_equal(backend.host(layer.mask), kept)
         assert abs(kept.mean() - 0.7) < 0.06
@@ -224,7 +257,14 @@ def test_softmax_with_loss(backend, dtype):
     soft = np.abs(normal(4, 3, seed=1))
     soft /= soft.sum(axis=1, keepdims=True)
     x = backend.array(logits, dtype)
-    for t in (labels, labels[:, None], labels.astype(np.uint8), np.eye(3)[labels], np.eye(3, dtype=int)[labels], soft):
+    for t in (
+        labels,
+        labels[:, None],
+        labels.astype(np.uint8),
+        np.eye(3)[labels],
+        np.eye(3, dtype=int)[labels],
+        soft,
+    ):
         loss, dlogits = oracles.cross_entropy(logits, t[:, 0] if t.shape == (4, 1) else t)
         layer = scratch.SoftmaxWithLoss()
         agree(backend, layer.forward(x, backend.array(t)), loss, x)
@@ -241,7 +281,11 @@ def test_the_loss_does_not_end_at_16(backend):
     loss = scratch.SoftmaxWithLoss().forward(backend.array([[0.0, 1.0]]), backend.array([2]))
     assert np.isnan(backend.host(loss))
     layer = scratch.SoftmaxWithLoss()
-    refuses(ShapeError, "labels", call=lambda: layer.forward(backend.array(normal(4, 3)), backend.array([0, 1, 2])))
+    refuses(
+        ShapeError,
+        "labels",
+        call=lambda: layer.forward(backend.array(normal(4, 3)), backend.array([0, 1, 2])),
+    )
 
 
 def test_no_backward_without_a_forward():
@@ -257,7 +301,12 @@ def test_no_backward_without_a_forward():
     ]
     assert scratch.SoftmaxWithLoss().y is None
     for layer in layers:
-        refuses(StateError, type(layer).__name__, "forward", call=lambda layer=layer: layer.backward(normal(1, 2)))
+        refuses(
+            StateError,
+            type(layer).__name__,
+            "forward",
+            call=lambda layer=layer: layer.backward(normal(1, 2)),
+        )
 
 
 def test_float32_images_and_float64_weights(backend):
@@ -279,7 +328,7 @@ def test_float32_images_and_float64_weights(backend):
     refuses(ArrayError, "one library", call=lambda: layer.forward(other.asarray(x, "float32")))
 
 
-# --- functions ------------------------------------------------------------------------------------------------------
+# --- functions ------------------------------------------------------------------------------------
 
 
 @dtypes
@@ -292,10 +341,15 @@ def test_activations(backend, dtype):
         agree(backend, scratch.sigmoid(here), 1 / (1 + np.exp(-x)), here)
         agree(backend, scratch.softmax(here), e / e.sum(axis=1, keepdims=True), here)
         agree(backend, scratch.softmax(here[0, :]), e[0] / e[0].sum(), here)
-    assert backend.host(scratch.softmax(backend.array([1010.0, 1000.0, 990.0]))).sum() == pytest.approx(1)
+    assert backend.host(
+        scratch.softmax(backend.array([1010.0, 1000.0, 990.0]))
+    ).sum() == pytest.approx(1)
     assert backend.host(scratch.relu(backend.array([-1, 2]))).tolist() == [0, 2]
     agree(
-        backend, scratch.softmax(backend.array([0, 1])), [1 / (1 + math.e), math.e / (1 + math.e)], backend.array(0.0)
+        backend,
+        scratch.softmax(backend.array([0, 1])),
+        [1 / (1 + math.e), math.e / (1 + math.e)],
+        backend.array(0.0),
     )
 
 
@@ -318,10 +372,18 @@ def test_cross_entropy_error(backend, dtype):
     wanted = -0.5 * (math.log(0.1 + 1e-7) + math.log(0.85 + 1e-7))
     agrees(scratch.cross_entropy_error(here[:1, :], soft), wanted)
     for wrong in (3, -1):
-        assert np.isnan(backend.host(scratch.cross_entropy_error(here[0, :], backend.array([wrong]))))
-    refuses(ShapeError, "labels", call=lambda: scratch.cross_entropy_error(here, backend.array([1, 2])))
+        assert np.isnan(
+            backend.host(scratch.cross_entropy_error(here[0, :], backend.array([wrong])))
+        )
+    refuses(
+        ShapeError, "labels", call=lambda: scratch.cross_entropy_error(here, backend.array([1, 2]))
+    )
     other = portacnn.resolve("array_api_strict" if backend.backend.name == "numpy" else "numpy")
-    refuses(ArrayError, "one library", call=lambda: scratch.cross_entropy_error(here, other.asarray(labels)))
+    refuses(
+        ArrayError,
+        "one library",
+        call=lambda: scratch.cross_entropy_error(here, other.asarray(labels)),
+    )
 
 
 def test_numerical_gradient(backend):
@@ -340,7 +402,11 @@ def test_numerical_gradient(backend):
                 x,
                 limit,
             )
-    refuses(ArrayError, "3.0", call=lambda: scratch.numerical_gradient(f, weights(backend, [3, 4], "int64")))
+    refuses(
+        ArrayError,
+        "3.0",
+        call=lambda: scratch.numerical_gradient(f, weights(backend, [3, 4], "int64")),
+    )
 
 
 def correlation(x, k, pad, stride):
@@ -361,7 +427,10 @@ def test_plain_convolutions(backend, pad, stride):
     here = [backend.array(a, "float64") for a in (line, image, k1, k2)]
     with untouched(backend, *here):
         agree(
-            backend, scratch.convolution_1d(here[0], here[2], pad, stride), correlation(line, k1, pad, stride), here[0]
+            backend,
+            scratch.convolution_1d(here[0], here[2], pad, stride),
+            correlation(line, k1, pad, stride),
+            here[0],
         )
         got = scratch.convolution_2d(here[1], here[3], padding=pad, stride=stride)
         agree(backend, got, correlation(image, k2, pad, stride), here[0])
@@ -393,10 +462,19 @@ def test_plain_convolutions_of_integers(backend):
 
 def test_plain_convolutions_refuse():
     x = normal(4, 4)
-    refuses(ShapeError, "convolution_1d", "1 axes", call=lambda: scratch.convolution_1d(x, normal(2)))
+    refuses(
+        ShapeError, "convolution_1d", "1 axes", call=lambda: scratch.convolution_1d(x, normal(2))
+    )
     refuses(ShapeError, "corr2d", "kernel", call=lambda: scratch.corr2d(x, normal(2)))
-    refuses(ShapeError, "convolution_2d", "larger", call=lambda: scratch.convolution_2d(x, normal(5, 2)))
-    refuses(ArgumentError, "convolution_2d", "stride", call=lambda: scratch.convolution_2d(x, x, stride=0))
+    refuses(
+        ShapeError, "convolution_2d", "larger", call=lambda: scratch.convolution_2d(x, normal(5, 2))
+    )
+    refuses(
+        ArgumentError,
+        "convolution_2d",
+        "stride",
+        call=lambda: scratch.convolution_2d(x, x, stride=0),
+    )
     refuses(ArrayError, "numpy.asarray", call=lambda: scratch.convolution_1d([1, 2, 3], [1, 2]))
 
 
@@ -405,11 +483,12 @@ def test_im2col_is_ours():
     assert scratch.col2im is portacnn.ops.col2im
 
 
-# --- optimizers -----------------------------------------------------------------------------------------------------
+# --- optimizers -----------------------------------------------------------------------------------
 
 
 def nesterov(p, gradients, lr, rate):
-    """Sutskever's: the gradient is that at p + rate*v; told in terms of the point looked ahead to, as the book does."""
+    """Sutskever's: the gradient is that at p + rate*v; told in terms of the point looked ahead to,
+    as the book does."""
     v = 0.0
     for g in gradients:
         p += rate * rate * v - (1 + rate) * lr * g
@@ -452,11 +531,13 @@ def test_optimizers(backend, make, rule):
     for g in steps:
         optimizer.update(params, {"W1": backend.array(g, "float64")})
     assert params["W1"] is p
-    expected = np.array([rule(start[i], [g[i] for g in steps]) for i in np.ndindex(3, 2)]).reshape(3, 2)
+    expected = np.array([rule(start[i], [g[i] for g in steps]) for i in np.ndindex(3, 2)]).reshape(
+        3, 2
+    )
     agree(backend, p, expected, p)
 
 
-# --- SimpleConvNet --------------------------------------------------------------------------------------------------
+# --- SimpleConvNet --------------------------------------------------------------------------------
 
 SMALL = {
     "input_dim": (1, 10, 10),
@@ -495,25 +576,38 @@ def test_it_is_the_network_of_portacnn(backend, pad):
     }
     x, t = normal(7, 2, 9, 11), np.arange(7) % 5
     for dtype in DTYPES:
-        ours = scratch.SimpleConvNet(**arguments, weight_init_std="he", device=backend.device, seed=3, dtype=dtype)
-        other = portacnn.SimpleConvNet(**arguments, weight_init_std="he", device=backend.device, seed=3, dtype=dtype)
+        ours = scratch.SimpleConvNet(
+            **arguments, weight_init_std="he", device=backend.device, seed=3, dtype=dtype
+        )
+        other = portacnn.SimpleConvNet(
+            **arguments, weight_init_std="he", device=backend.device, seed=3, dtype=dtype
+        )
         agree(backend, ours.predict(x), backend.host(other.predict(x)), ours.params["W1"])
         assert ours.loss(x, t) == pytest.approx(other.loss(x, t), rel=1e-6)
         assert ours.accuracy(x, t, batch_size=3) == other.accuracy(x, t)
         grads, expected = ours.gradient(x, t), other.gradient(x, t)
         for key, name in (("1", "conv1"), ("2", "fc1"), ("3", "fc2")):
-            agree(backend, grads[f"b{key}"], backend.host(expected[f"{name}.bias"]), ours.params["W1"])
+            agree(
+                backend, grads[f"b{key}"], backend.host(expected[f"{name}.bias"]), ours.params["W1"]
+            )
             agree(
                 backend,
                 grads[f"W{key}"],
-                backend.host(expected[f"{name}.weight"]).T if key != "1" else backend.host(expected["conv1.weight"]),
+                backend.host(expected[f"{name}.weight"]).T
+                if key != "1"
+                else backend.host(expected["conv1.weight"]),
                 ours.params["W1"],
             )
 
 
 def test_gradient_check(backend):
     """ch07/gradient_check.py: mean differences of 1e-7 and less, in float32 too."""
-    small = {**SMALL, "input_dim": (1, 6, 6), "conv_param": {"filter_num": 2, "filter_size": 3}, "hidden_size": 2}
+    small = {
+        **SMALL,
+        "input_dim": (1, 6, 6),
+        "conv_param": {"filter_num": 2, "filter_size": 3},
+        "hidden_size": 2,
+    }
     rng = np.random.default_rng(0)
     x, t = rng.random((1, 1, 6, 6)), np.array([1]).reshape(1, 1)
     for dtype, limit in (("float32", 1e-7), ("float64", 1e-8)):
@@ -580,16 +674,22 @@ def test_nan_is_never_right(backend):
     for batch_size in (7, 100):
         assert net.accuracy(x, t, batch_size) == pytest.approx(rest * 8 / 20)
     for wrong in (0, 1.5, "7"):
-        refuses(ArgumentError, "batch_size must be a whole number", call=lambda wrong=wrong: net.accuracy(x, t, wrong))
+        refuses(
+            ArgumentError,
+            "batch_size must be a whole number",
+            call=lambda wrong=wrong: net.accuracy(x, t, wrong),
+        )
 
 
 def test_bytes_are_taken_as_they_are(backend):
     net = scratch.SimpleConvNet(**SMALL, device=backend.device, seed=0)
     x = np.random.default_rng(0).integers(0, 256, (3, 1, 10, 10), dtype=np.uint8)
-    assert np.array_equal(backend.host(net.predict(x)), backend.host(net.predict(x.astype("float32"))))
+    assert np.array_equal(
+        backend.host(net.predict(x)), backend.host(net.predict(x.astype("float32")))
+    )
 
 
-# --- files ----------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def test_save_and_load(backend, tmp_path):
@@ -618,7 +718,9 @@ def test_default_file(tmp_path, monkeypatch):
 
 def test_converted_from_the_book(tmp_path):
     """As load_params says to do it, in the book's own environment."""
-    params = {key: normal(*array.shape) for key, array in scratch.SimpleConvNet(**SMALL).params.items()}
+    params = {
+        key: normal(*array.shape) for key, array in scratch.SimpleConvNet(**SMALL).params.items()
+    }
     pytest.importorskip("safetensors.numpy").save_file(params, tmp_path / "params.safetensors")
     net = scratch.SimpleConvNet(**SMALL, dtype="float64")
     net.load_params(tmp_path / "params.safetensors")
@@ -638,7 +740,11 @@ def test_a_pickle_is_refused_unread(tmp_path):
         words = ("params.pkl", "pickle", "can run code", "safetensors.numpy.save_file(params, ...)")
         refuses(ModelFormatError, *words, call=lambda: net.load_params(tmp_path / "params.pkl"))
     (tmp_path / "params.pkl").write_bytes(pickle.dumps({"W1": Bomb()}, 0))
-    refuses(ModelFormatError, "not a whole safetensors file", call=lambda: net.load_params(tmp_path / "params.pkl"))
+    refuses(
+        ModelFormatError,
+        "not a whole safetensors file",
+        call=lambda: net.load_params(tmp_path / "params.pkl"),
+    )
     assert all(np.array_equal(net.params[key], before[key]) for key in before)
 
 
@@ -648,24 +754,33 @@ def test_parameters_of_another_network(tmp_path):
     scratch.SimpleConvNet(**{**SMALL, "hidden_size": 7}).save_params(tmp_path / "wide")
     portacnn.SimpleConvNet(**SMALL).save(tmp_path / "model")
     for name in ("wide", "model"):
-        refuses(ModelFormatError, name, "expected parameters", call=lambda name=name: net.load_params(tmp_path / name))
+        refuses(
+            ModelFormatError,
+            name,
+            "expected parameters",
+            call=lambda name=name: net.load_params(tmp_path / name),
+        )
     assert all(np.array_equal(net.params[key], before[key]) for key in before)
 
 
-# --- Trainer --------------------------------------------------------------------------------------------------------
+# --- Trainer --------------------------------------------------------------------------------------
 
 
 def quick_net(device):
     conv = {"filter_num": 4, "filter_size": 5, "pad": 0, "stride": 2}
-    return scratch.SimpleConvNet(conv_param=conv, hidden_size=20, weight_init_std="he", device=device, seed=0)
+    return scratch.SimpleConvNet(
+        conv_param=conv, hidden_size=20, weight_init_std="he", device=device, seed=0
+    )
 
 
 def test_it_learns(backend):
-    """From NumPy arrays, on every backend, and to the same losses as the book's optimizer gives on NumPy."""
+    """From NumPy arrays, on every backend, and to the same losses as the book's optimizer gives on
+    NumPy."""
     (x_train, t_train), (x_test, t_test) = digits(400), digits(203, first=1000)
     arguments = (x_train, t_train, x_test, t_test, 3, 40, "Adam", {"lr": 0.01}, 100, False)
     trainer = scratch.Trainer(quick_net(backend.device), *arguments)
-    for array in (trainer.x_train, trainer.t_train, trainer.x_test, trainer.t_test):  # brought there once
+    # brought there once
+    for array in (trainer.x_train, trainer.t_train, trainer.x_test, trainer.t_test):
         assert array.device == trainer.network.params["W1"].device
     trainer.train()
     assert len(trainer.train_loss_list) == trainer.current_iter == trainer.max_iter == 30
@@ -682,7 +797,16 @@ def test_it_reaches_nine_in_ten():
     """On the bundled digits, 4,000 to train on and 1,000 to test on, in four epochs."""
     (x_train, t_train), (x_test, t_test) = portacnn.load_mnist_sample()
     trainer = scratch.Trainer(
-        quick_net("numpy"), x_train, t_train, x_test, t_test, 4, 100, "adam", {"lr": 0.01}, verbose=False
+        quick_net("numpy"),
+        x_train,
+        t_train,
+        x_test,
+        t_test,
+        4,
+        100,
+        "adam",
+        {"lr": 0.01},
+        verbose=False,
     )
     trainer.train()
     assert trainer.test_acc_list[-1] > 0.9
@@ -711,7 +835,11 @@ class TwoLayerNet:
 
     def predict(self, x, train_flg=False):
         for name, layer in self.layers.items():
-            x = layer.forward(x, train_flg) if name in ("BatchNorm", "Dropout") else layer.forward(x)
+            x = (
+                layer.forward(x, train_flg)
+                if name in ("BatchNorm", "Dropout")
+                else layer.forward(x)
+            )
         return x
 
     def loss(self, x, t):
@@ -725,7 +853,11 @@ class TwoLayerNet:
         dout = self.last.backward()
         for layer in list(self.layers.values())[::-1]:
             dout = layer.backward(dout)
-        first, norm, second = self.layers["Affine1"], self.layers["BatchNorm"], self.layers["Affine2"]
+        first, norm, second = (
+            self.layers["Affine1"],
+            self.layers["BatchNorm"],
+            self.layers["Affine2"],
+        )
         return {
             "W1": first.dW,
             "b1": first.db,
@@ -738,12 +870,15 @@ class TwoLayerNet:
 
 @pytest.mark.parametrize("optimizer", ["SGD", "momentum", "Nesterov", "AdaGrad", "RMSprop", "Adam"])
 def test_it_trains_any_network_of_the_book(optimizer):
-    """301 images in batches of 50: the last one is filled up, so that batch normalization never sees one image alone."""
+    """301 images in batches of 50: the last one is filled up, so that batch normalization never
+    sees one image alone."""
     x, t = digits(301)
     x, t = x.reshape(301, 784), np.eye(10)[t]
     net = TwoLayerNet(784, 30, 10, np.random.default_rng(0))
     rate = {"RMSprop": 0.01, "Adam": 0.01}.get(optimizer, 0.1)
-    trainer = scratch.Trainer(net, x, t, x[:90], t[:90], 10, 50, optimizer, {"lr": rate}, 100, verbose=False)
+    trainer = scratch.Trainer(
+        net, x, t, x[:90], t[:90], 10, 50, optimizer, {"lr": rate}, 100, verbose=False
+    )
     trainer.train()
     assert trainer.iter_per_epoch == 7
     assert trainer.train_acc_list[-1] > 0.9
@@ -769,7 +904,9 @@ def test_an_epoch_sees_every_image():
             return len(x)
 
     x = np.arange(10.0)[:, None]
-    trainer = scratch.Trainer(Spy(), x, np.arange(10), x, np.arange(10), epochs=2, mini_batch_size=4)
+    trainer = scratch.Trainer(
+        Spy(), x, np.arange(10), x, np.arange(10), epochs=2, mini_batch_size=4
+    )
     for _ in range(6):
         trainer.train_step()
     for epoch in (seen[:3], seen[3:]):
@@ -782,7 +919,9 @@ def test_an_epoch_sees_every_image():
     trainer.train_step()
     with pytest.raises(NotFiniteError, match="step 8 is nan"):
         trainer.train_step()
-    few = scratch.Trainer(Spy(), x[:3], np.arange(3), x, np.arange(10), 1, 8, evaluate_sample_num_per_epoch=2)
+    few = scratch.Trainer(
+        Spy(), x[:3], np.arange(3), x, np.arange(10), 1, 8, evaluate_sample_num_per_epoch=2
+    )
     seen.clear()
     few.train_step()
     assert len(seen[0]) == 8
@@ -803,11 +942,22 @@ def test_what_it_says(capsys):
 def test_the_trainer_refuses():
     x, t = digits(20)
     net = quick_net("numpy")
-    refuses(ArgumentError, "optimizer", "nesterov", call=lambda: scratch.Trainer(net, x, t, x, t, optimizer="lion"))
     refuses(
-        TypeError, "batch_size (write mini_batch_size)", call=lambda: scratch.Trainer(net, x, t, x, t, batch_size=5)
+        ArgumentError,
+        "optimizer",
+        "nesterov",
+        call=lambda: scratch.Trainer(net, x, t, x, t, optimizer="lion"),
     )
-    refuses(ArgumentError, "mini_batch_size", call=lambda: scratch.Trainer(net, x, t, x, t, mini_batch_size=0))
+    refuses(
+        TypeError,
+        "batch_size (write mini_batch_size)",
+        call=lambda: scratch.Trainer(net, x, t, x, t, batch_size=5),
+    )
+    refuses(
+        ArgumentError,
+        "mini_batch_size",
+        call=lambda: scratch.Trainer(net, x, t, x, t, mini_batch_size=0),
+    )
     refuses(LabelError, "train", "19", call=lambda: scratch.Trainer(net, x, t[:19], x, t))
     refuses(LabelError, "test", call=lambda: scratch.Trainer(net, x, t, x[:0], t[:0]))
 
@@ -822,9 +972,10 @@ def test_load_mnist_flattens_as_the_book_does(monkeypatch):
     assert (x.shape, x.dtype) == ((4000, 784), np.uint8)
 
 
-# --- pasted scripts -------------------------------------------------------------------------------------------------
+# --- pasted scripts -------------------------------------------------------------------------------
 
-# In the manner of the book's scripts, but for the import and for less data. No pyplot: what would be drawn is printed.
+# In the manner of the book's scripts, but for the import and for less data. No pyplot: what would
+# be drawn is printed.
 TRAIN_CONVNET = """
 import numpy as np
 from portacnn.scratch import load_mnist, SimpleConvNet, Trainer
@@ -873,7 +1024,8 @@ def predict(x):
     return softmax(sigmoid(x @ params['W1'] + params['b1']) @ params['W2'] + params['b2'])
 
 (x_train, t_train), _ = load_mnist(normalize=True, one_hot_label=True)
-params = {'W1': 0.01 * np.random.randn(784, 3), 'b1': np.zeros(3), 'W2': 0.01 * np.random.randn(3, 10), 'b2': np.zeros(10)}
+params = {'W1': 0.01 * np.random.randn(784, 3), 'b1': np.zeros(3),
+          'W2': 0.01 * np.random.randn(3, 10), 'b2': np.zeros(10)}
 x, t = x_train[:5], t_train[:5]
 loss_W = lambda W: cross_entropy_error(predict(x), t)
 before = loss_W(None)
@@ -899,9 +1051,12 @@ class DeepNet:
             self.params['W' + str(i + 1)] = he[i] * np.random.randn(*shape)
             self.params['b' + str(i + 1)] = np.zeros(shape[0] if i < 2 else shape[1])
         p = self.params
-        self.layers = [Convolution(p['W1'], p['b1'], 1, 1), Relu(), Pooling(pool_h=2, pool_w=2, stride=2),
-                       Convolution(p['W2'], p['b2'], 1, 2), Relu(), Pooling(pool_h=2, pool_w=2, stride=2),
-                       Affine(p['W3'], p['b3']), Relu(), Dropout(0.1), Affine(p['W4'], p['b4']), Dropout(0.1)]
+        self.layers = [Convolution(p['W1'], p['b1'], 1, 1), Relu(),
+                       Pooling(pool_h=2, pool_w=2, stride=2),
+                       Convolution(p['W2'], p['b2'], 1, 2), Relu(),
+                       Pooling(pool_h=2, pool_w=2, stride=2),
+                       Affine(p['W3'], p['b3']), Relu(), Dropout(0.1),
+                       Affine(p['W4'], p['b4']), Dropout(0.1)]
         self.last_layer = SoftmaxWithLoss()
 
     def predict(self, x, train_flg=False):
@@ -922,12 +1077,14 @@ class DeepNet:
             dout = layer.backward(dout)
         grads = {}
         for i, place in enumerate((0, 3, 6, 9)):
-            grads['W' + str(i + 1)], grads['b' + str(i + 1)] = self.layers[place].dW, self.layers[place].db
+            grads['W' + str(i + 1)] = self.layers[place].dW
+            grads['b' + str(i + 1)] = self.layers[place].db
         return grads
 
 (x_train, t_train), (x_test, t_test) = load_mnist(flatten=False)
-trainer = Trainer(DeepNet(), x_train[:1000], t_train[:1000], x_test[:200], t_test[:200], epochs=3, mini_batch_size=50,
-                  optimizer='Adam', optimizer_param={'lr': 0.005}, verbose=False)
+trainer = Trainer(DeepNet(), x_train[:1000], t_train[:1000], x_test[:200], t_test[:200],
+                  epochs=3, mini_batch_size=50, optimizer='Adam',
+                  optimizer_param={'lr': 0.005}, verbose=False)
 trainer.train()
 assert trainer.test_acc_list[-1] > 0.7, trainer.test_acc_list
 """
@@ -958,7 +1115,9 @@ def test_train_convnet_pasted(tmp_path, library):
     assert (tmp_path / "params.pkl").read_bytes()[8:9] == b"{"
 
 
-@pytest.mark.parametrize("code", [GRADIENT_CHECK, TWO_LAYERS, DEEP], ids=["gradient_check", "two_layers", "deep"])
+@pytest.mark.parametrize(
+    "code", [GRADIENT_CHECK, TWO_LAYERS, DEEP], ids=["gradient_check", "two_layers", "deep"]
+)
 def test_pasted(tmp_path, code):
     paste(code, tmp_path)
 
@@ -969,21 +1128,27 @@ def test_the_sample_has_the_form_that_the_book_expects():
     exec("from portacnn.scratch import *", names)
     (x, t), (v, _) = names["load_mnist_sample"]()
     assert (x.shape, v.shape, t.shape) == ((4000, 784), (1000, 784), (4000,))
-    np.testing.assert_array_equal(names["load_mnist_sample"](flatten=False)[0][0].reshape(4000, 784), x)
+    np.testing.assert_array_equal(
+        names["load_mnist_sample"](flatten=False)[0][0].reshape(4000, 784), x
+    )
     assert names["load_mnist_sample"](one_hot_label=True)[1][1].shape == (1000, 10)
 
 
-# --- the names themselves -------------------------------------------------------------------------------------------
+# --- the names themselves -------------------------------------------------------------------------
 
 
 def test_names():
-    assert list(scratch.__all__) == sorted(scratch.__all__, key=lambda name: (not name.isupper(), name))
+    assert list(scratch.__all__) == sorted(
+        scratch.__all__, key=lambda name: (not name.isupper(), name)
+    )
     for name in scratch.__all__:
         thing = getattr(scratch, name)
         assert inspect.getdoc(thing)
         if inspect.isclass(thing) and not issubclass(thing, optim.Optimizer):
             for method, function in vars(thing).items():
-                assert method.startswith("_") or not callable(function) or function.__doc__, f"{name}.{method}"
+                assert method.startswith("_") or not callable(function) or function.__doc__, (
+                    f"{name}.{method}"
+                )
 
 
 @pytest.mark.parametrize(
@@ -1005,7 +1170,8 @@ def test_names():
         ("Adam", "lr beta1 beta2"),
         (
             "Trainer",
-            "network x_train t_train x_test t_test epochs mini_batch_size optimizer optimizer_param "
+            "network x_train t_train x_test t_test epochs mini_batch_size optimizer "
+            "optimizer_param "
             "evaluate_sample_num_per_epoch verbose",
         ),
         ("load_mnist", "normalize flatten one_hot_label"),

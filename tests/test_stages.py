@@ -148,14 +148,20 @@ def test_without_a_wish_for_dx_the_parameters_gradients_are_the_same(backend: He
 
 def test_paths_and_files_are_those_of_the_layers(backend: Here, tmp_path: Any):
     model = net(backend, "float32")
-    paths = [f"{layer}.{name}" for layer in ("conv1", "conv2", "conv3", "fc1", "fc2") for name in ("weight", "bias")]
+    paths = [
+        f"{layer}.{name}"
+        for layer in ("conv1", "conv2", "conv3", "fc1", "fc2")
+        for name in ("weight", "bias")
+    ]
     paths.remove("conv2.bias")
     assert list(model.state_dict()) == list(model.named_parameters()) == paths
     listed = [words[0] for line in model.summary().splitlines() if (words := line.split())]
     assert set(model.children) <= set(listed)
     model.save(tmp_path / "net.safetensors")
     again = load(tmp_path / "net.safetensors", device=backend.device)
-    assert [getattr(stage, "name", None) for stage in again.stages] == [getattr(s, "name", None) for s in model.stages]
+    assert [getattr(stage, "name", None) for stage in again.stages] == [
+        getattr(s, "name", None) for s in model.stages
+    ]
     assert list(again.state_dict()) == paths
     x = backend.array(X, "float32")
     agree(backend, again.predict(x), backend.host(model.predict(x)), x)
@@ -163,9 +169,12 @@ def test_paths_and_files_are_those_of_the_layers(backend: Here, tmp_path: Any):
 
 
 def test_what_is_put_beside_layers_changes_nothing(backend: Here):
-    """The same layers, one of them in a Sequential of its own: not together any more, and the numbers are the same."""
+    """The same layers, one of them in a Sequential of its own: not together any more, and the
+    numbers are the same."""
     inner = Sequential(conv=Conv2d(2, 3, 3), relu=ReLU())
-    outer = Model(inner, MaxPool2d(2), Flatten(), Linear(None, 3)).build((2, 8, 9), device=backend.device, seed=0)
+    outer = Model(inner, MaxPool2d(2), Flatten(), Linear(None, 3)).build(
+        (2, 8, 9), device=backend.device, seed=0
+    )
     flat = Model(Conv2d(2, 3, 3), ReLU(), MaxPool2d(2), Flatten(), Linear(None, 3))
     flat.build((2, 8, 9), device=backend.device, seed=1)
     assert [len(model.stages) for model in (outer, flat)] == [4, 3]
@@ -174,7 +183,7 @@ def test_what_is_put_beside_layers_changes_nothing(backend: Here):
     agree(backend, flat(x), backend.host(outer(x)), x)
 
 
-# --- caches and errors ----------------------------------------------------------------------------------------------
+# --- caches and errors ----------------------------------------------------------------------------
 
 
 def raised(call: Callable[[], Any]) -> PortacnnError:
@@ -202,8 +211,14 @@ def test_errors_name_the_layer_that_has_the_parameters(backend: Here):
 
 
 def test_a_stage_that_is_not_built_says_so():
-    refuses(StateError, "not built yet", call=lambda: Sequential(Conv2d(1, 2, 3), ReLU())(np.ones((1, 1, 4, 4))))
-    refuses(StateError, "not built yet", call=lambda: Sequential(Linear(3, 2), ReLU())(np.ones((1, 3))))
+    refuses(
+        StateError,
+        "not built yet",
+        call=lambda: Sequential(Conv2d(1, 2, 3), ReLU())(np.ones((1, 1, 4, 4))),
+    )
+    refuses(
+        StateError, "not built yet", call=lambda: Sequential(Linear(3, 2), ReLU())(np.ones((1, 3)))
+    )
 
 
 def test_a_cache_is_used_once(backend: Here):
@@ -211,7 +226,9 @@ def test_a_cache_is_used_once(backend: Here):
     dy = backend.array(normal(5, 3))
     _, nothing = model.forward(x, keep=False)
     refuses(StateError, "Model", "keep=True", call=lambda: model.backward(dy, nothing))
-    features = Sequential(conv=Conv2d(2, 3, 3), relu=ReLU()).build((2, 8, 9), device=backend.device, dtype="float64")
+    features = Sequential(conv=Conv2d(2, 3, 3), relu=ReLU()).build(
+        (2, 8, 9), device=backend.device, dtype="float64"
+    )
     y, cache = features.forward(x)
     features.backward(y, cache)
     refuses(StateError, "Sequential", "has been used", call=lambda: features.backward(y, cache))
@@ -241,9 +258,12 @@ def test_a_stage_after_the_layer_moved(backend: Here):
 
 
 def test_an_observed_layer_runs_by_itself(backend: Here):
-    """A hook sees a layer's output, in training and in predictions of one image, and changes nothing."""
+    """A hook sees a layer's output, in training and in predictions of one image, and changes
+    nothing."""
     x, t = normal(3, 1, 8, 8).astype("float32"), np.asarray([0, 1, 2])
-    net = Model(conv=Conv2d(1, 4, 3), relu=ReLU(), pool=MaxPool2d(2), flatten=Flatten(), fc=Linear(None, 3))
+    net = Model(
+        conv=Conv2d(1, 4, 3), relu=ReLU(), pool=MaxPool2d(2), flatten=Flatten(), fc=Linear(None, 3)
+    )
     net.build((1, 8, 8), device=backend.device, seed=0)
     gradients = {path: backend.host(array) for path, array in net.gradient(x, t).items()}
     alone = backend.host(net.predict(x[:1]))

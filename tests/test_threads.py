@@ -1,4 +1,5 @@
-"""Several cores: how many there are, how work is cut for them, and BLAS held to one thread meanwhile."""
+"""Several cores: how many there are, how work is cut for them, and BLAS held to one thread
+meanwhile."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -15,7 +16,16 @@ from threadpoolctl import threadpool_info
 
 from portacnn.backends import threads
 from portacnn.errors import ArgumentError
-from portacnn.layers import BatchNorm2d, Conv2d, ConvTranspose2d, Flatten, Linear, MatMulWith, ReLU, Take
+from portacnn.layers import (
+    BatchNorm2d,
+    Conv2d,
+    ConvTranspose2d,
+    Flatten,
+    Linear,
+    MatMulWith,
+    ReLU,
+    Take,
+)
 from portacnn.models import Model
 from portacnn.ops import use_kernels
 
@@ -33,10 +43,12 @@ def test_an_error_in_a_thread_comes_out(monkeypatch):
 
 
 def test_work_that_is_done_keeps_no_arrays(monkeypatch):
-    """Neither in a thread that has not come to its next task, nor in the queue: an arena could not use their bytes again."""
+    """Neither in a thread that has not come to its next task, nor in the queue: an arena could not
+    use their bytes again."""
     monkeypatch.setattr(threads, "thread_count", lambda: 3)
     handed_out = []
-    monkeypatch.setattr(threads._pool, "hand_out", handed_out.extend)  # to threads that are busy for ever
+    # to threads that are busy for ever
+    monkeypatch.setattr(threads._pool, "hand_out", handed_out.extend)
     rows = np.zeros(3)
     alive = ref(rows)
 
@@ -54,14 +66,16 @@ def test_work_that_is_done_keeps_no_arrays(monkeypatch):
 def test_the_variable_is_checked(monkeypatch, text):
     monkeypatch.setenv("PORTACNN_NUM_THREADS", text)
     threads.thread_count.cache_clear()
-    with pytest.raises(ArgumentError, match=f"PORTACNN_NUM_THREADS must be a whole number above 0, got '{text}'"):
+    with pytest.raises(
+        ArgumentError, match=f"PORTACNN_NUM_THREADS must be a whole number above 0, got '{text}'"
+    ):
         threads.thread_count()
     monkeypatch.setenv("PORTACNN_NUM_THREADS", "3")
     assert threads.thread_count() == 3
     threads.thread_count.cache_clear()
 
 
-# --- the control group's quota --------------------------------------------------------------------------------------
+# --- the control group's quota --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -86,9 +100,15 @@ def test_the_variable_is_checked(monkeypatch, text):
         ({"cpu/cpu.cfs_quota_us": "a lot", "cpu/cpu.cfs_period_us": "100000"}, None),
         ({}, None),
     ],
-    ids=lambda value: "+".join(f"{name}={text!r}" for name, text in value.items()) if isinstance(value, dict) else None,
+    ids=lambda value: (
+        "+".join(f"{name}={text!r}" for name, text in value.items())
+        if isinstance(value, dict)
+        else None
+    ),
 )
-def test_the_cores_that_a_container_is_granted(tmp_path: Path, files: dict[str, str | bytes], cores: int | None):
+def test_the_cores_that_a_container_is_granted(
+    tmp_path: Path, files: dict[str, str | bytes], cores: int | None
+):
     for name, text in files.items():
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
@@ -108,7 +128,9 @@ def fresh_count(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     threads.thread_count.cache_clear()
 
 
-@pytest.mark.parametrize(("quota", "expected"), [("100000 100000", 1), ("max 100000", 64), ("6400000000 100000", 64)])
+@pytest.mark.parametrize(
+    ("quota", "expected"), [("100000 100000", 1), ("max 100000", 64), ("6400000000 100000", 64)]
+)
 def test_no_more_threads_than_are_granted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_count: None, quota: str, expected: int
 ):
@@ -118,14 +140,16 @@ def test_no_more_threads_than_are_granted(
     assert threads.thread_count() == expected
 
 
-def test_the_variable_comes_before_the_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_count: None):
+def test_the_variable_comes_before_the_quota(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_count: None
+):
     (tmp_path / "cpu.max").write_text("100000 100000")
     monkeypatch.setattr(threads, "_GROUP", tmp_path)
     monkeypatch.setenv("PORTACNN_NUM_THREADS", "5")
     assert threads.thread_count() == 5
 
 
-# --- cutting --------------------------------------------------------------------------------------------------------
+# --- cutting --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
@@ -146,7 +170,7 @@ def test_pieces_make_up_the_whole(monkeypatch: pytest.MonkeyPatch, rows: int, co
     assert (seen == 1).all()
 
 
-# --- BLAS -----------------------------------------------------------------------------------------------------------
+# --- BLAS -----------------------------------------------------------------------------------------
 
 
 class Library:
@@ -214,7 +238,9 @@ def test_interleaved_the_last_one_out_of_all_threads_puts_it_back(blas: list[Lib
 
     def second() -> None:
         first_in.wait(10)
-        threads.on_one_blas_thread(lambda: (second_in.set(), first_out.wait(10), seen.append(counts(blas))))
+        threads.on_one_blas_thread(
+            lambda: (second_in.set(), first_out.wait(10), seen.append(counts(blas)))
+        )
 
     workers = [threading.Thread(target=work) for work in (first, second)]
     for worker in workers:
@@ -243,7 +269,8 @@ def test_many_threads_in_and_out(blas: list[Library]):
 
 
 def test_the_blas_that_is_here():
-    """NumPy's own, whatever it is: found, held in every thread, and put back to what it was set to."""
+    """NumPy's own, whatever it is: found, held in every thread, and put back to what it was set
+    to."""
     np.ones((2, 2)) @ np.ones((2, 2))
 
     def now() -> list[int]:
@@ -260,8 +287,12 @@ def test_the_blas_that_is_here():
         for library in threads._blas():
             library.set_num_threads(2)
         two = now()  # 1 where it was built without threads
-        with ThreadPoolExecutor(1) as other:  # threadpoolctl lets the first thread that sets a limit keep that right
-            for submit in (lambda *call: call[0](*call[1:]), lambda *call: other.submit(*call).result()):
+        # threadpoolctl lets the first thread that sets a limit keep that right
+        with ThreadPoolExecutor(1) as other:
+            for submit in (
+                lambda *call: call[0](*call[1:]),
+                lambda *call: other.submit(*call).result(),
+            ):
                 assert submit(threads.on_one_blas_thread, now) == [1] * len(two)
                 assert now() == two
     finally:
@@ -297,7 +328,9 @@ def test_a_limit_of_each_thread_is_put_back_in_that_thread(monkeypatch: pytest.M
         return [seen, library.count]
 
     with ThreadPoolExecutor(1) as pool:
-        result = threads.on_one_blas_thread(lambda: (pool.submit(other), inside.wait(10), library.count))
+        result = threads.on_one_blas_thread(
+            lambda: (pool.submit(other), inside.wait(10), library.count)
+        )
         assert (result[2], library.count) == (1, 7)  # while the other one is in there yet
         left.set()
         assert result[0].result() == [1, 5]
@@ -329,12 +362,16 @@ def test_every_product_of_a_network_is_held_to_one_blas_thread(
 ):
     x = np.ones((count, 1, 16, 16), dtype=np.float32)
     model = Model(
-        Conv2d(1, 4, 3), BatchNorm2d(4), ReLU(), Conv2d(4, 4, 3, groups=2), ConvTranspose2d(4, 2, 2), ReLU(), Flatten(),
+        Conv2d(1, 4, 3), BatchNorm2d(4), ReLU(), Conv2d(4, 4, 3, groups=2), ConvTranspose2d(4, 2,
+        2), ReLU(), Flatten(),
         Linear(None, 6), ReLU(), MatMulWith(3), Take([0, 2, 1], 1),
     )  # fmt: skip
     model.build((1, 16, 16), device="numpy", seed=0)
     with use_kernels(kernels):
-        for call in (lambda: model.predict(x), lambda: model.gradient(x, np.zeros(count, dtype=np.int64))):
+        for call in (
+            lambda: model.predict(x),
+            lambda: model.gradient(x, np.zeros(count, dtype=np.int64)),
+        ):
             products.clear()
             call()
             assert len(products) > 2

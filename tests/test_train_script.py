@@ -1,4 +1,5 @@
-"""scripts/train.py as a person runs it: what it prints and leaves, and what it says when it can't."""
+"""scripts/train.py as a person runs it: what it prints and leaves, and what it says when it
+can't."""
 
 import csv
 import os
@@ -55,7 +56,8 @@ def digits(tmp_path_factory):
 
 @pytest.fixture
 def train(tmp_path, digits):
-    """Run the script in an empty folder; without matplotlib unless ``blocked`` says otherwise, since that is slow."""
+    """Run the script in an empty folder; without matplotlib unless ``blocked`` says otherwise,
+    since that is slow."""
     (tmp_path / "hook").mkdir()
     (tmp_path / "hook" / "sitecustomize.py").write_text(BLOCK)
     here = tmp_path / "here"
@@ -70,11 +72,22 @@ def train(tmp_path, digits):
         without=(),
         **variables,
     ):
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("PORTACNN_")}
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith("PORTACNN_")
+        }
         path = [str(tmp_path / "hook"), *filter(None, [environment.get("PYTHONPATH")])]
-        environment |= {"PYTHONPATH": os.pathsep.join(path), "BLOCKED": ",".join(blocked), "OMP_NUM_THREADS": "1"}
+        environment |= {
+            "PYTHONPATH": os.pathsep.join(path),
+            "BLOCKED": ",".join(blocked),
+            "OMP_NUM_THREADS": "1",
+        }
         standard = {"--epochs": "1", "--batch-size": "20", "--data": data}
-        options = [word for name, value in standard.items() if name not in without for word in (name, value)]
+        options = [
+            word
+            for name, value in standard.items()
+            if name not in without
+            for word in (name, value)
+        ]
         command = [sys.executable, script, *options, *arguments]
         command += [] if seed is None else ["--seed", seed]
         return subprocess.run(
@@ -107,9 +120,19 @@ def test_a_run(train):
     assert result.returncode == 0, result.stderr
     printed = result.stdout
     assert re.search(r"^backend  numpy on cpu$", printed, re.M)
-    assert re.search(r"^model    SimpleConvNet, 49,890 parameters, weights by he, seed 0$", printed, re.M)
+    assert re.search(
+        r"^model    SimpleConvNet, 49,890 parameters, weights by he, seed "
+        r"0$",
+        printed,
+        re.M,
+    )
     assert re.search(r"^data     .*digits: 40 training and 15 test images$", printed, re.M)
-    epochs = re.findall(r"^epoch +(\d): loss [\d.]+, train accuracy ([\d.]+), test accuracy ([\d.]+)", printed, re.M)
+    epochs = re.findall(
+        r"^epoch +(\d): loss [\d.]+, train accuracy ([\d.]+), test accuracy "
+        r"([\d.]+)",
+        printed,
+        re.M,
+    )
     assert [epoch for epoch, *_ in epochs] == ["1", "2"]
     assert re.search(r"^trained  2 epochs in [\d.]+ s$", printed, re.M)
     final = re.search(r"^final test accuracy ([\d.]+)$", printed, re.M)[1]
@@ -159,10 +182,14 @@ def test_the_curve_s_title(tmp_path, monkeypatch):
     """What was trained, and on what: "numpy on cpu", not "SimpleConvNet on numpy on cpu"."""
     figure = pytest.importorskip("matplotlib.figure")
     titles = []
-    monkeypatch.setattr(figure.Figure, "savefig", lambda self, *_, **__: titles.append(self.axes[0].get_title()))
+    monkeypatch.setattr(
+        figure.Figure, "savefig", lambda self, *_, **__: titles.append(self.axes[0].get_title())
+    )
     net = portacnn.SimpleConvNet((1, 12, 12), device="numpy", seed=0)
     x, t = np.zeros((4, 1, 12, 12), "float32"), np.arange(4)
-    cli._plot(portacnn.Trainer(net, x, t, x, t, mini_batch_size=2, verbose=False), tmp_path / "curve.png")
+    cli._plot(
+        portacnn.Trainer(net, x, t, x, t, mini_batch_size=2, verbose=False), tmp_path / "curve.png"
+    )
     assert titles == ["SimpleConvNet, numpy on cpu"]
 
 
@@ -174,7 +201,10 @@ def test_where_things_go_by_default(train):
 def test_the_same_seed_gives_the_same_files(train):
     for out in ("one", "two"):
         assert train("--out", out).returncode == 0
-    files = {out: {p.name: p.read_bytes() for p in (train.here / out).iterdir()} for out in ("one", "two")}
+    files = {
+        out: {p.name: p.read_bytes() for p in (train.here / out).iterdir()}
+        for out in ("one", "two")
+    }
     assert files["one"] == files["two"]
 
 
@@ -198,7 +228,7 @@ def test_another_backend(train, how):
     assert re.search(r"^backend  array_api_strict on .*device1", result.stdout, re.M)
 
 
-# --- uninstalled -----------------------------------------------------------------------------------------------------
+# --- uninstalled ----------------------------------------------------------------------------------
 
 
 def test_a_checkout_runs_with_numpy_and_array_api_compat_alone(train, tmp_path):
@@ -210,7 +240,12 @@ def test_a_checkout_runs_with_numpy_and_array_api_compat_alone(train, tmp_path):
     result = train("--out", "out", script=copy / "scripts" / "train.py", blocked=blocked)
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
-    assert re.search(r"^note +safetensors is not installed: the weights will not be saved", result.stdout, re.M)
+    assert re.search(
+        r"^note +safetensors is not installed: the weights will not be "
+        r"saved",
+        result.stdout,
+        re.M,
+    )
     assert re.search(r"^epoch 1: loss ", result.stdout, re.M)
     assert "curve    not drawn: matplotlib is not installed (pip install" in result.stdout
     assert [path.name for path in (train.here / "out").iterdir()] == ["history.csv"]
@@ -220,12 +255,13 @@ def test_the_block_blocks(train, tmp_path):
     """That the test before means something."""
     script = tmp_path / "probe.py"
     script.write_text(
-        f"for name in {OPTIONAL}:\n    try:\n        __import__(name)\n    except ImportError: print(name)"
+        f"for name in {OPTIONAL}:\n    try:\n        __import__(name)\n    except ImportError: "
+        "print(name)"
     )
     assert train(script=script, blocked=OPTIONAL).stdout.split() == list(OPTIONAL)
 
 
-# --- what cannot be done ---------------------------------------------------------------------------------------------
+# --- what cannot be done --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", ["device", "variable"])
@@ -247,7 +283,10 @@ def test_cupy_where_there_is_no_gpu(train, how):
         (["--batch-size", "0"], ["mini_batch_size must be"]),
         (["--epochs", "-1"], ["epochs must be a whole number of at least 0, got -1"]),
         (["--lr", "nan"], ["lr must be a number of 0 or more, got nan"]),
-        (["--weight-init", "glorot"], ["Conv2d: unknown weight initializer 'glorot'; known are he"]),
+        (
+            ["--weight-init", "glorot"],
+            ["Conv2d: unknown weight initializer 'glorot'; known are he"],
+        ),
     ],
 )
 def test_one_clear_line(train, arguments, words):
@@ -308,26 +347,47 @@ def test_the_command(capsys):
 
     assert main(["backends"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0].split(" ")[0] for line in lines] == ["numpy", "cupy", "torch", "array_api_strict"]
+    assert [line.split(":")[0].split(" ")[0] for line in lines] == [
+        "numpy",
+        "cupy",
+        "torch",
+        "array_api_strict",
+    ]
     with pytest.raises(SystemExit) as caught:
         main([])
     assert caught.value.code == 2
 
 
-# --- stopped, and gone on ------------------------------------------------------------------------------------------------
+# --- stopped, and gone on -------------------------------------------------------------------------
 
 
 @pytest.fixture
 def begin(train, digits):
-    """The script as a running process, to be sent signals. It is in its first epoch when this returns."""
+    """The script as a running process, to be sent signals. It is in its first epoch when this
+    returns."""
 
     def run(*arguments):
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("PORTACNN_")}
-        command = [sys.executable, ROOT / "scripts" / "train.py", "--data", digits, "--batch-size", "4", *arguments]
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith("PORTACNN_")
+        }
+        command = [
+            sys.executable,
+            ROOT / "scripts" / "train.py",
+            "--data",
+            digits,
+            "--batch-size",
+            "4",
+            *arguments,
+        ]
         process = subprocess.Popen(
             [str(word) for word in command],
             cwd=train.here,
-            env={**environment, "OMP_NUM_THREADS": "1", "PORTACNN_KERNELS": "native", "PYTHONUNBUFFERED": "1"},
+            env={
+                **environment,
+                "OMP_NUM_THREADS": "1",
+                "PORTACNN_KERNELS": "native",
+                "PYTHONUNBUFFERED": "1",
+            },
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
@@ -345,7 +405,8 @@ def begin(train, digits):
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 @pytest.mark.parametrize("where", [[], ["--checkpoint-dir", "ck"]], ids=["unasked", "asked"])
 def test_a_signal(train, begin, number, status, where):
-    """It ends in good order, says where it was saved, and goes on to the same end as one that nobody stopped."""
+    """It ends in good order, says where it was saved, and goes on to the same end as one that
+    nobody stopped."""
     pytest.importorskip("safetensors")
     long = ["--epochs", "2000", "--out", "out", "--seed", "3"]
     with begin(*long, *where) as process:
@@ -367,7 +428,9 @@ def test_a_signal(train, begin, number, status, where):
     whole = train("--out", "whole", "--epochs", epochs, "--batch-size", "4", seed="3", **numpy)
     assert whole.returncode == 0, whole.stderr
     for name in ("history.csv", "weights.safetensors"):
-        assert (train.here / "out" / name).read_bytes() == (train.here / "whole" / name).read_bytes()
+        assert (train.here / "out" / name).read_bytes() == (
+            train.here / "whole" / name
+        ).read_bytes()
 
 
 def test_going_on_without_a_name(train):
@@ -375,7 +438,17 @@ def test_going_on_without_a_name(train):
     assert train("--out", "out", "--checkpoint-every", "1").returncode == 0
     files = list((train.here / "out" / "checkpoints").glob("checkpoint-*"))
     assert len(files) == 2
-    again = train("--out", "out", "--epochs", "2", "--resume", "--keep", "1", seed=None, without=("--batch-size",))
+    again = train(
+        "--out",
+        "out",
+        "--epochs",
+        "2",
+        "--resume",
+        "--keep",
+        "1",
+        seed=None,
+        without=("--batch-size",),
+    )
     assert again.returncode == 0, again.stderr
     assert re.search(r"^trained  1 epochs", again.stdout, re.M)
     (file,) = (train.here / "out" / "checkpoints").glob("checkpoint-*")
@@ -385,11 +458,26 @@ def test_going_on_without_a_name(train):
 def test_going_on_from_what_is_not_there(train, tmp_path):
     pytest.importorskip("safetensors")
     bare = {"seed": None, "without": ("--batch-size",), "PORTACNN_KERNELS": "native"}
-    one_line(train("--resume", **bare), "no checkpoint to go on from", "runs", "checkpoints", "--resume PATH")
+    one_line(
+        train("--resume", **bare),
+        "no checkpoint to go on from",
+        "runs",
+        "checkpoints",
+        "--resume PATH",
+    )
     (train.here / "file").write_text("no checkpoint")
     one_line(train("--resume", "file", **bare), "file is not a whole safetensors file")
-    one_line(train("--resume", "file", "--lr", "0.1", **bare), "--resume takes --lr from the checkpoint; leave it out")
-    one_line(train("--resume", "file", blocked=("safetensors",), **bare), "checkpoints need safetensors")
+    one_line(
+        train("--resume", "file", "--lr", "0.1", **bare),
+        "--resume takes --lr from the checkpoint; leave it out",
+    )
+    one_line(
+        train("--resume", "file", blocked=("safetensors",), **bare), "checkpoints need safetensors"
+    )
     assert train("--out", "out", "--checkpoint-dir", "ck").returncode == 0
     other = write_digits(tmp_path / "other", train=41)
-    one_line(train("--resume", "ck", data=other, **bare), "these are not the data of", "the shape of x_train is [41")
+    one_line(
+        train("--resume", "ck", data=other, **bare),
+        "these are not the data of",
+        "the shape of x_train is [41",
+    )

@@ -1,4 +1,5 @@
-"""The Trainer: what one step does, what a run leaves behind, and that it is the same run on every backend."""
+"""The Trainer: what one step does, what a run leaves behind, and that it is the same run on every
+backend."""
 
 import re
 from dataclasses import replace
@@ -8,7 +9,14 @@ import pytest
 from nets import as_bytes, bits, patches, small_net
 
 from portacnn import Normalize, Trainer, load_mnist_sample
-from portacnn.errors import ArgumentError, ArrayError, LabelError, NotFiniteError, ShapeError, StateError
+from portacnn.errors import (
+    ArgumentError,
+    ArrayError,
+    LabelError,
+    NotFiniteError,
+    ShapeError,
+    StateError,
+)
 from portacnn.layers import BatchNorm2d, Conv2d, Dropout, Flatten, Linear
 from portacnn.models import Model, SimpleConvNet
 from portacnn.optim import SGD
@@ -23,9 +31,19 @@ def no_variable(monkeypatch):
 
 
 def trainer(net, train=50, test=20, kind=Trainer, **changes):
-    options = {"epochs": 2, "mini_batch_size": 20, "optimizer_param": {"lr": 0.01}, "verbose": False}
+    options = {
+        "epochs": 2,
+        "mini_batch_size": 20,
+        "optimizer_param": {"lr": 0.01},
+        "verbose": False,
+    }
     dtype = net.dtype
-    return kind(net, *patches(train, dtype=dtype), *patches(test, seed=1, dtype=dtype), **{**options, **changes})
+    return kind(
+        net,
+        *patches(train, dtype=dtype),
+        *patches(test, seed=1, dtype=dtype),
+        **{**options, **changes},
+    )
 
 
 class Recorder(Trainer):
@@ -40,13 +58,14 @@ class Recorder(Trainer):
         return super().step(x, t, state)
 
 
-# --- what a run leaves -----------------------------------------------------------------------------------------------
+# --- what a run leaves ----------------------------------------------------------------------------
 
 
 def test_lists(backend):
     run = trainer(small_net(backend.device), kind=Recorder, epochs=3)
     run.train()
-    assert len(run.train_loss_list) == 9  # 50 images by 20: two whole batches and a short one an epoch
+    # 50 images by 20: two whole batches and a short one an epoch
+    assert len(run.train_loss_list) == 9
     assert [tuple(t.shape) for _, t in run.batches] == [(20,), (20,), (10,)] * 3
     assert len(run.train_acc_list) == len(run.test_acc_list) == run.epoch == 3
     for value in run.train_loss_list + run.train_acc_list + run.test_acc_list:
@@ -57,14 +76,18 @@ def test_lists(backend):
 
 
 def test_it_learns(backend):
-    run = trainer(small_net(backend.device, seed=1), train=80, epochs=8, optimizer_param={"lr": 0.03})
+    run = trainer(
+        small_net(backend.device, seed=1), train=80, epochs=8, optimizer_param={"lr": 0.03}
+    )
     run.train()
     assert run.train_loss_list[-1] < 0.3 * run.train_loss_list[0]
     assert run.test_acc_list[-1] > 0.9
 
 
 def test_losses_are_those_of_the_weights_before_each_step(backend):
-    run = trainer(small_net(backend.device), optimizer="sgd", optimizer_param={"lr": 0.0}, kind=Recorder)
+    run = trainer(
+        small_net(backend.device), optimizer="sgd", optimizer_param={"lr": 0.0}, kind=Recorder
+    )
     run.train()
     for (x, t), loss in zip(run.batches, run.train_loss_list, strict=True):
         assert run.model.loss(x, t) == pytest.approx(loss, rel=1e-6)
@@ -72,7 +95,12 @@ def test_losses_are_those_of_the_weights_before_each_step(backend):
 
 def test_a_run_by_hand(backend):
     """SGD over the same batches, written out with ``gradient``."""
-    run = trainer(small_net(backend.device, dtype="float64"), optimizer="sgd", optimizer_param={"lr": 0.1}, seed=5)
+    run = trainer(
+        small_net(backend.device, dtype="float64"),
+        optimizer="sgd",
+        optimizer_param={"lr": 0.1},
+        seed=5,
+    )
     run.train()
     net, (x, t), losses = small_net("numpy", dtype="float64"), patches(50, dtype="float64"), []
     for epoch in range(2):
@@ -124,7 +152,10 @@ def test_going_on(backend):
     parts.epochs = 3
     parts.train()
     assert parts.train_loss_list == whole.train_loss_list
-    assert (parts.train_acc_list, parts.test_acc_list) == (whole.train_acc_list, whole.test_acc_list)
+    assert (parts.train_acc_list, parts.test_acc_list) == (
+        whole.train_acc_list,
+        whole.test_acc_list,
+    )
     assert bits(parts.model) == bits(whole.model)
     none = trainer(small_net(backend.device), epochs=0)
     none.train()
@@ -160,7 +191,10 @@ def test_a_training_that_is_over_says_so(caplog, options, words):
     [
         ({"batch_size": 10}, "batch_size (write mini_batch_size)"),
         ({"lr": 0.1}, 'lr (write optimizer_param={"lr": ...})'),
-        ({"num_epochs": 3, "ephocs": 1}, "num_epochs (write epochs), ephocs (did you mean epochs?)"),
+        (
+            {"num_epochs": 3, "ephocs": 1},
+            "num_epochs (write epochs), ephocs (did you mean epochs?)",
+        ),
         ({"zzz": 1}, "zzz; it takes model, x_train"),
     ],
 )
@@ -192,7 +226,12 @@ def test_one_hot_labels_are_integer_labels(backend):
     x, t = patches(50)
     x_test, t_test = patches(20, seed=1)
     eye = np.eye(4, dtype="float32")
-    options = {"epochs": 2, "mini_batch_size": 20, "optimizer_param": {"lr": 0.01}, "verbose": False}
+    options = {
+        "epochs": 2,
+        "mini_batch_size": 20,
+        "optimizer_param": {"lr": 0.01},
+        "verbose": False,
+    }
     for labels in ((eye[t], eye[t_test]), (t.astype("uint8"), backend.array(t_test))):
         other = Trainer(small_net(backend.device), x, labels[0], x_test, labels[1], **options)
         other.train()
@@ -237,17 +276,30 @@ def test_batches_of_one_and_of_all(backend):
 
 
 def test_uint8_images_train_as_floats_do(backend):
-    """To the bit: images / 255 made beforehand, and images kept as uint8 and divided a batch at a time."""
+    """To the bit: images / 255 made beforehand, and images kept as uint8 and divided a batch at a
+    time."""
     (x, t), (x_test, t_test) = ((as_bytes(x), t) for x, t in (patches(50), patches(20, seed=1)))
     runs = []
     for images in ("uint8", "uint8 there", "float"):
         net = small_net(backend.device)
         if images != "float":
             net.preprocess = Normalize()
-        sets = [x.astype("float32") / np.float32(255) if images == "float" else x for x in (x, x_test)]
+        sets = [
+            x.astype("float32") / np.float32(255) if images == "float" else x for x in (x, x_test)
+        ]
         if images == "uint8 there":
             sets = [backend.array(x) for x in sets]
-        run = Recorder(net, sets[0], t, sets[1], t_test, epochs=2, mini_batch_size=20, accumulate=2, verbose=False)
+        run = Recorder(
+            net,
+            sets[0],
+            t,
+            sets[1],
+            t_test,
+            epochs=2,
+            mini_batch_size=20,
+            accumulate=2,
+            verbose=False,
+        )
         run.train()
         assert str(run.x_train.dtype).endswith("uint8" if images != "float" else "float32")
         assert {str(x.dtype).rpartition(".")[2] for x, _ in run.batches} == {"float32"}
@@ -273,7 +325,7 @@ def test_a_set_in_any_memory_order(backend):
     assert figures[0] == figures[1]
 
 
-# --- one step --------------------------------------------------------------------------------------------------------
+# --- one step -------------------------------------------------------------------------------------
 
 
 def test_one_forward_and_one_backward_a_step(backend):
@@ -304,7 +356,8 @@ def test_one_forward_and_one_backward_a_step(backend):
 
 
 def test_losses_are_read_at_intervals_only(backend, monkeypatch):
-    """12 steps, and three reads of losses and of what was finite: at 5, at 10, and at the end of the epoch."""
+    """12 steps, and three reads of losses and of what was finite: at 5, at 10, and at the end of
+    the epoch."""
     monkeypatch.setattr(trainer_module, "LOG_EVERY", 5)
     kind, events = type(backend.backend), []
     original = kind.to_host
@@ -334,7 +387,11 @@ class Peeking(Trainer):
 def test_the_trap_catches_a_transfer_in_the_step():
     pytest.importorskip("array_api_strict")
     trainer(small_net("array_api_strict:device1")).train()
-    with pytest.raises(AssertionError, match=r"unplanned transfer to the host: __float__ of an array on .*device1"):
+    with pytest.raises(
+        AssertionError,
+        match=r"unplanned transfer to the host: __float__ of an "
+        r"array on .*device1",
+    ):
         trainer(small_net("array_api_strict:device1"), kind=Peeking).train()
     trainer(small_net("array_api_strict"), kind=Peeking).train()  # the trap is device1's
 
@@ -355,27 +412,45 @@ def test_a_backend_may_take_the_step(backend, monkeypatch):
 
 
 def test_a_step_takes_its_numbers_from_the_device(backend, monkeypatch):
-    """Step, learning rate and count as 0-dimensional arrays: the same run, with dropout, batch statistics and Adam."""
+    """Step, learning rate and count as 0-dimensional arrays: the same run, with dropout, batch
+    statistics and Adam."""
 
     def compile_step(self, step, example):
         def run(chosen, state):
-            numbers = {name: self.asarray(np.asarray(getattr(state, name))) for name in ("step", "lr", "count")}
+            numbers = {
+                name: self.asarray(np.asarray(getattr(state, name)))
+                for name in ("step", "lr", "count")
+            }
             return step(chosen, replace(state, **numbers))
 
         return run
 
     def net():
-        layers = {"conv": Conv2d(1, 3, 3), "bn": BatchNorm2d(3), "flatten": Flatten(), "drop": Dropout(0.4)}
-        return Model(**layers, fc=Linear(None, 4)).build((1, 8, 8), device=backend.device, seed=2, dtype="float64")
+        layers = {
+            "conv": Conv2d(1, 3, 3),
+            "bn": BatchNorm2d(3),
+            "flatten": Flatten(),
+            "drop": Dropout(0.4),
+        }
+        return Model(**layers, fc=Linear(None, 4)).build(
+            (1, 8, 8), device=backend.device, seed=2, dtype="float64"
+        )
 
     monkeypatch.setattr(type(backend.backend), "compile_step", compile_step)
-    options = {"optimizer": "adamw", "schedule": "cosine", "optimizer_param": {"lr": 0.05}, "clip_norm": 1.0}
+    options = {
+        "optimizer": "adamw",
+        "schedule": "cosine",
+        "optimizer_param": {"lr": 0.05},
+        "clip_norm": 1.0,
+    }
     runs = [trainer(net(), compile_step=choice, **options) for choice in (False, True)]
     for run in runs:
         run.train()
     np.testing.assert_allclose(runs[0].train_loss_list, runs[1].train_loss_list, rtol=1e-12)
     for path, value in runs[0].model.state_dict().items():
-        np.testing.assert_allclose(runs[1].model.state_dict()[path], value, rtol=1e-9, atol=1e-12, err_msg=path)
+        np.testing.assert_allclose(
+            runs[1].model.state_dict()[path], value, rtol=1e-9, atol=1e-12, err_msg=path
+        )
     assert runs[1].optimizer.counts == runs[0].optimizer.counts
 
 
@@ -389,20 +464,32 @@ def test_parameters_and_gradients_keep_their_arrays(backend):
     assert all(run.model.named_gradients()[path] is value for path, value in gradients.items())
 
 
-# --- the same on every backend ---------------------------------------------------------------------------------------
+# --- the same on every backend --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("dtype", "rel"), [("float32", 1e-4), ("float64", 1e-9)])
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
 def test_the_same_run_on_every_backend(backend, dtype, rel, optimizer):
     def run(device):
-        made = trainer(small_net(device, dtype=dtype), train=100, epochs=4, kind=Recorder, seed=3, optimizer=optimizer)
+        made = trainer(
+            small_net(device, dtype=dtype),
+            train=100,
+            epochs=4,
+            kind=Recorder,
+            seed=3,
+            optimizer=optimizer,
+        )
         before = bits(made.model)
         made.train()
-        batches = [made.backend.to_host(array).tobytes() for batch in made.batches for array in batch]
+        batches = [
+            made.backend.to_host(array).tobytes() for batch in made.batches for array in batch
+        ]
         return before, batches, made.train_loss_list
 
-    (before, batches, losses), (before_here, batches_here, losses_here) = run("numpy"), run(backend.device)
+    (before, batches, losses), (before_here, batches_here, losses_here) = (
+        run("numpy"),
+        run(backend.device),
+    )
     assert len(losses) == 20
     assert before_here == before
     assert batches_here == batches
@@ -410,13 +497,15 @@ def test_the_same_run_on_every_backend(backend, dtype, rel, optimizer):
     assert losses[-1] < losses[0]
 
 
-# --- where training cannot go on -------------------------------------------------------------------------------------
+# --- where training cannot go on ------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_divergence_stops_before_the_step_that_failed(backend, optimizer):
-    run = trainer(small_net(backend.device), kind=Recorder, optimizer=optimizer, optimizer_param={"lr": 1e30})
+    run = trainer(
+        small_net(backend.device), kind=Recorder, optimizer=optimizer, optimizer_param={"lr": 1e30}
+    )
     with pytest.raises(NotFiniteError) as caught:
         run.train()
     assert isinstance(caught.value, FloatingPointError)
@@ -424,7 +513,8 @@ def test_divergence_stops_before_the_step_that_failed(backend, optimizer):
     bad = int(np.argmin(finite))
     assert 0 < bad < 3
     assert re.fullmatch(
-        rf"the loss of step {bad + 1} \(epoch 1\) is (nan|inf); the weights are those before that step\. "
+        rf"the loss of step {bad + 1} \(epoch 1\) is (nan|inf); the weights are those before that "
+        r"step\. "
         r"Lower the learning rate \(1e\+30\)",
         str(caught.value),
     )
@@ -465,7 +555,7 @@ def test_a_batch_that_gives_nan_changes_no_weight(backend):
     assert bits(run.model) == before
 
 
-# --- bad input -------------------------------------------------------------------------------------------------------
+# --- bad input ------------------------------------------------------------------------------------
 
 
 def bad_pixel(value):
@@ -491,7 +581,12 @@ def bad_pixel(value):
             ShapeError,
             "SimpleConvNet: expected images (N, 1, 8, 8), got 50x3x8x8",
         ),
-        (np.zeros((50, 64), "float32"), None, ShapeError, "expected images (N, 1, 8, 8), got 50x64"),
+        (
+            np.zeros((50, 64), "float32"),
+            None,
+            ShapeError,
+            "expected images (N, 1, 8, 8), got 50x64",
+        ),
         (
             np.zeros((50, 1, 8, 8), "uint8"),
             None,
@@ -499,10 +594,25 @@ def bad_pixel(value):
             "expected floating-point images, got 50x1x8x8, numpy uint8",
         ),
         (np.zeros((0, 1, 8, 8), "float32"), np.zeros(0, int), ArgumentError, "x_{} has no images"),
-        (None, np.full(50, 4), LabelError, "t_{}: label 4 at index 0 is outside 0..3, the network's outputs"),
+        (
+            None,
+            np.full(50, 4),
+            LabelError,
+            "t_{}: label 4 at index 0 is outside 0..3, the network's outputs",
+        ),
         (None, np.full(50, -1), LabelError, "t_{}: label -1 at index 0"),
-        (None, np.zeros(49, int), LabelError, "t_{}: expected 50 labels, (N,) or one-hot (N, 4), got shape (49,)"),
-        (None, np.zeros((50, 5)), LabelError, "t_{}: one-hot labels have 5 columns, the network has 4 outputs"),
+        (
+            None,
+            np.zeros(49, int),
+            LabelError,
+            "t_{}: expected 50 labels, (N,) or one-hot (N, 4), got shape (49,)",
+        ),
+        (
+            None,
+            np.zeros((50, 5)),
+            LabelError,
+            "t_{}: one-hot labels have 5 columns, the network has 4 outputs",
+        ),
         (None, np.zeros((50, 4)), LabelError, "t_{}: row 0 is not one-hot"),
         (None, np.zeros(50), LabelError, "t_{}: expected whole numbers 0..3, got float64"),
     ],
@@ -528,9 +638,15 @@ def test_bad_data(backend, which, x, t, error, message):
         ({"epochs": -1}, "epochs must be a whole number of at least 0, got -1"),
         ({"epochs": "3"}, "epochs must be a whole number of at least 0, got '3'"),
         ({"epochs": True}, "epochs must be a whole number"),
-        ({"evaluate_sample_num_per_epoch": 0}, "evaluate_sample_num_per_epoch must be a whole number of at least 1"),
+        (
+            {"evaluate_sample_num_per_epoch": 0},
+            "evaluate_sample_num_per_epoch must be a whole number of at least 1",
+        ),
         ({"seed": 0.5}, "seed must be a whole number or None, got 0.5"),
-        ({"optimizer": "adamax"}, "unknown optimizer 'adamax'; known are sgd, momentum, adagrad, rmsprop, adam, adamw"),
+        (
+            {"optimizer": "adamax"},
+            "unknown optimizer 'adamax'; known are sgd, momentum, adagrad, rmsprop, adam, adamw",
+        ),
         ({"optimizer_param": {"learning_rate": 1}}, "no_decay; got learning_rate"),
         ({"optimizer_param": {"lr": -1}}, "lr must be a number of 0 or more, got -1"),
     ],
@@ -545,8 +661,13 @@ def test_numbers_without_meaning(changes, message):
 
 def test_data_of_another_library():
     strict = pytest.importorskip("array_api_strict")
-    x, t = strict.zeros((50, 1, 8, 8), dtype=strict.float32, device=strict.Device("device1")), np.zeros(50, int)
-    with pytest.raises(ArrayError, match="the model is on numpy on cpu, the images are 50x1x8x8, array_api_strict"):
+    x, t = (
+        strict.zeros((50, 1, 8, 8), dtype=strict.float32, device=strict.Device("device1")),
+        np.zeros(50, int),
+    )
+    with pytest.raises(
+        ArrayError, match="the model is on numpy on cpu, the images are 50x1x8x8, array_api_strict"
+    ):
         Trainer(small_net("numpy"), x, t, x, t)
 
 
@@ -561,10 +682,15 @@ def test_optimizers_by_name_and_by_hand():
     assert trainer(small_net(), optimizer=mine, optimizer_param=None).optimizer is mine
     default = Trainer(small_net(), *patches(100), *patches(10))
     assert (type(default.optimizer).__name__, default.optimizer.lr) == ("Adam", 0.001)
-    assert (default.epochs, default.mini_batch_size, default.seed, default.verbose) == (20, 100, 0, True)
+    assert (default.epochs, default.mini_batch_size, default.seed, default.verbose) == (
+        20,
+        100,
+        0,
+        True,
+    )
 
 
-# --- what is shown ---------------------------------------------------------------------------------------------------
+# --- what is shown --------------------------------------------------------------------------------
 
 
 def test_silence(capfd, caplog):
@@ -593,14 +719,22 @@ def epoch_lines(run):
     ]
 
 
-# --- real digits -----------------------------------------------------------------------------------------------------
+# --- real digits ----------------------------------------------------------------------------------
 
 
 def test_real_digits():
-    """Two epochs over 2,000 of the bundled digits, with a small net: far above chance, and above its first epoch."""
+    """Two epochs over 2,000 of the bundled digits, with a small net: far above chance, and above
+    its first epoch."""
     (x_train, t_train), (x_test, t_test) = load_mnist_sample()
-    net = SimpleConvNet((1, 28, 28), {"filter_num": 6}, 50, weight_init_std="he", device="numpy", seed=0)
-    options = {"epochs": 2, "mini_batch_size": 50, "optimizer_param": {"lr": 0.003}, "verbose": False}
+    net = SimpleConvNet(
+        (1, 28, 28), {"filter_num": 6}, 50, weight_init_std="he", device="numpy", seed=0
+    )
+    options = {
+        "epochs": 2,
+        "mini_batch_size": 50,
+        "optimizer_param": {"lr": 0.003},
+        "verbose": False,
+    }
     data = (x_train[:2000], t_train[:2000], x_test[:500], t_test[:500])
     run = Trainer(net, *data, evaluate_sample_num_per_epoch=500, **options)
     run.train()

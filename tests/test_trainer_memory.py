@@ -1,4 +1,5 @@
-"""A device's memory: sets that do not fit stay on the host, and a step that finds no room leaves everything as it was."""
+"""A device's memory: sets that do not fit stay on the host, and a step that finds no room leaves
+everything as it was."""
 
 import re
 import weakref
@@ -18,7 +19,13 @@ from portacnn.training.feed import Resident, Streamed, fits
 def trainer(backend, data=patches, **changes):
     model = net(backend.device)
     model.preprocess = Normalize()
-    options = {"epochs": 2, "mini_batch_size": 20, "optimizer_param": {"lr": 0.01}, "verbose": False, **changes}
+    options = {
+        "epochs": 2,
+        "mini_batch_size": 20,
+        "optimizer_param": {"lr": 0.01},
+        "verbose": False,
+        **changes,
+    }
     (x, t), test = data(50), patches(20, seed=1)
     return Trainer(model, x, t, *test, **options)
 
@@ -28,7 +35,8 @@ def small(monkeypatch, backend, free):
 
 
 @pytest.mark.parametrize(
-    ("nbytes", "free", "expected"), [(10, None, True), (10, 20, True), (10, 19, False), (0, 0, True)]
+    ("nbytes", "free", "expected"),
+    [(10, None, True), (10, 20, True), (10, 19, False), (0, 0, True)],
 )
 def test_half_of_what_is_free(nbytes, free, expected):
     assert fits(nbytes, free) is expected
@@ -69,7 +77,8 @@ def test_the_next_batch_is_sent_before_the_last_is_used(backend, monkeypatch):
 @pytest.mark.parametrize("place", ["forward", "backward", "update"])
 @pytest.mark.parametrize("known", [(1000, 5000), None], ids=["with figures", "without"])
 def test_no_room_for_a_step(backend, monkeypatch, place, known):
-    """It is said with the batch size and the bytes, nothing has changed, and a smaller batch goes on."""
+    """It is said with the batch size and the bytes, nothing has changed, and a smaller batch goes
+    on."""
     run = trainer(backend, epochs=1)
     run.run_batch(run.backend.asarray(np.arange(20)))
     before, steps = bits(run.model), run.optimizer.steps
@@ -78,14 +87,18 @@ def test_no_room_for_a_step(backend, monkeypatch, place, known):
         raise MemoryError("full")
 
     monkeypatch.setattr(type(backend.backend), "memory_error", lambda self, error: known)
-    owner = {"forward": run.model.children["fc"], "backward": run.model.children["conv"], "update": run.optimizer}[
-        place
-    ]
+    owner = {
+        "forward": run.model.children["fc"],
+        "backward": run.model.children["conv"],
+        "update": run.optimizer,
+    }[place]
     with monkeypatch.context() as patch:
         patch.setattr(owner, {"update": "apply"}.get(place, place), full)
         figures = re.escape(" (1000 bytes asked for, 5000 held)") if known else ""
         with pytest.raises(
-            OutOfMemoryError, match=rf"a training step of 20 images{figures}; .*smaller mini_batch_size"
+            OutOfMemoryError,
+            match=rf"a training step of 20 images{figures}; .*smaller "
+            r"mini_batch_size",
         ):
             run.run_batch(run.backend.asarray(np.arange(20, 40)))
     assert bits(run.model) == before
@@ -98,7 +111,8 @@ def test_no_room_for_a_step(backend, monkeypatch, place, known):
 
 
 def test_no_room_for_running_statistics(backend, monkeypatch):
-    """What is left out after a loss that is not finite takes memory as well: the update comes after it, if it comes at all."""
+    """What is left out after a loss that is not finite takes memory as well: the update comes after
+    it, if it comes at all."""
     run = trainer(backend, epochs=1)
     before = bits(run.model)
     isfinite, xp = run.backend.xp.isfinite, run.backend.xp
@@ -134,7 +148,10 @@ def test_no_room_for_an_optimizers_state(backend, monkeypatch):
         with pytest.raises(OutOfMemoryError):
             run.run_batch(run.backend.asarray(np.arange(20)))
     run.run_batch(run.backend.asarray(np.arange(20)))
-    assert all(run.optimizer.state[slot].keys() == run.model.named_parameters().keys() for slot in run.optimizer.slots)
+    assert all(
+        run.optimizer.state[slot].keys() == run.model.named_parameters().keys()
+        for slot in run.optimizer.slots
+    )
 
 
 class Large:
@@ -142,7 +159,8 @@ class Large:
 
 
 def test_an_error_holds_nothing_of_the_step(backend, monkeypatch):
-    """Whoever looks at it may go on from there with a smaller batch: the large one's memory has to be free by then."""
+    """Whoever looks at it may go on from there with a smaller batch: the large one's memory has to
+    be free by then."""
     run, seen = trainer(backend, epochs=1), []
 
     def full(*_, **__):

@@ -8,7 +8,16 @@ import pytest
 
 from portacnn import cli, schedules
 from portacnn.errors import ArgumentError, NotFiniteError, ShapeError, StateError
-from portacnn.layers import BatchNorm1d, BatchNorm2d, Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU
+from portacnn.layers import (
+    BatchNorm1d,
+    BatchNorm2d,
+    Conv2d,
+    Dropout,
+    Flatten,
+    Linear,
+    MaxPool2d,
+    ReLU,
+)
 from portacnn.models import Model
 from portacnn.optim import SGD, biases_and_norms
 from portacnn.schedules import ConstantLR, CosineAnnealingLR, OneCycleLR, PerEpoch, StepLR, warm_up
@@ -40,8 +49,16 @@ def net(device="numpy", dtype="float64"):
 
 
 def trainer(model=None, kind=Trainer, **changes):
-    options = {"epochs": EPOCHS, "mini_batch_size": SIZE, "optimizer": "sgd", "optimizer_param": {"lr": 0.1}, "seed": 5}
-    return kind(model or net(), *digits(COUNT), *digits(20, seed=1), verbose=False, **{**options, **changes})
+    options = {
+        "epochs": EPOCHS,
+        "mini_batch_size": SIZE,
+        "optimizer": "sgd",
+        "optimizer_param": {"lr": 0.1},
+        "seed": 5,
+    }
+    return kind(
+        model or net(), *digits(COUNT), *digits(20, seed=1), verbose=False, **{**options, **changes}
+    )
 
 
 def weights(model):
@@ -51,10 +68,12 @@ def weights(model):
 def same(one, other, tolerance=0.0):
     assert one.keys() == other.keys()
     for path in one:
-        np.testing.assert_allclose(one[path], other[path], rtol=tolerance, atol=tolerance, err_msg=path)
+        np.testing.assert_allclose(
+            one[path], other[path], rtol=tolerance, atol=tolerance, err_msg=path
+        )
 
 
-# --- against PyTorch ------------------------------------------------------------------------------------------------
+# --- against PyTorch ------------------------------------------------------------------------------
 
 
 @cache
@@ -63,11 +82,18 @@ def torch_run(name):
     kind, arguments, _, unit, clip_norm, smoothing = RUNS[name]
     torch = pytest.importorskip("torch")
     nn = torch.nn
-    named = {"conv1": nn.Conv2d(1, 3, 3), "relu1": nn.ReLU(), "pool1": nn.MaxPool2d(2), "flatten": nn.Flatten()}
+    named = {
+        "conv1": nn.Conv2d(1, 3, 3),
+        "relu1": nn.ReLU(),
+        "pool1": nn.MaxPool2d(2),
+        "flatten": nn.Flatten(),
+    }
     twin = nn.Sequential()
     for path, layer in {**named, "fc1": nn.Linear(27, 4)}.items():
         twin.add_module(path, layer)
-    twin.double().load_state_dict({path: torch.tensor(value) for path, value in net().state_dict().items()})
+    twin.double().load_state_dict(
+        {path: torch.tensor(value) for path, value in net().state_dict().items()}
+    )
     groups = [
         {"params": [p for p in twin.parameters() if p.ndim > 1], "weight_decay": 0.05},
         {"params": [p for p in twin.parameters() if p.ndim <= 1], "weight_decay": 0.0},
@@ -81,7 +107,9 @@ def torch_run(name):
         for first in range(0, COUNT, SIZE):
             chosen = torch.tensor(order[first : first + SIZE])
             optimizer.zero_grad()
-            loss = nn.functional.cross_entropy(twin(x[chosen]), t[chosen], label_smoothing=smoothing)
+            loss = nn.functional.cross_entropy(
+                twin(x[chosen]), t[chosen], label_smoothing=smoothing
+            )
             loss.backward()
             if clip_norm:
                 nn.utils.clip_grad_norm_(twin.parameters(), clip_norm)
@@ -95,7 +123,14 @@ def torch_run(name):
 
 
 RUNS = {
-    "sgd": ("SGD", {"lr": 0.3, "momentum": 0.9, "nesterov": True}, warm_up(4, CosineAnnealingLR(10)), "step", 0.5, 0.1),
+    "sgd": (
+        "SGD",
+        {"lr": 0.3, "momentum": 0.9, "nesterov": True},
+        warm_up(4, CosineAnnealingLR(10)),
+        "step",
+        0.5,
+        0.1,
+    ),
     "adamw": ("AdamW", {"lr": 0.02}, OneCycleLR(12), "step", 1.0, 0.0),
     "rmsprop": ("RMSprop", {"lr": 0.01, "centered": True}, StepLR(2), "epoch", None, 0.2),
 }
@@ -110,7 +145,8 @@ TORCH_SCHEDULES = {
 
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("name", RUNS)
-@pytest.mark.filterwarnings("ignore:The epoch parameter:UserWarning")  # torch's SequentialLR warns of itself
+# torch's SequentialLR warns of itself
+@pytest.mark.filterwarnings("ignore:The epoch parameter:UserWarning")
 @pytest.mark.filterwarnings("ignore:Detected call of:UserWarning")
 def test_the_whole_run_as_in_torch(backend, name, accumulate):
     _, arguments, schedule, unit, clip_norm, smoothing = RUNS[name]
@@ -130,7 +166,7 @@ def test_the_whole_run_as_in_torch(backend, name, accumulate):
     same(run.model.state_dict(), end, 1e-9)
 
 
-# --- accumulation ---------------------------------------------------------------------------------------------------
+# --- accumulation ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("accumulate", [2, 3, 7, 20])
@@ -149,7 +185,8 @@ def test_parts_add_up_to_the_batch(backend, accumulate):
 
 
 def test_sizes_of_parts():
-    """A batch of 20 in 3 parts is 7, 7, 6; the short one of 10 has as few parts as are no larger: 5, 5."""
+    """A batch of 20 in 3 parts is 7, 7, 6; the short one of 10 has as few parts as are no larger:
+    5, 5."""
 
     class Recorder(Dropout):
         def forward(self, x, *, train=False, keep=True):
@@ -161,7 +198,9 @@ def test_sizes_of_parts():
             return dy
 
     seen, sizes = [], []
-    model = Model(recorder=Recorder(), flatten=Flatten(), fc=Linear(None, 4)).build((1, 8, 8), device="numpy", seed=0)
+    model = Model(recorder=Recorder(), flatten=Flatten(), fc=Linear(None, 4)).build(
+        (1, 8, 8), device="numpy", seed=0
+    )
     model.on_output(lambda y: sizes.append(y.shape[0]))
     run = trainer(model, accumulate=3, epochs=2, evaluate_sample_num_per_epoch=1)
     run.train()
@@ -171,18 +210,23 @@ def test_sizes_of_parts():
 
 
 @pytest.mark.parametrize(
-    ("count", "most", "sizes"), [(7, 3, [3, 2, 2]), (7, 7, [7]), (8, 2, [2, 2, 2, 2]), (1, 3, [1]), (20, 7, [7, 7, 6])]
+    ("count", "most", "sizes"),
+    [(7, 3, [3, 2, 2]), (7, 7, [7]), (8, 2, [2, 2, 2, 2]), (1, 3, [1]), (20, 7, [7, 7, 6])],
 )
 def test_parts_are_alike_in_size(count, most, sizes):
     assert part_sizes(count, most) == sizes
 
 
-# --- the last batch ---------------------------------------------------------------------------------------------------
+# --- the last batch -------------------------------------------------------------------------------
 
 
 def normed(spatial=False, device="numpy"):
     """A batch norm over one value of each channel and image, or over 36 of them."""
-    layers = [Conv2d(1, 3, 3), BatchNorm2d(3), Flatten()] if spatial else [Flatten(), Linear(None, 5), BatchNorm1d(5)]
+    layers = (
+        [Conv2d(1, 3, 3), BatchNorm2d(3), Flatten()]
+        if spatial
+        else [Flatten(), Linear(None, 5), BatchNorm1d(5)]
+    )
     return Model(*layers, Linear(None, 4)).build((1, 8, 8), device=device, dtype="float64", seed=0)
 
 
@@ -202,7 +246,11 @@ def over(count, model, **options):
                 "another mini_batch_size or drop_last=True",
             ],
         ),
-        (10, {"mini_batch_size": 1}, ["the batches of 10 images by mini_batch_size=1 would have 1;"]),
+        (
+            10,
+            {"mini_batch_size": 1},
+            ["the batches of 10 images by mini_batch_size=1 would have 1;"],
+        ),
         (
             12,
             {"mini_batch_size": 4, "accumulate": 4},
@@ -226,7 +274,8 @@ def test_batches_of_one_that_a_batch_norm_cannot_take(count, options, words):
     for text in words:
         assert text in str(caught.value)
     same(weights(model), before)
-    over(count, normed(spatial=True), **options).train()  # many values of each channel in every image
+    # many values of each channel in every image
+    over(count, normed(spatial=True), **options).train()
 
 
 def untracked(device="numpy"):
@@ -240,20 +289,49 @@ def untracked(device="numpy"):
     ("tested", "options", "words"),
     [
         (1, {}, "x_test would be evaluated on one; take more images"),
-        (8, {"evaluate_sample_num_per_epoch": 1}, "x_train would be evaluated on one; take more images ("),
+        (
+            8,
+            {"evaluate_sample_num_per_epoch": 1},
+            "x_train would be evaluated on one; take more images (",
+        ),
     ],
 )
 def test_evaluation_on_one_image_that_a_batch_norm_cannot_take(tested, options, words):
     """Said before the first epoch, not after it."""
     x, t = digits(20)
-    with pytest.raises(ArgumentError, match=r"^2 \(BatchNorm1d\): without running statistics") as caught:
-        Trainer(untracked(), x, t, x[:tested], t[:tested], epochs=1, mini_batch_size=10, verbose=False, **options)
+    with pytest.raises(
+        ArgumentError,
+        match=r"^2 \(BatchNorm1d\): without running "
+        r"statistics",
+    ) as caught:
+        Trainer(
+            untracked(),
+            x,
+            t,
+            x[:tested],
+            t[:tested],
+            epochs=1,
+            mini_batch_size=10,
+            verbose=False,
+            **options,
+        )
     assert words in str(caught.value)
-    Trainer(normed(), x, t, x[:tested], t[:tested], epochs=1, mini_batch_size=10, verbose=False, **options).train()
+    Trainer(
+        normed(),
+        x,
+        t,
+        x[:tested],
+        t[:tested],
+        epochs=1,
+        mini_batch_size=10,
+        verbose=False,
+        **options,
+    ).train()
 
 
 def test_evaluation_that_would_end_on_one_image(backend):
-    """257 images go through 256 at a time; batch norm without running statistics takes the last with those before it."""
+    """257 images go through 256 at a time; batch norm without running statistics takes the last
+    with those before it."""
     x, t = digits(257)
     net = untracked(backend.device)
     run = Trainer(net, x, t, x, t, epochs=1, mini_batch_size=100, verbose=False)
@@ -262,8 +340,12 @@ def test_evaluation_that_would_end_on_one_image(backend):
     assert np.isfinite(net.loss(x, t))
     logits = np.asarray(run.backend.to_host(net.predict(x, batch_size=4)))
     assert logits.shape == (257, 4)
-    np.testing.assert_allclose(logits[252:], run.backend.to_host(net.predict(x[252:])), rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(logits[248:252], run.backend.to_host(net.predict(x[248:252])), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(
+        logits[252:], run.backend.to_host(net.predict(x[252:])), rtol=1e-9, atol=1e-12
+    )
+    np.testing.assert_allclose(
+        logits[248:252], run.backend.to_host(net.predict(x[248:252])), rtol=1e-9, atol=1e-12
+    )
     with pytest.raises(ShapeError, match="one value has no variance"):
         net.predict(x[:1])
     with pytest.raises(ShapeError, match="one value has no variance"):
@@ -288,7 +370,9 @@ def test_drop_last_leaves_out_what_makes_no_whole_batch():
 
     x, t = digits(50)
     x[:, 0, 0, 0] = np.arange(50)
-    run = Recorder(net(), x, t, x, t, epochs=2, mini_batch_size=20, drop_last=True, seed=5, verbose=False)
+    run = Recorder(
+        net(), x, t, x, t, epochs=2, mini_batch_size=20, drop_last=True, seed=5, verbose=False
+    )
     run.train()
     orders = [permutation(5, epoch, 50) for epoch in (0, 1)]
     assert seen == [order[first : first + 20].tolist() for order in orders for first in (0, 20)]
@@ -307,7 +391,7 @@ def test_gradients_keep_their_arrays(backend):
     assert all(run.model.named_gradients()[path] is array for path, array in gradients.items())
 
 
-# --- schedules ------------------------------------------------------------------------------------------------------
+# --- schedules ------------------------------------------------------------------------------------
 
 
 class Rates(Trainer):
@@ -342,7 +426,9 @@ def test_the_rate_of_each_step(schedule, unit, expected):
 
 
 def test_a_schedule_goes_on_where_it_was():
-    whole, parts = (trainer(kind=Rates, schedule=CosineAnnealingLR(12), optimizer="momentum") for _ in range(2))
+    whole, parts = (
+        trainer(kind=Rates, schedule=CosineAnnealingLR(12), optimizer="momentum") for _ in range(2)
+    )
     whole.train()
     for epochs in (1, 3, 4):
         parts.epochs = epochs
@@ -352,7 +438,7 @@ def test_a_schedule_goes_on_where_it_was():
     same(parts.model.state_dict(), whole.model.state_dict())
 
 
-# --- early stopping -------------------------------------------------------------------------------------------------
+# --- early stopping -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -404,7 +490,9 @@ def test_it_stops_and_restores(monitor, restore):
     assert run.stopped_early
     assert run.epoch == len(run.test_acc_list) == 5
     assert len(run.train_loss_list) == 15
-    assert run.test_loss_list == ([] if monitor == "accuracy" else [1.0 - figure for figure in Scripted.figures[:5]])
+    assert run.test_loss_list == (
+        [] if monitor == "accuracy" else [1.0 - figure for figure in Scripted.figures[:5]]
+    )
     same(weights(run.model), run.seen[1 if restore else 4])
     run.train()  # it is over
     assert run.epoch == 5
@@ -421,7 +509,9 @@ def test_it_restores_at_the_end_too():
 def test_early_stopping_for_real(backend):
     """With a rate of 0 nothing gets better: one epoch, and as many as there is patience."""
     for stopping in (2, EarlyStopping(2, "loss")):
-        run = trainer(net(backend.device), early_stopping=stopping, optimizer_param={"lr": 0.0}, epochs=9)
+        run = trainer(
+            net(backend.device), early_stopping=stopping, optimizer_param={"lr": 0.0}, epochs=9
+        )
         run.train()
         assert run.epoch == 3
     x, t = digits(20, seed=1)
@@ -429,11 +519,24 @@ def test_early_stopping_for_real(backend):
 
 
 def test_early_stopping_watches_the_loss_without_smoothing(backend):
-    """By hand: the mean of -log softmax at the labels, over more images than a batch of ``predict``."""
+    """By hand: the mean of -log softmax at the labels, over more images than a batch of
+    ``predict``."""
     x, t = digits(300, seed=1)
     t[290:] = (t[290:] + 1) % 4
-    options = {"label_smoothing": 0.3, "early_stopping": EarlyStopping(9, "loss", restore_best=False)}
-    run = Trainer(net(backend.device), *digits(COUNT), x, t, epochs=2, mini_batch_size=20, verbose=False, **options)
+    options = {
+        "label_smoothing": 0.3,
+        "early_stopping": EarlyStopping(9, "loss", restore_best=False),
+    }
+    run = Trainer(
+        net(backend.device),
+        *digits(COUNT),
+        x,
+        t,
+        epochs=2,
+        mini_batch_size=20,
+        verbose=False,
+        **options,
+    )
     run.train()
     logits = backend.host(run.model.predict(x))
     shifted = logits - logits.max(axis=1, keepdims=True)
@@ -442,7 +545,7 @@ def test_early_stopping_watches_the_loss_without_smoothing(backend):
     assert run.test_acc_list[-1] == np.mean(logits.argmax(axis=1) == t)
 
 
-# --- figures, and what is not finite --------------------------------------------------------------------------------
+# --- figures, and what is not finite --------------------------------------------------------------
 
 
 def test_epoch_losses_are_means_over_images():
@@ -456,7 +559,8 @@ def test_epoch_losses_are_means_over_images():
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered")
 def test_gradients_that_are_not_finite(backend):
-    """The loss of the third step is fine, its gradients are not: with clipping that is found before any harm."""
+    """The loss of the third step is fine, its gradients are not: with clipping that is found before
+    any harm."""
     run = trainer(net(backend.device), clip_norm=1.0, optimizer="momentum", accumulate=2)
     backward, calls = run.model.backward, []
 
@@ -480,7 +584,7 @@ def test_gradients_that_are_not_finite(backend):
     assert len(run.train_loss_list) == 3 * EPOCHS
 
 
-# --- bad input ------------------------------------------------------------------------------------------------------
+# --- bad input ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -489,7 +593,10 @@ def test_gradients_that_are_not_finite(backend):
         ({"schedule": "cosinus"}, "unknown schedule"),
         ({"schedule": 0.1}, "unknown schedule"),
         ({"schedule": lambda step, lr: -lr}, "the schedule's learning rate at step 0 must be"),
-        ({"schedule": lambda step, lr: lr if step < 11 else float("nan")}, "the schedule's learning rate at step 11"),
+        (
+            {"schedule": lambda step, lr: lr if step < 11 else float("nan")},
+            "the schedule's learning rate at step 11",
+        ),
         ({"schedule": lambda step, lr: "fast"}, "the schedule's learning rate at step 0"),
         ({"schedule": OneCycleLR(11)}, "steps 0 to 10; asked for the rate of step 11"),
         ({"schedule_unit": "epochs"}, "schedule_unit must be"),
@@ -526,7 +633,7 @@ def test_early_stopping_without_a_meaning(arguments):
         EarlyStopping(**arguments)
 
 
-# --- from the command line ------------------------------------------------------------------------------------------
+# --- from the command line ------------------------------------------------------------------------
 
 
 def test_command_line(monkeypatch, tmp_path, capsys):
@@ -539,25 +646,41 @@ def test_command_line(monkeypatch, tmp_path, capsys):
 
     x, t = digits(COUNT)
     monkeypatch.setattr(
-        cli, "load_mnist_sample", lambda normalize: ((x.astype("float32"), t), (x[:20].astype("float32"), t[:20]))
+        cli,
+        "load_mnist_sample",
+        lambda normalize: ((x.astype("float32"), t), (x[:20].astype("float32"), t[:20])),
     )
     monkeypatch.setattr(cli, "Trainer", Noted)
-    words = f"--epochs 2 --batch-size 20 --seed 0 --device numpy --out {tmp_path} --optimizer sgd --lr 0.2".split()
-    assert cli.train_main([*words, "--momentum", "0.8", "--weight-decay", "0.01", "--schedule", "one_cycle"]) == 0
+    words = f"--epochs 2 --batch-size 20 --seed 0 --device numpy --out {tmp_path}".split()
+    words += ["--optimizer", "sgd", "--lr", "0.2"]
+    assert (
+        cli.train_main(
+            [*words, "--momentum", "0.8", "--weight-decay", "0.01", "--schedule", "one_cycle"]
+        )
+        == 0
+    )
     (run,) = made
-    assert (run.optimizer.lr, run.optimizer.momentum, run.optimizer.weight_decay) == (0.2, 0.8, 0.01)
+    assert (run.optimizer.lr, run.optimizer.momentum, run.optimizer.weight_decay) == (
+        0.2,
+        0.8,
+        0.01,
+    )
     assert run.schedule == OneCycleLR(6)
     with open(tmp_path / "history.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [float(row["loss"]) for row in rows] == pytest.approx(run.epoch_loss_list, abs=1e-6)
-    assert cli.train_main([*words, "--optimizer", "adagrad", "--momentum", "0.8"]) == cli.USAGE_ERROR
+    assert (
+        cli.train_main([*words, "--optimizer", "adagrad", "--momentum", "0.8"]) == cli.USAGE_ERROR
+    )
     assert "AdaGrad takes lr, lr_decay" in capsys.readouterr().err
     assert set(schedules.SCHEDULES) == {"constant", "step", "cosine", "warmup_cosine", "one_cycle"}
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")
 def test_running_statistics_are_those_of_the_last_good_step_too(backend):
-    net = Model(conv=Conv2d(1, 4, 3), bn=BatchNorm2d(4), relu=ReLU(), flatten=Flatten(), fc=Linear(None, 4))
+    net = Model(
+        conv=Conv2d(1, 4, 3), bn=BatchNorm2d(4), relu=ReLU(), flatten=Flatten(), fc=Linear(None, 4)
+    )
     net.build((1, 8, 8), device=backend.device, seed=0)
     x, t = np.random.default_rng(0).random((60, 1, 8, 8)).astype("float32"), np.arange(60) % 4
     x[40:] *= 1e30  # their squares overflow
@@ -573,11 +696,16 @@ def test_running_statistics_are_those_of_the_last_good_step_too(backend):
 
 
 def test_a_finite_loss_with_gradients_that_are_not_changes_nothing(backend):
-    net = Model(flatten=Flatten(), a=Linear(None, 3), b=Linear(None, 4)).build((1, 2, 2), device=backend.device, seed=0)
+    net = Model(flatten=Flatten(), a=Linear(None, 3), b=Linear(None, 4)).build(
+        (1, 2, 2), device=backend.device, seed=0
+    )
     state = {path: 0 * value for path, value in net.state_dict().items()}
     state["b.weight"] = np.where(np.arange(12).reshape(4, 3) % 2, 2e38, -2e38).astype("float32")
     net.load_state_dict(state)
-    x, t = 100 * np.random.default_rng(0).standard_normal((20, 1, 2, 2)).astype("float32"), np.arange(20) % 4
+    x, t = (
+        100 * np.random.default_rng(0).standard_normal((20, 1, 2, 2)).astype("float32"),
+        np.arange(20) % 4,
+    )
     run = Trainer(net, x, t, x, t, epochs=1, mini_batch_size=20, verbose=False)
     with (
         pytest.raises(NotFiniteError, match="its gradients or running statistics are not finite"),
@@ -594,5 +722,8 @@ def test_a_model_that_was_moved_wants_a_new_trainer():
     x, t = np.zeros((8, 1, 2, 2), "float32"), np.arange(8) % 4
     run = Trainer(net, x, t, x, t, epochs=1, mini_batch_size=4, verbose=False)
     net.to("array_api_strict")
-    with pytest.raises(StateError, match="was moved to array_api_strict on cpu from numpy on cpu; make a new Trainer"):
+    with pytest.raises(
+        StateError,
+        match="was moved to array_api_strict on cpu from numpy on cpu; make a new Trainer",
+    ):
         run.train()

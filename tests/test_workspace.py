@@ -26,7 +26,14 @@ def run(seed: int, epochs: int = 2) -> Trainer:
     draws = np.random.default_rng(seed)
     x, t = draws.random((50, 1, 28, 28), dtype=np.float32), draws.integers(0, 10, 50)
     trainer = Trainer(
-        SimpleConvNet(seed=seed, device="numpy"), x, t, x, t, epochs=epochs, mini_batch_size=20, verbose=False
+        SimpleConvNet(seed=seed, device="numpy"),
+        x,
+        t,
+        x,
+        t,
+        epochs=epochs,
+        mini_batch_size=20,
+        verbose=False,
     )
     trainer.train()
     return trainer
@@ -36,7 +43,7 @@ each_set = pytest.mark.parametrize("choice", choices(Here("numpy", resolve("nump
 FLOAT = np.dtype("float32")
 
 
-# --- a workspace by itself ------------------------------------------------------------------------------------------
+# --- a workspace by itself ------------------------------------------------------------------------
 
 
 def test_bytes_are_free_when_nothing_refers_to_them():
@@ -45,7 +52,11 @@ def test_bytes_are_free_when_nothing_refers_to_them():
     def a_pass():
         first = empty(shape, FLOAT)
         place = first.ctypes.data
-        views = [first[2:].transpose(2, 0, 1), as_strided(first, (4,), (8,)), first.reshape(-1).view(np.int32)]
+        views = [
+            first[2:].transpose(2, 0, 1),
+            as_strided(first, (4,), (8,)),
+            first.reshape(-1).view(np.int32),
+        ]
         del first
         for _ in range(3):
             other = empty(shape, FLOAT)
@@ -63,7 +74,8 @@ def test_bytes_are_free_when_nothing_refers_to_them():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_arrays_that_live_never_share_bytes(seed):
-    """Drawn sizes and lifetimes, over passes that leave some of them behind; some die in another thread."""
+    """Drawn sizes and lifetimes, over passes that leave some of them behind; some die in another
+    thread."""
     draws, room, live = np.random.default_rng(seed), Workspace(), []
 
     def a_pass():
@@ -90,7 +102,8 @@ def test_the_arena_is_as_large_as_what_lives_at_one_time():
     def a_pass(factor):
         before = None
         for size in sizes:
-            after = empty((factor * size << 14,), FLOAT)  # two at a time, as a layer's input and output
+            # two at a time, as a layer's input and output
+            after = empty((factor * size << 14,), FLOAT)
             before = after
             del after
         del before
@@ -145,7 +158,7 @@ def test_a_forked_process_has_an_arena_of_its_own():
     run_in(room, a_pass)
 
 
-# --- training -------------------------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------------------
 
 
 @each_set
@@ -184,7 +197,9 @@ def test_two_models_that_train_at_once_do_not_meet(choice):
 
     expected = {seed: result(seed) for seed in (1, 2)}
     found: dict[int, tuple] = {}
-    workers = [threading.Thread(target=lambda s=seed: found.update({s: result(s)})) for seed in (1, 2)]
+    workers = [
+        threading.Thread(target=lambda s=seed: found.update({s: result(s)})) for seed in (1, 2)
+    ]
     for worker in workers:
         worker.start()
     for worker in workers:
@@ -209,10 +224,17 @@ for choice in ("auto", "native"):
 def test_training_is_the_same_to_the_bit_from_run_to_run(count):
     """In processes of their own, for a given number of threads."""
     tests = Path(__file__).parent
-    environment = os.environ | {"PORTACNN_NUM_THREADS": str(count), "PYTHONPATH": f"{tests.parent}{os.pathsep}{tests}"}
+    environment = os.environ | {
+        "PORTACNN_NUM_THREADS": str(count),
+        "PYTHONPATH": f"{tests.parent}{os.pathsep}{tests}",
+    }
     printed = [
         subprocess.run(
-            [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True
+            [sys.executable, "-c", PROGRAM],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout.split()
         for _ in range(2)
     ]
@@ -225,7 +247,11 @@ def test_training_is_the_same_to_the_bit_from_run_to_run(count):
 def test_the_number_of_threads_changes_no_bit(monkeypatch, pieces, layout):
     draws = np.random.default_rng(0)
     x = draws.standard_normal((9, 5, 12, 11)).astype("float32")
-    x = x if layout == "batch first" else np.ascontiguousarray(x.transpose(1, 2, 3, 0)).transpose(3, 0, 1, 2)
+    x = (
+        x
+        if layout == "batch first"
+        else np.ascontiguousarray(x.transpose(1, 2, 3, 0)).transpose(3, 0, 1, 2)
+    )
     monkeypatch.setattr(threads, "WORTH", 1)
     monkeypatch.setattr(threads, "thread_count", lambda: pieces)
     results = []

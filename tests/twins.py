@@ -1,6 +1,8 @@
-"""PyTorch's versions of containers and models, written with torch.nn alone: the oracles of their tests.
+"""PyTorch's versions of containers and models, written with torch.nn alone: the oracles of their
+tests.
 
-Structure and keys of ResNet and VGG are torchvision's. Import this after ``pytest.importorskip("torch")``.
+Structure and keys of ResNet and VGG are torchvision's. Import this after
+``pytest.importorskip("torch")``.
 """
 
 from collections import OrderedDict
@@ -8,7 +10,8 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
-# The connections of LeNet-5's C3, as printed in table I of LeCun et al., 1998: rows are maps of S2, columns those of C3.
+# The connections of LeNet-5's C3, as printed in table I of LeCun et al., 1998: rows are maps of S2,
+# columns those of C3.
 TABLE_I = """
 X . . . X X X . . X X X X . X X
 X X . . . X X X . . X X X X . X
@@ -49,7 +52,7 @@ class Added(nn.Sequential):
         return sum(module(x) for module in self)
 
 
-# --- torchvision's ResNet -------------------------------------------------------------------------------------------
+# --- torchvision's ResNet -------------------------------------------------------------------------
 
 
 class BasicBlock(nn.Module):
@@ -108,7 +111,9 @@ class ResNet(nn.Module):
     def make_layer(self, block, planes, blocks, stride):
         downsample, out = None, planes * block.expansion
         if stride != 1 or self.inplanes != out:
-            downsample = nn.Sequential(nn.Conv2d(self.inplanes, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+            downsample = nn.Sequential(
+                nn.Conv2d(self.inplanes, out, 1, stride, bias=False), nn.BatchNorm2d(out)
+            )
         parts = [block(self.inplanes, planes, stride, downsample)]
         self.inplanes = out
         parts += [block(out, planes, 1, None) for _ in range(1, blocks)]
@@ -139,7 +144,11 @@ class ResNet20(nn.Module):
             for index in range(3):
                 first = number > 1 and index == 0
                 projection = [nn.Conv2d(inputs, width, 1, 2, bias=False), nn.BatchNorm2d(width)]
-                shortcut = (SubsampleAndPad() if option == "A" else nn.Sequential(*projection)) if first else None
+                shortcut = (
+                    (SubsampleAndPad() if option == "A" else nn.Sequential(*projection))
+                    if first
+                    else None
+                )
                 blocks.append(BasicBlock(inputs, width, 2 if first else 1, shortcut))
                 inputs = width
             self.add_module(f"layer{number}", nn.Sequential(*blocks))
@@ -151,7 +160,7 @@ class ResNet20(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
-# --- torchvision's VGG ----------------------------------------------------------------------------------------------
+# --- torchvision's VGG ----------------------------------------------------------------------------
 
 VGG_CONFIGURATIONS = {
     "A": [64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"],
@@ -160,7 +169,9 @@ VGG_CONFIGURATIONS = {
 
 
 class VGG(nn.Module):
-    def __init__(self, configuration, num_classes, in_channels, batch_norm, hidden=4096, dropout=0.5):
+    def __init__(
+        self, configuration, num_classes, in_channels, batch_norm, hidden=4096, dropout=0.5
+    ):
         super().__init__()
         layers = []
         for v in VGG_CONFIGURATIONS[configuration]:
@@ -186,7 +197,7 @@ class VGG(nn.Module):
         return self.classifier(torch.flatten(self.avgpool(self.features(x)), 1))
 
 
-# --- the others -----------------------------------------------------------------------------------------------------
+# --- the others -----------------------------------------------------------------------------------
 
 
 class Squash(nn.Module):
@@ -195,7 +206,8 @@ class Squash(nn.Module):
 
 
 class Subsampling(nn.Module):
-    """The paper's: the sum of four, times a coefficient, plus a bias. Ours has the mean, so the weight is four times that."""
+    """The paper's: the sum of four, times a coefficient, plus a bias. Ours has the mean, so the
+    weight is four times that."""
 
     def __init__(self, maps):
         super().__init__()
@@ -229,15 +241,19 @@ class C3(nn.Module):
 def lenet5(num_classes, in_channels, variant, padding):
     if variant == "classic":
         parts = OrderedDict(
-            c1=nn.Conv2d(in_channels, 6, 5, padding=padding), a1=Squash(), s2=Subsampling(6), a2=Squash(),
-            c3=C3(), a3=Squash(), s4=Subsampling(16), a4=Squash(), c5=nn.Conv2d(16, 120, 5), a5=Squash(),
-            flat=nn.Flatten(), f6=nn.Linear(120, 84), a6=Squash(), output=nn.Linear(84, num_classes),
+            c1=nn.Conv2d(in_channels, 6, 5, padding=padding), a1=Squash(), s2=Subsampling(6),
+            a2=Squash(),
+            c3=C3(), a3=Squash(), s4=Subsampling(16), a4=Squash(), c5=nn.Conv2d(16, 120, 5),
+            a5=Squash(),
+            flat=nn.Flatten(), f6=nn.Linear(120, 84), a6=Squash(), output=nn.Linear(84,
+            num_classes),
         )  # fmt: skip
     else:
         parts = OrderedDict(
             conv1=nn.Conv2d(in_channels, 6, 5, padding=padding), a1=nn.ReLU(), p1=nn.MaxPool2d(2),
             conv2=nn.Conv2d(6, 16, 5), a2=nn.ReLU(), p2=nn.MaxPool2d(2), flat=nn.Flatten(),
-            fc1=nn.Linear(400, 120), a3=nn.ReLU(), fc2=nn.Linear(120, 84), a4=nn.ReLU(), fc3=nn.Linear(84, num_classes),
+            fc1=nn.Linear(400, 120), a3=nn.ReLU(), fc2=nn.Linear(120, 84), a4=nn.ReLU(),
+            fc3=nn.Linear(84, num_classes),
         )  # fmt: skip
     return nn.Sequential(parts)
 
@@ -251,7 +267,8 @@ def deep_conv_net(num_classes, in_channels, features=1024, hidden=50, dropout=0.
             conv4=nn.Conv2d(32, 32, 3, padding=2), a4=nn.ReLU(), p2=nn.MaxPool2d(2),
             conv5=nn.Conv2d(32, 64, 3, padding=1), a5=nn.ReLU(),
             conv6=nn.Conv2d(64, 64, 3, padding=1), a6=nn.ReLU(), p3=nn.MaxPool2d(2),
-            flat=nn.Flatten(), fc1=nn.Linear(features, hidden), a7=nn.ReLU(), d1=nn.Dropout(dropout),
+            flat=nn.Flatten(), fc1=nn.Linear(features, hidden), a7=nn.ReLU(),
+            d1=nn.Dropout(dropout),
             fc2=nn.Linear(hidden, num_classes), d2=nn.Dropout(dropout),
         )
     )  # fmt: skip
@@ -269,12 +286,16 @@ class PaperLRN(nn.Module):
 def alexnet(num_classes, in_channels, features=9216, hidden=4096, dropout=0.5):
     return nn.Sequential(
         OrderedDict(
-            conv1=nn.Conv2d(in_channels, 96, 11, 4, 2), a1=nn.ReLU(), n1=PaperLRN(), p1=nn.MaxPool2d(3, 2),
-            conv2=nn.Conv2d(96, 256, 5, 1, 2, groups=2), a2=nn.ReLU(), n2=PaperLRN(), p2=nn.MaxPool2d(3, 2),
+            conv1=nn.Conv2d(in_channels, 96, 11, 4, 2), a1=nn.ReLU(), n1=PaperLRN(),
+            p1=nn.MaxPool2d(3, 2),
+            conv2=nn.Conv2d(96, 256, 5, 1, 2, groups=2), a2=nn.ReLU(), n2=PaperLRN(),
+            p2=nn.MaxPool2d(3, 2),
             conv3=nn.Conv2d(256, 384, 3, 1, 1), a3=nn.ReLU(),
             conv4=nn.Conv2d(384, 384, 3, 1, 1, groups=2), a4=nn.ReLU(),
-            conv5=nn.Conv2d(384, 256, 3, 1, 1, groups=2), a5=nn.ReLU(), p5=nn.MaxPool2d(3, 2), flat=nn.Flatten(),
+            conv5=nn.Conv2d(384, 256, 3, 1, 1, groups=2), a5=nn.ReLU(), p5=nn.MaxPool2d(3, 2),
+            flat=nn.Flatten(),
             fc6=nn.Linear(features, hidden), a6=nn.ReLU(), d6=nn.Dropout(dropout),
-            fc7=nn.Linear(hidden, hidden), a7=nn.ReLU(), d7=nn.Dropout(dropout), fc8=nn.Linear(hidden, num_classes),
+            fc7=nn.Linear(hidden, hidden), a7=nn.ReLU(), d7=nn.Dropout(dropout),
+            fc8=nn.Linear(hidden, num_classes),
         )
     )  # fmt: skip

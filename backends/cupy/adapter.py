@@ -13,15 +13,19 @@ from portacnn.errors import BackendError
 from portacnn.runtime import Array, Backend, BackendInfo, HostArray, Kernel
 
 KINDS = frozenset({"cuda"})
-_REMEDY = 'CuPy is not installed: pip install "portacnn[cuda13]" (or "portacnn[cuda12]", to fit the driver)'
+_REMEDY = (
+    'CuPy is not installed: pip install "portacnn[cuda13]" (or "portacnn[cuda12]", to fit '
+    "the driver)"
+)
 _FULL = re.compile(r"Out of memory allocating ([\d,]+) bytes \(allocated so far: ([\d,]+) bytes")
 
 
 class CupyBackend(Backend):
     """CuPy arrays on one CUDA device.
 
-    CuPy allocates and launches on its *current* device, whatever ``device=`` says: so whoever makes arrays or computes with them
-    is within ``active()``, and the dispatch of ops enters the device of the arrays it is given.
+    CuPy allocates and launches on its *current* device, whatever ``device=`` says: so whoever makes
+    arrays or computes with them is within ``active()``, and the dispatch of ops enters the device
+    of the arrays it is given.
     """
 
     views_alias = True
@@ -48,7 +52,8 @@ class CupyBackend(Backend):
     def contiguous(self, array: Array) -> Array:
         import cupy as cp
 
-        return array if array.flags.c_contiguous else cp.ascontiguousarray(array)  # which makes (1,) of ()
+        # which makes (1,) of ()
+        return array if array.flags.c_contiguous else cp.ascontiguousarray(array)
 
     def synchronize(self) -> None:
         self.device.synchronize()
@@ -76,7 +81,9 @@ class CupyBackend(Backend):
 
         return CupyUploader(self)
 
-    def compile_step(self, step: Callable[..., Any], example: tuple[Any, ...]) -> Callable[..., Any]:
+    def compile_step(
+        self, step: Callable[..., Any], example: tuple[Any, ...]
+    ) -> Callable[..., Any]:
         from portacnn.backends.cupy.capture import CapturedStep
 
         return CapturedStep(self, step)
@@ -87,13 +94,22 @@ def probe() -> BackendInfo:
         import cupy as cp
     except ImportError as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name == "cupy"
-        return BackendInfo("cupy", None, (), _REMEDY if missing else f"CuPy is installed but does not load: {error}")
+        return BackendInfo(
+            "cupy",
+            None,
+            (),
+            _REMEDY if missing else f"CuPy is installed but does not load: {error}",
+        )
     try:
         count = cp.cuda.runtime.getDeviceCount()
     except cp.cuda.runtime.CUDARuntimeError as error:
-        return BackendInfo("cupy", cp.__version__, (), f"CuPy is installed but no CUDA device answers: {error}")
+        return BackendInfo(
+            "cupy", cp.__version__, (), f"CuPy is installed but no CUDA device answers: {error}"
+        )
     if count == 0:
-        return BackendInfo("cupy", cp.__version__, (), "CuPy is installed but there is no CUDA device")
+        return BackendInfo(
+            "cupy", cp.__version__, (), "CuPy is installed but there is no CUDA device"
+        )
     return BackendInfo("cupy", cp.__version__, tuple(f"cuda:{i}" for i in range(count)))
 
 
@@ -126,7 +142,9 @@ def _index(device: str | None, info: BackendInfo) -> int:
     word: Any = "0" if device in (None, "cuda") else device
     word = word.removeprefix("cuda:")
     if not word.isdecimal():
-        raise BackendError(f"CuPy computes on CUDA devices, got {device!r}; it can be cuda or cuda:N, or use numpy")
+        raise BackendError(
+            f"CuPy computes on CUDA devices, got {device!r}; it can be cuda or cuda:N, or use numpy"
+        )
     if int(word) >= len(info.devices):
         raise BackendError(f"no device cuda:{word}; CuPy sees {', '.join(info.devices)}")
     return int(word)

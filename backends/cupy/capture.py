@@ -1,21 +1,26 @@
-"""A training step as a CUDA graph: recorded once, then launched whole, since a small network's step is mostly launches.
+"""A training step as a CUDA graph: recorded once, then launched whole, since a small network's step
+is mostly launches.
 
-A graph does the same work on the same memory each time. So whatever differs from step to step has to be in the device's memory
-beforehand: the batch and the state's arrays are copied into arrays that stay, and the state's numbers (``StepState``) become
-0-dimensional arrays, int64 or float64, which one launch sets from its arguments. The first steps of a kind run as they are, so that
-everything that is made only once (gradients, an optimizer's state, tables, compiled kernels) is there when the third is recorded.
+A graph does the same work on the same memory each time. So whatever differs from step to step has
+to be in the device's memory beforehand: the batch and the state's arrays are copied into arrays
+that stay, and the state's numbers (``StepState``) become 0-dimensional arrays, int64 or float64,
+which one launch sets from its arguments. The first steps of a kind run as they are, so that
+everything that is made only once (gradients, an optimizer's state, tables, compiled kernels) is
+there when the third is recorded.
 
-Memory: a kind of step has a pool of its own, from which nothing is taken any more once its graph is recorded. What was freed
-during the recording is where the graph keeps its intermediate results, and anybody else's array in it would be overwritten;
-and what was freed since may still be read by it.
+Memory: a kind of step has a pool of its own, from which nothing is taken any more once its graph is
+recorded. What was freed during the recording is where the graph keeps its intermediate results, and
+anybody else's array in it would be overwritten; and what was freed since may still be read by it.
 
-Order: a replay runs on the caller's stream, like any launch of its own; one on another stream waits for the one before. Steps that
-run as they are, and recordings, have a stream of their own, for the memory of a pool belongs to a stream. It waits for the caller's
-stream before a step, and the caller's waits for it after.
+Order: a replay runs on the caller's stream, like any launch of its own; one on another stream waits
+for the one before. Steps that run as they are, and recordings, have a stream of their own, for the
+memory of a pool belongs to a stream. It waits for the caller's stream before a step, and the
+caller's waits for it after.
 
-The host's part of a replay is short, as a small network's step takes the device no longer than it: one launch for the numbers, a
-copy for each array of the batch, the graph, and one copy of the whole result out of the graph's memory, where it lies in one piece.
-What a step gave back and the next gets (``ok``) the graph itself leaves where it will look for it.
+The host's part of a replay is short, as a small network's step takes the device no longer than it:
+one launch for the numbers, a copy for each array of the batch, the graph, and one copy of the whole
+result out of the graph's memory, where it lies in one piece. What a step gave back and the next
+gets (``ok``) the graph itself leaves where it will look for it.
 """
 
 import gc
@@ -50,11 +55,13 @@ class _UncapturableError(Exception):
 
 
 class CapturedStep:
-    """``step(*arrays, state)``, recorded and replayed. ``state`` is a dataclass; see the head of this file for what becomes of it.
+    """``step(*arrays, state)``, recorded and replayed. ``state`` is a dataclass; see the head of
+    this file for what becomes of it.
 
-    A step whose arrays differ in number, shape, dtype or order in memory is of another kind, and so is one whose state differs in
-    anything but numbers and arrays, and one under other kernels or another precision. The step may give back arrays, and tuples
-    and lists of them. One that it gave back and gets again, as ``state.ok``, must not have been written to in between.
+    A step whose arrays differ in number, shape, dtype or order in memory is of another kind, and so
+    is one whose state differs in anything but numbers and arrays, and one under other kernels or
+    another precision. The step may give back arrays, and tuples and lists of them. One that it gave
+    back and gets again, as ``state.ok``, must not have been written to in between.
 
     Attributes:
         graphs: how many kinds are replayed by now.
@@ -98,7 +105,9 @@ class CapturedStep:
 
                 def step(arrays: list[Array]) -> Any:
                     own = dict(zip(held, arrays[len(batch) :], strict=True))
-                    return self._step(*arrays[: len(batch)], replace(state, **self._numbers(numbers), **own))
+                    return self._step(
+                        *arrays[: len(batch)], replace(state, **self._numbers(numbers), **own)
+                    )
 
                 return self._run(key, step, arrays, numbers)
             except MemoryError:
@@ -111,21 +120,25 @@ class CapturedStep:
                 raise MemoryError(str(error)) from error
 
     def _follow(self, stream: Any, caller: Any) -> None:
-        """Have a stream wait for the step before and for what its caller has queued: which is nothing to wait for mostly."""
+        """Have a stream wait for the step before and for what its caller has queued: which is
+        nothing to wait for mostly."""
         for other in (self._last, caller):
             if other != stream:
                 self._before.record(other)
                 stream.wait_event(self._before)
 
     def _start_over(self) -> None:
-        """Let go of all graphs and their memory. Of all: one may look at memory that was first another's."""
+        """Let go of all graphs and their memory. Of all: one may look at memory that was first
+        another's."""
         self._ways.clear()
         self._others = self._cp.cuda.MemoryPool()
 
     def _set(self, numbers: dict[str, Any]) -> None:
         """Put the numbers onto the device, all in one launch."""
         if len(numbers) > _WORDS:
-            raise TypeError(f"a state has {_WORDS} numbers at most, this one has {', '.join(numbers)}")
+            raise TypeError(
+                f"a state has {_WORDS} numbers at most, this one has {', '.join(numbers)}"
+            )
         if numbers:
             codes = "".join([_code(type(value)) for value in numbers.values()])
             words = np.frombuffer(_packer(codes).pack(*numbers.values()), np.int64)
@@ -133,14 +146,24 @@ class CapturedStep:
             launch((1,), (_WORDS,), (self._words, np.int32(len(numbers)), *words))
 
     def _numbers(self, numbers: dict[str, Any]) -> dict[str, Array]:
-        """The numbers where ``_set`` puts them: 0-dimensional arrays, int64 or float64, always at the same address."""
+        """The numbers where ``_set`` puts them: 0-dimensional arrays, int64 or float64, always at
+        the same address."""
         return {
-            name: self._words[i : i + 1].view(np.int64 if _code(type(value)) == "q" else np.float64).reshape(())
+            name: self._words[i : i + 1]
+            .view(np.int64 if _code(type(value)) == "q" else np.float64)
+            .reshape(())
             for i, (name, value) in enumerate(numbers.items())
         }
 
-    def _run(self, key: Any, step: Callable[[list[Array]], Any], arrays: list[Array], numbers: dict[str, Any]) -> Any:
-        """A step of a kind that has no graph yet, on the own stream; or one that gets its graph now."""
+    def _run(
+        self,
+        key: Any,
+        step: Callable[[list[Array]], Any],
+        arrays: list[Array],
+        numbers: dict[str, Any],
+    ) -> Any:
+        """A step of a kind that has no graph yet, on the own stream; or one that gets its graph
+        now."""
         way = self._ways.get(key)
         if way is None and len(self._ways) < MOST and self.reason is None:
             way = self._ways[key] = _Way()
@@ -161,7 +184,9 @@ class CapturedStep:
         self._returned = []
         return _copied(result, self._returned)
 
-    def _without_graph(self, way: "_Way | None", step: Callable[[list[Array]], Any], arrays: list[Array]) -> Any:
+    def _without_graph(
+        self, way: "_Way | None", step: Callable[[list[Array]], Any], arrays: list[Array]
+    ) -> Any:
         """Do the step as it is, or record it, which does nothing yet."""
         if way is None:
             return _as_it_is(step, arrays, self._others)
@@ -174,14 +199,16 @@ class CapturedStep:
         except Exception as error:
             reason = f"{_place(error)}: {str(error) or type(error).__name__}"
         # Out here, where no error holds what the recording had taken.
-        result = _as_it_is(step, arrays, way.pool)  # if it fails like this too, there is nothing to give up for
+        # if it fails like this too, there is nothing to give up for
+        result = _as_it_is(step, arrays, way.pool)
         self._give_up(reason)
         return result
 
     def _give_up(self, reason: str) -> None:
         self.reason = reason
         _log.warning(
-            "a training step on %s cannot be recorded as a CUDA graph and goes on launch by launch, which is slower: %s",
+            "a training step on %s cannot be recorded as a CUDA graph and goes on launch by "
+            "launch, which is slower: %s",
             self._backend,
             self.reason,
         )
@@ -190,8 +217,9 @@ class CapturedStep:
 class _FromDevice:
     """Memory of the device for a pool, which first hands out what it has.
 
-    Where there is none left, a pool gives back what lies in it unused and tries again. While a step is recorded that must not be:
-    what the recorded part has freed lies there, and the graph goes on using it. So then there is none left at once.
+    Where there is none left, a pool gives back what lies in it unused and tries again. While a step
+    is recorded that must not be: what the recorded part has freed lies there, and the graph goes on
+    using it. So then there is none left at once.
     """
 
     recording = False
@@ -204,7 +232,9 @@ class _FromDevice:
         except cp.cuda.runtime.CUDARuntimeError as error:
             if not self.recording or error.status != _NO_MEMORY:
                 raise
-            raise MemoryError(f"the device has no room for {size} bytes more beside what is recorded") from error
+            raise MemoryError(
+                f"the device has no room for {size} bytes more beside what is recorded"
+            ) from error
 
 
 class _Way:
@@ -228,16 +258,22 @@ class _Way:
             int, int
         ] = {}  # inputs that the graph itself sets for the next step: to which array of its result
         self._result: Any = None
-        self._places: list[tuple[tuple[int, ...], Any, int]] = []  # of the result's arrays: shape, dtype, byte
+        # of the result's arrays: shape, dtype, byte
+        self._places: list[tuple[tuple[int, ...], Any, int]] = []
         self._whole: Array = None  # where the graph leaves its result
 
     def record(
-        self, step: Callable[[list[Array]], Any], arrays: list[Array], stream: Any, returned: list[Array]
+        self,
+        step: Callable[[list[Array]], Any],
+        arrays: list[Array],
+        stream: Any,
+        returned: list[Array],
     ) -> None:
         """Have ``stream``, the current one, record the step, of which nothing is done yet.
 
         Args:
-            returned: what the step before gave back. What of it comes again as an argument need not be copied at a replay.
+            returned: what the step before gave back. What of it comes again as an argument need not
+                be copied at a replay.
 
         Raises:
             Whatever keeps it from being recorded. The stream no longer records then.
@@ -246,7 +282,9 @@ class _Way:
             # A copy even of what lies still: it is at this address that the graph looks.
             inputs = [self._cp.empty_like(array) for array in arrays]
             collecting = gc.isenabled()
-            gc.disable()  # what it might free belongs to other steps, and freeing it may have to wait for the device
+            # what it might free belongs to other steps, and freeing it may have to wait for the
+            # device
+            gc.disable()
             self._source.recording = True
             try:
                 stream.begin_capture()
@@ -280,11 +318,14 @@ class _Way:
         return whole, places
 
     def _views(self, whole: Array, places: list[tuple[tuple[int, ...], Any, int]]) -> list[Array]:
-        return [self._cp.ndarray(shape, dtype, whole.data + begin) for shape, dtype, begin in places]
+        return [
+            self._cp.ndarray(shape, dtype, whole.data + begin) for shape, dtype, begin in places
+        ]
 
     def replay(self, arrays: list[Array]) -> Any:
         """The step on these arrays, on the current stream."""
-        fresh = self._cp.empty(self._whole.shape, dtype=np.uint8)  # first: without room for the result, nothing is done
+        # first: without room for the result, nothing is done
+        fresh = self._cp.empty(self._whole.shape, dtype=np.uint8)
         for number, (there, array) in enumerate(zip(self._inputs, arrays, strict=True)):
             back = self._back.get(number)
             if back is None or not self.returned or array is not self.returned[back]:
@@ -299,7 +340,8 @@ _NO_MEMORY = 2  # cudaErrorMemoryAllocation
 
 
 def _as_it_is(step: Callable[[list[Array]], Any], arrays: list[Array], pool: Any) -> Any:
-    """The step, launch by launch, with memory of this pool; before there is none left, that of the pool for all else is let go."""
+    """The step, launch by launch, with memory of this pool; before there is none left, that of the
+    pool for all else is let go."""
     import cupy as cp
 
     def malloc(size: int) -> Any:
@@ -330,7 +372,8 @@ def _names(kind: type) -> tuple[str, ...]:
 
 @lru_cache
 def _code(kind: type) -> str:
-    """How ``struct`` packs a number of this type: "q" as int64, "d" as float64; "" where it is none."""
+    """How ``struct`` packs a number of this type: "q" as int64, "d" as float64; "" where it is
+    none."""
     if issubclass(kind, bool) or not issubclass(kind, Real):
         return ""
     return "q" if issubclass(kind, Integral) else "d"
@@ -368,29 +411,38 @@ def _order(strides: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _arrays(result: Any) -> list[Array]:
-    """A result's arrays, in order. Raises _UncapturableError where a replay could not give it back anew."""
+    """A result's arrays, in order. Raises _UncapturableError where a replay could not give it back
+    anew."""
     import cupy as cp
 
     if isinstance(result, tuple | list):
         return [array for part in result for array in _arrays(part)]
     if not isinstance(result, cp.ndarray):
-        raise _UncapturableError(f"it gives back a {type(result).__name__}, which would be the same each time")
+        raise _UncapturableError(
+            f"it gives back a {type(result).__name__}, which would be the same each time"
+        )
     return [result]
 
 
 def _coming_back(arrays: list[Array], returned: list[Array], found: list[Array]) -> dict[int, int]:
-    """Which arguments are what the step before gave back, and which array of its result: those that stay of one kind."""
+    """Which arguments are what the step before gave back, and which array of its result: those that
+    stay of one kind."""
     return {
         place: number
         for place, array in enumerate(arrays)
         for number, before in enumerate(returned[: len(found)])
-        if array is before and (array.shape, array.dtype) == (found[number].shape, found[number].dtype)
+        if array is before
+        and (array.shape, array.dtype) == (found[number].shape, found[number].dtype)
     }
 
 
 def _rebuilt(result: Any, fresh: Iterator[Array]) -> Any:
     """A result like this one of other arrays."""
-    return type(result)(_rebuilt(part, fresh) for part in result) if isinstance(result, tuple | list) else next(fresh)
+    return (
+        type(result)(_rebuilt(part, fresh) for part in result)
+        if isinstance(result, tuple | list)
+        else next(fresh)
+    )
 
 
 def _copied(result: Any, copies: list[Array]) -> Any:
@@ -406,7 +458,8 @@ def _copied(result: Any, copies: list[Array]) -> Any:
 
 
 def _place(error: BaseException) -> str:
-    """Where it happened: in which op, the innermost; else in which function of ours; else in which one of the step's."""
+    """Where it happened: in which op, the innermost; else in which function of ours; else in which
+    one of the step's."""
     op, ours, first = "", "", ""
     traceback = error.__traceback__
     while traceback is not None:

@@ -1,6 +1,8 @@
-"""The columns of ``ops/windows.py`` on CUDA, one launch for all taps: for im2col and col2im, and convolution of three axes.
+"""The columns of ``ops/windows.py`` on CUDA, one launch for all taps: for im2col and col2im, and
+convolution of three axes.
 
-Notation as there: C channels, T taps, S/OUT the spatial axes, N batch. Both give the bits that the portable ones give.
+Notation as there: C channels, T taps, S/OUT the spatial axes, N batch. Both give the bits that the
+portable ones give.
 """
 
 from functools import lru_cache
@@ -21,15 +23,26 @@ _ROWS = 64  # at once: a thread goes through the others
 
 @lru_cache(maxsize=1024)
 def _numbers(windows: Windows, c: int, n: int) -> tuple[np.int32, ...]:
-    """The geometry as the kernels take it: three axes, the first ones of one cell where there are fewer."""
+    """The geometry as the kernels take it: three axes, the first ones of one cell where there are
+    fewer."""
     ones, zeros = (1,) * (3 - len(windows.size)), (0,) * (3 - len(windows.size))
     before = tuple(pad for pad, _ in windows.pads)
     axes = windows.size, windows.out, windows.kernel, windows.stride
-    numbers = [c, *(n for axis in axes for n in ones + axis), *zeros, *before, *ones, *windows.dilation, n]
+    numbers = [
+        c,
+        *(n for axis in axes for n in ones + axis),
+        *zeros,
+        *before,
+        *ones,
+        *windows.dilation,
+        n,
+    ]
     return tuple(np.int32(number) for number in numbers)
 
 
-def _run(name: str, source: Array, shape: tuple[int, ...], windows: Windows, c: int, rows: int) -> Any:
+def _run(
+    name: str, source: Array, shape: tuple[int, ...], windows: Windows, c: int, rows: int
+) -> Any:
     import cupy as cp
 
     n, cells = shape[-1], prod(shape) // rows

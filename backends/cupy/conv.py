@@ -1,10 +1,12 @@
-"""Convolution on CUDA through kernels of our own (cuda/conv.cu), for one and two axes: nothing is laid out in columns.
+"""Convolution on CUDA through kernels of our own (cuda/conv.cu), for one and two axes: nothing is
+laid out in columns.
 
-With few channels in a group, groups.py computes it, in float32 whatever ``use_precision`` says. Large ones may go to
-cuDNN instead, where it was asked for (cudnn.py).
+With few channels in a group, groups.py computes it, in float32 whatever ``use_precision`` says.
+Large ones may go to cuDNN instead, where it was asked for (cudnn.py).
 
-Notation as in ops/conv.py: N batch, C in-channels, O out-channels, G groups, K the kernel, S/OUT the spatial axes in/out.
-Declined, so that the portable op runs: three axes, other dtypes than float32 and float64, arrays of 2**31 numbers or more.
+Notation as in ops/conv.py: N batch, C in-channels, O out-channels, G groups, K the kernel, S/OUT
+the spatial axes in/out. Declined, so that the portable op runs: three axes, other dtypes than
+float32 and float64, arrays of 2**31 numbers or more.
 """
 
 from typing import Any, NamedTuple
@@ -15,7 +17,14 @@ from portacnn.backends.cupy import cudnn as cupy_cudnn
 from portacnn.backends.cupy import groups as cupy_groups
 from portacnn.backends.cupy.geometry import BY_TAP, VALUE_BY_VALUE, WHOLE_STEPS, Plan, plan_of
 from portacnn.backends.cupy.memory import THREADS, or_null, reachable, vector
-from portacnn.backends.cupy.nvrtc import Launcher, Variant, kernel, rounding, supported, with_rounding
+from portacnn.backends.cupy.nvrtc import (
+    Launcher,
+    Variant,
+    kernel,
+    rounding,
+    supported,
+    with_rounding,
+)
 from portacnn.backends.cupy.plan import SPLIT_TILES, VEC, WIDE_TILES, Tile
 from portacnn.backends.cupy.split import room_for_partials, sum_partials
 from portacnn.ops.layout import batch_first, batch_last
@@ -24,7 +33,8 @@ from portacnn.ops.windows import Windows
 from portacnn.runtime import Array, Kernel, backend_of, dtype_name
 
 FILE = "conv.cu"
-PLAIN, AFTER_RELU, AFTER_POOL = 0, 1, 2  # how a gradient is the convolution's own: FROM of cuda/conv.cu
+# how a gradient is the convolution's own: FROM of cuda/conv.cu
+PLAIN, AFTER_RELU, AFTER_POOL = 0, 1, 2
 
 
 def _vectors(tile: Tile) -> list[int]:
@@ -42,7 +52,17 @@ VARIANTS: list[Variant] = with_rounding(
             for vec in _vectors(tile)
         ),
         *(
-            (FILE, {"INPUT": 1, "FROM": by, "STRIDED": strided, "BY_TAP": walk, "VEC": vec, **tile.defines})
+            (
+                FILE,
+                {
+                    "INPUT": 1,
+                    "FROM": by,
+                    "STRIDED": strided,
+                    "BY_TAP": walk,
+                    "VEC": vec,
+                    **tile.defines,
+                },
+            )
             for tile in WIDE_TILES
             for strided in (0, 1)
             for by in (PLAIN, AFTER_RELU, AFTER_POOL)
@@ -61,7 +81,12 @@ VARIANTS: list[Variant] = with_rounding(
 
 def _plan(x: Array, o: int, windows: Windows, groups: int, pooled: bool = False) -> Plan | None:
     """For x (N, C, *S) as the convolution's input. None where the kernels can't do it."""
-    if len(windows.size) > 2 or not supported(dtype_name(x)) or not x.size or not reachable(windows):
+    if (
+        len(windows.size) > 2
+        or not supported(dtype_name(x))
+        or not x.size
+        or not reachable(windows)
+    ):
         return None
     return plan_of(windows, x.shape[1], o, groups, x.shape[0], pooled, x.itemsize)
 
@@ -78,7 +103,8 @@ def _pools_in_pairs(pool: Windows, axes: int) -> bool:
 
 
 class _Saved(NamedTuple):
-    """What a forward keeps, in memory order: x (C, *S, N); after ReLU y, or where it was pooled on the way, the winners."""
+    """What a forward keeps, in memory order: x (C, *S, N); after ReLU y, or where it was pooled on
+    the way, the winners."""
 
     x: Array
     weight: Array
@@ -109,9 +135,14 @@ def _forward(
     backend = backend_of(x)
     xt, weight = backend.contiguous(batch_last(x)), backend.contiguous(weight)
     bias = None if bias is None else backend.contiguous(bias)
-    y, winner = cupy_cudnn.forward(plan, xt, weight, bias, relu) if cupy_cudnn.takes(plan) else None, None
+    y, winner = (
+        cupy_cudnn.forward(plan, xt, weight, bias, relu) if cupy_cudnn.takes(plan) else None,
+        None,
+    )
     if y is None:
-        y, winner = _convolve(plan, xt, weight, bias, (pool if pairs and pool else windows).out, relu, pairs, keep)
+        y, winner = _convolve(
+            plan, xt, weight, bias, (pool if pairs and pool else windows).out, relu, pairs, keep
+        )
     else:
         y, pairs = y.reshape(y.shape[0], *windows.out, y.shape[-1]), False
     result, pool_cache = batch_first(y), None
@@ -129,7 +160,14 @@ def _kernel(name: str, array: Array, tile: Tile, **defines: int) -> Launcher:
 
 
 def _convolve(
-    plan: Plan, xt: Array, weight: Array, bias: Array | None, out: tuple[int, ...], relu: bool, pairs: bool, keep: bool
+    plan: Plan,
+    xt: Array,
+    weight: Array,
+    bias: Array | None,
+    out: tuple[int, ...],
+    relu: bool,
+    pairs: bool,
+    keep: bool,
 ) -> tuple[Array, Array | None]:
     """xt (C, *S, N) -> y (O, *OUT, N), and of pairs the winners, uint8 of the same shape."""
     import cupy as cp
@@ -141,10 +179,20 @@ def _convolve(
         return y, None
     winner = cp.empty(y.shape, dtype=np.uint8) if pairs and keep else None
     columns = y.size // y.shape[0]
-    grid = (-(-columns * (4 if pairs else 1) // tile.columns), -(-sizes.o // tile.rows), plan.groups)
+    grid = (
+        -(-columns * (4 if pairs else 1) // tile.columns),
+        -(-sizes.o // tile.rows),
+        plan.groups,
+    )
     vec = vector(sizes.n, xt, y)
-    run = _kernel("conv_forward", xt, tile, FORWARD=1, POOL=int(pairs), BY_TAP=plan.forward_walk, VEC=vec)
-    run(grid, (THREADS,), (xt, weight, or_null(bias), y, or_null(winner), np.int32(relu), *plan.numbers))
+    run = _kernel(
+        "conv_forward", xt, tile, FORWARD=1, POOL=int(pairs), BY_TAP=plan.forward_walk, VEC=vec
+    )
+    run(
+        grid,
+        (THREADS,),
+        (xt, weight, or_null(bias), y, or_null(winner), np.int32(relu), *plan.numbers),
+    )
     return y, winner
 
 
@@ -172,12 +220,22 @@ def _input_gradient(
     walk = {"STRIDED": strided, "BY_TAP": plan.input_walk, "VEC": vec}
     run = _kernel("conv_input_gradient", dyt, tile, INPUT=1, FROM=_from(y, winner), **walk)
     given = np.int32(dyt.size // dyt.shape[0])
-    run(grid, (THREADS,), (dyt, or_null(y), or_null(winner), weight, or_null(bias), dx, given, *plan.numbers))
+    run(
+        grid,
+        (THREADS,),
+        (dyt, or_null(y), or_null(winner), weight, or_null(bias), dx, given, *plan.numbers),
+    )
     return dx
 
 
 def _weight_gradient(
-    plan: Plan, xt: Array, dyt: Array, y: Array | None, winner: Array | None, shape: tuple[int, ...], with_bias: bool
+    plan: Plan,
+    xt: Array,
+    dyt: Array,
+    y: Array | None,
+    winner: Array | None,
+    shape: tuple[int, ...],
+    with_bias: bool,
 ) -> tuple[Array, Array | None]:
     """xt (C, *S, N), dyt (O, *OUT, N) after ReLU and pooling -> dweight, dbias (O,)."""
     import cupy as cp
@@ -190,7 +248,11 @@ def _weight_gradient(
         cupy_groups.weight_gradient(plan, xt, dyt, y, dweight, dbias)
         return dweight, dbias
     partials = room_for_partials(splits, rows, columns + with_bias, xt.dtype)
-    grid = (-(-(columns + with_bias) // tile.columns), -(-sizes.o // tile.rows), plan.groups * splits)
+    grid = (
+        -(-(columns + with_bias) // tile.columns),
+        -(-sizes.o // tile.rows),
+        plan.groups * splits,
+    )
     vec = vector(sizes.n, xt, dyt, y, winner)
     run = _kernel("conv_weight_gradient", xt, tile, WEIGHT=1, FROM=_from(y, winner), VEC=vec)
     cut = np.int32(splits), np.int32(each), np.int32(dyt.size // dyt.shape[0])
@@ -205,20 +267,31 @@ def _from(y: Array | None, winner: Array | None) -> int:
     return AFTER_POOL if winner is not None else AFTER_RELU if y is not None else PLAIN
 
 
-# --- the ops ----------------------------------------------------------------------------------------------------------
+# --- the ops --------------------------------------------------------------------------------------
 
 
-def conv(x: Array, weight: Array, bias: Array | None, windows: Windows, groups: int, *, keep: bool) -> Any:
+def conv(
+    x: Array, weight: Array, bias: Array | None, windows: Windows, groups: int, *, keep: bool
+) -> Any:
     return _forward(x, weight, bias, windows, groups, None, False, keep)
 
 
 def conv_relu(
-    x: Array, weight: Array, bias: Array | None, windows: Windows, groups: int, pool: Windows | None, *, keep: bool
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    windows: Windows,
+    groups: int,
+    pool: Windows | None,
+    *,
+    keep: bool,
 ) -> Any:
     return _forward(x, weight, bias, windows, groups, pool, True, keep)
 
 
-def conv_backward(dy: Array, saved: _Saved, *, need_dx: bool = True) -> tuple[Array | None, Array, Array | None]:
+def conv_backward(
+    dy: Array, saved: _Saved, *, need_dx: bool = True
+) -> tuple[Array | None, Array, Array | None]:
     xt, weight, with_bias, _, plan, y, winner, pool_cache = saved
     if pool_cache is not None:
         dy = max_pool_backward(dy, pool_cache)
@@ -231,13 +304,25 @@ def conv_backward(dy: Array, saved: _Saved, *, need_dx: bool = True) -> tuple[Ar
     dweight, dbias = _weight_gradient(plan, xt, dyt, y, winner, weight.shape, with_bias)
     if not need_dx:
         return None, dweight, dbias
-    return batch_first(_input_gradient(plan, dyt, y, winner, weight, None, xt.shape)), dweight, dbias
+    return (
+        batch_first(_input_gradient(plan, dyt, y, winner, weight, None, xt.shape)),
+        dweight,
+        dbias,
+    )
 
 
-def conv_transpose(x: Array, weight: Array, bias: Array | None, windows: Windows, groups: int, *, keep: bool) -> Any:
-    """What ``conv`` does to a gradient: ``windows`` lead from OUT to S, so there x stands where dy does."""
+def conv_transpose(
+    x: Array, weight: Array, bias: Array | None, windows: Windows, groups: int, *, keep: bool
+) -> Any:
+    """What ``conv`` does to a gradient: ``windows`` lead from OUT to S, so there x stands where dy
+    does."""
     channels = weight.shape[1] * groups
-    if len(windows.size) > 2 or not supported(dtype_name(x)) or not x.size or not reachable(windows):
+    if (
+        len(windows.size) > 2
+        or not supported(dtype_name(x))
+        or not x.size
+        or not reachable(windows)
+    ):
         return NotImplemented
     plan = plan_of(windows, channels, x.shape[1], groups, x.shape[0], False, x.itemsize)
     if plan is None:

@@ -1,7 +1,7 @@
 """Dropout on CUDA (cuda/dropout.cu), with the bits of the portable masks: one launch each way.
 
-No mask is kept: the way back hashes anew, from two words a sample that the forward wrote down. So the step's number may have
-changed by then.
+No mask is kept: the way back hashes anew, from two words a sample that the forward wrote down. So
+the step's number may have changed by then.
 """
 
 from math import prod
@@ -27,7 +27,15 @@ class _Saved(NamedTuple):
     inner: int
 
 
-def _launch(x: Array, words: Array | None, given: bool, key: tuple[int, int], step: Any, first: Any, how: Any) -> Array:
+def _launch(
+    x: Array,
+    words: Array | None,
+    given: bool,
+    key: tuple[int, int],
+    step: Any,
+    first: Any,
+    how: Any,
+) -> Array:
     """x (N, C, *S) with numbers dropped."""
     import cupy as cp
 
@@ -41,13 +49,21 @@ def _launch(x: Array, words: Array | None, given: bool, key: tuple[int, int], st
         at, value = at_or_value(number, "int64")
         counters += [at, np.int64(value)]
     words_and_keys = or_null(words), np.bool_(given), np.uint32(key[0]), np.uint32(key[1])
-    numbers = np.uint64(threshold), x.dtype.type(scale), np.int32(length), np.int32(n), np.int32(inner)
+    numbers = (
+        np.uint64(threshold),
+        x.dtype.type(scale),
+        np.int32(length),
+        np.int32(n),
+        np.int32(inner),
+    )
     grid = (-(-n // _ACROSS), -(-length // _LONG))
     kernel(FILE, "drop", dtype_name(x))(grid, (256,), (xt, y, *words_and_keys, *counters, *numbers))
     return batch_first(y)
 
 
-def drop(x: Array, p: float, length: int, key: tuple[int, int], step: Any, first: Any, *, keep: bool) -> Any:
+def drop(
+    x: Array, p: float, length: int, key: tuple[int, int], step: Any, first: Any, *, keep: bool
+) -> Any:
     import cupy as cp
 
     if not can(x) or x.size // x.shape[0] > _LONG * _MOST_STRETCHES:

@@ -8,7 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from portacnn.backends.cupy.memory import MOST, THREADS, blocks_for, can, laid, lies_last, or_null, unlaid
+from portacnn.backends.cupy.memory import (
+    MOST,
+    THREADS,
+    blocks_for,
+    can,
+    laid,
+    lies_last,
+    or_null,
+    unlaid,
+)
 from portacnn.backends.cupy.nvrtc import Variant, kernel
 from portacnn.ops.layout import batch_first
 from portacnn.runtime import Array, Kernel, backend_of, dtype_name
@@ -47,7 +56,8 @@ def relu_backward(dy: Array, y: Any) -> Array:
 
 
 def _sum(parts: list[Array], relu: bool) -> Any:
-    """The sum as it lies in memory, which is as the first part does, and whether that is batch-last."""
+    """The sum as it lies in memory, which is as the first part does, and whether that is
+    batch-last."""
     import cupy as cp
 
     if len(parts) < 2 or not can(*parts):
@@ -72,11 +82,18 @@ def add_relu(parts: list[Array], *, keep: bool = True) -> Any:
     return total if total is NotImplemented else (unlaid(*total), total if keep else None)
 
 
-def take_batch(images: Array, indices: Array | None = None, mean: Array | None = None, std: Array | None = None) -> Any:
+def take_batch(
+    images: Array, indices: Array | None = None, mean: Array | None = None, std: Array | None = None
+) -> Any:
     import cupy as cp
 
     like = images if std is None else std
-    if images.ndim < 3 or (indices is None and std is None) or not can(like) or not images.flags.c_contiguous:
+    if (
+        images.ndim < 3
+        or (indices is None and std is None)
+        or not can(like)
+        or not images.flags.c_contiguous
+    ):
         return NotImplemented
     count, channels, *size = images.shape
     batch, length = count if indices is None else indices.shape[0], channels * prod(size)

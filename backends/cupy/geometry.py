@@ -1,4 +1,5 @@
-"""One convolution's geometry on CUDA, and the plan that follows from it: which tiles it takes, and how it is walked.
+"""One convolution's geometry on CUDA, and the plan that follows from it: which tiles it takes, and
+how it is walked.
 
 Notation as in ops/conv.py. Plain numbers only.
 """
@@ -36,8 +37,11 @@ class Plan(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def plan_of(windows: Windows, c: int, o: int, groups: int, n: int, pooled: bool, itemsize: int) -> Plan | None:
-    """``windows`` lead from C channels to O. None if indices would not fit into 32 bits, or the grid would be too large."""
+def plan_of(
+    windows: Windows, c: int, o: int, groups: int, n: int, pooled: bool, itemsize: int
+) -> Plan | None:
+    """``windows`` lead from C channels to O. None if indices would not fit into 32 bits, or the
+    grid would be too large."""
     sizes = Plane.of(windows, c // groups, o // groups, n)
     h, w, oh, ow = sizes.h, sizes.w, sizes.oh, sizes.ow
     cells, taps, phases = oh * ow * n, sizes.kh * sizes.kw, sizes.sh * sizes.sw
@@ -50,7 +54,9 @@ def plan_of(windows: Windows, c: int, o: int, groups: int, n: int, pooled: bool,
     # Pooled or not, all outputs are computed: but where the last row or column has no window.
     seen = (oh // 2) * (ow // 2) * 4 * n if pooled else cells
     wide = wide_tile(sizes.o, seen, groups, itemsize)
-    back = wide_tile(sizes.c, -(-h // sizes.sh) * -(-w // sizes.sw) * n, groups * phases, itemsize, "input")
+    back = wide_tile(
+        sizes.c, -(-h // sizes.sh) * -(-w // sizes.sw) * n, groups * phases, itemsize, "input"
+    )
     numbers = tuple(np.int32(size) for size in sizes)
     walks = _walk(sizes.c, wide, itemsize), max(_walk(sizes.o, back, itemsize), BY_TAP)
     few = few_channels(sizes.c, sizes.o, groups)
@@ -66,5 +72,6 @@ def _walk(channels: int, tile: Tile, itemsize: int) -> int:
 
 
 def few_channels(c: int, o: int, groups: int) -> bool:
-    """Whether a convolution with C in-channels and O out-channels in each group goes to the kernels of groups.cu."""
+    """Whether a convolution with C in-channels and O out-channels in each group goes to the kernels
+    of groups.cu."""
     return groups > 1 and max(c, o) <= FEW

@@ -1,6 +1,8 @@
-"""Convolution on CUDA with few channels in a group, depthwise above all (cuda/groups.cu): what conv.py launches for these.
+"""Convolution on CUDA with few channels in a group, depthwise above all (cuda/groups.cu): what
+conv.py launches for these.
 
-Notation as in conv.py: arrays in memory order, xt (C, *S, N), yt and dyt (O, *OUT, N), of all groups.
+Notation as in conv.py: arrays in memory order, xt (C, *S, N), yt and dyt (O, *OUT, N), of all
+groups.
 """
 
 from typing import Any
@@ -19,7 +21,12 @@ TAPS = 4  # of cuda/groups.cu
 _VECTORS = (1, *VEC.values())
 VARIANTS: list[Variant] = [
     *((FILE, {"FORWARD": 1, "VEC": vec}) for vec in _VECTORS),
-    *((FILE, {kind: 1, "FROM": by, "VEC": vec}) for kind in ("INPUT", "WEIGHT") for by in (0, 1) for vec in _VECTORS),
+    *(
+        (FILE, {kind: 1, "FROM": by, "VEC": vec})
+        for kind in ("INPUT", "WEIGHT")
+        for by in (0, 1)
+        for vec in _VECTORS
+    ),
 ]
 
 
@@ -27,23 +34,33 @@ def _blocks(count: int, vec: int) -> int:
     return -(-count // (THREADS * vec))
 
 
-def convolve(plan: Plan, xt: Array, weight: Array, bias: Array | None, y: Array, relu: bool) -> None:
+def convolve(
+    plan: Plan, xt: Array, weight: Array, bias: Array | None, y: Array, relu: bool
+) -> None:
     """Write y (O, *OUT, N)."""
     vec = vector(plan.sizes.n, xt, y)
     run = kernel(FILE, "group_forward", dtype_name(xt), FORWARD=1, VEC=vec)
     arrays = xt, weight, or_null(bias), y
-    run((_blocks(plan.cells, vec), y.shape[0]), (THREADS,), (*arrays, np.int32(relu), *plan.numbers))
+    run(
+        (_blocks(plan.cells, vec), y.shape[0]), (THREADS,), (*arrays, np.int32(relu), *plan.numbers)
+    )
 
 
-def input_gradient(plan: Plan, dyt: Array, y: Array | None, weight: Array, bias: Array | None, dx: Array) -> None:
+def input_gradient(
+    plan: Plan, dyt: Array, y: Array | None, weight: Array, bias: Array | None, dx: Array
+) -> None:
     """Write dx (C, *S, N), plus bias (C,). y: where it isn't above 0, dyt counts as 0."""
     vec = vector(plan.sizes.n, dyt, y, dx)
-    run = kernel(FILE, "group_input_gradient", dtype_name(dyt), INPUT=1, FROM=int(y is not None), VEC=vec)
+    run = kernel(
+        FILE, "group_input_gradient", dtype_name(dyt), INPUT=1, FROM=int(y is not None), VEC=vec
+    )
     arrays = dyt, or_null(y), weight, or_null(bias), dx
     run((_blocks(dx.size // dx.shape[0], vec), dx.shape[0]), (THREADS,), (*arrays, *plan.numbers))
 
 
-def weight_gradient(plan: Plan, xt: Array, dyt: Array, y: Array | None, dweight: Array, dbias: Array | None) -> None:
+def weight_gradient(
+    plan: Plan, xt: Array, dyt: Array, y: Array | None, dweight: Array, dbias: Array | None
+) -> None:
     """Write dweight (O, C, *K) and dbias (O,)."""
     sizes, rows, columns = plan.sizes, dyt.shape[0], plan.sizes.c * plan.taps
     vec = vector(sizes.n, xt, dyt, y)
@@ -53,7 +70,9 @@ def weight_gradient(plan: Plan, xt: Array, dyt: Array, y: Array | None, dweight:
     each = _blocks(-(-plan.cells // splits), vec) * THREADS * vec
     splits = -(-plan.cells // each)
     partials = room_for_partials(splits, rows, columns + (dbias is not None), xt.dtype)
-    run = kernel(FILE, "group_weight_gradient", dtype_name(xt), WEIGHT=1, FROM=int(y is not None), VEC=vec)
+    run = kernel(
+        FILE, "group_weight_gradient", dtype_name(xt), WEIGHT=1, FROM=int(y is not None), VEC=vec
+    )
     arrays: tuple[Any, ...] = xt, dyt, or_null(y), dweight, or_null(dbias), or_null(partials)
     run((splits, pieces, rows), (THREADS,), (*arrays, np.int32(each), *plan.numbers))
     if partials is not None:

@@ -3,7 +3,17 @@
 Importing this needs no CuPy: sources are compiled when first launched.
 """
 
-from portacnn.backends.cupy import columns, conv, dropout, elementwise, linear, loss, norm, pool, updates
+from portacnn.backends.cupy import (
+    columns,
+    conv,
+    dropout,
+    elementwise,
+    linear,
+    loss,
+    norm,
+    pool,
+    updates,
+)
 from portacnn.runtime import Kernel
 
 KERNELS: dict[str, Kernel] = {

@@ -1,7 +1,9 @@
-"""Affine maps on CUDA, with ReLU where it follows, through a matrix product of our own (cuda/gemm.cu): it can be captured.
+"""Affine maps on CUDA, with ReLU where it follows, through a matrix product of our own
+(cuda/gemm.cu): it can be captured.
 
-Notation as in ops/_linear.py: N batch, F in-features, O out-features; x.T (F, N) and y.T (O, N) are the contiguous ones. With
-a batch of 100, 4320 features and 100 outputs there are few results and much depth, so the depth is split over blocks.
+Notation as in ops/_linear.py: N batch, F in-features, O out-features; x.T (F, N) and y.T (O, N) are
+the contiguous ones. With a batch of 100, 4320 features and 100 outputs there are few results and
+much depth, so the depth is split over blocks.
 """
 
 from typing import Any, NamedTuple
@@ -37,13 +39,16 @@ class _Factor(NamedTuple):
 
 
 def _factor(array: Array, mask: Array | None = None) -> _Factor:
-    """Of a matrix (lines, depth), copied where neighbours lie apart along both of its axes, or the mask lies otherwise."""
+    """Of a matrix (lines, depth), copied where neighbours lie apart along both of its axes, or the
+    mask lies otherwise."""
     size, (line, deep), (lines, depth) = array.itemsize, array.strides, array.shape
     if deep == size or depth == 1:
         is_deep, step, count = True, line // size, lines
     else:
         is_deep, step, count = False, deep // size if line == size or lines == 1 else 0, depth
-    if (mask is not None and mask.strides != array.strides) or (count > 1 and not 0 < step * count <= _MOST):
+    if (mask is not None and mask.strides != array.strides) or (
+        count > 1 and not 0 < step * count <= _MOST
+    ):
         backend = backend_of(array)
         array, mask = backend.contiguous(array), None if mask is None else backend.contiguous(mask)
         is_deep, step = True, depth
@@ -53,7 +58,8 @@ def _factor(array: Array, mask: Array | None = None) -> _Factor:
 def _product(
     a: _Factor, b: _Factor, bias: Array | None = None, relu: bool = False, with_ones: bool = False
 ) -> tuple[Array, Array | None]:
-    """a (M, K), b (N, K) -> a @ b.T (M, N), plus bias (M,), and ReLU; and the sums of a's rows (M,) if asked for."""
+    """a (M, K), b (N, K) -> a @ b.T (M, N), plus bias (M,), and ReLU; and the sums of a's rows (M,)
+    if asked for."""
     import cupy as cp
 
     (m, depth), n = a.array.shape, b.array.shape[0]
@@ -61,12 +67,24 @@ def _product(
     z = cp.empty((m, n), dtype=a.array.dtype)
     ones = cp.empty((m,), dtype=z.dtype) if with_ones else None
     partials = room_for_partials(splits, m, n + with_ones, z.dtype)
-    defines: dict[str, str | int] = {"A_DEEP": int(a.deep), "B_DEEP": int(b.deep), "A_MASK": int(a.mask is not None)}
+    defines: dict[str, str | int] = {
+        "A_DEEP": int(a.deep),
+        "B_DEEP": int(b.deep),
+        "A_MASK": int(a.mask is not None),
+    }
     defines |= {"B_MASK": int(b.mask is not None), **tile.defines, **rounding(dtype_name(z))}
     run = kernel(FILE, "gemm", dtype_name(z), **defines)
     own_bias, own_relu = (bias, relu) if partials is None else (None, False)
     arrays = a.array, a.mask, b.array, b.mask, own_bias, z, ones, partials
-    numbers = np.int32(own_relu), np.int32(m), np.int32(n), np.int32(depth), a.step, b.step, np.int32(each)
+    numbers = (
+        np.int32(own_relu),
+        np.int32(m),
+        np.int32(n),
+        np.int32(depth),
+        a.step,
+        b.step,
+        np.int32(each),
+    )
     grid = (-(-(n + with_ones) // tile.columns), -(-m // tile.rows), splits)
     run(grid, (THREADS,), (*map(or_null, arrays), *numbers))
     if partials is not None:
@@ -95,7 +113,9 @@ def linear_relu(x: Array, weight: Array, bias: Array | None = None, *, keep: boo
     return _map(x, weight, bias, True, keep)
 
 
-def linear_backward(dy: Array, saved: Any, *, need_dx: bool = True) -> tuple[Array | None, Array, Array | None]:
+def linear_backward(
+    dy: Array, saved: Any, *, need_dx: bool = True
+) -> tuple[Array | None, Array, Array | None]:
     x, weight, with_bias, yt = saved
     dyt, y = dy.T, None if yt is None else yt.T
     dweight, dbias = _product(_factor(dyt, yt), _factor(x.T), with_ones=with_bias)

@@ -1,6 +1,8 @@
-"""Softmax cross-entropy on CUDA (cuda/loss.cu), for integer labels and the mean: one launch for small batches, else two.
+"""Softmax cross-entropy on CUDA (cuda/loss.cu), for integer labels and the mean: one launch for
+small batches, else two.
 
-The gradient is made on the way: where nothing comes from above but 1.0, the way back is no launch at all.
+The gradient is made on the way: where nothing comes from above but 1.0, the way back is no launch
+at all.
 """
 
 from typing import Any
@@ -14,7 +16,8 @@ from portacnn.runtime import Array, Kernel, backend_of, dtype_name
 FILE = "loss.cu"
 VARIANTS: list[Variant] = [(FILE, {})]
 _EACH = 8  # classes to a thread
-_ROUNDS = 4  # of samples that one block may take by itself: fewer than a second launch takes time for
+# of samples that one block may take by itself: fewer than a second launch takes time for
+_ROUNDS = 4
 
 
 def _plan(n: int, classes: int) -> tuple[int, int]:
@@ -63,7 +66,9 @@ def softmax_cross_entropy(
     kernel(FILE, "softmax_loss", dtype)((blocks,), (THREADS,), (*arrays, *numbers))
     if blocks > 1:
         grid = (blocks if keep else 1,)
-        kernel(FILE, "softmax_gradient", dtype)(grid, (THREADS,), (*arrays, np.int32(blocks), *numbers))
+        kernel(FILE, "softmax_gradient", dtype)(
+            grid, (THREADS,), (*arrays, np.int32(blocks), *numbers)
+        )
     if dlogits is None:
         return loss, None
     return loss, dlogits.T if last else dlogits

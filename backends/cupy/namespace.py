@@ -1,10 +1,12 @@
 """CuPy's namespace by the standard, with what must not happen while a step is captured taken out.
 
-It is array-api-compat's, but for four functions. Two wait for the device: compat's ``clip`` and ``sign`` write through a mask, and
-CuPy counts what is true in a mask on the host. Two send: to join more than 8 arrays, CuPy copies a table of their addresses from
-pinned memory. In a captured step the table would become a copy from the host and an event that is never done, and from there on no
-pinned memory would be used again. On the null stream, which nothing can capture, the table is the faster way, and is left to CuPy:
-so the steps before a capture, on a stream of their own, already do what the captured one does, and have compiled what it needs.
+It is array-api-compat's, but for four functions. Two wait for the device: compat's ``clip`` and
+``sign`` write through a mask, and CuPy counts what is true in a mask on the host. Two send: to join
+more than 8 arrays, CuPy copies a table of their addresses from pinned memory. In a captured step
+the table would become a copy from the host and an event that is never done, and from there on no
+pinned memory would be used again. On the null stream, which nothing can capture, the table is the
+faster way, and is left to CuPy: so the steps before a capture, on a stream of their own, already do
+what the captured one does, and have compiled what it needs.
 """
 
 from collections.abc import Sequence

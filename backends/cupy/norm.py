@@ -1,6 +1,8 @@
-"""Batch norm on CUDA, with ReLU where it follows (cuda/norm.cu): two launches in training, one else, and two for the gradient.
+"""Batch norm on CUDA, with ReLU where it follows (cuda/norm.cu): two launches in training, one
+else, and two for the gradient.
 
-What is kept is x itself and five numbers for each channel. Notation: rows (C, P) are x with the batch last, P = S*N.
+What is kept is x itself and five numbers for each channel. Notation: rows (C, P) are x with the
+batch last, P = S*N.
 """
 
 from typing import Any, NamedTuple
@@ -14,7 +16,8 @@ from portacnn.runtime import Array, Kernel, backend_of, dtype_name
 
 FILE = "norm.cu"
 VARIANTS: list[Variant] = [(FILE, {})]
-_LEAST = 4 * THREADS  # numbers of a part: for fewer, combining the parts takes longer than going through them
+# numbers of a part: for fewer, combining the parts takes longer than going through them
+_LEAST = 4 * THREADS
 _MOST_PARTS = 128  # a block combines them, one to a thread
 _MOST_CHANNELS = 65535  # of a grid
 
@@ -29,7 +32,8 @@ class _Saved(NamedTuple):
 
 
 def cut(channels: int, count: int) -> tuple[int, int]:
-    """In how many parts the ``count`` numbers of a channel are cut, and how many are in each but the last."""
+    """In how many parts the ``count`` numbers of a channel are cut, and how many are in each but
+    the last."""
     parts = max(1, min(-(-FULL // channels), count // _LEAST, _MOST_PARTS))
     each = -(-count // (parts * 32)) * 32  # whole lines of memory
     return -(-count // each), each
@@ -64,12 +68,32 @@ def _forward(
         kernel(FILE, "norm_partials", dtype)(grid, (THREADS,), (xt, partials, *sizes))
     y = cp.empty(xt.shape, dtype=x.dtype)
     statistics = cp.empty((5, channels), dtype=x.dtype) if keep else None
-    weight, bias = (None if array is None else backend.contiguous(array) for array in (weight, bias))
+    weight, bias = (
+        None if array is None else backend.contiguous(array) for array in (weight, bias)
+    )
     momentum_at, momentum = at_or_value(momentum, dtype)
-    arrays = xt, or_null(partials), or_null(weight), or_null(bias), or_null(running_mean), or_null(running_var)
-    numbers = momentum_at, np.float64(momentum), np.float64(eps), or_null(statistics), y, np.int32(relu)
+    arrays = (
+        xt,
+        or_null(partials),
+        or_null(weight),
+        or_null(bias),
+        or_null(running_mean),
+        or_null(running_var),
+    )
+    numbers = (
+        momentum_at,
+        np.float64(momentum),
+        np.float64(eps),
+        or_null(statistics),
+        y,
+        np.int32(relu),
+    )
     kernel(FILE, "norm_forward", dtype)(grid, (THREADS,), (*arrays, *numbers, *sizes))
-    saved = _Saved(xt, statistics, weight is not None, bias is not None, training, relu) if keep else None
+    saved = (
+        _Saved(xt, statistics, weight is not None, bias is not None, training, relu)
+        if keep
+        else None
+    )
     return batch_first(y), saved
 
 
@@ -85,7 +109,9 @@ def batch_norm(
     eps: float = 1e-5,
     keep: bool = True,
 ) -> Any:
-    return _forward(False, x, running_mean, running_var, weight, bias, training, momentum, eps, keep)
+    return _forward(
+        False, x, running_mean, running_var, weight, bias, training, momentum, eps, keep
+    )
 
 
 def batch_norm_relu(
@@ -116,7 +142,9 @@ def batch_norm_backward(
     sizes = np.int32(count), np.int32(each)
     partials = cp.empty((2, channels, splits), dtype=xt.dtype)
     arrays = dyt, xt, statistics, partials
-    kernel(FILE, "norm_sums", dtype)((splits, channels), (THREADS,), (*arrays, np.int32(relu), *sizes))
+    kernel(FILE, "norm_sums", dtype)(
+        (splits, channels), (THREADS,), (*arrays, np.int32(relu), *sizes)
+    )
     dweight = cp.empty((channels,), dtype=xt.dtype) if weight else None
     dbias = cp.empty((channels,), dtype=xt.dtype) if bias else None
     dx = cp.empty(xt.shape, dtype=xt.dtype) if need_dx else None

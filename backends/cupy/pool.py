@@ -1,4 +1,5 @@
-"""Pooling on CUDA over one to three axes (cuda/pool.cu), one launch each way. The way back gathers: nothing is added to in memory.
+"""Pooling on CUDA over one to three axes (cuda/pool.cu), one launch each way. The way back gathers:
+nothing is added to in memory.
 
 Notation as in ops/pool.py: N batch, C channels, S/OUT the spatial axes in/out.
 """
@@ -17,7 +18,11 @@ from portacnn.runtime import Array, Kernel, backend_of, dtype_name
 
 FILE = "pool.cu"
 _KNOWN = ((2, 2), (3, 3))  # windows whose extent is compiled in
-VARIANTS: list[Variant] = [(FILE, {}), (FILE, {"MANY_TAPS": 1}), *((FILE, {"KH_IS": h, "KW_IS": w}) for h, w in _KNOWN)]
+VARIANTS: list[Variant] = [
+    (FILE, {}),
+    (FILE, {"MANY_TAPS": 1}),
+    *((FILE, {"KH_IS": h, "KW_IS": w}) for h, w in _KNOWN),
+]
 _MOST_STRETCHES = 65535  # of a grid
 
 
@@ -51,7 +56,10 @@ def _geometry(windows: Windows) -> Geometry:
 
 def _can(x: Array, windows: Windows) -> bool:
     n, c = x.shape[:2]
-    fits = c * prod(windows.out) * n <= MOST and max(windows.size[-1], windows.out[-1]) * n <= THREADS * _MOST_STRETCHES
+    fits = (
+        c * prod(windows.out) * n <= MOST
+        and max(windows.size[-1], windows.out[-1]) * n <= THREADS * _MOST_STRETCHES
+    )
     return len(windows.size) <= 3 and can(x) and fits and reachable(windows)
 
 
@@ -72,7 +80,11 @@ def max_pool(x: Array, windows: Windows, *, keep: bool) -> Any:
     geometry = _geometry(windows)
     xt = backend_of(x).contiguous(batch_last(x))
     y = cp.empty((xt.shape[0], *windows.out, xt.shape[-1]), dtype=x.dtype)
-    winner = cp.empty(y.shape, dtype="int32" if "MANY_TAPS" in geometry.defines else "uint8") if keep else None
+    winner = (
+        cp.empty(y.shape, dtype="int32" if "MANY_TAPS" in geometry.defines else "uint8")
+        if keep
+        else None
+    )
     _launch("max_pool", y, (xt, y, or_null(winner)), geometry)
     return batch_first(y), (xt.shape, winner, windows) if keep else None
 
@@ -87,11 +99,15 @@ def max_pool_backward(dy: Array, saved: tuple) -> Array:
     return batch_first(dx)
 
 
-def _average(geometry: Geometry, count_include_pad: bool, divisor: int | None) -> tuple[np.int32, ...]:
+def _average(
+    geometry: Geometry, count_include_pad: bool, divisor: int | None
+) -> tuple[np.int32, ...]:
     return np.int32(divisor or 0), np.int32(count_include_pad), *geometry.after
 
 
-def avg_pool(x: Array, windows: Windows, count_include_pad: bool, divisor: int | None, *, keep: bool) -> Any:
+def avg_pool(
+    x: Array, windows: Windows, count_include_pad: bool, divisor: int | None, *, keep: bool
+) -> Any:
     import cupy as cp
 
     if not _can(x, windows) or (divisor or 0) >= 2**31 or any(d != 1 for d in windows.dilation):

@@ -1,4 +1,5 @@
-"""Products whose depth is split over blocks: room for the partial sums, and the kernel that adds them up in a fixed order."""
+"""Products whose depth is split over blocks: room for the partial sums, and the kernel that adds
+them up in a fixed order."""
 
 from typing import Any
 
@@ -29,7 +30,8 @@ def sum_partials(
     bias: Array | None = None,
     relu: bool = False,
 ) -> None:
-    """y (rows, columns) = the sum over splits, plus bias (rows,), and ReLU; the column that is more goes to ``ones`` (rows,)."""
+    """y (rows, columns) = the sum over splits, plus bias (rows,), and ReLU; the column that is more
+    goes to ``ones`` (rows,)."""
     arrays = partials, or_null(bias), y, or_null(ones)
     numbers = np.int32(splits), np.int32(rows), np.int32(columns), np.int32(relu)
     grid = (-(-rows * (columns + (ones is not None)) // 32),)

@@ -1,8 +1,10 @@
-"""Batches from the host to a CUDA device while it computes: by way of pinned memory, on a stream of their own.
+"""Batches from the host to a CUDA device while it computes: by way of pinned memory, on a stream of
+their own.
 
-A copy from pinned memory goes on by itself, so nobody waits: not the host, and not the device, which is busy with the batch before.
-Who waits for whom is said by events. The copy waits for what the caller's stream was given before it, since the memory it writes to
-may still be in use there. The caller's stream waits for the copy when the batch is received, and no sooner. The host waits for
+A copy from pinned memory goes on by itself, so nobody waits: not the host, and not the device,
+which is busy with the batch before. Who waits for whom is said by events. The copy waits for what
+the caller's stream was given before it, since the memory it writes to may still be in use there.
+The caller's stream waits for the copy when the batch is received, and no sooner. The host waits for
 the copy before last, and then writes into the pinned memory of that one again.
 """
 
@@ -68,7 +70,9 @@ class CupyUploader(Uploader):
             self._stream.wait_event(cp.cuda.get_current_stream().record())
             for array, target, begin in zip(arrays, targets, begins, strict=True):
                 if array.size:
-                    staged = np.frombuffer(room, array.dtype, array.size, begin).reshape(array.shape)
+                    staged = np.frombuffer(room, array.dtype, array.size, begin).reshape(
+                        array.shape
+                    )
                     staged[...] = array
                     target.set(staged, stream=self._stream)
             pinned.copied = self._stream.record()

@@ -1,6 +1,8 @@
-"""The optimizers' updates on CUDA (cuda/updates.cu): one launch for each array, and a network's parameters lie in one.
+"""The optimizers' updates on CUDA (cuda/updates.cu): one launch for each array, and a network's
+parameters lie in one.
 
-``clip_by_global_norm`` and ``all_finite`` take one launch for each array to add up, and then one for each array, or one.
+``clip_by_global_norm`` and ``all_finite`` take one launch for each array to add up, and then one
+for each array, or one.
 
 Learning rates and counts are Python's or stand in the device's memory: nothing is read from there.
 """
@@ -15,7 +17,8 @@ from portacnn.runtime import Array, Kernel, backend_of, dtype_name
 
 FILE = "updates.cu"
 VARIANTS: list[Variant] = [(FILE, {})]
-_PARTS = 256  # blocks that add an array up: what they leave is added up by each block of the next launch
+# blocks that add an array up: what they leave is added up by each block of the next launch
+_PARTS = 256
 
 
 def _fit(written: list[list[Array] | None], read: list[Array]) -> bool:
@@ -27,8 +30,15 @@ def _fit(written: list[list[Array] | None], read: list[Array]) -> bool:
     )
 
 
-def _update(name: str, written: list[list[Array] | None], grads: list[Array], ok: Array | None, *numbers: Any) -> Any:
-    """Launch for each parameter, its gradient and its state; None in ``written`` is state that isn't there."""
+def _update(
+    name: str,
+    written: list[list[Array] | None],
+    grads: list[Array],
+    ok: Array | None,
+    *numbers: Any,
+) -> Any:
+    """Launch for each parameter, its gradient and its state; None in ``written`` is state that
+    isn't there."""
     if not _fit(written, grads):
         return NotImplemented
     for i, g in enumerate(grads):
@@ -47,7 +57,12 @@ def _rate(lr: Any) -> tuple[Any, np.float64]:
 
 
 def sgd_update(
-    params: list[Array], grads: list[Array], *, lr: Any, weight_decay: float = 0.0, ok: Array | None = None
+    params: list[Array],
+    grads: list[Array],
+    *,
+    lr: Any,
+    weight_decay: float = 0.0,
+    ok: Array | None = None,
 ) -> Any:
     return _update("sgd", [params], grads, ok, *_rate(lr), float(weight_decay))
 
@@ -68,7 +83,9 @@ def momentum_update(
     first_at, first = at_or_value(first, "bool")
     firsts = first_at, np.bool_(first)
     rule = np.float64(momentum), np.float64(dampening), np.bool_(nesterov)
-    return _update("momentum", [params, velocity], grads, ok, *_rate(lr), *firsts, float(weight_decay), *rule)
+    return _update(
+        "momentum", [params, velocity], grads, ok, *_rate(lr), *firsts, float(weight_decay), *rule
+    )
 
 
 def adagrad_update(
@@ -81,7 +98,9 @@ def adagrad_update(
     weight_decay: float = 0.0,
     ok: Array | None = None,
 ) -> Any:
-    return _update("adagrad", [params, square_sum], grads, ok, *_rate(lr), float(weight_decay), float(eps))
+    return _update(
+        "adagrad", [params, square_sum], grads, ok, *_rate(lr), float(weight_decay), float(eps)
+    )
 
 
 def rmsprop_update(
@@ -118,8 +137,16 @@ def adam_update(
     ok: Array | None = None,
 ) -> Any:
     step_at, step = at_or_value(step, "int64")
-    rule = np.float64(weight_decay), np.float64(beta1), np.float64(beta2), float(eps), np.bool_(decoupled)
-    return _update("adam", [params, mean, mean_square], grads, ok, *_rate(lr), step_at, np.int64(step), *rule)
+    rule = (
+        np.float64(weight_decay),
+        np.float64(beta1),
+        np.float64(beta2),
+        float(eps),
+        np.bool_(decoupled),
+    )
+    return _update(
+        "adam", [params, mean, mean_square], grads, ok, *_rate(lr), step_at, np.int64(step), *rule
+    )
 
 
 def _parts(arrays: list[Array]) -> list[int]:
@@ -135,7 +162,9 @@ def _added_up(name: str, arrays: list[Array], dtype: str) -> Array:
     sums, start = cp.empty((sum(parts),), dtype=dtype), 0
     for array, blocks in zip(arrays, parts, strict=True):
         memory, own = backend_of(array).contiguous(array), sums[start : start + blocks]
-        kernel(FILE, name, dtype_name(array))((blocks,), (THREADS,), (memory, own, np.int32(array.size)))
+        kernel(FILE, name, dtype_name(array))(
+            (blocks,), (THREADS,), (memory, own, np.int32(array.size))
+        )
         start += blocks
     return sums
 
@@ -150,12 +179,15 @@ def clip_by_global_norm(grads: list[Array], max_norm: Any) -> Any:
     limit_at, limit = at_or_value(max_norm, "float64")
     numbers = sums, norm, limit_at, np.float64(limit), np.int32(sums.size)
     for g in grads:
-        kernel(FILE, "clip", dtype_name(g))(blocks_for(g.size), (THREADS,), (g, *numbers, np.int32(g.size)))
+        kernel(FILE, "clip", dtype_name(g))(
+            blocks_for(g.size), (THREADS,), (g, *numbers, np.int32(g.size))
+        )
     return norm
 
 
 def all_finite(arrays: list[Array]) -> Any:
-    """As the portable one, but that each number is looked at: a sum may grow as large as it likes. Integers are finite."""
+    """As the portable one, but that each number is looked at: a sum may grow as large as it likes.
+    Integers are finite."""
     import cupy as cp
 
     real = [array for array in arrays if array.dtype.kind not in "iub"]

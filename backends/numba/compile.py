@@ -1,7 +1,8 @@
-"""numba, as the kernels here use it: machine code that releases the GIL, kept on disk for the next process.
+"""numba, as the kernels here use it: machine code that releases the GIL, kept on disk for the next
+process.
 
-The cache is never needed. Where a file of it is damaged or missing, or cannot be written or read, a kernel is compiled in
-memory, and there is one warning in a process.
+The cache is never needed. Where a file of it is damaged or missing, or cannot be written or read, a
+kernel is compiled in memory, and there is one warning in a process.
 """
 
 import logging
@@ -30,8 +31,8 @@ _DIGEST = sha256().digest_size
 def _folder() -> Path | None:
     """Where machine code is kept; None where there is no such folder.
 
-    A folder for each state of the sources: numba looks at the file alone that a function stands in, and would go on using what
-    it once made of an older file beside that.
+    A folder for each state of the sources: numba looks at the file alone that a function stands in,
+    and would go on using what it once made of an older file beside that.
     """
     sources = sorted(Path(__file__).parent.glob("*.py"))
     state = sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
@@ -67,7 +68,10 @@ class _Locator:
     """What numba asks about the place of a kernel's files."""
 
     def __init__(self, function: Callable[..., Any], source: str) -> None:
-        self._line, self._stamp = function.__code__.co_firstlineno, sha256(Path(source).read_bytes()).hexdigest()
+        self._line, self._stamp = (
+            function.__code__.co_firstlineno,
+            sha256(Path(source).read_bytes()).hexdigest(),
+        )
 
     from_function = classmethod(lambda cls, function, source: cls(function, source))
 
@@ -89,7 +93,8 @@ class _Format(CompileResultCacheImpl):
 
 
 class _Files(IndexDataCacheFile):
-    """Each file ends with the SHA-256 of what is before: numba would run machine code that is damaged."""
+    """Each file ends with the SHA-256 of what is before: numba would run machine code that is
+    damaged."""
 
     @contextmanager
     def _open_for_write(self, path: str) -> Iterator[BytesIO]:
@@ -126,7 +131,9 @@ class _Cache(FunctionCache):
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
-        self._cache_file = _Files(self.cache_path, self._impl.filename_base, self._impl.locator.get_source_stamp())
+        self._cache_file = _Files(
+            self.cache_path, self._impl.filename_base, self._impl.locator.get_source_stamp()
+        )
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
@@ -145,13 +152,16 @@ class _Cache(FunctionCache):
 
 
 def compiled(function: Callable[..., Any], *, reorder: bool = True) -> Any:
-    """``numba.njit`` for a kernel. What it compiles is kept in portacnn's cache folder (or in NUMBA_CACHE_DIR, where that is set).
+    """``numba.njit`` for a kernel. What it compiles is kept in portacnn's cache folder (or in
+    NUMBA_CACHE_DIR, where that is set).
 
-    With ``reorder``, sums may be reordered, and a product and a sum rounded once; NaN and infinity count as everywhere.
+    With ``reorder``, sums may be reordered, and a product and a sum rounded once; NaN and infinity
+    count as everywhere.
     """
     fastmath = {"reassoc", "contract", "nsz"} if reorder else False
     kernel = numba.njit(nogil=True, error_model="numpy", fastmath=fastmath)(function)
-    # numba's compiler cannot be interrupted: its lock may be left held, and the threads of the pool would wait for ever.
+    # numba's compiler cannot be interrupted: its lock may be left held, and the threads of the pool
+    # would wait for ever.
     kernel._compile_for_args = partial(apart, kernel._compile_for_args)
     if _folder() is not None:
         try:
@@ -161,7 +171,8 @@ def compiled(function: Callable[..., Any], *, reorder: bool = True) -> Any:
     return kernel
 
 
-if hasattr(os, "register_at_fork"):  # a child would wait for ever for a lock that another thread held
+# a child would wait for ever for a lock that another thread held
+if hasattr(os, "register_at_fork"):
     os.register_at_fork(
         before=global_compiler_lock.acquire,
         after_in_parent=global_compiler_lock.release,

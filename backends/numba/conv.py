@@ -1,16 +1,20 @@
-"""Convolution compiled by numba: straight from the input, without columns, with ReLU and max pooling where they follow.
+"""Convolution compiled by numba: straight from the input, without columns, with ReLU and max
+pooling where they follow.
 
-With the batch last in memory, the inputs that one tap of the kernel reads for a row of outputs are a run of contiguous
-numbers. So a row of outputs is a sum of runs, each times one weight, and stays in registers while all taps of all channels are
-added (``tiles.outer_tile``). Likewise, the gradient of a weight is the product of two runs, summed (``inner_tile``).
+With the batch last in memory, the inputs that one tap of the kernel reads for a row of outputs are
+a run of contiguous numbers. So a row of outputs is a sum of runs, each times one weight, and stays
+in registers while all taps of all channels are added (``tiles.outer_tile``). Likewise, the gradient
+of a weight is the product of two runs, summed (``inner_tile``).
 
-To have only such runs, the input goes through a *panel*: a few of its rows for some of the batch's samples, with zeros where the
-padding is and, at a stride, the columns that one tap reads side by side. A panel stays in the second-level cache while every
-output channel reads it. The same in between serves the way back: there the panel takes the output's gradient as it was
-before pooling and ReLU, so that this is never written out.
+To have only such runs, the input goes through a *panel*: a few of its rows for some of the batch's
+samples, with zeros where the padding is and, at a stride, the columns that one tap reads side by
+side. A panel stays in the second-level cache while every output channel reads it. The same in
+between serves the way back: there the panel takes the output's gradient as it was before pooling
+and ReLU, so that this is never written out.
 
-Notation as in ops/conv.py: C in-channels, O out-channels, N batch, H, W/OH, OW the input and the output, KH, KW the kernel,
-SH, SW the stride, DH, DW the dilation; and PH, PW the pooled output, QH, QW pooling's kernel, RH, RW its stride.
+Notation as in ops/conv.py: C in-channels, O out-channels, N batch, H, W/OH, OW the input and the
+output, KH, KW the kernel, SH, SW the stride, DH, DW the dilation; and PH, PW the pooled output, QH,
+QW pooling's kernel, RH, RW its stride.
 """
 
 from functools import lru_cache
@@ -41,22 +45,27 @@ from portacnn.ops.windows import Plane, Windows
 from portacnn.runtime import Kernel
 
 _NEAR = 256 << 10  # bytes of a panel: what stays in a core's second-level cache beside other things
-_SAMPLES = 32  # in a panel at most, whole vectors: then neighbouring taps share lines of the first-level cache
+# in a panel at most, whole vectors: then neighbouring taps share lines of the first-level cache
+_SAMPLES = 32
 _FEW = 8  # samples below which they are pooled one by one
 
 
 class Panel(NamedTuple):
-    """How a convolution is cut: ``lines`` rows of outputs for ``samples`` of the batch at a time, and the panel for them."""
+    """How a convolution is cut: ``lines`` rows of outputs for ``samples`` of the batch at a time,
+    and the panel for them."""
 
     lines: int
     samples: int
     rows: int  # of input under so many lines
     columns: int  # read by one tap's phase of the stride
-    pitch: int  # from one line to the next in what the tiles write; one run goes through all lines where it is the panel's own
+    # from one line to the next in what the tiles write; one run goes through all lines where it is
+    # the panel's own
+    pitch: int
 
 
 class Taps(NamedTuple):
-    """int32 (C*KH*KW, 2), for a panel of so many samples: each tap's place in it and in one output channel's weights.
+    """int32 (C*KH*KW, 2), for a panel of so many samples: each tap's place in it and in one output
+    channel's weights.
 
     It is filled up to a multiple of TAPS with the last.
     """
@@ -81,7 +90,9 @@ def panel_of(p: Plane, itemsize: int, whole: int) -> Panel:
     while samples > lanes and room(whole, samples) > _NEAR:
         samples //= 2
     most = -(-p.oh // whole)
-    groups = next((g for g in range(1, most) if room(-(-most // g) * whole, samples) <= _NEAR), most)
+    groups = next(
+        (g for g in range(1, most) if room(-(-most // g) * whole, samples) <= _NEAR), most
+    )
     lines = -(-most // groups) * whole
     flows = p.sh == p.sw == 1 and p.ow * samples * itemsize < 2 * SPAN
     return Panel(lines, samples, rows(lines), columns, (columns if flows else p.ow) * samples)
@@ -98,8 +109,10 @@ def taps_of(p: Plane, panel: Panel, samples: int, steps: tuple[int, int], turned
     row = p.sw * panel.columns
     places = [
         (
-            ((c * panel.rows + i * p.dh) * row + j * p.dw % p.sw * panel.columns + j * p.dw // p.sw) * samples,
-            c * steps[0] + steps[1] * (p.kh * p.kw - 1 - (i * p.kw + j) if turned else i * p.kw + j),
+            ((c * panel.rows + i * p.dh) * row + j * p.dw % p.sw * panel.columns + j * p.dw // p.sw)
+            * samples,
+            c * steps[0]
+            + steps[1] * (p.kh * p.kw - 1 - (i * p.kw + j) if turned else i * p.kw + j),
         )
         for c in range(p.c)
         for i in range(p.kh)
@@ -108,7 +121,7 @@ def taps_of(p: Plane, panel: Panel, samples: int, steps: tuple[int, int], turned
     return Taps(np.array(places + places[-1:] * (-len(places) % TAPS), dtype=np.int32), len(places))
 
 
-# --- compiled: panels ------------------------------------------------------------------------------------------------
+# --- compiled: panels -----------------------------------------------------------------------------
 
 
 @compiled
@@ -142,7 +155,8 @@ def _pack(x, p, panel, rows, columns, first, start, samples):
 
 @compiled
 def _gradient_places(size, apart, given, kernel, stride, first, count):
-    """On one axis, for ``count`` places of a panel from ``first`` on: which number of dy they take (-1: none), and at which tap.
+    """On one axis, for ``count`` places of a panel from ``first`` on: which number of dy they take
+    (-1: none), and at which tap.
 
     Args:
         size: of the output before pooling; apart: how far its numbers are to lie apart.
@@ -163,7 +177,8 @@ def _gradient_places(size, apart, given, kernel, stride, first, count):
 
 @compiled
 def _run_of_places(places):
-    """Where those that take something begin, and how many they are; 0 where others lie between them."""
+    """Where those that take something begin, and how many they are; 0 where others lie between
+    them."""
     before = 0
     while before < places.shape[0] and places[before, 0] < 0:
         before += 1
@@ -181,8 +196,10 @@ def _pack_gradient(dy, y, winner, p, pool, panel, rows, first, count, columns, s
     """The same with the output's gradient as it was before pooling and ReLU.
 
     Args:
-        dy: after them; y: the output, or winner: the taps that won, where it was pooled; either may be empty.
-        p: the convolution that made the output; pool: PH, PW, QH, QW, RH, RW, where PH is 0 if there is none.
+        dy: after them; y: the output, or winner: the taps that won, where it was pooled; either may
+            be empty.
+        p: the convolution that made the output; pool: PH, PW, QH, QW, RH, RW, where PH is 0 if
+            there is none.
         rows, columns: as ``_gradient_places`` has them; of the rows ``count`` from ``first`` on.
     """
     _, _, _, o, oh, ow, _, _, _, _, _, _, _, _, n = p
@@ -222,12 +239,28 @@ def _pack_gradient(dy, y, winner, p, pool, panel, rows, first, count, columns, s
                 at += samples
 
 
-# --- compiled: what is done with them --------------------------------------------------------------------------------
+# --- compiled: what is done with them -------------------------------------------------------------
 
 
 @compiled
-def _lines(panel, rows, taps, count, weight, step_weight, bias, channel, valid, lines, step, run, out, pitch):
-    """Outputs of ``lines`` rows, of ``valid`` channels from ``channel`` on: ``out`` takes them channel by channel."""
+def _lines(
+    panel,
+    rows,
+    taps,
+    count,
+    weight,
+    step_weight,
+    bias,
+    channel,
+    valid,
+    lines,
+    step,
+    run,
+    out,
+    pitch,
+):
+    """Outputs of ``lines`` rows, of ``valid`` channels from ``channel`` on: ``out`` takes them
+    channel by channel."""
     lanes, span = WIDTH // panel.itemsize, SPAN // panel.itemsize
     step_out = lines * pitch
     if step == pitch:  # the lines are one run, with some numbers in between that mean nothing
@@ -238,13 +271,15 @@ def _lines(panel, rows, taps, count, weight, step_weight, bias, channel, valid, 
         while i < run:
             if i + span <= run:
                 outer_tile(
-                    panel, line * step + i, taps, 0, count, weight, channel * step_weight, step_weight, bias, channel,
+                    panel, line * step + i, taps, 0, count, weight, channel * step_weight,
+                    step_weight, bias, channel,
                     out, line * pitch + i, step_out, valid, 0,
                 )  # fmt: skip
                 i += span
             else:
                 outer_edge(
-                    panel, line * step + i, taps, 0, count, weight, channel * step_weight, step_weight, bias, channel,
+                    panel, line * step + i, taps, 0, count, weight, channel * step_weight,
+                    step_weight, bias, channel,
                     out, line * pitch + i, step_out, valid, min(lanes, run - i),
                 )  # fmt: skip
                 i += lanes
@@ -267,8 +302,11 @@ def _hand_out(out, valid, lines, height, pitch, p, y, channel, row, start, sampl
 
 
 @compiled
-def _pool_out(out, valid, lines, height, pitch, p, pool, y, winner, keep, channel, row, start, samples):
-    """To y (O, PH, PW, N): the maxima, and ReLU. ``winner`` takes the tap whose input it is, or -1 where nothing goes through."""
+def _pool_out(
+    out, valid, lines, height, pitch, p, pool, y, winner, keep, channel, row, start, samples
+):
+    """To y (O, PH, PW, N): the maxima, and ReLU. ``winner`` takes the tap whose input it is, or -1
+    where nothing goes through."""
     n = p[14]
     ph, pw, qh, qw, rh, rw = pool
     for c in range(valid):
@@ -285,7 +323,8 @@ def _pool_out(out, valid, lines, height, pitch, p, pool, y, winner, keep, channe
 
 @compiled
 def _pool_few(out, at, pitch, samples, pw, qh, qw, rw, y, winner, to):
-    """One row for less samples than make a vector, all of the batch: first the rows under it, as one run, then their columns."""
+    """One row for less samples than make a vector, all of the batch: first the rows under it, as
+    one run, then their columns."""
     length = ((pw - 1) * rw + qw) * samples
     pool_run(out, at, pitch, 0, qh, 1, out, winner, at, False, length)
     row = out[at : at + length]
@@ -304,26 +343,33 @@ def _piece(piece, p, cut):
     """The piece of that number: its first row and how many lines; its first sample and how many."""
     lines, samples = cut[0], cut[1]
     blocks = (p[14] + samples - 1) // samples
-    row, start = piece // blocks * lines, piece % blocks * samples  # neighbours share lines of memory
+    # neighbours share lines of memory
+    row, start = piece // blocks * lines, piece % blocks * samples
     return row, min(lines, p[4] - row), start, min(samples, p[14] - start)
 
 
 @compiled
 def _forward(
-    x, given, won, back, apart, p, cut, pool, taps, taps_last, count, weight, step_weight, bias, floor,
+    x, given, won, back, apart, p, cut, pool, taps, taps_last, count, weight, step_weight, bias,
+    floor,
     panel, at_panel, out, at_out, y, winner, keep, first, last,
 ):  # fmt: skip
-    """A convolution's pieces from ``first`` to ``last``. Where there is a ``back``, it leads that one's output's gradient back."""
+    """A convolution's pieces from ``first`` to ``last``. Where there is a ``back``, it leads that
+    one's output's gradient back."""
     _, _, _, o, _, ow, _, _, sh, sw, top, left, _, _, _ = p
     _, full, rows, columns, pitch = cut
     panel, out = panel[at_panel:], out[at_out:]
     heights = _gradient_places(back[4], apart[0], pool[0], pool[2], pool[4], -top, p[4] + rows)
-    widths = _gradient_places(back[5], apart[1], pool[1] if pool[0] else 0, pool[3], pool[5], -left, columns)
+    widths = _gradient_places(
+        back[5], apart[1], pool[1] if pool[0] else 0, pool[3], pool[5], -left, columns
+    )
     for piece in range(first, last):
         row, lines, start, samples = _piece(piece, p, cut)
         under = rows - (cut[0] - lines) * sh
         if back[0]:
-            _pack_gradient(x, given, won, back, pool, panel, heights, row, rows, widths, start, samples)
+            _pack_gradient(
+                x, given, won, back, pool, panel, heights, row, rows, widths, start, samples
+            )
         else:
             _pack(x, p, panel, rows, columns, row * sh - top, start, samples)
         places = taps if samples == full else taps_last
@@ -348,14 +394,30 @@ def _forward(
                 line,
             )
             if pool[0] and not back[0]:
-                _pool_out(out, valid, lines, lines, line, p, pool, y, winner, keep, channel, row, start, samples)
+                _pool_out(
+                    out,
+                    valid,
+                    lines,
+                    lines,
+                    line,
+                    p,
+                    pool,
+                    y,
+                    winner,
+                    keep,
+                    channel,
+                    row,
+                    start,
+                    samples,
+                )
             else:
                 _hand_out(out, valid, lines, lines, line, p, y, channel, row, start, samples, floor)
 
 
 @compiled
 def _weights(
-    x, dy, y, winner, p, cut, pool, taps, taps_last, count, panel, at_panel, grad, at_grad, dweight, dbias, first, last
+    x, dy, y, winner, p, cut, pool, taps, taps_last, count, panel, at_panel, grad, at_grad,
+    dweight, dbias, first, last
 ):  # fmt: skip
     """The gradients of weight and bias from the pieces ``first`` to ``last``."""
     _, _, _, o, _, ow, _, _, sh, sw, top, _, _, _, _ = p
@@ -377,8 +439,10 @@ def _weights(
             valid = min(GRADS, o - channel)
             for chunk in range(chunks):
                 inner_tile(
-                    grad, channel * step, step, valid, panel, 0, places, chunk * TAPS * 2, run, lines, run,
-                    sh * sw * columns * samples, sums, (channel // GRADS * chunks + chunk) * GRADS * TAPS,
+                    grad, channel * step, step, valid, panel, 0, places, chunk * TAPS * 2, run,
+                    lines, run,
+                    sh * sw * columns * samples, sums,
+                    (channel // GRADS * chunks + chunk) * GRADS * TAPS,
                 )  # fmt: skip
         for channel in range(o):
             dbias[channel] += _sum(grad[channel * step : channel * step + step])
@@ -398,14 +462,15 @@ def _sum(run):
     return total
 
 
-# --- the kernels -----------------------------------------------------------------------------------------------------
+# --- the kernels ----------------------------------------------------------------------------------
 
 _NO_POOL = (0, 1, 1, 1, 1, 1)
 _NOTHING = (0,) * len(Plane._fields)
 
 
 def _declines(x: np.ndarray, weight: np.ndarray, windows: Windows, groups: int) -> bool:
-    """These kernels are for one or two axes, one group, float32 and float64, and no more numbers than int32 counts."""
+    """These kernels are for one or two axes, one group, float32 and float64, and no more numbers
+    than int32 counts."""
     if len(windows.size) > 2 or groups != 1 or x.dtype.itemsize not in (4, 8) or windows.sparse:
         return True
     return not 0 < x.size < 2**30 or weight.size >= 2**31
@@ -436,7 +501,9 @@ def _cut(p: Plane, x: np.ndarray, whole: int) -> tuple[Panel, int, int]:
     return panel, -(-p.oh // panel.lines) * -(-p.n // panel.samples), work
 
 
-def _both_taps(p: Plane, panel: Panel, steps: tuple[int, int], turned: bool) -> tuple[np.ndarray, np.ndarray, int]:
+def _both_taps(
+    p: Plane, panel: Panel, steps: tuple[int, int], turned: bool
+) -> tuple[np.ndarray, np.ndarray, int]:
     """The taps for a full panel and for the one of the last samples."""
     last = p.n - (p.n - 1) // panel.samples * panel.samples
     taps = taps_of(p, panel, panel.samples, steps, turned)
@@ -444,10 +511,13 @@ def _both_taps(p: Plane, panel: Panel, steps: tuple[int, int], turned: bool) -> 
 
 
 def _convolve(
-    x: np.ndarray, weight: np.ndarray, bias: np.ndarray, p: Plane, steps: tuple[int, int], step: int, y: np.ndarray,
-    *, floor: float = -np.inf, pool: tuple[int, ...] = _NO_POOL, winner: np.ndarray | None = None, back: Any = None,
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray, p: Plane, steps: tuple[int, int],
+    step: int, y: np.ndarray,
+    *, floor: float = -np.inf, pool: tuple[int, ...] = _NO_POOL, winner: np.ndarray | None = None,
+    back: Any = None,
 ) -> None:  # fmt: skip
-    """Run ``_forward``, its pieces side by side. ``back``: where a gradient is led back, what it went through."""
+    """Run ``_forward``, its pieces side by side. ``back``: where a gradient is led back, what it
+    went through."""
     panel, count, work = _cut(p, x, pool[4] if back is None else 1)
     given, won, through = (_none(x), _NO_TAPS, _NOTHING) if back is None else back
     apart = (through[8], through[9])
@@ -473,13 +543,24 @@ def _convolve(
 
     def run(some: slice) -> None:
         for i in range(some.start, some.stop):
-            _forward(*arguments, *factors, panels, i * size, outs, i * room, *results, parts[i].start, parts[i].stop)
+            _forward(
+                *arguments,
+                *factors,
+                panels,
+                i * size,
+                outs,
+                i * room,
+                *results,
+                parts[i].start,
+                parts[i].stop,
+            )
 
     in_pieces(run, len(parts), work)
 
 
 def _rooms(count: int, size: int, dtype: Any) -> tuple[np.ndarray, int]:
-    """Memory for so many threads, each thread's at a vector's boundary; and how far they lie apart."""
+    """Memory for so many threads, each thread's at a vector's boundary; and how far they lie
+    apart."""
     lanes = WIDTH // dtype.itemsize
     size = -(-size // lanes) * lanes
     room = empty((count * size + lanes,), dtype)
@@ -487,7 +568,8 @@ def _rooms(count: int, size: int, dtype: Any) -> tuple[np.ndarray, int]:
 
 
 def _read(array: np.ndarray) -> np.ndarray:
-    """Flat, and only to be read: to numba, arrays that may be written to are of another type, and would be compiled for again."""
+    """Flat, and only to be read: to numba, arrays that may be written to are of another type, and
+    would be compiled for again."""
     flat = array.reshape(-1)
     flat.flags.writeable = False
     return flat
@@ -501,7 +583,8 @@ def _none(like: np.ndarray) -> np.ndarray:
 
 
 class _Saved(NamedTuple):
-    """What a forward keeps: the input (C, H, W, N); after ReLU, the output, or where it was pooled the taps that won."""
+    """What a forward keeps: the input (C, H, W, N); after ReLU, the output, or where it was pooled
+    the taps that won."""
 
     x: np.ndarray
     weight: np.ndarray
@@ -512,11 +595,16 @@ class _Saved(NamedTuple):
     winner: np.ndarray
 
 
-def _prepared(x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, pool: Windows | None, relu: bool) -> Any:
+def _prepared(
+    x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, pool: Windows | None, relu: bool
+) -> Any:
     """All of ``_run`` that comes out the same for the next x, done once."""
     pools = _NO_POOL if pool is None else _pools(pool)
-    apart = [array for array in (weight, bias) if array is not None and not array.flags.c_contiguous]
-    if _declines(x, weight, windows, 1) or pools is None or apart:  # a copy would not see what is written to them
+    apart = [
+        array for array in (weight, bias) if array is not None and not array.flags.c_contiguous
+    ]
+    # a copy would not see what is written to them
+    if _declines(x, weight, windows, 1) or pools is None or apart:
         return NotImplemented
     p = Plane.of(windows, x.shape[1], weight.shape[0], x.shape[0])
     panel, count, work = _cut(p, x, pools[4])
@@ -525,12 +613,20 @@ def _prepared(x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, po
     none, flat = _read(_none(x)), _read(weight)
     y = reserve((p.o, *(windows.out if pool is None else pool.out), p.n), x.dtype)
     result, out = batch_first(y), y.reshape(-1)
-    sizes = p.c * panel.rows * p.sw * panel.columns * panel.samples, ROWS * panel.lines * panel.pitch
+    sizes = (
+        p.c * panel.rows * p.sw * panel.columns * panel.samples,
+        ROWS * panel.lines * panel.pitch,
+    )
     room, outs = temporaries(*((size,) for size in sizes), dtype=x.dtype)
     taps = _both_taps(p, panel, (p.kh * p.kw, 1), False)
     through = none, _read(_NO_TAPS), _NOTHING, (1, 1), tuple(p), tuple(panel), pools, *taps
     floor = x.dtype.type(0.0 if relu else -np.inf)
-    factors = flat, p.c * p.kh * p.kw, _read(np.zeros(p.o, dtype=x.dtype) if bias is None else bias), floor
+    factors = (
+        flat,
+        p.c * p.kh * p.kw,
+        _read(np.zeros(p.o, dtype=x.dtype) if bias is None else bias),
+        floor,
+    )
 
     last = (*range(1, x.ndim), 0)
 
@@ -542,12 +638,19 @@ def _prepared(x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, po
     return run
 
 
-def prepare_conv(x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, groups: int) -> Any:
+def prepare_conv(
+    x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, groups: int
+) -> Any:
     return _prepared(x, weight, bias, windows, None, False) if groups == 1 else NotImplemented
 
 
 def prepare_conv_relu(
-    x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, groups: int, pool: Windows | None
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: Any,
+    windows: Windows,
+    groups: int,
+    pool: Windows | None,
 ) -> Any:
     return _prepared(x, weight, bias, windows, pool, True) if groups == 1 else NotImplemented
 
@@ -574,19 +677,41 @@ def _run(
     winner = empty(shape, np.dtype(np.int8)) if keep and pool is not None else None
     biases = np.zeros(p.o, dtype=x.dtype) if bias is None else np.ascontiguousarray(bias)
     floor = 0.0 if relu else -np.inf
-    _convolve(xt, weight, biases, p, (p.kh * p.kw, 1), p.c * p.kh * p.kw, y, floor=floor, pool=pools, winner=winner)
+    _convolve(
+        xt,
+        weight,
+        biases,
+        p,
+        (p.kh * p.kw, 1),
+        p.c * p.kh * p.kw,
+        y,
+        floor=floor,
+        pool=pools,
+        winner=winner,
+    )
     if not keep:
         return batch_first(y), None
     above = y if relu and pool is None else _none(y)
-    return batch_first(y), _Saved(xt, weight, bias is not None, p, pools, above, _NO_TAPS if winner is None else winner)
+    return batch_first(y), _Saved(
+        xt, weight, bias is not None, p, pools, above, _NO_TAPS if winner is None else winner
+    )
 
 
-def conv(x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, groups: int, *, keep: bool) -> Any:
+def conv(
+    x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, groups: int, *, keep: bool
+) -> Any:
     return _run(x, weight, bias, windows, groups, None, False, keep)
 
 
 def conv_relu(
-    x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, groups: int, pool: Windows | None, *, keep: bool
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: Any,
+    windows: Windows,
+    groups: int,
+    pool: Windows | None,
+    *,
+    keep: bool,
 ) -> Any:
     return _run(x, weight, bias, windows, groups, pool, True, keep)
 
@@ -597,7 +722,10 @@ def conv_backward(dy: np.ndarray, saved: _Saved, *, need_dx: bool = True) -> Any
     panel, count, work = _cut(p, x, 1)
     parts = pieces(count, work)
     taps = _both_taps(p, panel, (p.kh * p.kw, 1), False)
-    size, room = p.c * panel.rows * p.sw * panel.columns * panel.samples, p.o * panel.lines * p.ow * panel.samples
+    size, room = (
+        p.c * panel.rows * p.sw * panel.columns * panel.samples,
+        p.o * panel.lines * p.ow * panel.samples,
+    )
     panels, size = _rooms(len(parts), size, x.dtype)
     grads, room = _rooms(len(parts), room, x.dtype)
     dweights = empty((len(parts), weight.size), x.dtype)
@@ -618,7 +746,11 @@ def conv_backward(dy: np.ndarray, saved: _Saved, *, need_dx: bool = True) -> Any
         back = (y, winner, p)
         _convolve(dyt, weight, none, p.adjoint(), steps, p.kh * p.kw, dx, pool=pool, back=back)
         dx = batch_first(dx)
-    return dx, dweights.sum(axis=0).reshape(weight.shape), dbiases.sum(axis=0) if with_bias else None
+    return (
+        dx,
+        dweights.sum(axis=0).reshape(weight.shape),
+        dbiases.sum(axis=0) if with_bias else None,
+    )
 
 
 conv_relu_backward = conv_backward

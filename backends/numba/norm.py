@@ -1,8 +1,10 @@
-"""Batch norm compiled by numba, with ReLU where it follows: one channel at a time, with no array in between.
+"""Batch norm compiled by numba, with ReLU where it follows: one channel at a time, with no array in
+between.
 
-A channel of most networks stays in the second-level cache from one of its passes to the next. The loops are written so that
-they become vector instructions: over the whole of an array cut out before, with what is chosen between loaded first. Sums are
-made of runs, which are added up in float64. What is computed, and the names: see ``numpy/norm.py``.
+A channel of most networks stays in the second-level cache from one of its passes to the next. The
+loops are written so that they become vector instructions: over the whole of an array cut out
+before, with what is chosen between loaded first. Sums are made of runs, which are added up in
+float64. What is computed, and the names: see ``numpy/norm.py``.
 """
 
 from functools import partial
@@ -26,7 +28,8 @@ def _two_sum(a, b):
 
 @compiled
 def _mean(row):
-    """The mean, as two numbers; counted from the first, so that the mean of numbers all alike is just that."""
+    """The mean, as two numbers; counted from the first, so that the mean of numbers all alike is
+    just that."""
     origin, total = row[0], 0.0
     for start in range(0, row.size, _RUN):
         run, part = row[start : start + _RUN], row.dtype.type(0)
@@ -45,7 +48,8 @@ def _variance(row, mean, rest):
             centred = run[i] - mean
             part += centred * centred
         total += part
-    return total / row.size - rest * rest if np.isfinite(total) else total  # not infinity less infinity
+    # not infinity less infinity
+    return total / row.size - rest * rest if np.isfinite(total) else total
 
 
 @compiled
@@ -81,7 +85,11 @@ def _sums(grad, row, result, mean, relu):
     number = row.dtype.type
     zero, along_dy, along_x = number(0), 0.0, 0.0
     for start in range(0, row.size, _RUN):
-        run, grads, results = row[start : start + _RUN], grad[start : start + _RUN], result[start : start + _RUN]
+        run, grads, results = (
+            row[start : start + _RUN],
+            grad[start : start + _RUN],
+            result[start : start + _RUN],
+        )
         part_dy, part_x = number(0), number(0)
         if relu:
             for i in range(run.size):
@@ -100,7 +108,9 @@ def _sums(grad, row, result, mean, relu):
 
 
 @compiled
-def _backward(dy, x, y, means, rests, variances, weight, eps, own, relu, dbias, dweight, dx, need_dx):
+def _backward(
+    dy, x, y, means, rests, variances, weight, eps, own, relu, dbias, dweight, dx, need_dx
+):
     number = x.dtype.type
     zero = number(0)
     for c in range(x.shape[0]):
@@ -138,7 +148,12 @@ def _writeable(array: np.ndarray) -> np.ndarray:
 
 
 def _start_forward(
-    x: np.ndarray, y: np.ndarray, statistics: Statistics, weight: np.ndarray, bias: np.ndarray, *how: Any
+    x: np.ndarray,
+    y: np.ndarray,
+    statistics: Statistics,
+    weight: np.ndarray,
+    bias: np.ndarray,
+    *how: Any,
 ) -> None:
     _forward(_writeable(x), y, *statistics, np.array(weight), np.array(bias), *how)
 

@@ -1,8 +1,10 @@
-"""The two innermost loops of a convolution, as vector instructions: what a compiler does not find by itself in plain loops.
+"""The two innermost loops of a convolution, as vector instructions: what a compiler does not find
+by itself in plain loops.
 
-Both hold a block of sums in registers while they run through long contiguous rows of memory, which is what activations with the
-batch last are. A block of ``ROWS`` by ``VECTORS`` vectors takes so few loads a multiplication that the multipliers, not the
-memory, set the pace. They are written in LLVM's vector types, which it turns into what the CPU has.
+Both hold a block of sums in registers while they run through long contiguous rows of memory, which
+is what activations with the batch last are. A block of ``ROWS`` by ``VECTORS`` vectors takes so few
+loads a multiplication that the multipliers, not the memory, set the pace. They are written in
+LLVM's vector types, which it turns into what the CPU has.
 
 Both are called from functions that numba compiles. Places in arrays are counted in elements.
 """
@@ -16,7 +18,8 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 _FEATURES = llvmlite.binding.get_host_cpu_features()
-_MANY_REGISTERS = _FEATURES.get("avx512f", False) or not _FEATURES.get("sse2", False)  # 32 of them: AVX-512, or no x86
+# 32 of them: AVX-512, or no x86
+_MANY_REGISTERS = _FEATURES.get("avx512f", False) or not _FEATURES.get("sse2", False)
 
 WIDTH = 64 if _FEATURES.get("avx512f") else 32 if _FEATURES.get("avx") else 16
 """Bytes of a vector."""
@@ -35,7 +38,9 @@ _INT = ir.IntType(64)
 class _Emit:
     """An LLVM builder that knows the element type of the arrays at hand and its vectors."""
 
-    def __init__(self, context: Any, builder: Any, array: types.Array, lanes: int | None = None) -> None:
+    def __init__(
+        self, context: Any, builder: Any, array: types.Array, lanes: int | None = None
+    ) -> None:
         self.context, self.builder = context, builder
         self.element = context.get_value_type(array.dtype)
         self.size = array.dtype.bitwidth // 8
@@ -52,10 +57,14 @@ class _Emit:
 
     def pointer(self, array: types.Array, value: Any, offset: Any) -> Any:
         """To the array's element at this place."""
-        return self.builder.gep(self.context.make_array(array)(self.context, self.builder, value).data, [offset])
+        return self.builder.gep(
+            self.context.make_array(array)(self.context, self.builder, value).data, [offset]
+        )
 
     def ahead(self, pointer: Any, elements: Any) -> Any:
-        return self.builder.gep(pointer, [elements if isinstance(elements, ir.Value) else self.number(elements)])
+        return self.builder.gep(
+            pointer, [elements if isinstance(elements, ir.Value) else self.number(elements)]
+        )
 
     def at_most(self, row: int, rows: Any) -> Any:
         """``row``, or the last one where there are no more than ``rows``."""
@@ -69,7 +78,8 @@ class _Emit:
         return self.builder.bitcast(pointer, self.vector.as_pointer())
 
     def load(self, pointer: Any, mask: Any = None) -> Any:
-        """A vector from memory that need not be aligned; with a mask, zero where it is not set, and nothing read there."""
+        """A vector from memory that need not be aligned; with a mask, zero where it is not set, and
+        nothing read there."""
         if mask is None:
             return self.builder.load(self._as_vector(pointer), align=self.size)
         kind = [self.vector.as_pointer(), ir.IntType(32), mask.type, self.vector]
@@ -85,7 +95,10 @@ class _Emit:
             return
         kind = [self.vector, self.vector.as_pointer(), ir.IntType(32), mask.type]
         function = self._intrinsic("llvm.masked.store", ir.VoidType(), kind)
-        self.builder.call(function, [value, self._as_vector(pointer), ir.Constant(ir.IntType(32), self.size), mask])
+        self.builder.call(
+            function,
+            [value, self._as_vector(pointer), ir.Constant(ir.IntType(32), self.size), mask],
+        )
 
     def mask(self, count: Any) -> Any:
         """Set in the first ``count`` lanes."""
@@ -97,10 +110,14 @@ class _Emit:
         kind = ir.VectorType(scalar.type, self.lanes)
         nothing = ir.Constant(kind, ir.Undefined)
         first = self.builder.insert_element(nothing, scalar, ir.Constant(ir.IntType(32), 0))
-        return self.builder.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), None))
+        return self.builder.shuffle_vector(
+            first, nothing, ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), None)
+        )
 
     def multiply_add(self, a: Any, b: Any, c: Any) -> Any:
-        return self.builder.call(self._intrinsic("llvm.fma", self.vector, [self.vector] * 3), [a, b, c])
+        return self.builder.call(
+            self._intrinsic("llvm.fma", self.vector, [self.vector] * 3), [a, b, c]
+        )
 
     def not_below(self, value: Any, least: Any) -> Any:
         """The larger one; NaN stays."""
@@ -122,10 +139,13 @@ class _Emit:
 
     def _intrinsic(self, name: str, result: Any, arguments: list[Any]) -> Any:
         suffix = f".v{self.lanes}{self.kind}{self.size * 8}" + (".p0" if "masked" in name else "")
-        return cgutils.get_or_insert_function(self.builder.module, ir.FunctionType(result, arguments), name + suffix)
+        return cgutils.get_or_insert_function(
+            self.builder.module, ir.FunctionType(result, arguments), name + suffix
+        )
 
     def over(self, length: Any, body: Callable[[Any, Any], None]) -> None:
-        """``body(i, mask)`` for a run of this length, a vector at a time; only the last one has a mask."""
+        """``body(i, mask)`` for a run of this length, a vector at a time; only the last one has a
+        mask."""
         whole = self.builder.sdiv(length, self.number(self.lanes))
         with cgutils.for_range(self.builder, whole) as loop:
             body(self.builder.mul(loop.index, self.number(self.lanes)), None)
@@ -136,27 +156,36 @@ class _Emit:
 
     def sums(self, rows: int, columns: int) -> list[list[Any]]:
         """A block of vectors that stay in registers."""
-        return [[cgutils.alloca_once(self.builder, self.vector) for _ in range(columns)] for _ in range(rows)]
+        return [
+            [cgutils.alloca_once(self.builder, self.vector) for _ in range(columns)]
+            for _ in range(rows)
+        ]
 
 
 def _outer_tile(vectors: int, masked: bool) -> Any:
     def tile(
-        typing: Any, x: Any, at_x: Any, taps: Any, at_taps: Any, count: Any, weight: Any, at_weight: Any, step_weight: Any,
+        typing: Any, x: Any, at_x: Any, taps: Any, at_taps: Any, count: Any, weight: Any,
+        at_weight: Any, step_weight: Any,
         bias: Any, at_bias: Any, y: Any, at_y: Any, step_y: Any, rows: Any, lanes: Any,
     ) -> Any:  # fmt: skip
         arguments = (
-            x, at_x, taps, at_taps, count, weight, at_weight, step_weight, bias, at_bias, y, at_y, step_y, rows, lanes,
+            x, at_x, taps, at_taps, count, weight, at_weight, step_weight, bias, at_bias, y, at_y,
+            step_y, rows, lanes,
         )  # fmt: skip
 
         def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             (
-                x_, at_x_, taps_, at_taps_, count_, weight_, at_weight_, step_weight_, bias_, at_bias_, y_, at_y_,
+                x_, at_x_, taps_, at_taps_, count_, weight_, at_weight_, step_weight_, bias_,
+                at_bias_, y_, at_y_,
                 step_y_, rows_, lanes_,
             ) = values  # fmt: skip
             e = _Emit(context, builder, x)
             mask = e.mask(lanes_) if masked else None
             sums = e.sums(ROWS, vectors)
-            biases, weights = e.pointer(bias, bias_, at_bias_), e.pointer(weight, weight_, at_weight_)
+            biases, weights = (
+                e.pointer(bias, bias_, at_bias_),
+                e.pointer(weight, weight_, at_weight_),
+            )
             factors = []
             for row in range(ROWS):
                 there = e.at_most(row, rows_)  # beyond the last row, that one once more
@@ -168,18 +197,24 @@ def _outer_tile(vectors: int, masked: bool) -> Any:
             with cgutils.for_range(builder, count_) as loop:
                 place = builder.mul(loop.index, e.number(2))
                 here = e.ahead(inputs, builder.sext(builder.load(e.ahead(places, place)), _INT))
-                of_tap = builder.sext(builder.load(e.ahead(places, builder.add(place, e.number(1)))), _INT)
+                of_tap = builder.sext(
+                    builder.load(e.ahead(places, builder.add(place, e.number(1)))), _INT
+                )
                 seen = [e.load(e.ahead(here, column * e.lanes), mask) for column in range(vectors)]
                 for row in range(ROWS):
                     factor = e.spread(builder.load(e.ahead(factors[row], of_tap)))
                     for column in range(vectors):
                         into = sums[row][column]
-                        builder.store(e.multiply_add(seen[column], factor, builder.load(into)), into)
+                        builder.store(
+                            e.multiply_add(seen[column], factor, builder.load(into)), into
+                        )
             for row in range(ROWS):
                 with builder.if_then(builder.icmp_signed("<", e.number(row), rows_)):
                     out = e.pointer(y, y_, builder.add(at_y_, builder.mul(step_y_, e.number(row))))
                     for column in range(vectors):
-                        e.store(builder.load(sums[row][column]), e.ahead(out, column * e.lanes), mask)
+                        e.store(
+                            builder.load(sums[row][column]), e.ahead(out, column * e.lanes), mask
+                        )
             return context.get_dummy_value()
 
         return types.void(*arguments), emit
@@ -188,36 +223,54 @@ def _outer_tile(vectors: int, masked: bool) -> Any:
 
 
 outer_tile: Callable[..., None] = _outer_tile(VECTORS, masked=False)
-"""y[r, :] = bias[r] + sum over k of weight[r, k] * x[k, :] for ROWS rows of y and a run of VECTORS vectors.
+"""y[r, :] = bias[r] + sum over k of weight[r, k] * x[k, :] for ROWS rows of y and a run of VECTORS
+vectors.
 
-Arguments; every ``at_`` is a place in the array before it, every ``step_`` how far its rows lie apart:
-    x, at_x
-    taps (int32), at_taps, count: pairs, for each k, of where its run begins from at_x on, and where its weight from at_weight on
-    weight, at_weight, step_weight
-    bias, at_bias
-    y, at_y, step_y, rows: how many of the ROWS there are
-    lanes: for ``outer_edge``
+Arguments; every ``at_`` is a place in the array before it, every ``step_`` how far its rows lie
+apart:
+    x, at_x taps (int32), at_taps, count: pairs, for each k, of where its run begins from at_x on,
+    and where its weight from at_weight on weight, at_weight, step_weight bias, at_bias y, at_y,
+    step_y, rows: how many of the ROWS there are lanes: for ``outer_edge``
 """
 
 outer_edge: Callable[..., None] = _outer_tile(1, masked=True)
-"""``outer_tile`` for the end of a run: one vector, of which only the first ``lanes`` elements are there."""
+"""``outer_tile`` for the end of a run: one vector, of which only the first ``lanes`` elements are
+there."""
 
 
 @intrinsic
 def inner_tile(
-    typing: Any, dy: Any, at_dy: Any, step_dy: Any, rows: Any, x: Any, at_x: Any, taps: Any, at_taps: Any, length: Any,
+    typing: Any, dy: Any, at_dy: Any, step_dy: Any, rows: Any, x: Any, at_x: Any, taps: Any,
+    at_taps: Any, length: Any,
     lines: Any, line_dy: Any, line_x: Any, sums: Any, at_sums: Any,
 ) -> Any:  # fmt: skip
-    """sums[g, k] += the sum over i < length of dy[g, i] * x[k, i], for GRADS rows of dy and the runs of TAPS taps.
+    """sums[g, k] += the sum over i < length of dy[g, i] * x[k, i], for GRADS rows of dy and the
+    runs of TAPS taps.
 
-    Arguments: as for ``outer_tile``; rows says how many of the GRADS there are (the other sums mean nothing). The sums go on
-    over several ``lines``, which lie line_dy apart in dy and line_x in x.
+    Arguments: as for ``outer_tile``; rows says how many of the GRADS there are (the other sums mean
+    nothing). The sums go on over several ``lines``, which lie line_dy apart in dy and line_x in x.
     """
-    arguments = (dy, at_dy, step_dy, rows, x, at_x, taps, at_taps, length, lines, line_dy, line_x, sums, at_sums)
+    arguments = (
+        dy,
+        at_dy,
+        step_dy,
+        rows,
+        x,
+        at_x,
+        taps,
+        at_taps,
+        length,
+        lines,
+        line_dy,
+        line_x,
+        sums,
+        at_sums,
+    )
 
     def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         (
-            dy_, at_dy_, step_dy_, rows_, x_, at_x_, taps_, at_taps_, length_, lines_, line_dy_, line_x_, sums_, at_sums_,
+            dy_, at_dy_, step_dy_, rows_, x_, at_x_, taps_, at_taps_, length_, lines_, line_dy_,
+            line_x_, sums_, at_sums_,
         ) = values  # fmt: skip
         e = _Emit(context, builder, x)
         block = e.sums(GRADS, TAPS)
@@ -228,7 +281,8 @@ def inner_tile(
         offsets = [builder.sext(builder.load(e.ahead(places, 2 * k)), _INT) for k in range(TAPS)]
         inputs = [e.pointer(x, x_, builder.add(at_x_, offset)) for offset in offsets]
         grads = [
-            e.pointer(dy, dy_, builder.add(at_dy_, builder.mul(step_dy_, e.at_most(g, rows_)))) for g in range(GRADS)
+            e.pointer(dy, dy_, builder.add(at_dy_, builder.mul(step_dy_, e.at_most(g, rows_))))
+            for g in range(GRADS)
         ]
         with cgutils.for_range(builder, lines_) as line:
             in_dy, in_x = builder.mul(line.index, line_dy_), builder.mul(line.index, line_x_)
@@ -246,13 +300,15 @@ def inner_tile(
         for g in range(GRADS):
             for k in range(TAPS):
                 into = e.ahead(out, g * TAPS + k)
-                builder.store(builder.fadd(builder.load(into), e.total(builder.load(block[g][k]))), into)
+                builder.store(
+                    builder.fadd(builder.load(into), e.total(builder.load(block[g][k]))), into
+                )
         return context.get_dummy_value()
 
     return types.void(*arguments), emit
 
 
-# --- short runs ------------------------------------------------------------------------------------------------------
+# --- short runs -----------------------------------------------------------------------------------
 # They are as long as a panel has samples: too short for the loops that a compiler makes of them.
 
 
@@ -271,13 +327,19 @@ def clear(typing: Any, to: Any, at_to: Any, length: Any) -> Any:
 
 
 @intrinsic
-def move_above(typing: Any, to: Any, at_to: Any, come: Any, at_come: Any, floor: Any, length: Any) -> Any:
+def move_above(
+    typing: Any, to: Any, at_to: Any, come: Any, at_come: Any, floor: Any, length: Any
+) -> Any:
     """to = max(floor, come), on a run of this length; NaN stays."""
 
     def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         to_, at_to_, come_, at_come_, floor_, length_ = values
         e = _Emit(context, builder, to)
-        target, source, least = e.pointer(to, to_, at_to_), e.pointer(come, come_, at_come_), e.spread(floor_)
+        target, source, least = (
+            e.pointer(to, to_, at_to_),
+            e.pointer(come, come_, at_come_),
+            e.spread(floor_),
+        )
 
         def body(i: Any, mask: Any) -> None:
             e.store(e.not_below(e.load(e.ahead(source, i), mask), least), e.ahead(target, i), mask)
@@ -289,17 +351,24 @@ def move_above(typing: Any, to: Any, at_to: Any, come: Any, at_come: Any, floor:
 
 
 @intrinsic
-def move_where(typing: Any, to: Any, at_to: Any, come: Any, key: Any, at: Any, number: Any, length: Any) -> Any:
+def move_where(
+    typing: Any, to: Any, at_to: Any, come: Any, key: Any, at: Any, number: Any, length: Any
+) -> Any:
     """to = come where key says so, else 0, on a run of this length.
 
-    A key of floating point says so where it is above ``number``; one of int8, where it is ``number``.
+    A key of floating point says so where it is above ``number``; one of int8, where it is
+    ``number``.
     """
 
     def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         to_, at_to_, come_, key_, at_, number_, length_ = values
         e = _Emit(context, builder, to)
         k = e.beside(key)
-        target, source, keys = e.pointer(to, to_, at_to_), e.pointer(come, come_, at_), k.pointer(key, key_, at_)
+        target, source, keys = (
+            e.pointer(to, to_, at_to_),
+            e.pointer(come, come_, at_),
+            k.pointer(key, key_, at_),
+        )
         zero, wanted = ir.Constant(e.vector, [0.0] * e.lanes), k.spread(number_)
 
         def body(i: Any, mask: Any) -> None:
@@ -308,7 +377,11 @@ def move_where(typing: Any, to: Any, at_to: Any, come: Any, key: Any, at: Any, n
                 here = builder.fcmp_ordered(">", found, wanted)
             else:
                 here = builder.icmp_signed("==", found, wanted)
-            e.store(builder.select(here, e.load(e.ahead(source, i), mask), zero), e.ahead(target, i), mask)
+            e.store(
+                builder.select(here, e.load(e.ahead(source, i), mask), zero),
+                e.ahead(target, i),
+                mask,
+            )
 
         e.over(length_, body)
         return context.get_dummy_value()
@@ -318,12 +391,15 @@ def move_where(typing: Any, to: Any, at_to: Any, come: Any, key: Any, at: Any, n
 
 @intrinsic
 def pool_run(
-    typing: Any, x: Any, at_x: Any, line: Any, column: Any, height: Any, width: Any, y: Any, winner: Any, at_y: Any,
+    typing: Any, x: Any, at_x: Any, line: Any, column: Any, height: Any, width: Any, y: Any,
+    winner: Any, at_y: Any,
     keep: Any, length: Any,
 ) -> Any:  # fmt: skip
-    """y = relu of the largest of ``height`` by ``width`` runs of x, which lie ``line`` and ``column`` apart; NaN wins.
+    """y = relu of the largest of ``height`` by ``width`` runs of x, which lie ``line`` and
+    ``column`` apart; NaN wins.
 
-    Where it is to ``keep``, winner takes which of them it is, by its number and the first of equals; -1 where y is not above 0.
+    Where it is to ``keep``, winner takes which of them it is, by its number and the first of
+    equals; -1 where y is not above 0.
     """
     arguments = (x, at_x, line, column, height, width, y, winner, at_y, keep, length)
 
@@ -331,18 +407,29 @@ def pool_run(
         x_, at_x_, line_, column_, height_, width_, y_, winner_, at_y_, keep_, length_ = values
         e = _Emit(context, builder, x)
         w = e.beside(winner)
-        source, target, taps = e.pointer(x, x_, at_x_), e.pointer(y, y_, at_y_), w.pointer(winner, winner_, at_y_)
+        source, target, taps = (
+            e.pointer(x, x_, at_x_),
+            e.pointer(y, y_, at_y_),
+            w.pointer(winner, winner_, at_y_),
+        )
         zero = ir.Constant(e.vector, [0.0] * e.lanes)
         best, won = cgutils.alloca_once(builder, e.vector), cgutils.alloca_once(builder, w.vector)
 
         def body(i: Any, mask: Any) -> None:
             builder.store(e.load(e.ahead(source, i), mask), best)
             builder.store(ir.Constant(w.vector, [0] * w.lanes), won)
-            with cgutils.for_range(builder, height_) as row, cgutils.for_range(builder, width_) as across:
+            with (
+                cgutils.for_range(builder, height_) as row,
+                cgutils.for_range(builder, width_) as across,
+            ):
                 at = builder.add(builder.mul(row.index, line_), builder.mul(across.index, column_))
                 new, old = e.load(e.ahead(source, builder.add(at, i)), mask), builder.load(best)
-                wins = builder.or_(builder.fcmp_ordered(">", new, old), builder.fcmp_unordered("uno", new, new))
-                number = builder.trunc(builder.add(builder.mul(row.index, width_), across.index), w.element)
+                wins = builder.or_(
+                    builder.fcmp_ordered(">", new, old), builder.fcmp_unordered("uno", new, new)
+                )
+                number = builder.trunc(
+                    builder.add(builder.mul(row.index, width_), across.index), w.element
+                )
                 builder.store(builder.select(wins, new, old), best)
                 builder.store(builder.select(wins, w.spread(number), builder.load(won)), won)
             value = builder.load(best)

@@ -17,7 +17,8 @@ from portacnn.runtime import Array, Backend, BackendInfo, HostArray, kernel_sets
 
 KINDS = frozenset({"cpu"})
 REFUSED = {
-    "MaskedArray": "its mask would be lost; fill the masked values first: x.filled(0), or another value",
+    "MaskedArray": "its mask would be lost; fill the masked values first: x.filled(0), or another "
+    "value",
     "matrix": "its * is a product of matrices; pass numpy.asarray(x)",
 }
 
@@ -56,8 +57,10 @@ def probe() -> BackendInfo:
 def connect(device: str | None) -> Backend:
     if device not in (None, "cpu"):
         raise BackendError(
-            f"NumPy computes on the CPU only, got device {device!r}; for a GPU ask for cuda or torch:cuda"
+            f"NumPy computes on the CPU only, got device {device!r}; for a GPU ask for cuda or "
+            "torch:cuda"
         )
-    # numba is imported in a thread of its own: an interruption here would leave it half imported for good.
+    # numba is imported in a thread of its own: an interruption here would leave it half imported
+    # for good.
     kernels = kernel_sets("numpy", KERNELS, partial(apart, import_module))
     return NumpyBackend(name="numpy", xp=xp, device="cpu", kernels=kernels)

@@ -1,7 +1,9 @@
-"""A batch from a set on NumPy: rows gathered as they are stored, then turned batch-last and normalised into one array.
+"""A batch from a set on NumPy: rows gathered as they are stored, then turned batch-last and
+normalised into one array.
 
-Bytes are turned before they become floats, which moves a quarter of the memory. Channel by channel, since a pass with one
-number for the whole of it runs without a break, where one number a row of B images would start anew for each.
+Bytes are turned before they become floats, which moves a quarter of the memory. Channel by channel,
+since a pass with one number for the whole of it runs without a break, where one number a row of B
+images would start anew for each.
 
 Notation as in ops/batch.py: B images in the batch, C channels; P pixels in each.
 """
@@ -25,7 +27,9 @@ def take_batch(images: np.ndarray, indices: Any = None, mean: Any = None, std: A
     y = empty((channels, *size, count), images.dtype if std is None else std.dtype)
     pixels = chosen.reshape(count, channels, prod(size)).transpose(1, 2, 0)  # (C, P, B)
     out = y.reshape(pixels.shape)
-    mean, std = (None if constant is None else constant.reshape(channels) for constant in (mean, std))
+    mean, std = (
+        None if constant is None else constant.reshape(channels) for constant in (mean, std)
+    )
 
     def turn(some: slice) -> None:
         for c in range(channels):

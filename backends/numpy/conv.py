@@ -1,11 +1,14 @@
-"""Convolution on NumPy, with ReLU and max pooling where they follow: columns for a few output rows at a time.
+"""Convolution on NumPy, with ReLU and max pooling where they follow: columns for a few output rows
+at a time.
 
-As many rows as fit into the cache beside the matrix product that reads them: all columns at once would go out to memory and come
-back, and a product with few rows over that many columns is bound by just that. So the room that it takes does not grow with
-the image, the columns are laid out again on the way back, and bias, pooling and ReLU see each tile while it is near.
-Tiles go to threads, in each of which BLAS has one.
+As many rows as fit into the cache beside the matrix product that reads them: all columns at once
+would go out to memory and come back, and a product with few rows over that many columns is bound by
+just that. So the room that it takes does not grow with the image, the columns are laid out again on
+the way back, and bias, pooling and ReLU see each tile while it is near. Tiles go to threads, in
+each of which BLAS has one.
 
-Notation as in ops/conv.py: C in-channels, O out-channels, T taps, N batch, S/OUT the spatial axes in/out.
+Notation as in ops/conv.py: C in-channels, O out-channels, T taps, N batch, S/OUT the spatial axes
+in/out.
 """
 
 import os
@@ -26,20 +29,29 @@ from portacnn.backends.numpy.pool import (
     unpool_into,
     zeros_for,
 )
-from portacnn.backends.threads import PER_ELEMENT, in_pieces, on_one_blas_thread, pieces, products_in_pieces
+from portacnn.backends.threads import (
+    PER_ELEMENT,
+    in_pieces,
+    on_one_blas_thread,
+    pieces,
+    products_in_pieces,
+)
 from portacnn.errors import ArgumentError
 from portacnn.ops.layout import batch_first, batch_last
 from portacnn.ops.windows import Windows
 from portacnn.runtime import Kernel
 
 VARIABLE = "PORTACNN_TILE_KIB"
-_MOST_COLUMNS = 4 << 20  # bytes of all columns of a prepared convolution; more would go out to memory and come back
-_SMALL, _FEW = 1024, 1 << 19  # numbers in a small result, and multiply-adds up to which BLAS takes its kernels for such
+# bytes of all columns of a prepared convolution; more would go out to memory and come back
+_MOST_COLUMNS = 4 << 20
+# numbers in a small result, and multiply-adds up to which BLAS takes its kernels for such
+_SMALL, _FEW = 1024, 1 << 19
 
 
 @cache
 def tile_bytes() -> int:
-    """Room for a thread's columns: ``PORTACNN_TILE_KIB``, or 512 KiB. Raises ArgumentError where it is no whole number above 0."""
+    """Room for a thread's columns: ``PORTACNN_TILE_KIB``, or 512 KiB. Raises ArgumentError where it
+    is no whole number above 0."""
     text = os.environ.get(VARIABLE, "").strip() or "512"
     if not (text.isdecimal() and int(text) > 0):
         raise ArgumentError(f"{VARIABLE} must be a whole number above 0 (KiB), got {text!r}")
@@ -47,7 +59,8 @@ def tile_bytes() -> int:
 
 
 def _padded(xt: np.ndarray, windows: Windows) -> np.ndarray:
-    """xt (C, *S, N) with zeros around it: itself where there is no padding. What no window reads is left out."""
+    """xt (C, *S, N) with zeros around it: itself where there is no padding. What no window reads is
+    left out."""
     if not any(before or after for before, after in windows.pads):
         return xt
     shape = (len(xt), *windows.extent, xt.shape[-1])
@@ -75,7 +88,8 @@ def _columns(padded: np.ndarray, windows: Windows) -> np.ndarray:
 
 @lru_cache(maxsize=1024)
 def _tiles(rows: int, row_bytes: int, whole: int) -> list[slice]:
-    """The rows of outputs in parts, a multiple of ``whole`` in each but the last; one row takes ``row_bytes``."""
+    """The rows of outputs in parts, a multiple of ``whole`` in each but the last; one row takes
+    ``row_bytes``."""
     size = max(whole, tile_bytes() // max(row_bytes, 1) // whole * whole)
     return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]
 
@@ -83,12 +97,20 @@ def _tiles(rows: int, row_bytes: int, whole: int) -> list[slice]:
 def _parts(rows: int, depth: int, cells: int, n: int) -> int:
     """In how many parts a product of few rows with little depth over ``cells`` columns is cut.
 
-    BLAS has kernels for small matrices, which are up to twice as fast on such shapes as those for large ones.
+    BLAS has kernels for small matrices, which are up to twice as fast on such shapes as those for
+    large ones.
     """
     if rows * depth > _SMALL:
         return 1
     most = _FEW // (rows * depth)
-    return next((parts for parts in range(1, cells // n) if cells % (parts * n) == 0 and cells // parts <= most), 1)
+    return next(
+        (
+            parts
+            for parts in range(1, cells // n)
+            if cells % (parts * n) == 0 and cells // parts <= most
+        ),
+        1,
+    )
 
 
 def _product(matrix: np.ndarray, columns: np.ndarray, out: np.ndarray, n: int) -> None:
@@ -101,14 +123,17 @@ def _product(matrix: np.ndarray, columns: np.ndarray, out: np.ndarray, n: int) -
 def _outer_product(rows: np.ndarray, columns: np.ndarray, n: int) -> np.ndarray:
     """rows (O, cells) @ columns.T (cells, depth); BLAS is best at it with the longer side first."""
     parts = _parts(len(rows), len(columns), columns.shape[1], n)
-    rows, columns = (array.reshape(len(array), parts, -1).swapaxes(0, 1) for array in (rows, columns))
+    rows, columns = (
+        array.reshape(len(array), parts, -1).swapaxes(0, 1) for array in (rows, columns)
+    )
     if rows.shape[1] >= columns.shape[1]:
         return np.matmul(rows, columns.swapaxes(1, 2)).sum(axis=0)
     return np.matmul(columns, rows.swapaxes(1, 2)).sum(axis=0).T
 
 
 class _Job(NamedTuple):
-    """One pass over all tiles: the columns, the tiles' rows, some of them for each thread, and each thread's room."""
+    """One pass over all tiles: the columns, the tiles' rows, some of them for each thread, and each
+    thread's room."""
 
     columns: np.ndarray  # (C, *K, *OUT, N)
     tiles: list[slice]
@@ -119,7 +144,8 @@ class _Job(NamedTuple):
 
     @staticmethod
     def of(padded: np.ndarray, outputs: int, windows: Windows, whole: int) -> "_Job":
-        """padded (C, *P, N) -> outputs (O, *OUT, N), or the way back; tiles are a multiple of ``whole`` rows."""
+        """padded (C, *P, N) -> outputs (O, *OUT, N), or the way back; tiles are a multiple of
+        ``whole`` rows."""
         depth, cells = len(padded) * prod(windows.kernel), prod(windows.out[1:]) * padded.shape[-1]
         tiles = _tiles(windows.out[0], depth * cells * padded.itemsize, whole)
         work = outputs * depth * cells * windows.out[0] // PER_ELEMENT
@@ -153,7 +179,8 @@ class _Job(NamedTuple):
 
 
 class _Saved(NamedTuple):
-    """What a forward keeps: the padded input; after ReLU, the output; where it was pooled, whose each maximum is."""
+    """What a forward keeps: the padded input; after ReLU, the output; where it was pooled, whose
+    each maximum is."""
 
     padded: np.ndarray
     weight: np.ndarray
@@ -165,7 +192,8 @@ class _Saved(NamedTuple):
 
 
 def _pooled_rows(rows: slice, pool: Windows) -> tuple[slice, Windows] | None:
-    """The rows of the pooled output that are made of a tile's, and the pooling of the tile alone; None where there are none."""
+    """The rows of the pooled output that are made of a tile's, and the pooling of the tile alone;
+    None where there are none."""
     (kernel, *_), (stride, *_) = pool.kernel, pool.stride
     first = rows.start // stride
     last = min((rows.stop - kernel) // stride + 1, pool.out[0])
@@ -193,7 +221,8 @@ def _forward(
     o, n = len(weight), x.shape[0]
     matrix = weight.reshape(o, -1)  # (O, C*T)
     shape = (o, *(windows.out if pool is None else pool.out), n)
-    y = empty(shape, x.dtype)  # before the job's own memory, which would leave a hole below what is kept
+    # before the job's own memory, which would leave a hole below what is kept
+    y = empty(shape, x.dtype)
     winners = room_for_winners(shape, pool) if keep and pool is not None else None
     job = _Job.of(padded, o, windows, 1 if pool is None else pool.stride[0])
     column = None if bias is None else bias.reshape(o, *(1,) * (len(shape) - 1))
@@ -221,12 +250,21 @@ def _forward(
     return batch_first(y), saved if keep else None
 
 
-def conv(x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, groups: int, *, keep: bool) -> Any:
+def conv(
+    x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, groups: int, *, keep: bool
+) -> Any:
     return _forward(x, weight, bias, windows, groups, None, False, keep)
 
 
 def conv_relu(
-    x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, groups: int, pool: Windows | None, *, keep: bool
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: Any,
+    windows: Windows,
+    groups: int,
+    pool: Windows | None,
+    *,
+    keep: bool,
 ) -> Any:
     return _forward(x, weight, bias, windows, groups, pool, True, keep)
 
@@ -264,7 +302,11 @@ def conv_backward(dy: np.ndarray, saved: _Saved, *, need_dx: bool = True) -> Any
     dx = None
     if need_dx and whole is not None:
         dx = batch_first(_lead_back(whole, weight, windows))
-    return dx, dmatrices.sum(axis=0).reshape(weight.shape), dbiases.sum(axis=0) if with_bias else None
+    return (
+        dx,
+        dmatrices.sum(axis=0).reshape(weight.shape),
+        dbiases.sum(axis=0) if with_bias else None,
+    )
 
 
 conv_relu_backward = conv_backward
@@ -273,11 +315,13 @@ conv_relu_backward = conv_backward
 def _lead_back(dz: np.ndarray, weight: np.ndarray, windows: Windows) -> np.ndarray:
     """The input's gradient (C, *S, N) from that of the output (O, *OUT, N).
 
-    Tap by tap: a product over the output channels, added to the inputs that the tap read; some channels in each thread.
+    Tap by tap: a product over the output channels, added to the inputs that the tap read; some
+    channels in each thread.
     """
     channels, taps, n = weight.shape[1], prod(windows.kernel), dz.shape[-1]
     dx = empty((channels, *windows.size, n), dz.dtype)
-    factors = np.ascontiguousarray(weight.reshape(len(weight), channels, taps).transpose(2, 1, 0))  # (T, C, O)
+    # (T, C, O)
+    factors = np.ascontiguousarray(weight.reshape(len(weight), channels, taps).transpose(2, 1, 0))
     cells = prod(windows.out[1:]) * n
     work = dz.size * channels * taps
     shares = pieces(channels, work // PER_ELEMENT)
@@ -300,16 +344,23 @@ def _lead_back(dz: np.ndarray, weight: np.ndarray, windows: Windows) -> np.ndarr
     return dx
 
 
-# --- a few samples, over and over --------------------------------------------------------------------------------------
+# --- a few samples, over and over -----------------------------------------------------------------
 
 
 def _prepared(
-    x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, groups: int, pool: Windows | None, relu: bool
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: Any,
+    windows: Windows,
+    groups: int,
+    pool: Windows | None,
+    relu: bool,
 ) -> Any:
-    """All of ``_forward`` that comes out the same for the next x, done once: every array, every view.
+    """All of ``_forward`` that comes out the same for the next x, done once: every array, every
+    view.
 
-    With few samples the runs are short. So an output row is taken as long as the padded input's, and all rows are one run; what
-    lies behind the end of each means nothing and is passed over.
+    With few samples the runs are short. So an output row is taken as long as the padded input's,
+    and all rows are one run; what lies behind the end of each means nothing and is passed over.
     """
     if groups != 1 or not x.size or max(windows.stride) > 1 or windows.sparse:
         return NotImplemented
@@ -317,19 +368,25 @@ def _prepared(
         return NotImplemented
     o, n, (*before, last) = len(weight), x.shape[0], windows.extent
     matrix = weight.reshape(o, -1)
-    most = x.shape[1] * prod(windows.kernel) * prod(before) * last * n * x.itemsize  # bytes of all columns
+    # bytes of all columns
+    most = x.shape[1] * prod(windows.kernel) * prod(before) * last * n * x.itemsize
     if most > _MOST_COLUMNS or not np.may_share_memory(matrix, weight):
         return NotImplemented  # a copy of the weights would not see what is written to them
     padded = reserve((x.shape[1], *before, last, n), x.dtype, zeros=True)
     starts = [pad for pad, _ in windows.pads]
-    sizes = [min(size, e - pad) for size, e, pad in zip(windows.size, (*before, last), starts, strict=True)]
+    sizes = [
+        min(size, e - pad)
+        for size, e, pad in zip(windows.size, (*before, last), starts, strict=True)
+    ]
     inside = padded[(slice(None), *(slice(a, a + b) for a, b in zip(starts, sizes, strict=True)))]
     read = (slice(None), *(slice(0, size) for size in sizes))
     steps = [stride // padded.itemsize for stride in padded.strides[1:-1]]
     run = sum((out - 1) * step for out, step in zip(windows.out, steps, strict=True)) + n
     taps = [step * d * padded.itemsize for step, d in zip(steps, windows.dilation, strict=True)]
     strides = (padded.strides[0], *taps, padded.itemsize)
-    view = np.lib.stride_tricks.as_strided(padded, (len(padded), *windows.kernel, run), strides, writeable=False)
+    view = np.lib.stride_tricks.as_strided(
+        padded, (len(padded), *windows.kernel, run), strides, writeable=False
+    )
     rows = (o, windows.out[0], *before[1:], last, n) if before else (o, windows.out[0], n)
     columns, room = temporaries(view.shape, rows, dtype=x.dtype)
     flat = columns.reshape(-1, run)
@@ -359,12 +416,19 @@ def _prepared(
     return once
 
 
-def prepare_conv(x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, groups: int) -> Any:
+def prepare_conv(
+    x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, groups: int
+) -> Any:
     return _prepared(x, weight, bias, windows, groups, None, False)
 
 
 def prepare_conv_relu(
-    x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, groups: int, pool: Windows | None
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: Any,
+    windows: Windows,
+    groups: int,
+    pool: Windows | None,
 ) -> Any:
     return _prepared(x, weight, bias, windows, groups, pool, True)
 

@@ -10,7 +10,9 @@ from portacnn.runtime import Kernel
 _PIECE = 1 << 15  # values of a mask at a time: what is computed on the way stays in the cache
 
 
-def kept(like: np.ndarray, length: int, first: np.ndarray, second: np.ndarray, threshold: int) -> Any:
+def kept(
+    like: np.ndarray, length: int, first: np.ndarray, second: np.ndarray, threshold: int
+) -> Any:
     """The same hash in uint32, whose products are cut to 32 bits by themselves."""
     if not 0 < threshold <= WORD:
         return NotImplemented

@@ -1,4 +1,5 @@
-"""Sums of arrays on NumPy: both cores, memory that is used again, and ReLU while a piece of the sum is in the cache."""
+"""Sums of arrays on NumPy: both cores, memory that is used again, and ReLU while a piece of the sum
+is in the cache."""
 
 from math import prod
 from typing import Any

@@ -1,6 +1,8 @@
-"""Affine maps on NumPy, with ReLU where it follows: into memory that is used again, with bias and ReLU added in place.
+"""Affine maps on NumPy, with ReLU where it follows: into memory that is used again, with bias and
+ReLU added in place.
 
-Notation as in ops/_linear.py: N batch, F in-features, O out-features; x.T (F, N) and y.T (O, N) are the contiguous ones.
+Notation as in ops/_linear.py: N batch, F in-features, O out-features; x.T (F, N) and y.T (O, N) are
+the contiguous ones.
 """
 
 from collections.abc import Callable
@@ -17,9 +19,13 @@ from portacnn.runtime import Kernel
 def _product(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> np.ndarray:
     """out = a @ b, cut along its longer side: some of it in each thread."""
     if out.shape[0] >= out.shape[1]:
-        products_in_pieces(lambda s: np.matmul(a[s], b, out=out[s]), out.shape[0], a.size * b.shape[1])
+        products_in_pieces(
+            lambda s: np.matmul(a[s], b, out=out[s]), out.shape[0], a.size * b.shape[1]
+        )
     else:
-        products_in_pieces(lambda s: np.matmul(a, b[:, s], out=out[:, s]), out.shape[1], a.size * b.shape[1])
+        products_in_pieces(
+            lambda s: np.matmul(a, b[:, s], out=out[:, s]), out.shape[1], a.size * b.shape[1]
+        )
     return out
 
 
@@ -57,15 +63,21 @@ def linear_relu_backward(dy: np.ndarray, saved: Any, *, need_dx: bool = True) ->
     return linear_backward(dz.T, rest, need_dx=need_dx)
 
 
-def prepare_linear(x: np.ndarray, weight: np.ndarray, bias: Any = None) -> Callable[[np.ndarray], np.ndarray]:
+def prepare_linear(
+    x: np.ndarray, weight: np.ndarray, bias: Any = None
+) -> Callable[[np.ndarray], np.ndarray]:
     return _prepared(x, weight, bias, relu=False)
 
 
-def prepare_linear_relu(x: np.ndarray, weight: np.ndarray, bias: Any = None) -> Callable[[np.ndarray], np.ndarray]:
+def prepare_linear_relu(
+    x: np.ndarray, weight: np.ndarray, bias: Any = None
+) -> Callable[[np.ndarray], np.ndarray]:
     return _prepared(x, weight, bias, relu=True)
 
 
-def _prepared(x: np.ndarray, weight: np.ndarray, bias: Any, relu: bool) -> Callable[[np.ndarray], np.ndarray]:
+def _prepared(
+    x: np.ndarray, weight: np.ndarray, bias: Any, relu: bool
+) -> Callable[[np.ndarray], np.ndarray]:
     yt = reserve((weight.shape[0], x.shape[0]), x.dtype)
     y, column = yt.T, None if bias is None else bias[:, None]
     matmul, add, maximum, zeros = np.matmul, np.add, np.maximum, zeros_for(yt)

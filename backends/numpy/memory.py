@@ -8,15 +8,18 @@ import numpy as np
 
 from portacnn.ops import workspace
 
-_LARGE = 256 << 10  # bytes from which an array that found no place in an arena gets pages of its own
-_HUGE = 4 << 20  # bytes from which the system is asked for large pages, as NumPy does for its own arrays
+# bytes from which an array that found no place in an arena gets pages of its own
+_LARGE = 256 << 10
+# bytes from which the system is asked for large pages, as NumPy does for its own arrays
+_HUGE = 4 << 20
 
 
 def _allocate(nbytes: int) -> mmap.mmap:
-    """Pages of the system's, zeros at first. It gets them back at once: ``free`` would keep some of what had been an arena.
+    """Pages of the system's, zeros at first. It gets them back at once: ``free`` would keep some of
+    what had been an arena.
 
-    An array made in them has them as its base, and its views have that array: NumPy follows the chain of bases only through
-    arrays. So the array lives as long as its views.
+    An array made in them has them as its base, and its views have that array: NumPy follows the
+    chain of bases only through arrays. So the array lives as long as its views.
     """
     try:
         if not hasattr(mmap, "MAP_PRIVATE"):  # Windows, where they are private
@@ -42,7 +45,8 @@ _MEMORY = workspace.Memory(_fresh, _allocate, _view)
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """See ``portacnn.ops.workspace``: in the workspace of the pass that is running, if there is one."""
+    """See ``portacnn.ops.workspace``: in the workspace of the pass that is running, if there is
+    one."""
     room = workspace.current()
     return np.empty(shape, dtype) if room is None else room.take(_MEMORY, shape, dtype)
 

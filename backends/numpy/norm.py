@@ -1,11 +1,14 @@
-"""Batch norm on NumPy, with ReLU where it follows: a few channels at a time, so that all passes but the first read from the cache.
+"""Batch norm on NumPy, with ReLU where it follows: a few channels at a time, so that all passes but
+the first read from the cache.
 
-Kept for the backward pass is x itself, not a centred copy: subtracting the mean again takes less time than writing one more array.
-A mean rounded to x's dtype may be off by half a step, which shows where the spread is a few steps wide. So a mean is
-two numbers, ``mean`` and ``rest``, what rounding took from it; the second only ever goes into the constants of a pass.
+Kept for the backward pass is x itself, not a centred copy: subtracting the mean again takes less
+time than writing one more array. A mean rounded to x's dtype may be off by half a step, which shows
+where the spread is a few steps wide. So a mean is two numbers, ``mean`` and ``rest``, what rounding
+took from it; the second only ever goes into the constants of a pass.
 
-What goes through the arrays is a pair of functions (``Passes``): NumPy's are here, and numba has its own. Notation: rows (C, P)
-are an activation with the batch last, P = S*N numbers for each of the C channels.
+What goes through the arrays is a pair of functions (``Passes``): NumPy's are here, and numba has
+its own. Notation: rows (C, P) are an activation with the batch last, P = S*N numbers for each of
+the C channels.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,9 +24,12 @@ from portacnn.ops.layout import batch_first, batch_last
 from portacnn.ops.norm import move_towards
 from portacnn.runtime import Array, Kernel
 
-_NEAR = 512 << 10  # bytes of a block of channels: it and what is made of it stay in a core's second-level cache
+# bytes of a block of channels: it and what is made of it stay in a core's second-level cache
+_NEAR = 512 << 10
 _FEW = 64  # numbers whose mean stands for the whole channel's at first
-_RUN = 4096  # numbers that are added in one go; sums of such runs are added up after that, which keeps float32's digits
+# numbers that are added in one go; sums of such runs are added up after that, which keeps float32's
+# digits
+_RUN = 4096
 
 
 class Statistics(NamedTuple):
@@ -41,9 +47,10 @@ class Statistics(NamedTuple):
 class Passes(NamedTuple):
     """What goes through the rows of some channels.
 
-    forward(x, y, statistics, weight, bias, eps, own, relu): write the statistics where they are x's ``own``; write y.
-    backward(dy, x, y, statistics, weight, eps, own, dbias, dweight, dx): write the sums of dy and of dy * xhat, (C,), and dx, if
-    it is not None. If y, what the forward gave, is not None, ReLU was there: dy counts only where y is above zero.
+    forward(x, y, statistics, weight, bias, eps, own, relu): write the statistics where they are x's
+    ``own``; write y. backward(dy, x, y, statistics, weight, eps, own, dbias, dweight, dx): write
+    the sums of dy and of dy * xhat, (C,), and dx, if it is not None. If y, what the forward gave,
+    is not None, ReLU was there: dy counts only where y is above zero.
     """
 
     forward: Callable[..., None]
@@ -65,7 +72,10 @@ class Kept(NamedTuple):
 
 def norm_kernels(passes: Passes) -> dict[str, Kernel]:
     """``batch_norm`` alone and with ReLU, made of these passes."""
-    return {"batch_norm": _kernel(passes, relu=False), "batch_norm_relu": _kernel(passes, relu=True)}
+    return {
+        "batch_norm": _kernel(passes, relu=False),
+        "batch_norm_relu": _kernel(passes, relu=True),
+    }
 
 
 def _kernel(passes: Passes, relu: bool) -> Kernel:
@@ -90,12 +100,16 @@ def _kernel(passes: Passes, relu: bool) -> Kernel:
         if training:
             statistics = Statistics(*np.zeros((3, channels), dtype=x.dtype))
         else:  # copies: the running ones may have moved by the time of the backward pass
-            statistics = Statistics(np.array(running_mean), np.zeros_like(running_mean), np.array(running_var))
+            statistics = Statistics(
+                np.array(running_mean), np.zeros_like(running_mean), np.array(running_var)
+            )
         factor = _ones(channels, x.dtype) if weight is None else weight
         term = np.zeros_like(factor) if bias is None else bias
 
         def work(s: slice) -> None:
-            passes.forward(rows[s], y_rows[s], statistics.of(s), factor[s], term[s], eps, training, relu)
+            passes.forward(
+                rows[s], y_rows[s], statistics.of(s), factor[s], term[s], eps, training, relu
+            )
 
         on_one_blas_thread(in_pieces, work, channels, x.size)
         if training and running_mean is not None:
@@ -105,7 +119,9 @@ def _kernel(passes: Passes, relu: bool) -> Kernel:
         if not keep:
             return batch_first(y), None
         kept_y = y_rows if relu else None
-        return batch_first(y), Kept(x.shape, rows, kept_y, statistics, weight, bias is not None, eps, training)
+        return batch_first(y), Kept(
+            x.shape, rows, kept_y, statistics, weight, bias is not None, eps, training
+        )
 
     def backward(dy: Array, saved: Kept, *, need_dx: bool = True) -> Any:
         shape, x, y, statistics, weight, with_bias, eps, own = saved
@@ -119,7 +135,18 @@ def _kernel(passes: Passes, relu: bool) -> Kernel:
         def work(s: slice) -> None:
             out = None if dx_rows is None else dx_rows[s]
             before = None if y is None else y[s]
-            passes.backward(rows[s], x[s], before, statistics.of(s), factor[s], eps, own, dbias[s], dweight[s], out)
+            passes.backward(
+                rows[s],
+                x[s],
+                before,
+                statistics.of(s),
+                factor[s],
+                eps,
+                own,
+                dbias[s],
+                dweight[s],
+                out,
+            )
 
         on_one_blas_thread(in_pieces, work, channels, x.size)
         return (
@@ -136,7 +163,7 @@ def _ones(count: int, dtype: Any) -> np.ndarray:
     return np.ones(count, dtype=dtype)
 
 
-# --- NumPy's passes --------------------------------------------------------------------------------------------------
+# --- NumPy's passes -------------------------------------------------------------------------------
 
 
 def _blocks(rows: np.ndarray) -> Iterator[slice]:
@@ -157,7 +184,8 @@ def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _sum(rows: np.ndarray) -> np.ndarray:
-    """Along the rows, (C, 1): a product too, since BLAS takes half the time that NumPy's own sum does."""
+    """Along the rows, (C, 1): a product too, since BLAS takes half the time that NumPy's own sum
+    does."""
     (runs, rest), ones = _runs(rows), _ones(_RUN, rows.dtype)
     return (np.vecdot(runs, ones).sum(axis=1) + np.vecdot(rest, ones[: rest.shape[1]]))[:, None]
 
@@ -200,12 +228,16 @@ def _forward(
             np.maximum(out, zeros_for(out), out=out)
 
 
-def _own_statistics(x: np.ndarray, out: np.ndarray, mean: np.ndarray, rest: np.ndarray, var: np.ndarray) -> np.ndarray:
-    """Write the statistics of the rows x, (C, 1) each; leave in ``out`` x less about its mean, and give back what is missing.
+def _own_statistics(
+    x: np.ndarray, out: np.ndarray, mean: np.ndarray, rest: np.ndarray, var: np.ndarray
+) -> np.ndarray:
+    """Write the statistics of the rows x, (C, 1) each; leave in ``out`` x less about its mean, and
+    give back what is missing.
 
-    What is subtracted first is the mean of a few of the numbers, counted from one of them: a channel of numbers all alike becomes
-    zeros to the last bit, and sums of squares about it are as good as about the mean, so one pass gives both. Where it is
-    far off all the same, the mean takes its place.
+    What is subtracted first is the mean of a few of the numbers, counted from one of them: a
+    channel of numbers all alike becomes zeros to the last bit, and sums of squares about it are as
+    good as about the mean, so one pass gives both. Where it is far off all the same, the mean takes
+    its place.
     """
     few, count = x[:, :_FEW], x.shape[1]
     origin = few[:, :1] + (few - few[:, :1]).sum(axis=1, keepdims=True) / few.shape[1]
@@ -221,7 +253,8 @@ def _own_statistics(x: np.ndarray, out: np.ndarray, mean: np.ndarray, rest: np.n
 
 
 def _about(shift: np.ndarray, square: np.ndarray) -> np.ndarray:
-    """The variance, of the mean of squares about a point that lies ``shift`` away; infinite where that has overflowed, not NaN."""
+    """The variance, of the mean of squares about a point that lies ``shift`` away; infinite where
+    that has overflowed, not NaN."""
     return np.where(np.isinf(square), square, square - shift * shift)
 
 
@@ -242,7 +275,10 @@ def _backward(
     for block in _blocks(x):
         grad = dy[block]
         if centred.shape[0] != grad.shape[0]:  # the last block may be a smaller one
-            centred, masked = np.empty_like(grad), np.empty_like(grad) if y is not None and dx is None else centred
+            centred, masked = (
+                np.empty_like(grad),
+                np.empty_like(grad) if y is not None and dx is None else centred,
+            )
         out = masked if dx is None else dx[block]
         if y is not None:
             keep_where(y[block] > 0, grad, out)
@@ -259,7 +295,8 @@ def _backward(
         if not own:
             np.multiply(grad, scale, out=out)
             continue
-        slope = (along_x * rstd) * (rstd / count)  # not rstd squared, which overflows where the variance is tiny
+        # not rstd squared, which overflows where the variance is tiny
+        slope = (along_x * rstd) * (rstd / count)
         centred *= slope
         centred += along_dy / count - _less(rest, slope)
         np.subtract(grad, centred, out=out)

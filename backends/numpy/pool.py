@@ -1,8 +1,10 @@
-"""ReLU and max pooling on NumPy: arithmetic on masks, both cores, memory that is used again. Same results, to the bit.
+"""ReLU and max pooling on NumPy: arithmetic on masks, both cores, memory that is used again. Same
+results, to the bit.
 
-``np.where`` and ``np.copyto(where=...)`` branch on every element: on masks as random as a gradient's they take some eight times as
-long as arithmetic on the mask does. Multiplying by the mask would make NaN of 0 * inf, so the mask is spread over all bits of
-the number instead and taken with ``&``.
+``np.where`` and ``np.copyto(where=...)`` branch on every element: on masks as random as a
+gradient's they take some eight times as long as arithmetic on the mask does. Multiplying by the
+mask would make NaN of 0 * inf, so the mask is spread over all bits of the number instead and taken
+with ``&``.
 """
 
 from functools import cache, lru_cache
@@ -40,7 +42,8 @@ def empty_like(x: np.ndarray) -> np.ndarray:
 
 
 def zeros_for(x: np.ndarray) -> np.ndarray:
-    """Zeros to take the maximum with: of two arrays it takes NumPy a third of the time of an array and a number.
+    """Zeros to take the maximum with: of two arrays it takes NumPy a third of the time of an array
+    and a number.
 
     As many of the last axes as are 65536 numbers or less; they broadcast.
     """
@@ -67,7 +70,9 @@ def relu(x: np.ndarray, *, keep: bool = True) -> Any:
     y = empty_like(x)
     axis = in_memory_order(x)[0]
     rows_x, rows_y = np.moveaxis(x, axis, 0), np.moveaxis(y, axis, 0)
-    in_pieces(lambda s: np.maximum(rows_x[s], zeros_for(rows_x[s]), out=rows_y[s]), x.shape[axis], x.size)
+    in_pieces(
+        lambda s: np.maximum(rows_x[s], zeros_for(rows_x[s]), out=rows_y[s]), x.shape[axis], x.size
+    )
     return y, y if keep else None
 
 
@@ -86,7 +91,9 @@ def max_pool(x: np.ndarray, windows: Windows, *, keep: bool) -> Any:
     y = empty((xt.shape[0], *windows.out, xt.shape[-1]), x.dtype)
     winners = room_for_winners(y.shape, windows) if keep else None
     in_pieces(
-        lambda s: pool_into(xt[s], y[s], None if winners is None else [w[s] for w in winners], windows),
+        lambda s: pool_into(
+            xt[s], y[s], None if winners is None else [w[s] for w in winners], windows
+        ),
         xt.shape[0],
         max(xt.size, y.size),
     )
@@ -97,38 +104,55 @@ def max_pool_backward(dy: np.ndarray, saved: Any) -> np.ndarray:
     shape, winners, windows = saved
     dyt = batch_last(dy)
     dx = empty(shape, dy.dtype)
-    in_pieces(lambda s: unpool_into(dyt[s], [w[s] for w in winners], dx[s], windows), shape[0], max(dx.size, dy.size))
+    in_pieces(
+        lambda s: unpool_into(dyt[s], [w[s] for w in winners], dx[s], windows),
+        shape[0],
+        max(dx.size, dy.size),
+    )
     return batch_first(dx)
 
 
 def in_pairs(windows: Windows) -> bool:
-    """Whether the windows are pairs along each axis, side by side: then they are pooled axis by axis, the last one first."""
-    return windows.covers and set(windows.kernel) == set(windows.stride) == {2} and max(windows.dilation) == 1
+    """Whether the windows are pairs along each axis, side by side: then they are pooled axis by
+    axis, the last one first."""
+    return (
+        windows.covers
+        and set(windows.kernel) == set(windows.stride) == {2}
+        and max(windows.dilation) == 1
+    )
 
 
 def numbered(windows: Windows) -> bool:
-    """Whether the taps can be numbered in int8, as all kernels of max pooling on the CPU do: see ``_number``."""
+    """Whether the taps can be numbered in int8, as all kernels of max pooling on the CPU do: see
+    ``_number``."""
     return prod(windows.kernel) <= 127
 
 
 def pools_in_place(pool: Windows) -> bool:
-    """Whether max pooling can be fused: its taps are ``numbered``, and its windows neither overlap nor hang over the edge.
+    """Whether max pooling can be fused: its taps are ``numbered``, and its windows neither overlap
+    nor hang over the edge.
 
     Then each row of them belongs to rows of its own.
     """
-    apart = max(pool.dilation) == 1 and all(s >= k for s, k in zip(pool.stride, pool.kernel, strict=True))
+    apart = max(pool.dilation) == 1 and all(
+        s >= k for s, k in zip(pool.stride, pool.kernel, strict=True)
+    )
     return apart and numbered(pool) and pool.covers
 
 
 def room_for_winners(shape: tuple[int, ...], windows: Windows) -> list[np.ndarray]:
     """Room for what tells the way back, for an output (C, *OUT, N).
 
-    For windows in pairs, a mask for each axis: whether the second of the pair won. Else the tap that won, as ``_number`` has it.
+    For windows in pairs, a mask for each axis: whether the second of the pair won. Else the tap
+    that won, as ``_number`` has it.
     """
     if not in_pairs(windows):
         return [empty(shape, np.dtype(np.int8))]
     c, *out, n = shape
-    return [empty((c, *(2 * o for o in out[:axis]), *out[axis:], n), np.dtype(np.bool_)) for axis in range(len(out))]
+    return [
+        empty((c, *(2 * o for o in out[:axis]), *out[axis:], n), np.dtype(np.bool_))
+        for axis in range(len(out))
+    ]
 
 
 def rows_of_winners(winners: list[np.ndarray], rows: slice, windows: Windows) -> list[np.ndarray]:
@@ -145,10 +169,13 @@ def _pairs(x: np.ndarray, axis: int, count: int) -> tuple[np.ndarray, np.ndarray
     return x[(*before, slice(0, 2 * count, 2))], x[(*before, slice(1, 2 * count, 2))]
 
 
-def pool_into(xt: np.ndarray, y: np.ndarray, winners: list[np.ndarray] | None, windows: Windows) -> None:
+def pool_into(
+    xt: np.ndarray, y: np.ndarray, winners: list[np.ndarray] | None, windows: Windows
+) -> None:
     """Some of the channels, (C, *S, N): write the maxima and whose they are.
 
-    Of equals the first in reading order wins, of several NaN the last. Few have any, so NaN is looked for in the maxima.
+    Of equals the first in reading order wins, of several NaN the last. Few have any, so NaN is
+    looked for in the maxima.
     """
     if not in_pairs(windows):
         _pool_taps(xt, y, None if winners is None else winners[0], windows)
@@ -166,7 +193,9 @@ def _greater_or_nan(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
     np.logical_or(a > b, np.isnan(a), out=out)
 
 
-def _pool_pairs(xt: np.ndarray, y: np.ndarray, winners: list[np.ndarray] | None, windows: Windows, wins: Any) -> None:
+def _pool_pairs(
+    xt: np.ndarray, y: np.ndarray, winners: list[np.ndarray] | None, windows: Windows, wins: Any
+) -> None:
     """``wins(second, first, out=...)`` tells where the second of a pair is the larger one."""
     best = xt[(slice(None), *(slice(0, 2 * o) for o in windows.out))]
     for axis in range(len(windows.out) - 1, -1, -1):
@@ -192,7 +221,8 @@ def _pool_taps(xt: np.ndarray, y: np.ndarray, winner: np.ndarray | None, windows
         if winner is not None:
             won = np.less(here, best).view(np.int8)
             won -= 1  # 0 where less, every bit where not: of NaN too
-            won &= _number(tap, windows)  # they rise as we go back: the largest belongs to the last that won, the first
+            # they rise as we go back: the largest belongs to the last that won, the first
+            won &= _number(tap, windows)
             np.maximum(winner[tap.reaches], won, out=winner[tap.reaches])
         np.maximum(best, here, out=best)
     if winner is not None and _has_nan(y):
@@ -200,11 +230,15 @@ def _pool_taps(xt: np.ndarray, y: np.ndarray, winner: np.ndarray | None, windows
             np.copyto(winner[tap.reaches], _number(tap, windows), where=np.isnan(xt[tap.reads]))
 
 
-def unpool_into(dy: np.ndarray, winners: list[np.ndarray], dx: np.ndarray, windows: Windows) -> None:
+def unpool_into(
+    dy: np.ndarray, winners: list[np.ndarray], dx: np.ndarray, windows: Windows
+) -> None:
     """Some of the channels: write each gradient where its maximum was."""
     tiled = windows.covers and all(
         s == k and o * s == n
-        for s, k, o, n in zip(windows.stride, windows.kernel, windows.out, windows.size, strict=True)
+        for s, k, o, n in zip(
+            windows.stride, windows.kernel, windows.out, windows.size, strict=True
+        )
     )
     if not tiled:  # some inputs are in no window
         dx[...] = 0
@@ -214,17 +248,23 @@ def unpool_into(dy: np.ndarray, winners: list[np.ndarray], dx: np.ndarray, windo
     given, bits = dy, BITS[dy.dtype.itemsize]
     for axis, count in enumerate(windows.out):
         if axis + 1 < len(windows.out):
-            into = np.empty((*given.shape[: axis + 1], 2 * count, *given.shape[axis + 2 :]), dtype=dy.dtype)
+            into = np.empty(
+                (*given.shape[: axis + 1], 2 * count, *given.shape[axis + 2 :]), dtype=dy.dtype
+            )
         else:
             into = dx[(slice(None), *(slice(0, 2 * o) for o in windows.out))]
         first, second = _pairs(into, axis, count)
         keep_where(winners[axis].copy(), given, second)
-        np.bitwise_xor(given.view(bits), second.view(bits), out=first.view(bits))  # where the second lost
+        # where the second lost
+        np.bitwise_xor(given.view(bits), second.view(bits), out=first.view(bits))
         given = into
 
 
 def _unpool_taps(dy: np.ndarray, winner: np.ndarray, dx: np.ndarray, windows: Windows) -> None:
-    apart = all(s >= d * (k - 1) + 1 for s, k, d in zip(windows.stride, windows.kernel, windows.dilation, strict=True))
+    apart = all(
+        s >= d * (k - 1) + 1
+        for s, k, d in zip(windows.stride, windows.kernel, windows.dilation, strict=True)
+    )
     for tap in windows.taps:
         won = winner[tap.reaches] == _number(tap, windows)
         if apart:  # in one window at most: nothing to add to

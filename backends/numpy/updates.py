@@ -1,6 +1,7 @@
 """The optimizers' updates on NumPy: written into what is there, where the portable ones allocate.
 
-A step that is not ok is not computed at all: reading ``ok``, or a rate that is a 0-dimensional array, costs nothing here.
+A step that is not ok is not computed at all: reading ``ok``, or a rate that is a 0-dimensional
+array, costs nothing here.
 """
 
 from typing import Any
@@ -11,7 +12,9 @@ from portacnn.ops.update import clip_factor, decayed, global_norm
 from portacnn.runtime import Kernel
 
 
-def sgd_update(params: list[Any], grads: list[Any], *, lr: Any, weight_decay: float = 0.0, ok: Any = None) -> None:
+def sgd_update(
+    params: list[Any], grads: list[Any], *, lr: Any, weight_decay: float = 0.0, ok: Any = None
+) -> None:
     if ok is None or ok:
         lr = float(lr)
         for p, g in zip(params, grads, strict=True):

@@ -6,7 +6,10 @@ from portacnn.errors import BackendError
 from portacnn.runtime import Array, Backend, BackendInfo, HostArray
 
 KINDS = frozenset({"cpu", "cuda", "mps", "xpu"})
-REFUSED = {"MaskedTensor": "its mask would be lost; fill the masked values first: x.to_tensor(0), or another value"}
+REFUSED = {
+    "MaskedTensor": "its mask would be lost; fill the masked values first: x.to_tensor(0), "
+    "or another value"
+}
 _REMEDY = 'PyTorch is not installed: pip install "portacnn[torch]"'
 
 
@@ -19,14 +22,20 @@ class TorchBackend(Backend):
         import torch
 
         native = np.asarray(host).dtype.newbyteorder("=")
-        source = torch.from_numpy(np.array(host, dtype=native, order="C"))  # a copy: the host's may be read-only
+        # a copy: the host's may be read-only
+        source = torch.from_numpy(np.array(host, dtype=native, order="C"))
         return source.to(device=self.device, dtype=dtype and self.dtype(dtype))
 
     def share(self, host: HostArray) -> Array:
         import torch
 
         flags = host.flags
-        ours = flags.writeable and flags.aligned and host.dtype.isnative and all(n >= 0 for n in host.strides)
+        ours = (
+            flags.writeable
+            and flags.aligned
+            and host.dtype.isnative
+            and all(n >= 0 for n in host.strides)
+        )
         return torch.from_numpy(host) if self.device.type == "cpu" and ours else self.asarray(host)
 
     def to_host(self, array: Array) -> HostArray:
@@ -48,7 +57,10 @@ def probe() -> BackendInfo:
     except ImportError as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name == "torch"
         return BackendInfo(
-            "torch", None, (), _REMEDY if missing else f"PyTorch is installed but does not load: {error}"
+            "torch",
+            None,
+            (),
+            _REMEDY if missing else f"PyTorch is installed but does not load: {error}",
         )
     devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     if torch.backends.mps.is_available():
@@ -70,7 +82,13 @@ def connect(device: str | None) -> Backend:
     word = device or "cpu"
     word = f"{word}:0" if word in ("cuda", "xpu") else word
     if word not in info.devices:
-        raise BackendError(f"PyTorch sees the devices {', '.join(info.devices)} here; got {device!r}")
+        raise BackendError(
+            f"PyTorch sees the devices {', '.join(info.devices)} here; got {device!r}"
+        )
     return TorchBackend(
-        name="torch", xp=xp, device=torch.device(word), layout="batch_first", kernels={"native": KERNELS}
+        name="torch",
+        xp=xp,
+        device=torch.device(word),
+        layout="batch_first",
+        kernels={"native": KERNELS},
     )

@@ -1,6 +1,7 @@
 """Convolution through PyTorch's own kernels (oneDNN, cuDNN), which never build columns.
 
-Each forward declines, by ``NotImplemented``, what PyTorch's kernel cannot do: then the portable op runs.
+Each forward declines, by ``NotImplemented``, what PyTorch's kernel cannot do: then the portable op
+runs.
 """
 
 from typing import Any
@@ -17,18 +18,26 @@ _aten = torch.ops.aten
 
 
 def even(windows: Windows) -> list[int] | None:
-    """The padding as PyTorch takes it, the same before and after; None where it is not, or would be laid out for little."""
+    """The padding as PyTorch takes it, the same before and after; None where it is not, or would be
+    laid out for little."""
     if windows.sparse or any(before != after for before, after in windows.pads):
         return None
     return [before for before, _ in windows.pads]
 
 
 def beyond(windows: Windows) -> list[int]:
-    """How many cells of the padded input lie behind the last window; below 0 where that hangs over the end (ceil mode)."""
+    """How many cells of the padded input lie behind the last window; below 0 where that hangs over
+    the end (ceil mode)."""
     return [
         n + before + after - ((o - 1) * s + d * (k - 1) + 1)
         for n, k, s, (before, after), d, o in zip(
-            windows.size, windows.kernel, windows.stride, windows.pads, windows.dilation, windows.out, strict=True
+            windows.size,
+            windows.kernel,
+            windows.stride,
+            windows.pads,
+            windows.dilation,
+            windows.out,
+            strict=True,
         )
     ]
 
@@ -48,11 +57,15 @@ def conv_backward(dy: Any, saved: Any, *, need_dx: bool = True) -> Any:
 
 
 @torch.no_grad()
-def conv_transpose(x: Any, weight: Any, bias: Any, windows: Windows, groups: int, *, keep: bool) -> Any:
+def conv_transpose(
+    x: Any, weight: Any, bias: Any, windows: Windows, groups: int, *, keep: bool
+) -> Any:
     pads = even(windows)
     if pads is None:
         return NotImplemented
-    y = _CONV_TRANSPOSE[len(pads)](x, weight, bias, windows.stride, pads, beyond(windows), groups, windows.dilation)
+    y = _CONV_TRANSPOSE[len(pads)](
+        x, weight, bias, windows.stride, pads, beyond(windows), groups, windows.dilation
+    )
     return y, (x, weight, bias is not None, windows, groups) if keep else None
 
 

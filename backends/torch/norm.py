@@ -1,6 +1,8 @@
-"""Normalization and special functions through PyTorch's own kernels: one pass each, where the portable ops make ten.
+"""Normalization and special functions through PyTorch's own kernels: one pass each, where the
+portable ops make ten.
 
-Each forward declines, by ``NotImplemented``, what PyTorch's kernel cannot do: then the portable op runs.
+Each forward declines, by ``NotImplemented``, what PyTorch's kernel cannot do: then the portable op
+runs.
 """
 
 from collections.abc import Sequence
@@ -14,8 +16,9 @@ from portacnn.runtime import Kernel
 
 _aten = torch.ops.aten
 
-# PyTorch computes y as a * x + b, which costs digits where a mean is large beside the spread (a constant -3333 in float32 ends
-# 0.02 off, not 0). So its kernels are given x less one of the numbers that share a mean: that changes nothing but the mean.
+# PyTorch computes y as a * x + b, which costs digits where a mean is large beside the spread (a
+# constant -3333 in float32 ends 0.02 off, not 0). So its kernels are given x less one of the
+# numbers that share a mean: that changes nothing but the mean.
 
 
 def _less_first(x: Any, sets: int) -> Any:
@@ -41,14 +44,18 @@ def batch_norm(
         return NotImplemented
     x = x.contiguous()
     if not training:
-        y, mean, rstd = _aten.native_batch_norm(x, weight, bias, running_mean, running_var, False, 0.0, eps)
+        y, mean, rstd = _aten.native_batch_norm(
+            x, weight, bias, running_mean, running_var, False, 0.0, eps
+        )
         # The backward pass reads the running statistics, which may have moved by then.
         running = (running_mean.clone(), running_var.clone()) if keep else ()
         return y, (x, weight, bias is not None, *running, mean, rstd, False, eps) if keep else None
     origin = x[0].reshape(x.shape[1], -1)[:, 0].clone()
     x = x - origin.reshape(-1, *[1] * (x.ndim - 2))
     no_mean = None if running_mean is None else torch.zeros_like(running_mean)
-    y, mean, rstd = _aten.native_batch_norm(x, weight, bias, no_mean, running_var, True, momentum, eps)
+    y, mean, rstd = _aten.native_batch_norm(
+        x, weight, bias, no_mean, running_var, True, momentum, eps
+    )
     if running_mean is not None:
         running_mean.copy_((1.0 - momentum) * running_mean + momentum * (mean + origin))
     return y, (x, weight, bias is not None, None, None, mean, rstd, True, eps) if keep else None
@@ -58,17 +65,26 @@ def batch_norm(
 def batch_norm_backward(dy: Any, saved: Any, *, need_dx: bool = True) -> Any:
     x, weight, with_bias, running_mean, running_var, mean, rstd, training, eps = saved
     wanted = [need_dx, weight is not None, with_bias]
-    # Contiguous, both: where an axis of length 1 leaves the memory format open, PyTorch 2.13 reads one of the two wrongly.
+    # Contiguous, both: where an axis of length 1 leaves the memory format open, PyTorch 2.13 reads
+    # one of the two wrongly.
     dy = dy.contiguous()
     return _wanted(
         wanted,
-        _aten.native_batch_norm_backward(dy, x, weight, running_mean, running_var, mean, rstd, training, eps, wanted),
+        _aten.native_batch_norm_backward(
+            dy, x, weight, running_mean, running_var, mean, rstd, training, eps, wanted
+        ),
     )
 
 
 @torch.no_grad()
 def group_norm(
-    x: Any, num_groups: int, weight: Any = None, bias: Any = None, *, eps: float = 1e-5, keep: bool = True
+    x: Any,
+    num_groups: int,
+    weight: Any = None,
+    bias: Any = None,
+    *,
+    eps: float = 1e-5,
+    keep: bool = True,
 ) -> Any:
     if x.numel() == 0:
         return NotImplemented
@@ -85,7 +101,9 @@ def group_norm_backward(dy: Any, saved: Any, *, need_dx: bool = True) -> Any:
     wanted = [need_dx, weight is not None, with_bias]
     return _wanted(
         wanted,
-        _aten.native_group_norm_backward(dy.contiguous(), x, mean, rstd, weight, n, c, prod(size), num_groups, wanted),
+        _aten.native_group_norm_backward(
+            dy.contiguous(), x, mean, rstd, weight, n, c, prod(size), num_groups, wanted
+        ),
     )
 
 
@@ -111,12 +129,16 @@ def layer_norm(
 def layer_norm_backward(dy: Any, saved: Any, *, need_dx: bool = True) -> Any:
     x, shape, weight, bias, mean, rstd = saved
     wanted = [need_dx, weight is not None, bias is not None]
-    return _wanted(wanted, _aten.native_layer_norm_backward(dy, x, shape, mean, rstd, weight, bias, wanted))
+    return _wanted(
+        wanted, _aten.native_layer_norm_backward(dy, x, shape, mean, rstd, weight, bias, wanted)
+    )
 
 
 def _wanted(wanted: list[bool], gradients: Sequence[Any]) -> tuple[Any, ...]:
     """PyTorch fills the places of gradients that were not asked for as it likes."""
-    return tuple(gradient if want else None for want, gradient in zip(wanted, gradients, strict=True))
+    return tuple(
+        gradient if want else None for want, gradient in zip(wanted, gradients, strict=True)
+    )
 
 
 def erf(x: Any) -> Any:

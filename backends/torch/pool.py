@@ -11,7 +11,8 @@ from portacnn.runtime import Kernel
 
 _aten = torch.ops.aten
 
-# Pooling in one dimension is pooling in two over images of one row: PyTorch's own 1-d functions have no backward of their own.
+# Pooling in one dimension is pooling in two over images of one row: PyTorch's own 1-d functions
+# have no backward of their own.
 
 
 def _row(numbers: Any, one: int) -> list[int]:
@@ -27,11 +28,13 @@ def _flat(y: Any, axes: int) -> Any:
 
 
 def _pooling(windows: Windows) -> tuple | None:
-    """(kernel, stride, pads) as PyTorch's pools take them; None where they do not: pads that differ, or are too wide."""
+    """(kernel, stride, pads) as PyTorch's pools take them; None where they do not: pads that
+    differ, or are too wide."""
     pads = even(windows)
     if pads is None or any(p > k // 2 for p, k in zip(pads, windows.kernel, strict=True)):
         return None
-    # One window that hangs over the end by more than the stride, which is cut to the input: PyTorch would find no output.
+    # One window that hangs over the end by more than the stride, which is cut to the input: PyTorch
+    # would find no output.
     spans = (d * (k - 1) + 1 for d, k in zip(windows.dilation, windows.kernel, strict=True))
     if any(span > n + 2 * p for span, n, p in zip(spans, windows.size, pads, strict=True)):
         return None
@@ -53,21 +56,34 @@ def max_pool(x: Any, windows: Windows, *, keep: bool) -> Any:
 @torch.no_grad()
 def max_pool_backward(dy: Any, saved: Any) -> Any:
     x, indices, arguments, axes = saved
-    backward = _aten.max_pool2d_with_indices_backward if x.ndim == 4 else _aten.max_pool3d_with_indices_backward
+    backward = (
+        _aten.max_pool2d_with_indices_backward
+        if x.ndim == 4
+        else _aten.max_pool3d_with_indices_backward
+    )
     return _flat(backward(_rows(dy), x, *arguments, indices), axes)
 
 
 @torch.no_grad()
-def avg_pool(x: Any, windows: Windows, count_include_pad: bool, divisor: int | None, *, keep: bool) -> Any:
+def avg_pool(
+    x: Any, windows: Windows, count_include_pad: bool, divisor: int | None, *, keep: bool
+) -> Any:
     geometry = _pooling(windows)
     if geometry is None or max(windows.dilation) > 1:
         return NotImplemented
-    if len(windows.size) == 3 and any(n < k for n, k in zip(windows.size, windows.kernel, strict=True)):
-        return NotImplemented  # avg_pool3d alone asks that the kernel fit into the input without its padding
+    if len(windows.size) == 3 and any(
+        n < k for n, k in zip(windows.size, windows.kernel, strict=True)
+    ):
+        # avg_pool3d alone asks that the kernel fit into the input without its padding
+        return NotImplemented
     arguments = (*geometry, min(beyond(windows)) < 0, count_include_pad, divisor)
     x = _rows(x)
     pool = F.avg_pool2d if x.ndim == 4 else F.avg_pool3d
-    return _flat(pool(x, *arguments), len(windows.size)), (x, arguments, len(windows.size)) if keep else None
+    return _flat(pool(x, *arguments), len(windows.size)), (
+        x,
+        arguments,
+        len(windows.size),
+    ) if keep else None
 
 
 @torch.no_grad()
@@ -89,7 +105,9 @@ def adaptive_avg_pool(x: Any, size: tuple[int, ...], *, keep: bool) -> Any:
 @torch.no_grad()
 def adaptive_avg_pool_backward(dy: Any, saved: Any) -> Any:
     x, axes = saved
-    backward = _aten._adaptive_avg_pool2d_backward if x.ndim == 4 else _aten._adaptive_avg_pool3d_backward
+    backward = (
+        _aten._adaptive_avg_pool2d_backward if x.ndim == 4 else _aten._adaptive_avg_pool3d_backward
+    )
     return _flat(backward(_rows(dy), x), axes)
 
 
@@ -106,7 +124,9 @@ def adaptive_max_pool(x: Any, size: tuple[int, ...], *, keep: bool) -> Any:
 @torch.no_grad()
 def adaptive_max_pool_backward(dy: Any, saved: Any) -> Any:
     x, indices, axes = saved
-    backward = _aten.adaptive_max_pool2d_backward if x.ndim == 4 else _aten.adaptive_max_pool3d_backward
+    backward = (
+        _aten.adaptive_max_pool2d_backward if x.ndim == 4 else _aten.adaptive_max_pool3d_backward
+    )
     return _flat(backward(_rows(dy), x, indices), axes)
 
 

@@ -1,7 +1,15 @@
-"""Data sets as NumPy arrays: MNIST, a sample of it that needs no network, any folder like it, and IDX files."""
+"""Data sets as NumPy arrays: MNIST, a sample of it that needs no network, any folder like it, and
+IDX files."""
 
 from portacnn.cache import cache_folder
 from portacnn.data.idx import read_idx, write_idx
 from portacnn.data.mnist import load_idx_folder, load_mnist, load_mnist_sample
 
-__all__ = ["cache_folder", "load_idx_folder", "load_mnist", "load_mnist_sample", "read_idx", "write_idx"]
+__all__ = [
+    "cache_folder",
+    "load_idx_folder",
+    "load_mnist",
+    "load_mnist_sample",
+    "read_idx",
+    "write_idx",
+]

@@ -7,8 +7,9 @@
     4       4 * R   R dimensions, unsigned, big-endian
     4+4R    ...     the elements in C order, big-endian; nothing follows
 
-A file may be gzipped as a whole. The reader trusts nothing that a file says of itself: it allocates only as bytes
-really arrive, so that neither a huge header nor a gzip bomb costs more memory than the data that is there.
+A file may be gzipped as a whole. The reader trusts nothing that a file says of itself: it allocates
+only as bytes really arrive, so that neither a huge header nor a gzip bomb costs more memory than
+the data that is there.
 """
 
 import gzip
@@ -40,7 +41,8 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _CHUNK = 1 << 20
 
 MAX_BYTES = 1 << 31
-"""Largest array, in bytes, that is read unless the caller allows more. The whole of EMNIST takes a quarter of it."""
+"""Largest array, in bytes, that is read unless the caller allows more. The whole of EMNIST takes a
+quarter of it."""
 
 
 class _Readable(Protocol):
@@ -51,20 +53,22 @@ def read_idx(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> NDA
     """Read an IDX file, gzipped or not; its content decides that, not its name.
 
     Returns:
-        An array of the shape and type that the file declares (uint8, int8, int16, int32, float32 or float64, rank 1
-        to 8), native-endian, C-contiguous, writable.
+        An array of the shape and type that the file declares (uint8, int8, int16, int32, float32 or
+        float64, rank 1 to 8), native-endian, C-contiguous, writable.
 
     Raises:
-        FileNotFoundError: there is no such file (and other kinds of OSError as ``open`` raises them).
-        DataFormatError: the file is not IDX, is cut short, goes on after its end, is a broken gzip, or declares more
-            than ``max_bytes`` bytes of elements.
+        FileNotFoundError: there is no such file (and other kinds of OSError as ``open`` raises
+            them).
+        DataFormatError: the file is not IDX, is cut short, goes on after its end, is a broken gzip,
+            or declares more than ``max_bytes`` bytes of elements.
     """
     with open(path, "rb") as file:
         return parse_idx(file, os.fspath(path), max_bytes=max_bytes)
 
 
 def parse_idx(file: IO[bytes], name: str, *, max_bytes: int = MAX_BYTES) -> NDArray[Any]:
-    """Like :func:`read_idx` for an open, seekable binary file; ``name`` stands for it in error messages."""
+    """Like :func:`read_idx` for an open, seekable binary file; ``name`` stands for it in error
+    messages."""
     start = file.read(len(_GZIP_MAGIC))
     file.seek(0)
     if start != _GZIP_MAGIC:
@@ -90,37 +94,48 @@ def _parse(stream: _Readable, name: str, max_bytes: int) -> NDArray[Any]:
     code, rank = magic[2:]
     if code not in _TYPES:
         known = ", ".join(f"0x{known:02x}" for known in _TYPES)
-        raise DataFormatError(f"{name}: expected one of the IDX type codes {known}; came 0x{code:02x}")
+        raise DataFormatError(
+            f"{name}: expected one of the IDX type codes {known}; came 0x{code:02x}"
+        )
     if not 1 <= rank <= _MAX_RANK:
         raise DataFormatError(f"{name}: expected a rank of 1 to {_MAX_RANK}; came {rank}")
 
     header = _read_up_to(stream, 4 * rank)
     if len(header) < 4 * rank:
-        raise DataFormatError(f"{name}: expected {rank} dimensions in {4 * rank} bytes; came {len(header)} bytes")
+        raise DataFormatError(
+            f"{name}: expected {rank} dimensions in {4 * rank} bytes; came {len(header)} bytes"
+        )
     shape = struct.unpack(f">{rank}I", header)
     dtype = _TYPES[code]
     declared = f"{' x '.join(map(str, shape))} elements of {dtype.name}"
 
-    # A dimension of 0 makes the data empty but not the others sensible: NumPy can't hold (0, 2**31, 2**31) either.
+    # A dimension of 0 makes the data empty but not the others sensible: NumPy can't hold (0, 2**31,
+    # 2**31) either.
     if math.prod(max(extent, 1) for extent in shape) * dtype.itemsize > max_bytes:
         raise DataFormatError(
-            f"{name}: expected at most {max_bytes} bytes of elements; the header declares {declared} "
+            f"{name}: expected at most {max_bytes} bytes of elements; the header declares "
+            f"{declared} "
             "(if that is right, allow it: max_bytes=...)"
         )
     size = math.prod(shape) * dtype.itemsize
     data = _read_up_to(stream, size)
     if len(data) < size:
         raise DataFormatError(
-            f"{name}: expected {declared}, {size} bytes; came {len(data)} bytes: the file is cut short"
+            f"{name}: expected {declared}, {size} bytes; came {len(data)} bytes: the file is cut "
+            "short"
         )
-    if stream.read(1):  # for gzip, this is also what makes the end of the stream and its checksum be verified
-        raise DataFormatError(f"{name}: expected the end of the file after {declared}; more bytes follow")
+    # for gzip, this is also what makes the end of the stream and its checksum be verified
+    if stream.read(1):
+        raise DataFormatError(
+            f"{name}: expected the end of the file after {declared}; more bytes follow"
+        )
     array: NDArray[Any] = np.ndarray(shape, dtype, buffer=data)
     return array.astype(dtype.newbyteorder("="), copy=False)
 
 
 def _read_up_to(stream: _Readable, count: int) -> bytearray:
-    """The next ``count`` bytes, or fewer where the stream ends; memory grows only with what arrives."""
+    """The next ``count`` bytes, or fewer where the stream ends; memory grows only with what
+    arrives."""
     data = bytearray()
     while len(data) < count:
         part = stream.read(min(count - len(data), _CHUNK))
@@ -133,8 +148,8 @@ def _read_up_to(stream: _Readable, count: int) -> bytearray:
 def write_idx(path: str | os.PathLike[str], array: NDArray[Any]) -> None:
     """Write an array as an IDX file, gzipped where the name ends in ``.gz``.
 
-    The same array always gives the same file: the gzip header carries neither time nor name. The file appears whole
-    or not at all.
+    The same array always gives the same file: the gzip header carries neither time nor name. The
+    file appears whole or not at all.
 
     Args:
         array: uint8, int8, int16, int32, float32 or float64 in any byte order, rank 1 to 8.
@@ -149,16 +164,22 @@ def write_idx(path: str | os.PathLike[str], array: NDArray[Any]) -> None:
     code = next((code for code, dtype in _TYPES.items() if dtype == big_endian), None)
     if code is None:
         known = ", ".join(dtype.name for dtype in _TYPES.values())
-        raise ArrayError(f"{os.fspath(path)}: expected an array of {known}, which IDX can hold; came {array.dtype}")
+        raise ArrayError(
+            f"{os.fspath(path)}: expected an array of {known}, which IDX can hold; "
+            f"came {array.dtype}"
+        )
     if not 1 <= array.ndim <= _MAX_RANK or max(array.shape) >= 1 << 32:
         raise ShapeError(
-            f"{os.fspath(path)}: expected rank 1 to {_MAX_RANK} and dimensions below 2**32; came shape {array.shape}"
+            f"{os.fspath(path)}: expected rank 1 to {_MAX_RANK} and dimensions below 2**32; came "
+            f"shape {array.shape}"
         )
     header = bytes([0, 0, code, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
     content = header + array.astype(big_endian, copy=False).tobytes()
     if Path(path).suffix.lower() == ".gz":
         packed = io.BytesIO()
-        with gzip.GzipFile(filename="", mode="wb", compresslevel=9, fileobj=packed, mtime=0) as file:
+        with gzip.GzipFile(
+            filename="", mode="wb", compresslevel=9, fileobj=packed, mtime=0
+        ) as file:
             file.write(content)
         content = packed.getvalue()
     write_atomically(path, content)

@@ -2,9 +2,10 @@
 
     # Notation: N images, H/W their height and width, K classes.
 
-All loaders return ``((x_train, t_train), (x_test, t_test))`` and share the same three switches, which keep the names
-they have in the book "Deep Learning from Scratch". :func:`load_mnist_sample` reads 5,000 digits that come with
-portacnn, :func:`load_mnist` finds or downloads the 70,000, :func:`load_idx_folder` reads any folder of that form.
+All loaders return ``((x_train, t_train), (x_test, t_test))`` and share the same three switches,
+which keep the names they have in the book "Deep Learning from Scratch". :func:`load_mnist_sample`
+reads 5,000 digits that come with portacnn, :func:`load_mnist` finds or downloads the 70,000,
+:func:`load_idx_folder` reads any folder of that form.
 """
 
 import contextlib
@@ -72,15 +73,18 @@ def load_mnist(
     *,
     root: str | os.PathLike[str] | None = None,
 ) -> Split:
-    """MNIST: 60,000 training and 10,000 test images of handwritten digits, 28 x 28, black 0 to white.
+    """MNIST: 60,000 training and 10,000 test images of handwritten digits, 28 x 28, black 0 to
+    white.
 
-    The four files are looked for in ``root`` and nowhere else if that is given. Otherwise in the folder that the
-    environment variable ``PORTACNN_DATA`` names or ``mnist/`` below it, then in ``mnist/`` in the user's cache folder
-    (see :func:`portacnn.data.cache_folder`); what is missing there is downloaded into it and checked against
-    MNIST's published checksums. Each file may be gzipped or not, and named ``-idx3-ubyte`` or ``.idx3-ubyte``.
+    The four files are looked for in ``root`` and nowhere else if that is given. Otherwise in the
+    folder that the environment variable ``PORTACNN_DATA`` names or ``mnist/`` below it, then in
+    ``mnist/`` in the user's cache folder (see :func:`portacnn.data.cache_folder`); what is missing
+    there is downloaded into it and checked against MNIST's published checksums. Each file may be
+    gzipped or not, and named ``-idx3-ubyte`` or ``.idx3-ubyte``.
 
     Args:
-        normalize: float32 images in [0, 1]; otherwise uint8 as stored, which a model takes with a ``preprocess``.
+        normalize: float32 images in [0, 1]; otherwise uint8 as stored, which a model takes with a
+            ``preprocess``.
         flatten: images as (N, 784); otherwise (N, 1, 28, 28).
         one_hot_label: labels as float32 (N, 10); otherwise int64 (N,).
         root: the one folder to look in, without any download.
@@ -89,10 +93,10 @@ def load_mnist(
         ``((x_train, t_train), (x_test, t_test))``.
 
     Raises:
-        FileNotFoundError: the files are nowhere and can't be downloaded. The message names every place and says
-            which files to put where by hand.
-        DataFormatError: a file is damaged or is not MNIST's kind: images not 28 x 28, labels not 0 to 9, counts that
-            contradict each other.
+        FileNotFoundError: the files are nowhere and can't be downloaded. The message names every
+            place and says which files to put where by hand.
+        DataFormatError: a file is damaged or is not MNIST's kind: images not 28 x 28, labels not 0
+            to 9, counts that contradict each other.
     """
     options = _Options(normalize, flatten, one_hot_label)
     if root is not None:
@@ -115,14 +119,19 @@ def load_mnist(
         raise DataFormatError(f"{error}. Delete that file to have it downloaded again.") from error
 
 
-def load_mnist_sample(normalize: bool = True, flatten: bool = False, one_hot_label: bool = False) -> Split:
-    """5,000 of MNIST's training digits that are installed with portacnn: 4,000 to train on, 1,000 to test on.
+def load_mnist_sample(
+    normalize: bool = True, flatten: bool = False, one_hot_label: bool = False
+) -> Split:
+    """5,000 of MNIST's training digits that are installed with portacnn: 4,000 to train on, 1,000
+    to test on.
 
-    Every digit occurs 400 times in the first part and 100 times in the second; the order is shuffled, once and for
-    all. No network, no files to fetch. For results to compare with others', use :func:`load_mnist`.
+    Every digit occurs 400 times in the first part and 100 times in the second; the order is
+    shuffled, once and for all. No network, no files to fetch. For results to compare with others',
+    use :func:`load_mnist`.
 
     Args:
-        normalize: float32 images in [0, 1]; otherwise uint8 as stored, which a model takes with a ``preprocess``.
+        normalize: float32 images in [0, 1]; otherwise uint8 as stored, which a model takes with a
+            ``preprocess``.
         flatten: images as (N, 784); otherwise (N, 1, 28, 28).
         one_hot_label: labels as float32 (N, 10); otherwise int64 (N,).
 
@@ -137,7 +146,9 @@ def load_mnist_sample(normalize: bool = True, flatten: bool = False, one_hot_lab
     for name in FILE_NAMES:
         with (folder / f"{name}.gz").open("rb") as file:
             arrays[name] = parse_idx(file, f"portacnn.data/mnist_sample/{name}.gz")
-    return _split(arrays, "portacnn's MNIST sample", _Options(normalize, flatten, one_hot_label), _MNIST)
+    return _split(
+        arrays, "portacnn's MNIST sample", _Options(normalize, flatten, one_hot_label), _MNIST
+    )
 
 
 def load_idx_folder(
@@ -149,23 +160,28 @@ def load_idx_folder(
     name: str | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> Split:
-    """Any data set in MNIST's form (Fashion-MNIST, KMNIST, EMNIST, QMNIST, your own): a folder with these four IDX files.
+    """Any data set in MNIST's form (Fashion-MNIST, KMNIST, EMNIST, QMNIST, your own): a folder with
+    these four IDX files.
 
-    ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``, ``t10k-images-idx3-ubyte``, ``t10k-labels-idx1-ubyte``,
-    each gzipped or not, with ``.gz`` at the end of the name or not, and with a dot before ``idx`` or a dash. ``test`` may stand
-    for ``t10k``, and before all four the name of the set and a dash, as in ``emnist-letters-train-images-idx3-ubyte``. Images
-    are uint8 (N, H, W) of any H and W, labels are integers (N,) from 0 up. Of QMNIST's labels (N, 8), in
+    ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``, ``t10k-images-idx3-ubyte``,
+    ``t10k-labels-idx1-ubyte``, each gzipped or not, with ``.gz`` at the end of the name or not, and
+    with a dot before ``idx`` or a dash. ``test`` may stand for ``t10k``, and before all four the
+    name of the set and a dash, as in ``emnist-letters-train-images-idx3-ubyte``. Images are uint8
+    (N, H, W) of any H and W, labels are integers (N,) from 0 up. Of QMNIST's labels (N, 8), in
     ``qmnist-train-labels-idx2-int``, the first column is taken, which has the digit.
 
-    Images come as they are stored. EMNIST's lie on their side: ``x.swapaxes(2, 3)`` sets them upright.
+    Images come as they are stored. EMNIST's lie on their side: ``x.swapaxes(2, 3)`` sets them
+    upright.
 
     Args:
         path: the folder.
         name: which set, where the folder holds several, such as "emnist-letters".
         max_bytes: the most that one file may hold, unpacked.
-        normalize: float32 images in [0, 1]; otherwise uint8 as stored, which a model takes with a ``preprocess``.
+        normalize: float32 images in [0, 1]; otherwise uint8 as stored, which a model takes with a
+            ``preprocess``.
         flatten: images as (N, H * W); otherwise (N, 1, H, W).
-        one_hot_label: labels as float32 (N, K), where K is the largest label in either part + 1; otherwise int64 (N,).
+        one_hot_label: labels as float32 (N, K), where K is the largest label in either part + 1;
+            otherwise int64 (N,).
 
     Returns:
         ``((x_train, t_train), (x_test, t_test))``.
@@ -173,12 +189,15 @@ def load_idx_folder(
     Raises:
         FileNotFoundError: the folder or one of its four files is missing.
         ArgumentError: there are several sets in it, and no ``name`` says which.
-        DataFormatError: a file is damaged or larger than ``max_bytes``, or the four don't fit each other.
+        DataFormatError: a file is damaged or larger than ``max_bytes``, or the four don't fit each
+            other.
     """
     folder = Path(path)
     options = _Options(normalize, flatten, one_hot_label)
     found = _find_all(folder, _only_set(folder) if name is None else name)
-    return _split(_read_all(found, whole("max_bytes", max_bytes, 1)), str(folder), options, _Expected())
+    return _split(
+        _read_all(found, whole("max_bytes", max_bytes, 1)), str(folder), options, _Expected()
+    )
 
 
 # From four arrays to what the caller wants
@@ -206,17 +225,28 @@ def _read_all(found: Mapping[str, Path], max_bytes: int = MAX_BYTES) -> dict[str
     arrays = {name: read_idx(found[name], max_bytes=max_bytes) for name in FILE_NAMES}
     for name in (TRAIN_LABELS, TEST_LABELS):
         if "-idx2-int" in found[name].name and arrays[name].ndim == 2 and arrays[name].shape[1]:
-            arrays[name] = arrays[name][:, 0]  # QMNIST's: class, then who wrote it, and where it comes from
+            # QMNIST's: class, then who wrote it, and where it comes from
+            arrays[name] = arrays[name][:, 0]
     return arrays
 
 
-def _split(arrays: Mapping[str, NDArray[Any]], where: str, options: _Options, expected: _Expected) -> Split:
-    """Check that the four arrays make a data set, then bring them into the form that ``options`` ask for."""
+def _split(
+    arrays: Mapping[str, NDArray[Any]], where: str, options: _Options, expected: _Expected
+) -> Split:
+    """Check that the four arrays make a data set, then bring them into the form that ``options``
+    ask for."""
     image_shape = expected.image_shape or arrays[TRAIN_IMAGES].shape[1:]
     for images, labels in ((TRAIN_IMAGES, TRAIN_LABELS), (TEST_IMAGES, TEST_LABELS)):
         _check_images(arrays[images], f"{where}: {images}", image_shape)
-        _check_labels(arrays[labels], f"{where}: {labels}", len(arrays[images]), expected.classes or _MAX_CLASSES)
-    classes = expected.classes or 1 + max(int(arrays[TRAIN_LABELS].max()), int(arrays[TEST_LABELS].max()))
+        _check_labels(
+            arrays[labels],
+            f"{where}: {labels}",
+            len(arrays[images]),
+            expected.classes or _MAX_CLASSES,
+        )
+    classes = expected.classes or 1 + max(
+        int(arrays[TRAIN_LABELS].max()), int(arrays[TEST_LABELS].max())
+    )
     return (
         (_images(arrays[TRAIN_IMAGES], options), _labels(arrays[TRAIN_LABELS], options, classes)),
         (_images(arrays[TEST_IMAGES], options), _labels(arrays[TEST_LABELS], options, classes)),
@@ -225,22 +255,32 @@ def _split(arrays: Mapping[str, NDArray[Any]], where: str, options: _Options, ex
 
 def _check_images(images: NDArray[Any], name: str, shape: tuple[int, ...]) -> None:
     if images.dtype != np.uint8 or images.ndim != 3:
-        raise DataFormatError(f"{name}: expected uint8 images (N, H, W); came {images.dtype} of shape {images.shape}")
+        raise DataFormatError(
+            f"{name}: expected uint8 images (N, H, W); came {images.dtype} of shape {images.shape}"
+        )
     if images.size == 0:
         raise DataFormatError(f"{name}: expected at least one image; came shape {images.shape}")
     if images.shape[1:] != shape:
         came = " x ".join(map(str, images.shape[1:]))
-        raise DataFormatError(f"{name}: expected images of {' x '.join(map(str, shape))} pixels; came {came}")
+        raise DataFormatError(
+            f"{name}: expected images of {' x '.join(map(str, shape))} pixels; came {came}"
+        )
 
 
 def _check_labels(labels: NDArray[Any], name: str, count: int, classes: int) -> None:
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
-        raise DataFormatError(f"{name}: expected integer labels (N,); came {labels.dtype} of shape {labels.shape}")
+        raise DataFormatError(
+            f"{name}: expected integer labels (N,); came {labels.dtype} of shape {labels.shape}"
+        )
     if len(labels) != count:
-        raise DataFormatError(f"{name}: expected {count} labels, one for each image; came {len(labels)}")
+        raise DataFormatError(
+            f"{name}: expected {count} labels, one for each image; came {len(labels)}"
+        )
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= classes:
-        raise DataFormatError(f"{name}: expected labels from 0 to {classes - 1}; came {low} to {high}")
+        raise DataFormatError(
+            f"{name}: expected labels from 0 to {classes - 1}; came {low} to {high}"
+        )
 
 
 def _images(images: NDArray[Any], options: _Options) -> NDArray[Any]:
@@ -264,17 +304,24 @@ def _labels(labels: NDArray[Any], options: _Options, classes: int) -> NDArray[An
 # Finding files
 
 
-_NAME = re.compile(r"(?:(.+)-)?(train|t10k|test)-(images|labels)([-.])idx\d-(?:ubyte|int)(\.gz)?", re.ASCII)
+_NAME = re.compile(
+    r"(?:(.+)-)?(train|t10k|test)-(images|labels)([-.])idx\d-(?:ubyte|int)(\.gz)?", re.ASCII
+)
 
 
 def _sets(folder: Path) -> dict[str, dict[str, Path]]:
-    """Which of the four files the folder has, by the name of the set; those with MNIST's own names are of the set ""."""
+    """Which of the four files the folder has, by the name of the set; those with MNIST's own names
+    are of the set ""."""
     names = []
     with contextlib.suppress(OSError):
-        names = [(match, entry) for entry in folder.iterdir() if (match := _NAME.fullmatch(entry.name))]
+        names = [
+            (match, entry) for entry in folder.iterdir() if (match := _NAME.fullmatch(entry.name))
+        ]
     found: dict[str, dict[str, Path]] = {}
     # The first of several for the same thing: with a dash, unpacked, t10k.
-    for match, entry in sorted(names, key=lambda one: (one[0][4] != "-", bool(one[0][5]), one[0][2] == "test")):
+    for match, entry in sorted(
+        names, key=lambda one: (one[0][4] != "-", bool(one[0][5]), one[0][2] == "test")
+    ):
         part = "train" if match[2] == "train" else "t10k"
         own = found.setdefault(match[1] or "", {})
         name = next(name for name in FILE_NAMES if name.startswith(f"{part}-{match[3]}"))
@@ -284,9 +331,12 @@ def _sets(folder: Path) -> dict[str, dict[str, Path]]:
 
 
 def _only_set(folder: Path) -> str:
-    """The one whole set that the folder has, or "", that of MNIST's own names. Raises ArgumentError where there are others only."""
+    """The one whole set that the folder has, or "", that of MNIST's own names. Raises ArgumentError
+    where there are others only."""
     found = _sets(folder)
-    whole_ones = [name for name, files in found.items() if len(files) == len(FILE_NAMES)] or list(found)
+    whole_ones = [name for name, files in found.items() if len(files) == len(FILE_NAMES)] or list(
+        found
+    )
     if len(whole_ones) > 1 and "" not in whole_ones:
         raise ArgumentError(
             f"{folder} holds several sets: {', '.join(sorted(whole_ones))}; say which: "
@@ -308,7 +358,9 @@ def _find_all(folder: Path, set_name: str = "") -> dict[str, Path]:
         there = "there is no such folder"
     else:
         entries = sorted(entry.name for entry in folder.iterdir())
-        there = ", ".join(entries[:20]) + (f" and {len(entries) - 20} more" if len(entries) > 20 else "")
+        there = ", ".join(entries[:20]) + (
+            f" and {len(entries) - 20} more" if len(entries) > 20 else ""
+        )
         there = f"the folder holds: {there or 'nothing'}"
     before = f"{set_name}-" if set_name else ""
     expected = ", ".join(before + name for name in FILE_NAMES)
@@ -347,7 +399,8 @@ def _download_missing(cache: Path, looked_in: list[Path]) -> None:
 def _download(url: str, published: _Published) -> bytes:
     """The gzipped file at ``url``, once what is inside has proved to be the published file."""
     with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
-        # Packed, it is hardly larger than unpacked. Reading no more keeps a mirror gone mad from filling the memory.
+        # Packed, it is hardly larger than unpacked. Reading no more keeps a mirror gone mad from
+        # filling the memory.
         content: bytes = response.read(published.size + 1024)
     with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
         unpacked = file.read(published.size + 1)
@@ -366,6 +419,7 @@ def _by_hand(cache: Path, looked_in: list[Path], failures: list[str]) -> str:
         f"\nTried:{lines(failures)}"
         f"\nTo do it by hand, put these four files{lines([f'{name}.gz' for name in FILE_NAMES])}"
         f"\ninto the folder\n  {cache}"
-        "\nor into any other, and name that with load_mnist(root=...) or the environment variable PORTACNN_DATA."
+        "\nor into any other, and name that with load_mnist(root=...) or the environment variable "
+        "PORTACNN_DATA."
         "\nload_mnist_sample() gives 5,000 of the digits without a network."
     )

@@ -1,10 +1,37 @@
-"""Layers: state, a forward and a backward. Every one is written on ``portacnn.ops`` and knows no array library."""
+"""Layers: state, a forward and a backward. Every one is written on ``portacnn.ops`` and knows no
+array library."""
 
-from portacnn.layers.activation import ELU, GELU, LeakyReLU, LogSoftmax, ReLU, Sigmoid, SiLU, Softmax, Softplus, Tanh
-from portacnn.layers.activation_more import CELU, SELU, Clip, Elementwise, HardSigmoid, HardSwish, PReLU
+from portacnn.layers.activation import (
+    ELU,
+    GELU,
+    LeakyReLU,
+    LogSoftmax,
+    ReLU,
+    Sigmoid,
+    SiLU,
+    Softmax,
+    Softplus,
+    Tanh,
+)
+from portacnn.layers.activation_more import (
+    CELU,
+    SELU,
+    Clip,
+    Elementwise,
+    HardSigmoid,
+    HardSwish,
+    PReLU,
+)
 from portacnn.layers.base import Layer
 from portacnn.layers.container import Branches, Recompute, Residual, Sequential
-from portacnn.layers.conv import Conv1d, Conv2d, Conv3d, ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
+from portacnn.layers.conv import (
+    Conv1d,
+    Conv2d,
+    Conv3d,
+    ConvTranspose1d,
+    ConvTranspose2d,
+    ConvTranspose3d,
+)
 from portacnn.layers.dropout import Dropout, Dropout1d, Dropout2d, Dropout3d
 from portacnn.layers.graph import Graph
 from portacnn.layers.join import Arithmetic, ArithmeticWith, Concat, Join, MatMul, MatMulWith

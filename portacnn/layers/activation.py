@@ -11,7 +11,8 @@ from portacnn.runtime import Array
 
 
 class Activation(Layer, abstract=True):
-    """A layer that is one op with no parameters. A subclass names the op, its backward, and which attributes are its options."""
+    """A layer that is one op with no parameters. A subclass names the op, its backward, and which
+    attributes are its options."""
 
     op: ClassVar[Any]
     op_backward: ClassVar[Any]
@@ -80,7 +81,8 @@ class SiLU(Activation):
 
 
 class GELU(Activation):
-    """x * P(X <= x) for a standard normal X, any shape; ``approximate="tanh"`` as in ``portacnn.ops.gelu``."""
+    """x * P(X <= x) for a standard normal X, any shape; ``approximate="tanh"`` as in
+    ``portacnn.ops.gelu``."""
 
     op, op_backward, options = ops.gelu, ops.gelu_backward, ("approximate",)
 
@@ -98,7 +100,8 @@ class Softplus(Activation):
 
 
 class Softmax(Activation):
-    """exp(x) / sum(exp(x)) along the axis ``dim``, which counts the batch, as in torch.nn.Softmax: 1 is the channels."""
+    """exp(x) / sum(exp(x)) along the axis ``dim``, which counts the batch, as in torch.nn.Softmax:
+    1 is the channels."""
 
     op, op_backward, options = ops.softmax, ops.softmax_backward, ("dim",)
 
@@ -110,11 +113,15 @@ class Softmax(Activation):
     def infer(self, shape: Shape) -> Shape:
         axes = len(shape) + 1
         if not -axes <= self.dim < axes:
-            raise ShapeError(f"dim={self.dim} is no axis of a batch of samples {shape}; it can be {-axes}..{axes - 1}")
+            raise ShapeError(
+                f"dim={self.dim} is no axis of a batch of samples {shape}; it can be "
+                f"{-axes}..{axes - 1}"
+            )
         return shape
 
 
 class LogSoftmax(Softmax):
-    """x - log(sum(exp(x))) along the axis ``dim``, which counts the batch, as in torch.nn.LogSoftmax."""
+    """x - log(sum(exp(x))) along the axis ``dim``, which counts the batch, as in
+    torch.nn.LogSoftmax."""
 
     op, op_backward = ops.log_softmax, ops.log_softmax_backward

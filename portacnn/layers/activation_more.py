@@ -19,17 +19,26 @@ class _ScaledELU(Activation):
 
 
 class SELU(_ScaledELU):
-    """gamma * x above zero, gamma * alpha * (exp(x) - 1) below, any shape (Klambauer et al., 2017)."""
+    """gamma * x above zero, gamma * alpha * (exp(x) - 1) below, any shape (Klambauer et al.,
+    2017)."""
 
-    def __init__(self, alpha: float = 1.6732632423543772, gamma: float = 1.0507009873554805) -> None:
+    def __init__(
+        self, alpha: float = 1.6732632423543772, gamma: float = 1.0507009873554805
+    ) -> None:
         self._check(checks.check_scaled_elu, alpha=alpha, beta=1.0, gamma=gamma)
 
 
 class CELU(_ScaledELU):
-    """x above zero, alpha * (exp(x / alpha) - 1) below, any shape (Barron, 2017); alpha is not 0."""
+    """x above zero, alpha * (exp(x / alpha) - 1) below, any shape (Barron, 2017); alpha is not
+    0."""
 
     def __init__(self, alpha: float = 1.0) -> None:
-        self._check(checks.check_scaled_elu, alpha=alpha, beta=1.0 / alpha if alpha else float("inf"), gamma=1.0)
+        self._check(
+            checks.check_scaled_elu,
+            alpha=alpha,
+            beta=1.0 / alpha if alpha else float("inf"),
+            gamma=1.0,
+        )
 
 
 class HardSigmoid(Activation):
@@ -48,7 +57,8 @@ class HardSwish(Activation):
 
 
 class Clip(Activation):
-    """x kept between ``min`` and ``max``, either of which may be None, any shape. Clip(0, 6) is ReLU6."""
+    """x kept between ``min`` and ``max``, either of which may be None, any shape. Clip(0, 6) is
+    ReLU6."""
 
     op, op_backward, options = ops.clip, ops.clip_backward, ("min", "max")
 
@@ -57,7 +67,8 @@ class Clip(Activation):
 
 
 class Elementwise(Activation):
-    """A function of each element, any shape: a name of ``portacnn.ops.arithmetic.FUNCTIONS``, such as "erf" or "mish"."""
+    """A function of each element, any shape: a name of ``portacnn.ops.arithmetic.FUNCTIONS``, such
+    as "erf" or "mish"."""
 
     op, op_backward, options = ops.elementwise, ops.elementwise_backward, ("function",)
 
@@ -69,7 +80,8 @@ class PReLU(Layer):
     """x above zero, slope * x below, with slopes that are learnt: x (N, *S) -> y of its shape.
 
     Args:
-        shape: the slopes', broadcast to a sample with the last axis its last: (1,) is one for all, (C, 1, 1) one for each channel.
+        shape: the slopes', broadcast to a sample with the last axis its last: (1,) is one for all,
+            (C, 1, 1) one for each channel.
 
     Parameters: ``weight`` (*shape), 0.25 at first, as in PyTorch.
     """

@@ -1,13 +1,16 @@
-"""``Layer``: what every layer is. State in plain dictionaries, a ``forward`` and a ``backward`` that a person can read.
+"""``Layer``: what every layer is. State in plain dictionaries, a ``forward`` and a ``backward``
+that a person can read.
 
-A layer is made in two steps. Its constructor checks its numbers and allocates nothing. ``build`` then walks the tree from
-the root: it gives every layer its path, checks each shape against the next, and only when all fits draws the parameters,
-each from the seed and its own path. A parameter's array stays the same object until ``to`` or ``replace``: optimizers and
+A layer is made in two steps. Its constructor checks its numbers and allocates nothing. ``build``
+then walks the tree from the root: it gives every layer its path, checks each shape against the
+next, and only when all fits draws the parameters, each from the seed and its own path. A
+parameter's array stays the same object until ``to`` or ``replace``: optimizers and
 ``load_state_dict`` write into it, and so does ``backward`` into the gradient's.
 
-A layer runs as an op does: ``y, cache = layer.forward(x)``, ``dx = layer.backward(dy, cache)``. All that a backward pass needs is
-in the cache; a forward pass leaves nothing on the layer but running statistics in training. So one layer may stand in several
-places of a network, and several threads may run one network.
+A layer runs as an op does: ``y, cache = layer.forward(x)``, ``dx = layer.backward(dy, cache)``. All
+that a backward pass needs is in the cache; a forward pass leaves nothing on the layer but running
+statistics in training. So one layer may stand in several places of a network, and several threads
+may run one network.
 """
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -26,7 +29,16 @@ from portacnn.flat import Flat, Named
 from portacnn.init import Initializer, rule
 from portacnn.layers.limits import count_layer, count_output, count_taps
 from portacnn.layers.passes import Gradients, current_gradients, is_recomputing, moment
-from portacnn.runtime import Array, Backend, HostArray, backend_of, describe, dtype_name, resolve, taken
+from portacnn.runtime import (
+    Array,
+    Backend,
+    HostArray,
+    backend_of,
+    describe,
+    dtype_name,
+    resolve,
+    taken,
+)
 from portacnn.seeds import check_seed, generator
 from portacnn.text import listed, quoted, shown
 
@@ -44,7 +56,8 @@ class Parameter(NamedTuple):
 
 
 class Buffer(NamedTuple):
-    """What ``infer`` says of a buffer: state that is no parameter, and starts with the same number everywhere."""
+    """What ``infer`` says of a buffer: state that is no parameter, and starts with the same number
+    everywhere."""
 
     shape: Shape
     value: float
@@ -53,13 +66,15 @@ class Buffer(NamedTuple):
 
 
 class Children(dict[str, "Layer"]):
-    """A layer's children by name. Once they are ``sealed`` they stay as they are, since what runs was made of them."""
+    """A layer's children by name. Once they are ``sealed`` they stay as they are, since what runs
+    was made of them."""
 
     sealed = False
 
     def _change(self, *args: Any, **kwargs: Any) -> Any:
         raise StateError(
-            "the layers of a network are exchanged by network.replace(path, layer); to add or remove some, make a new network "
+            "the layers of a network are exchanged by network.replace(path, layer); to add or "
+            "remove some, make a new network "
             "and give it the weights with load_state_dict(state, strict=False)"
         )
 
@@ -117,10 +132,12 @@ class Mismatch(NamedTuple):
 
 
 class _Network:
-    """What all layers of a built network share. They do not know its root, which knows them: they would keep each other alive.
+    """What all layers of a built network share. They do not know its root, which knows them: they
+    would keep each other alive.
 
     Attributes:
-        params, buffers, grads: what the arrays lie in, where they do; gradients from the first backward pass on.
+        params, buffers, grads: what the arrays lie in, where they do; gradients from the first
+            backward pass on.
     """
 
     def __init__(self) -> None:
@@ -136,8 +153,10 @@ class Layer:
     A subclass writes ``infer``, ``forward`` and ``backward``. docs/layers.md has an example.
 
     Attributes:
-        path: the layer's place in its network, such as "layer1.0.conv1"; "" for the root. Of several places it is the first.
-        params, grads, buffers: its own arrays by name; a gradient exists from the first backward pass on.
+        path: the layer's place in its network, such as "layer1.0.conv1"; "" for the root. Of
+            several places it is the first.
+        params, grads, buffers: its own arrays by name; a gradient exists from the first backward
+            pass on.
         children: its layers by name, in the order in which they run.
         declared, declared_buffers: what ``infer`` has said of its parameters and buffers, by name.
         backend: where it lives; None until it is built.
@@ -154,13 +173,15 @@ class Layer:
     """Every class of layers by name, for reading models from files."""
 
     def __init_subclass__(cls, *, abstract: bool = False) -> None:
-        """Enter a class of layers; not those that others only derive from, which no file may ask for."""
+        """Enter a class of layers; not those that others only derive from, which no file may ask
+        for."""
         if not abstract and not cls.kind().startswith("_"):
             Layer.known[cls.kind()] = cls
 
     @classmethod
     def kind(cls) -> str:
-        """The class's name in files: portacnn's own go by their bare name, others by their module's too."""
+        """The class's name in files: portacnn's own go by their bare name, others by their module's
+        too."""
         own = cls.__module__.partition(".")[0] == "portacnn"
         return cls.__name__ if own else f"{cls.__module__}.{cls.__qualname__}"
 
@@ -196,7 +217,8 @@ class Layer:
     output_shape: Shape
     places: list[Place]
     hooks: tuple[Callable[[Array], object], ...]
-    replaced: dict[str, "Layer"]  # by path from here: what took the place of layers that its constructor made
+    # by path from here: what took the place of layers that its constructor made
+    replaced: dict[str, "Layer"]
     seed: int
     step: int
     revision: int
@@ -206,7 +228,8 @@ class Layer:
 
     @property
     def children(self) -> Children:
-        """Its layers by name, in the order in which they run. Raises StateError on changing them once the network is made."""
+        """Its layers by name, in the order in which they run. Raises StateError on changing them
+        once the network is made."""
         return self._children
 
     @children.setter
@@ -214,14 +237,16 @@ class Layer:
         self._children.update()  # which raises StateError where they are sealed
         self._children = Children(layers)
 
-    # --- what a subclass writes -------------------------------------------------------------------------------------
+    # --- what a subclass writes -------------------------------------------------------------------
 
     def infer(self, shape: Shape) -> Shape:
-        """Check one sample's shape, ``declare`` the parameters it asks for, and give the output's shape."""
+        """Check one sample's shape, ``declare`` the parameters it asks for, and give the output's
+        shape."""
         raise NotImplementedError
 
     def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
-        """x (N, *input_shape) -> y (N, *output_shape), and the cache: what ``backward`` needs, None without ``keep``.
+        """x (N, *input_shape) -> y (N, *output_shape), and the cache: what ``backward`` needs, None
+        without ``keep``.
 
         Args:
             train: use this batch's statistics, drop out.
@@ -230,33 +255,37 @@ class Layer:
         raise NotImplementedError
 
     def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
-        """The gradient of a forward pass's output, and its cache -> that of its input; parameters' gradients go to ``grads``.
+        """The gradient of a forward pass's output, and its cache -> that of its input; parameters'
+        gradients go to ``grads``.
 
-        Without ``need_dx`` the input's gradient may be left out (None). A container's cache can be used once: what is in it is let
-        go of on the way.
+        Without ``need_dx`` the input's gradient may be left out (None). A container's cache can be
+        used once: what is in it is let go of on the way.
         """
         raise NotImplementedError
 
     def prepare(self, x: Array) -> Callable[[Array], Array]:
-        """A function that is ``self(x)`` for one batch after another just like x, made cheap to call where there is a way to.
+        """A function that is ``self(x)`` for one batch after another just like x, made cheap to
+        call where there is a way to.
 
-        It holds as long as the layer's parameters are the same arrays, and calls no hooks. What it returns may lie in memory
-        that its next call uses again.
+        It holds as long as the layer's parameters are the same arrays, and calls no hooks. What it
+        returns may lie in memory that its next call uses again.
         """
         return lambda x: self.forward(x, keep=False)[0]
 
-    # --- running it -------------------------------------------------------------------------------------------------
+    # --- running it -------------------------------------------------------------------------------
 
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         """The output alone: a forward pass that keeps nothing."""
         return run(self, x, train, False)[0]
 
     def on_output(self, function: Callable[[Array], object]) -> Handle:
-        """Call ``function(y)`` with each output of this layer from now on, in training and in predictions.
+        """Call ``function(y)`` with each output of this layer from now on, in training and in
+        predictions.
 
-        The layer then runs by itself, where it would be one op together with others. It is called for what a container,
-        ``layer(x)``, a prediction or a ``Trainer`` runs, not for ``layer.forward`` called by hand; a step that a backend has
-        recorded (``compile_step``) calls it while it is recorded only.
+        The layer then runs by itself, where it would be one op together with others. It is called
+        for what a container, ``layer(x)``, a prediction or a ``Trainer`` runs, not for
+        ``layer.forward`` called by hand; a step that a backend has recorded (``compile_step``)
+        calls it while it is recorded only.
 
         Returns:
             A handle: ``handle.remove()`` ends it.
@@ -264,15 +293,23 @@ class Layer:
         self.hooks = (*self.hooks, function)
         return Handle(self, function)
 
-    # --- what a subclass uses ---------------------------------------------------------------------------------------
+    # --- what a subclass uses ---------------------------------------------------------------------
 
-    def declare(self, name: str, shape: Shape, init: Initializer, *, fan_in: int = 1, fan_out: int = 1) -> None:
+    def declare(
+        self, name: str, shape: Shape, init: Initializer, *, fan_in: int = 1, fan_out: int = 1
+    ) -> None:
         """In ``infer``: this layer will have a parameter of this shape, drawn by this rule."""
         rule(init)
         self.declared[name] = Parameter(shape, init, fan_in, fan_out)
 
     def declare_buffer(
-        self, name: str, shape: Shape, value: float, dtype: str | None = None, *, optional: bool = False
+        self,
+        name: str,
+        shape: Shape,
+        value: float,
+        dtype: str | None = None,
+        *,
+        optional: bool = False,
     ) -> None:
         """In ``infer``: this layer will have a buffer of this shape, full of ``value``.
 
@@ -288,15 +325,20 @@ class Layer:
         dict.__setitem__(self.children, name, layer)
 
     def kept(self, cache: Any) -> Any:
-        """In ``backward``, where no op looks at it first: the cache itself. Raises StateError if nothing was kept."""
+        """In ``backward``, where no op looks at it first: the cache itself. Raises StateError if
+        nothing was kept."""
         if cache is None:
-            raise StateError("nothing was kept for backward; call forward with keep=True", self.where)
+            raise StateError(
+                "nothing was kept for backward; call forward with keep=True", self.where
+            )
         return cache
 
     def constants(self, name: str, values: Callable[[], Any], dtype: str, like: Array) -> Array:
-        """Constants of the layer's own, such as indices, in like's library and on its device: sent there once.
+        """Constants of the layer's own, such as indices, in like's library and on its device: sent
+        there once.
 
-        They are no part of the layer's state. A captured step may read them, so they stay as long as the layer does.
+        They are no part of the layer's state. A captured step may read them, so they stay as long
+        as the layer does.
 
         Args:
             values: gives them as (nested) sequences of numbers.
@@ -304,11 +346,14 @@ class Layer:
         backend = backend_of(like)
         key = name, backend.name, backend.place(like.device)
         if key not in self._tables:
-            self._tables[key] = backend.xp.asarray(values(), dtype=backend.dtype(dtype), device=like.device)
+            self._tables[key] = backend.xp.asarray(
+                values(), dtype=backend.dtype(dtype), device=like.device
+            )
         return self._tables[key]
 
     def draw(self) -> tuple[Any, Any, str]:
-        """In a training ``forward``: step, first and path of what is drawn now (see ``ops.dropout``).
+        """In a training ``forward``: step, first and path of what is drawn now (see
+        ``ops.dropout``).
 
         They follow from ``at_step``. Without one, the layer counts its draws.
         """
@@ -319,11 +364,15 @@ class Layer:
         return self.step - 1, 0, self.path
 
     def add_grads(self, **grads: Array | None) -> None:
-        """In ``backward``: give parameters their gradients, by name; None, and names of no parameter, are left out.
+        """In ``backward``: give parameters their gradients, by name; None, and names of no
+        parameter, are left out.
 
-        The first one of a backward pass is written into the gradient's lasting array, further ones are added to it.
+        The first one of a backward pass is written into the gradient's lasting array, further ones
+        are added to it.
         """
-        own = {name: grad for name, grad in grads.items() if grad is not None and name in self.params}
+        own = {
+            name: grad for name, grad in grads.items() if grad is not None and name in self.params
+        }
         if not own:
             return
         current = current_gradients()
@@ -350,7 +399,8 @@ class Layer:
             current.written.add(place)
 
     def _room_for_grad(self, name: str) -> Array:
-        """An array for this parameter's gradient: beside those of the others, where the parameters lie so."""
+        """An array for this parameter's gradient: beside those of the others, where the parameters
+        lie so."""
         network, path, param = self._network or _Network(), self.full_name(name), self.params[name]
         for number, flat in enumerate(network.params):
             if flat.views.get(path) is param:
@@ -359,16 +409,20 @@ class Layer:
         return self.home.xp.empty_like(param)
 
     def tie(self, name: str, other: "Layer", other_name: str | None = None) -> None:
-        """Before it is built: let the parameter ``name`` be the parameter ``other_name`` of another layer of the network.
+        """Before it is built: let the parameter ``name`` be the parameter ``other_name`` of another
+        layer of the network.
 
-        The two are one array, which the network has at the other layer's path; their gradients are added up.
+        The two are one array, which the network has at the other layer's path; their gradients are
+        added up.
         """
         owner, owner_name = other.tied.get(other_name or name, (other, other_name or name))
         if self.backend is not None or owner is self:
-            raise StateError("a parameter is tied to another layer's, before the network is built", self.where)
+            raise StateError(
+                "a parameter is tied to another layer's, before the network is built", self.where
+            )
         self.tied[name] = owner, owner_name
 
-    # --- building ---------------------------------------------------------------------------------------------------
+    # --- building ---------------------------------------------------------------------------------
 
     @property
     def where(self) -> str:
@@ -383,16 +437,19 @@ class Layer:
         dtype: str = "float32",
         seed: int | None = None,
     ) -> Self:
-        """Check all shapes for samples of ``input_shape``, then draw the parameters on ``device``; return the layer.
+        """Check all shapes for samples of ``input_shape``, then draw the parameters on ``device``;
+        return the layer.
 
         Args:
             input_shape: of one sample, without the batch: (C, H, W).
             device: see ``portacnn.resolve``.
             dtype: "float32" or "float64".
-            seed: draws are the same bits on every backend for the same seed; None takes a fresh one.
+            seed: draws are the same bits on every backend for the same seed; None takes a fresh
+                one.
 
         Raises:
-            ShapeError: the layer's path, what it expected and what came; nothing has been changed then.
+            ShapeError: the layer's path, what it expected and what came; nothing has been changed
+                then.
             BackendError, ArgumentError: for the other arguments.
         """
         if _not_building.get():
@@ -441,7 +498,8 @@ class Layer:
         """Raise StateError if it is a part of another network than this one."""
         if self._network is not None and self._network is not network:
             raise StateError(
-                "was built as a part of another network; give this one a layer of its own, or take it out of the other: "
+                "was built as a part of another network; give this one a layer of its own, or take "
+                "it out of the other: "
                 "network.replace(path, another_layer)",
                 self.where,
             )
@@ -449,40 +507,70 @@ class Layer:
     def _drawn(
         self, backend: Backend, dtype: str, seed: int, state: Mapping[str, HostArray] | None
     ) -> tuple[dict[str, Array], dict[str, Array]]:
-        """First values of the parameters and buffers that it has declared: those of ``state``, or drawn."""
+        """First values of the parameters and buffers that it has declared: those of ``state``, or
+        drawn."""
         params, buffers = {}, {}
         for name, (shape, init, fan_in, fan_out) in self.declared.items():
             if name in self.tied:
                 continue
             path = self.full_name(name)
-            drawn = rule(init)(generator(seed, path), shape, fan_in, fan_out) if state is None else state[path]
+            drawn = (
+                rule(init)(generator(seed, path), shape, fan_in, fan_out)
+                if state is None
+                else state[path]
+            )
             if tuple(drawn.shape) != shape:
-                raise ArgumentError(f"the initializer of {name} gave {drawn.shape}, not {shape}", self.where)
+                raise ArgumentError(
+                    f"the initializer of {name} gave {drawn.shape}, not {shape}", self.where
+                )
             params[name] = _first(backend, drawn, dtype)
         with backend.active():
             for name, (shape, value, own, _) in self.declared_buffers.items():
                 given = None if state is None else state.get(self.full_name(name))
                 buffers[name] = (
-                    backend.xp.full(shape, value, dtype=backend.dtype(own or dtype), device=backend.device)
+                    backend.xp.full(
+                        shape, value, dtype=backend.dtype(own or dtype), device=backend.device
+                    )
                     if given is None
                     else _first(backend, given, own or dtype)
                 )
         return params, buffers
 
     def _settle(
-        self, network: "_Network", backend: Backend, dtype: str, params: dict[str, Array], buffers: dict[str, Array]
+        self,
+        network: "_Network",
+        backend: Backend,
+        dtype: str,
+        params: dict[str, Array],
+        buffers: dict[str, Array],
     ) -> None:
         """Take these arrays, as a part of this network."""
-        self._network, self.backend, self.dtype, self.children.sealed = network, backend, dtype, True
+        self._network, self.backend, self.dtype, self.children.sealed = (
+            network,
+            backend,
+            dtype,
+            True,
+        )
         self.params, self.buffers, self.grads, self._tables = params, buffers, {}, {}
         self._is_root = network.root() is self
 
     def _lay_flat(self) -> None:
-        """Move all parameters into one array, and all buffers of a dtype into another, where the library lets them stay views."""
+        """Move all parameters into one array, and all buffers of a dtype into another, where the
+        library lets them stay views."""
         backend, layers, network = self.home, list(self.walk()), self._network or _Network()
         network.params, network.buffers = (
-            _flat(backend, {layer.full_name(name): (holder, name) for layer, holder, names in held for name in names})
-            for held in ([(x, x.params, x.own_params()) for x in layers], [(x, x.buffers, x.buffers) for x in layers])
+            _flat(
+                backend,
+                {
+                    layer.full_name(name): (holder, name)
+                    for layer, holder, names in held
+                    for name in names
+                },
+            )
+            for held in (
+                [(x, x.params, x.own_params()) for x in layers],
+                [(x, x.buffers, x.buffers) for x in layers],
+            )
         )
         network.grads = ()
         for layer in layers:
@@ -490,9 +578,11 @@ class Layer:
                 layer.params[name] = owner.params[owner_name]
 
     def plan(self, shape: Shape, path: str = "") -> Shape:
-        """Give this layer and all below their paths, check every shape on the way; allocates nothing.
+        """Give this layer and all below their paths, check every shape on the way; allocates
+        nothing.
 
-        A layer that stands in several places gets its path in the first one; in the others the same parameters must fit.
+        A layer that stands in several places gets its path in the first one; in the others the same
+        parameters must fit.
         """
         planned = _planned.get()
         if planned is None:
@@ -521,7 +611,8 @@ class Layer:
 
     def _plan_again(self, shape: Shape, path: str) -> Shape:
         """``plan`` in one more place."""
-        count_layer()  # layers in layers, each in two places, would be more than anybody wants to run
+        # layers in layers, each in two places, would be more than anybody wants to run
+        count_layer()
         first = self.declared, self.declared_buffers
         self.declared, self.declared_buffers = {}, {}
         try:
@@ -534,7 +625,8 @@ class Layer:
             self.declared, self.declared_buffers = first
         if needed[0] != needed[1]:
             raise ShapeError(
-                f"stands in several places; for samples {shape} at {path!r} it would have {needed[1]}, it has {needed[0]}",
+                f"stands in several places; for samples {shape} at {path!r} it would have "
+                f"{needed[1]}, it has {needed[0]}",
                 self.where,
             )
         self.places.append(Place(path, shape, output))
@@ -542,7 +634,8 @@ class Layer:
 
     @contextmanager
     def planned(self, input_shape: Sequence[int]) -> Iterator[Self]:
-        """Within it, paths and shapes are those for samples of ``input_shape``; then all is as it was. Allocates nothing."""
+        """Within it, paths and shapes are those for samples of ``input_shape``; then all is as it
+        was. Allocates nothing."""
         shape = _sample_shape(input_shape, self.where)
         restore = _snapshot(list(self.walk()))
         try:
@@ -556,7 +649,8 @@ class Layer:
         return self.full_name(name)
 
     def walk(self) -> Iterator["Layer"]:
-        """This layer and all below it, parents first, in the order in which they run; each once, however many places it has."""
+        """This layer and all below it, parents first, in the order in which they run; each once,
+        however many places it has."""
         seen, waiting = set(), [self]
         while waiting:
             layer = waiting.pop()
@@ -566,7 +660,8 @@ class Layer:
                 waiting.extend(reversed(layer.children.values()))
 
     def to(self, device: str | Backend) -> Self:
-        """Move everything to another device or backend, in place, and return the layer. Gradients are dropped."""
+        """Move everything to another device or backend, in place, and return the layer. Gradients
+        are dropped."""
         backend = resolve(device)
         for layer in self.walk():
             home = layer.home
@@ -582,7 +677,10 @@ class Layer:
     def home(self) -> Backend:
         """Where it lives. Raises StateError if it is not built."""
         if self.backend is None:
-            raise StateError("not built yet: call build(input_shape, device=...) on the network first", self.where)
+            raise StateError(
+                "not built yet: call build(input_shape, device=...) on the network first",
+                self.where,
+            )
         return self.backend
 
     def check_built(self) -> None:
@@ -590,15 +688,18 @@ class Layer:
         if self.backend is None:
             self.home  # noqa: B018 (which says so)
 
-    # --- changing a network -----------------------------------------------------------------------------------------
+    # --- changing a network -----------------------------------------------------------------------
 
     def replace(self, path: str, layer: "Layer") -> "Layer":
-        """Put ``layer`` where the one at ``path`` is, in a network that is built or not yet; returns the one that was there.
+        """Put ``layer`` where the one at ``path`` is, in a network that is built or not yet;
+        returns the one that was there.
 
-        All other layers keep their weights. The new one's are drawn from the network's seed and its path, but what was built before
-        (a layer of this network inside the new one, or one that was taken out of another network) keeps its own. All shapes
-        are checked first, and nothing is changed on an error. Gradients are dropped; parameters may become other arrays, so a
-        ``Trainer`` of before raises StateError. An optimizer goes on with what has the same path and shape, and raises for others.
+        All other layers keep their weights. The new one's are drawn from the network's seed and its
+        path, but what was built before (a layer of this network inside the new one, or one that was
+        taken out of another network) keeps its own. All shapes are checked first, and nothing is
+        changed on an error. Gradients are dropped; parameters may become other arrays, so a
+        ``Trainer`` of before raises StateError. An optimizer goes on with what has the same path
+        and shape, and raises for others.
 
         Args:
             path: of a layer below this one: "fc", "layer1.0.conv1".
@@ -606,7 +707,8 @@ class Layer:
 
         Raises:
             ArgumentError: there is no layer at this path, or ``layer`` is none.
-            ShapeError: the network does not fit together with it. StateError: it is a part of another network.
+            ShapeError: the network does not fit together with it. StateError: it is a part of
+                another network.
         """
         if self._network is not None and not self._is_root:
             if (root := self._network.root()) is None:
@@ -630,7 +732,9 @@ class Layer:
                 after = list(self.walk())
                 _check_ties(after)
                 drawn = {
-                    new: new._drawn(self.backend, self.dtype, self.seed, None) for new in after if not new.is_built()
+                    new: new._drawn(self.backend, self.dtype, self.seed, None)
+                    for new in after
+                    if not new.is_built()
                 }
                 for kept in after:
                     if kept.is_built():
@@ -653,7 +757,9 @@ class Layer:
             self._lay_flat()
         for inner in self.walk():  # attributes that name it, too
             if old in gone:
-                vars(inner).update({alias: layer for alias, value in vars(inner).items() if value is old})
+                vars(inner).update(
+                    {alias: layer for alias, value in vars(inner).items() if value is old}
+                )
         _note_replaced(chain, path, layer)
         self.revision += 1
         return old
@@ -670,7 +776,8 @@ class Layer:
         return self.backend is not None
 
     def _find(self, path: str) -> tuple[list[tuple["Layer", str]], str]:
-        """The layers from this one down to that whose child has the path, each with its own, and the child's name."""
+        """The layers from this one down to that whose child has the path, each with its own, and
+        the child's name."""
         waiting: list[list[tuple[Layer, str]]] = [[(self, self.path)]]
         seen = set()
         while waiting:
@@ -686,12 +793,21 @@ class Layer:
             finally:
                 holder.path = held
             for name, found in paths.items():
-                if path in (found or None, names[name]):  # some add no segment: they can be named all the same
+                # some add no segment: they can be named all the same
+                if path in (found or None, names[name]):
                     return chain, name
-            below = ((name, found) for name, found in paths.items() if not found or path.startswith(f"{found}."))
-            waiting.extend([*chain, (holder.children[name], found)] for name, found in reversed(list(below)))
+            below = (
+                (name, found)
+                for name, found in paths.items()
+                if not found or path.startswith(f"{found}.")
+            )
+            waiting.extend(
+                [*chain, (holder.children[name], found)] for name, found in reversed(list(below))
+            )
         known = [layer.path for layer in self.walk() if layer.path] or list(self.children)
-        raise ArgumentError(f"there is no layer at {quoted(path)}; there are {listed(known, 32)}", self.where)
+        raise ArgumentError(
+            f"there is no layer at {quoted(path)}; there are {listed(known, 32)}", self.where
+        )
 
     def _check_fits(self) -> None:
         """Raise ShapeError if its arrays are not those that it has declared."""
@@ -700,13 +816,17 @@ class Layer:
             has = {name: tuple(array.shape) for name, array in arrays.items()}
             if needed != has:
                 raise ShapeError(
-                    f"keeps its weights, {has}, and would have to have {needed} after the change; replace it as well",
+                    f"keeps its weights, {has}, and would have to have {needed} after the change; "
+                    "replace it as well",
                     self.where,
                 )
 
     def _brought(self, backend: Backend, dtype: str) -> tuple[dict[str, Array], dict[str, Array]]:
         """Copies of its parameters and buffers on another backend."""
-        params = {name: backend.asarray(self.home.to_host(p), dtype) for name, p in self.own_params().items()}
+        params = {
+            name: backend.asarray(self.home.to_host(p), dtype)
+            for name, p in self.own_params().items()
+        }
         buffers = {
             name: backend.asarray(self.home.to_host(b), self.declared_buffers[name].dtype or dtype)
             for name, b in self.buffers.items()
@@ -722,7 +842,7 @@ class Layer:
                     for name, array in arrays.items():
                         arrays[name] = self.backend.xp.asarray(array, copy=True)
 
-    # --- state ------------------------------------------------------------------------------------------------------
+    # --- state ------------------------------------------------------------------------------------
 
     def full_name(self, name: str) -> str:
         """The path of its parameter, buffer or child called ``name``: "conv1.weight"."""
@@ -731,18 +851,25 @@ class Layer:
     def own_params(self) -> dict[str, Array]:
         """Its parameters but for those that are another layer's (``tie``)."""
         return (
-            {name: array for name, array in self.params.items() if name not in self.tied} if self.tied else self.params
+            {name: array for name, array in self.params.items() if name not in self.tied}
+            if self.tied
+            else self.params
         )
 
     def named_parameters(self) -> Named:
         """Every parameter by its path, such as "conv1.weight": the arrays themselves."""
         return Named.of(
-            {layer.full_name(name): array for layer in self.walk() for name, array in layer.own_params().items()},
+            {
+                layer.full_name(name): array
+                for layer in self.walk()
+                for name, array in layer.own_params().items()
+            },
             self._network.params if self._network else (),
         )
 
     def named_gradients(self) -> Named:
-        """The gradients of the last backward pass by the path of their parameter: the arrays themselves."""
+        """The gradients of the last backward pass by the path of their parameter: the arrays
+        themselves."""
         return Named.of(
             {
                 layer.full_name(name): layer.grads[name]
@@ -765,12 +892,17 @@ class Layer:
     def named_buffers(self) -> Named:
         """Every buffer, such as a batch norm's running mean, by its path: the arrays themselves."""
         return Named.of(
-            {layer.full_name(name): array for layer in self.walk() for name, array in layer.buffers.items()},
+            {
+                layer.full_name(name): array
+                for layer in self.walk()
+                for name, array in layer.buffers.items()
+            },
             self._network.buffers if self._network else (),
         )
 
     def state_dict(self) -> dict[str, HostArray]:
-        """Copies of every parameter and buffer as NumPy arrays, by path; names and shapes are PyTorch's."""
+        """Copies of every parameter and buffer as NumPy arrays, by path; names and shapes are
+        PyTorch's."""
         home = self.home
         return {path: home.to_host(array) for path, array in self.named_state().items()}
 
@@ -785,8 +917,8 @@ class Layer:
             What was missing and what was unexpected: nothing where it is ``strict``.
 
         Raises:
-            ModelFormatError: lists everything that is missing, unexpected, of another shape or no array; or numbers beyond the
-                range of the layer's dtype. Nothing has changed then.
+            ModelFormatError: lists everything that is missing, unexpected, of another shape or no
+                array; or numbers beyond the range of the layer's dtype. Nothing has changed then.
         """
         home, own = self.home, self.named_state()
         shapes = {path: tuple(array.shape) for path, array in own.items()}
@@ -810,24 +942,31 @@ class Layer:
             if declared.optional
         }
 
-    # --- copies and pickles -----------------------------------------------------------------------------------------
+    # --- copies and pickles -----------------------------------------------------------------------
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy or a pickle holds: parameters and buffers as NumPy arrays, the backend by its name.
+        """What a copy or a pickle holds: parameters and buffers as NumPy arrays, the backend by its
+        name.
 
-        Left out are gradients, what was kept for a backward pass, functions that observe the layer, and the network around it:
-        a part of a network is copied by itself.
+        Left out are gradients, what was kept for a backward pass, functions that observe the layer,
+        and the network around it: a part of a network is copied by itself.
         """
         state = {name: value for name, value in vars(self).items() if name not in _NOT_COPIED}
         if self.backend is not None:
             for kind in ("params", "buffers"):
-                state[kind] = {name: self.backend.to_host(array) for name, array in state[kind].items()}
-        # Rules that weights were drawn by may be functions that no pickle takes. Building declares all of it anew.
-        state["declared"] = {name: declared._replace(init="default") for name, declared in self.declared.items()}
+                state[kind] = {
+                    name: self.backend.to_host(array) for name, array in state[kind].items()
+                }
+        # Rules that weights were drawn by may be functions that no pickle takes. Building declares
+        # all of it anew.
+        state["declared"] = {
+            name: declared._replace(init="default") for name, declared in self.declared.items()
+        }
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.grads, self.hooks, self._tables, self._network = {}, (), {}, None  # old kinds of pickles call no __new__
+        # old kinds of pickles call no __new__
+        self.grads, self.hooks, self._tables, self._network = {}, (), {}, None
         vars(self).update(state)
         if self.backend is not None:
             for arrays in (self.params, self.buffers):
@@ -843,36 +982,45 @@ class Layer:
         """A whole copy: no two layers share arrays or children."""
         return deepcopy(self)
 
-    # --- description ------------------------------------------------------------------------------------------------
+    # --- description ------------------------------------------------------------------------------
 
     @property
     def parameter_count(self) -> int:
-        """How many numbers this layer itself learns, those of its children left out; known once it is planned."""
-        return sum(prod(spec.shape) for name, spec in self.declared.items() if name not in self.tied)
+        """How many numbers this layer itself learns, those of its children left out; known once it
+        is planned."""
+        return sum(
+            prod(spec.shape) for name, spec in self.declared.items() if name not in self.tied
+        )
 
     @property
     def least_batch(self) -> int:
-        """How many samples a batch must have at least for this layer itself to be trained on it; known once it is planned."""
+        """How many samples a batch must have at least for this layer itself to be trained on it;
+        known once it is planned."""
         return 1
 
     @property
     def least_predicted(self) -> int:
-        """How many samples a batch must have at least for this layer itself to be used out of training."""
+        """How many samples a batch must have at least for this layer itself to be used out of
+        training."""
         return 1
 
     def multiply_adds(self) -> int:
-        """How often this layer itself multiplies and adds in one sample's forward pass; known once it is planned.
+        """How often this layer itself multiplies and adds in one sample's forward pass; known once
+        it is planned.
 
-        Counted as is usual in papers: convolutions and linear maps, without their biases. All else is 0.
+        Counted as is usual in papers: convolutions and linear maps, without their biases. All else
+        is 0.
         """
         return 0
 
     def is_described_by_children(self) -> bool:
-        """Whether ``arguments`` names its children as they are now; else they are those that its constructor makes."""
+        """Whether ``arguments`` names its children as they are now; else they are those that its
+        constructor makes."""
         return False
 
     def arguments(self) -> tuple[list[Any], dict[str, Any]]:
-        """What the constructor was called with, defaults left out: what came under ``*``, and the rest by name."""
+        """What the constructor was called with, defaults left out: what came under ``*``, and the
+        rest by name."""
         args, kwargs = self._made_with
         parameters = signature(type(self)).parameters
         several: list[Any] = []
@@ -888,12 +1036,15 @@ class Layer:
 
     def __repr__(self) -> str:
         several, named = self.arguments()
-        words = [repr(value) for value in several] + [f"{name}={value!r}" for name, value in named.items()]
+        words = [repr(value) for value in several] + [
+            f"{name}={value!r}" for name, value in named.items()
+        ]
         return f"{type(self).__name__}({', '.join(words)})"
 
 
 def _flat(backend: Backend, places: Mapping[str, tuple[dict[str, Array], str]]) -> tuple[Flat, ...]:
-    """Arrays by path, each in the dictionary and under the name where it is to be found: moved into one array for each dtype."""
+    """Arrays by path, each in the dictionary and under the name where it is to be found: moved into
+    one array for each dtype."""
     if not backend.views_alias:
         return ()
     kinds: dict[str, dict[str, Shape]] = {}
@@ -910,14 +1061,16 @@ def _flat(backend: Backend, places: Mapping[str, tuple[dict[str, Array], str]]) 
 
 
 def _first(backend: Backend, host: HostArray, dtype: str) -> Array:
-    """The first values of a parameter or buffer. Where ``_lay_flat`` will copy them to their place, they need no copy before."""
+    """The first values of a parameter or buffer. Where ``_lay_flat`` will copy them to their place,
+    they need no copy before."""
     if backend.views_alias and str(host.dtype) == dtype:
         return backend.share(host)
     return backend.asarray(host, dtype)
 
 
 def run(layer: Layer, x: Any, train: bool, keep: bool) -> tuple[Array, Any]:
-    """A layer's ``forward`` as containers call it: errors say where they happened and what came, hooks see the output."""
+    """A layer's ``forward`` as containers call it: errors say where they happened and what came,
+    hooks see the output."""
     try:
         y, cache = layer.forward(x, train=train, keep=keep)
     except PortacnnError as error:
@@ -933,17 +1086,25 @@ def run(layer: Layer, x: Any, train: bool, keep: bool) -> tuple[Array, Any]:
 
 
 class Trail(list[tuple[Any, Any]]):
-    """A container's cache: what ran, in its order, each with its own cache. A backward pass takes them out from the end."""
+    """A container's cache: what ran, in its order, each with its own cache. A backward pass takes
+    them out from the end."""
 
     used = False
 
     @staticmethod
     def taken(cache: Any, where: str) -> "Trail":
-        """The cache that a container's ``backward`` was given. Raises StateError if it was used, or nothing was kept."""
+        """The cache that a container's ``backward`` was given. Raises StateError if it was used, or
+        nothing was kept."""
         if not isinstance(cache, Trail):
-            raise StateError(f"expected what forward kept for backward (keep=True), got {type(cache).__name__}", where)
+            raise StateError(
+                f"expected what forward kept for backward (keep=True), got {type(cache).__name__}",
+                where,
+            )
         if cache.used:
-            raise StateError("this cache has been used: each backward pass needs a forward pass of its own", where)
+            raise StateError(
+                "this cache has been used: each backward pass needs a forward pass of its own",
+                where,
+            )
         cache.used = True
         return cache
 
@@ -953,25 +1114,32 @@ _planned: ContextVar[set[Layer] | None] = ContextVar("portacnn_planned", default
 
 
 def _check_ties(layers: list[Layer]) -> None:
-    """Raise unless each tied parameter is that of another layer here, of the shape that it would have itself."""
+    """Raise unless each tied parameter is that of another layer here, of the shape that it would
+    have itself."""
     for layer in layers:
         for name, (owner, owner_name) in layer.tied.items():
-            if name not in layer.declared or owner not in layers or owner_name not in owner.declared:
+            if (
+                name not in layer.declared
+                or owner not in layers
+                or owner_name not in owner.declared
+            ):
                 raise StateError(
-                    f"{name} is tied to {owner_name} of {owner.where}, and they are not two parameters of this network",
+                    f"{name} is tied to {owner_name} of {owner.where}, and they are not two "
+                    "parameters of this network",
                     layer.where,
                 )
             shapes = layer.declared[name].shape, owner.declared[owner_name].shape
             if shapes[0] != shapes[1]:
                 raise ShapeError(
-                    f"{name} would be {shapes[0]}; {owner.full_name(owner_name)}, to which it is tied, is {shapes[1]}",
+                    f"{name} would be {shapes[0]}; {owner.full_name(owner_name)}, to which it is "
+                    f"tied, is {shapes[1]}",
                     layer.where,
                 )
 
 
 _NOT_COPIED = {"_network", "_tables", "hooks", "grads", "forward", "backward"}
 
-# --- building from a file -------------------------------------------------------------------------------------------
+# --- building from a file -------------------------------------------------------------------------
 
 _not_building: ContextVar[bool] = ContextVar("portacnn_not_building", default=False)
 
@@ -991,7 +1159,8 @@ _state: ContextVar[Mapping[str, HostArray] | None] = ContextVar("portacnn_state"
 
 @contextmanager
 def building_from(state: Mapping[str, HostArray]) -> Iterator[None]:
-    """Within it, ``build`` takes parameters from ``state`` and draws none; ``state`` must fit before any is allocated."""
+    """Within it, ``build`` takes parameters from ``state`` and draws none; ``state`` must fit
+    before any is allocated."""
     token = _state.set(state)
     try:
         yield
@@ -1009,12 +1178,13 @@ def check_state(
     """Compare a state with the shapes of a network's own arrays by path.
 
     Raises:
-        ModelFormatError: with everything that is missing or unexpected, if it is ``strict``, that has another shape, or that is
-            no array of numbers.
+        ModelFormatError: with everything that is missing or unexpected, if it is ``strict``, that
+            has another shape, or that is no array of numbers.
     """
     if not isinstance(state, Mapping):
         raise ModelFormatError(
-            f"expected arrays by path, as state_dict() gives them, got a {type(state).__name__}", where
+            f"expected arrays by path, as state_dict() gives them, got a {type(state).__name__}",
+            where,
         )
     mismatch = Mismatch(
         [path for path in own if path not in state and path not in optional],
@@ -1033,10 +1203,14 @@ def check_state(
         "of another shape": [
             f"{path} {tuple(state[path].shape)} (expected {own[path]})"
             for path in common
-            if path not in foreign and hasattr(state[path], "shape") and tuple(state[path].shape) != own[path]
+            if path not in foreign
+            and hasattr(state[path], "shape")
+            and tuple(state[path].shape) != own[path]
         ],
         "no array that NumPy can hold (convert it to float32)": [
-            f"{path} ({state[path].dtype})" for path in common if path in foreign and hasattr(state[path], "dtype")
+            f"{path} ({state[path].dtype})"
+            for path in common
+            if path in foreign and hasattr(state[path], "dtype")
         ],
     }
     if any(problems.values()):
@@ -1062,15 +1236,22 @@ def _sample_shape(shape: Sequence[int], where: str) -> Shape:
     try:
         return wholes("input_shape", shape, 1)
     except ArgumentError as error:
-        raise ShapeError(f"input_shape must be positive numbers without the batch, got {told(shape)}", where) from error
+        raise ShapeError(
+            f"input_shape must be positive numbers without the batch, got {told(shape)}", where
+        ) from error
 
 
 def _note_replaced(chain: list[tuple[Layer, str]], path: str, layer: Layer) -> None:
-    """Have descriptions know of a replacement: where a class's own constructor made its layers, it notes what is another now."""
-    maker, own = next((pair for pair in chain if not pair[0].is_described_by_children()), (None, ""))
+    """Have descriptions know of a replacement: where a class's own constructor made its layers, it
+    notes what is another now."""
+    maker, own = next(
+        (pair for pair in chain if not pair[0].is_described_by_children()), (None, "")
+    )
     if maker is None or any(above in maker.replaced.values() for above, _ in chain):
         return
     path = path.removeprefix(f"{own}.") if own else path
-    for other in [other for other in maker.replaced if other == path or other.startswith(f"{path}.")]:
+    for other in [
+        other for other in maker.replaced if other == path or other.startswith(f"{path}.")
+    ]:
         del maker.replaced[other]
     maker.replaced[path] = layer

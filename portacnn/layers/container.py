@@ -1,7 +1,8 @@
 """Containers: layers made of layers. One after the other, side by side, and around a shortcut.
 
-They nest in any way, and each is a layer as any other: what it is given goes forward to those inside it, what comes back goes
-backward through them in the reverse order. Where a path forks, the gradients of its branches are added.
+They nest in any way, and each is a layer as any other: what it is given goes forward to those
+inside it, what comes back goes backward through them in the reverse order. Where a path forks, the
+gradients of its branches are added.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,9 +20,11 @@ from portacnn.runtime import Array, backend_of
 
 
 class Holder(Layer, abstract=True):
-    """A layer with children, those that its constructor took until ``replace`` puts others there: what runs is made of them.
+    """A layer with children, those that its constructor took until ``replace`` puts others there:
+    what runs is made of them.
 
-    An attribute may name a layer that is in the network already, and no other: that one would neither run nor learn.
+    An attribute may name a layer that is in the network already, and no other: that one would
+    neither run nor learn.
     """
 
     def _seal(self) -> None:
@@ -42,14 +45,21 @@ class Holder(Layer, abstract=True):
         inside = any(value is layer for layer in self.walk())
         if value is not held and (isinstance(held, Layer) or name in self.children or not inside):
             raise StateError(
-                f"the layer {name!r} cannot be set; call network.replace(path, layer), or make a new network and give it the "
+                f"the layer {name!r} cannot be set; call network.replace(path, layer), or make a "
+                "new network and give it the "
                 "weights with load_state_dict(state, strict=False)",
                 self.where,
             )
 
     def __delattr__(self, name: str) -> None:
-        if isinstance(vars(self).get(name, self.children.get(name)), Layer) and self.children.sealed:
-            raise StateError(f"the layer {name!r} cannot be taken away; make a new network without it", self.where)
+        if (
+            isinstance(vars(self).get(name, self.children.get(name)), Layer)
+            and self.children.sealed
+        ):
+            raise StateError(
+                f"the layer {name!r} cannot be taken away; make a new network without it",
+                self.where,
+            )
         super().__delattr__(name)
 
 
@@ -61,7 +71,9 @@ class _Container(Holder, abstract=True):
         if not isinstance(layer, Layer):
             raise ArgumentError(f"{name!r} is no layer: {layer!r}", type(self).__name__)
         if not name or "." in name:
-            raise ArgumentError(f"a layer's name must not be empty or have dots, got {name!r}", type(self).__name__)
+            raise ArgumentError(
+                f"a layer's name must not be empty or have dots, got {name!r}", type(self).__name__
+            )
         if name in self.children:
             raise ArgumentError(f"there are two layers called {name!r}", type(self).__name__)
         Layer.adopt(self, name, layer)
@@ -73,7 +85,8 @@ class _Container(Holder, abstract=True):
         self._seal()
 
     takes_children: ClassVar[bool]
-    """Said by a class whose own constructor takes its children by their names: then its arguments are the children of now."""
+    """Said by a class whose own constructor takes its children by their names: then its arguments
+    are the children of now."""
 
     def is_described_by_children(self) -> bool:
         kinds = (kind for kind in type(self).__mro__ if "__init__" in vars(kind))
@@ -107,7 +120,8 @@ def learns(layer: Layer) -> bool:
 class Sequential(_Container):
     """Layers that run one after the other: ``Sequential(conv1=Conv2d(1, 8, 3), relu1=ReLU())``.
 
-    Layers given without a name are called "0", "1", ..., as in torch.nn.Sequential. Without any, it gives back its input.
+    Layers given without a name are called "0", "1", ..., as in torch.nn.Sequential. Without any, it
+    gives back its input.
     """
 
     takes_children = True
@@ -133,7 +147,9 @@ class Sequential(_Container):
         return [
             part
             for stage in self.stages
-            for part in (stage.layers if isinstance(stage, Fused) and stage.is_observed() else (stage,))
+            for part in (
+                stage.layers if isinstance(stage, Fused) and stage.is_observed() else (stage,)
+            )
         ]
 
     def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
@@ -169,16 +185,18 @@ class Sequential(_Container):
 
 
 class Residual(_Container):
-    """y = activation(body(x) + shortcut(x)), the block of residual networks (He et al., 2015): x (N, *S) -> y (N, *OUT).
+    """y = activation(body(x) + shortcut(x)), the block of residual networks (He et al., 2015): x
+    (N, *S) -> y (N, *OUT).
 
         Residual(
-            Sequential(conv1=Conv2d(64, 128, 3, 2, 1), bn1=BatchNorm2d(128), relu=ReLU(), conv2=Conv2d(128, 128, 3, 1, 1)),
-            Sequential(Conv2d(64, 128, 1, 2), BatchNorm2d(128)),
+            Sequential(conv1=Conv2d(64, 128, 3, 2, 1), bn1=BatchNorm2d(128), relu=ReLU(),
+            conv2=Conv2d(128, 128, 3, 1, 1)), Sequential(Conv2d(64, 128, 1, 2), BatchNorm2d(128)),
             activation=ReLU(),
         )
 
-    The body adds no segment to the paths of what is in it: in a block at "layer1.0" they are layer1.0.conv1.weight and, for
-    the shortcut, layer1.0.downsample.0.weight, as in torchvision's ResNets.
+    The body adds no segment to the paths of what is in it: in a block at "layer1.0" they are
+    layer1.0.conv1.weight and, for the shortcut, layer1.0.downsample.0.weight, as in torchvision's
+    ResNets.
 
     Args:
         body: any layer.
@@ -231,12 +249,16 @@ class Residual(_Container):
         return self.path if name == "body" else super().child_path(name)
 
     def infer(self, shape: Shape) -> Shape:
-        outputs = {name: child.plan(shape, self.child_path(name)) for name, child in self._parallel().items()}
+        outputs = {
+            name: child.plan(shape, self.child_path(name))
+            for name, child in self._parallel().items()
+        }
         body, short = outputs["body"], outputs.get(self.shortcut_name, shape)
         if body != short:
             given = "the input itself is" if self.shortcut is None else "the shortcut gives"
             raise ShapeError(
-                f"the body gives {body}, {given} {short}, and the two are added; a shortcut such as "
+                f"the body gives {body}, {given} {short}, and the two are added; a shortcut such "
+                "as "
                 "Conv2d(channels, out_channels, 1, stride) can bring them together"
             )
         if self.activation is not None:
@@ -253,8 +275,10 @@ class Residual(_Container):
         for name in self.children:
             if name != "body" and self.child_path(name) in taken:
                 raise ArgumentError(
-                    f"the body has a layer at {self.child_path(name)!r} already; give the body's a name of its own "
-                    f"(or the shortcut: shortcut_name=...), or put the body into a Sequential(inner=...)"
+                    f"the body has a layer at {self.child_path(name)!r} already; give the body's a "
+                    "name of its own "
+                    "(or the shortcut: shortcut_name=...), or put the body into a "
+                    "Sequential(inner=...)"
                 )
 
     def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
@@ -270,7 +294,9 @@ class Residual(_Container):
             y, last = run(activation, y, train, keep)
         if not keep:
             return y, None
-        return y, Trail([(shortcut, of_shortcut), (self.body, of_body), (None if joined else activation, last)])
+        return y, Trail(
+            [(shortcut, of_shortcut), (self.body, of_body), (None if joined else activation, last)]
+        )
 
     def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
         trail = Trail.taken(cache, self.where)
@@ -289,7 +315,8 @@ class Residual(_Container):
 
 
 class Branches(_Container):
-    """Layers that run side by side on the same input: x (N, *S) -> y, their outputs set side by side or added.
+    """Layers that run side by side on the same input: x (N, *S) -> y, their outputs set side by
+    side or added.
 
     An inception block (Szegedy et al., 2014) is
 
@@ -299,10 +326,12 @@ class Branches(_Container):
             Sequential(MaxPool2d(3, 1, 1), Conv2d(192, 32, 1)),
         )
 
-    and gives 64 + 128 + 32 channels. Branches without a name are called "0", "1", ...; an empty ``Sequential()`` hands on x.
+    and gives 64 + 128 + 32 channels. Branches without a name are called "0", "1", ...; an empty
+    ``Sequential()`` hands on x.
 
     Args:
-        join: "concat": (N, C1, *S), (N, C2, *S), ... -> (N, C1 + C2 + ..., *S); "add": all of one shape, added.
+        join: "concat": (N, C1, *S), (N, C2, *S), ... -> (N, C1 + C2 + ..., *S); "add": all of one
+            shape, added.
 
     Raises:
         ArgumentError: no layers, or another ``join``.
@@ -321,16 +350,21 @@ class Branches(_Container):
         self._take_all(layers, named)
 
     def infer(self, shape: Shape) -> Shape:
-        outputs = {name: child.plan(shape, self.child_path(name)) for name, child in self.children.items()}
+        outputs = {
+            name: child.plan(shape, self.child_path(name)) for name, child in self.children.items()
+        }
         listed = ", ".join(f"{name} {output}" for name, output in outputs.items())
         first, *others = outputs.values()
         if self.join == "add":
             if any(output != first for output in others):
                 raise ShapeError(f"branches that are added must give one shape; they give {listed}")
             return first
-        if not first or any(len(output) != len(first) or output[1:] != first[1:] for output in others):
+        if not first or any(
+            len(output) != len(first) or output[1:] != first[1:] for output in others
+        ):
             raise ShapeError(
-                f"branches that are set side by side may differ in their channels only; they give {listed}"
+                "branches that are set side by side may differ in their channels only; they give "
+                f"{listed}"
             )
         return (sum(output[0] for output in outputs.values()), *first[1:])
 
@@ -362,13 +396,14 @@ class Branches(_Container):
 
 
 class Recompute(_Container):
-    """A layer that keeps nothing but its input for the backward pass, and runs forward once more there: x -> layer(x).
+    """A layer that keeps nothing but its input for the backward pass, and runs forward once more
+    there: x -> layer(x).
 
-        Sequential(*(Recompute(block) for block in blocks))  # holds the activations of one block at a time
+        Sequential(*(Recompute(block) for block in blocks))  # one block's activations
 
-    Known as gradient checkpointing (Chen et al., 2016): memory for a second forward pass. Outputs, gradients, running statistics
-    and what dropout draws are those of the layer alone, to the bit. It adds no segment to paths, and files of weights fit with it
-    and without.
+    Known as gradient checkpointing (Chen et al., 2016): memory for a second forward pass. Outputs,
+    gradients, running statistics and what dropout draws are those of the layer alone, to the bit.
+    It adds no segment to paths, and files of weights fit with it and without.
 
     Args:
         layer: any layer, usually a block of several.
@@ -397,7 +432,8 @@ class Recompute(_Container):
             before = Moment(None, 0, {inner: inner.step for inner in layer.walk()})
         else:
             before = Moment(now.step, now.first, now.counts)
-        # It keeps, and lets go of what is kept: some kernels give other bits when they keep nothing.
+        # It keeps, and lets go of what is kept: some kernels give other bits when they keep
+        # nothing.
         y, _ = run(layer, x, train, keep)
         return y, Trail([(layer, (x, train, before))]) if keep else None
 

@@ -1,6 +1,7 @@
 """Convolution layers, and transposed ones, in one, two and three dimensions.
 
-Notation: C in-channels, O out-channels, S/OUT the spatial axes in/out (W; H, W; or D, H, W), K the kernel.
+Notation: C in-channels, O out-channels, S/OUT the spatial axes in/out (W; H, W; or D, H, W), K the
+kernel.
 """
 
 from collections.abc import Sequence
@@ -11,11 +12,23 @@ from portacnn import ops
 from portacnn.errors import ArgumentError, PortacnnError, ShapeError
 from portacnn.init import Initializer, rule
 from portacnn.layers.base import Layer, Shape
-from portacnn.ops.windows import Padding, Windows, check_output_padding, check_pads, pads_of, per_axis
+from portacnn.ops.windows import (
+    Padding,
+    Windows,
+    check_output_padding,
+    check_pads,
+    pads_of,
+    per_axis,
+)
 from portacnn.runtime import Array
 
 SAMPLES = {1: "(C, W)", 2: "(C, H, W)", 3: "(C, D, H, W)"}
-PADDING_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
+PADDING_MODES = {
+    "zeros": "constant",
+    "reflect": "reflect",
+    "replicate": "replicate",
+    "circular": "circular",
+}
 
 
 def spatial(shape: Shape, axes: int) -> tuple[int, ...]:
@@ -70,15 +83,22 @@ class _Convolving(Layer):
         spatial(shape, self.axes)
         channels = shape[0]
         if channels != (self.in_channels or channels):
-            raise ShapeError(f"expected {self.in_channels} input channels, got {channels} (samples {shape})")
+            raise ShapeError(
+                f"expected {self.in_channels} input channels, got {channels} (samples {shape})"
+            )
         if channels % self.groups:
             raise ShapeError(f"{channels} input channels do not split into {self.groups} groups")
         return channels
 
     def _declare(self, weight: Shape) -> None:
-        """The weight, (out, in / groups, *K) of the convolution it belongs to, and the bias; fans as PyTorch counts them."""
-        # PyTorch takes fan_in from the weight's second axis even where, in a transposed convolution, that is the output's.
-        fans = {"fan_in": prod(weight[1:]), "fan_out": weight[0] // self.groups * prod(self.kernel_size)}
+        """The weight, (out, in / groups, *K) of the convolution it belongs to, and the bias; fans
+        as PyTorch counts them."""
+        # PyTorch takes fan_in from the weight's second axis even where, in a transposed
+        # convolution, that is the output's.
+        fans = {
+            "fan_in": prod(weight[1:]),
+            "fan_out": weight[0] // self.groups * prod(self.kernel_size),
+        }
         self.declare("weight", weight, self.weight_init, **fans)
         if self.bias:
             self.declare("bias", (self.out_channels,), self.bias_init, **fans)
@@ -92,13 +112,15 @@ class Conv(_Convolving, abstract=True):
         out_channels: O.
         kernel_size, stride, padding, dilation, groups: as for ``portacnn.ops.conv2d``.
         bias: whether there is one.
-        padding_mode: what stands in the padding: "zeros", "reflect", "replicate" or "circular" (see ``portacnn.ops.pad``).
+        padding_mode: what stands in the padding: "zeros", "reflect", "replicate" or "circular" (see
+            ``portacnn.ops.pad``).
         weight_init, bias_init: rules of ``portacnn.init``; PyTorch's by default.
 
     Parameters: ``weight`` (O, C/groups, *K), ``bias`` (O,).
 
     Raises:
-        ArgumentError: numbers that mean nothing; groups that do not divide the channels; an unknown padding mode.
+        ArgumentError: numbers that mean nothing; groups that do not divide the channels; an unknown
+            padding mode.
     """
 
     def __init__(
@@ -130,7 +152,9 @@ class Conv(_Convolving, abstract=True):
         )
         if padding_mode not in PADDING_MODES:
             known = ", ".join(map(repr, PADDING_MODES))
-            raise ArgumentError(f"padding_mode must be one of {known}; got {padding_mode!r}", type(self).__name__)
+            raise ArgumentError(
+                f"padding_mode must be one of {known}; got {padding_mode!r}", type(self).__name__
+            )
         self.padding_mode = padding_mode
 
     def infer(self, shape: Shape) -> Shape:
@@ -146,7 +170,12 @@ class Conv(_Convolving, abstract=True):
 
     def geometry(self) -> dict[str, Any]:
         """What the op is to be told besides its arrays."""
-        return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
+        return {
+            "stride": self.stride,
+            "padding": self.padding,
+            "dilation": self.dilation,
+            "groups": self.groups,
+        }
 
     def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
         self.check_built()
@@ -156,7 +185,9 @@ class Conv(_Convolving, abstract=True):
             flat = [n for pair in reversed(pads) for n in pair]
             x, margins = ops.pad(x, flat, PADDING_MODES[self.padding_mode], keep=keep)
             geometry["padding"] = 0
-        y, cache = type(self).op(x, self.params["weight"], self.params.get("bias"), **geometry, keep=keep)
+        y, cache = type(self).op(
+            x, self.params["weight"], self.params.get("bias"), **geometry, keep=keep
+        )
         return y, (cache, margins) if keep else None
 
     def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
@@ -167,38 +198,43 @@ class Conv(_Convolving, abstract=True):
 
 
 class Conv1d(Conv):
-    """Convolution along one axis, as torch.nn.Conv1d: x (N, C, W) -> y (N, O, OW). Arguments: see ``Conv``."""
+    """Convolution along one axis, as torch.nn.Conv1d: x (N, C, W) -> y (N, O, OW). Arguments: see
+    ``Conv``."""
 
     axes, op, op_backward = 1, ops.conv1d, ops.conv1d_backward
 
 
 class Conv2d(Conv):
-    """Two-dimensional convolution, as torch.nn.Conv2d: x (N, C, H, W) -> y (N, O, OH, OW). Arguments: see ``Conv``."""
+    """Two-dimensional convolution, as torch.nn.Conv2d: x (N, C, H, W) -> y (N, O, OH, OW).
+    Arguments: see ``Conv``."""
 
     axes, op, op_backward = 2, ops.conv2d, ops.conv2d_backward
 
 
 class Conv3d(Conv):
-    """Three-dimensional convolution, as torch.nn.Conv3d: x (N, C, D, H, W) -> y (N, O, OD, OH, OW). See ``Conv``."""
+    """Three-dimensional convolution, as torch.nn.Conv3d: x (N, C, D, H, W) -> y (N, O, OD, OH, OW).
+    See ``Conv``."""
 
     axes, op, op_backward = 3, ops.conv3d, ops.conv3d_backward
 
 
 class ConvTranspose(_Convolving, abstract=True):
-    """What ConvTranspose1d, ConvTranspose2d and ConvTranspose3d share: x (N, C, *S) -> y (N, O, *OUT).
+    """What ConvTranspose1d, ConvTranspose2d and ConvTranspose3d share: x (N, C, *S) -> y (N, O,
+    *OUT).
 
     Args:
         in_channels: C, or None to take it from the input's shape when the network is built.
         out_channels: O.
-        kernel_size, stride, padding, output_padding, groups, dilation: as for ``portacnn.ops.conv_transpose2d``.
+        kernel_size, stride, padding, output_padding, groups, dilation: as for
+            ``portacnn.ops.conv_transpose2d``.
         bias: whether there is one.
         weight_init, bias_init: rules of ``portacnn.init``; PyTorch's by default.
 
     Parameters: ``weight`` (C, O/groups, *K), ``bias`` (O,).
 
     Raises:
-        ArgumentError: numbers that mean nothing; groups that do not divide the channels; an output_padding that is not
-            below the stride or the dilation.
+        ArgumentError: numbers that mean nothing; groups that do not divide the channels; an
+            output_padding that is not below the stride or the dilation.
     """
 
     def __init__(
@@ -217,13 +253,24 @@ class ConvTranspose(_Convolving, abstract=True):
         bias_init: Initializer = "default",
     ) -> None:
         self._check(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, weight_init, bias_init
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            weight_init,
+            bias_init,
         )
         try:
             self.output_padding = per_axis("output_padding", output_padding, self.axes, 0)
             check_output_padding(self.output_padding, self.stride, self.dilation)
             if isinstance(padding, str):
-                raise ArgumentError(f"padding of a transposed convolution must be numbers, got {padding!r}")
+                raise ArgumentError(
+                    f"padding of a transposed convolution must be numbers, got {padding!r}"
+                )
         except PortacnnError as error:
             raise error.at(type(self).__name__)
 
@@ -259,18 +306,21 @@ class ConvTranspose(_Convolving, abstract=True):
 
 
 class ConvTranspose1d(ConvTranspose):
-    """Transposed convolution along one axis, as torch.nn.ConvTranspose1d. Arguments: see ``ConvTranspose``."""
+    """Transposed convolution along one axis, as torch.nn.ConvTranspose1d. Arguments: see
+    ``ConvTranspose``."""
 
     axes, op, op_backward = 1, ops.conv_transpose1d, ops.conv_transpose1d_backward
 
 
 class ConvTranspose2d(ConvTranspose):
-    """Two-dimensional transposed convolution, as torch.nn.ConvTranspose2d. Arguments: see ``ConvTranspose``."""
+    """Two-dimensional transposed convolution, as torch.nn.ConvTranspose2d. Arguments: see
+    ``ConvTranspose``."""
 
     axes, op, op_backward = 2, ops.conv_transpose2d, ops.conv_transpose2d_backward
 
 
 class ConvTranspose3d(ConvTranspose):
-    """Three-dimensional transposed convolution, as torch.nn.ConvTranspose3d. Arguments: see ``ConvTranspose``."""
+    """Three-dimensional transposed convolution, as torch.nn.ConvTranspose3d. Arguments: see
+    ``ConvTranspose``."""
 
     axes, op, op_backward = 3, ops.conv_transpose3d, ops.conv_transpose3d_backward

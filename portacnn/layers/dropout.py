@@ -12,11 +12,13 @@ _UNCHANGED = ()  # kept by a forward that dropped nothing
 
 
 class Dropout(Layer):
-    """In training each number is zero with probability p, and the others are divided by 1 - p; else nothing happens.
+    """In training each number is zero with probability p, and the others are divided by 1 - p; else
+    nothing happens.
 
-    What is dropped follows from ``seed`` and ``path``, which ``build`` gives, the step and the position in the batch (see
-    ``at_step``), and the element's place in its sample: the same bits on every backend, however a batch is cut up. Without
-    ``at_step``, ``step`` counts the training forward passes.
+    What is dropped follows from ``seed`` and ``path``, which ``build`` gives, the step and the
+    position in the batch (see ``at_step``), and the element's place in its sample: the same bits on
+    every backend, however a batch is cut up. Without ``at_step``, ``step`` counts the training
+    forward passes.
 
     Args:
         p: the share to drop, 0 to 1.
@@ -34,7 +36,9 @@ class Dropout(Layer):
 
     def infer(self, shape: Shape) -> Shape:
         if self.axes is not None and len(shape) != self.axes:
-            raise ShapeError(f"expected samples of a channel axis and {self.axes - 1} more, got {shape}")
+            raise ShapeError(
+                f"expected samples of a channel axis and {self.axes - 1} more, got {shape}"
+            )
         return shape
 
     def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
@@ -42,7 +46,9 @@ class Dropout(Layer):
         if not train or self.p == 0:
             return x, _UNCHANGED if keep else None
         step, first, path = self.draw()
-        return type(self).op(x, self.p, seed=self.seed, path=path, step=step, first=first, keep=keep)
+        return type(self).op(
+            x, self.p, seed=self.seed, path=path, step=step, first=first, keep=keep
+        )
 
     def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
         return dy if cache is _UNCHANGED else type(self).op_backward(dy, cache)

@@ -1,7 +1,9 @@
-"""``Graph``: layers in any order that has no circle. Each takes one or several of the values before it.
+"""``Graph``: layers in any order that has no circle. Each takes one or several of the values before
+it.
 
-Forward, the nodes run as they stand, and a value is dropped after its last use. Backward they run the other way; where a
-value was used several times, the gradients that come back are added. What nobody asks a gradient of is left out.
+Forward, the nodes run as they stand, and a value is dropped after its last use. Backward they run
+the other way; where a value was used several times, the gradients that come back are added. What
+nobody asks a gradient of is left out.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -29,7 +31,8 @@ class Node(NamedTuple):
 
 
 class _Chain(NamedTuple):
-    """Nodes in a row of which each has only the one before it to read, and nobody else reads that one."""
+    """Nodes in a row of which each has only the one before it to read, and nobody else reads that
+    one."""
 
     layer: Layer  # one layer, or a Sequential that runs several (some of them as one op)
     inputs: tuple[str, ...]
@@ -47,14 +50,17 @@ class Graph(Holder):
             ("sum", Arithmetic("add"), ["conv2", "relu1"]),
         )
 
-    A node's name is its path, and may have dots: parameters are "conv1.weight" or "layer1.0.conv1.weight".
+    A node's name is its path, and may have dots: parameters are "conv1.weight" or
+    "layer1.0.conv1.weight".
 
     Args:
-        nodes: (name, layer, inputs), in the order in which they run. An input is the name of a node that stands before, or
-            "input". A layer that takes several is a ``Join``. One layer may stand in several nodes.
+        nodes: (name, layer, inputs), in the order in which they run. An input is the name of a node
+            that stands before, or "input". A layer that takes several is a ``Join``. One layer may
+            stand in several nodes.
 
     Raises:
-        ArgumentError: no nodes; a name that is taken; an input that is no node before; a value that nobody uses.
+        ArgumentError: no nodes; a name that is taken; an input that is no node before; a value that
+            nobody uses.
     """
 
     def __init__(self, *nodes: tuple[str, Layer, Sequence[str]]) -> None:
@@ -70,7 +76,9 @@ class Graph(Holder):
 
     def adopt(self, name: str, layer: Layer) -> None:
         """Put another layer into the node called ``name``."""
-        self._set(tuple(node._replace(layer=layer) if node.name == name else node for node in self.nodes))
+        self._set(
+            tuple(node._replace(layer=layer) if node.name == name else node for node in self.nodes)
+        )
         super().adopt(name, layer)
 
     def _set(self, nodes: tuple[Node, ...]) -> None:
@@ -90,7 +98,9 @@ class Graph(Holder):
             raise ArgumentError(f"a node is (name, layer, inputs), got {node!r}")
         name, layer, inputs = node
         if not isinstance(name, str) or not name or name == INPUT:
-            raise ArgumentError(f'a node\'s name must be text, not empty and not "{INPUT}", got {name!r}')
+            raise ArgumentError(
+                f'a node\'s name must be text, not empty and not "{INPUT}", got {name!r}'
+            )
         if not isinstance(layer, Layer):
             raise ArgumentError(f"{name!r} is no layer: {layer!r}")
         if isinstance(inputs, str) or not all(isinstance(i, str) for i in inputs):
@@ -110,7 +120,9 @@ class Graph(Holder):
             if isinstance(layer, Join):
                 layer.check_count(len(inputs))
             elif len(inputs) != 1:
-                raise ArgumentError(f"{name!r}, a {type(layer).__name__}, takes one input, got {len(inputs)}")
+                raise ArgumentError(
+                    f"{name!r}, a {type(layer).__name__}, takes one input, got {len(inputs)}"
+                )
             known.add(name)
             used.update(inputs)
         if unused := [node.name for node in nodes[:-1] if node.name not in used]:
@@ -120,13 +132,17 @@ class Graph(Holder):
         shapes: dict[str, Shape] = {INPUT: shape}
         for name, layer, inputs in self.nodes:
             given: Any = tuple(shapes[i] for i in inputs)
-            shapes[name] = layer.plan(given if isinstance(layer, Join) else given[0], self.child_path(name))
+            shapes[name] = layer.plan(
+                given if isinstance(layer, Join) else given[0], self.child_path(name)
+            )
         taken: set[str] = set()
         for layer in self.walk():
             names = (*layer.declared, *layer.declared_buffers)
             for path in map(layer.full_name, (name for name in names if name not in layer.tied)):
                 if path in taken:
-                    raise ArgumentError(f"two layers have state at {path!r}; give one of them another name")
+                    raise ArgumentError(
+                        f"two layers have state at {path!r}; give one of them another name"
+                    )
                 taken.add(path)
         return shapes[self.nodes[-1].name]
 
@@ -134,7 +150,9 @@ class Graph(Holder):
         trail, values = Trail(), {INPUT: x}
         for chain in self._chains:
             given: Any = [values[name] for name in chain.inputs]
-            y, cache = run(chain.layer, given if isinstance(chain.layer, Join) else given[0], train, keep)
+            y, cache = run(
+                chain.layer, given if isinstance(chain.layer, Join) else given[0], train, keep
+            )
             for name in chain.dropped:
                 del values[name]
             values[chain.output] = y
@@ -152,10 +170,14 @@ class Graph(Holder):
                     continue
                 parts = grads.pop(output)
                 ask = any(name in wanted for name in inputs)
-                back: Any = layer.backward(parts[0] if len(parts) == 1 else add(parts), kept, need_dx=ask)
+                back: Any = layer.backward(
+                    parts[0] if len(parts) == 1 else add(parts), kept, need_dx=ask
+                )
                 if not ask:
                     continue
-                for name, dx in zip(inputs, back if isinstance(layer, Join) else [back], strict=True):
+                for name, dx in zip(
+                    inputs, back if isinstance(layer, Join) else [back], strict=True
+                ):
                     if name in wanted:
                         grads.setdefault(name, []).append(dx)
         return add(grads[INPUT]) if need_dx else None
@@ -170,7 +192,9 @@ class Graph(Holder):
 
         def run(x: Array) -> Array:
             values = {INPUT: x}
-            for function, (layer, inputs, output, dropped) in zip(functions, self._chains, strict=True):
+            for function, (layer, inputs, output, dropped) in zip(
+                functions, self._chains, strict=True
+            ):
                 given: Any = [values[name] for name in inputs]
                 y = function(given if isinstance(layer, Join) else given[0])
                 for name in dropped:
@@ -192,7 +216,8 @@ def _chained(nodes: Sequence[Node]) -> Iterator[_Chain]:
     for node in nodes:
         before = rows[-1] if rows else []
         follows = before and node.inputs == (before[-1].name,) and uses[before[-1].name] == 1
-        joins = any(isinstance(n.layer, Join) for n in (node, *before[:1]))  # a Sequential hands on one array
+        # a Sequential hands on one array
+        joins = any(isinstance(n.layer, Join) for n in (node, *before[:1]))
         if follows and not joins and len(before) < _LONGEST:
             before.append(node)
         else:
@@ -201,11 +226,14 @@ def _chained(nodes: Sequence[Node]) -> Iterator[_Chain]:
     for number, row in enumerate(rows):
         layer = row[0].layer if len(row) == 1 else Sequential(*(node.layer for node in row))
         inputs = row[0].inputs
-        yield _Chain(layer, inputs, row[-1].name, tuple({name for name in inputs if last[name] == number}))
+        yield _Chain(
+            layer, inputs, row[-1].name, tuple({name for name in inputs if last[name] == number})
+        )
 
 
 def _wants(chains: Sequence[_Chain], need_dx: bool) -> set[str]:
-    """The values whose gradient is needed: those that depend on a parameter, and with ``need_dx`` on the input."""
+    """The values whose gradient is needed: those that depend on a parameter, and with ``need_dx``
+    on the input."""
     wanted = {INPUT} if need_dx else set()
     for layer, inputs, output, _ in chains:
         if any(name in wanted for name in inputs) or learns(layer):

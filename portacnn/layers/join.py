@@ -1,5 +1,5 @@
-"""Layers that take several values, for a ``Graph``: arithmetic, concatenation, products of matrices; and of one value with
-a constant of the layer's own.
+"""Layers that take several values, for a ``Graph``: arithmetic, concatenation, products of
+matrices; and of one value with a constant of the layer's own.
 
 Notation: N batch, S one sample's axes. Axes are counted with the batch, which is 0.
 """
@@ -19,7 +19,8 @@ from portacnn.runtime import Array, backend_of, where
 
 
 class Join(Layer, abstract=True):
-    """A layer of several inputs: ``infer`` takes a tuple of shapes, ``forward`` a list of arrays, ``backward`` returns such a list.
+    """A layer of several inputs: ``infer`` takes a tuple of shapes, ``forward`` a list of arrays,
+    ``backward`` returns such a list.
 
     Attributes:
         least, most: how many inputs there may be; ``most`` is None for any number.
@@ -37,13 +38,16 @@ class Join(Layer, abstract=True):
 
 def broadcast(first: Shape, second: Shape) -> Shape:
     """The shape of two samples together, of as many axes each. Raises ShapeError."""
-    if len(first) != len(second) or any(n != m and 1 not in (n, m) for n, m in zip(first, second, strict=True)):
+    if len(first) != len(second) or any(
+        n != m and 1 not in (n, m) for n, m in zip(first, second, strict=True)
+    ):
         raise ShapeError(f"samples {first} and {second} cannot be taken together")
     return tuple(m if n == 1 else n for n, m in zip(first, second, strict=True))
 
 
 class Arithmetic(Join):
-    """Two values taken together element by element, and broadcast: x (N, *S1), (N, *S2) -> y (N, *S).
+    """Two values taken together element by element, and broadcast: x (N, *S1), (N, *S2) -> y (N,
+    *S).
 
     Args:
         kind: as for ``portacnn.ops.arithmetic``.
@@ -69,14 +73,17 @@ class ArithmeticWith(Layer):
 
     Args:
         kind: as for ``portacnn.ops.arithmetic``.
-        shape: the constant's; it is broadcast, and its last axis is the sample's last: (C, 1, 1) has one number for each channel.
+        shape: the constant's; it is broadcast, and its last axis is the sample's last: (C, 1, 1)
+            has one number for each channel.
         constant_first: whether the constant is the first operand: constant - x.
         learn: whether it is a parameter, or a buffer.
 
     Parameter or buffer: ``value`` (*shape).
     """
 
-    def __init__(self, kind: str, shape: Sequence[int], constant_first: bool = False, learn: bool = True) -> None:
+    def __init__(
+        self, kind: str, shape: Sequence[int], constant_first: bool = False, learn: bool = True
+    ) -> None:
         self.kind_ = _checked_kind(kind, type(self).__name__)
         try:
             self.shape = wholes("shape", shape, 1)
@@ -118,7 +125,8 @@ def _checked_kind(kind: str, where: str) -> str:
 
 
 class Concat(Join):
-    """Values set side by side along one axis: (N, C1, *S), (N, C2, *S), ... -> (N, C1 + C2 + ..., *S) for axis 1.
+    """Values set side by side along one axis: (N, C1, *S), (N, C2, *S), ... -> (N, C1 + C2 + ...,
+    *S) for axis 1.
 
     Args:
         axis: which, the batch counted; 1 is the channels.
@@ -135,9 +143,15 @@ class Concat(Join):
     def infer(self, shape: Any) -> Shape:
         at = self.axis - 1
         first = shape[0]
-        if any(len(s) != len(first) or s[:at] != first[:at] or s[at + 1 :] != first[at + 1 :] for s in shape):
+        if any(
+            len(s) != len(first) or s[:at] != first[:at] or s[at + 1 :] != first[at + 1 :]
+            for s in shape
+        ):
             listed = "; ".join(map(str, shape))
-            raise ShapeError(f"values set side by side may differ along axis {self.axis} only, got samples {listed}")
+            raise ShapeError(
+                f"values set side by side may differ along axis {self.axis} only, got "
+                f"samples {listed}"
+            )
         if at >= len(first):
             raise ShapeError(f"axis {self.axis} is no axis of a batch of samples {first}")
         return (*first[:at], sum(s[at] for s in shape), *first[at + 1 :])
@@ -151,7 +165,8 @@ class Concat(Join):
     def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Any:
         counts, before = self.kept(cache), (slice(None),) * self.axis
         return [
-            dy[(*before, slice(end - count, end), ...)] for count, end in zip(counts, accumulate(counts), strict=True)
+            dy[(*before, slice(end - count, end), ...)]
+            for count, end in zip(counts, accumulate(counts), strict=True)
         ]
 
 
@@ -178,11 +193,15 @@ class MatMul(Join):
         a, b = self.kept(cache)
         run, xp = backend_of(dy).run, backend_of(dy).xp
         with where(dy):
-            return [run(xp.matmul, dy, xp.matrix_transpose(b)), run(xp.matmul, xp.matrix_transpose(a), dy)]
+            return [
+                run(xp.matmul, dy, xp.matrix_transpose(b)),
+                run(xp.matmul, xp.matrix_transpose(a), dy),
+            ]
 
 
 class MatMulWith(Layer):
-    """The product with a matrix of the layer's own, along the last axis: x (N, *S, F) -> y (N, *S, O).
+    """The product with a matrix of the layer's own, along the last axis: x (N, *S, F) -> y (N, *S,
+    O).
 
     Args:
         out_features: O.
@@ -199,7 +218,13 @@ class MatMulWith(Layer):
     def infer(self, shape: Shape) -> Shape:
         if not shape:
             raise ShapeError("expected samples (*S, F), got ()")
-        self.declare("weight", (shape[-1], self.out_features), "default", fan_in=shape[-1], fan_out=self.out_features)
+        self.declare(
+            "weight",
+            (shape[-1], self.out_features),
+            "default",
+            fan_in=shape[-1],
+            fan_out=self.out_features,
+        )
         return (*shape[:-1], self.out_features)
 
     def multiply_adds(self) -> int:
@@ -212,7 +237,12 @@ class MatMulWith(Layer):
             return backend.run(backend.xp.matmul, x, self.params["weight"]), x if keep else None
 
     def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
-        x, weight, run, xp = self.kept(cache), self.params["weight"], backend_of(dy).run, backend_of(dy).xp
+        x, weight, run, xp = (
+            self.kept(cache),
+            self.params["weight"],
+            backend_of(dy).run,
+            backend_of(dy).xp,
+        )
         rows, up = (xp.reshape(a, (prod(a.shape[:-1]), a.shape[-1])) for a in (x, dy))
         with where(dy):
             self.add_grads(weight=run(xp.matmul, xp.matrix_transpose(rows), up))

@@ -1,7 +1,9 @@
-"""Limits for networks that a file describes, so that a small file becomes neither a large heap nor hours of work.
+"""Limits for networks that a file describes, so that a small file becomes neither a large heap nor
+hours of work.
 
-A stranger's file says how large kernels and samples are, and how many layers a builder makes. Within ``limited`` all of it is
-counted as layers are made and planned, and nothing is allocated before. Networks that a program builds itself have no limits.
+A stranger's file says how large kernels and samples are, and how many layers a builder makes.
+Within ``limited`` all of it is counted as layers are made and planned, and nothing is allocated
+before. Networks that a program builds itself have no limits.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,7 +31,8 @@ _left: ContextVar[_Left | None] = ContextVar("portacnn_limits", default=None)
 
 @contextmanager
 def limited(layers: int) -> Iterator[None]:
-    """Within it, a network that exceeds the limits raises ModelFormatError as it is made or planned."""
+    """Within it, a network that exceeds the limits raises ModelFormatError as it is made or
+    planned."""
     token = _left.set(_Left(layers))
     try:
         yield
@@ -51,7 +54,8 @@ def count_taps(kernel: Sequence[int]) -> None:
         left.taps -= prod(kernel) if kernel else 0
         if left.taps < 0:
             raise ModelFormatError(
-                f"its kernels have more than {TAPS} cells together, this one is {'x'.join(map(str, kernel))}; "
+                f"its kernels have more than {TAPS} cells together, this one is "
+                f"{'x'.join(map(str, kernel))}; "
                 "build such a network yourself, and give it the weights with load_weights"
             )
 

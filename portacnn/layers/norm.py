@@ -16,7 +16,8 @@ from portacnn.runtime import Array
 
 
 class _Norm(Layer):
-    """What they share: a weight that starts as ones, a bias that starts as zeros, and the op's gradients."""
+    """What they share: a weight that starts as ones, a bias that starts as zeros, and the op's
+    gradients."""
 
     op_backward: ClassVar[Any]
 
@@ -44,7 +45,12 @@ class _ChannelNorm(_Norm):
     ranks: ClassVar[tuple[int, ...]]  # how many axes one sample may have, channels included
 
     def _set(
-        self, num_features: int | None, eps: float, momentum: float | None, affine: bool, track_running_stats: bool
+        self,
+        num_features: int | None,
+        eps: float,
+        momentum: float | None,
+        affine: bool,
+        track_running_stats: bool,
     ) -> None:
         self._take(eps)
         try:
@@ -59,11 +65,15 @@ class _ChannelNorm(_Norm):
 
     def infer(self, shape: Shape) -> Shape:
         if len(shape) not in self.ranks:
-            expected = " or ".join(("(C,)", "(C, L)", "(C, H, W)", "(C, D, H, W)")[rank - 1] for rank in self.ranks)
+            expected = " or ".join(
+                ("(C,)", "(C, L)", "(C, H, W)", "(C, D, H, W)")[rank - 1] for rank in self.ranks
+            )
             raise ShapeError(f"expected samples {expected}, got {shape}")
         channels = shape[0]
         if channels != (self.num_features or channels):
-            raise ShapeError(f"expected {self.num_features} channels, got {channels} (samples {shape})")
+            raise ShapeError(
+                f"expected {self.num_features} channels, got {channels} (samples {shape})"
+            )
         self._declare_affine((channels,), self.affine, self.affine)
         if self.track_running_stats:
             self.declare_buffer("running_mean", (channels,), 0.0)
@@ -73,7 +83,8 @@ class _ChannelNorm(_Norm):
         return shape
 
     def _statistics(self, train: bool) -> tuple[Array | None, Array | None]:
-        """The running mean and variance; copies in a forward pass that repeats one by which they have moved already."""
+        """The running mean and variance; copies in a forward pass that repeats one by which they
+        have moved already."""
         mean, var = self.buffers.get("running_mean"), self.buffers.get("running_var")
         if mean is None or not (train and is_recomputing()):
             return mean, var
@@ -91,7 +102,8 @@ class _BatchNorm(_ChannelNorm):
 
     @property
     def least_predicted(self) -> int:
-        """See ``Layer.least_predicted``: without running statistics it normalizes by the batch's own always."""
+        """See ``Layer.least_predicted``: without running statistics it normalizes by the batch's
+        own always."""
         return 1 if self.track_running_stats else self.least_batch
 
     def __init__(
@@ -132,32 +144,37 @@ class _BatchNorm(_ChannelNorm):
 
 
 class BatchNorm1d(_BatchNorm):
-    """Each channel normalized over the batch, as torch.nn.BatchNorm1d: x (N, C) or (N, C, L) -> y of its shape.
+    """Each channel normalized over the batch, as torch.nn.BatchNorm1d: x (N, C) or (N, C, L) -> y
+    of its shape.
 
-    In training by the batch's own mean and variance, else by the running ones; then a backward pass (``keep=True``) takes
-    them for constants: frozen batch norm.
+    In training by the batch's own mean and variance, else by the running ones; then a backward pass
+    (``keep=True``) takes them for constants: frozen batch norm.
 
     Args:
         num_features: C, or None to take it from the input's shape when the network is built.
         eps: added to the variance.
-        momentum: how far the running statistics move towards a batch's; None for the average of all batches so far.
+        momentum: how far the running statistics move towards a batch's; None for the average of all
+            batches so far.
         affine: whether there are weight and bias.
         track_running_stats: without it, the batch's own statistics are used always.
 
-    Parameters: ``weight``, ``bias`` (C,). Buffers: ``running_mean``, ``running_var`` (C,), ``num_batches_tracked`` ().
+    Parameters: ``weight``, ``bias`` (C,). Buffers: ``running_mean``, ``running_var`` (C,),
+    ``num_batches_tracked`` ().
     """
 
     ranks = (1, 2)
 
 
 class BatchNorm2d(_BatchNorm):
-    """Each channel normalized over the batch and its pixels: x (N, C, H, W). Arguments and state as for ``BatchNorm1d``."""
+    """Each channel normalized over the batch and its pixels: x (N, C, H, W). Arguments and state as
+    for ``BatchNorm1d``."""
 
     ranks = (3,)
 
 
 class BatchNorm3d(_BatchNorm):
-    """Each channel normalized over the batch and its cells: x (N, C, D, H, W). Arguments and state as for ``BatchNorm1d``."""
+    """Each channel normalized over the batch and its cells: x (N, C, D, H, W). Arguments and state
+    as for ``BatchNorm1d``."""
 
     ranks = (4,)
 
@@ -175,7 +192,8 @@ class _InstanceNorm(_ChannelNorm):
     ) -> None:
         if momentum is None:
             raise ArgumentError(
-                "momentum must be a number (None, a plain average, is for batch norm)", type(self).__name__
+                "momentum must be a number (None, a plain average, is for batch norm)",
+                type(self).__name__,
             )
         self._set(num_features, eps, momentum, affine, track_running_stats)
 
@@ -194,10 +212,11 @@ class _InstanceNorm(_ChannelNorm):
 
 
 class InstanceNorm1d(_InstanceNorm):
-    """Each channel of each sample normalized over its length, as torch.nn.InstanceNorm1d: x (N, C, L) -> y of its shape.
+    """Each channel of each sample normalized over its length, as torch.nn.InstanceNorm1d: x (N, C,
+    L) -> y of its shape.
 
-    By its own mean and variance, in training and out of it, unless ``track_running_stats``: then out of training by the
-    running ones.
+    By its own mean and variance, in training and out of it, unless ``track_running_stats``: then
+    out of training by the running ones.
 
     Args:
         num_features, eps, momentum: as for ``BatchNorm1d``.
@@ -211,19 +230,22 @@ class InstanceNorm1d(_InstanceNorm):
 
 
 class InstanceNorm2d(_InstanceNorm):
-    """Each channel of each sample normalized over its pixels: x (N, C, H, W). Arguments as for ``InstanceNorm1d``."""
+    """Each channel of each sample normalized over its pixels: x (N, C, H, W). Arguments as for
+    ``InstanceNorm1d``."""
 
     ranks = (3,)
 
 
 class InstanceNorm3d(_InstanceNorm):
-    """Each channel of each sample normalized over its cells: x (N, C, D, H, W). Arguments as for ``InstanceNorm1d``."""
+    """Each channel of each sample normalized over its cells: x (N, C, D, H, W). Arguments as for
+    ``InstanceNorm1d``."""
 
     ranks = (4,)
 
 
 class GroupNorm(_Norm):
-    """Each group of channels of each sample normalized, as torch.nn.GroupNorm: x (N, C, ...) -> y of its shape.
+    """Each group of channels of each sample normalized, as torch.nn.GroupNorm: x (N, C, ...) -> y
+    of its shape.
 
     Args:
         num_groups: G, which divides C.
@@ -236,7 +258,9 @@ class GroupNorm(_Norm):
 
     op_backward = ops.group_norm_backward
 
-    def __init__(self, num_groups: int, num_channels: int | None, eps: float = 1e-5, affine: bool = True) -> None:
+    def __init__(
+        self, num_groups: int, num_channels: int | None, eps: float = 1e-5, affine: bool = True
+    ) -> None:
         self._take(eps)
         try:
             (self.num_groups,) = per_axis("num_groups", num_groups, 1, 1)
@@ -245,7 +269,10 @@ class GroupNorm(_Norm):
         except PortacnnError as error:
             raise error.at(type(self).__name__)
         if num_channels is not None and num_channels % num_groups:
-            raise ArgumentError(f"{num_channels} channels do not split into {num_groups} groups", type(self).__name__)
+            raise ArgumentError(
+                f"{num_channels} channels do not split into {num_groups} groups",
+                type(self).__name__,
+            )
         self.num_channels, self.affine = num_channels, affine
 
     def infer(self, shape: Shape) -> Shape:
@@ -253,7 +280,9 @@ class GroupNorm(_Norm):
             raise ShapeError("expected samples (C, ...), got ()")
         channels = shape[0]
         if channels != (self.num_channels or channels):
-            raise ShapeError(f"expected {self.num_channels} channels, got {channels} (samples {shape})")
+            raise ShapeError(
+                f"expected {self.num_channels} channels, got {channels} (samples {shape})"
+            )
         if channels % self.num_groups:
             raise ShapeError(f"{channels} channels do not split into {self.num_groups} groups")
         self._declare_affine((channels,), self.affine, self.affine)
@@ -266,7 +295,8 @@ class GroupNorm(_Norm):
 
 
 class LayerNorm(_Norm):
-    """Each sample normalized over its last axes, as torch.nn.LayerNorm: x (N, ..., *normalized_shape) -> y of its shape.
+    """Each sample normalized over its last axes, as torch.nn.LayerNorm: x (N, ...,
+    *normalized_shape) -> y of its shape.
 
     Args:
         normalized_shape: the extent of the last axes, or a number for the last one.
@@ -295,8 +325,12 @@ class LayerNorm(_Norm):
 
     def infer(self, shape: Shape) -> Shape:
         if shape[max(len(shape) - len(self.normalized_shape), 0) :] != self.normalized_shape:
-            raise ShapeError(f"expected samples whose last axes are {self.normalized_shape}, got {shape}")
-        self._declare_affine(self.normalized_shape, self.elementwise_affine, self.elementwise_affine and self.bias)
+            raise ShapeError(
+                f"expected samples whose last axes are {self.normalized_shape}, got {shape}"
+            )
+        self._declare_affine(
+            self.normalized_shape, self.elementwise_affine, self.elementwise_affine and self.bias
+        )
         return shape
 
     def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
@@ -306,7 +340,8 @@ class LayerNorm(_Norm):
 
 
 class LocalResponseNorm(Layer):
-    """Each value divided by the activity of its neighbours in other channels, as torch.nn.LocalResponseNorm: x (N, C, *S).
+    """Each value divided by the activity of its neighbours in other channels, as
+    torch.nn.LocalResponseNorm: x (N, C, *S).
 
     Args:
         size, alpha, beta, k: as for ``portacnn.ops.local_response_norm``; alpha is divided by size.
@@ -325,7 +360,9 @@ class LocalResponseNorm(Layer):
         return shape
 
     def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
-        return ops.local_response_norm(x, self.size, alpha=self.alpha, beta=self.beta, k=self.k, keep=keep)
+        return ops.local_response_norm(
+            x, self.size, alpha=self.alpha, beta=self.beta, k=self.k, keep=keep
+        )
 
     def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
         return ops.local_response_norm_backward(dy, cache)

@@ -1,7 +1,9 @@
-"""What holds during a pass through a network, for the thread that makes it: context variables, so that threads do not meet.
+"""What holds during a pass through a network, for the thread that makes it: context variables, so
+that threads do not meet.
 
-``at_step`` says where training is, ``one_backward_pass`` makes several backward passes count as one, ``gradients_of`` gives the
-gradients arrays of their own, and ``recomputing`` repeats a forward pass.
+``at_step`` says where training is, ``one_backward_pass`` makes several backward passes count as
+one, ``gradients_of`` gives the gradients arrays of their own, and ``recomputing`` repeats a forward
+pass.
 """
 
 from collections.abc import Iterator, Mapping
@@ -13,7 +15,7 @@ from portacnn.runtime import Array
 
 Layer = Any  # base.Layer, whose module imports this one
 
-# --- where training is ----------------------------------------------------------------------------------------------
+# --- where training is ----------------------------------------------------------------------------
 
 
 class Moment:
@@ -22,14 +24,16 @@ class Moment:
     Attributes:
         step: of training; None where each layer counts its own training forward passes.
         first: the position in the global batch of the first sample.
-        counts: by layer, how often it has drawn at this step; without a step, the count that it draws with next.
+        counts: by layer, how often it has drawn at this step; without a step, the count that it
+            draws with next.
     """
 
     def __init__(self, step: Any, first: Any, counts: Mapping[Layer, int] | None = None) -> None:
         self.step, self.first, self.counts = step, first, dict(counts or {})
 
     def draw(self, layer: Layer) -> tuple[Any, Any, str]:
-        """(step, first, path) for the layer's next draw. A layer in several places draws differently in each."""
+        """(step, first, path) for the layer's next draw. A layer in several places draws
+        differently in each."""
         count = self.counts.get(layer, 0)
         self.counts[layer] = count + 1
         if self.step is None:
@@ -42,14 +46,16 @@ _moment: ContextVar[Moment | None] = ContextVar("portacnn_moment", default=None)
 
 @contextmanager
 def at_step(step: Any, first: Any = 0) -> Iterator[None]:
-    """Within it, training is at this step: what dropout draws in a forward pass depends on it, and on no more.
+    """Within it, training is at this step: what dropout draws in a forward pass depends on it, and
+    on no more.
 
-    Outside of it, layers that draw count their training forward passes (``Layer.step``). It holds for the current thread.
+    Outside of it, layers that draw count their training forward passes (``Layer.step``). It holds
+    for the current thread.
 
     Args:
         step: of training.
-        first: the position in the global batch of the first sample of the forward pass: for one of several pieces of a batch,
-            in gradient accumulation or on another rank.
+        first: the position in the global batch of the first sample of the forward pass: for one of
+            several pieces of a batch, in gradient accumulation or on another rank.
 
     Both are numbers, or 0-dimensional integer arrays on the network's device.
     """
@@ -59,7 +65,8 @@ def at_step(step: Any, first: Any = 0) -> Iterator[None]:
         yield
     finally:
         _moment.reset(token)
-        now.counts.clear()  # a thread that was started meanwhile may hold it, and would hold the layers
+        # a thread that was started meanwhile may hold it, and would hold the layers
+        now.counts.clear()
 
 
 def moment() -> Moment | None:
@@ -67,14 +74,15 @@ def moment() -> Moment | None:
     return _moment.get()
 
 
-# --- a forward pass made again --------------------------------------------------------------------------------------
+# --- a forward pass made again --------------------------------------------------------------------
 
 _recomputing: ContextVar[bool] = ContextVar("portacnn_recomputing", default=False)
 
 
 @contextmanager
 def recomputing(before: Moment) -> Iterator[None]:
-    """Within it, a forward pass repeats one that began at ``before``: it draws the same, and changes no running statistics."""
+    """Within it, a forward pass repeats one that began at ``before``: it draws the same, and
+    changes no running statistics."""
     tokens = _moment.set(before), _recomputing.set(True)
     try:
         yield
@@ -84,19 +92,22 @@ def recomputing(before: Moment) -> Iterator[None]:
 
 
 def is_recomputing() -> bool:
-    """Whether this forward pass repeats an earlier one. Running statistics have taken the batch in already then."""
+    """Whether this forward pass repeats an earlier one. Running statistics have taken the batch in
+    already then."""
     return _recomputing.get()
 
 
-# --- gradients ------------------------------------------------------------------------------------------------------
+# --- gradients ------------------------------------------------------------------------------------
 
 
 class Gradients:
     """One backward pass: which gradients there are already, and where they go.
 
     Attributes:
-        written: (layer, name) of the parameters that this pass has reached; what comes to one of them again is added.
-        own: by (layer, name), arrays that stand for the network's; None where its own take the gradients.
+        written: (layer, name) of the parameters that this pass has reached; what comes to one of
+            them again is added.
+        own: by (layer, name), arrays that stand for the network's; None where its own take the
+            gradients.
     """
 
     def __init__(self, own: dict[tuple[Layer, str], Array] | None = None) -> None:
@@ -114,10 +125,11 @@ def current_gradients() -> Gradients | None:
 
 @contextmanager
 def one_backward_pass() -> Iterator[None]:
-    """Within it, all backward passes count as one: where several reach a parameter, their gradients are added up.
+    """Within it, all backward passes count as one: where several reach a parameter, their gradients
+    are added up.
 
-    Every container opens one for itself if there is none, so layers that stand in several places add up. Around the passes over the
-    pieces of a batch it gives the batch's gradient.
+    Every container opens one for itself if there is none, so layers that stand in several places
+    add up. Around the passes over the pieces of a batch it gives the batch's gradient.
     """
     if _gradients.get() is not None:
         yield
@@ -133,9 +145,11 @@ def one_backward_pass() -> Iterator[None]:
 
 @contextmanager
 def gradients_of(network: Layer) -> Iterator[dict[str, Array]]:
-    """Within it, the backward passes of this thread give a network's gradients arrays of their own, and add up.
+    """Within it, the backward passes of this thread give a network's gradients arrays of their own,
+    and add up.
 
-    The network's own gradients stay as they are, so several threads may go backward through one network at once:
+    The network's own gradients stay as they are, so several threads may go backward through one
+    network at once:
 
         with gradients_of(model) as gradients:
             model.backward(dy, cache)

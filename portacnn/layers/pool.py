@@ -1,6 +1,7 @@
 """Pooling layers, in one, two and three dimensions.
 
-Notation: C channels, S/OUT the spatial axes in/out (W; H, W; or D, H, W). All of them take x (N, C, *S) to y (N, C, *OUT).
+Notation: C channels, S/OUT the spatial axes in/out (W; H, W; or D, H, W). All of them take x (N, C,
+*S) to y (N, C, *OUT).
 """
 
 from collections.abc import Sequence
@@ -48,7 +49,9 @@ class _WindowPooling(_Pooling):
         """The constructor's common part."""
         try:
             self.kernel_size = per_axis("kernel_size", kernel_size, self.axes, 1)
-            self.stride = self.kernel_size if stride is None else per_axis("stride", stride, self.axes, 1)
+            self.stride = (
+                self.kernel_size if stride is None else per_axis("stride", stride, self.axes, 1)
+            )
             self.dilation = per_axis("dilation", dilation, self.axes, 1)
             pads_of(padding, (1,) * self.axes, self.kernel_size, self.stride, self.dilation)
         except PortacnnError as error:
@@ -66,7 +69,9 @@ class _WindowPooling(_Pooling):
 
     def infer(self, shape: Shape) -> Shape:
         size = spatial(shape, self.axes)
-        windows = pool_windows(size, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode)
+        windows = pool_windows(
+            size, self.kernel_size, self.stride, self.padding, self.dilation, self.ceil_mode
+        )
         return (shape[0], *windows.out)
 
 
@@ -74,8 +79,8 @@ class MaxPool(_WindowPooling, abstract=True):
     """What MaxPool1d, MaxPool2d and MaxPool3d share: the maximum over each window.
 
     Args:
-        kernel_size, stride, padding, dilation, ceil_mode: as for ``portacnn.ops.max_pool2d``; without ``ceil_mode``, cells
-            at the end that fill no window are left out.
+        kernel_size, stride, padding, dilation, ceil_mode: as for ``portacnn.ops.max_pool2d``;
+            without ``ceil_mode``, cells at the end that fill no window are left out.
     """
 
     def __init__(
@@ -111,8 +116,8 @@ class AvgPool(_WindowPooling, abstract=True):
     """What AvgPool1d, AvgPool2d and AvgPool3d share: the mean over each window.
 
     Args:
-        kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, dilation: as for
-            ``portacnn.ops.avg_pool2d``.
+        kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, dilation: as
+            for ``portacnn.ops.avg_pool2d``.
     """
 
     def __init__(
@@ -177,7 +182,8 @@ class _AdaptivePooling(_Pooling):
 
 
 class AdaptiveAvgPool1d(_AdaptivePooling):
-    """The mean over each of ``output_size`` shares (a number, or None for the input's), as torch.nn.AdaptiveAvgPool1d."""
+    """The mean over each of ``output_size`` shares (a number, or None for the input's), as
+    torch.nn.AdaptiveAvgPool1d."""
 
     axes, op, op_backward = 1, ops.adaptive_avg_pool1d, ops.adaptive_avg_pool1d_backward
 
@@ -201,32 +207,38 @@ class AdaptiveAvgPool3d(_AdaptivePooling):
 
 
 class AdaptiveMaxPool1d(_AdaptivePooling):
-    """The maximum over each of ``output_size`` shares, as torch.nn.AdaptiveMaxPool1d. See ``AdaptiveAvgPool1d``."""
+    """The maximum over each of ``output_size`` shares, as torch.nn.AdaptiveMaxPool1d. See
+    ``AdaptiveAvgPool1d``."""
 
     axes, op, op_backward = 1, ops.adaptive_max_pool1d, ops.adaptive_max_pool1d_backward
 
 
 class AdaptiveMaxPool2d(_AdaptivePooling):
-    """The maximum over each of ``output_size`` shares, as torch.nn.AdaptiveMaxPool2d. See ``AdaptiveAvgPool2d``."""
+    """The maximum over each of ``output_size`` shares, as torch.nn.AdaptiveMaxPool2d. See
+    ``AdaptiveAvgPool2d``."""
 
     axes, op, op_backward = 2, ops.adaptive_max_pool2d, ops.adaptive_max_pool2d_backward
 
 
 class AdaptiveMaxPool3d(_AdaptivePooling):
-    """The maximum over each of ``output_size`` shares, as torch.nn.AdaptiveMaxPool3d. See ``AdaptiveAvgPool3d``."""
+    """The maximum over each of ``output_size`` shares, as torch.nn.AdaptiveMaxPool3d. See
+    ``AdaptiveAvgPool3d``."""
 
     axes, op, op_backward = 3, ops.adaptive_max_pool3d, ops.adaptive_max_pool3d_backward
 
 
 class _GlobalPooling(_Pooling):
-    """All spatial axes, of which there may be any number, pooled into one cell, or with ``flatten`` into none."""
+    """All spatial axes, of which there may be any number, pooled into one cell, or with ``flatten``
+    into none."""
 
     def __init__(self, flatten: bool = False) -> None:
         self.flatten = flatten
 
     def infer(self, shape: Shape) -> Shape:
         if len(shape) < 2:
-            raise ShapeError(f"expected samples (C, *S) with at least one spatial axis, got {shape}")
+            raise ShapeError(
+                f"expected samples (C, *S) with at least one spatial axis, got {shape}"
+            )
         return shape[:1] if self.flatten else (shape[0],) + (1,) * (len(shape) - 1)
 
     def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
@@ -240,7 +252,8 @@ class _GlobalPooling(_Pooling):
 
 
 class GlobalAvgPool(_GlobalPooling):
-    """The mean of each channel, in any number of dimensions: x (N, C, *S) -> y (N, C, 1, ...), as AdaptiveAvgPool(1).
+    """The mean of each channel, in any number of dimensions: x (N, C, *S) -> y (N, C, 1, ...), as
+    AdaptiveAvgPool(1).
 
     Args:
         flatten: give (N, C) instead, what a Linear layer takes.
@@ -250,7 +263,8 @@ class GlobalAvgPool(_GlobalPooling):
 
 
 class GlobalMaxPool(_GlobalPooling):
-    """The maximum of each channel, in any number of dimensions: x (N, C, *S) -> y (N, C, 1, ...), as AdaptiveMaxPool(1).
+    """The maximum of each channel, in any number of dimensions: x (N, C, *S) -> y (N, C, 1, ...),
+    as AdaptiveMaxPool(1).
 
     Args:
         flatten: give (N, C) instead, what a Linear layer takes.

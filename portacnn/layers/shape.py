@@ -1,6 +1,8 @@
-"""Layers that move numbers about and leave them what they are: another shape, order or size; and sums and means over axes.
+"""Layers that move numbers about and leave them what they are: another shape, order or size; and
+sums and means over axes.
 
-Notation: N batch, S one sample's axes. Axes are counted with the batch, which is 0 and stays where it is.
+Notation: N batch, S one sample's axes. Axes are counted with the batch, which is 0 and stays where
+it is.
 """
 
 from collections.abc import Sequence
@@ -32,11 +34,15 @@ class Reshape(Layer):
 
     def infer(self, shape: Shape) -> Shape:
         if prod(shape) != prod(self.shape):
-            raise ShapeError(f"samples {shape} cannot become {self.shape}: they have not as many numbers")
+            raise ShapeError(
+                f"samples {shape} cannot become {self.shape}: they have not as many numbers"
+            )
         return self.shape
 
     def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
-        return backend_of(x).xp.reshape(x, (x.shape[0], *self.shape)), tuple(x.shape) if keep else None
+        return backend_of(x).xp.reshape(x, (x.shape[0], *self.shape)), tuple(
+            x.shape
+        ) if keep else None
 
     def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
         return backend_of(dy).xp.reshape(dy, self.kept(cache))
@@ -52,7 +58,9 @@ class Permute(Layer):
     def __init__(self, dims: Sequence[int]) -> None:
         self.dims = _several(self, "dims", dims, 0)
         if self.dims[:1] != (0,) or sorted(self.dims) != list(range(len(self.dims))):
-            raise ArgumentError(f"dims must be every axis once and 0 first, got {self.dims}", type(self).__name__)
+            raise ArgumentError(
+                f"dims must be every axis once and 0 first, got {self.dims}", type(self).__name__
+            )
 
     def infer(self, shape: Shape) -> Shape:
         if len(shape) + 1 != len(self.dims):
@@ -77,7 +85,9 @@ class Pad(Layer):
         value: what stands there with "zeros".
     """
 
-    def __init__(self, pads: Sequence[Sequence[int]], mode: str = "zeros", value: float = 0.0) -> None:
+    def __init__(
+        self, pads: Sequence[Sequence[int]], mode: str = "zeros", value: float = 0.0
+    ) -> None:
         where = type(self).__name__
         sides = [_several(self, "pads", pair, 0) for pair in pads]
         if any(len(pair) != 2 for pair in sides):
@@ -87,7 +97,9 @@ class Pad(Layer):
             self.mode = PADDING_MODES[one_of("mode", mode, *PADDING_MODES)]
             self.value = real("value", value)
             if self.mode != "constant" and value != 0:
-                raise ArgumentError(f'a value is for mode="zeros" only; got {value!r} with mode={mode!r}')
+                raise ArgumentError(
+                    f'a value is for mode="zeros" only; got {value!r} with mode={mode!r}'
+                )
         except PortacnnError as error:
             raise error.at(where)
 
@@ -95,7 +107,9 @@ class Pad(Layer):
         if len(shape) != len(self.pads):
             raise ShapeError(f"expected samples of {len(self.pads)} axes, got {shape}")
         check_pads(shape, self.pads, self.mode)
-        return tuple(n + before + after for n, (before, after) in zip(shape, self.pads, strict=True))
+        return tuple(
+            n + before + after for n, (before, after) in zip(shape, self.pads, strict=True)
+        )
 
     def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
         flat = [n for pair in reversed(self.pads) for n in pair]
@@ -113,16 +127,25 @@ class Slice(Layer):
     """
 
     def __init__(self, starts: Sequence[int], stops: Sequence[int], steps: Sequence[int]) -> None:
-        self.starts, self.stops = _several(self, "starts", starts, 0), _several(self, "stops", stops, 1)
+        self.starts, self.stops = (
+            _several(self, "starts", starts, 0),
+            _several(self, "stops", stops, 1),
+        )
         self.steps = _several(self, "steps", steps, 1)
         if not len(self.starts) == len(self.stops) == len(self.steps):
-            raise ArgumentError("starts, stops and steps must be as many as axes", type(self).__name__)
+            raise ArgumentError(
+                "starts, stops and steps must be as many as axes", type(self).__name__
+            )
 
     def _ranges(self) -> list[range]:
-        return [range(*numbers) for numbers in zip(self.starts, self.stops, self.steps, strict=True)]
+        return [
+            range(*numbers) for numbers in zip(self.starts, self.stops, self.steps, strict=True)
+        ]
 
     def infer(self, shape: Shape) -> Shape:
-        if len(shape) != len(self.starts) or any(stop > n for n, stop in zip(shape, self.stops, strict=True)):
+        if len(shape) != len(self.starts) or any(
+            stop > n for n, stop in zip(shape, self.stops, strict=True)
+        ):
             raise ShapeError(f"expected samples of at least {self.stops}, got {shape}")
         if not all(self._ranges()):
             raise ShapeError(f"nothing lies from {self.starts} up to {self.stops}")
@@ -142,7 +165,8 @@ class Slice(Layer):
 
 
 class Take(Layer):
-    """Chosen cells of one axis, in a given order, any of them several times: x (N, *S) -> y (N, *OUT), as torch.index_select.
+    """Chosen cells of one axis, in a given order, any of them several times: x (N, *S) -> y (N,
+    *OUT), as torch.index_select.
 
     Args:
         indices: which cells.
@@ -157,7 +181,9 @@ class Take(Layer):
 
     def infer(self, shape: Shape) -> Shape:
         if self.axis > len(shape) or max(self.indices) >= shape[self.axis - 1]:
-            raise ShapeError(f"samples {shape} have no cell {max(self.indices)} on axis {self.axis}")
+            raise ShapeError(
+                f"samples {shape} have no cell {max(self.indices)} on axis {self.axis}"
+            )
         return (*shape[: self.axis - 1], len(self.indices), *shape[self.axis :])
 
     def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
@@ -166,7 +192,8 @@ class Take(Layer):
         return y, x.shape[self.axis] if keep else None
 
     def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
-        """Each cell's gradient is the sum over its places in y, taken from there one after another: the standard has no scatter."""
+        """Each cell's gradient is the sum over its places in y, taken from there one after another:
+        the standard has no scatter."""
         cells, xp = self.kept(cache), backend_of(dy).xp
         dx: Any = 0.0
         for number, places in enumerate(_rounds(self.indices, cells)):
@@ -174,7 +201,9 @@ class Take(Layer):
             part = xp.take(dy, whose, axis=self.axis)
             if None in places:
                 some = self.constants(f"some {number}", partial(_is_some, places), "bool", dy)
-                part = xp.where(xp.reshape(some, (cells, *(1,) * (dy.ndim - self.axis - 1))), part, 0.0)
+                part = xp.where(
+                    xp.reshape(some, (cells, *(1,) * (dy.ndim - self.axis - 1))), part, 0.0
+                )
             with where(dy):
                 dx = part if number == 0 else dx + part
         return dx
@@ -190,7 +219,8 @@ def _is_some(places: list[int | None]) -> list[bool]:
 
 @lru_cache(maxsize=64)
 def _rounds(indices: tuple[int, ...], cells: int) -> list[list[int | None]]:
-    """For the first, second, ... time that a cell is chosen: at which place, cell by cell; None where it is not chosen again."""
+    """For the first, second, ... time that a cell is chosen: at which place, cell by cell; None
+    where it is not chosen again."""
     rounds: list[list[int | None]] = []
     times = [0] * cells
     for place, cell in enumerate(indices):
@@ -217,7 +247,9 @@ class Reduce(Layer):
             raise error.at(type(self).__name__)
         self.axes, self.keepdims = _several(self, "axes", axes, 1), bool(keepdims)
         if not self.axes or len(set(self.axes)) != len(self.axes):
-            raise ArgumentError(f"axes must be different, and at least one, got {axes!r}", type(self).__name__)
+            raise ArgumentError(
+                f"axes must be different, and at least one, got {axes!r}", type(self).__name__
+            )
 
     def infer(self, shape: Shape) -> Shape:
         if max(self.axes) > len(shape):
@@ -237,4 +269,5 @@ class Reduce(Layer):
         if self.reduction == "mean":
             with where(dy):
                 dy = dy / prod(shape[axis] for axis in self.axes)
-        return dy + xp.zeros(shape, dtype=dy.dtype, device=dy.device)  # broadcast, into memory of its own
+        # broadcast, into memory of its own
+        return dy + xp.zeros(shape, dtype=dy.dtype, device=dy.device)

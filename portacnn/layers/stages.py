@@ -1,8 +1,9 @@
 """What a ``Sequential`` runs: its layers, of which some that follow each other are one op together.
 
-A *stage* is a layer, or several for which there is an op that does it all (``portacnn.ops.fused``): a ``Fused``. Those keep their
-own paths and parameters; only the way through them is shorter. Each kind of ``Fused`` says which layers it stands for, in
-``kinds``. A class that derives from a layer may do something else, so only the very classes named there are put together.
+A *stage* is a layer, or several for which there is an op that does it all (``portacnn.ops.fused``):
+a ``Fused``. Those keep their own paths and parameters; only the way through them is shorter. Each
+kind of ``Fused`` says which layers it stands for, in ``kinds``. A class that derives from a layer
+may do something else, so only the very classes named there are put together.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -31,7 +32,8 @@ Kinds = tuple[type[Layer], ...]
 
 
 class Fused(Layer, abstract=True):
-    """Layers that run as one op: a layer of its own that refers to them, and is no part of the network's tree.
+    """Layers that run as one op: a layer of its own that refers to them, and is no part of the
+    network's tree.
 
     Attributes:
         kinds: the classes of the layers, in their order, for which this is.
@@ -90,7 +92,10 @@ class FusedConv(Fused):
     """A convolution, ReLU, and max pooling if there are three."""
 
     kinds = (
-        *((conv, ReLU, pool) for conv, pool in ((Conv1d, MaxPool1d), (Conv2d, MaxPool2d), (Conv3d, MaxPool3d))),
+        *(
+            (conv, ReLU, pool)
+            for conv, pool in ((Conv1d, MaxPool1d), (Conv2d, MaxPool2d), (Conv3d, MaxPool3d))
+        ),
         *((conv, ReLU) for conv in (Conv1d, Conv2d, Conv3d)),
     )
     op, op_backward = conv_relu, conv_relu_backward
@@ -134,7 +139,8 @@ class FusedBatchNorm(Fused):
 
 
 def stages(layers: Mapping[str, Layer]) -> Iterator[Layer]:
-    """The layers in their order, those together that may be: as many as there is a ``Fused`` for."""
+    """The layers in their order, those together that may be: as many as there is a ``Fused``
+    for."""
     names, at = list(layers), 0
     while at < len(names):
         first = layers[names[at]]

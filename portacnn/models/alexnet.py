@@ -8,7 +8,8 @@ from portacnn.runtime import Backend
 
 
 class AlexNet(Model):
-    """The network of Krizhevsky, Sutskever and Hinton, 2012, for images (N, 3, 224, 224): 60,965,224 parameters.
+    """The network of Krizhevsky, Sutskever and Hinton, 2012, for images (N, 3, 224, 224):
+    60,965,224 parameters.
 
         conv 96, 11x11, stride 4 - relu - response norm - pool
         conv 256, 5x5, 2 groups  - relu - response norm - pool
@@ -17,13 +18,14 @@ class AlexNet(Model):
         conv 256, 3x3, 2 groups  - relu - pool
         affine 4096 - relu - dropout - affine 4096 - relu - dropout - affine 1000
 
-    Pools are 3x3 with stride 2. The groups stand for the paper's two GPUs: where they do not talk, each half of the maps sees
-    half of the maps before. Response norm is the paper's, over 5 channels with k = 2, alpha = 1e-4 (5e-4 for
-    ``LocalResponseNorm``, which divides it by 5), beta = 0.75. First weights: normal with std 0.01; biases of the second,
-    fourth and fifth convolution and of the hidden affine layers 1, the others 0.
+    Pools are 3x3 with stride 2. The groups stand for the paper's two GPUs: where they do not talk,
+    each half of the maps sees half of the maps before. Response norm is the paper's, over 5
+    channels with k = 2, alpha = 1e-4 (5e-4 for ``LocalResponseNorm``, which divides it by 5), beta
+    = 0.75. First weights: normal with std 0.01; biases of the second, fourth and fifth convolution
+    and of the hidden affine layers 1, the others 0.
 
-    From 224 pixels the paper's first convolution would make 54, not its 55: it pads by 2 here, as torchvision's does, and
-    takes images of 227 as well.
+    From 224 pixels the paper's first convolution would make 54, not its 55: it pads by 2 here, as
+    torchvision's does, and takes images of 227 as well.
 
     Args:
         num_classes, in_channels: as they say.
@@ -51,8 +53,19 @@ class AlexNet(Model):
     ) -> None:
         shape = image_shape("AlexNet", num_classes, in_channels, input_size)
 
-        def conv(channels: int, kernel: int, stride: int, padding: int, groups: int, bias: str) -> Conv2d:
-            return Conv2d(None, channels, kernel, stride, padding, groups=groups, weight_init=0.01, bias_init=bias)
+        def conv(
+            channels: int, kernel: int, stride: int, padding: int, groups: int, bias: str
+        ) -> Conv2d:
+            return Conv2d(
+                None,
+                channels,
+                kernel,
+                stride,
+                padding,
+                groups=groups,
+                weight_init=0.01,
+                bias_init=bias,
+            )
 
         def norm() -> LocalResponseNorm:
             return LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)

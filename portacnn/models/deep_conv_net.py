@@ -9,16 +9,18 @@ from portacnn.runtime import Backend
 
 
 class DeepConvNet(Model):
-    """The network of "Deep Learning from Scratch" (Saitoh), chapter 8, for MNIST's images (N, 1, 28, 28).
+    """The network of "Deep Learning from Scratch" (Saitoh), chapter 8, for MNIST's images (N, 1,
+    28, 28).
 
         conv 16 - relu - conv 16 - relu - pool
         conv 32 - relu - conv 32 - relu - pool
         conv 64 - relu - conv 64 - relu - pool
         affine 50 - relu - dropout - affine 10 - dropout - softmax
 
-    Kernels are 3x3 with a padding of 1, but 2 in the fourth convolution, so that 28 -> 14 -> 8 -> 4; pools are 2x2. Weights
-    start as He et al. (2015) say, biases at 0. As in the book, dropout comes after the last affine layer too. ``forward``
-    ends before the softmax, which is part of the loss.
+    Kernels are 3x3 with a padding of 1, but 2 in the fourth convolution, so that 28 -> 14 -> 8 ->
+    4; pools are 2x2. Weights start as He et al. (2015) say, biases at 0. As in the book, dropout
+    comes after the last affine layer too. ``forward`` ends before the softmax, which is part of the
+    loss.
 
     Args:
         num_classes, in_channels: as they say.
@@ -47,7 +49,9 @@ class DeepConvNet(Model):
         shape = image_shape("DeepConvNet", num_classes, in_channels, input_size)
         init: dict[str, Any] = {"weight_init": "he", "bias_init": "zeros"}
         layers: dict[str, Layer] = {}
-        for number, (channels, padding) in enumerate(((16, 1), (16, 1), (32, 1), (32, 2), (64, 1), (64, 1)), 1):
+        for number, (channels, padding) in enumerate(
+            ((16, 1), (16, 1), (32, 1), (32, 2), (64, 1), (64, 1)), 1
+        ):
             layers[f"conv{number}"] = Conv2d(None, channels, 3, padding=padding, **init)
             layers[f"relu{number}"] = ReLU()
             if number % 2 == 0:

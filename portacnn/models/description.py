@@ -1,6 +1,7 @@
 """A network as JSON: the class of each layer and what its constructor was called with; and back.
 
-What comes back is made of known classes of layers and of JSON's own values: reading a description runs nothing else.
+What comes back is made of known classes of layers and of JSON's own values: reading a description
+runs nothing else.
 """
 
 import json
@@ -22,10 +23,12 @@ Described = dict[Layer, dict[str, Any]]
 
 
 def describe_layer(layer: Layer, known: Described | None = None) -> dict[str, Any]:
-    """A layer as JSON: its class and its constructor's arguments, layers among them described in turn.
+    """A layer as JSON: its class and its constructor's arguments, layers among them described in
+    turn.
 
-    A layer in several places is described in the first, under a name, and referred to by it in the others. ``replaced`` has, by
-    path, the layers that took the place of those that the constructor makes (``Layer.replace``).
+    A layer in several places is described in the first, under a name, and referred to by it in the
+    others. ``replaced`` has, by path, the layers that took the place of those that the constructor
+    makes (``Layer.replace``).
 
     Args:
         known: the layers described so far, to which it adds.
@@ -33,20 +36,28 @@ def describe_layer(layer: Layer, known: Described | None = None) -> dict[str, An
     known = {} if known is None else known
     if layer in known:
         taken = {described.get("name") for described in known.values()}
-        choices = (name for name in (layer.path, *map(str, range(len(known) + 1))) if name and name not in taken)
+        choices = (
+            name
+            for name in (layer.path, *map(str, range(len(known) + 1)))
+            if name and name not in taken
+        )
         return {"shared": known[layer].setdefault("name", next(choices))}
     described = known[layer] = {"class": layer.kind()}
     several, named = layer.arguments()
     explicit = signature(type(layer)).parameters
     listed = [_plain(value, known) for value in several]  # first, as a rebuilding makes them first
     described["arguments"] = {
-        name: _plain(value, known) for name, value in named.items() if not (name in _NOT_SAVED and name in explicit)
+        name: _plain(value, known)
+        for name, value in named.items()
+        if not (name in _NOT_SAVED and name in explicit)
     }
     if several:
         described["layers"] = listed
     if layer.replaced:
         _check_apart(layer)
-        described["replaced"] = {path: describe_layer(new, known) for path, new in layer.replaced.items()}
+        described["replaced"] = {
+            path: describe_layer(new, known) for path, new in layer.replaced.items()
+        }
     try:
         json.dumps(described)
     except TypeError as error:
@@ -55,12 +66,14 @@ def describe_layer(layer: Layer, known: Described | None = None) -> dict[str, An
 
 
 def needs_format_2(known: Described) -> bool:
-    """Whether these descriptions say what readers of format 1 do not know: layers in several places, or replaced."""
+    """Whether these descriptions say what readers of format 1 do not know: layers in several
+    places, or replaced."""
     return any("name" in described or "replaced" in described for described in known.values())
 
 
 def _check_apart(layer: Layer) -> None:
-    """Raise ArgumentError if a layer is both in what was replaced and in what the constructor makes: the latter has no name."""
+    """Raise ArgumentError if a layer is both in what was replaced and in what the constructor
+    makes: the latter has no name."""
     new = list(layer.replaced.values())
     inside = {inner for one in new for inner in one.walk()}
     waiting, seen = [layer], set()
@@ -72,18 +85,22 @@ def _check_apart(layer: Layer) -> None:
     if inside & seen:
         both = next(iter(inside & seen))
         raise ArgumentError(
-            f"cannot be saved: it stands in a layer given to replace, and elsewhere in {type(layer).__name__}",
+            "cannot be saved: it stands in a layer given to replace, and elsewhere in "
+            f"{type(layer).__name__}",
             both.where,
         )
 
 
 def _plain(value: Any, known: Described) -> Any:
     """An argument as JSON has it, layers described."""
-    return plain(value, lambda inner: describe_layer(inner, known) if isinstance(inner, Layer) else None)
+    return plain(
+        value, lambda inner: describe_layer(inner, known) if isinstance(inner, Layer) else None
+    )
 
 
 def rebuild_layer(described: Any, names: dict[str, Layer] | None = None, **building: Any) -> Layer:
-    """The layer that ``describe_layer`` described. Only classes of layers can come of it, made from JSON's own values.
+    """The layer that ``describe_layer`` described. Only classes of layers can come of it, made from
+    JSON's own values.
 
     Args:
         names: the named layers made so far, to which it adds.
@@ -93,7 +110,8 @@ def rebuild_layer(described: Any, names: dict[str, Layer] | None = None, **build
     kind = Layer.known.get(described["class"])
     if kind is None:
         raise ModelFormatError(
-            f"unknown class {shown(repr(described['class']))}; import the module that defines it first"
+            f"unknown class {shown(repr(described['class']))}; import the module that defines it "
+            "first"
         )
     count_layer(-1)  # what a file describes layer by layer has paid for it in bytes
 

@@ -8,7 +8,8 @@ from portacnn.models.model import Model
 
 
 class GraphModel(Model):
-    """A ``Graph`` that is a ``Model``: it predicts, trains and is saved as any other. What ``portacnn.onnx.load`` gives.
+    """A ``Graph`` that is a ``Model``: it predicts, trains and is saved as any other. What
+    ``portacnn.onnx.load`` gives.
 
     Args:
         nodes: (name, layer, inputs), see ``Graph``.
@@ -23,7 +24,11 @@ class GraphModel(Model):
         return type(self).__init__ is GraphModel.__init__
 
     def arguments(self) -> tuple[list[Any], dict[str, Any]]:
-        return self.children["graph"].arguments() if self.is_described_by_children() else super().arguments()
+        return (
+            self.children["graph"].arguments()
+            if self.is_described_by_children()
+            else super().arguments()
+        )
 
     def child_path(self, name: str) -> str:
         return self.path  # the graph adds no segment of its own

@@ -1,11 +1,14 @@
-"""Running a network over and over without training it: memory that is used again, and a prepared way through for a few images.
+"""Running a network over and over without training it: memory that is used again, and a prepared
+way through for a few images.
 
-With a few images it is not the arithmetic that takes the time but each layer's own work in Python: checking its input, finding
-its kernel, taking memory. All of that comes out the same for the next batch of the same shape, so it is done once
-(``Layer.prepare``), and what is left is a list of functions.
+With a few images it is not the arithmetic that takes the time but each layer's own work in Python:
+checking its input, finding its kernel, taking memory. All of that comes out the same for the next
+batch of the same shape, so it is done once (``Layer.prepare``), and what is left is a list of
+functions.
 
-Each call takes a *lane*, which has all that a call writes to, and puts it back when it has succeeded. So threads that come at
-the same time have a lane each, and what an exception has left half done is dropped with its lane.
+Each call takes a *lane*, which has all that a call writes to, and puts it back when it has
+succeeded. So threads that come at the same time have a lane each, and what an exception has left
+half done is dropped with its lane.
 """
 
 from collections import deque
@@ -55,13 +58,15 @@ class Inference:
 
 
 class _Lane:
-    """What one call at a time writes to: a workspace, and prepared ways, which all lie at its start."""
+    """What one call at a time writes to: a workspace, and prepared ways, which all lie at its
+    start."""
 
     def __init__(self) -> None:
         self._workspace = Workspace()
         self._version = self._workspace.version
         self._ways: dict[Any, _Way] = {}
-        self._last: _Way | None = None  # whose arrays at the workspace's start nobody has written to since
+        # whose arrays at the workspace's start nobody has written to since
+        self._last: _Way | None = None
 
     def run(self, network: Layer, x: Array, batch: Callable[[Array], Array], hold: bool) -> Array:
         self._follow()
@@ -76,14 +81,16 @@ class _Lane:
         return _copy(run_in(self._workspace, lambda: network(batch(x))))
 
     def _follow(self, size: int = 0) -> None:
-        """Have an arena of what the last call needed, or of ``size``; drop the ways that lie in one that was replaced."""
+        """Have an arena of what the last call needed, or of ``size``; drop the ways that lie in one
+        that was replaced."""
         self._workspace.grow(size)
         if self._version != self._workspace.version:
             self._ways, self._last = {}, None
             self._version = self._workspace.version
 
     def _way(self, network: Layer, x: Array, batch: Callable[[Array], Array]) -> "_Way | None":
-        """The way for arrays like x; None if somebody wants to see a layer's outputs, which a prepared way does not show."""
+        """The way for arrays like x; None if somebody wants to see a layer's outputs, which a
+        prepared way does not show."""
         key = (type(x), tuple(x.shape), x.dtype, x.device, kernel_choice())
         way = self._ways.get(key)
         if way is not None and way.holds(network.revision):
@@ -91,7 +98,9 @@ class _Lane:
         if any(layer.hooks for layer in network.walk()):
             return None
         # Those that hold no longer would keep parameters that the network has left.
-        self._ways = {other: kept for other, kept in self._ways.items() if kept.holds(network.revision)}
+        self._ways = {
+            other: kept for other, kept in self._ways.items() if kept.holds(network.revision)
+        }
         if len(self._ways) >= _WAYS:
             self._ways = {}
         self._last = None
@@ -109,7 +118,9 @@ class _Way:
     It keeps the network's layers, but not the network itself, which keeps the way.
     """
 
-    def __init__(self, network: Layer, x: Array, batch: Callable[[Array], Array], plan: Plan) -> None:
+    def __init__(
+        self, network: Layer, x: Array, batch: Callable[[Array], Array], plan: Plan
+    ) -> None:
         first = batch(x)  # which checks x
         # What is the network's own already is laid out where it is needed.
         self._own = backend_of(x).name == backend_of(first).name and x.dtype == first.dtype
@@ -127,8 +138,11 @@ class _Way:
         ]
 
     def holds(self, revision: int) -> bool:
-        """Whether layers, parameters and buffers are the same: moving, building or changing the network makes others."""
-        return self._revision == revision and all(arrays.get(name) is array for arrays, name, array in self._arrays)
+        """Whether layers, parameters and buffers are the same: moving, building or changing the
+        network makes others."""
+        return self._revision == revision and all(
+            arrays.get(name) is array for arrays, name, array in self._arrays
+        )
 
     def is_observed(self, network: Layer) -> bool:
         """Whether somebody wants to see a layer's outputs."""

@@ -30,7 +30,8 @@ def lecun(rng: Any, shape: Sequence[int], fan_in: int, fan_out: int) -> HostArra
 
 
 class ScaledTanh(Layer):
-    """1.7159 * tanh(2/3 * x), any shape: the paper's squashing function. It takes 1 to 1 and -1 to -1."""
+    """1.7159 * tanh(2/3 * x), any shape: the paper's squashing function. It takes 1 to 1 and -1 to
+    -1."""
 
     amplitude, slope = 1.7159, 2.0 / 3.0
 
@@ -46,17 +47,18 @@ class ScaledTanh(Layer):
 
 
 class TableConv2d(Layer):
-    """A convolution whose output maps each see some of the input's maps: x (N, C, H, W) -> y (N, O, OH, OW).
+    """A convolution whose output maps each see some of the input's maps: x (N, C, H, W) -> y (N, O,
+    OH, OW).
 
-    It holds one kernel for each connection of a table, puts them into the weight (O, C, KH, KW) of a full convolution,
-    with zeros where there is no connection, and runs that.
+    It holds one kernel for each connection of a table, puts them into the weight (O, C, KH, KW) of
+    a full convolution, with zeros where there is no connection, and runs that.
 
     Args:
         table: for each of the O output maps, which input maps it sees.
         kernel_size: one number or two.
 
-    Parameters: ``weight`` (connections, KH, KW), in the table's order; ``bias`` (O,). Both start by the paper's rule, the
-    fan of an output map being that of its own connections.
+    Parameters: ``weight`` (connections, KH, KW), in the table's order; ``bias`` (O,). Both start by
+    the paper's rule, the fan of an output map being that of its own connections.
     """
 
     def __init__(self, table: Sequence[Sequence[int]], kernel_size: int | Sequence[int]) -> None:
@@ -64,7 +66,9 @@ class TableConv2d(Layer):
             self.kernel_size = per_axis("kernel_size", kernel_size, 2, 1)
             self.table = [[whole("a map's number", map_, 0) for map_ in seen] for seen in table]
             if not self.table or any(not seen or len(set(seen)) < len(seen) for seen in self.table):
-                raise ArgumentError(f"each output map must see at least one map, and none twice; got {table!r}")
+                raise ArgumentError(
+                    f"each output map must see at least one map, and none twice; got {table!r}"
+                )
         except PortacnnError as error:
             raise error.at(type(self).__name__)
         self.connections = [(o, c) for o, seen in enumerate(self.table) for c in seen]
@@ -73,7 +77,9 @@ class TableConv2d(Layer):
         highest = max(c for _, c in self.connections)
         windows = Windows.of(spatial(shape, 2), self.kernel_size, (1, 1), 0, (1, 1))
         if shape[0] <= highest:
-            raise ShapeError(f"expected at least {highest + 1} input channels, got {shape[0]} (samples {shape})")
+            raise ShapeError(
+                f"expected at least {highest + 1} input channels, got {shape[0]} (samples {shape})"
+            )
         kh, kw = self.kernel_size
         bounds = [2.4 / (len(seen) * kh * kw) for seen in self.table]
         per_kernel = [[[bounds[o]]] for o, _ in self.connections]
@@ -87,8 +93,12 @@ class TableConv2d(Layer):
     def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
         xp = self.home.xp
         channels = x.shape[1]
-        whose = self.constants(f"whose of {channels}", lambda: [i or 0 for i in self._slots(channels)], "int64", x)
-        some = self.constants(f"some of {channels}", lambda: [i is not None for i in self._slots(channels)], "bool", x)
+        whose = self.constants(
+            f"whose of {channels}", lambda: [i or 0 for i in self._slots(channels)], "int64", x
+        )
+        some = self.constants(
+            f"some of {channels}", lambda: [i is not None for i in self._slots(channels)], "bool", x
+        )
         full = xp.where(some[:, None, None], xp.take(self.params["weight"], whose, axis=0), 0.0)
         full = xp.reshape(full, (len(self.table), channels, *self.kernel_size))
         return ops.conv2d(x, full, self.params["bias"], keep=keep)
@@ -99,12 +109,15 @@ class TableConv2d(Layer):
         channels = dfull.shape[1]
         places = [o * channels + c for o, c in self.connections]
         kernels = xp.reshape(dfull, (len(self.table) * channels, *self.kernel_size))
-        dweight = xp.take(kernels, self.constants(f"places of {channels}", lambda: places, "int64", dy), axis=0)
+        dweight = xp.take(
+            kernels, self.constants(f"places of {channels}", lambda: places, "int64", dy), axis=0
+        )
         self.add_grads(weight=dweight, bias=dbias)
         return dx
 
     def _slots(self, channels: int) -> list[int | None]:
-        """For each kernel of the full weight, its outputs' first: the connection it belongs to, or None."""
+        """For each kernel of the full weight, its outputs' first: the connection it belongs to, or
+        None."""
         number = {pair: i for i, pair in enumerate(self.connections)}
         return [number.get((o, c)) for o in range(len(self.table)) for c in range(channels)]
 
@@ -115,23 +128,28 @@ def _uniform(bounds: Any) -> Initializer:
 
 
 class LeNet5(Model):
-    """LeNet-5 (LeCun, Bottou, Bengio and Haffner, 1998, section II.B), for digits (N, 1, 28, 28) or (N, 1, 32, 32).
+    """LeNet-5 (LeCun, Bottou, Bengio and Haffner, 1998, section II.B), for digits (N, 1, 28, 28) or
+    (N, 1, 32, 32).
 
-    ``variant="classic"`` is the paper's network up to its last hidden layer, with its 60,000 trainable numbers:
+    ``variant="classic"`` is the paper's network up to its last hidden layer, with its 60,000
+    trainable numbers:
 
-        C1  6 maps, 5x5 convolution            S2  2x2 mean, times a coefficient, plus a bias, for each map
+        C1  6 maps, 5x5 convolution            S2  2x2 mean, a coefficient and a bias for each map
         C3  16 maps, 5x5, connected by table I  S4  as S2
         C5  120 maps, 5x5: each map sees all    F6  84 units
         output: a unit for each class
 
-    with 1.7159 * tanh(2/3 a) after each layer up to F6, and weights drawn uniformly within 2.4 / fan_in. What deviates: the
-    output layer is affine, trained with softmax cross-entropy (the paper's are distances to fixed 7x12 bitmaps, RBF units,
-    with a loss of their own); S2 and S4 take the mean of four where the paper has the sum, so that a coefficient is
-    four times as large here; and the images are yours to scale (in the paper the background is -0.1, ink 1.175).
+    with 1.7159 * tanh(2/3 a) after each layer up to F6, and weights drawn uniformly within 2.4 /
+    fan_in. What deviates: the output layer is affine, trained with softmax cross-entropy (the
+    paper's are distances to fixed 7x12 bitmaps, RBF units, with a loss of their own); S2 and S4
+    take the mean of four where the paper has the sum, so that a coefficient is four times as large
+    here; and the images are yours to scale (in the paper the background is -0.1, ink 1.175).
 
-    ``variant="modern"`` is what is called LeNet today: ReLU, 2x2 max pooling, full connection, PyTorch's first weights:
+    ``variant="modern"`` is what is called LeNet today: ReLU, 2x2 max pooling, full connection,
+    PyTorch's first weights:
 
-        conv 6 - relu - pool - conv 16 - relu - pool - affine 120 - relu - affine 84 - relu - affine 10
+        conv 6 - relu - pool - conv 16 - relu - pool - affine 120 - relu - affine 84 - relu -
+        affine 10
 
     Args:
         num_classes, in_channels: as they say.
@@ -141,7 +159,8 @@ class LeNet5(Model):
         seed: for the weights; None takes a fresh one.
         dtype: "float32" or "float64".
 
-    Parameters, by path, each with weight and bias: c1, s2, c3, s4, c5, f6, output; or conv1, conv2, fc1, fc2, fc3.
+    Parameters, by path, each with weight and bias: c1, s2, c3, s4, c5, f6, output; or conv1, conv2,
+    fc1, fc2, fc3.
     """
 
     def __init__(

@@ -1,4 +1,5 @@
-"""``Model``: a network that classifies. What ``Sequential`` is, with arrays of any kind in, and numbers and files out."""
+"""``Model``: a network that classifies. What ``Sequential`` is, with arrays of any kind in, and
+numbers and files out."""
 
 import logging
 import os
@@ -10,7 +11,14 @@ from typing import Any, Self, TypeVar
 from portacnn import ops
 from portacnn.arguments import whole
 from portacnn.data.labels import class_indices
-from portacnn.errors import ArgumentError, ArrayError, ModelFormatError, NotFiniteError, PortacnnError, ShapeError
+from portacnn.errors import (
+    ArgumentError,
+    ArrayError,
+    ModelFormatError,
+    NotFiniteError,
+    PortacnnError,
+    ShapeError,
+)
 from portacnn.files import load_tensors, save_tensors, within
 from portacnn.gradient_check import numerical_gradient
 from portacnn.layers import Layer, Sequential, gradients_of
@@ -21,12 +29,22 @@ from portacnn.models.inference import Inference
 from portacnn.models.preprocess import Normalize, rebuild_preprocess
 from portacnn.models.summary import table
 from portacnn.ops.windows import per_axis
-from portacnn.runtime import Array, Backend, HostArray, backend_of, cast, describe, is_float, resolve
+from portacnn.runtime import (
+    Array,
+    Backend,
+    HostArray,
+    backend_of,
+    cast,
+    describe,
+    is_float,
+    resolve,
+)
 from portacnn.text import shown
 
 _log = logging.getLogger("portacnn")
 _ROOM = 512 << 20  # bytes that the layers' outputs may take in ``predict``
-_MOST_LAYERS = 4096  # that a class of networks may make of its arguments, besides those that a file has tensors for
+# that a class of networks may make of its arguments, besides those that a file has tensors for
+_MOST_LAYERS = 4096
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
@@ -46,10 +64,11 @@ def _at_home(method: _Method) -> _Method:
 class Model(Sequential):
     """A ``Sequential`` that ends in one number for each class.
 
-    Images (N, *input_shape) come in as NumPy arrays, or as arrays on the model's device of any library that knows DLPack
-    (``__dlpack__``: CuPy, torch, JAX, ...), whose memory is then shared; labels as integers (N,) or one-hot (N, classes).
-    Images of uint8 go through ``preprocess``, which has to be declared for them. Images of floating point are taken as they
-    are, with or without one: ``preprocess`` is not for them.
+    Images (N, *input_shape) come in as NumPy arrays, or as arrays on the model's device of any
+    library that knows DLPack (``__dlpack__``: CuPy, torch, JAX, ...), whose memory is then shared;
+    labels as integers (N,) or one-hot (N, classes). Images of uint8 go through ``preprocess``,
+    which has to be declared for them. Images of floating point are taken as they are, with or
+    without one: ``preprocess`` is not for them.
 
         model = Model(conv1=Conv2d(1, 8, 3), relu1=ReLU(), flatten=Flatten(), fc1=Linear(None, 10))
         model.build((1, 28, 28), device="cuda", seed=0)
@@ -63,28 +82,36 @@ class Model(Sequential):
         self._inference = Inference()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in super().__getstate__().items() if name != "_constants"}
+        return {
+            name: value for name, value in super().__getstate__().items() if name != "_constants"
+        }
 
     _most: int | None = None  # images at a time in ``predict``, once it is known
     _least = 1  # of them, known with it
     _preprocess: Normalize | None = None
-    _floats_seen = False  # whether floating-point images were looked at, where that takes a transfer
+    # whether floating-point images were looked at, where that takes a transfer
+    _floats_seen = False
     _warned = False  # that they look like bytes
-    _constants: tuple[tuple[Any, ...], Array | None, Array] | None = None  # what they are for; mean; std
+    # what they are for; mean; std
+    _constants: tuple[tuple[Any, ...], Array | None, Array] | None = None
 
     @property
     def preprocess(self) -> Normalize | None:
-        """How uint8 images become what the network takes; None (the start) refuses them. It is saved with the model.
+        """How uint8 images become what the network takes; None (the start) refuses them. It is
+        saved with the model.
 
         Raises:
-            ArgumentError, ShapeError: on setting it: no ``Normalize``, or one for another number of channels.
+            ArgumentError, ShapeError: on setting it: no ``Normalize``, or one for another number of
+                channels.
         """
         return self._preprocess
 
     @preprocess.setter
     def preprocess(self, value: Normalize | None) -> None:
         if value is not None and not isinstance(value, Normalize):
-            raise ArgumentError(f"preprocess must be a Normalize or None, got {value!r}", self.where)
+            raise ArgumentError(
+                f"preprocess must be a Normalize or None, got {value!r}", self.where
+            )
         if value is not None and self.input_shape:
             _fits(value, self.input_shape, self.where)
         self._preprocess = value
@@ -97,7 +124,10 @@ class Model(Sequential):
             return super().infer(shape)
         except ShapeError as error:
             if len(shape) == 3 and shape[0] > 4 >= shape[2]:
-                error.message += f". Shapes are (C, H, W): did you mean {(shape[2], *shape[:2])} instead of {shape}?"
+                error.message += (
+                    f". Shapes are (C, H, W): did you mean {(shape[2], *shape[:2])} "
+                    f"instead of {shape}?"
+                )
             raise
 
     @_at_home
@@ -110,13 +140,14 @@ class Model(Sequential):
 
     @_at_home
     def accept(self, x: Array) -> Array:
-        """Images from outside as the model keeps them: on its device; x itself, or its memory, where it is there already.
+        """Images from outside as the model keeps them: on its device; x itself, or its memory,
+        where it is there already.
 
         Those of floating point become the model's dtype, those of uint8 stay so until ``batch``.
 
         Raises:
-            ArrayError: uint8 without a ``preprocess``, other integers; another device than the model's, but a NumPy array may
-                always come; a library that does not know DLPack.
+            ArrayError: uint8 without a ``preprocess``, other integers; another device than the
+                model's, but a NumPy array may always come; a library that does not know DLPack.
             ShapeError: not (N, *input_shape).
             NotFiniteError: numbers beyond the range of the model's dtype.
         """
@@ -127,18 +158,23 @@ class Model(Sequential):
         return x if backend_of(x).name == home.name else home.share(x)
 
     def cast(self, x: Array) -> Array:
-        """Images, as ``received`` gives them, in the dtype that they are kept in, where they are. Raises as ``accept`` does."""
+        """Images, as ``received`` gives them, in the dtype that they are kept in, where they are.
+        Raises as ``accept`` does."""
         dtype = self.kept_as(x)
         try:
             return cast(x, backend_of(x).dtype(dtype))
         except NotFiniteError as error:
-            error.message = f"images {error.message}: scale them, or build the model with dtype='float64'"
+            error.message = (
+                f"images {error.message}: scale them, or build the model with dtype='float64'"
+            )
             raise error.at(self.where)
 
     def _look_at_floats(self, x: Array) -> None:
-        """Say, once, that images of floating point look like bytes, which ``preprocess`` would have scaled.
+        """Say, once, that images of floating point look like bytes, which ``preprocess`` would have
+        scaled.
 
-        NumPy's are looked at each time they pass all checks, those on a device only the first time: reading is waiting there.
+        NumPy's are looked at each time they pass all checks, those on a device only the first time:
+        reading is waiting there.
         """
         source, (channels, *_) = backend_of(x), self.input_shape
         if self._warned or 0 in x.shape or (self._floats_seen and source.name != "numpy"):
@@ -146,19 +182,26 @@ class Model(Sequential):
         self._floats_seen = True
         largest = float(source.to_host(source.xp.max(x[: min(16, x.shape[0]), ...])))
         means, stds = self._preprocess.in_pixels(channels)  # type: ignore[union-attr]
-        usual = max(abs(pixel - mean) / std for pixel in (0, 255) for mean, std in zip(means, stds, strict=True))
+        usual = max(
+            abs(pixel - mean) / std
+            for pixel in (0, 255)
+            for mean, std in zip(means, stds, strict=True)
+        )
         if largest > 8 * usual:
             self._warned = True
             _log.warning(
-                "%s: floating-point images are taken as they are, and preprocess is not for them; but these reach %g, where "
-                "preprocess makes at most %g of a byte. If they are pixels of 0..255, give them as uint8: x.astype('uint8')",
+                "%s: floating-point images are taken as they are, and preprocess is not for them; "
+                "but these reach %g, where "
+                "preprocess makes at most %g of a byte. If they are pixels of 0..255, give them as "
+                "uint8: x.astype('uint8')",
                 self.where,
                 largest,
                 usual,
             )
 
     def received(self, x: Any, what: str = "x") -> Array:
-        """An array of any library, its memory shared, as one of the model's own on its device; NumPy's as they are.
+        """An array of any library, its memory shared, as one of the model's own on its device;
+        NumPy's as they are.
 
         ``what`` is the argument's name, for the message.
 
@@ -173,7 +216,8 @@ class Model(Sequential):
             raise error.at(self.where)
 
     def kept_as(self, x: Array) -> str:
-        """The dtype that ``accept`` gives these images, "uint8" or the model's own. Raises as ``accept`` does.
+        """The dtype that ``accept`` gives these images, "uint8" or the model's own. Raises as
+        ``accept`` does.
 
         x is as ``received`` gives it.
         """
@@ -191,14 +235,16 @@ class Model(Sequential):
             return self.dtype
         if self._preprocess is None:
             raise ArrayError(
-                f"expected floating-point images, got {describe(x)}; scale them first: x.astype('float32') / 255, or "
+                f"expected floating-point images, got {describe(x)}; scale them first: "
+                "x.astype('float32') / 255, or "
                 "load_mnist(normalize=True); or declare how the model is to do it with uint8: "
                 "model.preprocess = portacnn.Normalize()",
                 self.where,
             )
         if x.dtype != backend_of(x).xp.uint8:
             raise ArrayError(
-                f"expected images of uint8 or floating point, got {describe(x)}; convert them first: "
+                f"expected images of uint8 or floating point, got {describe(x)}; convert them "
+                "first: "
                 "x.astype('uint8') where they are whole numbers 0..255",
                 self.where,
             )
@@ -206,16 +252,19 @@ class Model(Sequential):
 
     @_at_home
     def batch(self, images: Array, chosen: Array | None = None) -> Array:
-        """A batch for ``forward``: images as ``accept`` gives them, preprocessed, laid out as the backend prefers.
+        """A batch for ``forward``: images as ``accept`` gives them, preprocessed, laid out as the
+        backend prefers.
 
-        ``chosen`` says which of them, and in which order: int64 (B,) on the model's device. None takes all.
+        ``chosen`` says which of them, and in which order: int64 (B,) on the model's device. None
+        takes all.
         """
         if self._dtype_of(images) != "uint8":
             return ops.take_batch(images, chosen)
         return ops.take_batch(images, chosen, *self._mean_and_std())
 
     def _mean_and_std(self) -> tuple[Array | None, Array]:
-        """Those of ``preprocess``, in units of the pixels, on the device: made once, as long as nothing changes."""
+        """Those of ``preprocess``, in units of the pixels, on the device: made once, as long as
+        nothing changes."""
         made_for = (self._preprocess, self.backend, self.dtype, self.input_shape)
         if self._constants is None or self._constants[0] != made_for:
             home, (channels, *size) = self.home, self.input_shape
@@ -233,9 +282,11 @@ class Model(Sequential):
 
     @_at_home
     def labels(self, t: Array, count: int, what: str = "labels") -> Array:
-        """Labels from outside, checked on the host, as int64 (count,) on the model's device. Raises LabelError, ArrayError.
+        """Labels from outside, checked on the host, as int64 (count,) on the model's device. Raises
+        LabelError, ArrayError.
 
-        They may be of any library that there is a backend for, on any device, or be received as images are.
+        They may be of any library that there is a backend for, on any device, or be received as
+        images are.
         """
         home = self.home
         try:
@@ -249,16 +300,21 @@ class Model(Sequential):
     def classes(self) -> int:
         """How many outputs there are."""
         if len(self.output_shape) != 1:
-            raise ShapeError(f"expected a network with one output for each class, this one gives {self.output_shape}")
+            raise ShapeError(
+                "expected a network with one output for each class, this one gives "
+                f"{self.output_shape}"
+            )
         return self.output_shape[0]
 
     @_at_home
     def predict(self, x: Array, batch_size: int | None = None) -> Array:
-        """The logits (N, classes) for images x, on the model's device; nothing is kept for a backward pass.
+        """The logits (N, classes) for images x, on the model's device; nothing is kept for a
+        backward pass.
 
-        ``batch_size`` images go through at a time; by default as many as leave the layers' outputs within 512 MiB, but no
-        more than 256. Softmax is left out: the largest logit is the likeliest class. Where batch norm without running
-        statistics has no variance over the last images, as they are one, they go along with those before them.
+        ``batch_size`` images go through at a time; by default as many as leave the layers' outputs
+        within 512 MiB, but no more than 256. Softmax is left out: the largest logit is the
+        likeliest class. Where batch norm without running statistics has no variance over the last
+        images, as they are one, they go along with those before them.
         """
         if batch_size is not None:
             try:
@@ -276,14 +332,19 @@ class Model(Sequential):
         if size >= self._least > count - ends[-2]:
             del ends[-2]
         starts = (0, *ends[:-1])
-        parts = [self._inference.run(self, x[i:j, ...], self._batch, hold) for i, j in zip(starts, ends, strict=True)]
+        parts = [
+            self._inference.run(self, x[i:j, ...], self._batch, hold)
+            for i, j in zip(starts, ends, strict=True)
+        ]
         return self.home.xp.concat(parts, axis=0)
 
     def release_memory(self) -> None:
-        """Give back the memory that ``predict``, ``loss`` and ``accuracy`` hold for their next call.
+        """Give back the memory that ``predict``, ``loss`` and ``accuracy`` hold for their next
+        call.
 
-        They hold about what their largest call needed, for each thread that called at the same time, until the model is
-        deleted. Results and parameters are not affected, and the next call takes memory anew.
+        They hold about what their largest call needed, for each thread that called at the same
+        time, until the model is deleted. Results and parameters are not affected, and the next call
+        takes memory anew.
         """
         self._inference.release()
 
@@ -292,7 +353,10 @@ class Model(Sequential):
         if self._most is None:
             self.check_built()
             numbers = sum(
-                prod(place.output_shape) for layer in self.walk() if not layer.children for place in layer.places
+                prod(place.output_shape)
+                for layer in self.walk()
+                if not layer.children
+                for place in layer.places
             )
             self._least = max(layer.least_predicted for layer in self.walk())
             self._most = max(self._least, min(256, _ROOM // (8 * max(numbers, 1))))
@@ -309,7 +373,8 @@ class Model(Sequential):
         return float(self.home.to_host(loss))
 
     def accuracy(self, x: Array, t: Array, batch_size: int | None = None) -> float:
-        """The share of images x whose largest logit is their label's; every one counts, the last short batch too.
+        """The share of images x whose largest logit is their label's; every one counts, the last
+        short batch too.
 
         One with NaN among its logits is wrong.
         """
@@ -321,14 +386,16 @@ class Model(Sequential):
 
     @_at_home
     def count_correct(self, x: Array, t: Array, batch_size: int | None = None) -> int:
-        """How many of the images x are classified as t, which is as ``labels`` gives it; an output of NaN is never right."""
+        """How many of the images x are classified as t, which is as ``labels`` gives it; an output
+        of NaN is never right."""
         home = self.home
         hits = ops.is_correct(self.predict(x, batch_size), t)
         return int(home.to_host(home.xp.count_nonzero(hits)))
 
     @_at_home
     def gradient(self, x: Array, t: Array) -> dict[str, Array]:
-        """The gradient of ``loss`` for every parameter, by backward pass: arrays of their own, by the parameter's path."""
+        """The gradient of ``loss`` for every parameter, by backward pass: arrays of their own, by
+        the parameter's path."""
         x = self.received(x)
         self.kept_as(x)
         labels = self.labels(t, x.shape[0])
@@ -340,20 +407,23 @@ class Model(Sequential):
 
     @_at_home
     def numerical_gradient(self, x: Array, t: Array, h: float = 1e-4) -> dict[str, Array]:
-        """The same by finite differences, two forward passes for each number of each parameter: for small nets, in float64."""
+        """The same by finite differences, two forward passes for each number of each parameter: for
+        small nets, in float64."""
         return {
             path: numerical_gradient(lambda: self.loss(x, t), array, h)
             for path, array in self.named_parameters().items()
         }
 
-    # --- description ------------------------------------------------------------------------------------------------
+    # --- description ------------------------------------------------------------------------------
 
     def summary(self, input_shape: Sequence[int] | None = None, batch_size: int = 1) -> str:
-        """A table of the layers: path, class, output shape, parameters, multiply-adds and activation memory, with totals.
+        """A table of the layers: path, class, output shape, parameters, multiply-adds and
+        activation memory, with totals.
 
-        Nothing is allocated and the network stays as it is, so it may be asked of a network not built yet, or about another
-        input than it was built for. Multiply-adds are those of one sample's forward pass, in convolutions and linear maps.
-        The memory is that of each layer's output for a batch: what a forward pass makes, counted as if nothing were a view.
+        Nothing is allocated and the network stays as it is, so it may be asked of a network not
+        built yet, or about another input than it was built for. Multiply-adds are those of one
+        sample's forward pass, in convolutions and linear maps. The memory is that of each layer's
+        output for a batch: what a forward pass makes, counted as if nothing were a view.
 
         Args:
             input_shape: of one sample, (C, H, W); by default the one it was built for.
@@ -368,18 +438,21 @@ class Model(Sequential):
             input_shape = self.input_shape
         return table(self, input_shape, whole("batch_size", batch_size, 1))
 
-    # --- files ------------------------------------------------------------------------------------------------------
+    # --- files ------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write architecture, weights and ``preprocess`` as one safetensors file, whole or not at all.
+        """Write architecture, weights and ``preprocess`` as one safetensors file, whole or not at
+        all.
 
         Raises:
-            ArgumentError: an argument of some layer that JSON cannot hold (a function as ``weight_init``).
+            ArgumentError: an argument of some layer that JSON cannot hold (a function as
+                ``weight_init``).
         """
         save_tensors(path, self.state_dict(), self.description())
 
     def description(self) -> dict[str, Any]:
-        """Architecture, input and ``preprocess`` as JSON; ``rebuild`` reads it. Raises ArgumentError as ``save`` does."""
+        """Architecture, input and ``preprocess`` as JSON; ``rebuild`` reads it. Raises
+        ArgumentError as ``save`` does."""
         known: Described = {}
         model = describe_layer(self, known)
         tied = {
@@ -388,7 +461,12 @@ class Model(Sequential):
             for name, (owner, key) in layer.tied.items()
         }
         number = 2 if tied or needs_format_2(known) else 1
-        header = {"format": number, "model": model, "input_shape": self.input_shape, "dtype": self.dtype}
+        header = {
+            "format": number,
+            "model": model,
+            "input_shape": self.input_shape,
+            "dtype": self.dtype,
+        }
         if tied:
             header["tied"] = tied
         if self._preprocess is not None:
@@ -396,10 +474,12 @@ class Model(Sequential):
         return header
 
     def load_weights(self, path: str | os.PathLike[str], strict: bool = True) -> Mismatch:
-        """Take the weights of a safetensors file, whoever wrote it: PyTorch's of the same net fit. See ``load_state_dict``.
+        """Take the weights of a safetensors file, whoever wrote it: PyTorch's of the same net fit.
+        See ``load_state_dict``.
 
         Raises:
-            ModelFormatError: no whole safetensors file, or one that does not fit; nothing has changed then.
+            ModelFormatError: no whole safetensors file, or one that does not fit; nothing has
+                changed then.
         """
         tensors, _ = load_tensors(path)
         try:
@@ -409,12 +489,14 @@ class Model(Sequential):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, device: str | Backend | None = None) -> Self:
-        """Rebuild a model that ``save`` wrote, with its weights and its ``preprocess``, on ``device``.
+        """Rebuild a model that ``save`` wrote, with its weights and its ``preprocess``, on
+        ``device``.
 
         A ``Trainer``'s checkpoint gives the model as it was then.
 
         Raises:
-            ModelFormatError: not a file of portacnn's, cut short, or of another class than asked for.
+            ModelFormatError: not a file of portacnn's, cut short, or of another class than asked
+                for.
         """
         backend = resolve(device)
         tensors, header = load_tensors(path)
@@ -424,39 +506,55 @@ class Model(Sequential):
 
     @classmethod
     def rebuild(
-        cls, tensors: dict[str, HostArray], header: Any, backend: Backend, where: str, seed: Any = None
+        cls,
+        tensors: dict[str, HostArray],
+        header: Any,
+        backend: Backend,
+        where: str,
+        seed: Any = None,
     ) -> Self:
-        """The model that ``header`` describes, with these weights, and with ``seed`` for what it draws while it is trained.
+        """The model that ``header`` describes, with these weights, and with ``seed`` for what it
+        draws while it is trained.
 
         Raises:
             ModelFormatError: as ``load``; ``where`` is the file's name.
         """
         if header is None:
             raise ModelFormatError(
-                "it does not say how to build its model: it has weights alone, as other tools write them; build the model "
+                "it does not say how to build its model: it has weights alone, as other tools "
+                "write them; build the model "
                 "first, then model.load_weights(path)",
                 where,
             )
         try:
             if header["format"] not in (1, 2):
                 raise ModelFormatError(
-                    f"it is of format {shown(repr(header['format']))}, this version reads 1 and 2; upgrade portacnn"
+                    f"it is of format {shown(repr(header['format']))}, this version reads 1 and 2; "
+                    "upgrade portacnn"
                 )
             drawing = {} if seed is None else {"seed": seed}
             with building_from(tensors), limited(_MOST_LAYERS + 8 * len(tensors)):
-                model = rebuild_layer(header["model"], device=backend, dtype=header["dtype"], **drawing)
+                model = rebuild_layer(
+                    header["model"], device=backend, dtype=header["dtype"], **drawing
+                )
                 if not isinstance(model, cls):
-                    raise ModelFormatError(f"holds a {type(model).__name__}, expected a {cls.__name__}")
+                    raise ModelFormatError(
+                        f"holds a {type(model).__name__}, expected a {cls.__name__}"
+                    )
                 if model.backend is None:
                     for name, owner in header.get("tied", {}).items():
                         _tie(model, name, owner)
-                    model.build(header["input_shape"], device=backend, dtype=header["dtype"], seed=seed)
+                    model.build(
+                        header["input_shape"], device=backend, dtype=header["dtype"], seed=seed
+                    )
             model.preprocess = rebuild_preprocess(header.get("preprocess"))
         except ModelFormatError as error:
             raise ModelFormatError(str(error), where) from error.__cause__
         except NONSENSE as error:
             what = f"{type(error).__name__}: {error}"
-            raise ModelFormatError(f"it does not say how to build its model, or not rightly: {what}", where) from error
+            raise ModelFormatError(
+                f"it does not say how to build its model, or not rightly: {what}", where
+            ) from error
         return model
 
 
@@ -466,8 +564,11 @@ def _tie(model: Layer, name: str, owner: str) -> None:
     model.layer_at(path).tie(own, model.layer_at(other), theirs)
 
 
-def image_shape(model: str, num_classes: int, in_channels: int, input_size: int | Sequence[int]) -> Shape:
-    """(C, H, W) of the images of a model that builds itself, once its numbers have proved to be such.
+def image_shape(
+    model: str, num_classes: int, in_channels: int, input_size: int | Sequence[int]
+) -> Shape:
+    """(C, H, W) of the images of a model that builds itself, once its numbers have proved to be
+    such.
 
     Raises:
         ArgumentError: naming the model.
@@ -480,7 +581,8 @@ def image_shape(model: str, num_classes: int, in_channels: int, input_size: int 
 
 
 def _reshaping(x: Array, sample: Shape) -> str:
-    """What makes images for samples (C, H, W) of an array of another shape, for a message; empty where nothing is likely."""
+    """What makes images for samples (C, H, W) of an array of another shape, for a message; empty
+    where nothing is likely."""
     shape, (channels, *size) = tuple(x.shape), sample
     last = (*size, channels)
     turn = "permute" if hasattr(x, "permute") else "transpose"

@@ -1,4 +1,5 @@
-"""``Normalize``: how a model's images become numbers. It is a part of the model: declared once, saved in its file."""
+"""``Normalize``: how a model's images become numbers. It is a part of the model: declared once,
+saved in its file."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -16,10 +17,11 @@ class Normalize:
     """(pixels * scale - mean) / std, for images of uint8.
 
         model.preprocess = Normalize()  # 0..255 -> 0..1, as load_mnist(normalize=True) does
-        model.preprocess = Normalize(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))  # torchvision's, by channel
+        # torchvision's
+        model.preprocess = Normalize(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
-    It is computed as (pixels - mean / scale) / (std / scale), in the model's dtype: with mean 0 and std 1 that is pixels / 255,
-    to the bit.
+    It is computed as (pixels - mean / scale) / (std / scale), in the model's dtype: with mean 0 and
+    std 1 that is pixels / 255, to the bit.
 
     Args:
         scale: above 0.
@@ -35,22 +37,35 @@ class Normalize:
     std: float | tuple[float, ...] = 1.0
 
     def __post_init__(self) -> None:
-        bounds: dict[str, dict[str, float]] = {"scale": {"above": 0.0}, "mean": {}, "std": {"above": 0.0}}
+        bounds: dict[str, dict[str, float]] = {
+            "scale": {"above": 0.0},
+            "mean": {},
+            "std": {"above": 0.0},
+        }
         for name, bound in bounds.items():
             object.__setattr__(self, name, _numbers(name, getattr(self, name), bound))
         if not isinstance(self.scale, float):
             raise ArgumentError(f"scale must be one number, got {self.scale!r}", "Normalize")
         if len({len(values) for values in (self.mean, self.std) if isinstance(values, tuple)}) > 1:
             raise ArgumentError(
-                f"mean and std must have one number for each channel; got {self.mean} and {self.std}", "Normalize"
+                f"mean and std must have one number for each channel; got {self.mean} and "
+                f"{self.std}",
+                "Normalize",
             )
         mean, std = self.in_pixels(1)
-        if not all(1 / _WIDEST < value < _WIDEST for value in std) or any(abs(value) > _WIDEST for value in mean):
-            raise ArgumentError(f"scale, mean and std must be numbers that float32 can hold together: {self}")
+        if not all(1 / _WIDEST < value < _WIDEST for value in std) or any(
+            abs(value) > _WIDEST for value in mean
+        ):
+            raise ArgumentError(
+                f"scale, mean and std must be numbers that float32 can hold together: {self}"
+            )
 
     def in_pixels(self, channels: int) -> tuple[list[float], list[float]]:
         """Mean and std of every channel, in units of the pixels."""
-        mean, std = (value if isinstance(value, tuple) else (value,) * channels for value in (self.mean, self.std))
+        mean, std = (
+            value if isinstance(value, tuple) else (value,) * channels
+            for value in (self.mean, self.std)
+        )
         return [m / self.scale for m in mean], [s / self.scale for s in std]
 
     def check(self, sample: Shape) -> None:
@@ -58,7 +73,8 @@ class Normalize:
         for name, values in (("mean", self.mean), ("std", self.std)):
             if isinstance(values, tuple) and len(values) != sample[0]:
                 raise ShapeError(
-                    f"preprocess: {name} has {len(values)} numbers, one for each channel; images (N, "
+                    f"preprocess: {name} has {len(values)} numbers, one for each channel; images "
+                    "(N, "
                     f"{', '.join(map(str, sample))}) have {sample[0]} channels"
                 )
 
@@ -68,7 +84,8 @@ class Normalize:
 
 
 def rebuild_preprocess(described: Any) -> Normalize | None:
-    """What ``Normalize.description`` described; None for None. Raises whatever nonsense brings a constructor to."""
+    """What ``Normalize.description`` described; None for None. Raises whatever nonsense brings a
+    constructor to."""
     if described is None:
         return None
     if described["class"] != "Normalize":

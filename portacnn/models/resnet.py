@@ -7,7 +7,17 @@ from portacnn import ops
 from portacnn.arguments import one_of, whole
 from portacnn.errors import PortacnnError, ShapeError
 from portacnn.init import Initializer
-from portacnn.layers import AvgPool2d, BatchNorm2d, Conv2d, GlobalAvgPool, Layer, Linear, MaxPool2d, ReLU, Residual
+from portacnn.layers import (
+    AvgPool2d,
+    BatchNorm2d,
+    Conv2d,
+    GlobalAvgPool,
+    Layer,
+    Linear,
+    MaxPool2d,
+    ReLU,
+    Residual,
+)
 from portacnn.layers import Sequential as Seq
 from portacnn.layers.base import Shape
 from portacnn.models.model import Model, image_shape
@@ -18,7 +28,8 @@ Shortcut = Callable[[int, int], Layer]
 
 
 class PadChannels(Layer):
-    """Channels of zeros, half of them before and half behind: x (N, C, *S) -> y (N, O, *S). Option A's shortcut.
+    """Channels of zeros, half of them before and half behind: x (N, C, *S) -> y (N, O, *S). Option
+    A's shortcut.
 
     Args:
         out_channels: O.
@@ -32,7 +43,9 @@ class PadChannels(Layer):
 
     def infer(self, shape: Shape) -> Shape:
         if not shape or shape[0] > self.out_channels:
-            raise ShapeError(f"expected samples (C, *S) of at most {self.out_channels} channels, got {shape}")
+            raise ShapeError(
+                f"expected samples (C, *S) of at most {self.out_channels} channels, got {shape}"
+            )
         return (self.out_channels, *shape[1:])
 
     def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
@@ -44,11 +57,12 @@ class PadChannels(Layer):
         return ops.pad_backward(dy, cache)
 
 
-# --- shortcuts and blocks -------------------------------------------------------------------------------------------
+# --- shortcuts and blocks -------------------------------------------------------------------------
 
 
 def _conv(channels: int, kernel: int, stride: int, init: Initializer) -> Conv2d:
-    """Its output is as large as its input, but for the stride. Batch norm follows, so it has no bias."""
+    """Its output is as large as its input, but for the stride. Batch norm follows, so it has no
+    bias."""
     return Conv2d(None, channels, kernel, stride, kernel // 2, bias=False, weight_init=init)
 
 
@@ -75,7 +89,8 @@ def basic_block(channels: int, stride: int, shortcut: Layer | None, init: Initia
 
 
 def bottleneck(channels: int, stride: int, shortcut: Layer | None, init: Initializer) -> Layer:
-    """1x1 to a quarter of the channels, 3x3, and 1x1 back; the stride is in the 3x3 (torchvision's, called v1.5)."""
+    """1x1 to a quarter of the channels, 3x3, and 1x1 back; the stride is in the 3x3 (torchvision's,
+    called v1.5)."""
     narrow = channels // 4
     body = Seq(
         conv1=_conv(narrow, 1, 1, init),
@@ -111,20 +126,23 @@ def _stages(
     return stages
 
 
-# --- for CIFAR ------------------------------------------------------------------------------------------------------
+# --- for CIFAR ------------------------------------------------------------------------------------
 
 
 class ResNet20(Model):
-    """The CIFAR network of He, Zhang, Ren and Sun, 2015 ("Deep residual learning", section 4.2), n = 3: x (N, 3, 32, 32).
+    """The CIFAR network of He, Zhang, Ren and Sun, 2015 ("Deep residual learning", section 4.2), n
+    = 3: x (N, 3, 32, 32).
 
         conv 16 - batch norm - relu
-        3 blocks of 16 channels - 3 of 32, the first with stride 2 - 3 of 64, the first with stride 2
+        3 blocks of 16 channels - 3 of 32, the first with stride 2 - 3 of 64, the first with
+            stride 2
         global mean - affine 10
 
-    A block is conv - batch norm - relu - conv - batch norm, added to its input, - relu; all convolutions are 3x3. Where the
-    shape changes, the paper's option "A" (its choice for CIFAR) adds every second pixel, with zeros for the new channels:
-    269,722 parameters, its 0.27 million. Option "B" adds a 1x1 convolution with batch norm: 272,474. First weights by He's rule
-    over the inputs.
+    A block is conv - batch norm - relu - conv - batch norm, added to its input, - relu; all
+    convolutions are 3x3. Where the shape changes, the paper's option "A" (its choice for CIFAR)
+    adds every second pixel, with zeros for the new channels: 269,722 parameters, its 0.27 million.
+    Option "B" adds a 1x1 convolution with batch norm: 272,474. First weights by He's rule over the
+    inputs.
 
     Args:
         num_classes, in_channels: as they say.
@@ -134,7 +152,8 @@ class ResNet20(Model):
         seed: for the weights; None takes a fresh one.
         dtype: "float32" or "float64".
 
-    Parameters, by path: conv1, bn1, layer1.0.conv1 ... layer3.2.bn2, fc; with option "B" layer2.0.downsample.0 and the like.
+    Parameters, by path: conv1, bn1, layer1.0.conv1 ... layer3.2.bn2, fc; with option "B"
+    layer2.0.downsample.0 and the like.
     """
 
     def __init__(
@@ -165,18 +184,19 @@ class ResNet20(Model):
         self.build(shape, device=device, dtype=dtype, seed=seed)
 
 
-# --- for ImageNet ---------------------------------------------------------------------------------------------------
+# --- for ImageNet ---------------------------------------------------------------------------------
 
 
 class ResNet(Model):
-    """What ResNet18 and ResNet50 share (He, Zhang, Ren and Sun, 2015, table 1): x (N, 3, 224, 224) -> logits (N, 1000).
+    """What ResNet18 and ResNet50 share (He, Zhang, Ren and Sun, 2015, table 1): x (N, 3, 224, 224)
+    -> logits (N, 1000).
 
         conv 64, 7x7, stride 2 - batch norm - relu - 3x3 pool, stride 2
         four stages of blocks, each but the first starting with stride 2
         global mean - affine 1000
 
-    Structure, keys and first weights are torchvision's: where a block changes the shape, its shortcut is a 1x1 convolution with
-    batch norm (option B); He's rule over the outputs.
+    Structure, keys and first weights are torchvision's: where a block changes the shape, its
+    shortcut is a 1x1 convolution with batch norm (option B); He's rule over the outputs.
 
     Args:
         num_classes, in_channels: as they say.
@@ -217,12 +237,14 @@ class ResNet(Model):
 
 
 class ResNet18(ResNet):
-    """2, 2, 2, 2 basic blocks of 64, 128, 256, 512 channels; 11,689,512 parameters. Arguments: see ``ResNet``."""
+    """2, 2, 2, 2 basic blocks of 64, 128, 256, 512 channels; 11,689,512 parameters. Arguments: see
+    ``ResNet``."""
 
     block, widths, depths = staticmethod(basic_block), (64, 128, 256, 512), (2, 2, 2, 2)
 
 
 class ResNet50(ResNet):
-    """3, 4, 6, 3 bottlenecks of 256, 512, 1024, 2048 channels; 25,557,032 parameters. Arguments: see ``ResNet``."""
+    """3, 4, 6, 3 bottlenecks of 256, 512, 1024, 2048 channels; 25,557,032 parameters. Arguments:
+    see ``ResNet``."""
 
     block, widths, depths = staticmethod(bottleneck), (256, 512, 1024, 2048), (3, 4, 6, 3)

@@ -15,24 +15,26 @@ _CONV = {"filter_num": 30, "filter_size": 5, "pad": 0, "stride": 1}
 class SimpleConvNet(Model):
     """conv - relu - pool - affine - relu - affine - softmax, for images (N, *input_dim).
 
-    The network of "Deep Learning from Scratch" (Saitoh), chapter 7. ``forward`` ends before the softmax, which is part of the
-    loss. Where the pooling's 2 by 2 windows do not divide the convolution's output, the last row and column are left out.
+    The network of "Deep Learning from Scratch" (Saitoh), chapter 7. ``forward`` ends before the
+    softmax, which is part of the loss. Where the pooling's 2 by 2 windows do not divide the
+    convolution's output, the last row and column are left out.
 
     Args:
         input_dim: (C, H, W) of one image.
-        conv_param: ``filter_num``, ``filter_size``, ``pad``, ``stride``; those left out are 30, 5, 0, 1.
+        conv_param: ``filter_num``, ``filter_size``, ``pad``, ``stride``; those left out are 30, 5,
+            0, 1.
         hidden_size: units of the hidden affine layer.
         output_size: classes.
-        weight_init_std: a standard deviation, or "he"/"relu", "xavier"/"sigmoid", or any rule of ``portacnn.init``; biases
-            start at 0.
-        num_classes, in_channels: what the other models call them; where given, they stand for ``output_size`` and for C of
-            ``input_dim``.
+        weight_init_std: a standard deviation, or "he"/"relu", "xavier"/"sigmoid", or any rule of
+            ``portacnn.init``; biases start at 0.
+        num_classes, in_channels: what the other models call them; where given, they stand for
+            ``output_size`` and for C of ``input_dim``.
         device: see ``portacnn.resolve``.
         seed: for the weights; None takes a fresh one.
         dtype: "float32" or "float64".
 
-    Parameters, by path: conv1.weight (filter_num, C, filter_size, filter_size), fc1.weight (hidden_size, features),
-    fc2.weight (output_size, hidden_size), and a bias for each.
+    Parameters, by path: conv1.weight (filter_num, C, filter_size, filter_size), fc1.weight
+    (hidden_size, features), fc2.weight (output_size, hidden_size), and a bias for each.
     """
 
     def __init__(
@@ -52,14 +54,17 @@ class SimpleConvNet(Model):
         unknown = set(conv_param or {}) - set(_CONV)
         if unknown:
             raise ArgumentError(
-                f"conv_param takes {', '.join(_CONV)}; got {', '.join(sorted(unknown))}", "SimpleConvNet"
+                f"conv_param takes {', '.join(_CONV)}; got {', '.join(sorted(unknown))}",
+                "SimpleConvNet",
             )
         output_size = output_size if num_classes is None else num_classes
         input_dim = input_dim if in_channels is None else (in_channels, *input_dim[1:])
         conv = {**_CONV, **(conv_param or {})}
         init: dict[str, Any] = {"weight_init": weight_init_std, "bias_init": "zeros"}
         super().__init__(
-            conv1=Conv2d(None, conv["filter_num"], conv["filter_size"], conv["stride"], conv["pad"], **init),
+            conv1=Conv2d(
+                None, conv["filter_num"], conv["filter_size"], conv["stride"], conv["pad"], **init
+            ),
             relu1=ReLU(),
             pool1=MaxPool2d(2),
             flatten=Flatten(),

@@ -26,9 +26,11 @@ class Row(NamedTuple):
 
 
 def rows(network: Layer, input_shape: Sequence[int]) -> list[Row]:
-    """A row for every layer that computes something, in the order in which they run; a block stands before what is in it.
+    """A row for every layer that computes something, in the order in which they run; a block stands
+    before what is in it.
 
-    The network is planned for samples of ``input_shape``, and afterwards as it was. Raises ShapeError.
+    The network is planned for samples of ``input_shape``, and afterwards as it was. Raises
+    ShapeError.
     """
     with network.planned(input_shape):
         return list(_rows(network, Counter()))
@@ -41,7 +43,8 @@ def _rows(layer: Layer, seen: Counter[Layer]) -> Iterator[Row]:
     if number >= len(layer.places):  # a layer that its container does not run
         return
     path, layer.input_shape, layer.output_shape = layer.places[number]
-    if not isinstance(layer, Sequential | Graph | Recompute):  # which hand on what their layers give
+    # which hand on what their layers give
+    if not isinstance(layer, Sequential | Graph | Recompute):
         yield Row(
             path,
             type(layer).__name__,
@@ -84,14 +87,24 @@ def table(network: Layer, input_shape: Sequence[int], batch_size: int) -> str:
         f"activations of a batch of {batch_size} in {network.dtype}"
     )
     return "\n".join(
-        [title, *_aligned([_HEAD], widths), rule, *_aligned(lines, widths), rule, *_aligned([total], widths)]
+        [
+            title,
+            *_aligned([_HEAD], widths),
+            rule,
+            *_aligned(lines, widths),
+            rule,
+            *_aligned([total], widths),
+        ]
     )
 
 
 def _aligned(lines: Sequence[tuple[str, ...]], widths: list[int]) -> Iterator[str]:
     """Words to the left, numbers to the right."""
     for line in lines:
-        cells = [c.ljust(w) if i < 3 else c.rjust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]
+        cells = [
+            c.ljust(w) if i < 3 else c.rjust(w)
+            for i, (c, w) in enumerate(zip(line, widths, strict=True))
+        ]
         yield "  ".join(cells).rstrip()
 
 

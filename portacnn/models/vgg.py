@@ -20,13 +20,15 @@ from portacnn.runtime import Backend
 
 
 class VGG(Model):
-    """What VGG11 and VGG16 share (Simonyan and Zisserman, 2014): x (N, 3, 224, 224) -> logits (N, 1000).
+    """What VGG11 and VGG16 share (Simonyan and Zisserman, 2014): x (N, 3, 224, 224) -> logits (N,
+    1000).
 
         stages of 3x3 convolutions with ReLU, each ending in a 2x2 pool
         mean pool to 7x7 - affine 4096 - relu - dropout - affine 4096 - relu - dropout - affine 1000
 
-    The mean pool does nothing to what 224 pixels lead to, and lets other sizes in, as in torchvision, whose keys and first
-    weights these are too (He's rule over the outputs; normal with std 0.01 for affine layers; biases 0).
+    The mean pool does nothing to what 224 pixels lead to, and lets other sizes in, as in
+    torchvision, whose keys and first weights these are too (He's rule over the outputs; normal with
+    std 0.01 for affine layers; biases 0).
 
     Args:
         num_classes, in_channels: as they say.
@@ -38,7 +40,8 @@ class VGG(Model):
         seed: for weights and dropout; None takes a fresh one.
         dtype: "float32" or "float64".
 
-    Parameters, by path: features.0.weight ..., classifier.0.weight, classifier.3.weight, classifier.6.weight ...
+    Parameters, by path: features.0.weight ..., classifier.0.weight, classifier.3.weight,
+    classifier.6.weight ...
     """
 
     widths: ClassVar[tuple[tuple[int, ...], ...]]
@@ -82,19 +85,25 @@ class VGG(Model):
         layers: list[Layer] = []
         for stage in self.widths:
             for channels in stage:
-                layers.append(Conv2d(None, channels, 3, padding=1, weight_init="he_fan_out", bias_init="zeros"))
+                layers.append(
+                    Conv2d(
+                        None, channels, 3, padding=1, weight_init="he_fan_out", bias_init="zeros"
+                    )
+                )
                 layers += [BatchNorm2d(channels), ReLU()] if batch_norm else [ReLU()]
             layers.append(MaxPool2d(2))
         return layers
 
 
 class VGG11(VGG):
-    """Configuration A: 64 - 128 - 256 256 - 512 512 - 512 512; 132,863,336 parameters. Arguments: see ``VGG``."""
+    """Configuration A: 64 - 128 - 256 256 - 512 512 - 512 512; 132,863,336 parameters. Arguments:
+    see ``VGG``."""
 
     widths = ((64,), (128,), (256, 256), (512, 512), (512, 512))
 
 
 class VGG16(VGG):
-    """Configuration D: 64 64 - 128 128 - 256 x 3 - 512 x 3 - 512 x 3; 138,357,544 parameters. Arguments: see ``VGG``."""
+    """Configuration D: 64 64 - 128 128 - 256 x 3 - 512 x 3 - 512 x 3; 138,357,544 parameters.
+    Arguments: see ``VGG``."""
 
     widths = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))

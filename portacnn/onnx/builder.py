@@ -1,11 +1,13 @@
-"""``GraphBuilder``: an ONNX graph as it grows, node by node; and the table of who writes which layer into it.
+"""``GraphBuilder``: an ONNX graph as it grows, node by node; and the table of who writes which
+layer into it.
 
-A layer's *emitter* is a function ``(graph, layer, x) -> y``: it adds nodes and gives back the name of the value that is the
-layer's output. Those of portacnn's own layers are in ``export_layers``.
+A layer's *emitter* is a function ``(graph, layer, x) -> y``: it adds nodes and gives back the name
+of the value that is the layer's output. Those of portacnn's own layers are in ``export_layers``.
 
-Two kinds of arrays are told apart. A layer's parameters and buffers are initializers, called by their paths
-("layer1.0.conv1.weight"); numbers that only the way of writing a layer asks for (a shape, a factor) are ``Constant`` nodes. A node
-is called by its layer's path and its operator ("layer1.0.conv1/Conv"), and its output has the node's name.
+Two kinds of arrays are told apart. A layer's parameters and buffers are initializers, called by
+their paths ("layer1.0.conv1.weight"); numbers that only the way of writing a layer asks for (a
+shape, a factor) are ``Constant`` nodes. A node is called by its layer's path and its operator
+("layer1.0.conv1/Conv"), and its output has the node's name.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -39,9 +41,10 @@ def emitter(*kinds: type[Layer]) -> Callable[[Emitter], Emitter]:
         def swish(graph, layer, x):
             return graph.add("Mul", [x, graph.add("Sigmoid", [x])])
 
-    The function is given the ``GraphBuilder``, the layer, and the name of its input (of each input, for a layer that takes
-    several), and gives back the name of its output. ``layer.input_shape`` and ``layer.output_shape`` are known by then.
-    A class that derives from a layer is written as that layer, unless it redefines something of it.
+    The function is given the ``GraphBuilder``, the layer, and the name of its input (of each input,
+    for a layer that takes several), and gives back the name of its output. ``layer.input_shape``
+    and ``layer.output_shape`` are known by then. A class that derives from a layer is written as
+    that layer, unless it redefines something of it.
     """
 
     def enter(function: Emitter) -> Emitter:
@@ -52,7 +55,8 @@ def emitter(*kinds: type[Layer]) -> Callable[[Emitter], Emitter]:
 
 
 def emitter_of(layer: Layer) -> Emitter:
-    """How this layer is written. Raises ArgumentError, naming the layer, where nobody has said so."""
+    """How this layer is written. Raises ArgumentError, naming the layer, where nobody has said
+    so."""
     redefined: set[str] = set()
     for kind in type(layer).__mro__:
         if kind in _emitters:
@@ -60,13 +64,16 @@ def emitter_of(layer: Layer) -> Emitter:
             if not changed:
                 return _emitters[kind]
             raise ArgumentError(
-                f"has no ONNX export: it derives from {kind.__name__} but redefines {', '.join(changed)}; "
+                f"has no ONNX export: it derives from {kind.__name__} but redefines "
+                f"{', '.join(changed)}; "
                 f"say how it is written with @portacnn.onnx.emitter({type(layer).__name__})",
                 layer.where,
             )
         redefined |= {name for name in vars(kind) if not name.startswith("__")}
     raise ArgumentError(
-        f"has no ONNX export; say how it is written with @portacnn.onnx.emitter({type(layer).__name__})", layer.where
+        "has no ONNX export; say how it is written with "
+        f"@portacnn.onnx.emitter({type(layer).__name__})",
+        layer.where,
     )
 
 
@@ -94,7 +101,8 @@ class GraphBuilder:
     Attributes:
         opset: the version of ONNX's operators that it is written in.
         dtype: what it computes in: "float32" or "float64".
-        stored: what weights of two or more axes are stored as, if not as ``dtype``: they are then cast in the graph.
+        stored: what weights of two or more axes are stored as, if not as ``dtype``: they are then
+            cast in the graph.
     """
 
     def __init__(self, opset: int, dtype: str, stored: str | None = None) -> None:
@@ -107,7 +115,7 @@ class GraphBuilder:
         self._scope = ""
         self._helper = onnx_library().helper
 
-    # --- what emitters use ------------------------------------------------------------------------------------------
+    # --- what emitters use ------------------------------------------------------------------------
 
     def add(self, op_type: str, inputs: Sequence[str], **attributes: Any) -> str:
         """Add a node; gives back the name of its output.
@@ -123,11 +131,13 @@ class GraphBuilder:
         return name
 
     def layer(self, layer: Layer, *inputs: str) -> str:
-        """Write a layer, and all that is in it, into the graph; gives back the name of its output."""
+        """Write a layer, and all that is in it, into the graph; gives back the name of its
+        output."""
         write = emitter_of(layer)
         number = self._places.get(layer, 0)
         self._places[layer] = number + 1
-        if number < len(layer.places):  # in several places of the network it may have several shapes
+        # in several places of the network it may have several shapes
+        if number < len(layer.places):
             _, layer.input_shape, layer.output_shape = layer.places[number]
         with self.scope(layer.path):
             try:
@@ -135,11 +145,14 @@ class GraphBuilder:
             except PortacnnError as error:
                 raise error.at(layer.where)
             if output not in self._values:
-                raise ArgumentError(f"its emitter gave {output!r}, expected the name of a value", layer.where)
+                raise ArgumentError(
+                    f"its emitter gave {output!r}, expected the name of a value", layer.where
+                )
         return output
 
     def weight(self, layer: Layer, name: str) -> str:
-        """The layer's parameter or buffer of this name, as an initializer called by its path: each is stored once."""
+        """The layer's parameter or buffer of this name, as an initializer called by its path: each
+        is stored once."""
         owner, name = layer.tied.get(name, (layer, name))
         array = owner.params[name] if name in owner.params else owner.buffers[name]
         return self.stored_once(owner.full_name(name), lambda: owner.home.to_host(array))
@@ -151,26 +164,36 @@ class GraphBuilder:
         return self._weights[path]
 
     def initializer(self, path: str, values: HostArray) -> str:
-        """An array that belongs to the network: gives the name of its value, in the graph's dtype."""
+        """An array that belongs to the network: gives the name of its value, in the graph's
+        dtype."""
         stored = self.stored if values.ndim > 1 else self.dtype
         if path in self._values:
             raise ArgumentError(f"there are two values called {path!r}")
         self._values.add(path)
-        self.initializers[path] = Stored(path, tuple(values.shape), stored, _packed(values, stored, path))
+        self.initializers[path] = Stored(
+            path, tuple(values.shape), stored, _packed(values, stored, path)
+        )
         return path if stored == self.dtype else self.add("Cast", [path], to=CODES[self.dtype])
 
     def constant(
-        self, values: float | Sequence[float], shape: Sequence[int] | None = None, dtype: str | None = None
+        self,
+        values: float | Sequence[float],
+        shape: Sequence[int] | None = None,
+        dtype: str | None = None,
     ) -> str:
-        """A number, or numbers (row by row, for ``shape``), that are not the network's own; of the graph's dtype if no other."""
+        """A number, or numbers (row by row, for ``shape``), that are not the network's own; of the
+        graph's dtype if no other."""
         several = isinstance(values, Sequence)
         numbers = list(values) if isinstance(values, Sequence) else [values]
         dims = list(shape) if shape is not None else [len(numbers)] if several else []
         code = CODES[dtype or self.dtype]
-        return self.add("Constant", [], value=self._helper.make_tensor("value", code, dims, numbers))
+        return self.add(
+            "Constant", [], value=self._helper.make_tensor("value", code, dims, numbers)
+        )
 
     def reshape(self, x: str, shape: Sequence[int]) -> str:
-        """x in another shape; 0 stands for x's own extent there, and so at the first place for the batch."""
+        """x in another shape; 0 stands for x's own extent there, and so at the first place for the
+        batch."""
         return self.add("Reshape", [x, self.constant(shape, dtype="int64")])
 
     def reduce(self, op_type: str, x: str, axes: Sequence[int]) -> str:
@@ -179,7 +202,7 @@ class GraphBuilder:
             return self.add(op_type, [x, self.constant(axes, dtype="int64")], keepdims=1)
         return self.add(op_type, [x], axes=list(axes), keepdims=1)
 
-    # --- what ``export`` uses ---------------------------------------------------------------------------------------
+    # --- what ``export`` uses ---------------------------------------------------------------------
 
     @contextmanager
     def scope(self, path: str) -> Iterator[None]:
@@ -191,7 +214,8 @@ class GraphBuilder:
             self._scope = before
 
     def fresh(self, name: str) -> str:
-        """A name for a new value: ``name`` within the scope, numbered where there is such a one already."""
+        """A name for a new value: ``name`` within the scope, numbered where there is such a one
+        already."""
         base = f"{self._scope}/{name}" if self._scope else name
         number, taken = 0, base
         while taken in self._values:
@@ -202,16 +226,23 @@ class GraphBuilder:
 
 
 def _packed(values: HostArray, dtype: str, path: str) -> HostArray:
-    """The numbers as they lie in a file. Raises ArgumentError where one of them is finite and too large for ``dtype``."""
+    """The numbers as they lie in a file. Raises ArgumentError where one of them is finite and too
+    large for ``dtype``."""
     if dtype in _LARGEST and values.size:
         size = abs(values)
         largest = float(size.max(where=size < float("inf"), initial=0.0))
         if largest >= _LARGEST[dtype]:
-            raise ArgumentError(f"{path} has a number of {largest:g}, which {dtype} cannot hold; choose another dtype")
+            raise ArgumentError(
+                f"{path} has a number of {largest:g}, which {dtype} cannot hold; "
+                "choose another dtype"
+            )
     if dtype != "bfloat16":
-        return values.astype({"float16": "<f2", "float32": "<f4", "float64": "<f8"}[dtype], order="C", copy=False)
+        return values.astype(
+            {"float16": "<f2", "float32": "<f4", "float64": "<f8"}[dtype], order="C", copy=False
+        )
     wide = values.astype("<f4", order="C")
     bits = wide.view("<u4")
-    half = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2")  # to the nearest, of two the even one
+    # to the nearest, of two the even one
+    half = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2")
     half[wide != wide] = 0x7FC0
     return half

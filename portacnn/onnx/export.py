@@ -1,8 +1,10 @@
 """``export``: a network as an ONNX file, for inference by others' tools.
 
-The layers are walked in their order, and each is written into the graph by its emitter (``builder``, ``export_layers``). The file
-takes samples as the network does and gives what ``predict`` gives. It is checked before it is written, and written whole or not at
-all. A protocol buffer cannot be larger than 2 GB: weights that are lie in a second file beside it, which the first one names.
+The layers are walked in their order, and each is written into the graph by its emitter
+(``builder``, ``export_layers``). The file takes samples as the network does and gives what
+``predict`` gives. It is checked before it is written, and written whole or not at all. A protocol
+buffer cannot be larger than 2 GB: weights that are lie in a second file beside it, which the first
+one names.
 """
 
 import contextlib
@@ -28,8 +30,10 @@ INPUT, OUTPUT, BATCH = "input", "output", "N"
 _DTYPES = ("float32", "float64", "float16", "bfloat16")
 _INLINE = (1 << 31) - (64 << 20)  # bytes of weights that fit into one file, with room for the graph
 _SMALL = 1024  # bytes up to which an array stays in the graph's file
-_LONGEST_PREFIX = 200  # bytes of the first file's name in that of the second, which 255 must be enough for
-_PAGE = 4096  # each array in the second file starts at a multiple, so that it can be mapped into memory
+# bytes of the first file's name in that of the second, which 255 must be enough for
+_LONGEST_PREFIX = 200
+# each array in the second file starts at a multiple, so that it can be mapped into memory
+_PAGE = 4096
 
 
 def export(
@@ -42,46 +46,58 @@ def export(
     dtype: str | None = None,
     preprocess: bool = False,
 ) -> None:
-    """Write a network, or any layer, as an ONNX file that gives what its ``forward`` gives outside training.
+    """Write a network, or any layer, as an ONNX file that gives what its ``forward`` gives outside
+    training.
 
-    The graph's input is called "input", its output "output". Initializers are called by their parameters' paths, nodes by their
-    layers' ("layer1.0.conv1/Conv").
+    The graph's input is called "input", its output "output". Initializers are called by their
+    parameters' paths, nodes by their layers' ("layer1.0.conv1/Conv").
 
     Args:
-        model: built, on any backend. One that is not built yet is built for ``input_shape``, with fresh weights.
-        path: of the file. More than 2 GB of weights go to a second one beside it, ``<path>.<digits>.data``.
+        model: built, on any backend. One that is not built yet is built for ``input_shape``, with
+            fresh weights.
+        path: of the file. More than 2 GB of weights go to a second one beside it,
+            ``<path>.<digits>.data``.
         input_shape: of one sample, (C, H, W); by default the one that the network was built for.
         opset: the version of ONNX's operators, 13 to 28 (and to what the installed ``onnx`` knows).
         dynamic_batch: take batches of any size; else of 1.
-        dtype: what the file computes in, "float32" or "float64", by default the network's own; or "float16" or "bfloat16":
-            weights of two or more axes are stored so, which halves the file, and everything is computed in float32.
+        dtype: what the file computes in, "float32" or "float64", by default the network's own; or
+            "float16" or "bfloat16": weights of two or more axes are stored so, which halves the
+            file, and everything is computed in float32.
         preprocess: take images of uint8, and begin with what ``model.preprocess`` does to them.
 
     Raises:
         DependencyError: without the package ``onnx``.
-        StateError: the network is not built and there is no ``input_shape``; it has no ``preprocess`` to include.
-        ShapeError: a network built for other samples does not take ``input_shape`` with the weights it has.
-        ArgumentError: an opset out of range, an unknown dtype, a weight too large for it; a layer that nobody has said how to
-            write (see ``portacnn.onnx.emitter``).
+        StateError: the network is not built and there is no ``input_shape``; it has no
+            ``preprocess`` to include.
+        ShapeError: a network built for other samples does not take ``input_shape`` with the weights
+            it has.
+        ArgumentError: an opset out of range, an unknown dtype, a weight too large for it; a layer
+            that nobody has said how to write (see ``portacnn.onnx.emitter``).
         OSError: the file cannot be written; what was there before is there still.
     """
     onnx, target = onnx_library(), link_target(file_path(path, "an ONNX file"))
     newest = min(NEWEST, onnx.defs.onnx_opset_version())
     try:
         if not OLDEST <= whole("opset", opset, 1) <= newest:
-            raise ArgumentError(f"opset must be {OLDEST} to {newest} with onnx {onnx.__version__}, got {opset}")
+            raise ArgumentError(
+                f"opset must be {OLDEST} to {newest} with onnx {onnx.__version__}, got {opset}"
+            )
         if dtype is not None:
             one_of("dtype", dtype, *_DTYPES)
     except PortacnnError as error:
         raise error.at("onnx.export")
     if model.backend is None:
         if input_shape is None:
-            raise StateError("not built yet: give input_shape, or call build(input_shape) first", model.where)
+            raise StateError(
+                "not built yet: give input_shape, or call build(input_shape) first", model.where
+            )
         model.build(input_shape)
     with model.planned(model.input_shape if input_shape is None else input_shape):
         _check_weights(model)
         graph = _graph(model, opset, dtype or model.dtype, preprocess)
-        proto = _model_proto(onnx, graph, model, dynamic_batch, "uint8" if preprocess else graph.dtype)
+        proto = _model_proto(
+            onnx, graph, model, dynamic_batch, "uint8" if preprocess else graph.dtype
+        )
     _check(onnx, proto, graph)
     _write(onnx, proto, list(graph.initializers.values()), target)
 
@@ -94,7 +110,8 @@ def _check_weights(model: Layer) -> None:
             if name not in own or tuple(own[name].shape) != tuple(declared.shape):
                 has = f"is {tuple(own[name].shape)}" if name in own else "is not there"
                 raise ShapeError(
-                    f"for samples {model.input_shape} {name} would have to be {tuple(declared.shape)}, and {has}; "
+                    f"for samples {model.input_shape} {name} would have to be "
+                    f"{tuple(declared.shape)}, and {has}; "
                     "leave input_shape out, or build the network for it",
                     layer.where,
                 )
@@ -117,7 +134,10 @@ def _preprocessed(graph: GraphBuilder, model: Any, x: str) -> str:
     """(pixels - mean) / std, with both in units of the pixels, as ``Model.batch`` computes it."""
     normalize = getattr(model, "preprocess", None)
     if normalize is None:
-        raise StateError("has no preprocess to include; set model.preprocess = portacnn.Normalize(...)", model.where)
+        raise StateError(
+            "has no preprocess to include; set model.preprocess = portacnn.Normalize(...)",
+            model.where,
+        )
     channels, *size = model.input_shape
     mean, std = normalize.in_pixels(channels)
     shape = (channels, *(1 for _ in size))
@@ -128,7 +148,9 @@ def _preprocessed(graph: GraphBuilder, model: Any, x: str) -> str:
         return graph.add("Div", [y, graph.constant(std, shape)])
 
 
-def _model_proto(onnx: Any, graph: GraphBuilder, model: Layer, dynamic_batch: bool, taken: str) -> Any:
+def _model_proto(
+    onnx: Any, graph: GraphBuilder, model: Layer, dynamic_batch: bool, taken: str
+) -> Any:
     """The model but for its weights."""
     helper, batch = onnx.helper, BATCH if dynamic_batch else 1
     given = helper.make_tensor_value_info(INPUT, CODES[taken], [batch, *model.input_shape])
@@ -143,23 +165,29 @@ def _model_proto(onnx: Any, graph: GraphBuilder, model: Layer, dynamic_batch: bo
 
 
 def _check(onnx: Any, proto: Any, graph: GraphBuilder) -> None:
-    """Raise ModelFormatError unless this is a valid graph. Weights stand in it as inputs: their bytes say nothing here."""
+    """Raise ModelFormatError unless this is a valid graph. Weights stand in it as inputs: their
+    bytes say nothing here."""
     light = onnx.ModelProto()
     light.CopyFrom(proto)
     for tensor in graph.initializers.values():
         code = CODES[tensor.dtype]
-        light.graph.input.append(onnx.helper.make_tensor_value_info(tensor.name, code, tensor.shape))
+        light.graph.input.append(
+            onnx.helper.make_tensor_value_info(tensor.name, code, tensor.shape)
+        )
     try:
         onnx.checker.check_model(light, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        raise ModelFormatError(f"the graph would not be valid ONNX: {error}", "onnx.export") from error
+        raise ModelFormatError(
+            f"the graph would not be valid ONNX: {error}", "onnx.export"
+        ) from error
 
 
-# --- the files --------------------------------------------------------------------------------------------------------
+# --- the files ------------------------------------------------------------------------------------
 
 
 def _write(onnx: Any, proto: Any, tensors: Sequence[Stored], path: Path) -> None:
-    """Put the weights in, and write it all; the file that ``path`` names comes last, so it never names what is not there."""
+    """Put the weights in, and write it all; the file that ``path`` names comes last, so it never
+    names what is not there."""
     beside = [tensor for tensor in tensors if tensor.size > _SMALL]
     if sum(tensor.size for tensor in tensors) <= _INLINE:
         beside = []
@@ -172,7 +200,9 @@ def _write(onnx: Any, proto: Any, tensors: Sequence[Stored], path: Path) -> None
         data = path.with_name(f"{beginning(path.name, _LONGEST_PREFIX)}.{digest.hexdigest()}.data")
     start, outside = 0, {tensor.name for tensor in beside}
     for tensor in tensors:
-        entry = proto.graph.initializer.add(name=tensor.name, dims=tensor.shape, data_type=CODES[tensor.dtype])
+        entry = proto.graph.initializer.add(
+            name=tensor.name, dims=tensor.shape, data_type=CODES[tensor.dtype]
+        )
         if data is None or tensor.name not in outside:
             entry.raw_data = tensor.content()
             continue

@@ -1,4 +1,5 @@
-"""How graphs, and the layers that occur in them only, are written as ONNX. See ``export_layers`` for all others."""
+"""How graphs, and the layers that occur in them only, are written as ONNX. See ``export_layers``
+for all others."""
 
 from typing import Any
 
@@ -102,7 +103,9 @@ def permute(graph: GraphBuilder, layer: Any, x: str) -> str:
 
 @emitter(Pad)
 def pad(graph: GraphBuilder, layer: Any, x: str) -> str:
-    mode = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}[layer.mode]
+    mode = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}[
+        layer.mode
+    ]
     if mode == "wrap" and graph.opset < 19:
         raise ArgumentError(f"circular padding asks for opset 19 or newer, got {graph.opset}")
     sides = [0, *(before for before, _ in layer.pads), 0, *(after for _, after in layer.pads)]
@@ -119,7 +122,9 @@ def slice_(graph: GraphBuilder, layer: Any, x: str) -> str:
 
 @emitter(Take)
 def take(graph: GraphBuilder, layer: Any, x: str) -> str:
-    return graph.add("Gather", [x, graph.constant(list(layer.indices), dtype="int64")], axis=layer.axis)
+    return graph.add(
+        "Gather", [x, graph.constant(list(layer.indices), dtype="int64")], axis=layer.axis
+    )
 
 
 @emitter(Reduce)
@@ -135,7 +140,8 @@ def selu(graph: GraphBuilder, layer: Any, x: str) -> str:
 
 @emitter(CELU)
 def celu(graph: GraphBuilder, layer: Any, x: str) -> str:
-    """ELU in other units; below zero alpha turns the sides round, and only ONNX's own operator says it."""
+    """ELU in other units; below zero alpha turns the sides round, and only ONNX's own operator says
+    it."""
     if layer.alpha < 0:
         return graph.add("Celu", [x], alpha=float(layer.alpha))
     alpha = graph.constant(float(layer.alpha))
@@ -155,7 +161,9 @@ def hard_swish(graph: GraphBuilder, layer: Any, x: str) -> str:
 
 @emitter(Clip)
 def clip(graph: GraphBuilder, layer: Any, x: str) -> str:
-    bounds = ["" if bound is None else graph.constant(float(bound)) for bound in (layer.min, layer.max)]
+    bounds = [
+        "" if bound is None else graph.constant(float(bound)) for bound in (layer.min, layer.max)
+    ]
     while bounds and not bounds[-1]:
         bounds.pop()
     return graph.add("Clip", [x, *bounds])

@@ -1,11 +1,13 @@
-"""How each of portacnn's layers is written as ONNX: one emitter a layer, or for several that are alike.
+"""How each of portacnn's layers is written as ONNX: one emitter a layer, or for several that are
+alike.
 
-Sizes are known when a network is exported, but for the batch. So what leaves a choice to whoever runs the file is written out:
-paddings as numbers, a window that hangs over the end (``ceil_mode``) as padding. Where onnxruntime is known to refuse what the
-standard allows, the way around it is taken always, and said.
+Sizes are known when a network is exported, but for the batch. So what leaves a choice to whoever
+runs the file is written out: paddings as numbers, a window that hangs over the end (``ceil_mode``)
+as padding. Where onnxruntime is known to refuse what the standard allows, the way around it is
+taken always, and said.
 
-Notation: N batch, C channels, S/OUT the spatial axes in/out. Emitters take the graph, the layer and the name of its input, and
-give the name of its output (see ``builder``).
+Notation: N batch, C channels, S/OUT the spatial axes in/out. Emitters take the graph, the layer and
+the name of its input, and give the name of its output (see ``builder``).
 """
 
 from collections.abc import Sequence
@@ -86,7 +88,7 @@ def _bias(graph: GraphBuilder, layer: Any) -> list[str]:
     return [graph.weight(layer, "bias")] if "bias" in layer.params else []
 
 
-# --- containers: of their children, whether or not some of those run as one -------------------------------------------
+# --- containers: of their children, whether or not some of those run as one -----------------------
 
 
 @emitter(Sequential, Model)
@@ -115,12 +117,14 @@ def branches(graph: GraphBuilder, layer: Any, x: str) -> str:
     return graph.add("Sum", parts) if layer.join == "add" else graph.add("Concat", parts, axis=1)
 
 
-# --- convolution and affine maps --------------------------------------------------------------------------------------
+# --- convolution and affine maps ------------------------------------------------------------------
 
 
 @emitter(Conv1d, Conv2d, Conv3d)
 def conv(graph: GraphBuilder, layer: Any, x: str) -> str:
-    pads = pads_of(layer.padding, layer.input_shape[1:], layer.kernel_size, layer.stride, layer.dilation)
+    pads = pads_of(
+        layer.padding, layer.input_shape[1:], layer.kernel_size, layer.stride, layer.dilation
+    )
     if layer.padding_mode != "zeros":
         x, pads = _pad(graph, x, layer.input_shape, pads, layer.padding_mode), ((0, 0),) * len(pads)
     return graph.add(
@@ -149,14 +153,18 @@ def _pad(graph: GraphBuilder, x: str, sample: Sequence[int], pads: Pads, mode: s
 
 
 def _slice(graph: GraphBuilder, x: str, axis: int, start: int, end: int) -> str:
-    return graph.add("Slice", [x, *(graph.constant([n], dtype="int64") for n in (start, end, axis))])
+    return graph.add(
+        "Slice", [x, *(graph.constant([n], dtype="int64") for n in (start, end, axis))]
+    )
 
 
 @emitter(ConvTranspose1d, ConvTranspose2d, ConvTranspose3d)
 def conv_transpose(graph: GraphBuilder, layer: Any, x: str) -> str:
-    """onnxruntime refuses an output padding that is not below the stride: then it is added, and the padding cut off, by nodes
-    of their own."""
-    pads = pads_of(layer.padding, layer.input_shape[1:], layer.kernel_size, layer.stride, layer.dilation)
+    """onnxruntime refuses an output padding that is not below the stride: then it is added, and the
+    padding cut off, by nodes of their own."""
+    pads = pads_of(
+        layer.padding, layer.input_shape[1:], layer.kernel_size, layer.stride, layer.dilation
+    )
     refused = any(extra >= s for extra, s in zip(layer.output_padding, layer.stride, strict=True))
     weight, bias = graph.weight(layer, "weight"), _bias(graph, layer)
     y = graph.add(
@@ -192,7 +200,9 @@ def table_conv(graph: GraphBuilder, layer: Any, x: str) -> str:
         return wide
 
     weight = graph.stored_once(layer.full_name("weight"), full)
-    return graph.add("Conv", [x, weight, graph.weight(layer, "bias")], kernel_shape=layer.kernel_size)
+    return graph.add(
+        "Conv", [x, weight, graph.weight(layer, "bias")], kernel_shape=layer.kernel_size
+    )
 
 
 @emitter(Linear)
@@ -212,23 +222,32 @@ def pad_channels(graph: GraphBuilder, layer: Any, x: str) -> str:
     return graph.add("Pad", [x, graph.constant(_sides(pads), dtype="int64")]) if more else x
 
 
-# --- pooling ----------------------------------------------------------------------------------------------------------
+# --- pooling --------------------------------------------------------------------------------------
 
 
 _GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
 
 
 def _windows(layer: Any) -> tuple[Windows, list[tuple[int, int]]]:
-    """The layer's windows, and the padding that leads to as many of them where all must lie inside it.
+    """The layer's windows, and the padding that leads to as many of them where all must lie inside
+    it.
 
     A padding of that kind says the same everywhere; implementations do not agree on ``ceil_mode``.
     """
     size = layer.input_shape[1:]
-    windows = pool_windows(size, **{name: value for name, value in layer.geometry().items() if name in _GEOMETRY})
+    windows = pool_windows(
+        size, **{name: value for name, value in layer.geometry().items() if name in _GEOMETRY}
+    )
     pads = [
         (before, max(0, (out - 1) * s + d * (k - 1) + 1 - n - before))
         for n, k, s, d, out, (before, _) in zip(
-            size, windows.kernel, windows.stride, windows.dilation, windows.out, windows.pads, strict=True
+            size,
+            windows.kernel,
+            windows.stride,
+            windows.dilation,
+            windows.out,
+            windows.pads,
+            strict=True,
         )
     ]
     return windows, pads
@@ -238,7 +257,8 @@ def _windows(layer: Any) -> tuple[Windows, list[tuple[int, int]]]:
 def max_pool(graph: GraphBuilder, layer: Any, x: str) -> str:
     windows, pads = _windows(layer)
     if any(max(pair) >= k for pair, k in zip(pads, windows.kernel, strict=True)):
-        # A dilated kernel may ask for it. onnxruntime wants each padding below the kernel, dilated or not.
+        # A dilated kernel may ask for it. onnxruntime wants each padding below the kernel, dilated
+        # or not.
         amounts = graph.constant(_sides([(0, 0), (0, 0), *pads]), dtype="int64")
         x = graph.add("Pad", [x, amounts, graph.constant(-float("inf"))])
         pads = [(0, 0)] * len(pads)
@@ -258,7 +278,9 @@ def avg_pool(graph: GraphBuilder, layer: Any, x: str) -> str:
     cells = prod(windows.kernel)
     inside = not layer.count_include_pad and layer.divisor_override is None
     if max(windows.dilation) > 1 and graph.opset < 19:
-        raise ArgumentError(f"an average over cells that lie apart asks for opset 19 or newer, got {graph.opset}")
+        raise ArgumentError(
+            f"an average over cells that lie apart asks for opset 19 or newer, got {graph.opset}"
+        )
     y = graph.add(
         "AveragePool",
         [x],
@@ -279,11 +301,18 @@ def avg_pool(graph: GraphBuilder, layer: Any, x: str) -> str:
 
 
 def _cells_in_padding(windows: Windows) -> list[int]:
-    """How many cells of each window lie in the padded input: what hangs over its end does not count. Row by row."""
+    """How many cells of each window lie in the padded input: what hangs over its end does not
+    count. Row by row."""
     on_axes = [
         [min(k, -(-(before + n + after - o * s) // d)) for o in range(out)]
         for n, k, s, d, out, (before, after) in zip(
-            windows.size, windows.kernel, windows.stride, windows.dilation, windows.out, windows.pads, strict=True
+            windows.size,
+            windows.kernel,
+            windows.stride,
+            windows.dilation,
+            windows.out,
+            windows.pads,
+            strict=True,
         )
     ]
     return [prod(cells) for cells in product(*on_axes)]
@@ -317,18 +346,25 @@ def _adaptive_pool(graph: GraphBuilder, layer: Any, x: str, kind: str) -> str:
 def _shares_of_axis(
     graph: GraphBuilder, x: str, axis: int, parts: Sequence[tuple[int, int]], axes: int, kind: str
 ) -> str:
-    """Each share of one axis pooled. They are laid out as rows, the short ones filled up: with a cell of theirs that does not
-    count in a mean, and makes no difference to a maximum."""
+    """Each share of one axis pooled. They are laid out as rows, the short ones filled up: with a
+    cell of theirs that does not count in a mean, and makes no difference to a maximum."""
     longest = max(end - start for start, end in parts)
     cells = [min(start + i, end - 1) for start, end in parts for i in range(longest)]
-    y = graph.add("Gather", [x, graph.constant(cells, (len(parts), longest), "int64")], axis=axis)  # an axis more
+    # an axis more
+    y = graph.add("Gather", [x, graph.constant(cells, (len(parts), longest), "int64")], axis=axis)
     if longest > 1:
         if kind == "Max":
             y = graph.reduce("ReduceMax", y, [axis + 1])
         else:
-            weights = [1 / (end - start) if start + i < end else 0.0 for start, end in parts for i in range(longest)]
+            weights = [
+                1 / (end - start) if start + i < end else 0.0
+                for start, end in parts
+                for i in range(longest)
+            ]
             shape = (len(parts), longest, *(1,) * (axes - axis - 1))
-            y = graph.reduce("ReduceSum", graph.add("Mul", [y, graph.constant(weights, shape)]), [axis + 1])
+            y = graph.reduce(
+                "ReduceSum", graph.add("Mul", [y, graph.constant(weights, shape)]), [axis + 1]
+            )
     return graph.add("Squeeze", [y, graph.constant([axis + 1], dtype="int64")])
 
 
@@ -344,11 +380,12 @@ def global_max_pool(graph: GraphBuilder, layer: Any, x: str) -> str:
 
 def _global_pool(graph: GraphBuilder, layer: Any, x: str, pool: str, reduce: str) -> str:
     axes = range(2, len(layer.input_shape) + 1)
-    y = graph.add(pool, [x]) if len(axes) <= 3 else graph.reduce(reduce, x, list(axes))  # onnxruntime pools up to three
+    # onnxruntime pools up to three
+    y = graph.add(pool, [x]) if len(axes) <= 3 else graph.reduce(reduce, x, list(axes))
     return graph.add("Flatten", [y], axis=1) if layer.flatten else y
 
 
-# --- normalization ----------------------------------------------------------------------------------------------------
+# --- normalization --------------------------------------------------------------------------------
 
 
 def _scale_and_bias(graph: GraphBuilder, layer: Any) -> list[str]:
@@ -372,7 +409,9 @@ def batch_norm(graph: GraphBuilder, layer: Any, x: str) -> str:
 def instance_norm(graph: GraphBuilder, layer: Any, x: str) -> str:
     if layer.track_running_stats:
         return _by_running_statistics(graph, layer, x)
-    return graph.add("InstanceNormalization", [x, *_scale_and_bias(graph, layer)], epsilon=layer.eps)
+    return graph.add(
+        "InstanceNormalization", [x, *_scale_and_bias(graph, layer)], epsilon=layer.eps
+    )
 
 
 def _by_running_statistics(graph: GraphBuilder, layer: Any, x: str) -> str:
@@ -382,13 +421,15 @@ def _by_running_statistics(graph: GraphBuilder, layer: Any, x: str) -> str:
         "BatchNormalization",
         [x, scale, bias, mean, var],
         epsilon=layer.eps,
-        momentum=None if layer.momentum is None else 1.0 - layer.momentum,  # ONNX's is the share that stays
+        # ONNX's is the share that stays
+        momentum=None if layer.momentum is None else 1.0 - layer.momentum,
     )
 
 
 @emitter(GroupNorm)
 def group_norm(graph: GraphBuilder, layer: Any, x: str) -> str:
-    """As instance norm of the groups: ONNX's own GroupNormalization means the same from opset 21 on only."""
+    """As instance norm of the groups: ONNX's own GroupNormalization means the same from opset 21 on
+    only."""
     groups, (channels, *size) = layer.num_groups, layer.input_shape
     rows = graph.reshape(x, (0, groups, channels // groups * prod(size)))
     ones, zeros = graph.constant([1.0] * groups), graph.constant([0.0] * groups)
@@ -408,7 +449,9 @@ def layer_norm(graph: GraphBuilder, layer: Any, x: str) -> str:
         scale = graph.weight(layer, "weight")
     else:
         scale = graph.constant([1.0] * prod(layer.normalized_shape), layer.normalized_shape)
-    return graph.add("LayerNormalization", [x, scale, *_bias(graph, layer)], axis=-axes, epsilon=layer.eps)
+    return graph.add(
+        "LayerNormalization", [x, scale, *_bias(graph, layer)], axis=-axes, epsilon=layer.eps
+    )
 
 
 def _normalized(graph: GraphBuilder, x: str, axes: Sequence[int], eps: float) -> str:
@@ -432,7 +475,8 @@ def _affine(graph: GraphBuilder, layer: Any, y: str, shape: Sequence[int]) -> st
 
 @emitter(LocalResponseNorm)
 def local_response_norm(graph: GraphBuilder, layer: Any, x: str) -> str:
-    """ONNX's for odd sizes, of two spatial axes and positive numbers, which is what onnxruntime takes; else written out.
+    """ONNX's for odd sizes, of two spatial axes and positive numbers, which is what onnxruntime
+    takes; else written out.
 
     For even sizes ONNX's window lies one channel higher.
     """
@@ -441,13 +485,17 @@ def local_response_norm(graph: GraphBuilder, layer: Any, x: str) -> str:
         return graph.add("LRN", [x], size=size, alpha=layer.alpha, beta=layer.beta, bias=layer.k)
     squares = graph.reshape(graph.add("Mul", [x, x]), (0, 1, channels, prod(spatial)))
     pads = [size // 2, 0, (size - 1) // 2, 0]
-    mean = graph.add("AveragePool", [squares], kernel_shape=[size, 1], pads=pads, count_include_pad=1)
+    mean = graph.add(
+        "AveragePool", [squares], kernel_shape=[size, 1], pads=pads, count_include_pad=1
+    )
     mean = graph.reshape(mean, (0, channels, *spatial))
-    u = graph.add("Add", [graph.add("Mul", [mean, graph.constant(layer.alpha)]), graph.constant(layer.k)])
+    u = graph.add(
+        "Add", [graph.add("Mul", [mean, graph.constant(layer.alpha)]), graph.constant(layer.k)]
+    )
     return graph.add("Div", [x, graph.add("Pow", [u, graph.constant(layer.beta)])])
 
 
-# --- activations ------------------------------------------------------------------------------------------------------
+# --- activations ----------------------------------------------------------------------------------
 
 
 @emitter(ReLU)
@@ -488,7 +536,8 @@ def gelu(graph: GraphBuilder, layer: Any, x: str) -> str:
     if layer.approximate == "tanh":
         cube = graph.add("Mul", [graph.add("Mul", [x, x]), x])
         bent = graph.add("Add", [x, graph.add("Mul", [cube, graph.constant(0.044715)])])
-        rising = graph.add("Tanh", [graph.add("Mul", [bent, graph.constant(0.7978845608028654)])])  # sqrt(2 / pi)
+        # sqrt(2 / pi)
+        rising = graph.add("Tanh", [graph.add("Mul", [bent, graph.constant(0.7978845608028654)])])
     else:
         rising = graph.add("Erf", [graph.add("Div", [x, graph.constant(sqrt(2.0))])])
     below = graph.add("Mul", [graph.add("Add", [rising, graph.constant(1.0)]), graph.constant(0.5)])
@@ -522,7 +571,7 @@ def scaled_tanh(graph: GraphBuilder, layer: Any, x: str) -> str:
     return graph.add("Mul", [y, graph.constant(layer.amplitude)])
 
 
-# --- dropout: nothing happens where nothing is trained ----------------------------------------------------------------
+# --- dropout: nothing happens where nothing is trained --------------------------------------------
 
 
 @emitter(Dropout)

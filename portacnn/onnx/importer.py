@@ -1,8 +1,10 @@
-"""What operators are turned into layers with: the values of the graph so far, and the layers made of them.
+"""What operators are turned into layers with: the values of the graph so far, and the layers made
+of them.
 
-A value of an ONNX graph is one of two things. What follows from the network's input is a ``Value``: (N, *shape), N samples, made
-by a layer. All else is known when the file is read, a ``Known``: weights, and numbers computed from shapes. Where a shape is
-asked for, the number of samples is not known; ``BATCH`` stands for it.
+A value of an ONNX graph is one of two things. What follows from the network's input is a ``Value``:
+(N, *shape), N samples, made by a layer. All else is known when the file is read, a ``Known``:
+weights, and numbers computed from shapes. Where a shape is asked for, the number of samples is not
+known; ``BATCH`` stands for it.
 
 Axes are counted as in the file, with the batch as axis 0.
 """
@@ -39,7 +41,8 @@ _STATE_NAMES = {"weight", "bias", "running_mean", "running_var", "value"}
 
 
 class Known(NamedTuple):
-    """Numbers that are there when the file is read. ``learn``: they come from an initializer, as weights do."""
+    """Numbers that are there when the file is read. ``learn``: they come from an initializer, as
+    weights do."""
 
     array: HostArray
     learn: bool = False
@@ -80,7 +83,7 @@ class Importer:
         self._next: dict[str, int] = {}
         self.made: dict[str, dict[str, Known]] = {}  # parameters and buffers by their node
 
-    # --- what an operation takes ------------------------------------------------------------------------------------
+    # --- what an operation takes ------------------------------------------------------------------
 
     def given(self, op: Operation, index: int) -> Known | Value | None:
         """The input at this place, None where it is left out."""
@@ -100,11 +103,13 @@ class Importer:
         return found
 
     def known(self, op: Operation, index: int) -> Known | None:
-        """The input at this place, which must be known when the file is read; None where it is left out."""
+        """The input at this place, which must be known when the file is read; None where it is left
+        out."""
         found = self.given(op, index)
         if isinstance(found, Value):
             raise op.wrong(
-                f"its input {index} is computed from the network's input; only constants are supported there"
+                f"its input {index} is computed from the network's input; only constants are "
+                "supported there"
             )
         return found
 
@@ -122,18 +127,24 @@ class Importer:
         return None if self.given(op, index) is None else self.weight(op, index)
 
     def numbers(self, op: Operation, index: int, attribute: str | None = None) -> list[int] | None:
-        """Whole numbers that are an input here, or in older opsets an attribute; None where they are left out."""
+        """Whole numbers that are an input here, or in older opsets an attribute; None where they
+        are left out."""
         if attribute is not None and op.has(attribute):
             return op.ints(attribute)
         found = self.known(op, index)
         if found is None:
             return None
         if found.array.dtype.kind not in "iu" or found.array.size > 1024:
-            raise op.wrong(f"its input {index} must be a few whole numbers, it is {_kind_of(found)}")
+            raise op.wrong(
+                f"its input {index} must be a few whole numbers, it is {_kind_of(found)}"
+            )
         return [int(n) for n in found.array.reshape(-1)]
 
-    def number(self, op: Operation, index: int, attribute: str, default: float | None) -> float | None:
-        """One number that is an input here, or in older opsets an attribute; ``default`` where it is left out."""
+    def number(
+        self, op: Operation, index: int, attribute: str, default: float | None
+    ) -> float | None:
+        """One number that is an input here, or in older opsets an attribute; ``default`` where it
+        is left out."""
         if op.has(attribute):
             return op.real(attribute, 0.0)
         found = self.known(op, index)
@@ -148,7 +159,9 @@ class Importer:
         if not -rank <= axis < rank:
             raise op.wrong(f"axis {axis} is none of {rank}")
         if sample and axis % rank == 0:
-            raise op.wrong("works across the samples of a batch (axis 0); every sample must go its own way")
+            raise op.wrong(
+                "works across the samples of a batch (axis 0); every sample must go its own way"
+            )
         return axis % rank
 
     def axes(self, op: Operation, axes: Sequence[int], rank: int) -> list[int]:
@@ -158,7 +171,7 @@ class Importer:
             raise op.wrong(f"axes {brief(axes)} are not all different")
         return found
 
-    # --- what it gives ----------------------------------------------------------------------------------------------
+    # --- what it gives ----------------------------------------------------------------------------
 
     def add(self, op: Operation, layer: Layer, *inputs: Value, **state: Known) -> Value:
         """A layer that takes these values, with its parameters and buffers."""
@@ -168,7 +181,9 @@ class Importer:
         declared: dict[str, Any] = {**layer.declared, **layer.declared_buffers}
         for key, known in state.items():
             if known.array.shape != declared[key].shape:
-                raise op.wrong(f"{key} is {brief(known.array.shape)}, it must be {brief(declared[key].shape)}")
+                raise op.wrong(
+                    f"{key} is {brief(known.array.shape)}, it must be {brief(declared[key].shape)}"
+                )
             self.source.budget.take(4 * known.array.size)
             self.state[f"{name}.{key}"] = known.array
         self.made[name] = state
@@ -179,7 +194,9 @@ class Importer:
         """Samples of another shape; x itself where it has it already."""
         if tuple(shape) == x.shape:
             return x
-        return self.add(op, Flatten() if len(shape) == 1 and len(x.shape) > 1 else Reshape(shape), x)
+        return self.add(
+            op, Flatten() if len(shape) == 1 and len(x.shape) > 1 else Reshape(shape), x
+        )
 
     def fold(self, array: Any, like: Sequence[Known] = ()) -> Known:
         """What was computed of known numbers; learnt as they are."""
@@ -190,10 +207,11 @@ class Importer:
         return Known(array, any(known.learn for known in like), only)
 
     def _name(self, op: Operation, state: Mapping[str, Known]) -> str:
-        """A node's name: what its parameters are called in the file, the node's own name, or that of its operator.
+        """A node's name: what its parameters are called in the file, the node's own name, or that
+        of its operator.
 
-        Of names such as "block1/conv/Conv", as PyTorch and ``portacnn.onnx.export`` write them, the operator is left out: that
-        gives dropout the path it had, and so its masks.
+        Of names such as "block1/conv/Conv", as PyTorch and ``portacnn.onnx.export`` write them, the
+        operator is left out: that gives dropout the path it had, and so its masks.
         """
         for known in state.values():
             prefix, _, last = known.name.rpartition(".")
@@ -212,20 +230,32 @@ class Importer:
 
 
 def shared(nodes: Sequence[Node], importer: Importer) -> tuple[list[Node], dict[str, list[str]]]:
-    """The nodes, with one layer where several would have the very same initializers and do the same; other layers are tied.
+    """The nodes, with one layer where several would have the very same initializers and do the
+    same; other layers are tied.
 
     Returns:
-        The nodes, and the initializers that are parameters in several forms (transposed in one place, say): those cannot be one
-        parameter. With the nodes that have them.
+        The nodes, and the initializers that are parameters in several forms (transposed in one
+        place, say): those cannot be one parameter. With the nodes that have them.
     """
     layers: dict[Any, Layer] = {}
     owners: dict[Any, tuple[Layer, str]] = {}
     forms: dict[str, dict[Any, list[str]]] = {}
     found = []
     for node in nodes:
-        state = {key: (_form(known), known.learn) for key, known in importer.made.get(node.name, {}).items()}
-        learnt = {key: form for key, (form, learn) in state.items() if learn and key in node.layer.declared}
-        alike = type(node.layer), repr(node.layer), tuple(sorted((key, form) for key, (form, _) in state.items()))
+        state = {
+            key: (_form(known), known.learn)
+            for key, known in importer.made.get(node.name, {}).items()
+        }
+        learnt = {
+            key: form
+            for key, (form, learn) in state.items()
+            if learn and key in node.layer.declared
+        }
+        alike = (
+            type(node.layer),
+            repr(node.layer),
+            tuple(sorted((key, form) for key, (form, _) in state.items())),
+        )
         layer = layers.setdefault(alike, node.layer) if learnt else node.layer
         found.append(node._replace(layer=layer))
         for key, form in learnt.items():
@@ -234,18 +264,26 @@ def shared(nodes: Sequence[Node], importer: Importer) -> tuple[list[Node], dict[
             if (owner, name) != (layer, key) and key not in layer.tied:
                 layer.tie(key, owner, name)
     several = {
-        name: [user for users in kinds.values() for user in users] for name, kinds in forms.items() if len(kinds) > 1
+        name: [user for users in kinds.values() for user in users]
+        for name, kinds in forms.items()
+        if len(kinds) > 1
     }
     several.pop("", None)
     return found, several
 
 
 def _form(known: Known) -> tuple[str, Any]:
-    """What tells the values of two layers apart: the initializer's name, and how its memory is looked at."""
+    """What tells the values of two layers apart: the initializer's name, and how its memory is
+    looked at."""
     array = known.array
     if not known.name and array.size == 1:
         return "", (array.dtype.str, array.tobytes())
-    return known.name, (array.__array_interface__["data"][0], array.shape, array.strides, array.dtype.str)
+    return known.name, (
+        array.__array_interface__["data"][0],
+        array.shape,
+        array.strides,
+        array.dtype.str,
+    )
 
 
 def _kind_of(known: Known) -> str:
@@ -253,7 +291,8 @@ def _kind_of(known: Known) -> str:
 
 
 def run(importer: Importer, op: Operation, convert: Any) -> None:
-    """Turn one operation into layers or known numbers, and put what it gives where others find it."""
+    """Turn one operation into layers or known numbers, and put what it gives where others find
+    it."""
     try:
         _check_batch(importer, op)
         made = convert(importer, op)
@@ -277,13 +316,17 @@ def _check_batch(importer: Importer, op: Operation) -> None:
 
 
 def no_batch(op: Operation, known: Known) -> None:
-    """Nothing can be computed from the number of samples, which is not known. Raises ModelFormatError."""
+    """Nothing can be computed from the number of samples, which is not known. Raises
+    ModelFormatError."""
     if known.array.dtype == np.int64 and (known.array == BATCH).any():
         raise op.wrong(
-            "it computes with the number of samples, which is not known; only shapes that keep it are supported"
+            "it computes with the number of samples, which is not known; only shapes that keep it "
+            "are supported"
         )
 
 
 def unmade(op: Operation, name: str) -> ModelFormatError:
     """An output that somebody uses, and that no layer makes."""
-    return op.wrong(f"its output {op.outputs.index(name)} ({quoted(name)}) is used; that one is not supported")
+    return op.wrong(
+        f"its output {op.outputs.index(name)} ({quoted(name)}) is used; that one is not supported"
+    )

@@ -6,7 +6,8 @@ from portacnn.errors import DependencyError
 
 
 def onnx_library() -> Any:
-    """The module ``onnx``, with ``onnx.checker`` and ``onnx.helper``. Raises DependencyError where it is not installed."""
+    """The module ``onnx``, with ``onnx.checker`` and ``onnx.helper``. Raises DependencyError where
+    it is not installed."""
     try:
         import onnx
         import onnx.checker

@@ -36,13 +36,15 @@ def load(
     seed: int | None = None,
     room: int = ROOM,
 ) -> GraphModel:
-    """A model of what an ONNX file holds, with its weights, on ``device``: it predicts what the file says, and it trains.
+    """A model of what an ONNX file holds, with its weights, on ``device``: it predicts what the
+    file says, and it trains.
 
-    The network must have one input (N, *S) and one output; every operator in it must be one of docs/onnx.md's, and every sample of
-    a batch must go its own way. The number of samples that a file is written for does not matter. Weights become parameters,
-    batch norm's statistics buffers. An initializer that several nodes use is one parameter: nodes that do the same with it are
-    one layer in several places, others are tied (``Layer.tie``). A constant that is added, subtracted, multiplied by or divided
-    by is a parameter where it is an initializer of more than one number.
+    The network must have one input (N, *S) and one output; every operator in it must be one of
+    docs/onnx.md's, and every sample of a batch must go its own way. The number of samples that a
+    file is written for does not matter. Weights become parameters, batch norm's statistics buffers.
+    An initializer that several nodes use is one parameter: nodes that do the same with it are one
+    layer in several places, others are tied (``Layer.tie``). A constant that is added, subtracted,
+    multiplied by or divided by is a parameter where it is an initializer of more than one number.
 
     Args:
         path: the file; its external data lie in the same folder, or below.
@@ -50,12 +52,12 @@ def load(
         dtype: "float32" or "float64"; by default float64 where the file's input is, else float32.
         input_shape: of one sample, for files that leave it open.
         seed: for what dropout draws in training; None takes a fresh one.
-        room: bytes that arrays may take beside four times those of the files: more only for files that make large constants
-            out of little, and only where you trust them.
+        room: bytes that arrays may take beside four times those of the files: more only for files
+            that make large constants out of little, and only where you trust them.
 
     Raises:
-        ModelFormatError: not an ONNX model, or cut short, or damaged; an operator that is not supported (it names the node and
-            what is supported), or used in a way that is not.
+        ModelFormatError: not an ONNX model, or cut short, or damaged; an operator that is not
+            supported (it names the node and what is supported), or used in a way that is not.
         ArgumentError, BackendError: for the other arguments.
         OSError: there is no such file.
     """
@@ -76,7 +78,12 @@ def load(
 
 
 def _load(
-    path: Path, backend: Backend, dtype: str | None, given: Shape | None, seed: int | None, room: int
+    path: Path,
+    backend: Backend,
+    dtype: str | None,
+    given: Shape | None,
+    seed: int | None,
+    room: int,
 ) -> GraphModel:
     with read_source(path, room) as source, limited(MOST):
         model, state, info, sample = _model(source, given)
@@ -85,10 +92,15 @@ def _load(
         return model.build(sample, device=backend, dtype=dtype, seed=seed)
 
 
-def _model(source: Source, given: Shape | None) -> tuple[GraphModel, dict[str, HostArray], ValueInfo, Shape]:
-    """The network that a file describes, not built yet; its state; its input; and the shape of one sample."""
+def _model(
+    source: Source, given: Shape | None
+) -> tuple[GraphModel, dict[str, HostArray], ValueInfo, Shape]:
+    """The network that a file describes, not built yet; its state; its input; and the shape of one
+    sample."""
     if len(source.outputs) != 1:
-        raise ModelFormatError(f"expected a graph of one output, got {', '.join(map(quoted, source.outputs[:16]))}")
+        raise ModelFormatError(
+            f"expected a graph of one output, got {', '.join(map(quoted, source.outputs[:16]))}"
+        )
     needed, asked = _needed(source)
     info = _input(source, asked)
     sample, batch = _sample(info, given)
@@ -101,7 +113,9 @@ def _model(source: Source, given: Shape | None) -> tuple[GraphModel, dict[str, H
                 raise unmade(op, name)
     output = importer.values.get(source.outputs[0])
     if not isinstance(output, Value):
-        raise ModelFormatError(f"the output {quoted(source.outputs[0])} does not depend on the input")
+        raise ModelFormatError(
+            f"the output {quoted(source.outputs[0])} does not depend on the input"
+        )
     nodes, several = shared(_leading_to(output, importer), importer)
     for name, users in several.items():
         _log.warning(
@@ -110,7 +124,8 @@ def _model(source: Source, given: Shape | None) -> tuple[GraphModel, dict[str, H
             quoted(name),
             listed(users, 8),
         )
-    first = {id(node.layer): node for node in reversed(nodes)}  # a layer's state lies at its first node's name
+    # a layer's state lies at its first node's name
+    first = {id(node.layer): node for node in reversed(nodes)}
     state = {
         f"{node.name}.{key}": importer.state[f"{node.name}.{key}"]
         for node in first.values()
@@ -121,14 +136,16 @@ def _model(source: Source, given: Shape | None) -> tuple[GraphModel, dict[str, H
 
 
 def _needed(source: Source) -> tuple[list[Operation], set[str]]:
-    """The operations that the output depends on, in their order, and the names of all values that are used on the way."""
+    """The operations that the output depends on, in their order, and the names of all values that
+    are used on the way."""
     asked, needed = set(source.outputs), []
     for op in reversed(source.operations):
         if asked.isdisjoint(op.outputs):
             continue
         if op.kind not in OPERATORS:
             raise op.wrong(
-                f"the operator {quoted(op.kind)} is not supported; those that are: {', '.join(sorted(OPERATORS))}"
+                f"the operator {quoted(op.kind)} is not supported; those that are: "
+                f"{', '.join(sorted(OPERATORS))}"
             )
         needed.append(op)
         asked.update(name for name in op.inputs if name)
@@ -150,7 +167,8 @@ def _input(source: Source, asked: set[str]) -> ValueInfo:
             else ""
         )
         raise ModelFormatError(
-            f"its input {quoted(found[0].name)} is of {what}, expected one of {', '.join(FLOATS.values())}{advice}"
+            f"its input {quoted(found[0].name)} is of {what}, expected one of "
+            f"{', '.join(FLOATS.values())}{advice}"
         )
     return found[0]
 
@@ -159,17 +177,24 @@ def _sample(info: ValueInfo, given: Shape | None) -> tuple[Shape, int | None]:
     """The shape of one sample, and the number of samples that the file is written for."""
     dims = info.dims
     if given is not None and (dims is None or len(dims) == len(given) + 1):
-        fits = dims is None or all(d in (None, n) or d < 1 for d, n in zip(dims[1:], given, strict=True))
+        fits = dims is None or all(
+            d in (None, n) or d < 1 for d, n in zip(dims[1:], given, strict=True)
+        )
     else:
         fits = given is None
     if not fits:
-        raise ModelFormatError(f"input_shape={given} does not go with the file's own, {brief(dims or [])}")
+        raise ModelFormatError(
+            f"input_shape={given} does not go with the file's own, {brief(dims or [])}"
+        )
     shape = given if given is not None else tuple((dims or [])[1:])
     if not shape and dims:
-        raise ModelFormatError(f"its input {quoted(info.name)} has no axis beside the batch, expected (N, *S)")
+        raise ModelFormatError(
+            f"its input {quoted(info.name)} has no axis beside the batch, expected (N, *S)"
+        )
     if not shape or any(n is None or n < 1 for n in shape):
         raise ModelFormatError(
-            f"its input {quoted(info.name)} is {brief(dims or [])}, which leaves a sample's shape open; give it: "
+            f"its input {quoted(info.name)} is {brief(dims or [])}, which leaves a sample's shape "
+            "open; give it: "
             "load(..., input_shape=(3, 224, 224))"
         )
     batch = dims[0] if dims else None

@@ -1,7 +1,8 @@
 """One function for each ONNX operator: what it takes from the file, and the layers that do as much.
 
-See onnx.ai/onnx/operators for what each of them means, opset by opset. Where an operator could mix the samples of a batch, or takes
-weights that are computed from the input, it is refused: a network here takes any number of samples, each its own way.
+See onnx.ai/onnx/operators for what each of them means, opset by opset. Where an operator could mix
+the samples of a batch, or takes weights that are computed from the input, it is refused: a network
+here takes any number of samples, each its own way.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,7 +39,7 @@ def _all_known(at: Importer, op: Operation) -> list[Known] | None:
     return given if given and all(isinstance(v, Known) for v in given) else None  # type: ignore[return-value]
 
 
-# --- functions of each element --------------------------------------------------------------------------------------
+# --- functions of each element --------------------------------------------------------------------
 
 
 def _activation(name: str, make: Callable[[Operation], Layer]) -> None:
@@ -49,7 +50,10 @@ _activation("Relu", lambda op: L.ReLU())
 _activation("LeakyRelu", lambda op: L.LeakyReLU(op.real("alpha", 0.01)))
 _activation("Elu", lambda op: L.ELU(op.real("alpha", 1.0)))
 _activation(
-    "Selu", lambda op: L.SELU(op.real("alpha", 1.67326319217681884765625), op.real("gamma", 1.05070102214813232421875))
+    "Selu",
+    lambda op: L.SELU(
+        op.real("alpha", 1.67326319217681884765625), op.real("gamma", 1.05070102214813232421875)
+    ),
 )
 _activation("Celu", lambda op: L.CELU(op.real("alpha", 1.0)))
 _activation("Sigmoid", lambda op: L.Sigmoid())
@@ -101,7 +105,9 @@ def _prelu(at: Importer, op: Operation) -> Value:
 @operator("Clip")
 def _clip(at: Importer, op: Operation) -> Value:
     least, most = at.number(op, 1, "min", None), at.number(op, 2, "max", None)
-    bounds = [b if b is not None and isfinite(b) and abs(b) < 3.4e38 else None for b in (least, most)]
+    bounds = [
+        b if b is not None and isfinite(b) and abs(b) < 3.4e38 else None for b in (least, most)
+    ]
     if least != least or most != most:
         raise op.wrong("a bound is NaN")
     return at.add(op, L.Clip(*bounds), at.value(op))
@@ -119,11 +125,14 @@ def _softmax(at: Importer, op: Operation) -> Value:
 
 
 def _for_inference(at: Importer, op: Operation) -> None:
-    """Before opset 7, ``is_test=0`` said that the operator trains whenever it is run; the later ones have no such word."""
+    """Before opset 7, ``is_test=0`` said that the operator trains whenever it is run; the later
+    ones have no such word."""
     if at.opset >= 7 and op.has("is_test"):
         raise op.wrong("is_test is an attribute of opset 6 and older")
     if not op.whole("is_test", 1):
-        raise op.wrong("is_test=0: it would train when the network is only run; export it for inference")
+        raise op.wrong(
+            "is_test=0: it would train when the network is only run; export it for inference"
+        )
 
 
 @operator("Dropout")
@@ -132,7 +141,10 @@ def _dropout(at: Importer, op: Operation) -> Value:
     _for_inference(at, op)
     training = at.known(op, 2) if at.opset >= 12 else None
     if training is not None and training.array.any():
-        raise op.wrong("training_mode is set: it would drop out when the network is only run; export it for inference")
+        raise op.wrong(
+            "training_mode is set: it would drop out when the network is only run; "
+            "export it for inference"
+        )
     ratio = at.number(op, 1, "ratio", 0.5)
     return at.add(op, L.Dropout(0.5 if ratio is None else ratio), at.value(op))
 
@@ -143,11 +155,16 @@ def _identity(at: Importer, op: Operation) -> Any:
     return at.value(op) if found is None else found
 
 
-# --- convolution and pooling ----------------------------------------------------------------------------------------
+# --- convolution and pooling ----------------------------------------------------------------------
 
 
 def _pads(
-    at: Importer, op: Operation, x: Value, kernel: Sequence[int], strides: list[int], dilations: list[int]
+    at: Importer,
+    op: Operation,
+    x: Value,
+    kernel: Sequence[int],
+    strides: list[int],
+    dilations: list[int],
 ) -> Any:
     """(before, after) for each spatial axis."""
     auto, axes = op.word("auto_pad", "NOTSET"), len(kernel)
@@ -156,13 +173,18 @@ def _pads(
     if auto == "NOTSET":
         return given
     if auto not in ("VALID", "SAME_UPPER", "SAME_LOWER"):
-        raise op.wrong(f"auto_pad must be NOTSET, VALID, SAME_UPPER or SAME_LOWER, got {auto[:80]!r}")
+        raise op.wrong(
+            f"auto_pad must be NOTSET, VALID, SAME_UPPER or SAME_LOWER, got {auto[:80]!r}"
+        )
     pairs = [(0, 0)] * axes
     if auto != "VALID":
         pairs = list(pads_of("same", x.shape[1:], kernel, strides, dilations))
         pairs = pairs if auto == "SAME_UPPER" else [(after, before) for before, after in pairs]
     if op.has("pads") and pairs != given:  # runtimes differ on which of them holds
-        raise op.wrong(f"auto_pad={auto} comes to {brief(pairs)}, and pads say {brief(given)}; only one may be given")
+        raise op.wrong(
+            f"auto_pad={auto} comes to {brief(pairs)}, and pads say {brief(given)}; "
+            "only one may be given"
+        )
     return pairs
 
 
@@ -173,16 +195,27 @@ def _spatial(at: Importer, op: Operation, x: Value) -> int:
     return x.rank - 2
 
 
-def _convolution(at: Importer, op: Operation) -> tuple[Value, Known, Known | None, list[int], list[int], list[int]]:
+def _convolution(
+    at: Importer, op: Operation
+) -> tuple[Value, Known, Known | None, list[int], list[int], list[int]]:
     """x, weight, bias, kernel, strides, dilations."""
     x, weight, bias = at.value(op), at.weight(op, 1), at.optional_weight(op, 2)
     axes = _spatial(at, op, x)
     if weight.array.ndim != axes + 2 or 0 in weight.array.shape:
-        raise op.wrong(f"a weight {brief(weight.array.shape)} does not go with samples {brief(x.shape)}")
+        raise op.wrong(
+            f"a weight {brief(weight.array.shape)} does not go with samples {brief(x.shape)}"
+        )
     kernel = list(weight.array.shape[2:])
     if op.has("kernel_shape") and op.ints("kernel_shape") != kernel:
         raise op.wrong(f"kernel_shape is not that of the weight, {brief(kernel)}")
-    return x, weight, bias, kernel, op.sizes("strides", axes, 1, 1), op.sizes("dilations", axes, 1, 1)
+    return (
+        x,
+        weight,
+        bias,
+        kernel,
+        op.sizes("strides", axes, 1, 1),
+        op.sizes("dilations", axes, 1, 1),
+    )
 
 
 @operator("Conv")
@@ -210,7 +243,9 @@ def _conv_transpose(at: Importer, op: Operation) -> Value:
     groups, extra = _group(op), op.sizes("output_padding", axes, 0, 0)
     auto = op.word("auto_pad", "NOTSET")
     if auto in ("SAME_UPPER", "SAME_LOWER") or op.has("output_shape"):
-        wanted = op.ints("output_shape") or [n * s for n, s in zip(x.shape[1:], strides, strict=True)]
+        wanted = op.ints("output_shape") or [
+            n * s for n, s in zip(x.shape[1:], strides, strict=True)
+        ]
         if len(wanted) == axes + 2:  # with batch and channels, as some tools have it
             wanted = wanted[2:]
         if len(wanted) != axes:
@@ -248,7 +283,11 @@ def _group(op: Operation) -> int:
 
 def _simple(pads: Sequence[tuple[int, int]]) -> Any:
     """One number for each axis where the two sides are alike, as layers are mostly written."""
-    return [before for before, _ in pads] if all(before == after for before, after in pads) else [list(p) for p in pads]
+    return (
+        [before for before, _ in pads]
+        if all(before == after for before, after in pads)
+        else [list(p) for p in pads]
+    )
 
 
 def _some(**state: Known | None) -> dict[str, Known]:
@@ -271,7 +310,9 @@ def _pool(at: Importer, op: Operation) -> Value:
         return at.add(op, most(kernel, strides, _narrow(pads, kernel), dilations, ceil), x)
     counted = bool(op.whole("count_include_pad", 0))
     mean = (L.AvgPool1d, L.AvgPool2d, L.AvgPool3d)[axes - 1]
-    return at.add(op, mean(kernel, strides, _narrow(pads, kernel), ceil, counted, None, dilations), x)
+    return at.add(
+        op, mean(kernel, strides, _narrow(pads, kernel), ceil, counted, None, dilations), x
+    )
 
 
 def _narrow(pads: list[list[int]], kernel: Sequence[int]) -> Any:
@@ -282,10 +323,12 @@ def _narrow(pads: list[list[int]], kernel: Sequence[int]) -> Any:
 
 @operator("GlobalAveragePool", "GlobalMaxPool")
 def _global_pool(at: Importer, op: Operation) -> Value:
-    return at.add(op, L.GlobalAvgPool() if op.kind == "GlobalAveragePool" else L.GlobalMaxPool(), at.value(op))
+    return at.add(
+        op, L.GlobalAvgPool() if op.kind == "GlobalAveragePool" else L.GlobalMaxPool(), at.value(op)
+    )
 
 
-# --- normalization --------------------------------------------------------------------------------------------------
+# --- normalization --------------------------------------------------------------------------------
 
 
 @operator("BatchNormalization")
@@ -295,16 +338,21 @@ def _batch_norm(at: Importer, op: Operation) -> Value:
     op.ignore("consumed_inputs")
     _for_inference(at, op)
     if op.whole("training_mode", 0) or not op.whole("spatial", 1):
-        raise op.wrong("training_mode and spatial=0 are not supported; export the network for inference")
+        raise op.wrong(
+            "training_mode and spatial=0 are not supported; export the network for inference"
+        )
     if any(op.outputs[1:]):  # so it was said before opset 14 that it trains
         raise op.wrong(
-            f"it has {len(op.outputs)} outputs, and so takes the mean and variance of every batch; that is not supported, "
+            f"it has {len(op.outputs)} outputs, and so takes the mean and variance of every batch; "
+            "that is not supported, "
             "export the network for inference"
         )
     kinds = {2: L.BatchNorm1d, 3: L.BatchNorm1d, 4: L.BatchNorm2d, 5: L.BatchNorm3d}
     if x.rank not in kinds:
         raise op.wrong(f"expected samples (C,) to (C, D, H, W), got {brief(x.shape)}")
-    layer = kinds[x.rank](x.shape[0], op.real("epsilon", 1e-5), round(1.0 - op.real("momentum", 0.9), 7))
+    layer = kinds[x.rank](
+        x.shape[0], op.real("epsilon", 1e-5), round(1.0 - op.real("momentum", 0.9), 7)
+    )
     counted = Known(np.zeros((), np.int64))
     state = {"running_mean": mean, "running_var": var, "num_batches_tracked": counted}
     return at.add(op, layer, x, weight=weight, bias=bias, **state)
@@ -315,7 +363,9 @@ def _instance_norm(at: Importer, op: Operation) -> Value:
     x, weight, bias = at.value(op), at.weight(op, 1), at.weight(op, 2)
     op.ignore("consumed_inputs")
     kind = (L.InstanceNorm1d, L.InstanceNorm2d, L.InstanceNorm3d)[_spatial(at, op, x) - 1]
-    return at.add(op, kind(x.shape[0], op.real("epsilon", 1e-5), affine=True), x, weight=weight, bias=bias)
+    return at.add(
+        op, kind(x.shape[0], op.real("epsilon", 1e-5), affine=True), x, weight=weight, bias=bias
+    )
 
 
 @operator("LayerNormalization")
@@ -333,7 +383,9 @@ def _group_norm(at: Importer, op: Operation) -> Value:
     op.ignore("stash_type")
     groups = op.whole("num_groups", 0)
     if not x.shape or groups < 1 or x.shape[0] % groups:
-        raise op.wrong(f"num_groups={groups} do not divide the channels of samples {brief(x.shape)}")
+        raise op.wrong(
+            f"num_groups={groups} do not divide the channels of samples {brief(x.shape)}"
+        )
     if at.opset < 21:  # one number for each group
         each = x.shape[0] // groups
         if weight.array.shape != (groups,) or bias.array.shape != (groups,):
@@ -349,11 +401,13 @@ def _lrn(at: Importer, op: Operation) -> Value:
     size = op.whole("size", 0)
     if size % 2 == 0:
         raise op.wrong(f"size={size} is not odd; only odd ones are supported")
-    layer = L.LocalResponseNorm(size, op.real("alpha", 1e-4), op.real("beta", 0.75), op.real("bias", 1.0))
+    layer = L.LocalResponseNorm(
+        size, op.real("alpha", 1e-4), op.real("beta", 0.75), op.real("bias", 1.0)
+    )
     return at.add(op, layer, at.value(op))
 
 
-# --- products of matrices -------------------------------------------------------------------------------------------
+# --- products of matrices -------------------------------------------------------------------------
 
 
 @operator("Gemm")
@@ -371,7 +425,9 @@ def _gemm(at: Importer, op: Operation) -> Value:
     if bias is not None:
         outputs = matrix.shape[0]
         if bias.array.size not in (1, outputs) or any(n != 1 for n in bias.array.shape[:-1]):
-            raise op.wrong(f"a bias {brief(bias.array.shape)} is not one number for each of {outputs} outputs")
+            raise op.wrong(
+                f"a bias {brief(bias.array.shape)} is not one number for each of {outputs} outputs"
+            )
         row = _scaled(at, bias.array.reshape(-1), beta)
         at.source.budget.take(8 * outputs)
         state["bias"] = bias._replace(array=np.broadcast_to(row, (outputs,)))
@@ -400,7 +456,7 @@ def _matmul(at: Importer, op: Operation) -> Value:
     return at.add(op, L.MatMulWith(outputs), x, weight=weight)
 
 
-# --- arithmetic -----------------------------------------------------------------------------------------------------
+# --- arithmetic -----------------------------------------------------------------------------------
 
 _ARITHMETIC = {
     "Add": "add",
@@ -418,7 +474,11 @@ _ARITHMETIC = {
 def _arithmetic(at: Importer, op: Operation) -> Any:
     kind = _ARITHMETIC[op.kind]
     given = [at.given(op, i) for i in range(len(op.inputs))]
-    if None in given or not given or (op.kind in ("Add", "Sub", "Mul", "Div", "Pow") and len(given) != 2):
+    if (
+        None in given
+        or not given
+        or (op.kind in ("Add", "Sub", "Mul", "Div", "Pow") and len(given) != 2)
+    ):
         raise op.wrong(f"it has {len(given)} inputs, or one is left out")
     legacy = op.whole("axis", -1) if at.opset < 7 and op.whole("broadcast", 0) else None
     op.ignore("consumed_inputs")
@@ -437,10 +497,13 @@ def _two(at: Importer, op: Operation, kind: str, a: Any, b: Any, legacy: int | N
     array = constant.array
     if array.dtype.kind not in "fiu":
         raise op.wrong(f"expected numbers, got {array.dtype}")
-    if legacy is not None and array.ndim:  # before opset 7: an axis says where the smaller one begins
+    # before opset 7: an axis says where the smaller one begins
+    if legacy is not None and array.ndim:
         if not -1 <= legacy < x.rank:
             raise op.wrong(f"axis {legacy} is none of {x.rank}")
-        array = array.reshape(array.shape + (1,) * (x.rank - legacy - array.ndim if legacy >= 0 else 0))
+        array = array.reshape(
+            array.shape + (1,) * (x.rank - legacy - array.ndim if legacy >= 0 else 0)
+        )
     if array.dtype.kind != "f":
         at.source.budget.take(8 * array.size)
         array = array.astype(np.float64)
@@ -451,12 +514,15 @@ def _two(at: Importer, op: Operation, kind: str, a: Any, b: Any, legacy: int | N
 
 
 def _of_sample(op: Operation, array: Any, x: Value) -> Any:
-    """A constant without the batch's axis, which must be 1 or none. One of more axes than x would move the batch."""
+    """A constant without the batch's axis, which must be 1 or none. One of more axes than x would
+    move the batch."""
     shape = array.shape
     if len(shape) == x.rank and shape[0] == 1:
         shape = shape[1:]
     if len(shape) >= x.rank or 0 in shape:
-        raise op.wrong(f"a constant {brief(array.shape)} is not the same for all samples {brief(x.shape)}")
+        raise op.wrong(
+            f"a constant {brief(array.shape)} is not the same for all samples {brief(x.shape)}"
+        )
     return array.reshape(shape)
 
 
@@ -466,7 +532,9 @@ def _folded(at: Importer, op: Operation, kind: str, a: Known, b: Known) -> Known
     try:
         shape = np.broadcast_shapes(a.array.shape, b.array.shape)
     except ValueError:
-        raise op.wrong(f"constants {brief(a.array.shape)} and {brief(b.array.shape)} do not go together") from None
+        raise op.wrong(
+            f"constants {brief(a.array.shape)} and {brief(b.array.shape)} do not go together"
+        ) from None
     at.source.budget.take(prod(shape) * a.array.dtype.itemsize)
     if kind in ("divide", "power") and a.array.dtype.kind != "f":
         if kind == "power" or (b.array == 0).any() or (a.array < 0).any() or (b.array < 0).any():
@@ -490,7 +558,7 @@ def _reduce(at: Importer, op: Operation) -> Any:
     return at.add(op, L.Reduce("mean" if op.kind == "ReduceMean" else "sum", axes, kept), x)
 
 
-# --- shapes ---------------------------------------------------------------------------------------------------------
+# --- shapes ---------------------------------------------------------------------------------------
 
 
 @operator("Reshape")
@@ -513,7 +581,10 @@ def _reshape(at: Importer, op: Operation) -> Any:
             rest = [numbers // others if n == -1 else n for n in rest]
     if any(n < 1 for n in rest) or prod(rest) != numbers or not (keeps or first == -1):
         wanted = ["N" if n == BATCH else n for n in wanted]  # type: ignore[misc]
-        raise op.wrong(f"samples {brief(x.shape)} as {brief(wanted)}: that moves numbers from one sample to another")
+        raise op.wrong(
+            f"samples {brief(x.shape)} as {brief(wanted)}: that moves numbers from one "
+            "sample to another"
+        )
     return at.reshaped(op, x, rest)
 
 
@@ -535,7 +606,8 @@ def _flatten(at: Importer, op: Operation) -> Any:
     axis = axis + x.rank if axis < 0 else axis
     if not 1 <= axis <= x.rank or any(n != 1 for n in x.shape[: axis - 1]):
         raise op.wrong(
-            f"axis {op.whole('axis', 1)} puts several samples {brief(x.shape)} into one row, or one into several"
+            f"axis {op.whole('axis', 1)} puts several samples {brief(x.shape)} into one row, or "
+            "one into several"
         )
     return at.reshaped(op, x, (prod(x.shape),))
 
@@ -545,10 +617,16 @@ def _squeeze(at: Importer, op: Operation) -> Any:
     found, axes = at.given(op, 0), at.numbers(op, 1, "axes")
     if isinstance(found, Known):
         shape = found.array.shape
-        away = [i for i, n in enumerate(shape) if n == 1] if axes is None else _plain_axes(op, axes, len(shape))
+        away = (
+            [i for i, n in enumerate(shape) if n == 1]
+            if axes is None
+            else _plain_axes(op, axes, len(shape))
+        )
         if any(shape[i] != 1 for i in away):
             raise op.wrong(f"axes {brief(away)} of {brief(shape)} are not all 1")
-        return at.fold(found.array.reshape([n for i, n in enumerate(shape) if i not in away]), [found])
+        return at.fold(
+            found.array.reshape([n for i, n in enumerate(shape) if i not in away]), [found]
+        )
     x = at.value(op)
     if axes is None:
         if at.batch == 1:
@@ -562,7 +640,9 @@ def _squeeze(at: Importer, op: Operation) -> Any:
 
 def _plain_axes(op: Operation, axes: Sequence[int], rank: int) -> list[int]:
     """Axes of a constant."""
-    if any(not -rank <= axis < rank for axis in axes) or len({axis % rank for axis in axes}) != len(axes):
+    if any(not -rank <= axis < rank for axis in axes) or len({axis % rank for axis in axes}) != len(
+        axes
+    ):
         raise op.wrong(f"axes {brief(axes)} are none of {rank}")
     return [axis % rank for axis in axes]
 
@@ -577,7 +657,9 @@ def _unsqueeze(at: Importer, op: Operation) -> Any:
         new, old = _plain_axes(op, axes, rank), iter(found.array.shape)
         if rank > 16:
             raise op.wrong("more than 16 axes")
-        return at.fold(found.array.reshape([1 if i in new else next(old) for i in range(rank)]), [found])
+        return at.fold(
+            found.array.reshape([1 if i in new else next(old) for i in range(rank)]), [found]
+        )
     x = at.value(op)
     rank = x.rank + len(axes)
     new, old = at.axes(op, axes, rank), iter(x.shape)
@@ -598,7 +680,9 @@ def _transpose(at: Importer, op: Operation) -> Any:
         return at.fold(found.array.transpose(order), [found])
     if order[:1] != [0]:
         raise op.wrong(f"perm {brief(order)} moves the batch away from axis 0")
-    return at.value(op) if order == list(range(rank)) else at.add(op, L.Permute(order), at.value(op))
+    return (
+        at.value(op) if order == list(range(rank)) else at.add(op, L.Permute(order), at.value(op))
+    )
 
 
 @operator("Concat")
@@ -661,7 +745,9 @@ def _slice(at: Importer, op: Operation) -> Any:
         axes = _plain_axes(op, axes, found.array.ndim)
         index = [slice(None)] * found.array.ndim
         for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-            index[axis] = slice(start, None if step < 0 and end < -found.array.shape[axis] else end, step)
+            index[axis] = slice(
+                start, None if step < 0 and end < -found.array.shape[axis] else end, step
+            )
         return at.fold(found.array[tuple(index)], [found])
     x = at.value(op)
     parts = {}
@@ -687,7 +773,10 @@ def _pad(at: Importer, op: Operation) -> Any:
     axes = at.numbers(op, 3)
     chosen = list(range(x.rank)) if axes is None else _plain_axes(op, axes, x.rank)
     if given is None or len(given) != 2 * len(chosen) or not all(0 <= n < 1 << 31 for n in given):
-        raise op.wrong(f"pads must be 2 numbers of at least 0 for each of {len(chosen)} axes, got {brief(given or [])}")
+        raise op.wrong(
+            f"pads must be 2 numbers of at least 0 for each of {len(chosen)} axes, got "
+            f"{brief(given or [])}"
+        )
     value = at.number(op, 2, "value", 0.0)
     pads = [[0, 0] for _ in range(x.rank)]
     for i, axis in enumerate(chosen):
@@ -699,13 +788,17 @@ def _pad(at: Importer, op: Operation) -> Any:
     return at.add(op, L.Pad(pads[1:], modes[mode], value or 0.0 if mode == "constant" else 0.0), x)
 
 
-# --- known numbers --------------------------------------------------------------------------------------------------
+# --- known numbers --------------------------------------------------------------------------------
 
 
 @operator("Constant")
 def _constant(at: Importer, op: Operation) -> Known:
     found = op.any_of(
-        ("value", "t"), ("value_float", "f"), ("value_floats", "floats"), ("value_int", "i"), ("value_ints", "ints")
+        ("value", "t"),
+        ("value_float", "f"),
+        ("value_floats", "floats"),
+        ("value_int", "i"),
+        ("value_ints", "ints"),
     )
     if found is None:
         raise op.wrong("its value is no tensor of numbers")
@@ -719,7 +812,12 @@ def _constant(at: Importer, op: Operation) -> Known:
 def _constant_of_shape(at: Importer, op: Operation) -> Known:
     shape, found = at.numbers(op, 0), op.any_of(("value", "t"))
     value = np.zeros((), np.float32) if found is None else at.source.array(found[1])
-    if shape is None or value.size != 1 or any(not 0 <= n < 1 << 31 for n in shape) or len(shape) > 16:
+    if (
+        shape is None
+        or value.size != 1
+        or any(not 0 <= n < 1 << 31 for n in shape)
+        or len(shape) > 16
+    ):
         raise op.wrong("its shape or value is none")
     if 0 in shape and len(shape) > 1:
         raise op.wrong(f"nothing lies in {brief(shape)}")
@@ -740,11 +838,19 @@ def _gather(at: Importer, op: Operation) -> Any:
     if isinstance(at.given(op, 0), Value):
         return _take(at, op)
     data, indices = at.known(op, 0), at.known(op, 1)
-    if data is None or indices is None or not data.array.ndim or indices.array.dtype.kind not in "iu":
+    if (
+        data is None
+        or indices is None
+        or not data.array.ndim
+        or indices.array.dtype.kind not in "iu"
+    ):
         raise op.wrong("its inputs are missing, or no numbers of places")
     (axis,) = _plain_axes(op, [op.whole("axis", 0)], data.array.ndim)
     size = data.array.shape[axis]
-    if indices.array.size and not -size <= int(indices.array.min()) <= int(indices.array.max()) < size:
+    if (
+        indices.array.size
+        and not -size <= int(indices.array.min()) <= int(indices.array.max()) < size
+    ):
         raise op.wrong(f"indices beyond the {size} cells of axis {axis}")
     if indices.array.ndim + data.array.ndim > 16:
         raise op.wrong("more than 16 axes")
@@ -753,17 +859,27 @@ def _gather(at: Importer, op: Operation) -> Any:
 
 
 def _take(at: Importer, op: Operation) -> Value:
-    """Cells of a value, chosen when the file is read; their axis becomes those of the array of indices."""
+    """Cells of a value, chosen when the file is read; their axis becomes those of the array of
+    indices."""
     x, known = at.value(op), at.known(op, 1)
     indices, axis = at.numbers(op, 1) or [], at.axis(op, op.whole("axis", 0), x.rank)
     size = x.shape[axis - 1]
-    if known is None or not all(-size <= i < size for i in indices) or x.rank + known.array.ndim > 16:
+    if (
+        known is None
+        or not all(-size <= i < size for i in indices)
+        or x.rank + known.array.ndim > 16
+    ):
         raise op.wrong(f"indices {brief(indices)} beyond the {size} cells of axis {axis}")
     y = at.add(op, L.Take([i % size for i in indices], axis), x)
     return at.reshaped(op, y, (*x.shape[: axis - 1], *known.array.shape, *x.shape[axis:]))
 
 
-_CAST = {**{number: name for number, name in FLOATS.items() if name != "bfloat16"}, 6: "int32", 7: "int64", 9: "bool"}
+_CAST = {
+    **{number: name for number, name in FLOATS.items() if name != "bfloat16"},
+    6: "int32",
+    7: "int64",
+    9: "bool",
+}
 
 
 @operator("Cast")

@@ -1,7 +1,9 @@
-"""From an ONNX file to plain operations and arrays, every claim of the file checked before anything is made of it.
+"""From an ONNX file to plain operations and arrays, every claim of the file checked before anything
+is made of it.
 
-What a file declares is compared with the bytes that are there before an array exists; the memory that all arrays together may
-take is limited (``Budget``); external data are read from regular files inside the model's own folder and from nowhere else.
+What a file declares is compared with the bytes that are there before an array exists; the memory
+that all arrays together may take is limited (``Budget``); external data are read from regular files
+inside the model's own folder and from nowhere else.
 """
 
 import os
@@ -33,7 +35,8 @@ _MOST_NUMBERS = 1 << 40
 
 
 class _Type(NamedTuple):
-    """How a data type of ONNX lies in bytes, and where its numbers are when they are not in raw_data."""
+    """How a data type of ONNX lies in bytes, and where its numbers are when they are not in
+    raw_data."""
 
     name: str
     dtype: str
@@ -73,15 +76,27 @@ class Budget:
         """So many bytes are about to be allocated. Raises ModelFormatError."""
         if count > self.left:
             raise ModelFormatError(
-                f"its arrays would take {count} bytes more, {self.left} are left of what a file of this size may take; "
+                f"its arrays would take {count} bytes more, {self.left} are left of what a file of "
+                "this size may take; "
                 "where you trust the file, give load(..., room=) as many bytes as it needs"
             )
         self.left -= count
 
 
-# --- operations -----------------------------------------------------------------------------------------------------
+# --- operations -----------------------------------------------------------------------------------
 
-_KINDS = {1: "f", 2: "i", 3: "s", 4: "t", 5: "g", 6: "floats", 7: "ints", 8: "strings", 9: "tensors", 10: "graphs"}
+_KINDS = {
+    1: "f",
+    2: "i",
+    3: "s",
+    4: "t",
+    5: "g",
+    6: "floats",
+    7: "ints",
+    8: "strings",
+    9: "tensors",
+    10: "graphs",
+}
 _DEFAULTS: dict[str, Any] = {"f": 0.0, "i": 0, "s": "", "floats": [], "ints": [], "strings": []}
 
 
@@ -124,7 +139,8 @@ class Operation:
         return default if value is None else value
 
     def real(self, name: str, default: float) -> float:
-        """A number, which must be finite: of all that the file's float32 can stand for the one with the fewest digits, 1e-05."""
+        """A number, which must be finite: of all that the file's float32 can stand for the one with
+        the fewest digits, 1e-05."""
         value = self._get(name, "f")
         if value is not None and not np.isfinite(value):
             raise self.wrong(f"attribute {name!r} is {value}")
@@ -144,7 +160,10 @@ class Operation:
         values = self.ints(name)
         values = [default] * count if values is None else values
         if len(values) != count or not all(least <= v < _LARGEST for v in values):
-            raise self.wrong(f"{name} must be {count} numbers of at least {least} and below 2^31, got {brief(values)}")
+            raise self.wrong(
+                f"{name} must be {count} numbers of at least {least} and below 2^31, "
+                f"got {brief(values)}"
+            )
         return values
 
     def any_of(self, *kinds_and_names: tuple[str, str]) -> tuple[str, Any] | None:
@@ -187,15 +206,16 @@ def _operation(node: NodeProto) -> Operation:
     return operation
 
 
-# --- the file -------------------------------------------------------------------------------------------------------
+# --- the file -------------------------------------------------------------------------------------
 
 
 @dataclass
 class Source:
-    """A file, checked: what is asked of the names in it holds. Arrays are made when they are asked for.
+    """A file, checked: what is asked of the names in it holds. Arrays are made when they are asked
+    for.
 
-    Files of external data are opened once and stay open until the ``with`` block around the source ends: so all that is read of
-    one is of the same file, even if another takes its name meanwhile.
+    Files of external data are opened once and stay open until the ``with`` block around the source
+    ends: so all that is read of one is of the same file, even if another takes its name meanwhile.
     """
 
     path: Path
@@ -218,30 +238,37 @@ class Source:
     def external(self, location: str) -> IO[bytes]:
         """The file beside the model that a tensor's data lie in, its bytes added to the budget.
 
-        It is looked for beside the model as its path says, and if that is a link also beside what it points to. It may itself
-        be a link, to a file in one of these folders. Raises ModelFormatError for one that lies elsewhere, and OSError.
+        It is looked for beside the model as its path says, and if that is a link also beside what
+        it points to. It may itself be a link, to a file in one of these folders. Raises
+        ModelFormatError for one that lies elsewhere, and OSError.
         """
         name = os.path.normpath(location)
         if name not in self._files:
             self._files[name] = file = self._open.enter_context(self._opened(location))
             status = os.fstat(file.fileno())
-            if (status.st_dev, status.st_ino) not in self._counted:  # not for each of the names that one file may have
+            # not for each of the names that one file may have
+            if (status.st_dev, status.st_ino) not in self._counted:
                 self._counted.add((status.st_dev, status.st_ino))
                 self.budget.add_file(status.st_size)
         return self._files[name]
 
     def close(self, location: str) -> None:
-        """A file of external data was read whole. Models with a file for each tensor have more of them than may be open."""
+        """A file of external data was read whole. Models with a file for each tensor have more of
+        them than may be open."""
         self._files.pop(os.path.normpath(location)).close()
 
     def _opened(self, location: str) -> IO[bytes]:
-        beside = [os.path.dirname(os.path.abspath(self.path)), os.path.dirname(os.path.realpath(self.path))]
+        beside = [
+            os.path.dirname(os.path.abspath(self.path)),
+            os.path.dirname(os.path.realpath(self.path)),
+        ]
         inside = tuple(os.path.join(os.path.realpath(folder), "") for folder in beside)
         paths = [os.path.join(folder, location) for folder in beside]
         path = os.path.realpath(next(filter(os.path.lexists, paths), paths[0]))
         if os.path.isabs(location) or ".." in location.split("/") or not path.startswith(inside):
             raise ModelFormatError(
-                f"its external data {quoted(location)} lie outside the model's folder; only files inside it are read"
+                f"its external data {quoted(location)} lie outside the model's folder; only files "
+                "inside it are read"
             )
         return open(path, "rb", buffering=0, opener=_open_regular)
 
@@ -249,7 +276,8 @@ class Source:
         """A tensor as an array that may lie in the file's own bytes: read-only.
 
         Raises:
-            ModelFormatError: its shape does not go with its bytes; a type with no numbers; external data that cannot be had.
+            ModelFormatError: its shape does not go with its bytes; a type with no numbers; external
+                data that cannot be had.
         """
         where = f"tensor {quoted(tensor.name)}"
         try:
@@ -259,7 +287,8 @@ class Source:
 
 
 def read_source(path: str | os.PathLike[str], room: int = ROOM) -> Source:
-    """Read and check a file. Raises ModelFormatError, and OSError where there is none to be read."""
+    """Read and check a file. Raises ModelFormatError, and OSError where there is none to be
+    read."""
     path = file_path(path, "an ONNX file")
     content = path.read_bytes()
     try:
@@ -272,7 +301,9 @@ def read_source(path: str | os.PathLike[str], room: int = ROOM) -> Source:
             raise
         raise ModelFormatError(f"{error.message}; it looks like {kind}") from None
     if model.functions:
-        raise ModelFormatError("it has functions of its own; inline them first (onnx.inliner.inline_local_functions)")
+        raise ModelFormatError(
+            "it has functions of its own; inline them first (onnx.inliner.inline_local_functions)"
+        )
     if model.graph.sparse:
         raise ModelFormatError("it has sparse initializers, which are not read")
     versions = sorted({version for domain, version in model.opsets if domain in ("", "ai.onnx")})
@@ -280,7 +311,8 @@ def read_source(path: str | os.PathLike[str], room: int = ROOM) -> Source:
         raise ModelFormatError(f"expected one opset of ONNX's own operators, got {brief(versions)}")
     if not OLDEST <= versions[0] <= NEWEST:
         raise ModelFormatError(
-            f"it is written for opset {versions[0]}, this version reads {OLDEST}..{NEWEST}; convert it "
+            f"it is written for opset {versions[0]}, this version reads {OLDEST}..{NEWEST}; "
+            "convert it "
             "(onnx.version_converter.convert_version), or upgrade portacnn"
         )
     inputs, initializers, operations = _checked(model.graph)
@@ -296,7 +328,8 @@ def read_source(path: str | os.PathLike[str], room: int = ROOM) -> Source:
 
 
 def _checked(graph: GraphProto) -> tuple[dict[str, ValueInfo], dict[str, Tensor], list[Operation]]:
-    """Inputs, initializers and operations by name, once every name is one thing, and is there before it is used."""
+    """Inputs, initializers and operations by name, once every name is one thing, and is there
+    before it is used."""
     inputs = _by_name("inputs", graph.inputs)
     initializers = _by_name("initializers", graph.initializers)
     known = {*inputs, *initializers}
@@ -307,7 +340,8 @@ def _checked(graph: GraphProto) -> tuple[dict[str, ValueInfo], dict[str, Tensor]
         for name in operation.inputs:
             if name and name not in known:
                 raise operation.wrong(
-                    f"its input {quoted(name)} is made by a node behind it: a cycle, or nodes in no order"
+                    f"its input {quoted(name)} is made by a node behind it: a cycle, or nodes in "
+                    "no order"
                     if name in made
                     else f"its input {quoted(name)} is made by nobody"
                 )
@@ -322,34 +356,45 @@ def _checked(graph: GraphProto) -> tuple[dict[str, ValueInfo], dict[str, Tensor]
     for value in graph.outputs:
         if value.name not in known:
             raise ModelFormatError(f"the graph's output {quoted(value.name)} is made by nobody")
-    return {name: value for name, value in inputs.items() if name not in initializers}, initializers, operations
+    return (
+        {name: value for name, value in inputs.items() if name not in initializers},
+        initializers,
+        operations,
+    )
 
 
 def _by_name(what: str, rows: Sequence[Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for row in rows:
         if not row.name or row.name in found:
-            raise ModelFormatError(f"there are two {what} called {quoted(row.name)}, or one without a name")
+            raise ModelFormatError(
+                f"there are two {what} called {quoted(row.name)}, or one without a name"
+            )
         found[row.name] = row
     return found
 
 
-# --- tensors --------------------------------------------------------------------------------------------------------
+# --- tensors --------------------------------------------------------------------------------------
 
 
 def _array(source: Source, tensor: Tensor) -> HostArray:
     kind = TYPES.get(tensor.data_type)
     if kind is None:
         raise ModelFormatError(
-            f"its data type {tensor.data_type} is not read; those that are: {', '.join(t.name for t in TYPES.values())}"
+            f"its data type {tensor.data_type} is not read; those that are: "
+            f"{', '.join(t.name for t in TYPES.values())}"
         )
     dims = tuple(tensor.dims)
     if any(not 0 <= n < _LARGEST for n in dims) or prod(n or 1 for n in dims) > _MOST_NUMBERS:
         raise ModelFormatError(f"its shape {brief(dims)} is none")
     count, dtype = prod(dims), np.dtype(kind.dtype)
     places = [place for place, chunks in tensor.packed.items() if any(map(len, chunks))]
-    if len(places) + (tensor.raw is not None) + tensor.is_external > 1 or any(p != kind.place for p in places):
-        raise ModelFormatError(f"its numbers lie where none of {kind.name} belong, or in two places")
+    if len(places) + (tensor.raw is not None) + tensor.is_external > 1 or any(
+        p != kind.place for p in places
+    ):
+        raise ModelFormatError(
+            f"its numbers lie where none of {kind.name} belong, or in two places"
+        )
     if tensor.is_external:
         flat = _external(source, tensor, count, dtype)
     elif tensor.raw is not None:
@@ -370,11 +415,14 @@ def _array(source: Source, tensor: Tensor) -> HostArray:
 def _expect(got: int, expected: int, dims: Sequence[int], kind: _Type) -> None:
     if got != expected:
         raise ModelFormatError(
-            f"{kind.name} of shape {brief(dims)} takes {expected} bytes, there are {got}: it is cut short, or damaged"
+            f"{kind.name} of shape {brief(dims)} takes {expected} bytes, there are {got}: it is "
+            "cut short, or damaged"
         )
 
 
-def _from_packed(source: Source, chunks: list[memoryview], count: int, dims: Sequence[int], kind: _Type) -> HostArray:
+def _from_packed(
+    source: Source, chunks: list[memoryview], count: int, dims: Sequence[int], kind: _Type
+) -> HostArray:
     size, dtype = sum(map(len, chunks)), np.dtype(kind.dtype)
     if kind.place in ("float", "double"):
         _expect(size, count * dtype.itemsize, dims, kind)
@@ -404,11 +452,15 @@ def _varints(content: HostArray, count: int, dtype: Any) -> HostArray:
         values = np.zeros(len(ends), np.uint64)
         for group in range(int(lengths.max())):
             there = lengths > group
-            values[there] |= (block[starts[there] + group] & np.uint8(0x7F)).astype(np.uint64) << np.uint64(7 * group)
+            values[there] |= (block[starts[there] + group] & np.uint8(0x7F)).astype(
+                np.uint64
+            ) << np.uint64(7 * group)
         numbers[done : done + len(ends)] = values.astype(dtype)
         at, done = at + int(ends[-1]) + 1, done + len(ends)
     if at != len(content) or done != count:
-        raise ModelFormatError(f"expected {count} numbers, found others: it is cut short, or damaged")
+        raise ModelFormatError(
+            f"expected {count} numbers, found others: it is cut short, or damaged"
+        )
     return numbers
 
 
@@ -416,18 +468,25 @@ def _external(source: Source, tensor: Tensor, count: int, dtype: Any) -> HostArr
     """Numbers from another file, of the model's own folder."""
     given = tensor.external
     unknown = set(given) - {"location", "offset", "length", "checksum", "basepath"}
-    location, offset, length = given.get("location", ""), given.get("offset", "0"), given.get("length")
+    location, offset, length = (
+        given.get("location", ""),
+        given.get("offset", "0"),
+        given.get("length"),
+    )
     if unknown or not location or "\0" in location or "\\" in location or not _number(offset):
         raise ModelFormatError(f"its external data {quoted(location)} are not described rightly")
     size = count * dtype.itemsize
     if length is not None and (not _number(length) or int(length) != size):
-        raise ModelFormatError(f"its external data have length {quoted(length)}, its shape takes {size} bytes")
+        raise ModelFormatError(
+            f"its external data have length {quoted(length)}, its shape takes {size} bytes"
+        )
     try:
         file = source.external(location)
         there = os.fstat(file.fileno()).st_size
         if int(offset) + size > there:
             raise ModelFormatError(
-                f"its external data {quoted(location)} are cut short: {there} bytes, {int(offset) + size} expected"
+                f"its external data {quoted(location)} are cut short: {there} bytes, "
+                f"{int(offset) + size} expected"
             )
         source.budget.take(size)
         numbers = np.empty(count, dtype)
@@ -436,7 +495,9 @@ def _external(source: Source, tensor: Tensor, count: int, dtype: Any) -> HostArr
         while left and (got := file.readinto(left)):  # type: ignore[attr-defined]
             left = left[got:]
     except OSError as error:
-        raise ModelFormatError(f"its external data {quoted(location)} cannot be read: {error.strerror}") from error
+        raise ModelFormatError(
+            f"its external data {quoted(location)} cannot be read: {error.strerror}"
+        ) from error
     if left:
         raise ModelFormatError(f"its external data {quoted(location)} are cut short")
     if size == there:
@@ -449,9 +510,12 @@ def _number(text: str) -> bool:
 
 
 def _open_regular(path: str, flags: int) -> int:
-    """Open a regular file and nothing else: no pipe, which would wait for a writer, and no device."""
+    """Open a regular file and nothing else: no pipe, which would wait for a writer, and no
+    device."""
     opened = os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0))
     if not stat.S_ISREG(os.fstat(opened).st_mode):
         os.close(opened)
-        raise ModelFormatError(f"external data {quoted(os.path.basename(path))} are no regular file")
+        raise ModelFormatError(
+            f"external data {quoted(os.path.basename(path))} are no regular file"
+        )
     return opened

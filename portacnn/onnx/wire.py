@@ -1,12 +1,13 @@
 """ONNX files as they lie on disk: protocol buffers, read field by field into plain Python objects.
 
-A file is a stranger's. This reader needs no schema compiler and builds nothing but what the tables below name: bytes stay where
-they are until somebody asks for a tensor, every length is checked against the bytes that are there, and the number of things a
-file may consist of is limited (``MOST``), so that a small file cannot become a large heap.
+A file is a stranger's. This reader needs no schema compiler and builds nothing but what the tables
+below name: bytes stay where they are until somebody asks for a tensor, every length is checked
+against the bytes that are there, and the number of things a file may consist of is limited
+(``MOST``), so that a small file cannot become a large heap.
 
-A message is a row of fields. Each starts with a number, field * 8 + kind; the kind says how the rest lies: 0 a number in 7-bit
-groups ("varint"), 1 eight bytes, 2 a length and so many bytes (text, a message, packed numbers), 5 four bytes.
-Field numbers are those of onnx.proto.
+A message is a row of fields. Each starts with a number, field * 8 + kind; the kind says how the
+rest lies: 0 a number in 7-bit groups ("varint"), 1 eight bytes, 2 a length and so many bytes (text,
+a message, packed numbers), 5 four bytes. Field numbers are those of onnx.proto.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,7 +18,8 @@ from typing import Any
 from portacnn.errors import ModelFormatError
 
 MOST = 400_000
-"""Pieces that one file may have: a field or a number in a list is one, a message ``_MESSAGE`` more."""
+"""Pieces that one file may have: a field or a number in a list is one, a message ``_MESSAGE``
+more."""
 _MESSAGE = 10
 LONGEST_NAME = 4096  # bytes
 _MOST_AXES = 16
@@ -25,7 +27,8 @@ _MOST_AXES = 16
 
 @dataclass(slots=True)
 class Tensor:
-    """A tensor as declared: its numbers are still bytes. ``portacnn.onnx.reading`` checks them and makes an array."""
+    """A tensor as declared: its numbers are still bytes. ``portacnn.onnx.reading`` checks them and
+    makes an array."""
 
     name: str = ""
     dims: list[int] = field(default_factory=list)
@@ -61,7 +64,8 @@ class NodeProto:
 
 @dataclass(slots=True)
 class ValueInfo:
-    """An input or output of the graph. A dimension is a number, or None where the file leaves it open; no shape, no dims."""
+    """An input or output of the graph. A dimension is a number, or None where the file leaves it
+    open; no shape, no dims."""
 
     name: str = ""
     elem_type: int = 0
@@ -119,7 +123,8 @@ def signed(value: int) -> int:
 
 
 def fields(content: memoryview) -> Iterator[tuple[int, int, Any]]:
-    """(field, kind, value) of a message, in its order: numbers for the kinds 0, 1 and 5 (unsigned bits), bytes for 2."""
+    """(field, kind, value) of a message, in its order: numbers for the kinds 0, 1 and 5 (unsigned
+    bits), bytes for 2."""
     at, end = 0, len(content)
     while at < end:
         key, at = varint(content, at)
@@ -134,7 +139,9 @@ def fields(content: memoryview) -> Iterator[tuple[int, int, Any]]:
             value, at = content[at : at + length] if length <= end - at else None, at + length
         elif kind in (1, 5):
             length = 8 if kind == 1 else 4
-            value = int.from_bytes(content[at : at + length], "little") if length <= end - at else None
+            value = (
+                int.from_bytes(content[at : at + length], "little") if length <= end - at else None
+            )
             at += length
         else:
             raise _wrong(f"a field of the unknown kind {kind}")
@@ -149,7 +156,8 @@ _Table = dict[int, tuple[tuple[int, ...], Callable[[Any], None]]]
 
 
 class _Reader:
-    """Reads one file, and counts what it is made of. As graphs inside attributes are not read, no message holds its like."""
+    """Reads one file, and counts what it is made of. As graphs inside attributes are not read, no
+    message holds its like."""
 
     def __init__(self) -> None:
         self.left = MOST
@@ -157,10 +165,13 @@ class _Reader:
     def _count(self, pieces: int = 1) -> None:
         self.left -= pieces
         if self.left < 0:
-            raise ModelFormatError(f"it consists of more than {MOST} pieces, which no network of these layers needs")
+            raise ModelFormatError(
+                f"it consists of more than {MOST} pieces, which no network of these layers needs"
+            )
 
     def _message(self, what: str, content: memoryview, into: Any, table: _Table) -> Any:
-        """Read a message by a table: field -> (kinds, what takes its value). Other fields are passed over."""
+        """Read a message by a table: field -> (kinds, what takes its value). Other fields are
+        passed over."""
         self._count(_MESSAGE)
         for number, kind, value in fields(content):
             self._count()
@@ -173,7 +184,9 @@ class _Reader:
 
     def _text(self, content: memoryview) -> str:
         if len(content) > LONGEST_NAME:
-            raise ModelFormatError(f"a name of {len(content)} bytes; at most {LONGEST_NAME} are read")
+            raise ModelFormatError(
+                f"a name of {len(content)} bytes; at most {LONGEST_NAME} are read"
+            )
         try:
             return str(content, "utf-8")
         except UnicodeDecodeError:
@@ -192,10 +205,13 @@ class _Reader:
             else:
                 if end - at < _SIZES[kind]:
                     raise _wrong("a list of numbers is cut short")
-                number, at = int.from_bytes(value[at : at + _SIZES[kind]], "little"), at + _SIZES[kind]
+                number, at = (
+                    int.from_bytes(value[at : at + _SIZES[kind]], "little"),
+                    at + _SIZES[kind],
+                )
             yield number
 
-    # --- the messages of onnx.proto ---------------------------------------------------------------------------------
+    # --- the messages of onnx.proto ---------------------------------------------------------------
 
     def model(self, content: memoryview) -> ModelProto:
         """ModelProto."""
@@ -278,7 +294,9 @@ class _Reader:
         values = attribute.values
 
         def several(name: str, convert: Callable[[int], Any], kind: int) -> Callable[[Any], None]:
-            return lambda value: values.setdefault(name, []).extend(map(convert, self._numbers(value, kind)))
+            return lambda value: values.setdefault(name, []).extend(
+                map(convert, self._numbers(value, kind))
+            )
 
         def there(value: Any) -> bool:
             return True
@@ -318,14 +336,19 @@ class _Reader:
         def data(name: str, kind: int) -> Callable[[Any], None]:
             def take(value: Any) -> None:
                 if isinstance(value, int):  # a single number, not packed with others
-                    value = memoryview(_as_varint(value) if kind == 0 else value.to_bytes(_SIZES[kind], "little"))
+                    value = memoryview(
+                        _as_varint(value) if kind == 0 else value.to_bytes(_SIZES[kind], "little")
+                    )
                 tensor.packed.setdefault(name, []).append(value)
 
             return take
 
         def entry(value: memoryview) -> None:
             found = {"key": "", "value": ""}
-            table: _Table = {1: ((2,), _at(found, "key", self._text)), 2: ((2,), _at(found, "value", self._text))}
+            table: _Table = {
+                1: ((2,), _at(found, "key", self._text)),
+                2: ((2,), _at(found, "value", self._text)),
+            }
             self._message("an entry", value, found, table)
             tensor.external[found["key"]] = found["value"]
 
@@ -336,7 +359,10 @@ class _Reader:
             {
                 1: ((0, 2), dims),
                 2: ((0,), _to(tensor, "data_type", signed)),
-                **{number: ((kind, 2), data(name, kind)) for number, (name, kind) in _PACKED.items()},
+                **{
+                    number: ((kind, 2), data(name, kind))
+                    for number, (name, kind) in _PACKED.items()
+                },
                 8: ((2,), _to(tensor, "name", self._text)),
                 9: ((2,), _to(tensor, "raw", memoryview)),
                 13: ((2,), entry),
@@ -366,10 +392,12 @@ class _Reader:
         def of_type(value: memoryview) -> None:
             self._message("a type", value, info, {1: ((2,), tensor_type)})
 
-        return self._message("a value", content, info, {1: ((2,), _to(info, "name", self._text)), 2: ((2,), of_type)})
+        return self._message(
+            "a value", content, info, {1: ((2,), _to(info, "name", self._text)), 2: ((2,), of_type)}
+        )
 
 
-# --- what takes a field's value -------------------------------------------------------------------------------------
+# --- what takes a field's value -------------------------------------------------------------------
 
 
 def _to(into: Any, name: str, convert: Callable[[Any], Any]) -> Callable[[Any], None]:

@@ -1,11 +1,13 @@
 """Pure functions on arrays, each with its backward: written once against the array API standard.
 
-An op follows its arrays: library and device come from the input. ``y, cache = conv2d(x, weight, ...)`` keeps in ``cache`` what
-``dx, dweight, dbias = conv2d_backward(dy, cache)`` needs, and with ``keep=False`` nothing. No op changes its inputs, but for
-those in ``update``, which are there to do so.
+An op follows its arrays: library and device come from the input. ``y, cache = conv2d(x, weight,
+...)`` keeps in ``cache`` what ``dx, dweight, dbias = conv2d_backward(dy, cache)`` needs, and with
+``keep=False`` nothing. No op changes its inputs, but for those in ``update``, which are there to do
+so.
 
-float16 and bfloat16 are computed in float32 and rounded to their dtype at the end; NumPy's arrays of foreign byte order give native
-ones. NumPy's warnings (``numpy.seterr``) are off within an op, and as they were after it. Masked arrays are refused.
+float16 and bfloat16 are computed in float32 and rounded to their dtype at the end; NumPy's arrays
+of foreign byte order give native ones. NumPy's warnings (``numpy.seterr``) are off within an op,
+and as they were after it. Masked arrays are refused.
 """
 
 from portacnn.ops._dropout import (
@@ -68,7 +70,14 @@ from portacnn.ops.adaptive import (
     global_max_pool_backward,
 )
 from portacnn.ops.batch import take_batch
-from portacnn.ops.conv import conv1d, conv1d_backward, conv2d, conv2d_backward, conv3d, conv3d_backward
+from portacnn.ops.conv import (
+    conv1d,
+    conv1d_backward,
+    conv2d,
+    conv2d_backward,
+    conv3d,
+    conv3d_backward,
+)
 from portacnn.ops.conv_transpose import (
     conv_transpose1d,
     conv_transpose1d_backward,
@@ -97,7 +106,12 @@ from portacnn.ops.norm import (
     layer_norm,
     layer_norm_backward,
 )
-from portacnn.ops.pointwise import arithmetic, arithmetic_backward, elementwise, elementwise_backward
+from portacnn.ops.pointwise import (
+    arithmetic,
+    arithmetic_backward,
+    elementwise,
+    elementwise_backward,
+)
 from portacnn.ops.pool import (
     avg_pool1d,
     avg_pool1d_backward,

@@ -50,10 +50,13 @@ def _check_counter(name: str, number: Any, x: Array) -> None:
         source = backend_of(number)
         if tuple(number.shape) != () or not source.xp.isdtype(number.dtype, "signed integer"):
             raise ArgumentError(
-                f"{name} must be a whole number or a 0-dimensional integer array, got {describe(number)}"
+                f"{name} must be a whole number or a 0-dimensional integer array, got "
+                f"{describe(number)}"
             )
         if source.name != backend_of(x).name or number.device != x.device:
-            raise ArrayError(f"{name} must be where x is; {name} is {describe(number)}, x is {describe(x)}")
+            raise ArrayError(
+                f"{name} must be where x is; {name} is {describe(number)}, x is {describe(x)}"
+            )
     elif (counted := as_int(number)) is None or not 0 <= counted <= LARGEST:
         raise ArgumentError(f"{name} must be a whole number of 0 or more, got {number!r}")
 
@@ -69,13 +72,15 @@ def dropout(
     first: Any = 0,
     keep: bool = True,
 ) -> tuple[Array, Cache | None]:
-    """Each number zero with probability p, the others divided by 1 - p (Srivastava et al., 2014), as torch's dropout.
+    """Each number zero with probability p, the others divided by 1 - p (Srivastava et al., 2014),
+    as torch's dropout.
 
     Args:
         x: (N, ...), floating point.
         p: the share to drop, 0 to 1.
         training: without it, nothing is dropped.
-        seed, path: whose mask this is. The same seed, path, step and position give the same bits on every backend.
+        seed, path: whose mask this is. The same seed, path, step and position give the same bits on
+            every backend.
         step: the training step. A number, or a 0-dimensional integer array on x's device.
         first: the position of x's first sample in the global batch; as ``step``.
         keep: keep what ``dropout_backward`` needs.
@@ -101,7 +106,8 @@ def dropout1d(
     first: Any = 0,
     keep: bool = True,
 ) -> tuple[Array, Cache | None]:
-    """Whole channels of x (N, C, L) zero with probability p (Tompson et al., 2015); otherwise as ``dropout``."""
+    """Whole channels of x (N, C, L) zero with probability p (Tompson et al., 2015); otherwise as
+    ``dropout``."""
     return _dropout("dropout1d", x, p, training, 1, seed, path, step, first, keep)
 
 
@@ -116,7 +122,8 @@ def dropout2d(
     first: Any = 0,
     keep: bool = True,
 ) -> tuple[Array, Cache | None]:
-    """Whole channels of x (N, C, H, W) zero with probability p (Tompson et al., 2015); otherwise as ``dropout``."""
+    """Whole channels of x (N, C, H, W) zero with probability p (Tompson et al., 2015); otherwise as
+    ``dropout``."""
     return _dropout("dropout2d", x, p, training, 2, seed, path, step, first, keep)
 
 
@@ -131,7 +138,8 @@ def dropout3d(
     first: Any = 0,
     keep: bool = True,
 ) -> tuple[Array, Cache | None]:
-    """Whole channels of x (N, C, D, H, W) zero with probability p (Tompson et al., 2015); otherwise as ``dropout``."""
+    """Whole channels of x (N, C, D, H, W) zero with probability p (Tompson et al., 2015); otherwise
+    as ``dropout``."""
     return _dropout("dropout3d", x, p, training, 3, seed, path, step, first, keep)
 
 

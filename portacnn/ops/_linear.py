@@ -1,7 +1,7 @@
 """The affine map of a fully connected layer.
 
-Notation: N batch, F in-features, O out-features. With the batch last in memory, x.T (F, N) and y.T (O, N) are the
-contiguous ones, so the product is taken on that side: y.T = weight @ x.T + bias.
+Notation: N batch, F in-features, O out-features. With the batch last in memory, x.T (F, N) and y.T
+(O, N) are the contiguous ones, so the product is taken on that side: y.T = weight @ x.T + bias.
 """
 
 from portacnn.errors import ShapeError
@@ -14,12 +14,19 @@ def check_linear(name: str, x: Array, weight: Array, bias: Array | None) -> None
     check_arrays(name, x=x, weight=weight, bias=bias)
     if x.ndim != 2 or weight.ndim != 2:
         raise ShapeError(
-            f"expected an input (N, F) and a weight (O, F), got {describe(x)} and {describe(weight)}", name
+            f"expected an input (N, F) and a weight (O, F), got {describe(x)} and "
+            f"{describe(weight)}",
+            name,
         )
     if x.shape[1] != weight.shape[1]:
-        raise ShapeError(f"expected {weight.shape[1]} input features, got {x.shape[1]} (input {describe(x)})", name)
+        raise ShapeError(
+            f"expected {weight.shape[1]} input features, got {x.shape[1]} (input {describe(x)})",
+            name,
+        )
     if bias is not None and tuple(bias.shape) != (weight.shape[0],):
-        raise ShapeError(f"expected a bias of shape ({weight.shape[0]},), got {tuple(bias.shape)}", name)
+        raise ShapeError(
+            f"expected a bias of shape ({weight.shape[0]},), got {tuple(bias.shape)}", name
+        )
 
 
 def _check(x: Array, weight: Array, bias: Array | None = None, *, keep: bool = True) -> None:
@@ -27,7 +34,9 @@ def _check(x: Array, weight: Array, bias: Array | None = None, *, keep: bool = T
 
 
 @op(_check)
-def linear(x: Array, weight: Array, bias: Array | None = None, *, keep: bool = True) -> tuple[Array, tuple | None]:
+def linear(
+    x: Array, weight: Array, bias: Array | None = None, *, keep: bool = True
+) -> tuple[Array, tuple | None]:
     """y = x @ weight.T + bias, as torch.nn.functional.linear.
 
     Args:
@@ -40,7 +49,8 @@ def linear(x: Array, weight: Array, bias: Array | None = None, *, keep: bool = T
         y (N, O) and the cache.
 
     Raises:
-        ShapeError, ArrayError: shapes that do not fit; integers, or arrays of mixed libraries, devices or dtypes.
+        ShapeError, ArrayError: shapes that do not fit; integers, or arrays of mixed libraries,
+            devices or dtypes.
     """
     yt = weight @ x.T
     if bias is not None:
@@ -49,7 +59,9 @@ def linear(x: Array, weight: Array, bias: Array | None = None, *, keep: bool = T
 
 
 @linear.backward
-def linear_backward(dy: Array, saved: tuple, *, need_dx: bool = True) -> tuple[Array | None, Array, Array | None]:
+def linear_backward(
+    dy: Array, saved: tuple, *, need_dx: bool = True
+) -> tuple[Array | None, Array, Array | None]:
     """dy (N, O) -> dx (N, F) or None, dweight (O, F), dbias (O,) or None."""
     x, weight, with_bias = saved
     dx = (weight.T @ dy.T).T if need_dx else None

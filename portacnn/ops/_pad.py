@@ -1,16 +1,18 @@
-"""Padding: a wider array with the input in its middle, and margins that are constant or repeat what lies inside.
+"""Padding: a wider array with the input in its middle, and margins that are constant or repeat what
+lies inside.
 
-Every margin is a copy of one slice of the same axis, which is all that tells the modes apart. For the axis 1 2 3 4 with two
-cells on either side:
+Every margin is a copy of one slice of the same axis, which is all that tells the modes apart. For
+the axis 1 2 3 4 with two cells on either side:
 
     constant    0 0 | 1 2 3 4 | 0 0     of nothing
     reflect     3 2 | 1 2 3 4 | 3 2     of the cells beyond the edge's own, turned round
     replicate   1 1 | 1 2 3 4 | 4 4     of the edge, spread
     circular    3 4 | 1 2 3 4 | 1 2     of the cells at the other end
 
-The axes are padded one after the other, each over the whole breadth that those before it have got, which makes the
-corners. The backward folds them back: each margin's gradient, over the whole breadth again, is added to where it was copied
-from, and as every axis is folded on its own, in any order.
+The axes are padded one after the other, each over the whole breadth that those before it have got,
+which makes the corners. The backward folds them back: each margin's gradient, over the whole
+breadth again, is added to where it was copied from, and as every axis is folded on its own, in any
+order.
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,8 +28,11 @@ MODES = ("constant", "reflect", "replicate", "circular")
 
 
 @op()
-def pad_axes(x: Array, pads: Pads, mode: str, value: float, *, keep: bool) -> tuple[Array, tuple | None]:
-    """x (N, C, *S) -> y, with ``pads`` (before, after) for every axis of x. The op behind ``pad``."""
+def pad_axes(
+    x: Array, pads: Pads, mode: str, value: float, *, keep: bool
+) -> tuple[Array, tuple | None]:
+    """x (N, C, *S) -> y, with ``pads`` (before, after) for every axis of x. The op behind
+    ``pad``."""
     xp = backend_of(x).xp
     xt, pads = batch_last(x), (*pads[1:], pads[0])
     y = xp.full(_widened(xt.shape, pads), value, dtype=x.dtype, device=x.device)
@@ -39,7 +44,8 @@ def pad_axes(x: Array, pads: Pads, mode: str, value: float, *, keep: bool) -> tu
 
 @pad_axes.backward
 def pad_backward(dy: Array, saved: tuple) -> Array:
-    """The gradient dx of ``pad``: each input's own, and those of all cells that were copied from it."""
+    """The gradient dx of ``pad``: each input's own, and those of all cells that were copied from
+    it."""
     shape, pads, mode = saved
     xp = backend_of(dy).xp
     dy = batch_last(dy)
@@ -63,8 +69,11 @@ def _middle(shape: Sequence[int], pads: Pads) -> tuple[slice, ...]:
     return tuple(slice(before, before + n) for n, (before, _) in zip(shape, pads, strict=True))
 
 
-def _margins(shape: Sequence[int], pads: Pads, mode: str) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
-    """For every margin, in the order in which they are filled: (its cells in y, the cells of y that it copies)."""
+def _margins(
+    shape: Sequence[int], pads: Pads, mode: str
+) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
+    """For every margin, in the order in which they are filled: (its cells in y, the cells of y that
+    it copies)."""
     if mode == "constant":
         return
     for axis, (n, (b, a)) in enumerate(zip(shape, pads, strict=True)):
@@ -86,7 +95,7 @@ def _axis(margin: tuple[slice, ...]) -> int:
     return next(axis for axis, cells in enumerate(margin) if cells != slice(None))
 
 
-# --- the public face ------------------------------------------------------------------------------------------------
+# --- the public face ------------------------------------------------------------------------------
 
 
 def pad(
@@ -96,9 +105,10 @@ def pad(
 
     Args:
         x: any shape, floating point.
-        pad: how many cells, two numbers for each axis and the last axis first: (left, right, top, bottom, ...).
-        mode: "constant"; "reflect", which wants fewer cells than the axis has; "replicate"; or "circular", which wants
-            at most as many as it has.
+        pad: how many cells, two numbers for each axis and the last axis first: (left, right, top,
+            bottom, ...).
+        mode: "constant"; "reflect", which wants fewer cells than the axis has; "replicate"; or
+            "circular", which wants at most as many as it has.
         value: for "constant".
         keep: keep what ``pad_backward`` needs.
 
@@ -106,16 +116,21 @@ def pad(
         y of the widened shape, and the cache.
 
     Raises:
-        ArgumentError: an unknown mode, an odd count of numbers, negative ones; a value where none is used.
+        ArgumentError: an unknown mode, an odd count of numbers, negative ones; a value where none
+            is used.
         ShapeError: more pads than axes, or wider than the mode allows.
         ArrayError: integers.
     """
     check_arrays("pad", x=x)
     pads = _pairs(x, pad)
     if mode not in MODES:
-        raise ArgumentError(f"mode must be one of {', '.join(map(repr, MODES))}; got {mode!r}", "pad")
+        raise ArgumentError(
+            f"mode must be one of {', '.join(map(repr, MODES))}; got {mode!r}", "pad"
+        )
     if mode != "constant" and value != 0:
-        raise ArgumentError(f"a value is for mode='constant' only; got {value!r} with mode={mode!r}", "pad")
+        raise ArgumentError(
+            f"a value is for mode='constant' only; got {value!r} with mode={mode!r}", "pad"
+        )
     try:
         check_pads(x.shape, pads, mode)
     except PortacnnError as error:
@@ -124,13 +139,18 @@ def pad(
 
 
 def _pairs(x: Array, pad: Sequence[int]) -> Pads:
-    """torch's flat order, last axis first -> (before, after) for every axis of x, first axis first."""
+    """torch's flat order, last axis first -> (before, after) for every axis of x, first axis
+    first."""
     pad = listed(pad)
     if not isinstance(pad, Sequence) or isinstance(pad, str) or len(pad) % 2:
-        raise ArgumentError(f"pad must be two whole numbers for each axis, last axis first; got {pad!r}", "pad")
+        raise ArgumentError(
+            f"pad must be two whole numbers for each axis, last axis first; got {pad!r}", "pad"
+        )
     if any((number := as_int(n)) is None or number < 0 for n in pad):
         raise ArgumentError(f"pad must be whole numbers of at least 0, got {pad!r}", "pad")
     if len(pad) > 2 * x.ndim:
-        raise ShapeError(f"expected at most {2 * x.ndim} numbers, got {tuple(pad)} (input {describe(x)})", "pad")
+        raise ShapeError(
+            f"expected at most {2 * x.ndim} numbers, got {tuple(pad)} (input {describe(x)})", "pad"
+        )
     pairs = [(int(before), int(after)) for before, after in zip(pad[::2], pad[1::2], strict=True)]
     return ((0, 0),) * (x.ndim - len(pairs)) + tuple(reversed(pairs))

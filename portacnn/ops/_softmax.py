@@ -14,7 +14,9 @@ def _check(name: str) -> Callable[..., None]:
         check_arrays(name, x=x)
         if (number := as_int(dim)) is None or not -x.ndim <= number < x.ndim:
             raise ArgumentError(
-                f"dim must be a whole number in {-x.ndim}..{x.ndim - 1}, got {dim!r} ({describe(x)})", name
+                f"dim must be a whole number in {-x.ndim}..{x.ndim - 1}, got {dim!r} "
+                f"({describe(x)})",
+                name,
             )
 
     return check
@@ -22,7 +24,8 @@ def _check(name: str) -> Callable[..., None]:
 
 @op(_check("softmax"))
 def softmax(x: Array, dim: int, *, keep: bool = True) -> tuple[Array, Any]:
-    """exp(x) / sum(exp(x)), the sum along the axis ``dim``. x: any shape, floating point. Large values do not overflow."""
+    """exp(x) / sum(exp(x)), the sum along the axis ``dim``. x: any shape, floating point. Large
+    values do not overflow."""
     y = x
     if 0 not in x.shape:
         xp = backend_of(x).xp
@@ -40,7 +43,8 @@ def softmax_backward(dy: Array, saved: tuple) -> Array:
 
 @op(_check("log_softmax"))
 def log_softmax(x: Array, dim: int, *, keep: bool = True) -> tuple[Array, Any]:
-    """x - log(sum(exp(x))), the sum along the axis ``dim``. x: any shape, floating point. Large values do not overflow."""
+    """x - log(sum(exp(x))), the sum along the axis ``dim``. x: any shape, floating point. Large
+    values do not overflow."""
     y = x
     if 0 not in x.shape:
         xp = backend_of(x).xp

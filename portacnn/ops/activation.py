@@ -16,7 +16,8 @@ from portacnn.runtime import Array, backend_of, describe
 
 
 def _check(name: str, check_options: Callable[..., None] | None = None) -> Callable[..., None]:
-    """What an activation's input is checked by, before its forward; ``check_options`` looks at the numbers."""
+    """What an activation's input is checked by, before its forward; ``check_options`` looks at the
+    numbers."""
 
     def check(x: Array, *numbers: Any, keep: bool = True, **options: Any) -> None:
         check_arrays(name, x=x)
@@ -48,7 +49,8 @@ def check_leaky_relu(negative_slope: float = 0.01) -> None:
 
 @op(_check("leaky_relu", check_leaky_relu))
 def leaky_relu(x: Array, negative_slope: float = 0.01, *, keep: bool = True) -> tuple[Array, Any]:
-    """x above zero, negative_slope * x below (Maas et al., 2013), of each element of x (any shape, floating point)."""
+    """x above zero, negative_slope * x below (Maas et al., 2013), of each element of x (any shape,
+    floating point)."""
     xp = backend_of(x).xp
     y = xp.maximum(x, 0.0) + negative_slope * xp.minimum(x, 0.0)
     return y, (x > 0, negative_slope) if keep else None
@@ -67,7 +69,8 @@ def check_elu(alpha: float = 1.0) -> None:
 
 @op(_check("elu", check_elu))
 def elu(x: Array, alpha: float = 1.0, *, keep: bool = True) -> tuple[Array, Any]:
-    """x above zero, alpha * (exp(x) - 1) below (Clevert et al., 2016), of each element of x (any shape, floating point)."""
+    """x above zero, alpha * (exp(x) - 1) below (Clevert et al., 2016), of each element of x (any
+    shape, floating point)."""
     xp = backend_of(x).xp
     y = xp.where(x > 0, x, alpha * xp.expm1(xp.minimum(x, 0.0)))
     return y, (x, alpha) if keep else None
@@ -83,7 +86,8 @@ def elu_backward(dy: Array, saved: tuple) -> Array:
 
 @op(_check("sigmoid"))
 def sigmoid(x: Array, *, keep: bool = True) -> tuple[Array, Any]:
-    """1 / (1 + exp(-x)) of each element of x (any shape, floating point), with no overflow on either side."""
+    """1 / (1 + exp(-x)) of each element of x (any shape, floating point), with no overflow on
+    either side."""
     y = logistic(x)
     return y, y if keep else None
 
@@ -130,22 +134,27 @@ _A, _B = sqrt(2.0 / pi), 0.044715
 
 @op(_check("gelu", check_gelu))
 def gelu(x: Array, *, approximate: str = "none", keep: bool = True) -> tuple[Array, Any]:
-    """x * P(X <= x) for a standard normal X (Hendrycks and Gimpel, 2016), of each element of x (any shape, floating point).
+    """x * P(X <= x) for a standard normal X (Hendrycks and Gimpel, 2016), of each element of x (any
+    shape, floating point).
 
-    That is x/2 * (1 + erf(x / sqrt(2))), or with ``approximate="tanh"`` x/2 * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3))).
+    That is x/2 * (1 + erf(x / sqrt(2))), or with ``approximate="tanh"`` x/2 * (1 + tanh(sqrt(2/pi)
+    * (x + 0.044715 x^3))).
     """
-    rising = erf(x * sqrt(0.5)) if approximate == "none" else backend_of(x).xp.tanh(_bent(x)[0])  # from -1 to 1
+    # from -1 to 1
+    rising = erf(x * sqrt(0.5)) if approximate == "none" else backend_of(x).xp.tanh(_bent(x)[0])
     below = 0.5 * (1.0 + rising)
     return x * below, (x, below, approximate) if keep else None
 
 
 @gelu.backward
 def gelu_backward(dy: Array, saved: tuple) -> Array:
-    """dx = dy * (P + x * dP/dx): for "none" dP/dx is the normal density, for "tanh" the derivative of what stands for P."""
+    """dx = dy * (P + x * dP/dx): for "none" dP/dx is the normal density, for "tanh" the derivative
+    of what stands for P."""
     x, below, approximate = saved
     xp = backend_of(dy).xp
     if approximate == "none":
-        near = xp.clip(x, -40.0, 40.0)  # where the density is 0 in any precision, x^2 could overflow
+        # where the density is 0 in any precision, x^2 could overflow
+        near = xp.clip(x, -40.0, 40.0)
         density = xp.exp(-0.5 * near * near) * (1.0 / sqrt(2.0 * pi))
         return dy * (below + near * density)
     _, slope, near = _bent(x)
@@ -153,7 +162,8 @@ def gelu_backward(dy: Array, saved: tuple) -> Array:
 
 
 def _bent(x: Array) -> tuple[Array, Array, Array]:
-    """sqrt(2/pi) * (x + 0.044715 x^3), its derivative, and x itself, held to where the tanh of it is not yet 1 or -1."""
+    """sqrt(2/pi) * (x + 0.044715 x^3), its derivative, and x itself, held to where the tanh of it
+    is not yet 1 or -1."""
     near = backend_of(x).xp.clip(x, -40.0, 40.0)
     square = near * near
     return _A * near * (1.0 + _B * square), _A * (1.0 + 3.0 * _B * square), near
@@ -165,8 +175,11 @@ def check_softplus(beta: float = 1.0, threshold: float = 20.0) -> None:
 
 
 @op(_check("softplus", check_softplus))
-def softplus(x: Array, beta: float = 1.0, threshold: float = 20.0, *, keep: bool = True) -> tuple[Array, Any]:
-    """log(1 + exp(beta * x)) / beta of each element of x (any shape, floating point); x itself where beta * x > threshold."""
+def softplus(
+    x: Array, beta: float = 1.0, threshold: float = 20.0, *, keep: bool = True
+) -> tuple[Array, Any]:
+    """log(1 + exp(beta * x)) / beta of each element of x (any shape, floating point); x itself
+    where beta * x > threshold."""
     xp = backend_of(x).xp
     z = beta * x
     y = xp.where(z > threshold, x, (xp.maximum(z, 0.0) + xp.log1p(xp.exp(-xp.abs(z)))) / beta)
@@ -180,7 +193,7 @@ def softplus_backward(dy: Array, saved: tuple) -> Array:
     return backend_of(dy).xp.where(z > threshold, dy, dy * logistic(z))
 
 
-# --- with straight pieces, or numbers to be learnt ----------------------------------------------------------------------
+# --- with straight pieces, or numbers to be learnt ------------------------------------------------
 
 
 def _check_numbers(**numbers: float) -> None:
@@ -190,7 +203,9 @@ def _check_numbers(**numbers: float) -> None:
 
 def check_clip(min: float | None = None, max: float | None = None) -> None:
     """Raise ArgumentError for bounds that are no numbers."""
-    _check_numbers(**{name: value for name, value in (("min", min), ("max", max)) if value is not None})
+    _check_numbers(
+        **{name: value for name, value in (("min", min), ("max", max)) if value is not None}
+    )
 
 
 def check_scaled_elu(alpha: float = 1.0, beta: float = 1.0, gamma: float = 1.0) -> None:
@@ -207,7 +222,8 @@ def check_hard_sigmoid(alpha: float = 1.0 / 6.0, beta: float = 0.5) -> None:
 def scaled_elu(
     x: Array, *, alpha: float = 1.0, beta: float = 1.0, gamma: float = 1.0, keep: bool = True
 ) -> tuple[Array, tuple | None]:
-    """gamma * x above zero, gamma * alpha * (exp(beta * x) - 1) below: what SELU and CELU are made of."""
+    """gamma * x above zero, gamma * alpha * (exp(beta * x) - 1) below: what SELU and CELU are made
+    of."""
     xp = backend_of(x).xp
     y = gamma * xp.where(x > 0, x, alpha * xp.expm1(beta * xp.minimum(x, 0.0)))
     return y, (x, alpha, beta, gamma) if keep else None
@@ -240,7 +256,8 @@ def hard_sigmoid_backward(dy: Array, saved: tuple) -> Array:
 
 @op(_check("hard_swish"))
 def hard_swish(x: Array, *, keep: bool = True) -> tuple[Array, Any]:
-    """x * max(0, min(1, x / 6 + 1/2)) of each element of x (any shape, floating point; Howard et al., 2019)."""
+    """x * max(0, min(1, x / 6 + 1/2)) of each element of x (any shape, floating point; Howard et
+    al., 2019)."""
     return x * backend_of(x).xp.clip(x / 6.0 + 0.5, 0.0, 1.0), x if keep else None
 
 
@@ -255,7 +272,8 @@ def hard_swish_backward(dy: Array, x: Array) -> Array:
 def clip(
     x: Array, *, min: float | None = None, max: float | None = None, keep: bool = True
 ) -> tuple[Array, tuple | None]:
-    """x kept between ``min`` and ``max``, either of which may be None (any shape, floating point); max where min is above it."""
+    """x kept between ``min`` and ``max``, either of which may be None (any shape, floating point);
+    max where min is above it."""
     xp = backend_of(x).xp
     y = x if min is None else xp.maximum(x, float(min))
     y = y if max is None else xp.minimum(y, float(max))
@@ -276,15 +294,20 @@ def _check_prelu(x: Array, slope: Array, *, keep: bool = True) -> None:
     check_spread(tuple(slope.shape), tuple(x.shape), "prelu", describe(x))
 
 
-def check_spread(small: tuple[int, ...], wide: tuple[int, ...], where: str | None, what: str) -> None:
+def check_spread(
+    small: tuple[int, ...], wide: tuple[int, ...], where: str | None, what: str
+) -> None:
     """Raise ShapeError unless ``small`` can be broadcast to ``wide``, and so leaves it as it is."""
-    if len(small) > len(wide) or any(n not in (1, m) for n, m in zip(reversed(small), reversed(wide), strict=False)):
+    if len(small) > len(wide) or any(
+        n not in (1, m) for n, m in zip(reversed(small), reversed(wide), strict=False)
+    ):
         raise ShapeError(f"a shape {small} cannot be spread over {what}", where)
 
 
 @op(_check_prelu)
 def prelu(x: Array, slope: Array, *, keep: bool = True) -> tuple[Array, tuple | None]:
-    """x above zero, slope * x below (He et al., 2015); ``slope`` is broadcast to x, (C, 1, 1) has one for each channel."""
+    """x above zero, slope * x below (He et al., 2015); ``slope`` is broadcast to x, (C, 1, 1) has
+    one for each channel."""
     return backend_of(x).xp.where(x > 0, x, slope * x), (x, slope) if keep else None
 
 

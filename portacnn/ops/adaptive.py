@@ -1,12 +1,14 @@
-"""Adaptive pooling: a given number of outputs, each the mean or the maximum of its share of the input.
+"""Adaptive pooling: a given number of outputs, each the mean or the maximum of its share of the
+input.
 
-Notation: N batch, C channels, S/OUT the spatial axes in/out. On an axis of n cells, output o of m sees the cells from
-floor(o*n / m) up to ceil((o+1)*n / m), as in PyTorch: shares of nearly equal size, which overlap where m does not divide n.
-Global pooling is the case of one output.
+Notation: N batch, C channels, S/OUT the spatial axes in/out. On an axis of n cells, output o of m
+sees the cells from floor(o*n / m) up to ceil((o+1)*n / m), as in PyTorch: shares of nearly equal
+size, which overlap where m does not divide n. Global pooling is the case of one output.
 
-A share is a box, so both poolings go axis by axis, the last one first: the mean of means over equal numbers is the mean, and
-the first row that holds the maximum, at its first place there, is the first maximum in reading order. It is also why the sums
-are short ones. Summed in one go a large image would lose digits, as batch-last its cells are added one after the other.
+A share is a box, so both poolings go axis by axis, the last one first: the mean of means over equal
+numbers is the mean, and the first row that holds the maximum, at its first place there, is the
+first maximum in reading order. It is also why the sums are short ones. Summed in one go a large
+image would lose digits, as batch-last its cells are added one after the other.
 """
 
 from collections.abc import Sequence
@@ -39,19 +41,25 @@ def adaptive_avg_pool(x: Array, size: Size, *, keep: bool) -> tuple[Array, tuple
     y = batch_last(x)  # (C, *S, N)
     for axis in range(len(size), 0, -1):
         shares = shares_of(y.shape[axis], size[axis - 1])
-        y = xp.concat([xp.mean(y[_along(axis, *share)], axis=axis, keepdims=True) for share in shares], axis=axis)
+        y = xp.concat(
+            [xp.mean(y[_along(axis, *share)], axis=axis, keepdims=True) for share in shares],
+            axis=axis,
+        )
     return batch_first(y), (tuple(x.shape[2:]), size) if keep else None
 
 
 @adaptive_avg_pool.backward
 def adaptive_avg_pool_backward(dy: Array, saved: tuple) -> Array:
-    """The gradient of adaptive and global average pooling: dy (N, C, *OUT) -> dx (N, C, *S), spread over each share."""
+    """The gradient of adaptive and global average pooling: dy (N, C, *OUT) -> dx (N, C, *S), spread
+    over each share."""
     inputs, size = saved
     xp = backend_of(dy).xp
     dx = batch_last(dy)
     for axis in range(1, len(size) + 1):
         n, dy = inputs[axis - 1], dx
-        dx = xp.zeros((*dy.shape[:axis], n, *dy.shape[axis + 1 :]), dtype=dy.dtype, device=dy.device)
+        dx = xp.zeros(
+            (*dy.shape[:axis], n, *dy.shape[axis + 1 :]), dtype=dy.dtype, device=dy.device
+        )
         for o, (start, end) in enumerate(shares_of(n, size[axis - 1])):
             dx[_along(axis, start, end)] += dy[_along(axis, o, o + 1)] / (end - start)
     return batch_first(dx)
@@ -59,9 +67,11 @@ def adaptive_avg_pool_backward(dy: Array, saved: tuple) -> Array:
 
 @op()
 def adaptive_max_pool(x: Array, size: Size, *, keep: bool) -> tuple[Array, tuple | None]:
-    """x (N, C, *S) -> y (N, C, *OUT), OUT = ``size``: the largest of each share; NaN if there is one."""
+    """x (N, C, *S) -> y (N, C, *OUT), OUT = ``size``: the largest of each share; NaN if there is
+    one."""
     xp = backend_of(x).xp
-    y, winners = batch_last(x), []  # for each axis, of each output: the place of the maximum in its share
+    # for each axis, of each output: the place of the maximum in its share
+    y, winners = batch_last(x), []
     for axis in range(len(size), 0, -1):
         parts = [y[_along(axis, *share)] for share in shares_of(y.shape[axis], size[axis - 1])]
         if keep:
@@ -74,14 +84,17 @@ def adaptive_max_pool(x: Array, size: Size, *, keep: bool) -> tuple[Array, tuple
 def adaptive_max_pool_backward(dy: Array, saved: tuple) -> Array:
     """The gradient of adaptive and global max pooling: dy (N, C, *OUT) -> dx (N, C, *S).
 
-    Of equal maxima the first, in reading order, takes it all; of several NaN the last: both as in PyTorch.
+    Of equal maxima the first, in reading order, takes it all; of several NaN the last: both as in
+    PyTorch.
     """
     inputs, size, winners = saved
     xp = backend_of(dy).xp
     dx = batch_last(dy)
     for axis, winner in zip(range(1, len(size) + 1), reversed(winners), strict=True):
         n, dy = inputs[axis - 1], dx
-        dx = xp.zeros((*dy.shape[:axis], n, *dy.shape[axis + 1 :]), dtype=dy.dtype, device=dy.device)
+        dx = xp.zeros(
+            (*dy.shape[:axis], n, *dy.shape[axis + 1 :]), dtype=dy.dtype, device=dy.device
+        )
         for o, (start, end) in enumerate(shares_of(n, size[axis - 1])):
             here = _along(axis, o, o + 1)
             places = xp.arange(end - start, dtype=winner.dtype, device=dy.device)
@@ -91,18 +104,26 @@ def adaptive_max_pool_backward(dy: Array, saved: tuple) -> Array:
 
 
 def _place_of_max(part: Array, axis: int) -> Array:
-    """The first of equal maxima along an axis, which stays with length 1; the last NaN where there is one."""
+    """The first of equal maxima along an axis, which stays with length 1; the last NaN where there
+    is one."""
     xp = backend_of(part).xp
     unlike = part != part
-    last = part.shape[axis] - 1 - xp.argmax(xp.astype(xp.flip(unlike, axis=axis), xp.int8), axis=axis, keepdims=True)
-    return xp.where(xp.any(unlike, axis=axis, keepdims=True), last, xp.argmax(part, axis=axis, keepdims=True))
+    last = (
+        part.shape[axis]
+        - 1
+        - xp.argmax(xp.astype(xp.flip(unlike, axis=axis), xp.int8), axis=axis, keepdims=True)
+    )
+    return xp.where(
+        xp.any(unlike, axis=axis, keepdims=True), last, xp.argmax(part, axis=axis, keepdims=True)
+    )
 
 
-# --- the public faces -----------------------------------------------------------------------------------------------
+# --- the public faces -----------------------------------------------------------------------------
 
 
 def output_of(output_size: int | Sequence[int | None] | None, size: Sequence[int]) -> Size:
-    """``output_size`` for an input of this spatial size, None standing for the input's own. Raises ArgumentError."""
+    """``output_size`` for an input of this spatial size, None standing for the input's own. Raises
+    ArgumentError."""
     output_size = listed(output_size)
     wanted = tuple(output_size) if isinstance(output_size, Sequence) else (output_size,) * len(size)
     if len(wanted) == len(size):
@@ -110,7 +131,9 @@ def output_of(output_size: int | Sequence[int | None] | None, size: Sequence[int
     return per_axis("output_size", wanted, len(size), 1)
 
 
-def _checked(name: str, axes: int | None, x: Array, output_size: int | Sequence[int | None] | None) -> Size:
+def _checked(
+    name: str, axes: int | None, x: Array, output_size: int | Sequence[int | None] | None
+) -> Size:
     check_input(name, axes, x)
     if 0 in x.shape[2:]:
         raise ShapeError(f"expected at least one cell on every axis, got {describe(x)}", name)
@@ -123,11 +146,13 @@ def _checked(name: str, axes: int | None, x: Array, output_size: int | Sequence[
 def _adaptive_avg_pool(
     axes: int, x: Array, output_size: int | Sequence[int | None] | None, *, keep: bool = True
 ) -> tuple[Array, Cache | None]:
-    """The mean over each of a given number of shares, as torch.nn.functional.adaptive_avg_pool1d, 2d and 3d.
+    """The mean over each of a given number of shares, as torch.nn.functional.adaptive_avg_pool1d,
+    2d and 3d.
 
     Args:
         x: (N, C, *S), floating point; S is W, (H, W) or (D, H, W).
-        output_size: how many outputs, a number or one for each spatial axis; None where it is the input's.
+        output_size: how many outputs, a number or one for each spatial axis; None where it is the
+            input's.
         keep: keep what the backward needs.
 
     Returns:
@@ -136,32 +161,43 @@ def _adaptive_avg_pool(
     Raises:
         ShapeError, ArgumentError, ArrayError: as for ``conv2d``.
     """
-    return adaptive_avg_pool(x, _checked(f"adaptive_avg_pool{axes}d", axes, x, output_size), keep=keep)
+    return adaptive_avg_pool(
+        x, _checked(f"adaptive_avg_pool{axes}d", axes, x, output_size), keep=keep
+    )
 
 
 def _adaptive_max_pool(
     axes: int, x: Array, output_size: int | Sequence[int | None] | None, *, keep: bool = True
 ) -> tuple[Array, Cache | None]:
-    """The maximum over each of a given number of shares, as torch.nn.functional.adaptive_max_pool1d, 2d and 3d.
+    """The maximum over each of a given number of shares, as
+    torch.nn.functional.adaptive_max_pool1d, 2d and 3d.
 
     Arguments, results and errors as for ``adaptive_avg_pool2d``.
     """
-    return adaptive_max_pool(x, _checked(f"adaptive_max_pool{axes}d", axes, x, output_size), keep=keep)
+    return adaptive_max_pool(
+        x, _checked(f"adaptive_max_pool{axes}d", axes, x, output_size), keep=keep
+    )
 
 
 def global_avg_pool(x: Array, *, keep: bool = True) -> tuple[Array, Cache | None]:
-    """The mean over all spatial axes, of which there may be any number: x (N, C, *S) -> y (N, C, 1, ...), and the cache."""
+    """The mean over all spatial axes, of which there may be any number: x (N, C, *S) -> y (N, C, 1,
+    ...), and the cache."""
     return adaptive_avg_pool(x, _checked("global_avg_pool", None, x, 1), keep=keep)
 
 
 def global_max_pool(x: Array, *, keep: bool = True) -> tuple[Array, Cache | None]:
-    """The maximum over all spatial axes, of which there may be any number: x (N, C, *S) -> y (N, C, 1, ...), and the cache."""
+    """The maximum over all spatial axes, of which there may be any number: x (N, C, *S) -> y (N, C,
+    1, ...), and the cache."""
     return adaptive_max_pool(x, _checked("global_max_pool", None, x, 1), keep=keep)
 
 
-adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d = faces("adaptive_avg_pool", _adaptive_avg_pool)
+adaptive_avg_pool1d, adaptive_avg_pool2d, adaptive_avg_pool3d = faces(
+    "adaptive_avg_pool", _adaptive_avg_pool
+)
 adaptive_avg_pool1d_backward = adaptive_avg_pool2d_backward = adaptive_avg_pool_backward
 adaptive_avg_pool3d_backward = global_avg_pool_backward = adaptive_avg_pool_backward
-adaptive_max_pool1d, adaptive_max_pool2d, adaptive_max_pool3d = faces("adaptive_max_pool", _adaptive_max_pool)
+adaptive_max_pool1d, adaptive_max_pool2d, adaptive_max_pool3d = faces(
+    "adaptive_max_pool", _adaptive_max_pool
+)
 adaptive_max_pool1d_backward = adaptive_max_pool2d_backward = adaptive_max_pool_backward
 adaptive_max_pool3d_backward = global_max_pool_backward = adaptive_max_pool_backward

@@ -1,17 +1,20 @@
-"""Convolution, as the matrix product of the weights with the columns that ``windows.gather`` lays out.
+"""Convolution, as the matrix product of the weights with the columns that ``windows.gather`` lays
+out.
 
-Notation: N batch, C in-channels, O out-channels, G groups, S/OUT the spatial axes in/out (H, W/OH, OW), K the kernel
-(KH, KW) and T its taps (KH*KW). Activations lie (C, *S, N) in memory, so a product's result is in place as it comes:
+Notation: N batch, C in-channels, O out-channels, G groups, S/OUT the spatial axes in/out (H, W/OH,
+OW), K the kernel (KH, KW) and T its taps (KH*KW). Activations lie (C, *S, N) in memory, so a
+product's result is in place as it comes:
 
     y (O, OUT*N)  =  weight (O, C*T)  @  columns (C*T, OUT*N)
 
-Both gradients are products with the same columns, and the gradient of the columns goes back to where they were read:
+Both gradients are products with the same columns, and the gradient of the columns goes back to
+where they were read:
 
     dweight (O, C*T)       =  dy (O, OUT*N)   @  columns.T
     dcolumns (C*T, OUT*N)  =  weight.T        @  dy;         dx = scatter(dcolumns)
 
-With groups, the channels of each factor split into G blocks, and the products run block by block. What this field calls
-convolution is cross-correlation: the kernel is not flipped.
+With groups, the channels of each factor split into G blocks, and the products run block by block.
+What this field calls convolution is cross-correlation: the kernel is not flipped.
 """
 
 from collections.abc import Sequence
@@ -29,7 +32,8 @@ from portacnn.runtime import Array, backend_of, describe
 def conv(
     x: Array, weight: Array, bias: Array | None, windows: Windows, groups: int, *, keep: bool
 ) -> tuple[Array, tuple | None]:
-    """x (N, C, *S), weight (O, C/G, *K), bias (O,) -> y (N, O, *OUT). The op behind conv1d, conv2d and conv3d."""
+    """x (N, C, *S), weight (O, C/G, *K), bias (O,) -> y (N, O, *OUT). The op behind conv1d, conv2d
+    and conv3d."""
     xp = backend_of(x).xp
     o, depth, length = _sizes(x, weight, windows)
     columns = blocks(gather(batch_last(x), windows), groups, depth, length)
@@ -37,13 +41,17 @@ def conv(
     y = xp.reshape(y, (o, *windows.out, x.shape[0]))
     if bias is not None:
         y += xp.reshape(bias, (o,) + (1,) * (y.ndim - 1))
-    # The columns are T times the input: they are laid out again for the backward rather than held until then.
+    # The columns are T times the input: they are laid out again for the backward rather than held
+    # until then.
     return batch_first(y), (x, weight, bias is not None, windows, groups) if keep else None
 
 
 @conv.backward
-def conv_backward(dy: Array, saved: tuple, *, need_dx: bool = True) -> tuple[Array | None, Array, Array | None]:
-    """The gradients of a convolution: dy (N, O, *OUT) -> dx (N, C, *S), dweight (O, C/G, *K), dbias (O,).
+def conv_backward(
+    dy: Array, saved: tuple, *, need_dx: bool = True
+) -> tuple[Array | None, Array, Array | None]:
+    """The gradients of a convolution: dy (N, O, *OUT) -> dx (N, C, *S), dweight (O, C/G, *K), dbias
+    (O,).
 
     dx is None without ``need_dx``, dbias where there was no bias.
     """
@@ -63,7 +71,8 @@ def conv_backward(dy: Array, saved: tuple, *, need_dx: bool = True) -> tuple[Arr
 
 
 def check_bias(bias: Array | None, channels: int) -> None:
-    """Raise ShapeError unless the bias, where there is one, has one number for each output channel."""
+    """Raise ShapeError unless the bias, where there is one, has one number for each output
+    channel."""
     if bias is not None and tuple(bias.shape) != (channels,):
         raise ShapeError(f"expected a bias of shape ({channels},), got {tuple(bias.shape)}")
 
@@ -74,11 +83,14 @@ def _sizes(x: Array, weight: Array, windows: Windows) -> tuple[int, int, int]:
 
 
 def blocks(array: Array, groups: int, rows: int, columns: int) -> Array:
-    """As G matrices, (G, rows, columns); as one plain matrix where there is one group (libraries are best at those)."""
-    return backend_of(array).xp.reshape(array, (rows, columns) if groups == 1 else (groups, rows, columns))
+    """As G matrices, (G, rows, columns); as one plain matrix where there is one group (libraries
+    are best at those)."""
+    return backend_of(array).xp.reshape(
+        array, (rows, columns) if groups == 1 else (groups, rows, columns)
+    )
 
 
-# --- the public faces -----------------------------------------------------------------------------------------------
+# --- the public faces -----------------------------------------------------------------------------
 
 
 def conv_windows(
@@ -92,16 +104,21 @@ def conv_windows(
     dilation: int | Sequence[int],
     groups: int,
 ) -> Windows:
-    """Check the arguments of ``conv1d``, ``conv2d`` or ``conv3d``, and give the geometry. Raises as those do."""
+    """Check the arguments of ``conv1d``, ``conv2d`` or ``conv3d``, and give the geometry. Raises as
+    those do."""
     name = f"conv{axes}d"
     check_input(name, axes, x, weight=weight, bias=bias)
     try:
         per_axis("groups", groups, 1, 1)
         if weight.ndim != axes + 2:
-            raise ShapeError(f"expected a weight (O, C/groups, {AXES[axes]}), got shape {tuple(weight.shape)}")
+            raise ShapeError(
+                f"expected a weight (O, C/groups, {AXES[axes]}), got shape {tuple(weight.shape)}"
+            )
         o, channels = weight.shape[0], weight.shape[1] * groups
         if x.shape[1] != channels:
-            raise ShapeError(f"expected {channels} input channels, got {x.shape[1]} (input {describe(x)})")
+            raise ShapeError(
+                f"expected {channels} input channels, got {x.shape[1]} (input {describe(x)})"
+            )
         if o % groups:
             raise ShapeError(f"{o} output channels do not split into {groups} groups")
         check_bias(bias, o)
@@ -129,20 +146,23 @@ def _conv(
         weight: (O, C/groups, *K), of x's dtype and device.
         bias: (O,), or None.
         stride, dilation: a number, or one for each spatial axis.
-        padding: zeros around the input: a number, one for each axis, a pair (before, after) for each axis, ``"valid"``
-            or ``"same"`` (OUT = ceil(S / stride), the odd cell at the end).
+        padding: zeros around the input: a number, one for each axis, a pair (before, after) for
+            each axis, ``"valid"`` or ``"same"`` (OUT = ceil(S / stride), the odd cell at the end).
         groups: blocks of channels that do not see each other; C and O must be multiples of it.
         keep: keep what the backward needs.
 
     Returns:
-        y (N, O, *OUT) with OUT = (S + before + after - dilation*(K-1) - 1) // stride + 1, and the cache.
+        y (N, O, *OUT) with OUT = (S + before + after - dilation*(K-1) - 1) // stride + 1, and the
+        cache.
 
     Raises:
         ShapeError: ranks, channel counts or a kernel that do not fit the input.
         ArgumentError: a stride, padding, dilation or group count without a meaning.
         ArrayError: integers, or arrays of mixed libraries, devices or dtypes.
     """
-    windows = conv_windows(axes, x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups)
+    windows = conv_windows(
+        axes, x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups
+    )
     return conv(x, weight, bias, windows, groups, keep=keep)
 
 

@@ -1,7 +1,8 @@
-"""The public faces of an op that is written for any number of spatial axes: ``conv`` -> ``conv1d``, ``conv2d``, ``conv3d``.
+"""The public faces of an op that is written for any number of spatial axes: ``conv`` -> ``conv1d``,
+``conv2d``, ``conv3d``.
 
-Notation: S stands for the spatial axes throughout: W; H, W; or D, H, W. Where a number is asked for, one number for all
-of them or one for each (in that order) may be given.
+Notation: S stands for the spatial axes throughout: W; H, W; or D, H, W. Where a number is asked
+for, one number for all of them or one for each (in that order) may be given.
 """
 
 from collections.abc import Callable
@@ -18,8 +19,11 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-def faces(name: str, face: Callable[Concatenate[int, P], R]) -> tuple[Callable[P, R], Callable[P, R], Callable[P, R]]:
-    """The functions ``{name}1d``, ``{name}2d`` and ``{name}3d``: ``face`` with its first argument, ``axes``, filled in.
+def faces(
+    name: str, face: Callable[Concatenate[int, P], R]
+) -> tuple[Callable[P, R], Callable[P, R], Callable[P, R]]:
+    """The functions ``{name}1d``, ``{name}2d`` and ``{name}3d``: ``face`` with its first argument,
+    ``axes``, filled in.
 
     They share its docstring, and their signature is what remains.
     """
@@ -40,7 +44,8 @@ def faces(name: str, face: Callable[Concatenate[int, P], R]) -> tuple[Callable[P
 
 
 def check_input(name: str, axes: int | None, x: Array, **others: Array | None) -> None:
-    """Check that x is (N, C, *S) with this many spatial axes (None: any), floating, and that the others go with it.
+    """Check that x is (N, C, *S) with this many spatial axes (None: any), floating, and that the
+    others go with it.
 
     Raises:
         ArrayError, ShapeError: naming the op.
@@ -48,4 +53,6 @@ def check_input(name: str, axes: int | None, x: Array, **others: Array | None) -
     check_arrays(name, **{"x": x, **others})
     if x.ndim < 3 if axes is None else x.ndim != axes + 2:
         expected = "*S" if axes is None else AXES[axes]
-        raise ShapeError(f"expected an input (N, C, {expected}), got {x.ndim} axes (input {describe(x)})", name)
+        raise ShapeError(
+            f"expected an input (N, C, {expected}), got {x.ndim} axes (input {describe(x)})", name
+        )

@@ -1,11 +1,14 @@
-"""What layers that follow each other do in one go: convolution, ReLU and max pooling; an affine map, batch norm or a sum and ReLU.
+"""What layers that follow each other do in one go: convolution, ReLU and max pooling; an affine
+map, batch norm or a sum and ReLU.
 
-Each is an op made of ops, so it gives what they give, one after the other, on every backend. It stands here so that a
-backend may override the whole: what is not written out between the parts need not be read again, and on most
-machines that reading takes longer than the arithmetic. ``Sequential`` puts them in where such layers follow each other.
+Each is an op made of ops, so it gives what they give, one after the other, on every backend. It
+stands here so that a backend may override the whole: what is not written out between the parts need
+not be read again, and on most machines that reading takes longer than the arithmetic.
+``Sequential`` puts them in where such layers follow each other.
 
-ReLU and max pooling commute, and so do adding a bias and max pooling: an override may pool first and do the rest on a
-quarter of the numbers. Where a window's maximum is not above zero no gradient goes through, in either order.
+ReLU and max pooling commute, and so do adding a bias and max pooling: an override may pool first
+and do the rest on a quarter of the numbers. Where a window's maximum is not above zero no gradient
+goes through, in either order.
 """
 
 from functools import partial
@@ -24,7 +27,14 @@ from portacnn.runtime import Array
 
 @op()
 def conv_relu(
-    x: Array, weight: Array, bias: Array | None, windows: Windows, groups: int, pool: Windows | None, *, keep: bool
+    x: Array,
+    weight: Array,
+    bias: Array | None,
+    windows: Windows,
+    groups: int,
+    pool: Windows | None,
+    *,
+    keep: bool,
 ) -> tuple[Array, tuple | None]:
     """x (N, C, *S) -> relu(conv(x)) (N, O, *OUT), or its maxima under the windows ``pool``."""
     y, conv_cache = conv(x, weight, bias, windows, groups, keep=keep)
@@ -36,7 +46,9 @@ def conv_relu(
 
 
 @conv_relu.backward
-def conv_relu_backward(dy: Array, saved: tuple, *, need_dx: bool = True) -> tuple[Array | None, Array, Array | None]:
+def conv_relu_backward(
+    dy: Array, saved: tuple, *, need_dx: bool = True
+) -> tuple[Array | None, Array, Array | None]:
     """As ``conv_backward``: dx (N, C, *S) or None, dweight (O, C/G, *K), dbias (O,) or None."""
     conv_cache, relu_cache, pool_cache = saved
     if pool_cache is not None:
@@ -44,12 +56,16 @@ def conv_relu_backward(dy: Array, saved: tuple, *, need_dx: bool = True) -> tupl
     return conv_backward(relu_backward(dy, relu_cache), conv_cache, need_dx=need_dx)
 
 
-def _check_linear_relu(x: Array, weight: Array, bias: Array | None = None, *, keep: bool = True) -> None:
+def _check_linear_relu(
+    x: Array, weight: Array, bias: Array | None = None, *, keep: bool = True
+) -> None:
     check_linear("linear_relu", x, weight, bias)
 
 
 @op(_check_linear_relu)
-def linear_relu(x: Array, weight: Array, bias: Array | None = None, *, keep: bool = True) -> tuple[Array, tuple | None]:
+def linear_relu(
+    x: Array, weight: Array, bias: Array | None = None, *, keep: bool = True
+) -> tuple[Array, tuple | None]:
     """x (N, F) -> relu(linear(x)) (N, O). Arguments, results and errors: see ``linear``."""
     y, linear_cache = linear(x, weight, bias, keep=keep)
     y, relu_cache = relu(y, keep=keep)
@@ -57,7 +73,9 @@ def linear_relu(x: Array, weight: Array, bias: Array | None = None, *, keep: boo
 
 
 @linear_relu.backward
-def linear_relu_backward(dy: Array, saved: tuple, *, need_dx: bool = True) -> tuple[Array | None, Array, Array | None]:
+def linear_relu_backward(
+    dy: Array, saved: tuple, *, need_dx: bool = True
+) -> tuple[Array | None, Array, Array | None]:
     """dy (N, O) -> dx (N, F) or None, dweight (O, F), dbias (O,) or None."""
     linear_cache, relu_cache = saved
     return linear_backward(relu_backward(dy, relu_cache), linear_cache, need_dx=need_dx)
@@ -78,7 +96,15 @@ def batch_norm_relu(
 ) -> tuple[Array, tuple | None]:
     """x (N, C, ...) -> relu(batch_norm(x)). Arguments, results and errors: see ``batch_norm``."""
     y, norm_cache = batch_norm(
-        x, running_mean, running_var, weight, bias, training=training, momentum=momentum, eps=eps, keep=keep
+        x,
+        running_mean,
+        running_var,
+        weight,
+        bias,
+        training=training,
+        momentum=momentum,
+        eps=eps,
+        keep=keep,
     )
     y, relu_cache = relu(y, keep=keep)
     return y, (norm_cache, relu_cache) if keep else None

@@ -1,6 +1,8 @@
-"""Where paths of a network meet: arrays set side by side along the channels, or added; and the way back.
+"""Where paths of a network meet: arrays set side by side along the channels, or added; and the way
+back.
 
-Adding hands every path the same gradient, so it needs no backward. Neither changes what it is given.
+Adding hands every path the same gradient, so it needs no backward. Neither changes what it is
+given.
 
 Notation: N batch, C channels, S any further axes.
 """
@@ -21,7 +23,11 @@ def concat_channels(parts: Sequence[Array]) -> Array:
     Raises:
         ShapeError: the parts differ in more than their channels.
     """
-    _check_alike(parts, [(part.shape[:1], part.shape[2:]) for part in parts], "of the same batch and spatial size")
+    _check_alike(
+        parts,
+        [(part.shape[:1], part.shape[2:]) for part in parts],
+        "of the same batch and spatial size",
+    )
     if len(parts) == 1:
         return parts[0]
     backend = backend_of(parts[0])
@@ -31,14 +37,17 @@ def concat_channels(parts: Sequence[Array]) -> Array:
 
 
 def split_channels(x: Array, counts: Sequence[int]) -> list[Array]:
-    """The backward of ``concat_channels``: (N, C1 + C2 + ..., *S) -> (N, C1, *S), (N, C2, *S), ...: views.
+    """The backward of ``concat_channels``: (N, C1 + C2 + ..., *S) -> (N, C1, *S), (N, C2, *S), ...:
+    views.
 
     Raises:
         ShapeError: x has not as many channels as the counts add up to.
     """
     if x.shape[1] != sum(counts):
         raise ShapeError(f"expected {sum(counts)} channels, got {describe(x)}")
-    return [x[:, end - count : end, ...] for count, end in zip(counts, accumulate(counts), strict=True)]
+    return [
+        x[:, end - count : end, ...] for count, end in zip(counts, accumulate(counts), strict=True)
+    ]
 
 
 def check_add(parts: list[Array], **options: Any) -> None:
@@ -57,4 +66,6 @@ def add(parts: list[Array]) -> Array:
 
 def _check_alike(parts: Sequence[Array], keys: Sequence[object], what: str) -> None:
     if any(key != keys[0] for key in keys):
-        raise ShapeError(f"expected paths that meet to be {what}, got {'; '.join(map(describe, parts))}")
+        raise ShapeError(
+            f"expected paths that meet to be {what}, got {'; '.join(map(describe, parts))}"
+        )

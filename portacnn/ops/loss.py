@@ -1,4 +1,5 @@
-"""Losses: from a network's last activations and what should have come out, a number and the way down.
+"""Losses: from a network's last activations and what should have come out, a number and the way
+down.
 
 Notation: N batch, C classes, and after the classes any further axes (an image's, in segmentation).
 """
@@ -16,7 +17,7 @@ from portacnn.runtime import Array, backend_of, describe, is_float
 REDUCTIONS = ("mean", "sum", "none")
 
 
-# --- softmax cross-entropy ------------------------------------------------------------------------------------------
+# --- softmax cross-entropy ------------------------------------------------------------------------
 
 
 def _check_cross_entropy(
@@ -38,16 +39,22 @@ def _check_cross_entropy(
     n, classes, *rest = logits.shape
     if tuple(target.shape) not in ((n, *rest), tuple(logits.shape)):
         raise LabelError(
-            f"expected labels of shape {(n, *rest)}, or one-hot of {tuple(logits.shape)}, got {tuple(target.shape)}",
+            f"expected labels of shape {(n, *rest)}, or one-hot of {tuple(logits.shape)}, got "
+            f"{tuple(target.shape)}",
             name,
         )
     if target.ndim < logits.ndim and is_float(backend_of(target).xp, target.dtype):
         raise LabelError(f"class indices must be integers, got {describe(target)}", name)
     if weight is not None and tuple(weight.shape) != (classes,):
-        raise ShapeError(f"expected a weight for each of {classes} classes, got shape {tuple(weight.shape)}", name)
+        raise ShapeError(
+            f"expected a weight for each of {classes} classes, got shape {tuple(weight.shape)}",
+            name,
+        )
     if target.ndim == logits.ndim and ignore_index >= 0:
         raise ArgumentError(
-            f"ignore_index={ignore_index} is for integer labels, got a distribution {describe(target)}", name
+            f"ignore_index={ignore_index} is for integer labels, got a distribution "
+            f"{describe(target)}",
+            name,
         )
     try:
         real("label_smoothing", label_smoothing, least=0.0, most=1.0)
@@ -67,23 +74,28 @@ def softmax_cross_entropy(
     reduction: str = "mean",
     keep: bool = True,
 ) -> tuple[Array, tuple | None]:
-    """Softmax over the classes and the cross-entropy with ``target``, as torch.nn.functional.cross_entropy.
+    """Softmax over the classes and the cross-entropy with ``target``, as
+    torch.nn.functional.cross_entropy.
 
-    With p the target distribution (one-hot for an integer label), smoothed and weighted to
-    q = weight * ((1 - label_smoothing) * p + label_smoothing / C), a sample's loss is -sum(q * log_softmax(logits)).
+    With p the target distribution (one-hot for an integer label), smoothed and weighted to q =
+    weight * ((1 - label_smoothing) * p + label_smoothing / C), a sample's loss is -sum(q *
+    log_softmax(logits)).
 
     Args:
         logits: (N, C, ...), floating point, not normalised.
-        target: integers (N, ...) in 0..C-1 or ``ignore_index``, or a distribution (one-hot, soft labels) shaped as logits.
+        target: integers (N, ...) in 0..C-1 or ``ignore_index``, or a distribution (one-hot, soft
+            labels) shaped as logits.
         weight: (C,), a factor for each class.
         ignore_index: integer labels of this value count for nothing.
         label_smoothing: the share of every target spread evenly over the classes, 0..1.
-        reduction: ``"mean"`` (for integer labels over the weights of the labels that count), ``"sum"`` or ``"none"``.
+        reduction: ``"mean"`` (for integer labels over the weights of the labels that count),
+            ``"sum"`` or ``"none"``.
         keep: keep what ``softmax_cross_entropy_backward`` needs.
 
     Returns:
-        The loss, 0-dimensional (or (N, ...) for ``"none"``), and the cache. A label that is out of range makes the loss NaN:
-        looking would cost a transfer here; models and Trainer look, once, on the host.
+        The loss, 0-dimensional (or (N, ...) for ``"none"``), and the cache. A label that is out of
+        range makes the loss NaN: looking would cost a transfer here; models and Trainer look, once,
+        on the host.
 
     Raises:
         LabelError, ShapeError, ArgumentError, ArrayError: see the message.
@@ -99,15 +111,22 @@ def softmax_cross_entropy(
     by_class = 1.0 if weight is None else xp.reshape(weight, along_classes)
     indices = target.ndim < logits.ndim
     if indices:
-        target = xp.astype(target, xp.int64)  # bytes can neither name 300 classes nor be compared with -100
+        # bytes can neither name 300 classes nor be compared with -100
+        target = xp.astype(target, xp.int64)
         labels = xp.expand_dims(target, axis=1)
-        one_hot = labels == xp.reshape(xp.arange(classes, dtype=xp.int64, device=device), along_classes)
+        one_hot = labels == xp.reshape(
+            xp.arange(classes, dtype=xp.int64, device=device), along_classes
+        )
         p = xp.astype(one_hot, dtype)
         counts = xp.astype(labels != ignore_index, dtype)
     else:
         p, counts = xp.astype(target, dtype), 1.0
     size = logits.shape[0] * prod(logits.shape[2:])
-    count = xp.sum(by_class * p * counts) if indices else xp.full((), float(size), dtype=dtype, device=device)
+    count = (
+        xp.sum(by_class * p * counts)
+        if indices
+        else xp.full((), float(size), dtype=dtype, device=device)
+    )
     if label_smoothing:
         p = (1.0 - label_smoothing) * p + label_smoothing / classes
     q = by_class * p * counts  # (N, C, ...)
@@ -127,7 +146,8 @@ def softmax_cross_entropy(
 
 @softmax_cross_entropy.backward
 def softmax_cross_entropy_backward(dy: Array | float, saved: tuple) -> Array:
-    """dlogits (N, C, ...) = dy * (softmax(logits) * sum(q) - q), divided as the mean was. dy: shaped as the loss, or 1.0."""
+    """dlogits (N, C, ...) = dy * (softmax(logits) * sum(q) - q), divided as the mean was. dy:
+    shaped as the loss, or 1.0."""
     softmax, q, scale, reduction = saved
     xp = backend_of(softmax).xp
     if reduction == "none" and hasattr(dy, "shape"):
@@ -136,28 +156,36 @@ def softmax_cross_entropy_backward(dy: Array | float, saved: tuple) -> Array:
 
 
 def is_correct(logits: Array, labels: Array) -> Array:
-    """For logits (N, C) and integer labels (N,): whether the largest logit is the label's, booleans (N,); not if one is NaN."""
+    """For logits (N, C) and integer labels (N,): whether the largest logit is the label's, booleans
+    (N,); not if one is NaN."""
     xp = backend_of(logits).xp
     return (xp.argmax(logits, axis=1) == labels) & xp.all(logits == logits, axis=1)
 
 
-# --- losses of one number against another ---------------------------------------------------------------------------
+# --- losses of one number against another ---------------------------------------------------------
 
 
 def _check_pair(name: str, *factors: str) -> Callable[..., None]:
-    """The check of a loss whose input and target have one shape; ``factors`` are optional arrays that broadcast to it."""
+    """The check of a loss whose input and target have one shape; ``factors`` are optional arrays
+    that broadcast to it."""
 
-    def check(input: Array, target: Array, *, reduction: str = "mean", keep: bool = True, **options: Any) -> None:
+    def check(
+        input: Array, target: Array, *, reduction: str = "mean", keep: bool = True, **options: Any
+    ) -> None:
         check_arrays(name, input=input, target=target, **options)
         if tuple(input.shape) != tuple(target.shape):
             raise ShapeError(
-                f"expected a target shaped as the input, got {describe(input)} and {describe(target)}", name
+                f"expected a target shaped as the input, got {describe(input)} and "
+                f"{describe(target)}",
+                name,
             )
         for factor in factors:
             array = options.get(factor)
             if array is not None and not _broadcasts(tuple(array.shape), tuple(input.shape)):
                 raise ShapeError(
-                    f"{factor} {tuple(array.shape)} does not broadcast to the input {describe(input)}", name
+                    f"{factor} {tuple(array.shape)} does not broadcast to the input "
+                    f"{describe(input)}",
+                    name,
                 )
         try:
             one_of("reduction", reduction, *REDUCTIONS)
@@ -173,7 +201,8 @@ def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
 
 
 def _reduced(losses: Array, reduction: str) -> tuple[Array, float]:
-    """The loss, and what each gradient is multiplied with. The mean over nothing is NaN, as in PyTorch."""
+    """The loss, and what each gradient is multiplied with. The mean over nothing is NaN, as in
+    PyTorch."""
     if reduction == "none":
         return losses, 1.0
     total = backend_of(losses).xp.sum(losses)
@@ -185,9 +214,15 @@ def _reduced(losses: Array, reduction: str) -> tuple[Array, float]:
 
 @op(_check_pair("mse_loss", "weight"))
 def mse_loss(
-    input: Array, target: Array, *, weight: Array | None = None, reduction: str = "mean", keep: bool = True
+    input: Array,
+    target: Array,
+    *,
+    weight: Array | None = None,
+    reduction: str = "mean",
+    keep: bool = True,
 ) -> tuple[Array, Any]:
-    """weight * (input - target)^2, as torch.nn.functional.mse_loss (but that the mean divides by the count of numbers, always).
+    """weight * (input - target)^2, as torch.nn.functional.mse_loss (but that the mean divides by
+    the count of numbers, always).
 
     Args:
         input, target: any shape, one for both; floating point, of one dtype.
@@ -209,7 +244,8 @@ def mse_loss(
 
 @mse_loss.backward
 def mse_loss_backward(dy: Array | float, saved: tuple) -> Array:
-    """dinput = dy * 2 * weight * (input - target), divided as the mean was. dy: shaped as the loss, or 1.0."""
+    """dinput = dy * 2 * weight * (input - target), divided as the mean was. dy: shaped as the loss,
+    or 1.0."""
     weighted, scale = saved
     return weighted * (dy * (2.0 * scale))
 
@@ -224,15 +260,18 @@ def binary_cross_entropy_with_logits(
     reduction: str = "mean",
     keep: bool = True,
 ) -> tuple[Array, Any]:
-    """weight * -(pos_weight * t * log(s) + (1 - t) * log(1 - s)) with s = sigmoid(input), as torch's function of this name.
+    """weight * -(pos_weight * t * log(s) + (1 - t) * log(1 - s)) with s = sigmoid(input), as
+    torch's function of this name.
 
-    Computed as (1 - t) * x + (1 + (pos_weight - 1) * t) * log(1 + exp(-x)), which does not overflow.
+    Computed as (1 - t) * x + (1 + (pos_weight - 1) * t) * log(1 + exp(-x)), which does not
+    overflow.
 
     Args:
         input: logits x of any shape, floating point.
         target: probabilities t, 0 to 1, of input's shape and dtype.
         weight: a factor for each number, broadcast to input, or None.
-        pos_weight: a factor for the positive side, broadcast to input ((C,) for an input (N, C)), or None.
+        pos_weight: a factor for the positive side, broadcast to input ((C,) for an input (N, C)),
+            or None.
         reduction: ``"mean"`` over all numbers, ``"sum"`` or ``"none"``.
         keep: keep what ``binary_cross_entropy_with_logits_backward`` needs.
 
@@ -244,7 +283,8 @@ def binary_cross_entropy_with_logits(
     """
     xp = backend_of(input).xp
     negative = 1.0 - target
-    positive = 1.0 if pos_weight is None else negative + pos_weight * target  # 1 + (pos_weight - 1) * t
+    # 1 + (pos_weight - 1) * t
+    positive = 1.0 if pos_weight is None else negative + pos_weight * target
     log_term = xp.log1p(xp.exp(-xp.abs(input))) - xp.minimum(input, 0.0)  # log(1 + exp(-x))
     losses = negative * input + positive * log_term
     loss, scale = _reduced(losses if weight is None else weight * losses, reduction)
@@ -253,7 +293,8 @@ def binary_cross_entropy_with_logits(
 
 @binary_cross_entropy_with_logits.backward
 def binary_cross_entropy_with_logits_backward(dy: Array | float, saved: tuple) -> Array:
-    """dinput = dy * weight * ((1 - t) - (1 + (pos_weight - 1) * t) * sigmoid(-x)), divided as the mean was."""
+    """dinput = dy * weight * ((1 - t) - (1 + (pos_weight - 1) * t) * sigmoid(-x)), divided as the
+    mean was."""
     input, negative, positive, weight, scale = saved
     dinput = negative - positive * logistic(-input)
     if weight is not None:

@@ -1,14 +1,16 @@
 """Random masks of the same bits on every backend, and the op that multiplies by one: dropout's.
 
-No generator and no state: whether a number is kept is a hash of where it stands. Sample number ``first + n`` of step ``step``
-gets two words of 32 bits from the layer's key, and number i of that sample (counted in the order (C, *S), whatever the
-memory's order) is kept where the hash of i under these words is p * 2^32 or more. So a mask depends neither on strides nor
-on how a batch is cut up between ranks or accumulated gradients: they only pass the ``first`` of their piece.
+No generator and no state: whether a number is kept is a hash of where it stands. Sample number
+``first + n`` of step ``step`` gets two words of 32 bits from the layer's key, and number i of that
+sample (counted in the order (C, *S), whatever the memory's order) is kept where the hash of i under
+these words is p * 2^32 or more. So a mask depends neither on strides nor on how a batch is cut up
+between ranks or accumulated gradients: they only pass the ``first`` of their piece.
 
-The hash is computed in int64 and cut to 32 bits after each product, since torch's unsigned types lack arithmetic: factors
-below 2^31 in absolute value keep a product with a word below 2^63.
+The hash is computed in int64 and cut to 32 bits after each product, since torch's unsigned types
+lack arithmetic: factors below 2^31 in absolute value keep a product with a word below 2^63.
 
-Notation: N batch, C channels, S the spatial axes, L the numbers of one sample that fall or stay by themselves.
+Notation: N batch, C channels, S the spatial axes, L the numbers of one sample that fall or stay by
+themselves.
 """
 
 from math import prod
@@ -20,8 +22,8 @@ from portacnn.runtime import Array, backend_of
 
 WORD = 0xFFFFFFFF
 
-# The rounds of "triple32" (Chris Wellons, "Prospecting for hash functions", 2018), a bijection of 32-bit words. The two
-# factors of 2^31 or more are written as their negative twins modulo 2^32.
+# The rounds of "triple32" (Chris Wellons, "Prospecting for hash functions", 2018), a bijection of
+# 32-bit words. The two factors of 2^31 or more are written as their negative twins modulo 2^32.
 ROUNDS = ((17, 0xED5AD4BB - 2**32), (11, 0xAC4C1B51 - 2**32), (15, 0x31848BAB))
 LAST_SHIFT = 14
 
@@ -38,10 +40,11 @@ def _hash(x: Any) -> Any:
 
 
 def sample_words(key: tuple[int, int], step: Any, position: Any) -> tuple[Any, Any]:
-    """For each position in the global batch (int64) two words, each a hash of all the bits of step and position.
+    """For each position in the global batch (int64) two words, each a hash of all the bits of step
+    and position.
 
-    Python ints or int64 arrays. Two streams under different halves of the key: where two samples meet in one word, the
-    other tells them apart.
+    Python ints or int64 arrays. Two streams under different halves of the key: where two samples
+    meet in one word, the other tells them apart.
     """
     first, second = key
     for part in (step & WORD, step >> 32 & WORD, position & WORD, position >> 32 & WORD):
@@ -51,17 +54,20 @@ def sample_words(key: tuple[int, int], step: Any, position: Any) -> tuple[Any, A
 
 @op()
 def kept(like: Array, length: int, first: Array, second: Array, threshold: int) -> Array:
-    """Which of L numbers of N samples stay: booleans (N, L), laid out as the backend of ``like`` prefers.
+    """Which of L numbers of N samples stay: booleans (N, L), laid out as the backend of ``like``
+    prefers.
 
-    first, second: the samples' words, int64 (N,). The second goes in after the first round, so that samples whose first
-    words are close do not get shifted copies of one mask.
+    first, second: the samples' words, int64 (N,). The second goes in after the first round, so that
+    samples whose first words are close do not get shifted copies of one mask.
     """
     backend = backend_of(like)
     xp = backend.xp
     last = backend.layout == "batch_last"
     index = xp.arange(length, dtype=xp.int64, device=like.device)
     index, first, second = (
-        (index[:, None], first[None, :], second[None, :]) if last else (index[None, :], first[:, None], second[:, None])
+        (index[:, None], first[None, :], second[None, :])
+        if last
+        else (index[None, :], first[:, None], second[:, None])
     )
     x = _round(index ^ first, *ROUNDS[0]) ^ second
     for shift, factor in ROUNDS[1:]:
@@ -74,7 +80,8 @@ def kept(like: Array, length: int, first: Array, second: Array, threshold: int) 
 def drop(
     x: Array, p: float, length: int, key: tuple[int, int], step: Any, first: Any, *, keep: bool
 ) -> tuple[Array, tuple | None]:
-    """x (N, C, *S) -> y: the op behind ``dropout`` (length C*S) and the channel dropouts (length C)."""
+    """x (N, C, *S) -> y: the op behind ``dropout`` (length C*S) and the channel dropouts (length
+    C)."""
     backend = backend_of(x)
     xp = backend.xp
     n = x.shape[0]
@@ -102,7 +109,10 @@ def _masked(x: Array, mask: Array, scale: float) -> Array:
 
 
 def _int64(x: Array, number: Any) -> Any:
-    """A counter as something to compute with: a Python int stays one, a 0-dimensional array on x's device becomes int64."""
+    """A counter as something to compute with: a Python int stays one, a 0-dimensional array on x's
+    device becomes int64."""
     return (
-        backend_of(number).xp.astype(number, backend_of(number).xp.int64) if hasattr(number, "shape") else int(number)
+        backend_of(number).xp.astype(number, backend_of(number).xp.int64)
+        if hasattr(number, "shape")
+        else int(number)
     )

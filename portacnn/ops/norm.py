@@ -1,10 +1,12 @@
-"""Normalization: subtract the mean of some of the numbers and divide by their spread, then scale and shift by weight and bias.
+"""Normalization: subtract the mean of some of the numbers and divide by their spread, then scale
+and shift by weight and bias.
 
     xhat = (x - mean) / sqrt(var + eps)        y = weight * xhat + bias
 
-Batch, instance, group and layer norm differ only in which numbers share a mean. Seen batch-last, (C, *S, N), those always
-lie side by side, so all four are one computation on *blocks* (A, P, Q, B): the P*Q numbers in the middle share a mean and a
-variance, and a weight is for one of the A or for one of the P.
+Batch, instance, group and layer norm differ only in which numbers share a mean. Seen batch-last,
+(C, *S, N), those always lie side by side, so all four are one computation on *blocks* (A, P, Q, B):
+the P*Q numbers in the middle share a mean and a variance, and a weight is for one of the A or for
+one of the P.
 
               A     P     Q     B     weight
     batch     C     1     S*N   1     (C, 1)
@@ -44,7 +46,7 @@ class Normalized(NamedTuple):
     own: bool  # whether mean and variance are x's own, and so change with it
 
 
-# --- what all of them share -----------------------------------------------------------------------------------------
+# --- what all of them share -----------------------------------------------------------------------
 
 
 def _normalize(
@@ -55,12 +57,13 @@ def _normalize(
     per: tuple[int, int],
     eps: float,
 ) -> tuple[Array, Normalized, Array, Array]:
-    """x (N, ...) by the statistics of its own blocks (A, P, Q, B) -> y, saved, mean and variance (A, 1, 1, B)."""
+    """x (N, ...) by the statistics of its own blocks (A, P, Q, B) -> y, saved, mean and variance
+    (A, 1, 1, B)."""
     xp = backend_of(x).xp
     rows = xp.reshape(batch_last(x), blocks)
     if prod(blocks):
-        # Two passes, and the first from one of the numbers: a constant block becomes zeros to the last bit, and a mean that
-        # is large beside the spread costs no digits.
+        # Two passes, and the first from one of the numbers: a constant block becomes zeros to the
+        # last bit, and a mean that is large beside the spread costs no digits.
         origin = rows[:, :1, :1, :]
         centred = rows - origin
         shift = _mean(centred)
@@ -69,7 +72,9 @@ def _normalize(
     else:
         centred, mean = rows, xp.zeros((blocks[0], 1, 1, blocks[3]), dtype=x.dtype, device=x.device)
         var = xp.ones_like(mean)
-    saved = Normalized(tuple(x.shape), centred, 1.0 / xp.sqrt(var + eps), weight, bias, per, own=prod(blocks) > 0)
+    saved = Normalized(
+        tuple(x.shape), centred, 1.0 / xp.sqrt(var + eps), weight, bias, per, own=prod(blocks) > 0
+    )
     return _affine(saved), saved, mean, var
 
 
@@ -82,11 +87,13 @@ def _affine(saved: Normalized) -> Array:
     return _as_input(y, saved)
 
 
-def _affine_backward(dy: Array, saved: Normalized, need_dx: bool) -> tuple[Array | None, Array | None, Array | None]:
+def _affine_backward(
+    dy: Array, saved: Normalized, need_dx: bool
+) -> tuple[Array | None, Array | None, Array | None]:
     """dy shaped as x -> dx or None, dweight and dbias where there are such.
 
-    With g = weight * dy, and means over the P*Q numbers that share one: dx = rstd * (g - mean(g) - xhat * mean(g * xhat)).
-    Where mean and variance came from elsewhere, only rstd * g is left.
+    With g = weight * dy, and means over the P*Q numbers that share one: dx = rstd * (g - mean(g) -
+    xhat * mean(g * xhat)). Where mean and variance came from elsewhere, only rstd * g is left.
     """
     _, centred, rstd, weight, bias, per, own = saved
     xp = backend_of(dy).xp
@@ -106,7 +113,11 @@ def _affine_backward(dy: Array, saved: Normalized, need_dx: bool) -> tuple[Array
 
 
 def _times_weight(values: Array, saved: Normalized) -> Array:
-    return values if saved.weight is None else values * backend_of(values).xp.reshape(saved.weight, (*saved.per, 1, 1))
+    return (
+        values
+        if saved.weight is None
+        else values * backend_of(values).xp.reshape(saved.weight, (*saved.per, 1, 1))
+    )
 
 
 def _as_input(rows: Array, saved: Normalized) -> Array:
@@ -129,8 +140,9 @@ def _sum_to(sums: Array, per: tuple[int, int]) -> Array:
 def _sum(rows: Array, axis: int) -> Array:
     """The sum along one axis, which stays with length 1, in blocks of 128.
 
-    Libraries add pairwise along the last axis of the memory, so that errors grow with the logarithm of the count; along
-    another they add row by row, and a float32 sum over a large image would lose digits.
+    Libraries add pairwise along the last axis of the memory, so that errors grow with the logarithm
+    of the count; along another they add row by row, and a float32 sum over a large image would lose
+    digits.
     """
     xp = backend_of(rows).xp
     shape = tuple(rows.shape)
@@ -142,7 +154,8 @@ def _sum(rows: Array, axis: int) -> Array:
     before = (slice(None),) * axis
     whole = count // _BLOCK * _BLOCK
     blocks = xp.reshape(
-        rows[(*before, slice(0, whole), ...)], (*shape[:axis], whole // _BLOCK, _BLOCK, *shape[axis + 1 :])
+        rows[(*before, slice(0, whole), ...)],
+        (*shape[:axis], whole // _BLOCK, _BLOCK, *shape[axis + 1 :]),
     )
     total = _sum(xp.sum(blocks, axis=axis + 1), axis)
     if whole < count:
@@ -150,16 +163,23 @@ def _sum(rows: Array, axis: int) -> Array:
     return total
 
 
-def _check(name: str, x: Array, eps: float, shape: tuple[int, ...] | None, least: int, **arrays: Any) -> None:
-    """x a floating-point array of at least ``least`` axes, the others of ``shape`` ((C,) where None); eps a number."""
+def _check(
+    name: str, x: Array, eps: float, shape: tuple[int, ...] | None, least: int, **arrays: Any
+) -> None:
+    """x a floating-point array of at least ``least`` axes, the others of ``shape`` ((C,) where
+    None); eps a number."""
     check_arrays(name, x=x, **arrays)
     if x.ndim < least:
-        raise ShapeError(f"expected an input (N, C, ...) of at least {least} axes, got {describe(x)}", name)
+        raise ShapeError(
+            f"expected an input (N, C, ...) of at least {least} axes, got {describe(x)}", name
+        )
     shape = (x.shape[1],) if shape is None else shape
     for what, array in arrays.items():
         if array is not None and tuple(array.shape) != shape:
             raise ShapeError(
-                f"expected a {what} of shape {shape}, got {tuple(array.shape)} (input {describe(x)})", name
+                f"expected a {what} of shape {shape}, got {tuple(array.shape)} (input "
+                f"{describe(x)})",
+                name,
             )
     try:
         real("eps", eps, least=0.0)
@@ -167,7 +187,7 @@ def _check(name: str, x: Array, eps: float, shape: tuple[int, ...] | None, least
         raise error.at(name)
 
 
-# --- batch norm -----------------------------------------------------------------------------------------------------
+# --- batch norm -----------------------------------------------------------------------------------
 
 
 def _check_running(
@@ -175,7 +195,8 @@ def _check_running(
 ) -> None:
     if needed and (running_mean is None or running_var is None):
         raise ArgumentError(
-            "running_mean and running_var are needed where the batch's own statistics are not used", name
+            "running_mean and running_var are needed where the batch's own statistics are not used",
+            name,
         )
     if (running_mean is None) != (running_var is None):
         raise ArgumentError("running_mean and running_var go together: give both or neither", name)
@@ -202,11 +223,22 @@ def check_batch_norm(
     keep: bool = True,
 ) -> None:
     """What ``batch_norm`` and the op ``name`` that is made of it refuse."""
-    _check(name, x, eps, None, 2, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
+    _check(
+        name,
+        x,
+        eps,
+        None,
+        2,
+        running_mean=running_mean,
+        running_var=running_var,
+        weight=weight,
+        bias=bias,
+    )
     _check_running(name, not training, momentum, running_mean, running_var)
     if training and x.shape[0] * prod(x.shape[2:]) == 1:
         raise ShapeError(
-            f"expected more than 1 value per channel when training, got input {describe(x)}; one value has no variance: "
+            f"expected more than 1 value per channel when training, got input {describe(x)}; one "
+            "value has no variance: "
             "use a larger batch, or training=False",
             name,
         )
@@ -225,26 +257,31 @@ def batch_norm(
     eps: float = 1e-5,
     keep: bool = True,
 ) -> tuple[Array, Normalized | None]:
-    """Each channel normalized over the batch and all its pixels (Ioffe and Szegedy, 2015), as torch.nn.functional.batch_norm.
+    """Each channel normalized over the batch and all its pixels (Ioffe and Szegedy, 2015), as
+    torch.nn.functional.batch_norm.
 
-    In training by the batch's own mean and (biased) variance, and the running ones are moved towards them, in place:
-    running = (1 - momentum) * running + momentum * batch's, with the unbiased variance. Else by the running ones, which
-    then are constants to the backward pass too ("frozen" batch norm trains).
+    In training by the batch's own mean and (biased) variance, and the running ones are moved
+    towards them, in place: running = (1 - momentum) * running + momentum * batch's, with the
+    unbiased variance. Else by the running ones, which then are constants to the backward pass too
+    ("frozen" batch norm trains).
 
     Args:
         x: (N, C, ...), floating point.
         running_mean, running_var: (C,), written to in training. May be None there.
         weight, bias: (C,), or None.
         training: use the batch's own statistics.
-        momentum: a number, or a 0-dimensional array on x's device (a cumulative average's 1/count, say).
+        momentum: a number, or a 0-dimensional array on x's device (a cumulative average's 1/count,
+            say).
         eps: added to the variance.
         keep: keep what ``batch_norm_backward`` needs.
 
     Returns:
-        y, shaped as x, and the cache. An empty batch gives an empty result and leaves the running statistics alone.
+        y, shaped as x, and the cache. An empty batch gives an empty result and leaves the running
+        statistics alone.
 
     Raises:
-        ShapeError: shapes that do not fit; one value per channel in training, which has no variance.
+        ShapeError: shapes that do not fit; one value per channel in training, which has no
+            variance.
         ArgumentError, ArrayError: see the message.
     """
     xp = backend_of(x).xp
@@ -268,7 +305,8 @@ def batch_norm(
 def batch_norm_backward(
     dy: Array, saved: Normalized, *, need_dx: bool = True
 ) -> tuple[Array | None, Array | None, Array | None]:
-    """dy (N, C, ...) -> dx or None without ``need_dx``; dweight and dbias (C,), None where there was none."""
+    """dy (N, C, ...) -> dx or None without ``need_dx``; dweight and dbias (C,), None where there
+    was none."""
     return _affine_backward(dy, saved, need_dx)
 
 
@@ -277,7 +315,7 @@ def move_towards(running: Any, new: Array, momentum: Any) -> None:
     running[...] = (1.0 - momentum) * running + momentum * new
 
 
-# --- instance norm --------------------------------------------------------------------------------------------------
+# --- instance norm --------------------------------------------------------------------------------
 
 
 def _check_instance_norm(
@@ -293,11 +331,23 @@ def _check_instance_norm(
     keep: bool = True,
 ) -> None:
     name = "instance_norm"
-    _check(name, x, eps, None, 3, running_mean=running_mean, running_var=running_var, weight=weight, bias=bias)
+    _check(
+        name,
+        x,
+        eps,
+        None,
+        3,
+        running_mean=running_mean,
+        running_var=running_var,
+        weight=weight,
+        bias=bias,
+    )
     _check_running(name, not use_input_stats, momentum, running_mean, running_var)
     if use_input_stats and prod(x.shape[2:]) == 1:
         raise ShapeError(
-            f"expected more than 1 spatial element, got input {describe(x)}; one value has no variance", name
+            f"expected more than 1 spatial element, got input {describe(x)}; one value has no "
+            "variance",
+            name,
         )
 
 
@@ -314,11 +364,13 @@ def instance_norm(
     eps: float = 1e-5,
     keep: bool = True,
 ) -> tuple[Array, Normalized | None]:
-    """Each channel of each sample normalized over its pixels (Ulyanov et al., 2016), as torch.nn.functional.instance_norm.
+    """Each channel of each sample normalized over its pixels (Ulyanov et al., 2016), as
+    torch.nn.functional.instance_norm.
 
     Args:
         x: (N, C, *S), floating point, at least one spatial axis.
-        running_mean, running_var: (C,) or None; moved, in place, towards the batch's mean of its samples' statistics.
+        running_mean, running_var: (C,) or None; moved, in place, towards the batch's mean of its
+            samples' statistics.
         weight, bias: (C,), or None.
         use_input_stats: if not, the running statistics are used, as in ``batch_norm``.
         momentum, eps, keep: as for ``batch_norm``.
@@ -338,7 +390,9 @@ def instance_norm(
     y, saved, mean, var = _normalize(x, (c, 1, pixels, n), weight, bias, (c, 1), eps)
     if running_mean is not None and n * pixels:
         move_towards(running_mean, xp.reshape(_sum(mean, 3), (c,)) / n, momentum)
-        move_towards(running_var, xp.reshape(_sum(var, 3), (c,)) * (pixels / (pixels - 1) / n), momentum)
+        move_towards(
+            running_var, xp.reshape(_sum(var, 3), (c,)) * (pixels / (pixels - 1) / n), momentum
+        )
     return y, saved if keep else None
 
 
@@ -346,11 +400,12 @@ def instance_norm(
 def instance_norm_backward(
     dy: Array, saved: Normalized, *, need_dx: bool = True
 ) -> tuple[Array | None, Array | None, Array | None]:
-    """dy (N, C, *S) -> dx or None without ``need_dx``; dweight and dbias (C,), None where there was none."""
+    """dy (N, C, *S) -> dx or None without ``need_dx``; dweight and dbias (C,), None where there was
+    none."""
     return _affine_backward(dy, saved, need_dx)
 
 
-# --- group norm -----------------------------------------------------------------------------------------------------
+# --- group norm -----------------------------------------------------------------------------------
 
 
 def _check_group_norm(
@@ -370,9 +425,14 @@ def _check_group_norm(
         raise error.at(name)
     n, c, *size = x.shape
     if c % num_groups:
-        raise ShapeError(f"{c} channels do not split into {num_groups} groups (input {describe(x)})", name)
+        raise ShapeError(
+            f"{c} channels do not split into {num_groups} groups (input {describe(x)})", name
+        )
     if n * (c // num_groups) * prod(size) == 1:
-        raise ShapeError(f"expected more than 1 value per group, got input {describe(x)} in {num_groups} groups", name)
+        raise ShapeError(
+            f"expected more than 1 value per group, got input {describe(x)} in {num_groups} groups",
+            name,
+        )
 
 
 @op(_check_group_norm)
@@ -385,7 +445,8 @@ def group_norm(
     eps: float = 1e-5,
     keep: bool = True,
 ) -> tuple[Array, Normalized | None]:
-    """Each group of channels of each sample normalized (Wu and He, 2018), as torch.nn.functional.group_norm.
+    """Each group of channels of each sample normalized (Wu and He, 2018), as
+    torch.nn.functional.group_norm.
 
     Args:
         x: (N, C, ...), floating point.
@@ -411,11 +472,12 @@ def group_norm(
 def group_norm_backward(
     dy: Array, saved: Normalized, *, need_dx: bool = True
 ) -> tuple[Array | None, Array | None, Array | None]:
-    """dy (N, C, ...) -> dx or None without ``need_dx``; dweight and dbias (C,), None where there was none."""
+    """dy (N, C, ...) -> dx or None without ``need_dx``; dweight and dbias (C,), None where there
+    was none."""
     return _affine_backward(dy, saved, need_dx)
 
 
-# --- layer norm -----------------------------------------------------------------------------------------------------
+# --- layer norm -----------------------------------------------------------------------------------
 
 
 def trailing(normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
@@ -454,7 +516,8 @@ def layer_norm(
     eps: float = 1e-5,
     keep: bool = True,
 ) -> tuple[Array, tuple | None]:
-    """Each sample normalized over its last axes (Ba et al., 2016), as torch.nn.functional.layer_norm.
+    """Each sample normalized over its last axes (Ba et al., 2016), as
+    torch.nn.functional.layer_norm.
 
     Args:
         x: (..., *normalized_shape), floating point.
@@ -482,7 +545,8 @@ def layer_norm(
 def layer_norm_backward(
     dy: Array, saved: tuple, *, need_dx: bool = True
 ) -> tuple[Array | None, Array | None, Array | None]:
-    """dy shaped as x -> dx or None without ``need_dx``; dweight and dbias of ``normalized_shape``, None where there was none."""
+    """dy shaped as x -> dx or None without ``need_dx``; dweight and dbias of ``normalized_shape``,
+    None where there was none."""
     normalized, shape = saved
     xp = backend_of(dy).xp
     dx, dweight, dbias = _affine_backward(xp.reshape(dy, normalized.shape), normalized, need_dx)

@@ -17,15 +17,18 @@ ARITHMETIC = ("add", "subtract", "multiply", "divide", "power", "maximum", "mini
 
 
 def unbroadcast(grad: Array, shape: tuple[int, ...]) -> Array:
-    """The gradient of an array of this shape that was broadcast to grad's: the sum over all it was spread along."""
+    """The gradient of an array of this shape that was broadcast to grad's: the sum over all it was
+    spread along."""
     if tuple(grad.shape) == shape:
         return grad
     xp, more = backend_of(grad).xp, grad.ndim - len(shape)
-    spread = tuple(i for i in range(grad.ndim) if i < more or (shape[i - more] == 1 and grad.shape[i] != 1))
+    spread = tuple(
+        i for i in range(grad.ndim) if i < more or (shape[i - more] == 1 and grad.shape[i] != 1)
+    )
     return xp.reshape(xp.sum(grad, axis=spread), shape)
 
 
-# --- two arrays -----------------------------------------------------------------------------------------------------
+# --- two arrays -----------------------------------------------------------------------------------
 
 
 def _check(a: Array, b: Array, kind: str, *, keep: bool = True) -> None:
@@ -36,7 +39,9 @@ def _check(a: Array, b: Array, kind: str, *, keep: bool = True) -> None:
         raise error.at("arithmetic")
     for n, m in zip(reversed(a.shape), reversed(b.shape), strict=False):
         if n != m and 1 not in (n, m):
-            raise ShapeError(f"{describe(a)} and {describe(b)} cannot be broadcast to one shape", "arithmetic")
+            raise ShapeError(
+                f"{describe(a)} and {describe(b)} cannot be broadcast to one shape", "arithmetic"
+            )
 
 
 @op(_check)
@@ -73,8 +78,8 @@ def arithmetic_backward(
 ) -> tuple[Array | None, Array | None]:
     """dy -> da and db, each shaped as its own; None where ``need`` does not ask for it.
 
-    Where maximum or minimum meet equals, both take half, as in PyTorch. The gradient for the exponent of a power takes the
-    logarithm of 0 for 0, as PyTorch does.
+    Where maximum or minimum meet equals, both take half, as in PyTorch. The gradient for the
+    exponent of a power takes the logarithm of 0 for 0, as PyTorch does.
     """
     a, b, y, kind = saved
     xp = backend_of(dy).xp
@@ -111,10 +116,12 @@ def arithmetic_backward(
 
 def _share(dy: Array, own: Array, y: Array, other: Array) -> Array:
     """The gradient of a maximum or minimum for the one of two that is ``own``."""
-    return backend_of(dy).xp.where(own == other, 0.5 * dy, backend_of(dy).xp.where(own == y, dy, 0.0 * dy))
+    return backend_of(dy).xp.where(
+        own == other, 0.5 * dy, backend_of(dy).xp.where(own == y, dy, 0.0 * dy)
+    )
 
 
-# --- one array ------------------------------------------------------------------------------------------------------
+# --- one array ------------------------------------------------------------------------------------
 
 _Rule = tuple[Callable[[Any, Array], Array], Callable[[Any, Array, Array], Array]]
 
@@ -139,7 +146,10 @@ FUNCTIONS: dict[str, _Rule] = {
     "negative": (lambda xp, x: -x, lambda xp, x, y: -xp.ones_like(x)),
     "reciprocal": (lambda xp, x: 1.0 / x, lambda xp, x, y: -y * y),
     "sin": (lambda xp, x: xp.sin(x), lambda xp, x, y: xp.cos(x)),
-    "softsign": (lambda xp, x: x / (1.0 + xp.abs(x)), lambda xp, x, y: 1.0 / (1.0 + xp.abs(x)) ** 2),
+    "softsign": (
+        lambda xp, x: x / (1.0 + xp.abs(x)),
+        lambda xp, x, y: 1.0 / (1.0 + xp.abs(x)) ** 2,
+    ),
     "sqrt": (lambda xp, x: xp.sqrt(x), lambda xp, x, y: 0.5 / y),
 }
 
@@ -159,7 +169,8 @@ def _check_one(x: Array, function: str, *, keep: bool = True) -> None:
 
 @op(_check_one)
 def elementwise(x: Array, function: str, *, keep: bool = True) -> tuple[Array, tuple | None]:
-    """A function of each element of x (any shape, floating point): one of the names in ``FUNCTIONS``."""
+    """A function of each element of x (any shape, floating point): one of the names in
+    ``FUNCTIONS``."""
     y = FUNCTIONS[function][0](backend_of(x).xp, x)
     return y, (x, y, function) if keep else None
 

@@ -1,8 +1,9 @@
-"""Pooling with a window that slides: the maximum or the mean of what it sees. (Of given outputs: see ``adaptive``.)
+"""Pooling with a window that slides: the maximum or the mean of what it sees. (Of given outputs:
+see ``adaptive``.)
 
-Notation: N batch, C channels, S/OUT the spatial axes in/out (H, W/OH, OW). Each tap of the window is one slice of the
-input (see ``windows``), and pooling folds the taps together one after the other: no columns are built. A padded cell is
-never anyone's maximum.
+Notation: N batch, C channels, S/OUT the spatial axes in/out (H, W/OH, OW). Each tap of the window
+is one slice of the input (see ``windows``), and pooling folds the taps together one after the
+other: no columns are built. A padded cell is never anyone's maximum.
 """
 
 from collections.abc import Sequence
@@ -25,9 +26,11 @@ def max_pool(x: Array, windows: Windows, *, keep: bool) -> tuple[Array, tuple | 
     xt = _packed(x, windows)
     shape = (xt.shape[0], *windows.out, xt.shape[-1])
     y = xp.full(shape, -float("inf"), dtype=x.dtype, device=x.device)
-    winner = xp.zeros(shape, dtype=_counter(xp, windows), device=x.device) if keep else None  # whose input y is
-    # From the last tap to the first, and what is not less wins: so of equals the first one has it in the end, and where
-    # all inputs are -inf it is still an input, not the padding beside it. Of several NaN the last one has it, as in PyTorch.
+    # whose input y is
+    winner = xp.zeros(shape, dtype=_counter(xp, windows), device=x.device) if keep else None
+    # From the last tap to the first, and what is not less wins: so of equals the first one has it
+    # in the end, and where all inputs are -inf it is still an input, not the padding beside it. Of
+    # several NaN the last one has it, as in PyTorch.
     for tap in reversed(windows.taps):
         here, seen = xt[tap.reads], tap.reaches
         if winner is not None:
@@ -41,7 +44,8 @@ def max_pool(x: Array, windows: Windows, *, keep: bool) -> tuple[Array, tuple | 
 def max_pool_backward(dy: Array, saved: tuple) -> Array:
     """The gradient of max pooling: dy (N, C, *OUT) -> dx (N, C, *S).
 
-    Of equal maxima the first, in reading order, takes it all; of several NaN the last: both as in PyTorch.
+    Of equal maxima the first, in reading order, takes it all; of several NaN the last: both as in
+    PyTorch.
     """
     shape, winner, windows = saved
     xp = backend_of(dy).xp
@@ -67,7 +71,8 @@ def _counter(xp: Any, windows: Windows) -> Any:
 def avg_pool(
     x: Array, windows: Windows, count_include_pad: bool, divisor: int | None, *, keep: bool
 ) -> tuple[Array, tuple | None]:
-    """x (N, C, *S) -> y (N, C, *OUT): the mean under each window, zeros of the padding counted or not; or sum / divisor."""
+    """x (N, C, *S) -> y (N, C, *OUT): the mean under each window, zeros of the padding counted or
+    not; or sum / divisor."""
     xp = backend_of(x).xp
     xt = _packed(x, windows)
     y = xp.zeros((xt.shape[0], *windows.out, xt.shape[-1]), dtype=x.dtype, device=x.device)
@@ -92,26 +97,41 @@ def avg_pool_backward(dy: Array, saved: tuple) -> Array:
     return batch_first(dx)
 
 
-def _weights(like: Array, windows: Windows, count_include_pad: bool, divisor: int | None) -> Array | float:
-    """One over the number of cells in each window, or over the divisor: a number where all are alike, else (*OUT, 1).
+def _weights(
+    like: Array, windows: Windows, count_include_pad: bool, divisor: int | None
+) -> Array | float:
+    """One over the number of cells in each window, or over the divisor: a number where all are
+    alike, else (*OUT, 1).
 
-    A window that hangs over the end in ceil mode counts the padding it covers, but nothing beyond the padding.
+    A window that hangs over the end in ceil mode counts the padding it covers, but nothing beyond
+    the padding.
     """
     if divisor is not None:
         return 1.0 / divisor
     inside = windows.covers
-    padded = tuple(n + before + after for n, (before, after) in zip(windows.size, windows.pads, strict=True))
-    if inside or (count_include_pad and all(r <= p for r, p in zip(windows.extent, padded, strict=True))):
+    padded = tuple(
+        n + before + after for n, (before, after) in zip(windows.size, windows.pads, strict=True)
+    )
+    if inside or (
+        count_include_pad and all(r <= p for r, p in zip(windows.extent, padded, strict=True))
+    ):
         return 1.0 / prod(windows.kernel)
     xp = backend_of(like).xp
     weights = xp.ones((1,), dtype=like.dtype, device=like.device)
     for n, k, s, d, (before, after), out in zip(
-        windows.size, windows.kernel, windows.stride, windows.dilation, windows.pads, windows.out, strict=True
+        windows.size,
+        windows.kernel,
+        windows.stride,
+        windows.dilation,
+        windows.pads,
+        windows.out,
+        strict=True,
     ):
         low, high = (-before, n + after) if count_include_pad else (0, n)
         # Integers: floats of 24 bits, or of 8, would not tell the cells of a long axis apart.
         start = xp.arange(out, dtype=xp.int64, device=like.device) * s - before
-        # Of the cells start, start + d, ..., start + (k - 1)*d those from the first inside up to the last inside.
+        # Of the cells start, start + d, ..., start + (k - 1)*d those from the first inside up to
+        # the last inside.
         first = (xp.clip(start, min=low) - start + (d - 1)) // d
         last = (xp.clip(start + (k - 1) * d, max=high - 1) - start) // d
         cells = xp.astype(last - first + 1, like.dtype)
@@ -119,7 +139,7 @@ def _weights(like: Array, windows: Windows, count_include_pad: bool, divisor: in
     return xp.reshape(weights, (*windows.out, 1))
 
 
-# --- the public faces -----------------------------------------------------------------------------------------------
+# --- the public faces -----------------------------------------------------------------------------
 
 
 def pool_windows(
@@ -130,22 +150,30 @@ def pool_windows(
     dilation: int | Sequence[int],
     ceil_mode: bool,
 ) -> Windows:
-    """The geometry for an input of this spatial size; ``stride=None`` means the kernel's. ShapeError or ArgumentError.
+    """The geometry for an input of this spatial size; ``stride=None`` means the kernel's.
+    ShapeError or ArgumentError.
 
-    Every window has to see an input. PyTorch sees to it by keeping the padding to half of the kernel, and so does this for
-    a padding in numbers, as PyTorch writes it; one given side by side (as in ONNX) may be wider.
+    Every window has to see an input. PyTorch sees to it by keeping the padding to half of the
+    kernel, and so does this for a padding in numbers, as PyTorch writes it; one given side by side
+    (as in ONNX) may be wider.
     """
-    windows = Windows.of(size, kernel_size, kernel_size if stride is None else stride, padding, dilation, ceil_mode)
+    windows = Windows.of(
+        size, kernel_size, kernel_size if stride is None else stride, padding, dilation, ceil_mode
+    )
     padding = listed(padding)
     by_side = isinstance(padding, Sequence) and all(isinstance(p, Sequence) for p in padding)
     for pads, k, d in zip(windows.pads, windows.kernel, windows.dilation, strict=True):
         extent = d * (k - 1) + 1
         if (windows.blind or not by_side) and max(pads) > extent // 2:
             raise ArgumentError(
-                f"padding {pads} is more than half of the kernel {extent}: some windows would see nothing but padding"
+                f"padding {pads} is more than half of the kernel {extent}: some windows would see "
+                "nothing but padding"
             )
     if windows.blind:
-        raise ArgumentError(f"padding {windows.pads} leaves windows of the kernel {windows.kernel} nothing else to see")
+        raise ArgumentError(
+            f"padding {windows.pads} leaves windows of the kernel {windows.kernel} "
+            "nothing else to see"
+        )
     return windows
 
 
@@ -171,25 +199,29 @@ def _max_pool(
 ) -> tuple[Array, Cache | None]:
     """The maximum over each window, as torch.nn.functional.max_pool1d, max_pool2d and max_pool3d.
 
-    Windows that would hang over the end are left out (28 by 5 with stride 5: 5 outputs, three cells unseen), or with
-    ``ceil_mode`` are kept and see what there is.
+    Windows that would hang over the end are left out (28 by 5 with stride 5: 5 outputs, three cells
+    unseen), or with ``ceil_mode`` are kept and see what there is.
 
     Args:
         x: (N, C, *S), floating point; S is W, (H, W) or (D, H, W).
-        kernel_size, stride, dilation: a number, or one for each spatial axis; the stride is the kernel's where not given.
-        padding: cells around the input that are never a maximum, as for ``conv2d``. As numbers, at most half of the
-            kernel; as pairs (before, after), as long as every window sees an input.
+        kernel_size, stride, dilation: a number, or one for each spatial axis; the stride is the
+            kernel's where not given.
+        padding: cells around the input that are never a maximum, as for ``conv2d``. As numbers, at
+            most half of the kernel; as pairs (before, after), as long as every window sees an
+            input.
         ceil_mode: keep windows that hang over the end, if they start before it.
         keep: keep what the backward needs.
 
     Returns:
-        y (N, C, *OUT), with OUT = (S + before + after - dilation*(K-1) - 1) / stride + 1 rounded down, with ``ceil_mode``
-        up; and the cache.
+        y (N, C, *OUT), with OUT = (S + before + after - dilation*(K-1) - 1) / stride + 1 rounded
+        down, with ``ceil_mode`` up; and the cache.
 
     Raises:
         ShapeError, ArgumentError, ArrayError: as for ``conv2d``.
     """
-    windows = _checked(f"max_pool{axes}d", axes, x, kernel_size, stride, padding, dilation, ceil_mode)
+    windows = _checked(
+        f"max_pool{axes}d", axes, x, kernel_size, stride, padding, dilation, ceil_mode
+    )
     return max_pool(x, windows, keep=keep)
 
 
@@ -206,17 +238,20 @@ def _avg_pool(
     dilation: int | Sequence[int] = 1,
     keep: bool = True,
 ) -> tuple[Array, Cache | None]:
-    """The mean over each window, as torch.nn.functional.avg_pool1d, avg_pool2d and avg_pool3d, and as ONNX's with dilation.
+    """The mean over each window, as torch.nn.functional.avg_pool1d, avg_pool2d and avg_pool3d, and
+    as ONNX's with dilation.
 
     Args:
         x: (N, C, *S), floating point; S is W, (H, W) or (D, H, W).
-        kernel_size, stride: a number, or one for each spatial axis; the stride is the kernel's where not given.
+        kernel_size, stride: a number, or one for each spatial axis; the stride is the kernel's
+            where not given.
         padding: zeros around the input, as for ``max_pool2d``.
         ceil_mode: keep windows that hang over the end, if they start before it.
-        count_include_pad: divide by the whole window, padding too, or only by the cells inside the input. What lies
-            beyond the padding is never counted.
+        count_include_pad: divide by the whole window, padding too, or only by the cells inside the
+            input. What lies beyond the padding is never counted.
         divisor_override: divide by this instead.
-        dilation: the distance between a window's cells, a number or one for each spatial axis; PyTorch has none.
+        dilation: the distance between a window's cells, a number or one for each spatial axis;
+            PyTorch has none.
         keep: keep what the backward needs.
 
     Returns:
@@ -227,7 +262,9 @@ def _avg_pool(
     """
     name = f"avg_pool{axes}d"
     windows = _checked(name, axes, x, kernel_size, stride, padding, dilation, ceil_mode)
-    return avg_pool(x, windows, bool(count_include_pad), checked_divisor(divisor_override, name), keep=keep)
+    return avg_pool(
+        x, windows, bool(count_include_pad), checked_divisor(divisor_override, name), keep=keep
+    )
 
 
 def checked_divisor(divisor: int | None, where: str) -> int | None:

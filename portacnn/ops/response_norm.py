@@ -1,11 +1,14 @@
-"""Local response normalization: each value divided by the activity of its neighbours in other channels, at the same pixel.
+"""Local response normalization: each value divided by the activity of its neighbours in other
+channels, at the same pixel.
 
-    y[c] = x[c] / u[c]**beta        u[c] = k + alpha/size * (sum of x[j]**2 over the ``size`` channels j around c)
+    y[c] = x[c] / u[c]**beta
+    u[c] = k + alpha/size * (sum of x[j]**2 over the ``size`` channels j around c)
 
-The window of channel c goes from c - size//2 to c + (size-1)//2, cut off at the first and last channel (the division stays
-by ``size``).
+The window of channel c goes from c - size//2 to c + (size-1)//2, cut off at the first and last
+channel (the division stays by ``size``).
 
-Notation: N batch, C channels, S the spatial axes. Inside, the channels are the first axis: (C, *S, N).
+Notation: N batch, C channels, S the spatial axes. Inside, the channels are the first axis: (C, *S,
+N).
 """
 
 from portacnn.arguments import real
@@ -23,11 +26,21 @@ def check_response_norm(size: int, alpha: float, beta: float, k: float) -> None:
         real(name, value)
 
 
-def _check(x: Array, size: int, *, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0, keep: bool = True) -> None:
+def _check(
+    x: Array,
+    size: int,
+    *,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    k: float = 1.0,
+    keep: bool = True,
+) -> None:
     name = "local_response_norm"
     check_arrays(name, x=x)
     if x.ndim < 3:
-        raise ShapeError(f"expected an input (N, C, *S) of at least 3 axes, got {describe(x)}", name)
+        raise ShapeError(
+            f"expected an input (N, C, *S) of at least 3 axes, got {describe(x)}", name
+        )
     try:
         check_response_norm(size, alpha, beta, k)
     except PortacnnError as error:
@@ -36,12 +49,19 @@ def _check(x: Array, size: int, *, alpha: float = 1e-4, beta: float = 0.75, k: f
 
 @op(_check)
 def local_response_norm(
-    x: Array, size: int, *, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0, keep: bool = True
+    x: Array,
+    size: int,
+    *,
+    alpha: float = 1e-4,
+    beta: float = 0.75,
+    k: float = 1.0,
+    keep: bool = True,
 ) -> tuple[Array, tuple | None]:
-    """AlexNet's normalization across channels (Krizhevsky et al., 2012), as torch.nn.functional.local_response_norm.
+    """AlexNet's normalization across channels (Krizhevsky et al., 2012), as
+    torch.nn.functional.local_response_norm.
 
-    As in PyTorch (and in ONNX, for odd sizes: for even ones its window lies one channel higher) alpha is divided by ``size``;
-    the paper's alpha is not.
+    As in PyTorch (and in ONNX, for odd sizes: for even ones its window lies one channel higher)
+    alpha is divided by ``size``; the paper's alpha is not.
 
     Args:
         x: (N, C, *S), floating point.
@@ -59,14 +79,23 @@ def local_response_norm(
     before, after = size // 2, (size - 1) // 2
     u = k + alpha / size * _window_sum(xt * xt, before, after)
     factor = u**-beta
-    return batch_first(xt * factor), (xt, u, factor, before, after, 2.0 * alpha * beta / size) if keep else None
+    return batch_first(xt * factor), (
+        xt,
+        u,
+        factor,
+        before,
+        after,
+        2.0 * alpha * beta / size,
+    ) if keep else None
 
 
 @local_response_norm.backward
 def local_response_norm_backward(dy: Array, saved: tuple) -> Array:
-    """dy (N, C, *S) -> dx. Channel c is in the windows of those that lie from ``after`` before it to ``before`` after it:
+    """dy (N, C, *S) -> dx. Channel c is in the windows of those that lie from ``after`` before it
+    to ``before`` after it:
 
-    dx[c] = dy[c] / u[c]**beta - 2*alpha*beta/size * x[c] * (sum over them of dy[j] * x[j] / u[j]**(beta+1))
+    dx[c] = dy[c] / u[c]**beta - 2*alpha*beta/size * x[c] * (sum over them of dy[j] * x[j] /
+    u[j]**(beta+1))
     """
     xt, u, factor, before, after, scale = saved
     direct = batch_last(dy) * factor
@@ -74,7 +103,8 @@ def local_response_norm_backward(dy: Array, saved: tuple) -> Array:
 
 
 def _window_sum(values: Array, before: int, after: int) -> Array:
-    """For each channel c of (C, ...) the sum over channels c - before ... c + after, as far as there are such."""
+    """For each channel c of (C, ...) the sum over channels c - before ... c + after, as far as
+    there are such."""
     total = backend_of(values).xp.asarray(values, copy=True)
     channels = values.shape[0]
     for step in range(1, min(before, channels - 1) + 1):

@@ -3,11 +3,19 @@
 from portacnn.ops.dispatch import check_arrays, op
 from portacnn.runtime import Array, backend_of
 
-# Coefficients of W. J. Cody, "Rational Chebyshev approximations for the error function", Math. Comp. 23 (1969), 631-637, in
-# the order of Horner's rule. |x| <= 0.46875: erf(x) = x * P(x*x) / Q(x*x).
-_P = (0.185777706184603153, 3.16112374387056560, 113.864154151050156, 377.485237685302021, 3209.37758913846947)
+# Coefficients of W. J. Cody, "Rational Chebyshev approximations for the error function", Math.
+# Comp. 23 (1969), 631-637, in the order of Horner's rule. |x| <= 0.46875: erf(x) = x * P(x*x) /
+# Q(x*x).
+_P = (
+    0.185777706184603153,
+    3.16112374387056560,
+    113.864154151050156,
+    377.485237685302021,
+    3209.37758913846947,
+)
 _Q = (1.0, 23.6012909523441209, 244.024637934444173, 1282.61652607737228, 2844.23683343917062)
-# Above: 1 - erf(x) = exp(-x*x) * R(x) / S(x). The paper's holds up to 4; beyond, 1 - erf(x) < 2e-8 and need not be as exact.
+# Above: 1 - erf(x) = exp(-x*x) * R(x) / S(x). The paper's holds up to 4; beyond, 1 - erf(x) < 2e-8
+# and need not be as exact.
 _R = (
     2.15311535474403846e-8,
     0.564188496988670089,
@@ -39,7 +47,8 @@ def _check(x: Array) -> None:
 
 @op(_check)
 def erf(x: Array) -> Array:
-    """The error function of each element of x (any shape, floating point), to a few units in the last place.
+    """The error function of each element of x (any shape, floating point), to a few units in the
+    last place.
 
     It has no backward of its own: its derivative is 2/sqrt(pi) * exp(-x*x).
     """

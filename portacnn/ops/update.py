@@ -1,15 +1,18 @@
-"""One step of an optimizer over all parameters: written into the parameters and the optimizer's state, in place.
+"""One step of an optimizer over all parameters: written into the parameters and the optimizer's
+state, in place.
 
-Notation: params p, grads g and each state are lists of arrays that belong together, item by item. ``ok`` is a 0-dimensional
-boolean array or None: where it is false nothing changes, which is how a step whose loss is not finite is left out
-without asking the device.
+Notation: params p, grads g and each state are lists of arrays that belong together, item by item.
+``ok`` is a 0-dimensional boolean array or None: where it is false nothing changes, which is how a
+step whose loss is not finite is left out without asking the device.
 
-Learning rates (``lr``) and counts (``step``, ``first``) are Python's, or 0-dimensional arrays on the parameters' device of
-float64 and of int64 (bool), for a step that is recorded once and replayed: what is computed of them is rounded to the parameters'
-dtype at the end, as Python's numbers are.
+Learning rates (``lr``) and counts (``step``, ``first``) are Python's, or 0-dimensional arrays on
+the parameters' device of float64 and of int64 (bool), for a step that is recorded once and
+replayed: what is computed of them is rounded to the parameters' dtype at the end, as Python's
+numbers are.
 
-The rules are PyTorch's. ``weight_decay`` is the factor of an L2 penalty (weight_decay / 2) * sum(p^2), whose gradient is added
-to g before anything else is done with it; ``adam_update`` can also take it apart from the gradient (``decoupled``).
+The rules are PyTorch's. ``weight_decay`` is the factor of an L2 penalty (weight_decay / 2) *
+sum(p^2), whose gradient is added to g before anything else is done with it; ``adam_update`` can
+also take it apart from the gradient (``decoupled``).
 """
 
 from typing import Any
@@ -24,13 +27,18 @@ def _write(target: Array, new: Array, ok: Array | None) -> None:
 
 
 def in_dtype_of(p: Array, number: Any) -> Any:
-    """A number to compute with together with p: Python's as it is, a 0-dimensional array in p's dtype."""
+    """A number to compute with together with p: Python's as it is, a 0-dimensional array in p's
+    dtype."""
     return backend_of(p).xp.astype(number, p.dtype) if hasattr(number, "shape") else number
 
 
 def count_as_float(step: Any) -> Any:
     """A count to compute with: Python's as it is, a 0-dimensional array of integers as float64."""
-    return backend_of(step).xp.astype(step, backend_of(step).xp.float64) if hasattr(step, "shape") else step
+    return (
+        backend_of(step).xp.astype(step, backend_of(step).xp.float64)
+        if hasattr(step, "shape")
+        else step
+    )
 
 
 def decayed(p: Array, g: Array, weight_decay: float) -> Array:
@@ -40,7 +48,12 @@ def decayed(p: Array, g: Array, weight_decay: float) -> Array:
 
 @op(writes=("params",))
 def sgd_update(
-    params: list[Array], grads: list[Array], *, lr: Any, weight_decay: float = 0.0, ok: Array | None = None
+    params: list[Array],
+    grads: list[Array],
+    *,
+    lr: Any,
+    weight_decay: float = 0.0,
+    ok: Array | None = None,
 ) -> None:
     """p = p - lr * g."""
     for p, g in zip(params, grads, strict=True):
@@ -61,7 +74,8 @@ def momentum_update(
     weight_decay: float = 0.0,
     ok: Array | None = None,
 ) -> None:
-    """SGD with momentum as PyTorch has it (Sutskever et al., 2013, with lr outside of the velocity).
+    """SGD with momentum as PyTorch has it (Sutskever et al., 2013, with lr outside of the
+    velocity).
 
     v = momentum * v + (1 - dampening) * g, at the ``first`` step of these parameters g undampened
     p = p - lr * v, with ``nesterov`` p - lr * (g + momentum * v)
@@ -106,7 +120,8 @@ def rmsprop_update(
     weight_decay: float = 0.0,
     ok: Array | None = None,
 ) -> None:
-    """RMSprop (Hinton's lecture 6e); centered (Graves, 2013) where ``mean`` is given, with momentum where ``velocity`` is.
+    """RMSprop (Hinton's lecture 6e); centered (Graves, 2013) where ``mean`` is given, with momentum
+    where ``velocity`` is.
 
     s = alpha * s + (1 - alpha) * g^2;  m = alpha * m + (1 - alpha) * g
     u = g / (sqrt(s) + eps), centered g / (sqrt(s - m^2) + eps)
@@ -119,7 +134,8 @@ def rmsprop_update(
         spread = s
         if mean is not None:
             _write(mean[i], alpha * mean[i] + (1.0 - alpha) * g, ok)
-            spread = xp.clip(s - mean[i] * mean[i], 0.0)  # a variance: below 0 by rounding alone, where its root is NaN
+            # a variance: below 0 by rounding alone, where its root is NaN
+            spread = xp.clip(s - mean[i] * mean[i], 0.0)
         change = g / (xp.sqrt(spread) + eps)
         if velocity is not None:
             _write(velocity[i], momentum * velocity[i] + change, ok)
@@ -148,8 +164,8 @@ def adam_update(
     m = beta1 * m + (1 - beta1) * g;  v = beta2 * v + (1 - beta2) * g^2
     p = p - lr * (m / (1 - beta1^step)) / (sqrt(v / (1 - beta2^step)) + eps)
 
-    With ``decoupled`` (AdamW: Loshchilov and Hutter, 2019) the gradient stays without the penalty's; instead, first,
-    p = p - lr * weight_decay * p.
+    With ``decoupled`` (AdamW: Loshchilov and Hutter, 2019) the gradient stays without the
+    penalty's; instead, first, p = p - lr * weight_decay * p.
     """
     step = count_as_float(step)
     step_size = lr / (1.0 - beta1**step)
@@ -166,7 +182,7 @@ def adam_update(
         _write(p, shrunk - size * (m / (root + eps)), ok)
 
 
-# --- before the step: clipping --------------------------------------------------------------------------------------
+# --- before the step: clipping --------------------------------------------------------------------
 
 
 def _check_clip(grads: list[Array], max_norm: Any) -> None:
@@ -185,22 +201,26 @@ def global_norm(grads: list[Array]) -> Array:
 
 
 def clip_factor(norm: Array, max_norm: Any) -> Array:
-    """What brings gradients of this norm down to ``max_norm``, at most 1; 1e-6 keeps it from dividing by 0, as PyTorch's."""
+    """What brings gradients of this norm down to ``max_norm``, at most 1; 1e-6 keeps it from
+    dividing by 0, as PyTorch's."""
     return backend_of(norm).xp.clip(max_norm / (norm + 1e-6), max=1.0)
 
 
 @op(_check_clip, writes=("grads",))
 def clip_by_global_norm(grads: list[Array], max_norm: Any) -> Array:
-    """Scale all gradients by one factor, in place, so that together they are no longer than ``max_norm``.
+    """Scale all gradients by one factor, in place, so that together they are no longer than
+    ``max_norm``.
 
-    As torch.nn.utils.clip_grad_norm_ (Pascanu, Mikolov and Bengio, 2013). Nothing is read back from the device.
+    As torch.nn.utils.clip_grad_norm_ (Pascanu, Mikolov and Bengio, 2013). Nothing is read back from
+    the device.
 
     Args:
         grads: arrays of one library, device and floating dtype, of any shapes.
         max_norm: above 0.
 
     Returns:
-        The norm before clipping, 0-dimensional. Where it is NaN or infinite the gradients are useless, and become NaN or 0.
+        The norm before clipping, 0-dimensional. Where it is NaN or infinite the gradients are
+        useless, and become NaN or 0.
 
     Raises:
         ArgumentError, ArrayError: no gradients, mixed ones, a norm of 0 or less.
@@ -214,9 +234,11 @@ def clip_by_global_norm(grads: list[Array], max_norm: Any) -> Array:
 
 @op()
 def all_finite(arrays: list[Array]) -> Array:
-    """Whether there is no NaN or infinity in any of the arrays (one at least): 0-dimensional, boolean, on their device.
+    """Whether there is no NaN or infinity in any of the arrays (one at least): 0-dimensional,
+    boolean, on their device.
 
-    By their sums, in which such a value does not get lost; a sum beyond what the dtype holds counts as infinite too.
+    By their sums, in which such a value does not get lost; a sum beyond what the dtype holds counts
+    as infinite too.
     """
     xp = backend_of(arrays[0]).xp
     ok = xp.isfinite(xp.sum(arrays[0]))

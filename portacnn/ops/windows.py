@@ -1,12 +1,15 @@
-"""Sliding windows: which inputs each tap of a kernel reads for which outputs. Convolution and pooling both stand on it.
+"""Sliding windows: which inputs each tap of a kernel reads for which outputs. Convolution and
+pooling both stand on it.
 
-Notation: S the spatial axes (W; H, W; or D, H, W), T the taps of a kernel (KH*KW of them in two dimensions), OUT the
-spatial axes of the output. Inside ops, activations are seen batch-last, (C, *S, N): see ``layout``.
+Notation: S the spatial axes (W; H, W; or D, H, W), T the taps of a kernel (KH*KW of them in two
+dimensions), OUT the spatial axes of the output. Inside ops, activations are seen batch-last, (C,
+*S, N): see ``layout``.
 
-Take one tap, at offset k of its kernel. Output o reads input ``o*stride + k*dilation - pad`` there, as long as that lies
-inside the input. The outputs for which it does are one contiguous range, and the inputs they read are one slice with
-step ``stride``. So a tap is a pair of slices, both in bounds, and padding never has to be materialised: the outputs
-beyond the range read zeros (convolution) or nothing (pooling).
+Take one tap, at offset k of its kernel. Output o reads input ``o*stride + k*dilation - pad`` there,
+as long as that lies inside the input. The outputs for which it does are one contiguous range, and
+the inputs they read are one slice with step ``stride``. So a tap is a pair of slices, both in
+bounds, and padding never has to be materialised: the outputs beyond the range read zeros
+(convolution) or nothing (pooling).
 """
 
 from collections.abc import Sequence
@@ -29,7 +32,8 @@ AXES = {1: "length", 2: "height x width", 3: "depth x height x width"}
 
 @dataclass(frozen=True)
 class Tap:
-    """One offset of the kernel: ``x[reads]`` are the inputs, in (C, *S, N), that the outputs ``y[reaches]`` see there."""
+    """One offset of the kernel: ``x[reads]`` are the inputs, in (C, *S, N), that the outputs
+    ``y[reaches]`` see there."""
 
     index: int
     reads: tuple[slice, ...]
@@ -38,7 +42,8 @@ class Tap:
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """The geometry of one convolution or pooling, for one input size. Made, checked and remembered by ``Windows.of``."""
+    """The geometry of one convolution or pooling, for one input size. Made, checked and remembered
+    by ``Windows.of``."""
 
     size: tuple[int, ...]  # S, the input's spatial extent
     kernel: tuple[int, ...]
@@ -50,11 +55,18 @@ class Windows:
 
     @cached_property
     def taps(self) -> tuple[Tap, ...]:
-        """The taps that read anything at all. They are listed when somebody asks: a kernel may have millions."""
+        """The taps that read anything at all. They are listed when somebody asks: a kernel may have
+        millions."""
         axis_taps = [
             [_axis_tap(start + k * d, s, n, o) for k in range(kk)]
             for kk, d, s, start, n, o in zip(
-                self.kernel, self.dilation, self.stride, self.start, self.size, self.out, strict=True
+                self.kernel,
+                self.dilation,
+                self.stride,
+                self.start,
+                self.size,
+                self.out,
+                strict=True,
             )
         ]
         everything = slice(None)
@@ -62,7 +74,9 @@ class Windows:
         for index, ranges in enumerate(product(*axis_taps)):
             if None not in ranges:
                 reads, reaches = zip(*ranges, strict=True)
-                taps.append(Tap(index, (everything, *reads, everything), (everything, *reaches, everything)))
+                taps.append(
+                    Tap(index, (everything, *reads, everything), (everything, *reaches, everything))
+                )
         return tuple(taps)
 
     @cached_property
@@ -71,18 +85,27 @@ class Windows:
         return all(
             start >= 0 and start + (o - 1) * s + (k - 1) * d < n
             for start, o, s, k, d, n in zip(
-                self.start, self.out, self.stride, self.kernel, self.dilation, self.size, strict=True
+                self.start,
+                self.out,
+                self.stride,
+                self.kernel,
+                self.dilation,
+                self.size,
+                strict=True,
             )
         )
 
     @cached_property
     def blind(self) -> bool:
         """Whether some output sees no input at all."""
-        return any(map(_is_blind, self.start, self.out, self.stride, self.kernel, self.dilation, self.size))
+        return any(
+            map(_is_blind, self.start, self.out, self.stride, self.kernel, self.dilation, self.size)
+        )
 
     @cached_property
     def extent(self) -> tuple[int, ...]:
-        """How far the windows reach over the padded input, from the first cell of the first to the last of the last."""
+        """How far the windows reach over the padded input, from the first cell of the first to the
+        last of the last."""
         return tuple(
             (o - 1) * s + d * (k - 1) + 1
             for o, s, d, k in zip(self.out, self.stride, self.dilation, self.kernel, strict=True)
@@ -90,14 +113,17 @@ class Windows:
 
     @cached_property
     def sparse(self) -> bool:
-        """Whether the windows read less than a sixteenth of what they reach over, by long strides or dilation.
+        """Whether the windows read less than a sixteenth of what they reach over, by long strides
+        or dilation.
 
-        Then a copy of all of it, padding included, is not worth its memory: tap by tap only what is read is touched.
+        Then a copy of all of it, padding included, is not worth its memory: tap by tap only what is
+        read is touched.
         """
         return prod(self.extent) > 16 * prod(self.out) * prod(self.kernel)
 
     def part(self, first: int, last: int) -> "Windows":
-        """The same windows, but only the outputs first <= o < last of the first spatial axis, counted from 0."""
+        """The same windows, but only the outputs first <= o < last of the first spatial axis,
+        counted from 0."""
         return _part(self, first, last)
 
     @staticmethod
@@ -114,10 +140,10 @@ class Windows:
         Args:
             size: the input's spatial extent.
             kernel, stride, dilation: a number, or one for each axis.
-            padding: a number, one for each axis, a pair (before, after) for each axis, ``"valid"`` or ``"same"``
-                (output ceil(input / stride), the odd cell at the end).
-            ceil_mode: also a last window that hangs over the end, provided it starts before the end of the input (as in
-                PyTorch).
+            padding: a number, one for each axis, a pair (before, after) for each axis, ``"valid"``
+                or ``"same"`` (output ceil(input / stride), the odd cell at the end).
+            ceil_mode: also a last window that hangs over the end, provided it starts before the end
+                of the input (as in PyTorch).
 
         Raises:
             ArgumentError: for numbers that mean nothing.
@@ -142,18 +168,21 @@ class Windows:
         output_padding: int | Sequence[int] = 0,
         dilation: int | Sequence[int] = 1,
     ) -> "Windows":
-        """The geometry of the convolution whose adjoint the transposed one is: it leads back to ``size``.
+        """The geometry of the convolution whose adjoint the transposed one is: it leads back to
+        ``size``.
 
         So ``out`` is ``size``, and ``size`` is what the transposed convolution makes of it:
         (n - 1)*stride - before - after + dilation*(k - 1) + output_padding + 1.
 
         Raises:
-            ArgumentError: for numbers that mean nothing; an output_padding that is neither below the stride nor below
-                the dilation, or a padding given as a word.
+            ArgumentError: for numbers that mean nothing; an output_padding that is neither below
+                the stride nor below the dilation, or a padding given as a word.
             ShapeError: where nothing would be left.
         """
         if isinstance(padding, str):
-            raise ArgumentError(f"padding of a transposed convolution must be numbers, got {padding!r}")
+            raise ArgumentError(
+                f"padding of a transposed convolution must be numbers, got {padding!r}"
+            )
         return _transposed(
             tuple(size),
             _whole("kernel_size", kernel),
@@ -165,7 +194,8 @@ class Windows:
 
 
 def _whole(name: str, value: Any) -> Any:
-    """Whole numbers as ``int``, sequences of them as tuples: what the cache tells apart (2 and 2.0 are one key to it)."""
+    """Whole numbers as ``int``, sequences of them as tuples: what the cache tells apart (2 and 2.0
+    are one key to it)."""
     if type(value) is int:
         return value
     value = listed(value)
@@ -177,11 +207,14 @@ def _whole(name: str, value: Any) -> Any:
 
 
 def per_axis(name: str, value: Any, axes: int, least: int) -> tuple[int, ...]:
-    """``3`` -> (3, 3); checks the count of numbers and that each is an integer of at least ``least``."""
+    """``3`` -> (3, 3); checks the count of numbers and that each is an integer of at least
+    ``least``."""
     whole = _whole(name, value)
     values = whole if isinstance(whole, tuple) else (whole,) * axes
     if len(values) != axes or not all(isinstance(v, int) for v in values):
-        raise ArgumentError(f"{name} must be a number or {axes} of them ({AXES.get(axes, '')}), got {value!r}")
+        raise ArgumentError(
+            f"{name} must be a number or {axes} of them ({AXES.get(axes, '')}), got {value!r}"
+        )
     if any(v < least for v in values):
         raise ArgumentError(f"{name} must be at least {least}, got {told(value)}")
     if any(v > LARGEST for v in values):
@@ -190,7 +223,11 @@ def per_axis(name: str, value: Any, axes: int, least: int) -> tuple[int, ...]:
 
 
 def pads_of(
-    padding: Padding, size: Sequence[int], kernel: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+    padding: Padding,
+    size: Sequence[int],
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    dilation: Sequence[int],
 ) -> tuple[tuple[int, int], ...]:
     """Every form of ``padding`` as a pair (before, after) for each axis."""
     axes, padding = len(size), listed(padding)
@@ -204,17 +241,24 @@ def pads_of(
                 pads.append((total // 2, total - total // 2))
             return tuple(pads)
         raise ArgumentError(f'padding must be numbers, "valid" or "same"; got {padding!r}')
-    if isinstance(padding, Sequence) and len(padding) == axes and all(isinstance(p, Sequence) for p in padding):
+    if (
+        isinstance(padding, Sequence)
+        and len(padding) == axes
+        and all(isinstance(p, Sequence) for p in padding)
+    ):
         sides = [per_axis("padding (before, after)", p, 2, 0) for p in padding]
         return tuple((before, after) for before, after in sides)
     return tuple((p, p) for p in per_axis("padding", padding, axes, 0))
 
 
-def check_output_padding(output_padding: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> None:
+def check_output_padding(
+    output_padding: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
+) -> None:
     """Raise ArgumentError unless it is below the stride or the dilation on each axis."""
     if any(o >= max(s, d) for o, s, d in zip(output_padding, stride, dilation, strict=True)):
         raise ArgumentError(
-            f"output_padding must be below the stride or the dilation; got {_times(output_padding)} "
+            "output_padding must be below the stride or the dilation; got "
+            f"{_times(output_padding)} "
             f"with stride {_times(stride)} and dilation {_times(dilation)}"
         )
 
@@ -224,11 +268,18 @@ def check_pads(shape: Sequence[int], pads: "Pads", mode: str) -> None:
     for n, (before, after) in zip(shape, pads, strict=True):
         wanted = max(before, after)
         if mode == "reflect" and wanted >= max(n, 1):
-            raise ShapeError(f"mode='reflect' can add at most {max(n - 1, 0)} cells to {n}, got {(before, after)}")
+            raise ShapeError(
+                f"mode='reflect' can add at most {max(n - 1, 0)} cells to {n}, got "
+                f"{(before, after)}"
+            )
         if mode == "circular" and wanted > n:
-            raise ShapeError(f"mode='circular' can add at most {n} cells to {n}, got {(before, after)}")
+            raise ShapeError(
+                f"mode='circular' can add at most {n} cells to {n}, got {(before, after)}"
+            )
         if mode == "replicate" and wanted and not n:
-            raise ShapeError(f"mode='replicate' has nothing to add to {n} cells, got {(before, after)}")
+            raise ShapeError(
+                f"mode='replicate' has nothing to add to {n} cells, got {(before, after)}"
+            )
 
 
 AxisTap = tuple[slice, slice]
@@ -237,7 +288,9 @@ Pads = tuple[tuple[int, int], ...]
 
 
 @lru_cache(maxsize=4096)
-def _windows(size: Numbers, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool) -> Windows:
+def _windows(
+    size: Numbers, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil_mode: bool
+) -> Windows:
     axes = len(size)
     kernel = per_axis("kernel_size", kernel, axes, 1)
     stride = per_axis("stride", stride, axes, 1)
@@ -262,7 +315,9 @@ def _windows(size: Numbers, kernel: Any, stride: Any, padding: Any, dilation: An
 
 
 @lru_cache(maxsize=4096)
-def _transposed(size: Numbers, kernel: Any, stride: Any, padding: Any, output_padding: Any, dilation: Any) -> Windows:
+def _transposed(
+    size: Numbers, kernel: Any, stride: Any, padding: Any, output_padding: Any, dilation: Any
+) -> Windows:
     axes = len(size)
     kernel = per_axis("kernel_size", kernel, axes, 1)
     stride = per_axis("stride", stride, axes, 1)
@@ -272,22 +327,29 @@ def _transposed(size: Numbers, kernel: Any, stride: Any, padding: Any, output_pa
     check_output_padding(output_padding, stride, dilation)
     back = tuple(
         (n - 1) * s - before - after + d * (k - 1) + extra + 1
-        for n, k, s, (before, after), d, extra in zip(size, kernel, stride, pads, dilation, output_padding, strict=True)
+        for n, k, s, (before, after), d, extra in zip(
+            size, kernel, stride, pads, dilation, output_padding, strict=True
+        )
     )
     if 0 in size or min(back) < 1:
         raise ShapeError(
-            f"an input {_times(size)} with kernel {_times(kernel)} would give an output {_times(back)}; "
+            f"an input {_times(size)} with kernel {_times(kernel)} would give an output "
+            f"{_times(back)}; "
             "use less padding or a larger input"
         )
     return _laid(back, kernel, stride, pads, dilation, size)
 
 
-def _laid(size: Numbers, kernel: Numbers, stride: Numbers, pads: Pads, dilation: Numbers, out: Numbers) -> Windows:
-    """The windows, once the numbers are settled. A stride longer than the padded input is all the same: there is one output."""
+def _laid(
+    size: Numbers, kernel: Numbers, stride: Numbers, pads: Pads, dilation: Numbers, out: Numbers
+) -> Windows:
+    """The windows, once the numbers are settled. A stride longer than the padded input is all the
+    same: there is one output."""
     padded = [n + before + after for n, (before, after) in zip(size, pads, strict=True)]
     if max(prod(size), prod(out), *padded) > _MOST_CELLS:
         raise ArgumentError(
-            f"windows over {_times(size)} cells, padded to {_times(padded)}, with {_times(out)} outputs are more than any memory "
+            f"windows over {_times(size)} cells, padded to {_times(padded)}, with {_times(out)} "
+            "outputs are more than any memory "
             "holds; use less padding, or a shorter stride of a transposed convolution"
         )
     stride = tuple(min(s, p) for s, p in zip(stride, padded, strict=True))
@@ -297,23 +359,30 @@ def _laid(size: Numbers, kernel: Numbers, stride: Numbers, pads: Pads, dilation:
 @lru_cache(maxsize=4096)
 def _part(windows: Windows, first: int, last: int) -> Windows:
     begin, *others = windows.start
-    return replace(windows, start=(begin + first * windows.stride[0], *others), out=(last - first, *windows.out[1:]))
+    return replace(
+        windows,
+        start=(begin + first * windows.stride[0], *others),
+        out=(last - first, *windows.out[1:]),
+    )
 
 
 def _is_blind(start: int, out: int, stride: int, kernel: int, dilation: int, size: int) -> bool:
-    """Whether on one axis some window has no cell inside: the windows begin at start, start + stride, ..."""
+    """Whether on one axis some window has no cell inside: the windows begin at start, start +
+    stride, ..."""
     if start + (out - 1) * stride >= size:
         return True
     before = min(out, -(start // stride)) if start < 0 else 0  # so many begin before the input
-    # Of such a window, the first cell that is not before the input: it must be one of the window's, and not behind the input.
-    # What it is repeats after as many windows as the dilation has cells.
+    # Of such a window, the first cell that is not before the input: it must be one of the window's,
+    # and not behind the input. What it is repeats after as many windows as the dilation has cells.
     return (before > 0 and -(start // dilation) >= kernel) or (
-        dilation > size and any((start + o * stride) % dilation >= size for o in range(min(before, dilation)))
+        dilation > size
+        and any((start + o * stride) % dilation >= size for o in range(min(before, dilation)))
     )
 
 
 def _axis_tap(offset: int, stride: int, size: int, out: int) -> AxisTap | None:
-    """On one axis, output o reads input ``o*stride + offset``: (the inputs read, the outputs that read them)."""
+    """On one axis, output o reads input ``o*stride + offset``: (the inputs read, the outputs that
+    read them)."""
     first = max(0, -(offset // stride))  # ceil(-offset / stride)
     last = min(out - 1, (size - 1 - offset) // stride)
     if last < first:
@@ -328,12 +397,13 @@ def _times(numbers: Sequence[int]) -> str:
     return "x".join(str(n) for n in numbers)
 
 
-# --- moving arrays through the windows ------------------------------------------------------------------------------
+# --- moving arrays through the windows ------------------------------------------------------------
 
 
 @op()
 def gather(x: Array, windows: Windows) -> Array:
-    """(C, *S, N) -> the columns (C, T, *OUT, N): for each output, the inputs under each tap; zeros beyond the edge."""
+    """(C, *S, N) -> the columns (C, T, *OUT, N): for each output, the inputs under each tap; zeros
+    beyond the edge."""
     backend = backend_of(x)
     if not windows.sparse:
         x = backend.contiguous(x)  # read T times: worth one pass where the batch does not lie last
@@ -348,7 +418,8 @@ def gather(x: Array, windows: Windows) -> Array:
 
 @op()
 def scatter(columns: Array, windows: Windows) -> Array:
-    """(C, T, *OUT, N) -> (C, *S, N): each column entry added to the input it was read from. ``gather``'s adjoint."""
+    """(C, T, *OUT, N) -> (C, *S, N): each column entry added to the input it was read from.
+    ``gather``'s adjoint."""
     shape = (columns.shape[0], *windows.size, columns.shape[-1])
     x = backend_of(columns).xp.zeros(shape, dtype=columns.dtype, device=columns.device)
     for tap in windows.taps:
@@ -357,11 +428,12 @@ def scatter(columns: Array, windows: Windows) -> Array:
     return x
 
 
-# --- the tutorials' form --------------------------------------------------------------------------------------------
+# --- the tutorials' form --------------------------------------------------------------------------
 
 
 def im2col(input_data: Array, filter_h: int, filter_w: int, stride: int = 1, pad: int = 0) -> Array:
-    """The tutorials' im2col: one row for each output pixel, holding the patch of the image that it sees.
+    """The tutorials' im2col: one row for each output pixel, holding the patch of the image that it
+    sees.
 
     Args:
         input_data: images (N, C, H, W), of any dtype.
@@ -370,15 +442,17 @@ def im2col(input_data: Array, filter_h: int, filter_w: int, stride: int = 1, pad
         pad: zeros on every side; also (vertical, horizontal).
 
     Returns:
-        (N*OH*OW, C*KH*KW): rows by image, then output row, then output column; entries by channel, then kernel row,
-        then kernel column.
+        (N*OH*OW, C*KH*KW): rows by image, then output row, then output column; entries by channel,
+        then kernel row, then kernel column.
 
     Raises:
         ShapeError: not four axes, or a kernel larger than the padded image.
     """
     xp = backend_of(input_data).xp
     if input_data.ndim != 4:
-        raise ShapeError(f"expected images (N, C, H, W), got shape {tuple(input_data.shape)}", "im2col")
+        raise ShapeError(
+            f"expected images (N, C, H, W), got shape {tuple(input_data.shape)}", "im2col"
+        )
     n, c, *size = input_data.shape
     windows = Windows.of(size, (filter_h, filter_w), stride, pad)
     columns = gather(batch_last(input_data), windows)  # (C, T, OH, OW, N)
@@ -387,7 +461,12 @@ def im2col(input_data: Array, filter_h: int, filter_w: int, stride: int = 1, pad
 
 
 def col2im(
-    col: Array, input_shape: Sequence[int], filter_h: int, filter_w: int, stride: int = 1, pad: int = 0
+    col: Array,
+    input_shape: Sequence[int],
+    filter_h: int,
+    filter_w: int,
+    stride: int = 1,
+    pad: int = 0,
 ) -> Array:
     """The tutorials' col2im: adds every entry of im2col's rows to the pixel it was read from.
 
@@ -403,24 +482,29 @@ def col2im(
         ShapeError: ``col`` is not what im2col makes of ``input_shape``.
     """
     if len(input_shape) != 4:
-        raise ShapeError(f"expected an input_shape (N, C, H, W), got {tuple(input_shape)}", "col2im")
+        raise ShapeError(
+            f"expected an input_shape (N, C, H, W), got {tuple(input_shape)}", "col2im"
+        )
     xp = backend_of(col).xp
     n, c, *size = input_shape
     windows = Windows.of(size, (filter_h, filter_w), stride, pad)
     expected = (n * prod(windows.out), c * filter_h * filter_w)
     if tuple(col.shape) != expected:
         raise ShapeError(
-            f"expected col of shape {expected} for input {tuple(input_shape)}, got {tuple(col.shape)}", "col2im"
+            f"expected col of shape {expected} for input {tuple(input_shape)}, got "
+            f"{tuple(col.shape)}",
+            "col2im",
         )
     rows = xp.reshape(col, (n, *windows.out, c, filter_h * filter_w))
     return batch_first(scatter(xp.permute_dims(rows, (3, 4, 1, 2, 0)), windows))
 
 
-# --- for compiled kernels -----------------------------------------------------------------------------------------------
+# --- for compiled kernels -------------------------------------------------------------------------
 
 
 class Plane(NamedTuple):
-    """The geometry of a convolution over one or two axes, as one over two, in plain numbers for compiled kernels.
+    """The geometry of a convolution over one or two axes, as one over two, in plain numbers for
+    compiled kernels.
 
     C and O are the channels in and out, of one group; with one axis, H, OH and KH are 1.
     """
@@ -444,18 +528,22 @@ class Plane(NamedTuple):
     @staticmethod
     def of(windows: Windows, channels: int, outputs: int, n: int) -> "Plane":
         one = (1,) * (2 - len(windows.size))
-        (h, w), (oh, ow), (kh, kw) = (one + axes for axes in (windows.size, windows.out, windows.kernel))
+        (h, w), (oh, ow), (kh, kw) = (
+            one + axes for axes in (windows.size, windows.out, windows.kernel)
+        )
         (sh, sw), (dh, dw) = one + windows.stride, one + windows.dilation
         top, left = (0,) * len(one) + tuple(before for before, _ in windows.pads)
         return Plane(channels, h, w, outputs, oh, ow, kh, kw, sh, sw, top, left, dh, dw, n)
 
     def adjoint(self) -> "Plane":
-        """The convolution that leads the output's gradient back, which has SH-1 and SW-1 zeros between its rows and columns.
+        """The convolution that leads the output's gradient back, which has SH-1 and SW-1 zeros
+        between its rows and columns.
 
         Its padding may be negative: then its first rows or columns are not read.
         """
         top, left = self.dh * (self.kh - 1) - self.top, self.dw * (self.kw - 1) - self.left
         return Plane(
-            self.o, (self.oh - 1) * self.sh + 1, (self.ow - 1) * self.sw + 1, self.c, self.h, self.w,
+            self.o, (self.oh - 1) * self.sh + 1, (self.ow - 1) * self.sw + 1, self.c, self.h,
+            self.w,
             self.kh, self.kw, 1, 1, top, left, self.dh, self.dw, self.n,
         )  # fmt: skip

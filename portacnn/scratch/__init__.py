@@ -1,14 +1,16 @@
 """The tutorials' own names: what their readers paste runs, on any backend, with one changed import.
 
-    from portacnn.scratch import *  # common.layers, common.functions, common.optimizer, dataset.mnist, ...
+    from portacnn.scratch import *  # for common.layers, common.optimizer, dataset.mnist, ...
 
-The names, signatures and shapes are those of "Deep Learning from Scratch" (Koki Saitoh; "ゼロから作るDeep Learning",
-O'Reilly Japan, 2016), and ``corr2d`` that of "Dive into Deep Learning". A thin layer over ``portacnn.ops``: library and device
-follow the arrays. Where the tutorials are wrong this is right, and the docstring says so. docs/tutorials.md leads on from here to
-portacnn's own names.
+The names, signatures and shapes are those of "Deep Learning from Scratch" (Koki Saitoh;
+"ゼロから作るDeep Learning", O'Reilly Japan, 2016), and ``corr2d`` that of "Dive into Deep
+Learning". A thin layer over ``portacnn.ops``: library and device follow the arrays. Where the
+tutorials are wrong this is right, and the docstring says so. docs/tutorials.md leads on from
+here to portacnn's own names.
 
-For anything new ``portacnn.layers`` and ``portacnn.Trainer`` are the better start: here weights and gradients lie in dictionaries
-that layers and optimizer must share, and nothing checks a network as a whole.
+For anything new ``portacnn.layers`` and ``portacnn.Trainer`` are the better start: here weights and
+gradients lie in dictionaries that layers and optimizer must share, and nothing checks a network as
+a whole.
 """
 
 from portacnn.ops import col2im, im2col

@@ -1,7 +1,8 @@
-"""The tutorials' functions (``common/functions.py``, ``common/gradient.py``, d2l.ai's ``corr2d``) on arrays of any backend.
+"""The tutorials' functions (``common/functions.py``, ``common/gradient.py``, d2l.ai's ``corr2d``)
+on arrays of any backend.
 
-The tutorials' code mixes dtypes as NumPy lets it: float32 images, float64 weights, integer labels and kernels. The ops refuse
-that; here it is settled first, by ``real`` and ``like``.
+The tutorials' code mixes dtypes as NumPy lets it: float32 images, float64 weights, integer labels
+and kernels. The ops refuse that; here it is settled first, by ``real`` and ``like``.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,11 +18,12 @@ from portacnn.runtime import Array, backend_of, describe, dtype_name, is_float, 
 _TINY = 1e-7  # the book's guard of a logarithm
 _STEPS = {"float64": 1e-4, "float32": 1e-2}  # differences of float32 numbers need a longer step
 
-# --- dtypes ---------------------------------------------------------------------------------------------------------
+# --- dtypes ---------------------------------------------------------------------------------------
 
 
 def real(x: Array, dtype: str = "float64") -> Array:
-    """x itself where it is floating point; whole numbers and booleans as ``dtype``, as NumPy makes floats of them."""
+    """x itself where it is floating point; whole numbers and booleans as ``dtype``, as NumPy makes
+    floats of them."""
     backend = backend_of(x)
     if backend.xp.isdtype(x.dtype, ("bool", "integral")):
         return backend.xp.astype(x, backend.dtype(dtype))
@@ -29,15 +31,20 @@ def real(x: Array, dtype: str = "float64") -> Array:
 
 
 def like(x: Array, other: Array) -> Array:
-    """x in the dtype of another array of its library; itself where that is not floating point, or another library's."""
+    """x in the dtype of another array of its library; itself where that is not floating point, or
+    another library's."""
     source = backend_of(x)
-    if source.name != backend_of(other).name or x.dtype == other.dtype or not is_float(source.xp, other.dtype):
+    if (
+        source.name != backend_of(other).name
+        or x.dtype == other.dtype
+        or not is_float(source.xp, other.dtype)
+    ):
         return x
     x = real(x)
     return source.xp.astype(x, other.dtype) if is_float(source.xp, x.dtype) else x
 
 
-# --- activations and losses -----------------------------------------------------------------------------------------
+# --- activations and losses -----------------------------------------------------------------------
 
 
 def sigmoid(x: Array) -> Array:
@@ -51,15 +58,17 @@ def relu(x: Array) -> Array:
 
 
 def softmax(x: Array) -> Array:
-    """exp(x) / sum(exp(x)) along the last axis: x (N, C), or (C,) for one sample. Integers give float64."""
+    """exp(x) / sum(exp(x)) along the last axis: x (N, C), or (C,) for one sample. Integers give
+    float64."""
     return ops.softmax(real(x), -1, keep=False)[0]
 
 
 def cross_entropy_error(y: Array, t: Array) -> Array:
-    """The mean of -sum(t * log(y + 1e-7)) over a batch, 0-dimensional: the book's formula, its 1e-7 with it.
+    """The mean of -sum(t * log(y + 1e-7)) over a batch, 0-dimensional: the book's formula, its 1e-7
+    with it.
 
-    The book takes the class of the largest t for the only one; here soft labels count as what they are. A label that is no
-    class's number makes the result NaN.
+    The book takes the class of the largest t for the only one; here soft labels count as what they
+    are. A label that is no class's number makes the result NaN.
 
     Args:
         y: probabilities (N, C), or (C,) for one sample, such as ``softmax`` gives; not logits.
@@ -84,12 +93,15 @@ def cross_entropy_error(y: Array, t: Array) -> Array:
             hits = (labels[:, None] == classes) & (xp.astype(labels, t.dtype) == t)[:, None]
             p, known = xp.astype(hits, y.dtype), xp.any(hits, axis=1)
         losses = -xp.sum(p * xp.log(y + _TINY), axis=1)
-        loss = xp.sum(losses if known is True else xp.where(known, losses, float("nan"))) / y.shape[0]
+        loss = (
+            xp.sum(losses if known is True else xp.where(known, losses, float("nan"))) / y.shape[0]
+        )
         return loss if dtype == loss.dtype else xp.astype(loss, dtype)
 
 
 def target(t: Array, y: Array) -> Array:
-    """Labels in each form that the book takes, for outputs y (N, C), in the forms that ops take: (N,) or shaped as y.
+    """Labels in each form that the book takes, for outputs y (N, C), in the forms that ops take:
+    (N,) or shaped as y.
 
     Raises:
         ShapeError: neither as many labels as rows of y nor as many as its numbers.
@@ -99,27 +111,35 @@ def target(t: Array, y: Array) -> Array:
         return xp.reshape(t, tuple(y.shape))
     if y.ndim == 2 and prod(t.shape) == y.shape[0]:
         return xp.reshape(t, (y.shape[0],))
-    raise ShapeError(f"expected labels (N,) or one-hot (N, C) for outputs (N, C), got {describe(t)} for {describe(y)}")
+    raise ShapeError(
+        "expected labels (N,) or one-hot (N, C) for outputs (N, C), got "
+        f"{describe(t)} for {describe(y)}"
+    )
 
 
-# --- gradients by differences ---------------------------------------------------------------------------------------
+# --- gradients by differences ---------------------------------------------------------------------
 
 
 def number(value: Any) -> float:
     """A loss as a Python number, be it one already or an array of one number on any device."""
-    return float(value if isinstance(value, int | float) else backend_of(value).to_host(value).item())
+    return float(
+        value if isinstance(value, int | float) else backend_of(value).to_host(value).item()
+    )
 
 
 def numerical_gradient(f: Callable[[Array], Any], x: Array, h: float | None = None) -> Array:
-    """The gradient of f at x by central differences, (f(x + h) - f(x - h)) / 2h for each number of x.
+    """The gradient of f at x by central differences, (f(x + h) - f(x - h)) / 2h for each number of
+    x.
 
-    Each number of x is changed in place and put back: f may read its argument, or (``lambda W: net.loss(x, t)``) the same array
-    by another way.
+    Each number of x is changed in place and put back: f may read its argument, or (``lambda W:
+    net.loss(x, t)``) the same array by another way.
 
     Args:
         f: takes x and gives one number.
-        x: floating point. The book's rounds x + h back to an integer where x holds integers; that is refused here.
-        h: the step; 1e-4 for float64 as in the book, 1e-2 for float32, which leaves two or three digits.
+        x: floating point. The book's rounds x + h back to an integer where x holds integers; that
+            is refused here.
+        h: the step; 1e-4 for float64 as in the book, 1e-2 for float32, which leaves two or three
+            digits.
 
     Returns:
         An array like x.
@@ -129,18 +149,20 @@ def numerical_gradient(f: Callable[[Array], Any], x: Array, h: float | None = No
     """
     if not is_float(backend_of(x).xp, x.dtype):
         raise ArrayError(
-            f"expected floating point, got {describe(x)}; write 3.0 for 3, or x.astype('float64')", "numerical_gradient"
+            f"expected floating point, got {describe(x)}; write 3.0 for 3, or x.astype('float64')",
+            "numerical_gradient",
         )
     if h is None:
         h = _STEPS.get(dtype_name(x), 1e-1)
     return gradient_check.numerical_gradient(lambda: number(f(x)), x, h)
 
 
-# --- one image, one kernel ------------------------------------------------------------------------------------------
+# --- one image, one kernel ------------------------------------------------------------------------
 
 
 def corr2d(X: Array, K: Array) -> Array:
-    """Two-dimensional cross-correlation as in "Dive into Deep Learning" (d2l.ai): Y[i, j] = sum(X[i : i + h, j : j + w] * K).
+    """Two-dimensional cross-correlation as in "Dive into Deep Learning" (d2l.ai): Y[i, j] = sum(X[i
+    : i + h, j : j + w] * K).
 
     Args:
         X: (H, W); K: (h, w).
@@ -152,10 +174,11 @@ def corr2d(X: Array, K: Array) -> Array:
 
 
 def convolution_1d(x: Array, kernel: Array, padding: Padding = 0, stride: int = 1) -> Array:
-    """Slide a kernel along a signal, and sum the products: y[i] = sum(x[i*stride : i*stride + K] * kernel).
+    """Slide a kernel along a signal, and sum the products: y[i] = sum(x[i*stride : i*stride + K] *
+    kernel).
 
-    As in most tutorials, and in every CNN, the kernel is not flipped: a cross-correlation. The convolution of mathematics
-    (``numpy.convolve``) is ``convolution_1d(x, numpy.flip(kernel))``.
+    As in most tutorials, and in every CNN, the kernel is not flipped: a cross-correlation. The
+    convolution of mathematics (``numpy.convolve``) is ``convolution_1d(x, numpy.flip(kernel))``.
 
     Args:
         x: (L,); kernel: (K,).
@@ -163,16 +186,21 @@ def convolution_1d(x: Array, kernel: Array, padding: Padding = 0, stride: int = 
         stride: the step.
 
     Returns:
-        ((L + 2*padding - K) // stride + 1,), in the wider dtype of the two; float64 where both are integers.
+        ((L + 2*padding - K) // stride + 1,), in the wider dtype of the two; float64 where both are
+        integers.
     """
     return _correlate("convolution_1d", 1, x, kernel, padding, stride)
 
 
-def convolution_2d(x: Array, kernel: Array, padding: Padding = 0, stride: int | Sequence[int] = 1) -> Array:
-    """Slide a kernel over one image of one channel, and sum the products, as ``corr2d``; the kernel is not flipped.
+def convolution_2d(
+    x: Array, kernel: Array, padding: Padding = 0, stride: int | Sequence[int] = 1
+) -> Array:
+    """Slide a kernel over one image of one channel, and sum the products, as ``corr2d``; the kernel
+    is not flipped.
 
-    The convolution of mathematics (``scipy.signal.convolve2d``) is ``convolution_2d(x, numpy.flip(kernel))``. For channels and
-    batches there are ``Convolution`` and ``portacnn.ops.conv2d``.
+    The convolution of mathematics (``scipy.signal.convolve2d``) is ``convolution_2d(x,
+    numpy.flip(kernel))``. For channels and batches there are ``Convolution`` and
+    ``portacnn.ops.conv2d``.
 
     Args:
         x: (H, W); kernel: (KH, KW).
@@ -185,7 +213,9 @@ def convolution_2d(x: Array, kernel: Array, padding: Padding = 0, stride: int | 
     return _correlate("convolution_2d", 2, x, kernel, padding, stride)
 
 
-def _correlate(name: str, axes: int, x: Array, kernel: Array, padding: Padding, stride: int | Sequence[int]) -> Array:
+def _correlate(
+    name: str, axes: int, x: Array, kernel: Array, padding: Padding, stride: int | Sequence[int]
+) -> Array:
     for what, array in (("input", x), ("kernel", kernel)):
         backend_of(array)  # where it is a list, this says so
         if array.ndim != axes:
@@ -193,7 +223,9 @@ def _correlate(name: str, axes: int, x: Array, kernel: Array, padding: Padding, 
     x, kernel = _wide(x, kernel), _wide(kernel, x)
     conv = ops.conv1d if axes == 1 else ops.conv2d
     try:
-        y, _ = conv(x[None, None, ...], kernel[None, None, ...], stride=stride, padding=padding, keep=False)
+        y, _ = conv(
+            x[None, None, ...], kernel[None, None, ...], stride=stride, padding=padding, keep=False
+        )
     except PortacnnError as error:
         raise error.at(name, over=True)
     return backend_of(y).xp.reshape(y, tuple(y.shape[2:]))

@@ -1,9 +1,11 @@
-"""The book's layers (``common/layers.py``): ``forward(x)``, ``backward(dout)``, and gradients as attributes. Ops do the work.
+"""The book's layers (``common/layers.py``): ``forward(x)``, ``backward(dout)``, and gradients as
+attributes. Ops do the work.
 
-As in the book a layer holds the very arrays it was given: an optimizer that writes into ``params["W1"]`` writes into the layer's
-``W``. Library and device follow these arrays. The input may be of another real dtype than they (float32 images and float64
-weights, say): it is converted, and its gradient converted back. No layer changes its input, or the gradient it is handed
-(the book's Relu writes into it).
+As in the book a layer holds the very arrays it was given: an optimizer that writes into
+``params["W1"]`` writes into the layer's ``W``. Library and device follow these arrays. The input
+may be of another real dtype than they (float32 images and float64 weights, say): it is converted,
+and its gradient converted back. No layer changes its input, or the gradient it is handed (the
+book's Relu writes into it).
 
 Notation: N batch, C channels (FN of a convolution's output), H/W image, D features.
 """
@@ -20,7 +22,8 @@ from portacnn.seeds import check_seed
 
 
 class _Layer:
-    """What all of them share: a forward keeps ``_cache``, and a backward, which needs it, may be repeated."""
+    """What all of them share: a forward keeps ``_cache``, and a backward, which needs it, may be
+    repeated."""
 
     _cache: Any = None
 
@@ -33,14 +36,19 @@ class _Layer:
         """``dout`` in the dtype of what the forward gave back, where it is of its library."""
         library, _, dtype, _ = self._kept().result
         backend = backend_of(dout)
-        return dout if backend.name != library or dout.dtype == dtype else backend.xp.astype(real(dout), dtype)
+        return (
+            dout
+            if backend.name != library or dout.dtype == dtype
+            else backend.xp.astype(real(dout), dtype)
+        )
 
 
-# --- layers with weights --------------------------------------------------------------------------------------------
+# --- layers with weights --------------------------------------------------------------------------
 
 
 class Convolution(_Layer):
-    """y = W * x + b: each of FN filters slid over the images (cross-correlation), as ``portacnn.ops.conv2d``.
+    """y = W * x + b: each of FN filters slid over the images (cross-correlation), as
+    ``portacnn.ops.conv2d``.
 
     Args:
         W: (FN, C, FH, FW).
@@ -61,7 +69,9 @@ class Convolution(_Layer):
     def forward(self, x: Array) -> Array:
         """(N, C, H, W) -> (N, FN, OH, OW), OH = (H + 2*pad - FH) // stride + 1."""
         self.x = x
-        y, self._cache = ops.conv2d(like(x, self.W), self.W, self.b, stride=self.stride, padding=self.pad)
+        y, self._cache = ops.conv2d(
+            like(x, self.W), self.W, self.b, stride=self.stride, padding=self.pad
+        )
         return y
 
     def backward(self, dout: Array) -> Array:
@@ -88,11 +98,14 @@ class Affine(_Layer):
         self.db: Any = None
 
     def forward(self, x: Array) -> Array:
-        """(N, ...) -> (N, outputs); axes after the first are laid end to end, (C, H, W) row by row."""
+        """(N, ...) -> (N, outputs); axes after the first are laid end to end, (C, H, W) row by
+        row."""
         self.x = x
         xp = backend_of(x).xp
         flat = like(xp.reshape(x, (x.shape[0], prod(x.shape[1:]))), self.W)
-        y, self._cache = ops.linear(flat, backend_of(self.W).xp.permute_dims(self.W, (1, 0)), self.b)
+        y, self._cache = ops.linear(
+            flat, backend_of(self.W).xp.permute_dims(self.W, (1, 0)), self.b
+        )
         return y
 
     def backward(self, dout: Array) -> Array:
@@ -104,19 +117,21 @@ class Affine(_Layer):
 
 
 class BatchNormalization(_Layer):
-    """Each feature, or each channel of images, normalized over the batch; then scaled by gamma and shifted by beta.
+    """Each feature, or each channel of images, normalized over the batch; then scaled by gamma and
+    shifted by beta.
 
-    Of images (N, C, H, W) the book normalizes every pixel by itself over the batch, with a gamma for each of the C*H*W: that is not
-    what Ioffe and Szegedy (2015) describe for convolutions. Here a channel's mean and variance are over the batch and all of
-    its pixels, and gamma is (C,). For (N, D) all is as in the book: the momentum is the share of the running mean that stays
-    (PyTorch's is the share that comes), the running variance starts from 0 and takes in the batch's own (PyTorch: unbiased) one,
-    and 1e-6 is added to a variance.
+    Of images (N, C, H, W) the book normalizes every pixel by itself over the batch, with a gamma
+    for each of the C*H*W: that is not what Ioffe and Szegedy (2015) describe for convolutions. Here
+    a channel's mean and variance are over the batch and all of its pixels, and gamma is (C,). For
+    (N, D) all is as in the book: the momentum is the share of the running mean that stays
+    (PyTorch's is the share that comes), the running variance starts from 0 and takes in the batch's
+    own (PyTorch: unbiased) one, and 1e-6 is added to a variance.
 
     Args:
         gamma, beta: (D,) or (C,).
         momentum: see above.
-        running_mean, running_var: (D,) or (C,), for ``train_flg=False``; zeros where not given. They are replaced, not
-            written into.
+        running_mean, running_var: (D,) or (C,), for ``train_flg=False``; zeros where not given.
+            They are replaced, not written into.
 
     Attributes:
         dgamma, dbeta: the gradients, from ``backward``.
@@ -133,7 +148,10 @@ class BatchNormalization(_Layer):
         running_var: Array | None = None,
     ) -> None:
         if (running_mean is None) != (running_var is None):
-            raise ArgumentError("running_mean and running_var go together: give both or neither", "BatchNormalization")
+            raise ArgumentError(
+                "running_mean and running_var go together: give both or neither",
+                "BatchNormalization",
+            )
         self.gamma, self.beta, self.momentum = gamma, beta, momentum
         self.running_mean: Any = running_mean
         self.running_var: Any = running_var
@@ -142,18 +160,25 @@ class BatchNormalization(_Layer):
         self.dbeta: Any = None
 
     def forward(self, x: Array, train_flg: bool = True) -> Array:
-        """(N, D) or (N, C, H, W) -> the same shape. ``train_flg``: by the batch's own mean and variance, else the running ones."""
+        """(N, D) or (N, C, H, W) -> the same shape. ``train_flg``: by the batch's own mean and
+        variance, else the running ones."""
         self._check(x)
         xp = backend_of(self.gamma).xp
         if self.running_mean is None:
-            self.running_mean, self.running_var = xp.zeros_like(self.gamma), xp.zeros_like(self.gamma)
+            self.running_mean, self.running_var = (
+                xp.zeros_like(self.gamma),
+                xp.zeros_like(self.gamma),
+            )
         self.x, x = x, like(x, self.gamma)
         if not train_flg:
             statistics = self.running_mean, self.running_var
             y, self._cache = ops.batch_norm(x, *statistics, self.gamma, self.beta, eps=self.eps)
             return y
-        mean, var = xp.zeros_like(self.gamma), xp.zeros_like(self.gamma)  # with momentum 1 they become the batch's own
-        y, self._cache = ops.batch_norm(x, mean, var, self.gamma, self.beta, training=True, momentum=1.0, eps=self.eps)
+        # with momentum 1 they become the batch's own
+        mean, var = xp.zeros_like(self.gamma), xp.zeros_like(self.gamma)
+        y, self._cache = ops.batch_norm(
+            x, mean, var, self.gamma, self.beta, training=True, momentum=1.0, eps=self.eps
+        )
         count = x.shape[0] * prod(x.shape[2:])
         if count:
             stays, comes = self.momentum, 1.0 - self.momentum
@@ -166,7 +191,8 @@ class BatchNormalization(_Layer):
         pixels = prod(x.shape[1:])
         if x.ndim > 2 and self.gamma.ndim == 1 and x.shape[1] != self.gamma.shape[0] == pixels:
             raise ShapeError(
-                f"gamma and beta have one number for each of {pixels} pixels, as in the book; batch normalization of images has "
+                f"gamma and beta have one number for each of {pixels} pixels, as in the book; "
+                "batch normalization of images has "
                 f"one for each channel: give arrays of shape ({x.shape[1]},) (input {describe(x)})",
                 "BatchNormalization",
             )
@@ -177,19 +203,20 @@ class BatchNormalization(_Layer):
         return like(dx, self.x)
 
 
-# --- layers without ---------------------------------------------------------------------------------------------------
+# --- layers without -------------------------------------------------------------------------------
 
 
 class Pooling(_Layer):
     """The maximum of each window.
 
-    The output is (H + 2*pad - pool_h) // stride + 1 high: the book forgets the padding here, and its layer fails. Padding is
-    never a maximum: in the book it is zeros, which win over negative numbers. Of equal maxima the first gets the gradient.
+    The output is (H + 2*pad - pool_h) // stride + 1 high: the book forgets the padding here, and
+    its layer fails. Padding is never a maximum: in the book it is zeros, which win over negative
+    numbers. Of equal maxima the first gets the gradient.
 
     Args:
         pool_h, pool_w: the window.
-        stride: a number, or (vertical, horizontal). 1 where it is not given, as printed in the book; pooling without overlap
-            needs ``stride=pool_h``.
+        stride: a number, or (vertical, horizontal). 1 where it is not given, as printed in the
+            book; pooling without overlap needs ``stride=pool_h``.
         pad: cells around the images, at most half of the window; also (vertical, horizontal).
     """
 
@@ -198,7 +225,9 @@ class Pooling(_Layer):
 
     def forward(self, x: Array) -> Array:
         """(N, C, H, W) -> (N, C, OH, OW)."""
-        y, self._cache = ops.max_pool2d(real(x), (self.pool_h, self.pool_w), stride=self.stride, padding=self.pad)
+        y, self._cache = ops.max_pool2d(
+            real(x), (self.pool_h, self.pool_w), stride=self.stride, padding=self.pad
+        )
         return y
 
     def backward(self, dout: Array) -> Array:
@@ -236,11 +265,12 @@ class Sigmoid(_Layer):
 
 
 class Dropout(_Layer):
-    """In training each number is 0 with probability ``dropout_ratio``; else all are multiplied with 1 - dropout_ratio.
+    """In training each number is 0 with probability ``dropout_ratio``; else all are multiplied with
+    1 - dropout_ratio.
 
-    So it was first published (Hinton et al., 2012), and so the book has it: training leaves the numbers their size, and prediction
-    makes them smaller. ``portacnn.layers.Dropout``, like PyTorch's, divides by 1 - p in training instead. Masks are the same bits
-    on every backend.
+    So it was first published (Hinton et al., 2012), and so the book has it: training leaves the
+    numbers their size, and prediction makes them smaller. ``portacnn.layers.Dropout``, like
+    PyTorch's, divides by 1 - p in training instead. Masks are the same bits on every backend.
 
     Args:
         dropout_ratio: 0 to 1.
@@ -266,7 +296,9 @@ class Dropout(_Layer):
             with where(x):
                 return x * self._cache
         xp = backend_of(x).xp
-        ones, _ = ops.dropout(xp.ones_like(x), self.dropout_ratio, seed=self.seed, step=self.step, keep=False)
+        ones, _ = ops.dropout(
+            xp.ones_like(x), self.dropout_ratio, seed=self.seed, step=self.step, keep=False
+        )
         self.step += 1
         self.mask = self._cache = xp.astype(ones > 0, x.dtype)
         with where(x):
@@ -281,8 +313,9 @@ class Dropout(_Layer):
 class SoftmaxWithLoss(_Layer):
     """Softmax and the mean cross-entropy with the labels.
 
-    Computed from the logits, so that the loss stays exact where the book's, with its log(y + 1e-7), ends at 16.1; its gradient is
-    that of this very loss. Soft labels count as what they are: in the book the loss takes the largest for the only one.
+    Computed from the logits, so that the loss stays exact where the book's, with its log(y + 1e-7),
+    ends at 16.1; its gradient is that of this very loss. Soft labels count as what they are: in the
+    book the loss takes the largest for the only one.
 
     Attributes:
         loss: the last one, 0-dimensional.
@@ -300,7 +333,8 @@ class SoftmaxWithLoss(_Layer):
         return None if self.x is None else softmax(self.x)
 
     def forward(self, x: Array, t: Array) -> Array:
-        """Logits (N, C) and labels, whole numbers (N,) or (N, 1), or one-hot or soft (N, C) -> the loss, 0-dimensional.
+        """Logits (N, C) and labels, whole numbers (N,) or (N, 1), or one-hot or soft (N, C) -> the
+        loss, 0-dimensional.
 
         A label outside of 0..C-1 makes it NaN.
         """

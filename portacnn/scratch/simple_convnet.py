@@ -1,4 +1,5 @@
-"""The book's network (``ch07/simple_convnet.py``): its parameters in one dictionary, which its layers share."""
+"""The book's network (``ch07/simple_convnet.py``): its parameters in one dictionary, which its
+layers share."""
 
 import os
 from collections import OrderedDict
@@ -21,24 +22,28 @@ _FILE = "params.safetensors"
 
 
 class SimpleConvNet:
-    """conv - relu - pool - affine - relu - affine - softmax, as ``portacnn.SimpleConvNet``, under the book's names and shapes.
+    """conv - relu - pool - affine - relu - affine - softmax, as ``portacnn.SimpleConvNet``, under
+    the book's names and shapes.
 
-    Images and labels may come as NumPy arrays: they are brought to the network's device. The same seed gives the same weights
-    as it gives ``portacnn.SimpleConvNet``.
+    Images and labels may come as NumPy arrays: they are brought to the network's device. The same
+    seed gives the same weights as it gives ``portacnn.SimpleConvNet``.
 
     Args:
         input_dim: (C, H, W) of one image; the book's needs H = W.
-        conv_param: ``filter_num``, ``filter_size``, ``pad``, ``stride``; those left out are 30, 5, 0, 1.
+        conv_param: ``filter_num``, ``filter_size``, ``pad``, ``stride``; those left out are 30, 5,
+            0, 1.
         hidden_size: units of the hidden affine layer.
         output_size: classes.
         weight_init_std: a standard deviation, or any rule of ``portacnn.init``; biases start at 0.
         device: see ``portacnn.resolve``; None follows the variable PORTACNN_BACKEND.
         seed: for the weights; None takes a fresh one.
-        dtype: "float32" or "float64". The book's is float64, for no reason but that NumPy's random numbers are.
+        dtype: "float32" or "float64". The book's is float64, for no reason but that NumPy's random
+            numbers are.
 
     Attributes:
-        params: W1 (filter_num, C, filter_size, filter_size), W2 (features, hidden_size), W3 (hidden_size, output_size), b1, b2, b3.
-            An array written into, or one put in its place, is what the layers use from then on.
+        params: W1 (filter_num, C, filter_size, filter_size), W2 (features, hidden_size), W3
+            (hidden_size, output_size), b1, b2, b3. An array written into, or one put in its place,
+            is what the layers use from then on.
         layers: Conv1, Relu1, Pool1, Affine1, Relu2, Affine2.
         last_layer: the softmax with its loss.
     """
@@ -57,7 +62,14 @@ class SimpleConvNet:
     ) -> None:
         # The checks, the first weights and the way to the device are portacnn.SimpleConvNet's.
         self._model = models.SimpleConvNet(
-            input_dim, conv_param, hidden_size, output_size, weight_init_std, device=device, seed=seed, dtype=dtype
+            input_dim,
+            conv_param,
+            hidden_size,
+            output_size,
+            weight_init_std,
+            device=device,
+            seed=seed,
+            dtype=dtype,
         )
         self._backend = self._model.home
         weights = self._model.state_dict()
@@ -69,7 +81,9 @@ class SimpleConvNet:
 
         conv = {"stride": 1, "pad": 0, **(conv_param or {})}
         self.layers: OrderedDict[str, Any] = OrderedDict()
-        self.layers["Conv1"] = Convolution(self.params["W1"], self.params["b1"], conv["stride"], conv["pad"])
+        self.layers["Conv1"] = Convolution(
+            self.params["W1"], self.params["b1"], conv["stride"], conv["pad"]
+        )
         self.layers["Relu1"] = Relu()
         self.layers["Pool1"] = Pooling(pool_h=2, pool_w=2, stride=2)
         self.layers["Affine1"] = Affine(self.params["W2"], self.params["b2"])
@@ -81,19 +95,25 @@ class SimpleConvNet:
         """The logits (N, output_size) for images x (N, *input_dim), on the network's device."""
         x = self._model.accept(real(x, self._model.dtype))
         for name, key in _NUMBERS.items():
-            self.layers[name].W, self.layers[name].b = self.params[f"W{key}"], self.params[f"b{key}"]
+            self.layers[name].W, self.layers[name].b = (
+                self.params[f"W{key}"],
+                self.params[f"b{key}"],
+            )
         for layer in self.layers.values():
             x = layer.forward(x)
         return x
 
     def loss(self, x: Array, t: Array) -> float:
-        """The mean loss of images x with labels t, whole numbers (N,) or (N, 1), or one-hot (N, output_size)."""
+        """The mean loss of images x with labels t, whole numbers (N,) or (N, 1), or one-hot (N,
+        output_size)."""
         return number(self.last_layer.forward(self.predict(x), self._labels(t, x.shape[0])))
 
     def accuracy(self, x: Array, t: Array, batch_size: int = 100) -> float:
-        """The share of images x whose largest logit is their label's; NaN among the logits is wrong.
+        """The share of images x whose largest logit is their label's; NaN among the logits is
+        wrong.
 
-        Every image counts; the book's leaves out those after the last whole batch, yet divides by all of them.
+        Every image counts; the book's leaves out those after the last whole batch, yet divides by
+        all of them.
         """
         count = x.shape[0]
         if not count:
@@ -111,7 +131,9 @@ class SimpleConvNet:
     def _labels(self, t: Array, count: int) -> Array:
         """Labels checked on the host, as int64 (N,) on the network's device."""
         host = backend_of(t).to_host(t)
-        return self._model.labels(host[:, 0] if host.ndim == 2 and host.shape[1] == 1 else host, count)
+        return self._model.labels(
+            host[:, 0] if host.ndim == 2 and host.shape[1] == 1 else host, count
+        )
 
     def gradient(self, x: Array, t: Array) -> dict[str, Array]:
         """The gradient of ``loss`` for each of ``params``, by backward pass."""
@@ -125,33 +147,45 @@ class SimpleConvNet:
         return grads
 
     def numerical_gradient(self, x: Array, t: Array, h: float = 1e-6) -> dict[str, Array]:
-        """The same by differences: two forward passes for each number of each parameter, so for small networks.
+        """The same by differences: two forward passes for each number of each parameter, so for
+        small networks.
 
-        They are made in float64 whatever the network's dtype: of float32 numbers three digits would be left. The book's step
-        of 1e-4 takes one unit in a few across the kink of a ReLU, where first weights of 0.01 leave it close to 0.
+        They are made in float64 whatever the network's dtype: of float32 numbers three digits would
+        be left. The book's step of 1e-4 takes one unit in a few across the kink of a ReLU, where
+        first weights of 0.01 leave it close to 0.
         """
         own, xp = self.params, self._backend.xp
         self.params = {key: xp.astype(array, xp.float64) for key, array in own.items()}
         try:
-            found = {key: numerical_gradient(lambda: self.loss(x, t), array, h) for key, array in self.params.items()}
+            found = {
+                key: numerical_gradient(lambda: self.loss(x, t), array, h)
+                for key, array in self.params.items()
+            }
         finally:
             self.params = own
         return {key: xp.astype(array, own[key].dtype) for key, array in found.items()}
 
-    # --- files ----------------------------------------------------------------------------------------------------------
+    # --- files ------------------------------------------------------------------------------------
 
     def save_params(self, file_name: str | os.PathLike[str] = _FILE) -> None:
-        """Write ``params`` as a safetensors file, whatever its name ends in; the book writes a pickle."""
-        save_tensors(file_name, {key: self._backend.to_host(array) for key, array in self.params.items()}, None)
+        """Write ``params`` as a safetensors file, whatever its name ends in; the book writes a
+        pickle."""
+        save_tensors(
+            file_name,
+            {key: self._backend.to_host(array) for key, array in self.params.items()},
+            None,
+        )
 
     def load_params(self, file_name: str | os.PathLike[str] = _FILE) -> None:
         """Write a safetensors file's arrays into ``params``.
 
-        A pickle, such as the book's params.pkl, is refused: to read one is to run whatever program it holds. Where it is your own,
-        ``safetensors.numpy.save_file(params, "params.safetensors")`` converts it in the program that made it.
+        A pickle, such as the book's params.pkl, is refused: to read one is to run whatever program
+        it holds. Where it is your own, ``safetensors.numpy.save_file(params,
+        "params.safetensors")`` converts it in the program that made it.
 
         Raises:
-            ModelFormatError: a pickle; a file that is cut short; parameters of other names or shapes. Nothing is changed then.
+            ModelFormatError: a pickle; a file that is cut short; parameters of other names or
+                shapes. Nothing is changed then.
         """
         tensors, _ = load_tensors(file_name)
         expected = {key: tuple(array.shape) for key, array in self.params.items()}

@@ -1,4 +1,5 @@
-"""The book's ``Trainer`` (``common/trainer.py``), for any network with ``params``, ``gradient``, ``loss`` and ``accuracy``."""
+"""The book's ``Trainer`` (``common/trainer.py``), for any network with ``params``, ``gradient``,
+``loss`` and ``accuracy``."""
 
 from collections.abc import Mapping
 from math import isfinite
@@ -16,20 +17,24 @@ from portacnn.seeds import check_seed, permutation
 class Trainer:
     """Trains a network of the book's form: SimpleConvNet, or one pasted from any chapter.
 
-    Two forward passes a step, as in the book; ``portacnn.Trainer``, for portacnn's own models, makes one, and knows more.
+    Two forward passes a step, as in the book; ``portacnn.Trainer``, for portacnn's own models,
+    makes one, and knows more.
 
-    What differs from the book: an epoch goes through all images in shuffled order, its last batch filled up with the first of
-    them (the book draws each batch anew, and leaves out a third of the images); accuracies are taken at an epoch's end (there,
-    after its first step); the losses of single steps are not printed.
+    What differs from the book: an epoch goes through all images in shuffled order, its last batch
+    filled up with the first of them (the book draws each batch anew, and leaves out a third of the
+    images); accuracies are taken at an epoch's end (there, after its first step); the losses of
+    single steps are not printed.
 
     Args:
         network: has ``params``, ``gradient(x, t)``, ``loss(x, t)``, ``accuracy(x, t)``.
-        x_train, t_train, x_test, t_test: images and labels. NumPy arrays are brought to where the network's parameters are, once.
+        x_train, t_train, x_test, t_test: images and labels. NumPy arrays are brought to where the
+            network's parameters are, once.
         epochs: how often to go through the training images.
         mini_batch_size: images a step.
         optimizer: "SGD", "Momentum", "Nesterov", "AdaGrad", "RMSprop" or "Adam", in any case.
         optimizer_param: its arguments; {"lr": 0.01} where not given.
-        evaluate_sample_num_per_epoch: take the accuracies over the first so many images; None for all.
+        evaluate_sample_num_per_epoch: take the accuracies over the first so many images; None for
+            all.
         verbose: print each epoch's accuracies.
         seed: of the shuffling; None takes a fresh one.
 
@@ -39,10 +44,13 @@ class Trainer:
         current_iter, current_epoch: how many are done.
 
     Raises:
-        ArgumentError, LabelError: an unknown optimizer, numbers without meaning, other numbers of labels than of images.
+        ArgumentError, LabelError: an unknown optimizer, numbers without meaning, other numbers of
+            labels than of images.
     """
 
-    @answering_keywords("Trainer", {"batch_size": "mini_batch_size", "lr": 'optimizer_param={"lr": ...}'})
+    @answering_keywords(
+        "Trainer", {"batch_size": "mini_batch_size", "lr": 'optimizer_param={"lr": ...}'}
+    )
     def __init__(
         self,
         network: Any,
@@ -83,12 +91,15 @@ class Trainer:
     def _take(self, x: Array, t: Array, what: str) -> tuple[Array, Array]:
         if x.shape[0] != t.shape[0] or not x.shape[0]:
             raise LabelError(
-                f"expected as many labels as images and at least one, got {t.shape[0]} and {x.shape[0]}", what
+                f"expected as many labels as images and at least one, got {t.shape[0]} and "
+                f"{x.shape[0]}",
+                what,
             )
         return self._brought(x), self._brought(t)
 
     def _brought(self, array: Array) -> Array:
-        """A NumPy array on the device of the network's parameters; any other is where it should be, or the network says so."""
+        """A NumPy array on the device of the network's parameters; any other is where it should be,
+        or the network says so."""
         home = next(iter(self.network.params.values()))
         if backend_of(array).name != "numpy" or backend_of(home).name == "numpy":
             return array
@@ -109,7 +120,8 @@ class Trainer:
         self.current_iter += 1
         if not isfinite(loss):
             raise NotFiniteError(
-                f"the loss after step {self.current_iter} is {loss}; lower the learning rate ({self.optimizer.lr})"
+                f"the loss after step {self.current_iter} is {loss}; lower the learning rate "
+                f"({self.optimizer.lr})"
             )
         if self.current_iter % self.iter_per_epoch == 0:
             self._end_epoch()

@@ -1,9 +1,11 @@
 """What a checkpoint holds, and how a ``Trainer`` is made of one again.
 
-One safetensors file. Arrays: ``model.*`` (weights and buffers), ``optimizer.*`` (its state), ``best.*`` (the best weights so far,
-for early stopping) and ``history.*`` (figures by step and by epoch, float64). Its header says all the rest in JSON: architecture,
-optimizer, schedule, options, seed, and the position. No random state is kept, since there is none: batches and masks are drawn
-from the seed and the number of the epoch and step. Nor are the data: they are given again, and compared with a fingerprint.
+One safetensors file. Arrays: ``model.*`` (weights and buffers), ``optimizer.*`` (its state),
+``best.*`` (the best weights so far, for early stopping) and ``history.*`` (figures by step and by
+epoch, float64). Its header says all the rest in JSON: architecture, optimizer, schedule, options,
+seed, and the position. No random state is kept, since there is none: batches and masks are drawn
+from the seed and the number of the epoch and step. Nor are the data: they are given again, and
+compared with a fingerprint.
 """
 
 import json
@@ -44,7 +46,8 @@ _OPTIONS = (
     "keep",
     "verbose",
 )
-"""The Trainer's arguments that stand in the header as they are; each is an attribute of that name."""
+"""The Trainer's arguments that stand in the header as they are; each is an attribute of that
+name."""
 _ADDED = {"drop_last": False}
 """Options that older checkpoints lack, and what they were then."""
 _BY_EPOCH = ("epoch_loss_list", "train_acc_list", "test_acc_list")
@@ -78,16 +81,29 @@ def contents(trainer: Any) -> tuple[dict[str, HostArray], dict[str, Any]]:
     """Arrays and header of a checkpoint of this moment, between two steps."""
     state = trainer.optimizer.state_dict()
     best, host = trainer._best_weights or {}, resolve("numpy")
-    done = {"train_loss_list": trainer.steps_done}  # of an epoch that was broken off, there may be more in the lists
+    # of an epoch that was broken off, there may be more in the lists
+    done = {"train_loss_list": trainer.steps_done}
     history = {
-        name: host.asarray(getattr(trainer, name)[: done.get(name, trainer.epoch)], "float64") for name in _HISTORY
+        name: host.asarray(getattr(trainer, name)[: done.get(name, trainer.epoch)], "float64")
+        for name in _HISTORY
     }
-    parts = {"model": trainer.model.state_dict(), "optimizer": state.pop("arrays"), "best": best, "history": history}
+    parts = {
+        "model": trainer.model.state_dict(),
+        "optimizer": state.pop("arrays"),
+        "best": best,
+        "history": history,
+    }
     header = describe_training(trainer)
     header["optimizer"]["state"] = state
-    header["position"] = {"epoch": trainer.epoch, "batch": trainer.batch, "stopped_early": trainer.stopped_early}
+    header["position"] = {
+        "epoch": trainer.epoch,
+        "batch": trainer.batch,
+        "stopped_early": trainer.stopped_early,
+    }
     header["best"] = trainer._best_weights is not None
-    return {f"{part}.{name}": array for part, arrays in parts.items() for name, array in arrays.items()}, header
+    return {
+        f"{part}.{name}": array for part, arrays in parts.items() for name, array in arrays.items()
+    }, header
 
 
 def _seed(name: str, value: Any) -> int:
@@ -109,7 +125,8 @@ def _or_why_not(describe: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was read. Its properties are made of what the file says, and raise ModelFormatError for nonsense."""
+    """A checkpoint that was read. Its properties are made of what the file says, and raise
+    ModelFormatError for nonsense."""
 
     path: Path
     tensors: Mapping[str, HostArray]
@@ -123,7 +140,9 @@ class Checkpoint:
             raise ModelFormatError("is no checkpoint of a Trainer's", str(path))
         if header["checkpoint"] != FORMAT:
             told = repr(header["checkpoint"])[:40]
-            raise ModelFormatError(f"is a checkpoint of format {told}, this version reads {FORMAT}", str(path))
+            raise ModelFormatError(
+                f"is a checkpoint of format {told}, this version reads {FORMAT}", str(path)
+            )
         return cls(path, tensors, header)
 
     def _said(self, make: Any) -> Any:
@@ -142,22 +161,32 @@ class Checkpoint:
         """Where the training was. Raises BackendError where there is no such place here."""
         place = self.header.get("place")
         if not isinstance(place, str) or not re.fullmatch(r"\w+:[a-z]+\d*(:\d+)?", place, re.ASCII):
-            raise ModelFormatError("it does not say on which device the training was", str(self.path))
+            raise ModelFormatError(
+                "it does not say on which device the training was", str(self.path)
+            )
         try:
             return resolve(place)
         except BackendError as error:
-            raise BackendError(f"{self.path}: the training was on {place}; {error}. Or give another device=") from error
+            raise BackendError(
+                f"{self.path}: the training was on {place}; {error}. Or give another device="
+            ) from error
 
     def model(self, device: Any) -> Model:
         """The model on ``device``, with its weights and the seed of its dropout."""
         described = self.header.get("model")
         if isinstance(described, dict) and "not saved" in described:
             raise ArgumentError(
-                f"{self.path} does not hold how to build its model ({described['not saved']}); build it and give it: "
+                f"{self.path} does not hold how to build its model ({described['not saved']}); "
+                "build it and give it: "
                 "resume(..., model=model)"
             )
-        backend, seed = resolve(device), self._said(lambda: _seed("model_seed", self.header["model_seed"]))
-        return Model.rebuild(within("model", self.tensors), described, backend, str(self.path), seed)
+        backend, seed = (
+            resolve(device),
+            self._said(lambda: _seed("model_seed", self.header["model_seed"])),
+        )
+        return Model.rebuild(
+            within("model", self.tensors), described, backend, str(self.path), seed
+        )
 
     def load_into(self, model: Model) -> None:
         """The weights, and the seed of dropout, into a model that was built by the caller."""
@@ -175,7 +204,8 @@ class Checkpoint:
         described = self.header.get("schedule")
         if isinstance(described, dict) and "not saved" in described:
             raise ArgumentError(
-                f"{self.path} was made with a schedule that no file can hold ({described['not saved']}); give it again: "
+                f"{self.path} was made with a schedule that no file can hold "
+                f"({described['not saved']}); give it again: "
                 "resume(..., schedule=...)"
             )
         return self._said(lambda: rebuild_schedule(described))
@@ -198,16 +228,21 @@ class Checkpoint:
         return self._said(make)
 
     def check_data(self, given: Mapping[str, Mapping[str, Any]]) -> None:
-        """Compare fingerprints. Raises ArgumentError where the data are others than those of the training."""
+        """Compare fingerprints. Raises ArgumentError where the data are others than those of the
+        training."""
 
         def listed() -> list[tuple[str, Any, Any]]:
-            return [(what, dict(self.header["data"][what]), given[what]) for what in ("train", "test")]
+            return [
+                (what, dict(self.header["data"][what]), given[what]) for what in ("train", "test")
+            ]
 
         problems = []
         for what, expected, came in self._said(listed):
             for key, name in (("shape", f"x_{what}"), ("dtype", f"x_{what}")):
                 if expected.get(key) != came[key]:
-                    problems.append(f"the {key} of {name} is {came[key]}, it was {expected.get(key)!r:.80}")
+                    problems.append(
+                        f"the {key} of {name} is {came[key]}, it was {expected.get(key)!r:.80}"
+                    )
             if not problems and expected.get("labels") != came["labels"]:
                 problems.append(f"t_{what} has other labels, or in another order")
             if not problems and expected.get("images") != came["images"]:
@@ -231,13 +266,20 @@ class Checkpoint:
             RUN, trainer.run
         ):  # it becomes a part of names of files
             raise ModelFormatError(f"{trainer.run!r:.80} is no run")
-        watches_loss = trainer.early_stopping is not None and trainer.early_stopping.monitor == "loss"
+        watches_loss = (
+            trainer.early_stopping is not None and trainer.early_stopping.monitor == "loss"
+        )
         lengths = dict.fromkeys(_BY_EPOCH, trainer.epoch)
-        lengths |= {"train_loss_list": trainer.steps_done, "test_loss_list": trainer.epoch if watches_loss else 0}
+        lengths |= {
+            "train_loss_list": trainer.steps_done,
+            "test_loss_list": trainer.epoch if watches_loss else 0,
+        }
         history = within("history", self.tensors)
         for name, length in lengths.items():
             if history[name].shape != (length,) or str(history[name].dtype) != "float64":
-                raise ModelFormatError(f"{name} has the shape {history[name].shape}, expected {length} figures")
+                raise ModelFormatError(
+                    f"{name} has the shape {history[name].shape}, expected {length} figures"
+                )
             setattr(trainer, name, history[name].tolist())
         trainer.optimizer.load_state_dict(
             {**state, "arrays": within("optimizer", self.tensors)}, trainer.model.named_parameters()

@@ -18,7 +18,8 @@ class EarlyStopping:
         patience: how many epochs to wait, from 1.
         monitor: "accuracy" or "loss", both over the test images.
         min_delta: what is better must be better by more than this.
-        restore_best: when training ends, early or not, the model gets the weights of its best epoch.
+        restore_best: when training ends, early or not, the model gets the weights of its best
+            epoch.
     """
 
     patience: int = 5
@@ -34,7 +35,8 @@ class EarlyStopping:
             raise ArgumentError(f'monitor must be "accuracy" or "loss", got {self.monitor!r}')
 
     def best_epoch(self, figures: Sequence[float]) -> int:
-        """The epoch, from 1, with the best of these figures, one an epoch; 0 where there is none (NaN is never good)."""
+        """The epoch, from 1, with the best of these figures, one an epoch; 0 where there is none
+        (NaN is never good)."""
         sign = 1.0 if self.monitor == "accuracy" else -1.0
         best, record = 0, -float("inf")
         for epoch, figure in enumerate(figures, start=1):

@@ -1,8 +1,10 @@
-"""The folder that a training keeps its checkpoints in: their names, which is the newest, which may go.
+"""The folder that a training keeps its checkpoints in: their names, which is the newest, which may
+go.
 
-A checkpoint is called ``checkpoint-<number>-step-<steps>-<run>.safetensors``. Numbers count up as files are written, whatever
-run they belong to, so the newest is told by its name alone, without clocks. ``latest`` is a small text file with the name of the
-last one: links are not to be had everywhere. Files of another run are never touched, so several may share a folder; but only one
+A checkpoint is called ``checkpoint-<number>-step-<steps>-<run>.safetensors``. Numbers count up as
+files are written, whatever run they belong to, so the newest is told by its name alone, without
+clocks. ``latest`` is a small text file with the name of the last one: links are not to be had
+everywhere. Files of another run are never touched, so several may share a folder; but only one
 process at a time may go on with the same run there (``sole``).
 """
 
@@ -53,8 +55,10 @@ def sole(folder: Path, run: str) -> Iterator[None]:
             stack.enter_context(locked(folder / f".lock-{run}"))
         except BlockingIOError as error:
             refused = CheckpointError(
-                f"this very training is already going on, in another process or with another Trainer, and writes its "
-                f"checkpoints to {folder}. Wait until it ends, or write to another folder: resume(..., checkpoint_dir=...), "
+                "this very training is already going on, in another process or with another "
+                "Trainer, and writes its "
+                f"checkpoints to {folder}. Wait until it ends, or write to another folder: "
+                "resume(..., checkpoint_dir=...), "
                 "--checkpoint-dir"
             )
             refused.errno = errno.EAGAIN
@@ -63,7 +67,8 @@ def sole(folder: Path, run: str) -> Iterator[None]:
 
 
 def add(folder: Path, run: str, step: int, keep: int, write: Callable[[Path], None]) -> Path:
-    """Write one more checkpoint of a run, and only when it is safe delete the run's oldest, so that ``keep`` are left.
+    """Write one more checkpoint of a run, and only when it is safe delete the run's oldest, so that
+    ``keep`` are left.
 
     Args:
         write: what writes the file, whole or not at all.
@@ -93,7 +98,8 @@ def newest(path: Path, read: Callable[[Path], T]) -> tuple[Path, T]:
 
     Raises:
         FileNotFoundError: there is none.
-        ModelFormatError, OSError: what ``read`` says of the file, or of the newest where none can be read.
+        ModelFormatError, OSError: what ``read`` says of the file, or of the newest where none can
+            be read.
     """
     if path.name == LATEST and path.is_file():
         path = path.parent
@@ -101,7 +107,8 @@ def newest(path: Path, read: Callable[[Path], T]) -> tuple[Path, T]:
         return path, read(path)
     errors: list[ModelFormatError | OSError] = []
     listed: list[Found] | None = None
-    while (found := checkpoints(path)) != listed:  # once more where a training that is going on has exchanged them all
+    # once more where a training that is going on has exchanged them all
+    while (found := checkpoints(path)) != listed:
         listed = found
         errors.clear()
         for _, _, file in reversed(found):

@@ -1,4 +1,5 @@
-"""One at a time: a lock file that the operating system holds, so that it is free when its holder has ended, killed or not."""
+"""One at a time: a lock file that the operating system holds, so that it is free when its holder
+has ended, killed or not."""
 
 import contextlib
 import os
@@ -15,8 +16,8 @@ except ImportError:  # Windows
 def locked(path: Path) -> Iterator[None]:
     """Within it nobody else is within ``locked(path)``, in this process or another.
 
-    The file is removed at the end. One that a killed process has left behind is locked by nobody, and is taken. Where the file
-    system knows no locks, or no file can be made, there is none.
+    The file is removed at the end. One that a killed process has left behind is locked by nobody,
+    and is taken. Where the file system knows no locks, or no file can be made, there is none.
 
     Raises:
         BlockingIOError: somebody else is within.
@@ -27,7 +28,8 @@ def locked(path: Path) -> Iterator[None]:
     finally:
         if handle is not None and handle in _held:  # not in a child that was forked within
             _held.discard(handle)
-            with contextlib.suppress(OSError):  # Windows removes no open file; it stays, and harms nobody
+            # Windows removes no open file; it stays, and harms nobody
+            with contextlib.suppress(OSError):
                 path.unlink()
             os.close(handle)
 
@@ -50,7 +52,8 @@ def _take(path: Path) -> int | None:
             if os.path.samestat(os.fstat(handle), os.stat(path)):
                 _held.add(handle)
                 return handle
-        os.close(handle)  # its holder has removed it since it was opened: the lock is on a file without a name
+        # its holder has removed it since it was opened: the lock is on a file without a name
+        os.close(handle)
     return None
 
 

@@ -1,4 +1,5 @@
-"""How far training is, for a person who watches: tqdm's bar on a terminal where tqdm is installed, else a line an epoch."""
+"""How far training is, for a person who watches: tqdm's bar on a terminal where tqdm is installed,
+else a line an epoch."""
 
 import sys
 from typing import Any, Self
@@ -26,7 +27,8 @@ class Progress:
         self._draw("close")
 
     def _draw(self, what: str, *figures: Any, **more: Any) -> None:
-        """Have the bar do something. A terminal that has gone takes the bar with it, and nothing else."""
+        """Have the bar do something. A terminal that has gone takes the bar with it, and nothing
+        else."""
         if self.bar is not None:
             try:
                 getattr(self.bar, what)(*figures, **more)
@@ -47,5 +49,8 @@ class Progress:
         if not self.shown:
             return
         self._draw("clear")
-        say(f"epoch {epoch}: loss {loss:.4f}, train accuracy {train_acc:.4f}, test accuracy {test_acc:.4f}")
+        say(
+            f"epoch {epoch}: loss {loss:.4f}, train accuracy {train_acc:.4f}, test accuracy "
+            f"{test_acc:.4f}"
+        )
         self._draw("refresh")

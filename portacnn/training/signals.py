@@ -1,4 +1,5 @@
-"""Signals as a request: the step under way is finished, and a checkpoint written, before training ends."""
+"""Signals as a request: the step under way is finished, and a checkpoint written, before training
+ends."""
 
 import signal
 import threading
@@ -21,15 +22,18 @@ class Caught:
 
     @property
     def exit_status(self) -> int:
-        """What a process that was ended by it is to return: 128 and its number, as shells have it; 0 where none came."""
+        """What a process that was ended by it is to return: 128 and its number, as shells have it;
+        0 where none came."""
         return 0 if self.number is None else 128 + self.number
 
 
 @contextmanager
 def interrupted_between_steps(work: Stoppable) -> Iterator[None]:
-    """Within it the first Ctrl-C tells ``work`` to ``stop``, and KeyboardInterrupt is raised at the end, when it has.
+    """Within it the first Ctrl-C tells ``work`` to ``stop``, and KeyboardInterrupt is raised at the
+    end, when it has.
 
-    A second one is raised at once. Where Ctrl-C does something else than raise KeyboardInterrupt, nothing is changed.
+    A second one is raised at once. Where Ctrl-C does something else than raise KeyboardInterrupt,
+    nothing is changed.
     """
     usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     with stopping_on_signals(work, (signal.SIGINT,) if usual else ()) as caught:
@@ -39,14 +43,18 @@ def interrupted_between_steps(work: Stoppable) -> Iterator[None]:
 
 
 @contextmanager
-def stopping_on_signals(work: Stoppable, numbers: Sequence[int] = (signal.SIGINT, signal.SIGTERM)) -> Iterator[Caught]:
-    """Within it, the first of these signals tells ``work`` to ``stop``; a second one does what it would do anyway.
+def stopping_on_signals(
+    work: Stoppable, numbers: Sequence[int] = (signal.SIGINT, signal.SIGTERM)
+) -> Iterator[Caught]:
+    """Within it, the first of these signals tells ``work`` to ``stop``; a second one does what it
+    would do anyway.
 
         with stopping_on_signals(trainer) as caught:
             trainer.train()
         sys.exit(caught.exit_status)
 
-    Only a process's main thread may ask for signals: in others nothing is changed, and none is caught.
+    Only a process's main thread may ask for signals: in others nothing is changed, and none is
+    caught.
     """
     caught = Caught()
     if threading.current_thread() is not threading.main_thread():

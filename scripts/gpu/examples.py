@@ -1,7 +1,9 @@
-"""Random arguments for every op that a GPU has a kernel for: what ``gpu/kernels.py`` calls them with.
+"""Random arguments for every op that a GPU has a kernel for: what ``gpu/kernels.py`` calls them
+with.
 
-Where an op has to decide something (ReLU, the largest under a window) the numbers are multiples of 1/8, few enough that every sum
-is exact in float32: then float32 and float64 decide alike, ties included.
+Where an op has to decide something (ReLU, the largest under a window) the numbers are multiples of
+1/8, few enough that every sum is exact in float32: then float32 and float64 decide alike, ties
+included.
 
 Notation: N batch, C in-channels, O out-channels, S the spatial axes.
 """
@@ -23,7 +25,8 @@ from portacnn.ops.windows import Windows  # noqa: E402
 
 
 class Example(NamedTuple):
-    """One call. Arrays of floats among ``args`` come in the dtype under test, those among ``options`` as they are."""
+    """One call. Arrays of floats among ``args`` come in the dtype under test, those among
+    ``options`` as they are."""
 
     args: tuple
     options: dict[str, Any]
@@ -57,7 +60,8 @@ class Draw:
         return self.rng.standard_normal(shape)
 
     def eighths(self, *shape: int) -> np.ndarray:
-        """Multiples of 1/8 between -1 and 1: the products of two are multiples of 1/64, and 10^5 of them add up exactly."""
+        """Multiples of 1/8 between -1 and 1: the products of two are multiples of 1/64, and 10^5 of
+        them add up exactly."""
         return self.rng.integers(-8, 9, shape) / 8
 
     def windows(self) -> Windows:
@@ -68,7 +72,9 @@ class Draw:
 
         kernel, stride, dilation = each(1, 5), each(1, 3), each(1, 2)
         pads = tuple(zip(each(0, 3), each(0, 3), strict=True))
-        least = (max(1, d * (k - 1) + 1 - sum(p)) for k, d, p in zip(kernel, dilation, pads, strict=True))
+        least = (
+            max(1, d * (k - 1) + 1 - sum(p)) for k, d, p in zip(kernel, dilation, pads, strict=True)
+        )
         size = tuple(n + more for n, more in zip(least, each(0, 12), strict=True))
         return Windows.of(size, kernel, stride, pads, dilation)
 
@@ -80,14 +86,20 @@ class Draw:
         return pool_windows(size, kernel, stride, padding, 1, self.of(True, False))
 
 
-# --- how the arguments of each op are drawn ----------------------------------------------------------------------------
+# --- how the arguments of each op are drawn -------------------------------------------------------
 
 
 def _convolution(draw: Draw, values: Callable[..., np.ndarray]) -> tuple:
     windows, groups, n = draw.windows(), draw.of(1, 1, 1, 2), draw.batch()
     c, o = (groups * draw.whole(1, 20) for _ in range(2))
     bias = draw.of(None, values(o))
-    return values(n, c, *windows.size), values(o, c // groups, *windows.kernel), bias, windows, groups
+    return (
+        values(n, c, *windows.size),
+        values(o, c // groups, *windows.kernel),
+        bias,
+        windows,
+        groups,
+    )
 
 
 def conv(draw: Draw) -> Example:
@@ -107,7 +119,10 @@ def conv_transpose(draw: Draw) -> Example:
     groups = draw.of(1, 1, 2)
     c, o = (groups * draw.whole(1, 10) for _ in range(2))
     weight = draw.numbers(c, o // groups, *kernel)
-    return Example((draw.numbers(n, c, *size), weight, draw.of(None, draw.numbers(o)), windows, groups), {"keep": True})
+    return Example(
+        (draw.numbers(n, c, *size), weight, draw.of(None, draw.numbers(o)), windows, groups),
+        {"keep": True},
+    )
 
 
 def gather(draw: Draw) -> Example:
@@ -117,16 +132,26 @@ def gather(draw: Draw) -> Example:
 
 def scatter(draw: Draw) -> Example:
     windows = draw.windows()
-    return Example((draw.numbers(draw.whole(1, 9), prod(windows.kernel), *windows.out, draw.batch()), windows), {})
+    return Example(
+        (draw.numbers(draw.whole(1, 9), prod(windows.kernel), *windows.out, draw.batch()), windows),
+        {},
+    )
 
 
 def linear(draw: Draw) -> Example:
     n, f, o = draw.batch(), draw.whole(1, 400), draw.whole(1, 130)
-    return Example((draw.numbers(n, f), draw.numbers(o, f), draw.of(None, draw.numbers(o))), {"keep": True})
+    return Example(
+        (draw.numbers(n, f), draw.numbers(o, f), draw.of(None, draw.numbers(o))), {"keep": True}
+    )
 
 
 def linear_relu(draw: Draw) -> Example:
-    n, f, o, exact = draw.batch(), draw.whole(1, 400), draw.whole(1, 130), draw.of(True, True, False)
+    n, f, o, exact = (
+        draw.batch(),
+        draw.whole(1, 400),
+        draw.whole(1, 130),
+        draw.of(True, True, False),
+    )
     values = draw.eighths if exact else draw.numbers
     return Example((values(n, f), values(o, f), draw.of(None, values(o))), {"keep": True}, exact)
 
@@ -141,7 +166,9 @@ def erf(draw: Draw) -> Example:
 
 def max_pool(draw: Draw) -> Example:
     size = draw.size(1)
-    return Example((draw.eighths(draw.batch(), draw.whole(1, 20), *size), draw.pooling(size)), {"keep": True})
+    return Example(
+        (draw.eighths(draw.batch(), draw.whole(1, 20), *size), draw.pooling(size)), {"keep": True}
+    )
 
 
 def avg_pool(draw: Draw) -> Example:
@@ -161,11 +188,14 @@ def batch_norm(draw: Draw) -> Example:
 
 
 def batch_norm_relu(draw: Draw) -> Example:
-    """Drawn again until no number is so near to 0 that rounding decides whether ReLU lets it through."""
+    """Drawn again until no number is so near to 0 that rounding decides whether ReLU lets it
+    through."""
     while True:
         example = batch_norm(draw)
         with use_kernels("reference"):
-            y, _ = OPS["batch_norm"](*(None if a is None else a.copy() for a in example.args), **example.options)
+            y, _ = OPS["batch_norm"](
+                *(None if a is None else a.copy() for a in example.args), **example.options
+            )
         if np.abs(y).min() > 1e-5 * np.abs(y).max():
             return example
 
@@ -190,9 +220,14 @@ def softmax_cross_entropy(draw: Draw) -> Example:
         labels[draw.rng.random(labels.shape) < 0.3] = -100
         labels.flat[0] = 1
     target = (
-        labels if draw.of(True, True, False) else np.moveaxis(draw.rng.dirichlet(np.ones(classes), (n, *size)), -1, 1)
+        labels
+        if draw.of(True, True, False)
+        else np.moveaxis(draw.rng.dirichlet(np.ones(classes), (n, *size)), -1, 1)
     )
-    options = {"weight": draw.of(None, None, 0.5 + draw.rng.random(classes)), "label_smoothing": draw.of(0.0, 0.1)}
+    options = {
+        "weight": draw.of(None, None, 0.5 + draw.rng.random(classes)),
+        "label_smoothing": draw.of(0.0, 0.1),
+    }
     options |= {"reduction": draw.of("mean", "mean", "sum", "none"), "keep": True}
     return Example((5 * draw.numbers(n, classes, *size), target), options)
 
@@ -203,7 +238,10 @@ def _words(draw: Draw, *shape: int) -> Any:
 
 def kept(draw: Draw) -> Example:
     rows, length = draw.batch(), draw.of(1, 7, 400, *((20000,) if draw.large else ()))
-    return Example((np.zeros(1), length, _words(draw, rows), _words(draw, rows), draw.whole(1, (1 << 32) - 1)), {})
+    return Example(
+        (np.zeros(1), length, _words(draw, rows), _words(draw, rows), draw.whole(1, (1 << 32) - 1)),
+        {},
+    )
 
 
 def drop(draw: Draw) -> Example:
@@ -226,15 +264,21 @@ def take_batch(draw: Draw) -> Example:
 
 
 def _parameters(draw: Draw, lists: int) -> tuple[list[np.ndarray], ...]:
-    """Parameters, gradients, and so many lists beside them in which nothing is negative; often one long array, as in training."""
+    """Parameters, gradients, and so many lists beside them in which nothing is negative; often one
+    long array, as in training."""
     long = draw.of(100_000 if draw.large else 3000, draw.whole(1, 3000))
-    shapes = draw.of([(long,)], [(draw.whole(1, 20),) * draw.whole(0, 3) for _ in range(draw.whole(1, 4))])
+    shapes = draw.of(
+        [(long,)], [(draw.whole(1, 20),) * draw.whole(0, 3) for _ in range(draw.whole(1, 4))]
+    )
     found = [[np.asarray(draw.numbers(*shape)) for shape in shapes] for _ in range(2 + lists)]
-    return tuple(found[:2]) + tuple([np.asarray(np.abs(array)) for array in arrays] for arrays in found[2:])
+    return tuple(found[:2]) + tuple(
+        [np.asarray(np.abs(array)) for array in arrays] for arrays in found[2:]
+    )
 
 
 def _update(lists: int, **fixed: Callable[[Draw], Any]) -> Callable[[Draw], Example]:
-    """An optimizer's op: its rate and its counts as Python's numbers, or as arrays on the device as in a replayed step."""
+    """An optimizer's op: its rate and its counts as Python's numbers, or as arrays on the device as
+    in a replayed step."""
 
     def one(draw: Draw) -> Example:
         on_device = draw.of(True, False)
@@ -242,8 +286,15 @@ def _update(lists: int, **fixed: Callable[[Draw], Any]) -> Callable[[Draw], Exam
         options |= {"lr": 0.05, "weight_decay": draw.of(0.0, 0.1)}
         if on_device:
             counts = {"lr": np.float64, "step": np.int64, "first": np.bool_}
-            options |= {name: np.asarray(options[name], kind) for name, kind in counts.items() if name in options}
-        return Example(_parameters(draw, lists), {**options, "ok": draw.of(None, np.asarray(True), np.asarray(False))})
+            options |= {
+                name: np.asarray(options[name], kind)
+                for name, kind in counts.items()
+                if name in options
+            }
+        return Example(
+            _parameters(draw, lists),
+            {**options, "ok": draw.of(None, np.asarray(True), np.asarray(False))},
+        )
 
     return one
 
@@ -276,8 +327,24 @@ def clip_by_global_norm(draw: Draw) -> Example:
 
 EXAMPLES: dict[str, Callable[[Draw], Example]] = {
     **{e.__name__: e for e in (gather, scatter)},
-    **{e.__name__: e for e in (conv, conv_relu, conv_transpose, linear, linear_relu, relu, erf, max_pool, avg_pool)},
-    **{e.__name__: e for e in (batch_norm, batch_norm_relu, add, add_relu, softmax_cross_entropy, kept, drop)},
+    **{
+        e.__name__: e
+        for e in (
+            conv,
+            conv_relu,
+            conv_transpose,
+            linear,
+            linear_relu,
+            relu,
+            erf,
+            max_pool,
+            avg_pool,
+        )
+    },
+    **{
+        e.__name__: e
+        for e in (batch_norm, batch_norm_relu, add, add_relu, softmax_cross_entropy, kept, drop)
+    },
     **{e.__name__: e for e in (take_batch, rmsprop_update, all_finite, clip_by_global_norm)},
     "sgd_update": _update(0),
     "momentum_update": _update(

@@ -1,7 +1,9 @@
-"""Every kernel of a backend against the portable op on NumPy in float64, on fresh random shapes: a section of ``gpu_check.py``.
+"""Every kernel of a backend against the portable op on NumPy in float64, on fresh random shapes: a
+section of ``gpu_check.py``.
 
-``gpu/examples.py`` says how to draw the arguments of each op that has a kernel; a kernel that is not there is reported. Arrays are
-drawn in float64 and rounded to the dtype that the kernel gets, so that both compute from the same numbers.
+``gpu/examples.py`` says how to draw the arguments of each op that has a kernel; a kernel that is
+not there is reported. Arrays are drawn in float64 and rounded to the dtype that the kernel gets, so
+that both compute from the same numbers.
 """
 
 from collections.abc import Callable, Iterator
@@ -26,11 +28,12 @@ LIMIT = {"float32": 1e-4, "float64": 1e-10}
 LEAST, MOST = 6, 60  # examples of a kernel
 
 
-# --- one call ---------------------------------------------------------------------------------------------------------
+# --- one call -------------------------------------------------------------------------------------
 
 
 def mapped(value: Any, change: Callable[[np.ndarray], Any]) -> Any:
-    """``value`` with ``change`` done to its arrays, those in lists and tuples and dictionaries too."""
+    """``value`` with ``change`` done to its arrays, those in lists and tuples and dictionaries
+    too."""
     if isinstance(value, dict):
         return {name: mapped(item, change) for name, item in value.items()}
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
@@ -47,8 +50,11 @@ def arrays_of(value: Any) -> Iterator[Any]:
         yield value
 
 
-def call(home: Backend, kernel: Kernel, name: str, example: Example, dtype: str, last: bool, seed: int) -> Any:
-    """What a kernel gives back and writes into its arguments, and what its backward gives, as NumPy's arrays.
+def call(
+    home: Backend, kernel: Kernel, name: str, example: Example, dtype: str, last: bool, seed: int
+) -> Any:
+    """What a kernel gives back and writes into its arguments, and what its backward gives, as
+    NumPy's arrays.
 
     Args:
         dtype: of the arrays of floats.
@@ -112,10 +118,12 @@ def rounded(example: Example, dtype: str) -> Example:
 def compare(
     home: Backend, kernel: Kernel, name: str, example: Example, dtype: str, last: bool, seed: int
 ) -> float | None:
-    """How far the kernel is off: the largest error over the largest number, of the worst of its results; None: declined.
+    """How far the kernel is off: the largest error over the largest number, of the worst of its
+    results; None: declined.
 
     Raises:
-        AssertionError: another dtype or shape, other integers or booleans, not the same bits when it is done again.
+        AssertionError: another dtype or shape, other integers or booleans, not the same bits when
+            it is done again.
     """
     found = call(home, kernel, name, example, dtype, last, seed)
     if found is NotImplemented:
@@ -132,16 +140,22 @@ def compare(
     for number, (got, right, twin) in enumerate(zip(found, wanted, again, strict=True)):
         kind = np.dtype(dtype) if right.dtype.kind == "f" else right.dtype
         if (got.dtype, got.shape) != (kind, right.shape):
-            raise AssertionError(f"result {number} is {got.dtype} {got.shape}, not {kind} {right.shape}")
+            raise AssertionError(
+                f"result {number} is {got.dtype} {got.shape}, not {kind} {right.shape}"
+            )
         if got.tobytes() != twin.tobytes():
             raise AssertionError(f"result {number} has other bits when it is computed again")
         if right.dtype.kind != "f":
             if not np.array_equal(got, right):
-                raise AssertionError(f"result {number} differs in {int((got != right).sum())} of {right.size} places")
+                raise AssertionError(
+                    f"result {number} differs in {int((got != right).sum())} of {right.size} places"
+                )
             continue
         fine = np.isfinite(right)
         if not np.array_equal(np.isfinite(got), fine):
-            raise AssertionError(f"result {number} is not finite in {int((~np.isfinite(got)).sum())} places")
+            raise AssertionError(
+                f"result {number} is not finite in {int((~np.isfinite(got)).sum())} places"
+            )
         error = np.abs(np.where(fine, got, 0.0) - np.where(fine, right, 0.0)).max(initial=0.0)
         worst = max(worst, float(error / (np.abs(right[fine]).max(initial=0.0) or 1.0)))
     return worst
@@ -153,7 +167,7 @@ def _numpy() -> Backend:
     return resolve("numpy")
 
 
-# --- the section --------------------------------------------------------------------------------------------------------
+# --- the section ----------------------------------------------------------------------------------
 
 
 def kernels(section: Section) -> None:
@@ -161,7 +175,12 @@ def kernels(section: Section) -> None:
     check(section, gpu.home, dict(gpu.home.kernels["native"]), gpu.poisoned)
 
 
-def check(section: Section, home: Backend, table: dict[str, Kernel], poisoned: Callable[[], Any] = nullcontext) -> None:
+def check(
+    section: Section,
+    home: Backend,
+    table: dict[str, Kernel],
+    poisoned: Callable[[], Any] = nullcontext,
+) -> None:
     """Compare every kernel of the table; each has the same share of the time.
 
     Args:
@@ -172,14 +191,22 @@ def check(section: Section, home: Backend, table: dict[str, Kernel], poisoned: C
     names = sorted(table)
     section.expect(names, f"{home} has no kernels")
     for place, name in enumerate(names):
-        if section.expect(name in EXAMPLES, f"{name}: put what draws its arguments into gpu/examples.py"):
+        if section.expect(
+            name in EXAMPLES, f"{name}: put what draws its arguments into gpu/examples.py"
+        ):
             share = max(section.left, 0.0) / (len(names) - place)
             with section.caught(name):
                 _check_one(section, home, name, table[name], seed, share, poisoned)
 
 
 def _check_one(
-    section: Section, home: Backend, name: str, kernel: Kernel, seed: int, share: float, poisoned: Callable[[], Any]
+    section: Section,
+    home: Backend,
+    name: str,
+    kernel: Kernel,
+    seed: int,
+    share: float,
+    poisoned: Callable[[], Any],
 ) -> None:
     end = section.left - share
     worst: dict[str, float] = {}
@@ -192,12 +219,19 @@ def _check_one(
             section.expect(compared, f"{name}: there was no time for it")
             break
         draw = Draw(seed + number, large=not section.quick and number % 3 == 2)
-        example, dtype, last = EXAMPLES[name](draw), "float64" if number % 3 == 1 else "float32", draw.of(True, False)
+        example, dtype, last = (
+            EXAMPLES[name](draw),
+            "float64" if number % 3 == 1 else "float32",
+            draw.of(True, False),
+        )
         with poisoned():
             try:
                 error = compare(home, kernel, name, example, dtype, last, seed)
             except AssertionError as wrong:
-                section.expect(False, f"{name} (example {seed + number}, {dtype}): {wrong}; {describe(example)}")
+                section.expect(
+                    False,
+                    f"{name} (example {seed + number}, {dtype}): {wrong}; {describe(example)}",
+                )
                 break
         if error is None:
             declined += 1
@@ -209,8 +243,15 @@ def _check_one(
             f"{name} (example {seed + number}): off by {error:.1e} in {dtype}; {describe(example)}",
         ):
             break
-    section.expect(compared, f"{name}: declined all {declined} examples, so that nothing was compared")
-    section.row(kernel=name, compared=compared, declined=declined, **{dtype: worst.get(dtype) for dtype in LIMIT})
+    section.expect(
+        compared, f"{name}: declined all {declined} examples, so that nothing was compared"
+    )
+    section.row(
+        kernel=name,
+        compared=compared,
+        declined=declined,
+        **{dtype: worst.get(dtype) for dtype in LIMIT},
+    )
 
 
 def describe(example: Example) -> str:
@@ -222,7 +263,10 @@ def describe(example: Example) -> str:
         if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
             return f"[{', '.join(map(word, value))}]"
         if isinstance(value, Windows):
-            return f"size {value.size} kernel {value.kernel} stride {value.stride} pads {value.pads} dilation {value.dilation}"
+            return (
+                f"size {value.size} kernel {value.kernel} stride {value.stride} pads "
+                f"{value.pads} dilation {value.dilation}"
+            )
         return repr(value)
 
     options = [f"{name}={word(value)}" for name, value in example.options.items()]

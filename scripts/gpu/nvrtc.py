@@ -1,4 +1,5 @@
-"""CUDA sources compiled as CuPy compiles them, with no GPU and no driver: NVRTC through ctypes, and NVIDIA's disassembler.
+"""CUDA sources compiled as CuPy compiles them, with no GPU and no driver: NVRTC through ctypes, and
+NVIDIA's disassembler.
 
 Both come as packages: ``pip install nvidia-cuda-nvrtc-cu12 nvidia-cuda-nvdisasm``.
 """
@@ -17,7 +18,9 @@ from typing import NamedTuple
 
 AS_CUPY = ("-ftz=true",)  # what CuPy adds to the options of a RawModule
 NO_NVRTC = "NVRTC is not installed: pip install nvidia-cuda-nvrtc-cu12"
-NO_DISASSEMBLER = "nvdisasm is not installed: pip install nvidia-cuda-nvdisasm, or have a CUDA toolkit on PATH"
+NO_DISASSEMBLER = (
+    "nvdisasm is not installed: pip install nvidia-cuda-nvdisasm, or have a CUDA toolkit on PATH"
+)
 
 
 class CompileError(Exception):
@@ -25,7 +28,8 @@ class CompileError(Exception):
 
 
 class Compiled(NamedTuple):
-    """What NVRTC returns. ``code`` is a cubin for an ``sm_`` architecture, and the PTX's text for a ``compute_`` one."""
+    """What NVRTC returns. ``code`` is a cubin for an ``sm_`` architecture, and the PTX's text for a
+    ``compute_`` one."""
 
     code: bytes
     log: str
@@ -40,7 +44,8 @@ def _folders() -> list[Path]:
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """NVRTC: of ``$NVRTC``, the path of another version's library, else of its package; None if there is none."""
+    """NVRTC: of ``$NVRTC``, the path of another version's library, else of its package; None if
+    there is none."""
     if chosen := os.environ.get("NVRTC"):
         return ctypes.CDLL(chosen)
     found = [path for folder in _folders() for path in sorted(folder.glob("*/lib/libnvrtc.so.*"))]
@@ -80,18 +85,26 @@ def compiled(source: str, options: tuple[str, ...], architecture: str = "sm_90")
     nvrtc, program = _loaded(), ctypes.c_void_p()
     more = ("--ptxas-options=-v",) if architecture.startswith("sm_") else ()
     options = (*options, f"--gpu-architecture={architecture}", *AS_CUPY, *more)
-    if nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernels.cu", 0, None, None):
+    if nvrtc.nvrtcCreateProgram(
+        ctypes.byref(program), source.encode(), b"kernels.cu", 0, None, None
+    ):
         raise CompileError("NVRTC made no program")
     try:
         given = (ctypes.c_char_p * len(options))(*[option.encode() for option in options])
         start = time.perf_counter()
         status = nvrtc.nvrtcCompileProgram(program, len(options), given)
         seconds = time.perf_counter() - start
-        log = _text(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program).decode().rstrip("\0")
+        log = (
+            _text(nvrtc.nvrtcGetProgramLogSize, nvrtc.nvrtcGetProgramLog, program)
+            .decode()
+            .rstrip("\0")
+        )
         if status:
             raise CompileError(f"{' '.join(options)}\n{log}")
         kind = "CUBIN" if architecture.startswith("sm_") else "PTX"
-        code = _text(getattr(nvrtc, f"nvrtcGet{kind}Size"), getattr(nvrtc, f"nvrtcGet{kind}"), program)
+        code = _text(
+            getattr(nvrtc, f"nvrtcGet{kind}Size"), getattr(nvrtc, f"nvrtcGet{kind}"), program
+        )
         return Compiled(code, log, seconds)
     finally:
         nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
@@ -111,14 +124,17 @@ def spills(log: str) -> list[int]:
 
 
 def disassembled(cubin: bytes) -> str:
-    """SASS, one instruction a line. Raises CompileError if there is no disassembler, or it refuses."""
+    """SASS, one instruction a line. Raises CompileError if there is no disassembler, or it
+    refuses."""
     command = disassembler()
     if command is None:
         raise CompileError(NO_DISASSEMBLER)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        done = subprocess.run([command, "-c", file.name], capture_output=True, text=True, check=False, timeout=120)
+        done = subprocess.run(
+            [command, "-c", file.name], capture_output=True, text=True, check=False, timeout=120
+        )
     if done.returncode:
         raise CompileError(done.stderr)
     return done.stdout

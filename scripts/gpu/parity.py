@@ -1,13 +1,15 @@
 """One training from one seed, on the GPU as on NumPy: a section of ``gpu_check.py``.
 
-NumPy's losses are in ``parity.json``, since NumPy takes minutes for them and a GPU is lent for minutes. This makes them anew:
+NumPy's losses are in ``parity.json``, since NumPy takes minutes for them and a GPU is lent for
+minutes. This makes them anew:
 
     python scripts/gpu/parity.py
 
-In float64 the losses of the first steps are to be NumPy's. In float32 no two orders of adding up give the same losses, and what
-rounding does grows from step to step. So the file has NumPy's losses in float64, and how far its float32 is from them under
-several orders. On the GPU a loss may be ``SMALL`` away in the first steps, and later ``FACTOR`` times what those were up to there
-where that is more.
+In float64 the losses of the first steps are to be NumPy's. In float32 no two orders of adding up
+give the same losses, and what rounding does grows from step to step. So the file has NumPy's losses
+in float64, and how far its float32 is from them under several orders. On the GPU a loss may be
+``SMALL`` away in the first steps, and later ``FACTOR`` times what those were up to there where that
+is more.
 """
 
 import argparse
@@ -49,8 +51,11 @@ ORDERS = (
 """Ways for NumPy to add up in other orders."""
 
 
-def trained(device: Any, dtype: str, setting: dict[str, int], steps: int) -> tuple[list[float], float, float]:
-    """SimpleConvNet on the digits that come with portacnn: the losses, and the accuracies on training and test set."""
+def trained(
+    device: Any, dtype: str, setting: dict[str, int], steps: int
+) -> tuple[list[float], float, float]:
+    """SimpleConvNet on the digits that come with portacnn: the losses, and the accuracies on
+    training and test set."""
     (x, t), (x_test, t_test) = load_mnist_sample(normalize=False)
     x, t, x_test, t_test = (
         x[: setting["images"]],
@@ -61,7 +66,11 @@ def trained(device: Any, dtype: str, setting: dict[str, int], steps: int) -> tup
     model = SimpleConvNet(device=device, dtype=dtype, weight_init_std="he", seed=1)
     model.preprocess = Normalize()
     epochs = steps * setting["batch"] // setting["images"]
-    options = {"optimizer": "sgd", "optimizer_param": {"lr": 0.1}, "mini_batch_size": setting["batch"]}
+    options = {
+        "optimizer": "sgd",
+        "optimizer_param": {"lr": 0.1},
+        "mini_batch_size": setting["batch"],
+    }
     done = Trainer(model, x, t, x_test, t_test, epochs=epochs, seed=2, verbose=False, **options)
     done.train()
     return done.train_loss_list, done.train_acc_list[-1], done.test_acc_list[-1]
@@ -75,7 +84,10 @@ def strays(losses: list[float], exact: list[float]) -> list[float]:
 def limits(noise: list[float]) -> list[float]:
     """How far each loss in float32 may be off, from how far NumPy's were."""
     most = np.maximum.accumulate(noise)
-    return [SMALL if step < EARLY else max(SMALL, FACTOR * float(most[step])) for step in range(len(noise))]
+    return [
+        SMALL if step < EARLY else max(SMALL, FACTOR * float(most[step]))
+        for step in range(len(noise))
+    ]
 
 
 def parity(section: Section) -> None:
@@ -90,32 +102,53 @@ def parity(section: Section) -> None:
         exact = right["float64"][:steps]
         off = strays(losses, exact)
         bounds = limits(right["float32_off"]) if dtype == "float32" else [EXACT] * steps
-        wrong = [step for step, (far, bound) in enumerate(zip(off, bounds, strict=True)) if not far <= bound]
+        wrong = [
+            step
+            for step, (far, bound) in enumerate(zip(off, bounds, strict=True))
+            if not far <= bound
+        ]
         if wrong:
             step = wrong[0]
             section.expect(
                 False,
-                f"{dtype}: the loss of step {step} is off by {off[step]:.1e} of itself, more than {bounds[step]:.1e}; "
+                f"{dtype}: the loss of step {step} is off by {off[step]:.1e} of itself, more than "
+                f"{bounds[step]:.1e}; "
                 f"{len(wrong)} of {steps} losses are off by too much",
             )
         if steps == setting["steps"] and dtype == "float32":
-            for which, got, wanted in zip(("training", "test"), accuracies, right["accuracies"], strict=True):
+            for which, got, wanted in zip(
+                ("training", "test"), accuracies, right["accuracies"], strict=True
+            ):
                 fine = abs(got - wanted) <= FEW
-                section.expect(fine, f"{dtype}: the {which} accuracy is {got:.4f} on the GPU, {wanted:.4f} on NumPy")
+                section.expect(
+                    fine,
+                    f"{dtype}: the {which} accuracy is {got:.4f} on the GPU, {wanted:.4f} on NumPy",
+                )
         late = {"off_later": max(off[EARLY:], default=None), "limit_at_the_end": bounds[-1]}
         ends = {"first_loss": losses[0], "last_loss": losses[-1]}
-        section.row(dtype=dtype, steps=steps, **ends, off_early=max(off[:EARLY]), **late, test_accuracy=accuracies[1])
+        section.row(
+            dtype=dtype,
+            steps=steps,
+            **ends,
+            off_early=max(off[:EARLY]),
+            **late,
+            test_accuracy=accuracies[1],
+        )
     section.notes.append(
-        f"limits: float32 {SMALL:g} for {EARLY} steps, then {FACTOR:g} times what rounding alone did on NumPy up to there "
-        f"({max(right['float32_off']):.1e} in {len(right['float32_off'])} steps) where that is more; float64 {EXACT:g}"
+        f"limits: float32 {SMALL:g} for {EARLY} steps, then {FACTOR:g} times what rounding alone "
+        "did on NumPy up to there "
+        f"({max(right['float32_off']):.1e} in {len(right['float32_off'])} steps) where that is "
+        f"more; float64 {EXACT:g}"
     )
 
 
-# --- the file ---------------------------------------------------------------------------------------------------------
+# --- the file -------------------------------------------------------------------------------------
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
@@ -126,7 +159,11 @@ def main() -> None:
     for kind, setting in SETTINGS.items():
         exact, *accuracies = _in_a_process(kind, "float64", ORDERS[0])
         offs = [strays(_in_a_process(kind, "float32", order)[0], exact) for order in ORDERS]
-        print(kind, "largest distance from float64 of each order:", *(f"{max(off):.1e}" for off in offs))
+        print(
+            kind,
+            "largest distance from float64 of each order:",
+            *(f"{max(off):.1e}" for off in offs),
+        )
         found[kind] = {
             "setting": setting,
             "accuracies": accuracies,
@@ -141,7 +178,11 @@ def _in_a_process(kind: str, dtype: str, variables: dict[str, str]) -> list[Any]
     """The training in a process of its own, which reads these variables."""
     command = [sys.executable, __file__, "--one", f"{kind},{dtype}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
-    return list(json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout))
+    return list(
+        json.loads(
+            subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""Put what ``gpu_check.py`` measured of the tiles into the plan: ``python scripts/gpu/plan.py runs/gpu/gpu_check.json --write``.
+"""Put what ``gpu_check.py`` measured of the tiles into the plan: ``python scripts/gpu/plan.py
+runs/gpu/gpu_check.json --write``.
 
-The section "yields" of that file has the table in the plan's own form. Without ``--write`` the new source text is printed.
+The section "yields" of that file has the table in the plan's own form. Without ``--write`` the new
+source text is printed.
 """
 
 import argparse
@@ -29,7 +31,9 @@ def measured(report: dict[str, Any]) -> tuple[Yields, str]:
         if section["section"] == "yields" and "yields" in section["figures"]:
             if section["red"]:
                 raise PlanError(f"the section yields is red: {'; '.join(section['red'])}")
-            return section["figures"]["yields"], f"{section['figures']['gpu']}, {report['started'][:10]}"
+            return section["figures"][
+                "yields"
+            ], f"{section['figures']['gpu']}, {report['started'][:10]}"
     raise PlanError("the report has no yields: run gpu_check.py --only yields")
 
 
@@ -41,7 +45,8 @@ def source(yields: Yields, where: str) -> str:
         lines.append(f'    "{kernel}": {{{each}}},')
     lines += [
         "}",
-        '"""What a tile reaches of a multiprocessor\'s arithmetic, relative to the best one. Measured:',
+        '"""What a tile reaches of a multiprocessor\'s arithmetic, relative to the best one. '
+        "Measured:",
         f"{where} (gpu_check.py).",
         '"""',
     ]
@@ -49,7 +54,8 @@ def source(yields: Yields, where: str) -> str:
 
 
 def planned(text: str, yields: Yields, where: str) -> str:
-    """The plan's source with this table in place of its own. Raises PlanError where they are not of the same tiles."""
+    """The plan's source with this table in place of its own. Raises PlanError where they are not of
+    the same tiles."""
     old = _TABLE.search(text)
     if old is None:
         raise PlanError("the plan has no table YIELDS")
@@ -57,16 +63,21 @@ def planned(text: str, yields: Yields, where: str) -> str:
     for kernel in known:
         if sorted(yields.get(kernel, {})) != sorted(known[kernel]):
             raise PlanError(
-                f"{kernel}: the plan has {', '.join(known[kernel])}; measured were {', '.join(yields.get(kernel, {})) or 'none'}"
+                f"{kernel}: the plan has {', '.join(known[kernel])}; measured were "
+                f"{', '.join(yields.get(kernel, {})) or 'none'}"
             )
     if any(not 0 < share <= 1 for tiles in yields.values() for share in tiles.values()):
         raise PlanError("a share is not between 0 and 1")
-    ordered = {kernel: {name: yields[kernel][name] for name in names} for kernel, names in known.items()}
+    ordered = {
+        kernel: {name: yields[kernel][name] for name in names} for kernel, names in known.items()
+    }
     return text[: old.start()] + source(ordered, where) + text[old.end() :]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("report", type=Path, help="gpu_check.json")
     parser.add_argument("--write", action="store_true", help=f"change {PLAN.relative_to(ROOT)}")
     options = parser.parse_args(arguments)

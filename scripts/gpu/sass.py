@@ -1,8 +1,10 @@
-"""What the CUDA kernels of products are compiled to: ``python scripts/gpu/sass.py``; see ``--help``. No GPU is needed.
+"""What the CUDA kernels of products are compiled to: ``python scripts/gpu/sass.py``; see
+``--help``. No GPU is needed.
 
-For each variant, of the main loop's machine code: how many instructions are products (FFMA, DFMA, or HMMA on tensor cores), and
-how many read and write shared memory, read global memory, or compute indices. The share of products bounds the share of a GPU's
-arithmetic that a kernel can reach. Registers, spills and shared memory are of the whole kernel.
+For each variant, of the main loop's machine code: how many instructions are products (FFMA, DFMA,
+or HMMA on tensor cores), and how many read and write shared memory, read global memory, or compute
+indices. The share of products bounds the share of a GPU's arithmetic that a kernel can reach.
+Registers, spills and shared memory are of the whole kernel.
 
 The counts are static: a branch inside the loop counts as taken.
 """
@@ -25,7 +27,8 @@ USUAL: dict[str, dict[str, str | int]] = {
     "input": {"INPUT": 1, "FROM": 0, "STRIDED": 0, "BY_TAP": 2, "VEC": 4},
     "weight": {"WEIGHT": 1, "FROM": 0, "VEC": 4},
 }
-"""The defines of what most layers run, beside the tile's: whole steps of channels, and a batch that is a multiple of four."""
+"""The defines of what most layers run, beside the tile's: whole steps of channels, and a batch that
+is a multiple of four."""
 _KINDS = {
     "product": re.compile(r"[FD]FMA|HMMA"),
     "shared": re.compile(r"LDS|STS"),
@@ -61,7 +64,8 @@ class Counts(NamedTuple):
 
 
 def main_loop(sass: str) -> tuple[list[str], int]:
-    """The opcodes of the loop with most products, and how many instructions the kernel has. Of such loops, the shortest."""
+    """The opcodes of the loop with most products, and how many instructions the kernel has. Of such
+    loops, the shortest."""
     opcodes: list[str] = []
     labels: dict[str, int] = {}
     loops: list[tuple[int, int]] = []
@@ -75,7 +79,9 @@ def main_loop(sass: str) -> tuple[list[str], int]:
                 loops.append((labels[target[1]], len(opcodes)))
 
     def rank(loop: tuple[int, int]) -> tuple[int, int]:
-        return sum(bool(_KINDS["product"].match(code)) for code in opcodes[slice(*loop)]), loop[0] - loop[1]
+        return sum(bool(_KINDS["product"].match(code)) for code in opcodes[slice(*loop)]), loop[
+            0
+        ] - loop[1]
 
     return opcodes[slice(*max(loops, key=rank))] if loops else [], len(opcodes)
 
@@ -93,16 +99,23 @@ def count(source: str, options: tuple[str, ...], architecture: str) -> Counts:
 
 
 def variants(words: list[str]) -> Iterator[tuple[str, str, dict[str, Any], str]]:
-    """(name, source's file, defines, dtype) of each variant whose name contains all of these words."""
+    """(name, source's file, defines, dtype) of each variant whose name contains all of these
+    words."""
     sys.path.insert(0, str(ROOT))
     plan = import_module("portacnn.backends.cupy.plan")
     module = import_module("portacnn.backends.cupy.nvrtc")
     names = {tuple(tile.defines.items()): name for name, tile in plan.TILES.items()}
     for place in PRODUCT_FILES:
         for file, defines in import_module(f"portacnn.backends.cupy.{place}").VARIANTS:
-            tile = next((name for own, name in names.items() if set(own) <= set(defines.items())), None)
+            tile = next(
+                (name for own, name in names.items() if set(own) <= set(defines.items())), None
+            )
             for dtype in module.dtypes(defines):
-                rest = [f"{key}={value}" for key, value in defines.items() if key not in plan.TILES["LARGE"].defines]
+                rest = [
+                    f"{key}={value}"
+                    for key, value in defines.items()
+                    if key not in plan.TILES["LARGE"].defines
+                ]
                 name = " ".join([file.removesuffix(".cu"), *rest, tile or "-", dtype])
                 if all(f" {word} " in f" {name} " for word in words):
                     yield name, file, defines, dtype
@@ -122,18 +135,26 @@ def yields(architecture: str) -> dict[str, dict[str, float]]:
             ).share
             for tile in plan.YIELDS[kernel]
         }
-        table[kernel] = {tile: round(share / max(shares.values()), 2) for tile, share in shares.items()}
+        table[kernel] = {
+            tile: round(share / max(shares.values()), 2) for tile, share in shares.items()
+        }
     return table
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument(
-        "words", nargs="*", help="only variants with all of these in their name: conv FORWARD=1 LARGE float32"
+        "words",
+        nargs="*",
+        help="only variants with all of these in their name: conv FORWARD=1 LARGE float32",
     )
     parser.add_argument("--arch", default="sm_90", help="default: %(default)s")
     parser.add_argument(
-        "--yields", action="store_true", help="only YIELDS of backends/cupy/plan.py, from the usual variants"
+        "--yields",
+        action="store_true",
+        help="only YIELDS of backends/cupy/plan.py, from the usual variants",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the counts there, too")
     options = parser.parse_args()
@@ -148,7 +169,18 @@ def main() -> int:
         module = import_module("portacnn.backends.cupy.nvrtc")
         width = max(len(name) for name, *_ in chosen)
         print(f"NVRTC {version()}, {options.arch}")
-        heads = ("products", "loop", "share", "shared", "global", "other", "registers", "spilled", "smem", "ms")
+        heads = (
+            "products",
+            "loop",
+            "share",
+            "shared",
+            "global",
+            "other",
+            "registers",
+            "spilled",
+            "smem",
+            "ms",
+        )
         print(" ".join([f"{'variant':{width}}", *(f"{head:>9}" for head in heads)]))
         for name, file, defines, dtype in chosen:
             got = count(module.source(file), module.options(dtype, defines), options.arch)
@@ -162,7 +194,9 @@ def main() -> int:
         return 1
     if options.json:
         options.json.write_text(
-            json.dumps({"nvrtc": version(), "architecture": options.arch, "variants": rows}, indent=1)
+            json.dumps(
+                {"nvrtc": version(), "architecture": options.arch, "variants": rows}, indent=1
+            )
         )
     return 0
 

@@ -11,12 +11,47 @@ from pathlib import Path
 from gpu.tools import ROOT, NotHereError, Section
 
 QUICKEST = (
-    *("runtime", "dispatch", "ops_pad", "optim", "ops_linear", "layers", "ops_im2col", "ops_activation_more"),
-    *("ops_activation", "ops_dropout", "ops_batch", "layers_graph", "files", "ops_norm", "ops_pool", "model"),
-    *("layers_conv_pool", "layers_norm", "ops_conv", "ops_loss", "ops_loss_more", "ops_fused", "ops_conv_nd"),
-    *("inference", "ops_conv_transpose", "optim_torch", "ops_joined_relu", "stages", "ops_pool_nd", "ops_update"),
+    *(
+        "runtime",
+        "dispatch",
+        "ops_pad",
+        "optim",
+        "ops_linear",
+        "layers",
+        "ops_im2col",
+        "ops_activation_more",
+    ),
+    *(
+        "ops_activation",
+        "ops_dropout",
+        "ops_batch",
+        "layers_graph",
+        "files",
+        "ops_norm",
+        "ops_pool",
+        "model",
+    ),
+    *(
+        "layers_conv_pool",
+        "layers_norm",
+        "ops_conv",
+        "ops_loss",
+        "ops_loss_more",
+        "ops_fused",
+        "ops_conv_nd",
+    ),
+    *(
+        "inference",
+        "ops_conv_transpose",
+        "optim_torch",
+        "ops_joined_relu",
+        "stages",
+        "ops_pool_nd",
+        "ops_update",
+    ),
 )
-"""Files of tests in the order of what one of them took on the stand-in for CuPy; the others follow."""
+"""Files of tests in the order of what one of them took on the stand-in for CuPy; the others
+follow."""
 _ON_A_BACKEND = re.compile(r"^def test_\w+\([^)]*\bbackend\b", re.MULTILINE)
 WARNINGS = "filterwarnings=default\nerror:::portacnn"
 """Warnings are errors where our own code is at fault; other people's packages may warn."""
@@ -24,17 +59,36 @@ WARNINGS = "filterwarnings=default\nerror:::portacnn"
 
 def files() -> list[Path]:
     """The files whose tests run on a backend, the quickest first."""
-    found = {path.stem.removeprefix("test_"): path for path in sorted((ROOT / "tests").glob("test_*.py"))}
-    ours = {name: path for name, path in found.items() if _ON_A_BACKEND.search(path.read_text(encoding="utf-8"))}
+    found = {
+        path.stem.removeprefix("test_"): path for path in sorted((ROOT / "tests").glob("test_*.py"))
+    }
+    ours = {
+        name: path
+        for name, path in found.items()
+        if _ON_A_BACKEND.search(path.read_text(encoding="utf-8"))
+    }
     return [ours.pop(name) for name in QUICKEST if name in ours] + list(ours.values())
 
 
 def tests(section: Section) -> None:
-    """As many of them as there is time for, in as many processes as there are cores: red where one fails."""
+    """As many of them as there is time for, in as many processes as there are cores: red where one
+    fails."""
     for name in ("pytest", "hypothesis"):
         if find_spec(name) is None:
             raise NotHereError(f"{name} is not installed")
-    command = [sys.executable, "-m", "pytest", "-q", "-m", "not slow", "-k", "cupy", "--maxfail=30", "-o", WARNINGS]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-m",
+        "not slow",
+        "-k",
+        "cupy",
+        "--maxfail=30",
+        "-o",
+        WARNINGS,
+    ]
     command += ["-p", "no:cacheprovider", "--tb=short", "-rfE"]
     workers = min(os.cpu_count() or 1, 12)
     if find_spec("xdist") is not None and workers > 1:
@@ -50,13 +104,21 @@ def tests(section: Section) -> None:
     folder = Path(section.out) if section.out else None
     with (folder / "tests.txt").open("w+") if folder else tempfile.TemporaryFile("w+") as log:
         try:
-            done = subprocess.run(command, cwd=ROOT, env=environment, stdout=log, stderr=log, timeout=limit)
+            done = subprocess.run(
+                command, cwd=ROOT, env=environment, stdout=log, stderr=log, timeout=limit
+            )
             section.expect(done.returncode == 0, f"pytest ended with status {done.returncode}")
         except subprocess.TimeoutExpired:
-            section.expect(False, f"the tests did not end in {limit:.0f} seconds, though none was begun in the last 8")
+            section.expect(
+                False,
+                f"the tests did not end in {limit:.0f} seconds, though none was "
+                "begun in the last 8",
+            )
         log.seek(0)
         lines = log.read().splitlines()
-    counts = next((line.strip("= ") for line in reversed(lines) if " in " in line), "none were told")
+    counts = next(
+        (line.strip("= ") for line in reversed(lines) if " in " in line), "none were told"
+    )
     section.figures["counts"] = counts
     section.expect(" passed" in counts, f"no test passed: {counts}")
     if " skipped" in counts:

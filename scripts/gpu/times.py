@@ -1,8 +1,10 @@
-"""What the GPU reaches, how long training steps take on it, and how near kernels come to it: sections of ``gpu_check.py``.
+"""What the GPU reaches, how long training steps take on it, and how near kernels come to it:
+sections of ``gpu_check.py``.
 
-Times are medians over blocks of runs after a warm-up, by events on the device and by the host's clock around the block with the
-wait at its end; what is given as ms is the longer of the two. Things that are compared take turns, block by block. Products are of
-float32 with TF32 off, in portacnn as in PyTorch.
+Times are medians over blocks of runs after a warm-up, by events on the device and by the host's
+clock around the block with the wait at its end; what is given as ms is the longer of the two.
+Things that are compared take turns, block by block. Products are of float32 with TF32 off, in
+portacnn as in PyTorch.
 
 Notation: N batch, C in-channels, O out-channels, K taps of the kernel.
 """
@@ -40,11 +42,12 @@ TIERS = {"portable": ("reference", False), "kernels": ("auto", False), "captured
 """Which kernels, and whether steps are replayed."""
 
 
-# --- the GPU -----------------------------------------------------------------------------------------------------------
+# --- the GPU --------------------------------------------------------------------------------------
 
 
 class Ceilings(NamedTuple):
-    """What the GPU was seen to reach: bytes read and written a second, float32 operations a second."""
+    """What the GPU was seen to reach: bytes read and written a second, float32 operations a
+    second."""
 
     bytes: float
     flops: float
@@ -56,13 +59,22 @@ def device(section: Section) -> None:
     cp, runtime = gpu.cp, gpu.cp.cuda.runtime
     number = gpu.home.device.id
     told = {"python": platform.python_version(), "numpy": np.__version__, "cupy": cp.__version__}
-    told |= {"cuda_runtime": runtime.runtimeGetVersion(), "driver_takes_cuda": runtime.driverGetVersion()}
+    told |= {
+        "cuda_runtime": runtime.runtimeGetVersion(),
+        "driver_takes_cuda": runtime.driverGetVersion(),
+    }
     properties = runtime.getDeviceProperties(number)
     told["gpu"] = gpu.name
-    told |= {"multiprocessors": properties.get("multiProcessorCount"), "devices": runtime.getDeviceCount()}
+    told |= {
+        "multiprocessors": properties.get("multiProcessorCount"),
+        "devices": runtime.getDeviceCount(),
+    }
     told["compute_capability"] = f"{properties.get('major')}.{properties.get('minor')}"
     told["L2_MB"] = (properties.get("l2CacheSize") or 0) / 2**20
-    for word, attribute in (("SM_MHz_at_most", "cudaDevAttrClockRate"), ("memory_MHz", "cudaDevAttrMemoryClockRate")):
+    for word, attribute in (
+        ("SM_MHz_at_most", "cudaDevAttrClockRate"),
+        ("memory_MHz", "cudaDevAttrMemoryClockRate"),
+    ):
         with suppress(Exception):  # CUDA 13 no longer tells everything
             told[word] = runtime.deviceGetAttribute(getattr(runtime, attribute), number) / 1000
     free, total = runtime.memGetInfo()
@@ -71,7 +83,10 @@ def device(section: Section) -> None:
     section.figures["now"] = _smi()
     with section.caught("ceilings"):
         reached = ceilings(gpu, quick=section.quick)
-        section.figures |= {"copy_GB_per_s": reached.bytes / 1e9, "fp32_TFLOP_per_s": reached.flops / 1e12}
+        section.figures |= {
+            "copy_GB_per_s": reached.bytes / 1e9,
+            "fp32_TFLOP_per_s": reached.flops / 1e12,
+        }
         gpu.forget()
     section.figures["under_load"] = _smi()
     with section.caught("launches"):
@@ -90,7 +105,8 @@ def _smi() -> str | None:
 
 
 def ceilings(gpu: Gpu, *, quick: bool) -> Ceilings:
-    """A copy of 1 GiB, and a product of 4096 x 4096 random float32 matrices by cuBLAS with TF32 off: the best of several."""
+    """A copy of 1 GiB, and a product of 4096 x 4096 random float32 matrices by cuBLAS with TF32
+    off: the best of several."""
     cp = gpu.cp
     count, n = (1 << 12, 64) if quick else (1 << 28, 4096)
     rng = np.random.default_rng(0)
@@ -105,7 +121,8 @@ def ceilings(gpu: Gpu, *, quick: bool) -> Ceilings:
 
 
 def launches(gpu: Gpu, count: int) -> dict[str, float]:
-    """Microseconds a launch: of one kernel after the other from Python, and of one among many in a graph; and of a whole graph."""
+    """Microseconds a launch: of one kernel after the other from Python, and of one among many in a
+    graph; and of a whole graph."""
     cp = gpu.cp
     x = cp.ones(32, dtype="float32")
 
@@ -127,7 +144,8 @@ def _median(clock: Clock, run: Callable[[], Any]) -> float:
 
 
 class Recorded:
-    """A graph that does ``run`` so many times, its stream and its memory's pool. It runs before, so that all it needs is there."""
+    """A graph that does ``run`` so many times, its stream and its memory's pool. It runs before, so
+    that all it needs is there."""
 
     def __init__(self, gpu: Gpu, run: Callable[[], Any], times: int) -> None:
         cuda = gpu.cp.cuda
@@ -150,7 +168,7 @@ class Recorded:
             return _median(clock, self.graph.launch)
 
 
-# --- training steps -------------------------------------------------------------------------------------------------------
+# --- training steps -------------------------------------------------------------------------------
 
 
 def _cases(section: Section) -> list[tuple[str, int]]:
@@ -160,9 +178,11 @@ def _cases(section: Section) -> list[tuple[str, int]]:
 
 
 def steps(section: Section) -> None:
-    """A training step of each net at each batch: with kernels and replayed from a graph, then portable.
+    """A training step of each net at each batch: with kernels and replayed from a graph, then
+    portable.
 
-    One step of each net goes ahead: then what is compiled once, by us and by CuPy, is compiled before a clock runs.
+    One step of each net goes ahead: then what is compiled once, by us and by CuPy, is compiled
+    before a clock runs.
     """
     gpu = Gpu(section.device)
     cases = _cases(section)
@@ -178,7 +198,9 @@ def steps(section: Section) -> None:
         for place, case in enumerate(cases):
             if not section.room(1.5, f"{case[0]} at batch {case[1]}, {' and '.join(tiers)}"):
                 continue
-            share = max(section.left, 0.0) / (len(cases) - place + (len(cases) if tiers[0] == "kernels" else 0))
+            share = max(section.left, 0.0) / (
+                len(cases) - place + (len(cases) if tiers[0] == "kernels" else 0)
+            )
             with section.caught(f"{case[0]} at batch {case[1]}"):
                 rows[case] |= _timed(section, gpu, case, tiers, share)
                 section.rows = [row for row in rows.values() if len(row) > 2]
@@ -186,25 +208,32 @@ def steps(section: Section) -> None:
             gpu.forget()
 
 
-def _timed(section: Section, gpu: Gpu, case: tuple[str, int], tiers: tuple[str, ...], share: float) -> dict[str, Any]:
+def _timed(
+    section: Section, gpu: Gpu, case: tuple[str, int], tiers: tuple[str, ...], share: float
+) -> dict[str, Any]:
     """Milliseconds of a step by tier, and how far they can be trusted."""
     net, batch = case
     runs: dict[str, Callable[[], None]] = {}
     for tier in tiers:
         with section.caught(f"{net} at batch {batch}, {tier}"):
             runs[tier] = _step(gpu, net, batch, *TIERS[tier])
-    times = clock_blocks(gpu.clock, runs, block=min(0.04, share / 60), blocks=3 if section.quick else 7)
+    times = clock_blocks(
+        gpu.clock, runs, block=min(0.04, share / 60), blocks=3 if section.quick else 7
+    )
     found: dict[str, Any] = {f"{tier}_ms": time.ms for tier, time in times.items()}
     if "portable" not in times and times:
         found["host_clock_over_events"] = max(
-            sorted(time.wall)[len(time.wall) // 2] / max(sorted(time.device)[len(time.device) // 2], 1e-9)
+            sorted(time.wall)[len(time.wall) // 2]
+            / max(sorted(time.device)[len(time.device) // 2], 1e-9)
             for time in times.values()
         )
         found["spread"] = max(time.spread for time in times.values())
     return found
 
 
-def _step(gpu: Gpu, net: str, batch: int, kernels: str, replayed: bool, warm: int = 3) -> Callable[[], None]:
+def _step(
+    gpu: Gpu, net: str, batch: int, kernels: str, replayed: bool, warm: int = 3
+) -> Callable[[], None]:
     """A step of the Trainer, warmed up (compiled, recorded), under its choice of kernels."""
     model = bench_worker.portacnn_model(net, gpu.home)
     step = bench_worker.portacnn_step(model, {"net": net, "batch": batch}, replayed)
@@ -220,14 +249,19 @@ def _step(gpu: Gpu, net: str, batch: int, kernels: str, replayed: bool, warm: in
 
 
 def torch_steps(section: Section) -> None:
-    """The same steps in PyTorch, where there is one for CUDA; ``torch.compile`` last, since compiling takes its time."""
+    """The same steps in PyTorch, where there is one for CUDA; ``torch.compile`` last, since
+    compiling takes its time."""
     try:
         import torch
     except ImportError as error:
         raise NotHereError("PyTorch is not installed") from error
     if not torch.cuda.is_available():
         raise NotHereError(f"PyTorch {torch.__version__} sees no CUDA device")
-    section.figures |= {"torch": torch.__version__, "cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version()}
+    section.figures |= {
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+    }
     place = section.device.partition(":")[2].removeprefix("cuda:") or "0"
     words = f"cuda:{place if place.isdecimal() else 0}"
     clock = Clock(_torch_event(torch), lambda a, b: a.elapsed_time(b), torch.cuda.synchronize)
@@ -244,7 +278,10 @@ def torch_steps(section: Section) -> None:
                 section.rows = list(rows.values())
                 section.save()
             torch.cuda.empty_cache()
-    allowed = {"products": torch.backends.cuda.matmul.allow_tf32, "convolutions": torch.backends.cudnn.allow_tf32}
+    allowed = {
+        "products": torch.backends.cuda.matmul.allow_tf32,
+        "convolutions": torch.backends.cudnn.allow_tf32,
+    }
     section.figures["TF32"] = allowed
     section.expect(not any(allowed.values()), f"PyTorch may use TF32, portacnn does not: {allowed}")
 
@@ -268,7 +305,7 @@ def _peer_step(name: str, net: str, batch: int, place: str) -> Callable[[], None
     return lambda: peer.step(x, t)
 
 
-# --- kernels against the GPU's ceilings ----------------------------------------------------------------------------------
+# --- kernels against the GPU's ceilings -----------------------------------------------------------
 
 
 class Call(NamedTuple):
@@ -280,13 +317,19 @@ class Call(NamedTuple):
 
 
 def rates(section: Section) -> None:
-    """Each kernel as the nets call it: the time the GPU's ceilings would allow over the time that it takes."""
+    """Each kernel as the nets call it: the time the GPU's ceilings would allow over the time that
+    it takes."""
     gpu = Gpu(section.device)
     reached = ceilings(gpu, quick=section.quick)
     gpu.forget()
-    section.figures |= {"copy_GB_per_s": reached.bytes / 1e9, "fp32_TFLOP_per_s": reached.flops / 1e12}
+    section.figures |= {
+        "copy_GB_per_s": reached.bytes / 1e9,
+        "fp32_TFLOP_per_s": reached.flops / 1e12,
+    }
     calls: dict[tuple[Any, ...], tuple[str, Call]] = {}
-    for net, batch in [("simple", 4)] if section.quick else [(net, batch) for batch in (512, 100) for net in NETS]:
+    for net, batch in (
+        [("simple", 4)] if section.quick else [(net, batch) for batch in (512, 100) for net in NETS]
+    ):
         with section.caught(f"{net} at batch {batch}"):
             for key, call in observed(gpu.home, net, batch).items():
                 calls.setdefault(key, (f"{net} {batch}", call))
@@ -303,17 +346,26 @@ def rates(section: Section) -> None:
                     "GB_per_s": work["bytes"] / ms / 1e6,
                     "TFLOP_per_s": work["flops"] / ms / 1e9,
                 }
-                share = {"of_ceiling": 1e3 * floor / ms, "bound_by": _bound(work, reached), "timed": how}
-                section.row(kernel=name, pass_=direction, where=where, sizes=key[1], **figures, **share)
+                share = {
+                    "of_ceiling": 1e3 * floor / ms,
+                    "bound_by": _bound(work, reached),
+                    "timed": how,
+                }
+                section.row(
+                    kernel=name, pass_=direction, where=where, sizes=key[1], **figures, **share
+                )
         gpu.forget()
 
 
 def _bound(work: dict[str, float], reached: Ceilings) -> str:
-    return "memory" if work["bytes"] / reached.bytes >= work["flops"] / reached.flops else "arithmetic"
+    return (
+        "memory" if work["bytes"] / reached.bytes >= work["flops"] / reached.flops else "arithmetic"
+    )
 
 
 def observed(home: Backend, net: str, batch: int) -> dict[tuple[Any, ...], Call]:
-    """One training step's calls of kernels, those of equal shapes once: (name, sizes, more) -> the call."""
+    """One training step's calls of kernels, those of equal shapes once: (name, sizes, more) -> the
+    call."""
     found: dict[tuple[Any, ...], Call] = {}
     model = bench_worker.portacnn_model(net, home)
     step = bench_worker.portacnn_step(model, {"net": net, "batch": batch})
@@ -323,7 +375,9 @@ def observed(home: Backend, net: str, batch: int) -> dict[tuple[Any, ...], Call]
 
     def watched(name: str, kernel: Kernel) -> Kernel:
         def forward(*args: Any, **options: Any) -> Any:
-            sizes = " ".join("x".join(map(str, array.shape)) or "1" for array in arrays_of(list(args)))
+            sizes = " ".join(
+                "x".join(map(str, array.shape)) or "1" for array in arrays_of(list(args))
+            )
             key = (
                 name,
                 sizes[:60],
@@ -347,7 +401,8 @@ def observed(home: Backend, net: str, batch: int) -> dict[tuple[Any, ...], Call]
 
 
 def _copies(value: Any) -> Any:
-    """Arrays of their own, in the same order in memory: what a step used lies in memory that is used again."""
+    """Arrays of their own, in the same order in memory: what a step used lies in memory that is
+    used again."""
     if isinstance(value, dict):
         return {name: _copies(item) for name, item in value.items()}
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
@@ -356,7 +411,8 @@ def _copies(value: Any) -> Any:
 
 
 def _directions(name: str, call: Call) -> list[tuple[str, Callable[[], Any], dict[str, float]]]:
-    """Forward and, where there is one, backward: what runs it, and the operations and the least bytes that it takes."""
+    """Forward and, where there is one, backward: what runs it, and the operations and the least
+    bytes that it takes."""
     inputs = list(arrays_of(list(call.args)))
     result = call.kernel.forward(*call.args, **call.options)
     if result is NotImplemented:
@@ -395,13 +451,15 @@ def _flops(name: str, call: Call, result: Any) -> float:
         return 2.0 * x.shape[0] * weight.size
     if name in ("conv", "conv_relu", "conv_transpose"):
         x, weight, _, windows = call.args[:4]
-        # weight (O, C/G, *K) for each place of the output; the transposed one has (C, O/G, *K) for each of its input
+        # weight (O, C/G, *K) for each place of the output; the transposed one has (C, O/G, *K) for
+        # each of its input
         return 2.0 * x.shape[0] * prod(windows.out) * weight.size
     return 0.0
 
 
 def _replayed_ms(gpu: Gpu, run: Callable[[], Any], quick: bool) -> tuple[float, str]:
-    """A run among many in a graph, without what launching costs the host; where it can't be recorded, one after the other."""
+    """A run among many in a graph, without what launching costs the host; where it can't be
+    recorded, one after the other."""
     times = 2 if quick else 20
     try:
         recorded = Recorded(gpu, run, times)
@@ -411,11 +469,12 @@ def _replayed_ms(gpu: Gpu, run: Callable[[], Any], quick: bool) -> tuple[float, 
     return recorded.ms(gpu.clock) / times, "graph"
 
 
-# --- tiles -------------------------------------------------------------------------------------------------------------------
+# --- tiles ----------------------------------------------------------------------------------------
 
 
 def yields(section: Section) -> None:
-    """What each tile reaches on a large convolution that it covers without rest, relative to the best: as the plan's table has it.
+    """What each tile reaches on a large convolution that it covers without rest, relative to the
+    best: as the plan's table has it.
 
     ``gpu/plan.py`` puts the figures into the plan.
     """
@@ -435,7 +494,13 @@ def yields(section: Section) -> None:
             best = min(ms.values())
             found[kernel] = {name: round(best / each, 3) for name, each in ms.items()}
             for name, each in ms.items():
-                section.row(kernel=kernel, tile=name, ms=each, TFLOP_per_s=flops / each / 1e9, of_best=best / each)
+                section.row(
+                    kernel=kernel,
+                    tile=name,
+                    ms=each,
+                    TFLOP_per_s=flops / each / 1e9,
+                    of_best=best / each,
+                )
             section.figures |= {"yields": found, "gpu": gpu.name}
         gpu.forget()
 
@@ -452,7 +517,8 @@ def _only(kernel: str, name: str) -> Iterator[None]:
 
 
 def _product(gpu: Gpu, kernel: str, quick: bool) -> tuple[Callable[[], Callable[[], Any]], float]:
-    """A 3x3 convolution's product of this kind alone, of 128 rows and more columns than any GPU holds at once.
+    """A 3x3 convolution's product of this kind alone, of 128 rows and more columns than any GPU
+    holds at once.
 
     Returns:
         What gives its run, by the plan as it is then, and the operations of a run.
@@ -482,7 +548,7 @@ def _product(gpu: Gpu, kernel: str, quick: bool) -> tuple[Callable[[], Callable[
     return begin, 2.0 * n * side**2 * many * few * 9
 
 
-# --- layouts -----------------------------------------------------------------------------------------------------------------
+# --- layouts --------------------------------------------------------------------------------------
 
 
 def layouts(section: Section) -> None:
@@ -490,9 +556,13 @@ def layouts(section: Section) -> None:
     gpu = Gpu(section.device)
     home, rng = gpu.home, np.random.default_rng(0)
     n = 4 if section.quick else 512
-    x = home.asarray(rng.standard_normal((n, 16, 14 if section.quick else 28, 28), dtype=np.float32))
+    x = home.asarray(
+        rng.standard_normal((n, 16, 14 if section.quick else 28, 28), dtype=np.float32)
+    )
     last = batch_first(home.contiguous(batch_last(x)))
-    weight, bias = (home.asarray(rng.standard_normal(s, dtype=np.float32)) for s in ((32, 16, 3, 3), (32,)))
+    weight, bias = (
+        home.asarray(rng.standard_normal(s, dtype=np.float32)) for s in ((32, 16, 3, 3), (32,))
+    )
     ones = home.asarray(np.ones(16, np.float32))
     work: dict[str, Callable[[Any], Any]] = {
         "conv 16 to 32, 3x3": lambda x: ops.conv2d(x, weight, bias, padding=1),
@@ -511,7 +581,12 @@ def layouts(section: Section) -> None:
                     once()  # compiled before the clock runs
                 times = clock_blocks(gpu.clock, runs, block=0.02, blocks=3 if section.quick else 7)
                 ms = {f"batch_{which}_ms": time.ms for which, time in times.items()}
-                section.row(op=name, kernels=kernels, **ms, last_over_first=times["last"].ms / times["first"].ms)
+                section.row(
+                    op=name,
+                    kernels=kernels,
+                    **ms,
+                    last_over_first=times["last"].ms / times["first"].ms,
+                )
 
 
 def _conv_backward(x: Any, weight: Any, bias: Any) -> Any:

@@ -1,4 +1,5 @@
-"""What the sections of ``gpu_check.py`` stand on: what a section has found so far, and the GPU as they see it.
+"""What the sections of ``gpu_check.py`` stand on: what a section has found so far, and the GPU as
+they see it.
 
 Nothing here imports CuPy when it is imported: the parent process never touches the GPU.
 """
@@ -77,7 +78,8 @@ class Section:
 
     @contextmanager
     def caught(self, what: str) -> Iterator[None]:
-        """Within, an error is one more thing that is wrong, and the rest goes on. NotHereError is handed on."""
+        """Within, an error is one more thing that is wrong, and the rest goes on. NotHereError is
+        handed on."""
         try:
             yield
         except NotHereError:
@@ -150,11 +152,12 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-# --- time -----------------------------------------------------------------------------------------------------------
+# --- time -----------------------------------------------------------------------------------------
 
 
 class Clock(NamedTuple):
-    """A library's events: ``event()`` marks the current stream at the moment, ``between`` gives ms, ``wait`` waits."""
+    """A library's events: ``event()`` marks the current stream at the moment, ``between`` gives ms,
+    ``wait`` waits."""
 
     event: Callable[[], Any]
     between: Callable[[Any, Any], float]
@@ -162,7 +165,8 @@ class Clock(NamedTuple):
 
 
 class Times(NamedTuple):
-    """Milliseconds a run, over blocks of runs: by events on the device, and by the host's clock with the wait at the end."""
+    """Milliseconds a run, over blocks of runs: by events on the device, and by the host's clock
+    with the wait at the end."""
 
     device: list[float]
     wall: list[float]
@@ -170,7 +174,8 @@ class Times(NamedTuple):
 
     @property
     def ms(self) -> float:
-        """The median by whichever clock says more: events see only their own stream, and the host also sees itself."""
+        """The median by whichever clock says more: events see only their own stream, and the host
+        also sees itself."""
         return max(statistics.median(self.device), statistics.median(self.wall))
 
     @property
@@ -179,8 +184,11 @@ class Times(NamedTuple):
         return max(self.wall) / max(min(self.wall), 1e-9)
 
 
-def clock_blocks(clock: Clock, runs: dict[str, Callable[[], Any]], *, block: float, blocks: int) -> dict[str, Times]:
-    """Time several things in turn, block by block, so that what slows the machine for a moment slows all of them.
+def clock_blocks(
+    clock: Clock, runs: dict[str, Callable[[], Any]], *, block: float, blocks: int
+) -> dict[str, Times]:
+    """Time several things in turn, block by block, so that what slows the machine for a moment
+    slows all of them.
 
     Args:
         runs: each warmed up already.
@@ -212,7 +220,7 @@ def _block(clock: Clock, run: Callable[[], Any], count: int) -> tuple[float, flo
     return clock.between(first, last) / count, wall / count
 
 
-# --- the GPU -------------------------------------------------------------------------------------------------------
+# --- the GPU --------------------------------------------------------------------------------------
 
 
 class Gpu:
@@ -230,7 +238,8 @@ class Gpu:
         import cupy
 
         self.cp = cupy
-        self.home.device.use()  # pools, and what CuPy is asked here directly, are the current device's
+        # pools, and what CuPy is asked here directly, are the current device's
+        self.home.device.use()
         self.clock = Clock(self._event, cupy.cuda.get_elapsed_time, self.home.synchronize)
 
     def _event(self) -> Any:
@@ -259,7 +268,8 @@ class Gpu:
 
     @contextmanager
     def poisoned(self) -> Iterator[None]:
-        """Within, all memory comes full of ones: NaN as a float, -1 as an integer. What is not written shows."""
+        """Within, all memory comes full of ones: NaN as a float, -1 as an integer. What is not
+        written shows."""
         pool = self.cp.get_default_memory_pool()
 
         def poison(size: int) -> Any:
@@ -290,7 +300,7 @@ def add_root() -> None:
             sys.path.insert(0, str(folder))
 
 
-# --- tables ---------------------------------------------------------------------------------------------------------
+# --- tables ---------------------------------------------------------------------------------------
 
 
 def table(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -298,7 +308,10 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
     if not rows:
         return []
     keys = list(dict.fromkeys(key for row in rows for key in row))
-    cells = [[key.replace("_", " ") for key in keys], *([cell(row.get(key)) for key in keys] for row in rows)]
+    cells = [
+        [key.replace("_", " ") for key in keys],
+        *([cell(row.get(key)) for key in keys] for row in rows),
+    ]
     widths = [max(len(line[column]) for line in cells) for column in range(len(keys))]
     words = [any(isinstance(row.get(key), str) for row in rows) for key in keys]
     lines = [

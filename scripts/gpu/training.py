@@ -1,7 +1,8 @@
-"""Training on a GPU: the same losses as on NumPy, the same bits when replayed, nothing carried; sections of ``gpu_check.py``.
+"""Training on a GPU: the same losses as on NumPy, the same bits when replayed, nothing carried;
+sections of ``gpu_check.py``.
 
-The Trainer is used as anybody uses it. Its schedule is a function that it calls before each step, and so the place from which
-to see, and to disturb, what goes on between two steps.
+The Trainer is used as anybody uses it. Its schedule is a function that it calls before each step,
+and so the place from which to see, and to disturb, what goes on between two steps.
 """
 
 import gc
@@ -40,7 +41,8 @@ Sets = tuple[tuple[Any, Any], tuple[Any, Any]]
 
 
 def digits(section: Section, *, whole: bool = False) -> Sets:
-    """Training and test set of MNIST as uint8: the folder's, or else portacnn's sample, which is not the ``whole``."""
+    """Training and test set of MNIST as uint8: the folder's, or else portacnn's sample, which is
+    not the ``whole``."""
     if section.data is not None:
         return load_mnist(normalize=False, root=section.data)
     if whole:
@@ -68,7 +70,7 @@ def random_images(shape: tuple[int, ...], count: int) -> Sets:
     return (x[:count], t[:count]), (x[count:], t[count:])
 
 
-# --- replayed -------------------------------------------------------------------------------------------------------------
+# --- replayed -------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -88,7 +90,8 @@ def graphs_of(gpu: Gpu) -> Iterator[list[Any]]:
 
 @contextmanager
 def words_of() -> Iterator[tuple[list[str], list[str]]]:
-    """Within, what portacnn logs as a warning is on the first list; those of Python are on the second, afterwards."""
+    """Within, what portacnn logs as a warning is on the first list; those of Python are on the
+    second, afterwards."""
     found: list[str] = []
     others: list[str] = []
 
@@ -108,7 +111,8 @@ def words_of() -> Iterator[tuple[list[str], list[str]]]:
 
 
 def capture(section: Section) -> None:
-    """The same training with and without ``compile_step``: losses, weights and statistics are to be the same to the bit."""
+    """The same training with and without ``compile_step``: losses, weights and statistics are to be
+    the same to the bit."""
     gpu = Gpu(section.device)
     epochs, per_epoch, size = (2, 3, 4) if section.quick else (10, 10, 96)
     small, color = (
@@ -129,28 +133,42 @@ def capture(section: Section) -> None:
             for compiled in (False, True):
                 with words_of() as (words, others):
                     found.append(_trained(gpu, build(), sets, epochs, size, optimizer, compiled))
-                section.notes += [f"{name} with {optimizer}: {word}" for word in dict.fromkeys(others)]
+                section.notes += [
+                    f"{name} with {optimizer}: {word}" for word in dict.fromkeys(others)
+                ]
             (losses, state, _), (again, replayed, graphs) = found
             what = f"{name} with {optimizer}"
             section.expect(graphs > 0, f"{what}: nothing was captured")
-            # one for each batch shape at most; the last batch of an epoch, a shorter one, may run eagerly
-            section.expect(graphs <= 2, f"{what}: {graphs} graphs were captured for two batch shapes")
-            section.expect(not words, f"{what}: {'; '.join(words[:3])}")
-            wrong = [step for step, pair in enumerate(zip(losses, again, strict=True)) if pair[0] != pair[1]]
+            # one for each batch shape at most; the last batch of an epoch, a shorter one, may run
+            # eagerly
             section.expect(
-                not wrong, f"{what}: {len(wrong)} of {len(losses)} losses differ, the first at step {wrong[:1]}"
+                graphs <= 2, f"{what}: {graphs} graphs were captured for two batch shapes"
+            )
+            section.expect(not words, f"{what}: {'; '.join(words[:3])}")
+            wrong = [
+                step
+                for step, pair in enumerate(zip(losses, again, strict=True))
+                if pair[0] != pair[1]
+            ]
+            section.expect(
+                not wrong,
+                f"{what}: {len(wrong)} of {len(losses)} losses differ, the first at "
+                f"step {wrong[:1]}",
             )
             other = [path for path in state if state[path].tobytes() != replayed[path].tobytes()]
             section.expect(not other, f"{what}: other bits in {', '.join(other[:5])}")
             same = not wrong and not other
-            section.row(net=name, optimizer=optimizer, steps=len(losses), graphs=graphs, same_bits=same)
+            section.row(
+                net=name, optimizer=optimizer, steps=len(losses), graphs=graphs, same_bits=same
+            )
         gpu.forget()
 
 
 def _trained(
     gpu: Gpu, model: Model, sets: Sets, epochs: int, size: int, optimizer: str, compiled: bool
 ) -> tuple[list[float], dict[str, np.ndarray], int]:
-    """Losses, weights and statistics, the number of graphs. Between steps other memory is taken, written and left."""
+    """Losses, weights and statistics, the number of graphs. Between steps other memory is taken,
+    written and left."""
     held: list[Any] = []
     rng = np.random.default_rng(3)
 
@@ -161,23 +179,43 @@ def _trained(
         return lr / (1 + 0.01 * step)  # another one at each step
 
     with graphs_of(gpu) as graphs:
-        options = {"optimizer": optimizer, "optimizer_param": {"lr": 0.002}, "schedule": disturb, "seed": 4}
-        done = trainer(model, sets, epochs=epochs, mini_batch_size=size, compile_step=compiled, **options)
+        options = {
+            "optimizer": optimizer,
+            "optimizer_param": {"lr": 0.002},
+            "schedule": disturb,
+            "seed": 4,
+        }
+        done = trainer(
+            model, sets, epochs=epochs, mini_batch_size=size, compile_step=compiled, **options
+        )
         done.train()
     return done.train_loss_list, model.state_dict(), len(graphs)
 
 
-# --- transfers and memory ---------------------------------------------------------------------------------------------------
+# --- transfers and memory -------------------------------------------------------------------------
 
-FETCHES = ("get", "item", "tolist", "__float__", "__int__", "__bool__", "__index__", "__complex__", "__array__")
+FETCHES = (
+    "get",
+    "item",
+    "tolist",
+    "__float__",
+    "__int__",
+    "__bool__",
+    "__index__",
+    "__complex__",
+    "__array__",
+)
 
 
 @contextmanager
 def carried(gpu: Gpu) -> Iterator[Counter[str]]:
-    """Within, what is carried between host and GPU through CuPy is counted by the name of what carries it."""
+    """Within, what is carried between host and GPU through CuPy is counted by the name of what
+    carries it."""
     cp, counts = gpu.cp, Counter[str]()
 
-    def counted(name: str, method: Callable[..., Any], carries: Callable[[Any], bool]) -> Callable[..., Any]:
+    def counted(
+        name: str, method: Callable[..., Any], carries: Callable[[Any], bool]
+    ) -> Callable[..., Any]:
         def call(thing: Any, *args: Any, **options: Any) -> Any:
             counts[name] += carries(thing)
             return method(thing, *args, **options)
@@ -187,7 +225,9 @@ def carried(gpu: Gpu) -> Iterator[Counter[str]]:
     with ExitStack() as stack:
         for name in (*FETCHES, "set"):
             if (method := getattr(cp.ndarray, name, None)) is not None:
-                stack.enter_context(replaced(cp.ndarray, name, counted(name, method, lambda _: True)))
+                stack.enter_context(
+                    replaced(cp.ndarray, name, counted(name, method, lambda _: True))
+                )
         for name in ("array", "asarray", "ascontiguousarray"):
             own = counted(name, getattr(cp, name), lambda thing: not isinstance(thing, cp.ndarray))
             stack.enter_context(replaced(cp, name, own))
@@ -195,7 +235,8 @@ def carried(gpu: Gpu) -> Iterator[Counter[str]]:
 
 
 def transfers(section: Section) -> None:
-    """What a step carries, eager and replayed, by name; the nodes of its graph; and the memory it holds over many steps."""
+    """What a step carries, eager and replayed, by name; the nodes of its graph; and the memory it
+    holds over many steps."""
     gpu = Gpu(section.device)
     size, steps = (2, 30) if section.quick else (100, 1000)
     sets = random_images((1, 28, 28), 10 * size)
@@ -218,7 +259,8 @@ def transfers(section: Section) -> None:
 
 
 def _sent_for(gpu: Gpu) -> Model:
-    """Layers for which CuPy sends, or waits, where nothing is done about it: many parts that are joined, indices, masks."""
+    """Layers for which CuPy sends, or waits, where nothing is done about it: many parts that are
+    joined, indices, masks."""
     return Model(
         conv=Conv2d(1, 4, 3, 2),
         many=Branches(*(Conv2d(4, 1, 1) for _ in range(9))),
@@ -245,7 +287,8 @@ def _watch(
 ) -> None:
     seen: list[dict[str, int]] = []  # the memory, twice
     per_epoch = 10
-    begin = 19 if section.quick else 99  # the same place in its epoch as the last: losses gather in it
+    # the same place in its epoch as the last: losses gather in it
+    begin = 19 if section.quick else 99
 
     with carried(gpu) as counts, graphs_of(gpu) as graphs:
         by_step: list[Counter[str]] = []  # before each step, how much was carried so far
@@ -257,8 +300,17 @@ def _watch(
                 seen.append(gpu.memory())
             return lr
 
-        options = {"optimizer": optimizer, "optimizer_param": {"lr": 0.002}, "schedule": look, "seed": 4}
-        options |= {"epochs": steps // per_epoch, "evaluate_sample_num_per_epoch": 10, "compile_step": compiled}
+        options = {
+            "optimizer": optimizer,
+            "optimizer_param": {"lr": 0.002},
+            "schedule": look,
+            "seed": 4,
+        }
+        options |= {
+            "epochs": steps // per_epoch,
+            "evaluate_sample_num_per_epoch": 10,
+            "compile_step": compiled,
+        }
         done = trainer(model, sets, mini_batch_size=size, **options)
         del seen[:], by_step[:]  # the Trainer asks its schedule for its first and last rate
         done.train()
@@ -270,9 +322,14 @@ def _watch(
     first_, last = seen
     for kind in ("used", "held"):
         grown = last[kind] - first_[kind]
-        section.expect(grown <= 0, f"{what}: the pool's {kind} bytes grew by {grown} in {steps - begin} steps")
+        section.expect(
+            grown <= 0, f"{what}: the pool's {kind} bytes grew by {grown} in {steps - begin} steps"
+        )
     grown = first_["free"] - last["free"]
-    section.expect(grown < 8 << 20, f"{what}: the GPU's free memory fell by {grown} bytes in {steps - begin} steps")
+    section.expect(
+        grown < 8 << 20,
+        f"{what}: the GPU's free memory fell by {grown} bytes in {steps - begin} steps",
+    )
     section.expect(graphs or not compiled, f"{what}: nothing was captured")
     nodes = _nodes(section, what, graphs)
     carries = sum(moved.values()) / len(inside)
@@ -281,11 +338,13 @@ def _watch(
 
 
 def _nodes(section: Section, what: str, graphs: list[Any]) -> dict[str, int | None]:
-    """How many nodes of each kind the first graph has; a copy to or from the host is one that should not be there."""
+    """How many nodes of each kind the first graph has; a copy to or from the host is one that
+    should not be there."""
     if not graphs:
         return {"nodes": None, "copies": None}
     try:
-        dot = graphs[0].debug_dot_str(1)  # verbose: without it, which way a copy goes need not be told
+        # verbose: without it, which way a copy goes need not be told
+        dot = graphs[0].debug_dot_str(1)
     except Exception as error:
         section.notes.append(f"{what}: the graph does not tell its nodes: {error}")
         return {"nodes": None, "copies": None}
@@ -296,11 +355,12 @@ def _nodes(section: Section, what: str, graphs: list[Any]) -> dict[str, int | No
     return {"nodes": dot.count("label="), "copies": upper.count("MEMCPY")}
 
 
-# --- a full memory, a second device -------------------------------------------------------------------------------------
+# --- a full memory, a second device ---------------------------------------------------------------
 
 
 def memory(section: Section) -> None:
-    """A batch that does not fit says so and leaves the model as it was; a smaller one goes on. Then the second device."""
+    """A batch that does not fit says so and leaves the model as it was; a smaller one goes on. Then
+    the second device."""
     gpu = Gpu(section.device)
     size = 200 if section.quick else 20_000
     images = random_images((1, 28, 28), size)
@@ -313,8 +373,11 @@ def memory(section: Section) -> None:
         _second_device(section, gpu)
 
 
-def _overfull(section: Section, gpu: Gpu, what: str, images: Sets, size: int, compiled: bool) -> None:
-    """The GPU's memory is taken but for what the small batch needs several times over, and the large one not nearly has."""
+def _overfull(
+    section: Section, gpu: Gpu, what: str, images: Sets, size: int, compiled: bool
+) -> None:
+    """The GPU's memory is taken but for what the small batch needs several times over, and the
+    large one not nearly has."""
     model = DeepConvNet(device=gpu.home, seed=0)
     small = max(size // 200, 2)
     options = {"epochs": 1, "compile_step": compiled, "seed": 1}
@@ -329,15 +392,22 @@ def _overfull(section: Section, gpu: Gpu, what: str, images: Sets, size: int, co
         large.train()
         section.expect(False, f"{what}: a batch of {size} images went through in {room} bytes")
     except OutOfMemoryError as error:
-        section.expect(str(size) in str(error), f"{what}: the error does not name the batch size: {error}")
-        section.expect("bytes asked for" in str(error), f"{what}: the error does not name the bytes: {error}")
+        section.expect(
+            str(size) in str(error), f"{what}: the error does not name the batch size: {error}"
+        )
+        section.expect(
+            "bytes asked for" in str(error), f"{what}: the error does not name the bytes: {error}"
+        )
         section.figures[f"{what}, full"] = str(error)
     after = model.state_dict()
     changed = [path for path in before if before[path].tobytes() != after[path].tobytes()]
     section.expect(not changed, f"{what}: the step that did not fit changed {', '.join(changed)}")
     again = trainer(model, first(images, 5 * small, 10), mini_batch_size=small, **options)
     again.train()
-    section.expect(np.isfinite(again.train_loss_list).all(), f"{what}: the smaller batch's losses are not finite")
+    section.expect(
+        np.isfinite(again.train_loss_list).all(),
+        f"{what}: the smaller batch's losses are not finite",
+    )
     section.row(step=what, batch=size, smaller_batch=small, steps_after=len(again.train_loss_list))
     del ballast
 
@@ -357,14 +427,17 @@ def _second_device(section: Section, gpu: Gpu) -> None:
         if device == "cuda:1":
             places = {array.device.id for array in model.named_parameters().values()}
             section.expect(places == {1}, f"cuda:1: parameters lie on devices {places}")
-    section.expect(np.allclose(*found, rtol=1e-4), f"cuda:1: losses {found[1]}, on NumPy {found[0]}")
+    section.expect(
+        np.allclose(*found, rtol=1e-4), f"cuda:1: losses {found[1]}, on NumPy {found[0]}"
+    )
 
 
-# --- how long it takes ------------------------------------------------------------------------------------------------------
+# --- how long it takes ----------------------------------------------------------------------------
 
 
 def accuracy(section: Section) -> None:
-    """SimpleConvNet on all of MNIST, kept as bytes on the GPU, until the test accuracy is there, after start-up."""
+    """SimpleConvNet on all of MNIST, kept as bytes on the GPU, until the test accuracy is there,
+    after start-up."""
     sets = digits(section, whole=True)
     gpu = Gpu(section.device)
     if section.quick:
@@ -373,11 +446,21 @@ def accuracy(section: Section) -> None:
     _, _ = _to_goal(gpu, first(sets, 250, 100), 1)
     seconds, done = _to_goal(gpu, sets, 1 if section.quick else 10)
     best = max(done.test_acc_list)
-    section.expect(section.quick or best >= GOAL, f"the test accuracy is {best:.4f} after {done.epoch} epochs")
-    for epoch, (loss, test) in enumerate(zip(done.epoch_loss_list, done.test_acc_list, strict=True), 1):
+    section.expect(
+        section.quick or best >= GOAL, f"the test accuracy is {best:.4f} after {done.epoch} epochs"
+    )
+    for epoch, (loss, test) in enumerate(
+        zip(done.epoch_loss_list, done.test_acc_list, strict=True), 1
+    ):
         section.row(epoch=epoch, loss=loss, test_accuracy=test)
-    section.figures |= {"seconds": seconds, "batch": done.mini_batch_size, "training_images": len(sets[0][0])}
-    section.figures["what"] = "adam, replayed steps, both accuracies after each epoch included, start-up not"
+    section.figures |= {
+        "seconds": seconds,
+        "batch": done.mini_batch_size,
+        "training_images": len(sets[0][0]),
+    }
+    section.figures["what"] = (
+        "adam, replayed steps, both accuracies after each epoch included, start-up not"
+    )
 
 
 def _to_goal(gpu: Gpu, sets: Sets, epochs: int) -> tuple[float, Trainer]:

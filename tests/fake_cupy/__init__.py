@@ -1,8 +1,10 @@
-"""A stand-in for CuPy on a machine without a GPU, for tests alone: NumPy memory under CuPy's manners.
+"""A stand-in for CuPy on a machine without a GPU, for tests alone: NumPy memory under CuPy's
+manners.
 
-``install()`` puts it into ``sys.modules`` as ``cupy``. It has two devices, refuses what CuPy refuses, knows streams, events,
-pools and captured graphs (see ``machine``), and runs CUDA kernels by way of ``cuda_emulator``. ``log`` says what was asked of it.
-``names.txt`` lists CuPy 14.2's own functions and their parameters: what is not in it is not in the stand-in either.
+``install()`` puts it into ``sys.modules`` as ``cupy``. It has two devices, refuses what CuPy
+refuses, knows streams, events, pools and captured graphs (see ``machine``), and runs CUDA kernels
+by way of ``cuda_emulator``. ``log`` says what was asked of it. ``names.txt`` lists CuPy 14.2's own
+functions and their parameters: what is not in it is not in the stand-in either.
 """
 
 import math
@@ -20,29 +22,81 @@ from fake_cupy import array as arrays
 from fake_cupy import machine
 from fake_cupy.machine import CUDARuntimeError, OutOfMemoryError, RaceError, capacity, log
 
-__all__ = ["CUDARuntimeError", "OutOfMemoryError", "RaceError", "capacity", "install", "installed", "log"]
+__all__ = [
+    "CUDARuntimeError",
+    "OutOfMemoryError",
+    "RaceError",
+    "capacity",
+    "install",
+    "installed",
+    "log",
+]
 
 _OWN = ("array", "asarray", "ascontiguousarray", "empty", "empty_like", "asnumpy", "ndarray")
 _UFUNC = {"out", "dtype", "casting", "where"}
 _VALUES = (
-    *("bool_", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "intp", "float16", "float32"),
-    *("float64", "complex64", "complex128", "dtype", "generic", "number", "integer", "floating", "inexact", "finfo"),
-    *("iinfo", "newaxis", "pi", "e", "inf", "nan", "signedinteger", "unsignedinteger", "complexfloating"),
+    *(
+        "bool_",
+        "int8",
+        "int16",
+        "int32",
+        "int64",
+        "uint8",
+        "uint16",
+        "uint32",
+        "uint64",
+        "intp",
+        "float16",
+        "float32",
+    ),
+    *(
+        "float64",
+        "complex64",
+        "complex128",
+        "dtype",
+        "generic",
+        "number",
+        "integer",
+        "floating",
+        "inexact",
+        "finfo",
+    ),
+    *(
+        "iinfo",
+        "newaxis",
+        "pi",
+        "e",
+        "inf",
+        "nan",
+        "signedinteger",
+        "unsignedinteger",
+        "complexfloating",
+    ),
 )
 
 
 def _parameters() -> dict[str, set[str]]:
     """The arguments that may be given by name, of each of CuPy's functions."""
-    lines = (line.split() for line in Path(__file__).with_name("names.txt").read_text().splitlines())
+    lines = (
+        line.split() for line in Path(__file__).with_name("names.txt").read_text().splitlines()
+    )
     return {
-        name: _UFUNC if parameters == ["ufunc"] else set(parameters[0].split(",")) if parameters else set()
+        name: _UFUNC
+        if parameters == ["ufunc"]
+        else set(parameters[0].split(","))
+        if parameters
+        else set()
         for name, *parameters in lines
     }
 
 
 def _function(name: str, function: Any, known: set[str] | None) -> Any:
     def run(*args: Any, **kwargs: Any) -> Any:
-        if known is not None and not any(word.startswith("**") for word in known) and not kwargs.keys() <= known:
+        if (
+            known is not None
+            and not any(word.startswith("**") for word in known)
+            and not kwargs.keys() <= known
+        ):
             raise TypeError(f"cupy.{name} has no argument {', '.join(kwargs.keys() - known)}")
         return arrays.call(name, function, args, kwargs)
 
@@ -52,7 +106,8 @@ def _function(name: str, function: Any, known: set[str] | None) -> Any:
 
 
 class RawModule:
-    """``cupy.RawModule`` by the emulator. Arguments are checked there; arrays are recorded with their addresses."""
+    """``cupy.RawModule`` by the emulator. Arguments are checked there; arrays are recorded with
+    their addresses."""
 
     def __init__(self, *, code: str, options: tuple[str, ...] = (), **_: Any) -> None:
         from cuda_emulator.emulator import Module
@@ -72,7 +127,9 @@ class RawModule:
                     plain.append(arg)
                 else:
                     raise TypeError(f"Unsupported type {type(arg)}")
-            machine.submit(machine.Work(name, lambda: function(grid, block, tuple(plain)), reads, writes))
+            machine.submit(
+                machine.Work(name, lambda: function(grid, block, tuple(plain)), reads, writes)
+            )
 
         return launch
 
@@ -91,9 +148,14 @@ def _make() -> dict[str, ModuleType]:
         if name not in names and hasattr(np, name):
             names[name] = _function(name, getattr(np, name), known)
     names |= {name: getattr(np, name) for name in _VALUES}
-    names |= {name: getattr(np, name) for name in ("isdtype", "result_type", "can_cast", "promote_types", "issubdtype")}
+    names |= {
+        name: getattr(np, name)
+        for name in ("isdtype", "result_type", "can_cast", "promote_types", "issubdtype")
+    }
     result_type = np.result_type
-    names["result_type"] = lambda *args: result_type(*(a.dtype if isinstance(a, arrays.ndarray) else a for a in args))
+    names["result_type"] = lambda *args: result_type(
+        *(a.dtype if isinstance(a, arrays.ndarray) else a for a in args)
+    )
     names["can_cast"] = lambda a, to, casting="safe": np.can_cast(
         a.dtype if isinstance(a, arrays.ndarray) else a, to, casting
     )
@@ -115,14 +177,21 @@ def _make() -> dict[str, ModuleType]:
         getDevice=machine.current_device,
         runtimeGetVersion=lambda: 12090,
         driverGetVersion=lambda: 12090,
-        getDeviceProperties=lambda device: {"name": b"the host", "multiProcessorCount": 1, "major": 9, "minor": 0},
+        getDeviceProperties=lambda device: {
+            "name": b"the host",
+            "multiProcessorCount": 1,
+            "major": 9,
+            "minor": 0,
+        },
         memGetInfo=lambda: machine.Device().mem_info,
         deviceSynchronize=lambda: machine.Device().synchronize(),
         streamCaptureModeGlobal=0,
         streamCaptureModeThreadLocal=1,
         streamCaptureModeRelaxed=2,
     )
-    memory = _module("cupy.cuda.memory", OutOfMemoryError=OutOfMemoryError, MemoryPointer=machine.MemoryPointer)
+    memory = _module(
+        "cupy.cuda.memory", OutOfMemoryError=OutOfMemoryError, MemoryPointer=machine.MemoryPointer
+    )
     device = _module("cupy.cuda.device", Device=machine.Device)
     cuda = _module(
         "cupy.cuda",
@@ -134,7 +203,15 @@ def _make() -> dict[str, ModuleType]:
         **{
             name: getattr(machine, name)
             for name in (
-                *("Device", "Stream", "Event", "Graph", "MemoryPool", "MemoryPointer", "using_allocator"),
+                *(
+                    "Device",
+                    "Stream",
+                    "Event",
+                    "Graph",
+                    "MemoryPool",
+                    "MemoryPointer",
+                    "using_allocator",
+                ),
                 *("get_allocator", "get_current_stream", "alloc_pinned_memory", "get_elapsed_time"),
             )
         },
@@ -155,7 +232,18 @@ def _make() -> dict[str, ModuleType]:
     erf = _function("erf", np.vectorize(math.erf, otypes=[float]), None)
     special = _module("cupyx.scipy.special", erf=lambda x: erf(x).astype(x.dtype))
     scipy = _module("cupyx.scipy", special=special)
-    modules = (cupy, cuda, runtime, device, memory, linalg, fft, _module("cupyx", scipy=scipy), scipy, special)
+    modules = (
+        cupy,
+        cuda,
+        runtime,
+        device,
+        memory,
+        linalg,
+        fft,
+        _module("cupyx", scipy=scipy),
+        scipy,
+        special,
+    )
     return {module.__name__: module for module in modules}
 
 
@@ -172,7 +260,8 @@ def install() -> ModuleType:
 
 @contextmanager
 def installed() -> Iterator[ModuleType]:
-    """Within it, ``import cupy`` gives the stand-in, whatever else is here; in the end its memory is as large as it was."""
+    """Within it, ``import cupy`` gives the stand-in, whatever else is here; in the end its memory
+    is as large as it was."""
     import array_api_compat
 
     from portacnn.backends.cupy import nvrtc as cupy_module

@@ -1,8 +1,9 @@
-"""``cupy.ndarray`` of the stand-in, and how NumPy's functions become CuPy's: which arguments are refused, where results lie.
+"""``cupy.ndarray`` of the stand-in, and how NumPy's functions become CuPy's: which arguments are
+refused, where results lie.
 
-An array is no NumPy array and becomes none unasked: ``numpy.asarray(a)`` raises as with CuPy, and so does a NumPy array among the
-arguments of a function. What reads a number back (``float(a)``, ``a.item()``, ``if a:``) works, as there, and is noted as a
-transfer.
+An array is no NumPy array and becomes none unasked: ``numpy.asarray(a)`` raises as with CuPy, and
+so does a NumPy array among the arguments of a function. What reads a number back (``float(a)``,
+``a.item()``, ``if a:``) works, as there, and is noted as a transfer.
 """
 
 import operator
@@ -13,29 +14,67 @@ from typing import Any
 import numpy as np
 
 from fake_cupy import machine
-from fake_cupy.machine import Block, CUDARuntimeError, Device, Late, Memory, MemoryPointer, Work, log, submit
+from fake_cupy.machine import (
+    Block,
+    CUDARuntimeError,
+    Device,
+    Late,
+    Memory,
+    MemoryPointer,
+    Work,
+    log,
+    submit,
+)
 
 JOINS = {"array", "concat", "concatenate", "stack", "hstack", "vstack", "dstack", "column_stack"}
 JOINED_AT_ONCE = 8
-"""How many arrays CuPy joins one by one; of more, which are not large, it sends a table of their addresses."""
+"""How many arrays CuPy joins one by one; of more, which are not large, it sends a table of their
+addresses."""
 LARGE_PART = 2 << 20  # bytes
 SENT = {
-    **dict.fromkeys(("take", "repeat", "searchsorted", "isin", "digitize", "append", "percentile", "quantile"), 1),
+    **dict.fromkeys(
+        ("take", "repeat", "searchsorted", "isin", "digitize", "append", "percentile", "quantile"),
+        1,
+    ),
     **dict.fromkeys(("compress", "extract", "choose"), 0),
 }
 """Functions that send a list, and at which place among their arguments they take one."""
-CUBLAS = {"matmul", "dot", "vdot", "inner", "outer", "tensordot", "einsum", "vecdot", "kron", "convolve", "correlate"}
-READS_BACK = {"nonzero", "flatnonzero", "argwhere", "unique", "extract", "compress", "array_equal", "allclose"}
+CUBLAS = {
+    "matmul",
+    "dot",
+    "vdot",
+    "inner",
+    "outer",
+    "tensordot",
+    "einsum",
+    "vecdot",
+    "kron",
+    "convolve",
+    "correlate",
+}
+READS_BACK = {
+    "nonzero",
+    "flatnonzero",
+    "argwhere",
+    "unique",
+    "extract",
+    "compress",
+    "array_equal",
+    "allclose",
+}
 
 
 class ndarray:  # noqa: N801
-    """Memory of a device, and a NumPy array over it, which nobody outside of this package gets to see."""
+    """Memory of a device, and a NumPy array over it, which nobody outside of this package gets to
+    see."""
 
     __module__ = "cupy"
     __slots__ = ("__weakref__", "_a", "_memory")
     __hash__ = None  # type: ignore[assignment]
 
-    def __init__(self, shape: Any, dtype: Any = float, memptr: MemoryPointer | None = None, order: str = "C") -> None:
+    def __init__(
+        self, shape: Any, dtype: Any = float, memptr: MemoryPointer | None = None, order: str = "C"
+    ) -> None:
         like = np.empty(shape, dtype, order) if memptr is None else np.empty(shape, dtype)  # type: ignore[call-overload]
         made = _allocate(like, memptr)
         self._a, self._memory = made._a, made._memory
@@ -58,7 +97,9 @@ class ndarray:  # noqa: N801
     @property
     def flags(self) -> SimpleNamespace:
         flags = self._a.flags
-        return SimpleNamespace(c_contiguous=flags.c_contiguous, f_contiguous=flags.f_contiguous, forc=flags.forc)
+        return SimpleNamespace(
+            c_contiguous=flags.c_contiguous, f_contiguous=flags.f_contiguous, forc=flags.forc
+        )
 
     T = property(lambda self: view(self._a.T, self))
     mT = property(lambda self: view(self._a.mT, self))  # noqa: N815
@@ -74,7 +115,9 @@ class ndarray:  # noqa: N801
 
     # --- to the host and from it ---
 
-    def get(self, stream: Any = None, order: str = "C", out: Any = None, blocking: bool = True) -> np.ndarray:
+    def get(
+        self, stream: Any = None, order: str = "C", out: Any = None, blocking: bool = True
+    ) -> np.ndarray:
         with self.device:
             stream = machine.get_current_stream() if stream is None else stream
             stream._refuse_in_capture()
@@ -88,7 +131,10 @@ class ndarray:  # noqa: N801
 
     def set(self, arr: np.ndarray, stream: Any = None) -> None:
         if not isinstance(arr, np.ndarray) or arr.shape != self.shape or arr.dtype != self.dtype:
-            raise TypeError(f"only a NumPy array of {self.dtype} {self.shape} can be set, got {type(arr).__name__}")
+            raise TypeError(
+                f"only a NumPy array of {self.dtype} {self.shape} can be set, got "
+                f"{type(arr).__name__}"
+            )
         if not self._a.flags.forc:
             raise RuntimeError("Cannot set to non-contiguous array")
         with self.device:
@@ -112,7 +158,8 @@ class ndarray:  # noqa: N801
 
     def __array__(self, *_: Any, **__: Any) -> np.ndarray:
         raise TypeError(
-            "Implicit conversion to a NumPy array is not allowed. Please use `.get()` to construct a NumPy array "
+            "Implicit conversion to a NumPy array is not allowed. Please use `.get()` to construct "
+            "a NumPy array "
             "explicitly."
         )
 
@@ -162,11 +209,25 @@ class ndarray:  # noqa: N801
             log.note("sync", "setitem")
         if isinstance(value, ndarray):
             arrays.append(value)
-        submit(Work("setitem", lambda: into.__setitem__(plain, values), _blocks(arrays), [self._memory.block]))
+        submit(
+            Work(
+                "setitem",
+                lambda: into.__setitem__(plain, values),
+                _blocks(arrays),
+                [self._memory.block],
+            )
+        )
 
     # --- methods ---
 
-    def astype(self, dtype: Any, order: str = "K", casting: Any = None, subok: Any = None, copy: bool = True) -> Any:
+    def astype(
+        self,
+        dtype: Any,
+        order: str = "K",
+        casting: Any = None,
+        subok: Any = None,
+        copy: bool = True,
+    ) -> Any:
         if not copy and self.dtype == dtype:
             return self
         return call("astype", lambda a: a.astype(dtype, order), (self,))
@@ -191,7 +252,9 @@ class ndarray:  # noqa: N801
         if method != "__call__":
             return NotImplemented
         out = kwargs.pop("out", (None,))[0]
-        return call(ufunc.__name__, ufunc, args, {**kwargs, **({} if out is None else {"out": out})})
+        return call(
+            ufunc.__name__, ufunc, args, {**kwargs, **({} if out is None else {"out": out})}
+        )
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
         return call(function.__name__, function, args, kwargs)
@@ -270,15 +333,21 @@ def call(
     fancy: bool = False,
     pageable: bool = False,
 ) -> Any:
-    """A function of NumPy's on device arrays: its views stay views, all else is a launch that fills new memory, or ``out``."""
+    """A function of NumPy's on device arrays: its views stay views, all else is a launch that fills
+    new memory, or ``out``."""
     arrays: list[ndarray] = []
-    plain, named = _host(args, arrays), {key: _host(value, arrays) for key, value in (kwargs or {}).items()}
+    plain, named = (
+        _host(args, arrays),
+        {key: _host(value, arrays) for key, value in (kwargs or {}).items()},
+    )
     out = (kwargs or {}).get("out")
     for _ in range(_tables(name, args)):
         machine.note_sent(name)
     recording = machine.get_current_stream()._recording
     if recording is not None and name in CUBLAS:
-        raise NotImplementedError(f"{name}: calling cuBLAS API during stream capture is currently unsupported.")
+        raise NotImplementedError(
+            f"{name}: calling cuBLAS API during stream capture is currently unsupported."
+        )
     if name in READS_BACK or (fancy and any(array.dtype == bool for array in arrays[1:])):
         machine.get_current_stream()._refuse_in_capture()
         log.note("sync", name)
@@ -298,13 +367,17 @@ def call(
         return function(*plain, **named)
 
     if isinstance(results, tuple | list) and not isinstance(results, np.ndarray):
-        parts = [_placed(name, result, arrays, lambda i=i: again()[i], recording) for i, result in enumerate(results)]
+        parts = [
+            _placed(name, result, arrays, lambda i=i: again()[i], recording)
+            for i, result in enumerate(results)
+        ]
         return type(results)(*parts) if hasattr(results, "_fields") else type(results)(parts)
     return _placed(name, results, arrays, again, recording)
 
 
 def _tables(name: str, args: tuple[Any, ...]) -> int:
-    """How many arrays CuPy makes on the host and sends, unasked, for a call with these arguments."""
+    """How many arrays CuPy makes on the host and sends, unasked, for a call with these
+    arguments."""
     if name in JOINS and isinstance(args[0], tuple | list):
         parts: list[ndarray] = []
         _host(args[0], parts)
@@ -314,16 +387,22 @@ def _tables(name: str, args: tuple[Any, ...]) -> int:
         packed = all(part.flags.c_contiguous and part.shape == parts[0].shape for part in parts)
         return 1 if packed else 3  # addresses; and where each begins, and its strides
     place = SENT.get(name)
-    return int(place is not None and len(args) > place and isinstance(args[place], tuple | list | range))
+    return int(
+        place is not None and len(args) > place and isinstance(args[place], tuple | list | range)
+    )
 
 
-def _placed(name: str, result: Any, arrays: list[ndarray], again: Callable[[], Any], recording: Any) -> Any:
+def _placed(
+    name: str, result: Any, arrays: list[ndarray], again: Callable[[], Any], recording: Any
+) -> Any:
     if not isinstance(result, np.ndarray | np.generic):
         return result
     value = np.asarray(result)
     source = _lies_in(value, arrays)
     if source is not None:
-        return next((array for array in arrays if array._a is result), None) or _made(value, source._memory)
+        return next((array for array in arrays if array._a is result), None) or _made(
+            value, source._memory
+        )
     made = _allocate(value)
     into = made._a
     blocks = _blocks(arrays)
@@ -336,9 +415,12 @@ def _placed(name: str, result: Any, arrays: list[ndarray], again: Callable[[], A
 
 def _operators() -> None:
     binary = {
-        "add": np.add, "sub": np.subtract, "mul": np.multiply, "truediv": np.true_divide, "pow": np.power,
-        "floordiv": np.floor_divide, "mod": np.remainder, "matmul": np.matmul, "and": np.bitwise_and,
-        "or": np.bitwise_or, "xor": np.bitwise_xor, "lshift": np.left_shift, "rshift": np.right_shift,
+        "add": np.add, "sub": np.subtract, "mul": np.multiply, "truediv": np.true_divide,
+        "pow": np.power,
+        "floordiv": np.floor_divide, "mod": np.remainder, "matmul": np.matmul,
+        "and": np.bitwise_and,
+        "or": np.bitwise_or, "xor": np.bitwise_xor, "lshift": np.left_shift,
+        "rshift": np.right_shift,
     }  # fmt: skip
     compared = {
         "eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater,
@@ -348,13 +430,56 @@ def _operators() -> None:
         setattr(ndarray, f"__{name}__", lambda a, b, f=f: call(f.__name__, f, (a, b)))
         if name in binary:
             setattr(ndarray, f"__r{name}__", lambda a, b, f=f: call(f.__name__, f, (b, a)))
-            setattr(ndarray, f"__i{name}__", lambda a, b, f=f: call(f.__name__, f, (a, b), {"out": a}))
-    for name, f in {"neg": np.negative, "pos": np.positive, "abs": np.absolute, "invert": np.invert}.items():
+            setattr(
+                ndarray, f"__i{name}__", lambda a, b, f=f: call(f.__name__, f, (a, b), {"out": a})
+            )
+    for name, f in {
+        "neg": np.negative,
+        "pos": np.positive,
+        "abs": np.absolute,
+        "invert": np.invert,
+    }.items():
         setattr(ndarray, f"__{name}__", lambda a, f=f: call(f.__name__, f, (a,)))
     for name in (
-        *("all", "any", "argmax", "argmin", "argsort", "choose", "clip", "conj", "cumprod", "cumsum", "diagonal"),
-        *("dot", "flatten", "max", "mean", "min", "nonzero", "prod", "ravel", "repeat", "reshape", "round"),
-        *("searchsorted", "sort", "squeeze", "std", "sum", "swapaxes", "take", "trace", "transpose", "var", "view"),
+        *(
+            "all",
+            "any",
+            "argmax",
+            "argmin",
+            "argsort",
+            "choose",
+            "clip",
+            "conj",
+            "cumprod",
+            "cumsum",
+            "diagonal",
+        ),
+        *(
+            "dot",
+            "flatten",
+            "max",
+            "mean",
+            "min",
+            "nonzero",
+            "prod",
+            "ravel",
+            "repeat",
+            "reshape",
+            "round",
+        ),
+        *(
+            "searchsorted",
+            "sort",
+            "squeeze",
+            "std",
+            "sum",
+            "swapaxes",
+            "take",
+            "trace",
+            "transpose",
+            "var",
+            "view",
+        ),
     ):
 
         def method(self: ndarray, *args: Any, _name: str = name, **kwargs: Any) -> Any:
@@ -386,7 +511,8 @@ def array(
             return obj
         return call("array", lambda a: np.array(a, dtype, order=order), (obj,))  # type: ignore[call-overload]
     host = np.array(obj, dtype, order=order, ndmin=ndmin)  # type: ignore[call-overload]
-    host = host if host.flags.forc else np.ascontiguousarray(host)  # no other order survives the way
+    # no other order survives the way
+    host = host if host.flags.forc else np.ascontiguousarray(host)
     if host.dtype == object:
         raise ValueError("Unsupported dtype object")
     made = _allocate(host)
@@ -397,7 +523,9 @@ def array(
     return made
 
 
-def asarray(a: Any, dtype: Any = None, order: Any = None, *, copy: Any = None, blocking: bool = False) -> ndarray:
+def asarray(
+    a: Any, dtype: Any = None, order: Any = None, *, copy: Any = None, blocking: bool = False
+) -> ndarray:
     if copy is False and not isinstance(a, ndarray):
         raise ValueError("Unable to avoid copy while creating an array as requested.")
     return array(a, dtype, bool(copy), order or "K")
@@ -419,7 +547,9 @@ def empty_like(
     return _allocate(np.empty_like(prototype._a, dtype, order, shape=shape))  # type: ignore[call-overload]
 
 
-def asnumpy(a: Any, stream: Any = None, order: str = "C", out: Any = None, *, blocking: bool = True) -> np.ndarray:
+def asnumpy(
+    a: Any, stream: Any = None, order: str = "C", out: Any = None, *, blocking: bool = True
+) -> np.ndarray:
     return a.get(stream, order, out, blocking) if isinstance(a, ndarray) else np.asarray(a)
 
 

@@ -1,10 +1,13 @@
-"""The machine behind the stand-in for CuPy: two devices whose memory is the host's, streams, events, pools, captured graphs.
+"""The machine behind the stand-in for CuPy: two devices whose memory is the host's, streams,
+events, pools, captured graphs.
 
-Work is done at once, in the order in which it is given; what a GPU would be free to do in another order is found out, not left to
-luck. Every stream keeps a vector clock, events carry clocks from one to another, and an access to memory that is not ordered
-after the last write to it (or, for a write, after the reads) raises ``RaceError``. A copy from pinned memory happens as late
-as it may, so pinned memory that is written again too early sends the wrong numbers. Freed memory stays with its pool and
-stream and is given out again, full of NaN, so that whoever still holds its address finds that out.
+Work is done at once, in the order in which it is given; what a GPU would be free to do in another
+order is found out, not left to luck. Every stream keeps a vector clock, events carry clocks from
+one to another, and an access to memory that is not ordered after the last write to it (or, for a
+write, after the reads) raises ``RaceError``. A copy from pinned memory happens as late as it may,
+so pinned memory that is written again too early sends the wrong numbers. Freed memory stays with
+its pool and stream and is given out again, full of NaN, so that whoever still holds its address
+finds that out.
 """
 
 import threading
@@ -28,7 +31,8 @@ class CUDARuntimeError(RuntimeError):
         2: "cudaErrorMemoryAllocation: out of memory",
         700: "cudaErrorIllegalAddress: an illegal memory access was encountered",
         900: "cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing",
-        901: "cudaErrorStreamCaptureInvalidated: operation failed due to a previous error during capture",
+        901: "cudaErrorStreamCaptureInvalidated: operation failed due to a previous error during "
+        "capture",
     }
 
     def __init__(self, status: int) -> None:
@@ -41,18 +45,21 @@ class OutOfMemoryError(MemoryError):
 
     def __init__(self, size: int, total: int, limit: int = 0) -> None:
         suffix = f", limit set to: {limit:,} bytes" if limit else ""
-        super().__init__(f"Out of memory allocating {size:,} bytes (allocated so far: {total:,} bytes{suffix}).")
+        super().__init__(
+            f"Out of memory allocating {size:,} bytes (allocated so far: {total:,} bytes{suffix})."
+        )
 
 
 class RaceError(AssertionError):
     """Two streams touch the same memory, and nothing says which of them comes first."""
 
 
-# --- what was done ---------------------------------------------------------------------------------------------------
+# --- what was done --------------------------------------------------------------------------------
 
 
 class Seen(NamedTuple):
-    """kind: h2d, d2h, launch, malloc (from the device), sync, capture, graph. detail: the function's or kernel's name."""
+    """kind: h2d, d2h, launch, malloc (from the device), sync, capture, graph. detail: the
+    function's or kernel's name."""
 
     kind: str
     detail: str
@@ -87,7 +94,7 @@ _held = [0] * DEVICES  # bytes that pools have got from it
 _local = threading.local()
 
 
-# --- devices and streams ---------------------------------------------------------------------------------------------
+# --- devices and streams --------------------------------------------------------------------------
 
 
 def current_device() -> int:
@@ -158,7 +165,9 @@ def _merge(into: Clock, other: Clock) -> None:
 class Event:
     """``cupy.cuda.Event``."""
 
-    def __init__(self, block: bool = False, disable_timing: bool = False, interprocess: bool = False) -> None:
+    def __init__(
+        self, block: bool = False, disable_timing: bool = False, interprocess: bool = False
+    ) -> None:
         self._clock: Clock = {}
         self._late: list[Late] = []
         self.time = 0.0
@@ -202,12 +211,17 @@ _numbers = iter(range(1, 1 << 60))
 
 
 class Stream:
-    """``cupy.cuda.Stream``: one that is non-blocking, or the device's null stream, which all that are blocking stand for."""
+    """``cupy.cuda.Stream``: one that is non-blocking, or the device's null stream, which all that
+    are blocking stand for."""
 
     null: "Stream"
 
     def __init__(
-        self, null: bool = False, non_blocking: bool = False, ptds: bool = False, priority: int | None = None
+        self,
+        null: bool = False,
+        non_blocking: bool = False,
+        ptds: bool = False,
+        priority: int | None = None,
     ) -> None:
         self.device_id = current_device()
         self.is_non_blocking = non_blocking
@@ -219,7 +233,10 @@ class Stream:
         _streams.append(self)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Stream) and (self.device_id, self.ptr) == (other.device_id, other.ptr)
+        return isinstance(other, Stream) and (self.device_id, self.ptr) == (
+            other.device_id,
+            other.ptr,
+        )
 
     def __hash__(self) -> int:
         return hash((self.device_id, self.ptr))
@@ -283,7 +300,8 @@ class Stream:
             raise CUDARuntimeError(900)
 
     def _touch(self, reads: "list[Block]", writes: "list[Block]", name: str) -> None:
-        """One work of this stream begins: everything it reads and writes must have been left alone by the others."""
+        """One work of this stream begins: everything it reads and writes must have been left alone
+        by the others."""
         clock = self._clock
         _merge(clock, _host)
         clock[self._key] = clock.get(self._key, 0) + 1
@@ -295,11 +313,15 @@ class Stream:
                 late.do()
             block.late.clear()
             if block.written is not None and clock.get(block.written[0], 0) < block.written[1]:
-                raise RaceError(f"{name} on {self!r} touches memory that another stream may still be writing")
+                raise RaceError(
+                    f"{name} on {self!r} touches memory that another stream may still be writing"
+                )
         for block in writes:
             for stream, count in block.read.items():
                 if clock.get(stream, 0) < count:
-                    raise RaceError(f"{name} on {self!r} writes memory that another stream may still be reading")
+                    raise RaceError(
+                        f"{name} on {self!r} writes memory that another stream may still be reading"
+                    )
             block.written, block.read = mine, {}
         for block in reads:
             if block not in writes:
@@ -312,7 +334,12 @@ _nulls: dict[int, Stream] = {}
 def _null(device: int) -> Stream:
     if device not in _nulls:
         stream = _nulls[device] = Stream.__new__(Stream)
-        stream.device_id, stream.is_non_blocking, stream.ptr, stream._key = device, False, 0, -1 - device
+        stream.device_id, stream.is_non_blocking, stream.ptr, stream._key = (
+            device,
+            False,
+            0,
+            -1 - device,
+        )
         stream._clock, stream._late, stream._recording = {}, [], None
         _streams.append(stream)
     return _nulls[device]
@@ -332,7 +359,7 @@ def get_current_stream(device_id: int | None = None) -> Stream:
 Stream.null = _null(0)
 
 
-# --- memory ----------------------------------------------------------------------------------------------------------
+# --- memory ---------------------------------------------------------------------------------------
 
 
 class Block:
@@ -387,7 +414,8 @@ class MemoryPointer:
 
 
 class DeviceMemory:
-    """``cupy.cuda.Memory``: whether the device has so many bytes; the pool that asked says where."""
+    """``cupy.cuda.Memory``: whether the device has so many bytes; the pool that asked says
+    where."""
 
     def __init__(self, size: int) -> None:
         self.size, self.device_id, self.ptr = size, current_device(), 0
@@ -396,7 +424,8 @@ class DeviceMemory:
 
 
 class MemoryPool:
-    """``cupy.cuda.MemoryPool``: free blocks are kept apart by stream, as there, and are used again for the same size only."""
+    """``cupy.cuda.MemoryPool``: free blocks are kept apart by stream, as there, and are used again
+    for the same size only."""
 
     def __init__(self, allocator: Any = DeviceMemory) -> None:
         self._allocator = allocator
@@ -408,7 +437,9 @@ class MemoryPool:
     def malloc(self, size: int) -> MemoryPointer:
         device, stream = current_device(), get_current_stream()
         if stream._recording is not None and self is default_pool:
-            raise AssertionError("memory of the default pool, taken in a capture, would be handed to others later")
+            raise AssertionError(
+                "memory of the default pool, taken in a capture, would be handed to others later"
+            )
         size = max(-(-size // UNIT) * UNIT, UNIT)
         arena = self._free.setdefault((device, stream._key), {})
         blocks = arena.get(size)
@@ -434,7 +465,9 @@ class MemoryPool:
 
     def _take_back(self, block: Block) -> None:
         self._used[block.device] -= block.size
-        self._free.setdefault((block.device, block.arena), {}).setdefault(block.size, []).append(block)
+        self._free.setdefault((block.device, block.arena), {}).setdefault(block.size, []).append(
+            block
+        )
 
     def free_all_blocks(self, stream: Stream | None = None) -> None:
         for (device, _), arena in self._free.items():
@@ -508,10 +541,13 @@ pinned: list[tuple[int, int]] = []
 
 
 def is_pinned(array: np.ndarray) -> bool:
-    return any(begin <= array.ctypes.data and array.ctypes.data + array.nbytes <= end for begin, end in pinned)
+    return any(
+        begin <= array.ctypes.data and array.ctypes.data + array.nbytes <= end
+        for begin, end in pinned
+    )
 
 
-# --- graphs ----------------------------------------------------------------------------------------------------------
+# --- graphs ---------------------------------------------------------------------------------------
 
 
 class Work(NamedTuple):
@@ -530,7 +566,8 @@ class Recording:
 
 
 class Graph:
-    """``cupy.cuda.Graph``: what was recorded, done again on the same memory. It keeps none of that memory from being freed."""
+    """``cupy.cuda.Graph``: what was recorded, done again on the same memory. It keeps none of that
+    memory from being freed."""
 
     def __init__(self, works: list[Work], device_id: int) -> None:
         self._works, self._device_id = works, device_id
@@ -548,14 +585,19 @@ class Graph:
         pass
 
     def debug_dot_str(self, flags: int = 0) -> str:
-        return "digraph {" + "".join(f'"{n}" [label="{work.name}"]' for n, work in enumerate(self._works)) + "}"
+        return (
+            "digraph {"
+            + "".join(f'"{n}" [label="{work.name}"]' for n, work in enumerate(self._works))
+            + "}"
+        )
 
 
 def note_sent(what: str) -> None:
     """CuPy sends a table of its own making, by way of pinned memory.
 
-    In a capture it would do so too: then the graph has a copy from the host, and an event that is never done, so that no pinned
-    memory is used again from there on. Here that is refused, as all that is sent in a capture.
+    In a capture it would do so too: then the graph has a copy from the host, and an event that is
+    never done, so that no pinned memory is used again from there on. Here that is refused, as all
+    that is sent in a capture.
     """
     stream = get_current_stream()
     stream._refuse_in_capture()
@@ -568,7 +610,8 @@ def submit(work: Work) -> None:
     for block in (*work.reads, *work.writes):
         if block.device != current_device():
             raise ValueError(
-                f"Array device must be same as the current device: array device = {block.device} while current = "
+                f"Array device must be same as the current device: array device = {block.device} "
+                "while current = "
                 f"{current_device()}"
             )
     if stream._recording is not None:
