@@ -7,10 +7,10 @@ is a number as good as 3.0, but powers of the one grow without end, and those of
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
-from inspect import signature
+from inspect import Parameter, signature
 from math import inf, isfinite, nan
 from operator import index
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from portacnn.errors import ArgumentError
 
@@ -174,36 +174,182 @@ def share(name: str, value: Any) -> float:
     return number
 
 
+def either(default: Any, **given: Any) -> Any:
+    """Return the value of an argument that has several names, or ``default`` if none was given.
+
+    Args:
+        given: the value under each name, None if it was not given. The preferred name comes first.
+
+    Raises:
+        ArgumentError: if it was given under more than one name.
+    """
+    named = {name: value for name, value in given.items() if value is not None}
+    if len(named) > 1:
+        raise ArgumentError(
+            f"{' and '.join(named)} are names of one argument, got both; give only "
+            f"{next(iter(given))}"
+        )
+    return next(iter(named.values()), default)
+
+
+# --- keywords of other libraries ------------------------------------------------------------------
+
+_SAME = (
+    "lr learning_rate learning_rate_init eta",
+    "batch_size mini_batch_size minibatch_size batchsize batch",
+    "epochs n_epochs num_epochs max_epochs nb_epoch nb_epochs epoch max_iter",
+    "num_classes n_classes nb_classes classes output_size num_outputs out_features units",
+    "weight_init weight_init_std kernel_initializer weight_initializer init init_std",
+    "bias_init bias_initializer",
+    "out_features units out_channels output_size num_units hidden_size",
+    "out_channels filters num_filters filter_num out_features num_output output_channels",
+    "in_features in_channels num_features input_dim input_size input_shape",
+    "in_channels in_features input_channels channels num_channels n_channels",
+    "num_features num_channels normalized_shape in_channels channels",
+    "input_size input_shape image_size img_size input_dim",
+    "kernel_size filter_size pool_size ksize kernel size kernel_shape window",
+    "stride strides",
+    "padding pad pads",
+    "dilation dilation_rate dilations",
+    "groups group num_groups",
+    "bias use_bias",
+    "p rate dropout drop_prob dropout_ratio dropout_rate keep_prob",
+    "dropout p rate dropout_ratio dropout_rate",
+    "negative_slope alpha",
+    "eps epsilon",
+    "beta1 betas beta_1",
+    "beta2 betas beta_2",
+    "alpha rho smoothing",
+    "weight_decay decay l2 weight_decay_rate weight_decay_lambda",
+    "nesterov use_nesterov",
+    "affine center scale",
+    "dim axis",
+    "axis dim",
+    "axes axis dim dims",
+    "dims axes",
+    "keepdims keepdim",
+    "seed random_state random_seed rng",
+    "verbose progress verbosity progress_bar",
+    "schedule lr_scheduler scheduler lr_schedule",
+    "optimizer optimiser opt solver",
+    "clip_norm max_norm grad_clip clipnorm gradient_clip_val max_grad_norm",
+    "accumulate accumulation_steps gradient_accumulation_steps accumulate_grad_batches",
+    "early_stopping patience early_stop",
+    "compile_step compile jit_compile",
+    "checkpoint_dir checkpoint_path save_dir default_root_dir",
+    "keep max_to_keep save_top_k",
+    "x_train X_train train_x train_images",
+    "t_train y_train Y_train train_y train_labels",
+    "x_test X_test x_val X_val test_x validation_data",
+    "t_test y_test Y_test y_val t_val test_y validation_data",
+    "step_size steps",
+    "T_max total_steps t_max",
+    "eta_min min_lr",
+    "total_iters total_steps warmup_steps steps",
+    "gamma factor decay_rate",
+    "patience n_iter_no_change",
+    "monitor metric mode",
+    "min_delta tol threshold",
+    "restore_best restore_best_weights",
+    "device backend map_location",
+    "path f filename file filepath",
+    "opset opset_version",
+    "root data_dir data_home folder",
+    "one_hot_label one_hot onehot",
+)
+"""Words for one thing, on each line, of portacnn, the book, PyTorch, Keras, scikit-learn, ONNX.
+
+A word on several lines means one or the other, according to what a function takes."""
+
+_ADVICE = {
+    "activation": "add a layer for it, such as ReLU()",
+    "inplace": "layers write no input; leave it out",
+    "data_format": "shapes are always (N, C, H, W); leave it out",
+    "shuffle": "training images are shuffled in every epoch, by seed; leave it out",
+    "validation_split": "split the data yourself and give x_test and t_test",
+    "amsgrad": "it is not supported; leave it out",
+    "dtype": "set it when the network is built: build(..., dtype=...)",
+    "device": "set it when the network is made or built; everything else follows it",
+}
+"""What to do instead, for keywords that have no other name here."""
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def answering_keywords(what: str, cures: Mapping[str, str]) -> Callable[[Function], Function]:
-    """Decorate a function called ``what`` so that the TypeError for a keyword that it does not take
-    names the right one.
+def keyword_problem(
+    called: Callable[..., Any], given: Iterable[str], what: str, advice: Mapping[str, str] = {}
+) -> str | None:
+    """Return what to say of keywords that ``called`` does not take; None if it takes them all.
 
-    ``cures`` says what to write instead of keywords that people bring from other libraries.
+    Args:
+        called: a function, or a class.
+        given: the keywords.
+        what: the name of ``called`` in the message.
+        advice: by keyword, what to do instead; used before portacnn's common advice.
+    """
+    function: Any = called
+    if isinstance(called, type):
+        function = called.__init__  # type: ignore[misc]
+    # a class without a constructor of its own takes nothing
+    parameters = {} if function is object.__init__ else signature(function).parameters
+    if any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return None
+    known = [
+        name
+        for name, parameter in parameters.items()
+        if name not in ("self", "cls") and parameter.kind is not Parameter.VAR_POSITIONAL
+    ]
+    unknown = [name for name in given if name not in known]
+    if not unknown:
+        return None
+    hints = ", ".join(f"{name}{_hint(name, known, advice)}" for name in unknown)
+    return f"{what} does not take {hints}; it takes {', '.join(known) or 'no arguments'}"
+
+
+def _hint(name: str, known: list[str], advice: Mapping[str, str]) -> str:
+    """Return what to write instead of a keyword, in parentheses; empty if that is not known."""
+    from difflib import get_close_matches
+
+    if name in advice:
+        return f" ({advice[name]})"
+    same = [line.split() for line in _SAME]
+    names = [word for words in same if name in words for word in words if word in known]
+    if names:
+        joined = " and " if name in ("betas", "validation_data") else " or "
+        return f" (called {joined.join(dict.fromkeys(names))} here)"
+    if name in _ADVICE:
+        return f" ({_ADVICE[name]})"
+    return "".join(f" (did you mean {match}?)" for match in get_close_matches(name, known, 1))
+
+
+class AnswersKeywords:
+    """A class whose TypeError for an unknown keyword names the right one."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        if kwargs and (problem := keyword_problem(cls, kwargs, cls.__name__)):
+            raise TypeError(problem)
+        return super().__new__(cls)
+
+
+def answering_keywords(what: str, advice: Mapping[str, str] = {}) -> Callable[[Function], Function]:
+    """Decorate a function so that its TypeError for an unknown keyword names the right one.
+
+    Args:
+        what: the function's name in the message.
+        advice: by keyword, what to do instead.
     """
 
     def decorated(function: Function) -> Function:
-        known = [name for name in signature(function).parameters if name not in ("self", "cls")]
+        known = frozenset(signature(function).parameters)
 
         @wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            if unknown := [name for name in kwargs if name not in known]:
-                hints = [f"{name}{_hint(name, known, cures)}" for name in unknown]
-                raise TypeError(
-                    f"{what} does not take {', '.join(hints)}; it takes {', '.join(known)}"
-                )
+            if not known.issuperset(kwargs) and (
+                problem := keyword_problem(function, kwargs, what, advice)
+            ):
+                raise TypeError(problem)
             return function(*args, **kwargs)
 
         return call  # type: ignore[return-value]
 
     return decorated
-
-
-def _hint(name: str, known: list[str], cures: Mapping[str, str]) -> str:
-    from difflib import get_close_matches
-
-    if name in cures:
-        return f" (write {cures[name]})"
-    return "".join(f" (did you mean {match}?)" for match in get_close_matches(name, known, 1))

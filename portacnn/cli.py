@@ -198,8 +198,8 @@ def _new(options: argparse.Namespace, backend: Backend, data: Any) -> Trainer:
     classes = int(max(t_train.max(), t_test.max())) + 1
     model = SimpleConvNet(
         x_train.shape[1:],
-        output_size=classes,
-        weight_init_std=_init(options.weight_init),
+        num_classes=classes,
+        weight_init=_init(options.weight_init),
         device=backend,
         seed=seed,
     )
@@ -211,7 +211,7 @@ def _new(options: argparse.Namespace, backend: Backend, data: Any) -> Trainer:
         x_test,
         t_test,
         epochs=options.epochs,
-        mini_batch_size=options.batch_size,
+        batch_size=options.batch_size,
         optimizer=options.optimizer,
         optimizer_param=_optimizer_param(options),
         schedule=options.schedule,

@@ -18,7 +18,16 @@ from inspect import signature
 from typing import Any, ClassVar
 
 from portacnn import ops
-from portacnn.arguments import flag, fraction, not_negative, plain, told, whole
+from portacnn.arguments import (
+    AnswersKeywords,
+    flag,
+    fraction,
+    keyword_problem,
+    not_negative,
+    plain,
+    told,
+    whole,
+)
 from portacnn.errors import ArgumentError, ModelFormatError, ShapeError, StateError
 from portacnn.flat import Flat, Named, runs
 from portacnn.ops.dispatch import check_arrays
@@ -77,7 +86,7 @@ def _patterns(what: str | Iterable[str]) -> tuple[str, ...]:
     return patterns
 
 
-class Optimizer:
+class Optimizer(AnswersKeywords):
     """What every optimizer has: a learning rate, weight decay, counts of steps, and state by name
     and parameter.
 
@@ -690,18 +699,26 @@ OPTIMIZERS: dict[str, type[Optimizer]] = {
 }
 
 
-def make_optimizer(name: "str | Optimizer", param: Mapping[str, Any] | None = None) -> Optimizer:
-    """An optimizer by its name and its constructor's arguments; one that is made already is itself.
+def make_optimizer(
+    name: "str | Optimizer", param: Mapping[str, Any] | None = None, *, lr: float | None = None
+) -> Optimizer:
+    """Return an optimizer by its name; an ``Optimizer`` is returned as it is.
+
+    Args:
+        name: a key of ``OPTIMIZERS``, in any case, or an ``Optimizer``.
+        param: the constructor's arguments.
+        lr: the learning rate, if ``param`` does not say it.
 
     Raises:
-        ArgumentError: an unknown name, an argument the optimizer does not take, a value without a
-            meaning; arguments for one that is made already.
+        ArgumentError: if the name or an argument is unknown, a value is out of range, ``lr`` and
+            ``param`` differ, or an ``Optimizer`` is given together with arguments.
     """
     if isinstance(name, Optimizer):
-        if param:
+        if param or lr is not None:
+            kind, word = type(name).__name__, "optimizer_param" if lr is None else "lr"
             raise ArgumentError(
-                "optimizer_param goes with an optimizer's name; "
-                f"{type(name).__name__} is made already"
+                f"{word} goes with an optimizer's name, got it together with a made {kind}; give "
+                f"it to {kind}(...) instead"
             )
         return name
     if not isinstance(name, str) or name.lower() not in OPTIMIZERS:
@@ -710,14 +727,15 @@ def make_optimizer(name: "str | Optimizer", param: Mapping[str, Any] | None = No
         raise ArgumentError(
             f'optimizer_param must be a dictionary such as {{"lr": 0.01}}, got {param!r}'
         )
-    kind = OPTIMIZERS[name.lower()]
-    unknown = set(param or {}) - set(signature(kind).parameters)
-    if unknown:
+    arguments = dict(param or {})
+    if lr is not None and arguments.setdefault("lr", lr) != lr:
         raise ArgumentError(
-            f"{kind.__name__} takes {', '.join(signature(kind).parameters)}; got "
-            f"{', '.join(sorted(map(str, unknown)))}"
+            f"lr is {told(lr)}, but optimizer_param says {told(arguments['lr'])}; give one of them"
         )
-    return kind(**(param or {}))
+    chosen = OPTIMIZERS[name.lower()]
+    if problem := keyword_problem(chosen, map(str, arguments), chosen.__name__):
+        raise ArgumentError(problem)
+    return chosen(**arguments)
 
 
 def rebuild_optimizer(described: Any) -> Optimizer:

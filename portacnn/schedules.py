@@ -19,7 +19,17 @@ from itertools import pairwise
 from math import cos, pi
 from typing import Any, Literal
 
-from portacnn.arguments import flag, not_negative, plain, positive, share, told, whole, wholes
+from portacnn.arguments import (
+    AnswersKeywords,
+    flag,
+    not_negative,
+    plain,
+    positive,
+    share,
+    told,
+    whole,
+    wholes,
+)
 from portacnn.errors import ArgumentError, ModelFormatError
 
 Schedule = Callable[[int, float], float]
@@ -43,7 +53,7 @@ def _powered(lr: float, gamma: float, exponent: int) -> float:
 
 
 @dataclass(frozen=True)
-class ConstantLR:
+class ConstantLR(AnswersKeywords):
     """The optimizer's learning rate times ``factor``, throughout."""
 
     factor: float = 1.0
@@ -56,7 +66,7 @@ class ConstantLR:
 
 
 @dataclass(frozen=True)
-class StepLR:
+class StepLR(AnswersKeywords):
     """lr * gamma^k after k times ``step_size`` steps, as torch.optim.lr_scheduler.StepLR."""
 
     step_size: int
@@ -74,7 +84,7 @@ class StepLR:
 
 
 @dataclass(frozen=True)
-class MultiStepLR:
+class MultiStepLR(AnswersKeywords):
     """lr * gamma^k from the k-th of the ``milestones`` on, as torch.optim.lr_scheduler.MultiStepLR.
 
     A milestone that is named twice counts twice.
@@ -92,7 +102,7 @@ class MultiStepLR:
 
 
 @dataclass(frozen=True)
-class ExponentialLR:
+class ExponentialLR(AnswersKeywords):
     """lr * gamma^step, as torch.optim.lr_scheduler.ExponentialLR."""
 
     gamma: float
@@ -105,7 +115,7 @@ class ExponentialLR:
 
 
 @dataclass(frozen=True)
-class LinearLR:
+class LinearLR(AnswersKeywords):
     """From lr * start_factor in a straight line to lr * end_factor at step ``total_iters``, and on
     at that.
 
@@ -133,7 +143,7 @@ class LinearLR:
 
 
 @dataclass(frozen=True)
-class CosineAnnealingLR:
+class CosineAnnealingLR(AnswersKeywords):
     """Half a cosine from lr at step 0 to ``eta_min`` at step ``T_max`` (Loshchilov and Hutter,
     2017).
 
@@ -153,7 +163,7 @@ class CosineAnnealingLR:
 
 
 @dataclass(frozen=True)
-class OneCycleLR:
+class OneCycleLR(AnswersKeywords):
     """Up from lr / div_factor to lr, then down to lr / (div_factor * final_div_factor) (Smith and
     Topin, 2018).
 
@@ -217,7 +227,7 @@ class OneCycleLR:
 
 
 @dataclass(frozen=True)
-class SequentialLR:
+class SequentialLR(AnswersKeywords):
     """One schedule after the other, each from its own step 0, as
     torch.optim.lr_scheduler.SequentialLR.
 
@@ -260,7 +270,7 @@ def warm_up(steps: int, then: Schedule | None = None, start_factor: float = 1e-3
 
 
 @dataclass(frozen=True)
-class PerEpoch:
+class PerEpoch(AnswersKeywords):
     """A schedule that counts epochs: the same rate for ``steps_per_epoch`` steps."""
 
     schedule: Schedule

@@ -36,7 +36,7 @@ PLACES = [  # device, PORTACNN_KERNELS
 def net(name: str, dtype: str) -> Any:
     """A network on NumPy, with first weights that do not depend on where it goes on."""
     if name == "simple":
-        return SimpleConvNet(weight_init_std="he", device="numpy", dtype=dtype, seed=0)
+        return SimpleConvNet(weight_init="he", device="numpy", dtype=dtype, seed=0)
     return DeepConvNet(device="numpy", dtype=dtype, seed=0)
 
 
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     shared = {
                         "optimizer": optimizer,
                         "optimizer_param": rates,
-                        "mini_batch_size": 8,
+                        "batch_size": 8,
                         "verbose": False,
                     }
                     trainer = Trainer(

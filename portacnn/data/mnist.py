@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from portacnn.arguments import whole
+from portacnn.arguments import answering_keywords, whole
 from portacnn.cache import cache_folder
 from portacnn.data.idx import MAX_BYTES, parse_idx, read_idx
 from portacnn.errors import ArgumentError, DataFormatError
@@ -66,6 +66,7 @@ TIMEOUT = 20.0  # seconds that a mirror may stay silent
 _MAX_CLASSES = 1 << 16  # above this it is not labels that a file holds
 
 
+@answering_keywords("load_mnist")
 def load_mnist(
     normalize: bool = True,
     flatten: bool = False,
@@ -119,6 +120,7 @@ def load_mnist(
         raise DataFormatError(f"{error}. Delete that file to have it downloaded again.") from error
 
 
+@answering_keywords("load_mnist_sample")
 def load_mnist_sample(
     normalize: bool = True, flatten: bool = False, one_hot_label: bool = False
 ) -> Split:
@@ -151,6 +153,7 @@ def load_mnist_sample(
     )
 
 
+@answering_keywords("load_idx_folder")
 def load_idx_folder(
     path: str | os.PathLike[str],
     normalize: bool = True,

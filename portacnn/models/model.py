@@ -9,7 +9,7 @@ from math import prod
 from typing import Any, Self, TypeVar
 
 from portacnn import ops
-from portacnn.arguments import whole
+from portacnn.arguments import answering_keywords, whole
 from portacnn.data.labels import class_indices
 from portacnn.errors import (
     ArgumentError,
@@ -631,6 +631,7 @@ def _count(x: Array) -> int:
     return x.shape[0]
 
 
+@answering_keywords("load")
 def load(path: str | os.PathLike[str], *, device: str | Backend | None = None) -> Model:
     """Rebuild any model that ``Model.save`` wrote, without naming its class. See ``Model.load``."""
     return Model.load(path, device=device)

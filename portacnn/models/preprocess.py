@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from portacnn.arguments import listed, real
+from portacnn.arguments import AnswersKeywords, listed, real
 from portacnn.errors import ArgumentError, ModelFormatError, ShapeError
 from portacnn.layers.base import Shape
 
@@ -13,7 +13,7 @@ _WIDEST = 1e30  # what float32 holds, with room to spare
 
 
 @dataclass(frozen=True)
-class Normalize:
+class Normalize(AnswersKeywords):
     """(pixels * scale - mean) / std, for images of uint8.
 
         model.preprocess = Normalize()  # 0..255 -> 0..1, as load_mnist(normalize=True) does

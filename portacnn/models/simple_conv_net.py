@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from portacnn.arguments import either
 from portacnn.errors import ArgumentError
 from portacnn.init import Initializer
 from portacnn.layers import Conv2d, Flatten, Linear, MaxPool2d, ReLU
@@ -24,17 +25,18 @@ class SimpleConvNet(Model):
         conv_param: ``filter_num``, ``filter_size``, ``pad``, ``stride``; those left out are 30, 5,
             0, 1.
         hidden_size: units of the hidden affine layer.
-        output_size: classes.
-        weight_init_std: a standard deviation, or "he"/"relu", "xavier"/"sigmoid", or any rule of
-            ``portacnn.init``; biases start at 0.
-        num_classes, in_channels: what the other models call them; where given, they stand for
-            ``output_size`` and for C of ``input_dim``.
+        num_classes: 10 by default.
+        weight_init: a standard deviation (0.01 by default), "he"/"relu", "xavier"/"sigmoid", or any
+            rule of ``portacnn.init``; biases start at 0.
+        output_size, weight_init_std: the book's names of ``num_classes`` and ``weight_init``; give
+            one of each pair.
+        in_channels: C, instead of that in ``input_dim``.
         device: see ``portacnn.resolve``.
         seed: for the weights; None takes a fresh one.
         dtype: "float32" or "float64".
 
     Parameters, by path: conv1.weight (filter_num, C, filter_size, filter_size), fc1.weight
-    (hidden_size, features), fc2.weight (output_size, hidden_size), and a bias for each.
+    (hidden_size, features), fc2.weight (num_classes, hidden_size), and a bias for each.
     """
 
     def __init__(
@@ -42,10 +44,11 @@ class SimpleConvNet(Model):
         input_dim: Sequence[int] = (1, 28, 28),
         conv_param: Mapping[str, Any] | None = None,
         hidden_size: int = 100,
-        output_size: int = 10,
-        weight_init_std: Initializer = 0.01,
+        output_size: int | None = None,
+        weight_init_std: Initializer | None = None,
         *,
         num_classes: int | None = None,
+        weight_init: Initializer | None = None,
         in_channels: int | None = None,
         device: str | Backend | None = None,
         seed: int | None = None,
@@ -57,10 +60,11 @@ class SimpleConvNet(Model):
                 f"conv_param takes {', '.join(_CONV)}; got {', '.join(sorted(unknown))}",
                 "SimpleConvNet",
             )
-        output_size = output_size if num_classes is None else num_classes
+        num_classes = either(10, num_classes=num_classes, output_size=output_size)
+        weight_init = either(0.01, weight_init=weight_init, weight_init_std=weight_init_std)
         input_dim = input_dim if in_channels is None else (in_channels, *input_dim[1:])
         conv = {**_CONV, **(conv_param or {})}
-        init: dict[str, Any] = {"weight_init": weight_init_std, "bias_init": "zeros"}
+        init: dict[str, Any] = {"weight_init": weight_init, "bias_init": "zeros"}
         super().__init__(
             conv1=Conv2d(
                 None, conv["filter_num"], conv["filter_size"], conv["stride"], conv["pad"], **init
@@ -70,6 +74,6 @@ class SimpleConvNet(Model):
             flatten=Flatten(),
             fc1=Linear(None, hidden_size, **init),
             relu2=ReLU(),
-            fc2=Linear(None, output_size, **init),
+            fc2=Linear(None, num_classes, **init),
         )
         self.build(input_dim, device=device, dtype=dtype, seed=seed)

@@ -17,7 +17,7 @@ from typing import Any
 
 import portacnn.onnx.export_graph
 import portacnn.onnx.export_layers  # noqa: F401 (both enter the emitters of portacnn's own layers)
-from portacnn.arguments import one_of, whole
+from portacnn.arguments import answering_keywords, one_of, whole
 from portacnn.errors import ArgumentError, ModelFormatError, PortacnnError, ShapeError, StateError
 from portacnn.files import beginning, file_path, link_target, write_atomically
 from portacnn.layers import Layer
@@ -36,6 +36,7 @@ _LONGEST_PREFIX = 200
 _PAGE = 4096
 
 
+@answering_keywords("onnx.export")
 def export(
     model: Layer,
     path: str | os.PathLike[str],

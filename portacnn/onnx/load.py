@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from portacnn.arguments import whole
+from portacnn.arguments import answering_keywords, whole
 from portacnn.errors import ArgumentError, ModelFormatError
 from portacnn.files import file_path
 from portacnn.layers import Reshape
@@ -27,6 +27,7 @@ from portacnn.text import listed, quoted
 _log = logging.getLogger("portacnn.onnx")
 
 
+@answering_keywords("onnx.load")
 def load(
     path: str | os.PathLike[str],
     *,

@@ -49,7 +49,7 @@ class Trainer:
     """
 
     @answering_keywords(
-        "Trainer", {"batch_size": "mini_batch_size", "lr": 'optimizer_param={"lr": ...}'}
+        "Trainer", dict.fromkeys(("lr", "learning_rate"), 'write optimizer_param={"lr": ...}')
     )
     def __init__(
         self,

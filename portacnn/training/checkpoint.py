@@ -29,10 +29,11 @@ from portacnn.training.early_stopping import EarlyStopping
 from portacnn.training.folder import RUN
 
 AnyTrainer = TypeVar("AnyTrainer")  # a Trainer, whose module imports this one
-FORMAT = 1
+FORMAT = 2
+"""Format 1 calls batch_size mini_batch_size; it is still read."""
 _OPTIONS = (
     "epochs",
-    "mini_batch_size",
+    "batch_size",
     "drop_last",
     "schedule_unit",
     "clip_norm",
@@ -138,10 +139,12 @@ class Checkpoint:
         tensors, header = load_tensors(path, checked=True)
         if not isinstance(header, dict) or "checkpoint" not in header:
             raise ModelFormatError("is no checkpoint of a Trainer's", str(path))
-        if header["checkpoint"] != FORMAT:
+        if header["checkpoint"] not in (1, FORMAT):
             told = repr(header["checkpoint"])[:40]
             raise ModelFormatError(
-                f"is a checkpoint of format {told}, this version reads {FORMAT}", str(path)
+                f"is a checkpoint of format {told}, this version reads 1 and {FORMAT}; upgrade "
+                "portacnn",
+                str(path),
             )
         return cls(path, tensors, header)
 
@@ -215,6 +218,8 @@ class Checkpoint:
 
         def make() -> dict[str, Any]:
             given = _ADDED | self.header["options"]
+            if self.header["checkpoint"] == 1:
+                given["batch_size"] = given["mini_batch_size"]
             options = {name: given[name] for name in _OPTIONS}
             stopping = self.header["early_stopping"]
             optimizer: Optimizer = rebuild_optimizer(self.header["optimizer"])

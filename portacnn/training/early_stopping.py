@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from portacnn.arguments import flag, not_negative, whole
+from portacnn.arguments import AnswersKeywords, flag, not_negative, whole
 from portacnn.errors import ArgumentError
 
 
 @dataclass(frozen=True)
-class EarlyStopping:
+class EarlyStopping(AnswersKeywords):
     """Stop after ``patience`` epochs in a row that brought nothing better on the test images.
 
     It holds no state: it looks at the figures of all epochs so far.

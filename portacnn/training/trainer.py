@@ -23,6 +23,7 @@ from weakref import WeakMethod
 from portacnn import ops
 from portacnn.arguments import (
     answering_keywords,
+    either,
     flag,
     not_negative,
     one_of,
@@ -57,16 +58,23 @@ from portacnn.training.signals import interrupted_between_steps
 
 LOG_EVERY = 50
 KEYWORDS = {
-    "batch_size": "mini_batch_size",
-    "lr": 'optimizer_param={"lr": ...}',
-    "learning_rate": 'optimizer_param={"lr": ...}',
-    "momentum": 'optimizer="momentum", optimizer_param={"momentum": ...}',
-    "weight_decay": 'optimizer_param={"weight_decay": ...}',
-    "num_epochs": "epochs",
-    "max_epochs": "epochs",
-    "device": "device where the model is made; the data follow it there",
+    "momentum": 'write optimizer="momentum", optimizer_param={"momentum": ...}',
+    "weight_decay": 'write optimizer_param={"weight_decay": ...}',
+    "device": "data and training follow the model: give the device to the model",
 }
-"""What the Trainer's arguments are that other libraries call by these names."""
+"""What to do instead of arguments that belong elsewhere."""
+_FROM_CHECKPOINT = dict.fromkeys(
+    (
+        "batch_size",
+        "mini_batch_size",
+        "lr",
+        "learning_rate",
+        "optimizer",
+        "optimizer_param",
+        "seed",
+    ),
+    "it comes from the checkpoint; leave it out",
+)
 _log = logging.getLogger("portacnn")
 _DATA = ("x_train", "t_train", "x_test", "t_test")
 _NOT_COPIED = {"backend", "_feed", "_unread", "_ok", "_step", "_workspace"}
@@ -106,9 +114,11 @@ class Trainer:
         t_train, t_test: labels, integers (N,) or one-hot (N, classes).
         epochs: how often to go through the training images. Each epoch shuffles them anew, by
             ``seed`` and its number.
-        mini_batch_size: images a step; the last batch of an epoch may be shorter.
+        batch_size: images per step, 100 by default; the last batch of an epoch may be smaller.
+        mini_batch_size: the book's name of ``batch_size``; give one of them.
         drop_last: leave out of every epoch the last images of its order that make no whole batch.
         optimizer: "sgd", "momentum", "adagrad", "rmsprop", "adam", "adamw", or an ``Optimizer``.
+        lr: the learning rate of an optimizer given by name; by default the optimizer's own.
         optimizer_param: the optimizer's arguments, such as {"lr": 0.001, "weight_decay": 1e-4}.
         schedule: how the learning rate goes on from the optimizer's: a schedule of
             ``portacnn.schedules`` or any function of (step, lr), or a name that stands for one over
@@ -163,9 +173,11 @@ class Trainer:
         t_test: Array,
         *,
         epochs: int = 20,
-        mini_batch_size: int = 100,
+        batch_size: int | None = None,
+        mini_batch_size: int | None = None,
         drop_last: bool = False,
         optimizer: str | Optimizer = "adam",
+        lr: float | None = None,
         optimizer_param: Mapping[str, Any] | None = None,
         schedule: Schedule | str | None = None,
         schedule_unit: Literal["step", "epoch"] = "step",
@@ -186,36 +198,35 @@ class Trainer:
         self.backend: Backend = model.home
         self._revision = model.revision
         self.epochs = whole("epochs", epochs, 0)
-        self.mini_batch_size = whole("mini_batch_size", mini_batch_size, 1)
+        self.batch_size = whole(
+            "batch_size", either(100, batch_size=batch_size, mini_batch_size=mini_batch_size), 1
+        )
         self.evaluate_sample_num_per_epoch = evaluate_sample_num_per_epoch
         if evaluate_sample_num_per_epoch is not None:
             whole("evaluate_sample_num_per_epoch", evaluate_sample_num_per_epoch, 1)
-        if optimizer_param is None and optimizer == "adam":
-            optimizer_param = {"lr": 0.001}
-        self.optimizer = make_optimizer(optimizer, optimizer_param)
+        self.optimizer = make_optimizer(optimizer, optimizer_param, lr=lr)
         self.optimizer.check(model.named_parameters())
         self.clip_norm = None if clip_norm is None else positive("clip_norm", clip_norm)
         self.label_smoothing = share("label_smoothing", label_smoothing)
         self.accumulate = whole("accumulate", accumulate, 1)
-        if self.accumulate > self.mini_batch_size:
+        if self.accumulate > self.batch_size:
             raise ArgumentError(
-                f"a batch of mini_batch_size={mini_batch_size} has no {accumulate} "
-                "parts (accumulate)"
+                f"accumulate must be at most batch_size={self.batch_size}, got {accumulate}"
             )
         self.early_stopping = make_early_stopping(early_stopping)
         self.seed = check_seed(seed)
         self.verbose = verbose
         self.x_train, self.t_train = take_set(model, x_train, t_train, "train")
         self.x_test, self.t_test = take_set(model, x_test, t_test, "test")
-        if self.mini_batch_size > self.x_train.shape[0]:
+        if self.batch_size > self.x_train.shape[0]:
             raise ArgumentError(
-                f"mini_batch_size is {mini_batch_size}, but there are only {self.x_train.shape[0]} "
+                f"batch_size is {self.batch_size}, but there are only {self.x_train.shape[0]} "
                 "training images"
             )
         self.drop_last = flag("drop_last", drop_last)
-        self._sizes = batch_sizes(self.x_train.shape[0], self.mini_batch_size, self.drop_last)
+        self._sizes = batch_sizes(self.x_train.shape[0], self.batch_size, self.drop_last)
         self.steps_per_epoch = len(self._sizes)
-        self._part = -(-self.mini_batch_size // self.accumulate)  # images at a time, at most
+        self._part = -(-self.batch_size // self.accumulate)  # images at a time, at most
         self._check_parts()
         self._feed = make_feed(model, self.x_train, self.t_train)
         self.compile_step = bool(compile_step)
@@ -250,7 +261,7 @@ class Trainer:
         self._sole_in: Path | None = None
 
     @classmethod
-    @answering_keywords("Trainer.resume", KEYWORDS)
+    @answering_keywords("Trainer.resume", _FROM_CHECKPOINT)
     def resume(
         cls,
         path: str | os.PathLike[str],
@@ -356,7 +367,7 @@ class Trainer:
         for layer in self.model.walk():
             for size, sizes in parts.items():
                 if min(sizes) < layer.least_batch:
-                    last = size < self.mini_batch_size
+                    last = size < self.batch_size
                     split = (
                         f", taken in parts of {', '.join(map(str, sizes))} "
                         f"(accumulate={self.accumulate})"
@@ -364,9 +375,9 @@ class Trainer:
                     raise ArgumentError(
                         "one image has one value per channel, and so no variance; the "
                         f"{'last batch' if last else 'batches'} of "
-                        f"{self.x_train.shape[0]} images by mini_batch_size={self.mini_batch_size} "
+                        f"{self.x_train.shape[0]} images by batch_size={self.batch_size} "
                         f"would have {size}"
-                        f"{split if len(sizes) > 1 else ''}; choose another mini_batch_size"
+                        f"{split if len(sizes) > 1 else ''}; choose another batch_size"
                         f"{' or drop_last=True' if last else ''}"
                         f"{' or accumulate' if len(sizes) > 1 else ''}",
                         layer.where,
@@ -600,7 +611,7 @@ class Trainer:
         Returns:
             Whether to stop.
         """
-        batches, size = self.steps_per_epoch, self.mini_batch_size
+        batches, size = self.steps_per_epoch, self.batch_size
         rest = permutation(self.seed, self.epoch, self.x_train.shape[0])[
             self.batch * size : sum(self._sizes)
         ]
@@ -762,7 +773,7 @@ class Trainer:
         return OutOfMemoryError(
             f"{self.backend} has no room for a training step of {size} images{figures}; the model "
             "is as it was before the "
-            f"step. Make a Trainer with a smaller mini_batch_size than {self.mini_batch_size}, or "
+            f"step. Make a Trainer with a smaller batch_size than {self.batch_size}, or "
             "accumulate more parts"
         )
 
