@@ -1,8 +1,8 @@
-"""Checks of the plain numbers and words that ops and constructors take: each gives it back, or says
-what it must be.
+"""Checks of the plain numbers and words that ops and constructors take.
 
-A number comes back as Python's own ``int`` or ``float``. Use what comes back, not what was given: 3
-is a number as good as 3.0, but powers of the one grow without end, and those of the other overflow.
+Each check returns the value or raises an error that states what was expected. Numbers are returned
+as Python's own ``int`` or ``float``. Use the returned value, not the argument: an int 3 compares
+equal to 3.0, but powers of an int grow without limit, and those of a float overflow.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -15,16 +15,18 @@ from typing import Any, Self, TypeVar
 from portacnn.errors import ArgumentError
 
 LARGEST = 2**63 - 1
-"""The largest whole number that any argument may be: the largest int64, as counts and sizes become
-on a device."""
+"""Largest whole number that any argument may be: the largest int64, as counts and sizes become
+int64 on a device."""
 
 
 def plain(value: Any, known: Callable[[Any], Any] = lambda value: None) -> Any:
-    """A value as JSON has it: numbers of any library as Python's, tuples as lists; what it has no
-    word for stays.
+    """Return a value as JSON values: numbers of any library as Python's, tuples as lists.
 
-    ``known`` is asked first, about this value and those within it; it gives None for what it does
-    not know.
+    Values that JSON cannot hold are returned as they are.
+
+    Args:
+        known: called first, with this value and those within it; returns None for values that it
+            does not describe.
     """
     if (described := known(value)) is not None:
         return described
@@ -41,12 +43,12 @@ def plain(value: Any, known: Callable[[Any], Any] = lambda value: None) -> Any:
 
 
 def listed(value: Any) -> Any:
-    """An array of numbers as lists of Python's; whatever else it is, as it is."""
+    """Return an array as nested lists of Python numbers, and everything else as it is."""
     return value.tolist() if hasattr(value, "tolist") and getattr(value, "ndim", 0) > 0 else value
 
 
 def told(value: Any) -> str:
-    """A value for a message, cut where it is long."""
+    """Return a value's repr for a message, truncated to 200 characters."""
     try:
         text = repr(value)
     except ValueError:  # a whole number of more digits than Python prints
@@ -55,7 +57,8 @@ def told(value: Any) -> str:
 
 
 def as_int(value: Any) -> int | None:
-    """A whole number of any library as Python's; None for all else, booleans among it."""
+    """Return a whole number of any library as a Python int; None for everything else, including
+    booleans."""
     if type(value) is int:
         return value
     if isinstance(value, bool) or not hasattr(value, "__index__"):
@@ -67,8 +70,10 @@ def as_int(value: Any) -> int | None:
 
 
 def as_float(value: Any) -> float:
-    """A real number of any library as Python's; NaN for all else, booleans among it, and for what
-    no float can hold."""
+    """Return a real number of any library as a Python float; NaN for everything else.
+
+    Booleans and numbers too large for a float also return NaN.
+    """
     if type(value) is float:
         return value
     if (
@@ -86,7 +91,7 @@ def as_float(value: Any) -> float:
 
 
 def whole(name: str, value: Any, least: int, most: int = LARGEST) -> int:
-    """A whole number of at least ``least``."""
+    """Return a whole number of at least ``least``. Raises ArgumentError."""
     number = as_int(value)
     if number is None or number < least:
         raise ArgumentError(f"{name} must be a whole number of at least {least}, got {told(value)}")
@@ -96,7 +101,7 @@ def whole(name: str, value: Any, least: int, most: int = LARGEST) -> int:
 
 
 def wholes(name: str, values: Any, least: int) -> tuple[int, ...]:
-    """Several whole numbers of at least ``least``."""
+    """Return several whole numbers of at least ``least``. Raises ArgumentError."""
     values = listed(values)
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise ArgumentError(
@@ -106,7 +111,7 @@ def wholes(name: str, values: Any, least: int) -> tuple[int, ...]:
 
 
 def flag(name: str, value: Any) -> bool:
-    """True or False, of Python or NumPy."""
+    """Return a bool of Python or NumPy. Raises ArgumentError."""
     if not isinstance(value, bool) and not (
         getattr(value, "shape", None) == () and str(value.dtype) == "bool"
     ):
@@ -117,7 +122,7 @@ def flag(name: str, value: Any) -> bool:
 def real(
     name: str, value: Any, *, least: float = -inf, above: float = -inf, most: float = inf
 ) -> float:
-    """A finite number within these bounds. Raises ArgumentError."""
+    """Return a finite number within these bounds. Raises ArgumentError."""
     number = as_float(value)
     if not isfinite(number) or not (least <= number <= most and above < number):
         if most < inf:
@@ -135,7 +140,7 @@ def real(
 
 
 def one_of(name: str, value: Any, *choices: str) -> Any:
-    """``value`` itself, where it is one of the words. Raises ArgumentError."""
+    """Return ``value`` if it is one of the words. Raises ArgumentError."""
     if not isinstance(value, str) or value not in choices:
         listed = ", ".join(f'"{choice}"' for choice in choices)
         raise ArgumentError(f"{name} must be one of {listed}; got {told(value)}")
@@ -143,7 +148,7 @@ def one_of(name: str, value: Any, *choices: str) -> Any:
 
 
 def not_negative(name: str, value: Any) -> float:
-    """A finite number of 0 or more."""
+    """Return a finite number of 0 or more. Raises ArgumentError."""
     number = as_float(value)
     if not 0.0 <= number < inf:
         raise ArgumentError(f"{name} must be a number of 0 or more, got {told(value)}")
@@ -151,7 +156,7 @@ def not_negative(name: str, value: Any) -> float:
 
 
 def positive(name: str, value: Any) -> float:
-    """A finite number above 0."""
+    """Return a finite number above 0. Raises ArgumentError."""
     number = as_float(value)
     if not 0.0 < number < inf:
         raise ArgumentError(f"{name} must be a number above 0, got {told(value)}")
@@ -159,7 +164,7 @@ def positive(name: str, value: Any) -> float:
 
 
 def fraction(name: str, value: Any) -> float:
-    """A number of 0 or more and below 1."""
+    """Return a number with 0 <= number < 1. Raises ArgumentError."""
     number = as_float(value)
     if not 0.0 <= number < 1.0:
         raise ArgumentError(f"{name} must lie in 0 <= {name} < 1, got {told(value)}")
@@ -167,7 +172,7 @@ def fraction(name: str, value: Any) -> float:
 
 
 def share(name: str, value: Any) -> float:
-    """A number from 0 to 1, both among them."""
+    """Return a number with 0 <= number <= 1. Raises ArgumentError."""
     number = as_float(value)
     if not 0.0 <= number <= 1.0:
         raise ArgumentError(f"{name} must lie in 0 <= {name} <= 1, got {told(value)}")
@@ -257,9 +262,11 @@ _SAME = (
     "root data_dir data_home folder",
     "one_hot_label one_hot onehot",
 )
-"""Words for one thing, on each line, of portacnn, the book, PyTorch, Keras, scikit-learn, ONNX.
+"""Words with the same meaning, one group per line, of portacnn, the book, PyTorch, Keras,
+scikit-learn and ONNX.
 
-A word on several lines means one or the other, according to what a function takes."""
+A word in several groups has several meanings; the function that is called decides which apply.
+"""
 
 _ADVICE = {
     "activation": "add a layer for it, such as ReLU()",
@@ -271,7 +278,7 @@ _ADVICE = {
     "dtype": "set it when the network is built: build(..., dtype=...)",
     "device": "set it when the network is made or built; everything else follows it",
 }
-"""What to do instead, for keywords that have no other name here."""
+"""What to do instead, for keywords that have no other name in portacnn."""
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -279,13 +286,16 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 def keyword_problem(
     called: Callable[..., Any], given: Iterable[str], what: str, advice: Mapping[str, str] = {}
 ) -> str | None:
-    """Return what to say of keywords that ``called`` does not take; None if it takes them all.
+    """Return a message about keywords that ``called`` does not take; None if it takes them all.
+
+        >>> keyword_problem(lambda lr: lr, ["learning_rate"], "f")
+        'f does not take learning_rate (called lr here); it takes lr'
 
     Args:
         called: a function, or a class.
         given: the keywords.
         what: the name of ``called`` in the message.
-        advice: by keyword, what to do instead; used before portacnn's common advice.
+        advice: by keyword, what to do instead. It is used before portacnn's common advice.
     """
     function: Any = called
     if isinstance(called, type):
@@ -307,7 +317,7 @@ def keyword_problem(
 
 
 def _hint(name: str, known: list[str], advice: Mapping[str, str]) -> str:
-    """Return what to write instead of a keyword, in parentheses; empty if that is not known."""
+    """Return what to use instead of a keyword, in parentheses; empty if that is not known."""
     from difflib import get_close_matches
 
     if name in advice:
@@ -323,7 +333,7 @@ def _hint(name: str, known: list[str], advice: Mapping[str, str]) -> str:
 
 
 class AnswersKeywords:
-    """A class whose TypeError for an unknown keyword names the right one."""
+    """Base of classes whose TypeError for an unknown keyword names the right one."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         if kwargs and (problem := keyword_problem(cls, kwargs, cls.__name__)):

@@ -1,4 +1,4 @@
-"""Where downloaded data and compiled kernels are kept on this machine."""
+"""Locate the folder for downloaded data and compiled kernels."""
 
 import os
 import sys
@@ -6,19 +6,18 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """Folder that portacnn may keep downloads and compiled kernels in. It is only named here, not
-    made.
+    r"""Return the folder for downloads and compiled kernels. It is not created here.
 
     The first of these that applies:
 
     - the environment variable ``PORTACNN_CACHE``;
     - Windows: ``%LOCALAPPDATA%\\portacnn\\Cache``;
     - macOS: ``~/Library/Caches/portacnn``;
-    - elsewhere: ``$XDG_CACHE_HOME/portacnn`` where that variable is an absolute path, else
-      ``~/.cache/portacnn``.
+    - elsewhere: ``$XDG_CACHE_HOME/portacnn`` if that variable is an absolute path, else
+    ``~/.cache/portacnn``.
 
     Raises:
-        FileNotFoundError: no variable is set and this user has no home folder.
+        FileNotFoundError: if no variable is set and the user has no home folder.
     """
     if chosen := os.environ.get("PORTACNN_CACHE"):
         # callers keep it, and the program may go elsewhere

@@ -1,12 +1,11 @@
-"""What a file is that was given for another kind of file, told from its first bytes: for error
-messages."""
+"""Identify a file from its first bytes, for error messages about files of the wrong kind."""
 
 from codecs import getincrementaldecoder
 
 from portacnn.text import quoted
 
 FIRST = 256
-"""How many bytes of a file ``kind_of`` needs."""
+"""Number of bytes of a file that ``kind_of`` needs."""
 
 _PICKLE = (
     "a pickle or a PyTorch archive, which can run code when it is read. portacnn reads "
@@ -35,13 +34,17 @@ _BEGINNINGS = {
 
 
 def may_be_safetensors(start: bytes) -> bool:
-    """Whether a safetensors file can begin so: with a length below 2^32 in 8 bytes, and JSON."""
+    """Return whether a safetensors file can begin like this: a length below 2^32 in 8 bytes, then
+    JSON."""
     return not any(start[4:8]) and start[8:9] in (b"{", b"")
 
 
 def kind_of(start: bytes) -> str | None:
-    """What the file that begins so seems to be, as a part of a sentence, and what to do with it;
-    None if unknown."""
+    """Return what a file with this beginning seems to be, and what to do with it; None if unknown.
+
+    >>> kind_of(b"BZh91AY&SY")
+    'a bzip2 archive; unpack it first'
+    """
     if not start:
         return "an empty file (0 bytes)"
     if may_be_safetensors(start):  # some lengths begin as pickles and archives do

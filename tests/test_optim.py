@@ -160,11 +160,11 @@ def test_by_name(name, kind):
         ),
         (None, None, "unknown optimizer None"),
         (SGD, None, "unknown optimizer"),
-        ("sgd", {"eps": 0.9}, "SGD takes lr, momentum, .*; got eps"),
+        ("sgd", {"eps": 0.9}, "SGD does not take eps; it takes lr, momentum, .*"),
         (
             "adam",
             {"beta3": 1, "alpha": 2},
-            "Adam takes lr, beta1, beta2, eps, .*; got alpha, beta3",
+            r"Adam does not take alpha, beta3 \(did you .*; it takes lr, beta1, beta2, eps, .*",
         ),
         ("sgd", {"lr": -0.1}, "lr must be a number of 0 or more, got -0.1"),
         ("sgd", {"lr": float("nan")}, "lr must be a number of 0 or more, got nan"),
@@ -185,7 +185,7 @@ def test_by_name(name, kind):
         ("adam", {"decoupled_weight_decay": None}, "decoupled_weight_decay must be True or False"),
         ("adam", [1], r"optimizer_param must be a dictionary such as {\"lr\": 0\.01}, got \[1\]"),
         ("sgd", 0.1, "optimizer_param must be a dictionary such as"),
-        ("sgd", {1: 2}, "SGD takes lr, momentum, .*; got 1"),
+        ("sgd", {1: 2}, "SGD does not take 1; it takes lr, .*"),
     ],
 )
 def test_what_is_no_optimizer(name, param, message):

@@ -23,7 +23,7 @@ from math import prod
 from typing import Any, ClassVar, NamedTuple, Self
 from weakref import ref
 
-from portacnn.arguments import told, wholes
+from portacnn.arguments import AnswersKeywords, told, wholes
 from portacnn.errors import ArgumentError, ModelFormatError, PortacnnError, ShapeError, StateError
 from portacnn.flat import Flat, Named
 from portacnn.init import Initializer, rule
@@ -147,7 +147,7 @@ class _Network:
         self.root: Callable[[], Layer | None] = lambda: None  # a weak reference
 
 
-class Layer:
+class Layer(AnswersKeywords):
     """A piece of a network with parameters of its own, or children that have some.
 
     A subclass writes ``infer``, ``forward`` and ``backward``. docs/layers.md has an example.
@@ -187,7 +187,7 @@ class Layer:
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         count_layer()
-        self = super().__new__(cls)
+        self = super().__new__(cls, *args, **kwargs)
         self._made_with = (args, kwargs)
         self.path = ""
         self.params, self.grads, self.buffers = {}, {}, {}

@@ -1,5 +1,5 @@
-"""``Normalize``: how a model's images become numbers. It is a part of the model: declared once,
-saved in its file."""
+"""Preprocessing of uint8 images: ``Normalize``, which is part of the model and saved in its
+file."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,22 +14,25 @@ _WIDEST = 1e30  # what float32 holds, with room to spare
 
 @dataclass(frozen=True)
 class Normalize(AnswersKeywords):
-    """(pixels * scale - mean) / std, for images of uint8.
+    """Map uint8 images to (pixels * scale - mean) / std.
+
+        >>> Normalize(mean=0.5, std=0.25).in_pixels(1)  # in units of the pixels
+        ([127.5], [63.75])
 
         model.preprocess = Normalize()  # 0..255 -> 0..1, as load_mnist(normalize=True) does
         # torchvision's
         model.preprocess = Normalize(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
-    It is computed as (pixels - mean / scale) / (std / scale), in the model's dtype: with mean 0 and
-    std 1 that is pixels / 255, to the bit.
+    It is computed as (pixels - mean / scale) / (std / scale), in the model's dtype. With mean 0 and
+    std 1 that is exactly pixels / 255.
 
     Args:
         scale: above 0.
-        mean: after scaling: one number, or one for each channel.
-        std: above 0: one number, or one for each channel.
+        mean: after scaling: one number, or one per channel.
+        std: above 0: one number, or one per channel.
 
     Raises:
-        ArgumentError: other values, or such as float32 cannot hold together.
+        ArgumentError: if a value is out of range, or float32 cannot hold them together.
     """
 
     scale: float = 1 / 255
@@ -61,7 +64,7 @@ class Normalize(AnswersKeywords):
             )
 
     def in_pixels(self, channels: int) -> tuple[list[float], list[float]]:
-        """Mean and std of every channel, in units of the pixels."""
+        """Return mean and std of every channel, in units of the pixels."""
         mean, std = (
             value if isinstance(value, tuple) else (value,) * channels
             for value in (self.mean, self.std)
@@ -69,7 +72,7 @@ class Normalize(AnswersKeywords):
         return [m / self.scale for m in mean], [s / self.scale for s in std]
 
     def check(self, sample: Shape) -> None:
-        """Raise ShapeError where images of shape ``sample`` have another number of channels."""
+        """Raise ShapeError if images of shape ``sample`` have another number of channels."""
         for name, values in (("mean", self.mean), ("std", self.std)):
             if isinstance(values, tuple) and len(values) != sample[0]:
                 raise ShapeError(
@@ -79,13 +82,13 @@ class Normalize(AnswersKeywords):
                 )
 
     def description(self) -> dict[str, Any]:
-        """As JSON; ``rebuild_preprocess`` reads it."""
+        """Return JSON values that ``rebuild_preprocess`` reads."""
         return {"class": "Normalize", "arguments": asdict(self)}
 
 
 def rebuild_preprocess(described: Any) -> Normalize | None:
-    """What ``Normalize.description`` described; None for None. Raises whatever nonsense brings a
-    constructor to."""
+    """Return what ``Normalize.description`` described; None for None. Raises the constructor's
+    errors."""
     if described is None:
         return None
     if described["class"] != "Normalize":
@@ -94,7 +97,7 @@ def rebuild_preprocess(described: Any) -> Normalize | None:
 
 
 def _numbers(name: str, value: Any, bounds: dict[str, float]) -> float | tuple[float, ...]:
-    """One number, or a tuple of several: of any sequence, and of any library's."""
+    """Return one number, or a tuple for a sequence, with numbers of any library."""
     value = listed(value)
     try:
         if isinstance(value, Sequence) and not isinstance(value, str) and value:

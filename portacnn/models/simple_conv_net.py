@@ -1,4 +1,4 @@
-"""The tutorials' network: one convolution, one pooling, two affine layers."""
+"""The tutorials' network: one convolution, one pooling, two linear layers."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,29 +14,37 @@ _CONV = {"filter_num": 30, "filter_size": 5, "pad": 0, "stride": 1}
 
 
 class SimpleConvNet(Model):
-    """conv - relu - pool - affine - relu - affine - softmax, for images (N, *input_dim).
+    """conv - relu - pool - linear - relu - linear, for images (N, *input_dim).
 
-    The network of "Deep Learning from Scratch" (Saitoh), chapter 7. ``forward`` ends before the
-    softmax, which is part of the loss. Where the pooling's 2 by 2 windows do not divide the
-    convolution's output, the last row and column are left out.
+        >>> net = SimpleConvNet(num_classes=3, weight_init="he", device="cpu", seed=0)
+        >>> net.input_shape, net.output_shape
+        ((1, 28, 28), (3,))
+
+    The network of "Deep Learning from Scratch" (Saitoh), chapter 7. ``forward`` returns logits (N,
+    num_classes): softmax is part of the loss. If the pooling's 2x2 windows do not divide the
+    convolution's output, its last row and column are dropped.
 
     Args:
         input_dim: (C, H, W) of one image.
-        conv_param: ``filter_num``, ``filter_size``, ``pad``, ``stride``; those left out are 30, 5,
-            0, 1.
-        hidden_size: units of the hidden affine layer.
-        num_classes: 10 by default.
+        conv_param: ``filter_num``, ``filter_size``, ``pad``, ``stride``; the defaults are 30, 5, 0,
+            1.
+        hidden_size: units of the hidden linear layer.
+        num_classes: number of classes, 10 by default.
         weight_init: a standard deviation (0.01 by default), "he"/"relu", "xavier"/"sigmoid", or any
-            rule of ``portacnn.init``; biases start at 0.
-        output_size, weight_init_std: the book's names of ``num_classes`` and ``weight_init``; give
-            one of each pair.
-        in_channels: C, instead of that in ``input_dim``.
+            rule of ``portacnn.init``. Biases are initialized with 0.
+        output_size, weight_init_std: the book's names of ``num_classes`` and ``weight_init``. Give
+            only one of each pair.
+        in_channels: replaces C of ``input_dim``.
         device: see ``portacnn.resolve``.
-        seed: for the weights; None takes a fresh one.
+        seed: seed of the weights; None draws one.
         dtype: "float32" or "float64".
 
     Parameters, by path: conv1.weight (filter_num, C, filter_size, filter_size), fc1.weight
     (hidden_size, features), fc2.weight (num_classes, hidden_size), and a bias for each.
+
+    Raises:
+        ArgumentError, ShapeError: if an argument is unknown or out of range, or the images are too
+            small.
     """
 
     def __init__(

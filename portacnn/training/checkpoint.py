@@ -1,10 +1,10 @@
-"""What a checkpoint holds, and how a ``Trainer`` is made of one again.
+"""Describe a training as a checkpoint, and make a ``Trainer`` from a checkpoint.
 
-One safetensors file. Arrays: ``model.*`` (weights and buffers), ``optimizer.*`` (its state),
-``best.*`` (the best weights so far, for early stopping) and ``history.*`` (figures by step and by
-epoch, float64). Its header says all the rest in JSON: architecture, optimizer, schedule, options,
-seed, and the position. No random state is kept, since there is none: batches and masks are drawn
-from the seed and the number of the epoch and step. Nor are the data: they are given again, and
+A checkpoint is one safetensors file. Arrays: ``model.*`` (weights and buffers), ``optimizer.*``
+(its state), ``best.*`` (the best weights so far, for early stopping) and ``history.*`` (figures per
+step and per epoch, float64). The header holds the rest as JSON: architecture, optimizer, schedule,
+options, seed and position. There is no random state to store: batches and masks are drawn from the
+seed and the numbers of epoch and step. Data are not stored either. They are given again and
 compared with a fingerprint.
 """
 
@@ -30,7 +30,8 @@ from portacnn.training.folder import RUN
 
 AnyTrainer = TypeVar("AnyTrainer")  # a Trainer, whose module imports this one
 FORMAT = 2
-"""Format 1 calls batch_size mini_batch_size; it is still read."""
+"""Number of the format. Format 1 has ``mini_batch_size`` for ``batch_size``; it can still be
+read."""
 _OPTIONS = (
     "epochs",
     "batch_size",
@@ -47,19 +48,19 @@ _OPTIONS = (
     "keep",
     "verbose",
 )
-"""The Trainer's arguments that stand in the header as they are; each is an attribute of that
+"""The Trainer's arguments that are in the header unchanged. Each is an attribute of the same
 name."""
 _ADDED = {"drop_last": False}
-"""Options that older checkpoints lack, and what they were then."""
+"""Options that older checkpoints lack, with the values they had then."""
 _BY_EPOCH = ("epoch_loss_list", "train_acc_list", "test_acc_list")
 _HISTORY = ("train_loss_list", *_BY_EPOCH, "test_loss_list")
 
 
 def describe_training(trainer: Any) -> dict[str, Any]:
-    """A checkpoint's header, all but the position: what stays the same throughout a training.
+    """Return a checkpoint's header without the position: what does not change during a training.
 
     Raises:
-        ArgumentError: an optimizer that no file can hold.
+        ArgumentError: if a file cannot hold the optimizer.
     """
     schedule, stopping = trainer.schedule, trainer.early_stopping
     if trainer.schedule_unit == "epoch" and isinstance(schedule, PerEpoch):
@@ -79,7 +80,7 @@ def describe_training(trainer: Any) -> dict[str, Any]:
 
 
 def contents(trainer: Any) -> tuple[dict[str, HostArray], dict[str, Any]]:
-    """Arrays and header of a checkpoint of this moment, between two steps."""
+    """Return arrays and header of a checkpoint at this moment, between two steps."""
     state = trainer.optimizer.state_dict()
     best, host = trainer._best_weights or {}, resolve("numpy")
     # of an epoch that was broken off, there may be more in the lists
@@ -108,14 +109,14 @@ def contents(trainer: Any) -> tuple[dict[str, HostArray], dict[str, Any]]:
 
 
 def _seed(name: str, value: Any) -> int:
-    """A seed out of a file: any whole number. Raises ArgumentError."""
+    """Return a seed from a file: any whole number. Raises ArgumentError."""
     if value is None:
         raise ArgumentError(f"{name} is missing")
     return check_seed(value)
 
 
 def _or_why_not(describe: Any) -> dict[str, Any]:
-    """What ``describe`` gives; where no file can hold that, the reason, under "not saved"."""
+    """Return ``describe()``, or if a file cannot hold that, the reason under "not saved"."""
     try:
         described: dict[str, Any] = describe()
         json.dumps(described)
@@ -126,8 +127,8 @@ def _or_why_not(describe: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was read. Its properties are made of what the file says, and raise
-    ModelFormatError for nonsense."""
+    """A checkpoint that was read. Its methods raise ModelFormatError if the header makes no
+    sense."""
 
     path: Path
     tensors: Mapping[str, HostArray]
@@ -135,7 +136,7 @@ class Checkpoint:
 
     @classmethod
     def read(cls, path: Path) -> "Checkpoint":
-        """Read a file. Raises ModelFormatError where it is no whole one, or no checkpoint."""
+        """Read a file. Raises ModelFormatError if it is damaged or not a checkpoint."""
         tensors, header = load_tensors(path, checked=True)
         if not isinstance(header, dict) or "checkpoint" not in header:
             raise ModelFormatError("is no checkpoint of a Trainer's", str(path))
@@ -149,7 +150,7 @@ class Checkpoint:
         return cls(path, tensors, header)
 
     def _said(self, make: Any) -> Any:
-        """What ``make`` makes of the header; whatever it stumbles over is the file's fault."""
+        """Return ``make()``. An error while reading the header becomes a ModelFormatError."""
         try:
             return make()
         except ModelFormatError as error:
@@ -161,7 +162,7 @@ class Checkpoint:
             ) from error
 
     def place(self) -> Backend:
-        """Where the training was. Raises BackendError where there is no such place here."""
+        """Return the backend of the training. Raises BackendError if it is unavailable here."""
         place = self.header.get("place")
         if not isinstance(place, str) or not re.fullmatch(r"\w+:[a-z]+\d*(:\d+)?", place, re.ASCII):
             raise ModelFormatError(
@@ -175,7 +176,7 @@ class Checkpoint:
             ) from error
 
     def model(self, device: Any) -> Model:
-        """The model on ``device``, with its weights and the seed of its dropout."""
+        """Return the model on ``device``, with its weights and the seed of its dropout."""
         described = self.header.get("model")
         if isinstance(described, dict) and "not saved" in described:
             raise ArgumentError(
@@ -192,7 +193,7 @@ class Checkpoint:
         )
 
     def load_into(self, model: Model) -> None:
-        """The weights, and the seed of dropout, into a model that was built by the caller."""
+        """Load the weights and the seed of dropout into a model that the caller has built."""
 
         def load() -> None:
             seed = _seed("model_seed", self.header["model_seed"])
@@ -203,7 +204,7 @@ class Checkpoint:
         self._said(load)
 
     def schedule(self) -> Schedule:
-        """The schedule. Raises ArgumentError where it was a function of the caller's own."""
+        """Return the schedule. Raises ArgumentError if it was the caller's own function."""
         described = self.header.get("schedule")
         if isinstance(described, dict) and "not saved" in described:
             raise ArgumentError(
@@ -214,7 +215,7 @@ class Checkpoint:
         return self._said(lambda: rebuild_schedule(described))
 
     def arguments(self) -> dict[str, Any]:
-        """The Trainer's arguments besides model, data, schedule and folder."""
+        """Return the Trainer's arguments, except model, data, schedule and folder."""
 
         def make() -> dict[str, Any]:
             given = _ADDED | self.header["options"]
@@ -233,8 +234,7 @@ class Checkpoint:
         return self._said(make)
 
     def check_data(self, given: Mapping[str, Mapping[str, Any]]) -> None:
-        """Compare fingerprints. Raises ArgumentError where the data are others than those of the
-        training."""
+        """Compare fingerprints. Raises ArgumentError if the data differ from the training's."""
 
         def listed() -> list[tuple[str, Any, Any]]:
             return [
@@ -256,7 +256,7 @@ class Checkpoint:
             raise ArgumentError(f"these are not the data of {self.path}: {'; '.join(problems)}")
 
     def made(self, make: Callable[[], AnyTrainer]) -> AnyTrainer:
-        """The Trainer that ``make`` makes of the arguments, put where it was."""
+        """Return the Trainer that ``make`` returns, restored to the checkpoint's position."""
         return self._said(lambda: self._restored(make()))
 
     def _restored(self, trainer: Any) -> Any:

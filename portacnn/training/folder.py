@@ -1,11 +1,10 @@
-"""The folder that a training keeps its checkpoints in: their names, which is the newest, which may
-go.
+"""Manage a folder of checkpoints: their names, which one is the newest, and which may be deleted.
 
-A checkpoint is called ``checkpoint-<number>-step-<steps>-<run>.safetensors``. Numbers count up as
-files are written, whatever run they belong to, so the newest is told by its name alone, without
-clocks. ``latest`` is a small text file with the name of the last one: links are not to be had
-everywhere. Files of another run are never touched, so several may share a folder; but only one
-process at a time may go on with the same run there (``sole``).
+A checkpoint is called ``checkpoint-<number>-step-<steps>-<run>.safetensors``. Numbers count up in
+the order of writing, across runs, so the name alone tells the newest one, without clocks.
+``latest`` is a small text file with the name of the last checkpoint, because links are not
+available everywhere. Files of other runs are never changed, so several runs may share a folder.
+Only one process at a time may write the checkpoints of a run (``sole``).
 """
 
 import contextlib
@@ -23,14 +22,14 @@ from portacnn.training.lock import locked
 
 LATEST = "latest"
 RUN = "[0-9a-f]{6}"
-"""What tells one training's files from another's."""
+"""Pattern of a run's identifier, which is part of its files' names."""
 _NAME = re.compile(rf"checkpoint-(\d+)-step-(\d+)-({RUN})\.safetensors", re.ASCII)
 T = TypeVar("T")
 _log = logging.getLogger("portacnn")
 
 
 class Found(NamedTuple):
-    """A checkpoint's file, as its name says."""
+    """A checkpoint file, described by its name."""
 
     number: int
     run: str
@@ -38,17 +37,18 @@ class Found(NamedTuple):
 
 
 def checkpoints(folder: Path) -> list[Found]:
-    """The files that are called like checkpoints, in the order in which they were written."""
+    """Return the files whose names are those of checkpoints, in the order in which they were
+    written."""
     names = [(_NAME.fullmatch(path.name), path) for path in folder.iterdir()]
     return sorted(Found(int(name[1]), name[3], path) for name, path in names if name)
 
 
 @contextlib.contextmanager
 def sole(folder: Path, run: str) -> Iterator[None]:
-    """Within it nobody else writes this run's checkpoints into the folder.
+    """Lock this run's checkpoints in the folder against other writers.
 
     Raises:
-        CheckpointError: somebody else does.
+        CheckpointError: if another writer holds the lock.
     """
     with contextlib.ExitStack() as stack:
         try:
@@ -67,14 +67,13 @@ def sole(folder: Path, run: str) -> Iterator[None]:
 
 
 def add(folder: Path, run: str, step: int, keep: int, write: Callable[[Path], None]) -> Path:
-    """Write one more checkpoint of a run, and only when it is safe delete the run's oldest, so that
-    ``keep`` are left.
+    """Write a checkpoint of a run, then delete the run's oldest ones so that ``keep`` remain.
 
     Args:
-        write: what writes the file, whole or not at all.
+        write: writes the file, completely or not at all.
 
     Raises:
-        OSError: it could not be written; all others are as they were.
+        OSError: if it could not be written. All other checkpoints are unchanged.
     """
     before = checkpoints(folder)
     number = 1 + max((found.number for found in before), default=0)
@@ -92,14 +91,15 @@ def add(folder: Path, run: str, step: int, keep: int, write: Callable[[Path], No
 
 
 def newest(path: Path, read: Callable[[Path], T]) -> tuple[Path, T]:
-    """What ``read`` makes of a checkpoint: the file itself, or the newest whole one of a folder.
+    """Return the path of a checkpoint and ``read(path)``: of the file itself, or the newest intact
+    one in a folder.
 
-    One that is broken, cannot be read or is no file is passed over with a warning.
+    A broken or unreadable file is skipped with a warning.
 
     Raises:
-        FileNotFoundError: there is none.
-        ModelFormatError, OSError: what ``read`` says of the file, or of the newest where none can
-            be read.
+        FileNotFoundError: if there is no checkpoint.
+        ModelFormatError, OSError: from ``read``, for the file, or for the newest one if none can be
+            read.
     """
     if path.name == LATEST and path.is_file():
         path = path.parent

@@ -950,7 +950,7 @@ def test_the_trainer_refuses():
     )
     refuses(
         TypeError,
-        "batch_size (write mini_batch_size)",
+        "batch_size (called mini_batch_size here)",
         call=lambda: scratch.Trainer(net, x, t, x, t, batch_size=5),
     )
     refuses(

@@ -250,8 +250,8 @@ def test_cupy_where_there_is_no_gpu(train, how):
     [
         (["--device", "tpu"], ["unknown device 'tpu'; it can be cpu, cuda"]),
         (["--data", "missing"], ["missing"]),
-        (["--batch-size", "41"], ["mini_batch_size is 41, but there are only 40 training images"]),
-        (["--batch-size", "0"], ["mini_batch_size must be"]),
+        (["--batch-size", "41"], ["batch_size is 41, but there are only 40 training images"]),
+        (["--batch-size", "0"], ["batch_size must be"]),
         (["--epochs", "-1"], ["epochs must be a whole number of at least 0, got -1"]),
         (["--lr", "nan"], ["lr must be a number of 0 or more, got nan"]),
         (

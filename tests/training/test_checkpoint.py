@@ -253,7 +253,7 @@ def test_every_option(tmp_path, options):
         assert outcome(once) == outcome(twice)
         return
     again, whole = check(tmp_path, **options)
-    for name in (*options, "seed", "epochs", "mini_batch_size"):
+    for name in (*options, "seed", "epochs", "batch_size"):
         assert getattr(again, name) == getattr(whole, name)
 
 
@@ -265,6 +265,17 @@ def test_a_checkpoint_from_before_there_was_drop_last(tmp_path):
 
     rewrite(path, older)
     assert resumed(path).drop_last is False
+
+
+def test_a_checkpoint_of_format_1_that_says_mini_batch_size(tmp_path):
+    path = stopped(tmp_path, 3).last_checkpoint
+
+    def older(header):
+        header["checkpoint"] = 1
+        header["options"]["mini_batch_size"] = header["options"].pop("batch_size")
+
+    rewrite(path, older)
+    assert resumed(path).batch_size == SIZE
 
 
 @pytest.mark.parametrize("monitor", ["accuracy", "loss"])

@@ -98,7 +98,7 @@ def test_no_room_for_a_step(backend, monkeypatch, place, known):
         with pytest.raises(
             OutOfMemoryError,
             match=rf"a training step of 20 images{figures}; .*smaller "
-            r"mini_batch_size",
+            r"batch_size",
         ):
             run.run_batch(run.backend.asarray(np.arange(20, 40)))
     assert bits(run.model) == before

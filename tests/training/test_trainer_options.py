@@ -242,14 +242,14 @@ def over(count, model, **options):
             101,
             {"mini_batch_size": 10},
             [
-                "the last batch of 101 images by mini_batch_size=10 would have 1;",
-                "another mini_batch_size or drop_last=True",
+                "the last batch of 101 images by batch_size=10 would have 1;",
+                "another batch_size or drop_last=True",
             ],
         ),
         (
             10,
             {"mini_batch_size": 1},
-            ["the batches of 10 images by mini_batch_size=1 would have 1;"],
+            ["the batches of 10 images by batch_size=1 would have 1;"],
         ),
         (
             12,
@@ -604,7 +604,7 @@ def test_gradients_that_are_not_finite(backend):
         ({"clip_norm": True}, "clip_norm"),
         ({"label_smoothing": 1.5}, "label_smoothing must lie in"),
         ({"accumulate": 0}, "accumulate must be a whole number"),
-        ({"accumulate": 21}, "mini_batch_size=20 has no 21 parts"),
+        ({"accumulate": 21}, "accumulate must be at most batch_size=20, got 21"),
         ({"accumulate": 1.0}, "accumulate must be a whole number"),
         ({"precision": "half"}, 'precision must be one of "float32", "tf32"'),
         ({"precision": "tf32"}, "precision='tf32' is not to be had for float64 on numpy on cpu"),
@@ -615,7 +615,10 @@ def test_gradients_that_are_not_finite(backend):
             {"optimizer_param": {"weight_decay": 0.1, "no_decay": ("biases",)}},
             "no_decay: 'biases' is none of the parameters",
         ),
-        ({"optimizer": SGD(0.1), "optimizer_param": {"lr": 1.0}}, "SGD is made already"),
+        (
+            {"optimizer": SGD(0.1), "optimizer_param": {"lr": 1.0}},
+            "optimizer_param goes with an optimizer's name, got it together with a made SGD",
+        ),
     ],
 )
 def test_numbers_without_a_meaning(changes, message):
@@ -672,7 +675,7 @@ def test_command_line(monkeypatch, tmp_path, capsys):
     assert (
         cli.train_main([*words, "--optimizer", "adagrad", "--momentum", "0.8"]) == cli.USAGE_ERROR
     )
-    assert "AdaGrad takes lr, lr_decay" in capsys.readouterr().err
+    assert "AdaGrad does not take momentum; it takes lr, lr_decay" in capsys.readouterr().err
     assert set(schedules.SCHEDULES) == {"constant", "step", "cosine", "warmup_cosine", "one_cycle"}
 
 
