@@ -37,7 +37,7 @@ def is_watched(stream: Any) -> bool:
     """Return whether output appears at once for a person: on a terminal, or in a notebook."""
     try:
         return stream is not None and (stream.isatty() or "ipykernel" in sys.modules)
-    except (AttributeError, ValueError):  # no file at all, or a closed one
+    except (AttributeError, ValueError):  # not a file, or closed
         return False
 
 

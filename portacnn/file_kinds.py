@@ -9,15 +9,14 @@ FIRST = 256
 
 _PICKLE = (
     "a pickle or a PyTorch archive, which can run code when it is read. portacnn reads "
-    "safetensors: convert a file that you "
-    "trust where it was made, with safetensors.torch.save_file(state_dict, ...), or of NumPy "
-    "arrays with "
-    "safetensors.numpy.save_file(params, ...)"
+    "safetensors. If you trust the file, convert it where it was made: "
+    "safetensors.torch.save_file(state_dict, ...), or safetensors.numpy.save_file(params, ...) "
+    "for NumPy arrays"
 )
 _BEGINNINGS = {
     b"version "
-    b"https://git-lfs.github.com/spec/": "a Git LFS pointer, which stands for the file itself; get "
-    "that with: git lfs pull",
+    b"https://git-lfs.github.com/spec/": "a Git LFS pointer instead of the file; download the "
+    "file with: git lfs pull",
     b"\x1f\x8b": "a gzip archive; unpack it first",
     b"PK\x03\x04": f"a zip archive, or {_PICKLE}",
     b"BZh": "a bzip2 archive; unpack it first",
@@ -47,7 +46,7 @@ def kind_of(start: bytes) -> str | None:
     """
     if not start:
         return "an empty file (0 bytes)"
-    if may_be_safetensors(start):  # some lengths begin as pickles and archives do
+    if may_be_safetensors(start):  # some lengths look like the beginning of a pickle or an archive
         return (
             "a safetensors file, as portacnn.load and load_weights read" if len(start) > 8 else None
         )
@@ -67,7 +66,7 @@ def kind_of(start: bytes) -> str | None:
 
 def _kind_of_text(start: bytes) -> str | None:
     try:
-        # which leaves out a character that is cut in two
+        # which drops a truncated character at the end
         text = getincrementaldecoder("utf-8-sig")().decode(start)
     except UnicodeDecodeError:
         return None
@@ -76,14 +75,14 @@ def _kind_of_text(start: bytes) -> str | None:
     lower = text.lstrip().lower()
     if lower.startswith(("<!doctype html", "<html", "<head")):
         return (
-            "a web page (HTML), perhaps an error or a form to log in; look at it in a browser, "
-            "and download the file again"
+            "a web page (HTML), perhaps an error or a login form; open it in a browser, and "
+            "download the file again"
         )
     if lower.startswith("<?xml"):
-        return "XML, perhaps a server's error message; look at it, and download the file again"
+        return "XML, perhaps a server's error message; open it, and download the file again"
     if lower.startswith(("{", "[")):
         return "JSON, perhaps the index of a model in several files"
     first, line_end, _ = text.partition("\n")
     if line_end and first.count(",") >= 1:
-        return f"a table in text (CSV); it begins with {quoted(first)}"
+        return f"a CSV table; it begins with {quoted(first)}"
     return f"text; it begins with {quoted(first)}"

@@ -28,11 +28,11 @@ _KEY = "portacnn"
 _CHECKSUM = "checksum"
 _MARK = json.dumps(json.dumps({_CHECKSUM: ""})[1:-2])[
     1:-1
-].encode()  # JSON in a JSON text: what stands before the digits
-_NO_DIGITS = b"0" * 8  # stand for the checksum of a CRC-32 while it is computed
-_LONGEST_PATH = 1 << 15  # characters; no system takes more
-_LONGEST_HEADER = 100_000_000  # bytes, as the safetensors library has it
-# bytes of a file's name in the name of the temporary one: some file systems take 143 in all
+].encode()  # JSON in a JSON string: the text before the digits
+_NO_DIGITS = b"0" * 8  # placeholder while the CRC-32 is computed
+_LONGEST_PATH = 1 << 15  # characters; no system supports more
+_LONGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors library
+# bytes of a file's name in its temporary name: some file systems allow 143 in all
 _LONGEST_PREFIX = 100
 _DTYPES = {
     "BOOL": "uint8",
@@ -106,11 +106,11 @@ def make_folder(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(
-            f"cannot make the folder {folder} for {purpose}: {error.strerror}; choose another "
+            f"cannot create the folder {folder} for {purpose}: {error.strerror}; choose another "
             f"{another}"
         ) from error
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(f"cannot write into {folder}; choose another {another}")
+        raise PermissionError(f"cannot write to {folder}; choose another {another}")
     return folder
 
 
@@ -186,7 +186,9 @@ def _status(target: Path, named: Path) -> os.stat_result | None:
         return None
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(named))
-    if not stat.S_ISREG(status.st_mode):  # a device, say: the name must not become a file's
+    if not stat.S_ISREG(
+        status.st_mode
+    ):  # for example a device, which must not be replaced by a file
         raise OSError(errno.EINVAL, "not a regular file", str(named))
     return status
 
@@ -264,10 +266,10 @@ def load_tensors(
             content: HostArray = np.empty(size, np.uint8)
             content[: len(start)] = np.frombuffer(start, np.uint8)
             if len(start) + (file.readinto(content[len(start) :]) or 0) != size or file.read(1):
-                raise ValueError("it was changed while it was read")
+                raise ValueError("it changed while it was read")
             digits = header.pop(_CHECKSUM, None) if isinstance(header, dict) else None
             if digits is not None and not _is_whole(content, digits):
-                raise ValueError("its content is not what its checksum was taken over")
+                raise ValueError("its content does not match its checksum")
             if checked and digits is None:
                 raise ValueError("it has no checksum")
             return dict(_views(content, layout)), header or None
@@ -276,10 +278,10 @@ def load_tensors(
             kind = kind_of(file.read(FIRST))
             if kind is None or "safetensors file" in kind:
                 raise ModelFormatError(
-                    f"{path} is not a whole safetensors file: {error}"
+                    f"{path} is not an intact safetensors file: {error}"
                 ) from error
             raise ModelFormatError(
-                f"{path} is not a whole safetensors file, it looks like {kind}"
+                f"{path} is not a safetensors file, it looks like {kind}"
             ) from None
 
 
@@ -287,10 +289,10 @@ def _header_length(start: bytes, size: int) -> int:
     """Return the header's length in bytes, from the first 8 bytes of a file of this size. Raises
     ValueError."""
     if len(start) < 8:
-        raise ValueError(f"it has {size} bytes, and the length of its header alone takes 8")
+        raise ValueError(f"it has {size} bytes, but the length of its header alone takes 8")
     length = int.from_bytes(start, "little")
     if length > min(size - 8, _LONGEST_HEADER):
-        raise ValueError(f"its header would have {length} bytes, the file has {size}")
+        raise ValueError(f"its header should have {length} bytes, but the file has {size}")
     return length
 
 
@@ -307,12 +309,12 @@ def _parsed(text: bytes, size: int) -> tuple[Layout, dict[str, str]]:
     """
     header = json.loads(text.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number)
     if not isinstance(header, dict) or text[:1] != b"{":
-        raise ValueError("its header is no JSON object")
+        raise ValueError("its header is not a JSON object")
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(
         isinstance(value, str) for value in metadata.values()
     ):
-        raise ValueError("its metadata are not texts by name")
+        raise ValueError("its metadata must be a JSON object of strings")
     found = []
     for name, described in header.items():
         if not isinstance(described, dict) or described.keys() != {
@@ -320,19 +322,14 @@ def _parsed(text: bytes, size: int) -> tuple[Layout, dict[str, str]]:
             "shape",
             "data_offsets",
         }:
-            raise ValueError(
-                f"tensor {quoted(name)} is not described by dtype, shape and data_offsets"
-            )
+            raise ValueError(f"tensor {quoted(name)} must have dtype, shape and data_offsets")
         kind, shape, offsets = described["dtype"], described["shape"], described["data_offsets"]
         if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
             raise ValueError(
-                f"shape and data_offsets of tensor {quoted(name)} are no lists of whole numbers"
+                f"shape and data_offsets of tensor {quoted(name)} must be lists of whole numbers"
             )
         if not isinstance(kind, str) or not (bits := _bits(kind)):
-            raise ValueError(
-                f"the dtype of tensor {quoted(name)} is {quoted(kind)}, which is none "
-                "of safetensors'"
-            )
+            raise ValueError(f"tensor {quoted(name)} has the unknown dtype {quoted(kind)}")
         begin, end = offsets
         if 8 * (end - begin) != bits * prod(shape):
             raise ValueError(
@@ -344,11 +341,11 @@ def _parsed(text: bytes, size: int) -> tuple[Layout, dict[str, str]]:
     for begin, end, name, *_ in found:
         if begin != place:
             raise ValueError(
-                f"tensor {quoted(name)} begins at {begin}, the one before it ends at {place}"
+                f"tensor {quoted(name)} begins at {begin}, but the previous one ends at {place}"
             )
         place = end
     if place != size:
-        raise ValueError(f"its tensors take {place} bytes, there are {size}")
+        raise ValueError(f"its tensors take {place} bytes, but there are {size}")
     return [(name, kind, shape) for _, _, name, kind, shape in found], metadata
 
 
@@ -369,12 +366,12 @@ def _are_counts(values: Any) -> bool:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("its header has a name twice")
+        raise ValueError("its header contains a name twice")
     return found
 
 
 def _no_number(word: str) -> None:
-    raise ValueError(f"its header has {shown(word)} for a number")
+    raise ValueError(f"its header contains {shown(word)}, which is not a JSON number")
 
 
 def within(part: str, tensors: Mapping[str, Any]) -> dict[str, Any]:

@@ -94,7 +94,8 @@ def _patterns(what: str | Iterable[str]) -> tuple[str, ...]:
     )
     if not all(isinstance(pattern, str) for pattern in patterns):
         raise ArgumentError(
-            f"parameters are selected by a function of (path, array) or by names, got {what!r}"
+            "parameters are selected by a function of (path, array) or by name patterns, got "
+            f"{what!r}"
         )
     return patterns
 
@@ -140,8 +141,8 @@ class Optimizer(AnswersKeywords):
         self.steps = 0
         self.counts: dict[str, int] = {}
         self.state: dict[str, dict[str, Array]] = {slot: {} for slot in self.slots}
-        self._decay: dict[str, float] = {}  # by key, as far as they have come
-        # by slot: what the state lies in, where the parameters lie so
+        self._decay: dict[str, float] = {}  # by key, for the keys seen so far
+        # by slot: the flat buffer of the state, if the parameters are in one
         self._flat: dict[str, Flat] = {}
         self._took_part: list[str] = []  # the keys of the last update
 
@@ -188,19 +189,20 @@ class Optimizer(AnswersKeywords):
         if not keys:
             if grads:
                 raise ArgumentError(
-                    f"no parameter has a gradient: keys {', '.join(params)} and {', '.join(grads)}"
+                    f"params and grads have no key in common: {', '.join(params)} and "
+                    f"{', '.join(grads)}"
                 )
             return
         for key in keys:
             if tuple(grads[key].shape) != tuple(params[key].shape):
                 shapes = f"{tuple(params[key].shape)}, its gradient {tuple(grads[key].shape)}"
-                raise ShapeError(f"parameter {key} has the shape {shapes}", type(self).__name__)
+                raise ShapeError(f"parameter {key} has shape {shapes}", type(self).__name__)
             for arrays in self.state.values():
                 if key in arrays and tuple(arrays[key].shape) != tuple(params[key].shape):
                     raise StateError(
-                        f"{key} is {tuple(params[key].shape)}, its state here "
-                        f"{tuple(arrays[key].shape)}: the network was "
-                        "changed; make a new optimizer",
+                        f"{key} has shape {tuple(params[key].shape)}, but its state has "
+                        f"{tuple(arrays[key].shape)}: the network was changed; make a new "
+                        "optimizer",
                         type(self).__name__,
                     )
             if key not in self.counts:
@@ -212,7 +214,7 @@ class Optimizer(AnswersKeywords):
         with where(params[keys[0]]):
             for key in keys:
                 if key not in self.counts:
-                    # first: where there is no room for it, the key has not come
+                    # first: if memory runs out here, the key is still unknown
                     self._make_state(key, params)
                     self.counts[key] = 0
                 alike.setdefault((self._decay[key], self.steps - self.counts[key]), []).append(key)
@@ -299,7 +301,7 @@ class Optimizer(AnswersKeywords):
             for pattern in self.no_decay:
                 if not any(selector(pattern)(key, params[key]) for key in params):
                     raise ArgumentError(
-                        f"no_decay: {pattern!r} is none of the parameters {', '.join(params)}"
+                        f"no_decay: {pattern!r} matches none of the parameters {', '.join(params)}"
                     )
         spared = selector(self.no_decay)
         self._decay |= {key: 0.0 if spared(key, params[key]) else self.weight_decay for key in new}
@@ -417,13 +419,19 @@ class Optimizer(AnswersKeywords):
             name for name in ("optimizer", "lr", "steps", "counts", "arrays") if name not in state
         ]
         if lacking:
-            raise ModelFormatError(f"not an optimizer's state: {', '.join(lacking)} missing", where)
+            raise ModelFormatError(
+                f"it is not an optimizer's state: {', '.join(lacking)} missing", where
+            )
         if state["optimizer"] != where:
-            raise ModelFormatError(f"the state is of {state['optimizer']}, not of {where}", where)
+            raise ModelFormatError(
+                f"expected the state of {where}, got that of {state['optimizer']}", where
+            )
         counts, arrays = state["counts"], state["arrays"]
         for name in ("counts", "arrays"):
             if not isinstance(state[name], Mapping):
-                raise ModelFormatError(f"{name} must be by key, got {told(state[name])}", where)
+                raise ModelFormatError(
+                    f"{name} must be a dictionary by key, got {told(state[name])}", where
+                )
         shapes = {
             f"{slot}.{key}": params[key].shape
             for slot in self.slots

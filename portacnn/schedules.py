@@ -49,8 +49,8 @@ def _powered(lr: float, gamma: float, exponent: int) -> float:
         return lr * gamma**exponent
     except OverflowError:
         raise ArgumentError(
-            f"the learning rate {lr!r} * {gamma!r}^{exponent} is larger than a float can be; take "
-            "a gamma of 1 or less"
+            f"the learning rate {lr!r} * {gamma!r}^{exponent} overflows a float; use a gamma of 1 "
+            "or less"
         ) from None
 
 
@@ -212,15 +212,14 @@ class OneCycleLR(AnswersKeywords):
             )
         if self.three_phase and self.pct_start > 0.5:
             raise ArgumentError(
-                "up and down again take 2 * pct_start of the steps; got "
-                f"pct_start={self.pct_start!r}"
+                f"three_phase needs pct_start of at most 0.5, got {self.pct_start!r}"
             )
 
     def __call__(self, step: int, lr: float) -> float:
         if not 0 <= step < self.total_steps:
             raise ArgumentError(
-                f"the cycle has steps 0 to {self.total_steps - 1}; asked for the "
-                f"rate of step {step}"
+                f"OneCycleLR has steps 0 to {self.total_steps - 1}, got step {step}; increase "
+                "total_steps"
             )
         way = _half_cosine if self.anneal_strategy == "cos" else _line
         low, up = lr / self.div_factor, self.pct_start * self.total_steps
@@ -255,11 +254,11 @@ class SequentialLR(AnswersKeywords):
         _take(self, schedules=schedules, milestones=wholes("milestones", self.milestones, 1))
         if len(self.milestones) != len(self.schedules) - 1:
             raise ArgumentError(
-                f"{len(self.schedules)} schedules meet at {len(self.schedules) - 1} milestones, "
-                f"got {len(self.milestones)}"
+                f"{len(self.schedules)} schedules need {len(self.schedules) - 1} milestones, got "
+                f"{len(self.milestones)}"
             )
         if any(a >= b for a, b in pairwise(self.milestones)):
-            raise ArgumentError(f"milestones must rise, got {self.milestones}")
+            raise ArgumentError(f"milestones must be ascending, got {self.milestones}")
 
     def __call__(self, step: int, lr: float) -> float:
         index = bisect_right(self.milestones, step)
@@ -269,7 +268,7 @@ class SequentialLR(AnswersKeywords):
 def _function(schedule: Any) -> Schedule:
     """Return a schedule within another. Raises ArgumentError if it is not callable."""
     if not callable(schedule):
-        raise ArgumentError(f"a schedule is a function of (step, lr), got {told(schedule)}")
+        raise ArgumentError(f"a schedule must be a function of (step, lr), got {told(schedule)}")
     made: Schedule = schedule
     return made
 
@@ -364,9 +363,7 @@ def describe_schedule(schedule: Schedule) -> dict[str, Any]:
     kind = type(schedule)
     if _KINDS.get(kind.__name__) is not kind:
         name = getattr(schedule, "__qualname__", kind.__qualname__)
-        raise ArgumentError(
-            f"{name} is none of the schedules {', '.join(_KINDS)}, which a file can hold"
-        )
+        raise ArgumentError(f"a file cannot hold {name}, only the schedules {', '.join(_KINDS)}")
     values = {field.name: getattr(schedule, field.name) for field in fields(schedule)}  # type: ignore[arg-type]
     return {
         "class": kind.__name__,

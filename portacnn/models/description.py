@@ -49,7 +49,9 @@ def describe_layer(layer: Layer, known: Described | None = None) -> dict[str, An
     described = known[layer] = {"class": layer.kind()}
     several, named = layer.arguments()
     explicit = signature(type(layer)).parameters
-    listed = [_plain(value, known) for value in several]  # first, as a rebuilding makes them first
+    listed = [
+        _plain(value, known) for value in several
+    ]  # first, because rebuilding makes them first
     described["arguments"] = {
         name: _plain(value, known)
         for name, value in named.items()
@@ -90,7 +92,7 @@ def _check_apart(layer: Layer) -> None:
     if inside & seen:
         both = next(iter(inside & seen))
         raise ArgumentError(
-            "cannot be saved: it stands in a layer given to replace, and elsewhere in "
+            "cannot be saved: it is in a layer passed to replace and also elsewhere in "
             f"{type(layer).__name__}",
             both.where,
         )
@@ -121,7 +123,7 @@ def rebuild_layer(described: Any, names: dict[str, Layer] | None = None, **build
             f"unknown class {shown(repr(described['class']))}; import the module that defines it "
             "first"
         )
-    count_layer(-1)  # what a file describes layer by layer has paid for it in bytes
+    count_layer(-1)  # layers described one by one are limited by the file's size
 
     def made(value: Any) -> Any:
         if isinstance(value, list):

@@ -21,17 +21,17 @@ from portacnn.runtime import Array, backend_of
 
 FEW = 8
 """Largest number of images for which a prepared path is used."""
-_WAYS = 16  # that a lane keeps: as many shapes, dtypes and choices of kernels
+_WAYS = 16  # prepared paths per lane: combinations of shape, dtype and kernel choice
 
 
 class Inference:
     """The lanes of one network: as many as there were concurrent calls."""
 
     def __init__(self) -> None:
-        self._idle: deque[_Lane] = deque()  # whose ``pop`` and ``append`` are atomic
+        self._idle: deque[_Lane] = deque()  # ``pop`` and ``append`` are atomic
 
     def __reduce__(self) -> Any:
-        return Inference, ()  # a copy, or one from a pickle, has lanes of its own
+        return Inference, ()  # a copy or an unpickled object starts without lanes
 
     def run(self, network: Layer, x: Array, batch: Callable[[Array], Array], hold: bool) -> Array:
         """Return the network's output for ``batch(x)``, in its own memory.
@@ -45,7 +45,7 @@ class Inference:
             lane = _Lane()
         try:
             y = lane.run(network, x, batch, hold)
-        except PortacnnError:  # images that are refused leave nothing half done
+        except PortacnnError:  # rejected images leave the lane intact
             self._idle.append(lane)
             raise
         self._idle.append(lane)
@@ -64,7 +64,7 @@ class _Lane:
         self._workspace = Workspace()
         self._version = self._workspace.version
         self._ways: dict[Any, _Way] = {}
-        # whose arrays at the workspace's start nobody has written to since
+        # the path whose arrays at the workspace's start are still intact
         self._last: _Way | None = None
 
     def run(self, network: Layer, x: Array, batch: Callable[[Array], Array], hold: bool) -> Array:
@@ -98,7 +98,7 @@ class _Lane:
             return None if way.is_observed(network) else way
         if any(layer.hooks for layer in network.walk()):
             return None
-        # Those that hold no longer would keep parameters that the network has left.
+        # Outdated paths would keep old parameters alive.
         self._ways = {
             other: kept for other, kept in self._ways.items() if kept.holds(network.revision)
         }
@@ -123,7 +123,7 @@ class _Way:
         self, network: Layer, x: Array, batch: Callable[[Array], Array], plan: Plan
     ) -> None:
         first = batch(x)  # which checks x
-        # What is the network's own already is laid out where it is needed.
+        # Inputs of the network's own library and dtype are packed where needed.
         self._own = backend_of(x).name == backend_of(first).name and x.dtype == first.dtype
         self.plan = plan
         with planning(plan):

@@ -67,7 +67,8 @@ class TableConv2d(Layer):
             self.table = [[whole("a map's number", map_, 0) for map_ in seen] for seen in table]
             if not self.table or any(not seen or len(set(seen)) < len(seen) for seen in self.table):
                 raise ArgumentError(
-                    f"each output map must see at least one map, and none twice; got {table!r}"
+                    "each row of table must list at least one input map, and none twice; got "
+                    f"{table!r}"
                 )
         except PortacnnError as error:
             raise error.at(type(self).__name__)

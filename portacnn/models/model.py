@@ -42,8 +42,8 @@ from portacnn.runtime import (
 from portacnn.text import shown
 
 _log = logging.getLogger("portacnn")
-_ROOM = 512 << 20  # bytes that the layers' outputs may take in ``predict``
-# that a class of networks may make of its arguments, besides those that a file has tensors for
+_MAX_BYTES = 512 << 20  # bytes for the layers' outputs in ``predict``
+# layers that a class may create from its arguments, besides those with tensors in the file
 _MOST_LAYERS = 4096
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
@@ -89,13 +89,13 @@ class Model(Sequential):
             name: value for name, value in super().__getstate__().items() if name != "_constants"
         }
 
-    _most: int | None = None  # images at a time in ``predict``, once it is known
-    _least = 1  # of them, known with it
+    _most: int | None = None  # default batch size of ``predict``, once known
+    _least = 1  # smallest batch of ``predict``, known with it
     _preprocess: Normalize | None = None
-    # whether floating-point images were looked at, where that takes a transfer
+    # whether floating-point images on a device were checked
     _floats_seen = False
-    _warned = False  # that they look like bytes
-    # what they are for; mean; std
+    _warned = False  # that floating-point images look like bytes
+    # key of the cache; mean; std
     _constants: tuple[tuple[Any, ...], Array | None, Array] | None = None
 
     @property
@@ -113,7 +113,7 @@ class Model(Sequential):
     def preprocess(self, value: Normalize | None) -> None:
         if value is not None and not isinstance(value, Normalize):
             raise ArgumentError(
-                f"preprocess must be a Normalize or None, got {value!r}", self.where
+                f"preprocess must be a portacnn.Normalize or None, got {value!r}", self.where
             )
         if value is not None and self.input_shape:
             _fits(value, self.input_shape, self.where)
@@ -193,9 +193,8 @@ class Model(Sequential):
         if largest > 8 * usual:
             self._warned = True
             _log.warning(
-                "%s: floating-point images are taken as they are, and preprocess is not for them; "
-                "but these reach %g, where "
-                "preprocess makes at most %g of a byte. If they are pixels of 0..255, give them as "
+                "%s: preprocess does not apply to floating-point images, but these reach %g, "
+                "while it maps a byte to at most %g. If they are pixels 0..255, pass them as "
                 "uint8: x.astype('uint8')",
                 self.where,
                 largest,
@@ -216,7 +215,7 @@ class Model(Sequential):
         try:
             return self.home.receive(x)
         except ArrayError as error:
-            if not hasattr(x, "shape") and not hasattr(x, "__dlpack__"):  # no array at all
+            if not hasattr(x, "shape") and not hasattr(x, "__dlpack__"):  # not an array
                 error.message = f"{what}: {error.message}"
             raise error.at(self.where)
 
@@ -244,16 +243,14 @@ class Model(Sequential):
         if self._preprocess is None:
             raise ArrayError(
                 f"expected floating-point images, got {describe(x)}; scale them first: "
-                "x.astype('float32') / 255, or "
-                "load_mnist(normalize=True); or declare how the model is to do it with uint8: "
-                "model.preprocess = portacnn.Normalize()",
+                "x.astype('float32') / 255, or load_mnist(normalize=True). Or let the model "
+                "scale uint8 images: model.preprocess = portacnn.Normalize()",
                 self.where,
             )
         if x.dtype != backend_of(x).xp.uint8:
             raise ArrayError(
                 f"expected images of uint8 or floating point, got {describe(x)}; convert them "
-                "first: "
-                "x.astype('uint8') where they are whole numbers 0..255",
+                "first: x.astype('uint8') if they are whole numbers 0..255",
                 self.where,
             )
         return "uint8"
@@ -317,7 +314,7 @@ class Model(Sequential):
         """The number of outputs. Raises ShapeError if a sample's output has several axes."""
         if len(self.output_shape) != 1:
             raise ShapeError(
-                "expected a network with one output for each class, this one gives "
+                "expected a network with one output for each class, but its output has shape "
                 f"{self.output_shape}"
             )
         return self.output_shape[0]
@@ -380,7 +377,7 @@ class Model(Sequential):
                 for place in layer.places
             )
             self._least = max(layer.least_predicted for layer in self.walk())
-            self._most = max(self._least, min(256, _ROOM // (8 * max(numbers, 1))))
+            self._most = max(self._least, min(256, _MAX_BYTES // (8 * max(numbers, 1))))
         return self._most
 
     @_at_home
@@ -407,7 +404,7 @@ class Model(Sequential):
         """
         x = self.received(x)
         if _count(x) == 0:
-            raise ArgumentError("the accuracy over no images is not defined", self.where)
+            raise ArgumentError("accuracy needs at least one image, got none", self.where)
         self.kept_as(x)
         return self.count_correct(x, self.labels(t, x.shape[0]), batch_size) / x.shape[0]
 
@@ -560,16 +557,15 @@ class Model(Sequential):
         """
         if header is None:
             raise ModelFormatError(
-                "it does not say how to build its model: it has weights alone, as other tools "
-                "write them; build the model "
-                "first, then model.load_weights(path)",
+                "it does not describe its model, only weights, as files of other tools do; build "
+                "the model first, then call model.load_weights(path)",
                 where,
             )
         try:
             if header["format"] not in (1, 2):
                 raise ModelFormatError(
-                    f"it is of format {shown(repr(header['format']))}, this version reads 1 and 2; "
-                    "upgrade portacnn"
+                    f"it has format {shown(repr(header['format']))}, but this version reads 1 and "
+                    "2; upgrade portacnn"
                 )
             drawing = {} if seed is None else {"seed": seed}
             with building_from(tensors), limited(_MOST_LAYERS + 8 * len(tensors)):
@@ -578,7 +574,7 @@ class Model(Sequential):
                 )
                 if not isinstance(model, cls):
                     raise ModelFormatError(
-                        f"holds a {type(model).__name__}, expected a {cls.__name__}"
+                        f"expected a {cls.__name__}, got a {type(model).__name__}"
                     )
                 if model.backend is None:
                     for name, owner in header.get("tied", {}).items():
@@ -592,7 +588,7 @@ class Model(Sequential):
         except NONSENSE as error:
             what = f"{type(error).__name__}: {error}"
             raise ModelFormatError(
-                f"it does not say how to build its model, or not rightly: {what}", where
+                f"it does not describe its model correctly: {what}", where
             ) from error
         return model
 
@@ -626,15 +622,15 @@ def _reshaping(x: Array, sample: Shape) -> str:
     turn = "permute" if hasattr(x, "permute") else "transpose"
     axes = (0, len(sample), *range(1, len(sample)))
     if shape == sample:
-        return "; one image is a batch of one: x[None]"
+        return "; make one image a batch: x[None]"
     if shape == last:
-        return f"; the channels come first, and one image is a batch of one: x[None].{turn}{axes}"
+        return f"; channels come first, and one image must be a batch: x[None].{turn}{axes}"
     if shape[1:] == last:
-        return f"; the channels come first: x.{turn}{axes}"
+        return f"; channels come first: x.{turn}{axes}"
     if channels == 1 and shape[1:] == tuple(size):
-        return "; give them an axis for the channel: x[:, None]"
+        return "; add a channel axis: x[:, None]"
     if channels == 1 and shape == tuple(size):
-        return "; give it axes for the batch and the channel: x[None, None]"
+        return "; add a batch and a channel axis: x[None, None]"
     if len(shape) == 2 and shape[1] == prod(sample):
         return f"; x.reshape{(-1, *sample)}"
     return ""
@@ -647,7 +643,7 @@ def _fits(preprocess: Normalize, sample: Shape, where: str) -> None:
         raise error.at(where)
 
 
-# What a description made by others can bring a constructor to.
+# Errors that a constructor may raise for a description from a file.
 NONSENSE = (
     PortacnnError,
     ArithmeticError,

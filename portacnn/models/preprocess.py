@@ -9,7 +9,7 @@ from portacnn.arguments import AnswersKeywords, listed, real
 from portacnn.errors import ArgumentError, ModelFormatError, ShapeError
 from portacnn.layers.base import Shape
 
-_WIDEST = 1e30  # what float32 holds, with room to spare
+_WIDEST = 1e30  # well within float32's range
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Normalize(AnswersKeywords):
             raise ArgumentError(f"scale must be one number, got {self.scale!r}", "Normalize")
         if len({len(values) for values in (self.mean, self.std) if isinstance(values, tuple)}) > 1:
             raise ArgumentError(
-                f"mean and std must have one number for each channel; got {self.mean} and "
+                f"mean and std must have one number per channel each, got {self.mean} and "
                 f"{self.std}",
                 "Normalize",
             )
@@ -60,7 +60,7 @@ class Normalize(AnswersKeywords):
             abs(value) > _WIDEST for value in mean
         ):
             raise ArgumentError(
-                f"scale, mean and std must be numbers that float32 can hold together: {self}"
+                f"scale, mean and std together must stay within float32's range, got {self}"
             )
 
     def in_pixels(self, channels: int) -> tuple[list[float], list[float]]:
@@ -76,9 +76,8 @@ class Normalize(AnswersKeywords):
         for name, values in (("mean", self.mean), ("std", self.std)):
             if isinstance(values, tuple) and len(values) != sample[0]:
                 raise ShapeError(
-                    f"preprocess: {name} has {len(values)} numbers, one for each channel; images "
-                    "(N, "
-                    f"{', '.join(map(str, sample))}) have {sample[0]} channels"
+                    f"preprocess: {name} has {len(values)} values, one per channel, but images "
+                    f"(N, {', '.join(map(str, sample))}) have {sample[0]} channels"
                 )
 
     def description(self) -> dict[str, Any]:

@@ -22,7 +22,7 @@ class Row(NamedTuple):
     parameters: int
     multiply_adds: int
     output_bytes: int
-    shared: bool = False  # it stands at an earlier path, too, where its parameters are counted
+    shared: bool = False  # also at an earlier path, where its parameters are counted
 
 
 def rows(network: Layer, input_shape: Sequence[int]) -> list[Row]:
@@ -45,7 +45,7 @@ def _rows(layer: Layer, seen: Counter[Layer]) -> Iterator[Row]:
     if number >= len(layer.places):  # a layer that its container does not run
         return
     path, layer.input_shape, layer.output_shape = layer.places[number]
-    # which hand on what their layers give
+    # these return what their layers return
     if not isinstance(layer, Sequential | Graph | Recompute):
         yield Row(
             path,

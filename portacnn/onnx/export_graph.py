@@ -1,5 +1,5 @@
-"""How graphs, and the layers that occur in them only, are written as ONNX. See ``export_layers``
-for all others."""
+"""Emitters of graphs, and of the layers that occur only in graphs. ``export_layers`` has the
+others."""
 
 from typing import Any
 
@@ -107,7 +107,7 @@ def pad(graph: GraphBuilder, layer: Any, x: str) -> str:
         layer.mode
     ]
     if mode == "wrap" and graph.opset < 19:
-        raise ArgumentError(f"circular padding asks for opset 19 or newer, got {graph.opset}")
+        raise ArgumentError(f"circular padding needs opset 19 or newer, got {graph.opset}")
     sides = [0, *(before for before, _ in layer.pads), 0, *(after for _, after in layer.pads)]
     value = [graph.constant(float(layer.value))] if layer.value else []
     return graph.add("Pad", [x, graph.constant(sides, dtype="int64"), *value], mode=mode)
@@ -140,8 +140,7 @@ def selu(graph: GraphBuilder, layer: Any, x: str) -> str:
 
 @emitter(CELU)
 def celu(graph: GraphBuilder, layer: Any, x: str) -> str:
-    """ELU in other units; below zero alpha turns the sides round, and only ONNX's own operator says
-    it."""
+    """ELU in other units. Only ONNX's own operator covers a negative alpha."""
     if layer.alpha < 0:
         return graph.add("Celu", [x], alpha=float(layer.alpha))
     alpha = graph.constant(float(layer.alpha))
@@ -155,7 +154,7 @@ def hard_sigmoid(graph: GraphBuilder, layer: Any, x: str) -> str:
 
 @emitter(HardSwish)
 def hard_swish(graph: GraphBuilder, layer: Any, x: str) -> str:
-    """By its formula: the operator came with opset 14."""
+    """Written as its formula: the operator exists from opset 14 on."""
     return graph.add("Mul", [x, graph.add("HardSigmoid", [x], alpha=1.0 / 6.0, beta=0.5)])
 
 
@@ -176,7 +175,7 @@ def prelu(graph: GraphBuilder, layer: Any, x: str) -> str:
 
 @emitter(Elementwise)
 def elementwise(graph: GraphBuilder, layer: Any, x: str) -> str:
-    """Mish by its formula: the operator came with opset 18."""
+    """Mish is written as its formula: the operator exists from opset 18 on."""
     if layer.function == "mish":
         return graph.add("Mul", [x, graph.add("Tanh", [graph.add("Softplus", [x])])])
     return graph.add(_FUNCTIONS[layer.function], [x])

@@ -1,13 +1,12 @@
-"""How each of portacnn's layers is written as ONNX: one emitter a layer, or for several that are
-alike.
+"""Emitters of portacnn's layers: one per layer, or one for several similar layers.
 
-Sizes are known when a network is exported, but for the batch. So what leaves a choice to whoever
-runs the file is written out: paddings as numbers, a window that hangs over the end (``ceil_mode``)
-as padding. Where onnxruntime is known to refuse what the standard allows, the way around it is
-taken always, and said.
+All sizes except the batch are known when a network is exported. So choices that ONNX leaves to the
+runtime are written explicitly: paddings as numbers, a window that extends over the end
+(``ceil_mode``) as padding. If onnxruntime does not support what the standard allows, the workaround
+is always used, and documented.
 
 Notation: N batch, C channels, S/OUT the spatial axes in/out. Emitters take the graph, the layer and
-the name of its input, and give the name of its output (see ``builder``).
+the name of its input, and return the name of its output (see ``builder``).
 """
 
 from collections.abc import Sequence
@@ -80,7 +79,7 @@ Pads = Sequence[tuple[int, int]]
 
 
 def _sides(pads: Pads) -> list[int]:
-    """((before, after), ...) as ONNX has it: all befores, then all afters."""
+    """Return ((before, after), ...) in ONNX's order: all befores, then all afters."""
     return [before for before, _ in pads] + [after for _, after in pads]
 
 
@@ -139,7 +138,7 @@ def conv(graph: GraphBuilder, layer: Any, x: str) -> str:
 
 
 def _pad(graph: GraphBuilder, x: str, sample: Sequence[int], pads: Pads, mode: str) -> str:
-    """x with margins on its spatial axes that are filled from inside."""
+    """Add margins to x's spatial axes, filled with values from inside."""
     if mode != "circular" or graph.opset >= 19:
         word = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}[mode]
         amounts = graph.constant(_sides([(0, 0), (0, 0), *pads]), dtype="int64")
@@ -160,8 +159,8 @@ def _slice(graph: GraphBuilder, x: str, axis: int, start: int, end: int) -> str:
 
 @emitter(ConvTranspose1d, ConvTranspose2d, ConvTranspose3d)
 def conv_transpose(graph: GraphBuilder, layer: Any, x: str) -> str:
-    """onnxruntime refuses an output padding that is not below the stride: then it is added, and the
-    padding cut off, by nodes of their own."""
+    """onnxruntime requires an output padding below the stride; a larger one is added by separate
+    nodes."""
     pads = pads_of(
         layer.padding, layer.input_shape[1:], layer.kernel_size, layer.stride, layer.dilation
     )
@@ -188,7 +187,7 @@ def conv_transpose(graph: GraphBuilder, layer: Any, x: str) -> str:
 
 @emitter(TableConv2d)
 def table_conv(graph: GraphBuilder, layer: Any, x: str) -> str:
-    """As a full convolution: the kernels where the table has them, zeros elsewhere."""
+    """Written as a full convolution, with zeros where the table has no kernel."""
 
     def full() -> HostArray:
         kernels = layer.home.to_host(layer.params["weight"])
@@ -229,10 +228,9 @@ _GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
 
 
 def _windows(layer: Any) -> tuple[Windows, list[tuple[int, int]]]:
-    """The layer's windows, and the padding that leads to as many of them where all must lie inside
-    it.
+    """Return the layer's windows, and the padding with which all windows lie inside the input.
 
-    A padding of that kind says the same everywhere; implementations do not agree on ``ceil_mode``.
+    Explicit padding means the same everywhere; implementations differ on ``ceil_mode``.
     """
     size = layer.input_shape[1:]
     windows = pool_windows(
@@ -279,7 +277,7 @@ def avg_pool(graph: GraphBuilder, layer: Any, x: str) -> str:
     inside = not layer.count_include_pad and layer.divisor_override is None
     if max(windows.dilation) > 1 and graph.opset < 19:
         raise ArgumentError(
-            f"an average over cells that lie apart asks for opset 19 or newer, got {graph.opset}"
+            f"average pooling with dilation needs opset 19 or newer, got {graph.opset}"
         )
     y = graph.add(
         "AveragePool",
@@ -301,8 +299,10 @@ def avg_pool(graph: GraphBuilder, layer: Any, x: str) -> str:
 
 
 def _cells_in_padding(windows: Windows) -> list[int]:
-    """How many cells of each window lie in the padded input: what hangs over its end does not
-    count. Row by row."""
+    """Return the number of elements of each window in the padded input, row by row.
+
+    Elements beyond its end do not count.
+    """
     on_axes = [
         [min(k, -(-(before + n + after - o * s) // d)) for o in range(out)]
         for n, k, s, d, out, (before, after) in zip(
@@ -346,8 +346,10 @@ def _adaptive_pool(graph: GraphBuilder, layer: Any, x: str, kind: str) -> str:
 def _shares_of_axis(
     graph: GraphBuilder, x: str, axis: int, parts: Sequence[tuple[int, int]], axes: int, kind: str
 ) -> str:
-    """Each share of one axis pooled. They are laid out as rows, the short ones filled up: with a
-    cell of theirs that does not count in a mean, and makes no difference to a maximum."""
+    """Pool each share of one axis. Shares are rows, padded to equal length.
+
+    A padding element does not count in a mean, and does not change a maximum.
+    """
     longest = max(end - start for start, end in parts)
     cells = [min(start + i, end - 1) for start, end in parts for i in range(longest)]
     # an axis more
@@ -389,7 +391,7 @@ def _global_pool(graph: GraphBuilder, layer: Any, x: str, pool: str, reduce: str
 
 
 def _scale_and_bias(graph: GraphBuilder, layer: Any) -> list[str]:
-    """Weight and bias of the channels; ones and zeros where there are none."""
+    """Return weight and bias of the channels; ones and zeros if there are none."""
     channels = layer.input_shape[0]
     if "weight" in layer.params:
         return [graph.weight(layer, "weight"), graph.weight(layer, "bias")]
@@ -428,8 +430,8 @@ def _by_running_statistics(graph: GraphBuilder, layer: Any, x: str) -> str:
 
 @emitter(GroupNorm)
 def group_norm(graph: GraphBuilder, layer: Any, x: str) -> str:
-    """As instance norm of the groups: ONNX's own GroupNormalization means the same from opset 21 on
-    only."""
+    """Written as instance norm of the groups: ONNX's GroupNormalization is consistent only from
+    opset 21 on."""
     groups, (channels, *size) = layer.num_groups, layer.input_shape
     rows = graph.reshape(x, (0, groups, channels // groups * prod(size)))
     ones, zeros = graph.constant([1.0] * groups), graph.constant([0.0] * groups)
@@ -455,7 +457,7 @@ def layer_norm(graph: GraphBuilder, layer: Any, x: str) -> str:
 
 
 def _normalized(graph: GraphBuilder, x: str, axes: Sequence[int], eps: float) -> str:
-    """(x - mean) / sqrt(var + eps), with mean and variance over ``axes``."""
+    """Add (x - mean) / sqrt(var + eps), with mean and variance over ``axes``."""
     centred = graph.add("Sub", [x, graph.reduce("ReduceMean", x, axes)])
     var = graph.reduce("ReduceMean", graph.add("Mul", [centred, centred]), axes)
     std = graph.add("Sqrt", [graph.add("Add", [var, graph.constant(eps)])])
@@ -463,7 +465,7 @@ def _normalized(graph: GraphBuilder, x: str, axes: Sequence[int], eps: float) ->
 
 
 def _affine(graph: GraphBuilder, layer: Any, y: str, shape: Sequence[int]) -> str:
-    """y * weight + bias, as far as there are such; they broadcast as ``shape``."""
+    """Add y * weight + bias, if they exist; they broadcast as ``shape``."""
     for name, op_type in (("weight", "Mul"), ("bias", "Add")):
         if name in layer.params:
             value = graph.weight(layer, name)
@@ -475,8 +477,8 @@ def _affine(graph: GraphBuilder, layer: Any, y: str, shape: Sequence[int]) -> st
 
 @emitter(LocalResponseNorm)
 def local_response_norm(graph: GraphBuilder, layer: Any, x: str) -> str:
-    """ONNX's for odd sizes, of two spatial axes and positive numbers, which is what onnxruntime
-    takes; else written out.
+    """ONNX's operator for odd sizes, two spatial axes and positive values, as onnxruntime requires;
+    else a formula.
 
     For even sizes ONNX's window lies one channel higher.
     """
@@ -530,7 +532,7 @@ def silu(graph: GraphBuilder, layer: Any, x: str) -> str:
 
 @emitter(GELU)
 def gelu(graph: GraphBuilder, layer: Any, x: str) -> str:
-    """An operator from opset 20 on; before that by its formula."""
+    """An operator from opset 20 on; before that its formula."""
     if graph.opset >= 20:
         return graph.add("Gelu", [x], approximate=layer.approximate)
     if layer.approximate == "tanh":
@@ -546,7 +548,8 @@ def gelu(graph: GraphBuilder, layer: Any, x: str) -> str:
 
 @emitter(Softplus)
 def softplus(graph: GraphBuilder, layer: Any, x: str) -> str:
-    """With the threshold, where it shows: above 20, float32 cannot tell log(1 + exp(z)) from z."""
+    """The threshold is written if it matters: above 20, float32 cannot distinguish log(1 + exp(z))
+    from z."""
     if layer.beta == 1 and layer.threshold >= 20 and graph.dtype == "float32":
         return graph.add("Softplus", [x])
     beta = graph.constant(layer.beta)
@@ -576,11 +579,11 @@ def scaled_tanh(graph: GraphBuilder, layer: Any, x: str) -> str:
 
 @emitter(Dropout)
 def dropout(graph: GraphBuilder, layer: Any, x: str) -> str:
-    """A node that runs as identity, and tells whoever trains the file what to drop."""
+    """A node that runs as identity, and states the probability for tools that train the file."""
     return graph.add("Dropout", [x, graph.constant(layer.p)]) if 0 < layer.p < 1 else x
 
 
 @emitter(Dropout1d, Dropout2d, Dropout3d)
 def channel_dropout(graph: GraphBuilder, layer: Any, x: str) -> str:
-    """ONNX has none of whole channels."""
+    """ONNX has no dropout of whole channels."""
     return x

@@ -1,8 +1,8 @@
-"""One function for each ONNX operator: what it takes from the file, and the layers that do as much.
+"""One function per ONNX operator: it reads the operator's inputs and adds equivalent layers.
 
-See onnx.ai/onnx/operators for what each of them means, opset by opset. Where an operator could mix
-the samples of a batch, or takes weights that are computed from the input, it is refused: a network
-here takes any number of samples, each its own way.
+See onnx.ai/onnx/operators for the meaning of each operator in each opset. An operator that could
+mix the samples of a batch, or that takes weights computed from the input, is not supported: a
+network here takes any number of independent samples.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ OPERATORS: dict[str, Converter] = {}
 
 
 def operator(*names: str) -> Callable[[Converter], Converter]:
-    """Enter a converter under these names."""
+    """Register a converter under these names."""
 
     def enter(convert: Converter) -> Converter:
         OPERATORS.update(dict.fromkeys(names, convert))
@@ -34,7 +34,7 @@ def operator(*names: str) -> Callable[[Converter], Converter]:
 
 
 def _all_known(at: Importer, op: Operation) -> list[Known] | None:
-    """All inputs, where all are known."""
+    """Return all inputs, if all are known."""
     given = [at.given(op, i) for i in range(len(op.inputs))]
     return given if given and all(isinstance(v, Known) for v in given) else None  # type: ignore[return-value]
 
@@ -125,14 +125,15 @@ def _softmax(at: Importer, op: Operation) -> Value:
 
 
 def _for_inference(at: Importer, op: Operation) -> None:
-    """Before opset 7, ``is_test=0`` said that the operator trains whenever it is run; the later
-    ones have no such word."""
+    """Check that the operator does not train.
+
+    Before opset 7, ``is_test=0`` means that it trains whenever it runs. Later opsets do not have
+    the attribute.
+    """
     if at.opset >= 7 and op.has("is_test"):
         raise op.wrong("is_test is an attribute of opset 6 and older")
     if not op.whole("is_test", 1):
-        raise op.wrong(
-            "is_test=0: it would train when the network is only run; export it for inference"
-        )
+        raise op.wrong("is_test=0 trains whenever the network runs; export it for inference")
 
 
 @operator("Dropout")
@@ -142,8 +143,8 @@ def _dropout(at: Importer, op: Operation) -> Value:
     training = at.known(op, 2) if at.opset >= 12 else None
     if training is not None and training.array.any():
         raise op.wrong(
-            "training_mode is set: it would drop out when the network is only run; "
-            "export it for inference"
+            "training_mode is set, so it would drop out at inference; export the network for "
+            "inference"
         )
     ratio = at.number(op, 1, "ratio", 0.5)
     return at.add(op, L.Dropout(0.5 if ratio is None else ratio), at.value(op))
@@ -166,7 +167,7 @@ def _pads(
     strides: list[int],
     dilations: list[int],
 ) -> Any:
-    """(before, after) for each spatial axis."""
+    """Return (before, after) for each spatial axis."""
     auto, axes = op.word("auto_pad", "NOTSET"), len(kernel)
     pads = op.sizes("pads", 2 * axes, 0, 0)
     given = list(zip(pads[:axes], pads[axes:], strict=True))
@@ -182,14 +183,14 @@ def _pads(
         pairs = pairs if auto == "SAME_UPPER" else [(after, before) for before, after in pairs]
     if op.has("pads") and pairs != given:  # runtimes differ on which of them holds
         raise op.wrong(
-            f"auto_pad={auto} comes to {brief(pairs)}, and pads say {brief(given)}; "
-            "only one may be given"
+            f"auto_pad={auto} means {brief(pairs)}, but pads are {brief(given)}; only one may be "
+            "given"
         )
     return pairs
 
 
 def _spatial(at: Importer, op: Operation, x: Value) -> int:
-    """How many spatial axes there are: 1 to 3."""
+    """Return the number of spatial axes, 1 to 3."""
     if not 3 <= x.rank <= 5:
         raise op.wrong(f"expected samples (C, W), (C, H, W) or (C, D, H, W), got {brief(x.shape)}")
     return x.rank - 2
@@ -198,16 +199,16 @@ def _spatial(at: Importer, op: Operation, x: Value) -> int:
 def _convolution(
     at: Importer, op: Operation
 ) -> tuple[Value, Known, Known | None, list[int], list[int], list[int]]:
-    """x, weight, bias, kernel, strides, dilations."""
+    """Return x, weight, bias, kernel, strides, dilations."""
     x, weight, bias = at.value(op), at.weight(op, 1), at.optional_weight(op, 2)
     axes = _spatial(at, op, x)
     if weight.array.ndim != axes + 2 or 0 in weight.array.shape:
         raise op.wrong(
-            f"a weight {brief(weight.array.shape)} does not go with samples {brief(x.shape)}"
+            f"a weight {brief(weight.array.shape)} does not fit samples {brief(x.shape)}"
         )
     kernel = list(weight.array.shape[2:])
     if op.has("kernel_shape") and op.ints("kernel_shape") != kernel:
-        raise op.wrong(f"kernel_shape is not that of the weight, {brief(kernel)}")
+        raise op.wrong(f"kernel_shape must be that of the weight, {brief(kernel)}")
     return (
         x,
         weight,
@@ -277,12 +278,12 @@ def _conv_transpose(at: Importer, op: Operation) -> Value:
 def _group(op: Operation) -> int:
     groups = op.whole("group", 1)
     if not 1 <= groups < 1 << 31:
-        raise op.wrong(f"group is {groups}")
+        raise op.wrong(f"group must be at least 1, got {groups}")
     return groups
 
 
 def _simple(pads: Sequence[tuple[int, int]]) -> Any:
-    """One number for each axis where the two sides are alike, as layers are mostly written."""
+    """Return one number per axis if the two sides are equal, as layers are usually written."""
     return (
         [before for before, _ in pads]
         if all(before == after for before, after in pads)
@@ -316,7 +317,7 @@ def _pool(at: Importer, op: Operation) -> Value:
 
 
 def _narrow(pads: list[list[int]], kernel: Sequence[int]) -> Any:
-    """Padding as PyTorch writes it, where it could be PyTorch's."""
+    """Return padding as PyTorch writes it, if PyTorch can express it."""
     plain = all(before == after <= k // 2 for (before, after), k in zip(pads, kernel, strict=True))
     return [before for before, _ in pads] if plain else pads
 
@@ -343,9 +344,8 @@ def _batch_norm(at: Importer, op: Operation) -> Value:
         )
     if any(op.outputs[1:]):  # so it was said before opset 14 that it trains
         raise op.wrong(
-            f"it has {len(op.outputs)} outputs, and so takes the mean and variance of every batch; "
-            "that is not supported, "
-            "export the network for inference"
+            f"it has {len(op.outputs)} outputs, so it uses the statistics of every batch, which "
+            "is not supported; export the network for inference"
         )
     kinds = {2: L.BatchNorm1d, 3: L.BatchNorm1d, 4: L.BatchNorm2d, 5: L.BatchNorm3d}
     if x.rank not in kinds:
@@ -479,7 +479,7 @@ def _arithmetic(at: Importer, op: Operation) -> Any:
         or not given
         or (op.kind in ("Add", "Sub", "Mul", "Div", "Pow") and len(given) != 2)
     ):
-        raise op.wrong(f"it has {len(given)} inputs, or one is left out")
+        raise op.wrong(f"it has {len(given)} inputs, or one is omitted")
     legacy = op.whole("axis", -1) if at.opset < 7 and op.whole("broadcast", 0) else None
     op.ignore("consumed_inputs")
     result = given[0]
@@ -500,7 +500,7 @@ def _two(at: Importer, op: Operation, kind: str, a: Any, b: Any, legacy: int | N
     # before opset 7: an axis says where the smaller one begins
     if legacy is not None and array.ndim:
         if not -1 <= legacy < x.rank:
-            raise op.wrong(f"axis {legacy} is none of {x.rank}")
+            raise op.wrong(f"axis {legacy} is outside the {x.rank} axes")
         array = array.reshape(
             array.shape + (1,) * (x.rank - legacy - array.ndim if legacy >= 0 else 0)
         )
@@ -514,8 +514,10 @@ def _two(at: Importer, op: Operation, kind: str, a: Any, b: Any, legacy: int | N
 
 
 def _of_sample(op: Operation, array: Any, x: Value) -> Any:
-    """A constant without the batch's axis, which must be 1 or none. One of more axes than x would
-    move the batch."""
+    """Return a constant without the batch axis, which must be 1 or missing.
+
+    A constant with more axes than x would move the batch.
+    """
     shape = array.shape
     if len(shape) == x.rank and shape[0] == 1:
         shape = shape[1:]
@@ -528,12 +530,14 @@ def _of_sample(op: Operation, array: Any, x: Value) -> Any:
 
 def _folded(at: Importer, op: Operation, kind: str, a: Known, b: Known) -> Known:
     if a.array.dtype != b.array.dtype or a.array.dtype.kind not in "fiu":
-        raise op.wrong(f"constants of different kinds, {a.array.dtype} and {b.array.dtype}")
+        raise op.wrong(
+            f"constants must have one kind of dtype, got {a.array.dtype} and {b.array.dtype}"
+        )
     try:
         shape = np.broadcast_shapes(a.array.shape, b.array.shape)
     except ValueError:
         raise op.wrong(
-            f"constants {brief(a.array.shape)} and {brief(b.array.shape)} do not go together"
+            f"constants {brief(a.array.shape)} and {brief(b.array.shape)} do not broadcast"
         ) from None
     at.source.budget.take(prod(shape) * a.array.dtype.itemsize)
     if kind in ("divide", "power") and a.array.dtype.kind != "f":
@@ -567,7 +571,7 @@ def _reshape(at: Importer, op: Operation) -> Any:
     if wanted is None:
         raise op.wrong("its input 1 is missing")
     if op.whole("allowzero", 0) and 0 in wanted:
-        raise op.wrong("a shape with 0 in it")
+        raise op.wrong("a shape contains 0")
     if isinstance(found, Known):
         return _reshape_known(at, op, found, wanted)
     x = at.value(op)
@@ -582,7 +586,7 @@ def _reshape(at: Importer, op: Operation) -> Any:
     if any(n < 1 for n in rest) or prod(rest) != numbers or not (keeps or first == -1):
         wanted = ["N" if n == BATCH else n for n in wanted]  # type: ignore[misc]
         raise op.wrong(
-            f"samples {brief(x.shape)} as {brief(wanted)}: that moves numbers from one "
+            f"reshaping samples {brief(x.shape)} to {brief(wanted)} would move elements from one "
             "sample to another"
         )
     return at.reshaped(op, x, rest)
@@ -595,7 +599,7 @@ def _reshape_known(at: Importer, op: Operation, known: Known, wanted: list[int])
     if shape.count(-1) == 1 and others > 0:
         shape = [array.size // others if n == -1 else n for n in shape]
     if any(n < 0 for n in shape) or prod(shape) != array.size or len(shape) > 16:
-        raise op.wrong(f"a constant {brief(array.shape)} cannot become {brief(wanted)}")
+        raise op.wrong(f"a constant {brief(array.shape)} cannot be reshaped to {brief(wanted)}")
     return at.fold(array.reshape(shape), [known])
 
 
@@ -630,7 +634,7 @@ def _squeeze(at: Importer, op: Operation) -> Any:
     x = at.value(op)
     if axes is None:
         if at.batch == 1:
-            raise op.wrong("without axes it takes the batch away, too")
+            raise op.wrong("without axes it would also remove the batch")
         axes = [i for i, n in enumerate(x.shape, 1) if n == 1]
     away = at.axes(op, axes, x.rank)
     if any(x.shape[i - 1] != 1 for i in away):
@@ -639,11 +643,11 @@ def _squeeze(at: Importer, op: Operation) -> Any:
 
 
 def _plain_axes(op: Operation, axes: Sequence[int], rank: int) -> list[int]:
-    """Axes of a constant."""
+    """Return the axes of a constant."""
     if any(not -rank <= axis < rank for axis in axes) or len({axis % rank for axis in axes}) != len(
         axes
     ):
-        raise op.wrong(f"axes {brief(axes)} are none of {rank}")
+        raise op.wrong(f"axes {brief(axes)} are outside the {rank} axes")
     return [axis % rank for axis in axes]
 
 
@@ -651,7 +655,7 @@ def _plain_axes(op: Operation, axes: Sequence[int], rank: int) -> list[int]:
 def _unsqueeze(at: Importer, op: Operation) -> Any:
     found, axes = at.given(op, 0), at.numbers(op, 1, "axes")
     if axes is None or len(axes) > 8:
-        raise op.wrong("its axes are missing, or too many")
+        raise op.wrong("its axes are missing or too many")
     if isinstance(found, Known):
         rank = found.array.ndim + len(axes)
         new, old = _plain_axes(op, axes, rank), iter(found.array.shape)
@@ -693,7 +697,7 @@ def _concat(at: Importer, op: Operation) -> Any:
         (axis,) = _plain_axes(op, [op.whole("axis", 1)], rank)
         alike = {(a.dtype.str, a.shape[:axis], a.shape[axis + 1 :], a.ndim) for a in arrays}
         if len(alike) != 1:
-            raise op.wrong("constants that do not go side by side")
+            raise op.wrong("constants cannot be concatenated")
         at.source.budget.take(sum(a.nbytes for a in arrays))
         return at.fold(np.concatenate(arrays, axis=axis), known)
     values = [at.value(op, i) for i in range(len(op.inputs))]
@@ -710,12 +714,12 @@ def _split(at: Importer, op: Operation) -> list[Any]:
     size, count = x.shape[axis - 1], len(op.outputs)
     sizes = at.numbers(op, 1, "split")
     if op.has("num_outputs") and op.whole("num_outputs", 0) != count:
-        raise op.wrong("num_outputs is not the number of its outputs")
+        raise op.wrong("num_outputs must be the number of its outputs")
     if sizes is None:
         each = -(-size // count)
         sizes = [each] * (count - 1) + [size - each * (count - 1)]
     if len(sizes) != count or any(n < 1 for n in sizes) or sum(sizes) != size:
-        raise op.wrong(f"{size} cells cannot be split into {brief(sizes)} for {count} outputs")
+        raise op.wrong(f"{size} elements cannot be split into {brief(sizes)} for {count} outputs")
     ends = [0]
     for n in sizes:
         ends.append(ends[-1] + n)
@@ -723,7 +727,7 @@ def _split(at: Importer, op: Operation) -> list[Any]:
 
 
 def _cut(at: Importer, op: Operation, x: Value, parts: dict[int, tuple[int, int, int]]) -> Value:
-    """A slice of some axes: (start, stop, step) of each."""
+    """Add a slice of some axes: (start, stop, step) of each."""
     whole = [parts.get(axis, (0, n, 1)) for axis, n in enumerate(x.shape, 1)]
     starts, stops, steps = zip(*whole, strict=True)
     return at.add(op, L.Slice(starts, stops, steps), x)
@@ -740,7 +744,7 @@ def _slice(at: Importer, op: Operation) -> Any:
     steps = at.numbers(op, 4)
     steps = [1] * len(starts) if steps is None else steps
     if not len(starts) == len(ends) == len(axes) == len(steps) or 0 in steps:
-        raise op.wrong("starts, ends, axes and steps do not go together")
+        raise op.wrong("starts, ends, axes and steps have different lengths")
     if isinstance(found, Known):
         axes = _plain_axes(op, axes, found.array.ndim)
         index = [slice(None)] * found.array.ndim
@@ -757,7 +761,7 @@ def _slice(at: Importer, op: Operation) -> Any:
         axis = at.axis(op, axis, x.rank)
         start, stop, step = slice(start, end, step).indices(x.shape[axis - 1])
         if step < 1 or start >= stop or axis in parts:
-            raise op.wrong(f"nothing is left of axis {axis}, or it is turned round")
+            raise op.wrong(f"axis {axis} would be empty or reversed")
         parts[axis] = (start, stop, step)
     return _cut(at, op, x, parts) if parts else x
 
@@ -801,7 +805,7 @@ def _constant(at: Importer, op: Operation) -> Known:
         ("value_ints", "ints"),
     )
     if found is None:
-        raise op.wrong("its value is no tensor of numbers")
+        raise op.wrong("its value must be a tensor of numbers")
     name, value = found
     if name == "value":
         return Known(at.source.array(value))
@@ -818,9 +822,9 @@ def _constant_of_shape(at: Importer, op: Operation) -> Known:
         or any(not 0 <= n < 1 << 31 for n in shape)
         or len(shape) > 16
     ):
-        raise op.wrong("its shape or value is none")
+        raise op.wrong("its shape or value is invalid")
     if 0 in shape and len(shape) > 1:
-        raise op.wrong(f"nothing lies in {brief(shape)}")
+        raise op.wrong(f"a tensor of shape {brief(shape)} is empty")
     at.source.budget.take(prod(shape) * value.itemsize)
     return at.fold(np.full(shape, value.reshape(()), value.dtype))
 
@@ -844,14 +848,14 @@ def _gather(at: Importer, op: Operation) -> Any:
         or not data.array.ndim
         or indices.array.dtype.kind not in "iu"
     ):
-        raise op.wrong("its inputs are missing, or no numbers of places")
+        raise op.wrong("its inputs are missing, or its indices are not whole numbers")
     (axis,) = _plain_axes(op, [op.whole("axis", 0)], data.array.ndim)
     size = data.array.shape[axis]
     if (
         indices.array.size
         and not -size <= int(indices.array.min()) <= int(indices.array.max()) < size
     ):
-        raise op.wrong(f"indices beyond the {size} cells of axis {axis}")
+        raise op.wrong(f"indices are beyond the {size} elements of axis {axis}")
     if indices.array.ndim + data.array.ndim > 16:
         raise op.wrong("more than 16 axes")
     at.source.budget.take(data.array.nbytes // max(size, 1) * indices.array.size)
@@ -859,8 +863,7 @@ def _gather(at: Importer, op: Operation) -> Any:
 
 
 def _take(at: Importer, op: Operation) -> Value:
-    """Cells of a value, chosen when the file is read; their axis becomes those of the array of
-    indices."""
+    """Add a selection of elements by known indices; their axis becomes the index array's axes."""
     x, known = at.value(op), at.known(op, 1)
     indices, axis = at.numbers(op, 1) or [], at.axis(op, op.whole("axis", 0), x.rank)
     size = x.shape[axis - 1]
@@ -869,7 +872,7 @@ def _take(at: Importer, op: Operation) -> Value:
         or not all(-size <= i < size for i in indices)
         or x.rank + known.array.ndim > 16
     ):
-        raise op.wrong(f"indices {brief(indices)} beyond the {size} cells of axis {axis}")
+        raise op.wrong(f"indices {brief(indices)} are beyond the {size} elements of axis {axis}")
     y = at.add(op, L.Take([i % size for i in indices], axis), x)
     return at.reshaped(op, y, (*x.shape[: axis - 1], *known.array.shape, *x.shape[axis:]))
 
@@ -888,12 +891,12 @@ def _cast(at: Importer, op: Operation) -> Any:
     op.ignore("saturate", "round_mode")
     if isinstance(found, Known):
         if to not in _CAST:
-            raise op.wrong(f"constants are not cast to type {to}")
+            raise op.wrong(f"casting constants to type {to} is not supported")
         dtype = np.dtype(_CAST[to])
         if dtype != np.int64:
             no_batch(op, found)
         at.source.budget.take(found.array.size * dtype.itemsize)
         return at.fold(found.array.astype(dtype), [found])
     if to not in FLOATS:
-        raise op.wrong(f"values are only cast to floating point, not to type {to}")
+        raise op.wrong(f"values can be cast only to floating point, not to type {to}")
     return at.value(op)

@@ -83,7 +83,7 @@ def contents(trainer: Any) -> tuple[dict[str, HostArray], dict[str, Any]]:
     """Return arrays and header of a checkpoint at this moment, between two steps."""
     state = trainer.optimizer.state_dict()
     best, host = trainer._best_weights or {}, resolve("numpy")
-    # of an epoch that was broken off, there may be more in the lists
+    # the lists may also contain entries of an interrupted epoch
     done = {"train_loss_list": trainer.steps_done}
     history = {
         name: host.asarray(getattr(trainer, name)[: done.get(name, trainer.epoch)], "float64")
@@ -139,12 +139,12 @@ class Checkpoint:
         """Read a file. Raises ModelFormatError if it is damaged or not a checkpoint."""
         tensors, header = load_tensors(path, checked=True)
         if not isinstance(header, dict) or "checkpoint" not in header:
-            raise ModelFormatError("is no checkpoint of a Trainer's", str(path))
+            raise ModelFormatError("it is not a checkpoint of a Trainer", str(path))
         if header["checkpoint"] not in (1, FORMAT):
             told = repr(header["checkpoint"])[:40]
             raise ModelFormatError(
-                f"is a checkpoint of format {told}, this version reads 1 and {FORMAT}; upgrade "
-                "portacnn",
+                f"it is a checkpoint of format {told}, but this version reads 1 and {FORMAT}; "
+                "upgrade portacnn",
                 str(path),
             )
         return cls(path, tensors, header)
@@ -158,21 +158,20 @@ class Checkpoint:
         except NONSENSE as error:
             what = f"{type(error).__name__}: {error}"
             raise ModelFormatError(
-                f"it does not describe a training, or not rightly: {what}", str(self.path)
+                f"it does not describe a training correctly: {what}", str(self.path)
             ) from error
 
     def place(self) -> Backend:
         """Return the backend of the training. Raises BackendError if it is unavailable here."""
         place = self.header.get("place")
         if not isinstance(place, str) or not re.fullmatch(r"\w+:[a-z]+\d*(:\d+)?", place, re.ASCII):
-            raise ModelFormatError(
-                "it does not say on which device the training was", str(self.path)
-            )
+            raise ModelFormatError("it does not state the device of the training", str(self.path))
         try:
             return resolve(place)
         except BackendError as error:
             raise BackendError(
-                f"{self.path}: the training was on {place}; {error}. Or give another device="
+                f"{self.path}: the training was on {place}; {error}. Or choose another device: "
+                "resume(..., device=...)"
             ) from error
 
     def model(self, device: Any) -> Model:
@@ -180,9 +179,8 @@ class Checkpoint:
         described = self.header.get("model")
         if isinstance(described, dict) and "not saved" in described:
             raise ArgumentError(
-                f"{self.path} does not hold how to build its model ({described['not saved']}); "
-                "build it and give it: "
-                "resume(..., model=model)"
+                f"{self.path} does not describe its model ({described['not saved']}); build the "
+                "model and pass it: resume(..., model=model)"
             )
         backend, seed = (
             resolve(device),
@@ -208,9 +206,8 @@ class Checkpoint:
         described = self.header.get("schedule")
         if isinstance(described, dict) and "not saved" in described:
             raise ArgumentError(
-                f"{self.path} was made with a schedule that no file can hold "
-                f"({described['not saved']}); give it again: "
-                "resume(..., schedule=...)"
+                f"{self.path} was made with a schedule that a file cannot hold "
+                f"({described['not saved']}); pass it again: resume(..., schedule=...)"
             )
         return self._said(lambda: rebuild_schedule(described))
 
@@ -246,14 +243,17 @@ class Checkpoint:
             for key, name in (("shape", f"x_{what}"), ("dtype", f"x_{what}")):
                 if expected.get(key) != came[key]:
                     problems.append(
-                        f"the {key} of {name} is {came[key]}, it was {expected.get(key)!r:.80}"
+                        f"expected {name} of {key} {expected.get(key)!r:.80}, got {came[key]}"
                     )
             if not problems and expected.get("labels") != came["labels"]:
-                problems.append(f"t_{what} has other labels, or in another order")
+                problems.append(f"t_{what} has other labels or another order")
             if not problems and expected.get("images") != came["images"]:
-                problems.append(f"x_{what} has other images, or in another order")
+                problems.append(f"x_{what} has other images or another order")
         if problems:
-            raise ArgumentError(f"these are not the data of {self.path}: {'; '.join(problems)}")
+            raise ArgumentError(
+                f"the data differ from those of {self.path}: "
+                f"{'; '.join(problems)}; pass the same data"
+            )
 
     def made(self, make: Callable[[], AnyTrainer]) -> AnyTrainer:
         """Return the Trainer that ``make`` returns, restored to the checkpoint's position."""
@@ -265,12 +265,15 @@ class Checkpoint:
         trainer.batch = whole("batch", position["batch"], 0)
         trainer.stopped_early = bool(position["stopped_early"])
         if trainer.batch >= trainer.steps_per_epoch:
-            raise ModelFormatError(f"batch {trainer.batch} of {trainer.steps_per_epoch} is none")
+            raise ModelFormatError(
+                f"batch {trainer.batch} is not below the "
+                f"{trainer.steps_per_epoch} steps of an epoch"
+            )
         trainer.run = self.header["run"]
         if not isinstance(trainer.run, str) or not re.fullmatch(
             RUN, trainer.run
-        ):  # it becomes a part of names of files
-            raise ModelFormatError(f"{trainer.run!r:.80} is no run")
+        ):  # it becomes part of file names
+            raise ModelFormatError(f"run must be six hexadecimal digits, got {trainer.run!r:.80}")
         watches_loss = (
             trainer.early_stopping is not None and trainer.early_stopping.monitor == "loss"
         )
@@ -283,7 +286,8 @@ class Checkpoint:
         for name, length in lengths.items():
             if history[name].shape != (length,) or str(history[name].dtype) != "float64":
                 raise ModelFormatError(
-                    f"{name} has the shape {history[name].shape}, expected {length} figures"
+                    f"{name} must be {length} float64 values, got {history[name].dtype} of shape "
+                    f"{history[name].shape}"
                 )
             setattr(trainer, name, history[name].tolist())
         trainer.optimizer.load_state_dict(

@@ -93,14 +93,14 @@ def take_set(model: Model, x: Array, t: Array, what: str) -> tuple[Array, Array]
     x, home = model.received(x, f"x_{what}"), model.home
     source = backend_of(x)
     if x.ndim == 0 or x.shape[0] == 0:
-        raise ArgumentError(f"x_{what} has no images")
+        raise ArgumentError(f"x_{what} must have at least one image, got shape {tuple(x.shape)}")
     dtype = model.kept_as(x)
     labels = model.labels(t, x.shape[0], f"t_{what}")
     if is_float(source.xp, x.dtype) and not bool(
         source.to_host(source.xp.all(source.xp.isfinite(x)))
     ):
         raise NotFiniteError(
-            f"x_{what} holds NaN or infinity ({describe(x)}); clean the data first"
+            f"x_{what} contains NaN or infinity ({describe(x)}); clean the data first"
         )
     try:
         if source.name == "numpy" != home.name and not fits(

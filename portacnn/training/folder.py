@@ -55,11 +55,9 @@ def sole(folder: Path, run: str) -> Iterator[None]:
             stack.enter_context(locked(folder / f".lock-{run}"))
         except BlockingIOError as error:
             refused = CheckpointError(
-                "this very training is already going on, in another process or with another "
-                "Trainer, and writes its "
-                f"checkpoints to {folder}. Wait until it ends, or write to another folder: "
-                "resume(..., checkpoint_dir=...), "
-                "--checkpoint-dir"
+                "this run is already being trained, in another process or by another Trainer, "
+                f"which writes its checkpoints to {folder}. Wait until it ends, or choose another "
+                "folder: resume(..., checkpoint_dir=...) or --checkpoint-dir"
             )
             refused.errno = errno.EAGAIN
             raise refused from error
@@ -83,9 +81,11 @@ def add(folder: Path, run: str, step: int, keep: int, write: Callable[[Path], No
     write_atomically(pointer, f"{path.name}\n".encode())
     os.replace(pointer, folder / LATEST)
     own = [found.path for found in before if found.run == run and found.path.is_file()]
-    left_over = folder.glob(f".*-{run}.*.tmp")  # of a process that was killed as it wrote
+    left_over = folder.glob(f".*-{run}.*.tmp")  # from a process killed while writing
     for old in [*own[: max(0, len(own) + 1 - keep)], *left_over]:
-        with contextlib.suppress(OSError):  # held open by somebody, perhaps; the next time will do
+        with contextlib.suppress(
+            OSError
+        ):  # perhaps another process has it open; the next call retries
             old.unlink()
     return path
 
@@ -107,20 +107,20 @@ def newest(path: Path, read: Callable[[Path], T]) -> tuple[Path, T]:
         return path, read(path)
     errors: list[ModelFormatError | OSError] = []
     listed: list[Found] | None = None
-    # once more where a training that is going on has exchanged them all
+    # repeat if a running training has replaced all files meanwhile
     while (found := checkpoints(path)) != listed:
         listed = found
         errors.clear()
         for _, _, file in reversed(found):
             try:
                 if not file.is_file():
-                    raise ModelFormatError("is no file, or a link to none", str(file))
+                    raise ModelFormatError("it is not a file", str(file))
                 content = read(file)
             except (ModelFormatError, OSError) as error:
                 errors.append(error)
                 continue
             for broken in errors:
-                _log.warning("passed over a broken checkpoint: %s; going on from %s", broken, file)
+                _log.warning("skipped a broken checkpoint: %s; resuming from %s", broken, file)
             return file, content
     if not errors:
         raise FileNotFoundError(f"no checkpoint in {path}")

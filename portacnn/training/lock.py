@@ -28,7 +28,7 @@ def locked(path: Path) -> Iterator[None]:
     finally:
         if handle is not None and handle in _held:  # not in a child that was forked within
             _held.discard(handle)
-            # Windows removes no open file; it stays, and harms nobody
+            # Windows does not remove an open file; leaving it is harmless
             with contextlib.suppress(OSError):
                 path.unlink()
             os.close(handle)
@@ -52,7 +52,7 @@ def _take(path: Path) -> int | None:
             if os.path.samestat(os.fstat(handle), os.stat(path)):
                 _held.add(handle)
                 return handle
-        # its holder has removed it since it was opened: the lock is on a file without a name
+        # the holder removed it after we opened it: our lock is on a file without a name
         os.close(handle)
     return None
 
@@ -63,7 +63,7 @@ def _lock(handle: int) -> None:
             msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined, unused-ignore]
         else:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:  # PermissionError: Windows' word for it
+    except (BlockingIOError, PermissionError) as error:  # Windows raises PermissionError
         raise BlockingIOError(error.errno, error.strerror) from error
     except OSError:  # no locks on this file system
         pass

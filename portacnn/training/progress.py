@@ -14,7 +14,7 @@ class Progress:
     def __init__(self, total: int, done: int, shown: bool) -> None:
         self.shown = shown
         self.bar: Any = None
-        if shown and is_watched(sys.stderr):  # in a file, a bar would be thousands of lines
+        if shown and is_watched(sys.stderr):  # in a file, a bar would take thousands of lines
             try:
                 from tqdm.auto import tqdm
             except ImportError:

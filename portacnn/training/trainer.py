@@ -62,7 +62,7 @@ KEYWORDS = {
     "weight_decay": 'write optimizer_param={"weight_decay": ...}',
     "device": "data and training follow the model: give the device to the model",
 }
-"""What to do instead of arguments that belong elsewhere."""
+"""What to do instead, for arguments that belong elsewhere."""
 _FROM_CHECKPOINT = dict.fromkeys(
     (
         "batch_size",
@@ -254,7 +254,7 @@ class Trainer:
         self.epoch = self.batch = 0
         self.stopped_early = False
         self._best_weights: dict[str, HostArray] | None = None
-        self._unread: list[Array] = []  # the reports of steps, still on the device
+        self._unread: list[Array] = []  # reports of steps, still on the device
         self._ok = self._fine()
         self._step: Any = None
         self._workspace = Workspace()
@@ -270,7 +270,7 @@ class Trainer:
         if checkpoint_dir is not None:
             describe_training(self)
             self.checkpoint_dir = make_folder(checkpoint_dir).absolute()
-        # the folder that no other Trainer of this run writes to now
+        # the folder locked against other Trainers of this run
         self._sole_in: Path | None = None
 
     @classmethod
@@ -350,16 +350,16 @@ class Trainer:
         arguments = saved.arguments() | {
             name: value for name, value in chosen.items() if value is not None
         }
-        # else it is nonsense, and the file's fault
+        # any other value is an error of the file, reported below
         if precision is not None or arguments["precision"] in PRECISIONS:
             try:
                 _check_precision(arguments["precision"], model)
             except ArgumentError as error:
                 raise ArgumentError(
-                    f'{error}. Give another: resume(..., precision="float32")', str(file)
+                    f'{error}. Choose another: resume(..., precision="float32")', str(file)
                 ) from error
         arguments["schedule"] = schedule if schedule is not None else saved.schedule()
-        # what is wrong with them is not the file's fault
+        # errors in these arguments are not the file's
         if epochs is not None or schedule is not None:
             made = cls(model, *train, *test, **arguments)
             trainer = saved.made(lambda: made)
@@ -382,24 +382,23 @@ class Trainer:
                 if min(sizes) < layer.least_batch:
                     last = size < self.batch_size
                     split = (
-                        f", taken in parts of {', '.join(map(str, sizes))} "
-                        f"(accumulate={self.accumulate})"
+                        f", in parts of{', '.join(map(str, sizes))} (accumulate={self.accumulate})"
                     )
                     raise ArgumentError(
-                        "one image has one value per channel, and so no variance; the "
-                        f"{'last batch' if last else 'batches'} of "
-                        f"{self.x_train.shape[0]} images by batch_size={self.batch_size} "
-                        f"would have {size}"
-                        f"{split if len(sizes) > 1 else ''}; choose another batch_size"
-                        f"{' or drop_last=True' if last else ''}"
+                        "batch norm needs more than one value per channel for a variance; the "
+                        f"{'last batch' if last else 'batches'} of {self.x_train.shape[0]} images "
+                        f"by batch_size={self.batch_size} would have "
+                        f"{size}{split if len(sizes) > 1 else ''}; choose another "
+                        f"batch_size{' or drop_last=True' if last else ''}"
                         f"{' or accumulate' if len(sizes) > 1 else ''}",
                         layer.where,
                     )
             for name, images in (("x_train", self.x_train), ("x_test", self.x_test)):
                 if self._sample_size(images) < layer.least_predicted:
                     raise ArgumentError(
-                        f"without running statistics it has no variance over one image, and {name} "
-                        "would be evaluated on one; take more images"
+                        "without running statistics it has no variance over one image, but "
+                        f"{name} would be evaluated on one; give more "
+                        "images"
                         f"{'' if images.shape[0] == 1 else ' (evaluate_sample_num_per_epoch)'}",
                         layer.where,
                     )
@@ -437,7 +436,7 @@ class Trainer:
         self._unread, self._ok, self._step, self._workspace = [], self._fine(), None, Workspace()
         optimizer_state = self.optimizer.state_dict()
         for arrays in self.optimizer.state.values():
-            arrays.clear()  # to be laid out as the parameters are
+            arrays.clear()  # to be laid out like the parameters
         self.optimizer.load_state_dict(optimizer_state, self.model.named_parameters())
 
     def lr(self, step: int) -> float:
@@ -484,7 +483,9 @@ class Trainer:
         """
         place = self.checkpoint_dir if path is None else Path(path).absolute()
         if place is None:
-            raise ArgumentError("no checkpoint_dir was given: say where to write the checkpoint")
+            raise ArgumentError(
+                "there is no checkpoint_dir to write to; give a path: checkpoint(path)"
+            )
         if self._unread:
             self._read_losses()
         tensors, header = contents(self)
@@ -503,10 +504,9 @@ class Trainer:
         except OSError as error:
             failed = CheckpointError(
                 f"the checkpoint of step {self.steps_done} could not be written to {place}: "
-                f"{error}. "
-                "Earlier ones are as they were. Training has stopped after that step and is whole "
-                "in memory: make room, and "
-                "train() goes on; or checkpoint(path) writes it elsewhere"
+                f"{error}. Earlier checkpoints are unchanged, and the training is intact in "
+                "memory: free some disk space and call train() to continue, or write elsewhere "
+                "with checkpoint(path)"
             )
             failed.errno = error.errno or errno.EIO
             raise failed from error
@@ -566,22 +566,22 @@ class Trainer:
     def _train(self) -> None:
         if self.model.backend != self.backend:
             raise StateError(
-                f"the model was moved to {self.model.backend} from {self.backend}; make a new "
+                f"the model was moved from {self.backend} to {self.model.backend}; make a new "
                 "Trainer for it"
             )
         self._check_revision()
         if self.finished:
             why = (
-                "early stopping has ended it"
+                "early stopping has ended the training"
                 if self.stopped_early
                 else f"all {self.epochs} epochs are done"
             )
             cure = (
-                "a new Trainer goes on from these weights"
+                "make a new Trainer to continue from these weights"
                 if self.stopped_early
-                else "a larger trainer.epochs makes it go on"
+                else "set a larger trainer.epochs to continue"
             )
-            _log.warning("train() has nothing to do: the training is over, as %s; %s", why, cure)
+            _log.warning("train() has nothing to do: %s; %s", why, cure)
             return
         batches = self.steps_per_epoch
         self._cut_lists()
@@ -600,11 +600,11 @@ class Trainer:
                     self._take_best()
                 raise
             except BaseException:
-                self.batch = 0  # a step may be half done
+                self.batch = 0  # a step may be incomplete
                 raise
             finally:
                 self._stop = False
-                self._workspace = Workspace()  # the next ``train`` takes memory anew
+                self._workspace = Workspace()  # the next ``train`` allocates memory again
         if self.finished:
             self._take_best()
 
@@ -715,7 +715,7 @@ class Trainer:
         number = len(self.train_loss_list) + len(self._unread)
         state = StepState(number, self.lr(number), self.optimizer.steps + 1, self._ok)
         if self._step is None:
-            step = WeakMethod(self._whole_step)  # a method of its own would keep the Trainer alive
+            step = WeakMethod(self._whole_step)  # a bound method would keep the Trainer alive
 
             def whole_step(*arguments: Any) -> tuple[Array, Array]:
                 return step()(*arguments)  # type: ignore[misc]
@@ -736,9 +736,8 @@ class Trainer:
     def _check_revision(self) -> None:
         if self.model.revision != self._revision:
             raise StateError(
-                "the model was built again, or changed by replace, since the Trainer was made: its "
-                "optimizer's state is that "
-                "of the layers before; make a new Trainer"
+                "the model was built again or changed by replace after the Trainer was made, so "
+                "the optimizer's state does not match it; make a new Trainer"
             )
 
     def _whole_step(self, *batch_and_state: Any) -> tuple[Array, Array]:
@@ -773,10 +772,10 @@ class Trainer:
                 ok = ok & ops.all_finite([*grads.wholes(), *buffers])
             if self.clip_norm is not None:
                 ops.clip_by_global_norm(grads.wholes(), self.clip_norm)
-            # running statistics have taken the batch in already
+            # running statistics include this batch already
             for buffer, old in zip(buffers, before, strict=True):
                 buffer[...] = xp.where(ok, buffer, old)
-            # Last, since nothing that comes after it could be undone.
+            # Last, because an update cannot be undone if a later line fails.
             self.optimizer.update(
                 self.model.named_parameters(), grads, ok, lr=state.lr, count=state.count
             )
@@ -788,16 +787,15 @@ class Trainer:
 
     def _out_of_memory(self, error: MemoryError, size: int) -> OutOfMemoryError:
         """Return the error to raise, and release everything that was kept for this step."""
-        # while somebody looks at the error, they would hold what the step had made
+        # otherwise the traceback would keep the step's arrays alive
         clear_frames(error.__traceback__)
         self._workspace, self._step = Workspace(), None
         asked, held = self.backend.memory_error(error) or (None, None)
-        figures = f" ({asked} bytes asked for, {held} held)" if asked is not None else ""
+        figures = f" ({asked} bytes requested, {held} in use)" if asked is not None else ""
         return OutOfMemoryError(
-            f"{self.backend} has no room for a training step of {size} images{figures}; the model "
-            "is as it was before the "
-            f"step. Make a Trainer with a smaller batch_size than {self.batch_size}, or "
-            "accumulate more parts"
+            f"{self.backend} has not enough memory for a training step of {size} images{figures}; "
+            "the model is as it was before the step. Make a Trainer with a smaller batch_size "
+            f"than {self.batch_size}, or a larger accumulate"
         )
 
     def _gradients(self, x: Array, t: Array, step: int) -> Array:
@@ -843,12 +841,11 @@ class Trainer:
         if not all(fine):
             index = fine.index(0.0)
             loss, step = losses[index], begin + index
-            elsewhere = ", its gradients or running statistics are not finite"
+            elsewhere = ", but its gradients or running statistics are not finite"
             raise NotFiniteError(
-                f"the loss of step {step + 1} (epoch {self.epoch + 1}) is {loss}"
-                f"{elsewhere if isfinite(loss) else ''}; "
-                "the weights are those before that step. "
-                f"Lower the learning rate ({self.lr(step)})"
+                f"the loss of step {step + 1} (epoch {self.epoch + 1}) is "
+                f"{loss}{elsewhere if isfinite(loss) else ''}; the weights are those before that "
+                f"step. Lower the learning rate ({self.lr(step)})"
             )
 
     def _evaluate(self, x: Array, t: Array) -> float:
@@ -877,7 +874,7 @@ def _check_precision(precision: Any, model: Model) -> str:
     home = model.home
     if precision not in home.precisions or model.dtype != "float32" != precision:
         raise ArgumentError(
-            f"precision={precision!r} is not to be had for {model.dtype} on {home}; it has "
-            f"{', '.join(home.precisions)}, for models of float32"
+            f"precision={precision!r} is not supported for a {model.dtype} model on {home}; use "
+            f"{' or '.join(home.precisions if model.dtype == 'float32' else ['float32'])}"
         )
     return str(precision)

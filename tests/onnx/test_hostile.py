@@ -399,7 +399,7 @@ def test_many_small_nodes_that_ask_for_much(path: Path):
     rows = [node("Mul", [f"v{i}", "w"], [f"v{i + 1}"]) for i in range(400)]
     nodes = [node("Relu", ["x"], ["v0"]), *rows, node("Relu", ["v400"], ["y"])]
     model = model_of(nodes, {"w": numbers(1, 300_000)}, ("N", 300_000))
-    refused(path, model, "bytes more", "room=", most=100 << 20)
+    refused(path, model, "bytes more", "max_extra_bytes=", most=100 << 20)
     kernels = [
         node("MaxPool", [f"v{i}"], [f"v{i + 1}"], kernel_shape=[100, 100], pads=[50] * 4)
         for i in range(20)

@@ -283,7 +283,7 @@ def test_light_models(path: Path, tmp_path: Path):
         del model.graph.node[:]
         model.graph.node.extend(kept)
     onnx.save(model, tmp_path / "model.onnx")
-    ours = portacnn.onnx.load(tmp_path / "model.onnx", room=2 << 30)
+    ours = portacnn.onnx.load(tmp_path / "model.onnx", max_extra_bytes=2 << 30)
     x = normal(1, *ours.input_shape).astype("float32")
     expected = runtime(tmp_path / "model.onnx", x)
     assert path.stem in LARGE or np.ptp(expected) > 1e-4
@@ -291,7 +291,7 @@ def test_light_models(path: Path, tmp_path: Path):
         ours.predict(x), expected, rtol=1e-3, atol=1e-5 * np.abs(expected).max()
     )
     if path.stem in LARGE:
-        with pytest.raises(ModelFormatError, match="room="):
+        with pytest.raises(ModelFormatError, match="max_extra_bytes="):
             portacnn.onnx.load(path)
 
 
@@ -639,7 +639,12 @@ def test_arguments(tmp_path: Path):
     assert load(model, tmp_path, dtype="float64").dtype == "float64"
     wide = model_of([node("Relu", ["x"], ["y"])], dtype=TensorProto.DOUBLE)
     assert load(wide, tmp_path).dtype == "float64"
-    for wrong in ({"dtype": "float16"}, {"room": -1}, {"input_shape": (0,)}, {"seed": "a"}):
+    for wrong in (
+        {"dtype": "float16"},
+        {"max_extra_bytes": -1},
+        {"input_shape": (0,)},
+        {"seed": "a"},
+    ):
         with pytest.raises(ArgumentError):
             load(model, tmp_path, **wrong)
     with pytest.raises(BackendError):
