@@ -179,7 +179,7 @@ class Focal(_Classes):
         return self.alpha if isinstance(self.alpha, tuple) else None
 
     @property
-    def task(self) -> Any:  # type: ignore[override]
+    def task(self) -> Any:
         return "multilabel" if self.multilabel else "multiclass"
 
     @property
@@ -265,7 +265,7 @@ class Dice(Loss):
         _no_index_for_masks(self.multilabel, self.ignore_index)
 
     @property
-    def task(self) -> Any:  # type: ignore[override]
+    def task(self) -> Any:
         return "multilabel" if self.multilabel else "multiclass"
 
     metrics: ClassVar[tuple[str, ...]] = ("dice", "mean_iou")

@@ -30,7 +30,7 @@ class Sum(Loss):
         object.__setattr__(self, "terms", terms)
 
     @property
-    def task(self) -> Any:  # type: ignore[override]
+    def task(self) -> Any:
         return self.terms[0][1].task
 
     @property

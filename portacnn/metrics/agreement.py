@@ -7,10 +7,9 @@ scikit-learn. An output of NaN predicts no class, which misses the true one; for
 or off it counts as the other of the two.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from math import nan
-from typing import Any, ClassVar
+from typing import Any
 
 from portacnn.arguments import one_of
 from portacnn.metrics.base import Counting, tally
@@ -66,14 +65,17 @@ class _Averaged(_ByClass):
 
     average: str = "macro"
 
-    ratio: ClassVar[Callable[[Counts], float]]
+    @staticmethod
+    def ratio(counts: Counts) -> float:
+        """Of one class, or of all together."""
+        raise NotImplementedError
 
     def __post_init__(self) -> None:
         one_of("average", self.average, *AVERAGES)
         super().__post_init__()
 
     def _value(self, counts: HostArray) -> Any:
-        ratio, by_class = type(self).ratio, self._by_class(counts)
+        ratio, by_class = self.ratio, self._by_class(counts)
         if self.average == "none":
             return [ratio(each) for each in by_class]
         if self.average == "binary":
@@ -89,21 +91,27 @@ class Precision(_Averaged):
     """Which share of what was predicted to be of a class is: scikit-learn's
     ``precision_score``."""
 
-    ratio = staticmethod(lambda counts: _over(counts[0], counts[1]))
+    @staticmethod
+    def ratio(counts: Counts) -> float:
+        return _over(counts[0], counts[1])
 
 
 @dataclass
 class Recall(_Averaged):
     """Which share of a class was found: scikit-learn's ``recall_score``."""
 
-    ratio = staticmethod(lambda counts: _over(counts[0], counts[2]))
+    @staticmethod
+    def ratio(counts: Counts) -> float:
+        return _over(counts[0], counts[2])
 
 
 @dataclass
 class F1(_Averaged):
     """The harmonic mean of precision and recall: scikit-learn's ``f1_score``."""
 
-    ratio = staticmethod(lambda counts: _over(2 * counts[0], counts[1] + counts[2]))
+    @staticmethod
+    def ratio(counts: Counts) -> float:
+        return _over(2 * counts[0], counts[1] + counts[2])
 
 
 @dataclass
@@ -117,7 +125,9 @@ class MeanIoU(_Averaged):
     """The overlap of predicted and true places over their union, over the whole set: scikit-learn's
     ``jaccard_score``."""
 
-    ratio = staticmethod(lambda counts: _over(counts[0], counts[1] + counts[2] - counts[0]))
+    @staticmethod
+    def ratio(counts: Counts) -> float:
+        return _over(counts[0], counts[1] + counts[2] - counts[0])
 
 
 @dataclass

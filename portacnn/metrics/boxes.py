@@ -79,7 +79,7 @@ class AveragePrecision(Metric):
             for detections, boxes in zip(found, true, strict=True):
                 own = detections[detections[:, -1] == label]
                 order = np.argsort(-own[:, 4], kind="stable")[: self.max_detections]
-                images.append((own[order], boxes[boxes[:, -1] == label][:, :4]))
+                images.append((own[order][:, :5], boxes[boxes[:, -1] == label][:, :4]))
             values += [_average_precision(images, threshold) for threshold in self.iou]
         return sum(values) / len(values) if values else nan
 
@@ -118,12 +118,10 @@ def _read(tables: list[Array]) -> list[HostArray]:
 
 def _ious(a: HostArray, b: HostArray) -> HostArray:
     """Boxes (D, 4) and (G, 4) -> the overlap of each with each over their union, (D, G)."""
-    sides = np.minimum(a[:, None, 2:4], b[None, :, 2:4]) - np.maximum(
-        a[:, None, :2], b[None, :, :2]
-    )
+    a, b = a[:, None, :], b[None, :, :]
+    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
     overlap = np.clip(sides, 0.0, None).prod(axis=2)
-    areas = [(boxes[:, 2:4] - boxes[:, :2]).prod(axis=1) for boxes in (a, b)]
-    union = areas[0][:, None] + areas[1][None, :] - overlap
+    union = sum((boxes[..., 2:] - boxes[..., :2]).prod(axis=2) for boxes in (a, b)) - overlap
     return np.divide(overlap, union, out=np.zeros_like(union), where=union > 0)
 
 
@@ -131,7 +129,7 @@ def _matches(detections: HostArray, boxes: HostArray, threshold: float) -> HostA
     """Which detections, the best score first, find a true box that is still free: the one with the
     largest IoU."""
     free, right = np.ones(len(boxes), dtype=bool), np.zeros(len(detections), dtype=bool)
-    overlaps = _ious(detections, boxes)
+    overlaps = _ious(detections[:, :4], boxes)
     for number in range(len(detections)):
         own = np.where(free, overlaps[number], -1.0)
         if len(own) and own.max() >= min(threshold, 1.0 - 1e-10):

@@ -94,9 +94,10 @@ def focal_loss(
     shifted = logits - xp.max(logits, axis=1, keepdims=True)
     exps = xp.exp(shifted)
     total = xp.sum(exps, axis=1)
-    log_p = xp.sum(xp.where(one_hot, shifted, 0.0), axis=1) - xp.log(total)
-    # 1 - p as a sum: the difference would lose its digits where p is nearly 1
+    # 1 - p as a sum: the difference would lose its digits where p is nearly 1, as would log(p)
     others = xp.sum(xp.where(one_hot, 0.0, exps), axis=1) / total
+    log_p = xp.sum(xp.where(one_hot, shifted, 0.0), axis=1) - xp.log(total)
+    log_p = xp.where(others < 0.5, xp.log1p(-others), log_p)
     factor = counts
     if weight is not None:
         by_class = xp.reshape(weight, along_classes)
