@@ -104,6 +104,11 @@ class Loss:
         cache, share = saved
         return self.backward(cache, share)
 
+    def for_evaluation(self) -> "Loss":
+        """The loss that is reported for a test set: this one without what is for training only,
+        as label smoothing is."""
+        return self
+
     # --- targets ----------------------------------------------------------------------------------
 
     def check_targets(

@@ -5,7 +5,7 @@ Targets are class indices (N, *S) of whole numbers, of any integer dtype on the 
 have a form for labels that are each on or off, too (``multilabel=True``).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, ClassVar
 
@@ -129,6 +129,9 @@ class CrossEntropy(_Classes):
 
     def count(self, t: Array, weight: Array | None = None, dtype: str = "float32") -> Any:
         return self._count(t, weight, dtype, class_weight=True)
+
+    def for_evaluation(self) -> Loss:
+        return replace(self, label_smoothing=0.0) if self.label_smoothing else self
 
     def _checked(self, t: HostArray, shape: Shape, dtype: str) -> HostArray:
         _check_classes(self.weight, shape)

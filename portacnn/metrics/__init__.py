@@ -21,7 +21,7 @@ from portacnn.metrics.agreement import (
 from portacnn.metrics.base import Metric
 from portacnn.metrics.boxes import AveragePrecision
 from portacnn.metrics.hits import Accuracy, ConfusionMatrix, TopK
-from portacnn.metrics.named import METRICS, describe_metric, named, rebuild_metric
+from portacnn.metrics.named import METRICS, describe_metric, metrics_for, named, rebuild_metric
 from portacnn.metrics.ranking import RocAuc
 from portacnn.metrics.values import MAE, R2, RMSE
 
@@ -43,6 +43,7 @@ __all__ = [
     "RocAuc",
     "TopK",
     "describe_metric",
+    "metrics_for",
     "named",
     "rebuild_metric",
 ]

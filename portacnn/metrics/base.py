@@ -9,7 +9,7 @@ Notation: N samples, C classes or labels, K values, S the image's axes.
 
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from portacnn.arguments import fraction, one_of
 from portacnn.errors import ArgumentError, ShapeError
@@ -27,7 +27,7 @@ class Metric:
         better: whether a "higher" or a "lower" value is the better one.
     """
 
-    better: ClassVar[str] = "higher"
+    better: ClassVar[Literal["higher", "lower"]] = "higher"
 
     def update(self, y: Array, t: Array) -> None:
         """Take in a batch: a network's outputs and their targets as the loss takes them. Nothing is

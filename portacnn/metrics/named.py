@@ -1,7 +1,7 @@
 """Metrics by their words, and as JSON for files."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -68,6 +68,44 @@ def named(what: str | Metric, loss: Loss | None = None) -> Metric:
             "portacnn.metrics.Metric"
         )
     return metric if loss is None else metric.for_loss(loss)
+
+
+def metrics_for(
+    loss: Loss, metrics: Iterable[str | Metric] | Mapping[str, str | Metric] | None = None
+) -> dict[str, Metric]:
+    """Return metrics by name, each reading outputs as ``loss`` does.
+
+    Args:
+        metrics: words or metrics; a mapping gives them names of its own. None: those that go with
+            the loss.
+
+    Raises:
+        ArgumentError: an unknown word, two of the same name, or a metric for another task.
+    """
+    if isinstance(metrics, str | Metric):
+        metrics = (metrics,)
+    if metrics is None:
+        metrics = loss.metrics
+    if isinstance(metrics, Mapping):
+        return {str(name): named(what, loss) for name, what in metrics.items()}
+    found: dict[str, Metric] = {}
+    for what in metrics:
+        name = what if isinstance(what, str) else _name_of(what)
+        if name in found or name == "loss":
+            raise ArgumentError(
+                f"there are two metrics called {name}; give names: metrics={{'mine': ...}}"
+            )
+        found[name] = named(what, loss)
+    return found
+
+
+def _name_of(metric: Metric) -> str:
+    """The word of the metric's class; of somebody's own, its class's name in snake case."""
+    kind = type(metric)
+    for word, made in METRICS.items():
+        if made is kind:
+            return f"top{metric.k}" if isinstance(metric, TopK) else word
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", kind.__name__).lower()
 
 
 def describe_metric(metric: Metric) -> dict[str, Any]:

@@ -6,7 +6,7 @@ scikit-learn does. A NaN among the outputs makes it NaN.
 
 from dataclasses import dataclass, field
 from math import nan, sqrt
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from portacnn.errors import ShapeError
 from portacnn.losses import Loss
@@ -18,7 +18,7 @@ from portacnn.runtime import Array, backend_of, describe
 class _Values(Metric):
     _sums: Any = field(default=None, init=False, repr=False, compare=False)
 
-    better: ClassVar[str] = "lower"
+    better: ClassVar[Literal["higher", "lower"]] = "lower"
     tasks: ClassVar[tuple[str, ...]] = ("regression",)
 
     def __post_init__(self) -> None:
@@ -97,7 +97,7 @@ class R2(_Values):
     fewer than two values.
     """
 
-    better: ClassVar[str] = "higher"
+    better: ClassVar[Literal["higher", "lower"]] = "higher"
 
     def _summed(self, y: Array, t: Array) -> Array:
         xp = backend_of(y).xp

@@ -3,14 +3,15 @@ saved to files."""
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import wraps
 from math import prod
 from typing import Any, Self, TypeVar
 
-from portacnn import ops
+from portacnn import losses, ops
 from portacnn.arguments import answering_keywords, whole
 from portacnn.data.labels import class_indices
+from portacnn.data.targets import sample_weights
 from portacnn.errors import (
     ArgumentError,
     ArrayError,
@@ -24,7 +25,10 @@ from portacnn.gradient_check import numerical_gradient
 from portacnn.layers import Layer, Sequential, gradients_of
 from portacnn.layers.base import Mismatch, Shape, building_from, run
 from portacnn.layers.limits import limited
+from portacnn.losses import Loss
+from portacnn.metrics import Metric, metrics_for
 from portacnn.models.description import Described, describe_layer, needs_format_2, rebuild_layer
+from portacnn.models.evaluation import evaluate
 from portacnn.models.inference import Inference
 from portacnn.models.preprocess import Normalize, rebuild_preprocess
 from portacnn.models.summary import table
@@ -301,13 +305,18 @@ class Model(Sequential):
         Raises:
             LabelError, ArrayError: if they do not fit the images or the network.
         """
-        home = self.home
+        t = self.received_targets(t, what)
+        host = backend_of(t).to_host(t)
+        return self.home.asarray(class_indices(host, count, self.classes, what))
+
+    def received_targets(self, t: Array, what: str = "targets") -> Array:
+        """Return targets of a library that has a backend as they are, and others as ``received``
+        does. Raises ArrayError."""
         try:
-            source = backend_of(t)
+            backend_of(t)
         except ArrayError:
-            t = self.received(t, what)
-            source = backend_of(t)
-        return home.asarray(class_indices(source.to_host(t), count, self.classes, what))
+            return self.received(t, what)
+        return t
 
     @property
     def classes(self) -> int:
@@ -336,6 +345,14 @@ class Model(Sequential):
             ArrayError, ShapeError, NotFiniteError: as for ``accept``.
             ArgumentError: if batch_size is below 1.
         """
+        parts = [y for _, _, y in self.outputs(x, batch_size)]
+        return parts[0] if len(parts) == 1 else self.home.xp.concat(parts, axis=0)
+
+    def outputs(self, x: Array, batch_size: int | None = None) -> Iterator[tuple[int, int, Array]]:
+        """Yield the outputs of ``predict`` batch by batch: first, last (exclusive) and y.
+
+        Use it if the outputs of all images would take too much memory. Raises as ``predict`` does.
+        """
         if batch_size is not None:
             try:
                 batch_size = whole("batch_size", batch_size, 1)
@@ -346,17 +363,12 @@ class Model(Sequential):
         most = self._own_batch_size()
         size = most if batch_size is None else batch_size
         hold = min(size, count) <= most
-        if count <= size:
-            return self._inference.run(self, x, self._batch, hold)
         ends = [*range(size, count, size), count]
-        if size >= self._least > count - ends[-2]:
+        if len(ends) > 1 and size >= self._least > count - ends[-2]:
             del ends[-2]
-        starts = (0, *ends[:-1])
-        parts = [
-            self._inference.run(self, x[i:j, ...], self._batch, hold)
-            for i, j in zip(starts, ends, strict=True)
-        ]
-        return self.home.xp.concat(parts, axis=0)
+        for i, j in zip((0, *ends[:-1]), ends, strict=True):
+            images = x if j - i == count else x[i:j, ...]
+            yield i, j, self._inference.run(self, images, self._batch, hold)
 
     def release_memory(self) -> None:
         """Release the memory that ``predict``, ``loss`` and ``accuracy`` keep for their next call.
@@ -381,14 +393,56 @@ class Model(Sequential):
         return self._most
 
     @_at_home
-    def loss(self, x: Array, t: Array) -> float:
-        """Return the mean softmax cross-entropy of images x with labels t, as a float.
+    def loss(self, x: Array, t: Array, loss: str | Loss = "cross_entropy") -> float:
+        """Return the mean loss of images x with targets t, as a float.
 
         Images run in batches, as in ``predict``; the mean is over all of them.
+
+        Args:
+            x: images (N, *input_shape). ``t``: targets that the loss takes.
+            loss: a word or an object of ``portacnn.losses``.
         """
-        x = self.received(x)
-        loss, _ = ops.softmax_cross_entropy(self.predict(x), self.labels(t, _count(x)), keep=False)
-        return float(self.home.to_host(loss))
+        return float(self.evaluate(x, t, loss=loss, metrics=())["loss"])
+
+    @_at_home
+    def evaluate(
+        self,
+        x: Array,
+        t: Array,
+        *,
+        loss: str | Loss = "cross_entropy",
+        metrics: Iterable[str | Metric] | Mapping[str, str | Metric] | None = None,
+        sample_weight: Array | None = None,
+        batch_size: int | None = None,
+    ) -> dict[str, Any]:
+        """Return the mean loss and metrics of images x with targets t, by name.
+
+        One batch's outputs are in memory at a time, so any number of images will do.
+
+        Args:
+            x: images (N, *input_shape). ``t``: targets that the loss takes.
+            loss: a word or an object of ``portacnn.losses``.
+            metrics: words or objects of ``portacnn.metrics``; the default is the loss's own.
+            sample_weight: (N,) a factor for each image in the loss, or None.
+            batch_size: see ``predict``.
+
+        Raises:
+            LabelError: if the targets do not fit the loss or the outputs.
+            ArgumentError: if there are no images, or a metric does not fit the loss.
+        """
+        x, home, loss = self.received(x), self.home, losses.named(loss)
+        if (count := _count(x)) == 0:
+            raise ArgumentError("evaluation needs at least one image, got none", self.where)
+        self.kept_as(x)
+        if hasattr(t, "shape") or hasattr(t, "__dlpack__"):
+            t = self.received_targets(t)
+        checked = loss.check_targets(t, self.output_shape, count=count, dtype=self.dtype)
+        weights = None
+        if sample_weight is not None:
+            weights = home.asarray(sample_weights(sample_weight, count, dtype=self.dtype))
+        chosen = metrics_for(loss, metrics)
+        batches = self.outputs(x, batch_size)
+        return evaluate(home, batches, home.asarray(checked), loss, chosen, weights, self.dtype)
 
     def accuracy(self, x: Array, t: Array, batch_size: int | None = None) -> float:
         """Return the share of images x that are classified as their label in t, 0 to 1.

@@ -19,6 +19,8 @@ from portacnn.arguments import plain, whole
 from portacnn.errors import ArgumentError, BackendError, ModelFormatError
 from portacnn.files import load_tensors, within
 from portacnn.layers.base import check_state
+from portacnn.losses import Loss, describe_loss, rebuild_loss
+from portacnn.metrics import Metric, describe_metric, rebuild_metric
 from portacnn.models import Model
 from portacnn.models.model import NONSENSE
 from portacnn.optim import Optimizer, rebuild_optimizer
@@ -29,16 +31,15 @@ from portacnn.training.early_stopping import EarlyStopping
 from portacnn.training.folder import RUN
 
 AnyTrainer = TypeVar("AnyTrainer")  # a Trainer, whose module imports this one
-FORMAT = 2
-"""Number of the format. Format 1 has ``mini_batch_size`` for ``batch_size``; it can still be
-read."""
+FORMAT = 3
+"""Number of the format: 3 holds loss, metrics and ``Trainer.history``. Earlier ones are refused."""
 _OPTIONS = (
     "epochs",
     "batch_size",
     "drop_last",
     "schedule_unit",
     "clip_norm",
-    "label_smoothing",
+    "validation_split",
     "accumulate",
     "evaluate_sample_num_per_epoch",
     "seed",
@@ -50,10 +51,6 @@ _OPTIONS = (
 )
 """The Trainer's arguments that are in the header unchanged. Each is an attribute of the same
 name."""
-_ADDED = {"drop_last": False}
-"""Options that older checkpoints lack, with the values they had then."""
-_BY_EPOCH = ("epoch_loss_list", "train_acc_list", "test_acc_list")
-_HISTORY = ("train_loss_list", *_BY_EPOCH, "test_loss_list")
 
 
 def describe_training(trainer: Any) -> dict[str, Any]:
@@ -73,6 +70,10 @@ def describe_training(trainer: Any) -> dict[str, Any]:
         "model_seed": trainer.model.seed,
         "optimizer": trainer.optimizer.description(),
         "schedule": _or_why_not(lambda: describe_schedule(schedule)),
+        "loss": _or_why_not(lambda: describe_loss(trainer.loss)),
+        "metrics": _or_why_not(
+            lambda: {name: describe_metric(metric) for name, metric in trainer.metrics.items()}
+        ),
         "early_stopping": None if stopping is None else plain(asdict(stopping)),
         "options": {name: plain(getattr(trainer, name)) for name in _OPTIONS},
         "data": trainer.fingerprints(),
@@ -84,16 +85,17 @@ def contents(trainer: Any) -> tuple[dict[str, HostArray], dict[str, Any]]:
     state = trainer.optimizer.state_dict()
     best, host = trainer._best_weights or {}, resolve("numpy")
     # the lists may also contain entries of an interrupted epoch
-    done = {"train_loss_list": trainer.steps_done}
     history = {
-        name: host.asarray(getattr(trainer, name)[: done.get(name, trainer.epoch)], "float64")
-        for name in _HISTORY
+        name: host.asarray(figures[: trainer.epoch], "float64")
+        for name, figures in trainer.history.items()
     }
+    steps = host.asarray(trainer.train_loss_list[: trainer.steps_done], "float64")
     parts = {
         "model": trainer.model.state_dict(),
         "optimizer": state.pop("arrays"),
         "best": best,
         "history": history,
+        "steps": {"loss": steps},
     }
     header = describe_training(trainer)
     header["optimizer"]["state"] = state
@@ -203,22 +205,35 @@ class Checkpoint:
 
     def schedule(self) -> Schedule:
         """Return the schedule. Raises ArgumentError if it was the caller's own function."""
-        described = self.header.get("schedule")
+        return self._own_or_given("schedule", rebuild_schedule)
+
+    def loss(self) -> Loss:
+        """Return the loss. Raises ArgumentError if it was the caller's own."""
+        return self._own_or_given("loss", rebuild_loss)
+
+    def metrics(self) -> dict[str, Metric]:
+        """Return the metrics by name. Raises ArgumentError if one was the caller's own."""
+        return self._own_or_given(
+            "metrics",
+            lambda described: {
+                _name(name): rebuild_metric(metric) for name, metric in described.items()
+            },
+        )
+
+    def _own_or_given(self, what: str, rebuild: Callable[[Any], Any]) -> Any:
+        described = self.header.get(what)
         if isinstance(described, dict) and "not saved" in described:
             raise ArgumentError(
-                f"{self.path} was made with a schedule that a file cannot hold "
-                f"({described['not saved']}); pass it again: resume(..., schedule=...)"
+                f"{self.path} was made with {what} that a file cannot hold "
+                f"({described['not saved']}); pass it again: resume(..., {what}=...)"
             )
-        return self._said(lambda: rebuild_schedule(described))
+        return self._said(lambda: rebuild(described))
 
     def arguments(self) -> dict[str, Any]:
         """Return the Trainer's arguments, except model, data, schedule and folder."""
 
         def make() -> dict[str, Any]:
-            given = _ADDED | self.header["options"]
-            if self.header["checkpoint"] == 1:
-                given["batch_size"] = given["mini_batch_size"]
-            options = {name: given[name] for name in _OPTIONS}
+            options = {name: self.header["options"][name] for name in _OPTIONS}
             stopping = self.header["early_stopping"]
             optimizer: Optimizer = rebuild_optimizer(self.header["optimizer"])
             return {
@@ -234,12 +249,19 @@ class Checkpoint:
         """Compare fingerprints. Raises ArgumentError if the data differ from the training's."""
 
         def listed() -> list[tuple[str, Any, Any]]:
+            saved = self.header["data"]
             return [
-                (what, dict(self.header["data"][what]), given[what]) for what in ("train", "test")
+                (what, saved[what] if saved[what] is None else dict(saved[what]), given[what])
+                for what in ("train", "test")
             ]
 
         problems = []
         for what, expected, came in self._said(listed):
+            if expected is None or came is None:
+                if expected is not came:
+                    had, has = ("none", "one") if expected is None else ("one", "none")
+                    problems.append(f"the training had {had} test set, got {has}")
+                continue
             for key, name in (("shape", f"x_{what}"), ("dtype", f"x_{what}")):
                 if expected.get(key) != came[key]:
                     problems.append(
@@ -274,22 +296,10 @@ class Checkpoint:
             RUN, trainer.run
         ):  # it becomes part of file names
             raise ModelFormatError(f"run must be six hexadecimal digits, got {trainer.run!r:.80}")
-        watches_loss = (
-            trainer.early_stopping is not None and trainer.early_stopping.monitor == "loss"
-        )
-        lengths = dict.fromkeys(_BY_EPOCH, trainer.epoch)
-        lengths |= {
-            "train_loss_list": trainer.steps_done,
-            "test_loss_list": trainer.epoch if watches_loss else 0,
-        }
-        history = within("history", self.tensors)
-        for name, length in lengths.items():
-            if history[name].shape != (length,) or str(history[name].dtype) != "float64":
-                raise ModelFormatError(
-                    f"{name} must be {length} float64 values, got {history[name].dtype} of shape "
-                    f"{history[name].shape}"
-                )
-            setattr(trainer, name, history[name].tolist())
+        saved = within("history", self.tensors)
+        history = {name: _figures(saved, name, trainer.epoch) for name in trainer.history}
+        steps = _figures(within("steps", self.tensors), "loss", trainer.steps_done)
+        trainer.history, trainer.train_loss_list = history, steps
         trainer.optimizer.load_state_dict(
             {**state, "arrays": within("optimizer", self.tensors)}, trainer.model.named_parameters()
         )
@@ -299,3 +309,19 @@ class Checkpoint:
             check_state(own, best, "the best weights")
             trainer._best_weights = {path: array.copy() for path, array in best.items()}
         return trainer
+
+
+def _figures(saved: Mapping[str, HostArray], name: str, length: int) -> list[float]:
+    """Return the figures of this name. Raises ModelFormatError if there are not so many."""
+    array = saved.get(name)
+    if array is None or array.shape[:1] != (length,) or str(array.dtype) != "float64":
+        got = "none" if array is None else f"{array.dtype} of shape {array.shape}"
+        raise ModelFormatError(f"{name} must be {length} float64 values, got {got}")
+    return array.tolist()
+
+
+def _name(name: Any) -> str:
+    """Return the name of a metric: text that is short enough to show."""
+    if not isinstance(name, str) or len(name) > 100:
+        raise ModelFormatError(f"the name of a metric must be text, got {name!r:.80}")
+    return name

@@ -2,6 +2,7 @@
 epoch."""
 
 import sys
+from collections.abc import Mapping
 from typing import Any, Self
 
 from portacnn.console import is_watched, say
@@ -44,13 +45,16 @@ class Progress:
         self._draw("set_description", f"epoch {epoch}", refresh=False)
         self._draw("set_postfix", {name: f"{value:.4f}" for name, value in figures.items()})
 
-    def epoch(self, epoch: int, loss: float, train_acc: float, test_acc: float) -> None:
-        """Show the figures of a finished epoch."""
+    def epoch(self, epoch: int, figures: Mapping[str, Any]) -> None:
+        """Show the figures of a finished epoch: loss and metrics that are numbers."""
         if not self.shown:
             return
         self._draw("clear")
-        say(
-            f"epoch {epoch}: loss {loss:.4f}, train accuracy {train_acc:.4f}, test accuracy "
-            f"{test_acc:.4f}"
+        shown = (
+            f"{name.removeprefix('train_') if name == 'train_loss' else name.replace('_', ' ')} "
+            f"{value:.4f}"
+            for name, value in figures.items()
+            if name.startswith(("train_", "test_")) and isinstance(value, float)
         )
+        say(f"epoch {epoch}: {', '.join(shown)}")
         self._draw("refresh")

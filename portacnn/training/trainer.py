@@ -11,26 +11,29 @@ import errno
 import logging
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 from traceback import clear_frames
 from typing import Any, Literal, Self
 from weakref import WeakMethod
 
-from portacnn import ops
+from portacnn import losses, ops
 from portacnn.arguments import (
     answering_keywords,
     either,
     flag,
+    fraction,
     not_negative,
     one_of,
     positive,
     share,
     whole,
 )
+from portacnn.data.targets import class_weights
 from portacnn.errors import (
     ArgumentError,
     CheckpointError,
@@ -41,19 +44,23 @@ from portacnn.errors import (
 from portacnn.files import make_folder, save_tensors
 from portacnn.layers import at_step, one_backward_pass
 from portacnn.layers.base import run
+from portacnn.losses import Loss
+from portacnn.metrics import Metric, metrics_for
 from portacnn.models import Model
+from portacnn.models.evaluation import evaluate
 from portacnn.ops.dispatch import PRECISIONS
 from portacnn.ops.layout import pack
 from portacnn.ops.workspace import Workspace, run_in
 from portacnn.optim import Optimizer, make_optimizer
-from portacnn.runtime import VARIABLE, Array, Backend, HostArray, backend_of, resolve
+from portacnn.runtime import VARIABLE, Array, Backend, HostArray, resolve
 from portacnn.schedules import PerEpoch, Schedule, make_schedule
 from portacnn.seeds import check_seed, permutation
 from portacnn.training import folder
 from portacnn.training.checkpoint import Checkpoint, contents, describe_training
 from portacnn.training.early_stopping import EarlyStopping, make_early_stopping
-from portacnn.training.feed import batch_sizes, fingerprint, make_feed, part_sizes, take_set
+from portacnn.training.feed import Samples, batch_sizes, make_feed, part_sizes
 from portacnn.training.progress import Progress
+from portacnn.training.sets import Sets
 from portacnn.training.signals import interrupted_between_steps
 
 LOG_EVERY = 50
@@ -76,8 +83,7 @@ _FROM_CHECKPOINT = dict.fromkeys(
     "it comes from the checkpoint; leave it out",
 )
 _log = logging.getLogger("portacnn")
-_DATA = ("x_train", "t_train", "x_test", "t_test")
-_NOT_COPIED = {"backend", "_feed", "_unread", "_ok", "_step", "_workspace"}
+_NOT_COPIED = {"backend", "_feed", "_unread", "_ok", "_step", "_workspace", "_sets"}
 
 
 @dataclass(frozen=True)
@@ -182,9 +188,14 @@ class Trainer:
         model: Model,
         x_train: Array,
         t_train: Array,
-        x_test: Array,
-        t_test: Array,
+        x_test: Array | None = None,
+        t_test: Array | None = None,
         *,
+        loss: str | Loss = "cross_entropy",
+        metrics: Iterable[str | Metric] | Mapping[str, str | Metric] | None = None,
+        class_weight: Any = None,
+        sample_weight: Array | None = None,
+        validation_split: float | None = None,
         epochs: int = 20,
         batch_size: int | None = None,
         mini_batch_size: int | None = None,
@@ -220,17 +231,37 @@ class Trainer:
         self.optimizer = make_optimizer(optimizer, optimizer_param, lr=lr)
         self.optimizer.check(model.named_parameters())
         self.clip_norm = None if clip_norm is None else positive("clip_norm", clip_norm)
-        self.label_smoothing = share("label_smoothing", label_smoothing)
+        sets = x_train if isinstance(x_train, Sets) else None
+        self.loss = losses.named(loss) if sets is None else sets.loss
+        if label_smoothing:
+            self.loss = _smoothed(self.loss, share("label_smoothing", label_smoothing))
         self.accumulate = whole("accumulate", accumulate, 1)
         if self.accumulate > self.batch_size:
             raise ArgumentError(
                 f"accumulate must be at most batch_size={self.batch_size}, got {accumulate}"
             )
-        self.early_stopping = make_early_stopping(early_stopping)
         self.seed = check_seed(seed)
         self.verbose = verbose
-        self.x_train, self.t_train = take_set(model, x_train, t_train, "train")
-        self.x_test, self.t_test = take_set(model, x_test, t_test, "test")
+        if class_weight is not None:
+            self.loss = _weighted(self.loss, class_weight, t_train, model)
+        self.metrics = metrics_for(self.loss, metrics)
+        if validation_split is not None:
+            validation_split = fraction("validation_split", validation_split)
+        self.validation_split = validation_split
+        self._sets = sets or Sets.take(
+            model,
+            self.loss,
+            x_train,
+            t_train,
+            x_test,
+            t_test,
+            sample_weight,
+            validation_split,
+            self.seed,
+        )
+        self.early_stopping = make_early_stopping(
+            early_stopping, self.metrics, self._sets.test is not None
+        )
         if self.batch_size > self.x_train.shape[0]:
             raise ArgumentError(
                 f"batch_size is {self.batch_size}, but there are only {self.x_train.shape[0]} "
@@ -241,16 +272,13 @@ class Trainer:
         self.steps_per_epoch = len(self._sizes)
         self._part = -(-self.batch_size // self.accumulate)  # images at a time, at most
         self._check_parts()
-        self._feed = make_feed(model, self.x_train, self.t_train)
+        self._feed = make_feed(model, self._sets.train)
         self.compile_step = bool(compile_step)
         self.precision = _check_precision(precision, model)
         self.schedule = self._take_schedule(schedule, schedule_unit)
         self.schedule_unit = schedule_unit
         self.train_loss_list: list[float] = []
-        self.epoch_loss_list: list[float] = []
-        self.train_acc_list: list[float] = []
-        self.test_acc_list: list[float] = []
-        self.test_loss_list: list[float] = []
+        self.history: dict[str, list[float]] = {name: [] for name in self._figures()}
         self.epoch = self.batch = 0
         self.stopped_early = False
         self._best_weights: dict[str, HostArray] | None = None
@@ -280,9 +308,12 @@ class Trainer:
         path: str | os.PathLike[str],
         x_train: Array,
         t_train: Array,
-        x_test: Array,
-        t_test: Array,
+        x_test: Array | None = None,
+        t_test: Array | None = None,
         *,
+        sample_weight: Array | None = None,
+        loss: Loss | None = None,
+        metrics: Iterable[str | Metric] | Mapping[str, str | Metric] | None = None,
         device: str | Backend | None = None,
         model: Model | None = None,
         epochs: int | None = None,
@@ -333,11 +364,22 @@ class Trainer:
             if device is not None:
                 model.to(device)
             saved.load_into(model)
-        train, test = (
-            take_set(model, x_train, t_train, "train"),
-            take_set(model, x_test, t_test, "test"),
+        arguments = saved.arguments()
+        if loss is None:
+            loss = saved.loss()
+        arguments["metrics"] = saved.metrics() if metrics is None else metrics
+        sets = Sets.take(
+            model,
+            losses.named(loss),
+            x_train,
+            t_train,
+            x_test,
+            t_test,
+            sample_weight,
+            arguments["validation_split"],
+            arguments["seed"],
         )
-        fingerprints = {"train": fingerprint(*train), "test": fingerprint(*test)}
+        fingerprints = sets.fingerprints()
         saved.check_data(fingerprints)
         chosen = {
             "epochs": epochs,
@@ -347,9 +389,7 @@ class Trainer:
             "compile_step": compile_step,
             "verbose": verbose,
         }
-        arguments = saved.arguments() | {
-            name: value for name, value in chosen.items() if value is not None
-        }
+        arguments |= {name: value for name, value in chosen.items() if value is not None}
         # any other value is an error of the file, reported below
         if precision is not None or arguments["precision"] in PRECISIONS:
             try:
@@ -361,10 +401,10 @@ class Trainer:
         arguments["schedule"] = schedule if schedule is not None else saved.schedule()
         # errors in these arguments are not the file's
         if epochs is not None or schedule is not None:
-            made = cls(model, *train, *test, **arguments)
+            made = cls(model, sets, None, **arguments)
             trainer = saved.made(lambda: made)
         else:
-            trainer = saved.made(lambda: cls(model, *train, *test, **arguments))
+            trainer = saved.made(lambda: cls(model, sets, None, **arguments))
         trainer._fingerprints = fingerprints
         trainer.checkpoint_dir = make_folder(
             file.parent if checkpoint_dir is None else checkpoint_dir
@@ -393,13 +433,13 @@ class Trainer:
                         f"{' or accumulate' if len(sizes) > 1 else ''}",
                         layer.where,
                     )
-            for name, images in (("x_train", self.x_train), ("x_test", self.x_test)):
-                if self._sample_size(images) < layer.least_predicted:
+            for name, samples in (("x_train", self._sets.train), ("x_test", self._sets.test)):
+                if samples is not None and self._sample_size(samples) < layer.least_predicted:
                     raise ArgumentError(
                         "without running statistics it has no variance over one image, but "
                         f"{name} would be evaluated on one; give more "
                         "images"
-                        f"{'' if images.shape[0] == 1 else ' (evaluate_sample_num_per_epoch)'}",
+                        f"{'' if samples.count == 1 else ' (evaluate_sample_num_per_epoch)'}",
                         layer.where,
                     )
 
@@ -423,16 +463,14 @@ class Trainer:
         if self._unread:
             self._read_losses()
         state = {name: value for name, value in vars(self).items() if name not in _NOT_COPIED}
-        for name in _DATA:
-            state[name] = backend_of(state[name]).to_host(state[name])
+        state["_sets"] = self._sets.on_host()
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self.backend = self.model.home
-        self.x_train, self.t_train = take_set(self.model, self.x_train, self.t_train, "train")
-        self.x_test, self.t_test = take_set(self.model, self.x_test, self.t_test, "test")
-        self._feed = make_feed(self.model, self.x_train, self.t_train)
+        self._sets = self._sets.on(self.model)
+        self._feed = make_feed(self.model, self._sets.train)
         self._unread, self._ok, self._step, self._workspace = [], self._fine(), None, Workspace()
         optimizer_state = self.optimizer.state_dict()
         for arrays in self.optimizer.state.values():
@@ -534,10 +572,7 @@ class Trainer:
     def fingerprints(self) -> dict[str, Any]:
         """Return the fingerprints of the data (``feed.fingerprint``), by "train" and "test"."""
         if self._fingerprints is None:
-            self._fingerprints = {
-                "train": fingerprint(self.x_train, self.t_train),
-                "test": fingerprint(self.x_test, self.t_test),
-            }
+            self._fingerprints = self._sets.fingerprints()
         return self._fingerprints
 
     def train(self) -> None:
@@ -611,12 +646,7 @@ class Trainer:
     def _cut_lists(self) -> None:
         """Remove what an interrupted epoch has left in the lists."""
         del self.train_loss_list[self.steps_done :]
-        for figures in (
-            self.epoch_loss_list,
-            self.train_acc_list,
-            self.test_acc_list,
-            self.test_loss_list,
-        ):
+        for figures in self.history.values():
             del figures[self.epoch :]
 
     def _run_epoch(self, progress: Progress) -> bool:
@@ -633,6 +663,7 @@ class Trainer:
         rest = permutation(self.seed, self.epoch, self.x_train.shape[0])[
             self.batch * size : sum(self._sizes)
         ]
+        self._epoch_began = time.perf_counter()
         for batch in self._feed.epoch(rest, size):
             self.run_batch(*batch)
             self.batch += 1
@@ -649,9 +680,7 @@ class Trainer:
             if stop:
                 return True
         self._end_epoch()
-        progress.epoch(
-            self.epoch, self.epoch_loss_list[-1], self.train_acc_list[-1], self.test_acc_list[-1]
-        )
+        progress.epoch(self.epoch, {name: each[-1] for name, each in self.history.items()})
         stop = self._stop
         if self.checkpoint_dir is not None and (
             self._is_due(self.steps_done) or self.checkpoint_every is None or self.finished or stop
@@ -676,26 +705,27 @@ class Trainer:
         """Append the epoch's figures to the lists, and check whether it was the best or the last
         one."""
         sizes = self._sizes
-        losses = self.train_loss_list[-len(sizes) :]
-        train_acc = self._evaluate(self.x_train, self.t_train)
-        test_acc = self._evaluate(self.x_test, self.t_test)
-        watches_loss = self.early_stopping is not None and self.early_stopping.monitor == "loss"
-        test_loss = [self._test_loss()] if watches_loss else []
-        self.epoch_loss_list.append(
-            sum(n * loss for n, loss in zip(sizes, losses, strict=True)) / sum(sizes)
-        )
-        self.train_acc_list.append(train_acc)
-        self.test_acc_list.append(test_acc)
-        self.test_loss_list.extend(test_loss)
+        step_losses = self.train_loss_list[-len(sizes) :]
+        figures: dict[str, Any] = {
+            "train_loss": sum(n * loss for n, loss in zip(sizes, step_losses, strict=True))
+            / sum(sizes),
+            "lr": self.lr(self.steps_done - 1),
+        }
+        train = self._evaluate(self._sets.train, None)
+        test = {} if self._sets.test is None else self._evaluate(self._sets.test, self.loss)
+        for which, values in (("train", train), ("test", test)):
+            figures |= {f"{which}_{name}": value for name, value in values.items()}
+        seconds = time.perf_counter() - self._epoch_began
+        figures |= {"seconds": seconds, "images_per_second": sum(sizes) / seconds}
+        for name, each in self.history.items():
+            each.append(figures[name])
         self.epoch, self.batch = self.epoch + 1, 0
-        if self.early_stopping is not None:
-            figures = self.test_loss_list if watches_loss else self.test_acc_list
-            if (
-                self.early_stopping.restore_best
-                and self.early_stopping.best_epoch(figures) == self.epoch
-            ):
+        stopping = self.early_stopping
+        if stopping is not None:
+            watched = self.history[f"test_{stopping.monitor}"]
+            if stopping.restore_best and stopping.best_epoch(watched) == self.epoch:
                 self._best_weights = self.model.state_dict()
-            self.stopped_early = self.early_stopping.is_over(figures)
+            self.stopped_early = stopping.is_over(watched)
 
     def run_batch(self, *batch: Array) -> None:
         """Run one step with a batch of the training set, as ``train`` does for each batch.
@@ -729,7 +759,7 @@ class Trainer:
             with self.backend.active(), ops.use_precision(self.precision):
                 report, self._ok = self._step(*batch, state)
         except MemoryError as error:
-            raise self._out_of_memory(error, batch[-1].shape[0]) from error
+            raise self._out_of_memory(error, batch[0].shape[0]) from error
         self.optimizer.advance()
         self._unread.append(report)
 
@@ -748,10 +778,13 @@ class Trainer:
         """
         *batch, state = batch_and_state
         xp = self.backend.xp
-        loss, ok = self.step(*self._feed.batch(*batch), state)
+        x, t, *weight = self._feed.batch(*batch)
+        loss, ok = self.step(x, t, state, *weight)
         return xp.stack([loss, xp.astype(ok, loss.dtype)]), ok
 
-    def step(self, x: Array, t: Array, state: StepState) -> tuple[Array, Array]:
+    def step(
+        self, x: Array, t: Array, state: StepState, weight: Array | None = None
+    ) -> tuple[Array, Array]:
         """Run one forward pass, one backward pass and one update. Everything stays on the device.
 
         Args:
@@ -765,7 +798,7 @@ class Trainer:
         buffers = self.model.named_buffers().wholes()
         before = [xp.asarray(buffer, copy=True) for buffer in buffers]
         try:
-            loss = self._gradients(x, t, state.step)
+            loss = self._gradients(x, t, weight, state.step)
             grads = self.model.named_gradients()
             ok = state.ok & xp.isfinite(loss)
             if grads or buffers:
@@ -798,38 +831,38 @@ class Trainer:
             f"than {self.batch_size}, or a larger accumulate"
         )
 
-    def _gradients(self, x: Array, t: Array, step: int) -> Array:
-        """Run forward and backward passes, in ``accumulate`` parts; the model then has the batch's
+    def _gradients(self, x: Array, t: Array, weight: Array | None, step: int) -> Array:
+        """Run forward and backward, in ``accumulate`` parts; the model then has the whole batch's
         gradients.
 
         Returns:
-            The batch's mean loss. Each part is weighted by its share of the images, so mean and
-            gradients are those of the whole batch.
+            The batch's mean loss. Each part contributes its share of it, so that mean and gradients
+            are those of the batch.
         """
-        count, last = x.shape[0], 0
-        loss: Any = 0.0
+        last, loss = 0, 0.0
+        whole = self.loss.count(t, weight, self.model.dtype)
         with one_backward_pass():
-            for size in part_sizes(count, self._part):
+            for size in part_sizes(x.shape[0], self._part):
                 first, last = last, last + size
-                part = (last - first) / count
                 with at_step(step, first):
-                    mean = run_in(
+                    part = run_in(
                         self._workspace,
                         self._part_gradients,
                         x[first:last, ...],
-                        t[first:last],
-                        part,
+                        t[first:last, ...],
+                        None if weight is None else weight[first:last],
+                        whole,
                     )
-                loss = loss + part * mean
+                loss = loss + part
         return loss
 
-    def _part_gradients(self, x: Array, t: Array, part: float) -> Array:
-        """Run forward and backward passes for ``part`` of a batch. Return its mean loss, in its own
-        memory."""
-        logits, kept = run(self.model, pack(x), True, True)
-        mean, cache = ops.softmax_cross_entropy(logits, t, label_smoothing=self.label_smoothing)
-        self.model.backward(ops.softmax_cross_entropy_backward(part, cache), kept, need_dx=False)
-        return mean
+    def _part_gradients(self, x: Array, t: Array, weight: Array | None, whole: Any) -> Array:
+        """Run forward and backward for a part of a batch. Return its share of the batch's loss, in
+        new memory."""
+        y, kept = run(self.model, pack(x), True, True)
+        share, cache = self.loss.forward_part(y, t, weight, whole)
+        self.model.backward(self.loss.backward_part(cache), kept, need_dx=False)
+        return share
 
     def _read_losses(self) -> None:
         """Fetch the losses that have accumulated on the device."""
@@ -848,23 +881,131 @@ class Trainer:
                 f"step. Lower the learning rate ({self.lr(step)})"
             )
 
-    def _evaluate(self, x: Array, t: Array) -> float:
-        """Return the accuracy over the first images of a set, as many as requested."""
-        x, t = self._sample(x, t)
-        return self.model.count_correct(x, t) / x.shape[0]
+    def _evaluate(self, samples: Samples, loss: Loss | None) -> dict[str, Any]:
+        """Return loss and metrics over the first samples of a set, as many as requested."""
+        samples, model = samples.first(self._sample_size(samples)), self.model
+        return evaluate(
+            self.backend,
+            model.outputs(samples.images),
+            samples.targets,
+            None if loss is None else loss.for_evaluation(),
+            self.metrics,
+            samples.weights,
+            model.dtype,
+        )
 
-    def _test_loss(self) -> float:
-        """Return the mean loss over the test images that accuracy uses, without label smoothing."""
-        x, t = self._sample(self.x_test, self.t_test)
-        loss, _ = ops.softmax_cross_entropy(self.model.predict(x), t, keep=False)
-        return float(self.backend.to_host(loss))
+    def _sample_size(self, samples: Samples) -> int:
+        return min(self.evaluate_sample_num_per_epoch or samples.count, samples.count)
 
-    def _sample(self, x: Array, t: Array) -> tuple[Array, Array]:
-        n = self._sample_size(x)
-        return x[:n, ...], t[:n]
+    def _figures(self) -> list[str]:
+        """Return the names of an epoch's figures, in the order of ``history``."""
+        test = [] if self._sets.test is None else ["loss", *self.metrics]
+        names = ["train_loss", *(f"test_{name}" for name in test[:1])]
+        for name in self.metrics:
+            names += [f"train_{name}", *([f"test_{name}"] if test else [])]
+        return [*names, "lr", "seconds", "images_per_second"]
 
-    def _sample_size(self, x: Array) -> int:
-        return min(self.evaluate_sample_num_per_epoch or x.shape[0], x.shape[0])
+    def evaluate(self, x: Array, t: Array, batch_size: int | None = None) -> dict[str, Any]:
+        """Return the loss and the metrics of images x with targets t, by name; see
+        ``Model.evaluate``."""
+        loss = self.loss.for_evaluation()
+        return self.model.evaluate(x, t, loss=loss, metrics=self.metrics, batch_size=batch_size)
+
+    def predict_proba(self, x: Array, batch_size: int | None = None) -> Array:
+        """Return probabilities for images x, (N, C, ...): the softmax or sigmoid of the outputs,
+        as the loss has it. Outputs of a regression are returned as they are."""
+        return self.loss.scores(self.model.predict(x, batch_size))
+
+    def predict_classes(self, x: Array, batch_size: int | None = None) -> Array:
+        """Return predictions for images x: the class of each (N, ...) int64, or for multi-label
+        losses 0 or 1 for each label (N, C). -1 where an output is NaN.
+
+        Raises:
+            ArgumentError: if the loss is not one of classes.
+        """
+        if self.loss.task not in ("multiclass", "multilabel"):
+            raise ArgumentError(
+                f"{type(self.loss).__name__} has no classes; use model.predict(x) for the values"
+            )
+        return self.loss.predictions(self.model.predict(x, batch_size))
+
+    def __repr__(self) -> str:
+        done = f"{self.epoch} of {self.epochs} epochs done"
+        figures = ", ".join(
+            f"{name} {each[-1]:.4g}"
+            for name, each in self.history.items()
+            if each and name.startswith(("train_", "test_")) and isinstance(each[-1], float)
+        )
+        return (
+            f"Trainer({type(self.model).__name__} on {self.backend}, "
+            f"{type(self.loss).__name__}, "
+            f"{type(self.optimizer).__name__}(lr={self.optimizer.lr:g}), "
+            f"{self._sets.train.count} training images, batch_size={self.batch_size}, {done}"
+            f"{', ' if figures else ''}{figures})"
+        )
+
+    # --- views ------------------------------------------------------------------------------------
+
+    @property
+    def x_train(self) -> Array:
+        """The training images, checked."""
+        return self._sets.train.images
+
+    @property
+    def t_train(self) -> Array:
+        """The training targets, checked."""
+        return self._sets.train.targets
+
+    @property
+    def x_test(self) -> Array | None:
+        """The test images, checked; None if there are none."""
+        return None if self._sets.test is None else self._sets.test.images
+
+    @property
+    def t_test(self) -> Array | None:
+        """The test targets, checked; None if there are none."""
+        return None if self._sets.test is None else self._sets.test.targets
+
+    @property
+    def epoch_loss_list(self) -> list[float]:
+        """``history["train_loss"]``: the mean loss of every epoch's batches."""
+        return self.history["train_loss"]
+
+    @property
+    def test_loss_list(self) -> list[float]:
+        """``history["test_loss"]``; empty without a test set."""
+        return self.history.get("test_loss", [])
+
+    @property
+    def train_acc_list(self) -> list[float]:
+        """``history["train_accuracy"]``; empty if accuracy is not among the metrics."""
+        return self.history.get("train_accuracy", [])
+
+    @property
+    def test_acc_list(self) -> list[float]:
+        """``history["test_accuracy"]``; empty if there is none."""
+        return self.history.get("test_accuracy", [])
+
+
+def _smoothed(loss: Loss, label_smoothing: float) -> Loss:
+    """Return the loss with label smoothing. Raises ArgumentError if it has none."""
+    if not isinstance(loss, losses.CrossEntropy) or loss.label_smoothing:
+        raise ArgumentError(
+            "label_smoothing is an option of the cross-entropy; set it there if you give a loss: "
+            "loss=CrossEntropy(label_smoothing=0.1)"
+        )
+    return replace(loss, label_smoothing=label_smoothing)
+
+
+def _weighted(loss: Loss, class_weight: Any, t: Any, model: Model) -> Loss:
+    """Return the loss with a weight for each class. Raises ArgumentError if it has none."""
+    if not isinstance(loss, losses.CrossEntropy) or loss.weight is not None:
+        raise ArgumentError(
+            "class_weight is an option of the cross-entropy; set it there if you give a loss: "
+            "loss=CrossEntropy(weight=...)"
+        )
+    checked = loss.check_targets(t, model.output_shape, what="t_train")
+    return replace(loss, weight=class_weights(class_weight, checked, model.output_shape[0]))
 
 
 def _check_precision(precision: Any, model: Model) -> str:
