@@ -11,8 +11,9 @@ from typing import Any, ClassVar
 from portacnn.arguments import one_of
 from portacnn.errors import ArgumentError, PortacnnError, ShapeError, StateError
 from portacnn.layers.activation import ReLU
-from portacnn.layers.base import Layer, Shape, Trail, run
+from portacnn.layers.base import Layer, Shape
 from portacnn.layers.passes import Moment, moment, one_backward_pass, recomputing
+from portacnn.layers.running import Trail, run
 from portacnn.layers.stages import Fused, stages
 from portacnn.ops.fused import add_relu, add_relu_backward
 from portacnn.ops.join import add, concat_channels, split_channels

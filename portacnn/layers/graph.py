@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from portacnn.errors import ArgumentError, PortacnnError
-from portacnn.layers.base import Layer, Shape, Trail, run
+from portacnn.layers.base import Layer, Shape
 from portacnn.layers.container import Holder, Sequential, learns
 from portacnn.layers.join import Join
 from portacnn.layers.passes import one_backward_pass
+from portacnn.layers.running import Trail, run
 from portacnn.ops.join import add
 from portacnn.runtime import Array, backend_of
 

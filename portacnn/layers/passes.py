@@ -9,11 +9,12 @@ pass.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from portacnn.runtime import Array
 
-Layer = Any  # base.Layer, whose module imports this one
+if TYPE_CHECKING:
+    from portacnn.layers.base import Layer
 
 # --- where training is ----------------------------------------------------------------------------
 
@@ -28,10 +29,10 @@ class Moment:
             draws with next.
     """
 
-    def __init__(self, step: Any, first: Any, counts: Mapping[Layer, int] | None = None) -> None:
+    def __init__(self, step: Any, first: Any, counts: Mapping["Layer", int] | None = None) -> None:
         self.step, self.first, self.counts = step, first, dict(counts or {})
 
-    def draw(self, layer: Layer) -> tuple[Any, Any, str]:
+    def draw(self, layer: "Layer") -> tuple[Any, Any, str]:
         """(step, first, path) for the layer's next draw. A layer in several places draws
         differently in each."""
         count = self.counts.get(layer, 0)
@@ -110,7 +111,7 @@ class Gradients:
             gradients.
     """
 
-    def __init__(self, own: dict[tuple[Layer, str], Array] | None = None) -> None:
+    def __init__(self, own: "dict[tuple[Layer, str], Array] | None" = None) -> None:
         self.written: set[tuple[Layer, str]] = set()
         self.own = own
 
@@ -144,7 +145,7 @@ def one_backward_pass() -> Iterator[None]:
 
 
 @contextmanager
-def gradients_of(network: Layer) -> Iterator[dict[str, Array]]:
+def gradients_of(network: "Layer") -> Iterator[dict[str, Array]]:
     """Within it, the backward passes of this thread give a network's gradients arrays of their own,
     and add up.
 

@@ -11,7 +11,8 @@ from portacnn.arguments import whole
 from portacnn.errors import ArgumentError, ModelFormatError
 from portacnn.files import file_path
 from portacnn.layers import Reshape
-from portacnn.layers.base import Shape, building_from
+from portacnn.layers.base import Shape
+from portacnn.layers.building import building_from
 from portacnn.layers.graph import Node
 from portacnn.layers.limits import limited
 from portacnn.models.graph_model import GraphModel
