@@ -19,6 +19,8 @@ from portacnn.ops.fused import add_relu, add_relu_backward
 from portacnn.ops.join import add, concat_channels, split_channels
 from portacnn.runtime import Array, backend_of
 
+__all__ = ["Branches", "Recompute", "Residual", "Sequential"]
+
 
 class Holder(Layer, abstract=True):
     """A layer with children, those that its constructor took until ``replace`` puts others there:

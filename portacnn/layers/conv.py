@@ -22,6 +22,8 @@ from portacnn.ops.windows import (
 )
 from portacnn.runtime import Array
 
+__all__ = ["Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"]
+
 SAMPLES = {1: "(C, W)", 2: "(C, H, W)", 3: "(C, D, H, W)"}
 PADDING_MODES = {
     "zeros": "constant",

@@ -8,6 +8,8 @@ from portacnn.errors import PortacnnError, ShapeError
 from portacnn.layers.base import Layer, Shape
 from portacnn.runtime import Array
 
+__all__ = ["Dropout", "Dropout1d", "Dropout2d", "Dropout3d"]
+
 _UNCHANGED = ()  # kept by a forward that dropped nothing
 
 

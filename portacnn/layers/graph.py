@@ -18,6 +18,8 @@ from portacnn.layers.running import Trail, run
 from portacnn.ops.join import add
 from portacnn.runtime import Array, backend_of
 
+__all__ = ["Graph"]
+
 INPUT = "input"
 """What a graph calls the value it is given; no node may have this name."""
 _LONGEST = 64  # layers that are run as one chain

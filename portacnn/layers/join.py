@@ -17,6 +17,8 @@ from portacnn.ops.join import concat_channels
 from portacnn.ops.pointwise import ARITHMETIC
 from portacnn.runtime import Array, backend_of, where
 
+__all__ = ["Arithmetic", "ArithmeticWith", "Concat", "Join", "MatMul", "MatMulWith"]
+
 
 class Join(Layer, abstract=True):
     """A layer of several inputs: ``infer`` takes a tuple of shapes, ``forward`` a list of arrays,

@@ -11,6 +11,8 @@ from portacnn.layers.base import Layer, Shape
 from portacnn.ops.windows import per_axis
 from portacnn.runtime import Array, backend_of
 
+__all__ = ["Flatten", "Linear"]
+
 
 class Linear(Layer):
     """The affine map y = x @ weight.T + bias, as torch.nn.Linear: x (N, F) -> y (N, O).

@@ -14,6 +14,18 @@ from portacnn.ops.response_norm import check_response_norm
 from portacnn.ops.windows import per_axis
 from portacnn.runtime import Array
 
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "GroupNorm",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
+    "LayerNorm",
+    "LocalResponseNorm",
+]
+
 
 class _Norm(Layer):
     """What they share: a weight that starts as ones, a bias that starts as zeros, and the op's

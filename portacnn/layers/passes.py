@@ -16,6 +16,8 @@ from portacnn.runtime import Array
 if TYPE_CHECKING:
     from portacnn.layers.base import Layer
 
+__all__ = ["at_step", "gradients_of", "one_backward_pass"]
+
 # --- where training is ----------------------------------------------------------------------------
 
 

@@ -16,6 +16,23 @@ from portacnn.ops.pool import checked_divisor, pool_windows
 from portacnn.ops.windows import Padding, pads_of, per_axis
 from portacnn.runtime import Array, backend_of
 
+__all__ = [
+    "AdaptiveAvgPool1d",
+    "AdaptiveAvgPool2d",
+    "AdaptiveAvgPool3d",
+    "AdaptiveMaxPool1d",
+    "AdaptiveMaxPool2d",
+    "AdaptiveMaxPool3d",
+    "AvgPool1d",
+    "AvgPool2d",
+    "AvgPool3d",
+    "GlobalAvgPool",
+    "GlobalMaxPool",
+    "MaxPool1d",
+    "MaxPool2d",
+    "MaxPool3d",
+]
+
 
 class _Pooling(Layer):
     """One op with no parameters. A subclass names the op, its options, and the shape it gives."""

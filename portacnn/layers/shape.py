@@ -18,6 +18,8 @@ from portacnn.layers.conv import PADDING_MODES
 from portacnn.ops.windows import check_pads
 from portacnn.runtime import Array, backend_of, where
 
+__all__ = ["Pad", "Permute", "Reduce", "Reshape", "Slice", "Take"]
+
 
 def _several(layer: Layer, name: str, values: Sequence[int], least: int) -> tuple[int, ...]:
     try:
