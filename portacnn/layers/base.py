@@ -28,7 +28,7 @@ from portacnn.flat import Flat, Named
 from portacnn.init import Initializer, rule
 from portacnn.layers import building, network, replacing
 from portacnn.layers import state as states
-from portacnn.layers.children import Children
+from portacnn.layers.children import Children, check_alias
 from portacnn.layers.limits import count_layer
 from portacnn.layers.network import Network
 from portacnn.layers.passes import moment
@@ -367,6 +367,44 @@ class Layer:
                 seen.add(layer)
                 yield layer
                 waiting.extend(reversed(layer.children.values()))
+
+    def __getattr__(self, name: str) -> Any:
+        """Return the child of this name: ``model.fc``. A child that is called as an attribute of
+        the class is read from ``children`` alone."""
+        children = vars(self).get("_children", {})  # none yet while a pickle is read
+        if name in children:
+            return children[name]
+        raise AttributeError(
+            f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self
+        )
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute. Raises StateError if it would bypass the children once the network is
+        made."""
+        if not name.startswith("_"):
+            held = self._sealed_layer(name)
+            if held is not None and value is held:
+                return
+            if held is not None or (isinstance(value, Layer) and self._children.sealed):
+                check_alias(self, name, held, value)
+        super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if self._sealed_layer(name) is not None:
+            raise StateError(
+                f"the layer {name!r} cannot be removed; make a new network without it", self.where
+            )
+        super().__delattr__(name)
+
+    def _sealed_layer(self, name: str) -> "Layer | None":
+        """Return the layer that this name stands for, as an attribute or a child, if the children
+        are sealed."""
+        own = vars(self)
+        children = own.get("_children")
+        if children is None or not children.sealed:
+            return None
+        held = own.get(name, children.get(name))
+        return held if isinstance(held, Layer) else None
 
     @property
     def where(self) -> str:

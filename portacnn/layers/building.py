@@ -203,7 +203,8 @@ def plan(layer: "Layer", shape: Shape, path: str) -> Shape:
 
 def _inferred(layer: "Layer", shape: Shape) -> Shape:
     try:
-        count_taps(getattr(layer, "kernel_size", ()))
+        kernel = getattr(layer, "kernel_size", ())
+        count_taps(kernel if isinstance(kernel, tuple) else ())  # a child may have this name
         output = layer.infer(shape)
         count_output(output)
     except PortacnnError as error:

@@ -1,4 +1,5 @@
-"""``Children``: a layer's children by name. ``replace`` alone changes them once they are sealed."""
+"""A layer's children, and the attributes that refer to them. Once the children are sealed,
+``replace`` alone changes them."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,8 @@ if TYPE_CHECKING:
 class Children(dict[str, "Layer"]):
     """A layer's children by name, in the order in which they run.
 
-    Once they are ``sealed``, any change but ``put`` raises StateError: what runs was made of them.
+    Containers seal them at the end of their constructor, and ``build`` seals all others. Then any
+    change but ``put`` raises StateError: what runs was made of them.
     """
 
     sealed = False
@@ -51,3 +53,21 @@ def _restored(layers: Mapping[str, "Layer"], sealed: bool) -> Children:
     made = Children(layers)
     made.sealed = sealed
     return made
+
+
+def check_alias(layer: "Layer", name: str, held: Any, value: Any) -> None:
+    """Raise StateError if ``layer.name = value`` would bypass its sealed children.
+
+    An attribute may refer to a layer that is in the network already. Any other layer would neither
+    run nor be trained.
+
+    Args:
+        held: the layer that the attribute or the child of this name is now; else None.
+        value: what is assigned: a layer, or anything if ``held`` is one.
+    """
+    if held is not None or all(value is not inner for inner in layer.walk()):
+        raise StateError(
+            f"the layer {name!r} cannot be set; call network.replace(path, layer), or make a new "
+            "network and load the weights with load_state_dict(state, strict=False)",
+            layer.where,
+        )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from portacnn.arguments import one_of
-from portacnn.errors import ArgumentError, PortacnnError, ShapeError, StateError
+from portacnn.errors import ArgumentError, PortacnnError, ShapeError
 from portacnn.layers.activation import ReLU
 from portacnn.layers.base import Layer, Shape
 from portacnn.layers.passes import Moment, moment, one_backward_pass, recomputing
@@ -22,52 +22,8 @@ from portacnn.runtime import Array, backend_of
 __all__ = ["Branches", "Recompute", "Residual", "Sequential"]
 
 
-class Holder(Layer, abstract=True):
-    """A layer with children, those that its constructor took until ``replace`` puts others there:
-    what runs is made of them.
-
-    An attribute may name a layer that is in the network already, and no other: that one would
-    neither run nor learn.
-    """
-
-    def _seal(self) -> None:
-        """At the end of the constructor: from now on the children stay as they are."""
-        self.children.sealed = True
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        children = vars(self).get("_children")
-        if children is not None and children.sealed and not name.startswith("_"):
-            held = vars(self).get(name, children.get(name))
-            if isinstance(value, Layer) or isinstance(held, Layer):
-                self._check_alias(name, held, value)
-                if value is held:
-                    return
-        super().__setattr__(name, value)
-
-    def _check_alias(self, name: str, held: Any, value: Any) -> None:
-        inside = any(value is layer for layer in self.walk())
-        if value is not held and (isinstance(held, Layer) or name in self.children or not inside):
-            raise StateError(
-                f"the layer {name!r} cannot be set; call network.replace(path, layer), or make a "
-                "new network and give it the "
-                "weights with load_state_dict(state, strict=False)",
-                self.where,
-            )
-
-    def __delattr__(self, name: str) -> None:
-        if (
-            isinstance(vars(self).get(name, self.children.get(name)), Layer)
-            and self.children.sealed
-        ):
-            raise StateError(
-                f"the layer {name!r} cannot be taken away; make a new network without it",
-                self.where,
-            )
-        super().__delattr__(name)
-
-
-class _Container(Holder, abstract=True):
-    """Taking layers in, and going back through them."""
+class _Container(Layer, abstract=True):
+    """A layer whose constructor takes its children by name."""
 
     def _take(self, name: str, layer: Layer) -> None:
         """Make ``layer`` the child called ``name``."""
@@ -85,7 +41,7 @@ class _Container(Holder, abstract=True):
         """Those without a name are called "0", "1", ..."""
         for name, layer in [*((str(i), layer) for i, layer in enumerate(layers)), *named.items()]:
             self._take(name, layer)
-        self._seal()
+        self.children.sealed = True
 
     takes_children: ClassVar[bool]
     """Said by a class whose own constructor takes its children by their names: then its arguments
@@ -228,7 +184,7 @@ class Residual(_Container):
             self._take(shortcut_name, shortcut)
         if activation is not None:
             self._take("activation", activation)
-        self._seal()
+        self.children.sealed = True
 
     @property
     def body(self) -> Layer:
@@ -416,7 +372,7 @@ class Recompute(_Container):
 
     def __init__(self, layer: Layer) -> None:
         self._take("layer", layer)
-        self._seal()
+        self.children.sealed = True
 
     @property
     def layer(self) -> Layer:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from portacnn.errors import ArgumentError, PortacnnError
 from portacnn.layers.base import Layer, Shape
-from portacnn.layers.container import Holder, Sequential, learns
+from portacnn.layers.container import Sequential, learns
 from portacnn.layers.join import Join
 from portacnn.layers.passes import one_backward_pass
 from portacnn.layers.running import Trail, run
@@ -43,7 +43,7 @@ class _Chain(NamedTuple):
     dropped: tuple[str, ...]  # the values that nobody needs after it
 
 
-class Graph(Holder):
+class Graph(Layer):
     """Named layers with named inputs: x (N, *S) -> y (N, *OUT), the value of the last node.
 
         Graph(
@@ -73,7 +73,7 @@ class Graph(Holder):
             raise error.at(type(self).__name__)
         for node in self.nodes:
             super().adopt(node.name, node.layer)
-        self._seal()
+        self.children.sealed = True
 
     nodes: tuple[Node, ...]
 

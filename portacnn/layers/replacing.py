@@ -31,11 +31,14 @@ def replace(root: "Layer", path: str, layer: "Layer") -> "Layer":
     restore = snapshot([*before, *coming])
     new: dict[Layer, Arrays] = {}
     holder.adopt(name, layer)
+    aliases = _aliases(root, old)
+    _refer(aliases, layer)
     try:
         if root.backend is not None:
             new = _planned_again(root, root.backend)
     except BaseException:
         holder.adopt(name, old)
+        _refer(aliases, old)
         restore()
         raise
     gone = set(before) - set(root.walk())
@@ -48,14 +51,23 @@ def replace(root: "Layer", path: str, layer: "Layer") -> "Layer":
         for inner in root.walk():
             inner.grads = {}
         lay_flat(root)
-    if old in gone:
-        for inner in root.walk():  # attributes that refer to it
-            vars(inner).update(
-                {alias: layer for alias, value in vars(inner).items() if value is old}
-            )
     _note(chain, path, layer)
     root.revision += 1
     return old
+
+
+def _aliases(root: "Layer", old: "Layer") -> list[tuple["Layer", str]]:
+    """Return the attributes that refer to a layer which is not in the network any more."""
+    layers = list(root.walk())
+    if old in layers:
+        return []
+    return [(layer, name) for layer in layers for name, v in vars(layer).items() if v is old]
+
+
+def _refer(aliases: list[tuple["Layer", str]], layer: "Layer") -> None:
+    """Make these attributes refer to ``layer``."""
+    for holder, name in aliases:
+        vars(holder)[name] = layer
 
 
 def _planned_again(root: "Layer", backend: Backend) -> dict["Layer", Arrays]:
