@@ -21,12 +21,12 @@ from portacnn.runtime import Array, backend_of
 __all__ = ["Graph"]
 
 INPUT = "input"
-"""What a graph calls the value it is given; no node may have this name."""
+"""The name of a graph's input; no node may have it."""
 _LONGEST = 64  # layers that are run as one chain
 
 
 class Node(NamedTuple):
-    """A layer, its name, and the names of the nodes whose values it takes."""
+    """A layer, its name, and the names of the nodes that are its inputs."""
 
     name: str
     layer: Layer
@@ -34,7 +34,7 @@ class Node(NamedTuple):
 
 
 class _Chain(NamedTuple):
-    """Nodes in a row of which each has only the one before it to read, and nobody else reads that
+    """Consecutive nodes: each has only the previous one as input, and no other node reads that
     one."""
 
     layer: Layer  # one layer, or a Sequential that runs several (some of them as one op)
@@ -78,7 +78,7 @@ class Graph(Layer):
     nodes: tuple[Node, ...]
 
     def adopt(self, name: str, layer: Layer) -> None:
-        """Put another layer into the node called ``name``."""
+        """Make ``layer`` the layer of the node called ``name``."""
         self._set(
             tuple(node._replace(layer=layer) if node.name == name else node for node in self.nodes)
         )
@@ -105,7 +105,7 @@ class Graph(Layer):
                 f'a node\'s name must be text, not empty and not "{INPUT}", got {name!r}'
             )
         if not isinstance(layer, Layer):
-            raise ArgumentError(f"{name!r} is no layer: {layer!r}")
+            raise ArgumentError(f"{name!r} must be a layer, got {layer!r}")
         if isinstance(inputs, str) or not all(isinstance(i, str) for i in inputs):
             raise ArgumentError(f"the inputs of {name!r} must be a list of names, got {inputs!r}")
         return Node(name, layer, tuple(inputs))
@@ -210,7 +210,7 @@ class Graph(Layer):
 
 
 def _chained(nodes: Sequence[Node]) -> Iterator[_Chain]:
-    """The nodes put together into chains, in their order."""
+    """Yield the nodes joined to chains, in order."""
     uses: dict[str, int] = {}
     for node in nodes:
         for name in node.inputs:
@@ -235,8 +235,8 @@ def _chained(nodes: Sequence[Node]) -> Iterator[_Chain]:
 
 
 def _wants(chains: Sequence[_Chain], need_dx: bool) -> set[str]:
-    """The values whose gradient is needed: those that depend on a parameter, and with ``need_dx``
-    on the input."""
+    """Return the values whose gradient is needed: those that depend on a parameter, or with
+    ``need_dx`` on the input."""
     wanted = {INPUT} if need_dx else set()
     for layer, inputs, output, _ in chains:
         if any(name in wanted for name in inputs) or learns(layer):

@@ -1,4 +1,4 @@
-"""Fully connected layers, and the step from maps to vectors before them."""
+"""Fully connected layers, and Flatten before them."""
 
 from collections.abc import Callable
 from math import prod

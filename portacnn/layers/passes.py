@@ -35,7 +35,7 @@ class Moment:
         self.step, self.first, self.counts = step, first, dict(counts or {})
 
     def draw(self, layer: "Layer") -> tuple[Any, Any, str]:
-        """(step, first, path) for the layer's next draw. A layer in several places draws
+        """Return (step, first, path) for the layer's next draw. A layer in several places draws
         differently in each."""
         count = self.counts.get(layer, 0)
         self.counts[layer] = count + 1
@@ -73,7 +73,7 @@ def at_step(step: Any, first: Any = 0) -> Iterator[None]:
 
 
 def moment() -> Moment | None:
-    """Where training is, if somebody has said it."""
+    """Return where training is, or None outside ``at_step``."""
     return _moment.get()
 
 
@@ -95,8 +95,8 @@ def recomputing(before: Moment) -> Iterator[None]:
 
 
 def is_recomputing() -> bool:
-    """Whether this forward pass repeats an earlier one. Running statistics have taken the batch in
-    already then."""
+    """Return whether this forward pass repeats an earlier one, whose batch running statistics
+    already contain."""
     return _recomputing.get()
 
 
@@ -104,7 +104,7 @@ def is_recomputing() -> bool:
 
 
 class Gradients:
-    """One backward pass: which gradients there are already, and where they go.
+    """One backward pass: which gradients it has written, and where they go.
 
     Attributes:
         written: (layer, name) of the parameters that this pass has reached; what comes to one of
@@ -122,7 +122,7 @@ _gradients: ContextVar[Gradients | None] = ContextVar("portacnn_gradients", defa
 
 
 def current_gradients() -> Gradients | None:
-    """The backward pass under way in this thread, if there is one."""
+    """Return this thread's current backward pass, or None."""
     return _gradients.get()
 
 

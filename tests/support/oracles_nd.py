@@ -33,13 +33,13 @@ def conv(x, weight, bias, stride, pads, dilation, groups):
     cg, kernel, size = weight.shape[1], weight.shape[2:], x.shape[2:]
     y = np.zeros((len(x), len(weight), *conv_out(size, kernel, stride, pads, dilation)))
     for n, o, *place in np.ndindex(y.shape):
-        y[n, o, *place] = 0.0 if bias is None else bias[o]
+        total = 0.0 if bias is None else float(bias[o])
         for k, at in seen(tuple(place), kernel, stride, pads, dilation):
             if inside(at, size):
                 for c in range(cg):
-                    y[n, o, *place] += (
-                        x[n, o // (len(weight) // groups) * cg + c, *at] * weight[o, c, *k]
-                    )
+                    channel = o // (len(weight) // groups) * cg + c
+                    total += float(x[n, channel, *at]) * float(weight[o, c, *k])
+        y[n, o, *place] = total
     return y
 
 
