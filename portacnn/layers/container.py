@@ -215,7 +215,7 @@ class Residual(_Container):
         }
         body, short = outputs["body"], outputs.get(self.shortcut_name, shape)
         if body != short:
-            given = "the input is" if self.shortcut is None else "the shortcut returns"
+            given = "the input itself is" if self.shortcut is None else "the shortcut returns"
             raise ShapeError(
                 f"the body returns {body}, {given} {short}; the shapes must be equal to be added. "
                 "Use a shortcut such as Conv2d(channels, out_channels, 1, stride)"

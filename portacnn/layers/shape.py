@@ -119,7 +119,7 @@ class Pad(Layer):
 
 
 class Slice(Layer):
-    """A part of every sample: ``x[:, start:stop:step, ...]`` with start, stop and step for every axis.
+    """A part of every sample: ``x[:, start:stop:step, ...]``, with a slice for every axis.
 
     Args:
         starts, stops, steps: for every axis of a sample, 0 <= start < stop, step >= 1.

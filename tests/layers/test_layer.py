@@ -714,8 +714,8 @@ def test_readers_may_write_layers_of_their_own(backend):
 def test_an_initializer_of_another_shape_is_refused():
     with pytest.raises(
         ArgumentError,
-        match=r"fc \(Linear\): the initializer of weight gave "
-        r"\(5,\), not \(2, 3\)",
+        match=r"fc \(Linear\): the initializer of weight must return "
+        r"\(2, 3\), got \(5,\)",
     ):
         Sequential(fc=Linear(3, 2, weight_init=lambda *_: np.zeros(5))).build((3,))
 

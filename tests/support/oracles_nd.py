@@ -30,15 +30,16 @@ def conv_out(size, kernel, stride, pads, dilation) -> Position:
 
 
 def conv(x, weight, bias, stride, pads, dilation, groups):
+    """Every output number is a sum over taps, one by one, of products summed over channels."""
+    x, weight = np.asarray(x, np.float64), np.asarray(weight, np.float64)
     cg, kernel, size = weight.shape[1], weight.shape[2:], x.shape[2:]
     y = np.zeros((len(x), len(weight), *conv_out(size, kernel, stride, pads, dilation)))
     for n, o, *place in np.ndindex(y.shape):
+        first = o // (len(weight) // groups) * cg  # channel of the group
         total = 0.0 if bias is None else float(bias[o])
         for k, at in seen(tuple(place), kernel, stride, pads, dilation):
             if inside(at, size):
-                for c in range(cg):
-                    channel = o // (len(weight) // groups) * cg + c
-                    total += float(x[n, channel, *at]) * float(weight[o, c, *k])
+                total += float(x[n, first : first + cg, *at] @ weight[o, :, *k])
         y[n, o, *place] = total
     return y
 
@@ -49,12 +50,11 @@ def conv_gradients(x, weight, dy, stride, pads, dilation, groups):
     dx, dweight, dbias = np.zeros(x.shape), np.zeros(weight.shape), np.zeros(len(weight))
     for n, o, *place in np.ndindex(dy.shape):
         dbias[o] += dy[n, o, *place]
+        first = o // (len(weight) // groups) * cg
         for k, at in seen(tuple(place), kernel, stride, pads, dilation):
             if inside(at, size):
-                for c in range(cg):
-                    channel = o // (len(weight) // groups) * cg + c
-                    dx[n, channel, *at] += dy[n, o, *place] * weight[o, c, *k]
-                    dweight[o, c, *k] += dy[n, o, *place] * x[n, channel, *at]
+                dx[n, first : first + cg, *at] += dy[n, o, *place] * weight[o, :, *k]
+                dweight[o, :, *k] += dy[n, o, *place] * x[n, first : first + cg, *at]
     return dx, dweight, dbias
 
 
