@@ -165,7 +165,7 @@ class Plan:
     run; ``restore`` fills those that must be zero.
 
     Args:
-        workspace: the workspace. None makes a plan that only measures; its arrays have their own memory.
+        workspace: None makes a plan that only measures; its arrays have their own memory.
         kept: the bytes of the kept arrays, as measured by a plan for the same functions.
     """
 
@@ -225,10 +225,9 @@ _current = _Current()
 def run_in(
     workspace: Workspace, function: Callable[..., Any], *arguments: Any, reserved: int = 0
 ) -> Any:
-    """Return ``function(*arguments)``. Its kernels allocate memory in the workspace ``workspace``, after
-    the first ``reserved`` bytes.
+    """Return ``function(*arguments)``, whose kernels allocate memory in ``workspace``.
 
-    One pass at a time, in this thread.
+    The first ``reserved`` bytes are not used. One pass at a time, in this thread.
     """
     before = _current.workspace
     # A context manager could be interrupted between entering and its block.
