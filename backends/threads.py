@@ -44,7 +44,7 @@ def thread_count() -> int:
     """
     text = os.environ.get(VARIABLE, "").strip()
     if text and not (text.isdecimal() and int(text) > 0):
-        raise ArgumentError(f"{VARIABLE} must be an integer above 0, got {text!r}")
+        raise ArgumentError(f"{VARIABLE} must be a whole number above 0, got {text!r}")
     if text:
         return int(text)
     bound = (

@@ -94,7 +94,7 @@ def whole(name: str, value: Any, least: int, most: int = LARGEST) -> int:
     """Return an integer from ``least`` to ``most``. Raises ArgumentError."""
     number = as_int(value)
     if number is None or number < least:
-        raise ArgumentError(f"{name} must be an integer of at least {least}, got {told(value)}")
+        raise ArgumentError(f"{name} must be a whole number of at least {least}, got {told(value)}")
     if number > most:
         raise ArgumentError(f"{name} must be at most {most}, got {told(value)}")
     return number
@@ -105,7 +105,7 @@ def wholes(name: str, values: Any, least: int) -> tuple[int, ...]:
     values = listed(values)
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise ArgumentError(
-            f"{name} must be a sequence of integers, such as (1, 2); got {told(values)}"
+            f"{name} must be several whole numbers, such as (1, 2); got {told(values)}"
         )
     return tuple(whole(name, value, least) for value in values)
 
@@ -151,7 +151,7 @@ def not_negative(name: str, value: Any) -> float:
     """Return a finite number of at least 0. Raises ArgumentError."""
     number = as_float(value)
     if not 0.0 <= number < inf:
-        raise ArgumentError(f"{name} must be a number of at least 0, got {told(value)}")
+        raise ArgumentError(f"{name} must be a number of 0 or more, got {told(value)}")
     return number
 
 
@@ -197,7 +197,7 @@ def answering_keywords(what: str, cures: Mapping[str, str]) -> Callable[[Functio
             if unknown := [name for name in kwargs if name not in known]:
                 hints = [f"{name}{_hint(name, known, cures)}" for name in unknown]
                 raise TypeError(
-                    f"{what} does not accept {', '.join(hints)}; it accepts {', '.join(known)}"
+                    f"{what} does not take {', '.join(hints)}; it takes {', '.join(known)}"
                 )
             return function(*args, **kwargs)
 

@@ -206,7 +206,7 @@ class Backend(DeviceRuntime):
                     f"{describe(array)} cannot be shared with {self} by DLPack: {error}"
                 ) from error
         raise ArrayError(
-            f"expected images on {self} like the model, got {describe(array)}; move one of them"
+            f"the model is on {self}, the images are {describe(array)}; move one of them"
         )
 
     def dlpack_device(self, array: Array) -> tuple[int, int]:

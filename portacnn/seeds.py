@@ -28,7 +28,7 @@ def check_seed(seed: int | None) -> int:
         return fresh_seed()
     number = as_int(seed)
     if number is None:
-        raise ArgumentError(f"seed must be an integer or None, got {seed!r}")
+        raise ArgumentError(f"seed must be a whole number or None, got {seed!r}")
     return number
 
 

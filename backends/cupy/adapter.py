@@ -14,8 +14,8 @@ from portacnn.runtime import Array, Backend, BackendInfo, HostArray, Kernel
 
 KINDS = frozenset({"cuda"})
 _REMEDY = (
-    'CuPy is not installed: pip install "portacnn[cuda13]" (or "portacnn[cuda12]", '
-    "depending on the driver)"
+    'CuPy is not installed: pip install "portacnn[cuda13]" (or "portacnn[cuda12]", to fit '
+    "the driver)"
 )
 _FULL = re.compile(r"Out of memory allocating ([\d,]+) bytes \(allocated so far: ([\d,]+) bytes")
 

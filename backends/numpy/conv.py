@@ -56,7 +56,7 @@ def tile_bytes() -> int:
     """
     text = os.environ.get(VARIABLE, "").strip() or "512"
     if not (text.isdecimal() and int(text) > 0):
-        raise ArgumentError(f"{VARIABLE} must be an integer above 0 (KiB), got {text!r}")
+        raise ArgumentError(f"{VARIABLE} must be a whole number above 0 (KiB), got {text!r}")
     return int(text) << 10
 
 

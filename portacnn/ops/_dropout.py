@@ -52,7 +52,7 @@ def _check_counter(name: str, number: Any, x: Array) -> None:
         source = backend_of(number)
         if tuple(number.shape) != () or not source.xp.isdtype(number.dtype, "signed integer"):
             raise ArgumentError(
-                f"{name} must be an integer or a 0-dimensional integer array, got "
+                f"{name} must be a whole number or a 0-dimensional integer array, got "
                 f"{describe(number)}"
             )
         if source.name != backend_of(x).name or number.device != x.device:
@@ -60,7 +60,7 @@ def _check_counter(name: str, number: Any, x: Array) -> None:
                 f"{name} must be on the device of x: expected {describe(x)}, got {describe(number)}"
             )
     elif (counted := as_int(number)) is None or not 0 <= counted <= LARGEST:
-        raise ArgumentError(f"{name} must be an integer of at least 0, got {number!r}")
+        raise ArgumentError(f"{name} must be a whole number of at least 0, got {number!r}")
 
 
 def dropout(

@@ -152,13 +152,13 @@ def _pairs(x: Array, pad: Sequence[int]) -> Pads:
     pad = listed(pad)
     if not isinstance(pad, Sequence) or isinstance(pad, str) or len(pad) % 2:
         raise ArgumentError(
-            f"pad must hold two integers per axis, last axis first; got {pad!r}", "pad"
+            f"pad must be two whole numbers per axis, last axis first; got {pad!r}", "pad"
         )
     if any((number := as_int(n)) is None or number < 0 for n in pad):
-        raise ArgumentError(f"pad must hold integers of at least 0, got {pad!r}", "pad")
+        raise ArgumentError(f"pad must be whole numbers of at least 0, got {pad!r}", "pad")
     if len(pad) > 2 * x.ndim:
         raise ShapeError(
-            f"expected a pad of at most {2 * x.ndim} integers, got {tuple(pad)} (input "
+            f"expected a pad of at most {2 * x.ndim} numbers, got {tuple(pad)} (input "
             f"{describe(x)})",
             "pad",
         )

@@ -16,7 +16,8 @@ def _check(name: str) -> Callable[..., None]:
         check_arrays(name, x=x)
         if (number := as_int(dim)) is None or not -x.ndim <= number < x.ndim:
             raise ArgumentError(
-                f"dim must be an integer in {-x.ndim}..{x.ndim - 1}, got {dim!r} ({describe(x)})",
+                f"dim must be a whole number in {-x.ndim}..{x.ndim - 1}, got {dim!r} "
+                f"({describe(x)})",
                 name,
             )
 

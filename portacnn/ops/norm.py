@@ -242,8 +242,8 @@ def check_batch_norm(
     _check_running(name, not training, momentum, running_mean, running_var)
     if training and x.shape[0] * prod(x.shape[2:]) == 1:
         raise ShapeError(
-            f"expected more than 1 value per channel when training, got input {describe(x)}; "
-            "use a larger batch or training=False",
+            f"expected more than 1 value per channel when training, got input {describe(x)}; one "
+            "value has no variance: use a larger batch, or training=False",
             name,
         )
 
@@ -360,8 +360,8 @@ def _check_instance_norm(
     _check_running(name, not use_input_stats, momentum, running_mean, running_var)
     if use_input_stats and prod(x.shape[2:]) == 1:
         raise ShapeError(
-            f"expected more than 1 spatial element, got input {describe(x)}; "
-            "use use_input_stats=False",
+            f"expected more than 1 spatial element, got input {describe(x)}; one value has no "
+            "variance: use a larger image, or use_input_stats=False",
             name,
         )
 

@@ -186,7 +186,7 @@ class Windows:
         """
         if isinstance(padding, str):
             raise ArgumentError(
-                f"padding of a transposed convolution must be integers, got {padding!r}"
+                f"padding of a transposed convolution must be whole numbers, got {padding!r}"
             )
         return _transposed(
             tuple(size),
@@ -208,7 +208,7 @@ def _whole(name: str, value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return tuple(_whole(name, v) for v in value)
     if (number := as_int(value)) is None:
-        raise ArgumentError(f"{name} must be integers, got {told(value)}")
+        raise ArgumentError(f"{name} must be whole numbers, got {told(value)}")
     return number
 
 
@@ -220,7 +220,7 @@ def per_axis(name: str, value: Any, axes: int, least: int) -> tuple[int, ...]:
     values = whole if isinstance(whole, tuple) else (whole,) * axes
     if len(values) != axes or not all(isinstance(v, int) for v in values):
         raise ArgumentError(
-            f"{name} must be an integer or {axes} of them ({AXES.get(axes, '')}), got {value!r}"
+            f"{name} must be a whole number or {axes} of them ({AXES.get(axes, '')}), got {value!r}"
         )
     if any(v < least for v in values):
         raise ArgumentError(f"{name} must be at least {least}, got {told(value)}")
@@ -247,7 +247,7 @@ def pads_of(
                 total = max((-(-n // s) - 1) * s + d * (k - 1) + 1 - n, 0)
                 pads.append((total // 2, total - total // 2))
             return tuple(pads)
-        raise ArgumentError(f'padding must be integers, "valid" or "same"; got {padding!r}')
+        raise ArgumentError(f'padding must be numbers, "valid" or "same"; got {padding!r}')
     if (
         isinstance(padding, Sequence)
         and len(padding) == axes

@@ -448,7 +448,7 @@ def test_what_hinders_a_backward_pass_is_named(home, caplog, monkeypatch):
 def test_a_result_that_would_stay_the_same(home, caplog):
     step = home.compile_step(lambda state: 3, ())
     assert [step(State(1, 1.0, None)) for _ in range(4)] == [3] * 4
-    assert step.reason == "the step: it gives back a int, which would be the same each time"
+    assert step.reason == "the step: it returns a int, which would be the same at every replay"
     assert len(caplog.messages) == 1
 
 
