@@ -41,7 +41,8 @@ def test_examples_in_docstrings_print_what_they_show(test):
     output: list[str] = []
     with np.printoptions(legacy=False):
         result = doctest.DocTestRunner(verbose=False).run(test, out=output.append)
-    assert result.attempted and not result.failed, "".join(output)
+    assert result.attempted
+    assert not result.failed, "".join(output)
 
 
 def _family(name: str) -> str:
