@@ -484,7 +484,7 @@ class Bench:
             return {"failed": f"it took more than {TIMEOUT:.0f} s"}
         if done.returncode != 0:
             last = [line for line in done.stderr.splitlines() if line.strip()][-1:]
-            return {"failed": last[0] if last else f"it ended with status {done.returncode}"}
+            return {"failed": last[0] if last else f"it exited with status {done.returncode}"}
         return json.loads(done.stdout.splitlines()[-1])
 
     def speed(self) -> dict[str, Any]:

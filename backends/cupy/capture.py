@@ -259,9 +259,8 @@ class _Way:
         self.graph: Any = None
         self.returned: list[Array] = []
         self._inputs: list[Array] = []
-        self._back: dict[
-            int, int
-        ] = {}  # inputs that the graph itself sets for the next step: to which array of its result
+        # inputs that the graph itself sets for the next step -> the index in its result
+        self._back: dict[int, int] = {}
         self._result: Any = None
         # per array of the result: shape, dtype, byte offset
         self._places: list[tuple[tuple[int, ...], Any, int]] = []
@@ -475,9 +474,8 @@ def _place(error: BaseException) -> str:
     while traceback is not None:
         frame = traceback.tb_frame
         code = frame.f_code
-        if (
-            code.co_filename != __file__
-        ):  # a frame whose locals are looked at keeps them: that of ``_run`` would keep the error
+        # Reading a frame's locals keeps them alive; those of ``_run`` would keep the error.
+        if code.co_filename != __file__:
             holder = frame.f_locals.get("self")
             if isinstance(holder, Op):
                 op = f"{holder.name}_backward" if code.co_name == "run" else holder.name

@@ -79,7 +79,7 @@ with open(path, "w") as file:
     ("ending", "said"),
     [
         ("time.sleep(60)", "it was ended after 1 seconds"),
-        ("os.kill(os.getpid(), signal.SIGSEGV)", "ended with status -11"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "exited with status -11"),
     ],
 )
 def test_a_process_that_hangs_or_dies_leaves_what_it_had(tmp_path, monkeypatch, ending, said):
@@ -149,7 +149,7 @@ def test_exit_status(tmp_path, monkeypatch, capsys, statuses, status, said):
     ("words", "said"),
     [
         (["--only", "speed"], "unknown section speed; known are device"),
-        (["--only", ","], "--only names no section; known are device"),
+        (["--only", ","], "--only lists no section; known are device"),
         (["--budget", "0"], "--budget must be above 0, got 0"),
     ],
 )
