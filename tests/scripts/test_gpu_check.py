@@ -78,7 +78,7 @@ with open(path, "w") as file:
 @pytest.mark.parametrize(
     ("ending", "said"),
     [
-        ("time.sleep(60)", "it was ended after 1 seconds"),
+        ("time.sleep(60)", "it was killed after 1 seconds"),
         ("os.kill(os.getpid(), signal.SIGSEGV)", "exited with status -11"),
     ],
 )
@@ -342,12 +342,12 @@ def without_bias(dy: Any, saved: Any, **options: Any) -> Any:
         (linear(lambda y: y + y.dtype.type(1e-3) * abs(y).max()), "off by 1.0e-03"),
         (linear(unwritten), "is not finite in 1 places"),
         (linear(other_each_time), "has other bits when it is computed again"),
-        (linear(lambda y: y.astype("float16")), "is float16"),
+        (linear(lambda y: y.astype("float16")), "got float16"),
         (linear(lambda y: y, without_bias), "off by 1.0e-03"),
         ({"linear": Kernel(lambda *args, **options: NotImplemented)}, "declined all 60 examples"),
         (
             {"flatten": portable("linear")},
-            "flatten: put what draws its arguments into gpu/examples.py",
+            "flatten: has no examples; add them to gpu/examples.py",
         ),
         ({}, "has no kernels"),
     ],
@@ -435,7 +435,7 @@ def test_words_of_portacnn_and_of_python_are_heard():
 
 def test_all_of_mnist_is_asked_for():
     found = run("accuracy")
-    assert found["skipped"] == "it takes all of MNIST: give --data DIR"
+    assert found["skipped"] == "needs all of MNIST: pass --data DIR"
 
 
 # --- rates ----------------------------------------------------------------------------------------
