@@ -93,7 +93,7 @@ def test_a_page_runs_as_printed(page: Path, tmp_path: Path):
     for block in every:
         if block.kind == "python":
             compile(block.text, f"{page.name}:{block.line}", "exec")
-    script = tmp_path / f"{page.stem}.py"
+    script = tmp_path / f"page_{page.stem}.py"  # not onnx.py, which would be imported
     script.write_text(program(page), encoding="utf-8")
     folder = tmp_path / "empty"
     folder.mkdir()
@@ -207,7 +207,7 @@ def test_files_and_variables_exist(page: Path):
 
 @cache
 def named_files() -> tuple[Path, ...]:
-    folders = ("portacnn", "backends", "tests/conftest.py")
+    folders = ("portacnn", "backends", "tests/support", "tests/conftest.py")
     return tuple(path for name in folders for path in python_files(ROOT / name))
 
 
