@@ -12,7 +12,7 @@ One of your own is a frozen dataclass with a forward and a backward:
         def backward(self, cache, dloss=1.0):
             y, t, weight = cache
             xp = backend_of(y).xp
-            return self.weighted(weight, y) * xp.tanh(y - t) * (dloss / y.size)
+            return self.weighted(weight, y) * xp.tanh(y - t) * (dloss / prod(y.shape))
 
 **The mean.** A loss is a mean: a sum over samples (and over an image's places, and outputs) divided
 by how much was counted, ``count``. With a weight for each sample, every sample's share is
