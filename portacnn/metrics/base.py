@@ -95,7 +95,7 @@ class Judged(Metric):
         _check(y, t, self)
         predicted = predictions(y, self._task, self.threshold)
         if self._task == "multilabel":
-            t = xp.astype(xp.reshape(t, y.shape) >= 0.5, xp.int64)
+            t = xp.astype(xp.astype(xp.reshape(t, y.shape), y.dtype) >= 0.5, xp.int64)
             return rows(predicted), rows(t)
         if t.ndim == y.ndim:  # shares of the classes
             t = xp.argmax(t, axis=1)
