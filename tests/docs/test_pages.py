@@ -69,6 +69,17 @@ def test_a_block_of_readme_runs_as_printed(block, folder, monkeypatch, capsys):
     exec(program, {"__name__": "__main__"})
 
 
+def test_the_page_of_losses_runs_from_top_to_bottom(capsys):
+    names = {"__name__": "__main__"}
+    page = ROOT / "docs" / "losses.md"
+    for block in blocks(page):
+        exec(compile(block.code, block.where, "exec"), names)
+    refusal, f1 = capsys.readouterr().out.splitlines()
+    for words in refusal.split("; "):  # printed on the page, over two lines
+        assert words in page.read_text(encoding="utf-8")
+    assert float(f1) == pytest.approx((2 / 3 + 1 + 0) / 3)
+
+
 @pytest.mark.parametrize(
     "block",
     [block for page in sorted((ROOT / "docs").glob("*.md")) for block in blocks(page)],
