@@ -75,6 +75,7 @@ from portacnn.ops.adaptive import (
     global_max_pool_backward,
 )
 from portacnn.ops.batch import take_batch
+from portacnn.ops.contrastive import nt_xent_loss, nt_xent_loss_backward
 from portacnn.ops.conv import (
     conv1d,
     conv1d_backward,
@@ -91,11 +92,22 @@ from portacnn.ops.conv_transpose import (
     conv_transpose3d,
     conv_transpose3d_backward,
 )
+from portacnn.ops.dice import dice_loss, dice_loss_backward
 from portacnn.ops.dispatch import Cache, use_kernels, use_precision
+from portacnn.ops.focal import (
+    focal_loss,
+    focal_loss_backward,
+    sigmoid_focal_loss,
+    sigmoid_focal_loss_backward,
+)
 from portacnn.ops.loss import (
     binary_cross_entropy_with_logits,
     binary_cross_entropy_with_logits_backward,
+    huber_loss,
+    huber_loss_backward,
     is_correct,
+    l1_loss,
+    l1_loss_backward,
     mse_loss,
     mse_loss_backward,
     softmax_cross_entropy,
@@ -189,6 +201,8 @@ __all__ = [
     "conv_transpose2d_backward",
     "conv_transpose3d",
     "conv_transpose3d_backward",
+    "dice_loss",
+    "dice_loss_backward",
     "dropout",
     "dropout1d",
     "dropout1d_backward",
@@ -202,6 +216,8 @@ __all__ = [
     "elu",
     "elu_backward",
     "erf",
+    "focal_loss",
+    "focal_loss_backward",
     "gelu",
     "gelu_backward",
     "global_avg_pool",
@@ -214,10 +230,14 @@ __all__ = [
     "hard_sigmoid_backward",
     "hard_swish",
     "hard_swish_backward",
+    "huber_loss",
+    "huber_loss_backward",
     "im2col",
     "instance_norm",
     "instance_norm_backward",
     "is_correct",
+    "l1_loss",
+    "l1_loss_backward",
     "layer_norm",
     "layer_norm_backward",
     "leaky_relu",
@@ -237,6 +257,8 @@ __all__ = [
     "momentum_update",
     "mse_loss",
     "mse_loss_backward",
+    "nt_xent_loss",
+    "nt_xent_loss_backward",
     "pad",
     "pad_backward",
     "prelu",
@@ -249,6 +271,8 @@ __all__ = [
     "sgd_update",
     "sigmoid",
     "sigmoid_backward",
+    "sigmoid_focal_loss",
+    "sigmoid_focal_loss_backward",
     "silu",
     "silu_backward",
     "softmax",

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from math import prod
 from typing import Any
 
-from portacnn.arguments import one_of, real
+from portacnn.arguments import one_of, positive, real
 from portacnn.errors import ArgumentError, LabelError, PortacnnError, ShapeError
 from portacnn.ops.dispatch import check_arrays, op
 from portacnn.ops.special import logistic
@@ -186,7 +186,7 @@ def is_correct(logits: Array, labels: Array) -> Array:
 # --- elementwise losses ---------------------------------------------------------------------------
 
 
-def _check_pair(name: str, *factors: str) -> Callable[..., None]:
+def check_pair(name: str, *factors: str) -> Callable[..., None]:
     """Return the check of a loss whose input and target have one shape. ``factors`` are optional
     arrays that broadcast to it.
     """
@@ -222,7 +222,7 @@ def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
     return len(shape) == len(last) and all(n in (1, m) for n, m in zip(shape, last, strict=True))
 
 
-def _reduced(losses: Array, reduction: str) -> tuple[Array, float]:
+def reduced(losses: Array, reduction: str) -> tuple[Array, float]:
     """Return the loss and the factor of each gradient. The mean over no elements is NaN, as in
     PyTorch.
     """
@@ -235,7 +235,7 @@ def _reduced(losses: Array, reduction: str) -> tuple[Array, float]:
     return total * scale, scale
 
 
-@op(_check_pair("mse_loss", "weight"))
+@op(check_pair("mse_loss", "weight"))
 def mse_loss(
     input: Array,
     target: Array,
@@ -271,7 +271,7 @@ def mse_loss(
     """
     difference = input - target
     weighted = difference if weight is None else weight * difference
-    loss, scale = _reduced(weighted * difference, reduction)
+    loss, scale = reduced(weighted * difference, reduction)
     return loss, (weighted, scale) if keep else None
 
 
@@ -285,7 +285,73 @@ def mse_loss_backward(dy: Array | float, saved: tuple) -> Array:
     return weighted * (dy * (2.0 * scale))
 
 
-@op(_check_pair("binary_cross_entropy_with_logits", "weight", "pos_weight"))
+@op(check_pair("l1_loss", "weight"))
+def l1_loss(
+    input: Array,
+    target: Array,
+    *,
+    weight: Array | None = None,
+    reduction: str = "mean",
+    keep: bool = True,
+) -> tuple[Array, Any]:
+    """weight * |input - target|, as torch.nn.functional.l1_loss. Arguments, result and errors are
+    those of ``mse_loss``."""
+    difference = input - target
+    size = backend_of(input).xp.abs(difference)
+    loss, scale = reduced(size if weight is None else weight * size, reduction)
+    return loss, (difference, weight, scale) if keep else None
+
+
+@l1_loss.backward
+def l1_loss_backward(dy: Array | float, saved: tuple) -> Array:
+    """dinput = dy * weight * sign(input - target), divided as the mean was; 0 where they are
+    equal."""
+    difference, weight, scale = saved
+    slope = backend_of(difference).xp.sign(difference)
+    return (slope if weight is None else weight * slope) * (dy * scale)
+
+
+def _check_huber(input: Array, target: Array, *, delta: float = 1.0, **options: Any) -> None:
+    check_pair("huber_loss", "weight")(input, target, **options)
+    try:
+        positive("delta", delta)
+    except PortacnnError as error:
+        raise error.at("huber_loss")
+
+
+@op(_check_huber)
+def huber_loss(
+    input: Array,
+    target: Array,
+    *,
+    delta: float = 1.0,
+    weight: Array | None = None,
+    reduction: str = "mean",
+    keep: bool = True,
+) -> tuple[Array, Any]:
+    """0.5 * d^2 for |d| = |input - target| up to ``delta``, a straight line of slope ``delta``
+    beyond; as torch.nn.functional.huber_loss.
+
+    The other arguments, the result and the errors are those of ``mse_loss``.
+    """
+    xp = backend_of(input).xp
+    difference = input - target
+    size = xp.abs(difference)
+    near = xp.minimum(size, delta)
+    losses = near * (size - 0.5 * near)  # also 0.5 * d^2, where both are |d|
+    loss, scale = reduced(losses if weight is None else weight * losses, reduction)
+    return loss, (difference, delta, weight, scale) if keep else None
+
+
+@huber_loss.backward
+def huber_loss_backward(dy: Array | float, saved: tuple) -> Array:
+    """dinput = dy * weight * (input - target), cut to -delta..delta, divided as the mean was."""
+    difference, delta, weight, scale = saved
+    slope = backend_of(difference).xp.clip(difference, -delta, delta)
+    return (slope if weight is None else weight * slope) * (dy * scale)
+
+
+@op(check_pair("binary_cross_entropy_with_logits", "weight", "pos_weight"))
 def binary_cross_entropy_with_logits(
     input: Array,
     target: Array,
@@ -330,7 +396,7 @@ def binary_cross_entropy_with_logits(
     positive = 1.0 if pos_weight is None else negative + pos_weight * target
     log_term = xp.log1p(xp.exp(-xp.abs(input))) - xp.minimum(input, 0.0)  # log(1 + exp(-x))
     losses = negative * input + positive * log_term
-    loss, scale = _reduced(losses if weight is None else weight * losses, reduction)
+    loss, scale = reduced(losses if weight is None else weight * losses, reduction)
     return loss, (input, negative, positive, weight, scale) if keep else None
 
 
