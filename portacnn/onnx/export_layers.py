@@ -574,7 +574,7 @@ def scaled_tanh(graph: GraphBuilder, layer: Any, x: str) -> str:
     return graph.add("Mul", [y, graph.constant(layer.amplitude)])
 
 
-# --- dropout: nothing happens where nothing is trained --------------------------------------------
+# --- dropout: identity at inference ---------------------------------------------------------------
 
 
 @emitter(Dropout)

@@ -171,7 +171,7 @@ class Importer:
             raise op.wrong(f"axes {brief(axes)} contain one twice")
         return found
 
-    # --- what it gives ----------------------------------------------------------------------------
+    # --- outputs ----------------------------------------------------------------------------------
 
     def add(self, op: Operation, layer: Layer, *inputs: Value, **state: Known) -> Value:
         """Add a layer that takes these values, with its parameters and buffers; return its
