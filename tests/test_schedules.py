@@ -246,8 +246,7 @@ def test_a_rate_that_no_float_can_hold(schedule):
     assert schedule(0, 0.5) in (0.5, 1.5)
     with pytest.raises(
         ArgumentError,
-        match=r"the learning rate 0\.5 \* [\d.]+\^\d+ is larger than "
-        r"overflows a float",
+        match=r"the learning rate 0\.5 \* [\d.]+\^\d+ overflows a float",
     ):
         schedule(10**9, 0.5)
 

@@ -382,7 +382,7 @@ class Trainer:
                 if min(sizes) < layer.least_batch:
                     last = size < self.batch_size
                     split = (
-                        f", in parts of{', '.join(map(str, sizes))} (accumulate={self.accumulate})"
+                        f", in parts of {', '.join(map(str, sizes))} (accumulate={self.accumulate})"
                     )
                     raise ArgumentError(
                         "batch norm needs more than one value per channel for a variance; the "

@@ -440,7 +440,7 @@ def test_going_on_from_what_is_not_there(train, tmp_path):
     one_line(train("--resume", "file", **bare), "file is not an intact safetensors file")
     one_line(
         train("--resume", "file", "--lr", "0.1", **bare),
-        "--resume takes --lr from the checkpoint; leave it out",
+        "--resume takes --lr from the checkpoint; omit it",
     )
     one_line(
         train("--resume", "file", blocked=("safetensors",), **bare), "checkpoints need safetensors"
@@ -450,5 +450,5 @@ def test_going_on_from_what_is_not_there(train, tmp_path):
     one_line(
         train("--resume", "ck", data=other, **bare),
         "the data differ from those of",
-        "the shape of x_train is [41",
+        "expected x_train of shape [40, 1, 12, 12], got [41",
     )

@@ -533,10 +533,9 @@ def test_the_same_data_in_another_form(tmp_path):
     [
         (
             lambda x, t, v, u: (x[:-1], t[:-1], v, u),
-            r"the shape of x_train is \[49, 1, 8, 8\], it "
-            r"was \[50, 1, 8, 8\]",
+            r"expected x_train of shape \[50, 1, 8, 8\], got \[49, 1, 8, 8\]",
         ),
-        (lambda x, t, v, u: (x, t, v[:5], u[:5]), "the shape of x_test"),
+        (lambda x, t, v, u: (x, t, v[:5], u[:5]), "x_test of shape"),
         (lambda x, t, v, u: (x, t[::-1], v, u), "t_train has other labels or another order"),
         (lambda x, t, v, u: (x[::-1], t, v, u), "x_train has other images or another order"),
         (lambda x, t, v, u: (x, t, v + 1, u), "x_test has other images"),

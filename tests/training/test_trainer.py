@@ -169,7 +169,7 @@ def test_going_on(backend):
         ({"epochs": 0}, "all 0 epochs are done"),
         (
             {"early_stopping": 1, "optimizer_param": {"lr": 0.0}, "epochs": 9},
-            "early stopping has ended it; a new Trainer",
+            "early stopping has ended the training; make a new Trainer",
         ),
     ],
 )
@@ -625,7 +625,7 @@ def bad_pixel(value):
             None,
             np.full(50, 4),
             LabelError,
-            "t_{}: label 4 at index 0 is outside 0..3, the network's outputs",
+            "t_{}: label 4 at index 0 is outside 0..3; the network has 4 outputs",
         ),
         (None, np.full(50, -1), LabelError, "t_{}: label -1 at index 0"),
         (

@@ -573,7 +573,7 @@ def test_gradients_that_are_not_finite(backend):
     run.model.backward = spoiled
     with pytest.raises(
         NotFiniteError,
-        match=r"of step 3 \(epoch 1\) is \d.*, its gradients or running statistics are not",
+        match=r"of step 3 \(epoch 1\) is \d.*, but its gradients or running statistics are not",
     ):
         run.train()
     again = trainer(net(backend.device), clip_norm=1.0, optimizer="momentum", accumulate=2)
@@ -732,6 +732,6 @@ def test_a_model_that_was_moved_wants_a_new_trainer():
     net.to("array_api_strict")
     with pytest.raises(
         StateError,
-        match="was moved to array_api_strict on cpu from numpy on cpu; make a new Trainer",
+        match="was moved from numpy on cpu to array_api_strict on cpu; make a new Trainer",
     ):
         run.train()
