@@ -492,10 +492,10 @@ def tensor_model(tensor: Any) -> Any:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"dims": [1 << 40]}, "is none"),
-        ({"dims": [-1]}, "is none"),
-        ({"dims": [1 << 30, 1 << 30]}, "is none"),
-        ({"dims": [0, 1 << 30, 1 << 30]}, "is none"),
+        ({"dims": [1 << 40]}, "is invalid"),
+        ({"dims": [-1]}, "is invalid"),
+        ({"dims": [1 << 30, 1 << 30]}, "is invalid"),
+        ({"dims": [0, 1 << 30, 1 << 30]}, "is invalid"),
         ({"dims": [1 << 20]}, "takes 4194304 bytes, but there are 20"),
         ({"dims": [4]}, "takes 16 bytes, but there are 20"),
         ({"dims": []}, "takes 4 bytes"),
@@ -504,8 +504,8 @@ def tensor_model(tensor: Any) -> Any:
         ({"data_type": 99}, "data type 99 is not supported"),
         ({"data_type": 11}, "takes 40 bytes"),
         ({"raw_data": b""}, "takes 20 bytes, but there are 0"),
-        ({"float_data": [1.0]}, "two places"),
-        ({"int32_data": [1]}, "two places"),
+        ({"float_data": [1.0]}, "two fields"),
+        ({"int32_data": [1]}, "two fields"),
     ],
 )
 def test_what_a_tensor_claims(path: Path, change: dict[str, Any], words: str):
@@ -551,7 +551,7 @@ def test_numbers_in_7_bit_groups_are_cut(path: Path):
         path,
         field(7, graph + field(5, tensor)) + field(8, b"\x10\x11"),
         "tensor 'w'",
-        "expected 2 numbers",
+        "expected 2 elements",
     )
 
 
@@ -584,10 +584,10 @@ def test_external_data_that_are_not_there(path: Path):
     inside = path.parent / "w.bin"
     inside.write_bytes(bytes(240))
     refused(path, external("other.bin"), "'other.bin'", "cannot be read")
-    refused(path, external("w.bin", 200, 41), "cut short: 240 bytes, 241 expected")
+    refused(path, external("w.bin", 200, 41), "truncated: expected 241 bytes, got 240")
     large = external("w.bin")
     large.graph.initializer[0].dims[0] = 1 << 20
-    refused(path, large, "cut short", most=1 << 20)
+    refused(path, large, "truncated", most=1 << 20)
     refused(path, external("w.bin", 199), "length")
     for offset in ("-1", "1e3", "0x10", " 1", "1_0", "٣", "9" * 30, "9" * 5000):
         refused(path, external("w.bin", None, offset))
