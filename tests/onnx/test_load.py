@@ -175,7 +175,7 @@ RIGHTLY_REFUSED = (
     "expected a matrix as weight",
     "cast only to floating point",
     "training_mode",
-    "turned round",
+    "would be empty or reversed",
     "has only the batch axis",
     "does not state a sample's shape",
     "a shape contains 0",
