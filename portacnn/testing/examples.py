@@ -21,7 +21,7 @@ import numpy as np
 from portacnn import ops
 from portacnn.ops.dispatch import OPS
 from portacnn.testing import draws
-from portacnn.testing.draws import Arguments, Draw, with_options
+from portacnn.testing.draws import STATE, Arguments, Draw, with_options
 from portacnn.testing.random import Random
 
 Shape = tuple[int, ...]
@@ -141,7 +141,7 @@ def as_given(arguments: Arguments, change: Callable[[Any], Any]) -> Arguments:
         return change(array) if array.dtype.kind == "f" else array.copy()
 
     return {
-        name: value if name in draws.STATE else mapped(value, floats)
+        name: value if name in STATE else mapped(value, floats)
         for name, value in arguments.items()
     }
 
@@ -539,5 +539,5 @@ EXAMPLES: dict[str, Example] = {
 """Every op, by name; of an op with several rows one has the op's own name. (The public
 ``conv2d`` and what kernels see of it, ``conv``, each have their rows.)"""
 
-__all__ = ["EXAMPLES", "Arguments", "Example", "Random", "arrays_of", "as_given", "call"]
+__all__ = ["EXAMPLES", "STATE", "Arguments", "Example", "Random", "arrays_of", "as_given", "call"]
 __all__ += ["examples_of", "mapped"]
