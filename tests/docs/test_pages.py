@@ -13,6 +13,7 @@ import pytest
 
 import portacnn
 from portacnn import data
+from support.matrix import needs
 
 ROOT = Path(__file__).resolve().parents[2]
 _BLOCK = re.compile(r"(<!-- not run: .+? -->\n+)?^( *)```python\n(.*?)^\2```", re.M | re.S)
@@ -49,15 +50,18 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp("empty")
 
 
-@pytest.mark.parametrize("block", README, ids=lambda block: block.where)
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(block, marks=needs("onnx") if "onnx" in block.code else (), id=block.where)
+        for block in README
+        if block.runs
+    ],
+)
 def test_a_block_of_readme_runs_as_printed(block, folder, monkeypatch, capsys):
     """Over the first few of the bundled digits, for the sake of time. The folder keeps what earlier
     blocks have written."""
     program = compile(block.code, block.where, "exec")
-    if not block.runs:
-        pytest.skip("needs what is not here, as it says")
-    if "onnx" in block.code:
-        pytest.importorskip("onnx")
 
     def few(normalize=True, *arguments, **options):
         (x, t), (v, u) = data.load_mnist_sample(normalize, *arguments, **options)

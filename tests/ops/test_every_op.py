@@ -26,7 +26,7 @@ from portacnn.testing.examples import (
     mapped,
 )
 from support.checks import DTYPES, choices, pieces_for, refuses
-from support.matrix import Here
+from support.matrix import Here, needs
 
 NUMPY = Here("numpy", resolve("numpy"))
 EVERY = {name: example for name, example in EXAMPLES.items() if example.small}
@@ -154,11 +154,13 @@ def agree_drawn(backend: Here, example: Example, dtype: str) -> None:
 
 @names
 @pytest.mark.parametrize(
-    ("library", "dtype"), [("numpy", "float16"), ("torch", "float16"), ("torch", "bfloat16")]
+    ("library", "dtype"),
+    [
+        ("numpy", "float16"),
+        *(pytest.param("torch", kind, marks=needs("torch")) for kind in ("float16", "bfloat16")),
+    ],
 )
 def test_sums_of_half_precision_are_made_in_float32(name: str, library: str, dtype: str):
-    if library == "torch":
-        pytest.importorskip("torch")
     home, example = resolve(library), EVERY[name]
     xp, half = home.xp, getattr(home.xp, dtype)
 
@@ -196,8 +198,10 @@ def test_the_loss_of_many_zeros_in_float16():
     np.testing.assert_allclose(gradient, [[-0.5 / 65520, 0.5 / 65520]] * 65520, atol=6e-8)
 
 
+@needs("torch")
 def test_floats_of_eight_bits_are_refused():
-    torch = pytest.importorskip("torch")
+    import torch
+
     refuses(
         ArrayError,
         "floating point",

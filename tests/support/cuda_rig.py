@@ -18,9 +18,10 @@ from hypothesis import strategies as st
 from portacnn.backends.cupy import memory as cupy_memory
 from portacnn.backends.cupy import nvrtc as cupy_module
 from portacnn.ops.windows import Windows
-from support.cuda_emulator.emulator import NO_COMPILER, ORDERS, Module, compiler, thread_order
+from support.cuda_emulator.emulator import ORDERS, Module, thread_order
+from support.matrix import needs
 
-needs_compiler = pytest.mark.skipif(compiler() is None, reason=NO_COMPILER)
+needs_compiler = needs("compiler")
 orders = st.sampled_from(ORDERS)
 LIMIT = {"float32": 1e-5, "float64": 1e-12}
 _ZONE = 64  # numbers before and behind an array
