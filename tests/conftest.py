@@ -10,6 +10,7 @@ kernels on a stand-in for CuPy (``support/fake_cupy``), where there is no GPU.
 minutes.
 """
 
+import gc
 import os
 import time
 
@@ -158,6 +159,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if out:
         config.hook.pytest_deselected(items=out)
         items[:] = [item for item in items if not _left_out(item)]
+
+
+def pytest_collection_finish() -> None:
+    """The thousands of tests are not looked at again by each garbage collection."""
+    gc.collect()
+    gc.freeze()
 
 
 def _left_out(item: pytest.Item) -> bool:

@@ -324,16 +324,15 @@ def batch_norm(training: bool) -> Draw:
 
     def draw(random: Random) -> Arguments:
         c = random.whole(4, 20)
-        x = random.numbers(max(8, random.batch()), c, *random.size(0, 2)) + random.of(0.0, 3.0)
+        n, size = random.batch(), random.size(0, 3)
+        x = random.numbers(max(n, -(-8 // prod(size))), c, *size) + random.of(0.0, 3.0)
         running = random.numbers(c), 1.0 + np.abs(random.numbers(c))
         mean, var = random.of(running, running, (None, None)) if training else running
-        weight, bias = random.of((None, None), (random.numbers(c), random.numbers(c)))
         return {
             "x": x,
             "running_mean": mean,
             "running_var": var,
-            "weight": weight,
-            "bias": bias,
+            **_affine(random, c),
             "training": training,
             "momentum": 0.3,
             "eps": 1e-3,

@@ -141,8 +141,7 @@ def as_given(arguments: Arguments, change: Callable[[Any], Any]) -> Arguments:
         return change(array) if array.dtype.kind == "f" else array.copy()
 
     return {
-        name: value if name in STATE else mapped(value, floats)
-        for name, value in arguments.items()
+        name: value if name in STATE else mapped(value, floats) for name, value in arguments.items()
     }
 
 
