@@ -239,7 +239,7 @@ def equal_images(random: Random) -> Arguments:
 
 def linear(exact: bool = False) -> Draw:
     def draw(random: Random) -> Arguments:
-        n, o = random.batch(), random.of(random.upto(12, 60), 16, 31, 33, 63, 64, 65, 130)
+        n, o = random.batch(), random.of(random.upto(12, 60), 16, 31, 33, 64, 65)
         f = random.of(random.upto(12, 400), 16, 31, 33, 64, 65, 200, 333)
         values = random.eighths if exact else random.numbers
         x, weight = values(n, f), values(o, f)

@@ -74,7 +74,7 @@ def test_any_library_on_the_models_device(device, name):
 
 
 @libraries
-@pytest.mark.parametrize("device", ["numpy", "torch"])
+@pytest.mark.parametrize("device", ["numpy", TORCH])
 @pytest.mark.parametrize("dtype", ["float64", "uint8"])
 def test_no_copy_where_none_is_needed(device, name, dtype):
     """A write to the caller's memory is seen in what the model and the Trainer were given."""

@@ -182,13 +182,13 @@ def cases(name: str = "conv") -> st.SearchStrategy[Case]:
     return st.builds(case_of, arguments_of(name, "small"), st.integers(0, 99))
 
 
-@settings(max_examples=200)
+@settings(max_examples=120)
 @given(cases(), st.sampled_from(["float32", "float64"]), orders, st.sampled_from(["conv", "relu"]))
 def test_convolution(case: Case, dtype: str, order: str, kind: str):
     check(case, dtype, order, kind)
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(cases(), st.sampled_from(["float32", "float64"]), orders)
 def test_convolution_with_relu_and_pooling(case: Case, dtype: str, order: str):
     if len(case.windows.out) == 2 and min(case.windows.out) > 1:

@@ -69,7 +69,7 @@ def sizes(arguments: dict) -> tuple[int, int, int, bool]:
     return *arguments["x"].shape, len(arguments["weight"]), arguments["bias"] is not None
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     arguments_of("linear", "small"),
     st.booleans(),
@@ -83,7 +83,7 @@ def test_affine_map(arguments, relu, dtype, order, seed, x_in, dy_in):
     check(*sizes(arguments), relu, dtype, order, seed, x_in, dy_in)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     arguments_of("linear", "small"),
     st.booleans(),
