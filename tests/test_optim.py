@@ -6,6 +6,7 @@ import pytest
 
 from portacnn.errors import ArgumentError, ArrayError, ModelFormatError, ShapeError
 from portacnn.optim import SGD, Adam, Momentum, Optimizer, make_optimizer
+from support.matrix import needs
 
 RULES = [
     (SGD, {"lr": 0.1}, "SGD", {"lr": 0.1}),
@@ -31,9 +32,11 @@ def values(backend, seed=0, dtype="float64"):
     return {name: backend.backend.asarray(host, dtype) for name, host in hosts.items()}
 
 
+@needs("torch")
 @every_rule
 def test_against_pytorch(backend, kind, param, torch_name, torch_param):
-    torch = pytest.importorskip("torch")
+    import torch
+
     params, optimizer = values(backend), kind(**param)
     held, twin = (
         dict(params),
