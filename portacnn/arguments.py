@@ -206,7 +206,7 @@ _SAME = (
     "num_classes n_classes nb_classes classes output_size num_outputs out_features units",
     "weight_init weight_init_std kernel_initializer weight_initializer init init_std",
     "bias_init bias_initializer",
-    "out_features units out_channels output_size num_units hidden_size",
+    "out_features units out_channels output_size num_units",
     "out_channels filters num_filters filter_num out_features num_output output_channels",
     "in_features in_channels num_features input_dim input_size input_shape",
     "in_channels in_features input_channels channels num_channels n_channels",

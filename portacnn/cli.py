@@ -266,7 +266,7 @@ def _say_where_it_stopped(
         trainer.checkpoint_dir = make_folder(out / _CHECKPOINTS)
         trainer.checkpoint()
     on = ["--resume", str(trainer.last_checkpoint), "--out", options.out, "--data", options.data]
-    say(stopped, f"saved    {trainer.last_checkpoint}", f"go on    {shlex.join(on)}")
+    say(stopped, f"saved    {trainer.last_checkpoint}", f"resume   {shlex.join(on)}")
 
 
 def _data(name: str) -> Any:

@@ -281,7 +281,7 @@ def load_tensors(
                     f"{path} is not an intact safetensors file: {error}"
                 ) from error
             raise ModelFormatError(
-                f"{path} is not a safetensors file, it looks like {kind}"
+                f"{path} is not an intact safetensors file, it looks like {kind}"
             ) from None
 
 

@@ -233,7 +233,7 @@ class OneCycleLR(AnswersKeywords):
         for (begin, here), (end, there) in pairwise(corners):
             if step <= end or end == self.total_steps - 1:
                 return way(here, there, (step - begin) / (end - begin) if end != begin else 1.0)
-        raise AssertionError("the last way ends with the cycle")
+        raise AssertionError("unreachable: the last phase ends at the last step")
 
 
 @dataclass(frozen=True)

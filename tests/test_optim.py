@@ -6,6 +6,7 @@ import pytest
 
 from portacnn.errors import ArgumentError, ArrayError, ModelFormatError, ShapeError
 from portacnn.optim import SGD, Adam, Momentum, Optimizer, make_optimizer
+from support.matrix import needs
 
 RULES = [
     (SGD, {"lr": 0.1}, "SGD", {"lr": 0.1}),
@@ -31,9 +32,11 @@ def values(backend, seed=0, dtype="float64"):
     return {name: backend.backend.asarray(host, dtype) for name, host in hosts.items()}
 
 
+@needs("torch")
 @every_rule
 def test_against_pytorch(backend, kind, param, torch_name, torch_param):
-    torch = pytest.importorskip("torch")
+    import torch
+
     params, optimizer = values(backend), kind(**param)
     held, twin = (
         dict(params),
@@ -164,7 +167,7 @@ def test_by_name(name, kind):
         (
             "adam",
             {"beta3": 1, "alpha": 2},
-            r"Adam does not take alpha, beta3 \(did you .*; it takes lr, beta1, beta2, eps, .*",
+            r"Adam does not take .*beta3 \(did you mean beta2\?\).*; it takes lr, beta1, .*",
         ),
         ("sgd", {"lr": -0.1}, "lr must be a number of 0 or more, got -0.1"),
         ("sgd", {"lr": float("nan")}, "lr must be a number of 0 or more, got nan"),
@@ -229,8 +232,8 @@ def test_a_loaded_state_replaces_all_that_was(backend, kind):
     ("change", "message"),
     [
         ({"arrays": {"velocity.a": [1.0, 2.0]}}, r"no NumPy array: velocity\.a"),
-        ({"arrays": [1.0]}, r"arrays must be by key, got \[1\.0\]"),
-        ({"counts": ["a"]}, "counts must be by key"),
+        ({"arrays": [1.0]}, r"arrays must be a dictionary by key, got \[1\.0\]"),
+        ({"counts": ["a"]}, "counts must be a dictionary by key"),
         ({"counts": {"a": 2}}, "the count of a must be at most 1, got 2"),
         ({"counts": {"a": True}}, "the count of a must be a whole number"),
         ({"steps": 10**30}, "steps must be at most"),
@@ -279,11 +282,11 @@ def test_gradients_unlike_their_parameters(backend):
     params = {"a": backend.backend.asarray(np.zeros(3))}
     with pytest.raises(
         ShapeError,
-        match=r"SGD: parameter a has the shape \(3,\), its gradient "
+        match=r"SGD: parameter a has shape \(3,\), its gradient "
         r"\(1,\)",
     ):
         SGD(1.0).update(params, {"a": backend.array(np.ones(1))})
-    with pytest.raises(ArgumentError, match="no parameter has a gradient: keys a and A"):
+    with pytest.raises(ArgumentError, match="params and grads have no key in common: a and A"):
         SGD(1.0).update(params, {"A": backend.array(np.ones(3))})
     with pytest.raises(ArrayError, match="must be floating point"):
         SGD(1.0).update(

@@ -431,5 +431,5 @@ def _by_hand(cache: Path, looked_in: list[Path], failures: list[str]) -> str:
         f"\ninto the folder\n  {cache}"
         "\nor into any other, and name that with load_mnist(root=...) or the environment variable "
         "PORTACNN_DATA."
-        "\nload_mnist_sample() gives 5,000 of the digits without a network."
+        "\nload_mnist_sample() returns 5,000 of the digits without a network."
     )

@@ -12,7 +12,7 @@ One of your own is a frozen dataclass with a forward and a backward:
         def backward(self, cache, dloss=1.0):
             y, t, weight = cache
             xp = backend_of(y).xp
-            return self.weighted(weight, y) * xp.tanh(y - t) * (dloss / y.size)
+            return self.weighted(weight, y) * xp.tanh(y - t) * (dloss / prod(y.shape))
 
 **The mean.** A loss is a mean: a sum over samples (and over an image's places, and outputs) divided
 by how much was counted, ``count``. With a weight for each sample, every sample's share is
@@ -38,12 +38,13 @@ it is a Python number, and a part's gradient is that of its mean times the share
 Notation: N samples, C outputs, S the image's axes.
 """
 
+from functools import lru_cache
 from typing import Any, ClassVar
 
 from portacnn.data.targets import check_length, on_host
 from portacnn.errors import ArrayError, PortacnnError, ShapeError
 from portacnn.losses.outputs import predictions, scores
-from portacnn.runtime import Array, HostArray, backend_of, describe, dtype_name
+from portacnn.runtime import Array, HostArray, backend_of, describe
 
 Shape = tuple[int, ...]
 
@@ -91,13 +92,13 @@ class Loss:
     ) -> tuple[Array, Any]:
         """A part's share of the loss of a batch whose ``count`` is ``whole``, and what
         ``backward_part`` needs."""
-        count = self.count(t, weight, dtype_name(y))
+        count = self.count(t, weight, name_of(y))
         mean, cache = self.forward(y, t, weight)
         if not hasattr(count, "shape") and not hasattr(whole, "shape"):
             share = count / whole
             return share * mean, (cache, share)
         share = ratio(count, whole)
-        return backend_of(mean).xp.where(share == 0, 0.0, share * mean), (cache, share)
+        return share * mean, (cache, share)
 
     def backward_part(self, saved: Any) -> Array:
         """The gradient of the whole's loss for the part's outputs."""
@@ -189,10 +190,20 @@ class Loss:
     __rmul__ = __mul__
 
 
+@lru_cache(maxsize=64)
+def _name(library: str, dtype: Any) -> str:
+    return str(dtype).rpartition(".")[2]  # dtypes of two libraries are not to be compared
+
+
+def name_of(y: Array) -> str:
+    """The name of y's dtype in the standard."""
+    return _name(backend_of(y).name, y.dtype)
+
+
 def check_outputs(y: Array, loss: str) -> None:
     """Raises ArrayError unless y is float32 or float64: half precision would lose a loss's
     digits."""
-    if dtype_name(y) not in ("float32", "float64"):
+    if name_of(y) not in ("float32", "float64"):
         raise ArrayError(
             f"expected outputs of float32 or float64, got {describe(y)}; convert them first", loss
         )

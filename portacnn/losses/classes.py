@@ -13,7 +13,7 @@ from portacnn import ops
 from portacnn.arguments import as_int, flag, not_negative, positive, share
 from portacnn.data.targets import classes_or_shares, on_host, on_or_off
 from portacnn.errors import ArgumentError, ShapeError
-from portacnn.losses.base import Loss, Shape, along_batch, check_outputs, check_weight
+from portacnn.losses.base import Loss, Shape, along_batch, check_outputs, check_weight, name_of
 from portacnn.losses.constants import numbers, on_device
 from portacnn.losses.labels import as_floats
 from portacnn.runtime import Array, HostArray, backend_of, is_float
@@ -112,13 +112,13 @@ class CrossEntropy(_Classes):
         if weight is None:
             mean, cache = ops.softmax_cross_entropy(y, t, **options)
             if self.ignore_index is not None or 0.0 in (self.weight or ()):
-                count = self._count(t, None, _name(y), True)
+                count = self._count(t, None, name_of(y), True)
                 mean = xp.where(count == 0, 0.0, mean) if hasattr(count, "shape") else mean
             return mean, (cache, None)
         check_weight(weight, y)
         losses, cache = ops.softmax_cross_entropy(y, t, reduction="none", **options)
         factors = xp.broadcast_to(along_batch(weight, losses.ndim), losses.shape)
-        factors = factors * _inverse(self._count(t, weight, _name(y), True))
+        factors = factors * _inverse(self._count(t, weight, name_of(y), True))
         return xp.sum(factors * losses), (cache, factors)
 
     def backward(self, cache: Any, dloss: Array | float = 1.0) -> Array:
@@ -210,12 +210,12 @@ class Focal(_Classes):
         if weight is None:
             mean, cache = ops.focal_loss(y, t, **options)
             if self.ignore_index is not None:
-                mean = xp.where(self.count(t, None, _name(y)) == 0, 0.0, mean)
+                mean = xp.where(self.count(t, None, name_of(y)) == 0, 0.0, mean)
             return mean, (cache, None)
         check_weight(weight, y)
         losses, cache = ops.focal_loss(y, t, reduction="none", **options)
         factors = xp.broadcast_to(along_batch(weight, losses.ndim), losses.shape)
-        factors = factors * _inverse(self.count(t, weight, _name(y)))
+        factors = factors * _inverse(self.count(t, weight, name_of(y)))
         return xp.sum(factors * losses), (cache, factors)
 
     def backward(self, cache: Any, dloss: Array | float = 1.0) -> Array:
@@ -320,10 +320,6 @@ class Dice(Loss):
 def _no_index_for_masks(multilabel: bool, ignore_index: int | None) -> None:
     if multilabel and ignore_index is not None:
         raise ArgumentError("ignore_index is for class indices; with multilabel there are none")
-
-
-def _name(y: Array) -> str:
-    return str(y.dtype).rpartition(".")[2]
 
 
 def _inverse(count: Any) -> Any:

@@ -15,7 +15,6 @@ from portacnn.ops import sigmoid, softmax
 from portacnn.runtime import Array, backend_of
 
 Task = Literal["multiclass", "multilabel", "regression", "embedding"]
-TASKS = ("multiclass", "multilabel", "regression", "embedding")
 NO_PREDICTION = -1
 """What is predicted where an output is NaN: no class, so it is never right."""
 

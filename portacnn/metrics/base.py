@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, Self
 from portacnn.arguments import fraction, one_of
 from portacnn.errors import ArgumentError, ShapeError
 from portacnn.losses import Loss
-from portacnn.losses.outputs import NO_PREDICTION, TASKS, predictions
+from portacnn.losses.outputs import NO_PREDICTION, predictions
 from portacnn.runtime import Array, HostArray, backend_of, describe, is_float, where
 
 
@@ -79,7 +79,7 @@ class Judged(Metric):
     def for_loss(self, loss: Loss) -> Self:
         return replace(
             self,
-            task=self.task or _task_of(loss, self),
+            task=self.task or task_of(loss, self),
             ignore_index=loss.ignore_index if self.ignore_index is None else self.ignore_index,
         )
 
@@ -95,7 +95,7 @@ class Judged(Metric):
         _check(y, t, self)
         predicted = predictions(y, self._task, self.threshold)
         if self._task == "multilabel":
-            t = xp.astype(xp.reshape(t, y.shape) >= 0.5, xp.int64)
+            t = xp.astype(xp.astype(xp.reshape(t, y.shape), y.dtype) >= 0.5, xp.int64)
             return rows(predicted), rows(t)
         if t.ndim == y.ndim:  # shares of the classes
             t = xp.argmax(t, axis=1)
@@ -133,7 +133,8 @@ class Counting(Judged):
         raise NotImplementedError
 
 
-def _task_of(loss: Loss, metric: Any) -> str:
+def task_of(loss: Loss, metric: Any) -> str:
+    """The loss's task. Raises ArgumentError if the metric is not for it."""
     if loss.task not in metric.tasks:
         raise ArgumentError(
             f"{type(metric).__name__} is for {' and '.join(metric.tasks)} outputs, those of "
@@ -222,6 +223,3 @@ class Pieces:
             return None
         backend = backend_of(self._blocks[0])
         return backend.to_host(backend.xp.concat(self._blocks, axis=0))
-
-
-__all__ = ["TASKS", "Counting", "Judged", "Metric", "Pieces", "rows", "tally", "widest"]

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from portacnn.errors import ShapeError
 from portacnn.losses import Loss
-from portacnn.metrics.base import Metric, Pieces, _task_of, rows, widest
+from portacnn.metrics.base import Metric, Pieces, rows, task_of, widest
 from portacnn.runtime import Array, backend_of, describe
 
 
@@ -25,7 +25,7 @@ class _Values(Metric):
         self.reset()
 
     def for_loss(self, loss: Loss) -> Self:
-        _task_of(loss, self)
+        task_of(loss, self)
         return super().for_loss(loss)
 
     def reset(self) -> None:

@@ -1,7 +1,8 @@
 """``GraphBuilder``, which builds an ONNX graph node by node, and the table of layers' emitters.
 
 A layer's *emitter* is a function ``(graph, layer, x) -> y``: it adds nodes and returns the name of
-the value that is the layer's output. Those of portacnn's own layers are in ``export_layers``.
+the value that is the layer's output. Those of portacnn's own layers are in
+``portacnn.onnx.layers``.
 
 There are two kinds of arrays. A layer's parameters and buffers are initializers, named by their
 paths ("layer1.0.conv1.weight"). Values that belong to the graph only (a shape, a factor) are
@@ -20,6 +21,8 @@ from portacnn.onnx.library import onnx_library
 from portacnn.runtime import HostArray
 
 Emitter = Callable[..., str]
+Pads = Sequence[tuple[int, int]]
+"""(before, after) for each axis."""
 
 CODES = {"float32": 1, "uint8": 2, "int64": 7, "float16": 10, "float64": 11, "bfloat16": 16}
 """The numbers that ONNX's TensorProto.DataType has for the dtypes that occur here."""
@@ -242,3 +245,12 @@ def _packed(values: HostArray, dtype: str, path: str) -> HostArray:
     half = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2")
     half[wide != wide] = 0x7FC0
     return half
+
+
+def sides(pads: Pads) -> list[int]:
+    """((before, after), ...) as ONNX has it: all befores, then all afters."""
+    return [before for before, _ in pads] + [after for _, after in pads]
+
+
+def bias_of(graph: GraphBuilder, layer: Any) -> list[str]:
+    return [graph.weight(layer, "bias")] if "bias" in layer.params else []

@@ -1,9 +1,9 @@
 """``export``: write a network as an ONNX file, for inference with other tools.
 
 The layers are visited in their order, and each is written into the graph by its emitter
-(``builder``, ``export_layers``). The file takes samples as the network does and returns what
-``predict`` returns. It is checked before it is written, and written atomically. A protocol buffer
-is limited to 2 GB: larger weights are stored in a second file beside it, which the first one names.
+(``builder``, ``layers``). The file takes samples as the network does and returns what ``predict``
+returns. It is checked before it is written, and written atomically. A protocol buffer is limited to
+2 GB: larger weights are stored in a second file beside it, which the first one names.
 """
 
 import contextlib
@@ -14,8 +14,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-import portacnn.onnx.export_graph
-import portacnn.onnx.export_layers  # noqa: F401 (both enter the emitters of portacnn's own layers)
+import portacnn.onnx.layers  # noqa: F401 (enters the emitters of portacnn's own layers)
 from portacnn.arguments import answering_keywords, one_of, whole
 from portacnn.errors import ArgumentError, ModelFormatError, PortacnnError, ShapeError, StateError
 from portacnn.files import beginning, file_path, link_target, write_atomically

@@ -1,13 +1,18 @@
-"""Pure functions on arrays, each with its backward: written once against the array API standard.
+"""Pure functions on arrays, each with its backward pass, written once against the array API
+standard.
 
-An op follows its arrays: library and device come from the input. ``y, cache = conv2d(x, weight,
-...)`` keeps in ``cache`` what ``dx, dweight, dbias = conv2d_backward(dy, cache)`` needs, and with
-``keep=False`` nothing. No op changes its inputs, but for those in ``update``, which are there to do
-so.
+The library and the device of a result are those of the input arrays. A forward function returns its
+result and a cache: ``y, cache = conv2d(x, weight)``. The cache holds what the backward function
+needs: ``dx, dweight, dbias = conv2d_backward(dy, cache)``. With ``keep=False`` the cache is None
+and nothing is stored. Ops do not change their inputs. The exceptions are the functions in
+``update``, which work in place, and the running statistics of batch and instance norm.
 
-float16 and bfloat16 are computed in float32 and rounded to their dtype at the end; NumPy's arrays
-of foreign byte order give native ones. NumPy's warnings (``numpy.seterr``) are off within an op,
-and as they were after it. Masked arrays are refused.
+float16 and bfloat16 inputs are computed in float32 and rounded to their own dtype at the end. NumPy
+arrays of foreign byte order return results in native byte order. NumPy's warnings
+(``numpy.seterr``) are switched off inside an op and restored after it. Masked arrays raise
+``ArrayError``.
+
+The examples in the docstrings assume ``import numpy as np`` and ``from portacnn import ops``.
 """
 
 from portacnn.ops._dropout import (

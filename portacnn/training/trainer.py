@@ -43,7 +43,7 @@ from portacnn.errors import (
 )
 from portacnn.files import make_folder, save_tensors
 from portacnn.layers import at_step, one_backward_pass
-from portacnn.layers.base import run
+from portacnn.layers.running import run
 from portacnn.losses import Loss
 from portacnn.metrics import Metric, metrics_for
 from portacnn.models import Model
@@ -422,7 +422,7 @@ class Trainer:
                 if min(sizes) < layer.least_batch:
                     last = size < self.batch_size
                     split = (
-                        f", in parts of{', '.join(map(str, sizes))} (accumulate={self.accumulate})"
+                        f", in parts of {', '.join(map(str, sizes))} (accumulate={self.accumulate})"
                     )
                     raise ArgumentError(
                         "batch norm needs more than one value per channel for a variance; the "

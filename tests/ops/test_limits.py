@@ -125,7 +125,6 @@ def test_classes_that_others_derive_from_are_no_layers(tmp_path):
         "AvgPool",
         "Conv",
         "ConvTranspose",
-        "Holder",
         "Join",
         "Layer",
         "MaxPool",

@@ -52,15 +52,23 @@ def agrees_with(
 
 
 DTYPES = pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-10), ("float32", 2e-5)])
+EACH = pytest.mark.parametrize(
+    ("reduction", "dtype", "tolerance"),
+    [
+        ("mean", "float64", 1e-10),
+        ("sum", "float64", 1e-10),
+        ("none", "float64", 1e-10),
+        ("mean", "float32", 2e-5),
+    ],
+)
 REDUCTIONS = pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 
 
 # --- values ---------------------------------------------------------------------------------------
 
 
-@DTYPES
-@REDUCTIONS
-@pytest.mark.parametrize("delta", [0.3, 1.0, 4.0])
+@EACH
+@pytest.mark.parametrize("delta", [0.3, 4.0])
 def test_huber(backend: Here, delta: float, reduction: str, dtype: str, tolerance: float):
     x, t = 2 * normal(4, 3, 2), normal(4, 3, 2, seed=1)
     agrees_with(
@@ -77,8 +85,7 @@ def test_huber(backend: Here, delta: float, reduction: str, dtype: str, toleranc
     )
 
 
-@DTYPES
-@REDUCTIONS
+@EACH
 def test_l1(backend: Here, reduction: str, dtype: str, tolerance: float):
     x, t = normal(4, 3), normal(4, 3, seed=1)
     t[0, 0] = x[0, 0] = 0.5  # the gradient is 0 there
@@ -130,7 +137,7 @@ def focal(
     return losses.sum() if reduction == "sum" else losses
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(
     shape=st.tuples(st.integers(1, 5), st.integers(2, 6)) | st.tuples(*[st.integers(1, 3)] * 4),
     gamma=st.sampled_from([0.0, 0.5, 1.0, 2.0, 3.5]),

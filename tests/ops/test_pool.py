@@ -32,7 +32,7 @@ from support.checks import (
     untouched,
     with_each_kernel,
 )
-from support.matrix import Here
+from support.matrix import Here, needs
 
 
 @dataclass(frozen=True)
@@ -216,11 +216,13 @@ def test_drawn_at_length(backend: Here, case: Case, dtype: str, layouts: tuple[s
         check_mean(backend, case, x, dtype, layouts)
 
 
+@needs("torch")
 @cases
 @with_each_kernel
 def test_pytorchs_pooling(backend: Here, case: Case):
     """Where PyTorch can do it: pads alike on both sides."""
-    torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
+    import torch
+
     kernel, stride, pads, dilation, _ = case.plain()
     if any(before != after for before, after in pads):
         pytest.skip("PyTorch pads alike on both sides")
@@ -398,14 +400,14 @@ def test_nothing_is_kept_unasked(backend: Here):
         (ArgumentError, ("padding", "at least 0", "-1"), (1, 2, 5, 6), 2, {"padding": -1}),
         (
             ArgumentError,
-            ("padding (2, 2)", "half of the kernel 3"),
+            ("(2, 2)", "half of the kernel 3"),
             (1, 2, 5, 6),
             3,
             {"padding": 2},
         ),
         (
             ArgumentError,
-            ("padding (0, 2)", "half of the kernel 2"),
+            ("(0, 2)", "half of the kernel 2"),
             (1, 2, 5, 6),
             2,
             {"padding": ((0, 0), (0, 2))},
@@ -430,12 +432,14 @@ def test_integers_and_lists(backend: Here):
 # --- at the edges ---------------------------------------------------------------------------------
 
 
+@needs("torch")
 @settings(derandomize=True, max_examples=12, deadline=None)
 @given(data=st.data())
 @with_each_kernel
 def test_the_gradient_goes_to_nan_as_in_pytorch(backend: Here, data: st.DataObject):
     """To the last of several in a window; of ordinary equals to the first."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     functional = torch.nn.functional
     size, kernel = (
         data.draw(st.tuples(*[st.integers(3, 8)] * 2)),

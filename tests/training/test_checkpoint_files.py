@@ -225,7 +225,7 @@ def only_format_errors(path):
     except ModelFormatError:
         pass
     except ArgumentError as error:
-        assert "these are not the data of" in str(error)  # noqa: PT017
+        assert "the data differ from those of" in str(error)  # noqa: PT017
 
 
 def refused(path, content):

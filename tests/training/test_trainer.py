@@ -165,11 +165,11 @@ def test_going_on(backend):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({}, "all 2 epochs are done; a larger trainer.epochs makes it go on"),
+        ({}, "all 2 epochs are done; set a larger trainer.epochs to continue"),
         ({"epochs": 0}, "all 0 epochs are done"),
         (
             {"early_stopping": 1, "optimizer_param": {"lr": 0.0}, "epochs": 9},
-            "early stopping has ended it; a new Trainer",
+            "early stopping has ended the training; make a new Trainer",
         ),
     ],
 )
@@ -594,9 +594,9 @@ def bad_pixel(value):
             bad_pixel(float("nan")),
             None,
             NotFiniteError,
-            "x_{} holds NaN or infinity (50x1x8x8, numpy float32 on cpu); cl",
+            "x_{} contains NaN or infinity (50x1x8x8, numpy float32 on cpu); cl",
         ),
-        (bad_pixel(float("inf")), None, NotFiniteError, "x_{} holds NaN or infinity"),
+        (bad_pixel(float("inf")), None, NotFiniteError, "x_{} contains NaN or infinity"),
         (
             np.zeros((50, 3, 8, 8), "float32"),
             None,
@@ -615,12 +615,17 @@ def bad_pixel(value):
             ArrayError,
             "expected floating-point images, got 50x1x8x8, numpy uint8",
         ),
-        (np.zeros((0, 1, 8, 8), "float32"), np.zeros(0, int), ArgumentError, "x_{} has no images"),
+        (
+            np.zeros((0, 1, 8, 8), "float32"),
+            np.zeros(0, int),
+            ArgumentError,
+            "x_{} must have at least one image",
+        ),
         (
             None,
             np.full(50, 4),
             LabelError,
-            "t_{}: label 4 at index 0 is outside 0..3, the network's outputs",
+            "t_{}: label 4 at index 0 is outside 0..3; the network has 4 outputs",
         ),
         (None, np.full(50, -1), LabelError, "t_{}: label -1 at index 0"),
         (
@@ -633,7 +638,7 @@ def bad_pixel(value):
             None,
             np.zeros((50, 5)),
             LabelError,
-            "t_{}: one-hot labels have 5 columns, the network has 4 outputs",
+            "t_{}: one-hot labels must have 4 columns, the network's outputs, got 5",
         ),
         (None, np.zeros((50, 4)), LabelError, "t_{}: row 0 is not one-hot"),
         (None, np.zeros(50), LabelError, "t_{}: expected whole numbers 0..3, got float64"),

@@ -24,6 +24,7 @@ from portacnn.schedules import ConstantLR, CosineAnnealingLR, OneCycleLR, PerEpo
 from portacnn.seeds import permutation
 from portacnn.training import EarlyStopping, StepState, Trainer
 from portacnn.training.feed import part_sizes
+from support.matrix import needs
 
 COUNT, SIZE, EPOCHS = 50, 20, 4  # 3 steps an epoch, the last with 10 images
 
@@ -80,7 +81,8 @@ def same(one, other, tolerance=0.0):
 def torch_run(name):
     """The run of this name in PyTorch alone: its losses, and the weights at the end."""
     kind, arguments, _, unit, clip_norm, smoothing = RUNS[name]
-    torch = pytest.importorskip("torch")
+    import torch
+
     nn = torch.nn
     named = {
         "conv1": nn.Conv2d(1, 3, 3),
@@ -143,6 +145,7 @@ TORCH_SCHEDULES = {
 }
 
 
+@needs("torch")
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("name", RUNS)
 # torch's SequentialLR warns of itself
@@ -259,7 +262,7 @@ def over(count, model, **options):
         (
             13,
             {"mini_batch_size": 10, "accumulate": 5},
-            ["would have 3, taken in parts of 2, 1 (accumulate=5)", "drop_last"],
+            ["would have 3, in parts of 2, 1 (accumulate=5)", "drop_last"],
         ),
         (1, {"mini_batch_size": 1, "drop_last": True}, ["the batches of 1 images"]),
     ],
@@ -270,7 +273,9 @@ def test_batches_of_one_that_a_batch_norm_cannot_take(count, options, words):
     before = weights(model)
     with pytest.raises(ArgumentError) as caught:
         over(count, model, **options)
-    assert str(caught.value).startswith("2 (BatchNorm1d): one image has one value per channel")
+    assert str(caught.value).startswith(
+        "2 (BatchNorm1d): batch norm needs more than one value per channel"
+    )
     for text in words:
         assert text in str(caught.value)
     same(weights(model), before)
@@ -288,11 +293,11 @@ def untracked(device="numpy"):
 @pytest.mark.parametrize(
     ("tested", "options", "words"),
     [
-        (1, {}, "x_test would be evaluated on one; take more images"),
+        (1, {}, "x_test would be evaluated on one; give more images"),
         (
             8,
             {"evaluate_sample_num_per_epoch": 1},
-            "x_train would be evaluated on one; take more images (",
+            "x_train would be evaluated on one; give more images (",
         ),
     ],
 )
@@ -571,7 +576,7 @@ def test_gradients_that_are_not_finite(backend):
     run.model.backward = spoiled
     with pytest.raises(
         NotFiniteError,
-        match=r"of step 3 \(epoch 1\) is \d.*, its gradients or running statistics are not",
+        match=r"of step 3 \(epoch 1\) is \d.*, but its gradients or running statistics are not",
     ):
         run.train()
     again = trainer(net(backend.device), clip_norm=1.0, optimizer="momentum", accumulate=2)
@@ -598,7 +603,7 @@ def test_gradients_that_are_not_finite(backend):
             "the schedule's learning rate at step 11",
         ),
         ({"schedule": lambda step, lr: "fast"}, "the schedule's learning rate at step 0"),
-        ({"schedule": OneCycleLR(11)}, "steps 0 to 10; asked for the rate of step 11"),
+        ({"schedule": OneCycleLR(11)}, "steps 0 to 10, got step 11"),
         ({"schedule_unit": "epochs"}, "schedule_unit must be"),
         ({"clip_norm": 0}, "clip_norm must be a number above 0"),
         ({"clip_norm": True}, "clip_norm"),
@@ -607,13 +612,16 @@ def test_gradients_that_are_not_finite(backend):
         ({"accumulate": 21}, "accumulate must be at most batch_size=20, got 21"),
         ({"accumulate": 1.0}, "accumulate must be a whole number"),
         ({"precision": "half"}, 'precision must be one of "float32", "tf32"'),
-        ({"precision": "tf32"}, "precision='tf32' is not to be had for float64 on numpy on cpu"),
+        (
+            {"precision": "tf32"},
+            "precision='tf32' is not supported for a float64 model on numpy on cpu",
+        ),
         ({"early_stopping": 0}, "patience"),
         ({"early_stopping": 2.5}, "patience"),
         ({"optimizer_param": {"weight_decay": -1}}, "weight_decay"),
         (
             {"optimizer_param": {"weight_decay": 0.1, "no_decay": ("biases",)}},
-            "no_decay: 'biases' is none of the parameters",
+            "no_decay: 'biases' matches none of the parameters",
         ),
         (
             {"optimizer": SGD(0.1), "optimizer_param": {"lr": 1.0}},
@@ -727,6 +735,6 @@ def test_a_model_that_was_moved_wants_a_new_trainer():
     net.to("array_api_strict")
     with pytest.raises(
         StateError,
-        match="was moved to array_api_strict on cpu from numpy on cpu; make a new Trainer",
+        match="was moved from numpy on cpu to array_api_strict on cpu; make a new Trainer",
     ):
         run.train()
