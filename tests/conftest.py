@@ -5,7 +5,7 @@
 any of them is left out. ``PORTACNN_TEST_BACKENDS=cupy,torch`` asks for some by name, and one that
 is asked for and missing fails. ``device1`` stands in for a GPU: there, everything that would carry
 a value to the host unasked raises. ``cupy-emulated``, only by name, is CuPy's backend with its own
-kernels on a stand-in for CuPy (see ``fake_cupy``), where there is no GPU.
+kernels on a stand-in for CuPy (``support/fake_cupy``), where there is no GPU.
 ``PORTACNN_TEST_SECONDS=60`` skips what would begin later than that: for a GPU that is lent for
 minutes.
 """
@@ -19,32 +19,20 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any
 
-import fake_cupy
 import hypothesis
-import numpy as np
 import pytest
 
 from portacnn.errors import BackendError
-from portacnn.runtime import Array, Backend, resolve
+from portacnn.runtime import Backend, resolve
+from support import fake_cupy
+from support.matrix import BACKENDS, BY_NAME_ONLY, Here
 
 hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("default")
-
-BACKENDS = {
-    "numpy": "numpy",
-    "numpy-readonly": "numpy",
-    "strict": "array_api_strict",
-    "strict-device1": "array_api_strict:device1",
-    "torch": "torch",
-    "torch-cuda": "torch:cuda",
-    "cupy": "cupy",
-}
-BY_NAME_ONLY = {"cupy-emulated": "cupy"}
 
 
 def _resolved(name: str) -> Backend | BackendError:
@@ -67,33 +55,6 @@ if "cupy-emulated" in _asked:
             f"PORTACNN_TEST_BACKENDS: CuPy itself works here ({_refusal}): ask for cupy"
         )
     fake_cupy.install()
-
-
-@dataclass(frozen=True)
-class Here:
-    """A backend under test: how to bring arrays there and back. ``name`` is the test's, ``backend``
-    portacnn's."""
-
-    name: str
-    backend: Backend
-
-    @property
-    def device(self) -> Backend:
-        """What ``device=`` of models and ``resolve`` takes."""
-        return self.backend
-
-    @property
-    def xp(self) -> Any:
-        return self.backend.xp
-
-    def array(self, host: Any, dtype: str | None = None) -> Array:
-        array = self.backend.asarray(np.asarray(host), dtype)
-        if self.name == "numpy-readonly":
-            array.flags.writeable = False
-        return array
-
-    def host(self, array: Array) -> np.ndarray:
-        return self.backend.to_host(array)
 
 
 # What would bring a value to the host behind the program's back. A GPU would do it, slowly; device1

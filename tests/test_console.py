@@ -7,10 +7,10 @@ import subprocess
 import sys
 
 import pytest
-from nets import patches, small_net
-from test_train_script import BLOCK, ROOT, write_digits
 
 from portacnn import Trainer, console, scratch
+from support.digits import BLOCK, ROOT, write_digits
+from support.nets import patches, small_net
 
 
 class Terminal(io.StringIO):

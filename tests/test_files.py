@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from nets import bits, patches, small_net
 
 import portacnn
 from portacnn import Normalize, files
@@ -30,6 +29,8 @@ from portacnn.layers import (
     Tanh,
 )
 from portacnn.models import Model, SimpleConvNet
+from support.nets import bits, patches, small_net
+from support.trees import plain_json, replaced
 
 st_numpy = pytest.importorskip("safetensors.numpy")
 fuzz = settings(
@@ -333,30 +334,6 @@ def test_flipped_bits(saved, tmp_path, data):
 def test_random_bytes(tmp_path, junk):
     only_format_errors(tmp_path / "net", junk)
     only_format_errors(tmp_path / "net", struct.pack("<Q", len(junk)) + junk)
-
-
-scalars = st.none() | st.booleans() | st.integers(-3, 40) | st.floats(-2, 2) | st.text(max_size=6)
-plain_json = st.recursive(
-    scalars,
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=2)
-    ),
-    max_leaves=4,
-)
-
-
-def replaced(tree, index, new):
-    """``tree`` with its ``index``-th node replaced, and the count of nodes."""
-    counter = iter(range(10**6))
-
-    def walk(node):
-        if next(counter) == index:
-            return new
-        if isinstance(node, dict):
-            return {key: walk(value) for key, value in node.items()}
-        return [walk(value) for value in node] if isinstance(node, list) else node
-
-    return walk(tree), next(counter)
 
 
 @pytest.mark.parametrize("make", [small_net, lambda: own().build((1, 8, 8), seed=0), pictured])

@@ -14,7 +14,6 @@ import zipfile
 
 import numpy as np
 import pytest
-from nets import bits, small_net
 
 import portacnn
 from portacnn import files
@@ -22,6 +21,7 @@ from portacnn.data import read_idx, write_idx
 from portacnn.errors import ArgumentError, DataFormatError, ModelFormatError
 from portacnn.layers import BatchNorm2d, Conv2d, Linear, Sequential
 from portacnn.training import Trainer
+from support.nets import bits, small_net
 
 st_numpy = pytest.importorskip("safetensors.numpy")
 

@@ -4,12 +4,11 @@ from copy import deepcopy
 
 import numpy as np
 import pytest
-from nets import bits, patches, small_net
 
 from portacnn import Trainer, ops
 from portacnn.flat import Flat, Named, runs
-from portacnn.layers import BatchNorm2d, Conv2d, Flatten, Linear, ReLU
-from portacnn.models import Model
+from support.nets import bits, patches, small_net
+from support.nets import normed_net as net
 
 
 @pytest.fixture
@@ -17,13 +16,6 @@ def flat_here(backend):
     if not backend.backend.views_alias:
         pytest.skip("its slices need not be views")
     return backend
-
-
-def net(device, dtype="float32"):
-    model = Model(
-        conv=Conv2d(1, 3, 3), bn=BatchNorm2d(3), relu=ReLU(), flatten=Flatten(), fc=Linear(None, 4)
-    )
-    return model.build((1, 8, 8), device=device, seed=1, dtype=dtype)
 
 
 def train(model, **changes):

@@ -10,46 +10,15 @@ from pathlib import Path
 
 from gpu.tools import ROOT, NotHereError, Section
 
-QUICKEST = (
-    *(
-        "runtime",
-        "dispatch",
-        "ops_pad",
-        "optim",
-        "ops_linear",
-        "layers",
-        "ops_im2col",
-        "ops_activation_more",
-    ),
-    *(
-        "ops_activation",
-        "ops_dropout",
-        "ops_batch",
-        "layers_graph",
-        "files",
-        "ops_norm",
-        "ops_pool",
-        "model",
-    ),
-    *(
-        "layers_conv_pool",
-        "layers_norm",
-        "ops_conv",
-        "ops_loss",
-        "ops_loss_more",
-        "ops_fused",
-        "ops_conv_nd",
-    ),
-    *(
-        "inference",
-        "ops_conv_transpose",
-        "optim_torch",
-        "ops_joined_relu",
-        "stages",
-        "ops_pool_nd",
-        "ops_update",
-    ),
-)
+QUICKEST = [
+    *("test_runtime", "ops/test_dispatch", "ops/test_pad", "test_optim", "ops/test_linear"),
+    *("layers/test_layer", "ops/test_im2col", "ops/test_activation_more", "ops/test_activation"),
+    *("ops/test_dropout", "ops/test_batch", "layers/test_graph", "test_files", "ops/test_norm"),
+    *("ops/test_pool", "models/test_model", "layers/test_conv_pool", "layers/test_norm"),
+    *("ops/test_conv", "ops/test_loss", "ops/test_loss_more", "ops/test_fused", "ops/test_conv_nd"),
+    *("models/test_inference", "ops/test_conv_transpose", "test_optim_torch"),
+    *("ops/test_joined_relu", "layers/test_stages", "ops/test_pool_nd", "ops/test_update"),
+]
 """Files of tests in the order of what one of them took on the stand-in for CuPy; the others
 follow."""
 _ON_A_BACKEND = re.compile(r"^def test_\w+\([^)]*\bbackend\b", re.MULTILINE)
@@ -59,12 +28,10 @@ WARNINGS = "filterwarnings=default\nerror:::portacnn"
 
 def files() -> list[Path]:
     """The files whose tests run on a backend, the quickest first."""
-    found = {
-        path.stem.removeprefix("test_"): path for path in sorted((ROOT / "tests").glob("test_*.py"))
-    }
+    folder = ROOT / "tests"
     ours = {
-        name: path
-        for name, path in found.items()
+        path.relative_to(folder).with_suffix("").as_posix(): path
+        for path in sorted(folder.rglob("test_*.py"))
         if _ON_A_BACKEND.search(path.read_text(encoding="utf-8"))
     }
     return [ours.pop(name) for name in QUICKEST if name in ours] + list(ours.values())

@@ -1,0 +1,378 @@
+"""ONNX files that say one thing in several ways, or lie beside what they need: read as the runtime
+does, or refused."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import portacnn.onnx
+from portacnn.errors import ModelFormatError
+
+onnx = pytest.importorskip("onnx")
+from onnx import TensorProto, helper, numpy_helper  # noqa: E402
+
+from support.onnx_files import model_of, numbers  # noqa: E402
+
+node = helper.make_node
+X = numbers(3, 2, 5, 5, seed=4)
+
+
+def write(path: Path, model: Any) -> Path:
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def refused(path: Path, model: Any, match: str) -> None:
+    with pytest.raises(ModelFormatError, match=match):
+        portacnn.onnx.load(write(path, model))
+
+
+def of_the_runtime(path: Path, x: np.ndarray) -> np.ndarray:
+    runtime = pytest.importorskip("onnxruntime")
+    return runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(
+        None, {"x": x}
+    )[0]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "model.onnx"
+
+
+# --- operators that train -------------------------------------------------------------------------
+
+STATE = {
+    "s": 1 + numbers(2) ** 2,
+    "b": numbers(2, seed=1),
+    "m": numbers(2, seed=2),
+    "v": 1 + numbers(2, seed=3) ** 2,
+}
+
+
+def batch_norm(opset: int, outputs: int = 1, **attributes: Any) -> Any:
+    names = ["y", "mean", "var", "saved_mean", "saved_var"][:outputs]
+    return model_of(
+        [node("BatchNormalization", ["x", *STATE], names, **attributes)], STATE, opset=opset
+    )
+
+
+@pytest.mark.parametrize("opset", [6, 7, 8, 9, 13])
+def test_batch_norm_with_five_outputs_trains(path: Path, opset: int):
+    refused(
+        path,
+        batch_norm(opset, 5),
+        "5 outputs.*mean and variance of every batch.*export the network for inference",
+    )
+    model = batch_norm(opset, 5)
+    del model.graph.node[0].output[4:]
+    model.graph.node[0].output[1] = model.graph.node[0].output[2] = ""  # one is enough
+    refused(path, model, "mean and variance of every batch")
+
+
+@pytest.mark.parametrize(
+    ("opset", "attributes"),
+    [
+        (14, {"training_mode": 1}),
+        (15, {"training_mode": 1}),
+        (6, {"is_test": 0}),
+        (6, {"spatial": 0}),
+        (8, {"spatial": 0}),
+    ],
+)
+def test_batch_norm_that_trains_by_an_attribute(path: Path, opset: int, attributes: dict[str, int]):
+    refused(path, batch_norm(opset, **attributes), "not supported|is_test=0")
+
+
+@pytest.mark.parametrize("opset", [6, 7, 9, 13, 14, 17])
+def test_batch_norm_for_inference(path: Path, opset: int):
+    attributes: dict[str, int] = {"is_test": 1, "spatial": 1} if opset == 6 else {}
+    write(path, batch_norm(opset, **attributes))
+    s, b, m, v = (value[:, None, None] for value in STATE.values())
+    np.testing.assert_allclose(
+        portacnn.onnx.load(path).predict(X),
+        (X - m) / np.sqrt(v + 1e-5) * s + b,
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    if opset > 6:
+        np.testing.assert_allclose(
+            portacnn.onnx.load(path).predict(X), of_the_runtime(path, X), rtol=1e-4, atol=1e-5
+        )
+    model = batch_norm(opset, **attributes)
+    model.graph.node[0].output.extend(["", "", "", ""])  # left out by name
+    assert portacnn.onnx.load(write(path, model))
+    if opset > 6:
+        refused(path, batch_norm(opset, is_test=0), "is_test")
+
+
+def test_dropout_that_trains(path: Path):
+    refused(
+        path, model_of([node("Dropout", ["x"], ["y"], ratio=0.5, is_test=0)], opset=6), "is_test=0"
+    )
+    portacnn.onnx.load(
+        write(path, model_of([node("Dropout", ["x"], ["y"], ratio=0.5, is_test=1)], opset=6))
+    )
+    yes = {"r": np.float32(0.5), "t": np.bool_(True)}
+    refused(
+        path,
+        model_of([node("Dropout", ["x", "r", "t"], ["y"])], yes, opset=13),
+        "training_mode is set",
+    )
+
+
+# --- opsets ---------------------------------------------------------------------------------------
+
+
+def test_an_opset_that_is_said_twice(path: Path):
+    for domains in (["", ""], ["", "ai.onnx"], ["ai.onnx", "", "ai.onnx"], ["ai.onnx"]):
+        model = model_of([node("Relu", ["x"], ["y"])])
+        del model.opset_import[:]
+        model.opset_import.extend(helper.make_opsetid(domain, 17) for domain in domains)
+        np.testing.assert_array_equal(
+            portacnn.onnx.load(write(path, model)).predict(X), np.maximum(X, 0)
+        )
+        np.testing.assert_array_equal(of_the_runtime(path, X), np.maximum(X, 0))
+    model.opset_import.append(helper.make_opsetid("", 12))
+    refused(path, model, "expected one opset")
+
+
+# --- the number of samples ------------------------------------------------------------------------
+
+SIZES = [node("Shape", ["x"], ["shape"]), node("Gather", ["shape", "zero"], ["n"])]
+CONSTANTS = {
+    "zero": np.int64(0),
+    "two": np.int64(2),
+    "axis": np.array([1]),
+    "row": np.array([0]),
+    "rest": np.array([50]),
+    "five": np.array([5]),
+}
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [node("Mul", ["n", "two"], ["m"])],
+        [node("Add", ["n", "two"], ["m"])],
+        [node("Sub", ["two", "n"], ["m"])],
+        [node("Div", ["n", "two"], ["m"])],
+        [node("Max", ["n", "two"], ["m"])],
+        [node("Min", ["two", "n"], ["m"])],
+        [node("Sum", ["n", "two", "two"], ["m"])],
+        [node("Neg", ["n"], ["m"])],
+        [node("Mul", ["n", "n"], ["m"])],
+    ],
+    ids=lambda nodes: nodes[0].op_type,
+)
+def test_nothing_is_computed_from_the_number_of_samples(path: Path, nodes: list[Any]):
+    """A reshape by it would move numbers from one sample to another, for any other number of
+    samples."""
+    nodes = [
+        *SIZES,
+        *nodes,
+        node("Unsqueeze", ["m", "row"], ["m1"]),
+        node("Concat", ["m1", "rest"], ["to"], axis=0),
+        node("Reshape", ["x", "to"], ["y"]),
+    ]
+    refused(
+        path,
+        model_of(nodes, CONSTANTS),
+        rf"\({nodes[2].op_type}\): it computes with the "
+        r"number of samples",
+    )
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        [node("Slice", ["x", "n1", "five", "axis"], ["y"])],
+        [node("Slice", ["x", "row", "n1", "axis"], ["y"])],
+        [node("Add", ["x", "n"], ["y"])],
+        [node("Mul", ["x", "n"], ["y"])],
+        [node("Max", ["x", "n"], ["y"])],
+        [node("Clip", ["x", "n"], ["y"])],
+        [node("Dropout", ["x", "n"], ["y"])],
+        [node("Cast", ["n"], ["f"], to=1), node("Div", ["x", "f"], ["y"])],
+        [node("ConstantOfShape", ["n1"], ["c"]), node("Add", ["x", "c"], ["y"])],
+        [node("Gather", ["x", "n"], ["y"], axis=1)],
+        [node("Pad", ["x", "n8"], ["y"])],
+        [node("Split", ["x", "n2"], ["y", "z"], axis=1)],
+    ],
+    ids=lambda nodes: nodes[0].op_type,
+)
+def test_the_number_of_samples_is_no_number_in_between(path: Path, nodes: list[Any]):
+    """It is not known: what stands for it must not be taken for a number anywhere."""
+    given = [
+        *SIZES,
+        node("Unsqueeze", ["n", "row"], ["n1"]),
+        node("Concat", ["n1", "n1"], ["n2"], axis=0),
+        node("Concat", ["n2"] * 4, ["n8"], axis=0),
+        *nodes,
+    ]
+    refused(
+        path, model_of(given, CONSTANTS), "samples|type 1|beyond|shape or value|bound|numbers|cells"
+    )
+
+
+def test_shapes_that_keep_the_samples_are_read(path: Path):
+    nodes = [
+        *SIZES,
+        node("Slice", ["shape", "row", "axis"], ["again"]),
+        node("Squeeze", ["again", "row"], ["same"]),
+        node("Cast", ["same"], ["cast"], to=7),
+        node("Unsqueeze", ["cast", "row"], ["n1"]),
+        node("Identity", ["n1"], ["id"]),
+        node("Concat", ["id", "rest"], ["to"], axis=0),
+        node("Reshape", ["x", "to"], ["y"]),
+    ]
+    model = portacnn.onnx.load(write(path, model_of(nodes, CONSTANTS)))
+    np.testing.assert_array_equal(model.predict(X), X.reshape(3, 50))
+
+
+# --- external data --------------------------------------------------------------------------------
+
+
+def tensor(name: str, location: str, *dims: int, offset: int = 0) -> Any:
+    made = TensorProto(
+        name=name, data_type=TensorProto.FLOAT, dims=dims, data_location=TensorProto.EXTERNAL
+    )
+    made.external_data.add(key="location", value=location)
+    made.external_data.add(key="offset", value=str(offset))
+    return made
+
+
+def with_external(*tensors: Any, nodes: Any = None) -> Any:
+    model = model_of(nodes or [node("Add", ["x", "w"], ["y"])])
+    model.graph.initializer.extend(tensors)
+    return model
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> tuple[Path, np.ndarray]:
+    """A model and its data as the Hugging Face cache has them: links, each to a file in another
+    folder."""
+    snapshot, blobs = tmp_path / "snapshots" / "x" / "onnx", tmp_path / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    values = numbers(2, 5, 5, seed=9)
+    write(blobs / "aaa", with_external(tensor("w", "model.onnx_data", 2, 5, 5)))
+    (blobs / "bbb").write_bytes(values.tobytes())
+    (snapshot / "model.onnx").symlink_to("../../../blobs/aaa")
+    (snapshot / "model.onnx_data").symlink_to("../../../blobs/bbb")
+    return snapshot / "model.onnx", values
+
+
+def test_data_beside_a_link(cache: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch):
+    path, values = cache
+    np.testing.assert_allclose(portacnn.onnx.load(path).predict(X), X + values, rtol=1e-6)
+    monkeypatch.chdir(path.parent)
+    np.testing.assert_allclose(portacnn.onnx.load("model.onnx").predict(X), X + values, rtol=1e-6)
+    # A link to the model alone: the data lie beside what it points to.
+    (path.parent / "model.onnx_data").unlink()
+    (path.parents[3] / "blobs" / "model.onnx_data").write_bytes(values.tobytes())
+    np.testing.assert_allclose(portacnn.onnx.load(path).predict(X), X + values, rtol=1e-6)
+
+
+def test_data_that_links_lead_away_from_are_refused(cache: tuple[Path, np.ndarray], tmp_path: Path):
+    path, values = cache
+    (tmp_path / "secret").write_bytes(values.tobytes())
+    (path.parent / "model.onnx_data").unlink()
+    for target in ("../../../secret", tmp_path / "secret", "../../../blobs/../secret"):
+        (path.parent / "model.onnx_data").symlink_to(target)
+        with pytest.raises(ModelFormatError, match="outside the model's folder"):
+            portacnn.onnx.load(path)
+        (path.parent / "model.onnx_data").unlink()
+    (path.parents[3] / "blobs" / "model.onnx_data").symlink_to(tmp_path / "secret")
+    with pytest.raises(ModelFormatError, match="outside the model's folder"):
+        portacnn.onnx.load(path)
+
+
+@pytest.mark.parametrize("spelled", ["w.bin", "each its own", "hard links"])
+def test_tensors_that_name_the_same_bytes_are_charged(path: Path, spelled: str):
+    """300 tensors of 1 MiB out of one file of 1 MiB: they may not take 300 MiB."""
+    (path.parent / "w.bin").write_bytes(bytes(1 << 20))
+    places = ["./" * i + "w.bin" if spelled == "each its own" else "w.bin" for i in range(300)]
+    if spelled == "hard links":
+        places = [f"{i}.bin" for i in range(300)]
+        for place in places:
+            os.link(path.parent / "w.bin", path.parent / place)
+    tensors = [tensor(f"w{i}", place, 1 << 18) for i, place in enumerate(places)]
+    # Of each only one number is used, so that nothing but reading them takes memory.
+    nodes = [node("Gather", [f"w{i}", "zero"], [f"g{i}"]) for i in range(300)]
+    nodes += [node("Sum", [f"g{i}" for i in range(300)], ["sum"]), node("Add", ["x", "sum"], ["y"])]
+    model = with_external(*tensors, nodes=nodes)
+    model.graph.initializer.append(numpy_helper.from_array(np.int64(0), "zero"))
+    refused(path, model, "its arrays would take 1048576 bytes more")
+
+
+def test_data_that_are_replaced_while_they_are_read(path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Both tensors are of the file that was there first."""
+    data = path.parent / "w.bin"
+    data.write_bytes(np.ones(100, "<f4").tobytes())
+    nodes = [node("Mul", ["x", "a"], ["t"]), node("Add", ["t", "b"], ["y"])]
+    write(
+        path,
+        with_external(
+            tensor("a", "w.bin", 2, 5, 5), tensor("b", "w.bin", 2, 5, 5, offset=200), nodes=nodes
+        ),
+    )
+    read = portacnn.onnx.reading.Source.array
+
+    def reading(source: Any, tensor: Any) -> Any:
+        array = read(source, tensor)
+        (path.parent / "new").write_bytes(np.full(100, 7, "<f4").tobytes())
+        os.replace(path.parent / "new", data)
+        return array
+
+    monkeypatch.setattr(portacnn.onnx.reading.Source, "array", reading)
+    np.testing.assert_allclose(portacnn.onnx.load(path).predict(X), X + 1, rtol=1e-6)
+
+
+def test_a_file_for_each_tensor(path: Path):
+    """More of them than a process may have open."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    nodes, names = [], ["x", *(f"t{i}" for i in range(99)), "y"]
+    for i in range(100):
+        (path.parent / f"w{i}").write_bytes(np.full(2, i, "<f4").tobytes())
+        nodes.append(node("Add", [names[i], f"w{i}"], [names[i + 1]]))
+    write(
+        path, with_external(*(tensor(f"w{i}", f"w{i}", 2, 1, 1) for i in range(100)), nodes=nodes)
+    )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 20, hard))
+    try:
+        model = portacnn.onnx.load(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    np.testing.assert_allclose(model.predict(X), X + 4950, rtol=1e-5)
+
+
+# --- text -----------------------------------------------------------------------------------------
+
+
+def test_names_cannot_steer_a_terminal(path: Path, caplog: pytest.LogCaptureFixture):
+    evil = "\x1b[2J\r\nforged\u202e" + "n" * 3000
+    for model in (
+        model_of([node(evil, ["x"], ["y"], evil)]),
+        model_of([node("Relu", [evil], ["y"], evil)]),
+        model_of([node("Relu", ["x"], ["y"], domain=evil)]),
+        model_of([node("Relu", ["x"], [evil])], output=evil + "z"),
+        model_of([node("Pad", ["x", "p"], ["y"], evil, mode=evil)], {"p": np.zeros(8, "int64")}),
+        model_of([node("Add", ["x", evil], ["y"], evil)], {evil: numbers(7)}),
+    ):
+        with pytest.raises(ModelFormatError) as caught:
+            portacnn.onnx.load(write(path, model))
+        assert str(caught.value).isprintable()
+        assert len(str(caught.value)) < 4000
+    nodes = [
+        node("Gemm", ["x", "w"], ["t"], evil, transB=1),
+        node("Gemm", ["t", "w"], ["y"], evil + "2"),
+    ]
+    portacnn.onnx.load(write(path, model_of(nodes, {"w": numbers(2, 2)}, ("N", 2))))
+    assert "in different forms" in caplog.text
+    assert "\x1b" not in caplog.text
+    assert len(caplog.text) < 2000

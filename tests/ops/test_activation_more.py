@@ -1,0 +1,257 @@
+"""Activations beyond ReLU and sigmoid, the error function, softmax: against math's functions,
+PyTorch, finite differences."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from portacnn import ops
+from portacnn.errors import ArgumentError
+from support.checks import (
+    DTYPES,
+    LAYOUTS,
+    agree,
+    distinct,
+    gradient_agrees,
+    laid_out,
+    normal,
+    refuses,
+    refuses_integers_and_lists,
+    untouched,
+    with_each_kernel,
+)
+from support.matrix import Here
+
+TOLERANCE = {"float32": 1e-5, "float64": 1e-11}
+
+
+def sigmoid(v: float) -> float:
+    return 1 / (1 + math.exp(-v)) if v >= 0 else math.exp(v) / (1 + math.exp(v))
+
+
+def normal_below(v: float) -> float:
+    return 0.5 * math.erfc(-v / math.sqrt(2))
+
+
+# name, options, the function of one number in Python's own arithmetic
+CASES = [
+    ("leaky_relu", {}, lambda v: v if v > 0 else 0.01 * v),
+    ("leaky_relu", {"negative_slope": -0.3}, lambda v: v if v > 0 else -0.3 * v),
+    ("leaky_relu", {"negative_slope": 0}, lambda v: max(v, 0.0)),
+    ("elu", {}, lambda v: v if v > 0 else math.expm1(v)),
+    ("elu", {"alpha": 0.4}, lambda v: v if v > 0 else 0.4 * math.expm1(v)),
+    ("tanh", {}, math.tanh),
+    ("silu", {}, lambda v: v * sigmoid(v)),
+    ("gelu", {}, lambda v: v * normal_below(v)),
+    (
+        "gelu",
+        {"approximate": "tanh"},
+        lambda v: v / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))),
+    ),
+    ("softplus", {}, lambda v: v if v > 20 else math.log1p(math.exp(v))),
+    ("softplus", {"beta": 3.0}, lambda v: v if 3 * v > 20 else math.log1p(math.exp(3 * v)) / 3),
+    (
+        "softplus",
+        {"beta": 0.5, "threshold": 1},
+        lambda v: v if v > 2 else math.log1p(math.exp(v / 2)) * 2,
+    ),
+    ("softplus", {"threshold": 1e9}, lambda v: max(v, 0.0) + math.log1p(math.exp(-abs(v)))),
+]
+every = pytest.mark.parametrize(
+    ("name", "options", "function"), CASES, ids=[f"{c[0]}-{c[1]}" for c in CASES]
+)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@every
+@with_each_kernel
+def test_values(backend: Here, name: str, options: dict, function: Any, dtype: str):
+    host = np.concatenate(
+        [np.linspace(-12, 12, 41), normal(15), [25.0, -25.0, 1e4, -1e4, 0.0, 1e-20]]
+    ).reshape(31, 2)
+    host = host.astype(dtype).astype("float64")
+    expected = np.vectorize(function)(host)
+    for layout in LAYOUTS:
+        x = laid_out(backend, host, dtype, layout)
+        with untouched(backend, x):
+            y, _ = getattr(ops, name)(x, **options)
+        got = backend.host(y)
+        np.testing.assert_allclose(got, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+        assert (y.dtype, y.device, type(y)) == (x.dtype, x.device, type(x))
+    quick, nothing = getattr(ops, name)(x, **options, keep=False)
+    assert nothing is None
+    agree(backend, quick, got, x)
+
+
+@every
+@with_each_kernel
+def test_numerical_gradient(backend: Here, name: str, options: dict, function: Any):
+    host = distinct(4, 5, 3)
+    dy = backend.array(normal(4, 5, 3))
+    op, back = getattr(ops, name), getattr(ops, name + "_backward")
+    _, cache = op(backend.array(host), **options)
+    with untouched(backend, dy):
+        dx = back(dy, cache)
+    gradient_agrees(
+        backend, dx, lambda x: backend.xp.sum(op(x, **options, keep=False)[0] * dy), host
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@every
+@with_each_kernel
+def test_pytorch(backend: Here, name: str, options: dict, function: Any, dtype: str):
+    """Gradients at the bends and far out, too."""
+    torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
+    if options.get("threshold", 0) > 1e4:
+        pytest.skip("PyTorch's softplus overflows below such a threshold")
+    host = np.concatenate([np.linspace(-30, 30, 121), [0.0, 1e4, -1e4]])
+    leaf = torch.tensor(host, dtype=getattr(torch, dtype), requires_grad=True)
+    y = getattr(torch, name, None) or getattr(torch.nn.functional, name)
+    y = y(leaf, **options)
+    y.backward(torch.ones_like(y))
+    x = backend.array(host, dtype)
+    got, cache = getattr(ops, name)(x, **options)
+    np.testing.assert_allclose(
+        backend.host(got), y.detach().numpy(), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype]
+    )
+    dx = getattr(ops, name + "_backward")(backend.array(np.ones(host.shape), dtype), cache)
+    agree(backend, dx, leaf.grad.numpy(), x, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (0, 3, 2), (1, 1, 1, 1)])
+@every
+@with_each_kernel
+def test_any_shape(backend: Here, name: str, options: dict, function: Any, shape: tuple):
+    x = backend.array(np.full(shape, 0.5))
+    y, cache = getattr(ops, name)(x, **options)
+    agree(backend, backend.xp.asarray(y), np.full(shape, function(0.5)), x)
+    assert tuple(getattr(ops, name + "_backward")(y, cache).shape) == shape
+
+
+# --- the error function ---------------------------------------------------------------------------
+
+
+@with_each_kernel
+def test_erf(backend: Here):
+    host = np.concatenate(
+        [np.linspace(-7, 7, 70_001), [0.46875, -0.46875, 1e4, -1e4, 1e-300, 0.0, np.inf, -np.inf]]
+    )
+    expected = np.array([math.erf(v) for v in host])
+    got = backend.host(ops.erf(backend.array(host)))
+    np.testing.assert_allclose(got, expected, rtol=1e-15, atol=0)
+    assert np.isnan(backend.host(ops.erf(backend.array(np.array([np.nan])))))
+    single = backend.host(ops.erf(backend.array(host, "float32")))
+    assert single.dtype == np.float32
+    np.testing.assert_allclose(single, [math.erf(v) for v in host.astype("float32")], rtol=5e-7)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(40, 50, 41), (82_000,), (3, 40_000)])
+@with_each_kernel
+def test_erf_in_any_layout(backend: Here, shape: tuple, layout: str):
+    host = normal(*shape)
+    x = laid_out(backend, host, "float64", layout)
+    expected = np.array([math.erf(v) for v in host.ravel()]).reshape(shape)
+    with untouched(backend, x):
+        agree(backend, ops.erf(x), expected, x)
+
+
+# --- softmax --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2, -1, -3])
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_softmax(backend: Here, dtype: str, name: str, dim: int):
+    torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
+    host, up = 5 * normal(3, 4, 5), normal(3, 4, 5, seed=1)
+    host[0, 0, 0], host[1, 2, 3], host[2, 3] = 1e4, -1e4, 1e4
+    leaf = torch.tensor(host, requires_grad=True)
+    expected = getattr(torch, name)(leaf, dim=dim)
+    expected.backward(torch.tensor(up))
+    by_hand = np.moveaxis(np.zeros(host.shape), dim, -1)
+    rows = np.moveaxis(host, dim, -1)
+    for at in np.ndindex(rows.shape[:-1]):
+        top = max(rows[at])
+        total = math.fsum(math.exp(v - top) for v in rows[at])
+        logs = [v - top - math.log(total) for v in rows[at]]
+        by_hand[at] = [math.exp(v) for v in logs] if name == "softmax" else logs
+    for layout in LAYOUTS:
+        x, dy = laid_out(backend, host, dtype, layout), laid_out(backend, up, dtype, layout)
+        with untouched(backend, x, dy):
+            y, cache = getattr(ops, name)(x, dim)
+            dx = getattr(ops, name + "_backward")(dy, cache)
+        agree(backend, y, np.moveaxis(by_hand, -1, dim), x, TOLERANCE[dtype])
+        agree(backend, dx, leaf.grad.numpy(), x, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_softmax_gradient(backend: Here, name: str):
+    host, dy = normal(3, 4, 2), backend.array(normal(3, 4, 2, seed=1))
+    op = getattr(ops, name)
+    for dim in (0, 1):
+        _, cache = op(backend.array(host), dim=dim)
+        dx = getattr(ops, name + "_backward")(dy, cache)
+        gradient_agrees(
+            backend, dx, lambda x, dim=dim: backend.xp.sum(op(x, dim=dim, keep=False)[0] * dy), host
+        )
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (2, 1)])
+def test_softmax_of_few(backend: Here, name: str, shape: tuple):
+    x = backend.array(np.full(shape, 7.0))
+    y, cache = getattr(ops, name)(x, 1)
+    agree(backend, y, np.full(shape, 1.0 if name == "softmax" else 0.0), x)
+    agree(backend, getattr(ops, name + "_backward")(x, cache), np.zeros(shape), x)
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("leaky_relu", {"negative_slope": float("inf")}, ("negative_slope", "inf")),
+        ("elu", {"alpha": "1"}, ("alpha", "'1'")),
+        ("gelu", {"approximate": "erf"}, ("approximate", '"none", "tanh"', "'erf'")),
+        ("softplus", {"beta": 0}, ("beta", "above 0", "0")),
+        ("softplus", {"threshold": None}, ("threshold", "None")),
+        ("softmax", {"dim": 2}, ("dim", "-2..1", "2x3")),
+        ("softmax", {"dim": 1.0}, ("dim", "1.0")),
+        ("log_softmax", {"dim": -3}, ("dim", "-3")),
+        ("log_softmax", {"dim": None}, ("dim", "None")),
+    ],
+)
+def test_errors(backend: Here, name: str, options: dict, words: tuple):
+    x = backend.array(normal(2, 3))
+    refuses(ArgumentError, f"{name}: ", *words, call=lambda: getattr(ops, name)(x, **options))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["relu", "leaky_relu", "elu", "sigmoid", "tanh", "silu", "gelu", "softplus", "softmax", "erf"],
+)
+def test_integers_and_lists(backend: Here, name: str):
+    arguments = (0,) if name == "softmax" else ()
+    refuses_integers_and_lists(
+        backend, f"{name}: ", lambda x: getattr(ops, name)(x, *arguments), normal(2, 3) * 9
+    )
+
+
+def test_options_may_stand_in_order(backend: Here):
+    x = backend.array(normal(5))
+    for name, options in (
+        ("leaky_relu", {"negative_slope": 0.4}),
+        ("elu", {"alpha": 2.0}),
+        ("softplus", {"beta": 2.0, "threshold": 1.0}),
+    ):
+        agree(
+            backend,
+            getattr(ops, name)(x, *options.values())[0],
+            backend.host(getattr(ops, name)(x, **options)[0]),
+            x,
+        )

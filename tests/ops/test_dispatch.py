@@ -1,0 +1,516 @@
+"""Who computes an op: overrides and the portable pair, the switch between them, and caches that
+find their maker."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec
+from inspect import signature
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from portacnn import ops, runtime
+from portacnn.backends.cupy import kernels as cupy_kernels
+from portacnn.errors import ArgumentError, StateError
+from portacnn.ops import use_kernels
+from portacnn.ops.dispatch import OPS, Cache
+from portacnn.runtime import BackendError, Kernel, backend_of
+from support.checks import normal, refuses, with_each_kernel
+from support.matrix import Here
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Spy:
+    """A kernel pair that computes nonsense, or declines, and counts its calls."""
+
+    def __init__(self, result: Callable[[Any], Any]) -> None:
+        self.result, self.forwards, self.backwards = result, 0, 0
+
+    def kernel(self) -> Kernel:
+        return Kernel(self.forward, self.backward)
+
+    def forward(self, x: Any, *args: Any, keep: bool = True) -> Any:
+        self.forwards += 1
+        result = self.result(x)
+        return result if result is NotImplemented else (result, ("the spy's", x) if keep else None)
+
+    def backward(self, dy: Any, saved: Any) -> Any:
+        self.backwards += 1
+        assert saved[0] == "the spy's"
+        return dy * 1000.0
+
+
+@pytest.fixture
+def override(backend: Here, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Spy]:
+    """``override("relu", f)``: the library under test gets a kernel whose forward gives f(x); all
+    its others are gone.
+
+    ``to`` is the kernel set it goes to, beside those put in already.
+    """
+    sets: dict[str, dict[str, Kernel]] = {"numba": {}, "native": {}}
+
+    def put(op: str, result: Callable[[Any], Any], *, to: str = "native") -> Spy:
+        spy, example = Spy(result), backend.array(np.ones(1))
+        sets[to][op] = spy.kernel()
+        monkeypatch.setitem(
+            runtime._by_type, type(example), replace(backend_of(example), kernels=sets)
+        )
+        return spy
+
+    return put
+
+
+HOST, UP = normal(2, 3), normal(2, 3, seed=1)
+
+
+def test_an_override_runs_forward_and_backward(backend: Here, override: Callable[..., Spy]):
+    spy, x = override("relu", lambda x: x * 7.0), backend.array(HOST)
+    y, cache = ops.relu(x)
+    np.testing.assert_array_equal(backend.host(y), HOST * 7.0)
+    assert isinstance(cache, Cache)
+    np.testing.assert_array_equal(
+        backend.host(ops.relu_backward(backend.array(UP), cache)), UP * 1000.0
+    )
+    assert (spy.forwards, spy.backwards) == (1, 1)
+    assert ops.relu(x, keep=False)[1] is None
+    ops.sigmoid(x)
+    assert spy.forwards == 2  # for its own op only
+
+
+def test_one_that_declines_leaves_the_portable_pair(backend: Here, override: Callable[..., Spy]):
+    spy, x = override("relu", lambda x: NotImplemented), backend.array(HOST)
+    y, cache = ops.relu(x)
+    np.testing.assert_array_equal(backend.host(y), np.maximum(HOST, 0))
+    np.testing.assert_array_equal(
+        backend.host(ops.relu_backward(backend.array(UP), cache)), UP * (HOST > 0)
+    )
+    assert (spy.forwards, spy.backwards) == (1, 0)
+
+
+def test_a_kernel_may_decline_one_case_and_take_the_next(
+    backend: Here, override: Callable[..., Spy]
+):
+    spy = override("relu", lambda x: x * 7.0 if x.ndim == 2 else NotImplemented)
+    taken, declined = ops.relu(backend.array(HOST))[1], ops.relu(backend.array(HOST[0]))[1]
+    np.testing.assert_array_equal(
+        backend.host(ops.relu_backward(backend.array(UP), taken)), UP * 1000.0
+    )
+    up = backend.host(ops.relu_backward(backend.array(UP[0]), declined))
+    np.testing.assert_array_equal(up, UP[0] * (HOST[0] > 0))
+    assert (spy.forwards, spy.backwards) == (2, 1)
+
+
+def test_reference_turns_overrides_off_and_auto_on_again(
+    backend: Here, override: Callable[..., Spy]
+):
+    spy, x = override("relu", lambda x: x * 7.0), backend.array(HOST)
+    with use_kernels("reference"):
+        np.testing.assert_array_equal(backend.host(ops.relu(x)[0]), np.maximum(HOST, 0))
+        assert spy.forwards == 0
+        with use_kernels("auto"):
+            np.testing.assert_array_equal(backend.host(ops.relu(x)[0]), HOST * 7.0)
+        np.testing.assert_array_equal(backend.host(ops.relu(x)[0]), np.maximum(HOST, 0))
+    np.testing.assert_array_equal(backend.host(ops.relu(x)[0]), HOST * 7.0)
+
+
+def test_the_switch_is_put_back_after_an_error(backend: Here, override: Callable[..., Spy]):
+    spy, x = override("relu", lambda x: x * 7.0), backend.array(HOST)
+    with pytest.raises(KeyError), use_kernels("reference"):
+        raise KeyError
+    ops.relu(x)
+    assert spy.forwards == 1
+
+
+def test_the_switch_is_for_one_thread(backend: Here, override: Callable[..., Spy]):
+    spy, x = override("relu", lambda x: x * 7.0), backend.array(HOST)
+    with use_kernels("reference"):
+        other = threading.Thread(target=lambda: ops.relu(x))
+        other.start()
+        other.join()
+        ops.relu(x)
+    assert spy.forwards == 1
+
+
+def test_a_cache_goes_back_to_its_maker(backend: Here, override: Callable[..., Spy]):
+    """Whatever the switch says by then, in both directions."""
+    spy, x, dy = override("relu", lambda x: x * 7.0), backend.array(HOST), backend.array(UP)
+    _, by_spy = ops.relu(x)
+    with use_kernels("reference"):
+        np.testing.assert_array_equal(backend.host(ops.relu_backward(dy, by_spy)), UP * 1000.0)
+        _, portable = ops.relu(x)
+    np.testing.assert_array_equal(backend.host(ops.relu_backward(dy, portable)), UP * (HOST > 0))
+    assert spy.backwards == 1
+
+
+def test_the_first_kernel_set_comes_first_and_the_switch_leaves_it_out(
+    backend: Here, override: Callable[..., Spy]
+):
+    own, compiled = (
+        override("relu", lambda x: x * 7.0),
+        override("relu", lambda x: x * 9.0, to="numba"),
+    )
+    x = backend.array(HOST)
+    for choice, factor in (("auto", 9.0), ("native", 7.0)):
+        with use_kernels(choice):
+            y, cache = ops.relu(x)
+        np.testing.assert_array_equal(backend.host(y), HOST * factor)
+        ops.relu_backward(backend.array(UP), cache)
+    assert (own.forwards, own.backwards, compiled.forwards, compiled.backwards) == (1, 1, 1, 1)
+    with use_kernels("reference"):
+        np.testing.assert_array_equal(backend.host(ops.relu(x)[0]), np.maximum(HOST, 0))
+    assert (own.forwards, compiled.forwards) == (1, 1)
+
+
+def test_what_a_compiled_kernel_declines_goes_to_the_librarys_own_and_then_to_the_portable_pair(
+    backend: Here, override: Callable[..., Spy]
+):
+    own = override("relu", lambda x: x * 7.0 if x.ndim == 2 else NotImplemented)
+    compiled = override(
+        "relu", lambda x: x * 9.0 if x.shape[0] == 1 else NotImplemented, to="numba"
+    )
+    results = [backend.host(ops.relu(backend.array(x))[0]) for x in (HOST[:1], HOST, HOST[1])]
+    for got, expected in zip(
+        results, (HOST[:1] * 9.0, HOST * 7.0, np.maximum(HOST[1], 0)), strict=True
+    ):
+        np.testing.assert_array_equal(got, expected)
+    assert (compiled.forwards, own.forwards) == (3, 2)
+
+
+def test_an_op_without_a_backward_hands_on_what_it_gives(
+    backend: Here, override: Callable[..., Spy]
+):
+    seen = []
+    override("sgd_update", lambda params: NotImplemented)
+    kernel = Kernel(lambda params, grads, *, lr, ok=None: seen.append((len(params), lr)))
+    p = backend.backend.asarray(HOST)
+    runtime._by_type[type(p)].kernels["native"]["sgd_update"] = kernel
+    assert ops.sgd_update([p], [backend.array(UP)], lr=0.5) is None
+    assert seen == [(1, 0.5)]
+    np.testing.assert_array_equal(backend.host(p), HOST)
+    with use_kernels("reference"):
+        ops.sgd_update([p], [backend.array(UP)], lr=0.5)
+    np.testing.assert_array_equal(backend.host(p), HOST - 0.5 * UP)
+
+
+def test_bad_arguments_are_refused_before_an_override_sees_them(
+    backend: Here, override: Callable[..., Spy]
+):
+    spy = override("relu", lambda x: x)
+    with pytest.raises(TypeError):
+        ops.relu(backend.array(np.arange(3)))
+    assert spy.forwards == 0
+
+
+# --- caches ---------------------------------------------------------------------------------------
+
+# The same numbers in one, two and three dimensions
+VIEWS: dict[int, Callable[[Any], Any]] = {
+    1: lambda x: x[:, :, :, 0],
+    2: lambda x: x,
+    3: lambda x: x[..., None],
+}
+
+
+ACTIVATIONS = ("relu", "leaky_relu", "elu", "sigmoid", "tanh", "silu", "gelu", "softplus")
+
+
+def _spatial(kind: str, arguments: Callable[[Any], tuple], **options: Any) -> dict[str, tuple]:
+    """The entries of an op that has a face for each number of spatial axes."""
+    calls = {}
+    for axes, view in VIEWS.items():
+        face = getattr(ops, f"{kind}{axes}d")
+
+        def run(x, face=face, view=view, **keep):
+            return face(view(x), *arguments(view(x)), **options, **keep)
+
+        calls[face.__name__] = (
+            partial(run, keep=False),
+            run,
+            getattr(ops, f"{face.__name__}_backward"),
+        )
+    return calls
+
+
+def _plain(name: str, *arguments: Any, **options: Any) -> dict[str, tuple]:
+    """The entry of an op that takes x and plain values."""
+    face = getattr(ops, name)
+
+    def run(x, **keep):
+        return face(x, *arguments, **options, **keep)
+
+    return {name: (partial(run, keep=False), run, getattr(ops, f"{name}_backward"))}
+
+
+def _pair(name: str) -> dict[str, tuple]:
+    """The entry of an op of x and something of its shape."""
+    face = getattr(ops, name)
+
+    def run(x, **keep):
+        return face(x, x, **keep)
+
+    return {name: (partial(run, keep=False), run, getattr(ops, f"{name}_backward"))}
+
+
+CALLS = {
+    **_spatial("conv", lambda x: (x,)),
+    **_spatial("conv_transpose", lambda x: (x,)),
+    **_spatial("max_pool", lambda x: (1,)),
+    **_spatial("avg_pool", lambda x: (1,)),
+    **_spatial("adaptive_avg_pool", lambda x: (1,)),
+    **_spatial("adaptive_max_pool", lambda x: (1,)),
+    "global_avg_pool": (
+        partial(ops.global_avg_pool, keep=False),
+        ops.global_avg_pool,
+        ops.global_avg_pool_backward,
+    ),
+    "global_max_pool": (
+        partial(ops.global_max_pool, keep=False),
+        ops.global_max_pool,
+        ops.global_max_pool_backward,
+    ),
+    "pad": (
+        lambda x: ops.pad(x, (1, 1), keep=False),
+        lambda x: ops.pad(x, (1, 1)),
+        ops.pad_backward,
+    ),
+    **{name: call for op in ACTIVATIONS for name, call in _plain(op).items()},
+    **_plain("elementwise", "exp"),
+    **{
+        name: call
+        for op in ("scaled_elu", "hard_sigmoid", "hard_swish", "clip")
+        for name, call in _plain(op).items()
+    },
+    **_plain("softmax", 1),
+    **_plain("log_softmax", 1),
+    **_plain("batch_norm", None, None, training=True),
+    **_plain("instance_norm"),
+    **_plain("group_norm", 1),
+    **_plain("layer_norm", 2),
+    **_plain("local_response_norm", 2),
+    **_plain("dropout", seed=0),
+    **_spatial("dropout", lambda x: (), seed=0),
+    **_pair("mse_loss"),
+    **_pair("binary_cross_entropy_with_logits"),
+    **_pair("softmax_cross_entropy"),
+    **_pair("prelu"),
+    "arithmetic": (
+        lambda x: ops.arithmetic(x, x, "add", keep=False),
+        lambda x: ops.arithmetic(x, x, "add"),
+        ops.arithmetic_backward,
+    ),
+    "linear": (
+        lambda x: ops.linear(x[0, 0, ...], x[0, 0, ...], keep=False),
+        lambda x: ops.linear(x[0, 0, ...], x[0, 0, ...]),
+        ops.linear_backward,
+    ),
+}
+
+
+def test_here_is_every_op_that_has_a_backward():
+    assert {f"{name}_backward" for name in CALLS} == {
+        name for name in ops.__all__ if name.endswith("_backward")
+    }
+
+
+@pytest.mark.parametrize("name", CALLS)
+@with_each_kernel
+def test_keep_false_keeps_nothing(backend: Here, name: str):
+    forward, kept, backward = CALLS[name]
+    x = backend.array(normal(2, 2, 2, 2))
+    y, cache = forward(x)
+    assert cache is None
+    refuses(StateError, "keep=True", call=lambda: backward(y, None))
+    y, cache = kept(x)
+    for _, _, wrong in CALLS.values():
+        if wrong is not backward:  # the faces of one op share it
+            refuses(
+                StateError,
+                "expected the cache of",
+                cache.op,
+                call=lambda wrong=wrong: wrong(y, cache),
+            )
+    backward(y, cache)
+
+
+# --- what backends bring --------------------------------------------------------------------------
+
+
+def every_override() -> list[tuple[str, str, str]]:
+    """The backend's name, which of its kernel sets, and the op's name."""
+    return [
+        (name, word, op)
+        for name in runtime.backend_names()
+        for word, table in sets(name).items()
+        for op in table
+    ]
+
+
+def sets(name: str) -> Mapping[str, Mapping[str, Kernel]]:
+    try:
+        return runtime.resolve(name).kernels
+    except BackendError:
+        # CuPy's load without a GPU and without CuPy.
+        return {"native": cupy_kernels.KERNELS} if name == "cupy" else {}
+
+
+def parameters(function: Callable[..., Any]) -> list[tuple]:
+    """Name, kind and whether there is a default, which must then be the same."""
+    return [(p.name, p.kind, p.default) for p in signature(function).parameters.values()]
+
+
+@pytest.mark.parametrize(("name", "word", "op"), every_override())
+def test_overrides_have_the_portable_signatures(name: str, word: str, op: str):
+    kernel = sets(name)[word][op]
+    assert op in OPS, f"{name} overrides {op}, which is no op; ops are {', '.join(OPS)}"
+    assert parameters(kernel.forward) == parameters(OPS[op].forward)
+    portable = OPS[op].portable_backward
+    assert (kernel.backward is None) == (portable is None)
+    if portable is not None:
+        assert parameters(kernel.backward) == parameters(portable)
+    if kernel.prepare is not None:  # it keeps nothing
+        assert parameters(kernel.prepare) == [
+            p for p in parameters(OPS[op].forward) if p[0] != "keep"
+        ]
+
+
+def test_numpys_overrides_are_found():
+    """The test above would pass with no parameters at all."""
+    assert ("numpy", "native", "max_pool") in every_override()
+    assert ("cupy", "native", "conv_relu") in every_override()
+    assert (("numpy", "numba", "conv_relu") in every_override()) == (find_spec("numba") is not None)
+    assert set(OPS) >= {
+        "conv",
+        "max_pool",
+        "avg_pool",
+        "relu",
+        "sigmoid",
+        "linear",
+        "conv_relu",
+        "linear_relu",
+        "softmax_cross_entropy",
+        "adam_update",
+    }
+
+
+@pytest.mark.parametrize("op", ["conv", "max_pool", "avg_pool"])
+@pytest.mark.parametrize("choice", ["auto", "reference"])
+def test_torchs_own_kernels_run_when_they_should(
+    op: str, choice: str, monkeypatch: pytest.MonkeyPatch
+):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    kernel, calls = runtime.resolve("torch").kernels["native"][op], []
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        calls.append("forward")
+        return kernel.forward(*args, **kwargs)
+
+    def backward(*args: Any, **kwargs: Any) -> Any:
+        calls.append("backward")
+        return kernel.backward(*args, **kwargs)
+
+    x = torch.ones(1, 1, 4, 4)
+    watched = replace(backend_of(x), kernels={"native": {op: Kernel(forward, backward)}})
+    monkeypatch.setitem(runtime._by_type, torch.Tensor, watched)
+    run = {
+        "conv": lambda **o: ops.conv2d(x, x[:, :, :3, :3], **o),
+        "max_pool": lambda **o: ops.max_pool2d(x, 3, **o),
+    }
+    run["avg_pool"] = lambda **o: ops.avg_pool2d(x, 3, **o)
+    back = getattr(ops, f"{op}2d_backward")
+    with use_kernels(choice):
+        back(*run[op](padding=1))
+        assert calls == ([] if choice == "reference" else ["forward", "backward"])
+        # PyTorch pads alike on both sides: the override declines
+        back(*run[op](padding=((1, 0), (0, 1))))
+        assert calls == ([] if choice == "reference" else ["forward", "backward", "forward"])
+
+
+# --- the variable ---------------------------------------------------------------------------------
+
+PROGRAM = """
+import numpy as np
+from dataclasses import replace
+from functools import partial
+from portacnn import ops, runtime
+from portacnn.runtime import Kernel
+x = np.ones(2)
+kernels = {"native": {"relu": Kernel(lambda x, *, keep=True: (x * 7.0, None), lambda dy,
+    saved: dy)}}
+runtime._by_type[np.ndarray] = replace(runtime.backend_of(x), kernels=kernels)
+print(ops.relu(x)[0][0])
+with ops.use_kernels("auto"):
+    print(ops.relu(x)[0][0])
+"""
+
+
+def in_a_process(program: str, **variables: str) -> subprocess.CompletedProcess:
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("PORTACNN_")
+    }
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env=environment | variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("variables", "printed"),
+    [
+        ({}, ["7.0", "7.0"]),
+        ({"PORTACNN_KERNELS": ""}, ["7.0", "7.0"]),
+        ({"PORTACNN_KERNELS": "auto"}, ["7.0", "7.0"]),
+        ({"PORTACNN_KERNELS": "native"}, ["7.0", "7.0"]),
+        ({"PORTACNN_KERNELS": "reference"}, ["1.0", "7.0"]),
+    ],
+    ids=["unset", "empty", "auto", "native", "reference"],
+)
+def test_the_variable(variables: dict[str, str], printed: list[str]):
+    done = in_a_process(PROGRAM, **variables)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == printed
+
+
+def test_the_variable_is_read_at_the_first_op():
+    """So that a program may set it after its imports."""
+    done = in_a_process(
+        f"import os, portacnn\nos.environ['PORTACNN_KERNELS'] = 'reference'\n{PROGRAM}"
+    )
+    assert done.stdout.split() == ["1.0", "7.0"], done.stderr
+
+
+def test_an_unknown_choice_names_the_choices():
+    done = in_a_process(
+        "import numpy, portacnn; portacnn.ops.relu(numpy.ones(3))", PORTACNN_KERNELS="fast"
+    )
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    for word in (
+        "ArgumentError",
+        "PORTACNN_KERNELS",
+        "auto",
+        "numba",
+        "native",
+        "reference",
+        "'fast'",
+    ):
+        assert word in last
+
+    def enter() -> None:
+        with use_kernels("fast"):
+            pass
+
+    refuses(
+        ArgumentError, "use_kernels", "auto", "numba", "native", "reference", "'fast'", call=enter
+    )

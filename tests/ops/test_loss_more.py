@@ -1,0 +1,251 @@
+"""Losses on drawn configurations against PyTorch, and mean squared error and binary cross-entropy
+against plain loops."""
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from portacnn import ops
+from portacnn.errors import ArgumentError, ArrayError, ShapeError
+from support.checks import (
+    DTYPES,
+    LAYOUTS,
+    agree,
+    gradient_agrees,
+    laid_out,
+    normal,
+    refuses,
+    refuses_mixed,
+    untouched,
+)
+from support.matrix import Here
+
+TOLERANCE = {"float32": 1e-5, "float64": 1e-10}
+REDUCTIONS = ("mean", "sum", "none")
+
+
+def mse(x: float, t: float, w: float) -> tuple[float, float]:
+    return w * (x - t) ** 2, w * 2 * (x - t)
+
+
+def bce(x: float, t: float, w: float, pw: float) -> tuple[float, float]:
+    """log(sigmoid(x)) and log(sigmoid(-x)) as -log1p(exp(-x)) and -log1p(exp(x)); where exp
+    overflows, that is x itself."""
+    minus_log_s = math.log1p(math.exp(-x)) if x > -700 else -x
+    minus_log_1s = math.log1p(math.exp(x)) if x < 700 else x
+    s = math.exp(-minus_log_s)
+    return w * (pw * t * minus_log_s + (1 - t) * minus_log_1s), w * (
+        -pw * t * math.exp(-minus_log_1s) + (1 - t) * s
+    )
+
+
+def expected_of(name, x, t, reduction, weight=None, pos_weight=None):
+    """(loss, dx for a dy of ones)."""
+    weight = np.broadcast_to(1.0 if weight is None else weight, x.shape)
+    pos_weight = np.broadcast_to(1.0 if pos_weight is None else pos_weight, x.shape)
+    losses, dx = np.zeros(x.shape), np.zeros(x.shape)
+    for i in np.ndindex(x.shape):
+        losses[i], dx[i] = (
+            mse(x[i], t[i], weight[i])
+            if name == "mse_loss"
+            else bce(x[i], t[i], weight[i], pos_weight[i])
+        )
+    if reduction == "none":
+        return losses, dx
+    scale = 1 / x.size if reduction == "mean" else 1.0
+    return np.asarray(math.fsum(losses.ravel()) * scale), dx * scale
+
+
+PAIRS = ("mse_loss", "binary_cross_entropy_with_logits")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize(
+    "factors", [(), ("weight",), ("pos_weight",), ("weight", "pos_weight")], ids=str
+)
+@pytest.mark.parametrize("name", PAIRS)
+def test_values_and_gradients(backend: Here, name: str, factors: tuple, reduction: str, dtype: str):
+    if name == "mse_loss" and "pos_weight" in factors:
+        pytest.skip("mse_loss has no pos_weight")
+    x, t = 3 * normal(3, 4, 2), np.random.default_rng(1).random((3, 4, 2))
+    x[0, 0], t[0, 0, 0], t[0, 0, 1] = (1e4, 0.0, 1.0) if name != "mse_loss" else (9, 0, 1)
+    shapes = {"weight": (4, 2), "pos_weight": (4, 1)}
+    given = {factor: 0.5 + normal(*shapes[factor], seed=2) ** 2 for factor in factors}
+    loss, dx = expected_of(name, x, t, reduction, **given)
+    dy = normal(*loss.shape, seed=3)
+    arrays = {factor: backend.array(a, dtype) for factor, a in given.items()}
+    for layout in LAYOUTS:
+        xs, ts = laid_out(backend, x, dtype, layout), laid_out(backend, t, dtype, layout)
+        with untouched(backend, xs, ts, *arrays.values()):
+            got, cache = getattr(ops, name)(xs, ts, **arrays, reduction=reduction)
+            back = getattr(ops, name + "_backward")
+            agree(backend, backend.xp.asarray(got), loss, xs, TOLERANCE[dtype])
+            agree(backend, back(backend.array(dy, dtype), cache), dy * dx, xs, TOLERANCE[dtype])
+            if reduction != "none":
+                agree(backend, back(1.0, cache), dx, xs, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_numerical_gradient(backend: Here, name: str):
+    host, t = normal(3, 2), backend.array(np.random.default_rng(0).random((3, 2)))
+    op = getattr(ops, name)
+    options: dict[str, Any] = {"weight": backend.array(normal(2, seed=1))}
+    if name != "mse_loss":
+        options["pos_weight"] = backend.array(normal(2, seed=2) ** 2)
+    _, cache = op(backend.array(host), t, **options)
+    gradient = getattr(ops, name + "_backward")(1.0, cache)
+    gradient_agrees(backend, gradient, lambda x: op(x, t, **options, keep=False)[0], host)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_far_out_and_empty(backend: Here, name: str):
+    x, t = np.array([1e4, -1e4, 1e4, -1e4, 0.0]), np.array([0.0, 0.0, 1.0, 1.0, 0.5])
+    xs, ts = backend.array(x, "float32"), backend.array(t, "float32")
+    got, cache = getattr(ops, name)(xs, ts, reduction="none")
+    losses, dx = expected_of(name, x, t, "none")
+    agree(backend, got, losses, xs)
+    agree(backend, getattr(ops, name + "_backward")(1.0, cache), dx, xs)
+    nothing = backend.array(np.zeros((0, 3)), "float32")
+    assert np.isnan(backend.host(getattr(ops, name)(nothing, nothing)[0]))
+    assert backend.host(getattr(ops, name)(nothing, nothing, reduction="sum")[0]) == 0.0
+    got, cache = getattr(ops, name)(nothing, nothing)
+    assert tuple(getattr(ops, name + "_backward")(1.0, cache).shape) == (0, 3)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_errors(backend: Here, name: str):
+    op = getattr(ops, name)
+    x, t = normal(2, 3), np.ones((2, 3))
+    refuses_mixed(backend, f"{name}: ", op, x, t)
+    xs, ts = backend.array(x), backend.array(t)
+    refuses_mixed(
+        backend, f"{name}: ", lambda a, w: op(a, backend.array(t, "float32"), weight=w), x, t
+    )
+    refuses(ShapeError, name, "2x3", "3", call=lambda: op(xs, ts[0, :]))
+    refuses(
+        ShapeError,
+        name,
+        "weight (2,)",
+        "broadcast",
+        "2x3",
+        call=lambda: op(xs, ts, weight=ts[:, 0]),
+    )
+    refuses(
+        ShapeError,
+        name,
+        "weight",
+        call=lambda: op(xs, ts, weight=backend.array(np.ones((1, 2, 3)))),
+    )
+    refuses(ArgumentError, name, "reduction", "'avg'", call=lambda: op(xs, ts, reduction="avg"))
+    refuses(
+        ArrayError, name, "floating", call=lambda: op(backend.array(np.ones(2, dtype="int64")), ts)
+    )
+
+
+# --- cross-entropy on drawn configurations --------------------------------------------------------
+
+
+def draw(rng: np.random.Generator) -> tuple:
+    """(logits, target, weight, options)"""
+    n, classes = int(rng.integers(0, 5)), int(rng.integers(1, 6))
+    rest = tuple(
+        int(v) for v in rng.integers(0 if rng.random() < 0.05 else 1, 4, size=rng.integers(0, 3))
+    )
+    logits = rng.standard_normal((n, classes, *rest)) * rng.choice([0.1, 1.0, 50.0, 1e4])
+    options: dict[str, Any] = {
+        "reduction": str(rng.choice(REDUCTIONS)),
+        "label_smoothing": float(rng.choice([0.0, 0.1, 1.0])),
+    }
+    kind = rng.choice(["indices", "one-hot", "soft"])
+    if kind == "indices":
+        target = rng.integers(0, classes, (n, *rest))
+        options["ignore_index"] = int(rng.choice([-100, 0, classes - 1]))
+        if rng.random() < 0.5:
+            target = np.where(
+                rng.random(target.shape) < rng.choice([0.3, 1.0]), options["ignore_index"], target
+            )
+    else:
+        target = rng.random(logits.shape)
+        if kind == "one-hot":
+            target = (target == target.max(axis=1, keepdims=True)).astype("float64")
+    weight = rng.random(classes) * (rng.random(classes) < 0.9) if rng.random() < 0.5 else None
+    return logits, target, weight, options
+
+
+def compare(here: Here, count: int, seed: int) -> None:
+    torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
+    rng = np.random.default_rng(seed)
+    for number in range(count):
+        logits, target, weight, options = draw(rng)
+        leaf = torch.tensor(logits, requires_grad=True)
+        expected = torch.nn.functional.cross_entropy(
+            leaf,
+            torch.tensor(target),
+            weight=None if weight is None else torch.tensor(weight),
+            **options,
+        )
+        dy = rng.standard_normal(expected.shape)
+        expected.backward(torch.tensor(dy))
+        x = here.array(logits)
+        try:
+            loss, cache = ops.softmax_cross_entropy(
+                x,
+                here.array(target),
+                weight=None if weight is None else here.array(weight),
+                **options,
+            )
+            agree(here, here.xp.asarray(loss), expected.detach().numpy(), x, 1e-9)
+            gradient = leaf.grad.numpy()
+            if np.isfinite(expected.detach().numpy()).all():
+                agree(
+                    here,
+                    ops.softmax_cross_entropy_backward(here.array(dy), cache),
+                    gradient,
+                    x,
+                    1e-9,
+                )
+            else:  # the mean over nothing: a gradient that is not NaN in PyTorch is not NaN here
+                got = here.host(ops.softmax_cross_entropy_backward(here.array(dy), cache))
+                assert not np.isnan(got[~np.isnan(gradient)]).any()
+        except BaseException as error:
+            error.add_note(
+                f"configuration {number}: {logits.shape} {target!r} {weight!r} {options}"
+            )
+            raise
+
+
+def test_cross_entropy_on_drawn_configurations(backend: Here):
+    compare(backend, 150, seed=0)
+
+
+@pytest.mark.slow
+def test_cross_entropy_on_thousands_of_configurations(backend: Here):
+    compare(backend, 3000, seed=1)
+
+
+def test_cross_entropy_where_no_label_counts(backend: Here):
+    x, labels = backend.array(normal(3, 4)), backend.array(np.full(3, -100))
+    loss, cache = ops.softmax_cross_entropy(x, labels)
+    assert np.isnan(backend.host(loss))
+    agree(backend, ops.softmax_cross_entropy_backward(1.0, cache), np.zeros((3, 4)), x)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int16", "int32", "int64"])
+def test_cross_entropy_takes_every_integer(backend: Here, kind: str):
+    x = backend.array(normal(3, 300))
+    expected, _ = ops.softmax_cross_entropy(x, backend.array(np.array([0, 127, 5])))
+    loss, _ = ops.softmax_cross_entropy(x, backend.array(np.array([0, 127, 5], dtype=kind)))
+    agree(backend, backend.xp.asarray(loss), backend.host(expected), x)
+
+
+def test_ignore_index_is_for_indices(backend: Here):
+    x = backend.array(normal(3, 4))
+    refuses(
+        ArgumentError,
+        "ignore_index",
+        "distribution",
+        call=lambda: ops.softmax_cross_entropy(x, x, ignore_index=0),
+    )

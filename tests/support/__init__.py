@@ -1,0 +1,1 @@
+"""What tests share: oracles, twins in PyTorch, small nets, stand-ins for hardware."""

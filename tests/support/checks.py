@@ -1,0 +1,189 @@
+"""What the tests of ops share: arrays in every memory layout, and what is asked of every result and
+every refusal."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import pytest
+
+from portacnn.backends import threads
+from portacnn.backends.numpy import conv as numpy_conv
+from portacnn.errors import ArrayError
+from portacnn.ops import use_kernels
+from portacnn.runtime import Array, resolve
+from support import oracles
+from support.matrix import Here
+
+DTYPES = ("float32", "float64")
+TOLERANCE = {"float32": 1e-5, "float64": 1e-11}  # of values of about 1
+LAYOUTS = ("packed", "batch_last", "reversed", "stepped")
+
+
+def normal(*shape: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(shape)
+
+
+def distinct(*shape: int, seed: int = 0) -> np.ndarray:
+    """No two numbers alike, or nearer than 0.1: where a maximum or a kink must not be met by
+    accident."""
+    count = int(np.prod(shape))
+    return (np.random.default_rng(seed).permutation(count).reshape(shape) - count // 2 + 0.5) / 10
+
+
+def laid_out(here: Here, host: Any, dtype: str | None = None, layout: str = "packed") -> Array:
+    """``host`` on the backend under test: the same shape and values, in memory as ``layout``
+    says."""
+    host = np.asarray(host)
+    if layout == "stepped":  # every second cell of something wider
+        cells = tuple(slice(1, max(2 * n, 1), 2) for n in host.shape)
+        wide = np.full([2 * n + 1 for n in host.shape], 99, dtype=host.dtype)
+        wide[cells] = host
+        return here.array(wide, dtype)[cells]
+    axes = tuple(range(host.ndim))
+    order = {"packed": axes, "batch_last": (*axes[1:], *axes[:1]), "reversed": axes[::-1]}[layout]
+    stored = here.array(np.ascontiguousarray(host.transpose(order)), dtype)
+    return here.xp.permute_dims(stored, tuple(int(i) for i in np.argsort(order)))
+
+
+def agree(
+    here: Here, got: Array, expected: Any, like: Array, tolerance: float | None = None
+) -> None:
+    """``got`` has these values, and the library, device and dtype of ``like``."""
+    assert type(got) is type(like)
+    assert got.device == like.device
+    assert got.dtype == like.dtype
+    host, expected = here.host(got), np.asarray(expected)
+    assert host.shape == expected.shape
+    limit = TOLERANCE[str(host.dtype)] if tolerance is None else tolerance
+    finite = np.abs(expected[np.isfinite(expected)])
+    np.testing.assert_allclose(
+        host, expected, rtol=limit, atol=limit * max(1.0, finite.max(initial=0.0))
+    )
+
+
+@contextmanager
+def untouched(here: Here, *arrays: Array | None) -> Iterator[None]:
+    """The arrays hold afterwards, bit for bit, what they held before."""
+    given = [array for array in arrays if array is not None]
+    before = [here.host(array).tobytes() for array in given]
+    yield
+    assert [here.host(array).tobytes() for array in given] == before
+
+
+def gradient_agrees(
+    here: Here, gradient: Array, loss: Callable[[Array], Array], host: np.ndarray
+) -> None:
+    """``gradient`` is that of ``loss``, an array to a 0-d array, at ``host``: to 1e-6 by central
+    differences in float64."""
+    numerical = oracles.numerical_gradient(
+        lambda values: float(here.host(loss(here.array(values)))), host
+    )
+    assert np.abs(here.host(gradient) - numerical).max() < 1e-6 * np.abs(numerical).max()
+
+
+def choices(here: Here) -> tuple[str, ...]:
+    """What ``use_kernels`` takes where it makes a difference on this backend; the portable ops come
+    last."""
+    _, *others = [*here.backend.kernels, "reference"]
+    return ("auto", *others)
+
+
+def with_each_kernel(test: Callable[..., None]) -> Callable[..., None]:
+    """Run a test with every set of overrides that the backend has and, where it has any, once more
+    with the portable ops."""
+
+    @wraps(test)
+    def run(*args: Any, backend: Here, **kwargs: Any) -> None:
+        for choice in choices(backend):
+            try:
+                with use_kernels(choice):
+                    test(*args, backend=backend, **kwargs)
+            except BaseException as error:
+                error.add_note(f"with use_kernels({choice!r})")
+                raise
+
+    return run
+
+
+@contextmanager
+def pieces_of(size: int) -> Iterator[None]:
+    """NumPy's convolutions within so many bytes: their columns, and the panels where numba is here.
+    They remember how they cut."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(numpy_conv, "tile_bytes", lambda: size)
+        cuts = [numpy_conv._tiles]
+        if find_spec("numba") is not None:
+            from portacnn.backends.numba import conv as jit_conv
+
+            patch.setattr(jit_conv, "_NEAR", size)
+            cuts.append(jit_conv.panel_of)
+        try:
+            for cut in cuts:
+                cut.cache_clear()
+            yield
+        finally:
+            for cut in cuts:
+                cut.cache_clear()
+
+
+@contextmanager
+def pieces_for(count: int) -> Iterator[None]:
+    """However small the arrays are, they go to so many threads."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(threads, "WORTH", 1)
+        patch.setattr(threads, "thread_count", lambda: count)
+        yield
+
+
+def refuses(kind: type[Exception], *words: str, call: Callable[[], Any]) -> None:
+    """``call`` raises exactly this kind of error, and the message has all these words."""
+    with pytest.raises(kind) as caught:
+        call()
+    assert type(caught.value) is kind
+    for word in words:
+        assert word in str(caught.value)
+
+
+def refuses_mixed(
+    here: Here, op: str, call: Callable[[Array, Array], Any], a: Any, b: Any, dtype: bool = True
+) -> None:
+    """``call(a, b)`` works, and refuses a ``b`` of another library, device or (with ``dtype``)
+    float type, naming both."""
+    a = here.array(a, "float32")
+    kind = None if np.asarray(b).dtype.kind in "iu" else "float32"
+    call(a, here.array(b, kind))
+    strict = pytest.importorskip("array_api_strict")
+    stranger = resolve("array_api_strict" if here.backend.name == "numpy" else "numpy")
+    other = stranger.asarray(np.asarray(b), kind)
+    refuses(
+        ArrayError, op, "one library", stranger.name, here.backend.name, call=lambda: call(a, other)
+    )
+    if here.backend.name == "array_api_strict":
+        away = here.array(b, kind).to_device(strict.Device("device2"))
+        refuses(
+            ArrayError,
+            op,
+            "one device",
+            here.backend.place(a.device),
+            "device2",
+            call=lambda: call(a, away),
+        )
+    if dtype:
+        wide = here.array(b, "float64")
+        refuses(ArrayError, op, "one dtype", "float32", "float64", call=lambda: call(a, wide))
+
+
+def refuses_integers_and_lists(
+    here: Here, op: str, call: Callable[[Any], Any], host: np.ndarray
+) -> None:
+    """The first argument of an op: ``call(float array)`` works, integers and lists are refused."""
+    call(here.array(host, "float32"))
+    integers = here.array(host, "int32")
+    refuses(
+        ArrayError, op, "floating point", "int32", here.backend.name, call=lambda: call(integers)
+    )
+    refuses(ArrayError, "expected an array", "list", call=lambda: call(host.tolist()))

@@ -1,0 +1,1 @@
+"""Programs for maintainers; tests use parts of them."""
