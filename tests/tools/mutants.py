@@ -12,10 +12,10 @@ The mistakes stand in planted/*.txt, each as
     +self.steps, self.counts = steps, counts
 
 The text of the "-" lines occurs exactly once in the file and is replaced by that of the "+" lines.
-For each mistake, the test files of the same area run first (``FIRST``), then the whole quick suite
-(``-m "not slow"``), each until its first failure. The test that failed must pass without the
-mistake. Results are kept in a JSON file after every mistake, so a run that was stopped goes on. A
-mistake in code whose tests need a package that is not installed is left out. POSIX only.
+For each mistake, the test files of the same area run first (planted/first_tests), then the whole
+quick suite (``-m "not slow"``), each until its first failure. The test that failed must pass
+without the mistake. Results are kept in a JSON file after every mistake, so a run that was stopped
+goes on. A mistake in code whose tests need a package that is not installed is left out. POSIX only.
 """
 
 import argparse
@@ -33,9 +33,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from queue import SimpleQueue
+from random import Random
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,9 +51,7 @@ NEEDS = {
     "portacnn/onnx/builder": "onnx",
 }
 """Packages without which the tests of these files are skipped."""
-FIRST: dict[str, tuple[str, ...]] = {}
-"""By the beginning of a source file's path, the test files or folders that are most likely to find
-a mistake in it. The longest beginning that fits is taken."""
+HANGS = "hangs"
 
 
 class Mutant(NamedTuple):
@@ -92,10 +92,23 @@ def mutants() -> list[Mutant]:
     return [m for file in sorted(PLANTED.glob("*.txt")) for m in parsed(file.read_text())]
 
 
-def first_tests(path: str) -> list[str]:
-    """The tests to run first for a mistake in this file."""
-    fitting = [start for start in FIRST if path.startswith(start)]
-    return list(FIRST[max(fitting, key=len)]) if fitting else []
+@cache
+def first_tests() -> dict[str, list[str]]:
+    """By the beginning of a source file's path, the test files to run first."""
+    rows = (PLANTED / "first_tests").read_text().splitlines()
+    pairs = (row.split(": ") for row in rows if not row.startswith("#"))
+    return {start: [_test_file(word) for word in words.split()] for start, words in pairs}
+
+
+def _test_file(word: str) -> str:
+    folder, _, name = word.rpartition("/")
+    return str(Path("tests", folder, f"test_{name.removeprefix('test_')}.py"))
+
+
+def first_for(path: str) -> list[str]:
+    """The test files to run first for a mistake in this file."""
+    fitting = [start for start in first_tests() if path.startswith(start)]
+    return first_tests()[max(fitting, key=len)] if fitting else []
 
 
 def problems(found: Sequence[Mutant]) -> list[str]:
@@ -108,7 +121,7 @@ def problems(found: Sequence[Mutant]) -> list[str]:
         count = file.read_text(encoding="utf-8").count(m.old) if file.is_file() else 0
         if count != 1 or not m.old or m.old == m.new:
             wrong.append(f"{m.name}: its old text occurs {count} times")
-    for start, tests in FIRST.items():
+    for start, tests in first_tests().items():
         wrong += [f"{start}: there is no {test}" for test in tests if not (ROOT / test).exists()]
     return wrong
 
@@ -165,12 +178,15 @@ class Copy:
         environment = {
             **os.environ,
             "PYTHONPATH": str(folder),  # before a checkout that is installed in place
-            "PORTACNN_CACHE": str(folder / ".cache"),
+            # compiled kernels, one set for each state of their sources
+            "PORTACNN_CACHE": str(Path(tempfile.gettempdir(), "portacnn-mutants")),
         }
         self._server = subprocess.Popen(
             [sys.executable, str(folder / Path(__file__).relative_to(ROOT)), "--serve"],
             cwd=folder, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
+        if failed := self.failures(["tests/test_flat.py"]):
+            raise SystemExit(f"{failed}, with no mistake:\n{self._output.read_text()[-2000:]}")
 
     def close(self) -> None:
         """End its process."""
@@ -185,44 +201,35 @@ class Copy:
         for compiled in (file.parent / "__pycache__").glob(f"{file.stem}.*.pyc"):
             compiled.unlink()
 
-    def first_failure(self, tests: Sequence[str]) -> str | None:
-        """The first of these tests that fails; None if all pass."""
+    def failures(self, tests: Sequence[str], *options: str) -> list[str]:
+        """Those of these tests that fail; with "-x" the first alone."""
         # Examples that found an earlier mistake must not be tried first.
         shutil.rmtree(self.folder / ".hypothesis", ignore_errors=True)
-        arguments = ["-x", "-q", "-rfE", "--no-header", "-n", "0", "-m", "not slow"]
+        arguments = ["-q", "-rfE", "--no-header", "-n", "0", "-m", "not slow", *options]
         arguments += ["-p", "no:cacheprovider", f"--hypothesis-seed={self.seed}", *tests]
-        print(
-            json.dumps([arguments, str(self._output)]),
-            file=self._server.stdin, flush=True,
-        )  # fmt: skip
+        arguments += ["-W", "ignore:Module already imported"]
+        print(json.dumps([arguments, str(self._output)]), file=self._server.stdin, flush=True)
         status = int(self._server.stdout.readline())  # type: ignore[union-attr]
         if status == 0:
-            return None
+            return []
         output = self._output.read_text(encoding="utf-8", errors="replace")
-        failed = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
-        return failed[1] if failed else f"(exit status {status})"
-
-    def passes(self, test: str) -> bool:
-        """Whether a test passes with nothing planted."""
-        if test not in self._passing:
-            self._passing[test] = test.startswith("(") or self.first_failure([test]) is None
-        return self._passing[test]
+        failed = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", output, re.MULTILINE)
+        return failed or [f"({HANGS if status == -signal.SIGKILL else f'exit status {status}'})"]
 
 
 def tried(mutant: Mutant, copy: Copy, first_only: bool) -> dict[str, Any]:
     """Plant one mistake, run the tests, take it out again."""
-    begun, first, by, stage = time.monotonic(), first_tests(mutant.path), None, "first"
+    begun, stage, failed = time.monotonic(), "first", []  # type: ignore[var-annotated]
     text = (copy.folder / mutant.path).read_text(encoding="utf-8")
     copy.write(mutant.path, text.replace(mutant.old, mutant.new))
     try:
-        if first:
-            by = copy.first_failure(first)
-        if by is None and not first_only:
-            by, stage = copy.first_failure(["tests"]), "all"
+        if first := first_for(mutant.path):
+            failed = copy.failures(first, "-x")
+        if not failed and not first_only:
+            failed, stage = copy.failures(["tests"], "-x"), "all"
     finally:
         copy.write(mutant.path, text)
-    if by is not None and not copy.passes(by):
-        raise SystemExit(f"{by} fails without a mistake too")
+    by = failed[0] if failed else None
     return {"caught": by, "stage": stage, "seconds": round(time.monotonic() - begun, 1)}
 
 
@@ -257,6 +264,7 @@ def main() -> int:
             else not options.survivors or _survived(results.get(m.name, {"caught": ""}))
         )
     ]
+    Random(0).shuffle(chosen)  # so that a part of them stands for all
     with tempfile.TemporaryDirectory(prefix="mutants-") as scratch:
         copies: SimpleQueue[Copy] = SimpleQueue()
         for number in range(options.jobs):
@@ -275,8 +283,14 @@ def main() -> int:
 
         with ThreadPoolExecutor(options.jobs) as pool:
             list(pool.map(work, chosen))
-        for _ in range(options.jobs):
-            copies.get().close()
+        whole = copies.get()
+        by = {results[m.name]["caught"] for m in chosen} - {None}
+        wrong = whole.failures([test for test in sorted(by) if test[0] != "("]) if by else []
+        for copy in (whole, *(copies.get() for _ in range(options.jobs - 1))):
+            copy.close()
+    for name in [m.name for m in chosen if results[m.name]["caught"] in wrong]:
+        print(f"{results.pop(name)['caught']} fails without {name} too")
+    options.results.write_text(json.dumps(results, indent=1) + "\n")
     print(table(found, results))
     return int(any(map(_survived, results.values())))
 
