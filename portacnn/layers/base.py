@@ -114,14 +114,15 @@ class Handle:
     """What ``Layer.on_output`` gives: ``remove`` ends the calls."""
 
     def __init__(self, layer: "Layer", function: Callable[[Array], object]) -> None:
-        self._layer, self._function = layer, function
+        self._layer, self._function, self._removed = layer, function, False
 
     def remove(self) -> None:
         """Call the function no more."""
         hooks = list(self._layer.hooks)
-        if self._function in hooks:
+        # once: the same function may have been given several times, each with its own handle
+        if self._function in hooks and not self._removed:
             hooks.remove(self._function)
-        self._layer.hooks = tuple(hooks)
+        self._layer.hooks, self._removed = tuple(hooks), True
 
 
 class Mismatch(NamedTuple):

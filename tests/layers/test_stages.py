@@ -286,6 +286,19 @@ def test_an_observed_layer_runs_by_itself(backend: Here):
     assert len(seen) == 2
 
 
+def test_each_handle_ends_its_own_calls():
+    """A function that was given twice is called twice, until both of its handles are removed."""
+    layer, seen = ReLU().build((2,), device="numpy"), []
+    first, second = layer.on_output(seen.append), layer.on_output(seen.append)
+    calls = []
+    for act in (lambda: None, first.remove, first.remove, second.remove):
+        act()
+        seen.clear()
+        layer(np.ones((1, 2), np.float32))
+        calls.append(len(seen))
+    assert calls == [2, 1, 1, 0]
+
+
 BLOCKS: dict[str, Callable[[], Any]] = {
     "convolution": lambda: Sequential(Conv2d(2, 2, 3), ReLU(), MaxPool2d(2)),
     "norm": lambda: Sequential(BatchNorm2d(2), ReLU()),

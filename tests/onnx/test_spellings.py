@@ -10,6 +10,8 @@ import pytest
 
 import portacnn.onnx
 from portacnn.errors import ModelFormatError
+from portacnn.layers import BatchNorm2d, Dropout
+from portacnn.layers.base import run
 
 onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
@@ -137,6 +139,39 @@ def test_an_opset_that_is_said_twice(path: Path):
         np.testing.assert_array_equal(of_the_runtime(path, X), np.maximum(X, 0))
     model.opset_import.append(helper.make_opsetid("", 12))
     refused(path, model, "expected one opset")
+
+
+# --- attributes that are for training -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("opset", "given", "momentum"), [(8, {}, 0.1), (15, {}, 0.1), (15, {"momentum": 0.75}, 0.25)]
+)
+def test_momentum_counts_the_other_way_round(path: Path, opset: int, given: Any, momentum: float):
+    """In ONNX it is the share of the running statistics that stays. No prediction shows it."""
+    model = portacnn.onnx.load(write(path, batch_norm(opset, **given)))
+    (norm,) = (layer for layer in model.walk() if isinstance(layer, BatchNorm2d))
+    assert norm.momentum == pytest.approx(momentum)
+    x = X + 1
+    run(model, x, True, False)
+    expected = (1 - momentum) * STATE["m"] + momentum * x.mean(axis=(0, 2, 3))
+    np.testing.assert_allclose(norm.buffers["running_mean"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("opset", "nodes", "share"),
+    [
+        (7, [node("Dropout", ["x"], ["y"])], 0.5),
+        (7, [node("Dropout", ["x"], ["y"], ratio=0.25)], 0.25),
+        (13, [node("Dropout", ["x"], ["y"])], 0.5),
+        (13, [node("Dropout", ["x", "quarter"], ["y"])], 0.25),
+    ],
+)
+def test_the_share_that_dropout_drops(path: Path, opset: int, nodes: list[Any], share: float):
+    constants = {"quarter": np.float32(0.25)}
+    model = portacnn.onnx.load(write(path, model_of(nodes, constants, opset=opset)), seed=0)
+    (dropout,) = (layer for layer in model.walk() if isinstance(layer, Dropout))
+    assert dropout.p == share
 
 
 # --- the number of samples ------------------------------------------------------------------------
