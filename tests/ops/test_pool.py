@@ -325,6 +325,21 @@ def test_nan_comes_through(backend: Here):
 
 
 @with_each_kernel
+def test_of_several_nan_the_last_takes_the_gradient(backend: Here):
+    host = np.arange(16.0).reshape(1, 1, 2, 8)
+    host[0, 0, 0, 1] = host[0, 0, 1, 0] = host[0, 0, 0, 4] = np.nan
+    host[0, 0, :, 6:] = np.nan
+    expected = np.zeros(host.shape)
+    expected[0, 0, [1, 1, 0, 1], [0, 3, 4, 7]] = [1.0, 2.0, 3.0, 4.0]
+    x, dy = backend.array(host), backend.array(np.array([[[[1.0, 2.0, 3.0, 4.0]]]]))
+    for pool, back, size in (
+        (max_pool2d, max_pool2d_backward, 2),
+        (adaptive_max_pool2d, adaptive_max_pool2d_backward, (1, 4)),
+    ):
+        agree(backend, back(dy, pool(x, size)[1]), expected, x)
+
+
+@with_each_kernel
 def test_padding_up_to_half_of_the_dilated_kernel(backend: Here):
     case = Case((1, 1, 7, 7), 3, 1, padding=2, dilation=2)
     check_maximum(backend, case, normal(*case.shape), "float64", ("packed", "packed"))
