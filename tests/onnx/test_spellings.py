@@ -174,6 +174,22 @@ def test_the_share_that_dropout_drops(path: Path, opset: int, nodes: list[Any], 
     assert dropout.p == share
 
 
+@pytest.mark.parametrize(
+    ("axis", "count", "sizes"), [(2, 2, [3, 2]), (2, 3, [2, 2, 1]), (1, 2, [1, 1])]
+)
+def test_a_split_that_does_not_come_out_even(path: Path, axis: int, count: int, sizes: list[int]):
+    """The last part is the smaller one."""
+    parts = [f"part{i}" for i in range(count)]
+    nodes = [
+        node("Split", ["x"], parts, axis=axis, num_outputs=count),
+        node("Concat", parts[::-1], ["y"], axis=axis),
+    ]
+    model = portacnn.onnx.load(write(path, model_of(nodes, opset=18)))
+    cuts = np.cumsum(sizes)[:-1]
+    expected = np.concatenate(np.split(X, cuts, axis=axis)[::-1], axis=axis)
+    np.testing.assert_array_equal(model(X), expected)
+
+
 # --- the number of samples ------------------------------------------------------------------------
 
 SIZES = [node("Shape", ["x"], ["shape"]), node("Gather", ["shape", "zero"], ["n"])]
