@@ -47,8 +47,7 @@ TIMEOUT = 900  # seconds of one run of tests; a mistake that makes tests hang is
 NEEDS = {
     "backends/numba": "numba",
     "backends/torch": "torch",
-    "portacnn/onnx/export": "onnxruntime",
-    "portacnn/onnx/builder": "onnxruntime",
+    "portacnn/onnx/": "onnxruntime",
 }
 """Packages without which the tests of these files are skipped."""
 HANGS = "hangs"
