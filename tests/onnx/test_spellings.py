@@ -190,6 +190,27 @@ def test_a_split_that_does_not_come_out_even(path: Path, axis: int, count: int, 
     np.testing.assert_array_equal(model(X), expected)
 
 
+@pytest.mark.parametrize(
+    ("start", "end", "step", "cells"),
+    [(4, -6, -1, [4, 3, 2, 1, 0]), (-1, -(1 << 63), -2, [4, 2, 0]), (3, 0, -1, [3, 2, 1])],
+)
+def test_a_constants_slice_that_is_turned_round(
+    path: Path, start: int, end: int, step: int, cells: list[int]
+):
+    """An end before the first cell takes that in, too."""
+    row = np.arange(5, dtype=np.float32)
+    numbers_of = {"start": start, "end": end, "axis": 0, "step": step}
+    constants = {name: np.array([value], np.int64) for name, value in numbers_of.items()}
+    nodes = [
+        node("Slice", ["row", *numbers_of], ["part"]),
+        node("ReduceMean", ["x"], ["mean"], axes=[2, 3]),
+        node("Add", ["mean", "part"], ["y"]),
+    ]
+    model = portacnn.onnx.load(write(path, model_of(nodes, constants | {"row": row})))
+    expected = X.mean(axis=(2, 3), keepdims=True) + row[cells]
+    np.testing.assert_allclose(model(X), expected, rtol=1e-5)
+
+
 # --- the number of samples ------------------------------------------------------------------------
 
 SIZES = [node("Shape", ["x"], ["shape"]), node("Gather", ["shape", "zero"], ["n"])]

@@ -4,6 +4,7 @@ that means something else."""
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -110,6 +111,32 @@ def test_floats_of_eight_bits_are_refused():
         "float8",
         call=lambda: ops.relu(torch.zeros(2, dtype=torch.float8_e4m3fn)),
     )
+
+
+# --- caches ---------------------------------------------------------------------------------------
+
+
+@names
+def test_a_cache_is_not_used_up(backend: Here, name: str, monkeypatch: pytest.MonkeyPatch):
+    """The backward pass gives the same once more, to the bit."""
+    case = EVERY[name]
+    hosts = {word: host.astype("float64") for word, host in drawn(case.small).items()}
+
+    def results() -> list[np.ndarray]:
+        arrays = {word: backend.backend.asarray(host) for word, host in hosts.items()}
+        return [backend.host(array) for array in case.run(backend, arrays)]
+
+    def second(backward: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        backward(*args, **options)
+        return backward(*args, **options)
+
+    for choice in choices(backend):
+        with use_kernels(choice), monkeypatch.context() as patch:
+            expected = results()
+            for word in [word for word in ops.__all__ if word.endswith("_backward")]:
+                patch.setattr(ops, word, partial(second, getattr(ops, word)))
+            for got, right in zip(results(), expected, strict=True):
+                np.testing.assert_array_equal(got, right)
 
 
 # --- byte order -----------------------------------------------------------------------------------

@@ -691,3 +691,17 @@ def test_variances_beyond_float32(backend: Here, scale: float, eps: float):
             assert np.isfinite(y).all()
             assert np.isfinite(backend.host(dx)).all()
             assert np.abs(y).max() < math.sqrt(host.size)
+
+
+@pytest.mark.parametrize("count", [2048, 2049, 4097, 9001])
+@with_each_kernel
+def test_long_rows_are_summed_once(backend: Here, count: int):
+    """Kernels sum a channel in runs of 2048 or 4096: each number belongs to one."""
+    x, dy = 1 + normal(1, 2, count), normal(1, 2, count, seed=1)
+    weight = backend.array(np.ones(2))
+    y, cache = ops.batch_norm(backend.array(x), None, None, weight, weight, training=True, eps=0.0)
+    xhat = (x - x.mean(axis=2, keepdims=True)) / x.std(axis=2, keepdims=True)
+    agree(backend, y, xhat + 1, weight, 1e-10)
+    _, dweight, dbias = ops.batch_norm_backward(backend.array(dy), cache)
+    agree(backend, dweight, (dy * xhat).sum(axis=(0, 2)), weight, 1e-10)
+    agree(backend, dbias, dy.sum(axis=(0, 2)), weight, 1e-10)

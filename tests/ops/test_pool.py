@@ -324,6 +324,17 @@ def test_nan_comes_through(backend: Here):
         np.testing.assert_array_equal(np.isnan(backend.host(op(x, 2)[0])), seen)
 
 
+@pytest.mark.parametrize("kernel", [2, 3, (2, 3)])
+@with_each_kernel
+def test_a_cache_can_be_used_again(backend: Here, kernel: Any):
+    """Pairs too, whose winners are masks."""
+    x = backend.array(normal(2, 3, 12, 12))
+    for pool, back in ((max_pool2d, max_pool2d_backward), (avg_pool2d, avg_pool2d_backward)):
+        y, cache = pool(x, kernel)
+        first = backend.host(back(y, cache))
+        agree(backend, back(y, cache), first, x)
+
+
 @with_each_kernel
 def test_of_several_nan_the_last_takes_the_gradient(backend: Here):
     host = np.arange(16.0).reshape(1, 1, 2, 8)
