@@ -8,7 +8,18 @@ if (_root / "backends" / "threads.py").is_file() and (_root / "pyproject.toml").
     # a checkout, not installed: portacnn.backends is the folder backends/ beside this one
     __path__.append(str(_root))
 
-from portacnn import data, layers, models, onnx, ops, optim, schedules, scratch
+from portacnn import (
+    data,
+    layers,
+    losses,
+    metrics,
+    models,
+    onnx,
+    ops,
+    optim,
+    schedules,
+    scratch,
+)
 from portacnn.data import load_mnist, load_mnist_sample
 from portacnn.errors import PortacnnError
 from portacnn.models import Model, Normalize, SimpleConvNet, load
@@ -31,6 +42,8 @@ __all__ = [
     "load",
     "load_mnist",
     "load_mnist_sample",
+    "losses",
+    "metrics",
     "models",
     "onnx",
     "ops",

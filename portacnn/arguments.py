@@ -1,8 +1,9 @@
-"""Checks of the plain numbers and words that ops and constructors take: each gives it back, or says
-what it must be.
+"""Checks of the numbers and strings that ops and constructors take. Each returns the value, or
+raises ArgumentError with the expected one.
 
-A number comes back as Python's own ``int`` or ``float``. Use what comes back, not what was given: 3
-is a number as good as 3.0, but powers of the one grow without end, and those of the other overflow.
+A number is returned as Python's own ``int`` or ``float``. Callers use the returned value, not the
+argument: 3 is accepted for 3.0, but powers of an int grow without limit, and those of a float
+overflow.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -15,16 +16,15 @@ from typing import Any, TypeVar
 from portacnn.errors import ArgumentError
 
 LARGEST = 2**63 - 1
-"""The largest whole number that any argument may be: the largest int64, as counts and sizes become
-on a device."""
+"""The largest integer argument: the largest int64, the type of counts and sizes on a device."""
 
 
 def plain(value: Any, known: Callable[[Any], Any] = lambda value: None) -> Any:
-    """A value as JSON has it: numbers of any library as Python's, tuples as lists; what it has no
-    word for stays.
+    """Convert a value to JSON types: numbers of any library to Python's, tuples to lists. Other
+    values are returned unchanged.
 
-    ``known`` is asked first, about this value and those within it; it gives None for what it does
-    not know.
+    ``known`` is called first, for this value and those inside it; it returns None for values that
+    it does not handle.
     """
     if (described := known(value)) is not None:
         return described
@@ -41,34 +41,39 @@ def plain(value: Any, known: Callable[[Any], Any] = lambda value: None) -> Any:
 
 
 def listed(value: Any) -> Any:
-    """An array of numbers as lists of Python's; whatever else it is, as it is."""
+    """Convert an array with axes to nested lists of Python numbers; other values are returned
+    unchanged.
+    """
     return value.tolist() if hasattr(value, "tolist") and getattr(value, "ndim", 0) > 0 else value
 
 
 def told(value: Any) -> str:
-    """A value for a message, cut where it is long."""
+    """Return ``repr(value)`` for a message, shortened if it is long."""
     try:
         text = repr(value)
-    except ValueError:  # a whole number of more digits than Python prints
+    except ValueError:  # an int with more digits than Python prints
         return f"a {type(value).__name__} too long to print"
     return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def as_int(value: Any) -> int | None:
-    """A whole number of any library as Python's; None for all else, booleans among it."""
+    """Convert an integer of any library to Python's int. Returns None for all other values,
+    including booleans.
+    """
     if type(value) is int:
         return value
     if isinstance(value, bool) or not hasattr(value, "__index__"):
         return None
     try:
         return index(value)
-    except TypeError:  # an array of several, or of floats
+    except TypeError:  # an array with several elements, or of floats
         return None
 
 
 def as_float(value: Any) -> float:
-    """A real number of any library as Python's; NaN for all else, booleans among it, and for what
-    no float can hold."""
+    """Convert a real number of any library to Python's float. Returns NaN for all other values,
+    including booleans and numbers that overflow.
+    """
     if type(value) is float:
         return value
     if (
@@ -86,7 +91,7 @@ def as_float(value: Any) -> float:
 
 
 def whole(name: str, value: Any, least: int, most: int = LARGEST) -> int:
-    """A whole number of at least ``least``."""
+    """Return an integer from ``least`` to ``most``. Raises ArgumentError."""
     number = as_int(value)
     if number is None or number < least:
         raise ArgumentError(f"{name} must be a whole number of at least {least}, got {told(value)}")
@@ -96,7 +101,7 @@ def whole(name: str, value: Any, least: int, most: int = LARGEST) -> int:
 
 
 def wholes(name: str, values: Any, least: int) -> tuple[int, ...]:
-    """Several whole numbers of at least ``least``."""
+    """Return a tuple of integers of at least ``least``. Raises ArgumentError."""
     values = listed(values)
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise ArgumentError(
@@ -106,7 +111,7 @@ def wholes(name: str, values: Any, least: int) -> tuple[int, ...]:
 
 
 def flag(name: str, value: Any) -> bool:
-    """True or False, of Python or NumPy."""
+    """Return True or False, of Python or NumPy. Raises ArgumentError."""
     if not isinstance(value, bool) and not (
         getattr(value, "shape", None) == () and str(value.dtype) == "bool"
     ):
@@ -117,7 +122,7 @@ def flag(name: str, value: Any) -> bool:
 def real(
     name: str, value: Any, *, least: float = -inf, above: float = -inf, most: float = inf
 ) -> float:
-    """A finite number within these bounds. Raises ArgumentError."""
+    """Return a finite number within these bounds. Raises ArgumentError."""
     number = as_float(value)
     if not isfinite(number) or not (least <= number <= most and above < number):
         if most < inf:
@@ -135,7 +140,7 @@ def real(
 
 
 def one_of(name: str, value: Any, *choices: str) -> Any:
-    """``value`` itself, where it is one of the words. Raises ArgumentError."""
+    """Return ``value`` if it is one of the strings. Raises ArgumentError."""
     if not isinstance(value, str) or value not in choices:
         listed = ", ".join(f'"{choice}"' for choice in choices)
         raise ArgumentError(f"{name} must be one of {listed}; got {told(value)}")
@@ -143,7 +148,7 @@ def one_of(name: str, value: Any, *choices: str) -> Any:
 
 
 def not_negative(name: str, value: Any) -> float:
-    """A finite number of 0 or more."""
+    """Return a finite number of at least 0. Raises ArgumentError."""
     number = as_float(value)
     if not 0.0 <= number < inf:
         raise ArgumentError(f"{name} must be a number of 0 or more, got {told(value)}")
@@ -151,7 +156,7 @@ def not_negative(name: str, value: Any) -> float:
 
 
 def positive(name: str, value: Any) -> float:
-    """A finite number above 0."""
+    """Return a finite number above 0. Raises ArgumentError."""
     number = as_float(value)
     if not 0.0 < number < inf:
         raise ArgumentError(f"{name} must be a number above 0, got {told(value)}")
@@ -159,7 +164,7 @@ def positive(name: str, value: Any) -> float:
 
 
 def fraction(name: str, value: Any) -> float:
-    """A number of 0 or more and below 1."""
+    """Return a number of at least 0 and below 1. Raises ArgumentError."""
     number = as_float(value)
     if not 0.0 <= number < 1.0:
         raise ArgumentError(f"{name} must lie in 0 <= {name} < 1, got {told(value)}")
@@ -167,7 +172,7 @@ def fraction(name: str, value: Any) -> float:
 
 
 def share(name: str, value: Any) -> float:
-    """A number from 0 to 1, both among them."""
+    """Return a number from 0 to 1, inclusive. Raises ArgumentError."""
     number = as_float(value)
     if not 0.0 <= number <= 1.0:
         raise ArgumentError(f"{name} must lie in 0 <= {name} <= 1, got {told(value)}")
@@ -178,10 +183,10 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def answering_keywords(what: str, cures: Mapping[str, str]) -> Callable[[Function], Function]:
-    """Decorate a function called ``what`` so that the TypeError for a keyword that it does not take
-    names the right one.
+    """Decorate the function called ``what``, so that the TypeError for an unknown keyword names the
+    right one.
 
-    ``cures`` says what to write instead of keywords that people bring from other libraries.
+    ``cures`` maps the keywords of other libraries to what to write instead.
     """
 
     def decorated(function: Function) -> Function:

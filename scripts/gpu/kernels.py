@@ -1,9 +1,9 @@
-"""Every kernel of a backend against the portable op on NumPy in float64, on fresh random shapes: a
+"""Compare every kernel of a backend with the portable op on NumPy in float64, with random shapes: a
 section of ``gpu_check.py``.
 
-``gpu/examples.py`` says how to draw the arguments of each op that has a kernel; a kernel that is
-not there is reported. Arrays are drawn in float64 and rounded to the dtype that the kernel gets, so
-that both compute from the same numbers.
+``gpu/examples.py`` draws the arguments of each op that has a kernel; a missing one is reported.
+Arrays are drawn in float64 and rounded to the kernel's dtype, so that both compute from the same
+values.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,16 +24,17 @@ from portacnn.ops.windows import Windows  # noqa: E402
 from portacnn.runtime import Backend, Kernel  # noqa: E402
 
 LIMIT = {"float32": 1e-4, "float64": 1e-10}
-"""How far a result may be off, relative to its largest number."""
-LEAST, MOST = 6, 60  # examples of a kernel
+"""The largest allowed error, relative to the largest value of a result."""
+LEAST, MOST = 6, 60  # examples per kernel
 
 
 # --- one call -------------------------------------------------------------------------------------
 
 
 def mapped(value: Any, change: Callable[[np.ndarray], Any]) -> Any:
-    """``value`` with ``change`` done to its arrays, those in lists and tuples and dictionaries
-    too."""
+    """Return ``value`` with ``change`` applied to its arrays, including those in lists, tuples and
+    dictionaries.
+    """
     if isinstance(value, dict):
         return {name: mapped(item, change) for name, item in value.items()}
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
@@ -42,7 +43,7 @@ def mapped(value: Any, change: Callable[[np.ndarray], Any]) -> Any:
 
 
 def arrays_of(value: Any) -> Iterator[Any]:
-    """All arrays in it, of any library, in order."""
+    """Yield all arrays in ``value``, of any library, in order."""
     if isinstance(value, list | tuple):
         for item in value:
             yield from arrays_of(item)
@@ -53,15 +54,15 @@ def arrays_of(value: Any) -> Iterator[Any]:
 def call(
     home: Backend, kernel: Kernel, name: str, example: Example, dtype: str, last: bool, seed: int
 ) -> Any:
-    """What a kernel gives back and writes into its arguments, and what its backward gives, as
-    NumPy's arrays.
+    """Return a kernel's results, the arguments it writes, and the results of its backward pass, as
+    NumPy arrays.
 
     Args:
-        dtype: of the arrays of floats.
-        last: whether they lie in memory with the batch last.
+        dtype: of the floating-point arrays.
+        last: whether they are stored batch-last.
 
     Returns:
-        NotImplemented where the kernel declines.
+        NotImplemented if the kernel declines.
     """
 
     def place(array: np.ndarray) -> Any:
@@ -93,11 +94,11 @@ def call(
                 _, saved = kernel.forward(*args, **options)
                 dx, *others = kernel.backward(dy, saved, need_dx=False)
                 if dx is not None:
-                    raise AssertionError("need_dx=False gave a dx")
+                    raise AssertionError("need_dx=False returned a dx")
                 found.append(others)
         quick, nothing = kernel.forward(*args, **{**options, "keep": False})
         if nothing is not None:
-            raise AssertionError("keep=False kept something")
+            raise AssertionError("keep=False returned a cache")
         found.append(quick)
     return [home.to_host(array) for array in arrays_of([found, list(args)])]
 
@@ -107,7 +108,7 @@ def _gradient(shape: tuple[int, ...], example: Example, seed: int) -> np.ndarray
 
 
 def rounded(example: Example, dtype: str) -> Example:
-    """The example with its numbers as ``dtype`` has them, in float64."""
+    """Return the example with its values rounded to ``dtype``, in float64."""
 
     def change(array: np.ndarray) -> np.ndarray:
         return array.astype(dtype).astype(np.float64) if array.dtype.kind == "f" else array
@@ -118,12 +119,12 @@ def rounded(example: Example, dtype: str) -> Example:
 def compare(
     home: Backend, kernel: Kernel, name: str, example: Example, dtype: str, last: bool, seed: int
 ) -> float | None:
-    """How far the kernel is off: the largest error over the largest number, of the worst of its
-    results; None: declined.
+    """Return the kernel's error: the largest error relative to the largest value, of the worst
+    result. None if it declines.
 
     Raises:
-        AssertionError: another dtype or shape, other integers or booleans, not the same bits when
-            it is done again.
+        AssertionError: if dtypes, shapes, integers or booleans differ, or a repetition has other
+            bits.
     """
     found = call(home, kernel, name, example, dtype, last, seed)
     if found is NotImplemented:
@@ -135,13 +136,13 @@ def compare(
         wanted = call(numpy, portable, name, rounded(example, dtype), "float64", last, seed)
     again = call(home, kernel, name, example, dtype, last, seed)
     if len(found) != len(wanted):
-        raise AssertionError(f"{len(found)} results where {len(wanted)} were wanted")
+        raise AssertionError(f"{len(found)} results, expected {len(wanted)}")
     worst = 0.0
     for number, (got, right, twin) in enumerate(zip(found, wanted, again, strict=True)):
         kind = np.dtype(dtype) if right.dtype.kind == "f" else right.dtype
         if (got.dtype, got.shape) != (kind, right.shape):
             raise AssertionError(
-                f"result {number} is {got.dtype} {got.shape}, not {kind} {right.shape}"
+                f"result {number}: expected {kind} {right.shape}, got {got.dtype} {got.shape}"
             )
         if got.tobytes() != twin.tobytes():
             raise AssertionError(f"result {number} has other bits when it is computed again")
@@ -181,10 +182,10 @@ def check(
     table: dict[str, Kernel],
     poisoned: Callable[[], Any] = nullcontext,
 ) -> None:
-    """Compare every kernel of the table; each has the same share of the time.
+    """Compare every kernel of the table, with the same share of the time each.
 
     Args:
-        poisoned: memory that is allocated within it is full of NaN.
+        poisoned: a context in which new memory is filled with NaN.
     """
     seed = int(np.random.SeedSequence().generate_state(1)[0])
     section.figures["seed"] = seed
@@ -192,7 +193,7 @@ def check(
     section.expect(names, f"{home} has no kernels")
     for place, name in enumerate(names):
         if section.expect(
-            name in EXAMPLES, f"{name}: put what draws its arguments into gpu/examples.py"
+            name in EXAMPLES, f"{name}: has no examples; add them to gpu/examples.py"
         ):
             share = max(section.left, 0.0) / (len(names) - place)
             with section.caught(name):
@@ -216,7 +217,7 @@ def _check_one(
         if compared >= least and (section.quick or section.left < end):
             break
         if section.left <= 0:
-            section.expect(compared, f"{name}: there was no time for it")
+            section.expect(compared, f"{name}: not enough time")
             break
         draw = Draw(seed + number, large=not section.quick and number % 3 == 2)
         example, dtype, last = (
@@ -243,9 +244,7 @@ def _check_one(
             f"{name} (example {seed + number}): off by {error:.1e} in {dtype}; {describe(example)}",
         ):
             break
-    section.expect(
-        compared, f"{name}: declined all {declined} examples, so that nothing was compared"
-    )
+    section.expect(compared, f"{name}: declined all {declined} examples, so nothing was compared")
     section.row(
         kernel=name,
         compared=compared,
@@ -255,7 +254,7 @@ def _check_one(
 
 
 def describe(example: Example) -> str:
-    """Shapes for arrays, values for the rest."""
+    """Describe the arguments: shapes of arrays, values of the rest."""
 
     def word(value: Any) -> str:
         if isinstance(value, np.ndarray):

@@ -64,7 +64,7 @@ def test_work_that_is_done_keeps_no_arrays(monkeypatch):
     monkeypatch.setattr(threads, "thread_count", lambda: 3)
     handed_out = []
     # to threads that are busy for ever
-    monkeypatch.setattr(threads._pool, "hand_out", handed_out.extend)
+    monkeypatch.setattr(threads._pool, "submit", handed_out.extend)
     rows = np.zeros(3)
     alive = ref(rows)
 

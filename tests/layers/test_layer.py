@@ -190,7 +190,7 @@ def test_shapes_are_checked_when_built(net, shape, message):
         (lambda: Linear(-1, 4), "in_features"),
         (lambda: Linear(3, 1.5), "out_features"),
         (lambda: MaxPool2d(2, stride=0), "stride"),
-        (lambda: MaxPool2d(2, padding=2).build((1, 4, 4)), "more than half of the kernel"),
+        (lambda: MaxPool2d(2, padding=2).build((1, 4, 4)), "at most half of the kernel"),
         (lambda: AvgPool2d(0), "kernel_size"),
         (
             lambda: Linear(3, 4, weight_init="nobody").build((3,)),
@@ -407,7 +407,7 @@ def test_backward_needs_a_cache(backend, kind, args, kwargs, shape):
     dy = backend.array(batch((2, *net.output_shape)), "float32")
     _, nothing = net.children["mine"].forward(x, train=True, keep=False)
     assert nothing is None
-    with pytest.raises(StateError, match="nothing was kept"):
+    with pytest.raises(StateError, match="expected a cache, got None"):
         net.children["mine"].backward(dy, nothing)
     with pytest.raises(
         StateError,

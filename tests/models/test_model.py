@@ -133,7 +133,7 @@ def test_weight_init_std(what, gain):
         (
             {"weight_init_std": -1},
             ArgumentError,
-            "a weight initializer is a standard deviation of 0 or more",
+            "a weight initializer must be a standard deviation",
         ),
         ({"device": "tpu"}, BackendError, "unknown device 'tpu'"),
         ({"device": "array_api_strict:device9"}, BackendError, "array.api.strict"),

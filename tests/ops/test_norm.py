@@ -580,12 +580,12 @@ X = normal(2, 4, 3)
         ),
         (
             ArgumentError,
-            ("batch_norm", "running_mean", "needed"),
+            ("batch_norm", "running_mean", "required"),
             lambda a: ops.batch_norm(a(X), None, None),
         ),
         (
             ArgumentError,
-            ("batch_norm", "go together"),
+            ("batch_norm", "pass both or neither"),
             lambda a: ops.batch_norm(a(X), None, a(X[0, :, 0]), training=True),
         ),
         (
@@ -601,7 +601,7 @@ X = normal(2, 4, 3)
         (ShapeError, ("instance_norm", "at least 3 axes"), lambda a: ops.instance_norm(a(X[0]))),
         (
             ArgumentError,
-            ("instance_norm", "needed"),
+            ("instance_norm", "required"),
             lambda a: ops.instance_norm(a(X), use_input_stats=False),
         ),
         (ShapeError, ("group_norm", "4 channels", "3 groups"), lambda a: ops.group_norm(a(X), 3)),

@@ -151,7 +151,9 @@ def test_errors(backend: Here, kind, words, flat, options):
     x = backend.array(normal(1, 2, 3, 4))
     refuses(kind, "pad: ", *words, call=lambda: pad(x, flat, **options))
     hollow = backend.array(np.zeros((1, 2, 0)))
-    refuses(ShapeError, "replicate", "nothing", call=lambda: pad(hollow, (1, 0), "replicate"))
+    refuses(
+        ShapeError, "replicate", "at least 1 cell", call=lambda: pad(hollow, (1, 0), "replicate")
+    )
 
 
 def test_integers_and_lists(backend: Here):

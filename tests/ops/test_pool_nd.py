@@ -313,7 +313,7 @@ def test_errors(backend: Here):
     refuses(
         ArgumentError,
         "max_pool1d: ",
-        "nothing else to see",
+        "contain only padding",
         call=lambda: ops.max_pool1d(two, **blind),
     )
     for divisor in (0, 1.5):

@@ -133,7 +133,7 @@ def test_the_screen_shows_the_rows_and_what_ran(ran):
     )
     assert re.search(r"^machine  .+ cores to use, ", printed, re.M)
     assert report["contenders"]["portacnn"]["threads"]["portacnn"] == 1
-    assert "over 2 round(s)" in printed
+    assert "of 2 round(s)" in printed
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_a_precision_is_in_the_contenders_word_and_told_where_it_is_missing():
     with pytest.raises(bench.UsageError, match="only portacnn"):
         bench.Contender.of("torch/tf32")
     refused = worker.main(task("portacnn", device="numpy", precision="tf32"))["unavailable"]
-    assert refused == "numpy on cpu has no tf32; it has float32"
+    assert refused == "numpy on cpu does not support tf32, only float32"
 
 
 # --- one measurement ------------------------------------------------------------------------------

@@ -78,8 +78,8 @@ with open(path, "w") as file:
 @pytest.mark.parametrize(
     ("ending", "said"),
     [
-        ("time.sleep(60)", "it was ended after 1 seconds"),
-        ("os.kill(os.getpid(), signal.SIGSEGV)", "ended with status -11"),
+        ("time.sleep(60)", "it was killed after 1 seconds"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "exited with status -11"),
     ],
 )
 def test_a_process_that_hangs_or_dies_leaves_what_it_had(tmp_path, monkeypatch, ending, said):
@@ -149,7 +149,7 @@ def test_exit_status(tmp_path, monkeypatch, capsys, statuses, status, said):
     ("words", "said"),
     [
         (["--only", "speed"], "unknown section speed; known are device"),
-        (["--only", ","], "--only names no section; known are device"),
+        (["--only", ","], "--only lists no section; known are device"),
         (["--budget", "0"], "--budget must be above 0, got 0"),
     ],
 )
@@ -342,12 +342,12 @@ def without_bias(dy: Any, saved: Any, **options: Any) -> Any:
         (linear(lambda y: y + y.dtype.type(1e-3) * abs(y).max()), "off by 1.0e-03"),
         (linear(unwritten), "is not finite in 1 places"),
         (linear(other_each_time), "has other bits when it is computed again"),
-        (linear(lambda y: y.astype("float16")), "is float16"),
+        (linear(lambda y: y.astype("float16")), "got float16"),
         (linear(lambda y: y, without_bias), "off by 1.0e-03"),
         ({"linear": Kernel(lambda *args, **options: NotImplemented)}, "declined all 60 examples"),
         (
             {"flatten": portable("linear")},
-            "flatten: put what draws its arguments into gpu/examples.py",
+            "flatten: has no examples; add them to gpu/examples.py",
         ),
         ({}, "has no kernels"),
     ],
@@ -435,7 +435,7 @@ def test_words_of_portacnn_and_of_python_are_heard():
 
 def test_all_of_mnist_is_asked_for():
     found = run("accuracy")
-    assert found["skipped"] == "it takes all of MNIST: give --data DIR"
+    assert found["skipped"] == "needs all of MNIST: pass --data DIR"
 
 
 # --- rates ----------------------------------------------------------------------------------------

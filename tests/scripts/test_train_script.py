@@ -248,7 +248,7 @@ def test_cupy_where_there_is_no_gpu(train, how):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--device", "tpu"], ["unknown device 'tpu'; it can be cpu, cuda"]),
+        (["--device", "tpu"], ["unknown device 'tpu'; expected one of cpu, cuda"]),
         (["--data", "missing"], ["missing"]),
         (["--batch-size", "41"], ["mini_batch_size is 41, but there are only 40 training images"]),
         (["--batch-size", "0"], ["mini_batch_size must be"]),
@@ -256,7 +256,7 @@ def test_cupy_where_there_is_no_gpu(train, how):
         (["--lr", "nan"], ["lr must be a number of 0 or more, got nan"]),
         (
             ["--weight-init", "glorot"],
-            ["Conv2d: unknown weight initializer 'glorot'; known are he"],
+            ["Conv2d: unknown weight initializer 'glorot'; expected one of he"],
         ),
     ],
 )

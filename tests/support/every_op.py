@@ -62,16 +62,22 @@ def _over_all(
     return _pair(here, arrays, op=op, **{option: arrays["x"].shape[axis]}, **options)
 
 
-def _entropy(here: Here, arrays: dict[str, Any], reduction: str) -> list[Any]:
+def _entropy(here: Here, arrays: dict[str, Any], **options: Any) -> list[Any]:
     count, classes = arrays["logits"].shape
     labels = here.array(np.arange(count) % classes)
-    return _pair(
-        here,
-        {**arrays, "target": labels},
-        op="softmax_cross_entropy",
-        reduction=reduction,
-        label_smoothing=0.1,
-    )
+    return _pair(here, {**arrays, "target": labels}, **options)
+
+
+def _overlap(here: Here, arrays: dict[str, Any]) -> list[Any]:
+    n, classes, *size = arrays["p"].shape
+    labels = here.array(np.arange(n * int(np.prod(size))).reshape(n, *size) % classes)
+    given = {"p": arrays["p"], "target": labels, "weight": arrays["weight"]}
+    return _pair(here, given, op="dice_loss", ignore_index=0)
+
+
+def _contrast(here: Here, arrays: dict[str, Any]) -> list[Any]:
+    labels = here.array(np.arange(arrays["e"].shape[0]) // 2)
+    return _pair(here, {"e": arrays["e"], "labels": labels}, op="nt_xent_loss", temperature=0.5)
 
 
 def _normalized(here: Here, arrays: dict[str, Any], *, op: str, **options: Any) -> list[Any]:
@@ -196,12 +202,29 @@ EVERY: dict[str, Case] = {
     ),
     "softmax_cross_entropy": Case(
         "softmax_cross_entropy", {"logits": (4, 3)}, {"logits": (5000, 3)}, partial(_entropy,
-        reduction="mean")
+        op="softmax_cross_entropy", label_smoothing=0.1, reduction="mean")
     ),
     "softmax_cross_entropy summed": Case(
         "softmax_cross_entropy", {"logits": (4, 3)}, {"logits": (2, 5000)}, partial(_entropy,
+        op="softmax_cross_entropy", label_smoothing=0.1, reduction="sum")
+    ),
+    **{
+        f"{name}_loss": _case(
+            f"{name}_loss", {"input": (4, 3), "target": (4, 3), "weight": (4, 1)},
+            {"input": (5000,), "target": (5000,), "weight": (5000,)}
+        )
+        for name in ("l1", "huber", "sigmoid_focal")
+    },
+    "focal_loss": Case(
+        "focal_loss", {"logits": (4, 3)}, {"logits": (5000, 3)}, partial(_entropy, op="focal_loss")
+    ),
+    "focal_loss of many": Case(
+        "focal_loss", {"logits": (4, 3)}, {"logits": (2, 5000)}, partial(_entropy, op="focal_loss",
         reduction="sum")
     ),
+    "dice_loss": Case("dice_loss", {"p": (2, 3, 2, 3), "weight": (2,)}, {"p": (1, 3, 9, 900),
+    "weight": (1,)}, _overlap),
+    "nt_xent_loss": Case("nt_xent_loss", {"e": (6, 3)}, {"e": (4, 5000)}, _contrast),
     "mse_loss": _case("mse_loss", {"input": (4, 3), "target": (4, 3)}, {"input": (5000,),
     "target": (5000,)}),
     "binary_cross_entropy_with_logits": _case(

@@ -155,7 +155,7 @@ def test_a_folder_that_cannot_be_written_to_is_a_warning(module: str, tmp_path: 
     for _ in range(2):
         printed = run(module, PORTACNN_CACHE=str(tmp_path / "file" / "cache"))
         assert printed.startswith("found 0")
-        assert printed.count("compiled anew in every process") == 1
+        assert printed.count("every process compiles them again") == 1
     assert [path.name for path in (tmp_path / "source").iterdir()] == ["small.py"]
     assert not (tmp_path / "file").is_dir()
 
