@@ -322,6 +322,23 @@ def with_external(*tensors: Any, nodes: Any = None) -> Any:
     return model
 
 
+def test_bfloat16_is_charged_as_the_float32_it_becomes(path: Path):
+    """Two tensors of the same 2 n bytes take 6 n each, of 8 n that the file allows."""
+    count = 1 << 16
+    (path.parent / "w.bin").write_bytes(bytes(2 * count))
+    tensors = [tensor(name, "w.bin", count) for name in ("a", "b")]
+    for each in tensors:
+        each.data_type = TensorProto.BFLOAT16
+    nodes = [node("Gather", [name, "zero"], [f"{name}0"]) for name in ("a", "b")]
+    nodes += [node("Add", ["a0", "b0"], ["sum"]), node("Add", ["x", "sum"], ["y"])]
+    model = with_external(*tensors, nodes=nodes)
+    model.graph.initializer.append(numpy_helper.from_array(np.int64(0), "zero"))
+    write(path, model)
+    np.testing.assert_array_equal(portacnn.onnx.load(path, room=5 * count).predict(X), X)
+    with pytest.raises(ModelFormatError, match="its arrays would take"):
+        portacnn.onnx.load(path, room=0)
+
+
 @pytest.fixture
 def cache(tmp_path: Path) -> tuple[Path, np.ndarray]:
     """A model and its data as the Hugging Face cache has them: links, each to a file in another
