@@ -1,4 +1,4 @@
-"""portacnn: CNNs for people who work with arrays; one model on NumPy, CuPy, PyTorch and other array
+"""portacnn: CNNs on the Python array API. One model runs on NumPy, CuPy, PyTorch and other array
 libraries."""
 
 from pathlib import Path as _Path

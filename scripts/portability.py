@@ -36,7 +36,7 @@ PLACES = [  # device, PORTACNN_KERNELS
 def net(name: str, dtype: str) -> Any:
     """Return a network on NumPy, whose initial weights do not depend on the other backend."""
     if name == "simple":
-        return SimpleConvNet(weight_init_std="he", device="numpy", dtype=dtype, seed=0)
+        return SimpleConvNet(weight_init="he", device="numpy", dtype=dtype, seed=0)
     return DeepConvNet(device="numpy", dtype=dtype, seed=0)
 
 
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     shared = {
                         "optimizer": optimizer,
                         "optimizer_param": rates,
-                        "mini_batch_size": 8,
+                        "batch_size": 8,
                         "verbose": False,
                     }
                     trainer = Trainer(

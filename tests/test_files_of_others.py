@@ -240,7 +240,7 @@ def test_a_damaged_safetensors_file_is_no_pickle(tmp_path):
         ):
             path.write_bytes(cut)
             with pytest.raises(
-                ModelFormatError, match="is not a whole safetensors file: "
+                ModelFormatError, match="is not an intact safetensors file: "
             ) as caught:
                 files.load_tensors(path)
             assert "looks like" not in str(caught.value)
@@ -329,7 +329,7 @@ def test_dtypes_that_numpy_does_not_have(tmp_path, dtype, bits_):
         net.load_state_dict(files.load_tensors(path)[0], strict=False)
     assert "whole" not in str(caught.value)
     path.write_bytes(tensor_file(entries)[:-1])
-    with pytest.raises(ModelFormatError, match="is not a whole safetensors file"):
+    with pytest.raises(ModelFormatError, match="is not an intact safetensors file"):
         files.load_tensors(path)
 
 

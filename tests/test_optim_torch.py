@@ -350,16 +350,16 @@ def test_a_name_that_selects_nothing_is_told(backend):
     optimizer = SGD(0.1, weight_decay=0.1, no_decay=("bias", "biass"))
     with pytest.raises(
         ArgumentError,
-        match=r"'biass' is none of the parameters "
+        match=r"'biass' matches none of the parameters "
         r"conv1\.weight",
     ) as caught:
         optimizer.update(params, given(backend, gradients(0)))
     assert "scale" in str(caught.value)
     assert optimizer.steps == 0
     close(backend, params, start(), 0.0)
-    with pytest.raises(ArgumentError, match="by names, got"):
+    with pytest.raises(ArgumentError, match="by name patterns, got"):
         SGD(0.1, no_decay=3)
-    with pytest.raises(ArgumentError, match="by names, got"):
+    with pytest.raises(ArgumentError, match="by name patterns, got"):
         SGD(0.1, no_decay=("bias", 3))
 
 

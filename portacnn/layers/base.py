@@ -23,6 +23,7 @@ from inspect import signature
 from math import prod
 from typing import Any, ClassVar, Self
 
+from portacnn.arguments import AnswersKeywords
 from portacnn.errors import ArgumentError, StateError
 from portacnn.flat import Flat, Named
 from portacnn.init import Initializer, rule
@@ -41,7 +42,7 @@ from portacnn.text import shown
 __all__ = ["Layer", "Shape"]
 
 
-class Layer:
+class Layer(AnswersKeywords):
     """A piece of a network with parameters of its own, or children that have some.
 
     A subclass defines ``infer``, ``forward`` and ``backward``. docs/layers.md has an example.
@@ -86,7 +87,7 @@ class Layer:
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Set the attributes, so that a subclass need not call ``super().__init__()``."""
         count_layer()
-        self = super().__new__(cls)
+        self = super().__new__(cls, *args, **kwargs)
         self._made_with = (args, kwargs)
         self.path = ""
         self.params, self.grads, self.buffers = {}, {}, {}

@@ -1,5 +1,5 @@
-"""``Model``: a network that classifies. What ``Sequential`` is, with arrays of any kind in, and
-numbers and files out."""
+"""``Model``: a network that classifies. A ``Sequential`` that takes arrays of any library, and is
+saved to files."""
 
 import logging
 import os
@@ -9,7 +9,7 @@ from math import prod
 from typing import Any, Self, TypeVar
 
 from portacnn import ops
-from portacnn.arguments import whole
+from portacnn.arguments import answering_keywords, whole
 from portacnn.data.labels import class_indices
 from portacnn.errors import (
     ArgumentError,
@@ -45,14 +45,14 @@ from portacnn.runtime import (
 from portacnn.text import shown
 
 _log = logging.getLogger("portacnn")
-_ROOM = 512 << 20  # bytes that the layers' outputs may take in ``predict``
-# that a class of networks may make of its arguments, besides those that a file has tensors for
+_MAX_BYTES = 512 << 20  # bytes for the layers' outputs in ``predict``
+# layers that a class may create from its arguments, besides those with tensors in the file
 _MOST_LAYERS = 4096
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 def _at_home(method: _Method) -> _Method:
-    """The method within ``Backend.active``."""
+    """Run the method within ``Backend.active``."""
 
     @wraps(method)
     def run(self: "Model", *args: Any, **kwargs: Any) -> Any:
@@ -65,17 +65,20 @@ def _at_home(method: _Method) -> _Method:
 
 
 class Model(Sequential):
-    """A ``Sequential`` that ends in one number for each class.
+    """A ``Sequential`` whose output is one logit per class.
 
-    Images (N, *input_shape) come in as NumPy arrays, or as arrays on the model's device of any
-    library that knows DLPack (``__dlpack__``: CuPy, torch, JAX, ...), whose memory is then shared;
-    labels as integers (N,) or one-hot (N, classes). Images of uint8 go through ``preprocess``,
-    which has to be declared for them. Images of floating point are taken as they are, with or
-    without one: ``preprocess`` is not for them.
+        >>> from portacnn.layers import Conv2d, Flatten, Linear, ReLU
+        >>> layers = {"conv1": Conv2d(1, 8, 3), "relu1": ReLU(), "flatten": Flatten()}
+        >>> model = Model(**layers, fc1=Linear(None, 10))
+        >>> model = model.build((1, 28, 28), device="cpu", seed=0)
+        >>> import numpy as np
+        >>> model.predict(np.zeros((2, 1, 28, 28), "float32")).shape
+        (2, 10)
 
-        model = Model(conv1=Conv2d(1, 8, 3), relu1=ReLU(), flatten=Flatten(), fc1=Linear(None, 10))
-        model.build((1, 28, 28), device="cuda", seed=0)
-        model.preprocess = Normalize()
+    Images (N, *input_shape) are NumPy arrays, or arrays on the model's device of any library that
+    supports DLPack (``__dlpack__``: CuPy, torch, JAX, ...), whose memory is then shared. Labels are
+    integers (N,) or one-hot (N, classes). Images of uint8 require a ``preprocess`` such as
+    ``Normalize()``. It is not applied to floating-point images.
     """
 
     takes_children = True
@@ -89,23 +92,23 @@ class Model(Sequential):
             name: value for name, value in super().__getstate__().items() if name != "_constants"
         }
 
-    _most: int | None = None  # images at a time in ``predict``, once it is known
-    _least = 1  # of them, known with it
+    _most: int | None = None  # default batch size of ``predict``, once known
+    _least = 1  # smallest batch of ``predict``, known with it
     _preprocess: Normalize | None = None
-    # whether floating-point images were looked at, where that takes a transfer
+    # whether floating-point images on a device were checked
     _floats_seen = False
-    _warned = False  # that they look like bytes
-    # what they are for; mean; std
+    _warned = False  # that floating-point images look like bytes
+    # key of the cache; mean; std
     _constants: tuple[tuple[Any, ...], Array | None, Array] | None = None
 
     @property
     def preprocess(self) -> Normalize | None:
-        """How uint8 images become what the network takes; None (the start) refuses them. It is
+        """Maps uint8 images to the network's input; None (the default) does not accept them. It is
         saved with the model.
 
-        Raises:
-            ArgumentError, ShapeError: on setting it: no ``Normalize``, or one for another number of
-                channels.
+        Setting it raises:
+            ArgumentError: if it is not a ``Normalize``.
+            ShapeError: if it is for another number of channels.
         """
         return self._preprocess
 
@@ -113,7 +116,7 @@ class Model(Sequential):
     def preprocess(self, value: Normalize | None) -> None:
         if value is not None and not isinstance(value, Normalize):
             raise ArgumentError(
-                f"preprocess must be a Normalize or None, got {value!r}", self.where
+                f"preprocess must be a portacnn.Normalize or None, got {value!r}", self.where
             )
         if value is not None and self.input_shape:
             _fits(value, self.input_shape, self.where)
@@ -143,16 +146,16 @@ class Model(Sequential):
 
     @_at_home
     def accept(self, x: Array) -> Array:
-        """Images from outside as the model keeps them: on its device; x itself, or its memory,
-        where it is there already.
+        """Return images as the model keeps them: on its device, sharing memory if they are there
+        already.
 
-        Those of floating point become the model's dtype, those of uint8 stay so until ``batch``.
+        Floating-point images take the model's dtype. uint8 images stay uint8 until ``batch``.
 
         Raises:
-            ArrayError: uint8 without a ``preprocess``, other integers; another device than the
-                model's, but a NumPy array may always come; a library that does not know DLPack.
-            ShapeError: not (N, *input_shape).
-            NotFiniteError: numbers beyond the range of the model's dtype.
+            ArrayError: if x is uint8 without a ``preprocess``, another integer dtype, on another
+                device (NumPy arrays are always accepted), or of a library without DLPack.
+            ShapeError: if x is not (N, *input_shape).
+            NotFiniteError: if values are beyond the range of the model's dtype.
         """
         home, x = self.home, self.received(x)
         if self._preprocess is not None and self.kept_as(x) != "uint8":
@@ -161,8 +164,8 @@ class Model(Sequential):
         return x if backend_of(x).name == home.name else home.share(x)
 
     def cast(self, x: Array) -> Array:
-        """Images, as ``received`` gives them, in the dtype that they are kept in, where they are.
-        Raises as ``accept`` does."""
+        """Return images from ``received`` in the dtype that they are kept in. Raises as ``accept``
+        does."""
         dtype = self.kept_as(x)
         try:
             return cast(x, backend_of(x).dtype(dtype))
@@ -173,11 +176,11 @@ class Model(Sequential):
             raise error.at(self.where)
 
     def _look_at_floats(self, x: Array) -> None:
-        """Say, once, that images of floating point look like bytes, which ``preprocess`` would have
+        """Warn once if floating-point images look like bytes, which ``preprocess`` would have
         scaled.
 
-        NumPy's are looked at each time they pass all checks, those on a device only the first time:
-        reading is waiting there.
+        NumPy images are checked in each call; those on a device only the first time, because
+        reading waits there.
         """
         source, (channels, *_) = backend_of(x), self.input_shape
         if self._warned or 0 in x.shape or (self._floats_seen and source.name != "numpy"):
@@ -193,9 +196,8 @@ class Model(Sequential):
         if largest > 8 * usual:
             self._warned = True
             _log.warning(
-                "%s: floating-point images are taken as they are, and preprocess is not for them; "
-                "but these reach %g, where "
-                "preprocess makes at most %g of a byte. If they are pixels of 0..255, give them as "
+                "%s: preprocess does not apply to floating-point images, but these reach %g, "
+                "while it maps a byte to at most %g. If they are pixels 0..255, pass them as "
                 "uint8: x.astype('uint8')",
                 self.where,
                 largest,
@@ -203,26 +205,31 @@ class Model(Sequential):
             )
 
     def received(self, x: Any, what: str = "x") -> Array:
-        """An array of any library, its memory shared, as one of the model's own on its device;
-        NumPy's as they are.
+        """Return an array of any library as one of the model's own on its device, sharing memory.
 
-        ``what`` is the argument's name, for the message.
+        NumPy arrays are returned as they are.
+
+        Args:
+            what: the argument's name, for the message.
 
         Raises:
-            ArrayError: as ``accept`` says.
+            ArrayError: as for ``accept``.
         """
         try:
             return self.home.receive(x)
         except ArrayError as error:
-            if not hasattr(x, "shape") and not hasattr(x, "__dlpack__"):  # no array at all
+            if not hasattr(x, "shape") and not hasattr(x, "__dlpack__"):  # not an array
                 error.message = f"{what}: {error.message}"
             raise error.at(self.where)
 
     def kept_as(self, x: Array) -> str:
-        """The dtype that ``accept`` gives these images, "uint8" or the model's own. Raises as
-        ``accept`` does.
+        """Return the dtype that ``accept`` returns for these images, "uint8" or the model's own.
 
-        x is as ``received`` gives it.
+        Args:
+            x: as ``received`` returns it.
+
+        Raises:
+            ArrayError, ShapeError: as for ``accept``.
         """
         if tuple(x.shape[1:]) != self.input_shape or x.ndim < 1:
             raise ShapeError(
@@ -233,41 +240,40 @@ class Model(Sequential):
         return self._dtype_of(x)
 
     def _dtype_of(self, x: Array) -> str:
-        """The dtype that images of x's are kept in."""
+        """Return the dtype that images like x are kept in."""
         if is_float(backend_of(x).xp, x.dtype):
             return self.dtype
         if self._preprocess is None:
             raise ArrayError(
                 f"expected floating-point images, got {describe(x)}; scale them first: "
-                "x.astype('float32') / 255, or "
-                "load_mnist(normalize=True); or declare how the model is to do it with uint8: "
-                "model.preprocess = portacnn.Normalize()",
+                "x.astype('float32') / 255, or load_mnist(normalize=True). Or let the model "
+                "scale uint8 images: model.preprocess = portacnn.Normalize()",
                 self.where,
             )
         if x.dtype != backend_of(x).xp.uint8:
             raise ArrayError(
                 f"expected images of uint8 or floating point, got {describe(x)}; convert them "
-                "first: "
-                "x.astype('uint8') where they are whole numbers 0..255",
+                "first: x.astype('uint8') if they are whole numbers 0..255",
                 self.where,
             )
         return "uint8"
 
     @_at_home
     def batch(self, images: Array, chosen: Array | None = None) -> Array:
-        """A batch for ``forward``: images as ``accept`` gives them, preprocessed, laid out as the
-        backend prefers.
+        """Return a batch for ``forward``: images from ``accept``, preprocessed, in the backend's
+        preferred layout.
 
-        ``chosen`` says which of them, and in which order: int64 (B,) on the model's device. None
-        takes all.
+        Args:
+            chosen: indices of the images in order, int64 (B,) on the model's device. None takes
+                all.
         """
         if self._dtype_of(images) != "uint8":
             return ops.take_batch(images, chosen)
         return ops.take_batch(images, chosen, *self._mean_and_std())
 
     def _mean_and_std(self) -> tuple[Array | None, Array]:
-        """Those of ``preprocess``, in units of the pixels, on the device: made once, as long as
-        nothing changes."""
+        """Return mean and std of ``preprocess`` on the device, in units of the pixels. They are
+        cached."""
         made_for = (self._preprocess, self.backend, self.dtype, self.input_shape)
         if self._constants is None or self._constants[0] != made_for:
             home, (channels, *size) = self.home, self.input_shape
@@ -285,11 +291,18 @@ class Model(Sequential):
 
     @_at_home
     def labels(self, t: Array, count: int, what: str = "labels") -> Array:
-        """Labels from outside, checked on the host, as int64 (count,) on the model's device. Raises
-        LabelError, ArrayError.
+        """Return labels, checked on the host, as int64 (count,) on the model's device.
 
-        They may be of any library that there is a backend for, on any device, or be received as
-        images are.
+        They may be of any library that has a backend, on any device, or of one that supports
+        DLPack.
+
+        Args:
+            t: integers (N,) or one-hot (N, classes).
+            count: N, the number of images.
+            what: the argument's name, for the message.
+
+        Raises:
+            LabelError, ArrayError: if they do not fit the images or the network.
         """
         home = self.home
         try:
@@ -301,23 +314,30 @@ class Model(Sequential):
 
     @property
     def classes(self) -> int:
-        """How many outputs there are."""
+        """The number of outputs. Raises ShapeError if a sample's output has several axes."""
         if len(self.output_shape) != 1:
             raise ShapeError(
-                "expected a network with one output for each class, this one gives "
+                "expected a network with one output for each class, but its output has shape "
                 f"{self.output_shape}"
             )
         return self.output_shape[0]
 
     @_at_home
     def predict(self, x: Array, batch_size: int | None = None) -> Array:
-        """The logits (N, classes) for images x, on the model's device; nothing is kept for a
-        backward pass.
+        """Return the logits (N, classes) of images x, on the model's device.
 
-        ``batch_size`` images go through at a time; by default as many as leave the layers' outputs
-        within 512 MiB, but no more than 256. Softmax is left out: the largest logit is the
-        likeliest class. Where batch norm without running statistics has no variance over the last
-        images, as they are one, they go along with those before them.
+        Softmax is not applied: the largest logit is the most likely class. If the last batch is a
+        single image and batch norm without running statistics has no variance over it, it is joined
+        to the batch before.
+
+        Args:
+            x: images (N, *input_shape), see ``accept``.
+            batch_size: images per forward pass. The default keeps the layers' outputs within 512
+                MiB, and is at most 256.
+
+        Raises:
+            ArrayError, ShapeError, NotFiniteError: as for ``accept``.
+            ArgumentError: if batch_size is below 1.
         """
         if batch_size is not None:
             try:
@@ -342,17 +362,15 @@ class Model(Sequential):
         return self.home.xp.concat(parts, axis=0)
 
     def release_memory(self) -> None:
-        """Give back the memory that ``predict``, ``loss`` and ``accuracy`` hold for their next
-        call.
+        """Release the memory that ``predict``, ``loss`` and ``accuracy`` keep for their next call.
 
-        They hold about what their largest call needed, for each thread that called at the same
-        time, until the model is deleted. Results and parameters are not affected, and the next call
-        takes memory anew.
+        They keep about as much as their largest call needed, per concurrent thread, until the model
+        is deleted. Results and parameters are not affected. The next call allocates memory again.
         """
         self._inference.release()
 
     def _own_batch_size(self) -> int:
-        """How many images ``predict`` takes through at a time."""
+        """Return the default batch size of ``predict``."""
         if self._most is None:
             self.check_built()
             numbers = sum(
@@ -362,43 +380,49 @@ class Model(Sequential):
                 for place in layer.places
             )
             self._least = max(layer.least_predicted for layer in self.walk())
-            self._most = max(self._least, min(256, _ROOM // (8 * max(numbers, 1))))
+            self._most = max(self._least, min(256, _MAX_BYTES // (8 * max(numbers, 1))))
         return self._most
 
     @_at_home
     def loss(self, x: Array, t: Array) -> float:
-        """The mean softmax cross-entropy of the images x with labels t, as a Python number.
+        """Return the mean softmax cross-entropy of images x with labels t, as a float.
 
-        The images go through in batches, as in ``predict``; the mean is over all of them.
+        Images run in batches, as in ``predict``; the mean is over all of them.
         """
         x = self.received(x)
         loss, _ = ops.softmax_cross_entropy(self.predict(x), self.labels(t, _count(x)), keep=False)
         return float(self.home.to_host(loss))
 
     def accuracy(self, x: Array, t: Array, batch_size: int | None = None) -> float:
-        """The share of images x whose largest logit is their label's; every one counts, the last
-        short batch too.
+        """Return the share of images x that are classified as their label in t, 0 to 1.
 
-        One with NaN among its logits is wrong.
+        The class is the largest logit. An image with NaN among its logits counts as wrong.
+
+        Args:
+            x: images (N, *input_shape). ``t``: labels (N,) or one-hot (N, classes).
+            batch_size: see ``predict``.
+
+        Raises:
+            ArgumentError: if there are no images.
         """
         x = self.received(x)
         if _count(x) == 0:
-            raise ArgumentError("the accuracy over no images is not defined", self.where)
+            raise ArgumentError("accuracy needs at least one image, got none", self.where)
         self.kept_as(x)
         return self.count_correct(x, self.labels(t, x.shape[0]), batch_size) / x.shape[0]
 
     @_at_home
     def count_correct(self, x: Array, t: Array, batch_size: int | None = None) -> int:
-        """How many of the images x are classified as t, which is as ``labels`` gives it; an output
-        of NaN is never right."""
+        """Return how many images x are classified as t, labels from ``labels``. NaN is never
+        correct."""
         home = self.home
         hits = ops.is_correct(self.predict(x, batch_size), t)
         return int(home.to_host(home.xp.count_nonzero(hits)))
 
     @_at_home
     def gradient(self, x: Array, t: Array) -> dict[str, Array]:
-        """The gradient of ``loss`` for every parameter, by backward pass: arrays of their own, by
-        the parameter's path."""
+        """Return the gradient of ``loss`` for every parameter, from a backward pass: new arrays, by
+        path."""
         x = self.received(x)
         self.kept_as(x)
         labels = self.labels(t, x.shape[0])
@@ -410,8 +434,11 @@ class Model(Sequential):
 
     @_at_home
     def numerical_gradient(self, x: Array, t: Array, h: float = 1e-4) -> dict[str, Array]:
-        """The same by finite differences, two forward passes for each number of each parameter: for
-        small nets, in float64."""
+        """Return the gradient of ``loss`` by finite differences, by path.
+
+        It takes two forward passes per element of each parameter: use it for small networks, in
+        float64.
+        """
         return {
             path: numerical_gradient(lambda: self.loss(x, t), array, h)
             for path, array in self.named_parameters().items()
@@ -420,21 +447,21 @@ class Model(Sequential):
     # --- description ------------------------------------------------------------------------------
 
     def summary(self, input_shape: Sequence[int] | None = None, batch_size: int = 1) -> str:
-        """A table of the layers: path, class, output shape, parameters, multiply-adds and
-        activation memory, with totals.
+        """Return a table of the layers: path, class, output shape, parameters, multiply-adds and
+        activation memory.
 
-        Nothing is allocated and the network stays as it is, so it may be asked of a network not
-        built yet, or about another input than it was built for. Multiply-adds are those of one
+        Nothing is allocated and the network does not change, so the network need not be built, and
+        ``input_shape`` may differ from the one it was built for. Multiply-adds are those of one
         sample's forward pass, in convolutions and linear maps. The memory is that of each layer's
-        output for a batch: what a forward pass makes, counted as if nothing were a view.
+        output for a batch, counted as if no output were a view.
 
         Args:
-            input_shape: of one sample, (C, H, W); by default the one it was built for.
-            batch_size: of how many samples the memory is.
+            input_shape: (C, H, W) of one sample; by default the one it was built for.
+            batch_size: number of samples for the memory.
 
         Raises:
-            StateError: no ``input_shape``, and not built yet.
-            ShapeError: the network does not take such samples.
+            StateError: if it is not built and there is no ``input_shape``.
+            ShapeError: if the network does not take such samples.
         """
         if input_shape is None:
             self.check_built()
@@ -444,18 +471,21 @@ class Model(Sequential):
     # --- files ------------------------------------------------------------------------------------
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write architecture, weights and ``preprocess`` as one safetensors file, whole or not at
-        all.
+        """Write architecture, weights and ``preprocess`` as one safetensors file, atomically.
 
         Raises:
-            ArgumentError: an argument of some layer that JSON cannot hold (a function as
+            ArgumentError: if JSON cannot hold an argument of a layer (a function as
                 ``weight_init``).
+            OSError: if the file cannot be written.
         """
         save_tensors(path, self.state_dict(), self.description())
 
     def description(self) -> dict[str, Any]:
-        """Architecture, input and ``preprocess`` as JSON; ``rebuild`` reads it. Raises
-        ArgumentError as ``save`` does."""
+        """Return architecture, input and ``preprocess`` as JSON values; ``rebuild`` reads them.
+
+        Raises:
+            ArgumentError: as for ``save``.
+        """
         known: Described = {}
         model = describe_layer(self, known)
         tied = {
@@ -477,11 +507,12 @@ class Model(Sequential):
         return header
 
     def load_weights(self, path: str | os.PathLike[str], strict: bool = True) -> Mismatch:
-        """Take the weights of a safetensors file, whoever wrote it: PyTorch's of the same net fit.
+        """Load the weights of a safetensors file, also one from PyTorch for the same network.
+
         See ``load_state_dict``.
 
         Raises:
-            ModelFormatError: no whole safetensors file, or one that does not fit; nothing has
+            ModelFormatError: if it is not an intact safetensors file, or does not fit. Nothing has
                 changed then.
         """
         tensors, _ = load_tensors(path)
@@ -492,14 +523,14 @@ class Model(Sequential):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, device: str | Backend | None = None) -> Self:
-        """Rebuild a model that ``save`` wrote, with its weights and its ``preprocess``, on
+        """Return the model that ``save`` wrote, with its weights and its ``preprocess``, on
         ``device``.
 
-        A ``Trainer``'s checkpoint gives the model as it was then.
+        A ``Trainer``'s checkpoint contains the model as it was then.
 
         Raises:
-            ModelFormatError: not a file of portacnn's, cut short, or of another class than asked
-                for.
+            ModelFormatError: if the file is damaged, not portacnn's, or holds another class than
+                this one.
         """
         backend = resolve(device)
         tensors, header = load_tensors(path)
@@ -516,24 +547,28 @@ class Model(Sequential):
         where: str,
         seed: Any = None,
     ) -> Self:
-        """The model that ``header`` describes, with these weights, and with ``seed`` for what it
-        draws while it is trained.
+        """Return the model that ``header`` describes, with these weights.
+
+        Args:
+            tensors: weights and buffers by path.
+            header: from ``description``.
+            where: the file's name, for messages.
+            seed: seed of what the model draws during training.
 
         Raises:
-            ModelFormatError: as ``load``; ``where`` is the file's name.
+            ModelFormatError: as for ``load``.
         """
         if header is None:
             raise ModelFormatError(
-                "it does not say how to build its model: it has weights alone, as other tools "
-                "write them; build the model "
-                "first, then model.load_weights(path)",
+                "it does not describe its model, only weights, as files of other tools do; build "
+                "the model first, then call model.load_weights(path)",
                 where,
             )
         try:
             if header["format"] not in (1, 2):
                 raise ModelFormatError(
-                    f"it is of format {shown(repr(header['format']))}, this version reads 1 and 2; "
-                    "upgrade portacnn"
+                    f"it has format {shown(repr(header['format']))}, but this version reads 1 and "
+                    "2; upgrade portacnn"
                 )
             drawing = {} if seed is None else {"seed": seed}
             with building_from(tensors), limited(_MOST_LAYERS + 8 * len(tensors)):
@@ -542,7 +577,7 @@ class Model(Sequential):
                 )
                 if not isinstance(model, cls):
                     raise ModelFormatError(
-                        f"holds a {type(model).__name__}, expected a {cls.__name__}"
+                        f"expected a {cls.__name__}, got a {type(model).__name__}"
                     )
                 if model.backend is None:
                     for name, owner in header.get("tied", {}).items():
@@ -556,13 +591,13 @@ class Model(Sequential):
         except NONSENSE as error:
             what = f"{type(error).__name__}: {error}"
             raise ModelFormatError(
-                f"it does not say how to build its model, or not rightly: {what}", where
+                f"it does not describe its model correctly: {what}", where
             ) from error
         return model
 
 
 def _tie(model: Layer, name: str, owner: str) -> None:
-    """Tie one parameter to another, each named by its path, in a network that is not built yet."""
+    """Tie one parameter to another in a network that is not built yet, each named by its path."""
     (path, _, own), (other, _, theirs) = name.rpartition("."), owner.rpartition(".")
     model.layer_at(path).tie(own, model.layer_at(other), theirs)
 
@@ -570,11 +605,10 @@ def _tie(model: Layer, name: str, owner: str) -> None:
 def image_shape(
     model: str, num_classes: int, in_channels: int, input_size: int | Sequence[int]
 ) -> Shape:
-    """(C, H, W) of the images of a model that builds itself, once its numbers have proved to be
-    such.
+    """Return the checked (C, H, W) of the images of a model that builds itself.
 
     Raises:
-        ArgumentError: naming the model.
+        ArgumentError: if an argument is out of range; the error names the model.
     """
     try:
         whole("num_classes", num_classes, 1)
@@ -584,22 +618,22 @@ def image_shape(
 
 
 def _reshaping(x: Array, sample: Shape) -> str:
-    """What makes images for samples (C, H, W) of an array of another shape, for a message; empty
-    where nothing is likely."""
+    """Return how to reshape an array to samples (C, H, W), for a message; empty if no way is
+    likely."""
     shape, (channels, *size) = tuple(x.shape), sample
     last = (*size, channels)
     turn = "permute" if hasattr(x, "permute") else "transpose"
     axes = (0, len(sample), *range(1, len(sample)))
     if shape == sample:
-        return "; one image is a batch of one: x[None]"
+        return "; make one image a batch: x[None]"
     if shape == last:
-        return f"; the channels come first, and one image is a batch of one: x[None].{turn}{axes}"
+        return f"; channels come first, and one image must be a batch: x[None].{turn}{axes}"
     if shape[1:] == last:
-        return f"; the channels come first: x.{turn}{axes}"
+        return f"; channels come first: x.{turn}{axes}"
     if channels == 1 and shape[1:] == tuple(size):
-        return "; give them an axis for the channel: x[:, None]"
+        return "; add a channel axis: x[:, None]"
     if channels == 1 and shape == tuple(size):
-        return "; give it axes for the batch and the channel: x[None, None]"
+        return "; add a batch and a channel axis: x[None, None]"
     if len(shape) == 2 and shape[1] == prod(sample):
         return f"; x.reshape{(-1, *sample)}"
     return ""
@@ -612,7 +646,7 @@ def _fits(preprocess: Normalize, sample: Shape, where: str) -> None:
         raise error.at(where)
 
 
-# What a description made by others can bring a constructor to.
+# Errors that a constructor may raise for a description from a file.
 NONSENSE = (
     PortacnnError,
     ArithmeticError,
@@ -627,13 +661,23 @@ NONSENSE = (
 
 
 def _count(x: Array) -> int:
-    """How many images there are in x, once it has proved to be an array with a first axis."""
+    """Return the number of images in x. Raises ShapeError if it has no axes."""
     backend_of(x)
     if x.ndim < 1:
         raise ShapeError(f"expected images (N, C, H, W), got {describe(x)}")
     return x.shape[0]
 
 
+@answering_keywords("load")
 def load(path: str | os.PathLike[str], *, device: str | Backend | None = None) -> Model:
-    """Rebuild any model that ``Model.save`` wrote, without naming its class. See ``Model.load``."""
+    """Return the model that ``Model.save`` wrote, of whatever class. See ``Model.load``.
+
+    >>> import portacnn, tempfile, os
+    >>> model = portacnn.SimpleConvNet((1, 8, 8), {"filter_size": 3}, device="cpu", seed=0)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     model.save(os.path.join(folder, "net.safetensors"))
+    ...     again = portacnn.load(os.path.join(folder, "net.safetensors"), device="cpu")
+    >>> type(again).__name__
+    'SimpleConvNet'
+    """
     return Model.load(path, device=device)

@@ -1,4 +1,4 @@
-"""What a network is made of, as numbers for each layer, and as a table of them."""
+"""Count a network's parameters, multiply-adds and memory per layer, as rows and as a table."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,28 +22,30 @@ class Row(NamedTuple):
     parameters: int
     multiply_adds: int
     output_bytes: int
-    shared: bool = False  # it stands at an earlier path, too, where its parameters are counted
+    shared: bool = False  # also at an earlier path, where its parameters are counted
 
 
 def rows(network: Layer, input_shape: Sequence[int]) -> list[Row]:
-    """A row for every layer that computes something, in the order in which they run; a block stands
-    before what is in it.
+    """Return a row for every layer that computes something, in the order in which they run.
 
-    The network is planned for samples of ``input_shape``, and afterwards as it was. Raises
-    ShapeError.
+    A block precedes its inner layers. The network is planned for samples of ``input_shape`` and
+    then restored.
+
+    Raises:
+        ShapeError: if the network does not take such samples.
     """
     with network.planned(input_shape):
         return list(_rows(network, Counter()))
 
 
 def _rows(layer: Layer, seen: Counter[Layer]) -> Iterator[Row]:
-    """The rows of a layer and all below it, in one of its places."""
+    """Yield the rows of a layer and all below it, in one of its places."""
     number = seen[layer]
     seen[layer] += 1
     if number >= len(layer.places):  # a layer that its container does not run
         return
     path, layer.input_shape, layer.output_shape = layer.places[number]
-    # which hand on what their layers give
+    # these return what their layers return
     if not isinstance(layer, Sequential | Graph | Recompute):
         yield Row(
             path,
@@ -59,7 +61,7 @@ def _rows(layer: Layer, seen: Counter[Layer]) -> Iterator[Row]:
 
 
 def table(network: Layer, input_shape: Sequence[int], batch_size: int) -> str:
-    """``rows`` as text, with the activations of a whole batch and totals at the end."""
+    """Return ``rows`` as text, with the activations of a whole batch and totals at the end."""
     found = rows(network, input_shape)
     lines = [
         (
@@ -99,7 +101,7 @@ def table(network: Layer, input_shape: Sequence[int], batch_size: int) -> str:
 
 
 def _aligned(lines: Sequence[tuple[str, ...]], widths: list[int]) -> Iterator[str]:
-    """Words to the left, numbers to the right."""
+    """Yield lines with words aligned left and numbers right."""
     for line in lines:
         cells = [
             c.ljust(w) if i < 3 else c.rjust(w)

@@ -1,10 +1,10 @@
-"""What a checkpoint holds, and how a ``Trainer`` is made of one again.
+"""Describe a training as a checkpoint, and make a ``Trainer`` from a checkpoint.
 
-One safetensors file. Arrays: ``model.*`` (weights and buffers), ``optimizer.*`` (its state),
-``best.*`` (the best weights so far, for early stopping) and ``history.*`` (figures by step and by
-epoch, float64). Its header says all the rest in JSON: architecture, optimizer, schedule, options,
-seed, and the position. No random state is kept, since there is none: batches and masks are drawn
-from the seed and the number of the epoch and step. Nor are the data: they are given again, and
+A checkpoint is one safetensors file. Arrays: ``model.*`` (weights and buffers), ``optimizer.*``
+(its state), ``best.*`` (the best weights so far, for early stopping) and ``history.*`` (figures per
+step and per epoch, float64). The header holds the rest as JSON: architecture, optimizer, schedule,
+options, seed and position. There is no random state to store: batches and masks are drawn from the
+seed and the numbers of epoch and step. Data are not stored either. They are given again and
 compared with a fingerprint.
 """
 
@@ -29,10 +29,12 @@ from portacnn.training.early_stopping import EarlyStopping
 from portacnn.training.folder import RUN
 
 AnyTrainer = TypeVar("AnyTrainer")  # a Trainer, whose module imports this one
-FORMAT = 1
+FORMAT = 2
+"""Number of the format. Format 1 has ``mini_batch_size`` for ``batch_size``; it can still be
+read."""
 _OPTIONS = (
     "epochs",
-    "mini_batch_size",
+    "batch_size",
     "drop_last",
     "schedule_unit",
     "clip_norm",
@@ -46,19 +48,19 @@ _OPTIONS = (
     "keep",
     "verbose",
 )
-"""The Trainer's arguments that stand in the header as they are; each is an attribute of that
+"""The Trainer's arguments that are in the header unchanged. Each is an attribute of the same
 name."""
 _ADDED = {"drop_last": False}
-"""Options that older checkpoints lack, and what they were then."""
+"""Options that older checkpoints lack, with the values they had then."""
 _BY_EPOCH = ("epoch_loss_list", "train_acc_list", "test_acc_list")
 _HISTORY = ("train_loss_list", *_BY_EPOCH, "test_loss_list")
 
 
 def describe_training(trainer: Any) -> dict[str, Any]:
-    """A checkpoint's header, all but the position: what stays the same throughout a training.
+    """Return a checkpoint's header without the position: what does not change during a training.
 
     Raises:
-        ArgumentError: an optimizer that no file can hold.
+        ArgumentError: if a file cannot hold the optimizer.
     """
     schedule, stopping = trainer.schedule, trainer.early_stopping
     if trainer.schedule_unit == "epoch" and isinstance(schedule, PerEpoch):
@@ -78,10 +80,10 @@ def describe_training(trainer: Any) -> dict[str, Any]:
 
 
 def contents(trainer: Any) -> tuple[dict[str, HostArray], dict[str, Any]]:
-    """Arrays and header of a checkpoint of this moment, between two steps."""
+    """Return arrays and header of a checkpoint at this moment, between two steps."""
     state = trainer.optimizer.state_dict()
     best, host = trainer._best_weights or {}, resolve("numpy")
-    # of an epoch that was broken off, there may be more in the lists
+    # the lists may also contain entries of an interrupted epoch
     done = {"train_loss_list": trainer.steps_done}
     history = {
         name: host.asarray(getattr(trainer, name)[: done.get(name, trainer.epoch)], "float64")
@@ -107,14 +109,14 @@ def contents(trainer: Any) -> tuple[dict[str, HostArray], dict[str, Any]]:
 
 
 def _seed(name: str, value: Any) -> int:
-    """A seed out of a file: any whole number. Raises ArgumentError."""
+    """Return a seed from a file: any whole number. Raises ArgumentError."""
     if value is None:
         raise ArgumentError(f"{name} is missing")
     return check_seed(value)
 
 
 def _or_why_not(describe: Any) -> dict[str, Any]:
-    """What ``describe`` gives; where no file can hold that, the reason, under "not saved"."""
+    """Return ``describe()``, or if a file cannot hold that, the reason under "not saved"."""
     try:
         described: dict[str, Any] = describe()
         json.dumps(described)
@@ -125,8 +127,8 @@ def _or_why_not(describe: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was read. Its properties are made of what the file says, and raise
-    ModelFormatError for nonsense."""
+    """A checkpoint that was read. Its methods raise ModelFormatError if the header makes no
+    sense."""
 
     path: Path
     tensors: Mapping[str, HostArray]
@@ -134,19 +136,21 @@ class Checkpoint:
 
     @classmethod
     def read(cls, path: Path) -> "Checkpoint":
-        """Read a file. Raises ModelFormatError where it is no whole one, or no checkpoint."""
+        """Read a file. Raises ModelFormatError if it is damaged or not a checkpoint."""
         tensors, header = load_tensors(path, checked=True)
         if not isinstance(header, dict) or "checkpoint" not in header:
-            raise ModelFormatError("is no checkpoint of a Trainer's", str(path))
-        if header["checkpoint"] != FORMAT:
+            raise ModelFormatError("it is not a checkpoint of a Trainer", str(path))
+        if header["checkpoint"] not in (1, FORMAT):
             told = repr(header["checkpoint"])[:40]
             raise ModelFormatError(
-                f"is a checkpoint of format {told}, this version reads {FORMAT}", str(path)
+                f"it is a checkpoint of format {told}, but this version reads 1 and {FORMAT}; "
+                "upgrade portacnn",
+                str(path),
             )
         return cls(path, tensors, header)
 
     def _said(self, make: Any) -> Any:
-        """What ``make`` makes of the header; whatever it stumbles over is the file's fault."""
+        """Return ``make()``. An error while reading the header becomes a ModelFormatError."""
         try:
             return make()
         except ModelFormatError as error:
@@ -154,31 +158,29 @@ class Checkpoint:
         except NONSENSE as error:
             what = f"{type(error).__name__}: {error}"
             raise ModelFormatError(
-                f"it does not describe a training, or not rightly: {what}", str(self.path)
+                f"it does not describe a training correctly: {what}", str(self.path)
             ) from error
 
     def place(self) -> Backend:
-        """Where the training was. Raises BackendError where there is no such place here."""
+        """Return the backend of the training. Raises BackendError if it is unavailable here."""
         place = self.header.get("place")
         if not isinstance(place, str) or not re.fullmatch(r"\w+:[a-z]+\d*(:\d+)?", place, re.ASCII):
-            raise ModelFormatError(
-                "it does not say on which device the training was", str(self.path)
-            )
+            raise ModelFormatError("it does not state the device of the training", str(self.path))
         try:
             return resolve(place)
         except BackendError as error:
             raise BackendError(
-                f"{self.path}: the training was on {place}; {error}. Or give another device="
+                f"{self.path}: the training was on {place}; {error}. Or choose another device: "
+                "resume(..., device=...)"
             ) from error
 
     def model(self, device: Any) -> Model:
-        """The model on ``device``, with its weights and the seed of its dropout."""
+        """Return the model on ``device``, with its weights and the seed of its dropout."""
         described = self.header.get("model")
         if isinstance(described, dict) and "not saved" in described:
             raise ArgumentError(
-                f"{self.path} does not hold how to build its model ({described['not saved']}); "
-                "build it and give it: "
-                "resume(..., model=model)"
+                f"{self.path} does not describe its model ({described['not saved']}); build the "
+                "model and pass it: resume(..., model=model)"
             )
         backend, seed = (
             resolve(device),
@@ -189,7 +191,7 @@ class Checkpoint:
         )
 
     def load_into(self, model: Model) -> None:
-        """The weights, and the seed of dropout, into a model that was built by the caller."""
+        """Load the weights and the seed of dropout into a model that the caller has built."""
 
         def load() -> None:
             seed = _seed("model_seed", self.header["model_seed"])
@@ -200,21 +202,22 @@ class Checkpoint:
         self._said(load)
 
     def schedule(self) -> Schedule:
-        """The schedule. Raises ArgumentError where it was a function of the caller's own."""
+        """Return the schedule. Raises ArgumentError if it was the caller's own function."""
         described = self.header.get("schedule")
         if isinstance(described, dict) and "not saved" in described:
             raise ArgumentError(
-                f"{self.path} was made with a schedule that no file can hold "
-                f"({described['not saved']}); give it again: "
-                "resume(..., schedule=...)"
+                f"{self.path} was made with a schedule that a file cannot hold "
+                f"({described['not saved']}); pass it again: resume(..., schedule=...)"
             )
         return self._said(lambda: rebuild_schedule(described))
 
     def arguments(self) -> dict[str, Any]:
-        """The Trainer's arguments besides model, data, schedule and folder."""
+        """Return the Trainer's arguments, except model, data, schedule and folder."""
 
         def make() -> dict[str, Any]:
             given = _ADDED | self.header["options"]
+            if self.header["checkpoint"] == 1:
+                given["batch_size"] = given["mini_batch_size"]
             options = {name: given[name] for name in _OPTIONS}
             stopping = self.header["early_stopping"]
             optimizer: Optimizer = rebuild_optimizer(self.header["optimizer"])
@@ -228,8 +231,7 @@ class Checkpoint:
         return self._said(make)
 
     def check_data(self, given: Mapping[str, Mapping[str, Any]]) -> None:
-        """Compare fingerprints. Raises ArgumentError where the data are others than those of the
-        training."""
+        """Compare fingerprints. Raises ArgumentError if the data differ from the training's."""
 
         def listed() -> list[tuple[str, Any, Any]]:
             return [
@@ -241,17 +243,20 @@ class Checkpoint:
             for key, name in (("shape", f"x_{what}"), ("dtype", f"x_{what}")):
                 if expected.get(key) != came[key]:
                     problems.append(
-                        f"the {key} of {name} is {came[key]}, it was {expected.get(key)!r:.80}"
+                        f"expected {name} of {key} {expected.get(key)!r:.80}, got {came[key]}"
                     )
             if not problems and expected.get("labels") != came["labels"]:
-                problems.append(f"t_{what} has other labels, or in another order")
+                problems.append(f"t_{what} has other labels or another order")
             if not problems and expected.get("images") != came["images"]:
-                problems.append(f"x_{what} has other images, or in another order")
+                problems.append(f"x_{what} has other images or another order")
         if problems:
-            raise ArgumentError(f"these are not the data of {self.path}: {'; '.join(problems)}")
+            raise ArgumentError(
+                f"the data differ from those of {self.path}: "
+                f"{'; '.join(problems)}; pass the same data"
+            )
 
     def made(self, make: Callable[[], AnyTrainer]) -> AnyTrainer:
-        """The Trainer that ``make`` makes of the arguments, put where it was."""
+        """Return the Trainer that ``make`` returns, restored to the checkpoint's position."""
         return self._said(lambda: self._restored(make()))
 
     def _restored(self, trainer: Any) -> Any:
@@ -260,12 +265,15 @@ class Checkpoint:
         trainer.batch = whole("batch", position["batch"], 0)
         trainer.stopped_early = bool(position["stopped_early"])
         if trainer.batch >= trainer.steps_per_epoch:
-            raise ModelFormatError(f"batch {trainer.batch} of {trainer.steps_per_epoch} is none")
+            raise ModelFormatError(
+                f"batch {trainer.batch} is not below the "
+                f"{trainer.steps_per_epoch} steps of an epoch"
+            )
         trainer.run = self.header["run"]
         if not isinstance(trainer.run, str) or not re.fullmatch(
             RUN, trainer.run
-        ):  # it becomes a part of names of files
-            raise ModelFormatError(f"{trainer.run!r:.80} is no run")
+        ):  # it becomes part of file names
+            raise ModelFormatError(f"run must be six hexadecimal digits, got {trainer.run!r:.80}")
         watches_loss = (
             trainer.early_stopping is not None and trainer.early_stopping.monitor == "loss"
         )
@@ -278,7 +286,8 @@ class Checkpoint:
         for name, length in lengths.items():
             if history[name].shape != (length,) or str(history[name].dtype) != "float64":
                 raise ModelFormatError(
-                    f"{name} has the shape {history[name].shape}, expected {length} figures"
+                    f"{name} must be {length} float64 values, got {history[name].dtype} of shape "
+                    f"{history[name].shape}"
                 )
             setattr(trainer, name, history[name].tolist())
         trainer.optimizer.load_state_dict(

@@ -1,25 +1,31 @@
-"""When to end a training that no longer gets better: ``EarlyStopping``."""
+"""Decide when to end a training that no longer improves: ``EarlyStopping``."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from portacnn.arguments import flag, not_negative, whole
+from portacnn.arguments import AnswersKeywords, flag, not_negative, whole
 from portacnn.errors import ArgumentError
 
 
 @dataclass(frozen=True)
-class EarlyStopping:
-    """Stop after ``patience`` epochs in a row that brought nothing better on the test images.
+class EarlyStopping(AnswersKeywords):
+    """Stop after ``patience`` epochs in a row without improvement on the test images.
 
     It holds no state: it looks at the figures of all epochs so far.
 
+        >>> stopping = EarlyStopping(patience=2)
+        >>> stopping.is_over([0.8, 0.9, 0.9]), stopping.is_over([0.8, 0.9, 0.9, 0.85])
+        (False, True)
+
     Args:
-        patience: how many epochs to wait, from 1.
+        patience: number of epochs to wait, at least 1.
         monitor: "accuracy" or "loss", both over the test images.
-        min_delta: what is better must be better by more than this.
-        restore_best: when training ends, early or not, the model gets the weights of its best
-            epoch.
+        min_delta: an improvement must be larger than this.
+        restore_best: when training ends, early or not, load the weights of the best epoch.
+
+    Raises:
+        ArgumentError: if an argument is out of range.
     """
 
     patience: int = 5
@@ -35,8 +41,8 @@ class EarlyStopping:
             raise ArgumentError(f'monitor must be "accuracy" or "loss", got {self.monitor!r}')
 
     def best_epoch(self, figures: Sequence[float]) -> int:
-        """The epoch, from 1, with the best of these figures, one an epoch; 0 where there is none
-        (NaN is never good)."""
+        """Return the best epoch, from 1, given one figure per epoch; 0 if there is none. NaN is
+        never best."""
         sign = 1.0 if self.monitor == "accuracy" else -1.0
         best, record = 0, -float("inf")
         for epoch, figure in enumerate(figures, start=1):
@@ -45,12 +51,12 @@ class EarlyStopping:
         return best
 
     def is_over(self, figures: Sequence[float]) -> bool:
-        """Whether patience is at its end after these epochs."""
+        """Return whether the last ``patience`` of these epochs brought no improvement."""
         return len(figures) - self.best_epoch(figures) >= self.patience
 
 
 def make_early_stopping(what: EarlyStopping | int | None) -> EarlyStopping | None:
-    """A number is a patience; None is none."""
+    """Return an ``EarlyStopping``: a number is its patience, None stays None."""
     if what is None or isinstance(what, EarlyStopping):
         return what
     return EarlyStopping(patience=whole("early_stopping (a number is its patience)", what, 1))

@@ -1,10 +1,10 @@
-"""``Trainer``: a model, data and an optimizer; epochs of shuffled batches; losses and accuracies as
-lists.
+"""Train a model: ``Trainer`` holds a model, data and an optimizer, and runs epochs of shuffled
+batches.
 
-A step is one forward pass, one backward pass and one update. Losses stay on the device and are
-fetched together, every ``LOG_EVERY`` steps and at the end of an epoch; a step itself reads nothing
-back. A loss that is not finite stops all updates from that step on, so when training ends with an
-error the weights are those before it.
+A step is one forward pass, one backward pass and one update. Losses stay on the device. They are
+fetched together, every ``LOG_EVERY`` steps and at the end of an epoch. A step itself reads nothing
+from the device. A loss that is not finite stops all updates from that step on, so if training ends
+with an error, the weights are those before the step.
 """
 
 import errno
@@ -23,6 +23,7 @@ from weakref import WeakMethod
 from portacnn import ops
 from portacnn.arguments import (
     answering_keywords,
+    either,
     flag,
     not_negative,
     one_of,
@@ -57,16 +58,23 @@ from portacnn.training.signals import interrupted_between_steps
 
 LOG_EVERY = 50
 KEYWORDS = {
-    "batch_size": "mini_batch_size",
-    "lr": 'optimizer_param={"lr": ...}',
-    "learning_rate": 'optimizer_param={"lr": ...}',
-    "momentum": 'optimizer="momentum", optimizer_param={"momentum": ...}',
-    "weight_decay": 'optimizer_param={"weight_decay": ...}',
-    "num_epochs": "epochs",
-    "max_epochs": "epochs",
-    "device": "device where the model is made; the data follow it there",
+    "momentum": 'write optimizer="momentum", optimizer_param={"momentum": ...}',
+    "weight_decay": 'write optimizer_param={"weight_decay": ...}',
+    "device": "data and training follow the model: give the device to the model",
 }
-"""What the Trainer's arguments are that other libraries call by these names."""
+"""What to do instead, for arguments that belong elsewhere."""
+_FROM_CHECKPOINT = dict.fromkeys(
+    (
+        "batch_size",
+        "mini_batch_size",
+        "lr",
+        "learning_rate",
+        "optimizer",
+        "optimizer_param",
+        "seed",
+    ),
+    "it comes from the checkpoint; leave it out",
+)
 _log = logging.getLogger("portacnn")
 _DATA = ("x_train", "t_train", "x_test", "t_test")
 _NOT_COPIED = {"backend", "_feed", "_unread", "_ok", "_step", "_workspace"}
@@ -74,18 +82,17 @@ _NOT_COPIED = {"backend", "_feed", "_unread", "_ok", "_step", "_workspace"}
 
 @dataclass(frozen=True)
 class StepState:
-    """What a step needs besides its batch, and what is different at each.
+    """The values that differ from step to step, besides the batch.
 
-    A backend that records the step and replays it (``Backend.compile_step``) puts 0-dimensional
-    arrays on the device in place of the numbers, int64 and float64, so that a step finds its own
-    there.
+    If a backend records the step and replays it (``Backend.compile_step``), the int and the floats
+    are 0-dimensional arrays on the device, int64 and float64.
 
     Attributes:
-        step: its number in the whole training, from 0.
-        lr: its learning rate.
-        count: which of the optimizer's updates it makes, from 1.
-        ok: 0-dimensional boolean: whether all steps so far were finite. If not, nothing is updated
-            any more.
+        step: number of the step in the whole training, from 0.
+        lr: learning rate of this step.
+        count: number of the optimizer's update, from 1.
+        ok: 0-dimensional boolean; true if all steps so far were finite. If it is false, nothing is
+            updated any more.
     """
 
     step: Any
@@ -95,62 +102,78 @@ class StepState:
 
 
 class Trainer:
-    """Trains a built ``Model``.
+    """Train a built ``Model`` on images and labels.
+
+        >>> import numpy as np
+        >>> import portacnn
+        >>> x = np.random.default_rng(0).random((40, 1, 8, 8), dtype="float32")
+        >>> t = np.arange(40) % 10
+        >>> conv = {"filter_num": 4, "filter_size": 3}
+        >>> model = portacnn.SimpleConvNet((1, 8, 8), conv, device="cpu", seed=0)
+        >>> trainer = portacnn.Trainer(
+        ...     model, x, t, x, t, epochs=2, batch_size=20, lr=0.001, verbose=False
+        ... )
+        >>> trainer.train()
+        >>> trainer.epoch, len(trainer.train_loss_list), len(trainer.test_acc_list)
+        (2, 4, 2)
 
     Args:
-        model: on its device already; the data follow it there.
-        x_train, x_test: images (N, *input_shape), floating point, or uint8 where the model has a
-            ``preprocess``. They are kept as they come, so uint8 takes a quarter of float32's
-            memory: on the model's device, or where they would take more than half of what is free
-            there, on the host.
+        model: a built model. Training runs on its device.
+        x_train, x_test: images (N, *input_shape), floating point, or uint8 if the model has a
+            ``preprocess``. They keep their dtype, so uint8 images need a quarter of float32's
+            memory. They are stored on the model's device, or on the host if they need more than
+            half of the device's free memory.
         t_train, t_test: labels, integers (N,) or one-hot (N, classes).
-        epochs: how often to go through the training images. Each epoch shuffles them anew, by
-            ``seed`` and its number.
-        mini_batch_size: images a step; the last batch of an epoch may be shorter.
-        drop_last: leave out of every epoch the last images of its order that make no whole batch.
+        epochs: number of passes through the training images. Each epoch is shuffled by ``seed`` and
+            its number.
+        batch_size: images per step, 100 by default. The last batch of an epoch may be smaller.
+        mini_batch_size: the book's name of ``batch_size``. Give only one of them.
+        drop_last: drop the last batch of an epoch if it is smaller than ``batch_size``.
         optimizer: "sgd", "momentum", "adagrad", "rmsprop", "adam", "adamw", or an ``Optimizer``.
+        lr: learning rate, for an optimizer given by name. By default the optimizer's own.
         optimizer_param: the optimizer's arguments, such as {"lr": 0.001, "weight_decay": 1e-4}.
-        schedule: how the learning rate goes on from the optimizer's: a schedule of
-            ``portacnn.schedules`` or any function of (step, lr), or a name that stands for one over
-            all the steps: "step", "cosine", "warmup_cosine", "one_cycle".
-        schedule_unit: whether the schedule counts "step"s or "epoch"s.
-        clip_norm: how long all gradients together may be at most (``ops.clip_by_global_norm``);
-            None leaves them as they are.
-        label_smoothing: the share of every label spread over all classes, while training.
-        accumulate: in how many parts of like size a batch is taken through the network, one after
-            the other, to need less memory. Their gradients add up to the batch's: only batch
-            statistics (BatchNorm) see the parts.
+        schedule: learning rate schedule: one of ``portacnn.schedules``, any function of (step, lr),
+            or a name for a schedule over all steps: "step", "cosine", "warmup_cosine", "one_cycle".
+        schedule_unit: "step" or "epoch": what the schedule counts.
+        clip_norm: largest norm of all gradients together (``ops.clip_by_global_norm``). None does
+            not clip.
+        label_smoothing: share of each label that is spread over all classes during training, 0 to
+            1.
+        accumulate: number of parts of similar size that a batch is split into. Parts run one after
+            the other to save memory, and their gradients are added up. Only batch statistics
+            (BatchNorm) depend on the parts.
         early_stopping: an ``EarlyStopping``, or its patience in epochs.
-        evaluate_sample_num_per_epoch: how many of the first images of either set the accuracies
-            after each epoch are taken over; None takes all.
-        seed: for the order of the batches; None takes a fresh one.
-        precision: what the factors of products are rounded to while training, on devices that are
-            faster so (``ops.use_precision``); weights and activations stay float32.
-        compile_step: let the backend record a whole step and replay it (CuPy: a CUDA graph); others
-            run it as it is. What is set on the Trainer or its optimizer after that, but for ``lr``,
-            the recorded step does not see.
-        checkpoint_dir: a folder for checkpoints, from which ``Trainer.resume`` goes on as if
-            nothing had happened. None: no checkpoints but those that are asked for
-            (``checkpoint``). Several trainings may share one.
-        checkpoint_every: after how many steps to write one; None: after each epoch. There is one at
-            the end in any case, and where training is told to ``stop``.
-        keep: how many to keep in the folder.
+        evaluate_sample_num_per_epoch: number of images, from the first, of either set that
+            accuracies are computed on after each epoch. None takes all.
+        seed: seed of the batch order. None draws one.
+        precision: dtype that the factors of products are rounded to during training, on devices
+            that are faster that way (``ops.use_precision``). Weights and activations stay float32.
+        compile_step: let the backend record a whole step and replay it (CuPy: a CUDA graph). Other
+            backends run the step as usual. A recorded step does not see later changes to the
+            Trainer or its optimizer, except ``lr``.
+        checkpoint_dir: folder for checkpoints, which ``Trainer.resume`` reads. None writes only
+            those requested with ``checkpoint``. Several trainings may share a folder.
+        checkpoint_every: steps between checkpoints. None writes one after each epoch. One is also
+            written at the end, and when training is stopped with ``stop``.
+        keep: number of checkpoints to keep in the folder.
         verbose: show a progress bar.
 
     Attributes:
-        train_loss_list: the loss of every step.
-        epoch_loss_list: its mean over the images of every epoch.
-        train_acc_list, test_acc_list: the accuracies after every epoch.
-        test_loss_list: the mean loss over the test images after every epoch, where
-            ``early_stopping`` watches it.
-        epoch: epochs done. ``batch``: batches done of the epoch after them.
+        train_loss_list: loss of every step.
+        epoch_loss_list: mean loss over the images of every epoch.
+        train_acc_list, test_acc_list: accuracies after every epoch.
+        test_loss_list: mean loss over the test images after every epoch, if ``early_stopping``
+            monitors the loss.
+        epoch: number of finished epochs. ``batch``: number of finished batches of the current
+            epoch.
         stopped_early: whether ``early_stopping`` has ended the training.
-        last_checkpoint: the file written last; None before the first.
+        last_checkpoint: path of the checkpoint written last, None before the first.
 
     Raises:
-        ShapeError, LabelError, ArrayError, NotFiniteError, ArgumentError: bad data or numbers,
-            before anything is changed.
-        OSError: a folder for checkpoints that cannot be made or written to.
+        ShapeError, LabelError, ArrayError, NotFiniteError: if data do not fit the model or are not
+            finite.
+        ArgumentError: if an argument is out of range.
+        OSError: if ``checkpoint_dir`` cannot be created or written to.
     """
 
     @answering_keywords("Trainer", KEYWORDS)
@@ -163,9 +186,11 @@ class Trainer:
         t_test: Array,
         *,
         epochs: int = 20,
-        mini_batch_size: int = 100,
+        batch_size: int | None = None,
+        mini_batch_size: int | None = None,
         drop_last: bool = False,
         optimizer: str | Optimizer = "adam",
+        lr: float | None = None,
         optimizer_param: Mapping[str, Any] | None = None,
         schedule: Schedule | str | None = None,
         schedule_unit: Literal["step", "epoch"] = "step",
@@ -186,36 +211,35 @@ class Trainer:
         self.backend: Backend = model.home
         self._revision = model.revision
         self.epochs = whole("epochs", epochs, 0)
-        self.mini_batch_size = whole("mini_batch_size", mini_batch_size, 1)
+        self.batch_size = whole(
+            "batch_size", either(100, batch_size=batch_size, mini_batch_size=mini_batch_size), 1
+        )
         self.evaluate_sample_num_per_epoch = evaluate_sample_num_per_epoch
         if evaluate_sample_num_per_epoch is not None:
             whole("evaluate_sample_num_per_epoch", evaluate_sample_num_per_epoch, 1)
-        if optimizer_param is None and optimizer == "adam":
-            optimizer_param = {"lr": 0.001}
-        self.optimizer = make_optimizer(optimizer, optimizer_param)
+        self.optimizer = make_optimizer(optimizer, optimizer_param, lr=lr)
         self.optimizer.check(model.named_parameters())
         self.clip_norm = None if clip_norm is None else positive("clip_norm", clip_norm)
         self.label_smoothing = share("label_smoothing", label_smoothing)
         self.accumulate = whole("accumulate", accumulate, 1)
-        if self.accumulate > self.mini_batch_size:
+        if self.accumulate > self.batch_size:
             raise ArgumentError(
-                f"a batch of mini_batch_size={mini_batch_size} has no {accumulate} "
-                "parts (accumulate)"
+                f"accumulate must be at most batch_size={self.batch_size}, got {accumulate}"
             )
         self.early_stopping = make_early_stopping(early_stopping)
         self.seed = check_seed(seed)
         self.verbose = verbose
         self.x_train, self.t_train = take_set(model, x_train, t_train, "train")
         self.x_test, self.t_test = take_set(model, x_test, t_test, "test")
-        if self.mini_batch_size > self.x_train.shape[0]:
+        if self.batch_size > self.x_train.shape[0]:
             raise ArgumentError(
-                f"mini_batch_size is {mini_batch_size}, but there are only {self.x_train.shape[0]} "
+                f"batch_size is {self.batch_size}, but there are only {self.x_train.shape[0]} "
                 "training images"
             )
         self.drop_last = flag("drop_last", drop_last)
-        self._sizes = batch_sizes(self.x_train.shape[0], self.mini_batch_size, self.drop_last)
+        self._sizes = batch_sizes(self.x_train.shape[0], self.batch_size, self.drop_last)
         self.steps_per_epoch = len(self._sizes)
-        self._part = -(-self.mini_batch_size // self.accumulate)  # images at a time, at most
+        self._part = -(-self.batch_size // self.accumulate)  # images at a time, at most
         self._check_parts()
         self._feed = make_feed(model, self.x_train, self.t_train)
         self.compile_step = bool(compile_step)
@@ -230,7 +254,7 @@ class Trainer:
         self.epoch = self.batch = 0
         self.stopped_early = False
         self._best_weights: dict[str, HostArray] | None = None
-        self._unread: list[Array] = []  # the reports of steps, still on the device
+        self._unread: list[Array] = []  # reports of steps, still on the device
         self._ok = self._fine()
         self._step: Any = None
         self._workspace = Workspace()
@@ -246,11 +270,11 @@ class Trainer:
         if checkpoint_dir is not None:
             describe_training(self)
             self.checkpoint_dir = make_folder(checkpoint_dir).absolute()
-        # the folder that no other Trainer of this run writes to now
+        # the folder locked against other Trainers of this run
         self._sole_in: Path | None = None
 
     @classmethod
-    @answering_keywords("Trainer.resume", KEYWORDS)
+    @answering_keywords("Trainer.resume", _FROM_CHECKPOINT)
     def resume(
         cls,
         path: str | os.PathLike[str],
@@ -270,34 +294,34 @@ class Trainer:
         compile_step: bool | None = None,
         verbose: bool | None = None,
     ) -> Self:
-        """A Trainer made of a checkpoint; its ``train`` goes on with the very batch that would have
-        come.
+        """Return a Trainer that continues from a checkpoint; ``train`` resumes with the next batch.
 
-        On the same backend every later loss and weight is what the training would have given
-        without a break, to the bit; on another the batches and dropout's masks are the same, and
-        the values are as near as docs/portability.md says.
+        On the same backend every later loss and weight is bitwise what it would have been without
+        the interruption. On another backend batches and dropout masks are the same, and values are
+        as close as docs/portability.md states.
 
         Args:
-            path: a checkpoint, or a folder of them: then the newest that is whole.
-            x_train, t_train, x_test, t_test: the data of the training, which no checkpoint holds.
-            device: where to go on, see ``portacnn.resolve``; by default what the variable
-                ``PORTACNN_BACKEND`` says, else where the training was.
-            model: a built model of the same layers, for a checkpoint that cannot say how to build
-                its own. It gets the weights.
-            epochs: how many in all, where they are to be others than before. A schedule stays what
-                it was.
-            schedule: instead of the checkpoint's; needed where that was a function of one's own,
-                which no file holds.
-            checkpoint_dir: by default the folder that ``path`` is in.
-            precision: instead of the checkpoint's, which the device may not have.
-            checkpoint_every, keep, compile_step, verbose: instead of the checkpoint's.
+            path: a checkpoint, or a folder of checkpoints: then the newest intact one is read.
+            x_train, t_train, x_test, t_test: the data of the training. Checkpoints do not hold
+                them.
+            device: where to resume, see ``portacnn.resolve``. The default is the variable
+                ``PORTACNN_BACKEND``, or if it is not set, the device of the checkpoint.
+            model: a built model with the same layers, for a checkpoint that does not describe its
+                model. It gets the weights.
+            epochs: total number of epochs, if it should differ from the checkpoint's. The schedule
+                does not change.
+            schedule: replaces the checkpoint's. Required if that was your own function, which files
+                cannot hold.
+            checkpoint_dir: folder for new checkpoints. The default is the folder of ``path``.
+            precision: replaces the checkpoint's, which the device may not support.
+            checkpoint_every, keep, compile_step, verbose: replace the checkpoint's.
 
         Raises:
-            ModelFormatError: no whole checkpoint, or one that describes no training.
-            FileNotFoundError: none in the folder.
-            ArgumentError: other data than the training's; a function that has to be given again; a
-                precision that the device does not have.
-            BackendError: the device cannot be had here.
+            ModelFormatError: if there is no intact checkpoint, or it does not describe a training.
+            FileNotFoundError: if the folder has no checkpoint.
+            ArgumentError: if the data differ from the training's, a function must be given again,
+                or the device does not support the precision.
+            BackendError: if the device is unavailable.
         """
         file, saved = folder.newest(Path(path), Checkpoint.read)
         if model is None:
@@ -326,16 +350,16 @@ class Trainer:
         arguments = saved.arguments() | {
             name: value for name, value in chosen.items() if value is not None
         }
-        # else it is nonsense, and the file's fault
+        # any other value is an error of the file, reported below
         if precision is not None or arguments["precision"] in PRECISIONS:
             try:
                 _check_precision(arguments["precision"], model)
             except ArgumentError as error:
                 raise ArgumentError(
-                    f'{error}. Give another: resume(..., precision="float32")', str(file)
+                    f'{error}. Choose another: resume(..., precision="float32")', str(file)
                 ) from error
         arguments["schedule"] = schedule if schedule is not None else saved.schedule()
-        # what is wrong with them is not the file's fault
+        # errors in these arguments are not the file's
         if epochs is not None or schedule is not None:
             made = cls(model, *train, *test, **arguments)
             trainer = saved.made(lambda: made)
@@ -350,38 +374,37 @@ class Trainer:
         return trainer
 
     def _check_parts(self) -> None:
-        """Raise ArgumentError where a batch, a part of one, or a set to evaluate would be too small
-        for a layer."""
+        """Raise ArgumentError if a batch, a part of one, or a set to evaluate is too small for a
+        layer."""
         parts = {size: part_sizes(size, self._part) for size in set(self._sizes)}
         for layer in self.model.walk():
             for size, sizes in parts.items():
                 if min(sizes) < layer.least_batch:
-                    last = size < self.mini_batch_size
+                    last = size < self.batch_size
                     split = (
-                        f", taken in parts of {', '.join(map(str, sizes))} "
-                        f"(accumulate={self.accumulate})"
+                        f", in parts of {', '.join(map(str, sizes))} (accumulate={self.accumulate})"
                     )
                     raise ArgumentError(
-                        "one image has one value per channel, and so no variance; the "
-                        f"{'last batch' if last else 'batches'} of "
-                        f"{self.x_train.shape[0]} images by mini_batch_size={self.mini_batch_size} "
-                        f"would have {size}"
-                        f"{split if len(sizes) > 1 else ''}; choose another mini_batch_size"
-                        f"{' or drop_last=True' if last else ''}"
+                        "batch norm needs more than one value per channel for a variance; the "
+                        f"{'last batch' if last else 'batches'} of {self.x_train.shape[0]} images "
+                        f"by batch_size={self.batch_size} would have "
+                        f"{size}{split if len(sizes) > 1 else ''}; choose another "
+                        f"batch_size{' or drop_last=True' if last else ''}"
                         f"{' or accumulate' if len(sizes) > 1 else ''}",
                         layer.where,
                     )
             for name, images in (("x_train", self.x_train), ("x_test", self.x_test)):
                 if self._sample_size(images) < layer.least_predicted:
                     raise ArgumentError(
-                        f"without running statistics it has no variance over one image, and {name} "
-                        "would be evaluated on one; take more images"
+                        "without running statistics it has no variance over one image, but "
+                        f"{name} would be evaluated on one; give more "
+                        "images"
                         f"{'' if images.shape[0] == 1 else ' (evaluate_sample_num_per_epoch)'}",
                         layer.where,
                     )
 
     def _take_schedule(self, schedule: Schedule | str | None, unit: str) -> Schedule:
-        """Check the schedule at both ends of the training, and have it count steps."""
+        """Check the schedule at both ends of the training, and make it count steps."""
         if unit not in ("step", "epoch"):
             raise ArgumentError(f'schedule_unit must be "step" or "epoch", got {unit!r}')
         total = self.epochs * self.steps_per_epoch
@@ -395,8 +418,8 @@ class Trainer:
         return made
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy or a pickle holds, between two steps: model and optimizer, figures, and the
-        data as NumPy arrays."""
+        """Return what a copy or a pickle holds: model, optimizer and figures, and the data as NumPy
+        arrays."""
         if self._unread:
             self._read_losses()
         state = {name: value for name, value in vars(self).items() if name not in _NOT_COPIED}
@@ -413,11 +436,11 @@ class Trainer:
         self._unread, self._ok, self._step, self._workspace = [], self._fine(), None, Workspace()
         optimizer_state = self.optimizer.state_dict()
         for arrays in self.optimizer.state.values():
-            arrays.clear()  # to be laid out as the parameters are
+            arrays.clear()  # to be laid out like the parameters
         self.optimizer.load_state_dict(optimizer_state, self.model.named_parameters())
 
     def lr(self, step: int) -> float:
-        """The learning rate at this step, counted from 0 over all epochs."""
+        """Return the learning rate at ``step``, counted from 0 over all epochs."""
         return not_negative(
             f"the schedule's learning rate at step {step}", self.schedule(step, self.optimizer.lr)
         )
@@ -428,37 +451,41 @@ class Trainer:
 
     @property
     def steps_done(self) -> int:
-        """How many steps were made, epochs that were broken off by an error left out."""
+        """The number of finished steps. An epoch that was interrupted by an error does not
+        count."""
         return self.epoch * self.steps_per_epoch + self.batch
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs are done, or ``early_stopping`` has ended the training."""
+        """Whether all epochs are done or ``early_stopping`` has ended the training."""
         return self.epoch >= self.epochs or self.stopped_early
 
     def stop(self) -> None:
-        """Have ``train`` end after the step under way, as if it were paused: a checkpoint is
-        written, and it can be called again.
+        """Make ``train`` return after the current step. It writes a checkpoint, and ``train`` can
+        be called again.
 
-        For signal handlers (``stopping_on_signals``), other threads, and code that runs within a
-        step.
+        Use it from signal handlers (``stopping_on_signals``), other threads, and code that runs
+        within a step.
         """
         self._stop = True
 
     def checkpoint(self, path: str | os.PathLike[str] | None = None) -> Path:
-        """Write a checkpoint, between two steps: to ``path``, or as the newest of
-        ``checkpoint_dir``. Gives the file's path.
+        """Write a checkpoint to ``path``, or into ``checkpoint_dir``; return its path. Call it
+        between steps.
 
         Raises:
-            CheckpointError: it could not be written, since the disk is full, say. All earlier ones
-                are as they were. Or another Trainer, in this process or another, is training the
-                same run into the same folder.
-            ArgumentError: neither a path nor a folder, or an optimizer that no file can hold.
-            NotFiniteError: as ``train``.
+            CheckpointError: if it could not be written (the disk is full, for example); earlier
+                checkpoints are unchanged. Also if another Trainer, in this process or another, is
+                training the same run into the same folder.
+            ArgumentError: if there is neither a path nor a folder, or a file cannot hold the
+                optimizer.
+            NotFiniteError: as for ``train``.
         """
         place = self.checkpoint_dir if path is None else Path(path).absolute()
         if place is None:
-            raise ArgumentError("no checkpoint_dir was given: say where to write the checkpoint")
+            raise ArgumentError(
+                "there is no checkpoint_dir to write to; give a path: checkpoint(path)"
+            )
         if self._unread:
             self._read_losses()
         tensors, header = contents(self)
@@ -477,10 +504,9 @@ class Trainer:
         except OSError as error:
             failed = CheckpointError(
                 f"the checkpoint of step {self.steps_done} could not be written to {place}: "
-                f"{error}. "
-                "Earlier ones are as they were. Training has stopped after that step and is whole "
-                "in memory: make room, and "
-                "train() goes on; or checkpoint(path) writes it elsewhere"
+                f"{error}. Earlier checkpoints are unchanged, and the training is intact in "
+                "memory: free some disk space and call train() to continue, or write elsewhere "
+                "with checkpoint(path)"
             )
             failed.errno = error.errno or errno.EIO
             raise failed from error
@@ -489,8 +515,11 @@ class Trainer:
 
     @contextmanager
     def _sole(self) -> Iterator[None]:
-        """Within it no other Trainer writes this run's checkpoints into the folder. Raises
-        CheckpointError where one does."""
+        """Lock this run's checkpoints in the folder against other Trainers.
+
+        Raises:
+            CheckpointError: if another Trainer holds the lock.
+        """
         place, before = self.checkpoint_dir, self._sole_in
         if place is None or place == before:
             yield
@@ -503,7 +532,7 @@ class Trainer:
                 self._sole_in = before
 
     def fingerprints(self) -> dict[str, Any]:
-        """What tells the data from others (``feed.fingerprint``), by "train" and "test"."""
+        """Return the fingerprints of the data (``feed.fingerprint``), by "train" and "test"."""
         if self._fingerprints is None:
             self._fingerprints = {
                 "train": fingerprint(self.x_train, self.t_train),
@@ -512,23 +541,23 @@ class Trainer:
         return self._fingerprints
 
     def train(self) -> None:
-        """Train up to ``epochs`` epochs in all, or until it is stopped, early or by ``stop``;
-        called again, it goes on.
+        """Train until ``epochs`` epochs are done, early stopping ends it, or ``stop`` is called.
 
-        It goes on where it was, also after a Ctrl-C: in the main thread that is a ``stop``, with
-        the checkpoint that goes with it, and only then raises KeyboardInterrupt. All that follows
-        is what would have come without it, to the bit.
+        If it is called again, it continues where it stopped. Ctrl-C in the main thread calls
+        ``stop``: the current step is finished, a checkpoint is written, and then KeyboardInterrupt
+        is raised. A training continued after that gives bitwise the same results as one that was
+        never interrupted.
 
-        An exception within a step (an error, a second Ctrl-C, what a signal handler of your own
-        raises) does not wait. The epoch is then begun anew, with the weights as they are: those
-        from before that step, unless it came in the middle of the update itself, which some of them
-        may then have seen. Histories and counts hold whole steps in any case.
+        An exception within a step (an error, a second Ctrl-C, an exception of your own signal
+        handler) is raised at once. The epoch then restarts with the current weights. These are the
+        weights from before that step, unless the exception came in the middle of the update itself.
+        Histories and counts hold whole steps in any case.
 
         Raises:
-            NotFiniteError: a loss, a gradient or a running statistic was NaN or infinite; weights
+            NotFiniteError: if a loss, a gradient or a running statistic is NaN or infinite. Weights
                 and statistics are those from before that step.
-            CheckpointError: see ``checkpoint``. Training can go on.
-            StateError: the model was moved to another device, built again or changed since the
+            CheckpointError: see ``checkpoint``. Training can be continued.
+            StateError: if the model was moved to another device, built again or changed since the
                 Trainer was made.
         """
         with interrupted_between_steps(self), self._sole():
@@ -537,22 +566,22 @@ class Trainer:
     def _train(self) -> None:
         if self.model.backend != self.backend:
             raise StateError(
-                f"the model was moved to {self.model.backend} from {self.backend}; make a new "
+                f"the model was moved from {self.backend} to {self.model.backend}; make a new "
                 "Trainer for it"
             )
         self._check_revision()
         if self.finished:
             why = (
-                "early stopping has ended it"
+                "early stopping has ended the training"
                 if self.stopped_early
                 else f"all {self.epochs} epochs are done"
             )
             cure = (
-                "a new Trainer goes on from these weights"
+                "make a new Trainer to continue from these weights"
                 if self.stopped_early
-                else "a larger trainer.epochs makes it go on"
+                else "set a larger trainer.epochs to continue"
             )
-            _log.warning("train() has nothing to do: the training is over, as %s; %s", why, cure)
+            _log.warning("train() has nothing to do: %s; %s", why, cure)
             return
         batches = self.steps_per_epoch
         self._cut_lists()
@@ -571,16 +600,16 @@ class Trainer:
                     self._take_best()
                 raise
             except BaseException:
-                self.batch = 0  # a step may be half done
+                self.batch = 0  # a step may be incomplete
                 raise
             finally:
                 self._stop = False
-                self._workspace = Workspace()  # the next ``train`` takes memory anew
+                self._workspace = Workspace()  # the next ``train`` allocates memory again
         if self.finished:
             self._take_best()
 
     def _cut_lists(self) -> None:
-        """Take out of the lists what an epoch has left there that was broken off."""
+        """Remove what an interrupted epoch has left in the lists."""
         del self.train_loss_list[self.steps_done :]
         for figures in (
             self.epoch_loss_list,
@@ -591,16 +620,16 @@ class Trainer:
             del figures[self.epoch :]
 
     def _run_epoch(self, progress: Progress) -> bool:
-        """The rest of an epoch, or what of it comes before ``stop``; with the checkpoints that fall
-        due.
+        """Run the rest of an epoch, or the part of it before ``stop``; write the checkpoints that
+        are due.
 
-        ``stop`` may be called at any moment, by a signal's handler say: it is looked at once after
-        each step, so that training never ends without the checkpoint that goes with it.
+        ``stop`` may be called at any moment, for example by a signal handler. It is read once after
+        each step, so training never ends without its checkpoint.
 
         Returns:
             Whether to stop.
         """
-        batches, size = self.steps_per_epoch, self.mini_batch_size
+        batches, size = self.steps_per_epoch, self.batch_size
         rest = permutation(self.seed, self.epoch, self.x_train.shape[0])[
             self.batch * size : sum(self._sizes)
         ]
@@ -631,7 +660,7 @@ class Trainer:
         return stop
 
     def _is_due(self, steps: int) -> bool:
-        """Whether ``checkpoint_every`` asks for a checkpoint after so many steps."""
+        """Return whether ``checkpoint_every`` requires a checkpoint after this many steps."""
         return (
             self.checkpoint_dir is not None
             and self.checkpoint_every is not None
@@ -639,12 +668,13 @@ class Trainer:
         )
 
     def _take_best(self) -> None:
-        """Give the model the weights of its best epoch, where they were kept."""
+        """Load the weights of the best epoch into the model, if they were kept."""
         if self._best_weights is not None:
             self.model.load_state_dict(self._best_weights)
 
     def _end_epoch(self) -> None:
-        """Add the epoch's figures to the lists, and see whether it was the best, or the last."""
+        """Append the epoch's figures to the lists, and check whether it was the best or the last
+        one."""
         sizes = self._sizes
         losses = self.train_loss_list[-len(sizes) :]
         train_acc = self._evaluate(self.x_train, self.t_train)
@@ -668,23 +698,24 @@ class Trainer:
             self.stopped_early = self.early_stopping.is_over(figures)
 
     def run_batch(self, *batch: Array) -> None:
-        """Make one step with a batch of the training set: what ``train`` does, batch by batch.
+        """Run one step with a batch of the training set, as ``train`` does for each batch.
 
-        Nothing is read back: the loss waits on the device until ``train`` fetches it.
+        Nothing is read from the device: the loss stays there until ``train`` fetches it.
 
         Args:
-            batch: which images, in which order: int64 (B,) on the model's device. Of a set that the
-                device has no room for, images and labels (see ``feed.Streamed``).
+            batch: indices of the images, int64 (B,) on the model's device. If the training set is
+                on the host, images and labels instead (see ``feed.Streamed``).
 
         Raises:
-            OutOfMemoryError: weights and statistics are those from before this step.
-            StateError: the model was built again or changed since the Trainer was made.
+            OutOfMemoryError: if there is not enough memory. Weights and statistics are those from
+                before this step.
+            StateError: if the model was built again or changed since the Trainer was made.
         """
         self._check_revision()
         number = len(self.train_loss_list) + len(self._unread)
         state = StepState(number, self.lr(number), self.optimizer.steps + 1, self._ok)
         if self._step is None:
-            step = WeakMethod(self._whole_step)  # a method of its own would keep the Trainer alive
+            step = WeakMethod(self._whole_step)  # a bound method would keep the Trainer alive
 
             def whole_step(*arguments: Any) -> tuple[Array, Array]:
                 return step()(*arguments)  # type: ignore[misc]
@@ -705,28 +736,30 @@ class Trainer:
     def _check_revision(self) -> None:
         if self.model.revision != self._revision:
             raise StateError(
-                "the model was built again, or changed by replace, since the Trainer was made: its "
-                "optimizer's state is that "
-                "of the layers before; make a new Trainer"
+                "the model was built again or changed by replace after the Trainer was made, so "
+                "the optimizer's state does not match it; make a new Trainer"
             )
 
     def _whole_step(self, *batch_and_state: Any) -> tuple[Array, Array]:
-        """From a batch as the feed gives it to the step's report, (loss, whether all was finite),
-        and ``state.ok`` after it."""
+        """Run a step from a batch as the feed returns it.
+
+        Returns:
+            The step's report, (loss, whether all was finite), and the new ``state.ok``.
+        """
         *batch, state = batch_and_state
         xp = self.backend.xp
         loss, ok = self.step(*self._feed.batch(*batch), state)
         return xp.stack([loss, xp.astype(ok, loss.dtype)]), ok
 
     def step(self, x: Array, t: Array, state: StepState) -> tuple[Array, Array]:
-        """One forward pass, one backward pass, one update. Everything stays on the device.
+        """Run one forward pass, one backward pass and one update. Everything stays on the device.
 
         Args:
-            x, t: a batch, preprocessed, of the model's dtype and device; labels int64.
-            state: the step's numbers, and whether the steps before it were finite.
+            x, t: a preprocessed batch, of the model's dtype and device; labels are int64.
+            state: the step's values, and whether the steps before it were finite.
 
         Returns:
-            The loss, 0-dimensional, and ``state.ok`` with this step taken in.
+            The loss, 0-dimensional, and ``state.ok`` updated by this step.
         """
         xp = self.backend.xp
         buffers = self.model.named_buffers().wholes()
@@ -739,10 +772,10 @@ class Trainer:
                 ok = ok & ops.all_finite([*grads.wholes(), *buffers])
             if self.clip_norm is not None:
                 ops.clip_by_global_norm(grads.wholes(), self.clip_norm)
-            # running statistics have taken the batch in already
+            # running statistics include this batch already
             for buffer, old in zip(buffers, before, strict=True):
                 buffer[...] = xp.where(ok, buffer, old)
-            # Last, since nothing that comes after it could be undone.
+            # Last, because an update cannot be undone if a later line fails.
             self.optimizer.update(
                 self.model.named_parameters(), grads, ok, lr=state.lr, count=state.count
             )
@@ -753,26 +786,25 @@ class Trainer:
         return loss, ok
 
     def _out_of_memory(self, error: MemoryError, size: int) -> OutOfMemoryError:
-        """What to say of it; and let go of everything that was kept for this step."""
-        # while somebody looks at the error, they would hold what the step had made
+        """Return the error to raise, and release everything that was kept for this step."""
+        # otherwise the traceback would keep the step's arrays alive
         clear_frames(error.__traceback__)
         self._workspace, self._step = Workspace(), None
         asked, held = self.backend.memory_error(error) or (None, None)
-        figures = f" ({asked} bytes asked for, {held} held)" if asked is not None else ""
+        figures = f" ({asked} bytes requested, {held} in use)" if asked is not None else ""
         return OutOfMemoryError(
-            f"{self.backend} has no room for a training step of {size} images{figures}; the model "
-            "is as it was before the "
-            f"step. Make a Trainer with a smaller mini_batch_size than {self.mini_batch_size}, or "
-            "accumulate more parts"
+            f"{self.backend} has not enough memory for a training step of {size} images{figures}; "
+            "the model is as it was before the step. Make a Trainer with a smaller batch_size "
+            f"than {self.batch_size}, or a larger accumulate"
         )
 
     def _gradients(self, x: Array, t: Array, step: int) -> Array:
-        """Forward and backward, in parts where it is to ``accumulate``; the model then has the
-        whole batch's gradients.
+        """Run forward and backward passes, in ``accumulate`` parts; the model then has the batch's
+        gradients.
 
         Returns:
-            The batch's mean loss. Each part counts by its share of the images, so that mean and
-            gradients are the batch's own.
+            The batch's mean loss. Each part is weighted by its share of the images, so mean and
+            gradients are those of the whole batch.
         """
         count, last = x.shape[0], 0
         loss: Any = 0.0
@@ -792,15 +824,15 @@ class Trainer:
         return loss
 
     def _part_gradients(self, x: Array, t: Array, part: float) -> Array:
-        """Forward and backward for ``part`` of a batch. Returns its mean loss, in memory of its
-        own."""
+        """Run forward and backward passes for ``part`` of a batch. Return its mean loss, in its own
+        memory."""
         logits, kept = run(self.model, pack(x), True, True)
         mean, cache = ops.softmax_cross_entropy(logits, t, label_smoothing=self.label_smoothing)
         self.model.backward(ops.softmax_cross_entropy_backward(part, cache), kept, need_dx=False)
         return mean
 
     def _read_losses(self) -> None:
-        """Fetch the losses that have gathered on the device."""
+        """Fetch the losses that have accumulated on the device."""
         fetched = self.backend.to_host(self.backend.xp.stack(self._unread)).tolist()
         losses, fine = [loss for loss, _ in fetched], [ok for _, ok in fetched]
         self._unread.clear()
@@ -809,21 +841,20 @@ class Trainer:
         if not all(fine):
             index = fine.index(0.0)
             loss, step = losses[index], begin + index
-            elsewhere = ", its gradients or running statistics are not finite"
+            elsewhere = ", but its gradients or running statistics are not finite"
             raise NotFiniteError(
-                f"the loss of step {step + 1} (epoch {self.epoch + 1}) is {loss}"
-                f"{elsewhere if isfinite(loss) else ''}; "
-                "the weights are those before that step. "
-                f"Lower the learning rate ({self.lr(step)})"
+                f"the loss of step {step + 1} (epoch {self.epoch + 1}) is "
+                f"{loss}{elsewhere if isfinite(loss) else ''}; the weights are those before that "
+                f"step. Lower the learning rate ({self.lr(step)})"
             )
 
     def _evaluate(self, x: Array, t: Array) -> float:
-        """The accuracy over the first images of a set, as many as were asked for."""
+        """Return the accuracy over the first images of a set, as many as requested."""
         x, t = self._sample(x, t)
         return self.model.count_correct(x, t) / x.shape[0]
 
     def _test_loss(self) -> float:
-        """The mean loss over the same test images as the accuracy's, labels not smoothed."""
+        """Return the mean loss over the test images that accuracy uses, without label smoothing."""
         x, t = self._sample(self.x_test, self.t_test)
         loss, _ = ops.softmax_cross_entropy(self.model.predict(x), t, keep=False)
         return float(self.backend.to_host(loss))
@@ -837,12 +868,13 @@ class Trainer:
 
 
 def _check_precision(precision: Any, model: Model) -> str:
-    """The precision, where a model can be trained with it on its device. Raises ArgumentError."""
+    """Return the precision if this model can be trained with it on its device. Raises ArgumentError
+    if not."""
     one_of("precision", precision, *PRECISIONS)
     home = model.home
     if precision not in home.precisions or model.dtype != "float32" != precision:
         raise ArgumentError(
-            f"precision={precision!r} is not to be had for {model.dtype} on {home}; it has "
-            f"{', '.join(home.precisions)}, for models of float32"
+            f"precision={precision!r} is not supported for a {model.dtype} model on {home}; use "
+            f"{' or '.join(home.precisions if model.dtype == 'float32' else ['float32'])}"
         )
     return str(precision)

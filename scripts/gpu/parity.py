@@ -64,13 +64,13 @@ def trained(
         x_test[: setting["test"]],
         t_test[: setting["test"]],
     )
-    model = SimpleConvNet(device=device, dtype=dtype, weight_init_std="he", seed=1)
+    model = SimpleConvNet(device=device, dtype=dtype, weight_init="he", seed=1)
     model.preprocess = Normalize()
     epochs = steps * setting["batch"] // setting["images"]
     options = {
         "optimizer": "sgd",
         "optimizer_param": {"lr": 0.1},
-        "mini_batch_size": setting["batch"],
+        "batch_size": setting["batch"],
     }
     done = Trainer(model, x, t, x_test, t_test, epochs=epochs, seed=2, verbose=False, **options)
     done.train()

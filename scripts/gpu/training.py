@@ -190,7 +190,7 @@ def _trained(
             "seed": 4,
         }
         done = trainer(
-            model, sets, epochs=epochs, mini_batch_size=size, compile_step=compiled, **options
+            model, sets, epochs=epochs, batch_size=size, compile_step=compiled, **options
         )
         done.train()
     return done.train_loss_list, model.state_dict(), len(graphs)
@@ -318,7 +318,7 @@ def _watch(
             "evaluate_sample_num_per_epoch": 10,
             "compile_step": compiled,
         }
-        done = trainer(model, sets, mini_batch_size=size, **options)
+        done = trainer(model, sets, batch_size=size, **options)
         del seen[:], by_step[:]  # the Trainer calls its schedule for the first and last rate
         done.train()
     # between two steps of one epoch nothing else happens: losses are read at its end
@@ -391,9 +391,9 @@ def _overfull(
     model = DeepConvNet(device=gpu.home, seed=0)
     small = max(size // 200, 2)
     options = {"epochs": 1, "compile_step": compiled, "seed": 1}
-    goes_on = trainer(model, first(images, 5 * small, 10), mini_batch_size=small, **options)
+    goes_on = trainer(model, first(images, 5 * small, 10), batch_size=small, **options)
     goes_on.train()
-    large = trainer(model, images, mini_batch_size=size, **options)
+    large = trainer(model, images, batch_size=size, **options)
     gpu.forget()
     room = size * 60_000  # bytes; the large batch's activations take some 300,000 an image
     ballast = gpu.cp.empty(max(gpu.memory()["free"] - room, 0), dtype="uint8")
@@ -412,7 +412,7 @@ def _overfull(
     after = model.state_dict()
     changed = [path for path in before if before[path].tobytes() != after[path].tobytes()]
     section.expect(not changed, f"{what}: the step that did not fit changed {', '.join(changed)}")
-    again = trainer(model, first(images, 5 * small, 10), mini_batch_size=small, **options)
+    again = trainer(model, first(images, 5 * small, 10), batch_size=small, **options)
     again.train()
     section.expect(
         np.isfinite(again.train_loss_list).all(),
@@ -466,7 +466,7 @@ def accuracy(section: Section) -> None:
         section.row(epoch=epoch, loss=loss, test_accuracy=test)
     section.figures |= {
         "seconds": seconds,
-        "batch": done.mini_batch_size,
+        "batch": done.batch_size,
         "training_images": len(sets[0][0]),
     }
     section.figures["what"] = (
@@ -475,8 +475,8 @@ def accuracy(section: Section) -> None:
 
 
 def _to_goal(gpu: Gpu, sets: Sets, epochs: int) -> tuple[float, Trainer]:
-    model = SimpleConvNet(device=gpu.home, seed=0, weight_init_std="he")
-    done = trainer(model, sets, epochs=0, compile_step=True, seed=1, mini_batch_size=100)
+    model = SimpleConvNet(device=gpu.home, seed=0, weight_init="he")
+    done = trainer(model, sets, epochs=0, compile_step=True, seed=1, batch_size=100)
     gpu.home.synchronize()
     start = time.perf_counter()
     while done.epochs < epochs and not (done.test_acc_list and done.test_acc_list[-1] >= GOAL):

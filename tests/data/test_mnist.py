@@ -525,14 +525,14 @@ def test_labels_of_other_integer_types(tmp_path):
         (
             NAMES[1],
             pack(8, "B", (11,), [1] * 11),
-            "expected 12 labels, one for each image; came 11",
+            "expected 12 labels, one for each image; got 11",
         ),
-        (NAMES[3], pack(8, "B", (4,), [1] * 4), "expected 3 labels, one for each image; came 4"),
-        (NAMES[3], pack(9, "b", (3,), (1, -1, 2)), "came -1 to 2"),
-        (NAMES[3], pack(0x0C, "i", (3,), (1, 2**31 - 1, 2)), "came 1 to 2147483647"),
+        (NAMES[3], pack(8, "B", (4,), [1] * 4), "expected 3 labels, one for each image; got 4"),
+        (NAMES[3], pack(9, "b", (3,), (1, -1, 2)), "got -1 to 2"),
+        (NAMES[3], pack(0x0C, "i", (3,), (1, 2**31 - 1, 2)), "got 1 to 2147483647"),
         (NAMES[3], pack(0x0D, "f", (3,), (1, 1, 2)), "integer labels"),
         (NAMES[3], pack(8, "B", (3, 1), (1, 1, 2)), "integer labels"),
-        (NAMES[2], pack(8, "B", (3, 27, 28), [0] * 3 * 27 * 28), "28 x 28 pixels; came 27 x 28"),
+        (NAMES[2], pack(8, "B", (3, 27, 28), [0] * 3 * 27 * 28), "28 x 28 pixels; got 27 x 28"),
         (NAMES[2], pack(9, "b", (3, 28, 28), [0] * 3 * 28 * 28), "uint8 images"),
         (NAMES[0], pack(8, "B", (12,), [0] * 12), "uint8 images"),
         (NAMES[0], pack(8, "B", (0, 28, 28), []), "at least one image"),
@@ -579,7 +579,7 @@ def test_mnist_is_stricter_than_a_folder(tmp_path):
         load_mnist(root=tmp_path / "size")
     fill(tmp_path / "label", test=(3, (10, 0, 1)))
     load_idx_folder(tmp_path / "label")
-    with pytest.raises(DataFormatError, match="0 to 9; came 0 to 10"):
+    with pytest.raises(DataFormatError, match="0 to 9; got 0 to 10"):
         load_mnist(root=tmp_path / "label")
 
 

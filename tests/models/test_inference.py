@@ -421,7 +421,7 @@ def test_it_takes_as_many_at_a_time_as_there_is_room_for(monkeypatch: pytest.Mon
     np.testing.assert_allclose(model.predict(many), expected, rtol=1e-5, atol=1e-5)
     assert sizes == [256, 256]  # and three that go a prepared way
     numbers = 3 * 6 * 6 * 2 + 3 * 3 * 3 * 2 + 6 * 2 + 4
-    monkeypatch.setattr("portacnn.models.model._ROOM", 8 * numbers * 20 + 7)
+    monkeypatch.setattr("portacnn.models.model._MAX_BYTES", 8 * numbers * 20 + 7)
     model._most = None
     sizes.clear()
     model.predict(X)

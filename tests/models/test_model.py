@@ -322,9 +322,7 @@ def test_one_image_and_none(backend):
     empty = net.predict(x[:0])
     assert tuple(empty.shape) == (0, 4)
     assert empty.dtype == backend.backend.dtype("float32")
-    with pytest.raises(
-        ArgumentError, match="SimpleConvNet: the accuracy over no images is not defined"
-    ):
+    with pytest.raises(ArgumentError, match="SimpleConvNet: accuracy needs at least one image"):
         net.accuracy(x[:0], t[:0])
 
 
@@ -491,11 +489,11 @@ def test_no_uint8_images_and_flat_ones(backend):
         ({"std": -1}, "Normalize: std must be a finite number above 0, got -1"),
         (
             {"mean": (1, 2), "std": (1, 2, 3)},
-            "mean and std must have one number for each channel; got (1.0, 2.0) and (1.0",
+            "mean and std must have one number per channel each, got (1.0, 2.0) and (1.0",
         ),
-        ({"scale": 1e-20, "std": 1e20}, "must be numbers that float32 can hold together"),
-        ({"scale": 1e-20, "mean": -1e20}, "must be numbers that float32 can hold together"),
-        ({"std": 1e-40}, "must be numbers that float32 can hold together"),
+        ({"scale": 1e-20, "std": 1e20}, "must stay within float32's range"),
+        ({"scale": 1e-20, "mean": -1e20}, "must stay within float32's range"),
+        ({"std": 1e-40}, "must stay within float32's range"),
     ],
 )
 def test_normalize_without_a_meaning(arguments, message):
@@ -506,11 +504,12 @@ def test_normalize_without_a_meaning(arguments, message):
 def test_a_preprocess_that_does_not_fit():
     net = small_net()
     with pytest.raises(
-        ArgumentError, match="SimpleConvNet: preprocess must be a Normalize or None, got 255"
+        ArgumentError,
+        match=r"SimpleConvNet: preprocess must be a portacnn\.Normalize or None, got 255",
     ):
         net.preprocess = 255
     message = (
-        r"preprocess: mean has 3 numbers, one for each channel; images \(N, 1, 8, 8\) have "
+        r"preprocess: mean has 3 values, one per channel, but images \(N, 1, 8, 8\) have "
         r"1 "
         r"channels"
     )
@@ -541,7 +540,7 @@ def test_wrong_images(backend, call):
     for shape, hint in (
         ((5, 3, 8, 8), ""),
         ((5, 1, 9, 8), ""),
-        ((5, 8, 8), "; give them an axis for the channel: x[:, None]"),
+        ((5, 8, 8), "; add a channel axis: x[:, None]"),
         ((5, 64), "; x.reshape(-1, 1, 8, 8)"),
         ((5, 1, 8, 8, 1), ""),
         ((5,), ""),
@@ -660,7 +659,7 @@ def test_floats_that_look_like_bytes_are_said_once(backend, caplog):
             call(net, images)
             call(net, images)
         (message,) = caplog.messages
-        assert "SimpleConvNet: floating-point images are taken as they are" in message
+        assert "SimpleConvNet: preprocess does not apply to floating-point images" in message
         assert "x.astype('uint8')" in message
     net.preprocess = Normalize(scale=1.0)  # floats of 0..255 are what that makes
     net._warned = False
@@ -698,13 +697,13 @@ def test_images_that_are_no_array(call):
 @pytest.mark.parametrize(
     ("t", "message"),
     [
-        ([0, 1, 4], "labels: label 4 at index 2 is outside 0..3, the network's outputs"),
+        ([0, 1, 4], "labels: label 4 at index 2 is outside 0..3; the network has 4 outputs"),
         ([0, -1, 3], "labels: label -1 at index 1 is outside 0..3"),
         ([0, 1], r"labels: expected 3 labels, \(N,\) or one-hot \(N, 4\), got shape \(2,\)"),
         ([0, 1, 2, 3], r"got shape \(4,\)"),
         (np.zeros((3, 4, 1), int), r"got shape \(3, 4, 1\)"),
         (1, r"got shape \(\)"),
-        (np.eye(3), "labels: one-hot labels have 3 columns, the network has 4 outputs"),
+        (np.eye(3), "labels: one-hot labels must have 4 columns, the network's outputs, got 3"),
         (np.eye(4)[:2], r"got shape \(2, 4\)"),
         (np.zeros((3, 4)), r"labels: row 0 is not one-hot: \[0"),
         (np.eye(4)[:3] * 0.5, "row 0 is not one-hot"),
@@ -838,7 +837,9 @@ def test_a_model_of_ones_own(backend):
 def test_a_model_that_gives_maps_has_no_classes():
     net = Model(conv=Conv2d(1, 2, 3)).build((1, 8, 8), seed=0)
     assert net.predict(patches(2)[0]).shape == (2, 2, 6, 6)
-    with pytest.raises(ShapeError, match=r"one output for each class, this one gives \(2, 6, 6\)"):
+    with pytest.raises(
+        ShapeError, match=r"one output for each class, but its output has shape \(2, 6, 6\)"
+    ):
         net.loss(*patches(2))
 
 

@@ -66,12 +66,12 @@ def test_batch_norm_with_five_outputs_trains(path: Path, opset: int):
     refused(
         path,
         batch_norm(opset, 5),
-        "5 outputs.*mean and variance of every batch.*export the network for inference",
+        "5 outputs.*statistics of every batch.*export the network for inference",
     )
     model = batch_norm(opset, 5)
     del model.graph.node[0].output[4:]
     model.graph.node[0].output[1] = model.graph.node[0].output[2] = ""  # one is enough
-    refused(path, model, "mean and variance of every batch")
+    refused(path, model, "statistics of every batch")
 
 
 @pytest.mark.parametrize(
@@ -394,7 +394,7 @@ def test_tensors_that_name_the_same_bytes_are_charged(path: Path, spelled: str):
     nodes += [node("Sum", [f"g{i}" for i in range(300)], ["sum"]), node("Add", ["x", "sum"], ["y"])]
     model = with_external(*tensors, nodes=nodes)
     model.graph.initializer.append(numpy_helper.from_array(np.int64(0), "zero"))
-    refused(path, model, "its arrays would take 1048576 bytes more")
+    refused(path, model, "its arrays need 1048576 more bytes")
 
 
 def test_data_that_are_replaced_while_they_are_read(path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -742,7 +742,7 @@ def test_a_pickle_is_refused_unread(tmp_path):
     (tmp_path / "params.pkl").write_bytes(pickle.dumps({"W1": Bomb()}, 0))
     refuses(
         ModelFormatError,
-        "not a whole safetensors file",
+        "not an intact safetensors file",
         call=lambda: net.load_params(tmp_path / "params.pkl"),
     )
     assert all(np.array_equal(net.params[key], before[key]) for key in before)
@@ -950,7 +950,7 @@ def test_the_trainer_refuses():
     )
     refuses(
         TypeError,
-        "batch_size (write mini_batch_size)",
+        "batch_size (called mini_batch_size here)",
         call=lambda: scratch.Trainer(net, x, t, x, t, batch_size=5),
     )
     refuses(

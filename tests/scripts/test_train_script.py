@@ -250,8 +250,8 @@ def test_cupy_where_there_is_no_gpu(train, how):
     [
         (["--device", "tpu"], ["unknown device 'tpu'; expected one of cpu, cuda"]),
         (["--data", "missing"], ["missing"]),
-        (["--batch-size", "41"], ["mini_batch_size is 41, but there are only 40 training images"]),
-        (["--batch-size", "0"], ["mini_batch_size must be"]),
+        (["--batch-size", "41"], ["batch_size is 41, but there are only 40 training images"]),
+        (["--batch-size", "0"], ["batch_size must be"]),
         (["--epochs", "-1"], ["epochs must be a whole number of at least 0, got -1"]),
         (["--lr", "nan"], ["lr must be a number of 0 or more, got nan"]),
         (
@@ -275,7 +275,7 @@ def test_out_below_a_file(train):
 @pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write anywhere")
 def test_out_that_may_not_be_written(train):
     (train.here / "out").mkdir(mode=0o555)
-    one_line(train("--out", "out"), "cannot write into out; choose another --out")
+    one_line(train("--out", "out"), "cannot write to out; choose another --out")
 
 
 def test_damaged_data(train, tmp_path):
@@ -386,7 +386,7 @@ def test_a_signal(train, begin, number, status, where):
     assert process.returncode == status
     step = int(re.search(r"^stopped  after step (\d+) \(epoch \d+\)$", printed, re.M)[1])
     saved = re.search(r"^saved    (.*)$", printed, re.M)[1]
-    go_on = re.search(r"^go on    (.*)$", printed, re.M)[1]
+    go_on = re.search(r"^resume   (.*)$", printed, re.M)[1]
     assert re.fullmatch(rf"--resume {re.escape(saved)} --out out --data \S+", go_on)
     assert (train.here / saved).parent == train.here / (where[1] if where else "out/checkpoints")
     assert f"-step-{step}-" in saved
@@ -431,16 +431,16 @@ def test_going_on_from_what_is_not_there(train, tmp_path):
     bare = {"seed": None, "without": ("--batch-size",), "PORTACNN_KERNELS": "native"}
     one_line(
         train("--resume", **bare),
-        "no checkpoint to go on from",
+        "no checkpoint to resume from",
         "runs",
         "checkpoints",
         "--resume PATH",
     )
     (train.here / "file").write_text("no checkpoint")
-    one_line(train("--resume", "file", **bare), "file is not a whole safetensors file")
+    one_line(train("--resume", "file", **bare), "file is not an intact safetensors file")
     one_line(
         train("--resume", "file", "--lr", "0.1", **bare),
-        "--resume takes --lr from the checkpoint; leave it out",
+        "--resume takes --lr from the checkpoint; omit it",
     )
     one_line(
         train("--resume", "file", blocked=("safetensors",), **bare), "checkpoints need safetensors"
@@ -449,8 +449,8 @@ def test_going_on_from_what_is_not_there(train, tmp_path):
     other = write_digits(tmp_path / "other", train=41)
     one_line(
         train("--resume", "ck", data=other, **bare),
-        "these are not the data of",
-        "the shape of x_train is [41",
+        "the data differ from those of",
+        "expected x_train of shape [40, 1, 12, 12], got [41",
     )
 
 

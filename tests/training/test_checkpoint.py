@@ -253,7 +253,7 @@ def test_every_option(tmp_path, options):
         assert outcome(once) == outcome(twice)
         return
     again, whole = check(tmp_path, **options)
-    for name in (*options, "seed", "epochs", "mini_batch_size"):
+    for name in (*options, "seed", "epochs", "batch_size"):
         assert getattr(again, name) == getattr(whole, name)
 
 
@@ -265,6 +265,17 @@ def test_a_checkpoint_from_before_there_was_drop_last(tmp_path):
 
     rewrite(path, older)
     assert resumed(path).drop_last is False
+
+
+def test_a_checkpoint_of_format_1_that_says_mini_batch_size(tmp_path):
+    path = stopped(tmp_path, 3).last_checkpoint
+
+    def older(header):
+        header["checkpoint"] = 1
+        header["options"]["mini_batch_size"] = header["options"].pop("batch_size")
+
+    rewrite(path, older)
+    assert resumed(path).batch_size == SIZE
 
 
 @pytest.mark.parametrize("monitor", ["accuracy", "loss"])
@@ -387,7 +398,7 @@ def test_where_it_was_is_not_here(tmp_path):
     with pytest.raises(
         BackendError,
         match=r"training was on array_api_strict:device9; .* Or give "
-        r"another device=",
+        r"another device: resume",
     ):
         resumed(path)
     assert resumed(path, device="numpy").steps_done == 1
@@ -399,7 +410,7 @@ def test_a_precision_that_is_not_to_be_had_here(tmp_path):
     rewrite(path, lambda header: header["options"].update(precision="tf32"))
     with pytest.raises(
         ArgumentError,
-        match=r"precision=\'tf32\' is not to be had .* resume\(..., "
+        match=r"precision=\'tf32\' is not supported .* resume\(..., "
         r'precision="float32"\)',
     ):
         resumed(path)
@@ -430,14 +441,14 @@ def test_a_schedule_of_ones_own_is_given_again(tmp_path, unit):
     stopped(tmp_path, 3, schedule=halving, schedule_unit=unit)
     with pytest.raises(
         ArgumentError,
-        match=r"with a schedule that no file can hold \(halving is none .*give it "
+        match=r"with a schedule that a file cannot hold \(a file cannot hold .*halving.*pass it "
         r"again: res",
     ):
         resumed(tmp_path)
     again = resumed(tmp_path, schedule=halving)
     again.train()
     assert outcome(again) == outcome(whole)
-    with pytest.raises(ArgumentError, match="no file can hold"):
+    with pytest.raises(ArgumentError, match="file cannot hold"):
         stopped(tmp_path / "within", 1, schedule=warm_up(3, halving)) and resumed(
             tmp_path / "within"
         )
@@ -461,7 +472,7 @@ def test_a_model_that_no_file_can_build_is_given(tmp_path):
     stopped(tmp_path, 3, net=net)
     with pytest.raises(
         ArgumentError,
-        match=r"does not hold how to build its model "
+        match=r"does not describe its model "
         r".*resume\(\.\.\., model=model\)",
     ):
         resumed(tmp_path)
@@ -522,18 +533,17 @@ def test_the_same_data_in_another_form(tmp_path):
     [
         (
             lambda x, t, v, u: (x[:-1], t[:-1], v, u),
-            r"the shape of x_train is \[49, 1, 8, 8\], it "
-            r"was \[50, 1, 8, 8\]",
+            r"expected x_train of shape \[50, 1, 8, 8\], got \[49, 1, 8, 8\]",
         ),
-        (lambda x, t, v, u: (x, t, v[:5], u[:5]), "the shape of x_test"),
-        (lambda x, t, v, u: (x, t[::-1], v, u), "t_train has other labels, or in another order"),
-        (lambda x, t, v, u: (x[::-1], t, v, u), "x_train has other images, or in another order"),
+        (lambda x, t, v, u: (x, t, v[:5], u[:5]), "x_test of shape"),
+        (lambda x, t, v, u: (x, t[::-1], v, u), "t_train has other labels or another order"),
+        (lambda x, t, v, u: (x[::-1], t, v, u), "x_train has other images or another order"),
         (lambda x, t, v, u: (x, t, v + 1, u), "x_test has other images"),
     ],
 )
 def test_other_data(tmp_path, change, message):
     stopped(tmp_path, 3)
-    with pytest.raises(ArgumentError, match=f"these are not the data of .*{message}"):
+    with pytest.raises(ArgumentError, match=f"the data differ from those of .*{message}"):
         Watched.resume(tmp_path, *change(*data()))
     x, t, v, u = data()
     with pytest.raises(NotFiniteError):
@@ -633,9 +643,9 @@ def test_a_broken_one_is_passed_over(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "portacnn"):
         trainer = resumed(tmp_path)
     assert trainer.steps_done == 2 * STEPS
-    assert "passed over a broken checkpoint" in caplog.text
+    assert "skipped a broken checkpoint" in caplog.text
     assert last.name in caplog.text
-    assert f"going on from {middle}" in caplog.text
+    assert f"resuming from {middle}" in caplog.text
     for found in folder.checkpoints(tmp_path):
         found.path.write_bytes(b"")
     with pytest.raises(ModelFormatError, match=last.name):
@@ -646,10 +656,10 @@ def test_numbers_that_mean_nothing(tmp_path):
     for options in ({"checkpoint_every": 0}, {"keep": 0}, {"checkpoint_every": 1.5}):
         with pytest.raises(ArgumentError, match=next(iter(options))):
             make(checkpoint_dir=tmp_path, **options)
-    with pytest.raises(ArgumentError, match="no checkpoint_dir was given"):
+    with pytest.raises(ArgumentError, match="there is no checkpoint_dir"):
         make().checkpoint()
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=r"cannot make the folder .* for checkpoints"):
+    with pytest.raises(OSError, match=r"cannot create the folder .* for checkpoints"):
         make(checkpoint_dir=tmp_path / "file")
 
 
@@ -793,7 +803,7 @@ def test_a_disk_that_is_full_stops_training_and_no_more(tmp_path, monkeypatch):
         trainer.train()
     assert caught.value.errno == 28
     assert isinstance(caught.value, OSError)
-    assert "make room, and train() goes on" in str(caught.value)
+    assert "free some disk space and call train() to continue" in str(caught.value)
     assert [name.split("-")[3] for name in names(tmp_path) if name != "latest"] == ["4"]
     assert resumed(tmp_path).steps_done == 4
     trainer.train()

@@ -225,7 +225,7 @@ def only_format_errors(path):
     except ModelFormatError:
         pass
     except ArgumentError as error:
-        assert "these are not the data of" in str(error)  # noqa: PT017
+        assert "the data differ from those of" in str(error)  # noqa: PT017
 
 
 def refused(path, content):
@@ -327,7 +327,7 @@ def test_a_header_with_a_part_exchanged(good, tmp_path, data):
         (("position", "epoch"), -1),
         (("position", "batch"), 7),
         (("position", "batch"), 1.5),
-        (("options", "mini_batch_size"), 10**12),
+        (("options", "batch_size"), 10**12),
         (("options", "accumulate"), 10**12),
         (("options", "epochs"), 0.5),
         (("options", "epochs"), "many"),
@@ -376,7 +376,7 @@ def test_a_header_with_a_part_exchanged(good, tmp_path, data):
         (("model_seed",), "x"),
         (("model", "input_shape"), [1, 10**6, 10**6]),
         (("data",), {}),
-        (("checkpoint",), 2),
+        (("checkpoint",), 3),
         (("checkpoint",), None),
         (("best",), None),
     ],

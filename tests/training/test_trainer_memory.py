@@ -94,11 +94,11 @@ def test_no_room_for_a_step(backend, monkeypatch, place, known):
     }[place]
     with monkeypatch.context() as patch:
         patch.setattr(owner, {"update": "apply"}.get(place, place), full)
-        figures = re.escape(" (1000 bytes asked for, 5000 held)") if known else ""
+        figures = re.escape(" (1000 bytes requested, 5000 in use)") if known else ""
         with pytest.raises(
             OutOfMemoryError,
             match=rf"a training step of 20 images{figures}; .*smaller "
-            r"mini_batch_size",
+            r"batch_size",
         ):
             run.run_batch(run.backend.asarray(np.arange(20, 40)))
     assert bits(run.model) == before

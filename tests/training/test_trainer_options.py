@@ -242,14 +242,14 @@ def over(count, model, **options):
             101,
             {"mini_batch_size": 10},
             [
-                "the last batch of 101 images by mini_batch_size=10 would have 1;",
-                "another mini_batch_size or drop_last=True",
+                "the last batch of 101 images by batch_size=10 would have 1;",
+                "another batch_size or drop_last=True",
             ],
         ),
         (
             10,
             {"mini_batch_size": 1},
-            ["the batches of 10 images by mini_batch_size=1 would have 1;"],
+            ["the batches of 10 images by batch_size=1 would have 1;"],
         ),
         (
             12,
@@ -259,7 +259,7 @@ def over(count, model, **options):
         (
             13,
             {"mini_batch_size": 10, "accumulate": 5},
-            ["would have 3, taken in parts of 2, 1 (accumulate=5)", "drop_last"],
+            ["would have 3, in parts of 2, 1 (accumulate=5)", "drop_last"],
         ),
         (1, {"mini_batch_size": 1, "drop_last": True}, ["the batches of 1 images"]),
     ],
@@ -270,7 +270,9 @@ def test_batches_of_one_that_a_batch_norm_cannot_take(count, options, words):
     before = weights(model)
     with pytest.raises(ArgumentError) as caught:
         over(count, model, **options)
-    assert str(caught.value).startswith("2 (BatchNorm1d): one image has one value per channel")
+    assert str(caught.value).startswith(
+        "2 (BatchNorm1d): batch norm needs more than one value per channel"
+    )
     for text in words:
         assert text in str(caught.value)
     same(weights(model), before)
@@ -288,11 +290,11 @@ def untracked(device="numpy"):
 @pytest.mark.parametrize(
     ("tested", "options", "words"),
     [
-        (1, {}, "x_test would be evaluated on one; take more images"),
+        (1, {}, "x_test would be evaluated on one; give more images"),
         (
             8,
             {"evaluate_sample_num_per_epoch": 1},
-            "x_train would be evaluated on one; take more images (",
+            "x_train would be evaluated on one; give more images (",
         ),
     ],
 )
@@ -575,7 +577,7 @@ def test_gradients_that_are_not_finite(backend):
     run.model.backward = spoiled
     with pytest.raises(
         NotFiniteError,
-        match=r"of step 3 \(epoch 1\) is \d.*, its gradients or running statistics are not",
+        match=r"of step 3 \(epoch 1\) is \d.*, but its gradients or running statistics are not",
     ):
         run.train()
     again = trainer(net(backend.device), clip_norm=1.0, optimizer="momentum", accumulate=2)
@@ -602,24 +604,30 @@ def test_gradients_that_are_not_finite(backend):
             "the schedule's learning rate at step 11",
         ),
         ({"schedule": lambda step, lr: "fast"}, "the schedule's learning rate at step 0"),
-        ({"schedule": OneCycleLR(11)}, "steps 0 to 10; asked for the rate of step 11"),
+        ({"schedule": OneCycleLR(11)}, "steps 0 to 10, got step 11"),
         ({"schedule_unit": "epochs"}, "schedule_unit must be"),
         ({"clip_norm": 0}, "clip_norm must be a number above 0"),
         ({"clip_norm": True}, "clip_norm"),
         ({"label_smoothing": 1.5}, "label_smoothing must lie in"),
         ({"accumulate": 0}, "accumulate must be a whole number"),
-        ({"accumulate": 21}, "mini_batch_size=20 has no 21 parts"),
+        ({"accumulate": 21}, "accumulate must be at most batch_size=20, got 21"),
         ({"accumulate": 1.0}, "accumulate must be a whole number"),
         ({"precision": "half"}, 'precision must be one of "float32", "tf32"'),
-        ({"precision": "tf32"}, "precision='tf32' is not to be had for float64 on numpy on cpu"),
+        (
+            {"precision": "tf32"},
+            "precision='tf32' is not supported for a float64 model on numpy on cpu",
+        ),
         ({"early_stopping": 0}, "patience"),
         ({"early_stopping": 2.5}, "patience"),
         ({"optimizer_param": {"weight_decay": -1}}, "weight_decay"),
         (
             {"optimizer_param": {"weight_decay": 0.1, "no_decay": ("biases",)}},
-            "no_decay: 'biases' is none of the parameters",
+            "no_decay: 'biases' matches none of the parameters",
         ),
-        ({"optimizer": SGD(0.1), "optimizer_param": {"lr": 1.0}}, "SGD is made already"),
+        (
+            {"optimizer": SGD(0.1), "optimizer_param": {"lr": 1.0}},
+            "optimizer_param goes with an optimizer's name, got it together with a made SGD",
+        ),
     ],
 )
 def test_numbers_without_a_meaning(changes, message):
@@ -676,7 +684,7 @@ def test_command_line(monkeypatch, tmp_path, capsys):
     assert (
         cli.train_main([*words, "--optimizer", "adagrad", "--momentum", "0.8"]) == cli.USAGE_ERROR
     )
-    assert "AdaGrad takes lr, lr_decay" in capsys.readouterr().err
+    assert "AdaGrad does not take momentum; it takes lr, lr_decay" in capsys.readouterr().err
     assert set(schedules.SCHEDULES) == {"constant", "step", "cosine", "warmup_cosine", "one_cycle"}
 
 
@@ -728,6 +736,6 @@ def test_a_model_that_was_moved_wants_a_new_trainer():
     net.to("array_api_strict")
     with pytest.raises(
         StateError,
-        match="was moved to array_api_strict on cpu from numpy on cpu; make a new Trainer",
+        match="was moved from numpy on cpu to array_api_strict on cpu; make a new Trainer",
     ):
         run.train()

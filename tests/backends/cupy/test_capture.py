@@ -635,7 +635,7 @@ def test_a_network_that_finds_no_room_goes_on_with_smaller_batches():
     fake_cupy.capacity[home.device.id] = machine._held[home.device.id] + 3_000_000
     with pytest.raises(
         OutOfMemoryError,
-        match=r"step of 4000 images \([\d]+ bytes asked for, "
+        match=r"step of 4000 images \([\d]+ bytes requested, "
         r"[\d]+ held\)",
     ):
         large.train()
