@@ -356,3 +356,17 @@ def test_gradients_unlike_their_parameters(backend):
             {"a": backend.array(np.ones(3), "int64")}, {"a": backend.array(np.ones(3), "int64")}
         )
     assert backend.host(params["a"]).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("kind", [Momentum, Adam])
+def test_a_loaded_state_is_the_optimizers_own(backend, kind):
+    """Steps after loading leave the state that was loaded as it is, and may be loaded again."""
+    params, optimizer = values(backend), kind(lr=0.1)
+    optimizer.update(params, values(backend, 1))
+    state = optimizer.state_dict()
+    before = {name: array.copy() for name, array in state["arrays"].items()}
+    other = kind(lr=0.1)
+    other.load_state_dict(state, params)
+    other.update(params, values(backend, 2))
+    for name, array in before.items():
+        np.testing.assert_array_equal(state["arrays"][name], array)

@@ -334,9 +334,9 @@ def test_bfloat16_is_charged_as_the_float32_it_becomes(path: Path):
     model = with_external(*tensors, nodes=nodes)
     model.graph.initializer.append(numpy_helper.from_array(np.int64(0), "zero"))
     write(path, model)
-    np.testing.assert_array_equal(portacnn.onnx.load(path, room=5 * count).predict(X), X)
+    np.testing.assert_array_equal(portacnn.onnx.load(path, max_extra_bytes=5 * count).predict(X), X)
     with pytest.raises(ModelFormatError, match="its arrays would take"):
-        portacnn.onnx.load(path, room=0)
+        portacnn.onnx.load(path, max_extra_bytes=0)
 
 
 @pytest.fixture

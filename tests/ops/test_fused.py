@@ -561,8 +561,11 @@ def test_of_equal_maxima_the_first_takes_the_gradient(
     agree(backend, dx, expected, x)
 
 
+@pytest.mark.parametrize("which", ["weight", "bias", "both"])
 @pytest.mark.parametrize("name", ["conv2d", "conv_relu", "linear", "linear_relu"])
-def test_a_prepared_op_sees_what_is_written_to_strided_parameters(backend: Here, name: str):
+def test_a_prepared_op_sees_what_is_written_to_strided_parameters(
+    backend: Here, name: str, which: str
+):
     """A kernel that wants them in one piece must not keep a copy of its own."""
     op = {"conv2d": conv, "conv_relu": conv_relu, "linear": ops.linear, "linear_relu": linear_relu}[
         name
@@ -572,6 +575,10 @@ def test_a_prepared_op_sees_what_is_written_to_strided_parameters(backend: Here,
     wide = backend.backend.asarray(normal(4, 6, 3, 3) if convolves else normal(4, 6), "float32")
     long = backend.backend.asarray(normal(8), "float32")
     weight, bias = wide[:, ::2, ...], long[::2]
+    if which == "weight":  # each by itself: the other one must not be what a kernel declines
+        bias = long = backend.backend.asarray(normal(4), "float32")
+    elif which == "bias":
+        wide = weight = backend.backend.asarray(backend.host(weight), "float32")
     rest = (
         (conv_windows(2, x, weight, bias, stride=1, padding=0, dilation=1, groups=1), 1)
         if convolves

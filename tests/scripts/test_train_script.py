@@ -459,7 +459,7 @@ OPTIONS = {
     "--checkpoint-dir": ("checkpoint_dir", "folder"),
     "--checkpoint-every": ("checkpoint_every", 4),
     "--keep": ("keep", 6),
-    "--batch-size": ("mini_batch_size", 9),
+    "--batch-size": ("batch_size", 9),
     "--optimizer": ("optimizer", "momentum"),
     "--schedule": ("schedule", "one_cycle"),
     "--seed": ("seed", 8),
