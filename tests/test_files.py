@@ -29,6 +29,7 @@ from portacnn.layers import (
     Tanh,
 )
 from portacnn.models import Model, SimpleConvNet
+from support.matrix import needs
 from support.nets import bits, patches, small_net
 from support.trees import plain_json, replaced
 
@@ -112,8 +113,8 @@ def test_round_trip(backend, tmp_path, make, dtype):
     assert list(tmp_path.iterdir()) == [path]
 
 
+@needs("torch")
 def test_from_backend_to_backend(tmp_path):
-    pytest.importorskip("torch")
     pytest.importorskip("array_api_strict")
     net = small_net("numpy", dtype="float64")
     before, expected = bits(net), net.loss(*patches(9))
@@ -528,8 +529,10 @@ def test_a_pytorch_archive_is_refused_unread(tmp_path):
     )
 
 
+@needs("torch")
 def test_what_torch_saves_is_refused(tmp_path):
-    torch = pytest.importorskip("torch")
+    import torch
+
     for new in (True, False):
         torch.save({"weight": torch.zeros(3)}, tmp_path / "net", _use_new_zipfile_serialization=new)
         refused(

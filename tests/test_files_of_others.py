@@ -21,6 +21,7 @@ from portacnn.data import read_idx, write_idx
 from portacnn.errors import ArgumentError, DataFormatError, ModelFormatError
 from portacnn.layers import BatchNorm2d, Conv2d, Linear, Sequential
 from portacnn.training import Trainer
+from support.matrix import needs
 from support.nets import bits, small_net
 
 st_numpy = pytest.importorskip("safetensors.numpy")
@@ -80,9 +81,9 @@ def test_a_link_stays_a_link(tmp_path):
     assert caught.value.errno == errno.ELOOP
 
 
+@needs("onnx")
 def test_an_exports_second_file_lies_beside_the_first(tmp_path, monkeypatch):
     """Whatever the length of its name, and even if it was reached by a link."""
-    pytest.importorskip("onnx")
     monkeypatch.setattr(sys.modules["portacnn.onnx.export"], "_INLINE", 1000)
     net, name = small_net(hidden_size=100), "字" * 82 + ".onnx"
     (tmp_path / "real").mkdir()
@@ -193,14 +194,15 @@ def openings():
     )
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "model", "checkpoint", "idx", "onnx"])
+@pytest.mark.parametrize(
+    "kind", ["safetensors", "model", "checkpoint", "idx", pytest.param("onnx", marks=needs("onnx"))]
+)
 def test_each_file_is_opened_once(openings, tmp_path, monkeypatch, kind):
     path = tmp_path / "file"
     x, t = np.zeros((4, 1, 8, 8), "float32"), np.arange(4)
     if kind == "idx":
         write_idx(path, np.zeros((3, 4), "uint8"))
     elif kind == "onnx":
-        pytest.importorskip("onnx")
         portacnn.onnx.export(small_net(), path)
     elif kind == "checkpoint":
         Trainer(small_net(), x, t, x, t, mini_batch_size=2, epochs=1, verbose=False).checkpoint(
@@ -285,8 +287,8 @@ def test_other_kinds_of_files_are_named(tmp_path, kind):
             read_idx(path)
 
 
+@needs("onnx")
 def test_onnx_and_safetensors_taken_for_each_other(tmp_path):
-    pytest.importorskip("onnx")
     net, a, b = small_net(), tmp_path / "a", tmp_path / "b"
     net.save(a)
     portacnn.onnx.export(net, b)
@@ -362,8 +364,10 @@ def test_a_file_without_the_count_of_batches(backend, tmp_path):
         net.load_state_dict(state)
 
 
+@needs("torch")
 def test_pytorch_agrees_about_the_count_of_batches():
-    torch = pytest.importorskip("torch")
+    import torch
+
     twin = torch.nn.BatchNorm2d(2)
     state = {
         name: value for name, value in twin.state_dict().items() if name != "num_batches_tracked"

@@ -7,14 +7,13 @@ import pytest
 
 from portacnn import Trainer, ops
 from portacnn.flat import Flat, Named, runs
+from support.matrix import backends
 from support.nets import bits, patches, small_net
 from support.nets import normed_net as net
 
 
 @pytest.fixture
 def flat_here(backend):
-    if not backend.backend.views_alias:
-        pytest.skip("its slices need not be views")
     return backend
 
 
@@ -33,6 +32,7 @@ def train(model, **changes):
     return run
 
 
+@backends(having="views")
 def test_parameters_are_views_of_one_array(flat_here):
     model = net(flat_here.device)
     (flat,) = model.named_parameters().flats
@@ -46,12 +46,14 @@ def test_parameters_are_views_of_one_array(flat_here):
     assert not any(value.any() for path, value in model.state_dict().items() if path in order)
 
 
+@backends(having="views")
 def test_buffers_are_views_of_one_array_a_dtype(flat_here):
     named = net(flat_here.device).named_buffers()
     kinds = {str(whole.dtype).rpartition(".")[2]: whole.shape[0] for whole in named.wholes()}
     assert kinds == {"float32": 6, "int64": 1}
 
 
+@backends(having="views")
 def test_gradients_lie_as_the_parameters(flat_here):
     model = net(flat_here.device)
     assert model.named_gradients() == {}
@@ -70,6 +72,7 @@ def test_gradients_lie_as_the_parameters(flat_here):
         )
 
 
+@backends(having="views")
 def test_training_is_the_same_apart(flat_here, monkeypatch):
     together = train(net(flat_here.device, "float64"), optimizer="momentum")
     monkeypatch.setattr(type(flat_here.backend), "views_alias", False)
@@ -83,6 +86,7 @@ def test_training_is_the_same_apart(flat_here, monkeypatch):
         )
 
 
+@backends(having="views")
 def test_an_array_put_in_by_hand_is_used(flat_here):
     """Then nothing is done to the whole: the network's array is not in it."""
     model = small_net(flat_here.device)
@@ -94,6 +98,7 @@ def test_an_array_put_in_by_hand_is_used(flat_here):
     assert not np.array_equal(flat_here.host(own), np.ones((4, 6)))
 
 
+@backends(having="views")
 def test_after_a_move_they_lie_together_again(flat_here):
     model = small_net(flat_here.device)
     train(model)
@@ -104,6 +109,7 @@ def test_after_a_move_they_lie_together_again(flat_here):
     train(model)
 
 
+@backends(having="views")
 def test_a_copy_trains_by_itself(flat_here):
     model = small_net(flat_here.device)
     twin, before = deepcopy(model), bits(model)

@@ -16,6 +16,7 @@ from portacnn.optim import (
     make_optimizer,
 )
 from support.checks import with_each_kernel
+from support.matrix import needs
 
 RULES = [
     (SGD, {"lr": 0.1}, "SGD", {"lr": 0.1}),
@@ -41,9 +42,11 @@ def values(backend, seed=0, dtype="float64"):
     return {name: backend.backend.asarray(host, dtype) for name, host in hosts.items()}
 
 
+@needs("torch")
 @every_rule
 def test_against_pytorch(backend, kind, param, torch_name, torch_param):
-    torch = pytest.importorskip("torch")
+    import torch
+
     params, optimizer = values(backend), kind(**param)
     held, twin = (
         dict(params),

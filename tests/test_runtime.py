@@ -14,6 +14,7 @@ import portacnn.backends
 from portacnn import available_backends, resolve, runtime
 from portacnn.errors import ArrayError, BackendError, PortacnnError
 from portacnn.runtime import Backend, BackendInfo, backend_of, describe
+from support.matrix import needs
 
 REMEDIES = {
     "cupy": 'CuPy is not installed: pip install "portacnn[cuda13]" (or "portacnn[cuda12]", to fit '
@@ -112,17 +113,15 @@ STRICT = "array_api_strict"
         ("cpu", "numpy", NUMPY),
         ("numpy", "numpy", NUMPY),
         ("numpy:cpu", "numpy", NUMPY),
-        ("torch", None, TORCH),
-        ("torch:cpu", None, TORCH),
-        (None, "torch", TORCH),
-        ("cpu", "torch", TORCH),
-        ("cpu", "torch:cpu", TORCH),
-        ("torch", "torch:cpu", TORCH),
+        pytest.param("torch", None, TORCH, marks=needs("torch")),
+        pytest.param("torch:cpu", None, TORCH, marks=needs("torch")),
+        pytest.param(None, "torch", TORCH, marks=needs("torch")),
+        pytest.param("cpu", "torch", TORCH, marks=needs("torch")),
+        pytest.param("cpu", "torch:cpu", TORCH, marks=needs("torch")),
+        pytest.param("torch", "torch:cpu", TORCH, marks=needs("torch")),
     ],
 )
 def test_arguments_name_a_backend(device, backend, expected):
-    if expected is TORCH:
-        pytest.importorskip("torch")
     assert told(resolve(device, backend)) == expected
 
 
@@ -180,8 +179,8 @@ def test_cpu_under_a_variable_that_wants_cuda_is_numpy(variable, value):
     assert told(resolve("cpu")) == NUMPY
 
 
+@needs("torch")
 def test_cuda_is_the_librarys_that_the_variable_names(variable):
-    pytest.importorskip("torch")
     variable("torch")
     with pytest.raises(
         BackendError,
@@ -208,8 +207,8 @@ def test_cuda_is_cupys_otherwise(variable, absent, value, device):
     )
 
 
+@needs("torch")
 def test_cuda_with_torch_named_is_torchs():
-    pytest.importorskip("torch")
     for arguments in (("cuda:77", "torch"), ("torch:cuda:77",), (None, "torch:cuda:77")):
         with pytest.raises(BackendError, match=r"one of PyTorch's devices cpu.*got 'cuda:77'"):
             resolve(*arguments)

@@ -23,6 +23,7 @@ from portacnn.schedules import (
     make_schedule,
     warm_up,
 )
+from support.matrix import needs
 
 # torch's, of the epoch argument and of its own order
 pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning")
@@ -30,7 +31,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*:UserWarning")
 
 def theirs(make, steps, lr):
     """The rates of torch's schedule at steps 0, 1, ..."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr)
     scheduler = make(torch.optim.lr_scheduler, optimizer)
     rates = []
@@ -49,6 +51,7 @@ def agree(schedule, make, steps=100, lr=0.3, tolerance=1e-12):
     assert [schedule(step, lr) for step in reversed(range(steps))] == ours[::-1]
 
 
+@needs("torch")
 @pytest.mark.parametrize(
     "arguments", [{"step_size": 30}, {"step_size": 1, "gamma": 0.9}, {"step_size": 7, "gamma": 1.1}]
 )
@@ -56,6 +59,7 @@ def test_step(arguments):
     agree(StepLR(**arguments), lambda torch, o: torch.StepLR(o, **arguments))
 
 
+@needs("torch")
 @pytest.mark.parametrize("milestones", [[10], [30, 80], [5, 5, 20], []])
 def test_multi_step(milestones):
     agree(MultiStepLR(milestones, 0.4), lambda torch, o: torch.MultiStepLR(o, milestones, 0.4))
@@ -65,11 +69,13 @@ def test_multi_step_takes_them_in_any_order():
     assert MultiStepLR([80, 30]) == MultiStepLR((30, 80))
 
 
+@needs("torch")
 @pytest.mark.parametrize("gamma", [0.9, 1.0, 1.02])
 def test_exponential(gamma):
     agree(ExponentialLR(gamma), lambda torch, o: torch.ExponentialLR(o, gamma))
 
 
+@needs("torch")
 @pytest.mark.parametrize("start", [1e-3, 1 / 3, 1.0])
 @pytest.mark.parametrize("total", [1, 10, 200])
 def test_linear(start, total):
@@ -79,6 +85,7 @@ def test_linear(start, total):
     )  # torch's is a product
 
 
+@needs("torch")
 @pytest.mark.parametrize("t_max", [100, 99, 30])  # the last: there, back and on
 @pytest.mark.parametrize("eta_min", [0.0, 0.01])
 def test_cosine(t_max, eta_min):
@@ -89,6 +96,7 @@ def test_cosine(t_max, eta_min):
     )
 
 
+@needs("torch")
 @settings(max_examples=60)
 @given(
     st.integers(2, 300),
@@ -130,6 +138,7 @@ def test_one_cycle_has_a_peak_and_an_end():
     assert OneCycleLR(10, 0.1)(0, 1.0) == 1.0  # nothing to go up in: torch divides by zero
 
 
+@needs("torch")
 def test_sequence_and_warm_up():
     schedule = SequentialLR([LinearLR(0.1, 1.0, 20), StepLR(15, 0.5), ExponentialLR(0.9)], [20, 60])
 
@@ -159,6 +168,7 @@ def test_sequence_and_warm_up():
     ]
 
 
+@needs("torch")
 def test_per_epoch():
     agree(
         PerEpoch(StepLR(2), 7),

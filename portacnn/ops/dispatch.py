@@ -350,7 +350,7 @@ class Op:
                 yield kernel
 
 
-def check_call(name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+def check_call(name: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
     """Raise TypeError, naming the public function ``name``, if ``function`` cannot be called with
     these arguments. The error that Python raises itself names an inner function."""
     try:

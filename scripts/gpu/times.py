@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpu.kernels import arrays_of
 from gpu.tools import Clock, Gpu, NotHereError, Section, add_root, clock_blocks, replaced
 
 add_root()
@@ -33,6 +32,7 @@ from portacnn.ops import use_kernels  # noqa: E402
 from portacnn.ops.layout import batch_first, batch_last  # noqa: E402
 from portacnn.ops.windows import Windows  # noqa: E402
 from portacnn.runtime import Backend, Kernel, backend_of  # noqa: E402
+from portacnn.testing.examples import arrays_of  # noqa: E402
 
 NETS = ("simple", "lenet", "deep", "resnet20")
 BATCHES = (100, 512, 32, 4096)

@@ -9,7 +9,7 @@ import pytest
 from portacnn import layers
 from portacnn.errors import ArgumentError, ShapeError
 from support.checks import normal, refuses
-from support.matrix import Here
+from support.matrix import Here, needs
 
 # name, arguments, keywords, sample shape. The names are torch.nn's, and so are the arguments.
 LAYERS = [
@@ -56,9 +56,11 @@ every_layer = pytest.mark.parametrize(
 )
 
 
+@needs("torch")
 @every_layer
 def test_against_pytorch(backend: Here, name: str, args: tuple, kwargs: dict, shape: tuple):
-    torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
+    import torch
+
     layer = getattr(layers, name)(*args, **kwargs).build(
         shape, device=backend.device, dtype="float64", seed=3
     )

@@ -27,6 +27,7 @@ from portacnn.layers import (
     Sequential,
     Sigmoid,
 )
+from support.matrix import needs
 
 # Every layer in several forms, with the shape of one sample. The name and arguments are PyTorch's
 # too, but for None.
@@ -48,11 +49,18 @@ CASES = [
     (ReLU, (), {}, (2, 3, 4)),
     (Sigmoid, (), {}, (6,)),
 ]
-every_layer = pytest.mark.parametrize(
-    ("kind", "args", "kwargs", "shape"),
-    CASES,
-    ids=[f"{case[0].__name__}{i}" for i, case in enumerate(CASES)],
-)
+
+
+def each_of(cases: list[tuple]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(
+        ("kind", "args", "kwargs", "shape"),
+        cases,
+        ids=[f"{case[0].__name__}{i}" for i, case in enumerate(cases)],
+    )
+
+
+every_layer = each_of(CASES)
+every_layer_that_computes = each_of([case for case in CASES if case[0] is not Flatten])
 
 
 def batch(shape, seed=0):
@@ -570,10 +578,8 @@ def test_errors_in_a_forward_name_the_layer_and_its_input(backend):
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int64"])
-@every_layer
+@every_layer_that_computes
 def test_layers_refuse_integers(backend, kind, args, kwargs, shape, dtype):
-    if kind is Flatten:
-        pytest.skip("Flatten moves nothing but the shape")
     net = Sequential(mine=kind(*args, **kwargs)).build(shape, device=backend.device, seed=0)
     with pytest.raises(
         ArrayError,
@@ -600,10 +606,12 @@ def test_layers_refuse_another_librarys_arrays():
 # --- numbers --------------------------------------------------------------------------------------
 
 
+@needs("torch")
 @pytest.mark.parametrize("n", [1, 3])
 @every_layer
 def test_against_pytorch(backend, kind, args, kwargs, shape, n):
-    torch = pytest.importorskip("torch")
+    import torch
+
     layer = kind(*args, **kwargs).build(shape, device=backend.device, dtype="float64", seed=5)
     twin = getattr(torch.nn, kind.__name__)(
         *(shape[0] if arg is None else arg for arg in args), **kwargs

@@ -21,7 +21,7 @@ from portacnn.layers import (
 from portacnn.models import Model, load
 from portacnn.runtime import resolve
 from support.checks import normal, refuses
-from support.matrix import Here
+from support.matrix import Here, needs
 
 # Every layer of this issue's norms and activations, with PyTorch's own arguments, and the shape of
 # one sample.
@@ -74,7 +74,8 @@ def twins(
     here: Here, kind: str, args: tuple, kwargs: dict, shape: tuple, dtype: str = "float64"
 ) -> tuple[Any, Any, Any]:
     """(torch, our layer, PyTorch's), with the same drawn weights and statistics."""
-    torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
+    import torch
+
     ours = getattr(layers, kind)(*args, **kwargs).build(
         shape, device=here.device, dtype=dtype, seed=0
     )
@@ -99,6 +100,7 @@ def same_state(here: Here, ours: Any, theirs: Any, tolerance: float = 1e-9) -> N
         np.testing.assert_allclose(got[name], value, rtol=tolerance, atol=tolerance)
 
 
+@needs("torch")
 @every
 def test_three_training_steps_and_a_look(
     backend: Here, kind: str, args: tuple, kwargs: dict, shape: tuple
@@ -134,6 +136,7 @@ def test_three_training_steps_and_a_look(
     )
 
 
+@needs("torch")
 @every
 def test_frozen_layers_train(backend: Here, kind: str, args: tuple, kwargs: dict, shape: tuple):
     """keep=True without train: PyTorch's eval mode with gradients."""
@@ -151,6 +154,7 @@ def test_frozen_layers_train(backend: Here, kind: str, args: tuple, kwargs: dict
     same_state(backend, ours, theirs)
 
 
+@needs("torch")
 @every
 def test_float32_stays_float32(backend: Here, kind: str, args: tuple, kwargs: dict, shape: tuple):
     torch, ours, theirs = twins(backend, kind, args, kwargs, shape, "float32")

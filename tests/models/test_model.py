@@ -21,6 +21,7 @@ from portacnn.gradient_check import numerical_gradient
 from portacnn.layers import AdaptiveAvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, ReLU
 from portacnn.models import Model, SimpleConvNet
 from portacnn.ops import use_kernels
+from support.matrix import needs
 from support.memory_meter import metered
 from support.nets import as_bytes, bits, patches, small_net, torch_twin
 
@@ -157,9 +158,11 @@ def test_device_argument_and_variable(backend, monkeypatch):
 # --- numbers --------------------------------------------------------------------------------------
 
 
+@needs("torch")
 @pytest.mark.parametrize("shape", [(1, 8, 8), (2, 7, 9)])
 def test_against_pytorch(backend, shape):
-    torch = pytest.importorskip("torch")
+    import torch
+
     net = small_net(
         backend.device,
         input_dim=shape,
@@ -612,8 +615,10 @@ def test_the_cure_that_is_told_is_one(call, sample, shape, cure, dtype):
     call(net, eval(cure, {"x": x}))
 
 
+@needs("torch")
 def test_the_cure_in_torchs_words():
-    torch = pytest.importorskip("torch")
+    import torch
+
     net = Model(Flatten(), Linear(None, 4)).build((3, 8, 9), seed=0, device="torch")
     with pytest.raises(ShapeError, match=r"x\.permute\(0, 3, 1, 2\)$"):
         net.predict(torch.zeros(5, 8, 9, 3))

@@ -14,7 +14,7 @@ from portacnn.errors import ArgumentError, ArrayError, ShapeError
 from portacnn.ops import take_batch
 from portacnn.runtime import resolve
 from support.checks import DTYPES, LAYOUTS, agree, laid_out, refuses, untouched, with_each_kernel
-from support.matrix import Here
+from support.matrix import Here, backends
 
 MEAN, STD = (30.5, 127.0, 0.25), (255.0, 64.0, 77.7)
 
@@ -118,10 +118,9 @@ def test_every_value_to_the_bit(backend: Here):
     assert backend.host(take_batch(images, indices, mean, std)).tobytes() == expected.tobytes()
 
 
+@backends(having="strides")
 @with_each_kernel
 def test_it_lies_as_the_backend_prefers(backend: Here):
-    if not backend.name.startswith(("numpy", "torch")):
-        pytest.skip("strides cannot be seen")
     images, floats = (
         backend.array(pixels(6, 3, 4, 5)),
         backend.array(np.ones((6, 3, 4, 5)), "float32"),

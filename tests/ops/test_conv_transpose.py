@@ -24,7 +24,7 @@ from support.checks import (
     untouched,
     with_each_kernel,
 )
-from support.matrix import Here
+from support.matrix import Here, needs
 
 # x shape, weight shape, options, and (stride, pads, output_padding, dilation, groups) written out
 CASES = {
@@ -130,13 +130,15 @@ def drawn(draw: st.DrawFn) -> dict[str, Any]:
     return {**case, "n": n, "cg": cg, "og": og, "groups": groups}
 
 
+@needs("torch")
 @settings(max_examples=15)
 @given(
     case=drawn(), dtype=st.sampled_from(DTYPES), layouts=st.tuples(*[st.sampled_from(LAYOUTS)] * 3)
 )
 @with_each_kernel
 def test_drawn_against_pytorch(backend: Here, case: dict, dtype: str, layouts: tuple):
-    torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
+    import torch
+
     axes, groups = len(case["size"]), case["groups"]
     hosts = [
         normal(case["n"], case["cg"] * groups, *case["size"]),

@@ -24,7 +24,7 @@ from portacnn.ops import use_kernels
 from portacnn.ops.dispatch import OPS, Cache, kernel_choice, precision
 from portacnn.runtime import BackendError, Kernel, backend_of
 from support.checks import normal, refuses, with_each_kernel
-from support.matrix import Here
+from support.matrix import Here, needs
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -418,12 +418,14 @@ def test_numpys_overrides_are_found():
     }
 
 
+@needs("torch")
 @pytest.mark.parametrize("op", ["conv", "max_pool", "avg_pool"])
 @pytest.mark.parametrize("choice", ["auto", "reference"])
 def test_torchs_own_kernels_run_when_they_should(
     op: str, choice: str, monkeypatch: pytest.MonkeyPatch
 ):
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    import torch
+
     kernel, calls = runtime.resolve("torch").kernels["native"][op], []
 
     def forward(*args: Any, **kwargs: Any) -> Any:

@@ -12,10 +12,23 @@ import portacnn
 from portacnn import ops
 
 MODULES = [
+    "portacnn.arguments",
+    "portacnn.data.idx",
+    "portacnn.data.labels",
+    "portacnn.data.mnist",
+    "portacnn.file_kinds",
     "portacnn.gradient_check",
     "portacnn.init",
+    "portacnn.models.model",
+    "portacnn.models.preprocess",
+    "portacnn.models.simple_conv_net",
+    "portacnn.optim",
     "portacnn.runtime",
+    "portacnn.schedules",
+    "portacnn.scratch.functions",
     "portacnn.seeds",
+    "portacnn.training.early_stopping",
+    "portacnn.training.trainer",
     *(f"portacnn.ops.{module.name}" for module in pkgutil.iter_modules(ops.__path__)),
 ]
 
@@ -23,7 +36,7 @@ MODULES = [
 def _examples(name: str) -> list[doctest.DocTest]:
     """The docstrings of a module with examples. The public forms of one op share theirs."""
     module = importlib.import_module(name)
-    known = {"np": np, "ops": ops, "portacnn": portacnn}
+    known = {**vars(module), "np": np, "ops": ops, "portacnn": portacnn}
     parser, found = doctest.DocTestParser(), {}
     for key, value in {name: module, **vars(module)}.items():
         text = value.__doc__

@@ -39,7 +39,7 @@ from support.checks import (
     untouched,
     with_each_kernel,
 )
-from support.matrix import Here
+from support.matrix import Here, backends, needs
 
 Numbers = tuple[int, ...]
 
@@ -214,11 +214,10 @@ def test_memory_layouts(backend: Here, name: str, layout: str):
 
 
 @pytest.mark.parametrize("room", [1, 1500, 6000])
+@backends("numpy", "numpy-readonly")
 @with_each_kernel
 def test_numpys_convolutions_in_pieces(backend: Here, room: int):
     """Of one output row or row of pooling windows, and of a few that do not divide the output."""
-    if backend.backend.name != "numpy":
-        pytest.skip("only NumPy's kernels work in pieces")
     with pieces_of(room):
         for case in CASES.values():
             check(backend, case, "float64", ("packed", "batch_last", "stepped"), seed=41)
@@ -263,6 +262,7 @@ def test_drawn_at_length(backend: Here, case: Case, dtype: str, layouts: tuple[s
     check(backend, case, dtype, layouts, seed=7)
 
 
+@needs("torch")
 @pytest.mark.parametrize(
     "name", ["plain", "stride, asymmetric pads", "pool", "pool overlapping", "pool with gaps"]
 )
@@ -270,7 +270,8 @@ def test_drawn_at_length(backend: Here, case: Case, dtype: str, layouts: tuple[s
 def test_pytorch_with_equal_maxima(backend: Here, name: str):
     """Small whole numbers: every window has maxima that are alike, and the first of them takes the
     gradient."""
-    torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
+    import torch
+
     case, (stride, pads, dilation, groups) = CASES[name], CASES[name].plain
     draws = np.random.default_rng(3)
     hosts = [
@@ -410,10 +411,12 @@ def test_linear_nan_stays_in_its_row(backend: Here):
     agree(backend, linear_relu(*arrays)[0], clean, arrays[0])
 
 
+@needs("torch")
 @with_each_kernel
 def test_the_gradient_at_nan_is_pytorchs(backend: Here):
     """ReLU passes dy on where its output is NaN, in every op that has a ReLU in it."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     functional = torch.nn.functional
 
     def compare(names: str, ours: Any, theirs: Any) -> None:

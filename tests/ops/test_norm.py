@@ -27,7 +27,7 @@ from support.checks import (
     untouched,
     with_each_kernel,
 )
-from support.matrix import Here
+from support.matrix import Here, needs
 
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
 
@@ -242,10 +242,12 @@ def test_memory_layouts(backend: Here, name: str, layout: str):
     check(backend, CASES[name], "float64", ("packed", layout))
 
 
+@needs("torch")
 @cases
 @with_each_kernel
 def test_pytorch(backend: Here, case: Case):
-    torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
+    import torch
+
     hosts = case.hosts(11)
     leaves = [None if a is None else torch.tensor(a, requires_grad=True) for a in hosts]
     expected = case.call(torch.nn.functional, *leaves)
@@ -514,11 +516,13 @@ def response_norm(x, size, alpha, beta, k):
     return y
 
 
+@needs("torch")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6, 9, 20])
 @pytest.mark.parametrize("shape", [(2, 5, 2, 3), (3, 1, 4), (1, 7, 2, 1, 2)])
 def test_response_norm(backend: Here, shape: tuple, size: int, dtype: str):
-    torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
+    import torch
+
     x, dy = 2 * normal(*shape), normal(*shape, seed=1)
     options = {"alpha": 0.5, "beta": 0.7, "k": 1.3}
     leaf = torch.tensor(x, requires_grad=True)

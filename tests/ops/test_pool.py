@@ -2,6 +2,7 @@
 drawn geometries."""
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from portacnn.ops import (
     max_pool2d,
     max_pool2d_backward,
 )
+from portacnn.ops.windows import Windows
 from support import oracles
 from support.checks import (
     DTYPES,
@@ -32,7 +34,7 @@ from support.checks import (
     untouched,
     with_each_kernel,
 )
-from support.matrix import Here
+from support.matrix import Here, needs
 
 
 @dataclass(frozen=True)
@@ -216,11 +218,13 @@ def test_drawn_at_length(backend: Here, case: Case, dtype: str, layouts: tuple[s
         check_mean(backend, case, x, dtype, layouts)
 
 
+@needs("torch")
 @cases
 @with_each_kernel
 def test_pytorchs_pooling(backend: Here, case: Case):
     """Where PyTorch can do it: pads alike on both sides."""
-    torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
+    import torch
+
     kernel, stride, pads, dilation, _ = case.plain()
     if any(before != after for before, after in pads):
         pytest.skip("PyTorch pads alike on both sides")
@@ -456,12 +460,14 @@ def test_integers_and_lists(backend: Here):
 # --- at the edges ---------------------------------------------------------------------------------
 
 
+@needs("torch")
 @settings(derandomize=True, max_examples=12, deadline=None)
 @given(data=st.data())
 @with_each_kernel
 def test_the_gradient_goes_to_nan_as_in_pytorch(backend: Here, data: st.DataObject):
     """To the last of several in a window; of ordinary equals to the first."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     functional = torch.nn.functional
     size, kernel = (
         data.draw(st.tuples(*[st.integers(3, 8)] * 2)),
@@ -528,3 +534,18 @@ def test_windows_are_counted_beyond_what_floats_count(backend: Here, dtype: str,
     )
     got = backend.host(backend.xp.astype(y, backend.xp.float64))
     np.testing.assert_allclose(got, np.ones((1, 1, 1, 3)), rtol=1e-6)
+
+
+def test_windows_that_see_no_cell_by_looking():
+    """``blind`` is worked out; here every cell of every window is looked at."""
+    for size, kernel, stride, dilation, before, after in product(
+        (1, 2, 4), (1, 2, 3), (1, 2, 3), (1, 2, 4), range(0, 9, 2), (0, 3, 6)
+    ):
+        if dilation * (kernel - 1) + 1 > size + before + after:
+            continue
+        windows = Windows.of((size,), kernel, stride, ((before, after),), dilation)
+        seen = [
+            any(0 <= o * stride + k * dilation - before < size for k in range(kernel))
+            for o in range(*windows.out)
+        ]
+        assert windows.blind is not all(seen), (size, kernel, stride, dilation, before, after)

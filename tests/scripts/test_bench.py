@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import portacnn
+from support.matrix import needs
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "scripts"))
@@ -287,10 +288,14 @@ def task(contender, net="simple", mode="train", what="measure", **more):
 
 
 @pytest.mark.parametrize("mode", ["train", "infer", "epoch"])
-@pytest.mark.parametrize("contender", ["portacnn", "torch", "torch-channels-last", "tutorials"])
+@pytest.mark.parametrize(
+    "contender",
+    [
+        pytest.param(contender, marks=needs("torch") if contender in peers.WITH_DEVICE else ())
+        for contender in ("portacnn", "torch", "torch-channels-last", "tutorials")
+    ],
+)
 def test_every_mode_runs(contender, mode):
-    if contender in peers.WITH_DEVICE:
-        pytest.importorskip("torch")
     result = worker.main(task(contender, mode=mode))
     assert result["parameters"] == 433_890
     assert result["steps"] == 1 if mode == "epoch" else result["steps"] >= 5
@@ -348,10 +353,12 @@ def test_the_worker_counts_memory():
 # --- the same nets everywhere ---------------------------------------------------------------------
 
 
+@needs("torch")
 @pytest.mark.parametrize("net", NETS)
 def test_the_torch_twin_computes_the_same(net):
     """The same number of parameters, in the same order; with the same values, the same logits."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     model = worker.portacnn_model(net, "numpy")
     twin = peers.make("torch", net)
     own = model.named_parameters().values()

@@ -74,6 +74,26 @@ def train(tmp_path, digits):
     return run
 
 
+@pytest.fixture
+def inside(train, digits, monkeypatch, capsys):
+    """As ``train``, in this process: for what is refused before anything is trained, where nothing
+    depends on the process."""
+    monkeypatch.chdir(train.here)
+    for name in os.environ:
+        if name.startswith("PORTACNN_"):
+            monkeypatch.delenv(name)
+
+    def run(*arguments, data=digits, **variables):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        standard = ["--epochs", "1", "--batch-size", "20", "--data", data, "--seed", "0"]
+        capsys.readouterr()
+        status = cli.train_main([str(word) for word in (*standard, *arguments)])
+        return subprocess.CompletedProcess(arguments, status, *capsys.readouterr())
+
+    return run
+
+
 def one_line(result, *words):
     """Exit status 2 and one clear line, with these words in it."""
     assert result.returncode == 2, result.stderr
@@ -260,15 +280,15 @@ def test_cupy_where_there_is_no_gpu(train, how):
         ),
     ],
 )
-def test_one_clear_line(train, arguments, words):
-    one_line(train(*arguments, "--out", "out"), *words)
+def test_one_clear_line(train, inside, arguments, words):
+    one_line(inside(*arguments, "--out", "out"), *words)
     assert [path for path in train.here.rglob("*") if path.is_file()] == []
 
 
-def test_out_below_a_file(train):
+def test_out_below_a_file(train, inside):
     (train.here / "file").write_text("mine")
-    one_line(train("--out", "file/x"), "file")
-    one_line(train("--out", "file"), "file")
+    one_line(inside("--out", "file/x"), "file")
+    one_line(inside("--out", "file"), "file")
     assert (train.here / "file").read_text() == "mine"
 
 
@@ -278,22 +298,22 @@ def test_out_that_may_not_be_written(train):
     one_line(train("--out", "out"), "cannot write to out; choose another --out")
 
 
-def test_damaged_data(train, tmp_path):
+def test_damaged_data(inside, tmp_path):
     folder = write_digits(tmp_path / "spoilt")
     images = folder / "train-images-idx3-ubyte"
     images.write_bytes(images.read_bytes()[:-1])
-    one_line(train(data=folder), "train-images-idx3-ubyte", "cut short")
+    one_line(inside(data=folder), "train-images-idx3-ubyte", "cut short")
 
 
 @pytest.mark.parametrize(("train_count", "test_count"), [(0, 15), (40, 0)])
-def test_no_images(train, tmp_path, train_count, test_count):
+def test_no_images(inside, tmp_path, train_count, test_count):
     folder = write_digits(tmp_path / "empty", train=train_count, test=test_count)
-    one_line(train(data=folder))
+    one_line(inside(data=folder))
 
 
-def test_images_too_small_for_the_kernel(train, tmp_path):
+def test_images_too_small_for_the_kernel(inside, tmp_path):
     folder = write_digits(tmp_path / "tiny", size=4)
-    one_line(train(data=folder), "conv1 (Conv2d): kernel 5x5 is larger than the input 4x4")
+    one_line(inside(data=folder), "conv1 (Conv2d): kernel 5x5 is larger than the input 4x4")
 
 
 def test_divergence_leaves_the_old_files(train):

@@ -31,6 +31,7 @@ from portacnn.schedules import (
 )
 from portacnn.training import folder, stopping_on_signals
 from portacnn.training import trainer as trainer_module
+from support.matrix import needs
 from support.nets import as_bytes, bits, small_net
 from support.trainings import (
     EPOCHS,
@@ -341,8 +342,8 @@ def test_images_that_stayed_bytes(tmp_path):
 # --- elsewhere ------------------------------------------------------------------------------------
 
 
+@needs("torch")
 def test_from_backend_to_backend(tmp_path):
-    pytest.importorskip("torch")
     pytest.importorskip("array_api_strict")
     whole = make(dtype="float64")
     whole.train()
@@ -364,10 +365,11 @@ def test_from_backend_to_backend(tmp_path):
         np.testing.assert_allclose(trainer.model.state_dict()[path], value, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("device", ["torch", "array_api_strict:device1"])
+@pytest.mark.parametrize(
+    "device", [pytest.param("torch", marks=needs("torch")), "array_api_strict:device1"]
+)
 def test_masks_are_the_same_elsewhere(tmp_path, device):
     """The first forward pass after going on, dropout and all."""
-    pytest.importorskip(device.partition(":")[0])
     stopped(tmp_path, 4)
     masks = []
     for place in ("numpy", device):
@@ -382,8 +384,8 @@ def test_masks_are_the_same_elsewhere(tmp_path, device):
     assert 0.2 < masks[0].mean() < 0.6
 
 
+@needs("torch")
 def test_where_it_goes_on(tmp_path, monkeypatch):
-    pytest.importorskip("torch")
     stopped(tmp_path, 1, device="torch")
     assert resumed(tmp_path).backend.name == "torch"
     assert resumed(tmp_path, device="numpy").backend.name == "numpy"
@@ -520,8 +522,10 @@ def test_one_that_does_not_tell_its_arguments_is_refused_at_once(tmp_path):
 # --- the data -------------------------------------------------------------------------------------
 
 
+@needs("torch")
 def test_the_same_data_in_another_form(tmp_path):
-    torch = pytest.importorskip("torch")
+    import torch
+
     stopped(tmp_path, 3)
     x, t, v, u = data()
     Watched.resume(tmp_path, x.astype("float64"), np.eye(4)[t], v, u)

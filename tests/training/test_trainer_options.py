@@ -24,6 +24,7 @@ from portacnn.schedules import ConstantLR, CosineAnnealingLR, OneCycleLR, PerEpo
 from portacnn.seeds import permutation
 from portacnn.training import EarlyStopping, StepState, Trainer
 from portacnn.training.feed import part_sizes
+from support.matrix import needs
 
 COUNT, SIZE, EPOCHS = 50, 20, 4  # 3 steps an epoch, the last with 10 images
 
@@ -80,7 +81,8 @@ def same(one, other, tolerance=0.0):
 def torch_run(name):
     """The run of this name in PyTorch alone: its losses, and the weights at the end."""
     kind, arguments, _, unit, clip_norm, smoothing = RUNS[name]
-    torch = pytest.importorskip("torch")
+    import torch
+
     nn = torch.nn
     named = {
         "conv1": nn.Conv2d(1, 3, 3),
@@ -143,6 +145,7 @@ TORCH_SCHEDULES = {
 }
 
 
+@needs("torch")
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("name", RUNS)
 # torch's SequentialLR warns of itself
