@@ -427,7 +427,7 @@ def of_two(random: Random) -> Arguments:
 
 
 def apart(random: Random) -> Arguments:
-    """As ``of_two``, for losses with a corner: no value is within 1e-3 of one, where slopes jump."""
+    """As ``of_two``, for losses whose slope jumps: no value is within 1e-3 of a jump."""
     made = of_two(random)
     size = np.abs(made["input"] - made["target"])
     step = np.where(size < 1e-3, 0.01, 0.0) + np.where(np.abs(size - 1) < 1e-3, 0.01, 0.0)
