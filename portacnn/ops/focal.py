@@ -10,11 +10,11 @@ Notation: N batch, C classes, and after the classes any further axes (an image's
 from typing import Any
 
 from portacnn.arguments import not_negative, one_of, share
-from portacnn.errors import LabelError, PortacnnError, ShapeError
-from portacnn.ops.dispatch import check_arrays, op
-from portacnn.ops.loss import REDUCTIONS, check_pair, reduced
+from portacnn.errors import PortacnnError
+from portacnn.ops.dispatch import op
+from portacnn.ops.loss import REDUCTIONS, check_labels, check_pair, reduced
 from portacnn.ops.special import logistic
-from portacnn.runtime import Array, backend_of, describe, is_float
+from portacnn.runtime import Array, backend_of
 
 # --- of several classes, of which one is right ----------------------------------------------------
 
@@ -30,21 +30,7 @@ def _check_classes(
     keep: bool = True,
 ) -> None:
     name = "focal_loss"
-    check_arrays(name, logits=logits, weight=weight)
-    if backend_of(target).name != backend_of(logits).name or target.device != logits.device:
-        check_arrays(name, integers=True, logits=logits, target=target)
-    if logits.ndim < 2:
-        raise ShapeError(f"expected logits (N, C, ...), got {describe(logits)}", name)
-    n, classes, *rest = logits.shape
-    if tuple(target.shape) != (n, *rest) or is_float(backend_of(target).xp, target.dtype):
-        raise LabelError(
-            f"expected integer labels of shape {(n, *rest)}, got {describe(target)}", name
-        )
-    if weight is not None and tuple(weight.shape) != (classes,):
-        raise ShapeError(
-            f"expected a weight for each of {classes} classes, got shape {tuple(weight.shape)}",
-            name,
-        )
+    check_labels(name, logits, target, weight)
     try:
         not_negative("gamma", gamma)
         one_of("reduction", reduction, *REDUCTIONS)

@@ -20,6 +20,38 @@ REDUCTIONS = ("mean", "sum", "none")
 # --- softmax cross-entropy ------------------------------------------------------------------------
 
 
+def check_labels(
+    name: str, logits: Array, target: Array, weight: Array | None, *, shares: bool = False
+) -> None:
+    """Check the arrays of a loss of classes.
+
+    Args:
+        name: the op, for messages.
+        logits: (N, C, ...), floating point.
+        target: integers (N, ...); with ``shares`` also a distribution of logits' shape.
+        weight: (C,), or None.
+    """
+    check_arrays(name, logits=logits, weight=weight)
+    if backend_of(target).name != backend_of(logits).name or target.device != logits.device:
+        check_arrays(name, integers=True, logits=logits, target=target)
+    if logits.ndim < 2:
+        raise ShapeError(f"expected logits (N, C, ...), got {describe(logits)}", name)
+    n, classes, *rest = logits.shape
+    one_hot = shares and tuple(target.shape) == tuple(logits.shape)
+    if not one_hot and tuple(target.shape) != (n, *rest):
+        more = f", or one-hot of {tuple(logits.shape)}" if shares else ""
+        raise LabelError(
+            f"expected labels of shape {(n, *rest)}{more}, got {tuple(target.shape)}", name
+        )
+    if not one_hot and is_float(backend_of(target).xp, target.dtype):
+        raise LabelError(f"class indices must be integers, got {describe(target)}", name)
+    if weight is not None and tuple(weight.shape) != (classes,):
+        raise ShapeError(
+            f"expected a weight of shape ({classes},), one per class, got {tuple(weight.shape)}",
+            name,
+        )
+
+
 def _check_cross_entropy(
     logits: Array,
     target: Array,
@@ -31,25 +63,7 @@ def _check_cross_entropy(
     keep: bool = True,
 ) -> None:
     name = "softmax_cross_entropy"
-    check_arrays(name, logits=logits, weight=weight)
-    if backend_of(target).name != backend_of(logits).name or target.device != logits.device:
-        check_arrays(name, integers=True, logits=logits, target=target)
-    if logits.ndim < 2:
-        raise ShapeError(f"expected logits (N, C, ...), got {describe(logits)}", name)
-    n, classes, *rest = logits.shape
-    if tuple(target.shape) not in ((n, *rest), tuple(logits.shape)):
-        raise LabelError(
-            f"expected labels of shape {(n, *rest)}, or one-hot of {tuple(logits.shape)}, got "
-            f"{tuple(target.shape)}",
-            name,
-        )
-    if target.ndim < logits.ndim and is_float(backend_of(target).xp, target.dtype):
-        raise LabelError(f"class indices must be integers, got {describe(target)}", name)
-    if weight is not None and tuple(weight.shape) != (classes,):
-        raise ShapeError(
-            f"expected a weight of shape ({classes},), one per class, got {tuple(weight.shape)}",
-            name,
-        )
+    check_labels(name, logits, target, weight, shares=True)
     if target.ndim == logits.ndim and ignore_index >= 0:
         raise ArgumentError(
             f"ignore_index={ignore_index} is for integer labels, got a distribution "
