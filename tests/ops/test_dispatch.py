@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -20,7 +21,7 @@ from portacnn import ops, runtime
 from portacnn.backends.cupy import kernels as cupy_kernels
 from portacnn.errors import ArgumentError, StateError
 from portacnn.ops import use_kernels
-from portacnn.ops.dispatch import OPS, Cache
+from portacnn.ops.dispatch import OPS, Cache, kernel_choice, precision
 from portacnn.runtime import BackendError, Kernel, backend_of
 from support.checks import normal, refuses, with_each_kernel
 from support.matrix import Here, needs
@@ -127,6 +128,23 @@ def test_the_switch_is_put_back_after_an_error(backend: Here, override: Callable
         raise KeyError
     ops.relu(x)
     assert spy.forwards == 1
+
+
+@pytest.mark.parametrize("error", [False, True])
+def test_an_inner_choice_ends_at_its_end(error: bool):
+    """Of kernels and of precision: then the outer one holds again, and at last none."""
+    for choose, chosen, outer, inner in (
+        (use_kernels, kernel_choice, "reference", "native"),
+        (ops.use_precision, precision, "tf32", "bfloat16"),
+    ):
+        before = chosen()
+        with choose(outer):
+            with suppress(KeyError), choose(inner):
+                assert chosen() == inner
+                if error:
+                    raise KeyError
+            assert chosen() == outer
+        assert chosen() == before
 
 
 def test_the_switch_is_for_one_thread(backend: Here, override: Callable[..., Spy]):
