@@ -22,6 +22,7 @@ from portacnn.layers.activation_more import (
     HardSwish,
     PReLU,
 )
+from portacnn.layers.attention import SqueezeExcitation
 from portacnn.layers.base import Layer
 from portacnn.layers.container import Branches, Recompute, Residual, Sequential
 from portacnn.layers.conv import (
@@ -32,7 +33,7 @@ from portacnn.layers.conv import (
     ConvTranspose2d,
     ConvTranspose3d,
 )
-from portacnn.layers.dropout import Dropout, Dropout1d, Dropout2d, Dropout3d
+from portacnn.layers.dropout import Dropout, Dropout1d, Dropout2d, Dropout3d, StochasticDepth
 from portacnn.layers.graph import Graph
 from portacnn.layers.join import Arithmetic, ArithmeticWith, Concat, Join, MatMul, MatMulWith
 from portacnn.layers.linear import Flatten, Linear
@@ -64,7 +65,17 @@ from portacnn.layers.pool import (
     MaxPool2d,
     MaxPool3d,
 )
-from portacnn.layers.shape import Pad, Permute, Reduce, Reshape, Slice, Take
+from portacnn.layers.resize import PixelShuffle, PixelUnshuffle, Upsample
+from portacnn.layers.shape import (
+    CenterCrop,
+    Crop,
+    Pad,
+    Permute,
+    Reduce,
+    Reshape,
+    Slice,
+    Take,
+)
 
 __all__ = [
     "CELU",
@@ -86,6 +97,7 @@ __all__ = [
     "BatchNorm2d",
     "BatchNorm3d",
     "Branches",
+    "CenterCrop",
     "Clip",
     "Concat",
     "Conv1d",
@@ -94,6 +106,7 @@ __all__ = [
     "ConvTranspose1d",
     "ConvTranspose2d",
     "ConvTranspose3d",
+    "Crop",
     "Dropout",
     "Dropout1d",
     "Dropout2d",
@@ -124,6 +137,8 @@ __all__ = [
     "PReLU",
     "Pad",
     "Permute",
+    "PixelShuffle",
+    "PixelUnshuffle",
     "ReLU",
     "Recompute",
     "Reduce",
@@ -135,8 +150,11 @@ __all__ = [
     "Slice",
     "Softmax",
     "Softplus",
+    "SqueezeExcitation",
+    "StochasticDepth",
     "Take",
     "Tanh",
+    "Upsample",
     "at_step",
     "gradients_of",
     "one_backward_pass",

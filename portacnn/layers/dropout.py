@@ -73,3 +73,10 @@ class Dropout3d(Dropout):
 
     op, op_backward = ops.dropout3d, ops.dropout3d_backward
     axes = 4
+
+
+class StochasticDepth(Dropout):
+    """``Dropout`` of whole samples of x (N, *S), at the end of a residual block's body: some images
+    skip the block (Huang et al., 2016), as torchvision.ops.StochasticDepth with mode "row"."""
+
+    op, op_backward = ops.stochastic_depth, ops.stochastic_depth_backward

@@ -22,14 +22,15 @@ def _dropout(
     x: Array,
     p: float,
     training: bool,
-    per_channel: int,
+    per_channel: int | None,
     seed: int,
     path: str,
     step: Any,
     first: Any,
     keep: bool,
 ) -> tuple[Array, Cache | None]:
-    """per_channel: the number of spatial axes that fall together, 0 for none."""
+    """per_channel: the number of spatial axes that fall together, 0 for none; None for whole
+    samples."""
     check_arrays(name, x=x)
     try:
         real("p", p, least=0.0, most=1.0)
@@ -41,7 +42,7 @@ def _dropout(
         expected = "(N, C" + ", spatial" * per_channel + ")" if per_channel else "(N, ...)"
         raise ShapeError(f"expected an input {expected}, got {describe(x)}", name)
     p = p if training else 0.0
-    length = x.shape[1] if per_channel else prod(x.shape[1:])
+    length = x.shape[1] if per_channel else prod(x.shape[1:]) if per_channel == 0 else 1
     return drop(x, p, length, _key(seed, "dropout", path), step, first, keep=keep)
 
 
@@ -143,4 +144,21 @@ def dropout3d(
     return _dropout("dropout3d", x, p, training, 3, seed, path, step, first, keep)
 
 
-dropout_backward = dropout1d_backward = dropout2d_backward = dropout3d_backward = drop_backward
+def stochastic_depth(
+    x: Array,
+    p: float,
+    training: bool = True,
+    *,
+    seed: int,
+    path: str = "",
+    step: Any = 0,
+    first: Any = 0,
+    keep: bool = True,
+) -> tuple[Array, Cache | None]:
+    """Whole samples of x (N, ...) zero with probability p, the others divided by 1 - p (Huang et
+    al., 2016), as torchvision.ops.stochastic_depth with mode "row"; otherwise as ``dropout``."""
+    return _dropout("stochastic_depth", x, p, training, None, seed, path, step, first, keep)
+
+
+dropout_backward = stochastic_depth_backward = drop_backward
+dropout1d_backward = dropout2d_backward = dropout3d_backward = drop_backward

@@ -80,8 +80,8 @@ def kept(like: Array, length: int, first: Array, second: Array, threshold: int) 
 def drop(
     x: Array, p: float, length: int, key: tuple[int, int], step: Any, first: Any, *, keep: bool
 ) -> tuple[Array, tuple | None]:
-    """x (N, C, *S) -> y: the op behind ``dropout`` (length C*S) and the channel dropouts (length
-    C)."""
+    """x (N, C, *S) -> y: the op behind ``dropout`` (length C*S), the channel dropouts (length C)
+    and stochastic depth (length 1)."""
     backend = backend_of(x)
     xp = backend.xp
     n = x.shape[0]
@@ -90,10 +90,10 @@ def drop(
     mask = kept(x, length, one, other, round(p * 2**32))
     whole = length == prod(x.shape[1:])
     if backend.layout == "batch_last":
-        inner = x.shape[1:] if whole else (x.shape[1], *(1,) * (x.ndim - 2))
+        inner = x.shape[1:] if whole else (length, *(1,) * (x.ndim - 2))
         mask = batch_first(xp.reshape(mask.T, (*inner, n)))
     else:
-        mask = xp.reshape(mask, x.shape if whole else (*x.shape[:2], *(1,) * (x.ndim - 2)))
+        mask = xp.reshape(mask, x.shape if whole else (n, length, *(1,) * (x.ndim - 2)))
     scale = 1.0 / (1.0 - p) if p < 1.0 else 0.0
     return _masked(x, mask, scale), (mask, scale) if keep else None
 
