@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
-Array = Any
+Array = Any  # the standard defines no base class to annotate with
 HostArray = Any  # a numpy.ndarray
 
 NOTHING: AbstractContextManager[None] = nullcontext()

@@ -27,10 +27,9 @@ from importlib.util import find_spec
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from portacnn.device_runtime import NOTHING, DeviceRuntime
+from portacnn.device_runtime import Array as Array
+from portacnn.device_runtime import HostArray as HostArray
 from portacnn.errors import ArrayError, BackendError, ModelFormatError, NotFiniteError
-
-Array = Any  # the standard defines no base class to annotate with
-HostArray = Any  # a numpy.ndarray
 
 VARIABLE = "PORTACNN_BACKEND"
 GRAMMAR = (

@@ -86,10 +86,14 @@ def read(path: Path) -> ast.Module:
 
 
 def when_imported(tree: ast.Module) -> Iterator[ast.AST]:
-    """The statements that run when the module is imported: all but the bodies of functions."""
+    """The statements that run when the module is imported: all but the bodies of functions, and
+    what only type checkers read."""
     waiting: list[ast.AST] = [tree]
     while waiting:
         node = waiting.pop()
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            waiting.extend(node.orelse)
+            continue
         yield node
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
             waiting.extend(ast.iter_child_nodes(node))

@@ -332,7 +332,7 @@ def gradients(
         return None
     shapes, g = _shapes(plan), plan.sizes
     if y is not None:
-        dyt = cp.where(y > 0, dyt, dyt.dtype.type(0))
+        dyt = cp.where(y <= 0, dyt.dtype.type(0), dyt)
     dbias = dyt.reshape(dyt.shape[0], -1).sum(axis=1) if with_bias else None
     dy = _packed(dyt.reshape(-1, g.oh, g.ow, g.n).transpose(_LAST))
     x = _packed(xt.reshape(-1, g.h, g.w, g.n).transpose(_LAST))

@@ -94,7 +94,7 @@ def _sums(grad, row, result, mean, relu):
         if relu:
             for i in range(run.size):
                 value, above, centred = grads[i], results[i], run[i] - mean
-                value = value if above > zero else zero
+                value = zero if above <= zero else value
                 part_dy += value
                 part_x += value * centred
         else:
@@ -127,7 +127,7 @@ def _backward(
         if own and relu:
             for i in range(row.size):
                 value, above, centred = grad[i], result[i], row[i] - mean
-                value = value if above > zero else zero
+                value = zero if above <= zero else value
                 out[i] = (value - slope * centred - shift) * scale
         elif own:
             for i in range(row.size):
@@ -135,7 +135,7 @@ def _backward(
         elif relu:
             for i in range(row.size):
                 value, above = grad[i], result[i]
-                value = value if above > zero else zero
+                value = zero if above <= zero else value
                 out[i] = value * scale
         else:
             for i in range(row.size):

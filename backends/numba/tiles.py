@@ -374,7 +374,7 @@ def move_where(
         def body(i: Any, mask: Any) -> None:
             found = k.load(k.ahead(keys, i), mask)
             if isinstance(key.dtype, types.Float):
-                here = builder.fcmp_ordered(">", found, wanted)
+                here = builder.fcmp_unordered(">", found, wanted)  # true for NaN
             else:
                 here = builder.icmp_signed("==", found, wanted)
             e.store(
@@ -435,7 +435,7 @@ def pool_run(
             value = builder.load(best)
             e.store(e.not_below(value, zero), e.ahead(target, i), mask)
             with builder.if_then(keep_):
-                above = builder.fcmp_ordered(">", value, zero)
+                above = builder.fcmp_unordered(">", value, zero)  # true for NaN
                 none = ir.Constant(w.vector, [-1] * w.lanes)
                 w.store(builder.select(above, builder.load(won), none), w.ahead(taps, i), mask)
 

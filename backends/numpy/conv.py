@@ -21,7 +21,7 @@ import numpy as np
 
 from portacnn.backends.numpy.memory import empty, reserve, temporaries
 from portacnn.backends.numpy.pool import (
-    keep_where,
+    clear_where,
     pool_into,
     pools_in_place,
     room_for_winners,
@@ -285,14 +285,14 @@ def conv_backward(dy: np.ndarray, saved: _Saved, *, need_dx: bool = True) -> Any
         dz = job.output(thread, shape) if whole is None else whole[:, rows]
         given = dz
         if y is not None and (pool is None or winners is None):
-            keep_where(y[:, rows] > 0, dyt[:, rows], dz)
+            clear_where(y[:, rows] <= 0, dyt[:, rows], dz)
         elif y is not None:
             pooled = _pooled_rows(rows, pool)
             if pooled is None:
                 dz[...] = 0
                 return
             given = np.empty_like(y[:, pooled[0]])  # its sum is that of dz, in fewer numbers
-            keep_where(y[:, pooled[0]] > 0, dyt[:, pooled[0]], given)
+            clear_where(y[:, pooled[0]] <= 0, dyt[:, pooled[0]], given)
             unpool_into(given, rows_of_winners(winners, pooled[0], pool), dz, pooled[1])
         dmatrices[thread] += _outer_product(dz.reshape(o, -1), job.lay_out(thread, rows), n)
         if with_bias:

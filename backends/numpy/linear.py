@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from portacnn.backends.numpy.memory import empty, reserve
-from portacnn.backends.numpy.pool import keep_where, zeros_for
+from portacnn.backends.numpy.pool import clear_where, zeros_for
 from portacnn.backends.threads import on_one_blas_thread, products_in_pieces
 from portacnn.runtime import Kernel
 
@@ -59,7 +59,7 @@ def linear_relu(x: np.ndarray, weight: np.ndarray, bias: Any = None, *, keep: bo
 def linear_relu_backward(dy: np.ndarray, saved: Any, *, need_dx: bool = True) -> Any:
     *rest, yt = saved
     dz = empty(yt.shape, yt.dtype)
-    keep_where(yt > 0, np.ascontiguousarray(dy.T), dz)
+    clear_where(yt <= 0, np.ascontiguousarray(dy.T), dz)
     return linear_backward(dz.T, rest, need_dx=need_dx)
 
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from portacnn.backends.numpy.memory import empty
-from portacnn.backends.numpy.pool import keep_where, zeros_for
+from portacnn.backends.numpy.pool import clear_where, zeros_for
 from portacnn.backends.threads import in_pieces, on_one_blas_thread
 from portacnn.ops.layout import batch_first, batch_last
 from portacnn.ops.norm import move_towards
@@ -281,7 +281,7 @@ def _backward(
             )
         out = masked if dx is None else dx[block]
         if y is not None:
-            keep_where(y[block] > 0, grad, out)
+            clear_where(y[block] <= 0, grad, out)
             grad = out
         mean, rest, var = (numbers[:, None] for numbers in statistics.of(block))
         rstd = 1.0 / np.sqrt(var + eps)

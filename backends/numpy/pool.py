@@ -30,6 +30,14 @@ def keep_where(mask: np.ndarray, values: np.ndarray, out: np.ndarray) -> None:
     np.bitwise_and(values.view(bits), every_bit, out=out.view(bits))
 
 
+def clear_where(mask: np.ndarray, values: np.ndarray, out: np.ndarray) -> None:
+    """out = 0 where ``mask``, else ``values``; of float32 or float64. The mask is overwritten."""
+    bits = BITS[values.dtype.itemsize]
+    own = mask.view(np.int8)
+    every_bit = np.subtract(own, 1, out=own)  # False -> -1, all bits set
+    np.bitwise_and(values.view(bits), every_bit, out=out.view(bits))
+
+
 def in_memory_order(x: np.ndarray) -> list[int]:
     """The axes of x from the one with the longest steps to the one with the shortest."""
     return sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis]))
@@ -80,7 +88,7 @@ def relu_backward(dy: np.ndarray, y: np.ndarray) -> np.ndarray:
     dx = empty_like(y)
     axis = in_memory_order(y)[0]
     rows_dy, rows_y, rows_dx = (np.moveaxis(array, axis, 0) for array in (dy, y, dx))
-    in_pieces(lambda s: keep_where(rows_y[s] > 0, rows_dy[s], rows_dx[s]), y.shape[axis], y.size)
+    in_pieces(lambda s: clear_where(rows_y[s] <= 0, rows_dy[s], rows_dx[s]), y.shape[axis], y.size)
     return dx
 
 

@@ -1,161 +1,53 @@
 """Layers: state, a forward and a backward. Every one is written on ``portacnn.ops`` and knows no
-array library."""
+array library.
 
-from portacnn.layers.activation import (
-    ELU,
-    GELU,
-    LeakyReLU,
-    LogSoftmax,
-    ReLU,
-    Sigmoid,
-    SiLU,
-    Softmax,
-    Softplus,
-    Tanh,
-)
-from portacnn.layers.activation_more import (
-    CELU,
-    SELU,
-    Clip,
-    Elementwise,
-    HardSigmoid,
-    HardSwish,
-    PReLU,
-)
-from portacnn.layers.attention import SqueezeExcitation
-from portacnn.layers.base import Layer
-from portacnn.layers.container import Branches, Recompute, Residual, Sequential
-from portacnn.layers.conv import (
-    Conv1d,
-    Conv2d,
-    Conv3d,
-    ConvTranspose1d,
-    ConvTranspose2d,
-    ConvTranspose3d,
-)
-from portacnn.layers.dropout import Dropout, Dropout1d, Dropout2d, Dropout3d, StochasticDepth
-from portacnn.layers.graph import Graph
-from portacnn.layers.join import Arithmetic, ArithmeticWith, Concat, Join, MatMul, MatMulWith
-from portacnn.layers.linear import Flatten, Linear
-from portacnn.layers.norm import (
-    BatchNorm1d,
-    BatchNorm2d,
-    BatchNorm3d,
-    GroupNorm,
-    InstanceNorm1d,
-    InstanceNorm2d,
-    InstanceNorm3d,
-    LayerNorm,
-    LocalResponseNorm,
-)
-from portacnn.layers.passes import at_step, gradients_of, one_backward_pass
-from portacnn.layers.pool import (
-    AdaptiveAvgPool1d,
-    AdaptiveAvgPool2d,
-    AdaptiveAvgPool3d,
-    AdaptiveMaxPool1d,
-    AdaptiveMaxPool2d,
-    AdaptiveMaxPool3d,
-    AvgPool1d,
-    AvgPool2d,
-    AvgPool3d,
-    GlobalAvgPool,
-    GlobalMaxPool,
-    MaxPool1d,
-    MaxPool2d,
-    MaxPool3d,
-)
-from portacnn.layers.resize import PixelShuffle, PixelUnshuffle, Upsample
-from portacnn.layers.shape import (
-    CenterCrop,
-    Crop,
-    Pad,
-    Permute,
-    Reduce,
-    Reshape,
-    Slice,
-    Take,
-)
+A layer is public if its module's ``__all__`` has it: there is no second list here.
+"""
 
-__all__ = [
-    "CELU",
-    "ELU",
-    "GELU",
-    "SELU",
-    "AdaptiveAvgPool1d",
-    "AdaptiveAvgPool2d",
-    "AdaptiveAvgPool3d",
-    "AdaptiveMaxPool1d",
-    "AdaptiveMaxPool2d",
-    "AdaptiveMaxPool3d",
-    "Arithmetic",
-    "ArithmeticWith",
-    "AvgPool1d",
-    "AvgPool2d",
-    "AvgPool3d",
-    "BatchNorm1d",
-    "BatchNorm2d",
-    "BatchNorm3d",
-    "Branches",
-    "CenterCrop",
-    "Clip",
-    "Concat",
-    "Conv1d",
-    "Conv2d",
-    "Conv3d",
-    "ConvTranspose1d",
-    "ConvTranspose2d",
-    "ConvTranspose3d",
-    "Crop",
-    "Dropout",
-    "Dropout1d",
-    "Dropout2d",
-    "Dropout3d",
-    "Elementwise",
-    "Flatten",
-    "GlobalAvgPool",
-    "GlobalMaxPool",
-    "Graph",
-    "GroupNorm",
-    "HardSigmoid",
-    "HardSwish",
-    "InstanceNorm1d",
-    "InstanceNorm2d",
-    "InstanceNorm3d",
-    "Join",
-    "Layer",
-    "LayerNorm",
-    "LeakyReLU",
-    "Linear",
-    "LocalResponseNorm",
-    "LogSoftmax",
-    "MatMul",
-    "MatMulWith",
-    "MaxPool1d",
-    "MaxPool2d",
-    "MaxPool3d",
-    "PReLU",
-    "Pad",
-    "Permute",
-    "PixelShuffle",
-    "PixelUnshuffle",
-    "ReLU",
-    "Recompute",
-    "Reduce",
-    "Reshape",
-    "Residual",
-    "Sequential",
-    "SiLU",
-    "Sigmoid",
-    "Slice",
-    "Softmax",
-    "Softplus",
-    "SqueezeExcitation",
-    "StochasticDepth",
-    "Take",
-    "Tanh",
-    "Upsample",
-    "at_step",
-    "gradients_of",
-    "one_backward_pass",
-]
+from portacnn.layers import (
+    activation,
+    attention,
+    container,
+    conv,
+    dropout,
+    graph,
+    join,
+    linear,
+    norm,
+    passes,
+    pool,
+    resize,
+    shape,
+)
+from portacnn.layers.activation import *
+from portacnn.layers.attention import *
+from portacnn.layers.base import Layer as Layer
+from portacnn.layers.container import *
+from portacnn.layers.conv import *
+from portacnn.layers.dropout import *
+from portacnn.layers.graph import *
+from portacnn.layers.join import *
+from portacnn.layers.linear import *
+from portacnn.layers.norm import *
+from portacnn.layers.passes import *
+from portacnn.layers.pool import *
+from portacnn.layers.resize import *
+from portacnn.layers.shape import *
+
+__all__ = ["Layer"]
+for _module in (
+    activation,
+    attention,
+    container,
+    conv,
+    dropout,
+    graph,
+    join,
+    linear,
+    norm,
+    passes,
+    pool,
+    resize,
+    shape,
+):
+    __all__ += _module.__all__

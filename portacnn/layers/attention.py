@@ -10,6 +10,8 @@ from portacnn.layers.graph import INPUT, Graph
 from portacnn.layers.join import Arithmetic
 from portacnn.layers.pool import GlobalAvgPool
 
+__all__ = ["SqueezeExcitation"]
+
 
 class SqueezeExcitation(Graph):
     """Channels weighted by what the whole image shows: x (N, C, H, W) -> x * s, s (N, C, 1, 1) in

@@ -9,80 +9,40 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 from portacnn.arguments import one_of
-from portacnn.errors import ArgumentError, PortacnnError, ShapeError, StateError
+from portacnn.errors import ArgumentError, PortacnnError, ShapeError
 from portacnn.layers.activation import ReLU
-from portacnn.layers.base import Layer, Shape, Trail, run
+from portacnn.layers.base import Layer, Shape
 from portacnn.layers.passes import Moment, moment, one_backward_pass, recomputing
+from portacnn.layers.running import Trail, run
 from portacnn.layers.stages import Fused, stages
 from portacnn.ops.fused import add_relu, add_relu_backward
 from portacnn.ops.join import add, concat_channels, split_channels
 from portacnn.runtime import Array, backend_of
 
-
-class Holder(Layer, abstract=True):
-    """A layer with children, those that its constructor took until ``replace`` puts others there:
-    what runs is made of them.
-
-    An attribute may name a layer that is in the network already, and no other: that one would
-    neither run nor learn.
-    """
-
-    def _seal(self) -> None:
-        """At the end of the constructor: from now on the children stay as they are."""
-        self.children.sealed = True
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        children = vars(self).get("_children")
-        if children is not None and children.sealed and not name.startswith("_"):
-            held = vars(self).get(name, children.get(name))
-            if isinstance(value, Layer) or isinstance(held, Layer):
-                self._check_alias(name, held, value)
-                if value is held:
-                    return
-        super().__setattr__(name, value)
-
-    def _check_alias(self, name: str, held: Any, value: Any) -> None:
-        inside = any(value is layer for layer in self.walk())
-        if value is not held and (isinstance(held, Layer) or name in self.children or not inside):
-            raise StateError(
-                f"the layer {name!r} cannot be set; call network.replace(path, layer), or make a "
-                "new network and give it the "
-                "weights with load_state_dict(state, strict=False)",
-                self.where,
-            )
-
-    def __delattr__(self, name: str) -> None:
-        if (
-            isinstance(vars(self).get(name, self.children.get(name)), Layer)
-            and self.children.sealed
-        ):
-            raise StateError(
-                f"the layer {name!r} cannot be taken away; make a new network without it",
-                self.where,
-            )
-        super().__delattr__(name)
+__all__ = ["Branches", "Recompute", "Residual", "Sequential"]
 
 
-class _Container(Holder, abstract=True):
-    """Taking layers in, and going back through them."""
+class _Container(Layer, abstract=True):
+    """A layer whose constructor takes its children by name."""
 
     def _take(self, name: str, layer: Layer) -> None:
         """Make ``layer`` the child called ``name``."""
         if not isinstance(layer, Layer):
-            raise ArgumentError(f"{name!r} is no layer: {layer!r}", type(self).__name__)
+            raise ArgumentError(f"{name!r} must be a layer, got {layer!r}", type(self).__name__)
         if not name or "." in name:
             raise ArgumentError(
-                f"a layer's name must not be empty or have dots, got {name!r}", type(self).__name__
+                f"a layer's name must not be empty or contain dots, got {name!r}",
+                type(self).__name__,
             )
         if name in self.children:
             raise ArgumentError(f"there are two layers called {name!r}", type(self).__name__)
         Layer.adopt(self, name, layer)
 
     def _take_all(self, layers: Sequence[Layer], named: dict[str, Layer]) -> None:
-        """Those without a name are called "0", "1", ..."""
+        """Make all layers children. Those without a name are called "0", "1", ..."""
         for name, layer in [*((str(i), layer) for i, layer in enumerate(layers)), *named.items()]:
             self._take(name, layer)
-        self._seal()
+        self.children.sealed = True
 
     takes_children: ClassVar[bool]
     """Said by a class whose own constructor takes its children by their names: then its arguments
@@ -103,17 +63,17 @@ class _Container(Holder, abstract=True):
         }
 
     def child_called(self, argument: str) -> str:
-        """The name of the child that the constructor takes as ``argument``."""
+        """Return the name of the child that the constructor takes as ``argument``."""
         return argument
 
 
 def _back(part: Layer, dy: Array, cache: Any, need_dx: bool) -> Array | None:
-    """A part's backward, left out where nobody asks for what it would give."""
+    """Run a part's backward pass, unless neither its dx nor a parameter's gradient is needed."""
     return part.backward(dy, cache, need_dx=need_dx) if need_dx or learns(part) else None
 
 
 def learns(layer: Layer) -> bool:
-    """Whether it or a layer below it has parameters."""
+    """Return whether it or a layer below it has parameters."""
     return any(inner.params for inner in layer.walk())
 
 
@@ -121,7 +81,7 @@ class Sequential(_Container):
     """Layers that run one after the other: ``Sequential(conv1=Conv2d(1, 8, 3), relu1=ReLU())``.
 
     Layers given without a name are called "0", "1", ..., as in torch.nn.Sequential. Without any, it
-    gives back its input.
+    returns its input.
     """
 
     takes_children = True
@@ -131,7 +91,7 @@ class Sequential(_Container):
         self.stages = tuple(stages(self.children))
 
     stages: tuple[Layer, ...]
-    """What runs, in this order: the layers, some that follow each other as one."""
+    """What runs, in order: the layers, some of them fused."""
 
     def adopt(self, name: str, layer: Layer) -> None:
         super().adopt(name, layer)
@@ -143,7 +103,7 @@ class Sequential(_Container):
         return shape
 
     def _parts(self) -> list[Layer]:
-        """What runs now: where a layer's output is observed, it runs by itself."""
+        """Return what runs now: a layer with hooks is not fused."""
         return [
             part
             for stage in self.stages
@@ -200,13 +160,13 @@ class Residual(_Container):
 
     Args:
         body: any layer.
-        shortcut: a layer that gives what the body gives; None for x itself.
+        shortcut: a layer whose output has the shape of the body's; None for x itself.
         activation: a layer that takes the sum; None for the sum itself.
         shortcut_name: the shortcut's segment in paths.
 
     Raises:
         ArgumentError: no layers, or, when the network is built, two of them with the same path.
-        ShapeError: when it is built: body and shortcut give different shapes.
+        ShapeError: when it is built: body and shortcut return different shapes.
     """
 
     takes_children = True
@@ -225,21 +185,21 @@ class Residual(_Container):
             self._take(shortcut_name, shortcut)
         if activation is not None:
             self._take("activation", activation)
-        self._seal()
+        self.children.sealed = True
 
     @property
     def body(self) -> Layer:
-        """The layer beside the shortcut."""
+        """Return the layer beside the shortcut."""
         return self.children["body"]
 
     @property
     def shortcut(self) -> Layer | None:
-        """The layer that the input goes through; None if it is added as it is."""
+        """Return the shortcut's layer; None for the input itself."""
         return self.children.get(self.shortcut_name)
 
     @property
     def activation(self) -> Layer | None:
-        """The layer that takes the sum."""
+        """Return the layer after the sum, or None."""
         return self.children.get("activation")
 
     def child_called(self, argument: str) -> str:
@@ -255,11 +215,10 @@ class Residual(_Container):
         }
         body, short = outputs["body"], outputs.get(self.shortcut_name, shape)
         if body != short:
-            given = "the input itself is" if self.shortcut is None else "the shortcut gives"
+            given = "the input itself is" if self.shortcut is None else "the shortcut returns"
             raise ShapeError(
-                f"the body gives {body}, {given} {short}, and the two are added; a shortcut such "
-                "as "
-                "Conv2d(channels, out_channels, 1, stride) can bring them together"
+                f"the body returns {body}, {given} {short}; the shapes must be equal to be added. "
+                "Use a shortcut such as Conv2d(channels, out_channels, 1, stride)"
             )
         if self.activation is not None:
             body = self.activation.plan(body, self.child_path("activation"))
@@ -270,7 +229,8 @@ class Residual(_Container):
         return {name: child for name, child in self.children.items() if name != "activation"}
 
     def _check_paths(self) -> None:
-        """As the body's layers lie beside the shortcut in the paths, they might have its name."""
+        """Raise ArgumentError if a layer of the body has the path of the shortcut or the
+        activation: the body adds no segment to paths."""
         taken = {layer.path for layer in self.body.walk()}
         for name in self.children:
             if name != "body" and self.child_path(name) in taken:
@@ -326,7 +286,7 @@ class Branches(_Container):
             Sequential(MaxPool2d(3, 1, 1), Conv2d(192, 32, 1)),
         )
 
-    and gives 64 + 128 + 32 channels. Branches without a name are called "0", "1", ...; an empty
+    and returns 64 + 128 + 32 channels. Branches without a name are called "0", "1", ...; an empty
     ``Sequential()`` hands on x.
 
     Args:
@@ -357,13 +317,15 @@ class Branches(_Container):
         first, *others = outputs.values()
         if self.join == "add":
             if any(output != first for output in others):
-                raise ShapeError(f"branches that are added must give one shape; they give {listed}")
+                raise ShapeError(
+                    f"branches that are added must return one shape; they return {listed}"
+                )
             return first
         if not first or any(
             len(output) != len(first) or output[1:] != first[1:] for output in others
         ):
             raise ShapeError(
-                "branches that are set side by side may differ in their channels only; they give "
+                "branches that are concatenated may differ in their channels only; they return "
                 f"{listed}"
             )
         return (sum(output[0] for output in outputs.values()), *first[1:])
@@ -413,11 +375,11 @@ class Recompute(_Container):
 
     def __init__(self, layer: Layer) -> None:
         self._take("layer", layer)
-        self._seal()
+        self.children.sealed = True
 
     @property
     def layer(self) -> Layer:
-        """The layer inside."""
+        """Return the layer inside."""
         return self.children["layer"]
 
     def child_path(self, name: str) -> str:
@@ -432,7 +394,7 @@ class Recompute(_Container):
             before = Moment(None, 0, {inner: inner.step for inner in layer.walk()})
         else:
             before = Moment(now.step, now.first, now.counts)
-        # It keeps, and lets go of what is kept: some kernels give other bits when they keep
+        # With keep, though the cache is dropped: some kernels return other bits when they keep
         # nothing.
         y, _ = run(layer, x, train, keep)
         return y, Trail([(layer, (x, train, before))]) if keep else None

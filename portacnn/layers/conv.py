@@ -22,6 +22,8 @@ from portacnn.ops.windows import (
 )
 from portacnn.runtime import Array
 
+__all__ = ["Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d"]
+
 SAMPLES = {1: "(C, W)", 2: "(C, H, W)", 3: "(C, D, H, W)"}
 PADDING_MODES = {
     "zeros": "constant",
@@ -32,7 +34,8 @@ PADDING_MODES = {
 
 
 def spatial(shape: Shape, axes: int) -> tuple[int, ...]:
-    """The spatial part of one sample's shape, which must have this many such axes."""
+    """Return the spatial part of one sample's shape. Raises ShapeError if it has another number of
+    spatial axes."""
     if len(shape) != axes + 1:
         raise ShapeError(f"expected samples {SAMPLES[axes]}, got {shape}")
     return shape[1:]
@@ -58,7 +61,7 @@ class _Convolving(Layer):
         weight_init: Initializer,
         bias_init: Initializer,
     ) -> None:
-        """The constructor's common part."""
+        """Set the attributes that all constructors share."""
         try:
             if in_channels is not None:
                 (in_channels,) = per_axis("in_channels", in_channels, 1, 1)
@@ -79,7 +82,7 @@ class _Convolving(Layer):
         self.bias, self.weight_init, self.bias_init = bias, weight_init, bias_init
 
     def _channels(self, shape: Shape) -> int:
-        """C of samples of this shape, checked."""
+        """Return C of samples of this shape, checked."""
         spatial(shape, self.axes)
         channels = shape[0]
         if channels != (self.in_channels or channels):
@@ -119,7 +122,7 @@ class Conv(_Convolving, abstract=True):
     Parameters: ``weight`` (O, C/groups, *K), ``bias`` (O,).
 
     Raises:
-        ArgumentError: numbers that mean nothing; groups that do not divide the channels; an unknown
+        ArgumentError: sizes out of range; groups that do not divide the channels; an unknown
             padding mode.
     """
 
@@ -169,7 +172,7 @@ class Conv(_Convolving, abstract=True):
         return prod(self.declared["weight"].shape) * prod(self.output_shape[1:])
 
     def geometry(self) -> dict[str, Any]:
-        """What the op is to be told besides its arrays."""
+        """Return the op's options."""
         return {
             "stride": self.stride,
             "padding": self.padding,
@@ -233,7 +236,7 @@ class ConvTranspose(_Convolving, abstract=True):
     Parameters: ``weight`` (C, O/groups, *K), ``bias`` (O,).
 
     Raises:
-        ArgumentError: numbers that mean nothing; groups that do not divide the channels; an
+        ArgumentError: sizes out of range; groups that do not divide the channels; an
             output_padding that is not below the stride or the dilation.
     """
 

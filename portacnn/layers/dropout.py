@@ -8,6 +8,8 @@ from portacnn.errors import PortacnnError, ShapeError
 from portacnn.layers.base import Layer, Shape
 from portacnn.runtime import Array
 
+__all__ = ["Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "StochasticDepth"]
+
 _UNCHANGED = ()  # kept by a forward that dropped nothing
 
 
@@ -15,7 +17,7 @@ class Dropout(Layer):
     """In training each number is zero with probability p, and the others are divided by 1 - p; else
     nothing happens.
 
-    What is dropped follows from ``seed`` and ``path``, which ``build`` gives, the step and the
+    What is dropped follows from ``seed`` and ``path``, which ``build`` sets, the step and the
     position in the batch (see ``at_step``), and the element's place in its sample: the same bits on
     every backend, however a batch is cut up. Without ``at_step``, ``step`` counts the training
     forward passes.

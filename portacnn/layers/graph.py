@@ -10,20 +10,23 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from portacnn.errors import ArgumentError, PortacnnError
-from portacnn.layers.base import Layer, Shape, Trail, run
-from portacnn.layers.container import Holder, Sequential, learns
+from portacnn.layers.base import Layer, Shape
+from portacnn.layers.container import Sequential, learns
 from portacnn.layers.join import Join
 from portacnn.layers.passes import one_backward_pass
+from portacnn.layers.running import Trail, run
 from portacnn.ops.join import add
 from portacnn.runtime import Array, backend_of
 
+__all__ = ["Graph"]
+
 INPUT = "input"
-"""What a graph calls the value it is given; no node may have this name."""
+"""The name of a graph's input; no node may have it."""
 _LONGEST = 64  # layers that are run as one chain
 
 
 class Node(NamedTuple):
-    """A layer, its name, and the names of the nodes whose values it takes."""
+    """A layer, its name, and the names of the nodes that are its inputs."""
 
     name: str
     layer: Layer
@@ -31,7 +34,7 @@ class Node(NamedTuple):
 
 
 class _Chain(NamedTuple):
-    """Nodes in a row of which each has only the one before it to read, and nobody else reads that
+    """Consecutive nodes: each has only the previous one as input, and no other node reads that
     one."""
 
     layer: Layer  # one layer, or a Sequential that runs several (some of them as one op)
@@ -40,7 +43,7 @@ class _Chain(NamedTuple):
     dropped: tuple[str, ...]  # the values that nobody needs after it
 
 
-class Graph(Holder):
+class Graph(Layer):
     """Named layers with named inputs: x (N, *S) -> y (N, *OUT), the value of the last node.
 
         Graph(
@@ -70,12 +73,12 @@ class Graph(Holder):
             raise error.at(type(self).__name__)
         for node in self.nodes:
             super().adopt(node.name, node.layer)
-        self._seal()
+        self.children.sealed = True
 
     nodes: tuple[Node, ...]
 
     def adopt(self, name: str, layer: Layer) -> None:
-        """Put another layer into the node called ``name``."""
+        """Make ``layer`` the layer of the node called ``name``."""
         self._set(
             tuple(node._replace(layer=layer) if node.name == name else node for node in self.nodes)
         )
@@ -102,7 +105,7 @@ class Graph(Holder):
                 f'a node\'s name must be text, not empty and not "{INPUT}", got {name!r}'
             )
         if not isinstance(layer, Layer):
-            raise ArgumentError(f"{name!r} is no layer: {layer!r}")
+            raise ArgumentError(f"{name!r} must be a layer, got {layer!r}")
         if isinstance(inputs, str) or not all(isinstance(i, str) for i in inputs):
             raise ArgumentError(f"the inputs of {name!r} must be a list of names, got {inputs!r}")
         return Node(name, layer, tuple(inputs))
@@ -207,7 +210,7 @@ class Graph(Holder):
 
 
 def _chained(nodes: Sequence[Node]) -> Iterator[_Chain]:
-    """The nodes put together into chains, in their order."""
+    """Yield the nodes joined to chains, in order."""
     uses: dict[str, int] = {}
     for node in nodes:
         for name in node.inputs:
@@ -232,8 +235,8 @@ def _chained(nodes: Sequence[Node]) -> Iterator[_Chain]:
 
 
 def _wants(chains: Sequence[_Chain], need_dx: bool) -> set[str]:
-    """The values whose gradient is needed: those that depend on a parameter, and with ``need_dx``
-    on the input."""
+    """Return the values whose gradient is needed: those that depend on a parameter, or with
+    ``need_dx`` on the input."""
     wanted = {INPUT} if need_dx else set()
     for layer, inputs, output, _ in chains:
         if any(name in wanted for name in inputs) or learns(layer):

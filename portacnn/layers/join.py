@@ -17,6 +17,8 @@ from portacnn.ops.join import concat_channels
 from portacnn.ops.pointwise import ARITHMETIC
 from portacnn.runtime import Array, backend_of, where
 
+__all__ = ["Arithmetic", "ArithmeticWith", "Concat", "Join", "MatMul", "MatMulWith"]
+
 
 class Join(Layer, abstract=True):
     """A layer of several inputs: ``infer`` takes a tuple of shapes, ``forward`` a list of arrays,
@@ -30,14 +32,14 @@ class Join(Layer, abstract=True):
     most: int | None = None
 
     def check_count(self, count: int) -> None:
-        """Raise ShapeError for a number of inputs that it does not take."""
+        """Raise ShapeError if the layer does not take this number of inputs."""
         if count < self.least or (self.most is not None and count > self.most):
             wanted = str(self.least) if self.least == self.most else f"at least {self.least}"
             raise ShapeError(f"expected {wanted} inputs, got {count}", type(self).__name__)
 
 
 def broadcast(first: Shape, second: Shape) -> Shape:
-    """The shape of two samples together, of as many axes each. Raises ShapeError."""
+    """Return the shape that two samples of as many axes broadcast to. Raises ShapeError."""
     if len(first) != len(second) or any(
         n != m and 1 not in (n, m) for n, m in zip(first, second, strict=True)
     ):

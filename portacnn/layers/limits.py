@@ -14,13 +14,13 @@ from math import prod
 from portacnn.errors import ModelFormatError
 
 TAPS = 1 << 17
-"""Cells of all kernels together: convolution and pooling take each of them by itself."""
+"""Elements of all kernels together: convolution and pooling take each of them separately."""
 NUMBERS = 1 << 30
 """Values of one sample, anywhere in the network."""
 
 
 class _Left:
-    """How much more the network that is being built may have."""
+    """What the network that is being built may still have."""
 
     def __init__(self, layers: int) -> None:
         self.layers, self.taps = layers, TAPS
@@ -31,7 +31,7 @@ _left: ContextVar[_Left | None] = ContextVar("portacnn_limits", default=None)
 
 @contextmanager
 def limited(layers: int) -> Iterator[None]:
-    """Within it, a network that exceeds the limits raises ModelFormatError as it is made or
+    """Within it, a network that exceeds the limits raises ModelFormatError when it is made or
     planned."""
     token = _left.set(_Left(layers))
     try:
@@ -41,7 +41,7 @@ def limited(layers: int) -> Iterator[None]:
 
 
 def count_layer(more: int = 1) -> None:
-    """One more layer is made; with ``more`` below 0, so many more may be."""
+    """Count ``more`` layers that are made; a negative number allows as many more."""
     if (left := _left.get()) is not None:
         left.layers -= more
         if left.layers < 0:
@@ -49,7 +49,7 @@ def count_layer(more: int = 1) -> None:
 
 
 def count_taps(kernel: Sequence[int]) -> None:
-    """A layer with this kernel is planned."""
+    """Count the kernel of a layer that is planned."""
     if (left := _left.get()) is not None:
         left.taps -= prod(kernel) if kernel else 0
         if left.taps < 0:
@@ -61,6 +61,6 @@ def count_taps(kernel: Sequence[int]) -> None:
 
 
 def count_output(shape: Sequence[int]) -> None:
-    """A layer that takes or gives samples of this shape is planned."""
+    """Check the shape of a sample that a planned layer takes or returns."""
     if _left.get() is not None and prod(shape) > NUMBERS:
         raise ModelFormatError(f"samples {tuple(shape)} have more than {NUMBERS} values")

@@ -1,4 +1,4 @@
-"""Fully connected layers, and the step from maps to vectors before them."""
+"""Fully connected layers, and Flatten before them."""
 
 from collections.abc import Callable
 from math import prod
@@ -10,6 +10,8 @@ from portacnn.init import Initializer, rule
 from portacnn.layers.base import Layer, Shape
 from portacnn.ops.windows import per_axis
 from portacnn.runtime import Array, backend_of
+
+__all__ = ["Flatten", "Linear"]
 
 
 class Linear(Layer):

@@ -14,6 +14,18 @@ from portacnn.ops.response_norm import check_response_norm
 from portacnn.ops.windows import per_axis
 from portacnn.runtime import Array
 
+__all__ = [
+    "BatchNorm1d",
+    "BatchNorm2d",
+    "BatchNorm3d",
+    "GroupNorm",
+    "InstanceNorm1d",
+    "InstanceNorm2d",
+    "InstanceNorm3d",
+    "LayerNorm",
+    "LocalResponseNorm",
+]
+
 
 class _Norm(Layer):
     """What they share: a weight that starts as ones, a bias that starts as zeros, and the op's
@@ -40,7 +52,7 @@ class _Norm(Layer):
 
 
 class _ChannelNorm(_Norm):
-    """Batch and instance norm: numbers and statistics for each channel."""
+    """Batch and instance norm: parameters and statistics for each channel."""
 
     ranks: ClassVar[tuple[int, ...]]  # how many axes one sample may have, channels included
 
@@ -88,7 +100,7 @@ class _ChannelNorm(_Norm):
         mean, var = self.buffers.get("running_mean"), self.buffers.get("running_var")
         if mean is None or not (train and is_recomputing()):
             return mean, var
-        # Copies, not None: a kernel that takes other arguments may give other bits.
+        # Copies, not None: a kernel may return other bits for other arguments.
         return self.home.xp.asarray(mean, copy=True), self.home.xp.asarray(var, copy=True)
 
 
@@ -120,7 +132,7 @@ class _BatchNorm(_ChannelNorm):
         return self.run(ops.batch_norm, x, train, keep)
 
     def run(self, op: Any, x: Array, train: bool, keep: bool) -> tuple[Array, Any]:
-        """``forward`` by ``batch_norm``, or by an op that takes what it takes and does more."""
+        """Run ``batch_norm``, or an op with the same arguments that does more."""
         home = self.home
         count = (
             self.buffers.get("num_batches_tracked") if train and x.shape[0] else None

@@ -9,11 +9,14 @@ pass.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from portacnn.runtime import Array
 
-Layer = Any  # base.Layer, whose module imports this one
+if TYPE_CHECKING:
+    from portacnn.layers.base import Layer
+
+__all__ = ["at_step", "gradients_of", "one_backward_pass"]
 
 # --- where training is ----------------------------------------------------------------------------
 
@@ -28,11 +31,11 @@ class Moment:
             draws with next.
     """
 
-    def __init__(self, step: Any, first: Any, counts: Mapping[Layer, int] | None = None) -> None:
+    def __init__(self, step: Any, first: Any, counts: Mapping["Layer", int] | None = None) -> None:
         self.step, self.first, self.counts = step, first, dict(counts or {})
 
-    def draw(self, layer: Layer) -> tuple[Any, Any, str]:
-        """(step, first, path) for the layer's next draw. A layer in several places draws
+    def draw(self, layer: "Layer") -> tuple[Any, Any, str]:
+        """Return (step, first, path) for the layer's next draw. A layer in several places draws
         differently in each."""
         count = self.counts.get(layer, 0)
         self.counts[layer] = count + 1
@@ -70,7 +73,7 @@ def at_step(step: Any, first: Any = 0) -> Iterator[None]:
 
 
 def moment() -> Moment | None:
-    """Where training is, if somebody has said it."""
+    """Return where training is, or None outside ``at_step``."""
     return _moment.get()
 
 
@@ -92,8 +95,8 @@ def recomputing(before: Moment) -> Iterator[None]:
 
 
 def is_recomputing() -> bool:
-    """Whether this forward pass repeats an earlier one. Running statistics have taken the batch in
-    already then."""
+    """Return whether this forward pass repeats an earlier one, whose batch running statistics
+    already contain."""
     return _recomputing.get()
 
 
@@ -101,7 +104,7 @@ def is_recomputing() -> bool:
 
 
 class Gradients:
-    """One backward pass: which gradients there are already, and where they go.
+    """One backward pass: which gradients it has written, and where they go.
 
     Attributes:
         written: (layer, name) of the parameters that this pass has reached; what comes to one of
@@ -110,7 +113,7 @@ class Gradients:
             gradients.
     """
 
-    def __init__(self, own: dict[tuple[Layer, str], Array] | None = None) -> None:
+    def __init__(self, own: "dict[tuple[Layer, str], Array] | None" = None) -> None:
         self.written: set[tuple[Layer, str]] = set()
         self.own = own
 
@@ -119,7 +122,7 @@ _gradients: ContextVar[Gradients | None] = ContextVar("portacnn_gradients", defa
 
 
 def current_gradients() -> Gradients | None:
-    """The backward pass under way in this thread, if there is one."""
+    """Return this thread's current backward pass, or None."""
     return _gradients.get()
 
 
@@ -144,7 +147,7 @@ def one_backward_pass() -> Iterator[None]:
 
 
 @contextmanager
-def gradients_of(network: Layer) -> Iterator[dict[str, Array]]:
+def gradients_of(network: "Layer") -> Iterator[dict[str, Array]]:
     """Within it, the backward passes of this thread give a network's gradients arrays of their own,
     and add up.
 

@@ -16,16 +16,33 @@ from portacnn.ops.pool import checked_divisor, pool_windows
 from portacnn.ops.windows import Padding, pads_of, per_axis
 from portacnn.runtime import Array, backend_of
 
+__all__ = [
+    "AdaptiveAvgPool1d",
+    "AdaptiveAvgPool2d",
+    "AdaptiveAvgPool3d",
+    "AdaptiveMaxPool1d",
+    "AdaptiveMaxPool2d",
+    "AdaptiveMaxPool3d",
+    "AvgPool1d",
+    "AvgPool2d",
+    "AvgPool3d",
+    "GlobalAvgPool",
+    "GlobalMaxPool",
+    "MaxPool1d",
+    "MaxPool2d",
+    "MaxPool3d",
+]
+
 
 class _Pooling(Layer):
-    """One op with no parameters. A subclass names the op, its options, and the shape it gives."""
+    """One op without parameters. A subclass names the op, its options, and the output's shape."""
 
     axes: ClassVar[int]
     op: ClassVar[Any]
     op_backward: ClassVar[Any]
 
     def geometry(self) -> dict[str, Any]:
-        """What the op is to be told besides its array."""
+        """Return the op's options."""
         return {}
 
     def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
@@ -36,7 +53,7 @@ class _Pooling(Layer):
 
 
 class _WindowPooling(_Pooling):
-    """Pooling with a window that slides."""
+    """Pooling with a sliding window."""
 
     def _check(
         self,
@@ -46,7 +63,7 @@ class _WindowPooling(_Pooling):
         dilation: int | Sequence[int],
         ceil_mode: bool,
     ) -> None:
-        """The constructor's common part."""
+        """Set the attributes that all constructors share."""
         try:
             self.kernel_size = per_axis("kernel_size", kernel_size, self.axes, 1)
             self.stride = (
@@ -256,7 +273,7 @@ class GlobalAvgPool(_GlobalPooling):
     AdaptiveAvgPool(1).
 
     Args:
-        flatten: give (N, C) instead, what a Linear layer takes.
+        flatten: return (N, C), as a Linear layer takes it.
     """
 
     op, op_backward = ops.global_avg_pool, ops.global_avg_pool_backward
@@ -267,7 +284,7 @@ class GlobalMaxPool(_GlobalPooling):
     as AdaptiveMaxPool(1).
 
     Args:
-        flatten: give (N, C) instead, what a Linear layer takes.
+        flatten: return (N, C), as a Linear layer takes it.
     """
 
     op, op_backward = ops.global_max_pool, ops.global_max_pool_backward

@@ -15,6 +15,8 @@ from portacnn.ops.pixel_shuffle import check_shuffle, check_unshuffle
 from portacnn.ops.resize import axes_of, check_interpolation
 from portacnn.runtime import Array
 
+__all__ = ["PixelShuffle", "PixelUnshuffle", "Upsample"]
+
 
 class Upsample(Layer):
     """Images of another size, larger or smaller: x (N, C, *S) -> y (N, C, *OUT), as

@@ -1,8 +1,7 @@
-"""Layers that move numbers about and leave them what they are: another shape, order or size; and
-sums and means over axes.
+"""Layers that move or select elements without changing them, and sums and means over axes.
 
-Notation: N batch, S one sample's axes. Axes are counted with the batch, which is 0 and stays where
-it is.
+Notation: N batch, S one sample's axes. Axes are counted with the batch, which is axis 0 and stays
+there.
 """
 
 from collections.abc import Sequence
@@ -18,6 +17,8 @@ from portacnn.layers.conv import PADDING_MODES
 from portacnn.ops.windows import check_pads
 from portacnn.runtime import Array, backend_of, where
 
+__all__ = ["CenterCrop", "Crop", "Pad", "Permute", "Reduce", "Reshape", "Slice", "Take"]
+
 
 def _several(layer: Layer, name: str, values: Sequence[int], least: int) -> tuple[int, ...]:
     try:
@@ -27,16 +28,14 @@ def _several(layer: Layer, name: str, values: Sequence[int], least: int) -> tupl
 
 
 class Reshape(Layer):
-    """Samples of another shape and as many numbers: x (N, *S) -> y (N, *shape)."""
+    """Samples in another shape of the same size: x (N, *S) -> y (N, *shape)."""
 
     def __init__(self, shape: Sequence[int]) -> None:
         self.shape = _several(self, "shape", shape, 1)
 
     def infer(self, shape: Shape) -> Shape:
         if prod(shape) != prod(self.shape):
-            raise ShapeError(
-                f"samples {shape} cannot become {self.shape}: they have not as many numbers"
-            )
+            raise ShapeError(f"samples {shape} cannot become {self.shape}: the sizes differ")
         return self.shape
 
     def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
@@ -120,7 +119,7 @@ class Pad(Layer):
 
 
 class Slice(Layer):
-    """A part of every sample: ``x[:, start:stop:step, ...]`` with three numbers for every axis.
+    """A part of every sample: ``x[:, start:stop:step, ...]``, with a slice for every axis.
 
     Args:
         starts, stops, steps: for every axis of a sample, 0 <= start < stop, step >= 1.

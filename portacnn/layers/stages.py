@@ -56,24 +56,24 @@ class Fused(Layer, abstract=True):
 
     @classmethod
     def takes(cls, first: Any) -> bool:
-        """Whether it can stand for this layer, of the right class, and those after it."""
+        """Return whether it can replace this layer, of the right class, and those after it."""
         return True
 
     @property
     def where(self) -> str:
-        """What the first of them says, for error messages."""
+        """Return the first layer's, for error messages."""
         return self.layers[0].where
 
     def walk(self) -> Iterator[Layer]:
-        """See ``Layer.walk``: the layers it stands for."""
+        """Yield the layers that it replaces, see ``Layer.walk``."""
         yield from self.layers
 
     def is_observed(self) -> bool:
-        """Whether somebody wants to see the output of one of them."""
+        """Return whether one of the layers has hooks."""
         return any(layer.hooks for layer in self.layers)
 
     def op_arguments(self, x: Array) -> tuple[Any, ...]:
-        """What the op takes after x."""
+        """Return the op's arguments after x."""
         raise NotImplementedError
 
     def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
@@ -139,8 +139,7 @@ class FusedBatchNorm(Fused):
 
 
 def stages(layers: Mapping[str, Layer]) -> Iterator[Layer]:
-    """The layers in their order, those together that may be: as many as there is a ``Fused``
-    for."""
+    """Yield the layers in order, those fused for which there is a ``Fused``; the longest first."""
     names, at = list(layers), 0
     while at < len(names):
         first = layers[names[at]]

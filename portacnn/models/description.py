@@ -12,7 +12,7 @@ from typing import Any
 from portacnn.arguments import plain
 from portacnn.errors import ArgumentError, ModelFormatError
 from portacnn.layers import Layer
-from portacnn.layers.base import not_building
+from portacnn.layers.building import not_building
 from portacnn.layers.limits import count_layer
 from portacnn.text import shown
 

@@ -22,8 +22,11 @@ from portacnn.errors import (
 from portacnn.files import load_tensors, save_tensors, within
 from portacnn.gradient_check import numerical_gradient
 from portacnn.layers import Layer, Sequential, gradients_of
-from portacnn.layers.base import Mismatch, Shape, building_from, run
+from portacnn.layers.base import Shape
+from portacnn.layers.building import building_from
 from portacnn.layers.limits import limited
+from portacnn.layers.running import run
+from portacnn.layers.state import Mismatch
 from portacnn.models.description import Described, describe_layer, needs_format_2, rebuild_layer
 from portacnn.models.inference import Inference
 from portacnn.models.preprocess import Normalize, rebuild_preprocess

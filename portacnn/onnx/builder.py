@@ -2,7 +2,8 @@
 layer into it.
 
 A layer's *emitter* is a function ``(graph, layer, x) -> y``: it adds nodes and gives back the name
-of the value that is the layer's output. Those of portacnn's own layers are in ``export_layers``.
+of the value that is the layer's output. Those of portacnn's own layers are in
+``portacnn.onnx.layers``.
 
 Two kinds of arrays are told apart. A layer's parameters and buffers are initializers, called by
 their paths ("layer1.0.conv1.weight"); numbers that only the way of writing a layer asks for (a
@@ -21,6 +22,8 @@ from portacnn.onnx.library import onnx_library
 from portacnn.runtime import HostArray
 
 Emitter = Callable[..., str]
+Pads = Sequence[tuple[int, int]]
+"""(before, after) for each axis."""
 
 CODES = {"float32": 1, "uint8": 2, "int64": 7, "float16": 10, "float64": 11, "bfloat16": 16}
 """The numbers that ONNX's TensorProto.DataType has for the dtypes that occur here."""
@@ -246,3 +249,12 @@ def _packed(values: HostArray, dtype: str, path: str) -> HostArray:
     half = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2")
     half[wide != wide] = 0x7FC0
     return half
+
+
+def sides(pads: Pads) -> list[int]:
+    """((before, after), ...) as ONNX has it: all befores, then all afters."""
+    return [before for before, _ in pads] + [after for _, after in pads]
+
+
+def bias_of(graph: GraphBuilder, layer: Any) -> list[str]:
+    return [graph.weight(layer, "bias")] if "bias" in layer.params else []

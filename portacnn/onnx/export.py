@@ -1,7 +1,7 @@
 """``export``: a network as an ONNX file, for inference by others' tools.
 
 The layers are walked in their order, and each is written into the graph by its emitter
-(``builder``, ``export_layers``). The file takes samples as the network does and gives what
+(``builder``, ``layers``). The file takes samples as the network does and gives what
 ``predict`` gives. It is checked before it is written, and written whole or not at all. A protocol
 buffer cannot be larger than 2 GB: weights that are lie in a second file beside it, which the first
 one names.
@@ -15,8 +15,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-import portacnn.onnx.export_graph
-import portacnn.onnx.export_layers  # noqa: F401 (both enter the emitters of portacnn's own layers)
+import portacnn.onnx.layers  # noqa: F401 (enters the emitters of portacnn's own layers)
 from portacnn.arguments import one_of, whole
 from portacnn.errors import ArgumentError, ModelFormatError, PortacnnError, ShapeError, StateError
 from portacnn.files import beginning, file_path, link_target, write_atomically

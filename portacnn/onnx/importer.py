@@ -1,5 +1,5 @@
-"""What operators are turned into layers with: the values of the graph so far, and the layers made
-of them.
+"""``Importer``: the values of a graph so far, and the layers made of them; and the table of who
+reads which operator (``operator``), as ``portacnn.onnx.layers`` fills it.
 
 A value of an ONNX graph is one of two things. What follows from the network's input is a ``Value``:
 (N, *shape), N samples, made by a layer. All else is known when the file is read, a ``Known``:
@@ -9,7 +9,7 @@ known; ``BATCH`` stands for it.
 Axes are counted as in the file, with the batch as axis 0.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -330,3 +330,78 @@ def unmade(op: Operation, name: str) -> ModelFormatError:
     return op.wrong(
         f"its output {op.outputs.index(name)} ({quoted(name)}) is used; that one is not supported"
     )
+
+
+# --- operators ------------------------------------------------------------------------------------
+
+Converter = Callable[[Importer, Operation], Any]
+OPERATORS: dict[str, Converter] = {}
+"""Every operator that is read, by its name."""
+
+
+def operator(*names: str) -> Callable[[Converter], Converter]:
+    """Register a converter for the operators of these names: a decorator.
+
+    A converter is called with the ``Importer`` and the operation. It returns a ``Value`` or a
+    ``Known``, or a list of them, one for each output.
+    """
+
+    def enter(convert: Converter) -> Converter:
+        OPERATORS.update(dict.fromkeys(names, convert))
+        return convert
+
+    return enter
+
+
+# --- what several operators use -------------------------------------------------------------------
+
+
+def all_known(at: Importer, op: Operation) -> list[Known] | None:
+    """Return all inputs if all are known, else None."""
+    given = [at.given(op, i) for i in range(len(op.inputs))]
+    return given if given and all(isinstance(v, Known) for v in given) else None  # type: ignore[return-value]
+
+
+def some(**state: Known | None) -> dict[str, Known]:
+    """Return what is not None."""
+    return {name: known for name, known in state.items() if known is not None}
+
+
+def of_sample(op: Operation, array: Any, x: Value) -> Any:
+    """Return a constant without the batch's axis, which must be 1 or absent. A constant with more
+    axes than x would move the batch."""
+    shape = array.shape
+    if len(shape) == x.rank and shape[0] == 1:
+        shape = shape[1:]
+    if len(shape) >= x.rank or 0 in shape:
+        raise op.wrong(
+            f"a constant {brief(array.shape)} is not the same for all samples {brief(x.shape)}"
+        )
+    return array.reshape(shape)
+
+
+def plain_axes(op: Operation, axes: Sequence[int], rank: int) -> list[int]:
+    """Return axes of a constant as non-negative numbers."""
+    if any(not -rank <= axis < rank for axis in axes) or len({axis % rank for axis in axes}) != len(
+        axes
+    ):
+        raise op.wrong(f"axes {brief(axes)} are none of {rank}")
+    return [axis % rank for axis in axes]
+
+
+def spatial_axes(at: Importer, op: Operation, x: Value) -> int:
+    """Return the number of spatial axes: 1 to 3."""
+    if not 3 <= x.rank <= 5:
+        raise op.wrong(f"expected samples (C, W), (C, H, W) or (C, D, H, W), got {brief(x.shape)}")
+    return x.rank - 2
+
+
+def for_inference(at: Importer, op: Operation) -> None:
+    """Raise ModelFormatError if the operator trains whenever it is run: ``is_test=0``, which exists
+    before opset 7 only."""
+    if at.opset >= 7 and op.has("is_test"):
+        raise op.wrong("is_test is an attribute of opset 6 and older")
+    if not op.whole("is_test", 1):
+        raise op.wrong(
+            "is_test=0: it would train when the network is only run; export it for inference"
+        )

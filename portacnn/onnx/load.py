@@ -7,17 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
+import portacnn.onnx.layers  # noqa: F401 (enters the converters of all operators)
 from portacnn.arguments import whole
 from portacnn.errors import ArgumentError, ModelFormatError
 from portacnn.files import file_path
 from portacnn.layers import Reshape
-from portacnn.layers.base import Shape, building_from
+from portacnn.layers.base import Shape
+from portacnn.layers.building import building_from
 from portacnn.layers.graph import Node
 from portacnn.layers.limits import limited
 from portacnn.models.graph_model import GraphModel
 from portacnn.models.model import NONSENSE
-from portacnn.onnx.importer import Importer, Value, run, shared, unmade
-from portacnn.onnx.operators import OPERATORS
+from portacnn.onnx.importer import OPERATORS, Importer, Value, run, shared, unmade
 from portacnn.onnx.reading import FLOATS, ROOM, TYPES, Operation, Source, brief, read_source
 from portacnn.onnx.wire import MOST, ValueInfo
 from portacnn.runtime import Backend, HostArray, resolve

@@ -39,8 +39,8 @@ def relu(x: Array, *, keep: bool = True) -> tuple[Array, Any]:
 
 @relu.backward
 def relu_backward(dy: Array, y: Array) -> Array:
-    """dx = dy where the output was above zero, else 0 (at zero too, as in PyTorch)."""
-    return backend_of(y).xp.where(y > 0, dy, 0.0)
+    """dx = 0 where the output was at most zero, else dy. NaN passes dy on, as in PyTorch."""
+    return backend_of(y).xp.where(y <= 0, 0.0, dy)
 
 
 def check_leaky_relu(negative_slope: float = 0.01) -> None:

@@ -210,16 +210,24 @@ class Op:
             compute = (
                 partial(backend.run, function) if cache.backward is function else cache.backward
             )
-            if backend.enters and (around := backend.elsewhere(cache.result[-1])) is not None:
-                with around:
-                    return compute(dy, cache.saved, **options)
-            return compute(dy, cache.saved, **options)
+            try:
+                if backend.enters and (around := backend.elsewhere(cache.result[-1])) is not None:
+                    with around:
+                        return compute(dy, cache.saved, **options)
+                return compute(dy, cache.saved, **options)
+            except TypeError:
+                check_call(function.__name__, function, dy, cache.saved, **options)
+                raise
 
         return run
 
     def __call__(self, x: Array, *args: Any, **kwargs: Any) -> Any:
         if self.check is not None:
-            self.check(x, *args, **kwargs)
+            try:
+                self.check(x, *args, **kwargs)
+            except TypeError:
+                check_call(self.name, self.forward, x, *args, **kwargs)
+                raise
         one = x[0] if isinstance(x, list) else x
         backend = backend_of(one)
         if backend.enters and (around := backend.elsewhere(one.device)) is not None:
@@ -310,6 +318,15 @@ class Op:
             skipping = skipping and name != choice
             if not skipping and (kernel := table.get(self.name)):
                 yield kernel
+
+
+def check_call(name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    """Raise TypeError, naming the public function ``name``, if ``function`` cannot be called with
+    these arguments. The error that Python raises itself names an inner function."""
+    try:
+        signature(function).bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"{name}() {error}") from None
 
 
 def _kind(array: Array) -> tuple[Any, ...]:

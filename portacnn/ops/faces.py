@@ -11,7 +11,7 @@ from inspect import signature
 from typing import Concatenate, ParamSpec, TypeVar
 
 from portacnn.errors import ShapeError
-from portacnn.ops.dispatch import check_arrays
+from portacnn.ops.dispatch import check_arrays, check_call
 from portacnn.ops.windows import AXES
 from portacnn.runtime import Array, describe
 
@@ -32,7 +32,11 @@ def faces(
 
     def bound(axes: int) -> Callable[P, R]:
         def run(*args: P.args, **kwargs: P.kwargs) -> R:
-            return face(axes, *args, **kwargs)
+            try:
+                return face(axes, *args, **kwargs)
+            except TypeError:
+                check_call(f"{name}{axes}d", run, *args, **kwargs)
+                raise
 
         update_wrapper(run, face)
         del run.__wrapped__  # type: ignore[attr-defined]

@@ -12,7 +12,7 @@ from portacnn.errors import ArgumentError, ModelFormatError
 from portacnn.files import load_tensors, save_tensors
 from portacnn.gradient_check import numerical_gradient
 from portacnn.init import Initializer
-from portacnn.layers.base import check_state
+from portacnn.layers.state import check_state
 from portacnn.runtime import Array, Backend, HostArray, backend_of
 from portacnn.scratch.functions import number, real
 from portacnn.scratch.layers import Affine, Convolution, Pooling, Relu, SoftmaxWithLoss

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from portacnn.arguments import plain, whole
 from portacnn.errors import ArgumentError, BackendError, ModelFormatError
 from portacnn.files import load_tensors, within
-from portacnn.layers.base import check_state
+from portacnn.layers.state import check_state
 from portacnn.models import Model
 from portacnn.models.model import NONSENSE
 from portacnn.optim import Optimizer, rebuild_optimizer

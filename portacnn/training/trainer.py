@@ -39,7 +39,7 @@ from portacnn.errors import (
 )
 from portacnn.files import make_folder, save_tensors
 from portacnn.layers import at_step, one_backward_pass
-from portacnn.layers.base import run
+from portacnn.layers.running import run
 from portacnn.models import Model
 from portacnn.ops.dispatch import PRECISIONS
 from portacnn.ops.layout import pack

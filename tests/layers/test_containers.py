@@ -401,10 +401,10 @@ def test_shapes_are_checked_when_built(make, words):
     [
         (lambda: Branches(), ("Branches", "at least one")),
         (lambda: Branches(ReLU(), join="mul"), ("Branches", "join", "concat", "add", "'mul'")),
-        (lambda: Branches(ReLU(), 3), ("Branches", "'1' is no layer")),
-        (lambda: Residual(None), ("Residual", "'body' is no layer")),
-        (lambda: Residual(ReLU(), "x"), ("Residual", "'downsample' is no layer")),
-        (lambda: Residual(ReLU(), activation=Tanh), ("Residual", "'activation' is no layer")),
+        (lambda: Branches(ReLU(), 3), ("Branches", "'1' must be a layer")),
+        (lambda: Residual(None), ("Residual", "'body' must be a layer")),
+        (lambda: Residual(ReLU(), "x"), ("Residual", "'downsample' must be a layer")),
+        (lambda: Residual(ReLU(), activation=Tanh), ("Residual", "'activation' must be a layer")),
         (lambda: Residual(ReLU(), ReLU(), shortcut_name="body"), ("two layers called 'body'",)),
     ],
 )

@@ -361,7 +361,7 @@ def test_errors_say_where(backend: Here):
     [
         ([], "at least one"),
         ([("a", L.ReLU)], "a node is"),
-        ([("a", "relu", ["input"])], "no layer"),
+        ([("a", "relu", ["input"])], "must be a layer"),
         ([("", L.ReLU, ["input"])], "empty"),
         ([("input", L.ReLU, ["input"])], "input"),
         ([("a", L.ReLU, "input")], "list of names"),

@@ -204,9 +204,9 @@ def test_shapes_are_checked_when_built(net, shape, message):
             lambda: Sequential(ReLU()).build((3,), seed=1.5),
             "seed must be a whole number or None, got 1.5",
         ),
-        (lambda: Sequential(ReLU(), 3), "Sequential: '1' is no layer: 3"),
-        (lambda: Sequential(a="x"), "'a' is no layer: 'x'"),
-        (lambda: Sequential(ReLU), "is no layer"),
+        (lambda: Sequential(ReLU(), 3), "Sequential: '1' must be a layer, got 3"),
+        (lambda: Sequential(a="x"), "'a' must be a layer, got 'x'"),
+        (lambda: Sequential(ReLU), "must be a layer"),
     ],
 )
 def test_numbers_without_meaning(make, message):
@@ -714,8 +714,8 @@ def test_readers_may_write_layers_of_their_own(backend):
 def test_an_initializer_of_another_shape_is_refused():
     with pytest.raises(
         ArgumentError,
-        match=r"fc \(Linear\): the initializer of weight gave "
-        r"\(5,\), not \(2, 3\)",
+        match=r"fc \(Linear\): the initializer of weight must return "
+        r"\(2, 3\), got \(5,\)",
     ):
         Sequential(fc=Linear(3, 2, weight_init=lambda *_: np.zeros(5))).build((3,))
 
@@ -738,7 +738,7 @@ def test_a_network_can_be_copied(backend):
 
 @pytest.mark.parametrize("name", ["", "a.b"])
 def test_names_that_would_make_paths_collide(name):
-    with pytest.raises(ArgumentError, match="must not be empty or have dots"):
+    with pytest.raises(ArgumentError, match="must not be empty or contain dots"):
         Sequential(**{name: ReLU()})
 
 

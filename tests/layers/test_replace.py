@@ -1,5 +1,6 @@
 """``replace``: a network that was built is changed, and all that knows of it agrees."""
 
+import copy
 import pickle
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from portacnn.layers import (
     Conv2d,
     Dropout,
     Flatten,
+    Layer,
     Linear,
     MaxPool2d,
     ReLU,
@@ -285,6 +287,58 @@ def test_assignment_is_refused():
     with pytest.raises(StateError, match="replace"):
         del model.children["fc"]
     assert tuple(model.predict(patches(1)[0]).shape) == (1, 4)
+
+
+def test_an_attribute_reads_a_child():
+    model = net()
+    assert model.fc is model.children["fc"]
+    assert model.block.body.conv1 is model.layer_at("block.conv1")
+    model.replace("fc", Linear(None, 3))
+    assert model.fc.out_features == 3
+    with pytest.raises(AttributeError, match=r"^'Model' object has no attribute 'fd'"):
+        _ = model.fd
+    assert not hasattr(model.fc, "fd")
+    assert copy.deepcopy(model).fc.out_features == pickle.loads(pickle.dumps(model)).fc.out_features
+
+
+def test_a_child_called_as_a_method_is_reached_by_children_alone():
+    model = Model(build=Linear(None, 3), params=ReLU(), kernel_size=Linear(3, 2))
+    model.build((4,), seed=0)
+    assert list(model.state_dict())[-1] == "kernel_size.bias"
+    assert model.params == {}
+    assert isinstance(model.children["params"], ReLU)
+    assert isinstance(model.kernel_size, Linear)
+    assert tuple(model.predict(np.zeros((1, 4), np.float32)).shape) == (1, 2)
+
+
+class Scaled(Layer):
+    """A layer of somebody's own around another, which is an attribute and a child."""
+
+    def __init__(self) -> None:
+        self.inner = Linear(None, 2)
+        self.adopt("inner", self.inner)
+
+    def infer(self, shape: Any) -> Any:
+        return self.inner.plan(shape, self.child_path("inner"))
+
+    def forward(self, x: Any, *, train: bool = False, keep: bool = True) -> Any:
+        y, cache = self.inner.forward(x, train=train, keep=keep)
+        return 2 * y, cache
+
+    def backward(self, dy: Any, cache: Any, *, need_dx: bool = True) -> Any:
+        return self.inner.backward(2 * dy, cache, need_dx=need_dx)
+
+
+def test_assignment_is_refused_in_a_layer_of_ones_own():
+    """Once it is built; ``replace`` changes the attribute with the child."""
+    model = Model(scaled=Scaled())
+    model.build((4,), seed=0)
+    refuses(
+        StateError, "'inner'", "replace", call=lambda: setattr(model.scaled, "inner", Linear(4, 3))
+    )
+    refuses(StateError, "'inner'", call=lambda: delattr(model.scaled, "inner"))
+    model.replace("scaled.inner", Linear(None, 3))
+    assert tuple(model.predict(np.zeros((1, 4), np.float32)).shape) == (1, 3)
 
 
 class Own(Model):

@@ -22,8 +22,9 @@ from portacnn.onnx import wire
 onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
+from support import onnx_files  # noqa: E402
 from support.onnx_files import MODELS, model_of, numbers, spoil_bytes, spoil_parts  # noqa: E402
-from tools import onnx_fuzz  # noqa: E402
+from tools import fuzz  # noqa: E402
 
 node = helper.make_node
 
@@ -91,7 +92,7 @@ CONTENTS = {name: make().SerializeToString() for name, make in MODELS.items()}
 def attempted(path: Path, content: bytes) -> None:
     """What the fuzz run does with a file: anything but a model or ModelFormatError fails."""
     path.write_bytes(content)
-    assert onnx_fuzz.attempt(path) in (
+    assert fuzz.attempt(onnx_files.load, path) in (
         "refused",
         "loaded and run",
         "loaded, too large to be run here",
@@ -133,7 +134,7 @@ def test_spoilt_parts(path: Path, quiet: None, name: str, seed: int):
 @pytest.mark.slow
 def test_fuzz(tmp_path: Path, quiet: None, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    assert onnx_fuzz.main(60, seed=int(time.time())) == 0
+    assert fuzz.main("onnx", "60", str(int(time.time()))) == 0
 
 
 # --- what a graph may not be ----------------------------------------------------------------------

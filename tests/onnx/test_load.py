@@ -15,7 +15,7 @@ import portacnn.onnx
 from portacnn import layers as L
 from portacnn.errors import ArgumentError, BackendError, ModelFormatError
 from portacnn.models import GraphModel
-from portacnn.onnx.operators import OPERATORS
+from portacnn.onnx.importer import OPERATORS
 from support.checks import normal
 from support.matrix import Here
 

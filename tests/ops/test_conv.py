@@ -14,7 +14,7 @@ from portacnn.backends.numpy import conv as numpy_conv
 from portacnn.errors import ArgumentError, ArrayError, ShapeError, StateError
 from portacnn.ops import avg_pool2d, conv2d, conv2d_backward, conv_transpose2d, max_pool2d
 from portacnn.ops.windows import Windows
-from support import oracles
+from support import oracles, oracles_nd
 from support.checks import (
     DTYPES,
     LAYOUTS,
@@ -113,9 +113,9 @@ def check(here: Here, case: Case, dtype: str, layouts: tuple[str, str, str], see
     """Values and gradients against the loops; arrays left alone; library, device and dtype as they
     came."""
     x, weight, bias = case.arrays(seed)
-    expected = oracles.conv2d(x, weight, bias, *case.plain())
+    expected = oracles_nd.conv(x, weight, bias, *case.plain())
     dy = normal(*expected.shape, seed=seed + 3)
-    gradients = oracles.conv2d_gradients(x, weight, dy, *case.plain())
+    gradients = oracles_nd.conv_gradients(x, weight, dy, *case.plain())
     xs, ws, dys = (
         laid_out(here, a, dtype, layout) for a, layout in zip((x, weight, dy), layouts, strict=True)
     )

@@ -29,6 +29,21 @@ def test_every_op_is_here():
     }
 
 
+def test_a_wrong_call_is_refused_in_the_name_of_the_op():
+    """And not of the function inside that found it out."""
+    x = NUMPY.array(np.ones((1, 2, 4, 4), np.float32))
+    for name in ops.__all__:
+        if name in ("Cache", "use_kernels", "use_precision") or name.endswith("_backward"):
+            continue
+        with pytest.raises(TypeError, match=rf"^{name}\(\) "):
+            getattr(ops, name)(x, colour=1)
+    with pytest.raises(TypeError, match=r"^conv2d\(\) got an unexpected keyword argument 'colour'"):
+        ops.conv2d(x, x, colour=1)
+    y, cache = ops.relu(x)
+    with pytest.raises(TypeError, match=r"^relu_backward\(\) got an unexpected keyword argument"):
+        ops.relu_backward(y, cache, colour=1)
+
+
 def drawn(shapes: Shapes, seed: int = 0) -> dict[str, np.ndarray]:
     """Numbers from 0.5 to 1.5, with distinct maxima; matrices of weights such that products are of
     that size too."""

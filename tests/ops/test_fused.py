@@ -13,7 +13,14 @@ from portacnn import ops
 from portacnn.errors import ShapeError, StateError
 from portacnn.ops import use_kernels
 from portacnn.ops.conv import conv, conv_windows
-from portacnn.ops.fused import conv_relu, conv_relu_backward, linear_relu, linear_relu_backward
+from portacnn.ops.fused import (
+    add_relu,
+    add_relu_backward,
+    conv_relu,
+    conv_relu_backward,
+    linear_relu,
+    linear_relu_backward,
+)
 from portacnn.ops.pool import pool_windows
 from portacnn.ops.windows import Windows
 from support import oracles, oracles_nd
@@ -401,6 +408,56 @@ def test_linear_nan_stays_in_its_row(backend: Here):
     x[1, 2], clean[1] = np.nan, np.nan
     arrays = [backend.array(a) for a in (x, weight, bias)]
     agree(backend, linear_relu(*arrays)[0], clean, arrays[0])
+
+
+@with_each_kernel
+def test_the_gradient_at_nan_is_pytorchs(backend: Here):
+    """ReLU passes dy on where its output is NaN, in every op that has a ReLU in it."""
+    torch = pytest.importorskip("torch")
+    functional = torch.nn.functional
+
+    def compare(names: str, ours: Any, theirs: Any) -> None:
+        for name, own, other in zip(names.split(), ours, theirs, strict=True):
+            np.testing.assert_allclose(
+                backend.host(own), other.numpy(), rtol=1e-9, atol=1e-9, err_msg=name
+            )
+
+    def leaf(array: np.ndarray) -> Any:
+        return torch.tensor(array, requires_grad=True)
+
+    def gradients(y: Any, dy: np.ndarray, *leaves: Any) -> Any:
+        return torch.autograd.grad(y, leaves, torch.tensor(dy))
+
+    x = np.array([[np.nan, -1.0, 0.0, 2.0]] * 3)
+    dy = normal(3, 4, seed=3)
+    given, its_dy, t = backend.array(x), backend.array(dy), leaf(x)
+    expected = gradients(functional.relu(t), dy, t)
+    y, cache = ops.relu(given)
+    compare("relu", [ops.relu_backward(its_dy, cache)], expected)
+    y, cache = add_relu([given, backend.array(np.zeros_like(x))])
+    compare("add_relu", [add_relu_backward(its_dy, cache)], expected)
+
+    # NaN comes from one output's bias, so that the gradients stay finite and can be compared
+    x, weight, bias = normal(3, 4), normal(5, 4, seed=1), np.array([np.nan, 1.0, -1.0, 0.5, np.nan])
+    dy = normal(3, 5, seed=3)
+    leaves = [leaf(a) for a in (x, weight, bias)]
+    expected = gradients(functional.relu(functional.linear(*leaves)), dy, *leaves)
+    y, cache = linear_relu(*(backend.array(a) for a in (x, weight, bias)))
+    compare("dx dweight dbias", linear_relu_backward(backend.array(dy), cache), expected)
+
+    for name in ("plain", "pool", "pool overlapping"):
+        case = CASES[name]
+        x, weight, _ = case.arrays()
+        bias = np.full(weight.shape[0], -0.1)
+        bias[0] = np.nan
+        arrays = [backend.array(a) for a in (x, weight, bias)]
+        y, cache = conv_relu(*arrays, *case.arguments(), keep=True)
+        dy = normal(*y.shape, seed=4)
+        ours = conv_relu_backward(backend.array(dy), cache)
+        # whichever element of a window won, the bias's gradient is the sum of what is passed on
+        np.testing.assert_allclose(
+            backend.host(ours[2])[0], dy[:, 0].sum(), rtol=1e-9, err_msg=name
+        )
 
 
 def test_linear_refuses_what_linear_refuses(backend: Here):

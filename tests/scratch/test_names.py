@@ -24,7 +24,7 @@ from portacnn.errors import (
     ShapeError,
     StateError,
 )
-from support import oracles
+from support import oracles, oracles_nd
 from support.checks import DTYPES, agree, distinct, normal, refuses, untouched, with_each_kernel
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,7 +54,7 @@ def test_convolution(backend, dtype, stride, pad):
     here = [backend.array(a, dtype) for a in (x, W, b)]
     layer = scratch.Convolution(here[1], here[2], stride, pad)
     pads = ((pad, pad), (pad, pad))
-    expected = oracles.conv2d(x, W, b, (stride, stride), pads, (1, 1), 1)
+    expected = oracles_nd.conv(x, W, b, (stride, stride), pads, (1, 1), 1)
     dy = normal(*expected.shape, seed=3)
     dout = backend.array(dy, dtype)
     with untouched(backend, *here, dout):
@@ -62,7 +62,7 @@ def test_convolution(backend, dtype, stride, pad):
         dx = layer.backward(dout)
     for got, wanted in zip(
         (dx, layer.dW, layer.db),
-        oracles.conv2d_gradients(x, W, dy, (stride, stride), pads, (1, 1), 1),
+        oracles_nd.conv_gradients(x, W, dy, (stride, stride), pads, (1, 1), 1),
         strict=True,
     ):
         agree(backend, got, wanted, here[0])
@@ -313,7 +313,7 @@ def test_float32_images_and_float64_weights(backend):
     """What load_mnist and numpy.random.randn make of a pasted network; bytes, too."""
     x = np.arange(32).reshape(2, 1, 4, 4) % 7
     W, b = normal(3, 1, 2, 2), normal(3, seed=1)
-    expected = oracles.conv2d(x, W, b, (1, 1), ((0, 0), (0, 0)), (1, 1), 1)
+    expected = oracles_nd.conv(x, W, b, (1, 1), ((0, 0), (0, 0)), (1, 1), 1)
     for kind in ("float32", "uint8"):
         layer = scratch.Convolution(backend.array(W), backend.array(b))
         images = backend.array(x, kind)

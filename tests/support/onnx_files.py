@@ -1,12 +1,16 @@
 """Small ONNX models for tests, made with the onnx package, and ways to spoil their bytes."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from random import Random
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+
+import portacnn.onnx
+from portacnn.models import Model
 
 OPSET = 17
 
@@ -268,3 +272,23 @@ def spoil_parts(model: onnx.ModelProto, random: Random) -> bytes:
         elif way == 12:
             del node.input[-1:]
     return spoilt.SerializeToString()
+
+
+def load(path: Path) -> Model:
+    return portacnn.onnx.load(path)
+
+
+def samples() -> tuple[list[bytes], Callable[[Random], bytes]]:
+    """A whole file, and a function that returns a damaged one."""
+    models = {name: make() for name, make in MODELS.items()}
+    contents = {name: model.SerializeToString() for name, model in models.items()}
+
+    def spoilt(random: Random) -> bytes:
+        name, way = random.choice(list(models)), random.randrange(8)
+        if way == 0:
+            return random.randbytes(random.randrange(200))
+        if way < 4:
+            return spoil_bytes(contents[name], random)
+        return spoil_parts(models[name], random)
+
+    return [contents["classifier"]], spoilt

@@ -24,29 +24,6 @@ def numerical_gradient(
     return gradient
 
 
-def conv2d(x, weight, bias, stride, pads, dilation, groups):
-    """pads: ((top, bottom), (left, right)). Every output number is a sum over channels and taps,
-    one by one."""
-    (top, bottom), (left, right) = pads
-    n_, _, h_, w_ = x.shape
-    o_, cg, kh, kw = weight.shape
-    oh = (h_ + top + bottom - dilation[0] * (kh - 1) - 1) // stride[0] + 1
-    ow = (w_ + left + right - dilation[1] * (kw - 1) - 1) // stride[1] + 1
-    y = np.zeros((n_, o_, oh, ow))
-    for n, o, i, j in product(range(n_), range(o_), range(oh), range(ow)):
-        total = 0.0 if bias is None else float(bias[o])
-        for c, ki, kj in product(range(cg), range(kh), range(kw)):
-            row, col = (
-                i * stride[0] + ki * dilation[0] - top,
-                j * stride[1] + kj * dilation[1] - left,
-            )
-            if 0 <= row < h_ and 0 <= col < w_:
-                channel = o // (o_ // groups) * cg + c
-                total += float(x[n, channel, row, col]) * float(weight[o, c, ki, kj])
-        y[n, o, i, j] = total
-    return y
-
-
 def max_pool2d(x, kernel, stride, pads, dilation, out):
     """out: (OH, OW). Gives (y, chosen): for every output the position (row, column) of its first
     maximum."""
@@ -92,25 +69,6 @@ def output_count(n, k, s, pads, d=1, ceil_mode=False):
         start, count = start + s, count + 1
     last_end = start - s + span
     return count + (1 if ceil_mode and last_end < n + after and start < n else 0)
-
-
-def conv2d_gradients(x, weight, dy, stride, pads, dilation, groups):
-    """(dx, dweight, dbias): each product x*weight of the forward sends its share to both of its
-    factors."""
-    o_, cg, kh, kw = weight.shape
-    dx, dweight, dbias = np.zeros(x.shape), np.zeros(weight.shape), np.zeros(o_)
-    for n, o, i, j in np.ndindex(dy.shape):
-        dbias[o] += dy[n, o, i, j]
-        for c, ki, kj in product(range(cg), range(kh), range(kw)):
-            row, col = (
-                i * stride[0] + ki * dilation[0] - pads[0][0],
-                j * stride[1] + kj * dilation[1] - pads[1][0],
-            )
-            if 0 <= row < x.shape[2] and 0 <= col < x.shape[3]:
-                channel = o // (o_ // groups) * cg + c
-                dx[n, channel, row, col] += dy[n, o, i, j] * weight[o, c, ki, kj]
-                dweight[o, c, ki, kj] += dy[n, o, i, j] * x[n, channel, row, col]
-    return dx, dweight, dbias
 
 
 def max_pool2d_gradient(shape, chosen, dy):

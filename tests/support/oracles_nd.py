@@ -30,16 +30,19 @@ def conv_out(size, kernel, stride, pads, dilation) -> Position:
 
 
 def conv(x, weight, bias, stride, pads, dilation, groups):
+    """Every output number is a sum over taps, one by one, of products summed over channels."""
+    x, weight = np.asarray(x, np.float64), np.asarray(weight, np.float64)
     cg, kernel, size = weight.shape[1], weight.shape[2:], x.shape[2:]
-    y = np.zeros((len(x), len(weight), *conv_out(size, kernel, stride, pads, dilation)))
-    for n, o, *place in np.ndindex(y.shape):
-        y[n, o, *place] = 0.0 if bias is None else bias[o]
-        for k, at in seen(tuple(place), kernel, stride, pads, dilation):
-            if inside(at, size):
-                for c in range(cg):
-                    y[n, o, *place] += (
-                        x[n, o // (len(weight) // groups) * cg + c, *at] * weight[o, c, *k]
-                    )
+    out = conv_out(size, kernel, stride, pads, dilation)
+    y = np.zeros((len(x), len(weight), *out))
+    for place in np.ndindex(*out):
+        taps = [t for t in seen(place, kernel, stride, pads, dilation) if inside(t[1], size)]
+        for n, o in np.ndindex(len(x), len(weight)):
+            first = o // (len(weight) // groups) * cg  # channel of the group
+            total = 0.0 if bias is None else float(bias[o])
+            for k, at in taps:
+                total += float(x[n, first : first + cg, *at] @ weight[o, :, *k])
+            y[n, o, *place] = total
     return y
 
 
@@ -47,14 +50,14 @@ def conv_gradients(x, weight, dy, stride, pads, dilation, groups):
     """(dx, dweight, dbias): each product of the forward sends its share to both of its factors."""
     cg, kernel, size = weight.shape[1], weight.shape[2:], x.shape[2:]
     dx, dweight, dbias = np.zeros(x.shape), np.zeros(weight.shape), np.zeros(len(weight))
-    for n, o, *place in np.ndindex(dy.shape):
-        dbias[o] += dy[n, o, *place]
-        for k, at in seen(tuple(place), kernel, stride, pads, dilation):
-            if inside(at, size):
-                for c in range(cg):
-                    channel = o // (len(weight) // groups) * cg + c
-                    dx[n, channel, *at] += dy[n, o, *place] * weight[o, c, *k]
-                    dweight[o, c, *k] += dy[n, o, *place] * x[n, channel, *at]
+    for place in np.ndindex(*dy.shape[2:]):
+        taps = [t for t in seen(place, kernel, stride, pads, dilation) if inside(t[1], size)]
+        for n, o in np.ndindex(len(x), len(weight)):
+            first, given = o // (len(weight) // groups) * cg, dy[n, o, *place]
+            dbias[o] += given
+            for k, at in taps:
+                dx[n, first : first + cg, *at] += given * weight[o, :, *k]
+                dweight[o, :, *k] += given * x[n, first : first + cg, *at]
     return dx, dweight, dbias
 
 

@@ -159,7 +159,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_forward(
         if (value > most || value != value) most = value, won = t;  // of equals the first; a NaN stays
       }
       y[first + to] = relu && most <= 0 ? REAL(0) : most;
-      if (winner) winner[first + to] = relu && !(most > 0) ? CUT : won;
+      if (winner) winner[first + to] = relu && most <= 0 ? CUT : won;
     }
 #else
 #pragma unroll

@@ -10,14 +10,14 @@ extern "C" __global__ void __launch_bounds__(256) relu(const REAL* __restrict__ 
   }
 }
 
-// dx = dy where y, what ReLU gave, is above 0.
+// dx = 0 where y, what ReLU gave, is at most 0, else dy: NaN hands it on, as in PyTorch.
 extern "C" __global__ void __launch_bounds__(256) relu_backward(
     const REAL* __restrict__ dy, const REAL* __restrict__ y, REAL* __restrict__ dx, int count) {
   const int stride = gridDim.x * blockDim.x;
 #pragma unroll 4
   for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += stride) {
     const REAL given = dy[i];
-    dx[i] = y[i] > 0 ? given : REAL(0);
+    dx[i] = y[i] <= 0 ? REAL(0) : given;
   }
 }
 

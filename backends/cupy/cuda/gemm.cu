@@ -37,7 +37,7 @@ struct Reader {
     for (int i = 0; i < loads; i++) {
       const bool within = DEEP ? left > 0 : i * apart < left;
       const int more = DEEP ? over[DEEP ? i : 0] : i * stride;
-      values[i] = within && (!MASKED || mask[more] > 0) ? from[more] : REAL(0);
+      values[i] = within && !(MASKED && mask[more] <= 0) ? from[more] : REAL(0);
     }
     from += ahead, left -= BK;
     if (MASKED) mask += ahead;

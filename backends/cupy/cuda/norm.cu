@@ -109,7 +109,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) norm_sums(
 #pragma unroll 4
   for (int i = tid; i < count; i += BLOCK) {
     const REAL value = x[start + i], given = dy[start + i];
-    const REAL g = !relu || affine(value, mean, scale, shift) > 0 ? given : REAL(0);
+    const REAL g = relu && affine(value, mean, scale, shift) <= 0 ? REAL(0) : given;
     sums[0] += g;
     sums[1] = fma(g, value - mean, sums[1]);
   }
@@ -148,7 +148,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) norm_backward(
 #pragma unroll 4
   for (int i = tid; i < count; i += BLOCK) {
     const REAL value = x[start + i], given = dy[start + i];
-    const REAL g = !relu || affine(value, mean, scale, shift) > 0 ? given : REAL(0);
+    const REAL g = relu && affine(value, mean, scale, shift) <= 0 ? REAL(0) : given;
     dx[start + i] = scale * (g - fma(value - mean, slope, level));
   }
 }

@@ -1,0 +1,131 @@
+"""``Network``: what all layers of a built network share, above all the flat arrays that hold their
+state; and how gradients are written.
+
+Where a library's slices are views, all parameters of a network lie in one array, all gradients in
+another, and all buffers of a dtype in a third. An optimizer then updates everything at once.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
+from weakref import ref
+
+from portacnn.flat import Flat
+from portacnn.layers.passes import Gradients, current_gradients
+from portacnn.layers.specs import Shape
+from portacnn.runtime import Array, Backend, dtype_name
+
+if TYPE_CHECKING:
+    from portacnn.layers.base import Layer
+
+
+class Network:
+    """What all layers of a built network share. The root is a weak reference: the root refers to
+    its network, and the two would keep each other alive.
+
+    Attributes:
+        params, buffers, grads: the flat arrays, if the library allows them; gradients exist from
+            the first backward pass on.
+        root: a function that returns the root, or None if it is deleted.
+    """
+
+    def __init__(self) -> None:
+        self.params: tuple[Flat, ...] = ()
+        self.buffers: tuple[Flat, ...] = ()
+        self.grads: tuple[Flat, ...] = ()
+        self.root: Callable[[], Layer | None] = lambda: None
+
+    @staticmethod
+    def of(root: "Layer") -> "Network":
+        """Return the network of which ``root`` is the root, a new one if it is not one yet."""
+        if root.belongs_to is not None and root.is_root:
+            return root.belongs_to
+        network = Network()
+        network.root = ref(root)
+        return network
+
+
+def lay_flat(root: "Layer") -> None:
+    """Move all parameters into one array, and all buffers of a dtype into another, if the library's
+    slices are views. Tied parameters become the array of their owner."""
+    backend, layers, network = root.home, list(root.walk()), root.belongs_to or Network()
+    network.params = _flat(
+        backend, _places((layer, layer.params, layer.own_params()) for layer in layers)
+    )
+    network.buffers = _flat(
+        backend, _places((layer, layer.buffers, layer.buffers) for layer in layers)
+    )
+    network.grads = ()
+    for layer in layers:
+        for name, (owner, owner_name) in layer.tied.items():
+            layer.params[name] = owner.params[owner_name]
+
+
+def _places(
+    held: Iterable[tuple["Layer", dict[str, Array], Iterable[str]]],
+) -> dict[str, tuple[dict[str, Array], str]]:
+    """Return the dictionary and the name of each array, by its path."""
+    return {
+        layer.full_name(name): (arrays, name) for layer, arrays, names in held for name in names
+    }
+
+
+def _flat(backend: Backend, places: Mapping[str, tuple[dict[str, Array], str]]) -> tuple[Flat, ...]:
+    """Move arrays into one flat array for each dtype; return the flat arrays.
+
+    Args:
+        places: by path, the dictionary that holds the array, and its name there.
+    """
+    if not backend.views_alias:
+        return ()
+    kinds: dict[str, dict[str, Shape]] = {}
+    for path, (holder, name) in places.items():
+        kinds.setdefault(dtype_name(holder[name]), {})[path] = tuple(holder[name].shape)
+    flats = tuple(Flat(backend, shapes, dtype) for dtype, shapes in kinds.items())
+    with backend.active():
+        for flat in flats:
+            for path, view in flat.views.items():
+                holder, name = places[path]
+                view[...] = holder[name]
+                holder[name] = view
+    return flats
+
+
+# --- gradients ------------------------------------------------------------------------------------
+
+
+def add_grads(layer: "Layer", grads: Mapping[str, Array]) -> None:
+    """See ``Layer.add_grads``."""
+    current = current_gradients()
+    with layer.home.active():
+        for name, grad in grads.items():
+            owner, key = layer.tied.get(name, (layer, name))
+            _add_grad(owner, key, grad, current)
+
+
+def _add_grad(layer: "Layer", name: str, grad: Array, current: Gradients | None) -> None:
+    place, arrays = (layer, name), layer.grads
+    if current is not None and current.own is not None:
+        if place in current.own:
+            current.own[place] += grad
+        else:  # a copy: the array that was given may lie in a workspace
+            current.own[place] = layer.home.xp.asarray(grad, copy=True)
+        return
+    if current is not None and place in current.written:
+        arrays[name] += grad
+        return
+    if name not in arrays:
+        arrays[name] = _array_for_grad(layer, name)
+    arrays[name][...] = grad
+    if current is not None:
+        current.written.add(place)
+
+
+def _array_for_grad(layer: "Layer", name: str) -> Array:
+    """Return an array for this parameter's gradient: a view of the flat gradients if the parameter
+    is a view of the flat parameters."""
+    network, path, param = layer.belongs_to or Network(), layer.full_name(name), layer.params[name]
+    for number, flat in enumerate(network.params):
+        if flat.views.get(path) is param:
+            network.grads = network.grads or tuple(flat.like() for flat in network.params)
+            return network.grads[number].views[path]
+    return layer.home.xp.empty_like(param)

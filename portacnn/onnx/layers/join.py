@@ -1,0 +1,125 @@
+"""Arithmetic on two values, or a value and a constant; concatenation."""
+
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from portacnn import layers as L
+from portacnn.onnx.builder import GraphBuilder, emitter
+from portacnn.onnx.importer import (
+    Importer,
+    Known,
+    Value,
+    all_known,
+    of_sample,
+    operator,
+    plain_axes,
+)
+from portacnn.onnx.reading import Operation, brief
+
+_ARITHMETIC = {
+    "Add": "add",
+    "Sum": "add",
+    "Sub": "subtract",
+    "Mul": "multiply",
+    "Div": "divide",
+    "Pow": "power",
+    "Max": "maximum",
+    "Min": "minimum",
+}
+_OPERATORS = {kind: name for name, kind in reversed(_ARITHMETIC.items())}  # add: Add, not Sum
+
+
+@emitter(L.Arithmetic)
+def write_arithmetic(graph: GraphBuilder, layer: Any, *inputs: str) -> str:
+    return graph.add(_OPERATORS[layer.kind_], inputs)
+
+
+@emitter(L.ArithmeticWith)
+def write_arithmetic_with(graph: GraphBuilder, layer: Any, x: str) -> str:
+    value = graph.weight(layer, "value")
+    return graph.add(_OPERATORS[layer.kind_], [value, x] if layer.constant_first else [x, value])
+
+
+@operator(*_ARITHMETIC)
+def read_arithmetic(at: Importer, op: Operation) -> Any:
+    kind = _ARITHMETIC[op.kind]
+    given = [at.given(op, i) for i in range(len(op.inputs))]
+    if (
+        None in given
+        or not given
+        or (op.kind in ("Add", "Sub", "Mul", "Div", "Pow") and len(given) != 2)
+    ):
+        raise op.wrong(f"it has {len(given)} inputs, or one is left out")
+    legacy = op.whole("axis", -1) if at.opset < 7 and op.whole("broadcast", 0) else None
+    op.ignore("consumed_inputs")
+    result = given[0]
+    for other in given[1:]:
+        result = _two(at, op, kind, result, other, legacy)
+    return result
+
+
+def _two(at: Importer, op: Operation, kind: str, a: Any, b: Any, legacy: int | None) -> Any:
+    if isinstance(a, Known) and isinstance(b, Known):
+        return _folded(at, op, kind, a, b)
+    if isinstance(a, Value) and isinstance(b, Value):
+        return at.add(op, L.Arithmetic(kind), a, b)
+    x, constant = (a, b) if isinstance(a, Value) else (b, a)
+    array = constant.array
+    if array.dtype.kind not in "fiu":
+        raise op.wrong(f"expected numbers, got {array.dtype}")
+    # before opset 7: an axis says where the smaller one begins
+    if legacy is not None and array.ndim:
+        if not -1 <= legacy < x.rank:
+            raise op.wrong(f"axis {legacy} is none of {x.rank}")
+        array = array.reshape(
+            array.shape + (1,) * (x.rank - legacy - array.ndim if legacy >= 0 else 0)
+        )
+    if array.dtype.kind != "f":
+        at.source.budget.take(8 * array.size)
+        array = array.astype(np.float64)
+    array = of_sample(op, array, x)
+    learn = constant.learn and array.size > 1 and kind in ("add", "subtract", "multiply", "divide")
+    layer = L.ArithmeticWith(kind, array.shape, constant is a, learn)
+    return at.add(op, layer, x, value=constant._replace(array=array))
+
+
+def _folded(at: Importer, op: Operation, kind: str, a: Known, b: Known) -> Known:
+    if a.array.dtype != b.array.dtype or a.array.dtype.kind not in "fiu":
+        raise op.wrong(f"constants of different kinds, {a.array.dtype} and {b.array.dtype}")
+    try:
+        shape = np.broadcast_shapes(a.array.shape, b.array.shape)
+    except ValueError:
+        raise op.wrong(
+            f"constants {brief(a.array.shape)} and {brief(b.array.shape)} do not go together"
+        ) from None
+    at.source.budget.take(prod(shape) * a.array.dtype.itemsize)
+    if kind in ("divide", "power") and a.array.dtype.kind != "f":
+        if kind == "power" or (b.array == 0).any() or (a.array < 0).any() or (b.array < 0).any():
+            raise op.wrong(f"{op.kind} of whole constants like these is not supported")
+        return at.fold(a.array // b.array, [a, b])
+    return at.fold(getattr(np, kind)(a.array, b.array).astype(a.array.dtype), [a, b])
+
+
+@emitter(L.Concat)
+def write_concat(graph: GraphBuilder, layer: Any, *inputs: str) -> str:
+    return graph.add("Concat", inputs, axis=layer.axis)
+
+
+@operator("Concat")
+def read_concat(at: Importer, op: Operation) -> Any:
+    if known := all_known(at, op):
+        arrays = [k.array for k in known]
+        rank = arrays[0].ndim
+        (axis,) = plain_axes(op, [op.whole("axis", 1)], rank)
+        alike = {(a.dtype.str, a.shape[:axis], a.shape[axis + 1 :], a.ndim) for a in arrays}
+        if len(alike) != 1:
+            raise op.wrong("constants that do not go side by side")
+        at.source.budget.take(sum(a.nbytes for a in arrays))
+        return at.fold(np.concatenate(arrays, axis=axis), known)
+    values = [at.value(op, i) for i in range(len(op.inputs))]
+    if not values:
+        raise op.wrong("it has no inputs")
+    axis = at.axis(op, op.whole("axis", 1), values[0].rank)
+    return values[0] if len(values) == 1 else at.add(op, L.Concat(axis), *values)

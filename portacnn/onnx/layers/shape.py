@@ -1,0 +1,316 @@
+"""Layers that move, select or sum elements: reshape, transpose, pad, slice, take, reduce."""
+
+from itertools import pairwise
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from portacnn import layers as L
+from portacnn.errors import ArgumentError
+from portacnn.models.resnet import PadChannels
+from portacnn.onnx.builder import GraphBuilder, emitter, sides
+from portacnn.onnx.importer import BATCH, Importer, Known, Value, operator, plain_axes
+from portacnn.onnx.reading import Operation, brief
+
+
+@emitter(L.Reshape)
+def write_reshape(graph: GraphBuilder, layer: Any, x: str) -> str:
+    return graph.reshape(x, (0, *layer.shape))
+
+
+@operator("Reshape")
+def read_reshape(at: Importer, op: Operation) -> Any:
+    found, wanted = at.given(op, 0), at.numbers(op, 1, "shape")
+    if wanted is None:
+        raise op.wrong("its input 1 is missing")
+    if op.whole("allowzero", 0) and 0 in wanted:
+        raise op.wrong("a shape with 0 in it")
+    if isinstance(found, Known):
+        return _reshape_known(at, op, found, wanted)
+    x = at.value(op)
+    first, *rest = wanted or [0]
+    rest = [x.shape[i] if n == 0 and i < len(x.shape) else n for i, n in enumerate(rest)]
+    numbers, open_ = prod(x.shape), rest.count(-1)
+    keeps = first in (BATCH, 0) or first == at.batch  # whether it says that the samples stay
+    if open_ == 1 and keeps:
+        others = prod(n for n in rest if n != -1)
+        if others > 0 and numbers % others == 0:
+            rest = [numbers // others if n == -1 else n for n in rest]
+    if any(n < 1 for n in rest) or prod(rest) != numbers or not (keeps or first == -1):
+        wanted = ["N" if n == BATCH else n for n in wanted]  # type: ignore[misc]
+        raise op.wrong(
+            f"samples {brief(x.shape)} as {brief(wanted)}: that moves numbers from one "
+            "sample to another"
+        )
+    return at.reshaped(op, x, rest)
+
+
+def _reshape_known(at: Importer, op: Operation, known: Known, wanted: list[int]) -> Known:
+    array = known.array
+    shape = [array.shape[i] if n == 0 and i < array.ndim else n for i, n in enumerate(wanted)]
+    others = prod(n for n in shape if n != -1)
+    if shape.count(-1) == 1 and others > 0:
+        shape = [array.size // others if n == -1 else n for n in shape]
+    if any(n < 0 for n in shape) or prod(shape) != array.size or len(shape) > 16:
+        raise op.wrong(f"a constant {brief(array.shape)} cannot become {brief(wanted)}")
+    return at.fold(array.reshape(shape), [known])
+
+
+@operator("Squeeze")
+def read_squeeze(at: Importer, op: Operation) -> Any:
+    found, axes = at.given(op, 0), at.numbers(op, 1, "axes")
+    if isinstance(found, Known):
+        shape = found.array.shape
+        away = (
+            [i for i, n in enumerate(shape) if n == 1]
+            if axes is None
+            else plain_axes(op, axes, len(shape))
+        )
+        if any(shape[i] != 1 for i in away):
+            raise op.wrong(f"axes {brief(away)} of {brief(shape)} are not all 1")
+        return at.fold(
+            found.array.reshape([n for i, n in enumerate(shape) if i not in away]), [found]
+        )
+    x = at.value(op)
+    if axes is None:
+        if at.batch == 1:
+            raise op.wrong("without axes it takes the batch away, too")
+        axes = [i for i, n in enumerate(x.shape, 1) if n == 1]
+    away = at.axes(op, axes, x.rank)
+    if any(x.shape[i - 1] != 1 for i in away):
+        raise op.wrong(f"axes {brief(axes)} of samples {brief(x.shape)} are not all 1")
+    return at.reshaped(op, x, [n for i, n in enumerate(x.shape, 1) if i not in away])
+
+
+@operator("Unsqueeze")
+def read_unsqueeze(at: Importer, op: Operation) -> Any:
+    found, axes = at.given(op, 0), at.numbers(op, 1, "axes")
+    if axes is None or len(axes) > 8:
+        raise op.wrong("its axes are missing, or too many")
+    if isinstance(found, Known):
+        rank = found.array.ndim + len(axes)
+        new, old = plain_axes(op, axes, rank), iter(found.array.shape)
+        if rank > 16:
+            raise op.wrong("more than 16 axes")
+        return at.fold(
+            found.array.reshape([1 if i in new else next(old) for i in range(rank)]), [found]
+        )
+    x = at.value(op)
+    rank = x.rank + len(axes)
+    new, old = at.axes(op, axes, rank), iter(x.shape)
+    if rank > 16:
+        raise op.wrong("more than 16 axes")
+    return at.reshaped(op, x, [1 if i in new else next(old) for i in range(1, rank)])
+
+
+@emitter(L.Permute)
+def write_permute(graph: GraphBuilder, layer: Any, x: str) -> str:
+    return graph.add("Transpose", [x], perm=layer.dims)
+
+
+@operator("Transpose")
+def read_transpose(at: Importer, op: Operation) -> Any:
+    found = at.given(op, 0)
+    rank = found.array.ndim if isinstance(found, Known) else at.value(op).rank
+    order = op.ints("perm")
+    order = list(range(rank))[::-1] if order is None else order
+    if sorted(order) != list(range(rank)):
+        raise op.wrong(f"perm {brief(order)} is not every axis of {rank} once")
+    if isinstance(found, Known):
+        return at.fold(found.array.transpose(order), [found])
+    if order[:1] != [0]:
+        raise op.wrong(f"perm {brief(order)} moves the batch away from axis 0")
+    return (
+        at.value(op) if order == list(range(rank)) else at.add(op, L.Permute(order), at.value(op))
+    )
+
+
+@emitter(L.Pad)
+def write_pad(graph: GraphBuilder, layer: Any, x: str) -> str:
+    mode = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}[
+        layer.mode
+    ]
+    if mode == "wrap" and graph.opset < 19:
+        raise ArgumentError(f"circular padding asks for opset 19 or newer, got {graph.opset}")
+    sides = [0, *(before for before, _ in layer.pads), 0, *(after for _, after in layer.pads)]
+    value = [graph.constant(float(layer.value))] if layer.value else []
+    return graph.add("Pad", [x, graph.constant(sides, dtype="int64"), *value], mode=mode)
+
+
+@operator("Pad")
+def read_pad(at: Importer, op: Operation) -> Any:
+    x = at.value(op)
+    mode = op.word("mode", "constant")
+    modes = {"constant": "zeros", "reflect": "reflect", "edge": "replicate", "wrap": "circular"}
+    if mode not in modes:
+        raise op.wrong(f"mode must be one of {', '.join(modes)}; got {mode[:80]!r}")
+    given = at.numbers(op, 1, "pads" if op.has("pads") else "paddings")
+    axes = at.numbers(op, 3)
+    chosen = list(range(x.rank)) if axes is None else plain_axes(op, axes, x.rank)
+    if given is None or len(given) != 2 * len(chosen) or not all(0 <= n < 1 << 31 for n in given):
+        raise op.wrong(
+            f"pads must be 2 numbers of at least 0 for each of {len(chosen)} axes, got "
+            f"{brief(given or [])}"
+        )
+    value = at.number(op, 2, "value", 0.0)
+    pads = [[0, 0] for _ in range(x.rank)]
+    for i, axis in enumerate(chosen):
+        pads[axis] = [given[i], given[i + len(chosen)]]
+    if any(pads[0]):
+        raise op.wrong("it adds samples to the batch (axis 0)")
+    if not any(map(any, pads)):
+        return x
+    return at.add(op, L.Pad(pads[1:], modes[mode], value or 0.0 if mode == "constant" else 0.0), x)
+
+
+@emitter(PadChannels)
+def write_pad_channels(graph: GraphBuilder, layer: Any, x: str) -> str:
+    more = layer.out_channels - layer.input_shape[0]
+    pads = [(0, 0), (more // 2, more - more // 2), *((0, 0) for _ in layer.input_shape[1:])]
+    return graph.add("Pad", [x, graph.constant(sides(pads), dtype="int64")]) if more else x
+
+
+@emitter(L.Slice)
+def write_slice(graph: GraphBuilder, layer: Any, x: str) -> str:
+    axes = range(1, len(layer.starts) + 1)
+    numbers = (layer.starts, layer.stops, list(axes), layer.steps)
+    return graph.add("Slice", [x, *(graph.constant(list(row), dtype="int64") for row in numbers)])
+
+
+@emitter(L.Crop, L.CenterCrop)
+def write_crop(graph: GraphBuilder, layer: Any, x: str) -> str:
+    cells = layer.kept_of(layer.input_shape[1:])
+    numbers = ([part.start for part in cells], [part.stop for part in cells])
+    axes = list(range(2, len(cells) + 2))
+    return graph.add(
+        "Slice", [x, *(graph.constant(list(row), dtype="int64") for row in (*numbers, axes))]
+    )
+
+
+@operator("Slice")
+def read_slice(at: Importer, op: Operation) -> Any:
+    found = at.given(op, 0)
+    starts, ends = at.numbers(op, 1, "starts"), at.numbers(op, 2, "ends")
+    if starts is None or ends is None:
+        raise op.wrong("starts or ends are missing")
+    axes = at.numbers(op, 3, "axes")
+    axes = list(range(len(starts))) if axes is None else axes
+    steps = at.numbers(op, 4)
+    steps = [1] * len(starts) if steps is None else steps
+    if not len(starts) == len(ends) == len(axes) == len(steps) or 0 in steps:
+        raise op.wrong("starts, ends, axes and steps do not go together")
+    if isinstance(found, Known):
+        axes = plain_axes(op, axes, found.array.ndim)
+        index = [slice(None)] * found.array.ndim
+        for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+            index[axis] = slice(
+                start, None if step < 0 and end < -found.array.shape[axis] else end, step
+            )
+        return at.fold(found.array[tuple(index)], [found])
+    x = at.value(op)
+    parts = {}
+    for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
+        if axis in (0, -x.rank) and (start, step) == (0, 1) and end >= (1 << 31) - 1:
+            continue  # all samples
+        axis = at.axis(op, axis, x.rank)
+        start, stop, step = slice(start, end, step).indices(x.shape[axis - 1])
+        if step < 1 or start >= stop or axis in parts:
+            raise op.wrong(f"nothing is left of axis {axis}, or it is turned round")
+        parts[axis] = (start, stop, step)
+    return _cut(at, op, x, parts) if parts else x
+
+
+@operator("Split")
+def read_split(at: Importer, op: Operation) -> list[Any]:
+    x = at.value(op)
+    axis = at.axis(op, op.whole("axis", 0), x.rank)
+    size, count = x.shape[axis - 1], len(op.outputs)
+    sizes = at.numbers(op, 1, "split")
+    if op.has("num_outputs") and op.whole("num_outputs", 0) != count:
+        raise op.wrong("num_outputs is not the number of its outputs")
+    if sizes is None:
+        each = -(-size // count)
+        sizes = [each] * (count - 1) + [size - each * (count - 1)]
+    if len(sizes) != count or any(n < 1 for n in sizes) or sum(sizes) != size:
+        raise op.wrong(f"{size} cells cannot be split into {brief(sizes)} for {count} outputs")
+    ends = [0]
+    for n in sizes:
+        ends.append(ends[-1] + n)
+    return [_cut(at, op, x, {axis: (first, last, 1)}) for first, last in pairwise(ends)]
+
+
+def _cut(at: Importer, op: Operation, x: Value, parts: dict[int, tuple[int, int, int]]) -> Value:
+    """A slice of some axes: (start, stop, step) of each."""
+    whole = [parts.get(axis, (0, n, 1)) for axis, n in enumerate(x.shape, 1)]
+    starts, stops, steps = zip(*whole, strict=True)
+    return at.add(op, L.Slice(starts, stops, steps), x)
+
+
+@emitter(L.Take)
+def write_take(graph: GraphBuilder, layer: Any, x: str) -> str:
+    return graph.add(
+        "Gather", [x, graph.constant(list(layer.indices), dtype="int64")], axis=layer.axis
+    )
+
+
+@operator("Gather")
+def read_gather(at: Importer, op: Operation) -> Any:
+    if isinstance(at.given(op, 0), Value):
+        return _take(at, op)
+    data, indices = at.known(op, 0), at.known(op, 1)
+    if (
+        data is None
+        or indices is None
+        or not data.array.ndim
+        or indices.array.dtype.kind not in "iu"
+    ):
+        raise op.wrong("its inputs are missing, or no numbers of places")
+    (axis,) = plain_axes(op, [op.whole("axis", 0)], data.array.ndim)
+    size = data.array.shape[axis]
+    if (
+        indices.array.size
+        and not -size <= int(indices.array.min()) <= int(indices.array.max()) < size
+    ):
+        raise op.wrong(f"indices beyond the {size} cells of axis {axis}")
+    if indices.array.ndim + data.array.ndim > 16:
+        raise op.wrong("more than 16 axes")
+    at.source.budget.take(data.array.nbytes // max(size, 1) * indices.array.size)
+    return at.fold(np.take(data.array, indices.array, axis=axis), [data])
+
+
+def _take(at: Importer, op: Operation) -> Value:
+    """Cells of a value, chosen when the file is read; their axis becomes those of the array of
+    indices."""
+    x, known = at.value(op), at.known(op, 1)
+    indices, axis = at.numbers(op, 1) or [], at.axis(op, op.whole("axis", 0), x.rank)
+    size = x.shape[axis - 1]
+    if (
+        known is None
+        or not all(-size <= i < size for i in indices)
+        or x.rank + known.array.ndim > 16
+    ):
+        raise op.wrong(f"indices {brief(indices)} beyond the {size} cells of axis {axis}")
+    y = at.add(op, L.Take([i % size for i in indices], axis), x)
+    return at.reshaped(op, y, (*x.shape[: axis - 1], *known.array.shape, *x.shape[axis:]))
+
+
+@emitter(L.Reduce)
+def write_reduce(graph: GraphBuilder, layer: Any, x: str) -> str:
+    y = graph.reduce("ReduceMean" if layer.reduction == "mean" else "ReduceSum", x, layer.axes)
+    return y if layer.keepdims else graph.reshape(y, (0, *layer.output_shape))
+
+
+@operator("ReduceMean", "ReduceSum")
+def read_reduce(at: Importer, op: Operation) -> Any:
+    x = at.value(op)
+    axes, kept = at.numbers(op, 1, "axes"), bool(op.whole("keepdims", 1))
+    if not axes:
+        if op.whole("noop_with_empty_axes", 0):
+            return x
+        axes = range(x.rank)  # type: ignore[assignment]
+    op.ignore("noop_with_empty_axes")
+    axes = sorted(at.axes(op, axes or [], x.rank))
+    if op.kind == "ReduceMean" and x.rank > 2 and axes == list(range(2, x.rank)):
+        return at.add(op, L.GlobalAvgPool(flatten=not kept), x)
+    return at.add(op, L.Reduce("mean" if op.kind == "ReduceMean" else "sum", axes, kept), x)
