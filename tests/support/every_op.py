@@ -219,6 +219,13 @@ EVERY: dict[str, Case] = {
     ),
     "global_avg_pool": _case("global_avg_pool", _X, {"x": (2, 3, 60, 60)}),
     "global_max_pool": _case("global_max_pool", _X),
+    "interpolate": _case("interpolate", {"x": (2, 2, 3, 2)}, {"x": (1, 1, 1, 2)}, size=(5000, 3)),
+    "interpolate linearly": _case(
+        "interpolate", {"x": (2, 2, 3, 4)}, {"x": (1, 1, 1, 3)}, size=(5000, 2), mode="bilinear"
+    ),
+    "pixel_shuffle": _case("pixel_shuffle", {"x": (2, 8, 3, 2)}, upscale_factor=2),
+    "pixel_unshuffle": _case("pixel_unshuffle", {"x": (2, 2, 4, 6)}, downscale_factor=2),
+    "stochastic_depth": _case("stochastic_depth", _X, p=0.5, seed=0),
     "pad": _case("pad", {"x": (2, 2, 3, 3)}, pad=(1, 1, 1, 1), mode="reflect"),
     "dropout": _case("dropout", _X, p=0.5, seed=0),
     **{
