@@ -7,6 +7,7 @@ A layer is public if its module's ``__all__`` has it: there is no second list he
 from types import ModuleType as _ModuleType
 
 from portacnn.layers.activation import *
+from portacnn.layers.attention import *
 from portacnn.layers.base import Layer as Layer
 from portacnn.layers.container import *
 from portacnn.layers.conv import *
@@ -17,6 +18,7 @@ from portacnn.layers.linear import *
 from portacnn.layers.norm import *
 from portacnn.layers.passes import *
 from portacnn.layers.pool import *
+from portacnn.layers.resize import *
 from portacnn.layers.shape import *
 
 __all__ = [

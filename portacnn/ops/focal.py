@@ -49,7 +49,13 @@ def focal_loss(
     reduction: str = "mean",
     keep: bool = True,
 ) -> tuple[Array, tuple | None]:
-    """weight * -(1 - p)^gamma * log(p), where p is the softmax of the logits at the label.
+    """Compute weight * -(1 - p)^gamma * log(p), where p is the softmax of the logits at the label.
+
+        >>> import numpy as np
+        >>> from portacnn import ops
+        >>> loss, cache = ops.focal_loss(np.zeros((1, 2)), np.array([0]), gamma=1.0)
+        >>> round(float(loss), 4), ops.focal_loss_backward(1.0, cache).shape
+        (0.3466, (1, 2))
 
     Args:
         logits: (N, C, ...), floating point, not normalised.
@@ -104,8 +110,8 @@ def focal_loss(
 
 @focal_loss.backward
 def focal_loss_backward(dy: Array | float, saved: tuple) -> Array:
-    """dlogits (N, C, ...) = dy * weight * (1 - p)^gamma * (1 - gamma * p * log(p) / (1 - p)) *
-    (softmax - one_hot), divided as the mean was."""
+    """Return dlogits (N, C, ...) = dy * weight * (1 - p)^gamma * (1 - gamma * p * log(p) / (1 - p))
+    * (softmax - one_hot), divided as the mean was."""
     softmax, one_hot, log_p, others, scaled, gamma, scale, reduction = saved
     xp = backend_of(softmax).xp
     # log(p) / (1 - p) goes to -1 as p goes to 1
@@ -149,8 +155,14 @@ def sigmoid_focal_loss(
     reduction: str = "mean",
     keep: bool = True,
 ) -> tuple[Array, Any]:
-    """weight * -(t * alpha * (1 - s)^gamma * log(s) + (1 - t) * (1 - alpha) * s^gamma * log(1 - s))
-    with s = sigmoid(input).
+    """Compute weight * -(t * alpha * (1 - s)^gamma * log(s) + (1 - t) * (1 - alpha) * s^gamma *
+    log(1 - s)) with s = sigmoid(input).
+
+        >>> import numpy as np
+        >>> from portacnn import ops
+        >>> loss, cache = ops.sigmoid_focal_loss(np.zeros((1, 2)), np.array([[1.0, 0.0]]))
+        >>> round(float(loss), 4), ops.sigmoid_focal_loss_backward(1.0, cache).shape
+        (0.0866, (1, 2))
 
     For targets of 0 and 1 these are the values of torchvision.ops.sigmoid_focal_loss.
 
@@ -184,8 +196,8 @@ def sigmoid_focal_loss(
 
 @sigmoid_focal_loss.backward
 def sigmoid_focal_loss_backward(dy: Array | float, saved: tuple) -> Array:
-    """dinput, from the slopes -(1 - s)^gamma * ((1 - s) - gamma * s * log(s)) of the positive side
-    and the mirrored one of the negative side."""
+    """Return dinput, from the slopes -(1 - s)^gamma * ((1 - s) - gamma * s * log(s)) of the
+    positive side and the mirrored one of the negative side."""
     p, q, on, off, positive, negative, gamma, weight, scale = saved
     dinput = negative * (p + gamma * q * off) - positive * (q + gamma * p * on)
     if weight is not None:

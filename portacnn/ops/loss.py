@@ -308,8 +308,16 @@ def l1_loss(
     reduction: str = "mean",
     keep: bool = True,
 ) -> tuple[Array, Any]:
-    """weight * |input - target|, as torch.nn.functional.l1_loss. Arguments, result and errors are
-    those of ``mse_loss``."""
+    """Compute weight * |input - target|, as torch.nn.functional.l1_loss does.
+
+    Arguments, result and errors are those of ``mse_loss``.
+
+        >>> import numpy as np
+        >>> from portacnn import ops
+        >>> loss, cache = ops.l1_loss(np.array([1.0, 4.0]), np.array([2.0, 1.0]))
+        >>> float(loss), ops.l1_loss_backward(1.0, cache).tolist()
+        (2.0, [-0.5, 0.5])
+    """
     difference = input - target
     size = backend_of(input).xp.abs(difference)
     loss, scale = reduced(size if weight is None else weight * size, reduction)
@@ -318,8 +326,8 @@ def l1_loss(
 
 @l1_loss.backward
 def l1_loss_backward(dy: Array | float, saved: tuple) -> Array:
-    """dinput = dy * weight * sign(input - target), divided as the mean was; 0 where they are
-    equal."""
+    """Return dinput = dy * weight * sign(input - target), divided as the mean was; 0 at equal
+    values."""
     difference, weight, scale = saved
     slope = backend_of(difference).xp.sign(difference)
     return (slope if weight is None else weight * slope) * (dy * scale)
@@ -343,8 +351,16 @@ def huber_loss(
     reduction: str = "mean",
     keep: bool = True,
 ) -> tuple[Array, Any]:
-    """0.5 * d^2 for |d| = |input - target| up to ``delta``, a straight line of slope ``delta``
-    beyond; as torch.nn.functional.huber_loss.
+    """Compute 0.5 * d^2 for |d| = |input - target| up to ``delta``, a line of slope ``delta``
+    beyond.
+
+    As torch.nn.functional.huber_loss.
+
+        >>> import numpy as np
+        >>> from portacnn import ops
+        >>> loss, cache = ops.huber_loss(np.array([1.0, 4.0]), np.array([1.5, 1.0]))
+        >>> float(loss), ops.huber_loss_backward(1.0, cache).tolist()
+        (1.3125, [-0.25, 0.5])
 
     The other arguments, the result and the errors are those of ``mse_loss``.
     """
@@ -359,7 +375,8 @@ def huber_loss(
 
 @huber_loss.backward
 def huber_loss_backward(dy: Array | float, saved: tuple) -> Array:
-    """dinput = dy * weight * (input - target), cut to -delta..delta, divided as the mean was."""
+    """Return dinput = dy * weight * (input - target), clipped to -delta..delta, divided as the mean
+    was."""
     difference, delta, weight, scale = saved
     slope = backend_of(difference).xp.clip(difference, -delta, delta)
     return (slope if weight is None else weight * slope) * (dy * scale)
