@@ -522,6 +522,17 @@ def interpolate(random: Random) -> Arguments:
     }
 
 
+def resize(random: Random) -> Arguments:
+    made = interpolate(random)
+    sizes = zip(made["x"].shape[2:], made["size"], strict=True)
+    return {
+        "x": made["x"],
+        "axes": tuple((size, out, None) for size, out in sizes),
+        "linear": made["mode"] == "bilinear",
+        "align": made["align_corners"],
+    }
+
+
 def pixel_shuffle(random: Random) -> Arguments:
     r, c = random.whole(1, 3), random.whole(1, 4)
     shape = random.batch(), c * r * r, *random.size(2, 2)

@@ -512,6 +512,7 @@ _BATCHES: dict[str, Example] = {
         size=(5000, 2),
         mode="bilinear",
     ),
+    "resize": _inner("resize", draws.resize, "x"),
     "pixel_shuffle": _x(
         "pixel_shuffle", draws.pixel_shuffle, {"x": (2, 8, 3, 2)}, upscale_factor=2
     ),
