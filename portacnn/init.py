@@ -30,6 +30,11 @@ def normal(std: float) -> Rule:
     return lambda rng, shape, fan_in, fan_out: std * rng.standard_normal(shape)
 
 
+def uniform(bound: float) -> Rule:
+    """Uniform within ``bound`` of 0."""
+    return lambda rng, shape, fan_in, fan_out: _uniform(rng, shape, bound)
+
+
 def constant(value: float) -> Rule:
     """Return a rule: the same value everywhere."""
     return lambda rng, shape, fan_in, fan_out: np.full(shape, value)

@@ -573,3 +573,8 @@ def test_layers_in_a_list_come_back(tmp_path):
     net = Model(b=Blocks([Flatten(), ReLU()]), fc=Linear(None, 4)).build((1, 2, 2), seed=0)
     net.save(tmp_path / "net")
     assert bits(portacnn.load(tmp_path / "net")) == bits(net)
+
+
+def test_the_arrays_of_a_part():
+    tensors = {"model.a.b": 1, "models.a": 2, "model": 3, "best.model.a": 4}
+    assert files.within("model", tensors) == {"a.b": 1}

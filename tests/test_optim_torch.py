@@ -441,7 +441,7 @@ def test_state_that_does_not_fit(backend):
     arrays = good["arrays"]
     fewer = {path: params[path] for path in params if path != "scale"}
     bad = [
-        ({**good, "optimizer": "Adam"}, params, "is of Adam, not of Momentum"),
+        ({**good, "optimizer": "Adam"}, params, "expected the state of Momentum, got that of Adam"),
         ({key: good[key] for key in good if key != "counts"}, params, "counts missing"),
         (
             {**good, "arrays": {**arrays, "mean.scale": np.zeros(())}},

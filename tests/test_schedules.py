@@ -282,3 +282,22 @@ def test_they_are_values():
     assert repr(warm_up(2)).startswith("SequentialLR(schedules=(LinearLR(")
     with pytest.raises(AttributeError):
         schedules.StepLR(3).gamma = 1.0
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        (StepLR(2, 0.5), [8, 8, 4, 4, 2, 2, 1]),
+        (MultiStepLR((2, 4, 4), 0.5), [8, 8, 4, 4, 1, 1, 1]),
+        (ExponentialLR(0.5), [8, 4, 2, 1, 0.5, 0.25, 0.125]),
+        (LinearLR(0.5, 1.0, 4), [4, 5, 6, 7, 8, 8, 8]),
+        (CosineAnnealingLR(4, 2.0), [8, 5 + 3 * 0.5**0.5, 5, 5 - 3 * 0.5**0.5, 2]),
+        (SequentialLR((ConstantLR(0.5), StepLR(2, 0.5)), (3,)), [4, 4, 4, 8, 8, 4, 4]),
+        (PerEpoch(StepLR(1, 0.5), 3), [8, 8, 8, 4, 4, 4, 2]),
+        (OneCycleLR(5, 0.6, "linear", 4.0, 2.0), [2, 5, 8, 4.5, 1]),
+        (OneCycleLR(7, 3 / 7, "linear", 4.0, 2.0, True), [2, 5, 8, 5, 2, 1.5, 1]),
+        (OneCycleLR(7, 3 / 7, "cos", 4.0, 2.0, True), [2, 5, 8, 5, 2, 1.5, 1]),
+    ],
+)
+def test_rates_by_hand(schedule, rates):
+    assert [schedule(step, 8.0) for step in range(len(rates))] == pytest.approx(rates, rel=1e-12)

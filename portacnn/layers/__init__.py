@@ -4,20 +4,10 @@ array library.
 A layer is public if its module's ``__all__`` has it: there is no second list here.
 """
 
-from portacnn.layers import (
-    activation,
-    container,
-    conv,
-    dropout,
-    graph,
-    join,
-    linear,
-    norm,
-    passes,
-    pool,
-    shape,
-)
+from types import ModuleType as _ModuleType
+
 from portacnn.layers.activation import *
+from portacnn.layers.attention import *
 from portacnn.layers.base import Layer as Layer
 from portacnn.layers.container import *
 from portacnn.layers.conv import *
@@ -28,20 +18,11 @@ from portacnn.layers.linear import *
 from portacnn.layers.norm import *
 from portacnn.layers.passes import *
 from portacnn.layers.pool import *
+from portacnn.layers.resize import *
 from portacnn.layers.shape import *
 
-__all__ = ["Layer"]
-for _module in (
-    activation,
-    container,
-    conv,
-    dropout,
-    graph,
-    join,
-    linear,
-    norm,
-    passes,
-    pool,
-    shape,
-):
-    __all__ += _module.__all__
+__all__ = [
+    name
+    for name, value in tuple(globals().items())
+    if not name.startswith("_") and not isinstance(value, _ModuleType)
+]

@@ -210,9 +210,7 @@ class Layer(AnswersKeywords):
         """In a ``backward`` that passes its cache to no op: return the cache. Raises StateError if
         it is None."""
         if cache is None:
-            raise StateError(
-                "nothing was kept for backward; call forward with keep=True", self.where
-            )
+            raise StateError("expected a cache, got None; call forward with keep=True", self.where)
         return cache
 
     def constants(self, name: str, values: Callable[[], Any], dtype: str, like: Array) -> Array:

@@ -8,7 +8,7 @@ from portacnn.errors import PortacnnError, ShapeError
 from portacnn.layers.base import Layer, Shape
 from portacnn.runtime import Array
 
-__all__ = ["Dropout", "Dropout1d", "Dropout2d", "Dropout3d"]
+__all__ = ["Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "StochasticDepth"]
 
 _UNCHANGED = ()  # kept by a forward that dropped nothing
 
@@ -75,3 +75,10 @@ class Dropout3d(Dropout):
 
     op, op_backward = ops.dropout3d, ops.dropout3d_backward
     axes = 4
+
+
+class StochasticDepth(Dropout):
+    """``Dropout`` of whole samples of x (N, *S), at the end of a residual block's body: some images
+    skip the block (Huang et al., 2016), as torchvision.ops.StochasticDepth with mode "row"."""
+
+    op, op_backward = ops.stochastic_depth, ops.stochastic_depth_backward

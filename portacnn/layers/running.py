@@ -62,11 +62,12 @@ class Handle:
     """What ``Layer.on_output`` returns: ``remove`` ends the calls."""
 
     def __init__(self, layer: "Layer", function: Callable[[Array], object]) -> None:
-        self._layer, self._function = layer, function
+        self._layer, self._function, self._removed = layer, function, False
 
     def remove(self) -> None:
         """Stop calling the function."""
         hooks = list(self._layer.hooks)
-        if self._function in hooks:
+        # once: a function that was given several times has several handles
+        if self._function in hooks and not self._removed:
             hooks.remove(self._function)
-        self._layer.hooks = tuple(hooks)
+        self._layer.hooks, self._removed = tuple(hooks), True

@@ -17,7 +17,7 @@ from portacnn.layers.conv import PADDING_MODES
 from portacnn.ops.windows import check_pads
 from portacnn.runtime import Array, backend_of, where
 
-__all__ = ["Pad", "Permute", "Reduce", "Reshape", "Slice", "Take"]
+__all__ = ["CenterCrop", "Crop", "Pad", "Permute", "Reduce", "Reshape", "Slice", "Take"]
 
 
 def _several(layer: Layer, name: str, values: Sequence[int], least: int) -> tuple[int, ...]:
@@ -161,6 +161,80 @@ class Slice(Layer):
         dx = backend_of(dy).xp.zeros(self.kept(cache), dtype=dy.dtype, device=dy.device)
         dx[self._index()] = dy
         return dx
+
+
+class Crop(Layer):
+    """Images without their margins: x (N, C, *S) -> y (N, C, *OUT), the reverse of ``Pad``.
+
+        Crop([(1, 1), (2, 0)])  # a row above and below, two columns on the left
+
+    Args:
+        margins: (before, after) for every spatial axis: how many cells are cut off.
+
+    Raises:
+        ArgumentError: numbers without a meaning.
+        ShapeError: when the network is built: samples of other axes, or nothing left of them.
+    """
+
+    def __init__(self, margins: Sequence[Sequence[int]]) -> None:
+        sides = [_several(self, "margins", pair, 0) for pair in margins]
+        if not sides or any(len(pair) != 2 for pair in sides):
+            raise ArgumentError(
+                f"margins must be (before, after) for every spatial axis, got {margins!r}",
+                type(self).__name__,
+            )
+        self.margins = tuple((before, after) for before, after in sides)
+
+    def kept_of(self, size: Sequence[int]) -> list[slice]:
+        """Which cells of each spatial axis are kept. Raises ShapeError."""
+        if len(size) != len(self.margins):
+            raise ShapeError(
+                f"expected samples (C, *S) of {len(self.margins)} spatial axes, got {tuple(size)}"
+            )
+        cells = [
+            slice(before, n - after) for n, (before, after) in zip(size, self.margins, strict=True)
+        ]
+        if any(part.start >= part.stop for part in cells):
+            raise ShapeError(f"margins {self.margins} leave nothing of {tuple(size)} cells")
+        return cells
+
+    def infer(self, shape: Shape) -> Shape:
+        return (*shape[:1], *(part.stop - part.start for part in self.kept_of(shape[1:])))
+
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
+        index = (slice(None), slice(None), *self.kept_of(x.shape[2:]))
+        return x[index], (tuple(x.shape), index) if keep else None
+
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
+        shape, index = self.kept(cache)
+        dx = backend_of(dy).xp.zeros(shape, dtype=dy.dtype, device=dy.device)
+        dx[index] = dy
+        return dx
+
+
+class CenterCrop(Crop):
+    """The middle of images of any size: x (N, C, *S) -> y (N, C, *size), as
+    torchvision.transforms.CenterCrop, but smaller images are refused.
+
+    Where the margins on an axis differ by a cell, the one before is half of them, rounded to the
+    even number.
+
+    Args:
+        size: of the output, one number for every spatial axis.
+
+    Raises:
+        ArgumentError: numbers without a meaning.
+        ShapeError: when the network is built: samples of other axes, or smaller ones.
+    """
+
+    def __init__(self, size: Sequence[int]) -> None:
+        self.size = _several(self, "size", size, 1)
+
+    def kept_of(self, size: Sequence[int]) -> list[slice]:
+        if len(size) != len(self.size) or any(n < m for n, m in zip(size, self.size, strict=False)):
+            raise ShapeError(f"expected samples (C, *S) of at least {self.size}, got {tuple(size)}")
+        starts = [round((n - m) / 2) for n, m in zip(size, self.size, strict=True)]
+        return [slice(start, start + m) for start, m in zip(starts, self.size, strict=True)]
 
 
 class Take(Layer):

@@ -2,6 +2,8 @@
 with it."""
 
 from collections.abc import Container, Mapping
+from contextvars import ContextVar
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from portacnn.errors import ModelFormatError
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
 # "forward" and "backward": functions that somebody put in place of the methods
 _NOT_COPIED = {"belongs_to", "constant_arrays", "hooks", "grads", "forward", "backward"}
+
+_without_arrays: ContextVar[bool] = ContextVar("portacnn_without_arrays", default=False)
 
 
 class Mismatch(NamedTuple):
@@ -119,7 +123,7 @@ def pickled(layer: "Layer") -> dict[str, Any]:
     by itself.
     """
     state = {name: value for name, value in vars(layer).items() if name not in _NOT_COPIED}
-    if layer.backend is not None:
+    if layer.backend is not None and not _without_arrays.get():
         for kind in ("params", "buffers"):
             state[kind] = {
                 name: layer.backend.to_host(array) for name, array in state[kind].items()
@@ -129,7 +133,19 @@ def pickled(layer: "Layer") -> dict[str, Any]:
         name: declared._replace(init="default") for name, declared in layer.declared.items()
     }
     state["is_root"] = layer.is_root
+    if _without_arrays.get():
+        state |= {"params": {}, "buffers": {}, "backend": None, "is_root": False}
     return state
+
+
+def outline(layer: "Layer") -> "Layer":
+    """Return a copy without arrays, that is not built: for planning it while others run the
+    layer."""
+    token = _without_arrays.set(True)
+    try:
+        return deepcopy(layer)
+    finally:
+        _without_arrays.reset(token)
 
 
 def unpickle(layer: "Layer", state: Mapping[str, Any]) -> None:

@@ -4,10 +4,12 @@ from portacnn.models.alexnet import AlexNet
 from portacnn.models.deep_conv_net import DeepConvNet
 from portacnn.models.graph_model import GraphModel
 from portacnn.models.lenet5 import LeNet5
+from portacnn.models.mobilenet import EfficientNetB0, MobileNetV2
 from portacnn.models.model import Model, load
 from portacnn.models.preprocess import Normalize
 from portacnn.models.resnet import ResNet18, ResNet20, ResNet50
 from portacnn.models.simple_conv_net import SimpleConvNet
+from portacnn.models.unet import UNet
 from portacnn.models.vgg import VGG11, VGG16
 
 __all__ = [
@@ -15,13 +17,16 @@ __all__ = [
     "VGG16",
     "AlexNet",
     "DeepConvNet",
+    "EfficientNetB0",
     "GraphModel",
     "LeNet5",
+    "MobileNetV2",
     "Model",
     "Normalize",
     "ResNet18",
     "ResNet20",
     "ResNet50",
     "SimpleConvNet",
+    "UNet",
     "load",
 ]

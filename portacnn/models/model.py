@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import wraps
 from math import prod
-from typing import Any, Self, TypeVar
+from typing import Any, NamedTuple, Self, TypeVar
 
 from portacnn import losses, ops
 from portacnn.arguments import answering_keywords, whole
@@ -22,12 +22,12 @@ from portacnn.errors import (
 )
 from portacnn.files import load_tensors, save_tensors, within
 from portacnn.gradient_check import numerical_gradient
-from portacnn.layers import Layer, Sequential, gradients_of
+from portacnn.layers import Flatten, Layer, Reshape, Sequential, gradients_of
 from portacnn.layers.base import Shape
 from portacnn.layers.building import building_from
 from portacnn.layers.limits import limited
 from portacnn.layers.running import run
-from portacnn.layers.state import Mismatch
+from portacnn.layers.state import Mismatch, outline
 from portacnn.losses import Loss
 from portacnn.metrics import Metric, metrics_for
 from portacnn.models.description import Described, describe_layer, needs_format_2, rebuild_layer
@@ -52,6 +52,8 @@ _log = logging.getLogger("portacnn")
 _MAX_BYTES = 512 << 20  # bytes for the layers' outputs in ``predict``
 # layers that a class may create from its arguments, besides those with tensors in the file
 _MOST_LAYERS = 4096
+_MOST = 256  # images at a time in ``predict``
+_MOST_SIZES = 64  # of images that a model remembers
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
@@ -66,6 +68,31 @@ def _at_home(method: _Method) -> _Method:
             return method(self, *args, **kwargs)
 
     return run  # type: ignore[return-value]
+
+
+class _Size(NamedTuple):
+    """Images of one size.
+
+    Attributes:
+        most, least: how many of them go through at a time in ``predict``.
+        reason: None if the model takes them; else why not, for a message.
+    """
+
+    most: int
+    least: int
+    reason: str | None = None
+
+    @classmethod
+    def of(cls, planned: Layer) -> Self:
+        """For the size that a network is planned for."""
+        numbers = sum(
+            prod(place.output_shape)
+            for layer in planned.walk()
+            if not layer.children
+            for place in layer.places
+        )
+        least = max(layer.least_predicted for layer in planned.walk())
+        return cls(max(least, min(_MOST, _MAX_BYTES // (8 * max(numbers, 1)))), least)
 
 
 class Model(Sequential):
@@ -83,6 +110,9 @@ class Model(Sequential):
     supports DLPack (``__dlpack__``: CuPy, torch, JAX, ...), whose memory is then shared. Labels are
     integers (N,) or one-hot (N, classes). Images of uint8 require a ``preprocess`` such as
     ``Normalize()``. It is not applied to floating-point images.
+
+    A fully convolutional network also takes images of another size, if every layer accepts it with
+    the parameters that it has.
     """
 
     takes_children = True
@@ -90,14 +120,15 @@ class Model(Sequential):
     def __init__(self, *layers: Layer, **named: Layer) -> None:
         super().__init__(*layers, **named)
         self._inference = Inference()
+        self._sizes: dict[tuple[int, Shape], _Size] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {
-            name: value for name, value in super().__getstate__().items() if name != "_constants"
+            name: {} if name == "_sizes" else value
+            for name, value in super().__getstate__().items()
+            if name != "_constants"
         }
 
-    _most: int | None = None  # default batch size of ``predict``, once known
-    _least = 1  # smallest batch of ``predict``, known with it
     _preprocess: Normalize | None = None
     # whether floating-point images on a device were checked
     _floats_seen = False
@@ -127,7 +158,6 @@ class Model(Sequential):
         self._preprocess = value
 
     def infer(self, shape: Shape) -> Shape:
-        self._most = None
         if self._preprocess is not None:
             _fits(self._preprocess, shape, self.where)
         try:
@@ -158,7 +188,7 @@ class Model(Sequential):
         Raises:
             ArrayError: if x is uint8 without a ``preprocess``, another integer dtype, on another
                 device (NumPy arrays are always accepted), or of a library without DLPack.
-            ShapeError: if x is not (N, *input_shape).
+            ShapeError: if x is not (N, *input_shape), nor of another size that all layers accept.
             NotFiniteError: if values are beyond the range of the model's dtype.
         """
         home, x = self.home, self.received(x)
@@ -236,12 +266,60 @@ class Model(Sequential):
             ArrayError, ShapeError: as for ``accept``.
         """
         if tuple(x.shape[1:]) != self.input_shape or x.ndim < 1:
-            raise ShapeError(
-                f"expected images (N, {', '.join(map(str, self.input_shape))}), got {describe(x)}"
-                f"{_reshaping(x, self.input_shape)}",
-                self.where,
-            )
+            reason = self._size_of(x).reason
+            if reason is not None:
+                raise ShapeError(
+                    f"expected images (N, {', '.join(map(str, self.input_shape))}), got "
+                    f"{describe(x)}{reason or _reshaping(x, self.input_shape)}",
+                    self.where,
+                )
         return self._dtype_of(x)
+
+    def _size_of(self, x: Array) -> "_Size":
+        """What there is to know about images of this size: the built one, or another that all
+        layers take with the parameters that they have."""
+        shape = tuple(x.shape[1:])
+        if shape == self.input_shape:
+            return self._known_size(shape, lambda: _Size.of(self))
+        if x.ndim != len(self.input_shape) + 1 or shape[:1] != self.input_shape[:1]:
+            return _Size(_MOST, 1, "")
+        return self._known_size(shape, lambda: self._other_size(shape))
+
+    def _known_size(self, shape: Shape, found: Callable[[], "_Size"]) -> "_Size":
+        key = self.revision, shape
+        size = self._sizes.get(key)
+        if size is None:
+            size = found()
+            if len(self._sizes) >= _MOST_SIZES:
+                self._sizes = {}
+            self._sizes[key] = size
+        return size
+
+    def _other_size(self, shape: Shape) -> "_Size":
+        for layer in self.walk():
+            if isinstance(layer, Flatten | Reshape) and any(
+                prod(place.input_shape[1:]) > 1 for place in layer.places
+            ):
+                return _Size(_MOST, 1, f"; {layer.where} binds the network to this size")
+        twin = outline(self)
+        try:
+            twin.plan(shape)
+        except PortacnnError as error:
+            return _Size(_MOST, 1, f"; another size does not fit: {error}")
+        for ours, theirs in zip(self.walk(), twin.walk(), strict=True):
+            for has, needs in (
+                (ours.declared, theirs.declared),
+                (ours.declared_buffers, theirs.declared_buffers),
+            ):
+                for name, spec in needs.items():
+                    if name not in has or has[name].shape != spec.shape:
+                        return _Size(
+                            _MOST,
+                            1,
+                            f"; for images {shape}, {ours.full_name(name)} would have to be "
+                            f"{spec.shape}",
+                        )
+        return _Size.of(twin)
 
     def _dtype_of(self, x: Array) -> str:
         """Return the dtype that images like x are kept in."""
@@ -363,11 +441,12 @@ class Model(Sequential):
                 raise error.at(self.where)
         x = self.received(x)
         count = _count(x)
-        most = self._own_batch_size()
+        self.check_built()
+        most, least, _ = self._size_of(x)
         size = most if batch_size is None else batch_size
         hold = min(size, count) <= most
         ends = [*range(size, count, size), count]
-        if len(ends) > 1 and size >= self._least > count - ends[-2]:
+        if len(ends) > 1 and size >= least > count - ends[-2]:
             del ends[-2]
         for i, j in zip((0, *ends[:-1]), ends, strict=True):
             images = x if j - i == count else x[i:j, ...]
@@ -380,20 +459,6 @@ class Model(Sequential):
         is deleted. Results and parameters are not affected. The next call allocates memory again.
         """
         self._inference.release()
-
-    def _own_batch_size(self) -> int:
-        """Return the default batch size of ``predict``."""
-        if self._most is None:
-            self.check_built()
-            numbers = sum(
-                prod(place.output_shape)
-                for layer in self.walk()
-                if not layer.children
-                for place in layer.places
-            )
-            self._least = max(layer.least_predicted for layer in self.walk())
-            self._most = max(self._least, min(256, _MAX_BYTES // (8 * max(numbers, 1))))
-        return self._most
 
     @_at_home
     def loss(self, x: Array, t: Array, loss: str | Loss = "cross_entropy") -> float:
@@ -439,7 +504,10 @@ class Model(Sequential):
         self.kept_as(x)
         if hasattr(t, "shape") or hasattr(t, "__dlpack__"):
             t = self.received_targets(t)
-        checked = loss.check_targets(t, self.output_shape, count=count, dtype=self.dtype)
+        size, shape = tuple(x.shape[1:]), self.output_shape
+        if size != self.input_shape:
+            shape = outline(self).plan(size)
+        checked = loss.check_targets(t, shape, count=count, dtype=self.dtype)
         weights = None
         if sample_weight is not None:
             weights = home.asarray(sample_weights(sample_weight, count, dtype=self.dtype))

@@ -24,6 +24,8 @@ from portacnn.ops._dropout import (
     dropout3d,
     dropout3d_backward,
     dropout_backward,
+    stochastic_depth,
+    stochastic_depth_backward,
 )
 from portacnn.ops._linear import linear, linear_backward
 from portacnn.ops._pad import pad, pad_backward
@@ -123,6 +125,12 @@ from portacnn.ops.norm import (
     layer_norm,
     layer_norm_backward,
 )
+from portacnn.ops.pixel_shuffle import (
+    pixel_shuffle,
+    pixel_shuffle_backward,
+    pixel_unshuffle,
+    pixel_unshuffle_backward,
+)
 from portacnn.ops.pointwise import (
     arithmetic,
     arithmetic_backward,
@@ -143,6 +151,7 @@ from portacnn.ops.pool import (
     max_pool3d,
     max_pool3d_backward,
 )
+from portacnn.ops.resize import interpolate, interpolate_backward
 from portacnn.ops.response_norm import local_response_norm, local_response_norm_backward
 from portacnn.ops.special import erf
 from portacnn.ops.update import (
@@ -235,6 +244,8 @@ __all__ = [
     "im2col",
     "instance_norm",
     "instance_norm_backward",
+    "interpolate",
+    "interpolate_backward",
     "is_correct",
     "l1_loss",
     "l1_loss_backward",
@@ -261,6 +272,10 @@ __all__ = [
     "nt_xent_loss_backward",
     "pad",
     "pad_backward",
+    "pixel_shuffle",
+    "pixel_shuffle_backward",
+    "pixel_unshuffle",
+    "pixel_unshuffle_backward",
     "prelu",
     "prelu_backward",
     "relu",
@@ -281,6 +296,8 @@ __all__ = [
     "softmax_cross_entropy_backward",
     "softplus",
     "softplus_backward",
+    "stochastic_depth",
+    "stochastic_depth_backward",
     "take_batch",
     "tanh",
     "tanh_backward",

@@ -22,7 +22,7 @@ def _dropout(
     x: Array,
     p: float,
     training: bool,
-    per_channel: int,
+    per_channel: int | None,
     seed: int,
     path: str,
     step: Any,
@@ -30,7 +30,7 @@ def _dropout(
     keep: bool,
 ) -> tuple[Array, Cache | None]:
     """Check the arguments and apply dropout. ``per_channel`` is the number of spatial axes that
-    share one mask value; 0 means that each element has its own.
+    share one mask value; 0 means that each element has its own, None that a sample has one.
     """
     check_arrays(name, x=x)
     try:
@@ -43,7 +43,7 @@ def _dropout(
         expected = "(N, C" + ", spatial" * per_channel + ")" if per_channel else "(N, ...)"
         raise ShapeError(f"expected an input {expected}, got {describe(x)}", name)
     p = p if training else 0.0
-    length = x.shape[1] if per_channel else prod(x.shape[1:])
+    length = x.shape[1] if per_channel else prod(x.shape[1:]) if per_channel == 0 else 1
     return drop(x, p, length, _key(seed, "dropout", path), step, first, keep=keep)
 
 
@@ -185,4 +185,29 @@ def dropout3d(
     return _dropout("dropout3d", x, p, training, 3, seed, path, step, first, keep)
 
 
-dropout_backward = dropout1d_backward = dropout2d_backward = dropout3d_backward = drop_backward
+def stochastic_depth(
+    x: Array,
+    p: float,
+    training: bool = True,
+    *,
+    seed: int,
+    path: str = "",
+    step: Any = 0,
+    first: Any = 0,
+    keep: bool = True,
+) -> tuple[Array, Cache | None]:
+    """Set whole samples of x (N, ...) to zero with probability p; divide the others by 1 - p.
+
+    Huang et al., 2016; torchvision.ops.stochastic_depth with mode "row". Otherwise as ``dropout``.
+
+        >>> import numpy as np
+        >>> from portacnn import ops
+        >>> y, cache = ops.stochastic_depth(np.ones((4, 2)), 0.5, seed=1)
+        >>> sorted(set(y.reshape(-1).tolist())), ops.stochastic_depth_backward(y, cache).shape
+        ([0.0, 2.0], (4, 2))
+    """
+    return _dropout("stochastic_depth", x, p, training, None, seed, path, step, first, keep)
+
+
+dropout_backward = stochastic_depth_backward = drop_backward
+dropout1d_backward = dropout2d_backward = dropout3d_backward = drop_backward

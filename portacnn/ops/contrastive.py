@@ -55,7 +55,14 @@ def nt_xent_loss(
     weight: Array | None = None,
     keep: bool = True,
 ) -> tuple[Array, tuple | None]:
-    """The mean of the samples' losses (see above) over the samples that have another of their kind.
+    """Return the mean of the samples' losses (see above) over samples that have another of their
+    kind.
+
+        >>> import numpy as np
+        >>> from portacnn import ops
+        >>> loss, cache = ops.nt_xent_loss(np.eye(4), np.array([0, 0, 1, 1]), temperature=1.0)
+        >>> round(float(loss), 4), ops.nt_xent_loss_backward(1.0, cache).shape
+        (1.0986, (4, 4))
 
     Args:
         embeddings: (N, D), floating point, of any length.
@@ -102,8 +109,8 @@ def nt_xent_loss(
 
 @nt_xent_loss.backward
 def nt_xent_loss_backward(dy: Array | float, saved: tuple) -> Array:
-    """dembeddings (N, D): G = (softmax - share) / temperature is the gradient of z.z^T, so dz is
-    (G + G^T) z; of that, what changes the length is taken out."""
+    """Return dembeddings (N, D). G = (softmax - share) / temperature is the gradient of z.z^T, so
+    dz is (G + G^T) z; of that, what changes the length is taken out."""
     z, length, gradient, temperature = saved
     xp = backend_of(z).xp
     dz = xp.matmul(gradient + gradient.T, z)

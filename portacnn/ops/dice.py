@@ -83,7 +83,14 @@ def dice_loss(
     ignore_index: int = -100,
     keep: bool = True,
 ) -> tuple[Array, tuple | None]:
-    """The mean over samples and classes of 1 - dice (see above).
+    """Return the mean over samples and classes of 1 - dice (see above).
+
+        >>> import numpy as np
+        >>> from portacnn import ops
+        >>> p = np.array([[[1.0, 0.0], [0.0, 1.0]]])  # (N, C, S)
+        >>> loss, cache = ops.dice_loss(p, np.array([[0, 1]]))
+        >>> float(loss), ops.dice_loss_backward(1.0, cache).shape
+        (0.0, (1, 2, 2))
 
     Args:
         probabilities: (N, C, *S), floating point, 0 to 1: of a softmax or a sigmoid.
@@ -123,8 +130,8 @@ def dice_loss(
 
 @dice_loss.backward
 def dice_loss_backward(dy: Array | float, saved: tuple) -> Array:
-    """dprobabilities (N, C, *S) = dy * weight * (overlap - 2 * t * size) / size^2, divided as the
-    mean was."""
+    """Return dprobabilities (N, C, *S) = dy * weight * (overlap - 2 * t * size) / size^2, divided
+    as the mean was."""
     t, counts, overlap, size, weight = saved
     scale: Any = 1.0 / (max(t.shape[0], 1) * max(t.shape[1], 1) * size)
     if weight is not None:

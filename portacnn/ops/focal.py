@@ -10,11 +10,11 @@ Notation: N batch, C classes, and after the classes any further axes (an image's
 from typing import Any
 
 from portacnn.arguments import not_negative, one_of, share
-from portacnn.errors import LabelError, PortacnnError, ShapeError
-from portacnn.ops.dispatch import check_arrays, op
-from portacnn.ops.loss import REDUCTIONS, check_pair, reduced
+from portacnn.errors import PortacnnError
+from portacnn.ops.dispatch import op
+from portacnn.ops.loss import REDUCTIONS, check_labels, check_pair, reduced
 from portacnn.ops.special import logistic
-from portacnn.runtime import Array, backend_of, describe, is_float
+from portacnn.runtime import Array, backend_of
 
 # --- of several classes, of which one is right ----------------------------------------------------
 
@@ -30,21 +30,7 @@ def _check_classes(
     keep: bool = True,
 ) -> None:
     name = "focal_loss"
-    check_arrays(name, logits=logits, weight=weight)
-    if backend_of(target).name != backend_of(logits).name or target.device != logits.device:
-        check_arrays(name, integers=True, logits=logits, target=target)
-    if logits.ndim < 2:
-        raise ShapeError(f"expected logits (N, C, ...), got {describe(logits)}", name)
-    n, classes, *rest = logits.shape
-    if tuple(target.shape) != (n, *rest) or is_float(backend_of(target).xp, target.dtype):
-        raise LabelError(
-            f"expected integer labels of shape {(n, *rest)}, got {describe(target)}", name
-        )
-    if weight is not None and tuple(weight.shape) != (classes,):
-        raise ShapeError(
-            f"expected a weight for each of {classes} classes, got shape {tuple(weight.shape)}",
-            name,
-        )
+    check_labels(name, logits, target, weight)
     try:
         not_negative("gamma", gamma)
         one_of("reduction", reduction, *REDUCTIONS)
@@ -63,7 +49,13 @@ def focal_loss(
     reduction: str = "mean",
     keep: bool = True,
 ) -> tuple[Array, tuple | None]:
-    """weight * -(1 - p)^gamma * log(p), where p is the softmax of the logits at the label.
+    """Compute weight * -(1 - p)^gamma * log(p), where p is the softmax of the logits at the label.
+
+        >>> import numpy as np
+        >>> from portacnn import ops
+        >>> loss, cache = ops.focal_loss(np.zeros((1, 2)), np.array([0]), gamma=1.0)
+        >>> round(float(loss), 4), ops.focal_loss_backward(1.0, cache).shape
+        (0.3466, (1, 2))
 
     Args:
         logits: (N, C, ...), floating point, not normalised.
@@ -118,8 +110,8 @@ def focal_loss(
 
 @focal_loss.backward
 def focal_loss_backward(dy: Array | float, saved: tuple) -> Array:
-    """dlogits (N, C, ...) = dy * weight * (1 - p)^gamma * (1 - gamma * p * log(p) / (1 - p)) *
-    (softmax - one_hot), divided as the mean was."""
+    """Return dlogits (N, C, ...) = dy * weight * (1 - p)^gamma * (1 - gamma * p * log(p) / (1 - p))
+    * (softmax - one_hot), divided as the mean was."""
     softmax, one_hot, log_p, others, scaled, gamma, scale, reduction = saved
     xp = backend_of(softmax).xp
     # log(p) / (1 - p) goes to -1 as p goes to 1
@@ -163,8 +155,14 @@ def sigmoid_focal_loss(
     reduction: str = "mean",
     keep: bool = True,
 ) -> tuple[Array, Any]:
-    """weight * -(t * alpha * (1 - s)^gamma * log(s) + (1 - t) * (1 - alpha) * s^gamma * log(1 - s))
-    with s = sigmoid(input).
+    """Compute weight * -(t * alpha * (1 - s)^gamma * log(s) + (1 - t) * (1 - alpha) * s^gamma *
+    log(1 - s)) with s = sigmoid(input).
+
+        >>> import numpy as np
+        >>> from portacnn import ops
+        >>> loss, cache = ops.sigmoid_focal_loss(np.zeros((1, 2)), np.array([[1.0, 0.0]]))
+        >>> round(float(loss), 4), ops.sigmoid_focal_loss_backward(1.0, cache).shape
+        (0.0866, (1, 2))
 
     For targets of 0 and 1 these are the values of torchvision.ops.sigmoid_focal_loss.
 
@@ -198,8 +196,8 @@ def sigmoid_focal_loss(
 
 @sigmoid_focal_loss.backward
 def sigmoid_focal_loss_backward(dy: Array | float, saved: tuple) -> Array:
-    """dinput, from the slopes -(1 - s)^gamma * ((1 - s) - gamma * s * log(s)) of the positive side
-    and the mirrored one of the negative side."""
+    """Return dinput, from the slopes -(1 - s)^gamma * ((1 - s) - gamma * s * log(s)) of the
+    positive side and the mirrored one of the negative side."""
     p, q, on, off, positive, negative, gamma, weight, scale = saved
     dinput = negative * (p + gamma * q * off) - positive * (q + gamma * p * on)
     if weight is not None:

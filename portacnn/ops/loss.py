@@ -20,6 +20,38 @@ REDUCTIONS = ("mean", "sum", "none")
 # --- softmax cross-entropy ------------------------------------------------------------------------
 
 
+def check_labels(
+    name: str, logits: Array, target: Array, weight: Array | None, *, shares: bool = False
+) -> None:
+    """Check the arrays of a loss of classes.
+
+    Args:
+        name: the op, for messages.
+        logits: (N, C, ...), floating point.
+        target: integers (N, ...); with ``shares`` also a distribution of logits' shape.
+        weight: (C,), or None.
+    """
+    check_arrays(name, logits=logits, weight=weight)
+    if backend_of(target).name != backend_of(logits).name or target.device != logits.device:
+        check_arrays(name, integers=True, logits=logits, target=target)
+    if logits.ndim < 2:
+        raise ShapeError(f"expected logits (N, C, ...), got {describe(logits)}", name)
+    n, classes, *rest = logits.shape
+    one_hot = shares and tuple(target.shape) == tuple(logits.shape)
+    if not one_hot and tuple(target.shape) != (n, *rest):
+        more = f", or one-hot of {tuple(logits.shape)}" if shares else ""
+        raise LabelError(
+            f"expected labels of shape {(n, *rest)}{more}, got {tuple(target.shape)}", name
+        )
+    if not one_hot and is_float(backend_of(target).xp, target.dtype):
+        raise LabelError(f"class indices must be integers, got {describe(target)}", name)
+    if weight is not None and tuple(weight.shape) != (classes,):
+        raise ShapeError(
+            f"expected a weight of shape ({classes},), one per class, got {tuple(weight.shape)}",
+            name,
+        )
+
+
 def _check_cross_entropy(
     logits: Array,
     target: Array,
@@ -31,25 +63,7 @@ def _check_cross_entropy(
     keep: bool = True,
 ) -> None:
     name = "softmax_cross_entropy"
-    check_arrays(name, logits=logits, weight=weight)
-    if backend_of(target).name != backend_of(logits).name or target.device != logits.device:
-        check_arrays(name, integers=True, logits=logits, target=target)
-    if logits.ndim < 2:
-        raise ShapeError(f"expected logits (N, C, ...), got {describe(logits)}", name)
-    n, classes, *rest = logits.shape
-    if tuple(target.shape) not in ((n, *rest), tuple(logits.shape)):
-        raise LabelError(
-            f"expected labels of shape {(n, *rest)}, or one-hot of {tuple(logits.shape)}, got "
-            f"{tuple(target.shape)}",
-            name,
-        )
-    if target.ndim < logits.ndim and is_float(backend_of(target).xp, target.dtype):
-        raise LabelError(f"class indices must be integers, got {describe(target)}", name)
-    if weight is not None and tuple(weight.shape) != (classes,):
-        raise ShapeError(
-            f"expected a weight of shape ({classes},), one per class, got {tuple(weight.shape)}",
-            name,
-        )
+    check_labels(name, logits, target, weight, shares=True)
     if target.ndim == logits.ndim and ignore_index >= 0:
         raise ArgumentError(
             f"ignore_index={ignore_index} is for integer labels, got a distribution "
@@ -294,8 +308,16 @@ def l1_loss(
     reduction: str = "mean",
     keep: bool = True,
 ) -> tuple[Array, Any]:
-    """weight * |input - target|, as torch.nn.functional.l1_loss. Arguments, result and errors are
-    those of ``mse_loss``."""
+    """Compute weight * |input - target|, as torch.nn.functional.l1_loss does.
+
+    Arguments, result and errors are those of ``mse_loss``.
+
+        >>> import numpy as np
+        >>> from portacnn import ops
+        >>> loss, cache = ops.l1_loss(np.array([1.0, 4.0]), np.array([2.0, 1.0]))
+        >>> float(loss), ops.l1_loss_backward(1.0, cache).tolist()
+        (2.0, [-0.5, 0.5])
+    """
     difference = input - target
     size = backend_of(input).xp.abs(difference)
     loss, scale = reduced(size if weight is None else weight * size, reduction)
@@ -304,8 +326,8 @@ def l1_loss(
 
 @l1_loss.backward
 def l1_loss_backward(dy: Array | float, saved: tuple) -> Array:
-    """dinput = dy * weight * sign(input - target), divided as the mean was; 0 where they are
-    equal."""
+    """Return dinput = dy * weight * sign(input - target), divided as the mean was; 0 at equal
+    values."""
     difference, weight, scale = saved
     slope = backend_of(difference).xp.sign(difference)
     return (slope if weight is None else weight * slope) * (dy * scale)
@@ -329,8 +351,16 @@ def huber_loss(
     reduction: str = "mean",
     keep: bool = True,
 ) -> tuple[Array, Any]:
-    """0.5 * d^2 for |d| = |input - target| up to ``delta``, a straight line of slope ``delta``
-    beyond; as torch.nn.functional.huber_loss.
+    """Compute 0.5 * d^2 for |d| = |input - target| up to ``delta``, a line of slope ``delta``
+    beyond.
+
+    As torch.nn.functional.huber_loss.
+
+        >>> import numpy as np
+        >>> from portacnn import ops
+        >>> loss, cache = ops.huber_loss(np.array([1.0, 4.0]), np.array([1.5, 1.0]))
+        >>> float(loss), ops.huber_loss_backward(1.0, cache).tolist()
+        (1.3125, [-0.25, 0.5])
 
     The other arguments, the result and the errors are those of ``mse_loss``.
     """
@@ -345,7 +375,8 @@ def huber_loss(
 
 @huber_loss.backward
 def huber_loss_backward(dy: Array | float, saved: tuple) -> Array:
-    """dinput = dy * weight * (input - target), cut to -delta..delta, divided as the mean was."""
+    """Return dinput = dy * weight * (input - target), clipped to -delta..delta, divided as the mean
+    was."""
     difference, delta, weight, scale = saved
     slope = backend_of(difference).xp.clip(difference, -delta, delta)
     return (slope if weight is None else weight * slope) * (dy * scale)

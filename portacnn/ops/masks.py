@@ -81,8 +81,8 @@ def kept(like: Array, length: int, first: Array, second: Array, threshold: int) 
 def drop(
     x: Array, p: float, length: int, key: tuple[int, int], step: Any, first: Any, *, keep: bool
 ) -> tuple[Array, tuple | None]:
-    """Apply a mask to x (N, C, *S): the op behind ``dropout`` (length C*S) and channel dropout
-    (length C).
+    """Apply a mask to x (N, C, *S): the op behind ``dropout`` (length C*S) channel dropout
+    (length C) and stochastic depth (length 1).
     """
     backend = backend_of(x)
     xp = backend.xp
@@ -92,10 +92,10 @@ def drop(
     mask = kept(x, length, one, other, round(p * 2**32))
     whole = length == prod(x.shape[1:])
     if backend.layout == "batch_last":
-        inner = x.shape[1:] if whole else (x.shape[1], *(1,) * (x.ndim - 2))
+        inner = x.shape[1:] if whole else (length, *(1,) * (x.ndim - 2))
         mask = batch_first(xp.reshape(mask.T, (*inner, n)))
     else:
-        mask = xp.reshape(mask, x.shape if whole else (*x.shape[:2], *(1,) * (x.ndim - 2)))
+        mask = xp.reshape(mask, x.shape if whole else (n, length, *(1,) * (x.ndim - 2)))
     scale = 1.0 / (1.0 - p) if p < 1.0 else 0.0
     return _masked(x, mask, scale), (mask, scale) if keep else None
 

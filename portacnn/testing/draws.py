@@ -511,6 +511,40 @@ def dropout(least: int, most: int) -> Draw:
     return draw
 
 
+def interpolate(random: Random) -> Arguments:
+    linear = random.of(True, False)
+    size = random.size(2, 2) if linear else random.size(1, 3)
+    return {
+        "x": random.numbers(random.batch(), random.upto(3, 12), *size),
+        "size": tuple(random.whole(1, 9) for _ in size),
+        "mode": "bilinear" if linear else "nearest",
+        "align_corners": random.of(True, False) if linear else False,
+    }
+
+
+def resize(random: Random) -> Arguments:
+    made = interpolate(random)
+    sizes = zip(made["x"].shape[2:], made["size"], strict=True)
+    return {
+        "x": made["x"],
+        "axes": tuple((size, out, None) for size, out in sizes),
+        "linear": made["mode"] == "bilinear",
+        "align": made["align_corners"],
+    }
+
+
+def pixel_shuffle(random: Random) -> Arguments:
+    r, c = random.whole(1, 3), random.whole(1, 4)
+    shape = random.batch(), c * r * r, *random.size(2, 2)
+    return {"x": random.numbers(*shape), "upscale_factor": r}
+
+
+def pixel_unshuffle(random: Random) -> Arguments:
+    r = random.whole(1, 3)
+    shape = random.batch(), random.whole(1, 4), *(r * n for n in random.size(2, 2))
+    return {"x": random.numbers(*shape), "downscale_factor": r}
+
+
 def take_batch(random: Random) -> Arguments:
     n, c, size = random.batch(), random.whole(1, 4), random.size(0, 2)
     indices = _maybe(random, random.integers(0, n, random.batch()))

@@ -497,6 +497,29 @@ _POOLS: dict[str, Example] = {
 }
 
 _BATCHES: dict[str, Example] = {
+    "interpolate": _x(
+        "interpolate",
+        draws.interpolate,
+        {"x": (2, 2, 3, 2)},
+        {"x": (1, 1, 1, 2)},
+        size=(5000, 3),
+    ),
+    "interpolate of lines": _x(
+        "interpolate",
+        draws.interpolate,
+        {"x": (2, 2, 3, 4)},
+        {"x": (1, 1, 1, 3)},
+        size=(5000, 2),
+        mode="bilinear",
+    ),
+    "resize": _inner("resize", draws.resize, "x"),
+    "pixel_shuffle": _x(
+        "pixel_shuffle", draws.pixel_shuffle, {"x": (2, 8, 3, 2)}, upscale_factor=2
+    ),
+    "pixel_unshuffle": _x(
+        "pixel_unshuffle", draws.pixel_unshuffle, {"x": (2, 2, 4, 6)}, downscale_factor=2
+    ),
+    "stochastic_depth": _x("stochastic_depth", draws.dropout(0, 3), _X, p=0.5, seed=0),
     "dropout": _x("dropout", draws.dropout(0, 3), _X, p=0.5, seed=0),
     **_each(
         "dropout",

@@ -64,7 +64,8 @@ def checked(
     for name in names:
         agree(here, network.named_gradients()[name], tstate[name].grad.numpy(), x)
     agree(here, network.prepare(x)(x), ty.detach().numpy(), x)
-    refuses(StateError, "kept", call=lambda: network.backward(here.array(up, "float64"), None))
+    dy = here.array(up, "float64")
+    refuses(StateError, "expected", "keep=True", call=lambda: network.backward(dy, None))
 
 
 ONE = [

@@ -334,3 +334,21 @@ def test_not_built_yet(backend: Here):
             "not built",
             call=lambda layer=layer: layer(backend.array(normal(2, 2, 2, 2))),
         )
+
+
+def test_without_a_momentum_every_batch_counts_alike(backend: Here):
+    """By hand: the plain average of the batches' means and unbiased variances; an empty batch and a
+    prediction do not count."""
+    norm = BatchNorm2d(2, momentum=None).build(
+        (2, 3, 2), device=backend.device, dtype="float64", seed=0
+    )
+    batches = [1 + normal(4, 2, 3, 2, seed=seed) for seed in range(3)]
+    for x in (batches[0], batches[0][:0], *batches[1:]):
+        norm.forward(backend.array(x), train=True)
+        norm.forward(backend.array(x + 5))
+    means = np.mean([x.mean(axis=(0, 2, 3)) for x in batches], axis=0)
+    variances = np.mean([x.var(axis=(0, 2, 3)) for x in batches], axis=0) * 24 / 23
+    state = norm.state_dict()
+    np.testing.assert_allclose(state["running_mean"], means, rtol=1e-9)
+    np.testing.assert_allclose(state["running_var"], variances, rtol=1e-9)
+    assert state["num_batches_tracked"] == 3

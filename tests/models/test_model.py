@@ -542,7 +542,10 @@ def test_wrong_images(backend, call):
     net = small_net(backend.device)
     for shape, hint in (
         ((5, 3, 8, 8), ""),
-        ((5, 1, 9, 8), ""),
+        (
+            (5, 1, 9, 8),
+            "; flatten (Flatten) binds the network to this size",
+        ),
         ((5, 8, 8), "; add a channel axis: x[:, None]"),
         ((5, 64), "; x.reshape(-1, 1, 8, 8)"),
         ((5, 1, 8, 8, 1), ""),

@@ -172,6 +172,20 @@ CASES = [
     (L.Pad, (((0, 0), (2, 1), (0, 3)), "reflect"), {}, (2, 3, 4)),
     (L.Slice, ((0, 1, 0), (2, 3, 4), (1, 1, 2)), {}, (2, 3, 4)),
     (L.Take, ([2, 0, 0], 3), {}, (2, 3, 4)),
+    (L.Crop, ([(1, 0), (0, 2)],), {}, (2, 3, 4)),
+    (L.CenterCrop, ((2, 3),), {}, (2, 5, 4)),
+    (L.Upsample, (None, 2), {}, (2, 3, 4)),
+    (L.Upsample, (None, (0.5, 1.7)), {}, (2, 5, 7)),
+    (L.Upsample, ((7, 3),), {}, (2, 3, 5)),
+    (L.Upsample, (None, 2.0), {"mode": "linear"}, (2, 3)),
+    (L.Upsample, (None, (1.3, 2)), {"mode": "bilinear"}, (2, 4, 3)),
+    (L.Upsample, ((7, 3),), {"mode": "bilinear"}, (2, 3, 5)),
+    (L.Upsample, (None, 2), {"mode": "bilinear", "align_corners": True}, (2, 3, 4)),
+    (L.Upsample, ((2, 5, 3),), {"mode": "trilinear", "align_corners": True}, (1, 3, 2, 3)),
+    (L.PixelShuffle, (2,), {}, (12, 2, 3)),
+    (L.PixelUnshuffle, (3,), {}, (2, 6, 3)),
+    (L.SqueezeExcitation, (4, 2), {}, (4, 3, 2)),
+    (L.StochasticDepth, (0.3,), {}, (2, 3)),
     (L.Reduce, ("mean", (1, 3)), {}, (2, 3, 4)),
     (L.Reduce, ("sum", (2,)), {"keepdims": True}, (2, 3, 4)),
     (L.MatMulWith, (5,), {}, (2, 3, 4)),
@@ -286,6 +300,10 @@ MODELS = {
     "DeepConvNet": lambda **given: M.DeepConvNet(**given),
     "ResNet20": lambda **given: M.ResNet20(**given),
     "ResNet20 B": lambda **given: M.ResNet20(option="B", **given),
+    "UNet": lambda **given: M.UNet(1, 2, depth=2, width=4, input_size=12, **given),
+    "UNet bilinear": lambda **given: M.UNet(
+        1, 2, depth=2, width=4, up="bilinear", input_size=12, **given
+    ),
 }
 BIG = {
     "AlexNet": lambda **given: M.AlexNet(hidden_size=256, **given),
@@ -294,6 +312,8 @@ BIG = {
     "VGG16": lambda **given: M.VGG16(input_size=32, hidden_size=64, **given),
     "ResNet18": lambda **given: M.ResNet18(input_size=96, **given),
     "ResNet50": lambda **given: M.ResNet50(input_size=96, **given),
+    "MobileNetV2": lambda **given: M.MobileNetV2(input_size=64, **given),
+    "EfficientNetB0": lambda **given: M.EfficientNetB0(input_size=64, **given),
 }
 
 # What only others derive from: it cannot be run by itself.

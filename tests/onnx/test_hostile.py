@@ -470,6 +470,16 @@ def test_many_small_pieces(
     refused(path, content(30_000), most=6 << 20)
 
 
+@pytest.mark.parametrize(("number", "size"), [(8, 1), (7, 4)])
+def test_numbers_in_a_list_are_pieces(
+    path: Path, number: int, size: int, monkeypatch: pytest.MonkeyPatch
+):
+    """An attribute's ints and floats: one list is one field, however long it is."""
+    monkeypatch.setattr(wire, "MOST", 3000)
+    for count, words in ((2000, "has no operator"), (4000, "more than 3000 pieces")):
+        refused(path, field(7, field(1, field(5, field(number, bytes(size * count))))), words)
+
+
 def test_deep_nesting(path: Path):
     content = b""
     for _ in range(2000):  # graphs in attributes of nodes of graphs

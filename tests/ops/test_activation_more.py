@@ -259,3 +259,25 @@ def test_options_may_stand_in_order(backend: Here):
             backend.host(getattr(ops, name)(x, **options)[0]),
             x,
         )
+
+
+@pytest.mark.parametrize(
+    ("op", "options", "x", "slopes"),
+    [
+        ("relu", {}, [-1.0, 0.0, 1.0], [0.0, 0.0, 1.0]),
+        ("leaky_relu", {"negative_slope": 0.25}, [-1.0, 0.0, 1.0], [0.25, 0.25, 1.0]),
+        ("elu", {"alpha": 0.5}, [0.0, 1.0], [0.5, 1.0]),
+        ("scaled_elu", {"alpha": 0.5, "beta": 2.0, "gamma": 3.0}, [0.0, 1.0], [3.0, 3.0]),
+        ("hard_sigmoid", {"alpha": 0.5, "beta": 0.5}, [-1.0, 0.0, 1.0], [0.0, 0.5, 0.0]),
+        ("hard_swish", {}, [-4.0, -3.0, 3.0, 4.0], [0.0, 0.0, 1.0, 1.0]),
+        ("clip", {"min": -1.0, "max": 2.0}, [-2.0, -1.0, 2.0, 3.0], [0.0, 1.0, 1.0, 0.0]),
+        ("softplus", {"beta": 2.0, "threshold": 4.0}, [2.0, 2.5], [1 / (1 + np.exp(-4)), 1.0]),
+    ],
+)
+@with_each_kernel
+def test_slopes_where_two_pieces_meet(backend: Here, op: str, options: Any, x: Any, slopes: Any):
+    """As in PyTorch: differences on both sides would give a mean of the two."""
+    array = backend.array(np.array(x))
+    y, cache = getattr(ops, op)(array, **options)
+    dx = getattr(ops, f"{op}_backward")(backend.array(np.full(len(x), 2.0)), cache)
+    agree(backend, dx, 2.0 * np.array(slopes), y)

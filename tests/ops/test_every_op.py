@@ -225,6 +225,27 @@ def test_floats_of_eight_bits_are_refused():
     )
 
 
+# --- caches ---------------------------------------------------------------------------------------
+
+
+@names
+def test_a_cache_is_not_used_up(backend: Here, name: str):
+    """The backward pass gives the same once more, to the bit."""
+    example = EVERY[name]
+    if (backward := example.backward) is None:
+        return
+    for choice in choices(backend):
+        with use_kernels(choice):
+            arguments = mapped(
+                sized(example, lambda a: a.astype("float64")), backend.backend.asarray
+            )
+            y, cache = call(example.forward, {**arguments, "keep": True})
+            expected = [backend.host(array) for array in arrays_of(backward(y, cache))]
+            again = [backend.host(array) for array in arrays_of(backward(y, cache))]
+            for got, right in zip(again, expected, strict=True):
+                np.testing.assert_array_equal(got, right)
+
+
 # --- byte order -----------------------------------------------------------------------------------
 
 

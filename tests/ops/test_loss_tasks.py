@@ -344,10 +344,10 @@ def test_numerical_gradient(backend: Here, name: str):
         (ArgumentError, ("huber_loss", "delta"), lambda x, t: ops.huber_loss(x, x, delta=0.0)),
         (ShapeError, ("l1_loss", "3x4"), lambda x, t: ops.l1_loss(x, x[:, 0])),
         (ArgumentError, ("focal_loss", "gamma"), lambda x, t: ops.focal_loss(x, t, gamma=-1)),
-        (LabelError, ("focal_loss", "integer"), lambda x, t: ops.focal_loss(x, x)),
+        (LabelError, ("focal_loss", "expected labels"), lambda x, t: ops.focal_loss(x, x)),
         (
             ShapeError,
-            ("focal_loss", "4 classes"),
+            ("focal_loss", "one per class"),
             lambda x, t: ops.focal_loss(x, t, weight=x[0, :3]),
         ),
         (

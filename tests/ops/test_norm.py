@@ -364,18 +364,27 @@ def test_frozen_gradients_are_those_of_the_statistics_at_the_forward(backend: He
     agree(backend, ops.batch_norm_backward(y, cache)[0], backend.host(before), x)
 
 
-@needs("torch")
 @with_each_kernel
 def test_instance_norms_running_statistics(backend: Here):
-    import torch
-
+    """The mean over the samples of their means, and of their unbiased variances."""
     x = normal(3, 2, 4, 3)
-    expected = [torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)]
-    torch.nn.functional.instance_norm(torch.tensor(x), *expected, momentum=0.3)
     running = [writeable(backend, np.zeros(2)), writeable(backend, np.ones(2))]
     ops.instance_norm(backend.array(x), *running, momentum=0.3)
-    for got, wanted in zip(running, expected, strict=True):
-        agree(backend, got, wanted.numpy(), got, 1e-9)
+    means = x.mean(axis=(2, 3)).mean(axis=0)
+    variances = x.reshape(3, 2, 12).var(axis=2, ddof=1).mean(axis=0)
+    for got, wanted in zip(running, (0.3 * means, 0.7 + 0.3 * variances), strict=True):
+        agree(backend, got, wanted, got, 1e-9)
+
+
+@pytest.mark.parametrize("count", [127, 128, 129, 255, 257, 385])
+def test_sums_in_blocks_leave_nothing_out(backend: Here, count: int):
+    """Along an axis that is not the memory's last, numbers are added up 128 at a time: those that
+    are left over count too."""
+    x = normal(2, 3, count)
+    with ops.use_kernels("reference"):
+        y, _ = ops.instance_norm(backend.array(x), eps=0.0)
+    mean, spread = x.mean(axis=2, keepdims=True), x.std(axis=2, keepdims=True)
+    agree(backend, y, (x - mean) / spread, backend.array(x), 1e-9)
 
 
 # --- hard numbers ---------------------------------------------------------------------------------
@@ -686,3 +695,17 @@ def test_variances_beyond_float32(backend: Here, scale: float, eps: float):
             assert np.isfinite(y).all()
             assert np.isfinite(backend.host(dx)).all()
             assert np.abs(y).max() < math.sqrt(host.size)
+
+
+@pytest.mark.parametrize("count", [2048, 2049, 4097, 9001])
+@with_each_kernel
+def test_long_rows_are_summed_once(backend: Here, count: int):
+    """Kernels sum a channel in runs of 2048 or 4096: each number belongs to one."""
+    x, dy = 1 + normal(1, 2, count), normal(1, 2, count, seed=1)
+    weight = backend.array(np.ones(2))
+    y, cache = ops.batch_norm(backend.array(x), None, None, weight, weight, training=True, eps=0.0)
+    xhat = (x - x.mean(axis=2, keepdims=True)) / x.std(axis=2, keepdims=True)
+    agree(backend, y, xhat + 1, weight, 1e-10)
+    _, dweight, dbias = ops.batch_norm_backward(backend.array(dy), cache)
+    agree(backend, dweight, (dy * xhat).sum(axis=(0, 2)), weight, 1e-10)
+    agree(backend, dbias, dy.sum(axis=(0, 2)), weight, 1e-10)

@@ -472,3 +472,46 @@ def test_going_on_from_what_is_not_there(train, tmp_path):
         "the data differ from those of",
         "expected x_train of shape [40, 1, 12, 12], got [41",
     )
+
+
+OPTIONS = {
+    "--epochs": ("epochs", 7),
+    "--checkpoint-dir": ("checkpoint_dir", "folder"),
+    "--checkpoint-every": ("checkpoint_every", 4),
+    "--keep": ("keep", 6),
+    "--batch-size": ("batch_size", 9),
+    "--optimizer": ("optimizer", "momentum"),
+    "--schedule": ("schedule", "one_cycle"),
+    "--seed": ("seed", 8),
+    "--lr": ("optimizer_param", {"lr": 0.5}),
+    "--momentum": ("optimizer_param", {"lr": 0.001, "momentum": 0.5}),
+    "--weight-decay": ("optimizer_param", {"lr": 0.001, "weight_decay": 0.5}),
+}
+"""The Trainer's argument that an option stands for, and what it gets."""
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("how", ["new", "resumed"])
+def test_every_option_reaches_the_trainer(digits, tmp_path, monkeypatch, option, how):
+    given = {}
+
+    class Stopped(cli.Trainer):
+        def __init__(self, *args, **options):
+            given.update(options)
+            raise portacnn.errors.ArgumentError("seen")
+
+        @classmethod
+        def resume(cls, path, *args, **options):
+            cls(**options)
+
+    monkeypatch.setattr(cli, "Trainer", Stopped)
+    monkeypatch.chdir(tmp_path)
+    argument, value = OPTIONS[option]
+    words = ["--data", str(digits), "--device", "numpy", "--out", "out"]
+    words += ["--resume", "."] if how == "resumed" else []
+    told = value if not isinstance(value, dict) else list(value.values())[-1]
+    assert cli.train_main([*words, option, str(told)]) == cli.USAGE_ERROR
+    if how == "resumed" and option in [*OPTIONS][4:]:
+        assert given == {}  # the checkpoint has them
+    else:
+        assert given[argument] == value

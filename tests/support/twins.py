@@ -299,3 +299,166 @@ def alexnet(num_classes, in_channels, features=9216, hidden=4096, dropout=0.5):
             fc8=nn.Linear(hidden, num_classes),
         )
     )  # fmt: skip
+
+
+# --- torchvision's MobileNetV2 and EfficientNet-B0 ------------------------------------------------
+
+
+def conv_norm(inputs, outputs, kernel, activation, stride=1, groups=1):
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+    parts = [conv, nn.BatchNorm2d(outputs)]
+    return nn.Sequential(*parts, activation()) if activation else nn.Sequential(*parts)
+
+
+class InvertedResidual(nn.Module):
+    def __init__(self, inputs, outputs, stride, expansion):
+        super().__init__()
+        wide, self.added = inputs * expansion, stride == 1 and inputs == outputs
+        parts = [] if expansion == 1 else [conv_norm(inputs, wide, 1, nn.ReLU6)]
+        parts.append(conv_norm(wide, wide, 3, nn.ReLU6, stride, wide))
+        parts += [nn.Conv2d(wide, outputs, 1, bias=False), nn.BatchNorm2d(outputs)]
+        self.conv = nn.Sequential(*parts)
+
+    def forward(self, x):
+        return x + self.conv(x) if self.added else self.conv(x)
+
+
+class MobileNetV2(nn.Module):
+    def __init__(self, num_classes, in_channels, widths=(32, 16, 24, 32, 64, 96, 160, 320, 1280)):
+        super().__init__()
+        first, *middle, last = widths
+        features, inputs = [conv_norm(in_channels, first, 3, nn.ReLU6, 2)], first
+        settings = ((1, 1, 1), (6, 2, 2), (6, 3, 2), (6, 4, 2), (6, 3, 1), (6, 3, 2), (6, 1, 1))
+        for outputs, (expansion, count, stride) in zip(middle, settings, strict=True):
+            for i in range(count):
+                step = stride if i == 0 else 1
+                features.append(InvertedResidual(inputs, outputs, step, expansion))
+                inputs = outputs
+        features.append(conv_norm(inputs, last, 1, nn.ReLU6))
+        self.features = nn.Sequential(*features)
+        self.classifier = nn.Sequential(nn.Dropout(0.0), nn.Linear(last, num_classes))
+
+    def forward(self, x):
+        return self.classifier(self.features(x).mean((2, 3)))
+
+
+class SqueezeExcitation(nn.Module):
+    def __init__(self, channels, squeezed, activation=nn.ReLU):
+        super().__init__()
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc1 = nn.Conv2d(channels, squeezed, 1)
+        self.fc2 = nn.Conv2d(squeezed, channels, 1)
+        self.activation = activation()
+
+    def forward(self, x):
+        return x * torch.sigmoid(self.fc2(self.activation(self.fc1(self.avgpool(x)))))
+
+
+class MBConv(nn.Module):
+    def __init__(self, inputs, outputs, kernel, stride, expansion):
+        super().__init__()
+        wide, self.added = inputs * expansion, stride == 1 and inputs == outputs
+        parts = [] if expansion == 1 else [conv_norm(inputs, wide, 1, nn.SiLU)]
+        parts.append(conv_norm(wide, wide, kernel, nn.SiLU, stride, wide))
+        parts.append(SqueezeExcitation(wide, max(1, inputs // 4), nn.SiLU))
+        parts.append(conv_norm(wide, outputs, 1, None))
+        self.block = nn.Sequential(*parts)
+
+    def forward(self, x):
+        return x + self.block(x) if self.added else self.block(x)
+
+
+class EfficientNetB0(nn.Module):
+    def __init__(self, num_classes, in_channels):
+        super().__init__()
+        features, inputs = [conv_norm(in_channels, 32, 3, nn.SiLU, 2)], 32
+        for expansion, kernel, stride, outputs, count in (
+            (1, 3, 1, 16, 1), (6, 3, 2, 24, 2), (6, 5, 2, 40, 2), (6, 3, 2, 80, 3),
+            (6, 5, 1, 112, 3), (6, 5, 2, 192, 4), (6, 3, 1, 320, 1),
+        ):  # fmt: skip
+            blocks = []
+            for i in range(count):
+                step = stride if i == 0 else 1
+                blocks.append(MBConv(inputs, outputs, kernel, step, expansion))
+                inputs = outputs
+            features.append(nn.Sequential(*blocks))
+        features.append(conv_norm(inputs, 1280, 1, nn.SiLU))
+        self.features = nn.Sequential(*features)
+        self.classifier = nn.Sequential(nn.Dropout(0.0), nn.Linear(1280, num_classes))
+
+    def forward(self, x):
+        return self.classifier(self.features(x).mean((2, 3)))
+
+
+# --- github.com/milesial/Pytorch-UNet -------------------------------------------------------------
+
+
+class DoubleConv(nn.Module):
+    def __init__(self, inputs, outputs, middle=None):
+        super().__init__()
+        middle = middle or outputs
+        self.double_conv = nn.Sequential(
+            nn.Conv2d(inputs, middle, 3, padding=1, bias=False), nn.BatchNorm2d(middle), nn.ReLU(),
+            nn.Conv2d(middle, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+        )  # fmt: skip
+
+    def forward(self, x):
+        return self.double_conv(x)
+
+
+class Down(nn.Module):
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.maxpool_conv = nn.Sequential(nn.MaxPool2d(2), DoubleConv(inputs, outputs))
+
+    def forward(self, x):
+        return self.maxpool_conv(x)
+
+
+class Up(nn.Module):
+    def __init__(self, inputs, outputs, bilinear):
+        super().__init__()
+        if bilinear:
+            self.up = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
+            self.conv = DoubleConv(inputs, outputs, inputs // 2)
+        else:
+            self.up = nn.ConvTranspose2d(inputs, inputs // 2, 2, 2)
+            self.conv = DoubleConv(inputs, outputs)
+
+    def forward(self, x, beside):
+        return self.conv(torch.cat([beside, self.up(x)], 1))
+
+
+class OutConv(nn.Module):
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+class UNet(nn.Module):
+    """Of depth 4, as published there, with ``w`` for its 64."""
+
+    def __init__(self, in_channels, num_classes, w=64, bilinear=False):
+        super().__init__()
+        factor = 2 if bilinear else 1
+        self.inc = DoubleConv(in_channels, w)
+        self.down1, self.down2 = Down(w, 2 * w), Down(2 * w, 4 * w)
+        self.down3, self.down4 = Down(4 * w, 8 * w), Down(8 * w, 16 * w // factor)
+        self.up1 = Up(16 * w, 8 * w // factor, bilinear)
+        self.up2 = Up(8 * w, 4 * w // factor, bilinear)
+        self.up3 = Up(4 * w, 2 * w // factor, bilinear)
+        self.up4 = Up(2 * w, w, bilinear)
+        self.outc = OutConv(w, num_classes)
+
+    def forward(self, x):
+        ways = [self.inc(x)]
+        for down in (self.down1, self.down2, self.down3, self.down4):
+            ways.append(down(ways[-1]))
+        x = ways.pop()
+        for up in (self.up1, self.up2, self.up3, self.up4):
+            x = up(x, ways.pop())
+        return self.outc(x)

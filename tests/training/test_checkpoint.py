@@ -812,3 +812,30 @@ def test_a_disk_that_is_full_stops_training_and_no_more(tmp_path, monkeypatch):
     assert resumed(tmp_path).steps_done == 4
     trainer.train()
     assert outcome(trainer) == outcome(whole)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("epochs", EPOCHS + 4),
+        ("checkpoint_every", 2),
+        ("keep", 1),
+        ("compile_step", True),
+        ("verbose", True),
+        ("schedule", StepLR(3, 0.5)),
+    ],
+)
+def test_options_that_resume_takes(tmp_path, option, value):
+    """Each one replaces the checkpoint's, and no other one."""
+    stopped(tmp_path, 3, keep=5)
+    plain, changed = resumed(tmp_path), resumed(tmp_path, **{option: value})
+    assert getattr(plain, option) != value
+    assert getattr(changed, option) == value
+    for other in ("epochs", "checkpoint_every", "keep", "compile_step", "verbose", "precision"):
+        assert other == option or getattr(changed, other) == getattr(plain, other)
+
+
+def test_keep_holds_in_a_training_that_is_resumed(tmp_path):
+    stopped(tmp_path, 3, keep=5)
+    resumed(tmp_path, checkpoint_every=1, keep=2).train()
+    assert len([name for name in names(tmp_path) if name.startswith("checkpoint-")]) == 2

@@ -267,11 +267,11 @@ def test_of_a_large_set_spread_images_are_looked_at(backend, monkeypatch):
     monkeypatch.setattr(feed, "_CHUNK", 333)
     assert feed.fingerprint(backend.array(images), backend.array(labels)) == whole
     assert feed.fingerprint(images, labels) == whole
-    monkeypatch.setattr(feed, "_LOOKED_AT", 10 * 160)
-    spread = feed.fingerprint(backend.array(images), backend.array(labels))["images"]
-    for place, seen in ((0, True), (90, True), (95, False)):
-        other = images.copy()
-        other[place] += 1
-        assert (
-            feed.fingerprint(backend.array(other), backend.array(labels))["images"] != spread
-        ) is seen
+    for limit, places in ((1600, {0: True, 90: True, 95: False}), (1599, {90: False, 99: True})):
+        monkeypatch.setattr(feed, "_LOOKED_AT", limit)  # ten images of 160 bytes; one byte less
+        spread = feed.fingerprint(backend.array(images), backend.array(labels))["images"]
+        for place, seen in places.items():
+            other = images.copy()
+            other[place] += 1
+            found = feed.fingerprint(backend.array(other), backend.array(labels))["images"]
+            assert (found != spread) is seen

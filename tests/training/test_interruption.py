@@ -212,3 +212,21 @@ def test_what_does_not_wait_leaves_whole_steps(tmp_path, where, options):
             0,
         ]
     assert outcome(again) == outcome(trainer)
+
+
+@pytest.mark.parametrize("step", [4, STEPS + 5])
+def test_a_checkpoint_after_an_interrupted_epoch(tmp_path, step):
+    """Losses of the epoch that begins anew are in no file: the file goes on as the Trainer does."""
+
+    def act():
+        raise KeyError("an error in the middle of an epoch")
+
+    trainer = interrupting(step, act, checkpoint_dir=tmp_path / "own", checkpoint_every=2)
+    with pytest.raises(KeyError):
+        trainer.train()
+    assert len(trainer.train_loss_list) > trainer.steps_done  # those that were read before it
+    again = resumed(trainer.checkpoint(tmp_path / "one"), checkpoint_dir=tmp_path / "again")
+    assert again.steps_done == len(again.train_loss_list) == (step - 1) // STEPS * STEPS
+    for each in (trainer, again):
+        each.train()
+    assert outcome(again) == outcome(trainer)

@@ -351,6 +351,10 @@ def test_evaluation_that_would_end_on_one_image(backend):
     np.testing.assert_allclose(
         logits[248:252], run.backend.to_host(net.predict(x[248:252])), rtol=1e-9, atol=1e-12
     )
+    for size, begin in ((2, 2), (3, 3), (4, 0)):  # where the last images of 5 begin
+        end = run.backend.to_host(net.predict(x[:5], batch_size=size))[begin:]
+        expected = run.backend.to_host(net.predict(x[begin:5]))
+        np.testing.assert_allclose(end, expected, rtol=1e-9, atol=1e-12)
     with pytest.raises(ShapeError, match="one value has no variance"):
         net.predict(x[:1])
     with pytest.raises(ShapeError, match="one value has no variance"):

@@ -22,4 +22,5 @@ from portacnn.onnx.layers import join as join
 from portacnn.onnx.layers import linear as linear
 from portacnn.onnx.layers import norm as norm
 from portacnn.onnx.layers import pool as pool
+from portacnn.onnx.layers import resize as resize
 from portacnn.onnx.layers import shape as shape

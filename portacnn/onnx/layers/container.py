@@ -7,6 +7,7 @@ from portacnn import layers as L
 from portacnn.layers.graph import INPUT
 from portacnn.models.graph_model import GraphModel
 from portacnn.models.model import Model
+from portacnn.models.unet import UNet
 from portacnn.onnx.builder import GraphBuilder, emitter
 
 
@@ -44,6 +45,6 @@ def write_graph(graph: GraphBuilder, layer: Any, x: str) -> str:
     return values[layer.nodes[-1].name]
 
 
-@emitter(GraphModel)
+@emitter(GraphModel, UNet)
 def write_graph_model(graph: GraphBuilder, layer: Any, x: str) -> str:
     return graph.layer(layer.children["graph"], x)

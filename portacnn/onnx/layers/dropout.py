@@ -28,7 +28,7 @@ def read_dropout(at: Importer, op: Operation) -> Value:
     return at.add(op, L.Dropout(0.5 if ratio is None else ratio), at.value(op))
 
 
-@emitter(L.Dropout1d, L.Dropout2d, L.Dropout3d)
+@emitter(L.Dropout1d, L.Dropout2d, L.Dropout3d, L.StochasticDepth)
 def write_channel_dropout(graph: GraphBuilder, layer: Any, x: str) -> str:
-    """ONNX has none of whole channels."""
+    """ONNX has none of whole channels or samples."""
     return x

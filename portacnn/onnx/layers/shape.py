@@ -178,6 +178,16 @@ def write_slice(graph: GraphBuilder, layer: Any, x: str) -> str:
     return graph.add("Slice", [x, *(graph.constant(list(row), dtype="int64") for row in numbers)])
 
 
+@emitter(L.Crop, L.CenterCrop)
+def write_crop(graph: GraphBuilder, layer: Any, x: str) -> str:
+    cells = layer.kept_of(layer.input_shape[1:])
+    numbers = ([part.start for part in cells], [part.stop for part in cells])
+    axes = list(range(2, len(cells) + 2))
+    return graph.add(
+        "Slice", [x, *(graph.constant(list(row), dtype="int64") for row in (*numbers, axes))]
+    )
+
+
 @operator("Slice")
 def read_slice(at: Importer, op: Operation) -> Any:
     found = at.given(op, 0)

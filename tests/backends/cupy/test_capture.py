@@ -636,7 +636,7 @@ def test_a_network_that_finds_no_room_goes_on_with_smaller_batches():
     with pytest.raises(
         OutOfMemoryError,
         match=r"step of 4000 images \([\d]+ bytes requested, "
-        r"[\d]+ held\)",
+        r"[\d]+ in use\)",
     ):
         large.train()
     assert bits(run.model) == before

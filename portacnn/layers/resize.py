@@ -1,0 +1,119 @@
+"""Layers that give images another size: interpolation, and channels that become pixels.
+
+Notation: C channels, H/W input, S/OUT the spatial axes in/out, r a factor.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from portacnn import ops
+from portacnn.arguments import whole
+from portacnn.errors import PortacnnError, ShapeError
+from portacnn.layers.base import Layer, Shape
+from portacnn.layers.limits import count_taps
+from portacnn.ops.pixel_shuffle import check_shuffle, check_unshuffle
+from portacnn.ops.resize import axes_of, check_interpolation
+from portacnn.runtime import Array
+
+__all__ = ["PixelShuffle", "PixelUnshuffle", "Upsample"]
+
+
+class Upsample(Layer):
+    """Images of another size, larger or smaller: x (N, C, *S) -> y (N, C, *OUT), as
+    torch.nn.Upsample.
+
+        Upsample(scale_factor=2, mode="bilinear")  # (C, H, W) -> (C, 2H, 2W)
+
+    Args:
+        size, scale_factor, mode, align_corners: as for ``portacnn.ops.interpolate``.
+
+    Raises:
+        ArgumentError: as ``portacnn.ops.interpolate``.
+        ShapeError: when the network is built: a mode for another number of axes; no cell left.
+    """
+
+    def __init__(
+        self,
+        size: int | Sequence[int] | None = None,
+        scale_factor: float | Sequence[float] | None = None,
+        mode: str = "nearest",
+        align_corners: bool = False,
+    ) -> None:
+        try:
+            check_interpolation(size, scale_factor, mode, align_corners)
+        except PortacnnError as error:
+            raise error.at(type(self).__name__)
+        self.size, self.scale_factor = size, scale_factor
+        self.mode, self.align_corners = mode, bool(align_corners)
+
+    def infer(self, shape: Shape) -> Shape:
+        if not 2 <= len(shape) <= 4:
+            raise ShapeError(f"expected samples (C, *S) of one to three spatial axes, got {shape}")
+        axes = axes_of(shape[1:], self.size, self.scale_factor, self.mode)
+        out = tuple(m for _, m, _ in axes)
+        count_taps((sum(out),))  # an output may be a slice by itself
+        return (shape[0], *out)
+
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
+        return ops.interpolate(
+            x, self.size, self.scale_factor, self.mode, self.align_corners, keep=keep
+        )
+
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
+        return ops.interpolate_backward(dy, cache)
+
+
+class PixelShuffle(Layer):
+    """Channels as pixels: x (N, C*r*r, H, W) -> y (N, C, H*r, W*r), as torch.nn.PixelShuffle (Shi
+    et al., 2016).
+
+        Sequential(Conv2d(64, 3 * 4, 3, padding=1), PixelShuffle(2))  # twice the size
+
+    Args:
+        upscale_factor: r.
+
+    Raises:
+        ShapeError: when the network is built: C*r*r is no multiple of r*r.
+    """
+
+    def __init__(self, upscale_factor: int) -> None:
+        self.upscale_factor = _factor(self, "upscale_factor", upscale_factor)
+
+    def infer(self, shape: Shape) -> Shape:
+        return check_shuffle(shape, self.upscale_factor)
+
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
+        return ops.pixel_shuffle(x, self.upscale_factor, keep=keep)
+
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
+        return ops.pixel_shuffle_backward(dy, cache)
+
+
+class PixelUnshuffle(Layer):
+    """Pixels as channels: x (N, C, H*r, W*r) -> y (N, C*r*r, H, W), as torch.nn.PixelUnshuffle.
+
+    Args:
+        downscale_factor: r.
+
+    Raises:
+        ShapeError: when the network is built: H or W is no multiple of r.
+    """
+
+    def __init__(self, downscale_factor: int) -> None:
+        self.downscale_factor = _factor(self, "downscale_factor", downscale_factor)
+
+    def infer(self, shape: Shape) -> Shape:
+        return check_unshuffle(shape, self.downscale_factor)
+
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
+        return ops.pixel_unshuffle(x, self.downscale_factor, keep=keep)
+
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
+        return ops.pixel_unshuffle_backward(dy, cache)
+
+
+def _factor(layer: Layer, name: str, value: int) -> int:
+    try:
+        return whole(name, value, 1)
+    except PortacnnError as error:
+        raise error.at(type(layer).__name__)
