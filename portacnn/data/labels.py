@@ -16,22 +16,22 @@ def class_indices(labels: HostArray, count: int, classes: int, what: str = "labe
         labels: integers (N,) or one-hot (N, classes).
         count: N, the number of samples.
         classes: the number of classes.
-        what: the argument's name, for the message.
+        what: the argument's name, for the message; "" for a caller that adds it.
 
     Raises:
         LabelError: if length or shape are wrong, a label is outside 0..classes-1, a row is not
             one-hot, or labels are not whole numbers.
     """
-    labels = np.asarray(labels)
+    labels, prefix = np.asarray(labels), f"{what}: " if what else ""
     if labels.ndim not in (1, 2) or labels.shape[0] != count:
         raise LabelError(
-            f"{what}: expected {count} labels, (N,) or one-hot (N, {classes}), got "
+            f"{prefix}expected {count} labels, (N,) or one-hot (N, {classes}), got "
             f"shape {labels.shape}"
         )
     if labels.ndim == 2:
         if labels.shape[1] != classes:
             raise LabelError(
-                f"{what}: one-hot labels must have {classes} columns, the network's outputs, got "
+                f"{prefix}one-hot labels must have {classes} columns, the network's outputs, got "
                 f"{labels.shape[1]}"
             )
         rows = (np.count_nonzero(labels == 1, axis=1) == 1) & (
@@ -39,16 +39,16 @@ def class_indices(labels: HostArray, count: int, classes: int, what: str = "labe
         )
         if not rows.all():
             raise LabelError(
-                f"{what}: row {int(np.argmin(rows))} is not one-hot: {labels[int(np.argmin(rows))]}"
+                f"{prefix}row {int(np.argmin(rows))} is not one-hot: {labels[int(np.argmin(rows))]}"
             )
         return labels.argmax(axis=1)
     if labels.dtype.kind not in "iu":
-        raise LabelError(f"{what}: expected whole numbers 0..{classes - 1}, got {labels.dtype}")
+        raise LabelError(f"{prefix}expected whole numbers 0..{classes - 1}, got {labels.dtype}")
     wrong = (labels < 0) | (labels >= classes)
     if wrong.any():
         at = int(np.argmax(wrong))
         raise LabelError(
-            f"{what}: label {labels[at]} at index {at} is outside 0..{classes - 1}; the network "
+            f"{prefix}label {labels[at]} at index {at} is outside 0..{classes - 1}; the network "
             f"has {classes} outputs"
         )
     return labels.astype(np.int64)

@@ -133,7 +133,7 @@ def _refuse_row(targets: HostArray, good: HostArray, loss: str, soft: bool) -> N
 def _indices(targets: HostArray, classes: int, ignore_index: int | None) -> HostArray:
     """Whole numbers in 0..classes-1, or ``ignore_index``."""
     if ignore_index is None and targets.ndim == 1:
-        return class_indices(targets, len(targets), classes, "targets")
+        return class_indices(targets, len(targets), classes, "")
     wrong = (targets < 0) | (targets >= classes)
     if ignore_index is not None:
         wrong &= targets != ignore_index

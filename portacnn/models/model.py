@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self, TypeVar
 from portacnn import losses, ops
 from portacnn.arguments import answering_keywords, whole
 from portacnn.data.labels import class_indices
-from portacnn.data.targets import sample_weights
+from portacnn.data.targets import on_host, sample_weights
 from portacnn.errors import (
     ArgumentError,
     ArrayError,
@@ -386,13 +386,14 @@ class Model(Sequential):
         Raises:
             LabelError, ArrayError: if they do not fit the images or the network.
         """
-        t = self.received_targets(t, what)
-        host = backend_of(t).to_host(t)
+        host = on_host(self.received_targets(t, what))
         return self.home.asarray(class_indices(host, count, self.classes, what))
 
     def received_targets(self, t: Array, what: str = "targets") -> Array:
-        """Return targets of a library that has a backend as they are, and others as ``received``
-        does. Raises ArrayError."""
+        """Return lists, and targets of a library that has a backend, as they are, and others as
+        ``received`` does. Raises ArrayError."""
+        if not hasattr(t, "shape") and not hasattr(t, "__dlpack__"):
+            return t
         try:
             backend_of(t)
         except ArrayError:
@@ -502,8 +503,7 @@ class Model(Sequential):
         if (count := _count(x)) == 0:
             raise ArgumentError("evaluation needs at least one image, got none", self.where)
         self.kept_as(x)
-        if hasattr(t, "shape") or hasattr(t, "__dlpack__"):
-            t = self.received_targets(t)
+        t = self.received_targets(t)
         size, shape = tuple(x.shape[1:]), self.output_shape
         if size != self.input_shape:
             shape = outline(self).plan(size)

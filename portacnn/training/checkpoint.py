@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from portacnn.arguments import plain, whole
+from portacnn.arguments import fraction, plain, whole
 from portacnn.errors import ArgumentError, BackendError, ModelFormatError
 from portacnn.files import load_tensors, within
 from portacnn.layers.state import check_state
@@ -224,7 +224,8 @@ class Checkpoint:
         described = self.header.get(what)
         if isinstance(described, dict) and "not saved" in described:
             raise ArgumentError(
-                f"{self.path} was made with {what} that a file cannot hold "
+                f"{self.path} was made with {'a ' if what != 'metrics' else ''}{what} that a file "
+                "cannot hold "
                 f"({described['not saved']}); pass it again: resume(..., {what}=...)"
             )
         return self._said(lambda: rebuild(described))
@@ -234,11 +235,12 @@ class Checkpoint:
 
         def make() -> dict[str, Any]:
             options = {name: self.header["options"][name] for name in _OPTIONS}
-            stopping = self.header["early_stopping"]
+            stopping, split = self.header["early_stopping"], options["validation_split"]
             optimizer: Optimizer = rebuild_optimizer(self.header["optimizer"])
             return {
                 **options,
                 "seed": _seed("seed", options["seed"]),
+                "validation_split": None if split is None else fraction("validation_split", split),
                 "optimizer": optimizer,
                 "early_stopping": None if stopping is None else EarlyStopping(**stopping),
             }

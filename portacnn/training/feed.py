@@ -133,8 +133,7 @@ def take_samples(
     if x.ndim == 0 or x.shape[0] == 0:
         raise ArgumentError(f"x_{what} must have at least one image, got shape {tuple(x.shape)}")
     dtype, count = model.kept_as(x), x.shape[0]
-    if hasattr(t, "__dlpack__") or hasattr(t, "shape"):
-        t = model.received_targets(t, f"t_{what}")
+    t = model.received_targets(t, f"t_{what}")
     targets = loss.check_targets(
         t, model.output_shape, count=count, dtype=model.dtype, what=f"t_{what}"
     )

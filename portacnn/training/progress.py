@@ -46,15 +46,21 @@ class Progress:
         self._draw("set_postfix", {name: f"{value:.4f}" for name, value in figures.items()})
 
     def epoch(self, epoch: int, figures: Mapping[str, Any]) -> None:
-        """Show the figures of a finished epoch: loss and metrics that are numbers."""
+        """Show the figures of a finished epoch: the training loss and all metrics that are numbers,
+        or both losses if there are no metrics."""
         if not self.shown:
             return
         self._draw("clear")
-        shown = (
-            f"{name.removeprefix('train_') if name == 'train_loss' else name.replace('_', ' ')} "
-            f"{value:.4f}"
+        numbers = {
+            name: value
             for name, value in figures.items()
             if name.startswith(("train_", "test_")) and isinstance(value, float)
+        }
+        if len(numbers) > 2:
+            numbers.pop("test_loss", None)
+        shown = (
+            f"{'loss' if name == 'train_loss' else name.replace('_', ' ')} {value:.4f}"
+            for name, value in numbers.items()
         )
         say(f"epoch {epoch}: {', '.join(shown)}")
         self._draw("refresh")

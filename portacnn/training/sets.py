@@ -3,8 +3,6 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
 from portacnn.errors import ArgumentError
 from portacnn.losses import Loss
 from portacnn.models import Model
@@ -95,7 +93,7 @@ def _split(samples: Samples, share: float, seed: int) -> tuple[Samples, Samples]
             f"and {samples.count - count} to train on; both need at least one"
         )
     order = permutation(seed, _SPLIT, samples.count)
-    chosen = (np.sort(order[count:]), np.sort(order[:count]))
+    chosen = (sorted(order[count:].tolist()), sorted(order[:count].tolist()))
     train, test = (
         Samples(*(_taken(array, places) for array in (samples.images, *samples.parts)))
         for places in chosen
@@ -103,6 +101,7 @@ def _split(samples: Samples, share: float, seed: int) -> tuple[Samples, Samples]
     return train, test
 
 
-def _taken(array: Array, places: np.ndarray) -> Array:
+def _taken(array: Array, places: list[int]) -> Array:
     home = backend_of(array)
-    return home.contiguous(home.xp.take(array, home.asarray(places), axis=0))
+    indices = home.xp.asarray(places, dtype=home.xp.int64, device=array.device)
+    return home.contiguous(home.xp.take(array, indices, axis=0))

@@ -368,6 +368,11 @@ class Trainer:
         if loss is None:
             loss = saved.loss()
         arguments["metrics"] = saved.metrics() if metrics is None else metrics
+        if x_test is not None and arguments["validation_split"] is not None:
+            raise ArgumentError(
+                f"the data differ from those of {file}: its test set was split off the training "
+                "set (validation_split); leave x_test and t_test out"
+            )
         sets = Sets.take(
             model,
             losses.named(loss),

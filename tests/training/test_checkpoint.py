@@ -254,29 +254,15 @@ def test_every_option(tmp_path, options):
         assert outcome(once) == outcome(twice)
         return
     again, whole = check(tmp_path, **options)
-    for name in (*options, "seed", "epochs", "batch_size"):
+    for name in {*options, "loss", "seed", "epochs", "batch_size"} - {"label_smoothing"}:
         assert getattr(again, name) == getattr(whole, name)
 
 
-def test_a_checkpoint_from_before_there_was_drop_last(tmp_path):
+def test_a_checkpoint_of_an_older_format_is_refused_in_one_sentence(tmp_path):
     path = stopped(tmp_path, 3).last_checkpoint
-
-    def older(header):
-        del header["options"]["drop_last"]
-
-    rewrite(path, older)
-    assert resumed(path).drop_last is False
-
-
-def test_a_checkpoint_of_format_1_that_says_mini_batch_size(tmp_path):
-    path = stopped(tmp_path, 3).last_checkpoint
-
-    def older(header):
-        header["checkpoint"] = 1
-        header["options"]["mini_batch_size"] = header["options"].pop("batch_size")
-
-    rewrite(path, older)
-    assert resumed(path).batch_size == SIZE
+    rewrite(path, lambda header: header.update(checkpoint=2))
+    with pytest.raises(ModelFormatError, match=r"format 2[^.]* reads 3$|format 2.*reads.*3"):
+        resumed(path)
 
 
 @pytest.mark.parametrize("monitor", ["accuracy", "loss"])
@@ -399,7 +385,7 @@ def test_where_it_was_is_not_here(tmp_path):
     rewrite(path, lambda header: header.update(place="array_api_strict:device9"))
     with pytest.raises(
         BackendError,
-        match=r"training was on array_api_strict:device9; .* Or give "
+        match=r"training was on array_api_strict:device9; .* Or choose "
         r"another device: resume",
     ):
         resumed(path)
@@ -755,16 +741,19 @@ def test_it_is_a_safetensors_file_that_others_can_read(tmp_path):
 
     trainer = stopped(tmp_path, 9, early_stopping=2)
     tensors = load_file(trainer.last_checkpoint)
-    assert tensors["history.train_loss_list"].tolist() == trainer.train_loss_list
+    assert tensors["steps.loss"].tolist() == trainer.train_loss_list
+    assert tensors["history.test_accuracy"].tolist() == trainer.test_acc_list
     np.testing.assert_array_equal(
         tensors["model.fc.weight"], trainer.model.state_dict()["fc.weight"]
     )
-    assert {name.split(".")[0] for name in tensors} == {"model", "optimizer", "best", "history"}
+    assert {name.split(".")[0] for name in tensors} == {
+        *("model", "optimizer", "best", "history", "steps")
+    }
 
 
 def test_a_model_is_no_checkpoint(tmp_path):
     small_net().save(tmp_path / "net")
-    with pytest.raises(ModelFormatError, match="net: is no checkpoint"):
+    with pytest.raises(ModelFormatError, match="net: it is not a checkpoint"):
         resumed(tmp_path / "net")
 
 
@@ -774,14 +763,17 @@ def test_options_come_back():
 
     from portacnn.training.checkpoint import _OPTIONS
 
-    apart = {"self", "model", "x_train", "t_train", "x_test", "t_test"}
-    described = {"optimizer", "optimizer_param", "schedule", "early_stopping", "checkpoint_dir"}
+    apart = {"self", "model", "x_train", "t_train", "x_test", "t_test", "sample_weight"}
+    described = {"optimizer", "optimizer_param", "lr", "schedule", "early_stopping"}
+    described |= {"checkpoint_dir", "loss", "class_weight", "label_smoothing", "metrics"}
+    apart |= {"mini_batch_size"}  # another name of batch_size
     assert set(signature(Trainer.__init__).parameters) == {*_OPTIONS, *apart, *described}
     assert {field.name for field in dataclasses.fields(EarlyStopping)} == {
         "patience",
         "monitor",
         "min_delta",
         "restore_best",
+        "better",
     }
     assert all(kind in Optimizer.known.values() for kind in (SGD, Adam, AdamW))
 

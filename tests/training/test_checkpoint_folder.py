@@ -263,15 +263,17 @@ def test_of_a_large_set_spread_images_are_looked_at(backend, monkeypatch):
     from portacnn.training import feed
 
     images, labels = np.arange(4000, dtype="float32").reshape(100, 1, 5, 8), np.arange(100)
-    whole = feed.fingerprint(backend.array(images), backend.array(labels))
+
+    def printed(x, array=backend.array):
+        return feed.fingerprint(feed.Samples(array(x), array(labels)))
+
+    whole = printed(images)
     monkeypatch.setattr(feed, "_CHUNK", 333)
-    assert feed.fingerprint(backend.array(images), backend.array(labels)) == whole
-    assert feed.fingerprint(images, labels) == whole
+    assert printed(images) == printed(images, np.asarray) == whole
     for limit, places in ((1600, {0: True, 90: True, 95: False}), (1599, {90: False, 99: True})):
         monkeypatch.setattr(feed, "_LOOKED_AT", limit)  # ten images of 160 bytes; one byte less
-        spread = feed.fingerprint(backend.array(images), backend.array(labels))["images"]
+        spread = printed(images)["images"]
         for place, seen in places.items():
             other = images.copy()
             other[place] += 1
-            found = feed.fingerprint(backend.array(other), backend.array(labels))["images"]
-            assert (found != spread) is seen
+            assert (printed(other)["images"] != spread) is seen

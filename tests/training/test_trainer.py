@@ -391,9 +391,10 @@ def test_losses_are_read_at_intervals_only(backend, monkeypatch):
     run = trainer(small_net(backend.device), train=24, mini_batch_size=2, epochs=1)
     monkeypatch.setattr(kind, "to_host", to_host)
     evaluate = run._evaluate
-    run._evaluate = lambda x, t: events.append("evaluate") or evaluate(x, t)
+    run._evaluate = lambda *given: events.append("evaluate") or evaluate(*given)
     run.train()
-    assert events == [(5, 2), (5, 2), (2, 2), "evaluate", (), "evaluate", ()]
+    # the counts of right predictions, and the losses of the test set's batches
+    assert events == [(5, 2), (5, 2), (2, 2), "evaluate", (2,), "evaluate", (1,), (2,)]
     assert len(run.train_loss_list) == 12
 
 
@@ -632,16 +633,21 @@ def bad_pixel(value):
             None,
             np.zeros(49, int),
             LabelError,
-            "t_{}: expected 50 labels, (N,) or one-hot (N, 4), got shape (49,)",
+            "t_{}: expected a target for each of 50 samples, got shape (49,)",
         ),
         (
             None,
             np.zeros((50, 5)),
             LabelError,
-            "t_{}: one-hot labels must have 4 columns, the network's outputs, got 5",
+            "or shares of classes (50, 4) for outputs of (4,), got shape (50, 5)",
         ),
-        (None, np.zeros((50, 4)), LabelError, "t_{}: row 0 is not one-hot"),
-        (None, np.zeros(50), LabelError, "t_{}: expected whole numbers 0..3, got float64"),
+        (None, np.zeros((50, 4)), LabelError, "t_{}: CrossEntropy: row 0 is not one-hot"),
+        (
+            None,
+            np.zeros(50),
+            LabelError,
+            "t_{}: CrossEntropy expects whole numbers 0..3, got float64",
+        ),
     ],
 )
 def test_bad_data(backend, which, x, t, error, message):

@@ -480,14 +480,12 @@ class Scripted(Trainer):
 
     figures = (0.3, 0.6, 0.5, 0.6, 0.4, 0.9)
 
-    def _evaluate(self, x, t):
-        if x is self.x_train:
-            return 0.0
+    def _evaluate(self, samples, loss):
+        if loss is None:
+            return {"accuracy": 0.0}
         self.seen = [*getattr(self, "seen", []), weights(self.model)]
-        return self.figures[len(self.test_acc_list)]
-
-    def _test_loss(self):
-        return 1.0 - self.figures[len(self.test_loss_list)]
+        figure = self.figures[len(self.test_acc_list)]
+        return {"accuracy": figure, "loss": 1.0 - figure}
 
 
 @pytest.mark.parametrize("monitor", ["accuracy", "loss"])
@@ -499,9 +497,7 @@ def test_it_stops_and_restores(monitor, restore):
     assert run.stopped_early
     assert run.epoch == len(run.test_acc_list) == 5
     assert len(run.train_loss_list) == 15
-    assert run.test_loss_list == (
-        [] if monitor == "accuracy" else [1.0 - figure for figure in Scripted.figures[:5]]
-    )
+    assert run.test_loss_list == [1.0 - figure for figure in Scripted.figures[:5]]
     same(weights(run.model), run.seen[1 if restore else 4])
     run.train()  # it is over
     assert run.epoch == 5
@@ -642,10 +638,19 @@ def test_numbers_without_a_meaning(changes, message):
     same(weights(model), before)
 
 
-@pytest.mark.parametrize("arguments", [{"patience": 0}, {"monitor": "acc"}, {"min_delta": -0.1}])
+@pytest.mark.parametrize("arguments", [{"patience": 0}, {"monitor": 3}, {"min_delta": -0.1}])
 def test_early_stopping_without_a_meaning(arguments):
     with pytest.raises(ArgumentError, match=next(iter(arguments))):
         EarlyStopping(**arguments)
+
+
+def test_early_stopping_watches_a_figure_that_there_is():
+    with pytest.raises(ArgumentError, match=r"'acc', but the figures are loss, accuracy; add it"):
+        trainer(early_stopping=EarlyStopping(monitor="acc"))
+    assert trainer(early_stopping=2).early_stopping.monitor == "accuracy"
+    run = trainer(early_stopping=EarlyStopping(monitor="test_f1"), metrics=["f1"])
+    assert (run.early_stopping.monitor, run.early_stopping.better) == ("f1", "higher")
+    assert trainer(early_stopping=2, metrics=["f1"]).early_stopping.better == "lower"
 
 
 # --- from the command line ------------------------------------------------------------------------
