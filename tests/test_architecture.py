@@ -58,7 +58,7 @@ ROWS = [
     {"files"},
     {"ops"},
     {"seeds", "init"},
-    {"flat"},
+    {"flat", "selection"},
     {"runtime"},
     {"device_runtime", "arguments", "console", "errors", "cache", "file_kinds", "text"},
 ]

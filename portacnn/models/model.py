@@ -19,13 +19,16 @@ from portacnn.errors import (
     NotFiniteError,
     PortacnnError,
     ShapeError,
+    StateError,
 )
 from portacnn.files import load_tensors, save_tensors, within
 from portacnn.gradient_check import numerical_gradient
 from portacnn.layers import Layer, Sequential, gradients_of
 from portacnn.layers.base import Shape
 from portacnn.layers.building import building_from
+from portacnn.layers.freezing import frozen_paths, restore
 from portacnn.layers.limits import limited
+from portacnn.layers.passes import output_of, without_dx
 from portacnn.layers.running import run
 from portacnn.layers.state import Mismatch
 from portacnn.losses import Loss
@@ -362,16 +365,62 @@ class Model(Sequential):
             except ArgumentError as error:
                 raise error.at(self.where)
         x = self.received(x)
-        count = _count(x)
         most = self._own_batch_size()
-        size = most if batch_size is None else batch_size
-        hold = min(size, count) <= most
+        hold = min(batch_size or most, _count(x)) <= most
+        for i, j, images in self._in_batches(x, batch_size):
+            yield i, j, self._inference.run(self, images, self._batch, hold)
+
+    def _in_batches(self, x: Array, batch_size: int | None) -> Iterator[tuple[int, int, Array]]:
+        """Yield the batches of ``predict``: first, last (exclusive) and images. At least one."""
+        count, size = _count(x), batch_size or self._own_batch_size()
         ends = [*range(size, count, size), count]
         if len(ends) > 1 and size >= self._least > count - ends[-2]:
             del ends[-2]
         for i, j in zip((0, *ends[:-1]), ends, strict=True):
-            images = x if j - i == count else x[i:j, ...]
-            yield i, j, self._inference.run(self, images, self._batch, hold)
+            yield i, j, x if j - i == count else x[i:j, ...]
+
+    @_at_home
+    def features(self, x: Array, path: str, batch_size: int | None = None) -> Array:
+        """Return the output of a layer of this model for images x, (N, *output_shape of the layer),
+        on the model's device: embeddings of images, for search or another classifier.
+
+        Layers after it do not run. A batch's values may differ in the last bits from those within
+        ``predict``, which runs several layers as one.
+
+            >>> import numpy as np, portacnn
+            >>> net = portacnn.SimpleConvNet((1, 8, 8), {"filter_size": 3}, device="cpu", seed=0)
+            >>> net.features(np.zeros((2, 1, 8, 8), "float32"), "fc1").shape
+            (2, 100)
+
+        Args:
+            x, batch_size: see ``predict``.
+            path: of the layer, as in ``summary``: "layer4", "layer1.0.conv1". Of a layer in several
+                places it may be any of their paths.
+
+        Raises:
+            ArgumentError: there is no layer at this path, or as for ``predict``.
+            StateError: the network does not run the layer as a layer of its own.
+        """
+        if batch_size is not None:
+            try:
+                batch_size = whole("batch_size", batch_size, 1)
+            except ArgumentError as error:
+                raise error.at(self.where)
+        x = self.received(x)
+        layer = self.layer_at(path)
+        paths = [place.path for place in layer.places]
+        place = paths.index(path) if path in paths else 0
+        self._own_batch_size()
+        parts = []
+        for _, _, images in self._in_batches(x, batch_size):
+            y = output_of(self, layer, place, self._batch(images))
+            if y is None:
+                raise StateError(
+                    "its output cannot be seen: the layer around it does not run it as a layer",
+                    layer.where,
+                )
+            parts.append(y)
+        return parts[0] if len(parts) == 1 else self.home.xp.concat(parts, axis=0)
 
     def release_memory(self) -> None:
         """Release the memory that ``predict``, ``loss`` and ``accuracy`` keep for their next call.
@@ -480,7 +529,8 @@ class Model(Sequential):
         x = self.received(x)
         self.kept_as(x)
         labels = self.labels(t, x.shape[0])
-        logits, kept = run(self, self._batch(x), False, True)
+        with without_dx(self):
+            logits, kept = run(self, self._batch(x), False, True)
         _, cache = ops.softmax_cross_entropy(logits, labels)
         with gradients_of(self) as gradients:
             self.backward(ops.softmax_cross_entropy_backward(1.0, cache), kept, need_dx=False)
@@ -558,6 +608,8 @@ class Model(Sequential):
             header["tied"] = tied
         if self._preprocess is not None:
             header["preprocess"] = self._preprocess.description()
+        if frozen := frozen_paths(self):
+            header["frozen"] = frozen
         return header
 
     def load_weights(self, path: str | os.PathLike[str], strict: bool = True) -> Mismatch:
@@ -640,6 +692,7 @@ class Model(Sequential):
                         header["input_shape"], device=backend, dtype=header["dtype"], seed=seed
                     )
             model.preprocess = rebuild_preprocess(header.get("preprocess"))
+            restore(model, header.get("frozen", []))
         except ModelFormatError as error:
             raise ModelFormatError(str(error), where) from error.__cause__
         except NONSENSE as error:

@@ -43,6 +43,8 @@ from portacnn.errors import (
 )
 from portacnn.files import make_folder, save_tensors
 from portacnn.layers import at_step, one_backward_pass
+from portacnn.layers.freezing import learns
+from portacnn.layers.passes import without_dx
 from portacnn.layers.running import run
 from portacnn.losses import Loss
 from portacnn.metrics import Metric, metrics_for
@@ -221,6 +223,8 @@ class Trainer:
         self.model = model
         self.backend: Backend = model.home
         self._revision = model.revision
+        self._freezes = -1  # of the network, when the step was prepared
+        _check_trainable(model)
         self.epochs = whole("epochs", epochs, 0)
         self.batch_size = whole(
             "batch_size", either(100, batch_size=batch_size, mini_batch_size=mini_batch_size), 1
@@ -769,6 +773,10 @@ class Trainer:
                 "the model was built again or changed by replace after the Trainer was made, so "
                 "the optimizer's state does not match it; make a new Trainer"
             )
+        network = self.model.belongs_to
+        if network is not None and network.freezes != self._freezes:
+            _check_trainable(self.model)
+            self._freezes, self._step = network.freezes, None
 
     def _whole_step(self, *batch_and_state: Any) -> tuple[Array, Array]:
         """Run a step from a batch as the feed returns it.
@@ -859,7 +867,8 @@ class Trainer:
     def _part_gradients(self, x: Array, t: Array, weight: Array | None, whole: Any) -> Array:
         """Run forward and backward for a part of a batch. Return its share of the batch's loss, in
         new memory."""
-        y, kept = run(self.model, pack(x), True, True)
+        with without_dx(self.model):
+            y, kept = run(self.model, pack(x), True, True)
         share, cache = self.loss.forward_part(y, t, weight, whole)
         self.model.backward(self.loss.backward_part(cache), kept, need_dx=False)
         return share
@@ -1006,6 +1015,16 @@ def _weighted(loss: Loss, class_weight: Any, t: Any, model: Model) -> Loss:
         )
     checked = loss.check_targets(t, model.output_shape, what="t_train")
     return replace(loss, weight=class_weights(class_weight, checked, model.output_shape[0]))
+
+
+def _check_trainable(model: Model) -> None:
+    """Raise StateError if the model has parameters and all of them are frozen."""
+    if model.named_parameters() and not learns(model):
+        raise StateError(
+            'all parameters are frozen, so there is nothing to train; call model.unfreeze("fc") '
+            "for those to train",
+            model.where,
+        )
 
 
 def _check_precision(precision: Any, model: Model) -> str:
