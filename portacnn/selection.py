@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from fnmatch import fnmatchcase
+from itertools import combinations
 
 from portacnn.errors import ArgumentError
 from portacnn.runtime import Array
@@ -15,8 +16,8 @@ def selector(what: Selection) -> Callable[[str, Array], bool]:
     """Return a selection as a function of path and array. A function is returned as it is.
 
     A pattern may contain the shell's ``*``, ``?`` and ``[...]``. It selects a parameter if it
-    matches its path or a part of it between dots: "bias" selects conv1.bias, "bn*" everything in
-    layer1.0.bn2, "fc?.weight" fc1.weight.
+    matches its path, or some consecutive names in it: "bias" selects conv1.bias, "bn*" everything
+    in layer1.0.bn2, "layer1.0" everything in that block, "fc?.weight" fc1.weight.
 
         >>> import numpy as np
         >>> selector("bn*")("layer1.0.bn2.weight", np.zeros(3))
@@ -30,9 +31,11 @@ def selector(what: Selection) -> Callable[[str, Array], bool]:
     patterns = name_patterns(what)
 
     def matches(path: str, array: Array) -> bool:
-        return any(
-            fnmatchcase(name, pattern) for name in (path, *path.split(".")) for pattern in patterns
-        )
+        parts = path.split(".")
+        runs = {
+            ".".join(parts[first:last]) for first, last in combinations(range(len(parts) + 1), 2)
+        }
+        return any(fnmatchcase(run, pattern) for run in runs for pattern in patterns)
 
     return matches
 
