@@ -60,7 +60,7 @@ ROWS = [
     {"seeds", "init"},
     {"flat", "selection"},
     {"runtime"},
-    {"device_runtime", "arguments", "console", "errors", "cache", "file_kinds", "text"},
+    {"device_runtime", "arguments", "console", "errors", "cache", "file_kinds", "text", "version"},
 ]
 ROW = {name: number for number, row in enumerate(ROWS) for name in row}
 

@@ -43,8 +43,8 @@ def change(layer: "Layer", what: Selection, frozen: bool) -> None:
             )
         for owner, name in found:
             chosen.setdefault(owner, set()).add(name)
-    for owner, names in chosen.items():
-        owner.frozen = owner.frozen | names if frozen else owner.frozen - names
+    for owner, own in chosen.items():
+        owner.frozen = owner.frozen | own if frozen else owner.frozen - own
     if network is not None:
         network.changed_frozen()
 

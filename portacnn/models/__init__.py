@@ -3,6 +3,7 @@
 from portacnn.models.alexnet import AlexNet
 from portacnn.models.deep_conv_net import DeepConvNet
 from portacnn.models.graph_model import GraphModel
+from portacnn.models.info import ModelInfo
 from portacnn.models.lenet5 import LeNet5
 from portacnn.models.model import Model, load
 from portacnn.models.preprocess import Normalize
@@ -18,6 +19,7 @@ __all__ = [
     "GraphModel",
     "LeNet5",
     "Model",
+    "ModelInfo",
     "Normalize",
     "ResNet18",
     "ResNet20",

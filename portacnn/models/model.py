@@ -4,6 +4,7 @@ saved to files."""
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import wraps
 from math import prod
 from typing import Any, Self, TypeVar
@@ -36,6 +37,7 @@ from portacnn.metrics import Metric, metrics_for
 from portacnn.models.description import Described, describe_layer, needs_format_2, rebuild_layer
 from portacnn.models.evaluation import evaluate
 from portacnn.models.inference import Inference
+from portacnn.models.info import ModelInfo, layout_of, rebuild_info
 from portacnn.models.preprocess import Normalize, rebuild_preprocess
 from portacnn.models.summary import table
 from portacnn.ops.windows import per_axis
@@ -50,6 +52,7 @@ from portacnn.runtime import (
     resolve,
 )
 from portacnn.text import shown
+from portacnn.version import VERSION
 
 _log = logging.getLogger("portacnn")
 _MAX_BYTES = 512 << 20  # bytes for the layers' outputs in ``predict``
@@ -102,6 +105,7 @@ class Model(Sequential):
     _most: int | None = None  # default batch size of ``predict``, once known
     _least = 1  # smallest batch of ``predict``, known with it
     _preprocess: Normalize | None = None
+    _info = ModelInfo()
     # whether floating-point images on a device were checked
     _floats_seen = False
     _warned = False  # that floating-point images look like bytes
@@ -128,6 +132,46 @@ class Model(Sequential):
         if value is not None and self.input_shape:
             _fits(value, self.input_shape, self.where)
         self._preprocess = value
+
+    @property
+    def info(self) -> ModelInfo:
+        """What the model knows about itself: names of its classes, task, figures of its training,
+        and what its input must be. It is saved with the model, and in ONNX files.
+
+            model.info = portacnn.models.ModelInfo(class_names=["cat", "dog"])
+
+        A ``Trainer`` sets task and figures. Class names are forgotten if ``replace`` changes their
+        number. Input and preprocess are the model's own, whatever is set here.
+
+        Setting it raises:
+            ArgumentError: if it is not a ``ModelInfo``, or has another number of names than the
+                model has outputs.
+        """
+        own, names = self._info, self._info.class_names
+        return replace(
+            own,
+            class_names=names if len(names) in (0, *self.output_shape[:1]) else (),
+            input_shape=self.input_shape,
+            layout=layout_of(self.input_shape),
+            dtype=self.dtype,
+            preprocess=self._preprocess,
+            version=own.version or VERSION,
+        )
+
+    @info.setter
+    def info(self, value: ModelInfo) -> None:
+        if not isinstance(value, ModelInfo):
+            raise ArgumentError(
+                f"info must be a portacnn.models.ModelInfo, got {value!r:.80}", self.where
+            )
+        names, outputs = value.class_names, self.output_shape[:1]
+        if names and outputs and (len(names),) != outputs:
+            raise ArgumentError(
+                f"class_names must have a name for each of the {outputs[0]} outputs, got "
+                f"{len(names)}",
+                self.where,
+            )
+        self._info = value
 
     def infer(self, shape: Shape) -> Shape:
         self._most = None
@@ -610,7 +654,12 @@ class Model(Sequential):
             header["preprocess"] = self._preprocess.description()
         if frozen := frozen_paths(self):
             header["frozen"] = frozen
+        header["info"] = self.description_of_info()
         return header
+
+    def description_of_info(self) -> dict[str, Any]:
+        """Return ``info`` as JSON values, with this version of portacnn."""
+        return replace(self.info, version=VERSION).description()
 
     def load_weights(self, path: str | os.PathLike[str], strict: bool = True) -> Mismatch:
         """Load the weights of a safetensors file, also one from PyTorch for the same network.
@@ -693,6 +742,7 @@ class Model(Sequential):
                     )
             model.preprocess = rebuild_preprocess(header.get("preprocess"))
             restore(model, header.get("frozen", []))
+            model.info = rebuild_info(header.get("info"))
         except ModelFormatError as error:
             raise ModelFormatError(str(error), where) from error.__cause__
         except NONSENSE as error:

@@ -50,6 +50,7 @@ from portacnn.losses import Loss
 from portacnn.metrics import Metric, metrics_for
 from portacnn.models import Model
 from portacnn.models.evaluation import evaluate
+from portacnn.models.info import last_figures
 from portacnn.ops.dispatch import PRECISIONS
 from portacnn.ops.layout import pack
 from portacnn.ops.workspace import Workspace, run_in
@@ -704,6 +705,15 @@ class Trainer:
         """Load the weights of the best epoch into the model, if they were kept."""
         if self._best_weights is not None:
             self.model.load_state_dict(self._best_weights)
+            if self.early_stopping is not None:
+                watched = self.history[f"test_{self.early_stopping.monitor}"]
+                self._tell_model(self.early_stopping.best_epoch(watched))
+
+    def _tell_model(self, epoch: int) -> None:
+        """Make the model know its task, and its figures after this epoch."""
+        info = self.model.info
+        figures = {**info.figures, **last_figures(self.history, epoch)}
+        self.model.info = replace(info, task=self.loss.task, figures=figures)
 
     def _end_epoch(self) -> None:
         """Append the epoch's figures to the lists, and check whether it was the best or the last
@@ -724,6 +734,7 @@ class Trainer:
         for name, each in self.history.items():
             each.append(figures[name])
         self.epoch, self.batch = self.epoch + 1, 0
+        self._tell_model(self.epoch)
         stopping = self.early_stopping
         if stopping is not None:
             watched = self.history[f"test_{stopping.monitor}"]
