@@ -2,19 +2,21 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
+from math import isfinite, nan
 from typing import Any
 
 from portacnn.arguments import AnswersKeywords, as_float, listed, told
 from portacnn.errors import ArgumentError, ModelFormatError
 from portacnn.layers.base import Shape
 from portacnn.models.preprocess import Normalize
+from portacnn.runtime import Array, backend_of, is_float
 
 LONGEST = 200
 """Characters of a class's name, of a task, of a figure's name."""
 _MOST = 100_000  # classes
 _MOST_FIGURES = 1000
-_OWN = ("class_names", "task", "figures")
+_SAMPLE = 256  # images that are looked at
+_OWN = ("class_names", "task", "figures", "input_range")
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class ModelInfo(AnswersKeywords):
             it is not known. A ``Trainer`` sets it.
         figures: numbers by name, such as {"test_accuracy": 0.98}. A ``Trainer`` sets those of the
             epoch whose weights the model has.
+        input_range: the least and the largest value of the floating-point images that it was
+            trained on; empty if they are not known. A ``Trainer`` sets it.
         input_shape: of one sample. This and what follows are read from the model.
         layout: of ``input_shape``: "CHW" (channels, height, width), or shorter or longer by the
             number of axes.
@@ -45,6 +49,7 @@ class ModelInfo(AnswersKeywords):
     class_names: Sequence[str] = ()
     task: str = ""
     figures: Mapping[str, float] = field(default_factory=dict)
+    input_range: Sequence[float] = ()
     input_shape: Shape = ()
     layout: str = ""
     dtype: str = ""
@@ -55,6 +60,7 @@ class ModelInfo(AnswersKeywords):
         try:
             object.__setattr__(self, "class_names", _names(self.class_names))
             object.__setattr__(self, "figures", _figures(self.figures))
+            object.__setattr__(self, "input_range", _range(self.input_range))
             _text("task", self.task, least=0)
             _text("version", self.version, least=0)
         except ArgumentError as error:
@@ -66,6 +72,7 @@ class ModelInfo(AnswersKeywords):
             "class_names": list(self.class_names),
             "task": self.task,
             "figures": dict(self.figures),
+            "input_range": list(self.input_range),
             "version": self.version,
         }
         return {name: value for name, value in described.items() if value}
@@ -102,6 +109,29 @@ def last_figures(history: Mapping[str, Sequence[Any]], epoch: int) -> dict[str, 
     }
     numbers = {name: float(v) for name, v in found.items() if isinstance(v, int | float)}
     return {"epochs": float(epoch)} | {n: v for n, v in numbers.items() if isfinite(v)}
+
+
+def range_of(images: Array) -> tuple[float, ...]:
+    """Return the least and the largest value of the first floating-point images; nothing for
+    others."""
+    home = backend_of(images)
+    if not is_float(home.xp, images.dtype) or 0 in images.shape:
+        return ()
+    with home.active():
+        some = images[: min(_SAMPLE, images.shape[0]), ...]
+        ends = home.xp.stack([home.xp.min(some), home.xp.max(some)])
+    return tuple(home.to_host(ends).tolist())
+
+
+def _range(given: Any) -> tuple[float, ...]:
+    given = listed(given)
+    numbers = [as_float(end) for end in given] if isinstance(given, list | tuple) else [nan]
+    if len(numbers) not in (0, 2) or not all(map(isfinite, numbers)) or numbers != sorted(numbers):
+        raise ArgumentError(
+            f"input_range must be the least and the largest value, such as (0.0, 1.0), got "
+            f"{told(given)}"
+        )
+    return tuple(numbers)
 
 
 def _names(given: Any) -> tuple[str, ...]:

@@ -209,7 +209,7 @@ class Model(Sequential):
             NotFiniteError: if values are beyond the range of the model's dtype.
         """
         home, x = self.home, self.received(x)
-        if self._preprocess is not None and self.kept_as(x) != "uint8":
+        if self.kept_as(x) != "uint8":
             self._look_at_floats(x)
         x = self.cast(x)
         return x if backend_of(x).name == home.name else home.share(x)
@@ -227,24 +227,23 @@ class Model(Sequential):
             raise error.at(self.where)
 
     def _look_at_floats(self, x: Array) -> None:
-        """Warn once if floating-point images look like bytes, which ``preprocess`` would have
-        scaled.
+        """Warn once if floating-point images are on another scale than the model's: pixels 0..255
+        for one that was trained on 0..1, or the other way, or pixels that ``preprocess`` would have
+        scaled if they were uint8.
 
         NumPy images are checked in each call; those on a device only the first time, because
         reading waits there.
         """
-        source, (channels, *_) = backend_of(x), self.input_shape
+        source, known = backend_of(x), self._info.input_range
+        if not known and self._preprocess is None:
+            return
         if self._warned or 0 in x.shape or (self._floats_seen and source.name != "numpy"):
             return
         self._floats_seen = True
-        largest = float(source.to_host(source.xp.max(x[: min(16, x.shape[0]), ...])))
-        means, stds = self._preprocess.in_pixels(channels)  # type: ignore[union-attr]
-        usual = max(
-            abs(pixel - mean) / std
-            for pixel in (0, 255)
-            for mean, std in zip(means, stds, strict=True)
-        )
-        if largest > 8 * usual:
+        some = source.xp.abs(x[: min(16, x.shape[0]), ...])
+        largest = float(source.to_host(source.xp.max(some)))
+        usual = max(map(abs, known)) if known else self._largest_of_bytes()
+        if self._preprocess is not None and largest > 8 * max(usual, self._largest_of_bytes()):
             self._warned = True
             _log.warning(
                 "%s: preprocess does not apply to floating-point images, but these reach %g, "
@@ -252,8 +251,30 @@ class Model(Sequential):
                 "uint8: x.astype('uint8')",
                 self.where,
                 largest,
-                usual,
+                self._largest_of_bytes(),
             )
+        elif known and (largest > 8 * max(usual, 1.0) or largest <= 1.0 < 100.0 <= usual):
+            self._warned = largest > 0.0  # an image may be black
+            if self._warned:
+                up = largest > usual
+                _log.warning(
+                    "%s: the model was trained on images of %.3g..%.3g, these go to %.3g. If they are "
+                    "%s: %s",
+                    self.where,
+                    *known,
+                    largest,
+                    "pixels 0..255, scale them as in training" if up else "shares 0..1",
+                    "x / 255" if up else "x * 255",
+                )
+
+    def _largest_of_bytes(self) -> float:
+        """Return the largest magnitude that ``preprocess`` maps a byte to."""
+        means, stds = self._preprocess.in_pixels(self.input_shape[0])  # type: ignore[union-attr]
+        return max(
+            abs(pixel - mean) / std
+            for pixel in (0, 255)
+            for mean, std in zip(means, stds, strict=True)
+        )
 
     def received(self, x: Any, what: str = "x") -> Array:
         """Return an array of any library as one of the model's own on its device, sharing memory.
@@ -781,6 +802,8 @@ def _reshaping(x: Array, sample: Shape) -> str:
     last = (*size, channels)
     turn = "permute" if hasattr(x, "permute") else "transpose"
     axes = (0, len(sample), *range(1, len(sample)))
+    if len(shape) == len(sample) + 1 and shape[-1:] == (4,) and last == (*shape[1:-1], 3):
+        return f"; leave out the fourth channel, opacity: x[..., :3].{turn}{axes}"
     if shape == sample:
         return "; make one image a batch: x[None]"
     if shape == last:
@@ -793,6 +816,20 @@ def _reshaping(x: Array, sample: Shape) -> str:
         return "; add a batch and a channel axis: x[None, None]"
     if len(shape) == 2 and shape[1] == prod(sample):
         return f"; x.reshape{(-1, *sample)}"
+    if shape[1:] == tuple(size):
+        return f"; repeat the gray images: x[:, None][:, {[0] * channels}]"
+    if shape == tuple(size):
+        return f"; repeat the gray image: x[None, None][:, {[0] * channels}]"
+    if len(shape) == len(sample) + 1 and shape[2:] == tuple(size):
+        if shape[1] == 1:
+            return f"; repeat the gray channel: x[:, {[0] * channels}]"
+        if shape[1] == 4 and channels == 3:
+            return "; leave out the fourth channel, opacity: x[:, :3]"
+        if channels == 1:
+            same = "" if is_float(backend_of(x).xp, x.dtype) else ".astype(x.dtype)"
+            return f"; make the channels one: x.mean(1)[:, None]{same}"
+    if len(shape) == len(sample) + 1 and shape[1] == channels:
+        return f"; resize the images to {'x'.join(map(str, size))} pixels"
     return ""
 
 

@@ -50,7 +50,7 @@ from portacnn.losses import Loss
 from portacnn.metrics import Metric, metrics_for
 from portacnn.models import Model
 from portacnn.models.evaluation import evaluate
-from portacnn.models.info import last_figures
+from portacnn.models.info import last_figures, range_of
 from portacnn.ops.dispatch import PRECISIONS
 from portacnn.ops.layout import pack
 from portacnn.ops.workspace import Workspace, run_in
@@ -287,6 +287,7 @@ class Trainer:
         self.epoch = self.batch = 0
         self.stopped_early = False
         self._best_weights: dict[str, HostArray] | None = None
+        self._range: tuple[float, ...] | None = None  # of the training images, once known
         self._unread: list[Array] = []  # reports of steps, still on the device
         self._ok = self._fine()
         self._step: Any = None
@@ -713,7 +714,11 @@ class Trainer:
         """Make the model know its task, and its figures after this epoch."""
         info = self.model.info
         figures = {**info.figures, **last_figures(self.history, epoch)}
-        self.model.info = replace(info, task=self.loss.task, figures=figures)
+        if self._range is None:
+            self._range = range_of(self.x_train)
+        self.model.info = replace(
+            info, task=self.loss.task, figures=figures, input_range=self._range
+        )
 
     def _end_epoch(self) -> None:
         """Append the epoch's figures to the lists, and check whether it was the best or the last

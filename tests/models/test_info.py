@@ -27,7 +27,9 @@ NAMES = ("cat", "dog", "chat à neuf queues", "猫")
 
 def known(**options: Any) -> Any:
     model = small_net("numpy", **options)
-    model.info = ModelInfo(class_names=NAMES, task="multiclass", figures={"test_accuracy": 0.5})
+    model.info = ModelInfo(
+        class_names=NAMES, task="multiclass", figures={"test_accuracy": 0.5}, input_range=(0, 1)
+    )
     model.preprocess = Normalize(mean=0.5)
     return model
 
@@ -108,6 +110,10 @@ HOSTILE: list[Any] = [
     {"figures": {"a": float("nan")}},
     {"figures": {"a\n": 1.0}},
     {"figures": {str(number): 1.0 for number in range(1001)}},
+    {"input_range": 3},
+    {"input_range": [0.0]},
+    {"input_range": [1.0, 0.0]},
+    {"input_range": [0.0, float("inf")]},
     {"version": 1},
     {"version": "9" * 1000},
 ]
