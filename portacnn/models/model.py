@@ -258,8 +258,8 @@ class Model(Sequential):
             if self._warned:
                 up = largest > usual
                 _log.warning(
-                    "%s: the model was trained on images of %.3g..%.3g, these go to %.3g. If they are "
-                    "%s: %s",
+                    "%s: the model was trained on images of %.3g..%.3g, these go to %.3g. If they "
+                    "are %s: %s",
                     self.where,
                     *known,
                     largest,
