@@ -25,8 +25,9 @@ from portacnn.errors import PortacnnError
 from portacnn.models import Model, Normalize, SimpleConvNet, load
 from portacnn.runtime import Backend, available_backends, resolve
 from portacnn.training import EarlyStopping, Trainer
+from portacnn.version import VERSION
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "Backend",

@@ -1,5 +1,6 @@
 """Identify a file from its first bytes, for error messages about files of the wrong kind."""
 
+import re
 from codecs import getincrementaldecoder
 
 from portacnn.text import quoted
@@ -30,6 +31,9 @@ _BEGINNINGS = {
     b"\xff\xd8\xff": "a JPEG image",
     b"\x7fELF": "a program",
 }
+
+
+_COMMENTS = re.compile(r"^\s*(<!--.*?-->\s*)+", re.DOTALL)  # before a page's first tag
 
 
 def may_be_safetensors(start: bytes) -> bool:
@@ -72,8 +76,8 @@ def _kind_of_text(start: bytes) -> str | None:
         return None
     if not all(c.isprintable() or c.isspace() for c in text):
         return None
-    lower = text.lstrip().lower()
-    if lower.startswith(("<!doctype html", "<html", "<head")):
+    lower = _COMMENTS.sub("", text).lstrip().lower()
+    if lower.startswith(("<!doctype html", "<html", "<head", "<body", "<title", "<script")):
         return (
             "a web page (HTML), perhaps an error or a login form; open it in a browser, and "
             "download the file again"
@@ -83,6 +87,10 @@ def _kind_of_text(start: bytes) -> str | None:
     if lower.startswith(("{", "[")):
         return "JSON, perhaps the index of a model in several files"
     first, line_end, _ = text.partition("\n")
-    if line_end and first.count(",") >= 1:
-        return f"a CSV table; it begins with {quoted(first)}"
+    comma = next((mark for mark in ",;\t" if mark in first), None)
+    if line_end and comma is not None:
+        return (
+            f"a CSV table; it begins with {quoted(first.rstrip())}. It holds data, not a model: "
+            f"numpy.loadtxt(path, delimiter={comma!r}) reads numbers"
+        )
     return f"text; it begins with {quoted(first)}"

@@ -8,7 +8,7 @@ view of its part and stays the same object as long as the network stays on its d
 a library whose slices are views (``Backend.views_alias``).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from math import prod
 
 from portacnn.runtime import Array, Backend
@@ -20,8 +20,9 @@ class Flat:
     Attributes:
         whole: (L,), the buffer.
         views: the arrays by name.
-        parts: (begin, end) of each array in ``whole``. Flat buffers with the same layout share this
-            object.
+        parts: (begin, end) of each array in ``whole``.
+        family: an object that flat buffers share which hold the same names, or some of them, in the
+            same order: arrays that are adjacent in all of them are one stretch in each.
     """
 
     def __init__(
@@ -29,10 +30,10 @@ class Flat:
         backend: Backend,
         shapes: Mapping[str, tuple[int, ...]],
         dtype: str,
-        parts: Mapping[str, tuple[int, int]] | None = None,
+        family: object = None,
     ) -> None:
-        self.backend, self.dtype = backend, dtype
-        self.parts = _parts(shapes) if parts is None else parts
+        self.backend, self.dtype, self.family = backend, dtype, family or object()
+        self.parts = _parts(shapes)
         length = max((end for _, end in self.parts.values()), default=0)
         with backend.active():
             self.whole = backend.xp.zeros(
@@ -43,14 +44,16 @@ class Flat:
             for name, shape in shapes.items()
         }
 
-    def like(self) -> "Flat":
-        """Return zeros with the same layout."""
-        return Flat(
-            self.backend,
-            {name: tuple(view.shape) for name, view in self.views.items()},
-            self.dtype,
-            self.parts,
-        )
+    def like(self, names: Iterable[str] | None = None) -> "Flat":
+        """Return zeros of the same family, for these names or for all of them."""
+        chosen = set(self.views if names is None else names)
+        # The same order as here: it is sorted by the same key, and sorting is stable.
+        shapes = {name: tuple(view.shape) for name, view in self.views.items() if name in chosen}
+        return Flat(self.backend, shapes, self.dtype, self.family)
+
+    def without(self, names: Container[str]) -> "Flat":
+        """Return zeros of the same family, for all but these names."""
+        return self.like([name for name in self.views if name not in names])
 
     def stretch(self, names: Sequence[str]) -> Array:
         """Return the part of ``whole`` from the first to the last of these names, which must be
@@ -60,30 +63,37 @@ class Flat:
 
 
 class Named(dict[str, Array]):
-    """Arrays by name. ``flats`` are the flat buffers that these arrays cover completely; empty if
-    they do not.
+    """Arrays by name. ``flats`` are the flat buffers in which all of these arrays lie; empty if one
+    does not.
     """
 
     flats: tuple[Flat, ...] = ()
 
     @classmethod
     def of(cls, arrays: Mapping[str, Array], flats: Sequence[Flat]) -> "Named":
-        """Return the arrays with ``flats``, if the arrays are exactly the views of these buffers;
-        else without.
+        """Return the arrays with ``flats``, if all of them are views of these buffers; else
+        without.
         """
         named = cls(arrays)
         views = {name: view for flat in flats for name, view in flat.views.items()}
-        if named.keys() == views.keys() and all(
-            named[name] is view for name, view in views.items()
-        ):
+        if all(views.get(name) is array for name, array in named.items()):
             named.flats = tuple(flats)
         return named
 
     def wholes(self) -> list[Array]:
         """Return all elements in as few arrays as possible, for operations that treat all elements
-        alike.
+        alike: whole buffers, or if they hold other arrays as well, stretches of them.
         """
-        return [flat.whole for flat in self.flats] or list(self.values())
+        if not self.flats:
+            return list(self.values())
+        found = []
+        for flat in self.flats:
+            own = [name for name in self if name in flat.views]
+            if len(own) == len(flat.views):
+                found.append(flat.whole)
+            else:
+                found += [flat.stretch(names) for names in runs(own, flat)]
+        return found
 
 
 def runs(names: Sequence[str], flat: Flat) -> list[list[str]]:

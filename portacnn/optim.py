@@ -5,6 +5,10 @@ As in the tutorials, ``optimizer.update(params, grads)`` takes two dictionaries 
 State (velocities, running means) is stored by key and created when a key is first used. Rules,
 names and defaults are those of torch.optim.
 
+``groups`` gives parameters a learning rate and a weight decay of their own, by patterns of their
+paths: ``SGD(0.01, groups={"fc.*": {"lr_factor": 10.0, "weight_decay": 0.0}})``. The first pattern
+that matches a parameter counts. ``layerwise`` makes such groups.
+
 ``no_decay`` selects the parameters without weight decay, for example ``AdamW(weight_decay=0.05,
 no_decay=biases_and_norms)`` or ``SGD(0.1, weight_decay=5e-4, no_decay=("bias", "bn*"))``.
 
@@ -17,9 +21,9 @@ no_decay=biases_and_norms)`` or ``SGD(0.1, weight_decay=5e-4, no_decay=("bias", 
 """
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
+from glob import escape
 from inspect import signature
 from typing import Any, ClassVar
 
@@ -31,6 +35,7 @@ from portacnn.arguments import (
     keyword_problem,
     not_negative,
     plain,
+    positive,
     told,
     whole,
 )
@@ -39,10 +44,10 @@ from portacnn.flat import Flat, Named, runs
 from portacnn.ops.dispatch import check_arrays
 from portacnn.ops.update import count_as_float
 from portacnn.runtime import Array, Backend, backend_of, taken, where
+from portacnn.selection import Selection, name_patterns, selector
 
-Selection = Callable[[str, Array], bool] | str | Iterable[str]
-"""A selection of parameters: a function of a parameter's path and array, or patterns of names (see
-``selector``)."""
+Groups = Mapping[str, Mapping[str, float]]
+"""Options of parameters by pattern, see ``Optimizer``."""
 
 
 def biases_and_norms(path: str, array: Array) -> bool:
@@ -62,42 +67,33 @@ class Paths:
         return path in self.paths
 
 
-def selector(what: Selection) -> Callable[[str, Array], bool]:
-    """Return a selection as a function of path and array. A function is returned as it is.
+def layerwise(model: Any, factor: float) -> dict[str, dict[str, float]]:
+    """Return ``groups`` with a learning rate for each layer: those near the input learn slower.
 
-    A pattern may contain the shell's ``*``, ``?`` and ``[...]``. It selects a parameter if it
-    matches its path or a part of it between dots: "bias" selects conv1.bias, "bn*" everything in
-    layer1.0.bn2, "fc?.weight" fc1.weight.
+    The model's last child that has parameters has the full learning rate, the one before it
+    ``factor`` of that, the next ``factor`` squared, and so on (Howard and Ruder, 2018).
 
-        >>> import numpy as np
-        >>> selector("bn*")("layer1.0.bn2.weight", np.zeros(3))
-        True
+        >>> from portacnn import SimpleConvNet
+        >>> net = SimpleConvNet((1, 8, 8), {"filter_size": 3}, device="cpu")
+        >>> for pattern, group in layerwise(net, 0.5).items():
+        ...     print(pattern, group["lr_factor"])
+        conv1.* 0.25
+        fc1.* 0.5
+        fc2.* 1.0
+
+    Args:
+        model: a built network, whose children's names are the first parts of their paths.
+        factor: above 0.
 
     Raises:
-        ArgumentError: if it is neither a function nor names.
+        ArgumentError: if the factor is out of range.
     """
-    if callable(what):
-        return what
-    patterns = _patterns(what)
-
-    def matches(path: str, array: Array) -> bool:
-        return any(
-            fnmatchcase(name, pattern) for name in (path, *path.split(".")) for pattern in patterns
-        )
-
-    return matches
-
-
-def _patterns(what: str | Iterable[str]) -> tuple[str, ...]:
-    patterns = (
-        (what,) if isinstance(what, str) else tuple(what) if isinstance(what, Iterable) else (what,)
-    )
-    if not all(isinstance(pattern, str) for pattern in patterns):
-        raise ArgumentError(
-            "parameters are selected by a function of (path, array) or by name patterns, got "
-            f"{what!r}"
-        )
-    return patterns
+    factor = positive("factor", factor)
+    names = list(dict.fromkeys(path.partition(".")[0] for path in model.named_parameters()))
+    return {
+        f"{escape(name)}.*": {"lr_factor": factor**depth}
+        for depth, name in zip(reversed(range(len(names))), names, strict=True)
+    }
 
 
 class Optimizer(AnswersKeywords):
@@ -108,7 +104,10 @@ class Optimizer(AnswersKeywords):
         lr: the learning rate, 0 or more.
         weight_decay: factor of the L2 penalty's gradient, or of decoupled decay, depending on the
             optimizer.
-        no_decay: parameters without weight decay (see ``Selection``).
+        no_decay: parameters without weight decay (see ``Selection``), whatever their group says.
+        groups: by pattern (see ``selector``), {"lr_factor": a factor of the learning rate,
+            "weight_decay": instead of the optimizer's}; either may be left out. The first pattern
+            that matches a parameter counts.
 
     Attributes:
         steps: number of updates made. ``counts``: number of updates per parameter, by key.
@@ -134,14 +133,24 @@ class Optimizer(AnswersKeywords):
             cls.__name__ if cls.__module__ == __name__ else f"{cls.__module__}.{cls.__qualname__}"
         )
 
-    def __init__(self, lr: float, weight_decay: float = 0.0, no_decay: Selection = ()) -> None:
+    def __init__(
+        self,
+        lr: float,
+        weight_decay: float = 0.0,
+        no_decay: Selection = (),
+        groups: Groups | None = None,
+    ) -> None:
         self.lr = lr
         self.weight_decay = not_negative("weight_decay", weight_decay)
-        self.no_decay = no_decay if callable(no_decay) else _patterns(no_decay)
+        self.no_decay = no_decay if callable(no_decay) else name_patterns(no_decay)
+        self.groups = _checked_groups(groups)
         self.steps = 0
         self.counts: dict[str, int] = {}
         self.state: dict[str, dict[str, Array]] = {slot: {} for slot in self.slots}
-        self._decay: dict[str, float] = {}  # by key, for the keys seen so far
+        # by key, for the keys seen so far
+        self._decay: dict[str, float] = {}
+        self._factor: dict[str, float] = {}
+        self._spared: set[str] = set()  # those that ``no_decay`` selects
         # by slot: the flat buffer of the state, if the parameters are in one
         self._flat: dict[str, Flat] = {}
         self._took_part: list[str] = []  # the keys of the last update
@@ -210,21 +219,23 @@ class Optimizer(AnswersKeywords):
                     type(self).__name__, **{key: params[key], f"gradient of {key}": grads[key]}
                 )
         self.check(params)
-        alike: dict[tuple[float, int], list[str]] = {}  # keys that one call of the rule can take
+        # keys that one call of the rule can take
+        alike: dict[tuple[float, float, int], list[str]] = {}
         with where(params[keys[0]]):
             for key in keys:
                 if key not in self.counts:
                     # first: if memory runs out here, the key is still unknown
-                    self._make_state(key, params)
+                    self._make_state(key, params, keys)
                     self.counts[key] = 0
-                alike.setdefault((self._decay[key], self.steps - self.counts[key]), []).append(key)
+                late = self.steps - self.counts[key]
+                alike.setdefault((self._decay[key], self._factor[key], late), []).append(key)
             number = self.steps + 1 if count is None else count
-            for (decay, late), group in alike.items():
+            rate = self.lr if lr is None else lr
+            for (decay, factor, late), group in alike.items():
                 p, g, state = self._together(group, params, grads)
                 own = number - late if late else number
-                self.apply(
-                    p, g, state, own, lr=self.lr if lr is None else lr, weight_decay=decay, ok=ok
-                )
+                own_rate = rate if factor == 1.0 else rate * factor
+                self.apply(p, g, state, own, lr=own_rate, weight_decay=decay, ok=ok)
         self._took_part = keys
         if count is None:
             self.advance()
@@ -236,21 +247,42 @@ class Optimizer(AnswersKeywords):
         self.steps, self.counts = self.steps + 1, counts  # together, whatever may interrupt
 
     def _make_state(
-        self, key: str, params: Mapping[str, Array], first: Mapping[str, Array] | None = None
+        self,
+        key: str,
+        params: Mapping[str, Array],
+        keys: Iterable[str],
+        first: Mapping[str, Array] | None = None,
     ) -> None:
         """Create the state of a parameter, from ``first`` (by slot) if given; laid out as the
-        parameters are."""
+        parameters are.
+
+        Args:
+            keys: those that have state by the end of this update: frozen ones need no memory.
+        """
         flat = params.flats[0] if isinstance(params, Named) and len(params.flats) == 1 else None
         for slot, arrays in self.state.items():
             fresh = self.fresh(slot, params[key]) if first is None else first[slot]
             if flat is not None:
-                if slot not in self._flat or self._flat[slot].parts is not flat.parts:
-                    self._flat[slot] = flat.like()
-                self._flat[slot].views[key][...] = fresh
-                fresh = self._flat[slot].views[key]
+                own = self._flat.get(slot)
+                if own is None or own.family is not flat.family or key not in own.views:
+                    own = self._laid_out(slot, flat, keys)
+                own.views[key][...] = fresh
+                fresh = own.views[key]
             elif first is not None:
                 fresh = backend_of(fresh).xp.asarray(fresh, copy=True)
             arrays[key] = fresh
+
+    def _laid_out(self, slot: str, flat: Flat, keys: Iterable[str]) -> Flat:
+        """Return a new flat buffer for the state of these keys, and of those that have one in the
+        buffer so far: that moves."""
+        before, arrays = self._flat.get(slot), self.state[slot]
+        held = before.views if before is not None and before.family is flat.family else {}
+        made = flat.like([*keys, *held])
+        for key, view in held.items():
+            made.views[key][...] = view
+        self._flat[slot] = made
+        arrays |= {key: made.views[key] for key, view in held.items() if arrays.get(key) is view}
+        return made
 
     def _together(
         self, keys: list[str], params: Mapping[str, Array], grads: Mapping[str, Array]
@@ -264,11 +296,11 @@ class Optimizer(AnswersKeywords):
         ):
             p, g = params.flats[0], grads.flats[0]
             state = {slot: self._flat[slot] for slot in self.slots if slot in self._flat}
-            alike = all(flat.parts is p.parts for flat in (g, *state.values())) and len(
+            alike = all(flat.family is p.family for flat in (g, *state.values())) and len(
                 state
             ) == len(self.slots)
             ours = all(
-                self.state[slot][key] is flat.views[key]
+                self.state[slot][key] is flat.views.get(key)
                 for slot, flat in state.items()
                 for key in keys
             )
@@ -289,22 +321,35 @@ class Optimizer(AnswersKeywords):
         )
 
     def check(self, params: Mapping[str, Array]) -> None:
-        """Determine which of these parameters decay; nothing else changes.
+        """Determine weight decay and learning rate of these parameters; nothing else changes.
 
         Raises:
-            ArgumentError: if a name in ``no_decay`` matches none of them.
+            ArgumentError: if a name in ``no_decay`` or ``groups`` matches none of them.
         """
         new = [key for key in params if key not in self._decay]
         if not new:
             return
-        if not callable(self.no_decay) and not self._decay:
-            for pattern in self.no_decay:
-                if not any(selector(pattern)(key, params[key]) for key in params):
-                    raise ArgumentError(
-                        f"no_decay: {pattern!r} matches none of the parameters {', '.join(params)}"
-                    )
+        if not self._decay:
+            named = () if callable(self.no_decay) else self.no_decay
+            for word, patterns in (("no_decay", named), ("groups", tuple(self.groups))):
+                for pattern in patterns:
+                    if not any(selector(pattern)(key, params[key]) for key in params):
+                        raise ArgumentError(
+                            f"{word}: {pattern!r} matches none of the parameters "
+                            f"{', '.join(params)}"
+                        )
         spared = selector(self.no_decay)
-        self._decay |= {key: 0.0 if spared(key, params[key]) else self.weight_decay for key in new}
+        choices = [(selector(pattern), group) for pattern, group in self.groups.items()]
+        decay, factor = {}, {}
+        for key in new:
+            own = next((group for chosen, group in choices if chosen(key, params[key])), {})
+            factor[key] = own.get("lr_factor", 1.0)
+            decay[key] = (
+                0.0 if spared(key, params[key]) else own.get("weight_decay", self.weight_decay)
+            )
+        self._spared |= {key for key in new if spared(key, params[key])}
+        self._factor |= factor
+        self._decay |= decay
 
     def fresh(self, slot: str, p: Array) -> Array:
         """Return the initial state of a parameter: zeros."""
@@ -372,7 +417,7 @@ class Optimizer(AnswersKeywords):
         except (AttributeError, TypeError) as error:
             raise ArgumentError(f"cannot be saved: {error}", kind.__name__) from error
         spared: dict[str, list[str]] = (
-            {"paths": [key for key, decay in self._decay.items() if not decay]}
+            {"paths": [key for key in self._decay if key in self._spared]}
             if callable(self.no_decay)
             else {"patterns": list(self.no_decay)}
         )
@@ -479,10 +524,34 @@ class Optimizer(AnswersKeywords):
                 del own[key]
         for key, first in loaded.items():
             if any(key not in own for own in self.state.values()):
-                self._make_state(key, params, first)
+                self._make_state(key, params, counts, first)
             else:
                 for slot, array in first.items():
                     self.state[slot][key][...] = array
+
+
+def _checked_groups(groups: Any) -> dict[str, dict[str, float]]:
+    """Return a copy of ``groups``. Raises ArgumentError for what is no such mapping."""
+    if groups is None:
+        return {}
+    example = '{"fc.*": {"lr_factor": 10.0, "weight_decay": 0.0}}'
+    if not isinstance(groups, Mapping) or not all(
+        isinstance(pattern, str) and isinstance(group, Mapping) for pattern, group in groups.items()
+    ):
+        raise ArgumentError(f"groups must be options by pattern, {example}, got {told(groups)}")
+    for pattern, group in groups.items():
+        if unknown := [name for name in group if name not in ("lr_factor", "weight_decay")]:
+            raise ArgumentError(
+                f"groups[{pattern!r}]: unknown option {unknown[0]!r}; known are lr_factor and "
+                f"weight_decay, as in {example}"
+            )
+    return {
+        pattern: {
+            name: not_negative(f"groups[{pattern!r}]: {name}", value)
+            for name, value in group.items()
+        }
+        for pattern, group in groups.items()
+    }
 
 
 def _home(array: Array) -> Backend:
@@ -501,6 +570,7 @@ class SGD(Optimizer):
         dampening: share of the gradient that is not added to the velocity.
         nesterov: use Nesterov's momentum: p -= lr * (g + momentum * v).
         weight_decay: factor of the L2 penalty. ``no_decay``: the parameters without it.
+        groups: learning rates and weight decay by pattern, see ``Optimizer``.
 
     Raises:
         ArgumentError: if a number is out of range, or nesterov is used without momentum or with
@@ -515,6 +585,7 @@ class SGD(Optimizer):
         nesterov: bool = False,
         weight_decay: float = 0.0,
         no_decay: Selection = (),
+        groups: Groups | None = None,
     ) -> None:
         self.momentum, self.dampening = (
             fraction("momentum", momentum),
@@ -527,7 +598,7 @@ class SGD(Optimizer):
                 f"dampening={dampening!r}"
             )
         self.slots = ("velocity",) if self.momentum else ()
-        super().__init__(lr, weight_decay, no_decay)
+        super().__init__(lr, weight_decay, no_decay, groups)
 
     def apply(
         self,
@@ -556,8 +627,9 @@ class Momentum(SGD):
         nesterov: bool = False,
         weight_decay: float = 0.0,
         no_decay: Selection = (),
+        groups: Groups | None = None,
     ) -> None:
-        super().__init__(lr, momentum, dampening, nesterov, weight_decay, no_decay)
+        super().__init__(lr, momentum, dampening, nesterov, weight_decay, no_decay, groups)
 
 
 class AdaGrad(Optimizer):
@@ -569,6 +641,7 @@ class AdaGrad(Optimizer):
         lr: the learning rate. At a parameter's step t (from 1) it is lr / (1 + (t - 1) * lr_decay).
         lr_decay: see lr.
         weight_decay: factor of the L2 penalty. ``no_decay``: the parameters without it.
+        groups: learning rates and weight decay by pattern, see ``Optimizer``.
         initial_accumulator_value: initial value of s.
         eps: avoids division by 0.
 
@@ -586,8 +659,9 @@ class AdaGrad(Optimizer):
         initial_accumulator_value: float = 0.0,
         eps: float = 1e-10,
         no_decay: Selection = (),
+        groups: Groups | None = None,
     ) -> None:
-        super().__init__(lr, weight_decay, no_decay)
+        super().__init__(lr, weight_decay, no_decay, groups)
         self.lr_decay = not_negative("lr_decay", lr_decay)
         self.initial_accumulator_value = not_negative(
             "initial_accumulator_value", initial_accumulator_value
@@ -621,6 +695,7 @@ class RMSprop(Optimizer):
         alpha: share of the running means that is kept, 0 <= alpha < 1.
         eps: avoids division by 0.
         weight_decay: factor of the L2 penalty. ``no_decay``: the parameters without it.
+        groups: learning rates and weight decay by pattern, see ``Optimizer``.
         momentum: share of the velocity that is kept; 0 stores no velocity.
         centered: divide by the standard deviation, with the mean subtracted (Graves, 2013).
 
@@ -637,6 +712,7 @@ class RMSprop(Optimizer):
         momentum: float = 0.0,
         centered: bool = False,
         no_decay: Selection = (),
+        groups: Groups | None = None,
     ) -> None:
         self.alpha, self.momentum = fraction("alpha", alpha), fraction("momentum", momentum)
         self.eps, self.centered = not_negative("eps", eps), flag("centered", centered)
@@ -645,7 +721,7 @@ class RMSprop(Optimizer):
             *(("mean",) if self.centered else ()),
             *(("velocity",) if self.momentum else ()),
         )
-        super().__init__(lr, weight_decay, no_decay)
+        super().__init__(lr, weight_decay, no_decay, groups)
 
     def apply(
         self,
@@ -675,6 +751,7 @@ class Adam(Optimizer):
         eps: avoids division by 0.
         weight_decay: factor of the L2 penalty, or of AdamW's decay with ``decoupled_weight_decay``.
             ``no_decay``: the parameters without it.
+        groups: learning rates and weight decay by pattern, see ``Optimizer``.
 
     Raises:
         ArgumentError: if a number is out of range.
@@ -691,8 +768,9 @@ class Adam(Optimizer):
         weight_decay: float = 0.0,
         decoupled_weight_decay: bool = False,
         no_decay: Selection = (),
+        groups: Groups | None = None,
     ) -> None:
-        super().__init__(lr, weight_decay, no_decay)
+        super().__init__(lr, weight_decay, no_decay, groups)
         self.beta1, self.beta2 = fraction("beta1", beta1), fraction("beta2", beta2)
         self.eps = not_negative("eps", eps)
         self.decoupled_weight_decay = flag("decoupled_weight_decay", decoupled_weight_decay)
@@ -730,8 +808,9 @@ class AdamW(Adam):
         eps: float = 1e-8,
         weight_decay: float = 0.01,
         no_decay: Selection = (),
+        groups: Groups | None = None,
     ) -> None:
-        super().__init__(lr, beta1, beta2, eps, weight_decay, True, no_decay)
+        super().__init__(lr, beta1, beta2, eps, weight_decay, True, no_decay, groups)
 
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {

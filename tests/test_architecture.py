@@ -58,9 +58,9 @@ ROWS = [
     {"files"},
     {"ops"},
     {"seeds", "init"},
-    {"flat"},
+    {"flat", "selection"},
     {"runtime"},
-    {"device_runtime", "arguments", "console", "errors", "cache", "file_kinds", "text"},
+    {"device_runtime", "arguments", "console", "errors", "cache", "file_kinds", "text", "version"},
 ]
 ROW = {name: number for number, row in enumerate(ROWS) for name in row}
 

@@ -7,6 +7,7 @@ import pytest
 
 from portacnn import Trainer, ops
 from portacnn.flat import Flat, Named, runs
+from portacnn.runtime import resolve
 from support.matrix import backends
 from support.nets import bits, patches, small_net
 from support.nets import normed_net as net
@@ -64,7 +65,9 @@ def test_gradients_lie_as_the_parameters(flat_here):
     _, cache = ops.softmax_cross_entropy(logits, model.labels(t, 8))
     model.backward(ops.softmax_cross_entropy_backward(1.0, cache), kept)
     (flat,) = model.named_gradients().flats
-    assert flat.parts is model.named_parameters().flats[0].parts
+    whole = model.named_parameters().flats[0]
+    assert flat.parts == whole.parts
+    assert flat.family is whole.family
     for path, gradient in gradients.items():
         begin, end = flat.parts[path]
         assert np.array_equal(
@@ -120,12 +123,20 @@ def test_a_copy_trains_by_itself(flat_here):
 
 
 def test_runs():
-    from portacnn.runtime import resolve
-
     flat = Flat(resolve("numpy"), {"a": (2,), "w": (2, 2), "b": (), "v": (1, 3)}, "float64")
     assert list(flat.parts) == ["w", "v", "a", "b"]
     assert runs(["b", "w", "v"], flat) == [["w", "v"], ["b"]]
     assert runs(["a", "b", "v", "w"], flat) == [["w", "v", "a", "b"]]
     assert flat.stretch(["v", "a"]).shape == (5,)
-    assert Named.of({"w": flat.views["w"]}, [flat]).flats == ()
-    assert len(Named.of({"w": flat.views["w"]}, [flat]).wholes()) == 1
+    some = Named.of({name: flat.views[name] for name in ("w", "a", "b")}, [flat])
+    assert some.flats == (flat,)
+    assert [part.shape for part in some.wholes()] == [(4,), (3,)]
+    assert Named.of({"w": flat.views["w"] + 0.0}, [flat]).flats == ()
+
+
+def test_a_buffer_for_some_of_the_names_has_their_order():
+    flat = Flat(resolve("numpy"), {"b": (2,), "v": (1, 3), "w": (2, 2), "a": (2,)}, "float64")
+    some = flat.without({"v", "b"})
+    assert some.parts == {"w": (0, 4), "a": (4, 6)}
+    assert some.family is flat.family
+    assert some.whole.shape == (6,)

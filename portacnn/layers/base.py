@@ -27,7 +27,7 @@ from portacnn.arguments import AnswersKeywords
 from portacnn.errors import ArgumentError, StateError
 from portacnn.flat import Flat, Named
 from portacnn.init import Initializer, rule
-from portacnn.layers import building, network, replacing
+from portacnn.layers import building, freezing, network, replacing
 from portacnn.layers import state as states
 from portacnn.layers.children import Children, check_alias
 from portacnn.layers.limits import count_layer
@@ -37,6 +37,7 @@ from portacnn.layers.running import Handle, run
 from portacnn.layers.specs import Buffer, Parameter, Place, Shape
 from portacnn.layers.state import Mismatch
 from portacnn.runtime import Array, Backend, HostArray, backend_of
+from portacnn.selection import Selection
 from portacnn.text import shown
 
 __all__ = ["Layer", "Shape"]
@@ -62,6 +63,8 @@ class Layer(AnswersKeywords):
         places: all its places, the first one first.
         hooks: the functions that see its outputs, see ``on_output``.
         tied: by name, the parameters that belong to another layer, see ``tie``.
+        frozen: names of its own parameters and buffers that training does not change, see
+            ``freeze``.
         replaced: by path below this layer, what ``replace`` put where its constructor had made
             another; files describe the network with it.
         revision: of a network: how often it was built, and changed by ``replace``.
@@ -96,6 +99,7 @@ class Layer(AnswersKeywords):
         self.backend, self.dtype = None, "float32"
         self.input_shape = self.output_shape = ()
         self.places, self.hooks, self.replaced = [], (), {}
+        self.frozen = frozenset()
         self.seed = self.step = self.revision = 0
         self.belongs_to, self.constant_arrays = None, {}
         return self
@@ -109,6 +113,7 @@ class Layer(AnswersKeywords):
     declared: dict[str, Parameter]
     declared_buffers: dict[str, Buffer]
     tied: dict[str, tuple["Layer", str]]
+    frozen: frozenset[str]
     backend: Backend | None
     dtype: str
     input_shape: Shape
@@ -452,6 +457,41 @@ class Layer(AnswersKeywords):
         if not isinstance(layer, Layer):
             raise ArgumentError(f"expected a layer for {path!r}, got {layer!r}", self.where)
         return replacing.replace(self, path, layer)
+
+    # --- training only a part ---------------------------------------------------------------------
+
+    def freeze(self, what: Selection = "*") -> Self:
+        """Freeze parameters: training does not change them any more. Return the layer.
+
+            model.freeze()  # all of it
+            model.unfreeze("fc")  # but its head
+
+        A frozen parameter gets no gradient, no update and no weight decay. A backward pass ends at
+        the first layer that has something to train, and training keeps nothing for the layers
+        before it. A batch norm whose running statistics are selected (by "bn1" or "bn1.*", not by
+        "bn1.weight") keeps them, and normalizes with them in training too. Dropout is not affected.
+        A parameter that several layers share is frozen by any of its paths. Files hold what is
+        frozen.
+
+        Args:
+            what: patterns of paths, as in ``optim.selector``: "features.*", "conv1", "bn*"; or a
+                function of (path, array). Only what lies in this layer is selected. The default is
+                all of it.
+
+        Raises:
+            StateError: if it is not built.
+            ArgumentError: if a pattern matches nothing. Nothing has changed then.
+        """
+        freezing.change(self, what, True)
+        return self
+
+    def unfreeze(self, what: Selection = "*") -> Self:
+        """End the effect of ``freeze`` for these parameters and statistics. Return the layer.
+
+        Arguments and errors are those of ``freeze``.
+        """
+        freezing.change(self, what, False)
+        return self
 
     # --- state ------------------------------------------------------------------------------------
 

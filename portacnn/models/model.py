@@ -4,6 +4,7 @@ saved to files."""
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import wraps
 from math import prod
 from typing import Any, NamedTuple, Self, TypeVar
@@ -19,13 +20,16 @@ from portacnn.errors import (
     NotFiniteError,
     PortacnnError,
     ShapeError,
+    StateError,
 )
 from portacnn.files import load_tensors, save_tensors, within
 from portacnn.gradient_check import numerical_gradient
 from portacnn.layers import Flatten, Layer, Reshape, Sequential, gradients_of
 from portacnn.layers.base import Shape
 from portacnn.layers.building import building_from
+from portacnn.layers.freezing import frozen_paths, restore
 from portacnn.layers.limits import limited
+from portacnn.layers.passes import output_of, without_dx
 from portacnn.layers.running import run
 from portacnn.layers.state import Mismatch, outline
 from portacnn.losses import Loss
@@ -33,6 +37,7 @@ from portacnn.metrics import Metric, metrics_for
 from portacnn.models.description import Described, describe_layer, needs_format_2, rebuild_layer
 from portacnn.models.evaluation import evaluate
 from portacnn.models.inference import Inference
+from portacnn.models.info import ModelInfo, layout_of, rebuild_info
 from portacnn.models.preprocess import Normalize, rebuild_preprocess
 from portacnn.models.summary import table
 from portacnn.ops.windows import per_axis
@@ -47,6 +52,7 @@ from portacnn.runtime import (
     resolve,
 )
 from portacnn.text import shown
+from portacnn.version import VERSION
 
 _log = logging.getLogger("portacnn")
 _MAX_BYTES = 512 << 20  # bytes for the layers' outputs in ``predict``
@@ -130,6 +136,7 @@ class Model(Sequential):
         }
 
     _preprocess: Normalize | None = None
+    _info = ModelInfo()
     # whether floating-point images on a device were checked
     _floats_seen = False
     _warned = False  # that floating-point images look like bytes
@@ -156,6 +163,46 @@ class Model(Sequential):
         if value is not None and self.input_shape:
             _fits(value, self.input_shape, self.where)
         self._preprocess = value
+
+    @property
+    def info(self) -> ModelInfo:
+        """What the model knows about itself: names of its classes, task, figures of its training,
+        and what its input must be. It is saved with the model, and in ONNX files.
+
+            model.info = portacnn.models.ModelInfo(class_names=["cat", "dog"])
+
+        A ``Trainer`` sets task and figures. Class names are forgotten if ``replace`` changes their
+        number. Input and preprocess are the model's own, whatever is set here.
+
+        Setting it raises:
+            ArgumentError: if it is not a ``ModelInfo``, or has another number of names than the
+                model has outputs.
+        """
+        own, names = self._info, self._info.class_names
+        return replace(
+            own,
+            class_names=names if len(names) in (0, *self.output_shape[:1]) else (),
+            input_shape=self.input_shape,
+            layout=layout_of(self.input_shape),
+            dtype=self.dtype,
+            preprocess=self._preprocess,
+            version=own.version or VERSION,
+        )
+
+    @info.setter
+    def info(self, value: ModelInfo) -> None:
+        if not isinstance(value, ModelInfo):
+            raise ArgumentError(
+                f"info must be a portacnn.models.ModelInfo, got {value!r:.80}", self.where
+            )
+        names, outputs = value.class_names, self.output_shape[:1]
+        if names and outputs and (len(names),) != outputs:
+            raise ArgumentError(
+                f"class_names must have a name for each of the {outputs[0]} outputs, got "
+                f"{len(names)}",
+                self.where,
+            )
+        self._info = value
 
     def infer(self, shape: Shape) -> Shape:
         if self._preprocess is not None:
@@ -192,7 +239,7 @@ class Model(Sequential):
             NotFiniteError: if values are beyond the range of the model's dtype.
         """
         home, x = self.home, self.received(x)
-        if self._preprocess is not None and self.kept_as(x) != "uint8":
+        if self.kept_as(x) != "uint8":
             self._look_at_floats(x)
         x = self.cast(x)
         return x if backend_of(x).name == home.name else home.share(x)
@@ -210,24 +257,23 @@ class Model(Sequential):
             raise error.at(self.where)
 
     def _look_at_floats(self, x: Array) -> None:
-        """Warn once if floating-point images look like bytes, which ``preprocess`` would have
-        scaled.
+        """Warn once if floating-point images are on another scale than the model's: pixels 0..255
+        for one that was trained on 0..1, or the other way, or pixels that ``preprocess`` would have
+        scaled if they were uint8.
 
         NumPy images are checked in each call; those on a device only the first time, because
         reading waits there.
         """
-        source, (channels, *_) = backend_of(x), self.input_shape
+        source, known = backend_of(x), self._info.input_range
+        if not known and self._preprocess is None:
+            return
         if self._warned or 0 in x.shape or (self._floats_seen and source.name != "numpy"):
             return
         self._floats_seen = True
-        largest = float(source.to_host(source.xp.max(x[: min(16, x.shape[0]), ...])))
-        means, stds = self._preprocess.in_pixels(channels)  # type: ignore[union-attr]
-        usual = max(
-            abs(pixel - mean) / std
-            for pixel in (0, 255)
-            for mean, std in zip(means, stds, strict=True)
-        )
-        if largest > 8 * usual:
+        some = source.xp.abs(x[: min(16, x.shape[0]), ...])
+        largest = float(source.to_host(source.xp.max(some)))
+        usual = max(map(abs, known)) if known else self._largest_of_bytes()
+        if self._preprocess is not None and largest > 8 * max(usual, self._largest_of_bytes()):
             self._warned = True
             _log.warning(
                 "%s: preprocess does not apply to floating-point images, but these reach %g, "
@@ -235,8 +281,30 @@ class Model(Sequential):
                 "uint8: x.astype('uint8')",
                 self.where,
                 largest,
-                usual,
+                self._largest_of_bytes(),
             )
+        elif known and (largest > 8 * max(usual, 1.0) or largest <= 1.0 < 100.0 <= usual):
+            self._warned = largest > 0.0  # an image may be black
+            if self._warned:
+                up = largest > usual
+                _log.warning(
+                    "%s: the model was trained on images of %.3g..%.3g, these go to %.3g. If they "
+                    "are %s: %s",
+                    self.where,
+                    *known,
+                    largest,
+                    "pixels 0..255, scale them as in training" if up else "shares 0..1",
+                    "x / 255" if up else "x * 255",
+                )
+
+    def _largest_of_bytes(self) -> float:
+        """Return the largest magnitude that ``preprocess`` maps a byte to."""
+        means, stds = self._preprocess.in_pixels(self.input_shape[0])  # type: ignore[union-attr]
+        return max(
+            abs(pixel - mean) / std
+            for pixel in (0, 255)
+            for mean, std in zip(means, stds, strict=True)
+        )
 
     def received(self, x: Any, what: str = "x") -> Array:
         """Return an array of any library as one of the model's own on its device, sharing memory.
@@ -441,17 +509,64 @@ class Model(Sequential):
             except ArgumentError as error:
                 raise error.at(self.where)
         x = self.received(x)
-        count = _count(x)
         self.check_built()
+        most = self._size_of(x).most
+        hold = min(batch_size or most, _count(x)) <= most
+        for i, j, images in self._in_batches(x, batch_size):
+            yield i, j, self._inference.run(self, images, self._batch, hold)
+
+    def _in_batches(self, x: Array, batch_size: int | None) -> Iterator[tuple[int, int, Array]]:
+        """Yield the batches of ``predict``: first, last (exclusive) and images. At least one."""
         most, least, _ = self._size_of(x)
-        size = most if batch_size is None else batch_size
-        hold = min(size, count) <= most
+        count, size = _count(x), batch_size or most
         ends = [*range(size, count, size), count]
         if len(ends) > 1 and size >= least > count - ends[-2]:
             del ends[-2]
         for i, j in zip((0, *ends[:-1]), ends, strict=True):
-            images = x if j - i == count else x[i:j, ...]
-            yield i, j, self._inference.run(self, images, self._batch, hold)
+            yield i, j, x if j - i == count else x[i:j, ...]
+
+    @_at_home
+    def features(self, x: Array, path: str, batch_size: int | None = None) -> Array:
+        """Return the output of a layer of this model for images x, (N, *output_shape of the layer),
+        on the model's device: embeddings of images, for search or another classifier.
+
+        Layers after it do not run. A batch's values may differ in the last bits from those within
+        ``predict``, which runs several layers as one.
+
+            >>> import numpy as np, portacnn
+            >>> net = portacnn.SimpleConvNet((1, 8, 8), {"filter_size": 3}, device="cpu", seed=0)
+            >>> net.features(np.zeros((2, 1, 8, 8), "float32"), "fc1").shape
+            (2, 100)
+
+        Args:
+            x, batch_size: see ``predict``.
+            path: of the layer, as in ``summary``: "layer4", "layer1.0.conv1". Of a layer in several
+                places it may be any of their paths.
+
+        Raises:
+            ArgumentError: there is no layer at this path, or as for ``predict``.
+            StateError: the network does not run the layer as a layer of its own.
+        """
+        if batch_size is not None:
+            try:
+                batch_size = whole("batch_size", batch_size, 1)
+            except ArgumentError as error:
+                raise error.at(self.where)
+        x = self.received(x)
+        layer = self.layer_at(path)
+        paths = [place.path for place in layer.places]
+        place = paths.index(path) if path in paths else 0
+        self.check_built()
+        parts = []
+        for _, _, images in self._in_batches(x, batch_size):
+            y = output_of(self, layer, place, self._batch(images))
+            if y is None:
+                raise StateError(
+                    "its output cannot be seen: the layer around it does not run it as a layer",
+                    layer.where,
+                )
+            parts.append(y)
+        return parts[0] if len(parts) == 1 else self.home.xp.concat(parts, axis=0)
 
     def release_memory(self) -> None:
         """Release the memory that ``predict``, ``loss`` and ``accuracy`` keep for their next call.
@@ -548,7 +663,8 @@ class Model(Sequential):
         x = self.received(x)
         self.kept_as(x)
         labels = self.labels(t, x.shape[0])
-        logits, kept = run(self, self._batch(x), False, True)
+        with without_dx(self):
+            logits, kept = run(self, self._batch(x), False, True)
         _, cache = ops.softmax_cross_entropy(logits, labels)
         with gradients_of(self) as gradients:
             self.backward(ops.softmax_cross_entropy_backward(1.0, cache), kept, need_dx=False)
@@ -626,7 +742,14 @@ class Model(Sequential):
             header["tied"] = tied
         if self._preprocess is not None:
             header["preprocess"] = self._preprocess.description()
+        if frozen := frozen_paths(self):
+            header["frozen"] = frozen
+        header["info"] = self.description_of_info()
         return header
+
+    def description_of_info(self) -> dict[str, Any]:
+        """Return ``info`` as JSON values, with this version of portacnn."""
+        return replace(self.info, version=VERSION).description()
 
     def load_weights(self, path: str | os.PathLike[str], strict: bool = True) -> Mismatch:
         """Load the weights of a safetensors file, also one from PyTorch for the same network.
@@ -708,6 +831,8 @@ class Model(Sequential):
                         header["input_shape"], device=backend, dtype=header["dtype"], seed=seed
                     )
             model.preprocess = rebuild_preprocess(header.get("preprocess"))
+            restore(model, header.get("frozen", []))
+            model.info = rebuild_info(header.get("info"))
         except ModelFormatError as error:
             raise ModelFormatError(str(error), where) from error.__cause__
         except NONSENSE as error:
@@ -746,6 +871,8 @@ def _reshaping(x: Array, sample: Shape) -> str:
     last = (*size, channels)
     turn = "permute" if hasattr(x, "permute") else "transpose"
     axes = (0, len(sample), *range(1, len(sample)))
+    if len(shape) == len(sample) + 1 and shape[-1:] == (4,) and last == (*shape[1:-1], 3):
+        return f"; leave out the fourth channel, opacity: x[..., :3].{turn}{axes}"
     if shape == sample:
         return "; make one image a batch: x[None]"
     if shape == last:
@@ -758,6 +885,20 @@ def _reshaping(x: Array, sample: Shape) -> str:
         return "; add a batch and a channel axis: x[None, None]"
     if len(shape) == 2 and shape[1] == prod(sample):
         return f"; x.reshape{(-1, *sample)}"
+    if shape[1:] == tuple(size):
+        return f"; repeat the gray images: x[:, None][:, {[0] * channels}]"
+    if shape == tuple(size):
+        return f"; repeat the gray image: x[None, None][:, {[0] * channels}]"
+    if len(shape) == len(sample) + 1 and shape[2:] == tuple(size):
+        if shape[1] == 1:
+            return f"; repeat the gray channel: x[:, {[0] * channels}]"
+        if shape[1] == 4 and channels == 3:
+            return "; leave out the fourth channel, opacity: x[:, :3]"
+        if channels == 1:
+            same = "" if is_float(backend_of(x).xp, x.dtype) else ".astype(x.dtype)"
+            return f"; make the channels one: x.mean(1)[:, None]{same}"
+    if len(shape) == len(sample) + 1 and shape[1] == channels:
+        return f"; resize the images to {'x'.join(map(str, size))} pixels"
     return ""
 
 

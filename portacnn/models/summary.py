@@ -23,6 +23,7 @@ class Row(NamedTuple):
     multiply_adds: int
     output_bytes: int
     shared: bool = False  # also at an earlier path, where its parameters are counted
+    frozen: int = 0  # of the parameters
 
 
 def rows(network: Layer, input_shape: Sequence[int]) -> list[Row]:
@@ -55,9 +56,14 @@ def _rows(layer: Layer, seen: Counter[Layer]) -> Iterator[Row]:
             layer.multiply_adds(),
             prod(layer.output_shape) * _BYTES[layer.dtype],
             number > 0,
+            0 if number else _frozen(layer),
         )
     for child in layer.children.values():
         yield from _rows(child, seen)
+
+
+def _frozen(layer: Layer) -> int:
+    return sum(prod(layer.declared[n].shape) for n in layer.frozen & layer.declared.keys())
 
 
 def table(network: Layer, input_shape: Sequence[int], batch_size: int) -> str:
@@ -88,6 +94,8 @@ def table(network: Layer, input_shape: Sequence[int], batch_size: int) -> str:
         f"{type(network).__name__}, samples {_by(input_shape)}; multiply-adds of one sample, "
         f"activations of a batch of {batch_size} in {network.dtype}"
     )
+    frozen = sum(r.frozen for r in found)
+    training = f"trainable parameters: {sum(r.parameters for r in found) - frozen:,}; "
     return "\n".join(
         [
             title,
@@ -96,6 +104,7 @@ def table(network: Layer, input_shape: Sequence[int], batch_size: int) -> str:
             *_aligned(lines, widths),
             rule,
             *_aligned([total], widths),
+            *([f"{training}frozen: {frozen:,}"] if frozen else []),
         ]
     )
 

@@ -7,6 +7,7 @@ returns. It is checked before it is written, and written atomically. A protocol 
 """
 
 import contextlib
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,8 +20,11 @@ from portacnn.arguments import answering_keywords, one_of, whole
 from portacnn.errors import ArgumentError, ModelFormatError, PortacnnError, ShapeError, StateError
 from portacnn.files import beginning, file_path, link_target, write_atomically
 from portacnn.layers import Layer
+from portacnn.models import Model
+from portacnn.onnx.about import about
 from portacnn.onnx.builder import CODES, GraphBuilder, Stored
 from portacnn.onnx.library import onnx_library
+from portacnn.onnx.wire import METADATA
 
 OLDEST, NEWEST = 13, 28
 """The oldest and the newest opset that can be written."""
@@ -160,12 +164,16 @@ def _model_proto(
     given = helper.make_tensor_value_info(INPUT, CODES[taken], [batch, *model.input_shape])
     made = helper.make_tensor_value_info(OUTPUT, CODES[graph.dtype], [batch, *model.output_shape])
     opsets = [helper.make_opsetid("", graph.opset)]
-    return helper.make_model(
+    proto = helper.make_model(
         helper.make_graph(graph.nodes, type(model).__name__, [given], [made]),
         opset_imports=opsets,
         ir_version=helper.find_min_ir_version_for(opsets),
         producer_name="portacnn",
     )
+    if isinstance(model, Model):
+        known = {METADATA: json.dumps(about(model), ensure_ascii=False)}
+        helper.set_model_props(proto, known)
+    return proto
 
 
 def _check(onnx: Any, proto: Any, graph: GraphBuilder) -> None:

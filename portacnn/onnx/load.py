@@ -18,6 +18,7 @@ from portacnn.layers.graph import Node
 from portacnn.layers.limits import limited
 from portacnn.models.graph_model import GraphModel
 from portacnn.models.model import NONSENSE
+from portacnn.onnx.about import tell
 from portacnn.onnx.importer import OPERATORS, Importer, Value, run, shared, unmade
 from portacnn.onnx.reading import (
     FLOATS,
@@ -102,9 +103,13 @@ def _load(
 ) -> GraphModel:
     with read_source(path, max_extra_bytes) as source, limited(MOST):
         model, state, info, sample = _model(source, given)
+        told = source.metadata
     dtype = dtype or ("float64" if FLOATS.get(info.elem_type) == "float64" else "float32")
     with building_from(state):
-        return model.build(sample, device=backend, dtype=dtype, seed=seed)
+        model.build(sample, device=backend, dtype=dtype, seed=seed)
+    if told is not None:
+        tell(model, told)
+    return model
 
 
 def _model(

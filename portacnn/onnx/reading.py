@@ -20,7 +20,7 @@ import numpy as np
 from portacnn.errors import ModelFormatError
 from portacnn.file_kinds import FIRST, kind_of
 from portacnn.files import file_path
-from portacnn.onnx.wire import GraphProto, NodeProto, Tensor, ValueInfo, read_model
+from portacnn.onnx.wire import METADATA, GraphProto, NodeProto, Tensor, ValueInfo, read_model
 from portacnn.runtime import HostArray
 from portacnn.text import quoted
 
@@ -224,6 +224,7 @@ class Source:
     initializers: dict[str, Tensor]
     inputs: dict[str, ValueInfo]
     outputs: list[str]
+    metadata: str | None = None  # portacnn's own
     _files: dict[str, IO[bytes]] = field(default_factory=dict)
     _counted: set[tuple[int, int]] = field(default_factory=set)
     _open: ExitStack = field(default_factory=ExitStack)
@@ -325,6 +326,7 @@ def read_source(path: str | os.PathLike[str], max_extra_bytes: int = MAX_EXTRA_B
         initializers,
         inputs,
         [value.name for value in model.graph.outputs],
+        model.metadata.get(METADATA),
     )
 
 

@@ -21,6 +21,9 @@ MOST = 400_000
 """Pieces that one file may have: a field or a number in a list is one, a message ``_MESSAGE``
 more."""
 _MESSAGE = 10
+METADATA = "portacnn"
+"""The key of what portacnn writes into a file's metadata."""
+LONGEST_METADATA = 32 << 20  # bytes
 LONGEST_NAME = 4096  # bytes
 _MOST_AXES = 16
 
@@ -95,6 +98,7 @@ class ModelProto:
     opsets: list[tuple[str, int]] = field(default_factory=list)
     graph: GraphProto | None = None
     functions: int = 0
+    metadata: dict[str, str] = field(default_factory=dict)  # of portacnn's own key
 
 
 def read_model(content: memoryview) -> ModelProto:
@@ -224,6 +228,25 @@ class _Reader:
         def function(value: memoryview) -> None:
             model.functions += 1
 
+        def entry(value: memoryview) -> None:
+            found: dict[str, Any] = {"key": b"", "value": b""}
+            table: _Table = {
+                1: ((2,), _at(found, "key", memoryview)),
+                2: ((2,), _at(found, "value", memoryview)),
+            }
+            self._message("an entry", value, found, table)
+            if found["key"] != METADATA.encode():
+                return
+            if len(found["value"]) > LONGEST_METADATA:
+                raise ModelFormatError(
+                    f"its metadata have {len(found['value'])} bytes; the limit is "
+                    f"{LONGEST_METADATA}"
+                )
+            try:
+                model.metadata[METADATA] = str(found["value"], "utf-8")
+            except UnicodeDecodeError:
+                raise _wrong("its metadata are not UTF-8") from None
+
         return self._message(
             "the model",
             content,
@@ -232,6 +255,7 @@ class _Reader:
                 1: ((0,), _to(model, "ir_version", signed)),
                 7: ((2,), graph),
                 8: ((2,), _onto(model.opsets, self.opset)),
+                14: ((2,), entry),
                 25: ((2,), function),
             },
         )

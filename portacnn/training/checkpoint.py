@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from portacnn.arguments import fraction, plain, whole
 from portacnn.errors import ArgumentError, BackendError, ModelFormatError
 from portacnn.files import load_tensors, within
+from portacnn.layers.freezing import frozen_paths, restore
 from portacnn.layers.state import check_state
 from portacnn.losses import Loss, describe_loss, rebuild_loss
 from portacnn.metrics import Metric, describe_metric, rebuild_metric
@@ -68,6 +69,7 @@ def describe_training(trainer: Any) -> dict[str, Any]:
         "place": f"{trainer.backend.name}:{trainer.backend.place(trainer.backend.device)}",
         "model": _or_why_not(trainer.model.description),
         "model_seed": trainer.model.seed,
+        "frozen": frozen_paths(trainer.model),
         "optimizer": trainer.optimizer.description(),
         "schedule": _or_why_not(lambda: describe_schedule(schedule)),
         "loss": _or_why_not(lambda: describe_loss(trainer.loss)),
@@ -198,6 +200,7 @@ class Checkpoint:
         def load() -> None:
             seed = _seed("model_seed", self.header["model_seed"])
             model.load_state_dict(within("model", self.tensors))
+            restore(model, self.header.get("frozen", []))
             for layer in model.walk():
                 layer.seed = seed
 

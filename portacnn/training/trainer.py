@@ -43,11 +43,14 @@ from portacnn.errors import (
 )
 from portacnn.files import make_folder, save_tensors
 from portacnn.layers import at_step, one_backward_pass
+from portacnn.layers.freezing import learns
+from portacnn.layers.passes import without_dx
 from portacnn.layers.running import run
 from portacnn.losses import Loss
 from portacnn.metrics import Metric, metrics_for
 from portacnn.models import Model
 from portacnn.models.evaluation import evaluate
+from portacnn.models.info import last_figures, range_of
 from portacnn.ops.dispatch import PRECISIONS
 from portacnn.ops.layout import pack
 from portacnn.ops.workspace import Workspace, run_in
@@ -221,6 +224,8 @@ class Trainer:
         self.model = model
         self.backend: Backend = model.home
         self._revision = model.revision
+        self._freezes = -1  # of the network, when the step was prepared
+        _check_trainable(model)
         self.epochs = whole("epochs", epochs, 0)
         self.batch_size = whole(
             "batch_size", either(100, batch_size=batch_size, mini_batch_size=mini_batch_size), 1
@@ -282,6 +287,7 @@ class Trainer:
         self.epoch = self.batch = 0
         self.stopped_early = False
         self._best_weights: dict[str, HostArray] | None = None
+        self._range: tuple[float, ...] | None = None  # of the training images, once known
         self._unread: list[Array] = []  # reports of steps, still on the device
         self._ok = self._fine()
         self._step: Any = None
@@ -705,6 +711,19 @@ class Trainer:
         """Load the weights of the best epoch into the model, if they were kept."""
         if self._best_weights is not None:
             self.model.load_state_dict(self._best_weights)
+            if self.early_stopping is not None:
+                watched = self.history[f"test_{self.early_stopping.monitor}"]
+                self._tell_model(self.early_stopping.best_epoch(watched))
+
+    def _tell_model(self, epoch: int) -> None:
+        """Make the model know its task, and its figures after this epoch."""
+        info = self.model.info
+        figures = {**info.figures, **last_figures(self.history, epoch)}
+        if self._range is None:
+            self._range = range_of(self.x_train)
+        self.model.info = replace(
+            info, task=self.loss.task, figures=figures, input_range=self._range
+        )
 
     def _end_epoch(self) -> None:
         """Append the epoch's figures to the lists, and check whether it was the best or the last
@@ -725,6 +744,7 @@ class Trainer:
         for name, each in self.history.items():
             each.append(figures[name])
         self.epoch, self.batch = self.epoch + 1, 0
+        self._tell_model(self.epoch)
         stopping = self.early_stopping
         if stopping is not None:
             watched = self.history[f"test_{stopping.monitor}"]
@@ -774,6 +794,10 @@ class Trainer:
                 "the model was built again or changed by replace after the Trainer was made, so "
                 "the optimizer's state does not match it; make a new Trainer"
             )
+        network = self.model.belongs_to
+        if network is not None and network.freezes != self._freezes:
+            _check_trainable(self.model)
+            self._freezes, self._step = network.freezes, None
 
     def _whole_step(self, *batch_and_state: Any) -> tuple[Array, Array]:
         """Run a step from a batch as the feed returns it.
@@ -864,7 +888,8 @@ class Trainer:
     def _part_gradients(self, x: Array, t: Array, weight: Array | None, whole: Any) -> Array:
         """Run forward and backward for a part of a batch. Return its share of the batch's loss, in
         new memory."""
-        y, kept = run(self.model, pack(x), True, True)
+        with without_dx(self.model):
+            y, kept = run(self.model, pack(x), True, True)
         share, cache = self.loss.forward_part(y, t, weight, whole)
         self.model.backward(self.loss.backward_part(cache), kept, need_dx=False)
         return share
@@ -1011,6 +1036,16 @@ def _weighted(loss: Loss, class_weight: Any, t: Any, model: Model) -> Loss:
         )
     checked = loss.check_targets(t, model.output_shape, what="t_train")
     return replace(loss, weight=class_weights(class_weight, checked, model.output_shape[0]))
+
+
+def _check_trainable(model: Model) -> None:
+    """Raise StateError if the model has parameters and all of them are frozen."""
+    if model.named_parameters() and not learns(model):
+        raise StateError(
+            'all parameters are frozen, so there is nothing to train; call model.unfreeze("fc") '
+            "for those to train",
+            model.where,
+        )
 
 
 def _check_precision(precision: Any, model: Model) -> str:

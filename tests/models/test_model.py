@@ -19,7 +19,7 @@ from portacnn.errors import (
 )
 from portacnn.gradient_check import numerical_gradient
 from portacnn.layers import AdaptiveAvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, ReLU
-from portacnn.models import Model, SimpleConvNet
+from portacnn.models import Model, ModelInfo, SimpleConvNet
 from portacnn.ops import use_kernels
 from support.matrix import needs
 from support.memory_meter import metered
@@ -603,6 +603,11 @@ def test_wrong_images(backend, call):
         ((1, 8, 9), (8, 9), "x[None, None]"),
         ((1, 8, 9), (5, 8, 9, 1), "x.transpose(0, 3, 1, 2)"),
         ((3, 8, 9), (5, 216), "x.reshape(-1, 3, 8, 9)"),
+        ((3, 8, 9), (5, 1, 8, 9), "x[:, [0, 0, 0]]"),
+        ((3, 8, 9), (5, 8, 9), "x[:, None][:, [0, 0, 0]]"),
+        ((3, 8, 9), (8, 9), "x[None, None][:, [0, 0, 0]]"),
+        ((3, 8, 9), (5, 4, 8, 9), "x[:, :3]"),
+        ((3, 8, 9), (5, 8, 9, 4), "x[..., :3].transpose(0, 3, 1, 2)"),
     ],
 )
 def test_the_cure_that_is_told_is_one(call, sample, shape, cure, dtype):
@@ -617,6 +622,48 @@ def test_the_cure_that_is_told_is_one(call, sample, shape, cure, dtype):
     assert caught.value.message.endswith(cure)
     net.preprocess = Normalize()
     call(net, eval(cure, {"x": x}))
+
+
+def test_images_of_another_size_or_of_channels_too_many():
+    net = Model(Flatten(), Linear(None, 4)).build((3, 8, 9), seed=0, device="numpy")
+    with pytest.raises(ShapeError, match=r"resize the images to 8x9 pixels$"):
+        net.predict(np.zeros((2, 3, 8, 8), "float32"))
+    gray = Model(Flatten(), Linear(None, 4)).build((1, 8, 9), seed=0, device="numpy")
+    gray.preprocess = Normalize()
+    for x, cure in (
+        (np.ones((2, 3, 8, 9), "float32"), "x.mean(1)[:, None]"),
+        (np.full((2, 3, 8, 9), 255, "uint8"), "x.mean(1)[:, None].astype(x.dtype)"),
+    ):
+        with pytest.raises(ShapeError, match=re.escape(f"the channels one: {cure}") + "$"):
+            gray.predict(x)
+        close = gray.predict(eval(cure, {"x": x})) - gray.predict(np.ones((2, 1, 8, 9), "float32"))
+        assert np.abs(close).max() < 1e-5
+
+
+def test_images_on_another_scale_than_those_of_the_training(backend, caplog):
+    """A model without a preprocess knows from its training what its images were."""
+    x, t = patches(20)
+    net = small_net(backend.device)
+    net.predict(255 * x)
+    Trainer(net, x, t, epochs=1, batch_size=10, verbose=False).train()
+    least, largest = net.info.input_range
+    assert (least, largest) == (float(x.min()), float(x.max()))
+    net.predict(x), net.predict(0 * x), net.predict(3 * x)
+    assert not caplog.messages
+    net.predict(255 * x), net.predict(255 * x)
+    again = small_net(backend.device)
+    again.info = net.info
+    again.predict(backend.array(255 * x)), again.predict(255 * x)
+    assert len(caplog.messages) == 2
+    assert all("trained on images of" in m and "x / 255" in m for m in caplog.messages)
+    caplog.clear()
+    net = small_net(backend.device)
+    net.info = ModelInfo(input_range=(0.0, 255.0))
+    net.predict(0 * x), net.predict(200 * x[:1])
+    assert not caplog.messages
+    net.predict(x / x.max())
+    assert len(caplog.messages) == 1
+    assert "x * 255" in caplog.messages[0]
 
 
 @needs("torch")
