@@ -542,7 +542,7 @@ every_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_wrong_images(backend, call):
     net = small_net(backend.device)
     for shape, hint in (
-        ((5, 3, 8, 8), ""),
+        ((5, 3, 8, 8), "; make the channels one: x.mean(1)[:, None]"),
         (
             (5, 1, 9, 8),
             "; flatten (Flatten) binds the network to this size",
@@ -626,7 +626,7 @@ def test_the_cure_that_is_told_is_one(call, sample, shape, cure, dtype):
 
 def test_images_of_another_size_or_of_channels_too_many():
     net = Model(Flatten(), Linear(None, 4)).build((3, 8, 9), seed=0, device="numpy")
-    with pytest.raises(ShapeError, match=r"resize the images to 8x9 pixels$"):
+    with pytest.raises(ShapeError, match=r"binds the network to this size$"):
         net.predict(np.zeros((2, 3, 8, 8), "float32"))
     gray = Model(Flatten(), Linear(None, 4)).build((1, 8, 9), seed=0, device="numpy")
     gray.preprocess = Normalize()
