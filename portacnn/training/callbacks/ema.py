@@ -4,12 +4,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from portacnn.arguments import flag, fraction, whole
+from portacnn.arguments import as_int, flag, fraction
 from portacnn.errors import ArgumentError, ModelFormatError, StateError
 from portacnn.flat import Named
 from portacnn.layers.state import check_state
 from portacnn.models import Model
-from portacnn.runtime import Array, HostArray, backend_of
+from portacnn.runtime import Array, HostArray, backend_of, is_float
 from portacnn.training.callbacks.base import Callback
 
 if TYPE_CHECKING:
@@ -57,6 +57,9 @@ class EMA(Callback):
         n, xp = self.updates, trainer.backend.xp
         decay = min(self.decay, (1 + n) / (10 + n)) if self.warm_up else self.decay
         for average, weights in self._pairs:
+            if not is_float(xp, weights.dtype):  # the number of batches that a norm has seen
+                average[...] = weights
+                continue
             # 0 after a step that was not finite
             intake = xp.astype(ok, average.dtype) * (1.0 - decay)
             change = weights - average
@@ -151,7 +154,12 @@ class EMA(Callback):
                     f"{getattr(self, name)!r}; pass the same",
                     "EMA",
                 )
-        updates = whole("updates", state.get("updates"), 0)
+        updates = as_int(state.get("updates"))
+        if updates is None or updates < 0:
+            raise ModelFormatError(
+                f"the number of updates must be a whole number, got {state.get('updates')!r:.80}",
+                "EMA",
+            )
         loaded = {
             key.removeprefix("average."): value
             for key, value in state.items()

@@ -29,8 +29,8 @@ class LearningRates:
         rates: the learning rates that were tried, increasing.
         losses: the loss of each step.
         smoothed: means of the losses over a tenth of the steps around each step.
-        suggestion: the rate at which the smoothed loss falls fastest, a usual choice for a
-            constant or largest learning rate. None if it falls nowhere.
+        suggestion: the rate at which the loss falls fastest before its minimum, a usual choice for
+            a constant or largest learning rate. None if it falls nowhere.
     """
 
     rates: list[float]
@@ -119,10 +119,10 @@ def lr_range_test(
     half = max(1, steps // 20)
     windows = [losses[max(0, i - half) : i + half + 1] for i in range(len(losses))]
     smoothed = [sum(window) / len(window) for window in windows]
+    # up to the minimum: after it the losses rise and fall by chance
     slopes = {
-        _slope(window): rate
-        for window, rate in zip(windows, rates, strict=False)
-        if len(window) == 2 * half + 1
+        _slope(windows[i]): rates[i]
+        for i in range(half, min(smoothed.index(min(smoothed)) + 1, len(losses) - half))
     }
     steepest = min(slopes, default=0.0)
     suggestion = slopes[steepest] if steepest < 0 else None

@@ -134,7 +134,9 @@ class Callbacks:
             ArgumentError: if these are other callbacks.
             ModelFormatError: if the states make no sense.
         """
-        if not isinstance(rest, Mapping):
+        if not (
+            isinstance(rest, Mapping) and all(isinstance(each, Mapping) for each in rest.values())
+        ):
             raise ModelFormatError(f"callbacks must be states by name, got {told(rest)}")
         if rest.keys() != self.named.keys():
             raise ArgumentError(
