@@ -9,6 +9,7 @@ if (_root / "backends" / "threads.py").is_file() and (_root / "pyproject.toml").
     __path__.append(str(_root))
 
 from portacnn import (
+    callbacks,
     data,
     layers,
     losses,
@@ -38,6 +39,7 @@ __all__ = [
     "SimpleConvNet",
     "Trainer",
     "available_backends",
+    "callbacks",
     "data",
     "layers",
     "load",

@@ -52,7 +52,7 @@ HOST_FOLDERS = ("data", "onnx", "testing")
 ROWS = [
     {"portacnn"},  # the package's own names, such as portacnn.load: put together from everything
     {"cli"},
-    {"training", "report", "onnx", "sklearn"},
+    {"training", "callbacks", "report", "onnx", "sklearn"},
     {"models", "scratch"},
     {"layers", "optim", "schedules", "data", "losses", "metrics", "gradient_check", "testing"},
     {"files"},

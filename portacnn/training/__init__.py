@@ -1,4 +1,4 @@
-"""Training: the ``Trainer``, its checkpoints, early stopping, and stopping on signals."""
+"""Training: the ``Trainer``, its checkpoints, callbacks, and stopping on signals."""
 
 from portacnn.training.early_stopping import EarlyStopping
 from portacnn.training.signals import stopping_on_signals

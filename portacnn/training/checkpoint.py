@@ -1,11 +1,11 @@
 """Describe a training as a checkpoint, and make a ``Trainer`` from a checkpoint.
 
 A checkpoint is one safetensors file. Arrays: ``model.*`` (weights and buffers), ``optimizer.*``
-(its state), ``best.*`` (the best weights so far, for early stopping) and ``history.*`` (figures per
-step and per epoch, float64). The header holds the rest as JSON: architecture, optimizer, schedule,
-options, seed and position. There is no random state to store: batches and masks are drawn from the
-seed and the numbers of epoch and step. Data are not stored either. They are given again and
-compared with a fingerprint.
+(its state), ``callbacks.*`` (theirs), ``best.*`` (the best weights so far, for early stopping) and
+``history.*`` (figures per step and per epoch, float64). The header holds the rest as JSON:
+architecture, optimizer, schedule, options, seed and position. There is no random state to store:
+batches and masks are drawn from the seed and the numbers of epoch and step. Data are not stored
+either. They are given again and compared with a fingerprint.
 """
 
 import json
@@ -91,16 +91,19 @@ def contents(trainer: Any) -> tuple[dict[str, HostArray], dict[str, Any]]:
         name: host.asarray(figures[: trainer.epoch], "float64")
         for name, figures in trainer.history.items()
     }
+    states, callbacks = trainer.callbacks.state()
     steps = host.asarray(trainer.train_loss_list[: trainer.steps_done], "float64")
     parts = {
         "model": trainer.model.state_dict(),
         "optimizer": state.pop("arrays"),
+        "callbacks": states,
         "best": best,
         "history": history,
         "steps": {"loss": steps},
     }
     header = describe_training(trainer)
     header["optimizer"]["state"] = state
+    header["callbacks"] = callbacks
     header["position"] = {
         "epoch": trainer.epoch,
         "batch": trainer.batch,
@@ -249,6 +252,11 @@ class Checkpoint:
             }
 
         return self._said(make)
+
+    def callbacks(self) -> tuple[dict[str, HostArray], Any]:
+        """Return the states of the callbacks: arrays and the rest, see ``Callbacks.load``."""
+        rest = self._said(lambda: self.header["callbacks"])
+        return within("callbacks", self.tensors), rest
 
     def check_data(self, given: Mapping[str, Mapping[str, Any]]) -> None:
         """Compare fingerprints. Raises ArgumentError if the data differ from the training's."""

@@ -68,7 +68,10 @@ class EarlyStopping(AnswersKeywords):
 
 
 def make_early_stopping(
-    what: EarlyStopping | int | None, metrics: Mapping[str, Metric], tested: bool
+    what: EarlyStopping | int | None,
+    metrics: Mapping[str, Metric],
+    tested: bool,
+    who: str = "early_stopping",
 ) -> EarlyStopping | None:
     """Return an ``EarlyStopping`` that watches a figure that there is: a number is its patience,
     None stays None.
@@ -76,6 +79,7 @@ def make_early_stopping(
     Args:
         metrics: the training's, by name.
         tested: whether there is a test set.
+        who: what watches, for the message.
 
     Raises:
         ArgumentError: if there is nothing to watch.
@@ -86,7 +90,7 @@ def make_early_stopping(
         what = EarlyStopping(patience=whole("early_stopping (a number is its patience)", what, 1))
     if not tested:
         raise ArgumentError(
-            "early_stopping watches a test set; give x_test and t_test, or validation_split=0.1"
+            f"{who} watches a test set; give x_test and t_test, or validation_split=0.1"
         )
     name = what.monitor
     if name is None:
@@ -95,7 +99,7 @@ def make_early_stopping(
     name = name.removeprefix("test_")
     if name not in ("loss", *metrics):
         raise ArgumentError(
-            f"early_stopping monitors {what.monitor!r}, but the figures are "
+            f"{who} monitors {what.monitor!r}, but the figures are "
             f"{', '.join(('loss', *metrics))}; add it to metrics"
         )
     better = "lower" if name == "loss" else metrics[name].better

@@ -13,7 +13,7 @@ import os
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
@@ -59,6 +59,8 @@ from portacnn.runtime import VARIABLE, Array, Backend, HostArray, resolve
 from portacnn.schedules import PerEpoch, Schedule, make_schedule
 from portacnn.seeds import check_seed, permutation
 from portacnn.training import folder
+from portacnn.training.callbacks.base import Callback
+from portacnn.training.callbacks.running import Callbacks, split
 from portacnn.training.checkpoint import Checkpoint, contents, describe_training
 from portacnn.training.early_stopping import EarlyStopping, make_early_stopping
 from portacnn.training.feed import Samples, batch_sizes, make_feed, part_sizes
@@ -152,6 +154,8 @@ class Trainer:
             the other to save memory, and their gradients are added up. Only batch statistics
             (BatchNorm) depend on the parts.
         early_stopping: an ``EarlyStopping``, or its patience in epochs.
+        callbacks: ``Callback`` objects of ``portacnn.callbacks``, called in this order. An
+            ``EarlyStopping`` may be among them.
         evaluate_sample_num_per_epoch: number of images, from the first, of either set that
             accuracies are computed on after each epoch. None takes all.
         seed: seed of the batch order. None draws one.
@@ -212,6 +216,7 @@ class Trainer:
         label_smoothing: float = 0.0,
         accumulate: int = 1,
         early_stopping: EarlyStopping | int | None = None,
+        callbacks: Iterable[Callback | EarlyStopping] | Callback | EarlyStopping = (),
         evaluate_sample_num_per_epoch: int | None = None,
         seed: int | None = 0,
         precision: Literal["float32", "tf32", "bfloat16", "float16", "3xtf32"] = "float32",
@@ -264,8 +269,10 @@ class Trainer:
             validation_split,
             self.seed,
         )
+        called, stopping = split(callbacks, early_stopping)
+        self.callbacks = Callbacks(called)
         self.early_stopping = make_early_stopping(
-            early_stopping, self.metrics, self._sets.test is not None
+            stopping, self.metrics, self._sets.test is not None
         )
         if self.batch_size > self.x_train.shape[0]:
             raise ArgumentError(
@@ -320,6 +327,7 @@ class Trainer:
         sample_weight: Array | None = None,
         loss: Loss | None = None,
         metrics: Iterable[str | Metric] | Mapping[str, str | Metric] | None = None,
+        callbacks: Iterable[Callback | EarlyStopping] | Callback | EarlyStopping = (),
         device: str | Backend | None = None,
         model: Model | None = None,
         epochs: int | None = None,
@@ -341,6 +349,7 @@ class Trainer:
             path: a checkpoint, or a folder of checkpoints: then the newest intact one is read.
             x_train, t_train, x_test, t_test: the data of the training. Checkpoints do not hold
                 them.
+            callbacks: as many of the same classes as the training had, which get their states.
             device: where to resume, see ``portacnn.resolve``. The default is the variable
                 ``PORTACNN_BACKEND``, or if it is not set, the device of the checkpoint.
             model: a built model with the same layers, for a checkpoint that does not describe its
@@ -371,6 +380,8 @@ class Trainer:
                 model.to(device)
             saved.load_into(model)
         arguments = saved.arguments()
+        called, stopping = split(callbacks)
+        arguments["callbacks"] = called
         if loss is None:
             loss = saved.loss()
         arguments["metrics"] = saved.metrics() if metrics is None else metrics
@@ -416,6 +427,8 @@ class Trainer:
             trainer = saved.made(lambda: made)
         else:
             trainer = saved.made(lambda: cls(model, sets, None, **arguments))
+        trainer.callbacks.load(*saved.callbacks())
+        trainer._check_stopping(stopping)
         trainer._fingerprints = fingerprints
         trainer.checkpoint_dir = make_folder(
             file.parent if checkpoint_dir is None else checkpoint_dir
@@ -423,6 +436,16 @@ class Trainer:
         if trainer.finished:
             trainer._take_best()
         return trainer
+
+    def _check_stopping(self, given: EarlyStopping | int | None) -> None:
+        """Raise ArgumentError if early stopping that was given differs from the training's."""
+        if given is not None:
+            made = make_early_stopping(given, self.metrics, self._sets.test is not None)
+            if made != self.early_stopping:
+                raise ArgumentError(
+                    f"the training has {self.early_stopping or 'no early stopping'}, got {made}; "
+                    "leave it out, it comes from the checkpoint"
+                )
 
     def _check_parts(self) -> None:
         """Raise ArgumentError if a batch, a part of one, or a set to evaluate is too small for a
@@ -606,8 +629,11 @@ class Trainer:
             StateError: if the model was moved to another device, built again or changed since the
                 Trainer was made.
         """
-        with interrupted_between_steps(self), self._sole():
-            self._train()
+        try:
+            with interrupted_between_steps(self), self._sole():
+                self._train()
+        finally:
+            self._stop = False
 
     def _train(self) -> None:
         if self.model.backend != self.backend:
@@ -635,24 +661,26 @@ class Trainer:
         self._ok = self._fine()
         with (
             self.backend.active(),
+            self.callbacks.training(self),
             Progress(self.epochs * batches, self.steps_done, self.verbose) as progress,
         ):
             try:
                 while not self.finished:
                     if self._run_epoch(progress):
                         break
-            except CheckpointError:
+            except BaseException as error:
+                done, self.batch = self.batch, 0  # a step may be incomplete
+                if self.callbacks.raised or isinstance(error, CheckpointError):
+                    if self._unread:
+                        self._read_losses()
+                    self.batch = done
                 if self.finished:
                     self._take_best()
                 raise
-            except BaseException:
-                self.batch = 0  # a step may be incomplete
-                raise
             finally:
-                self._stop = False
                 self._workspace = Workspace()  # the next ``train`` allocates memory again
-        if self.finished:
-            self._take_best()
+            if self.finished:
+                self._take_best()
 
     def _cut_lists(self) -> None:
         """Remove what an interrupted epoch has left in the lists."""
@@ -674,15 +702,23 @@ class Trainer:
         rest = permutation(self.seed, self.epoch, self.x_train.shape[0])[
             self.batch * size : sum(self._sizes)
         ]
+        if self.batch == 0:
+            self.callbacks.epoch_begins(self)
+        every_step = self.callbacks.every_step
         self._epoch_began = time.perf_counter()
         for batch in self._feed.epoch(rest, size):
             self.run_batch(*batch)
             self.batch += 1
+            self.callbacks.updated(self, self._ok)
             progress.step()
+            if every_step:
+                self._read_losses()
+                self.callbacks.step_ends(self, self.train_loss_list[-1])
             stop = self._stop
             due = stop or self._is_due(self.steps_done)
             if self.batch % LOG_EVERY == 0 or self.batch == batches or due:
-                self._read_losses()
+                if self._unread:
+                    self._read_losses()
                 progress.show(self.epoch + 1, loss=self.train_loss_list[-1])
             if self.batch == batches:
                 break
@@ -691,7 +727,9 @@ class Trainer:
             if stop:
                 return True
         self._end_epoch()
-        progress.epoch(self.epoch, {name: each[-1] for name, each in self.history.items()})
+        figures = {name: each[-1] for name, each in self.history.items()}
+        progress.epoch(self.epoch, figures)
+        self.callbacks.epoch_ends(self, figures)
         stop = self._stop
         if self.checkpoint_dir is not None and (
             self._is_due(self.steps_done) or self.checkpoint_every is None or self.finished or stop
@@ -735,8 +773,9 @@ class Trainer:
             / sum(sizes),
             "lr": self.lr(self.steps_done - 1),
         }
-        train = self._evaluate(self._sets.train, None)
-        test = {} if self._sets.test is None else self._evaluate(self._sets.test, self.loss)
+        with self.as_evaluated():
+            train = self._evaluate(self._sets.train, None)
+            test = {} if self._sets.test is None else self._evaluate(self._sets.test, self.loss)
         for which, values in (("train", train), ("test", test)):
             figures |= {f"{which}_{name}": value for name, value in values.items()}
         seconds = time.perf_counter() - self._epoch_began
@@ -749,8 +788,14 @@ class Trainer:
         if stopping is not None:
             watched = self.history[f"test_{stopping.monitor}"]
             if stopping.restore_best and stopping.best_epoch(watched) == self.epoch:
-                self._best_weights = self.model.state_dict()
+                with self.as_evaluated():
+                    self._best_weights = self.model.state_dict()
             self.stopped_early = stopping.is_over(watched)
+
+    def as_evaluated(self) -> AbstractContextManager[None]:
+        """Return a context in which the model has the weights that are evaluated after each epoch:
+        with an ``EMA`` the averages, otherwise its own."""
+        return self.callbacks.evaluating(self)
 
     def run_batch(self, *batch: Array) -> None:
         """Run one step with a batch of the training set, as ``train`` does for each batch.
@@ -777,7 +822,7 @@ class Trainer:
 
             self._step = (
                 self.backend.compile_step(whole_step, (*batch, state))
-                if self.compile_step
+                if self.compile_step and not self.callbacks.inside_step
                 else whole_step
             )
         try:

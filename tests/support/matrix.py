@@ -110,7 +110,7 @@ def _gpu_nvrtc() -> Any:
 ROOT = Path(__file__).resolve().parents[2]
 MNIST = ROOT.parent / "shared" / "data" / "mnist"
 NEEDS: dict[str, Callable[[], str | None]] = {
-    **{name: _package(name) for name in ("torch", "numba", "onnx", "onnxruntime")},
+    **{name: _package(name) for name in ("torch", "numba", "onnx", "onnxruntime", "tensorboard")},
     "compiler": _compiler,
     "nvrtc": _nvrtc,
     "disassembler": _disassembler,
