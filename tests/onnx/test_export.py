@@ -873,7 +873,7 @@ def test_layers_that_derive(known, tmp_path):
 
     agrees(filled(Net().build((3,), device="numpy")), tmp_path)
     network = Sequential(act=Other()).build((3,), device="numpy")
-    words = ("act (Other)", "derives from ReLU", "redefines forward", "emitter(Other)")
+    words = ("act (Other)", "derives from ReLU", "overrides forward", "emitter(Other)")
     refuses(ArgumentError, *words, call=lambda: public_export(network, tmp_path / "m.onnx"))
 
 
