@@ -1,9 +1,9 @@
-"""The adapters of portacnn: one module for each array library. Import name:
-``portacnn.backends``."""
+"""The adapters of portacnn, one module per array library. The import name is
+``portacnn.backends``.
+"""
 
 if __name__ != "portacnn.backends":
     raise ImportError(
-        f"this folder is the package 'portacnn.backends', not {__name__!r}: a second copy of its "
-        "modules would not be "
-        "the one portacnn uses. Write `import portacnn.backends`"
+        f"expected the import name 'portacnn.backends', got {__name__!r}, which would be a second "
+        "copy of the modules; write `import portacnn.backends`"
     )

@@ -1,5 +1,6 @@
-"""array-api-strict: the standard and nothing else, for tests. Its ``device1`` stands in for a GPU
-where there is none."""
+"""array-api-strict: the array API standard and nothing else, for tests. Its ``device1`` represents
+a GPU on machines without one.
+"""
 
 from contextlib import AbstractContextManager
 from importlib.metadata import version
@@ -11,13 +12,14 @@ from portacnn.errors import BackendError
 from portacnn.runtime import Array, Backend, BackendInfo, HostArray
 
 KINDS = frozenset({"cpu"})
-_MADE_UP = 12  # DLPack's kind for devices that are none of the well-known
+_MADE_UP = 12  # DLPack's device type for extensions
 _REMEDY = "array-api-strict is not installed: pip install array-api-strict"
 
 
 class StrictBackend(Backend):
-    """array_api_strict arrays on one of the library's make-believe devices. They hold NumPy's,
-    which would warn."""
+    """array_api_strict arrays on one of the library's simulated devices. They wrap NumPy arrays, so
+    warnings are switched off.
+    """
 
     enters = True
 
@@ -31,7 +33,7 @@ class StrictBackend(Backend):
         return _word(device)
 
     def dlpack_device(self, array: Array) -> tuple[int, int]:
-        word = _word(array.device)  # the library itself says the CPU of all its devices
+        word = _word(array.device)  # the library reports the CPU for all its devices
         return (1, 0) if word == "cpu" else (_MADE_UP, int(word.removeprefix("device")))
 
     def to_host(self, array: Array) -> HostArray:
@@ -56,7 +58,7 @@ def connect(device: str | None) -> Backend:
     word = device or "cpu"
     if word not in info.devices:
         raise BackendError(
-            f"array_api_strict has the devices {', '.join(info.devices)}; got {device!r}"
+            f"expected an array_api_strict device ({', '.join(info.devices)}), got {device!r}"
         )
     return StrictBackend(
         name="array_api_strict", xp=xp, device=xp.Device("CPU_DEVICE" if word == "cpu" else word)

@@ -1,19 +1,19 @@
-"""Several cores for NumPy's loops, which use one: pieces of an array, each in a thread of its own
-(NumPy releases the GIL).
+"""Several cores for NumPy's loops, which use one: each thread processes a piece of the array (NumPy
+releases the GIL).
 
-How many: ``PORTACNN_NUM_THREADS``, else the cores that this process may use: those it is bound to,
-and no more than its control group grants (a container's limit). Pieces are always cut at the same
-places for the same size and the same number of threads, and no result depends on which thread was
-first.
+The number of threads is ``PORTACNN_NUM_THREADS``. The default is the number of cores that this
+process may use: its CPU affinity, limited by the quota of its control group (a container's limit).
+The cuts depend only on the size and the number of threads, and no result depends on the order in
+which threads run.
 
-BLAS has threads of its own, which go on spinning for a while after a product, on the core that the
-next piece would need. So products are cut here too, and BLAS is held to one thread while they run.
+BLAS has its own threads. They keep spinning for a while after a product, on the core that the next
+piece needs. Products are therefore cut here too, and BLAS is limited to one thread while they run.
 
-A signal handler may raise an exception in the main thread between any two steps of this code
-(Ctrl-C does). Two rules keep what is here correct then. What has to happen on the way out stands in
-two nested ``finally`` blocks and may be done twice: an exception that interrupts the inner one does
-not reach the outer one. And no lock is a Python object: ``with lock`` of a lock made in C cannot be
-left without releasing it, where ``Semaphore`` or ``Condition`` can.
+A signal handler may raise an exception in the main thread between any two bytecodes of this code
+(Ctrl-C does). Two rules keep the code correct then. First, cleanup is written in two nested
+``finally`` blocks and may run twice: an exception that interrupts the inner block does not reach
+the outer one. Second, locks are not implemented in Python: ``with lock`` of a lock implemented in C
+always releases it, whereas ``Semaphore`` and ``Condition`` may not.
 """
 
 import atexit
@@ -32,15 +32,16 @@ from typing import Any
 from portacnn.errors import ArgumentError
 
 VARIABLE = "PORTACNN_NUM_THREADS"
-WORTH = 1 << 17  # elements below which handing out the work takes longer than doing it
-PER_ELEMENT = 16  # multiply-adds of a product that take about as long as one element of other loops
+WORTH = 1 << 17  # elements; below, distributing the work takes longer than doing it
+PER_ELEMENT = 16  # multiply-adds of a product that cost about as much as one element of a loop
 _GROUP = Path("/sys/fs/cgroup")
 
 
 @cache
 def thread_count() -> int:
-    """How many threads to use. Raises ArgumentError where the variable is not a whole number above
-    0."""
+    """Return the number of threads to use. Raises ArgumentError if the variable is not a positive
+    integer.
+    """
     text = os.environ.get(VARIABLE, "").strip()
     if text and not (text.isdecimal() and int(text) > 0):
         raise ArgumentError(f"{VARIABLE} must be a whole number above 0, got {text!r}")
@@ -53,8 +54,9 @@ def thread_count() -> int:
 
 
 def granted(group: Path) -> int | None:
-    """The cores that a control group's quota amounts to, rounded up; None where there is none. Both
-    versions of the files."""
+    """Return the cores of a control group's quota, rounded up, or None without a quota. Reads the
+    files of both cgroup versions.
+    """
     try:
         quota, period = (group / "cpu.max").read_text().split()
     except (OSError, ValueError):
@@ -72,15 +74,16 @@ def granted(group: Path) -> int | None:
 
 
 class _Task:
-    """A piece of work that is run by a thread of the pool or by the caller: by whichever claims it
-    first."""
+    """A piece of work. Either a thread of the pool or the caller runs it: whichever claims it
+    first.
+    """
 
     __slots__ = ("_claims", "_context", "_finished", "_piece", "_work", "done", "error")
 
     def __init__(self, work: Callable[[slice], Any], piece: slice) -> None:
         self._piece = piece
         self._work: Any = work
-        self._context: Any = copy_context()  # np.errstate, for one
+        self._context: Any = copy_context()  # for example np.errstate
         self._claims: dict[str, str] = {}
         self._finished = Lock()
         self._finished.acquire()
@@ -88,8 +91,7 @@ class _Task:
         self.error: BaseException | None = None
 
     def claim(self, who: str) -> bool:
-        """Whether it is ``who``'s to run. One step of the interpreter, and whoever asks again gets
-        the same answer."""
+        """Return whether ``who`` may run it. Atomic; repeated calls return the same answer."""
         return self._claims.setdefault("by", who) is who
 
     def run(self) -> None:
@@ -102,12 +104,13 @@ class _Task:
             self._finished.release()
 
     def forget(self) -> None:
-        """Let go of the arrays, when nobody will run it any more: a thread or the queue may keep
-        the task itself for long."""
+        """Drop the references to arrays when the task will not run any more; a thread or the queue
+        may keep the task itself.
+        """
         self._work = self._context = None
 
     def wait(self) -> None:
-        """Until a thread of the pool has run it. If it is interrupted, it can be called again."""
+        """Wait until a thread of the pool has run it. May be called again after an interruption."""
         while not self.done:
             self._finished.acquire()
 
@@ -116,15 +119,16 @@ _CALLER, _POOL = "caller", "pool"
 
 
 class _Pool:
-    """Threads that run tasks. None of them needs to exist: callers run the tasks that no thread has
-    claimed."""
+    """Threads that run tasks. The pool may be empty: callers run the tasks that no thread has
+    claimed.
+    """
 
     def __init__(self) -> None:
         self._tasks: SimpleQueue[_Task] = SimpleQueue()
         self._starting = RLock()
         self._started = 0
 
-    def hand_out(self, tasks: list[_Task]) -> None:
+    def submit(self, tasks: list[_Task]) -> None:
         if self._started < len(tasks):
             self._start(len(tasks))
         if self._started:
@@ -135,40 +139,41 @@ class _Pool:
         with self._starting:
             while self._started < count:
                 try:
-                    # Not threading.Thread: its start() can be interrupted half way, and waits for
-                    # the thread.
+                    # Not threading.Thread: its start() can be interrupted half way, and it waits
+                    # for the thread.
                     start_new_thread(_serve, (self._tasks,))
-                # the interpreter is shutting down, or the system's limit is reached
+                # Python is shutting down, or the system's thread limit is reached
                 except RuntimeError:
                     return
                 self._started += 1
 
 
 def _serve(tasks: "SimpleQueue[_Task]") -> None:
-    """What a thread of the pool does. It ends with the process."""
+    """Run tasks for ever: the main function of a pool thread, which ends with the process."""
     while True:
         task = tasks.get()
         if task.claim(_POOL):
             task.run()
-        del task  # and with it the arrays, until the next one comes
+        del task  # frees its arrays before the next one arrives
 
 
 _pool = _Pool()
 
 
 def pieces(rows: int, elements: int) -> list[slice]:
-    """The slices of ``rows`` that ``in_pieces`` hands out: one a thread, or a single one for fewer
-    ``elements`` than pay."""
+    """Return the slices of ``rows`` that ``in_pieces`` uses: one per thread, or a single one if
+    there are too few ``elements``.
+    """
     count = max(1, min(thread_count(), rows)) if elements >= WORTH else 1
     cuts = [rows * i // count for i in range(count + 1)]
     return [slice(a, b) for a, b in pairwise(cuts)]
 
 
 def in_pieces(work: Callable[[slice], Any], rows: int, elements: int) -> None:
-    """Call ``work`` on slices that together make up ``rows``, side by side where there are
-    ``elements`` enough to do.
+    """Call ``work`` on slices that together cover ``rows``, in parallel if there are enough
+    ``elements``.
 
-    However it returns, no thread is at work on a slice any more.
+    When it returns or raises, no thread is working on a slice any more.
     """
     first, *rest = pieces(rows, elements)
     if not rest:
@@ -177,7 +182,7 @@ def in_pieces(work: Callable[[slice], Any], rows: int, elements: int) -> None:
     tasks = _here.tasks = [_Task(work, piece) for piece in rest]
     try:
         try:
-            _pool.hand_out(tasks)
+            _pool.submit(tasks)
             work(first)
             for task, piece in zip(tasks, rest, strict=True):
                 if task.claim(_CALLER):
@@ -194,21 +199,22 @@ def in_pieces(work: Callable[[slice], Any], rows: int, elements: int) -> None:
         try:
             raise errors[0]
         finally:
-            # which would keep each other, and the arrays, by way of the error's traceback
+            # break the reference cycle through the traceback, which keeps the arrays alive
             del tasks, errors
 
 
 class _Here(local):
     tasks: Sequence[_Task] = ()
-    """What the last call of ``in_pieces`` in this thread has handed out."""
+    """The tasks of the last call of ``in_pieces`` in this thread."""
 
 
 _here = _Here()
 
 
 def _settle(tasks: Sequence[_Task]) -> None:
-    """Wait for the tasks that threads of the pool have claimed; the others will never be run by
-    one."""
+    """Wait for the tasks that pool threads have claimed. Claim the others, so that no thread starts
+    them.
+    """
     interruption: BaseException | None = None
     while True:
         try:
@@ -222,11 +228,11 @@ def _settle(tasks: Sequence[_Task]) -> None:
 
 
 def apart(function: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
-    """``function(*args, **options)``, called in a thread of its own: signal handlers raise in the
-    main thread alone.
+    """Return ``function(*args, **options)``, called in a separate thread, where signal handlers do
+    not raise.
 
-    For what other libraries cannot have interrupted. If the wait is, it goes on, and the process
-    ends after it.
+    For functions of other libraries that must not be interrupted. If the wait is interrupted, the
+    call continues, and the process exits only after it.
     """
     if get_ident() != main_thread().ident:
         return function(*args, **options)
@@ -262,17 +268,17 @@ def _wait() -> None:
 # --- BLAS -----------------------------------------------------------------------------------------
 
 _lock = RLock()
-_holders: set[int] = set()  # the threads in whose calls BLAS is held
-# what to put back, by library, and by thread where each has its own limit
+_holders: set[int] = set()  # the threads that hold BLAS at one thread
+# the settings to restore, by library, and by thread if each thread has its own
 _before: dict[tuple[Any, int], int] = {}
 
 
 class _OpenBLAS:
-    """NumPy's BLAS, as a rule. Through threadpoolctl (3.8) only one thread of the process can set
-    its limit, and it takes longer.
+    """Direct access to OpenBLAS, NumPy's usual BLAS. threadpoolctl (3.8) is slower and can set the
+    limit from one thread only.
 
-    As a ``PyDLL``: these functions read or write a number, and releasing the GIL for that would
-    cost more.
+    It is a ``PyDLL``, which keeps the GIL: these functions only read or write an integer, and
+    releasing the GIL would cost more.
     """
 
     internal_api, threading_layer = "openblas", "pthreads"
@@ -290,9 +296,10 @@ class _OpenBLAS:
 
 @cache
 def _blas() -> list[Any]:
-    """The BLAS libraries of this process. None in a checkout that runs uninstalled, without
-    threadpoolctl."""
-    return apart(_found)  # an exception in one of ctypes' callbacks is lost, and with it a library
+    """Return the BLAS libraries of this process. Empty without threadpoolctl (a checkout that is
+    not installed).
+    """
+    return apart(_found)  # ctypes callbacks lose exceptions, and a library with them
 
 
 def _found() -> list[Any]:
@@ -311,36 +318,39 @@ def _direct(library: Any) -> Any:
         return library
     try:
         return _OpenBLAS(library.filepath)
-    # it cannot be opened by its path, or its functions have other names
+    # it cannot be opened by path, or its functions have other names
     except (OSError, StopIteration):
         return library
 
 
 def _of_thread(library: Any) -> bool:
-    """Whether each thread has a limit of its own, not the process: OpenBLAS with OpenMP."""
+    """Return whether the limit belongs to each thread instead of the process: OpenBLAS with
+    OpenMP.
+    """
     return (
         getattr(library, "threading_layer", None) == "openmp" and library.internal_api == "openblas"
     )
 
 
 def on_one_blas_thread(function: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
-    """``function(*args, **options)``, whose products each run in the thread that asks for them.
+    """Return ``function(*args, **options)``; matrix products inside it run in the calling thread
+    only.
 
-    The number of BLAS threads is the whole process's: it is 1 while any thread is in here, and the
-    last one out puts back what was.
+    The number of BLAS threads is a setting of the whole process. It is 1 while any thread is in
+    this function; the last one restores it.
     """
     thread = get_ident()
-    if thread in _holders:  # in an outer call
+    if thread in _holders:  # nested call
         return function(*args, **options)
     try:
         try:
             _hold(thread)
             return function(*args, **options)
         finally:
-            _let_go(thread)
+            _release(thread)
     finally:
         if thread in _holders or _before:
-            _let_go(thread)
+            _release(thread)
 
 
 def _hold(thread: int) -> None:
@@ -353,7 +363,7 @@ def _hold(thread: int) -> None:
         _holders.add(thread)
 
 
-def _let_go(thread: int) -> None:
+def _release(thread: int) -> None:
     with _lock:
         _holders.discard(thread)
         if not _before:
@@ -365,7 +375,7 @@ def _let_go(thread: int) -> None:
 
 
 def products_in_pieces(work: Callable[[slice], Any], rows: int, multiply_adds: int) -> None:
-    """``in_pieces`` for work that is matrix products."""
+    """Call ``in_pieces`` for work that consists of matrix products."""
     on_one_blas_thread(in_pieces, work, rows, multiply_adds // PER_ELEMENT)
 
 
@@ -373,20 +383,20 @@ def products_in_pieces(work: Callable[[slice], Any], rows: int, multiply_adds: i
 
 
 def _before_fork() -> None:
-    """A call under way in this thread (this is in a signal handler, for one) goes on in the child
-    without the pool's threads."""
+    """Finish the work of this thread before a fork, since the pool's threads do not exist in the
+    child (fork in a signal handler).
+    """
     _settle(_here.tasks)
 
 
 def _in_child() -> None:
-    """Of all threads only the one that called ``fork`` is in the child: none of the pool, none that
-    would release a lock."""
+    """Reset pool and locks in a forked child, in which only the forking thread exists."""
     global _pool, _lock
     _pool, _lock = _Pool(), RLock()
     _apart.clear()
     _holders.intersection_update({get_ident()})
     if not _holders:
-        _let_go(get_ident())
+        _release(get_ident())
 
 
 if hasattr(os, "register_at_fork"):

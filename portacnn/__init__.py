@@ -1,4 +1,4 @@
-"""portacnn: CNNs for people who work with arrays; one model on NumPy, CuPy, PyTorch and other array
+"""portacnn: CNNs on the Python array API. One model runs on NumPy, CuPy, PyTorch and other array
 libraries."""
 
 from pathlib import Path as _Path
@@ -8,14 +8,27 @@ if (_root / "backends" / "threads.py").is_file() and (_root / "pyproject.toml").
     # a checkout, not installed: portacnn.backends is the folder backends/ beside this one
     __path__.append(str(_root))
 
-from portacnn import data, layers, models, onnx, ops, optim, schedules, scratch
+from portacnn import (
+    callbacks,
+    data,
+    layers,
+    losses,
+    metrics,
+    models,
+    onnx,
+    ops,
+    optim,
+    schedules,
+    scratch,
+)
 from portacnn.data import load_mnist, load_mnist_sample
 from portacnn.errors import PortacnnError
 from portacnn.models import Model, Normalize, SimpleConvNet, load
 from portacnn.runtime import Backend, available_backends, resolve
 from portacnn.training import EarlyStopping, Trainer
+from portacnn.version import VERSION
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "Backend",
@@ -26,11 +39,14 @@ __all__ = [
     "SimpleConvNet",
     "Trainer",
     "available_backends",
+    "callbacks",
     "data",
     "layers",
     "load",
     "load_mnist",
     "load_mnist_sample",
+    "losses",
+    "metrics",
     "models",
     "onnx",
     "ops",

@@ -1,30 +1,32 @@
-"""Checks of the plain numbers and words that ops and constructors take: each gives it back, or says
-what it must be.
+"""Checks of the plain numbers and words that ops and constructors take.
 
-A number comes back as Python's own ``int`` or ``float``. Use what comes back, not what was given: 3
-is a number as good as 3.0, but powers of the one grow without end, and those of the other overflow.
+Each check returns the value or raises an error that states what was expected. Numbers are returned
+as Python's own ``int`` or ``float``. Use the returned value, not the argument: an int 3 compares
+equal to 3.0, but powers of an int grow without limit, and those of a float overflow.
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import wraps
-from inspect import signature
+from inspect import Parameter, signature
 from math import inf, isfinite, nan
 from operator import index
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 from portacnn.errors import ArgumentError
 
 LARGEST = 2**63 - 1
-"""The largest whole number that any argument may be: the largest int64, as counts and sizes become
-on a device."""
+"""Largest whole number that any argument may be: the largest int64, as counts and sizes become
+int64 on a device."""
 
 
 def plain(value: Any, known: Callable[[Any], Any] = lambda value: None) -> Any:
-    """A value as JSON has it: numbers of any library as Python's, tuples as lists; what it has no
-    word for stays.
+    """Return a value as JSON values: numbers of any library as Python's, tuples as lists.
 
-    ``known`` is asked first, about this value and those within it; it gives None for what it does
-    not know.
+    Values that JSON cannot hold are returned as they are.
+
+    Args:
+        known: called first, with this value and those within it; returns None for values that it
+            does not describe.
     """
     if (described := known(value)) is not None:
         return described
@@ -41,12 +43,12 @@ def plain(value: Any, known: Callable[[Any], Any] = lambda value: None) -> Any:
 
 
 def listed(value: Any) -> Any:
-    """An array of numbers as lists of Python's; whatever else it is, as it is."""
+    """Return an array as nested lists of Python numbers, and everything else as it is."""
     return value.tolist() if hasattr(value, "tolist") and getattr(value, "ndim", 0) > 0 else value
 
 
 def told(value: Any) -> str:
-    """A value for a message, cut where it is long."""
+    """Return a value's repr for a message, truncated to 200 characters."""
     try:
         text = repr(value)
     except ValueError:  # a whole number of more digits than Python prints
@@ -55,7 +57,8 @@ def told(value: Any) -> str:
 
 
 def as_int(value: Any) -> int | None:
-    """A whole number of any library as Python's; None for all else, booleans among it."""
+    """Return a whole number of any library as a Python int; None for everything else, including
+    booleans."""
     if type(value) is int:
         return value
     if isinstance(value, bool) or not hasattr(value, "__index__"):
@@ -67,8 +70,10 @@ def as_int(value: Any) -> int | None:
 
 
 def as_float(value: Any) -> float:
-    """A real number of any library as Python's; NaN for all else, booleans among it, and for what
-    no float can hold."""
+    """Return a real number of any library as a Python float; NaN for everything else.
+
+    Booleans and numbers too large for a float also return NaN.
+    """
     if type(value) is float:
         return value
     if (
@@ -86,7 +91,7 @@ def as_float(value: Any) -> float:
 
 
 def whole(name: str, value: Any, least: int, most: int = LARGEST) -> int:
-    """A whole number of at least ``least``."""
+    """Return a whole number of at least ``least``. Raises ArgumentError."""
     number = as_int(value)
     if number is None or number < least:
         raise ArgumentError(f"{name} must be a whole number of at least {least}, got {told(value)}")
@@ -96,7 +101,7 @@ def whole(name: str, value: Any, least: int, most: int = LARGEST) -> int:
 
 
 def wholes(name: str, values: Any, least: int) -> tuple[int, ...]:
-    """Several whole numbers of at least ``least``."""
+    """Return several whole numbers of at least ``least``. Raises ArgumentError."""
     values = listed(values)
     if isinstance(values, str) or not isinstance(values, Iterable):
         raise ArgumentError(
@@ -106,7 +111,7 @@ def wholes(name: str, values: Any, least: int) -> tuple[int, ...]:
 
 
 def flag(name: str, value: Any) -> bool:
-    """True or False, of Python or NumPy."""
+    """Return a bool of Python or NumPy. Raises ArgumentError."""
     if not isinstance(value, bool) and not (
         getattr(value, "shape", None) == () and str(value.dtype) == "bool"
     ):
@@ -117,7 +122,7 @@ def flag(name: str, value: Any) -> bool:
 def real(
     name: str, value: Any, *, least: float = -inf, above: float = -inf, most: float = inf
 ) -> float:
-    """A finite number within these bounds. Raises ArgumentError."""
+    """Return a finite number within these bounds. Raises ArgumentError."""
     number = as_float(value)
     if not isfinite(number) or not (least <= number <= most and above < number):
         if most < inf:
@@ -135,7 +140,7 @@ def real(
 
 
 def one_of(name: str, value: Any, *choices: str) -> Any:
-    """``value`` itself, where it is one of the words. Raises ArgumentError."""
+    """Return ``value`` if it is one of the words. Raises ArgumentError."""
     if not isinstance(value, str) or value not in choices:
         listed = ", ".join(f'"{choice}"' for choice in choices)
         raise ArgumentError(f"{name} must be one of {listed}; got {told(value)}")
@@ -143,7 +148,7 @@ def one_of(name: str, value: Any, *choices: str) -> Any:
 
 
 def not_negative(name: str, value: Any) -> float:
-    """A finite number of 0 or more."""
+    """Return a finite number of 0 or more. Raises ArgumentError."""
     number = as_float(value)
     if not 0.0 <= number < inf:
         raise ArgumentError(f"{name} must be a number of 0 or more, got {told(value)}")
@@ -151,7 +156,7 @@ def not_negative(name: str, value: Any) -> float:
 
 
 def positive(name: str, value: Any) -> float:
-    """A finite number above 0."""
+    """Return a finite number above 0. Raises ArgumentError."""
     number = as_float(value)
     if not 0.0 < number < inf:
         raise ArgumentError(f"{name} must be a number above 0, got {told(value)}")
@@ -159,7 +164,7 @@ def positive(name: str, value: Any) -> float:
 
 
 def fraction(name: str, value: Any) -> float:
-    """A number of 0 or more and below 1."""
+    """Return a number with 0 <= number < 1. Raises ArgumentError."""
     number = as_float(value)
     if not 0.0 <= number < 1.0:
         raise ArgumentError(f"{name} must lie in 0 <= {name} < 1, got {told(value)}")
@@ -167,43 +172,194 @@ def fraction(name: str, value: Any) -> float:
 
 
 def share(name: str, value: Any) -> float:
-    """A number from 0 to 1, both among them."""
+    """Return a number with 0 <= number <= 1. Raises ArgumentError."""
     number = as_float(value)
     if not 0.0 <= number <= 1.0:
         raise ArgumentError(f"{name} must lie in 0 <= {name} <= 1, got {told(value)}")
     return number
 
 
+def either(default: Any, **given: Any) -> Any:
+    """Return the value of an argument that has several names, or ``default`` if none was given.
+
+    Args:
+        given: the value under each name, None if it was not given. The preferred name comes first.
+
+    Raises:
+        ArgumentError: if it was given under more than one name.
+    """
+    named = {name: value for name, value in given.items() if value is not None}
+    if len(named) > 1:
+        raise ArgumentError(
+            f"{' and '.join(named)} are names of one argument, got both; give only "
+            f"{next(iter(given))}"
+        )
+    return next(iter(named.values()), default)
+
+
+# --- keywords of other libraries ------------------------------------------------------------------
+
+_SAME = (
+    "lr learning_rate learning_rate_init eta",
+    "batch_size mini_batch_size minibatch_size batchsize batch",
+    "epochs n_epochs num_epochs max_epochs nb_epoch nb_epochs epoch max_iter",
+    "num_classes n_classes nb_classes classes output_size num_outputs out_features units",
+    "weight_init weight_init_std kernel_initializer weight_initializer init init_std",
+    "bias_init bias_initializer",
+    "out_features units out_channels output_size num_units",
+    "out_channels filters num_filters filter_num out_features num_output output_channels",
+    "in_features in_channels num_features input_dim input_size input_shape",
+    "in_channels in_features input_channels channels num_channels n_channels",
+    "num_features num_channels normalized_shape in_channels channels",
+    "input_size input_shape image_size img_size input_dim",
+    "kernel_size filter_size pool_size ksize kernel size kernel_shape window",
+    "stride strides",
+    "padding pad pads",
+    "dilation dilation_rate dilations",
+    "groups group num_groups",
+    "bias use_bias",
+    "p rate dropout drop_prob dropout_ratio dropout_rate keep_prob",
+    "dropout p rate dropout_ratio dropout_rate",
+    "negative_slope alpha",
+    "eps epsilon",
+    "beta1 betas beta_1",
+    "beta2 betas beta_2",
+    "alpha rho smoothing",
+    "weight_decay decay l2 weight_decay_rate weight_decay_lambda",
+    "nesterov use_nesterov",
+    "affine center scale",
+    "dim axis",
+    "axis dim",
+    "axes axis dim dims",
+    "dims axes",
+    "keepdims keepdim",
+    "seed random_state random_seed rng",
+    "verbose progress verbosity progress_bar",
+    "schedule lr_scheduler scheduler lr_schedule",
+    "optimizer optimiser opt solver",
+    "clip_norm max_norm grad_clip clipnorm gradient_clip_val max_grad_norm",
+    "accumulate accumulation_steps gradient_accumulation_steps accumulate_grad_batches",
+    "early_stopping patience early_stop",
+    "compile_step compile jit_compile",
+    "checkpoint_dir checkpoint_path save_dir default_root_dir",
+    "keep max_to_keep save_top_k",
+    "x_train X_train train_x train_images",
+    "t_train y_train Y_train train_y train_labels",
+    "x_test X_test x_val X_val test_x validation_data",
+    "t_test y_test Y_test y_val t_val test_y validation_data",
+    "step_size steps",
+    "T_max total_steps t_max",
+    "eta_min min_lr",
+    "total_iters total_steps warmup_steps steps",
+    "gamma factor decay_rate",
+    "patience n_iter_no_change",
+    "monitor metric mode",
+    "min_delta tol threshold",
+    "restore_best restore_best_weights",
+    "device backend map_location",
+    "path f filename file filepath",
+    "opset opset_version",
+    "root data_dir data_home folder",
+    "one_hot_label one_hot onehot",
+)
+"""Words with the same meaning, one group per line, of portacnn, the book, PyTorch, Keras,
+scikit-learn and ONNX.
+
+A word in several groups has several meanings; the function that is called decides which apply.
+"""
+
+_ADVICE = {
+    "activation": "add a layer for it, such as ReLU()",
+    "inplace": "layers write no input; leave it out",
+    "data_format": "shapes are always (N, C, H, W); leave it out",
+    "shuffle": "training images are shuffled in every epoch, by seed; leave it out",
+    "validation_split": "split the data yourself and give x_test and t_test",
+    "amsgrad": "it is not supported; leave it out",
+    "dtype": "set it when the network is built: build(..., dtype=...)",
+    "device": "set it when the network is made or built; everything else follows it",
+}
+"""What to do instead, for keywords that have no other name in portacnn."""
+
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def answering_keywords(what: str, cures: Mapping[str, str]) -> Callable[[Function], Function]:
-    """Decorate a function called ``what`` so that the TypeError for a keyword that it does not take
-    names the right one.
+def keyword_problem(
+    called: Callable[..., Any], given: Iterable[str], what: str, advice: Mapping[str, str] = {}
+) -> str | None:
+    """Return a message about keywords that ``called`` does not take; None if it takes them all.
 
-    ``cures`` says what to write instead of keywords that people bring from other libraries.
+        >>> keyword_problem(lambda lr: lr, ["learning_rate"], "f")
+        'f does not take learning_rate (called lr here); it takes lr'
+
+    Args:
+        called: a function, or a class.
+        given: the keywords.
+        what: the name of ``called`` in the message.
+        advice: by keyword, what to do instead. It is used before portacnn's common advice.
+    """
+    function: Any = called
+    if isinstance(called, type):
+        function = called.__init__  # type: ignore[misc]
+    # a class without a constructor of its own takes nothing
+    parameters = {} if function is object.__init__ else signature(function).parameters
+    if any(parameter.kind is Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return None
+    known = [
+        name
+        for name, parameter in parameters.items()
+        if name not in ("self", "cls") and parameter.kind is not Parameter.VAR_POSITIONAL
+    ]
+    unknown = [name for name in given if name not in known]
+    if not unknown:
+        return None
+    hints = ", ".join(f"{name}{_hint(name, known, advice)}" for name in unknown)
+    return f"{what} does not take {hints}; it takes {', '.join(known) or 'no arguments'}"
+
+
+def _hint(name: str, known: list[str], advice: Mapping[str, str]) -> str:
+    """Return what to use instead of a keyword, in parentheses; empty if that is not known."""
+    from difflib import get_close_matches
+
+    if name in advice:
+        return f" ({advice[name]})"
+    same = [line.split() for line in _SAME]
+    names = [word for words in same if name in words for word in words if word in known]
+    if names:
+        joined = " and " if name in ("betas", "validation_data") else " or "
+        return f" (called {joined.join(dict.fromkeys(names))} here)"
+    if name in _ADVICE:
+        return f" ({_ADVICE[name]})"
+    return "".join(f" (did you mean {match}?)" for match in get_close_matches(name, known, 1))
+
+
+class AnswersKeywords:
+    """Base of classes whose TypeError for an unknown keyword names the right one."""
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        if kwargs and (problem := keyword_problem(cls, kwargs, cls.__name__)):
+            raise TypeError(problem)
+        return super().__new__(cls)
+
+
+def answering_keywords(what: str, advice: Mapping[str, str] = {}) -> Callable[[Function], Function]:
+    """Decorate a function so that its TypeError for an unknown keyword names the right one.
+
+    Args:
+        what: the function's name in the message.
+        advice: by keyword, what to do instead.
     """
 
     def decorated(function: Function) -> Function:
-        known = [name for name in signature(function).parameters if name not in ("self", "cls")]
+        known = frozenset(signature(function).parameters)
 
         @wraps(function)
         def call(*args: Any, **kwargs: Any) -> Any:
-            if unknown := [name for name in kwargs if name not in known]:
-                hints = [f"{name}{_hint(name, known, cures)}" for name in unknown]
-                raise TypeError(
-                    f"{what} does not take {', '.join(hints)}; it takes {', '.join(known)}"
-                )
+            if not known.issuperset(kwargs) and (
+                problem := keyword_problem(function, kwargs, what, advice)
+            ):
+                raise TypeError(problem)
             return function(*args, **kwargs)
 
         return call  # type: ignore[return-value]
 
     return decorated
-
-
-def _hint(name: str, known: list[str], cures: Mapping[str, str]) -> str:
-    from difflib import get_close_matches
-
-    if name in cures:
-        return f" (write {cures[name]})"
-    return "".join(f" (did you mean {match}?)" for match in get_close_matches(name, known, 1))

@@ -1,4 +1,4 @@
-"""Where downloaded data and compiled kernels are kept on this machine."""
+"""Locate the folder for downloaded data and compiled kernels."""
 
 import os
 import sys
@@ -6,29 +6,28 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """Folder that portacnn may keep downloads and compiled kernels in. It is only named here, not
-    made.
+    r"""Return the folder for downloads and compiled kernels. It is not created here.
 
     The first of these that applies:
 
     - the environment variable ``PORTACNN_CACHE``;
     - Windows: ``%LOCALAPPDATA%\\portacnn\\Cache``;
     - macOS: ``~/Library/Caches/portacnn``;
-    - elsewhere: ``$XDG_CACHE_HOME/portacnn`` where that variable is an absolute path, else
-      ``~/.cache/portacnn``.
+    - elsewhere: ``$XDG_CACHE_HOME/portacnn`` if that variable is an absolute path, else
+    ``~/.cache/portacnn``.
 
     Raises:
-        FileNotFoundError: no variable is set and this user has no home folder.
+        FileNotFoundError: if no variable is set and the user has no home folder.
     """
     if chosen := os.environ.get("PORTACNN_CACHE"):
-        # callers keep it, and the program may go elsewhere
+        # absolute, because the working folder may change
         return Path(chosen).expanduser().absolute()
     if sys.platform == "win32":
         local = os.environ.get("LOCALAPPDATA")
         return (Path(local) if local else _home() / "AppData" / "Local") / "portacnn" / "Cache"
     if sys.platform == "darwin":
         return _home() / "Library" / "Caches" / "portacnn"
-    # the XDG standard says that a relative path is to be ignored
+    # by the XDG standard a relative path is ignored
     xdg = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (xdg if xdg.is_absolute() else _home() / ".cache") / "portacnn"
 
@@ -38,5 +37,5 @@ def _home() -> Path:
         return Path.home()
     except RuntimeError as error:  # a container's user without a home
         raise FileNotFoundError(
-            "no home folder to keep them in; set PORTACNN_CACHE to a folder that may be written to"
+            "this user has no home folder for the cache; set PORTACNN_CACHE to a writable folder"
         ) from error

@@ -1,4 +1,4 @@
-"""What a person runs: ``portacnn train``, ``portacnn backends``; from a checkout ``python
+"""The command line: ``portacnn train`` and ``portacnn backends``; in a checkout also ``python
 scripts/train.py``."""
 
 import argparse
@@ -23,7 +23,7 @@ from portacnn.seeds import check_seed
 from portacnn.training import Trainer, stopping_on_signals
 
 USAGE_ERROR = 2
-_CHECKPOINTS = "checkpoints"  # the folder in --out where one goes that nobody named a folder for
+_CHECKPOINTS = "checkpoints"  # folder in --out for checkpoints without --checkpoint-dir
 _FRESH = {
     "batch_size": 100,
     "optimizer": "adam",
@@ -32,12 +32,12 @@ _FRESH = {
     "weight_init": "he",
     "seed": None,
 }
-"""Options of a new training, and what they are where they are not given. One that goes on takes
-them from its checkpoint."""
+"""Options of a new training, with their defaults. A resumed training takes them from its
+checkpoint."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The ``portacnn`` command; gives the exit status."""
+    """Run the ``portacnn`` command; return the exit status."""
     parser = argparse.ArgumentParser(
         prog="portacnn", description="CNNs on NumPy, CuPy, PyTorch and other array libraries"
     )
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def train_main(arguments: Sequence[str] | None = None) -> int:
-    """``scripts/train.py``: the ``train`` command alone."""
+    """Run the ``train`` command alone, as ``scripts/train.py``; return the exit status."""
     parser = argparse.ArgumentParser(prog="train.py", description="Train SimpleConvNet on digits")
     _add_train_options(parser)
     return _guarded(parser.parse_args(arguments))
@@ -65,18 +65,19 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
         "--data",
         default="sample",
         metavar="sample|mnist|DIR",
-        help="bundled digits, MNIST, or a folder of four IDX files",
+        help="bundled digits, MNIST, or a folder with four IDX files",
     )
     add(
         "--epochs",
         type=int,
-        help="in all; by default 20, or what a training that goes on was to have",
+        help="total number; by default 20, or the checkpoint's with --resume",
     )
     add(
         "--device",
-        help=f"{GRAMMAR}; without it the variable {VARIABLE}, else numpy, or where a training was",
+        help=f"{GRAMMAR}; by default the variable {VARIABLE}, else numpy, or the checkpoint's "
+        "device with --resume",
     )
-    add("--out", default="runs/latest", metavar="DIR", help="where weights, history and curve go")
+    add("--out", default="runs/latest", metavar="DIR", help="folder for weights, history and curve")
     add(
         "--checkpoint-dir",
         metavar="DIR",
@@ -86,25 +87,27 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
         "--checkpoint-every",
         type=int,
         metavar="STEPS",
-        help="how often; by default after each epoch",
+        help="steps between checkpoints; by default after each epoch",
     )
-    add("--keep", type=int, metavar="N", help="how many checkpoints to keep; by default 3")
+    add("--keep", type=int, metavar="N", help="number of checkpoints to keep; by default 3")
     add(
         "--resume",
         nargs="?",
         const="",
         metavar="PATH",
-        help="go on from a checkpoint, or the newest of a folder: by default --checkpoint-dir, "
+        help="resume from a checkpoint, or the newest in a folder: by default --checkpoint-dir, "
         f"else OUT/{_CHECKPOINTS}",
     )
-    fresh = parser.add_argument_group("a new training", "What --resume takes from the checkpoint.")
+    fresh = parser.add_argument_group(
+        "a new training", "With --resume, these come from the checkpoint."
+    )
     add = fresh.add_argument
     add("--batch-size", type=int)
     add("--optimizer", choices=sorted(OPTIMIZERS))
     add("--lr", type=float, help="learning rate")
-    add("--momentum", type=float, help="for optimizers that have it")
+    add("--momentum", type=float, help="for optimizers that support it")
     add("--weight-decay", type=float, help="L2, or decoupled with adamw")
-    add("--schedule", choices=sorted(SCHEDULES), help="of the learning rate, over the whole run")
+    add("--schedule", choices=sorted(SCHEDULES), help="learning rate schedule over the whole run")
     add(
         "--weight-init",
         help='"he" (the default), "xavier", or a standard deviation (the tutorials\' is 0.01)',
@@ -112,12 +115,12 @@ def _add_train_options(parser: argparse.ArgumentParser) -> None:
     add(
         "--seed",
         type=int,
-        help="for weights and batches; without it a fresh one is drawn and printed",
+        help="seed of weights and batches; by default one is drawn and printed",
     )
 
 
 def _guarded(options: argparse.Namespace) -> int:
-    """Train; what a person can mend is one line on stderr and status 2."""
+    """Train; print an error that the user can fix as one line on stderr and return status 2."""
     try:
         return _train(options)
     except (PortacnnError, OSError) as error:
@@ -132,14 +135,14 @@ def _train(options: argparse.Namespace) -> int:
     can_save = _can_import("safetensors")
     if not can_save and (options.resume is not None or options.checkpoint_dir is not None):
         raise ArgumentError(
-            "checkpoints need safetensors, which is not installed (pip install safetensors)"
+            "checkpoints need safetensors, which is not installed; run: pip install safetensors"
         )
     given = [
         name for name in (*_FRESH, "momentum", "weight_decay") if getattr(options, name) is not None
     ]
     if options.resume is not None and given:
         words = ", ".join(f"--{name.replace('_', '-')}" for name in given)
-        raise ArgumentError(f"--resume takes {words} from the checkpoint; leave it out")
+        raise ArgumentError(f"--resume takes {words} from the checkpoint; omit it")
     data = _data(options.data)  # uint8: a quarter of the memory
     out = make_folder(options.out, "the results", "--out").absolute()
     trainer = _new(options, backend, data) if backend is not None else _resumed(options, out, data)
@@ -187,7 +190,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _new(options: argparse.Namespace, backend: Backend, data: Any) -> Trainer:
-    """A training from the start. The options get the values that were not given."""
+    """Return the Trainer of a new training. Options that were not given get their defaults."""
     for name, value in {**_FRESH, "epochs": 20, "keep": 3}.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
@@ -198,8 +201,8 @@ def _new(options: argparse.Namespace, backend: Backend, data: Any) -> Trainer:
     classes = int(max(t_train.max(), t_test.max())) + 1
     model = SimpleConvNet(
         x_train.shape[1:],
-        output_size=classes,
-        weight_init_std=_init(options.weight_init),
+        num_classes=classes,
+        weight_init=_init(options.weight_init),
         device=backend,
         seed=seed,
     )
@@ -211,7 +214,7 @@ def _new(options: argparse.Namespace, backend: Backend, data: Any) -> Trainer:
         x_test,
         t_test,
         epochs=options.epochs,
-        mini_batch_size=options.batch_size,
+        batch_size=options.batch_size,
         optimizer=options.optimizer,
         optimizer_param=_optimizer_param(options),
         schedule=options.schedule,
@@ -223,12 +226,12 @@ def _new(options: argparse.Namespace, backend: Backend, data: Any) -> Trainer:
 
 
 def _resumed(options: argparse.Namespace, out: Path, data: Any) -> Trainer:
-    """A training that goes on where a checkpoint was written."""
+    """Return the Trainer that continues from a checkpoint."""
     (x_train, t_train), (x_test, t_test) = data
     path = Path(options.resume or options.checkpoint_dir or out / _CHECKPOINTS)
     if not path.exists():
         raise FileNotFoundError(
-            f"no checkpoint to go on from: {path} is not there; name it: --resume PATH"
+            f"no checkpoint to resume from: {path} does not exist; choose one: --resume PATH"
         )
     return Trainer.resume(
         path,
@@ -248,10 +251,10 @@ def _resumed(options: argparse.Namespace, out: Path, data: Any) -> Trainer:
 def _say_where_it_stopped(
     trainer: Trainer, options: argparse.Namespace, out: Path, can_save: bool
 ) -> None:
-    """After a signal: where training is, and the checkpoint to go on from, written now if none has
-    been.
+    """After a signal, print the current step and the checkpoint to resume from; write one if there
+    is none.
 
-    The options to go on with are those that no checkpoint holds, as a shell reads them.
+    The printed options are those that checkpoints do not hold, quoted for a shell.
     """
     stopped = (
         f"stopped  after step {trainer.steps_done} (epoch {min(trainer.epoch + 1, trainer.epochs)})"
@@ -263,7 +266,7 @@ def _say_where_it_stopped(
         trainer.checkpoint_dir = make_folder(out / _CHECKPOINTS)
         trainer.checkpoint()
     on = ["--resume", str(trainer.last_checkpoint), "--out", options.out, "--data", options.data]
-    say(stopped, f"saved    {trainer.last_checkpoint}", f"go on    {shlex.join(on)}")
+    say(stopped, f"saved    {trainer.last_checkpoint}", f"resume   {shlex.join(on)}")
 
 
 def _data(name: str) -> Any:
@@ -282,7 +285,7 @@ def _init(word: str) -> float | str:
 
 
 def _optimizer_param(options: argparse.Namespace) -> dict[str, float]:
-    """The optimizer's arguments, as far as they were given."""
+    """Return the optimizer's arguments that were given."""
     given = {"lr": options.lr, "momentum": options.momentum, "weight_decay": options.weight_decay}
     return {name: value for name, value in given.items() if value is not None}
 
@@ -296,7 +299,7 @@ def _can_import(module: str) -> bool:
 
 
 def _history(trainer: Trainer) -> str:
-    """One line an epoch: its mean loss, and the accuracies after it."""
+    """Return the history as CSV: one line per epoch with its mean loss and its accuracies."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["epoch", "loss", "train_accuracy", "test_accuracy"])
@@ -309,7 +312,7 @@ def _history(trainer: Trainer) -> str:
 
 
 def _plot(trainer: Trainer, path: Path) -> None:
-    """The accuracy curve, as a PNG."""
+    """Write the accuracy curve as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")

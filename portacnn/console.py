@@ -1,5 +1,7 @@
-"""Words for a person. They are printed where that is possible, and left out where it is not: they
-never stop the work."""
+"""Print messages for people. A message that cannot be printed is dropped; it never stops the work.
+
+Encodings and closed streams are handled here.
+"""
 
 import contextlib
 import os
@@ -8,10 +10,11 @@ from typing import Any
 
 
 def say(*lines: str, error: bool = False) -> None:
-    """Print lines to stdout, or with ``error`` to stderr.
+    """Print lines to stdout, or to stderr if ``error``.
 
-    What the stream's encoding lacks is escaped. Without a stream (pythonw, ``>&-``), or where it
-    takes nothing any more (a reader that has ended, a full disk), nothing is printed.
+    Characters that the stream's encoding lacks are escaped. If there is no stream (pythonw,
+    ``>&-``), or it cannot be written to (a reader that has exited, a full disk), nothing is
+    printed.
     """
     stream = sys.stderr if error else sys.stdout
     if stream is None:
@@ -22,7 +25,7 @@ def say(*lines: str, error: bool = False) -> None:
 
 
 def escaped(text: str, stream: Any) -> str:
-    """``text`` with what the stream's encoding lacks in backslash notation."""
+    """Return ``text`` with backslash escapes for characters that the stream's encoding lacks."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     try:
         return text.encode(encoding, "backslashreplace").decode(encoding)
@@ -31,24 +34,24 @@ def escaped(text: str, stream: Any) -> str:
 
 
 def is_watched(stream: Any) -> bool:
-    """Whether a person sees at once what is printed there: on a terminal, or in a notebook."""
+    """Return whether output appears at once for a person: on a terminal, or in a notebook."""
     try:
         return stream is not None and (stream.isatty() or "ipykernel" in sys.modules)
-    except (AttributeError, ValueError):  # no file at all, or a closed one
+    except (AttributeError, ValueError):  # not a file, or closed
         return False
 
 
 def speak_plainly() -> None:
-    """For a program, at its start: from now on ``print`` escapes what its streams' encodings
-    lack."""
+    """Make ``print`` escape characters that its streams' encodings lack. Call it when a program
+    starts."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
 
 def hang_up() -> None:
-    """For a program, at its end: drop words that could not be printed, or Python complains of them
-    when it ends."""
+    """Drop output that could not be printed, or Python reports it at exit. Call it when a program
+    ends."""
     for stream in (sys.stdout, sys.stderr):
         try:
             if stream is not None:

@@ -1,8 +1,8 @@
-"""``DeviceRuntime``: memory, streams and step compilation of a device that computes asynchronously.
-Every method has a default.
+"""``DeviceRuntime``: memory, streams and step compilation of an asynchronous device. Every method
+has a default.
 
-A library on the CPU needs no other. CuPy has a current device, memory that can run out, streams to
-send data on while it computes, and graphs that replay a whole training step.
+The defaults are enough for a library on the CPU. CuPy has a current device, memory that can run
+out, streams that send data during computation, and graphs that replay a whole training step.
 """
 
 from collections.abc import Callable
@@ -19,21 +19,22 @@ class DeviceRuntime:
     """The part of ``Backend`` that concerns the device and not the arrays.
 
     Attributes:
-        enters: whether there is a context to enter around computations, so that the adapter
-            implements ``active`` and ``elsewhere``: a device that must be the library's current
-            one, or a state in which NumPy does not warn.
+        enters: whether computations need a context, which the adapter implements in ``active`` and
+            ``elsewhere``: a device that must be the library's current one, or a state in which
+            NumPy does not warn.
     """
 
     enters: ClassVar[bool] = False
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """The precisions of ``ops.use_precision`` that this device supports; with any other it
-        computes in float32."""
+        """The precisions of ``ops.use_precision`` that this device supports. For any other it
+        computes in float32.
+        """
         return ("float32",)
 
     def synchronize(self) -> None:
-        """Wait until the device has finished all work given to it."""
+        """Wait until the device has finished all work submitted to it."""
 
     def active(self) -> AbstractContextManager[Any]:
         """Return a context in which the library computes on this device and does not warn of NaN or
@@ -49,35 +50,40 @@ class DeviceRuntime:
         return None
 
     def memory_error(self, error: BaseException) -> tuple[int, int] | None:
-        """Return (bytes requested, bytes held) of an out-of-memory error, or None if the error does
-        not say."""
+        """Return (bytes requested, bytes in use) of an out-of-memory error, or None if the error
+        does not contain them.
+        """
         return None
 
     def uploader(self) -> "Uploader":
-        """Return an ``Uploader``, which sends batches to the device while it computes."""
+        """Return an ``Uploader``, which sends batches to the device during computation."""
         return Uploader(self)
 
     def compile_step(
         self, step: Callable[..., Any], example: tuple[Any, ...]
     ) -> Callable[..., Any]:
         """Return a function equal to ``step``, compiled for arguments like ``example`` if the
-        backend can."""
+        backend supports it.
+        """
         return step
 
 
 class Uploader:
-    """Sends batches from the host to the device. An adapter derives from it if copies can run
-    beside computation."""
+    """Sends batches from the host to the device. An adapter derives from it if copies can overlap
+    computation.
+    """
 
     def __init__(self, backend: Any) -> None:
         self.backend = backend
 
     def send(self, *arrays: HostArray) -> Any:
-        """Start sending NumPy arrays; return what ``receive`` takes. The caller may overwrite its
-        arrays at once."""
+        """Start sending NumPy arrays and return a handle for ``receive``. The caller may overwrite
+        its arrays at once.
+        """
         return tuple(self.backend.asarray(array) for array in arrays)
 
     def receive(self, sent: Any) -> tuple[Array, ...]:
-        """Return the arrays of one ``send`` on the device, in their own dtypes, ready for the work
-        that follows."""
+        """Return the arrays of one ``send`` on the device, in their own dtypes, ready for the next
+        operations.
+        """
         return sent

@@ -1,9 +1,9 @@
-"""Every exception portacnn raises on purpose.
+"""The exceptions that portacnn raises.
 
-Each is also the built-in kind a caller would expect (``ValueError``, ``TypeError``,
-``RuntimeError``), so code that knows nothing of portacnn can catch it. A message says what was
-expected, what came, where, and what to do. Names and values in it may come from a stranger's file,
-so every message is shown escaped, and cut if it is very long.
+Each also derives from the built-in exception that a caller would expect (``ValueError``,
+``TypeError``, ``RuntimeError``), so code that does not know portacnn can catch it. A message says
+what was expected, what was received, where, and how to fix it. Names and values in it may come from
+an untrusted file, so every message is printed escaped, and shortened if it is very long.
 """
 
 from typing import Self
@@ -12,9 +12,9 @@ from portacnn.text import message as shown
 
 
 class PortacnnError(Exception):
-    """Base of all of portacnn's own exceptions.
+    """The base class of portacnn's exceptions.
 
-    ``where`` is the op, or the path and class of the layer, that the message is about.
+    ``where`` is the op, or the path and class of the layer, that raised it.
     """
 
     def __init__(self, message: str, where: str | None = None) -> None:
@@ -25,58 +25,67 @@ class PortacnnError(Exception):
         return shown(f"{self.where}: {self.message}" if self.where else self.message)
 
     def at(self, where: str, *, over: bool = False) -> Self:
-        """The same error, told to have happened at ``where``, unless it knows already (``over``
-        replaces that)."""
+        """Set ``where`` if it is not set (with ``over``, always) and return the error."""
         if over or self.where is None:
             self.where = where
         return self
 
 
 class BackendError(PortacnnError, RuntimeError):
-    """A backend or device that was asked for is unknown or cannot be had on this machine."""
+    """Raised if a requested backend or device is unknown or unavailable on this machine."""
 
 
 class DependencyError(PortacnnError, ImportError):
-    """A package that only some of portacnn needs, and that is not installed."""
+    """Raised if an optional package is needed and not installed."""
 
 
 class ArrayError(PortacnnError, TypeError):
-    """Arrays of the wrong kind: mixed libraries or devices, integers where floats belong, mixed
-    float types."""
+    """Raised for arrays of the wrong kind: mixed libraries, devices or float types, or integers
+    instead of floats.
+    """
 
 
 class ShapeError(PortacnnError, ValueError):
-    """A shape that does not fit: wrong rank, channel count, kernel larger than its input."""
+    """Raised for a shape that does not match: wrong rank or channel count, or a kernel larger than
+    its input.
+    """
 
 
 class ArgumentError(PortacnnError, ValueError):
-    """A parameter that has no meaning: an unknown name, a negative stride, a count out of range."""
+    """Raised for an invalid argument: an unknown name, a negative stride, a count out of range."""
 
 
 class LabelError(PortacnnError, ValueError):
-    """Labels that do not fit the data: wrong length, out of range, neither integer nor one-hot."""
+    """Raised for labels that do not match the data: wrong length, out of range, neither integer nor
+    one-hot.
+    """
 
 
 class StateError(PortacnnError, RuntimeError):
-    """A call out of order: a layer used before it was built, a backward pass without its
-    forward."""
+    """Raised for a call out of order: a layer used before it is built, a backward pass without its
+    forward pass.
+    """
 
 
 class OutOfMemoryError(PortacnnError, MemoryError):
-    """A device, or the host, has no room for what was to be computed; nothing was changed."""
+    """Raised if a device or the host lacks the memory for a computation. Nothing was changed."""
 
 
 class NotFiniteError(PortacnnError, FloatingPointError):
-    """NaN or infinity where training cannot go on."""
+    """Raised if NaN or infinity prevents the training from continuing."""
 
 
 class CheckpointError(PortacnnError, OSError):
-    """A checkpoint that could not be written; the earlier ones are as they were."""
+    """Raised if a checkpoint could not be written. Earlier checkpoints are unchanged."""
 
 
 class DataFormatError(PortacnnError, ValueError):
-    """A data file that is cut short, foreign, or contradicts its own header."""
+    """Raised for a data file that is truncated, of an unknown format, or inconsistent with its
+    header.
+    """
 
 
 class ModelFormatError(PortacnnError, ValueError):
-    """A saved model that is cut short, foreign, or does not fit the network it is loaded into."""
+    """Raised for a saved model that is truncated, of an unknown format, or does not match the
+    network.
+    """

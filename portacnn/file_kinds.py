@@ -1,24 +1,23 @@
-"""What a file is that was given for another kind of file, told from its first bytes: for error
-messages."""
+"""Identify a file from its first bytes, for error messages about files of the wrong kind."""
 
+import re
 from codecs import getincrementaldecoder
 
 from portacnn.text import quoted
 
 FIRST = 256
-"""How many bytes of a file ``kind_of`` needs."""
+"""Number of bytes of a file that ``kind_of`` needs."""
 
 _PICKLE = (
     "a pickle or a PyTorch archive, which can run code when it is read. portacnn reads "
-    "safetensors: convert a file that you "
-    "trust where it was made, with safetensors.torch.save_file(state_dict, ...), or of NumPy "
-    "arrays with "
-    "safetensors.numpy.save_file(params, ...)"
+    "safetensors. If you trust the file, convert it where it was made: "
+    "safetensors.torch.save_file(state_dict, ...), or safetensors.numpy.save_file(params, ...) "
+    "for NumPy arrays"
 )
 _BEGINNINGS = {
     b"version "
-    b"https://git-lfs.github.com/spec/": "a Git LFS pointer, which stands for the file itself; get "
-    "that with: git lfs pull",
+    b"https://git-lfs.github.com/spec/": "a Git LFS pointer instead of the file; download the "
+    "file with: git lfs pull",
     b"\x1f\x8b": "a gzip archive; unpack it first",
     b"PK\x03\x04": f"a zip archive, or {_PICKLE}",
     b"BZh": "a bzip2 archive; unpack it first",
@@ -34,17 +33,24 @@ _BEGINNINGS = {
 }
 
 
+_COMMENTS = re.compile(r"^\s*(<!--.*?-->\s*)+", re.DOTALL)  # before a page's first tag
+
+
 def may_be_safetensors(start: bytes) -> bool:
-    """Whether a safetensors file can begin so: with a length below 2^32 in 8 bytes, and JSON."""
+    """Return whether a safetensors file can begin like this: a length below 2^32 in 8 bytes, then
+    JSON."""
     return not any(start[4:8]) and start[8:9] in (b"{", b"")
 
 
 def kind_of(start: bytes) -> str | None:
-    """What the file that begins so seems to be, as a part of a sentence, and what to do with it;
-    None if unknown."""
+    """Return what a file with this beginning seems to be, and what to do with it; None if unknown.
+
+    >>> kind_of(b"BZh91AY&SY")
+    'a bzip2 archive; unpack it first'
+    """
     if not start:
         return "an empty file (0 bytes)"
-    if may_be_safetensors(start):  # some lengths begin as pickles and archives do
+    if may_be_safetensors(start):  # some lengths look like the beginning of a pickle or an archive
         return (
             "a safetensors file, as portacnn.load and load_weights read" if len(start) > 8 else None
         )
@@ -64,23 +70,27 @@ def kind_of(start: bytes) -> str | None:
 
 def _kind_of_text(start: bytes) -> str | None:
     try:
-        # which leaves out a character that is cut in two
+        # which drops a truncated character at the end
         text = getincrementaldecoder("utf-8-sig")().decode(start)
     except UnicodeDecodeError:
         return None
     if not all(c.isprintable() or c.isspace() for c in text):
         return None
-    lower = text.lstrip().lower()
-    if lower.startswith(("<!doctype html", "<html", "<head")):
+    lower = _COMMENTS.sub("", text).lstrip().lower()
+    if lower.startswith(("<!doctype html", "<html", "<head", "<body", "<title", "<script")):
         return (
-            "a web page (HTML), perhaps an error or a form to log in; look at it in a browser, "
-            "and download the file again"
+            "a web page (HTML), perhaps an error or a login form; open it in a browser, and "
+            "download the file again"
         )
     if lower.startswith("<?xml"):
-        return "XML, perhaps a server's error message; look at it, and download the file again"
+        return "XML, perhaps a server's error message; open it, and download the file again"
     if lower.startswith(("{", "[")):
         return "JSON, perhaps the index of a model in several files"
     first, line_end, _ = text.partition("\n")
-    if line_end and first.count(",") >= 1:
-        return f"a table in text (CSV); it begins with {quoted(first)}"
+    comma = next((mark for mark in ",;\t" if mark in first), None)
+    if line_end and comma is not None:
+        return (
+            f"a CSV table; it begins with {quoted(first.rstrip())}. It holds data, not a model: "
+            f"numpy.loadtxt(path, delimiter={comma!r}) reads numbers"
+        )
     return f"text; it begins with {quoted(first)}"

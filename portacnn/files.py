@@ -1,8 +1,7 @@
-"""Files, written whole or not at all, and models in them: safetensors, with the architecture as
-JSON in the header.
+"""Write files atomically, and read and write arrays as safetensors, with a JSON header.
 
-No pickle: reading a file runs nothing that is in it. A checksum over all of a file stands in its
-header, so that one which a disk or a copy has damaged is not taken for a whole one.
+Pickle is not used: reading a file executes nothing in it. The header contains a checksum of the
+whole file, so a file damaged by a disk or a copy is detected.
 """
 
 import contextlib
@@ -29,11 +28,11 @@ _KEY = "portacnn"
 _CHECKSUM = "checksum"
 _MARK = json.dumps(json.dumps({_CHECKSUM: ""})[1:-2])[
     1:-1
-].encode()  # JSON in a JSON text: what stands before the digits
-_NO_DIGITS = b"0" * 8  # stand for the checksum of a CRC-32 while it is computed
-_LONGEST_PATH = 1 << 15  # characters; no system takes more
-_LONGEST_HEADER = 100_000_000  # bytes, as the safetensors library has it
-# bytes of a file's name in the name of the temporary one: some file systems take 143 in all
+].encode()  # JSON in a JSON string: the text before the digits
+_NO_DIGITS = b"0" * 8  # placeholder while the CRC-32 is computed
+_LONGEST_PATH = 1 << 15  # characters; no system supports more
+_LONGEST_HEADER = 100_000_000  # bytes, the limit of the safetensors library
+# bytes of a file's name in its temporary name: some file systems allow 143 in all
 _LONGEST_PREFIX = 100
 _DTYPES = {
     "BOOL": "uint8",
@@ -50,8 +49,8 @@ _DTYPES = {
     "I64": "int64",
     "F64": "float64",
 }
-"""What the bytes are viewed as. NumPy has no bfloat16: those become float32, which holds them
-all."""
+"""The NumPy dtype of the bytes. NumPy has no bfloat16: those become float32, which holds every
+value."""
 _BITS = {
     "F8_E4M3": 8,
     "F8_E5M2": 8,
@@ -63,21 +62,20 @@ _BITS = {
     "F4": 4,
     "C64": 64,
 }
-"""Bits of one element of the other dtypes of safetensors. They are passed over, as long as nobody
+"""Bits per element of the other dtypes of safetensors. Such tensors are skipped as long as nobody
 needs them."""
 
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A tensor of a dtype that NumPy does not have, in the place of its array."""
+    """Stands for a tensor of a dtype that NumPy does not have."""
 
     dtype: str
     shape: tuple[int, ...]
 
 
 def file_path(path: Any, what: str = "a file") -> Path:
-    """The path of a file that the caller named. Raises ArgumentError for what is no path, such as
-    the file's content."""
+    """Return the path of a file that the caller named. Raises ArgumentError if it is not a path."""
     if isinstance(path, str | os.PathLike):
         name = os.fspath(path)
         if isinstance(name, str) and 0 < len(name) <= _LONGEST_PATH and "\0" not in name:
@@ -94,42 +92,44 @@ def file_path(path: Any, what: str = "a file") -> Path:
 def make_folder(
     path: str | os.PathLike[str], purpose: str = "checkpoints", another: str = "folder"
 ) -> Path:
-    """Make the folder and try it, before an hour's work depends on it.
+    """Create a folder and check that it can be written to, before a long run depends on it.
+
+    Args:
+        purpose: what the folder is for, and ``another``: what to choose instead; both for the
+            message.
 
     Raises:
-        OSError: it cannot be made or written into; the message says for what ``purpose`` it was,
-            and to choose ``another``.
+        OSError: if it cannot be created or written to.
     """
     folder = Path(path)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OSError(
-            f"cannot make the folder {folder} for {purpose}: {error.strerror}; choose another "
+            f"cannot create the folder {folder} for {purpose}: {error.strerror}; choose another "
             f"{another}"
         ) from error
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise PermissionError(f"cannot write into {folder}; choose another {another}")
+        raise PermissionError(f"cannot write to {folder}; choose another {another}")
     return folder
 
 
 def write_atomically(
     path: str | os.PathLike[str], content: bytes | Iterable[bytes | memoryview]
 ) -> None:
-    """Write a file so that ``path`` holds either all of ``content`` or what it held before, even
-    after a crash.
+    """Write a file so that ``path`` holds either all of ``content`` or its old content, even after
+    a crash.
 
-    The bytes go to a temporary file in the same folder, reach the disk, and only then take the
-    name. A symbolic link stays: what it points to is replaced. The new file has the mode and, where
-    the system allows it, the owner of the one before.
+    The bytes go to a temporary file in the same folder, are flushed to the disk, and then the file
+    is renamed. If ``path`` is a symbolic link, its target is replaced. The new file keeps the old
+    one's mode and, if the system allows it, its owner.
 
     Args:
-        content: the bytes, or pieces of them, for files that are better not held in memory a second
-            time.
+        content: the bytes, or pieces of them, which avoids holding a large file in memory twice.
 
     Raises:
-        OSError: the folder is missing or may not be written to, the disk is full; it names
-            ``path``. The temporary file is removed.
+        OSError: if the folder is missing or read-only, or the disk is full; it names ``path``. The
+            temporary file is removed.
     """
     named = file_path(path)
     target = link_target(named)
@@ -163,12 +163,12 @@ def write_atomically(
 
 
 def beginning(name: str, most: int) -> str:
-    """The beginning of a file's name, of so many bytes at most."""
+    """Return the beginning of a file's name, of at most ``most`` bytes."""
     return os.fsencode(name)[:most].decode("utf-8", "ignore")
 
 
 def link_target(path: Path) -> Path:
-    """What a path points to, if it is a symbolic link, else the path itself."""
+    """Return the target of a symbolic link; any other path is returned as it is."""
     if not path.is_symlink():
         return path
     target = Path(os.path.realpath(path))
@@ -178,21 +178,23 @@ def link_target(path: Path) -> Path:
 
 
 def _status(target: Path, named: Path) -> os.stat_result | None:
-    """That of the file that will be replaced, None if there is none. Raises OSError if it is no
-    file."""
+    """Return the status of the file to be replaced, None if there is none. Raises OSError if it is
+    not a regular file."""
     try:
         status = target.stat()
     except FileNotFoundError:
         return None
     if stat.S_ISDIR(status.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(named))
-    if not stat.S_ISREG(status.st_mode):  # a device, say: the name must not become a file's
+    if not stat.S_ISREG(
+        status.st_mode
+    ):  # for example a device, which must not be replaced by a file
         raise OSError(errno.EINVAL, "not a regular file", str(named))
     return status
 
 
 def _keep_status(file: IO[bytes], temporary: Path, before: os.stat_result) -> None:
-    """Give a new file the owner and the mode of the one that it will replace."""
+    """Give a new file the owner and the mode of the file that it will replace."""
     own = os.fstat(file.fileno())
     if hasattr(os, "fchown") and (own.st_uid, own.st_gid) != (before.st_uid, before.st_gid):
         with contextlib.suppress(OSError):
@@ -201,8 +203,8 @@ def _keep_status(file: IO[bytes], temporary: Path, before: os.stat_result) -> No
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have the disk keep a new name in ``folder``, where the system can: Windows opens no folders,
-    some file systems refuse."""
+    """Flush the new name in ``folder`` to the disk, if the system can: Windows and some file
+    systems cannot."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -214,8 +216,8 @@ def _sync_folder(folder: Path) -> None:
 def save_tensors(
     path: str | os.PathLike[str], tensors: Mapping[str, HostArray], header: Mapping[str, Any] | None
 ) -> None:
-    """Write NumPy arrays by name, and ``header`` (what JSON can hold, by name), as one safetensors
-    file with a checksum.
+    """Write NumPy arrays by name, and ``header`` (JSON values by name), as a safetensors file with
+    a checksum.
 
     Raises:
         OSError: see ``write_atomically``.
@@ -236,19 +238,19 @@ def save_tensors(
 def load_tensors(
     path: str | os.PathLike[str], *, checked: bool = False
 ) -> tuple[dict[str, Any], Any]:
-    """The arrays of a safetensors file, and the header that ``save_tensors`` put there (None in
-    other people's files).
+    """Return the arrays of a safetensors file, and the header from ``save_tensors`` (None in other
+    files).
 
-    The file is opened once and read once, so that one which is replaced meanwhile gives the old or
-    the new, and the arrays are views of what was read. A tensor of a dtype that NumPy does not have
-    is ``Unreadable``.
+    The file is opened and read once: if it is replaced meanwhile, the result is the old file or the
+    new one. The arrays are views of the bytes read. A tensor of a dtype that NumPy does not have is
+    ``Unreadable``.
 
     Args:
-        checked: it must have a checksum.
+        checked: require a checksum.
 
     Raises:
-        ModelFormatError: not a whole safetensors file (it says what it seems to be), a header that
-            is not JSON, bytes that are not those that the checksum was taken over.
+        ModelFormatError: if it is not an intact safetensors file (the message says what it seems to
+            be), the header is not JSON, or the checksum does not match.
     """
     path = file_path(path)
     start = b""
@@ -264,10 +266,10 @@ def load_tensors(
             content: HostArray = np.empty(size, np.uint8)
             content[: len(start)] = np.frombuffer(start, np.uint8)
             if len(start) + (file.readinto(content[len(start) :]) or 0) != size or file.read(1):
-                raise ValueError("it was changed while it was read")
+                raise ValueError("it changed while it was read")
             digits = header.pop(_CHECKSUM, None) if isinstance(header, dict) else None
             if digits is not None and not _is_whole(content, digits):
-                raise ValueError("its content is not what its checksum was taken over")
+                raise ValueError("its content does not match its checksum")
             if checked and digits is None:
                 raise ValueError("it has no checksum")
             return dict(_views(content, layout)), header or None
@@ -276,42 +278,43 @@ def load_tensors(
             kind = kind_of(file.read(FIRST))
             if kind is None or "safetensors file" in kind:
                 raise ModelFormatError(
-                    f"{path} is not a whole safetensors file: {error}"
+                    f"{path} is not an intact safetensors file: {error}"
                 ) from error
             raise ModelFormatError(
-                f"{path} is not a whole safetensors file, it looks like {kind}"
+                f"{path} is not an intact safetensors file, it looks like {kind}"
             ) from None
 
 
 def _header_length(start: bytes, size: int) -> int:
-    """The header's bytes, as the first 8 of a file of this size say. Raises ValueError."""
+    """Return the header's length in bytes, from the first 8 bytes of a file of this size. Raises
+    ValueError."""
     if len(start) < 8:
-        raise ValueError(f"it has {size} bytes, and the length of its header alone takes 8")
+        raise ValueError(f"it has {size} bytes, but the length of its header alone takes 8")
     length = int.from_bytes(start, "little")
     if length > min(size - 8, _LONGEST_HEADER):
-        raise ValueError(f"its header would have {length} bytes, the file has {size}")
+        raise ValueError(f"its header should have {length} bytes, but the file has {size}")
     return length
 
 
 Layout = list[tuple[str, str, tuple[int, ...]]]
-"""Name, dtype and shape of the tensors, in the order in which they lie one after another."""
+"""Name, dtype and shape of the tensors, in the order in which they are stored."""
 
 
 def _parsed(text: bytes, size: int) -> tuple[Layout, dict[str, str]]:
-    """The header of a file with ``size`` bytes behind it: its tensors, and its metadata.
+    """Return the tensors and the metadata of a header that is followed by ``size`` bytes.
 
     Raises:
-        ValueError, TypeError, RecursionError: no such header, or tensors that are not all of those
-            bytes.
+        ValueError, TypeError, RecursionError: if it is not a header, or its tensors do not cover
+            exactly those bytes.
     """
     header = json.loads(text.decode("utf-8"), object_pairs_hook=_once, parse_constant=_no_number)
     if not isinstance(header, dict) or text[:1] != b"{":
-        raise ValueError("its header is no JSON object")
+        raise ValueError("its header is not a JSON object")
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict) or not all(
         isinstance(value, str) for value in metadata.values()
     ):
-        raise ValueError("its metadata are not texts by name")
+        raise ValueError("its metadata must be a JSON object of strings")
     found = []
     for name, described in header.items():
         if not isinstance(described, dict) or described.keys() != {
@@ -319,19 +322,14 @@ def _parsed(text: bytes, size: int) -> tuple[Layout, dict[str, str]]:
             "shape",
             "data_offsets",
         }:
-            raise ValueError(
-                f"tensor {quoted(name)} is not described by dtype, shape and data_offsets"
-            )
+            raise ValueError(f"tensor {quoted(name)} must have dtype, shape and data_offsets")
         kind, shape, offsets = described["dtype"], described["shape"], described["data_offsets"]
         if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2:
             raise ValueError(
-                f"shape and data_offsets of tensor {quoted(name)} are no lists of whole numbers"
+                f"shape and data_offsets of tensor {quoted(name)} must be lists of whole numbers"
             )
         if not isinstance(kind, str) or not (bits := _bits(kind)):
-            raise ValueError(
-                f"the dtype of tensor {quoted(name)} is {quoted(kind)}, which is none "
-                "of safetensors'"
-            )
+            raise ValueError(f"tensor {quoted(name)} has the unknown dtype {quoted(kind)}")
         begin, end = offsets
         if 8 * (end - begin) != bits * prod(shape):
             raise ValueError(
@@ -343,21 +341,21 @@ def _parsed(text: bytes, size: int) -> tuple[Layout, dict[str, str]]:
     for begin, end, name, *_ in found:
         if begin != place:
             raise ValueError(
-                f"tensor {quoted(name)} begins at {begin}, the one before it ends at {place}"
+                f"tensor {quoted(name)} begins at {begin}, but the previous one ends at {place}"
             )
         place = end
     if place != size:
-        raise ValueError(f"its tensors take {place} bytes, there are {size}")
+        raise ValueError(f"its tensors take {place} bytes, but there are {size}")
     return [(name, kind, shape) for _, _, name, kind, shape in found], metadata
 
 
 def _bits(kind: str) -> int:
-    """Bits of one element, 0 for an unknown dtype."""
+    """Return the bits of one element, 0 for an unknown dtype."""
     return 8 * np.dtype(_DTYPES[kind]).itemsize if kind in _DTYPES else _BITS.get(kind, 0)
 
 
 def _are_counts(values: Any) -> bool:
-    """Whether it is a list of whole numbers that can be a shape."""
+    """Return whether it is a list of whole numbers that can be a shape."""
     return (
         isinstance(values, list)
         and all(type(n) is int and 0 <= n < 1 << 63 for n in values)
@@ -368,17 +366,16 @@ def _are_counts(values: Any) -> bool:
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("its header has a name twice")
+        raise ValueError("its header contains a name twice")
     return found
 
 
 def _no_number(word: str) -> None:
-    raise ValueError(f"its header has {shown(word)} for a number")
+    raise ValueError(f"its header contains {shown(word)}, which is not a JSON number")
 
 
 def within(part: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of a file's arrays whose names begin with ``part`` and a dot, by the rest of their
-    names."""
+    """Return the arrays whose names begin with ``part`` and a dot, by the rest of their names."""
     return {
         name.removeprefix(f"{part}."): array
         for name, array in tensors.items()
@@ -387,14 +384,14 @@ def within(part: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _digits(content: bytes) -> tuple[int, int]:
-    """Where in a file the checksum's digits begin and end. Raises ValueError where there are
-    none."""
+    """Return the start and the end of the checksum's digits in a file. Raises ValueError if there
+    are none."""
     begin = content.index(_MARK, 0, 8 + int.from_bytes(content[:8], "little")) + len(_MARK)
     return begin, begin + len(_NO_DIGITS)
 
 
 def _is_whole(content: HostArray, digits: Any) -> bool:
-    """Whether these are the bytes of uint8 that a checksum, as text, was taken over."""
+    """Return whether a checksum, as text, matches these bytes of uint8."""
     place = slice(
         *_digits(content[: 8 + int.from_bytes(content[:8].tobytes(), "little")].tobytes())
     )
@@ -404,7 +401,7 @@ def _is_whole(content: HostArray, digits: Any) -> bool:
 
 
 def _views(content: HostArray, layout: Layout) -> Iterator[tuple[str, Any]]:
-    """By name, the arrays that lie one after another behind the header of a file, (S,) of uint8."""
+    """Yield the arrays stored behind the header of a file, (S,) of uint8, with their names."""
     begin = 8 + int.from_bytes(content[:8].tobytes(), "little")
     for name, kind, shape in layout:
         end = begin + _bits(kind) * prod(shape) // 8

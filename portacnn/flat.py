@@ -1,15 +1,14 @@
-"""Arrays that belong together, one after another in one long array: what is done to all of them is
-done in one go.
+"""Flat buffers: several arrays stored one after another in one long array, so that one operation
+covers them all.
 
-A network's parameters lie so, its gradients in a second such array of the same order, an
-optimizer's state in others: an update is one operation then, however many layers there are, a
-captured step finds everything at the addresses it knows, and what is sent between devices is one
-message. Each array is a view of its part, and stays the same object as long as the network stays on
-its device. Only libraries whose slices are views of the whole can do this
-(``Backend.views_alias``).
+A network's parameters share one flat buffer, its gradients another with the same layout, and each
+optimizer state another. An update is then one operation for any number of layers, a captured step
+finds everything at fixed addresses, and a transfer between devices is one message. Each array is a
+view of its part and stays the same object as long as the network stays on its device. This requires
+a library whose slices are views (``Backend.views_alias``).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from math import prod
 
 from portacnn.runtime import Array, Backend
@@ -19,10 +18,11 @@ class Flat:
     """Arrays of one dtype by name, each a view of ``whole``.
 
     Attributes:
-        whole: (L,), all of them.
+        whole: (L,), the buffer.
         views: the arrays by name.
-        parts: where in ``whole`` each one begins and ends. One object for all that are laid out
-            alike.
+        parts: (begin, end) of each array in ``whole``.
+        family: an object that flat buffers share which hold the same names, or some of them, in the
+            same order: arrays that are adjacent in all of them are one stretch in each.
     """
 
     def __init__(
@@ -30,10 +30,10 @@ class Flat:
         backend: Backend,
         shapes: Mapping[str, tuple[int, ...]],
         dtype: str,
-        parts: Mapping[str, tuple[int, int]] | None = None,
+        family: object = None,
     ) -> None:
-        self.backend, self.dtype = backend, dtype
-        self.parts = _parts(shapes) if parts is None else parts
+        self.backend, self.dtype, self.family = backend, dtype, family or object()
+        self.parts = _parts(shapes)
         length = max((end for _, end in self.parts.values()), default=0)
         with backend.active():
             self.whole = backend.xp.zeros(
@@ -44,48 +44,60 @@ class Flat:
             for name, shape in shapes.items()
         }
 
-    def like(self) -> "Flat":
-        """Zeros, laid out in the same way."""
-        return Flat(
-            self.backend,
-            {name: tuple(view.shape) for name, view in self.views.items()},
-            self.dtype,
-            self.parts,
-        )
+    def like(self, names: Iterable[str] | None = None) -> "Flat":
+        """Return zeros of the same family, for these names or for all of them."""
+        chosen = set(self.views if names is None else names)
+        # The same order as here: it is sorted by the same key, and sorting is stable.
+        shapes = {name: tuple(view.shape) for name, view in self.views.items() if name in chosen}
+        return Flat(self.backend, shapes, self.dtype, self.family)
+
+    def without(self, names: Container[str]) -> "Flat":
+        """Return zeros of the same family, for all but these names."""
+        return self.like([name for name in self.views if name not in names])
 
     def stretch(self, names: Sequence[str]) -> Array:
-        """The part of ``whole`` from the first of these names, which follow each other, to the
-        last."""
+        """Return the part of ``whole`` from the first to the last of these names, which must be
+        adjacent.
+        """
         return self.whole[self.parts[names[0]][0] : self.parts[names[-1]][1]]
 
 
 class Named(dict[str, Array]):
-    """Arrays by name. ``flats`` are what they are views of, where together they are all that lies
-    there; else there are none."""
+    """Arrays by name. ``flats`` are the flat buffers in which all of these arrays lie; empty if one
+    does not.
+    """
 
     flats: tuple[Flat, ...] = ()
 
     @classmethod
     def of(cls, arrays: Mapping[str, Array], flats: Sequence[Flat]) -> "Named":
-        """These arrays, and those ``flats`` if each of the arrays is still a view of theirs, and
-        none is missing."""
+        """Return the arrays with ``flats``, if all of them are views of these buffers; else
+        without.
+        """
         named = cls(arrays)
         views = {name: view for flat in flats for name, view in flat.views.items()}
-        if named.keys() == views.keys() and all(
-            named[name] is view for name, view in views.items()
-        ):
+        if all(views.get(name) is array for name, array in named.items()):
             named.flats = tuple(flats)
         return named
 
     def wholes(self) -> list[Array]:
-        """Everything, in as few arrays as there can be: to be copied, summed or looked through, not
-        told apart."""
-        return [flat.whole for flat in self.flats] or list(self.values())
+        """Return all elements in as few arrays as possible, for operations that treat all elements
+        alike: whole buffers, or if they hold other arrays as well, stretches of them.
+        """
+        if not self.flats:
+            return list(self.values())
+        found = []
+        for flat in self.flats:
+            own = [name for name in self if name in flat.views]
+            if len(own) == len(flat.views):
+                found.append(flat.whole)
+            else:
+                found += [flat.stretch(names) for names in runs(own, flat)]
+        return found
 
 
 def runs(names: Sequence[str], flat: Flat) -> list[list[str]]:
-    """Names, all of them ``flat``'s, in the order of its memory, cut into lists of names that
-    follow each other there."""
+    """Group names of ``flat`` into lists of names that are adjacent in memory, in memory order."""
     place = {name: number for number, name in enumerate(flat.parts)}
     found: list[list[str]] = []
     for name in sorted(names, key=place.__getitem__):
@@ -97,12 +109,13 @@ def runs(names: Sequence[str], flat: Flat) -> list[list[str]]:
 
 
 def _parts(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, int]]:
-    """Where each array begins and ends. There is nothing between them: what is done to the whole is
-    done to them alone."""
+    """Return (begin, end) of each array. There are no gaps, so that an operation on the whole
+    covers the arrays only.
+    """
     parts, begin = {}, 0
-    # Biases and norms, which often do not decay, stand behind the weights: then either kind is one
-    # stretch. The largest come first, whose sizes are mostly multiples of a cache line: so they
-    # begin where one does.
+    # Biases and norms, which often have no weight decay, come after the weights, so that each kind
+    # is contiguous. Larger arrays come first. Their sizes are mostly multiples of a cache line, so
+    # that they start on one.
     for name in sorted(shapes, key=lambda name: (len(shapes[name]) <= 1, -prod(shapes[name]))):
         parts[name] = (begin, begin + prod(shapes[name]))
         begin = parts[name][1]

@@ -1,5 +1,7 @@
-"""Gradients by finite differences: slow, and made of nothing but forward passes, so that there is
-something to check against."""
+"""Gradients by finite differences: slow, but computed from forward passes only.
+
+They are an independent check of backward passes.
+"""
 
 from collections.abc import Callable
 from itertools import product
@@ -8,15 +10,23 @@ from portacnn.runtime import Array, HostArray, backend_of
 
 
 def numerical_gradient(f: Callable[[], float], p: Array, h: float = 1e-4) -> Array:
-    """The central differences (f(p + h) - f(p - h)) / 2h for each entry of p, which f must read.
+    """Return the central differences (f(p + h) - f(p - h)) / 2h for each element of p.
 
     Args:
-        f: gives a number; called twice for each entry.
-        p: an array of any library; each entry is changed in place and put back as it was.
-        h: the step; 1e-4 suits float64, float32 wants some 1e-2 and gives two or three digits.
+        f: a function of no arguments that reads p and returns a number; called twice per element.
+        p: an array of any library. Each element is changed in place and restored.
+        h: the step. 1e-4 suits float64; float32 needs about 1e-2 and has two or three correct
+            digits.
 
     Returns:
-        The gradient, of p's shape, dtype and device.
+        The gradient, with the shape, dtype and device of p.
+
+    Example:
+        >>> import numpy as np
+        >>> from portacnn.gradient_check import numerical_gradient
+        >>> p = np.array([1.0, 3.0])
+        >>> np.round(numerical_gradient(lambda: float(np.sum(p * p)), p), 4)
+        array([2., 6.])
     """
     backend = backend_of(p)
     host = backend.to_host(p)

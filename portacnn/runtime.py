@@ -1,18 +1,19 @@
-"""Which array library, on which device: ``Backend``, ``resolve`` and the registry of adapters.
+"""Array libraries and devices: ``Backend``, ``resolve`` and the registry of adapters.
 
-A *backend* is an array library seen through the Python array API standard, together with one of its
-devices and the few things the standard lacks (coming from and going to host memory, waiting for the
-device, fast kernels). This module imports no array library. Each one has an *adapter*, a module
-with two functions and some constants, which is loaded when it is first asked for:
+A *backend* is an array library used through the Python array API standard, together with one of its
+devices and what the standard lacks: transfers from and to host memory, synchronization, fast
+kernels. This module imports no array library. Each library has an *adapter*, a module that is
+imported on first use. It has two functions and some constants:
 
-    KINDS                 the device kinds it can serve, such as {"cpu"} or {"cpu", "cuda"}
-    REFUSED               optional: array types refused by name ("MaskedArray"), each with the fix
-    probe()               -> BackendInfo: version and devices, or the reason why it cannot be used
+    KINDS                 the device kinds it supports, such as {"cpu"} or {"cpu", "cuda"}
+    REFUSED               optional: unsupported array types by name ("MaskedArray"), each with the
+        fix
+    probe()               -> BackendInfo: version and devices, or the reason why it is unavailable
     connect(device)       -> Backend; ``device`` is text such as "cuda:1"; None: the default
 
-The built-in adapters stand in ``_BUILT_IN``. Other packages add theirs through the entry-point
-group ``portacnn.backends``: the entry point's name is the top-level module of the array library,
-its value an adapter.
+The built-in adapters are listed in ``_BUILT_IN``. Other packages register theirs in the entry point
+group ``portacnn.backends``: the name of the entry point is the top-level module of the array
+library, its value an adapter.
 """
 
 import importlib
@@ -44,21 +45,20 @@ _BUILT_IN = {
     "array_api_strict": "portacnn.backends.strict",
 }
 _COMPILED = {"numpy": {"numba": "portacnn.backends.numba.kernels"}}
-"""Kernel sets that another library compiles for a backend's arrays, by that library's name: modules
-with a table KERNELS."""
+"""Kernel sets that a compiler library adds to a backend, by that library's name: modules with a
+table KERNELS."""
 _DEFAULT_FOR_KIND = {"cpu": "numpy", "cuda": "cupy"}
 _REFUSALS = (BufferError, RuntimeError, TypeError, ValueError, AttributeError, NotImplementedError)
-"""What libraries raise where they do not hand an array over."""
-_HOST = 1  # DLPack's number for the CPU
+"""The exceptions that libraries raise if they do not export an array."""
+_HOST = 1  # DLPack's code of the CPU
 _log = logging.getLogger("portacnn")
 
 
 class Kernel(NamedTuple):
-    """A backend's own version of an op: the two functions of ``portacnn.ops.dispatch.Op``, as a
-    pair.
+    """A backend's implementation of an op: the two functions of ``portacnn.ops.dispatch.Op``.
 
-    ``prepare`` is for inference over and over on arrays of one shape, where a call's own cost
-    counts; see ``Op.prepare``.
+    ``prepare`` is for repeated inference on arrays of one shape, when the overhead of a call
+    matters; see ``Op.prepare``.
     """
 
     forward: Callable[..., Any]
@@ -68,7 +68,8 @@ class Kernel(NamedTuple):
 
 class _Deferred(Mapping[str, Kernel]):
     """A module's table of kernels. The module, whose library may take seconds to load, is imported
-    by the first op."""
+    by the first op.
+    """
 
     def __init__(self, module: str, load: Callable[[str], Any]) -> None:
         self._module, self._load = module, load
@@ -93,10 +94,10 @@ class _Deferred(Mapping[str, Kernel]):
 def kernel_sets(
     name: str, native: Mapping[str, Kernel], load: Callable[[str], Any] = importlib.import_module
 ) -> Mapping[str, Mapping[str, Kernel]]:
-    """Return the kernel sets of the backend ``name``, the fastest first: those that installed
-    libraries compile, and its own.
+    """Return the kernel sets of the backend ``name``, the fastest first: those of installed
+    compilers, then its own.
 
-    ``load`` imports a module by its name, when the first op asks for its kernels.
+    ``load`` imports a module by name when the first op needs its kernels.
     """
     compiled = {
         library: _Deferred(module, load)
@@ -111,21 +112,21 @@ class Backend(DeviceRuntime):
     """An array library on one device, with what the array API standard lacks. Adapters derive from
     it.
 
-    What every adapter must say: its name, namespace and device, and ``to_host``. Everything else
-    has a default, here and in ``DeviceRuntime``.
+    An adapter must define name, namespace, device and ``to_host``. Everything else has a default,
+    here and in ``DeviceRuntime``.
 
     Attributes:
         name: the library, as in ``PORTACNN_BACKEND``.
-        xp: its namespace, by way of array-api-compat.
-        device: the library's own device object, what ``device=`` of its creation functions takes.
-        layout: how activations should lie in memory. Shapes are NCHW either way: "batch_last" keeps
-            the bytes in the order (C, H, W, N) under a permuted view, "batch_first" in (N, C, H,
-            W). A preference, never a contract.
-        kernels: its kernel sets, the fastest first: tables of overrides by the op's name, under the
-            set's name. "native" is what the library itself is good at; "numba" what numba compiles
-            for its arrays.
-        views_alias: whether a slice of an array is a view of its memory, always; the standard
-            leaves that open.
+        xp: its array API namespace, from array-api-compat.
+        device: the library's own device object, the argument ``device=`` of its creation functions.
+        layout: the preferred memory layout of activations. Shapes are NCHW in both cases.
+            "batch_last" keeps the bytes in the order (C, H, W, N) under a permuted view,
+            "batch_first" in (N, C, H, W). A preference, not a contract.
+        kernels: the kernel sets by name, the fastest first. Each is a table of overrides by op
+            name. "native" has the library's own fast functions; "numba" has kernels compiled by
+            numba for its arrays.
+        views_alias: whether a slice of an array is always a view of its memory. The standard does
+            not define this.
     """
 
     views_alias: ClassVar[bool] = False
@@ -142,40 +143,43 @@ class Backend(DeviceRuntime):
         return f"{self.name} on {self.place(self.device)}"
 
     def place(self, device: Any) -> str:
-        """A device of this library in the words that ``resolve`` takes."""
+        """Return the name of one of this library's devices, in the form that ``resolve``
+        accepts.
+        """
         return str(device)
 
     def __deepcopy__(self, memo: Any) -> "Backend":
         return self
 
     def __reduce__(self) -> Any:
-        """In a pickle a backend is its name and device; where it comes back that device must be
-        there."""
+        """Pickle the name and the device. The device must exist when the backend is unpickled."""
         return resolve, (f"{self.name}:{self.place(self.device)}",)
 
     def dtype(self, name: str) -> Any:
-        """The library's dtype object for a standard name such as "float32"."""
+        """Return the library's dtype object for a standard name such as "float32"."""
         return getattr(self.xp, name)
 
     def asarray(self, host: HostArray, dtype: str | None = None) -> Array:
-        """Copy a NumPy array to this device; never shares memory with ``host``. ``dtype``: a
-        standard name."""
+        """Copy a NumPy array to this device. The result never shares memory with ``host``.
+        ``dtype``: a standard name.
+        """
         return self.xp.asarray(
             host, dtype=dtype and self.dtype(dtype), device=self.device, copy=True
         )
 
     def share(self, host: HostArray) -> Array:
-        """A NumPy array on this device, in its own memory where that is possible, else a copy. It
-        is not to be written to."""
+        """Return a NumPy array on this device, without a copy if possible. The result must not be
+        written to.
+        """
         return self.asarray(host)
 
     def receive(self, array: Any) -> Array:
-        """An array of any library as one of this backend's, in the same memory; NumPy's come back
-        as they are, to be sent.
+        """Return an array of any library as one of this backend, sharing its memory. NumPy arrays
+        are returned unchanged.
 
         Raises:
-            ArrayError: it lies on another device, is no array, or its library does not hand it over
-                (DLPack).
+            ArrayError: if it lies on another device, is not an array, or its library does not
+                export it (DLPack).
         """
         try:
             source: Backend | None = backend_of(array)
@@ -192,7 +196,7 @@ class Backend(DeviceRuntime):
                     source.dlpack_device(array) if source else Backend.dlpack_device(self, array)
                 )
                 if theirs == self.dlpack_device(self.xp.empty((0,), device=self.device)):
-                    # By way of NumPy on the host: torch ends the process where a stride is
+                    # Through NumPy on the host, because torch aborts the process if a stride is
                     # negative.
                     xp = resolve("numpy").xp if theirs[0] == _HOST else self.xp
                     return xp.from_dlpack(array)
@@ -205,25 +209,24 @@ class Backend(DeviceRuntime):
         )
 
     def dlpack_device(self, array: Array) -> tuple[int, int]:
-        """The kind of device, by DLPack's numbers, and which of them, that an array lies on."""
+        """Return (device kind, device index) of an array in DLPack's numbering."""
         kind, number = array.__dlpack_device__()
         return int(kind), int(number)
 
     def run(self, function: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
-        """Return ``function(*args, **options)``: portable code that multiplies matrices.
+        """Return ``function(*args, **options)``, portable code that computes matrix products.
 
-        An adapter overrides it if the library needs a setting for that, such as BLAS on one thread.
+        An adapter overrides this if the library needs a setting for it, such as BLAS on one thread.
         Calls may be nested.
         """
         return function(*args, **options)
 
     def to_host(self, array: Array) -> HostArray:
-        """The array's values as a NumPy array of its own; waits for the device."""
+        """Return the array's values as a new NumPy array; waits for the device."""
         raise NotImplementedError
 
     def contiguous(self, array: Array) -> Array:
-        """``array`` itself where its memory already lies in the order of its axes, else a copy that
-        does."""
+        """Return ``array`` itself if its memory is in the order of its axes, else such a copy."""
         packed = self.xp.empty(array.shape, dtype=array.dtype, device=array.device)
         packed[...] = array
         return packed
@@ -231,7 +234,9 @@ class Backend(DeviceRuntime):
 
 @dataclass(frozen=True)
 class BackendInfo:
-    """What ``available_backends`` tells of one backend. ``reason`` is None where it can be used."""
+    """The entry of one backend in ``available_backends``. ``reason`` is None if the backend can be
+    used.
+    """
 
     name: str
     version: str | None
@@ -245,7 +250,7 @@ class BackendInfo:
 
 
 class Adapter(Protocol):
-    """The form of an adapter module (see the head of this file)."""
+    """The interface of an adapter module (see the head of this file)."""
 
     KINDS: frozenset[str]
 
@@ -263,7 +268,9 @@ def _foreign() -> dict[str, Any]:
 
 
 def backend_names() -> list[str]:
-    """The names ``resolve`` knows: the built-in backends, then those of installed packages."""
+    """Return the names that ``resolve`` accepts: the built-in backends, then those of installed
+    packages.
+    """
     return [*_BUILT_IN, *(name for name in _foreign() if name not in _BUILT_IN)]
 
 
@@ -274,29 +281,32 @@ def _adapter(name: str) -> Adapter:
     if name in _foreign():
         return _foreign()[name].load()
     raise BackendError(
-        f"unknown backend {name!r}; known are {', '.join(backend_names())}, and auto"
+        f"unknown backend {name!r}; expected one of {', '.join(backend_names())}, auto"
     )
 
 
 def available_backends() -> list[BackendInfo]:
-    """Every backend with its version and devices, or the reason why it cannot be used. Imports each
-    library."""
+    """Return every backend with its version and devices, or the reason why it is unavailable.
+    Imports each library.
+    """
     return [_probe(name) for name in backend_names()]
 
 
 def _probe(name: str) -> BackendInfo:
     try:
         return _adapter(name).probe()
-    # somebody else's adapter: whatever it does, the others are to be listed
+    # a third-party adapter may raise anything; the other backends are still listed
     except Exception as error:
         return BackendInfo(name, None, (), f"its adapter fails: {type(error).__name__}: {error}")
 
 
-# --- from words to a backend ----------------------------------------------------------------------
+# --- from a name to a backend ---------------------------------------------------------------------
 
 
 def _split(text: str) -> tuple[str | None, str | None]:
-    """``"torch:cuda:0"`` -> ("torch", "cuda:0"); ``"cuda:1"`` -> (None, "cuda:1")."""
+    """Split text into backend and device: ``"torch:cuda:0"`` -> ("torch", "cuda:0"); ``"cuda:1"``
+    -> (None, "cuda:1").
+    """
     head, _, rest = text.strip().partition(":")
     if head == "auto" or head in backend_names():
         return head, rest or None
@@ -308,28 +318,31 @@ def _kind(device: str | None) -> str | None:
 
 
 def resolve(device: "str | Backend | None" = None, backend: str | None = None) -> Backend:
-    """The backend that these words, or else the variable ``PORTACNN_BACKEND``, or else nothing
-    (NumPy) ask for.
+    """Return the backend named by the arguments, else by ``PORTACNN_BACKEND``, else NumPy.
 
     Args:
-        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``; or a backend with or without one of its
-            devices: ``"numpy"``, ``"cupy:1"``, ``"torch:cuda:0"``, ``"array_api_strict:device1"``;
-            ``"auto"`` takes CUDA where it answers and says what it took. A ``Backend`` is handed
-            back as it is.
-        backend: a backend's name; then ``device`` is that library's own.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``; or a backend with or without a device:
+            ``"numpy"``, ``"cupy:1"``, ``"torch:cuda:0"``, ``"array_api_strict:device1"``.
+            ``"auto"`` uses CUDA if a device responds, and logs its choice. A ``Backend`` is
+            returned unchanged.
+        backend: the name of a backend; ``device`` is then a device of that library.
 
-    An explicit argument comes before the variable. ``"cuda"`` means CuPy unless a backend is named;
-    a plain device that the variable's backend cannot serve (``"cpu"`` under
-    ``PORTACNN_BACKEND=cupy``) goes to the one that can.
+    An explicit argument takes precedence over the variable. ``"cuda"`` means CuPy unless a backend
+    is named. If the variable's backend does not support a plain device (``"cpu"`` under
+    ``PORTACNN_BACKEND=cupy``), the default backend for that device is used.
 
     Raises:
-        BackendError: for an unknown name, a contradiction, or something that cannot be had here; it
-            says what to do.
+        BackendError: if a name is unknown, the arguments contradict each other, or the backend or
+            device is unavailable. The message says what to do.
+
+    Example:
+        >>> portacnn.resolve("cpu").name
+        'numpy'
     """
     if isinstance(device, Backend):
         if backend is not None and backend != device.name:
             raise BackendError(
-                f"backend={backend!r} contradicts device={device}; give one of the two"
+                f"backend={backend!r} contradicts device={device}; pass one of the two"
             )
         return device
     for word, value in (("device", device), ("backend", backend)):
@@ -342,13 +355,13 @@ def resolve(device: "str | Backend | None" = None, backend: str | None = None) -
         named, place = _split(backend)
         if named is None:
             raise BackendError(
-                f"unknown backend {backend!r}; known are {', '.join(backend_names())}, and auto"
+                f"unknown backend {backend!r}; expected one of {', '.join(backend_names())}, auto"
             )
         if wanted not in (None, named) or (
             where and place and where != place and not where.endswith(f":{place}")
         ):
             raise BackendError(
-                f"backend={backend!r} contradicts device={device!r}; give one of the two"
+                f"backend={backend!r} contradicts device={device!r}; pass one of the two"
             )
         wanted, where = named, where or place
     source = ""
@@ -356,7 +369,7 @@ def resolve(device: "str | Backend | None" = None, backend: str | None = None) -
         named, place = _split(variable)
         if named is None and _kind(place) not in _DEFAULT_FOR_KIND:
             raise BackendError(
-                f"{VARIABLE}={variable!r} is not a backend or device; it can be {GRAMMAR}"
+                f"{VARIABLE}={variable!r} is not a backend or device; expected one of {GRAMMAR}"
             )
         if where is None:
             wanted, where, source = named, place, f" (from {VARIABLE}={variable})"
@@ -369,7 +382,7 @@ def resolve(device: "str | Backend | None" = None, backend: str | None = None) -
     if wanted is None:
         kind = _kind(where) or "cpu"
         if kind not in _DEFAULT_FOR_KIND:
-            raise BackendError(f"unknown device {device!r}; it can be {GRAMMAR}")
+            raise BackendError(f"unknown device {device!r}; expected one of {GRAMMAR}")
         wanted = _DEFAULT_FOR_KIND[kind]
     try:
         return _adapter(wanted).connect(where)
@@ -378,10 +391,10 @@ def resolve(device: "str | Backend | None" = None, backend: str | None = None) -
 
 
 def _choose(where: str | None) -> Backend:
-    """``auto``: CuPy where a CUDA device answers, else NumPy; says which, and why not the other."""
+    """Return CuPy if a CUDA device responds, else NumPy. Logs the choice and the reason."""
     if where is not None:
         raise BackendError(
-            f"auto takes no device, got 'auto:{where}'; name the backend instead: {GRAMMAR}"
+            f"auto accepts no device, got 'auto:{where}'; name the backend instead: {GRAMMAR}"
         )
     info = _adapter("cupy").probe()
     chosen = _adapter("numpy" if info.reason else "cupy").connect(None)
@@ -395,11 +408,11 @@ _by_type: dict[type, Backend] = {}
 
 
 def backend_of(array: Array) -> Backend:
-    """The backend of an array's library, found by its type. Its ``device`` is the library's
-    default: use the array's.
+    """Return the backend of an array's library, found by the array's type. Its ``device`` is the
+    library's default; use the array's device instead.
 
     Raises:
-        ArrayError: where the array's library has no backend here.
+        ArrayError: if the library of the array has no backend.
     """
     try:
         return _by_type[type(array)]
@@ -408,7 +421,9 @@ def backend_of(array: Array) -> Backend:
 
 
 def _library(kind: type) -> str | None:
-    """The backend that a type of arrays belongs to, itself or by what it is derived from."""
+    """Return the name of the backend that an array type or one of its base classes belongs to, or
+    None.
+    """
     roots = (base.__module__.partition(".")[0] for base in kind.__mro__)
     return next((root for root in roots if root in backend_names()), None)
 
@@ -436,26 +451,26 @@ def _learn(kind: type, array: Array) -> Backend:
 
 
 def where(array: Array) -> AbstractContextManager[Any]:
-    """``Backend.active`` for the array's device."""
+    """Return ``Backend.active`` for the device of the array."""
     backend = backend_of(array)
     return (backend.elsewhere(array.device) if backend.enters else None) or NOTHING
 
 
 def dtype_name(array: Array) -> str:
-    """The dtype's name in the standard: "float32" for NumPy's, torch's and every other
-    library's."""
+    """Return the standard name of the array's dtype, such as "float32", for any library."""
     return str(array.dtype).rpartition(".")[2]
 
 
 @lru_cache(maxsize=1024)
 def is_float(xp: Any, dtype: Any) -> bool:
-    """Whether ``dtype`` is a real floating-point type of the namespace ``xp``, wide enough to
-    compute with (8 bits are not)."""
+    """Return whether ``dtype`` is a real floating-point type of the namespace ``xp`` with more than
+    8 bits.
+    """
     return bool(xp.isdtype(dtype, "real floating")) and "float8" not in str(dtype)
 
 
 def describe(array: Array) -> str:
-    """``100x6x14x14, cupy float32 on cuda:0``, for error messages."""
+    """Describe an array for error messages: ``100x6x14x14, cupy float32 on cuda:0``."""
     try:
         backend = backend_of(array)
     except ArrayError:
@@ -465,12 +480,12 @@ def describe(array: Array) -> str:
 
 
 def cast(array: Array, dtype: Any) -> Array:
-    """The array in another dtype of its library; itself where it has it. For values that enter from
-    outside.
+    """Convert an array to another dtype of its library; returns the array itself if it has that
+    dtype. For values from outside.
 
     Raises:
-        NotFiniteError: numbers beyond the new dtype's range, which would become infinite. Reads one
-            boolean from the device.
+        NotFiniteError: if values are beyond the range of the new dtype and would become infinite.
+            The check reads one boolean from the device.
     """
     if array.dtype == dtype:
         return array
@@ -497,8 +512,12 @@ def cast(array: Array, dtype: Any) -> Array:
 
 
 def taken(home: Backend, host: HostArray, dtype: Any, where: str) -> Array:
-    """A state's array on the device, in this dtype. Raises ModelFormatError where that does not
-    hold it, ArrayError if masked."""
+    """Return an array of a state on the device of ``home``, in this dtype.
+
+    Raises:
+        ModelFormatError: if values are beyond the range of the dtype.
+        ArrayError: if the array is masked.
+    """
     backend_of(host)
     try:
         return cast(home.share(host), dtype)

@@ -1,15 +1,17 @@
-"""Schedules: how the learning rate goes with the steps.
+"""Learning rate schedules.
 
 A schedule is a function of a step's number, from 0, and of the optimizer's own learning rate:
-``schedule(step, lr)`` is the rate to take at that step. It keeps nothing between calls, so training
-can stop and go on anywhere, and a curve is drawn by calling it. Any function of (step, lr) is one;
-those here are frozen values, named as in torch.optim.lr_scheduler, and give its numbers.
+``schedule(step, lr)`` returns the rate of that step. It keeps no state between calls, so training
+can stop and resume anywhere, and a curve is drawn by calling it. Any function of (step, lr) is a
+schedule. Those here are frozen values, named as in torch.optim.lr_scheduler, and return its values.
 
-    Trainer(..., optimizer="sgd", optimizer_param={"lr": 0.1},
-            schedule=warm_up(500, CosineAnnealingLR(10_000)))
+    Trainer(..., optimizer="sgd", lr=0.1, schedule=warm_up(500, CosineAnnealingLR(10_000)))
 
-They count steps. To count epochs instead, as PyTorch's examples do: ``PerEpoch(StepLR(30),
-steps_per_epoch)``, or the Trainer's ``schedule_unit="epoch"``.
+They count steps. To count epochs instead, as PyTorch's examples do, use ``PerEpoch(StepLR(30),
+steps_per_epoch)`` or the Trainer's ``schedule_unit="epoch"``.
+
+    >>> [StepLR(2)(step, 1.0) for step in range(5)]
+    [1.0, 1.0, 0.1, 0.1, 0.010000000000000002]
 """
 
 from bisect import bisect_right
@@ -19,32 +21,42 @@ from itertools import pairwise
 from math import cos, pi
 from typing import Any, Literal
 
-from portacnn.arguments import flag, not_negative, plain, positive, share, told, whole, wholes
+from portacnn.arguments import (
+    AnswersKeywords,
+    flag,
+    not_negative,
+    plain,
+    positive,
+    share,
+    told,
+    whole,
+    wholes,
+)
 from portacnn.errors import ArgumentError, ModelFormatError
 
 Schedule = Callable[[int, float], float]
 
 
 def _take(schedule: Any, **values: Any) -> None:
-    """Set fields of a frozen schedule to what the checks made of them."""
+    """Set fields of a frozen schedule to their checked values."""
     for name, value in values.items():
         object.__setattr__(schedule, name, value)
 
 
 def _powered(lr: float, gamma: float, exponent: int) -> float:
-    """lr * gamma^exponent. Raises ArgumentError where no float can hold that."""
+    """Return lr * gamma^exponent. Raises ArgumentError if it overflows a float."""
     try:
         return lr * gamma**exponent
     except OverflowError:
         raise ArgumentError(
-            f"the learning rate {lr!r} * {gamma!r}^{exponent} is larger than a float can be; take "
-            "a gamma of 1 or less"
+            f"the learning rate {lr!r} * {gamma!r}^{exponent} overflows a float; use a gamma of 1 "
+            "or less"
         ) from None
 
 
 @dataclass(frozen=True)
-class ConstantLR:
-    """The optimizer's learning rate times ``factor``, throughout."""
+class ConstantLR(AnswersKeywords):
+    """lr * factor at every step."""
 
     factor: float = 1.0
 
@@ -56,8 +68,8 @@ class ConstantLR:
 
 
 @dataclass(frozen=True)
-class StepLR:
-    """lr * gamma^k after k times ``step_size`` steps, as torch.optim.lr_scheduler.StepLR."""
+class StepLR(AnswersKeywords):
+    """lr * gamma^k with k = step // step_size, as torch.optim.lr_scheduler.StepLR."""
 
     step_size: int
     gamma: float = 0.1
@@ -74,10 +86,13 @@ class StepLR:
 
 
 @dataclass(frozen=True)
-class MultiStepLR:
-    """lr * gamma^k from the k-th of the ``milestones`` on, as torch.optim.lr_scheduler.MultiStepLR.
+class MultiStepLR(AnswersKeywords):
+    """lr * gamma^k after k of the ``milestones``, as torch.optim.lr_scheduler.MultiStepLR.
 
-    A milestone that is named twice counts twice.
+        >>> [MultiStepLR([1, 3], gamma=0.5)(step, 1.0) for step in range(4)]
+        [1.0, 0.5, 0.5, 0.25]
+
+    A milestone that is listed twice counts twice.
     """
 
     milestones: Sequence[int]
@@ -92,7 +107,7 @@ class MultiStepLR:
 
 
 @dataclass(frozen=True)
-class ExponentialLR:
+class ExponentialLR(AnswersKeywords):
     """lr * gamma^step, as torch.optim.lr_scheduler.ExponentialLR."""
 
     gamma: float
@@ -105,11 +120,14 @@ class ExponentialLR:
 
 
 @dataclass(frozen=True)
-class LinearLR:
-    """From lr * start_factor in a straight line to lr * end_factor at step ``total_iters``, and on
-    at that.
+class LinearLR(AnswersKeywords):
+    """A straight line from lr * start_factor to lr * end_factor at step ``total_iters``, constant
+    afterwards.
 
     As torch.optim.lr_scheduler.LinearLR, which is the usual warm-up.
+
+        >>> [LinearLR(0.5, 1.0, 2)(step, 1.0) for step in range(4)]
+        [0.5, 0.75, 1.0, 1.0]
     """
 
     start_factor: float = 1.0 / 3.0
@@ -133,11 +151,15 @@ class LinearLR:
 
 
 @dataclass(frozen=True)
-class CosineAnnealingLR:
+class CosineAnnealingLR(AnswersKeywords):
     """Half a cosine from lr at step 0 to ``eta_min`` at step ``T_max`` (Loshchilov and Hutter,
     2017).
 
-    As torch.optim.lr_scheduler.CosineAnnealingLR: after ``T_max`` the curve goes on, and up again.
+    As torch.optim.lr_scheduler.CosineAnnealingLR: after ``T_max`` the cosine continues, and rises
+    again.
+
+        >>> [round(CosineAnnealingLR(2)(step, 1.0), 3) for step in range(3)]
+        [1.0, 0.5, 0.0]
     """
 
     T_max: int
@@ -153,20 +175,19 @@ class CosineAnnealingLR:
 
 
 @dataclass(frozen=True)
-class OneCycleLR:
-    """Up from lr / div_factor to lr, then down to lr / (div_factor * final_div_factor) (Smith and
+class OneCycleLR(AnswersKeywords):
+    """Rise from lr / div_factor to lr, then fall to lr / (div_factor * final_div_factor) (Smith and
     Topin, 2018).
 
-    As torch.optim.lr_scheduler.OneCycleLR with the optimizer's learning rate for its ``max_lr``;
-    the momentum stays as it is (``cycle_momentum=False``).
+    As torch.optim.lr_scheduler.OneCycleLR, with the optimizer's learning rate as its ``max_lr``.
+    The momentum does not change (``cycle_momentum=False``).
 
     Args:
-        total_steps: how long the cycle is; no step after it has a rate.
-        pct_start: the share of the steps that go up.
-        anneal_strategy: "cos" or "linear", the form of each way.
+        total_steps: length of the cycle; later steps raise ArgumentError.
+        pct_start: share of the steps in which the rate rises, 0 to 1.
+        anneal_strategy: "cos" or "linear", the form of each phase.
         div_factor, final_div_factor: see above.
-        three_phase: down to lr / div_factor in as many steps as it went up, and only then to the
-            end.
+        three_phase: fall to lr / div_factor in as many steps as the rise took, then to the end.
     """
 
     total_steps: int
@@ -191,15 +212,14 @@ class OneCycleLR:
             )
         if self.three_phase and self.pct_start > 0.5:
             raise ArgumentError(
-                "up and down again take 2 * pct_start of the steps; got "
-                f"pct_start={self.pct_start!r}"
+                f"three_phase needs pct_start of at most 0.5, got {self.pct_start!r}"
             )
 
     def __call__(self, step: int, lr: float) -> float:
         if not 0 <= step < self.total_steps:
             raise ArgumentError(
-                f"the cycle has steps 0 to {self.total_steps - 1}; asked for the "
-                f"rate of step {step}"
+                f"OneCycleLR has steps 0 to {self.total_steps - 1}, got step {step}; increase "
+                "total_steps"
             )
         way = _half_cosine if self.anneal_strategy == "cos" else _line
         low, up = lr / self.div_factor, self.pct_start * self.total_steps
@@ -213,17 +233,17 @@ class OneCycleLR:
         for (begin, here), (end, there) in pairwise(corners):
             if step <= end or end == self.total_steps - 1:
                 return way(here, there, (step - begin) / (end - begin) if end != begin else 1.0)
-        raise AssertionError("the last way ends with the cycle")
+        raise AssertionError("unreachable: the last phase ends at the last step")
 
 
 @dataclass(frozen=True)
-class SequentialLR:
-    """One schedule after the other, each from its own step 0, as
+class SequentialLR(AnswersKeywords):
+    """Several schedules one after the other, each from its own step 0, as
     torch.optim.lr_scheduler.SequentialLR.
 
     Args:
         schedules: in order.
-        milestones: the steps, rising, at which the second one and those after it begin.
+        milestones: ascending steps at which the second schedule and those after it begin.
     """
 
     schedules: Sequence[Schedule]
@@ -234,11 +254,11 @@ class SequentialLR:
         _take(self, schedules=schedules, milestones=wholes("milestones", self.milestones, 1))
         if len(self.milestones) != len(self.schedules) - 1:
             raise ArgumentError(
-                f"{len(self.schedules)} schedules meet at {len(self.schedules) - 1} milestones, "
-                f"got {len(self.milestones)}"
+                f"{len(self.schedules)} schedules need {len(self.schedules) - 1} milestones, got "
+                f"{len(self.milestones)}"
             )
         if any(a >= b for a, b in pairwise(self.milestones)):
-            raise ArgumentError(f"milestones must rise, got {self.milestones}")
+            raise ArgumentError(f"milestones must be ascending, got {self.milestones}")
 
     def __call__(self, step: int, lr: float) -> float:
         index = bisect_right(self.milestones, step)
@@ -246,22 +266,31 @@ class SequentialLR:
 
 
 def _function(schedule: Any) -> Schedule:
-    """A schedule within another. Raises ArgumentError where it is none."""
+    """Return a schedule within another. Raises ArgumentError if it is not callable."""
     if not callable(schedule):
-        raise ArgumentError(f"a schedule is a function of (step, lr), got {told(schedule)}")
+        raise ArgumentError(f"a schedule must be a function of (step, lr), got {told(schedule)}")
     made: Schedule = schedule
     return made
 
 
 def warm_up(steps: int, then: Schedule | None = None, start_factor: float = 1e-3) -> SequentialLR:
-    """A straight line from lr * start_factor to lr over ``steps`` steps, and ``then`` another
-    schedule (without one, lr)."""
+    """Return a schedule that rises in a straight line from lr * start_factor to lr, then follows
+    ``then``.
+
+        >>> [warm_up(2, start_factor=0.5)(step, 1.0) for step in range(4)]
+        [0.5, 0.75, 1.0, 1.0]
+
+    Args:
+        steps: length of the rise.
+        then: the schedule after it, from its own step 0. The default stays at lr.
+        start_factor: the first rate is lr * start_factor.
+    """
     return SequentialLR((LinearLR(start_factor, 1.0, steps), then or ConstantLR()), (steps,))
 
 
 @dataclass(frozen=True)
-class PerEpoch:
-    """A schedule that counts epochs: the same rate for ``steps_per_epoch`` steps."""
+class PerEpoch(AnswersKeywords):
+    """Make a schedule count epochs: one rate for ``steps_per_epoch`` steps."""
 
     schedule: Schedule
     steps_per_epoch: int
@@ -283,18 +312,20 @@ SCHEDULES: dict[str, Callable[[int], Schedule]] = {
     ),
     "one_cycle": lambda total: OneCycleLR(total),
 }
-"""Schedules by name, made for a number of steps.
+"""Schedules by name, as functions of the number of steps.
 
-"step" divides the rate by 10 after each third of them; "warmup_cosine" warms up for a twentieth.
+"step" divides the rate by 10 after each third of the steps. "warmup_cosine" warms up for a
+twentieth of them.
 """
 
 
 def make_schedule(what: Schedule | str | None, total_steps: int) -> Schedule:
-    """A schedule for this many steps by its name; one that is made already is itself, None is
-    "constant".
+    """Return a schedule by its name, for this many steps; None means "constant".
+
+    A function is returned as it is.
 
     Raises:
-        ArgumentError: an unknown name, or something that is no function.
+        ArgumentError: if the name is unknown, or it is neither a name nor a function.
     """
     if callable(what):
         return what
@@ -324,17 +355,15 @@ _KINDS: dict[str, type] = {
 
 
 def describe_schedule(schedule: Schedule) -> dict[str, Any]:
-    """A schedule as JSON: its class and its fields, schedules among them described in turn.
+    """Return a schedule as JSON values: its class and its fields, including schedules among them.
 
     Raises:
-        ArgumentError: a function of somebody's own, which no file can hold.
+        ArgumentError: if it is the caller's own function, which files cannot hold.
     """
     kind = type(schedule)
     if _KINDS.get(kind.__name__) is not kind:
         name = getattr(schedule, "__qualname__", kind.__qualname__)
-        raise ArgumentError(
-            f"{name} is none of the schedules {', '.join(_KINDS)}, which a file can hold"
-        )
+        raise ArgumentError(f"a file cannot hold {name}, only the schedules {', '.join(_KINDS)}")
     values = {field.name: getattr(schedule, field.name) for field in fields(schedule)}  # type: ignore[arg-type]
     return {
         "class": kind.__name__,
@@ -345,7 +374,7 @@ def describe_schedule(schedule: Schedule) -> dict[str, Any]:
 
 
 def rebuild_schedule(described: Any) -> Schedule:
-    """What ``describe_schedule`` described. Raises whatever nonsense brings a constructor to."""
+    """Return the schedule that ``describe_schedule`` described. Raises the constructor's errors."""
     if described["class"] not in _KINDS:
         raise ModelFormatError(f"unknown schedule {described['class']!r}; upgrade portacnn")
 

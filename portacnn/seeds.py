@@ -1,9 +1,8 @@
-"""Where randomness comes from: a seed and the name of what is drawn, on the host, the same on every
-backend.
+"""Randomness from a seed and a name, generated on the host, equal on every backend.
 
-No global random state. Each draw has a generator of its own, made from the seed and a name (a
-parameter's path; "shuffle" and an epoch), so that one more layer, another backend or another order
-of calls changes nobody else's numbers.
+There is no global random state. Each draw has its own generator, made from the seed and a name (the
+path of a parameter; "shuffle" and an epoch). An additional layer, another backend or another order
+of calls therefore does not change any other draw.
 """
 
 import hashlib
@@ -17,14 +16,14 @@ from portacnn.runtime import HostArray
 
 
 def fresh_seed() -> int:
-    """A seed nobody chose, for ``seed=None``; it is kept, so that the run can be told how to repeat
-    itself."""
+    """Return a random seed, for ``seed=None``. The caller stores it, so that the run can be
+    repeated.
+    """
     return secrets.randbits(32)
 
 
 def check_seed(seed: int | None) -> int:
-    """``seed`` itself, or a fresh one for None. Raises ArgumentError for anything but a whole
-    number."""
+    """Return ``seed``, or a random seed for None. Raises ArgumentError if it is not an integer."""
     if seed is None:
         return fresh_seed()
     number = as_int(seed)
@@ -34,18 +33,29 @@ def check_seed(seed: int | None) -> int:
 
 
 def words(seed: int, *name: object) -> tuple[int, int]:
-    """Two 32-bit numbers that belong to ``name`` under ``seed``: the key of what is drawn on the
-    device (dropout's masks)."""
+    """Return the two 32-bit keys of ``name`` under ``seed``, for values drawn on the device
+    (dropout masks).
+    """
     digest = hashlib.sha256(repr((seed, *name)).encode()).digest()
     return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
 
 
 def generator(seed: int, *name: object) -> np.random.Generator:
-    """The generator that belongs to ``name`` under ``seed``."""
+    """Return the NumPy generator of ``name`` under ``seed``.
+
+    >>> from portacnn.seeds import generator
+    >>> bool(generator(1, "fc").random() == generator(1, "fc").random())
+    True
+    """
     digest = hashlib.sha256(repr((seed, *name)).encode()).digest()
     return np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
 
 
 def permutation(seed: int, epoch: int, count: int) -> HostArray:
-    """The order in which an epoch goes through ``count`` samples: int64 (count,)."""
+    """Return the order of ``count`` samples in an epoch: int64 (count,).
+
+    >>> from portacnn.seeds import permutation
+    >>> sorted(permutation(0, 1, 4).tolist())
+    [0, 1, 2, 3]
+    """
     return generator(seed, "shuffle", epoch).permutation(count)

@@ -1,5 +1,7 @@
-"""Text that others wrote, for messages: escaped, so that it cannot steer a terminal or forge a line
-of a log, and cut."""
+"""Untrusted text in messages: escaped and shortened.
+
+Escaping prevents that a text controls the terminal or forges a line of a log.
+"""
 
 from collections.abc import Sequence
 
@@ -8,8 +10,7 @@ _MESSAGE = 3000
 
 
 def printable(text: str) -> str:
-    """The text with everything unprintable in it escaped: control characters, new lines, marks that
-    turn the direction."""
+    """Escape all unprintable characters: control characters, line breaks, bidirectional marks."""
     return (
         text
         if text.isprintable()
@@ -18,7 +19,7 @@ def printable(text: str) -> str:
 
 
 def cut(text: str, most: int = _NAME) -> str:
-    """The text if it has at most so many characters, else its beginning and its end."""
+    """Shorten a text of more than ``most`` characters to its beginning and its end."""
     if len(text) <= most:
         return text
     end = most // 4
@@ -26,22 +27,21 @@ def cut(text: str, most: int = _NAME) -> str:
 
 
 def shown(text: object) -> str:
-    """A name or a path from a file: cut and printable."""
+    """Return a name or path from a file, shortened and escaped."""
     return printable(cut(str(text)))
 
 
 def quoted(text: object) -> str:
-    """The same in quotes."""
+    """Return a name or path from a file in quotes, shortened and escaped."""
     return repr(cut(str(text)))
 
 
 def listed(names: Sequence[object], most: int = 16) -> str:
-    """Names from a file, the first few and how many more there are."""
+    """Join the first ``most`` names from a file, and add the number of the others."""
     more = f", and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(map(shown, names[:most])) + more
 
 
 def message(text: str) -> str:
-    """A whole message, whatever has got into it; what it ends with, which says what to do,
-    stays."""
+    """Escape and shorten a whole message. Its end, which has the fix, is kept."""
     return printable(cut(text, _MESSAGE))

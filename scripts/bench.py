@@ -1,10 +1,9 @@
-"""Time portacnn beside PyTorch, the tutorials' own way and others: ``python scripts/bench.py
---help``.
+"""Compare the speed of portacnn with PyTorch, the tutorials' code and other frameworks: ``python
+scripts/bench.py --help``.
 
-Each measurement has a process of its own (``bench_worker.py``). In a round every contender runs
-once, one after the other, and each round begins with another one; ratios are of two medians from
-the same round, so that a machine which slows down for a minute slows both. It prints what was
-measured; what that shows is for the reader.
+Each measurement runs in a separate process (``bench_worker.py``). In a round, every contender runs
+once, in a rotating order. Ratios are of two medians of the same round, so that a slow phase of the
+machine affects both. The script prints measurements without interpreting them.
 """
 
 import argparse
@@ -42,7 +41,7 @@ THREADS = (
 
 WORDS = f"""\
 contenders:
-  portacnn             on NumPy or PORTACNN_BACKEND's library, with the fastest kernels installed
+  portacnn             on NumPy or PORTACNN_BACKEND's library, with the fastest installed kernels
   portacnn@DEVICE      on a device: portacnn@torch, portacnn@cuda:1, portacnn@torch:cuda
   portacnn/KERNELS     with PORTACNN_KERNELS=KERNELS: portacnn/native, portacnn@torch/reference
   portacnn@DEVICE/PRECISION
@@ -50,21 +49,21 @@ contenders:
   torch, torch-channels-last
                        PyTorch in eager mode; torch@cuda on a device
   torch-compile, torch-graph@cuda
-                       through torch.compile; with training steps replayed from a CUDA graph
-  tutorials            as "Deep Learning from Scratch" computes it; has simple alone
-  chainer, dezero      simple, lenet and deep; --python chainer=PATH names their interpreter
+                       with torch.compile; with training steps replayed from a CUDA graph
+  tutorials            the code of "Deep Learning from Scratch"; simple only
+  chainer, dezero      simple, lenet and deep; --python chainer=PATH sets their interpreter
 nets:
-  {", ".join(SHAPES)}; epochs are over images of MNIST's size, which {", ".join(PLAIN)} take
+  {", ".join(SHAPES)}; epochs use images of MNIST's size, for {", ".join(PLAIN)}
 """
 
 
 class UsageError(Exception):
-    """What a person can mend on the command line."""
+    """An error that the user can fix on the command line."""
 
 
 @dataclass(frozen=True)
 class Contender:
-    """What a word such as ``portacnn@cuda/reference`` says."""
+    """The parts of a name such as ``portacnn@cuda/reference``."""
 
     word: str
     name: str
@@ -94,17 +93,17 @@ class Contender:
         return cls(word, name, device or None, kernels, precision)
 
     def lacks(self, net: str, mode: str) -> str | None:
-        """Why it has nothing to run here."""
+        """Return why the contender cannot run this case, or None."""
         if mode == "profile" and self.name != "portacnn":
             return "only portacnn has a profile"
         if mode == "epoch" and net not in PLAIN:
-            return "an epoch is over images of MNIST's size, which this net does not take"
+            return "an epoch uses images of MNIST's size, which this net does not support"
         offered = OFFERS.get(self.name, list(SHAPES))
-        return None if net in offered else f"it is offered with {', '.join(offered)} only"
+        return None if net in offered else f"it is available with {', '.join(offered)} only"
 
 
 class Case(NamedTuple):
-    """One thing that all contenders do."""
+    """One task for all contenders."""
 
     net: str
     batch: int
@@ -118,10 +117,11 @@ class Case(NamedTuple):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print, write; gives the exit status: 0, 1 where nothing could be measured, 2 for
-    words it does not know."""
+    """Measure, print, write. Returns the exit status: 0, 1 if nothing could be measured, 2 for
+    invalid arguments.
+    """
     for stream in (sys.stdout, sys.stderr):
-        # a name that the terminal cannot show ends no measurement
+        # a name that the terminal cannot print must not stop a measurement
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     options = parse(arguments)
@@ -159,7 +159,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--against",
         metavar="A",
-        help="whose times the ratios are to; default torch, or else the first that runs",
+        help="reference of the ratios; default torch, else the first that runs",
     )
     add("--rounds", type=int, default=3, help="default %(default)s")
     add(
@@ -168,17 +168,17 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         default=0.5,
         help="how long to time, at least 5 times; default %(default)s",
     )
-    add("--threads", type=int, help="for every contender; default: what each takes by itself")
+    add("--threads", type=int, help="for every contender; default: each framework's own")
     add(
         "--data",
         metavar="DIR",
-        help="epochs over MNIST's four files in this folder, not over random images",
+        help="use MNIST's four files in this folder for epochs instead of random images",
     )
     add(
         "--images",
         type=int,
         default=60_000,
-        help="an epoch's training images; a sixth as many to test. Default 60000",
+        help="training images of an epoch, plus a sixth as many test images; default 60000",
     )
     add(
         "--python",
@@ -190,7 +190,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--profile",
         action="store_true",
-        help="instead: portacnn's time per layer, forward and backward",
+        help="measure portacnn's time per layer instead, forward and backward",
     )
     add("--json", default="runs/bench.json", metavar="FILE", help="default %(default)s")
     return parser.parse_args(arguments)
@@ -217,7 +217,7 @@ def whole_numbers(text: str) -> list[int]:
 
 
 def store(data: str | None, folder: str) -> str | None:
-    """MNIST from the folder ``data``, as arrays that every interpreter can read."""
+    """Save MNIST from the folder ``data`` as arrays that every interpreter can read."""
     if data is None:
         return None
     sys.path.insert(0, str(WORKER.parent.parent))
@@ -243,10 +243,10 @@ def store(data: str | None, folder: str) -> str | None:
 
 
 class Bench:
-    """All that was asked for; ``run`` measures it.
+    """All requested measurements; ``run`` performs them.
 
     Attributes:
-        rows: a dictionary for each case and contender, as in the JSON file.
+        rows: a dictionary per case and contender, as in the JSON file.
         left_out: what could not be measured: contender, case (None for all) and reason.
         ran: what each contender ran on: versions, threads, device.
     """
@@ -289,27 +289,24 @@ class Bench:
             self.python[peer] = path
         self.out = Path(options.json)
         self.out.parent.mkdir(parents=True, exist_ok=True)
-        self.out.open("a").close()  # before the work, not after it
+        self.out.open("a").close()  # fails before the measurements, not after
         self.data: str | None = None
 
     def usual(self) -> list[str]:
-        """The contenders where none are given; without numba there is no portacnn that differs from
-        portacnn/native."""
+        """Return the default contenders. Without numba, portacnn equals portacnn/native."""
         if find_spec("numba") is not None:
             return list(CONTENDERS)
-        self.note(
-            "portacnn/native", None, "numba is not installed, so that it is the same as portacnn"
-        )
+        self.note("portacnn/native", None, "numba is not installed, so it equals portacnn")
         return [word for word in CONTENDERS if word != "portacnn/native"]
 
     def note(self, word: str, case: Case | None, reason: str) -> None:
-        """That a contender was left out, of one case or (None) of all."""
+        """Record that a contender was skipped, in one case or (None) in all."""
         entry = {"contender": word, "case": case and str(case), "reason": reason}
         if entry not in self.left_out:
             self.left_out.append(entry)
 
     def gone(self) -> set[str]:
-        """Those that cannot run at all."""
+        """Return the contenders that cannot run at all."""
         return {entry["contender"] for entry in self.left_out if entry["case"] is None}
 
     def run(self) -> int:
@@ -321,15 +318,15 @@ class Bench:
         print(f"machine  {machine['cpu']}, {machine['cores']:g} cores to use, {machine['system']}")
         if load is not None and load > 0.5:
             print(
-                f"warning  the load average is {load:.2f}: other work is running, and the "
-                "figures will show it"
+                f"warning  the load average is {load:.2f}: other work is running and affects the "
+                "figures"
             )
         print_speed("before", before)
         try:
             self.profile() if self.options.profile else self.compare()
         except KeyboardInterrupt:
-            print("interrupted: what follows is what there was")
-            self.note("the rest", None, "interrupted by hand")
+            print("interrupted: the results so far follow")
+            self.note("the rest", None, "interrupted by the user")
         after = self.speed()
         machine["after"] = {key: after[key] for key in before}
         print_speed("after", after)
@@ -349,7 +346,7 @@ class Bench:
         return 0 if self.rows else 1
 
     def compare(self) -> None:
-        """Every case with every contender, a table row each."""
+        """Run every case with every contender; one table row each."""
         width = max(len(contender.word) for contender in self.contenders)
         title = f"{'ms (min..max)':>28} {'ratio (min..max)':>22} {'peak MiB':>9}"
         head = f"{'net':9}{'batch':>6} {'mode':6} {'contender':{width}} {title}"
@@ -372,7 +369,7 @@ class Bench:
                 print(f"{place} {times:>28} {share:>22} {memory:>9}", flush=True)
 
     def case_rows(self, case: Case) -> Iterator[dict[str, Any]]:
-        """One case: rounds of all contenders, and what they give together."""
+        """Run one case: rounds of all contenders, and their rows."""
         rounds: dict[str, list[dict[str, Any] | None]] = {}
         running = list(self.able(case))
         for index in range(self.options.rounds):
@@ -415,7 +412,7 @@ class Bench:
         }
 
     def profile(self) -> None:
-        """Portacnn's layers, one table for each case and contender."""
+        """Measure portacnn's layers; one table per case and contender."""
         for case in self.cases:
             for contender in self.able(case):
                 result = self.work(contender, case, what="profile")
@@ -437,7 +434,7 @@ class Bench:
                 print(f"{'step':{width}} {whole:19.3f}", flush=True)
 
     def able(self, case: Case) -> Iterator[Contender]:
-        """Those that have the case to run; of the others it is noted why not."""
+        """Yield the contenders that support the case; record why others do not."""
         for contender in self.contenders:
             reason = contender.lacks(case.net, case.mode)
             if reason is not None:
@@ -448,7 +445,7 @@ class Bench:
     def work(
         self, contender: Contender, case: Case, what: str = "measure"
     ) -> dict[str, Any] | None:
-        """One process; None, and a note, where it came to nothing."""
+        """Run one process. Returns None and records the reason if it failed."""
         task = {
             "what": what,
             "contender": contender.name,
@@ -487,18 +484,18 @@ class Bench:
             return {"failed": f"it took more than {TIMEOUT:.0f} s"}
         if done.returncode != 0:
             last = [line for line in done.stderr.splitlines() if line.strip()][-1:]
-            return {"failed": last[0] if last else f"it ended with status {done.returncode}"}
+            return {"failed": last[0] if last else f"it exited with status {done.returncode}"}
         return json.loads(done.stdout.splitlines()[-1])
 
     def speed(self) -> dict[str, Any]:
-        """What the machine is, and what it reaches at the moment."""
+        """Return the machine's description and its current speed."""
         result = self.spawn({"what": "machine"}, sys.executable)
         if "failed" in result:
             raise OSError(f"the machine cannot be measured: {result['failed']}")
         return result
 
     def tell(self) -> None:
-        """What was left out and why, what ran on what, and how to read the figures."""
+        """Print what was skipped and why, what ran on what, and how to read the figures."""
         for entry in self.left_out:
             case = f", {entry['case']}" if entry["case"] else ""
             print(f"not run  {entry['contender']}{case}: {entry['reason']}")
@@ -512,17 +509,14 @@ class Bench:
         if self.options.profile or not self.rows:
             return
         rounds = self.options.rounds
+        print(f"ms: the median of the medians of {rounds} round(s), and their minimum and maximum")
         print(
-            f"ms: the median over {rounds} round(s) of each round's median, and the smallest and "
-            "the largest of these"
+            f"ratio: to {self.against}, of medians of the same round; median, minimum and maximum "
+            "over the rounds"
         )
         print(
-            f"ratio: of two medians of the same round, to {self.against}; median, smallest and "
-            "largest over the rounds"
-        )
-        print(
-            "peak: the process's largest resident memory above what it had after its imports (+ "
-            "a GPU's own)"
+            "peak: the process's peak resident memory minus that after its imports (+ memory of "
+            "the GPU)"
         )
         if "infer" in self.options.modes or "train" in self.options.modes:
             print(
@@ -544,7 +538,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def number(ms: float) -> str:
-    """Three digits, or all that stand before the point."""
+    """Format with three digits, or with all digits before the point."""
     return f"{ms:.0f}" if ms >= 100 else f"{ms:.3g}"
 
 

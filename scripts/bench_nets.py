@@ -1,8 +1,7 @@
-"""What the benchmark's contenders are given: the nets, and the form of a ``Peer``, which has one of
-them in one framework.
+"""The networks of the benchmark, and the interface ``Peer`` of a network in one framework.
 
-Needs NumPy alone, so that a framework which asks for an old one can run it in an interpreter of its
-own.
+Needs only NumPy, so that a framework which requires an old NumPy can import it in its own
+interpreter.
 
 Notation: N batch, C channels, H/W and OH/OW input and output, K kernel size.
 """
@@ -18,7 +17,7 @@ LEARNING_RATE = 0.01
 
 
 class Conv(NamedTuple):
-    """A convolution with stride 1, and ReLU."""
+    """A convolution with stride 1, followed by ReLU."""
 
     inputs: int
     outputs: int
@@ -27,11 +26,11 @@ class Conv(NamedTuple):
 
 
 class Pool(NamedTuple):
-    """The maximum of 2x2 pixels."""
+    """2x2 max pooling."""
 
 
 class Linear(NamedTuple):
-    """An affine layer, and ReLU but after the last."""
+    """A linear layer, followed by ReLU except after the last."""
 
     inputs: int
     outputs: int
@@ -55,43 +54,43 @@ PLAIN: dict[str, list[Conv | Pool | Linear]] = {
         *(Linear(576, 50), Linear(50, 10)),
     ],
 }
-"""The nets without branches: a list says all there is to them."""
+"""The networks without branches, as lists of layers."""
 
 SHAPES = {**dict.fromkeys(PLAIN, (1, 28, 28)), "resnet20": (3, 32, 32), "alexnet": (3, 224, 224)}
 CLASSES = {**dict.fromkeys(SHAPES, 10), "alexnet": 1000}
 
 
-# --- a contender ----------------------------------------------------------------------------------
+# --- the interface --------------------------------------------------------------------------------
 
 
 class Peer:
-    """One net of one framework. ``x`` (N, C, H, W) and ``t`` (N,) are what ``put`` gives."""
+    """A network in one framework. ``x`` (N, C, H, W) and ``t`` (N,) are results of ``put``."""
 
     parameters = 0
-    """How many numbers it learns."""
+    """The number of trainable parameters."""
 
     def put(self, array: np.ndarray) -> Any:
-        """The array as the framework takes it: float32 images, int64 labels or places."""
+        """Convert an array to the framework's: float32 images, int64 labels or indices."""
         return array
 
     def begin(self, training: bool) -> None:
-        """Before training steps, and before predictions."""
+        """Prepare for training steps or for predictions."""
 
     def step(self, x: Any, t: Any) -> Any:
-        """One training step; gives the loss, in whatever form it has."""
+        """Run one training step and return the loss, in the framework's form."""
         raise NotImplementedError
 
     def predict(self, x: Any) -> Any:
-        """The logits (N, classes)."""
+        """Return the logits (N, classes)."""
         raise NotImplementedError
 
     def synchronize(self) -> None:
-        """Wait until the device has done what it was given."""
+        """Wait until the device has finished its work."""
 
     def device_bytes(self) -> int | None:
-        """The most memory that the device has lent so far; None where that is the host's."""
+        """Return the peak memory of the device, or None if it uses host memory."""
         return None
 
     def correct(self, x: Any, t: Any) -> Any:
-        """How many images are classified as t."""
+        """Return the number of images classified as t."""
         return (self.predict(x).argmax(1) == t).sum()

@@ -1,9 +1,9 @@
-"""The benchmark's nets in other frameworks, and in the tutorials' own way: what portacnn is put
-beside by ``bench.py``.
+"""The benchmark's networks in other frameworks and in the tutorials' code, for comparison by
+``bench.py``.
 
-A ``Peer`` has one net and takes arrays of its own library. This file needs no portacnn, so that a
-framework which asks for an old NumPy can run it in an interpreter of its own. Everywhere: float32
-(the tutorials' way is float64), SGD with learning rate 0.01, softmax cross-entropy.
+A ``Peer`` has one network and takes arrays of its own library. This file needs no portacnn, so that
+a framework which requires an old NumPy can run it in its own interpreter. All use float32 (the
+tutorials' code float64), SGD with learning rate 0.01, and softmax cross-entropy.
 
 Notation: N batch, C channels, H/W and OH/OW input and output, K kernel size.
 """
@@ -22,12 +22,13 @@ OFFERS = {
     "dezero": list(PLAIN),
     "tutorials": ["simple"],
 }
-"""Which nets each peer has."""
+"""The networks of each peer."""
 
 
 def make(name: str, net: str, device: str | None = None) -> Peer:
-    """The peer called ``name`` with the net called ``net``. Raises ImportError where its framework
-    is not installed."""
+    """Return the peer called ``name`` with the network ``net``. Raises ImportError if its framework
+    is not installed.
+    """
     if name in WITH_DEVICE:
         import bench_torch
 
@@ -41,12 +42,12 @@ def make(name: str, net: str, device: str | None = None) -> Peer:
 
 
 def epoch(peer: Peer, sets: list[tuple[Any, Any]], batch: int, seed: int = 0) -> list[float]:
-    """What portacnn's Trainer does in an epoch: shuffled batches, then the accuracy over training
+    """Do what portacnn's Trainer does in an epoch: shuffled batches, then the accuracy on training
     and test set.
 
     Args:
-        sets: (images, labels) for training, then for testing, as ``put`` gives them.
-        batch: images a step.
+        sets: (images, labels) for training, then for testing, as returned by ``put``.
+        batch: images per step.
 
     Returns:
         The two accuracies.
@@ -140,11 +141,11 @@ class DeZero(Peer):
                 self.calls.append(
                     lambda h: h if h.ndim == 2 else functions.reshape(h, (h.shape[0], -1))
                 )
-            setattr(self.net, f"layer{number}", layer)  # how DeZero comes to know its layers
+            setattr(self.net, f"layer{number}", layer)  # registers the layer with DeZero
             self.calls += [layer, functions.relu]
         del self.calls[-1]
         self.optimizer = optimizers.SGD(LEARNING_RATE).setup(self.net)
-        # the weights are made when an input comes
+        # the weights are created at the first input
         self.predict(np.zeros((1, *SHAPES[net]), np.float32))
         self.parameters = sum(p.data.size for p in self.net.params())
 
@@ -166,12 +167,13 @@ class DeZero(Peer):
         return x
 
 
-# --- the tutorials' own way -----------------------------------------------------------------------
+# --- the tutorials' code --------------------------------------------------------------------------
 
 
 def im2col(x: np.ndarray, k: int, stride: int = 1) -> np.ndarray:
-    """x (N, C, H, W) -> (N*OH*OW, C*K*K), a row for each window; float64, as ``np.zeros`` makes
-    it."""
+    """Return one row per window: x (N, C, H, W) -> (N*OH*OW, C*K*K), float64 as created by
+    ``np.zeros``.
+    """
     n, c, h, w = x.shape
     oh, ow = (h - k) // stride + 1, (w - k) // stride + 1
     columns = np.zeros((n, c, k, k, oh, ow))
@@ -184,8 +186,9 @@ def im2col(x: np.ndarray, k: int, stride: int = 1) -> np.ndarray:
 
 
 def col2im(columns: np.ndarray, shape: tuple[int, ...], k: int, stride: int = 1) -> np.ndarray:
-    """The transpose of ``im2col``: (N*OH*OW, C*K*K) -> ``shape`` (N, C, H, W), where windows
-    overlap their sum."""
+    """Return the transpose of ``im2col``: (N*OH*OW, C*K*K) -> ``shape`` (N, C, H, W); overlapping
+    windows add up.
+    """
     n, c, h, w = shape
     oh, ow = (h - k) // stride + 1, (w - k) // stride + 1
     columns = columns.reshape(n, oh, ow, c, k, k).transpose(0, 3, 4, 5, 1, 2)
@@ -199,8 +202,8 @@ def col2im(columns: np.ndarray, shape: tuple[int, ...], k: int, stride: int = 1)
 
 
 class Tutorials(Peer):
-    """SimpleConvNet as "Deep Learning from Scratch" (Saitoh, ch. 7) computes it: NumPy, float64,
-    columns of an NCHW array.
+    """SimpleConvNet as in "Deep Learning from Scratch" (Saitoh, ch. 7): NumPy, float64, columns of
+    an NCHW array.
 
     Attributes:
         weights: W1 (30, 1, 5, 5), W2 (4320, 100), W3 (100, 10), b1 (30,), b2 (100,), b3 (10,).
@@ -252,7 +255,7 @@ class Tutorials(Peer):
         )
 
     def gradient(self, x: Any, t: Any) -> tuple[Any, dict[str, np.ndarray]]:
-        """The loss, and its gradient for each of ``weights``."""
+        """Return the loss and its gradient for each of ``weights``."""
         n, each = len(x), np.arange(len(x))
         logits, columns, kernels, dark, largest, flat, hidden, off = self._forward(x)
         shares = np.exp(logits - logits.max(axis=1, keepdims=True))
@@ -273,6 +276,6 @@ class Tutorials(Peer):
         grad[dark] = 0
         grad = grad.transpose(0, 2, 3, 1).reshape(-1, 30)
         grads["W1"], grads["b1"] = (columns.T @ grad).T.reshape(30, 1, 5, 5), grad.sum(axis=0)
-        # the gradient of the images: nobody asks, and the tutorials compute it
+        # the gradient of the images, which is not used; the tutorials compute it
         col2im(grad @ kernels.T, x.shape, 5)
         return loss, grads

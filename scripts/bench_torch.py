@@ -1,5 +1,4 @@
-"""The benchmark's nets in PyTorch: what ``bench_peers.make`` gives for "torch" and its variants.
-float32, TF32 off.
+"""The benchmark's networks in PyTorch, for ``bench_peers.make``. float32, TF32 off.
 
 Notation: N batch, C channels, H/W input.
 """
@@ -11,10 +10,10 @@ from bench_nets import LEARNING_RATE, PLAIN, Conv, Peer, Pool
 
 
 def make(name: str, net: str, device: str) -> "Torch":
-    """ "torch" is eager mode, and "torch-channels-last"; "torch-compile"; "torch-graph": a step
-    replayed from a CUDA graph.
+    """Return a peer: "torch" (eager mode), "torch-channels-last", "torch-compile" or "torch-graph"
+    (a step replayed from a CUDA graph).
 
-    Raises OSError for a graph on another device than CUDA.
+    Raises OSError for a graph on a device other than CUDA.
     """
     if name == "torch-graph":
         return TorchGraph(net, device)
@@ -29,7 +28,7 @@ class Torch(Peer):
     def __init__(self, net: str, device: str, *, channels_last: bool = False) -> None:
         import torch
 
-        # cuDNN's is on by itself
+        # cuDNN enables TF32 by default
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
         self.torch, self.device = torch, torch.device(device)
         self.format = torch.channels_last if channels_last else torch.contiguous_format
@@ -40,8 +39,9 @@ class Torch(Peer):
 
     @staticmethod
     def load() -> None:
-        """Import all that a first training step imports: the optimizer brings more than ``import
-        torch`` does."""
+        """Import everything that a first training step imports; the optimizer imports more than
+        ``import torch``.
+        """
         import torch
 
         torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=LEARNING_RATE).zero_grad()
@@ -77,7 +77,7 @@ class Torch(Peer):
 
 
 class TorchCompiled(Torch):
-    """The net through ``torch.compile``, for one shape; loss and optimizer as in eager mode."""
+    """The network through ``torch.compile``, for one shape; loss and optimizer as in eager mode."""
 
     def __init__(self, net: str, device: str) -> None:
         super().__init__(net, device)
@@ -85,12 +85,11 @@ class TorchCompiled(Torch):
 
 
 class TorchGraph(Torch):
-    """A whole training step as a CUDA graph, recorded at the first step and whenever another shape
-    comes."""
+    """A whole training step as a CUDA graph, recorded at the first step and for every new shape."""
 
     def __init__(self, net: str, device: str) -> None:
         if not device.startswith("cuda"):
-            raise OSError(f"a CUDA graph takes a CUDA device, not {device}")
+            raise OSError(f"a CUDA graph needs a CUDA device, got {device}")
         super().__init__(net, device)
         self.graph: Any = None
         self.x: Any = None
@@ -108,7 +107,7 @@ class TorchGraph(Torch):
         cuda = self.torch.cuda
         side = cuda.Stream(self.device)
         side.wait_stream(cuda.current_stream(self.device))
-        with cuda.stream(side):  # allocations and algorithms are settled before the recording
+        with cuda.stream(side):  # allocations and algorithms are chosen before the recording
             for _ in range(3):
                 super().step(x, t)
         cuda.current_stream(self.device).wait_stream(side)
@@ -119,7 +118,7 @@ class TorchGraph(Torch):
 
 
 def torch_net(net: str) -> Any:
-    """The net as a ``torch.nn.Module``."""
+    """Return the network as a ``torch.nn.Module``."""
     from torch import nn
 
     if net == "resnet20":
@@ -136,14 +135,15 @@ def torch_net(net: str) -> Any:
         elif isinstance(layer, Pool):
             layers.append(nn.MaxPool2d(2))
         else:
-            # a second Flatten gives back its input
+            # a second Flatten returns its input
             layers += [nn.Flatten(), nn.Linear(*layer), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
 
 def _torch_resnet20() -> Any:
-    """He et al., 2015, section 4.2: where a block changes the shape, every second pixel and
-    channels of zeros (option A)."""
+    """He et al., 2015, section 4.2. A block that changes the shape takes every second pixel and
+    pads channels with zeros (option A).
+    """
     from torch import nn
 
     def conv(inputs: int, outputs: int, stride: int) -> Any:

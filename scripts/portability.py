@@ -1,8 +1,8 @@
-"""How far backends part: prints the table of docs/portability.md.
+"""Measure how far the losses of different backends differ: prints the table of docs/portability.md.
 
-Every run makes its first step on NumPy, writes a checkpoint, and goes on from it on the backend in
-question, with the same batches and the same masks of dropout. What is left is the order in which
-numbers are summed.
+Every run makes its first step on NumPy, writes a checkpoint, and resumes from it on the other
+backend, with the same batches and dropout masks. The remaining difference is the order of
+summation.
 """
 
 import argparse
@@ -34,15 +34,14 @@ PLACES = [  # device, PORTACNN_KERNELS
 
 
 def net(name: str, dtype: str) -> Any:
-    """A network on NumPy, with first weights that do not depend on where it goes on."""
+    """Return a network on NumPy, whose initial weights do not depend on the other backend."""
     if name == "simple":
-        return SimpleConvNet(weight_init_std="he", device="numpy", dtype=dtype, seed=0)
+        return SimpleConvNet(weight_init="he", device="numpy", dtype=dtype, seed=0)
     return DeepConvNet(device="numpy", dtype=dtype, seed=0)
 
 
 def losses(place: str, kernels: str, checkpoint: Path, data: Any, steps: int) -> list[float]:
-    """The losses of a training that goes on from a checkpoint here, ``steps`` steps after it was
-    written."""
+    """Return the losses of ``steps`` steps of a training resumed from a checkpoint on ``place``."""
     trainer = Trainer.resume(checkpoint, *data, device=place, verbose=False)
     begin = trainer.steps_done
     with use_kernels(kernels):
@@ -75,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     shared = {
                         "optimizer": optimizer,
                         "optimizer_param": rates,
-                        "mini_batch_size": 8,
+                        "batch_size": 8,
                         "verbose": False,
                     }
                     trainer = Trainer(
@@ -105,7 +104,7 @@ def _usable(place: str) -> bool:
     try:
         resolve(place)
     except BackendError as error:
-        print(f"{place} is left out: {error}", file=sys.stderr)
+        print(f"{place} is skipped: {error}", file=sys.stderr)
         return False
     return True
 

@@ -1,5 +1,6 @@
 """Train SimpleConvNet on digits, from a checkout, installed or not: ``python scripts/train.py
---help``."""
+--help``.
+"""
 
 import sys
 from pathlib import Path

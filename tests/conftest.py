@@ -10,6 +10,7 @@ kernels on a stand-in for CuPy (``support/fake_cupy``), where there is no GPU.
 minutes.
 """
 
+import gc
 import os
 import time
 
@@ -19,8 +20,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from collections.abc import Iterator
-from importlib.metadata import version
-from importlib.util import find_spec
 from typing import Any
 
 import hypothesis
@@ -29,7 +28,7 @@ import pytest
 from portacnn.errors import BackendError
 from portacnn.runtime import Backend, resolve
 from support import fake_cupy
-from support.matrix import BACKENDS, BY_NAME_ONLY, Here
+from support.matrix import BACKENDS, BY_NAME_ONLY, NEEDS, Here, suits
 
 hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("default")
@@ -114,23 +113,67 @@ def pytest_runtest_setup() -> None:
         pytest.skip(f"the {_seconds:g} seconds of PORTACNN_TEST_SECONDS are over")
 
 
+_missing = {name: reason for name, check in NEEDS.items() if (reason := check())}
+_NONE = "none"
+# whole files and folders, which import it
+_WHOLE = {
+    "torch": ["backends/cupy/test_cudnn.py", "layers/test_graph.py", "ops/test_grid.py"],
+    "onnx": ["onnx"],
+    "onnxruntime": ["onnx/test_export.py"],
+}
+collect_ignore = [path for name in _missing for path in _WHOLE.get(name, ())]
+
+
 def pytest_report_header() -> list[str]:
-    """Which backends the suite runs on, and why the others are left out; and whether there are
-    compiled kernels."""
-    backends = [
-        f"backend {name}: "
-        f"{f'left out: {found}' if isinstance(found, BackendError) else f'tested, {found}'}"
-        for name, found in _found.items()
+    """Which backends the suite runs on, and why the others are left out; and what else is missing,
+    so that the tests that need it are left out."""
+    left = {f"backend {name}": error for name, error in _found.items() if name not in _offered}
+    return [
+        *(f"backend {name}: {_found[name]}" for name in _offered),
+        *(f"left out: {name}: {reason}" for name, reason in {**left, **_missing}.items()),
     ]
-    if find_spec("numba") is None:
-        return [*backends, "numba: not installed, compiled kernels left out"]
-    return [*backends, f"numba {version('numba')}: compiled kernels tested"]
 
 
-@pytest.fixture(
-    scope="session",
-    params=[name for name in _found if _asked or not isinstance(_found[name], BackendError)],
-)
+_offered = [name for name in _found if _asked or not isinstance(_found[name], BackendError)]
+
+
+def _goes_over(name: str, metafunc: pytest.Metafunc) -> bool:
+    found = _found[name]
+    return isinstance(found, BackendError) or all(
+        suits(name, found, marker) for marker in metafunc.definition.iter_markers("backends")
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """``backend`` goes over those that are here and that the test applies to (``backends``)."""
+    marked = metafunc.definition.iter_markers("parametrize")
+    by_itself = any("backend" in str(marker.args[0]) for marker in marked)
+    if "backend" in metafunc.fixturenames and not by_itself:
+        names = [name for name in _offered if _goes_over(name, metafunc)]
+        metafunc.parametrize("backend", names or [_NONE], indirect=True, scope="session")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what needs what is not here."""
+    out = [item for item in items if _left_out(item)]
+    if out:
+        config.hook.pytest_deselected(items=out)
+        items[:] = [item for item in items if not _left_out(item)]
+
+
+def pytest_collection_finish() -> None:
+    """The thousands of tests are not looked at again by each garbage collection."""
+    gc.collect()
+    gc.freeze()
+
+
+def _left_out(item: pytest.Item) -> bool:
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    needed = {name for marker in item.iter_markers("needs") for name in marker.args}
+    return params.get("backend") == _NONE or bool(needed & set(_missing))
+
+
+@pytest.fixture(scope="session")
 def backend(request: pytest.FixtureRequest) -> Here:
     found = _found[request.param]
     if isinstance(found, BackendError):

@@ -21,6 +21,7 @@ from portacnn.data import read_idx, write_idx
 from portacnn.errors import ArgumentError, DataFormatError, ModelFormatError
 from portacnn.layers import BatchNorm2d, Conv2d, Linear, Sequential
 from portacnn.training import Trainer
+from support.matrix import needs
 from support.nets import bits, small_net
 
 st_numpy = pytest.importorskip("safetensors.numpy")
@@ -80,9 +81,9 @@ def test_a_link_stays_a_link(tmp_path):
     assert caught.value.errno == errno.ELOOP
 
 
+@needs("onnx")
 def test_an_exports_second_file_lies_beside_the_first(tmp_path, monkeypatch):
     """Whatever the length of its name, and even if it was reached by a link."""
-    pytest.importorskip("onnx")
     monkeypatch.setattr(sys.modules["portacnn.onnx.export"], "_INLINE", 1000)
     net, name = small_net(hidden_size=100), "字" * 82 + ".onnx"
     (tmp_path / "real").mkdir()
@@ -193,14 +194,15 @@ def openings():
     )
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "model", "checkpoint", "idx", "onnx"])
+@pytest.mark.parametrize(
+    "kind", ["safetensors", "model", "checkpoint", "idx", pytest.param("onnx", marks=needs("onnx"))]
+)
 def test_each_file_is_opened_once(openings, tmp_path, monkeypatch, kind):
     path = tmp_path / "file"
     x, t = np.zeros((4, 1, 8, 8), "float32"), np.arange(4)
     if kind == "idx":
         write_idx(path, np.zeros((3, 4), "uint8"))
     elif kind == "onnx":
-        pytest.importorskip("onnx")
         portacnn.onnx.export(small_net(), path)
     elif kind == "checkpoint":
         Trainer(small_net(), x, t, x, t, mini_batch_size=2, epochs=1, verbose=False).checkpoint(
@@ -240,7 +242,7 @@ def test_a_damaged_safetensors_file_is_no_pickle(tmp_path):
         ):
             path.write_bytes(cut)
             with pytest.raises(
-                ModelFormatError, match="is not a whole safetensors file: "
+                ModelFormatError, match="is not an intact safetensors file: "
             ) as caught:
                 files.load_tensors(path)
             assert "looks like" not in str(caught.value)
@@ -255,6 +257,9 @@ OTHERS = {
     "gzip": gzip.compress(b"what was meant" * 20),
     "zip": None,
     "CSV": b"epoch,loss\n1,2.5\n2,2.25\n",
+    "CSV table": "\ufefflabel;größe\r\n1;2,5\r\n".encode(),
+    "delimiter='\\t'": b"label\tsize\n1\t2\n",
+    "page (HTML)": b"<!-- saved -->\n<!-- twice -->\n<html><body>Sign in</body></html>",
     "text": "こんにちは。".encode() * 40,
     "JSON": b'{"metadata": {"total_size": 1}, "weight_map": {}}',
     "empty": b"",
@@ -285,8 +290,8 @@ def test_other_kinds_of_files_are_named(tmp_path, kind):
             read_idx(path)
 
 
+@needs("onnx")
 def test_onnx_and_safetensors_taken_for_each_other(tmp_path):
-    pytest.importorskip("onnx")
     net, a, b = small_net(), tmp_path / "a", tmp_path / "b"
     net.save(a)
     portacnn.onnx.export(net, b)
@@ -329,7 +334,7 @@ def test_dtypes_that_numpy_does_not_have(tmp_path, dtype, bits_):
         net.load_state_dict(files.load_tensors(path)[0], strict=False)
     assert "whole" not in str(caught.value)
     path.write_bytes(tensor_file(entries)[:-1])
-    with pytest.raises(ModelFormatError, match="is not a whole safetensors file"):
+    with pytest.raises(ModelFormatError, match="is not an intact safetensors file"):
         files.load_tensors(path)
 
 
@@ -362,8 +367,10 @@ def test_a_file_without_the_count_of_batches(backend, tmp_path):
         net.load_state_dict(state)
 
 
+@needs("torch")
 def test_pytorch_agrees_about_the_count_of_batches():
-    torch = pytest.importorskip("torch")
+    import torch
+
     twin = torch.nn.BatchNorm2d(2)
     state = {
         name: value for name, value in twin.state_dict().items() if name != "num_batches_tracked"

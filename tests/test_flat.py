@@ -7,14 +7,14 @@ import pytest
 
 from portacnn import Trainer, ops
 from portacnn.flat import Flat, Named, runs
+from portacnn.runtime import resolve
+from support.matrix import backends
 from support.nets import bits, patches, small_net
 from support.nets import normed_net as net
 
 
 @pytest.fixture
 def flat_here(backend):
-    if not backend.backend.views_alias:
-        pytest.skip("its slices need not be views")
     return backend
 
 
@@ -33,6 +33,7 @@ def train(model, **changes):
     return run
 
 
+@backends(having="views")
 def test_parameters_are_views_of_one_array(flat_here):
     model = net(flat_here.device)
     (flat,) = model.named_parameters().flats
@@ -46,12 +47,14 @@ def test_parameters_are_views_of_one_array(flat_here):
     assert not any(value.any() for path, value in model.state_dict().items() if path in order)
 
 
+@backends(having="views")
 def test_buffers_are_views_of_one_array_a_dtype(flat_here):
     named = net(flat_here.device).named_buffers()
     kinds = {str(whole.dtype).rpartition(".")[2]: whole.shape[0] for whole in named.wholes()}
     assert kinds == {"float32": 6, "int64": 1}
 
 
+@backends(having="views")
 def test_gradients_lie_as_the_parameters(flat_here):
     model = net(flat_here.device)
     assert model.named_gradients() == {}
@@ -62,7 +65,9 @@ def test_gradients_lie_as_the_parameters(flat_here):
     _, cache = ops.softmax_cross_entropy(logits, model.labels(t, 8))
     model.backward(ops.softmax_cross_entropy_backward(1.0, cache), kept)
     (flat,) = model.named_gradients().flats
-    assert flat.parts is model.named_parameters().flats[0].parts
+    whole = model.named_parameters().flats[0]
+    assert flat.parts == whole.parts
+    assert flat.family is whole.family
     for path, gradient in gradients.items():
         begin, end = flat.parts[path]
         assert np.array_equal(
@@ -70,6 +75,7 @@ def test_gradients_lie_as_the_parameters(flat_here):
         )
 
 
+@backends(having="views")
 def test_training_is_the_same_apart(flat_here, monkeypatch):
     together = train(net(flat_here.device, "float64"), optimizer="momentum")
     monkeypatch.setattr(type(flat_here.backend), "views_alias", False)
@@ -83,6 +89,7 @@ def test_training_is_the_same_apart(flat_here, monkeypatch):
         )
 
 
+@backends(having="views")
 def test_an_array_put_in_by_hand_is_used(flat_here):
     """Then nothing is done to the whole: the network's array is not in it."""
     model = small_net(flat_here.device)
@@ -94,6 +101,7 @@ def test_an_array_put_in_by_hand_is_used(flat_here):
     assert not np.array_equal(flat_here.host(own), np.ones((4, 6)))
 
 
+@backends(having="views")
 def test_after_a_move_they_lie_together_again(flat_here):
     model = small_net(flat_here.device)
     train(model)
@@ -104,6 +112,7 @@ def test_after_a_move_they_lie_together_again(flat_here):
     train(model)
 
 
+@backends(having="views")
 def test_a_copy_trains_by_itself(flat_here):
     model = small_net(flat_here.device)
     twin, before = deepcopy(model), bits(model)
@@ -114,12 +123,20 @@ def test_a_copy_trains_by_itself(flat_here):
 
 
 def test_runs():
-    from portacnn.runtime import resolve
-
     flat = Flat(resolve("numpy"), {"a": (2,), "w": (2, 2), "b": (), "v": (1, 3)}, "float64")
     assert list(flat.parts) == ["w", "v", "a", "b"]
     assert runs(["b", "w", "v"], flat) == [["w", "v"], ["b"]]
     assert runs(["a", "b", "v", "w"], flat) == [["w", "v", "a", "b"]]
     assert flat.stretch(["v", "a"]).shape == (5,)
-    assert Named.of({"w": flat.views["w"]}, [flat]).flats == ()
-    assert len(Named.of({"w": flat.views["w"]}, [flat]).wholes()) == 1
+    some = Named.of({name: flat.views[name] for name in ("w", "a", "b")}, [flat])
+    assert some.flats == (flat,)
+    assert [part.shape for part in some.wholes()] == [(4,), (3,)]
+    assert Named.of({"w": flat.views["w"] + 0.0}, [flat]).flats == ()
+
+
+def test_a_buffer_for_some_of_the_names_has_their_order():
+    flat = Flat(resolve("numpy"), {"b": (2,), "v": (1, 3), "w": (2, 2), "a": (2,)}, "float64")
+    some = flat.without({"v", "b"})
+    assert some.parts == {"w": (0, 4), "a": (4, 6)}
+    assert some.family is flat.family
+    assert some.whole.shape == (6,)

@@ -113,6 +113,12 @@ def test_permutations():
         assert sorted(order) == list(range(50))
     assert len({tuple(order) for order in orders}) == 3
     assert seeds.permutation(3, 1, 50).tolist() == orders[1].tolist()
+    # Another epoch of one seed is no epoch of another seed.
+    every = [tuple(seeds.permutation(seed, epoch, 50)) for seed in range(5) for epoch in range(5)]
+    assert len(set(every)) == 25
+    # A training that is resumed by a later version must see the same batches and masks.
+    assert seeds.permutation(5, 1, 8).tolist() == [5, 6, 0, 7, 4, 1, 3, 2]
+    assert seeds.words(3, "dropout", "fc") == (799462685, 195616444)
     assert seeds.permutation(0, 0, 0).shape == (0,)
 
 

@@ -9,6 +9,7 @@ import pytest
 from portacnn import init
 from portacnn.layers import Conv2d, Linear
 from portacnn.models import Model, load
+from support.matrix import needs
 
 # name -> (torch's function, its arguments), for weights (48, 32, 3, 3)
 TORCH = {
@@ -46,9 +47,11 @@ def test_spread(name, std):
         assert np.abs(drawn).max() > 3.5 * std
 
 
+@needs("torch")
 @pytest.mark.parametrize("name", TORCH)
 def test_distributed_as_torch_draws_them(name):
-    torch = pytest.importorskip("torch")
+    import torch
+
     stats = pytest.importorskip("scipy.stats")
     function, arguments = TORCH[name]
     weight = torch.empty(48, 32, 3, 3)

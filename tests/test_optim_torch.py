@@ -22,6 +22,8 @@ from portacnn.optim import (
     biases_and_norms,
     make_optimizer,
 )
+from support.checks import with_each_kernel
+from support.matrix import backends, needs
 
 STEPS = 50
 SHAPES = {
@@ -105,7 +107,8 @@ def close(here, params, expected, tolerance=1e-12):
 @cache
 def torch_walk(case):
     """The parameters after each of torch's steps."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     _, name, arguments = CASES[case]
     theirs = {path: torch.nn.Parameter(torch.tensor(value)) for path, value in start().items()}
     twin = getattr(torch.optim, name)(theirs.values(), **betas(arguments))
@@ -118,20 +121,18 @@ def torch_walk(case):
     return walk
 
 
-@pytest.mark.parametrize("kernels", ["auto", "reference"])
+@needs("torch")
 @pytest.mark.parametrize("case", range(len(CASES)), ids=WORDS)
-def test_fifty_steps_as_in_torch(backend, case, kernels):
-    if kernels == "reference" and "sgd_update" not in backend.backend.kernels.get("native", {}):
-        pytest.skip("it has no kernels of its own")
+@with_each_kernel
+def test_fifty_steps_as_in_torch(backend, case):
     kind, _, arguments = CASES[case]
     params, optimizer = writable(backend, start()), kind(**arguments)
     same = dict(params)
     ok = backend.xp.ones((), dtype=backend.xp.bool, device=backend.backend.device)
-    with use_kernels(kernels):
-        for step, expected in enumerate(torch_walk(case)):
-            grads = given(backend, gradients(step))
-            optimizer.update(params, grads, ok if step % 2 else None)
-            close(backend, params, expected)
+    for step, expected in enumerate(torch_walk(case)):
+        grads = given(backend, gradients(step))
+        optimizer.update(params, grads, ok if step % 2 else None)
+        close(backend, params, expected)
     close(backend, grads, gradients(STEPS - 1), 0.0)  # not changed
     assert optimizer.steps == STEPS
     assert all(params[path] is same[path] for path in params)
@@ -140,23 +141,21 @@ def test_fifty_steps_as_in_torch(backend, case, kernels):
 def in_one_array(here, values, flat=None):
     """Arrays as a network's lie where slices are views: all in one; alike with those of
     ``flat``."""
-    if not here.backend.views_alias:
-        pytest.skip("its slices need not be views")
     flat = flat.like() if flat else Flat(here.backend, SHAPES, "float64")
     for path, value in values.items():
         flat.views[path][...] = here.backend.asarray(value)
     return Named.of(flat.views, [flat])
 
 
-@pytest.mark.parametrize("kernels", ["auto", "reference"])
+@needs("torch")
+@backends(having="views")
 @pytest.mark.parametrize("case", range(len(CASES)), ids=WORDS)
+@with_each_kernel
 def test_fifty_steps_as_in_torch_in_one_array_and_by_numbers_on_the_device(
-    backend, case, kernels, monkeypatch
+    backend, case, monkeypatch
 ):
     """Learning rate and count come as 0-dimensional arrays, as in a step that is replayed; there is
     one update of all."""
-    if kernels == "reference" and "sgd_update" not in backend.backend.kernels.get("native", {}):
-        pytest.skip("it has no kernels of its own")
     kind, _, arguments = CASES[case]
     params, optimizer = in_one_array(backend, start()), kind(**arguments)
     apply, calls = optimizer.apply, []
@@ -167,13 +166,12 @@ def test_fifty_steps_as_in_torch_in_one_array_and_by_numbers_on_the_device(
     )
     lr = backend.backend.asarray(np.asarray(optimizer.lr))
     optimizer.lr = 7.0
-    with use_kernels(kernels):
-        for step, expected in enumerate(torch_walk(case), start=1):
-            grads = in_one_array(backend, gradients(step - 1), params.flats[0])
-            optimizer.update(params, grads, lr=lr, count=backend.backend.asarray(np.asarray(step)))
-            assert optimizer.steps == step - 1
-            optimizer.advance()
-            close(backend, params, expected)
+    for step, expected in enumerate(torch_walk(case), start=1):
+        grads = in_one_array(backend, gradients(step - 1), params.flats[0])
+        optimizer.update(params, grads, lr=lr, count=backend.backend.asarray(np.asarray(step)))
+        assert optimizer.steps == step - 1
+        optimizer.advance()
+        close(backend, params, expected)
     assert calls == [1] * STEPS
     assert set(optimizer.counts.values()) == {STEPS}
     state = optimizer.state_dict()["arrays"]
@@ -184,6 +182,7 @@ def test_fifty_steps_as_in_torch_in_one_array_and_by_numbers_on_the_device(
     )
 
 
+@backends(having="views")
 def test_in_one_array_what_decays_and_what_does_not_are_two_updates(backend, monkeypatch):
     arguments = {"weight_decay": 0.3, "no_decay": biases_and_norms}
     params, optimizer, apart = (
@@ -206,6 +205,7 @@ def test_in_one_array_what_decays_and_what_does_not_are_two_updates(backend, mon
     assert calls == [1, 1] * 5
 
 
+@backends(having="views")
 def test_in_one_array_a_parameter_without_a_gradient_stays(backend):
     params, optimizer = in_one_array(backend, start()), Adam()
     grads = in_one_array(backend, gradients(0), params.flats[0])
@@ -222,6 +222,7 @@ def test_in_one_array_a_parameter_without_a_gradient_stays(backend):
     close(backend, params, {path: backend.host(value) for path, value in plain.items()}, 1e-15)
 
 
+@backends(having="views")
 def test_a_state_goes_into_one_array_from_a_file_too(backend):
     params, optimizer = in_one_array(backend, start()), Momentum()
     optimizer.update(params, in_one_array(backend, gradients(0), params.flats[0]))
@@ -271,10 +272,12 @@ def test_a_step_that_is_not_ok_changes_nothing(backend, kind, name, arguments):
         assert bits() == before
 
 
+@needs("torch")
 def test_parameters_that_come_later_count_for_themselves(backend):
     """As in torch: dampening and Adam's correction of the means go by each parameter's own
     steps."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     for kind, name, arguments in (CASES[3], CASES[13]):
         theirs = {path: torch.nn.Parameter(torch.tensor(value)) for path, value in start().items()}
         twin = getattr(torch.optim, name)(theirs.values(), **betas(arguments))
@@ -311,6 +314,7 @@ def test_the_rate_of_one_step(backend):
         close(backend, one, {path: backend.host(value) for path, value in other.items()}, 0.0)
 
 
+@needs("torch")
 @pytest.mark.parametrize(
     ("no_decay", "spared"),
     [
@@ -326,7 +330,8 @@ def test_the_rate_of_one_step(backend):
     ("kind", "name"), [(SGD, "SGD"), (AdamW, "AdamW"), (RMSprop, "RMSprop"), (AdaGrad, "Adagrad")]
 )
 def test_decay_by_parameter(backend, kind, name, no_decay, spared):
-    torch = pytest.importorskip("torch")
+    import torch
+
     theirs = {path: torch.nn.Parameter(torch.tensor(value)) for path, value in start().items()}
     groups = [
         {"params": [p for path, p in theirs.items() if path not in spared], "weight_decay": 0.2},
@@ -350,16 +355,16 @@ def test_a_name_that_selects_nothing_is_told(backend):
     optimizer = SGD(0.1, weight_decay=0.1, no_decay=("bias", "biass"))
     with pytest.raises(
         ArgumentError,
-        match=r"'biass' is none of the parameters "
+        match=r"'biass' matches none of the parameters "
         r"conv1\.weight",
     ) as caught:
         optimizer.update(params, given(backend, gradients(0)))
     assert "scale" in str(caught.value)
     assert optimizer.steps == 0
     close(backend, params, start(), 0.0)
-    with pytest.raises(ArgumentError, match="by names, got"):
+    with pytest.raises(ArgumentError, match="by name patterns, got"):
         SGD(0.1, no_decay=3)
-    with pytest.raises(ArgumentError, match="by names, got"):
+    with pytest.raises(ArgumentError, match="by name patterns, got"):
         SGD(0.1, no_decay=("bias", 3))
 
 
@@ -436,7 +441,7 @@ def test_state_that_does_not_fit(backend):
     arrays = good["arrays"]
     fewer = {path: params[path] for path in params if path != "scale"}
     bad = [
-        ({**good, "optimizer": "Adam"}, params, "is of Adam, not of Momentum"),
+        ({**good, "optimizer": "Adam"}, params, "expected the state of Momentum, got that of Adam"),
         ({key: good[key] for key in good if key != "counts"}, params, "counts missing"),
         (
             {**good, "arrays": {**arrays, "mean.scale": np.zeros(())}},
@@ -472,11 +477,13 @@ def test_state_that_does_not_fit(backend):
 # --- clipping -------------------------------------------------------------------------------------
 
 
+@needs("torch")
 @pytest.mark.parametrize("kernels", ["auto", "reference"])
 @pytest.mark.parametrize("max_norm", [1e-3, 1.0, 7.0, 1e3, float("inf")])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_clipping_as_in_torch(backend, max_norm, dtype, kernels):
-    torch = pytest.importorskip("torch")
+    import torch
+
     for seed in range(3):
         theirs = {
             path: torch.zeros(shape, dtype=getattr(torch, dtype)) for path, shape in SHAPES.items()

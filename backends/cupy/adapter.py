@@ -1,4 +1,4 @@
-"""CuPy on CUDA devices. (Not named ``cupy.py``: that would shadow the library.)"""
+"""The CuPy adapter. (Not named ``cupy.py``, which would shadow the library.)"""
 
 import re
 from collections.abc import Callable
@@ -23,9 +23,9 @@ _FULL = re.compile(r"Out of memory allocating ([\d,]+) bytes \(allocated so far:
 class CupyBackend(Backend):
     """CuPy arrays on one CUDA device.
 
-    CuPy allocates and launches on its *current* device, whatever ``device=`` says: so whoever makes
-    arrays or computes with them is within ``active()``, and the dispatch of ops enters the device
-    of the arrays it is given.
+    CuPy allocates and launches on its *current* device, whatever ``device=`` says. Code that
+    creates arrays or computes therefore runs inside ``active()``, and the dispatch of ops enters
+    the device of its arrays.
     """
 
     views_alias = True
@@ -52,7 +52,7 @@ class CupyBackend(Backend):
     def contiguous(self, array: Array) -> Array:
         import cupy as cp
 
-        # which makes (1,) of ()
+        # ascontiguousarray turns () into (1,)
         return array if array.flags.c_contiguous else cp.ascontiguousarray(array)
 
     def synchronize(self) -> None:
@@ -104,7 +104,7 @@ def probe() -> BackendInfo:
         count = cp.cuda.runtime.getDeviceCount()
     except cp.cuda.runtime.CUDARuntimeError as error:
         return BackendInfo(
-            "cupy", cp.__version__, (), f"CuPy is installed but no CUDA device answers: {error}"
+            "cupy", cp.__version__, (), f"CuPy is installed but no CUDA device responds: {error}"
         )
     if count == 0:
         return BackendInfo(
@@ -138,13 +138,15 @@ _KERNELS = {"erf": Kernel(_erf)}
 
 
 def _index(device: str | None, info: BackendInfo) -> int:
-    """``None``, ``"1"``, ``"cuda"``, ``"cuda:1"`` -> the device's number."""
+    """Return the index of a device: ``None``, ``"1"``, ``"cuda"`` or ``"cuda:1"``."""
     word: Any = "0" if device in (None, "cuda") else device
     word = word.removeprefix("cuda:")
     if not word.isdecimal():
         raise BackendError(
-            f"CuPy computes on CUDA devices, got {device!r}; it can be cuda or cuda:N, or use numpy"
+            f"CuPy supports CUDA devices, got {device!r}; use cuda or cuda:N, or the backend numpy"
         )
     if int(word) >= len(info.devices):
-        raise BackendError(f"no device cuda:{word}; CuPy sees {', '.join(info.devices)}")
+        raise BackendError(
+            f"expected one of CuPy's devices {', '.join(info.devices)}, got cuda:{word}"
+        )
     return int(word)

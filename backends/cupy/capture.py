@@ -1,26 +1,26 @@
-"""A training step as a CUDA graph: recorded once, then launched whole, since a small network's step
-is mostly launches.
+"""Training steps as CUDA graphs: recorded once, then replayed as a whole, because a small network's
+step consists mostly of launches.
 
-A graph does the same work on the same memory each time. So whatever differs from step to step has
-to be in the device's memory beforehand: the batch and the state's arrays are copied into arrays
-that stay, and the state's numbers (``StepState``) become 0-dimensional arrays, int64 or float64,
-which one launch sets from its arguments. The first steps of a kind run as they are, so that
-everything that is made only once (gradients, an optimizer's state, tables, compiled kernels) is
-there when the third is recorded.
+A graph does the same work on the same memory each time. Everything that differs between steps must
+therefore be in device memory beforehand. The batch and the arrays of the state are copied to arrays
+with fixed addresses. The numbers of the state (``StepState``) become 0-dimensional arrays, int64 or
+float64, which one launch sets from its arguments. The first steps of a kind run without a graph, so
+that everything that is created once (gradients, optimizer state, tables, compiled kernels) exists
+when the third step is recorded.
 
-Memory: a kind of step has a pool of its own, from which nothing is taken any more once its graph is
-recorded. What was freed during the recording is where the graph keeps its intermediate results, and
-anybody else's array in it would be overwritten; and what was freed since may still be read by it.
+Memory: each kind of step has its own pool, which allocates nothing more once its graph is recorded.
+Memory that was freed during the recording holds the intermediate results of the graph, which would
+overwrite any other array in it. The graph may also still read memory that was freed later.
 
-Order: a replay runs on the caller's stream, like any launch of its own; one on another stream waits
-for the one before. Steps that run as they are, and recordings, have a stream of their own, for the
-memory of a pool belongs to a stream. It waits for the caller's stream before a step, and the
-caller's waits for it after.
+Order: a replay runs on the caller's stream, like any launch. A replay on another stream waits for
+the previous one. Steps without a graph and recordings run on a separate stream, because the memory
+of a pool belongs to a stream. That stream waits for the caller's stream before a step, and the
+caller's stream waits for it afterwards.
 
-The host's part of a replay is short, as a small network's step takes the device no longer than it:
-one launch for the numbers, a copy for each array of the batch, the graph, and one copy of the whole
-result out of the graph's memory, where it lies in one piece. What a step gave back and the next
-gets (``ok``) the graph itself leaves where it will look for it.
+The host's part of a replay is short, because a small network's step takes the device no longer. It
+is one launch for the numbers, one copy per array of the batch, the graph, and one copy of the whole
+result out of the graph's memory, where it is contiguous. If a step receives a result of the
+previous step (``ok``), the graph itself writes it to the right place.
 """
 
 import gc
@@ -40,32 +40,32 @@ from portacnn.ops.dispatch import Op, kernel_choice, precision
 from portacnn.runtime import Array, Backend
 
 WARM = 2
-"""How many steps of a kind run as they are before one is recorded."""
+"""The number of steps of a kind that run without a graph before one is recorded."""
 MOST = 4
-"""How many kinds get a graph; steps of any other run as they are."""
+"""The most kinds with a graph; steps of other kinds run without one."""
 _WORDS = 8
-_ALIGNED = 16  # bytes: every array of a result begins at a multiple of it
+_ALIGNED = 16  # bytes; the alignment of the arrays of a result
 _FILE = "words.cu"
 VARIANTS: list[Variant] = [(_FILE, {})]
 _log = logging.getLogger("portacnn")
 
 
 class _UncapturableError(Exception):
-    """Why a step that ran through its recording cannot be replayed."""
+    """Raised if a recorded step cannot be replayed."""
 
 
 class CapturedStep:
-    """``step(*arrays, state)``, recorded and replayed. ``state`` is a dataclass; see the head of
-    this file for what becomes of it.
+    """``step(*arrays, state)``, recorded and replayed. ``state`` is a dataclass; the head of this
+    file explains how it is handled.
 
-    A step whose arrays differ in number, shape, dtype or order in memory is of another kind, and so
-    is one whose state differs in anything but numbers and arrays, and one under other kernels or
-    another precision. The step may give back arrays, and tuples and lists of them. One that it gave
-    back and gets again, as ``state.ok``, must not have been written to in between.
+    The kind of a step is defined by the number, shapes, dtypes and memory order of its arrays, by
+    the fields of the state that are neither numbers nor arrays, and by the kernel set and precision
+    in use. A step may return arrays, and tuples and lists of them. A result that is passed in again
+    as ``state.ok`` must not have been written to in between.
 
     Attributes:
-        graphs: how many kinds are replayed by now.
-        reason: why nothing is recorded any more; None as long as nothing has failed.
+        graphs: the number of kinds that are replayed.
+        reason: why recording was given up, or None.
     """
 
     def __init__(self, backend: Backend, step: Callable[..., Any]) -> None:
@@ -79,8 +79,8 @@ class CapturedStep:
             self._before, self._after = (cp.cuda.Event(disable_timing=True) for _ in range(2))
             self._others = cp.cuda.MemoryPool()
             self._words = cp.empty((_WORDS,), dtype=np.int64)
-        self._last = self._stream  # where the last work was queued
-        self._returned: list[Array] = []  # by the last call
+        self._last = self._stream  # the stream of the last work
+        self._returned: list[Array] = []  # by the last call of the step
 
     @property
     def graphs(self) -> int:
@@ -120,24 +120,26 @@ class CapturedStep:
                 raise MemoryError(str(error)) from error
 
     def _follow(self, stream: Any, caller: Any) -> None:
-        """Have a stream wait for the step before and for what its caller has queued: which is
-        nothing to wait for mostly."""
+        """Make a stream wait for the previous step and for the caller's queued work, which is
+        usually on the same stream.
+        """
         for other in (self._last, caller):
             if other != stream:
                 self._before.record(other)
                 stream.wait_event(self._before)
 
     def _start_over(self) -> None:
-        """Let go of all graphs and their memory. Of all: one may look at memory that was first
-        another's."""
+        """Drop all graphs and their memory. All, because a graph may use memory that was first
+        another's.
+        """
         self._ways.clear()
         self._others = self._cp.cuda.MemoryPool()
 
     def _set(self, numbers: dict[str, Any]) -> None:
-        """Put the numbers onto the device, all in one launch."""
+        """Write the numbers to the device in one launch."""
         if len(numbers) > _WORDS:
             raise TypeError(
-                f"a state has {_WORDS} numbers at most, this one has {', '.join(numbers)}"
+                f"expected a state of at most {_WORDS} numbers, got {', '.join(numbers)}"
             )
         if numbers:
             codes = "".join([_code(type(value)) for value in numbers.values()])
@@ -146,8 +148,9 @@ class CapturedStep:
             launch((1,), (_WORDS,), (self._words, np.int32(len(numbers)), *words))
 
     def _numbers(self, numbers: dict[str, Any]) -> dict[str, Array]:
-        """The numbers where ``_set`` puts them: 0-dimensional arrays, int64 or float64, always at
-        the same address."""
+        """Return the numbers as 0-dimensional device arrays, int64 or float64, always at the same
+        address.
+        """
         return {
             name: self._words[i : i + 1]
             .view(np.int64 if _code(type(value)) == "q" else np.float64)
@@ -162,8 +165,9 @@ class CapturedStep:
         arrays: list[Array],
         numbers: dict[str, Any],
     ) -> Any:
-        """A step of a kind that has no graph yet, on the own stream; or one that gets its graph
-        now."""
+        """Run a step of a kind without a graph on the separate stream, or record its graph and
+        replay it.
+        """
         way = self._ways.get(key)
         if way is None and len(self._ways) < MOST and self.reason is None:
             way = self._ways[key] = _Way()
@@ -187,7 +191,7 @@ class CapturedStep:
     def _without_graph(
         self, way: "_Way | None", step: Callable[[list[Array]], Any], arrays: list[Array]
     ) -> Any:
-        """Do the step as it is, or record it, which does nothing yet."""
+        """Run the step, or record it, which executes nothing yet."""
         if way is None:
             return _as_it_is(step, arrays, self._others)
         way.calls += 1
@@ -198,8 +202,9 @@ class CapturedStep:
             return None
         except Exception as error:
             reason = f"{_place(error)}: {str(error) or type(error).__name__}"
-        # Out here, where no error holds what the recording had taken.
-        # if it fails like this too, there is nothing to give up for
+        # Outside the except block, where no exception keeps the memory of the recording alive.
+        # If the step fails here too, the error is not caused by recording, and recording is not
+        # given up.
         result = _as_it_is(step, arrays, way.pool)
         self._give_up(reason)
         return result
@@ -207,19 +212,19 @@ class CapturedStep:
     def _give_up(self, reason: str) -> None:
         self.reason = reason
         _log.warning(
-            "a training step on %s cannot be recorded as a CUDA graph and goes on launch by "
-            "launch, which is slower: %s",
+            "a training step on %s cannot be recorded as a CUDA graph; training continues without "
+            "one, which is slower: %s",
             self._backend,
             self.reason,
         )
 
 
 class _FromDevice:
-    """Memory of the device for a pool, which first hands out what it has.
+    """Device memory for a pool.
 
-    Where there is none left, a pool gives back what lies in it unused and tries again. While a step
-    is recorded that must not be: what the recorded part has freed lies there, and the graph goes on
-    using it. So then there is none left at once.
+    If a device is out of memory, a pool frees its unused memory and tries again. That must not
+    happen during a recording, because the graph will use memory that the recorded part has freed.
+    During a recording the allocation therefore fails at once.
     """
 
     recording = False
@@ -233,12 +238,12 @@ class _FromDevice:
             if not self.recording or error.status != _NO_MEMORY:
                 raise
             raise MemoryError(
-                f"the device has no room for {size} bytes more beside what is recorded"
+                f"device out of memory: {size} bytes more do not fit beside the recorded step"
             ) from error
 
 
 class _Way:
-    """Steps of one kind: their memory, and their graph once it is recorded.
+    """Steps of one kind: their memory pool, and their graph once it is recorded.
 
     Attributes:
         returned: the arrays of the last replay's result, in order.
@@ -254,13 +259,12 @@ class _Way:
         self.graph: Any = None
         self.returned: list[Array] = []
         self._inputs: list[Array] = []
-        self._back: dict[
-            int, int
-        ] = {}  # inputs that the graph itself sets for the next step: to which array of its result
+        # inputs that the graph itself sets for the next step -> the index in its result
+        self._back: dict[int, int] = {}
         self._result: Any = None
-        # of the result's arrays: shape, dtype, byte
+        # per array of the result: shape, dtype, byte offset
         self._places: list[tuple[tuple[int, ...], Any, int]] = []
-        self._whole: Array = None  # where the graph leaves its result
+        self._whole: Array = None  # the buffer with the graph's result
 
     def record(
         self,
@@ -269,20 +273,20 @@ class _Way:
         stream: Any,
         returned: list[Array],
     ) -> None:
-        """Have ``stream``, the current one, record the step, of which nothing is done yet.
+        """Record the step on ``stream``, the current one. Nothing is executed yet.
 
         Args:
-            returned: what the step before gave back. What of it comes again as an argument need not
+            returned: the result of the previous step. Its arrays that are passed in again need not
                 be copied at a replay.
 
         Raises:
-            Whatever keeps it from being recorded. The stream no longer records then.
+            The exception that prevents the recording. The stream then no longer records.
         """
         with self._cp.cuda.using_allocator(self.pool.malloc):
-            # A copy even of what lies still: it is at this address that the graph looks.
+            # Copies of all arrays: the graph reads these addresses.
             inputs = [self._cp.empty_like(array) for array in arrays]
             collecting = gc.isenabled()
-            # what it might free belongs to other steps, and freeing it may have to wait for the
+            # garbage collection might free arrays of other steps, which may have to wait for the
             # device
             gc.disable()
             self._source.recording = True
@@ -307,7 +311,7 @@ class _Way:
         self._result, self._whole, self._places = result, whole, places
 
     def _gathered(self, found: list[Array]) -> tuple[Array, list[tuple[tuple[int, ...], Any, int]]]:
-        """Copies of the arrays in one, and where each is in it."""
+        """Copy the arrays into one buffer; return it and the position of each array."""
         places, end = [], 0
         for array in found:
             places.append((array.shape, array.dtype, end))
@@ -323,8 +327,8 @@ class _Way:
         ]
 
     def replay(self, arrays: list[Array]) -> Any:
-        """The step on these arrays, on the current stream."""
-        # first: without room for the result, nothing is done
+        """Replay the step with these arrays on the current stream."""
+        # allocated first, so that nothing has been done if memory runs out
         fresh = self._cp.empty(self._whole.shape, dtype=np.uint8)
         for number, (there, array) in enumerate(zip(self._inputs, arrays, strict=True)):
             back = self._back.get(number)
@@ -340,8 +344,9 @@ _NO_MEMORY = 2  # cudaErrorMemoryAllocation
 
 
 def _as_it_is(step: Callable[[list[Array]], Any], arrays: list[Array], pool: Any) -> Any:
-    """The step, launch by launch, with memory of this pool; before there is none left, that of the
-    pool for all else is let go."""
+    """Run the step without a graph, with memory of this pool. Before failing, free the unused
+    memory of the default pool.
+    """
     import cupy as cp
 
     def malloc(size: int) -> Any:
@@ -356,7 +361,7 @@ def _as_it_is(step: Callable[[list[Array]], Any], arrays: list[Array], pool: Any
 
 
 def _end_quietly(stream: Any) -> None:
-    """End a recording that has failed; that it has failed is known."""
+    """End a failed recording without raising another error."""
     import cupy as cp
 
     with suppress(cp.cuda.runtime.CUDARuntimeError):
@@ -366,14 +371,15 @@ def _end_quietly(stream: Any) -> None:
 @lru_cache
 def _names(kind: type) -> tuple[str, ...]:
     if not is_dataclass(kind):
-        raise TypeError(f"the last argument of a step is a dataclass, got {kind.__name__}")
+        raise TypeError(f"the last argument of a step must be a dataclass, got {kind.__name__}")
     return tuple(item.name for item in fields(kind))
 
 
 @lru_cache
 def _code(kind: type) -> str:
-    """How ``struct`` packs a number of this type: "q" as int64, "d" as float64; "" where it is
-    none."""
+    """Return the ``struct`` code of a number of this type: "q" for int64, "d" for float64, "" if it
+    is not a number.
+    """
     if issubclass(kind, bool) or not issubclass(kind, Real):
         return ""
     return "q" if issubclass(kind, Integral) else "d"
@@ -385,7 +391,7 @@ def _packer(codes: str) -> Struct:
 
 
 def _sorted_out(state: Any, kind: type) -> tuple[dict[str, Any], dict[str, Array], tuple[Any, ...]]:
-    """A state's fields by name: numbers, arrays (of this kind), and all else."""
+    """Split the fields of a state into numbers, arrays (of this type), and everything else."""
     numbers: dict[str, Any] = {}
     arrays: dict[str, Array] = {}
     fixed = [type(state)]
@@ -411,22 +417,24 @@ def _order(strides: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _arrays(result: Any) -> list[Array]:
-    """A result's arrays, in order. Raises _UncapturableError where a replay could not give it back
-    anew."""
+    """Return the arrays of a result, in order. Raises _UncapturableError if a replay could not
+    compute a part again.
+    """
     import cupy as cp
 
     if isinstance(result, tuple | list):
         return [array for part in result for array in _arrays(part)]
     if not isinstance(result, cp.ndarray):
         raise _UncapturableError(
-            f"it gives back a {type(result).__name__}, which would be the same each time"
+            f"it returns a {type(result).__name__}, which would be the same at every replay"
         )
     return [result]
 
 
 def _coming_back(arrays: list[Array], returned: list[Array], found: list[Array]) -> dict[int, int]:
-    """Which arguments are what the step before gave back, and which array of its result: those that
-    stay of one kind."""
+    """Map each argument that is a result of the previous step to its index there, if shape and
+    dtype are unchanged.
+    """
     return {
         place: number
         for place, array in enumerate(arrays)
@@ -437,7 +445,7 @@ def _coming_back(arrays: list[Array], returned: list[Array], found: list[Array])
 
 
 def _rebuilt(result: Any, fresh: Iterator[Array]) -> Any:
-    """A result like this one of other arrays."""
+    """Return a result of the same structure with other arrays."""
     return (
         type(result)(_rebuilt(part, fresh) for part in result)
         if isinstance(result, tuple | list)
@@ -446,7 +454,7 @@ def _rebuilt(result: Any, fresh: Iterator[Array]) -> Any:
 
 
 def _copied(result: Any, copies: list[Array]) -> Any:
-    """Arrays of their own, on the current stream; they are put on the list, too."""
+    """Return copies of the arrays, made on the current stream, and append them to the list."""
     import cupy as cp
 
     if isinstance(result, tuple | list):
@@ -458,16 +466,16 @@ def _copied(result: Any, copies: list[Array]) -> Any:
 
 
 def _place(error: BaseException) -> str:
-    """Where it happened: in which op, the innermost; else in which function of ours; else in which
-    one of the step's."""
+    """Return where an error occurred: the innermost op, else the innermost function of portacnn,
+    else a function of the step.
+    """
     op, ours, first = "", "", ""
     traceback = error.__traceback__
     while traceback is not None:
         frame = traceback.tb_frame
         code = frame.f_code
-        if (
-            code.co_filename != __file__
-        ):  # a frame whose locals are looked at keeps them: that of ``_run`` would keep the error
+        # Reading a frame's locals keeps them alive; those of ``_run`` would keep the error.
+        if code.co_filename != __file__:
             holder = frame.f_locals.get("self")
             if isinstance(holder, Op):
                 op = f"{holder.name}_backward" if code.co_name == "run" else holder.name

@@ -1,8 +1,8 @@
-"""The columns of ``ops/windows.py`` on CUDA, one launch for all taps: for im2col and col2im, and
+"""The columns of ``ops/windows.py`` on CUDA, one launch for all taps: for im2col, col2im and
 convolution of three axes.
 
-Notation as there: C channels, T taps, S/OUT the spatial axes, N batch. Both give the bits that the
-portable ones give.
+Notation as there: C channels, T taps, S/OUT the spatial axes, N batch. Both return the bits of the
+portable ops.
 """
 
 from functools import lru_cache
@@ -18,13 +18,12 @@ from portacnn.runtime import Array, Kernel, backend_of, dtype_name
 
 FILE = "columns.cu"
 VARIANTS: list[Variant] = [(FILE, {})]
-_ROWS = 64  # at once: a thread goes through the others
+_ROWS = 64  # rows of the grid; a thread loops over the others
 
 
 @lru_cache(maxsize=1024)
 def _numbers(windows: Windows, c: int, n: int) -> tuple[np.int32, ...]:
-    """The geometry as the kernels take it: three axes, the first ones of one cell where there are
-    fewer."""
+    """Return the geometry as kernel arguments: three axes, padded with leading axes of size 1."""
     ones, zeros = (1,) * (3 - len(windows.size)), (0,) * (3 - len(windows.size))
     before = tuple(pad for pad, _ in windows.pads)
     axes = windows.size, windows.out, windows.kernel, windows.stride

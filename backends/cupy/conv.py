@@ -1,12 +1,12 @@
-"""Convolution on CUDA through kernels of our own (cuda/conv.cu), for one and two axes: nothing is
-laid out in columns.
+"""Convolution on CUDA with portacnn's own kernels (cuda/conv.cu), for one and two axes, without
+columns in memory.
 
-With few channels in a group, groups.py computes it, in float32 whatever ``use_precision`` says.
-Large ones may go to cuDNN instead, where it was asked for (cudnn.py).
+With few channels per group, groups.py computes it, in float32 for any ``use_precision``. Large
+convolutions may use cuDNN if requested (cudnn.py).
 
 Notation as in ops/conv.py: N batch, C in-channels, O out-channels, G groups, K the kernel, S/OUT
-the spatial axes in/out. Declined, so that the portable op runs: three axes, other dtypes than
-float32 and float64, arrays of 2**31 numbers or more.
+the spatial axes in/out. These kernels decline three axes, dtypes other than float32 and float64,
+and arrays of 2**31 elements or more; the portable op then runs.
 """
 
 from typing import Any, NamedTuple
@@ -26,19 +26,21 @@ from portacnn.backends.cupy.nvrtc import (
     with_rounding,
 )
 from portacnn.backends.cupy.plan import SPLIT_TILES, VEC, WIDE_TILES, Tile
-from portacnn.backends.cupy.split import room_for_partials, sum_partials
+from portacnn.backends.cupy.split import empty_partials, sum_partials
 from portacnn.ops.layout import batch_first, batch_last
 from portacnn.ops.pool import max_pool, max_pool_backward
 from portacnn.ops.windows import Windows
 from portacnn.runtime import Array, Kernel, backend_of, dtype_name
 
 FILE = "conv.cu"
-# how a gradient is the convolution's own: FROM of cuda/conv.cu
+# the kind of dy: FROM of cuda/conv.cu
 PLAIN, AFTER_RELU, AFTER_POOL = 0, 1, 2
 
 
 def _vectors(tile: Tile) -> list[int]:
-    """What VEC of cuda/conv.cu may be: one value, or 16 bytes of the dtypes that the tile takes."""
+    """Return the values of VEC of cuda/conv.cu: one element, or 16 bytes of the dtypes that the
+    tile supports.
+    """
     return [1, *(vec for itemsize, vec in VEC.items() if tile.takes(itemsize))]
 
 
@@ -80,7 +82,9 @@ VARIANTS: list[Variant] = with_rounding(
 
 
 def _plan(x: Array, o: int, windows: Windows, groups: int, pooled: bool = False) -> Plan | None:
-    """For x (N, C, *S) as the convolution's input. None where the kernels can't do it."""
+    """Return the plan for x (N, C, *S) as the input, or None if the kernels do not support
+    the case.
+    """
     if (
         len(windows.size) > 2
         or not supported(dtype_name(x))
@@ -92,7 +96,9 @@ def _plan(x: Array, o: int, windows: Windows, groups: int, pooled: bool = False)
 
 
 def _pools_in_pairs(pool: Windows, axes: int) -> bool:
-    """Whether the forward kernel does this pooling: 2x2 with stride 2, nothing hanging over."""
+    """Return whether the forward kernel supports this pooling: 2x2 with stride 2, no window beyond
+    the edge.
+    """
     return (
         axes == 2
         and pool.kernel == pool.stride == (2, 2)
@@ -103,8 +109,9 @@ def _pools_in_pairs(pool: Windows, axes: int) -> bool:
 
 
 class _Saved(NamedTuple):
-    """What a forward keeps, in memory order: x (C, *S, N); after ReLU y, or where it was pooled on
-    the way, the winners."""
+    """What a forward pass stores, in memory order: x (C, *S, N); after ReLU y, or with fused
+    pooling the winners.
+    """
 
     x: Array
     weight: Array
@@ -113,7 +120,7 @@ class _Saved(NamedTuple):
     plan: Plan
     y: Array | None
     winner: Array | None
-    pool_cache: Any  # of the op max_pool, which ran by itself
+    pool_cache: Any  # of the op max_pool, if pooling was not fused
 
 
 def _forward(
@@ -169,7 +176,9 @@ def _convolve(
     pairs: bool,
     keep: bool,
 ) -> tuple[Array, Array | None]:
-    """xt (C, *S, N) -> y (O, *OUT, N), and of pairs the winners, uint8 of the same shape."""
+    """Return y (O, *OUT, N) for xt (C, *S, N), and with ``pairs`` the winners, uint8 of the same
+    shape.
+    """
     import cupy as cp
 
     sizes, tile = plan.sizes, plan.wide
@@ -205,7 +214,7 @@ def _input_gradient(
     bias: Array | None,
     shape: tuple[int, ...],
 ) -> Array:
-    """dyt (O, *OUT, N), after ReLU and pooling -> (C, *S, N), plus bias (C,)."""
+    """Return dx (C, *S, N), plus bias (C,), for dyt (O, *OUT, N) after ReLU and pooling."""
     import cupy as cp
 
     sizes, tile = plan.sizes, plan.back
@@ -237,7 +246,9 @@ def _weight_gradient(
     shape: tuple[int, ...],
     with_bias: bool,
 ) -> tuple[Array, Array | None]:
-    """xt (C, *S, N), dyt (O, *OUT, N) after ReLU and pooling -> dweight, dbias (O,)."""
+    """Return dweight and dbias (O,) for xt (C, *S, N) and dyt (O, *OUT, N) after ReLU and
+    pooling.
+    """
     import cupy as cp
 
     sizes, (tile, splits, each) = plan.sizes, plan.split
@@ -247,7 +258,7 @@ def _weight_gradient(
     if plan.few:
         cupy_groups.weight_gradient(plan, xt, dyt, y, dweight, dbias)
         return dweight, dbias
-    partials = room_for_partials(splits, rows, columns + with_bias, xt.dtype)
+    partials = empty_partials(splits, rows, columns + with_bias, xt.dtype)
     grid = (
         -(-(columns + with_bias) // tile.columns),
         -(-sizes.o // tile.rows),
@@ -314,8 +325,9 @@ def conv_backward(
 def conv_transpose(
     x: Array, weight: Array, bias: Array | None, windows: Windows, groups: int, *, keep: bool
 ) -> Any:
-    """What ``conv`` does to a gradient: ``windows`` lead from OUT to S, so there x stands where dy
-    does."""
+    """Compute the input gradient of ``conv`` as a forward pass. ``windows`` is the geometry from
+    OUT to S; x takes the place of dy.
+    """
     channels = weight.shape[1] * groups
     if (
         len(windows.size) > 2

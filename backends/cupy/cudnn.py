@@ -1,12 +1,12 @@
-"""Convolution on CUDA through cuDNN's graphs (package nvidia-cudnn-frontend), for those too large
-for our kernels to win.
+"""Convolution on CUDA with cuDNN's graphs (package nvidia-cudnn-frontend), for sizes at which
+portacnn's kernels are slower.
 
-Nothing of this has run on a GPU yet: it is off unless ``PORTACNN_CUDNN`` asks for it.
+None of this has run on a GPU yet, so it is off unless ``PORTACNN_CUDNN`` requests it.
 
 Notation as in conv.py: N batch, C in-channels and O out-channels of one group, G groups, H/W and
-OH/OW the axes in and out. cuDNN knows the number of groups from the channels of image and filter.
-It wants the batch first, so what lies (C, H, W, N) with us is packed anew on the way in and on the
-way out; ``takes`` counts that in.
+OH/OW the axes in and out. cuDNN derives the number of groups from the channels of image and filter.
+It needs the batch first, so arrays stored (C, H, W, N) are repacked before and after; ``takes``
+includes this cost.
 """
 
 import logging
@@ -26,30 +26,29 @@ from portacnn.runtime import Array, dtype_name
 VARIABLE = "PORTACNN_CUDNN"
 _CHOICES = ("0", "1", "all")
 _REMEDY = (
-    f"{VARIABLE} asks for cuDNN, and nvidia-cudnn-frontend is not installed: pip install "
+    f"{VARIABLE} requests cuDNN, but nvidia-cudnn-frontend is not installed: pip install "
     '"portacnn[cudnn]" '
-    f'(or "portacnn[cudnn12]" beside "portacnn[cuda12]"), or do without {VARIABLE}'
+    f'(or "portacnn[cudnn12]" with "portacnn[cuda12]"), or unset {VARIABLE}'
 )
 
 LARGE = 2**31
 MUCH = 256
-"""From how many multiply-adds on, and how many for each number that is packed, a convolution goes
-to cuDNN.
+"""cuDNN is used from LARGE multiply-adds on, if there are at least MUCH per repacked element.
 
-Reckoned, not measured: with 15e12 multiply-adds a second for our kernel and 24e12 for cuDNN's, a
-multiply-add saves 2.5e-14 s. Packing is some four launches more, 10 microseconds each, and 8 bytes
-read and written at 1e12 bytes a second for every number of image and result. The first is made up
-for by 1.6e9 multiply-adds, the second by 320 for each number: the powers of two next to them stand
-here.
+Estimated, not measured. At 15e12 multiply-adds per second for our kernel and 24e12 for cuDNN's, a
+multiply-add saves 2.5e-14 s. Repacking costs about four more launches of 10 microseconds each, and
+8 bytes read and written at 1e12 bytes per second for every element of image and result. The
+launches are amortized by 1.6e9 multiply-adds, the transfers by 320 per element. The constants are
+the nearest powers of two.
 """
-WORKSPACE = 512 * 2**20  # bytes: plans that need more room are left out
+WORKSPACE = 512 * 2**20  # bytes; plans that need more are rejected
 
 _ORDERS = {"float32": (0, 1, 2, 3), "tf32": (0, 2, 3, 1)}
-"""The axes of (N, C, H, W) in memory, by precision: tensor cores read channels side by side, other
-units planes.
+"""The memory order of (N, C, H, W) by precision: tensor cores read adjacent channels, other units
+planes.
 
-For bfloat16 and float16, convolutions stay with our kernels."""
-_ALIGNED = 16  # bytes: where cuDNN takes it that every tensor begins, if it is not told otherwise
+bfloat16 and float16 convolutions always use our kernels."""
+_ALIGNED = 16  # bytes; the alignment of tensors that cuDNN assumes by default
 _LAST = (3, 0, 1, 2)  # (C, H, W, N) -> (N, C, H, W)
 _TYPES = {"float32": "FLOAT", "float64": "DOUBLE"}
 _NOTES = (
@@ -59,32 +58,32 @@ _NOTES = (
     "WINOGRAD_TILE_13x13",
 )
 _EXACT_NOTES = (*_NOTES, "TENSOR_CORE")
-"""Numerical notes of engines that may not be chosen; with TENSOR_CORE among them, float32 is not
-rounded to TF32."""
+"""Numerical notes of engines that are excluded. Excluding TENSOR_CORE avoids rounding float32 to
+TF32."""
 
 _INPUTS = {"fprop": ("image", "weight"), "dgrad": ("loss", "filter"), "wgrad": ("image", "loss")}
 _RESULT = {"fprop": "loss", "dgrad": "image", "wgrad": "filter"}
-"""cuDNN's operations, what they call their two inputs, and like which their result is. The
-identifiers are 1, 2 and 3."""
+"""cuDNN's operations, the names of their two inputs, and the tensor whose shape their result has.
+The identifiers are 1, 2 and 3."""
 
 _log = logging.getLogger("portacnn")
 _lock = Lock()  # a handle and its plans serve one thread at a time
 _graphs: dict[tuple, Any] = {}
-"""Graph by what it was built for; None where cuDNN has none. Never dropped: a captured CUDA graph
-may go on using its code."""
+"""The graphs by case; None if cuDNN does not support it. They are never dropped, because a captured
+CUDA graph may still use their code."""
 
 
-# --- whether --------------------------------------------------------------------------------------
+# --- selection ------------------------------------------------------------------------------------
 
 
 @cache
 def choice() -> str:
-    """What ``PORTACNN_CUDNN`` says: "0" for never, "1" for large convolutions, "all" for every one
-    (to measure by).
+    """Return the value of ``PORTACNN_CUDNN``: "0" never, "1" large convolutions, "all" every
+    convolution (for measurements).
 
     Raises:
-        ArgumentError: another word.
-        BackendError: cuDNN was asked for and can't be had; with the remedy.
+        ArgumentError: if the value is another string.
+        BackendError: if cuDNN is requested and unavailable. The message names the fix.
     """
     word = os.environ.get(VARIABLE) or "0"
     if word not in _CHOICES:
@@ -102,19 +101,17 @@ def _library() -> Any:
         if error.name != "cudnn":
             raise BackendError(f"nvidia-cudnn-frontend is installed but does not load: {error}")
         raise BackendError(_REMEDY)
-    # the last two: libcudnn is missing or does not fit
+    # OSError and RuntimeError: libcudnn is missing or of another version
     except (ImportError, OSError, RuntimeError) as error:
         raise BackendError(
-            f"nvidia-cudnn-frontend is installed but does not load: {error}; it needs cuDNN for "
-            "the CUDA at hand: "
-            "nvidia-cudnn-cu13 or nvidia-cudnn-cu12"
+            f"nvidia-cudnn-frontend is installed but does not load: {error}; install cuDNN for "
+            "your CUDA version: nvidia-cudnn-cu13 or nvidia-cudnn-cu12"
         )
     return cudnn
 
 
 def takes(plan: Plan) -> bool:
-    """Whether a convolution of this geometry goes to cuDNN, as far as its size tells; raises as
-    ``choice`` does."""
+    """Return whether a convolution of this size uses cuDNN. Raises the errors of ``choice``."""
     word = choice()
     if word == "0" or _precision() not in _ORDERS:
         return False
@@ -125,7 +122,7 @@ def takes(plan: Plan) -> bool:
 
 
 def _precision() -> str:
-    """What ``ops.use_precision`` says here, where there is such a thing: "float32" else."""
+    """Return the precision set by ``ops.use_precision``, by default "float32"."""
     return str(getattr(dispatch, "precision", lambda: "float32")())
 
 
@@ -133,8 +130,9 @@ def _precision() -> str:
 
 
 def pads(plan: Plan) -> tuple[list[int], list[int]]:
-    """Before and behind, for H and W. Alike on both sides where that gives the same result: more
-    engines take that."""
+    """Return the padding before and after H and W. It is symmetric if that has the same result,
+    because more engines support it.
+    """
     g = plan.sizes
     before, behind = [g.top, g.left], []
     for size, out, k, s, d, p in (
@@ -143,15 +141,15 @@ def pads(plan: Plan) -> tuple[list[int], list[int]]:
     ):
         reach = (k - 1) * d + 1
         alike = (size + 2 * p - reach) // s + 1 == out
-        # Else as much as the last window needs: where that is less than nothing, inputs are left
-        # over anyway.
+        # Otherwise as much as the last window needs; if that is negative, some inputs are not read.
         behind.append(p if alike else max(0, (out - 1) * s + reach - size - p))
     return before, behind
 
 
 def _shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
-    """By cuDNN's names: image (N, C, H, W) of all groups, weight or filter, and loss, which is the
-    result or its gradient."""
+    """Return the shapes by cuDNN's names: image (N, C, H, W) of all groups, weight or filter, and
+    loss (the result or its gradient).
+    """
     g = plan.sizes
     o = g.o * plan.groups
     kernels = (o, g.c, g.kh, g.kw)
@@ -160,7 +158,7 @@ def _shapes(plan: Plan) -> dict[str, tuple[int, ...]]:
 
 
 def _strides(shape: Sequence[int], order: Sequence[int]) -> list[int]:
-    """In numbers, of a tensor whose axes lie in memory in this order."""
+    """Return the strides, in elements, of a tensor whose axes lie in memory in this order."""
     strides, step = [0] * len(shape), 1
     for axis in reversed(order):
         strides[axis] = step
@@ -170,7 +168,7 @@ def _strides(shape: Sequence[int], order: Sequence[int]) -> list[int]:
 
 @cache
 def _handle(device: int) -> Any:
-    """cuDNN's handle for the current device, which is ``device``."""
+    """Return cuDNN's handle for the current device, which is ``device``."""
     return _library().create_handle()
 
 
@@ -211,7 +209,7 @@ def _build(kind: str, plan: Plan, dtype: str, precision: str, device: int) -> An
     graph.validate()
     graph.build_operation_graph()
     graph.create_execution_plans([cudnn.heur_mode.A, cudnn.heur_mode.FALLBACK])
-    # Only now: these mark plans, and before there are some they mark nothing.
+    # These calls mark plans, so they must follow the creation of plans.
     notes = _EXACT_NOTES if precision == "float32" else _NOTES
     graph.deselect_numeric_notes([getattr(cudnn.numerical_note, note) for note in notes])
     graph.deselect_workspace_greater_than(WORKSPACE)
@@ -221,8 +219,9 @@ def _build(kind: str, plan: Plan, dtype: str, precision: str, device: int) -> An
 
 
 def _graph(kind: str, plan: Plan, dtype: str) -> Any:
-    """Built at first use; None where cuDNN has nothing for it, and while a stream is being
-    captured, when nothing may be built."""
+    """Return the cached graph, built on first use. None if cuDNN does not support the case, or
+    during a capture, when nothing may be built.
+    """
     import cupy as cp
 
     precision, device = _precision(), int(cp.cuda.Device().id)
@@ -237,7 +236,7 @@ def _graph(kind: str, plan: Plan, dtype: str) -> Any:
             _graphs[key] = _build(kind, plan, dtype, precision, device)
         except refusals as error:
             _log.warning(
-                "cuDNN refuses %s of %s %s, which our kernel does: %s",
+                "cuDNN does not support %s of %s %s, so portacnn's own kernel is used: %s",
                 kind,
                 dtype,
                 plan.sizes,
@@ -248,8 +247,9 @@ def _graph(kind: str, plan: Plan, dtype: str) -> Any:
 
 
 def _run(graph: Any, first: Array, second: Array, result: Array) -> None:
-    """On the current stream, without waiting. The workspace goes back to CuPy's pool, which hands
-    it out in the stream's order."""
+    """Execute on the current stream without waiting. The workspace returns to CuPy's pool, which
+    reuses it in stream order.
+    """
     import cupy as cp
 
     with _lock:
@@ -266,18 +266,20 @@ def _run(graph: Any, first: Array, second: Array, result: Array) -> None:
 
 
 def _packed(array: Array) -> Array:
-    """(N, C, H, W), or a filter, of any strides -> the same where it lies as cuDNN is told that it
-    does, else a copy."""
+    """Return the array (N, C, H, W), or filter, with cuDNN's strides and alignment. Copies if
+    necessary.
+    """
     import cupy as cp
 
     order = _ORDERS[_precision()]
     packed = cp.ascontiguousarray(array.transpose(order))
-    if packed.data.ptr % _ALIGNED:  # a network's weights lie one after the other, with no gaps
+    if packed.data.ptr % _ALIGNED:  # a network's weights are adjacent, so one may be unaligned
         packed = packed.copy()
     return packed.transpose(np.argsort(order).tolist())
 
 
-def _room(shape: Sequence[int], dtype: Any) -> Array:
+def _empty(shape: Sequence[int], dtype: Any) -> Array:
+    """Allocate an array with cuDNN's strides."""
     import cupy as cp
 
     order = _ORDERS[_precision()]
@@ -287,7 +289,7 @@ def _room(shape: Sequence[int], dtype: Any) -> Array:
 
 
 def _batch_last(array: Array) -> Array:
-    """(N, C, H, W) -> (C, H, W, N), packed."""
+    """Copy (N, C, H, W) to (C, H, W, N)."""
     import cupy as cp
 
     return cp.ascontiguousarray(array.transpose(1, 2, 3, 0))
@@ -297,7 +299,9 @@ def _batch_last(array: Array) -> Array:
 
 
 def forward(plan: Plan, xt: Array, weight: Array, bias: Array | None, relu: bool) -> Array | None:
-    """xt (C, *S, N), weight (O, C/G, *K) -> y (O, OH, OW, N), packed. None where cuDNN can't."""
+    """Return y (O, OH, OW, N) for xt (C, *S, N) and weight (O, C/G, *K). None if cuDNN does not
+    support the case.
+    """
     import cupy as cp
 
     graph = _graph("fprop", plan, dtype_name(xt))
@@ -305,7 +309,7 @@ def forward(plan: Plan, xt: Array, weight: Array, bias: Array | None, relu: bool
         return None
     shapes, g = _shapes(plan), plan.sizes
     x = _packed(xt.reshape(-1, g.h, g.w, g.n).transpose(_LAST))
-    result = _room(shapes["loss"], xt.dtype)
+    result = _empty(shapes["loss"], xt.dtype)
     _run(graph, x, _packed(weight.reshape(shapes["filter"])), result)
     y = _batch_last(result)
     if bias is not None:
@@ -322,8 +326,9 @@ def gradients(
     with_bias: bool,
     need_dx: bool,
 ) -> tuple[Array | None, Array, Array | None] | None:
-    """xt (C, *S, N), dyt (O, *OUT, N) and, after ReLU, y like it -> dx as xt, dweight, dbias (O,).
-    None where cuDNN can't."""
+    """Return dx like xt, dweight and dbias (O,) for xt (C, *S, N), dyt (O, *OUT, N) and, after
+    ReLU, y. None if cuDNN does not support the case.
+    """
     import cupy as cp
 
     dtype = dtype_name(xt)
@@ -336,11 +341,11 @@ def gradients(
     dbias = dyt.reshape(dyt.shape[0], -1).sum(axis=1) if with_bias else None
     dy = _packed(dyt.reshape(-1, g.oh, g.ow, g.n).transpose(_LAST))
     x = _packed(xt.reshape(-1, g.h, g.w, g.n).transpose(_LAST))
-    dweight = _room(shapes["filter"], xt.dtype)
+    dweight = _empty(shapes["filter"], xt.dtype)
     _run(graphs[0], x, dy, dweight)
     dweight = cp.ascontiguousarray(dweight).reshape(weight.shape)
     if not need_dx:
         return None, dweight, dbias
-    dx = _room(shapes["image"], xt.dtype)
+    dx = _empty(shapes["image"], xt.dtype)
     _run(graphs[1], dy, _packed(weight.reshape(shapes["filter"])), dx)
     return _batch_last(dx).reshape(xt.shape), dweight, dbias

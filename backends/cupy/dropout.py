@@ -1,7 +1,7 @@
-"""Dropout on CUDA (cuda/dropout.cu), with the bits of the portable masks: one launch each way.
+"""Dropout on CUDA (cuda/dropout.cu), with the bits of the portable masks: one launch per pass.
 
-No mask is kept: the way back hashes anew, from two words a sample that the forward wrote down. So
-the step's number may have changed by then.
+No mask is stored. The backward pass computes the hash again from two words per sample that the
+forward pass stored, so the step number may have changed by then.
 """
 
 from math import prod
@@ -16,8 +16,8 @@ from portacnn.runtime import Array, Kernel, backend_of, dtype_name
 
 FILE = "dropout.cu"
 VARIANTS: list[Variant] = [(FILE, {})]
-_ACROSS, _LONG = 32, 64  # samples of a block, and numbers of each
-_MOST_STRETCHES = 65535  # of a grid
+_ACROSS, _LONG = 32, 64  # samples per block, and elements of each
+_MOST_STRETCHES = 65535  # limit of a grid dimension
 
 
 class _Saved(NamedTuple):
@@ -36,7 +36,7 @@ def _launch(
     first: Any,
     how: Any,
 ) -> Array:
-    """x (N, C, *S) with numbers dropped."""
+    """Return x (N, C, *S) with elements dropped."""
     import cupy as cp
 
     threshold, scale, inner = how

@@ -1,6 +1,6 @@
-"""ReLU, sums of arrays and batches taken from a set on CUDA (cuda/elementwise.cu): one launch each.
+"""ReLU, sums of arrays, and batches from a data set on CUDA (cuda/elementwise.cu): one launch each.
 
-Notation: N batch, C channels, S the spatial axes; of ``take_batch`` as in ops/batch.py.
+Notation: N batch, C channels, S the spatial axes; for ``take_batch`` as in ops/batch.py.
 """
 
 from math import prod
@@ -24,12 +24,12 @@ from portacnn.runtime import Array, Kernel, backend_of, dtype_name
 
 FILE = "elementwise.cu"
 VARIANTS: list[Variant] = [(FILE, {"BYTES": 0}), (FILE, {"BYTES": 1})]
-_AT_ONCE = 4  # arrays that one launch adds up
-_MOST_TILES = 65535  # of a grid
+_AT_ONCE = 4  # arrays that one launch adds
+_MOST_TILES = 65535  # limit of a grid dimension
 
 
 def _launch(name: str, *arguments: Any, like: Array) -> None:
-    """A thread for each number of ``like``, or for every so many."""
+    """Launch with threads that loop over the elements of ``like``."""
     run = kernel(FILE, name, dtype_name(like), BYTES=0)
     run(blocks_for(like.size), (THREADS,), (*arguments, np.int32(like.size)))
 
@@ -56,8 +56,9 @@ def relu_backward(dy: Array, y: Any) -> Array:
 
 
 def _sum(parts: list[Array], relu: bool) -> Any:
-    """The sum as it lies in memory, which is as the first part does, and whether that is
-    batch-last."""
+    """Return the sum in memory order, with the layout of the first part, and whether that is
+    batch-last.
+    """
     import cupy as cp
 
     if len(parts) < 2 or not can(*parts):

@@ -1,5 +1,4 @@
-"""One convolution's geometry on CUDA, and the plan that follows from it: which tiles it takes, and
-how it is walked.
+"""The geometry of one convolution on CUDA and its plan: the tiles and how the depth is traversed.
 
 Notation as in ops/conv.py. Plain numbers only.
 """
@@ -12,24 +11,24 @@ import numpy as np
 from portacnn.backends.cupy.plan import STEP, Split, Tile, split_tile, wide_tile
 from portacnn.ops.windows import Plane, Windows
 
-VALUE_BY_VALUE, BY_TAP, WHOLE_STEPS = 0, 1, 2  # how the depth is walked: BY_TAP of cuda/conv.cu
-FEW = 4  # channels of a group, in and out: with more, a tile of a matrix product has less to waste
+VALUE_BY_VALUE, BY_TAP, WHOLE_STEPS = 0, 1, 2  # traversal of the depth: BY_TAP of cuda/conv.cu
+FEW = 4  # channels per group, in and out; with more, matrix product tiles waste less
 _MOST = 2**31 - 1
 
 
 class Plan(NamedTuple):
-    """What a convolution of one geometry and batch needs to be launched, worked out once."""
+    """The launch parameters of a convolution of one geometry and batch size."""
 
     sizes: Plane
     groups: int
     numbers: tuple[np.int32, ...]  # the sizes
     taps: int
-    wide: Tile  # of the forward
-    back: Tile  # of the input's gradient
-    split: Split  # of the weight's
-    forward_walk: int  # of the depth: BY_TAP of cuda/conv.cu
+    wide: Tile  # of the forward pass
+    back: Tile  # of the input gradient
+    split: Split  # of the weight gradient
+    forward_walk: int  # BY_TAP of cuda/conv.cu
     input_walk: int
-    few: bool  # channels in a group: groups.py computes it
+    few: bool  # few channels per group: groups.py computes it
 
     @property
     def cells(self) -> int:
@@ -40,18 +39,19 @@ class Plan(NamedTuple):
 def plan_of(
     windows: Windows, c: int, o: int, groups: int, n: int, pooled: bool, itemsize: int
 ) -> Plan | None:
-    """``windows`` lead from C channels to O. None if indices would not fit into 32 bits, or the
-    grid would be too large."""
+    """Return the plan of a convolution from C to O channels. None if indices do not fit into 32
+    bits, or the grid is too large.
+    """
     sizes = Plane.of(windows, c // groups, o // groups, n)
     h, w, oh, ow = sizes.h, sizes.w, sizes.oh, sizes.ow
     cells, taps, phases = oh * ow * n, sizes.kh * sizes.kw, sizes.sh * sizes.sw
-    # What a tile hangs over the end, and the padding, are counted as well.
+    # Includes the parts of tiles beyond the end, and the padding.
     reach = (h + sizes.kh * sizes.dh + sizes.top) * (w + sizes.kw * sizes.dw + sizes.left)
     largest = max(c * h * w * n, o * cells + 512 * o, o * c * taps, reach * n)
     split = split_tile(sizes.o, sizes.c * taps + 1, cells, groups)
     if largest > _MOST // 2 or groups * max(phases, split.splits) > 65535 or max(c, o) > 65535:
         return None
-    # Pooled or not, all outputs are computed: but where the last row or column has no window.
+    # With pooling too, all outputs are computed, except a last row or column without a window.
     seen = (oh // 2) * (ow // 2) * 4 * n if pooled else cells
     wide = wide_tile(sizes.o, seen, groups, itemsize)
     back = wide_tile(
@@ -64,7 +64,9 @@ def plan_of(
 
 
 def _walk(channels: int, tile: Tile, itemsize: int) -> int:
-    """By tap, unless a third or more of the last step's channels would be computed for nothing."""
+    """Return BY_TAP, unless at least a third of the last step's channels would be computed for
+    nothing.
+    """
     whole = -(-channels // STEP[itemsize]) * STEP[itemsize]
     if channels == whole and tile.slices == 1:
         return WHOLE_STEPS
@@ -72,6 +74,7 @@ def _walk(channels: int, tile: Tile, itemsize: int) -> int:
 
 
 def few_channels(c: int, o: int, groups: int) -> bool:
-    """Whether a convolution with C in-channels and O out-channels in each group goes to the kernels
-    of groups.cu."""
+    """Return whether a convolution with C in-channels and O out-channels per group uses the kernels
+    of groups.cu.
+    """
     return groups > 1 and max(c, o) <= FEW

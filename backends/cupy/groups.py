@@ -1,5 +1,5 @@
-"""Convolution on CUDA with few channels in a group, depthwise above all (cuda/groups.cu): what
-conv.py launches for these.
+"""Convolution on CUDA with few channels per group, such as depthwise (cuda/groups.cu). Launched by
+conv.py.
 
 Notation as in conv.py: arrays in memory order, xt (C, *S, N), yt and dyt (O, *OUT, N), of all
 groups.
@@ -13,7 +13,7 @@ from portacnn.backends.cupy.geometry import Plan
 from portacnn.backends.cupy.memory import THREADS, or_null, vector
 from portacnn.backends.cupy.nvrtc import Variant, kernel
 from portacnn.backends.cupy.plan import ENOUGH, VEC
-from portacnn.backends.cupy.split import room_for_partials, sum_partials
+from portacnn.backends.cupy.split import empty_partials, sum_partials
 from portacnn.runtime import Array, dtype_name
 
 FILE = "groups.cu"
@@ -49,7 +49,9 @@ def convolve(
 def input_gradient(
     plan: Plan, dyt: Array, y: Array | None, weight: Array, bias: Array | None, dx: Array
 ) -> None:
-    """Write dx (C, *S, N), plus bias (C,). y: where it isn't above 0, dyt counts as 0."""
+    """Write dx (C, *S, N), plus bias (C,). If y is given, dyt counts as 0 where y is not
+    above 0.
+    """
     vec = vector(plan.sizes.n, dyt, y, dx)
     run = kernel(
         FILE, "group_input_gradient", dtype_name(dyt), INPUT=1, FROM=int(y is not None), VEC=vec
@@ -65,11 +67,11 @@ def weight_gradient(
     sizes, rows, columns = plan.sizes, dyt.shape[0], plan.sizes.c * plan.taps
     vec = vector(sizes.n, xt, dyt, y)
     pieces = sizes.c * sizes.kh * -(-sizes.kw // TAPS)
-    # As many shares of the cells as fill a GPU, each of some rounds of a block's threads.
+    # Enough parts of the cells to fill a GPU, each with several rounds of a block's threads.
     splits = max(1, min(-(-ENOUGH // (rows * pieces)), plan.cells // (8 * THREADS)))
     each = _blocks(-(-plan.cells // splits), vec) * THREADS * vec
     splits = -(-plan.cells // each)
-    partials = room_for_partials(splits, rows, columns + (dbias is not None), xt.dtype)
+    partials = empty_partials(splits, rows, columns + (dbias is not None), xt.dtype)
     run = kernel(
         FILE, "group_weight_gradient", dtype_name(xt), WEIGHT=1, FROM=int(y is not None), VEC=vec
     )

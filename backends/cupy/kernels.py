@@ -1,6 +1,6 @@
-"""The CUDA kernels of CuPy's backend: one table out of those of the modules.
+"""The CUDA kernels of the CuPy backend: the tables of the modules, joined.
 
-Importing this needs no CuPy: sources are compiled when first launched.
+Importing this module does not need CuPy: sources are compiled at the first launch.
 """
 
 from portacnn.backends.cupy import (

@@ -1,9 +1,9 @@
-"""Affine maps on CUDA, with ReLU where it follows, through a matrix product of our own
-(cuda/gemm.cu): it can be captured.
+"""Affine maps on CUDA, optionally with ReLU, with portacnn's own matrix product (cuda/gemm.cu),
+which can be captured.
 
 Notation as in ops/_linear.py: N batch, F in-features, O out-features; x.T (F, N) and y.T (O, N) are
-the contiguous ones. With a batch of 100, 4320 features and 100 outputs there are few results and
-much depth, so the depth is split over blocks.
+contiguous. With a batch of 100, 4320 features and 100 outputs, there are few results and a large
+depth, so the depth is split over blocks.
 """
 
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ import numpy as np
 from portacnn.backends.cupy.memory import THREADS, or_null
 from portacnn.backends.cupy.nvrtc import Variant, kernel, rounding, supported, with_rounding
 from portacnn.backends.cupy.plan import SPLIT_TILES, split_tile
-from portacnn.backends.cupy.split import room_for_partials, sum_partials
+from portacnn.backends.cupy.split import empty_partials, sum_partials
 from portacnn.runtime import Array, Kernel, backend_of, dtype_name
 
 FILE = "gemm.cu"
@@ -30,17 +30,18 @@ _MOST = 2**31 - 1
 
 
 class _Factor(NamedTuple):
-    """A matrix (lines, depth) as it lies: ``deep`` where neighbours of depth lie together."""
+    """A matrix (lines, depth) in memory order. ``deep``: elements along the depth are adjacent."""
 
     array: Array
     deep: bool
-    step: np.int32  # along the other axis
-    mask: Array | None  # laid out alike: what stands where it isn't above 0 counts as 0
+    step: np.int32  # stride of the other axis
+    mask: Array | None  # same layout; elements count as 0 where it is not above 0
 
 
 def _factor(array: Array, mask: Array | None = None) -> _Factor:
-    """Of a matrix (lines, depth), copied where neighbours lie apart along both of its axes, or the
-    mask lies otherwise."""
+    """Return the factor of a matrix (lines, depth). Copies if no axis is contiguous, or the mask
+    has other strides.
+    """
     size, (line, deep), (lines, depth) = array.itemsize, array.strides, array.shape
     if deep == size or depth == 1:
         is_deep, step, count = True, line // size, lines
@@ -58,15 +59,16 @@ def _factor(array: Array, mask: Array | None = None) -> _Factor:
 def _product(
     a: _Factor, b: _Factor, bias: Array | None = None, relu: bool = False, with_ones: bool = False
 ) -> tuple[Array, Array | None]:
-    """a (M, K), b (N, K) -> a @ b.T (M, N), plus bias (M,), and ReLU; and the sums of a's rows (M,)
-    if asked for."""
+    """Return a @ b.T (M, N) of a (M, K) and b (N, K), plus bias (M,), and ReLU; and with
+    ``with_ones`` the sums of a's rows (M,).
+    """
     import cupy as cp
 
     (m, depth), n = a.array.shape, b.array.shape[0]
     tile, splits, each = split_tile(m, n + with_ones, depth, 1)
     z = cp.empty((m, n), dtype=a.array.dtype)
     ones = cp.empty((m,), dtype=z.dtype) if with_ones else None
-    partials = room_for_partials(splits, m, n + with_ones, z.dtype)
+    partials = empty_partials(splits, m, n + with_ones, z.dtype)
     defines: dict[str, str | int] = {
         "A_DEEP": int(a.deep),
         "B_DEEP": int(b.deep),

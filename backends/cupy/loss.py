@@ -1,8 +1,8 @@
 """Softmax cross-entropy on CUDA (cuda/loss.cu), for integer labels and the mean: one launch for
 small batches, else two.
 
-The gradient is made on the way: where nothing comes from above but 1.0, the way back is no launch
-at all.
+The forward pass also computes the gradient. If the gradient of the loss is 1.0, the backward pass
+needs no launch.
 """
 
 from typing import Any
@@ -15,13 +15,13 @@ from portacnn.runtime import Array, Kernel, backend_of, dtype_name
 
 FILE = "loss.cu"
 VARIANTS: list[Variant] = [(FILE, {})]
-_EACH = 8  # classes to a thread
-# of samples that one block may take by itself: fewer than a second launch takes time for
+_EACH = 8  # classes per thread
+# rounds of samples that one block may process; more take longer than a second launch
 _ROUNDS = 4
 
 
 def _plan(n: int, classes: int) -> tuple[int, int]:
-    """Threads to a sample, and blocks."""
+    """Return the number of threads per sample and of blocks."""
     lanes = 1
     while lanes * _EACH < classes and lanes < THREADS:
         lanes *= 2

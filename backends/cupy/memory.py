@@ -1,5 +1,6 @@
-"""How arrays lie in a CUDA device's memory, and how many blocks go through them: what the host
-sides of kernels share."""
+"""Memory layouts of arrays on a CUDA device and grid sizes, shared by the host code of the
+kernels.
+"""
 
 from typing import Any
 
@@ -13,22 +14,25 @@ from portacnn.runtime import Array, backend_of, dtype_name
 
 THREADS = 256
 _VECTOR = 16  # bytes
-FULL = 8 * PROCESSORS  # blocks of 256 threads: as many as run at once
-# numbers of an array: indices, and what is added to them on the way, then fit into an int
+FULL = 8 * PROCESSORS  # blocks of 256 threads that run at once
+# elements of an array; indices plus offsets then fit into an int
 MOST = 2**30
 
 
 def or_null(array: Array | None) -> Any:
+    """Return the array, or NULL for None."""
     return NULL if array is None else array
 
 
 def address(array: Array) -> int:
+    """Return the address of the array's first element."""
     return array.data.ptr
 
 
 def vector(n: int, *arrays: Array | None) -> int:
-    """How many numbers of these arrays a thread may read at once where their last axis of n lies
-    together: 16 bytes, or 1."""
+    """Return how many elements of these arrays, whose last axis has size n, a thread may read at
+    once: 16 bytes, or 1.
+    """
     count = _VECTOR // arrays[0].itemsize
     return (
         count
@@ -39,16 +43,18 @@ def vector(n: int, *arrays: Array | None) -> int:
 
 
 def at_or_value(number: Any, dtype: str) -> tuple[Any, Any]:
-    """A number that may stand in the device's memory, as kernels take one: (where, 0), or (NULL,
-    the number itself)."""
+    """Return a kernel's two arguments for a number that may be in device memory: (array, 0) or
+    (NULL, number).
+    """
     if hasattr(number, "shape") and not isinstance(number, np.generic):
         return number.astype(dtype, copy=False), 0
     return NULL, number
 
 
 def can(*arrays: Array) -> bool:
-    """Whether kernels take these arrays: of float32 or of float64, all of them, not empty and not
-    too large."""
+    """Return whether the kernels support these arrays: all float32 or all float64, not empty and
+    not too large.
+    """
     first = arrays[0].dtype
     return supported(dtype_name(arrays[0])) and all(
         a.dtype == first and 0 < a.size <= MOST for a in arrays
@@ -56,30 +62,33 @@ def can(*arrays: Array) -> bool:
 
 
 def reachable(windows: Windows) -> bool:
-    """Whether the cells that windows reach over, padding included, are no more than an int counts
-    on each axis, and worth it."""
+    """Return whether an int can count the cells that the windows span on each axis, padding
+    included, and the windows are not sparse.
+    """
     return not windows.sparse and all(
         2 * e + a + b < 2**31 for e, (a, b) in zip(windows.extent, windows.pads, strict=True)
     )
 
 
 def blocks_for(count: int) -> tuple[int]:
-    """A grid for threads that go on to every so many numbers."""
+    """Return a grid for kernels whose threads loop over all elements."""
     return (min(-(-count // THREADS), FULL),)
 
 
 def lies_last(x: Array) -> bool:
-    """Whether x (N, C, ...) lies batch-last in memory, or, where it lies neither way, is to be laid
-    so."""
+    """Return whether x (N, C, ...) is stored batch-last, or, if it is contiguous in neither order,
+    will be.
+    """
     return x.ndim > 1 and not x.flags.c_contiguous
 
 
 def laid(x: Array, last: bool) -> Array:
-    """x as it lies in memory, contiguous: (C, ..., N) if ``last``, else (N, C, ...). A copy where
-    it lies otherwise."""
+    """Return x in memory order, contiguous: (C, ..., N) if ``last``, else (N, C, ...). Copies if
+    necessary.
+    """
     return backend_of(x).contiguous(batch_last(x) if last else x)
 
 
 def unlaid(memory: Array, last: bool) -> Array:
-    """Undoes ``laid``."""
+    """Undo ``laid``."""
     return batch_first(memory) if last else memory

@@ -1,12 +1,12 @@
-"""CuPy's namespace by the standard, with what must not happen while a step is captured taken out.
+"""CuPy's array API namespace, without operations that must not happen during the capture of a step.
 
-It is array-api-compat's, but for four functions. Two wait for the device: compat's ``clip`` and
-``sign`` write through a mask, and CuPy counts what is true in a mask on the host. Two send: to join
-more than 8 arrays, CuPy copies a table of their addresses from pinned memory. In a captured step
-the table would become a copy from the host and an event that is never done, and from there on no
-pinned memory would be used again. On the null stream, which nothing can capture, the table is the
-faster way, and is left to CuPy: so the steps before a capture, on a stream of their own, already do
-what the captured one does, and have compiled what it needs.
+It is array-api-compat's namespace except for four functions. Two synchronize with the device:
+compat's ``clip`` and ``sign`` write through a mask, and CuPy counts the true elements of a mask on
+the host. Two transfer: to join more than 8 arrays, CuPy copies a table of their addresses from
+pinned memory. In a captured step this would record a copy from the host and an event that never
+completes, and CuPy would not reuse pinned memory any more. On the null stream, which cannot be
+captured, the table is faster and is kept. The steps before a capture run on their own stream, so
+they use the functions of the captured step and compile what it needs.
 """
 
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ from typing import Any
 
 from portacnn.runtime import Array
 
-_JOINED_AT_ONCE = 8  # arrays, by cupy.concatenate without a table
+_JOINED_AT_ONCE = 8  # arrays that cupy.concatenate joins without a table
 
 
 @cache
 def namespace(compat: ModuleType) -> Any:
-    """``array_api_compat.cupy`` with the functions of this file in place of its own."""
+    """Return ``array_api_compat.cupy`` with the functions of this file instead of its own."""
     import cupy as cp
 
     def clip(x: Array, /, min: Any = None, max: Any = None) -> Array:
@@ -35,7 +35,7 @@ def namespace(compat: ModuleType) -> Any:
     def sign(x: Array, /) -> Array:
         if x.dtype.kind != "f":
             return compat.sign(x)
-        return cp.where(x > 0, 1.0, cp.where(x < 0, -1.0, x))  # NaN stays, which cupy.sign forgets
+        return cp.where(x > 0, 1.0, cp.where(x < 0, -1.0, x))  # keeps NaN, unlike cupy.sign
 
     def concat(arrays: Sequence[Array], /, *, axis: int | None = 0) -> Array:
         if len(arrays) <= _JOINED_AT_ONCE or cp.cuda.get_current_stream().ptr == 0:

@@ -1,7 +1,7 @@
-"""Batch norm on CUDA, with ReLU where it follows (cuda/norm.cu): two launches in training, one
-else, and two for the gradient.
+"""Batch norm on CUDA, optionally with ReLU (cuda/norm.cu): two launches in training, one in
+inference, two for the gradient.
 
-What is kept is x itself and five numbers for each channel. Notation: rows (C, P) are x with the
+The backward pass uses x itself and five values per channel. Notation: rows (C, P) are x with the
 batch last, P = S*N.
 """
 
@@ -16,10 +16,10 @@ from portacnn.runtime import Array, Kernel, backend_of, dtype_name
 
 FILE = "norm.cu"
 VARIANTS: list[Variant] = [(FILE, {})]
-# numbers of a part: for fewer, combining the parts takes longer than going through them
+# elements of a part; with fewer, combining parts takes longer than reading them
 _LEAST = 4 * THREADS
-_MOST_PARTS = 128  # a block combines them, one to a thread
-_MOST_CHANNELS = 65535  # of a grid
+_MOST_PARTS = 128  # a block combines them, one per thread
+_MOST_CHANNELS = 65535  # limit of a grid dimension
 
 
 class _Saved(NamedTuple):
@@ -32,10 +32,11 @@ class _Saved(NamedTuple):
 
 
 def cut(channels: int, count: int) -> tuple[int, int]:
-    """In how many parts the ``count`` numbers of a channel are cut, and how many are in each but
-    the last."""
+    """Return the number of parts of a channel's ``count`` elements, and the size of each but the
+    last.
+    """
     parts = max(1, min(-(-FULL // channels), count // _LEAST, _MOST_PARTS))
-    each = -(-count // (parts * 32)) * 32  # whole lines of memory
+    each = -(-count // (parts * 32)) * 32  # whole cache lines
     return -(-count // each), each
 
 

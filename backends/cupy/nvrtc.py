@@ -1,11 +1,9 @@
-"""CUDA sources under ``backends/cupy/cuda``, compiled by NVRTC when they are first launched, and
-their kernels.
+"""CUDA sources in ``backends/cupy/cuda``, compiled by NVRTC at the first launch, and their kernels.
 
-A source knows its element type as ``REAL`` (float or double); what else it wants to know while it
-is compiled comes as defines. ``PRECISION`` among them makes products go to tensor cores
-(cuda/mma.cuh). Arguments of a launch are CuPy arrays, ``NULL`` for one that is not there, and
-numbers of the kernel's own types: np.int32 for int, np.int64 for long long, np.float32 or
-np.float64, np.bool_. CuPy hands them over as they are, unchecked.
+The element type of a source is ``REAL`` (float or double); other compile-time parameters are
+defines. The define ``PRECISION`` makes products use tensor cores (cuda/mma.cuh). Launch arguments
+are CuPy arrays, ``NULL`` for an absent array, and numbers of the kernel's types: np.int32 for int,
+np.int64 for long long, np.float32 or np.float64, np.bool_. CuPy passes them unchecked.
 """
 
 import re
@@ -19,34 +17,35 @@ import numpy as np
 from portacnn.ops.dispatch import PRECISIONS, precision
 
 NULL = np.uint64(0)
-"""The pointer to nothing."""
+"""The null pointer."""
 
 Launcher = Callable[[tuple[int, ...], tuple[int, ...], tuple[Any, ...]], None]
-"""(grid, block, arguments): on the current device and stream, without waiting."""
+"""(grid, block, arguments): launches on the current device and stream, without waiting."""
 
 Variant = tuple[str, dict[str, str | int]]
-"""A source's file name and the defines it is used with, beside REAL. Host modules list theirs as
+"""The file name of a source and its defines other than REAL. Host modules list theirs as
 ``VARIANTS``."""
 
 _REAL = {"float32": "float", "float64": "double"}
 _ROUNDINGS: list[dict[str, str | int]] = [
     {"PRECISION": number} for number in range(1, len(PRECISIONS))
 ]
-_TENSOR_CORES = 80  # the first compute capability whose tensor cores take TF32 and bfloat16
+_TENSOR_CORES = 80  # the first compute capability whose tensor cores support TF32 and bfloat16
 _INCLUDE = re.compile(r'^#include "(\w+\.cuh)"$', re.MULTILINE)
 
 
 @cache
 def source(file: str) -> str:
-    """The text of a file of ``backends/cupy/cuda`` with the ones it includes put in, so that CuPy's
-    cache sees changes in those."""
+    """Return a file of ``backends/cupy/cuda`` with its includes inserted, so that CuPy's cache
+    detects changes in them.
+    """
     folder = files("portacnn.backends.cupy") / "cuda"
     text = (folder / file).read_text(encoding="utf-8")
     return _INCLUDE.sub(lambda match: source(match[1]), text)
 
 
 def options(dtype: str, defines: dict[str, str | int]) -> tuple[str, ...]:
-    """What the compiler is given for float32 or float64, in an order of its own."""
+    """Return the compiler options for float32 or float64, sorted."""
     return (
         "--std=c++17",
         f"-DREAL={_REAL[dtype]}",
@@ -63,8 +62,8 @@ def _load(file: str, name: str, dtype: str, defines: tuple[tuple[str, str | int]
 
 
 def kernel(file: str, name: str, dtype: str, **defines: str | int) -> Launcher:
-    """The kernel ``name`` of ``file``; compiled once for each set of defines and device (CuPy keeps
-    it apart by device).
+    """Return the kernel ``name`` of ``file``, compiled once per set of defines and device (CuPy
+    distinguishes devices).
 
     Args:
         dtype: "float32" or "float64".
@@ -73,13 +72,14 @@ def kernel(file: str, name: str, dtype: str, **defines: str | int) -> Launcher:
 
 
 def precisions(device: Any) -> tuple[str, ...]:
-    """What a ``cupy.cuda.Device`` can round factors to."""
+    """Return the precisions that a ``cupy.cuda.Device`` supports."""
     return PRECISIONS if int(device.compute_capability) >= _TENSOR_CORES else PRECISIONS[:1]
 
 
 def rounding(dtype: str) -> dict[str, str | int]:
-    """The define for what ``ops.use_precision`` says here; none for float32 as it is, other dtypes,
-    and devices that can't."""
+    """Return the define for the current ``ops.use_precision``. Empty for float32, other dtypes, and
+    devices that do not support it.
+    """
     word = precision()
     if word == PRECISIONS[0] or dtype != "float32":
         return {}
@@ -89,7 +89,7 @@ def rounding(dtype: str) -> dict[str, str | int]:
 
 
 def with_rounding(variants: list[Variant]) -> list[Variant]:
-    """These, and each that takes float32 again for all that factors can be rounded to."""
+    """Return the variants, and each float32 variant again for every precision."""
     rounded = [
         (file, {**own, **more})
         for more in _ROUNDINGS
@@ -100,7 +100,9 @@ def with_rounding(variants: list[Variant]) -> list[Variant]:
 
 
 def dtypes(defines: dict[str, str | int]) -> tuple[str, ...]:
-    """Which ones a source takes with these defines. Of doubles, registers hold half as many."""
+    """Return the dtypes that a source supports with these defines. For doubles, registers hold half
+    as many elements.
+    """
     if (
         "PRECISION" in defines
         or defines.get("VEC") == 4
@@ -111,5 +113,5 @@ def dtypes(defines: dict[str, str | int]) -> tuple[str, ...]:
 
 
 def supported(dtype: Any) -> bool:
-    """Whether there are kernels for arrays of this dtype."""
+    """Return whether there are kernels for this dtype."""
     return str(dtype) in _REAL

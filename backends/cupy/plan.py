@@ -1,26 +1,27 @@
-"""How matrix products are cut for a GPU: which tile a block takes, and in how many splits the depth
-goes. Plain numbers only.
+"""Blocking of matrix products on a GPU: the tile of a block, and the number of splits of the depth.
+Plain numbers only.
 
 Notation: a product has M rows, N columns and depth K. A GPU is full when each of its
-multiprocessors has a block or two.
+multiprocessors has one or two blocks.
 """
 
 from typing import NamedTuple
 
 THREADS = 256
-STEP = {4: 16, 8: 8}  # of depth, by itemsize: STEP of cuda/tile.cuh
-# numbers in 16 bytes, by itemsize: what a thread reads at once where they lie together
+STEP = {4: 16, 8: 8}  # depth of a step by itemsize: STEP of cuda/tile.cuh
+# elements in 16 bytes by itemsize; a thread reads so many at once if they are adjacent
 VEC = {4: 4, 8: 2}
-PROCESSORS = 132  # of an H100; others are near enough for choosing
-ENOUGH = 3 * PROCESSORS  # blocks, of a product whose depth is split: as many as run at once
-# of a split: below, writing and adding up the partial sums costs more than it brings
+PROCESSORS = 132  # of an H100; the choice is not sensitive to it
+ENOUGH = 3 * PROCESSORS  # blocks of a split product: as many as run at once
+# depth of a split; with less, writing and adding partial sums costs more than it saves
 _LEAST_DEPTH = 64
 MOST_SPLITS = 512
 
 
 class Tile(NamedTuple):
-    """A thread's share, TM by TN numbers, how many threads stand side by side, and in how many
-    slices a block's 256 are."""
+    """A tile: TM by TN elements per thread, TX threads side by side, the 256 threads of a block in
+    SLICES slices.
+    """
 
     tm: int
     tn: int
@@ -36,7 +37,7 @@ class Tile(NamedTuple):
         return self.tx * self.tn
 
     def takes(self, itemsize: int) -> bool:
-        """Whether a thread's registers hold its share."""
+        """Return whether the elements of a thread fit into its registers."""
         return self.tm * self.tn * itemsize <= 256
 
     @property
@@ -45,8 +46,9 @@ class Tile(NamedTuple):
 
     @property
     def reads(self) -> float:
-        """Numbers that a block reads for each product: of tiles that cost the same, the one that
-        reads least is taken."""
+        """Elements that a block reads per product. Among tiles of equal cost, the one that reads
+        least is chosen.
+        """
         return (self.rows + self.columns) / self.area
 
     @property
@@ -54,12 +56,13 @@ class Tile(NamedTuple):
         return {"TM": self.tm, "TN": self.tn, "TX": self.tx, "SLICES": self.slices}
 
     def blocks(self, m: int, n: int) -> int:
-        """How many of them cover M by N."""
+        """Return the number of blocks that cover M by N."""
         return -(-m // self.rows) * -(-n // self.columns)
 
     def deep(self, itemsize: int) -> int:
-        """Depth of what a block has in shared memory at a time: BK of cuda/tile.cuh, in float32 and
-        float64 as they are."""
+        """Return the depth of a block's shared memory: BK of cuda/tile.cuh, for float32 and float64
+        products.
+        """
         return STEP[itemsize] * self.slices
 
 
@@ -89,16 +92,16 @@ YIELDS: dict[str, dict[str, float]] = {
     "input": {"LARGE": 1.0, "WIDE": 0.93, "SQUARE": 0.82, "SOME": 0.82, "FEW": 0.82, "SMALL": 0.69},
     "weight": {"SQUARE": 1.0, "SMALL": 0.93, "TINY": 0.93, "NARROW": 0.85},
 }
-"""What share of a multiprocessor's arithmetic a tile can use, relative to the best one: the share
-of products among the instructions of its main loop (``scripts/gpu/sass.py --yields``). Estimated,
-not measured: no GPU was available."""
+"""The fraction of a multiprocessor's arithmetic that a tile can use, relative to the best tile: the
+fraction of multiply-adds among the instructions of its main loop (``scripts/gpu/sass.py
+--yields``). Estimated, not measured: no GPU was available."""
 
 
 def wide_tile(m: int, n: int, times: int, itemsize: int, kernel: str = "forward") -> Tile:
-    """For a product with few rows and many columns, ``times`` over: as a convolution's is.
+    """Return the tile of ``times`` products with few rows and many columns, such as a convolution.
 
-    The one with which the busiest multiprocessor is done first. Of doubles a thread's registers
-    hold half as many.
+    It minimizes the time of the busiest multiprocessor. For doubles, registers hold half as many
+    elements.
 
     Args:
         kernel: "forward" or "input", a key of ``YIELDS``.
@@ -119,11 +122,12 @@ class Split(NamedTuple):
 
 
 def split_tile(m: int, n: int, depth: int, times: int) -> Split:
-    """For a product with few numbers and much depth, ``times`` over: as a weight's gradient is.
+    """Return tile and splits of ``times`` products with few results and a large depth, such as a
+    weight gradient.
 
-    The depth is split until there are enough blocks, but no split has less than ``_LEAST_DEPTH``.
-    Where it is split, the tile is the one that wastes least; else the one with which the busiest
-    multiprocessor is done first.
+    The depth is split until there are enough blocks, with at least ``_LEAST_DEPTH`` per split. With
+    splits, the tile that wastes least is chosen; without, the one that minimizes the time of the
+    busiest multiprocessor.
     """
 
     def cost(name: str) -> tuple[float, float]:

@@ -1,5 +1,5 @@
-"""Pooling on CUDA over one to three axes (cuda/pool.cu), one launch each way. The way back gathers:
-nothing is added to in memory.
+"""Pooling on CUDA over one to three axes (cuda/pool.cu): one launch per pass. The backward pass
+gathers, so it needs no atomic additions.
 
 Notation as in ops/pool.py: N batch, C channels, S/OUT the spatial axes in/out.
 """
@@ -17,20 +17,20 @@ from portacnn.ops.windows import Windows
 from portacnn.runtime import Array, Kernel, backend_of, dtype_name
 
 FILE = "pool.cu"
-_KNOWN = ((2, 2), (3, 3))  # windows whose extent is compiled in
+_KNOWN = ((2, 2), (3, 3))  # window sizes that are compile-time constants
 VARIANTS: list[Variant] = [
     (FILE, {}),
     (FILE, {"MANY_TAPS": 1}),
     *((FILE, {"KH_IS": h, "KW_IS": w}) for h, w in _KNOWN),
 ]
-_MOST_STRETCHES = 65535  # of a grid
+_MOST_STRETCHES = 65535  # limit of a grid dimension
 
 
 class Geometry(NamedTuple):
-    """Of windows, as the kernels take it."""
+    """The geometry of windows in the form of the kernels' arguments."""
 
-    numbers: tuple[np.int32, ...]  # D, H, W, OD, ..., the distances of taps
-    after: tuple[np.int32, ...]  # the padding behind each axis
+    numbers: tuple[np.int32, ...]  # D, H, W, OD, ..., dilations
+    after: tuple[np.int32, ...]  # the padding after each axis
     defines: dict[str, str | int]
 
 
@@ -64,7 +64,9 @@ def _can(x: Array, windows: Windows) -> bool:
 
 
 def _launch(name: str, result: Array, arguments: tuple, geometry: Geometry) -> None:
-    """A thread for each number of ``result`` (C, *S, N), a row of blocks for each of its rows."""
+    """Launch one thread per element of ``result`` (C, *S, N); each of its rows has a row of
+    blocks.
+    """
     *rows, width, n = result.shape
     stretch = min(-(-width * n // 32) * 32, THREADS)
     grid = (prod(rows), -(-width * n // stretch))

@@ -1,5 +1,6 @@
-"""Products whose depth is split over blocks: room for the partial sums, and the kernel that adds
-them up in a fixed order."""
+"""Products whose depth is split over blocks: a buffer for the partial sums, and the kernel that
+adds them in a fixed order.
+"""
 
 from typing import Any
 
@@ -13,8 +14,8 @@ FILE = "split.cu"
 VARIANTS: list[Variant] = [(FILE, {})]
 
 
-def room_for_partials(splits: int, rows: int, columns: int, dtype: Any) -> Array | None:
-    """(splits, rows, columns); None where there is only one split."""
+def empty_partials(splits: int, rows: int, columns: int, dtype: Any) -> Array | None:
+    """Allocate (splits, rows, columns), or return None if there is one split."""
     import cupy as cp
 
     return cp.empty((splits, rows, columns), dtype=dtype) if splits > 1 else None
@@ -30,8 +31,9 @@ def sum_partials(
     bias: Array | None = None,
     relu: bool = False,
 ) -> None:
-    """y (rows, columns) = the sum over splits, plus bias (rows,), and ReLU; the column that is more
-    goes to ``ones`` (rows,)."""
+    """Write y (rows, columns) = the sum over splits, plus bias (rows,), and ReLU. An extra column
+    goes to ``ones`` (rows,).
+    """
     arrays = partials, or_null(bias), y, or_null(ones)
     numbers = np.int32(splits), np.int32(rows), np.int32(columns), np.int32(relu)
     grid = (-(-rows * (columns + (ones is not None)) // 32),)

@@ -1,11 +1,11 @@
-"""Batches from the host to a CUDA device while it computes: by way of pinned memory, on a stream of
-their own.
+"""Transfers of batches to a CUDA device during computation: through pinned memory, on a separate
+stream.
 
-A copy from pinned memory goes on by itself, so nobody waits: not the host, and not the device,
-which is busy with the batch before. Who waits for whom is said by events. The copy waits for what
-the caller's stream was given before it, since the memory it writes to may still be in use there.
-The caller's stream waits for the copy when the batch is received, and no sooner. The host waits for
-the copy before last, and then writes into the pinned memory of that one again.
+A copy from pinned memory is asynchronous: neither the host nor the device, which computes the
+previous batch, waits for it. Events define the order. The copy waits for the work that the caller's
+stream had before it, because the target memory may still be in use there. The caller's stream waits
+for the copy when the batch is received. The host waits for the copy before last, whose pinned
+memory it then reuses.
 """
 
 from typing import Any, NamedTuple
@@ -15,19 +15,19 @@ import numpy as np
 from portacnn.device_runtime import Uploader
 from portacnn.runtime import Array, Backend, HostArray
 
-_ALIGNED = 512  # bytes: every array of a batch begins at a multiple of it
+_ALIGNED = 512  # bytes; the alignment of the arrays of a batch
 
 
 class _Pinned:
-    """Pinned memory for one batch, and the event of the last copy out of it."""
+    """Pinned memory for one batch, and the event of the last copy from it."""
 
     def __init__(self) -> None:
         self.memory: Any = None
         self.size = 0
         self.copied: Any = None
 
-    def room(self, nbytes: int) -> Any:
-        """Pinned bytes, as many or more, which no copy is reading any more."""
+    def buffer(self, nbytes: int) -> Any:
+        """Return a pinned buffer of at least ``nbytes`` that no copy reads any more."""
         import cupy as cp
 
         if self.copied is not None:
@@ -43,7 +43,7 @@ class _Sent(NamedTuple):
 
 
 class CupyUploader(Uploader):
-    """Two batches on their way at most: a third waits until the first has arrived."""
+    """An uploader with at most two batches in flight: a third waits until the first has arrived."""
 
     def __init__(self, backend: Backend) -> None:
         import cupy as cp
@@ -64,13 +64,13 @@ class CupyUploader(Uploader):
             begins.append(end)
             end += -(-array.nbytes // _ALIGNED) * _ALIGNED
         with self.backend.active():
-            room = pinned.room(max(end, 1))
-            # Allocated for the caller's stream, where they will be used and freed.
+            buffer = pinned.buffer(max(end, 1))
+            # Allocated on the caller's stream, where the arrays are used and freed.
             targets = tuple(cp.empty(array.shape, dtype=array.dtype) for array in arrays)
             self._stream.wait_event(cp.cuda.get_current_stream().record())
             for array, target, begin in zip(arrays, targets, begins, strict=True):
                 if array.size:
-                    staged = np.frombuffer(room, array.dtype, array.size, begin).reshape(
+                    staged = np.frombuffer(buffer, array.dtype, array.size, begin).reshape(
                         array.shape
                     )
                     staged[...] = array

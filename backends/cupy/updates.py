@@ -1,10 +1,10 @@
-"""The optimizers' updates on CUDA (cuda/updates.cu): one launch for each array, and a network's
-parameters lie in one.
+"""The optimizers' updates on CUDA (cuda/updates.cu): one launch per array. A network's parameters
+are one array.
 
-``clip_by_global_norm`` and ``all_finite`` take one launch for each array to add up, and then one
-for each array, or one.
+``clip_by_global_norm`` and ``all_finite`` use one launch per array for the sums, then one per array
+or one in total.
 
-Learning rates and counts are Python's or stand in the device's memory: nothing is read from there.
+Learning rates and counts are Python numbers or device arrays. Nothing is read from the device.
 """
 
 from typing import Any
@@ -17,12 +17,12 @@ from portacnn.runtime import Array, Kernel, backend_of, dtype_name
 
 FILE = "updates.cu"
 VARIANTS: list[Variant] = [(FILE, {})]
-# blocks that add an array up: what they leave is added up by each block of the next launch
+# blocks that sum an array; each block of the next launch adds their results
 _PARTS = 256
 
 
 def _fit(written: list[list[Array] | None], read: list[Array]) -> bool:
-    """Whether lists of arrays are ones to write into and to read from, item by item."""
+    """Return whether the kernels support these lists of arrays, written and read item by item."""
     lists = [arrays for arrays in written if arrays is not None]
     return all(
         can(*group) and all(array.flags.c_contiguous for array in group[:-1])
@@ -37,8 +37,9 @@ def _update(
     ok: Array | None,
     *numbers: Any,
 ) -> Any:
-    """Launch for each parameter, its gradient and its state; None in ``written`` is state that
-    isn't there."""
+    """Launch once per parameter with its gradient and its state. None in ``written`` is an absent
+    state.
+    """
     if not _fit(written, grads):
         return NotImplemented
     for i, g in enumerate(grads):
@@ -150,12 +151,12 @@ def adam_update(
 
 
 def _parts(arrays: list[Array]) -> list[int]:
-    """How many blocks add each of the arrays up."""
+    """Return the number of blocks that sum each array."""
     return [min(blocks_for(array.size)[0], _PARTS) for array in arrays]
 
 
 def _added_up(name: str, arrays: list[Array], dtype: str) -> Array:
-    """What the blocks of each array leave, one after the other."""
+    """Return the partial sums of the blocks of each array, concatenated."""
     import cupy as cp
 
     parts = _parts(arrays)
@@ -186,8 +187,9 @@ def clip_by_global_norm(grads: list[Array], max_norm: Any) -> Any:
 
 
 def all_finite(arrays: list[Array]) -> Any:
-    """As the portable one, but that each number is looked at: a sum may grow as large as it likes.
-    Integers are finite."""
+    """Compute ``all_finite``, but check every element, so that a large sum does not matter.
+    Integers are finite.
+    """
     import cupy as cp
 
     real = [array for array in arrays if array.dtype.kind not in "iub"]

@@ -1,8 +1,8 @@
-"""numba, as the kernels here use it: machine code that releases the GIL, kept on disk for the next
-process.
+"""numba as these kernels use it: machine code that releases the GIL and is cached on disk for the
+next process.
 
-The cache is never needed. Where a file of it is damaged or missing, or cannot be written or read, a
-kernel is compiled in memory, and there is one warning in a process.
+The cache is optional. If a file of it is damaged, missing, or cannot be read or written, a kernel
+is compiled in memory, and one warning is logged per process.
 """
 
 import logging
@@ -29,10 +29,10 @@ _DIGEST = sha256().digest_size
 
 @cache
 def _folder() -> Path | None:
-    """Where machine code is kept; None where there is no such folder.
+    """Return the folder of cached machine code, or None if there is none.
 
-    A folder for each state of the sources: numba looks at the file alone that a function stands in,
-    and would go on using what it once made of an older file beside that.
+    There is one folder per state of the sources. numba checks only the file that defines a
+    function, so it would use outdated code after a change in another file.
     """
     sources = sorted(Path(__file__).parent.glob("*.py"))
     state = sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
@@ -44,7 +44,7 @@ def _folder() -> Path | None:
         return None
     try:
         TemporaryFile(dir=folder).close()
-    except OSError as error:  # what is there can still be read
+    except OSError as error:  # existing files can still be read
         _warn(error)
     return folder
 
@@ -57,15 +57,15 @@ def _warn(error: Exception) -> None:
     if not _warned:
         _warned = True
         _log.warning(
-            "kernels that are not in the cache will be compiled anew in every process (%s: %s); "
-            "PORTACNN_CACHE can name another folder for it",
+            "compiled kernels cannot be cached, so every process compiles them again (%s: %s); "
+            "set PORTACNN_CACHE to another folder",
             type(error).__name__,
             error,
         )
 
 
 class _Locator:
-    """What numba asks about the place of a kernel's files."""
+    """Tells numba where the files of a kernel are."""
 
     def __init__(self, function: Callable[..., Any], source: str) -> None:
         self._line, self._stamp = (
@@ -93,8 +93,9 @@ class _Format(CompileResultCacheImpl):
 
 
 class _Files(IndexDataCacheFile):
-    """Each file ends with the SHA-256 of what is before: numba would run machine code that is
-    damaged."""
+    """Cache files that end with the SHA-256 of their contents. Without it, numba would run damaged
+    machine code.
+    """
 
     @contextmanager
     def _open_for_write(self, path: str) -> Iterator[BytesIO]:
@@ -141,7 +142,7 @@ class _Cache(FunctionCache):
         except Exception as error:
             _warn(error)
             return None
-        # Two processes that saved at once may have written each other's file.
+        # Two processes that save at the same time may overwrite each other's file.
         return found if found is not None and tuple(found.signature.args) == tuple(sig) else None
 
     def save_overload(self, sig: Any, data: Any) -> None:
@@ -152,26 +153,26 @@ class _Cache(FunctionCache):
 
 
 def compiled(function: Callable[..., Any], *, reorder: bool = True) -> Any:
-    """``numba.njit`` for a kernel. What it compiles is kept in portacnn's cache folder (or in
-    NUMBA_CACHE_DIR, where that is set).
+    """Compile a kernel with ``numba.njit``. The machine code is cached in portacnn's cache folder
+    (or in NUMBA_CACHE_DIR, if set).
 
-    With ``reorder``, sums may be reordered, and a product and a sum rounded once; NaN and infinity
-    count as everywhere.
+    With ``reorder``, sums may be reordered, and a multiply-add may be rounded once. NaN and
+    infinity keep their usual meaning.
     """
     fastmath = {"reassoc", "contract", "nsz"} if reorder else False
     kernel = numba.njit(nogil=True, error_model="numpy", fastmath=fastmath)(function)
-    # numba's compiler cannot be interrupted: its lock may be left held, and the threads of the pool
-    # would wait for ever.
+    # numba's compiler must not be interrupted: its lock could stay held, and the threads of the
+    # pool would wait forever.
     kernel._compile_for_args = partial(apart, kernel._compile_for_args)
     if _folder() is not None:
         try:
             kernel._cache = _Cache(function)
-        except Exception as error:  # a program without its sources, for one
+        except Exception as error:  # for example a program without its sources
             _warn(error)
     return kernel
 
 
-# a child would wait for ever for a lock that another thread held
+# otherwise a child would wait forever for a lock that another thread held
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
         before=global_compiler_lock.acquire,

@@ -1,20 +1,18 @@
-"""Convolution compiled by numba: straight from the input, without columns, with ReLU and max
-pooling where they follow.
+"""Convolution compiled by numba: direct, without columns, optionally with ReLU and max pooling.
 
 With the batch last in memory, the inputs that one tap of the kernel reads for a row of outputs are
-a run of contiguous numbers. So a row of outputs is a sum of runs, each times one weight, and stays
-in registers while all taps of all channels are added (``tiles.outer_tile``). Likewise, the gradient
-of a weight is the product of two runs, summed (``inner_tile``).
+a contiguous run. A row of outputs is therefore a sum of runs, each times one weight. It stays in
+registers while all taps of all channels are added (``tiles.outer_tile``). Likewise, the gradient of
+a weight is the dot product of two runs (``inner_tile``).
 
-To have only such runs, the input goes through a *panel*: a few of its rows for some of the batch's
-samples, with zeros where the padding is and, at a stride, the columns that one tap reads side by
-side. A panel stays in the second-level cache while every output channel reads it. The same in
-between serves the way back: there the panel takes the output's gradient as it was before pooling
-and ReLU, so that this is never written out.
+To make all runs contiguous, the input is copied to a *panel*: a few of its rows for some samples,
+with zeros for the padding. With a stride, the columns that one tap reads are adjacent. A panel
+stays in the L2 cache while every output channel reads it. The backward pass uses a panel too. It
+holds the output's gradient before pooling and ReLU, which is therefore never written to memory.
 
 Notation as in ops/conv.py: C in-channels, O out-channels, N batch, H, W/OH, OW the input and the
-output, KH, KW the kernel, SH, SW the stride, DH, DW the dilation; and PH, PW the pooled output, QH,
-QW pooling's kernel, RH, RW its stride.
+output, KH, KW the kernel, SH, SW the stride, DH, DW the dilation; PH, PW the pooled output, QH, QW
+the pooling kernel, RH, RW its stride.
 """
 
 from functools import lru_cache
@@ -44,30 +42,31 @@ from portacnn.ops.layout import batch_first, batch_last
 from portacnn.ops.windows import Plane, Windows
 from portacnn.runtime import Kernel
 
-_NEAR = 256 << 10  # bytes of a panel: what stays in a core's second-level cache beside other things
-# in a panel at most, whole vectors: then neighbouring taps share lines of the first-level cache
+_NEAR = 256 << 10  # bytes of a panel, which stays in a core's L2 cache with other data
+# the most samples in a panel, whole vectors; neighbouring taps then share lines of the L1 cache
 _SAMPLES = 32
-_FEW = 8  # samples below which they are pooled one by one
+_FEW = 8  # below so many samples, they are pooled one by one
 
 
 class Panel(NamedTuple):
-    """How a convolution is cut: ``lines`` rows of outputs for ``samples`` of the batch at a time,
-    and the panel for them."""
+    """The blocking of a convolution: ``lines`` output rows of ``samples`` of the batch at a time,
+    and their panel.
+    """
 
     lines: int
     samples: int
-    rows: int  # of input under so many lines
-    columns: int  # read by one tap's phase of the stride
-    # from one line to the next in what the tiles write; one run goes through all lines where it is
-    # the panel's own
+    rows: int  # input rows of these lines
+    columns: int  # columns per phase of the stride
+    # the distance of two lines in the output buffer; if it is that of the panel, one run covers all
+    # lines
     pitch: int
 
 
 class Taps(NamedTuple):
-    """int32 (C*KH*KW, 2), for a panel of so many samples: each tap's place in it and in one output
-    channel's weights.
+    """int32 (C*KH*KW, 2), for a panel of this many samples: the offset of each tap in the panel and
+    in one output channel's weights.
 
-    It is filled up to a multiple of TAPS with the last.
+    Padded with copies of the last tap to a multiple of TAPS.
     """
 
     places: np.ndarray
@@ -76,22 +75,22 @@ class Taps(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def panel_of(p: Plane, itemsize: int, whole: int) -> Panel:
-    """Choose the cut: within ``_NEAR``, lines a multiple of ``whole``."""
+    """Return the blocking: at most ``_NEAR`` bytes, lines a multiple of ``whole``."""
     lanes = WIDTH // itemsize
     columns = -(-((p.ow - 1) * p.sw + (p.kw - 1) * p.dw + 1) // p.sw)
 
     def rows(lines: int) -> int:
         return (lines - 1) * p.sh + (p.kh - 1) * p.dh + 1
 
-    def room(lines: int, samples: int) -> int:
+    def panel_bytes(lines: int, samples: int) -> int:
         return p.c * rows(lines) * p.sw * columns * samples * itemsize
 
     samples = min(p.n, _SAMPLES)
-    while samples > lanes and room(whole, samples) > _NEAR:
+    while samples > lanes and panel_bytes(whole, samples) > _NEAR:
         samples //= 2
     most = -(-p.oh // whole)
     groups = next(
-        (g for g in range(1, most) if room(-(-most // g) * whole, samples) <= _NEAR), most
+        (g for g in range(1, most) if panel_bytes(-(-most // g) * whole, samples) <= _NEAR), most
     )
     lines = -(-most // groups) * whole
     flows = p.sh == p.sw == 1 and p.ow * samples * itemsize < 2 * SPAN
@@ -100,11 +99,11 @@ def panel_of(p: Plane, itemsize: int, whole: int) -> Panel:
 
 @lru_cache(maxsize=1024)
 def taps_of(p: Plane, panel: Panel, samples: int, steps: tuple[int, int], turned: bool) -> Taps:
-    """The taps for a panel that is filled with ``samples``.
+    """Return the taps of a panel that holds ``samples``.
 
     Args:
-        steps: how far one input channel's weights lie from the next one's, and one tap's.
-        turned: the kernel's last tap comes first, as it does on the way back.
+        steps: the stride of the weights along the input channels, and along the taps.
+        turned: order the taps from last to first, as in the backward pass.
     """
     row = p.sw * panel.columns
     places = [
@@ -126,7 +125,7 @@ def taps_of(p: Plane, panel: Panel, samples: int, steps: tuple[int, int], turned
 
 @compiled
 def _pack(x, p, panel, rows, columns, first, start, samples):
-    """Fill the panel with the input's rows from ``first`` on, for ``samples`` from ``start`` on."""
+    """Fill the panel with input rows from ``first`` on, for ``samples`` from ``start`` on."""
     c, h, w, _, _, _, _, _, _, sw, _, left, _, _, n = p
     at, none = 0, x.dtype.type(-np.inf)
     seen = min(columns - left, w)
@@ -155,12 +154,12 @@ def _pack(x, p, panel, rows, columns, first, start, samples):
 
 @compiled
 def _gradient_places(size, apart, given, kernel, stride, first, count):
-    """On one axis, for ``count`` places of a panel from ``first`` on: which number of dy they take
-    (-1: none), and at which tap.
+    """Return, for ``count`` positions of a panel from ``first`` on along one axis, the index in dy
+    (-1: none) and the tap.
 
     Args:
-        size: of the output before pooling; apart: how far its numbers are to lie apart.
-        given: of the output, or 0 where nothing was pooled; kernel, stride: pooling's.
+        size: of the output before pooling; apart: the distance of its elements in the panel.
+        given: size of the pooled output, or 0 without pooling; kernel, stride: those of pooling.
     """
     places = np.full((count, 2), -1, dtype=np.int64)
     for i in range(count):
@@ -177,8 +176,9 @@ def _gradient_places(size, apart, given, kernel, stride, first, count):
 
 @compiled
 def _run_of_places(places):
-    """Where those that take something begin, and how many they are; 0 where others lie between
-    them."""
+    """Return the start and the length of the positions with an index; length 0 if there are
+    gaps.
+    """
     before = 0
     while before < places.shape[0] and places[before, 0] < 0:
         before += 1
@@ -193,14 +193,14 @@ def _run_of_places(places):
 
 @compiled
 def _pack_gradient(dy, y, winner, p, pool, panel, rows, first, count, columns, start, samples):
-    """The same with the output's gradient as it was before pooling and ReLU.
+    """Fill the panel with the output's gradient before pooling and ReLU.
 
     Args:
-        dy: after them; y: the output, or winner: the taps that won, where it was pooled; either may
-            be empty.
-        p: the convolution that made the output; pool: PH, PW, QH, QW, RH, RW, where PH is 0 if
-            there is none.
-        rows, columns: as ``_gradient_places`` has them; of the rows ``count`` from ``first`` on.
+        dy: the gradient after them; y: the output, or winner: the winning taps of pooling; either
+            may be empty.
+        p: the convolution of the forward pass; pool: PH, PW, QH, QW, RH, RW, with PH = 0 if there
+            is none.
+        rows, columns: the results of ``_gradient_places``; ``count`` of the rows from ``first`` on.
     """
     _, _, _, o, oh, ow, _, _, _, _, _, _, _, _, n = p
     height, width = (pool[0], pool[1]) if pool[0] else (oh, ow)
@@ -239,7 +239,7 @@ def _pack_gradient(dy, y, winner, p, pool, panel, rows, first, count, columns, s
                 at += samples
 
 
-# --- compiled: what is done with them -------------------------------------------------------------
+# --- compiled: from panels to results -------------------------------------------------------------
 
 
 @compiled
@@ -259,11 +259,12 @@ def _lines(
     out,
     pitch,
 ):
-    """Outputs of ``lines`` rows, of ``valid`` channels from ``channel`` on: ``out`` takes them
-    channel by channel."""
+    """Compute ``lines`` output rows of ``valid`` channels from ``channel`` on and write them to
+    ``out`` channel by channel.
+    """
     lanes, span = WIDTH // panel.itemsize, SPAN // panel.itemsize
     step_out = lines * pitch
-    if step == pitch:  # the lines are one run, with some numbers in between that mean nothing
+    if step == pitch:  # the lines are one run, with undefined elements between them
         run += (lines - 1) * pitch
         lines = 1
     for line in range(lines):
@@ -286,8 +287,8 @@ def _lines(
 
 
 @compiled
-def _hand_out(out, valid, lines, height, pitch, p, y, channel, row, start, samples, floor):
-    """To y (O, OH, OW, N), nothing below the floor."""
+def _write_out(out, valid, lines, height, pitch, p, y, channel, row, start, samples, floor):
+    """Copy to y (O, OH, OW, N), replacing values below the floor by it."""
     _, _, _, _, oh, ow, _, _, _, _, _, _, _, _, n = p
     for c in range(valid):
         for line in range(lines):
@@ -305,8 +306,9 @@ def _hand_out(out, valid, lines, height, pitch, p, y, channel, row, start, sampl
 def _pool_out(
     out, valid, lines, height, pitch, p, pool, y, winner, keep, channel, row, start, samples
 ):
-    """To y (O, PH, PW, N): the maxima, and ReLU. ``winner`` takes the tap whose input it is, or -1
-    where nothing goes through."""
+    """Write the maxima after ReLU to y (O, PH, PW, N). ``winner`` receives the tap of each maximum,
+    or -1 if ReLU returns 0.
+    """
     n = p[14]
     ph, pw, qh, qw, rh, rw = pool
     for c in range(valid):
@@ -323,8 +325,9 @@ def _pool_out(
 
 @compiled
 def _pool_few(out, at, pitch, samples, pw, qh, qw, rw, y, winner, to):
-    """One row for less samples than make a vector, all of the batch: first the rows under it, as
-    one run, then their columns."""
+    """Pool one row of a whole batch of fewer samples than a vector: first over its rows, as one
+    run, then over its columns.
+    """
     length = ((pw - 1) * rw + qw) * samples
     pool_run(out, at, pitch, 0, qh, 1, out, winner, at, False, length)
     row = out[at : at + length]
@@ -340,10 +343,10 @@ def _pool_few(out, at, pitch, samples, pw, qh, qw, rw, y, winner, to):
 
 @compiled
 def _piece(piece, p, cut):
-    """The piece of that number: its first row and how many lines; its first sample and how many."""
+    """Return the first row, number of lines, first sample and number of samples of a piece."""
     lines, samples = cut[0], cut[1]
     blocks = (p[14] + samples - 1) // samples
-    # neighbours share lines of memory
+    # neighbouring pieces share cache lines
     row, start = piece // blocks * lines, piece % blocks * samples
     return row, min(lines, p[4] - row), start, min(samples, p[14] - start)
 
@@ -354,8 +357,9 @@ def _forward(
     floor,
     panel, at_panel, out, at_out, y, winner, keep, first, last,
 ):  # fmt: skip
-    """A convolution's pieces from ``first`` to ``last``. Where there is a ``back``, it leads that
-    one's output's gradient back."""
+    """Compute the pieces from ``first`` to ``last`` of a convolution; with ``back``, of the input
+    gradient of that convolution.
+    """
     _, _, _, o, _, ow, _, _, sh, sw, top, left, _, _, _ = p
     _, full, rows, columns, pitch = cut
     panel, out = panel[at_panel:], out[at_out:]
@@ -411,7 +415,9 @@ def _forward(
                     samples,
                 )
             else:
-                _hand_out(out, valid, lines, lines, line, p, y, channel, row, start, samples, floor)
+                _write_out(
+                    out, valid, lines, lines, line, p, y, channel, row, start, samples, floor
+                )
 
 
 @compiled
@@ -419,7 +425,7 @@ def _weights(
     x, dy, y, winner, p, cut, pool, taps, taps_last, count, panel, at_panel, grad, at_grad,
     dweight, dbias, first, last
 ):  # fmt: skip
-    """The gradients of weight and bias from the pieces ``first`` to ``last``."""
+    """Compute the gradients of weight and bias from the pieces ``first`` to ``last``."""
     _, _, _, o, _, ow, _, _, sh, sw, top, _, _, _, _ = p
     _, full, rows, columns, _ = cut
     panel, grad = panel[at_panel:], grad[at_grad:]
@@ -457,7 +463,7 @@ def _weights(
 @compiled
 def _sum(run):
     total = run.dtype.type(0)
-    for i in range(run.size):  # numba makes vectors of this loop, and of no other kind
+    for i in range(run.size):  # the form of loop that numba vectorizes
         total += run[i]
     return total
 
@@ -469,8 +475,9 @@ _NOTHING = (0,) * len(Plane._fields)
 
 
 def _declines(x: np.ndarray, weight: np.ndarray, windows: Windows, groups: int) -> bool:
-    """These kernels are for one or two axes, one group, float32 and float64, and no more numbers
-    than int32 counts."""
+    """Return whether these kernels decline. They support one or two axes, one group, float32 and
+    float64, and int32 sizes.
+    """
     if len(windows.size) > 2 or groups != 1 or x.dtype.itemsize not in (4, 8) or windows.sparse:
         return True
     return not 0 < x.size < 2**30 or weight.size >= 2**31
@@ -478,7 +485,7 @@ def _declines(x: np.ndarray, weight: np.ndarray, windows: Windows, groups: int) 
 
 @lru_cache(maxsize=1024)
 def _fits(p: Plane, itemsize: int, whole: int) -> bool:
-    """Whether the places of taps in all panels, there and back, fit into int32."""
+    """Return whether the tap offsets in all panels, forward and backward, fit into int32."""
     for plane, lines in ((p, whole), (p, 1), (p.adjoint(), 1)):
         panel = panel_of(plane, itemsize, lines)
         if plane.c * panel.rows * plane.sw * panel.columns * panel.samples >= 2**31:
@@ -487,7 +494,7 @@ def _fits(p: Plane, itemsize: int, whole: int) -> bool:
 
 
 def _pools(pool: Windows) -> tuple[int, ...] | None:
-    """PH, PW, QH, QW, RH, RW; None where rows of windows share rows, or there are too many taps."""
+    """Return PH, PW, QH, QW, RH, RW, or None if ``pools_in_place`` is False."""
     if not pools_in_place(pool):
         return None
     one = (1,) * (2 - len(pool.size))
@@ -495,7 +502,7 @@ def _pools(pool: Windows) -> tuple[int, ...] | None:
 
 
 def _cut(p: Plane, x: np.ndarray, whole: int) -> tuple[Panel, int, int]:
-    """How it is cut, in how many pieces, and about how much work it is."""
+    """Return the blocking, the number of pieces, and the estimated work."""
     panel = panel_of(p, x.itemsize, whole)
     work = p.n * p.o * p.oh * p.ow * p.c * p.kh * p.kw // PER_ELEMENT
     return panel, -(-p.oh // panel.lines) * -(-p.n // panel.samples), work
@@ -504,7 +511,7 @@ def _cut(p: Plane, x: np.ndarray, whole: int) -> tuple[Panel, int, int]:
 def _both_taps(
     p: Plane, panel: Panel, steps: tuple[int, int], turned: bool
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """The taps for a full panel and for the one of the last samples."""
+    """Return the taps of a full panel and of the panel of the last samples, and their number."""
     last = p.n - (p.n - 1) // panel.samples * panel.samples
     taps = taps_of(p, panel, panel.samples, steps, turned)
     return taps.places, taps_of(p, panel, last, steps, turned).places, taps.count
@@ -516,17 +523,18 @@ def _convolve(
     *, floor: float = -np.inf, pool: tuple[int, ...] = _NO_POOL, winner: np.ndarray | None = None,
     back: Any = None,
 ) -> None:  # fmt: skip
-    """Run ``_forward``, its pieces side by side. ``back``: where a gradient is led back, what it
-    went through."""
+    """Run ``_forward`` with its pieces in parallel. ``back``, for an input gradient: y, winner and
+    the plane of the forward pass.
+    """
     panel, count, work = _cut(p, x, pool[4] if back is None else 1)
     given, won, through = (_none(x), _NO_TAPS, _NOTHING) if back is None else back
     apart = (through[8], through[9])
     taps = _both_taps(p, panel, steps, back is not None)
     parts = pieces(count, work)
     size = p.c * panel.rows * p.sw * panel.columns * panel.samples
-    room = ROWS * panel.lines * panel.pitch
-    panels, size = _rooms(len(parts), size, x.dtype)
-    outs, room = _rooms(len(parts), room, x.dtype)
+    out_size = ROWS * panel.lines * panel.pitch
+    panels, size = _buffers(len(parts), size, x.dtype)
+    outs, out_size = _buffers(len(parts), out_size, x.dtype)
     arguments = (
         _read(x),
         _read(given),
@@ -549,7 +557,7 @@ def _convolve(
                 panels,
                 i * size,
                 outs,
-                i * room,
+                i * out_size,
                 *results,
                 parts[i].start,
                 parts[i].stop,
@@ -558,18 +566,20 @@ def _convolve(
     in_pieces(run, len(parts), work)
 
 
-def _rooms(count: int, size: int, dtype: Any) -> tuple[np.ndarray, int]:
-    """Memory for so many threads, each thread's at a vector's boundary; and how far they lie
-    apart."""
+def _buffers(count: int, size: int, dtype: Any) -> tuple[np.ndarray, int]:
+    """Return a buffer for ``count`` threads, each part aligned to a vector, and the distance of the
+    parts.
+    """
     lanes = WIDTH // dtype.itemsize
     size = -(-size // lanes) * lanes
-    room = empty((count * size + lanes,), dtype)
-    return room[-room.ctypes.data // dtype.itemsize % lanes :], size
+    buffer = empty((count * size + lanes,), dtype)
+    return buffer[-buffer.ctypes.data // dtype.itemsize % lanes :], size
 
 
 def _read(array: np.ndarray) -> np.ndarray:
-    """Flat, and only to be read: to numba, arrays that may be written to are of another type, and
-    would be compiled for again."""
+    """Return a flat, read-only view. numba has another type for writeable arrays and would compile
+    again for it.
+    """
     flat = array.reshape(-1)
     flat.flags.writeable = False
     return flat
@@ -583,8 +593,9 @@ def _none(like: np.ndarray) -> np.ndarray:
 
 
 class _Saved(NamedTuple):
-    """What a forward keeps: the input (C, H, W, N); after ReLU, the output, or where it was pooled
-    the taps that won."""
+    """What a forward pass stores: the input (C, H, W, N); after ReLU the output; after pooling the
+    winning taps.
+    """
 
     x: np.ndarray
     weight: np.ndarray
@@ -598,12 +609,12 @@ class _Saved(NamedTuple):
 def _prepared(
     x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, pool: Windows | None, relu: bool
 ) -> Any:
-    """All of ``_run`` that comes out the same for the next x, done once."""
+    """Do everything in ``_run`` that does not depend on the values of x once."""
     pools = _NO_POOL if pool is None else _pools(pool)
     apart = [
         array for array in (weight, bias) if array is not None and not array.flags.c_contiguous
     ]
-    # a copy would not see what is written to them
+    # a copy would not see later updates of the parameters
     if _declines(x, weight, windows, 1) or pools is None or apart:
         return NotImplemented
     p = Plane.of(windows, x.shape[1], weight.shape[0], x.shape[0])
@@ -617,7 +628,7 @@ def _prepared(
         p.c * panel.rows * p.sw * panel.columns * panel.samples,
         ROWS * panel.lines * panel.pitch,
     )
-    room, outs = temporaries(*((size,) for size in sizes), dtype=x.dtype)
+    buffer, outs = temporaries(*((size,) for size in sizes), dtype=x.dtype)
     taps = _both_taps(p, panel, (p.kh * p.kw, 1), False)
     through = none, _read(_NO_TAPS), _NOTHING, (1, 1), tuple(p), tuple(panel), pools, *taps
     floor = x.dtype.type(0.0 if relu else -np.inf)
@@ -632,7 +643,7 @@ def _prepared(
 
     def run(x: np.ndarray) -> np.ndarray:
         xt = _read(np.ascontiguousarray(x.transpose(last)))
-        _forward(xt, *through, *factors, room, 0, outs, 0, out, _NO_TAPS, False, 0, count)
+        _forward(xt, *through, *factors, buffer, 0, outs, 0, out, _NO_TAPS, False, 0, count)
         return result
 
     return run
@@ -722,12 +733,12 @@ def conv_backward(dy: np.ndarray, saved: _Saved, *, need_dx: bool = True) -> Any
     panel, count, work = _cut(p, x, 1)
     parts = pieces(count, work)
     taps = _both_taps(p, panel, (p.kh * p.kw, 1), False)
-    size, room = (
+    size, grad_size = (
         p.c * panel.rows * p.sw * panel.columns * panel.samples,
         p.o * panel.lines * p.ow * panel.samples,
     )
-    panels, size = _rooms(len(parts), size, x.dtype)
-    grads, room = _rooms(len(parts), room, x.dtype)
+    panels, size = _buffers(len(parts), size, x.dtype)
+    grads, grad_size = _buffers(len(parts), grad_size, x.dtype)
     dweights = empty((len(parts), weight.size), x.dtype)
     dbiases = np.empty((len(parts), p.o), dtype=x.dtype)
     arguments = _read(x), _read(dyt), _read(y), _read(winner), tuple(p), tuple(panel), pool, *taps
@@ -735,7 +746,7 @@ def conv_backward(dy: np.ndarray, saved: _Saved, *, need_dx: bool = True) -> Any
     def run(some: slice) -> None:
         for i in range(some.start, some.stop):
             results = dweights[i], dbiases[i], parts[i].start, parts[i].stop
-            _weights(*arguments, panels, i * size, grads, i * room, *results)
+            _weights(*arguments, panels, i * size, grads, i * grad_size, *results)
 
     in_pieces(run, len(parts), work)
     dx = None

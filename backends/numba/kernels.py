@@ -1,5 +1,6 @@
-"""The kernels that numba compiles for NumPy arrays: one table out of those of the modules. It comes
-before NumPy's own."""
+"""The kernels that numba compiles for NumPy arrays: the tables of the modules, joined. They precede
+NumPy's own.
+"""
 
 from portacnn.backends.numba import conv, norm
 from portacnn.runtime import Kernel

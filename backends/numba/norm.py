@@ -1,10 +1,10 @@
-"""Batch norm compiled by numba, with ReLU where it follows: one channel at a time, with no array in
-between.
+"""Batch norm compiled by numba, optionally with ReLU: one channel at a time, without intermediate
+arrays.
 
-A channel of most networks stays in the second-level cache from one of its passes to the next. The
-loops are written so that they become vector instructions: over the whole of an array cut out
-before, with what is chosen between loaded first. Sums are made of runs, which are added up in
-float64. What is computed, and the names: see ``numpy/norm.py``.
+In most networks a channel stays in the L2 cache from one pass to the next. The loops are written so
+that LLVM vectorizes them: they cover the whole of a slice, and both alternatives of a selection are
+loaded first. Sums are made of runs, which are accumulated in float64. The algorithm and the names
+are those of ``numpy/norm.py``.
 """
 
 from functools import partial
@@ -20,7 +20,7 @@ _RUN = 2048
 
 @partial(compiled, reorder=False)
 def _two_sum(a, b):
-    """a + b, and what rounding took from it (Knuth). In this order."""
+    """Return a + b and its rounding error (Knuth). Must not be reordered."""
     total = a + b
     of_b = total - a
     return total, (a - (total - of_b)) + (b - of_b)
@@ -28,8 +28,9 @@ def _two_sum(a, b):
 
 @compiled
 def _mean(row):
-    """The mean, as two numbers; counted from the first, so that the mean of numbers all alike is
-    just that."""
+    """Return the mean as two numbers, computed relative to the first element, so that a constant
+    row has exactly that mean.
+    """
     origin, total = row[0], 0.0
     for start in range(0, row.size, _RUN):
         run, part = row[start : start + _RUN], row.dtype.type(0)
@@ -41,6 +42,7 @@ def _mean(row):
 
 @compiled
 def _variance(row, mean, rest):
+    """Return the biased variance about the mean (mean + rest)."""
     total = 0.0
     for start in range(0, row.size, _RUN):
         run, part = row[start : start + _RUN], row.dtype.type(0)
@@ -48,7 +50,7 @@ def _variance(row, mean, rest):
             centred = run[i] - mean
             part += centred * centred
         total += part
-    # not infinity less infinity
+    # avoids infinity - infinity
     return total / row.size - rest * rest if np.isfinite(total) else total
 
 
@@ -74,14 +76,16 @@ def _forward(x, y, means, rests, variances, weight, bias, eps, own, relu):
 
 @compiled
 def _less(rest, factor):
-    """What a sum is off for ``rest``, which must not make NaN of one that is infinite."""
+    """Return rest * factor, the correction of a sum, or 0 if it is not finite, so that an infinite
+    sum does not become NaN.
+    """
     off = rest * factor
     return off if np.isfinite(off) else 0.0
 
 
 @compiled
 def _sums(grad, row, result, mean, relu):
-    """Of grad and of grad * (row - mean)."""
+    """Return the sums of grad and of grad * (row - mean)."""
     number = row.dtype.type
     zero, along_dy, along_x = number(0), 0.0, 0.0
     for start in range(0, row.size, _RUN):
@@ -143,7 +147,9 @@ def _backward(
 
 
 def _writeable(array: np.ndarray) -> np.ndarray:
-    """Of an array that cannot be written to a copy: numba would compile everything anew for it."""
+    """Return a copy of a read-only array, because numba would compile every kernel again for its
+    type.
+    """
     return array if array.flags.writeable else array.copy()
 
 

@@ -1,12 +1,12 @@
-"""The two innermost loops of a convolution, as vector instructions: what a compiler does not find
-by itself in plain loops.
+"""The two innermost loops of a convolution as vector instructions, which compilers do not produce
+from plain loops.
 
-Both hold a block of sums in registers while they run through long contiguous rows of memory, which
-is what activations with the batch last are. A block of ``ROWS`` by ``VECTORS`` vectors takes so few
-loads a multiplication that the multipliers, not the memory, set the pace. They are written in
-LLVM's vector types, which it turns into what the CPU has.
+Both hold a block of sums in registers while they run along contiguous rows of memory, the layout of
+batch-last activations. A block of ``ROWS`` by ``VECTORS`` vectors needs so few loads per
+multiplication that arithmetic, not memory, is the limit. They are written in LLVM's vector types,
+which LLVM translates to the CPU's instructions.
 
-Both are called from functions that numba compiles. Places in arrays are counted in elements.
+Both are called from functions that numba compiles. Offsets in arrays are counted in elements.
 """
 
 from collections.abc import Callable
@@ -18,25 +18,25 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 _FEATURES = llvmlite.binding.get_host_cpu_features()
-# 32 of them: AVX-512, or no x86
+# 32 vector registers: AVX-512, or not x86
 _MANY_REGISTERS = _FEATURES.get("avx512f", False) or not _FEATURES.get("sse2", False)
 
 WIDTH = 64 if _FEATURES.get("avx512f") else 32 if _FEATURES.get("avx") else 16
-"""Bytes of a vector."""
+"""The size of a vector in bytes."""
 ROWS = 8 if _MANY_REGISTERS else 4
-"""Output channels that ``outer_tile`` works on at a time."""
+"""Output channels per ``outer_tile``."""
 VECTORS = 3
-"""Vectors of the output's row that ``outer_tile`` works on at a time."""
+"""Vectors of an output row per ``outer_tile``."""
 SPAN = VECTORS * WIDTH
-"""The bytes they make up."""
+"""The size of these vectors in bytes."""
 GRADS, TAPS = (4, 6) if _MANY_REGISTERS else (2, 4)
-"""Gradients and taps that ``inner_tile`` works on at a time."""
+"""Gradients and taps per ``inner_tile``."""
 
 _INT = ir.IntType(64)
 
 
 class _Emit:
-    """An LLVM builder that knows the element type of the arrays at hand and its vectors."""
+    """An LLVM builder with the element type and the vector type of an array."""
 
     def __init__(
         self, context: Any, builder: Any, array: types.Array, lanes: int | None = None
@@ -49,14 +49,14 @@ class _Emit:
         self.kind = "f" if isinstance(array.dtype, types.Float) else "i"
 
     def beside(self, array: types.Array) -> "_Emit":
-        """For another array that is gone through together with this one."""
+        """Return a builder for another array that is processed in parallel with this one."""
         return _Emit(self.context, self.builder, array, self.lanes)
 
     def number(self, value: int) -> Any:
         return ir.Constant(_INT, value)
 
     def pointer(self, array: types.Array, value: Any, offset: Any) -> Any:
-        """To the array's element at this place."""
+        """Return a pointer to the array's element at this offset."""
         return self.builder.gep(
             self.context.make_array(array)(self.context, self.builder, value).data, [offset]
         )
@@ -67,7 +67,7 @@ class _Emit:
         )
 
     def at_most(self, row: int, rows: Any) -> Any:
-        """``row``, or the last one where there are no more than ``rows``."""
+        """Return ``row``, or the last row if there are only ``rows``."""
         return self.builder.select(
             self.builder.icmp_signed("<", self.number(row), rows),
             self.number(row),
@@ -78,8 +78,9 @@ class _Emit:
         return self.builder.bitcast(pointer, self.vector.as_pointer())
 
     def load(self, pointer: Any, mask: Any = None) -> Any:
-        """A vector from memory that need not be aligned; with a mask, zero where it is not set, and
-        nothing read there."""
+        """Load a vector from unaligned memory. With a mask, unset lanes are zero and are not
+        read.
+        """
         if mask is None:
             return self.builder.load(self._as_vector(pointer), align=self.size)
         kind = [self.vector.as_pointer(), ir.IntType(32), mask.type, self.vector]
@@ -101,12 +102,12 @@ class _Emit:
         )
 
     def mask(self, count: Any) -> Any:
-        """Set in the first ``count`` lanes."""
+        """Return a mask of the first ``count`` lanes."""
         lane = ir.Constant(ir.VectorType(_INT, self.lanes), list(range(self.lanes)))
         return self.builder.icmp_signed("<", lane, self.spread(count))
 
     def spread(self, scalar: Any) -> Any:
-        """A vector with this number in every lane."""
+        """Return a vector with this scalar in every lane."""
         kind = ir.VectorType(scalar.type, self.lanes)
         nothing = ir.Constant(kind, ir.Undefined)
         first = self.builder.insert_element(nothing, scalar, ir.Constant(ir.IntType(32), 0))
@@ -120,11 +121,11 @@ class _Emit:
         )
 
     def not_below(self, value: Any, least: Any) -> Any:
-        """The larger one; NaN stays."""
+        """Return the larger one; NaN stays."""
         return self.builder.select(self.builder.fcmp_ordered("<", value, least), least, value)
 
     def total(self, value: Any) -> Any:
-        """The sum over the lanes, by halves."""
+        """Return the sum over the lanes, by halves."""
         lanes = self.lanes
         while lanes > 1:
             lanes //= 2
@@ -144,8 +145,9 @@ class _Emit:
         )
 
     def over(self, length: Any, body: Callable[[Any, Any], None]) -> None:
-        """``body(i, mask)`` for a run of this length, a vector at a time; only the last one has a
-        mask."""
+        """Call ``body(i, mask)`` for a run of this length, one vector at a time; only the last one
+        has a mask.
+        """
         whole = self.builder.sdiv(length, self.number(self.lanes))
         with cgutils.for_range(self.builder, whole) as loop:
             body(self.builder.mul(loop.index, self.number(self.lanes)), None)
@@ -155,7 +157,7 @@ class _Emit:
             body(done, self.mask(rest))
 
     def sums(self, rows: int, columns: int) -> list[list[Any]]:
-        """A block of vectors that stay in registers."""
+        """Return a block of vectors that stay in registers."""
         return [
             [cgutils.alloca_once(self.builder, self.vector) for _ in range(columns)]
             for _ in range(rows)
@@ -188,7 +190,7 @@ def _outer_tile(vectors: int, masked: bool) -> Any:
             )
             factors = []
             for row in range(ROWS):
-                there = e.at_most(row, rows_)  # beyond the last row, that one once more
+                there = e.at_most(row, rows_)  # beyond the last row, repeat it
                 factors.append(e.ahead(weights, builder.mul(there, step_weight_)))
                 start = e.spread(builder.load(e.ahead(biases, there)))
                 for column in range(vectors):
@@ -226,16 +228,20 @@ outer_tile: Callable[..., None] = _outer_tile(VECTORS, masked=False)
 """y[r, :] = bias[r] + sum over k of weight[r, k] * x[k, :] for ROWS rows of y and a run of VECTORS
 vectors.
 
-Arguments; every ``at_`` is a place in the array before it, every ``step_`` how far its rows lie
-apart:
-    x, at_x taps (int32), at_taps, count: pairs, for each k, of where its run begins from at_x on,
-    and where its weight from at_weight on weight, at_weight, step_weight bias, at_bias y, at_y,
-    step_y, rows: how many of the ROWS there are lanes: for ``outer_edge``
+Arguments (every ``at_`` is an offset into the array before it, every ``step_`` the distance of its
+rows):
+    x, at_x
+    taps (int32), at_taps, count: for each k, the offset of its run from at_x and of its weight from
+        at_weight
+    weight, at_weight, step_weight
+    bias, at_bias
+    y, at_y, step_y
+    rows: the number of valid rows
+    lanes: for ``outer_edge``
 """
 
 outer_edge: Callable[..., None] = _outer_tile(1, masked=True)
-"""``outer_tile`` for the end of a run: one vector, of which only the first ``lanes`` elements are
-there."""
+"""``outer_tile`` for the end of a run: one vector with ``lanes`` valid elements."""
 
 
 @intrinsic
@@ -244,11 +250,11 @@ def inner_tile(
     at_taps: Any, length: Any,
     lines: Any, line_dy: Any, line_x: Any, sums: Any, at_sums: Any,
 ) -> Any:  # fmt: skip
-    """sums[g, k] += the sum over i < length of dy[g, i] * x[k, i], for GRADS rows of dy and the
+    """Add to sums[g, k] the sum over i < length of dy[g, i] * x[k, i], for GRADS rows of dy and the
     runs of TAPS taps.
 
-    Arguments: as for ``outer_tile``; rows says how many of the GRADS there are (the other sums mean
-    nothing). The sums go on over several ``lines``, which lie line_dy apart in dy and line_x in x.
+    Arguments as for ``outer_tile``; rows is the number of valid rows (the other sums are
+    undefined). The sums run over several ``lines``, at distance line_dy in dy and line_x in x.
     """
     arguments = (
         dy,
@@ -308,13 +314,12 @@ def inner_tile(
     return types.void(*arguments), emit
 
 
-# --- short runs -----------------------------------------------------------------------------------
-# They are as long as a panel has samples: too short for the loops that a compiler makes of them.
+# Their length is the number of samples of a panel, too short for the loops of a compiler.
 
 
 @intrinsic
 def clear(typing: Any, to: Any, at_to: Any, length: Any) -> Any:
-    """to = 0, on a run of this length."""
+    """Set a run of this length to 0."""
 
     def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         to_, at_to_, length_ = values
@@ -330,7 +335,7 @@ def clear(typing: Any, to: Any, at_to: Any, length: Any) -> Any:
 def move_above(
     typing: Any, to: Any, at_to: Any, come: Any, at_come: Any, floor: Any, length: Any
 ) -> Any:
-    """to = max(floor, come), on a run of this length; NaN stays."""
+    """Copy a run of this length: to = max(floor, come); NaN stays."""
 
     def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         to_, at_to_, come_, at_come_, floor_, length_ = values
@@ -354,10 +359,9 @@ def move_above(
 def move_where(
     typing: Any, to: Any, at_to: Any, come: Any, key: Any, at: Any, number: Any, length: Any
 ) -> Any:
-    """to = come where key says so, else 0, on a run of this length.
+    """Copy a run of this length where key matches, else write 0.
 
-    A key of floating point says so where it is above ``number``; one of int8, where it is
-    ``number``.
+    A floating-point key matches if it is above ``number``; an int8 key if it equals ``number``.
     """
 
     def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
@@ -395,11 +399,11 @@ def pool_run(
     winner: Any, at_y: Any,
     keep: Any, length: Any,
 ) -> Any:  # fmt: skip
-    """y = relu of the largest of ``height`` by ``width`` runs of x, which lie ``line`` and
-    ``column`` apart; NaN wins.
+    """Write y = relu of the maximum over ``height`` by ``width`` runs of x, at distances ``line``
+    and ``column``; NaN wins.
 
-    Where it is to ``keep``, winner takes which of them it is, by its number and the first of
-    equals; -1 where y is not above 0.
+    With ``keep``, winner receives the number of the maximum, the first of equals; -1 where y is not
+    above 0.
     """
     arguments = (x, at_x, line, column, height, width, y, winner, at_y, keep, length)
 

@@ -1,2 +1,1 @@
-"""NumPy on the CPU: the adapter, and kernels in NumPy for the ops where the portable version is
-slow."""
+"""NumPy on the CPU: the adapter, and NumPy kernels for the ops whose portable version is slow."""

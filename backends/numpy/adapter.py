@@ -1,4 +1,4 @@
-"""NumPy on the CPU: the backend that is always there."""
+"""The NumPy adapter: the CPU backend that is always available."""
 
 from contextlib import AbstractContextManager
 from functools import partial
@@ -17,9 +17,9 @@ from portacnn.runtime import Array, Backend, BackendInfo, HostArray, kernel_sets
 
 KINDS = frozenset({"cpu"})
 REFUSED = {
-    "MaskedArray": "its mask would be lost; fill the masked values first: x.filled(0), or another "
+    "MaskedArray": "the mask would be lost; fill the masked values first: x.filled(0), or another "
     "value",
-    "matrix": "its * is a product of matrices; pass numpy.asarray(x)",
+    "matrix": "its operator * is a matrix product; pass numpy.asarray(x)",
 }
 
 
@@ -40,7 +40,7 @@ class NumpyBackend(Backend):
         return np.array(array)
 
     def contiguous(self, array: Array) -> Array:
-        return np.asarray(array, order="C")  # ascontiguousarray makes (1,) of ()
+        return np.asarray(array, order="C")  # ascontiguousarray turns () into (1,)
 
     def active(self) -> AbstractContextManager[Any]:
         return np.errstate(all="ignore")
@@ -57,10 +57,9 @@ def probe() -> BackendInfo:
 def connect(device: str | None) -> Backend:
     if device not in (None, "cpu"):
         raise BackendError(
-            f"NumPy computes on the CPU only, got device {device!r}; for a GPU ask for cuda or "
-            "torch:cuda"
+            f"NumPy supports the CPU only, got device {device!r}; for a GPU use cuda or torch:cuda"
         )
-    # numba is imported in a thread of its own: an interruption here would leave it half imported
-    # for good.
+    # numba is imported in a separate thread: an interruption of the import would leave it unusable
+    # for the rest of the process.
     kernels = kernel_sets("numpy", KERNELS, partial(apart, import_module))
     return NumpyBackend(name="numpy", xp=xp, device="cpu", kernels=kernels)

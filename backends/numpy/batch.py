@@ -1,9 +1,9 @@
-"""A batch from a set on NumPy: rows gathered as they are stored, then turned batch-last and
-normalised into one array.
+"""Batches from a data set on NumPy: gather rows in their stored dtype, then normalize and transpose
+to batch-last in one array.
 
-Bytes are turned before they become floats, which moves a quarter of the memory. Channel by channel,
-since a pass with one number for the whole of it runs without a break, where one number a row of B
-images would start anew for each.
+Bytes are transposed before they become floats, which moves a quarter of the memory. The work is
+done per channel: a pass with a single scalar runs without a break, whereas one scalar per row of B
+images would restart for each row.
 
 Notation as in ops/batch.py: B images in the batch, C channels; P pixels in each.
 """
@@ -20,6 +20,9 @@ from portacnn.runtime import Kernel
 
 
 def take_batch(images: np.ndarray, indices: Any = None, mean: Any = None, std: Any = None) -> Any:
+    """Compute ``take_batch``. Declines inputs without spatial axes and calls that neither gather
+    nor normalize.
+    """
     if images.ndim < 3 or (indices is None and std is None):
         return NotImplemented
     chosen = images if indices is None else np.take(images, indices, axis=0)

@@ -1,11 +1,11 @@
-"""Convolution on NumPy, with ReLU and max pooling where they follow: columns for a few output rows
-at a time.
+"""Convolution on NumPy, optionally with ReLU and max pooling: columns are built for a few output
+rows at a time.
 
-As many rows as fit into the cache beside the matrix product that reads them: all columns at once
-would go out to memory and come back, and a product with few rows over that many columns is bound by
-just that. So the room that it takes does not grow with the image, the columns are laid out again on
-the way back, and bias, pooling and ReLU see each tile while it is near. Tiles go to threads, in
-each of which BLAS has one.
+A tile has as many rows as fit into the cache together with the matrix product that reads them. The
+columns of the whole image would be written to memory and read again, and a product with few rows
+over that many columns is limited by memory bandwidth. With tiles, the memory needed does not grow
+with the image, the backward pass builds the columns again, and bias, pooling and ReLU process each
+tile in the cache. Tiles are distributed over threads, and BLAS uses one thread in each.
 
 Notation as in ops/conv.py: C in-channels, O out-channels, T taps, N batch, S/OUT the spatial axes
 in/out.
@@ -22,9 +22,9 @@ import numpy as np
 from portacnn.backends.numpy.memory import empty, reserve, temporaries
 from portacnn.backends.numpy.pool import (
     clear_where,
+    empty_winners,
     pool_into,
     pools_in_place,
-    room_for_winners,
     rows_of_winners,
     unpool_into,
     zeros_for,
@@ -42,16 +42,18 @@ from portacnn.ops.windows import Windows
 from portacnn.runtime import Kernel
 
 VARIABLE = "PORTACNN_TILE_KIB"
-# bytes of all columns of a prepared convolution; more would go out to memory and come back
+# bytes of all columns of a prepared convolution; more would not stay in the cache
 _MOST_COLUMNS = 4 << 20
-# numbers in a small result, and multiply-adds up to which BLAS takes its kernels for such
+# _SMALL: elements of a small result; _FEW: multiply-adds up to which BLAS uses its kernels for
+# small matrices
 _SMALL, _FEW = 1024, 1 << 19
 
 
 @cache
 def tile_bytes() -> int:
-    """Room for a thread's columns: ``PORTACNN_TILE_KIB``, or 512 KiB. Raises ArgumentError where it
-    is no whole number above 0."""
+    """Return the bytes of a thread's columns: ``PORTACNN_TILE_KIB`` KiB, default 512. Raises
+    ArgumentError if it is not a positive integer.
+    """
     text = os.environ.get(VARIABLE, "").strip() or "512"
     if not (text.isdecimal() and int(text) > 0):
         raise ArgumentError(f"{VARIABLE} must be a whole number above 0 (KiB), got {text!r}")
@@ -59,8 +61,9 @@ def tile_bytes() -> int:
 
 
 def _padded(xt: np.ndarray, windows: Windows) -> np.ndarray:
-    """xt (C, *S, N) with zeros around it: itself where there is no padding. What no window reads is
-    left out."""
+    """Return xt (C, *S, N) with zeros around it, or xt itself without padding. Cells that no window
+    reads are left out.
+    """
     if not any(before or after for before, after in windows.pads):
         return xt
     shape = (len(xt), *windows.extent, xt.shape[-1])
@@ -78,7 +81,7 @@ def _padded(xt: np.ndarray, windows: Windows) -> np.ndarray:
 
 
 def _columns(padded: np.ndarray, windows: Windows) -> np.ndarray:
-    """All columns (C, *K, *OUT, N), as a view."""
+    """Return all columns (C, *K, *OUT, N) as a view."""
     c, *axes, n = padded.strides
     taps = [stride * d for stride, d in zip(axes, windows.dilation, strict=True)]
     outs = [stride * s for stride, s in zip(axes, windows.stride, strict=True)]
@@ -88,17 +91,18 @@ def _columns(padded: np.ndarray, windows: Windows) -> np.ndarray:
 
 @lru_cache(maxsize=1024)
 def _tiles(rows: int, row_bytes: int, whole: int) -> list[slice]:
-    """The rows of outputs in parts, a multiple of ``whole`` in each but the last; one row takes
-    ``row_bytes``."""
+    """Split the output rows into tiles, each but the last a multiple of ``whole`` rows; one row
+    takes ``row_bytes``.
+    """
     size = max(whole, tile_bytes() // max(row_bytes, 1) // whole * whole)
     return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]
 
 
 def _parts(rows: int, depth: int, cells: int, n: int) -> int:
-    """In how many parts a product of few rows with little depth over ``cells`` columns is cut.
+    """Return the number of parts into which a product of few rows and small depth over ``cells``
+    columns is cut.
 
-    BLAS has kernels for small matrices, which are up to twice as fast on such shapes as those for
-    large ones.
+    BLAS kernels for small matrices are up to twice as fast on such shapes as those for large ones.
     """
     if rows * depth > _SMALL:
         return 1
@@ -114,14 +118,16 @@ def _parts(rows: int, depth: int, cells: int, n: int) -> int:
 
 
 def _product(matrix: np.ndarray, columns: np.ndarray, out: np.ndarray, n: int) -> None:
-    """out (O, cells) = matrix (O, depth) @ columns (depth, cells)."""
+    """Compute out (O, cells) = matrix (O, depth) @ columns (depth, cells)."""
     parts = _parts(*matrix.shape, columns.shape[1], n)
     cut = columns.reshape(len(columns), parts, -1).swapaxes(0, 1)
     np.matmul(matrix, cut, out=out.reshape(len(out), parts, -1).swapaxes(0, 1))
 
 
 def _outer_product(rows: np.ndarray, columns: np.ndarray, n: int) -> np.ndarray:
-    """rows (O, cells) @ columns.T (cells, depth); BLAS is best at it with the longer side first."""
+    """Return rows (O, cells) @ columns.T (cells, depth). BLAS is fastest with the longer side
+    first.
+    """
     parts = _parts(len(rows), len(columns), columns.shape[1], n)
     rows, columns = (
         array.reshape(len(array), parts, -1).swapaxes(0, 1) for array in (rows, columns)
@@ -132,8 +138,9 @@ def _outer_product(rows: np.ndarray, columns: np.ndarray, n: int) -> np.ndarray:
 
 
 class _Job(NamedTuple):
-    """One pass over all tiles: the columns, the tiles' rows, some of them for each thread, and each
-    thread's room."""
+    """One pass over all tiles: the columns, the row ranges of the tiles, the tiles of each thread,
+    and each thread's buffers.
+    """
 
     columns: np.ndarray  # (C, *K, *OUT, N)
     tiles: list[slice]
@@ -144,19 +151,20 @@ class _Job(NamedTuple):
 
     @staticmethod
     def of(padded: np.ndarray, outputs: int, windows: Windows, whole: int) -> "_Job":
-        """padded (C, *P, N) -> outputs (O, *OUT, N), or the way back; tiles are a multiple of
-        ``whole`` rows."""
+        """Prepare a pass from padded (C, *P, N) to outputs (O, *OUT, N), or its backward pass.
+        Tiles have a multiple of ``whole`` rows.
+        """
         depth, cells = len(padded) * prod(windows.kernel), prod(windows.out[1:]) * padded.shape[-1]
         tiles = _tiles(windows.out[0], depth * cells * padded.itemsize, whole)
         work = outputs * depth * cells * windows.out[0] // PER_ELEMENT
         shares = pieces(len(tiles), work)
         rows = tiles[0].stop
         laid_out = empty((len(shares), depth * rows * cells), padded.dtype)
-        room = empty((len(shares), outputs * rows * cells), padded.dtype)
-        return _Job(_columns(padded, windows), tiles, shares, laid_out, room, work)
+        buffer = empty((len(shares), outputs * rows * cells), padded.dtype)
+        return _Job(_columns(padded, windows), tiles, shares, laid_out, buffer, work)
 
     def run(self, each: Callable[[int, slice], None]) -> None:
-        """``each(thread, rows)`` for every tile."""
+        """Call ``each(thread, rows)`` for every tile."""
 
         def share(some: slice) -> None:
             for thread in range(some.start, some.stop):
@@ -166,7 +174,7 @@ class _Job(NamedTuple):
         on_one_blas_thread(in_pieces, share, len(self.shares), self.work)
 
     def lay_out(self, thread: int, rows: slice) -> np.ndarray:
-        """The columns (C*T, OUT*N) of a tile, in one piece."""
+        """Return the columns (C*T, OUT*N) of a tile, contiguous."""
         axes = (self.columns.ndim - 2) // 2
         view = self.columns[(slice(None),) * (axes + 1) + (rows,)]
         columns = self.laid_out[thread][: view.size].reshape(view.shape)
@@ -174,13 +182,14 @@ class _Job(NamedTuple):
         return columns.reshape(prod(view.shape[: axes + 1]), -1)
 
     def output(self, thread: int, shape: tuple[int, ...]) -> np.ndarray:
-        """A tile's room."""
+        """Return the output buffer of a tile."""
         return self.outputs[thread][: prod(shape)].reshape(shape)
 
 
 class _Saved(NamedTuple):
-    """What a forward keeps: the padded input; after ReLU, the output; where it was pooled, whose
-    each maximum is."""
+    """What a forward pass stores: the padded input; after ReLU, the output; after pooling, the
+    position of each maximum.
+    """
 
     padded: np.ndarray
     weight: np.ndarray
@@ -192,8 +201,9 @@ class _Saved(NamedTuple):
 
 
 def _pooled_rows(rows: slice, pool: Windows) -> tuple[slice, Windows] | None:
-    """The rows of the pooled output that are made of a tile's, and the pooling of the tile alone;
-    None where there are none."""
+    """Return the pooled rows that a tile produces and the pooling of the tile alone, or None if it
+    produces none.
+    """
     (kernel, *_), (stride, *_) = pool.kernel, pool.stride
     first = rows.start // stride
     last = min((rows.stop - kernel) // stride + 1, pool.out[0])
@@ -221,9 +231,9 @@ def _forward(
     o, n = len(weight), x.shape[0]
     matrix = weight.reshape(o, -1)  # (O, C*T)
     shape = (o, *(windows.out if pool is None else pool.out), n)
-    # before the job's own memory, which would leave a hole below what is kept
+    # allocated before the job's buffers, which would leave a hole below what is kept
     y = empty(shape, x.dtype)
-    winners = room_for_winners(shape, pool) if keep and pool is not None else None
+    winners = empty_winners(shape, pool) if keep and pool is not None else None
     job = _Job.of(padded, o, windows, 1 if pool is None else pool.stride[0])
     column = None if bias is None else bias.reshape(o, *(1,) * (len(shape) - 1))
 
@@ -291,7 +301,7 @@ def conv_backward(dy: np.ndarray, saved: _Saved, *, need_dx: bool = True) -> Any
             if pooled is None:
                 dz[...] = 0
                 return
-            given = np.empty_like(y[:, pooled[0]])  # its sum is that of dz, in fewer numbers
+            given = np.empty_like(y[:, pooled[0]])  # has the sum of dz, in fewer elements
             clear_where(y[:, pooled[0]] <= 0, dyt[:, pooled[0]], given)
             unpool_into(given, rows_of_winners(winners, pooled[0], pool), dz, pooled[1])
         dmatrices[thread] += _outer_product(dz.reshape(o, -1), job.lay_out(thread, rows), n)
@@ -301,7 +311,7 @@ def conv_backward(dy: np.ndarray, saved: _Saved, *, need_dx: bool = True) -> Any
     job.run(each)
     dx = None
     if need_dx and whole is not None:
-        dx = batch_first(_lead_back(whole, weight, windows))
+        dx = batch_first(_input_gradient(whole, weight, windows))
     return (
         dx,
         dmatrices.sum(axis=0).reshape(weight.shape),
@@ -312,11 +322,11 @@ def conv_backward(dy: np.ndarray, saved: _Saved, *, need_dx: bool = True) -> Any
 conv_relu_backward = conv_backward
 
 
-def _lead_back(dz: np.ndarray, weight: np.ndarray, windows: Windows) -> np.ndarray:
-    """The input's gradient (C, *S, N) from that of the output (O, *OUT, N).
+def _input_gradient(dz: np.ndarray, weight: np.ndarray, windows: Windows) -> np.ndarray:
+    """Return the input's gradient (C, *S, N) for the output's gradient (O, *OUT, N).
 
-    Tap by tap: a product over the output channels, added to the inputs that the tap read; some
-    channels in each thread.
+    Tap by tap: a product over the output channels, added to the inputs that the tap read. The
+    channels are distributed over the threads.
     """
     channels, taps, n = weight.shape[1], prod(windows.kernel), dz.shape[-1]
     dx = empty((channels, *windows.size, n), dz.dtype)
@@ -327,7 +337,7 @@ def _lead_back(dz: np.ndarray, weight: np.ndarray, windows: Windows) -> np.ndarr
     shares = pieces(channels, work // PER_ELEMENT)
     most = max(share.stop - share.start for share in shares)
     tiles = _tiles(windows.out[0], most * cells * dz.itemsize, 1)
-    room = empty((len(shares), most * tiles[0].stop * cells), dz.dtype)
+    buffer = empty((len(shares), most * tiles[0].stop * cells), dz.dtype)
 
     def share(i: int) -> None:
         own = dx[shares[i]]
@@ -335,7 +345,7 @@ def _lead_back(dz: np.ndarray, weight: np.ndarray, windows: Windows) -> np.ndarr
         for rows in tiles:
             part = dz[:, rows].reshape(len(dz), -1)
             here = windows.part(rows.start, rows.stop)
-            back = room[i, : len(own) * part.shape[1]].reshape(len(own), -1)
+            back = buffer[i, : len(own) * part.shape[1]].reshape(len(own), -1)
             for tap in here.taps:
                 _product(factors[tap.index, shares[i]], part, back, n)
                 own[tap.reads] += back.reshape(len(own), *here.out, n)[tap.reaches]
@@ -344,7 +354,7 @@ def _lead_back(dz: np.ndarray, weight: np.ndarray, windows: Windows) -> np.ndarr
     return dx
 
 
-# --- a few samples, over and over -----------------------------------------------------------------
+# --- repeated inference with few samples ----------------------------------------------------------
 
 
 def _prepared(
@@ -356,11 +366,12 @@ def _prepared(
     pool: Windows | None,
     relu: bool,
 ) -> Any:
-    """All of ``_forward`` that comes out the same for the next x, done once: every array, every
-    view.
+    """Do everything in ``_forward`` that does not depend on the values of x once: allocate arrays
+    and create views.
 
-    With few samples the runs are short. So an output row is taken as long as the padded input's,
-    and all rows are one run; what lies behind the end of each means nothing and is passed over.
+    With few samples the contiguous runs are short. An output row is therefore computed with the
+    length of a padded input row, so that all rows form one run. The elements beyond the end of each
+    row are undefined and not read.
     """
     if groups != 1 or not x.size or max(windows.stride) > 1 or windows.sparse:
         return NotImplemented
@@ -371,7 +382,7 @@ def _prepared(
     # bytes of all columns
     most = x.shape[1] * prod(windows.kernel) * prod(before) * last * n * x.itemsize
     if most > _MOST_COLUMNS or not np.may_share_memory(matrix, weight):
-        return NotImplemented  # a copy of the weights would not see what is written to them
+        return NotImplemented  # a copy of the weights would not see later updates
     padded = reserve((x.shape[1], *before, last, n), x.dtype, zeros=True)
     starts = [pad for pad, _ in windows.pads]
     sizes = [
@@ -388,10 +399,10 @@ def _prepared(
         padded, (len(padded), *windows.kernel, run), strides, writeable=False
     )
     rows = (o, windows.out[0], *before[1:], last, n) if before else (o, windows.out[0], n)
-    columns, room = temporaries(view.shape, rows, dtype=x.dtype)
+    columns, buffer = temporaries(view.shape, rows, dtype=x.dtype)
     flat = columns.reshape(-1, run)
-    product = room.reshape(o, -1)[:, :run]
-    out = room[(slice(None), *(slice(0, size) for size in windows.out))]
+    product = buffer.reshape(o, -1)[:, :run]
+    out = buffer[(slice(None), *(slice(0, size) for size in windows.out))]
     y = reserve((o, *(windows.out if pool is None else pool.out), n), x.dtype)
     result, order = batch_first(y), (*range(1, x.ndim), 0)
     column = None if bias is None else bias.reshape(o, *(1,) * (y.ndim - 1))

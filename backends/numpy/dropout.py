@@ -7,13 +7,13 @@ import numpy as np
 from portacnn.ops.masks import LAST_SHIFT, ROUNDS, WORD
 from portacnn.runtime import Kernel
 
-_PIECE = 1 << 15  # values of a mask at a time: what is computed on the way stays in the cache
+_PIECE = 1 << 15  # values of a mask per piece; intermediate results stay in the cache
 
 
 def kept(
     like: np.ndarray, length: int, first: np.ndarray, second: np.ndarray, threshold: int
 ) -> Any:
-    """The same hash in uint32, whose products are cut to 32 bits by themselves."""
+    """Compute ``kept`` with the same hash in uint32, whose products wrap to 32 bits."""
     if not 0 < threshold <= WORD:
         return NotImplemented
     first, second = first.astype(np.uint32), second.astype(np.uint32)

@@ -1,5 +1,6 @@
-"""Sums of arrays on NumPy: both cores, memory that is used again, and ReLU while a piece of the sum
-is in the cache."""
+"""Sums of arrays on NumPy: several cores, reused memory, and ReLU while a piece of the sum is in
+the cache.
+"""
 
 from math import prod
 from typing import Any
@@ -11,7 +12,7 @@ from portacnn.backends.numpy.pool import BITS, in_memory_order, relu_backward, z
 from portacnn.backends.threads import in_pieces
 from portacnn.runtime import Kernel
 
-_NEAR = 256 << 10  # bytes of a piece: it stays in a core's second-level cache for the next pass
+_NEAR = 256 << 10  # bytes of a piece, which stays in a core's L2 cache for the next pass
 
 
 def add(parts: list[np.ndarray]) -> Any:
@@ -24,7 +25,7 @@ def add_relu(parts: list[np.ndarray], *, keep: bool = True) -> Any:
 
 
 def _sum(parts: list[np.ndarray], relu: bool) -> Any:
-    """It lies in memory as the first part does."""
+    """Return the sum, in the memory layout of the first part."""
     first = parts[0]
     alike = all(part.dtype == first.dtype and part.dtype.kind == "f" for part in parts)
     if len(parts) < 2 or first.ndim == 0 or first.dtype.itemsize not in BITS or not alike:

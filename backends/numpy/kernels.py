@@ -1,4 +1,4 @@
-"""NumPy's native kernel set: one table out of those of the modules."""
+"""NumPy's native kernel set: the tables of the modules, joined."""
 
 from portacnn.backends.numpy import batch, conv, dropout, join, linear, norm, pool, special, updates
 from portacnn.runtime import Kernel

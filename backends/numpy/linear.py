@@ -1,8 +1,8 @@
-"""Affine maps on NumPy, with ReLU where it follows: into memory that is used again, with bias and
-ReLU added in place.
+"""Affine maps on NumPy, optionally with ReLU: in reused memory, with bias and ReLU applied in
+place.
 
 Notation as in ops/_linear.py: N batch, F in-features, O out-features; x.T (F, N) and y.T (O, N) are
-the contiguous ones.
+contiguous.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from portacnn.runtime import Kernel
 
 
 def _product(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """out = a @ b, cut along its longer side: some of it in each thread."""
+    """Compute out = a @ b in parallel pieces, cut along its longer side."""
     if out.shape[0] >= out.shape[1]:
         products_in_pieces(
             lambda s: np.matmul(a[s], b, out=out[s]), out.shape[0], a.size * b.shape[1]
@@ -30,7 +30,7 @@ def _product(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> np.ndarray:
 
 
 def _map(x: np.ndarray, weight: np.ndarray, bias: Any) -> np.ndarray:
-    """y.T (O, N)."""
+    """Return y.T (O, N)."""
     yt = _product(weight, x.T, empty((weight.shape[0], x.shape[0]), x.dtype))
     if bias is not None:
         yt += bias[:, None]

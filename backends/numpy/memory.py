@@ -1,4 +1,4 @@
-"""NumPy's arrays in memory that is used again (see ``portacnn.ops.workspace``)."""
+"""NumPy arrays in reused memory (see ``portacnn.ops.workspace``)."""
 
 import mmap
 from math import prod
@@ -8,21 +8,22 @@ import numpy as np
 
 from portacnn.ops import workspace
 
-# bytes from which an array that found no place in an arena gets pages of its own
+# bytes; larger arrays that do not fit into an arena get their own pages
 _LARGE = 256 << 10
-# bytes from which the system is asked for large pages, as NumPy does for its own arrays
+# bytes; larger mappings request huge pages, as NumPy does for its arrays
 _HUGE = 4 << 20
 
 
 def _allocate(nbytes: int) -> mmap.mmap:
-    """Pages of the system's, zeros at first. It gets them back at once: ``free`` would keep some of
-    what had been an arena.
+    """Map zeroed pages from the operating system. They are returned to it at once when freed;
+    ``free`` might keep a part.
 
-    An array made in them has them as its base, and its views have that array: NumPy follows the
-    chain of bases only through arrays. So the array lives as long as its views.
+    An array in these pages has them as its base, and views of it have the array as theirs, because
+    NumPy follows chains of bases through arrays only. The array therefore lives as long as its
+    views.
     """
     try:
-        if not hasattr(mmap, "MAP_PRIVATE"):  # Windows, where they are private
+        if not hasattr(mmap, "MAP_PRIVATE"):  # Windows, where mappings are private
             return mmap.mmap(-1, nbytes)
         pages = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         if nbytes >= _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
@@ -45,17 +46,18 @@ _MEMORY = workspace.Memory(_fresh, _allocate, _view)
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """See ``portacnn.ops.workspace``: in the workspace of the pass that is running, if there is
-    one."""
-    room = workspace.current()
-    return np.empty(shape, dtype) if room is None else room.take(_MEMORY, shape, dtype)
+    """Return an uninitialized array, in the workspace of the running pass if there is one. See
+    ``portacnn.ops.workspace``.
+    """
+    active = workspace.current()
+    return np.empty(shape, dtype) if active is None else active.take(_MEMORY, shape, dtype)
 
 
 def reserve(shape: tuple[int, ...], dtype: Any, *, zeros: bool = False) -> np.ndarray:
-    """See ``portacnn.ops.workspace.reserve``."""
+    """Return a kept array. See ``portacnn.ops.workspace.reserve``."""
     return workspace.reserve(_MEMORY, shape, dtype, zeros=zeros)
 
 
 def temporaries(*shapes: tuple[int, ...], dtype: Any) -> list[np.ndarray]:
-    """See ``portacnn.ops.workspace.temporaries``."""
+    """Return temporary arrays. See ``portacnn.ops.workspace.temporaries``."""
     return workspace.temporaries(_MEMORY, *shapes, dtype=dtype)

@@ -1,14 +1,14 @@
-"""Batch norm on NumPy, with ReLU where it follows: a few channels at a time, so that all passes but
-the first read from the cache.
+"""Batch norm on NumPy, optionally with ReLU: a few channels at a time, so that all passes but the
+first read from the cache.
 
-Kept for the backward pass is x itself, not a centred copy: subtracting the mean again takes less
-time than writing one more array. A mean rounded to x's dtype may be off by half a step, which shows
-where the spread is a few steps wide. So a mean is two numbers, ``mean`` and ``rest``, what rounding
-took from it; the second only ever goes into the constants of a pass.
+The backward pass uses x itself, not a stored centred copy: subtracting the mean again is faster
+than writing another array. A mean rounded to x's dtype may be off by half a unit in the last place,
+which matters if the standard deviation is a few units. A mean is therefore stored as two numbers,
+``mean`` and its rounding error ``rest``. The second is used only in the constants of a pass.
 
-What goes through the arrays is a pair of functions (``Passes``): NumPy's are here, and numba has
-its own. Notation: rows (C, P) are an activation with the batch last, P = S*N numbers for each of
-the C channels.
+The loops over the arrays are a pair of functions (``Passes``): NumPy's are here, and numba has its
+own. Notation: rows (C, P) are an activation with the batch last; P = S*N elements for each of C
+channels.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,33 +24,32 @@ from portacnn.ops.layout import batch_first, batch_last
 from portacnn.ops.norm import move_towards
 from portacnn.runtime import Array, Kernel
 
-# bytes of a block of channels: it and what is made of it stay in a core's second-level cache
+# bytes of a block of channels; the block and its results stay in a core's L2 cache
 _NEAR = 512 << 10
-_FEW = 64  # numbers whose mean stands for the whole channel's at first
-# numbers that are added in one go; sums of such runs are added up after that, which keeps float32's
-# digits
+_FEW = 64  # elements of the first estimate of a channel's mean
+# elements summed in one run; the run sums are added afterwards, which keeps float32 accurate
 _RUN = 4096
 
 
 class Statistics(NamedTuple):
-    """Of each channel, (C,): the mean as two numbers, and the biased variance."""
+    """Per channel, (C,): the mean as two numbers, and the biased variance."""
 
     mean: np.ndarray
     rest: np.ndarray
     var: np.ndarray
 
     def of(self, some: slice) -> "Statistics":
-        """Those of some of the channels."""
+        """Return the statistics of some of the channels."""
         return Statistics(*(numbers[some] for numbers in self))
 
 
 class Passes(NamedTuple):
-    """What goes through the rows of some channels.
+    """The loops over the rows of some channels.
 
-    forward(x, y, statistics, weight, bias, eps, own, relu): write the statistics where they are x's
+    forward(x, y, statistics, weight, bias, eps, own, relu): write the statistics if they are x's
     ``own``; write y. backward(dy, x, y, statistics, weight, eps, own, dbias, dweight, dx): write
-    the sums of dy and of dy * xhat, (C,), and dx, if it is not None. If y, what the forward gave,
-    is not None, ReLU was there: dy counts only where y is above zero.
+    the sums of dy and of dy * xhat, (C,), and dx if it is not None. If y, the output of the forward
+    pass, is not None, a ReLU was applied: dy counts only where y is above zero.
     """
 
     forward: Callable[..., None]
@@ -58,7 +57,7 @@ class Passes(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """For the backward pass."""
+    """What the backward pass needs."""
 
     shape: tuple[int, ...]
     x: np.ndarray
@@ -71,7 +70,7 @@ class Kept(NamedTuple):
 
 
 def norm_kernels(passes: Passes) -> dict[str, Kernel]:
-    """``batch_norm`` alone and with ReLU, made of these passes."""
+    """Return the kernels of ``batch_norm`` and ``batch_norm_relu`` built on these passes."""
     return {
         "batch_norm": _kernel(passes, relu=False),
         "batch_norm_relu": _kernel(passes, relu=True),
@@ -99,7 +98,7 @@ def _kernel(passes: Passes, relu: bool) -> Kernel:
         y_rows = y.reshape(rows.shape)
         if training:
             statistics = Statistics(*np.zeros((3, channels), dtype=x.dtype))
-        else:  # copies: the running ones may have moved by the time of the backward pass
+        else:  # copies, because the running statistics may change before the backward pass
             statistics = Statistics(
                 np.array(running_mean), np.zeros_like(running_mean), np.array(running_var)
             )
@@ -172,33 +171,36 @@ def _blocks(rows: np.ndarray) -> Iterator[slice]:
 
 
 def _runs(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(C, P) -> (C, P // _RUN, _RUN) and what is left over."""
+    """Split (C, P) into (C, P // _RUN, _RUN) and the remainder."""
     whole = rows.shape[1] // _RUN * _RUN
     return rows[:, :whole].reshape(rows.shape[0], -1, _RUN), rows[:, whole:]
 
 
 def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The sum of a * b along the rows, (C, 1)."""
+    """Return the sum of a * b along the rows, (C, 1)."""
     (runs_a, rest_a), (runs_b, rest_b) = _runs(a), _runs(b)
     return (np.vecdot(runs_a, runs_b).sum(axis=1) + np.vecdot(rest_a, rest_b))[:, None]
 
 
 def _sum(rows: np.ndarray) -> np.ndarray:
-    """Along the rows, (C, 1): a product too, since BLAS takes half the time that NumPy's own sum
-    does."""
+    """Return the sum along the rows, (C, 1), as a product with ones: BLAS is twice as fast as
+    NumPy's sum.
+    """
     (runs, rest), ones = _runs(rows), _ones(_RUN, rows.dtype)
     return (np.vecdot(runs, ones).sum(axis=1) + np.vecdot(rest, ones[: rest.shape[1]]))[:, None]
 
 
 def _two_sum(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """a + b, and what rounding took from it (Knuth)."""
+    """Return a + b and its rounding error (Knuth)."""
     total = a + b
     of_b = total - a
     return total, (a - (total - of_b)) + (b - of_b)
 
 
 def _less(rest: np.ndarray, factor: np.ndarray) -> np.ndarray:
-    """What a sum is off for ``rest``, which must not make NaN of one that is infinite."""
+    """Return rest * factor, the correction of a sum, or 0 where it is not finite, so that an
+    infinite sum does not become NaN.
+    """
     off = rest * factor
     return np.where(np.isfinite(off), off, 0.0)
 
@@ -231,13 +233,13 @@ def _forward(
 def _own_statistics(
     x: np.ndarray, out: np.ndarray, mean: np.ndarray, rest: np.ndarray, var: np.ndarray
 ) -> np.ndarray:
-    """Write the statistics of the rows x, (C, 1) each; leave in ``out`` x less about its mean, and
-    give back what is missing.
+    """Write the statistics of the rows x, (C, 1) each. ``out`` receives x minus approximately its
+    mean; the rest to subtract is returned.
 
-    What is subtracted first is the mean of a few of the numbers, counted from one of them: a
-    channel of numbers all alike becomes zeros to the last bit, and sums of squares about it are as
-    good as about the mean, so one pass gives both. Where it is far off all the same, the mean takes
-    its place.
+    First the mean of a few elements is subtracted, computed relative to one of them. A constant
+    channel becomes exactly zero, and one pass is enough for mean and variance, because sums of
+    squares about this value are as accurate as about the mean. If the value is too far from the
+    mean, a second pass uses the mean.
     """
     few, count = x[:, :_FEW], x.shape[1]
     origin = few[:, :1] + (few - few[:, :1]).sum(axis=1, keepdims=True) / few.shape[1]
@@ -253,8 +255,9 @@ def _own_statistics(
 
 
 def _about(shift: np.ndarray, square: np.ndarray) -> np.ndarray:
-    """The variance, of the mean of squares about a point that lies ``shift`` away; infinite where
-    that has overflowed, not NaN."""
+    """Return the variance from the mean square about a point at distance ``shift``. It is infinite,
+    not NaN, on overflow.
+    """
     return np.where(np.isinf(square), square, square - shift * shift)
 
 
@@ -274,7 +277,7 @@ def _backward(
     centred = masked = np.empty((0, count), dtype=x.dtype)
     for block in _blocks(x):
         grad = dy[block]
-        if centred.shape[0] != grad.shape[0]:  # the last block may be a smaller one
+        if centred.shape[0] != grad.shape[0]:  # the last block may be smaller
             centred, masked = (
                 np.empty_like(grad),
                 np.empty_like(grad) if y is not None and dx is None else centred,
@@ -295,7 +298,7 @@ def _backward(
         if not own:
             np.multiply(grad, scale, out=out)
             continue
-        # not rstd squared, which overflows where the variance is tiny
+        # not rstd squared, which overflows if the variance is tiny
         slope = (along_x * rstd) * (rstd / count)
         centred *= slope
         centred += along_dy / count - _less(rest, slope)

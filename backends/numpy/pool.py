@@ -1,10 +1,10 @@
-"""ReLU and max pooling on NumPy: arithmetic on masks, both cores, memory that is used again. Same
-results, to the bit.
+"""ReLU and max pooling on NumPy: mask arithmetic, several cores, reused memory. Results are equal
+to the portable ops bit by bit.
 
-``np.where`` and ``np.copyto(where=...)`` branch on every element: on masks as random as a
-gradient's they take some eight times as long as arithmetic on the mask does. Multiplying by the
-mask would make NaN of 0 * inf, so the mask is spread over all bits of the number instead and taken
-with ``&``.
+``np.where`` and ``np.copyto(where=...)`` branch on every element. On masks as random as those of a
+gradient they take about eight times as long as arithmetic on the mask. Multiplying by the mask
+would turn 0 * inf into NaN, so the mask is extended to all bits of the value and applied with
+``&``.
 """
 
 from functools import cache, lru_cache
@@ -24,7 +24,9 @@ BITS = {4: np.int32, 8: np.int64}  # integers as wide as the float
 
 
 def keep_where(mask: np.ndarray, values: np.ndarray, out: np.ndarray) -> None:
-    """out = ``values`` where ``mask``, else 0; of float32 or float64. The mask is used up."""
+    """Write ``values`` where ``mask`` is true, else 0, to out (float32 or float64). Overwrites the
+    mask.
+    """
     bits = BITS[values.dtype.itemsize]
     every_bit = np.negative(mask.view(np.int8), out=mask.view(np.int8))  # True -> -1, all bits set
     np.bitwise_and(values.view(bits), every_bit, out=out.view(bits))
@@ -39,21 +41,22 @@ def clear_where(mask: np.ndarray, values: np.ndarray, out: np.ndarray) -> None:
 
 
 def in_memory_order(x: np.ndarray) -> list[int]:
-    """The axes of x from the one with the longest steps to the one with the shortest."""
+    """Return the axes of x from the largest stride to the smallest."""
     return sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis]))
 
 
 def empty_like(x: np.ndarray) -> np.ndarray:
-    """Room for a result that lies in memory as x does."""
+    """Return an uninitialized array with the memory layout of x."""
     order = in_memory_order(x)
     return empty(tuple(x.shape[axis] for axis in order), x.dtype).transpose(np.argsort(order))
 
 
 def zeros_for(x: np.ndarray) -> np.ndarray:
-    """Zeros to take the maximum with: of two arrays it takes NumPy a third of the time of an array
-    and a number.
+    """Return zeros for ``np.maximum``, which is three times as fast on two arrays as on an array
+    and a scalar.
 
-    As many of the last axes as are 65536 numbers or less; they broadcast.
+    They have as many of the last axes as hold at most 65536 elements, and broadcast over the
+    others.
     """
     shape = x.shape
     while prod(shape) > _ZEROS:
@@ -63,7 +66,7 @@ def zeros_for(x: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _zeros(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """A view: what is kept by shape must not take memory by shape."""
+    """Return a cached view: the cache is keyed by shape and must not allocate memory per shape."""
     return _all_zeros(dtype)[: prod(shape)].reshape(shape)
 
 
@@ -73,6 +76,9 @@ def _all_zeros(dtype: Any) -> np.ndarray:
 
 
 def relu(x: np.ndarray, *, keep: bool = True) -> Any:
+    """Compute ``relu``. Declines dtypes other than float32 and float64, and 0-dimensional
+    arrays.
+    """
     if x.dtype.itemsize not in BITS or x.ndim == 0:
         return NotImplemented
     y = empty_like(x)
@@ -85,6 +91,7 @@ def relu(x: np.ndarray, *, keep: bool = True) -> Any:
 
 
 def relu_backward(dy: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Compute dx = dy where y > 0, else 0."""
     dx = empty_like(y)
     axis = in_memory_order(y)[0]
     rows_dy, rows_y, rows_dx = (np.moveaxis(array, axis, 0) for array in (dy, y, dx))
@@ -93,11 +100,12 @@ def relu_backward(dy: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def max_pool(x: np.ndarray, windows: Windows, *, keep: bool) -> Any:
+    """Compute ``max_pool``. Declines kernels of more than 127 taps and sparse windows."""
     if x.dtype.itemsize not in BITS or not numbered(windows) or windows.sparse:
         return NotImplemented
     xt = np.ascontiguousarray(batch_last(x))  # (C, *S, N)
     y = empty((xt.shape[0], *windows.out, xt.shape[-1]), x.dtype)
-    winners = room_for_winners(y.shape, windows) if keep else None
+    winners = empty_winners(y.shape, windows) if keep else None
     in_pieces(
         lambda s: pool_into(
             xt[s], y[s], None if winners is None else [w[s] for w in winners], windows
@@ -109,6 +117,7 @@ def max_pool(x: np.ndarray, windows: Windows, *, keep: bool) -> Any:
 
 
 def max_pool_backward(dy: np.ndarray, saved: Any) -> np.ndarray:
+    """Compute the gradient of ``max_pool`` from the stored winners."""
     shape, winners, windows = saved
     dyt = batch_last(dy)
     dx = empty(shape, dy.dtype)
@@ -121,8 +130,9 @@ def max_pool_backward(dy: np.ndarray, saved: Any) -> np.ndarray:
 
 
 def in_pairs(windows: Windows) -> bool:
-    """Whether the windows are pairs along each axis, side by side: then they are pooled axis by
-    axis, the last one first."""
+    """Return whether the windows are adjacent pairs along each axis. Then pooling runs axis by
+    axis, the last one first.
+    """
     return (
         windows.covers
         and set(windows.kernel) == set(windows.stride) == {2}
@@ -131,16 +141,17 @@ def in_pairs(windows: Windows) -> bool:
 
 
 def numbered(windows: Windows) -> bool:
-    """Whether the taps can be numbered in int8, as all kernels of max pooling on the CPU do: see
-    ``_number``."""
+    """Return whether the taps can be numbered in int8, which all CPU kernels of max pooling use:
+    see ``_number``.
+    """
     return prod(windows.kernel) <= 127
 
 
 def pools_in_place(pool: Windows) -> bool:
-    """Whether max pooling can be fused: its taps are ``numbered``, and its windows neither overlap
-    nor hang over the edge.
+    """Return whether max pooling can be fused: the taps are ``numbered``, and windows neither
+    overlap nor extend beyond the edge.
 
-    Then each row of them belongs to rows of its own.
+    Then each row of windows has its own rows of the input.
     """
     apart = max(pool.dilation) == 1 and all(
         s >= k for s, k in zip(pool.stride, pool.kernel, strict=True)
@@ -148,11 +159,11 @@ def pools_in_place(pool: Windows) -> bool:
     return apart and numbered(pool) and pool.covers
 
 
-def room_for_winners(shape: tuple[int, ...], windows: Windows) -> list[np.ndarray]:
-    """Room for what tells the way back, for an output (C, *OUT, N).
+def empty_winners(shape: tuple[int, ...], windows: Windows) -> list[np.ndarray]:
+    """Allocate what the backward pass needs, for an output (C, *OUT, N).
 
-    For windows in pairs, a mask for each axis: whether the second of the pair won. Else the tap
-    that won, as ``_number`` has it.
+    For windows in pairs, one mask per axis: whether the second of the pair is the maximum.
+    Otherwise the tap of the maximum, numbered by ``_number``.
     """
     if not in_pairs(windows):
         return [empty(shape, np.dtype(np.int8))]
@@ -164,7 +175,7 @@ def room_for_winners(shape: tuple[int, ...], windows: Windows) -> list[np.ndarra
 
 
 def rows_of_winners(winners: list[np.ndarray], rows: slice, windows: Windows) -> list[np.ndarray]:
-    """Those of some rows of the output."""
+    """Return the winners of some rows of the output."""
     if not in_pairs(windows):
         return [winners[0][:, rows]]
     first, *rest = winners
@@ -172,7 +183,7 @@ def rows_of_winners(winners: list[np.ndarray], rows: slice, windows: Windows) ->
 
 
 def _pairs(x: np.ndarray, axis: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first and the second numbers of the pairs along a spatial axis."""
+    """Return the first and the second elements of the pairs along a spatial axis."""
     before = (slice(None),) * (axis + 1)
     return x[(*before, slice(0, 2 * count, 2))], x[(*before, slice(1, 2 * count, 2))]
 
@@ -180,10 +191,10 @@ def _pairs(x: np.ndarray, axis: int, count: int) -> tuple[np.ndarray, np.ndarray
 def pool_into(
     xt: np.ndarray, y: np.ndarray, winners: list[np.ndarray] | None, windows: Windows
 ) -> None:
-    """Some of the channels, (C, *S, N): write the maxima and whose they are.
+    """Write the maxima and their winners for some channels (C, *S, N).
 
-    Of equals the first in reading order wins, of several NaN the last. Few have any, so NaN is
-    looked for in the maxima.
+    The first of equal maxima in reading order wins, and the last of several NaN. NaN is rare, so it
+    is looked for in the maxima only.
     """
     if not in_pairs(windows):
         _pool_taps(xt, y, None if winners is None else winners[0], windows)
@@ -204,7 +215,9 @@ def _greater_or_nan(a: np.ndarray, b: np.ndarray, out: np.ndarray) -> None:
 def _pool_pairs(
     xt: np.ndarray, y: np.ndarray, winners: list[np.ndarray] | None, windows: Windows, wins: Any
 ) -> None:
-    """``wins(second, first, out=...)`` tells where the second of a pair is the larger one."""
+    """Pool pairs axis by axis. ``wins(second, first, out=...)`` marks where the second of a pair is
+    larger.
+    """
     best = xt[(slice(None), *(slice(0, 2 * o) for o in windows.out))]
     for axis in range(len(windows.out) - 1, -1, -1):
         first, second = _pairs(best, axis, windows.out[axis])
@@ -228,8 +241,8 @@ def _pool_taps(xt: np.ndarray, y: np.ndarray, winner: np.ndarray | None, windows
         here, best = xt[tap.reads], y[tap.reaches]
         if winner is not None:
             won = np.less(here, best).view(np.int8)
-            won -= 1  # 0 where less, every bit where not: of NaN too
-            # they rise as we go back: the largest belongs to the last that won, the first
+            won -= 1  # 0 where less, else all bits set (also for NaN)
+            # numbers rise as taps fall, so the maximum is the last winner, the first tap
             won &= _number(tap, windows)
             np.maximum(winner[tap.reaches], won, out=winner[tap.reaches])
         np.maximum(best, here, out=best)
@@ -241,14 +254,14 @@ def _pool_taps(xt: np.ndarray, y: np.ndarray, winner: np.ndarray | None, windows
 def unpool_into(
     dy: np.ndarray, winners: list[np.ndarray], dx: np.ndarray, windows: Windows
 ) -> None:
-    """Some of the channels: write each gradient where its maximum was."""
+    """Write each gradient to the position of its maximum, for some channels."""
     tiled = windows.covers and all(
         s == k and o * s == n
         for s, k, o, n in zip(
             windows.stride, windows.kernel, windows.out, windows.size, strict=True
         )
     )
-    if not tiled:  # some inputs are in no window
+    if not tiled:  # some inputs are in no window, so their gradient is 0
         dx[...] = 0
     if not in_pairs(windows):
         _unpool_taps(dy, winners[0], dx, windows)
@@ -263,7 +276,7 @@ def unpool_into(
             into = dx[(slice(None), *(slice(0, 2 * o) for o in windows.out))]
         first, second = _pairs(into, axis, count)
         keep_where(winners[axis].copy(), given, second)
-        # where the second lost
+        # where the first of the pair is the maximum
         np.bitwise_xor(given.view(bits), second.view(bits), out=first.view(bits))
         given = into
 
@@ -275,7 +288,7 @@ def _unpool_taps(dy: np.ndarray, winner: np.ndarray, dx: np.ndarray, windows: Wi
     )
     for tap in windows.taps:
         won = winner[tap.reaches] == _number(tap, windows)
-        if apart:  # in one window at most: nothing to add to
+        if apart:  # each input is in at most one window
             keep_where(won, dy[tap.reaches], dx[tap.reads])
         else:
             part = np.empty_like(dy[tap.reaches])

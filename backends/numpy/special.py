@@ -1,4 +1,4 @@
-"""Special functions on NumPy, which has none of its own."""
+"""Special functions that NumPy lacks."""
 
 from typing import Any
 
@@ -8,11 +8,12 @@ from portacnn.ops.layout import batch_first, batch_last
 from portacnn.ops.special import erf as portable_erf
 from portacnn.runtime import Kernel
 
-# Functions made of dozens of passes go through an array in pieces that stay in the cache.
+# A function of dozens of passes is computed in pieces that stay in the cache.
 _PIECE = 1 << 15
 
 
 def erf(x: np.ndarray) -> Any:
+    """Compute ``erf`` in pieces. Declines small arrays."""
     if x.size <= _PIECE:
         return NotImplemented
     xt = np.ascontiguousarray(batch_last(x))

@@ -1,7 +1,7 @@
-"""The optimizers' updates on NumPy: written into what is there, where the portable ones allocate.
+"""The optimizers' updates on NumPy, in place; the portable versions allocate.
 
-A step that is not ok is not computed at all: reading ``ok``, or a rate that is a 0-dimensional
-array, costs nothing here.
+A step that is not ok is skipped. Reading ``ok``, or a rate that is a 0-dimensional array, costs
+nothing on the CPU.
 """
 
 from typing import Any
@@ -152,7 +152,7 @@ def adam_update(
 def clip_by_global_norm(grads: list[Any], max_norm: Any) -> Any:
     norm = global_norm(grads)
     factor = clip_factor(norm, max_norm)
-    if factor != 1.0:  # mostly it is 1, and looking costs nothing here (NaN is not 1 either)
+    if factor != 1.0:  # mostly 1, and the test is cheap (NaN is not 1)
         for g in grads:
             g *= factor
     return norm

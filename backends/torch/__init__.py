@@ -1,1 +1,1 @@
-"""PyTorch: the adapter, and kernels that call PyTorch's own."""
+"""PyTorch: the adapter, and kernels that call PyTorch's functions."""

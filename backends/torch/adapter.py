@@ -1,4 +1,6 @@
-"""PyTorch on the CPU, on CUDA, on Apple's GPU; convolution and pooling through its own kernels."""
+"""The PyTorch adapter: CPU, CUDA, Apple's and Intel's GPUs; convolution and pooling use PyTorch's
+kernels.
+"""
 
 import numpy as np
 
@@ -7,14 +9,14 @@ from portacnn.runtime import Array, Backend, BackendInfo, HostArray
 
 KINDS = frozenset({"cpu", "cuda", "mps", "xpu"})
 REFUSED = {
-    "MaskedTensor": "its mask would be lost; fill the masked values first: x.to_tensor(0), "
+    "MaskedTensor": "the mask would be lost; fill the masked values first: x.to_tensor(0), "
     "or another value"
 }
 _REMEDY = 'PyTorch is not installed: pip install "portacnn[torch]"'
 
 
 class TorchBackend(Backend):
-    """Plain tensors, no autograd: portacnn's backward passes are its own."""
+    """Tensors without autograd: portacnn has its own backward passes."""
 
     views_alias = True
 
@@ -22,7 +24,7 @@ class TorchBackend(Backend):
         import torch
 
         native = np.asarray(host).dtype.newbyteorder("=")
-        # a copy: the host's may be read-only
+        # a copy, because host may be read-only
         source = torch.from_numpy(np.array(host, dtype=native, order="C"))
         return source.to(device=self.device, dtype=dtype and self.dtype(dtype))
 
@@ -83,7 +85,7 @@ def connect(device: str | None) -> Backend:
     word = f"{word}:0" if word in ("cuda", "xpu") else word
     if word not in info.devices:
         raise BackendError(
-            f"PyTorch sees the devices {', '.join(info.devices)} here; got {device!r}"
+            f"expected one of PyTorch's devices {', '.join(info.devices)}, got {device!r}"
         )
     return TorchBackend(
         name="torch",

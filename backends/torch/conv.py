@@ -1,7 +1,7 @@
-"""Convolution through PyTorch's own kernels (oneDNN, cuDNN), which never build columns.
+"""Convolution with PyTorch's own kernels (oneDNN, cuDNN), which build no columns.
 
-Each forward declines, by ``NotImplemented``, what PyTorch's kernel cannot do: then the portable op
-runs.
+Each forward function returns ``NotImplemented`` for a case that PyTorch's kernel does not support;
+the portable op then runs.
 """
 
 from typing import Any
@@ -18,16 +18,18 @@ _aten = torch.ops.aten
 
 
 def even(windows: Windows) -> list[int] | None:
-    """The padding as PyTorch takes it, the same before and after; None where it is not, or would be
-    laid out for little."""
+    """Return the padding in PyTorch's form. None if before and after differ, or the windows are
+    sparse.
+    """
     if windows.sparse or any(before != after for before, after in windows.pads):
         return None
     return [before for before, _ in windows.pads]
 
 
 def beyond(windows: Windows) -> list[int]:
-    """How many cells of the padded input lie behind the last window; below 0 where that hangs over
-    the end (ceil mode)."""
+    """Return the number of padded input cells after the last window; negative if it extends beyond
+    the end (ceil mode).
+    """
     return [
         n + before + after - ((o - 1) * s + d * (k - 1) + 1)
         for n, k, s, (before, after), d, o in zip(

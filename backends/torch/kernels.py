@@ -1,4 +1,4 @@
-"""PyTorch's native kernel set: one table out of those of the modules."""
+"""PyTorch's native kernel set: the tables of the modules, joined."""
 
 from portacnn.backends.torch import conv, norm, pool
 from portacnn.runtime import Kernel

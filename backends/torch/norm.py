@@ -1,8 +1,8 @@
-"""Normalization and special functions through PyTorch's own kernels: one pass each, where the
-portable ops make ten.
+"""Normalization and special functions with PyTorch's own kernels: one pass each, where the portable
+ops need ten.
 
-Each forward declines, by ``NotImplemented``, what PyTorch's kernel cannot do: then the portable op
-runs.
+Each forward function returns ``NotImplemented`` for a case that PyTorch's kernel does not support;
+the portable op then runs.
 """
 
 from collections.abc import Sequence
@@ -16,13 +16,15 @@ from portacnn.runtime import Kernel
 
 _aten = torch.ops.aten
 
-# PyTorch computes y as a * x + b, which costs digits where a mean is large beside the spread (a
-# constant -3333 in float32 ends 0.02 off, not 0). So its kernels are given x less one of the
-# numbers that share a mean: that changes nothing but the mean.
+# PyTorch computes y as a * x + b, which loses precision if the mean is large compared with the
+# standard deviation (a constant -3333 in float32 ends 0.02 off, not 0). Its kernels therefore get x
+# minus one of the elements that share a mean, which changes only the mean.
 
 
 def _less_first(x: Any, sets: int) -> Any:
-    """x less the first number of each of so many equal parts, contiguous."""
+    """Return x, split into ``sets`` equal parts, minus the first element of each part;
+    contiguous.
+    """
     flat = x.reshape(sets, -1)
     return (flat - flat[:, :1]).reshape(x.shape).contiguous()
 
@@ -47,7 +49,7 @@ def batch_norm(
         y, mean, rstd = _aten.native_batch_norm(
             x, weight, bias, running_mean, running_var, False, 0.0, eps
         )
-        # The backward pass reads the running statistics, which may have moved by then.
+        # The backward pass reads the running statistics, which may have changed by then.
         running = (running_mean.clone(), running_var.clone()) if keep else ()
         return y, (x, weight, bias is not None, *running, mean, rstd, False, eps) if keep else None
     origin = x[0].reshape(x.shape[1], -1)[:, 0].clone()
@@ -65,8 +67,8 @@ def batch_norm(
 def batch_norm_backward(dy: Any, saved: Any, *, need_dx: bool = True) -> Any:
     x, weight, with_bias, running_mean, running_var, mean, rstd, training, eps = saved
     wanted = [need_dx, weight is not None, with_bias]
-    # Contiguous, both: where an axis of length 1 leaves the memory format open, PyTorch 2.13 reads
-    # one of the two wrongly.
+    # Both contiguous: if an axis of length 1 leaves the memory format ambiguous, PyTorch 2.13
+    # misreads one of them.
     dy = dy.contiguous()
     return _wanted(
         wanted,
@@ -135,7 +137,9 @@ def layer_norm_backward(dy: Any, saved: Any, *, need_dx: bool = True) -> Any:
 
 
 def _wanted(wanted: list[bool], gradients: Sequence[Any]) -> tuple[Any, ...]:
-    """PyTorch fills the places of gradients that were not asked for as it likes."""
+    """Replace gradients that were not requested by None; PyTorch returns undefined values for
+    them.
+    """
     return tuple(
         gradient if want else None for want, gradient in zip(wanted, gradients, strict=True)
     )

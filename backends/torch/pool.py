@@ -1,4 +1,4 @@
-"""Pooling through PyTorch's own kernels. See ``conv`` for what they decline."""
+"""Pooling with PyTorch's own kernels. See ``conv`` for what they decline."""
 
 from typing import Any
 
@@ -11,8 +11,8 @@ from portacnn.runtime import Kernel
 
 _aten = torch.ops.aten
 
-# Pooling in one dimension is pooling in two over images of one row: PyTorch's own 1-d functions
-# have no backward of their own.
+# One-dimensional pooling is two-dimensional pooling over images of one row, because PyTorch's 1-d
+# functions have no backward function.
 
 
 def _row(numbers: Any, one: int) -> list[int]:
@@ -28,13 +28,14 @@ def _flat(y: Any, axes: int) -> Any:
 
 
 def _pooling(windows: Windows) -> tuple | None:
-    """(kernel, stride, pads) as PyTorch's pools take them; None where they do not: pads that
-    differ, or are too wide."""
+    """Return (kernel, stride, pads) in PyTorch's form. None if before and after differ or the
+    padding is too wide.
+    """
     pads = even(windows)
     if pads is None or any(p > k // 2 for p, k in zip(pads, windows.kernel, strict=True)):
         return None
-    # One window that hangs over the end by more than the stride, which is cut to the input: PyTorch
-    # would find no output.
+    # A single window that extends beyond the end by more than the (shortened) stride: PyTorch would
+    # compute no output.
     spans = (d * (k - 1) + 1 for d, k in zip(windows.dilation, windows.kernel, strict=True))
     if any(span > n + 2 * p for span, n, p in zip(spans, windows.size, pads, strict=True)):
         return None
@@ -74,7 +75,7 @@ def avg_pool(
     if len(windows.size) == 3 and any(
         n < k for n, k in zip(windows.size, windows.kernel, strict=True)
     ):
-        # avg_pool3d alone asks that the kernel fit into the input without its padding
+        # only avg_pool3d requires that the kernel fits into the unpadded input
         return NotImplemented
     arguments = (*geometry, min(beyond(windows)) < 0, count_include_pad, divisor)
     x = _rows(x)

@@ -1,5 +1,4 @@
-"""Data sets as NumPy arrays: MNIST, a sample of it that needs no network, any folder like it, and
-IDX files."""
+"""Data sets as NumPy arrays: MNIST, a bundled sample of it, any folder like it, and IDX files."""
 
 from portacnn.cache import cache_folder
 from portacnn.data.idx import read_idx, write_idx

@@ -1,4 +1,4 @@
-"""Labels as people hand them over, made into class indices and checked on the host."""
+"""Convert labels to class indices, and check them on the host."""
 
 import numpy as np
 
@@ -7,45 +7,48 @@ from portacnn.runtime import HostArray
 
 
 def class_indices(labels: HostArray, count: int, classes: int, what: str = "labels") -> HostArray:
-    """Integers (N,) or one-hot (N, classes) -> int64 (N,).
+    """Return labels, integers (N,) or one-hot (N, classes), as int64 (N,).
+
+        >>> class_indices([[0, 1, 0], [0, 0, 1]], 2, 3).tolist()
+        [1, 2]
 
     Args:
-        labels: what came.
-        count: N, how many samples they belong to.
-        classes: how many there are.
-        what: their name, for the message.
+        labels: integers (N,) or one-hot (N, classes).
+        count: N, the number of samples.
+        classes: the number of classes.
+        what: the argument's name, for the message; "" for a caller that adds it.
 
     Raises:
-        LabelError: another length or shape, a label outside 0..classes-1, rows that are not
-            one-hot, fractions.
+        LabelError: if length or shape are wrong, a label is outside 0..classes-1, a row is not
+            one-hot, or labels are not whole numbers.
     """
-    labels = np.asarray(labels)
+    labels, prefix = np.asarray(labels), f"{what}: " if what else ""
     if labels.ndim not in (1, 2) or labels.shape[0] != count:
         raise LabelError(
-            f"{what}: expected {count} labels, (N,) or one-hot (N, {classes}), got "
+            f"{prefix}expected {count} labels, (N,) or one-hot (N, {classes}), got "
             f"shape {labels.shape}"
         )
     if labels.ndim == 2:
         if labels.shape[1] != classes:
             raise LabelError(
-                f"{what}: one-hot labels have {labels.shape[1]} columns, the network has {classes} "
-                "outputs"
+                f"{prefix}one-hot labels must have {classes} columns, the network's outputs, got "
+                f"{labels.shape[1]}"
             )
         rows = (np.count_nonzero(labels == 1, axis=1) == 1) & (
             np.count_nonzero(labels, axis=1) == 1
         )
         if not rows.all():
             raise LabelError(
-                f"{what}: row {int(np.argmin(rows))} is not one-hot: {labels[int(np.argmin(rows))]}"
+                f"{prefix}row {int(np.argmin(rows))} is not one-hot: {labels[int(np.argmin(rows))]}"
             )
         return labels.argmax(axis=1)
     if labels.dtype.kind not in "iu":
-        raise LabelError(f"{what}: expected whole numbers 0..{classes - 1}, got {labels.dtype}")
+        raise LabelError(f"{prefix}expected whole numbers 0..{classes - 1}, got {labels.dtype}")
     wrong = (labels < 0) | (labels >= classes)
     if wrong.any():
         at = int(np.argmax(wrong))
         raise LabelError(
-            f"{what}: label {labels[at]} at index {at} is outside 0..{classes - 1}, "
-            "the network's outputs"
+            f"{prefix}label {labels[at]} at index {at} is outside 0..{classes - 1}; the network "
+            f"has {classes} outputs"
         )
     return labels.astype(np.int64)

@@ -1,11 +1,11 @@
-"""MNIST and its likes: four IDX files in, two pairs of images and labels out.
+"""Load MNIST and data sets like it: four IDX files become two pairs of images and labels.
 
     # Notation: N images, H/W their height and width, K classes.
 
-All loaders return ``((x_train, t_train), (x_test, t_test))`` and share the same three switches,
-which keep the names they have in the book "Deep Learning from Scratch". :func:`load_mnist_sample`
-reads 5,000 digits that come with portacnn, :func:`load_mnist` finds or downloads the 70,000,
-:func:`load_idx_folder` reads any folder of that form.
+All loaders return ``((x_train, t_train), (x_test, t_test))`` and share three switches, named as in
+the book "Deep Learning from Scratch". :func:`load_mnist_sample` reads 5,000 digits that come with
+portacnn, :func:`load_mnist` finds or downloads all 70,000, :func:`load_idx_folder` reads any folder
+of that form.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from portacnn.arguments import whole
+from portacnn.arguments import answering_keywords, whole
 from portacnn.cache import cache_folder
 from portacnn.data.idx import MAX_BYTES, parse_idx, read_idx
 from portacnn.errors import ArgumentError, DataFormatError
@@ -39,7 +39,7 @@ Split = tuple[Pair, Pair]
 
 
 class _Published(NamedTuple):
-    """What is known of one of MNIST's files, unpacked."""
+    """The checksum and the size of one of MNIST's files, unpacked."""
 
     md5: str
     size: int  # bytes
@@ -61,11 +61,12 @@ MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
 )
-TIMEOUT = 20.0  # seconds that a mirror may stay silent
+TIMEOUT = 20.0  # seconds without data from a mirror
 
-_MAX_CLASSES = 1 << 16  # above this it is not labels that a file holds
+_MAX_CLASSES = 1 << 16  # larger values are not labels
 
 
+@answering_keywords("load_mnist")
 def load_mnist(
     normalize: bool = True,
     flatten: bool = False,
@@ -73,30 +74,30 @@ def load_mnist(
     *,
     root: str | os.PathLike[str] | None = None,
 ) -> Split:
-    """MNIST: 60,000 training and 10,000 test images of handwritten digits, 28 x 28, black 0 to
-    white.
+    """Return MNIST: 60,000 training and 10,000 test images of handwritten digits, 28 x 28, 0 is
+    black.
 
-    The four files are looked for in ``root`` and nowhere else if that is given. Otherwise in the
-    folder that the environment variable ``PORTACNN_DATA`` names or ``mnist/`` below it, then in
-    ``mnist/`` in the user's cache folder (see :func:`portacnn.data.cache_folder`); what is missing
-    there is downloaded into it and checked against MNIST's published checksums. Each file may be
-    gzipped or not, and named ``-idx3-ubyte`` or ``.idx3-ubyte``.
+    If ``root`` is given, the four files are searched there only. Otherwise they are searched in the
+    folder of the environment variable ``PORTACNN_DATA`` or ``mnist/`` below it, then in ``mnist/``
+    in the user's cache folder (see :func:`portacnn.data.cache_folder`). Missing files are
+    downloaded to the cache folder and checked against MNIST's published checksums. Each file may be
+    gzipped or not, and be named ``-idx3-ubyte`` or ``.idx3-ubyte``.
 
     Args:
-        normalize: float32 images in [0, 1]; otherwise uint8 as stored, which a model takes with a
-            ``preprocess``.
-        flatten: images as (N, 784); otherwise (N, 1, 28, 28).
-        one_hot_label: labels as float32 (N, 10); otherwise int64 (N,).
-        root: the one folder to look in, without any download.
+        normalize: return float32 images in [0, 1]; otherwise uint8 as stored, which a model with a
+            ``preprocess`` takes.
+        flatten: return images (N, 784); otherwise (N, 1, 28, 28).
+        one_hot_label: return labels as float32 (N, 10); otherwise int64 (N,).
+        root: the only folder to search; nothing is downloaded.
 
     Returns:
         ``((x_train, t_train), (x_test, t_test))``.
 
     Raises:
-        FileNotFoundError: the files are nowhere and can't be downloaded. The message names every
-            place and says which files to put where by hand.
-        DataFormatError: a file is damaged or is not MNIST's kind: images not 28 x 28, labels not 0
-            to 9, counts that contradict each other.
+        FileNotFoundError: if the files are not found and cannot be downloaded. The message lists
+            every place and says which files to put where.
+        DataFormatError: if a file is damaged or is not MNIST's kind: images not 28 x 28, labels not
+            0 to 9, counts that contradict each other.
     """
     options = _Options(normalize, flatten, one_hot_label)
     if root is not None:
@@ -119,27 +120,31 @@ def load_mnist(
         raise DataFormatError(f"{error}. Delete that file to have it downloaded again.") from error
 
 
+@answering_keywords("load_mnist_sample")
 def load_mnist_sample(
     normalize: bool = True, flatten: bool = False, one_hot_label: bool = False
 ) -> Split:
-    """5,000 of MNIST's training digits that are installed with portacnn: 4,000 to train on, 1,000
-    to test on.
+    """Return 5,000 of MNIST's training digits, bundled with portacnn: 4,000 for training, 1,000 for
+    testing.
 
-    Every digit occurs 400 times in the first part and 100 times in the second; the order is
-    shuffled, once and for all. No network, no files to fetch. For results to compare with others',
-    use :func:`load_mnist`.
+    Every digit occurs 400 times in the first part and 100 times in the second, in a fixed shuffled
+    order. No network is needed. For results to compare with others', use :func:`load_mnist`.
+
+        >>> (x_train, t_train), (x_test, t_test) = load_mnist_sample()
+        >>> x_train.shape, x_train.dtype, t_test.shape, t_test.dtype
+        ((4000, 1, 28, 28), dtype('float32'), (1000,), dtype('int64'))
 
     Args:
-        normalize: float32 images in [0, 1]; otherwise uint8 as stored, which a model takes with a
-            ``preprocess``.
-        flatten: images as (N, 784); otherwise (N, 1, 28, 28).
-        one_hot_label: labels as float32 (N, 10); otherwise int64 (N,).
+        normalize: return float32 images in [0, 1]; otherwise uint8 as stored, which a model with a
+            ``preprocess`` takes.
+        flatten: return images (N, 784); otherwise (N, 1, 28, 28).
+        one_hot_label: return labels as float32 (N, 10); otherwise int64 (N,).
 
     Returns:
         ``((x_train, t_train), (x_test, t_test))``.
 
     Raises:
-        FileNotFoundError, DataFormatError: portacnn's installation is damaged.
+        FileNotFoundError, DataFormatError: if portacnn's installation is damaged.
     """
     folder = importlib.resources.files("portacnn.data") / "mnist_sample"
     arrays = {}
@@ -151,6 +156,7 @@ def load_mnist_sample(
     )
 
 
+@answering_keywords("load_idx_folder")
 def load_idx_folder(
     path: str | os.PathLike[str],
     normalize: bool = True,
@@ -160,37 +166,37 @@ def load_idx_folder(
     name: str | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> Split:
-    """Any data set in MNIST's form (Fashion-MNIST, KMNIST, EMNIST, QMNIST, your own): a folder with
-    these four IDX files.
+    """Return a data set in MNIST's form (Fashion-MNIST, KMNIST, EMNIST, QMNIST, your own) from a
+    folder.
 
-    ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``, ``t10k-images-idx3-ubyte``,
-    ``t10k-labels-idx1-ubyte``, each gzipped or not, with ``.gz`` at the end of the name or not, and
-    with a dot before ``idx`` or a dash. ``test`` may stand for ``t10k``, and before all four the
-    name of the set and a dash, as in ``emnist-letters-train-images-idx3-ubyte``. Images are uint8
-    (N, H, W) of any H and W, labels are integers (N,) from 0 up. Of QMNIST's labels (N, 8), in
-    ``qmnist-train-labels-idx2-int``, the first column is taken, which has the digit.
+    The folder contains ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte``,
+    ``t10k-images-idx3-ubyte`` and ``t10k-labels-idx1-ubyte``. Each may be gzipped or not, with or
+    without ``.gz`` in its name, and with a dot or a dash before ``idx``. ``test`` may replace
+    ``t10k``, and names may start with the name of the set and a dash, as in
+    ``emnist-letters-train-images-idx3-ubyte``. Images are uint8 (N, H, W) of any H and W, labels
+    are integers (N,) of 0 or more. From QMNIST's labels (N, 8), in
+    ``qmnist-train-labels-idx2-int``, the first column is used, which is the digit.
 
-    Images come as they are stored. EMNIST's lie on their side: ``x.swapaxes(2, 3)`` sets them
-    upright.
+    Images are returned as they are stored. EMNIST's are transposed: use ``x.swapaxes(2, 3)``.
 
     Args:
         path: the folder.
-        name: which set, where the folder holds several, such as "emnist-letters".
-        max_bytes: the most that one file may hold, unpacked.
-        normalize: float32 images in [0, 1]; otherwise uint8 as stored, which a model takes with a
-            ``preprocess``.
-        flatten: images as (N, H * W); otherwise (N, 1, H, W).
-        one_hot_label: labels as float32 (N, K), where K is the largest label in either part + 1;
+        name: the name of the set, if the folder holds several, such as "emnist-letters".
+        max_bytes: the largest size of one file in bytes, unpacked.
+        normalize: return float32 images in [0, 1]; otherwise uint8 as stored, which a model with a
+            ``preprocess`` takes.
+        flatten: return images (N, H * W); otherwise (N, 1, H, W).
+        one_hot_label: return labels as float32 (N, K), with K the largest label in either part + 1;
             otherwise int64 (N,).
 
     Returns:
         ``((x_train, t_train), (x_test, t_test))``.
 
     Raises:
-        FileNotFoundError: the folder or one of its four files is missing.
-        ArgumentError: there are several sets in it, and no ``name`` says which.
-        DataFormatError: a file is damaged or larger than ``max_bytes``, or the four don't fit each
-            other.
+        FileNotFoundError: if the folder or one of its four files is missing.
+        ArgumentError: if there are several sets in it and no ``name``.
+        DataFormatError: if a file is damaged or larger than ``max_bytes``, or the four do not
+            match.
     """
     folder = Path(path)
     options = _Options(normalize, flatten, one_hot_label)
@@ -225,7 +231,7 @@ def _read_all(found: Mapping[str, Path], max_bytes: int = MAX_BYTES) -> dict[str
     arrays = {name: read_idx(found[name], max_bytes=max_bytes) for name in FILE_NAMES}
     for name in (TRAIN_LABELS, TEST_LABELS):
         if "-idx2-int" in found[name].name and arrays[name].ndim == 2 and arrays[name].shape[1]:
-            # QMNIST's: class, then who wrote it, and where it comes from
+            # QMNIST: class, then writer and origin
             arrays[name] = arrays[name][:, 0]
     return arrays
 
@@ -233,8 +239,7 @@ def _read_all(found: Mapping[str, Path], max_bytes: int = MAX_BYTES) -> dict[str
 def _split(
     arrays: Mapping[str, NDArray[Any]], where: str, options: _Options, expected: _Expected
 ) -> Split:
-    """Check that the four arrays make a data set, then bring them into the form that ``options``
-    ask for."""
+    """Check that the four arrays form a data set, and convert them as ``options`` request."""
     image_shape = expected.image_shape or arrays[TRAIN_IMAGES].shape[1:]
     for images, labels in ((TRAIN_IMAGES, TRAIN_LABELS), (TEST_IMAGES, TEST_LABELS)):
         _check_images(arrays[images], f"{where}: {images}", image_shape)
@@ -256,30 +261,30 @@ def _split(
 def _check_images(images: NDArray[Any], name: str, shape: tuple[int, ...]) -> None:
     if images.dtype != np.uint8 or images.ndim != 3:
         raise DataFormatError(
-            f"{name}: expected uint8 images (N, H, W); came {images.dtype} of shape {images.shape}"
+            f"{name}: expected uint8 images (N, H, W); got {images.dtype} of shape {images.shape}"
         )
     if images.size == 0:
-        raise DataFormatError(f"{name}: expected at least one image; came shape {images.shape}")
+        raise DataFormatError(f"{name}: expected at least one image; got shape {images.shape}")
     if images.shape[1:] != shape:
         came = " x ".join(map(str, images.shape[1:]))
         raise DataFormatError(
-            f"{name}: expected images of {' x '.join(map(str, shape))} pixels; came {came}"
+            f"{name}: expected images of {' x '.join(map(str, shape))} pixels; got {came}"
         )
 
 
 def _check_labels(labels: NDArray[Any], name: str, count: int, classes: int) -> None:
     if labels.dtype.kind not in "iu" or labels.ndim != 1:
         raise DataFormatError(
-            f"{name}: expected integer labels (N,); came {labels.dtype} of shape {labels.shape}"
+            f"{name}: expected integer labels (N,); got {labels.dtype} of shape {labels.shape}"
         )
     if len(labels) != count:
         raise DataFormatError(
-            f"{name}: expected {count} labels, one for each image; came {len(labels)}"
+            f"{name}: expected {count} labels, one for each image; got {len(labels)}"
         )
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= classes:
         raise DataFormatError(
-            f"{name}: expected labels from 0 to {classes - 1}; came {low} to {high}"
+            f"{name}: expected labels from 0 to {classes - 1}; got {low} to {high}"
         )
 
 
@@ -310,8 +315,8 @@ _NAME = re.compile(
 
 
 def _sets(folder: Path) -> dict[str, dict[str, Path]]:
-    """Which of the four files the folder has, by the name of the set; those with MNIST's own names
-    are of the set ""."""
+    """Return the paths of a folder's files by the name of their set; MNIST's own names are the set
+    ""."""
     names = []
     with contextlib.suppress(OSError):
         names = [
@@ -331,8 +336,11 @@ def _sets(folder: Path) -> dict[str, dict[str, Path]]:
 
 
 def _only_set(folder: Path) -> str:
-    """The one whole set that the folder has, or "", that of MNIST's own names. Raises ArgumentError
-    where there are others only."""
+    """Return the name of the folder's only complete set; "" for MNIST's own names.
+
+    Raises:
+        ArgumentError: if there are several other sets.
+    """
     found = _sets(folder)
     whole_ones = [name for name, files in found.items() if len(files) == len(FILE_NAMES)] or list(
         found
@@ -346,7 +354,8 @@ def _only_set(folder: Path) -> str:
 
 
 def _find(folder: Path, name: str = "") -> dict[str, Path]:
-    """Those of the four files that the folder has, under any of the names they go by."""
+    """Return the paths of those of the four files that the folder contains, under any of their
+    names."""
     return _sets(folder).get(name, {})
 
 
@@ -375,7 +384,8 @@ def _find_all(folder: Path, set_name: str = "") -> dict[str, Path]:
 
 
 def _download_missing(cache: Path, looked_in: list[Path]) -> None:
-    """Make the cache folder hold all four files, or raise an error that says what to do by hand."""
+    """Download missing files to the cache folder, or raise an error that says what to do by
+    hand."""
     found = _find(cache)
     for name in FILE_NAMES:
         if name in found:
@@ -392,21 +402,21 @@ def _download_missing(cache: Path, looked_in: list[Path]) -> None:
             cache.mkdir(parents=True, exist_ok=True)
             write_atomically(cache / f"{name}.gz", content)
             break
-        else:  # without one file the others are of no use, so don't wait for them to fail as well
+        else:  # the other files are useless without this one
             raise FileNotFoundError(_by_hand(cache, looked_in, failures))
 
 
 def _download(url: str, published: _Published) -> bytes:
-    """The gzipped file at ``url``, once what is inside has proved to be the published file."""
+    """Return the gzipped file at ``url`` after checking that its content is the published file."""
     with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
-        # Packed, it is hardly larger than unpacked. Reading no more keeps a mirror gone mad from
-        # filling the memory.
+        # A packed file is hardly larger than the unpacked one. The limit protects the memory from a
+        # faulty mirror.
         content: bytes = response.read(published.size + 1024)
     with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
         unpacked = file.read(published.size + 1)
     md5 = hashlib.md5(unpacked, usedforsecurity=False).hexdigest()
     if md5 != published.md5:
-        raise DataFormatError(f"expected content with MD5 {published.md5}; came {md5}")
+        raise DataFormatError(f"expected content with MD5 {published.md5}; got {md5}")
     return content
 
 
@@ -421,5 +431,5 @@ def _by_hand(cache: Path, looked_in: list[Path], failures: list[str]) -> str:
         f"\ninto the folder\n  {cache}"
         "\nor into any other, and name that with load_mnist(root=...) or the environment variable "
         "PORTACNN_DATA."
-        "\nload_mnist_sample() gives 5,000 of the digits without a network."
+        "\nload_mnist_sample() returns 5,000 of the digits without a network."
     )

@@ -4,21 +4,8 @@ array library.
 A layer is public if its module's ``__all__`` has it: there is no second list here.
 """
 
-from portacnn.layers import (
-    activation,
-    attention,
-    container,
-    conv,
-    dropout,
-    graph,
-    join,
-    linear,
-    norm,
-    passes,
-    pool,
-    resize,
-    shape,
-)
+from types import ModuleType as _ModuleType
+
 from portacnn.layers.activation import *
 from portacnn.layers.attention import *
 from portacnn.layers.base import Layer as Layer
@@ -34,20 +21,8 @@ from portacnn.layers.pool import *
 from portacnn.layers.resize import *
 from portacnn.layers.shape import *
 
-__all__ = ["Layer"]
-for _module in (
-    activation,
-    attention,
-    container,
-    conv,
-    dropout,
-    graph,
-    join,
-    linear,
-    norm,
-    passes,
-    pool,
-    resize,
-    shape,
-):
-    __all__ += _module.__all__
+__all__ = [
+    name
+    for name, value in tuple(globals().items())
+    if not name.startswith("_") and not isinstance(value, _ModuleType)
+]

@@ -23,10 +23,11 @@ from inspect import signature
 from math import prod
 from typing import Any, ClassVar, Self
 
+from portacnn.arguments import AnswersKeywords
 from portacnn.errors import ArgumentError, StateError
 from portacnn.flat import Flat, Named
 from portacnn.init import Initializer, rule
-from portacnn.layers import building, network, replacing
+from portacnn.layers import building, freezing, network, replacing
 from portacnn.layers import state as states
 from portacnn.layers.children import Children, check_alias
 from portacnn.layers.limits import count_layer
@@ -36,12 +37,13 @@ from portacnn.layers.running import Handle, run
 from portacnn.layers.specs import Buffer, Parameter, Place, Shape
 from portacnn.layers.state import Mismatch
 from portacnn.runtime import Array, Backend, HostArray, backend_of
+from portacnn.selection import Selection
 from portacnn.text import shown
 
 __all__ = ["Layer", "Shape"]
 
 
-class Layer:
+class Layer(AnswersKeywords):
     """A piece of a network with parameters of its own, or children that have some.
 
     A subclass defines ``infer``, ``forward`` and ``backward``. docs/layers.md has an example.
@@ -61,6 +63,8 @@ class Layer:
         places: all its places, the first one first.
         hooks: the functions that see its outputs, see ``on_output``.
         tied: by name, the parameters that belong to another layer, see ``tie``.
+        frozen: names of its own parameters and buffers that training does not change, see
+            ``freeze``.
         replaced: by path below this layer, what ``replace`` put where its constructor had made
             another; files describe the network with it.
         revision: of a network: how often it was built, and changed by ``replace``.
@@ -86,7 +90,7 @@ class Layer:
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         """Set the attributes, so that a subclass need not call ``super().__init__()``."""
         count_layer()
-        self = super().__new__(cls)
+        self = super().__new__(cls, *args, **kwargs)
         self._made_with = (args, kwargs)
         self.path = ""
         self.params, self.grads, self.buffers = {}, {}, {}
@@ -95,6 +99,7 @@ class Layer:
         self.backend, self.dtype = None, "float32"
         self.input_shape = self.output_shape = ()
         self.places, self.hooks, self.replaced = [], (), {}
+        self.frozen = frozenset()
         self.seed = self.step = self.revision = 0
         self.belongs_to, self.constant_arrays = None, {}
         return self
@@ -108,6 +113,7 @@ class Layer:
     declared: dict[str, Parameter]
     declared_buffers: dict[str, Buffer]
     tied: dict[str, tuple["Layer", str]]
+    frozen: frozenset[str]
     backend: Backend | None
     dtype: str
     input_shape: Shape
@@ -209,9 +215,7 @@ class Layer:
         """In a ``backward`` that passes its cache to no op: return the cache. Raises StateError if
         it is None."""
         if cache is None:
-            raise StateError(
-                "nothing was kept for backward; call forward with keep=True", self.where
-            )
+            raise StateError("expected a cache, got None; call forward with keep=True", self.where)
         return cache
 
     def constants(self, name: str, values: Callable[[], Any], dtype: str, like: Array) -> Array:
@@ -453,6 +457,41 @@ class Layer:
         if not isinstance(layer, Layer):
             raise ArgumentError(f"expected a layer for {path!r}, got {layer!r}", self.where)
         return replacing.replace(self, path, layer)
+
+    # --- training only a part ---------------------------------------------------------------------
+
+    def freeze(self, what: Selection = "*") -> Self:
+        """Freeze parameters: training does not change them any more. Return the layer.
+
+            model.freeze()  # all of it
+            model.unfreeze("fc")  # but its head
+
+        A frozen parameter gets no gradient, no update and no weight decay. A backward pass ends at
+        the first layer that has something to train, and training keeps nothing for the layers
+        before it. A batch norm whose running statistics are selected (by "bn1" or "bn1.*", not by
+        "bn1.weight") keeps them, and normalizes with them in training too. Dropout is not affected.
+        A parameter that several layers share is frozen by any of its paths. Files hold what is
+        frozen.
+
+        Args:
+            what: patterns of paths, as in ``optim.selector``: "features.*", "conv1", "bn*"; or a
+                function of (path, array). Only what lies in this layer is selected. The default is
+                all of it.
+
+        Raises:
+            StateError: if it is not built.
+            ArgumentError: if a pattern matches nothing. Nothing has changed then.
+        """
+        freezing.change(self, what, True)
+        return self
+
+    def unfreeze(self, what: Selection = "*") -> Self:
+        """End the effect of ``freeze`` for these parameters and statistics. Return the layer.
+
+        Arguments and errors are those of ``freeze``.
+        """
+        freezing.change(self, what, False)
+        return self
 
     # --- state ------------------------------------------------------------------------------------
 

@@ -12,8 +12,15 @@ from portacnn.arguments import one_of
 from portacnn.errors import ArgumentError, PortacnnError, ShapeError
 from portacnn.layers.activation import ReLU
 from portacnn.layers.base import Layer, Shape
-from portacnn.layers.passes import Moment, moment, one_backward_pass, recomputing
-from portacnn.layers.running import Trail, run
+from portacnn.layers.freezing import learns
+from portacnn.layers.passes import (
+    Moment,
+    asks_dx,
+    moment,
+    one_backward_pass,
+    recomputing,
+)
+from portacnn.layers.running import Trail, is_observed, run, run_part
 from portacnn.layers.stages import Fused, stages
 from portacnn.ops.fused import add_relu, add_relu_backward
 from portacnn.ops.join import add, concat_channels, split_channels
@@ -72,11 +79,6 @@ def _back(part: Layer, dy: Array, cache: Any, need_dx: bool) -> Array | None:
     return part.backward(dy, cache, need_dx=need_dx) if need_dx or learns(part) else None
 
 
-def learns(layer: Layer) -> bool:
-    """Return whether it or a layer below it has parameters."""
-    return any(inner.params for inner in layer.walk())
-
-
 class Sequential(_Container):
     """Layers that run one after the other: ``Sequential(conv1=Conv2d(1, 8, 3), relu1=ReLU())``.
 
@@ -113,9 +115,10 @@ class Sequential(_Container):
         ]
 
     def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
-        trail = Trail()
+        trail, asked = Trail(), not keep or asks_dx(self)
         for part in self._parts():
-            x, cache = run(part, x, train, keep)
+            x, cache = run_part(part, x, train, keep, asked)
+            asked = asked or learns(part)
             trail.append((part, cache))
         return x, trail if keep else None
 
@@ -242,10 +245,12 @@ class Residual(_Container):
                 )
 
     def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
-        activation, shortcut = self.activation, self.shortcut
-        y, of_body = run(self.body, x, train, keep)
-        short, of_shortcut = (x, None) if shortcut is None else run(shortcut, x, train, keep)
-        joined = type(activation) is ReLU and not activation.hooks
+        activation, shortcut, asked = self.activation, self.shortcut, asks_dx(self)
+        y, of_body = run_part(self.body, x, train, keep, asked)
+        short, of_shortcut = (
+            (x, None) if shortcut is None else run_part(shortcut, x, train, keep, asked)
+        )
+        joined = type(activation) is ReLU and not is_observed(activation)
         try:
             y, last = add_relu([y, short], keep=keep) if joined else (add([y, short]), None)
         except PortacnnError as error:
@@ -331,9 +336,9 @@ class Branches(_Container):
         return (sum(output[0] for output in outputs.values()), *first[1:])
 
     def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
-        trail, outputs = Trail(), []
+        trail, outputs, asked = Trail(), [], asks_dx(self)
         for child in self.children.values():
-            y, cache = run(child, x, train, keep)
+            y, cache = run_part(child, x, train, keep, asked)
             outputs.append(y)
             trail.append((child, (cache, y.shape[1]) if self.join == "concat" else (cache, 0)))
         try:
@@ -403,7 +408,7 @@ class Recompute(_Container):
         layer, (x, train, before) = Trail.taken(cache, self.where).pop()
         with one_backward_pass():
             with recomputing(before):
-                _, kept = run(layer, x, train, True)
+                _, kept = run_part(layer, x, train, True, need_dx)
             return _back(layer, dy, kept, need_dx)
 
     def prepare(self, x: Array) -> Callable[[Array], Array]:

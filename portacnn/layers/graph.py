@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 
 from portacnn.errors import ArgumentError, PortacnnError
 from portacnn.layers.base import Layer, Shape
-from portacnn.layers.container import Sequential, learns
+from portacnn.layers.container import Sequential
+from portacnn.layers.freezing import learns
 from portacnn.layers.join import Join
-from portacnn.layers.passes import one_backward_pass
-from portacnn.layers.running import Trail, run
+from portacnn.layers.passes import asks_dx, one_backward_pass
+from portacnn.layers.running import Trail, run_part
 from portacnn.ops.join import add
 from portacnn.runtime import Array, backend_of
 
@@ -151,11 +152,12 @@ class Graph(Layer):
 
     def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
         trail, values = Trail(), {INPUT: x}
+        wanted = _wants(self._chains, asks_dx(self)) if keep else set()
         for chain in self._chains:
             given: Any = [values[name] for name in chain.inputs]
-            y, cache = run(
-                chain.layer, given if isinstance(chain.layer, Join) else given[0], train, keep
-            )
+            given = given if isinstance(chain.layer, Join) else given[0]
+            asked = any(name in wanted for name in chain.inputs)
+            y, cache = run_part(chain.layer, given, train, keep, asked)
             for name in chain.dropped:
                 del values[name]
             values[chain.output] = y

@@ -26,6 +26,7 @@ class Network:
         params, buffers, grads: the flat arrays, if the library allows them; gradients exist from
             the first backward pass on.
         root: a function that returns the root, or None if it is deleted.
+        freezes: how often ``freeze`` and ``unfreeze`` have changed what is trained.
     """
 
     def __init__(self) -> None:
@@ -33,6 +34,15 @@ class Network:
         self.buffers: tuple[Flat, ...] = ()
         self.grads: tuple[Flat, ...] = ()
         self.root: Callable[[], Layer | None] = lambda: None
+        self.freezes = 0
+
+    def changed_frozen(self) -> None:
+        """Drop all gradients: what is frozen has none, and the others are laid out anew."""
+        self.freezes += 1
+        self.grads = ()
+        root = self.root()
+        for layer in () if root is None else root.walk():
+            layer.grads = {}
 
     @staticmethod
     def of(root: "Layer") -> "Network":
@@ -99,7 +109,8 @@ def add_grads(layer: "Layer", grads: Mapping[str, Array]) -> None:
     with layer.home.active():
         for name, grad in grads.items():
             owner, key = layer.tied.get(name, (layer, name))
-            _add_grad(owner, key, grad, current)
+            if key not in owner.frozen:
+                _add_grad(owner, key, grad, current)
 
 
 def _add_grad(layer: "Layer", name: str, grad: Array, current: Gradients | None) -> None:
@@ -126,6 +137,18 @@ def _array_for_grad(layer: "Layer", name: str) -> Array:
     network, path, param = layer.belongs_to or Network(), layer.full_name(name), layer.params[name]
     for number, flat in enumerate(network.params):
         if flat.views.get(path) is param:
-            network.grads = network.grads or tuple(flat.like() for flat in network.params)
+            if not network.grads:
+                frozen = _frozen(network)
+                network.grads = tuple(flat.without(frozen) for flat in network.params)
             return network.grads[number].views[path]
     return layer.home.xp.empty_like(param)
+
+
+def _frozen(network: Network) -> set[str]:
+    """Return the paths of the frozen parameters: they need no memory for gradients."""
+    root = network.root()
+    return (
+        set()
+        if root is None
+        else {layer.full_name(name) for layer in root.walk() for name in layer.frozen}
+    )

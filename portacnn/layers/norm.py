@@ -94,6 +94,11 @@ class _ChannelNorm(_Norm):
             self.declare_buffer("num_batches_tracked", (), 0, "int64", optional=True)
         return shape
 
+    def _moves(self, train: bool) -> bool:
+        """Return whether a forward pass is one in training, for this layer: not if its statistics
+        are frozen."""
+        return train and "running_mean" not in self.frozen
+
     def _statistics(self, train: bool) -> tuple[Array | None, Array | None]:
         """The running mean and variance; copies in a forward pass that repeats one by which they
         have moved already."""
@@ -110,7 +115,7 @@ class _BatchNorm(_ChannelNorm):
     @property
     def least_batch(self) -> int:
         """See ``Layer.least_batch``: one value of a channel has no variance."""
-        return 2 if prod(self.input_shape[1:]) == 1 else 1
+        return 2 if prod(self.input_shape[1:]) == 1 and self._moves(True) else 1
 
     @property
     def least_predicted(self) -> int:
@@ -133,7 +138,7 @@ class _BatchNorm(_ChannelNorm):
 
     def run(self, op: Any, x: Array, train: bool, keep: bool) -> tuple[Array, Any]:
         """Run ``batch_norm``, or an op with the same arguments that does more."""
-        home = self.home
+        home, train = self.home, self._moves(train)
         count = (
             self.buffers.get("num_batches_tracked") if train and x.shape[0] else None
         )  # an empty batch does not count
@@ -211,6 +216,7 @@ class _InstanceNorm(_ChannelNorm):
 
     def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
         self.check_built()
+        train = self._moves(train)
         return ops.instance_norm(
             x,
             *self._statistics(train),

@@ -100,6 +100,82 @@ def is_recomputing() -> bool:
     return _recomputing.get()
 
 
+# --- what a backward pass will ask for ------------------------------------------------------------
+
+_without_dx: "ContextVar[Layer | None]" = ContextVar("portacnn_without_dx", default=None)
+
+
+@contextmanager
+def without_dx(layer: "Layer") -> Iterator[None]:
+    """Within it, the backward pass of this layer's forward pass will be called with
+    ``need_dx=False``.
+
+    So a container keeps nothing for what comes before its first parameter to train. It holds for
+    this layer alone: those inside it are asked for the gradients of their inputs unless their
+    container says otherwise.
+    """
+    token = _without_dx.set(layer)
+    try:
+        yield
+    finally:
+        _without_dx.reset(token)
+
+
+def asks_dx(layer: "Layer") -> bool:
+    """Return whether the gradient of the layer's input may be asked for."""
+    return _without_dx.get() is not layer
+
+
+# --- one layer's output ---------------------------------------------------------------------------
+
+
+class Reached(Exception):  # noqa: N818 (no error)
+    """Ends a forward pass at the layer that is watched. Its argument is the layer's output."""
+
+
+class Watch:
+    """Wait for a layer to run, at one of its places.
+
+    Attributes:
+        layer: the layer.
+        before: how often it still runs before that place.
+    """
+
+    def __init__(self, layer: "Layer", before: int) -> None:
+        self.layer, self.before = layer, before
+
+    def see(self, y: Array) -> None:
+        """Take the layer's output. Raises Reached at its place."""
+        if not self.before:
+            raise Reached(y)
+        self.before -= 1
+
+
+_watched: ContextVar[Watch | None] = ContextVar("portacnn_watched", default=None)
+
+
+def watched() -> Watch | None:
+    """Return what ``output_of`` waits for, or None."""
+    return _watched.get()
+
+
+def output_of(network: "Layer", layer: "Layer", place: int, x: Array) -> Array | None:
+    """Run a network outside training, up to a layer; return the layer's output. None if the network
+    did not run it.
+
+    Args:
+        place: the number of the layer's place, from 0.
+    """
+    token = _watched.set(Watch(layer, place))
+    try:
+        network(x)
+    except Reached as reached:
+        return reached.args[0]
+    finally:
+        _watched.reset(token)
+    return None
+
+
 # --- gradients ------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from portacnn.errors import PortacnnError, StateError
-from portacnn.layers.passes import is_recomputing
+from portacnn.layers.freezing import learns
+from portacnn.layers.passes import is_recomputing, watched, without_dx
 from portacnn.runtime import Array, describe
 
 if TYPE_CHECKING:
@@ -28,7 +29,30 @@ def run(layer: "Layer", x: Any, train: bool, keep: bool) -> tuple[Array, Any]:
     if layer.hooks and not is_recomputing():
         for hook in layer.hooks:
             hook(y)
+    watch = watched()
+    if watch is not None and watch.layer is layer:
+        watch.see(y)
     return y, cache
+
+
+def run_part(part: "Layer", x: Any, train: bool, keep: bool, asked: bool) -> tuple[Array, Any]:
+    """Run a part of a container as ``run`` does; keep nothing if no backward pass will reach it.
+
+    Args:
+        asked: whether the part's backward pass will be asked for the gradient of x.
+    """
+    if asked or not keep:
+        return run(part, x, train, keep)
+    if not learns(part):
+        return run(part, x, train, False)
+    with without_dx(part):
+        return run(part, x, train, True)
+
+
+def is_observed(layer: "Layer") -> bool:
+    """Return whether somebody looks at the layer's output: it is not fused with others then."""
+    watch = watched()
+    return bool(layer.hooks) or (watch is not None and watch.layer is layer)
 
 
 class Trail(list[tuple[Any, Any]]):
@@ -62,11 +86,12 @@ class Handle:
     """What ``Layer.on_output`` returns: ``remove`` ends the calls."""
 
     def __init__(self, layer: "Layer", function: Callable[[Array], object]) -> None:
-        self._layer, self._function = layer, function
+        self._layer, self._function, self._removed = layer, function, False
 
     def remove(self) -> None:
         """Stop calling the function."""
         hooks = list(self._layer.hooks)
-        if self._function in hooks:
+        # once: a function that was given several times has several handles
+        if self._function in hooks and not self._removed:
             hooks.remove(self._function)
-        self._layer.hooks = tuple(hooks)
+        self._layer.hooks, self._removed = tuple(hooks), True

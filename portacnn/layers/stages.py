@@ -16,6 +16,7 @@ from portacnn.layers.limits import count_layer
 from portacnn.layers.linear import Linear
 from portacnn.layers.norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from portacnn.layers.pool import MaxPool1d, MaxPool2d, MaxPool3d
+from portacnn.layers.running import is_observed
 from portacnn.ops.conv import conv_windows
 from portacnn.ops.fused import (
     batch_norm_relu,
@@ -70,7 +71,7 @@ class Fused(Layer, abstract=True):
 
     def is_observed(self) -> bool:
         """Return whether one of the layers has hooks."""
-        return any(layer.hooks for layer in self.layers)
+        return any(is_observed(layer) for layer in self.layers)
 
     def op_arguments(self, x: Array) -> tuple[Any, ...]:
         """Return the op's arguments after x."""

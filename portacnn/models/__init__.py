@@ -1,8 +1,9 @@
-"""Networks: ``Model``, which classifies, and the architectures made of it."""
+"""Networks: ``Model``, which classifies, and the architectures built on it."""
 
 from portacnn.models.alexnet import AlexNet
 from portacnn.models.deep_conv_net import DeepConvNet
 from portacnn.models.graph_model import GraphModel
+from portacnn.models.info import ModelInfo
 from portacnn.models.lenet5 import LeNet5
 from portacnn.models.mobilenet import EfficientNetB0, MobileNetV2
 from portacnn.models.model import Model, load
@@ -22,6 +23,7 @@ __all__ = [
     "LeNet5",
     "MobileNetV2",
     "Model",
+    "ModelInfo",
     "Normalize",
     "ResNet18",
     "ResNet20",

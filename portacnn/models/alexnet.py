@@ -8,7 +8,7 @@ from portacnn.runtime import Backend
 
 
 class AlexNet(Model):
-    """The network of Krizhevsky, Sutskever and Hinton, 2012, for images (N, 3, 224, 224):
+    """The network of Krizhevsky, Sutskever and Hinton, 2012, for images (N, 3, 224, 224);
     60,965,224 parameters.
 
         conv 96, 11x11, stride 4 - relu - response norm - pool
@@ -18,25 +18,28 @@ class AlexNet(Model):
         conv 256, 3x3, 2 groups  - relu - pool
         affine 4096 - relu - dropout - affine 4096 - relu - dropout - affine 1000
 
-    Pools are 3x3 with stride 2. The groups stand for the paper's two GPUs: where they do not talk,
-    each half of the maps sees half of the maps before. Response norm is the paper's, over 5
-    channels with k = 2, alpha = 1e-4 (5e-4 for ``LocalResponseNorm``, which divides it by 5), beta
-    = 0.75. First weights: normal with std 0.01; biases of the second, fourth and fifth convolution
-    and of the hidden affine layers 1, the others 0.
+    Pools are 3x3 with stride 2. The groups are the paper's two GPUs: each half of the maps sees
+    half of the previous maps. Response norm is the paper's, over 5 channels with k = 2, alpha =
+    1e-4 (5e-4 for ``LocalResponseNorm``, which divides it by 5) and beta = 0.75. Initial weights
+    are normal with std 0.01. Initial biases are 1 in the second, fourth and fifth convolution and
+    the hidden linear layers, 0 elsewhere.
 
-    From 224 pixels the paper's first convolution would make 54, not its 55: it pads by 2 here, as
-    torchvision's does, and takes images of 227 as well.
+    With 224 pixels the paper's first convolution would make 54 pixels, not its 55. It pads by 2
+    here, as torchvision's does, and also takes images of 227.
 
     Args:
-        num_classes, in_channels: as they say.
-        input_size: H and W, as one number or two; 63 or more.
-        hidden_size: units of the hidden affine layers.
-        dropout: the share that is dropped.
+        num_classes: number of classes, and ``in_channels``: channels of the images.
+        input_size: H and W, one number or two, at least 63.
+        hidden_size: units of the hidden linear layers.
+        dropout: share of the units that is dropped.
         device: see ``portacnn.resolve``.
-        seed: for weights and dropout; None takes a fresh one.
+        seed: seed of weights and dropout; None draws one.
         dtype: "float32" or "float64".
 
     Parameters, by path: conv1 ... conv5, fc6, fc7, fc8, each with weight and bias.
+
+    Raises:
+        ArgumentError, ShapeError: if an argument is out of range or the images are too small.
     """
 
     def __init__(

@@ -17,21 +17,24 @@ class DeepConvNet(Model):
         conv 64 - relu - conv 64 - relu - pool
         affine 50 - relu - dropout - affine 10 - dropout - softmax
 
-    Kernels are 3x3 with a padding of 1, but 2 in the fourth convolution, so that 28 -> 14 -> 8 ->
-    4; pools are 2x2. Weights start as He et al. (2015) say, biases at 0. As in the book, dropout
-    comes after the last affine layer too. ``forward`` ends before the softmax, which is part of the
-    loss.
+    Kernels are 3x3 with padding 1, except 2 in the fourth convolution, so sizes are 28 -> 14 -> 8
+    -> 4. Pools are 2x2. Weights are initialized as in He et al. (2015), biases with 0. As in the
+    book, dropout also follows the last linear layer. ``forward`` returns logits: softmax is part of
+    the loss.
 
     Args:
-        num_classes, in_channels: as they say.
-        input_size: H and W, as one number or two.
-        hidden_size: units of the hidden affine layer.
-        dropout: the share that both dropouts drop.
+        num_classes: number of classes, and ``in_channels``: channels of the images.
+        input_size: H and W, one number or two.
+        hidden_size: units of the hidden linear layer.
+        dropout: share of the units that both dropouts drop.
         device: see ``portacnn.resolve``.
-        seed: for weights and dropout; None takes a fresh one.
+        seed: seed of weights and dropout; None draws one.
         dtype: "float32" or "float64".
 
     Parameters, by path: conv1 ... conv6, fc1, fc2, each with weight and bias.
+
+    Raises:
+        ArgumentError, ShapeError: if an argument is out of range or the images are too small.
     """
 
     def __init__(

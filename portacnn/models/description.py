@@ -1,7 +1,8 @@
-"""A network as JSON: the class of each layer and what its constructor was called with; and back.
+"""Describe a network as JSON values, the class and constructor arguments of each layer, and rebuild
+it.
 
-What comes back is made of known classes of layers and of JSON's own values: reading a description
-runs nothing else.
+A rebuilt network consists of known layer classes and JSON values: reading a description executes
+nothing else.
 """
 
 import json
@@ -23,15 +24,18 @@ Described = dict[Layer, dict[str, Any]]
 
 
 def describe_layer(layer: Layer, known: Described | None = None) -> dict[str, Any]:
-    """A layer as JSON: its class and its constructor's arguments, layers among them described in
-    turn.
+    """Return a layer as JSON values: its class and its constructor's arguments, including layers
+    among them.
 
-    A layer in several places is described in the first, under a name, and referred to by it in the
-    others. ``replaced`` has, by path, the layers that took the place of those that the constructor
+    A layer that occurs in several places is described once, under a name, and the other places
+    refer to it. ``replaced`` holds, by path, the layers that replace those that the constructor
     makes (``Layer.replace``).
 
     Args:
-        known: the layers described so far, to which it adds.
+        known: the layers described so far; this one is added.
+
+    Raises:
+        ArgumentError: if JSON cannot hold an argument.
     """
     known = {} if known is None else known
     if layer in known:
@@ -45,7 +49,9 @@ def describe_layer(layer: Layer, known: Described | None = None) -> dict[str, An
     described = known[layer] = {"class": layer.kind()}
     several, named = layer.arguments()
     explicit = signature(type(layer)).parameters
-    listed = [_plain(value, known) for value in several]  # first, as a rebuilding makes them first
+    listed = [
+        _plain(value, known) for value in several
+    ]  # first, because rebuilding makes them first
     described["arguments"] = {
         name: _plain(value, known)
         for name, value in named.items()
@@ -66,14 +72,15 @@ def describe_layer(layer: Layer, known: Described | None = None) -> dict[str, An
 
 
 def needs_format_2(known: Described) -> bool:
-    """Whether these descriptions say what readers of format 1 do not know: layers in several
-    places, or replaced."""
+    """Return whether these descriptions use what format 1 lacks: shared or replaced layers."""
     return any("name" in described or "replaced" in described for described in known.values())
 
 
 def _check_apart(layer: Layer) -> None:
-    """Raise ArgumentError if a layer is both in what was replaced and in what the constructor
-    makes: the latter has no name."""
+    """Raise ArgumentError if a layer is both in a replacement and in what the constructor makes.
+
+    The layer in the constructor's part has no name to refer to.
+    """
     new = list(layer.replaced.values())
     inside = {inner for one in new for inner in one.walk()}
     waiting, seen = [layer], set()
@@ -85,26 +92,29 @@ def _check_apart(layer: Layer) -> None:
     if inside & seen:
         both = next(iter(inside & seen))
         raise ArgumentError(
-            "cannot be saved: it stands in a layer given to replace, and elsewhere in "
+            "cannot be saved: it is in a layer passed to replace and also elsewhere in "
             f"{type(layer).__name__}",
             both.where,
         )
 
 
 def _plain(value: Any, known: Described) -> Any:
-    """An argument as JSON has it, layers described."""
+    """Return an argument as JSON values, with layers described."""
     return plain(
         value, lambda inner: describe_layer(inner, known) if isinstance(inner, Layer) else None
     )
 
 
 def rebuild_layer(described: Any, names: dict[str, Layer] | None = None, **building: Any) -> Layer:
-    """The layer that ``describe_layer`` described. Only classes of layers can come of it, made from
-    JSON's own values.
+    """Return the layer that ``describe_layer`` described. Only known layer classes are made, from
+    JSON values.
 
     Args:
-        names: the named layers made so far, to which it adds.
+        names: the named layers made so far; new ones are added.
         building: device, seed and dtype, for constructors that take them.
+
+    Raises:
+        ModelFormatError: if the class is unknown. Also whatever the constructor raises.
     """
     names = {} if names is None else names
     kind = Layer.known.get(described["class"])
@@ -113,7 +123,7 @@ def rebuild_layer(described: Any, names: dict[str, Layer] | None = None, **build
             f"unknown class {shown(repr(described['class']))}; import the module that defines it "
             "first"
         )
-    count_layer(-1)  # what a file describes layer by layer has paid for it in bytes
+    count_layer(-1)  # layers described one by one are limited by the file's size
 
     def made(value: Any) -> Any:
         if isinstance(value, list):

@@ -8,13 +8,13 @@ from portacnn.models.model import Model
 
 
 class GraphModel(Model):
-    """A ``Graph`` that is a ``Model``: it predicts, trains and is saved as any other. What
-    ``portacnn.onnx.load`` gives.
+    """A ``Graph`` that is a ``Model``: it predicts, trains and is saved. ``portacnn.onnx.load``
+    returns it.
 
     Args:
         nodes: (name, layer, inputs), see ``Graph``.
 
-    Parameters lie at their node's name: "conv1.weight".
+    Parameters have the path of their node: "conv1.weight".
     """
 
     def __init__(self, *nodes: tuple[str, Layer, Sequence[str]]) -> None:

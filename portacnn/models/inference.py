@@ -1,14 +1,12 @@
-"""Running a network over and over without training it: memory that is used again, and a prepared
-way through for a few images.
+"""Run a network repeatedly without training: reuse memory, and prepare the calls for small batches.
 
-With a few images it is not the arithmetic that takes the time but each layer's own work in Python:
-checking its input, finding its kernel, taking memory. All of that comes out the same for the next
-batch of the same shape, so it is done once (``Layer.prepare``), and what is left is a list of
-functions.
+With a few images most of the time is not arithmetic but each layer's own work in Python: checking
+its input, finding its kernel, allocating memory. The results are the same for the next batch of the
+same shape, so this work is done once (``Layer.prepare``), and what remains is a list of functions.
 
-Each call takes a *lane*, which has all that a call writes to, and puts it back when it has
-succeeded. So threads that come at the same time have a lane each, and what an exception has left
-half done is dropped with its lane.
+Each call takes a *lane*, which holds everything that a call writes to, and returns it when it has
+succeeded. So concurrent threads have a lane each, and a lane that an exception left half done is
+dropped.
 """
 
 from collections import deque
@@ -22,23 +20,24 @@ from portacnn.ops.workspace import Plan, Workspace, planning, run_in
 from portacnn.runtime import Array, backend_of
 
 FEW = 8
-"""Images for which a way through is prepared."""
-_WAYS = 16  # that a lane keeps: as many shapes, dtypes and choices of kernels
+"""Largest number of images for which a prepared path is used."""
+_WAYS = 16  # prepared paths per lane: combinations of shape, dtype and kernel choice
 
 
 class Inference:
-    """What one network needs for it: as many lanes as there were calls at the same time."""
+    """The lanes of one network: as many as there were concurrent calls."""
 
     def __init__(self) -> None:
-        self._idle: deque[_Lane] = deque()  # whose ``pop`` and ``append`` are atomic
+        self._idle: deque[_Lane] = deque()  # ``pop`` and ``append`` are atomic
 
     def __reduce__(self) -> Any:
-        return Inference, ()  # a copy, or one from a pickle, has lanes of its own
+        return Inference, ()  # a copy or an unpickled object starts without lanes
 
     def run(self, network: Layer, x: Array, batch: Callable[[Array], Array], hold: bool) -> Array:
-        """The network's output for the batch that ``batch`` makes of x, in memory of its own.
+        """Return the network's output for ``batch(x)``, in its own memory.
 
-        ``hold``: whether the memory for the layers' outputs may be held for the next time.
+        Args:
+            hold: keep the memory of the layers' outputs for the next call.
         """
         try:
             lane = self._idle.pop()
@@ -46,26 +45,26 @@ class Inference:
             lane = _Lane()
         try:
             y = lane.run(network, x, batch, hold)
-        except PortacnnError:  # images that are refused leave nothing half done
+        except PortacnnError:  # rejected images leave the lane intact
             self._idle.append(lane)
             raise
         self._idle.append(lane)
         return y
 
     def release(self) -> None:
-        """Drop every idle lane, and with it all memory that is held."""
+        """Drop every idle lane, and the memory that it holds."""
         self._idle.clear()
 
 
 class _Lane:
-    """What one call at a time writes to: a workspace, and prepared ways, which all lie at its
-    start."""
+    """What one call at a time writes to: a workspace, and prepared paths that all start at its
+    beginning."""
 
     def __init__(self) -> None:
         self._workspace = Workspace()
         self._version = self._workspace.version
         self._ways: dict[Any, _Way] = {}
-        # whose arrays at the workspace's start nobody has written to since
+        # the path whose arrays at the workspace's start are still intact
         self._last: _Way | None = None
 
     def run(self, network: Layer, x: Array, batch: Callable[[Array], Array], hold: bool) -> Array:
@@ -81,23 +80,25 @@ class _Lane:
         return _copy(run_in(self._workspace, lambda: network(batch(x))))
 
     def _follow(self, size: int = 0) -> None:
-        """Have an arena of what the last call needed, or of ``size``; drop the ways that lie in one
-        that was replaced."""
+        """Grow the arena to what the last call needed, or to ``size``; drop the paths of a replaced
+        arena."""
         self._workspace.grow(size)
         if self._version != self._workspace.version:
             self._ways, self._last = {}, None
             self._version = self._workspace.version
 
     def _way(self, network: Layer, x: Array, batch: Callable[[Array], Array]) -> "_Way | None":
-        """The way for arrays like x; None if somebody wants to see a layer's outputs, which a
-        prepared way does not show."""
+        """Return the prepared path for arrays like x; None if a hook observes a layer's output.
+
+        A prepared path does not call hooks.
+        """
         key = (type(x), tuple(x.shape), x.dtype, x.device, kernel_choice())
         way = self._ways.get(key)
         if way is not None and way.holds(network.revision):
             return None if way.is_observed(network) else way
         if any(layer.hooks for layer in network.walk()):
             return None
-        # Those that hold no longer would keep parameters that the network has left.
+        # Outdated paths would keep old parameters alive.
         self._ways = {
             other: kept for other, kept in self._ways.items() if kept.holds(network.revision)
         }
@@ -113,16 +114,16 @@ class _Lane:
 
 
 class _Way:
-    """A prepared way through a network, for arrays just like one that has passed all checks.
+    """A prepared path through a network, for arrays like one that has passed all checks.
 
-    It keeps the network's layers, but not the network itself, which keeps the way.
+    It refers to the network's layers but not to the network, which refers to it.
     """
 
     def __init__(
         self, network: Layer, x: Array, batch: Callable[[Array], Array], plan: Plan
     ) -> None:
         first = batch(x)  # which checks x
-        # What is the network's own already is laid out where it is needed.
+        # Inputs of the network's own library and dtype are packed where needed.
         self._own = backend_of(x).name == backend_of(first).name and x.dtype == first.dtype
         self.plan = plan
         with planning(plan):
@@ -138,14 +139,14 @@ class _Way:
         ]
 
     def holds(self, revision: int) -> bool:
-        """Whether layers, parameters and buffers are the same: moving, building or changing the
-        network makes others."""
+        """Return whether layers, parameters and buffers are the same: moving, building or changing
+        replaces them."""
         return self._revision == revision and all(
             arrays.get(name) is array for arrays, name, array in self._arrays
         )
 
     def is_observed(self, network: Layer) -> bool:
-        """Whether somebody wants to see a layer's outputs."""
+        """Return whether a hook observes a layer's output."""
         return bool(network.hooks) or any(layer.hooks for layer in self._below)
 
     def __call__(self, x: Array, batch: Callable[[Array], Array]) -> Array:

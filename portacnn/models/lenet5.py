@@ -1,4 +1,4 @@
-"""LeNet-5, as it was published in 1998, and as it is usually written today."""
+"""LeNet-5, as published in 1998 and as it is usually written today."""
 
 from collections.abc import Sequence
 from math import prod
@@ -25,12 +25,12 @@ C3_TABLE = (
 
 
 def lecun(rng: Any, shape: Sequence[int], fan_in: int, fan_out: int) -> HostArray:
-    """Uniform within 2.4 / fan_in of 0: the paper's rule for weights and biases."""
+    """Draw uniformly from +-2.4 / fan_in: the paper's rule for weights and biases."""
     return rng.uniform(-2.4 / fan_in, 2.4 / fan_in, shape)
 
 
 class ScaledTanh(Layer):
-    """1.7159 * tanh(2/3 * x), any shape: the paper's squashing function. It takes 1 to 1 and -1 to
+    """1.7159 * tanh(2/3 * x), any shape: the paper's squashing function. It maps 1 to 1 and -1 to
     -1."""
 
     amplitude, slope = 1.7159, 2.0 / 3.0
@@ -47,18 +47,18 @@ class ScaledTanh(Layer):
 
 
 class TableConv2d(Layer):
-    """A convolution whose output maps each see some of the input's maps: x (N, C, H, W) -> y (N, O,
+    """A convolution whose output maps each see some of the input maps: x (N, C, H, W) -> y (N, O,
     OH, OW).
 
-    It holds one kernel for each connection of a table, puts them into the weight (O, C, KH, KW) of
-    a full convolution, with zeros where there is no connection, and runs that.
+    It has one kernel for each connection of a table. The kernels are placed into the weight (O, C,
+    KH, KW) of a full convolution, with zeros for missing connections.
 
     Args:
-        table: for each of the O output maps, which input maps it sees.
+        table: for each of the O output maps, the input maps that it sees.
         kernel_size: one number or two.
 
-    Parameters: ``weight`` (connections, KH, KW), in the table's order; ``bias`` (O,). Both start by
-    the paper's rule, the fan of an output map being that of its own connections.
+    Parameters: ``weight`` (connections, KH, KW), in the table's order; ``bias`` (O,). Both are
+    initialized by the paper's rule, with the fan-in of an output map's own connections.
     """
 
     def __init__(self, table: Sequence[Sequence[int]], kernel_size: int | Sequence[int]) -> None:
@@ -67,7 +67,8 @@ class TableConv2d(Layer):
             self.table = [[whole("a map's number", map_, 0) for map_ in seen] for seen in table]
             if not self.table or any(not seen or len(set(seen)) < len(seen) for seen in self.table):
                 raise ArgumentError(
-                    f"each output map must see at least one map, and none twice; got {table!r}"
+                    "each row of table must list at least one input map, and none twice; got "
+                    f"{table!r}"
                 )
         except PortacnnError as error:
             raise error.at(type(self).__name__)
@@ -116,14 +117,13 @@ class TableConv2d(Layer):
         return dx
 
     def _slots(self, channels: int) -> list[int | None]:
-        """For each kernel of the full weight, its outputs' first: the connection it belongs to, or
-        None."""
+        """Return, for each kernel of the full weight, outputs first: its connection, or None."""
         number = {pair: i for i, pair in enumerate(self.connections)}
         return [number.get((o, c)) for o in range(len(self.table)) for c in range(channels)]
 
 
 def _uniform(bounds: Any) -> Initializer:
-    """Uniform within bounds of 0 that are given for each place, as a list that broadcasts."""
+    """Return an initializer: uniform within +-bounds, a list that broadcasts."""
     return lambda rng, shape, fan_in, fan_out: rng.uniform(-1.0, 1.0, shape) * bounds
 
 
@@ -132,35 +132,38 @@ class LeNet5(Model):
     (N, 1, 32, 32).
 
     ``variant="classic"`` is the paper's network up to its last hidden layer, with its 60,000
-    trainable numbers:
+    trainable parameters:
 
         C1  6 maps, 5x5 convolution            S2  2x2 mean, a coefficient and a bias for each map
         C3  16 maps, 5x5, connected by table I  S4  as S2
         C5  120 maps, 5x5: each map sees all    F6  84 units
         output: a unit for each class
 
-    with 1.7159 * tanh(2/3 a) after each layer up to F6, and weights drawn uniformly within 2.4 /
-    fan_in. What deviates: the output layer is affine, trained with softmax cross-entropy (the
-    paper's are distances to fixed 7x12 bitmaps, RBF units, with a loss of their own); S2 and S4
-    take the mean of four where the paper has the sum, so that a coefficient is four times as large
-    here; and the images are yours to scale (in the paper the background is -0.1, ink 1.175).
+    with 1.7159 * tanh(2/3 a) after each layer up to F6. Weights are drawn uniformly from +-2.4 /
+    fan_in. Differences from the paper: the output layer is linear and trained with softmax
+    cross-entropy (the paper's are distances to fixed 7x12 bitmaps, RBF units, with their own loss);
+    S2 and S4 take the mean of four values instead of the sum, so a coefficient is four times as
+    large here; and images are not scaled (in the paper the background is -0.1 and ink 1.175).
 
-    ``variant="modern"`` is what is called LeNet today: ReLU, 2x2 max pooling, full connection,
-    PyTorch's first weights:
+    ``variant="modern"`` is what is called LeNet today: ReLU, 2x2 max pooling, full connection and
+    PyTorch's initialization:
 
         conv 6 - relu - pool - conv 16 - relu - pool - affine 120 - relu - affine 84 - relu -
         affine 10
 
     Args:
-        num_classes, in_channels: as they say.
+        num_classes: number of classes, and ``in_channels``: channels of the images.
         variant: "classic" or "modern".
-        input_size: 32 as in the paper, or 28: then the first convolution pads by 2, with zeros.
+        input_size: 32 as in the paper, or 28: then the first convolution pads by 2 with zeros.
         device: see ``portacnn.resolve``.
-        seed: for the weights; None takes a fresh one.
+        seed: seed of the weights; None draws one.
         dtype: "float32" or "float64".
 
     Parameters, by path, each with weight and bias: c1, s2, c3, s4, c5, f6, output; or conv1, conv2,
     fc1, fc2, fc3.
+
+    Raises:
+        ArgumentError: if an argument is out of range.
     """
 
     def __init__(

@@ -1,35 +1,38 @@
-"""``Normalize``: how a model's images become numbers. It is a part of the model: declared once,
-saved in its file."""
+"""Preprocessing of uint8 images: ``Normalize``, which is part of the model and saved in its
+file."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from portacnn.arguments import listed, real
+from portacnn.arguments import AnswersKeywords, listed, real
 from portacnn.errors import ArgumentError, ModelFormatError, ShapeError
 from portacnn.layers.base import Shape
 
-_WIDEST = 1e30  # what float32 holds, with room to spare
+_WIDEST = 1e30  # well within float32's range
 
 
 @dataclass(frozen=True)
-class Normalize:
-    """(pixels * scale - mean) / std, for images of uint8.
+class Normalize(AnswersKeywords):
+    """Map uint8 images to (pixels * scale - mean) / std.
+
+        >>> Normalize(mean=0.5, std=0.25).in_pixels(1)  # in units of the pixels
+        ([127.5], [63.75])
 
         model.preprocess = Normalize()  # 0..255 -> 0..1, as load_mnist(normalize=True) does
         # torchvision's
         model.preprocess = Normalize(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
-    It is computed as (pixels - mean / scale) / (std / scale), in the model's dtype: with mean 0 and
-    std 1 that is pixels / 255, to the bit.
+    It is computed as (pixels - mean / scale) / (std / scale), in the model's dtype. With mean 0 and
+    std 1 that is exactly pixels / 255.
 
     Args:
         scale: above 0.
-        mean: after scaling: one number, or one for each channel.
-        std: above 0: one number, or one for each channel.
+        mean: after scaling: one number, or one per channel.
+        std: above 0: one number, or one per channel.
 
     Raises:
-        ArgumentError: other values, or such as float32 cannot hold together.
+        ArgumentError: if a value is out of range, or float32 cannot hold them together.
     """
 
     scale: float = 1 / 255
@@ -48,7 +51,7 @@ class Normalize:
             raise ArgumentError(f"scale must be one number, got {self.scale!r}", "Normalize")
         if len({len(values) for values in (self.mean, self.std) if isinstance(values, tuple)}) > 1:
             raise ArgumentError(
-                f"mean and std must have one number for each channel; got {self.mean} and "
+                f"mean and std must have one number per channel each, got {self.mean} and "
                 f"{self.std}",
                 "Normalize",
             )
@@ -57,11 +60,11 @@ class Normalize:
             abs(value) > _WIDEST for value in mean
         ):
             raise ArgumentError(
-                f"scale, mean and std must be numbers that float32 can hold together: {self}"
+                f"scale, mean and std together must stay within float32's range, got {self}"
             )
 
     def in_pixels(self, channels: int) -> tuple[list[float], list[float]]:
-        """Mean and std of every channel, in units of the pixels."""
+        """Return mean and std of every channel, in units of the pixels."""
         mean, std = (
             value if isinstance(value, tuple) else (value,) * channels
             for value in (self.mean, self.std)
@@ -69,23 +72,22 @@ class Normalize:
         return [m / self.scale for m in mean], [s / self.scale for s in std]
 
     def check(self, sample: Shape) -> None:
-        """Raise ShapeError where images of shape ``sample`` have another number of channels."""
+        """Raise ShapeError if images of shape ``sample`` have another number of channels."""
         for name, values in (("mean", self.mean), ("std", self.std)):
             if isinstance(values, tuple) and len(values) != sample[0]:
                 raise ShapeError(
-                    f"preprocess: {name} has {len(values)} numbers, one for each channel; images "
-                    "(N, "
-                    f"{', '.join(map(str, sample))}) have {sample[0]} channels"
+                    f"preprocess: {name} has {len(values)} values, one per channel, but images "
+                    f"(N, {', '.join(map(str, sample))}) have {sample[0]} channels"
                 )
 
     def description(self) -> dict[str, Any]:
-        """As JSON; ``rebuild_preprocess`` reads it."""
+        """Return JSON values that ``rebuild_preprocess`` reads."""
         return {"class": "Normalize", "arguments": asdict(self)}
 
 
 def rebuild_preprocess(described: Any) -> Normalize | None:
-    """What ``Normalize.description`` described; None for None. Raises whatever nonsense brings a
-    constructor to."""
+    """Return what ``Normalize.description`` described; None for None. Raises the constructor's
+    errors."""
     if described is None:
         return None
     if described["class"] != "Normalize":
@@ -94,7 +96,7 @@ def rebuild_preprocess(described: Any) -> Normalize | None:
 
 
 def _numbers(name: str, value: Any, bounds: dict[str, float]) -> float | tuple[float, ...]:
-    """One number, or a tuple of several: of any sequence, and of any library's."""
+    """Return one number, or a tuple for a sequence, with numbers of any library."""
     value = listed(value)
     try:
         if isinstance(value, Sequence) and not isinstance(value, str) and value:

@@ -1,4 +1,4 @@
-"""Residual networks: blocks that learn what to add to their input."""
+"""Residual networks: blocks that learn a correction to their input."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -28,8 +28,9 @@ Shortcut = Callable[[int, int], Layer]
 
 
 class PadChannels(Layer):
-    """Channels of zeros, half of them before and half behind: x (N, C, *S) -> y (N, O, *S). Option
-    A's shortcut.
+    """Add channels of zeros, half of them before and half after: x (N, C, *S) -> y (N, O, *S).
+
+    This is the shortcut of option A.
 
     Args:
         out_channels: O.
@@ -61,8 +62,10 @@ class PadChannels(Layer):
 
 
 def _conv(channels: int, kernel: int, stride: int, init: Initializer) -> Conv2d:
-    """Its output is as large as its input, but for the stride. Batch norm follows, so it has no
-    bias."""
+    """Return a convolution whose output is as large as its input at stride 1.
+
+    Batch norm follows, so it has no bias.
+    """
     return Conv2d(None, channels, kernel, stride, kernel // 2, bias=False, weight_init=init)
 
 
@@ -72,12 +75,12 @@ def _projection(init: Initializer) -> Shortcut:
 
 
 def _subsample(channels: int, stride: int) -> Layer:
-    """Option A: every stride-th pixel, and zeros for the new channels. Nothing to learn."""
+    """Option A: every stride-th pixel, and zeros for the new channels. It has no parameters."""
     return Seq(AvgPool2d(1, stride), PadChannels(channels))
 
 
 def basic_block(channels: int, stride: int, shortcut: Layer | None, init: Initializer) -> Layer:
-    """Two 3x3 convolutions."""
+    """Return a residual block of two 3x3 convolutions."""
     body = Seq(
         conv1=_conv(channels, 3, stride, init),
         bn1=BatchNorm2d(channels),
@@ -89,8 +92,10 @@ def basic_block(channels: int, stride: int, shortcut: Layer | None, init: Initia
 
 
 def bottleneck(channels: int, stride: int, shortcut: Layer | None, init: Initializer) -> Layer:
-    """1x1 to a quarter of the channels, 3x3, and 1x1 back; the stride is in the 3x3 (torchvision's,
-    called v1.5)."""
+    """Return a residual block: 1x1 to a quarter of the channels, 3x3, and 1x1 back.
+
+    The stride is in the 3x3 convolution (torchvision's variant, called v1.5).
+    """
     narrow = channels // 4
     body = Seq(
         conv1=_conv(narrow, 1, 1, init),
@@ -113,7 +118,8 @@ def _stages(
     shortcut: Shortcut,
     init: Initializer,
 ) -> dict[str, Layer]:
-    """layer1, layer2, ...: blocks in a row, the first of each stage but the first with stride 2."""
+    """Return layer1, layer2, ...: sequences of blocks. Each stage after the first begins with
+    stride 2."""
     stages: dict[str, Layer] = {}
     for number, (width, depth) in enumerate(zip(widths, depths, strict=True), 1):
         blocks = []
@@ -138,22 +144,25 @@ class ResNet20(Model):
             stride 2
         global mean - affine 10
 
-    A block is conv - batch norm - relu - conv - batch norm, added to its input, - relu; all
-    convolutions are 3x3. Where the shape changes, the paper's option "A" (its choice for CIFAR)
-    adds every second pixel, with zeros for the new channels: 269,722 parameters, its 0.27 million.
-    Option "B" adds a 1x1 convolution with batch norm: 272,474. First weights by He's rule over the
-    inputs.
+    A block is conv - batch norm - relu - conv - batch norm, added to its input, - relu. All
+    convolutions are 3x3. If the shape changes, the paper's option "A" (its choice for CIFAR) adds
+    every second pixel, with zeros for the new channels: 269,722 parameters, the paper's 0.27
+    million. Option "B" adds a 1x1 convolution with batch norm: 272,474. Initialization: He's rule
+    over the inputs.
 
     Args:
-        num_classes, in_channels: as they say.
+        num_classes: number of classes, and ``in_channels``: channels of the images.
         option: "A" or "B".
-        input_size: H and W, as one number or two.
+        input_size: H and W, one number or two.
         device: see ``portacnn.resolve``.
-        seed: for the weights; None takes a fresh one.
+        seed: seed of the weights; None draws one.
         dtype: "float32" or "float64".
 
-    Parameters, by path: conv1, bn1, layer1.0.conv1 ... layer3.2.bn2, fc; with option "B"
-    layer2.0.downsample.0 and the like.
+    Parameters, by path: conv1, bn1, layer1.0.conv1 ... layer3.2.bn2, fc; with option "B" also
+    layer2.0.downsample.0 and so on.
+
+    Raises:
+        ArgumentError, ShapeError: if an argument is out of range or the images are too small.
     """
 
     def __init__(
@@ -188,24 +197,27 @@ class ResNet20(Model):
 
 
 class ResNet(Model):
-    """What ResNet18 and ResNet50 share (He, Zhang, Ren and Sun, 2015, table 1): x (N, 3, 224, 224)
-    -> logits (N, 1000).
+    """Base of ResNet18 and ResNet50 (He, Zhang, Ren and Sun, 2015, table 1): x (N, 3, 224, 224) ->
+    logits (N, 1000).
 
         conv 64, 7x7, stride 2 - batch norm - relu - 3x3 pool, stride 2
         four stages of blocks, each but the first starting with stride 2
         global mean - affine 1000
 
-    Structure, keys and first weights are torchvision's: where a block changes the shape, its
-    shortcut is a 1x1 convolution with batch norm (option B); He's rule over the outputs.
+    Structure, keys and initialization are torchvision's: if a block changes the shape, its shortcut
+    is a 1x1 convolution with batch norm (option B); He's rule over the outputs.
 
     Args:
-        num_classes, in_channels: as they say.
-        input_size: H and W, as one number or two.
+        num_classes: number of classes, and ``in_channels``: channels of the images.
+        input_size: H and W, one number or two.
         device: see ``portacnn.resolve``.
-        seed: for the weights; None takes a fresh one.
+        seed: seed of the weights; None draws one.
         dtype: "float32" or "float64".
 
     Parameters, by path: conv1, bn1, layer1.0.conv1 ..., layer2.0.downsample.0 ..., fc.
+
+    Raises:
+        ArgumentError, ShapeError: if an argument is out of range or the images are too small.
     """
 
     block: ClassVar[Callable[..., Layer]]

@@ -1,4 +1,4 @@
-"""What a network is made of, as numbers for each layer, and as a table of them."""
+"""Count a network's parameters, multiply-adds and memory per layer, as rows and as a table."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,28 +22,31 @@ class Row(NamedTuple):
     parameters: int
     multiply_adds: int
     output_bytes: int
-    shared: bool = False  # it stands at an earlier path, too, where its parameters are counted
+    shared: bool = False  # also at an earlier path, where its parameters are counted
+    frozen: int = 0  # of the parameters
 
 
 def rows(network: Layer, input_shape: Sequence[int]) -> list[Row]:
-    """A row for every layer that computes something, in the order in which they run; a block stands
-    before what is in it.
+    """Return a row for every layer that computes something, in the order in which they run.
 
-    The network is planned for samples of ``input_shape``, and afterwards as it was. Raises
-    ShapeError.
+    A block precedes its inner layers. The network is planned for samples of ``input_shape`` and
+    then restored.
+
+    Raises:
+        ShapeError: if the network does not take such samples.
     """
     with network.planned(input_shape):
         return list(_rows(network, Counter()))
 
 
 def _rows(layer: Layer, seen: Counter[Layer]) -> Iterator[Row]:
-    """The rows of a layer and all below it, in one of its places."""
+    """Yield the rows of a layer and all below it, in one of its places."""
     number = seen[layer]
     seen[layer] += 1
     if number >= len(layer.places):  # a layer that its container does not run
         return
     path, layer.input_shape, layer.output_shape = layer.places[number]
-    # which hand on what their layers give
+    # these return what their layers return
     if not isinstance(layer, Sequential | Graph | Recompute):
         yield Row(
             path,
@@ -53,13 +56,18 @@ def _rows(layer: Layer, seen: Counter[Layer]) -> Iterator[Row]:
             layer.multiply_adds(),
             prod(layer.output_shape) * _BYTES[layer.dtype],
             number > 0,
+            0 if number else _frozen(layer),
         )
     for child in layer.children.values():
         yield from _rows(child, seen)
 
 
+def _frozen(layer: Layer) -> int:
+    return sum(prod(layer.declared[n].shape) for n in layer.frozen & layer.declared.keys())
+
+
 def table(network: Layer, input_shape: Sequence[int], batch_size: int) -> str:
-    """``rows`` as text, with the activations of a whole batch and totals at the end."""
+    """Return ``rows`` as text, with the activations of a whole batch and totals at the end."""
     found = rows(network, input_shape)
     lines = [
         (
@@ -86,6 +94,8 @@ def table(network: Layer, input_shape: Sequence[int], batch_size: int) -> str:
         f"{type(network).__name__}, samples {_by(input_shape)}; multiply-adds of one sample, "
         f"activations of a batch of {batch_size} in {network.dtype}"
     )
+    frozen = sum(r.frozen for r in found)
+    training = f"trainable parameters: {sum(r.parameters for r in found) - frozen:,}; "
     return "\n".join(
         [
             title,
@@ -94,12 +104,13 @@ def table(network: Layer, input_shape: Sequence[int], batch_size: int) -> str:
             *_aligned(lines, widths),
             rule,
             *_aligned([total], widths),
+            *([f"{training}frozen: {frozen:,}"] if frozen else []),
         ]
     )
 
 
 def _aligned(lines: Sequence[tuple[str, ...]], widths: list[int]) -> Iterator[str]:
-    """Words to the left, numbers to the right."""
+    """Yield lines with words aligned left and numbers right."""
     for line in lines:
         cells = [
             c.ljust(w) if i < 3 else c.rjust(w)

@@ -1,4 +1,4 @@
-"""The VGG networks: nothing but 3x3 convolutions and 2x2 pools, in depth."""
+"""The VGG networks: stacks of 3x3 convolutions and 2x2 pools."""
 
 from collections.abc import Sequence
 from typing import ClassVar
@@ -20,28 +20,31 @@ from portacnn.runtime import Backend
 
 
 class VGG(Model):
-    """What VGG11 and VGG16 share (Simonyan and Zisserman, 2014): x (N, 3, 224, 224) -> logits (N,
+    """Base of VGG11 and VGG16 (Simonyan and Zisserman, 2014): x (N, 3, 224, 224) -> logits (N,
     1000).
 
         stages of 3x3 convolutions with ReLU, each ending in a 2x2 pool
         mean pool to 7x7 - affine 4096 - relu - dropout - affine 4096 - relu - dropout - affine 1000
 
-    The mean pool does nothing to what 224 pixels lead to, and lets other sizes in, as in
-    torchvision, whose keys and first weights these are too (He's rule over the outputs; normal with
-    std 0.01 for affine layers; biases 0).
+    The mean pool does not change the 7x7 maps of 224 pixels and allows other sizes, as in
+    torchvision. Keys and initialization are also torchvision's (He's rule over the outputs; normal
+    with std 0.01 for linear layers; biases 0).
 
     Args:
-        num_classes, in_channels: as they say.
+        num_classes: number of classes, and ``in_channels``: channels of the images.
         batch_norm: normalize between each convolution and its ReLU (later than the paper).
-        input_size: H and W, as one number or two; 32 or more.
-        hidden_size: units of the hidden affine layers.
-        dropout: the share that is dropped.
+        input_size: H and W, one number or two, at least 32.
+        hidden_size: units of the hidden linear layers.
+        dropout: share of the units that is dropped.
         device: see ``portacnn.resolve``.
-        seed: for weights and dropout; None takes a fresh one.
+        seed: seed of weights and dropout; None draws one.
         dtype: "float32" or "float64".
 
     Parameters, by path: features.0.weight ..., classifier.0.weight, classifier.3.weight,
     classifier.6.weight ...
+
+    Raises:
+        ArgumentError, ShapeError: if an argument is out of range or the images are too small.
     """
 
     widths: ClassVar[tuple[tuple[int, ...], ...]]

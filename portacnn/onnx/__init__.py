@@ -1,8 +1,6 @@
-"""ONNX: models handed to others' tools, and taken in from them. docs/onnx.md says what goes and
-what comes.
+"""ONNX: export models for other tools, and load their models. docs/onnx.md lists what is supported.
 
-``export`` wants the extra: ``pip install "portacnn[onnx]"``; ``load`` needs nothing beside
-portacnn.
+``export`` needs an extra: ``pip install "portacnn[onnx]"``. ``load`` needs nothing but portacnn.
 """
 
 from portacnn.onnx.builder import GraphBuilder, emitter

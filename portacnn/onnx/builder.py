@@ -1,14 +1,13 @@
-"""``GraphBuilder``: an ONNX graph as it grows, node by node; and the table of who writes which
-layer into it.
+"""``GraphBuilder``, which builds an ONNX graph node by node, and the table of layers' emitters.
 
-A layer's *emitter* is a function ``(graph, layer, x) -> y``: it adds nodes and gives back the name
-of the value that is the layer's output. Those of portacnn's own layers are in
+A layer's *emitter* is a function ``(graph, layer, x) -> y``: it adds nodes and returns the name of
+the value that is the layer's output. Those of portacnn's own layers are in
 ``portacnn.onnx.layers``.
 
-Two kinds of arrays are told apart. A layer's parameters and buffers are initializers, called by
-their paths ("layer1.0.conv1.weight"); numbers that only the way of writing a layer asks for (a
-shape, a factor) are ``Constant`` nodes. A node is called by its layer's path and its operator
-("layer1.0.conv1/Conv"), and its output has the node's name.
+There are two kinds of arrays. A layer's parameters and buffers are initializers, named by their
+paths ("layer1.0.conv1.weight"). Values that belong to the graph only (a shape, a factor) are
+``Constant`` nodes. A node is named by its layer's path and its operator ("layer1.0.conv1/Conv"),
+and its output has the node's name.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -38,16 +37,16 @@ _emitters: dict[type[Layer], Emitter] = {}
 
 
 def emitter(*kinds: type[Layer]) -> Callable[[Emitter], Emitter]:
-    """Say how layers of a class of yours are written as ONNX: a decorator.
+    """Register how layers of your class are written as ONNX: a decorator.
 
         @portacnn.onnx.emitter(Swish)
         def swish(graph, layer, x):
             return graph.add("Mul", [x, graph.add("Sigmoid", [x])])
 
-    The function is given the ``GraphBuilder``, the layer, and the name of its input (of each input,
-    for a layer that takes several), and gives back the name of its output. ``layer.input_shape``
-    and ``layer.output_shape`` are known by then. A class that derives from a layer is written as
-    that layer, unless it redefines something of it.
+    The function takes the ``GraphBuilder``, the layer, and the name of its input (of each input,
+    for a layer that takes several), and returns the name of its output. ``layer.input_shape`` and
+    ``layer.output_shape`` are known. A class that derives from a layer is written as that layer,
+    unless it overrides something of it.
     """
 
     def enter(function: Emitter) -> Emitter:
@@ -58,8 +57,7 @@ def emitter(*kinds: type[Layer]) -> Callable[[Emitter], Emitter]:
 
 
 def emitter_of(layer: Layer) -> Emitter:
-    """How this layer is written. Raises ArgumentError, naming the layer, where nobody has said
-    so."""
+    """Return the emitter of a layer. Raises ArgumentError with its path if there is none."""
     redefined: set[str] = set()
     for kind in type(layer).__mro__:
         if kind in _emitters:
@@ -67,21 +65,20 @@ def emitter_of(layer: Layer) -> Emitter:
             if not changed:
                 return _emitters[kind]
             raise ArgumentError(
-                f"has no ONNX export: it derives from {kind.__name__} but redefines "
-                f"{', '.join(changed)}; "
-                f"say how it is written with @portacnn.onnx.emitter({type(layer).__name__})",
+                f"has no ONNX emitter: it derives from {kind.__name__} but overrides "
+                f"{', '.join(changed)}; register one with "
+                f"@portacnn.onnx.emitter({type(layer).__name__})",
                 layer.where,
             )
         redefined |= {name for name in vars(kind) if not name.startswith("__")}
     raise ArgumentError(
-        "has no ONNX export; say how it is written with "
-        f"@portacnn.onnx.emitter({type(layer).__name__})",
+        f"has no ONNX emitter; register one with @portacnn.onnx.emitter({type(layer).__name__})",
         layer.where,
     )
 
 
 class Stored(NamedTuple):
-    """An initializer: its name, and its numbers as they lie in the file."""
+    """An initializer: its name, and its elements as they are stored in the file."""
 
     name: str
     shape: tuple[int, ...]
@@ -90,11 +87,11 @@ class Stored(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Bytes."""
+        """The size in bytes."""
         return prod(self.shape) * BYTES[self.dtype]
 
     def content(self) -> bytes:
-        """The bytes."""
+        """Return the bytes."""
         return self.values.tobytes()
 
 
@@ -102,10 +99,10 @@ class GraphBuilder:
     """An ONNX graph that layers are written into.
 
     Attributes:
-        opset: the version of ONNX's operators that it is written in.
-        dtype: what it computes in: "float32" or "float64".
-        stored: what weights of two or more axes are stored as, if not as ``dtype``: they are then
-            cast in the graph.
+        opset: version of ONNX's operators.
+        dtype: dtype of the computation: "float32" or "float64".
+        stored: dtype in which weights of two or more axes are stored, if it is not ``dtype``. They
+            are then cast in the graph.
     """
 
     def __init__(self, opset: int, dtype: str, stored: str | None = None) -> None:
@@ -121,12 +118,12 @@ class GraphBuilder:
     # --- what emitters use ------------------------------------------------------------------------
 
     def add(self, op_type: str, inputs: Sequence[str], **attributes: Any) -> str:
-        """Add a node; gives back the name of its output.
+        """Add a node; return the name of its output.
 
         Args:
             op_type: one of ONNX's operators, in the version of ``opset``.
-            inputs: names of values; "" for one that is optional and left out.
-            attributes: numbers, text and lists of them; those that are None are left out.
+            inputs: names of values; "" for an optional input that is omitted.
+            attributes: numbers, strings and lists of them; those that are None are omitted.
         """
         name = self.fresh(op_type)
         given = {key: value for key, value in attributes.items() if value is not None}
@@ -134,8 +131,7 @@ class GraphBuilder:
         return name
 
     def layer(self, layer: Layer, *inputs: str) -> str:
-        """Write a layer, and all that is in it, into the graph; gives back the name of its
-        output."""
+        """Write a layer, and all layers in it, into the graph; return the name of its output."""
         write = emitter_of(layer)
         number = self._places.get(layer, 0)
         self._places[layer] = number + 1
@@ -149,29 +145,28 @@ class GraphBuilder:
                 raise error.at(layer.where)
             if output not in self._values:
                 raise ArgumentError(
-                    f"its emitter gave {output!r}, expected the name of a value", layer.where
+                    f"its emitter must return the name of a value, got {output!r}", layer.where
                 )
         return output
 
     def weight(self, layer: Layer, name: str) -> str:
-        """The layer's parameter or buffer of this name, as an initializer called by its path: each
-        is stored once."""
+        """Return the name of the layer's parameter or buffer, an initializer named by its path,
+        stored once."""
         owner, name = layer.tied.get(name, (layer, name))
         array = owner.params[name] if name in owner.params else owner.buffers[name]
         return self.stored_once(owner.full_name(name), lambda: owner.home.to_host(array))
 
     def stored_once(self, path: str, values: Callable[[], HostArray]) -> str:
-        """An initializer that the same layer may ask for again; gives the name of its value."""
+        """Return the name of an initializer; it is stored the first time only."""
         if path not in self._weights:
             self._weights[path] = self.initializer(path, values())
         return self._weights[path]
 
     def initializer(self, path: str, values: HostArray) -> str:
-        """An array that belongs to the network: gives the name of its value, in the graph's
-        dtype."""
+        """Store an array of the network in the graph's dtype; return the name of its value."""
         stored = self.stored if values.ndim > 1 else self.dtype
         if path in self._values:
-            raise ArgumentError(f"there are two values called {path!r}")
+            raise ArgumentError(f"two values are called {path!r}")
         self._values.add(path)
         self.initializers[path] = Stored(
             path, tuple(values.shape), stored, _packed(values, stored, path)
@@ -184,8 +179,10 @@ class GraphBuilder:
         shape: Sequence[int] | None = None,
         dtype: str | None = None,
     ) -> str:
-        """A number, or numbers (row by row, for ``shape``), that are not the network's own; of the
-        graph's dtype if no other."""
+        """Add a number, or elements in row-major order for ``shape``; return the name of the value.
+
+        The default dtype is the graph's.
+        """
         several = isinstance(values, Sequence)
         numbers = list(values) if isinstance(values, Sequence) else [values]
         dims = list(shape) if shape is not None else [len(numbers)] if several else []
@@ -195,12 +192,12 @@ class GraphBuilder:
         )
 
     def reshape(self, x: str, shape: Sequence[int]) -> str:
-        """x in another shape; 0 stands for x's own extent there, and so at the first place for the
-        batch."""
+        """Reshape x. 0 keeps x's own extent at that place, so it keeps the batch at the first
+        place."""
         return self.add("Reshape", [x, self.constant(shape, dtype="int64")])
 
     def reduce(self, op_type: str, x: str, axes: Sequence[int]) -> str:
-        """ReduceMean, ReduceSum or ReduceMax over ``axes``, which stay with length 1."""
+        """Add ReduceMean, ReduceSum or ReduceMax over ``axes``, which are kept with length 1."""
         if self.opset >= (13 if op_type == "ReduceSum" else 18):
             return self.add(op_type, [x, self.constant(axes, dtype="int64")], keepdims=1)
         return self.add(op_type, [x], axes=list(axes), keepdims=1)
@@ -209,7 +206,7 @@ class GraphBuilder:
 
     @contextmanager
     def scope(self, path: str) -> Iterator[None]:
-        """Within it, nodes belong to the layer at ``path``."""
+        """Add the nodes of the ``with`` block to the layer at ``path``."""
         before, self._scope = self._scope, path
         try:
             yield
@@ -217,8 +214,8 @@ class GraphBuilder:
             self._scope = before
 
     def fresh(self, name: str) -> str:
-        """A name for a new value: ``name`` within the scope, numbered where there is such a one
-        already."""
+        """Return an unused name for a value: ``name`` within the scope, with a number if it is
+        taken."""
         base = f"{self._scope}/{name}" if self._scope else name
         number, taken = 0, base
         while taken in self._values:
@@ -229,15 +226,14 @@ class GraphBuilder:
 
 
 def _packed(values: HostArray, dtype: str, path: str) -> HostArray:
-    """The numbers as they lie in a file. Raises ArgumentError where one of them is finite and too
-    large for ``dtype``."""
+    """Return the elements as they are stored. Raises ArgumentError if one is finite and overflows
+    ``dtype``."""
     if dtype in _LARGEST and values.size:
         size = abs(values)
         largest = float(size.max(where=size < float("inf"), initial=0.0))
         if largest >= _LARGEST[dtype]:
             raise ArgumentError(
-                f"{path} has a number of {largest:g}, which {dtype} cannot hold; "
-                "choose another dtype"
+                f"{path} contains {largest:g}, which overflows {dtype}; choose another dtype"
             )
     if dtype != "bfloat16":
         return values.astype(

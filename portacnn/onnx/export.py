@@ -1,13 +1,13 @@
-"""``export``: a network as an ONNX file, for inference by others' tools.
+"""``export``: write a network as an ONNX file, for inference with other tools.
 
-The layers are walked in their order, and each is written into the graph by its emitter
-(``builder``, ``layers``). The file takes samples as the network does and gives what
-``predict`` gives. It is checked before it is written, and written whole or not at all. A protocol
-buffer cannot be larger than 2 GB: weights that are lie in a second file beside it, which the first
-one names.
+The layers are visited in their order, and each is written into the graph by its emitter
+(``builder``, ``layers``). The file takes samples as the network does and returns what ``predict``
+returns. It is checked before it is written, and written atomically. A protocol buffer is limited to
+2 GB: larger weights are stored in a second file beside it, which the first one names.
 """
 
 import contextlib
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,18 +16,21 @@ from pathlib import Path
 from typing import Any
 
 import portacnn.onnx.layers  # noqa: F401 (enters the emitters of portacnn's own layers)
-from portacnn.arguments import one_of, whole
+from portacnn.arguments import answering_keywords, one_of, whole
 from portacnn.errors import ArgumentError, ModelFormatError, PortacnnError, ShapeError, StateError
 from portacnn.files import beginning, file_path, link_target, write_atomically
 from portacnn.layers import Layer
+from portacnn.models import Model
+from portacnn.onnx.about import about
 from portacnn.onnx.builder import CODES, GraphBuilder, Stored
 from portacnn.onnx.library import onnx_library
+from portacnn.onnx.wire import METADATA
 
 OLDEST, NEWEST = 13, 28
-"""The opsets that can be written."""
+"""The oldest and the newest opset that can be written."""
 INPUT, OUTPUT, BATCH = "input", "output", "N"
 _DTYPES = ("float32", "float64", "float16", "bfloat16")
-_INLINE = (1 << 31) - (64 << 20)  # bytes of weights that fit into one file, with room for the graph
+_INLINE = (1 << 31) - (64 << 20)  # bytes of weights in one file; the rest is for the graph
 _SMALL = 1024  # bytes up to which an array stays in the graph's file
 # bytes of the first file's name in that of the second, which 255 must be enough for
 _LONGEST_PREFIX = 200
@@ -35,6 +38,7 @@ _LONGEST_PREFIX = 200
 _PAGE = 4096
 
 
+@answering_keywords("onnx.export")
 def export(
     model: Layer,
     path: str | os.PathLike[str],
@@ -45,34 +49,38 @@ def export(
     dtype: str | None = None,
     preprocess: bool = False,
 ) -> None:
-    """Write a network, or any layer, as an ONNX file that gives what its ``forward`` gives outside
+    """Write a network, or any layer, as an ONNX file that computes its ``forward`` outside
     training.
 
-    The graph's input is called "input", its output "output". Initializers are called by their
-    parameters' paths, nodes by their layers' ("layer1.0.conv1/Conv").
+    The graph's input is named "input" and its output "output". Initializers have their parameters'
+    paths, nodes their layers' ("layer1.0.conv1/Conv").
+
+        import portacnn
+        portacnn.onnx.export(model, "model.onnx")
+        again = portacnn.onnx.load("model.onnx", device="cpu")
 
     Args:
-        model: built, on any backend. One that is not built yet is built for ``input_shape``, with
-            fresh weights.
-        path: of the file. More than 2 GB of weights go to a second one beside it,
+        model: a built model, on any backend. One that is not built is built for ``input_shape``,
+            with new weights.
+        path: of the file. More than 2 GB of weights are stored in a second file beside it,
             ``<path>.<digits>.data``.
-        input_shape: of one sample, (C, H, W); by default the one that the network was built for.
-        opset: the version of ONNX's operators, 13 to 28 (and to what the installed ``onnx`` knows).
-        dynamic_batch: take batches of any size; else of 1.
-        dtype: what the file computes in, "float32" or "float64", by default the network's own; or
-            "float16" or "bfloat16": weights of two or more axes are stored so, which halves the
-            file, and everything is computed in float32.
-        preprocess: take images of uint8, and begin with what ``model.preprocess`` does to them.
+        input_shape: (C, H, W) of one sample; by default the one that the network was built for.
+        opset: version of ONNX's operators, 13 to 28 (and at most what the installed ``onnx``
+            supports).
+        dynamic_batch: accept batches of any size; otherwise only of 1.
+        dtype: dtype of the computation, "float32" or "float64"; by default the network's own. With
+            "float16" or "bfloat16", weights of two or more axes are stored in that dtype, which
+            halves the file, and the computation is in float32.
+        preprocess: take uint8 images, and apply ``model.preprocess`` to them first.
 
     Raises:
-        DependencyError: without the package ``onnx``.
-        StateError: the network is not built and there is no ``input_shape``; it has no
+        DependencyError: if the package ``onnx`` is not installed.
+        StateError: if the network is not built and there is no ``input_shape``, or it has no
             ``preprocess`` to include.
-        ShapeError: a network built for other samples does not take ``input_shape`` with the weights
-            it has.
-        ArgumentError: an opset out of range, an unknown dtype, a weight too large for it; a layer
-            that nobody has said how to write (see ``portacnn.onnx.emitter``).
-        OSError: the file cannot be written; what was there before is there still.
+        ShapeError: if a built network cannot take ``input_shape`` with its weights.
+        ArgumentError: if an argument is out of range, a weight overflows the dtype, or a layer has
+            no emitter (see ``portacnn.onnx.emitter``).
+        OSError: if the file cannot be written. The old file is unchanged.
     """
     onnx, target = onnx_library(), link_target(file_path(path, "an ONNX file"))
     newest = min(NEWEST, onnx.defs.onnx_opset_version())
@@ -88,7 +96,8 @@ def export(
     if model.backend is None:
         if input_shape is None:
             raise StateError(
-                "not built yet: give input_shape, or call build(input_shape) first", model.where
+                "the network is not built; pass input_shape, or call build(input_shape) first",
+                model.where,
             )
         model.build(input_shape)
     with model.planned(model.input_shape if input_shape is None else input_shape):
@@ -102,22 +111,22 @@ def export(
 
 
 def _check_weights(model: Layer) -> None:
-    """Raise ShapeError unless the weights are those that the samples it is planned for ask for."""
+    """Raise ShapeError if the weights do not have the shapes that the planned samples require."""
     for layer in model.walk():
         for name, declared in (layer.declared | layer.declared_buffers).items():
             own = layer.params if name in layer.declared else layer.buffers
             if name not in own or tuple(own[name].shape) != tuple(declared.shape):
-                has = f"is {tuple(own[name].shape)}" if name in own else "is not there"
+                has = f"has {tuple(own[name].shape)}" if name in own else "is missing"
                 raise ShapeError(
-                    f"for samples {model.input_shape} {name} would have to be "
-                    f"{tuple(declared.shape)}, and {has}; "
-                    "leave input_shape out, or build the network for it",
+                    f"for samples {model.input_shape} {name} must have shape "
+                    f"{tuple(declared.shape)}, but it {has}; omit input_shape, or build the "
+                    "network for it",
                     layer.where,
                 )
 
 
 def _graph(model: Layer, opset: int, dtype: str, preprocess: bool) -> GraphBuilder:
-    """All nodes and weights. The last node's output is called ``OUTPUT``."""
+    """Return the graph with all nodes and weights. The last node's output is named ``OUTPUT``."""
     halves = dtype in ("float16", "bfloat16")
     graph = GraphBuilder(opset, "float32" if halves else dtype, dtype if halves else None)
     x = graph.fresh(INPUT)
@@ -130,11 +139,11 @@ def _graph(model: Layer, opset: int, dtype: str, preprocess: bool) -> GraphBuild
 
 
 def _preprocessed(graph: GraphBuilder, model: Any, x: str) -> str:
-    """(pixels - mean) / std, with both in units of the pixels, as ``Model.batch`` computes it."""
+    """Add (pixels - mean) / std, in units of the pixels, as ``Model.batch`` computes it."""
     normalize = getattr(model, "preprocess", None)
     if normalize is None:
         raise StateError(
-            "has no preprocess to include; set model.preprocess = portacnn.Normalize(...)",
+            "there is no preprocess to include; set model.preprocess = portacnn.Normalize(...)",
             model.where,
         )
     channels, *size = model.input_shape
@@ -150,22 +159,28 @@ def _preprocessed(graph: GraphBuilder, model: Any, x: str) -> str:
 def _model_proto(
     onnx: Any, graph: GraphBuilder, model: Layer, dynamic_batch: bool, taken: str
 ) -> Any:
-    """The model but for its weights."""
+    """Return the model without its weights."""
     helper, batch = onnx.helper, BATCH if dynamic_batch else 1
     given = helper.make_tensor_value_info(INPUT, CODES[taken], [batch, *model.input_shape])
     made = helper.make_tensor_value_info(OUTPUT, CODES[graph.dtype], [batch, *model.output_shape])
     opsets = [helper.make_opsetid("", graph.opset)]
-    return helper.make_model(
+    proto = helper.make_model(
         helper.make_graph(graph.nodes, type(model).__name__, [given], [made]),
         opset_imports=opsets,
         ir_version=helper.find_min_ir_version_for(opsets),
         producer_name="portacnn",
     )
+    if isinstance(model, Model):
+        known = {METADATA: json.dumps(about(model), ensure_ascii=False)}
+        helper.set_model_props(proto, known)
+    return proto
 
 
 def _check(onnx: Any, proto: Any, graph: GraphBuilder) -> None:
-    """Raise ModelFormatError unless this is a valid graph. Weights stand in it as inputs: their
-    bytes say nothing here."""
+    """Raise ModelFormatError if the graph is not valid.
+
+    Weights are declared as inputs here: their values do not matter.
+    """
     light = onnx.ModelProto()
     light.CopyFrom(proto)
     for tensor in graph.initializers.values():
@@ -185,8 +200,8 @@ def _check(onnx: Any, proto: Any, graph: GraphBuilder) -> None:
 
 
 def _write(onnx: Any, proto: Any, tensors: Sequence[Stored], path: Path) -> None:
-    """Put the weights in, and write it all; the file that ``path`` names comes last, so it never
-    names what is not there."""
+    """Add the weights and write the files. The file at ``path`` is last, so it never names a
+    missing file."""
     beside = [tensor for tensor in tensors if tensor.size > _SMALL]
     if sum(tensor.size for tensor in tensors) <= _INLINE:
         beside = []
@@ -224,14 +239,15 @@ def _write(onnx: Any, proto: Any, tensors: Sequence[Stored], path: Path) -> None
 
 
 def _pieces(tensors: Iterable[Stored]) -> Iterator[bytes]:
-    """The second file: the arrays, each filled up to whole pages."""
+    """Yield the second file: the arrays, each padded to whole pages."""
     for tensor in tensors:
         yield tensor.content()
         yield bytes(-tensor.size % _PAGE)
 
 
 def _forget_older(path: Path, kept: Path | None) -> None:
-    """Remove the second files of earlier exports to the same path, which nothing names any more."""
+    """Remove the second files of earlier exports to the same path, which nothing refers to any
+    more."""
     pattern = re.compile(re.escape(beginning(path.name, _LONGEST_PREFIX)) + r"\.[0-9a-f]{16}\.data")
     for other in path.parent.iterdir():
         if other != kept and pattern.fullmatch(other.name):

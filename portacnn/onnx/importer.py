@@ -1,12 +1,11 @@
-"""``Importer``: the values of a graph so far, and the layers made of them; and the table of who
-reads which operator (``operator``), as ``portacnn.onnx.layers`` fills it.
+"""Convert operators to layers: the values of the graph so far, and the layers made from them.
 
-A value of an ONNX graph is one of two things. What follows from the network's input is a ``Value``:
-(N, *shape), N samples, made by a layer. All else is known when the file is read, a ``Known``:
-weights, and numbers computed from shapes. Where a shape is asked for, the number of samples is not
-known; ``BATCH`` stands for it.
+A value of an ONNX graph is one of two things. A value that depends on the network's input is a
+``Value``: (N, *shape), N samples, made by a layer. Everything else is known when the file is read,
+a ``Known``: weights, and values computed from shapes. In a shape, the number of samples is unknown;
+``BATCH`` represents it.
 
-Axes are counted as in the file, with the batch as axis 0.
+Axes are numbered as in the file, with the batch as axis 0.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -41,7 +40,7 @@ _STATE_NAMES = {"weight", "bias", "running_mean", "running_var", "value"}
 
 
 class Known(NamedTuple):
-    """Numbers that are there when the file is read. ``learn``: they come from an initializer, as
+    """An array that is known when the file is read. ``learn``: it comes from an initializer, as
     weights do."""
 
     array: HostArray
@@ -50,14 +49,14 @@ class Known(NamedTuple):
 
 
 class Value(NamedTuple):
-    """What the node called ``node`` gives: (N, *shape)."""
+    """The output of the node called ``node``: (N, *shape)."""
 
     node: str
     shape: Shape
 
     @property
     def rank(self) -> int:
-        """How many axes it has, the batch counted."""
+        """The number of axes, including the batch."""
         return len(self.shape) + 1
 
 
@@ -66,11 +65,11 @@ class Importer:
 
     Attributes:
         source: the file.
-        opset: what its operators mean.
+        opset: the version of its operators.
         batch: the number of samples that the file is written for, None for any.
-        values: all values so far by their name in the file.
+        values: all values so far, by their name in the file.
         nodes: the layers so far.
-        state: their parameters and buffers by path.
+        state: their parameters and buffers, by path.
     """
 
     def __init__(self, source: Source, sample: Shape, batch: int | None) -> None:
@@ -86,7 +85,7 @@ class Importer:
     # --- what an operation takes ------------------------------------------------------------------
 
     def given(self, op: Operation, index: int) -> Known | Value | None:
-        """The input at this place, None where it is left out."""
+        """Return the input at this index, None if it is omitted."""
         if index >= len(op.inputs) or not op.inputs[index]:
             return None
         name = op.inputs[index]
@@ -95,7 +94,7 @@ class Importer:
         return self.values[name]
 
     def value(self, op: Operation, index: int = 0) -> Value:
-        """The input at this place, which must follow from the network's input."""
+        """Return the input at this index, which must depend on the network's input."""
         found = self.given(op, index)
         if not isinstance(found, Value):
             what = "is missing" if found is None else "does not depend on the network's input"
@@ -103,8 +102,8 @@ class Importer:
         return found
 
     def known(self, op: Operation, index: int) -> Known | None:
-        """The input at this place, which must be known when the file is read; None where it is left
-        out."""
+        """Return the input at this index, which must be known when the file is read; None if it is
+        omitted."""
         found = self.given(op, index)
         if isinstance(found, Value):
             raise op.wrong(
@@ -114,7 +113,7 @@ class Importer:
         return found
 
     def weight(self, op: Operation, index: int) -> Known:
-        """The same, floating point and not left out."""
+        """Return the known input at this index, which must be floating point and not omitted."""
         found = self.known(op, index)
         if found is None:
             raise op.wrong(f"its input {index} is missing")
@@ -123,12 +122,11 @@ class Importer:
         return found
 
     def optional_weight(self, op: Operation, index: int) -> Known | None:
-        """The same, or None where it is left out."""
+        """Return the known floating-point input at this index, or None if it is omitted."""
         return None if self.given(op, index) is None else self.weight(op, index)
 
     def numbers(self, op: Operation, index: int, attribute: str | None = None) -> list[int] | None:
-        """Whole numbers that are an input here, or in older opsets an attribute; None where they
-        are left out."""
+        """Return whole numbers from an input, or in older opsets an attribute; None if omitted."""
         if attribute is not None and op.has(attribute):
             return op.ints(attribute)
         found = self.known(op, index)
@@ -143,8 +141,10 @@ class Importer:
     def number(
         self, op: Operation, index: int, attribute: str, default: float | None
     ) -> float | None:
-        """One number that is an input here, or in older opsets an attribute; ``default`` where it
-        is left out."""
+        """Return one number from an input, or in older opsets an attribute.
+
+        If it is omitted, the default is returned.
+        """
         if op.has(attribute):
             return op.real(attribute, 0.0)
         found = self.known(op, index)
@@ -155,26 +155,27 @@ class Importer:
         return float(found.array.reshape(-1)[0])
 
     def axis(self, op: Operation, axis: int, rank: int, *, sample: bool = True) -> int:
-        """An axis counted from 0; with ``sample`` not that of the batch."""
+        """Return an axis counted from 0; with ``sample`` it must not be the batch axis."""
         if not -rank <= axis < rank:
-            raise op.wrong(f"axis {axis} is none of {rank}")
+            raise op.wrong(f"axis {axis} is outside the {rank} axes")
         if sample and axis % rank == 0:
             raise op.wrong(
-                "works across the samples of a batch (axis 0); every sample must go its own way"
+                "it works across the samples of a batch (axis 0); samples must be independent"
             )
         return axis % rank
 
     def axes(self, op: Operation, axes: Sequence[int], rank: int) -> list[int]:
-        """Several of them, all different."""
+        """Return several axes, all different."""
         found = [self.axis(op, axis, rank) for axis in axes]
         if len(set(found)) != len(found):
-            raise op.wrong(f"axes {brief(axes)} are not all different")
+            raise op.wrong(f"axes {brief(axes)} contain one twice")
         return found
 
     # --- what it gives ----------------------------------------------------------------------------
 
     def add(self, op: Operation, layer: Layer, *inputs: Value, **state: Known) -> Value:
-        """A layer that takes these values, with its parameters and buffers."""
+        """Add a layer that takes these values, with its parameters and buffers; return its
+        output."""
         given: Any = tuple(value.shape for value in inputs)
         name = self._name(op, state)
         shape = layer.plan(given if isinstance(layer, Join) else given[0], name)
@@ -182,7 +183,8 @@ class Importer:
         for key, known in state.items():
             if known.array.shape != declared[key].shape:
                 raise op.wrong(
-                    f"{key} is {brief(known.array.shape)}, it must be {brief(declared[key].shape)}"
+                    f"{key} must have shape {brief(declared[key].shape)}, got "
+                    f"{brief(known.array.shape)}"
                 )
             self.source.budget.take(4 * known.array.size)
             self.state[f"{name}.{key}"] = known.array
@@ -191,7 +193,7 @@ class Importer:
         return Value(name, shape)
 
     def reshaped(self, op: Operation, x: Value, shape: Sequence[int]) -> Value:
-        """Samples of another shape; x itself where it has it already."""
+        """Return samples in another shape; x itself if it has that shape already."""
         if tuple(shape) == x.shape:
             return x
         return self.add(
@@ -199,7 +201,7 @@ class Importer:
         )
 
     def fold(self, array: Any, like: Sequence[Known] = ()) -> Known:
-        """What was computed of known numbers; learnt as they are."""
+        """Return a value computed from known arrays; it is learnable if they are."""
         array = np.asarray(array)
         if array.base is None:
             self.source.budget.take(array.nbytes)
@@ -207,11 +209,11 @@ class Importer:
         return Known(array, any(known.learn for known in like), only)
 
     def _name(self, op: Operation, state: Mapping[str, Known]) -> str:
-        """A node's name: what its parameters are called in the file, the node's own name, or that
-        of its operator.
+        """Return a node's name: that of its parameters in the file, the node's own, or its
+        operator's.
 
-        Of names such as "block1/conv/Conv", as PyTorch and ``portacnn.onnx.export`` write them, the
-        operator is left out: that gives dropout the path it had, and so its masks.
+        From names such as "block1/conv/Conv", as PyTorch and ``portacnn.onnx.export`` write them,
+        the operator is omitted: dropout then has the path it had, and therefore the same masks.
         """
         for known in state.values():
             prefix, _, last = known.name.rpartition(".")
@@ -230,12 +232,12 @@ class Importer:
 
 
 def shared(nodes: Sequence[Node], importer: Importer) -> tuple[list[Node], dict[str, list[str]]]:
-    """The nodes, with one layer where several would have the very same initializers and do the
-    same; other layers are tied.
+    """Return the nodes, with one layer for nodes with the same initializers and operation; tie
+    other layers.
 
     Returns:
         The nodes, and the initializers that are parameters in several forms (transposed in one
-        place, say): those cannot be one parameter. With the nodes that have them.
+        place, for example), with the nodes that have them. Those cannot be one parameter.
     """
     layers: dict[Any, Layer] = {}
     owners: dict[Any, tuple[Layer, str]] = {}
@@ -273,8 +275,8 @@ def shared(nodes: Sequence[Node], importer: Importer) -> tuple[list[Node], dict[
 
 
 def _form(known: Known) -> tuple[str, Any]:
-    """What tells the values of two layers apart: the initializer's name, and how its memory is
-    looked at."""
+    """Return what distinguishes the values of two layers: the initializer's name, and how it is
+    viewed."""
     array = known.array
     if not known.name and array.size == 1:
         return "", (array.dtype.str, array.tobytes())
@@ -291,8 +293,7 @@ def _kind_of(known: Known) -> str:
 
 
 def run(importer: Importer, op: Operation, convert: Any) -> None:
-    """Turn one operation into layers or known numbers, and put what it gives where others find
-    it."""
+    """Convert one operation to layers or known arrays, and store its outputs by name."""
     try:
         _check_batch(importer, op)
         made = convert(importer, op)
@@ -308,7 +309,7 @@ def run(importer: Importer, op: Operation, convert: Any) -> None:
 
 
 def _check_batch(importer: Importer, op: Operation) -> None:
-    """Refuse the number of samples in inputs where an operator would compute with it."""
+    """Raise ModelFormatError if an operator would compute with the number of samples."""
     carries = range(len(op.inputs))[_CARRIES_BATCH.get(op.kind, slice(0))]
     for index, name in enumerate(op.inputs):
         if index not in carries and isinstance(known := importer.values.get(name), Known):
@@ -316,17 +317,16 @@ def _check_batch(importer: Importer, op: Operation) -> None:
 
 
 def no_batch(op: Operation, known: Known) -> None:
-    """Nothing can be computed from the number of samples, which is not known. Raises
-    ModelFormatError."""
+    """Raise ModelFormatError if a known array contains the number of samples, which is unknown."""
     if known.array.dtype == np.int64 and (known.array == BATCH).any():
         raise op.wrong(
-            "it computes with the number of samples, which is not known; only shapes that keep it "
+            "it computes with the number of samples, which is unknown; only shapes that keep it "
             "are supported"
         )
 
 
 def unmade(op: Operation, name: str) -> ModelFormatError:
-    """An output that somebody uses, and that no layer makes."""
+    """Return the error for an output that is used but that no layer computes."""
     return op.wrong(
         f"its output {op.outputs.index(name)} ({quoted(name)}) is used; that one is not supported"
     )
@@ -340,11 +340,7 @@ OPERATORS: dict[str, Converter] = {}
 
 
 def operator(*names: str) -> Callable[[Converter], Converter]:
-    """Register a converter for the operators of these names: a decorator.
-
-    A converter is called with the ``Importer`` and the operation. It returns a ``Value`` or a
-    ``Known``, or a list of them, one for each output.
-    """
+    """Register a converter under these names."""
 
     def enter(convert: Converter) -> Converter:
         OPERATORS.update(dict.fromkeys(names, convert))
@@ -385,7 +381,7 @@ def plain_axes(op: Operation, axes: Sequence[int], rank: int) -> list[int]:
     if any(not -rank <= axis < rank for axis in axes) or len({axis % rank for axis in axes}) != len(
         axes
     ):
-        raise op.wrong(f"axes {brief(axes)} are none of {rank}")
+        raise op.wrong(f"axes {brief(axes)} are outside the {rank} axes")
     return [axis % rank for axis in axes]
 
 
@@ -402,6 +398,4 @@ def for_inference(at: Importer, op: Operation) -> None:
     if at.opset >= 7 and op.has("is_test"):
         raise op.wrong("is_test is an attribute of opset 6 and older")
     if not op.whole("is_test", 1):
-        raise op.wrong(
-            "is_test=0: it would train when the network is only run; export it for inference"
-        )
+        raise op.wrong("is_test=0 trains whenever the network runs; export it for inference")

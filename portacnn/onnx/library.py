@@ -1,4 +1,4 @@
-"""The ``onnx`` package, imported when it is first needed: portacnn does without it otherwise."""
+"""Import the ``onnx`` package when it is first needed; the rest of portacnn works without it."""
 
 from typing import Any
 
@@ -6,8 +6,11 @@ from portacnn.errors import DependencyError
 
 
 def onnx_library() -> Any:
-    """The module ``onnx``, with ``onnx.checker`` and ``onnx.helper``. Raises DependencyError where
-    it is not installed."""
+    """Return the module ``onnx``, with ``onnx.checker`` and ``onnx.helper``.
+
+    Raises:
+        DependencyError: if it is not installed.
+    """
     try:
         import onnx
         import onnx.checker

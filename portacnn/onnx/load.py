@@ -1,4 +1,4 @@
-"""``load``: an ONNX file as a model of portacnn's, which predicts and trains."""
+"""``load``: read an ONNX file as a portacnn model, which predicts and trains."""
 
 import logging
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 import portacnn.onnx.layers  # noqa: F401 (enters the converters of all operators)
-from portacnn.arguments import whole
+from portacnn.arguments import answering_keywords, whole
 from portacnn.errors import ArgumentError, ModelFormatError
 from portacnn.files import file_path
 from portacnn.layers import Reshape
@@ -18,8 +18,17 @@ from portacnn.layers.graph import Node
 from portacnn.layers.limits import limited
 from portacnn.models.graph_model import GraphModel
 from portacnn.models.model import NONSENSE
+from portacnn.onnx.about import tell
 from portacnn.onnx.importer import OPERATORS, Importer, Value, run, shared, unmade
-from portacnn.onnx.reading import FLOATS, ROOM, TYPES, Operation, Source, brief, read_source
+from portacnn.onnx.reading import (
+    FLOATS,
+    MAX_EXTRA_BYTES,
+    TYPES,
+    Operation,
+    Source,
+    brief,
+    read_source,
+)
 from portacnn.onnx.wire import MOST, ValueInfo
 from portacnn.runtime import Backend, HostArray, resolve
 from portacnn.seeds import check_seed
@@ -28,6 +37,7 @@ from portacnn.text import listed, quoted
 _log = logging.getLogger("portacnn.onnx")
 
 
+@answering_keywords("onnx.load")
 def load(
     path: str | os.PathLike[str],
     *,
@@ -35,46 +45,51 @@ def load(
     dtype: str | None = None,
     input_shape: Sequence[int] | None = None,
     seed: int | None = None,
-    room: int = ROOM,
+    max_extra_bytes: int = MAX_EXTRA_BYTES,
 ) -> GraphModel:
-    """A model of what an ONNX file holds, with its weights, on ``device``: it predicts what the
-    file says, and it trains.
+    """Return the model in an ONNX file, with its weights, on ``device``. It predicts and it trains.
 
-    The network must have one input (N, *S) and one output; every operator in it must be one of
-    docs/onnx.md's, and every sample of a batch must go its own way. The number of samples that a
-    file is written for does not matter. Weights become parameters, batch norm's statistics buffers.
-    An initializer that several nodes use is one parameter: nodes that do the same with it are one
-    layer in several places, others are tied (``Layer.tie``). A constant that is added, subtracted,
-    multiplied by or divided by is a parameter where it is an initializer of more than one number.
+    The network must have one input (N, *S) and one output. Every operator must be supported
+    (docs/onnx.md), and samples of a batch must not affect each other. The number of samples that a
+    file was written for does not matter. Weights become parameters, batch norm's statistics become
+    buffers. An initializer used by several nodes is one parameter: nodes that do the same with it
+    become one layer in several places, others are tied (``Layer.tie``). A constant that is added,
+    subtracted, multiplied or divided by is a parameter if it is an initializer with more than one
+    element.
+
+        import portacnn
+        model = portacnn.onnx.load("model.onnx", device="cpu")
+        model.predict(images)
 
     Args:
-        path: the file; its external data lie in the same folder, or below.
+        path: the file. Its external data are in the same folder or below.
         device: see ``portacnn.resolve``.
-        dtype: "float32" or "float64"; by default float64 where the file's input is, else float32.
-        input_shape: of one sample, for files that leave it open.
-        seed: for what dropout draws in training; None takes a fresh one.
-        room: bytes that arrays may take beside four times those of the files: more only for files
-            that make large constants out of little, and only where you trust them.
+        dtype: "float32" or "float64"; by default float64 if the file's input is, else float32.
+        input_shape: of one sample, for files that do not state it.
+        seed: seed of dropout in training; None draws one.
+        max_extra_bytes: memory limit of the arrays, in bytes, in addition to four times the size of
+            the files. Increase it only for files that you trust and that expand small data to large
+            constants.
 
     Raises:
-        ModelFormatError: not an ONNX model, or cut short, or damaged; an operator that is not
-            supported (it names the node and what is supported), or used in a way that is not.
-        ArgumentError, BackendError: for the other arguments.
-        OSError: there is no such file.
+        ModelFormatError: if the file is not an ONNX model or is damaged, or if an operator or its
+            use is not supported (the message names the node and what is supported).
+        ArgumentError, BackendError: if another argument is invalid.
+        OSError: if there is no such file.
     """
     backend, path = resolve(device), file_path(path, "an ONNX file")
     if dtype not in (None, "float32", "float64"):
         raise ArgumentError(f'dtype must be "float32" or "float64", got {dtype!r}')
-    whole("room", room, 0), check_seed(seed)
+    whole("max_extra_bytes", max_extra_bytes, 0), check_seed(seed)
     given = None if input_shape is None else tuple(whole("input_shape", n, 1) for n in input_shape)
     try:
         with np.errstate(all="ignore"):
-            return _load(path, backend, dtype, given, seed, room)
+            return _load(path, backend, dtype, given, seed, max_extra_bytes)
     except ModelFormatError as error:
         raise ModelFormatError(str(error), str(path)) from error.__cause__
     except NONSENSE as error:
         raise ModelFormatError(
-            f"its parts do not fit each other: {type(error).__name__}: {error}", str(path)
+            f"its parts do not match: {type(error).__name__}: {error}", str(path)
         ) from error
 
 
@@ -84,23 +99,27 @@ def _load(
     dtype: str | None,
     given: Shape | None,
     seed: int | None,
-    room: int,
+    max_extra_bytes: int,
 ) -> GraphModel:
-    with read_source(path, room) as source, limited(MOST):
+    with read_source(path, max_extra_bytes) as source, limited(MOST):
         model, state, info, sample = _model(source, given)
+        told = source.metadata
     dtype = dtype or ("float64" if FLOATS.get(info.elem_type) == "float64" else "float32")
     with building_from(state):
-        return model.build(sample, device=backend, dtype=dtype, seed=seed)
+        model.build(sample, device=backend, dtype=dtype, seed=seed)
+    if told is not None:
+        tell(model, told)
+    return model
 
 
 def _model(
     source: Source, given: Shape | None
 ) -> tuple[GraphModel, dict[str, HostArray], ValueInfo, Shape]:
-    """The network that a file describes, not built yet; its state; its input; and the shape of one
-    sample."""
+    """Return the network that a file describes, not built yet; its state; its input; the shape of
+    one sample."""
     if len(source.outputs) != 1:
         raise ModelFormatError(
-            f"expected a graph of one output, got {', '.join(map(quoted, source.outputs[:16]))}"
+            f"expected a graph with one output, got {', '.join(map(quoted, source.outputs[:16]))}"
         )
     needed, asked = _needed(source)
     info = _input(source, asked)
@@ -120,7 +139,7 @@ def _model(
     nodes, several = shared(_leading_to(output, importer), importer)
     for name, users in several.items():
         _log.warning(
-            "%s: %s is used in different forms by %s; each has it as a parameter of its own now",
+            "%s: %s is used in different forms by %s; each of them now has its own parameter",
             source.path,
             quoted(name),
             listed(users, 8),
@@ -137,15 +156,15 @@ def _model(
 
 
 def _needed(source: Source) -> tuple[list[Operation], set[str]]:
-    """The operations that the output depends on, in their order, and the names of all values that
-    are used on the way."""
+    """Return the operations that the output depends on, in order, and the names of all values they
+    use."""
     asked, needed = set(source.outputs), []
     for op in reversed(source.operations):
         if asked.isdisjoint(op.outputs):
             continue
         if op.kind not in OPERATORS:
             raise op.wrong(
-                f"the operator {quoted(op.kind)} is not supported; those that are: "
+                f"the operator {quoted(op.kind)} is not supported; supported are: "
                 f"{', '.join(sorted(OPERATORS))}"
             )
         needed.append(op)
@@ -154,11 +173,13 @@ def _needed(source: Source) -> tuple[list[Operation], set[str]]:
 
 
 def _input(source: Source, asked: set[str]) -> ValueInfo:
-    """The one input of the network."""
+    """Return the only input of the network."""
     found = [info for name, info in source.inputs.items() if name in asked]
     if len(found) != 1:
         names = ", ".join(quoted(info.name) for info in found[:16]) or "none"
-        raise ModelFormatError(f"expected a graph of one input that is no initializer, got {names}")
+        raise ModelFormatError(
+            f"expected a graph with one input that is not an initializer, got {names}"
+        )
     if found[0].elem_type not in FLOATS:
         kind = TYPES.get(found[0].elem_type)
         what = f"data type {found[0].elem_type}" + (f" ({kind.name})" if kind else "")
@@ -168,14 +189,14 @@ def _input(source: Source, asked: set[str]) -> ValueInfo:
             else ""
         )
         raise ModelFormatError(
-            f"its input {quoted(found[0].name)} is of {what}, expected one of "
-            f"{', '.join(FLOATS.values())}{advice}"
+            f"its input {quoted(found[0].name)} must be one of {', '.join(FLOATS.values())}, got "
+            f"{what}{advice}"
         )
     return found[0]
 
 
 def _sample(info: ValueInfo, given: Shape | None) -> tuple[Shape, int | None]:
-    """The shape of one sample, and the number of samples that the file is written for."""
+    """Return the shape of one sample, and the number of samples that the file is written for."""
     dims = info.dims
     if given is not None and (dims is None or len(dims) == len(given) + 1):
         fits = dims is None or all(
@@ -185,25 +206,24 @@ def _sample(info: ValueInfo, given: Shape | None) -> tuple[Shape, int | None]:
         fits = given is None
     if not fits:
         raise ModelFormatError(
-            f"input_shape={given} does not go with the file's own, {brief(dims or [])}"
+            f"input_shape={given} does not match the file's input, {brief(dims or [])}"
         )
     shape = given if given is not None else tuple((dims or [])[1:])
     if not shape and dims:
         raise ModelFormatError(
-            f"its input {quoted(info.name)} has no axis beside the batch, expected (N, *S)"
+            f"its input {quoted(info.name)} must be (N, *S), but has only the batch axis"
         )
     if not shape or any(n is None or n < 1 for n in shape):
         raise ModelFormatError(
-            f"its input {quoted(info.name)} is {brief(dims or [])}, which leaves a sample's shape "
-            "open; give it: "
-            "load(..., input_shape=(3, 224, 224))"
+            f"its input {quoted(info.name)} is {brief(dims or [])}, which does not state a "
+            "sample's shape; pass it: load(..., input_shape=(3, 224, 224))"
         )
     batch = dims[0] if dims else None
     return shape, batch if batch is not None and batch > 0 else None  # type: ignore[return-value]
 
 
 def _leading_to(output: Value, importer: Importer) -> list[Node]:
-    """The nodes that the output depends on: of others, only the shape was asked."""
+    """Return the nodes that the output depends on; other nodes only supplied shapes."""
     if output.node == importer.input.node:
         importer.nodes.append(Node("identity", Reshape(output.shape), (output.node,)))
         output = Value("identity", output.shape)

@@ -1,9 +1,8 @@
-"""From an ONNX file to plain operations and arrays, every claim of the file checked before anything
-is made of it.
+"""Read an ONNX file into plain operations and arrays, with every claim of the file checked first.
 
-What a file declares is compared with the bytes that are there before an array exists; the memory
-that all arrays together may take is limited (``Budget``); external data are read from regular files
-inside the model's own folder and from nowhere else.
+What a file declares is compared with the bytes that exist before an array is made. The memory of
+all arrays together is limited (``Budget``). External data are read only from regular files in the
+model's own folder.
 """
 
 import os
@@ -21,13 +20,13 @@ import numpy as np
 from portacnn.errors import ModelFormatError
 from portacnn.file_kinds import FIRST, kind_of
 from portacnn.files import file_path
-from portacnn.onnx.wire import GraphProto, NodeProto, Tensor, ValueInfo, read_model
+from portacnn.onnx.wire import METADATA, GraphProto, NodeProto, Tensor, ValueInfo, read_model
 from portacnn.runtime import HostArray
 from portacnn.text import quoted
 
 OLDEST, NEWEST = 6, 28
 """The opsets that are read."""
-ROOM = 64 << 20
+MAX_EXTRA_BYTES = 64 << 20
 """Bytes that arrays may take beside what the file's own size allows."""
 _FILES = 4  # times the bytes of all files
 _LARGEST = 1 << 31  # of one number of a shape, a stride and the like
@@ -35,7 +34,7 @@ _MOST_NUMBERS = 1 << 40
 
 
 class _Type(NamedTuple):
-    """How a data type of ONNX lies in bytes, and where its numbers are when they are not in
+    """How a data type of ONNX is stored, and the field of its elements when they are not in
     raw_data."""
 
     name: str
@@ -63,22 +62,23 @@ FLOATS = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
 
 
 class Budget:
-    """How many bytes all arrays together may take: a few times the files, and ``room``."""
+    """Limit of the bytes of all arrays together: a few times the files, plus an extra."""
 
-    def __init__(self, size: int, room: int) -> None:
-        self.left = _FILES * size + room
+    def __init__(self, size: int, max_extra_bytes: int) -> None:
+        self.left = _FILES * size + max_extra_bytes
 
     def add_file(self, size: int) -> None:
-        """One file more."""
+        """Add a file of ``size`` bytes."""
         self.left += _FILES * size
 
     def take(self, count: int) -> None:
-        """So many bytes are about to be allocated. Raises ModelFormatError."""
+        """Take ``count`` bytes that will be allocated. Raises ModelFormatError if the limit is
+        exceeded."""
         if count > self.left:
             raise ModelFormatError(
-                f"its arrays would take {count} bytes more, {self.left} are left of what a file of "
-                "this size may take; "
-                "where you trust the file, give load(..., room=) as many bytes as it needs"
+                f"its arrays need {count} more bytes, but only {self.left} are left of the limit "
+                "for a file of this size; if you trust the file, raise it: load(..., "
+                "max_extra_bytes=...)"
             )
         self.left -= count
 
@@ -102,7 +102,7 @@ _DEFAULTS: dict[str, Any] = {"f": 0.0, "i": 0, "s": "", "floats": [], "ints": []
 
 @dataclass(slots=True)
 class Operation:
-    """One node of the graph, its attributes to be asked for by name and kind."""
+    """One node of the graph, with its attributes by name and kind."""
 
     name: str
     kind: str
@@ -117,7 +117,7 @@ class Operation:
         return f"node {quoted(self.name or self.outputs[0])} ({self.kind[:80]})"
 
     def wrong(self, message: str) -> ModelFormatError:
-        """An error that says where."""
+        """Return an error that names this node."""
         return ModelFormatError(message, self.where)
 
     def _get(self, name: str, kind: str) -> Any:
@@ -130,33 +130,33 @@ class Operation:
         return value
 
     def has(self, name: str) -> bool:
-        """Whether there is such an attribute."""
+        """Return whether there is such an attribute."""
         return name in self.attributes
 
     def whole(self, name: str, default: int) -> int:
-        """A whole number."""
+        """Return a whole number."""
         value = self._get(name, "i")
         return default if value is None else value
 
     def real(self, name: str, default: float) -> float:
-        """A number, which must be finite: of all that the file's float32 can stand for the one with
-        the fewest digits, 1e-05."""
+        """Return a finite number: the one with the fewest digits that the file's float32
+        represents, 1e-05."""
         value = self._get(name, "f")
         if value is not None and not np.isfinite(value):
             raise self.wrong(f"attribute {name!r} is {value}")
         return default if value is None else float(str(np.float32(value)))
 
     def word(self, name: str, default: str) -> str:
-        """A word."""
+        """Return a string."""
         value = self._get(name, "s")
         return default if value is None else value
 
     def ints(self, name: str) -> list[int] | None:
-        """Whole numbers, or None."""
+        """Return whole numbers, or None."""
         return self._get(name, "ints")
 
     def sizes(self, name: str, count: int, default: int, least: int) -> list[int]:
-        """So many whole numbers that can be those of a shape, strides or padding."""
+        """Return ``count`` whole numbers that can be a shape, strides or padding."""
         values = self.ints(name)
         values = [default] * count if values is None else values
         if len(values) != count or not all(least <= v < _LARGEST for v in values):
@@ -167,24 +167,24 @@ class Operation:
         return values
 
     def any_of(self, *kinds_and_names: tuple[str, str]) -> tuple[str, Any] | None:
-        """The first of these attributes, (name, kind), that is there, as (name, value)."""
+        """Return (name, value) of the first of these attributes, (name, kind), that exists."""
         for name, kind in kinds_and_names:
             if (value := self._get(name, kind)) is not None:
                 return name, value
         return None
 
     def ignore(self, *names: str) -> None:
-        """These say nothing here."""
+        """Mark attributes that have no meaning here."""
         self.asked.update(names)
 
     def check_all_asked(self) -> None:
-        """Raise ModelFormatError for an attribute that nobody knows."""
+        """Raise ModelFormatError if an attribute is unknown."""
         if unknown := sorted(set(self.attributes) - self.asked):
             raise self.wrong(f"unknown attribute {quoted(unknown[0])}")
 
 
 def brief(values: Sequence[Any]) -> str:
-    """Numbers from a file, for a message."""
+    """Return numbers from a file as short text, for a message."""
     return str(list(values[:16]))[:-1] + (", ...]" if len(values) > 16 else "]")
 
 
@@ -211,11 +211,10 @@ def _operation(node: NodeProto) -> Operation:
 
 @dataclass
 class Source:
-    """A file, checked: what is asked of the names in it holds. Arrays are made when they are asked
-    for.
+    """A checked file: references by name are valid. Arrays are made when they are requested.
 
     Files of external data are opened once and stay open until the ``with`` block around the source
-    ends: so all that is read of one is of the same file, even if another takes its name meanwhile.
+    ends. So all reads are from the same file, even if its name is given to another meanwhile.
     """
 
     path: Path
@@ -225,6 +224,7 @@ class Source:
     initializers: dict[str, Tensor]
     inputs: dict[str, ValueInfo]
     outputs: list[str]
+    metadata: str | None = None  # portacnn's own
     _files: dict[str, IO[bytes]] = field(default_factory=dict)
     _counted: set[tuple[int, int]] = field(default_factory=set)
     _open: ExitStack = field(default_factory=ExitStack)
@@ -236,11 +236,13 @@ class Source:
         self._open.close()
 
     def external(self, location: str) -> IO[bytes]:
-        """The file beside the model that a tensor's data lie in, its bytes added to the budget.
+        """Open the file with a tensor's external data, and add its size to the budget.
 
-        It is looked for beside the model as its path says, and if that is a link also beside what
-        it points to. It may itself be a link, to a file in one of these folders. Raises
-        ModelFormatError for one that lies elsewhere, and OSError.
+        It is searched for beside the model, and if the model is a link, also beside its target. It
+        may be a link to a file in one of these folders.
+
+        Raises:
+            ModelFormatError: if it is elsewhere. OSError: if it cannot be opened.
         """
         name = os.path.normpath(location)
         if name not in self._files:
@@ -253,8 +255,10 @@ class Source:
         return self._files[name]
 
     def close(self, location: str) -> None:
-        """A file of external data was read whole. Models with a file for each tensor have more of
-        them than may be open."""
+        """Close a file of external data that was read completely.
+
+        Models with a file per tensor have more files than may be open.
+        """
         self._files.pop(os.path.normpath(location)).close()
 
     def _opened(self, location: str) -> IO[bytes]:
@@ -267,17 +271,17 @@ class Source:
         path = os.path.realpath(next(filter(os.path.lexists, paths), paths[0]))
         if os.path.isabs(location) or ".." in location.split("/") or not path.startswith(inside):
             raise ModelFormatError(
-                f"its external data {quoted(location)} lie outside the model's folder; only files "
+                f"its external data {quoted(location)} are outside the model's folder; only files "
                 "inside it are read"
             )
         return open(path, "rb", buffering=0, opener=_open_regular)
 
     def array(self, tensor: Tensor) -> HostArray:
-        """A tensor as an array that may lie in the file's own bytes: read-only.
+        """Return a tensor as an array, which may share the file's bytes: read-only.
 
         Raises:
-            ModelFormatError: its shape does not go with its bytes; a type with no numbers; external
-                data that cannot be had.
+            ModelFormatError: if its shape does not match its bytes, its type is not numeric, or its
+                external data are unavailable.
         """
         where = f"tensor {quoted(tensor.name)}"
         try:
@@ -286,15 +290,14 @@ class Source:
             raise error.at(where)
 
 
-def read_source(path: str | os.PathLike[str], room: int = ROOM) -> Source:
-    """Read and check a file. Raises ModelFormatError, and OSError where there is none to be
-    read."""
+def read_source(path: str | os.PathLike[str], max_extra_bytes: int = MAX_EXTRA_BYTES) -> Source:
+    """Read and check a file. Raises ModelFormatError, or OSError if it cannot be read."""
     path = file_path(path, "an ONNX file")
     content = path.read_bytes()
     try:
         model = read_model(memoryview(content))
         if model.graph is None:
-            raise ModelFormatError("not an ONNX model: there is no graph in it")
+            raise ModelFormatError("it is not an ONNX model: it has no graph")
     except ModelFormatError as error:
         kind = kind_of(content[:FIRST])
         if kind is None or "ONNX" in kind:
@@ -302,34 +305,34 @@ def read_source(path: str | os.PathLike[str], room: int = ROOM) -> Source:
         raise ModelFormatError(f"{error.message}; it looks like {kind}") from None
     if model.functions:
         raise ModelFormatError(
-            "it has functions of its own; inline them first (onnx.inliner.inline_local_functions)"
+            "it defines functions; inline them first: onnx.inliner.inline_local_functions"
         )
     if model.graph.sparse:
-        raise ModelFormatError("it has sparse initializers, which are not read")
+        raise ModelFormatError("sparse initializers are not supported")
     versions = sorted({version for domain, version in model.opsets if domain in ("", "ai.onnx")})
     if len(versions) != 1:
-        raise ModelFormatError(f"expected one opset of ONNX's own operators, got {brief(versions)}")
+        raise ModelFormatError(f"expected one opset of ONNX's operators, got {brief(versions)}")
     if not OLDEST <= versions[0] <= NEWEST:
         raise ModelFormatError(
-            f"it is written for opset {versions[0]}, this version reads {OLDEST}..{NEWEST}; "
-            "convert it "
-            "(onnx.version_converter.convert_version), or upgrade portacnn"
+            f"it uses opset {versions[0]}, but this version reads {OLDEST}..{NEWEST}; convert it "
+            "with onnx.version_converter.convert_version, or upgrade portacnn"
         )
     inputs, initializers, operations = _checked(model.graph)
     return Source(
         path,
-        Budget(len(content), room),
+        Budget(len(content), max_extra_bytes),
         versions[0],
         operations,
         initializers,
         inputs,
         [value.name for value in model.graph.outputs],
+        model.metadata.get(METADATA),
     )
 
 
 def _checked(graph: GraphProto) -> tuple[dict[str, ValueInfo], dict[str, Tensor], list[Operation]]:
-    """Inputs, initializers and operations by name, once every name is one thing, and is there
-    before it is used."""
+    """Return inputs, initializers and operations by name, after checking that names are unique and
+    ordered."""
     inputs = _by_name("inputs", graph.inputs)
     initializers = _by_name("initializers", graph.initializers)
     known = {*inputs, *initializers}
@@ -340,14 +343,14 @@ def _checked(graph: GraphProto) -> tuple[dict[str, ValueInfo], dict[str, Tensor]
         for name in operation.inputs:
             if name and name not in known:
                 raise operation.wrong(
-                    f"its input {quoted(name)} is made by a node behind it: a cycle, or nodes in "
-                    "no order"
+                    f"its input {quoted(name)} is computed by a later node: the graph has a cycle "
+                    "or is not sorted"
                     if name in made
-                    else f"its input {quoted(name)} is made by nobody"
+                    else f"no node computes its input {quoted(name)}"
                 )
         for name in operation.outputs:
             if name and name in known:
-                raise operation.wrong(f"its output {quoted(name)} is there already")
+                raise operation.wrong(f"its output {quoted(name)} already exists")
             known.add(name)
         operations.append(operation)
     known.discard("")
@@ -355,7 +358,7 @@ def _checked(graph: GraphProto) -> tuple[dict[str, ValueInfo], dict[str, Tensor]
         raise ModelFormatError("the graph has no output")
     for value in graph.outputs:
         if value.name not in known:
-            raise ModelFormatError(f"the graph's output {quoted(value.name)} is made by nobody")
+            raise ModelFormatError(f"no node computes the graph's output {quoted(value.name)}")
     return (
         {name: value for name, value in inputs.items() if name not in initializers},
         initializers,
@@ -381,20 +384,18 @@ def _array(source: Source, tensor: Tensor) -> HostArray:
     kind = TYPES.get(tensor.data_type)
     if kind is None:
         raise ModelFormatError(
-            f"its data type {tensor.data_type} is not read; those that are: "
+            f"its data type {tensor.data_type} is not supported; supported are: "
             f"{', '.join(t.name for t in TYPES.values())}"
         )
     dims = tuple(tensor.dims)
     if any(not 0 <= n < _LARGEST for n in dims) or prod(n or 1 for n in dims) > _MOST_NUMBERS:
-        raise ModelFormatError(f"its shape {brief(dims)} is none")
+        raise ModelFormatError(f"its shape {brief(dims)} is invalid")
     count, dtype = prod(dims), np.dtype(kind.dtype)
     places = [place for place, chunks in tensor.packed.items() if any(map(len, chunks))]
     if len(places) + (tensor.raw is not None) + tensor.is_external > 1 or any(
         p != kind.place for p in places
     ):
-        raise ModelFormatError(
-            f"its numbers lie where none of {kind.name} belong, or in two places"
-        )
+        raise ModelFormatError(f"its {kind.name} elements are in the wrong field, or in two fields")
     if tensor.is_external:
         flat = _external(source, tensor, count, dtype)
     elif tensor.raw is not None:
@@ -415,8 +416,8 @@ def _array(source: Source, tensor: Tensor) -> HostArray:
 def _expect(got: int, expected: int, dims: Sequence[int], kind: _Type) -> None:
     if got != expected:
         raise ModelFormatError(
-            f"{kind.name} of shape {brief(dims)} takes {expected} bytes, there are {got}: it is "
-            "cut short, or damaged"
+            f"{kind.name} of shape {brief(dims)} takes {expected} bytes, but there are {got}: the "
+            "file is truncated or damaged"
         )
 
 
@@ -428,7 +429,7 @@ def _from_packed(
         _expect(size, count * dtype.itemsize, dims, kind)
         return np.frombuffer(chunks[0] if len(chunks) == 1 else b"".join(chunks), dtype)
     if not count <= size <= 10 * count:  # a number takes 1 to 10 bytes
-        raise ModelFormatError(f"{kind.name} of shape {brief(dims)} cannot lie in {size} bytes")
+        raise ModelFormatError(f"{kind.name} of shape {brief(dims)} does not fit in {size} bytes")
     source.budget.take(count * dtype.itemsize)
     return _varints(np.frombuffer(b"".join(chunks), np.uint8), count, dtype)
 
@@ -437,7 +438,7 @@ _BLOCK = 1 << 16
 
 
 def _varints(content: HostArray, count: int, dtype: Any) -> HostArray:
-    """``count`` numbers in 7-bit groups, a block of bytes at a time."""
+    """Return ``count`` numbers in 7-bit groups, decoded a block of bytes at a time."""
     numbers = np.empty(count, dtype)
     at = done = 0
     while at < len(content):
@@ -459,13 +460,13 @@ def _varints(content: HostArray, count: int, dtype: Any) -> HostArray:
         at, done = at + int(ends[-1]) + 1, done + len(ends)
     if at != len(content) or done != count:
         raise ModelFormatError(
-            f"expected {count} numbers, found others: it is cut short, or damaged"
+            f"expected {count} elements, found another number: the file is truncated or damaged"
         )
     return numbers
 
 
 def _external(source: Source, tensor: Tensor, count: int, dtype: Any) -> HostArray:
-    """Numbers from another file, of the model's own folder."""
+    """Return elements from another file in the model's folder."""
     given = tensor.external
     unknown = set(given) - {"location", "offset", "length", "checksum", "basepath"}
     location, offset, length = (
@@ -474,19 +475,19 @@ def _external(source: Source, tensor: Tensor, count: int, dtype: Any) -> HostArr
         given.get("length"),
     )
     if unknown or not location or "\0" in location or "\\" in location or not _number(offset):
-        raise ModelFormatError(f"its external data {quoted(location)} are not described rightly")
+        raise ModelFormatError(f"its external data {quoted(location)} are not described correctly")
     size = count * dtype.itemsize
     if length is not None and (not _number(length) or int(length) != size):
         raise ModelFormatError(
-            f"its external data have length {quoted(length)}, its shape takes {size} bytes"
+            f"its external data have length {quoted(length)}, but its shape takes {size} bytes"
         )
     try:
         file = source.external(location)
         there = os.fstat(file.fileno()).st_size
         if int(offset) + size > there:
             raise ModelFormatError(
-                f"its external data {quoted(location)} are cut short: {there} bytes, "
-                f"{int(offset) + size} expected"
+                f"its external data {quoted(location)} are truncated: expected "
+                f"{int(offset) + size} bytes, got {there}"
             )
         source.budget.take(size)
         numbers = np.empty(count, dtype)
@@ -499,7 +500,7 @@ def _external(source: Source, tensor: Tensor, count: int, dtype: Any) -> HostArr
             f"its external data {quoted(location)} cannot be read: {error.strerror}"
         ) from error
     if left:
-        raise ModelFormatError(f"its external data {quoted(location)} are cut short")
+        raise ModelFormatError(f"its external data {quoted(location)} are truncated")
     if size == there:
         source.close(location)
     return numbers
@@ -510,12 +511,11 @@ def _number(text: str) -> bool:
 
 
 def _open_regular(path: str, flags: int) -> int:
-    """Open a regular file and nothing else: no pipe, which would wait for a writer, and no
-    device."""
+    """Open a regular file only: a pipe would wait for a writer, and a device is refused."""
     opened = os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0))
     if not stat.S_ISREG(os.fstat(opened).st_mode):
         os.close(opened)
         raise ModelFormatError(
-            f"external data {quoted(os.path.basename(path))} are no regular file"
+            f"external data {quoted(os.path.basename(path))} are not a regular file"
         )
     return opened

@@ -1,13 +1,13 @@
-"""ONNX files as they lie on disk: protocol buffers, read field by field into plain Python objects.
+"""Parse ONNX files, which are protocol buffers, field by field into plain Python objects.
 
-A file is a stranger's. This reader needs no schema compiler and builds nothing but what the tables
-below name: bytes stay where they are until somebody asks for a tensor, every length is checked
-against the bytes that are there, and the number of things a file may consist of is limited
-(``MOST``), so that a small file cannot become a large heap.
+Files are not trusted. This reader needs no schema compiler and builds only what the tables below
+name. Bytes stay in place until a tensor is requested, every length is checked against the bytes
+that exist, and the number of objects in a file is limited (``MOST``), so a small file cannot become
+a large heap.
 
-A message is a row of fields. Each starts with a number, field * 8 + kind; the kind says how the
-rest lies: 0 a number in 7-bit groups ("varint"), 1 eight bytes, 2 a length and so many bytes (text,
-a message, packed numbers), 5 four bytes. Field numbers are those of onnx.proto.
+A message is a sequence of fields. Each starts with a number, field * 8 + kind. The kind states how
+the field is stored: 0 a number in 7-bit groups ("varint"), 1 eight bytes, 2 a length and that many
+bytes (text, a message, packed numbers), 5 four bytes. Field numbers are those of onnx.proto.
 """
 
 from collections.abc import Callable, Iterator
@@ -21,13 +21,16 @@ MOST = 400_000
 """Pieces that one file may have: a field or a number in a list is one, a message ``_MESSAGE``
 more."""
 _MESSAGE = 10
+METADATA = "portacnn"
+"""The key of what portacnn writes into a file's metadata."""
+LONGEST_METADATA = 32 << 20  # bytes
 LONGEST_NAME = 4096  # bytes
 _MOST_AXES = 16
 
 
 @dataclass(slots=True)
 class Tensor:
-    """A tensor as declared: its numbers are still bytes. ``portacnn.onnx.reading`` checks them and
+    """A tensor as declared: its elements are still bytes. ``portacnn.onnx.reading`` checks them and
     makes an array."""
 
     name: str = ""
@@ -43,7 +46,7 @@ class Tensor:
 
 @dataclass(slots=True)
 class Attribute:
-    """One attribute of a node, with the value that its type says it has."""
+    """One attribute of a node, with the value of its declared type."""
 
     name: str = ""
     type: int = 0
@@ -52,7 +55,7 @@ class Attribute:
 
 @dataclass(slots=True)
 class NodeProto:
-    """An operation: its operator, and the names of what it takes and makes."""
+    """An operation: its operator, and the names of its inputs and outputs."""
 
     name: str = ""
     op_type: str = ""
@@ -64,8 +67,11 @@ class NodeProto:
 
 @dataclass(slots=True)
 class ValueInfo:
-    """An input or output of the graph. A dimension is a number, or None where the file leaves it
-    open; no shape, no dims."""
+    """An input or output of the graph. A dimension is a number, or None if the file does not state
+    it.
+
+    Without a shape, dims is None.
+    """
 
     name: str = ""
     elem_type: int = 0
@@ -92,10 +98,11 @@ class ModelProto:
     opsets: list[tuple[str, int]] = field(default_factory=list)
     graph: GraphProto | None = None
     functions: int = 0
+    metadata: dict[str, str] = field(default_factory=dict)  # of portacnn's own key
 
 
 def read_model(content: memoryview) -> ModelProto:
-    """The model in these bytes. Raises ModelFormatError for whatever is no such thing."""
+    """Return the model in these bytes. Raises ModelFormatError if they are not a model."""
     return _Reader().model(content)
 
 
@@ -104,12 +111,12 @@ def _wrong(what: str) -> ModelFormatError:
 
 
 def varint(content: memoryview, at: int) -> tuple[int, int]:
-    """The unsigned number at this place, and the place after it."""
+    """Return the unsigned number at this offset, and the offset after it."""
     value = shift = 0
     end = len(content)
     while True:
         if at >= end or shift > 63:
-            raise _wrong("a number is cut short or too long")
+            raise _wrong("a number is truncated or too long")
         byte = content[at]
         value |= (byte & 0x7F) << shift
         at, shift = at + 1, shift + 7
@@ -118,19 +125,19 @@ def varint(content: memoryview, at: int) -> tuple[int, int]:
 
 
 def signed(value: int) -> int:
-    """An int64 from how a varint holds it."""
+    """Return the int64 that a varint represents."""
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
 def fields(content: memoryview) -> Iterator[tuple[int, int, Any]]:
-    """(field, kind, value) of a message, in its order: numbers for the kinds 0, 1 and 5 (unsigned
-    bits), bytes for 2."""
+    """Yield (field, kind, value) of a message in order: unsigned bits for the kinds 0, 1 and 5,
+    bytes for 2."""
     at, end = 0, len(content)
     while at < end:
         key, at = varint(content, at)
         number, kind = key >> 3, key & 7
         if number == 0:
-            raise _wrong("a field numbered 0")
+            raise _wrong("a field has number 0")
         value: Any
         if kind == 0:
             value, at = varint(content, at)
@@ -146,7 +153,7 @@ def fields(content: memoryview) -> Iterator[tuple[int, int, Any]]:
         else:
             raise _wrong(f"a field of the unknown kind {kind}")
         if value is None:
-            raise _wrong("a field goes on beyond the end")
+            raise _wrong("a field extends beyond the end")
         yield number, kind, value
 
 
@@ -156,8 +163,8 @@ _Table = dict[int, tuple[tuple[int, ...], Callable[[Any], None]]]
 
 
 class _Reader:
-    """Reads one file, and counts what it is made of. As graphs inside attributes are not read, no
-    message holds its like."""
+    """Reads one file and counts its objects. Graphs inside attributes are not read, so messages do
+    not nest."""
 
     def __init__(self) -> None:
         self.left = MOST
@@ -165,13 +172,11 @@ class _Reader:
     def _count(self, pieces: int = 1) -> None:
         self.left -= pieces
         if self.left < 0:
-            raise ModelFormatError(
-                f"it consists of more than {MOST} pieces, which no network of these layers needs"
-            )
+            raise ModelFormatError(f"it consists of more than {MOST} objects, the limit")
 
     def _message(self, what: str, content: memoryview, into: Any, table: _Table) -> Any:
-        """Read a message by a table: field -> (kinds, what takes its value). Other fields are
-        passed over."""
+        """Read a message with a table: field -> (kinds, setter of its value). Other fields are
+        skipped."""
         self._count(_MESSAGE)
         for number, kind, value in fields(content):
             self._count()
@@ -184,16 +189,14 @@ class _Reader:
 
     def _text(self, content: memoryview) -> str:
         if len(content) > LONGEST_NAME:
-            raise ModelFormatError(
-                f"a name of {len(content)} bytes; at most {LONGEST_NAME} are read"
-            )
+            raise ModelFormatError(f"a name has {len(content)} bytes; the limit is {LONGEST_NAME}")
         try:
             return str(content, "utf-8")
         except UnicodeDecodeError:
             raise _wrong("a name is not UTF-8") from None
 
     def _numbers(self, value: Any, kind: int) -> Iterator[int]:
-        """One number, or several that lie one after the other, as bits."""
+        """Return one number, or several packed numbers, as bits."""
         if isinstance(value, int):
             yield value
             return
@@ -204,7 +207,7 @@ class _Reader:
                 number, at = varint(value, at)
             else:
                 if end - at < _SIZES[kind]:
-                    raise _wrong("a list of numbers is cut short")
+                    raise _wrong("a list of numbers is truncated")
                 number, at = (
                     int.from_bytes(value[at : at + _SIZES[kind]], "little"),
                     at + _SIZES[kind],
@@ -225,6 +228,25 @@ class _Reader:
         def function(value: memoryview) -> None:
             model.functions += 1
 
+        def entry(value: memoryview) -> None:
+            found: dict[str, Any] = {"key": b"", "value": b""}
+            table: _Table = {
+                1: ((2,), _at(found, "key", memoryview)),
+                2: ((2,), _at(found, "value", memoryview)),
+            }
+            self._message("an entry", value, found, table)
+            if found["key"] != METADATA.encode():
+                return
+            if len(found["value"]) > LONGEST_METADATA:
+                raise ModelFormatError(
+                    f"its metadata have {len(found['value'])} bytes; the limit is "
+                    f"{LONGEST_METADATA}"
+                )
+            try:
+                model.metadata[METADATA] = str(found["value"], "utf-8")
+            except UnicodeDecodeError:
+                raise _wrong("its metadata are not UTF-8") from None
+
         return self._message(
             "the model",
             content,
@@ -233,6 +255,7 @@ class _Reader:
                 1: ((0,), _to(model, "ir_version", signed)),
                 7: ((2,), graph),
                 8: ((2,), _onto(model.opsets, self.opset)),
+                14: ((2,), entry),
                 25: ((2,), function),
             },
         )
@@ -289,7 +312,7 @@ class _Reader:
         return node
 
     def attribute(self, content: memoryview) -> Attribute:
-        """AttributeProto. Of graphs in it only that they are there."""
+        """AttributeProto. Graphs in it are only recorded as present."""
         attribute = Attribute()
         values = attribute.values
 

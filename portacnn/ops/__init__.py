@@ -1,13 +1,18 @@
-"""Pure functions on arrays, each with its backward: written once against the array API standard.
+"""Pure functions on arrays, each with its backward pass, written once against the array API
+standard.
 
-An op follows its arrays: library and device come from the input. ``y, cache = conv2d(x, weight,
-...)`` keeps in ``cache`` what ``dx, dweight, dbias = conv2d_backward(dy, cache)`` needs, and with
-``keep=False`` nothing. No op changes its inputs, but for those in ``update``, which are there to do
-so.
+The library and the device of a result are those of the input arrays. A forward function returns its
+result and a cache: ``y, cache = conv2d(x, weight)``. The cache holds what the backward function
+needs: ``dx, dweight, dbias = conv2d_backward(dy, cache)``. With ``keep=False`` the cache is None
+and nothing is stored. Ops do not change their inputs. The exceptions are the functions in
+``update``, which work in place, and the running statistics of batch and instance norm.
 
-float16 and bfloat16 are computed in float32 and rounded to their dtype at the end; NumPy's arrays
-of foreign byte order give native ones. NumPy's warnings (``numpy.seterr``) are off within an op,
-and as they were after it. Masked arrays are refused.
+float16 and bfloat16 inputs are computed in float32 and rounded to their own dtype at the end. NumPy
+arrays of foreign byte order return results in native byte order. NumPy's warnings
+(``numpy.seterr``) are switched off inside an op and restored after it. Masked arrays raise
+``ArrayError``.
+
+The examples in the docstrings assume ``import numpy as np`` and ``from portacnn import ops``.
 """
 
 from portacnn.ops._dropout import (
@@ -72,6 +77,7 @@ from portacnn.ops.adaptive import (
     global_max_pool_backward,
 )
 from portacnn.ops.batch import take_batch
+from portacnn.ops.contrastive import nt_xent_loss, nt_xent_loss_backward
 from portacnn.ops.conv import (
     conv1d,
     conv1d_backward,
@@ -88,11 +94,22 @@ from portacnn.ops.conv_transpose import (
     conv_transpose3d,
     conv_transpose3d_backward,
 )
+from portacnn.ops.dice import dice_loss, dice_loss_backward
 from portacnn.ops.dispatch import Cache, use_kernels, use_precision
+from portacnn.ops.focal import (
+    focal_loss,
+    focal_loss_backward,
+    sigmoid_focal_loss,
+    sigmoid_focal_loss_backward,
+)
 from portacnn.ops.loss import (
     binary_cross_entropy_with_logits,
     binary_cross_entropy_with_logits_backward,
+    huber_loss,
+    huber_loss_backward,
     is_correct,
+    l1_loss,
+    l1_loss_backward,
     mse_loss,
     mse_loss_backward,
     softmax_cross_entropy,
@@ -193,6 +210,8 @@ __all__ = [
     "conv_transpose2d_backward",
     "conv_transpose3d",
     "conv_transpose3d_backward",
+    "dice_loss",
+    "dice_loss_backward",
     "dropout",
     "dropout1d",
     "dropout1d_backward",
@@ -206,6 +225,8 @@ __all__ = [
     "elu",
     "elu_backward",
     "erf",
+    "focal_loss",
+    "focal_loss_backward",
     "gelu",
     "gelu_backward",
     "global_avg_pool",
@@ -218,12 +239,16 @@ __all__ = [
     "hard_sigmoid_backward",
     "hard_swish",
     "hard_swish_backward",
+    "huber_loss",
+    "huber_loss_backward",
     "im2col",
     "instance_norm",
     "instance_norm_backward",
     "interpolate",
     "interpolate_backward",
     "is_correct",
+    "l1_loss",
+    "l1_loss_backward",
     "layer_norm",
     "layer_norm_backward",
     "leaky_relu",
@@ -243,6 +268,8 @@ __all__ = [
     "momentum_update",
     "mse_loss",
     "mse_loss_backward",
+    "nt_xent_loss",
+    "nt_xent_loss_backward",
     "pad",
     "pad_backward",
     "pixel_shuffle",
@@ -259,6 +286,8 @@ __all__ = [
     "sgd_update",
     "sigmoid",
     "sigmoid_backward",
+    "sigmoid_focal_loss",
+    "sigmoid_focal_loss_backward",
     "silu",
     "silu_backward",
     "softmax",

@@ -1,4 +1,4 @@
-"""Dropout: the public functions. See ``masks`` for how a mask is drawn.
+"""Dropout: the public functions. ``masks`` defines how a mask is computed.
 
 Notation: N batch, C channels, L the length of one channel, H/W and D/H/W its spatial axes.
 """
@@ -29,8 +29,9 @@ def _dropout(
     first: Any,
     keep: bool,
 ) -> tuple[Array, Cache | None]:
-    """per_channel: the number of spatial axes that fall together, 0 for none; None for whole
-    samples."""
+    """Check the arguments and apply dropout. ``per_channel`` is the number of spatial axes that
+    share one mask value; 0 means that each element has its own, None that a sample has one.
+    """
     check_arrays(name, x=x)
     try:
         real("p", p, least=0.0, most=1.0)
@@ -56,10 +57,10 @@ def _check_counter(name: str, number: Any, x: Array) -> None:
             )
         if source.name != backend_of(x).name or number.device != x.device:
             raise ArrayError(
-                f"{name} must be where x is; {name} is {describe(number)}, x is {describe(x)}"
+                f"{name} must be on the device of x: expected {describe(x)}, got {describe(number)}"
             )
     elif (counted := as_int(number)) is None or not 0 <= counted <= LARGEST:
-        raise ArgumentError(f"{name} must be a whole number of 0 or more, got {number!r}")
+        raise ArgumentError(f"{name} must be a whole number of at least 0, got {number!r}")
 
 
 def dropout(
@@ -73,25 +74,38 @@ def dropout(
     first: Any = 0,
     keep: bool = True,
 ) -> tuple[Array, Cache | None]:
-    """Each number zero with probability p, the others divided by 1 - p (Srivastava et al., 2014),
-    as torch's dropout.
+    """Set each element to zero with probability p and divide the others by 1 - p, as torch's
+    dropout.
+
+    Srivastava et al., 2014. The expected value of an element stays the same.
 
     Args:
         x: (N, ...), floating point.
-        p: the share to drop, 0 to 1.
-        training: without it, nothing is dropped.
-        seed, path: whose mask this is. The same seed, path, step and position give the same bits on
+        p: the probability of a zero, 0 to 1.
+        training: if False, y equals x.
+        seed, path: the key of the mask. Equal seed, path, step and position give the same mask on
             every backend.
-        step: the training step. A number, or a 0-dimensional integer array on x's device.
-        first: the position of x's first sample in the global batch; as ``step``.
-        keep: keep what ``dropout_backward`` needs.
+        step: the training step: an int, or a 0-dimensional integer array on x's device.
+        first: the position of x's first sample in the global batch: an int or an array, as
+            ``step``.
+        keep: store what ``dropout_backward`` needs.
 
     Returns:
-        y, shaped as x, and the cache.
+        y, with the shape of x, and the cache.
 
     Raises:
-        ArgumentError: a p outside 0..1, a negative step or position.
-        ShapeError, ArrayError: see the message.
+        ArgumentError: if p is outside 0..1, or a step or position is negative.
+        ShapeError: if x has no axes.
+        ArrayError: if x is not floating point, or step or first is on another device.
+
+    Example:
+        >>> y, cache = ops.dropout(np.ones((2, 4)), 0.5, seed=1)
+        >>> y
+        array([[2., 2., 0., 2.],
+               [0., 2., 0., 0.]])
+        >>> ops.dropout_backward(np.ones((2, 4)), cache)
+        array([[2., 2., 0., 2.],
+               [0., 2., 0., 0.]])
     """
     return _dropout("dropout", x, p, training, 0, seed, path, step, first, keep)
 
@@ -107,8 +121,17 @@ def dropout1d(
     first: Any = 0,
     keep: bool = True,
 ) -> tuple[Array, Cache | None]:
-    """Whole channels of x (N, C, L) zero with probability p (Tompson et al., 2015); otherwise as
-    ``dropout``."""
+    """Set whole channels of x (N, C, L) to zero with probability p (Tompson et al., 2015).
+
+    Arguments, results and errors are those of ``dropout``. The mask has one value per channel of a
+    sample.
+
+    >>> y, cache = ops.dropout1d(np.ones((1, 4, 3)), 0.5, seed=1)
+    >>> y[:, :, 0]
+    array([[2., 2., 0., 2.]])
+    >>> np.array_equal(ops.dropout1d_backward(np.ones_like(y), cache), y)
+    True
+    """
     return _dropout("dropout1d", x, p, training, 1, seed, path, step, first, keep)
 
 
@@ -123,8 +146,17 @@ def dropout2d(
     first: Any = 0,
     keep: bool = True,
 ) -> tuple[Array, Cache | None]:
-    """Whole channels of x (N, C, H, W) zero with probability p (Tompson et al., 2015); otherwise as
-    ``dropout``."""
+    """Set whole channels of x (N, C, H, W) to zero with probability p (Tompson et al., 2015).
+
+    Arguments, results and errors are those of ``dropout``. The mask has one value per channel of a
+    sample.
+
+    >>> y, cache = ops.dropout2d(np.ones((1, 4, 3, 3)), 0.5, seed=1)
+    >>> y[:, :, 0, 0]
+    array([[2., 2., 0., 2.]])
+    >>> np.array_equal(ops.dropout2d_backward(np.ones_like(y), cache), y)
+    True
+    """
     return _dropout("dropout2d", x, p, training, 2, seed, path, step, first, keep)
 
 
@@ -139,8 +171,17 @@ def dropout3d(
     first: Any = 0,
     keep: bool = True,
 ) -> tuple[Array, Cache | None]:
-    """Whole channels of x (N, C, D, H, W) zero with probability p (Tompson et al., 2015); otherwise
-    as ``dropout``."""
+    """Set whole channels of x (N, C, D, H, W) to zero with probability p (Tompson et al., 2015).
+
+    Arguments, results and errors are those of ``dropout``. The mask has one value per channel of a
+    sample.
+
+    >>> y, cache = ops.dropout3d(np.ones((1, 4, 2, 2, 2)), 0.5, seed=1)
+    >>> y[:, :, 0, 0, 0]
+    array([[2., 2., 0., 2.]])
+    >>> np.array_equal(ops.dropout3d_backward(np.ones_like(y), cache), y)
+    True
+    """
     return _dropout("dropout3d", x, p, training, 3, seed, path, step, first, keep)
 
 
@@ -155,8 +196,16 @@ def stochastic_depth(
     first: Any = 0,
     keep: bool = True,
 ) -> tuple[Array, Cache | None]:
-    """Whole samples of x (N, ...) zero with probability p, the others divided by 1 - p (Huang et
-    al., 2016), as torchvision.ops.stochastic_depth with mode "row"; otherwise as ``dropout``."""
+    """Set whole samples of x (N, ...) to zero with probability p; divide the others by 1 - p.
+
+    Huang et al., 2016; torchvision.ops.stochastic_depth with mode "row". Otherwise as ``dropout``.
+
+        >>> import numpy as np
+        >>> from portacnn import ops
+        >>> y, cache = ops.stochastic_depth(np.ones((4, 2)), 0.5, seed=1)
+        >>> sorted(set(y.reshape(-1).tolist())), ops.stochastic_depth_backward(y, cache).shape
+        ([0.0, 2.0], (4, 2))
+    """
     return _dropout("stochastic_depth", x, p, training, None, seed, path, step, first, keep)
 
 

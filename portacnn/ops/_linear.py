@@ -1,7 +1,7 @@
 """The affine map of a fully connected layer.
 
-Notation: N batch, F in-features, O out-features. With the batch last in memory, x.T (F, N) and y.T
-(O, N) are the contiguous ones, so the product is taken on that side: y.T = weight @ x.T + bias.
+Notation: N batch, F in-features, O out-features. When the batch is the last axis in memory, x.T (F,
+N) and y.T (O, N) are contiguous, so the product is computed as y.T = weight @ x.T + bias.
 """
 
 from portacnn.errors import ShapeError
@@ -10,7 +10,7 @@ from portacnn.runtime import Array, backend_of, describe
 
 
 def check_linear(name: str, x: Array, weight: Array, bias: Array | None) -> None:
-    """Check the arguments of the affine map called ``name``. Raises as ``linear`` does."""
+    """Check the arguments of the affine map called ``name``. Raises the errors of ``linear``."""
     check_arrays(name, x=x, weight=weight, bias=bias)
     if x.ndim != 2 or weight.ndim != 2:
         raise ShapeError(
@@ -37,20 +37,29 @@ def _check(x: Array, weight: Array, bias: Array | None = None, *, keep: bool = T
 def linear(
     x: Array, weight: Array, bias: Array | None = None, *, keep: bool = True
 ) -> tuple[Array, tuple | None]:
-    """y = x @ weight.T + bias, as torch.nn.functional.linear.
+    """Compute y = x @ weight.T + bias, as torch.nn.functional.linear.
 
     Args:
         x: (N, F), floating point.
         weight: (O, F), of x's dtype and device.
         bias: (O,), or None.
-        keep: keep what ``linear_backward`` needs.
+        keep: store what ``linear_backward`` needs.
 
     Returns:
         y (N, O) and the cache.
 
     Raises:
-        ShapeError, ArrayError: shapes that do not fit; integers, or arrays of mixed libraries,
-            devices or dtypes.
+        ShapeError: if the shapes do not match.
+        ArrayError: if the arrays are integers, or differ in library, device or dtype.
+
+    Example:
+        >>> x, weight = np.array([[1.0, 2.0]]), np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+        >>> y, cache = ops.linear(x, weight, np.array([0.0, 0.0, 10.0]))
+        >>> y
+        array([[ 1.,  2., 13.]])
+        >>> dx, dweight, dbias = ops.linear_backward(np.ones((1, 3)), cache)
+        >>> dx
+        array([[2., 2.]])
     """
     yt = weight @ x.T
     if bias is not None:
@@ -62,7 +71,10 @@ def linear(
 def linear_backward(
     dy: Array, saved: tuple, *, need_dx: bool = True
 ) -> tuple[Array | None, Array, Array | None]:
-    """dy (N, O) -> dx (N, F) or None, dweight (O, F), dbias (O,) or None."""
+    """Return the gradients of ``linear``: dx (N, F), dweight (O, F) and dbias (O,) for dy (N, O).
+
+    dx is None if ``need_dx`` is False; dbias is None if there was no bias.
+    """
     x, weight, with_bias = saved
     dx = (weight.T @ dy.T).T if need_dx else None
     dbias = backend_of(dy).xp.sum(dy, axis=0) if with_bias else None

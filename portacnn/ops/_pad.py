@@ -1,18 +1,17 @@
-"""Padding: a wider array with the input in its middle, and margins that are constant or repeat what
-lies inside.
+"""Padding: a wider array with the input in its middle and margins that are constant or copied from
+the input.
 
-Every margin is a copy of one slice of the same axis, which is all that tells the modes apart. For
-the axis 1 2 3 4 with two cells on either side:
+Every margin is a copy of one slice of the same axis. The modes differ only in the slice. For the
+axis 1 2 3 4 with two cells on either side:
 
-    constant    0 0 | 1 2 3 4 | 0 0     of nothing
-    reflect     3 2 | 1 2 3 4 | 3 2     of the cells beyond the edge's own, turned round
-    replicate   1 1 | 1 2 3 4 | 4 4     of the edge, spread
-    circular    3 4 | 1 2 3 4 | 1 2     of the cells at the other end
+    constant    0 0 | 1 2 3 4 | 0 0     no copy
+    reflect     3 2 | 1 2 3 4 | 3 2     the cells next to the edge cell, reversed
+    replicate   1 1 | 1 2 3 4 | 4 4     the edge cell, repeated
+    circular    3 4 | 1 2 3 4 | 1 2     the cells at the other end
 
-The axes are padded one after the other, each over the whole breadth that those before it have got,
-which makes the corners. The backward folds them back: each margin's gradient, over the whole
-breadth again, is added to where it was copied from, and as every axis is folded on its own, in any
-order.
+The axes are padded one after the other. Each copy spans the axes that are padded already; this
+fills the corners. The backward pass adds the gradient of each margin to the slice that it was
+copied from, one axis at a time. The order of the axes does not matter.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,8 +30,7 @@ MODES = ("constant", "reflect", "replicate", "circular")
 def pad_axes(
     x: Array, pads: Pads, mode: str, value: float, *, keep: bool
 ) -> tuple[Array, tuple | None]:
-    """x (N, C, *S) -> y, with ``pads`` (before, after) for every axis of x. The op behind
-    ``pad``."""
+    """Pad x (N, C, *S) by ``pads``, (before, after) for every axis of x. The op behind ``pad``."""
     xp = backend_of(x).xp
     xt, pads = batch_last(x), (*pads[1:], pads[0])
     y = xp.full(_widened(xt.shape, pads), value, dtype=x.dtype, device=x.device)
@@ -44,8 +42,9 @@ def pad_axes(
 
 @pad_axes.backward
 def pad_backward(dy: Array, saved: tuple) -> Array:
-    """The gradient dx of ``pad``: each input's own, and those of all cells that were copied from
-    it."""
+    """Return the gradient dx of ``pad``: for each input cell, its own gradient plus those of its
+    copies.
+    """
     shape, pads, mode = saved
     xp = backend_of(dy).xp
     dy = batch_last(dy)
@@ -72,8 +71,9 @@ def _middle(shape: Sequence[int], pads: Pads) -> tuple[slice, ...]:
 def _margins(
     shape: Sequence[int], pads: Pads, mode: str
 ) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
-    """For every margin, in the order in which they are filled: (its cells in y, the cells of y that
-    it copies)."""
+    """Yield for every margin, in the order in which they are filled, (its cells in y, the cells of
+    y that it copies).
+    """
     if mode == "constant":
         return
     for axis, (n, (b, a)) in enumerate(zip(shape, pads, strict=True)):
@@ -91,7 +91,7 @@ def _margins(
 
 
 def _axis(margin: tuple[slice, ...]) -> int:
-    """The axis that a margin lies on: the only one it does not take whole."""
+    """Return the axis of a margin: the only one of which it is a part."""
     return next(axis for axis, cells in enumerate(margin) if cells != slice(None))
 
 
@@ -105,21 +105,28 @@ def pad(
 
     Args:
         x: any shape, floating point.
-        pad: how many cells, two numbers for each axis and the last axis first: (left, right, top,
-            bottom, ...).
-        mode: "constant"; "reflect", which wants fewer cells than the axis has; "replicate"; or
-            "circular", which wants at most as many as it has.
-        value: for "constant".
-        keep: keep what ``pad_backward`` needs.
+        pad: the number of cells to add: two integers per axis, the last axis first (left, right,
+            top, bottom, ...).
+        mode: ``"constant"``; ``"reflect"`` (fewer cells than the axis has); ``"replicate"``; or
+            ``"circular"`` (at most as many cells as the axis has).
+        value: the value of the new cells in mode ``"constant"``.
+        keep: store what ``pad_backward`` needs.
 
     Returns:
         y of the widened shape, and the cache.
 
     Raises:
-        ArgumentError: an unknown mode, an odd count of numbers, negative ones; a value where none
-            is used.
-        ShapeError: more pads than axes, or wider than the mode allows.
-        ArrayError: integers.
+        ArgumentError: if the mode is unknown, if pad has an odd length or negative elements, or if
+            a value is given in a mode that does not use it.
+        ShapeError: if there are more pads than axes, or a margin is wider than the mode allows.
+        ArrayError: if x is not floating point.
+
+    Example:
+        >>> y, cache = ops.pad(np.array([1.0, 2.0, 3.0]), (2, 1), mode="reflect")
+        >>> y
+        array([3., 2., 1., 2., 3., 2.])
+        >>> ops.pad_backward(np.ones(6), cache)
+        array([1., 3., 2.])
     """
     check_arrays("pad", x=x)
     pads = _pairs(x, pad)
@@ -129,7 +136,7 @@ def pad(
         )
     if mode != "constant" and value != 0:
         raise ArgumentError(
-            f"a value is for mode='constant' only; got {value!r} with mode={mode!r}", "pad"
+            f"value={value!r} needs mode='constant', got mode={mode!r}; leave value out", "pad"
         )
     try:
         check_pads(x.shape, pads, mode)
@@ -139,18 +146,21 @@ def pad(
 
 
 def _pairs(x: Array, pad: Sequence[int]) -> Pads:
-    """torch's flat order, last axis first -> (before, after) for every axis of x, first axis
-    first."""
+    """Convert torch's flat order, last axis first, to (before, after) for every axis of x, first
+    axis first.
+    """
     pad = listed(pad)
     if not isinstance(pad, Sequence) or isinstance(pad, str) or len(pad) % 2:
         raise ArgumentError(
-            f"pad must be two whole numbers for each axis, last axis first; got {pad!r}", "pad"
+            f"pad must be two whole numbers per axis, last axis first; got {pad!r}", "pad"
         )
     if any((number := as_int(n)) is None or number < 0 for n in pad):
         raise ArgumentError(f"pad must be whole numbers of at least 0, got {pad!r}", "pad")
     if len(pad) > 2 * x.ndim:
         raise ShapeError(
-            f"expected at most {2 * x.ndim} numbers, got {tuple(pad)} (input {describe(x)})", "pad"
+            f"expected a pad of at most {2 * x.ndim} numbers, got {tuple(pad)} (input "
+            f"{describe(x)})",
+            "pad",
         )
     pairs = [(int(before), int(after)) for before, after in zip(pad[::2], pad[1::2], strict=True)]
     return ((0, 0),) * (x.ndim - len(pairs)) + tuple(reversed(pairs))

@@ -1,14 +1,14 @@
-"""Adaptive pooling: a given number of outputs, each the mean or the maximum of its share of the
-input.
+"""Adaptive pooling: a fixed number of outputs, each the mean or maximum of its share of the input.
 
 Notation: N batch, C channels, S/OUT the spatial axes in/out. On an axis of n cells, output o of m
-sees the cells from floor(o*n / m) up to ceil((o+1)*n / m), as in PyTorch: shares of nearly equal
-size, which overlap where m does not divide n. Global pooling is the case of one output.
+reads the cells from floor(o*n / m) up to ceil((o+1)*n / m), as in PyTorch. The shares are of nearly
+equal size and overlap if m does not divide n. Global pooling is the case of one output.
 
-A share is a box, so both poolings go axis by axis, the last one first: the mean of means over equal
-numbers is the mean, and the first row that holds the maximum, at its first place there, is the
-first maximum in reading order. It is also why the sums are short ones. Summed in one go a large
-image would lose digits, as batch-last its cells are added one after the other.
+A share is a box, so both poolings run axis by axis, the last one first. The mean of means over
+equally many values is the mean. The first row that holds the maximum, at its first position there,
+is the first maximum in reading order. Working axis by axis also keeps the sums short: summed in one
+go, a large image would lose precision, because in batch-last order its cells are added one after
+the other.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ Size = tuple[int, ...]
 
 
 def shares_of(n: int, m: int) -> list[tuple[int, int]]:
-    """The (start, end) of what each of m outputs sees of n inputs."""
+    """Return the (start, end) of the input cells that each of m outputs reads, of n."""
     return [(o * n // m, -(-(o + 1) * n // m)) for o in range(m)]
 
 
@@ -36,7 +36,7 @@ def _along(axis: int, start: int, end: int) -> Any:
 
 @op()
 def adaptive_avg_pool(x: Array, size: Size, *, keep: bool) -> tuple[Array, tuple | None]:
-    """x (N, C, *S) -> y (N, C, *OUT), OUT = ``size``: the mean of each share."""
+    """Return the mean of each share: x (N, C, *S) -> y (N, C, *OUT), OUT = ``size``."""
     xp = backend_of(x).xp
     y = batch_last(x)  # (C, *S, N)
     for axis in range(len(size), 0, -1):
@@ -50,8 +50,10 @@ def adaptive_avg_pool(x: Array, size: Size, *, keep: bool) -> tuple[Array, tuple
 
 @adaptive_avg_pool.backward
 def adaptive_avg_pool_backward(dy: Array, saved: tuple) -> Array:
-    """The gradient of adaptive and global average pooling: dy (N, C, *OUT) -> dx (N, C, *S), spread
-    over each share."""
+    """Return the gradient of adaptive and global average pooling: dy (N, C, *OUT) -> dx (N, C, *S).
+
+    The gradient of an output is spread evenly over its share.
+    """
     inputs, size = saved
     xp = backend_of(dy).xp
     dx = batch_last(dy)
@@ -67,10 +69,11 @@ def adaptive_avg_pool_backward(dy: Array, saved: tuple) -> Array:
 
 @op()
 def adaptive_max_pool(x: Array, size: Size, *, keep: bool) -> tuple[Array, tuple | None]:
-    """x (N, C, *S) -> y (N, C, *OUT), OUT = ``size``: the largest of each share; NaN if there is
-    one."""
+    """Return the maximum of each share: x (N, C, *S) -> y (N, C, *OUT), OUT = ``size``. A share
+    with a NaN returns NaN.
+    """
     xp = backend_of(x).xp
-    # for each axis, of each output: the place of the maximum in its share
+    # winners: per axis, for each output, the index of the maximum in its share
     y, winners = batch_last(x), []
     for axis in range(len(size), 0, -1):
         parts = [y[_along(axis, *share)] for share in shares_of(y.shape[axis], size[axis - 1])]
@@ -82,10 +85,10 @@ def adaptive_max_pool(x: Array, size: Size, *, keep: bool) -> tuple[Array, tuple
 
 @adaptive_max_pool.backward
 def adaptive_max_pool_backward(dy: Array, saved: tuple) -> Array:
-    """The gradient of adaptive and global max pooling: dy (N, C, *OUT) -> dx (N, C, *S).
+    """Return the gradient of adaptive and global max pooling: dy (N, C, *OUT) -> dx (N, C, *S).
 
-    Of equal maxima the first, in reading order, takes it all; of several NaN the last: both as in
-    PyTorch.
+    The whole gradient goes to the first of equal maxima in reading order, or to the last of several
+    NaN, as in PyTorch.
     """
     inputs, size, winners = saved
     xp = backend_of(dy).xp
@@ -104,8 +107,9 @@ def adaptive_max_pool_backward(dy: Array, saved: tuple) -> Array:
 
 
 def _place_of_max(part: Array, axis: int) -> Array:
-    """The first of equal maxima along an axis, which stays with length 1; the last NaN where there
-    is one."""
+    """Return the index of the first of equal maxima along an axis, or of the last NaN. The axis
+    stays, with length 1.
+    """
     xp = backend_of(part).xp
     unlike = part != part
     last = (
@@ -118,12 +122,13 @@ def _place_of_max(part: Array, axis: int) -> Array:
     )
 
 
-# --- the public faces -----------------------------------------------------------------------------
+# --- the public functions -------------------------------------------------------------------------
 
 
 def output_of(output_size: int | Sequence[int | None] | None, size: Sequence[int]) -> Size:
-    """``output_size`` for an input of this spatial size, None standing for the input's own. Raises
-    ArgumentError."""
+    """Return ``output_size`` as a tuple for an input of this spatial size; None means the input's
+    size. Raises ArgumentError.
+    """
     output_size = listed(output_size)
     wanted = tuple(output_size) if isinstance(output_size, Sequence) else (output_size,) * len(size)
     if len(wanted) == len(size):
@@ -146,20 +151,28 @@ def _checked(
 def _adaptive_avg_pool(
     axes: int, x: Array, output_size: int | Sequence[int | None] | None, *, keep: bool = True
 ) -> tuple[Array, Cache | None]:
-    """The mean over each of a given number of shares, as torch.nn.functional.adaptive_avg_pool1d,
-    2d and 3d.
+    """Average over a fixed number of shares, as torch.nn.functional.adaptive_avg_pool1d, 2d and 3d.
 
     Args:
         x: (N, C, *S), floating point; S is W, (H, W) or (D, H, W).
-        output_size: how many outputs, a number or one for each spatial axis; None where it is the
-            input's.
-        keep: keep what the backward needs.
+        output_size: the number of outputs, one integer or one per spatial axis. None means the size
+            of the input on that axis.
+        keep: store what the backward function needs.
 
     Returns:
         y (N, C, *output_size) and the cache.
 
     Raises:
         ShapeError, ArgumentError, ArrayError: as for ``conv2d``.
+
+    Example:
+        >>> x = np.arange(16.0).reshape(1, 1, 4, 4)
+        >>> y, cache = ops.adaptive_avg_pool2d(x, 2)
+        >>> y[0, 0]
+        array([[ 2.5,  4.5],
+               [10.5, 12.5]])
+        >>> ops.adaptive_avg_pool2d_backward(np.ones_like(y), cache)[0, 0, 0]
+        array([0.25, 0.25, 0.25, 0.25])
     """
     return adaptive_avg_pool(
         x, _checked(f"adaptive_avg_pool{axes}d", axes, x, output_size), keep=keep
@@ -169,10 +182,18 @@ def _adaptive_avg_pool(
 def _adaptive_max_pool(
     axes: int, x: Array, output_size: int | Sequence[int | None] | None, *, keep: bool = True
 ) -> tuple[Array, Cache | None]:
-    """The maximum over each of a given number of shares, as
-    torch.nn.functional.adaptive_max_pool1d, 2d and 3d.
+    """Take the maximum of a fixed number of shares, as torch.nn.functional.adaptive_max_pool1d, 2d
+    and 3d.
 
-    Arguments, results and errors as for ``adaptive_avg_pool2d``.
+    Arguments, results and errors are those of ``adaptive_avg_pool2d``.
+
+    >>> x = np.arange(16.0).reshape(1, 1, 4, 4)
+    >>> y, cache = ops.adaptive_max_pool2d(x, 2)
+    >>> y[0, 0]
+    array([[ 5.,  7.],
+           [13., 15.]])
+    >>> ops.adaptive_max_pool2d_backward(np.ones_like(y), cache)[0, 0, 1]
+    array([0., 1., 0., 1.])
     """
     return adaptive_max_pool(
         x, _checked(f"adaptive_max_pool{axes}d", axes, x, output_size), keep=keep
@@ -180,14 +201,32 @@ def _adaptive_max_pool(
 
 
 def global_avg_pool(x: Array, *, keep: bool = True) -> tuple[Array, Cache | None]:
-    """The mean over all spatial axes, of which there may be any number: x (N, C, *S) -> y (N, C, 1,
-    ...), and the cache."""
+    """Average over all spatial axes: x (N, C, *S) -> y (N, C, 1, ...), and the cache.
+
+    x: floating point, any number of spatial axes. Errors as for ``conv2d``.
+
+    >>> y, cache = ops.global_avg_pool(np.arange(4.0).reshape(1, 1, 2, 2))
+    >>> y
+    array([[[[1.5]]]])
+    >>> ops.global_avg_pool_backward(y, cache)[0, 0]
+    array([[0.375, 0.375],
+           [0.375, 0.375]])
+    """
     return adaptive_avg_pool(x, _checked("global_avg_pool", None, x, 1), keep=keep)
 
 
 def global_max_pool(x: Array, *, keep: bool = True) -> tuple[Array, Cache | None]:
-    """The maximum over all spatial axes, of which there may be any number: x (N, C, *S) -> y (N, C,
-    1, ...), and the cache."""
+    """Take the maximum over all spatial axes: x (N, C, *S) -> y (N, C, 1, ...), and the cache.
+
+    x: floating point, any number of spatial axes. Errors as for ``conv2d``.
+
+    >>> y, cache = ops.global_max_pool(np.arange(4.0).reshape(1, 1, 2, 2))
+    >>> y
+    array([[[[3.]]]])
+    >>> ops.global_max_pool_backward(y, cache)[0, 0]
+    array([[0., 0.],
+           [0., 3.]])
+    """
     return adaptive_max_pool(x, _checked("global_max_pool", None, x, 1), keep=keep)
 
 

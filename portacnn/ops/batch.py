@@ -1,11 +1,12 @@
-"""From a data set to a batch: gather some images, normalise their pixels, lay them out as the
-backend prefers.
+"""From a data set to a batch: gather images, normalize their pixels and use the backend's memory
+layout.
 
 Notation: N images in the set, B in the batch, C channels, S the spatial axes.
 
-A set is best kept as it was read: uint8 takes a quarter of float32's memory, and a batch gathered
-from it a quarter of the traffic. Pixels become floats here, once a step, and as bytes they are also
-turned batch-last, where the backend wants that.
+Store a data set with the dtype of its file. uint8 takes a quarter of the memory of float32, and
+gathering a batch takes a quarter of the memory traffic. Pixels are converted to floats here, once
+per step. The change to batch-last order, for backends that prefer it, is done while they are still
+bytes.
 """
 
 from portacnn.errors import ArgumentError, ArrayError, ShapeError
@@ -31,17 +32,19 @@ def _check(
         raise ArrayError(f"indices must be integers (B,), got {describe(indices)}", name)
     if std is None:
         if mean is not None:
-            raise ArgumentError("mean is given without std; pass ones for it", name)
+            raise ArgumentError(
+                "expected mean and std together, got mean alone; pass std=ones", name
+            )
         check_arrays(name, images=images)
         return
     check_arrays(name, std=std, mean=mean)
     if images.dtype != backend.xp.uint8:
-        raise ArrayError(f"images to be normalised must be uint8, got {describe(images)}", name)
+        raise ArrayError(f"images must be uint8 if std is given, got {describe(images)}", name)
     expected = (images.shape[1], *(1,) * (images.ndim - 2))
     for word, array in (("mean", mean), ("std", std)):
         if array is not None and tuple(array.shape) != expected:
             raise ShapeError(
-                f"{word} must have one number for each channel, {expected} for images "
+                f"{word} must have one value per channel, shape {expected} for images "
                 f"{tuple(images.shape)}; "
                 f"got {tuple(array.shape)}",
                 name,
@@ -52,26 +55,31 @@ def _check(
 def take_batch(
     images: Array, indices: Array | None = None, mean: Array | None = None, std: Array | None = None
 ) -> Array:
-    """A batch of a set's images, (pixels - mean) / std, laid out in memory as the backend prefers.
+    """Gather a batch of images, compute (pixels - mean) / std and use the backend's memory layout.
 
-    Subtraction and division are done in the dtype of ``std`` and rounded once each, so the same
-    pixels give the same bits on every backend, and with std 255 those of ``pixels / 255``.
+    Subtraction and division run in the dtype of ``std`` and are rounded once each. Equal pixels
+    therefore give equal bits on every backend, and std 255 gives the bits of ``pixels / 255``.
 
     Args:
-        images: (N, C, *S), or (N, C). uint8 where ``std`` is given, else floating point.
-        indices: which of them, in which order: integers (B,) in 0..N-1. None takes all.
-        mean, std: floating point, (C, 1, ...), in units of the pixels. No ``mean`` stands for 0; no
-            ``std`` for images that are normalised already.
+        images: (N, C, *S) or (N, C); uint8 if ``std`` is given, else floating point.
+        indices: which images, in which order: integers (B,) in 0..N-1. None selects all.
+        mean, std: (C, 1, ...), floating point, in units of the pixels. A mean of None means 0. A
+            std of None means that the images are normalized already.
 
     Returns:
-        (B, C, *S) of the dtype of ``std``, else of the images' own. Without ``indices`` and ``std``
-        it may be ``images`` itself.
+        (B, C, *S) in the dtype of ``std``, or in that of the images if there is no ``std``. Without
+        ``indices`` and ``std`` the result may be ``images`` itself.
 
     Raises:
-        ArrayError: mixed libraries or devices; integers without ``std``, or other than uint8 with
-            it; indices that are not integers (B,).
-        ShapeError, ArgumentError: a mean or std that does not fit the channels; a mean without a
-            std.
+        ArrayError: if arrays differ in library or device; if the images are integers without
+            ``std``, or not uint8 with it; if indices are not integers (B,).
+        ShapeError: if a mean or std does not match the channels.
+        ArgumentError: if there is a mean without a std.
+
+    Example:
+        >>> images = np.array([[[[0, 255]]], [[[51, 102]]]], dtype="uint8")
+        >>> ops.take_batch(images, np.array([1]), std=np.full((1, 1, 1), 255.0))
+        array([[[[0.2, 0.4]]]])
     """
     xp = backend_of(images).xp
     x = pack(images if indices is None else xp.take(images, indices, axis=0))

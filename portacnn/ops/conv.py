@@ -1,20 +1,19 @@
-"""Convolution, as the matrix product of the weights with the columns that ``windows.gather`` lays
-out.
+"""Convolution as a matrix product of the weights and the columns that ``windows.gather`` builds.
 
 Notation: N batch, C in-channels, O out-channels, G groups, S/OUT the spatial axes in/out (H, W/OH,
-OW), K the kernel (KH, KW) and T its taps (KH*KW). Activations lie (C, *S, N) in memory, so a
-product's result is in place as it comes:
+OW), K the kernel (KH, KW) and T its taps (KH*KW). Activations lie (C, *S, N) in memory, so the
+result of the product needs no transpose:
 
     y (O, OUT*N)  =  weight (O, C*T)  @  columns (C*T, OUT*N)
 
-Both gradients are products with the same columns, and the gradient of the columns goes back to
-where they were read:
+Both gradients are products with the same columns. The gradient of the columns is added to the
+inputs that they were read from:
 
     dweight (O, C*T)       =  dy (O, OUT*N)   @  columns.T
     dcolumns (C*T, OUT*N)  =  weight.T        @  dy;         dx = scatter(dcolumns)
 
-With groups, the channels of each factor split into G blocks, and the products run block by block.
-What this field calls convolution is cross-correlation: the kernel is not flipped.
+With groups, the channels of each factor are split into G blocks, and there is one product per
+block. As everywhere in this field, convolution means cross-correlation: the kernel is not flipped.
 """
 
 from collections.abc import Sequence
@@ -32,8 +31,9 @@ from portacnn.runtime import Array, backend_of, describe
 def conv(
     x: Array, weight: Array, bias: Array | None, windows: Windows, groups: int, *, keep: bool
 ) -> tuple[Array, tuple | None]:
-    """x (N, C, *S), weight (O, C/G, *K), bias (O,) -> y (N, O, *OUT). The op behind conv1d, conv2d
-    and conv3d."""
+    """Convolve x (N, C, *S) with weight (O, C/G, *K) and add bias (O,) -> y (N, O, *OUT). The op
+    behind conv1d, conv2d and conv3d.
+    """
     xp = backend_of(x).xp
     o, depth, length = _sizes(x, weight, windows)
     columns = blocks(gather(batch_last(x), windows), groups, depth, length)
@@ -41,8 +41,8 @@ def conv(
     y = xp.reshape(y, (o, *windows.out, x.shape[0]))
     if bias is not None:
         y += xp.reshape(bias, (o,) + (1,) * (y.ndim - 1))
-    # The columns are T times the input: they are laid out again for the backward rather than held
-    # until then.
+    # The columns are T times the size of the input, so the backward pass builds them again instead
+    # of storing them.
     return batch_first(y), (x, weight, bias is not None, windows, groups) if keep else None
 
 
@@ -50,10 +50,9 @@ def conv(
 def conv_backward(
     dy: Array, saved: tuple, *, need_dx: bool = True
 ) -> tuple[Array | None, Array, Array | None]:
-    """The gradients of a convolution: dy (N, O, *OUT) -> dx (N, C, *S), dweight (O, C/G, *K), dbias
-    (O,).
+    """Return the gradients of a convolution: dx (N, C, *S), dweight (O, C/G, *K), dbias (O,).
 
-    dx is None without ``need_dx``, dbias where there was no bias.
+    dy: (N, O, *OUT). dx is None if ``need_dx`` is False; dbias is None if there was no bias.
     """
     x, weight, with_bias, windows, groups = saved
     xp = backend_of(x).xp
@@ -71,26 +70,26 @@ def conv_backward(
 
 
 def check_bias(bias: Array | None, channels: int) -> None:
-    """Raise ShapeError unless the bias, where there is one, has one number for each output
-    channel."""
+    """Raise ShapeError if there is a bias and its shape is not (channels,)."""
     if bias is not None and tuple(bias.shape) != (channels,):
         raise ShapeError(f"expected a bias of shape ({channels},), got {tuple(bias.shape)}")
 
 
 def _sizes(x: Array, weight: Array, windows: Windows) -> tuple[int, int, int]:
-    """The three extents of the products: O; C/G*T; OUT*N."""
+    """Return the three extents of the products: O; C/G*T; OUT*N."""
     return weight.shape[0], prod(weight.shape[1:]), prod(windows.out) * x.shape[0]
 
 
 def blocks(array: Array, groups: int, rows: int, columns: int) -> Array:
-    """As G matrices, (G, rows, columns); as one plain matrix where there is one group (libraries
-    are best at those)."""
+    """Reshape to G matrices (G, rows, columns). One group becomes a plain matrix, for which
+    libraries are fastest.
+    """
     return backend_of(array).xp.reshape(
         array, (rows, columns) if groups == 1 else (groups, rows, columns)
     )
 
 
-# --- the public faces -----------------------------------------------------------------------------
+# --- the public functions -------------------------------------------------------------------------
 
 
 def conv_windows(
@@ -104,8 +103,9 @@ def conv_windows(
     dilation: int | Sequence[int],
     groups: int,
 ) -> Windows:
-    """Check the arguments of ``conv1d``, ``conv2d`` or ``conv3d``, and give the geometry. Raises as
-    those do."""
+    """Check the arguments of ``conv1d``, ``conv2d`` or ``conv3d`` and return the geometry. Raises
+    their errors.
+    """
     name = f"conv{axes}d"
     check_input(name, axes, x, weight=weight, bias=bias)
     try:
@@ -139,26 +139,38 @@ def _conv(
     groups: int = 1,
     keep: bool = True,
 ) -> tuple[Array, Cache | None]:
-    """Convolution (cross-correlation), as torch.nn.functional.conv1d, conv2d and conv3d.
+    """Convolve (cross-correlate) x with weight, as torch.nn.functional.conv1d, conv2d and conv3d.
 
     Args:
         x: (N, C, *S), floating point; S is W, (H, W) or (D, H, W).
         weight: (O, C/groups, *K), of x's dtype and device.
         bias: (O,), or None.
-        stride, dilation: a number, or one for each spatial axis.
-        padding: zeros around the input: a number, one for each axis, a pair (before, after) for
-            each axis, ``"valid"`` or ``"same"`` (OUT = ceil(S / stride), the odd cell at the end).
-        groups: blocks of channels that do not see each other; C and O must be multiples of it.
-        keep: keep what the backward needs.
+        stride, dilation: an integer, or one per spatial axis.
+        padding: zeros around the input: an integer, one per axis, a pair (before, after) per axis,
+            ``"valid"``, or ``"same"`` (OUT = ceil(S / stride); an odd cell goes to the end).
+        groups: the number of channel blocks that are convolved separately; it must divide C and O.
+        keep: store what the backward function needs.
 
     Returns:
         y (N, O, *OUT) with OUT = (S + before + after - dilation*(K-1) - 1) // stride + 1, and the
         cache.
 
     Raises:
-        ShapeError: ranks, channel counts or a kernel that do not fit the input.
-        ArgumentError: a stride, padding, dilation or group count without a meaning.
-        ArrayError: integers, or arrays of mixed libraries, devices or dtypes.
+        ShapeError: if ranks, channel counts or the kernel do not match the input.
+        ArgumentError: if stride, padding, dilation or groups is invalid.
+        ArrayError: if the arrays are integers, or differ in library, device or dtype.
+
+    Example:
+        >>> x = np.arange(9.0).reshape(1, 1, 3, 3)
+        >>> y, cache = ops.conv2d(x, np.ones((1, 1, 2, 2)), stride=1)
+        >>> y[0, 0]
+        array([[ 8., 12.],
+               [20., 24.]])
+        >>> dx, dweight, dbias = ops.conv2d_backward(np.ones_like(y), cache)
+        >>> dx[0, 0]
+        array([[1., 2., 1.],
+               [2., 4., 2.],
+               [1., 2., 1.]])
     """
     windows = conv_windows(
         axes, x, weight, bias, stride=stride, padding=padding, dilation=dilation, groups=groups

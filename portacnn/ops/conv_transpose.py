@@ -1,20 +1,18 @@
-"""Transposed convolution: what a convolution's gradient does to dy, used as a layer of its own. It
-undoes its strides.
+"""Transposed convolution: the input gradient of a convolution, used as a forward pass.
 
 Notation: N batch, C in-channels, O out-channels, G groups, K the kernel and T its taps. S are the
-spatial axes of the input, OUT those of the output; OUT is the larger one. Take the convolution that
-leads from OUT back to S (its geometry is ``Windows.transposed``). There every output reads T
-inputs; here every input writes to those T outputs:
+spatial axes of the input, OUT those of the output, usually the larger. Consider the convolution
+from OUT to S (``Windows.transposed`` returns its geometry). Each of its outputs reads T inputs;
+here each input is added to those T outputs:
 
     columns (O*T, S*N)  =  weight.T (O*T, C)  @  x (C, S*N);        y = scatter(columns) + bias
 
-This is line for line the dx of ``conv``, and so the gradients are that convolution's forward and
-its dweight:
+This equals the dx of ``conv`` line by line. The gradients are therefore that convolution's forward
+pass and its dweight:
 
     dcolumns = gather(dy);    dx (C, S*N) = weight @ dcolumns;    dweight (C, O*T) = x @ dcolumns.T
 
-That a convolution and its transpose share a weight is why the weight lies (C, O/G, *K) here: it is
-the convolution's own.
+A convolution and its transpose share a weight, so the weight has the shape (C, O/G, *K) here.
 """
 
 from collections.abc import Sequence
@@ -33,8 +31,9 @@ from portacnn.runtime import Array, backend_of, describe
 def conv_transpose(
     x: Array, weight: Array, bias: Array | None, windows: Windows, groups: int, *, keep: bool
 ) -> tuple[Array, tuple | None]:
-    """x (N, C, *S), weight (C, O/G, *K), bias (O,) -> y (N, O, *OUT); ``windows`` lead from OUT to
-    S."""
+    """Convolve x (N, C, *S) with weight (C, O/G, *K), transposed, and add bias (O,) -> y (N, O,
+    *OUT). ``windows`` is the geometry from OUT to S.
+    """
     backend = backend_of(x)
     xp = backend.xp
     c, width, length = _sizes(x, weight, windows)
@@ -53,10 +52,10 @@ def conv_transpose(
 def conv_transpose_backward(
     dy: Array, saved: tuple, *, need_dx: bool = True
 ) -> tuple[Array | None, Array, Array | None]:
-    """The gradients of a transposed convolution: dy (N, O, *OUT) -> dx (N, C, *S), dweight (C, O/G,
-    *K), dbias (O,).
+    """Return the gradients of a transposed convolution: dx (N, C, *S), dweight (C, O/G, *K), dbias
+    (O,).
 
-    dx is None without ``need_dx``, dbias where there was no bias.
+    dy: (N, O, *OUT). dx is None if ``need_dx`` is False; dbias is None if there was no bias.
     """
     x, weight, with_bias, windows, groups = saved
     backend = backend_of(x)
@@ -76,11 +75,11 @@ def conv_transpose_backward(
 
 
 def _sizes(x: Array, weight: Array, windows: Windows) -> tuple[int, int, int]:
-    """The three extents of the products: C; O/G*T; S*N."""
+    """Return the three extents of the products: C; O/G*T; S*N."""
     return weight.shape[0], prod(weight.shape[1:]), prod(windows.out) * x.shape[0]
 
 
-# --- the public faces -----------------------------------------------------------------------------
+# --- the public functions -------------------------------------------------------------------------
 
 
 def _conv_transpose(
@@ -96,30 +95,39 @@ def _conv_transpose(
     dilation: int | Sequence[int] = 1,
     keep: bool = True,
 ) -> tuple[Array, Cache | None]:
-    """Transposed convolution, as torch.nn.functional.conv_transpose1d, conv_transpose2d and
-    conv_transpose3d.
+    """Convolve with a transposed kernel, as torch.nn.functional.conv_transpose1d, 2d and 3d.
 
     Args:
         x: (N, C, *S), floating point; S is W, (H, W) or (D, H, W).
         weight: (C, O/groups, *K), of x's dtype and device.
         bias: (O,), or None.
-        stride, dilation: a number, or one for each spatial axis.
-        padding: the padding of the convolution that leads back, so much is cut off from the output:
-            a number, one for each axis, or a pair (before, after) for each axis.
-        output_padding: cells more at the end of the output, where a stride leaves its size open; a
-            number or one for each axis, below the stride or the dilation.
-        groups: blocks of channels that do not see each other; C and O must be multiples of it.
-        keep: keep what the backward needs.
+        stride, dilation: an integer, or one per spatial axis.
+        padding: the padding of the convolution from OUT to S; that many cells are removed from the
+            output. An integer, one per axis, or a pair (before, after) per axis.
+        output_padding: cells to add at the end of the output, because with a stride several output
+            sizes belong to one input size. An integer or one per axis, below the stride or the
+            dilation.
+        groups: the number of channel blocks that are convolved separately; it must divide C and O.
+        keep: store what the backward function needs.
 
     Returns:
         y (N, O, *OUT) with OUT = (S-1)*stride - before - after + dilation*(K-1) + output_padding +
         1, and the cache.
 
     Raises:
-        ShapeError: ranks or channel counts that do not fit the input; a padding that leaves
-            nothing.
-        ArgumentError: a stride, padding, output_padding, dilation or group count without a meaning.
-        ArrayError: integers, or arrays of mixed libraries, devices or dtypes.
+        ShapeError: if ranks or channel counts do not match the input, or the padding leaves no
+            output.
+        ArgumentError: if stride, padding, output_padding, dilation or groups is invalid.
+        ArrayError: if the arrays are integers, or differ in library, device or dtype.
+
+    Example:
+        >>> x = np.array([[[[1.0, 2.0]]]])
+        >>> y, cache = ops.conv_transpose2d(x, np.ones((1, 1, 1, 2)), stride=2)
+        >>> y[0, 0]
+        array([[1., 1., 2., 2.]])
+        >>> dx, dweight, dbias = ops.conv_transpose2d_backward(np.ones_like(y), cache)
+        >>> dx[0, 0]
+        array([[2., 2.]])
     """
     name = f"conv_transpose{axes}d"
     check_input(name, axes, x, weight=weight, bias=bias)

@@ -1,13 +1,12 @@
-"""How an op finds the code that computes it: the portable pair written here, or a backend's own
-pair.
+"""How an op finds the code that computes it: its portable pair, or the kernels of a backend.
 
-An op is a pair of functions. The forward takes arrays and plain values and gives back ``(result,
-saved)``, where ``saved`` is whatever its backward needs, or None when it was told not to keep
-anything. The backward takes the gradient of the result and ``saved``. A backend overrides an op by
-putting a ``Kernel(forward, backward)`` of the same signatures under the op's name into one of its
-kernel sets. Its forward may decline a case by returning ``NotImplemented``: then the next set's
-runs, and the portable pair at last. What was saved travels in a ``Cache`` that names its maker, so
-each backward gets what its own forward kept.
+An op is a pair of functions. The forward function takes arrays and plain values and returns
+``(result, saved)``. ``saved`` holds what the backward function needs; it is None with
+``keep=False``. The backward function takes the gradient of the result and ``saved``. A backend
+overrides an op with a ``Kernel(forward, backward)`` of the same signatures, under the op's name in
+one of its kernel sets. The forward function of a kernel may decline a case by returning
+``NotImplemented``. Then the next kernel set is tried, and the portable pair last. ``Cache`` stores
+``saved`` together with the backward function of the same maker.
 """
 
 import os
@@ -29,6 +28,9 @@ PRECISIONS = ("float32", "tf32", "bfloat16", "float16", "3xtf32")
 
 
 def _checked(choice: str, source: str) -> str:
+    """Return ``choice`` if it is a kernel set that can be used here. Raises ArgumentError.
+    ``source`` is named in the message.
+    """
     if choice not in _CHOICES:
         raise ArgumentError(f"{source} must be one of {', '.join(_CHOICES)}; got {choice!r}")
     if choice == "numba" and find_spec("numba") is None:
@@ -47,23 +49,33 @@ def _from_environment() -> str:
 
 
 def kernel_choice() -> str:
-    """The choice that holds here: "auto" or a kernel set (see ``use_kernels``). Raises
-    ArgumentError for another word."""
+    """Return the kernel set in use here, or "auto" (see ``use_kernels``). Raises ArgumentError if
+    ``PORTACNN_KERNELS`` is invalid.
+    """
     return _choice.get() or _from_environment()
 
 
 @contextmanager
 def use_kernels(choice: str) -> Iterator[None]:
-    """Within ``with use_kernels("reference"):`` only the portable ops run, as under
-    ``PORTACNN_KERNELS=reference``.
+    """Select the kernel set for the ops inside a ``with`` block, as ``PORTACNN_KERNELS`` does for a
+    process.
+
+    The choice is a context variable, so it applies to the current thread only.
 
     Args:
-        choice: the kernel set to begin with. "numba": kernels that numba compiles for NumPy arrays;
-            "native": what the array library itself does fast; "reference": the portable ops alone.
-            What a set declines goes to the next in this order. "auto" begins with the fastest set
-            that the backend has, and so does the name of a set that it lacks.
+        choice: the kernel set to try first. "numba": kernels that numba compiles for NumPy arrays.
+            "native": fast functions of the array library itself. "reference": the portable ops
+            only. A case that a set declines goes to the next set in this order. "auto" starts with
+            the backend's fastest set; so does the name of a set that the backend lacks.
 
-    It holds for the current thread (a context variable).
+    Raises:
+        ArgumentError: if the choice is unknown, or "numba" without numba installed.
+
+    Example:
+        >>> with ops.use_kernels("reference"):
+        ...     y, cache = ops.relu(np.array([-1.0, 2.0]))
+        >>> y
+        array([0., 2.])
     """
     token = _choice.set(_checked(choice, "use_kernels(...)"))
     try:
@@ -76,31 +88,39 @@ _precision: ContextVar[str] = ContextVar("portacnn_precision", default="float32"
 
 
 def precision() -> str:
-    """What the factors of products are rounded to here before they are multiplied (see
-    ``use_precision``)."""
+    """Return the precision to which the factors of products are rounded here (see
+    ``use_precision``).
+    """
     return _precision.get()
 
 
 @contextmanager
 def use_precision(word: str) -> Iterator[None]:
-    """Within it, the products of float32 convolutions and affine maps may be less exact, where a
-    device is faster so.
+    """Allow faster, less exact products of float32 in the convolutions and affine maps of a
+    ``with`` block.
 
     Args:
-        word: what their factors are rounded to before they are multiplied: "float32" leaves them as
-            they are, and is what holds everywhere else; "tf32" leaves 10 bits behind the point,
-            "bfloat16" 7, "float16" 10 (and numbers up to 65504). "3xtf32" makes two numbers of
-            "tf32" out of each and three products out of one: each is off by at most 3 * 2**-22 of
-            itself, about as much as sums of "float32" are, on the same units as "tf32". Infinity
-            becomes NaN in it. Products are added up in float32 always, and weights and activations
-            stay float32. A bias's gradient, taken as a product with ones, may be rounded alike.
+        word: the precision to which factors are rounded before they are multiplied. "float32" (the
+            default) rounds nothing. "tf32" keeps 10 fraction bits, "bfloat16" 7, and "float16" 10
+            (up to 65504). "3xtf32" splits each factor into two tf32 values and computes three
+            products on the tf32 units. Each product then has a relative error of at most 3 *
+            2**-22, about that of a float32 sum; infinity becomes NaN. Products are always
+            accumulated in float32, and weights and activations stay float32. The gradient of a bias
+            may be rounded too, because some kernels compute it as a product with ones.
 
-    Forward and backward each go by what holds when they run. A device without such units
-    (``Backend.precisions``) goes on in float32, and so do ops that no kernel takes (convolution of
-    three axes). It holds for the current thread (a context variable).
+    The forward and the backward pass each use the precision that is set when they run. A device
+    without such units (``Backend.precisions``) computes in float32, and so do ops without a kernel
+    for it (convolution over three axes). The setting is a context variable, so it applies to the
+    current thread only.
 
     Raises:
-        ArgumentError: another word.
+        ArgumentError: if the word is not one of these.
+
+    Example:
+        >>> with ops.use_precision("tf32"):
+        ...     y, cache = ops.linear(np.ones((1, 2)), np.ones((1, 2)))
+        >>> y
+        array([[2.]])
     """
     token = _precision.set(one_of("precision", word, *PRECISIONS))
     try:
@@ -111,12 +131,11 @@ def use_precision(word: str) -> Iterator[None]:
 
 @lru_cache(maxsize=1024)
 def computed_in(xp: Any, dtype: Any) -> Any:
-    """The dtype that ops compute in for arrays of ``dtype``, where that is another; None where it
-    is the same.
+    """Return the dtype that ops compute in for arrays of ``dtype``, or None if it is the same.
 
-    float16 and bfloat16 are computed in float32: their sums would lose digits from 2048 (256)
-    summands on, and end at 65504. NumPy's arrays of foreign byte order are computed in the
-    machine's own.
+    float16 and bfloat16 are computed in float32. Their sums would lose precision from 2048 (256)
+    summands on, and float16 overflows at 65504. NumPy arrays of foreign byte order are computed in
+    native order.
     """
     native = _in_native_order(dtype)
     if str(native).rpartition(".")[2] in ("float16", "bfloat16"):
@@ -129,15 +148,18 @@ def _in_native_order(dtype: Any) -> Any:
 
 
 def _native(array: Array) -> Array:
-    """The array itself, or where its bytes are in foreign order (NumPy's may be) a native copy."""
+    """Return the array itself, or a copy in native byte order if its bytes are in foreign order
+    (NumPy).
+    """
     backend = backend_of(array)
     native = _in_native_order(array.dtype)
     return array if native is array.dtype else backend.xp.astype(array, native)
 
 
 def _write_back(given: Any, computed: Any) -> None:
-    """What an op wrote into copies, into the arrays that they are copies of; arrays, lists of them,
-    or None."""
+    """Copy what an op wrote into converted copies back to the arrays given: arrays, lists of
+    arrays, or None.
+    """
     if isinstance(given, list):
         for one, other in zip(given, computed, strict=True):
             _write_back(one, other)
@@ -146,26 +168,31 @@ def _write_back(given: Any, computed: Any) -> None:
 
 
 class Cache(NamedTuple):
-    """What a forward kept for its backward, and whose backward that is."""
+    """What a forward pass stored for its backward pass, and the backward function that reads it.
+
+    >>> y, cache = ops.relu(np.array([-1.0, 2.0]))
+    >>> cache.op
+    'relu'
+    """
 
     op: str
     backward: Callable[..., Any]
     saved: Any
-    # library, shape, dtype and device of what the forward gave back: so is its gradient
+    # library, shape, dtype and device of the result, which its gradient must share
     result: tuple[Any, ...]
     backend: Backend
 
 
 class Op:
-    """An op's portable pair, callable through the dispatch: ``@op()`` on the forward, then
+    """An op's portable pair, called through the dispatch: ``@op()`` on the forward function, then
     ``@name.backward``.
 
-    An op that only writes into its arguments (an optimizer's update) has no backward, and its
-    result is handed on as it is.
+    An op that only writes into its arguments, such as an optimizer's update, has no backward
+    function, and its result is returned unchanged.
 
-    Every kernel and every portable op sees float32 or float64 in the machine's byte order only:
-    other floats are converted before (``computed_in``). They all run within ``Backend.elsewhere``,
-    where NumPy does not warn of infinities and NaN.
+    Kernels and portable ops receive only float32 or float64 in native byte order; other floats are
+    converted first (``computed_in``). All run inside ``Backend.elsewhere``, in which NumPy does not
+    warn of infinity and NaN.
     """
 
     def __init__(
@@ -183,15 +210,17 @@ class Op:
         OPS[self.name] = self
 
     def backward(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Register the portable backward ``(dy, saved, **options)``; gives back the dispatching
-        ``(dy, cache, **options)``."""
+        """Register the portable backward function ``(dy, saved, **options)``. Returns the
+        dispatching ``(dy, cache, **options)``.
+        """
         self.portable_backward = function
 
         @wraps(function)
         def run(dy: Array, cache: Cache | None, **options: Any) -> Any:
             if cache is None:
                 raise StateError(
-                    f"nothing was kept; call {self.name} with keep=True", function.__name__
+                    f"expected a cache, got None; call {self.name} with keep=True",
+                    function.__name__,
                 )
             if cache.op != self.name:
                 raise StateError(
@@ -259,8 +288,9 @@ class Op:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> Any:
-        """The op computed in ``dtype``. Results of half precision come back in it, those of foreign
-        byte order stay native."""
+        """Run the op in ``dtype``. Results of half precision are converted back; those of foreign
+        byte order stay native.
+        """
         xp, old = backend.xp, one.dtype
 
         def change(value: Any, old: Any, new: Any) -> Any:
@@ -292,11 +322,11 @@ class Op:
         return y, Cache(self.name, backward, cache.saved, _kind(y), backend)
 
     def prepare(self, x: Array, *args: Any, **kwargs: Any) -> Callable[[Array], Array]:
-        """This op for one array after another that are all just like ``x``, keeping nothing: a
-        function of the array alone.
+        """Return a function of one array that runs this op, without a cache, on arrays just like
+        ``x``.
 
-        The other arguments stay the same objects, though arrays among them may be written to in
-        between. What the function gives back lies in memory that its next call uses again.
+        The other arguments stay the same objects; arrays among them may be written to between
+        calls. The result of a call lies in memory that the next call overwrites.
         """
         if self.check is not None:
             self.check(x, *args, **kwargs)
@@ -309,7 +339,7 @@ class Op:
         return lambda x: self(x, *args, **kwargs, keep=False)[0]
 
     def _overrides(self, backend: Backend) -> Iterator[Kernel]:
-        """The kernels that a backend has for this op; the fastest first."""
+        """Yield the backend's kernels for this op, the fastest first."""
         choice = kernel_choice()
         if choice == "reference":
             return
@@ -320,7 +350,7 @@ class Op:
                 yield kernel
 
 
-def check_call(name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+def check_call(name: str, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> None:
     """Raise TypeError, naming the public function ``name``, if ``function`` cannot be called with
     these arguments. The error that Python raises itself names an inner function."""
     try:
@@ -336,11 +366,11 @@ def _kind(array: Array) -> tuple[Any, ...]:
 def op(
     check: Callable[..., None] | None = None, writes: tuple[str, ...] = ()
 ) -> Callable[[Callable[..., Any]], Op]:
-    """Make a portable forward an ``Op``.
+    """Make a portable forward function an ``Op``.
 
     Args:
-        check: gets the same arguments first, and raises on bad ones.
-        writes: the names of the arguments that it writes into, arrays or lists of arrays.
+        check: is called with the same arguments first, and raises if they are invalid.
+        writes: the names of the arguments that the op writes into: arrays or lists of arrays.
     """
     return lambda forward: Op(forward, check, writes)
 
@@ -350,11 +380,10 @@ OPS: dict[str, Op] = {}
 
 
 def check_arrays(op: str, *, integers: bool = False, **arrays: Array | None) -> None:
-    """Refuse mixed libraries, devices and dtypes, and integers where floats belong. None stands for
-    "not given".
+    """Raise ArrayError for mixed libraries, devices or dtypes, and for integers instead of floats.
 
-    Raises:
-        ArrayError: naming the op, its argument, and what came.
+    Arguments that are None are skipped. The message names the op, the argument and what was
+    received.
     """
     first_name, first = None, None
     for name, array in arrays.items():

@@ -1,8 +1,8 @@
-"""The public faces of an op that is written for any number of spatial axes: ``conv`` -> ``conv1d``,
+"""Make the public functions of an op for any number of spatial axes: ``conv`` -> ``conv1d``,
 ``conv2d``, ``conv3d``.
 
-Notation: S stands for the spatial axes throughout: W; H, W; or D, H, W. Where a number is asked
-for, one number for all of them or one for each (in that order) may be given.
+Notation: S stands for the spatial axes: W; H, W; or D, H, W. An argument that takes an integer per
+axis also takes a single integer for all of them.
 """
 
 from collections.abc import Callable
@@ -22,10 +22,10 @@ R = TypeVar("R")
 def faces(
     name: str, face: Callable[Concatenate[int, P], R]
 ) -> tuple[Callable[P, R], Callable[P, R], Callable[P, R]]:
-    """The functions ``{name}1d``, ``{name}2d`` and ``{name}3d``: ``face`` with its first argument,
-    ``axes``, filled in.
+    """Return the functions ``{name}1d``, ``{name}2d`` and ``{name}3d``: ``face`` with its first
+    argument, ``axes``, filled in.
 
-    They share its docstring, and their signature is what remains.
+    They share its docstring, and their signature has the remaining parameters.
     """
     whole = signature(face)
     rest = whole.replace(parameters=list(whole.parameters.values())[1:])
@@ -48,11 +48,13 @@ def faces(
 
 
 def check_input(name: str, axes: int | None, x: Array, **others: Array | None) -> None:
-    """Check that x is (N, C, *S) with this many spatial axes (None: any), floating, and that the
-    others go with it.
+    """Check that x is a floating-point array (N, C, *S) and that the other arrays match its
+    library, device and dtype.
+
+    ``axes`` is the number of spatial axes; None allows any number.
 
     Raises:
-        ArrayError, ShapeError: naming the op.
+        ArrayError, ShapeError: with the name of the op.
     """
     check_arrays(name, **{"x": x, **others})
     if x.ndim < 3 if axes is None else x.ndim != axes + 2:

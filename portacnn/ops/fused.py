@@ -1,14 +1,13 @@
-"""What layers that follow each other do in one go: convolution, ReLU and max pooling; an affine
-map, batch norm or a sum and ReLU.
+"""Fused ops: convolution, ReLU and max pooling; an affine map, batch norm or a sum, and ReLU.
 
-Each is an op made of ops, so it gives what they give, one after the other, on every backend. It
-stands here so that a backend may override the whole: what is not written out between the parts need
-not be read again, and on most machines that reading takes longer than the arithmetic.
-``Sequential`` puts them in where such layers follow each other.
+Each is composed of other ops and returns what these return in sequence, on every backend. A backend
+may override a fused op as a whole. It then does not write intermediate results to memory and read
+them again, which takes longer than the arithmetic on most machines. ``Sequential`` uses these ops
+when such layers follow each other.
 
-ReLU and max pooling commute, and so do adding a bias and max pooling: an override may pool first
-and do the rest on a quarter of the numbers. Where a window's maximum is not above zero no gradient
-goes through, in either order.
+ReLU and max pooling commute, and so do adding a bias and max pooling. An override may therefore
+pool first and do the rest on a quarter of the elements. If the maximum of a window is not above
+zero, no gradient flows, in either order.
 """
 
 from functools import partial
@@ -36,7 +35,9 @@ def conv_relu(
     *,
     keep: bool,
 ) -> tuple[Array, tuple | None]:
-    """x (N, C, *S) -> relu(conv(x)) (N, O, *OUT), or its maxima under the windows ``pool``."""
+    """Return relu(conv(x)) for x (N, C, *S), (N, O, *OUT), or its maxima over the windows
+    ``pool``.
+    """
     y, conv_cache = conv(x, weight, bias, windows, groups, keep=keep)
     y, relu_cache = relu(y, keep=keep)
     pool_cache = None
@@ -49,7 +50,9 @@ def conv_relu(
 def conv_relu_backward(
     dy: Array, saved: tuple, *, need_dx: bool = True
 ) -> tuple[Array | None, Array, Array | None]:
-    """As ``conv_backward``: dx (N, C, *S) or None, dweight (O, C/G, *K), dbias (O,) or None."""
+    """Return the gradients of ``conv_relu``: dx (N, C, *S) or None, dweight (O, C/G, *K), dbias
+    (O,) or None.
+    """
     conv_cache, relu_cache, pool_cache = saved
     if pool_cache is not None:
         dy = max_pool_backward(dy, pool_cache)
@@ -66,7 +69,9 @@ def _check_linear_relu(
 def linear_relu(
     x: Array, weight: Array, bias: Array | None = None, *, keep: bool = True
 ) -> tuple[Array, tuple | None]:
-    """x (N, F) -> relu(linear(x)) (N, O). Arguments, results and errors: see ``linear``."""
+    """Return relu(linear(x)) (N, O) for x (N, F). Arguments, results and errors are those of
+    ``linear``.
+    """
     y, linear_cache = linear(x, weight, bias, keep=keep)
     y, relu_cache = relu(y, keep=keep)
     return y, (linear_cache, relu_cache) if keep else None
@@ -76,7 +81,9 @@ def linear_relu(
 def linear_relu_backward(
     dy: Array, saved: tuple, *, need_dx: bool = True
 ) -> tuple[Array | None, Array, Array | None]:
-    """dy (N, O) -> dx (N, F) or None, dweight (O, F), dbias (O,) or None."""
+    """Return the gradients of ``linear_relu``: dx (N, F) or None, dweight (O, F), dbias (O,) or
+    None.
+    """
     linear_cache, relu_cache = saved
     return linear_backward(relu_backward(dy, relu_cache), linear_cache, need_dx=need_dx)
 
@@ -94,7 +101,9 @@ def batch_norm_relu(
     eps: float = 1e-5,
     keep: bool = True,
 ) -> tuple[Array, tuple | None]:
-    """x (N, C, ...) -> relu(batch_norm(x)). Arguments, results and errors: see ``batch_norm``."""
+    """Return relu(batch_norm(x)) for x (N, C, ...). Arguments, results and errors are those of
+    ``batch_norm``.
+    """
     y, norm_cache = batch_norm(
         x,
         running_mean,
@@ -114,18 +123,20 @@ def batch_norm_relu(
 def batch_norm_relu_backward(
     dy: Array, saved: tuple, *, need_dx: bool = True
 ) -> tuple[Array | None, Array | None, Array | None]:
-    """dy (N, C, ...) -> dx or None, dweight and dbias (C,) or None where there was none."""
+    """Return the gradients of ``batch_norm_relu``: dx (N, C, ...) or None, dweight and dbias (C,)
+    or None.
+    """
     norm_cache, relu_cache = saved
     return batch_norm_backward(relu_backward(dy, relu_cache), norm_cache, need_dx=need_dx)
 
 
 @op(check_add)
 def add_relu(parts: list[Array], *, keep: bool = True) -> tuple[Array, Any]:
-    """relu(add(parts)): arrays of one shape -> one of that shape."""
+    """Return relu(add(parts)) for arrays of one shape."""
     return relu(add(parts), keep=keep)
 
 
 @add_relu.backward
 def add_relu_backward(dy: Array, y: Any) -> Array:
-    """The gradient of every part: they all have the same."""
+    """Return the gradient of every part; all parts have the same gradient."""
     return relu_backward(dy, y)

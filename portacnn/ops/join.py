@@ -1,8 +1,7 @@
-"""Where paths of a network meet: arrays set side by side along the channels, or added; and the way
-back.
+"""Joins of several paths of a network: concatenation along the channels, and addition.
 
-Adding hands every path the same gradient, so it needs no backward. Neither changes what it is
-given.
+Addition passes the same gradient to every path, so it needs no backward function. No function
+changes its arguments.
 
 Notation: N batch, C channels, S any further axes.
 """
@@ -18,10 +17,11 @@ from portacnn.runtime import Array, backend_of, describe
 
 
 def concat_channels(parts: Sequence[Array]) -> Array:
-    """(N, C1, *S), (N, C2, *S), ... -> (N, C1 + C2 + ..., *S), in memory as the backend prefers.
+    """Concatenate (N, C1, *S), (N, C2, *S), ... to (N, C1 + C2 + ..., *S), in the backend's memory
+    layout.
 
     Raises:
-        ShapeError: the parts differ in more than their channels.
+        ShapeError: if the parts differ in more than their channels.
     """
     _check_alike(
         parts,
@@ -37,11 +37,11 @@ def concat_channels(parts: Sequence[Array]) -> Array:
 
 
 def split_channels(x: Array, counts: Sequence[int]) -> list[Array]:
-    """The backward of ``concat_channels``: (N, C1 + C2 + ..., *S) -> (N, C1, *S), (N, C2, *S), ...:
-    views.
+    """Split x (N, C1 + C2 + ..., *S) into views (N, C1, *S), (N, C2, *S), ...: the backward pass of
+    ``concat_channels``.
 
     Raises:
-        ShapeError: x has not as many channels as the counts add up to.
+        ShapeError: if the channels of x are not the sum of ``counts``.
     """
     if x.shape[1] != sum(counts):
         raise ShapeError(f"expected {sum(counts)} channels, got {describe(x)}")
@@ -51,13 +51,15 @@ def split_channels(x: Array, counts: Sequence[int]) -> list[Array]:
 
 
 def check_add(parts: list[Array], **options: Any) -> None:
-    """Raise ShapeError where they differ in shape."""
+    """Raise ShapeError if the parts differ in shape."""
     _check_alike(parts, [part.shape for part in parts], "of one shape")
 
 
 @op(check_add)
 def add(parts: list[Array]) -> Array:
-    """The sum of arrays of one shape: nothing is broadcast. Raises ShapeError where they differ."""
+    """Return the sum of arrays of one shape, without broadcasting. Raises ShapeError if they
+    differ.
+    """
     total = parts[0]
     for part in parts[1:]:
         total = total + part

@@ -1,14 +1,14 @@
-"""Losses: from a network's last activations and what should have come out, a number and the way
-down.
+"""Losses: a value that measures the difference of outputs and targets, and its gradient.
 
-Notation: N batch, C classes, and after the classes any further axes (an image's, in segmentation).
+Notation: N batch, C classes; further axes may follow the classes (those of an image, in
+segmentation).
 """
 
 from collections.abc import Callable
 from math import prod
 from typing import Any
 
-from portacnn.arguments import one_of, real
+from portacnn.arguments import one_of, positive, real
 from portacnn.errors import ArgumentError, LabelError, PortacnnError, ShapeError
 from portacnn.ops.dispatch import check_arrays, op
 from portacnn.ops.special import logistic
@@ -18,6 +18,38 @@ REDUCTIONS = ("mean", "sum", "none")
 
 
 # --- softmax cross-entropy ------------------------------------------------------------------------
+
+
+def check_labels(
+    name: str, logits: Array, target: Array, weight: Array | None, *, shares: bool = False
+) -> None:
+    """Check the arrays of a loss of classes.
+
+    Args:
+        name: the op, for messages.
+        logits: (N, C, ...), floating point.
+        target: integers (N, ...); with ``shares`` also a distribution of logits' shape.
+        weight: (C,), or None.
+    """
+    check_arrays(name, logits=logits, weight=weight)
+    if backend_of(target).name != backend_of(logits).name or target.device != logits.device:
+        check_arrays(name, integers=True, logits=logits, target=target)
+    if logits.ndim < 2:
+        raise ShapeError(f"expected logits (N, C, ...), got {describe(logits)}", name)
+    n, classes, *rest = logits.shape
+    one_hot = shares and tuple(target.shape) == tuple(logits.shape)
+    if not one_hot and tuple(target.shape) != (n, *rest):
+        more = f", or one-hot of {tuple(logits.shape)}" if shares else ""
+        raise LabelError(
+            f"expected labels of shape {(n, *rest)}{more}, got {tuple(target.shape)}", name
+        )
+    if not one_hot and is_float(backend_of(target).xp, target.dtype):
+        raise LabelError(f"class indices must be integers, got {describe(target)}", name)
+    if weight is not None and tuple(weight.shape) != (classes,):
+        raise ShapeError(
+            f"expected a weight of shape ({classes},), one per class, got {tuple(weight.shape)}",
+            name,
+        )
 
 
 def _check_cross_entropy(
@@ -31,25 +63,7 @@ def _check_cross_entropy(
     keep: bool = True,
 ) -> None:
     name = "softmax_cross_entropy"
-    check_arrays(name, logits=logits, weight=weight)
-    if backend_of(target).name != backend_of(logits).name or target.device != logits.device:
-        check_arrays(name, integers=True, logits=logits, target=target)
-    if logits.ndim < 2:
-        raise ShapeError(f"expected logits (N, C, ...), got {describe(logits)}", name)
-    n, classes, *rest = logits.shape
-    if tuple(target.shape) not in ((n, *rest), tuple(logits.shape)):
-        raise LabelError(
-            f"expected labels of shape {(n, *rest)}, or one-hot of {tuple(logits.shape)}, got "
-            f"{tuple(target.shape)}",
-            name,
-        )
-    if target.ndim < logits.ndim and is_float(backend_of(target).xp, target.dtype):
-        raise LabelError(f"class indices must be integers, got {describe(target)}", name)
-    if weight is not None and tuple(weight.shape) != (classes,):
-        raise ShapeError(
-            f"expected a weight for each of {classes} classes, got shape {tuple(weight.shape)}",
-            name,
-        )
+    check_labels(name, logits, target, weight, shares=True)
     if target.ndim == logits.ndim and ignore_index >= 0:
         raise ArgumentError(
             f"ignore_index={ignore_index} is for integer labels, got a distribution "
@@ -74,31 +88,45 @@ def softmax_cross_entropy(
     reduction: str = "mean",
     keep: bool = True,
 ) -> tuple[Array, tuple | None]:
-    """Softmax over the classes and the cross-entropy with ``target``, as
+    """Compute the cross-entropy of softmax(logits) and ``target``, as
     torch.nn.functional.cross_entropy.
 
-    With p the target distribution (one-hot for an integer label), smoothed and weighted to q =
-    weight * ((1 - label_smoothing) * p + label_smoothing / C), a sample's loss is -sum(q *
+    Let p be the target distribution (one-hot for an integer label). Smoothing and weights make it q
+    = weight * ((1 - label_smoothing) * p + label_smoothing / C). The loss of a sample is -sum(q *
     log_softmax(logits)).
 
     Args:
-        logits: (N, C, ...), floating point, not normalised.
+        logits: (N, C, ...), floating point, not normalized.
         target: integers (N, ...) in 0..C-1 or ``ignore_index``, or a distribution (one-hot, soft
-            labels) shaped as logits.
-        weight: (C,), a factor for each class.
-        ignore_index: integer labels of this value count for nothing.
-        label_smoothing: the share of every target spread evenly over the classes, 0..1.
-        reduction: ``"mean"`` (for integer labels over the weights of the labels that count),
-            ``"sum"`` or ``"none"``.
-        keep: keep what ``softmax_cross_entropy_backward`` needs.
+            labels) with the shape of logits.
+        weight: (C,), a factor per class, or None.
+        ignore_index: samples with this integer label are ignored.
+        label_smoothing: the part of every target that is spread evenly over the classes, 0..1.
+        reduction: ``"mean"`` (for integer labels, divided by the sum of the weights of their
+            classes), ``"sum"`` or ``"none"``.
+        keep: store what ``softmax_cross_entropy_backward`` needs.
 
     Returns:
-        The loss, 0-dimensional (or (N, ...) for ``"none"``), and the cache. A label that is out of
-        range makes the loss NaN: looking would cost a transfer here; models and Trainer look, once,
-        on the host.
+        The loss, 0-dimensional (or (N, ...) with ``"none"``), and the cache. A label that is out of
+        range makes the loss NaN. Checking labels here would need a transfer from the device; models
+        and Trainer check them once, on the host.
 
     Raises:
-        LabelError, ShapeError, ArgumentError, ArrayError: see the message.
+        LabelError: if the shape of target does not match the logits, or class indices are not
+            integers.
+        ShapeError: if logits have fewer than two axes, or weight is not (C,).
+        ArgumentError: if label_smoothing or reduction is invalid, or ignore_index is used with a
+            distribution.
+        ArrayError: if logits are not floating point, or arrays differ in library or device.
+
+    Example:
+        >>> logits = np.array([[2.0, 0.0], [0.0, 0.0]])
+        >>> loss, cache = ops.softmax_cross_entropy(logits, np.array([0, 1]))
+        >>> round(float(loss), 4)
+        0.41
+        >>> np.round(ops.softmax_cross_entropy_backward(1.0, cache), 4)
+        array([[-0.0596,  0.0596],
+               [ 0.25  , -0.25  ]])
     """
     xp = backend_of(logits).xp
     dtype, device = logits.dtype, logits.device
@@ -111,7 +139,7 @@ def softmax_cross_entropy(
     by_class = 1.0 if weight is None else xp.reshape(weight, along_classes)
     indices = target.ndim < logits.ndim
     if indices:
-        # bytes can neither name 300 classes nor be compared with -100
+        # int8 and uint8 cannot hold 300 classes, and uint8 cannot hold -100
         target = xp.astype(target, xp.int64)
         labels = xp.expand_dims(target, axis=1)
         one_hot = labels == xp.reshape(
@@ -130,13 +158,13 @@ def softmax_cross_entropy(
     if label_smoothing:
         p = (1.0 - label_smoothing) * p + label_smoothing / classes
     q = by_class * p * counts  # (N, C, ...)
-    # A class without a share costs nothing, be its logit -inf.
+    # A class with q = 0 adds nothing to the loss, even if its logit is -inf.
     losses = xp.sum(q * xp.where(q != 0, xp.log(total) - shifted, 0.0), axis=1)
     if indices:
         known = xp.any(one_hot, axis=1) | (target == ignore_index)
         losses = xp.where(known, losses, float("nan"))
     if reduction == "mean":
-        # The mean over nothing is NaN, as in PyTorch; what nothing is asked of has the gradient 0.
+        # The mean over no samples is NaN and its gradient 0, as in PyTorch.
         scale = xp.where(count == 0, 0.0, 1.0 / xp.where(count == 0, 1.0, count))
         loss = xp.where(count == 0, float("nan"), xp.sum(losses) * scale)
     else:
@@ -146,8 +174,10 @@ def softmax_cross_entropy(
 
 @softmax_cross_entropy.backward
 def softmax_cross_entropy_backward(dy: Array | float, saved: tuple) -> Array:
-    """dlogits (N, C, ...) = dy * (softmax(logits) * sum(q) - q), divided as the mean was. dy:
-    shaped as the loss, or 1.0."""
+    """Return dlogits (N, C, ...) = dy * (softmax(logits) * sum(q) - q), divided as the mean was.
+
+    dy: an array with the shape of the loss, or 1.0.
+    """
     softmax, q, scale, reduction = saved
     xp = backend_of(softmax).xp
     if reduction == "none" and hasattr(dy, "shape"):
@@ -156,18 +186,24 @@ def softmax_cross_entropy_backward(dy: Array | float, saved: tuple) -> Array:
 
 
 def is_correct(logits: Array, labels: Array) -> Array:
-    """For logits (N, C) and integer labels (N,): whether the largest logit is the label's, booleans
-    (N,); not if one is NaN."""
+    """Return for each sample whether its largest logit is that of its label: booleans (N,).
+
+    logits: (N, C); labels: integers (N,). A sample with a NaN is not correct.
+
+    >>> ops.is_correct(np.array([[2.0, 0.0], [0.0, 1.0]]), np.array([0, 0]))
+    array([ True, False])
+    """
     xp = backend_of(logits).xp
     return (xp.argmax(logits, axis=1) == labels) & xp.all(logits == logits, axis=1)
 
 
-# --- losses of one number against another ---------------------------------------------------------
+# --- elementwise losses ---------------------------------------------------------------------------
 
 
-def _check_pair(name: str, *factors: str) -> Callable[..., None]:
-    """The check of a loss whose input and target have one shape; ``factors`` are optional arrays
-    that broadcast to it."""
+def check_pair(name: str, *factors: str) -> Callable[..., None]:
+    """Return the check of a loss whose input and target have one shape. ``factors`` are optional
+    arrays that broadcast to it.
+    """
 
     def check(
         input: Array, target: Array, *, reduction: str = "mean", keep: bool = True, **options: Any
@@ -175,7 +211,7 @@ def _check_pair(name: str, *factors: str) -> Callable[..., None]:
         check_arrays(name, input=input, target=target, **options)
         if tuple(input.shape) != tuple(target.shape):
             raise ShapeError(
-                f"expected a target shaped as the input, got {describe(input)} and "
+                f"expected input and target of one shape, got {describe(input)} and "
                 f"{describe(target)}",
                 name,
             )
@@ -200,9 +236,10 @@ def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
     return len(shape) == len(last) and all(n in (1, m) for n, m in zip(shape, last, strict=True))
 
 
-def _reduced(losses: Array, reduction: str) -> tuple[Array, float]:
-    """The loss, and what each gradient is multiplied with. The mean over nothing is NaN, as in
-    PyTorch."""
+def reduced(losses: Array, reduction: str) -> tuple[Array, float]:
+    """Return the loss and the factor of each gradient. The mean over no elements is NaN, as in
+    PyTorch.
+    """
     if reduction == "none":
         return losses, 1.0
     total = backend_of(losses).xp.sum(losses)
@@ -212,7 +249,7 @@ def _reduced(losses: Array, reduction: str) -> tuple[Array, float]:
     return total * scale, scale
 
 
-@op(_check_pair("mse_loss", "weight"))
+@op(check_pair("mse_loss", "weight"))
 def mse_loss(
     input: Array,
     target: Array,
@@ -221,36 +258,131 @@ def mse_loss(
     reduction: str = "mean",
     keep: bool = True,
 ) -> tuple[Array, Any]:
-    """weight * (input - target)^2, as torch.nn.functional.mse_loss (but that the mean divides by
-    the count of numbers, always).
+    """Compute weight * (input - target)^2, as torch.nn.functional.mse_loss.
+
+    Unlike in PyTorch, ``"mean"`` always divides by the number of elements, also with a weight.
 
     Args:
-        input, target: any shape, one for both; floating point, of one dtype.
+        input, target: any shape, the same for both; floating point, of one dtype.
         weight: broadcast to them, or None.
-        reduction: ``"mean"`` over all numbers, ``"sum"`` or ``"none"``.
-        keep: keep what ``mse_loss_backward`` needs.
+        reduction: ``"mean"`` over all elements, ``"sum"`` or ``"none"``.
+        keep: store what ``mse_loss_backward`` needs.
 
     Returns:
-        The loss, 0-dimensional (or shaped as input for ``"none"``), and the cache.
+        The loss, 0-dimensional (or with the shape of input for ``"none"``), and the cache.
 
     Raises:
-        ShapeError, ArgumentError, ArrayError: see the message.
+        ShapeError: if input and target differ in shape, or weight does not broadcast to them.
+        ArgumentError: if reduction is unknown.
+        ArrayError: if the arrays are integers, or differ in library, device or dtype.
+
+    Example:
+        >>> loss, cache = ops.mse_loss(np.array([1.0, 4.0]), np.array([0.0, 2.0]))
+        >>> float(loss)
+        2.5
+        >>> ops.mse_loss_backward(1.0, cache)
+        array([1., 2.])
     """
     difference = input - target
     weighted = difference if weight is None else weight * difference
-    loss, scale = _reduced(weighted * difference, reduction)
+    loss, scale = reduced(weighted * difference, reduction)
     return loss, (weighted, scale) if keep else None
 
 
 @mse_loss.backward
 def mse_loss_backward(dy: Array | float, saved: tuple) -> Array:
-    """dinput = dy * 2 * weight * (input - target), divided as the mean was. dy: shaped as the loss,
-    or 1.0."""
+    """Return dinput = dy * 2 * weight * (input - target), divided as the mean was.
+
+    dy: an array with the shape of the loss, or 1.0.
+    """
     weighted, scale = saved
     return weighted * (dy * (2.0 * scale))
 
 
-@op(_check_pair("binary_cross_entropy_with_logits", "weight", "pos_weight"))
+@op(check_pair("l1_loss", "weight"))
+def l1_loss(
+    input: Array,
+    target: Array,
+    *,
+    weight: Array | None = None,
+    reduction: str = "mean",
+    keep: bool = True,
+) -> tuple[Array, Any]:
+    """Compute weight * |input - target|, as torch.nn.functional.l1_loss does.
+
+    Arguments, result and errors are those of ``mse_loss``.
+
+        >>> import numpy as np
+        >>> from portacnn import ops
+        >>> loss, cache = ops.l1_loss(np.array([1.0, 4.0]), np.array([2.0, 1.0]))
+        >>> float(loss), ops.l1_loss_backward(1.0, cache).tolist()
+        (2.0, [-0.5, 0.5])
+    """
+    difference = input - target
+    size = backend_of(input).xp.abs(difference)
+    loss, scale = reduced(size if weight is None else weight * size, reduction)
+    return loss, (difference, weight, scale) if keep else None
+
+
+@l1_loss.backward
+def l1_loss_backward(dy: Array | float, saved: tuple) -> Array:
+    """Return dinput = dy * weight * sign(input - target), divided as the mean was; 0 at equal
+    values."""
+    difference, weight, scale = saved
+    slope = backend_of(difference).xp.sign(difference)
+    return (slope if weight is None else weight * slope) * (dy * scale)
+
+
+def _check_huber(input: Array, target: Array, *, delta: float = 1.0, **options: Any) -> None:
+    check_pair("huber_loss", "weight")(input, target, **options)
+    try:
+        positive("delta", delta)
+    except PortacnnError as error:
+        raise error.at("huber_loss")
+
+
+@op(_check_huber)
+def huber_loss(
+    input: Array,
+    target: Array,
+    *,
+    delta: float = 1.0,
+    weight: Array | None = None,
+    reduction: str = "mean",
+    keep: bool = True,
+) -> tuple[Array, Any]:
+    """Compute 0.5 * d^2 for |d| = |input - target| up to ``delta``, a line of slope ``delta``
+    beyond.
+
+    As torch.nn.functional.huber_loss.
+
+        >>> import numpy as np
+        >>> from portacnn import ops
+        >>> loss, cache = ops.huber_loss(np.array([1.0, 4.0]), np.array([1.5, 1.0]))
+        >>> float(loss), ops.huber_loss_backward(1.0, cache).tolist()
+        (1.3125, [-0.25, 0.5])
+
+    The other arguments, the result and the errors are those of ``mse_loss``.
+    """
+    xp = backend_of(input).xp
+    difference = input - target
+    size = xp.abs(difference)
+    near = xp.minimum(size, delta)
+    losses = near * (size - 0.5 * near)  # also 0.5 * d^2, where both are |d|
+    loss, scale = reduced(losses if weight is None else weight * losses, reduction)
+    return loss, (difference, delta, weight, scale) if keep else None
+
+
+@huber_loss.backward
+def huber_loss_backward(dy: Array | float, saved: tuple) -> Array:
+    """Return dinput = dy * weight * (input - target), clipped to -delta..delta, divided as the mean
+    was."""
+    difference, delta, weight, scale = saved
+    slope = backend_of(difference).xp.clip(difference, -delta, delta)
+    return (slope if weight is None else weight * slope) * (dy * scale)
+
+
+@op(check_pair("binary_cross_entropy_with_logits", "weight", "pos_weight"))
 def binary_cross_entropy_with_logits(
     input: Array,
     target: Array,
@@ -260,26 +392,34 @@ def binary_cross_entropy_with_logits(
     reduction: str = "mean",
     keep: bool = True,
 ) -> tuple[Array, Any]:
-    """weight * -(pos_weight * t * log(s) + (1 - t) * log(1 - s)) with s = sigmoid(input), as
-    torch's function of this name.
+    """Compute the binary cross-entropy of sigmoid(input) and target, as torch's function of this
+    name.
 
-    Computed as (1 - t) * x + (1 + (pos_weight - 1) * t) * log(1 + exp(-x)), which does not
-    overflow.
+    The loss of an element is weight * -(pos_weight * t * log(s) + (1 - t) * log(1 - s)) with s =
+    sigmoid(x). It is computed as (1 - t) * x + (1 + (pos_weight - 1) * t) * log(1 + exp(-x)), which
+    does not overflow.
 
     Args:
         input: logits x of any shape, floating point.
         target: probabilities t, 0 to 1, of input's shape and dtype.
-        weight: a factor for each number, broadcast to input, or None.
-        pos_weight: a factor for the positive side, broadcast to input ((C,) for an input (N, C)),
-            or None.
-        reduction: ``"mean"`` over all numbers, ``"sum"`` or ``"none"``.
-        keep: keep what ``binary_cross_entropy_with_logits_backward`` needs.
+        weight: a factor per element, broadcast to input, or None.
+        pos_weight: a factor of the positive term, broadcast to input ((C,) for an input (N, C)), or
+            None.
+        reduction: ``"mean"`` over all elements, ``"sum"`` or ``"none"``.
+        keep: store what ``binary_cross_entropy_with_logits_backward`` needs.
 
     Returns:
-        The loss, 0-dimensional (or shaped as input for ``"none"``), and the cache.
+        The loss, 0-dimensional (or with the shape of input for ``"none"``), and the cache.
 
     Raises:
-        ShapeError, ArgumentError, ArrayError: see the message.
+        ShapeError, ArgumentError, ArrayError: as for ``mse_loss``.
+
+    Example:
+        >>> loss, cache = ops.binary_cross_entropy_with_logits(np.array([0.0]), np.array([1.0]))
+        >>> round(float(loss), 4)
+        0.6931
+        >>> ops.binary_cross_entropy_with_logits_backward(1.0, cache)
+        array([-0.5])
     """
     xp = backend_of(input).xp
     negative = 1.0 - target
@@ -287,14 +427,17 @@ def binary_cross_entropy_with_logits(
     positive = 1.0 if pos_weight is None else negative + pos_weight * target
     log_term = xp.log1p(xp.exp(-xp.abs(input))) - xp.minimum(input, 0.0)  # log(1 + exp(-x))
     losses = negative * input + positive * log_term
-    loss, scale = _reduced(losses if weight is None else weight * losses, reduction)
+    loss, scale = reduced(losses if weight is None else weight * losses, reduction)
     return loss, (input, negative, positive, weight, scale) if keep else None
 
 
 @binary_cross_entropy_with_logits.backward
 def binary_cross_entropy_with_logits_backward(dy: Array | float, saved: tuple) -> Array:
-    """dinput = dy * weight * ((1 - t) - (1 + (pos_weight - 1) * t) * sigmoid(-x)), divided as the
-    mean was."""
+    """Return dinput = dy * weight * ((1 - t) - (1 + (pos_weight - 1) * t) * sigmoid(-x)), divided
+    as the mean was.
+
+    dy: an array with the shape of the loss, or 1.0.
+    """
     input, negative, positive, weight, scale = saved
     dinput = negative - positive * logistic(-input)
     if weight is not None:

@@ -1,16 +1,17 @@
-"""Random masks of the same bits on every backend, and the op that multiplies by one: dropout's.
+"""Random masks with the same bits on every backend, and the op that applies them (dropout).
 
-No generator and no state: whether a number is kept is a hash of where it stands. Sample number
-``first + n`` of step ``step`` gets two words of 32 bits from the layer's key, and number i of that
-sample (counted in the order (C, *S), whatever the memory's order) is kept where the hash of i under
-these words is p * 2^32 or more. So a mask depends neither on strides nor on how a batch is cut up
-between ranks or accumulated gradients: they only pass the ``first`` of their piece.
+There is no generator and no state. Whether an element is kept follows from a hash of its position.
+Sample ``first + n`` of step ``step`` gets two 32-bit words from the layer's key. Element i of that
+sample, counted in the order (C, *S) for any memory layout, is kept if the hash of i under these
+words is at least p * 2^32. A mask therefore depends neither on strides nor on how a batch is split
+between ranks or accumulation steps: each of those passes the ``first`` of its part.
 
-The hash is computed in int64 and cut to 32 bits after each product, since torch's unsigned types
-lack arithmetic: factors below 2^31 in absolute value keep a product with a word below 2^63.
+The hash is computed in int64 and cut to 32 bits after each product, because torch's unsigned types
+lack arithmetic. Factors below 2^31 in absolute value keep the product with a 32-bit word below
+2^63.
 
-Notation: N batch, C channels, S the spatial axes, L the numbers of one sample that fall or stay by
-themselves.
+Notation: N batch, C channels, S the spatial axes, L the number of independent mask values per
+sample.
 """
 
 from math import prod
@@ -33,18 +34,18 @@ def _round(x: Any, shift: int, factor: int) -> Any:
 
 
 def _hash(x: Any) -> Any:
-    """One word mixed well, of a Python int or of each number of an int64 array."""
+    """Return a well-mixed 32-bit word of a Python int or of each element of an int64 array."""
     for shift, factor in ROUNDS:
         x = _round(x, shift, factor)
     return x ^ (x >> LAST_SHIFT)
 
 
 def sample_words(key: tuple[int, int], step: Any, position: Any) -> tuple[Any, Any]:
-    """For each position in the global batch (int64) two words, each a hash of all the bits of step
+    """Return two words per position in the global batch (int64), each a hash of all bits of step
     and position.
 
-    Python ints or int64 arrays. Two streams under different halves of the key: where two samples
-    meet in one word, the other tells them apart.
+    Takes Python ints or int64 arrays. The two words come from the two halves of the key; two
+    samples that share one word differ in the other.
     """
     first, second = key
     for part in (step & WORD, step >> 32 & WORD, position & WORD, position >> 32 & WORD):
@@ -54,11 +55,11 @@ def sample_words(key: tuple[int, int], step: Any, position: Any) -> tuple[Any, A
 
 @op()
 def kept(like: Array, length: int, first: Array, second: Array, threshold: int) -> Array:
-    """Which of L numbers of N samples stay: booleans (N, L), laid out as the backend of ``like``
-    prefers.
+    """Return which of L elements of N samples are kept: booleans (N, L) in the memory layout of the
+    backend of ``like``.
 
-    first, second: the samples' words, int64 (N,). The second goes in after the first round, so that
-    samples whose first words are close do not get shifted copies of one mask.
+    first, second: the samples' words, int64 (N,). The second word enters after the first round, so
+    that samples with similar first words do not get shifted copies of one mask.
     """
     backend = backend_of(like)
     xp = backend.xp
@@ -80,8 +81,9 @@ def kept(like: Array, length: int, first: Array, second: Array, threshold: int) 
 def drop(
     x: Array, p: float, length: int, key: tuple[int, int], step: Any, first: Any, *, keep: bool
 ) -> tuple[Array, tuple | None]:
-    """x (N, C, *S) -> y: the op behind ``dropout`` (length C*S), the channel dropouts (length C)
-    and stochastic depth (length 1)."""
+    """Apply a mask to x (N, C, *S): the op behind ``dropout`` (length C*S) channel dropout
+    (length C) and stochastic depth (length 1).
+    """
     backend = backend_of(x)
     xp = backend.xp
     n = x.shape[0]
@@ -100,7 +102,7 @@ def drop(
 
 @drop.backward
 def drop_backward(dy: Array, saved: tuple) -> Array:
-    """dy (N, C, *S) -> dx: the same numbers dropped, and the same scale."""
+    """Return dx (N, C, *S): dy with the same mask and the same scale."""
     return _masked(dy, *saved)
 
 
@@ -109,8 +111,9 @@ def _masked(x: Array, mask: Array, scale: float) -> Array:
 
 
 def _int64(x: Array, number: Any) -> Any:
-    """A counter as something to compute with: a Python int stays one, a 0-dimensional array on x's
-    device becomes int64."""
+    """Return a counter for arithmetic: a Python int unchanged, a 0-dimensional array on x's device
+    as int64.
+    """
     return (
         backend_of(number).xp.astype(number, backend_of(number).xp.int64)
         if hasattr(number, "shape")

@@ -1,12 +1,11 @@
-"""Normalization: subtract the mean of some of the numbers and divide by their spread, then scale
-and shift by weight and bias.
+"""Normalization: subtract the mean, divide by the standard deviation, then scale and shift.
 
     xhat = (x - mean) / sqrt(var + eps)        y = weight * xhat + bias
 
-Batch, instance, group and layer norm differ only in which numbers share a mean. Seen batch-last,
-(C, *S, N), those always lie side by side, so all four are one computation on *blocks* (A, P, Q, B):
-the P*Q numbers in the middle share a mean and a variance, and a weight is for one of the A or for
-one of the P.
+Batch, instance, group and layer norm differ only in which elements share a mean. In batch-last
+order, (C, *S, N), these elements are adjacent. All four are therefore one computation on *blocks*
+(A, P, Q, B): the P*Q elements in the middle share a mean and a variance, and a weight belongs to an
+index of A, of P, or of both.
 
               A     P     Q     B     weight
     batch     C     1     S*N   1     (C, 1)
@@ -14,7 +13,7 @@ one of the P.
     group     G     C/G   S     N     (G, C/G)
     layer     L     D     1     N     (1, D)
 
-Notation: N batch, C channels, S the spatial axes, G groups; layer norm's x is (N, *L, *D).
+Notation: N batch, C channels, S the spatial axes, G groups; the x of layer norm is (N, *L, *D).
 """
 
 from collections.abc import Sequence
@@ -31,22 +30,22 @@ from portacnn.runtime import Array, backend_of, describe
 
 _BLOCK = 128
 RUNNING = ("running_mean", "running_var")
-"""What batch and instance norm write into."""
+"""The arguments that batch and instance norm write into."""
 
 
 class Normalized(NamedTuple):
-    """What a normalization keeps for its backward pass."""
+    """What a normalization stores for its backward pass."""
 
     shape: tuple[int, ...]  # of x
     centred: Array  # x - mean, (A, P, Q, B)
     rstd: Array  # 1 / sqrt(var + eps), (A, 1, 1, B)
     weight: Array | None
     bias: Array | None
-    per: tuple[int, int]  # the weight's place along (A, P)
-    own: bool  # whether mean and variance are x's own, and so change with it
+    per: tuple[int, int]  # the shape of the weight along (A, P)
+    own: bool  # whether mean and variance are functions of x
 
 
-# --- what all of them share -----------------------------------------------------------------------
+# --- shared code ----------------------------------------------------------------------------------
 
 
 def _normalize(
@@ -57,13 +56,14 @@ def _normalize(
     per: tuple[int, int],
     eps: float,
 ) -> tuple[Array, Normalized, Array, Array]:
-    """x (N, ...) by the statistics of its own blocks (A, P, Q, B) -> y, saved, mean and variance
-    (A, 1, 1, B)."""
+    """Normalize x (N, ...) by the statistics of its blocks (A, P, Q, B). Returns y, saved, mean and
+    variance (A, 1, 1, B).
+    """
     xp = backend_of(x).xp
     rows = xp.reshape(batch_last(x), blocks)
     if prod(blocks):
-        # Two passes, and the first from one of the numbers: a constant block becomes zeros to the
-        # last bit, and a mean that is large beside the spread costs no digits.
+        # Two passes, relative to one element of the block: a constant block becomes exactly zero,
+        # and a mean that is large compared with the variance costs no precision.
         origin = rows[:, :1, :1, :]
         centred = rows - origin
         shift = _mean(centred)
@@ -79,7 +79,7 @@ def _normalize(
 
 
 def _affine(saved: Normalized) -> Array:
-    """y = weight * xhat + bias, back in x's shape."""
+    """Return y = weight * xhat + bias in the shape of x."""
     xp = backend_of(saved.centred).xp
     y = saved.centred * _times_weight(saved.rstd, saved)
     if saved.bias is not None:
@@ -90,10 +90,10 @@ def _affine(saved: Normalized) -> Array:
 def _affine_backward(
     dy: Array, saved: Normalized, need_dx: bool
 ) -> tuple[Array | None, Array | None, Array | None]:
-    """dy shaped as x -> dx or None, dweight and dbias where there are such.
+    """Return dx (or None), dweight and dbias (or None) for dy with the shape of x.
 
-    With g = weight * dy, and means over the P*Q numbers that share one: dx = rstd * (g - mean(g) -
-    xhat * mean(g * xhat)). Where mean and variance came from elsewhere, only rstd * g is left.
+    With g = weight * dy and means over the P*Q elements of a block: dx = rstd * (g - mean(g) - xhat
+    * mean(g * xhat)). If mean and variance are constants (running statistics), dx = rstd * g.
     """
     _, centred, rstd, weight, bias, per, own = saved
     xp = backend_of(dy).xp
@@ -121,28 +121,28 @@ def _times_weight(values: Array, saved: Normalized) -> Array:
 
 
 def _as_input(rows: Array, saved: Normalized) -> Array:
-    """(A, P, Q, B) -> x's shape (N, ...)."""
+    """Reshape (A, P, Q, B) to the shape of x (N, ...)."""
     n, *rest = saved.shape
     return batch_first(backend_of(rows).xp.reshape(rows, (*rest, n)))
 
 
 def _mean(rows: Array) -> Array:
-    """(A, P, Q, B) -> (A, 1, 1, B)."""
+    """Return the mean over P and Q: (A, P, Q, B) -> (A, 1, 1, B)."""
     return _sum(_sum(rows, 2), 1) / (rows.shape[1] * rows.shape[2])
 
 
 def _sum_to(sums: Array, per: tuple[int, int]) -> Array:
-    """(A, P, 1, B) -> the weight's (A, 1, 1, 1), (A, P, 1, 1) or (1, P, 1, 1)."""
+    """Sum (A, P, 1, B) to the weight's shape: (A, 1, 1, 1), (A, P, 1, 1) or (1, P, 1, 1)."""
     sums = _sum(sums, 3)
     return _sum(sums, 0) if per[0] != sums.shape[0] else sums
 
 
 def _sum(rows: Array, axis: int) -> Array:
-    """The sum along one axis, which stays with length 1, in blocks of 128.
+    """Return the sum along one axis, which stays with length 1, computed in blocks of 128.
 
-    Libraries add pairwise along the last axis of the memory, so that errors grow with the logarithm
-    of the count; along another they add row by row, and a float32 sum over a large image would lose
-    digits.
+    Libraries add pairwise along the last axis in memory, so that rounding errors grow with the
+    logarithm of the count. Along other axes they add row by row, and a float32 sum over a large
+    image would lose precision.
     """
     xp = backend_of(rows).xp
     shape = tuple(rows.shape)
@@ -166,8 +166,9 @@ def _sum(rows: Array, axis: int) -> Array:
 def _check(
     name: str, x: Array, eps: float, shape: tuple[int, ...] | None, least: int, **arrays: Any
 ) -> None:
-    """x a floating-point array of at least ``least`` axes, the others of ``shape`` ((C,) where
-    None); eps a number."""
+    """Check that x is a floating-point array of at least ``least`` axes, the other arrays have
+    ``shape`` ((C,) if None), and eps is a number.
+    """
     check_arrays(name, x=x, **arrays)
     if x.ndim < least:
         raise ShapeError(
@@ -195,13 +196,17 @@ def _check_running(
 ) -> None:
     if needed and (running_mean is None or running_var is None):
         raise ArgumentError(
-            "running_mean and running_var are needed where the batch's own statistics are not used",
+            "running_mean and running_var are required if the statistics of the batch are not used",
             name,
         )
     if (running_mean is None) != (running_var is None):
-        raise ArgumentError("running_mean and running_var go together: give both or neither", name)
+        raise ArgumentError(
+            "expected running_mean and running_var together, got one; pass both or neither", name
+        )
     if running_mean is not None and tuple(getattr(momentum, "shape", ())) != ():
-        raise ArgumentError(f"momentum must be one number, got {describe(momentum)}", name)
+        raise ArgumentError(
+            f"momentum must be a number or 0-dimensional, got {describe(momentum)}", name
+        )
     try:
         if not hasattr(momentum, "shape"):
             real("momentum", momentum)
@@ -222,7 +227,7 @@ def check_batch_norm(
     eps: float = 1e-5,
     keep: bool = True,
 ) -> None:
-    """What ``batch_norm`` and the op ``name`` that is made of it refuse."""
+    """Check the arguments of ``batch_norm``, or of the op ``name`` that is composed of it."""
     _check(
         name,
         x,
@@ -238,8 +243,7 @@ def check_batch_norm(
     if training and x.shape[0] * prod(x.shape[2:]) == 1:
         raise ShapeError(
             f"expected more than 1 value per channel when training, got input {describe(x)}; one "
-            "value has no variance: "
-            "use a larger batch, or training=False",
+            "value has no variance: use a larger batch, or training=False",
             name,
         )
 
@@ -257,32 +261,42 @@ def batch_norm(
     eps: float = 1e-5,
     keep: bool = True,
 ) -> tuple[Array, Normalized | None]:
-    """Each channel normalized over the batch and all its pixels (Ioffe and Szegedy, 2015), as
-    torch.nn.functional.batch_norm.
+    """Normalize each channel over the batch and its pixels, as torch.nn.functional.batch_norm.
 
-    In training by the batch's own mean and (biased) variance, and the running ones are moved
-    towards them, in place: running = (1 - momentum) * running + momentum * batch's, with the
-    unbiased variance. Else by the running ones, which then are constants to the backward pass too
-    ("frozen" batch norm trains).
+    Ioffe and Szegedy, 2015. In training, mean and (biased) variance are those of the batch. The
+    running statistics are updated in place: running = (1 - momentum) * running + momentum * batch
+    statistic, with the unbiased variance. Otherwise the running statistics are used. They are
+    constants to the backward pass, so a network with "frozen" batch norm can be trained.
 
     Args:
         x: (N, C, ...), floating point.
-        running_mean, running_var: (C,), written to in training. May be None there.
+        running_mean, running_var: (C,), updated in training. May be None in training.
         weight, bias: (C,), or None.
-        training: use the batch's own statistics.
-        momentum: a number, or a 0-dimensional array on x's device (a cumulative average's 1/count,
-            say).
+        training: use the statistics of the batch.
+        momentum: a number, or a 0-dimensional array on x's device (such as 1/count, for a
+            cumulative average).
         eps: added to the variance.
-        keep: keep what ``batch_norm_backward`` needs.
+        keep: store what ``batch_norm_backward`` needs.
 
     Returns:
-        y, shaped as x, and the cache. An empty batch gives an empty result and leaves the running
-        statistics alone.
+        y, with the shape of x, and the cache. An empty batch returns an empty result and does not
+        change the running statistics.
 
     Raises:
-        ShapeError: shapes that do not fit; one value per channel in training, which has no
-            variance.
-        ArgumentError, ArrayError: see the message.
+        ShapeError: if shapes do not match, or there is one value per channel in training (its
+            variance is undefined).
+        ArgumentError: if running statistics are missing, or momentum or eps is invalid.
+        ArrayError: if the arrays are integers, or differ in library, device or dtype.
+
+    Example:
+        >>> mean, var = np.zeros(1), np.ones(1)
+        >>> y, cache = ops.batch_norm(np.array([[1.0], [3.0]]), mean, var, training=True, eps=0.0)
+        >>> y
+        array([[-1.],
+               [ 1.]])
+        >>> mean, var
+        (array([0.2]), array([1.1]))
+        >>> dx, dweight, dbias = ops.batch_norm_backward(np.array([[1.0], [0.0]]), cache)
     """
     xp = backend_of(x).xp
     n, c, *size = x.shape
@@ -305,13 +319,14 @@ def batch_norm(
 def batch_norm_backward(
     dy: Array, saved: Normalized, *, need_dx: bool = True
 ) -> tuple[Array | None, Array | None, Array | None]:
-    """dy (N, C, ...) -> dx or None without ``need_dx``; dweight and dbias (C,), None where there
-    was none."""
+    """Return dx (None if ``need_dx`` is False), dweight and dbias, (C,) (None if there is no such
+    parameter).
+    """
     return _affine_backward(dy, saved, need_dx)
 
 
 def move_towards(running: Any, new: Array, momentum: Any) -> None:
-    """A running statistic towards a batch's, in place."""
+    """Update a running statistic in place: (1 - momentum) * running + momentum * new."""
     running[...] = (1.0 - momentum) * running + momentum * new
 
 
@@ -346,7 +361,7 @@ def _check_instance_norm(
     if use_input_stats and prod(x.shape[2:]) == 1:
         raise ShapeError(
             f"expected more than 1 spatial element, got input {describe(x)}; one value has no "
-            "variance",
+            "variance: use a larger image, or use_input_stats=False",
             name,
         )
 
@@ -364,23 +379,31 @@ def instance_norm(
     eps: float = 1e-5,
     keep: bool = True,
 ) -> tuple[Array, Normalized | None]:
-    """Each channel of each sample normalized over its pixels (Ulyanov et al., 2016), as
-    torch.nn.functional.instance_norm.
+    """Normalize each channel of each sample over its pixels, as torch.nn.functional.instance_norm.
+
+    Ulyanov et al., 2016.
 
     Args:
-        x: (N, C, *S), floating point, at least one spatial axis.
-        running_mean, running_var: (C,) or None; moved, in place, towards the batch's mean of its
-            samples' statistics.
+        x: (N, C, *S), floating point, with at least one spatial axis.
+        running_mean, running_var: (C,) or None; updated in place with the statistics of the
+            samples, averaged over the batch.
         weight, bias: (C,), or None.
-        use_input_stats: if not, the running statistics are used, as in ``batch_norm``.
+        use_input_stats: if False, the running statistics are used, as in ``batch_norm``.
         momentum, eps, keep: as for ``batch_norm``.
 
     Returns:
-        y, shaped as x, and the cache.
+        y, with the shape of x, and the cache.
 
     Raises:
-        ShapeError: shapes that do not fit; a single pixel, which has no variance.
-        ArgumentError, ArrayError: see the message.
+        ShapeError: if shapes do not match, or there is a single pixel (its variance is undefined).
+        ArgumentError, ArrayError: as for ``batch_norm``.
+
+    Example:
+        >>> y, cache = ops.instance_norm(np.array([[[1.0, 3.0], [5.0, 9.0]]]), eps=0.0)
+        >>> y
+        array([[[-1.,  1.],
+                [-1.,  1.]]])
+        >>> dx, dweight, dbias = ops.instance_norm_backward(np.ones_like(y), cache)
     """
     if not use_input_stats:
         return batch_norm.forward(x, running_mean, running_var, weight, bias, eps=eps, keep=keep)
@@ -400,8 +423,9 @@ def instance_norm(
 def instance_norm_backward(
     dy: Array, saved: Normalized, *, need_dx: bool = True
 ) -> tuple[Array | None, Array | None, Array | None]:
-    """dy (N, C, *S) -> dx or None without ``need_dx``; dweight and dbias (C,), None where there was
-    none."""
+    """Return dx (None if ``need_dx`` is False), dweight and dbias, (C,) (None if there is no such
+    parameter).
+    """
     return _affine_backward(dy, saved, need_dx)
 
 
@@ -445,22 +469,30 @@ def group_norm(
     eps: float = 1e-5,
     keep: bool = True,
 ) -> tuple[Array, Normalized | None]:
-    """Each group of channels of each sample normalized (Wu and He, 2018), as
-    torch.nn.functional.group_norm.
+    """Normalize each group of channels of each sample, as torch.nn.functional.group_norm.
+
+    Wu and He, 2018.
 
     Args:
         x: (N, C, ...), floating point.
-        num_groups: G, which divides C.
+        num_groups: G, which must divide C.
         weight, bias: (C,), or None.
         eps: added to the variance.
-        keep: keep what ``group_norm_backward`` needs.
+        keep: store what ``group_norm_backward`` needs.
 
     Returns:
-        y, shaped as x, and the cache.
+        y, with the shape of x, and the cache.
 
     Raises:
-        ShapeError: shapes that do not fit; a batch with one value per group.
-        ArgumentError, ArrayError: see the message.
+        ShapeError: if shapes do not match, or the whole batch has one value per group.
+        ArgumentError: if num_groups or eps is invalid.
+        ArrayError: as for ``batch_norm``.
+
+    Example:
+        >>> y, cache = ops.group_norm(np.array([[1.0, 3.0, 5.0, 9.0]]), 2, eps=0.0)
+        >>> y
+        array([[-1.,  1., -1.,  1.]])
+        >>> dx, dweight, dbias = ops.group_norm_backward(np.ones_like(y), cache)
     """
     n, c, *size = x.shape
     per = (int(num_groups), c // num_groups)
@@ -472,8 +504,9 @@ def group_norm(
 def group_norm_backward(
     dy: Array, saved: Normalized, *, need_dx: bool = True
 ) -> tuple[Array | None, Array | None, Array | None]:
-    """dy (N, C, ...) -> dx or None without ``need_dx``; dweight and dbias (C,), None where there
-    was none."""
+    """Return dx (None if ``need_dx`` is False), dweight and dbias, (C,) (None if there is no such
+    parameter).
+    """
     return _affine_backward(dy, saved, need_dx)
 
 
@@ -481,7 +514,7 @@ def group_norm_backward(
 
 
 def trailing(normalized_shape: int | Sequence[int]) -> tuple[int, ...]:
-    """``normalized_shape`` as a tuple of positive numbers. Raises ArgumentError."""
+    """Return ``normalized_shape`` as a tuple of positive integers. Raises ArgumentError."""
     shape = listed(normalized_shape)
     shape = tuple(shape) if isinstance(shape, Sequence) else (shape,)
     return per_axis("normalized_shape", shape, max(len(shape), 1), 1)
@@ -516,21 +549,31 @@ def layer_norm(
     eps: float = 1e-5,
     keep: bool = True,
 ) -> tuple[Array, tuple | None]:
-    """Each sample normalized over its last axes (Ba et al., 2016), as
-    torch.nn.functional.layer_norm.
+    """Normalize each sample over its last axes, as torch.nn.functional.layer_norm.
+
+    Ba et al., 2016.
 
     Args:
         x: (..., *normalized_shape), floating point.
-        normalized_shape: the extent of the last axes, or a number for the last one.
-        weight, bias: of ``normalized_shape``, or None.
+        normalized_shape: the sizes of the last axes, or an integer for the last axis alone.
+        weight, bias: of shape ``normalized_shape``, or None.
         eps: added to the variance.
-        keep: keep what ``layer_norm_backward`` needs.
+        keep: store what ``layer_norm_backward`` needs.
 
     Returns:
-        y, shaped as x, and the cache.
+        y, with the shape of x, and the cache.
 
     Raises:
-        ShapeError, ArgumentError, ArrayError: see the message.
+        ShapeError: if the last axes of x, weight or bias are not ``normalized_shape``.
+        ArgumentError: if normalized_shape or eps is invalid.
+        ArrayError: as for ``batch_norm``.
+
+    Example:
+        >>> y, cache = ops.layer_norm(np.array([[1.0, 3.0], [5.0, 9.0]]), 2, eps=0.0)
+        >>> y
+        array([[-1.,  1.],
+               [-1.,  1.]])
+        >>> dx, dweight, dbias = ops.layer_norm_backward(np.ones_like(y), cache)
     """
     xp = backend_of(x).xp
     shape = trailing(normalized_shape)
@@ -545,8 +588,9 @@ def layer_norm(
 def layer_norm_backward(
     dy: Array, saved: tuple, *, need_dx: bool = True
 ) -> tuple[Array | None, Array | None, Array | None]:
-    """dy shaped as x -> dx or None without ``need_dx``; dweight and dbias of ``normalized_shape``,
-    None where there was none."""
+    """Return dx (None if ``need_dx`` is False), dweight and dbias, of shape ``normalized_shape``
+    (None if there is no such parameter).
+    """
     normalized, shape = saved
     xp = backend_of(dy).xp
     dx, dweight, dbias = _affine_backward(xp.reshape(dy, normalized.shape), normalized, need_dx)

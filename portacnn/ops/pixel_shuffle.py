@@ -55,8 +55,16 @@ def _check(name: str, check: object, x: Array, factor: int) -> None:
 def pixel_shuffle(
     x: Array, upscale_factor: int, *, keep: bool = True
 ) -> tuple[Array, tuple | None]:
-    """Channels as pixels, as torch.nn.functional.pixel_shuffle: x (N, C*r*r, H, W) -> y (N, C, H*r,
-    W*r).
+    """Move channels to pixels, as torch.nn.functional.pixel_shuffle does: x (N, C*r*r, H, W) -> y
+    (N, C, H*r, W*r).
+
+        >>> import numpy as np
+        >>> from portacnn import ops
+        >>> y, cache = ops.pixel_shuffle(np.arange(4.0).reshape(1, 4, 1, 1), 2)
+        >>> y.tolist()
+        [[[[0.0, 1.0], [2.0, 3.0]]]]
+        >>> ops.pixel_shuffle_backward(y, cache).shape
+        (1, 4, 1, 1)
 
     Args:
         x: floating point.
@@ -74,7 +82,7 @@ def pixel_shuffle(
 
 @pixel_shuffle.backward
 def pixel_shuffle_backward(dy: Array, saved: tuple) -> Array:
-    """The gradient of ``pixel_shuffle``: dy (N, C, H*r, W*r) -> dx (N, C*r*r, H, W)."""
+    """Return the gradient of ``pixel_shuffle``: dy (N, C, H*r, W*r) -> dx (N, C*r*r, H, W)."""
     return _unshuffled(dy, *saved)
 
 
@@ -82,8 +90,16 @@ def pixel_shuffle_backward(dy: Array, saved: tuple) -> Array:
 def pixel_unshuffle(
     x: Array, downscale_factor: int, *, keep: bool = True
 ) -> tuple[Array, tuple | None]:
-    """Pixels as channels, as torch.nn.functional.pixel_unshuffle: x (N, C, H*r, W*r) -> y (N,
-    C*r*r, H, W).
+    """Move pixels to channels, as torch.nn.functional.pixel_unshuffle does: x (N, C, H*r, W*r) ->
+    y (N, C*r*r, H, W).
+
+        >>> import numpy as np
+        >>> from portacnn import ops
+        >>> y, cache = ops.pixel_unshuffle(np.arange(4.0).reshape(1, 1, 2, 2), 2)
+        >>> y.reshape(-1).tolist()
+        [0.0, 1.0, 2.0, 3.0]
+        >>> ops.pixel_unshuffle_backward(y, cache).shape
+        (1, 1, 2, 2)
 
     Arguments, results and errors as for ``pixel_shuffle``.
     """
@@ -92,7 +108,7 @@ def pixel_unshuffle(
 
 @pixel_unshuffle.backward
 def pixel_unshuffle_backward(dy: Array, saved: tuple) -> Array:
-    """The gradient of ``pixel_unshuffle``: dy (N, C*r*r, H, W) -> dx (N, C, H*r, W*r)."""
+    """Return the gradient of ``pixel_unshuffle``: dy (N, C*r*r, H, W) -> dx (N, C, H*r, W*r)."""
     return _shuffled(dy, *saved)
 
 

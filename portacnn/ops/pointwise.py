@@ -1,6 +1,8 @@
-"""Arithmetic of two arrays, broadcast as NumPy does, and functions of one; each with its gradient.
+"""Arithmetic on two arrays, with NumPy's broadcasting, and functions of one array; each with its
+gradient.
 
-Where an axis was broadcast, its gradient is the sum over it: ``unbroadcast``.
+The gradient of an array that was broadcast is summed over the new or stretched axes:
+``unbroadcast``.
 """
 
 from collections.abc import Callable
@@ -17,8 +19,9 @@ ARITHMETIC = ("add", "subtract", "multiply", "divide", "power", "maximum", "mini
 
 
 def unbroadcast(grad: Array, shape: tuple[int, ...]) -> Array:
-    """The gradient of an array of this shape that was broadcast to grad's: the sum over all it was
-    spread along."""
+    """Return the gradient of an array of this shape that was broadcast to the shape of grad: the
+    sum over the broadcast axes.
+    """
     if tuple(grad.shape) == shape:
         return grad
     xp, more = backend_of(grad).xp, grad.ndim - len(shape)
@@ -46,18 +49,30 @@ def _check(a: Array, b: Array, kind: str, *, keep: bool = True) -> None:
 
 @op(_check)
 def arithmetic(a: Array, b: Array, kind: str, *, keep: bool = True) -> tuple[Array, tuple | None]:
-    """a and b taken together element by element, broadcast to one shape.
+    """Combine a and b element by element, broadcast to one shape.
 
     Args:
-        a, b: any shapes that go together, floating point.
+        a, b: floating-point arrays whose shapes broadcast.
         kind: "add", "subtract", "multiply", "divide", "power", "maximum" or "minimum".
-        keep: keep what ``arithmetic_backward`` needs.
+        keep: store what ``arithmetic_backward`` needs.
 
     Returns:
-        The result, and the cache.
+        The result, of the broadcast shape, and the cache.
 
     Raises:
-        ShapeError, ArrayError, ArgumentError: see the message.
+        ShapeError: if the shapes do not broadcast.
+        ArgumentError: if kind is unknown.
+        ArrayError: if the arrays are integers, or differ in library, device or dtype.
+
+    Example:
+        >>> a, b = np.array([[1.0, 2.0], [3.0, 4.0]]), np.array([10.0, 100.0])
+        >>> y, cache = ops.arithmetic(a, b, "multiply")
+        >>> y
+        array([[ 10., 200.],
+               [ 30., 400.]])
+        >>> da, db = ops.arithmetic_backward(np.ones((2, 2)), cache)
+        >>> db
+        array([4., 6.])
     """
     xp = backend_of(a).xp
     y = {
@@ -76,10 +91,10 @@ def arithmetic(a: Array, b: Array, kind: str, *, keep: bool = True) -> tuple[Arr
 def arithmetic_backward(
     dy: Array, saved: tuple, *, need: tuple[bool, bool] = (True, True)
 ) -> tuple[Array | None, Array | None]:
-    """dy -> da and db, each shaped as its own; None where ``need`` does not ask for it.
+    """Return da and db, each with the shape of its input; None if ``need`` is False for it.
 
-    Where maximum or minimum meet equals, both take half, as in PyTorch. The gradient for the
-    exponent of a power takes the logarithm of 0 for 0, as PyTorch does.
+    If the inputs of a maximum or minimum are equal, each receives half of the gradient, as in
+    PyTorch. The gradient of the exponent of a power uses 0 as the logarithm of 0, as in PyTorch.
     """
     a, b, y, kind = saved
     xp = backend_of(dy).xp
@@ -115,7 +130,7 @@ def arithmetic_backward(
 
 
 def _share(dy: Array, own: Array, y: Array, other: Array) -> Array:
-    """The gradient of a maximum or minimum for the one of two that is ``own``."""
+    """Return the gradient of a maximum or minimum for its input ``own``."""
     return backend_of(dy).xp.where(
         own == other, 0.5 * dy, backend_of(dy).xp.where(own == y, dy, 0.0 * dy)
     )
@@ -135,7 +150,7 @@ def _mish_slope(xp: Any, x: Array, y: Array) -> Array:
     return t + x * (1.0 - t * t) * logistic(x)
 
 
-# The function of (xp, x), and its derivative by (xp, x, y).
+# Per name: the function of (xp, x), and its derivative as a function of (xp, x, y).
 FUNCTIONS: dict[str, _Rule] = {
     "abs": (lambda xp, x: xp.abs(x), lambda xp, x, y: xp.sign(x)),
     "cos": (lambda xp, x: xp.cos(x), lambda xp, x, y: -xp.sin(x)),
@@ -155,7 +170,7 @@ FUNCTIONS: dict[str, _Rule] = {
 
 
 def check_elementwise(function: str) -> None:
-    """Raise ArgumentError unless it is the name of a function."""
+    """Raise ArgumentError if ``function`` is not a name in ``FUNCTIONS``."""
     one_of("function", function, *FUNCTIONS)
 
 
@@ -169,14 +184,24 @@ def _check_one(x: Array, function: str, *, keep: bool = True) -> None:
 
 @op(_check_one)
 def elementwise(x: Array, function: str, *, keep: bool = True) -> tuple[Array, tuple | None]:
-    """A function of each element of x (any shape, floating point): one of the names in
-    ``FUNCTIONS``."""
+    """Apply a function to each element of x (any shape, floating point).
+
+    ``function`` is a name in ``FUNCTIONS``: abs, cos, erf, exp, log, mish, negative, reciprocal,
+    sin, softsign or sqrt. Returns y with the shape of x, and the cache. Raises ArgumentError if the
+    name is unknown, ArrayError if x is not floating point.
+
+    >>> y, cache = ops.elementwise(np.array([1.0, 4.0]), "sqrt")
+    >>> y
+    array([1., 2.])
+    >>> ops.elementwise_backward(np.ones(2), cache)
+    array([0.5 , 0.25])
+    """
     y = FUNCTIONS[function][0](backend_of(x).xp, x)
     return y, (x, y, function) if keep else None
 
 
 @elementwise.backward
 def elementwise_backward(dy: Array, saved: tuple) -> Array:
-    """dx = dy times the function's derivative at x."""
+    """Return dx: dy times the derivative of the function at x."""
     x, y, function = saved
     return dy * FUNCTIONS[function][1](backend_of(dy).xp, x, y)

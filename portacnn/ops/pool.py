@@ -1,9 +1,9 @@
-"""Pooling with a window that slides: the maximum or the mean of what it sees. (Of given outputs:
-see ``adaptive``.)
+"""Pooling with a sliding window: the maximum or the mean of each window. ``adaptive`` has pooling
+to a fixed output size.
 
 Notation: N batch, C channels, S/OUT the spatial axes in/out (H, W/OH, OW). Each tap of the window
-is one slice of the input (see ``windows``), and pooling folds the taps together one after the
-other: no columns are built. A padded cell is never anyone's maximum.
+is one slice of the input (see ``windows``). Pooling combines the taps one after the other and
+builds no columns. A cell of the padding is never a maximum.
 """
 
 from collections.abc import Sequence
@@ -21,16 +21,18 @@ from portacnn.runtime import Array, backend_of
 
 @op()
 def max_pool(x: Array, windows: Windows, *, keep: bool) -> tuple[Array, tuple | None]:
-    """x (N, C, *S) -> y (N, C, *OUT): the largest input under each window; NaN if there is one."""
+    """Return the maximum of each window: x (N, C, *S) -> y (N, C, *OUT). A window with a NaN
+    returns NaN.
+    """
     xp = backend_of(x).xp
     xt = _packed(x, windows)
     shape = (xt.shape[0], *windows.out, xt.shape[-1])
     y = xp.full(shape, -float("inf"), dtype=x.dtype, device=x.device)
-    # whose input y is
+    # the tap whose input is y
     winner = xp.zeros(shape, dtype=_counter(xp, windows), device=x.device) if keep else None
-    # From the last tap to the first, and what is not less wins: so of equals the first one has it
-    # in the end, and where all inputs are -inf it is still an input, not the padding beside it. Of
-    # several NaN the last one has it, as in PyTorch.
+    # The taps run from the last to the first, and a later one wins unless it is less. So the first
+    # of equal maxima wins in the end, and if all inputs are -inf, an input wins and not the
+    # padding. Of several NaN the last one wins, as in PyTorch.
     for tap in reversed(windows.taps):
         here, seen = xt[tap.reads], tap.reaches
         if winner is not None:
@@ -42,10 +44,10 @@ def max_pool(x: Array, windows: Windows, *, keep: bool) -> tuple[Array, tuple | 
 
 @max_pool.backward
 def max_pool_backward(dy: Array, saved: tuple) -> Array:
-    """The gradient of max pooling: dy (N, C, *OUT) -> dx (N, C, *S).
+    """Return the gradient of max pooling: dy (N, C, *OUT) -> dx (N, C, *S).
 
-    Of equal maxima the first, in reading order, takes it all; of several NaN the last: both as in
-    PyTorch.
+    The whole gradient goes to the first of equal maxima in reading order, or to the last of several
+    NaN, as in PyTorch.
     """
     shape, winner, windows = saved
     xp = backend_of(dy).xp
@@ -57,13 +59,15 @@ def max_pool_backward(dy: Array, saved: tuple) -> Array:
 
 
 def _packed(x: Array, windows: Windows) -> Array:
-    """(N, C, *S) as (C, *S, N), contiguous unless little of it is read."""
+    """Return (N, C, *S) as (C, *S, N), contiguous unless the windows read little of it."""
     xt = batch_last(x)
     return xt if windows.sparse else backend_of(x).contiguous(xt)
 
 
 def _counter(xp: Any, windows: Windows) -> Any:
-    """The smallest integer type that can number the taps: it is written and read once a tap."""
+    """Return the smallest integer dtype that can number the taps; it is written and read once per
+    tap.
+    """
     return xp.int8 if prod(windows.kernel) <= 128 else xp.int32
 
 
@@ -71,8 +75,9 @@ def _counter(xp: Any, windows: Windows) -> Any:
 def avg_pool(
     x: Array, windows: Windows, count_include_pad: bool, divisor: int | None, *, keep: bool
 ) -> tuple[Array, tuple | None]:
-    """x (N, C, *S) -> y (N, C, *OUT): the mean under each window, zeros of the padding counted or
-    not; or sum / divisor."""
+    """Return the mean of each window, with or without the zeros of the padding, or sum / divisor: x
+    (N, C, *S) -> y (N, C, *OUT).
+    """
     xp = backend_of(x).xp
     xt = _packed(x, windows)
     y = xp.zeros((xt.shape[0], *windows.out, xt.shape[-1]), dtype=x.dtype, device=x.device)
@@ -84,9 +89,9 @@ def avg_pool(
 
 @avg_pool.backward
 def avg_pool_backward(dy: Array, saved: tuple) -> Array:
-    """The gradient of average pooling: dy (N, C, *OUT) -> dx (N, C, *S).
+    """Return the gradient of average pooling: dy (N, C, *OUT) -> dx (N, C, *S).
 
-    Each output's, divided as the mean was, goes to all inputs of its window.
+    The gradient of an output, divided as the mean was, goes to all inputs of its window.
     """
     shape, windows, count_include_pad, divisor = saved
     xp = backend_of(dy).xp
@@ -100,10 +105,10 @@ def avg_pool_backward(dy: Array, saved: tuple) -> Array:
 def _weights(
     like: Array, windows: Windows, count_include_pad: bool, divisor: int | None
 ) -> Array | float:
-    """One over the number of cells in each window, or over the divisor: a number where all are
-    alike, else (*OUT, 1).
+    """Return 1 / (number of cells) of each window, or 1 / divisor: a number if all are equal, else
+    (*OUT, 1).
 
-    A window that hangs over the end in ceil mode counts the padding it covers, but nothing beyond
+    A window that extends beyond the end in ceil mode counts the padding in it, but no cell beyond
     the padding.
     """
     if divisor is not None:
@@ -128,18 +133,17 @@ def _weights(
         strict=True,
     ):
         low, high = (-before, n + after) if count_include_pad else (0, n)
-        # Integers: floats of 24 bits, or of 8, would not tell the cells of a long axis apart.
+        # Integers, because float32 and bfloat16 cannot represent every cell index of a long axis.
         start = xp.arange(out, dtype=xp.int64, device=like.device) * s - before
-        # Of the cells start, start + d, ..., start + (k - 1)*d those from the first inside up to
-        # the last inside.
+        # The cells start, start + d, ..., start + (k - 1)*d that are inside, from first to last.
         first = (xp.clip(start, min=low) - start + (d - 1)) // d
         last = (xp.clip(start + (k - 1) * d, max=high - 1) - start) // d
         cells = xp.astype(last - first + 1, like.dtype)
-        weights = weights[..., None] / cells  # one axis more, for each spatial axis: (1, OH, OW)
+        weights = weights[..., None] / cells  # adds an axis per spatial axis: (1, OH, OW)
     return xp.reshape(weights, (*windows.out, 1))
 
 
-# --- the public faces -----------------------------------------------------------------------------
+# --- the public functions -------------------------------------------------------------------------
 
 
 def pool_windows(
@@ -150,12 +154,14 @@ def pool_windows(
     dilation: int | Sequence[int],
     ceil_mode: bool,
 ) -> Windows:
-    """The geometry for an input of this spatial size; ``stride=None`` means the kernel's.
-    ShapeError or ArgumentError.
+    """Return the geometry for an input of this spatial size. ``stride=None`` means the kernel size.
 
-    Every window has to see an input. PyTorch sees to it by keeping the padding to half of the
-    kernel, and so does this for a padding in numbers, as PyTorch writes it; one given side by side
-    (as in ONNX) may be wider.
+    Every window must contain an input. PyTorch ensures this by limiting the padding to half of the
+    kernel. The same limit applies here to a padding in PyTorch's form (integers). A padding given
+    as pairs (before, after), as in ONNX, may be wider.
+
+    Raises:
+        ShapeError, ArgumentError: as for ``conv2d``; ArgumentError also if the padding is too wide.
     """
     windows = Windows.of(
         size, kernel_size, kernel_size if stride is None else stride, padding, dilation, ceil_mode
@@ -166,19 +172,19 @@ def pool_windows(
         extent = d * (k - 1) + 1
         if (windows.blind or not by_side) and max(pads) > extent // 2:
             raise ArgumentError(
-                f"padding {pads} is more than half of the kernel {extent}: some windows would see "
-                "nothing but padding"
+                f"padding must be at most half of the kernel {extent}, got {pads}; some windows "
+                "would contain only padding"
             )
     if windows.blind:
         raise ArgumentError(
-            f"padding {windows.pads} leaves windows of the kernel {windows.kernel} "
-            "nothing else to see"
+            f"padding {windows.pads} makes windows of the kernel {windows.kernel} contain only "
+            "padding; use less padding"
         )
     return windows
 
 
 def _checked(name: str, axes: int, x: Array, *geometry: Any) -> Windows:
-    """Check the input of the op called ``name``, and give the geometry."""
+    """Check the input of the op called ``name`` and return the geometry."""
     check_input(name, axes, x)
     try:
         return pool_windows(x.shape[2:], *geometry)
@@ -197,27 +203,40 @@ def _max_pool(
     ceil_mode: bool = False,
     keep: bool = True,
 ) -> tuple[Array, Cache | None]:
-    """The maximum over each window, as torch.nn.functional.max_pool1d, max_pool2d and max_pool3d.
+    """Take the maximum of each window, as torch.nn.functional.max_pool1d, max_pool2d and
+    max_pool3d.
 
-    Windows that would hang over the end are left out (28 by 5 with stride 5: 5 outputs, three cells
-    unseen), or with ``ceil_mode`` are kept and see what there is.
+    Windows that would extend beyond the end are left out: 28 cells with kernel 5 and stride 5 make
+    5 outputs and 3 unread cells. With ``ceil_mode`` they are kept and use the cells that exist.
 
     Args:
         x: (N, C, *S), floating point; S is W, (H, W) or (D, H, W).
-        kernel_size, stride, dilation: a number, or one for each spatial axis; the stride is the
-            kernel's where not given.
-        padding: cells around the input that are never a maximum, as for ``conv2d``. As numbers, at
-            most half of the kernel; as pairs (before, after), as long as every window sees an
-            input.
-        ceil_mode: keep windows that hang over the end, if they start before it.
-        keep: keep what the backward needs.
+        kernel_size, stride, dilation: an integer, or one per spatial axis. The default stride is
+            the kernel size.
+        padding: cells around the input that are never a maximum, as for ``conv2d``. Integers are
+            limited to half of the kernel; pairs (before, after) may be wider if every window
+            contains an input.
+        ceil_mode: keep windows that start inside the input and extend beyond its end.
+        keep: store what the backward function needs.
 
     Returns:
         y (N, C, *OUT), with OUT = (S + before + after - dilation*(K-1) - 1) / stride + 1 rounded
-        down, with ``ceil_mode`` up; and the cache.
+        down (with ``ceil_mode`` up), and the cache.
 
     Raises:
         ShapeError, ArgumentError, ArrayError: as for ``conv2d``.
+
+    Example:
+        >>> x = np.arange(16.0).reshape(1, 1, 4, 4)
+        >>> y, cache = ops.max_pool2d(x, 2)
+        >>> y[0, 0]
+        array([[ 5.,  7.],
+               [13., 15.]])
+        >>> ops.max_pool2d_backward(y, cache)[0, 0]
+        array([[ 0.,  0.,  0.,  0.],
+               [ 0.,  5.,  0.,  7.],
+               [ 0.,  0.,  0.,  0.],
+               [ 0., 13.,  0., 15.]])
     """
     windows = _checked(
         f"max_pool{axes}d", axes, x, kernel_size, stride, padding, dilation, ceil_mode
@@ -238,27 +257,36 @@ def _avg_pool(
     dilation: int | Sequence[int] = 1,
     keep: bool = True,
 ) -> tuple[Array, Cache | None]:
-    """The mean over each window, as torch.nn.functional.avg_pool1d, avg_pool2d and avg_pool3d, and
-    as ONNX's with dilation.
+    """Average each window, as torch.nn.functional.avg_pool1d, avg_pool2d and avg_pool3d, and ONNX's
+    with dilation.
 
     Args:
         x: (N, C, *S), floating point; S is W, (H, W) or (D, H, W).
-        kernel_size, stride: a number, or one for each spatial axis; the stride is the kernel's
-            where not given.
+        kernel_size, stride: an integer, or one per spatial axis. The default stride is the kernel
+            size.
         padding: zeros around the input, as for ``max_pool2d``.
-        ceil_mode: keep windows that hang over the end, if they start before it.
-        count_include_pad: divide by the whole window, padding too, or only by the cells inside the
-            input. What lies beyond the padding is never counted.
-        divisor_override: divide by this instead.
-        dilation: the distance between a window's cells, a number or one for each spatial axis;
-            PyTorch has none.
-        keep: keep what the backward needs.
+        ceil_mode: keep windows that start inside the input and extend beyond its end.
+        count_include_pad: divide by the size of the window including padding; if False, by the
+            number of its cells inside the input. Cells beyond the padding never count.
+        divisor_override: divide by this integer instead.
+        dilation: the distance between the cells of a window, an integer or one per spatial axis;
+            not in PyTorch.
+        keep: store what the backward function needs.
 
     Returns:
         y (N, C, *OUT), OUT as for ``max_pool2d``, and the cache.
 
     Raises:
         ShapeError, ArgumentError, ArrayError: as for ``conv2d``.
+
+    Example:
+        >>> x = np.arange(16.0).reshape(1, 1, 4, 4)
+        >>> y, cache = ops.avg_pool2d(x, 2)
+        >>> y[0, 0]
+        array([[ 2.5,  4.5],
+               [10.5, 12.5]])
+        >>> ops.avg_pool2d_backward(np.ones_like(y), cache)[0, 0, 0]
+        array([0.25, 0.25, 0.25, 0.25])
     """
     name = f"avg_pool{axes}d"
     windows = _checked(name, axes, x, kernel_size, stride, padding, dilation, ceil_mode)
@@ -268,7 +296,7 @@ def _avg_pool(
 
 
 def checked_divisor(divisor: int | None, where: str) -> int | None:
-    """``divisor_override``, a whole number of at least 1, or None. Raises ArgumentError."""
+    """Return ``divisor_override`` as an integer of at least 1, or None. Raises ArgumentError."""
     if divisor is None:
         return None
     try:

@@ -111,7 +111,7 @@ def resize(
 
 @resize.backward
 def interpolate_backward(dy: Array, saved: tuple) -> Array:
-    """The gradient of ``interpolate``: dy (N, C, *OUT) -> dx (N, C, *S)."""
+    """Return the gradient of ``interpolate``: dy (N, C, *OUT) -> dx (N, C, *S)."""
     axes, linear, align = saved
     xp = backend_of(dy).xp
     dx, first = _inner(dy)
@@ -212,8 +212,15 @@ def interpolate(
     *,
     keep: bool = True,
 ) -> tuple[Array, Cache | None]:
-    """Images of another size, larger or smaller, as torch.nn.functional.interpolate (without
-    ``antialias``).
+    """Resize images, as torch.nn.functional.interpolate does without ``antialias``.
+
+        >>> import numpy as np
+        >>> from portacnn import ops
+        >>> y, cache = ops.interpolate(np.array([[[1.0, 2.0]]]), scale_factor=2)
+        >>> y.tolist()
+        [[[1.0, 1.0, 2.0, 2.0]]]
+        >>> ops.interpolate_backward(y, cache).tolist()
+        [[[2.0, 4.0]]]
 
         y, cache = interpolate(x, scale_factor=2, mode="bilinear")  # (N, C, H, W) -> (N, C, 2H, 2W)
 

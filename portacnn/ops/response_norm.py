@@ -1,14 +1,14 @@
-"""Local response normalization: each value divided by the activity of its neighbours in other
-channels, at the same pixel.
+"""Local response normalization: each value is divided by a function of the values at the same pixel
+in neighbouring channels.
 
     y[c] = x[c] / u[c]**beta
     u[c] = k + alpha/size * (sum of x[j]**2 over the ``size`` channels j around c)
 
-The window of channel c goes from c - size//2 to c + (size-1)//2, cut off at the first and last
-channel (the division stays by ``size``).
+The window of channel c spans c - size//2 to c + (size-1)//2 and is cut off at the first and last
+channel. The divisor stays ``size``.
 
-Notation: N batch, C channels, S the spatial axes. Inside, the channels are the first axis: (C, *S,
-N).
+Notation: N batch, C channels, S the spatial axes. Internally the channels are the first axis: (C,
+*S, N).
 """
 
 from portacnn.arguments import real
@@ -20,7 +20,9 @@ from portacnn.runtime import Array, backend_of, describe
 
 
 def check_response_norm(size: int, alpha: float, beta: float, k: float) -> None:
-    """Raise ArgumentError for numbers that mean nothing."""
+    """Raise ArgumentError if size is not a positive integer, or alpha, beta or k is not a finite
+    number.
+    """
     per_axis("size", size, 1, 1)
     for name, value in (("alpha", alpha), ("beta", beta), ("k", k)):
         real(name, value)
@@ -57,23 +59,31 @@ def local_response_norm(
     k: float = 1.0,
     keep: bool = True,
 ) -> tuple[Array, tuple | None]:
-    """AlexNet's normalization across channels (Krizhevsky et al., 2012), as
-    torch.nn.functional.local_response_norm.
+    """Normalize across channels as AlexNet does, as torch.nn.functional.local_response_norm.
 
-    As in PyTorch (and in ONNX, for odd sizes: for even ones its window lies one channel higher)
-    alpha is divided by ``size``; the paper's alpha is not.
+    Krizhevsky et al., 2012. alpha is divided by ``size`` as in PyTorch and ONNX; in the paper it is
+    not. For an even size, ONNX's window starts one channel higher.
 
     Args:
         x: (N, C, *S), floating point.
-        size: how many channels a window takes in.
+        size: the number of channels in a window.
         alpha, beta, k: see the head of this file.
-        keep: keep what ``local_response_norm_backward`` needs.
+        keep: store what ``local_response_norm_backward`` needs.
 
     Returns:
-        y, shaped as x, and the cache.
+        y, with the shape of x, and the cache.
 
     Raises:
-        ShapeError, ArgumentError, ArrayError: see the message.
+        ShapeError: if x has fewer than 3 axes.
+        ArgumentError: if size, alpha, beta or k is invalid.
+        ArrayError: if x is not floating point.
+
+    Example:
+        >>> x = np.array([[[1.0], [2.0], [3.0]]])
+        >>> y, cache = ops.local_response_norm(x, 3, alpha=3.0, beta=1.0)
+        >>> np.round(y[0, :, 0], 4)
+        array([0.1667, 0.1333, 0.2143])
+        >>> dx = ops.local_response_norm_backward(np.ones_like(y), cache)
     """
     xt = batch_last(x)
     before, after = size // 2, (size - 1) // 2
@@ -91,10 +101,11 @@ def local_response_norm(
 
 @local_response_norm.backward
 def local_response_norm_backward(dy: Array, saved: tuple) -> Array:
-    """dy (N, C, *S) -> dx. Channel c is in the windows of those that lie from ``after`` before it
-    to ``before`` after it:
+    """Return dx (N, C, *S) for dy of that shape.
 
-    dx[c] = dy[c] / u[c]**beta - 2*alpha*beta/size * x[c] * (sum over them of dy[j] * x[j] /
+    Channel c is in the windows of the channels j from c - ``after`` to c + ``before``:
+
+    dx[c] = dy[c] / u[c]**beta - 2*alpha*beta/size * x[c] * (sum over j of dy[j] * x[j] /
     u[j]**(beta+1))
     """
     xt, u, factor, before, after, scale = saved
@@ -103,8 +114,9 @@ def local_response_norm_backward(dy: Array, saved: tuple) -> Array:
 
 
 def _window_sum(values: Array, before: int, after: int) -> Array:
-    """For each channel c of (C, ...) the sum over channels c - before ... c + after, as far as
-    there are such."""
+    """Return for each channel c of (C, ...) the sum over the existing channels c - before ... c +
+    after.
+    """
     total = backend_of(values).xp.asarray(values, copy=True)
     channels = values.shape[0]
     for step in range(1, min(before, channels - 1) + 1):

@@ -14,8 +14,8 @@ _P = (
     3209.37758913846947,
 )
 _Q = (1.0, 23.6012909523441209, 244.024637934444173, 1282.61652607737228, 2844.23683343917062)
-# Above: 1 - erf(x) = exp(-x*x) * R(x) / S(x). The paper's holds up to 4; beyond, 1 - erf(x) < 2e-8
-# and need not be as exact.
+# Above: 1 - erf(x) = exp(-x*x) * R(x) / S(x). The paper uses it up to 4. Beyond 4, 1 - erf(x) <
+# 2e-8, so a smaller relative accuracy is enough.
 _R = (
     2.15311535474403846e-8,
     0.564188496988670089,
@@ -47,10 +47,13 @@ def _check(x: Array) -> None:
 
 @op(_check)
 def erf(x: Array) -> Array:
-    """The error function of each element of x (any shape, floating point), to a few units in the
-    last place.
+    """Return the error function of each element, accurate to a few units in the last place.
 
-    It has no backward of its own: its derivative is 2/sqrt(pi) * exp(-x*x).
+    x: any shape, floating point; otherwise raises ArrayError. The formula is W. J. Cody's (1969).
+    There is no backward function: the derivative is 2/sqrt(pi) * exp(-x*x).
+
+    >>> np.round(ops.erf(np.array([0.0, 1.0])), 4)
+    array([0.    , 0.8427])
     """
     xp = backend_of(x).xp
     size = xp.abs(x)
@@ -62,7 +65,7 @@ def erf(x: Array) -> Array:
 
 
 def _horner(x: Array, coefficients: tuple[float, ...]) -> Array:
-    """A polynomial's value, the highest power's coefficient first."""
+    """Return the value of a polynomial. The coefficient of the highest power comes first."""
     first, second, *rest = coefficients
     total = first * x + second
     for coefficient in rest:
@@ -72,7 +75,7 @@ def _horner(x: Array, coefficients: tuple[float, ...]) -> Array:
 
 
 def logistic(x: Array) -> Array:
-    """1 / (1 + exp(-x)): what ``sigmoid`` and the other ops that are made of it compute."""
+    """Return 1 / (1 + exp(-x)), which ``sigmoid`` and the ops built on it compute."""
     xp = backend_of(x).xp
     e = xp.exp(-xp.abs(x))
     return xp.where(x >= 0, 1.0, e) / (1.0 + e)

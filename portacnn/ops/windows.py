@@ -1,15 +1,15 @@
-"""Sliding windows: which inputs each tap of a kernel reads for which outputs. Convolution and
-pooling both stand on it.
+"""Sliding windows: which inputs each tap of a kernel reads for which outputs. Used by convolution
+and pooling.
 
 Notation: S the spatial axes (W; H, W; or D, H, W), T the taps of a kernel (KH*KW of them in two
-dimensions), OUT the spatial axes of the output. Inside ops, activations are seen batch-last, (C,
-*S, N): see ``layout``.
+dimensions), OUT the spatial axes of the output. Ops see activations batch-last, (C, *S, N): see
+``layout``.
 
-Take one tap, at offset k of its kernel. Output o reads input ``o*stride + k*dilation - pad`` there,
-as long as that lies inside the input. The outputs for which it does are one contiguous range, and
-the inputs they read are one slice with step ``stride``. So a tap is a pair of slices, both in
-bounds, and padding never has to be materialised: the outputs beyond the range read zeros
-(convolution) or nothing (pooling).
+Consider one tap, at offset k of its kernel. Output o reads input ``o*stride + k*dilation - pad``
+there, if that lies inside the input. The outputs that read an input form one contiguous range, and
+their inputs form one slice with step ``stride``. A tap is therefore a pair of slices, both in
+bounds, and no padded array is needed: the outputs outside the range read zeros (convolution) or
+nothing (pooling).
 """
 
 from collections.abc import Sequence
@@ -32,8 +32,9 @@ AXES = {1: "length", 2: "height x width", 3: "depth x height x width"}
 
 @dataclass(frozen=True)
 class Tap:
-    """One offset of the kernel: ``x[reads]`` are the inputs, in (C, *S, N), that the outputs
-    ``y[reaches]`` see there."""
+    """One offset of the kernel: ``x[reads]``, inputs of (C, *S, N), are read by the outputs
+    ``y[reaches]``.
+    """
 
     index: int
     reads: tuple[slice, ...]
@@ -42,8 +43,9 @@ class Tap:
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """The geometry of one convolution or pooling, for one input size. Made, checked and remembered
-    by ``Windows.of``."""
+    """The geometry of one convolution or pooling for one input size. ``Windows.of`` creates, checks
+    and caches it.
+    """
 
     size: tuple[int, ...]  # S, the input's spatial extent
     kernel: tuple[int, ...]
@@ -51,12 +53,13 @@ class Windows:
     pads: tuple[tuple[int, int], ...]  # (before, after) on each axis
     dilation: tuple[int, ...]
     out: tuple[int, ...]  # OUT
-    start: tuple[int, ...]  # where the first window begins on each axis, below 0 in the padding
+    start: tuple[int, ...]  # start of the first window per axis, negative in the padding
 
     @cached_property
     def taps(self) -> tuple[Tap, ...]:
-        """The taps that read anything at all. They are listed when somebody asks: a kernel may have
-        millions."""
+        """The taps that read any input. They are listed on first use, because a kernel may have
+        millions.
+        """
         axis_taps = [
             [_axis_tap(start + k * d, s, n, o) for k in range(kk)]
             for kk, d, s, start, n, o in zip(
@@ -81,7 +84,7 @@ class Windows:
 
     @cached_property
     def covers(self) -> bool:
-        """Whether every output sees an input at every tap: no window hangs over the edge."""
+        """Whether every output reads an input at every tap: no window extends into the padding."""
         return all(
             start >= 0 and start + (o - 1) * s + (k - 1) * d < n
             for start, o, s, k, d, n in zip(
@@ -97,15 +100,16 @@ class Windows:
 
     @cached_property
     def blind(self) -> bool:
-        """Whether some output sees no input at all."""
+        """Whether some output reads no input."""
         return any(
             map(_is_blind, self.start, self.out, self.stride, self.kernel, self.dilation, self.size)
         )
 
     @cached_property
     def extent(self) -> tuple[int, ...]:
-        """How far the windows reach over the padded input, from the first cell of the first to the
-        last of the last."""
+        """The size of the region that the windows span, from the first cell of the first window to
+        the last of the last.
+        """
         return tuple(
             (o - 1) * s + d * (k - 1) + 1
             for o, s, d, k in zip(self.out, self.stride, self.dilation, self.kernel, strict=True)
@@ -113,17 +117,18 @@ class Windows:
 
     @cached_property
     def sparse(self) -> bool:
-        """Whether the windows read less than a sixteenth of what they reach over, by long strides
-        or dilation.
+        """Whether the windows read less than a sixteenth of the region that they span (long strides
+        or dilation).
 
-        Then a copy of all of it, padding included, is not worth its memory: tap by tap only what is
-        read is touched.
+        Then a copy of the whole region, padding included, costs too much memory. The ops then touch
+        only the cells that are read, tap by tap.
         """
         return prod(self.extent) > 16 * prod(self.out) * prod(self.kernel)
 
     def part(self, first: int, last: int) -> "Windows":
-        """The same windows, but only the outputs first <= o < last of the first spatial axis,
-        counted from 0."""
+        """Return the same windows for the outputs first <= o < last of the first spatial axis,
+        counted from 0.
+        """
         return _part(self, first, last)
 
     @staticmethod
@@ -135,19 +140,19 @@ class Windows:
         dilation: int | Sequence[int] = 1,
         ceil_mode: bool = False,
     ) -> "Windows":
-        """Check the numbers and work the geometry out; the same question is answered from memory.
+        """Check the arguments and return the geometry. Results are cached.
 
         Args:
-            size: the input's spatial extent.
-            kernel, stride, dilation: a number, or one for each axis.
-            padding: a number, one for each axis, a pair (before, after) for each axis, ``"valid"``
-                or ``"same"`` (output ceil(input / stride), the odd cell at the end).
-            ceil_mode: also a last window that hangs over the end, provided it starts before the end
-                of the input (as in PyTorch).
+            size: the spatial size of the input.
+            kernel, stride, dilation: an integer, or one per axis.
+            padding: an integer, one per axis, a pair (before, after) per axis, ``"valid"``, or
+                ``"same"`` (output ceil(input / stride); an odd cell goes to the end).
+            ceil_mode: add a last window that extends beyond the end, if it starts before the end of
+                the input (as in PyTorch).
 
         Raises:
-            ArgumentError: for numbers that mean nothing.
-            ShapeError: for a kernel larger than the padded input.
+            ArgumentError: if an argument is invalid.
+            ShapeError: if the kernel is larger than the padded input.
         """
         pads = padding if isinstance(padding, str) else _whole("padding", padding)
         return _windows(
@@ -168,20 +173,20 @@ class Windows:
         output_padding: int | Sequence[int] = 0,
         dilation: int | Sequence[int] = 1,
     ) -> "Windows":
-        """The geometry of the convolution whose adjoint the transposed one is: it leads back to
-        ``size``.
+        """Return the geometry of the convolution from the output of a transposed convolution to its
+        input ``size``.
 
-        So ``out`` is ``size``, and ``size`` is what the transposed convolution makes of it:
-        (n - 1)*stride - before - after + dilation*(k - 1) + output_padding + 1.
+        Its ``out`` is ``size``. Its ``size`` is the output of the transposed convolution, (n -
+        1)*stride - before - after + dilation*(k - 1) + output_padding + 1.
 
         Raises:
-            ArgumentError: for numbers that mean nothing; an output_padding that is neither below
-                the stride nor below the dilation, or a padding given as a word.
-            ShapeError: where nothing would be left.
+            ArgumentError: if an argument is invalid, output_padding is below neither the stride nor
+                the dilation, or padding is a string.
+            ShapeError: if the output would be empty.
         """
         if isinstance(padding, str):
             raise ArgumentError(
-                f"padding of a transposed convolution must be numbers, got {padding!r}"
+                f"padding of a transposed convolution must be whole numbers, got {padding!r}"
             )
         return _transposed(
             tuple(size),
@@ -194,8 +199,9 @@ class Windows:
 
 
 def _whole(name: str, value: Any) -> Any:
-    """Whole numbers as ``int``, sequences of them as tuples: what the cache tells apart (2 and 2.0
-    are one key to it)."""
+    """Convert integers of any library to ``int`` and sequences to tuples, as keys of the cache (2
+    and 2.0 are one key).
+    """
     if type(value) is int:
         return value
     value = listed(value)
@@ -207,13 +213,14 @@ def _whole(name: str, value: Any) -> Any:
 
 
 def per_axis(name: str, value: Any, axes: int, least: int) -> tuple[int, ...]:
-    """``3`` -> (3, 3); checks the count of numbers and that each is an integer of at least
-    ``least``."""
+    """Return ``value`` as a tuple of one integer per axis: ``3`` -> (3, 3). Raises ArgumentError if
+    the count is wrong or an integer is below ``least``.
+    """
     whole = _whole(name, value)
     values = whole if isinstance(whole, tuple) else (whole,) * axes
     if len(values) != axes or not all(isinstance(v, int) for v in values):
         raise ArgumentError(
-            f"{name} must be a number or {axes} of them ({AXES.get(axes, '')}), got {value!r}"
+            f"{name} must be a whole number or {axes} of them ({AXES.get(axes, '')}), got {value!r}"
         )
     if any(v < least for v in values):
         raise ArgumentError(f"{name} must be at least {least}, got {told(value)}")
@@ -229,7 +236,7 @@ def pads_of(
     stride: Sequence[int],
     dilation: Sequence[int],
 ) -> tuple[tuple[int, int], ...]:
-    """Every form of ``padding`` as a pair (before, after) for each axis."""
+    """Convert every form of ``padding`` to a pair (before, after) per axis."""
     axes, padding = len(size), listed(padding)
     if isinstance(padding, str):
         if padding == "valid":
@@ -254,7 +261,9 @@ def pads_of(
 def check_output_padding(
     output_padding: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
 ) -> None:
-    """Raise ArgumentError unless it is below the stride or the dilation on each axis."""
+    """Raise ArgumentError if output_padding is below neither the stride nor the dilation on some
+    axis.
+    """
     if any(o >= max(s, d) for o, s, d in zip(output_padding, stride, dilation, strict=True)):
         raise ArgumentError(
             "output_padding must be below the stride or the dilation; got "
@@ -264,7 +273,7 @@ def check_output_padding(
 
 
 def check_pads(shape: Sequence[int], pads: "Pads", mode: str) -> None:
-    """Raise ShapeError where axes of these sizes have too few cells to fill the margins from."""
+    """Raise ShapeError if an axis has too few cells to fill its margins in this mode."""
     for n, (before, after) in zip(shape, pads, strict=True):
         wanted = max(before, after)
         if mode == "reflect" and wanted >= max(n, 1):
@@ -278,7 +287,7 @@ def check_pads(shape: Sequence[int], pads: "Pads", mode: str) -> None:
             )
         if mode == "replicate" and wanted and not n:
             raise ShapeError(
-                f"mode='replicate' has nothing to add to {n} cells, got {(before, after)}"
+                f"mode='replicate' needs at least 1 cell, got {n} with padding {(before, after)}"
             )
 
 
@@ -305,7 +314,7 @@ def _windows(
             count -= 1
         out.append(count)
     if min(out) < 1 or 0 in size:
-        spread = f", spread to {_times(extent)} by dilation," if extent != kernel else ""
+        spread = f", dilated to {_times(extent)}," if extent != kernel else ""
         around = f", padded to {_times(padded)}" if padded != size else ""
         raise ShapeError(
             f"kernel {_times(kernel)}{spread} is larger than the input {_times(size)}{around}; "
@@ -333,7 +342,7 @@ def _transposed(
     )
     if 0 in size or min(back) < 1:
         raise ShapeError(
-            f"an input {_times(size)} with kernel {_times(kernel)} would give an output "
+            f"an input {_times(size)} with kernel {_times(kernel)} has the output size "
             f"{_times(back)}; "
             "use less padding or a larger input"
         )
@@ -343,14 +352,14 @@ def _transposed(
 def _laid(
     size: Numbers, kernel: Numbers, stride: Numbers, pads: Pads, dilation: Numbers, out: Numbers
 ) -> Windows:
-    """The windows, once the numbers are settled. A stride longer than the padded input is all the
-    same: there is one output."""
+    """Return the windows for checked arguments. A stride longer than the padded input is shortened
+    to it: there is one output.
+    """
     padded = [n + before + after for n, (before, after) in zip(size, pads, strict=True)]
     if max(prod(size), prod(out), *padded) > _MOST_CELLS:
         raise ArgumentError(
-            f"windows over {_times(size)} cells, padded to {_times(padded)}, with {_times(out)} "
-            "outputs are more than any memory "
-            "holds; use less padding, or a shorter stride of a transposed convolution"
+            f"{_times(size)} cells, padded to {_times(padded)}, with {_times(out)} outputs do not "
+            "fit in memory; use less padding, or a smaller stride of a transposed convolution"
         )
     stride = tuple(min(s, p) for s, p in zip(stride, padded, strict=True))
     return Windows(size, kernel, stride, pads, dilation, out, tuple(-before for before, _ in pads))
@@ -367,13 +376,14 @@ def _part(windows: Windows, first: int, last: int) -> Windows:
 
 
 def _is_blind(start: int, out: int, stride: int, kernel: int, dilation: int, size: int) -> bool:
-    """Whether on one axis some window has no cell inside: the windows begin at start, start +
-    stride, ..."""
+    """Return whether, on one axis, some window contains no input cell. The windows start at start,
+    start + stride, ...
+    """
     if start + (out - 1) * stride >= size:
         return True
-    before = min(out, -(start // stride)) if start < 0 else 0  # so many begin before the input
-    # Of such a window, the first cell that is not before the input: it must be one of the window's,
-    # and not behind the input. What it is repeats after as many windows as the dilation has cells.
+    before = min(out, -(start // stride)) if start < 0 else 0  # windows that start before the input
+    # The first cell of such a window that is not before the input must belong to the window and lie
+    # inside the input. The pattern of these cells repeats after ``dilation`` windows.
     return (before > 0 and -(start // dilation) >= kernel) or (
         dilation > size
         and any((start + o * stride) % dilation >= size for o in range(min(before, dilation)))
@@ -381,8 +391,9 @@ def _is_blind(start: int, out: int, stride: int, kernel: int, dilation: int, siz
 
 
 def _axis_tap(offset: int, stride: int, size: int, out: int) -> AxisTap | None:
-    """On one axis, output o reads input ``o*stride + offset``: (the inputs read, the outputs that
-    read them)."""
+    """Return, for one axis on which output o reads input ``o*stride + offset``, (the inputs read,
+    the outputs that read them).
+    """
     first = max(0, -(offset // stride))  # ceil(-offset / stride)
     last = min(out - 1, (size - 1 - offset) // stride)
     if last < first:
@@ -397,16 +408,17 @@ def _times(numbers: Sequence[int]) -> str:
     return "x".join(str(n) for n in numbers)
 
 
-# --- moving arrays through the windows ------------------------------------------------------------
+# --- gather and scatter ---------------------------------------------------------------------------
 
 
 @op()
 def gather(x: Array, windows: Windows) -> Array:
-    """(C, *S, N) -> the columns (C, T, *OUT, N): for each output, the inputs under each tap; zeros
-    beyond the edge."""
+    """Return the columns (C, T, *OUT, N) of x (C, *S, N): for each output, the inputs under each
+    tap; zeros outside the input.
+    """
     backend = backend_of(x)
     if not windows.sparse:
-        x = backend.contiguous(x)  # read T times: worth one pass where the batch does not lie last
+        x = backend.contiguous(x)  # read T times, so one copy pays off
     create = backend.xp.empty if windows.covers else backend.xp.zeros
     shape = (x.shape[0], prod(windows.kernel), *windows.out, x.shape[-1])
     columns = create(shape, dtype=x.dtype, device=x.device)
@@ -418,8 +430,9 @@ def gather(x: Array, windows: Windows) -> Array:
 
 @op()
 def scatter(columns: Array, windows: Windows) -> Array:
-    """(C, T, *OUT, N) -> (C, *S, N): each column entry added to the input it was read from.
-    ``gather``'s adjoint."""
+    """Return (C, *S, N) from columns (C, T, *OUT, N): the sum of the entries at each input. The
+    adjoint of ``gather``.
+    """
     shape = (columns.shape[0], *windows.size, columns.shape[-1])
     x = backend_of(columns).xp.zeros(shape, dtype=columns.dtype, device=columns.device)
     for tap in windows.taps:
@@ -432,21 +445,27 @@ def scatter(columns: Array, windows: Windows) -> Array:
 
 
 def im2col(input_data: Array, filter_h: int, filter_w: int, stride: int = 1, pad: int = 0) -> Array:
-    """The tutorials' im2col: one row for each output pixel, holding the patch of the image that it
-    sees.
+    """Return one row per output pixel with the image patch that it reads: the tutorials' im2col.
 
     Args:
         input_data: images (N, C, H, W), of any dtype.
-        filter_h, filter_w: the kernel KH, KW.
-        stride: a number, or (vertical, horizontal).
-        pad: zeros on every side; also (vertical, horizontal).
+        filter_h, filter_w: the kernel size KH, KW.
+        stride: an integer, or (vertical, horizontal).
+        pad: zeros on every side: an integer, or (vertical, horizontal).
 
     Returns:
-        (N*OH*OW, C*KH*KW): rows by image, then output row, then output column; entries by channel,
-        then kernel row, then kernel column.
+        (N*OH*OW, C*KH*KW). Rows are ordered by image, output row, output column; entries by
+        channel, kernel row, kernel column.
 
     Raises:
-        ShapeError: not four axes, or a kernel larger than the padded image.
+        ShapeError: if there are not four axes, or the kernel is larger than the padded image.
+
+    Example:
+        >>> ops.im2col(np.arange(9).reshape(1, 1, 3, 3), 2, 2)
+        array([[0, 1, 3, 4],
+               [1, 2, 4, 5],
+               [3, 4, 6, 7],
+               [4, 5, 7, 8]])
     """
     xp = backend_of(input_data).xp
     if input_data.ndim != 4:
@@ -468,18 +487,26 @@ def col2im(
     stride: int = 1,
     pad: int = 0,
 ) -> Array:
-    """The tutorials' col2im: adds every entry of im2col's rows to the pixel it was read from.
+    """Add every entry of im2col's rows to the pixel that it was read from: the tutorials' col2im.
+
+    It is the adjoint of im2col, not its inverse: overlapping windows add up.
 
     Args:
-        col: (N*OH*OW, C*KH*KW), in im2col's order.
-        input_shape: (N, C, H, W), of the images.
+        col: (N*OH*OW, C*KH*KW), in the order of im2col.
+        input_shape: (N, C, H, W), the shape of the images.
         filter_h, filter_w, stride, pad: as for im2col.
 
     Returns:
-        (N, C, H, W). Where windows overlap, the sum; it is im2col's adjoint, not its inverse.
+        (N, C, H, W).
 
     Raises:
-        ShapeError: ``col`` is not what im2col makes of ``input_shape``.
+        ShapeError: if the shape of ``col`` is not that of im2col for ``input_shape``.
+
+    Example:
+        >>> ops.col2im(np.ones((4, 4)), (1, 1, 3, 3), 2, 2)[0, 0]
+        array([[1., 2., 1.],
+               [2., 4., 2.],
+               [1., 2., 1.]])
     """
     if len(input_shape) != 4:
         raise ShapeError(
@@ -503,10 +530,9 @@ def col2im(
 
 
 class Plane(NamedTuple):
-    """The geometry of a convolution over one or two axes, as one over two, in plain numbers for
-    compiled kernels.
+    """The geometry of a convolution over one or two axes as plain integers, for compiled kernels.
 
-    C and O are the channels in and out, of one group; with one axis, H, OH and KH are 1.
+    C and O are the channels in and out of one group. With one axis, H, OH and KH are 1.
     """
 
     c: int
@@ -527,6 +553,7 @@ class Plane(NamedTuple):
 
     @staticmethod
     def of(windows: Windows, channels: int, outputs: int, n: int) -> "Plane":
+        """Return the plane of ``windows`` with these channels in and out and batch size n."""
         one = (1,) * (2 - len(windows.size))
         (h, w), (oh, ow), (kh, kw) = (
             one + axes for axes in (windows.size, windows.out, windows.kernel)
@@ -536,10 +563,10 @@ class Plane(NamedTuple):
         return Plane(channels, h, w, outputs, oh, ow, kh, kw, sh, sw, top, left, dh, dw, n)
 
     def adjoint(self) -> "Plane":
-        """The convolution that leads the output's gradient back, which has SH-1 and SW-1 zeros
-        between its rows and columns.
+        """Return the convolution that computes dx from dy, with SH-1 and SW-1 zeros between the
+        rows and columns of dy.
 
-        Its padding may be negative: then its first rows or columns are not read.
+        Its padding may be negative; then the first rows or columns are not read.
         """
         top, left = self.dh * (self.kh - 1) - self.top, self.dw * (self.kw - 1) - self.left
         return Plane(

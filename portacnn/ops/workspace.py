@@ -1,13 +1,13 @@
-"""Memory that is used again: one arena for all passes of a network, reused by lifetime.
+"""Reused memory: one arena for all passes of a network, reused by lifetime.
 
-Fresh memory is expensive: the system hands out a large array page by page, at its first touch, and
-that can cost as much as what is computed into it. Inside ``run_in(workspace, ...)`` a backend's
-kernels therefore take the memory for their results and temporaries from the workspace. An array's
-bytes are free again as soon as nothing refers to it or to a view of it. So an array can never be
-overwritten while somebody holds it, not even one that outlives the pass or an exception.
+New memory is expensive. The operating system maps a large array page by page at the first access,
+which can take as long as computing its contents. Inside ``run_in(workspace, ...)`` the kernels of a
+backend therefore allocate results and temporaries in the workspace. The bytes of an array are free
+again when nothing refers to it or to a view of it. An array in use is never overwritten, even if it
+outlives the pass or an exception.
 
-The arena is as large as the largest pass so far, and a little more. What does not fit gets memory
-of its own, and the next pass finds a larger arena. Between two calls a workspace has no state that
+The arena is slightly larger than the largest pass so far. An array that does not fit gets its own
+memory, and the next pass finds a larger arena. A workspace has no state between two calls that
 could be wrong: after an exception it may be used again or dropped.
 """
 
@@ -22,18 +22,18 @@ from weakref import ref
 
 from portacnn.runtime import Array
 
-_ALIGNED = 64  # bytes: where an array begins, at a line of the cache
-# The arena is larger than the largest pass by 1 / _SPARE of it, so that slightly larger passes do
-# not replace it.
+_ALIGNED = 64  # bytes: every array is aligned to a cache line
+# The arena exceeds the largest pass by 1 / _SPARE, so that slightly larger passes do not replace
+# it.
 _SPARE = 16
 _END = sys.maxsize
 
 
 class Memory(NamedTuple):
-    """How a library makes arrays.
+    """How a library creates arrays.
 
     Attributes:
-        fresh: (shape, dtype) -> an array in memory of its own.
+        fresh: (shape, dtype) -> an array in its own memory.
         allocate: (nbytes) -> a buffer.
         view: (buffer, offset, shape, dtype) -> an array in the buffer. Every view of that array
             keeps the array itself alive.
@@ -45,8 +45,7 @@ class Memory(NamedTuple):
 
 
 class _Loan(ref):
-    """An array that was handed out, seen from the workspace: when the array dies, its bytes are
-    free."""
+    """A weak reference to an array in the workspace. When the array dies, its bytes are free."""
 
     __slots__ = ("start", "stop")
     start: int
@@ -56,25 +55,25 @@ class _Loan(ref):
 class Workspace:
     """Memory for the passes of one network, one at a time.
 
-    Addresses go on behind the arena's end. There an array gets memory of its own, but is counted as
-    if it lay at its address, so ``_top``, the highest address, is the size that the arena should
-    have had.
+    Addresses continue beyond the end of the arena. An array there gets its own memory but is
+    counted as if it lay at its address. So ``_top``, the highest address, is the size that the
+    arena should have had.
     """
 
     def __init__(self) -> None:
         self.size = 0
-        """Bytes of the arena."""
+        """The size of the arena in bytes."""
         self.version = 0
-        """How many arenas there were before this one."""
+        """The number of earlier arenas."""
         self._top = 0
         self._arena: Any = None
         self._holes: list[tuple[int, int]] = []  # free bytes (start, stop), by address
         self._loans: dict[int, _Loan] = {}  # by start
-        # whose arrays have died: appended to by the interpreter, in any thread
+        # loans whose arrays are dead; Python appends to it, in any thread
         self._returned: deque[_Loan] = deque()
 
     def begin(self, reserved: int = 0) -> None:
-        """Prepare for a pass that leaves the first ``reserved`` bytes alone."""
+        """Prepare for a pass that does not use the first ``reserved`` bytes."""
         if self._returned:
             self._collect([])
         loans = (
@@ -90,23 +89,24 @@ class Workspace:
         self._holes = [*holes, (at, _END)]
 
     def grow(self, size: int = 0) -> None:
-        """Replace the arena if it is smaller than ``size``, or than the last pass would have
-        needed."""
+        """Replace the arena if it is smaller than ``size``, or smaller than the last pass
+        needed.
+        """
         self._top = max(self._top, size)
         if self._top > self.size:
             self._replace()
 
     def _replace(self) -> None:
-        # In this order: whatever comes in between, no bytes are handed out that a living array has.
-        # The old arena lives on as long as arrays in it do.
+        # The order matters: if an interruption comes in between, the bytes of a live array are not
+        # allocated again. The old arena lives as long as arrays in it do.
         self._arena, self._holes = None, []
         self._loans, self._returned = {}, deque()
         self.size, self.version = self._top + self._top // _SPARE, self.version + 1
 
     def take(self, memory: Memory, shape: tuple[int, ...], dtype: Any) -> Array:
-        """An array with whatever its bytes last held."""
+        """Return an uninitialized array."""
         size = _size(shape, dtype)
-        # whatever comes in between, nobody gets the same bytes
+        # if an interruption comes in between, the bytes are not allocated twice
         holes, self._holes = self._holes, []
         if self._returned:
             self._collect(holes)
@@ -135,7 +135,7 @@ class Workspace:
         return array
 
     def _collect(self, holes: list[tuple[int, int]]) -> None:
-        """Add the bytes of arrays that have died to the holes, and join those that touch."""
+        """Add the bytes of dead arrays to the free ranges, and merge adjacent ranges."""
         while self._returned:
             loan = self._returned[0]
             if self._loans.get(loan.start) is loan:
@@ -157,31 +157,30 @@ class Workspace:
 
 
 class Plan:
-    """Places for the arrays that prepared functions use at each call: the same bytes for every plan
-    of a workspace.
+    """Places of the arrays that prepared functions use in each call. All plans of a workspace share
+    the same bytes.
 
-    First those that a function keeps from one call to the next, then the temporaries, where all
-    functions have theirs. What lies there is lost when another plan's functions have run, or an
-    ordinary pass: ``restore`` zeros what has to be zero.
+    The arrays that a function keeps between calls come first, then the temporaries, which all
+    functions share. Their contents are lost when functions of another plan or an ordinary pass have
+    run; ``restore`` fills those that must be zero.
 
     Args:
-        room: whose bytes; None for a plan that only measures, whose arrays have memory of their
-            own.
-        kept: the bytes of what is kept, as a plan for the same functions has measured them.
+        workspace: None makes a plan that only measures; its arrays have their own memory.
+        kept: the bytes of the kept arrays, as measured by a plan for the same functions.
     """
 
-    def __init__(self, room: Workspace | None = None, kept: int = 0) -> None:
-        self._room, self._temporaries_at = room, kept
+    def __init__(self, workspace: Workspace | None = None, kept: int = 0) -> None:
+        self._workspace, self._temporaries_at = workspace, kept
         self.kept = self.temporary = 0
         self._zeros: list[Array] = []
 
     @property
     def size(self) -> int:
-        """The bytes that it takes at the arena's start."""
+        """The number of bytes used at the start of the arena."""
         return self.kept + self.temporary
 
     def keep(self, memory: Memory, shape: tuple[int, ...], dtype: Any, zeros: bool) -> Array:
-        """See ``reserve``."""
+        """Allocate a kept array; see ``reserve``."""
         array = self._at(memory, self.kept, shape, dtype)
         self.kept += _size(shape, dtype)
         if zeros:
@@ -190,7 +189,7 @@ class Plan:
         return array
 
     def lend(self, memory: Memory, shapes: Sequence[tuple[int, ...]], dtype: Any) -> list[Array]:
-        """See ``temporaries``."""
+        """Allocate temporaries; see ``temporaries``."""
         arrays, stop = [], 0
         for shape in shapes:
             arrays.append(self._at(memory, self._temporaries_at + stop, shape, dtype))
@@ -199,12 +198,12 @@ class Plan:
         return arrays
 
     def _at(self, memory: Memory, start: int, shape: tuple[int, ...], dtype: Any) -> Array:
-        if self._room is None:
+        if self._workspace is None:
             return memory.fresh(shape, dtype)
-        return memory.view(self._room._buffer(memory), start, shape, dtype)
+        return memory.view(self._workspace._buffer(memory), start, shape, dtype)
 
     def restore(self) -> None:
-        """Zero the arrays that were reserved as zeros."""
+        """Fill the arrays that were reserved as zeros."""
         for array in self._zeros:
             array[...] = 0
 
@@ -214,7 +213,7 @@ def _size(shape: tuple[int, ...], dtype: Any) -> int:
 
 
 class _Current(local):
-    """What is in force in this thread."""
+    """The workspace and the plan that are active in this thread."""
 
     workspace: Workspace | None = None
     plan: Plan | None = None
@@ -224,31 +223,31 @@ _current = _Current()
 
 
 def run_in(
-    room: Workspace, function: Callable[..., Any], *arguments: Any, reserved: int = 0
+    workspace: Workspace, function: Callable[..., Any], *arguments: Any, reserved: int = 0
 ) -> Any:
-    """``function(*arguments)``, whose kernels take memory from ``room``, except for its first
-    ``reserved`` bytes.
+    """Return ``function(*arguments)``, whose kernels allocate memory in ``workspace``.
 
-    One pass at a time, in this thread.
+    The first ``reserved`` bytes are not used. One pass at a time, in this thread.
     """
     before = _current.workspace
-    # a function, and not a context manager: those can be interrupted between entering and the block
+    # A context manager could be interrupted between entering and its block.
     try:
         try:
-            room.begin(reserved)
-            _current.workspace = room
+            workspace.begin(reserved)
+            _current.workspace = workspace
             return function(*arguments)
         finally:
             _current.workspace = before
     finally:
-        # again: a signal handler may have raised before the first time was through
+        # again, because a signal handler may have interrupted the first assignment
         _current.workspace = before
 
 
 @contextmanager
 def planning(plan: Plan) -> Iterator[None]:
-    """Inside it, ``reserve`` and ``temporaries`` take memory by ``plan``; other results have memory
-    of their own."""
+    """Make ``reserve`` and ``temporaries`` allocate by ``plan`` inside a ``with`` block. Other
+    results have their own memory.
+    """
     before = _current.workspace, _current.plan
     try:
         _current.workspace, _current.plan = None, plan
@@ -258,21 +257,23 @@ def planning(plan: Plan) -> Iterator[None]:
 
 
 def current() -> Workspace | None:
-    """The workspace of the pass that is running in this thread."""
+    """Return the workspace of the pass that runs in this thread, or None."""
     return _current.workspace
 
 
 def reserve(memory: Memory, shape: tuple[int, ...], dtype: Any, *, zeros: bool = False) -> Array:
-    """An array that a prepared function uses again at each call; with ``zeros``, full of them
-    before the first.
+    """Return an array that a prepared function uses in each call; with ``zeros`` it is zero before
+    the first call.
 
-    Between two calls its values stay, unless another prepared function or an ordinary pass of the
-    network has run: then those reserved as ``zeros`` are zeros again, and others hold anything.
+    Its values stay between two calls, unless another prepared function or an ordinary pass of the
+    network has run. Then arrays reserved with ``zeros`` are zero again, and the contents of others
+    are undefined.
     """
     return (_current.plan or Plan()).keep(memory, shape, dtype, zeros)
 
 
 def temporaries(memory: Memory, *shapes: tuple[int, ...], dtype: Any) -> list[Array]:
-    """Arrays that a prepared function writes and reads within one call; other functions use the
-    same bytes in theirs."""
+    """Return arrays that a prepared function writes and reads within one call. Other functions use
+    the same bytes.
+    """
     return (_current.plan or Plan()).lend(memory, shapes, dtype)

@@ -1,16 +1,15 @@
-"""The tutorials' own names: what their readers paste runs, on any backend, with one changed import.
+"""The tutorials' own names: code from the tutorials runs on any backend after changing one import.
 
     from portacnn.scratch import *  # for common.layers, common.optimizer, dataset.mnist, ...
 
-The names, signatures and shapes are those of "Deep Learning from Scratch" (Koki Saitoh;
-"ゼロから作るDeep Learning", O'Reilly Japan, 2016), and ``corr2d`` that of "Dive into Deep
-Learning". A thin layer over ``portacnn.ops``: library and device follow the arrays. Where the
-tutorials are wrong this is right, and the docstring says so. docs/tutorials.md leads on from
-here to portacnn's own names.
+Names, signatures and shapes are those of "Deep Learning from Scratch" (Koki Saitoh;
+"ゼロから作るDeep Learning", O'Reilly Japan, 2016), and ``corr2d`` is that of "Dive into Deep
+Learning". It is a thin layer over ``portacnn.ops``: library and device follow the arrays. Errors of
+the tutorials are corrected here, and the docstrings say so. docs/tutorials.md leads from here to
+portacnn's own names.
 
-For anything new ``portacnn.layers`` and ``portacnn.Trainer`` are the better start: here weights and
-gradients lie in dictionaries that layers and optimizer must share, and nothing checks a network as
-a whole.
+For new code use ``portacnn.layers`` and ``portacnn.Trainer``: here weights and gradients are in
+dictionaries that layers and optimizer must share, and a network is not checked as a whole.
 """
 
 from portacnn.ops import col2im, im2col

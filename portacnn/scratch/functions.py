@@ -1,8 +1,8 @@
 """The tutorials' functions (``common/functions.py``, ``common/gradient.py``, d2l.ai's ``corr2d``)
 on arrays of any backend.
 
-The tutorials' code mixes dtypes as NumPy lets it: float32 images, float64 weights, integer labels
-and kernels. The ops refuse that; here it is settled first, by ``real`` and ``like``.
+The tutorials' code mixes dtypes as NumPy allows: float32 images, float64 weights, integer labels
+and kernels. The ops do not accept that; here ``real`` and ``like`` convert first.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,8 +22,8 @@ _STEPS = {"float64": 1e-4, "float32": 1e-2}  # differences of float32 numbers ne
 
 
 def real(x: Array, dtype: str = "float64") -> Array:
-    """x itself where it is floating point; whole numbers and booleans as ``dtype``, as NumPy makes
-    floats of them."""
+    """Return x if it is floating point; convert whole numbers and booleans to ``dtype``, as NumPy
+    does."""
     backend = backend_of(x)
     if backend.xp.isdtype(x.dtype, ("bool", "integral")):
         return backend.xp.astype(x, backend.dtype(dtype))
@@ -31,8 +31,8 @@ def real(x: Array, dtype: str = "float64") -> Array:
 
 
 def like(x: Array, other: Array) -> Array:
-    """x in the dtype of another array of its library; itself where that is not floating point, or
-    another library's."""
+    """Return x in the dtype of another array of its library, if that is floating point; else x
+    itself."""
     source = backend_of(x)
     if (
         source.name != backend_of(other).name
@@ -48,34 +48,40 @@ def like(x: Array, other: Array) -> Array:
 
 
 def sigmoid(x: Array) -> Array:
-    """1 / (1 + exp(-x)), for any x without overflow. Integers give float64."""
+    """Return 1 / (1 + exp(-x)) for any x, without overflow. Integers become float64.
+
+    >>> import numpy as np
+    >>> sigmoid(np.array([0.0, 1000.0])).tolist()
+    [0.5, 1.0]
+    """
     return ops.sigmoid(real(x), keep=False)[0]
 
 
 def relu(x: Array) -> Array:
-    """max(x, 0), in an array of its own. Integers give float64."""
+    """Return max(x, 0) in a new array. Integers become float64."""
     return ops.relu(real(x), keep=False)[0]
 
 
 def softmax(x: Array) -> Array:
-    """exp(x) / sum(exp(x)) along the last axis: x (N, C), or (C,) for one sample. Integers give
-    float64."""
+    """Return exp(x) / sum(exp(x)) along the last axis, for x (N, C), or (C,) for one sample.
+
+    Integers become float64.
+    """
     return ops.softmax(real(x), -1, keep=False)[0]
 
 
 def cross_entropy_error(y: Array, t: Array) -> Array:
-    """The mean of -sum(t * log(y + 1e-7)) over a batch, 0-dimensional: the book's formula, its 1e-7
-    with it.
+    """Return the mean of -sum(t * log(y + 1e-7)) over a batch, 0-dimensional: the book's formula.
 
-    The book takes the class of the largest t for the only one; here soft labels count as what they
-    are. A label that is no class's number makes the result NaN.
+    The book uses only the class of the largest t. Here soft labels have their full effect. A label
+    outside the classes makes the result NaN.
 
     Args:
-        y: probabilities (N, C), or (C,) for one sample, such as ``softmax`` gives; not logits.
+        y: probabilities (N, C), or (C,) for one sample, as ``softmax`` returns; not logits.
         t: class numbers (N,) or (N, 1), or a distribution (one-hot) shaped as y.
 
     Raises:
-        ShapeError: labels that do not fit. ArrayError: t of another library or device than y.
+        ShapeError: if the labels do not fit y. ArrayError: if t is of another library or device.
     """
     y = real(y)
     xp = backend_of(y).xp
@@ -100,11 +106,10 @@ def cross_entropy_error(y: Array, t: Array) -> Array:
 
 
 def target(t: Array, y: Array) -> Array:
-    """Labels in each form that the book takes, for outputs y (N, C), in the forms that ops take:
-    (N,) or shaped as y.
+    """Convert labels in any of the book's forms, for outputs y (N, C), to (N,) or the shape of y.
 
     Raises:
-        ShapeError: neither as many labels as rows of y nor as many as its numbers.
+        ShapeError: if they match neither the rows of y nor its elements.
     """
     xp = backend_of(t).xp
     if y.ndim == 2 and prod(t.shape) == prod(y.shape):
@@ -121,31 +126,32 @@ def target(t: Array, y: Array) -> Array:
 
 
 def number(value: Any) -> float:
-    """A loss as a Python number, be it one already or an array of one number on any device."""
+    """Return a loss as a Python number, from a number or an array with one element on any
+    device."""
     return float(
         value if isinstance(value, int | float) else backend_of(value).to_host(value).item()
     )
 
 
 def numerical_gradient(f: Callable[[Array], Any], x: Array, h: float | None = None) -> Array:
-    """The gradient of f at x by central differences, (f(x + h) - f(x - h)) / 2h for each number of
-    x.
+    """Return the gradient of f at x by central differences, (f(x + h) - f(x - h)) / 2h for each
+    element.
 
-    Each number of x is changed in place and put back: f may read its argument, or (``lambda W:
-    net.loss(x, t)``) the same array by another way.
+    Each element of x is changed in place and restored. So f may use its argument, or the same array
+    by another reference (``lambda W: net.loss(x, t)``).
 
     Args:
-        f: takes x and gives one number.
-        x: floating point. The book's rounds x + h back to an integer where x holds integers; that
-            is refused here.
-        h: the step; 1e-4 for float64 as in the book, 1e-2 for float32, which leaves two or three
-            digits.
+        f: takes x and returns one number.
+        x: floating point. The book's rounds x + h to an integer if x holds integers, which is an
+            error here.
+        h: the step; by default 1e-4 for float64 as in the book, 1e-2 for float32, which leaves two
+            or three digits.
 
     Returns:
         An array like x.
 
     Raises:
-        ArrayError: x does not hold floating-point numbers.
+        ArrayError: if x is not floating point.
     """
     if not is_float(backend_of(x).xp, x.dtype):
         raise ArrayError(
@@ -161,32 +167,36 @@ def numerical_gradient(f: Callable[[Array], Any], x: Array, h: float | None = No
 
 
 def corr2d(X: Array, K: Array) -> Array:
-    """Two-dimensional cross-correlation as in "Dive into Deep Learning" (d2l.ai): Y[i, j] = sum(X[i
-    : i + h, j : j + w] * K).
+    """Return the cross-correlation of "Dive into Deep Learning" (d2l.ai): Y[i, j] = sum(X[i : i +
+    h, j : j + w] * K).
 
     Args:
-        X: (H, W); K: (h, w).
+        X: (H, W). ``K``: (h, w).
 
     Returns:
-        (H - h + 1, W - w + 1), in the wider dtype of the two; float64 where both are integers.
+        (H - h + 1, W - w + 1), in the wider dtype of the two; float64 if both are integers.
     """
     return _correlate("corr2d", 2, X, K, 0, 1)
 
 
 def convolution_1d(x: Array, kernel: Array, padding: Padding = 0, stride: int = 1) -> Array:
-    """Slide a kernel along a signal, and sum the products: y[i] = sum(x[i*stride : i*stride + K] *
-    kernel).
+    """Slide a kernel along a signal: y[i] = sum(x[i*stride : i*stride + K] * kernel).
 
-    As in most tutorials, and in every CNN, the kernel is not flipped: a cross-correlation. The
-    convolution of mathematics (``numpy.convolve``) is ``convolution_1d(x, numpy.flip(kernel))``.
+    As in most tutorials, and in every CNN, the kernel is not flipped: it is a cross-correlation.
+    The convolution of mathematics (``numpy.convolve``) is ``convolution_1d(x,
+    numpy.flip(kernel))``.
+
+        >>> import numpy as np
+        >>> convolution_1d(np.array([1.0, 2.0, 4.0]), np.array([1.0, -1.0])).tolist()
+        [-1.0, -2.0]
 
     Args:
-        x: (L,); kernel: (K,).
-        padding: zeros at both ends; also "same" or "valid".
+        x: (L,). ``kernel``: (K,).
+        padding: number of zeros at both ends; also "same" or "valid".
         stride: the step.
 
     Returns:
-        ((L + 2*padding - K) // stride + 1,), in the wider dtype of the two; float64 where both are
+        ((L + 2*padding - K) // stride + 1,), in the wider dtype of the two; float64 if both are
         integers.
     """
     return _correlate("convolution_1d", 1, x, kernel, padding, stride)
@@ -195,20 +205,19 @@ def convolution_1d(x: Array, kernel: Array, padding: Padding = 0, stride: int = 
 def convolution_2d(
     x: Array, kernel: Array, padding: Padding = 0, stride: int | Sequence[int] = 1
 ) -> Array:
-    """Slide a kernel over one image of one channel, and sum the products, as ``corr2d``; the kernel
-    is not flipped.
+    """Slide a kernel over one image of one channel and sum the products, as ``corr2d``.
 
-    The convolution of mathematics (``scipy.signal.convolve2d``) is ``convolution_2d(x,
-    numpy.flip(kernel))``. For channels and batches there are ``Convolution`` and
+    The kernel is not flipped. The convolution of mathematics (``scipy.signal.convolve2d``) is
+    ``convolution_2d(x, numpy.flip(kernel))``. For channels and batches use ``Convolution`` or
     ``portacnn.ops.conv2d``.
 
     Args:
-        x: (H, W); kernel: (KH, KW).
-        padding: zeros on every side, a number or (vertical, horizontal); also "same" or "valid".
+        x: (H, W). ``kernel``: (KH, KW).
+        padding: number of zeros on every side, or (vertical, horizontal); also "same" or "valid".
         stride: a number or (vertical, horizontal).
 
     Returns:
-        (OH, OW), in the wider dtype of the two; float64 where both are integers.
+        (OH, OW), in the wider dtype of the two; float64 if both are integers.
     """
     return _correlate("convolution_2d", 2, x, kernel, padding, stride)
 
@@ -232,7 +241,7 @@ def _correlate(
 
 
 def _wide(a: Array, b: Array) -> Array:
-    """a in the wider of the floating dtypes that a and b have."""
+    """Return a in the wider of the floating dtypes of a and b."""
     xp = backend_of(a).xp
     if not is_float(xp, a.dtype):
         return real(like(a, b))

@@ -1,11 +1,11 @@
 """The book's layers (``common/layers.py``): ``forward(x)``, ``backward(dout)``, and gradients as
-attributes. Ops do the work.
+attributes, computed by ops.
 
-As in the book a layer holds the very arrays it was given: an optimizer that writes into
+As in the book, a layer holds the arrays that it was given: an optimizer that writes into
 ``params["W1"]`` writes into the layer's ``W``. Library and device follow these arrays. The input
-may be of another real dtype than they (float32 images and float64 weights, say): it is converted,
-and its gradient converted back. No layer changes its input, or the gradient it is handed (the
-book's Relu writes into it).
+may have another real dtype (float32 images and float64 weights, for example): it is converted, and
+its gradient is converted back. No layer changes its input or the gradient passed to it (the book's
+Relu does).
 
 Notation: N batch, C channels (FN of a convolution's output), H/W image, D features.
 """
@@ -22,8 +22,7 @@ from portacnn.seeds import check_seed
 
 
 class _Layer:
-    """What all of them share: a forward keeps ``_cache``, and a backward, which needs it, may be
-    repeated."""
+    """Base of the layers: forward keeps ``_cache``, and backward needs it and may be repeated."""
 
     _cache: Any = None
 
@@ -33,7 +32,7 @@ class _Layer:
         return self._cache
 
     def _gradient(self, dout: Array) -> Array:
-        """``dout`` in the dtype of what the forward gave back, where it is of its library."""
+        """Return ``dout`` in the dtype of the forward pass's output, if it is of its library."""
         library, _, dtype, _ = self._kept().result
         backend = backend_of(dout)
         return (
@@ -47,14 +46,14 @@ class _Layer:
 
 
 class Convolution(_Layer):
-    """y = W * x + b: each of FN filters slid over the images (cross-correlation), as
+    """y = W * x + b: FN filters slid over the images (cross-correlation), as
     ``portacnn.ops.conv2d``.
 
     Args:
         W: (FN, C, FH, FW).
         b: (FN,), or None.
         stride: a number, or (vertical, horizontal).
-        pad: zeros on every side; also (vertical, horizontal).
+        pad: number of zeros on every side; also (vertical, horizontal).
 
     Attributes:
         dW, db: the gradients, from ``backward``.
@@ -75,16 +74,16 @@ class Convolution(_Layer):
         return y
 
     def backward(self, dout: Array) -> Array:
-        """(N, FN, OH, OW) -> (N, C, H, W); leaves dW and db."""
+        """(N, FN, OH, OW) -> (N, C, H, W); sets dW and db."""
         dx, self.dW, self.db = ops.conv2d_backward(self._gradient(dout), self._cache)
         return like(dx, self.x)
 
 
 class Affine(_Layer):
-    """y = x W + b, the samples flattened to one axis first.
+    """y = x W + b, with each sample flattened to one axis first.
 
     Args:
-        W: (D, outputs); ``portacnn.layers.Linear`` and PyTorch hold its transpose.
+        W: (D, outputs). ``portacnn.layers.Linear`` and PyTorch hold its transpose.
         b: (outputs,), or None.
 
     Attributes:
@@ -98,8 +97,7 @@ class Affine(_Layer):
         self.db: Any = None
 
     def forward(self, x: Array) -> Array:
-        """(N, ...) -> (N, outputs); axes after the first are laid end to end, (C, H, W) row by
-        row."""
+        """(N, ...) -> (N, outputs); axes after the first are flattened in row-major order."""
         self.x = x
         xp = backend_of(x).xp
         flat = like(xp.reshape(x, (x.shape[0], prod(x.shape[1:]))), self.W)
@@ -109,7 +107,7 @@ class Affine(_Layer):
         return y
 
     def backward(self, dout: Array) -> Array:
-        """(N, outputs) -> the input's shape; leaves dW and db."""
+        """(N, outputs) -> the input's shape; sets dW and db."""
         dx, dweight, self.db = ops.linear_backward(self._gradient(dout), self._cache)
         xp = backend_of(dx).xp
         self.dW = xp.permute_dims(dweight, (1, 0))
@@ -117,21 +115,21 @@ class Affine(_Layer):
 
 
 class BatchNormalization(_Layer):
-    """Each feature, or each channel of images, normalized over the batch; then scaled by gamma and
-    shifted by beta.
+    """Normalize each feature, or each channel of images, over the batch; then scale by gamma and
+    shift by beta.
 
-    Of images (N, C, H, W) the book normalizes every pixel by itself over the batch, with a gamma
-    for each of the C*H*W: that is not what Ioffe and Szegedy (2015) describe for convolutions. Here
-    a channel's mean and variance are over the batch and all of its pixels, and gamma is (C,). For
-    (N, D) all is as in the book: the momentum is the share of the running mean that stays
-    (PyTorch's is the share that comes), the running variance starts from 0 and takes in the batch's
-    own (PyTorch: unbiased) one, and 1e-6 is added to a variance.
+    For images (N, C, H, W) the book normalizes every pixel separately over the batch, with C*H*W
+    gammas. That is not what Ioffe and Szegedy (2015) describe for convolutions. Here a channel's
+    mean and variance are over the batch and all of its pixels, and gamma is (C,). For (N, D)
+    everything is as in the book: the momentum is the share of the running mean that is kept
+    (PyTorch's is the share of the new value), the running variance starts from 0 and uses the
+    batch's biased variance (PyTorch: unbiased), and 1e-6 is added to a variance.
 
     Args:
         gamma, beta: (D,) or (C,).
         momentum: see above.
-        running_mean, running_var: (D,) or (C,), for ``train_flg=False``; zeros where not given.
-            They are replaced, not written into.
+        running_mean, running_var: (D,) or (C,), for ``train_flg=False``; zeros by default. They are
+            replaced, not written into.
 
     Attributes:
         dgamma, dbeta: the gradients, from ``backward``.
@@ -160,8 +158,11 @@ class BatchNormalization(_Layer):
         self.dbeta: Any = None
 
     def forward(self, x: Array, train_flg: bool = True) -> Array:
-        """(N, D) or (N, C, H, W) -> the same shape. ``train_flg``: by the batch's own mean and
-        variance, else the running ones."""
+        """(N, D) or (N, C, H, W) -> the same shape.
+
+        Args:
+            train_flg: use the batch's mean and variance, else the running ones.
+        """
         self._check(x)
         xp = backend_of(self.gamma).xp
         if self.running_mean is None:
@@ -198,7 +199,7 @@ class BatchNormalization(_Layer):
             )
 
     def backward(self, dout: Array) -> Array:
-        """Shaped as the input; leaves dgamma and dbeta."""
+        """Shaped as the input; sets dgamma and dbeta."""
         dx, self.dgamma, self.dbeta = ops.batch_norm_backward(self._gradient(dout), self._cache)
         return like(dx, self.x)
 
@@ -209,15 +210,15 @@ class BatchNormalization(_Layer):
 class Pooling(_Layer):
     """The maximum of each window.
 
-    The output is (H + 2*pad - pool_h) // stride + 1 high: the book forgets the padding here, and
-    its layer fails. Padding is never a maximum: in the book it is zeros, which win over negative
-    numbers. Of equal maxima the first gets the gradient.
+    The output is (H + 2*pad - pool_h) // stride + 1 high. The book omits the padding here, so its
+    layer fails. Padding is never a maximum; in the book it is zeros, which exceed negative values.
+    Of equal maxima the first gets the gradient.
 
     Args:
         pool_h, pool_w: the window.
-        stride: a number, or (vertical, horizontal). 1 where it is not given, as printed in the
-            book; pooling without overlap needs ``stride=pool_h``.
-        pad: cells around the images, at most half of the window; also (vertical, horizontal).
+        stride: a number, or (vertical, horizontal). The default is 1, as printed in the book;
+            pooling without overlap needs ``stride=pool_h``.
+        pad: elements around the images, at most half of the window; also (vertical, horizontal).
     """
 
     def __init__(self, pool_h: int, pool_w: int, stride: Any = 1, pad: Any = 0) -> None:
@@ -239,12 +240,12 @@ class Relu(_Layer):
     """max(x, 0), any shape."""
 
     def forward(self, x: Array) -> Array:
-        """Shaped as x, and an array of its own."""
+        """Shaped as x, in a new array."""
         y, self._cache = ops.relu(real(x))
         return y
 
     def backward(self, dout: Array) -> Array:
-        """dout where x was above 0, else 0; dout itself stays as it is."""
+        """dout where x was above 0, else 0; dout itself does not change."""
         return ops.relu_backward(self._gradient(dout), self._cache)
 
 
@@ -265,19 +266,19 @@ class Sigmoid(_Layer):
 
 
 class Dropout(_Layer):
-    """In training each number is 0 with probability ``dropout_ratio``; else all are multiplied with
-    1 - dropout_ratio.
+    """In training each element is 0 with probability ``dropout_ratio``; otherwise all are
+    multiplied by 1 - dropout_ratio.
 
-    So it was first published (Hinton et al., 2012), and so the book has it: training leaves the
-    numbers their size, and prediction makes them smaller. ``portacnn.layers.Dropout``, like
-    PyTorch's, divides by 1 - p in training instead. Masks are the same bits on every backend.
+    That is the first published form (Hinton et al., 2012) and the book's: training keeps the size
+    of the values, and prediction reduces it. ``portacnn.layers.Dropout``, like PyTorch's, divides
+    by 1 - p in training instead. Masks are bitwise the same on every backend.
 
     Args:
         dropout_ratio: 0 to 1.
-        seed: of the masks; None takes a fresh one.
+        seed: of the masks; None draws one.
 
     Attributes:
-        mask: what the last training forward kept: 1 or 0 for each number.
+        mask: what the last training forward pass kept: 1 or 0 for each element.
     """
 
     def __init__(self, dropout_ratio: float = 0.5, *, seed: int | None = None) -> None:
@@ -305,7 +306,7 @@ class Dropout(_Layer):
             return x * self.mask
 
     def backward(self, dout: Array) -> Array:
-        """dout by what x was multiplied with."""
+        """dout times the factor of x."""
         with where(dout):
             return dout * self._kept()
 
@@ -313,13 +314,13 @@ class Dropout(_Layer):
 class SoftmaxWithLoss(_Layer):
     """Softmax and the mean cross-entropy with the labels.
 
-    Computed from the logits, so that the loss stays exact where the book's, with its log(y + 1e-7),
-    ends at 16.1; its gradient is that of this very loss. Soft labels count as what they are: in the
-    book the loss takes the largest for the only one.
+    It is computed from the logits, so the loss stays exact where the book's, with its log(y +
+    1e-7), saturates at 16.1. The gradient is that of this loss. Soft labels have their full effect;
+    the book's loss uses only the largest.
 
     Attributes:
         loss: the last one, 0-dimensional.
-        y: the softmax of the last x, worked out when asked for.
+        y: the softmax of the last x, computed on access.
         t: the last labels.
     """
 
@@ -336,7 +337,7 @@ class SoftmaxWithLoss(_Layer):
         """Logits (N, C) and labels, whole numbers (N,) or (N, 1), or one-hot or soft (N, C) -> the
         loss, 0-dimensional.
 
-        A label outside of 0..C-1 makes it NaN.
+        A label outside 0..C-1 makes it NaN.
         """
         self.x, self.t = real(x), t
         self.loss, self._cache = ops.softmax_cross_entropy(self.x, target(t, self.x))

@@ -1,5 +1,4 @@
-"""The book's ``load_mnist`` (``dataset/mnist.py``), and what stands in for it where there is no
-network."""
+"""The book's ``load_mnist`` (``dataset/mnist.py``), and a replacement for use without a network."""
 
 import os
 
@@ -14,8 +13,7 @@ def load_mnist(
     *,
     root: str | os.PathLike[str] | None = None,
 ) -> Split:
-    """``portacnn.load_mnist``, but that images come as (N, 784) where ``flatten`` is not given, as
-    the book has it.
+    """Return ``portacnn.load_mnist``'s data, with images (N, 784) by default, as in the book.
 
     Returns:
         ``((x_train, t_train), (x_test, t_test))``, NumPy arrays.
@@ -26,8 +24,7 @@ def load_mnist(
 def load_mnist_sample(
     normalize: bool = True, flatten: bool = True, one_hot_label: bool = False
 ) -> Split:
-    """``portacnn.load_mnist_sample``, 5,000 digits without a network, in the form that
-    ``load_mnist`` has here.
+    """Return ``portacnn.load_mnist_sample``'s 5,000 digits in the form of ``load_mnist`` here.
 
     Returns:
         ``((x_train, t_train), (x_test, t_test))``, NumPy arrays.

@@ -1,10 +1,10 @@
 """The book's optimizers (``common/optimizer.py``): ``update(params, grads)`` writes into the arrays
 of ``params``.
 
-SGD, Momentum and Adam are portacnn's own, whose first arguments are the book's. Its Adam leaves the
-second moment's correction out of the term that keeps the division from 0; this one is algorithm 1
-of Kingma and Ba (2015), with 1e-8 there. Some printings' Nesterov takes the new velocity where the
-old belongs; this one is Sutskever's (2013).
+SGD, Momentum and Adam are portacnn's own, whose first arguments are the book's. The book's Adam
+omits the second moment's correction from the term that avoids division by 0; this one is algorithm
+1 of Kingma and Ba (2015), with 1e-8. Nesterov in some printings uses the new velocity instead of
+the old; this one is Sutskever's (2013).
 """
 
 from portacnn import optim

@@ -1,4 +1,4 @@
-"""The book's network (``ch07/simple_convnet.py``): its parameters in one dictionary, which its
+"""The book's network (``ch07/simple_convnet.py``): its parameters are in one dictionary that its
 layers share."""
 
 import os
@@ -22,28 +22,29 @@ _FILE = "params.safetensors"
 
 
 class SimpleConvNet:
-    """conv - relu - pool - affine - relu - affine - softmax, as ``portacnn.SimpleConvNet``, under
-    the book's names and shapes.
+    """conv - relu - pool - affine - relu - affine - softmax: ``portacnn.SimpleConvNet`` with the
+    book's names and shapes.
 
-    Images and labels may come as NumPy arrays: they are brought to the network's device. The same
-    seed gives the same weights as it gives ``portacnn.SimpleConvNet``.
+    Images and labels may be NumPy arrays: they are copied to the network's device. The same seed
+    results in the same weights as in ``portacnn.SimpleConvNet``.
 
     Args:
         input_dim: (C, H, W) of one image; the book's needs H = W.
-        conv_param: ``filter_num``, ``filter_size``, ``pad``, ``stride``; those left out are 30, 5,
-            0, 1.
+        conv_param: ``filter_num``, ``filter_size``, ``pad``, ``stride``; the defaults are 30, 5, 0,
+            1.
         hidden_size: units of the hidden affine layer.
-        output_size: classes.
-        weight_init_std: a standard deviation, or any rule of ``portacnn.init``; biases start at 0.
-        device: see ``portacnn.resolve``; None follows the variable PORTACNN_BACKEND.
-        seed: for the weights; None takes a fresh one.
-        dtype: "float32" or "float64". The book's is float64, for no reason but that NumPy's random
-            numbers are.
+        output_size: number of classes.
+        weight_init_std: a standard deviation, or any rule of ``portacnn.init``. Biases are
+            initialized with 0.
+        device: see ``portacnn.resolve``; None uses the variable PORTACNN_BACKEND.
+        seed: seed of the weights; None draws one.
+        dtype: "float32" or "float64". The book's is float64, only because NumPy's random numbers
+            are.
 
     Attributes:
         params: W1 (filter_num, C, filter_size, filter_size), W2 (features, hidden_size), W3
-            (hidden_size, output_size), b1, b2, b3. An array written into, or one put in its place,
-            is what the layers use from then on.
+            (hidden_size, output_size), b1, b2, b3. If an array is written into or replaced, the
+            layers use the new values.
         layers: Conv1, Relu1, Pool1, Affine1, Relu2, Affine2.
         last_layer: the softmax with its loss.
     """
@@ -92,7 +93,8 @@ class SimpleConvNet:
         self.last_layer = SoftmaxWithLoss()
 
     def predict(self, x: Array) -> Array:
-        """The logits (N, output_size) for images x (N, *input_dim), on the network's device."""
+        """Return the logits (N, output_size) for images (N, *input_dim), on the network's
+        device."""
         x = self._model.accept(real(x, self._model.dtype))
         for name, key in _NUMBERS.items():
             self.layers[name].W, self.layers[name].b = (
@@ -104,16 +106,16 @@ class SimpleConvNet:
         return x
 
     def loss(self, x: Array, t: Array) -> float:
-        """The mean loss of images x with labels t, whole numbers (N,) or (N, 1), or one-hot (N,
-        output_size)."""
+        """Return the mean loss of images x with labels t: whole numbers (N,) or (N, 1), or one-hot
+        (N, output_size)."""
         return number(self.last_layer.forward(self.predict(x), self._labels(t, x.shape[0])))
 
     def accuracy(self, x: Array, t: Array, batch_size: int = 100) -> float:
-        """The share of images x whose largest logit is their label's; NaN among the logits is
-        wrong.
+        """Return the share of images x whose largest logit is their label's. NaN among the logits
+        is wrong.
 
-        Every image counts; the book's leaves out those after the last whole batch, yet divides by
-        all of them.
+        Every image counts. The book's omits those after the last whole batch, but divides by all of
+        them.
         """
         count = x.shape[0]
         if not count:
@@ -129,14 +131,14 @@ class SimpleConvNet:
         return number(hits) / count
 
     def _labels(self, t: Array, count: int) -> Array:
-        """Labels checked on the host, as int64 (N,) on the network's device."""
+        """Return labels, checked on the host, as int64 (N,) on the network's device."""
         host = backend_of(t).to_host(t)
         return self._model.labels(
             host[:, 0] if host.ndim == 2 and host.shape[1] == 1 else host, count
         )
 
     def gradient(self, x: Array, t: Array) -> dict[str, Array]:
-        """The gradient of ``loss`` for each of ``params``, by backward pass."""
+        """Return the gradient of ``loss`` for each of ``params``, from a backward pass."""
         self.last_layer.forward(self.predict(x), self._labels(t, x.shape[0]))
         dout = self.last_layer.backward(1)
         for layer in reversed(self.layers.values()):
@@ -147,12 +149,12 @@ class SimpleConvNet:
         return grads
 
     def numerical_gradient(self, x: Array, t: Array, h: float = 1e-6) -> dict[str, Array]:
-        """The same by differences: two forward passes for each number of each parameter, so for
+        """Return the gradient by differences: two forward passes per element of each parameter, for
         small networks.
 
-        They are made in float64 whatever the network's dtype: of float32 numbers three digits would
-        be left. The book's step of 1e-4 takes one unit in a few across the kink of a ReLU, where
-        first weights of 0.01 leave it close to 0.
+        It is computed in float64 whatever the network's dtype: float32 would leave three digits.
+        The book's step of 1e-4 moves a few units across the kink of a ReLU, because initial weights
+        of 0.01 leave them close to 0.
         """
         own, xp = self.params, self._backend.xp
         self.params = {key: xp.astype(array, xp.float64) for key, array in own.items()}
@@ -168,8 +170,7 @@ class SimpleConvNet:
     # --- files ------------------------------------------------------------------------------------
 
     def save_params(self, file_name: str | os.PathLike[str] = _FILE) -> None:
-        """Write ``params`` as a safetensors file, whatever its name ends in; the book writes a
-        pickle."""
+        """Write ``params`` as a safetensors file, whatever its name; the book writes a pickle."""
         save_tensors(
             file_name,
             {key: self._backend.to_host(array) for key, array in self.params.items()},
@@ -177,15 +178,15 @@ class SimpleConvNet:
         )
 
     def load_params(self, file_name: str | os.PathLike[str] = _FILE) -> None:
-        """Write a safetensors file's arrays into ``params``.
+        """Load a safetensors file's arrays into ``params``.
 
-        A pickle, such as the book's params.pkl, is refused: to read one is to run whatever program
-        it holds. Where it is your own, ``safetensors.numpy.save_file(params,
-        "params.safetensors")`` converts it in the program that made it.
+        Pickles such as the book's params.pkl are not supported, because reading one executes code
+        in it. If it is your own, convert it with ``safetensors.numpy.save_file(params,
+        "params.safetensors")`` in the program that made it.
 
         Raises:
-            ModelFormatError: a pickle; a file that is cut short; parameters of other names or
-                shapes. Nothing is changed then.
+            ModelFormatError: if it is a pickle or truncated, or names or shapes of parameters
+                differ. Nothing is changed then.
         """
         tensors, _ = load_tensors(file_name)
         expected = {key: tuple(array.shape) for key, array in self.params.items()}

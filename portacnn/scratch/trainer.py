@@ -15,41 +15,41 @@ from portacnn.seeds import check_seed, permutation
 
 
 class Trainer:
-    """Trains a network of the book's form: SimpleConvNet, or one pasted from any chapter.
+    """Train a network of the book's form: SimpleConvNet, or one copied from any chapter.
 
-    Two forward passes a step, as in the book; ``portacnn.Trainer``, for portacnn's own models,
-    makes one, and knows more.
+    A step takes two forward passes, as in the book. ``portacnn.Trainer``, for portacnn's own
+    models, takes one and has more features.
 
-    What differs from the book: an epoch goes through all images in shuffled order, its last batch
-    filled up with the first of them (the book draws each batch anew, and leaves out a third of the
-    images); accuracies are taken at an epoch's end (there, after its first step); the losses of
-    single steps are not printed.
+    Differences from the book: an epoch uses all images in shuffled order, and its last batch is
+    filled up with the first of them (the book draws each batch anew and misses a third of the
+    images); accuracies are computed at an epoch's end (in the book after its first step); the
+    losses of single steps are not printed.
 
     Args:
         network: has ``params``, ``gradient(x, t)``, ``loss(x, t)``, ``accuracy(x, t)``.
-        x_train, t_train, x_test, t_test: images and labels. NumPy arrays are brought to where the
-            network's parameters are, once.
-        epochs: how often to go through the training images.
-        mini_batch_size: images a step.
+        x_train, t_train, x_test, t_test: images and labels. NumPy arrays are copied once to the
+            device of the network's parameters.
+        epochs: number of passes through the training images.
+        mini_batch_size: images per step.
         optimizer: "SGD", "Momentum", "Nesterov", "AdaGrad", "RMSprop" or "Adam", in any case.
-        optimizer_param: its arguments; {"lr": 0.01} where not given.
-        evaluate_sample_num_per_epoch: take the accuracies over the first so many images; None for
+        optimizer_param: its arguments; by default {"lr": 0.01}.
+        evaluate_sample_num_per_epoch: number of images, from the first, for accuracies; None takes
             all.
         verbose: print each epoch's accuracies.
-        seed: of the shuffling; None takes a fresh one.
+        seed: of the shuffling; None draws one.
 
     Attributes:
-        train_loss_list: for each step, the loss of its batch after it.
+        train_loss_list: for each step, the loss of its batch after the update.
         train_acc_list, test_acc_list: for each epoch.
-        current_iter, current_epoch: how many are done.
+        current_iter, current_epoch: number of finished steps and epochs.
 
     Raises:
-        ArgumentError, LabelError: an unknown optimizer, numbers without meaning, other numbers of
-            labels than of images.
+        ArgumentError: if the optimizer is unknown or a number is out of range.
+        LabelError: if the numbers of labels and images differ.
     """
 
     @answering_keywords(
-        "Trainer", {"batch_size": "mini_batch_size", "lr": 'optimizer_param={"lr": ...}'}
+        "Trainer", dict.fromkeys(("lr", "learning_rate"), 'write optimizer_param={"lr": ...}')
     )
     def __init__(
         self,
@@ -98,18 +98,18 @@ class Trainer:
         return self._brought(x), self._brought(t)
 
     def _brought(self, array: Array) -> Array:
-        """A NumPy array on the device of the network's parameters; any other is where it should be,
-        or the network says so."""
+        """Copy a NumPy array to the device of the network's parameters; return other arrays as they
+        are."""
         home = next(iter(self.network.params.values()))
         if backend_of(array).name != "numpy" or backend_of(home).name == "numpy":
             return array
         return backend_of(home).xp.asarray(array, device=home.device, copy=True)
 
     def train_step(self) -> None:
-        """One step with the next batch; at an epoch's end also the accuracies.
+        """Run one step with the next batch; compute accuracies at an epoch's end.
 
         Raises:
-            NotFiniteError: the loss is NaN or infinite.
+            NotFiniteError: if the loss is NaN or infinite.
         """
         xp = backend_of(self.x_train).xp
         chosen = xp.asarray(self._chosen(), device=self.x_train.device)
@@ -127,7 +127,7 @@ class Trainer:
             self._end_epoch()
 
     def _chosen(self) -> HostArray:
-        """The places of the next batch's images."""
+        """Return the indices of the next batch's images."""
         epoch, batch = divmod(self.current_iter, self.iter_per_epoch)
         if batch == 0 or self._order is None:
             self._order = permutation(self.seed, epoch, self.train_size)
@@ -147,7 +147,7 @@ class Trainer:
         return number(self.network.accuracy(x[:n, ...], t[:n, ...]))
 
     def train(self) -> None:
-        """``epochs`` epochs of steps, then the accuracy over all test images."""
+        """Train for ``epochs`` epochs, then compute the accuracy over all test images."""
         for _ in range(self.max_iter):
             self.train_step()
         if self.verbose:

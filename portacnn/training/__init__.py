@@ -1,4 +1,4 @@
-"""Training: the ``Trainer``, its checkpoints, when it stops early, and how it is stopped."""
+"""Training: the ``Trainer``, its checkpoints, callbacks, and stopping on signals."""
 
 from portacnn.training.early_stopping import EarlyStopping
 from portacnn.training.signals import stopping_on_signals

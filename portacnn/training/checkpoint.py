@@ -1,11 +1,11 @@
-"""What a checkpoint holds, and how a ``Trainer`` is made of one again.
+"""Describe a training as a checkpoint, and make a ``Trainer`` from a checkpoint.
 
-One safetensors file. Arrays: ``model.*`` (weights and buffers), ``optimizer.*`` (its state),
-``best.*`` (the best weights so far, for early stopping) and ``history.*`` (figures by step and by
-epoch, float64). Its header says all the rest in JSON: architecture, optimizer, schedule, options,
-seed, and the position. No random state is kept, since there is none: batches and masks are drawn
-from the seed and the number of the epoch and step. Nor are the data: they are given again, and
-compared with a fingerprint.
+A checkpoint is one safetensors file. Arrays: ``model.*`` (weights and buffers), ``optimizer.*``
+(its state), ``callbacks.*`` (theirs), ``best.*`` (the best weights so far, for early stopping) and
+``history.*`` (figures per step and per epoch, float64). The header holds the rest as JSON:
+architecture, optimizer, schedule, options, seed and position. There is no random state to store:
+batches and masks are drawn from the seed and the numbers of epoch and step. Data are not stored
+either. They are given again and compared with a fingerprint.
 """
 
 import json
@@ -15,10 +15,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from portacnn.arguments import plain, whole
+from portacnn.arguments import fraction, plain, whole
 from portacnn.errors import ArgumentError, BackendError, ModelFormatError
 from portacnn.files import load_tensors, within
+from portacnn.layers.freezing import frozen_paths, restore
 from portacnn.layers.state import check_state
+from portacnn.losses import Loss, describe_loss, rebuild_loss
+from portacnn.metrics import Metric, describe_metric, rebuild_metric
 from portacnn.models import Model
 from portacnn.models.model import NONSENSE
 from portacnn.optim import Optimizer, rebuild_optimizer
@@ -29,14 +32,15 @@ from portacnn.training.early_stopping import EarlyStopping
 from portacnn.training.folder import RUN
 
 AnyTrainer = TypeVar("AnyTrainer")  # a Trainer, whose module imports this one
-FORMAT = 1
+FORMAT = 3
+"""Number of the format: 3 holds loss, metrics and ``Trainer.history``. Earlier ones are refused."""
 _OPTIONS = (
     "epochs",
-    "mini_batch_size",
+    "batch_size",
     "drop_last",
     "schedule_unit",
     "clip_norm",
-    "label_smoothing",
+    "validation_split",
     "accumulate",
     "evaluate_sample_num_per_epoch",
     "seed",
@@ -46,19 +50,15 @@ _OPTIONS = (
     "keep",
     "verbose",
 )
-"""The Trainer's arguments that stand in the header as they are; each is an attribute of that
+"""The Trainer's arguments that are in the header unchanged. Each is an attribute of the same
 name."""
-_ADDED = {"drop_last": False}
-"""Options that older checkpoints lack, and what they were then."""
-_BY_EPOCH = ("epoch_loss_list", "train_acc_list", "test_acc_list")
-_HISTORY = ("train_loss_list", *_BY_EPOCH, "test_loss_list")
 
 
 def describe_training(trainer: Any) -> dict[str, Any]:
-    """A checkpoint's header, all but the position: what stays the same throughout a training.
+    """Return a checkpoint's header without the position: what does not change during a training.
 
     Raises:
-        ArgumentError: an optimizer that no file can hold.
+        ArgumentError: if a file cannot hold the optimizer.
     """
     schedule, stopping = trainer.schedule, trainer.early_stopping
     if trainer.schedule_unit == "epoch" and isinstance(schedule, PerEpoch):
@@ -69,8 +69,13 @@ def describe_training(trainer: Any) -> dict[str, Any]:
         "place": f"{trainer.backend.name}:{trainer.backend.place(trainer.backend.device)}",
         "model": _or_why_not(trainer.model.description),
         "model_seed": trainer.model.seed,
+        "frozen": frozen_paths(trainer.model),
         "optimizer": trainer.optimizer.description(),
         "schedule": _or_why_not(lambda: describe_schedule(schedule)),
+        "loss": _or_why_not(lambda: describe_loss(trainer.loss)),
+        "metrics": _or_why_not(
+            lambda: {name: describe_metric(metric) for name, metric in trainer.metrics.items()}
+        ),
         "early_stopping": None if stopping is None else plain(asdict(stopping)),
         "options": {name: plain(getattr(trainer, name)) for name in _OPTIONS},
         "data": trainer.fingerprints(),
@@ -78,23 +83,27 @@ def describe_training(trainer: Any) -> dict[str, Any]:
 
 
 def contents(trainer: Any) -> tuple[dict[str, HostArray], dict[str, Any]]:
-    """Arrays and header of a checkpoint of this moment, between two steps."""
+    """Return arrays and header of a checkpoint at this moment, between two steps."""
     state = trainer.optimizer.state_dict()
     best, host = trainer._best_weights or {}, resolve("numpy")
-    # of an epoch that was broken off, there may be more in the lists
-    done = {"train_loss_list": trainer.steps_done}
+    # the lists may also contain entries of an interrupted epoch
     history = {
-        name: host.asarray(getattr(trainer, name)[: done.get(name, trainer.epoch)], "float64")
-        for name in _HISTORY
+        name: host.asarray(figures[: trainer.epoch], "float64")
+        for name, figures in trainer.history.items()
     }
+    states, callbacks = trainer.callbacks.state()
+    steps = host.asarray(trainer.train_loss_list[: trainer.steps_done], "float64")
     parts = {
         "model": trainer.model.state_dict(),
         "optimizer": state.pop("arrays"),
+        "callbacks": states,
         "best": best,
         "history": history,
+        "steps": {"loss": steps},
     }
     header = describe_training(trainer)
     header["optimizer"]["state"] = state
+    header["callbacks"] = callbacks
     header["position"] = {
         "epoch": trainer.epoch,
         "batch": trainer.batch,
@@ -107,14 +116,14 @@ def contents(trainer: Any) -> tuple[dict[str, HostArray], dict[str, Any]]:
 
 
 def _seed(name: str, value: Any) -> int:
-    """A seed out of a file: any whole number. Raises ArgumentError."""
+    """Return a seed from a file: any whole number. Raises ArgumentError."""
     if value is None:
         raise ArgumentError(f"{name} is missing")
     return check_seed(value)
 
 
 def _or_why_not(describe: Any) -> dict[str, Any]:
-    """What ``describe`` gives; where no file can hold that, the reason, under "not saved"."""
+    """Return ``describe()``, or if a file cannot hold that, the reason under "not saved"."""
     try:
         described: dict[str, Any] = describe()
         json.dumps(described)
@@ -125,8 +134,8 @@ def _or_why_not(describe: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was read. Its properties are made of what the file says, and raise
-    ModelFormatError for nonsense."""
+    """A checkpoint that was read. Its methods raise ModelFormatError if the header makes no
+    sense."""
 
     path: Path
     tensors: Mapping[str, HostArray]
@@ -134,19 +143,21 @@ class Checkpoint:
 
     @classmethod
     def read(cls, path: Path) -> "Checkpoint":
-        """Read a file. Raises ModelFormatError where it is no whole one, or no checkpoint."""
+        """Read a file. Raises ModelFormatError if it is damaged or not a checkpoint."""
         tensors, header = load_tensors(path, checked=True)
         if not isinstance(header, dict) or "checkpoint" not in header:
-            raise ModelFormatError("is no checkpoint of a Trainer's", str(path))
-        if header["checkpoint"] != FORMAT:
+            raise ModelFormatError("it is not a checkpoint of a Trainer", str(path))
+        if header["checkpoint"] not in (1, FORMAT):
             told = repr(header["checkpoint"])[:40]
             raise ModelFormatError(
-                f"is a checkpoint of format {told}, this version reads {FORMAT}", str(path)
+                f"it is a checkpoint of format {told}, but this version reads 1 and {FORMAT}; "
+                "upgrade portacnn",
+                str(path),
             )
         return cls(path, tensors, header)
 
     def _said(self, make: Any) -> Any:
-        """What ``make`` makes of the header; whatever it stumbles over is the file's fault."""
+        """Return ``make()``. An error while reading the header becomes a ModelFormatError."""
         try:
             return make()
         except ModelFormatError as error:
@@ -154,31 +165,29 @@ class Checkpoint:
         except NONSENSE as error:
             what = f"{type(error).__name__}: {error}"
             raise ModelFormatError(
-                f"it does not describe a training, or not rightly: {what}", str(self.path)
+                f"it does not describe a training correctly: {what}", str(self.path)
             ) from error
 
     def place(self) -> Backend:
-        """Where the training was. Raises BackendError where there is no such place here."""
+        """Return the backend of the training. Raises BackendError if it is unavailable here."""
         place = self.header.get("place")
         if not isinstance(place, str) or not re.fullmatch(r"\w+:[a-z]+\d*(:\d+)?", place, re.ASCII):
-            raise ModelFormatError(
-                "it does not say on which device the training was", str(self.path)
-            )
+            raise ModelFormatError("it does not state the device of the training", str(self.path))
         try:
             return resolve(place)
         except BackendError as error:
             raise BackendError(
-                f"{self.path}: the training was on {place}; {error}. Or give another device="
+                f"{self.path}: the training was on {place}; {error}. Or choose another device: "
+                "resume(..., device=...)"
             ) from error
 
     def model(self, device: Any) -> Model:
-        """The model on ``device``, with its weights and the seed of its dropout."""
+        """Return the model on ``device``, with its weights and the seed of its dropout."""
         described = self.header.get("model")
         if isinstance(described, dict) and "not saved" in described:
             raise ArgumentError(
-                f"{self.path} does not hold how to build its model ({described['not saved']}); "
-                "build it and give it: "
-                "resume(..., model=model)"
+                f"{self.path} does not describe its model ({described['not saved']}); build the "
+                "model and pass it: resume(..., model=model)"
             )
         backend, seed = (
             resolve(device),
@@ -189,69 +198,100 @@ class Checkpoint:
         )
 
     def load_into(self, model: Model) -> None:
-        """The weights, and the seed of dropout, into a model that was built by the caller."""
+        """Load the weights and the seed of dropout into a model that the caller has built."""
 
         def load() -> None:
             seed = _seed("model_seed", self.header["model_seed"])
             model.load_state_dict(within("model", self.tensors))
+            restore(model, self.header.get("frozen", []))
             for layer in model.walk():
                 layer.seed = seed
 
         self._said(load)
 
     def schedule(self) -> Schedule:
-        """The schedule. Raises ArgumentError where it was a function of the caller's own."""
-        described = self.header.get("schedule")
+        """Return the schedule. Raises ArgumentError if it was the caller's own function."""
+        return self._own_or_given("schedule", rebuild_schedule)
+
+    def loss(self) -> Loss:
+        """Return the loss. Raises ArgumentError if it was the caller's own."""
+        return self._own_or_given("loss", rebuild_loss)
+
+    def metrics(self) -> dict[str, Metric]:
+        """Return the metrics by name. Raises ArgumentError if one was the caller's own."""
+        return self._own_or_given(
+            "metrics",
+            lambda described: {
+                _name(name): rebuild_metric(metric) for name, metric in described.items()
+            },
+        )
+
+    def _own_or_given(self, what: str, rebuild: Callable[[Any], Any]) -> Any:
+        described = self.header.get(what)
         if isinstance(described, dict) and "not saved" in described:
             raise ArgumentError(
-                f"{self.path} was made with a schedule that no file can hold "
-                f"({described['not saved']}); give it again: "
-                "resume(..., schedule=...)"
+                f"{self.path} was made with {'a ' if what != 'metrics' else ''}{what} that a file "
+                "cannot hold "
+                f"({described['not saved']}); pass it again: resume(..., {what}=...)"
             )
-        return self._said(lambda: rebuild_schedule(described))
+        return self._said(lambda: rebuild(described))
 
     def arguments(self) -> dict[str, Any]:
-        """The Trainer's arguments besides model, data, schedule and folder."""
+        """Return the Trainer's arguments, except model, data, schedule and folder."""
 
         def make() -> dict[str, Any]:
-            given = _ADDED | self.header["options"]
-            options = {name: given[name] for name in _OPTIONS}
-            stopping = self.header["early_stopping"]
+            options = {name: self.header["options"][name] for name in _OPTIONS}
+            stopping, split = self.header["early_stopping"], options["validation_split"]
             optimizer: Optimizer = rebuild_optimizer(self.header["optimizer"])
             return {
                 **options,
                 "seed": _seed("seed", options["seed"]),
+                "validation_split": None if split is None else fraction("validation_split", split),
                 "optimizer": optimizer,
                 "early_stopping": None if stopping is None else EarlyStopping(**stopping),
             }
 
         return self._said(make)
 
+    def callbacks(self) -> tuple[dict[str, HostArray], Any]:
+        """Return the states of the callbacks: arrays and the rest, see ``Callbacks.load``."""
+        rest = self._said(lambda: self.header["callbacks"])
+        return within("callbacks", self.tensors), rest
+
     def check_data(self, given: Mapping[str, Mapping[str, Any]]) -> None:
-        """Compare fingerprints. Raises ArgumentError where the data are others than those of the
-        training."""
+        """Compare fingerprints. Raises ArgumentError if the data differ from the training's."""
 
         def listed() -> list[tuple[str, Any, Any]]:
+            saved = self.header["data"]
             return [
-                (what, dict(self.header["data"][what]), given[what]) for what in ("train", "test")
+                (what, saved[what] if saved[what] is None else dict(saved[what]), given[what])
+                for what in ("train", "test")
             ]
 
         problems = []
         for what, expected, came in self._said(listed):
+            if expected is None or came is None:
+                if expected is not came:
+                    had, has = ("none", "one") if expected is None else ("one", "none")
+                    problems.append(f"the training had {had} test set, got {has}")
+                continue
             for key, name in (("shape", f"x_{what}"), ("dtype", f"x_{what}")):
                 if expected.get(key) != came[key]:
                     problems.append(
-                        f"the {key} of {name} is {came[key]}, it was {expected.get(key)!r:.80}"
+                        f"expected {name} of {key} {expected.get(key)!r:.80}, got {came[key]}"
                     )
             if not problems and expected.get("labels") != came["labels"]:
-                problems.append(f"t_{what} has other labels, or in another order")
+                problems.append(f"t_{what} has other labels or another order")
             if not problems and expected.get("images") != came["images"]:
-                problems.append(f"x_{what} has other images, or in another order")
+                problems.append(f"x_{what} has other images or another order")
         if problems:
-            raise ArgumentError(f"these are not the data of {self.path}: {'; '.join(problems)}")
+            raise ArgumentError(
+                f"the data differ from those of {self.path}: "
+                f"{'; '.join(problems)}; pass the same data"
+            )
 
     def made(self, make: Callable[[], AnyTrainer]) -> AnyTrainer:
-        """The Trainer that ``make`` makes of the arguments, put where it was."""
+        """Return the Trainer that ``make`` returns, restored to the checkpoint's position."""
         return self._said(lambda: self._restored(make()))
 
     def _restored(self, trainer: Any) -> Any:
@@ -260,27 +300,19 @@ class Checkpoint:
         trainer.batch = whole("batch", position["batch"], 0)
         trainer.stopped_early = bool(position["stopped_early"])
         if trainer.batch >= trainer.steps_per_epoch:
-            raise ModelFormatError(f"batch {trainer.batch} of {trainer.steps_per_epoch} is none")
+            raise ModelFormatError(
+                f"batch {trainer.batch} is not below the "
+                f"{trainer.steps_per_epoch} steps of an epoch"
+            )
         trainer.run = self.header["run"]
         if not isinstance(trainer.run, str) or not re.fullmatch(
             RUN, trainer.run
-        ):  # it becomes a part of names of files
-            raise ModelFormatError(f"{trainer.run!r:.80} is no run")
-        watches_loss = (
-            trainer.early_stopping is not None and trainer.early_stopping.monitor == "loss"
-        )
-        lengths = dict.fromkeys(_BY_EPOCH, trainer.epoch)
-        lengths |= {
-            "train_loss_list": trainer.steps_done,
-            "test_loss_list": trainer.epoch if watches_loss else 0,
-        }
-        history = within("history", self.tensors)
-        for name, length in lengths.items():
-            if history[name].shape != (length,) or str(history[name].dtype) != "float64":
-                raise ModelFormatError(
-                    f"{name} has the shape {history[name].shape}, expected {length} figures"
-                )
-            setattr(trainer, name, history[name].tolist())
+        ):  # it becomes part of file names
+            raise ModelFormatError(f"run must be six hexadecimal digits, got {trainer.run!r:.80}")
+        saved = within("history", self.tensors)
+        history = {name: _figures(saved, name, trainer.epoch) for name in trainer.history}
+        steps = _figures(within("steps", self.tensors), "loss", trainer.steps_done)
+        trainer.history, trainer.train_loss_list = history, steps
         trainer.optimizer.load_state_dict(
             {**state, "arrays": within("optimizer", self.tensors)}, trainer.model.named_parameters()
         )
@@ -290,3 +322,19 @@ class Checkpoint:
             check_state(own, best, "the best weights")
             trainer._best_weights = {path: array.copy() for path, array in best.items()}
         return trainer
+
+
+def _figures(saved: Mapping[str, HostArray], name: str, length: int) -> list[float]:
+    """Return the figures of this name. Raises ModelFormatError if there are not so many."""
+    array = saved.get(name)
+    if array is None or array.shape[:1] != (length,) or str(array.dtype) != "float64":
+        got = "none" if array is None else f"{array.dtype} of shape {array.shape}"
+        raise ModelFormatError(f"{name} must be {length} float64 values, got {got}")
+    return array.tolist()
+
+
+def _name(name: Any) -> str:
+    """Return the name of a metric: text that is short enough to show."""
+    if not isinstance(name, str) or len(name) > 100:
+        raise ModelFormatError(f"the name of a metric must be text, got {name!r:.80}")
+    return name

@@ -1,11 +1,10 @@
-"""The folder that a training keeps its checkpoints in: their names, which is the newest, which may
-go.
+"""Manage a folder of checkpoints: their names, which one is the newest, and which may be deleted.
 
-A checkpoint is called ``checkpoint-<number>-step-<steps>-<run>.safetensors``. Numbers count up as
-files are written, whatever run they belong to, so the newest is told by its name alone, without
-clocks. ``latest`` is a small text file with the name of the last one: links are not to be had
-everywhere. Files of another run are never touched, so several may share a folder; but only one
-process at a time may go on with the same run there (``sole``).
+A checkpoint is called ``checkpoint-<number>-step-<steps>-<run>.safetensors``. Numbers count up in
+the order of writing, across runs, so the name alone tells the newest one, without clocks.
+``latest`` is a small text file with the name of the last checkpoint, because links are not
+available everywhere. Files of other runs are never changed, so several runs may share a folder.
+Only one process at a time may write the checkpoints of a run (``sole``).
 """
 
 import contextlib
@@ -23,14 +22,14 @@ from portacnn.training.lock import locked
 
 LATEST = "latest"
 RUN = "[0-9a-f]{6}"
-"""What tells one training's files from another's."""
+"""Pattern of a run's identifier, which is part of its files' names."""
 _NAME = re.compile(rf"checkpoint-(\d+)-step-(\d+)-({RUN})\.safetensors", re.ASCII)
 T = TypeVar("T")
 _log = logging.getLogger("portacnn")
 
 
 class Found(NamedTuple):
-    """A checkpoint's file, as its name says."""
+    """A checkpoint file, described by its name."""
 
     number: int
     run: str
@@ -38,28 +37,27 @@ class Found(NamedTuple):
 
 
 def checkpoints(folder: Path) -> list[Found]:
-    """The files that are called like checkpoints, in the order in which they were written."""
+    """Return the files whose names are those of checkpoints, in the order in which they were
+    written."""
     names = [(_NAME.fullmatch(path.name), path) for path in folder.iterdir()]
     return sorted(Found(int(name[1]), name[3], path) for name, path in names if name)
 
 
 @contextlib.contextmanager
 def sole(folder: Path, run: str) -> Iterator[None]:
-    """Within it nobody else writes this run's checkpoints into the folder.
+    """Lock this run's checkpoints in the folder against other writers.
 
     Raises:
-        CheckpointError: somebody else does.
+        CheckpointError: if another writer holds the lock.
     """
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked(folder / f".lock-{run}"))
         except BlockingIOError as error:
             refused = CheckpointError(
-                "this very training is already going on, in another process or with another "
-                "Trainer, and writes its "
-                f"checkpoints to {folder}. Wait until it ends, or write to another folder: "
-                "resume(..., checkpoint_dir=...), "
-                "--checkpoint-dir"
+                "this run is already being trained, in another process or by another Trainer, "
+                f"which writes its checkpoints to {folder}. Wait until it ends, or choose another "
+                "folder: resume(..., checkpoint_dir=...) or --checkpoint-dir"
             )
             refused.errno = errno.EAGAIN
             raise refused from error
@@ -67,14 +65,13 @@ def sole(folder: Path, run: str) -> Iterator[None]:
 
 
 def add(folder: Path, run: str, step: int, keep: int, write: Callable[[Path], None]) -> Path:
-    """Write one more checkpoint of a run, and only when it is safe delete the run's oldest, so that
-    ``keep`` are left.
+    """Write a checkpoint of a run, then delete the run's oldest ones so that ``keep`` remain.
 
     Args:
-        write: what writes the file, whole or not at all.
+        write: writes the file, completely or not at all.
 
     Raises:
-        OSError: it could not be written; all others are as they were.
+        OSError: if it could not be written. All other checkpoints are unchanged.
     """
     before = checkpoints(folder)
     number = 1 + max((found.number for found in before), default=0)
@@ -84,22 +81,25 @@ def add(folder: Path, run: str, step: int, keep: int, write: Callable[[Path], No
     write_atomically(pointer, f"{path.name}\n".encode())
     os.replace(pointer, folder / LATEST)
     own = [found.path for found in before if found.run == run and found.path.is_file()]
-    left_over = folder.glob(f".*-{run}.*.tmp")  # of a process that was killed as it wrote
+    left_over = folder.glob(f".*-{run}.*.tmp")  # from a process killed while writing
     for old in [*own[: max(0, len(own) + 1 - keep)], *left_over]:
-        with contextlib.suppress(OSError):  # held open by somebody, perhaps; the next time will do
+        with contextlib.suppress(
+            OSError
+        ):  # perhaps another process has it open; the next call retries
             old.unlink()
     return path
 
 
 def newest(path: Path, read: Callable[[Path], T]) -> tuple[Path, T]:
-    """What ``read`` makes of a checkpoint: the file itself, or the newest whole one of a folder.
+    """Return the path of a checkpoint and ``read(path)``: of the file itself, or the newest intact
+    one in a folder.
 
-    One that is broken, cannot be read or is no file is passed over with a warning.
+    A broken or unreadable file is skipped with a warning.
 
     Raises:
-        FileNotFoundError: there is none.
-        ModelFormatError, OSError: what ``read`` says of the file, or of the newest where none can
-            be read.
+        FileNotFoundError: if there is no checkpoint.
+        ModelFormatError, OSError: from ``read``, for the file, or for the newest one if none can be
+            read.
     """
     if path.name == LATEST and path.is_file():
         path = path.parent
@@ -107,20 +107,20 @@ def newest(path: Path, read: Callable[[Path], T]) -> tuple[Path, T]:
         return path, read(path)
     errors: list[ModelFormatError | OSError] = []
     listed: list[Found] | None = None
-    # once more where a training that is going on has exchanged them all
+    # repeat if a running training has replaced all files meanwhile
     while (found := checkpoints(path)) != listed:
         listed = found
         errors.clear()
         for _, _, file in reversed(found):
             try:
                 if not file.is_file():
-                    raise ModelFormatError("is no file, or a link to none", str(file))
+                    raise ModelFormatError("it is not a file", str(file))
                 content = read(file)
             except (ModelFormatError, OSError) as error:
                 errors.append(error)
                 continue
             for broken in errors:
-                _log.warning("passed over a broken checkpoint: %s; going on from %s", broken, file)
+                _log.warning("skipped a broken checkpoint: %s; resuming from %s", broken, file)
             return file, content
     if not errors:
         raise FileNotFoundError(f"no checkpoint in {path}")

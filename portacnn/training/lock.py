@@ -1,5 +1,5 @@
-"""One at a time: a lock file that the operating system holds, so that it is free when its holder
-has ended, killed or not."""
+"""Lock a file through the operating system, which releases it when the process ends, even if
+killed."""
 
 import contextlib
 import os
@@ -14,13 +14,13 @@ except ImportError:  # Windows
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Within it nobody else is within ``locked(path)``, in this process or another.
+    """Hold a lock that excludes every other holder of ``locked(path)``, in this process or another.
 
-    The file is removed at the end. One that a killed process has left behind is locked by nobody,
-    and is taken. Where the file system knows no locks, or no file can be made, there is none.
+    The file is removed at the end. A file left behind by a killed process is not locked and is
+    taken over. If the file system has no locks, or the file cannot be created, nothing is locked.
 
     Raises:
-        BlockingIOError: somebody else is within.
+        BlockingIOError: if somebody else holds the lock.
     """
     handle = _take(path)
     try:
@@ -28,7 +28,7 @@ def locked(path: Path) -> Iterator[None]:
     finally:
         if handle is not None and handle in _held:  # not in a child that was forked within
             _held.discard(handle)
-            # Windows removes no open file; it stays, and harms nobody
+            # Windows does not remove an open file; leaving it is harmless
             with contextlib.suppress(OSError):
                 path.unlink()
             os.close(handle)
@@ -52,7 +52,7 @@ def _take(path: Path) -> int | None:
             if os.path.samestat(os.fstat(handle), os.stat(path)):
                 _held.add(handle)
                 return handle
-        # its holder has removed it since it was opened: the lock is on a file without a name
+        # the holder removed it after we opened it: our lock is on a file without a name
         os.close(handle)
     return None
 
@@ -63,14 +63,14 @@ def _lock(handle: int) -> None:
             msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined, unused-ignore]
         else:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:  # PermissionError: Windows' word for it
+    except (BlockingIOError, PermissionError) as error:  # Windows raises PermissionError
         raise BlockingIOError(error.errno, error.strerror) from error
     except OSError:  # no locks on this file system
         pass
 
 
 def _let_go_in_child() -> None:
-    """A lock that a forked child had inherited would outlive the process that took it."""
+    """Close inherited locks: in a forked child they would outlive the process that took them."""
     for handle in _held:
         os.close(handle)
     _held.clear()

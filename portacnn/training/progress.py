@@ -1,19 +1,21 @@
-"""How far training is, for a person who watches: tqdm's bar on a terminal where tqdm is installed,
-else a line an epoch."""
+"""Show the progress of a training: tqdm's bar on a terminal if tqdm is installed, else one line per
+epoch."""
 
 import sys
+from collections.abc import Mapping
 from typing import Any, Self
 
 from portacnn.console import is_watched, say
 
 
 class Progress:
-    """A context manager around a training run. ``shown=False`` makes it silent."""
+    """Context manager that shows the progress of a training run. ``shown=False`` makes it
+    silent."""
 
     def __init__(self, total: int, done: int, shown: bool) -> None:
         self.shown = shown
         self.bar: Any = None
-        if shown and is_watched(sys.stderr):  # in a file, a bar would be thousands of lines
+        if shown and is_watched(sys.stderr):  # in a file, a bar would take thousands of lines
             try:
                 from tqdm.auto import tqdm
             except ImportError:
@@ -27,8 +29,7 @@ class Progress:
         self._draw("close")
 
     def _draw(self, what: str, *figures: Any, **more: Any) -> None:
-        """Have the bar do something. A terminal that has gone takes the bar with it, and nothing
-        else."""
+        """Call a method of the bar. If the terminal is gone, drop the bar and continue."""
         if self.bar is not None:
             try:
                 getattr(self.bar, what)(*figures, **more)
@@ -36,21 +37,30 @@ class Progress:
                 self.bar = None
 
     def step(self) -> None:
-        """One step was made."""
+        """Count one step."""
         self._draw("update")
 
     def show(self, epoch: int, **figures: float) -> None:
-        """The figures of the moment."""
+        """Show the current figures."""
         self._draw("set_description", f"epoch {epoch}", refresh=False)
         self._draw("set_postfix", {name: f"{value:.4f}" for name, value in figures.items()})
 
-    def epoch(self, epoch: int, loss: float, train_acc: float, test_acc: float) -> None:
-        """The figures of a whole epoch."""
+    def epoch(self, epoch: int, figures: Mapping[str, Any]) -> None:
+        """Show the figures of a finished epoch: the training loss and all metrics that are numbers,
+        or both losses if there are no metrics."""
         if not self.shown:
             return
         self._draw("clear")
-        say(
-            f"epoch {epoch}: loss {loss:.4f}, train accuracy {train_acc:.4f}, test accuracy "
-            f"{test_acc:.4f}"
+        numbers = {
+            name: value
+            for name, value in figures.items()
+            if name.startswith(("train_", "test_")) and isinstance(value, float)
+        }
+        if len(numbers) > 2:
+            numbers.pop("test_loss", None)
+        shown = (
+            f"{'loss' if name == 'train_loss' else name.replace('_', ' ')} {value:.4f}"
+            for name, value in numbers.items()
         )
+        say(f"epoch {epoch}: {', '.join(shown)}")
         self._draw("refresh")

@@ -1,4 +1,4 @@
-"""Signals as a request: the step under way is finished, and a checkpoint written, before training
+"""Treat signals as requests: finish the current step and write a checkpoint before training
 ends."""
 
 import signal
@@ -10,30 +10,29 @@ from typing import Any, Protocol
 
 
 class Stoppable(Protocol):
-    """A ``Trainer``, or whatever else ends its work in good order when it is told to."""
+    """An object with ``stop``, such as a ``Trainer``: it finishes its work in good order."""
 
     def stop(self) -> None: ...
 
 
 class Caught:
-    """Which signal came: its number, or None."""
+    """The signal that was caught: its number, or None."""
 
     number: int | None = None
 
     @property
     def exit_status(self) -> int:
-        """What a process that was ended by it is to return: 128 and its number, as shells have it;
-        0 where none came."""
+        """The exit status of a process ended by this signal: 128 plus its number, as in shells; 0
+        if none."""
         return 0 if self.number is None else 128 + self.number
 
 
 @contextmanager
 def interrupted_between_steps(work: Stoppable) -> Iterator[None]:
-    """Within it the first Ctrl-C tells ``work`` to ``stop``, and KeyboardInterrupt is raised at the
-    end, when it has.
+    """Make the first Ctrl-C call ``work.stop()``; raise KeyboardInterrupt when the block has ended.
 
-    A second one is raised at once. Where Ctrl-C does something else than raise KeyboardInterrupt,
-    nothing is changed.
+    A second Ctrl-C raises KeyboardInterrupt at once. If Ctrl-C has a handler other than Python's
+    default, nothing is changed.
     """
     usual = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     with stopping_on_signals(work, (signal.SIGINT,) if usual else ()) as caught:
@@ -46,15 +45,14 @@ def interrupted_between_steps(work: Stoppable) -> Iterator[None]:
 def stopping_on_signals(
     work: Stoppable, numbers: Sequence[int] = (signal.SIGINT, signal.SIGTERM)
 ) -> Iterator[Caught]:
-    """Within it, the first of these signals tells ``work`` to ``stop``; a second one does what it
-    would do anyway.
+    """Make the first of these signals call ``work.stop()``; a second one has its usual effect.
 
         with stopping_on_signals(trainer) as caught:
             trainer.train()
         sys.exit(caught.exit_status)
 
-    Only a process's main thread may ask for signals: in others nothing is changed, and none is
-    caught.
+    Only the main thread of a process can handle signals. In other threads nothing is changed and no
+    signal is caught.
     """
     caught = Caught()
     if threading.current_thread() is not threading.main_thread():

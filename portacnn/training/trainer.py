@@ -1,35 +1,39 @@
-"""``Trainer``: a model, data and an optimizer; epochs of shuffled batches; losses and accuracies as
-lists.
+"""Train a model: ``Trainer`` holds a model, data and an optimizer, and runs epochs of shuffled
+batches.
 
-A step is one forward pass, one backward pass and one update. Losses stay on the device and are
-fetched together, every ``LOG_EVERY`` steps and at the end of an epoch; a step itself reads nothing
-back. A loss that is not finite stops all updates from that step on, so when training ends with an
-error the weights are those before it.
+A step is one forward pass, one backward pass and one update. Losses stay on the device. They are
+fetched together, every ``LOG_EVERY`` steps and at the end of an epoch. A step itself reads nothing
+from the device. A loss that is not finite stops all updates from that step on, so if training ends
+with an error, the weights are those before the step.
 """
 
 import errno
 import logging
 import os
 import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 from traceback import clear_frames
 from typing import Any, Literal, Self
 from weakref import WeakMethod
 
-from portacnn import ops
+from portacnn import losses, ops
 from portacnn.arguments import (
     answering_keywords,
+    either,
     flag,
+    fraction,
     not_negative,
     one_of,
     positive,
     share,
     whole,
 )
+from portacnn.data.targets import class_weights
 from portacnn.errors import (
     ArgumentError,
     CheckpointError,
@@ -39,53 +43,67 @@ from portacnn.errors import (
 )
 from portacnn.files import make_folder, save_tensors
 from portacnn.layers import at_step, one_backward_pass
+from portacnn.layers.freezing import learns
+from portacnn.layers.passes import without_dx
 from portacnn.layers.running import run
+from portacnn.losses import Loss
+from portacnn.metrics import Metric, metrics_for
 from portacnn.models import Model
+from portacnn.models.evaluation import evaluate
+from portacnn.models.info import last_figures, range_of
 from portacnn.ops.dispatch import PRECISIONS
 from portacnn.ops.layout import pack
 from portacnn.ops.workspace import Workspace, run_in
 from portacnn.optim import Optimizer, make_optimizer
-from portacnn.runtime import VARIABLE, Array, Backend, HostArray, backend_of, resolve
+from portacnn.runtime import VARIABLE, Array, Backend, HostArray, resolve
 from portacnn.schedules import PerEpoch, Schedule, make_schedule
 from portacnn.seeds import check_seed, permutation
 from portacnn.training import folder
+from portacnn.training.callbacks.base import Callback
+from portacnn.training.callbacks.running import Callbacks, split
 from portacnn.training.checkpoint import Checkpoint, contents, describe_training
 from portacnn.training.early_stopping import EarlyStopping, make_early_stopping
-from portacnn.training.feed import batch_sizes, fingerprint, make_feed, part_sizes, take_set
+from portacnn.training.feed import Samples, batch_sizes, make_feed, part_sizes
 from portacnn.training.progress import Progress
+from portacnn.training.sets import Sets
 from portacnn.training.signals import interrupted_between_steps
 
 LOG_EVERY = 50
 KEYWORDS = {
-    "batch_size": "mini_batch_size",
-    "lr": 'optimizer_param={"lr": ...}',
-    "learning_rate": 'optimizer_param={"lr": ...}',
-    "momentum": 'optimizer="momentum", optimizer_param={"momentum": ...}',
-    "weight_decay": 'optimizer_param={"weight_decay": ...}',
-    "num_epochs": "epochs",
-    "max_epochs": "epochs",
-    "device": "device where the model is made; the data follow it there",
+    "momentum": 'write optimizer="momentum", optimizer_param={"momentum": ...}',
+    "weight_decay": 'write optimizer_param={"weight_decay": ...}',
+    "device": "data and training follow the model: give the device to the model",
 }
-"""What the Trainer's arguments are that other libraries call by these names."""
+"""What to do instead, for arguments that belong elsewhere."""
+_FROM_CHECKPOINT = dict.fromkeys(
+    (
+        "batch_size",
+        "mini_batch_size",
+        "lr",
+        "learning_rate",
+        "optimizer",
+        "optimizer_param",
+        "seed",
+    ),
+    "it comes from the checkpoint; leave it out",
+)
 _log = logging.getLogger("portacnn")
-_DATA = ("x_train", "t_train", "x_test", "t_test")
-_NOT_COPIED = {"backend", "_feed", "_unread", "_ok", "_step", "_workspace"}
+_NOT_COPIED = {"backend", "_feed", "_unread", "_ok", "_step", "_workspace", "_sets"}
 
 
 @dataclass(frozen=True)
 class StepState:
-    """What a step needs besides its batch, and what is different at each.
+    """The values that differ from step to step, besides the batch.
 
-    A backend that records the step and replays it (``Backend.compile_step``) puts 0-dimensional
-    arrays on the device in place of the numbers, int64 and float64, so that a step finds its own
-    there.
+    If a backend records the step and replays it (``Backend.compile_step``), the int and the floats
+    are 0-dimensional arrays on the device, int64 and float64.
 
     Attributes:
-        step: its number in the whole training, from 0.
-        lr: its learning rate.
-        count: which of the optimizer's updates it makes, from 1.
-        ok: 0-dimensional boolean: whether all steps so far were finite. If not, nothing is updated
-            any more.
+        step: number of the step in the whole training, from 0.
+        lr: learning rate of this step.
+        count: number of the optimizer's update, from 1.
+        ok: 0-dimensional boolean; true if all steps so far were finite. If it is false, nothing is
+            updated any more.
     """
 
     step: Any
@@ -95,62 +113,80 @@ class StepState:
 
 
 class Trainer:
-    """Trains a built ``Model``.
+    """Train a built ``Model`` on images and labels.
+
+        >>> import numpy as np
+        >>> import portacnn
+        >>> x = np.random.default_rng(0).random((40, 1, 8, 8), dtype="float32")
+        >>> t = np.arange(40) % 10
+        >>> conv = {"filter_num": 4, "filter_size": 3}
+        >>> model = portacnn.SimpleConvNet((1, 8, 8), conv, device="cpu", seed=0)
+        >>> trainer = portacnn.Trainer(
+        ...     model, x, t, x, t, epochs=2, batch_size=20, lr=0.001, verbose=False
+        ... )
+        >>> trainer.train()
+        >>> trainer.epoch, len(trainer.train_loss_list), len(trainer.test_acc_list)
+        (2, 4, 2)
 
     Args:
-        model: on its device already; the data follow it there.
-        x_train, x_test: images (N, *input_shape), floating point, or uint8 where the model has a
-            ``preprocess``. They are kept as they come, so uint8 takes a quarter of float32's
-            memory: on the model's device, or where they would take more than half of what is free
-            there, on the host.
+        model: a built model. Training runs on its device.
+        x_train, x_test: images (N, *input_shape), floating point, or uint8 if the model has a
+            ``preprocess``. They keep their dtype, so uint8 images need a quarter of float32's
+            memory. They are stored on the model's device, or on the host if they need more than
+            half of the device's free memory.
         t_train, t_test: labels, integers (N,) or one-hot (N, classes).
-        epochs: how often to go through the training images. Each epoch shuffles them anew, by
-            ``seed`` and its number.
-        mini_batch_size: images a step; the last batch of an epoch may be shorter.
-        drop_last: leave out of every epoch the last images of its order that make no whole batch.
+        epochs: number of passes through the training images. Each epoch is shuffled by ``seed`` and
+            its number.
+        batch_size: images per step, 100 by default. The last batch of an epoch may be smaller.
+        mini_batch_size: the book's name of ``batch_size``. Give only one of them.
+        drop_last: drop the last batch of an epoch if it is smaller than ``batch_size``.
         optimizer: "sgd", "momentum", "adagrad", "rmsprop", "adam", "adamw", or an ``Optimizer``.
+        lr: learning rate, for an optimizer given by name. By default the optimizer's own.
         optimizer_param: the optimizer's arguments, such as {"lr": 0.001, "weight_decay": 1e-4}.
-        schedule: how the learning rate goes on from the optimizer's: a schedule of
-            ``portacnn.schedules`` or any function of (step, lr), or a name that stands for one over
-            all the steps: "step", "cosine", "warmup_cosine", "one_cycle".
-        schedule_unit: whether the schedule counts "step"s or "epoch"s.
-        clip_norm: how long all gradients together may be at most (``ops.clip_by_global_norm``);
-            None leaves them as they are.
-        label_smoothing: the share of every label spread over all classes, while training.
-        accumulate: in how many parts of like size a batch is taken through the network, one after
-            the other, to need less memory. Their gradients add up to the batch's: only batch
-            statistics (BatchNorm) see the parts.
+        schedule: learning rate schedule: one of ``portacnn.schedules``, any function of (step, lr),
+            or a name for a schedule over all steps: "step", "cosine", "warmup_cosine", "one_cycle".
+        schedule_unit: "step" or "epoch": what the schedule counts.
+        clip_norm: largest norm of all gradients together (``ops.clip_by_global_norm``). None does
+            not clip.
+        label_smoothing: share of each label that is spread over all classes during training, 0 to
+            1.
+        accumulate: number of parts of similar size that a batch is split into. Parts run one after
+            the other to save memory, and their gradients are added up. Only batch statistics
+            (BatchNorm) depend on the parts.
         early_stopping: an ``EarlyStopping``, or its patience in epochs.
-        evaluate_sample_num_per_epoch: how many of the first images of either set the accuracies
-            after each epoch are taken over; None takes all.
-        seed: for the order of the batches; None takes a fresh one.
-        precision: what the factors of products are rounded to while training, on devices that are
-            faster so (``ops.use_precision``); weights and activations stay float32.
-        compile_step: let the backend record a whole step and replay it (CuPy: a CUDA graph); others
-            run it as it is. What is set on the Trainer or its optimizer after that, but for ``lr``,
-            the recorded step does not see.
-        checkpoint_dir: a folder for checkpoints, from which ``Trainer.resume`` goes on as if
-            nothing had happened. None: no checkpoints but those that are asked for
-            (``checkpoint``). Several trainings may share one.
-        checkpoint_every: after how many steps to write one; None: after each epoch. There is one at
-            the end in any case, and where training is told to ``stop``.
-        keep: how many to keep in the folder.
+        callbacks: ``Callback`` objects of ``portacnn.callbacks``, called in this order. An
+            ``EarlyStopping`` may be among them.
+        evaluate_sample_num_per_epoch: number of images, from the first, of either set that
+            accuracies are computed on after each epoch. None takes all.
+        seed: seed of the batch order. None draws one.
+        precision: dtype that the factors of products are rounded to during training, on devices
+            that are faster that way (``ops.use_precision``). Weights and activations stay float32.
+        compile_step: let the backend record a whole step and replay it (CuPy: a CUDA graph). Other
+            backends run the step as usual. A recorded step does not see later changes to the
+            Trainer or its optimizer, except ``lr``.
+        checkpoint_dir: folder for checkpoints, which ``Trainer.resume`` reads. None writes only
+            those requested with ``checkpoint``. Several trainings may share a folder.
+        checkpoint_every: steps between checkpoints. None writes one after each epoch. One is also
+            written at the end, and when training is stopped with ``stop``.
+        keep: number of checkpoints to keep in the folder.
         verbose: show a progress bar.
 
     Attributes:
-        train_loss_list: the loss of every step.
-        epoch_loss_list: its mean over the images of every epoch.
-        train_acc_list, test_acc_list: the accuracies after every epoch.
-        test_loss_list: the mean loss over the test images after every epoch, where
-            ``early_stopping`` watches it.
-        epoch: epochs done. ``batch``: batches done of the epoch after them.
+        train_loss_list: loss of every step.
+        epoch_loss_list: mean loss over the images of every epoch.
+        train_acc_list, test_acc_list: accuracies after every epoch.
+        test_loss_list: mean loss over the test images after every epoch, if ``early_stopping``
+            monitors the loss.
+        epoch: number of finished epochs. ``batch``: number of finished batches of the current
+            epoch.
         stopped_early: whether ``early_stopping`` has ended the training.
-        last_checkpoint: the file written last; None before the first.
+        last_checkpoint: path of the checkpoint written last, None before the first.
 
     Raises:
-        ShapeError, LabelError, ArrayError, NotFiniteError, ArgumentError: bad data or numbers,
-            before anything is changed.
-        OSError: a folder for checkpoints that cannot be made or written to.
+        ShapeError, LabelError, ArrayError, NotFiniteError: if data do not fit the model or are not
+            finite.
+        ArgumentError: if an argument is out of range.
+        OSError: if ``checkpoint_dir`` cannot be created or written to.
     """
 
     @answering_keywords("Trainer", KEYWORDS)
@@ -159,13 +195,20 @@ class Trainer:
         model: Model,
         x_train: Array,
         t_train: Array,
-        x_test: Array,
-        t_test: Array,
+        x_test: Array | None = None,
+        t_test: Array | None = None,
         *,
+        loss: str | Loss = "cross_entropy",
+        metrics: Iterable[str | Metric] | Mapping[str, str | Metric] | None = None,
+        class_weight: Any = None,
+        sample_weight: Array | None = None,
+        validation_split: float | None = None,
         epochs: int = 20,
-        mini_batch_size: int = 100,
+        batch_size: int | None = None,
+        mini_batch_size: int | None = None,
         drop_last: bool = False,
         optimizer: str | Optimizer = "adam",
+        lr: float | None = None,
         optimizer_param: Mapping[str, Any] | None = None,
         schedule: Schedule | str | None = None,
         schedule_unit: Literal["step", "epoch"] = "step",
@@ -173,6 +216,7 @@ class Trainer:
         label_smoothing: float = 0.0,
         accumulate: int = 1,
         early_stopping: EarlyStopping | int | None = None,
+        callbacks: Iterable[Callback | EarlyStopping] | Callback | EarlyStopping = (),
         evaluate_sample_num_per_epoch: int | None = None,
         seed: int | None = 0,
         precision: Literal["float32", "tf32", "bfloat16", "float16", "3xtf32"] = "float32",
@@ -185,52 +229,73 @@ class Trainer:
         self.model = model
         self.backend: Backend = model.home
         self._revision = model.revision
+        self._freezes = -1  # of the network, when the step was prepared
+        _check_trainable(model)
         self.epochs = whole("epochs", epochs, 0)
-        self.mini_batch_size = whole("mini_batch_size", mini_batch_size, 1)
+        self.batch_size = whole(
+            "batch_size", either(100, batch_size=batch_size, mini_batch_size=mini_batch_size), 1
+        )
         self.evaluate_sample_num_per_epoch = evaluate_sample_num_per_epoch
         if evaluate_sample_num_per_epoch is not None:
             whole("evaluate_sample_num_per_epoch", evaluate_sample_num_per_epoch, 1)
-        if optimizer_param is None and optimizer == "adam":
-            optimizer_param = {"lr": 0.001}
-        self.optimizer = make_optimizer(optimizer, optimizer_param)
+        self.optimizer = make_optimizer(optimizer, optimizer_param, lr=lr)
         self.optimizer.check(model.named_parameters())
         self.clip_norm = None if clip_norm is None else positive("clip_norm", clip_norm)
-        self.label_smoothing = share("label_smoothing", label_smoothing)
+        sets = x_train if isinstance(x_train, Sets) else None
+        self.loss = losses.named(loss) if sets is None else sets.loss
+        if label_smoothing:
+            self.loss = _smoothed(self.loss, share("label_smoothing", label_smoothing))
         self.accumulate = whole("accumulate", accumulate, 1)
-        if self.accumulate > self.mini_batch_size:
+        if self.accumulate > self.batch_size:
             raise ArgumentError(
-                f"a batch of mini_batch_size={mini_batch_size} has no {accumulate} "
-                "parts (accumulate)"
+                f"accumulate must be at most batch_size={self.batch_size}, got {accumulate}"
             )
-        self.early_stopping = make_early_stopping(early_stopping)
         self.seed = check_seed(seed)
         self.verbose = verbose
-        self.x_train, self.t_train = take_set(model, x_train, t_train, "train")
-        self.x_test, self.t_test = take_set(model, x_test, t_test, "test")
-        if self.mini_batch_size > self.x_train.shape[0]:
+        if class_weight is not None:
+            self.loss = _weighted(self.loss, class_weight, t_train, model)
+        self.metrics = metrics_for(self.loss, metrics)
+        if validation_split is not None:
+            validation_split = fraction("validation_split", validation_split)
+        self.validation_split = validation_split
+        self._sets = sets or Sets.take(
+            model,
+            self.loss,
+            x_train,
+            t_train,
+            x_test,
+            t_test,
+            sample_weight,
+            validation_split,
+            self.seed,
+        )
+        called, stopping = split(callbacks, early_stopping)
+        self.callbacks = Callbacks(called)
+        self.early_stopping = make_early_stopping(
+            stopping, self.metrics, self._sets.test is not None
+        )
+        if self.batch_size > self.x_train.shape[0]:
             raise ArgumentError(
-                f"mini_batch_size is {mini_batch_size}, but there are only {self.x_train.shape[0]} "
+                f"batch_size is {self.batch_size}, but there are only {self.x_train.shape[0]} "
                 "training images"
             )
         self.drop_last = flag("drop_last", drop_last)
-        self._sizes = batch_sizes(self.x_train.shape[0], self.mini_batch_size, self.drop_last)
+        self._sizes = batch_sizes(self.x_train.shape[0], self.batch_size, self.drop_last)
         self.steps_per_epoch = len(self._sizes)
-        self._part = -(-self.mini_batch_size // self.accumulate)  # images at a time, at most
+        self._part = -(-self.batch_size // self.accumulate)  # images at a time, at most
         self._check_parts()
-        self._feed = make_feed(model, self.x_train, self.t_train)
+        self._feed = make_feed(model, self._sets.train)
         self.compile_step = bool(compile_step)
         self.precision = _check_precision(precision, model)
         self.schedule = self._take_schedule(schedule, schedule_unit)
         self.schedule_unit = schedule_unit
         self.train_loss_list: list[float] = []
-        self.epoch_loss_list: list[float] = []
-        self.train_acc_list: list[float] = []
-        self.test_acc_list: list[float] = []
-        self.test_loss_list: list[float] = []
+        self.history: dict[str, list[float]] = {name: [] for name in self._figures()}
         self.epoch = self.batch = 0
         self.stopped_early = False
         self._best_weights: dict[str, HostArray] | None = None
-        self._unread: list[Array] = []  # the reports of steps, still on the device
+        self._range: tuple[float, ...] | None = None  # of the training images, once known
+        self._unread: list[Array] = []  # reports of steps, still on the device
         self._ok = self._fine()
         self._step: Any = None
         self._workspace = Workspace()
@@ -246,19 +311,23 @@ class Trainer:
         if checkpoint_dir is not None:
             describe_training(self)
             self.checkpoint_dir = make_folder(checkpoint_dir).absolute()
-        # the folder that no other Trainer of this run writes to now
+        # the folder locked against other Trainers of this run
         self._sole_in: Path | None = None
 
     @classmethod
-    @answering_keywords("Trainer.resume", KEYWORDS)
+    @answering_keywords("Trainer.resume", _FROM_CHECKPOINT)
     def resume(
         cls,
         path: str | os.PathLike[str],
         x_train: Array,
         t_train: Array,
-        x_test: Array,
-        t_test: Array,
+        x_test: Array | None = None,
+        t_test: Array | None = None,
         *,
+        sample_weight: Array | None = None,
+        loss: Loss | None = None,
+        metrics: Iterable[str | Metric] | Mapping[str, str | Metric] | None = None,
+        callbacks: Iterable[Callback | EarlyStopping] | Callback | EarlyStopping = (),
         device: str | Backend | None = None,
         model: Model | None = None,
         epochs: int | None = None,
@@ -270,34 +339,35 @@ class Trainer:
         compile_step: bool | None = None,
         verbose: bool | None = None,
     ) -> Self:
-        """A Trainer made of a checkpoint; its ``train`` goes on with the very batch that would have
-        come.
+        """Return a Trainer that continues from a checkpoint; ``train`` resumes with the next batch.
 
-        On the same backend every later loss and weight is what the training would have given
-        without a break, to the bit; on another the batches and dropout's masks are the same, and
-        the values are as near as docs/portability.md says.
+        On the same backend every later loss and weight is bitwise what it would have been without
+        the interruption. On another backend batches and dropout masks are the same, and values are
+        as close as docs/portability.md states.
 
         Args:
-            path: a checkpoint, or a folder of them: then the newest that is whole.
-            x_train, t_train, x_test, t_test: the data of the training, which no checkpoint holds.
-            device: where to go on, see ``portacnn.resolve``; by default what the variable
-                ``PORTACNN_BACKEND`` says, else where the training was.
-            model: a built model of the same layers, for a checkpoint that cannot say how to build
-                its own. It gets the weights.
-            epochs: how many in all, where they are to be others than before. A schedule stays what
-                it was.
-            schedule: instead of the checkpoint's; needed where that was a function of one's own,
-                which no file holds.
-            checkpoint_dir: by default the folder that ``path`` is in.
-            precision: instead of the checkpoint's, which the device may not have.
-            checkpoint_every, keep, compile_step, verbose: instead of the checkpoint's.
+            path: a checkpoint, or a folder of checkpoints: then the newest intact one is read.
+            x_train, t_train, x_test, t_test: the data of the training. Checkpoints do not hold
+                them.
+            callbacks: as many of the same classes as the training had, which get their states.
+            device: where to resume, see ``portacnn.resolve``. The default is the variable
+                ``PORTACNN_BACKEND``, or if it is not set, the device of the checkpoint.
+            model: a built model with the same layers, for a checkpoint that does not describe its
+                model. It gets the weights.
+            epochs: total number of epochs, if it should differ from the checkpoint's. The schedule
+                does not change.
+            schedule: replaces the checkpoint's. Required if that was your own function, which files
+                cannot hold.
+            checkpoint_dir: folder for new checkpoints. The default is the folder of ``path``.
+            precision: replaces the checkpoint's, which the device may not support.
+            checkpoint_every, keep, compile_step, verbose: replace the checkpoint's.
 
         Raises:
-            ModelFormatError: no whole checkpoint, or one that describes no training.
-            FileNotFoundError: none in the folder.
-            ArgumentError: other data than the training's; a function that has to be given again; a
-                precision that the device does not have.
-            BackendError: the device cannot be had here.
+            ModelFormatError: if there is no intact checkpoint, or it does not describe a training.
+            FileNotFoundError: if the folder has no checkpoint.
+            ArgumentError: if the data differ from the training's, a function must be given again,
+                or the device does not support the precision.
+            BackendError: if the device is unavailable.
         """
         file, saved = folder.newest(Path(path), Checkpoint.read)
         if model is None:
@@ -309,11 +379,29 @@ class Trainer:
             if device is not None:
                 model.to(device)
             saved.load_into(model)
-        train, test = (
-            take_set(model, x_train, t_train, "train"),
-            take_set(model, x_test, t_test, "test"),
+        arguments = saved.arguments()
+        called, stopping = split(callbacks)
+        arguments["callbacks"] = called
+        if loss is None:
+            loss = saved.loss()
+        arguments["metrics"] = saved.metrics() if metrics is None else metrics
+        if x_test is not None and arguments["validation_split"] is not None:
+            raise ArgumentError(
+                f"the data differ from those of {file}: its test set was split off the training "
+                "set (validation_split); leave x_test and t_test out"
+            )
+        sets = Sets.take(
+            model,
+            losses.named(loss),
+            x_train,
+            t_train,
+            x_test,
+            t_test,
+            sample_weight,
+            arguments["validation_split"],
+            arguments["seed"],
         )
-        fingerprints = {"train": fingerprint(*train), "test": fingerprint(*test)}
+        fingerprints = sets.fingerprints()
         saved.check_data(fingerprints)
         chosen = {
             "epochs": epochs,
@@ -323,24 +411,24 @@ class Trainer:
             "compile_step": compile_step,
             "verbose": verbose,
         }
-        arguments = saved.arguments() | {
-            name: value for name, value in chosen.items() if value is not None
-        }
-        # else it is nonsense, and the file's fault
+        arguments |= {name: value for name, value in chosen.items() if value is not None}
+        # any other value is an error of the file, reported below
         if precision is not None or arguments["precision"] in PRECISIONS:
             try:
                 _check_precision(arguments["precision"], model)
             except ArgumentError as error:
                 raise ArgumentError(
-                    f'{error}. Give another: resume(..., precision="float32")', str(file)
+                    f'{error}. Choose another: resume(..., precision="float32")', str(file)
                 ) from error
         arguments["schedule"] = schedule if schedule is not None else saved.schedule()
-        # what is wrong with them is not the file's fault
+        # errors in these arguments are not the file's
         if epochs is not None or schedule is not None:
-            made = cls(model, *train, *test, **arguments)
+            made = cls(model, sets, None, **arguments)
             trainer = saved.made(lambda: made)
         else:
-            trainer = saved.made(lambda: cls(model, *train, *test, **arguments))
+            trainer = saved.made(lambda: cls(model, sets, None, **arguments))
+        trainer.callbacks.load(*saved.callbacks())
+        trainer._check_stopping(stopping)
         trainer._fingerprints = fingerprints
         trainer.checkpoint_dir = make_folder(
             file.parent if checkpoint_dir is None else checkpoint_dir
@@ -349,39 +437,48 @@ class Trainer:
             trainer._take_best()
         return trainer
 
+    def _check_stopping(self, given: EarlyStopping | int | None) -> None:
+        """Raise ArgumentError if early stopping that was given differs from the training's."""
+        if given is not None:
+            made = make_early_stopping(given, self.metrics, self._sets.test is not None)
+            if made != self.early_stopping:
+                raise ArgumentError(
+                    f"the training has {self.early_stopping or 'no early stopping'}, got {made}; "
+                    "leave it out, it comes from the checkpoint"
+                )
+
     def _check_parts(self) -> None:
-        """Raise ArgumentError where a batch, a part of one, or a set to evaluate would be too small
-        for a layer."""
+        """Raise ArgumentError if a batch, a part of one, or a set to evaluate is too small for a
+        layer."""
         parts = {size: part_sizes(size, self._part) for size in set(self._sizes)}
         for layer in self.model.walk():
             for size, sizes in parts.items():
                 if min(sizes) < layer.least_batch:
-                    last = size < self.mini_batch_size
+                    last = size < self.batch_size
                     split = (
-                        f", taken in parts of {', '.join(map(str, sizes))} "
-                        f"(accumulate={self.accumulate})"
+                        f", in parts of {', '.join(map(str, sizes))} (accumulate={self.accumulate})"
                     )
                     raise ArgumentError(
-                        "one image has one value per channel, and so no variance; the "
-                        f"{'last batch' if last else 'batches'} of "
-                        f"{self.x_train.shape[0]} images by mini_batch_size={self.mini_batch_size} "
-                        f"would have {size}"
-                        f"{split if len(sizes) > 1 else ''}; choose another mini_batch_size"
-                        f"{' or drop_last=True' if last else ''}"
+                        "batch norm needs more than one value per channel for a variance; the "
+                        f"{'last batch' if last else 'batches'} of {self.x_train.shape[0]} images "
+                        f"by batch_size={self.batch_size} would have "
+                        f"{size}{split if len(sizes) > 1 else ''}; choose another "
+                        f"batch_size{' or drop_last=True' if last else ''}"
                         f"{' or accumulate' if len(sizes) > 1 else ''}",
                         layer.where,
                     )
-            for name, images in (("x_train", self.x_train), ("x_test", self.x_test)):
-                if self._sample_size(images) < layer.least_predicted:
+            for name, samples in (("x_train", self._sets.train), ("x_test", self._sets.test)):
+                if samples is not None and self._sample_size(samples) < layer.least_predicted:
                     raise ArgumentError(
-                        f"without running statistics it has no variance over one image, and {name} "
-                        "would be evaluated on one; take more images"
-                        f"{'' if images.shape[0] == 1 else ' (evaluate_sample_num_per_epoch)'}",
+                        "without running statistics it has no variance over one image, but "
+                        f"{name} would be evaluated on one; give more "
+                        "images"
+                        f"{'' if samples.count == 1 else ' (evaluate_sample_num_per_epoch)'}",
                         layer.where,
                     )
 
     def _take_schedule(self, schedule: Schedule | str | None, unit: str) -> Schedule:
-        """Check the schedule at both ends of the training, and have it count steps."""
+        """Check the schedule at both ends of the training, and make it count steps."""
         if unit not in ("step", "epoch"):
             raise ArgumentError(f'schedule_unit must be "step" or "epoch", got {unit!r}')
         total = self.epochs * self.steps_per_epoch
@@ -395,29 +492,27 @@ class Trainer:
         return made
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a copy or a pickle holds, between two steps: model and optimizer, figures, and the
-        data as NumPy arrays."""
+        """Return what a copy or a pickle holds: model, optimizer and figures, and the data as NumPy
+        arrays."""
         if self._unread:
             self._read_losses()
         state = {name: value for name, value in vars(self).items() if name not in _NOT_COPIED}
-        for name in _DATA:
-            state[name] = backend_of(state[name]).to_host(state[name])
+        state["_sets"] = self._sets.on_host()
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self.backend = self.model.home
-        self.x_train, self.t_train = take_set(self.model, self.x_train, self.t_train, "train")
-        self.x_test, self.t_test = take_set(self.model, self.x_test, self.t_test, "test")
-        self._feed = make_feed(self.model, self.x_train, self.t_train)
+        self._sets = self._sets.on(self.model)
+        self._feed = make_feed(self.model, self._sets.train)
         self._unread, self._ok, self._step, self._workspace = [], self._fine(), None, Workspace()
         optimizer_state = self.optimizer.state_dict()
         for arrays in self.optimizer.state.values():
-            arrays.clear()  # to be laid out as the parameters are
+            arrays.clear()  # to be laid out like the parameters
         self.optimizer.load_state_dict(optimizer_state, self.model.named_parameters())
 
     def lr(self, step: int) -> float:
-        """The learning rate at this step, counted from 0 over all epochs."""
+        """Return the learning rate at ``step``, counted from 0 over all epochs."""
         return not_negative(
             f"the schedule's learning rate at step {step}", self.schedule(step, self.optimizer.lr)
         )
@@ -428,37 +523,41 @@ class Trainer:
 
     @property
     def steps_done(self) -> int:
-        """How many steps were made, epochs that were broken off by an error left out."""
+        """The number of finished steps. An epoch that was interrupted by an error does not
+        count."""
         return self.epoch * self.steps_per_epoch + self.batch
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs are done, or ``early_stopping`` has ended the training."""
+        """Whether all epochs are done or ``early_stopping`` has ended the training."""
         return self.epoch >= self.epochs or self.stopped_early
 
     def stop(self) -> None:
-        """Have ``train`` end after the step under way, as if it were paused: a checkpoint is
-        written, and it can be called again.
+        """Make ``train`` return after the current step. It writes a checkpoint, and ``train`` can
+        be called again.
 
-        For signal handlers (``stopping_on_signals``), other threads, and code that runs within a
-        step.
+        Use it from signal handlers (``stopping_on_signals``), other threads, and code that runs
+        within a step.
         """
         self._stop = True
 
     def checkpoint(self, path: str | os.PathLike[str] | None = None) -> Path:
-        """Write a checkpoint, between two steps: to ``path``, or as the newest of
-        ``checkpoint_dir``. Gives the file's path.
+        """Write a checkpoint to ``path``, or into ``checkpoint_dir``; return its path. Call it
+        between steps.
 
         Raises:
-            CheckpointError: it could not be written, since the disk is full, say. All earlier ones
-                are as they were. Or another Trainer, in this process or another, is training the
-                same run into the same folder.
-            ArgumentError: neither a path nor a folder, or an optimizer that no file can hold.
-            NotFiniteError: as ``train``.
+            CheckpointError: if it could not be written (the disk is full, for example); earlier
+                checkpoints are unchanged. Also if another Trainer, in this process or another, is
+                training the same run into the same folder.
+            ArgumentError: if there is neither a path nor a folder, or a file cannot hold the
+                optimizer.
+            NotFiniteError: as for ``train``.
         """
         place = self.checkpoint_dir if path is None else Path(path).absolute()
         if place is None:
-            raise ArgumentError("no checkpoint_dir was given: say where to write the checkpoint")
+            raise ArgumentError(
+                "there is no checkpoint_dir to write to; give a path: checkpoint(path)"
+            )
         if self._unread:
             self._read_losses()
         tensors, header = contents(self)
@@ -477,10 +576,9 @@ class Trainer:
         except OSError as error:
             failed = CheckpointError(
                 f"the checkpoint of step {self.steps_done} could not be written to {place}: "
-                f"{error}. "
-                "Earlier ones are as they were. Training has stopped after that step and is whole "
-                "in memory: make room, and "
-                "train() goes on; or checkpoint(path) writes it elsewhere"
+                f"{error}. Earlier checkpoints are unchanged, and the training is intact in "
+                "memory: free some disk space and call train() to continue, or write elsewhere "
+                "with checkpoint(path)"
             )
             failed.errno = error.errno or errno.EIO
             raise failed from error
@@ -489,8 +587,11 @@ class Trainer:
 
     @contextmanager
     def _sole(self) -> Iterator[None]:
-        """Within it no other Trainer writes this run's checkpoints into the folder. Raises
-        CheckpointError where one does."""
+        """Lock this run's checkpoints in the folder against other Trainers.
+
+        Raises:
+            CheckpointError: if another Trainer holds the lock.
+        """
         place, before = self.checkpoint_dir, self._sole_in
         if place is None or place == before:
             yield
@@ -503,56 +604,56 @@ class Trainer:
                 self._sole_in = before
 
     def fingerprints(self) -> dict[str, Any]:
-        """What tells the data from others (``feed.fingerprint``), by "train" and "test"."""
+        """Return the fingerprints of the data (``feed.fingerprint``), by "train" and "test"."""
         if self._fingerprints is None:
-            self._fingerprints = {
-                "train": fingerprint(self.x_train, self.t_train),
-                "test": fingerprint(self.x_test, self.t_test),
-            }
+            self._fingerprints = self._sets.fingerprints()
         return self._fingerprints
 
     def train(self) -> None:
-        """Train up to ``epochs`` epochs in all, or until it is stopped, early or by ``stop``;
-        called again, it goes on.
+        """Train until ``epochs`` epochs are done, early stopping ends it, or ``stop`` is called.
 
-        It goes on where it was, also after a Ctrl-C: in the main thread that is a ``stop``, with
-        the checkpoint that goes with it, and only then raises KeyboardInterrupt. All that follows
-        is what would have come without it, to the bit.
+        If it is called again, it continues where it stopped. Ctrl-C in the main thread calls
+        ``stop``: the current step is finished, a checkpoint is written, and then KeyboardInterrupt
+        is raised. A training continued after that gives bitwise the same results as one that was
+        never interrupted.
 
-        An exception within a step (an error, a second Ctrl-C, what a signal handler of your own
-        raises) does not wait. The epoch is then begun anew, with the weights as they are: those
-        from before that step, unless it came in the middle of the update itself, which some of them
-        may then have seen. Histories and counts hold whole steps in any case.
+        An exception within a step (an error, a second Ctrl-C, an exception of your own signal
+        handler) is raised at once. The epoch then restarts with the current weights. These are the
+        weights from before that step, unless the exception came in the middle of the update itself.
+        Histories and counts hold whole steps in any case.
 
         Raises:
-            NotFiniteError: a loss, a gradient or a running statistic was NaN or infinite; weights
+            NotFiniteError: if a loss, a gradient or a running statistic is NaN or infinite. Weights
                 and statistics are those from before that step.
-            CheckpointError: see ``checkpoint``. Training can go on.
-            StateError: the model was moved to another device, built again or changed since the
+            CheckpointError: see ``checkpoint``. Training can be continued.
+            StateError: if the model was moved to another device, built again or changed since the
                 Trainer was made.
         """
-        with interrupted_between_steps(self), self._sole():
-            self._train()
+        try:
+            with interrupted_between_steps(self), self._sole():
+                self._train()
+        finally:
+            self._stop = False
 
     def _train(self) -> None:
         if self.model.backend != self.backend:
             raise StateError(
-                f"the model was moved to {self.model.backend} from {self.backend}; make a new "
+                f"the model was moved from {self.backend} to {self.model.backend}; make a new "
                 "Trainer for it"
             )
         self._check_revision()
         if self.finished:
             why = (
-                "early stopping has ended it"
+                "early stopping has ended the training"
                 if self.stopped_early
                 else f"all {self.epochs} epochs are done"
             )
             cure = (
-                "a new Trainer goes on from these weights"
+                "make a new Trainer to continue from these weights"
                 if self.stopped_early
-                else "a larger trainer.epochs makes it go on"
+                else "set a larger trainer.epochs to continue"
             )
-            _log.warning("train() has nothing to do: the training is over, as %s; %s", why, cure)
+            _log.warning("train() has nothing to do: %s; %s", why, cure)
             return
         batches = self.steps_per_epoch
         self._cut_lists()
@@ -560,58 +661,64 @@ class Trainer:
         self._ok = self._fine()
         with (
             self.backend.active(),
+            self.callbacks.training(self),
             Progress(self.epochs * batches, self.steps_done, self.verbose) as progress,
         ):
             try:
                 while not self.finished:
                     if self._run_epoch(progress):
                         break
-            except CheckpointError:
+            except BaseException as error:
+                done, self.batch = self.batch, 0  # a step may be incomplete
+                if self.callbacks.raised or isinstance(error, CheckpointError):
+                    if self._unread:
+                        self._read_losses()
+                    self.batch = done
                 if self.finished:
                     self._take_best()
                 raise
-            except BaseException:
-                self.batch = 0  # a step may be half done
-                raise
             finally:
-                self._stop = False
-                self._workspace = Workspace()  # the next ``train`` takes memory anew
-        if self.finished:
-            self._take_best()
+                self._workspace = Workspace()  # the next ``train`` allocates memory again
+            if self.finished:
+                self._take_best()
 
     def _cut_lists(self) -> None:
-        """Take out of the lists what an epoch has left there that was broken off."""
+        """Remove what an interrupted epoch has left in the lists."""
         del self.train_loss_list[self.steps_done :]
-        for figures in (
-            self.epoch_loss_list,
-            self.train_acc_list,
-            self.test_acc_list,
-            self.test_loss_list,
-        ):
+        for figures in self.history.values():
             del figures[self.epoch :]
 
     def _run_epoch(self, progress: Progress) -> bool:
-        """The rest of an epoch, or what of it comes before ``stop``; with the checkpoints that fall
-        due.
+        """Run the rest of an epoch, or the part of it before ``stop``; write the checkpoints that
+        are due.
 
-        ``stop`` may be called at any moment, by a signal's handler say: it is looked at once after
-        each step, so that training never ends without the checkpoint that goes with it.
+        ``stop`` may be called at any moment, for example by a signal handler. It is read once after
+        each step, so training never ends without its checkpoint.
 
         Returns:
             Whether to stop.
         """
-        batches, size = self.steps_per_epoch, self.mini_batch_size
+        batches, size = self.steps_per_epoch, self.batch_size
         rest = permutation(self.seed, self.epoch, self.x_train.shape[0])[
             self.batch * size : sum(self._sizes)
         ]
+        if self.batch == 0:
+            self.callbacks.epoch_begins(self)
+        every_step = self.callbacks.every_step
+        self._epoch_began = time.perf_counter()
         for batch in self._feed.epoch(rest, size):
             self.run_batch(*batch)
             self.batch += 1
+            self.callbacks.updated(self, self._ok)
             progress.step()
+            if every_step:
+                self._read_losses()
+                self.callbacks.step_ends(self, self.train_loss_list[-1])
             stop = self._stop
             due = stop or self._is_due(self.steps_done)
             if self.batch % LOG_EVERY == 0 or self.batch == batches or due:
-                self._read_losses()
+                if self._unread:
+                    self._read_losses()
                 progress.show(self.epoch + 1, loss=self.train_loss_list[-1])
             if self.batch == batches:
                 break
@@ -620,9 +727,9 @@ class Trainer:
             if stop:
                 return True
         self._end_epoch()
-        progress.epoch(
-            self.epoch, self.epoch_loss_list[-1], self.train_acc_list[-1], self.test_acc_list[-1]
-        )
+        figures = {name: each[-1] for name, each in self.history.items()}
+        progress.epoch(self.epoch, figures)
+        self.callbacks.epoch_ends(self, figures)
         stop = self._stop
         if self.checkpoint_dir is not None and (
             self._is_due(self.steps_done) or self.checkpoint_every is None or self.finished or stop
@@ -631,7 +738,7 @@ class Trainer:
         return stop
 
     def _is_due(self, steps: int) -> bool:
-        """Whether ``checkpoint_every`` asks for a checkpoint after so many steps."""
+        """Return whether ``checkpoint_every`` requires a checkpoint after this many steps."""
         return (
             self.checkpoint_dir is not None
             and self.checkpoint_every is not None
@@ -639,110 +746,143 @@ class Trainer:
         )
 
     def _take_best(self) -> None:
-        """Give the model the weights of its best epoch, where they were kept."""
+        """Load the weights of the best epoch into the model, if they were kept."""
         if self._best_weights is not None:
             self.model.load_state_dict(self._best_weights)
+            if self.early_stopping is not None:
+                watched = self.history[f"test_{self.early_stopping.monitor}"]
+                self._tell_model(self.early_stopping.best_epoch(watched))
+
+    def _tell_model(self, epoch: int) -> None:
+        """Make the model know its task, and its figures after this epoch."""
+        info = self.model.info
+        figures = {**info.figures, **last_figures(self.history, epoch)}
+        if self._range is None:
+            self._range = range_of(self.x_train)
+        self.model.info = replace(
+            info, task=self.loss.task, figures=figures, input_range=self._range
+        )
 
     def _end_epoch(self) -> None:
-        """Add the epoch's figures to the lists, and see whether it was the best, or the last."""
+        """Append the epoch's figures to the lists, and check whether it was the best or the last
+        one."""
         sizes = self._sizes
-        losses = self.train_loss_list[-len(sizes) :]
-        train_acc = self._evaluate(self.x_train, self.t_train)
-        test_acc = self._evaluate(self.x_test, self.t_test)
-        watches_loss = self.early_stopping is not None and self.early_stopping.monitor == "loss"
-        test_loss = [self._test_loss()] if watches_loss else []
-        self.epoch_loss_list.append(
-            sum(n * loss for n, loss in zip(sizes, losses, strict=True)) / sum(sizes)
-        )
-        self.train_acc_list.append(train_acc)
-        self.test_acc_list.append(test_acc)
-        self.test_loss_list.extend(test_loss)
+        step_losses = self.train_loss_list[-len(sizes) :]
+        figures: dict[str, Any] = {
+            "train_loss": sum(n * loss for n, loss in zip(sizes, step_losses, strict=True))
+            / sum(sizes),
+            "lr": self.lr(self.steps_done - 1),
+        }
+        with self.as_evaluated():
+            train = self._evaluate(self._sets.train, None)
+            test = {} if self._sets.test is None else self._evaluate(self._sets.test, self.loss)
+        for which, values in (("train", train), ("test", test)):
+            figures |= {f"{which}_{name}": value for name, value in values.items()}
+        seconds = time.perf_counter() - self._epoch_began
+        figures |= {"seconds": seconds, "images_per_second": sum(sizes) / seconds}
+        for name, each in self.history.items():
+            each.append(figures[name])
         self.epoch, self.batch = self.epoch + 1, 0
-        if self.early_stopping is not None:
-            figures = self.test_loss_list if watches_loss else self.test_acc_list
-            if (
-                self.early_stopping.restore_best
-                and self.early_stopping.best_epoch(figures) == self.epoch
-            ):
-                self._best_weights = self.model.state_dict()
-            self.stopped_early = self.early_stopping.is_over(figures)
+        self._tell_model(self.epoch)
+        stopping = self.early_stopping
+        if stopping is not None:
+            watched = self.history[f"test_{stopping.monitor}"]
+            if stopping.restore_best and stopping.best_epoch(watched) == self.epoch:
+                with self.as_evaluated():
+                    self._best_weights = self.model.state_dict()
+            self.stopped_early = stopping.is_over(watched)
+
+    def as_evaluated(self) -> AbstractContextManager[None]:
+        """Return a context in which the model has the weights that are evaluated after each epoch:
+        with an ``EMA`` the averages, otherwise its own."""
+        return self.callbacks.evaluating(self)
 
     def run_batch(self, *batch: Array) -> None:
-        """Make one step with a batch of the training set: what ``train`` does, batch by batch.
+        """Run one step with a batch of the training set, as ``train`` does for each batch.
 
-        Nothing is read back: the loss waits on the device until ``train`` fetches it.
+        Nothing is read from the device: the loss stays there until ``train`` fetches it.
 
         Args:
-            batch: which images, in which order: int64 (B,) on the model's device. Of a set that the
-                device has no room for, images and labels (see ``feed.Streamed``).
+            batch: indices of the images, int64 (B,) on the model's device. If the training set is
+                on the host, images and labels instead (see ``feed.Streamed``).
 
         Raises:
-            OutOfMemoryError: weights and statistics are those from before this step.
-            StateError: the model was built again or changed since the Trainer was made.
+            OutOfMemoryError: if there is not enough memory. Weights and statistics are those from
+                before this step.
+            StateError: if the model was built again or changed since the Trainer was made.
         """
         self._check_revision()
         number = len(self.train_loss_list) + len(self._unread)
         state = StepState(number, self.lr(number), self.optimizer.steps + 1, self._ok)
         if self._step is None:
-            step = WeakMethod(self._whole_step)  # a method of its own would keep the Trainer alive
+            step = WeakMethod(self._whole_step)  # a bound method would keep the Trainer alive
 
             def whole_step(*arguments: Any) -> tuple[Array, Array]:
                 return step()(*arguments)  # type: ignore[misc]
 
             self._step = (
                 self.backend.compile_step(whole_step, (*batch, state))
-                if self.compile_step
+                if self.compile_step and not self.callbacks.inside_step
                 else whole_step
             )
         try:
             with self.backend.active(), ops.use_precision(self.precision):
                 report, self._ok = self._step(*batch, state)
         except MemoryError as error:
-            raise self._out_of_memory(error, batch[-1].shape[0]) from error
+            raise self._out_of_memory(error, batch[0].shape[0]) from error
         self.optimizer.advance()
         self._unread.append(report)
 
     def _check_revision(self) -> None:
         if self.model.revision != self._revision:
             raise StateError(
-                "the model was built again, or changed by replace, since the Trainer was made: its "
-                "optimizer's state is that "
-                "of the layers before; make a new Trainer"
+                "the model was built again or changed by replace after the Trainer was made, so "
+                "the optimizer's state does not match it; make a new Trainer"
             )
+        network = self.model.belongs_to
+        if network is not None and network.freezes != self._freezes:
+            _check_trainable(self.model)
+            self._freezes, self._step = network.freezes, None
 
     def _whole_step(self, *batch_and_state: Any) -> tuple[Array, Array]:
-        """From a batch as the feed gives it to the step's report, (loss, whether all was finite),
-        and ``state.ok`` after it."""
-        *batch, state = batch_and_state
-        xp = self.backend.xp
-        loss, ok = self.step(*self._feed.batch(*batch), state)
-        return xp.stack([loss, xp.astype(ok, loss.dtype)]), ok
-
-    def step(self, x: Array, t: Array, state: StepState) -> tuple[Array, Array]:
-        """One forward pass, one backward pass, one update. Everything stays on the device.
-
-        Args:
-            x, t: a batch, preprocessed, of the model's dtype and device; labels int64.
-            state: the step's numbers, and whether the steps before it were finite.
+        """Run a step from a batch as the feed returns it.
 
         Returns:
-            The loss, 0-dimensional, and ``state.ok`` with this step taken in.
+            The step's report, (loss, whether all was finite), and the new ``state.ok``.
+        """
+        *batch, state = batch_and_state
+        xp = self.backend.xp
+        x, t, *weight = self._feed.batch(*batch)
+        loss, ok = self.step(x, t, state, *weight)
+        return xp.stack([loss, xp.astype(ok, loss.dtype)]), ok
+
+    def step(
+        self, x: Array, t: Array, state: StepState, weight: Array | None = None
+    ) -> tuple[Array, Array]:
+        """Run one forward pass, one backward pass and one update. Everything stays on the device.
+
+        Args:
+            x, t: a preprocessed batch, of the model's dtype and device; labels are int64.
+            state: the step's values, and whether the steps before it were finite.
+
+        Returns:
+            The loss, 0-dimensional, and ``state.ok`` updated by this step.
         """
         xp = self.backend.xp
         buffers = self.model.named_buffers().wholes()
         before = [xp.asarray(buffer, copy=True) for buffer in buffers]
         try:
-            loss = self._gradients(x, t, state.step)
+            loss = self._gradients(x, t, weight, state.step)
             grads = self.model.named_gradients()
             ok = state.ok & xp.isfinite(loss)
             if grads or buffers:
                 ok = ok & ops.all_finite([*grads.wholes(), *buffers])
             if self.clip_norm is not None:
                 ops.clip_by_global_norm(grads.wholes(), self.clip_norm)
-            # running statistics have taken the batch in already
+            # running statistics include this batch already
             for buffer, old in zip(buffers, before, strict=True):
                 buffer[...] = xp.where(ok, buffer, old)
-            # Last, since nothing that comes after it could be undone.
+            # Last, because an update cannot be undone if a later line fails.
             self.optimizer.update(
                 self.model.named_parameters(), grads, ok, lr=state.lr, count=state.count
             )
@@ -753,54 +893,54 @@ class Trainer:
         return loss, ok
 
     def _out_of_memory(self, error: MemoryError, size: int) -> OutOfMemoryError:
-        """What to say of it; and let go of everything that was kept for this step."""
-        # while somebody looks at the error, they would hold what the step had made
+        """Return the error to raise, and release everything that was kept for this step."""
+        # otherwise the traceback would keep the step's arrays alive
         clear_frames(error.__traceback__)
         self._workspace, self._step = Workspace(), None
         asked, held = self.backend.memory_error(error) or (None, None)
-        figures = f" ({asked} bytes asked for, {held} held)" if asked is not None else ""
+        figures = f" ({asked} bytes requested, {held} in use)" if asked is not None else ""
         return OutOfMemoryError(
-            f"{self.backend} has no room for a training step of {size} images{figures}; the model "
-            "is as it was before the "
-            f"step. Make a Trainer with a smaller mini_batch_size than {self.mini_batch_size}, or "
-            "accumulate more parts"
+            f"{self.backend} has not enough memory for a training step of {size} images{figures}; "
+            "the model is as it was before the step. Make a Trainer with a smaller batch_size "
+            f"than {self.batch_size}, or a larger accumulate"
         )
 
-    def _gradients(self, x: Array, t: Array, step: int) -> Array:
-        """Forward and backward, in parts where it is to ``accumulate``; the model then has the
-        whole batch's gradients.
+    def _gradients(self, x: Array, t: Array, weight: Array | None, step: int) -> Array:
+        """Run forward and backward, in ``accumulate`` parts; the model then has the whole batch's
+        gradients.
 
         Returns:
-            The batch's mean loss. Each part counts by its share of the images, so that mean and
-            gradients are the batch's own.
+            The batch's mean loss. Each part contributes its share of it, so that mean and gradients
+            are those of the batch.
         """
-        count, last = x.shape[0], 0
-        loss: Any = 0.0
+        last, loss = 0, 0.0
+        whole = self.loss.count(t, weight, self.model.dtype)
         with one_backward_pass():
-            for size in part_sizes(count, self._part):
+            for size in part_sizes(x.shape[0], self._part):
                 first, last = last, last + size
-                part = (last - first) / count
                 with at_step(step, first):
-                    mean = run_in(
+                    part = run_in(
                         self._workspace,
                         self._part_gradients,
                         x[first:last, ...],
-                        t[first:last],
-                        part,
+                        t[first:last, ...],
+                        None if weight is None else weight[first:last],
+                        whole,
                     )
-                loss = loss + part * mean
+                loss = loss + part
         return loss
 
-    def _part_gradients(self, x: Array, t: Array, part: float) -> Array:
-        """Forward and backward for ``part`` of a batch. Returns its mean loss, in memory of its
-        own."""
-        logits, kept = run(self.model, pack(x), True, True)
-        mean, cache = ops.softmax_cross_entropy(logits, t, label_smoothing=self.label_smoothing)
-        self.model.backward(ops.softmax_cross_entropy_backward(part, cache), kept, need_dx=False)
-        return mean
+    def _part_gradients(self, x: Array, t: Array, weight: Array | None, whole: Any) -> Array:
+        """Run forward and backward for a part of a batch. Return its share of the batch's loss, in
+        new memory."""
+        with without_dx(self.model):
+            y, kept = run(self.model, pack(x), True, True)
+        share, cache = self.loss.forward_part(y, t, weight, whole)
+        self.model.backward(self.loss.backward_part(cache), kept, need_dx=False)
+        return share
 
     def _read_losses(self) -> None:
-        """Fetch the losses that have gathered on the device."""
+        """Fetch the losses that have accumulated on the device."""
         fetched = self.backend.to_host(self.backend.xp.stack(self._unread)).tolist()
         losses, fine = [loss for loss, _ in fetched], [ok for _, ok in fetched]
         self._unread.clear()
@@ -809,40 +949,158 @@ class Trainer:
         if not all(fine):
             index = fine.index(0.0)
             loss, step = losses[index], begin + index
-            elsewhere = ", its gradients or running statistics are not finite"
+            elsewhere = ", but its gradients or running statistics are not finite"
             raise NotFiniteError(
-                f"the loss of step {step + 1} (epoch {self.epoch + 1}) is {loss}"
-                f"{elsewhere if isfinite(loss) else ''}; "
-                "the weights are those before that step. "
-                f"Lower the learning rate ({self.lr(step)})"
+                f"the loss of step {step + 1} (epoch {self.epoch + 1}) is "
+                f"{loss}{elsewhere if isfinite(loss) else ''}; the weights are those before that "
+                f"step. Lower the learning rate ({self.lr(step)})"
             )
 
-    def _evaluate(self, x: Array, t: Array) -> float:
-        """The accuracy over the first images of a set, as many as were asked for."""
-        x, t = self._sample(x, t)
-        return self.model.count_correct(x, t) / x.shape[0]
+    def _evaluate(self, samples: Samples, loss: Loss | None) -> dict[str, Any]:
+        """Return loss and metrics over the first samples of a set, as many as requested."""
+        samples, model = samples.first(self._sample_size(samples)), self.model
+        return evaluate(
+            self.backend,
+            model.outputs(samples.images),
+            samples.targets,
+            None if loss is None else loss.for_evaluation(),
+            self.metrics,
+            samples.weights,
+            model.dtype,
+        )
 
-    def _test_loss(self) -> float:
-        """The mean loss over the same test images as the accuracy's, labels not smoothed."""
-        x, t = self._sample(self.x_test, self.t_test)
-        loss, _ = ops.softmax_cross_entropy(self.model.predict(x), t, keep=False)
-        return float(self.backend.to_host(loss))
+    def _sample_size(self, samples: Samples) -> int:
+        return min(self.evaluate_sample_num_per_epoch or samples.count, samples.count)
 
-    def _sample(self, x: Array, t: Array) -> tuple[Array, Array]:
-        n = self._sample_size(x)
-        return x[:n, ...], t[:n]
+    def _figures(self) -> list[str]:
+        """Return the names of an epoch's figures, in the order of ``history``."""
+        test = [] if self._sets.test is None else ["loss", *self.metrics]
+        names = ["train_loss", *(f"test_{name}" for name in test[:1])]
+        for name in self.metrics:
+            names += [f"train_{name}", *([f"test_{name}"] if test else [])]
+        return [*names, "lr", "seconds", "images_per_second"]
 
-    def _sample_size(self, x: Array) -> int:
-        return min(self.evaluate_sample_num_per_epoch or x.shape[0], x.shape[0])
+    def evaluate(self, x: Array, t: Array, batch_size: int | None = None) -> dict[str, Any]:
+        """Return the loss and the metrics of images x with targets t, by name; see
+        ``Model.evaluate``."""
+        loss = self.loss.for_evaluation()
+        return self.model.evaluate(x, t, loss=loss, metrics=self.metrics, batch_size=batch_size)
+
+    def predict_proba(self, x: Array, batch_size: int | None = None) -> Array:
+        """Return probabilities for images x, (N, C, ...): the softmax or sigmoid of the outputs,
+        as the loss has it. Outputs of a regression are returned as they are."""
+        return self.loss.scores(self.model.predict(x, batch_size))
+
+    def predict_classes(self, x: Array, batch_size: int | None = None) -> Array:
+        """Return predictions for images x: the class of each (N, ...) int64, or for multi-label
+        losses 0 or 1 for each label (N, C). -1 where an output is NaN.
+
+        Raises:
+            ArgumentError: if the loss is not one of classes.
+        """
+        if self.loss.task not in ("multiclass", "multilabel"):
+            raise ArgumentError(
+                f"{type(self.loss).__name__} has no classes; use model.predict(x) for the values"
+            )
+        return self.loss.predictions(self.model.predict(x, batch_size))
+
+    def __repr__(self) -> str:
+        done = f"{self.epoch} of {self.epochs} epochs done"
+        figures = ", ".join(
+            f"{name} {each[-1]:.4g}"
+            for name, each in self.history.items()
+            if each and name.startswith(("train_", "test_")) and isinstance(each[-1], float)
+        )
+        return (
+            f"Trainer({type(self.model).__name__} on {self.backend}, "
+            f"{type(self.loss).__name__}, "
+            f"{type(self.optimizer).__name__}(lr={self.optimizer.lr:g}), "
+            f"{self._sets.train.count} training images, batch_size={self.batch_size}, {done}"
+            f"{', ' if figures else ''}{figures})"
+        )
+
+    # --- views ------------------------------------------------------------------------------------
+
+    @property
+    def x_train(self) -> Array:
+        """The training images, checked."""
+        return self._sets.train.images
+
+    @property
+    def t_train(self) -> Array:
+        """The training targets, checked."""
+        return self._sets.train.targets
+
+    @property
+    def x_test(self) -> Array | None:
+        """The test images, checked; None if there are none."""
+        return None if self._sets.test is None else self._sets.test.images
+
+    @property
+    def t_test(self) -> Array | None:
+        """The test targets, checked; None if there are none."""
+        return None if self._sets.test is None else self._sets.test.targets
+
+    @property
+    def epoch_loss_list(self) -> list[float]:
+        """``history["train_loss"]``: the mean loss of every epoch's batches."""
+        return self.history["train_loss"]
+
+    @property
+    def test_loss_list(self) -> list[float]:
+        """``history["test_loss"]``; empty without a test set."""
+        return self.history.get("test_loss", [])
+
+    @property
+    def train_acc_list(self) -> list[float]:
+        """``history["train_accuracy"]``; empty if accuracy is not among the metrics."""
+        return self.history.get("train_accuracy", [])
+
+    @property
+    def test_acc_list(self) -> list[float]:
+        """``history["test_accuracy"]``; empty if there is none."""
+        return self.history.get("test_accuracy", [])
+
+
+def _smoothed(loss: Loss, label_smoothing: float) -> Loss:
+    """Return the loss with label smoothing. Raises ArgumentError if it has none."""
+    if not isinstance(loss, losses.CrossEntropy) or loss.label_smoothing:
+        raise ArgumentError(
+            "label_smoothing is an option of the cross-entropy; set it there if you give a loss: "
+            "loss=CrossEntropy(label_smoothing=0.1)"
+        )
+    return replace(loss, label_smoothing=label_smoothing)
+
+
+def _weighted(loss: Loss, class_weight: Any, t: Any, model: Model) -> Loss:
+    """Return the loss with a weight for each class. Raises ArgumentError if it has none."""
+    if not isinstance(loss, losses.CrossEntropy) or loss.weight is not None:
+        raise ArgumentError(
+            "class_weight is an option of the cross-entropy; set it there if you give a loss: "
+            "loss=CrossEntropy(weight=...)"
+        )
+    checked = loss.check_targets(t, model.output_shape, what="t_train")
+    return replace(loss, weight=class_weights(class_weight, checked, model.output_shape[0]))
+
+
+def _check_trainable(model: Model) -> None:
+    """Raise StateError if the model has parameters and all of them are frozen."""
+    if model.named_parameters() and not learns(model):
+        raise StateError(
+            'all parameters are frozen, so there is nothing to train; call model.unfreeze("fc") '
+            "for those to train",
+            model.where,
+        )
 
 
 def _check_precision(precision: Any, model: Model) -> str:
-    """The precision, where a model can be trained with it on its device. Raises ArgumentError."""
+    """Return the precision if this model can be trained with it on its device. Raises ArgumentError
+    if not."""
     one_of("precision", precision, *PRECISIONS)
     home = model.home
     if precision not in home.precisions or model.dtype != "float32" != precision:
         raise ArgumentError(
-            f"precision={precision!r} is not to be had for {model.dtype} on {home}; it has "
-            f"{', '.join(home.precisions)}, for models of float32"
+            f"precision={precision!r} is not supported for a {model.dtype} model on {home}; use "
+            f"{' or '.join(home.precisions if model.dtype == 'float32' else ['float32'])}"
         )
     return str(precision)

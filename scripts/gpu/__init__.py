@@ -1,2 +1,3 @@
-"""What ``gpu_check.py`` is made of: its sections, and what they stand on; and commands of their own
-for the CUDA kernels."""
+"""The parts of ``gpu_check.py``: its sections and their shared code; and commands for the CUDA
+kernels.
+"""

@@ -1,19 +1,18 @@
-"""Every kernel of a backend against the portable op on NumPy in float64, on fresh random shapes: a
+"""Compare every kernel of a backend with the portable op on NumPy in float64, with random shapes: a
 section of ``gpu_check.py``.
 
-``gpu/examples.py`` says how to draw the arguments of each op that has a kernel; a kernel that is
-not there is reported. Arrays are drawn in float64 and rounded to the dtype that the kernel gets, so
+``portacnn/testing/examples.py`` says how to draw the arguments of each op; a kernel that is not
+there is reported. Arrays are drawn in float64 and rounded to the dtype that the kernel gets, so
 that both compute from the same numbers.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from inspect import signature
 from typing import Any
 
 import numpy as np
 
-from gpu.examples import EXAMPLES, Draw, Example
 from gpu.tools import Gpu, Section, add_root
 
 add_root()
@@ -22,46 +21,34 @@ from portacnn.ops import use_kernels  # noqa: E402
 from portacnn.ops.dispatch import OPS  # noqa: E402
 from portacnn.ops.windows import Windows  # noqa: E402
 from portacnn.runtime import Backend, Kernel  # noqa: E402
+from portacnn.testing import examples  # noqa: E402
+from portacnn.testing.examples import Arguments, Example, Random  # noqa: E402
 
-LIMIT = {"float32": 1e-4, "float64": 1e-10}
-"""How far a result may be off, relative to its largest number."""
+WIDER = 10.0
+"""Times what the table allows a float32 result: a GPU's sums are longer here."""
 LEAST, MOST = 6, 60  # examples of a kernel
+
+
+def limit(example: Example, dtype: str) -> float:
+    """How far a result may be off, relative to its largest number."""
+    return WIDER * example.float32 if dtype == "float32" else 1e-10
 
 
 # --- one call -------------------------------------------------------------------------------------
 
 
-def mapped(value: Any, change: Callable[[np.ndarray], Any]) -> Any:
-    """``value`` with ``change`` done to its arrays, those in lists and tuples and dictionaries
-    too."""
-    if isinstance(value, dict):
-        return {name: mapped(item, change) for name, item in value.items()}
-    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
-        return type(value)(mapped(item, change) for item in value)
-    return change(value) if isinstance(value, np.ndarray) else value
-
-
-def arrays_of(value: Any) -> Iterator[Any]:
-    """All arrays in it, of any library, in order."""
-    if isinstance(value, list | tuple):
-        for item in value:
-            yield from arrays_of(item)
-    elif hasattr(value, "shape"):
-        yield value
-
-
 def call(
-    home: Backend, kernel: Kernel, name: str, example: Example, dtype: str, last: bool, seed: int
+    home: Backend, kernel: Kernel, op: str, arguments: Arguments, dtype: str, last: bool, seed: int
 ) -> Any:
-    """What a kernel gives back and writes into its arguments, and what its backward gives, as
-    NumPy's arrays.
+    """Return a kernel's results, the arguments it writes, and the results of its backward pass, as
+    NumPy arrays.
 
     Args:
-        dtype: of the arrays of floats.
-        last: whether they lie in memory with the batch last.
+        dtype: of the floating-point arrays.
+        last: whether they are stored batch-last.
 
     Returns:
-        NotImplemented where the kernel declines.
+        NotImplemented if the kernel declines.
     """
 
     def place(array: np.ndarray) -> Any:
@@ -70,78 +57,67 @@ def call(
         turned = home.asarray(np.moveaxis(array, 0, -1).copy())
         return home.xp.permute_dims(turned, (array.ndim - 1, *range(array.ndim - 1)))
 
-    def floats(array: np.ndarray) -> Any:
-        return place(array.astype(dtype) if array.dtype.kind == "f" else array)
-
-    args, options = mapped(example.args, floats), mapped(example.options, home.asarray)
-    if name == "softmax_cross_entropy" and options["weight"] is not None:
-        options["weight"] = floats(example.options["weight"])
-    result = kernel.forward(*args, **options)
+    given = examples.as_given(arguments, lambda array: array.astype(dtype))
+    placed = examples.mapped(given, place)
+    result = examples.call(kernel.forward, _kept(placed, kernel, True))
     if result is NotImplemented:
         return result
     if kernel.backward is None:
         found = [result]
     else:
         y, saved = result
-        found = [y]
-        if example.backward:
-            dy: Any = 0.7 if y.ndim == 0 else floats(_gradient(y.shape, example, seed))
-            portable: Any = OPS[name].portable_backward
-            need_dx = {"need_dx": True} if "need_dx" in signature(portable).parameters else {}
-            found.append(kernel.backward(dy, saved, **need_dx))
-            if need_dx:
-                _, saved = kernel.forward(*args, **options)
-                dx, *others = kernel.backward(dy, saved, need_dx=False)
-                if dx is not None:
-                    raise AssertionError("need_dx=False gave a dx")
-                found.append(others)
-        quick, nothing = kernel.forward(*args, **{**options, "keep": False})
+        dy: Any = 0.7 if y.ndim == 0 else place(_gradient(y.shape, seed).astype(dtype))
+        portable: Any = OPS[op].portable_backward
+        need_dx = {"need_dx": True} if "need_dx" in signature(portable).parameters else {}
+        found = [y, kernel.backward(dy, saved, **need_dx)]
+        if need_dx:
+            _, saved = examples.call(kernel.forward, _kept(placed, kernel, True))
+            dx, *others = kernel.backward(dy, saved, need_dx=False)
+            if dx is not None:
+                raise AssertionError("need_dx=False gave a dx")
+            found.append(others)
+        quick, nothing = examples.call(kernel.forward, _kept(placed, kernel, False))
         if nothing is not None:
-            raise AssertionError("keep=False kept something")
+            raise AssertionError("keep=False returned a cache")
         found.append(quick)
-    return [home.to_host(array) for array in arrays_of([found, list(args)])]
+    written = [value for word, value in placed.items() if word not in examples.STATE]
+    return [home.to_host(array) for array in examples.arrays_of([found, written])]
 
 
-def _gradient(shape: tuple[int, ...], example: Example, seed: int) -> np.ndarray:
-    return Draw(seed, False).eighths(*shape)
+def _kept(arguments: Arguments, kernel: Kernel, keep: bool) -> Arguments:
+    return arguments if kernel.backward is None else {**arguments, "keep": keep}
 
 
-def rounded(example: Example, dtype: str) -> Example:
-    """The example with its numbers as ``dtype`` has them, in float64."""
-
-    def change(array: np.ndarray) -> np.ndarray:
-        return array.astype(dtype).astype(np.float64) if array.dtype.kind == "f" else array
-
-    return example._replace(args=mapped(example.args, change))
+def _gradient(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    return Random(seed).eighths(*shape)
 
 
 def compare(
-    home: Backend, kernel: Kernel, name: str, example: Example, dtype: str, last: bool, seed: int
+    home: Backend, kernel: Kernel, op: str, arguments: Arguments, dtype: str, last: bool, seed: int
 ) -> float | None:
-    """How far the kernel is off: the largest error over the largest number, of the worst of its
-    results; None: declined.
+    """Return the kernel's error: the largest error relative to the largest value, of the worst
+    result. None if it declines.
 
     Raises:
-        AssertionError: another dtype or shape, other integers or booleans, not the same bits when
-            it is done again.
+        AssertionError: if dtypes, shapes, integers or booleans differ, or a repetition has other
+            bits.
     """
-    found = call(home, kernel, name, example, dtype, last, seed)
+    found = call(home, kernel, op, arguments, dtype, last, seed)
     if found is NotImplemented:
         return None
-    numpy = _numpy()
-    op = OPS[name]
+    rounded = examples.as_given(arguments, lambda array: array.astype(dtype).astype(np.float64))
     with use_kernels("reference"):
-        portable = Kernel(op.forward, op.portable_backward)
-        wanted = call(numpy, portable, name, rounded(example, dtype), "float64", last, seed)
-    again = call(home, kernel, name, example, dtype, last, seed)
+        portable = Kernel(OPS[op].forward, OPS[op].portable_backward)
+        wanted = call(_numpy(), portable, op, rounded, "float64", last, seed)
+    again = call(home, kernel, op, arguments, dtype, last, seed)
     if len(found) != len(wanted):
-        raise AssertionError(f"{len(found)} results where {len(wanted)} were wanted")
+        raise AssertionError(f"{len(found)} results, expected {len(wanted)}")
     worst = 0.0
     for number, (got, right, twin) in enumerate(zip(found, wanted, again, strict=True)):
         kind = np.dtype(dtype) if right.dtype.kind == "f" else right.dtype
         if (got.dtype, got.shape) != (kind, right.shape):
             raise AssertionError(
-                f"result {number} is {got.dtype} {got.shape}, not {kind} {right.shape}"
+                f"result {number}: expected {kind} {right.shape}, got {got.dtype} {got.shape}"
             )
         if got.tobytes() != twin.tobytes():
             raise AssertionError(f"result {number} has other bits when it is computed again")
@@ -181,10 +157,10 @@ def check(
     table: dict[str, Kernel],
     poisoned: Callable[[], Any] = nullcontext,
 ) -> None:
-    """Compare every kernel of the table; each has the same share of the time.
+    """Compare every kernel of the table, with the same share of the time each.
 
     Args:
-        poisoned: memory that is allocated within it is full of NaN.
+        poisoned: a context in which new memory is filled with NaN.
     """
     seed = int(np.random.SeedSequence().generate_state(1)[0])
     section.figures["seed"] = seed
@@ -192,7 +168,8 @@ def check(
     section.expect(names, f"{home} has no kernels")
     for place, name in enumerate(names):
         if section.expect(
-            name in EXAMPLES, f"{name}: put what draws its arguments into gpu/examples.py"
+            examples.examples_of(name),
+            f"{name}: put a row for it into portacnn/testing/examples.py",
         ):
             share = max(section.left, 0.0) / (len(names) - place)
             with section.caught(name):
@@ -212,25 +189,24 @@ def _check_one(
     worst: dict[str, float] = {}
     compared, declined = 0, 0
     least = 3 if section.quick else LEAST
+    rows = list(examples.examples_of(name).values())
     for number in range(MOST):
         if compared >= least and (section.quick or section.left < end):
             break
         if section.left <= 0:
-            section.expect(compared, f"{name}: there was no time for it")
+            section.expect(compared, f"{name}: not enough time")
             break
-        draw = Draw(seed + number, large=not section.quick and number % 3 == 2)
-        example, dtype, last = (
-            EXAMPLES[name](draw),
-            "float64" if number % 3 == 1 else "float32",
-            draw.of(True, False),
-        )
+        large = not section.quick and number % 3 == 2
+        random = Random(seed + number, "large" if large else "medium")
+        example, dtype = rows[number % len(rows)], "float64" if number % 3 == 1 else "float32"
+        arguments, last = example.draw(random), random.of(True, False)
         with poisoned():
             try:
-                error = compare(home, kernel, name, example, dtype, last, seed)
+                error = compare(home, kernel, name, arguments, dtype, last, seed)
             except AssertionError as wrong:
                 section.expect(
                     False,
-                    f"{name} (example {seed + number}, {dtype}): {wrong}; {describe(example)}",
+                    f"{name} (example {seed + number}, {dtype}): {wrong}; {describe(arguments)}",
                 )
                 break
         if error is None:
@@ -239,22 +215,21 @@ def _check_one(
         compared += 1
         worst[dtype] = max(worst.get(dtype, 0.0), error)
         if not section.expect(
-            error <= LIMIT[dtype],
-            f"{name} (example {seed + number}): off by {error:.1e} in {dtype}; {describe(example)}",
+            error <= limit(example, dtype),
+            f"{name} (example {seed + number}): off by {error:.1e} in {dtype}; "
+            f"{describe(arguments)}",
         ):
             break
-    section.expect(
-        compared, f"{name}: declined all {declined} examples, so that nothing was compared"
-    )
+    section.expect(compared, f"{name}: declined all {declined} examples, so nothing was compared")
     section.row(
         kernel=name,
         compared=compared,
         declined=declined,
-        **{dtype: worst.get(dtype) for dtype in LIMIT},
+        **{dtype: worst.get(dtype) for dtype in ("float32", "float64")},
     )
 
 
-def describe(example: Example) -> str:
+def describe(arguments: Arguments) -> str:
     """Shapes for arrays, values for the rest."""
 
     def word(value: Any) -> str:
@@ -269,5 +244,4 @@ def describe(example: Example) -> str:
             )
         return repr(value)
 
-    options = [f"{name}={word(value)}" for name, value in example.options.items()]
-    return ", ".join([*map(word, example.args), *options])
+    return ", ".join(f"{name}={word(value)}" for name, value in arguments.items())

@@ -1,7 +1,7 @@
-"""CUDA sources compiled as CuPy compiles them, with no GPU and no driver: NVRTC through ctypes, and
-NVIDIA's disassembler.
+"""Compile CUDA sources as CuPy does, without a GPU or a driver: NVRTC through ctypes, and NVIDIA's
+disassembler.
 
-Both come as packages: ``pip install nvidia-cuda-nvrtc-cu12 nvidia-cuda-nvdisasm``.
+Both are packages: ``pip install nvidia-cuda-nvrtc-cu12 nvidia-cuda-nvdisasm``.
 """
 
 import ctypes
@@ -24,7 +24,7 @@ NO_DISASSEMBLER = (
 
 
 class CompileError(Exception):
-    """NVRTC refused the source; its log."""
+    """Raised if NVRTC rejects the source; has its log."""
 
 
 class Compiled(NamedTuple):
@@ -37,15 +37,14 @@ class Compiled(NamedTuple):
 
 
 def _folders() -> list[Path]:
-    """Where NVIDIA's packages put their files."""
+    """Return the folders of NVIDIA's packages."""
     spec = find_spec("nvidia")
     return [Path(place) for place in (spec.submodule_search_locations or ())] if spec else []
 
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """NVRTC: of ``$NVRTC``, the path of another version's library, else of its package; None if
-    there is none."""
+    """Return NVRTC: the library at ``$NVRTC``, else that of its package; None if there is none."""
     if chosen := os.environ.get("NVRTC"):
         return ctypes.CDLL(chosen)
     found = [path for folder in _folders() for path in sorted(folder.glob("*/lib/libnvrtc.so.*"))]
@@ -54,13 +53,13 @@ def library() -> ctypes.CDLL | None:
 
 @cache
 def disassembler() -> str | None:
-    """The path of nvdisasm: on PATH, else of its package; None if there is none."""
+    """Return the path of nvdisasm: on PATH, else of its package; None if there is none."""
     found = [str(path) for folder in _folders() for path in sorted(folder.glob("*/bin/nvdisasm"))]
     return shutil.which("nvdisasm") or next(iter(found), None)
 
 
 def version() -> str:
-    """Of NVRTC: ``12.9``."""
+    """Return the version of NVRTC: ``12.9``."""
     major, minor = ctypes.c_int(), ctypes.c_int()
     _loaded().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
     return f"{major.value}.{minor.value}"
@@ -74,10 +73,10 @@ def _loaded() -> ctypes.CDLL:
 
 
 def compiled(source: str, options: tuple[str, ...], architecture: str = "sm_90") -> Compiled:
-    """Compile a source, and have ptxas report registers and spills in the log.
+    """Compile a source; ptxas reports registers and spills in the log.
 
     Args:
-        architecture: ``sm_90`` and the like for machine code, ``compute_90`` for PTX.
+        architecture: ``sm_90`` and similar for machine code, ``compute_90`` for PTX.
 
     Raises:
         CompileError: with NVRTC's log.
@@ -119,13 +118,14 @@ def _text(size_of, read, program: ctypes.c_void_p) -> bytes:
 
 
 def spills(log: str) -> list[int]:
-    """Bytes that each kernel's registers could not hold, as ptxas reports them."""
+    """Return the bytes of spilled registers of each kernel, as reported by ptxas."""
     return [int(number) for number in re.findall(r"(\d+) bytes spill (?:stores|loads)", log)]
 
 
 def disassembled(cubin: bytes) -> str:
-    """SASS, one instruction a line. Raises CompileError if there is no disassembler, or it
-    refuses."""
+    """Return SASS, one instruction per line. Raises CompileError if there is no disassembler, or it
+    fails.
+    """
     command = disassembler()
     if command is None:
         raise CompileError(NO_DISASSEMBLER)

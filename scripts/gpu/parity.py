@@ -1,15 +1,15 @@
-"""One training from one seed, on the GPU as on NumPy: a section of ``gpu_check.py``.
+"""Compare one training from one seed on the GPU and on NumPy: a section of ``gpu_check.py``.
 
-NumPy's losses are in ``parity.json``, since NumPy takes minutes for them and a GPU is lent for
-minutes. This makes them anew:
+NumPy's losses are stored in ``parity.json``, because they take minutes of NumPy's time. This
+command recomputes them:
 
     python scripts/gpu/parity.py
 
-In float64 the losses of the first steps are to be NumPy's. In float32 no two orders of adding up
-give the same losses, and what rounding does grows from step to step. So the file has NumPy's losses
-in float64, and how far its float32 is from them under several orders. On the GPU a loss may be
-``SMALL`` away in the first steps, and later ``FACTOR`` times what those were up to there where that
-is more.
+In float64 the losses of the first steps must be NumPy's. In float32 no two orders of summation have
+the same losses, and rounding errors grow from step to step. The file therefore has NumPy's losses
+in float64, and how far its float32 losses are from them under several orders. On the GPU a loss may
+differ by ``SMALL`` in the first steps, and later by ``FACTOR`` times the largest difference of
+NumPy so far, if that is more.
 """
 
 import argparse
@@ -38,24 +38,25 @@ SETTINGS = {
     "quick": {"images": 60, "test": 100, "batch": 20, "steps": 6, "float64_steps": 6},
 }
 EARLY = 50  # steps
-SMALL = 1e-4  # relative: how far a loss of an early step may be off in float32
-FACTOR = 5.0  # and a later one, in terms of what rounding did on NumPy
+SMALL = 1e-4  # relative: the allowed error of an early loss in float32
+FACTOR = 5.0  # of a later one, in multiples of NumPy's rounding error
 EXACT = 1e-9  # in float64
-FEW = 5e-3  # by how much an accuracy may differ in float32
+FEW = 5e-3  # the allowed difference of an accuracy in float32
 ORDERS = (
     {"PORTACNN_KERNELS": "auto", "PORTACNN_NUM_THREADS": "2"},
     {"PORTACNN_KERNELS": "native", "PORTACNN_NUM_THREADS": "1"},
     {"PORTACNN_KERNELS": "native", "PORTACNN_NUM_THREADS": "2", "PORTACNN_TILE_KIB": "64"},
     {"PORTACNN_KERNELS": "reference"},
 )
-"""Ways for NumPy to add up in other orders."""
+"""Settings under which NumPy sums in other orders."""
 
 
 def trained(
     device: Any, dtype: str, setting: dict[str, int], steps: int
 ) -> tuple[list[float], float, float]:
-    """SimpleConvNet on the digits that come with portacnn: the losses, and the accuracies on
-    training and test set."""
+    """Train SimpleConvNet on the digits shipped with portacnn. Returns the losses and the
+    accuracies on training and test set.
+    """
     (x, t), (x_test, t_test) = load_mnist_sample(normalize=False)
     x, t, x_test, t_test = (
         x[: setting["images"]],
@@ -63,13 +64,13 @@ def trained(
         x_test[: setting["test"]],
         t_test[: setting["test"]],
     )
-    model = SimpleConvNet(device=device, dtype=dtype, weight_init_std="he", seed=1)
+    model = SimpleConvNet(device=device, dtype=dtype, weight_init="he", seed=1)
     model.preprocess = Normalize()
     epochs = steps * setting["batch"] // setting["images"]
     options = {
         "optimizer": "sgd",
         "optimizer_param": {"lr": 0.1},
-        "mini_batch_size": setting["batch"],
+        "batch_size": setting["batch"],
     }
     done = Trainer(model, x, t, x_test, t_test, epochs=epochs, seed=2, verbose=False, **options)
     done.train()
@@ -77,12 +78,12 @@ def trained(
 
 
 def strays(losses: list[float], exact: list[float]) -> list[float]:
-    """How far each loss is off, relative to the exact one."""
+    """Return the error of each loss, relative to the exact one."""
     return [abs(a - b) / abs(b) for a, b in zip(losses, exact, strict=True)]
 
 
 def limits(noise: list[float]) -> list[float]:
-    """How far each loss in float32 may be off, from how far NumPy's were."""
+    """Return the allowed error of each float32 loss, from NumPy's errors."""
     most = np.maximum.accumulate(noise)
     return [
         SMALL if step < EARLY else max(SMALL, FACTOR * float(most[step]))
@@ -91,7 +92,7 @@ def limits(noise: list[float]) -> list[float]:
 
 
 def parity(section: Section) -> None:
-    """The training in float64, then in float32, on the GPU: every loss, and the accuracies."""
+    """Train in float64, then in float32, on the GPU, and compare every loss and the accuracies."""
     gpu = Gpu(section.device)
     kind = "quick" if section.quick else "full"
     setting, right = SETTINGS[kind], json.loads(FILE.read_text())[kind]
@@ -175,7 +176,7 @@ def main() -> None:
 
 
 def _in_a_process(kind: str, dtype: str, variables: dict[str, str]) -> list[Any]:
-    """The training in a process of its own, which reads these variables."""
+    """Run the training in a separate process with these environment variables."""
     command = [sys.executable, __file__, "--one", f"{kind},{dtype}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
     return list(

@@ -1,8 +1,8 @@
-"""Put what ``gpu_check.py`` measured of the tiles into the plan: ``python scripts/gpu/plan.py
+"""Write the tile figures of ``gpu_check.py`` into the plan: ``python scripts/gpu/plan.py
 runs/gpu/gpu_check.json --write``.
 
-The section "yields" of that file has the table in the plan's own form. Without ``--write`` the new
-source text is printed.
+The section "yields" of that file has the table in the form of the plan. Without ``--write`` the new
+source is printed.
 """
 
 import argparse
@@ -22,11 +22,11 @@ Yields = dict[str, dict[str, float]]
 
 
 class PlanError(Exception):
-    """What keeps the figures from becoming a plan; the message says why."""
+    """Raised if the figures do not form a plan; the message says why."""
 
 
 def measured(report: dict[str, Any]) -> tuple[Yields, str]:
-    """The table of a report, and where it comes from: GPU and date."""
+    """Return the table of a report and its source: GPU and date."""
     for section in report["sections"]:
         if section["section"] == "yields" and "yields" in section["figures"]:
             if section["red"]:
@@ -38,7 +38,7 @@ def measured(report: dict[str, Any]) -> tuple[Yields, str]:
 
 
 def source(yields: Yields, where: str) -> str:
-    """The table as it stands in the plan."""
+    """Return the table as Python source."""
     lines = ["YIELDS: dict[str, dict[str, float]] = {"]
     for kernel, tiles in yields.items():
         each = ", ".join(f'"{name}": {round(share, 2)}' for name, share in tiles.items())
@@ -54,8 +54,7 @@ def source(yields: Yields, where: str) -> str:
 
 
 def planned(text: str, yields: Yields, where: str) -> str:
-    """The plan's source with this table in place of its own. Raises PlanError where they are not of
-    the same tiles."""
+    """Return the plan's source with this table. Raises PlanError if the tiles differ."""
     old = _TABLE.search(text)
     if old is None:
         raise PlanError("the plan has no table YIELDS")

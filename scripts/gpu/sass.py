@@ -1,10 +1,10 @@
-"""What the CUDA kernels of products are compiled to: ``python scripts/gpu/sass.py``; see
-``--help``. No GPU is needed.
+"""Analyze the machine code of the CUDA product kernels: ``python scripts/gpu/sass.py``; see
+``--help``. Needs no GPU.
 
-For each variant, of the main loop's machine code: how many instructions are products (FFMA, DFMA,
-or HMMA on tensor cores), and how many read and write shared memory, read global memory, or compute
-indices. The share of products bounds the share of a GPU's arithmetic that a kernel can reach.
-Registers, spills and shared memory are of the whole kernel.
+For the main loop of each variant it counts the products (FFMA, DFMA, or HMMA on tensor cores) and
+the instructions that access shared memory, read global memory, or compute indices. The fraction of
+products limits the fraction of a GPU's arithmetic that a kernel can reach. Registers, spills and
+shared memory are those of the whole kernel.
 
 The counts are static: a branch inside the loop counts as taken.
 """
@@ -27,8 +27,8 @@ USUAL: dict[str, dict[str, str | int]] = {
     "input": {"INPUT": 1, "FROM": 0, "STRIDED": 0, "BY_TAP": 2, "VEC": 4},
     "weight": {"WEIGHT": 1, "FROM": 0, "VEC": 4},
 }
-"""The defines of what most layers run, beside the tile's: whole steps of channels, and a batch that
-is a multiple of four."""
+"""The usual defines besides those of the tile: whole steps of channels, and a batch size that is a
+multiple of four."""
 _KINDS = {
     "product": re.compile(r"[FD]FMA|HMMA"),
     "shared": re.compile(r"LDS|STS"),
@@ -41,7 +41,7 @@ _TARGET = re.compile(r"`\((\.L_x_\d+)\)")
 
 
 class Counts(NamedTuple):
-    """Instructions of a main loop by kind, and what the kernel takes."""
+    """The instructions of a main loop by kind, and the resources of the kernel."""
 
     product: int
     shared: int
@@ -59,13 +59,14 @@ class Counts(NamedTuple):
 
     @property
     def share(self) -> float:
-        """Of products among the loop's instructions."""
+        """The fraction of products among the loop's instructions."""
         return self.product / self.loop if self.loop else 0.0
 
 
 def main_loop(sass: str) -> tuple[list[str], int]:
-    """The opcodes of the loop with most products, and how many instructions the kernel has. Of such
-    loops, the shortest."""
+    """Return the opcodes of the loop with most products (of several, the shortest), and the
+    kernel's instruction count.
+    """
     opcodes: list[str] = []
     labels: dict[str, int] = {}
     loops: list[tuple[int, int]] = []
@@ -87,7 +88,7 @@ def main_loop(sass: str) -> tuple[list[str], int]:
 
 
 def count(source: str, options: tuple[str, ...], architecture: str) -> Counts:
-    """Compile one variant and count. Raises CompileError."""
+    """Compile one variant and count its instructions. Raises CompileError."""
     code, log, seconds = compiled(source, options, architecture)
     loop, instructions = main_loop(disassembled(code))
     kinds = dict.fromkeys(_KINDS, 0)
@@ -99,8 +100,9 @@ def count(source: str, options: tuple[str, ...], architecture: str) -> Counts:
 
 
 def variants(words: list[str]) -> Iterator[tuple[str, str, dict[str, Any], str]]:
-    """(name, source's file, defines, dtype) of each variant whose name contains all of these
-    words."""
+    """Yield (name, source file, defines, dtype) of each variant whose name contains all of these
+    words.
+    """
     sys.path.insert(0, str(ROOT))
     plan = import_module("portacnn.backends.cupy.plan")
     module = import_module("portacnn.backends.cupy.nvrtc")
@@ -122,7 +124,7 @@ def variants(words: list[str]) -> Iterator[tuple[str, str, dict[str, Any], str]]
 
 
 def yields(architecture: str) -> dict[str, dict[str, float]]:
-    """By kernel and tile, the share of products relative to the best tile's."""
+    """Return the fraction of products by kernel and tile, relative to the best tile."""
     sys.path.insert(0, str(ROOT))
     plan, module = (import_module(f"portacnn.backends.cupy.{name}") for name in ("plan", "nvrtc"))
     table = {}
@@ -156,7 +158,7 @@ def main() -> int:
         action="store_true",
         help="only YIELDS of backends/cupy/plan.py, from the usual variants",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the counts there, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the counts to FILE")
     options = parser.parse_args()
     rows: dict[str, dict[str, Any]] = {}
     try:

@@ -19,15 +19,14 @@ QUICKEST = [
     *("models/test_inference", "ops/test_conv_transpose", "test_optim_torch"),
     *("ops/test_joined_relu", "layers/test_stages", "ops/test_pool_nd", "ops/test_update"),
 ]
-"""Files of tests in the order of what one of them took on the stand-in for CuPy; the others
-follow."""
+"""Test files by their time per test on the CuPy stub; the others follow."""
 _ON_A_BACKEND = re.compile(r"^def test_\w+\([^)]*\bbackend\b", re.MULTILINE)
 WARNINGS = "filterwarnings=default\nerror:::portacnn"
-"""Warnings are errors where our own code is at fault; other people's packages may warn."""
+"""Warnings from portacnn are errors; those of other packages are not."""
 
 
 def files() -> list[Path]:
-    """The files whose tests run on a backend, the quickest first."""
+    """Return the test files that run on a backend, the quickest first."""
     folder = ROOT / "tests"
     ours = {
         path.relative_to(folder).with_suffix("").as_posix(): path
@@ -38,8 +37,9 @@ def files() -> list[Path]:
 
 
 def tests(section: Section) -> None:
-    """As many of them as there is time for, in as many processes as there are cores: red where one
-    fails."""
+    """Run as many tests as time allows, in as many processes as there are cores. A failure makes
+    the section fail.
+    """
     for name in ("pytest", "hypothesis"):
         if find_spec(name) is None:
             raise NotHereError(f"{name} is not installed")
@@ -74,12 +74,12 @@ def tests(section: Section) -> None:
             done = subprocess.run(
                 command, cwd=ROOT, env=environment, stdout=log, stderr=log, timeout=limit
             )
-            section.expect(done.returncode == 0, f"pytest ended with status {done.returncode}")
+            section.expect(done.returncode == 0, f"pytest exited with status {done.returncode}")
         except subprocess.TimeoutExpired:
             section.expect(
                 False,
-                f"the tests did not end in {limit:.0f} seconds, though none was "
-                "begun in the last 8",
+                f"the tests did not end within {limit:.0f} seconds, although none "
+                "started in the last 8",
             )
         log.seek(0)
         lines = log.read().splitlines()
@@ -89,7 +89,7 @@ def tests(section: Section) -> None:
     section.figures["counts"] = counts
     section.expect(" passed" in counts, f"no test passed: {counts}")
     if " skipped" in counts:
-        section.notes.append("what is skipped had no time left, or needs what is not here")
+        section.notes.append("skipped tests had no time left, or need something unavailable here")
     failures = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
     section.red += failures[:10]
     if len(failures) > 10:

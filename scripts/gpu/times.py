@@ -1,10 +1,10 @@
-"""What the GPU reaches, how long training steps take on it, and how near kernels come to it:
-sections of ``gpu_check.py``.
+"""The peak rates of the GPU, the time of training steps, and the efficiency of kernels: sections of
+``gpu_check.py``.
 
-Times are medians over blocks of runs after a warm-up, by events on the device and by the host's
-clock around the block with the wait at its end; what is given as ms is the longer of the two.
-Things that are compared take turns, block by block. Products are of float32 with TF32 off, in
-portacnn as in PyTorch.
+Times are medians over blocks of runs after a warm-up, measured by events on the device and by the
+host's clock around the block, including the final wait. "ms" is the longer of the two. Things that
+are compared alternate block by block. Products are float32 with TF32 off, in portacnn and in
+PyTorch.
 
 Notation: N batch, C in-channels, O out-channels, K taps of the kernel.
 """
@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from gpu.kernels import arrays_of
 from gpu.tools import Clock, Gpu, NotHereError, Section, add_root, clock_blocks, replaced
 
 add_root()
@@ -33,28 +32,30 @@ from portacnn.ops import use_kernels  # noqa: E402
 from portacnn.ops.layout import batch_first, batch_last  # noqa: E402
 from portacnn.ops.windows import Windows  # noqa: E402
 from portacnn.runtime import Backend, Kernel, backend_of  # noqa: E402
+from portacnn.testing.examples import arrays_of  # noqa: E402
 
 NETS = ("simple", "lenet", "deep", "resnet20")
 BATCHES = (100, 512, 32, 4096)
-"""In the order in which they matter, should the time run out."""
+"""By importance, in case the time runs out."""
 WARM_BATCH = 4
 TIERS = {"portable": ("reference", False), "kernels": ("auto", False), "captured": ("auto", True)}
-"""Which kernels, and whether steps are replayed."""
+"""The kernels, and whether steps are replayed."""
 
 
 # --- the GPU --------------------------------------------------------------------------------------
 
 
 class Ceilings(NamedTuple):
-    """What the GPU was seen to reach: bytes read and written a second, float32 operations a
-    second."""
+    """The measured peak rates of the GPU: bytes read and written per second, float32 operations per
+    second.
+    """
 
     bytes: float
     flops: float
 
 
 def device(section: Section) -> None:
-    """Versions, the GPU, its ceilings, and what a launch costs."""
+    """Report versions, the GPU, its peak rates, and the cost of a launch."""
     gpu = Gpu(section.device)
     cp, runtime = gpu.cp, gpu.cp.cuda.runtime
     number = gpu.home.device.id
@@ -75,7 +76,7 @@ def device(section: Section) -> None:
         ("SM_MHz_at_most", "cudaDevAttrClockRate"),
         ("memory_MHz", "cudaDevAttrMemoryClockRate"),
     ):
-        with suppress(Exception):  # CUDA 13 no longer tells everything
+        with suppress(Exception):  # CUDA 13 no longer reports all attributes
             told[word] = runtime.deviceGetAttribute(getattr(runtime, attribute), number) / 1000
     free, total = runtime.memGetInfo()
     told |= {"memory_GB": total / 1e9, "free_GB": free / 1e9}
@@ -94,7 +95,7 @@ def device(section: Section) -> None:
 
 
 def _smi() -> str | None:
-    """Driver, clocks, power and temperature at the moment, as nvidia-smi says."""
+    """Return driver, clocks, power and temperature from nvidia-smi."""
     if shutil.which("nvidia-smi") is None:
         return None
     asked = "driver_version,clocks.sm,clocks.mem,power.draw,temperature.gpu,utilization.gpu"
@@ -105,8 +106,9 @@ def _smi() -> str | None:
 
 
 def ceilings(gpu: Gpu, *, quick: bool) -> Ceilings:
-    """A copy of 1 GiB, and a product of 4096 x 4096 random float32 matrices by cuBLAS with TF32
-    off: the best of several."""
+    """Measure a copy of 1 GiB, and a cuBLAS product of 4096 x 4096 float32 matrices with TF32 off:
+    the best of several.
+    """
     cp = gpu.cp
     count, n = (1 << 12, 64) if quick else (1 << 28, 4096)
     rng = np.random.default_rng(0)
@@ -121,8 +123,9 @@ def ceilings(gpu: Gpu, *, quick: bool) -> Ceilings:
 
 
 def launches(gpu: Gpu, count: int) -> dict[str, float]:
-    """Microseconds a launch: of one kernel after the other from Python, and of one among many in a
-    graph; and of a whole graph."""
+    """Measure microseconds per launch: of single kernels from Python, of one among many in a graph,
+    and of a whole graph.
+    """
     cp = gpu.cp
     x = cp.ones(32, dtype="float32")
 
@@ -144,8 +147,9 @@ def _median(clock: Clock, run: Callable[[], Any]) -> float:
 
 
 class Recorded:
-    """A graph that does ``run`` so many times, its stream and its memory's pool. It runs before, so
-    that all it needs is there."""
+    """A graph with ``times`` calls of ``run``, its stream and its memory pool. ``run`` is called
+    once before the recording.
+    """
 
     def __init__(self, gpu: Gpu, run: Callable[[], Any], times: int) -> None:
         cuda = gpu.cp.cuda
@@ -163,7 +167,7 @@ class Recorded:
                 self.graph = self.stream.end_capture()
 
     def ms(self, clock: Clock) -> float:
-        """Of one launch of the whole graph."""
+        """Return the time of one launch of the whole graph."""
         with self.stream:
             return _median(clock, self.graph.launch)
 
@@ -178,11 +182,10 @@ def _cases(section: Section) -> list[tuple[str, int]]:
 
 
 def steps(section: Section) -> None:
-    """A training step of each net at each batch: with kernels and replayed from a graph, then
-    portable.
+    """Time a training step of each net at each batch size: with kernels and graph, then with
+    portable ops.
 
-    One step of each net goes ahead: then what is compiled once, by us and by CuPy, is compiled
-    before a clock runs.
+    One step of each net runs first, so that all compilation is done before the timing.
     """
     gpu = Gpu(section.device)
     cases = _cases(section)
@@ -211,7 +214,7 @@ def steps(section: Section) -> None:
 def _timed(
     section: Section, gpu: Gpu, case: tuple[str, int], tiers: tuple[str, ...], share: float
 ) -> dict[str, Any]:
-    """Milliseconds of a step by tier, and how far they can be trusted."""
+    """Return the milliseconds of a step by tier, and their spread."""
     net, batch = case
     runs: dict[str, Callable[[], None]] = {}
     for tier in tiers:
@@ -234,7 +237,7 @@ def _timed(
 def _step(
     gpu: Gpu, net: str, batch: int, kernels: str, replayed: bool, warm: int = 3
 ) -> Callable[[], None]:
-    """A step of the Trainer, warmed up (compiled, recorded), under its choice of kernels."""
+    """Return a warmed-up Trainer step (compiled, recorded) with the tier's kernels."""
     model = bench_worker.portacnn_model(net, gpu.home)
     step = bench_worker.portacnn_step(model, {"net": net, "batch": batch}, replayed)
 
@@ -249,14 +252,15 @@ def _step(
 
 
 def torch_steps(section: Section) -> None:
-    """The same steps in PyTorch, where there is one for CUDA; ``torch.compile`` last, since
-    compiling takes its time."""
+    """Time the same steps in PyTorch for CUDA, if installed; ``torch.compile`` last, because
+    compilation is slow.
+    """
     try:
         import torch
     except ImportError as error:
         raise NotHereError("PyTorch is not installed") from error
     if not torch.cuda.is_available():
-        raise NotHereError(f"PyTorch {torch.__version__} sees no CUDA device")
+        raise NotHereError(f"PyTorch {torch.__version__} finds no CUDA device")
     section.figures |= {
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
@@ -309,7 +313,7 @@ def _peer_step(name: str, net: str, batch: int, place: str) -> Callable[[], None
 
 
 class Call(NamedTuple):
-    """A call of a kernel as a net made it, with arrays of its own."""
+    """A kernel call as made by a net, with copied arrays."""
 
     kernel: Kernel
     args: tuple
@@ -317,8 +321,9 @@ class Call(NamedTuple):
 
 
 def rates(section: Section) -> None:
-    """Each kernel as the nets call it: the time the GPU's ceilings would allow over the time that
-    it takes."""
+    """Report for each kernel as called by the nets: the time at the GPU's peak rates divided by the
+    measured time.
+    """
     gpu = Gpu(section.device)
     reached = ceilings(gpu, quick=section.quick)
     gpu.forget()
@@ -364,13 +369,14 @@ def _bound(work: dict[str, float], reached: Ceilings) -> str:
 
 
 def observed(home: Backend, net: str, batch: int) -> dict[tuple[Any, ...], Call]:
-    """One training step's calls of kernels, those of equal shapes once: (name, sizes, more) -> the
-    call."""
+    """Return the kernel calls of one training step, once per shape: (name, sizes, more) -> call."""
     found: dict[tuple[Any, ...], Call] = {}
     model = bench_worker.portacnn_model(net, home)
     step = bench_worker.portacnn_step(model, {"net": net, "batch": batch})
-    step()  # what is made once is made
-    table: Any = backend_of(home.asarray(np.zeros(1))).kernels["native"]  # where the dispatch looks
+    step()  # creates what is created only once
+    table: Any = backend_of(home.asarray(np.zeros(1))).kernels[
+        "native"
+    ]  # the table used by the dispatch
     before = dict(table)
 
     def watched(name: str, kernel: Kernel) -> Kernel:
@@ -401,8 +407,7 @@ def observed(home: Backend, net: str, batch: int) -> dict[tuple[Any, ...], Call]
 
 
 def _copies(value: Any) -> Any:
-    """Arrays of their own, in the same order in memory: what a step used lies in memory that is
-    used again."""
+    """Copy the arrays, keeping their memory order: those of a step lie in memory that is reused."""
     if isinstance(value, dict):
         return {name: _copies(item) for name, item in value.items()}
     if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
@@ -411,15 +416,16 @@ def _copies(value: Any) -> Any:
 
 
 def _directions(name: str, call: Call) -> list[tuple[str, Callable[[], Any], dict[str, float]]]:
-    """Forward and, where there is one, backward: what runs it, and the operations and the least
-    bytes that it takes."""
+    """Return forward and backward (if any): the function to run, its operations and the least
+    bytes.
+    """
     inputs = list(arrays_of(list(call.args)))
     result = call.kernel.forward(*call.args, **call.options)
     if result is NotImplemented:
         return []
     flops = _flops(name, call, result)
     if call.kernel.backward is None:
-        written = list(arrays_of([result])) or inputs  # an update writes into its arguments
+        written = list(arrays_of([result])) or inputs  # an update writes to its arguments
         work = {"flops": flops, "bytes": _bytes(inputs) + _bytes(written)}
         return [("both", lambda: call.kernel.forward(*call.args, **call.options), work)]
     y, saved = result
@@ -445,21 +451,21 @@ def _bytes(arrays: list[Any]) -> int:
 
 
 def _flops(name: str, call: Call, result: Any) -> float:
-    """Multiplications and additions of a product; 0 for what is bound by memory anyway."""
+    """Return the multiplications and additions of a product; 0 for kernels limited by memory."""
     if name.startswith("linear"):
         x, weight = call.args[:2]
         return 2.0 * x.shape[0] * weight.size
     if name in ("conv", "conv_relu", "conv_transpose"):
         x, weight, _, windows = call.args[:4]
-        # weight (O, C/G, *K) for each place of the output; the transposed one has (C, O/G, *K) for
-        # each of its input
+        # weight (O, C/G, *K) per output cell; (C, O/G, *K) per input cell of the transposed one
         return 2.0 * x.shape[0] * prod(windows.out) * weight.size
     return 0.0
 
 
 def _replayed_ms(gpu: Gpu, run: Callable[[], Any], quick: bool) -> tuple[float, str]:
-    """A run among many in a graph, without what launching costs the host; where it can't be
-    recorded, one after the other."""
+    """Return the time of one of many runs in a graph, without launch overhead; without a graph if
+    it cannot be recorded.
+    """
     times = 2 if quick else 20
     try:
         recorded = Recorded(gpu, run, times)
@@ -473,10 +479,10 @@ def _replayed_ms(gpu: Gpu, run: Callable[[], Any], quick: bool) -> tuple[float, 
 
 
 def yields(section: Section) -> None:
-    """What each tile reaches on a large convolution that it covers without rest, relative to the
-    best: as the plan's table has it.
+    """Measure each tile on a large convolution that it covers exactly, relative to the best tile,
+    for the table in the plan.
 
-    ``gpu/plan.py`` puts the figures into the plan.
+    ``gpu/plan.py`` writes the figures into the plan.
     """
     gpu = Gpu(section.device)
     found: dict[str, dict[str, float]] = {}
@@ -507,7 +513,7 @@ def yields(section: Section) -> None:
 
 @contextmanager
 def _only(kernel: str, name: str) -> Iterator[None]:
-    """Within, the plan knows one tile for this kernel."""
+    """Make the plan use a single tile for this kernel inside a ``with`` block."""
     geometry.plan_of.cache_clear()
     try:
         with replaced(cupy_plan, "YIELDS", {**cupy_plan.YIELDS, kernel: {name: 1.0}}):
@@ -517,11 +523,11 @@ def _only(kernel: str, name: str) -> Iterator[None]:
 
 
 def _product(gpu: Gpu, kernel: str, quick: bool) -> tuple[Callable[[], Callable[[], Any]], float]:
-    """A 3x3 convolution's product of this kind alone, of 128 rows and more columns than any GPU
-    holds at once.
+    """Prepare the product of a 3x3 convolution with 128 rows and more columns than any GPU
+    processes at once.
 
     Returns:
-        What gives its run, by the plan as it is then, and the operations of a run.
+        A function that returns the run with the current plan, and the operations of a run.
     """
     home, rng = gpu.home, np.random.default_rng(0)
     n, side, many, few = (2, 4, 8, 4) if quick else (128, 32, 128, 64)
@@ -540,7 +546,7 @@ def _product(gpu: Gpu, kernel: str, quick: bool) -> tuple[Callable[[], Callable[
     def begin() -> Callable[[], Any]:
         if kernel == "forward":
             return lambda: conv.forward(x, weight, None, windows, 1, keep=False)
-        if kernel == "input":  # a transposed convolution is a convolution's gradient for its input
+        if kernel == "input":  # a transposed convolution is an input gradient
             return lambda: transposed.forward(x, turned, None, windows, 1, keep=False)
         _, saved = conv.forward(x, weight, None, windows, 1, keep=True)
         return lambda: backward(dy, saved, need_dx=False)
@@ -552,7 +558,7 @@ def _product(gpu: Gpu, kernel: str, quick: bool) -> tuple[Callable[[], Callable[
 
 
 def layouts(section: Section) -> None:
-    """Ops on inputs that lie batch-last or batch-first in memory, portable and with kernels."""
+    """Time ops on batch-last and batch-first inputs, portable and with kernels."""
     gpu = Gpu(section.device)
     home, rng = gpu.home, np.random.default_rng(0)
     n = 4 if section.quick else 512
@@ -578,7 +584,7 @@ def layouts(section: Section) -> None:
             with section.caught(f"{name}, {kernels}"), use_kernels(kernels):
                 runs = {"last": lambda run=run: run(last), "first": lambda run=run: run(x)}
                 for once in runs.values():
-                    once()  # compiled before the clock runs
+                    once()  # compile before the timing
                 times = clock_blocks(gpu.clock, runs, block=0.02, blocks=3 if section.quick else 7)
                 ms = {f"batch_{which}_ms": time.ms for which, time in times.items()}
                 section.row(

@@ -1,7 +1,6 @@
-"""What the sections of ``gpu_check.py`` stand on: what a section has found so far, and the GPU as
-they see it.
+"""Shared code of the sections of ``gpu_check.py``: the results of a section, and access to the GPU.
 
-Nothing here imports CuPy when it is imported: the parent process never touches the GPU.
+This module does not import CuPy when imported: the parent process never touches the GPU.
 """
 
 import gc
@@ -21,19 +20,19 @@ SAVE_EVERY = 2.0  # seconds
 
 
 class NotHereError(Exception):
-    """A section, or what is left of it, that cannot run here; the message says why."""
+    """Raised if a section, or the rest of it, cannot run here; the message says why."""
 
 
 class Section:
-    """What one section finds, saved as it goes, so that a process that dies leaves what it had.
+    """The results of one section, saved regularly, so that a process that dies leaves its results.
 
     Attributes:
-        quick: a rehearsal: as little of everything as still goes through all of it.
-        device: the words that portacnn.resolve takes.
+        quick: a trial run: the least work that covers everything.
+        device: the argument of portacnn.resolve.
         data: MNIST's folder, or None.
-        red: what is wrong, in sentences; empty where all is well.
-        notes: what else a reader should know, such as what was left out and why.
-        figures, rows: what was measured; rows make a table.
+        red: failures, as sentences; empty if there are none.
+        notes: further information, such as what was skipped and why.
+        figures, rows: measurements; rows form a table.
     """
 
     def __init__(self, name: str, path: Path | None = None, **options: Any) -> None:
@@ -54,11 +53,11 @@ class Section:
 
     @property
     def left(self) -> float:
-        """Seconds."""
+        """The remaining seconds."""
         return self.end - time.perf_counter()
 
     def expect(self, fine: Any, otherwise: str) -> bool:
-        """Whether it is ``fine``; if not, what is wrong goes on record."""
+        """Return whether ``fine`` is true; if not, record the failure."""
         if not fine:
             self.red.append(otherwise)
             self.save()
@@ -70,7 +69,7 @@ class Section:
             self.save()
 
     def room(self, seconds: float, otherwise: str) -> bool:
-        """Whether so many seconds are left; if not, it is noted what was left out."""
+        """Return whether this many seconds are left; if not, note what was skipped."""
         if self.left >= seconds:
             return True
         self.notes.append(f"no time for {otherwise}")
@@ -78,8 +77,9 @@ class Section:
 
     @contextmanager
     def caught(self, what: str) -> Iterator[None]:
-        """Within, an error is one more thing that is wrong, and the rest goes on. NotHereError is
-        handed on."""
+        """Record an error inside a ``with`` block as a failure and continue. NotHereError is
+        re-raised.
+        """
         try:
             yield
         except NotHereError:
@@ -91,9 +91,9 @@ class Section:
             self.save()
 
     def run(self, work: Callable[["Section"], None]) -> dict[str, Any]:
-        """Do a section's work; whatever it raises is on record."""
+        """Run a section's work and record any exception."""
         try:
-            with self.caught("it broke off"):
+            with self.caught("it was interrupted"):
                 work(self)
         except NotHereError as reason:
             self.skipped = str(reason)
@@ -126,13 +126,13 @@ class Section:
 
 
 def said(error: BaseException) -> str:
-    """An error in one line."""
+    """Return an error as one line."""
     text = " ".join(str(error).split()) or "no message"
     return f"{type(error).__name__}: {text[:400]}"
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Whole or not at all; NaN and infinities as text, since JSON has none."""
+    """Write atomically; NaN and infinities become strings, because JSON has none."""
     beside = path.with_suffix(".part")
     beside.write_text(json.dumps(_plain(value), indent=1, allow_nan=False) + "\n")
     beside.replace(path)
@@ -156,8 +156,9 @@ def _plain(value: Any) -> Any:
 
 
 class Clock(NamedTuple):
-    """A library's events: ``event()`` marks the current stream at the moment, ``between`` gives ms,
-    ``wait`` waits."""
+    """A library's events: ``event()`` marks the current stream, ``between`` returns ms, ``wait``
+    waits.
+    """
 
     event: Callable[[], Any]
     between: Callable[[Any, Any], float]
@@ -165,8 +166,9 @@ class Clock(NamedTuple):
 
 
 class Times(NamedTuple):
-    """Milliseconds a run, over blocks of runs: by events on the device, and by the host's clock
-    with the wait at the end."""
+    """Milliseconds per run over blocks of runs: by events on the device, and by the host's clock
+    including the wait.
+    """
 
     device: list[float]
     wall: list[float]
@@ -174,26 +176,27 @@ class Times(NamedTuple):
 
     @property
     def ms(self) -> float:
-        """The median by whichever clock says more: events see only their own stream, and the host
-        also sees itself."""
+        """The median of the slower clock: events see only their own stream, and the host includes
+        its own work.
+        """
         return max(statistics.median(self.device), statistics.median(self.wall))
 
     @property
     def spread(self) -> float:
-        """The slowest block over the fastest: a difference below it is noise."""
+        """The slowest block divided by the fastest: smaller differences are noise."""
         return max(self.wall) / max(min(self.wall), 1e-9)
 
 
 def clock_blocks(
     clock: Clock, runs: dict[str, Callable[[], Any]], *, block: float, blocks: int
 ) -> dict[str, Times]:
-    """Time several things in turn, block by block, so that what slows the machine for a moment
-    slows all of them.
+    """Time several functions alternately, block by block, so that a slow phase of the machine
+    affects all of them.
 
     Args:
-        runs: each warmed up already.
-        block: seconds that a block should take.
-        blocks: how many of each.
+        runs: the functions, warmed up.
+        block: the target seconds per block.
+        blocks: the number of blocks per function.
     """
     found: dict[str, Times] = {}
     for name, run in runs.items():
@@ -224,7 +227,7 @@ def _block(clock: Clock, run: Callable[[], Any], count: int) -> tuple[float, flo
 
 
 class Gpu:
-    """CuPy's device: its clock, its memory, and what CuPy carries to and from the host."""
+    """CuPy's device: its clock, its memory, and its transfers to and from the host."""
 
     def __init__(self, device: str) -> None:
         add_root()
@@ -238,7 +241,7 @@ class Gpu:
         import cupy
 
         self.cp = cupy
-        # pools, and what CuPy is asked here directly, are the current device's
+        # pools and direct CuPy calls use the current device
         self.home.device.use()
         self.clock = Clock(self._event, cupy.cuda.get_elapsed_time, self.home.synchronize)
 
@@ -253,12 +256,14 @@ class Gpu:
         return name.decode() if isinstance(name, bytes) else str(name)
 
     def forget(self) -> None:
-        """Give back the memory that nothing uses."""
+        """Free unused memory."""
         gc.collect()
         self.cp.get_default_memory_pool().free_all_blocks()
 
     def memory(self) -> dict[str, int]:
-        """Bytes: used and held by the pool, and free on the GPU, which sees other pools as well."""
+        """Return bytes: used and held by the pool, and free on the GPU, which includes other
+        pools.
+        """
         pool = self.cp.get_default_memory_pool()
         return {
             "used": pool.used_bytes(),
@@ -268,8 +273,9 @@ class Gpu:
 
     @contextmanager
     def poisoned(self) -> Iterator[None]:
-        """Within, all memory comes full of ones: NaN as a float, -1 as an integer. What is not
-        written shows."""
+        """Fill all new memory with ones inside a ``with`` block: NaN as a float, -1 as an integer.
+        Unwritten results become visible.
+        """
         pool = self.cp.get_default_memory_pool()
 
         def poison(size: int) -> Any:
@@ -284,7 +290,7 @@ class Gpu:
 
 @contextmanager
 def replaced(owner: Any, name: str, new: Any) -> Iterator[None]:
-    """``owner.name`` is ``new`` for a while."""
+    """Replace ``owner.name`` by ``new`` inside a ``with`` block."""
     old = getattr(owner, name)
     setattr(owner, name, new)
     try:
@@ -304,7 +310,7 @@ def add_root() -> None:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """Rows of equal keys as lines of columns, numbers to the right."""
+    """Format rows with equal keys as lines of columns, numbers aligned to the right."""
     if not rows:
         return []
     keys = list(dict.fromkeys(key for row in rows for key in row))
@@ -325,7 +331,7 @@ def table(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def cell(value: Any) -> str:
-    """Three digits of a fraction, or all that stand before the point."""
+    """Format a number with three digits, or with all digits before the point."""
     if value is None:
         return "-"
     if isinstance(value, bool):

@@ -1,8 +1,8 @@
-"""Training on a GPU: the same losses as on NumPy, the same bits when replayed, nothing carried;
-sections of ``gpu_check.py``.
+"""Training on a GPU: the losses of NumPy, equal bits when replayed, no transfers; sections of
+``gpu_check.py``.
 
-The Trainer is used as anybody uses it. Its schedule is a function that it calls before each step,
-and so the place from which to see, and to disturb, what goes on between two steps.
+The Trainer is used through its public interface. Its schedule is a function that it calls before
+each step; the sections use it to observe, and to disturb, what happens between two steps.
 """
 
 import gc
@@ -41,12 +41,13 @@ Sets = tuple[tuple[Any, Any], tuple[Any, Any]]
 
 
 def digits(section: Section, *, whole: bool = False) -> Sets:
-    """Training and test set of MNIST as uint8: the folder's, or else portacnn's sample, which is
-    not the ``whole``."""
+    """Return training and test set of MNIST as uint8: from the folder, else portacnn's sample,
+    unless ``whole`` is required.
+    """
     if section.data is not None:
         return load_mnist(normalize=False, root=section.data)
     if whole:
-        raise NotHereError("it takes all of MNIST: give --data DIR")
+        raise NotHereError("needs all of MNIST: pass --data DIR")
     return load_mnist_sample(normalize=False)
 
 
@@ -56,7 +57,7 @@ def first(sets: Sets, count: int, test: int) -> Sets:
 
 
 def trainer(model: Model, sets: Sets, **options: Any) -> Trainer:
-    """The model's Trainer on the two sets, with a preprocess for the bytes where they are."""
+    """Return a Trainer of the model on the two sets, with a preprocess for uint8 images."""
     (x, t), (x_test, t_test) = sets
     if x.dtype == np.uint8:
         model.preprocess = Normalize()
@@ -75,7 +76,7 @@ def random_images(shape: tuple[int, ...], count: int) -> Sets:
 
 @contextmanager
 def graphs_of(gpu: Gpu) -> Iterator[list[Any]]:
-    """Within, every graph that is captured is on the list."""
+    """Collect every graph that is captured inside a ``with`` block."""
     found: list[Any] = []
     kind = gpu.cp.cuda.Stream
     captured = kind.end_capture
@@ -90,8 +91,9 @@ def graphs_of(gpu: Gpu) -> Iterator[list[Any]]:
 
 @contextmanager
 def words_of() -> Iterator[tuple[list[str], list[str]]]:
-    """Within, what portacnn logs as a warning is on the first list; those of Python are on the
-    second, afterwards."""
+    """Collect portacnn's logged warnings in the first list, and Python's warnings in the second, at
+    the end.
+    """
     found: list[str] = []
     others: list[str] = []
 
@@ -111,8 +113,9 @@ def words_of() -> Iterator[tuple[list[str], list[str]]]:
 
 
 def capture(section: Section) -> None:
-    """The same training with and without ``compile_step``: losses, weights and statistics are to be
-    the same to the bit."""
+    """Train with and without ``compile_step``; losses, weights and statistics must be equal bit by
+    bit.
+    """
     gpu = Gpu(section.device)
     epochs, per_epoch, size = (2, 3, 4) if section.quick else (10, 10, 96)
     small, color = (
@@ -139,8 +142,8 @@ def capture(section: Section) -> None:
             (losses, state, _), (again, replayed, graphs) = found
             what = f"{name} with {optimizer}"
             section.expect(graphs > 0, f"{what}: nothing was captured")
-            # one for each batch shape at most; the last batch of an epoch, a shorter one, may run
-            # eagerly
+            # at most one per batch shape; the shorter last batch of an epoch may run without a
+            # graph
             section.expect(
                 graphs <= 2, f"{what}: {graphs} graphs were captured for two batch shapes"
             )
@@ -167,8 +170,9 @@ def capture(section: Section) -> None:
 def _trained(
     gpu: Gpu, model: Model, sets: Sets, epochs: int, size: int, optimizer: str, compiled: bool
 ) -> tuple[list[float], dict[str, np.ndarray], int]:
-    """Losses, weights and statistics, the number of graphs. Between steps other memory is taken,
-    written and left."""
+    """Return losses, weights and statistics, and the number of graphs. Between steps, other memory
+    is allocated, written and freed.
+    """
     held: list[Any] = []
     rng = np.random.default_rng(3)
 
@@ -176,7 +180,7 @@ def _trained(
         held.append(gpu.cp.full(int(rng.integers(1, 1 << 16)), float("nan"), dtype="float32"))
         if len(held) > 7:
             del held[int(rng.integers(0, 7))]
-        return lr / (1 + 0.01 * step)  # another one at each step
+        return lr / (1 + 0.01 * step)  # differs at each step
 
     with graphs_of(gpu) as graphs:
         options = {
@@ -186,7 +190,7 @@ def _trained(
             "seed": 4,
         }
         done = trainer(
-            model, sets, epochs=epochs, mini_batch_size=size, compile_step=compiled, **options
+            model, sets, epochs=epochs, batch_size=size, compile_step=compiled, **options
         )
         done.train()
     return done.train_loss_list, model.state_dict(), len(graphs)
@@ -209,8 +213,9 @@ FETCHES = (
 
 @contextmanager
 def carried(gpu: Gpu) -> Iterator[Counter[str]]:
-    """Within, what is carried between host and GPU through CuPy is counted by the name of what
-    carries it."""
+    """Count the transfers between host and GPU through CuPy inside a ``with`` block, by function
+    name.
+    """
     cp, counts = gpu.cp, Counter[str]()
 
     def counted(
@@ -235,8 +240,9 @@ def carried(gpu: Gpu) -> Iterator[Counter[str]]:
 
 
 def transfers(section: Section) -> None:
-    """What a step carries, eager and replayed, by name; the nodes of its graph; and the memory it
-    holds over many steps."""
+    """Report the transfers of a step by name, with and without a graph; the nodes of its graph; and
+    its memory over many steps.
+    """
     gpu = Gpu(section.device)
     size, steps = (2, 30) if section.quick else (100, 1000)
     sets = random_images((1, 28, 28), 10 * size)
@@ -250,7 +256,7 @@ def transfers(section: Section) -> None:
             if name == "what CuPy sends for":
                 steps = min(steps, 200)
                 if not compiled:
-                    continue  # one step after the other it may
+                    continue  # allowed without a graph
             what = f"{name}, {'replayed' if compiled else 'eager'}"
             if section.room(2.0 if section.quick else 6.0, what):
                 with section.caught(what):
@@ -259,8 +265,9 @@ def transfers(section: Section) -> None:
 
 
 def _sent_for(gpu: Gpu) -> Model:
-    """Layers for which CuPy sends, or waits, where nothing is done about it: many parts that are
-    joined, indices, masks."""
+    """Return a model with layers for which CuPy would transfer or synchronize: concatenation of
+    many parts, indices, masks.
+    """
     return Model(
         conv=Conv2d(1, 4, 3, 2),
         many=Branches(*(Conv2d(4, 1, 1) for _ in range(9))),
@@ -287,7 +294,7 @@ def _watch(
 ) -> None:
     seen: list[dict[str, int]] = []  # the memory, twice
     per_epoch = 10
-    # the same place in its epoch as the last: losses gather in it
+    # the same position in its epoch as the last, because losses accumulate during an epoch
     begin = 19 if section.quick else 99
 
     with carried(gpu) as counts, graphs_of(gpu) as graphs:
@@ -311,14 +318,14 @@ def _watch(
             "evaluate_sample_num_per_epoch": 10,
             "compile_step": compiled,
         }
-        done = trainer(model, sets, mini_batch_size=size, **options)
-        del seen[:], by_step[:]  # the Trainer asks its schedule for its first and last rate
+        done = trainer(model, sets, batch_size=size, **options)
+        del seen[:], by_step[:]  # the Trainer calls its schedule for the first and last rate
         done.train()
-    # between two steps of one epoch there is one step and nothing else: losses are read at its end
+    # between two steps of one epoch nothing else happens: losses are read at its end
     inside = [n for n in range(begin, len(by_step) - 1) if (n + 1) % per_epoch]
     moved: Counter[str] = sum((by_step[n + 1] - by_step[n] for n in inside), Counter())
     words = ", ".join(f"{name} {count / len(inside):.3g} times" for name, count in moved.items())
-    section.expect(not moved, f"{what}: a step carries data between host and GPU: {words}")
+    section.expect(not moved, f"{what}: a step transfers data between host and GPU: {words}")
     first_, last = seen
     for kind in ("used", "held"):
         grown = last[kind] - first_[kind]
@@ -338,15 +345,16 @@ def _watch(
 
 
 def _nodes(section: Section, what: str, graphs: list[Any]) -> dict[str, int | None]:
-    """How many nodes of each kind the first graph has; a copy to or from the host is one that
-    should not be there."""
+    """Return the number of nodes of each kind in the first graph; copies to or from the host are
+    errors.
+    """
     if not graphs:
         return {"nodes": None, "copies": None}
     try:
-        # verbose: without it, which way a copy goes need not be told
+        # verbose; otherwise the direction of a copy may be missing
         dot = graphs[0].debug_dot_str(1)
     except Exception as error:
-        section.notes.append(f"{what}: the graph does not tell its nodes: {error}")
+        section.notes.append(f"{what}: the nodes of the graph are unavailable: {error}")
         return {"nodes": None, "copies": None}
     upper = dot.upper()
     section.figures.setdefault("graphs", {})[what] = dot[:4000]
@@ -359,8 +367,9 @@ def _nodes(section: Section, what: str, graphs: list[Any]) -> dict[str, int | No
 
 
 def memory(section: Section) -> None:
-    """A batch that does not fit says so and leaves the model as it was; a smaller one goes on. Then
-    the second device."""
+    """Check that a batch that does not fit raises an error and leaves the model unchanged, that a
+    smaller one works, and the second device.
+    """
     gpu = Gpu(section.device)
     size = 200 if section.quick else 20_000
     images = random_images((1, 28, 28), size)
@@ -376,14 +385,15 @@ def memory(section: Section) -> None:
 def _overfull(
     section: Section, gpu: Gpu, what: str, images: Sets, size: int, compiled: bool
 ) -> None:
-    """The GPU's memory is taken but for what the small batch needs several times over, and the
-    large one not nearly has."""
+    """Fill the GPU's memory, except for several times the need of the small batch, which is far
+    below that of the large one.
+    """
     model = DeepConvNet(device=gpu.home, seed=0)
     small = max(size // 200, 2)
     options = {"epochs": 1, "compile_step": compiled, "seed": 1}
-    goes_on = trainer(model, first(images, 5 * small, 10), mini_batch_size=small, **options)
+    goes_on = trainer(model, first(images, 5 * small, 10), batch_size=small, **options)
     goes_on.train()
-    large = trainer(model, images, mini_batch_size=size, **options)
+    large = trainer(model, images, batch_size=size, **options)
     gpu.forget()
     room = size * 60_000  # bytes; the large batch's activations take some 300,000 an image
     ballast = gpu.cp.empty(max(gpu.memory()["free"] - room, 0), dtype="uint8")
@@ -402,7 +412,7 @@ def _overfull(
     after = model.state_dict()
     changed = [path for path in before if before[path].tobytes() != after[path].tobytes()]
     section.expect(not changed, f"{what}: the step that did not fit changed {', '.join(changed)}")
-    again = trainer(model, first(images, 5 * small, 10), mini_batch_size=small, **options)
+    again = trainer(model, first(images, 5 * small, 10), batch_size=small, **options)
     again.train()
     section.expect(
         np.isfinite(again.train_loss_list).all(),
@@ -415,7 +425,7 @@ def _overfull(
 def _second_device(section: Section, gpu: Gpu) -> None:
     count = gpu.cp.cuda.runtime.getDeviceCount()
     if count < 2:
-        section.notes.append("cuda:1 was not tried: there is one device")
+        section.notes.append("cuda:1 was not tested: there is one device")
         return
     images = random_images((1, 28, 28), 300)
     found = []
@@ -436,13 +446,14 @@ def _second_device(section: Section, gpu: Gpu) -> None:
 
 
 def accuracy(section: Section) -> None:
-    """SimpleConvNet on all of MNIST, kept as bytes on the GPU, until the test accuracy is there,
-    after start-up."""
+    """Train SimpleConvNet on all of MNIST, stored as bytes on the GPU, to the target test accuracy;
+    measured after start-up.
+    """
     sets = digits(section, whole=True)
     gpu = Gpu(section.device)
     if section.quick:
         sets = first(sets, 1000, 200)
-    # the start-up: a training of a few steps loads and compiles what this one uses
+    # start-up: a short training loads and compiles what this one uses
     _, _ = _to_goal(gpu, first(sets, 250, 100), 1)
     seconds, done = _to_goal(gpu, sets, 1 if section.quick else 10)
     best = max(done.test_acc_list)
@@ -455,7 +466,7 @@ def accuracy(section: Section) -> None:
         section.row(epoch=epoch, loss=loss, test_accuracy=test)
     section.figures |= {
         "seconds": seconds,
-        "batch": done.mini_batch_size,
+        "batch": done.batch_size,
         "training_images": len(sets[0][0]),
     }
     section.figures["what"] = (
@@ -464,8 +475,8 @@ def accuracy(section: Section) -> None:
 
 
 def _to_goal(gpu: Gpu, sets: Sets, epochs: int) -> tuple[float, Trainer]:
-    model = SimpleConvNet(device=gpu.home, seed=0, weight_init_std="he")
-    done = trainer(model, sets, epochs=0, compile_step=True, seed=1, mini_batch_size=100)
+    model = SimpleConvNet(device=gpu.home, seed=0, weight_init="he")
+    done = trainer(model, sets, epochs=0, compile_step=True, seed=1, batch_size=100)
     gpu.home.synchronize()
     start = time.perf_counter()
     while done.epochs < epochs and not (done.test_acc_list and done.test_acc_list[-1] >= GOAL):

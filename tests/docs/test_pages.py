@@ -1,78 +1,267 @@
-"""README's programs run as printed, each by itself, from top to bottom in one empty folder. Those
-of docs/ are Python, at least.
+"""README and docs/ hold what they print: each page's Python runs, its outputs come, its commands
+and links exist.
 
-A block below ``<!-- not run: why -->`` (it needs a GPU or a download) is only compiled.
+The convention:
+
+- The ```python blocks of a page run in order, as one program, in an empty folder.
+- A ```text block that follows a ```python block directly is what that block prints. Whole numbers
+  and words must be equal; decimal numbers agree within 1%, since the order of summation moves a
+  trained network.
+- ``<!-- needs: gpu -->`` or ``<!-- needs: download -->`` above a block: it is compiled, not run.
+  ``<!-- needs: onnx -->`` (any package): it runs if the package is installed.
+- ```sh blocks are commands: the files, options, extras and groups that they name exist.
 """
 
+import ast
+import os
 import re
+import subprocess
+import sys
+import tomllib
+from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
-from textwrap import dedent
 from typing import NamedTuple
 
 import pytest
 
-import portacnn
-from portacnn import data
-
 ROOT = Path(__file__).resolve().parents[2]
-_BLOCK = re.compile(r"(<!-- not run: .+? -->\n+)?^( *)```python\n(.*?)^\2```", re.M | re.S)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+_FENCE = re.compile(
+    r"^(?:<!-- needs: (?P<needs>\w+) -->\n+)?(?P<indent> *)```(?P<kind>\w*)\n(?P<text>.*?)^ *```$",
+    re.M | re.S,
+)
+# numba takes seconds to load, and more if its cache is empty
+QUICK = {"PORTACNN_KERNELS": "native", "PORTACNN_NUM_THREADS": "1"}
+_END = "\x1e"  # printed after each block, so that its output can be told from the next one's
 
 
 class Block(NamedTuple):
-    where: str
-    code: str
-    runs: bool
+    kind: str
+    text: str
+    line: int  # of its first line in the page, from 1
+    needs: str | None
+    follows: bool  # directly after the block before it
 
-
-def blocks(path):
-    text = path.read_text(encoding="utf-8")
-    return [
-        Block(
-            f"{path.name}:{text.count(chr(10), 0, found.start(3)) + 1}",
-            dedent(found[3]),
-            not found[1],
+    @property
+    def runs(self) -> bool:
+        return self.needs is None or (
+            self.needs not in ("gpu", "download") and find_spec(self.needs) is not None
         )
-        for found in _BLOCK.finditer(text)
+
+
+def blocks(page: Path) -> list[Block]:
+    text, found, end = page.read_text(encoding="utf-8"), [], 0
+    for match in _FENCE.finditer(text):
+        code = re.sub(f"^{match['indent']}", "", match["text"], flags=re.M)
+        line = text.count("\n", 0, match.start("text")) + 1
+        between = text[end : match.start()].strip()
+        found.append(
+            Block(match["kind"], code, line, match["needs"], between in ("", "It prints:"))
+        )
+        end = match.end()
+    assert text.count("```") == 2 * len(found), f"{page.name}: a fence was not found"
+    return found
+
+
+def program(page: Path) -> str:
+    """The page's Python, each line where it stands in the page, so that a traceback names it."""
+    lines: list[str] = []
+    for block in blocks(page):
+        if block.kind == "python" and block.runs:
+            lines += [""] * (block.line - 1 - len(lines)) + block.text.splitlines()
+            lines.append(f"print({_END!r}, end='', flush=True)")
+    return "\n".join(lines)
+
+
+_DECIMAL = re.compile(r"-?\d+\.\d+(?:e[-+]?\d+)?")
+
+
+def assert_printed(expected: str, came: str, where: str) -> None:
+    assert _DECIMAL.sub("#", came.strip()) == _DECIMAL.sub("#", expected.strip()), where
+    for right, got in zip(_DECIMAL.findall(expected), _DECIMAL.findall(came), strict=True):
+        assert float(got) == pytest.approx(float(right), rel=0.01, abs=1e-6), (
+            f"{where}: prints\n{came}"
+        )
+
+
+@pages
+def test_a_page_runs_as_printed(page: Path, tmp_path: Path):
+    every = blocks(page)
+    for block in every:
+        if block.kind == "python":
+            compile(block.text, f"{page.name}:{block.line}", "exec")
+    script = tmp_path / f"page_{page.stem}.py"  # not onnx.py, which would be imported
+    script.write_text(program(page), encoding="utf-8")
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    environment = {n: v for n, v in os.environ.items() if not n.startswith("PORTACNN_")}
+    done = subprocess.run(
+        [sys.executable, "-W", "error", script],
+        cwd=folder,
+        env={**environment, **QUICK, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    outputs, last = iter(done.stdout.split(_END)), ""
+    for before, block in zip([None, *every], every, strict=False):
+        if block.kind == "python" and block.runs:
+            last = next(outputs)
+        elif block.kind == "text" and block.follows and before is not None:
+            assert before.kind == "python", f"{page.name}:{block.line}: the output of what?"
+            if before.runs:
+                assert_printed(block.text, last, f"{page.name}:{block.line}")
+
+
+# --- commands, links and names --------------------------------------------------------------------
+
+
+@cache
+def options_of(script: str) -> frozenset[str]:
+    """The options that ``--help`` lists."""
+    command = ["-m", "portacnn.cli", "train"] if script == "portacnn" else [str(ROOT / script)]
+    done = subprocess.run(
+        [sys.executable, *command, "--help"],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return frozenset(re.findall(r"--[a-z][a-z-]*", done.stdout))
+
+
+def commands(page: Path) -> list[str]:
+    """The lines of ```sh blocks, continued ones joined, without comments; and commands in the
+    text."""
+    text = page.read_text(encoding="utf-8")
+    lines = [
+        re.sub(r"(^|\s)#.*", "", line)
+        for block in blocks(page)
+        if block.kind == "sh"
+        for line in block.text.replace("\\\n", " ").splitlines()
     ]
+    return lines + re.findall(r"(?<!`)`((?:python |portacnn |pip |make )[^`]+)`", text)
 
 
-README = blocks(ROOT / "README.md")
+@pages
+def test_commands_name_what_exists(page: Path):
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        project = tomllib.load(file)
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+    for line in commands(page):
+        for target in re.findall(r"\bmake ([a-z]+)", line):
+            assert target in targets, line
+        for extras in re.findall(r"(?:portacnn|\.)\[([\w,]+)\]", line):
+            assert set(extras.split(",")) <= set(project["project"]["optional-dependencies"]), line
+        for group in re.findall(r"--group (\S+)", line):
+            assert group in project["dependency-groups"], line
+        for script, rest in re.findall(r"python (scripts/\S+\.py)(.*)", line):
+            assert set(re.findall(r"--[a-z][a-z-]*", rest)) <= options_of(script), line
+        for rest in re.findall(r"portacnn train(.*)", line):
+            assert set(re.findall(r"--[a-z][a-z-]*", rest)) <= options_of("portacnn"), line
 
 
-def test_all_blocks_are_found():
-    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
-        assert path.read_text(encoding="utf-8").count("```python") == len(blocks(path)), path
+def anchors(page: Path) -> set[str]:
+    """GitHub's names of a page's headings."""
+    text = _FENCE.sub("", page.read_text(encoding="utf-8"))
+    return {
+        re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        for heading in re.findall(r"^#+ (.+)$", text, re.M)
+    }
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("empty")
+@pages
+def test_links_lead_somewhere(page: Path):
+    text = _FENCE.sub("", page.read_text(encoding="utf-8"))
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith(("https://", "http://")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = page.parent / path if path else page
+        assert target.exists(), f"{page.name}: {link}"
+        assert not anchor or anchor in anchors(target), f"{page.name}: {link}"
 
 
-@pytest.mark.parametrize("block", README, ids=lambda block: block.where)
-def test_a_block_of_readme_runs_as_printed(block, folder, monkeypatch, capsys):
-    """Over the first few of the bundled digits, for the sake of time. The folder keeps what earlier
-    blocks have written."""
-    program = compile(block.code, block.where, "exec")
-    if not block.runs:
-        pytest.skip("needs what is not here, as it says")
-    if "onnx" in block.code:
-        pytest.importorskip("onnx")
-
-    def few(normalize=True, *arguments, **options):
-        (x, t), (v, u) = data.load_mnist_sample(normalize, *arguments, **options)
-        return (x[:200], t[:200]), (v[:50], u[:50])
-
-    monkeypatch.delenv("PORTACNN_BACKEND", raising=False)
-    monkeypatch.setattr(portacnn, "load_mnist_sample", few)
-    monkeypatch.chdir(folder)
-    exec(program, {"__name__": "__main__"})
-
-
-@pytest.mark.parametrize(
-    "block",
-    [block for page in sorted((ROOT / "docs").glob("*.md")) for block in blocks(page)],
-    ids=lambda b: b.where,
+_PATH = re.compile(
+    r"\b(?:portacnn|backends|tests|scripts|docs)/[\w/.-]*[\w/](?!\S*\s+\(a new file)"
 )
-def test_a_block_of_docs_is_python(block):
-    compile(block.code, block.where, "exec")
+
+
+@pages
+def test_files_and_variables_exist(page: Path):
+    """Paths in the checkout, wherever they are named, and environment variables."""
+    text = page.read_text(encoding="utf-8")
+    for path in _PATH.findall(text):
+        assert (ROOT / path).exists(), f"{page.name}: {path}"
+    source = "".join(path.read_text() for path in named_files())
+    for variable in set(re.findall(r"\bPORTACNN_[A-Z_]+", text)):
+        assert f'"{variable}"' in source, f"{page.name}: {variable}"
+
+
+@cache
+def named_files() -> tuple[Path, ...]:
+    folders = ("portacnn", "backends", "tests/support", "tests/conftest.py")
+    return tuple(path for name in folders for path in python_files(ROOT / name))
+
+
+def python_files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(path.rglob("*.py"))
+
+
+@cache
+def defined(path: Path) -> frozenset[str]:
+    """The names that a module defines: functions, classes, their methods, variables."""
+    found = set[str]()
+
+    def visit(body: list[ast.stmt], prefix: str) -> None:
+        for node in body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                found.add(prefix + node.name)
+                if isinstance(node, ast.ClassDef):
+                    visit(node.body, f"{prefix}{node.name}.")
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                found.update(prefix + t.id for t in targets if isinstance(t, ast.Name))
+
+    visit(ast.parse(path.read_text(encoding="utf-8")).body, "")
+    return frozenset(found)
+
+
+@pages
+def test_functions_are_where_the_page_says(page: Path):
+    """`` `Trainer.step` (`portacnn/training/trainer.py`) `` names a definition in that file."""
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(r"`([A-Za-z_][\w.]*)`\s+\(`([\w/]+\.py)`\)", text)
+    assert named or page.name != "architecture.md"
+    for name, path in named:
+        assert name in defined(ROOT / path), f"{page.name}: {path} does not define {name}"
+
+
+# --- form -----------------------------------------------------------------------------------------
+
+# STYLE's "Words": what a reader of PyTorch's and NumPy's documentation has to guess at.
+_AVOIDED = re.compile(
+    r"\b(room|cards?|gives?|gave|gives back|reckoned|mend(?:ed)?|of (?:its|one's|their|your) own|"
+    r"to be had|cannot be had|broken off|the way back|the interpreter's lock|by itself)\b"
+)
+
+
+@pages
+def test_a_page_keeps_to_the_words_and_the_width(page: Path):
+    text = page.read_text(encoding="utf-8")
+    for number, line in enumerate(text.splitlines(), 1):
+        wide = line.startswith(("|", "!")) or "https://" in line  # a table's row is one line
+        assert len(line) <= 100 or wide, f"{page.name}:{number}: {len(line)} columns"
+    prose = re.sub(r"`[^`\n]*`", "", _FENCE.sub("", text))
+    assert not (found := _AVOIDED.findall(prose)), f"{page.name}: {found}"
+
+
+def test_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120

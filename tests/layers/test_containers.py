@@ -30,7 +30,7 @@ from portacnn.ops.layout import pack
 from portacnn.optim import SGD
 from portacnn.runtime import resolve
 from support.checks import gradient_agrees, normal, refuses, untouched
-from support.matrix import Here
+from support.matrix import Here, needs
 from support.nets import bits
 
 # --- blocks, here and in PyTorch ------------------------------------------------------------------
@@ -182,7 +182,8 @@ def _LeafResidual():  # noqa: N802
 
 def pair(here: Here, name: str, dtype: str = "float64"):
     """(torch, ours, PyTorch's), with the same weights."""
-    torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
+    import torch
+
     from support import twins
 
     make, make_torch, shape = BLOCKS[name]
@@ -197,6 +198,7 @@ def pair(here: Here, name: str, dtype: str = "float64"):
 # --- numbers --------------------------------------------------------------------------------------
 
 
+@needs("torch")
 @every_block
 @pytest.mark.parametrize("mode", ["train", "frozen", "float32"])
 def test_like_pytorch(backend: Here, name: str, mode: str):
@@ -542,9 +544,11 @@ def test_one_float32_steps_gradients_are_the_same_everywhere(backend: Here, on_n
             np.testing.assert_allclose(gradients[path], value, rtol=1e-4, atol=1e-4, err_msg=path)
 
 
+@needs("torch")
 def test_twenty_float64_steps_are_pytorchs(backend: Here):
     """The same net without dropout, whose masks are our own, against autograd and torch.optim."""
-    torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
+    import torch
+
     from support import twins
 
     nn = torch.nn

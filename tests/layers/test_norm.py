@@ -21,7 +21,7 @@ from portacnn.layers import (
 from portacnn.models import Model, load
 from portacnn.runtime import resolve
 from support.checks import normal, refuses
-from support.matrix import Here
+from support.matrix import Here, needs
 
 # Every layer of this issue's norms and activations, with PyTorch's own arguments, and the shape of
 # one sample.
@@ -74,7 +74,8 @@ def twins(
     here: Here, kind: str, args: tuple, kwargs: dict, shape: tuple, dtype: str = "float64"
 ) -> tuple[Any, Any, Any]:
     """(torch, our layer, PyTorch's), with the same drawn weights and statistics."""
-    torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
+    import torch
+
     ours = getattr(layers, kind)(*args, **kwargs).build(
         shape, device=here.device, dtype=dtype, seed=0
     )
@@ -99,6 +100,7 @@ def same_state(here: Here, ours: Any, theirs: Any, tolerance: float = 1e-9) -> N
         np.testing.assert_allclose(got[name], value, rtol=tolerance, atol=tolerance)
 
 
+@needs("torch")
 @every
 def test_three_training_steps_and_a_look(
     backend: Here, kind: str, args: tuple, kwargs: dict, shape: tuple
@@ -127,9 +129,14 @@ def test_three_training_steps_and_a_look(
         backend.host(ours(backend.array(host))), expected.detach().numpy(), rtol=1e-9, atol=1e-9
     )
     same_state(backend, ours, theirs)
-    refuses(StateError, "nothing was kept", call=lambda: ours.backward(backend.array(up), None))
+    refuses(
+        StateError,
+        "expected a cache, got None",
+        call=lambda: ours.backward(backend.array(up), None),
+    )
 
 
+@needs("torch")
 @every
 def test_frozen_layers_train(backend: Here, kind: str, args: tuple, kwargs: dict, shape: tuple):
     """keep=True without train: PyTorch's eval mode with gradients."""
@@ -147,6 +154,7 @@ def test_frozen_layers_train(backend: Here, kind: str, args: tuple, kwargs: dict
     same_state(backend, ours, theirs)
 
 
+@needs("torch")
 @every
 def test_float32_stays_float32(backend: Here, kind: str, args: tuple, kwargs: dict, shape: tuple):
     torch, ours, theirs = twins(backend, kind, args, kwargs, shape, "float32")
@@ -326,3 +334,21 @@ def test_not_built_yet(backend: Here):
             "not built",
             call=lambda layer=layer: layer(backend.array(normal(2, 2, 2, 2))),
         )
+
+
+def test_without_a_momentum_every_batch_counts_alike(backend: Here):
+    """By hand: the plain average of the batches' means and unbiased variances; an empty batch and a
+    prediction do not count."""
+    norm = BatchNorm2d(2, momentum=None).build(
+        (2, 3, 2), device=backend.device, dtype="float64", seed=0
+    )
+    batches = [1 + normal(4, 2, 3, 2, seed=seed) for seed in range(3)]
+    for x in (batches[0], batches[0][:0], *batches[1:]):
+        norm.forward(backend.array(x), train=True)
+        norm.forward(backend.array(x + 5))
+    means = np.mean([x.mean(axis=(0, 2, 3)) for x in batches], axis=0)
+    variances = np.mean([x.var(axis=(0, 2, 3)) for x in batches], axis=0) * 24 / 23
+    state = norm.state_dict()
+    np.testing.assert_allclose(state["running_mean"], means, rtol=1e-9)
+    np.testing.assert_allclose(state["running_var"], variances, rtol=1e-9)
+    assert state["num_batches_tracked"] == 3

@@ -29,7 +29,7 @@ from portacnn.layers import (
 from portacnn.models import GraphModel, ResNet20
 from portacnn.optim import SGD, Adam
 from support.checks import normal, refuses
-from support.matrix import Here
+from support.matrix import Here, backends
 from support.nets import bits, patches, small_net
 
 
@@ -100,6 +100,7 @@ def test_layers_without_parameters_and_stages(backend: Here, count: int):
     assert len(model.children["stem"].stages) == 1
 
 
+@backends("numpy", "strict-device1", "torch")
 @pytest.mark.parametrize(
     ("make", "path", "new", "changed"),
     [
@@ -128,8 +129,6 @@ def test_models_that_build_themselves(
     backend: Here, tmp_path: Path, make: Any, path: str, new: Any, changed: str
 ):
     pytest.importorskip("safetensors")
-    if backend.name not in ("numpy", "strict-device1", "torch"):
-        pytest.skip("three of them are enough")
     model = make(backend.device)
     layer = new()
     model.replace(path, layer)

@@ -40,7 +40,7 @@ from portacnn.models import ResNet20
 from portacnn.models.summary import rows
 from portacnn.optim import SGD
 from support.checks import agree, normal, refuses
-from support.matrix import Here
+from support.matrix import Here, needs
 from support.nets import bits
 
 # --- shared weights -------------------------------------------------------------------------------
@@ -65,8 +65,10 @@ def half(first: int) -> Any:
     return lambda rng, shape, *_: np.eye(4)[first : first + 2].reshape(shape)
 
 
+@needs("torch")
 def test_a_siamese_pair_has_pytorchs_gradients(backend: Here):
-    torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
+    import torch
+
     model, _ = siamese()
     model.build((4, 4, 4), device=backend.device, dtype="float64", seed=0)
     state = model.state_dict()

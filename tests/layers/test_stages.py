@@ -9,16 +9,20 @@ import pytest
 from portacnn import Model, load, ops
 from portacnn.errors import PortacnnError, StateError
 from portacnn.layers import (
+    Arithmetic,
+    BatchNorm2d,
     Conv1d,
     Conv2d,
     Conv3d,
     Dropout,
     Flatten,
+    Graph,
     Linear,
     MaxPool1d,
     MaxPool2d,
     MaxPool3d,
     ReLU,
+    Residual,
     Sequential,
     Sigmoid,
     at_step,
@@ -280,3 +284,61 @@ def test_an_observed_layer_runs_by_itself(backend: Here):
     handle.remove()  # the second time does nothing
     net.predict(x[:1])
     assert len(seen) == 2
+
+
+def test_each_handle_ends_its_own_calls():
+    """A function that was given twice is called twice, until both of its handles are removed."""
+    layer, seen = ReLU().build((2,), device="numpy"), []
+    first, second = layer.on_output(seen.append), layer.on_output(seen.append)
+    calls = []
+    for act in (lambda: None, first.remove, first.remove, second.remove):
+        act()
+        seen.clear()
+        layer(np.ones((1, 2), np.float32))
+        calls.append(len(seen))
+    assert calls == [2, 1, 1, 0]
+
+
+BLOCKS: dict[str, Callable[[], Any]] = {
+    "convolution": lambda: Sequential(Conv2d(2, 2, 3), ReLU(), MaxPool2d(2)),
+    "norm": lambda: Sequential(BatchNorm2d(2), ReLU()),
+    "linear": lambda: Sequential(Flatten(), Linear(None, 3), ReLU()),
+    "residual": lambda: Residual(Conv2d(2, 2, 3, padding=1), activation=ReLU()),
+    "graph": lambda: Graph(
+        ("a", Conv2d(2, 2, 3, padding=1), ["input"]),
+        ("b", ReLU(), ["a"]),
+        ("c", Arithmetic("add"), ["b", "input"]),
+        ("d", ReLU(), ["c"]),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+def test_a_hook_between_forward_and_backward_changes_nothing(backend: Here, name: str):
+    """A cache belongs to its forward pass: whether layers ran as one is that pass's business."""
+    block = BLOCKS[name]().build((2, 6, 7), device=backend.device, dtype="float64", seed=0)
+    x = backend.array(normal(3, 2, 6, 7))
+
+    def observe() -> list[Any]:
+        return [layer.on_output(lambda y: None) for layer in block.walk()]
+
+    def gradients(before: bool, after: bool) -> dict[str, np.ndarray]:
+        """With hooks in the forward pass or not, and in the backward pass or not."""
+        handles = observe() if before else []
+        y, cache = block.forward(x)
+        if before and not after:
+            for handle in handles:
+                handle.remove()
+        handles += observe() if after and not before else []
+        dx = block.backward(backend.array(normal(*y.shape, seed=1)), cache)
+        for handle in handles:
+            handle.remove()
+        found = {"dx": dx, **block.named_gradients()}
+        return {path: backend.host(array) for path, array in found.items()}
+
+    expected = gradients(False, False)
+    for hooked in ((False, True), (True, False), (True, True), (False, False)):
+        found = gradients(*hooked)
+        assert found.keys() == expected.keys()
+        for path, gradient in found.items():
+            np.testing.assert_allclose(gradient, expected[path], rtol=1e-10, atol=1e-12)

@@ -1,6 +1,8 @@
 """Arrays of other libraries at a model's door (DLPack), and weights in files that PyTorch writes
 and reads."""
 
+from importlib import import_module
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ from portacnn import Trainer, models, resolve
 from portacnn.errors import ArrayError, ModelFormatError
 from portacnn.layers import BatchNorm2d, Conv2d, Flatten, Linear, ReLU
 from portacnn.models import Model
+from support.matrix import needs
 from support.nets import bits, patches, small_net
 
 
@@ -35,18 +38,17 @@ def library(name):
         return lambda array: array
     if name == "foreign":
         return Foreign
-    if name == "torch":
-        return pytest.importorskip("torch").from_numpy
-    return pytest.importorskip("array_api_strict").asarray
+    module = import_module(name)
+    return module.from_numpy if name == "torch" else module.asarray
 
 
-libraries = pytest.mark.parametrize("name", ["numpy", "foreign", "torch", "array_api_strict"])
+TORCH = pytest.param("torch", marks=needs("torch"))
+libraries = pytest.mark.parametrize("name", ["numpy", "foreign", TORCH, "array_api_strict"])
 
 
 @libraries
-@pytest.mark.parametrize("device", ["numpy", "torch", "array_api_strict"])
+@pytest.mark.parametrize("device", ["numpy", TORCH, "array_api_strict"])
 def test_any_library_on_the_models_device(device, name):
-    pytest.importorskip(device)
     net, (x, t), bring = (
         small_net(device, dtype="float64"),
         patches(20, dtype="float64"),
@@ -72,11 +74,10 @@ def test_any_library_on_the_models_device(device, name):
 
 
 @libraries
-@pytest.mark.parametrize("device", ["numpy", "torch"])
+@pytest.mark.parametrize("device", ["numpy", TORCH])
 @pytest.mark.parametrize("dtype", ["float64", "uint8"])
 def test_no_copy_where_none_is_needed(device, name, dtype):
     """A write to the caller's memory is seen in what the model and the Trainer were given."""
-    pytest.importorskip(device)
     net, x = small_net(device, dtype="float64"), np.zeros((20, 1, 8, 8), dtype)
     net.preprocess = models.Normalize()
     given = library(name)(x)
@@ -88,14 +89,13 @@ def test_no_copy_where_none_is_needed(device, name, dtype):
         assert float(array[3, 0, 0, 0]) == 7
 
 
-@pytest.mark.parametrize("device", ["numpy", "torch", "array_api_strict"])
+@pytest.mark.parametrize("device", ["numpy", TORCH, "array_api_strict"])
 @pytest.mark.parametrize(
     "how", ["read-only", "turned round", "every other", "big-endian", "unaligned"]
 )
 def test_numpy_arrays_that_are_not_plain(device, how):
     """torch ends the whole process where a stride is negative and warns of memory that may not be
     written to."""
-    pytest.importorskip(device)
     x, _ = patches(20, dtype="float64")
     plain = x.copy()
     if how == "read-only":
@@ -150,8 +150,10 @@ def test_another_device_is_said():
         Trainer(small_net(), cuda, np.zeros(3, int), x, np.zeros(3, int))
 
 
+@needs("torch")
 def test_what_a_library_does_not_hand_over():
-    torch = pytest.importorskip("torch")
+    import torch
+
     for x in (
         torch.zeros((2, 1, 8, 8), requires_grad=True),
         torch.zeros((2, 1, 8, 8), dtype=torch.bfloat16),
@@ -191,8 +193,9 @@ def torch_counted(torch):
     return nn.Sequential(parts)
 
 
+@needs("torch")
 def test_pytorchs_safetensors(tmp_path):
-    torch = pytest.importorskip("torch")
+    import torch
     from safetensors.torch import load_file, save_file
 
     x, t = patches(12)
@@ -222,9 +225,10 @@ def test_pytorchs_safetensors(tmp_path):
         )
 
 
+@needs("torch")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
 def test_pytorchs_other_floats(tmp_path, dtype):
-    torch = pytest.importorskip("torch")
+    import torch
     from safetensors.torch import save_file
 
     twin, net = torch_counted(torch).to(getattr(torch, dtype)), counted()
@@ -236,8 +240,8 @@ def test_pytorchs_other_floats(tmp_path, dtype):
         )
 
 
+@needs("torch")
 def test_every_model_and_pytorch_have_the_same_state(tmp_path):
-    pytest.importorskip("torch")
     from safetensors.torch import load_file, save_file
 
     net = models.ResNet20(device="numpy", seed=0)

@@ -281,7 +281,7 @@ def test_memory_follows_the_largest_batch(choice: str, order: str, monkeypatch: 
 @each_set
 def test_every_size_gives_the_bits_that_it_gives_alone(choice: str):
     """Prepared ways lie in the same memory one after another, and so do ordinary passes."""
-    sizes = [1, 3, 8, 20, 3, 1, 64, 1, 8, 2, 9, 8, 3, 64, 2]
+    sizes = [1, 3, 8, 20, 3, 1, 64, 1, 8, 2, 9, 8, 3, 64, 2, 20, 2, 64, 2]
     with ops.use_kernels(choice):
         alone = {size: wide_net().predict(WIDE[-size:]) for size in set(sizes)}
         model = wide_net()
@@ -421,7 +421,7 @@ def test_it_takes_as_many_at_a_time_as_there_is_room_for(monkeypatch: pytest.Mon
     np.testing.assert_allclose(model.predict(many), expected, rtol=1e-5, atol=1e-5)
     assert sizes == [256, 256]  # and three that go a prepared way
     numbers = 3 * 6 * 6 * 2 + 3 * 3 * 3 * 2 + 6 * 2 + 4
-    monkeypatch.setattr("portacnn.models.model._ROOM", 8 * numbers * 20 + 7)
+    monkeypatch.setattr("portacnn.models.model._MAX_BYTES", 8 * numbers * 20 + 7)
     model.build((1, 8, 8), device="numpy", seed=0)
     sizes.clear()
     model.predict(X)

@@ -23,7 +23,7 @@ from portacnn.layers import (
     Sequential,
 )
 from portacnn.models import DeepConvNet, LeNet5, ResNet20, SimpleConvNet
-from support.matrix import Here
+from support.matrix import Here, needs
 from support.nets import patches, small_net
 
 
@@ -119,8 +119,10 @@ def test_a_trainer_with_its_optimizer_and_its_data(backend: Here):
     assert alive(refs) == []
 
 
+@needs("onnx")
 def test_a_graph_from_onnx(tmp_path):
-    onnx = pytest.importorskip("onnx")
+    import onnx
+
     from support.onnx_files import classifier
 
     onnx.save(classifier(), tmp_path / "model.onnx")

@@ -19,8 +19,9 @@ from portacnn.errors import (
 )
 from portacnn.gradient_check import numerical_gradient
 from portacnn.layers import AdaptiveAvgPool2d, Conv2d, Flatten, Linear, MaxPool2d, ReLU
-from portacnn.models import Model, SimpleConvNet
+from portacnn.models import Model, ModelInfo, SimpleConvNet
 from portacnn.ops import use_kernels
+from support.matrix import needs
 from support.memory_meter import metered
 from support.nets import as_bytes, bits, patches, small_net, torch_twin
 
@@ -133,7 +134,7 @@ def test_weight_init_std(what, gain):
         (
             {"weight_init_std": -1},
             ArgumentError,
-            "a weight initializer is a standard deviation of 0 or more",
+            "a weight initializer must be a standard deviation",
         ),
         ({"device": "tpu"}, BackendError, "unknown device 'tpu'"),
         ({"device": "array_api_strict:device9"}, BackendError, "array.api.strict"),
@@ -157,9 +158,11 @@ def test_device_argument_and_variable(backend, monkeypatch):
 # --- numbers --------------------------------------------------------------------------------------
 
 
+@needs("torch")
 @pytest.mark.parametrize("shape", [(1, 8, 8), (2, 7, 9)])
 def test_against_pytorch(backend, shape):
-    torch = pytest.importorskip("torch")
+    import torch
+
     net = small_net(
         backend.device,
         input_dim=shape,
@@ -322,9 +325,7 @@ def test_one_image_and_none(backend):
     empty = net.predict(x[:0])
     assert tuple(empty.shape) == (0, 4)
     assert empty.dtype == backend.backend.dtype("float32")
-    with pytest.raises(
-        ArgumentError, match="SimpleConvNet: the accuracy over no images is not defined"
-    ):
+    with pytest.raises(ArgumentError, match="SimpleConvNet: accuracy needs at least one image"):
         net.accuracy(x[:0], t[:0])
 
 
@@ -332,7 +333,8 @@ def test_one_image_and_none(backend):
 def test_loss_of_an_empty_batch(device):
     pytest.importorskip("array_api_strict")
     x, t = patches(1)
-    assert np.isnan(small_net(device).loss(x[:0], t[:0]))
+    with pytest.raises(ArgumentError, match="at least one image, got none"):
+        small_net(device).loss(x[:0], t[:0])
 
 
 @pytest.mark.parametrize("choice", ["auto", "native", "reference"])
@@ -491,11 +493,11 @@ def test_no_uint8_images_and_flat_ones(backend):
         ({"std": -1}, "Normalize: std must be a finite number above 0, got -1"),
         (
             {"mean": (1, 2), "std": (1, 2, 3)},
-            "mean and std must have one number for each channel; got (1.0, 2.0) and (1.0",
+            "mean and std must have one number per channel each, got (1.0, 2.0) and (1.0",
         ),
-        ({"scale": 1e-20, "std": 1e20}, "must be numbers that float32 can hold together"),
-        ({"scale": 1e-20, "mean": -1e20}, "must be numbers that float32 can hold together"),
-        ({"std": 1e-40}, "must be numbers that float32 can hold together"),
+        ({"scale": 1e-20, "std": 1e20}, "must stay within float32's range"),
+        ({"scale": 1e-20, "mean": -1e20}, "must stay within float32's range"),
+        ({"std": 1e-40}, "must stay within float32's range"),
     ],
 )
 def test_normalize_without_a_meaning(arguments, message):
@@ -506,11 +508,12 @@ def test_normalize_without_a_meaning(arguments, message):
 def test_a_preprocess_that_does_not_fit():
     net = small_net()
     with pytest.raises(
-        ArgumentError, match="SimpleConvNet: preprocess must be a Normalize or None, got 255"
+        ArgumentError,
+        match=r"SimpleConvNet: preprocess must be a portacnn\.Normalize or None, got 255",
     ):
         net.preprocess = 255
     message = (
-        r"preprocess: mean has 3 numbers, one for each channel; images \(N, 1, 8, 8\) have "
+        r"preprocess: mean has 3 values, one per channel, but images \(N, 1, 8, 8\) have "
         r"1 "
         r"channels"
     )
@@ -539,12 +542,12 @@ every_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_wrong_images(backend, call):
     net = small_net(backend.device)
     for shape, hint in (
-        ((5, 3, 8, 8), ""),
+        ((5, 3, 8, 8), "; make the channels one: x.mean(1)[:, None]"),
         (
             (5, 1, 9, 8),
             "; flatten (Flatten) binds the network to this size",
         ),
-        ((5, 8, 8), "; give them an axis for the channel: x[:, None]"),
+        ((5, 8, 8), "; add a channel axis: x[:, None]"),
         ((5, 64), "; x.reshape(-1, 1, 8, 8)"),
         ((5, 1, 8, 8, 1), ""),
         ((5,), ""),
@@ -600,6 +603,11 @@ def test_wrong_images(backend, call):
         ((1, 8, 9), (8, 9), "x[None, None]"),
         ((1, 8, 9), (5, 8, 9, 1), "x.transpose(0, 3, 1, 2)"),
         ((3, 8, 9), (5, 216), "x.reshape(-1, 3, 8, 9)"),
+        ((3, 8, 9), (5, 1, 8, 9), "x[:, [0, 0, 0]]"),
+        ((3, 8, 9), (5, 8, 9), "x[:, None][:, [0, 0, 0]]"),
+        ((3, 8, 9), (8, 9), "x[None, None][:, [0, 0, 0]]"),
+        ((3, 8, 9), (5, 4, 8, 9), "x[:, :3]"),
+        ((3, 8, 9), (5, 8, 9, 4), "x[..., :3].transpose(0, 3, 1, 2)"),
     ],
 )
 def test_the_cure_that_is_told_is_one(call, sample, shape, cure, dtype):
@@ -616,8 +624,52 @@ def test_the_cure_that_is_told_is_one(call, sample, shape, cure, dtype):
     call(net, eval(cure, {"x": x}))
 
 
+def test_images_of_another_size_or_of_channels_too_many():
+    net = Model(Flatten(), Linear(None, 4)).build((3, 8, 9), seed=0, device="numpy")
+    with pytest.raises(ShapeError, match=r"binds the network to this size$"):
+        net.predict(np.zeros((2, 3, 8, 8), "float32"))
+    gray = Model(Flatten(), Linear(None, 4)).build((1, 8, 9), seed=0, device="numpy")
+    gray.preprocess = Normalize()
+    for x, cure in (
+        (np.ones((2, 3, 8, 9), "float32"), "x.mean(1)[:, None]"),
+        (np.full((2, 3, 8, 9), 255, "uint8"), "x.mean(1)[:, None].astype(x.dtype)"),
+    ):
+        with pytest.raises(ShapeError, match=re.escape(f"the channels one: {cure}") + "$"):
+            gray.predict(x)
+        close = gray.predict(eval(cure, {"x": x})) - gray.predict(np.ones((2, 1, 8, 9), "float32"))
+        assert np.abs(close).max() < 1e-5
+
+
+def test_images_on_another_scale_than_those_of_the_training(backend, caplog):
+    """A model without a preprocess knows from its training what its images were."""
+    x, t = patches(20)
+    net = small_net(backend.device)
+    net.predict(255 * x)
+    Trainer(net, x, t, epochs=1, batch_size=10, verbose=False).train()
+    least, largest = net.info.input_range
+    assert (least, largest) == (float(x.min()), float(x.max()))
+    net.predict(x), net.predict(0 * x), net.predict(3 * x)
+    assert not caplog.messages
+    net.predict(255 * x), net.predict(255 * x)
+    again = small_net(backend.device)
+    again.info = net.info
+    again.predict(backend.array(255 * x)), again.predict(255 * x)
+    assert len(caplog.messages) == 2
+    assert all("trained on images of" in m and "x / 255" in m for m in caplog.messages)
+    caplog.clear()
+    net = small_net(backend.device)
+    net.info = ModelInfo(input_range=(0.0, 255.0))
+    net.predict(0 * x), net.predict(200 * x[:1])
+    assert not caplog.messages
+    net.predict(x / x.max())
+    assert len(caplog.messages) == 1
+    assert "x * 255" in caplog.messages[0]
+
+
+@needs("torch")
 def test_the_cure_in_torchs_words():
-    torch = pytest.importorskip("torch")
+    import torch
+
     net = Model(Flatten(), Linear(None, 4)).build((3, 8, 9), seed=0, device="torch")
     with pytest.raises(ShapeError, match=r"x\.permute\(0, 3, 1, 2\)$"):
         net.predict(torch.zeros(5, 8, 9, 3))
@@ -663,7 +715,7 @@ def test_floats_that_look_like_bytes_are_said_once(backend, caplog):
             call(net, images)
             call(net, images)
         (message,) = caplog.messages
-        assert "SimpleConvNet: floating-point images are taken as they are" in message
+        assert "SimpleConvNet: preprocess does not apply to floating-point images" in message
         assert "x.astype('uint8')" in message
     net.preprocess = Normalize(scale=1.0)  # floats of 0..255 are what that makes
     net._warned = False
@@ -701,18 +753,18 @@ def test_images_that_are_no_array(call):
 @pytest.mark.parametrize(
     ("t", "message"),
     [
-        ([0, 1, 4], "labels: label 4 at index 2 is outside 0..3, the network's outputs"),
-        ([0, -1, 3], "labels: label -1 at index 1 is outside 0..3"),
-        ([0, 1], r"labels: expected 3 labels, \(N,\) or one-hot \(N, 4\), got shape \(2,\)"),
+        ([0, 1, 4], "label 4 at index 2 is outside 0..3; the network has 4 outputs"),
+        ([0, -1, 3], "label -1 at index 1 is outside 0..3"),
+        ([0, 1], r"got shape \(2,\)"),
         ([0, 1, 2, 3], r"got shape \(4,\)"),
         (np.zeros((3, 4, 1), int), r"got shape \(3, 4, 1\)"),
-        (1, r"got shape \(\)"),
-        (np.eye(3), "labels: one-hot labels have 3 columns, the network has 4 outputs"),
+        (1, r"got shape \(\)|got a single number"),
+        (np.eye(3), r"must have 4 columns, .* got 3|\(3, 4\) for outputs of \(4,\)"),
         (np.eye(4)[:2], r"got shape \(2, 4\)"),
-        (np.zeros((3, 4)), r"labels: row 0 is not one-hot: \[0"),
+        (np.zeros((3, 4)), "row 0 is not one-hot"),
         (np.eye(4)[:3] * 0.5, "row 0 is not one-hot"),
         ([[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0]], "row 2 is not one-hot"),
-        ([0.0, 1.0, 2.0], r"labels: expected whole numbers 0\.\.3, got float64"),
+        ([0.0, 1.0, 2.0], r"whole numbers 0\.\.3, got float64"),
         ([True, False, True], "got bool"),
     ],
 )
@@ -733,14 +785,13 @@ def test_lists_say_which_they_are_and_what_to_do():
         r"an array of it\)"
     )
     for call in (net.loss, net.accuracy, net.gradient):
-        with pytest.raises(ArrayError, match=rf"^SimpleConvNet: labels: {told}"):
-            call(x, t.tolist())
+        call(x, t.tolist())  # labels may be lists
         with pytest.raises(ArrayError, match=rf"^SimpleConvNet: x: {told}"):
             call(list(x), t)
     with pytest.raises(ArrayError, match=rf"^SimpleConvNet: x: {told}"):
         net.predict(x.tolist())
-    for place, name in enumerate(("x_train", "t_train", "x_test", "t_test")):
-        given = [x, t, x, t]
+    for place, name in ((0, "x_train"), (2, "x_test")):
+        given = [x, t.tolist(), x, t.tolist()]
         given[place] = list(given[place])
         with pytest.raises(ArrayError, match=rf"^SimpleConvNet: {name}: {told}"):
             Trainer(net, *given, mini_batch_size=2, verbose=False)
@@ -838,11 +889,17 @@ def test_a_model_of_ones_own(backend):
     assert set(net.gradient(x, t)) == {"conv.weight", "conv.bias", "fc.weight", "fc.bias"}
 
 
-def test_a_model_that_gives_maps_has_no_classes():
+def test_a_model_that_gives_maps_takes_maps_of_labels():
     net = Model(conv=Conv2d(1, 2, 3)).build((1, 8, 8), seed=0)
-    assert net.predict(patches(2)[0]).shape == (2, 2, 6, 6)
-    with pytest.raises(ShapeError, match=r"one output for each class, this one gives \(2, 6, 6\)"):
+    x, t = patches(2)[0], np.zeros((2, 6, 6), int)
+    logits = net.predict(x).astype("float64")
+    assert logits.shape == (2, 2, 6, 6)
+    expected = -(logits[:, 0] - np.log(np.exp(logits).sum(axis=1))).mean()
+    assert net.loss(x, t) == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(LabelError, match=r"expects class indices \(2, 6, 6\)"):
         net.loss(*patches(2))
+    with pytest.raises(ShapeError, match=r"one output for each class, but its output has shape"):
+        net.accuracy(*patches(2))
 
 
 def test_the_same_seed_gives_the_same_net(backend):

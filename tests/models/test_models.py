@@ -39,7 +39,7 @@ from portacnn.models.resnet import PadChannels
 from portacnn.models.summary import rows
 from portacnn.runtime import resolve
 from support.checks import normal, refuses, untouched
-from support.matrix import Here
+from support.matrix import Here, needs
 from support.nets import bits
 
 ALL = (
@@ -120,6 +120,7 @@ def test_words_without_meaning():
     refuses(ArgumentError, "Dropout", call=lambda: DeepConvNet(dropout=2))
 
 
+@needs("torch")
 def test_lenets_layers_as_in_the_paper():
     """The counts of trainable numbers that section II.B gives for each layer."""
     counts = {row.path: row.parameters for row in rows(LeNet5(), (1, 28, 28)) if row.parameters}
@@ -136,7 +137,8 @@ def test_lenets_layers_as_in_the_paper():
     assert [shapes[name] for name in ("c1", "s2", "c3", "s4", "c5", "f6")] == [
         (6, 28, 28), (6, 14, 14), (16, 10, 10), (16, 5, 5), (120, 1, 1), (84,)
     ]  # fmt: skip
-    twins = pytest.importorskip("twins", reason="PyTorch is the oracle", exc_type=ImportError)
+    from support import twins
+
     assert [list(seen) for seen in C3_TABLE] == twins.C3().seen
 
 
@@ -227,7 +229,8 @@ large_model = pytest.mark.parametrize("name", sorted(LARGE - {"resnet50", "vgg16
 def twin(name, device, dtype="float64"):
     """(torch, our model, PyTorch's), with weights and statistics that went from theirs to ours,
     drawn as PyTorch draws."""
-    torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
+    import torch
+
     from support import twins
 
     kind, arguments, make, size = cases()[name]
@@ -265,9 +268,11 @@ FULL_SIZE = {
 }
 
 
+@needs("torch")
 @pytest.mark.parametrize("name", FULL_SIZE)
 def test_full_size_keys_and_shapes(only_planned, name):
-    torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
+    import torch
+
     from support import twins
 
     kind, arguments, make = FULL_SIZE[name]
@@ -325,22 +330,26 @@ def compare(here, name, tolerance=1e-9, count=4):
     close(here.host(ours.predict(x)), theirs.eval()(torch.tensor(host)), "logits")
 
 
+@needs("torch")
 @every_model
 def test_a_step_of_the_twin(backend: Here, name):
     compare(backend, name)
 
 
+@needs("torch")
 @large_model
 def test_a_step_of_the_twin_of_a_large_model(name):
     compare(Here("numpy", resolve("numpy")), name)
 
 
+@needs("torch")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["alexnet", "vgg16", "resnet50"])
 @pytest.mark.parametrize("device", ["numpy", "torch"])
 def test_full_size(name, device):
     """A photograph's size through the whole thing, in float32, and with all its weights."""
-    torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
+    import torch
+
     from support import twins
 
     kind, _, make = FULL_SIZE[name]

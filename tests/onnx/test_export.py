@@ -572,7 +572,7 @@ def test_other_samples_than_it_was_built_for(tmp_path):
 
 def test_other_samples_that_the_weights_do_not_fit(tmp_path):
     model = M.SimpleConvNet(device="numpy", seed=0)
-    words = ("fc1 (Linear)", "weight would have to be (100, 5880)", "is (100, 4320)")
+    words = ("fc1 (Linear)", "weight must have shape (100, 5880)", "has (100, 4320)")
     refuses(
         ShapeError,
         *words,
@@ -776,7 +776,7 @@ def square_layer():
 def test_a_layer_without_an_emitter(known, tmp_path):
     kind = square_layer()
     network = Sequential(Linear(3, 2), inner=Sequential(odd=kind())).build((3,), device="numpy")
-    words = ("inner.odd (Square)", "no ONNX export", "@portacnn.onnx.emitter(Square)")
+    words = ("inner.odd (Square)", "no ONNX emitter", "@portacnn.onnx.emitter(Square)")
     refuses(ArgumentError, *words, call=lambda: public_export(network, tmp_path / "m.onnx"))
     assert not list(tmp_path.iterdir())
 
@@ -821,7 +821,7 @@ def test_parameters_called_as_something_else_is(name, known, tmp_path):
         refuses(
             ArgumentError,
             "Scaled",
-            f"two values called '{name}'",
+            f"two values are called '{name}'",
             call=lambda: export(layer, tmp_path),
         )
 

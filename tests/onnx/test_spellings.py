@@ -10,6 +10,8 @@ import pytest
 
 import portacnn.onnx
 from portacnn.errors import ModelFormatError
+from portacnn.layers import BatchNorm2d, Dropout
+from portacnn.layers.base import run
 
 onnx = pytest.importorskip("onnx")
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
@@ -64,12 +66,12 @@ def test_batch_norm_with_five_outputs_trains(path: Path, opset: int):
     refused(
         path,
         batch_norm(opset, 5),
-        "5 outputs.*mean and variance of every batch.*export the network for inference",
+        "5 outputs.*statistics of every batch.*export the network for inference",
     )
     model = batch_norm(opset, 5)
     del model.graph.node[0].output[4:]
     model.graph.node[0].output[1] = model.graph.node[0].output[2] = ""  # one is enough
-    refused(path, model, "mean and variance of every batch")
+    refused(path, model, "statistics of every batch")
 
 
 @pytest.mark.parametrize(
@@ -137,6 +139,76 @@ def test_an_opset_that_is_said_twice(path: Path):
         np.testing.assert_array_equal(of_the_runtime(path, X), np.maximum(X, 0))
     model.opset_import.append(helper.make_opsetid("", 12))
     refused(path, model, "expected one opset")
+
+
+# --- attributes that are for training -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("opset", "given", "momentum"), [(8, {}, 0.1), (15, {}, 0.1), (15, {"momentum": 0.75}, 0.25)]
+)
+def test_momentum_counts_the_other_way_round(path: Path, opset: int, given: Any, momentum: float):
+    """In ONNX it is the share of the running statistics that stays. No prediction shows it."""
+    model = portacnn.onnx.load(write(path, batch_norm(opset, **given)))
+    (norm,) = (layer for layer in model.walk() if isinstance(layer, BatchNorm2d))
+    assert norm.momentum == pytest.approx(momentum)
+    x = X + 1
+    run(model, x, True, False)
+    expected = (1 - momentum) * STATE["m"] + momentum * x.mean(axis=(0, 2, 3))
+    np.testing.assert_allclose(norm.buffers["running_mean"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("opset", "nodes", "share"),
+    [
+        (7, [node("Dropout", ["x"], ["y"])], 0.5),
+        (7, [node("Dropout", ["x"], ["y"], ratio=0.25)], 0.25),
+        (13, [node("Dropout", ["x"], ["y"])], 0.5),
+        (13, [node("Dropout", ["x", "quarter"], ["y"])], 0.25),
+    ],
+)
+def test_the_share_that_dropout_drops(path: Path, opset: int, nodes: list[Any], share: float):
+    constants = {"quarter": np.float32(0.25)}
+    model = portacnn.onnx.load(write(path, model_of(nodes, constants, opset=opset)), seed=0)
+    (dropout,) = (layer for layer in model.walk() if isinstance(layer, Dropout))
+    assert dropout.p == share
+
+
+@pytest.mark.parametrize(
+    ("axis", "count", "sizes"), [(2, 2, [3, 2]), (2, 3, [2, 2, 1]), (1, 2, [1, 1])]
+)
+def test_a_split_that_does_not_come_out_even(path: Path, axis: int, count: int, sizes: list[int]):
+    """The last part is the smaller one."""
+    parts = [f"part{i}" for i in range(count)]
+    nodes = [
+        node("Split", ["x"], parts, axis=axis, num_outputs=count),
+        node("Concat", parts[::-1], ["y"], axis=axis),
+    ]
+    model = portacnn.onnx.load(write(path, model_of(nodes, opset=18)))
+    cuts = np.cumsum(sizes)[:-1]
+    expected = np.concatenate(np.split(X, cuts, axis=axis)[::-1], axis=axis)
+    np.testing.assert_array_equal(model(X), expected)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "step", "cells"),
+    [(4, -6, -1, [4, 3, 2, 1, 0]), (-1, -(1 << 63), -2, [4, 2, 0]), (3, 0, -1, [3, 2, 1])],
+)
+def test_a_constants_slice_that_is_turned_round(
+    path: Path, start: int, end: int, step: int, cells: list[int]
+):
+    """An end before the first cell takes that in, too."""
+    row = np.arange(5, dtype=np.float32)
+    numbers_of = {"start": start, "end": end, "axis": 0, "step": step}
+    constants = {name: np.array([value], np.int64) for name, value in numbers_of.items()}
+    nodes = [
+        node("Slice", ["row", *numbers_of], ["part"]),
+        node("ReduceMean", ["x"], ["mean"], axes=[2, 3]),
+        node("Add", ["mean", "part"], ["y"]),
+    ]
+    model = portacnn.onnx.load(write(path, model_of(nodes, constants | {"row": row})))
+    expected = X.mean(axis=(2, 3), keepdims=True) + row[cells]
+    np.testing.assert_allclose(model(X), expected, rtol=1e-5)
 
 
 # --- the number of samples ------------------------------------------------------------------------
@@ -250,6 +322,23 @@ def with_external(*tensors: Any, nodes: Any = None) -> Any:
     return model
 
 
+def test_bfloat16_is_charged_as_the_float32_it_becomes(path: Path):
+    """Two tensors of the same 2 n bytes take 6 n each, of 8 n that the file allows."""
+    count = 1 << 16
+    (path.parent / "w.bin").write_bytes(bytes(2 * count))
+    tensors = [tensor(name, "w.bin", count) for name in ("a", "b")]
+    for each in tensors:
+        each.data_type = TensorProto.BFLOAT16
+    nodes = [node("Gather", [name, "zero"], [f"{name}0"]) for name in ("a", "b")]
+    nodes += [node("Add", ["a0", "b0"], ["sum"]), node("Add", ["x", "sum"], ["y"])]
+    model = with_external(*tensors, nodes=nodes)
+    model.graph.initializer.append(numpy_helper.from_array(np.int64(0), "zero"))
+    write(path, model)
+    np.testing.assert_array_equal(portacnn.onnx.load(path, max_extra_bytes=5 * count).predict(X), X)
+    with pytest.raises(ModelFormatError, match="its arrays need"):
+        portacnn.onnx.load(path, max_extra_bytes=0)
+
+
 @pytest.fixture
 def cache(tmp_path: Path) -> tuple[Path, np.ndarray]:
     """A model and its data as the Hugging Face cache has them: links, each to a file in another
@@ -305,7 +394,7 @@ def test_tensors_that_name_the_same_bytes_are_charged(path: Path, spelled: str):
     nodes += [node("Sum", [f"g{i}" for i in range(300)], ["sum"]), node("Add", ["x", "sum"], ["y"])]
     model = with_external(*tensors, nodes=nodes)
     model.graph.initializer.append(numpy_helper.from_array(np.int64(0), "zero"))
-    refused(path, model, "its arrays would take 1048576 bytes more")
+    refused(path, model, "its arrays need 1048576 more bytes")
 
 
 def test_data_that_are_replaced_while_they_are_read(path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -24,7 +24,7 @@ from support.checks import (
     untouched,
     with_each_kernel,
 )
-from support.matrix import Here
+from support.matrix import Here, needs
 
 
 def number_sigmoid(v: float) -> float:
@@ -132,9 +132,11 @@ def test_sigmoid_at_the_ends(backend: Here, dtype: str):
     assert np.isnan(backend.host(sigmoid(backend.array([np.nan], dtype))[0])).all()
 
 
+@needs("torch")
 @with_each_kernel
 def test_pytorchs_activations(backend: Here):
-    torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
+    import torch
+
     host, dy = np.round(normal(4, 5) * 3) / 2, normal(4, 5, seed=1)
     for name, activation in ACTIVATIONS.items():
         leaf = torch.tensor(host, requires_grad=True)

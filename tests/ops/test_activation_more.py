@@ -22,7 +22,7 @@ from support.checks import (
     untouched,
     with_each_kernel,
 )
-from support.matrix import Here
+from support.matrix import Here, needs
 
 TOLERANCE = {"float32": 1e-5, "float64": 1e-11}
 
@@ -99,12 +99,14 @@ def test_numerical_gradient(backend: Here, name: str, options: dict, function: A
     )
 
 
+@needs("torch")
 @pytest.mark.parametrize("dtype", DTYPES)
 @every
 @with_each_kernel
 def test_pytorch(backend: Here, name: str, options: dict, function: Any, dtype: str):
     """Gradients at the bends and far out, too."""
-    torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
+    import torch
+
     if options.get("threshold", 0) > 1e4:
         pytest.skip("PyTorch's softplus overflows below such a threshold")
     host = np.concatenate([np.linspace(-30, 30, 121), [0.0, 1e4, -1e4]])
@@ -162,11 +164,13 @@ def test_erf_in_any_layout(backend: Here, shape: tuple, layout: str):
 # --- softmax --------------------------------------------------------------------------------------
 
 
+@needs("torch")
 @pytest.mark.parametrize("dim", [0, 1, 2, -1, -3])
 @pytest.mark.parametrize("name", ["softmax", "log_softmax"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_softmax(backend: Here, dtype: str, name: str, dim: int):
-    torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
+    import torch
+
     host, up = 5 * normal(3, 4, 5), normal(3, 4, 5, seed=1)
     host[0, 0, 0], host[1, 2, 3], host[2, 3] = 1e4, -1e4, 1e4
     leaf = torch.tensor(host, requires_grad=True)
@@ -255,3 +259,25 @@ def test_options_may_stand_in_order(backend: Here):
             backend.host(getattr(ops, name)(x, **options)[0]),
             x,
         )
+
+
+@pytest.mark.parametrize(
+    ("op", "options", "x", "slopes"),
+    [
+        ("relu", {}, [-1.0, 0.0, 1.0], [0.0, 0.0, 1.0]),
+        ("leaky_relu", {"negative_slope": 0.25}, [-1.0, 0.0, 1.0], [0.25, 0.25, 1.0]),
+        ("elu", {"alpha": 0.5}, [0.0, 1.0], [0.5, 1.0]),
+        ("scaled_elu", {"alpha": 0.5, "beta": 2.0, "gamma": 3.0}, [0.0, 1.0], [3.0, 3.0]),
+        ("hard_sigmoid", {"alpha": 0.5, "beta": 0.5}, [-1.0, 0.0, 1.0], [0.0, 0.5, 0.0]),
+        ("hard_swish", {}, [-4.0, -3.0, 3.0, 4.0], [0.0, 0.0, 1.0, 1.0]),
+        ("clip", {"min": -1.0, "max": 2.0}, [-2.0, -1.0, 2.0, 3.0], [0.0, 1.0, 1.0, 0.0]),
+        ("softplus", {"beta": 2.0, "threshold": 4.0}, [2.0, 2.5], [1 / (1 + np.exp(-4)), 1.0]),
+    ],
+)
+@with_each_kernel
+def test_slopes_where_two_pieces_meet(backend: Here, op: str, options: Any, x: Any, slopes: Any):
+    """As in PyTorch: differences on both sides would give a mean of the two."""
+    array = backend.array(np.array(x))
+    y, cache = getattr(ops, op)(array, **options)
+    dx = getattr(ops, f"{op}_backward")(backend.array(np.full(len(x), 2.0)), cache)
+    agree(backend, dx, 2.0 * np.array(slopes), y)

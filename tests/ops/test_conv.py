@@ -29,7 +29,7 @@ from support.checks import (
     untouched,
     with_each_kernel,
 )
-from support.matrix import Here
+from support.matrix import Here, backends, needs
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,8 @@ def by_torch(
     case: Case, x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None, dy: np.ndarray
 ) -> list:
     """Values and, by autograd, gradients."""
-    torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
+    import torch
+
     stride, ((top, bottom), (left, right)), dilation, groups = case.plain()
     leaves = [None if a is None else torch.tensor(a, requires_grad=True) for a in (x, weight, bias)]
     padded = torch.nn.functional.pad(leaves[0], (left, right, top, bottom))
@@ -190,7 +191,7 @@ def by_torch(
     return [y.detach().numpy(), *(leaf.grad.numpy() for leaf in leaves if leaf is not None)]
 
 
-@pytest.mark.parametrize("oracle", [by_scipy, by_torch])
+@pytest.mark.parametrize("oracle", [by_scipy, pytest.param(by_torch, marks=needs("torch"))])
 @cases
 @with_each_kernel
 def test_other_peoples_convolution(backend: Here, case: Case, oracle: Any):
@@ -231,12 +232,11 @@ def test_memory_layouts(backend: Here, name: str, layout: str):
 
 
 @pytest.mark.parametrize("room", [1, 1500, 6000])
+@backends("numpy", "numpy-readonly")
 @with_each_kernel
 def test_numpys_convolutions_in_pieces(backend: Here, room: int):
     """Of one output row, and of a few that do not divide the output; real ones would hold all these
     cases at once."""
-    if backend.backend.name != "numpy":
-        pytest.skip("only NumPy's kernels work in pieces")
     with pieces_of(room):
         for case in CASES.values():
             check(backend, case, "float64", ("packed", "batch_last", "stepped"), seed=41)

@@ -6,8 +6,8 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
@@ -20,10 +20,11 @@ from portacnn import ops, runtime
 from portacnn.backends.cupy import kernels as cupy_kernels
 from portacnn.errors import ArgumentError, StateError
 from portacnn.ops import use_kernels
-from portacnn.ops.dispatch import OPS, Cache
+from portacnn.ops.dispatch import OPS, Cache, kernel_choice, precision
 from portacnn.runtime import BackendError, Kernel, backend_of
+from portacnn.testing.examples import EXAMPLES, call, mapped
 from support.checks import normal, refuses, with_each_kernel
-from support.matrix import Here
+from support.matrix import Here, needs
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -129,6 +130,23 @@ def test_the_switch_is_put_back_after_an_error(backend: Here, override: Callable
     assert spy.forwards == 1
 
 
+@pytest.mark.parametrize("error", [False, True])
+def test_an_inner_choice_ends_at_its_end(error: bool):
+    """Of kernels and of precision: then the outer one holds again, and at last none."""
+    for choose, chosen, outer, inner in (
+        (use_kernels, kernel_choice, "reference", "native"),
+        (ops.use_precision, precision, "tf32", "bfloat16"),
+    ):
+        before = chosen()
+        with choose(outer):
+            with suppress(KeyError), choose(inner):
+                assert chosen() == inner
+                if error:
+                    raise KeyError
+            assert chosen() == outer
+        assert chosen() == before
+
+
 def test_the_switch_is_for_one_thread(backend: Here, override: Callable[..., Spy]):
     spy, x = override("relu", lambda x: x * 7.0), backend.array(HOST)
     with use_kernels("reference"):
@@ -211,125 +229,35 @@ def test_bad_arguments_are_refused_before_an_override_sees_them(
 
 # --- caches ---------------------------------------------------------------------------------------
 
-# The same numbers in one, two and three dimensions
-VIEWS: dict[int, Callable[[Any], Any]] = {
-    1: lambda x: x[:, :, :, 0],
-    2: lambda x: x,
-    3: lambda x: x[..., None],
-}
-
-
-ACTIVATIONS = ("relu", "leaky_relu", "elu", "sigmoid", "tanh", "silu", "gelu", "softplus")
-
-
-def _spatial(kind: str, arguments: Callable[[Any], tuple], **options: Any) -> dict[str, tuple]:
-    """The entries of an op that has a face for each number of spatial axes."""
-    calls = {}
-    for axes, view in VIEWS.items():
-        face = getattr(ops, f"{kind}{axes}d")
-
-        def run(x, face=face, view=view, **keep):
-            return face(view(x), *arguments(view(x)), **options, **keep)
-
-        calls[face.__name__] = (
-            partial(run, keep=False),
-            run,
-            getattr(ops, f"{face.__name__}_backward"),
-        )
-    return calls
-
-
-def _plain(name: str, *arguments: Any, **options: Any) -> dict[str, tuple]:
-    """The entry of an op that takes x and plain values."""
-    face = getattr(ops, name)
-
-    def run(x, **keep):
-        return face(x, *arguments, **options, **keep)
-
-    return {name: (partial(run, keep=False), run, getattr(ops, f"{name}_backward"))}
-
-
-def _pair(name: str) -> dict[str, tuple]:
-    """The entry of an op of x and something of its shape."""
-    face = getattr(ops, name)
-
-    def run(x, **keep):
-        return face(x, x, **keep)
-
-    return {name: (partial(run, keep=False), run, getattr(ops, f"{name}_backward"))}
-
-
 CALLS = {
-    **_spatial("conv", lambda x: (x,)),
-    **_spatial("conv_transpose", lambda x: (x,)),
-    **_spatial("max_pool", lambda x: (1,)),
-    **_spatial("avg_pool", lambda x: (1,)),
-    **_spatial("adaptive_avg_pool", lambda x: (1,)),
-    **_spatial("adaptive_max_pool", lambda x: (1,)),
-    "global_avg_pool": (
-        partial(ops.global_avg_pool, keep=False),
-        ops.global_avg_pool,
-        ops.global_avg_pool_backward,
-    ),
-    "global_max_pool": (
-        partial(ops.global_max_pool, keep=False),
-        ops.global_max_pool,
-        ops.global_max_pool_backward,
-    ),
-    "pad": (
-        lambda x: ops.pad(x, (1, 1), keep=False),
-        lambda x: ops.pad(x, (1, 1)),
-        ops.pad_backward,
-    ),
-    **{name: call for op in ACTIVATIONS for name, call in _plain(op).items()},
-    **_plain("elementwise", "exp"),
-    **{
-        name: call
-        for op in ("scaled_elu", "hard_sigmoid", "hard_swish", "clip")
-        for name, call in _plain(op).items()
-    },
-    **_plain("softmax", 1),
-    **_plain("log_softmax", 1),
-    **_plain("batch_norm", None, None, training=True),
-    **_plain("instance_norm"),
-    **_plain("group_norm", 1),
-    **_plain("layer_norm", 2),
-    **_plain("local_response_norm", 2),
-    **_plain("dropout", seed=0),
-    **_spatial("dropout", lambda x: (), seed=0),
-    **_pair("mse_loss"),
-    **_pair("binary_cross_entropy_with_logits"),
-    **_pair("softmax_cross_entropy"),
-    **_pair("prelu"),
-    "arithmetic": (
-        lambda x: ops.arithmetic(x, x, "add", keep=False),
-        lambda x: ops.arithmetic(x, x, "add"),
-        ops.arithmetic_backward,
-    ),
-    "linear": (
-        lambda x: ops.linear(x[0, 0, ...], x[0, 0, ...], keep=False),
-        lambda x: ops.linear(x[0, 0, ...], x[0, 0, ...]),
-        ops.linear_backward,
-    ),
+    example.op: example
+    for example in EXAMPLES.values()
+    if example.public and example.backward is not None
 }
 
 
-def test_here_is_every_op_that_has_a_backward():
-    assert {f"{name}_backward" for name in CALLS} == {
-        name for name in ops.__all__ if name.endswith("_backward")
+def _small(backend: Here, op: str, **options: Any) -> tuple[Any, Any]:
+    """An op's output and cache for small arguments on a backend."""
+    example = CALLS[op]
+    arguments = example.sized("small", lambda name, shape: normal(*shape))
+    placed = {
+        word: mapped(value, backend.backend.asarray if "running" in word else backend.array)
+        for word, value in arguments.items()
     }
+    return call(example.forward, {**placed, **options})
 
 
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("op", CALLS)
 @with_each_kernel
-def test_keep_false_keeps_nothing(backend: Here, name: str):
-    forward, kept, backward = CALLS[name]
-    x = backend.array(normal(2, 2, 2, 2))
-    y, cache = forward(x)
+def test_keep_false_keeps_nothing(backend: Here, op: str):
+    backward = CALLS[op].backward
+    assert backward is not None
+    y, cache = _small(backend, op, keep=False)
     assert cache is None
     refuses(StateError, "keep=True", call=lambda: backward(y, None))
-    y, cache = kept(x)
-    for _, _, wrong in CALLS.values():
+    y, cache = _small(backend, op)
+    for example in CALLS.values():
+        wrong = example.backward
         if wrong is not backward:  # the faces of one op share it
             refuses(
                 StateError,
@@ -400,12 +328,14 @@ def test_numpys_overrides_are_found():
     }
 
 
+@needs("torch")
 @pytest.mark.parametrize("op", ["conv", "max_pool", "avg_pool"])
 @pytest.mark.parametrize("choice", ["auto", "reference"])
 def test_torchs_own_kernels_run_when_they_should(
     op: str, choice: str, monkeypatch: pytest.MonkeyPatch
 ):
-    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    import torch
+
     kernel, calls = runtime.resolve("torch").kernels["native"][op], []
 
     def forward(*args: Any, **kwargs: Any) -> Any:

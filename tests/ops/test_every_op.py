@@ -12,21 +12,33 @@ import pytest
 from portacnn import ops
 from portacnn.errors import ArrayError, PortacnnError
 from portacnn.ops import use_kernels
-from portacnn.runtime import resolve
-from support.checks import choices, pieces_for, refuses
-from support.every_op import EVERY, Case, Shapes
-from support.matrix import Here
+from portacnn.ops.dispatch import OPS
+from portacnn.runtime import backend_of, resolve
+from portacnn.testing.examples import (
+    EXAMPLES,
+    Arguments,
+    Example,
+    Random,
+    Shapes,
+    arrays_of,
+    as_given,
+    call,
+    mapped,
+)
+from support.checks import DTYPES, choices, pieces_for, refuses
+from support.matrix import Here, needs
 
 NUMPY = Here("numpy", resolve("numpy"))
+EVERY = {name: example for name, example in EXAMPLES.items() if example.small}
 names = pytest.mark.parametrize("name", EVERY)
 
 
-def test_every_op_is_here():
-    """Put how it is called into EVERY."""
+def test_every_op_has_an_example():
+    """Put a row for it into portacnn/testing/examples.py."""
     forwards = {name for name in ops.__all__ if not name.endswith("_backward")}
-    assert forwards - {"Cache", "use_kernels", "use_precision", "col2im"} == {
-        case.op for case in EVERY.values()
-    }
+    public = forwards - {"Cache", "use_kernels", "use_precision"}
+    assert {example.op for example in EXAMPLES.values()} == public | set(OPS)
+    assert {example.op for example in EVERY.values()} == public
 
 
 def test_a_wrong_call_is_refused_in_the_name_of_the_op():
@@ -44,19 +56,112 @@ def test_a_wrong_call_is_refused_in_the_name_of_the_op():
         ops.relu_backward(y, cache, colour=1)
 
 
-def drawn(shapes: Shapes, seed: int = 0) -> dict[str, np.ndarray]:
+def drawn(shapes: Shapes, seed: int = 0) -> Callable[[str, tuple[int, ...]], np.ndarray]:
     """Numbers from 0.5 to 1.5, with distinct maxima; matrices of weights such that products are of
     that size too."""
     rng = np.random.default_rng(seed)
-    arrays = {name: rng.uniform(0.5, 1.5, shape) for name, shape in shapes.items()}
-    for name, array in arrays.items():
+
+    def values(name: str, shape: tuple[int, ...]) -> np.ndarray:
+        array = rng.uniform(0.5, 1.5, shape)
         if name == "weight" and array.ndim > 1:
             array /= max(array.shape[0], array[0].size)
-    return arrays
+        return array
+
+    return values
 
 
-def results(here: Here, case: Case, arrays: dict[str, Any]) -> list[np.ndarray]:
-    return [here.host(array) for array in case.run(here, arrays)]
+def sized(
+    example: Example, change: Callable[[np.ndarray], Any], shapes: Shapes | None = None
+) -> Arguments:
+    """Arguments of the small shapes, or of others, with ``change`` done to the arrays of floats."""
+    shapes = shapes or example.small
+    return as_given(example.of_shapes(shapes, drawn(shapes)), change)
+
+
+def results(here: Here, example: Example, arguments: Arguments) -> list[np.ndarray]:
+    found = example.results(mapped(arguments, here.array))
+    return [here.host(array) for array in found]
+
+
+# --- drawn examples -------------------------------------------------------------------------------
+
+
+def gradient(shape: tuple[int, ...], seed: int) -> np.ndarray:
+    return np.asarray(np.random.default_rng(seed).standard_normal(shape))
+
+
+KINKED = {"relu", "max_pool", "conv_relu", "linear_relu", "add_relu", "adaptive_max_pool"}
+KINKED |= {"global_max_pool", *(f"{a}max_pool{n}d" for n in (1, 2, 3) for a in ("", "adaptive_"))}
+"""Their examples have ties, or inputs at 0, where there is no slope."""
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("name", [n for n, example in EXAMPLES.items() if example.differentiable])
+def test_the_gradient_is_the_slope(name: str, seed: int):
+    """In float64, along a random direction of all differentiable arguments together."""
+    example = EXAMPLES[name]
+    given = example.draw(Random(seed, "small"))
+    if example.op in KINKED:
+        given = as_given(given, lambda array: array + gradient(array.shape, 7) / 100)
+    names = [word for word in example.differentiable if given.get(word) is not None]
+    towards = {w: mapped(given[w], lambda array: gradient(array.shape, seed)) for w in names}
+
+    def at(t: float) -> Any:
+        moved = {
+            word: [a + t * b for a, b in zip(given[word], towards[word], strict=True)]
+            if isinstance(given[word], list)
+            else given[word] + t * towards[word]
+            for word in names
+        }
+        return call(example.forward, {**mapped({**given, **moved}, np.copy), "keep": True})
+
+    with use_kernels("reference"):
+        y, cache = at(0.0)
+        dy = gradient(y.shape, seed + 1) if y.ndim else 1.3
+        found = example.backward(dy, cache)
+        slope = np.sum((at(1e-6)[0] - at(-1e-6)[0]) * dy) / 2e-6
+    gradients = found if isinstance(found, tuple) else (found,)
+    shares = []
+    for word, one in zip(example.differentiable, gradients, strict=True):
+        assert (one is None) == (word not in names)
+        # an op of a list has one gradient for all
+        shares += [one * direction for direction in arrays_of([towards.get(word)])]
+    total = sum(np.sum(share) for share in shares)
+    assert abs(slope - total) < 1e-6 * (1.0 + sum(np.abs(share).sum() for share in shares))
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_drawn_on_every_backend(backend: Here, name: str):
+    """As the portable op on NumPy in float64."""
+    for dtype in DTYPES:
+        agree_drawn(backend, EXAMPLES[name], dtype)
+
+
+def agree_drawn(backend: Here, example: Example, dtype: str) -> None:
+    given = as_given(example.draw(Random(10, "small")), lambda array: array.astype(dtype))
+    wide = as_given(given, lambda array: array.astype("float64"))
+
+    def dy(y: Any) -> Any:
+        if not y.shape:
+            return 0.7
+        host = np.random.default_rng(3).integers(-8, 9, tuple(y.shape)) / 8
+        return backend_of(y).xp.asarray(host, dtype=y.dtype, device=y.device)
+
+    with use_kernels("reference"):
+        expected = example.results(wide, dy)
+    written = {word: given[word] for word in example.writes if word in given}
+    placed = {**mapped(given, backend.array), **mapped(written, backend.backend.asarray)}
+    found = example.results(placed, dy)
+    assert len(found) == len(expected)
+    limit = example.float32 if dtype == "float32" else 1e-12
+    for got, right in zip(found, expected, strict=True):
+        host = backend.host(got)
+        if right.dtype.kind != "f":
+            np.testing.assert_array_equal(host, right)
+            continue
+        assert host.dtype == dtype
+        largest = np.abs(right[np.isfinite(right)]).max(initial=0.0)
+        np.testing.assert_allclose(host, right, rtol=0, atol=limit * largest)
 
 
 # --- half precision -------------------------------------------------------------------------------
@@ -64,18 +169,24 @@ def results(here: Here, case: Case, arrays: dict[str, Any]) -> list[np.ndarray]:
 
 @names
 @pytest.mark.parametrize(
-    ("library", "dtype"), [("numpy", "float16"), ("torch", "float16"), ("torch", "bfloat16")]
+    ("library", "dtype"),
+    [
+        ("numpy", "float16"),
+        *(pytest.param("torch", kind, marks=needs("torch")) for kind in ("float16", "bfloat16")),
+    ],
 )
 def test_sums_of_half_precision_are_made_in_float32(name: str, library: str, dtype: str):
-    if library == "torch":
-        pytest.importorskip("torch")
-    home, case = resolve(library), EVERY[name]
+    home, example = resolve(library), EVERY[name]
     xp, half = home.xp, getattr(home.xp, dtype)
-    given = {word: xp.astype(home.asarray(host), half) for word, host in drawn(case.long).items()}
-    rounded = {word: home.to_host(xp.astype(array, xp.float64)) for word, array in given.items()}
-    found = case.run(Here(library, home), given)
+
+    def rounded(array: np.ndarray) -> Any:
+        return xp.astype(home.asarray(array), half)
+
+    host = example.sized("long", drawn(example.long))
+    found = example.results(mapped(as_given(host, rounded), home.asarray))
+    wide = as_given(host, lambda array: home.to_host(xp.astype(rounded(array), xp.float64)))
     with use_kernels("reference"):
-        expected = case.run(NUMPY, rounded)
+        expected = example.results(wide)
     assert len(found) == len(expected)
     step = 2.0**-10 if dtype == "float16" else 2.0**-7
     for got, right in zip(found, expected, strict=True):
@@ -102,8 +213,10 @@ def test_the_loss_of_many_zeros_in_float16():
     np.testing.assert_allclose(gradient, [[-0.5 / 65520, 0.5 / 65520]] * 65520, atol=6e-8)
 
 
+@needs("torch")
 def test_floats_of_eight_bits_are_refused():
-    torch = pytest.importorskip("torch")
+    import torch
+
     refuses(
         ArrayError,
         "floating point",
@@ -112,21 +225,40 @@ def test_floats_of_eight_bits_are_refused():
     )
 
 
+# --- caches ---------------------------------------------------------------------------------------
+
+
+@names
+def test_a_cache_is_not_used_up(backend: Here, name: str):
+    """The backward pass gives the same once more, to the bit."""
+    example = EVERY[name]
+    if (backward := example.backward) is None:
+        return
+    for choice in choices(backend):
+        with use_kernels(choice):
+            arguments = mapped(
+                sized(example, lambda a: a.astype("float64")), backend.backend.asarray
+            )
+            y, cache = call(example.forward, {**arguments, "keep": True})
+            expected = [backend.host(array) for array in arrays_of(backward(y, cache))]
+            again = [backend.host(array) for array in arrays_of(backward(y, cache))]
+            for got, right in zip(again, expected, strict=True):
+                np.testing.assert_array_equal(got, right)
+
+
 # --- byte order -----------------------------------------------------------------------------------
 
 
 @names
 @pytest.mark.parametrize("dtype", ["f4", "f8"])
 def test_byte_order(name: str, dtype: str):
-    case = EVERY[name]
+    example = EVERY[name]
     for choice in choices(NUMPY):
         with use_kernels(choice):
-            expected = case.run(
-                NUMPY, {word: host.astype(dtype) for word, host in drawn(case.small).items()}
-            )
-            swapped = {word: host.astype(f">{dtype}") for word, host in drawn(case.small).items()}
-            found = case.run(NUMPY, dict(swapped))
-        written = {id(array) for array in swapped.values()}
+            expected = example.results(sized(example, lambda a: a.astype(dtype)))
+            swapped = sized(example, lambda a: a.astype(f">{dtype}"))
+            found = example.results(swapped)
+        written = {id(array) for array in arrays_of(list(swapped.values()))}
         for got, right in zip(found, expected, strict=True):
             assert got.dtype.isnative or id(got) in written
             np.testing.assert_array_equal(got, right, strict=got.dtype.isnative)
@@ -179,24 +311,21 @@ def everything_raises() -> Iterator[None]:
 def test_no_warnings(name: str, library: str):
     if library == "array_api_strict":
         pytest.importorskip(library)
-    here, case = Here(library, resolve(library)), EVERY[name]
+    here, example = Here(library, resolve(library)), EVERY[name]
     for seed in range(3):
         rng = np.random.default_rng(seed)
-        values = {
-            word: rng.choice(EXTREMES if seed else EXTREMES[3:], shape)
-            for word, shape in case.small.items()
-        }
+
+        def extremes(_: str, shape: tuple[int, ...]) -> np.ndarray:
+            return rng.choice(EXTREMES if seed else EXTREMES[3:], shape)  # noqa: B023
+
+        host = example.sized("small", extremes)
         with np.errstate(all="ignore"):
-            hosts = {word: host.astype("float32") for word, host in values.items()}
+            host = as_given(host, lambda a: a.astype("float32"))
         for choice in choices(here):
             with use_kernels(choice), pieces_for(2):
-                quiet = results(
-                    here, case, {word: here.array(host) for word, host in hosts.items()}
-                )
+                quiet = results(here, example, mapped(host, np.copy))
                 with everything_raises():
-                    found = results(
-                        here, case, {word: here.array(host) for word, host in hosts.items()}
-                    )
+                    found = results(here, example, mapped(host, np.copy))
             for got, right in zip(found, quiet, strict=True):
                 np.testing.assert_array_equal(got, right)
 
@@ -237,16 +366,12 @@ MEMORY: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 @names
 @pytest.mark.parametrize("memory", MEMORY)
 def test_any_memory(name: str, memory: str):
-    case = EVERY[name]
+    example = EVERY[name]
     for choice in choices(NUMPY):
         with use_kernels(choice):
-            expected = case.run(
-                NUMPY, {word: host.astype("f4") for word, host in drawn(case.small).items()}
-            )
-            laid = {
-                word: MEMORY[memory](host.astype("f4")) for word, host in drawn(case.small).items()
-            }
-            found = case.run(NUMPY, laid)
+            expected = example.results(sized(example, lambda a: a.astype("f4")))
+            laid = sized(example, lambda a: MEMORY[memory](a.astype("f4")))
+            found = example.results(laid)
         for got, right in zip(found, expected, strict=True):
             np.testing.assert_allclose(got, right, rtol=1e-5, atol=1e-6)
 
@@ -254,18 +379,21 @@ def test_any_memory(name: str, memory: str):
 @names
 def test_no_samples(name: str):
     """An empty batch gives an empty result, or an error of ours."""
-    case = EVERY[name]
-    first, *_ = case.small
-    batched = case.small if first == "p" else (first, "target")
-    shapes = {
-        word: (0, *shape[1:]) if word in batched else shape for word, shape in case.small.items()
-    }
+    example = EVERY[name]
+    first, *_ = example.small
+    shapes = {word: nothing_of(shape) for word, shape in example.small.items()}
+    if not isinstance(shapes[first], list):
+        shapes = {**example.small, **{w: shapes[w] for w in (first, "target") if w in shapes}}
     for choice in choices(NUMPY):
         with use_kernels(choice), everything_raises():
             try:
-                case.run(NUMPY, {word: host.astype("f4") for word, host in drawn(shapes).items()})
+                example.results(sized(example, lambda a: a.astype("f4"), shapes))
             except PortacnnError:
                 continue
+
+
+def nothing_of(shape: Any) -> Any:
+    return [nothing_of(s) for s in shape] if isinstance(shape, list) else (0, *shape[1:])
 
 
 # --- what is refused ------------------------------------------------------------------------------
@@ -273,17 +401,21 @@ def test_no_samples(name: str):
 
 @names
 def test_arrays_that_mean_something_else(name: str):
-    case = EVERY[name]
-    first, *_ = case.small
-    arrays = {word: host.astype("f4") for word, host in drawn(case.small).items()}
-    masked = {**arrays, first: np.ma.masked_greater(arrays[first], 1.0)}
-    refuses(ArrayError, "MaskedArray", "filled", call=lambda: case.run(NUMPY, masked))
-    if case.op in ("take_batch", "im2col", "is_correct", "all_finite") or first == "p":
+    example = EVERY[name]
+    first, *_ = example.small
+    arguments = sized(example, lambda a: a.astype("f4"))
+    several = isinstance(arguments[first], list)
+
+    def refused(*words: str, change: Callable[[np.ndarray], Any]) -> None:
+        changed = [change(arguments[first][0])] if several else change(arguments[first])
+        wrong = {**arguments, first: changed}
+        refuses(ArrayError, *words, call=lambda: example.results(wrong))
+
+    refused("MaskedArray", "filled", change=lambda a: np.ma.masked_greater(a, 1.0))
+    if example.integers or "params" in arguments or "grads" in arguments:
         return  # those take integers too, or what a Trainer has made itself
-    objects = {**arrays, first: arrays[first].astype(object)}
-    refuses(ArrayError, "floating point", "object", call=lambda: case.run(NUMPY, objects))
-    records = {**arrays, first: np.zeros(arrays[first].shape, dtype=[("value", "f4")])}
-    refuses(ArrayError, "floating point", call=lambda: case.run(NUMPY, records))
+    refused("floating point", "object", change=lambda a: a.astype(object))
+    refused("floating point", change=lambda a: np.zeros(a.shape, dtype=[("value", "f4")]))
 
 
 @pytest.mark.filterwarnings("ignore:the matrix subclass")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from portacnn import ops
 from portacnn.errors import ShapeError, StateError
-from portacnn.ops import use_kernels
+from portacnn.ops import use_kernels, workspace
 from portacnn.ops.conv import conv, conv_windows
 from portacnn.ops.fused import (
     add_relu,
@@ -39,7 +39,7 @@ from support.checks import (
     untouched,
     with_each_kernel,
 )
-from support.matrix import Here
+from support.matrix import Here, backends, needs
 
 Numbers = tuple[int, ...]
 
@@ -214,11 +214,10 @@ def test_memory_layouts(backend: Here, name: str, layout: str):
 
 
 @pytest.mark.parametrize("room", [1, 1500, 6000])
+@backends("numpy", "numpy-readonly")
 @with_each_kernel
 def test_numpys_convolutions_in_pieces(backend: Here, room: int):
     """Of one output row or row of pooling windows, and of a few that do not divide the output."""
-    if backend.backend.name != "numpy":
-        pytest.skip("only NumPy's kernels work in pieces")
     with pieces_of(room):
         for case in CASES.values():
             check(backend, case, "float64", ("packed", "batch_last", "stepped"), seed=41)
@@ -263,6 +262,7 @@ def test_drawn_at_length(backend: Here, case: Case, dtype: str, layouts: tuple[s
     check(backend, case, dtype, layouts, seed=7)
 
 
+@needs("torch")
 @pytest.mark.parametrize(
     "name", ["plain", "stride, asymmetric pads", "pool", "pool overlapping", "pool with gaps"]
 )
@@ -270,7 +270,8 @@ def test_drawn_at_length(backend: Here, case: Case, dtype: str, layouts: tuple[s
 def test_pytorch_with_equal_maxima(backend: Here, name: str):
     """Small whole numbers: every window has maxima that are alike, and the first of them takes the
     gradient."""
-    torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
+    import torch
+
     case, (stride, pads, dilation, groups) = CASES[name], CASES[name].plain
     draws = np.random.default_rng(3)
     hosts = [
@@ -410,10 +411,12 @@ def test_linear_nan_stays_in_its_row(backend: Here):
     agree(backend, linear_relu(*arrays)[0], clean, arrays[0])
 
 
+@needs("torch")
 @with_each_kernel
 def test_the_gradient_at_nan_is_pytorchs(backend: Here):
     """ReLU passes dy on where its output is NaN, in every op that has a ReLU in it."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     functional = torch.nn.functional
 
     def compare(names: str, ours: Any, theirs: Any) -> None:
@@ -540,8 +543,32 @@ def test_pooling_over_many_cells(backend: Here, size: int):
     agree(backend, dx, right, x)
 
 
+@pytest.mark.parametrize("kernel", [(2, 2), (2, 3), (3, 1)])
+@pytest.mark.parametrize("count", [1, 5, 40])
+@with_each_kernel
+def test_of_equal_maxima_the_first_takes_the_gradient(
+    backend: Here, kernel: tuple[int, int], count: int
+):
+    """A kernel of one number again, and inputs of which most windows have several largest."""
+    kh, kw = kernel
+    host = np.random.default_rng(0).integers(1, 3, (count, 1, 2 * kh, 3 * kw)).astype("float64")
+    x, one = backend.array(host), backend.array(np.ones((1, 1, 1, 1)))
+    pool = Windows.of(host.shape[2:], kernel, kernel)
+    y, cache = conv_relu(x, one, None, Windows.of(host.shape[2:], 1), 1, pool, keep=True)
+    dy = normal(*y.shape)
+    dx, _, _ = conv_relu_backward(backend.array(dy), cache)
+    windows = host.reshape(count, 2, kh, 3, kw).swapaxes(2, 3).reshape(count, 2, 3, kh * kw)
+    expected = np.zeros(windows.shape)
+    np.put_along_axis(expected, windows.argmax(axis=-1)[..., None], dy[:, 0, ..., None], axis=-1)
+    expected = expected.reshape(count, 2, 3, kh, kw).swapaxes(2, 3).reshape(host.shape)
+    agree(backend, dx, expected, x)
+
+
+@pytest.mark.parametrize("which", ["weight", "bias", "both"])
 @pytest.mark.parametrize("name", ["conv2d", "conv_relu", "linear", "linear_relu"])
-def test_a_prepared_op_sees_what_is_written_to_strided_parameters(backend: Here, name: str):
+def test_a_prepared_op_sees_what_is_written_to_strided_parameters(
+    backend: Here, name: str, which: str
+):
     """A kernel that wants them in one piece must not keep a copy of its own."""
     op = {"conv2d": conv, "conv_relu": conv_relu, "linear": ops.linear, "linear_relu": linear_relu}[
         name
@@ -551,6 +578,10 @@ def test_a_prepared_op_sees_what_is_written_to_strided_parameters(backend: Here,
     wide = backend.backend.asarray(normal(4, 6, 3, 3) if convolves else normal(4, 6), "float32")
     long = backend.backend.asarray(normal(8), "float32")
     weight, bias = wide[:, ::2, ...], long[::2]
+    if which == "weight":  # each by itself: the other one must not be what a kernel declines
+        bias = long = backend.backend.asarray(normal(4), "float32")
+    elif which == "bias":
+        wide = weight = backend.backend.asarray(backend.host(weight), "float32")
     rest = (
         (conv_windows(2, x, weight, bias, stride=1, padding=0, dilation=1, groups=1), 1)
         if convolves
@@ -566,3 +597,19 @@ def test_a_prepared_op_sees_what_is_written_to_strided_parameters(backend: Here,
             with use_kernels("reference"):
                 expected, _ = op(x, weight, bias, *rest, keep=False)
             agree(backend, function(x), backend.host(expected), x)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+def test_a_prepared_convolution_takes_little_memory(backend: Here, relu: bool):
+    """All of its columns at once would be 72 MiB: then it is better not prepared."""
+    x = backend.array(np.zeros((8, 64, 64, 64)), "float32")
+    weight = backend.array(np.zeros((1, 64, 3, 3)), "float32")
+    windows = Windows.of((64, 64), 3, padding=1)
+    for choice in choices(backend):
+        plan = workspace.Plan()
+        with use_kernels(choice), workspace.planning(plan):
+            if relu:
+                conv_relu.prepare(x, weight, None, windows, 1, None)
+            else:
+                conv.prepare(x, weight, None, windows, 1)
+        assert plan.size < 20 << 20

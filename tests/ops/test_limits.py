@@ -250,7 +250,7 @@ def test_so_do_blocks_and_graphs():
         block.body = Conv2d(2, 2, 3, padding=1)
     with pytest.raises(StateError, match="'activation' cannot be set"):
         block.activation = None
-    with pytest.raises(StateError, match="'activation' cannot be taken away"):
+    with pytest.raises(StateError, match="'activation' cannot be removed"):
         del block.activation
     block.body = block.body
     for holder in (

@@ -21,7 +21,7 @@ from support.checks import (
     untouched,
     with_each_kernel,
 )
-from support.matrix import Here
+from support.matrix import Here, needs
 
 
 def check(
@@ -71,9 +71,11 @@ def test_batches_and_layouts(backend: Here, n: int, layout: str, dtype: str):
     check(backend, (n, 3, 2), dtype, (layout,) * 3, True)
 
 
+@needs("torch")
 @with_each_kernel
 def test_pytorchs_linear(backend: Here):
-    torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
+    import torch
+
     hosts = normal(4, 5), normal(3, 5, seed=1), normal(3, seed=2)
     leaves = [torch.tensor(a, requires_grad=True) for a in hosts]
     expected, dy = torch.nn.functional.linear(*leaves), normal(4, 3, seed=3)

@@ -24,7 +24,7 @@ from support.checks import (
     untouched,
     with_each_kernel,
 )
-from support.matrix import Here
+from support.matrix import Here, needs
 
 KINDS = ("int64", "int32", "one-hot", "soft")
 
@@ -106,6 +106,7 @@ def test_ignored_labels(backend: Here, weighted: bool, ignore_index: int, reduct
         )
 
 
+@needs("torch")
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.3])
 @pytest.mark.parametrize("weighted", [False, True])
@@ -113,7 +114,8 @@ def test_ignored_labels(backend: Here, weighted: bool, ignore_index: int, reduct
 @pytest.mark.parametrize("shape", [(4, 5), (2, 3, 2, 4)])
 @with_each_kernel
 def test_pytorchs_cross_entropy(backend: Here, shape, kind, weighted, label_smoothing, reduction):
-    torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
+    import torch
+
     logits, target = normal(*shape), targets(kind, shape)
     weight = np.linspace(0.5, 2.0, shape[1]) if weighted else None
     if kind.startswith("int"):
@@ -247,7 +249,7 @@ def test_caches(backend: Here):
         (LabelError, ("shape (3, 2)", "(3, 4, 2)", "got (3,)"), (3, 4, 2), np.zeros(3, int), {}),
         (LabelError, ("one-hot of (3, 4)", "got (3, 5)"), (3, 4), np.zeros((3, 5)), {}),
         (LabelError, ("must be integers", "float64"), (3, 4), np.zeros(3), {}),
-        (ShapeError, ("4 classes", "(3,)"), (3, 4), np.zeros(3, int), {"weight": np.ones(3)}),
+        (ShapeError, ("(4,)", "(3,)"), (3, 4), np.zeros(3, int), {"weight": np.ones(3)}),
         (
             ArgumentError,
             ("label_smoothing", "0..1", "1.5"),

@@ -27,7 +27,7 @@ from support.checks import (
     untouched,
     with_each_kernel,
 )
-from support.matrix import Here
+from support.matrix import Here, needs
 
 TOLERANCE = {"float32": 1e-4, "float64": 1e-9}
 
@@ -242,10 +242,12 @@ def test_memory_layouts(backend: Here, name: str, layout: str):
     check(backend, CASES[name], "float64", ("packed", layout))
 
 
+@needs("torch")
 @cases
 @with_each_kernel
 def test_pytorch(backend: Here, case: Case):
-    torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
+    import torch
+
     hosts = case.hosts(11)
     leaves = [None if a is None else torch.tensor(a, requires_grad=True) for a in hosts]
     expected = case.call(torch.nn.functional, *leaves)
@@ -364,14 +366,25 @@ def test_frozen_gradients_are_those_of_the_statistics_at_the_forward(backend: He
 
 @with_each_kernel
 def test_instance_norms_running_statistics(backend: Here):
-    torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
+    """The mean over the samples of their means, and of their unbiased variances."""
     x = normal(3, 2, 4, 3)
-    expected = [torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)]
-    torch.nn.functional.instance_norm(torch.tensor(x), *expected, momentum=0.3)
     running = [writeable(backend, np.zeros(2)), writeable(backend, np.ones(2))]
     ops.instance_norm(backend.array(x), *running, momentum=0.3)
-    for got, wanted in zip(running, expected, strict=True):
-        agree(backend, got, wanted.numpy(), got, 1e-9)
+    means = x.mean(axis=(2, 3)).mean(axis=0)
+    variances = x.reshape(3, 2, 12).var(axis=2, ddof=1).mean(axis=0)
+    for got, wanted in zip(running, (0.3 * means, 0.7 + 0.3 * variances), strict=True):
+        agree(backend, got, wanted, got, 1e-9)
+
+
+@pytest.mark.parametrize("count", [127, 128, 129, 255, 257, 385])
+def test_sums_in_blocks_leave_nothing_out(backend: Here, count: int):
+    """Along an axis that is not the memory's last, numbers are added up 128 at a time: those that
+    are left over count too."""
+    x = normal(2, 3, count)
+    with ops.use_kernels("reference"):
+        y, _ = ops.instance_norm(backend.array(x), eps=0.0)
+    mean, spread = x.mean(axis=2, keepdims=True), x.std(axis=2, keepdims=True)
+    agree(backend, y, (x - mean) / spread, backend.array(x), 1e-9)
 
 
 # --- hard numbers ---------------------------------------------------------------------------------
@@ -503,11 +516,13 @@ def response_norm(x, size, alpha, beta, k):
     return y
 
 
+@needs("torch")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 6, 9, 20])
 @pytest.mark.parametrize("shape", [(2, 5, 2, 3), (3, 1, 4), (1, 7, 2, 1, 2)])
 def test_response_norm(backend: Here, shape: tuple, size: int, dtype: str):
-    torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
+    import torch
+
     x, dy = 2 * normal(*shape), normal(*shape, seed=1)
     options = {"alpha": 0.5, "beta": 0.7, "k": 1.3}
     leaf = torch.tensor(x, requires_grad=True)
@@ -569,12 +584,12 @@ X = normal(2, 4, 3)
         ),
         (
             ArgumentError,
-            ("batch_norm", "running_mean", "needed"),
+            ("batch_norm", "running_mean", "required"),
             lambda a: ops.batch_norm(a(X), None, None),
         ),
         (
             ArgumentError,
-            ("batch_norm", "go together"),
+            ("batch_norm", "pass both or neither"),
             lambda a: ops.batch_norm(a(X), None, a(X[0, :, 0]), training=True),
         ),
         (
@@ -590,7 +605,7 @@ X = normal(2, 4, 3)
         (ShapeError, ("instance_norm", "at least 3 axes"), lambda a: ops.instance_norm(a(X[0]))),
         (
             ArgumentError,
-            ("instance_norm", "needed"),
+            ("instance_norm", "required"),
             lambda a: ops.instance_norm(a(X), use_input_stats=False),
         ),
         (ShapeError, ("group_norm", "4 channels", "3 groups"), lambda a: ops.group_norm(a(X), 3)),
@@ -680,3 +695,17 @@ def test_variances_beyond_float32(backend: Here, scale: float, eps: float):
             assert np.isfinite(y).all()
             assert np.isfinite(backend.host(dx)).all()
             assert np.abs(y).max() < math.sqrt(host.size)
+
+
+@pytest.mark.parametrize("count", [2048, 2049, 4097, 9001])
+@with_each_kernel
+def test_long_rows_are_summed_once(backend: Here, count: int):
+    """Kernels sum a channel in runs of 2048 or 4096: each number belongs to one."""
+    x, dy = 1 + normal(1, 2, count), normal(1, 2, count, seed=1)
+    weight = backend.array(np.ones(2))
+    y, cache = ops.batch_norm(backend.array(x), None, None, weight, weight, training=True, eps=0.0)
+    xhat = (x - x.mean(axis=2, keepdims=True)) / x.std(axis=2, keepdims=True)
+    agree(backend, y, xhat + 1, weight, 1e-10)
+    _, dweight, dbias = ops.batch_norm_backward(backend.array(dy), cache)
+    agree(backend, dweight, (dy * xhat).sum(axis=(0, 2)), weight, 1e-10)
+    agree(backend, dbias, dy.sum(axis=(0, 2)), weight, 1e-10)

@@ -2,6 +2,7 @@
 drawn geometries."""
 
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from portacnn.ops import (
     max_pool2d,
     max_pool2d_backward,
 )
+from portacnn.ops.windows import Windows
 from support import oracles
 from support.checks import (
     DTYPES,
@@ -32,7 +34,7 @@ from support.checks import (
     untouched,
     with_each_kernel,
 )
-from support.matrix import Here
+from support.matrix import Here, needs
 
 
 @dataclass(frozen=True)
@@ -216,11 +218,13 @@ def test_drawn_at_length(backend: Here, case: Case, dtype: str, layouts: tuple[s
         check_mean(backend, case, x, dtype, layouts)
 
 
+@needs("torch")
 @cases
 @with_each_kernel
 def test_pytorchs_pooling(backend: Here, case: Case):
     """Where PyTorch can do it: pads alike on both sides."""
-    torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
+    import torch
+
     kernel, stride, pads, dilation, _ = case.plain()
     if any(before != after for before, after in pads):
         pytest.skip("PyTorch pads alike on both sides")
@@ -324,6 +328,32 @@ def test_nan_comes_through(backend: Here):
         np.testing.assert_array_equal(np.isnan(backend.host(op(x, 2)[0])), seen)
 
 
+@pytest.mark.parametrize("kernel", [2, 3, (2, 3)])
+@with_each_kernel
+def test_a_cache_can_be_used_again(backend: Here, kernel: Any):
+    """Pairs too, whose winners are masks."""
+    x = backend.array(normal(2, 3, 12, 12))
+    for pool, back in ((max_pool2d, max_pool2d_backward), (avg_pool2d, avg_pool2d_backward)):
+        y, cache = pool(x, kernel)
+        first = backend.host(back(y, cache))
+        agree(backend, back(y, cache), first, x)
+
+
+@with_each_kernel
+def test_of_several_nan_the_last_takes_the_gradient(backend: Here):
+    host = np.arange(16.0).reshape(1, 1, 2, 8)
+    host[0, 0, 0, 1] = host[0, 0, 1, 0] = host[0, 0, 0, 4] = np.nan
+    host[0, 0, :, 6:] = np.nan
+    expected = np.zeros(host.shape)
+    expected[0, 0, [1, 1, 0, 1], [0, 3, 4, 7]] = [1.0, 2.0, 3.0, 4.0]
+    x, dy = backend.array(host), backend.array(np.array([[[[1.0, 2.0, 3.0, 4.0]]]]))
+    for pool, back, size in (
+        (max_pool2d, max_pool2d_backward, 2),
+        (adaptive_max_pool2d, adaptive_max_pool2d_backward, (1, 4)),
+    ):
+        agree(backend, back(dy, pool(x, size)[1]), expected, x)
+
+
 @with_each_kernel
 def test_padding_up_to_half_of_the_dilated_kernel(backend: Here):
     case = Case((1, 1, 7, 7), 3, 1, padding=2, dilation=2)
@@ -398,14 +428,14 @@ def test_nothing_is_kept_unasked(backend: Here):
         (ArgumentError, ("padding", "at least 0", "-1"), (1, 2, 5, 6), 2, {"padding": -1}),
         (
             ArgumentError,
-            ("padding (2, 2)", "half of the kernel 3"),
+            ("(2, 2)", "half of the kernel 3"),
             (1, 2, 5, 6),
             3,
             {"padding": 2},
         ),
         (
             ArgumentError,
-            ("padding (0, 2)", "half of the kernel 2"),
+            ("(0, 2)", "half of the kernel 2"),
             (1, 2, 5, 6),
             2,
             {"padding": ((0, 0), (0, 2))},
@@ -430,12 +460,14 @@ def test_integers_and_lists(backend: Here):
 # --- at the edges ---------------------------------------------------------------------------------
 
 
+@needs("torch")
 @settings(derandomize=True, max_examples=12, deadline=None)
 @given(data=st.data())
 @with_each_kernel
 def test_the_gradient_goes_to_nan_as_in_pytorch(backend: Here, data: st.DataObject):
     """To the last of several in a window; of ordinary equals to the first."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     functional = torch.nn.functional
     size, kernel = (
         data.draw(st.tuples(*[st.integers(3, 8)] * 2)),
@@ -502,3 +534,18 @@ def test_windows_are_counted_beyond_what_floats_count(backend: Here, dtype: str,
     )
     got = backend.host(backend.xp.astype(y, backend.xp.float64))
     np.testing.assert_allclose(got, np.ones((1, 1, 1, 3)), rtol=1e-6)
+
+
+def test_windows_that_see_no_cell_by_looking():
+    """``blind`` is worked out; here every cell of every window is looked at."""
+    for size, kernel, stride, dilation, before, after in product(
+        (1, 2, 4), (1, 2, 3), (1, 2, 3), (1, 2, 4), range(0, 9, 2), (0, 3, 6)
+    ):
+        if dilation * (kernel - 1) + 1 > size + before + after:
+            continue
+        windows = Windows.of((size,), kernel, stride, ((before, after),), dilation)
+        seen = [
+            any(0 <= o * stride + k * dilation - before < size for k in range(kernel))
+            for o in range(*windows.out)
+        ]
+        assert windows.blind is not all(seen), (size, kernel, stride, dilation, before, after)

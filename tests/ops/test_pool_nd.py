@@ -24,7 +24,7 @@ from support.checks import (
     untouched,
     with_each_kernel,
 )
-from support.matrix import Here
+from support.matrix import Here, needs
 
 
 def face(kind: str, axes: int) -> tuple[Any, Any]:
@@ -185,6 +185,7 @@ def test_numerical_gradient_of_adaptive_means(backend: Here, name: str):
     )
 
 
+@needs("torch")
 @settings(max_examples=15)
 @given(
     sizes=st.lists(
@@ -194,7 +195,8 @@ def test_numerical_gradient_of_adaptive_means(backend: Here, name: str):
 )
 @with_each_kernel
 def test_adaptive_against_pytorch(backend: Here, sizes: list, layouts: tuple):
-    torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
+    import torch
+
     size, out = zip(*sizes, strict=True)
     host = distinct(2, 1, *size)
     for kind in ("adaptive_avg_pool", "adaptive_max_pool"):
@@ -313,7 +315,7 @@ def test_errors(backend: Here):
     refuses(
         ArgumentError,
         "max_pool1d: ",
-        "nothing else to see",
+        "contain only padding",
         call=lambda: ops.max_pool1d(two, **blind),
     )
     for divisor in (0, 1.5):

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import portacnn
+from support.matrix import needs
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "scripts"))
@@ -133,7 +134,7 @@ def test_the_screen_shows_the_rows_and_what_ran(ran):
     )
     assert re.search(r"^machine  .+ cores to use, ", printed, re.M)
     assert report["contenders"]["portacnn"]["threads"]["portacnn"] == 1
-    assert "over 2 round(s)" in printed
+    assert "of 2 round(s)" in printed
 
 
 @pytest.mark.parametrize(
@@ -268,7 +269,7 @@ def test_a_precision_is_in_the_contenders_word_and_told_where_it_is_missing():
     with pytest.raises(bench.UsageError, match="only portacnn"):
         bench.Contender.of("torch/tf32")
     refused = worker.main(task("portacnn", device="numpy", precision="tf32"))["unavailable"]
-    assert refused == "numpy on cpu has no tf32; it has float32"
+    assert refused == "numpy on cpu does not support tf32, only float32"
 
 
 # --- one measurement ------------------------------------------------------------------------------
@@ -287,10 +288,14 @@ def task(contender, net="simple", mode="train", what="measure", **more):
 
 
 @pytest.mark.parametrize("mode", ["train", "infer", "epoch"])
-@pytest.mark.parametrize("contender", ["portacnn", "torch", "torch-channels-last", "tutorials"])
+@pytest.mark.parametrize(
+    "contender",
+    [
+        pytest.param(contender, marks=needs("torch") if contender in peers.WITH_DEVICE else ())
+        for contender in ("portacnn", "torch", "torch-channels-last", "tutorials")
+    ],
+)
 def test_every_mode_runs(contender, mode):
-    if contender in peers.WITH_DEVICE:
-        pytest.importorskip("torch")
     result = worker.main(task(contender, mode=mode))
     assert result["parameters"] == 433_890
     assert result["steps"] == 1 if mode == "epoch" else result["steps"] >= 5
@@ -348,10 +353,12 @@ def test_the_worker_counts_memory():
 # --- the same nets everywhere ---------------------------------------------------------------------
 
 
+@needs("torch")
 @pytest.mark.parametrize("net", NETS)
 def test_the_torch_twin_computes_the_same(net):
     """The same number of parameters, in the same order; with the same values, the same logits."""
-    torch = pytest.importorskip("torch")
+    import torch
+
     model = worker.portacnn_model(net, "numpy")
     twin = peers.make("torch", net)
     own = model.named_parameters().values()

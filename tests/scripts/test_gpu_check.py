@@ -19,13 +19,13 @@ import pytest
 from portacnn.backends.cupy.kernels import KERNELS as CUDA_KERNELS
 from portacnn.ops.dispatch import OPS
 from portacnn.runtime import Kernel
+from portacnn.testing.examples import examples_of
 from support.cuda_rig import needs_compiler
 from support.gpu_rig import (
     NUMPY,
     ROOT,
     HostGpu,
     check,
-    examples,
     kernels,
     numpy_for_gpu,
     plan,
@@ -78,8 +78,8 @@ with open(path, "w") as file:
 @pytest.mark.parametrize(
     ("ending", "said"),
     [
-        ("time.sleep(60)", "it was ended after 1 seconds"),
-        ("os.kill(os.getpid(), signal.SIGSEGV)", "ended with status -11"),
+        ("time.sleep(60)", "it was killed after 1 seconds"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "exited with status -11"),
     ],
 )
 def test_a_process_that_hangs_or_dies_leaves_what_it_had(tmp_path, monkeypatch, ending, said):
@@ -149,7 +149,7 @@ def test_exit_status(tmp_path, monkeypatch, capsys, statuses, status, said):
     ("words", "said"),
     [
         (["--only", "speed"], "unknown section speed; known are device"),
-        (["--only", ","], "--only names no section; known are device"),
+        (["--only", ","], "--only lists no section; known are device"),
         (["--budget", "0"], "--budget must be above 0, got 0"),
     ],
 )
@@ -290,11 +290,11 @@ def compared(table: dict[str, Kernel], **options: Any) -> Any:
 
 
 def test_every_kernel_for_cuda_is_compared():
-    """Put what draws its arguments into scripts/gpu/examples.py."""
-    assert set(CUDA_KERNELS) <= set(examples.EXAMPLES)
+    """Put a row for it into portacnn/testing/examples.py."""
+    assert all(examples_of(name) for name in CUDA_KERNELS)
 
 
-@pytest.mark.parametrize("name", sorted(examples.EXAMPLES))
+@pytest.mark.parametrize("name", sorted({*CUDA_KERNELS, *NUMPY.kernels["native"]}))
 def test_the_portable_op_passes(name):
     section = compared({name: portable(name)})
     assert section.red == []
@@ -305,7 +305,7 @@ def test_the_portable_op_passes(name):
 
 def test_numpys_own_kernels_pass():
     # SciPy may not be there
-    names = sorted(set(NUMPY.kernels["native"]) & set(examples.EXAMPLES) - {"erf"})
+    names = sorted(set(NUMPY.kernels["native"]) - {"erf"})
     assert compared({name: NUMPY.kernels["native"][name] for name in names}).red == []
 
 
@@ -342,12 +342,12 @@ def without_bias(dy: Any, saved: Any, **options: Any) -> Any:
         (linear(lambda y: y + y.dtype.type(1e-3) * abs(y).max()), "off by 1.0e-03"),
         (linear(unwritten), "is not finite in 1 places"),
         (linear(other_each_time), "has other bits when it is computed again"),
-        (linear(lambda y: y.astype("float16")), "is float16"),
+        (linear(lambda y: y.astype("float16")), "got float16"),
         (linear(lambda y: y, without_bias), "off by 1.0e-03"),
         ({"linear": Kernel(lambda *args, **options: NotImplemented)}, "declined all 60 examples"),
         (
             {"flatten": portable("linear")},
-            "flatten: put what draws its arguments into gpu/examples.py",
+            "flatten: put a row for it into portacnn/testing/examples.py",
         ),
         ({}, "has no kernels"),
     ],
@@ -393,6 +393,8 @@ def test_growing_memory_is_seen(monkeypatch):
         f"{net}, replayed: nothing was captured" for net in ("simple", "what CuPy sends for")
     ]
     monkeypatch.setattr(HostGpu, "grows", 512)
+    monkeypatch.setattr(training, "_sent_for", lambda gpu: 1 / 0)  # of no more interest
+    monkeypatch.setattr(tools.Section, "room", lambda self, seconds, what: "eager" in what)
     assert "simple, eager: the pool's used bytes grew by 512 in" in run("transfers")["red"][0]
 
 
@@ -435,7 +437,7 @@ def test_words_of_portacnn_and_of_python_are_heard():
 
 def test_all_of_mnist_is_asked_for():
     found = run("accuracy")
-    assert found["skipped"] == "it takes all of MNIST: give --data DIR"
+    assert found["skipped"] == "needs all of MNIST: pass --data DIR"
 
 
 # --- rates ----------------------------------------------------------------------------------------

@@ -74,6 +74,26 @@ def train(tmp_path, digits):
     return run
 
 
+@pytest.fixture
+def inside(train, digits, monkeypatch, capsys):
+    """As ``train``, in this process: for what is refused before anything is trained, where nothing
+    depends on the process."""
+    monkeypatch.chdir(train.here)
+    for name in os.environ:
+        if name.startswith("PORTACNN_"):
+            monkeypatch.delenv(name)
+
+    def run(*arguments, data=digits, **variables):
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        standard = ["--epochs", "1", "--batch-size", "20", "--data", data, "--seed", "0"]
+        capsys.readouterr()
+        status = cli.train_main([str(word) for word in (*standard, *arguments)])
+        return subprocess.CompletedProcess(arguments, status, *capsys.readouterr())
+
+    return run
+
+
 def one_line(result, *words):
     """Exit status 2 and one clear line, with these words in it."""
     assert result.returncode == 2, result.stderr
@@ -248,52 +268,52 @@ def test_cupy_where_there_is_no_gpu(train, how):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--device", "tpu"], ["unknown device 'tpu'; it can be cpu, cuda"]),
+        (["--device", "tpu"], ["unknown device 'tpu'; expected one of cpu, cuda"]),
         (["--data", "missing"], ["missing"]),
-        (["--batch-size", "41"], ["mini_batch_size is 41, but there are only 40 training images"]),
-        (["--batch-size", "0"], ["mini_batch_size must be"]),
+        (["--batch-size", "41"], ["batch_size is 41, but there are only 40 training images"]),
+        (["--batch-size", "0"], ["batch_size must be"]),
         (["--epochs", "-1"], ["epochs must be a whole number of at least 0, got -1"]),
         (["--lr", "nan"], ["lr must be a number of 0 or more, got nan"]),
         (
             ["--weight-init", "glorot"],
-            ["Conv2d: unknown weight initializer 'glorot'; known are he"],
+            ["Conv2d: unknown weight initializer 'glorot'; expected one of he"],
         ),
     ],
 )
-def test_one_clear_line(train, arguments, words):
-    one_line(train(*arguments, "--out", "out"), *words)
+def test_one_clear_line(train, inside, arguments, words):
+    one_line(inside(*arguments, "--out", "out"), *words)
     assert [path for path in train.here.rglob("*") if path.is_file()] == []
 
 
-def test_out_below_a_file(train):
+def test_out_below_a_file(train, inside):
     (train.here / "file").write_text("mine")
-    one_line(train("--out", "file/x"), "file")
-    one_line(train("--out", "file"), "file")
+    one_line(inside("--out", "file/x"), "file")
+    one_line(inside("--out", "file"), "file")
     assert (train.here / "file").read_text() == "mine"
 
 
 @pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write anywhere")
 def test_out_that_may_not_be_written(train):
     (train.here / "out").mkdir(mode=0o555)
-    one_line(train("--out", "out"), "cannot write into out; choose another --out")
+    one_line(train("--out", "out"), "cannot write to out; choose another --out")
 
 
-def test_damaged_data(train, tmp_path):
+def test_damaged_data(inside, tmp_path):
     folder = write_digits(tmp_path / "spoilt")
     images = folder / "train-images-idx3-ubyte"
     images.write_bytes(images.read_bytes()[:-1])
-    one_line(train(data=folder), "train-images-idx3-ubyte", "cut short")
+    one_line(inside(data=folder), "train-images-idx3-ubyte", "cut short")
 
 
 @pytest.mark.parametrize(("train_count", "test_count"), [(0, 15), (40, 0)])
-def test_no_images(train, tmp_path, train_count, test_count):
+def test_no_images(inside, tmp_path, train_count, test_count):
     folder = write_digits(tmp_path / "empty", train=train_count, test=test_count)
-    one_line(train(data=folder))
+    one_line(inside(data=folder))
 
 
-def test_images_too_small_for_the_kernel(train, tmp_path):
+def test_images_too_small_for_the_kernel(inside, tmp_path):
     folder = write_digits(tmp_path / "tiny", size=4)
-    one_line(train(data=folder), "conv1 (Conv2d): kernel 5x5 is larger than the input 4x4")
+    one_line(inside(data=folder), "conv1 (Conv2d): kernel 5x5 is larger than the input 4x4")
 
 
 def test_divergence_leaves_the_old_files(train):
@@ -386,7 +406,7 @@ def test_a_signal(train, begin, number, status, where):
     assert process.returncode == status
     step = int(re.search(r"^stopped  after step (\d+) \(epoch \d+\)$", printed, re.M)[1])
     saved = re.search(r"^saved    (.*)$", printed, re.M)[1]
-    go_on = re.search(r"^go on    (.*)$", printed, re.M)[1]
+    go_on = re.search(r"^resume   (.*)$", printed, re.M)[1]
     assert re.fullmatch(rf"--resume {re.escape(saved)} --out out --data \S+", go_on)
     assert (train.here / saved).parent == train.here / (where[1] if where else "out/checkpoints")
     assert f"-step-{step}-" in saved
@@ -431,16 +451,16 @@ def test_going_on_from_what_is_not_there(train, tmp_path):
     bare = {"seed": None, "without": ("--batch-size",), "PORTACNN_KERNELS": "native"}
     one_line(
         train("--resume", **bare),
-        "no checkpoint to go on from",
+        "no checkpoint to resume from",
         "runs",
         "checkpoints",
         "--resume PATH",
     )
     (train.here / "file").write_text("no checkpoint")
-    one_line(train("--resume", "file", **bare), "file is not a whole safetensors file")
+    one_line(train("--resume", "file", **bare), "file is not an intact safetensors file")
     one_line(
         train("--resume", "file", "--lr", "0.1", **bare),
-        "--resume takes --lr from the checkpoint; leave it out",
+        "--resume takes --lr from the checkpoint; omit it",
     )
     one_line(
         train("--resume", "file", blocked=("safetensors",), **bare), "checkpoints need safetensors"
@@ -449,6 +469,49 @@ def test_going_on_from_what_is_not_there(train, tmp_path):
     other = write_digits(tmp_path / "other", train=41)
     one_line(
         train("--resume", "ck", data=other, **bare),
-        "these are not the data of",
-        "the shape of x_train is [41",
+        "the data differ from those of",
+        "expected x_train of shape [40, 1, 12, 12], got [41",
     )
+
+
+OPTIONS = {
+    "--epochs": ("epochs", 7),
+    "--checkpoint-dir": ("checkpoint_dir", "folder"),
+    "--checkpoint-every": ("checkpoint_every", 4),
+    "--keep": ("keep", 6),
+    "--batch-size": ("batch_size", 9),
+    "--optimizer": ("optimizer", "momentum"),
+    "--schedule": ("schedule", "one_cycle"),
+    "--seed": ("seed", 8),
+    "--lr": ("optimizer_param", {"lr": 0.5}),
+    "--momentum": ("optimizer_param", {"lr": 0.001, "momentum": 0.5}),
+    "--weight-decay": ("optimizer_param", {"lr": 0.001, "weight_decay": 0.5}),
+}
+"""The Trainer's argument that an option stands for, and what it gets."""
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+@pytest.mark.parametrize("how", ["new", "resumed"])
+def test_every_option_reaches_the_trainer(digits, tmp_path, monkeypatch, option, how):
+    given = {}
+
+    class Stopped(cli.Trainer):
+        def __init__(self, *args, **options):
+            given.update(options)
+            raise portacnn.errors.ArgumentError("seen")
+
+        @classmethod
+        def resume(cls, path, *args, **options):
+            cls(**options)
+
+    monkeypatch.setattr(cli, "Trainer", Stopped)
+    monkeypatch.chdir(tmp_path)
+    argument, value = OPTIONS[option]
+    words = ["--data", str(digits), "--device", "numpy", "--out", "out"]
+    words += ["--resume", "."] if how == "resumed" else []
+    told = value if not isinstance(value, dict) else list(value.values())[-1]
+    assert cli.train_main([*words, option, str(told)]) == cli.USAGE_ERROR
+    if how == "resumed" and option in [*OPTIONS][4:]:
+        assert given == {}  # the checkpoint has them
+    else:
+        assert given[argument] == value

@@ -17,43 +17,13 @@ from hypothesis import strategies as st
 
 from portacnn.backends.cupy import memory as cupy_memory
 from portacnn.backends.cupy import nvrtc as cupy_module
-from portacnn.ops.windows import Windows
-from support.cuda_emulator.emulator import NO_COMPILER, ORDERS, Module, compiler, thread_order
+from support.cuda_emulator.emulator import ORDERS, Module, thread_order
+from support.matrix import needs
 
-needs_compiler = pytest.mark.skipif(compiler() is None, reason=NO_COMPILER)
+needs_compiler = needs("compiler")
 orders = st.sampled_from(ORDERS)
 LIMIT = {"float32": 1e-5, "float64": 1e-12}
 _ZONE = 64  # numbers before and behind an array
-
-
-@st.composite
-def geometries(
-    draw: st.DrawFn,
-    axes: tuple[int, ...],
-    kernel: int,
-    stride: int,
-    dilation: int,
-    padding: int,
-    more: int,
-) -> Windows:
-    """Windows of one of these counts of axes, with numbers up to these; the input is at most
-    ``more`` larger than it must be."""
-    count = draw(st.sampled_from(axes))
-
-    def each(low: int, high: int) -> tuple[int, ...]:
-        return draw(st.tuples(*[st.integers(low, high)] * count))
-
-    k, d, sides = (
-        each(1, kernel),
-        each(1, dilation),
-        zip(each(0, padding), each(0, padding), strict=True),
-    )
-    pads = tuple(sides)
-    size = (
-        max(1, b * (a - 1) + 1 - sum(p)) + m
-        for a, b, p, m in zip(k, d, pads, each(0, more), strict=True)
-    )
-    return Windows.of(tuple(size), k, each(1, stride), pads, d)
 
 
 class Rig:

@@ -14,13 +14,12 @@ from portacnn.runtime import resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "scripts"))
-check, tools, examples, kernels, times, training, parity, plan, suite = (
+check, tools, kernels, times, training, parity, plan, suite = (
     import_module(name)
     for name in (
         *(
             "gpu_check",
             "gpu.tools",
-            "gpu.examples",
             "gpu.kernels",
             "gpu.times",
             "gpu.training",

@@ -1,9 +1,19 @@
-"""The backends that the suite runs on, and ``Here``: one of them under test."""
+"""The backends that the suite runs on, ``Here``: one of them under test, and what a test needs.
 
+A test that does not apply, or that cannot run here, is not generated; the header of a run says
+which backends and packages are missing.
+"""
+
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from portacnn.runtime import Array, Backend
 
@@ -44,3 +54,72 @@ class Here:
 
     def host(self, array: Array) -> np.ndarray:
         return self.backend.to_host(array)
+
+
+HAVING: dict[str, Callable[[Backend], bool]] = {
+    "kernels": lambda backend: bool(backend.kernels),
+    "update kernels": lambda backend: "sgd_update" in backend.kernels.get("native", {}),
+    "views": lambda backend: backend.views_alias,
+    "strides": lambda backend: backend.name in ("numpy", "torch"),
+}
+
+
+def backends(*names: str, having: str | None = None) -> pytest.MarkDecorator:
+    """The backends that a test's fixture ``backend`` goes over: these of BACKENDS, or those that
+    have something (a key of HAVING)."""
+    assert set(names) <= {*BACKENDS, *BY_NAME_ONLY}
+    assert having is None or having in HAVING
+    return pytest.mark.backends(*names, having=having)
+
+
+def suits(name: str, backend: Backend, marker: pytest.Mark) -> bool:
+    """Whether a test that is marked so goes over this backend."""
+    having = marker.kwargs["having"]
+    return (not marker.args or name in marker.args) and (having is None or HAVING[having](backend))
+
+
+def _package(name: str) -> Callable[[], str | None]:
+    def check() -> str | None:
+        spec = find_spec(name)  # without an origin it is the folder of tests of that name
+        return None if spec and spec.origin else "not installed"
+
+    return check
+
+
+def _compiler() -> str | None:
+    from support.cuda_emulator.emulator import NO_COMPILER, compiler
+
+    return NO_COMPILER if compiler() is None else None
+
+
+def _nvrtc() -> str | None:
+    nvrtc = _gpu_nvrtc()
+    return nvrtc.NO_NVRTC if nvrtc.library() is None else None
+
+
+def _disassembler() -> str | None:
+    return _nvrtc() or (_gpu_nvrtc().NO_DISASSEMBLER if not _gpu_nvrtc().disassembler() else None)
+
+
+def _gpu_nvrtc() -> Any:
+    if (folder := str(ROOT / "scripts" / "gpu")) not in sys.path:
+        sys.path.append(folder)
+    return import_module("nvrtc")
+
+
+ROOT = Path(__file__).resolve().parents[2]
+MNIST = ROOT.parent / "shared" / "data" / "mnist"
+NEEDS: dict[str, Callable[[], str | None]] = {
+    **{name: _package(name) for name in ("torch", "numba", "onnx", "onnxruntime", "tensorboard")},
+    "compiler": _compiler,
+    "nvrtc": _nvrtc,
+    "disassembler": _disassembler,
+    "mnist": lambda: None if MNIST.is_dir() else f"the whole of MNIST is not at {MNIST}",
+}
+"""What a test may need beside the test group: by name, a function of why it is missing, or None."""
+
+
+def needs(*names: str) -> pytest.MarkDecorator:
+    """A test that runs where all these are (keys of NEEDS)."""
+    assert set(names) <= set(NEEDS)
+    return pytest.mark.needs(*names)

@@ -1,8 +1,8 @@
 """PyTorch's versions of containers and models, written with torch.nn alone: the oracles of their
 tests.
 
-Structure and keys of ResNet and VGG are torchvision's. Import this after
-``pytest.importorskip("torch")``.
+Structure and keys of ResNet and VGG are torchvision's. Import this within tests
+that need torch.
 """
 
 from collections import OrderedDict

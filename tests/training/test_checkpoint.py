@@ -31,6 +31,7 @@ from portacnn.schedules import (
 )
 from portacnn.training import folder, stopping_on_signals
 from portacnn.training import trainer as trainer_module
+from support.matrix import needs
 from support.nets import as_bytes, bits, small_net
 from support.trainings import (
     EPOCHS,
@@ -253,18 +254,15 @@ def test_every_option(tmp_path, options):
         assert outcome(once) == outcome(twice)
         return
     again, whole = check(tmp_path, **options)
-    for name in (*options, "seed", "epochs", "mini_batch_size"):
+    for name in {*options, "loss", "seed", "epochs", "batch_size"} - {"label_smoothing"}:
         assert getattr(again, name) == getattr(whole, name)
 
 
-def test_a_checkpoint_from_before_there_was_drop_last(tmp_path):
+def test_a_checkpoint_of_an_older_format_is_refused_in_one_sentence(tmp_path):
     path = stopped(tmp_path, 3).last_checkpoint
-
-    def older(header):
-        del header["options"]["drop_last"]
-
-    rewrite(path, older)
-    assert resumed(path).drop_last is False
+    rewrite(path, lambda header: header.update(checkpoint=2))
+    with pytest.raises(ModelFormatError, match=r"format 2[^.]* reads 3$|format 2.*reads.*3"):
+        resumed(path)
 
 
 @pytest.mark.parametrize("monitor", ["accuracy", "loss"])
@@ -330,8 +328,8 @@ def test_images_that_stayed_bytes(tmp_path):
 # --- elsewhere ------------------------------------------------------------------------------------
 
 
+@needs("torch")
 def test_from_backend_to_backend(tmp_path):
-    pytest.importorskip("torch")
     pytest.importorskip("array_api_strict")
     whole = make(dtype="float64")
     whole.train()
@@ -353,10 +351,11 @@ def test_from_backend_to_backend(tmp_path):
         np.testing.assert_allclose(trainer.model.state_dict()[path], value, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("device", ["torch", "array_api_strict:device1"])
+@pytest.mark.parametrize(
+    "device", [pytest.param("torch", marks=needs("torch")), "array_api_strict:device1"]
+)
 def test_masks_are_the_same_elsewhere(tmp_path, device):
     """The first forward pass after going on, dropout and all."""
-    pytest.importorskip(device.partition(":")[0])
     stopped(tmp_path, 4)
     masks = []
     for place in ("numpy", device):
@@ -371,8 +370,8 @@ def test_masks_are_the_same_elsewhere(tmp_path, device):
     assert 0.2 < masks[0].mean() < 0.6
 
 
+@needs("torch")
 def test_where_it_goes_on(tmp_path, monkeypatch):
-    pytest.importorskip("torch")
     stopped(tmp_path, 1, device="torch")
     assert resumed(tmp_path).backend.name == "torch"
     assert resumed(tmp_path, device="numpy").backend.name == "numpy"
@@ -386,8 +385,8 @@ def test_where_it_was_is_not_here(tmp_path):
     rewrite(path, lambda header: header.update(place="array_api_strict:device9"))
     with pytest.raises(
         BackendError,
-        match=r"training was on array_api_strict:device9; .* Or give "
-        r"another device=",
+        match=r"training was on array_api_strict:device9; .* Or choose "
+        r"another device: resume",
     ):
         resumed(path)
     assert resumed(path, device="numpy").steps_done == 1
@@ -399,7 +398,7 @@ def test_a_precision_that_is_not_to_be_had_here(tmp_path):
     rewrite(path, lambda header: header["options"].update(precision="tf32"))
     with pytest.raises(
         ArgumentError,
-        match=r"precision=\'tf32\' is not to be had .* resume\(..., "
+        match=r"precision=\'tf32\' is not supported .* resume\(..., "
         r'precision="float32"\)',
     ):
         resumed(path)
@@ -430,14 +429,14 @@ def test_a_schedule_of_ones_own_is_given_again(tmp_path, unit):
     stopped(tmp_path, 3, schedule=halving, schedule_unit=unit)
     with pytest.raises(
         ArgumentError,
-        match=r"with a schedule that no file can hold \(halving is none .*give it "
+        match=r"with a schedule that a file cannot hold \(a file cannot hold .*halving.*pass it "
         r"again: res",
     ):
         resumed(tmp_path)
     again = resumed(tmp_path, schedule=halving)
     again.train()
     assert outcome(again) == outcome(whole)
-    with pytest.raises(ArgumentError, match="no file can hold"):
+    with pytest.raises(ArgumentError, match="file cannot hold"):
         stopped(tmp_path / "within", 1, schedule=warm_up(3, halving)) and resumed(
             tmp_path / "within"
         )
@@ -461,7 +460,7 @@ def test_a_model_that_no_file_can_build_is_given(tmp_path):
     stopped(tmp_path, 3, net=net)
     with pytest.raises(
         ArgumentError,
-        match=r"does not hold how to build its model "
+        match=r"does not describe its model "
         r".*resume\(\.\.\., model=model\)",
     ):
         resumed(tmp_path)
@@ -509,8 +508,10 @@ def test_one_that_does_not_tell_its_arguments_is_refused_at_once(tmp_path):
 # --- the data -------------------------------------------------------------------------------------
 
 
+@needs("torch")
 def test_the_same_data_in_another_form(tmp_path):
-    torch = pytest.importorskip("torch")
+    import torch
+
     stopped(tmp_path, 3)
     x, t, v, u = data()
     Watched.resume(tmp_path, x.astype("float64"), np.eye(4)[t], v, u)
@@ -522,18 +523,17 @@ def test_the_same_data_in_another_form(tmp_path):
     [
         (
             lambda x, t, v, u: (x[:-1], t[:-1], v, u),
-            r"the shape of x_train is \[49, 1, 8, 8\], it "
-            r"was \[50, 1, 8, 8\]",
+            r"expected x_train of shape \[50, 1, 8, 8\], got \[49, 1, 8, 8\]",
         ),
-        (lambda x, t, v, u: (x, t, v[:5], u[:5]), "the shape of x_test"),
-        (lambda x, t, v, u: (x, t[::-1], v, u), "t_train has other labels, or in another order"),
-        (lambda x, t, v, u: (x[::-1], t, v, u), "x_train has other images, or in another order"),
+        (lambda x, t, v, u: (x, t, v[:5], u[:5]), "x_test of shape"),
+        (lambda x, t, v, u: (x, t[::-1], v, u), "t_train has other labels or another order"),
+        (lambda x, t, v, u: (x[::-1], t, v, u), "x_train has other images or another order"),
         (lambda x, t, v, u: (x, t, v + 1, u), "x_test has other images"),
     ],
 )
 def test_other_data(tmp_path, change, message):
     stopped(tmp_path, 3)
-    with pytest.raises(ArgumentError, match=f"these are not the data of .*{message}"):
+    with pytest.raises(ArgumentError, match=f"the data differ from those of .*{message}"):
         Watched.resume(tmp_path, *change(*data()))
     x, t, v, u = data()
     with pytest.raises(NotFiniteError):
@@ -633,9 +633,9 @@ def test_a_broken_one_is_passed_over(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "portacnn"):
         trainer = resumed(tmp_path)
     assert trainer.steps_done == 2 * STEPS
-    assert "passed over a broken checkpoint" in caplog.text
+    assert "skipped a broken checkpoint" in caplog.text
     assert last.name in caplog.text
-    assert f"going on from {middle}" in caplog.text
+    assert f"resuming from {middle}" in caplog.text
     for found in folder.checkpoints(tmp_path):
         found.path.write_bytes(b"")
     with pytest.raises(ModelFormatError, match=last.name):
@@ -646,10 +646,10 @@ def test_numbers_that_mean_nothing(tmp_path):
     for options in ({"checkpoint_every": 0}, {"keep": 0}, {"checkpoint_every": 1.5}):
         with pytest.raises(ArgumentError, match=next(iter(options))):
             make(checkpoint_dir=tmp_path, **options)
-    with pytest.raises(ArgumentError, match="no checkpoint_dir was given"):
+    with pytest.raises(ArgumentError, match="there is no checkpoint_dir"):
         make().checkpoint()
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match=r"cannot make the folder .* for checkpoints"):
+    with pytest.raises(OSError, match=r"cannot create the folder .* for checkpoints"):
         make(checkpoint_dir=tmp_path / "file")
 
 
@@ -741,16 +741,19 @@ def test_it_is_a_safetensors_file_that_others_can_read(tmp_path):
 
     trainer = stopped(tmp_path, 9, early_stopping=2)
     tensors = load_file(trainer.last_checkpoint)
-    assert tensors["history.train_loss_list"].tolist() == trainer.train_loss_list
+    assert tensors["steps.loss"].tolist() == trainer.train_loss_list
+    assert tensors["history.test_accuracy"].tolist() == trainer.test_acc_list
     np.testing.assert_array_equal(
         tensors["model.fc.weight"], trainer.model.state_dict()["fc.weight"]
     )
-    assert {name.split(".")[0] for name in tensors} == {"model", "optimizer", "best", "history"}
+    assert {name.split(".")[0] for name in tensors} == {
+        *("model", "optimizer", "best", "history", "steps")
+    }
 
 
 def test_a_model_is_no_checkpoint(tmp_path):
     small_net().save(tmp_path / "net")
-    with pytest.raises(ModelFormatError, match="net: is no checkpoint"):
+    with pytest.raises(ModelFormatError, match="net: it is not a checkpoint"):
         resumed(tmp_path / "net")
 
 
@@ -760,14 +763,17 @@ def test_options_come_back():
 
     from portacnn.training.checkpoint import _OPTIONS
 
-    apart = {"self", "model", "x_train", "t_train", "x_test", "t_test"}
-    described = {"optimizer", "optimizer_param", "schedule", "early_stopping", "checkpoint_dir"}
+    apart = {"self", "model", "x_train", "t_train", "x_test", "t_test", "sample_weight"}
+    described = {"optimizer", "optimizer_param", "lr", "schedule", "early_stopping"}
+    described |= {"checkpoint_dir", "loss", "class_weight", "label_smoothing", "metrics"}
+    apart |= {"mini_batch_size"}  # another name of batch_size
     assert set(signature(Trainer.__init__).parameters) == {*_OPTIONS, *apart, *described}
     assert {field.name for field in dataclasses.fields(EarlyStopping)} == {
         "patience",
         "monitor",
         "min_delta",
         "restore_best",
+        "better",
     }
     assert all(kind in Optimizer.known.values() for kind in (SGD, Adam, AdamW))
 
@@ -793,8 +799,35 @@ def test_a_disk_that_is_full_stops_training_and_no_more(tmp_path, monkeypatch):
         trainer.train()
     assert caught.value.errno == 28
     assert isinstance(caught.value, OSError)
-    assert "make room, and train() goes on" in str(caught.value)
+    assert "free some disk space and call train() to continue" in str(caught.value)
     assert [name.split("-")[3] for name in names(tmp_path) if name != "latest"] == ["4"]
     assert resumed(tmp_path).steps_done == 4
     trainer.train()
     assert outcome(trainer) == outcome(whole)
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("epochs", EPOCHS + 4),
+        ("checkpoint_every", 2),
+        ("keep", 1),
+        ("compile_step", True),
+        ("verbose", True),
+        ("schedule", StepLR(3, 0.5)),
+    ],
+)
+def test_options_that_resume_takes(tmp_path, option, value):
+    """Each one replaces the checkpoint's, and no other one."""
+    stopped(tmp_path, 3, keep=5)
+    plain, changed = resumed(tmp_path), resumed(tmp_path, **{option: value})
+    assert getattr(plain, option) != value
+    assert getattr(changed, option) == value
+    for other in ("epochs", "checkpoint_every", "keep", "compile_step", "verbose", "precision"):
+        assert other == option or getattr(changed, other) == getattr(plain, other)
+
+
+def test_keep_holds_in_a_training_that_is_resumed(tmp_path):
+    stopped(tmp_path, 3, keep=5)
+    resumed(tmp_path, checkpoint_every=1, keep=2).train()
+    assert len([name for name in names(tmp_path) if name.startswith("checkpoint-")]) == 2

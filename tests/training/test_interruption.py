@@ -165,16 +165,16 @@ def test_what_does_not_wait_leaves_whole_steps(tmp_path, where, options):
     broken off."""
 
     class Broken(Watched):
-        def _evaluate(self, x, t):
+        def _evaluate(self, samples, loss):
             if (
                 where == "evaluation"
-                and x is self.x_test
+                and loss is not None
                 and self.epoch == 1
                 and not hasattr(self, "done")
             ):
                 self.done = True
                 raise KeyboardInterrupt
-            return super()._evaluate(x, t)
+            return super()._evaluate(samples, loss)
 
     def act():
         if where == "update":
@@ -200,7 +200,7 @@ def test_what_does_not_wait_leaves_whole_steps(tmp_path, where, options):
     del trainer.model.forward
     again = resumed(tmp_path / "one")
     assert (again.epoch, again.batch, again.steps_done) == (1, 0, STEPS)
-    assert [len(getattr(again, name)) for name in HISTORY] == [STEPS, 1, 1, 1, 0]
+    assert [len(getattr(again, name)) for name in HISTORY] == [STEPS, 1, 1, 1, 1]
     assert again.train_loss_list == trainer.train_loss_list[:STEPS]
     for goes_on in (trainer, again):
         goes_on.train()
@@ -209,6 +209,24 @@ def test_what_does_not_wait_leaves_whole_steps(tmp_path, where, options):
             EPOCHS,
             EPOCHS,
             EPOCHS,
-            0,
+            EPOCHS,
         ]
+    assert outcome(again) == outcome(trainer)
+
+
+@pytest.mark.parametrize("step", [4, STEPS + 5])
+def test_a_checkpoint_after_an_interrupted_epoch(tmp_path, step):
+    """Losses of the epoch that begins anew are in no file: the file goes on as the Trainer does."""
+
+    def act():
+        raise KeyError("an error in the middle of an epoch")
+
+    trainer = interrupting(step, act, checkpoint_dir=tmp_path / "own", checkpoint_every=2)
+    with pytest.raises(KeyError):
+        trainer.train()
+    assert len(trainer.train_loss_list) > trainer.steps_done  # those that were read before it
+    again = resumed(trainer.checkpoint(tmp_path / "one"), checkpoint_dir=tmp_path / "again")
+    assert again.steps_done == len(again.train_loss_list) == (step - 1) // STEPS * STEPS
+    for each in (trainer, again):
+        each.train()
     assert outcome(again) == outcome(trainer)

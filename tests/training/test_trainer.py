@@ -165,11 +165,11 @@ def test_going_on(backend):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({}, "all 2 epochs are done; a larger trainer.epochs makes it go on"),
+        ({}, "all 2 epochs are done; set a larger trainer.epochs to continue"),
         ({"epochs": 0}, "all 0 epochs are done"),
         (
             {"early_stopping": 1, "optimizer_param": {"lr": 0.0}, "epochs": 9},
-            "early stopping has ended it; a new Trainer",
+            "early stopping has ended the training; make a new Trainer",
         ),
     ],
 )
@@ -189,11 +189,14 @@ def test_a_training_that_is_over_says_so(caplog, options, words):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"batch_size": 10}, "batch_size (write mini_batch_size)"),
-        ({"lr": 0.1}, 'lr (write optimizer_param={"lr": ...})'),
+        ({"learning_rate": 0.1}, "learning_rate (called lr here)"),
+        ({"minibatch_size": 10}, "minibatch_size (called batch_size or mini_batch_size here)"),
+        ({"momentum": 0.9}, 'momentum (write optimizer="momentum", optimizer_param={"mome'),
+        ({"validation_data": ()}, "validation_data (called x_test and t_test here)"),
+        ({"shuffle": True}, "shuffle (training images are shuffled in every epoch, by seed; "),
         (
             {"num_epochs": 3, "ephocs": 1},
-            "num_epochs (write epochs), ephocs (did you mean epochs?)",
+            "num_epochs (called epochs here), ephocs (did you mean epochs?)",
         ),
         ({"zzz": 1}, "zzz; it takes model, x_train"),
     ],
@@ -204,6 +207,25 @@ def test_keywords_of_other_libraries_are_answered(options, words):
     assert f"Trainer does not take {words}" in str(caught.value)
     with pytest.raises(TypeError, match=r"Trainer\.resume does not take "):
         Trainer.resume("nowhere", *patches(5), *patches(5), **options)
+
+
+def test_names_of_batch_size_and_learning_rate():
+    def made(**options):
+        return Trainer(small_net(), *patches(30), *patches(5), verbose=False, **options)
+
+    assert made(batch_size=7).batch_size == made(mini_batch_size=7).batch_size == 7
+    with pytest.raises(ArgumentError, match="batch_size and mini_batch_size are names of one"):
+        made(batch_size=7, mini_batch_size=7)
+    with pytest.raises(TypeError, match=r"batch_size \(it comes from the checkpoint; leave it out"):
+        Trainer.resume("nowhere", *patches(5), *patches(5), batch_size=7)
+
+    assert made(lr=0.5, batch_size=7).optimizer.lr == 0.5
+    both = made(batch_size=7, optimizer="sgd", lr=0.5, optimizer_param={"lr": 0.5, "momentum": 0.5})
+    assert (both.optimizer.lr, both.optimizer.momentum) == (0.5, 0.5)
+    with pytest.raises(ArgumentError, match=r"lr is 0\.5, but optimizer_param says 0\.25"):
+        made(batch_size=7, lr=0.5, optimizer_param={"lr": 0.25})
+    with pytest.raises(ArgumentError, match="lr goes with an optimizer's name"):
+        made(batch_size=7, lr=0.5, optimizer=SGD(0.5))
 
 
 def test_going_on_after_an_interruption():
@@ -369,9 +391,10 @@ def test_losses_are_read_at_intervals_only(backend, monkeypatch):
     run = trainer(small_net(backend.device), train=24, mini_batch_size=2, epochs=1)
     monkeypatch.setattr(kind, "to_host", to_host)
     evaluate = run._evaluate
-    run._evaluate = lambda x, t: events.append("evaluate") or evaluate(x, t)
+    run._evaluate = lambda *given: events.append("evaluate") or evaluate(*given)
     run.train()
-    assert events == [(5, 2), (5, 2), (2, 2), "evaluate", (), "evaluate", ()]
+    # the counts of right predictions, and the losses of the test set's batches
+    assert events == [(5, 2), (5, 2), (2, 2), "evaluate", (2,), "evaluate", (1,), (2,)]
     assert len(run.train_loss_list) == 12
 
 
@@ -572,9 +595,9 @@ def bad_pixel(value):
             bad_pixel(float("nan")),
             None,
             NotFiniteError,
-            "x_{} holds NaN or infinity (50x1x8x8, numpy float32 on cpu); cl",
+            "x_{} contains NaN or infinity (50x1x8x8, numpy float32 on cpu); cl",
         ),
-        (bad_pixel(float("inf")), None, NotFiniteError, "x_{} holds NaN or infinity"),
+        (bad_pixel(float("inf")), None, NotFiniteError, "x_{} contains NaN or infinity"),
         (
             np.zeros((50, 3, 8, 8), "float32"),
             None,
@@ -593,28 +616,38 @@ def bad_pixel(value):
             ArrayError,
             "expected floating-point images, got 50x1x8x8, numpy uint8",
         ),
-        (np.zeros((0, 1, 8, 8), "float32"), np.zeros(0, int), ArgumentError, "x_{} has no images"),
+        (
+            np.zeros((0, 1, 8, 8), "float32"),
+            np.zeros(0, int),
+            ArgumentError,
+            "x_{} must have at least one image",
+        ),
         (
             None,
             np.full(50, 4),
             LabelError,
-            "t_{}: label 4 at index 0 is outside 0..3, the network's outputs",
+            "t_{}: label 4 at index 0 is outside 0..3; the network has 4 outputs",
         ),
         (None, np.full(50, -1), LabelError, "t_{}: label -1 at index 0"),
         (
             None,
             np.zeros(49, int),
             LabelError,
-            "t_{}: expected 50 labels, (N,) or one-hot (N, 4), got shape (49,)",
+            "t_{}: expected a target for each of 50 samples, got shape (49,)",
         ),
         (
             None,
             np.zeros((50, 5)),
             LabelError,
-            "t_{}: one-hot labels have 5 columns, the network has 4 outputs",
+            "or shares of classes (50, 4) for outputs of (4,), got shape (50, 5)",
         ),
-        (None, np.zeros((50, 4)), LabelError, "t_{}: row 0 is not one-hot"),
-        (None, np.zeros(50), LabelError, "t_{}: expected whole numbers 0..3, got float64"),
+        (None, np.zeros((50, 4)), LabelError, "t_{}: CrossEntropy: row 0 is not one-hot"),
+        (
+            None,
+            np.zeros(50),
+            LabelError,
+            "t_{}: CrossEntropy expects whole numbers 0..3, got float64",
+        ),
     ],
 )
 def test_bad_data(backend, which, x, t, error, message):
@@ -632,9 +665,9 @@ def test_bad_data(backend, which, x, t, error, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mini_batch_size": 51}, "mini_batch_size is 51, but there are only 50 training images"),
-        ({"mini_batch_size": 0}, "mini_batch_size must be a whole number of at least 1, got 0"),
-        ({"mini_batch_size": 2.0}, "mini_batch_size must be a whole number of at least 1, got 2.0"),
+        ({"mini_batch_size": 51}, "batch_size is 51, but there are only 50 training images"),
+        ({"mini_batch_size": 0}, "batch_size must be a whole number of at least 1, got 0"),
+        ({"mini_batch_size": 2.0}, "batch_size must be a whole number of at least 1, got 2.0"),
         ({"epochs": -1}, "epochs must be a whole number of at least 0, got -1"),
         ({"epochs": "3"}, "epochs must be a whole number of at least 0, got '3'"),
         ({"epochs": True}, "epochs must be a whole number"),
@@ -647,7 +680,10 @@ def test_bad_data(backend, which, x, t, error, message):
             {"optimizer": "adamax"},
             "unknown optimizer 'adamax'; known are sgd, momentum, adagrad, rmsprop, adam, adamw",
         ),
-        ({"optimizer_param": {"learning_rate": 1}}, "no_decay; got learning_rate"),
+        (
+            {"optimizer_param": {"learning_rate": 1}},
+            "Adam does not take learning_rate (called lr here)",
+        ),
         ({"optimizer_param": {"lr": -1}}, "lr must be a number of 0 or more, got -1"),
     ],
 )
@@ -682,7 +718,7 @@ def test_optimizers_by_name_and_by_hand():
     assert trainer(small_net(), optimizer=mine, optimizer_param=None).optimizer is mine
     default = Trainer(small_net(), *patches(100), *patches(10))
     assert (type(default.optimizer).__name__, default.optimizer.lr) == ("Adam", 0.001)
-    assert (default.epochs, default.mini_batch_size, default.seed, default.verbose) == (
+    assert (default.epochs, default.batch_size, default.seed, default.verbose) == (
         20,
         100,
         0,

@@ -11,7 +11,7 @@ from portacnn import Normalize, Trainer
 from portacnn.errors import OutOfMemoryError
 from portacnn.models import Model
 from portacnn.training import trainer as trainer_module
-from portacnn.training.feed import Resident, Streamed, fits
+from portacnn.training.feed import Resident, Samples, Streamed, fits
 from support.nets import as_bytes, bits, patches
 from support.nets import normed_net as net
 
@@ -66,7 +66,7 @@ def test_batches_from_the_host_are_those_from_the_device(backend, monkeypatch, b
 
 def test_the_next_batch_is_sent_before_the_last_is_used(backend, monkeypatch):
     events = []
-    feed = Streamed(net(backend.device), np.arange(25.0), np.arange(25))
+    feed = Streamed(net(backend.device), Samples(np.arange(25.0), backend.array(np.arange(25))))
     monkeypatch.setattr(feed._uploader, "send", lambda x, t: events.append(len(x)) or (x, t))
     monkeypatch.setattr(feed._uploader, "receive", lambda sent: sent)
     for x, _ in feed.epoch(np.arange(25)[::-1], 10):
@@ -94,11 +94,11 @@ def test_no_room_for_a_step(backend, monkeypatch, place, known):
     }[place]
     with monkeypatch.context() as patch:
         patch.setattr(owner, {"update": "apply"}.get(place, place), full)
-        figures = re.escape(" (1000 bytes asked for, 5000 held)") if known else ""
+        figures = re.escape(" (1000 bytes requested, 5000 in use)") if known else ""
         with pytest.raises(
             OutOfMemoryError,
             match=rf"a training step of 20 images{figures}; .*smaller "
-            r"mini_batch_size",
+            r"batch_size",
         ):
             run.run_batch(run.backend.asarray(np.arange(20, 40)))
     assert bits(run.model) == before

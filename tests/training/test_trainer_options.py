@@ -24,6 +24,7 @@ from portacnn.schedules import ConstantLR, CosineAnnealingLR, OneCycleLR, PerEpo
 from portacnn.seeds import permutation
 from portacnn.training import EarlyStopping, StepState, Trainer
 from portacnn.training.feed import part_sizes
+from support.matrix import needs
 
 COUNT, SIZE, EPOCHS = 50, 20, 4  # 3 steps an epoch, the last with 10 images
 
@@ -80,7 +81,8 @@ def same(one, other, tolerance=0.0):
 def torch_run(name):
     """The run of this name in PyTorch alone: its losses, and the weights at the end."""
     kind, arguments, _, unit, clip_norm, smoothing = RUNS[name]
-    torch = pytest.importorskip("torch")
+    import torch
+
     nn = torch.nn
     named = {
         "conv1": nn.Conv2d(1, 3, 3),
@@ -143,6 +145,7 @@ TORCH_SCHEDULES = {
 }
 
 
+@needs("torch")
 @pytest.mark.parametrize("accumulate", [1, 3])
 @pytest.mark.parametrize("name", RUNS)
 # torch's SequentialLR warns of itself
@@ -242,14 +245,14 @@ def over(count, model, **options):
             101,
             {"mini_batch_size": 10},
             [
-                "the last batch of 101 images by mini_batch_size=10 would have 1;",
-                "another mini_batch_size or drop_last=True",
+                "the last batch of 101 images by batch_size=10 would have 1;",
+                "another batch_size or drop_last=True",
             ],
         ),
         (
             10,
             {"mini_batch_size": 1},
-            ["the batches of 10 images by mini_batch_size=1 would have 1;"],
+            ["the batches of 10 images by batch_size=1 would have 1;"],
         ),
         (
             12,
@@ -259,7 +262,7 @@ def over(count, model, **options):
         (
             13,
             {"mini_batch_size": 10, "accumulate": 5},
-            ["would have 3, taken in parts of 2, 1 (accumulate=5)", "drop_last"],
+            ["would have 3, in parts of 2, 1 (accumulate=5)", "drop_last"],
         ),
         (1, {"mini_batch_size": 1, "drop_last": True}, ["the batches of 1 images"]),
     ],
@@ -270,7 +273,9 @@ def test_batches_of_one_that_a_batch_norm_cannot_take(count, options, words):
     before = weights(model)
     with pytest.raises(ArgumentError) as caught:
         over(count, model, **options)
-    assert str(caught.value).startswith("2 (BatchNorm1d): one image has one value per channel")
+    assert str(caught.value).startswith(
+        "2 (BatchNorm1d): batch norm needs more than one value per channel"
+    )
     for text in words:
         assert text in str(caught.value)
     same(weights(model), before)
@@ -288,11 +293,11 @@ def untracked(device="numpy"):
 @pytest.mark.parametrize(
     ("tested", "options", "words"),
     [
-        (1, {}, "x_test would be evaluated on one; take more images"),
+        (1, {}, "x_test would be evaluated on one; give more images"),
         (
             8,
             {"evaluate_sample_num_per_epoch": 1},
-            "x_train would be evaluated on one; take more images (",
+            "x_train would be evaluated on one; give more images (",
         ),
     ],
 )
@@ -346,6 +351,10 @@ def test_evaluation_that_would_end_on_one_image(backend):
     np.testing.assert_allclose(
         logits[248:252], run.backend.to_host(net.predict(x[248:252])), rtol=1e-9, atol=1e-12
     )
+    for size, begin in ((2, 2), (3, 3), (4, 0)):  # where the last images of 5 begin
+        end = run.backend.to_host(net.predict(x[:5], batch_size=size))[begin:]
+        expected = run.backend.to_host(net.predict(x[begin:5]))
+        np.testing.assert_allclose(end, expected, rtol=1e-9, atol=1e-12)
     with pytest.raises(ShapeError, match="one value has no variance"):
         net.predict(x[:1])
     with pytest.raises(ShapeError, match="one value has no variance"):
@@ -471,14 +480,12 @@ class Scripted(Trainer):
 
     figures = (0.3, 0.6, 0.5, 0.6, 0.4, 0.9)
 
-    def _evaluate(self, x, t):
-        if x is self.x_train:
-            return 0.0
+    def _evaluate(self, samples, loss):
+        if loss is None:
+            return {"accuracy": 0.0}
         self.seen = [*getattr(self, "seen", []), weights(self.model)]
-        return self.figures[len(self.test_acc_list)]
-
-    def _test_loss(self):
-        return 1.0 - self.figures[len(self.test_loss_list)]
+        figure = self.figures[len(self.test_acc_list)]
+        return {"accuracy": figure, "loss": 1.0 - figure}
 
 
 @pytest.mark.parametrize("monitor", ["accuracy", "loss"])
@@ -490,9 +497,7 @@ def test_it_stops_and_restores(monitor, restore):
     assert run.stopped_early
     assert run.epoch == len(run.test_acc_list) == 5
     assert len(run.train_loss_list) == 15
-    assert run.test_loss_list == (
-        [] if monitor == "accuracy" else [1.0 - figure for figure in Scripted.figures[:5]]
-    )
+    assert run.test_loss_list == [1.0 - figure for figure in Scripted.figures[:5]]
     same(weights(run.model), run.seen[1 if restore else 4])
     run.train()  # it is over
     assert run.epoch == 5
@@ -571,7 +576,7 @@ def test_gradients_that_are_not_finite(backend):
     run.model.backward = spoiled
     with pytest.raises(
         NotFiniteError,
-        match=r"of step 3 \(epoch 1\) is \d.*, its gradients or running statistics are not",
+        match=r"of step 3 \(epoch 1\) is \d.*, but its gradients or running statistics are not",
     ):
         run.train()
     again = trainer(net(backend.device), clip_norm=1.0, optimizer="momentum", accumulate=2)
@@ -598,24 +603,30 @@ def test_gradients_that_are_not_finite(backend):
             "the schedule's learning rate at step 11",
         ),
         ({"schedule": lambda step, lr: "fast"}, "the schedule's learning rate at step 0"),
-        ({"schedule": OneCycleLR(11)}, "steps 0 to 10; asked for the rate of step 11"),
+        ({"schedule": OneCycleLR(11)}, "steps 0 to 10, got step 11"),
         ({"schedule_unit": "epochs"}, "schedule_unit must be"),
         ({"clip_norm": 0}, "clip_norm must be a number above 0"),
         ({"clip_norm": True}, "clip_norm"),
         ({"label_smoothing": 1.5}, "label_smoothing must lie in"),
         ({"accumulate": 0}, "accumulate must be a whole number"),
-        ({"accumulate": 21}, "mini_batch_size=20 has no 21 parts"),
+        ({"accumulate": 21}, "accumulate must be at most batch_size=20, got 21"),
         ({"accumulate": 1.0}, "accumulate must be a whole number"),
         ({"precision": "half"}, 'precision must be one of "float32", "tf32"'),
-        ({"precision": "tf32"}, "precision='tf32' is not to be had for float64 on numpy on cpu"),
+        (
+            {"precision": "tf32"},
+            "precision='tf32' is not supported for a float64 model on numpy on cpu",
+        ),
         ({"early_stopping": 0}, "patience"),
         ({"early_stopping": 2.5}, "patience"),
         ({"optimizer_param": {"weight_decay": -1}}, "weight_decay"),
         (
             {"optimizer_param": {"weight_decay": 0.1, "no_decay": ("biases",)}},
-            "no_decay: 'biases' is none of the parameters",
+            "no_decay: 'biases' matches none of the parameters",
         ),
-        ({"optimizer": SGD(0.1), "optimizer_param": {"lr": 1.0}}, "SGD is made already"),
+        (
+            {"optimizer": SGD(0.1), "optimizer_param": {"lr": 1.0}},
+            "optimizer_param goes with an optimizer's name, got it together with a made SGD",
+        ),
     ],
 )
 def test_numbers_without_a_meaning(changes, message):
@@ -627,10 +638,19 @@ def test_numbers_without_a_meaning(changes, message):
     same(weights(model), before)
 
 
-@pytest.mark.parametrize("arguments", [{"patience": 0}, {"monitor": "acc"}, {"min_delta": -0.1}])
+@pytest.mark.parametrize("arguments", [{"patience": 0}, {"monitor": 3}, {"min_delta": -0.1}])
 def test_early_stopping_without_a_meaning(arguments):
     with pytest.raises(ArgumentError, match=next(iter(arguments))):
         EarlyStopping(**arguments)
+
+
+def test_early_stopping_watches_a_figure_that_there_is():
+    with pytest.raises(ArgumentError, match=r"'acc', but the figures are loss, accuracy; add it"):
+        trainer(early_stopping=EarlyStopping(monitor="acc"))
+    assert trainer(early_stopping=2).early_stopping.monitor == "accuracy"
+    run = trainer(early_stopping=EarlyStopping(monitor="test_f1"), metrics=["f1"])
+    assert (run.early_stopping.monitor, run.early_stopping.better) == ("f1", "higher")
+    assert trainer(early_stopping=2, metrics=["f1"]).early_stopping.better == "lower"
 
 
 # --- from the command line ------------------------------------------------------------------------
@@ -672,7 +692,7 @@ def test_command_line(monkeypatch, tmp_path, capsys):
     assert (
         cli.train_main([*words, "--optimizer", "adagrad", "--momentum", "0.8"]) == cli.USAGE_ERROR
     )
-    assert "AdaGrad takes lr, lr_decay" in capsys.readouterr().err
+    assert "AdaGrad does not take momentum; it takes lr, lr_decay" in capsys.readouterr().err
     assert set(schedules.SCHEDULES) == {"constant", "step", "cosine", "warmup_cosine", "one_cycle"}
 
 
@@ -724,6 +744,6 @@ def test_a_model_that_was_moved_wants_a_new_trainer():
     net.to("array_api_strict")
     with pytest.raises(
         StateError,
-        match="was moved to array_api_strict on cpu from numpy on cpu; make a new Trainer",
+        match="was moved from numpy on cpu to array_api_strict on cpu; make a new Trainer",
     ):
         run.train()

@@ -1,16 +1,21 @@
-// Dropout with the masks of ops/dropout.py, bit for bit: there in int64 cut to 32 bits, here in the 32 bits themselves.
+// Dropout with the masks of ops/masks.py, bit by bit. There the hash is computed in int64 and cut
+// to 32 bits, here in 32 bits.
 //
-// x (L, N): N samples side by side, L numbers of each, of which `inner` fall together. A sample's two words are a hash of `step`
-// and of its place, `first` + n; `words` (2, N), if not null, are written down by the forward, and read, not made, if `given`.
-// `step_at` and `first_at`, if not null, go before `step` and `first`.
-// A block takes 32 samples and LONG numbers of each. Grid: stretches of samples, stretches of numbers. Indices fit into int.
+// x (L, N): N adjacent samples of L elements, of which `inner` share a mask value. The two words of
+// a sample are a hash of `step` and of its position, `first` + n. `words` (2, N), if not null, are
+// written by the forward pass; with `given` they are read instead. `step_at` and `first_at`, if not
+// null, replace `step` and `first`.
+// A block computes LONG elements of 32 samples. Grid: blocks of samples, blocks of elements.
+// Indices fit into int.
 #define ACROSS 32
 #define LANES 8
 #define LONG 64
 typedef unsigned int word;
 typedef unsigned long long wide;
 
-__device__ __forceinline__ word mixed(word x, int shift, word factor) { return (x ^ (x >> shift)) * factor; }
+__device__ __forceinline__ word mixed(word x, int shift, word factor) {
+  return (x ^ (x >> shift)) * factor;
+}
 
 // "triple32" (Chris Wellons, "Prospecting for hash functions", 2018)
 __device__ __forceinline__ word hash(word x) {
@@ -19,11 +24,13 @@ __device__ __forceinline__ word hash(word x) {
 }
 
 extern "C" __global__ void __launch_bounds__(ACROSS * LANES) drop(
-    const REAL* __restrict__ x, REAL* __restrict__ y, word* __restrict__ words, bool given, word key0, word key1,
-    const long long* __restrict__ step_at, long long step, const long long* __restrict__ first_at, long long first,
-    wide threshold, REAL scale, int L, int N, int inner) {
+    const REAL* __restrict__ x, REAL* __restrict__ y, word* __restrict__ words, bool given,
+    word key0, word key1, const long long* __restrict__ step_at, long long step,
+    const long long* __restrict__ first_at, long long first, wide threshold, REAL scale, int L,
+    int N, int inner) {
   __shared__ word both[2][ACROSS];
-  const int across = threadIdx.x % ACROSS, lane = threadIdx.x / ACROSS, n = blockIdx.x * ACROSS + across;
+  const int across = threadIdx.x % ACROSS, lane = threadIdx.x / ACROSS,
+            n = blockIdx.x * ACROSS + across;
   if (lane < 2 && n < N) {
     word made;
     if (given) {

@@ -1,7 +1,9 @@
-// What goes through arrays number by number: ReLU, sums of arrays, and a batch taken from a set of images.
-// Grid, where nothing else is said: as many blocks as there is room for, each thread going on to every so many numbers.
+// Elementwise kernels: ReLU, sums of arrays, and a batch gathered from a set of images.
+// Grid, unless stated otherwise: as many blocks as run at once; each thread loops over the elements
+// with the grid's stride.
 
-extern "C" __global__ void __launch_bounds__(256) relu(const REAL* __restrict__ x, REAL* __restrict__ y, int count) {
+extern "C" __global__ void __launch_bounds__(256) relu(
+    const REAL* __restrict__ x, REAL* __restrict__ y, int count) {
   const int stride = gridDim.x * blockDim.x;
 #pragma unroll 4
   for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += stride) {
@@ -10,7 +12,7 @@ extern "C" __global__ void __launch_bounds__(256) relu(const REAL* __restrict__ 
   }
 }
 
-// dx = 0 where y, what ReLU gave, is at most 0, else dy: NaN hands it on, as in PyTorch.
+// dx = 0 where y, the output of ReLU, is at most 0, else dy. NaN passes dy on, as in PyTorch.
 extern "C" __global__ void __launch_bounds__(256) relu_backward(
     const REAL* __restrict__ dy, const REAL* __restrict__ y, REAL* __restrict__ dx, int count) {
   const int stride = gridDim.x * blockDim.x;
@@ -21,10 +23,10 @@ extern "C" __global__ void __launch_bounds__(256) relu_backward(
   }
 }
 
-// y = a + b + c + d, from left to right, cut off below 0 if `relu`; c and d may be null.
+// y = a + b + c + d, from left to right, and ReLU if `relu`; c and d may be null.
 extern "C" __global__ void __launch_bounds__(256) add(
-    const REAL* __restrict__ a, const REAL* __restrict__ b, const REAL* __restrict__ c, const REAL* __restrict__ d,
-    REAL* __restrict__ y, bool relu, int count) {
+    const REAL* __restrict__ a, const REAL* __restrict__ b, const REAL* __restrict__ c,
+    const REAL* __restrict__ d, REAL* __restrict__ y, bool relu, int count) {
   const int stride = gridDim.x * blockDim.x;
 #pragma unroll 4
   for (int i = blockIdx.x * blockDim.x + threadIdx.x; i < count; i += stride) {
@@ -41,14 +43,17 @@ typedef unsigned char Pixel;
 typedef REAL Pixel;
 #endif
 
-// images (count, L), of B of which `indices` names each, or null for all of them in turn -> y (L, B), through tiles of 32 by 32 so that reads
-// and writes run along lines. L is C times `pixels`; of a channel's pixels `mean` is subtracted, then they are divided by `std`,
-// each if it is not null. An index outside the set gives NaN. Grid: tiles of L, tiles of B.
+// images (count, L) -> y (L, B): `indices` selects B of them, null all of them. Tiles of 32 by 32
+// make reads and writes coalesced. L is C times `pixels`. The `mean` of a channel is subtracted and
+// the result divided by `std`, each if it is not null. An index outside the set returns NaN. Grid:
+// tiles of L, tiles of B.
 extern "C" __global__ void __launch_bounds__(256) take_batch(
-    const Pixel* __restrict__ images, const long long* __restrict__ indices, const REAL* __restrict__ mean,
-    const REAL* __restrict__ std_, REAL* __restrict__ y, int count, int L, int pixels, int B) {
+    const Pixel* __restrict__ images, const long long* __restrict__ indices,
+    const REAL* __restrict__ mean, const REAL* __restrict__ std_, REAL* __restrict__ y, int count,
+    int L, int pixels, int B) {
   __shared__ REAL tile[32][33];
-  const int across = threadIdx.x % 32, down = threadIdx.x / 32, l0 = blockIdx.x * 32, b0 = blockIdx.y * 32;
+  const int across = threadIdx.x % 32, down = threadIdx.x / 32, l0 = blockIdx.x * 32,
+            b0 = blockIdx.y * 32;
   const int from = l0 + across;
   if (from < L) {
     const int c = from / pixels;

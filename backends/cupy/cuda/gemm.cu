@@ -1,24 +1,28 @@
-// Z (M, N) = A (M, K) @ B (K, N), plus a bias for each row, cut off below 0 where relu: the affine map and its gradients.
+// Z (M, N) = A (M, K) @ B (K, N), plus a bias per row, and ReLU if `relu`: the affine map and its
+// gradients.
 //
-// Each factor lies with neighbours of depth together (A_DEEP, B_DEEP 1) or with neighbours of a row or column together (0);
-// `a_step` and `b_step` are the distances along the other axis. Where a mask is given, for A (A_MASK 1) or B (B_MASK 1) and
-// laid out as they are, what stands where it isn't above 0 counts as 0. One column of ones may follow B's last: its product goes
-// to `ones` (M). The depth is split: with more than one split, each writes its sums to partials (splits, M, N [+ 1]).
-// Grid: tiles of columns, tiles of rows, splits. All indices fit into int: the host sees to that.
+// A factor is contiguous along the depth (A_DEEP, B_DEEP 1) or along its rows or columns (0);
+// `a_step` and `b_step` are the strides of the other axis. An optional mask for A (A_MASK 1) or B
+// (B_MASK 1) has the same layout; elements count as 0 where the mask is not above 0. A column of
+// ones may follow the last column of B; its product goes to `ones` (M). The depth is split: with
+// more than one split, each writes its sums to partials (splits, M, N [+ 1]).
+// Grid: tiles of columns, tiles of rows, splits. All indices fit into int, which the host checks.
 #include "tile.cuh"
 
-// How a block's threads read LINES of a factor, BK deep: each has one place along what lies together, and every `apart`-th along
-// the other axis. Lines over the end of the matrix are the last one again; what they give is dropped.
+// How the threads of a block read lines of a factor, BK deep: each has one position along the
+// contiguous axis and every `apart`-th along the other axis. Lines beyond the end of the matrix
+// repeat the last one; their results are dropped.
 template <int COUNT, bool DEEP>
 struct Reader {
   static constexpr int together = DEEP ? BK : COUNT, apart = THREADS / together;
   static constexpr int loads = ((DEEP ? COUNT : BK) + apart - 1) / apart;
   const REAL *from, *mask;
-  int ahead, stride, line, left;  // left: of the depth, from this thread's first number on
-  int over[DEEP ? loads : 1];     // where the lines of each load begin
+  int ahead, stride, line, left;  // left: the depth from this thread's first element on
+  int over[DEEP ? loads : 1];     // the offsets of the lines of each load
 
   __device__ __forceinline__ Reader(
-      const REAL* from, const REAL* mask, int first, int last, int line0, int lines, int step) : from(from), mask(mask) {
+      const REAL* from, const REAL* mask, int first, int last, int line0, int lines, int step)
+      : from(from), mask(mask) {
     line = line0 + (DEEP ? threadIdx.x / BK : threadIdx.x % COUNT);
     const int k = DEEP ? threadIdx.x % BK : threadIdx.x / COUNT, at = first + k;
     left = last - at;
@@ -48,19 +52,22 @@ struct Reader {
     const int own = threadIdx.x % together, other = threadIdx.x / together;
 #pragma unroll
     for (int i = 0; i < loads; i++)
-      if (other + i * apart < (DEEP ? COUNT : BK)) tile[DEEP ? own : other + i * apart][DEEP ? other + i * apart : own] = values[i];
+      if (other + i * apart < (DEEP ? COUNT : BK))
+        tile[DEEP ? own : other + i * apart][DEEP ? other + i * apart : own] = values[i];
   }
 };
 
-#define BLOCKS (SLICES > 2 && RESIDENT > 1 ? RESIDENT - 1 : RESIDENT)  // registers would spill
+#define BLOCKS (SLICES > 2 && RESIDENT > 1 ? RESIDENT - 1 : RESIDENT)  // avoids register spills
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) gemm(
     const REAL* __restrict__ a_, const REAL* __restrict__ a_mask, const REAL* __restrict__ b_,
-    const REAL* __restrict__ b_mask, const REAL* __restrict__ bias, REAL* __restrict__ z, REAL* __restrict__ ones,
-    REAL* __restrict__ partials, int relu, int M, int N, int K, int a_step, int b_step, int each) {
+    const REAL* __restrict__ b_mask, const REAL* __restrict__ bias, REAL* __restrict__ z,
+    REAL* __restrict__ ones, REAL* __restrict__ partials, int relu, int M, int N, int K, int a_step,
+    int b_step, int each) {
   __shared__ Shared shared;
   const int row0 = blockIdx.y * BM, column0 = blockIdx.x * BN;
-  const int split = blockIdx.z, first = split * each, last = min(first + each, K), columns = N + (ones ? 1 : 0);
+  const int split = blockIdx.z, first = split * each, last = min(first + each, K),
+            columns = N + (ones ? 1 : 0);
   typedef Reader<BM, A_DEEP> A;
   typedef Reader<BN, B_DEEP> B;
   A a_reader(a_, a_mask, first, last, row0, M, a_step);

@@ -1,9 +1,10 @@
-// The gradient of a convolution's own output, from dy after ReLU or pooling. Defines: REAL; VEC; FROM: 0, it is dy; 1, it is dy where
-// y, which is after ReLU, is above 0; 2, dy is after 2x2 pooling too, and each value goes to the tap that won.
+// The gradient of a convolution's output, from dy after ReLU or pooling. Defines: REAL; VEC; FROM:
+// 0, it is dy; 1, it is dy where y (after ReLU) is above 0; 2, dy is also after 2x2 pooling, and
+// each value goes to the winning tap.
 #pragma once
 #include "vector.cuh"
 
-// Where the gradients of the outputs at (oy, ox) stand in a channel of dy.
+// The offset of the gradients of the outputs at (oy, ox) in a channel of dy.
 struct Place {
   bool inside;
   int at, tap;
@@ -19,8 +20,9 @@ struct Place {
   }
 };
 
-// VEC of dy that follow each other, as y or the winners of the pooling, at the same place, let them through.
-__device__ __forceinline__ Vector gradient_at(const REAL* dy, const REAL* y, const unsigned char* winner, int tap) {
+// VEC adjacent values of dy; 0 where y or the winner of the pooling excludes them.
+__device__ __forceinline__ Vector gradient_at(
+    const REAL* dy, const REAL* y, const unsigned char* winner, int tap) {
   Vector out = read(dy);
 #if FROM == 1
   const Vector behind = read(y);

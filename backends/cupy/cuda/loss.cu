@@ -1,15 +1,18 @@
-// Softmax cross-entropy with integer labels, the mean over those that count, and its gradient for a dy of 1.
+// Softmax cross-entropy with integer labels, the mean over the labels that count, and its gradient
+// for a dy of 1.
 //
-// With q = (1 - smoothing) * one_hot + smoothing / C, or 0 where the label is `ignored`, a sample's loss is
-// -sum(q * log_softmax(logits)), and NaN where its label is no class. The mean is over the labels that are classes and not
-// ignored. logits (N, C) lie with `step_n` and `step_c` between neighbours, and so does dlogits. `rows` (2, N) are each sample's
-// largest logit and the sum of exp(logit - largest).
+// With q = (1 - smoothing) * one_hot + smoothing / C, or 0 if the label is `ignored`, the loss of a
+// sample is -sum(q * log_softmax(logits)), and NaN if its label is not a class. The mean is over
+// the labels that are classes and not ignored. logits (N, C) have the strides `step_n` and
+// `step_c`, and so do dlogits. `rows` (2, N) are the largest logit of each sample and the sum of
+// exp(logit - largest).
 //
-// A sample has `lanes` threads, a power of two, side by side where its classes lie so in memory. With one block its first launch does
-// everything; else each block leaves two partial sums (2, blocks), and softmax_gradient, launched next, adds them up in a fixed order.
+// A sample has `lanes` threads, a power of two, adjacent if its classes are adjacent in memory.
+// With one block, its only launch does everything. Otherwise each block writes two partial sums (2,
+// blocks), and softmax_gradient, launched next, adds them in a fixed order.
 #include "reduce.cuh"
 
-struct Place { int sample, lane, together; };  // which sample of those that a block takes `together`
+struct Place { int sample, lane, together; };  // sample: of the `together` samples of a block
 __device__ __forceinline__ Place place(int lanes, int step_c) {
   const int tid = threadIdx.x, together = BLOCK / lanes;
   if (step_c == 1) return {tid / lanes, tid % lanes, together};
@@ -18,32 +21,34 @@ __device__ __forceinline__ Place place(int lanes, int step_c) {
 
 __device__ __forceinline__ bool is_class(long long label, int C) { return label >= 0 && label < C; }
 
-// What all lanes of a sample have, folded together two by two. room: (lanes, together) numbers of shared memory.
+// The reduction of a value over all lanes of a sample, pairwise. buffer: (lanes, together) elements
+// of shared memory.
 template <typename Fold>
-__device__ __forceinline__ REAL folded(REAL x, REAL* room, Place at, int lanes, Fold fold) {
-  REAL* const mine = room + at.lane * at.together + at.sample;
+__device__ __forceinline__ REAL folded(REAL x, REAL* buffer, Place at, int lanes, Fold fold) {
+  REAL* const mine = buffer + at.lane * at.together + at.sample;
   *mine = x;
   __syncthreads();
   for (int half = lanes / 2; half > 0; half /= 2) {
     if (at.lane < half) *mine = fold(*mine, mine[half * at.together]);
     __syncthreads();
   }
-  x = room[at.sample];
+  x = buffer[at.sample];
   __syncthreads();
   return x;
 }
 
-// The mean over nothing is NaN, as in PyTorch; what nothing is asked of has the gradient 0.
+// The mean over no samples is NaN and its gradient 0, as in PyTorch.
 __device__ __forceinline__ REAL mean_of(double sum, double count) {
   return REAL(count == 0 ? double(__uint_as_float(0x7fc00000u)) : sum / count);
 }
 
-// dlogits of the samples that this block takes: (softmax * sum(q) - q) / count.
+// dlogits of this block's samples: (softmax * sum(q) - q) / count.
 __device__ __forceinline__ void write_gradient(
-    const REAL* logits, const long long* labels, const REAL* rows, REAL* dlogits, int lanes, int N, int C, int step_n,
-    int step_c, long long ignored, REAL smoothing, double count) {
+    const REAL* logits, const long long* labels, const REAL* rows, REAL* dlogits, int lanes, int N,
+    int C, int step_n, int step_c, long long ignored, REAL smoothing, double count) {
   const Place at = place(lanes, step_c);
-  const REAL scale = REAL(count == 0 ? 0 : 1 / count), even = smoothing / REAL(C), whole = 1 - smoothing;
+  const REAL scale = REAL(count == 0 ? 0 : 1 / count), even = smoothing / REAL(C),
+             whole = 1 - smoothing;
   for (int n = blockIdx.x * at.together + at.sample; n < N; n += gridDim.x * at.together) {
     const long long label = labels[n];
     const bool counts = label != ignored, known = is_class(label, C);
@@ -59,10 +64,10 @@ __device__ __forceinline__ void write_gradient(
 }
 
 extern "C" __global__ void __launch_bounds__(BLOCK) softmax_loss(
-    const REAL* __restrict__ logits, const long long* __restrict__ labels, REAL* rows, double* __restrict__ partials,
-    REAL* __restrict__ loss, REAL* __restrict__ dlogits, int lanes, int N, int C, int step_n, int step_c,
-    long long ignored, REAL smoothing) {
-  __shared__ REAL room[BLOCK];
+    const REAL* __restrict__ logits, const long long* __restrict__ labels, REAL* rows,
+    double* __restrict__ partials, REAL* __restrict__ loss, REAL* __restrict__ dlogits, int lanes,
+    int N, int C, int step_n, int step_c, long long ignored, REAL smoothing) {
+  __shared__ REAL buffer[BLOCK];
   __shared__ double sums[2][BLOCK];
   const Place at = place(lanes, step_c);
   const auto sum = [](REAL a, REAL b) { return a + b; };
@@ -78,7 +83,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) softmax_loss(
         if (logit > peak) peak = logit;
       }
     }
-    peak = folded(peak, room, at, lanes, [](REAL a, REAL b) { return b > a ? b : a; });
+    peak = folded(peak, buffer, at, lanes, [](REAL a, REAL b) { return b > a ? b : a; });
     REAL exps = 0, away = 0;
     if (here) {
 #pragma unroll 2
@@ -88,8 +93,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK) softmax_loss(
         away += shifted;
       }
     }
-    exps = folded(exps, room, at, lanes, sum);
-    if (smoothing != 0) away = folded(away, room, at, lanes, sum);
+    exps = folded(exps, buffer, at, lanes, sum);
+    if (smoothing != 0) away = folded(away, buffer, at, lanes, sum);
     if (here && at.lane == 0) {
       rows[n] = peak;
       rows[N + n] = exps;
@@ -116,14 +121,17 @@ extern "C" __global__ void __launch_bounds__(BLOCK) softmax_loss(
     return;
   }
   if (threadIdx.x == 0) *loss = mean_of(total[0], total[1]);
-  if (dlogits) write_gradient(logits, labels, rows, dlogits, lanes, N, C, step_n, step_c, ignored, smoothing, total[1]);
+  if (dlogits)
+    write_gradient(
+        logits, labels, rows, dlogits, lanes, N, C, step_n, step_c, ignored, smoothing, total[1]);
 }
 
-// After more than one block of softmax_loss (`blocks` of them): the loss, and dlogits where it is not null.
+// After softmax_loss with more than one block (`blocks`): the loss, and dlogits if it is not null.
 extern "C" __global__ void __launch_bounds__(BLOCK) softmax_gradient(
-    const REAL* __restrict__ logits, const long long* __restrict__ labels, const REAL* __restrict__ rows,
-    const double* __restrict__ partials, REAL* __restrict__ loss, REAL* __restrict__ dlogits, int blocks, int lanes,
-    int N, int C, int step_n, int step_c, long long ignored, REAL smoothing) {
+    const REAL* __restrict__ logits, const long long* __restrict__ labels,
+    const REAL* __restrict__ rows, const double* __restrict__ partials, REAL* __restrict__ loss,
+    REAL* __restrict__ dlogits, int blocks, int lanes, int N, int C, int step_n, int step_c,
+    long long ignored, REAL smoothing) {
   __shared__ double sums[2][BLOCK];
   double total[2] = {0, 0};
   for (int i = threadIdx.x; i < blocks; i += BLOCK) {
@@ -132,5 +140,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) softmax_gradient(
   }
   block_sums(total, sums);
   if (blockIdx.x == 0 && threadIdx.x == 0) *loss = mean_of(total[0], total[1]);
-  if (dlogits) write_gradient(logits, labels, rows, dlogits, lanes, N, C, step_n, step_c, ignored, smoothing, total[1]);
+  if (dlogits)
+    write_gradient(
+        logits, labels, rows, dlogits, lanes, N, C, step_n, step_c, ignored, smoothing, total[1]);
 }

@@ -1,12 +1,14 @@
-// Pooling of x (C, D, H, W, N) to y (C, OD, OH, OW, N), and the way back; fewer spatial axes have extents of 1.
+// Pooling of x (C, D, H, W, N) to y (C, OD, OH, OW, N), and its backward pass; missing spatial axes
+// have size 1.
 //
-// KD, KH, KW are the window's extent, S. its steps, P. the padding before, D. the distance of its taps; KH and KW may be known
-// while this is compiled, as KH_IS and KW_IS, for windows over one or two axes: then all of a window's reads are under way at once. MANY_TAPS: more than 256.
-// A block takes a stretch of one row, of W*N numbers. All indices fit into int: the host sees to that.
-// Grid: rows, stretches.
-#define GEOMETRY                                                                                                        \
-  int N, int D, int H, int W, int OD, int OH, int OW, int kd_, int kh_, int kw_, int SD, int SH, int SW, int PD, int PH, \
-      int PW, int DD, int DH, int DW
+// KD, KH, KW are the window size, S. the stride, P. the padding before, D. the dilation. For
+// windows over one or two axes, KH and KW may be compile-time constants, KH_IS and KW_IS: then all
+// reads of a window are in flight at once. MANY_TAPS: more than 256.
+// A block computes a part of one row of W*N elements. All indices fit into int, which the host
+// checks. Grid: rows, parts of a row.
+#define GEOMETRY                                                                                 \
+  int N, int D, int H, int W, int OD, int OH, int OW, int kd_, int kh_, int kw_, int SD, int SH, \
+      int SW, int PD, int PH, int PW, int DD, int DH, int DW
 #ifdef KH_IS
 #define WINDOW constexpr int KD = 1, KH = KH_IS, KW = KW_IS
 #else
@@ -18,14 +20,15 @@ typedef int Tap;
 typedef unsigned char Tap;
 #endif
 
-// Which row of the array (C, depth, height, ...) this block takes.
+// The row of the array (C, depth, height, ...) of this block.
 struct Row { int c, d, h; };
 __device__ __forceinline__ Row row_of(int depth, int height) {
   const int row = blockIdx.x, h = row % height, rest = row / height;
   return {rest / depth, rest % depth, h};
 }
 
-// The largest under each window, NaN before all; of equals the first, of several NaN the last. winner, if not null: its tap's number.
+// The maximum of each window; NaN wins. Of equal maxima the first, of several NaN the last. winner,
+// if not null: the number of its tap.
 extern "C" __global__ void __launch_bounds__(256, 6) max_pool(
     const REAL* __restrict__ x, REAL* __restrict__ y, Tap* __restrict__ winner, GEOMETRY) {
   WINDOW;
@@ -59,14 +62,15 @@ extern "C" __global__ void __launch_bounds__(256, 6) max_pool(
   if (winner) winner[to] = Tap(max(tap, 0));
 }
 
-// The windows o, from last down to first, that may see cell `at` of an axis: at + pad = o * step + k * distance.
+// The windows o, from last down to first, that may read cell `at` of an axis: at + pad = o * step +
+// k * distance.
 struct Seen { int first, last; };
 __device__ __forceinline__ Seen seen_by(int at, int pad, int step, int extent, int out) {
   const int reach = at + pad - extent + 1;
   return {reach > 0 ? (reach + step - 1) / step : 0, min((at + pad) / step, out - 1)};
 }
 
-// dx: of every window that sees a cell and whose winner it is, the gradient; in the order of the taps.
+// dx: the sum of the gradients of the windows whose maximum a cell is, in the order of the taps.
 extern "C" __global__ void __launch_bounds__(256, 6) max_pool_backward(
     const REAL* __restrict__ dy, const Tap* __restrict__ winner, REAL* __restrict__ dx, GEOMETRY) {
   WINDOW;
@@ -74,7 +78,8 @@ extern "C" __global__ void __launch_bounds__(256, 6) max_pool_backward(
   if (column >= W * N) return;
   const Row row = row_of(D, H);
   const int w = column / N, n = column - w * N;
-  const Seen ds = seen_by(row.d, PD, SD, (KD - 1) * DD + 1, OD), hs = seen_by(row.h, PH, SH, (KH - 1) * DH + 1, OH);
+  const Seen ds = seen_by(row.d, PD, SD, (KD - 1) * DD + 1, OD),
+             hs = seen_by(row.h, PH, SH, (KH - 1) * DH + 1, OH);
   const Seen ws = seen_by(w, PW, SW, (KW - 1) * DW + 1, OW);
   REAL sum = 0;
   for (int od = ds.last; od >= ds.first; od--) {
@@ -94,18 +99,21 @@ extern "C" __global__ void __launch_bounds__(256, 6) max_pool_backward(
   dx[blockIdx.x * W * N + column] = sum;
 }
 
-// By what a window's sum is divided: `divisor`, if it is not 0; else its cells inside the array, with `padded` also those of the
-// padding, which on each axis goes on for A. behind the array. What lies beyond that is never counted.
-__device__ __forceinline__ int cells(int o, int step, int pad, int k, int size, int after, int padded) {
+// The divisor of a window: `divisor`, if it is not 0; else the number of its cells inside the
+// array, with `padded` also those in the padding, which is A. wide after the array on each axis.
+// Cells beyond that never count.
+__device__ __forceinline__ int cells(
+    int o, int step, int pad, int k, int size, int after, int padded) {
   const int start = o * step - pad, low = padded ? -pad : 0, high = padded ? size + after : size;
   return min(start + k, high) - max(start, low);
 }
 #define AVERAGE int divisor, int padded, int AD, int AH, int AW
-#define CELLS(od, oh, ow)                                                                                    \
-  (divisor ? divisor                                                                                         \
-           : cells(od, SD, PD, KD, D, AD, padded) * cells(oh, SH, PH, KH, H, AH, padded) * cells(ow, SW, PW, KW, W, AW, padded))
+#define CELLS(od, oh, ow)                                                                  \
+  (divisor ? divisor                                                                       \
+           : cells(od, SD, PD, KD, D, AD, padded) * cells(oh, SH, PH, KH, H, AH, padded) * \
+                 cells(ow, SW, PW, KW, W, AW, padded))
 
-// The mean under each window; there is no distance between taps.
+// The mean of each window, without dilation.
 extern "C" __global__ void __launch_bounds__(256, 6) avg_pool(
     const REAL* __restrict__ x, REAL* __restrict__ y, AVERAGE, GEOMETRY) {
   WINDOW;
@@ -132,7 +140,8 @@ extern "C" __global__ void __launch_bounds__(256, 6) avg_pool(
   y[blockIdx.x * OW * N + column] = sum * (REAL(1) / CELLS(row.d, row.h, ow));
 }
 
-// dx: of every window that sees a cell, the gradient divided as the mean was; in the order of the taps.
+// dx: the sum of the gradients of the windows that read a cell, divided as the mean was, in the
+// order of the taps.
 extern "C" __global__ void __launch_bounds__(256, 6) avg_pool_backward(
     const REAL* __restrict__ dy, REAL* __restrict__ dx, AVERAGE, GEOMETRY) {
   WINDOW;
@@ -140,13 +149,15 @@ extern "C" __global__ void __launch_bounds__(256, 6) avg_pool_backward(
   if (column >= W * N) return;
   const Row row = row_of(D, H);
   const int w = column / N, n = column - w * N;
-  const Seen ds = seen_by(row.d, PD, SD, KD, OD), hs = seen_by(row.h, PH, SH, KH, OH), ws = seen_by(w, PW, SW, KW, OW);
+  const Seen ds = seen_by(row.d, PD, SD, KD, OD), hs = seen_by(row.h, PH, SH, KH, OH),
+             ws = seen_by(w, PW, SW, KW, OW);
   REAL sum = 0;
   for (int od = ds.last; od >= ds.first; od--) {
     for (int oh = hs.last; oh >= hs.first; oh--) {
 #pragma unroll 2
       for (int ow = ws.last; ow >= ws.first; ow--)
-        sum += dy[(((row.c * OD + od) * OH + oh) * OW + ow) * N + n] * (REAL(1) / CELLS(od, oh, ow));
+        sum +=
+            dy[(((row.c * OD + od) * OH + oh) * OW + ow) * N + n] * (REAL(1) / CELLS(od, oh, ow));
     }
   }
   dx[blockIdx.x * W * N + column] = sum;

@@ -1,5 +1,6 @@
-// VEC values that are adjacent in memory and are read or written at once; 1 if not defined. The host takes more only if the batch is
-// a multiple of VEC and every array is aligned to it: then all of them have the same place in the image.
+// VEC adjacent values that are read or written at once; 1 if not defined. The host uses more only
+// if the batch size is a multiple of VEC and every array is aligned: then all of them have the same
+// position in the image.
 #pragma once
 #ifndef VEC
 #define VEC 1
@@ -9,4 +10,6 @@ template <typename T>
 struct __align__(VEC * sizeof(T)) Several { T value[VEC]; };
 typedef Several<REAL> Vector;
 
-__device__ __forceinline__ Vector read(const REAL* from) { return *reinterpret_cast<const Vector*>(from); }
+__device__ __forceinline__ Vector read(const REAL* from) {
+  return *reinterpret_cast<const Vector*>(from);
+}

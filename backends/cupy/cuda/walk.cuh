@@ -1,4 +1,5 @@
-// A number k = (c * ys + y) * xs + x in its parts, and on in equal steps: divisions only at the start.
+// An index k = (c * ys + y) * xs + x as its parts, incremented in equal steps: divisions only at
+// the start.
 #pragma once
 struct Walk {
   int c, y, x, ys, xs, step_c, step_y, step_x;

@@ -19,7 +19,7 @@ def read_constant(at: Importer, op: Operation) -> Known:
         ("value_ints", "ints"),
     )
     if found is None:
-        raise op.wrong("its value is no tensor of numbers")
+        raise op.wrong("its value must be a tensor of numbers")
     name, value = found
     if name == "value":
         return Known(at.source.array(value))
@@ -36,9 +36,9 @@ def read_constant_of_shape(at: Importer, op: Operation) -> Known:
         or any(not 0 <= n < 1 << 31 for n in shape)
         or len(shape) > 16
     ):
-        raise op.wrong("its shape or value is none")
+        raise op.wrong("its shape or value is invalid")
     if 0 in shape and len(shape) > 1:
-        raise op.wrong(f"nothing lies in {brief(shape)}")
+        raise op.wrong(f"a tensor of shape {brief(shape)} is empty")
     at.source.budget.take(prod(shape) * value.itemsize)
     return at.fold(np.full(shape, value.reshape(()), value.dtype))
 
@@ -65,14 +65,14 @@ def read_cast(at: Importer, op: Operation) -> Any:
     op.ignore("saturate", "round_mode")
     if isinstance(found, Known):
         if to not in _CAST:
-            raise op.wrong(f"constants are not cast to type {to}")
+            raise op.wrong(f"casting constants to type {to} is not supported")
         dtype = np.dtype(_CAST[to])
         if dtype != np.int64:
             no_batch(op, found)
         at.source.budget.take(found.array.size * dtype.itemsize)
         return at.fold(found.array.astype(dtype), [found])
     if to not in FLOATS:
-        raise op.wrong(f"values are only cast to floating point, not to type {to}")
+        raise op.wrong(f"values can be cast only to floating point, not to type {to}")
     return at.value(op)
 
 

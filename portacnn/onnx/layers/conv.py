@@ -144,7 +144,7 @@ def write_table_conv(graph: GraphBuilder, layer: Any, x: str) -> str:
 
 
 def _pad(graph: GraphBuilder, x: str, sample: Sequence[int], pads: Pads, mode: str) -> str:
-    """x with margins on its spatial axes that are filled from inside."""
+    """Add margins to x's spatial axes, filled with values from inside."""
     if mode != "circular" or graph.opset >= 19:
         word = {"reflect": "reflect", "replicate": "edge", "circular": "wrap"}[mode]
         amounts = graph.constant(sides([(0, 0), (0, 0), *pads]), dtype="int64")
@@ -166,16 +166,16 @@ def _slice(graph: GraphBuilder, x: str, axis: int, start: int, end: int) -> str:
 def _convolution(
     at: Importer, op: Operation
 ) -> tuple[Value, Known, Known | None, list[int], list[int], list[int]]:
-    """x, weight, bias, kernel, strides, dilations."""
+    """Return x, weight, bias, kernel, strides, dilations."""
     x, weight, bias = at.value(op), at.weight(op, 1), at.optional_weight(op, 2)
     axes = spatial_axes(at, op, x)
     if weight.array.ndim != axes + 2 or 0 in weight.array.shape:
         raise op.wrong(
-            f"a weight {brief(weight.array.shape)} does not go with samples {brief(x.shape)}"
+            f"a weight {brief(weight.array.shape)} does not fit samples {brief(x.shape)}"
         )
     kernel = list(weight.array.shape[2:])
     if op.has("kernel_shape") and op.ints("kernel_shape") != kernel:
-        raise op.wrong(f"kernel_shape is not that of the weight, {brief(kernel)}")
+        raise op.wrong(f"kernel_shape must be that of the weight, {brief(kernel)}")
     return (
         x,
         weight,
@@ -210,8 +210,8 @@ def padding_of(
         pairs = pairs if auto == "SAME_UPPER" else [(after, before) for before, after in pairs]
     if op.has("pads") and pairs != given:  # runtimes differ on which of them holds
         raise op.wrong(
-            f"auto_pad={auto} comes to {brief(pairs)}, and pads say {brief(given)}; "
-            "only one may be given"
+            f"auto_pad={auto} means {brief(pairs)}, but pads are {brief(given)}; only one may be "
+            "given"
         )
     return pairs
 
@@ -219,12 +219,12 @@ def padding_of(
 def _group(op: Operation) -> int:
     groups = op.whole("group", 1)
     if not 1 <= groups < 1 << 31:
-        raise op.wrong(f"group is {groups}")
+        raise op.wrong(f"group must be at least 1, got {groups}")
     return groups
 
 
 def _simple(pads: Sequence[tuple[int, int]]) -> Any:
-    """One number for each axis where the two sides are alike, as layers are mostly written."""
+    """Return one number per axis if the two sides are equal, as layers are usually written."""
     return (
         [before for before, _ in pads]
         if all(before == after for before, after in pads)

@@ -21,8 +21,8 @@ def read_dropout(at: Importer, op: Operation) -> Value:
     training = at.known(op, 2) if at.opset >= 12 else None
     if training is not None and training.array.any():
         raise op.wrong(
-            "training_mode is set: it would drop out when the network is only run; "
-            "export it for inference"
+            "training_mode is set, so it would drop out at inference; export the network for "
+            "inference"
         )
     ratio = at.number(op, 1, "ratio", 0.5)
     return at.add(op, L.Dropout(0.5 if ratio is None else ratio), at.value(op))

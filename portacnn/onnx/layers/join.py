@@ -51,7 +51,7 @@ def read_arithmetic(at: Importer, op: Operation) -> Any:
         or not given
         or (op.kind in ("Add", "Sub", "Mul", "Div", "Pow") and len(given) != 2)
     ):
-        raise op.wrong(f"it has {len(given)} inputs, or one is left out")
+        raise op.wrong(f"it has {len(given)} inputs, or one is omitted")
     legacy = op.whole("axis", -1) if at.opset < 7 and op.whole("broadcast", 0) else None
     op.ignore("consumed_inputs")
     result = given[0]
@@ -72,7 +72,7 @@ def _two(at: Importer, op: Operation, kind: str, a: Any, b: Any, legacy: int | N
     # before opset 7: an axis says where the smaller one begins
     if legacy is not None and array.ndim:
         if not -1 <= legacy < x.rank:
-            raise op.wrong(f"axis {legacy} is none of {x.rank}")
+            raise op.wrong(f"axis {legacy} is outside the {x.rank} axes")
         array = array.reshape(
             array.shape + (1,) * (x.rank - legacy - array.ndim if legacy >= 0 else 0)
         )
@@ -87,12 +87,14 @@ def _two(at: Importer, op: Operation, kind: str, a: Any, b: Any, legacy: int | N
 
 def _folded(at: Importer, op: Operation, kind: str, a: Known, b: Known) -> Known:
     if a.array.dtype != b.array.dtype or a.array.dtype.kind not in "fiu":
-        raise op.wrong(f"constants of different kinds, {a.array.dtype} and {b.array.dtype}")
+        raise op.wrong(
+            f"constants must have one kind of dtype, got {a.array.dtype} and {b.array.dtype}"
+        )
     try:
         shape = np.broadcast_shapes(a.array.shape, b.array.shape)
     except ValueError:
         raise op.wrong(
-            f"constants {brief(a.array.shape)} and {brief(b.array.shape)} do not go together"
+            f"constants {brief(a.array.shape)} and {brief(b.array.shape)} do not broadcast"
         ) from None
     at.source.budget.take(prod(shape) * a.array.dtype.itemsize)
     if kind in ("divide", "power") and a.array.dtype.kind != "f":
@@ -115,7 +117,7 @@ def read_concat(at: Importer, op: Operation) -> Any:
         (axis,) = plain_axes(op, [op.whole("axis", 1)], rank)
         alike = {(a.dtype.str, a.shape[:axis], a.shape[axis + 1 :], a.ndim) for a in arrays}
         if len(alike) != 1:
-            raise op.wrong("constants that do not go side by side")
+            raise op.wrong("constants cannot be concatenated")
         at.source.budget.take(sum(a.nbytes for a in arrays))
         return at.fold(np.concatenate(arrays, axis=axis), known)
     values = [at.value(op, i) for i in range(len(op.inputs))]

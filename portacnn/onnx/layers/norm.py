@@ -41,9 +41,8 @@ def read_batch_norm(at: Importer, op: Operation) -> Value:
         )
     if any(op.outputs[1:]):  # so it was said before opset 14 that it trains
         raise op.wrong(
-            f"it has {len(op.outputs)} outputs, and so takes the mean and variance of every batch; "
-            "that is not supported, "
-            "export the network for inference"
+            f"it has {len(op.outputs)} outputs, so it uses the statistics of every batch, which "
+            "is not supported; export the network for inference"
         )
     kinds = {2: L.BatchNorm1d, 3: L.BatchNorm1d, 4: L.BatchNorm2d, 5: L.BatchNorm3d}
     if x.rank not in kinds:
@@ -88,7 +87,7 @@ def _by_running_statistics(graph: GraphBuilder, layer: Any, x: str) -> str:
 
 
 def _scale_and_bias(graph: GraphBuilder, layer: Any) -> list[str]:
-    """Weight and bias of the channels; ones and zeros where there are none."""
+    """Return weight and bias of the channels; ones and zeros if there are none."""
     channels = layer.input_shape[0]
     if "weight" in layer.params:
         return [graph.weight(layer, "weight"), graph.weight(layer, "bias")]
@@ -152,7 +151,7 @@ def read_layer_norm(at: Importer, op: Operation) -> Value:
 
 
 def _normalized(graph: GraphBuilder, x: str, axes: Sequence[int], eps: float) -> str:
-    """(x - mean) / sqrt(var + eps), with mean and variance over ``axes``."""
+    """Add (x - mean) / sqrt(var + eps), with mean and variance over ``axes``."""
     centred = graph.add("Sub", [x, graph.reduce("ReduceMean", x, axes)])
     var = graph.reduce("ReduceMean", graph.add("Mul", [centred, centred]), axes)
     std = graph.add("Sqrt", [graph.add("Add", [var, graph.constant(eps)])])
@@ -160,7 +159,7 @@ def _normalized(graph: GraphBuilder, x: str, axes: Sequence[int], eps: float) ->
 
 
 def _affine(graph: GraphBuilder, layer: Any, y: str, shape: Sequence[int]) -> str:
-    """y * weight + bias, as far as there are such; they broadcast as ``shape``."""
+    """Add y * weight + bias, if they exist; they broadcast as ``shape``."""
     for name, op_type in (("weight", "Mul"), ("bias", "Add")):
         if name in layer.params:
             value = graph.weight(layer, name)

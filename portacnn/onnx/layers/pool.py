@@ -50,7 +50,7 @@ def write_avg_pool(graph: GraphBuilder, layer: Any, x: str) -> str:
     inside = not layer.count_include_pad and layer.divisor_override is None
     if max(windows.dilation) > 1 and graph.opset < 19:
         raise ArgumentError(
-            f"an average over cells that lie apart asks for opset 19 or newer, got {graph.opset}"
+            f"average pooling with dilation needs opset 19 or newer, got {graph.opset}"
         )
     y = graph.add(
         "AveragePool",
@@ -96,10 +96,9 @@ _GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
 
 
 def _windows(layer: Any) -> tuple[Windows, list[tuple[int, int]]]:
-    """The layer's windows, and the padding that leads to as many of them where all must lie inside
-    it.
+    """Return the layer's windows, and the padding with which all windows lie inside the input.
 
-    A padding of that kind says the same everywhere; implementations do not agree on ``ceil_mode``.
+    Explicit padding means the same everywhere; implementations differ on ``ceil_mode``.
     """
     size = layer.input_shape[1:]
     windows = pool_windows(
@@ -121,8 +120,10 @@ def _windows(layer: Any) -> tuple[Windows, list[tuple[int, int]]]:
 
 
 def _cells_in_padding(windows: Windows) -> list[int]:
-    """How many cells of each window lie in the padded input: what hangs over its end does not
-    count. Row by row."""
+    """Return the number of elements of each window in the padded input, row by row.
+
+    Elements beyond its end do not count.
+    """
     on_axes = [
         [min(k, -(-(before + n + after - o * s) // d)) for o in range(out)]
         for n, k, s, d, out, (before, after) in zip(
@@ -139,7 +140,7 @@ def _cells_in_padding(windows: Windows) -> list[int]:
 
 
 def _narrow(pads: list[list[int]], kernel: Sequence[int]) -> Any:
-    """Padding as PyTorch writes it, where it could be PyTorch's."""
+    """Return padding as PyTorch writes it, if PyTorch can express it."""
     plain = all(before == after <= k // 2 for (before, after), k in zip(pads, kernel, strict=True))
     return [before for before, _ in pads] if plain else pads
 
@@ -172,8 +173,10 @@ def _adaptive_pool(graph: GraphBuilder, layer: Any, x: str, kind: str) -> str:
 def _shares_of_axis(
     graph: GraphBuilder, x: str, axis: int, parts: Sequence[tuple[int, int]], axes: int, kind: str
 ) -> str:
-    """Each share of one axis pooled. They are laid out as rows, the short ones filled up: with a
-    cell of theirs that does not count in a mean, and makes no difference to a maximum."""
+    """Pool each share of one axis. Shares are rows, padded to equal length.
+
+    A padding element does not count in a mean, and does not change a maximum.
+    """
     longest = max(end - start for start, end in parts)
     cells = [min(start + i, end - 1) for start, end in parts for i in range(longest)]
     # an axis more

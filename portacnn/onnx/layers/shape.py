@@ -25,7 +25,7 @@ def read_reshape(at: Importer, op: Operation) -> Any:
     if wanted is None:
         raise op.wrong("its input 1 is missing")
     if op.whole("allowzero", 0) and 0 in wanted:
-        raise op.wrong("a shape with 0 in it")
+        raise op.wrong("a shape contains 0")
     if isinstance(found, Known):
         return _reshape_known(at, op, found, wanted)
     x = at.value(op)
@@ -40,7 +40,7 @@ def read_reshape(at: Importer, op: Operation) -> Any:
     if any(n < 1 for n in rest) or prod(rest) != numbers or not (keeps or first == -1):
         wanted = ["N" if n == BATCH else n for n in wanted]  # type: ignore[misc]
         raise op.wrong(
-            f"samples {brief(x.shape)} as {brief(wanted)}: that moves numbers from one "
+            f"reshaping samples {brief(x.shape)} to {brief(wanted)} would move elements from one "
             "sample to another"
         )
     return at.reshaped(op, x, rest)
@@ -53,7 +53,7 @@ def _reshape_known(at: Importer, op: Operation, known: Known, wanted: list[int])
     if shape.count(-1) == 1 and others > 0:
         shape = [array.size // others if n == -1 else n for n in shape]
     if any(n < 0 for n in shape) or prod(shape) != array.size or len(shape) > 16:
-        raise op.wrong(f"a constant {brief(array.shape)} cannot become {brief(wanted)}")
+        raise op.wrong(f"a constant {brief(array.shape)} cannot be reshaped to {brief(wanted)}")
     return at.fold(array.reshape(shape), [known])
 
 
@@ -75,7 +75,7 @@ def read_squeeze(at: Importer, op: Operation) -> Any:
     x = at.value(op)
     if axes is None:
         if at.batch == 1:
-            raise op.wrong("without axes it takes the batch away, too")
+            raise op.wrong("without axes it would also remove the batch")
         axes = [i for i, n in enumerate(x.shape, 1) if n == 1]
     away = at.axes(op, axes, x.rank)
     if any(x.shape[i - 1] != 1 for i in away):
@@ -87,7 +87,7 @@ def read_squeeze(at: Importer, op: Operation) -> Any:
 def read_unsqueeze(at: Importer, op: Operation) -> Any:
     found, axes = at.given(op, 0), at.numbers(op, 1, "axes")
     if axes is None or len(axes) > 8:
-        raise op.wrong("its axes are missing, or too many")
+        raise op.wrong("its axes are missing or too many")
     if isinstance(found, Known):
         rank = found.array.ndim + len(axes)
         new, old = plain_axes(op, axes, rank), iter(found.array.shape)
@@ -132,7 +132,7 @@ def write_pad(graph: GraphBuilder, layer: Any, x: str) -> str:
         layer.mode
     ]
     if mode == "wrap" and graph.opset < 19:
-        raise ArgumentError(f"circular padding asks for opset 19 or newer, got {graph.opset}")
+        raise ArgumentError(f"circular padding needs opset 19 or newer, got {graph.opset}")
     sides = [0, *(before for before, _ in layer.pads), 0, *(after for _, after in layer.pads)]
     value = [graph.constant(float(layer.value))] if layer.value else []
     return graph.add("Pad", [x, graph.constant(sides, dtype="int64"), *value], mode=mode)
@@ -199,7 +199,7 @@ def read_slice(at: Importer, op: Operation) -> Any:
     steps = at.numbers(op, 4)
     steps = [1] * len(starts) if steps is None else steps
     if not len(starts) == len(ends) == len(axes) == len(steps) or 0 in steps:
-        raise op.wrong("starts, ends, axes and steps do not go together")
+        raise op.wrong("starts, ends, axes and steps have different lengths")
     if isinstance(found, Known):
         axes = plain_axes(op, axes, found.array.ndim)
         index = [slice(None)] * found.array.ndim
@@ -216,7 +216,7 @@ def read_slice(at: Importer, op: Operation) -> Any:
         axis = at.axis(op, axis, x.rank)
         start, stop, step = slice(start, end, step).indices(x.shape[axis - 1])
         if step < 1 or start >= stop or axis in parts:
-            raise op.wrong(f"nothing is left of axis {axis}, or it is turned round")
+            raise op.wrong(f"axis {axis} would be empty or reversed")
         parts[axis] = (start, stop, step)
     return _cut(at, op, x, parts) if parts else x
 
@@ -228,12 +228,12 @@ def read_split(at: Importer, op: Operation) -> list[Any]:
     size, count = x.shape[axis - 1], len(op.outputs)
     sizes = at.numbers(op, 1, "split")
     if op.has("num_outputs") and op.whole("num_outputs", 0) != count:
-        raise op.wrong("num_outputs is not the number of its outputs")
+        raise op.wrong("num_outputs must be the number of its outputs")
     if sizes is None:
         each = -(-size // count)
         sizes = [each] * (count - 1) + [size - each * (count - 1)]
     if len(sizes) != count or any(n < 1 for n in sizes) or sum(sizes) != size:
-        raise op.wrong(f"{size} cells cannot be split into {brief(sizes)} for {count} outputs")
+        raise op.wrong(f"{size} elements cannot be split into {brief(sizes)} for {count} outputs")
     ends = [0]
     for n in sizes:
         ends.append(ends[-1] + n)
@@ -241,7 +241,7 @@ def read_split(at: Importer, op: Operation) -> list[Any]:
 
 
 def _cut(at: Importer, op: Operation, x: Value, parts: dict[int, tuple[int, int, int]]) -> Value:
-    """A slice of some axes: (start, stop, step) of each."""
+    """Add a slice of some axes: (start, stop, step) of each."""
     whole = [parts.get(axis, (0, n, 1)) for axis, n in enumerate(x.shape, 1)]
     starts, stops, steps = zip(*whole, strict=True)
     return at.add(op, L.Slice(starts, stops, steps), x)
@@ -265,14 +265,14 @@ def read_gather(at: Importer, op: Operation) -> Any:
         or not data.array.ndim
         or indices.array.dtype.kind not in "iu"
     ):
-        raise op.wrong("its inputs are missing, or no numbers of places")
+        raise op.wrong("its inputs are missing, or its indices are not whole numbers")
     (axis,) = plain_axes(op, [op.whole("axis", 0)], data.array.ndim)
     size = data.array.shape[axis]
     if (
         indices.array.size
         and not -size <= int(indices.array.min()) <= int(indices.array.max()) < size
     ):
-        raise op.wrong(f"indices beyond the {size} cells of axis {axis}")
+        raise op.wrong(f"indices are beyond the {size} elements of axis {axis}")
     if indices.array.ndim + data.array.ndim > 16:
         raise op.wrong("more than 16 axes")
     at.source.budget.take(data.array.nbytes // max(size, 1) * indices.array.size)
@@ -280,8 +280,7 @@ def read_gather(at: Importer, op: Operation) -> Any:
 
 
 def _take(at: Importer, op: Operation) -> Value:
-    """Cells of a value, chosen when the file is read; their axis becomes those of the array of
-    indices."""
+    """Add a selection of elements by known indices; their axis becomes the index array's axes."""
     x, known = at.value(op), at.known(op, 1)
     indices, axis = at.numbers(op, 1) or [], at.axis(op, op.whole("axis", 0), x.rank)
     size = x.shape[axis - 1]
@@ -290,7 +289,7 @@ def _take(at: Importer, op: Operation) -> Value:
         or not all(-size <= i < size for i in indices)
         or x.rank + known.array.ndim > 16
     ):
-        raise op.wrong(f"indices {brief(indices)} beyond the {size} cells of axis {axis}")
+        raise op.wrong(f"indices {brief(indices)} are beyond the {size} elements of axis {axis}")
     y = at.add(op, L.Take([i % size for i in indices], axis), x)
     return at.reshaped(op, y, (*x.shape[: axis - 1], *known.array.shape, *x.shape[axis:]))
 

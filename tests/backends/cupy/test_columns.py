@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from portacnn.backends.cupy import columns as cupy_columns
 from portacnn.ops.windows import Windows
-from support.cuda_rig import geometries, needs_compiler, orders, rigged
+from support.cuda_rig import needs_compiler, orders, rigged
+from support.drawing import arguments_of
 
 pytestmark = needs_compiler
 
@@ -29,14 +30,9 @@ def pairs(windows: Windows) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
 
 
 @settings(max_examples=60)
-@given(
-    geometries((1, 2, 3), kernel=3, stride=3, dilation=2, padding=2, more=4),
-    st.integers(1, 4),
-    st.sampled_from([1, 3, 40]),
-    st.sampled_from(["float32", "float64"]),
-    orders,
-)
-def test_there_and_back(windows: Windows, c: int, n: int, dtype: str, order: str):
+@given(arguments_of("gather", "small"), st.sampled_from(["float32", "float64"]), orders)
+def test_there_and_back(arguments: dict, dtype: str, order: str):
+    windows, (c, *_, n) = arguments["windows"], arguments["x"].shape
     draw = np.random.default_rng(n).standard_normal
     taps = int(np.prod(windows.kernel))
     with rigged(order) as rig:

@@ -23,6 +23,8 @@ sys.path.append(str(Path(__file__).resolve().parents[3] / "scripts" / "gpu"))
 import nvrtc
 import sass
 
+from support.matrix import needs
+
 FOLDER = Path(portacnn.backends.__file__).parent
 SOURCES = {path.name for path in (FOLDER / "cupy" / "cuda").glob("*.cu")}
 
@@ -60,11 +62,6 @@ def _cases() -> list[Any]:
 
 CASES = _cases()
 SOME_CASES = CASES[::7]  # for other architectures: the code is the same, and registers are as many
-needs_nvrtc = pytest.mark.skipif(nvrtc.library() is None, reason=nvrtc.NO_NVRTC)
-needs_disassembler = pytest.mark.skipif(
-    nvrtc.library() is None or nvrtc.disassembler() is None,
-    reason=nvrtc.NO_NVRTC if nvrtc.library() is None else nvrtc.NO_DISASSEMBLER,
-)
 
 
 def name(value: object) -> str:
@@ -80,13 +77,13 @@ def check_compiles(file: str, defines: dict[str, Any], dtype: str, architecture:
     assert not any(nvrtc.spills(log)), log
 
 
-@needs_nvrtc
+@needs("nvrtc")
 @pytest.mark.parametrize(("file", "defines", "dtype"), CASES, ids=name)
 def test_compiles_without_spilling(file: str, defines: dict, dtype: str):
     check_compiles(file, defines, dtype, "sm_90")
 
 
-@needs_nvrtc
+@needs("nvrtc")
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_100"])
 @pytest.mark.parametrize(("file", "defines", "dtype"), SOME_CASES, ids=name)
@@ -132,7 +129,7 @@ FLOORS = {  # shares of products in the main loop: scripts/gpu/sass.py
 }
 
 
-@needs_disassembler
+@needs("disassembler")
 @pytest.mark.parametrize(
     ("kernel", "tile"),
     [
@@ -153,7 +150,7 @@ def test_most_of_a_main_loop_is_products(kernel: str, tile: str):
     assert set(FLOORS[kernel]) == set(YIELDS[kernel])
 
 
-@needs_nvrtc
+@needs("nvrtc")
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_tensor_cores_instructions(precision: str):
     """They are in the code where they were asked for, and nowhere else."""
@@ -190,13 +187,13 @@ def test_every_source_is_listed():
     assert {file for file, _ in VARIANTS} == SOURCES
 
 
-@needs_nvrtc
+@needs("nvrtc")
 def test_what_is_wrong_is_refused():
     with pytest.raises(nvrtc.CompileError, match="undefined"):
         nvrtc.compiled('extern "C" __global__ void k(float* x) { x[0] = nothing; }', ())
 
 
-@needs_nvrtc
+@needs("nvrtc")
 def test_spills_are_seen():
     code = """extern "C" __global__ void __launch_bounds__(1024, 2) k(float* x) {
       float a[64];

@@ -370,7 +370,7 @@ def test_a_refused_plan_is_ours_with_one_warning(
         assert refused not in made.kinds
         assert made.rig.launches
     (record,) = caplog.records
-    assert f"cuDNN refuses {refused} of float32" in record.getMessage()
+    assert f"cuDNN does not support {refused} of float32" in record.getMessage()
     assert "no valid engine configs" in record.getMessage()
 
 

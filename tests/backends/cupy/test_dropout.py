@@ -12,6 +12,7 @@ from portacnn.backends.cupy import dropout as cupy_dropout
 from portacnn.ops.masks import drop
 from portacnn.seeds import words
 from support.cuda_rig import needs_compiler, orders, rigged
+from support.drawing import arguments_of
 
 pytestmark = needs_compiler
 
@@ -44,18 +45,15 @@ def stays(index: int, key: tuple[int, int], step: int, place: int, p: float) -> 
 
 @settings(max_examples=100)
 @given(
-    st.integers(1, 70),
-    st.integers(1, 9),
-    st.lists(st.integers(1, 6), max_size=3),
-    st.booleans(),
-    st.sampled_from([0.0, 0.25, 0.5, 0.9, 1.0]) | st.floats(0, 1),
-    st.tuples(*[st.integers(0, 2**32 - 1)] * 2),
+    arguments_of("drop", "small"),
     st.tuples(counters, counters),
     st.tuples(*[st.booleans()] * 4),
     st.sampled_from(["float32", "float64"]),
     orders,
 )
-def test_the_portable_bits(n, c, size, channels, p, key, counts, flags, dtype, order):
+def test_the_portable_bits(arguments, counts, flags, dtype, order):
+    (n, c, *size), key, p = arguments["x"].shape, arguments["key"], arguments["p"]
+    channels = arguments["length"] == c
     step, first = counts
     on_device, narrow, x_last, dy_last = flags
     draw = np.random.default_rng(n).normal(size=(2, n, c, *size))

@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from portacnn.backends.cupy import elementwise as cupy_elementwise
 from support.cuda_rig import Rig, needs_compiler, orders, rigged
+from support.drawing import arguments_of
 
 pytestmark = needs_compiler
 
 dtypes = st.sampled_from(["float32", "float64"])
-shapes = st.lists(st.integers(1, 6), max_size=4) | st.just([300]) | st.just([31, 40])
+shapes = arguments_of("relu", "small").map(lambda arguments: arguments["x"].shape)
 ways = st.sampled_from(["first", "last", "apart"])
 
 
@@ -27,7 +28,7 @@ def laid(rig: Rig, host: np.ndarray, dtype: str, way: str) -> np.ndarray:
 
 @settings(max_examples=60)
 @given(shapes, dtypes, orders, ways, ways, st.integers(0, 99))
-def test_relu(shape: list, dtype: str, order: str, x_lies: str, dy_lies: str, seed: int):
+def test_relu(shape: tuple, dtype: str, order: str, x_lies: str, dy_lies: str, seed: int):
     draw = np.random.default_rng(seed)
     host = draw.choice([-1.5, -0.0, 0.0, 2.5, np.nan, np.inf, -np.inf], shape)
     with rigged(order, seed) as rig:
@@ -43,7 +44,7 @@ def test_relu(shape: list, dtype: str, order: str, x_lies: str, dy_lies: str, se
 
 @settings(max_examples=60)
 @given(shapes, st.lists(ways, min_size=2, max_size=9), dtypes, orders, st.integers(0, 99))
-def test_sums(shape: list, lie: list, dtype: str, order: str, seed: int):
+def test_sums(shape: tuple, lie: list, dtype: str, order: str, seed: int):
     draw = np.random.default_rng(seed)
     with rigged(order, seed) as rig:
         parts = [laid(rig, draw.normal(size=shape), dtype, way) for way in lie]
@@ -65,18 +66,17 @@ def test_sums(shape: list, lie: list, dtype: str, order: str, seed: int):
 
 @settings(max_examples=80)
 @given(
-    st.integers(1, 40),
-    st.integers(1, 4),
-    st.lists(st.integers(1, 7), min_size=1, max_size=3),
-    st.none() | st.integers(1, 70),
-    st.sampled_from(["bytes", "bytes less a mean", "floats"]),
+    arguments_of("take_batch", "small").filter(lambda given: given["images"].ndim > 2),
     dtypes,
     st.sampled_from(["int64", "int32", "uint8"]),
     orders,
     st.integers(0, 99),
 )
-def test_take_batch(n, c, size, batch, kind, dtype, counted, order, seed):
-    draw = np.random.default_rng(seed)
+def test_take_batch(arguments: dict, dtype: str, counted: str, order: str, seed: int):
+    draw, (n, c, *size) = np.random.default_rng(seed), arguments["images"].shape
+    batch = None if arguments["indices"] is None else len(arguments["indices"])
+    kind = "floats" if arguments.get("std") is None else "bytes"
+    kind += " less a mean" if arguments.get("mean") is not None else ""
     if kind == "floats" and batch is None:
         batch = 5
     with rigged(order, seed) as rig:

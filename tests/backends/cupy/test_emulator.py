@@ -8,17 +8,16 @@ import pytest
 
 import portacnn.backends
 from support.cuda_emulator.emulator import (
-    NO_COMPILER,
     ORDERS,
     CompileError,
     LaunchError,
     Module,
-    compiler,
     thread_order,
 )
 from support.cuda_rig import rounded
+from support.matrix import needs
 
-pytestmark = pytest.mark.skipif(compiler() is None, reason=NO_COMPILER)
+pytestmark = needs("compiler")
 
 CODE = """
 #define C_KERNEL extern "C" __global__ void __launch_bounds__(64)

@@ -9,6 +9,7 @@ from portacnn.backends.cupy import linear as cupy_linear
 from portacnn.backends.cupy.plan import SPLIT_TILES, Split, Tile
 from portacnn.ops.dispatch import PRECISIONS, use_precision
 from support.cuda_rig import Rig, close, needs_compiler, orders, rigged, rounded
+from support.drawing import arguments_of
 
 pytestmark = needs_compiler
 
@@ -63,15 +64,14 @@ def check(
     return rig.launches
 
 
-sizes = st.integers(1, 12) | st.sampled_from([16, 31, 33, 63, 64, 65, 70])
+def sizes(arguments: dict) -> tuple[int, int, int, bool]:
+    """N, F, O, and whether there is a bias."""
+    return *arguments["x"].shape, len(arguments["weight"]), arguments["bias"] is not None
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
-    sizes,
-    sizes | st.sampled_from([200, 333]),
-    sizes,
-    st.booleans(),
+    arguments_of("linear", "small"),
     st.booleans(),
     st.sampled_from(["float32", "float64"]),
     orders,
@@ -79,22 +79,21 @@ sizes = st.integers(1, 12) | st.sampled_from([16, 31, 33, 63, 64, 65, 70])
     layouts,
     layouts,
 )
-def test_affine_map(n, f, o, bias, relu, dtype, order, seed, x_in, dy_in):
-    check(n, f, o, bias, relu, dtype, order, seed, x_in, dy_in)
+def test_affine_map(arguments, relu, dtype, order, seed, x_in, dy_in):
+    check(*sizes(arguments), relu, dtype, order, seed, x_in, dy_in)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
-    sizes,
-    sizes | st.sampled_from([200, 333]),
-    sizes,
+    arguments_of("linear", "small"),
     st.booleans(),
     st.sampled_from(PRECISIONS[1:]),
     orders,
     st.integers(0, 99),
     layouts,
 )
-def test_factors_rounded_for_tensor_cores(n, f, o, relu, precision, order, seed, layout):
+def test_factors_rounded_for_tensor_cores(arguments, relu, precision, order, seed, layout):
+    n, f, o, _ = sizes(arguments)
     check(n, f, o, True, relu, "float32", order, seed, layout, "rows", precision)
 
 

@@ -1,10 +1,13 @@
 """How products are cut for a GPU: every number is covered once, splits are whole, and a large GPU
 has enough to do."""
 
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from portacnn.backends.cupy.memory import vector
 from portacnn.backends.cupy.plan import (
     PROCESSORS,
     SPLIT_TILES,
@@ -113,3 +116,15 @@ def test_tiles_fit_the_weights_of_layers(m, n, depth, tile):
 def test_a_large_gpu_is_busy(what, m, n, depth):
     tile, splits, _ = split_tile(m, n, depth, 1)
     assert tile.blocks(m, n) * splits >= 100, what
+
+
+@pytest.mark.parametrize(
+    ("n", "addresses", "count"),
+    [(8, (0, 256), 4), (8, (0, 8), 1), (8, (4, 0), 1), (6, (0, 0), 1), (8, (0, None), 4)],
+)
+def test_16_bytes_are_read_at_once_only_where_every_array_allows_it(n, addresses, count):
+    arrays = [
+        None if at is None else SimpleNamespace(itemsize=4, data=SimpleNamespace(ptr=at))
+        for at in addresses
+    ]
+    assert vector(n, *arrays) == count

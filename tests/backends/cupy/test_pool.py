@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from portacnn.backends.cupy import pool as cupy_pool
-from portacnn.errors import ArgumentError, ShapeError
 from portacnn.ops.pool import pool_windows
 from portacnn.ops.windows import Windows
 from support.cuda_rig import Rig, close, needs_compiler, orders, rigged
+from support.drawing import arguments_of
 
 pytestmark = needs_compiler
 
@@ -74,43 +74,14 @@ def arrays(
     return x, rig.array(draw.normal(size=(n, c, *windows.out)), dtype, order)
 
 
-@st.composite
-def pools(draw: Any, dilated: bool) -> Windows:
-    axes = draw(st.integers(1, 3))
-    kernel = draw(st.sampled_from([2, 3]) | st.tuples(*[st.integers(1, 3)] * axes))
-    extents = [kernel] * axes if isinstance(kernel, int) else kernel
-    dilation = draw(st.integers(1, 2)) if dilated else 1
-    most = 9 if axes < 3 else 5
-    size = [
-        draw(st.integers(dilation * (k - 1) + 1, max(most, dilation * (k - 1) + 1)))
-        for k in extents
-    ]
-    stride = draw(st.none() | st.integers(1, 3) | st.tuples(*[st.integers(1, 3)] * axes))
-    padding = draw(
-        st.just(0) | st.tuples(*[st.tuples(st.integers(0, 1), st.integers(0, 1))] * axes)
-    )
-    try:
-        return pool_windows(size, kernel, stride, padding, dilation, draw(st.booleans()))
-    except (ArgumentError, ShapeError):
-        assume(False)
-        raise
-
-
-batches = st.integers(1, 4)
 dtypes = st.sampled_from(["float32", "float64"])
 
 
 @settings(max_examples=50)
-@given(
-    pools(dilated=True),
-    batches,
-    st.integers(1, 3),
-    st.integers(0, 999),
-    dtypes,
-    orders,
-    st.booleans(),
-)
-def test_max_pool(windows: Windows, n: int, c: int, seed: int, dtype: str, order: str, last: bool):
+@given(arguments_of("max_pool", "small"), st.integers(0, 999), dtypes, orders, st.booleans())
+def test_max_pool(arguments: dict, seed: int, dtype: str, order: str, last: bool):
+    windows, (n, c, *_) = arguments["windows"], arguments["x"].shape
+    n = min(n, 5)  # the loops take their time
     with rigged(order, seed) as rig:
         x, dy = arrays(rig, windows, n, c, seed, dtype, last)
         y, saved = cupy_pool.max_pool(x, windows, keep=True)
@@ -126,18 +97,10 @@ def test_max_pool(windows: Windows, n: int, c: int, seed: int, dtype: str, order
 
 
 @settings(max_examples=50)
-@given(
-    pools(dilated=False),
-    batches,
-    st.integers(1, 3),
-    st.booleans(),
-    st.none() | st.integers(1, 5),
-    st.integers(0, 999),
-    dtypes,
-    orders,
-    st.booleans(),
-)
-def test_avg_pool(windows, n, c, include, divisor, seed, dtype, order, last):
+@given(arguments_of("avg_pool", "small"), st.integers(0, 999), dtypes, orders, st.booleans())
+def test_avg_pool(arguments: dict, seed: int, dtype: str, order: str, last: bool):
+    windows, (n, c, *_) = arguments["windows"], arguments["x"].shape
+    include, divisor, n = arguments["count_include_pad"], arguments["divisor"], min(n, 5)
     with rigged(order, seed) as rig:
         x, dy = arrays(rig, windows, n, c, seed, dtype, last)
         y, saved = cupy_pool.avg_pool(x, windows, include, divisor, keep=True)

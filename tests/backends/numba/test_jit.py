@@ -8,14 +8,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from support.matrix import needs
+
 ROOT = Path(__file__).resolve().parents[3]
-needs_numba = pytest.mark.skipif(find_spec("numba") is None, reason="numba is not installed")
 
 
 def run(program: str, **variables: str) -> str:
@@ -126,7 +127,7 @@ def files(folder: Path) -> dict[str, tuple[int, bytes]]:
     }
 
 
-@needs_numba
+@needs("numba")
 def test_it_is_kept_for_the_next_process(module: str, tmp_path: Path):
     kept = tmp_path / "cache"
     assert run(module, PORTACNN_CACHE=str(kept)).strip() == "found 0 compiled 1"
@@ -138,7 +139,7 @@ def test_it_is_kept_for_the_next_process(module: str, tmp_path: Path):
     assert [path.name for path in (tmp_path / "source").iterdir()] == ["small.py"]
 
 
-@needs_numba
+@needs("numba")
 def test_numbas_own_variable_is_heeded(module: str, tmp_path: Path):
     kept, other = tmp_path / "cache", tmp_path / "other"
     variables = {"PORTACNN_CACHE": str(kept), "NUMBA_CACHE_DIR": str(other)}
@@ -148,19 +149,19 @@ def test_numbas_own_variable_is_heeded(module: str, tmp_path: Path):
     assert not kept.exists()
 
 
-@needs_numba
+@needs("numba")
 def test_a_folder_that_cannot_be_written_to_is_a_warning(module: str, tmp_path: Path):
     """One for all kernels; nothing is put anywhere else, such as beside the sources."""
     (tmp_path / "file").write_text("")
     for _ in range(2):
         printed = run(module, PORTACNN_CACHE=str(tmp_path / "file" / "cache"))
         assert printed.startswith("found 0")
-        assert printed.count("compiled anew in every process") == 1
+        assert printed.count("every process compiles them again") == 1
     assert [path.name for path in (tmp_path / "source").iterdir()] == ["small.py"]
     assert not (tmp_path / "file").is_dir()
 
 
-@needs_numba
+@needs("numba")
 def test_a_change_to_any_of_the_sources_is_a_new_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -226,7 +227,7 @@ DAMAGES: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-@needs_numba
+@needs("numba")
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("kind", ["nbi", "nbc"])
 def test_a_damaged_file_is_a_warning_and_written_anew(
@@ -240,7 +241,7 @@ def test_a_damaged_file_is_a_warning_and_written_anew(
     assert compiling() == (1, 0)
 
 
-@needs_numba
+@needs("numba")
 @pytest.mark.parametrize("kind", ["nbi", "nbc"])
 def test_a_file_that_cannot_be_read(compiling: Any, tmp_path: Path, caplog: Any, kind: str):
     """Nor written: it is a folder, for every user alike."""
@@ -252,7 +253,7 @@ def test_a_file_that_cannot_be_read(compiling: Any, tmp_path: Path, caplog: Any,
     assert len(caplog.messages) == 1
 
 
-@needs_numba
+@needs("numba")
 def test_a_full_disk(compiling: Any, tmp_path: Path, caplog: Any):
     resource = pytest.importorskip("resource")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -267,7 +268,7 @@ def test_a_full_disk(compiling: Any, tmp_path: Path, caplog: Any):
     assert [compiling(), compiling()] == [(0, 1), (1, 0)]
 
 
-@needs_numba
+@needs("numba")
 def test_a_folder_that_is_only_to_be_read_is_read(
     compiling: Any, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ):
@@ -284,7 +285,7 @@ def test_a_folder_that_is_only_to_be_read_is_read(
     assert len(caplog.messages) == 1
 
 
-@needs_numba
+@needs("numba")
 def test_another_kernels_machine_code_is_not_run(compiling: Any, tmp_path: Path):
     """Two processes that save at once may each write the other's file."""
     from portacnn.backends.numba import compile as jit
@@ -297,7 +298,7 @@ def test_another_kernels_machine_code_is_not_run(compiling: Any, tmp_path: Path)
     assert compiling() == (0, 1)
 
 
-@needs_numba
+@needs("numba")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
 def test_a_fork_while_another_thread_compiles(compiling: Any):
@@ -326,7 +327,7 @@ def test_a_fork_while_another_thread_compiles(compiling: Any):
     assert compiling() == (1, 0)
 
 
-@needs_numba
+@needs("numba")
 def test_the_compiler_runs_where_no_signal_handler_can_interrupt_it(
     compiling: Any, monkeypatch: pytest.MonkeyPatch
 ):
@@ -353,7 +354,7 @@ print("found", sum(sum(s.cache_hits.values()) for s in stats), "compiled",
 
 
 @pytest.mark.slow
-@needs_numba
+@needs("numba")
 def test_the_kernels_are_not_compiled_again(tmp_path: Path):
     kept = tmp_path / "cache"
     assert run(KERNELS, PORTACNN_CACHE=str(kept)).strip() == "found 0 compiled 2"

@@ -1,0 +1,304 @@
+"""What a network is to learn, as people hand it over, checked on the host and made ready for a
+device.
+
+Each function takes the targets of a whole set as a NumPy array, says what is wrong with them and
+which loss would fit, and returns an array that the loss of that kind takes. ``shape`` is the shape
+of the network's output for one sample, (C,) or (C, *S).
+
+Notation: N samples, C outputs (classes, labels, values), S the image's axes.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from portacnn.arguments import as_float, as_int, told
+from portacnn.data.labels import class_indices
+from portacnn.errors import ArgumentError, ArrayError, LabelError, NotFiniteError
+from portacnn.runtime import HostArray, backend_of
+
+Shape = tuple[int, ...]
+_SUMS_TO_ONE = 1e-3  # how far the shares of one sample may be from 1: what float16 makes of them
+
+
+def on_host(targets: Any) -> HostArray:
+    """Arrays of any library, or lists, as a NumPy array of numbers. Raises LabelError."""
+    try:
+        host = backend_of(targets).to_host(targets)
+    except ArrayError:
+        if hasattr(targets, "dtype"):
+            raise
+        try:
+            host = np.asarray(targets)
+        except ValueError:
+            raise LabelError("the targets are lists of unlike lengths, not an array") from None
+    if host.dtype.kind not in "biuf":
+        raise LabelError(f"expected numbers, got {host.dtype}")
+    return host
+
+
+def check_length(targets: HostArray, count: int | None) -> None:
+    """Raises LabelError unless there are ``count`` targets (None: any number), one for each
+    sample."""
+    if targets.ndim == 0 or (count is not None and targets.shape[0] != count):
+        got = "a single number" if targets.ndim == 0 else f"shape {targets.shape}"
+        raise LabelError(f"expected a target for each of {count or 'the'} samples, got {got}")
+
+
+def _kind(targets: HostArray, shape: Shape) -> str:
+    """In words what targets look like, and the loss for them."""
+    whole = targets.dtype.kind in "biu" or bool(np.all(targets == np.floor(targets)))
+    binary = whole and bool(np.all((targets == 0) | (targets == 1)))
+    if targets.ndim == 1 or targets.shape[1:] == shape[1:] != ():
+        if whole and targets.dtype.kind != "f":
+            return 'class indices; use loss="cross_entropy"'
+        return 'values; use loss="mse"'
+    if binary:
+        return 'each output on or off; use loss="bce_with_logits"'
+    return 'values; use loss="mse"'
+
+
+def _refuse_floats(targets: HostArray, shape: Shape, loss: str) -> LabelError:
+    cure = "targets.astype('int64') if these are classes, loss=\"mse\" if they are values"
+    return LabelError(
+        f"{loss} expects whole numbers 0..{shape[0] - 1}, got {targets.dtype}; use {cure}"
+    )
+
+
+def classes_or_shares(
+    targets: HostArray,
+    shape: Shape,
+    *,
+    dtype: str,
+    ignore_index: int | None = None,
+    loss: str = "CrossEntropy",
+    soft: bool = True,
+) -> HostArray:
+    """Targets of which one class is right: class indices (N, *S), one-hot (N, C, *S), or with
+    ``soft`` shares (N, C, *S) that sum to 1.
+
+    Returns:
+        Indices: int64 (N,), or for maps uint8 where they came so, else int64. Shares: ``dtype``.
+
+    Raises:
+        LabelError: anything else.
+    """
+    classes, size = shape[0], tuple(shape[1:])
+    n = targets.shape[0]
+    by_index, by_class = (n, *size), (n, *shape)
+    if classes == 1:
+        raise LabelError(
+            f"{loss} chooses among classes, but the network has one output; give it an output for "
+            'each class, or use loss="bce_with_logits" (on or off) or "mse" (a value)'
+        )
+    if targets.shape == by_index:
+        if targets.dtype.kind not in "iub":
+            raise _refuse_floats(targets, shape, loss)
+        return _indices(targets, classes, ignore_index)
+    if targets.shape != by_class:
+        raise LabelError(
+            f"{loss} expects class indices {by_index} or shares of classes {by_class} for outputs "
+            f"of {shape}, got shape {targets.shape}"
+        )
+    one_hot = (np.count_nonzero(targets == 1, axis=1) == 1) & (
+        np.count_nonzero(targets, axis=1) == 1
+    )
+    if one_hot.all():
+        labels = targets.argmax(axis=1)
+        return labels if labels.ndim == 1 or classes > 256 else labels.astype(np.uint8)
+    if targets.dtype.kind != "f" or not soft:
+        _refuse_row(targets, one_hot, loss, soft)
+    _refuse_not_finite(targets)
+    total = targets.sum(axis=1, dtype=np.float64)
+    shares = (targets >= 0).all(axis=1) & (np.abs(total - 1.0) <= _SUMS_TO_ONE)
+    if not shares.all():
+        _refuse_row(targets, shares, loss, soft)
+    return targets.astype(dtype)
+
+
+def _refuse_row(targets: HostArray, good: HostArray, loss: str, soft: bool) -> None:
+    at = tuple(int(i) for i in np.argwhere(~good)[0])
+    row = targets[(at[0], slice(None), *at[1:])]
+    place = f"row {at[0]}" if len(at) == 1 else f"the place {at}"
+    kinds = "one-hot" + (", nor shares that sum to 1" if soft else "")
+    hint = (
+        '; for several labels at once use loss="bce_with_logits"'
+        if bool(np.all((row == 0) | (row == 1)))
+        else '; for values use loss="mse"'
+    )
+    raise LabelError(f"{loss}: {place} is not {kinds}: {told(row[:20])}{hint}")
+
+
+def _indices(targets: HostArray, classes: int, ignore_index: int | None) -> HostArray:
+    """Whole numbers in 0..classes-1, or ``ignore_index``."""
+    if ignore_index is None and targets.ndim == 1:
+        return class_indices(targets, len(targets), classes, "")
+    wrong = (targets < 0) | (targets >= classes)
+    if ignore_index is not None:
+        wrong &= targets != ignore_index
+    if wrong.any():
+        at = tuple(int(i) for i in np.argwhere(wrong)[0])
+        ignoring = (
+            f", and is not ignore_index={ignore_index}"
+            if ignore_index is not None
+            else f"; to leave such places out: CrossEntropy(ignore_index={targets[at]})"
+        )
+        raise LabelError(
+            f"label {targets[at]} at {at[0] if len(at) == 1 else at} is outside 0..{classes - 1}, "
+            f"the network's outputs{ignoring}"
+        )
+    if targets.ndim > 1 and targets.dtype.kind in "ub" and targets.dtype.itemsize == 1:
+        return targets.astype(np.uint8)  # masks take an eighth of int64's memory
+    return targets.astype(np.int64)
+
+
+def on_or_off(
+    targets: HostArray, shape: Shape, *, dtype: str, loss: str = "BCEWithLogits", soft: bool = True
+) -> HostArray:
+    """Targets of which each is on or off by itself: 0, 1, or with ``soft`` a probability, shaped
+    as the outputs (N, *shape); for one output also (N, *S).
+
+    Returns:
+        (N, *shape): uint8 where there are only 0 and 1, else ``dtype``.
+
+    Raises:
+        LabelError: anything else.
+    """
+    wanted = (targets.shape[0], *shape)
+    if shape[0] == 1 and targets.shape == (targets.shape[0], *shape[1:]):
+        targets = targets.reshape(wanted)
+    if targets.shape != wanted:
+        raise LabelError(
+            f"{loss} expects 0 or 1 for each output, shape {wanted}; got shape {targets.shape}, "
+            f"which looks like {_kind(targets, shape)}"
+        )
+    binary = (targets == 0) | (targets == 1)
+    if binary.all():
+        return targets.astype(np.uint8)
+    inside = (targets >= 0) & (targets <= 1)  # NaN is neither
+    if not soft or not inside.all():
+        at = tuple(int(i) for i in np.argwhere(~(inside if soft else binary))[0])
+        wants = "values from 0 to 1" if soft else "0 or 1"
+        raise LabelError(
+            f"{loss} expects {wants}, got {targets[at]} at {at}; the targets look like "
+            f"{_kind(targets, shape)}"
+        )
+    return targets.astype(dtype)
+
+
+def values(targets: HostArray, shape: Shape, *, dtype: str, loss: str = "MSE") -> HostArray:
+    """Targets that are values, shaped as the outputs (N, *shape); for one output also (N, *S).
+
+    Returns:
+        (N, *shape) of ``dtype``.
+
+    Raises:
+        LabelError: another shape. NotFiniteError: NaN or infinity, or beyond the dtype's range.
+    """
+    wanted = (targets.shape[0], *shape)
+    if shape[0] == 1 and targets.shape == (targets.shape[0], *shape[1:]):
+        targets = targets.reshape(wanted)
+    if targets.shape != wanted:
+        looks = _kind(targets, shape)
+        hint = f"; they look like {looks}" if "mse" not in looks else ""
+        raise LabelError(
+            f"{loss} expects a value for each output, shape {wanted}; got shape "
+            f"{targets.shape}{hint}"
+        )
+    _refuse_not_finite(targets)
+    with np.errstate(over="ignore"):
+        made = targets.astype(dtype)
+    if not np.isfinite(made).all():
+        raise NotFiniteError(
+            f"the targets go up to {np.abs(targets).max():.3g}, beyond the range of {dtype}; scale "
+            "them"
+        )
+    return made
+
+
+def kinds(targets: HostArray, *, loss: str = "NTXent") -> HostArray:
+    """Whole numbers (N,), the same for samples of one kind: int64. Raises LabelError."""
+    if targets.ndim != 1 or targets.dtype.kind not in "iub":
+        raise LabelError(
+            f"{loss} expects a whole number (N,) for each sample, the same for samples of one "
+            f"kind; got {targets.dtype} of shape {targets.shape}"
+        )
+    return targets.astype(np.int64)
+
+
+def _refuse_not_finite(targets: HostArray) -> None:
+    if targets.dtype.kind == "f" and not np.isfinite(targets).all():
+        at = tuple(int(i) for i in np.argwhere(~np.isfinite(targets))[0])
+        raise NotFiniteError(f"the targets hold {targets[at]} at {at}; clean the data first")
+
+
+def sample_weights(weight: Any, count: int, *, dtype: str) -> HostArray:
+    """A factor for each of ``count`` samples: (count,) of ``dtype``.
+
+    Raises:
+        ArgumentError: another shape, negative or not finite, or all of them 0.
+    """
+    try:
+        host = on_host(weight)
+    except LabelError as error:
+        raise ArgumentError(f"sample_weight: {error.message}") from None
+    if host.shape != (count,):
+        raise ArgumentError(
+            f"sample_weight must have a number for each of {count} samples, got shape {host.shape}"
+        )
+    with np.errstate(over="ignore"):
+        made = host.astype(dtype)
+    if not (np.isfinite(made).all() and (made >= 0).all()):
+        raise ArgumentError("sample_weight must be finite numbers of 0 or more")
+    if not made.any():
+        raise ArgumentError("sample_weight is 0 for every sample; nothing would be learned")
+    return made
+
+
+def class_weights(
+    what: str | Mapping[int, float] | Sequence[float] | HostArray,
+    targets: Any,
+    classes: int,
+    *,
+    ignore_index: int | None = None,
+) -> tuple[float, ...]:
+    """A factor for each class: numbers for all of them, or by class ({3: 5.0}; the others have 1),
+    or "balanced".
+
+    "balanced" is scikit-learn's: N / (classes * count of the class) for class indices. A class
+    without a sample has 1.
+
+    Raises:
+        ArgumentError: another word, length or class, numbers that are negative or not finite.
+    """
+    if isinstance(what, str):
+        if what != "balanced":
+            raise ArgumentError(f'class_weight must be numbers or "balanced", got {told(what)}')
+        labels = on_host(targets)
+        if labels.dtype.kind not in "iub":
+            raise ArgumentError(
+                f'class_weight="balanced" counts class indices, got targets of {labels.dtype}'
+            )
+        counted = labels[labels != ignore_index] if ignore_index is not None else labels
+        found = np.bincount(counted.reshape(-1), minlength=classes)
+        return tuple(counted.size / (classes * int(n)) if n else 1.0 for n in found)
+    if isinstance(what, Mapping):
+        named = {as_int(key): value for key, value in what.items()}
+        if strange := [key for key in what if as_int(key) not in range(classes)]:
+            raise ArgumentError(
+                f"class_weight names class {told(strange[0])}; there are 0..{classes - 1}"
+            )
+        numbers = [named.get(index, 1.0) for index in range(classes)]
+    else:
+        numbers = list(what.tolist() if hasattr(what, "tolist") else what)
+    if len(numbers) != classes:
+        raise ArgumentError(
+            f"class_weight must have a number for each of {classes} classes, got {len(numbers)}"
+        )
+    made = tuple(as_float(number) for number in numbers)
+    if not all(0.0 <= number < float("inf") for number in made) or not any(made):
+        raise ArgumentError(
+            f"class_weight must be finite numbers of 0 or more, one above 0; got {told(what)}"
+        )
+    return made

@@ -1,0 +1,51 @@
+"""The loss for embeddings, points that lie near each other where their samples are of one kind:
+``NTXent``."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from portacnn import ops
+from portacnn.arguments import positive
+from portacnn.data.targets import kinds
+from portacnn.errors import ShapeError
+from portacnn.losses.base import Loss, Shape, check_outputs, check_weight
+from portacnn.runtime import Array, HostArray
+
+
+@dataclass(frozen=True)
+class NTXent(Loss):
+    """SimCLR's loss, and for more than two samples of a kind the supervised contrastive loss
+    (``ops.nt_xent_loss``).
+
+    Targets (N,) are whole numbers, the same for samples of one kind: two views of one image, or one
+    class. The samples that others are compared with are those of the batch, so a batch that is
+    taken in parts (``accumulate``) is compared within each part: as with batch statistics, parts
+    see less.
+
+    Args:
+        temperature: the smaller, the more the nearest samples count; SimCLR has 0.1 to 0.5.
+    """
+
+    temperature: float = 0.1
+
+    task: ClassVar[Any] = "embedding"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "temperature", positive("temperature", self.temperature))
+
+    def forward(self, y: Array, t: Array, weight: Array | None = None) -> tuple[Array, Any]:
+        check_outputs(y, "NTXent")
+        if weight is not None:
+            check_weight(weight, y)
+        return ops.nt_xent_loss(y, t, temperature=self.temperature, weight=weight)
+
+    def backward(self, cache: Any, dloss: Array | float = 1.0) -> Array:
+        return ops.nt_xent_loss_backward(dloss, cache)
+
+    def _checked(self, t: HostArray, shape: Shape, dtype: str) -> HostArray:
+        if len(shape) != 1:
+            raise ShapeError(f"NTXent expects embeddings (D,), the outputs are {shape}")
+        return kinds(t)
+
+    def num_outputs(self, t: Any) -> int | None:
+        return None

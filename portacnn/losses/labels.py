@@ -1,0 +1,53 @@
+"""The loss for labels that are each on or off (multi-label, binary, one-channel masks):
+``BCEWithLogits``."""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from portacnn import ops
+from portacnn.data.targets import on_or_off
+from portacnn.losses.base import Loss, Shape, check_outputs
+from portacnn.losses.constants import along_outputs, numbers, on_device
+from portacnn.runtime import Array, HostArray, backend_of
+
+
+def as_floats(t: Array, y: Array) -> Array:
+    """Targets of 0 and 1 that lie as bytes, in y's dtype."""
+    return t if t.dtype == y.dtype else backend_of(t).xp.astype(t, y.dtype)
+
+
+@dataclass(frozen=True)
+class BCEWithLogits(Loss):
+    """Binary cross-entropy of the sigmoid of each output, the mean over samples and outputs, as
+    torch.nn.BCEWithLogitsLoss.
+
+    Args:
+        pos_weight: a factor for the side of the ones, for each output (C,) or one number for all;
+            None leaves both sides alike.
+    """
+
+    pos_weight: tuple[float, ...] | None = None
+
+    task: ClassVar[Any] = "multilabel"
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "f1")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "pos_weight", numbers("pos_weight", self.pos_weight))
+
+    def forward(self, y: Array, t: Array, weight: Array | None = None) -> tuple[Array, Any]:
+        check_outputs(y, "BCEWithLogits")
+        pos_weight = None
+        if self.pos_weight is not None:
+            pos_weight = along_outputs(on_device(self.pos_weight, y), y.ndim)
+        return ops.binary_cross_entropy_with_logits(
+            y,
+            as_floats(t, y),
+            weight=None if weight is None else self.weighted(weight, y),
+            pos_weight=pos_weight,
+        )
+
+    def backward(self, cache: Any, dloss: Array | float = 1.0) -> Array:
+        return ops.binary_cross_entropy_with_logits_backward(dloss, cache)
+
+    def _checked(self, t: HostArray, shape: Shape, dtype: str) -> HostArray:
+        return on_or_off(t, shape, dtype=dtype)

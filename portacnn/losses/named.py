@@ -1,0 +1,78 @@
+"""Losses by their words, and as JSON for files."""
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+from portacnn.arguments import plain, told
+from portacnn.errors import ArgumentError, ModelFormatError
+from portacnn.losses.base import Loss
+from portacnn.losses.classes import CrossEntropy, Dice, Focal
+from portacnn.losses.embeddings import NTXent
+from portacnn.losses.labels import BCEWithLogits
+from portacnn.losses.sums import Sum
+from portacnn.losses.values import L1, MSE, Huber, SmoothL1
+
+LOSSES: dict[str, Callable[[], Loss]] = {
+    "cross_entropy": CrossEntropy,
+    "bce_with_logits": BCEWithLogits,
+    "mse": MSE,
+    "l1": L1,
+    "huber": Huber,
+    "smooth_l1": SmoothL1,
+    "dice": Dice,
+    "focal": Focal,
+    "nt_xent": NTXent,
+}
+"""The words for losses with their defaults."""
+
+_KINDS: dict[str, type[Loss]] = {
+    kind.__name__: kind
+    for kind in (CrossEntropy, BCEWithLogits, MSE, L1, Huber, SmoothL1, Dice, Focal, NTXent, Sum)
+}
+
+
+def named(what: str | Loss) -> Loss:
+    """The loss of this word; a loss is itself. Raises ArgumentError for another word."""
+    if isinstance(what, Loss):
+        return what
+    if not isinstance(what, str) or what not in LOSSES:
+        raise ArgumentError(
+            f"unknown loss {told(what)}; known are {', '.join(LOSSES)}, or a portacnn.losses.Loss"
+        )
+    return LOSSES[what]()
+
+
+def describe_loss(loss: Loss) -> dict[str, Any]:
+    """A loss as JSON: its class and its fields, losses among them described in turn.
+
+    Raises:
+        ArgumentError: a loss of somebody's own, which no file can hold.
+    """
+    kind = type(loss)
+    if _KINDS.get(kind.__name__) is not kind:
+        raise ArgumentError(
+            f"{kind.__qualname__} is none of the losses {', '.join(_KINDS)}, which a file can hold"
+        )
+    values = {field.name: getattr(loss, field.name) for field in fields(loss)}  # type: ignore[arg-type]
+    return {
+        "class": kind.__name__,
+        "arguments": plain(
+            values, lambda value: describe_loss(value) if isinstance(value, Loss) else None
+        ),
+    }
+
+
+def rebuild_loss(described: Any) -> Loss:
+    """What ``describe_loss`` described. Raises whatever nonsense brings a constructor to."""
+    if described["class"] not in _KINDS:
+        raise ModelFormatError(f"unknown loss {told(described['class'])}; upgrade portacnn")
+
+    def made(value: Any) -> Any:
+        if isinstance(value, list):
+            return tuple(made(inner) for inner in value)
+        return rebuild_loss(value) if isinstance(value, dict) else value
+
+    return _KINDS[described["class"]](
+        **{name: made(value) for name, value in described["arguments"].items()}
+    )

@@ -1,0 +1,225 @@
+"""``Metric``: the interface of every metric, and how counts and sums are gathered.
+
+Counts are int64 on the device of the outputs. Sums are taken in float64 where the device has it,
+batch by batch, and the batches' sums are put together on the host in float64 when the metric is
+computed: so it does not matter how a set is cut into batches.
+
+Notation: N samples, C classes or labels, K values, S the image's axes.
+"""
+
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from typing import Any, ClassVar, Literal, Self
+
+from portacnn.arguments import fraction, one_of
+from portacnn.errors import ArgumentError, ShapeError
+from portacnn.losses import Loss
+from portacnn.losses.outputs import NO_PREDICTION, predictions
+from portacnn.runtime import Array, HostArray, backend_of, describe, is_float, where
+
+
+@dataclass
+class Metric:
+    """Base of all metrics: one number (or a list of them, or a matrix) for outputs and targets that
+    come in batches.
+
+    Attributes:
+        better: whether a "higher" or a "lower" value is the better one.
+    """
+
+    better: ClassVar[Literal["higher", "lower"]] = "higher"
+
+    def update(self, y: Array, t: Array) -> None:
+        """Take in a batch: a network's outputs and their targets as the loss takes them. Nothing is
+        read back."""
+        with where(y):
+            self._take(y, t)
+
+    def compute(self) -> Any:
+        """The value over all batches since ``reset``: a float, NaN if there were none. Reads it
+        from the device."""
+        raise NotImplementedError
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        raise NotImplementedError
+
+    def for_loss(self, loss: Loss) -> Self:
+        """A new metric with the same options that reads outputs as ``loss`` does. Raises
+        ArgumentError if it is for other tasks."""
+        return replace(self)
+
+    def _take(self, y: Array, t: Array) -> None:
+        raise NotImplementedError
+
+
+@dataclass
+class Judged(Metric):
+    """A metric of predictions: classes, or labels that are each on or off.
+
+    Args:
+        task: "multiclass" or "multilabel" (see ``losses.outputs``); None takes the loss's, and
+            without a loss "multiclass".
+        ignore_index: targets of this value are left out; None takes the loss's.
+        threshold: from which probability a label is on (multilabel).
+    """
+
+    task: str | None = None
+    ignore_index: int | None = None
+    threshold: float = 0.5
+
+    tasks: ClassVar[tuple[str, ...]] = ("multiclass", "multilabel")
+
+    def __post_init__(self) -> None:
+        if self.task is not None:
+            one_of("task", self.task, *self.tasks)
+        self.threshold = fraction("threshold", self.threshold)
+        self.reset()
+
+    def for_loss(self, loss: Loss) -> Self:
+        return replace(
+            self,
+            task=self.task or task_of(loss, self),
+            ignore_index=loss.ignore_index if self.ignore_index is None else self.ignore_index,
+        )
+
+    @property
+    def _task(self) -> str:
+        return self.task or self.tasks[0]
+
+    def _judged(self, y: Array, t: Array) -> tuple[Array, Array]:
+        """Predictions and targets, int64: of classes (M,), both -1 where the target is ignored; of
+        labels (M, C)."""
+        xp = backend_of(y).xp
+        y = _floats(y)
+        _check(y, t, self)
+        predicted = predictions(y, self._task, self.threshold)
+        if self._task == "multilabel":
+            t = xp.astype(xp.astype(xp.reshape(t, y.shape), y.dtype) >= 0.5, xp.int64)
+            return rows(predicted), rows(t)
+        if t.ndim == y.ndim:  # shares of the classes
+            t = xp.argmax(t, axis=1)
+        t = xp.astype(t, xp.int64)
+        if self.ignore_index is not None:
+            counted = t != self.ignore_index
+            t = xp.where(counted, t, NO_PREDICTION)
+            predicted = xp.where(counted, predicted, NO_PREDICTION)
+        return xp.reshape(predicted, (-1,)), xp.reshape(t, (-1,))
+
+
+@dataclass
+class Counting(Judged):
+    """A metric that is a function of counts, which are kept in one array."""
+
+    _counts: Any = field(default=None, init=False, repr=False, compare=False)
+
+    def reset(self) -> None:
+        self._counts = None
+
+    def _take(self, y: Array, t: Array) -> None:
+        counts = self._counted(y, t)
+        self._counts = counts if self._counts is None else self._counts + counts
+
+    def compute(self) -> Any:
+        if self._counts is None:
+            return float("nan")
+        return self._value(backend_of(self._counts).to_host(self._counts))
+
+    def _counted(self, y: Array, t: Array) -> Array:
+        """The counts of one batch, int64."""
+        raise NotImplementedError
+
+    def _value(self, counts: HostArray) -> Any:
+        raise NotImplementedError
+
+
+def task_of(loss: Loss, metric: Any) -> str:
+    """The loss's task. Raises ArgumentError if the metric is not for it."""
+    if loss.task not in metric.tasks:
+        raise ArgumentError(
+            f"{type(metric).__name__} is for {' and '.join(metric.tasks)} outputs, those of "
+            f"{type(loss).__name__} are {loss.task}; its metrics are "
+            f"{', '.join(loss.metrics) or 'your own'}"
+        )
+    return str(loss.task)
+
+
+def _check(y: Array, t: Array, metric: Judged) -> None:
+    """Raises ShapeError unless t is as the loss of this task takes it."""
+    n, *rest = y.shape
+    shapes = [tuple(y.shape)]
+    if metric._task == "multiclass" or rest[:1] in ([], [1]):
+        shapes.append((n, *rest[1:]))
+    if y.ndim < 2 or tuple(t.shape) not in shapes:
+        raise ShapeError(
+            f"expected outputs (N, C, ...) and their targets, got {describe(y)} and "
+            f"{tuple(t.shape)}",
+            type(metric).__name__,
+        )
+
+
+def _floats(y: Array) -> Array:
+    """float32 where y has half precision."""
+    xp = backend_of(y).xp
+    half = is_float(xp, y.dtype) and "16" in str(y.dtype)
+    return xp.astype(y, xp.float32) if half else y
+
+
+def rows(y: Array) -> Array:
+    """(N, C, *S) -> (N * S, C): every place of an image by itself."""
+    xp = backend_of(y).xp
+    if y.ndim == 2:
+        return y
+    return xp.reshape(xp.permute_dims(y, (0, *range(2, y.ndim), 1)), (-1, y.shape[1]))
+
+
+def tally(numbers: Array, count: int) -> Array:
+    """How often each of 0..count-1 occurs among integers (M,); others do not count. int64 (count,).
+
+    Sorted, the numbers end where a search finds the next one; the standard has no bincount, and
+    matrices of ones would take ``count`` times the memory.
+    """
+    xp = backend_of(numbers).xp
+    edges = xp.arange(count + 1, dtype=numbers.dtype, device=numbers.device)
+    ends = xp.astype(xp.searchsorted(xp.sort(numbers), edges), xp.int64)
+    return ends[1:] - ends[:-1]
+
+
+@lru_cache(maxsize=64)
+def _has_float64(xp: Any, device: Any) -> bool:
+    return "float64" in xp.__array_namespace_info__().dtypes(device=device)
+
+
+def widest(y: Array) -> Array:
+    """y in the widest float type that its device has (Apple's GPU has no float64)."""
+    xp = backend_of(y).xp
+    wide = xp.float64 if _has_float64(xp, y.device) else xp.float32
+    return y if y.dtype == wide else xp.astype(y, wide)
+
+
+class Pieces:
+    """Small arrays of one shape, one a batch, on the device; together they are read once."""
+
+    _MOST = 256  # single ones, before they become one
+
+    def __init__(self) -> None:
+        self._blocks: list[Array] = []
+        self._single: list[Array] = []
+
+    def add(self, piece: Array) -> None:
+        self._single.append(piece)
+        if len(self._single) == self._MOST:
+            self._close()
+
+    def _close(self) -> None:
+        if self._single:
+            self._blocks.append(backend_of(self._single[0]).xp.stack(self._single))
+            self._single = []
+
+    def read(self) -> HostArray | None:
+        """All pieces, (batches, ...); None if there are none."""
+        self._close()
+        if not self._blocks:
+            return None
+        backend = backend_of(self._blocks[0])
+        return backend.to_host(backend.xp.concat(self._blocks, axis=0))

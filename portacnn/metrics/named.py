@@ -1,0 +1,126 @@
+"""Metrics by their words, and as JSON for files."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
+from typing import Any
+
+from portacnn.arguments import plain, told
+from portacnn.errors import ArgumentError, ModelFormatError
+from portacnn.losses import Loss
+from portacnn.metrics.agreement import (
+    F1,
+    BalancedAccuracy,
+    DiceScore,
+    MeanIoU,
+    Precision,
+    Recall,
+)
+from portacnn.metrics.base import Metric
+from portacnn.metrics.boxes import AveragePrecision
+from portacnn.metrics.hits import Accuracy, ConfusionMatrix, TopK
+from portacnn.metrics.ranking import RocAuc
+from portacnn.metrics.values import MAE, R2, RMSE
+
+METRICS: dict[str, Callable[[], Metric]] = {
+    "accuracy": Accuracy,
+    "pixel_accuracy": Accuracy,
+    "top5": TopK,
+    "balanced_accuracy": BalancedAccuracy,
+    "precision": Precision,
+    "recall": Recall,
+    "f1": F1,
+    "confusion_matrix": ConfusionMatrix,
+    "roc_auc": RocAuc,
+    "mean_iou": MeanIoU,
+    "dice": DiceScore,
+    "mae": MAE,
+    "rmse": RMSE,
+    "r2": R2,
+}
+"""The words for metrics with their defaults; "top" and any number is a ``TopK``."""
+
+_KINDS: dict[str, type[Metric]] = {
+    kind.__name__: kind
+    for kind in (
+        *(Accuracy, TopK, ConfusionMatrix, BalancedAccuracy, Precision, Recall, F1, MeanIoU),
+        *(DiceScore, RocAuc, MAE, RMSE, R2, AveragePrecision),
+    )
+}
+
+
+def named(what: str | Metric, loss: Loss | None = None) -> Metric:
+    """The metric of this word, or one like that given, without any batch; it reads outputs as
+    ``loss`` does.
+
+    Raises:
+        ArgumentError: another word, or a metric for another task than the loss's.
+    """
+    if isinstance(what, Metric):
+        metric = what
+    elif isinstance(what, str) and what in METRICS:
+        metric = METRICS[what]()
+    elif isinstance(what, str) and (number := re.fullmatch(r"top([1-9]\d{0,8})", what)):
+        metric = TopK(k=int(number[1]))
+    else:
+        raise ArgumentError(
+            f"unknown metric {told(what)}; known are {', '.join(METRICS)}, or a "
+            "portacnn.metrics.Metric"
+        )
+    return metric if loss is None else metric.for_loss(loss)
+
+
+def metrics_for(
+    loss: Loss, metrics: Iterable[str | Metric] | Mapping[str, str | Metric] | None = None
+) -> dict[str, Metric]:
+    """Return metrics by name, each reading outputs as ``loss`` does.
+
+    Args:
+        metrics: words or metrics; a mapping gives them names of its own. None: those that go with
+            the loss.
+
+    Raises:
+        ArgumentError: an unknown word, two of the same name, or a metric for another task.
+    """
+    if isinstance(metrics, str | Metric):
+        metrics = (metrics,)
+    if metrics is None:
+        metrics = loss.metrics
+    if isinstance(metrics, Mapping):
+        return {str(name): named(what, loss) for name, what in metrics.items()}
+    found: dict[str, Metric] = {}
+    for what in metrics:
+        name = what if isinstance(what, str) else _name_of(what)
+        if name in found or name == "loss":
+            raise ArgumentError(
+                f"there are two metrics called {name}; give names: metrics={{'mine': ...}}"
+            )
+        found[name] = named(what, loss)
+    return found
+
+
+def _name_of(metric: Metric) -> str:
+    """The word of the metric's class; of somebody's own, its class's name in snake case."""
+    kind = type(metric)
+    for word, made in METRICS.items():
+        if made is kind:
+            return f"top{metric.k}" if isinstance(metric, TopK) else word
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", kind.__name__).lower()
+
+
+def describe_metric(metric: Metric) -> dict[str, Any]:
+    """A metric's class and options as JSON. Raises ArgumentError for one of somebody's own."""
+    kind = type(metric)
+    if _KINDS.get(kind.__name__) is not kind:
+        raise ArgumentError(
+            f"{kind.__qualname__} is none of the metrics {', '.join(_KINDS)}, which a file can hold"
+        )
+    options = {field.name: getattr(metric, field.name) for field in fields(metric) if field.init}
+    return {"class": kind.__name__, "arguments": plain(options)}
+
+
+def rebuild_metric(described: Any) -> Metric:
+    """What ``describe_metric`` described. Raises whatever nonsense brings a constructor to."""
+    if described["class"] not in _KINDS:
+        raise ModelFormatError(f"unknown metric {told(described['class'])}; upgrade portacnn")
+    return _KINDS[described["class"]](**described["arguments"])

@@ -1,0 +1,79 @@
+"""How well scores rank: ``RocAuc``. They stay on the device until they are ranked, on the host."""
+
+from dataclasses import dataclass, field
+from math import nan
+from typing import Any
+
+import numpy as np
+
+from portacnn.arguments import one_of
+from portacnn.losses.outputs import scores
+from portacnn.metrics.base import Judged, rows
+from portacnn.runtime import Array, HostArray, backend_of
+
+
+def area(score: HostArray, positive: HostArray) -> float:
+    """The area under the ROC curve: how often a positive has the higher score than a negative, ties
+    counting half. NaN if there are none of either. NaN scores rank worst.
+
+    Args:
+        score: floats (N,). positive: booleans (N,).
+    """
+    unknown = np.isnan(score)
+    on = np.where(unknown, -np.inf, score)[positive]
+    off = np.sort(np.where(unknown, np.inf, score)[~positive])
+    if not len(on) or not len(off):
+        return nan
+    below, up_to = np.searchsorted(off, on, "left"), np.searchsorted(off, on, "right")
+    return (int(below.sum()) + int(up_to.sum())) / (2 * len(on) * len(off))
+
+
+@dataclass
+class RocAuc(Judged):
+    """The area under the ROC curve: scikit-learn's ``roc_auc_score``.
+
+    Of two classes, or one label, that of the second, or of the label. Of more classes, each against
+    the rest by their softmax (``multi_class="ovr"``); of labels, each by itself. Both are averaged
+    over those that have samples of either kind.
+
+    Args:
+        average: "macro", or "none" for a list.
+    """
+
+    average: str = "macro"
+    _pieces: Any = field(default=None, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        one_of("average", self.average, "macro", "none")
+        super().__post_init__()
+
+    def reset(self) -> None:
+        self._pieces = []
+
+    def _take(self, y: Array, t: Array) -> None:
+        xp = backend_of(y).xp
+        _, t = self._judged(y, t)
+        y = rows(y)
+        if self._task == "multiclass":
+            # of two classes the logits' difference, which ranks as the softmax but never saturates
+            y = y[:, 1:2] - y[:, 0:1] if y.shape[1] == 2 else scores(y, "multiclass")
+            t = xp.expand_dims(t, axis=1)
+        self._pieces.append(xp.concat([y, xp.astype(t, y.dtype)], axis=1))
+
+    def compute(self) -> Any:
+        if not self._pieces:
+            return nan
+        backend = backend_of(self._pieces[0])
+        host = backend.to_host(backend.xp.concat(self._pieces, axis=0))
+        if self._task == "multilabel":
+            score, labels = np.split(host, 2, axis=1)
+            each = [area(score[:, k], labels[:, k] == 1) for k in range(score.shape[1])]
+        else:
+            host = host[host[:, -1] >= 0]
+            score, labels = host[:, :-1], host[:, -1]
+            first = 1 if score.shape[1] == 1 else 0
+            each = [area(score[:, k], labels == k + first) for k in range(score.shape[1])]
+        if self.average == "none":
+            return each
+        known = [value for value in each if value == value]
+        return sum(known) / len(known) if known else nan

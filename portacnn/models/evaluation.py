@@ -1,0 +1,49 @@
+"""Evaluate outputs that come batch by batch: the mean loss and metrics, read back once."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from portacnn.losses import Loss
+from portacnn.metrics import Metric
+from portacnn.runtime import Array, Backend
+
+
+def evaluate(
+    home: Backend,
+    batches: Iterable[tuple[int, int, Array]],
+    t: Array,
+    loss: Loss | None,
+    metrics: Mapping[str, Metric],
+    weights: Array | None = None,
+    dtype: str = "float32",
+) -> dict[str, Any]:
+    """Return "loss" and the value of every metric, over all batches.
+
+    One batch's outputs are in memory at a time. The loss is the mean over the whole set, whatever
+    the batch size. Sample weights count in the loss, not in the metrics.
+
+    Args:
+        home: backend of the outputs.
+        batches: first, last (exclusive) and outputs (last - first, C, ...), as from
+            ``Model.outputs``.
+        t: targets of all samples, as ``Loss.check_targets`` returns them, on the device.
+        loss: None leaves the loss out.
+        metrics: by name. They are reset first.
+        weights: (N,) of the outputs' dtype, which is ``dtype``, or None.
+    """
+    for metric in metrics.values():
+        metric.reset()
+    shares = []
+    with home.active():
+        whole = None if loss is None else loss.count(t, weights, dtype)
+        for first, last, y in batches:
+            part = t[first:last, ...]
+            for metric in metrics.values():
+                metric.update(y, part)
+            if loss is not None:
+                weight = None if weights is None else weights[first:last]
+                shares.append(loss.forward_part(y, part, weight, whole)[0])
+        figures: dict[str, Any] = {}
+        if shares:
+            figures["loss"] = sum(home.to_host(home.xp.stack(shares)).tolist())
+        return figures | {name: metric.compute() for name, metric in metrics.items()}

@@ -1,0 +1,64 @@
+"""``Callback``: the interface of what looks at a training between its steps."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from portacnn.runtime import Array
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from portacnn.training.trainer import Trainer
+
+
+class Callback:
+    """Base of all callbacks. A subclass overrides the methods that it needs.
+
+    All methods but ``on_train_end`` run between two whole steps. An exception in one stops
+    ``Trainer.train`` and is raised from it: the model has the weights of the last finished step,
+    and ``train()`` continues from there. To end a training without an error, call
+    ``trainer.stop()``.
+
+    Attributes:
+        every_step: whether ``on_step_end`` is called. It gets the step's loss, so each step waits
+            for the device.
+        inside_step: whether it has to see each step while it runs, for example by a layer's
+            ``on_output``. Steps are then not recorded (``Trainer(compile_step=...)``).
+    """
+
+    every_step: ClassVar[bool] = False
+    inside_step: ClassVar[bool] = False
+
+    def on_train_begin(self, trainer: "Trainer") -> None:
+        """Called when ``train()`` begins, also when it continues."""
+
+    def on_epoch_begin(self, trainer: "Trainer") -> None:
+        """Called before an epoch's first step."""
+
+    def on_update(self, trainer: "Trainer", ok: Array) -> None:
+        """Called after each step. It may work on the device, but should read nothing from it.
+
+        Args:
+            ok: 0-dimensional boolean on the device: whether all steps so far were finite. If it is
+                false, the step has not changed the weights.
+        """
+
+    def on_step_end(self, trainer: "Trainer", loss: float) -> None:
+        """Called after each step with its loss, if ``every_step`` is true."""
+
+    def on_epoch_end(self, trainer: "Trainer", figures: dict[str, Any]) -> None:
+        """Called after an epoch, with its value of each list of ``Trainer.history``."""
+
+    def on_train_end(self, trainer: "Trainer") -> None:
+        """Called when ``train()`` ends in any way, if ``on_train_begin`` returned."""
+
+    def evaluating(self, trainer: "Trainer") -> AbstractContextManager[Any]:
+        """Return a context in which the model is evaluated after each epoch."""
+        return nullcontext()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint holds of it: NumPy arrays and what JSON can hold, by name."""
+        return {}
+
+    def load_state_dict(self, state: "Mapping[str, Any]") -> None:
+        """Continue from a ``state_dict``."""

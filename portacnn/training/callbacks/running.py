@@ -1,0 +1,175 @@
+"""``Callbacks``: the callbacks of one training, called in the order in which they were given."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from portacnn.arguments import told
+from portacnn.errors import ArgumentError, ModelFormatError
+from portacnn.files import within
+from portacnn.runtime import Array, HostArray
+from portacnn.training.callbacks.base import Callback
+from portacnn.training.early_stopping import EarlyStopping
+
+
+class Callbacks:
+    """Callbacks, by names that are unique: a class's name, with a number from the second on.
+
+    Attributes:
+        every_step: whether one of them needs the loss of each step.
+        inside_step: whether one of them has to see each step.
+        raised: whether a callback between two steps has ended the last ``train()``.
+
+    Raises:
+        ArgumentError: if one is not a ``Callback``, or occurs twice, or defines ``on_step_end``
+            without ``every_step``.
+    """
+
+    def __init__(self, given: Iterable[Callback]) -> None:
+        self.named: dict[str, Callback] = {}
+        kinds: list[str] = []
+        for each in given:
+            kind = type(each).__name__
+            if not isinstance(each, Callback):
+                instead = f"; write {each.__name__}(...)" if isinstance(each, type) else ""
+                raise ArgumentError(
+                    f"callbacks must be portacnn.callbacks.Callback objects, got {told(each)}"
+                    f"{instead}"
+                )
+            if any(each is other for other in self.named.values()):
+                raise ArgumentError(f"callbacks has the same {kind} object twice; make two")
+            if _defines(each, "on_step_end") and not each.every_step:
+                raise ArgumentError(
+                    "it defines on_step_end, which is only called with every_step = True in the "
+                    "class",
+                    kind,
+                )
+            kinds.append(kind)
+            number = kinds.count(kind)
+            self.named[kind if number == 1 else f"{kind}-{number}"] = each
+        self.every_step = any(each.every_step for each in self)
+        self.inside_step = any(each.inside_step for each in self)
+        self._updating = [each for each in self if _defines(each, "on_update")]
+        self.raised = False
+
+    def __iter__(self) -> Iterator[Callback]:
+        return iter(self.named.values())
+
+    @contextmanager
+    def training(self, trainer: Any) -> Iterator[None]:
+        """Call ``on_train_begin`` before the block, and ``on_train_end`` after it in any case."""
+        self.raised = False
+        with ExitStack() as stack:
+            for each in self:
+                each.on_train_begin(trainer)
+                stack.callback(each.on_train_end, trainer)
+            yield
+
+    @contextmanager
+    def evaluating(self, trainer: Any) -> Iterator[None]:
+        """The context of an evaluation: those of all callbacks."""
+        with ExitStack() as stack:
+            for each in self:
+                stack.enter_context(each.evaluating(trainer))
+            yield
+
+    def epoch_begins(self, trainer: Any) -> None:
+        with self._between_steps():
+            for each in self:
+                each.on_epoch_begin(trainer)
+
+    def updated(self, trainer: Any, ok: Array) -> None:
+        if self._updating:
+            with self._between_steps():
+                for each in self._updating:
+                    each.on_update(trainer, ok)
+
+    def step_ends(self, trainer: Any, loss: float) -> None:
+        with self._between_steps():
+            for each in self:
+                if each.every_step:
+                    each.on_step_end(trainer, loss)
+
+    def epoch_ends(self, trainer: Any, figures: Mapping[str, Any]) -> None:
+        with self._between_steps():
+            for each in self:
+                each.on_epoch_end(trainer, dict(figures))
+
+    @contextmanager
+    def _between_steps(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.raised = True
+            raise
+
+    # --- checkpoints ------------------------------------------------------------------------------
+
+    def state(self) -> tuple[dict[str, HostArray], dict[str, dict[str, Any]]]:
+        """Return all states: the arrays by callback and name, and the rest by callback.
+
+        Raises:
+            ArgumentError: if a state holds something that a file cannot hold.
+        """
+        arrays: dict[str, HostArray] = {}
+        rest: dict[str, dict[str, Any]] = {}
+        for name, each in self.named.items():
+            state = each.state_dict()
+            own = {key for key, value in state.items() if hasattr(value, "shape")}
+            arrays |= {f"{name}.{key}": state[key] for key in own}
+            rest[name] = {key: value for key, value in state.items() if key not in own}
+            try:
+                json.dumps(rest[name])
+            except (TypeError, ValueError) as error:
+                raise ArgumentError(
+                    f"state_dict must hold NumPy arrays and what JSON can hold: {error}", name
+                ) from error
+        return arrays, rest
+
+    def load(self, arrays: Mapping[str, HostArray], rest: Mapping[str, Mapping[str, Any]]) -> None:
+        """Load what ``state`` returned.
+
+        Raises:
+            ArgumentError: if these are other callbacks.
+            ModelFormatError: if the states make no sense.
+        """
+        if not (
+            isinstance(rest, Mapping) and all(isinstance(each, Mapping) for each in rest.values())
+        ):
+            raise ModelFormatError(f"callbacks must be states by name, got {told(rest)}")
+        if rest.keys() != self.named.keys():
+            raise ArgumentError(
+                f"the training has the callbacks {_listed(rest)}, got {_listed(self.named)}; pass "
+                "the same kinds: resume(..., callbacks=[...])"
+            )
+        for name, each in self.named.items():
+            each.load_state_dict({**rest[name], **within(name, arrays)})
+
+
+def split(
+    given: Any, stopping: EarlyStopping | int | None = None
+) -> tuple[tuple[Any, ...], EarlyStopping | int | None]:
+    """Return the callbacks, and early stopping, which may be among them.
+
+    Raises:
+        ArgumentError: if early stopping is given twice, or these are not callbacks.
+    """
+    if isinstance(given, Callback | EarlyStopping):
+        given = (given,)
+    if not isinstance(given, Iterable):
+        raise ArgumentError(f"callbacks must be a list of callbacks, got {told(given)}")
+    given = tuple(given)
+    found = [each for each in given if isinstance(each, EarlyStopping)]
+    if len(found) + (stopping is not None) > 1:
+        raise ArgumentError("give one EarlyStopping: early_stopping=... or among the callbacks")
+    others = tuple(each for each in given if not isinstance(each, EarlyStopping))
+    return others, found[0] if found else stopping
+
+
+def _defines(callback: Callback, method: str) -> bool:
+    return getattr(type(callback), method) is not getattr(Callback, method)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"{name!s:.80}" for name in names) or "none"

@@ -1,0 +1,3 @@
+"""The version of portacnn."""
+
+VERSION = "0.1.0"

@@ -1,0 +1,246 @@
+"""The Trainer with other losses, metrics, weights and sets than those of plain classification."""
+
+import numpy as np
+import pytest
+
+from portacnn import Model, Trainer, losses
+from portacnn.errors import ArgumentError, LabelError
+from portacnn.layers import Conv2d, Flatten, Linear, ReLU
+from portacnn.metrics import Metric
+from support.matrix import needs
+from support.nets import bits, patches
+
+X, CLASSES = patches(40)
+BINARY = (CLASSES[:, None] == np.arange(3)).astype("uint8")
+MASKS = (X[:, 0] > 0.7).astype("uint8")
+TASKS = {
+    "cross_entropy": (CLASSES, 4, {}),
+    "focal": (CLASSES, 4, {}),
+    "bce_with_logits": (BINARY, 3, {}),
+    "mse": (CLASSES.astype("float32") / 3, 1, {"metrics": ["r2", "mae"]}),
+    "l1": (CLASSES.astype("float32")[:, None] / 3, 1, {}),
+    "huber": (CLASSES.astype("float32") / 3, 1, {}),
+    "dice": (MASKS, 2, {"metrics": ["mean_iou"]}),
+    "maps": (MASKS, 2, {"loss": "cross_entropy", "metrics": ["accuracy", "dice"]}),
+    "nt_xent": (CLASSES, 5, {"metrics": []}),
+}
+
+
+def net(outputs: int, device: object = "numpy", maps: bool = False, dtype: str = "float32"):
+    if maps:
+        model = Model(conv=Conv2d(1, 4, 3, padding=1), relu=ReLU(), out=Conv2d(4, outputs, 1))
+    else:
+        model = Model(conv=Conv2d(1, 4, 3), relu=ReLU(), flat=Flatten(), fc=Linear(None, outputs))
+    return model.build((1, 8, 8), device=device, dtype=dtype, seed=2)
+
+
+def made(task: str, device: object = "numpy", kind: type[Trainer] = Trainer, **changes: object):
+    t, outputs, options = TASKS[task]
+    model = net(outputs, device, maps=t is MASKS)
+    options = {"loss": task, "epochs": 3, "batch_size": 16, "lr": 0.01, "verbose": False, **options}
+    return kind(model, X, t, X[:12], t[:12], **{**options, **changes})
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_each_task_learns_and_reads_nothing_back_in_a_step(backend, task):
+    """On device1 a step that reads raises. The figures of each epoch are there."""
+    run = made(task, backend.device)
+    run.train()
+    assert run.history["train_loss"][-1] < run.history["train_loss"][0]
+    names = [f"{part}_{name}" for name in run.metrics for part in ("train", "test")]
+    assert list(run.history) == [
+        *("train_loss", "test_loss", *names, "lr", "seconds", "images_per_second")
+    ]
+    assert {len(figures) for figures in run.history.values()} == {3}
+    found = run.evaluate(X[:12], TASKS[task][0][:12])
+    assert found["loss"] == pytest.approx(run.history["test_loss"][-1], rel=1e-6)
+    for name in run.metrics:
+        assert found[name] == pytest.approx(run.history[f"test_{name}"][-1])
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_resumed_task_gives_the_same_bits(tmp_path, task):
+    whole = made(task)
+    whole.train()
+
+    class Stopping(Trainer):
+        def step(self, x, t, state, weight=None):
+            if state.step == 3:
+                self.stop()
+            return super().step(x, t, state, weight)
+
+    made(task, kind=Stopping, checkpoint_dir=tmp_path).train()
+    t = TASKS[task][0]
+    again = Trainer.resume(tmp_path, X, t, X[:12], t[:12])
+    assert (again.steps_done, again.loss, list(again.metrics)) == (4, whole.loss, [*whole.metrics])
+    again.train()
+    assert bits(again.model) == bits(whole.model)
+    for name in set(whole.history) - {"seconds", "images_per_second"}:
+        assert again.history[name] == whole.history[name], name
+
+
+@needs("torch")
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("weights", ["classes", "balanced", "samples", "both"])
+def test_weights_are_those_of_pytorch(backend, weights, accumulate):
+    """In float64, over parts of a batch that count differently, by plain gradient steps."""
+    import torch
+    from torch import nn
+
+    t = np.array([0, 0, 0, 0, 0, 1, 2, 3] * 2)
+    x = X[: len(t)].astype("float64")
+    each = np.linspace(0, 2, len(t)) if weights in ("samples", "both") else None
+    classes = {"classes": {1: 5.0}, "both": [1.0, 2.0, 0.5, 4.0]}.get(weights)
+    by_class = np.array([1.0, 5, 1, 1] if weights == "classes" else classes or [1.0] * 4)
+    if weights == "balanced":
+        by_class, classes = len(t) / (4 * np.bincount(t)), "balanced"
+    model = net(4, backend.device, dtype="float64")
+    twin = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 4)).double()
+    twin.load_state_dict(
+        {
+            {"conv": "0", "fc": "3"}[name.split(".")[0]] + "." + name.split(".")[1]: torch.tensor(v)
+            for name, v in model.state_dict().items()
+        }
+    )
+    run = Trainer(
+        *(model, x, t),
+        epochs=3,
+        batch_size=len(t),
+        optimizer="sgd",
+        lr=0.1,
+        accumulate=accumulate,
+        class_weight=classes,
+        sample_weight=each,
+        verbose=False,
+    )
+    run.train()
+    steps = torch.optim.SGD(twin.parameters(), lr=0.1)
+    factor = torch.tensor(by_class)[torch.tensor(t)]
+    factor = factor if each is None else factor * torch.tensor(each)
+    expected = []
+    for _ in range(3):
+        entropy = nn.functional.cross_entropy(
+            twin(torch.tensor(x)), torch.tensor(t), reduction="none"
+        )
+        loss = (factor * entropy).sum() / factor.sum()
+        expected.append(loss.item())
+        steps.zero_grad()
+        loss.backward()
+        steps.step()
+    np.testing.assert_allclose(run.train_loss_list, expected, rtol=1e-10)
+    weight = backend.host(model.children["fc"].params["weight"])
+    np.testing.assert_allclose(weight, twin[3].weight.detach().numpy(), rtol=1e-9, atol=1e-12)
+
+
+def test_a_test_set_may_be_left_out_or_split_off(backend):
+    run = Trainer(net(4, backend.device), X, CLASSES, epochs=1, batch_size=20, verbose=False)
+    run.train()
+    assert [name for name in run.history if name.startswith("test")] == []
+    assert (run.x_test, run.test_acc_list) == (None, [])
+    given = {"epochs": 1, "batch_size": 8, "validation_split": 0.2, "verbose": False}
+    for seed in (0, 0, 1):
+        run = Trainer(net(4, backend.device), X, CLASSES, seed=seed, **given)
+        train, test = (backend.host(x).reshape(-1, 64) for x in (run.x_train, run.x_test))
+        assert (len(train), len(test)) == (32, 8)
+        places = [np.flatnonzero((X.reshape(40, -1) == row).all(axis=1))[0] for row in test]
+        assert places == sorted(places)
+        np.testing.assert_array_equal(backend.host(run.t_test), CLASSES[places])
+        np.testing.assert_array_equal(train, np.delete(X.reshape(40, -1), places, axis=0))
+    with pytest.raises(ArgumentError, match=r"give x_test and t_test, or validation_split"):
+        Trainer(net(4), X, CLASSES, X, CLASSES, **given)
+    with pytest.raises(ArgumentError, match=r"would leave 0 to test on and 40 to train on"):
+        Trainer(net(4), X, CLASSES, **{**given, "validation_split": 0.001})
+    with pytest.raises(ArgumentError, match=r"x_test needs t_test"):
+        Trainer(net(4), X, CLASSES, X)
+
+
+def test_predictions(backend):
+    run = made("cross_entropy", backend.device)
+    probabilities = backend.host(run.predict_proba(X))
+    logits = backend.host(run.model.predict(X)).astype("float64")
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(probabilities, expected, rtol=1e-5)
+    np.testing.assert_array_equal(backend.host(run.predict_classes(X)), logits.argmax(axis=1))
+    run = made("bce_with_logits", backend.device)
+    logits = backend.host(run.model.predict(X)).astype("float64")
+    np.testing.assert_allclose(
+        backend.host(run.predict_proba(X)), 1 / (1 + np.exp(-logits)), rtol=1e-5
+    )
+    np.testing.assert_array_equal(backend.host(run.predict_classes(X)), logits > 0)
+    with pytest.raises(ArgumentError, match=r"MSE has no classes; use model\.predict"):
+        made("mse").predict_classes(X)
+
+
+class Largest(Metric):
+    """The largest output, as somebody might write it."""
+
+    def __init__(self):
+        self.reset()
+
+    def for_loss(self, loss):
+        return Largest()
+
+    def reset(self):
+        self.seen = []
+
+    def _take(self, y, t):
+        self.seen.append(float(np.max(y)))
+
+    def compute(self):
+        return max(self.seen)
+
+
+class Cubed(losses.Loss):
+    def forward(self, y, t, weight=None):
+        return ((y[:, 0] - t[:, 0]) ** 4).mean(), (y, t)
+
+    def backward(self, cache, dloss=1.0):
+        y, t = cache
+        return 4 * (y - t) ** 3 * (dloss / len(y))
+
+    def _checked(self, t, shape, dtype):
+        return t.reshape(-1, 1).astype(dtype)
+
+
+def test_a_loss_and_a_metric_of_ones_own_are_given_again(tmp_path):
+    t = CLASSES / 3
+    own = {"loss": Cubed(), "metrics": {"top": Largest()}}
+    run = made("mse", checkpoint_dir=tmp_path, **own)
+    run.train()
+    assert run.history["train_loss"][-1] < run.history["train_loss"][0]
+    assert run.evaluate(X[:5], t[:5])["top"] == float(run.model.predict(X[:5]).max())
+    with pytest.raises(ArgumentError, match=r"a loss that a file cannot hold .* resume\(.*, loss="):
+        Trainer.resume(tmp_path, X, t, X[:12], t[:12])
+    with pytest.raises(ArgumentError, match=r"metrics that a file cannot hold"):
+        Trainer.resume(tmp_path, X, t, X[:12], t[:12], loss=Cubed())
+    again = Trainer.resume(tmp_path, X, t, X[:12], t[:12], **own)
+    assert (again.finished, bits(again.model)) == (True, bits(run.model))
+
+
+@pytest.mark.parametrize(
+    ("task", "changes", "error", "message"),
+    [
+        ("mse", {"class_weight": "balanced"}, ArgumentError, "option of the cross-entropy"),
+        ("mse", {"label_smoothing": 0.1}, ArgumentError, "option of the cross-entropy"),
+        ("mse", {"metrics": ["accuracy"]}, ArgumentError, "Accuracy is for multiclass"),
+        ("cross_entropy", {"loss": "hinge"}, ArgumentError, "unknown loss 'hinge'; known are"),
+        ("cross_entropy", {"metrics": ["auc"]}, ArgumentError, "unknown metric 'auc'; known"),
+        ("cross_entropy", {"sample_weight": [1.0]}, ArgumentError, "each of 40 samples"),
+        ("cross_entropy", {"class_weight": [1, 2]}, ArgumentError, "each of 4 classes, got 2"),
+        ("cross_entropy", {"loss": "bce_with_logits"}, LabelError, 'use loss="cross_entropy"'),
+        ("cross_entropy", {"metrics": ["f1", "f1"]}, ArgumentError, "two metrics called f1"),
+    ],
+)
+def test_what_does_not_fit_is_refused(task, changes, error, message):
+    with pytest.raises(error, match=message.replace("(", r"\(")):
+        made(task, **changes)
+
+
+def test_a_repr_says_what_it_is():
+    run = made("cross_entropy")
+    assert repr(run) == (
+        "Trainer(Model on numpy on cpu, CrossEntropy, Adam(lr=0.01), 40 training images, "
+        "batch_size=16, 0 of 3 epochs done)"
+    )
+    run.train()
+    assert ", 3 of 3 epochs done, train_loss " in repr(run)
