@@ -181,6 +181,7 @@ CASES = [
     (L.Upsample, (None, (1.3, 2)), {"mode": "bilinear"}, (2, 4, 3)),
     (L.Upsample, ((7, 3),), {"mode": "bilinear"}, (2, 3, 5)),
     (L.Upsample, (None, 2), {"mode": "bilinear", "align_corners": True}, (2, 3, 4)),
+    (L.Upsample, (None, 0.5), {"mode": "bilinear", "align_corners": True}, (2, 5, 4)),
     (L.Upsample, ((2, 5, 3),), {"mode": "trilinear", "align_corners": True}, (1, 3, 2, 3)),
     (L.PixelShuffle, (2,), {}, (12, 2, 3)),
     (L.PixelUnshuffle, (3,), {}, (2, 6, 3)),

@@ -20,9 +20,12 @@ def write_upsample(graph: GraphBuilder, layer: Any, x: str) -> str:
     """By scales where float32 holds them exactly; else by sizes, so that rounding changes none."""
     axes = axes_of(layer.input_shape[1:], layer.size, layer.scale_factor, layer.mode)
     scales = [np.float32(1.0 if ratio is None else float(1 / ratio)) for *_, ratio in axes]
+    # With aligned corners ONNX divides by n * scale - 1, which must then be a whole number.
     exact = [
-        ratio is not None and Fraction(float(scale)) == 1 / ratio
-        for scale, (*_, ratio) in zip(scales, axes, strict=True)
+        ratio is not None
+        and Fraction(float(scale)) == 1 / ratio
+        and (not layer.align_corners or n / ratio == m)
+        for scale, (n, m, ratio) in zip(scales, axes, strict=True)
     ]
     by_size = [
         ratio is None or layer.align_corners or ratio == Fraction(n, m) for n, m, ratio in axes
@@ -115,6 +118,8 @@ def read_resize(at: Importer, op: Operation) -> Any:
         layer = L.Upsample(
             None, [factors.get(i, 1.0) for i in range(2, x.rank)], mode=word, align_corners=align
         )
+    if align and not all((n * factors.get(i, 1.0)).is_integer() for i, n in enumerate(spatial, 2)):
+        raise op.wrong("linear with 'align_corners' is not supported for scales that cut a cell")
     y = at.add(op, layer, x)
     if place == "pytorch_half_pixel" and any(
         m == 1 < n for n, m in zip(spatial, y.shape[1:], strict=True)
@@ -170,9 +175,9 @@ def read_depth_to_space(at: Importer, op: Operation) -> Value:
 
 @operator("SpaceToDepth")
 def read_space_to_depth(at: Importer, op: Operation) -> Value:
-    x, r = at.value(op), op.whole("blocksize", 0)
-    if x.rank != 4 or r < 1 or x.shape[1] % r or x.shape[2] % r:
-        raise op.wrong(f"blocks of {r} for samples {brief(x.shape)}")
+    x, r, mode = at.value(op), op.whole("blocksize", 0), op.word("mode", "DCR")
+    if x.rank != 4 or r < 1 or x.shape[1] % r or x.shape[2] % r or mode not in ("DCR", "CRD"):
+        raise op.wrong(f"blocks of {r} and mode {mode[:40]!r} for samples {brief(x.shape)}")
     y = at.add(op, L.PixelUnshuffle(r), x)
     order = [c * r * r + k for k in range(r * r) for c in range(x.shape[0])]
-    return y if r == 1 else at.add(op, L.Take(order, 1), y)
+    return y if r == 1 or mode == "CRD" else at.add(op, L.Take(order, 1), y)
