@@ -113,13 +113,12 @@ def last_figures(history: Mapping[str, Sequence[Any]], epoch: int) -> dict[str, 
 
 def range_of(images: Array) -> tuple[float, ...]:
     """Return the least and the largest value of the first floating-point images; nothing for
-    others."""
+    others. Call it within ``Backend.active`` of the images' device."""
     home = backend_of(images)
     if not is_float(home.xp, images.dtype) or 0 in images.shape:
         return ()
-    with home.active():
-        some = images[: min(_SAMPLE, images.shape[0]), ...]
-        ends = home.xp.stack([home.xp.min(some), home.xp.max(some)])
+    some = images[: min(_SAMPLE, images.shape[0]), ...]
+    ends = home.xp.stack([home.xp.min(some), home.xp.max(some)])
     return tuple(home.to_host(ends).tolist())
 
 

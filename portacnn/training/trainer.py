@@ -300,6 +300,7 @@ class Trainer:
         self._step: Any = None
         self._workspace = Workspace()
         self._stop = False
+        self._last_lr = 0.0  # of the last step
         self._fingerprints: dict[str, Any] | None = None
         self.run = secrets.token_hex(3)
         self.last_checkpoint: Path | None = None
@@ -758,7 +759,8 @@ class Trainer:
         info = self.model.info
         figures = {**info.figures, **last_figures(self.history, epoch)}
         if self._range is None:
-            self._range = range_of(self.x_train)
+            with self.backend.active():
+                self._range = range_of(self.x_train)
         self.model.info = replace(
             info, task=self.loss.task, figures=figures, input_range=self._range
         )
@@ -771,7 +773,7 @@ class Trainer:
         figures: dict[str, Any] = {
             "train_loss": sum(n * loss for n, loss in zip(sizes, step_losses, strict=True))
             / sum(sizes),
-            "lr": self.lr(self.steps_done - 1),
+            "lr": self._last_lr,
         }
         with self.as_evaluated():
             train = self._evaluate(self._sets.train, None)
@@ -813,7 +815,8 @@ class Trainer:
         """
         self._check_revision()
         number = len(self.train_loss_list) + len(self._unread)
-        state = StepState(number, self.lr(number), self.optimizer.steps + 1, self._ok)
+        self._last_lr = self.lr(number)
+        state = StepState(number, self._last_lr, self.optimizer.steps + 1, self._ok)
         if self._step is None:
             step = WeakMethod(self._whole_step)  # a bound method would keep the Trainer alive
 
