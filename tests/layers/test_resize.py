@@ -12,7 +12,7 @@ from portacnn.errors import ArgumentError, ModelFormatError, ShapeError
 from portacnn.layers.limits import limited
 from portacnn.runtime import resolve
 from support.checks import agree, gradient_agrees, normal, refuses
-from support.matrix import Here
+from support.matrix import Here, needs
 
 
 def center(x: Any) -> Any:
@@ -36,6 +36,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("layer", "twin", "shape"), CASES)
+@needs("torch")
 def test_as_pytorch(backend: Here, layer: Any, twin: Any, shape: tuple):
     torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
     if isinstance(twin, tuple):
@@ -55,6 +56,7 @@ def test_as_pytorch(backend: Here, layer: Any, twin: Any, shape: tuple):
     agree(backend, ours.prepare(x)(x), expected.detach().numpy(), x)
 
 
+@needs("torch")
 def test_squeeze_and_excitation(backend: Here):
     torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
     from support import twins

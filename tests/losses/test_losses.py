@@ -26,7 +26,7 @@ from portacnn.losses import (
 )
 from portacnn.runtime import backend_of
 from support.checks import agree, normal, refuses
-from support.matrix import Here
+from support.matrix import Here, needs
 
 CLASSES = np.array([0, 2, 1, 2, 2, 0])
 MAPS = np.random.default_rng(0).integers(0, 3, (6, 2, 4)).astype("uint8")
@@ -142,6 +142,7 @@ def expected(loss: Loss, host: np.ndarray, t: np.ndarray, weight: Any) -> tuple[
 
 @pytest.mark.parametrize("weight", [None, WEIGHT], ids=["alike", "weighted"])
 @EACH
+@needs("torch")
 def test_mean_and_gradient(backend: Here, name: str, weight: np.ndarray | None):
     loss, t, shape = CASES[name]
     host = 2 * normal(6, *shape)
@@ -159,6 +160,7 @@ def test_mean_and_gradient(backend: Here, name: str, weight: np.ndarray | None):
 
 @pytest.mark.parametrize("weight", [None, WEIGHT], ids=["alike", "weighted"])
 @EACH
+@needs("torch")
 def test_parts_add_up_to_the_whole(backend: Here, name: str, weight: np.ndarray | None):
     """With parts that count differently; of the maps, the first part counts nothing at all."""
     loss, t, shape = CASES[name]

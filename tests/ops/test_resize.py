@@ -20,7 +20,7 @@ from support.checks import (
     refuses_integers_and_lists,
     untouched,
 )
-from support.matrix import Here
+from support.matrix import Here, needs
 
 LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -47,6 +47,7 @@ def drawn(draw: st.DrawFn) -> tuple[tuple[int, ...], dict[str, Any]]:
 @given(
     case=drawn(), dtype=st.sampled_from(DTYPES), layouts=st.tuples(*[st.sampled_from(LAYOUTS)] * 2)
 )
+@needs("torch")
 def test_interpolation_against_pytorch(backend: Here, case: tuple, dtype: str, layouts: tuple):
     torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
     shape, options = case
@@ -68,6 +69,7 @@ def test_interpolation_against_pytorch(backend: Here, case: tuple, dtype: str, l
     assert ops.interpolate(x, **options, keep=False)[1] is None
 
 
+@needs("torch")
 def test_sizes_at_which_rounding_could_matter():
     """Every size to every other, up to where a product in float32 is no longer exact."""
     torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
@@ -109,6 +111,7 @@ def test_a_doubling_takes_few_slices():
 @given(
     r=st.integers(1, 3), size=st.tuples(*[st.integers(1, 3)] * 4), layout=st.sampled_from(LAYOUTS)
 )
+@needs("torch")
 def test_pixel_shuffle_against_pytorch(backend: Here, r: int, size: tuple, layout: str):
     torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
     n, c, h, w = size
