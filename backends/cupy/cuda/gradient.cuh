@@ -27,7 +27,7 @@ __device__ __forceinline__ Vector gradient_at(
 #if FROM == 1
   const Vector behind = read(y);
 #pragma unroll
-  for (int e = 0; e < VEC; e++) out.value[e] = behind.value[e] > 0 ? out.value[e] : REAL(0);
+  for (int e = 0; e < VEC; e++) out.value[e] = behind.value[e] <= 0 ? REAL(0) : out.value[e];
 #elif FROM == 2
   const Several<unsigned char> won = *reinterpret_cast<const Several<unsigned char>*>(winner);
 #pragma unroll

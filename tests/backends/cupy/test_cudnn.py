@@ -21,7 +21,8 @@ from portacnn.backends.cupy import geometry
 from portacnn.errors import ArgumentError, BackendError
 from portacnn.ops import dispatch
 from portacnn.ops.windows import Windows
-from support.cuda_rig import Rig, close, geometries, needs_compiler, rigged
+from support.cuda_rig import Rig, close, needs_compiler, rigged
+from support.drawing import Drawn
 from support.cudnn_stub import Stub
 
 torch = pytest.importorskip("torch", reason="torch is the measure here")
@@ -182,7 +183,7 @@ def convolve(
 @settings(max_examples=40)
 @given(st.data(), st.sampled_from(["float32", "float64"]), st.sampled_from(["conv", "relu"]))
 def test_values(data: st.DataObject, dtype: str, kind: str):
-    windows = data.draw(geometries((1, 2), kernel=4, stride=3, dilation=3, padding=3, more=6))
+    windows = Drawn(data.draw, "small").windows(data.draw(st.integers(1, 2)), 6)
     groups, c, o = (data.draw(st.integers(1, top)) for top in (3, 3, 3))
     n, seed, precision = data.draw(
         st.tuples(st.integers(1, 3), st.integers(0, 99), st.sampled_from(["float32", "tf32"]))
