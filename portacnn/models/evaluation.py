@@ -46,4 +46,7 @@ def evaluate(
         figures: dict[str, Any] = {}
         if shares:
             figures["loss"] = sum(home.to_host(home.xp.stack(shares)).tolist())
-        return figures | {name: metric.compute() for name, metric in metrics.items()}
+        for name, metric in metrics.items():
+            figures[name] = metric.compute()
+            metric.reset()  # its arrays on the device are of no more use
+        return figures
