@@ -22,8 +22,8 @@ from portacnn.errors import ArgumentError, BackendError
 from portacnn.ops import dispatch
 from portacnn.ops.windows import Windows
 from support.cuda_rig import Rig, close, needs_compiler, rigged
-from support.drawing import Drawn
 from support.cudnn_stub import Stub
+from support.drawing import Drawn
 
 torch = pytest.importorskip("torch", reason="torch is the measure here")
 
