@@ -8,7 +8,7 @@ of the network's output for one sample, (C,) or (C, *S).
 Notation: N samples, C outputs (classes, labels, values), S the image's axes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ _SUMS_TO_ONE = 1e-3  # how far the shares of one sample may be from 1: what floa
 
 
 def on_host(targets: Any) -> HostArray:
-    """Arrays of any library, or lists, as a NumPy array of numbers. Raises LabelError."""
+    """Return arrays of any library, or lists, as a NumPy array of numbers. Raises LabelError."""
     try:
         host = backend_of(targets).to_host(targets)
     except ArrayError:
@@ -39,7 +39,7 @@ def on_host(targets: Any) -> HostArray:
 
 
 def check_length(targets: HostArray, count: int | None) -> None:
-    """Raises LabelError unless there are ``count`` targets (None: any number), one for each
+    """Raise LabelError unless there are ``count`` targets (None: any number), one for each
     sample."""
     if targets.ndim == 0 or (count is not None and targets.shape[0] != count):
         got = "a single number" if targets.ndim == 0 else f"shape {targets.shape}"
@@ -47,7 +47,7 @@ def check_length(targets: HostArray, count: int | None) -> None:
 
 
 def _kind(targets: HostArray, shape: Shape) -> str:
-    """In words what targets look like, and the loss for them."""
+    """Return in words what targets look like, and the loss for them."""
     whole = targets.dtype.kind in "biu" or bool(np.all(targets == np.floor(targets)))
     binary = whole and bool(np.all((targets == 0) | (targets == 1)))
     if targets.ndim == 1 or targets.shape[1:] == shape[1:] != ():
@@ -75,8 +75,8 @@ def classes_or_shares(
     loss: str = "CrossEntropy",
     soft: bool = True,
 ) -> HostArray:
-    """Targets of which one class is right: class indices (N, *S), one-hot (N, C, *S), or with
-    ``soft`` shares (N, C, *S) that sum to 1.
+    """Check targets of which one class is right: class indices (N, *S), one-hot (N, C, *S), or
+    with ``soft`` shares (N, C, *S) that sum to 1.
 
     Returns:
         Indices: int64 (N,), or for maps uint8 where they came so, else int64. Shares: ``dtype``.
@@ -131,7 +131,7 @@ def _refuse_row(targets: HostArray, good: HostArray, loss: str, soft: bool) -> N
 
 
 def _indices(targets: HostArray, classes: int, ignore_index: int | None) -> HostArray:
-    """Whole numbers in 0..classes-1, or ``ignore_index``."""
+    """Return whole numbers in 0..classes-1, or ``ignore_index``. Raises LabelError."""
     if ignore_index is None and targets.ndim == 1:
         return class_indices(targets, len(targets), classes, "")
     wrong = (targets < 0) | (targets >= classes)
@@ -156,8 +156,8 @@ def _indices(targets: HostArray, classes: int, ignore_index: int | None) -> Host
 def on_or_off(
     targets: HostArray, shape: Shape, *, dtype: str, loss: str = "BCEWithLogits", soft: bool = True
 ) -> HostArray:
-    """Targets of which each is on or off by itself: 0, 1, or with ``soft`` a probability, shaped
-    as the outputs (N, *shape); for one output also (N, *S).
+    """Check targets of which each is on or off by itself: 0, 1, or with ``soft`` a probability,
+    shaped as the outputs (N, *shape); for one output also (N, *S).
 
     Returns:
         (N, *shape): uint8 where there are only 0 and 1, else ``dtype``.
@@ -188,7 +188,8 @@ def on_or_off(
 
 
 def values(targets: HostArray, shape: Shape, *, dtype: str, loss: str = "MSE") -> HostArray:
-    """Targets that are values, shaped as the outputs (N, *shape); for one output also (N, *S).
+    """Check targets that are values, shaped as the outputs (N, *shape); for one output also
+    (N, *S).
 
     Returns:
         (N, *shape) of ``dtype``.
@@ -218,7 +219,7 @@ def values(targets: HostArray, shape: Shape, *, dtype: str, loss: str = "MSE") -
 
 
 def kinds(targets: HostArray, *, loss: str = "NTXent") -> HostArray:
-    """Whole numbers (N,), the same for samples of one kind: int64. Raises LabelError."""
+    """Return whole numbers (N,), the same for samples of one kind, as int64. Raises LabelError."""
     if targets.ndim != 1 or targets.dtype.kind not in "iub":
         raise LabelError(
             f"{loss} expects a whole number (N,) for each sample, the same for samples of one "
@@ -234,7 +235,7 @@ def _refuse_not_finite(targets: HostArray) -> None:
 
 
 def sample_weights(weight: Any, count: int, *, dtype: str) -> HostArray:
-    """A factor for each of ``count`` samples: (count,) of ``dtype``.
+    """Return a factor for each of ``count`` samples, (count,) of ``dtype``.
 
     Raises:
         ArgumentError: another shape, negative or not finite, or all of them 0.
@@ -263,14 +264,20 @@ def class_weights(
     *,
     ignore_index: int | None = None,
 ) -> tuple[float, ...]:
-    """A factor for each class: numbers for all of them, or by class ({3: 5.0}; the others have 1),
-    or "balanced".
+    """Return a factor for each class.
+
+    Args:
+        what: a number for each class, a mapping from classes ({3: 5.0}; others have 1), or
+            "balanced".
+        targets: class indices, which "balanced" counts.
+        ignore_index: targets of this value are not counted.
 
     "balanced" is scikit-learn's: N / (classes * count of the class) for class indices. A class
     without a sample has 1.
 
     Raises:
-        ArgumentError: another word, length or class, numbers that are negative or not finite.
+        ArgumentError: another word, type, length or class, numbers that are negative or not
+            finite.
     """
     if isinstance(what, str):
         if what != "balanced":
@@ -291,7 +298,10 @@ def class_weights(
             )
         numbers = [named.get(index, 1.0) for index in range(classes)]
     else:
-        numbers = list(what.tolist() if hasattr(what, "tolist") else what)
+        listed = what.tolist() if hasattr(what, "tolist") else what
+        if not isinstance(listed, Iterable):
+            raise ArgumentError(f"class_weight must have a number for each class, got {told(what)}")
+        numbers = list(listed)
     if len(numbers) != classes:
         raise ArgumentError(
             f"class_weight must have a number for each of {classes} classes, got {len(numbers)}"

@@ -64,7 +64,7 @@ class Loss:
     ignore_index: int | None = None
 
     def forward(self, y: Array, t: Array, weight: Array | None = None) -> tuple[Array, Any]:
-        """The mean loss of a batch.
+        """Return the mean loss of a batch.
 
         Args:
             y: the network's outputs (N, C, ...), float32 or float64.
@@ -77,12 +77,13 @@ class Loss:
         raise NotImplementedError
 
     def backward(self, cache: Any, dloss: Array | float = 1.0) -> Array:
-        """The gradient of y, times ``dloss``: a Python number, or 0-dimensional on y's device."""
+        """Return the gradient of y, times ``dloss``: a Python number, or 0-dimensional on y's
+        device."""
         raise NotImplementedError
 
     def count(self, t: Array, weight: Array | None = None, dtype: str = "float32") -> Any:
-        """What ``forward`` divides by for these targets: a Python number, or 0-dimensional of
-        ``dtype`` on the targets' device."""
+        """Return what ``forward`` divides by for these targets: a Python number, or 0-dimensional
+        of ``dtype`` on the targets' device."""
         if weight is None:
             return t.shape[0]
         return backend_of(weight).xp.sum(weight)
@@ -90,7 +91,7 @@ class Loss:
     def forward_part(
         self, y: Array, t: Array, weight: Array | None, whole: Any
     ) -> tuple[Array, Any]:
-        """A part's share of the loss of a batch whose ``count`` is ``whole``, and what
+        """Return a part's share of the loss of a batch whose ``count`` is ``whole``, and what
         ``backward_part`` needs."""
         count = self.count(t, weight, name_of(y))
         mean, cache = self.forward(y, t, weight)
@@ -101,13 +102,13 @@ class Loss:
         return share * mean, (cache, share)
 
     def backward_part(self, saved: Any) -> Array:
-        """The gradient of the whole's loss for the part's outputs."""
+        """Return the gradient of the whole's loss for the part's outputs."""
         cache, share = saved
         return self.backward(cache, share)
 
     def for_evaluation(self) -> "Loss":
-        """The loss that is reported for a test set: this one without what is for training only,
-        as label smoothing is."""
+        """Return the loss that is reported for a test set: this one without what is for training
+        only, such as label smoothing."""
         return self
 
     # --- targets ----------------------------------------------------------------------------------
@@ -144,31 +145,31 @@ class Loss:
             raise error.at(what)
 
     def _checked(self, t: HostArray, shape: Shape, dtype: str) -> HostArray:
-        """``check_targets`` for a NumPy array of the right length; floats become ``dtype``."""
+        """Return what ``check_targets`` does, for a NumPy array of the right length."""
         return t.astype(dtype) if t.dtype.kind == "f" else t
 
     def num_outputs(self, t: Any) -> int | None:
-        """How many outputs (classes, labels, values) a network for these targets has; None where
-        they do not say."""
+        """Return how many outputs (classes, labels, values) a network for these targets has; None
+        if they do not say."""
         host = on_host(t)
         return int(host.shape[1]) if host.ndim > 1 else 1
 
     # --- outputs ----------------------------------------------------------------------------------
 
     def predictions(self, y: Array, threshold: float = 0.5) -> Array:
-        """What outputs say: classes, labels on or off, values (see ``losses.outputs``)."""
+        """Return what outputs say: classes, labels on or off, values (see ``losses.outputs``)."""
         return predictions(y, self.task, threshold)
 
     def scores(self, y: Array) -> Array:
-        """Outputs as probabilities; values as they are."""
+        """Return outputs as probabilities; values as they are."""
         return scores(y, self.task)
 
     # --- for subclasses ---------------------------------------------------------------------------
 
     @staticmethod
     def weighted(weight: Array | None, y: Array) -> Any:
-        """Factors (N, 1, ...) that make a mean over all of y the mean weighted by sample: each
-        weight times N over their sum. 1.0 where there are no weights; all 0 where all are."""
+        """Return factors (N, 1, ...) that make a mean over all of y the mean weighted by sample:
+        each weight times N over their sum. 1.0 if there are no weights; all 0 if all are."""
         if weight is None:
             return 1.0
         check_weight(weight, y)
@@ -196,12 +197,12 @@ def _name(library: str, dtype: Any) -> str:
 
 
 def name_of(y: Array) -> str:
-    """The name of y's dtype in the standard."""
+    """Return the name of y's dtype in the standard."""
     return _name(backend_of(y).name, y.dtype)
 
 
 def check_outputs(y: Array, loss: str) -> None:
-    """Raises ArrayError unless y is float32 or float64: half precision would lose a loss's
+    """Raise ArrayError unless y is float32 or float64: half precision would lose a loss's
     digits."""
     if name_of(y) not in ("float32", "float64"):
         raise ArrayError(
@@ -210,7 +211,7 @@ def check_outputs(y: Array, loss: str) -> None:
 
 
 def check_weight(weight: Array, y: Array) -> None:
-    """Raises ShapeError unless there is a weight for each sample, ArrayError for another dtype."""
+    """Raise ShapeError unless there is a weight for each sample, ArrayError for another dtype."""
     if tuple(weight.shape) != (y.shape[0],):
         raise ShapeError(
             f"expected a weight for each of {y.shape[0]} samples, got shape {tuple(weight.shape)}"
@@ -220,12 +221,12 @@ def check_weight(weight: Array, y: Array) -> None:
 
 
 def along_batch(weight: Array, ndim: int) -> Array:
-    """(N,) -> (N, 1, ...) of so many axes."""
+    """Return (N,) as (N, 1, ...) of so many axes."""
     return backend_of(weight).xp.reshape(weight, (weight.shape[0], *(1,) * (ndim - 1)))
 
 
 def ratio(part: Any, whole: Any) -> Any:
-    """part / whole, 0 where whole is; one of them, or both, on the device."""
+    """Return part / whole, 0 where whole is; one of them, or both, on the device."""
     xp = backend_of(whole if hasattr(whole, "shape") else part).xp
     if not hasattr(whole, "shape"):
         return part / whole

@@ -30,7 +30,7 @@ def _index(value: Any) -> int | None:
 
 
 def _indices_imply(t: Any, ignore_index: int | None) -> int | None:
-    """How many classes there are at least, by class indices (N, ...)."""
+    """Return how many classes there are at least, by class indices (N, ...)."""
     host = on_host(t)
     counted = host if ignore_index is None else host[host != ignore_index]
     return int(counted.max()) + 1 if counted.size else None
@@ -43,8 +43,8 @@ class _Classes(Loss):
     weight: tuple[float, ...] | None
 
     def _counted(self, t: Array, dtype: Any, class_weight: bool) -> Array | float:
-        """How much each label counts, (N, *S): 0 if ignored, else its class's weight where that
-        counts; 1.0 where all count alike."""
+        """Return how much each label counts, (N, *S): 0 if ignored, else its class's weight if
+        that counts; 1.0 if all count alike."""
         xp = backend_of(t).xp
         by_class = class_weight and self.weight is not None
         if is_float(xp, t.dtype) or (self.ignore_index is None and not by_class):
@@ -52,7 +52,8 @@ class _Classes(Loss):
         labels = xp.astype(t, xp.int64)
         counted: Any = 1.0
         if by_class and self.weight is not None:
-            inside = xp.clip(labels, 0, len(self.weight) - 1)
+            # not clip, which sends its bounds to the device in each step
+            inside = xp.maximum(xp.minimum(labels, len(self.weight) - 1), 0)
             weights = on_device(self.weight, t, dtype)
             counted = xp.reshape(xp.take(weights, xp.reshape(inside, (-1,)), axis=0), t.shape)
         if self.ignore_index is not None:
@@ -323,7 +324,7 @@ def _no_index_for_masks(multilabel: bool, ignore_index: int | None) -> None:
 
 
 def _inverse(count: Any) -> Any:
-    """1 / count, 0 where it is 0; count is 0-dimensional, on the device."""
+    """Return 1 / count, 0 where it is 0; count is 0-dimensional, on the device."""
     xp = backend_of(count).xp
     return xp.where(count == 0, 0.0, 1.0 / xp.where(count == 0, 1.0, count))
 

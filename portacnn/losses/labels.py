@@ -12,7 +12,7 @@ from portacnn.runtime import Array, HostArray, backend_of
 
 
 def as_floats(t: Array, y: Array) -> Array:
-    """Targets of 0 and 1 that lie as bytes, in y's dtype."""
+    """Return targets of 0 and 1 that are stored as bytes in y's dtype."""
     return t if t.dtype == y.dtype else backend_of(t).xp.astype(t, y.dtype)
 
 

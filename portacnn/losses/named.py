@@ -33,7 +33,7 @@ _KINDS: dict[str, type[Loss]] = {
 
 
 def named(what: str | Loss) -> Loss:
-    """The loss of this word; a loss is itself. Raises ArgumentError for another word."""
+    """Return the loss of this word; a loss is itself. Raises ArgumentError for another word."""
     if isinstance(what, Loss):
         return what
     if not isinstance(what, str) or what not in LOSSES:
@@ -44,7 +44,7 @@ def named(what: str | Loss) -> Loss:
 
 
 def describe_loss(loss: Loss) -> dict[str, Any]:
-    """A loss as JSON: its class and its fields, losses among them described in turn.
+    """Return a loss as JSON: its class and its fields, losses among them described in turn.
 
     Raises:
         ArgumentError: a loss of somebody's own, which no file can hold.
@@ -64,7 +64,7 @@ def describe_loss(loss: Loss) -> dict[str, Any]:
 
 
 def rebuild_loss(described: Any) -> Loss:
-    """What ``describe_loss`` described. Raises whatever nonsense brings a constructor to."""
+    """Return the loss that ``describe_loss`` described. Raises whatever its constructor does."""
     if described["class"] not in _KINDS:
         raise ModelFormatError(f"unknown loss {told(described['class'])}; upgrade portacnn")
 

@@ -20,7 +20,7 @@ NO_PREDICTION = -1
 
 
 def predictions(y: Array, task: str, threshold: float = 0.5) -> Array:
-    """What outputs y say.
+    """Return what outputs y say.
 
     Returns:
         multiclass: the class with the largest output, int64 (N, ...); -1 where one is NaN.
@@ -43,8 +43,8 @@ def predictions(y: Array, task: str, threshold: float = 0.5) -> Array:
 
 
 def scores(y: Array, task: str) -> Array:
-    """Probabilities: the softmax over axis 1 (multiclass), the sigmoid (multilabel); values as they
-    are."""
+    """Return probabilities: the softmax over axis 1 (multiclass), the sigmoid (multilabel); values
+    as they are."""
     if task == "multiclass":
         return softmax(y, 1, keep=False)[0]
     if task == "multilabel":

@@ -102,12 +102,12 @@ def _terms(loss: Loss) -> tuple[tuple[float, Loss], ...]:
 
 
 def added(loss: Loss, other: Any) -> Any:
-    """``loss + other``."""
+    """Return ``loss + other``."""
     return Sum((*_terms(loss), *_terms(other))) if isinstance(other, Loss) else NotImplemented
 
 
 def scaled(loss: Loss, factor: Any) -> Any:
-    """``factor * loss``."""
+    """Return ``factor * loss``."""
     if isinstance(factor, Loss):
         return NotImplemented
     number = not_negative("factor", factor)

@@ -22,7 +22,7 @@ AVERAGES = ("macro", "micro", "binary", "none")
 @dataclass
 class _ByClass(Counting):
     def _counted(self, y: Array, t: Array) -> Array:
-        """int64 (4, C): hits, predicted, true, all."""
+        """Return int64 (4, C): hits, predicted, true, all."""
         xp = backend_of(y).xp
         predicted, t = self._judged(y, t)
         if self._task == "multilabel":
@@ -38,7 +38,7 @@ class _ByClass(Counting):
         return [tuple(column) for column in counts.T.tolist()]
 
     def _seen(self, counts: list[Counts]) -> list[Counts]:
-        """The classes that a mean is over: of labels all, of classes those that are true or
+        """Return the classes that a mean is over: of labels all, of classes those that are true or
         predicted anywhere."""
         if self._task == "multilabel":
             return counts
@@ -67,12 +67,16 @@ class _Averaged(_ByClass):
 
     @staticmethod
     def ratio(counts: Counts) -> float:
-        """Of one class, or of all together."""
+        """Return the ratio of one class, or of all together."""
         raise NotImplementedError
 
     def __post_init__(self) -> None:
         one_of("average", self.average, *AVERAGES)
         super().__post_init__()
+
+    @property
+    def is_number(self) -> bool:
+        return self.average != "none"
 
     def _value(self, counts: HostArray) -> Any:
         ratio, by_class = self.ratio, self._by_class(counts)

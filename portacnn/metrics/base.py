@@ -29,6 +29,11 @@ class Metric:
 
     better: ClassVar[Literal["higher", "lower"]] = "higher"
 
+    @property
+    def is_number(self) -> bool:
+        """Return whether the value is one number, not a list or a matrix."""
+        return True
+
     def update(self, y: Array, t: Array) -> None:
         """Take in a batch: a network's outputs and their targets as the loss takes them. Nothing is
         read back."""
@@ -36,8 +41,8 @@ class Metric:
             self._take(y, t)
 
     def compute(self) -> Any:
-        """The value over all batches since ``reset``: a float, NaN if there were none. Reads it
-        from the device."""
+        """Return the value over all batches since ``reset``: a float, NaN if there were none. Reads
+        it from the device."""
         raise NotImplementedError
 
     def reset(self) -> None:
@@ -45,7 +50,7 @@ class Metric:
         raise NotImplementedError
 
     def for_loss(self, loss: Loss) -> Self:
-        """A new metric with the same options that reads outputs as ``loss`` does. Raises
+        """Return a new metric with the same options that reads outputs as ``loss`` does. Raises
         ArgumentError if it is for other tasks."""
         return replace(self)
 
@@ -88,8 +93,8 @@ class Judged(Metric):
         return self.task or self.tasks[0]
 
     def _judged(self, y: Array, t: Array) -> tuple[Array, Array]:
-        """Predictions and targets, int64: of classes (M,), both -1 where the target is ignored; of
-        labels (M, C)."""
+        """Return predictions and targets, int64: of classes (M,), both -1 where the target is
+        ignored; of labels (M, C)."""
         xp = backend_of(y).xp
         y = _floats(y)
         _check(y, t, self)
@@ -126,7 +131,7 @@ class Counting(Judged):
         return self._value(backend_of(self._counts).to_host(self._counts))
 
     def _counted(self, y: Array, t: Array) -> Array:
-        """The counts of one batch, int64."""
+        """Return the counts of one batch, int64."""
         raise NotImplementedError
 
     def _value(self, counts: HostArray) -> Any:
@@ -134,7 +139,7 @@ class Counting(Judged):
 
 
 def task_of(loss: Loss, metric: Any) -> str:
-    """The loss's task. Raises ArgumentError if the metric is not for it."""
+    """Return the loss's task. Raises ArgumentError if the metric is not for it."""
     if loss.task not in metric.tasks:
         raise ArgumentError(
             f"{type(metric).__name__} is for {' and '.join(metric.tasks)} outputs, those of "
@@ -145,7 +150,7 @@ def task_of(loss: Loss, metric: Any) -> str:
 
 
 def _check(y: Array, t: Array, metric: Judged) -> None:
-    """Raises ShapeError unless t is as the loss of this task takes it."""
+    """Raise ShapeError unless t is as the loss of this task takes it."""
     n, *rest = y.shape
     shapes = [tuple(y.shape)]
     if metric._task == "multiclass" or rest[:1] in ([], [1]):
@@ -159,14 +164,14 @@ def _check(y: Array, t: Array, metric: Judged) -> None:
 
 
 def _floats(y: Array) -> Array:
-    """float32 where y has half precision."""
+    """Return y as float32 if it has half precision."""
     xp = backend_of(y).xp
     half = is_float(xp, y.dtype) and "16" in str(y.dtype)
     return xp.astype(y, xp.float32) if half else y
 
 
 def rows(y: Array) -> Array:
-    """(N, C, *S) -> (N * S, C): every place of an image by itself."""
+    """Return (N, C, *S) as (N * S, C): every place of an image by itself."""
     xp = backend_of(y).xp
     if y.ndim == 2:
         return y
@@ -174,7 +179,8 @@ def rows(y: Array) -> Array:
 
 
 def tally(numbers: Array, count: int) -> Array:
-    """How often each of 0..count-1 occurs among integers (M,); others do not count. int64 (count,).
+    """Return how often each of 0..count-1 occurs among integers (M,), int64 (count,). Others do not
+    count.
 
     Sorted, the numbers end where a search finds the next one; the standard has no bincount, and
     matrices of ones would take ``count`` times the memory.
@@ -191,7 +197,7 @@ def _has_float64(xp: Any, device: Any) -> bool:
 
 
 def widest(y: Array) -> Array:
-    """y in the widest float type that its device has (Apple's GPU has no float64)."""
+    """Return y in the widest float type that its device has (Apple's GPU has no float64)."""
     xp = backend_of(y).xp
     wide = xp.float64 if _has_float64(xp, y.device) else xp.float32
     return y if y.dtype == wide else xp.astype(y, wide)
@@ -217,7 +223,7 @@ class Pieces:
             self._single = []
 
     def read(self) -> HostArray | None:
-        """All pieces, (batches, ...); None if there are none."""
+        """Return all pieces, (batches, ...); None if there are none."""
         self._close()
         if not self._blocks:
             return None

@@ -70,7 +70,7 @@ class AveragePrecision(Metric):
         self._true += [_table(image, "boxes", "labels") for image in t]
 
     def compute(self) -> float:
-        """The mean over thresholds and over the classes that have true boxes; NaN if none has."""
+        """Return the mean over thresholds and the classes that have true boxes; NaN if none has."""
         found, true = _read(self._found), _read(self._true)
         classes = sorted({int(label) for image in true for label in image[:, -1]})
         values = []
@@ -85,7 +85,7 @@ class AveragePrecision(Metric):
 
 
 def _table(image: Mapping[str, Array], *words: str) -> Array:
-    """Boxes, scores and labels of an image side by side, (D, 6) or (D, 5), where they are."""
+    """Return boxes, scores and labels of an image in one array, (D, 6) or (D, 5), on the device."""
     if not isinstance(image, Mapping) or any(word not in image for word in words):
         raise ArgumentError(
             f"AveragePrecision: each image is a mapping with {', '.join(words)}; got "
@@ -107,7 +107,7 @@ def _table(image: Mapping[str, Array], *words: str) -> Array:
 
 
 def _read(tables: list[Array]) -> list[HostArray]:
-    """The images' tables on the host, fetched together."""
+    """Return the images' tables on the host, fetched together."""
     if not tables:
         return []
     backend = backend_of(tables[0])
@@ -117,7 +117,7 @@ def _read(tables: list[Array]) -> list[HostArray]:
 
 
 def _ious(a: HostArray, b: HostArray) -> HostArray:
-    """Boxes (D, 4) and (G, 4) -> the overlap of each with each over their union, (D, G)."""
+    """Return the overlap of boxes (D, 4) and (G, 4), each with each, over their union, (D, G)."""
     a, b = a[:, None, :], b[None, :, :]
     sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
     overlap = np.clip(sides, 0.0, None).prod(axis=2)
@@ -126,8 +126,8 @@ def _ious(a: HostArray, b: HostArray) -> HostArray:
 
 
 def _matches(detections: HostArray, boxes: HostArray, threshold: float) -> HostArray:
-    """Which detections, the best score first, find a true box that is still free: the one with the
-    largest IoU."""
+    """Return which detections, the best score first, find a true box that is still free: the
+    one with the largest IoU."""
     free, right = np.ones(len(boxes), dtype=bool), np.zeros(len(detections), dtype=bool)
     overlaps = _ious(detections[:, :4], boxes)
     for number in range(len(detections)):

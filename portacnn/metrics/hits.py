@@ -9,13 +9,13 @@ from portacnn.runtime import Array, HostArray, backend_of
 
 
 def _share(counts: HostArray) -> float:
-    """(right, all) -> their ratio."""
+    """Return the ratio of (right, all)."""
     right, total = (int(n) for n in counts)
     return right / total if total else float("nan")
 
 
 def _pair(right: Array, total: Array) -> Array:
-    """Booleans that say what is right, and what counts at all -> int64 (2,)."""
+    """Count booleans that say what is right, and what counts at all: int64 (2,)."""
     xp = backend_of(right).xp
     counts = [xp.count_nonzero(right & total), xp.count_nonzero(total)]
     return xp.stack([xp.astype(xp.asarray(n), xp.int64) for n in counts])
@@ -84,6 +84,10 @@ class ConfusionMatrix(Counting):
     ``confusion_matrix``: lists of whole numbers. A prediction that is NaN is in no column."""
 
     tasks: ClassVar[tuple[str, ...]] = ("multiclass",)
+
+    @property
+    def is_number(self) -> bool:
+        return False
 
     def _counted(self, y: Array, t: Array) -> Array:
         xp = backend_of(y).xp

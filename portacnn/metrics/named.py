@@ -50,8 +50,8 @@ _KINDS: dict[str, type[Metric]] = {
 
 
 def named(what: str | Metric, loss: Loss | None = None) -> Metric:
-    """The metric of this word, or one like that given, without any batch; it reads outputs as
-    ``loss`` does.
+    """Return the metric of this word, or one like that given, without any batch; it reads outputs
+    as ``loss`` does.
 
     Raises:
         ArgumentError: another word, or a metric for another task than the loss's.
@@ -87,11 +87,16 @@ def metrics_for(
     if metrics is None:
         metrics = loss.metrics
     if isinstance(metrics, Mapping):
-        return {str(name): named(what, loss) for name, what in metrics.items()}
+        pairs = [(str(name), what) for name, what in metrics.items()]
+    elif isinstance(metrics, Iterable):
+        pairs = [(what if isinstance(what, str) else _name_of(what), what) for what in metrics]
+    else:
+        raise ArgumentError(f"metrics must be a list of words or metrics, got {told(metrics)}")
     found: dict[str, Metric] = {}
-    for what in metrics:
-        name = what if isinstance(what, str) else _name_of(what)
-        if name in found or name == "loss":
+    for name, what in pairs:
+        if name == "loss":
+            raise ArgumentError('the name "loss" is the loss\'s; give the metric another name')
+        if name in found:
             raise ArgumentError(
                 f"there are two metrics called {name}; give names: metrics={{'mine': ...}}"
             )
@@ -100,7 +105,7 @@ def metrics_for(
 
 
 def _name_of(metric: Metric) -> str:
-    """The word of the metric's class; of somebody's own, its class's name in snake case."""
+    """Return the word of the metric's class; of your own, its class's name in snake case."""
     kind = type(metric)
     for word, made in METRICS.items():
         if made is kind:
@@ -109,7 +114,7 @@ def _name_of(metric: Metric) -> str:
 
 
 def describe_metric(metric: Metric) -> dict[str, Any]:
-    """A metric's class and options as JSON. Raises ArgumentError for one of somebody's own."""
+    """Return a metric's class and options as JSON. Raises ArgumentError for one of your own."""
     kind = type(metric)
     if _KINDS.get(kind.__name__) is not kind:
         raise ArgumentError(
@@ -120,7 +125,7 @@ def describe_metric(metric: Metric) -> dict[str, Any]:
 
 
 def rebuild_metric(described: Any) -> Metric:
-    """What ``describe_metric`` described. Raises whatever nonsense brings a constructor to."""
+    """Return the metric that ``describe_metric`` described. Raises what its constructor raises."""
     if described["class"] not in _KINDS:
         raise ModelFormatError(f"unknown metric {told(described['class'])}; upgrade portacnn")
     return _KINDS[described["class"]](**described["arguments"])

@@ -13,8 +13,8 @@ from portacnn.runtime import Array, HostArray, backend_of
 
 
 def area(score: HostArray, positive: HostArray) -> float:
-    """The area under the ROC curve: how often a positive has the higher score than a negative, ties
-    counting half. NaN if there are none of either. NaN scores rank worst.
+    """Return the area under the ROC curve: how often a positive has the higher score than a
+    negative, ties counting half. NaN if there are none of either. NaN scores rank worst.
 
     Args:
         score: floats (N,). positive: booleans (N,).
@@ -46,6 +46,10 @@ class RocAuc(Judged):
     def __post_init__(self) -> None:
         one_of("average", self.average, "macro", "none")
         super().__post_init__()
+
+    @property
+    def is_number(self) -> bool:
+        return self.average != "none"
 
     def reset(self) -> None:
         self._pieces = []

@@ -57,11 +57,11 @@ class _Values(Metric):
         return sum(values) / len(values)
 
     def _summed(self, y: Array, t: Array) -> Array:
-        """Of a batch (M, K): sums of it, (sums, K)."""
+        """Return sums of a batch (M, K), (sums, K)."""
         raise NotImplementedError
 
     def _value(self, sums: list[list[float]], counts: list[int]) -> float:
-        """Of one output: by its sums in every batch, and how many values were in each."""
+        """Return the value of one output, from its sums and the number of values of each batch."""
         raise NotImplementedError
 
 
@@ -105,8 +105,11 @@ class R2(_Values):
         return xp.stack([mean, xp.sum((t - mean) ** 2.0, axis=0), xp.sum((y - t) ** 2.0, axis=0)])
 
     def _value(self, sums: list[list[float]], counts: list[int]) -> float:
-        """The batches' spreads about their own means are put together as in Chan et al., 1979:
-        sums of squares would lose all digits where the mean is large."""
+        """Return 1 - error / spread of one output.
+
+        The batches' spreads about their own means are combined as in Chan et al., 1979: sums of
+        squares would lose all digits if the mean is large.
+        """
         total, mean, spread, error = 0, 0.0, 0.0, 0.0
         for (here, own, off), count in zip(sums, counts, strict=True):
             apart = here - mean

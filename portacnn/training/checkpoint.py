@@ -226,6 +226,17 @@ class Checkpoint:
             },
         )
 
+    def check_metrics(self, given: Mapping[str, Metric]) -> None:
+        """Raise ArgumentError if the names of these metrics are not those of the training."""
+        names = (name.removeprefix("train_") for name in within("history", self.tensors))
+        figures = ("loss", "lr", "seconds", "images_per_second")
+        had = sorted({name for name in names if not name.startswith("test_")} - {*figures})
+        if had != sorted(given):
+            raise ArgumentError(
+                f"{self.path}: the training had the metrics {', '.join(had) or 'none'}, got "
+                f"{', '.join(sorted(given)) or 'none'}; pass the same, by the same names"
+            )
+
     def _own_or_given(self, what: str, rebuild: Callable[[Any], Any]) -> Any:
         described = self.header.get(what)
         if isinstance(described, dict) and "not saved" in described:

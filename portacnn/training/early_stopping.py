@@ -46,11 +46,10 @@ class EarlyStopping(AnswersKeywords):
             raise ArgumentError(
                 f'monitor must be "loss" or the name of a metric, got {self.monitor!r}'
             )
-        if self.better is None and self.monitor is not None:
-            lower = self.monitor.removeprefix("test_") in ("loss", "mae", "rmse")
-            object.__setattr__(self, "better", "lower" if lower else "higher")
-        elif self.better is not None:
+        if self.better is not None:
             one_of("better", self.better, "higher", "lower")
+        elif (self.monitor or "").removeprefix("test_") in ("loss", "mae", "rmse"):
+            object.__setattr__(self, "better", "lower")
 
     def best_epoch(self, figures: Sequence[float]) -> int:
         """Return the best epoch, from 1, given one figure per epoch; 0 if there is none. NaN is
@@ -102,5 +101,12 @@ def make_early_stopping(
             f"{who} monitors {what.monitor!r}, but the figures are "
             f"{', '.join(('loss', *metrics))}; add it to metrics"
         )
-    better = "lower" if name == "loss" else metrics[name].better
+    better = what.better
+    if name != "loss":
+        if not metrics[name].is_number:
+            raise ArgumentError(
+                f"{who} monitors {what.monitor!r}, which is not one number; choose another figure"
+            )
+        if better is None and metrics[name].better == "lower":
+            better = "lower"
     return replace(what, monitor=name, better=better)

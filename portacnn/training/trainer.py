@@ -134,7 +134,17 @@ class Trainer:
             ``preprocess``. They keep their dtype, so uint8 images need a quarter of float32's
             memory. They are stored on the model's device, or on the host if they need more than
             half of the device's free memory.
-        t_train, t_test: labels, integers (N,) or one-hot (N, classes).
+            Without a test set only the training set is evaluated.
+        t_train, t_test: targets that the loss takes. For the cross-entropy: labels, integers (N,)
+            or one-hot (N, classes).
+        loss: a word or an object of ``portacnn.losses``.
+        metrics: words or objects of ``portacnn.metrics``, evaluated after each epoch; a mapping
+            gives them names. The default is the loss's own: accuracy for the cross-entropy.
+        class_weight: a factor for each class in the cross-entropy: (classes,) numbers, a mapping
+            such as {3: 5.0} (others are 1), or "balanced" (by the training labels).
+        sample_weight: (N,) a factor for each training image in the loss.
+        validation_split: share of the training set, greater than 0 and below 1, that is split off
+            as the test set. ``seed`` chooses the images.
         epochs: number of passes through the training images. Each epoch is shuffled by ``seed`` and
             its number.
         batch_size: images per step, 100 by default. The last batch of an epoch may be smaller.
@@ -173,10 +183,12 @@ class Trainer:
 
     Attributes:
         train_loss_list: loss of every step.
-        epoch_loss_list: mean loss over the images of every epoch.
-        train_acc_list, test_acc_list: accuracies after every epoch.
-        test_loss_list: mean loss over the test images after every epoch, if ``early_stopping``
-            monitors the loss.
+        history: lists with one value per epoch, by name: "train_loss" (the mean of the epoch's
+            batches), "test_loss", "train_" and "test_" of every metric, "lr" (of the last step),
+            "seconds" (evaluation included) and "images_per_second" (of the steps alone). Of an
+            epoch that was resumed, the last two are about the part since then.
+        epoch_loss_list, test_loss_list, train_acc_list, test_acc_list: ``history`` of
+            "train_loss", "test_loss", "train_accuracy" and "test_accuracy".
         epoch: number of finished epochs. ``batch``: number of finished batches of the current
             epoch.
         stopped_early: whether ``early_stopping`` has ended the training.
@@ -253,7 +265,7 @@ class Trainer:
         self.seed = check_seed(seed)
         self.verbose = verbose
         if class_weight is not None:
-            self.loss = _weighted(self.loss, class_weight, t_train, model)
+            _check_takes_weights(self.loss)
         self.metrics = metrics_for(self.loss, metrics)
         if validation_split is not None:
             validation_split = fraction("validation_split", validation_split)
@@ -269,6 +281,9 @@ class Trainer:
             validation_split,
             self.seed,
         )
+        if class_weight is not None:
+            self.loss = _weighted(self.loss, class_weight, self.t_train, model)
+            self._sets = replace(self._sets, loss=self.loss)
         called, stopping = split(callbacks, early_stopping)
         self.callbacks = Callbacks(called)
         self.early_stopping = make_early_stopping(
@@ -350,6 +365,8 @@ class Trainer:
             path: a checkpoint, or a folder of checkpoints: then the newest intact one is read.
             x_train, t_train, x_test, t_test: the data of the training. Checkpoints do not hold
                 them.
+            sample_weight: the training's, like the data.
+            loss, metrics: those of the training if they are your own, which files cannot hold.
             callbacks: as many of the same classes as the training had, which get their states.
             device: where to resume, see ``portacnn.resolve``. The default is the variable
                 ``PORTACNN_BACKEND``, or if it is not set, the device of the checkpoint.
@@ -385,7 +402,11 @@ class Trainer:
         arguments["callbacks"] = called
         if loss is None:
             loss = saved.loss()
-        arguments["metrics"] = saved.metrics() if metrics is None else metrics
+        if metrics is None:
+            arguments["metrics"] = saved.metrics()
+        else:
+            arguments["metrics"] = metrics_for(losses.named(loss), metrics)
+            saved.check_metrics(arguments["metrics"])
         if x_test is not None and arguments["validation_split"] is not None:
             raise ArgumentError(
                 f"the data differ from those of {file}: its test set was split off the training "
@@ -706,7 +727,7 @@ class Trainer:
         if self.batch == 0:
             self.callbacks.epoch_begins(self)
         every_step = self.callbacks.every_step
-        self._epoch_began = time.perf_counter()
+        began = time.perf_counter()
         for batch in self._feed.epoch(rest, size):
             self.run_batch(*batch)
             self.batch += 1
@@ -727,7 +748,7 @@ class Trainer:
                 self.checkpoint()
             if stop:
                 return True
-        self._end_epoch()
+        self._end_epoch(began, len(rest))
         figures = {name: each[-1] for name, each in self.history.items()}
         progress.epoch(self.epoch, figures)
         self.callbacks.epoch_ends(self, figures)
@@ -765,10 +786,15 @@ class Trainer:
             info, task=self.loss.task, figures=figures, input_range=self._range
         )
 
-    def _end_epoch(self) -> None:
+    def _end_epoch(self, began: float, count: int) -> None:
         """Append the epoch's figures to the lists, and check whether it was the best or the last
-        one."""
-        sizes = self._sizes
+        one.
+
+        Args:
+            began: when its first step began, or the first one after it was resumed.
+            count: number of images trained on since.
+        """
+        sizes, trained = self._sizes, time.perf_counter()
         step_losses = self.train_loss_list[-len(sizes) :]
         figures: dict[str, Any] = {
             "train_loss": sum(n * loss for n, loss in zip(sizes, step_losses, strict=True))
@@ -780,8 +806,10 @@ class Trainer:
             test = {} if self._sets.test is None else self._evaluate(self._sets.test, self.loss)
         for which, values in (("train", train), ("test", test)):
             figures |= {f"{which}_{name}": value for name, value in values.items()}
-        seconds = time.perf_counter() - self._epoch_began
-        figures |= {"seconds": seconds, "images_per_second": sum(sizes) / seconds}
+        figures |= {
+            "seconds": time.perf_counter() - began,
+            "images_per_second": count / (trained - began),
+        }
         for name, each in self.history.items():
             each.append(figures[name])
         self.epoch, self.batch = self.epoch + 1, 0
@@ -1075,15 +1103,22 @@ def _smoothed(loss: Loss, label_smoothing: float) -> Loss:
     return replace(loss, label_smoothing=label_smoothing)
 
 
-def _weighted(loss: Loss, class_weight: Any, t: Any, model: Model) -> Loss:
-    """Return the loss with a weight for each class. Raises ArgumentError if it has none."""
-    if not isinstance(loss, losses.CrossEntropy) or loss.weight is not None:
+def _check_takes_weights(loss: Loss) -> None:
+    """Raise ArgumentError unless the loss takes ``class_weight`` and has none yet."""
+    if not isinstance(loss, losses.CrossEntropy):
         raise ArgumentError(
-            "class_weight is an option of the cross-entropy; set it there if you give a loss: "
-            "loss=CrossEntropy(weight=...)"
+            f"class_weight is an option of the cross-entropy, the loss is {type(loss).__name__}; "
+            "use sample_weight, or the loss's own: Focal(alpha=...), BCEWithLogits(pos_weight=...)"
         )
-    checked = loss.check_targets(t, model.output_shape, what="t_train")
-    return replace(loss, weight=class_weights(class_weight, checked, model.output_shape[0]))
+    if loss.weight is not None:
+        raise ArgumentError("the loss has class weights already; leave class_weight out")
+
+
+def _weighted(loss: Any, class_weight: Any, t: Array, model: Model) -> Loss:
+    """Return the cross-entropy with a weight for each class. ``t``: the targets that are trained
+    on, checked."""
+    weights = class_weights(class_weight, t, model.output_shape[0], ignore_index=loss.ignore_index)
+    return replace(loss, weight=weights)
 
 
 def _check_trainable(model: Model) -> None:

@@ -1,5 +1,7 @@
 """The Trainer with other losses, metrics, weights and sets than those of plain classification."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from portacnn import Model, Trainer, losses
 from portacnn.errors import ArgumentError, LabelError
 from portacnn.layers import Conv2d, Flatten, Linear, ReLU
 from portacnn.metrics import Metric
+from portacnn.training import trainer as trainer_module
 from support.matrix import needs
 from support.nets import bits, patches
 
@@ -215,6 +218,9 @@ def test_a_loss_and_a_metric_of_ones_own_are_given_again(tmp_path):
         Trainer.resume(tmp_path, X, t, X[:12], t[:12], loss=Cubed())
     again = Trainer.resume(tmp_path, X, t, X[:12], t[:12], **own)
     assert (again.finished, bits(again.model)) == (True, bits(run.model))
+    other = {"loss": Cubed(), "metrics": {"best": Largest()}}
+    with pytest.raises(ArgumentError, match=r"had the metrics top, got best; pass the same"):
+        Trainer.resume(tmp_path, X, t, X[:12], t[:12], **other)
 
 
 @pytest.mark.parametrize(
@@ -227,13 +233,62 @@ def test_a_loss_and_a_metric_of_ones_own_are_given_again(tmp_path):
         ("cross_entropy", {"metrics": ["auc"]}, ArgumentError, "unknown metric 'auc'; known"),
         ("cross_entropy", {"sample_weight": [1.0]}, ArgumentError, "each of 40 samples"),
         ("cross_entropy", {"class_weight": [1, 2]}, ArgumentError, "each of 4 classes, got 2"),
+        ("cross_entropy", {"class_weight": 5}, ArgumentError, "a number for each class, got 5"),
         ("cross_entropy", {"loss": "bce_with_logits"}, LabelError, 'use loss="cross_entropy"'),
         ("cross_entropy", {"metrics": ["f1", "f1"]}, ArgumentError, "two metrics called f1"),
+        ("cross_entropy", {"metrics": {"loss": "f1"}}, ArgumentError, "another name"),
+        ("cross_entropy", {"metrics": 5}, ArgumentError, "list of words or metrics, got 5"),
     ],
 )
 def test_what_does_not_fit_is_refused(task, changes, error, message):
     with pytest.raises(error, match=message.replace("(", r"\(")):
         made(task, **changes)
+
+
+def test_balanced_weights_are_of_what_is_trained_on():
+    t = np.where(np.arange(40) < 25, 0, CLASSES)
+    run = Trainer(
+        *(net(4), X, t), batch_size=10, validation_split=0.3, class_weight="balanced", verbose=False
+    )
+    counts = np.bincount(run.t_train)
+    assert counts.sum() == 28
+    np.testing.assert_allclose(run.loss.weight, 28 / (4 * counts))
+    given = losses.CrossEntropy(weight=[1.0, 2.0, 1.0, 1.0])
+    with pytest.raises(ArgumentError, match="the loss has class weights already"):
+        Trainer(net(4), X, t, loss=given, class_weight="balanced", verbose=False)
+
+
+def test_an_epoch_has_the_rate_of_its_last_step_and_the_speed_of_its_steps(tmp_path, monkeypatch):
+    """The schedule is asked once for each step; an epoch that was resumed is timed from there."""
+    clock, asked = [0.0], []
+
+    class Timed(Trainer):
+        def step(self, x, t, state, weight=None):
+            clock[0] += 2.0
+            if state.step == 4:
+                self.stop()
+            return super().step(x, t, state, weight)
+
+        def _evaluate(self, *given):
+            clock[0] += 50.0
+            return super()._evaluate(*given)
+
+    def falling(step, lr):
+        asked.append(step)
+        return lr / (1 + step)
+
+    monkeypatch.setattr(trainer_module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    run = made("mse", kind=Timed, schedule=falling, checkpoint_dir=tmp_path)
+    asked.clear()
+    run.train()
+    assert asked == [0, 1, 2, 3, 4]
+    t = TASKS["mse"][0]
+    again = Timed.resume(tmp_path, X, t, X[:12], t[:12], schedule=falling)
+    again.train()
+    history = again.history
+    assert history["lr"] == [0.01 / 3, 0.01 / 6, 0.01 / 9]
+    assert history["seconds"] == [106.0, 102.0, 106.0]
+    assert history["images_per_second"] == [40 / 6, 8 / 2, 40 / 6]  # 16, 16 and 8
 
 
 def test_a_repr_says_what_it_is():

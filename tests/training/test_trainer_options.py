@@ -18,6 +18,7 @@ from portacnn.layers import (
     MaxPool2d,
     ReLU,
 )
+from portacnn.metrics import F1, Accuracy, ConfusionMatrix, RocAuc
 from portacnn.models import Model
 from portacnn.optim import SGD, biases_and_norms
 from portacnn.schedules import ConstantLR, CosineAnnealingLR, OneCycleLR, PerEpoch, StepLR, warm_up
@@ -644,12 +645,23 @@ def test_early_stopping_without_a_meaning(arguments):
         EarlyStopping(**arguments)
 
 
+class Smaller(Accuracy):
+    better = "lower"
+
+
 def test_early_stopping_watches_a_figure_that_there_is():
     with pytest.raises(ArgumentError, match=r"'acc', but the figures are loss, accuracy; add it"):
         trainer(early_stopping=EarlyStopping(monitor="acc"))
     assert trainer(early_stopping=2).early_stopping.monitor == "accuracy"
     run = trainer(early_stopping=EarlyStopping(monitor="test_f1"), metrics=["f1"])
-    assert (run.early_stopping.monitor, run.early_stopping.better) == ("f1", "higher")
+    assert (run.early_stopping.monitor, run.early_stopping.best_epoch([0.1, 0.3, 0.2])) == ("f1", 2)
+    for better, best in ((None, 1), ("higher", 2)):  # what was asked for, not what the metric says
+        stopping = EarlyStopping(monitor="mine", better=better)
+        run = trainer(early_stopping=stopping, metrics={"mine": Smaller()})
+        assert run.early_stopping.best_epoch([0.1, 0.3, 0.2]) == best
+    for metric in (F1(average="none"), ConfusionMatrix(), RocAuc(average="none")):
+        with pytest.raises(ArgumentError, match="'mine', which is not one number"):
+            trainer(early_stopping=EarlyStopping(monitor="mine"), metrics={"mine": metric})
     assert trainer(early_stopping=2, metrics=["f1"]).early_stopping.better == "lower"
 
 

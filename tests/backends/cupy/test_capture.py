@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from portacnn import Trainer, ops, resolve
+from portacnn import Trainer, losses, ops, resolve
 from portacnn.backends.cupy import capture as cupy_capture
 from portacnn.errors import OutOfMemoryError
 from portacnn.layers import BatchNorm2d, Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU
+from portacnn.losses import constants
 from portacnn.models import Model
 from portacnn.ops.dispatch import OPS, use_kernels, use_precision
 from portacnn.training.feed import Streamed
@@ -560,6 +561,10 @@ def net(home):
 
 
 def trained(home, compile_step, **changes):
+    sets = [*patches(90), *patches(20, seed=1)]
+    task = losses.named(changes.get("loss", "cross_entropy")).task
+    if task != "multiclass":
+        sets[1::2] = [(t[:, None] >= np.arange(4)).astype("uint8") for t in sets[1::2]]
     options = {
         "epochs": 20,
         "mini_batch_size": 20,
@@ -567,9 +572,7 @@ def trained(home, compile_step, **changes):
         "verbose": False,
         **changes,
     }
-    run = Trainer(
-        net(home), *patches(90), *patches(20, seed=1), **options, compile_step=compile_step
-    )
+    run = Trainer(net(home), *sets, **options, compile_step=compile_step)
     run.train()
     return run
 
@@ -594,6 +597,35 @@ def test_a_network_is_trained_to_the_same_bits():
     )
     # losses of steps, two accuracies and the test loss an epoch; once what the model is to know
     assert sum(e.kind == "d2h" for e in seen) == 4 * 20 + 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"class_weight": {1: 5.0}, "sample_weight": np.linspace(0, 2, 90)},
+        {"class_weight": "balanced", "label_smoothing": 0.1, "accumulate": 3},
+        {"loss": losses.CrossEntropy(weight=[1.0, 2.0, 3.0, 4.0], ignore_index=2)},
+        {"loss": losses.Focal(alpha=[1.0, 2.0, 3.0, 4.0])},
+        {"loss": losses.BCEWithLogits(pos_weight=[1.0, 2.0, 3.0, 4.0]), "metrics": ["f1"]},
+        {"loss": "huber"},
+    ],
+    ids=["weights", "balanced", "ignored", "focal", "labels", "values"],
+)
+def test_weights_are_on_the_device_before_a_step_is_recorded(changes):
+    """And stay there, whatever other losses send afterwards."""
+    home = resolve("cuda:1")
+    captured, plain = (trained(home, way, epochs=4, **changes) for way in (True, False))
+    assert (captured._step.reason, captured._step.graphs) == (None, 2)
+    assert captured.train_loss_list == plain.train_loss_list
+    assert bits(captured.model) == bits(plain.model)
+    weights = next(
+        value for value in (*vars(captured.loss).values(), (1.0, 7.0)) if isinstance(value, tuple)
+    )
+    like = captured.model.children["fc"].params["bias"]
+    sent = constants.on_device(weights, like)
+    for number in range(200):
+        constants.on_device((float(number), 1.0), like)
+    assert constants.on_device(weights, like) is sent
 
 
 def test_batches_that_are_sent_there_are_captured_too(monkeypatch):
