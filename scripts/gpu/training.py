@@ -406,7 +406,7 @@ def _overfull(
             str(size) in str(error), f"{what}: the error does not name the batch size: {error}"
         )
         section.expect(
-            "bytes asked for" in str(error), f"{what}: the error does not name the bytes: {error}"
+            "bytes requested" in str(error), f"{what}: the error does not name the bytes: {error}"
         )
         section.figures[f"{what}, full"] = str(error)
     after = model.state_dict()
