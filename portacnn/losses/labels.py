@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from portacnn import ops
 from portacnn.data.targets import on_or_off
+from portacnn.errors import ShapeError
 from portacnn.losses.base import Loss, Shape, check_outputs
 from portacnn.losses.constants import along_outputs, numbers, on_device
 from portacnn.runtime import Array, HostArray, backend_of
@@ -50,4 +51,8 @@ class BCEWithLogits(Loss):
         return ops.binary_cross_entropy_with_logits_backward(dloss, cache)
 
     def _checked(self, t: HostArray, shape: Shape, dtype: str) -> HostArray:
+        if self.pos_weight is not None and len(self.pos_weight) not in (1, shape[0]):
+            raise ShapeError(
+                f"pos_weight has {len(self.pos_weight)} numbers, the network has {shape[0]} outputs"
+            )
         return on_or_off(t, shape, dtype=dtype)

@@ -37,8 +37,10 @@ from portacnn.data.targets import class_weights
 from portacnn.errors import (
     ArgumentError,
     CheckpointError,
+    LabelError,
     NotFiniteError,
     OutOfMemoryError,
+    ShapeError,
     StateError,
 )
 from portacnn.files import make_folder, save_tensors
@@ -412,17 +414,22 @@ class Trainer:
                 f"the data differ from those of {file}: its test set was split off the training "
                 "set (validation_split); leave x_test and t_test out"
             )
-        sets = Sets.take(
-            model,
-            losses.named(loss),
-            x_train,
-            t_train,
-            x_test,
-            t_test,
-            sample_weight,
-            arguments["validation_split"],
-            arguments["seed"],
-        )
+        try:
+            sets = Sets.take(
+                model,
+                losses.named(loss),
+                x_train,
+                t_train,
+                x_test,
+                t_test,
+                sample_weight,
+                arguments["validation_split"],
+                arguments["seed"],
+            )
+        except (LabelError, ShapeError) as error:  # the training's own data fitted its loss
+            raise ArgumentError(
+                f"the data differ from those of {file}: {error}; pass the same data"
+            ) from error
         fingerprints = sets.fingerprints()
         saved.check_data(fingerprints)
         chosen = {

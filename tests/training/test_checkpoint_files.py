@@ -407,6 +407,22 @@ def test_values_that_mean_nothing(good, tmp_path, keys, value):
         Watched.resume(path, *data())
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"class": "CrossEntropy", "arguments": {"weight": 2**31}},
+        {"class": "BCEWithLogits", "arguments": {"pos_weight": [1, 2]}},
+        {"class": "BCEWithLogits", "arguments": {}},
+    ],
+)
+def test_a_loss_that_does_not_fit_the_data(good, tmp_path, loss):
+    path = tmp_path / "made"
+    path.write_bytes(good)
+    rewrite(path, lambda header: header.update(loss=loss))
+    with pytest.raises(ArgumentError, match=r"the data differ from those of .*made"):
+        Watched.resume(path, *data())
+
+
 def test_deep_nesting(good, tmp_path):
     path = tmp_path / "made"
     path.write_bytes(good)
