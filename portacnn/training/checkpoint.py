@@ -147,11 +147,11 @@ class Checkpoint:
         tensors, header = load_tensors(path, checked=True)
         if not isinstance(header, dict) or "checkpoint" not in header:
             raise ModelFormatError("it is not a checkpoint of a Trainer", str(path))
-        if header["checkpoint"] not in (1, FORMAT):
+        if header["checkpoint"] != FORMAT:
             told = repr(header["checkpoint"])[:40]
             raise ModelFormatError(
-                f"it is a checkpoint of format {told}, but this version reads 1 and {FORMAT}; "
-                "upgrade portacnn",
+                f"it is a checkpoint of format {told}, but this version reads {FORMAT}; "
+                "resume it with the version of portacnn that wrote it",
                 str(path),
             )
         return cls(path, tensors, header)

@@ -86,6 +86,8 @@ _FROM_CHECKPOINT = dict.fromkeys(
         "optimizer",
         "optimizer_param",
         "seed",
+        "validation_split",
+        "class_weight",
     ),
     "it comes from the checkpoint; leave it out",
 )
@@ -717,6 +719,11 @@ class Trainer:
         for figures in self.history.values():
             del figures[self.epoch :]
 
+    def order(self, epoch: int) -> HostArray:
+        """Return which training images the batches of an epoch, from 0, have, in their order: int64
+        on the host. With ``drop_last`` the last images of the order are left out."""
+        return permutation(self.seed, epoch, self._sets.train.count)[: sum(self._sizes)]
+
     def _run_epoch(self, progress: Progress) -> bool:
         """Run the rest of an epoch, or the part of it before ``stop``; write the checkpoints that
         are due.
@@ -728,9 +735,7 @@ class Trainer:
             Whether to stop.
         """
         batches, size = self.steps_per_epoch, self.batch_size
-        rest = permutation(self.seed, self.epoch, self.x_train.shape[0])[
-            self.batch * size : sum(self._sizes)
-        ]
+        rest = self.order(self.epoch)[self.batch * size :]
         if self.batch == 0:
             self.callbacks.epoch_begins(self)
         every_step = self.callbacks.every_step

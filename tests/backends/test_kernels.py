@@ -46,7 +46,7 @@ def gradient(shape: tuple[int, ...], seed: int) -> np.ndarray:
 def results(
     example: Example, arguments: Arguments, dtype: str, last: bool, seed: int
 ) -> list[np.ndarray]:
-    """What a call gives back and writes into its arguments, what its backward gives, and what the
+    """What a call returns and writes into its arguments, what its backward returns, and what the
     prepared op gives.
 
     ``last``: the batch lies last.

@@ -104,7 +104,7 @@ _BITS = {"tf32": 11, "bfloat16": 8, "float16": 11}  # of a number's fraction, th
 
 
 def rounded(x: np.ndarray, precision: str) -> np.ndarray:
-    """What factors become (see ``ops.use_precision``), in float64, reckoned with fractions and
+    """What factors become (see ``ops.use_precision``), in float64, computed with fractions and
     exponents."""
     x = np.asarray(x, "float64")
     # of the latter, both halves together are as good as exact

@@ -1,4 +1,4 @@
-"""A device's memory: sets that do not fit stay on the host, and a step that finds no room leaves
+"""A device's memory: sets that do not fit stay on the host, and a step without enough memory leaves
 everything as it was."""
 
 import re

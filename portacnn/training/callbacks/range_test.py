@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from portacnn.arguments import positive, whole
 from portacnn.errors import ArgumentError, DependencyError, NotFiniteError
 from portacnn.ops.workspace import Workspace
-from portacnn.seeds import permutation
+from portacnn.schedules import make_schedule
 
 if TYPE_CHECKING:
     from portacnn.training.trainer import Trainer
@@ -102,7 +102,7 @@ def lr_range_test(
     losses, average, least = list[float](), 0.0, inf
     with _unchanged(trainer):
         for number, (rate, batch) in enumerate(zip(rates, _batches(trainer, steps), strict=True)):
-            trainer.schedule = ConstantRate(rate)
+            trainer.optimizer.lr = rate
             trainer.run_batch(*batch)
             try:
                 trainer._read_losses()
@@ -129,16 +129,6 @@ def lr_range_test(
     return LearningRates(rates[: len(losses)], losses, smoothed, suggestion)
 
 
-@dataclass(frozen=True)
-class ConstantRate:
-    """A schedule with this rate, whatever the optimizer's."""
-
-    rate: float
-
-    def __call__(self, step: int, lr: float) -> float:
-        return self.rate
-
-
 def _slope(values: list[float]) -> float:
     """Return the slope of the least-squares line through equally spaced values."""
     middle = (len(values) - 1) / 2
@@ -149,12 +139,7 @@ def _slope(values: list[float]) -> float:
 
 def _batches(trainer: "Trainer", steps: int) -> Iterator[Any]:
     """Yield the batches of as many epochs as needed."""
-    samples = trainer.x_train.shape[0]
-    used = trainer.steps_per_epoch * trainer.batch_size if trainer.drop_last else samples
-    epochs = (
-        trainer._feed.epoch(permutation(trainer.seed, epoch, samples)[:used], trainer.batch_size)
-        for epoch in count()
-    )
+    epochs = (trainer._feed.epoch(trainer.order(n), trainer.batch_size) for n in count())
     return islice(chain.from_iterable(epochs), steps)
 
 
@@ -170,6 +155,7 @@ def _unchanged(trainer: "Trainer") -> Iterator[None]:
     names = ("optimizer", "schedule", "compile_step", "train_loss_list", "_unread", "_ok", "_step")
     before = {name: getattr(trainer, name) for name in names}
     trainer.optimizer = copy.deepcopy(trainer.optimizer)
+    trainer.schedule = make_schedule("constant", 1)  # the optimizer's own rate
     trainer.train_loss_list = list(trainer.train_loss_list)
     trainer.compile_step, trainer._step = False, None
     trainer._unread, trainer._ok = [], trainer._fine()

@@ -519,7 +519,7 @@ def test_no_room(home, after):
 
 
 def test_a_recording_that_finds_no_room_keeps_what_it_has(home, caplog):
-    """A pool gives back what lies in it unused before it has no room: not what the recorded part
+    """A pool frees its unused memory before it raises: not what the recorded part
     has freed, and will use again."""
     size = [1]
 
