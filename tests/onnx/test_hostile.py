@@ -471,12 +471,12 @@ def test_many_small_pieces(
 
 
 @pytest.mark.parametrize(("number", "size"), [(8, 1), (7, 4)])
-def test_numbers_in_a_list_are_pieces(
+def test_each_number_in_a_list_counts_as_an_object(
     path: Path, number: int, size: int, monkeypatch: pytest.MonkeyPatch
 ):
     """An attribute's ints and floats: one list is one field, however long it is."""
     monkeypatch.setattr(wire, "MOST", 3000)
-    for count, words in ((2000, "has no operator"), (4000, "more than 3000 pieces")):
+    for count, words in ((2000, "has no operator"), (4000, "more than 3000 objects")):
         refused(path, field(7, field(1, field(5, field(number, bytes(size * count))))), words)
 
 
