@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from portacnn.layers import Conv2d, Dropout, Flatten, Linear, LocalResponseNorm, MaxPool2d, ReLU
-from portacnn.models.model import Model, image_shape
+from portacnn.models.inputs import image_shape
+from portacnn.models.model import Model
 from portacnn.runtime import Backend
 
 

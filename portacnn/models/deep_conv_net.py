@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from portacnn.layers import Conv2d, Dropout, Flatten, Layer, Linear, MaxPool2d, ReLU
-from portacnn.models.model import Model, image_shape
+from portacnn.models.inputs import image_shape
+from portacnn.models.model import Model
 from portacnn.runtime import Backend
 
 

@@ -11,7 +11,8 @@ from portacnn.init import Initializer
 from portacnn.layers import AvgPool2d, Conv2d, Flatten, Layer, Linear, MaxPool2d, ReLU
 from portacnn.layers.base import Shape
 from portacnn.layers.conv import spatial
-from portacnn.models.model import Model, image_shape
+from portacnn.models.inputs import image_shape
+from portacnn.models.model import Model
 from portacnn.ops.windows import Windows, per_axis
 from portacnn.runtime import Array, Backend, HostArray
 

@@ -21,7 +21,8 @@ from portacnn.layers import (
     StochasticDepth,
 )
 from portacnn.layers import Sequential as Seq
-from portacnn.models.model import Model, image_shape
+from portacnn.models.inputs import image_shape
+from portacnn.models.model import Model
 from portacnn.runtime import Backend
 
 

@@ -1,13 +1,11 @@
 """``Model``: a network that classifies. A ``Sequential`` that takes arrays of any library, and is
 saved to files."""
 
-import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import wraps
-from math import prod
-from typing import Any, NamedTuple, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from portacnn import losses, ops
 from portacnn.arguments import answering_keywords, whole
@@ -18,29 +16,26 @@ from portacnn.errors import (
     ArrayError,
     ModelFormatError,
     NotFiniteError,
-    PortacnnError,
     ShapeError,
     StateError,
 )
 from portacnn.files import load_tensors, save_tensors, within
 from portacnn.gradient_check import numerical_gradient
-from portacnn.layers import Flatten, Layer, Reshape, Sequential, gradients_of
+from portacnn.layers import Layer, Sequential, gradients_of
 from portacnn.layers.base import Shape
-from portacnn.layers.building import building_from
-from portacnn.layers.freezing import frozen_paths, restore
-from portacnn.layers.limits import limited
 from portacnn.layers.passes import output_of, without_dx
 from portacnn.layers.running import run
 from portacnn.layers.state import Mismatch, outline
 from portacnn.losses import Loss
 from portacnn.metrics import Metric, metrics_for
-from portacnn.models.description import Described, describe_layer, needs_format_2, rebuild_layer
 from portacnn.models.evaluation import evaluate
+from portacnn.models.files import describe_model, rebuild_model
 from portacnn.models.inference import Inference
-from portacnn.models.info import ModelInfo, layout_of, rebuild_info
-from portacnn.models.preprocess import Normalize, rebuild_preprocess
+from portacnn.models.info import ModelInfo, layout_of
+from portacnn.models.inputs import Pixels, check_fits, image_count, reshaping
+from portacnn.models.preprocess import Normalize
+from portacnn.models.sizes import Sizes
 from portacnn.models.summary import table
-from portacnn.ops.windows import per_axis
 from portacnn.runtime import (
     Array,
     Backend,
@@ -51,15 +46,8 @@ from portacnn.runtime import (
     is_float,
     resolve,
 )
-from portacnn.text import shown
 from portacnn.version import VERSION
 
-_log = logging.getLogger("portacnn")
-_MAX_BYTES = 512 << 20  # bytes for the layers' outputs in ``predict``
-# layers that a class may create from its arguments, besides those with tensors in the file
-_MOST_LAYERS = 4096
-_MOST = 256  # images at a time in ``predict``
-_MOST_SIZES = 64  # of images that a model remembers
 _Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
@@ -74,31 +62,6 @@ def _at_home(method: _Method) -> _Method:
             return method(self, *args, **kwargs)
 
     return run  # type: ignore[return-value]
-
-
-class _Size(NamedTuple):
-    """Images of one size.
-
-    Attributes:
-        most, least: how many of them go through at a time in ``predict``.
-        reason: None if the model takes them; else why not, for a message.
-    """
-
-    most: int
-    least: int
-    reason: str | None = None
-
-    @classmethod
-    def of(cls, planned: Layer) -> Self:
-        """For the size that a network is planned for."""
-        numbers = sum(
-            prod(place.output_shape)
-            for layer in planned.walk()
-            if not layer.children
-            for place in layer.places
-        )
-        least = max(layer.least_predicted for layer in planned.walk())
-        return cls(max(least, min(_MOST, _MAX_BYTES // (8 * max(numbers, 1)))), least)
 
 
 class Model(Sequential):
@@ -126,22 +89,11 @@ class Model(Sequential):
     def __init__(self, *layers: Layer, **named: Layer) -> None:
         super().__init__(*layers, **named)
         self._inference = Inference()
-        self._sizes: dict[tuple[int, Shape], _Size] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {
-            name: {} if name == "_sizes" else value
-            for name, value in super().__getstate__().items()
-            if name != "_constants"
-        }
+        self._sizes = Sizes()
+        self._pixels = Pixels()
 
     _preprocess: Normalize | None = None
     _info = ModelInfo()
-    # whether floating-point images on a device were checked
-    _floats_seen = False
-    _warned = False  # that floating-point images look like bytes
-    # key of the cache; mean; std
-    _constants: tuple[tuple[Any, ...], Array | None, Array] | None = None
 
     @property
     def preprocess(self) -> Normalize | None:
@@ -161,7 +113,7 @@ class Model(Sequential):
                 f"preprocess must be a portacnn.Normalize or None, got {value!r}", self.where
             )
         if value is not None and self.input_shape:
-            _fits(value, self.input_shape, self.where)
+            check_fits(value, self.input_shape, self.where)
         self._preprocess = value
 
     @property
@@ -206,7 +158,7 @@ class Model(Sequential):
 
     def infer(self, shape: Shape) -> Shape:
         if self._preprocess is not None:
-            _fits(self._preprocess, shape, self.where)
+            check_fits(self._preprocess, shape, self.where)
         try:
             return super().infer(shape)
         except ShapeError as error:
@@ -240,7 +192,7 @@ class Model(Sequential):
         """
         home, x = self.home, self.received(x)
         if self.kept_as(x) != "uint8":
-            self._look_at_floats(x)
+            self._pixels.look_at_floats(x, self)
         x = self.cast(x)
         return x if backend_of(x).name == home.name else home.share(x)
 
@@ -255,56 +207,6 @@ class Model(Sequential):
                 f"images {error.message}: scale them, or build the model with dtype='float64'"
             )
             raise error.at(self.where)
-
-    def _look_at_floats(self, x: Array) -> None:
-        """Warn once if floating-point images are on another scale than the model's: pixels 0..255
-        for one that was trained on 0..1, or the other way, or pixels that ``preprocess`` would have
-        scaled if they were uint8.
-
-        NumPy images are checked in each call; those on a device only the first time, because
-        reading waits there.
-        """
-        source, known = backend_of(x), self._info.input_range
-        if not known and self._preprocess is None:
-            return
-        if self._warned or 0 in x.shape or (self._floats_seen and source.name != "numpy"):
-            return
-        self._floats_seen = True
-        some = source.xp.abs(x[: min(16, x.shape[0]), ...])
-        largest = float(source.to_host(source.xp.max(some)))
-        usual = max(map(abs, known)) if known else self._largest_of_bytes()
-        if self._preprocess is not None and largest > 8 * max(usual, self._largest_of_bytes()):
-            self._warned = True
-            _log.warning(
-                "%s: preprocess does not apply to floating-point images, but these reach %g, "
-                "while it maps a byte to at most %g. If they are pixels 0..255, pass them as "
-                "uint8: x.astype('uint8')",
-                self.where,
-                largest,
-                self._largest_of_bytes(),
-            )
-        elif known and (largest > 8 * max(usual, 1.0) or largest <= 1.0 < 100.0 <= usual):
-            self._warned = largest > 0.0  # an image may be black
-            if self._warned:
-                up = largest > usual
-                _log.warning(
-                    "%s: the model was trained on images of %.3g..%.3g, these go to %.3g. If they "
-                    "are %s: %s",
-                    self.where,
-                    *known,
-                    largest,
-                    "pixels 0..255, scale them as in training" if up else "shares 0..1",
-                    "x / 255" if up else "x * 255",
-                )
-
-    def _largest_of_bytes(self) -> float:
-        """Return the largest magnitude that ``preprocess`` maps a byte to."""
-        means, stds = self._preprocess.in_pixels(self.input_shape[0])  # type: ignore[union-attr]
-        return max(
-            abs(pixel - mean) / std
-            for pixel in (0, 255)
-            for mean, std in zip(means, stds, strict=True)
-        )
 
     def received(self, x: Any, what: str = "x") -> Array:
         """Return an array of any library as one of the model's own on its device, sharing memory.
@@ -334,60 +236,14 @@ class Model(Sequential):
             ArrayError, ShapeError: as for ``accept``.
         """
         if tuple(x.shape[1:]) != self.input_shape or x.ndim < 1:
-            reason = self._size_of(x).reason
+            reason = self._sizes.of(x, self).reason
             if reason is not None:
                 raise ShapeError(
                     f"expected images (N, {', '.join(map(str, self.input_shape))}), got "
-                    f"{describe(x)}{reason or _reshaping(x, self.input_shape)}",
+                    f"{describe(x)}{reason or reshaping(x, self.input_shape)}",
                     self.where,
                 )
         return self._dtype_of(x)
-
-    def _size_of(self, x: Array) -> "_Size":
-        """What there is to know about images of this size: the built one, or another that all
-        layers take with the parameters that they have."""
-        shape = tuple(x.shape[1:])
-        if shape == self.input_shape:
-            return self._known_size(shape, lambda: _Size.of(self))
-        if x.ndim != len(self.input_shape) + 1 or shape[:1] != self.input_shape[:1]:
-            return _Size(_MOST, 1, "")
-        return self._known_size(shape, lambda: self._other_size(shape))
-
-    def _known_size(self, shape: Shape, found: Callable[[], "_Size"]) -> "_Size":
-        key = self.revision, shape
-        size = self._sizes.get(key)
-        if size is None:
-            size = found()
-            if len(self._sizes) >= _MOST_SIZES:
-                self._sizes = {}
-            self._sizes[key] = size
-        return size
-
-    def _other_size(self, shape: Shape) -> "_Size":
-        for layer in self.walk():
-            if isinstance(layer, Flatten | Reshape) and any(
-                prod(place.input_shape[1:]) > 1 for place in layer.places
-            ):
-                return _Size(_MOST, 1, f"; {layer.where} binds the network to this size")
-        twin = outline(self)
-        try:
-            twin.plan(shape)
-        except PortacnnError as error:
-            return _Size(_MOST, 1, f"; another size does not fit: {error}")
-        for ours, theirs in zip(self.walk(), twin.walk(), strict=True):
-            for has, needs in (
-                (ours.declared, theirs.declared),
-                (ours.declared_buffers, theirs.declared_buffers),
-            ):
-                for name, spec in needs.items():
-                    if name not in has or has[name].shape != spec.shape:
-                        return _Size(
-                            _MOST,
-                            1,
-                            f"; for images {shape}, {ours.full_name(name)} would have to be "
-                            f"{spec.shape}",
-                        )
-        return _Size.of(twin)
 
     def _dtype_of(self, x: Array) -> str:
         """Return the dtype that images like x are kept in."""
@@ -419,22 +275,7 @@ class Model(Sequential):
         """
         if self._dtype_of(images) != "uint8":
             return ops.take_batch(images, chosen)
-        return ops.take_batch(images, chosen, *self._mean_and_std())
-
-    def _mean_and_std(self) -> tuple[Array | None, Array]:
-        """Return mean and std of ``preprocess`` on the device, in units of the pixels. They are
-        cached."""
-        made_for = (self._preprocess, self.backend, self.dtype, self.input_shape)
-        if self._constants is None or self._constants[0] != made_for:
-            home, (channels, *size) = self.home, self.input_shape
-            mean, std = (
-                home.xp.reshape(home.asarray(values, self.dtype), (channels, *(1 for _ in size)))
-                if any(values)
-                else None
-                for values in self._preprocess.in_pixels(channels)  # type: ignore[union-attr]
-            )
-            self._constants = made_for, mean, std
-        return self._constants[1:]
+        return ops.take_batch(images, chosen, *self._pixels.mean_and_std(self))
 
     def _batch(self, x: Array) -> Array:
         return self.batch(self.accept(x))
@@ -510,20 +351,10 @@ class Model(Sequential):
                 raise error.at(self.where)
         x = self.received(x)
         self.check_built()
-        most = self._size_of(x).most
-        hold = min(batch_size or most, _count(x)) <= most
-        for i, j, images in self._in_batches(x, batch_size):
+        size = self._sizes.of(x, self)
+        hold = min(batch_size or size.most, image_count(x)) <= size.most
+        for i, j, images in size.batches(x, batch_size):
             yield i, j, self._inference.run(self, images, self._batch, hold)
-
-    def _in_batches(self, x: Array, batch_size: int | None) -> Iterator[tuple[int, int, Array]]:
-        """Yield the batches of ``predict``: first, last (exclusive) and images. At least one."""
-        most, least, _ = self._size_of(x)
-        count, size = _count(x), batch_size or most
-        ends = [*range(size, count, size), count]
-        if len(ends) > 1 and size >= least > count - ends[-2]:
-            del ends[-2]
-        for i, j in zip((0, *ends[:-1]), ends, strict=True):
-            yield i, j, x if j - i == count else x[i:j, ...]
 
     @_at_home
     def features(self, x: Array, path: str, batch_size: int | None = None) -> Array:
@@ -558,7 +389,7 @@ class Model(Sequential):
         place = paths.index(path) if path in paths else 0
         self.check_built()
         parts = []
-        for _, _, images in self._in_batches(x, batch_size):
+        for _, _, images in self._sizes.of(x, self).batches(x, batch_size):
             y = output_of(self, layer, place, self._batch(images))
             if y is None:
                 raise StateError(
@@ -615,7 +446,7 @@ class Model(Sequential):
             ArgumentError: if there are no images, or a metric does not fit the loss.
         """
         x, home, loss = self.received(x), self.home, losses.named(loss)
-        if (count := _count(x)) == 0:
+        if (count := image_count(x)) == 0:
             raise ArgumentError("evaluation needs at least one image, got none", self.where)
         self.kept_as(x)
         t = self.received_targets(t)
@@ -643,7 +474,7 @@ class Model(Sequential):
             ArgumentError: if there are no images.
         """
         x = self.received(x)
-        if _count(x) == 0:
+        if image_count(x) == 0:
             raise ArgumentError("accuracy needs at least one image, got none", self.where)
         self.kept_as(x)
         return self.count_correct(x, self.labels(t, x.shape[0]), batch_size) / x.shape[0]
@@ -724,28 +555,7 @@ class Model(Sequential):
         Raises:
             ArgumentError: as for ``save``.
         """
-        known: Described = {}
-        model = describe_layer(self, known)
-        tied = {
-            layer.full_name(name): owner.full_name(key)
-            for layer in self.walk()
-            for name, (owner, key) in layer.tied.items()
-        }
-        number = 2 if tied or needs_format_2(known) else 1
-        header = {
-            "format": number,
-            "model": model,
-            "input_shape": self.input_shape,
-            "dtype": self.dtype,
-        }
-        if tied:
-            header["tied"] = tied
-        if self._preprocess is not None:
-            header["preprocess"] = self._preprocess.description()
-        if frozen := frozen_paths(self):
-            header["frozen"] = frozen
-        header["info"] = self.description_of_info()
-        return header
+        return describe_model(self)
 
     def description_of_info(self) -> dict[str, Any]:
         """Return ``info`` as JSON values, with this version of portacnn."""
@@ -803,132 +613,8 @@ class Model(Sequential):
         Raises:
             ModelFormatError: as for ``load``.
         """
-        if header is None:
-            raise ModelFormatError(
-                "it does not describe its model, only weights, as files of other tools do; build "
-                "the model first, then call model.load_weights(path)",
-                where,
-            )
-        try:
-            if header["format"] not in (1, 2):
-                raise ModelFormatError(
-                    f"it has format {shown(repr(header['format']))}, but this version reads 1 and "
-                    "2; upgrade portacnn"
-                )
-            drawing = {} if seed is None else {"seed": seed}
-            with building_from(tensors), limited(_MOST_LAYERS + 8 * len(tensors)):
-                model = rebuild_layer(
-                    header["model"], device=backend, dtype=header["dtype"], **drawing
-                )
-                if not isinstance(model, cls):
-                    raise ModelFormatError(
-                        f"expected a {cls.__name__}, got a {type(model).__name__}"
-                    )
-                if model.backend is None:
-                    for name, owner in header.get("tied", {}).items():
-                        _tie(model, name, owner)
-                    model.build(
-                        header["input_shape"], device=backend, dtype=header["dtype"], seed=seed
-                    )
-            model.preprocess = rebuild_preprocess(header.get("preprocess"))
-            restore(model, header.get("frozen", []))
-            model.info = rebuild_info(header.get("info"))
-        except ModelFormatError as error:
-            raise ModelFormatError(str(error), where) from error.__cause__
-        except NONSENSE as error:
-            what = f"{type(error).__name__}: {error}"
-            raise ModelFormatError(
-                f"it does not describe its model correctly: {what}", where
-            ) from error
+        model: Self = rebuild_model(cls, tensors, header, backend, where, seed)
         return model
-
-
-def _tie(model: Layer, name: str, owner: str) -> None:
-    """Tie one parameter to another in a network that is not built yet, each named by its path."""
-    (path, _, own), (other, _, theirs) = name.rpartition("."), owner.rpartition(".")
-    model.layer_at(path).tie(own, model.layer_at(other), theirs)
-
-
-def image_shape(
-    model: str, num_classes: int, in_channels: int, input_size: int | Sequence[int]
-) -> Shape:
-    """Return the checked (C, H, W) of the images of a model that builds itself.
-
-    Raises:
-        ArgumentError: if an argument is out of range; the error names the model.
-    """
-    try:
-        whole("num_classes", num_classes, 1)
-        return (whole("in_channels", in_channels, 1), *per_axis("input_size", input_size, 2, 1))
-    except PortacnnError as error:
-        raise error.at(model)
-
-
-def _reshaping(x: Array, sample: Shape) -> str:
-    """Return how to reshape an array to samples (C, H, W), for a message; empty if no way is
-    likely."""
-    shape, (channels, *size) = tuple(x.shape), sample
-    last = (*size, channels)
-    turn = "permute" if hasattr(x, "permute") else "transpose"
-    axes = (0, len(sample), *range(1, len(sample)))
-    if len(shape) == len(sample) + 1 and shape[-1:] == (4,) and last == (*shape[1:-1], 3):
-        return f"; leave out the fourth channel, opacity: x[..., :3].{turn}{axes}"
-    if shape == sample:
-        return "; make one image a batch: x[None]"
-    if shape == last:
-        return f"; channels come first, and one image must be a batch: x[None].{turn}{axes}"
-    if shape[1:] == last:
-        return f"; channels come first: x.{turn}{axes}"
-    if channels == 1 and shape[1:] == tuple(size):
-        return "; add a channel axis: x[:, None]"
-    if channels == 1 and shape == tuple(size):
-        return "; add a batch and a channel axis: x[None, None]"
-    if len(shape) == 2 and shape[1] == prod(sample):
-        return f"; x.reshape{(-1, *sample)}"
-    if shape[1:] == tuple(size):
-        return f"; repeat the gray images: x[:, None][:, {[0] * channels}]"
-    if shape == tuple(size):
-        return f"; repeat the gray image: x[None, None][:, {[0] * channels}]"
-    if len(shape) == len(sample) + 1 and shape[2:] == tuple(size):
-        if shape[1] == 1:
-            return f"; repeat the gray channel: x[:, {[0] * channels}]"
-        if shape[1] == 4 and channels == 3:
-            return "; leave out the fourth channel, opacity: x[:, :3]"
-        if channels == 1:
-            same = "" if is_float(backend_of(x).xp, x.dtype) else ".astype(x.dtype)"
-            return f"; make the channels one: x.mean(1)[:, None]{same}"
-    if len(shape) == len(sample) + 1 and shape[1] == channels:
-        return f"; resize the images to {'x'.join(map(str, size))} pixels"
-    return ""
-
-
-def _fits(preprocess: Normalize, sample: Shape, where: str) -> None:
-    try:
-        preprocess.check(sample)
-    except PortacnnError as error:
-        raise error.at(where)
-
-
-# Errors that a constructor may raise for a description from a file.
-NONSENSE = (
-    PortacnnError,
-    ArithmeticError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    NotImplementedError,
-    RecursionError,
-    TypeError,
-    ValueError,
-)
-
-
-def _count(x: Array) -> int:
-    """Return the number of images in x. Raises ShapeError if it has no axes."""
-    backend_of(x)
-    if x.ndim < 1:
-        raise ShapeError(f"expected images (N, C, H, W), got {describe(x)}")
-    return x.shape[0]
 
 
 @answering_keywords("load")

@@ -20,7 +20,8 @@ from portacnn.layers import (
 )
 from portacnn.layers import Sequential as Seq
 from portacnn.layers.base import Shape
-from portacnn.models.model import Model, image_shape
+from portacnn.models.inputs import image_shape
+from portacnn.models.model import Model
 from portacnn.runtime import Array, Backend
 
 Shortcut = Callable[[int, int], Layer]

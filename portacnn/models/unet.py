@@ -17,7 +17,7 @@ from portacnn.layers import (
 from portacnn.layers.base import Shape
 from portacnn.layers.graph import INPUT
 from portacnn.models.graph_model import GraphModel
-from portacnn.models.model import image_shape
+from portacnn.models.inputs import image_shape
 from portacnn.runtime import Backend
 
 Nodes = list[tuple[str, Layer, list[str]]]

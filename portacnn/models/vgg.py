@@ -15,7 +15,8 @@ from portacnn.layers import (
     ReLU,
     Sequential,
 )
-from portacnn.models.model import Model, image_shape
+from portacnn.models.inputs import image_shape
+from portacnn.models.model import Model
 from portacnn.runtime import Backend
 
 

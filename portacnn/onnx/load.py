@@ -16,8 +16,8 @@ from portacnn.layers.base import Shape
 from portacnn.layers.building import building_from
 from portacnn.layers.graph import Node
 from portacnn.layers.limits import limited
+from portacnn.models.files import NONSENSE
 from portacnn.models.graph_model import GraphModel
-from portacnn.models.model import NONSENSE
 from portacnn.onnx.about import tell
 from portacnn.onnx.importer import OPERATORS, Importer, Value, run, shared, unmade
 from portacnn.onnx.reading import (

@@ -23,7 +23,7 @@ from portacnn.layers.state import check_state
 from portacnn.losses import Loss, describe_loss, rebuild_loss
 from portacnn.metrics import Metric, describe_metric, rebuild_metric
 from portacnn.models import Model
-from portacnn.models.model import NONSENSE
+from portacnn.models.files import NONSENSE
 from portacnn.optim import Optimizer, rebuild_optimizer
 from portacnn.runtime import Backend, HostArray, resolve
 from portacnn.schedules import PerEpoch, Schedule, describe_schedule, rebuild_schedule

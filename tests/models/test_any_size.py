@@ -114,7 +114,7 @@ def test_memory_follows_the_larger_images(monkeypatch: pytest.MonkeyPatch):
         if not layer.children
         for place in layer.places
     )
-    monkeypatch.setattr("portacnn.models.model._MAX_BYTES", 8 * int(numbers) * 40)
+    monkeypatch.setattr("portacnn.models.sizes._MAX_BYTES", 8 * int(numbers) * 40)
     model.predict(normal(40, 1, 8, 8))
     model.predict(normal(40, 1, 16, 16))
     assert seen == [40, 10, 10, 10, 10]

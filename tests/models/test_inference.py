@@ -323,7 +323,7 @@ def test_prepared_ways_are_limited(backend: Here, monkeypatch: pytest.MonkeyPatc
 
 def test_a_batch_larger_than_its_own_is_not_held(monkeypatch: pytest.MonkeyPatch):
     model = wide_net()
-    monkeypatch.setattr("portacnn.models.model._MOST", 10)
+    monkeypatch.setattr("portacnn.models.sizes._MOST", 10)
     with metered(monkeypatch) as meter:
         for _ in range(2):
             model.predict(WIDE[:60], batch_size=20)
@@ -421,7 +421,7 @@ def test_it_takes_as_many_at_a_time_as_there_is_room_for(monkeypatch: pytest.Mon
     np.testing.assert_allclose(model.predict(many), expected, rtol=1e-5, atol=1e-5)
     assert sizes == [256, 256]  # and three that go a prepared way
     numbers = 3 * 6 * 6 * 2 + 3 * 3 * 3 * 2 + 6 * 2 + 4
-    monkeypatch.setattr("portacnn.models.model._MAX_BYTES", 8 * numbers * 20 + 7)
+    monkeypatch.setattr("portacnn.models.sizes._MAX_BYTES", 8 * numbers * 20 + 7)
     model.build((1, 8, 8), device="numpy", seed=0)
     sizes.clear()
     model.predict(X)

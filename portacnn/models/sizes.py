@@ -1,0 +1,110 @@
+"""How a model takes images of each size: whether it does at all, and how many of them at a time.
+
+A fully convolutional network takes images of another size than the one it is built for, if every
+layer accepts it with the parameters that it has.
+"""
+
+from collections.abc import Iterator
+from math import prod
+from typing import Any, NamedTuple, Self
+
+from portacnn.errors import PortacnnError
+from portacnn.layers import Flatten, Layer, Reshape
+from portacnn.layers.base import Shape
+from portacnn.layers.state import outline
+from portacnn.models.inputs import image_count
+from portacnn.runtime import Array
+
+_MAX_BYTES = 512 << 20  # bytes for the layers' outputs in ``predict``
+_MOST = 256  # images at a time in ``predict``
+_MOST_SIZES = 64  # of images that a model remembers
+
+
+class Size(NamedTuple):
+    """Images of one size.
+
+    Attributes:
+        most, least: how many of them go through at a time in ``predict``.
+        reason: None if the model takes them; else why not, for a message.
+    """
+
+    most: int
+    least: int
+    reason: str | None = None
+
+    @classmethod
+    def of(cls, planned: Layer) -> Self:
+        """For the size that a network is planned for."""
+        numbers = sum(
+            prod(place.output_shape)
+            for layer in planned.walk()
+            if not layer.children
+            for place in layer.places
+        )
+        least = max(layer.least_predicted for layer in planned.walk())
+        return cls(max(least, min(_MOST, _MAX_BYTES // (8 * max(numbers, 1)))), least)
+
+    @classmethod
+    def refused(cls, reason: str) -> Self:
+        """For images that a model does not take."""
+        return cls(_MOST, 1, reason)
+
+    def batches(self, x: Array, batch_size: int | None) -> Iterator[tuple[int, int, Array]]:
+        """Yield the batches of ``predict``: first, last (exclusive) and images. At least one."""
+        count, size = image_count(x), batch_size or self.most
+        ends = [*range(size, count, size), count]
+        if len(ends) > 1 and size >= self.least > count - ends[-2]:
+            del ends[-2]
+        for i, j in zip((0, *ends[:-1]), ends, strict=True):
+            yield i, j, x if j - i == count else x[i:j, ...]
+
+
+class Sizes:
+    """The sizes of images that one model has met."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, Shape], Size] = {}
+
+    def __reduce__(self) -> Any:
+        return Sizes, ()  # a copy or an unpickled object starts without sizes
+
+    def of(self, x: Array, model: Layer) -> Size:
+        """Return what there is to know about images of this size: the built one, or another that
+        all layers take with the parameters that they have."""
+        shape, built = tuple(x.shape[1:]), model.input_shape
+        if shape != built and (x.ndim != len(built) + 1 or shape[:1] != built[:1]):
+            return Size.refused("")
+        key = model.revision, shape
+        size = self._known.get(key)
+        if size is None:
+            size = Size.of(model) if shape == built else _another(model, shape)
+            if len(self._known) >= _MOST_SIZES:
+                self._known = {}
+            self._known[key] = size
+        return size
+
+
+def _another(model: Layer, shape: Shape) -> Size:
+    """Return what there is to know about images of a size that the model is not built for."""
+    for layer in model.walk():
+        if isinstance(layer, Flatten | Reshape) and any(
+            prod(place.input_shape[1:]) > 1 for place in layer.places
+        ):
+            return Size.refused(f"; {layer.where} binds the network to this size")
+    twin = outline(model)
+    try:
+        twin.plan(shape)
+    except PortacnnError as error:
+        return Size.refused(f"; another size does not fit: {error}")
+    for ours, theirs in zip(model.walk(), twin.walk(), strict=True):
+        for has, needs in (
+            (ours.declared, theirs.declared),
+            (ours.declared_buffers, theirs.declared_buffers),
+        ):
+            for name, spec in needs.items():
+                if name not in has or has[name].shape != spec.shape:
+                    return Size.refused(
+                        f"; for images {shape}, {ours.full_name(name)} would have to be "
+                        f"{spec.shape}"
+                    )
+    return Size.of(twin)
