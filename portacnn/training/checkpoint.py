@@ -11,7 +11,7 @@ either. They are given again and compared with a fingerprint.
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,28 +30,13 @@ from portacnn.schedules import PerEpoch, Schedule, describe_schedule, rebuild_sc
 from portacnn.seeds import check_seed
 from portacnn.training.early_stopping import EarlyStopping
 from portacnn.training.folder import RUN
+from portacnn.training.options import Options
 
 AnyTrainer = TypeVar("AnyTrainer")  # a Trainer, whose module imports this one
 FORMAT = 3
 """Number of the format: 3 holds loss, metrics and ``Trainer.history``. Earlier ones are refused."""
-_OPTIONS = (
-    "epochs",
-    "batch_size",
-    "drop_last",
-    "schedule_unit",
-    "clip_norm",
-    "validation_split",
-    "accumulate",
-    "evaluate_sample_num_per_epoch",
-    "seed",
-    "precision",
-    "compile_step",
-    "checkpoint_every",
-    "keep",
-    "verbose",
-)
-"""The Trainer's arguments that are in the header unchanged. Each is an attribute of the same
-name."""
+_OPTIONS = tuple(field.name for field in fields(Options))
+"""The names of the options, which are in the header unchanged."""
 
 
 def describe_training(trainer: Any) -> dict[str, Any]:

@@ -61,9 +61,9 @@ class Samples:
         """The number of images."""
         return int(self.images.shape[0])
 
-    def first(self, count: int) -> "Samples":
-        """Return the first ``count`` samples."""
-        if count >= self.count:
+    def first(self, count: int | None) -> "Samples":
+        """Return the first ``count`` samples; None returns all."""
+        if count is None or count >= self.count:
             return self
         weights = None if self.weights is None else self.weights[:count]
         return Samples(self.images[:count, ...], self.targets[:count, ...], weights)

@@ -7,116 +7,62 @@ from the device. A loss that is not finite stops all updates from that step on, 
 with an error, the weights are those before the step.
 """
 
-import errno
 import logging
 import os
-import secrets
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
+from copy import copy
+from dataclasses import replace
 from math import isfinite
 from pathlib import Path
-from traceback import clear_frames
 from typing import Any, Literal, Self
-from weakref import WeakMethod
 
-from portacnn import losses, ops
-from portacnn.arguments import (
-    answering_keywords,
-    either,
-    flag,
-    fraction,
-    not_negative,
-    one_of,
-    positive,
-    share,
-    whole,
-)
-from portacnn.data.targets import class_weights
-from portacnn.errors import (
-    ArgumentError,
-    CheckpointError,
-    LabelError,
-    NotFiniteError,
-    OutOfMemoryError,
-    ShapeError,
-    StateError,
-)
+from portacnn import losses
+from portacnn.arguments import answering_keywords, either, not_negative, share
+from portacnn.errors import CheckpointError, NotFiniteError, StateError
 from portacnn.files import make_folder, save_tensors
-from portacnn.layers import at_step, one_backward_pass
-from portacnn.layers.freezing import learns
-from portacnn.layers.passes import without_dx
-from portacnn.layers.running import run
 from portacnn.losses import Loss
 from portacnn.metrics import Metric, metrics_for
 from portacnn.models import Model
 from portacnn.models.evaluation import evaluate
 from portacnn.models.info import last_figures, range_of
-from portacnn.ops.dispatch import PRECISIONS
-from portacnn.ops.layout import pack
-from portacnn.ops.workspace import Workspace, run_in
 from portacnn.optim import Optimizer, make_optimizer
-from portacnn.runtime import VARIABLE, Array, Backend, HostArray, resolve
-from portacnn.schedules import PerEpoch, Schedule, make_schedule
-from portacnn.seeds import check_seed, permutation
-from portacnn.training import folder
+from portacnn.runtime import Array, Backend, HostArray
+from portacnn.schedules import Schedule
+from portacnn.seeds import permutation
 from portacnn.training.callbacks.base import Callback
 from portacnn.training.callbacks.running import Callbacks, split
-from portacnn.training.checkpoint import Checkpoint, contents, describe_training
+from portacnn.training.checkpoint import contents, describe_training
 from portacnn.training.early_stopping import EarlyStopping, make_early_stopping
-from portacnn.training.feed import Samples, batch_sizes, make_feed, part_sizes
+from portacnn.training.feed import Samples, batch_sizes, make_feed
+from portacnn.training.history import History, View
+from portacnn.training.options import (
+    FROM_CHECKPOINT,
+    KEYWORDS,
+    Options,
+    check_precision,
+    check_sizes,
+    check_takes_weights,
+    check_trainable,
+    smoothed,
+    step_schedule,
+    weighted,
+)
 from portacnn.training.progress import Progress
+from portacnn.training.results import Results
+from portacnn.training.resuming import resumed
+from portacnn.training.saving import Saver
 from portacnn.training.sets import Sets
 from portacnn.training.signals import interrupted_between_steps
+from portacnn.training.step import StepState, Updater
 
 LOG_EVERY = 50
-KEYWORDS = {
-    "momentum": 'write optimizer="momentum", optimizer_param={"momentum": ...}',
-    "weight_decay": 'write optimizer_param={"weight_decay": ...}',
-    "device": "data and training follow the model: give the device to the model",
-}
-"""What to do instead, for arguments that belong elsewhere."""
-_FROM_CHECKPOINT = dict.fromkeys(
-    (
-        "batch_size",
-        "mini_batch_size",
-        "lr",
-        "learning_rate",
-        "optimizer",
-        "optimizer_param",
-        "seed",
-        "validation_split",
-        "class_weight",
-    ),
-    "it comes from the checkpoint; leave it out",
-)
 _log = logging.getLogger("portacnn")
-_NOT_COPIED = {"backend", "_feed", "_unread", "_ok", "_step", "_workspace", "_sets"}
+_NOT_COPIED = {"backend", "_feed", "_sets"}
 
 
-@dataclass(frozen=True)
-class StepState:
-    """The values that differ from step to step, besides the batch.
-
-    If a backend records the step and replays it (``Backend.compile_step``), the int and the floats
-    are 0-dimensional arrays on the device, int64 and float64.
-
-    Attributes:
-        step: number of the step in the whole training, from 0.
-        lr: learning rate of this step.
-        count: number of the optimizer's update, from 1.
-        ok: 0-dimensional boolean; true if all steps so far were finite. If it is false, nothing is
-            updated any more.
-    """
-
-    step: Any
-    lr: Any
-    count: Any
-    ok: Array
-
-
-class Trainer:
+class Trainer(Results):
     """Train a built ``Model`` on images and labels.
 
         >>> import numpy as np
@@ -244,98 +190,81 @@ class Trainer:
     ) -> None:
         self.model = model
         self.backend: Backend = model.home
-        self._revision = model.revision
-        self._freezes = -1  # of the network, when the step was prepared
-        _check_trainable(model)
-        self.epochs = whole("epochs", epochs, 0)
-        self.batch_size = whole(
-            "batch_size", either(100, batch_size=batch_size, mini_batch_size=mini_batch_size), 1
+        check_trainable(model)
+        options = Options(
+            epochs=epochs,
+            batch_size=either(100, batch_size=batch_size, mini_batch_size=mini_batch_size),
+            drop_last=drop_last,
+            schedule_unit=schedule_unit,
+            clip_norm=clip_norm,
+            validation_split=validation_split,
+            accumulate=accumulate,
+            evaluate_sample_num_per_epoch=evaluate_sample_num_per_epoch,
+            seed=seed,  # type: ignore[arg-type]
+            precision=precision,
+            compile_step=compile_step,
+            checkpoint_every=checkpoint_every,
+            keep=keep,
+            verbose=verbose,
         )
-        self.evaluate_sample_num_per_epoch = evaluate_sample_num_per_epoch
-        if evaluate_sample_num_per_epoch is not None:
-            whole("evaluate_sample_num_per_epoch", evaluate_sample_num_per_epoch, 1)
-        self.optimizer = make_optimizer(optimizer, optimizer_param, lr=lr)
-        self.optimizer.check(model.named_parameters())
-        self.clip_norm = None if clip_norm is None else positive("clip_norm", clip_norm)
+        self.epochs, self.batch_size = options.epochs, options.batch_size
+        self.drop_last, self.accumulate = options.drop_last, options.accumulate
+        self.evaluate_sample_num_per_epoch = options.evaluate_sample_num_per_epoch
+        self.validation_split, self.seed = options.validation_split, options.seed
+        self.schedule_unit, self.verbose = options.schedule_unit, options.verbose
+        optimizer = make_optimizer(optimizer, optimizer_param, lr=lr)
+        optimizer.check(model.named_parameters())
         sets = x_train if isinstance(x_train, Sets) else None
-        self.loss = losses.named(loss) if sets is None else sets.loss
+        loss = losses.named(loss) if sets is None else sets.loss
         if label_smoothing:
-            self.loss = _smoothed(self.loss, share("label_smoothing", label_smoothing))
-        self.accumulate = whole("accumulate", accumulate, 1)
-        if self.accumulate > self.batch_size:
-            raise ArgumentError(
-                f"accumulate must be at most batch_size={self.batch_size}, got {accumulate}"
-            )
-        self.seed = check_seed(seed)
-        self.verbose = verbose
+            loss = smoothed(loss, share("label_smoothing", label_smoothing))
         if class_weight is not None:
-            _check_takes_weights(self.loss)
-        self.metrics = metrics_for(self.loss, metrics)
-        if validation_split is not None:
-            validation_split = fraction("validation_split", validation_split)
-        self.validation_split = validation_split
-        self._sets = sets or Sets.take(
-            model,
-            self.loss,
-            x_train,
-            t_train,
-            x_test,
-            t_test,
-            sample_weight,
-            validation_split,
-            self.seed,
-        )
+            check_takes_weights(loss)
+        self.metrics = metrics_for(loss, metrics)
+        if sets is None:
+            data = (x_train, t_train, x_test, t_test, sample_weight)
+            sets = Sets.take(model, loss, *data, self.validation_split, self.seed)
         if class_weight is not None:
-            self.loss = _weighted(self.loss, class_weight, self.t_train, model)
-            self._sets = replace(self._sets, loss=self.loss)
+            loss = weighted(loss, class_weight, sets.train.targets, model)
+            sets = replace(sets, loss=loss)
+        self._sets = sets
         called, stopping = split(callbacks, early_stopping)
         self.callbacks = Callbacks(called)
-        self.early_stopping = make_early_stopping(
-            stopping, self.metrics, self._sets.test is not None
-        )
-        if self.batch_size > self.x_train.shape[0]:
-            raise ArgumentError(
-                f"batch_size is {self.batch_size}, but there are only {self.x_train.shape[0]} "
-                "training images"
-            )
-        self.drop_last = flag("drop_last", drop_last)
-        self._sizes = batch_sizes(self.x_train.shape[0], self.batch_size, self.drop_last)
+        self.early_stopping = make_early_stopping(stopping, self.metrics, sets.test is not None)
+        check_sizes(model, sets, options)
+        self._sizes = batch_sizes(sets.train.count, self.batch_size, self.drop_last)
         self.steps_per_epoch = len(self._sizes)
-        self._part = -(-self.batch_size // self.accumulate)  # images at a time, at most
-        self._check_parts()
-        self._feed = make_feed(model, self._sets.train)
-        self.compile_step = bool(compile_step)
-        self.precision = _check_precision(precision, model)
-        self.schedule = self._take_schedule(schedule, schedule_unit)
-        self.schedule_unit = schedule_unit
-        self.train_loss_list: list[float] = []
-        self.history: dict[str, list[float]] = {name: [] for name in self._figures()}
+        self._feed = make_feed(model, sets.train)
+        check_precision(precision, model)
+        self.updater = Updater(model, optimizer, loss, options)
+        self.schedule = step_schedule(
+            schedule, schedule_unit, self.epochs, self.steps_per_epoch, optimizer.lr
+        )
+        self._history = History(self.metrics, sets.test is not None)
         self.epoch = self.batch = 0
         self.stopped_early = False
         self._best_weights: dict[str, HostArray] | None = None
         self._range: tuple[float, ...] | None = None  # of the training images, once known
-        self._unread: list[Array] = []  # reports of steps, still on the device
-        self._ok = self._fine()
-        self._step: Any = None
-        self._workspace = Workspace()
         self._stop = False
         self._last_lr = 0.0  # of the last step
         self._fingerprints: dict[str, Any] | None = None
-        self.run = secrets.token_hex(3)
-        self.last_checkpoint: Path | None = None
-        self.checkpoint_every = (
-            None if checkpoint_every is None else whole("checkpoint_every", checkpoint_every, 1)
-        )
-        self.keep = whole("keep", keep, 1)
-        self.checkpoint_dir: Path | None = None
+        self._saver = Saver(options.checkpoint_every, options.keep)
         if checkpoint_dir is not None:
             describe_training(self)
             self.checkpoint_dir = make_folder(checkpoint_dir).absolute()
-        # the folder locked against other Trainers of this run
-        self._sole_in: Path | None = None
+
+    # held by the parts of a training
+    clip_norm = View[float | None]("updater", "clip_norm")
+    precision = View[str]("updater", "precision")
+    compile_step = View[bool]("updater", "compile_step")
+    run = View[str]("_saver", "run")
+    checkpoint_dir = View[Path | None]("_saver", "folder")
+    checkpoint_every = View[int | None]("_saver", "every")
+    keep = View[int]("_saver", "keep")
+    last_checkpoint = View[Path | None]("_saver", "last")
 
     @classmethod
-    @answering_keywords("Trainer.resume", _FROM_CHECKPOINT)
+    @answering_keywords("Trainer.resume", FROM_CHECKPOINT)
     def resume(
         cls,
         path: str | os.PathLike[str],
@@ -391,142 +320,32 @@ class Trainer:
                 or the device does not support the precision.
             BackendError: if the device is unavailable.
         """
-        file, saved = folder.newest(Path(path), Checkpoint.read)
-        if model is None:
-            variable = os.environ.get(VARIABLE, "").strip()
-            model = saved.model(
-                resolve(device) if device is not None or variable else saved.place()
-            )
-        else:
-            if device is not None:
-                model.to(device)
-            saved.load_into(model)
-        arguments = saved.arguments()
-        called, stopping = split(callbacks)
-        arguments["callbacks"] = called
-        if loss is None:
-            loss = saved.loss()
-        if metrics is None:
-            arguments["metrics"] = saved.metrics()
-        else:
-            arguments["metrics"] = metrics_for(losses.named(loss), metrics)
-            saved.check_metrics(arguments["metrics"])
-        if x_test is not None and arguments["validation_split"] is not None:
-            raise ArgumentError(
-                f"the data differ from those of {file}: its test set was split off the training "
-                "set (validation_split); leave x_test and t_test out"
-            )
-        try:
-            sets = Sets.take(
-                model,
-                losses.named(loss),
-                x_train,
-                t_train,
-                x_test,
-                t_test,
-                sample_weight,
-                arguments["validation_split"],
-                arguments["seed"],
-            )
-        except (LabelError, ShapeError) as error:  # the training's own data fitted its loss
-            raise ArgumentError(
-                f"the data differ from those of {file}: {error}; pass the same data"
-            ) from error
-        fingerprints = sets.fingerprints()
-        saved.check_data(fingerprints)
-        chosen = {
-            "epochs": epochs,
-            "checkpoint_every": checkpoint_every,
-            "keep": keep,
-            "precision": precision,
-            "compile_step": compile_step,
-            "verbose": verbose,
-        }
-        arguments |= {name: value for name, value in chosen.items() if value is not None}
-        # any other value is an error of the file, reported below
-        if precision is not None or arguments["precision"] in PRECISIONS:
-            try:
-                _check_precision(arguments["precision"], model)
-            except ArgumentError as error:
-                raise ArgumentError(
-                    f'{error}. Choose another: resume(..., precision="float32")', str(file)
-                ) from error
-        arguments["schedule"] = schedule if schedule is not None else saved.schedule()
-        # errors in these arguments are not the file's
-        if epochs is not None or schedule is not None:
-            made = cls(model, sets, None, **arguments)
-            trainer = saved.made(lambda: made)
-        else:
-            trainer = saved.made(lambda: cls(model, sets, None, **arguments))
-        trainer.callbacks.load(*saved.callbacks())
-        trainer._check_stopping(stopping)
-        trainer._fingerprints = fingerprints
-        trainer.checkpoint_dir = make_folder(
-            file.parent if checkpoint_dir is None else checkpoint_dir
-        ).absolute()
-        if trainer.finished:
-            trainer._take_best()
-        return trainer
-
-    def _check_stopping(self, given: EarlyStopping | int | None) -> None:
-        """Raise ArgumentError if early stopping that was given differs from the training's."""
-        if given is not None:
-            made = make_early_stopping(given, self.metrics, self._sets.test is not None)
-            if made != self.early_stopping:
-                raise ArgumentError(
-                    f"the training has {self.early_stopping or 'no early stopping'}, got {made}; "
-                    "leave it out, it comes from the checkpoint"
-                )
-
-    def _check_parts(self) -> None:
-        """Raise ArgumentError if a batch, a part of one, or a set to evaluate is too small for a
-        layer."""
-        parts = {size: part_sizes(size, self._part) for size in set(self._sizes)}
-        for layer in self.model.walk():
-            for size, sizes in parts.items():
-                if min(sizes) < layer.least_batch:
-                    last = size < self.batch_size
-                    split = (
-                        f", in parts of {', '.join(map(str, sizes))} (accumulate={self.accumulate})"
-                    )
-                    raise ArgumentError(
-                        "batch norm needs more than one value per channel for a variance; the "
-                        f"{'last batch' if last else 'batches'} of {self.x_train.shape[0]} images "
-                        f"by batch_size={self.batch_size} would have "
-                        f"{size}{split if len(sizes) > 1 else ''}; choose another "
-                        f"batch_size{' or drop_last=True' if last else ''}"
-                        f"{' or accumulate' if len(sizes) > 1 else ''}",
-                        layer.where,
-                    )
-            for name, samples in (("x_train", self._sets.train), ("x_test", self._sets.test)):
-                if samples is not None and self._sample_size(samples) < layer.least_predicted:
-                    raise ArgumentError(
-                        "without running statistics it has no variance over one image, but "
-                        f"{name} would be evaluated on one; give more "
-                        "images"
-                        f"{'' if samples.count == 1 else ' (evaluate_sample_num_per_epoch)'}",
-                        layer.where,
-                    )
-
-    def _take_schedule(self, schedule: Schedule | str | None, unit: str) -> Schedule:
-        """Check the schedule at both ends of the training, and make it count steps."""
-        if unit not in ("step", "epoch"):
-            raise ArgumentError(f'schedule_unit must be "step" or "epoch", got {unit!r}')
-        total = self.epochs * self.steps_per_epoch
-        made = make_schedule(schedule, total if unit == "step" else self.epochs)
-        if unit == "epoch":
-            made = PerEpoch(made, self.steps_per_epoch)
-        for step in (0, total - 1) if total else ():
-            not_negative(
-                f"the schedule's learning rate at step {step}", made(step, self.optimizer.lr)
-            )
-        return made
+        return resumed(
+            cls,
+            path,
+            (x_train, t_train, x_test, t_test),
+            sample_weight=sample_weight,
+            loss=loss,
+            metrics=metrics,
+            callbacks=callbacks,
+            device=device,
+            model=model,
+            schedule=schedule,
+            checkpoint_dir=checkpoint_dir,
+            options={
+                "epochs": epochs,
+                "checkpoint_every": checkpoint_every,
+                "keep": keep,
+                "precision": precision,
+                "compile_step": compile_step,
+                "verbose": verbose,
+            },
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy or a pickle holds: model, optimizer and figures, and the data as NumPy
         arrays."""
-        if self._unread:
-            self._read_losses()
+        self._read_losses()
         state = {name: value for name, value in vars(self).items() if name not in _NOT_COPIED}
         state["_sets"] = self._sets.on_host()
         return state
@@ -536,7 +355,9 @@ class Trainer:
         self.backend = self.model.home
         self._sets = self._sets.on(self.model)
         self._feed = make_feed(self.model, self._sets.train)
-        self._unread, self._ok, self._step, self._workspace = [], self._fine(), None, Workspace()
+        # a shallow copy's own
+        self.updater, self._history = copy(self.updater), copy(self._history)
+        self._saver = copy(self._saver)
         optimizer_state = self.optimizer.state_dict()
         for arrays in self.optimizer.state.values():
             arrays.clear()  # to be laid out like the parameters
@@ -547,10 +368,6 @@ class Trainer:
         return not_negative(
             f"the schedule's learning rate at step {step}", self.schedule(step, self.optimizer.lr)
         )
-
-    def _fine(self) -> Array:
-        with self.backend.active():
-            return self.backend.xp.ones((), dtype=self.backend.xp.bool, device=self.backend.device)
 
     @property
     def steps_done(self) -> int:
@@ -584,55 +401,12 @@ class Trainer:
                 optimizer.
             NotFiniteError: as for ``train``.
         """
-        place = self.checkpoint_dir if path is None else Path(path).absolute()
-        if place is None:
-            raise ArgumentError(
-                "there is no checkpoint_dir to write to; give a path: checkpoint(path)"
-            )
-        if self._unread:
-            self._read_losses()
+        self._saver.place(path)
+        self._read_losses()
         tensors, header = contents(self)
-
-        def write(file: Path) -> None:
-            save_tensors(file, tensors, header)
-
-        try:
-            if path is not None:
-                write(place)
-            else:
-                with self._sole():
-                    place = folder.add(place, self.run, self.steps_done, self.keep, write)
-        except CheckpointError:
-            raise
-        except OSError as error:
-            failed = CheckpointError(
-                f"the checkpoint of step {self.steps_done} could not be written to {place}: "
-                f"{error}. Earlier checkpoints are unchanged, and the training is intact in "
-                "memory: free some disk space and call train() to continue, or write elsewhere "
-                "with checkpoint(path)"
-            )
-            failed.errno = error.errno or errno.EIO
-            raise failed from error
-        self.last_checkpoint = place
-        return place
-
-    @contextmanager
-    def _sole(self) -> Iterator[None]:
-        """Lock this run's checkpoints in the folder against other Trainers.
-
-        Raises:
-            CheckpointError: if another Trainer holds the lock.
-        """
-        place, before = self.checkpoint_dir, self._sole_in
-        if place is None or place == before:
-            yield
-            return
-        with folder.sole(place, self.run):
-            self._sole_in = place
-            try:
-                yield
-            finally:
-                self._sole_in = before
+        return self._saver.save(
+            path, self.steps_done, lambda file: save_tensors(file, tensors, header)
+        )
 
     def fingerprints(self) -> dict[str, Any]:
         """Return the fingerprints of the data (``feed.fingerprint``), by "train" and "test"."""
@@ -661,7 +435,7 @@ class Trainer:
                 Trainer was made.
         """
         try:
-            with interrupted_between_steps(self), self._sole():
+            with interrupted_between_steps(self), self._saver.sole():
                 self._train()
         finally:
             self._stop = False
@@ -672,7 +446,7 @@ class Trainer:
                 f"the model was moved from {self.backend} to {self.model.backend}; make a new "
                 "Trainer for it"
             )
-        self._check_revision()
+        self.updater.check_model()
         if self.finished:
             why = (
                 "early stopping has ended the training"
@@ -687,9 +461,8 @@ class Trainer:
             _log.warning("train() has nothing to do: %s; %s", why, cure)
             return
         batches = self.steps_per_epoch
-        self._cut_lists()
-        self._unread.clear()
-        self._ok = self._fine()
+        self._history.cut(self.steps_done, self.epoch)  # what an interrupted epoch has left
+        self.updater.start_over()
         with (
             self.backend.active(),
             self.callbacks.training(self),
@@ -702,22 +475,15 @@ class Trainer:
             except BaseException as error:
                 done, self.batch = self.batch, 0  # a step may be incomplete
                 if self.callbacks.raised or isinstance(error, CheckpointError):
-                    if self._unread:
-                        self._read_losses()
+                    self._read_losses()
                     self.batch = done
                 if self.finished:
                     self._take_best()
                 raise
             finally:
-                self._workspace = Workspace()  # the next ``train`` allocates memory again
+                self.updater.release_memory()
             if self.finished:
                 self._take_best()
-
-    def _cut_lists(self) -> None:
-        """Remove what an interrupted epoch has left in the lists."""
-        del self.train_loss_list[self.steps_done :]
-        for figures in self.history.values():
-            del figures[self.epoch :]
 
     def order(self, epoch: int) -> HostArray:
         """Return which training images the batches of an epoch, from 0, have, in their order: int64
@@ -743,16 +509,15 @@ class Trainer:
         for batch in self._feed.epoch(rest, size):
             self.run_batch(*batch)
             self.batch += 1
-            self.callbacks.updated(self, self._ok)
+            self.callbacks.updated(self, self.updater.ok)
             progress.step()
             if every_step:
                 self._read_losses()
                 self.callbacks.step_ends(self, self.train_loss_list[-1])
             stop = self._stop
-            due = stop or self._is_due(self.steps_done)
+            due = stop or self._saver.is_due(self.steps_done)
             if self.batch % LOG_EVERY == 0 or self.batch == batches or due:
-                if self._unread:
-                    self._read_losses()
+                self._read_losses()
                 progress.show(self.epoch + 1, loss=self.train_loss_list[-1])
             if self.batch == batches:
                 break
@@ -761,23 +526,14 @@ class Trainer:
             if stop:
                 return True
         self._end_epoch(began, len(rest))
-        figures = {name: each[-1] for name, each in self.history.items()}
+        figures = self._history.last()
         progress.epoch(self.epoch, figures)
         self.callbacks.epoch_ends(self, figures)
         stop = self._stop
-        if self.checkpoint_dir is not None and (
-            self._is_due(self.steps_done) or self.checkpoint_every is None or self.finished or stop
-        ):
+        due = self._saver.is_due(self.steps_done) or self.checkpoint_every is None
+        if self.checkpoint_dir is not None and (due or self.finished or stop):
             self.checkpoint()
         return stop
-
-    def _is_due(self, steps: int) -> bool:
-        """Return whether ``checkpoint_every`` requires a checkpoint after this many steps."""
-        return (
-            self.checkpoint_dir is not None
-            and self.checkpoint_every is not None
-            and steps % self.checkpoint_every == 0
-        )
 
     def _take_best(self) -> None:
         """Load the weights of the best epoch into the model, if they were kept."""
@@ -822,8 +578,7 @@ class Trainer:
             "seconds": time.perf_counter() - began,
             "images_per_second": count / (trained - began),
         }
-        for name, each in self.history.items():
-            each.append(figures[name])
+        self._history.end_epoch(figures)
         self.epoch, self.batch = self.epoch + 1, 0
         self._tell_model(self.epoch)
         stopping = self.early_stopping
@@ -853,39 +608,14 @@ class Trainer:
                 before this step.
             StateError: if the model was built again or changed since the Trainer was made.
         """
-        self._check_revision()
-        number = len(self.train_loss_list) + len(self._unread)
+        self.updater.check_model()
+        number = self._history.count
         self._last_lr = self.lr(number)
-        state = StepState(number, self._last_lr, self.optimizer.steps + 1, self._ok)
-        if self._step is None:
-            step = WeakMethod(self._whole_step)  # a bound method would keep the Trainer alive
-
-            def whole_step(*arguments: Any) -> tuple[Array, Array]:
-                return step()(*arguments)  # type: ignore[misc]
-
-            self._step = (
-                self.backend.compile_step(whole_step, (*batch, state))
-                if self.compile_step and not self.callbacks.inside_step
-                else whole_step
-            )
-        try:
-            with self.backend.active(), ops.use_precision(self.precision):
-                report, self._ok = self._step(*batch, state)
-        except MemoryError as error:
-            raise self._out_of_memory(error, batch[0].shape[0]) from error
-        self.optimizer.advance()
-        self._unread.append(report)
-
-    def _check_revision(self) -> None:
-        if self.model.revision != self._revision:
-            raise StateError(
-                "the model was built again or changed by replace after the Trainer was made, so "
-                "the optimizer's state does not match it; make a new Trainer"
-            )
-        network = self.model.belongs_to
-        if network is not None and network.freezes != self._freezes:
-            _check_trainable(self.model)
-            self._freezes, self._step = network.freezes, None
+        may_record = not self.callbacks.inside_step
+        report = self.updater.run(
+            self._whole_step, batch, number, self._last_lr, may_record=may_record
+        )
+        self._history.add(report)
 
     def _whole_step(self, *batch_and_state: Any) -> tuple[Array, Array]:
         """Run a step from a batch as the feed returns it.
@@ -911,87 +641,13 @@ class Trainer:
         Returns:
             The loss, 0-dimensional, and ``state.ok`` updated by this step.
         """
-        xp = self.backend.xp
-        buffers = self.model.named_buffers().wholes()
-        before = [xp.asarray(buffer, copy=True) for buffer in buffers]
-        try:
-            loss = self._gradients(x, t, weight, state.step)
-            grads = self.model.named_gradients()
-            ok = state.ok & xp.isfinite(loss)
-            if grads or buffers:
-                ok = ok & ops.all_finite([*grads.wholes(), *buffers])
-            if self.clip_norm is not None:
-                ops.clip_by_global_norm(grads.wholes(), self.clip_norm)
-            # running statistics include this batch already
-            for buffer, old in zip(buffers, before, strict=True):
-                buffer[...] = xp.where(ok, buffer, old)
-            # Last, because an update cannot be undone if a later line fails.
-            self.optimizer.update(
-                self.model.named_parameters(), grads, ok, lr=state.lr, count=state.count
-            )
-        except BaseException:  # out of memory, or interrupted
-            for buffer, old in zip(buffers, before, strict=True):
-                buffer[...] = old
-            raise
-        return loss, ok
-
-    def _out_of_memory(self, error: MemoryError, size: int) -> OutOfMemoryError:
-        """Return the error to raise, and release everything that was kept for this step."""
-        # otherwise the traceback would keep the step's arrays alive
-        clear_frames(error.__traceback__)
-        self._workspace, self._step = Workspace(), None
-        asked, held = self.backend.memory_error(error) or (None, None)
-        figures = f" ({asked} bytes requested, {held} in use)" if asked is not None else ""
-        return OutOfMemoryError(
-            f"{self.backend} has not enough memory for a training step of {size} images{figures}; "
-            "the model is as it was before the step. Make a Trainer with a smaller batch_size "
-            f"than {self.batch_size}, or a larger accumulate"
-        )
-
-    def _gradients(self, x: Array, t: Array, weight: Array | None, step: int) -> Array:
-        """Run forward and backward, in ``accumulate`` parts; the model then has the whole batch's
-        gradients.
-
-        Returns:
-            The batch's mean loss. Each part contributes its share of it, so that mean and gradients
-            are those of the batch.
-        """
-        last, loss = 0, 0.0
-        whole = self.loss.count(t, weight, self.model.dtype)
-        with one_backward_pass():
-            for size in part_sizes(x.shape[0], self._part):
-                first, last = last, last + size
-                with at_step(step, first):
-                    part = run_in(
-                        self._workspace,
-                        self._part_gradients,
-                        x[first:last, ...],
-                        t[first:last, ...],
-                        None if weight is None else weight[first:last],
-                        whole,
-                    )
-                loss = loss + part
-        return loss
-
-    def _part_gradients(self, x: Array, t: Array, weight: Array | None, whole: Any) -> Array:
-        """Run forward and backward for a part of a batch. Return its share of the batch's loss, in
-        new memory."""
-        with without_dx(self.model):
-            y, kept = run(self.model, pack(x), True, True)
-        share, cache = self.loss.forward_part(y, t, weight, whole)
-        self.model.backward(self.loss.backward_part(cache), kept, need_dx=False)
-        return share
+        return self.updater.step(x, t, state, weight)
 
     def _read_losses(self) -> None:
         """Fetch the losses that have accumulated on the device."""
-        fetched = self.backend.to_host(self.backend.xp.stack(self._unread)).tolist()
-        losses, fine = [loss for loss, _ in fetched], [ok for _, ok in fetched]
-        self._unread.clear()
-        begin = len(self.train_loss_list)
-        self.train_loss_list.extend(losses)
-        if not all(fine):
-            index = fine.index(0.0)
-            loss, step = losses[index], begin + index
+        step = self._history.read(self.backend)
+        if step is not None:
+            loss = self.train_loss_list[step]
             elsewhere = ", but its gradients or running statistics are not finite"
             raise NotFiniteError(
                 f"the loss of step {step + 1} (epoch {self.epoch + 1}) is "
@@ -1001,7 +657,7 @@ class Trainer:
 
     def _evaluate(self, samples: Samples, loss: Loss | None) -> dict[str, Any]:
         """Return loss and metrics over the first samples of a set, as many as requested."""
-        samples, model = samples.first(self._sample_size(samples)), self.model
+        samples, model = samples.first(self.evaluate_sample_num_per_epoch), self.model
         return evaluate(
             self.backend,
             model.outputs(samples.images),
@@ -1011,146 +667,3 @@ class Trainer:
             samples.weights,
             model.dtype,
         )
-
-    def _sample_size(self, samples: Samples) -> int:
-        return min(self.evaluate_sample_num_per_epoch or samples.count, samples.count)
-
-    def _figures(self) -> list[str]:
-        """Return the names of an epoch's figures, in the order of ``history``."""
-        test = [] if self._sets.test is None else ["loss", *self.metrics]
-        names = ["train_loss", *(f"test_{name}" for name in test[:1])]
-        for name in self.metrics:
-            names += [f"train_{name}", *([f"test_{name}"] if test else [])]
-        return [*names, "lr", "seconds", "images_per_second"]
-
-    def evaluate(self, x: Array, t: Array, batch_size: int | None = None) -> dict[str, Any]:
-        """Return the loss and the metrics of images x with targets t, by name; see
-        ``Model.evaluate``."""
-        loss = self.loss.for_evaluation()
-        return self.model.evaluate(x, t, loss=loss, metrics=self.metrics, batch_size=batch_size)
-
-    def predict_proba(self, x: Array, batch_size: int | None = None) -> Array:
-        """Return probabilities for images x, (N, C, ...): the softmax or sigmoid of the outputs,
-        as the loss has it. Outputs of a regression are returned as they are."""
-        return self.loss.scores(self.model.predict(x, batch_size))
-
-    def predict_classes(self, x: Array, batch_size: int | None = None) -> Array:
-        """Return predictions for images x: the class of each (N, ...) int64, or for multi-label
-        losses 0 or 1 for each label (N, C). -1 where an output is NaN.
-
-        Raises:
-            ArgumentError: if the loss is not one of classes.
-        """
-        if self.loss.task not in ("multiclass", "multilabel"):
-            raise ArgumentError(
-                f"{type(self.loss).__name__} has no classes; use model.predict(x) for the values"
-            )
-        return self.loss.predictions(self.model.predict(x, batch_size))
-
-    def __repr__(self) -> str:
-        done = f"{self.epoch} of {self.epochs} epochs done"
-        figures = ", ".join(
-            f"{name} {each[-1]:.4g}"
-            for name, each in self.history.items()
-            if each and name.startswith(("train_", "test_")) and isinstance(each[-1], float)
-        )
-        return (
-            f"Trainer({type(self.model).__name__} on {self.backend}, "
-            f"{type(self.loss).__name__}, "
-            f"{type(self.optimizer).__name__}(lr={self.optimizer.lr:g}), "
-            f"{self._sets.train.count} training images, batch_size={self.batch_size}, {done}"
-            f"{', ' if figures else ''}{figures})"
-        )
-
-    # --- views ------------------------------------------------------------------------------------
-
-    @property
-    def x_train(self) -> Array:
-        """The training images, checked."""
-        return self._sets.train.images
-
-    @property
-    def t_train(self) -> Array:
-        """The training targets, checked."""
-        return self._sets.train.targets
-
-    @property
-    def x_test(self) -> Array | None:
-        """The test images, checked; None if there are none."""
-        return None if self._sets.test is None else self._sets.test.images
-
-    @property
-    def t_test(self) -> Array | None:
-        """The test targets, checked; None if there are none."""
-        return None if self._sets.test is None else self._sets.test.targets
-
-    @property
-    def epoch_loss_list(self) -> list[float]:
-        """``history["train_loss"]``: the mean loss of every epoch's batches."""
-        return self.history["train_loss"]
-
-    @property
-    def test_loss_list(self) -> list[float]:
-        """``history["test_loss"]``; empty without a test set."""
-        return self.history.get("test_loss", [])
-
-    @property
-    def train_acc_list(self) -> list[float]:
-        """``history["train_accuracy"]``; empty if accuracy is not among the metrics."""
-        return self.history.get("train_accuracy", [])
-
-    @property
-    def test_acc_list(self) -> list[float]:
-        """``history["test_accuracy"]``; empty if there is none."""
-        return self.history.get("test_accuracy", [])
-
-
-def _smoothed(loss: Loss, label_smoothing: float) -> Loss:
-    """Return the loss with label smoothing. Raises ArgumentError if it has none."""
-    if not isinstance(loss, losses.CrossEntropy) or loss.label_smoothing:
-        raise ArgumentError(
-            "label_smoothing is an option of the cross-entropy; set it there if you give a loss: "
-            "loss=CrossEntropy(label_smoothing=0.1)"
-        )
-    return replace(loss, label_smoothing=label_smoothing)
-
-
-def _check_takes_weights(loss: Loss) -> None:
-    """Raise ArgumentError unless the loss takes ``class_weight`` and has none yet."""
-    if not isinstance(loss, losses.CrossEntropy):
-        raise ArgumentError(
-            f"class_weight is an option of the cross-entropy, the loss is {type(loss).__name__}; "
-            "use sample_weight, or the loss's own: Focal(alpha=...), BCEWithLogits(pos_weight=...)"
-        )
-    if loss.weight is not None:
-        raise ArgumentError("the loss has class weights already; leave class_weight out")
-
-
-def _weighted(loss: Any, class_weight: Any, t: Array, model: Model) -> Loss:
-    """Return the cross-entropy with a weight for each class. ``t``: the targets that are trained
-    on, checked."""
-    weights = class_weights(class_weight, t, model.output_shape[0], ignore_index=loss.ignore_index)
-    return replace(loss, weight=weights)
-
-
-def _check_trainable(model: Model) -> None:
-    """Raise StateError if the model has parameters and all of them are frozen."""
-    if model.named_parameters() and not learns(model):
-        raise StateError(
-            'all parameters are frozen, so there is nothing to train; call model.unfreeze("fc") '
-            "for those to train",
-            model.where,
-        )
-
-
-def _check_precision(precision: Any, model: Model) -> str:
-    """Return the precision if this model can be trained with it on its device. Raises ArgumentError
-    if not."""
-    one_of("precision", precision, *PRECISIONS)
-    home = model.home
-    if precision not in home.precisions or model.dtype != "float32" != precision:
-        raise ArgumentError(
-            f"precision={precision!r} is not supported for a {model.dtype} model on {home}; use "
-            f"{' or '.join(home.precisions if model.dtype == 'float32' else ['float32'])}"
-        )
-    return str(precision)

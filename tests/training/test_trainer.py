@@ -571,7 +571,7 @@ def test_a_batch_that_gives_nan_changes_no_weight(backend):
     run.run_batch(batch)
     before = bits(run.model)
     x, t = run.x_train[:20, ...], run.t_train[:20]
-    _, ok = run.step(x * float("nan"), t, StepState(1, 0.1, 2, run._ok))
+    _, ok = run.step(x * float("nan"), t, StepState(1, 0.1, 2, run.updater.ok))
     assert not backend.host(ok)
     assert bits(run.model) == before
     _, ok = run.step(x, t, StepState(2, 0.1, 3, ok))

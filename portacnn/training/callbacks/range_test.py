@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from portacnn.arguments import positive, whole
 from portacnn.errors import ArgumentError, DependencyError, NotFiniteError
-from portacnn.ops.workspace import Workspace
 from portacnn.schedules import make_schedule
 
 if TYPE_CHECKING:
@@ -147,18 +146,16 @@ def _batches(trainer: "Trainer", steps: int) -> Iterator[Any]:
 def _unchanged(trainer: "Trainer") -> Iterator[None]:
     """Context after which the Trainer and its model are as they were before."""
     model, home = trainer.model, trainer.backend
-    if trainer._unread:
-        trainer._read_losses()
+    trainer._read_losses()
     arrays = [*model.named_parameters().wholes(), *model.named_buffers().wholes()]
     with home.active():
         copies = [home.xp.asarray(array, copy=True) for array in arrays]
-    names = ("optimizer", "schedule", "compile_step", "train_loss_list", "_unread", "_ok", "_step")
-    before = {name: getattr(trainer, name) for name in names}
+    before = {name: getattr(trainer, name) for name in ("updater", "schedule", "_history")}
+    trainer.updater = copy.copy(trainer.updater)
     trainer.optimizer = copy.deepcopy(trainer.optimizer)
+    trainer.compile_step = False
     trainer.schedule = make_schedule("constant", 1)  # the optimizer's own rate
-    trainer.train_loss_list = list(trainer.train_loss_list)
-    trainer.compile_step, trainer._step = False, None
-    trainer._unread, trainer._ok = [], trainer._fine()
+    trainer._history = copy.deepcopy(trainer._history)
     try:
         yield
     finally:
@@ -166,4 +163,4 @@ def _unchanged(trainer: "Trainer") -> Iterator[None]:
             for array, own in zip(arrays, copies, strict=True):
                 array[...] = own
         vars(trainer).update(before)
-        trainer._workspace = Workspace()
+        trainer.updater.release_memory()

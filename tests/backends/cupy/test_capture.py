@@ -584,8 +584,8 @@ def test_a_network_is_trained_to_the_same_bits():
     with log.watch() as seen:
         captured = trained(home, True, schedule="cosine")
     plain = trained(home, False, schedule="cosine")
-    assert captured._step.reason is None
-    assert captured._step.graphs == 2
+    assert captured.updater.compiled.reason is None
+    assert captured.updater.compiled.graphs == 2
     assert captured.train_loss_list == plain.train_loss_list
     assert captured.test_acc_list == plain.test_acc_list
     assert bits(captured.model) == bits(plain.model)
@@ -615,7 +615,7 @@ def test_weights_are_on_the_device_before_a_step_is_recorded(changes):
     """And stay there, whatever other losses send afterwards."""
     home = resolve("cuda:1")
     captured, plain = (trained(home, way, epochs=4, **changes) for way in (True, False))
-    assert (captured._step.reason, captured._step.graphs) == (None, 2)
+    assert (captured.updater.compiled.reason, captured.updater.compiled.graphs) == (None, 2)
     assert captured.train_loss_list == plain.train_loss_list
     assert bits(captured.model) == bits(plain.model)
     weights = next(
@@ -635,7 +635,7 @@ def test_batches_that_are_sent_there_are_captured_too(monkeypatch):
     monkeypatch.setattr(type(home), "free_memory", lambda self: 1000)
     captured = trained(home, True, epochs=4)
     assert isinstance(captured._feed, Streamed)
-    assert captured._step.graphs == 2
+    assert captured.updater.compiled.graphs == 2
     assert captured.train_loss_list == plain.train_loss_list
     assert bits(captured.model) == bits(plain.model)
 
@@ -644,7 +644,7 @@ def test_a_network_without_kernels_names_its_first_product(caplog):
     home = resolve("cuda")
     with use_kernels("reference"), caplog.at_level(logging.WARNING, logger="portacnn"):
         captured, plain = trained(home, True, epochs=2), trained(home, False, epochs=2)
-    assert captured._step.reason.startswith("conv: ")
+    assert captured.updater.compiled.reason.startswith("conv: ")
     assert len(caplog.messages) == 1
     assert captured.train_loss_list == plain.train_loss_list
     assert bits(captured.model) == bits(plain.model)
@@ -684,5 +684,5 @@ def test_a_network_that_finds_no_room_goes_on_with_smaller_batches():
         verbose=False,
     )
     small.train()
-    assert small._step.graphs == 1
+    assert small.updater.compiled.graphs == 1
     assert bits(run.model) != before

@@ -1,0 +1,211 @@
+"""The options of a training: ``Options``, which checks them, and what else a ``Trainer`` checks or
+makes of its arguments."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from portacnn import losses
+from portacnn.arguments import flag, fraction, not_negative, one_of, positive, whole
+from portacnn.data.targets import class_weights
+from portacnn.errors import ArgumentError, StateError
+from portacnn.layers.freezing import learns
+from portacnn.losses import Loss
+from portacnn.models import Model
+from portacnn.ops.dispatch import PRECISIONS
+from portacnn.runtime import Array
+from portacnn.schedules import PerEpoch, Schedule, make_schedule
+from portacnn.seeds import check_seed
+from portacnn.training.feed import batch_sizes, part_sizes
+from portacnn.training.sets import Sets
+
+KEYWORDS = {
+    "momentum": 'write optimizer="momentum", optimizer_param={"momentum": ...}',
+    "weight_decay": 'write optimizer_param={"weight_decay": ...}',
+    "device": "data and training follow the model: give the device to the model",
+}
+"""What to do instead, for arguments of ``Trainer`` that belong elsewhere."""
+FROM_CHECKPOINT = dict.fromkeys(
+    (
+        "batch_size",
+        "mini_batch_size",
+        "lr",
+        "learning_rate",
+        "optimizer",
+        "optimizer_param",
+        "seed",
+        "validation_split",
+        "class_weight",
+    ),
+    "it comes from the checkpoint; leave it out",
+)
+"""The same for ``Trainer.resume``."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """The Trainer's arguments that a checkpoint's header holds unchanged, checked. Each is an
+    attribute of the Trainer of the same name; see there.
+
+    Raises:
+        ArgumentError: if one is out of range.
+    """
+
+    epochs: int
+    batch_size: int
+    drop_last: bool
+    schedule_unit: str
+    clip_norm: float | None
+    validation_split: float | None
+    accumulate: int
+    evaluate_sample_num_per_epoch: int | None
+    seed: int
+    precision: str
+    compile_step: bool
+    checkpoint_every: int | None
+    keep: int
+    verbose: bool
+
+    def __post_init__(self) -> None:
+        epochs, size = whole("epochs", self.epochs, 0), whole("batch_size", self.batch_size, 1)
+        evaluated, every = self.evaluate_sample_num_per_epoch, self.checkpoint_every
+        if evaluated is not None:
+            whole("evaluate_sample_num_per_epoch", evaluated, 1)
+        clip_norm, split = self.clip_norm, self.validation_split
+        checked = {
+            "epochs": epochs,
+            "batch_size": size,
+            "clip_norm": None if clip_norm is None else positive("clip_norm", clip_norm),
+            "accumulate": whole("accumulate", self.accumulate, 1),
+            "seed": check_seed(self.seed),
+            "validation_split": None if split is None else fraction("validation_split", split),
+            "drop_last": flag("drop_last", self.drop_last),
+            "compile_step": bool(self.compile_step),
+            "checkpoint_every": None if every is None else whole("checkpoint_every", every, 1),
+            "keep": whole("keep", self.keep, 1),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+        if self.accumulate > size:
+            raise ArgumentError(
+                f"accumulate must be at most batch_size={size}, got {self.accumulate}"
+            )
+        if self.schedule_unit not in ("step", "epoch"):
+            raise ArgumentError(
+                f'schedule_unit must be "step" or "epoch", got {self.schedule_unit!r}'
+            )
+
+    @property
+    def part(self) -> int:
+        """The number of images at a time, at most: a batch's, divided by ``accumulate``."""
+        return -(-self.batch_size // self.accumulate)
+
+
+def check_precision(precision: Any, model: Model) -> str:
+    """Return the precision if this model can be trained with it on its device. Raises ArgumentError
+    if not."""
+    one_of("precision", precision, *PRECISIONS)
+    home = model.home
+    if precision not in home.precisions or model.dtype != "float32" != precision:
+        raise ArgumentError(
+            f"precision={precision!r} is not supported for a {model.dtype} model on {home}; use "
+            f"{' or '.join(home.precisions if model.dtype == 'float32' else ['float32'])}"
+        )
+    return str(precision)
+
+
+def check_trainable(model: Model) -> None:
+    """Raise StateError if the model has parameters and all of them are frozen."""
+    if model.named_parameters() and not learns(model):
+        raise StateError(
+            'all parameters are frozen, so there is nothing to train; call model.unfreeze("fc") '
+            "for those to train",
+            model.where,
+        )
+
+
+def check_sizes(model: Model, sets: Sets, options: Options) -> None:
+    """Raise ArgumentError if there are fewer training images than in a batch, or a batch, a part of
+    one, or a set to evaluate is too small for a layer."""
+    count, most = sets.train.count, options.batch_size
+    if most > count:
+        raise ArgumentError(f"batch_size is {most}, but there are only {count} training images")
+    batches = set(batch_sizes(count, most, options.drop_last))
+    parts = {size: part_sizes(size, options.part) for size in batches}
+    evaluated = options.evaluate_sample_num_per_epoch
+    for layer in model.walk():
+        for size, sizes in parts.items():
+            if min(sizes) < layer.least_batch:
+                last = size < most
+                split = (
+                    f", in parts of {', '.join(map(str, sizes))} (accumulate={options.accumulate})"
+                )
+                raise ArgumentError(
+                    "batch norm needs more than one value per channel for a variance; the "
+                    f"{'last batch' if last else 'batches'} of {count} images "
+                    f"by batch_size={most} would have "
+                    f"{size}{split if len(sizes) > 1 else ''}; choose another "
+                    f"batch_size{' or drop_last=True' if last else ''}"
+                    f"{' or accumulate' if len(sizes) > 1 else ''}",
+                    layer.where,
+                )
+        for name, samples in (("x_train", sets.train), ("x_test", sets.test)):
+            if samples is not None and samples.first(evaluated).count < layer.least_predicted:
+                raise ArgumentError(
+                    "without running statistics it has no variance over one image, but "
+                    f"{name} would be evaluated on one; give more "
+                    "images"
+                    f"{'' if samples.count == 1 else ' (evaluate_sample_num_per_epoch)'}",
+                    layer.where,
+                )
+
+
+# --- loss -----------------------------------------------------------------------------------------
+
+
+def smoothed(loss: Loss, label_smoothing: float) -> Loss:
+    """Return the loss with label smoothing. Raises ArgumentError if it has none."""
+    if not isinstance(loss, losses.CrossEntropy) or loss.label_smoothing:
+        raise ArgumentError(
+            "label_smoothing is an option of the cross-entropy; set it there if you give a loss: "
+            "loss=CrossEntropy(label_smoothing=0.1)"
+        )
+    return replace(loss, label_smoothing=label_smoothing)
+
+
+def check_takes_weights(loss: Loss) -> None:
+    """Raise ArgumentError unless the loss takes ``class_weight`` and has none yet."""
+    if not isinstance(loss, losses.CrossEntropy):
+        raise ArgumentError(
+            f"class_weight is an option of the cross-entropy, the loss is {type(loss).__name__}; "
+            "use sample_weight, or the loss's own: Focal(alpha=...), BCEWithLogits(pos_weight=...)"
+        )
+    if loss.weight is not None:
+        raise ArgumentError("the loss has class weights already; leave class_weight out")
+
+
+def weighted(loss: Any, class_weight: Any, t: Array, model: Model) -> Loss:
+    """Return the cross-entropy with a weight for each class. ``t``: the targets that are trained
+    on, checked."""
+    weights = class_weights(class_weight, t, model.output_shape[0], ignore_index=loss.ignore_index)
+    return replace(loss, weight=weights)
+
+
+# --- schedule -------------------------------------------------------------------------------------
+
+
+def step_schedule(
+    schedule: Schedule | str | None, unit: str, epochs: int, steps_per_epoch: int, lr: float
+) -> Schedule:
+    """Return the schedule as one that counts steps, checked at both ends of the training.
+
+    Args:
+        unit: what ``schedule`` counts, "step" or "epoch".
+        lr: the optimizer's learning rate.
+    """
+    total = epochs * steps_per_epoch
+    made = make_schedule(schedule, total if unit == "step" else epochs)
+    if unit == "epoch":
+        made = PerEpoch(made, steps_per_epoch)
+    for step in (0, total - 1) if total else ():
+        not_negative(f"the schedule's learning rate at step {step}", made(step, lr))
+    return made
