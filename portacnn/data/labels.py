@@ -6,6 +6,12 @@ from portacnn.errors import LabelError
 from portacnn.runtime import HostArray
 
 
+def one_hot(targets: HostArray) -> HostArray:
+    """Return which places of (N, classes, *S) are one-hot, one 1 and the rest 0: bool (N, *S)."""
+    ones, others = np.count_nonzero(targets == 1, axis=1), np.count_nonzero(targets, axis=1)
+    return (ones == 1) & (others == 1)
+
+
 def class_indices(labels: HostArray, count: int, classes: int, what: str = "labels") -> HostArray:
     """Return labels, integers (N,) or one-hot (N, classes), as int64 (N,).
 
@@ -34,9 +40,7 @@ def class_indices(labels: HostArray, count: int, classes: int, what: str = "labe
                 f"{prefix}one-hot labels must have {classes} columns, the network's outputs, got "
                 f"{labels.shape[1]}"
             )
-        rows = (np.count_nonzero(labels == 1, axis=1) == 1) & (
-            np.count_nonzero(labels, axis=1) == 1
-        )
+        rows = one_hot(labels)
         if not rows.all():
             raise LabelError(
                 f"{prefix}row {int(np.argmin(rows))} is not one-hot: {labels[int(np.argmin(rows))]}"

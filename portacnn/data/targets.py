@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from portacnn.arguments import as_float, as_int, told
-from portacnn.data.labels import class_indices
+from portacnn.data.labels import class_indices, one_hot
 from portacnn.errors import ArgumentError, ArrayError, LabelError, NotFiniteError
 from portacnn.runtime import HostArray, backend_of
 
@@ -101,14 +101,12 @@ def classes_or_shares(
             f"{loss} expects class indices {by_index} or shares of classes {by_class} for outputs "
             f"of {shape}, got shape {targets.shape}"
         )
-    one_hot = (np.count_nonzero(targets == 1, axis=1) == 1) & (
-        np.count_nonzero(targets, axis=1) == 1
-    )
-    if one_hot.all():
+    rows = one_hot(targets)
+    if rows.all():
         labels = targets.argmax(axis=1)
         return labels if labels.ndim == 1 or classes > 256 else labels.astype(np.uint8)
     if targets.dtype.kind != "f" or not soft:
-        _refuse_row(targets, one_hot, loss, soft)
+        _refuse_row(targets, rows, loss, soft)
     _refuse_not_finite(targets)
     total = targets.sum(axis=1, dtype=np.float64)
     shares = (targets >= 0).all(axis=1) & (np.abs(total - 1.0) <= _SUMS_TO_ONE)

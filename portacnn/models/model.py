@@ -445,10 +445,8 @@ class Model(Sequential):
             LabelError: if the targets do not fit the loss or the outputs.
             ArgumentError: if there are no images, or a metric does not fit the loss.
         """
-        x, home, loss = self.received(x), self.home, losses.named(loss)
-        if (count := image_count(x)) == 0:
-            raise ArgumentError("evaluation needs at least one image, got none", self.where)
-        self.kept_as(x)
+        home, loss, x = self.home, losses.named(loss), self._to_evaluate(x, "evaluation")
+        count = x.shape[0]
         t = self.received_targets(t)
         size, shape = tuple(x.shape[1:]), self.output_shape
         if size != self.input_shape:
@@ -460,6 +458,14 @@ class Model(Sequential):
         chosen = metrics_for(loss, metrics)
         batches = self.outputs(x, batch_size)
         return evaluate(home, batches, home.asarray(checked), loss, chosen, weights, self.dtype)
+
+    def _to_evaluate(self, x: Array, what: str) -> Array:
+        """Return images as ``received`` does, checked. Raises ArgumentError if there are none."""
+        x = self.received(x)
+        if image_count(x) == 0:
+            raise ArgumentError(f"{what} needs at least one image, got none", self.where)
+        self.kept_as(x)
+        return x
 
     def accuracy(self, x: Array, t: Array, batch_size: int | None = None) -> float:
         """Return the share of images x that are classified as their label in t, 0 to 1.
@@ -473,10 +479,7 @@ class Model(Sequential):
         Raises:
             ArgumentError: if there are no images.
         """
-        x = self.received(x)
-        if image_count(x) == 0:
-            raise ArgumentError("accuracy needs at least one image, got none", self.where)
-        self.kept_as(x)
+        x = self._to_evaluate(x, "accuracy")
         return self.count_correct(x, self.labels(t, x.shape[0]), batch_size) / x.shape[0]
 
     @_at_home
