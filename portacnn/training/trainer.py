@@ -143,6 +143,8 @@ class Trainer(Results):
             epoch.
         stopped_early: whether ``early_stopping`` has ended the training.
         last_checkpoint: path of the checkpoint written last, None before the first.
+        updater: runs the steps (``step.Updater``). It holds ``optimizer``, ``loss``, ``clip_norm``,
+            ``precision`` and ``compile_step``.
 
     Raises:
         ShapeError, LabelError, ArrayError, NotFiniteError: if data do not fit the model or are not
