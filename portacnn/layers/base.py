@@ -612,8 +612,8 @@ class Layer(AnswersKeywords):
         return False
 
     def arguments(self) -> tuple[list[Any], dict[str, Any]]:
-        """Return the constructor's arguments that differ from their defaults: the ``*args``, and
-        the others by name."""
+        """Return the arguments passed to the constructor: the ``*args``, and the others by name.
+        Omitted arguments are not included."""
         args, kwargs = self._made_with
         parameters = signature(type(self)).parameters
         several: list[Any] = []

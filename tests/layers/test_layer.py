@@ -419,7 +419,7 @@ def test_backward_needs_a_cache(backend, kind, args, kwargs, shape):
         net.children["mine"].backward(dy, nothing)
     with pytest.raises(
         StateError,
-        match=r"^Sequential: expected what forward kept for backward \(keep=True\), "
+        match=r"^Sequential: expected a cache of forward\(x, keep=True\), "
         r"got NoneT",
     ):
         net.backward(dy, net.forward(x, keep=False)[1])
