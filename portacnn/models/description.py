@@ -77,7 +77,8 @@ def needs_format_2(known: Described) -> bool:
 
 
 def _check_apart(layer: Layer) -> None:
-    """Raise ArgumentError if a layer is both in a replacement and in what the constructor makes.
+    """Raise ArgumentError if a layer is both in a replacement and in a layer that the constructor
+    makes.
 
     The layer in the constructor's part has no name to refer to.
     """
