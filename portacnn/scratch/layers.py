@@ -22,13 +22,16 @@ from portacnn.seeds import check_seed
 
 
 class _Layer:
-    """Base of the layers: forward keeps ``_cache``, and backward needs it and may be repeated."""
+    """Base of the layers. ``forward`` stores ``_cache``; ``backward`` needs it and may be
+    repeated."""
 
     _cache: Any = None
 
     def _kept(self) -> Any:
         if self._cache is None:
-            raise StateError("backward needs a forward before it", type(self).__name__)
+            raise StateError(
+                "expected a forward pass before backward; call forward first", type(self).__name__
+            )
         return self._cache
 
     def _gradient(self, dout: Array) -> Array:
@@ -147,7 +150,7 @@ class BatchNormalization(_Layer):
     ) -> None:
         if (running_mean is None) != (running_var is None):
             raise ArgumentError(
-                "running_mean and running_var go together: give both or neither",
+                "expected both running_mean and running_var, or neither",
                 "BatchNormalization",
             )
         self.gamma, self.beta, self.momentum = gamma, beta, momentum
@@ -278,7 +281,7 @@ class Dropout(_Layer):
         seed: of the masks; None draws one.
 
     Attributes:
-        mask: what the last training forward pass kept: 1 or 0 for each element.
+        mask: of the last training forward pass: 1 for each element that was kept, else 0.
     """
 
     def __init__(self, dropout_ratio: float = 0.5, *, seed: int | None = None) -> None:
@@ -314,9 +317,9 @@ class Dropout(_Layer):
 class SoftmaxWithLoss(_Layer):
     """Softmax and the mean cross-entropy with the labels.
 
-    It is computed from the logits, so the loss stays exact where the book's, with its log(y +
-    1e-7), saturates at 16.1. The gradient is that of this loss. Soft labels have their full effect;
-    the book's loss uses only the largest.
+    It is computed from the logits, so the loss is exact; the book's, with its log(y + 1e-7),
+    saturates at 16.1. The gradient is the gradient of this loss. Soft labels have their full
+    effect; the book's loss uses only the largest.
 
     Attributes:
         loss: the last one, 0-dimensional.

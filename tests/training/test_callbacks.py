@@ -533,7 +533,7 @@ def test_a_state_that_a_file_cannot_hold(tmp_path):
             return {"function": print}
 
     trainer = make(callbacks=[Bad()])
-    with pytest.raises(ArgumentError, match="Bad: state_dict must hold NumPy arrays and what JSON"):
+    with pytest.raises(ArgumentError, match="Bad: state_dict must return NumPy arrays and JSON"):
         trainer.checkpoint(tmp_path / "one")
 
 

@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 class EMA(Callback):
     """Average the weights over the steps: average = decay * average + (1 - decay) * weights.
 
-    Running statistics (batch norm) are averaged alike. The averages begin with the weights at the
+    Running statistics (batch norm) are averaged too. The averages begin with the weights at the
     first ``train()``. ``train`` leaves the trained weights in the model; ``copy_to`` and
     ``applied`` put the averages there. Averages need the memory of one more copy of the weights,
     and of a second one during an evaluation.
 
     Args:
-        decay: share of the old average, 0 <= decay < 1. Near 1 it averages over about 1 / (1 -
+        decay: weight of the old average, 0 <= decay < 1. Near 1 it averages over about 1 / (1 -
             decay) steps.
-        warm_up: use at most (1 + n) / (10 + n) as the decay at step n from 0, so that the first
-            weights, which are random, are soon forgotten.
+        warm_up: use at most (1 + n) / (10 + n) as the decay at step n, counted from 0, so that the
+            random initial weights lose their effect quickly.
         evaluate: evaluate each epoch with the averages. Early stopping then keeps them as the best
             weights.
 
@@ -57,7 +57,7 @@ class EMA(Callback):
         n, xp = self.updates, trainer.backend.xp
         decay = min(self.decay, (1 + n) / (10 + n)) if self.warm_up else self.decay
         for average, weights in self._pairs:
-            if not is_float(xp, weights.dtype):  # the number of batches that a norm has seen
+            if not is_float(xp, weights.dtype):  # a norm's number of batches
                 average[...] = weights
                 continue
             # 0 after a step that was not finite
@@ -132,7 +132,7 @@ class EMA(Callback):
     # --- checkpoints, copies ----------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the averages by path, and how they are made."""
+        """Return the averages by path, and the options."""
         return {
             "decay": self.decay,
             "warm_up": self.warm_up,
@@ -144,8 +144,8 @@ class EMA(Callback):
         """Continue from a state.
 
         Raises:
-            ArgumentError: if it is of other averages than these.
-            ModelFormatError: if it makes no sense.
+            ArgumentError: if the options differ.
+            ModelFormatError: if the state is invalid.
         """
         for name in ("decay", "warm_up"):
             if state.get(name) != getattr(self, name):
