@@ -126,7 +126,7 @@ class Layer(AnswersKeywords):
     belongs_to: Network | None
     constant_arrays: dict[tuple[str, str, str], Array]
 
-    # --- what a subclass defines ------------------------------------------------------------------
+    # --- methods that a subclass defines ----------------------------------------------------------
 
     def infer(self, shape: Shape) -> Shape:
         """Check the shape of one sample, ``declare`` the parameters, and return the output
@@ -177,7 +177,7 @@ class Layer(AnswersKeywords):
         self.hooks = (*self.hooks, function)
         return Handle(self, function)
 
-    # --- what a subclass uses ---------------------------------------------------------------------
+    # --- methods that a subclass calls ------------------------------------------------------------
 
     def declare(
         self, name: str, shape: Shape, init: Initializer, *, fan_in: int = 1, fan_out: int = 1
@@ -453,7 +453,7 @@ class Layer(AnswersKeywords):
             raise ArgumentError(f"expected a layer for {path!r}, got {layer!r}", self.where)
         return replacing.replace(self, path, layer)
 
-    # --- training only a part ---------------------------------------------------------------------
+    # --- freezing ---------------------------------------------------------------------------------
 
     def freeze(self, what: Selection = "*") -> Self:
         """Freeze parameters, so that training does not change them; return the layer.

@@ -1,8 +1,8 @@
 """Build a network: plan all shapes first, then draw the parameters.
 
-``plan`` walks the tree from the root, gives every layer its path and checks every shape. It
-allocates nothing. ``build`` draws the parameters only if all shapes fit, each from the seed and its
-own path. So an error changes nothing.
+``plan`` walks the tree from the root, sets every layer's path and checks every shape. It allocates
+nothing. ``build`` draws the parameters only if all shapes fit, each from the seed and its own path.
+So an error changes nothing.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -117,8 +117,8 @@ def check_free(layer: "Layer", network: Network | None) -> None:
     """Raise StateError if the layer is part of a network other than this one."""
     if layer.belongs_to is not None and layer.belongs_to is not network:
         raise StateError(
-            "was built as a part of another network; give this one a layer of its own, or take "
-            "it out of the other: network.replace(path, another_layer)",
+            "is part of another network; use a new layer, or first remove it from the other "
+            "network: network.replace(path, another_layer)",
             layer.where,
         )
 

@@ -364,8 +364,8 @@ class Recompute(_Container):
         Sequential(*(Recompute(block) for block in blocks))  # keeps one block's activations
 
     This saves memory and costs a second forward pass (Chen et al., 2016). Outputs, gradients,
-    running statistics and dropout masks are bit for bit those of the layer alone. It adds no
-    segment to paths, so the same weight files load with and without it.
+    running statistics and dropout masks are bit for bit the same as without it. It adds no segment
+    to paths, so the same weight files load with and without it.
 
     Args:
         layer: any layer, usually a block of several.

@@ -146,9 +146,7 @@ class Graph(Layer):
             names = (*layer.declared, *layer.declared_buffers)
             for path in map(layer.full_name, (name for name in names if name not in layer.tied)):
                 if path in taken:
-                    raise ArgumentError(
-                        f"two layers have state at {path!r}; give one of them another name"
-                    )
+                    raise ArgumentError(f"two layers have state at {path!r}; rename one of them")
                 taken.add(path)
         return shapes[self.nodes[-1].name]
 

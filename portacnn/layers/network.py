@@ -82,7 +82,7 @@ def _places(
 
 
 def _flat(backend: Backend, places: Mapping[str, tuple[dict[str, Array], str]]) -> tuple[Flat, ...]:
-    """Move arrays into one flat array for each dtype; return the flat arrays.
+    """Move arrays into one flat array per dtype, and return the flat arrays.
 
     Args:
         places: by path, the dictionary that holds the array, and its name there.

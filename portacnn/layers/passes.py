@@ -22,7 +22,7 @@ __all__ = ["at_step", "gradients_of", "one_backward_pass"]
 
 
 class Moment:
-    """The position in training, on which random draws depend (beside the layer's seed and path).
+    """The position in training. Random draws depend on it and on the layer's seed and path.
 
     Attributes:
         step: of training; None if each layer counts its own training forward passes.

@@ -161,7 +161,7 @@ def _brought(layer: "Layer", backend: Backend, dtype: str) -> Arrays:
 
 
 def _leave(layer: "Layer") -> None:
-    """Remove the layer from its network, and give it separate arrays."""
+    """Remove the layer from its network, with its own copies of its arrays."""
     layer.belongs_to, layer.grads, layer.tied = None, {}, {}
     if layer.backend is not None:
         with layer.backend.active():

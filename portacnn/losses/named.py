@@ -33,7 +33,7 @@ _KINDS: dict[str, type[Loss]] = {
 
 
 def named(what: str | Loss) -> Loss:
-    """Return the loss called ``what``; a ``Loss`` is returned as it is. Raises ArgumentError if the
+    """Return the loss called ``what``, or ``what`` if it is a ``Loss``. Raises ArgumentError if the
     name is unknown."""
     if isinstance(what, Loss):
         return what

@@ -28,8 +28,8 @@ def describe_layer(layer: Layer, known: Described | None = None) -> dict[str, An
     among them.
 
     A layer that occurs in several places is described once, under a name, and the other places
-    refer to it. ``replaced`` holds, by path, the layers that replace those that the constructor
-    makes (``Layer.replace``).
+    refer to it. ``replaced`` holds, by path, the replacements of layers made by the constructor
+    (``Layer.replace``).
 
     Args:
         known: the layers described so far; this one is added.

@@ -79,8 +79,8 @@ class _Lane:
         return _copy(run_in(self._workspace, lambda: network(batch(x))))
 
     def _follow(self, size: int = 0) -> None:
-        """Grow the arena to what the last call needed, or to ``size``; drop the paths of a replaced
-        arena."""
+        """Grow the arena to the size of the last call, or to ``size``; drop the prepared paths of a
+        replaced arena."""
         self._workspace.grow(size)
         if self._version != self._workspace.version:
             self._ways, self._last = {}, None
@@ -121,7 +121,7 @@ class _Way:
     def __init__(
         self, network: Layer, x: Array, batch: Callable[[Array], Array], plan: Plan
     ) -> None:
-        first = batch(x)  # which checks x
+        first = batch(x)  # this checks x
         # Inputs of the network's own library and dtype are packed where needed.
         self._own = backend_of(x).name == backend_of(first).name and x.dtype == first.dtype
         self.plan = plan

@@ -110,7 +110,7 @@ def table(network: Layer, input_shape: Sequence[int], batch_size: int) -> str:
 
 
 def _aligned(lines: Sequence[tuple[str, ...]], widths: list[int]) -> Iterator[str]:
-    """Yield lines with words aligned left and numbers right."""
+    """Yield lines with text aligned left and numbers right."""
     for line in lines:
         cells = [
             c.ljust(w) if i < 3 else c.rjust(w)

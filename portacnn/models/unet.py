@@ -110,7 +110,7 @@ class UNet(GraphModel):
             ways.append(x)
         for number in range(1, depth + 1):
             level = depth - number  # of the output
-            channels = width * 2 ** (level + 1)  # of both, side by side
+            channels = width * 2 ** (level + 1)  # of the concatenation
             outputs = width * 2**level // (share if level else 1)
             if up == "bilinear":
                 doubled: Layer = Upsample(None, 2, "bilinear", align_corners=True)

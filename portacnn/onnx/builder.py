@@ -1,8 +1,7 @@
 """``GraphBuilder``, which builds an ONNX graph node by node, and the table of layers' emitters.
 
 A layer's *emitter* is a function ``(graph, layer, x) -> y``: it adds nodes and returns the name of
-the value that is the layer's output. Those of portacnn's own layers are in
-``portacnn.onnx.layers``.
+the layer's output. The emitters of portacnn's layers are in ``portacnn.onnx.layers``.
 
 There are two kinds of arrays. A layer's parameters and buffers are initializers, named by their
 paths ("layer1.0.conv1.weight"). Values that belong to the graph only (a shape, a factor) are
@@ -123,7 +122,7 @@ class GraphBuilder:
         Args:
             op_type: one of ONNX's operators, in the version of ``opset``.
             inputs: names of values; "" for an optional input that is omitted.
-            attributes: numbers, strings and lists of them; those that are None are omitted.
+            attributes: numbers, strings and lists of them; None omits an attribute.
         """
         name = self.fresh(op_type)
         given = {key: value for key, value in attributes.items() if value is not None}

@@ -3,7 +3,7 @@
 The layers are visited in their order, and each is written into the graph by its emitter
 (``builder``, ``layers``). The file takes samples as the network does and returns what ``predict``
 returns. It is checked before it is written, and written atomically. A protocol buffer is limited to
-2 GB: larger weights are stored in a second file beside it, which the first one names.
+2 GB: larger weights are stored in a second file in the same folder, which the first one names.
 """
 
 import contextlib
@@ -62,11 +62,10 @@ def export(
     Args:
         model: a built model, on any backend. One that is not built is built for ``input_shape``,
             with new weights.
-        path: of the file. More than 2 GB of weights are stored in a second file beside it,
+        path: of the file. More than 2 GB of weights are stored in a second file,
             ``<path>.<digits>.data``.
         input_shape: (C, H, W) of one sample; default: the shape that the network was built for.
-        opset: version of ONNX's operators, 13 to 28 (and at most what the installed ``onnx``
-            supports).
+        opset: version of ONNX's operators, 13 to 28 (and not above the installed ``onnx``'s).
         dynamic_batch: accept batches of any size; otherwise only of 1.
         dtype: dtype of the computation, "float32" or "float64"; default: the network's. With
             "float16" or "bfloat16", weights of two or more axes are stored in that dtype, which

@@ -2,7 +2,7 @@
 
 A value of an ONNX graph is a ``Value`` or a ``Known``. A ``Value`` depends on the network's input:
 the output (N, *shape) of a layer. A ``Known`` is computed when the file is read: weights, and
-values computed from shapes. The number of samples is not known; ``BATCH`` stands for it in shapes.
+values computed from shapes. The number of samples is not known; shapes contain ``BATCH`` instead.
 
 Axes are numbered as in the file, with the batch as axis 0.
 """
@@ -21,7 +21,7 @@ from portacnn.runtime import HostArray
 from portacnn.text import quoted
 
 BATCH = -(1 << 40)
-"""Stands for the number of samples in a shape that a file computes."""
+"""The number of samples in a shape that a file computes."""
 _CARRIES_BATCH: dict[str, slice] = {
     "Shape": slice(None),
     "Identity": slice(None),

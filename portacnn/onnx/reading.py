@@ -1,7 +1,7 @@
 """Read an ONNX file into plain operations and arrays, and check everything that it declares.
 
-What a file declares is compared with the bytes that exist before an array is made. The memory of
-all arrays together is limited (``Budget``). External data are read only from regular files in the
+The declared sizes are compared with the bytes that exist before an array is made. The memory of all
+arrays together is limited (``Budget``). External data are read only from regular files in the
 model's own folder.
 """
 

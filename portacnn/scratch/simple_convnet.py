@@ -112,8 +112,8 @@ class SimpleConvNet:
         return number(self.last_layer.forward(self.predict(x), self._labels(t, x.shape[0])))
 
     def accuracy(self, x: Array, t: Array, batch_size: int = 100) -> float:
-        """Return the share of images x whose largest logit is their label's. NaN among the logits
-        is wrong.
+        """Return the fraction of images x whose largest logit is at their label. An image with a
+        logit of NaN counts as wrong.
 
         Every image counts. The book omits the images after the last whole batch, but divides by the
         number of all images.

@@ -251,8 +251,8 @@ class Silent(Callback):
         ({"callbacks": 3}, "must be a list of callbacks, got 3"),
         ({"callbacks": [Seen()] * 2}, "the same Seen object twice"),
         ({"callbacks": [Silent()]}, "Silent: it defines on_step_end.*every_step = True"),
-        ({"callbacks": [EarlyStopping(2)], "early_stopping": 3}, "give one EarlyStopping"),
-        ({"callbacks": [EarlyStopping(2), EarlyStopping(3)]}, "give one EarlyStopping"),
+        ({"callbacks": [EarlyStopping(2)], "early_stopping": 3}, "expected one EarlyStopping"),
+        ({"callbacks": [EarlyStopping(2), EarlyStopping(3)]}, "expected one EarlyStopping"),
     ],
 )
 def test_what_is_no_callback(options, message):

@@ -60,8 +60,8 @@ def read_flatten(at: Importer, op: Operation) -> Any:
     axis = axis + x.rank if axis < 0 else axis
     if not 1 <= axis <= x.rank or any(n != 1 for n in x.shape[: axis - 1]):
         raise op.wrong(
-            f"axis {op.whole('axis', 1)} would merge or split samples {brief(x.shape)}; expected "
-            "axis 1"
+            f"axis {op.whole('axis', 1)} would merge several samples {brief(x.shape)} or split "
+            "one; expected axis 1"
         )
     return at.reshaped(op, x, (prod(x.shape),))
 

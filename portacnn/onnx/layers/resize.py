@@ -56,7 +56,7 @@ def write_upsample(graph: GraphBuilder, layer: Any, x: str) -> str:
     if made != [m for _, m, _ in axes]:
         raise ArgumentError(
             f"scale_factor {layer.scale_factor!r} is rounded to float32 in ONNX, which results in "
-            f"size {made} instead of {[m for _, m, _ in axes]}; give the layer a size instead"
+            f"size {made} instead of {[m for _, m, _ in axes]}; use size instead"
         )
     factors = graph.constant([1.0, 1.0, *map(float, scales)], dtype="float32")
     return graph.add("Resize", [x, "", factors], **how)

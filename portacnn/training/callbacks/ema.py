@@ -71,10 +71,10 @@ class EMA(Callback):
         return self.applied(trainer.model) if self.evaluate else nullcontext()
 
     def copy_to(self, model: Model) -> None:
-        """Write the averages into the model for good.
+        """Write the averages into the model.
 
         Raises:
-            StateError: if there are no averages yet, or they are those of another network.
+            StateError: if there are no averages yet, or they belong to another network.
         """
         pairs = self._with_weights(model)
         with model.home.active():
@@ -83,7 +83,8 @@ class EMA(Callback):
 
     @contextmanager
     def applied(self, model: Model) -> Iterator[None]:
-        """Context in which the model has the averages; afterwards it has its own weights again.
+        """Set the averages as the model's weights within the context; restore its own weights at
+        the end.
 
         Raises:
             StateError: as ``copy_to``.
@@ -114,7 +115,7 @@ class EMA(Callback):
             own = {path: tuple(array.shape) for named in weights for path, array in named.items()}
             check_state(own, self._loaded, "EMA")
         elif known and sorted(known) != sorted(paths):
-            raise StateError("the averages are those of another network; make a new EMA", "EMA")
+            raise StateError("the averages belong to another network; make a new EMA", "EMA")
         if not known or self._loaded:
             loaded, home = self._loaded, model.home
             with home.active():
@@ -182,7 +183,7 @@ class EMA(Callback):
 
 
 def _copies(named: Named, xp: Any) -> Named:
-    """Return copies of arrays, laid out as they are."""
+    """Return copies of arrays, in the same memory layout."""
     if not named.flats:
         return Named({path: xp.asarray(value, copy=True) for path, value in named.items()})
     flats = [flat.like() for flat in named.flats]

@@ -52,7 +52,7 @@ class CSVLogger(_Lines):
         path: the file. Its folder is created. An existing file is replaced when ``train()`` begins.
 
     Raises:
-        ArgumentError: if it is not a path.
+        ArgumentError: if ``path`` is not a path.
         OSError: if the folder cannot be created or written to.
     """
 
@@ -72,7 +72,7 @@ class JSONLogger(_Lines):
         path: the file. Its folder is created. An existing file is replaced when ``train()`` begins.
 
     Raises:
-        ArgumentError: if it is not a path.
+        ArgumentError: if ``path`` is not a path.
         OSError: if the folder cannot be created or written to.
     """
 

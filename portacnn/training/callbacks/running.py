@@ -162,7 +162,9 @@ def split(
     given = tuple(given)
     found = [each for each in given if isinstance(each, EarlyStopping)]
     if len(found) + (stopping is not None) > 1:
-        raise ArgumentError("give one EarlyStopping: early_stopping=... or among the callbacks")
+        raise ArgumentError(
+            "expected one EarlyStopping, got several: early_stopping=... or among the callbacks"
+        )
     others = tuple(each for each in given if not isinstance(each, EarlyStopping))
     return others, found[0] if found else stopping
 

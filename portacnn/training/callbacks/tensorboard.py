@@ -22,11 +22,11 @@ class TensorBoard(Callback):
     which tells TensorBoard to discard later steps of earlier files.
 
     Args:
-        folder: one for each training. It is created.
+        folder: of the event files; use one for each training. It is created.
 
     Raises:
         DependencyError: if neither tensorboard nor tensorboardX is installed.
-        ArgumentError: if it is not a path.
+        ArgumentError: if ``folder`` is not a path.
         OSError: if the folder cannot be created or written to.
     """
 
