@@ -238,7 +238,7 @@ class _FromDevice:
             if not self.recording or error.status != _NO_MEMORY:
                 raise
             raise MemoryError(
-                f"device out of memory: no {size} bytes are left for the recorded step"
+                f"device out of memory: {size} bytes more do not fit while a step is recorded"
             ) from error
 
 
