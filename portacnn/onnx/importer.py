@@ -56,7 +56,7 @@ class Value(NamedTuple):
 
     @property
     def rank(self) -> int:
-        """The number of axes, including the batch."""
+        """Return the number of axes, including the batch."""
         return len(self.shape) + 1
 
 

@@ -217,7 +217,7 @@ class _Reader:
     # --- the messages of onnx.proto ---------------------------------------------------------------
 
     def model(self, content: memoryview) -> ModelProto:
-        """ModelProto."""
+        """Read a ModelProto."""
         model = ModelProto()
 
         def graph(value: memoryview) -> None:
@@ -261,7 +261,7 @@ class _Reader:
         )
 
     def opset(self, content: memoryview) -> tuple[str, int]:
-        """OperatorSetIdProto."""
+        """Read an OperatorSetIdProto."""
         found: dict[str, Any] = {"domain": "", "version": 0}
         self._message(
             "an opset",
@@ -272,7 +272,7 @@ class _Reader:
         return found["domain"], found["version"]
 
     def graph(self, content: memoryview) -> GraphProto:
-        """GraphProto."""
+        """Read a GraphProto."""
         graph = GraphProto()
 
         def sparse(value: memoryview) -> None:
@@ -292,7 +292,7 @@ class _Reader:
         )
 
     def node(self, content: memoryview) -> NodeProto:
-        """NodeProto."""
+        """Read a NodeProto."""
         node = NodeProto()
         self._message(
             "a node",
@@ -312,7 +312,7 @@ class _Reader:
         return node
 
     def attribute(self, content: memoryview) -> Attribute:
-        """AttributeProto. Graphs in it are only recorded as present."""
+        """Read an AttributeProto. Graphs in it are only recorded as present."""
         attribute = Attribute()
         values = attribute.values
 
@@ -347,7 +347,7 @@ class _Reader:
         )
 
     def tensor(self, content: memoryview) -> Tensor:
-        """TensorProto."""
+        """Read a TensorProto."""
         tensor = Tensor()
 
         def dims(value: Any) -> None:
@@ -394,7 +394,7 @@ class _Reader:
         )
 
     def value_info(self, content: memoryview) -> ValueInfo:
-        """ValueInfoProto, with the TypeProto, the tensor type and the shape in it."""
+        """Read a ValueInfoProto, with the TypeProto, the tensor type and the shape in it."""
         info = ValueInfo()
 
         def dimension(value: memoryview) -> None:

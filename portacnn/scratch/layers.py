@@ -260,7 +260,7 @@ class Sigmoid(_Layer):
         self.out: Any = None
 
     def forward(self, x: Array) -> Array:
-        """Shaped as x."""
+        """Return 1 / (1 + exp(-x))."""
         self.out, self._cache = ops.sigmoid(real(x))
         return self.out
 
@@ -294,7 +294,7 @@ class Dropout(_Layer):
         self.mask: Any = None
 
     def forward(self, x: Array, train_flg: bool = True) -> Array:
-        """Shaped as x."""
+        """Return x with elements dropped in training, else x * (1 - dropout_ratio)."""
         x = real(x)
         if not train_flg:
             self._cache = 1.0 - self.dropout_ratio

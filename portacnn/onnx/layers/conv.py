@@ -194,7 +194,7 @@ def padding_of(
     strides: list[int],
     dilations: list[int],
 ) -> Any:
-    """(before, after) for each spatial axis."""
+    """Return the padding (before, after) of each spatial axis."""
     auto, axes = op.word("auto_pad", "NOTSET"), len(kernel)
     pads = op.sizes("pads", 2 * axes, 0, 0)
     given = list(zip(pads[:axes], pads[axes:], strict=True))
