@@ -3,7 +3,8 @@
 
 ``multiclass``: one of C classes is right; outputs are logits (N, C, ...) of a softmax.
 ``multilabel``: each label is 0 or 1, independent of the others; outputs are logits of a sigmoid.
-``regression``: outputs are values. ``embedding``: outputs are vectors; there are no predictions.
+``regression``: outputs are values.
+``embedding``: outputs are vectors; there are no predictions.
 """
 
 from math import inf, log
@@ -24,7 +25,7 @@ def predictions(y: Array, task: str, threshold: float = 0.5) -> Array:
     Returns:
         multiclass: the class with the largest output, int64 (N, ...); -1 if an output is NaN.
         multilabel: int64 of y's shape, 1 if sigmoid(y) is above ``threshold``, else 0; -1 if y is
-        NaN.
+            NaN.
         regression: y.
     """
     xp = backend_of(y).xp

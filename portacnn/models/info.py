@@ -30,8 +30,8 @@ class ModelInfo(AnswersKeywords):
         class_names: the name of each output, in order; empty if unknown.
         task: "multiclass", "multilabel", "regression", "embedding" or another word; empty if
             unknown. A ``Trainer`` sets it.
-        figures: metrics and losses by name, such as {"test_accuracy": 0.98}. A ``Trainer`` sets the
-            figures of the epoch whose weights the model has.
+        figures: numbers by name, such as {"test_accuracy": 0.98}. A ``Trainer`` sets the figures of
+            the epoch whose weights the model has.
         input_range: the minimum and maximum of the floating-point training images; empty if
             unknown. A ``Trainer`` sets it.
         input_shape: of one sample. This and the following attributes are read from the model.
