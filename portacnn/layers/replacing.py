@@ -25,7 +25,7 @@ def replace(root: "Layer", path: str, layer: "Layer") -> "Layer":
     holder, before = chain[-1][0], list(root.walk())
     old, coming = holder.children[name], list(layer.walk())
     if any(above in coming for above, _ in chain):
-        raise ArgumentError("a layer cannot replace a layer inside itself", layer.where)
+        raise ArgumentError("a layer cannot be put into itself", layer.where)
     for inner in coming:
         check_free(inner, root.belongs_to)
     restore = snapshot([*before, *coming])

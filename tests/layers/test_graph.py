@@ -360,7 +360,7 @@ def test_errors_say_where(backend: Here):
     ("nodes", "words"),
     [
         ([], "at least one"),
-        ([("a", L.ReLU)], "a node is"),
+        ([("a", L.ReLU)], "expected nodes"),
         ([("a", "relu", ["input"])], "must be a layer"),
         ([("", L.ReLU, ["input"])], "empty"),
         ([("input", L.ReLU, ["input"])], "input"),
