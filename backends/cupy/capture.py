@@ -238,7 +238,7 @@ class _FromDevice:
             if not self.recording or error.status != _NO_MEMORY:
                 raise
             raise MemoryError(
-                f"device out of memory: {size} bytes more do not fit beside the recorded step"
+                f"device out of memory: {size} bytes more do not fit while a step is recorded"
             ) from error
 
 
@@ -474,7 +474,7 @@ def _place(error: BaseException) -> str:
     while traceback is not None:
         frame = traceback.tb_frame
         code = frame.f_code
-        # Reading a frame's locals keeps them alive; those of ``_run`` would keep the error.
+        # Reading a frame's locals keeps them alive; the locals of ``_run`` would keep the error.
         if code.co_filename != __file__:
             holder = frame.f_locals.get("self")
             if isinstance(holder, Op):

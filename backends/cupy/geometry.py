@@ -64,9 +64,7 @@ def plan_of(
 
 
 def _walk(channels: int, tile: Tile, itemsize: int) -> int:
-    """Return BY_TAP, unless at least a third of the last step's channels would be computed for
-    nothing.
-    """
+    """Return BY_TAP, unless at least a third of the last step's channels would be padding."""
     whole = -(-channels // STEP[itemsize]) * STEP[itemsize]
     if channels == whole and tile.slices == 1:
         return WHOLE_STEPS

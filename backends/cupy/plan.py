@@ -46,8 +46,8 @@ class Tile(NamedTuple):
 
     @property
     def reads(self) -> float:
-        """Elements that a block reads per product. Among tiles of equal cost, the one that reads
-        least is chosen.
+        """Return the elements that a block reads per product. It decides between tiles of equal
+        cost.
         """
         return (self.rows + self.columns) / self.area
 

@@ -231,7 +231,7 @@ def _forward(
     o, n = len(weight), x.shape[0]
     matrix = weight.reshape(o, -1)  # (O, C*T)
     shape = (o, *(windows.out if pool is None else pool.out), n)
-    # allocated before the job's buffers, which would leave a hole below what is kept
+    # allocated before the job's buffers, which are freed and would leave a hole before the output
     y = empty(shape, x.dtype)
     winners = empty_winners(shape, pool) if keep and pool is not None else None
     job = _Job.of(padded, o, windows, 1 if pool is None else pool.stride[0])

@@ -33,7 +33,8 @@ def keep_where(mask: np.ndarray, values: np.ndarray, out: np.ndarray) -> None:
 
 
 def clear_where(mask: np.ndarray, values: np.ndarray, out: np.ndarray) -> None:
-    """out = 0 where ``mask``, else ``values``; of float32 or float64. The mask is overwritten."""
+    """Write 0 where ``mask`` is true, else ``values``, to out (float32 or float64). Overwrites the
+    mask."""
     bits = BITS[values.dtype.itemsize]
     own = mask.view(np.int8)
     every_bit = np.subtract(own, 1, out=own)  # False -> -1, all bits set

@@ -1,7 +1,7 @@
-"""Layers: state, a forward and a backward. Every one is written on ``portacnn.ops`` and knows no
-array library.
+"""Layers: parameters and buffers with a forward and a backward pass. Every layer calls
+``portacnn.ops`` and no array library.
 
-A layer is public if its module's ``__all__`` has it: there is no second list here.
+A layer is public if its module's ``__all__`` lists it.
 """
 
 from types import ModuleType as _ModuleType

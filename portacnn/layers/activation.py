@@ -1,4 +1,5 @@
-"""Activation layers: x (N, *S) -> y of its shape, one op on each element, or along one axis."""
+"""Activation layers: x (N, *S) -> y of the same shape. Each applies one op to each element or along
+one axis."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -34,10 +35,10 @@ __all__ = [
 
 
 class Activation(Layer, abstract=True):
-    """A layer that is one op without parameters. A subclass names the op and its backward.
+    """A layer that runs one op without parameters. A subclass names the op and its backward op.
 
-    A subclass with options calls ``take`` in its constructor: each option is an attribute, and a
-    keyword of the op.
+    A subclass with options calls ``take`` in its constructor. Each option becomes an attribute and
+    is passed to the op as a keyword.
     """
 
     op: ClassVar[Any]
@@ -45,7 +46,7 @@ class Activation(Layer, abstract=True):
     options: tuple[str, ...] = ()
 
     def take(self, check: Callable[..., object], **options: Any) -> None:
-        """Check the options with the op's own ``check``, and keep them as attributes."""
+        """Check the options with the op's ``check`` and set them as attributes."""
         try:
             check(**options)
         except PortacnnError as error:
@@ -83,11 +84,11 @@ class LeakyReLU(Activation):
 
 
 class PReLU(Layer):
-    """x above zero, slope * x below, with trained slopes: x (N, *S) -> y of its shape.
+    """x above zero, slope * x below, with trained slopes: x (N, *S) -> y of the same shape.
 
     Args:
-        shape: of the slopes, broadcast to a sample from the last axis on: (1,) is one slope for
-            all, (C, 1, 1) one for each channel.
+        shape: of the slopes, broadcast against one sample: (1,) is one slope for all elements, (C,
+            1, 1) one for each channel.
 
     Parameters: ``weight`` (*shape), initially 0.25, as in PyTorch.
     """
@@ -114,7 +115,7 @@ class PReLU(Layer):
 
 
 class Clip(Activation):
-    """x limited to ``min`` and ``max``, either of which may be None. Clip(0, 6) is ReLU6."""
+    """x limited to ``min``..``max``; None means no limit. Clip(0, 6) is ReLU6."""
 
     op, op_backward = ops.clip, ops.clip_backward
 
@@ -198,7 +199,7 @@ class GELU(Activation):
 
 
 class Softplus(Activation):
-    """log(1 + exp(beta * x)) / beta; x itself where beta * x > threshold."""
+    """log(1 + exp(beta * x)) / beta; x if beta * x > threshold."""
 
     op, op_backward = ops.softplus, ops.softplus_backward
 
@@ -207,8 +208,8 @@ class Softplus(Activation):
 
 
 class Elementwise(Activation):
-    """A function of each element: a name of ``portacnn.ops.pointwise.FUNCTIONS``, such as "erf" or
-    "mish"."""
+    """A function of each element, by its name in ``portacnn.ops.pointwise.FUNCTIONS``, such as
+    "erf" or "mish"."""
 
     op, op_backward = ops.elementwise, ops.elementwise_backward
 
@@ -234,7 +235,7 @@ class Softmax(Activation):
         axes = len(shape) + 1
         if not -axes <= self.dim < axes:
             raise ShapeError(
-                f"dim={self.dim} is no axis of a batch of samples {shape}; it can be "
+                f"dim={self.dim} is out of range for a batch of samples {shape}; expected "
                 f"{-axes}..{axes - 1}"
             )
         return shape

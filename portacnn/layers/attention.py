@@ -1,4 +1,4 @@
-"""Layers that weight their input by what they see in it."""
+"""Attention layers: they multiply their input by weights computed from it."""
 
 from portacnn.arguments import whole
 from portacnn.errors import PortacnnError
@@ -14,8 +14,8 @@ __all__ = ["SqueezeExcitation"]
 
 
 class SqueezeExcitation(Graph):
-    """Channels weighted by what the whole image shows: x (N, C, H, W) -> x * s, s (N, C, 1, 1) in
-    0..1, as torchvision.ops.SqueezeExcitation (Hu et al., 2018).
+    """Weight each channel by a factor computed from all channel means: x (N, C, H, W) -> x * s,
+    with s (N, C, 1, 1) in 0..1, as torchvision.ops.SqueezeExcitation (Hu et al., 2018).
 
         s = scale_activation(fc2(activation(fc1(mean of each channel))))
 
@@ -24,15 +24,15 @@ class SqueezeExcitation(Graph):
     Args:
         input_channels: C.
         squeeze_channels: outputs of fc1.
-        activation: a layer, by default ReLU().
-        scale_activation: a layer, by default Sigmoid().
+        activation: a layer; default ReLU().
+        scale_activation: a layer; default Sigmoid().
         weight_init: of fc1 and fc2.
 
-    Parameters, by path: fc1, fc2: convolutions 1x1.
+    Children: ``fc1``, ``fc2``, 1x1 convolutions.
 
     Raises:
-        ArgumentError: numbers without a meaning. ShapeError: when the network is built: other
-            channels.
+        ArgumentError: a number of channels below 1.
+        ShapeError: when the network is built, if the input does not have input_channels channels.
     """
 
     def __init__(

@@ -1,16 +1,16 @@
-"""``Layer``: the interface of every layer, for those who use layers and those who write them.
+"""``Layer``: the interface of every layer, for users and for authors of layers.
 
 A layer is made in two steps. Its constructor checks its arguments and allocates nothing. ``build``
-then plans the network from the root, and draws the parameters (``building``). A parameter's array
+then plans the network from the root and draws the parameters (``building``). A parameter's array
 stays the same object until ``to`` or ``replace``: optimizers and ``load_state_dict`` write into it,
-and ``backward`` writes into the gradient's.
+and ``backward`` writes into the gradient's array.
 
-A layer runs as an op does: ``y, cache = layer.forward(x)``, ``dx = layer.backward(dy, cache)``.
-Everything a backward pass needs is in the cache. A forward pass changes nothing of the layer but
-running statistics in training. So one layer may stand in several places of a network, and several
+A layer runs like an op: ``y, cache = layer.forward(x)``, ``dx = layer.backward(dy, cache)``. The
+cache holds everything the backward pass needs. A forward pass changes no state of the layer except
+running statistics in training. So a network may use one layer in several places, and several
 threads may run one network.
 
-The class states the interface. The work is done beside it: ``building`` plans and builds,
+This module holds the interface. Other modules do the work: ``building`` plans and builds,
 ``replacing`` exchanges a layer, ``state`` loads, copies and pickles, ``network`` stores parameters
 and gradients in flat arrays, ``running`` runs a layer in a container.
 """
@@ -44,46 +44,45 @@ __all__ = ["Layer", "Shape"]
 
 
 class Layer(AnswersKeywords):
-    """A piece of a network with parameters of its own, or children that have some.
+    """A part of a network, with its own parameters or with child layers.
 
     A subclass defines ``infer``, ``forward`` and ``backward``. docs/layers.md has an example.
 
     Attributes:
-        path: the layer's place in its network, such as "layer1.0.conv1"; "" for the root. Of
-            several places it is the first.
-        params, grads, buffers: its own arrays by name; a gradient exists from the first backward
-            pass on.
-        children: its layers by name, in the order in which they run.
+        path: the layer's place in its network, such as "layer1.0.conv1"; "" for the root. A layer
+            used in several places has the path of the first.
+        params, grads, buffers: the layer's own arrays by name. ``grads`` is empty before the first
+            backward pass.
+        children: the child layers by name, in the order in which they run.
         declared, declared_buffers: the parameters and buffers that ``infer`` declared, by name.
-        backend: where the arrays are; None until it is built.
+        backend: the backend of the arrays; None until the layer is built.
         dtype: of the parameters.
-        seed: of ``build``, for layers that draw in a forward pass.
-        step: how many training forward passes it has counted, see ``draw``.
-        input_shape, output_shape: of one sample at its first place, known once it is built.
-        places: all its places, the first one first.
-        hooks: the functions that see its outputs, see ``on_output``.
+        seed: of ``build``; used by layers that draw random values in a forward pass.
+        step: the number of training forward passes counted, see ``draw``.
+        input_shape, output_shape: of one sample, at the layer's first place; set by ``build``.
+        places: all places of the layer, in the order in which they run.
+        hooks: the functions called with its outputs, see ``on_output``.
         tied: by name, the parameters that belong to another layer, see ``tie``.
-        frozen: names of its own parameters and buffers that training does not change, see
-            ``freeze``.
-        replaced: by path below this layer, what ``replace`` put where its constructor had made
-            another; files describe the network with it.
-        revision: of a network: how often it was built, and changed by ``replace``.
-        belongs_to: the built network that it is a part of; None if there is none.
+        frozen: the names of the layer's own frozen parameters and buffers, see ``freeze``.
+        replaced: by path below this layer, the layers that ``replace`` put in place of layers made
+            by the constructor; model files store them.
+        revision: of a network: how often it was built or changed by ``replace``.
+        belongs_to: the built network that the layer is part of, or None.
         constant_arrays: see ``constants``; by name, library and device.
     """
 
     known: ClassVar[dict[str, type["Layer"]]] = {}
-    """Every class of layers by name, for reading models from files."""
+    """All layer classes by name, used to read models from files."""
 
     def __init_subclass__(cls, *, abstract: bool = False) -> None:
-        """Register a class of layers for files, unless it is abstract."""
+        """Register the class under its name, for model files, unless it is abstract."""
         if not abstract and not cls.kind().startswith("_"):
             Layer.known[cls.kind()] = cls
 
     @classmethod
     def kind(cls) -> str:
-        """Return the class's name in files: the bare name for portacnn's own classes, with the
-        module for others."""
+        """Return the class's name in model files: the bare name for portacnn's own classes, the
+        full name with the module for others."""
         own = cls.__module__.partition(".")[0] == "portacnn"
         return cls.__name__ if own else f"{cls.__module__}.{cls.__qualname__}"
 
@@ -127,65 +126,63 @@ class Layer(AnswersKeywords):
     belongs_to: Network | None
     constant_arrays: dict[tuple[str, str, str], Array]
 
-    # --- what a subclass defines ------------------------------------------------------------------
+    # --- methods that a subclass defines ----------------------------------------------------------
 
     def infer(self, shape: Shape) -> Shape:
-        """Check one sample's shape, ``declare`` the parameters, and return the output's shape."""
+        """Check the shape of one sample, ``declare`` the parameters, and return the output
+        shape."""
         raise NotImplementedError
 
     def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
-        """x (N, *input_shape) -> y (N, *output_shape), and the cache for ``backward``.
+        """Return y (N, *output_shape) for x (N, *input_shape), and the cache for ``backward``.
 
         Args:
-            train: use this batch's statistics; apply dropout.
-            keep: without it the cache is None.
+            train: use the batch's own statistics and apply dropout.
+            keep: if False, the cache is None.
         """
         raise NotImplementedError
 
     def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
-        """The output's gradient and the cache -> the input's gradient; parameters' gradients are
-        written into ``grads``.
+        """Return the input's gradient, and write the parameters' gradients into ``grads``.
 
-        Without ``need_dx`` the input's gradient may be None. A container's cache can be used once:
-        its contents are freed during the backward pass.
+        If ``need_dx`` is False, the input's gradient may be None. A container's cache can be used
+        once, because the backward pass frees its contents.
         """
         raise NotImplementedError
 
     def prepare(self, x: Array) -> Callable[[Array], Array]:
-        """Return a function that computes ``self(x)`` for batches of x's shape and dtype, with as
-        little overhead for each call as possible.
+        """Return a fast function that computes ``self(x)`` for batches of x's shape and dtype.
 
-        It is valid as long as the layer's parameters are the same arrays, and calls no hooks. The
-        next call may overwrite the array that it returned.
+        The function stays valid as long as the layer's parameters are the same arrays. It calls no
+        hooks. A call may overwrite the array that the previous call returned.
         """
         return lambda x: self.forward(x, keep=False)[0]
 
     # --- running it -------------------------------------------------------------------------------
 
     def __call__(self, x: Array, *, train: bool = False) -> Array:
-        """Return the output alone: a forward pass that keeps nothing."""
+        """Return the output of a forward pass without a cache."""
         return run(self, x, train, False)[0]
 
     def on_output(self, function: Callable[[Array], object]) -> Handle:
-        """Call ``function(y)`` with each output of this layer from now on, in training and in
-        predictions.
+        """Register a forward hook: call ``function(y)`` with each output of this layer.
 
-        The layer is then not fused with others. The function is called for outputs in a container,
-        ``layer(x)``, a prediction or a ``Trainer``, not for a direct call of ``layer.forward``. In
-        a step that a backend has captured (``compile_step``) it is called during capture only.
+        A layer with hooks is not fused with others. The hook runs in containers, ``layer(x)``,
+        predictions and training, but not on a direct call of ``layer.forward``. In a step captured
+        by a backend (``compile_step``) it runs during capture only.
 
         Returns:
-            A handle: ``handle.remove()`` ends it.
+            A handle; ``handle.remove()`` removes the hook.
         """
         self.hooks = (*self.hooks, function)
         return Handle(self, function)
 
-    # --- what a subclass uses ---------------------------------------------------------------------
+    # --- methods that a subclass calls ------------------------------------------------------------
 
     def declare(
         self, name: str, shape: Shape, init: Initializer, *, fan_in: int = 1, fan_out: int = 1
     ) -> None:
-        """In ``infer``: declare a parameter of this shape, drawn by this rule."""
+        """Declare a parameter with this shape and initializer. Call it in ``infer``."""
         rule(init)
         self.declared[name] = Parameter(shape, init, fan_in, fan_out)
 
@@ -198,35 +195,35 @@ class Layer(AnswersKeywords):
         *,
         optional: bool = False,
     ) -> None:
-        """In ``infer``: declare a buffer of this shape, filled with ``value``.
+        """Declare a buffer of this shape, filled with ``value``. Call it in ``infer``.
 
         Args:
             name, shape, value: of the buffer.
-            dtype: by default the network's.
-            optional: a state without it is complete; loading then leaves the buffer as it is.
+            dtype: default: the network's.
+            optional: whether a state to load may lack it; the buffer then keeps its value.
         """
         self.declared_buffers[name] = Buffer(shape, value, dtype, optional)
 
     def adopt(self, name: str, layer: "Layer") -> None:
-        """In a container's constructor: make ``layer`` the child called ``name``."""
+        """Make ``layer`` the child called ``name``. Call it in a container's constructor."""
         self.children.put(name, layer)
 
     def kept(self, cache: Any) -> Any:
-        """In a ``backward`` that passes its cache to no op: return the cache. Raises StateError if
-        it is None."""
+        """Return the cache; raises StateError if it is None. For a ``backward`` that passes its
+        cache to no op."""
         if cache is None:
             raise StateError("expected a cache, got None; call forward with keep=True", self.where)
         return cache
 
     def constants(self, name: str, values: Callable[[], Any], dtype: str, like: Array) -> Array:
-        """Return an array of constants, such as indices, in like's library and on its device. It is
-        sent there once.
+        """Return an array of constants, such as indices, in like's library and on its device. The
+        values are transferred once.
 
-        Constants are not part of the layer's state. A captured step may read them, so they live as
+        Constants are not part of the layer's state. A captured step may read them, so they exist as
         long as the layer.
 
         Args:
-            values: returns them as (nested) sequences of numbers.
+            values: a function that returns the constants as (nested) sequences of numbers.
         """
         backend = backend_of(like)
         key = name, backend.name, backend.place(like.device)
@@ -237,10 +234,10 @@ class Layer(AnswersKeywords):
         return self.constant_arrays[key]
 
     def draw(self) -> tuple[Any, Any, str]:
-        """In a training ``forward``: return (step, first, path) for the next draw, see
-        ``ops.dropout``.
+        """Return (step, first, path) for the next random draw, see ``ops.dropout``. Call it in a
+        training ``forward``.
 
-        They follow from ``at_step``. Without one, the layer counts its draws.
+        The values come from ``at_step``. Outside of it, the layer counts its draws.
         """
         now = moment()
         if now is not None:
@@ -249,11 +246,11 @@ class Layer(AnswersKeywords):
         return self.step - 1, 0, self.path
 
     def add_grads(self, **grads: Array | None) -> None:
-        """In ``backward``: add gradients of parameters, by name. None, and names of no parameter,
-        are left out.
+        """Add gradients of parameters, by name. Call it in ``backward``. None and names of no
+        parameter are ignored.
 
-        The first gradient of a backward pass is written into the parameter's gradient array,
-        further ones are added to it.
+        The first gradient in a backward pass overwrites the parameter's gradient array; further
+        ones are added to it.
         """
         own = {
             name: grad for name, grad in grads.items() if grad is not None and name in self.params
@@ -262,11 +259,10 @@ class Layer(AnswersKeywords):
             network.add_grads(self, own)
 
     def tie(self, name: str, other: "Layer", other_name: str | None = None) -> None:
-        """Before the network is built: make the parameter ``name`` the parameter ``other_name`` of
-        another layer.
+        """Share a parameter: use ``other_name`` of another layer as ``name``. Call it before the
+        network is built.
 
-        The two are one array, which the network has at the other layer's path; their gradients are
-        added.
+        Both layers use one array, listed under the other layer's path. Their gradients are added.
         """
         owner, owner_name = other.tied.get(other_name or name, (other, other_name or name))
         if self.backend is not None or owner is self:
@@ -286,56 +282,56 @@ class Layer(AnswersKeywords):
         seed: int | None = None,
     ) -> Self:
         """Check all shapes for samples of ``input_shape``, draw the parameters on ``device``, and
-        return the layer.
+        return the layer itself.
 
         Args:
             input_shape: of one sample, without the batch: (C, H, W).
             device: see ``portacnn.resolve``.
             dtype: "float32" or "float64".
-            seed: the same seed draws the same bits on every backend; None takes a new one.
+            seed: the same seed draws the same bits on every backend; None draws a new seed.
 
         Raises:
-            ShapeError: names the layer's path, the expected and the received shape. Nothing has
-                changed then.
-            BackendError, ArgumentError: for the other arguments.
+            ShapeError: the shapes do not fit; names the layer's path, the expected and the received
+                shape. Nothing is changed.
+            BackendError, ArgumentError: another argument is invalid.
         """
         building.build(self, input_shape, device, dtype, seed)
         return self
 
     def plan(self, shape: Shape, path: str = "") -> Shape:
-        """Set the paths of this layer and all below it, and check every shape; return the output's
+        """Set the paths of this layer and all below it, check every shape, and return the output
         shape. Allocates nothing.
 
-        A layer in several places has the path of the first one; the same parameters must fit in the
-        others.
+        A layer used in several places has the path of the first one. Its parameters must fit all of
+        them.
         """
         return building.plan(self, shape, path)
 
     @contextmanager
     def planned(self, input_shape: Sequence[int]) -> Iterator[Self]:
-        """Within it, paths and shapes are those for samples of ``input_shape``. Allocates
+        """Set paths and shapes for samples of ``input_shape`` within the context. Allocates
         nothing."""
         with building.planned(self, input_shape):
             yield self
 
     def to(self, device: str | Backend) -> Self:
-        """Move everything to another device or backend, in place, and return the layer. Gradients
+        """Move all arrays to another device or backend, in place, and return the layer. Gradients
         are dropped."""
         building.move(self, device)
         return self
 
     def is_built(self) -> bool:
-        """Return whether it has its arrays."""
+        """Return whether the layer is built."""
         return self.backend is not None
 
     def check_built(self) -> None:
-        """Raise StateError if it is not built, and so has no parameters yet."""
+        """Raise StateError if the layer is not built."""
         if self.backend is None:
             self.home  # noqa: B018 (raises)
 
     @property
     def home(self) -> Backend:
-        """Return the backend that it is on. Raises StateError if it is not built."""
+        """Return the layer's backend. Raises StateError if the layer is not built."""
         if self.backend is None:
             raise StateError(
                 "not built yet: call build(input_shape, device=...) on the network first",
@@ -345,15 +341,15 @@ class Layer(AnswersKeywords):
 
     @property
     def is_root(self) -> bool:
-        """Return whether it is the root of a built network."""
+        """Return whether the layer is the root of a built network."""
         return self.belongs_to is not None and self.belongs_to.root() is self
 
     # --- the tree ---------------------------------------------------------------------------------
 
     @property
     def children(self) -> Children:
-        """Return its layers by name, in the order in which they run. Changing them raises
-        StateError once the network is made."""
+        """Return the child layers by name, in the order in which they run. Changing the dictionary
+        raises StateError after it was sealed."""
         return self._children
 
     @children.setter
@@ -362,8 +358,8 @@ class Layer(AnswersKeywords):
         self._children = Children(layers)
 
     def walk(self) -> Iterator["Layer"]:
-        """Yield this layer and all below it, parents first, in the order in which they run; each
-        once, even if it has several places."""
+        """Yield this layer and all layers below it, parents first, in the order in which they run.
+        Each is yielded once, even if it has several places."""
         seen, waiting = set(), [self]
         while waiting:
             layer = waiting.pop()
@@ -373,8 +369,8 @@ class Layer(AnswersKeywords):
                 waiting.extend(reversed(layer.children.values()))
 
     def __getattr__(self, name: str) -> Any:
-        """Return the child of this name: ``model.fc``. A child that is called as an attribute of
-        the class is read from ``children`` alone."""
+        """Return the child called ``name``: ``model.fc``. If the class has an attribute of that
+        name, use ``children`` instead."""
         children = vars(self).get("_children", {})  # none yet while a pickle is read
         if name in children:
             return children[name]
@@ -383,8 +379,7 @@ class Layer(AnswersKeywords):
         )
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Set an attribute. Raises StateError if it would bypass the children once the network is
-        made."""
+        """Set an attribute. Raises StateError if that would bypass sealed children."""
         if not name.startswith("_"):
             held = self._sealed_layer(name)
             if held is not None and value is held:
@@ -401,8 +396,8 @@ class Layer(AnswersKeywords):
         super().__delattr__(name)
 
     def _sealed_layer(self, name: str) -> "Layer | None":
-        """Return the layer that this name stands for, as an attribute or a child, if the children
-        are sealed."""
+        """Return the layer that is the attribute or child called ``name``; None if the children are
+        not sealed."""
         own = vars(self)
         children = own.get("_children")
         if children is None or not children.sealed:
@@ -412,11 +407,11 @@ class Layer(AnswersKeywords):
 
     @property
     def where(self) -> str:
-        """Return ``conv2 (Conv2d)``, for error messages."""
+        """Return the path and class, such as "conv2 (Conv2d)", for error messages."""
         return f"{shown(self.path)} ({type(self).__name__})" if self.path else type(self).__name__
 
     def full_name(self, name: str) -> str:
-        """Return the path of its parameter, buffer or child called ``name``: "conv1.weight"."""
+        """Return the path of the parameter, buffer or child called ``name``: "conv1.weight"."""
         return f"{self.path}.{name}" if self.path else name
 
     def child_path(self, name: str) -> str:
@@ -424,71 +419,71 @@ class Layer(AnswersKeywords):
         return self.full_name(name)
 
     def layer_at(self, path: str) -> "Layer":
-        """Return the layer below this one at a path. Raises ArgumentError if there is none."""
+        """Return the layer at a path below this one. Raises ArgumentError if there is none."""
         if path == self.path:
             return self
         chain, name = replacing.find(self, path)
         return chain[-1][0].children[name]
 
     def replace(self, path: str, layer: "Layer") -> "Layer":
-        """Put ``layer`` in the place of the one at ``path``, in a network that is built or not;
-        return the one that was there.
+        """Replace the layer at ``path`` by ``layer``; return the old layer. The network may be
+        built or not.
 
-        All other layers keep their weights. The new one's are drawn from the network's seed and its
-        path. A layer that was built before (one of this network inside the new layer, or one that
-        was taken out of another network) keeps its own. All shapes are checked first; an error
-        changes nothing. Gradients are dropped. Parameters may become other arrays, so an existing
-        ``Trainer`` raises StateError. An optimizer continues with parameters of the same path and
-        shape, and raises for others.
+        All other layers keep their weights. The new layer's weights are drawn from the network's
+        seed and its path. A layer that was built before keeps its weights: a layer of this network
+        inside the new one, or one taken out of another network. All shapes are checked first; an
+        error changes nothing. Gradients are dropped. Parameters may become other arrays, so an
+        existing ``Trainer`` raises StateError. An optimizer continues with parameters of the same
+        path and shape, and raises for others.
 
         Args:
             path: of a layer below this one: "fc", "layer1.0.conv1".
             layer: of any class.
 
         Raises:
-            ArgumentError: there is no layer at this path, or ``layer`` is not a layer.
-            ShapeError: the network does not fit together with it. StateError: it is a part of
-                another network.
+            ArgumentError: no layer has this path, or ``layer`` is not a layer.
+            ShapeError: the new layer does not fit into the network.
+            StateError: the new layer is part of another network.
         """
         if self.belongs_to is not None and not self.is_root:
             if (root := self.belongs_to.root()) is None:
-                raise StateError("the network that it is a part of is deleted", self.where)
+                raise StateError("the network of this layer no longer exists", self.where)
             return root.replace(self.full_name(path), layer)
         if not isinstance(layer, Layer):
             raise ArgumentError(f"expected a layer for {path!r}, got {layer!r}", self.where)
         return replacing.replace(self, path, layer)
 
-    # --- training only a part ---------------------------------------------------------------------
+    # --- freezing ---------------------------------------------------------------------------------
 
     def freeze(self, what: Selection = "*") -> Self:
-        """Freeze parameters: training does not change them any more. Return the layer.
+        """Freeze parameters, so that training does not change them; return the layer.
 
             model.freeze()  # all of it
             model.unfreeze("fc")  # but its head
 
-        A frozen parameter gets no gradient, no update and no weight decay. A backward pass ends at
-        the first layer that has something to train, and training keeps nothing for the layers
-        before it. A batch norm whose running statistics are selected (by "bn1" or "bn1.*", not by
-        "bn1.weight") keeps them, and normalizes with them in training too. Dropout is not affected.
-        A parameter that several layers share is frozen by any of its paths. Files hold what is
+        A frozen parameter gets no gradient, no update and no weight decay. The backward pass stops
+        at the first layer with trainable parameters, and the layers before it keep no cache. A
+        batch norm whose running statistics are selected (by "bn1" or "bn1.*", not by "bn1.weight")
+        does not update them and normalizes with them in training too. Dropout is not affected. A
+        shared parameter is frozen by any of its paths. Model files store which parameters are
         frozen.
 
         Args:
             what: patterns of paths, as in ``optim.selector``: "features.*", "conv1", "bn*"; or a
-                function of (path, array). Only what lies in this layer is selected. The default is
-                all of it.
+                function of (path, array). Only this layer and the layers below it are selected.
+                Default: all parameters and statistics.
 
         Raises:
-            StateError: if it is not built.
-            ArgumentError: if a pattern matches nothing. Nothing has changed then.
+            StateError: the layer is not built.
+            ArgumentError: a pattern matches nothing. Nothing is changed.
         """
         freezing.change(self, what, True)
         return self
 
     def unfreeze(self, what: Selection = "*") -> Self:
-        """End the effect of ``freeze`` for these parameters and statistics. Return the layer.
+        """Undo ``freeze`` for these parameters and statistics; return the layer.
 
-        Arguments and errors are those of ``freeze``.
+        Arguments and errors as for ``freeze``.
         """
         freezing.change(self, what, False)
         return self
@@ -496,7 +491,7 @@ class Layer(AnswersKeywords):
     # --- state ------------------------------------------------------------------------------------
 
     def own_params(self) -> dict[str, Array]:
-        """Return its parameters without those that belong to another layer (``tie``)."""
+        """Return the layer's parameters without those tied to another layer (``tie``)."""
         return (
             {name: array for name, array in self.params.items() if name not in self.tied}
             if self.tied
@@ -504,14 +499,14 @@ class Layer(AnswersKeywords):
         )
 
     def named_parameters(self) -> Named:
-        """Return every parameter by its path, such as "conv1.weight": the arrays themselves."""
+        """Return every parameter by its path, such as "conv1.weight": the arrays, not copies."""
         return self._named(
             lambda layer: layer.own_params(), self.belongs_to.params if self.belongs_to else ()
         )
 
     def named_gradients(self) -> Named:
-        """Return the gradients of the last backward pass by the path of their parameter: the arrays
-        themselves."""
+        """Return the gradients of the last backward pass, by parameter path: the arrays, not
+        copies."""
         return self._named(
             lambda layer: {
                 name: layer.grads[name] for name in layer.own_params() if name in layer.grads
@@ -520,8 +515,8 @@ class Layer(AnswersKeywords):
         )
 
     def named_buffers(self) -> Named:
-        """Return every buffer, such as a batch norm's running mean, by its path: the arrays
-        themselves."""
+        """Return every buffer, such as a batch norm's running mean, by its path: the arrays, not
+        copies."""
         return self._named(
             lambda layer: layer.buffers, self.belongs_to.buffers if self.belongs_to else ()
         )
@@ -539,8 +534,8 @@ class Layer(AnswersKeywords):
         )
 
     def named_state(self) -> dict[str, Array]:
-        """Return every parameter and buffer by its path, in PyTorch's order: the arrays
-        themselves."""
+        """Return every parameter and buffer by its path, in PyTorch's order: the arrays, not
+        copies."""
         return {
             layer.full_name(name): array
             for layer in self.walk()
@@ -549,24 +544,25 @@ class Layer(AnswersKeywords):
         }
 
     def state_dict(self) -> dict[str, HostArray]:
-        """Return copies of every parameter and buffer as NumPy arrays, by path; names and shapes
+        """Return copies of all parameters and buffers as NumPy arrays, by path. Names and shapes
         are PyTorch's."""
         home = self.home
         return {path: home.to_host(array) for path, array in self.named_state().items()}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> Mismatch:
-        """Write the values of a ``state_dict``, NumPy arrays, into this layer's own arrays.
+        """Copy the values of a ``state_dict`` (NumPy arrays) into this layer's arrays.
 
         Args:
             state: arrays by path.
-            strict: without it, what is missing stays as it is and what is unexpected is left out.
+            strict: if False, missing arrays keep their values and unexpected ones are ignored.
 
         Returns:
-            The paths that were missing and those that were unexpected; none if ``strict``.
+            The missing and the unexpected paths; both empty if ``strict``.
 
         Raises:
-            ModelFormatError: lists everything that is missing, unexpected, of another shape or not
-                an array; or values beyond the range of the layer's dtype. Nothing has changed then.
+            ModelFormatError: the state does not fit; lists every array that is missing, unexpected,
+                of a wrong shape or not an array, or whose values exceed the range of the layer's
+                dtype. Nothing is changed.
         """
         return states.load_state(self, state, strict)
 
@@ -577,47 +573,47 @@ class Layer(AnswersKeywords):
         states.unpickle(self, state)
 
     def __copy__(self) -> Self:
-        """Return a deep copy: no two layers share arrays or children."""
+        """Return a deep copy, which shares no arrays or children with this layer."""
         return deepcopy(self)
 
     # --- description ------------------------------------------------------------------------------
 
     @property
     def parameter_count(self) -> int:
-        """Return how many trainable values this layer itself has, without its children; known once
-        it is planned."""
+        """Return the number of parameters of this layer without its children. Available after
+        planning."""
         return sum(
             prod(spec.shape) for name, spec in self.declared.items() if name not in self.tied
         )
 
     @property
     def least_batch(self) -> int:
-        """Return how many samples a batch must have at least for training this layer itself; known
-        once it is planned."""
+        """Return the minimum batch size for training this layer, without its children. Available
+        after planning."""
         return 1
 
     @property
     def least_predicted(self) -> int:
-        """Return how many samples a batch must have at least outside training."""
+        """Return the minimum batch size outside training."""
         return 1
 
     def multiply_adds(self) -> int:
-        """Return how many multiply-adds this layer itself computes for one sample's forward pass;
-        known once it is planned.
+        """Return the multiply-adds of one sample's forward pass in this layer, without its
+        children. Available after planning.
 
-        Convolutions and linear maps count, without their biases, as is usual in papers. All else is
-        0.
+        Convolutions and linear layers count, without their biases, as is usual in papers. All other
+        layers return 0.
         """
         return 0
 
     def is_described_by_children(self) -> bool:
-        """Return whether ``arguments`` names its present children; else they are those that its
-        constructor makes."""
+        """Return whether ``arguments`` includes the current children. If False, the constructor
+        makes the children itself."""
         return False
 
     def arguments(self) -> tuple[list[Any], dict[str, Any]]:
-        """Return the constructor's arguments without defaults: those of ``*args``, and the others
-        by name."""
+        """Return the arguments passed to the constructor: the ``*args``, and the others by name.
+        Omitted arguments are not included."""
         args, kwargs = self._made_with
         parameters = signature(type(self)).parameters
         several: list[Any] = []

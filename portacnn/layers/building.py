@@ -1,8 +1,8 @@
-"""How a network is built: shapes are planned first, then parameters are drawn.
+"""Build a network: plan all shapes first, then draw the parameters.
 
-``plan`` walks the tree from the root. It gives every layer its path, and checks each shape against
-the next; it allocates nothing. Only if everything fits does ``build`` draw the parameters, each
-from the seed and its own path. So an error changes nothing.
+``plan`` walks the tree from the root, sets every layer's path and checks every shape. It allocates
+nothing. ``build`` draws the parameters only if all shapes fit, each from the seed and its own path.
+So an error changes nothing.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +30,8 @@ _not_building: ContextVar[bool] = ContextVar("portacnn_not_building", default=Fa
 
 @contextmanager
 def not_building() -> Iterator[None]:
-    """Within it ``build`` does nothing, so that a model that builds itself can be changed first."""
+    """Disable ``build`` within the context, so that a model that builds itself can be changed
+    before it is built."""
     token = _not_building.set(True)
     try:
         yield
@@ -43,8 +44,8 @@ _state: ContextVar[Mapping[str, HostArray] | None] = ContextVar("portacnn_state"
 
 @contextmanager
 def building_from(state: Mapping[str, HostArray]) -> Iterator[None]:
-    """Within it, ``build`` takes parameters from ``state`` and draws none. ``state`` is checked
-    before anything is allocated."""
+    """Let ``build`` take the parameters from ``state`` within the context, instead of drawing them.
+    ``state`` is checked before anything is allocated."""
     token = _state.set(state)
     try:
         yield
@@ -113,11 +114,11 @@ def move(root: "Layer", device: str | Backend) -> None:
 
 
 def check_free(layer: "Layer", network: Network | None) -> None:
-    """Raise StateError if the layer is a part of another network than this one."""
+    """Raise StateError if the layer is part of a network other than this one."""
     if layer.belongs_to is not None and layer.belongs_to is not network:
         raise StateError(
-            "was built as a part of another network; give this one a layer of its own, or take "
-            "it out of the other: network.replace(path, another_layer)",
+            "is part of another network; use a new layer, or first remove it from the other "
+            "network: network.replace(path, another_layer)",
             layer.where,
         )
 
@@ -132,7 +133,8 @@ class Arrays(NamedTuple):
 def drawn(
     layer: "Layer", backend: Backend, dtype: str, seed: int, state: Mapping[str, HostArray] | None
 ) -> Arrays:
-    """Return the first values of what the layer has declared: those of ``state``, or new ones."""
+    """Return initial values of the declared parameters and buffers: from ``state``, or newly
+    drawn."""
     params, buffers = {}, {}
     for name, (shape, init, fan_in, fan_out) in layer.declared.items():
         if name in layer.tied:
@@ -162,14 +164,14 @@ def drawn(
 
 
 def _first(backend: Backend, host: HostArray, dtype: str) -> Array:
-    """Return an array for these first values. No copy is made if ``lay_flat`` will make one."""
+    """Return an array with these initial values. Makes no copy if ``lay_flat`` will make one."""
     if backend.views_alias and str(host.dtype) == dtype:
         return backend.share(host)
     return backend.asarray(host, dtype)
 
 
 def settle(layer: "Layer", network: Network, backend: Backend, dtype: str, arrays: Arrays) -> None:
-    """Give the layer these arrays, as a part of this network."""
+    """Set the layer's arrays, and make it part of this network."""
     layer.belongs_to, layer.backend, layer.dtype = network, backend, dtype
     layer.children.sealed = True
     layer.params, layer.buffers = arrays
@@ -179,7 +181,7 @@ def settle(layer: "Layer", network: Network, backend: Backend, dtype: str, array
 # --- planning -------------------------------------------------------------------------------------
 
 _planned: ContextVar["set[Layer] | None"] = ContextVar("portacnn_planned", default=None)
-"""While a network is planned: the layers that have their path already."""
+"""The layers that already have their path, while a network is planned."""
 
 
 def plan(layer: "Layer", shape: Shape, path: str) -> Shape:
@@ -213,8 +215,8 @@ def _inferred(layer: "Layer", shape: Shape) -> Shape:
 
 
 def _plan_again(layer: "Layer", shape: Shape, path: str) -> Shape:
-    """Plan one more place of a layer: the same parameters must fit."""
-    # nested layers that each stand in two places multiply: 2**depth
+    """Plan a further place of a layer. Its parameters must fit there too."""
+    # nested layers that are each used in two places multiply: 2**depth
     count_layer()
     first = layer.declared, layer.declared_buffers
     layer.declared, layer.declared_buffers = {}, {}
@@ -228,8 +230,8 @@ def _plan_again(layer: "Layer", shape: Shape, path: str) -> Shape:
         layer.declared, layer.declared_buffers = first
     if needed[0] != needed[1]:
         raise ShapeError(
-            f"stands in several places; for samples {shape} at {path!r} it would have "
-            f"{needed[1]}, it has {needed[0]}",
+            f"is used in several places, which need the same parameters; for samples {shape} at "
+            f"{path!r} it would have {needed[1]}, it has {needed[0]}",
             layer.where,
         )
     layer.places.append(Place(path, shape, output))
@@ -262,11 +264,11 @@ def snapshot(layers: list["Layer"]) -> Callable[[], None]:
 
 
 def check_ties(layers: list["Layer"]) -> None:
-    """Raise unless each tied parameter belongs to another of these layers, and has the shape that
-    this one would have.
+    """Check that each tied parameter belongs to another of these layers and has the expected shape.
 
     Raises:
-        StateError: it is not a parameter of one of them. ShapeError: another shape.
+        StateError: the parameter belongs to none of these layers.
+        ShapeError: the shapes differ.
     """
     for layer in layers:
         for name, (owner, owner_name) in layer.tied.items():

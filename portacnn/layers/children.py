@@ -1,5 +1,5 @@
-"""A layer's children, and the attributes that refer to them. Once the children are sealed,
-``replace`` alone changes them."""
+"""A layer's children, and the attributes that refer to them. Sealed children are changed by
+``replace`` only."""
 
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 class Children(dict[str, "Layer"]):
     """A layer's children by name, in the order in which they run.
 
-    Containers seal them at the end of their constructor, and ``build`` seals all others. Then any
-    change but ``put`` raises StateError: what runs was made of them.
+    Containers seal their children at the end of the constructor; ``build`` seals all others. Any
+    later change except ``put`` raises StateError, because the container's stages were made from
+    them.
     """
 
     sealed = False
 
     def put(self, name: str, layer: "Layer") -> None:
-        """Add or exchange a child, sealed or not. Only for the layer that the children belong
-        to."""
+        """Add or exchange a child, sealed or not. For use by the parent layer only."""
         super().__setitem__(name, layer)
 
     def _change(self, *args: Any, **kwargs: Any) -> Any:
@@ -49,7 +49,7 @@ class Children(dict[str, "Layer"]):
 
 
 def _restored(layers: Mapping[str, "Layer"], sealed: bool) -> Children:
-    """Return children that were copied or pickled."""
+    """Return the children from a copy or a pickle."""
     made = Children(layers)
     made.sealed = sealed
     return made
@@ -58,12 +58,12 @@ def _restored(layers: Mapping[str, "Layer"], sealed: bool) -> Children:
 def check_alias(layer: "Layer", name: str, held: Any, value: Any) -> None:
     """Raise StateError if ``layer.name = value`` would bypass its sealed children.
 
-    An attribute may refer to a layer that is in the network already. Any other layer would neither
+    An attribute may refer to a layer that is already in the network. Any other layer would neither
     run nor be trained.
 
     Args:
-        held: the layer that the attribute or the child of this name is now; else None.
-        value: what is assigned: a layer, or anything if ``held`` is one.
+        held: the layer that the attribute or child of this name holds now, or None.
+        value: the new value: a layer, or any value if ``held`` is a layer.
     """
     if held is not None or all(value is not inner for inner in layer.walk()):
         raise StateError(

@@ -1,8 +1,7 @@
-"""Containers: layers made of layers. One after the other, side by side, and around a shortcut.
+"""Containers: layers made of layers, in sequence, in parallel, or around a shortcut.
 
-They nest in any way, and each is a layer as any other: what it is given goes forward to those
-inside it, what comes back goes backward through them in the reverse order. Where a path forks, the
-gradients of its branches are added.
+A container is a layer, so containers nest. The backward pass runs the children in reverse order.
+The gradients of parallel branches are added.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,14 +45,14 @@ class _Container(Layer, abstract=True):
         Layer.adopt(self, name, layer)
 
     def _take_all(self, layers: Sequence[Layer], named: dict[str, Layer]) -> None:
-        """Make all layers children. Those without a name are called "0", "1", ..."""
+        """Make all layers children. Layers without a name are called "0", "1", ..."""
         for name, layer in [*((str(i), layer) for i, layer in enumerate(layers)), *named.items()]:
             self._take(name, layer)
         self.children.sealed = True
 
     takes_children: ClassVar[bool]
-    """Said by a class whose own constructor takes its children by their names: then its arguments
-    are the children of now."""
+    """Set by a class whose constructor takes its children by name. ``arguments`` then returns the
+    current children."""
 
     def is_described_by_children(self) -> bool:
         kinds = (kind for kind in type(self).__mro__ if "__init__" in vars(kind))
@@ -75,15 +74,15 @@ class _Container(Layer, abstract=True):
 
 
 def _back(part: Layer, dy: Array, cache: Any, need_dx: bool) -> Array | None:
-    """Run a part's backward pass, unless neither its dx nor a parameter's gradient is needed."""
+    """Run a child's backward pass if its dx or a parameter's gradient is needed."""
     return part.backward(dy, cache, need_dx=need_dx) if need_dx or learns(part) else None
 
 
 class Sequential(_Container):
     """Layers that run one after the other: ``Sequential(conv1=Conv2d(1, 8, 3), relu1=ReLU())``.
 
-    Layers given without a name are called "0", "1", ..., as in torch.nn.Sequential. Without any, it
-    returns its input.
+    Layers without a name are called "0", "1", ..., as in torch.nn.Sequential. An empty
+    ``Sequential()`` returns its input.
     """
 
     takes_children = True
@@ -93,7 +92,7 @@ class Sequential(_Container):
         self.stages = tuple(stages(self.children))
 
     stages: tuple[Layer, ...]
-    """What runs, in order: the layers, some of them fused."""
+    """The stages in order: layers, and fused layers."""
 
     def adopt(self, name: str, layer: Layer) -> None:
         super().adopt(name, layer)
@@ -105,7 +104,7 @@ class Sequential(_Container):
         return shape
 
     def _parts(self) -> list[Layer]:
-        """Return what runs now: a layer with hooks is not fused."""
+        """Return the stages to run. Stages with hooks are split into their layers."""
         return [
             part
             for stage in self.stages
@@ -124,7 +123,7 @@ class Sequential(_Container):
 
     def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
         trail, grad = Trail.taken(cache, self.where), dy
-        if not need_dx:  # the backward pass ends at the first part that learns anything
+        if not need_dx:  # the backward pass stops at the first part with trainable parameters
             del trail[: next((i for i, (part, _) in enumerate(trail) if learns(part)), len(trail))]
         with one_backward_pass():
             while trail:
@@ -157,19 +156,20 @@ class Residual(_Container):
             activation=ReLU(),
         )
 
-    The body adds no segment to the paths of what is in it: in a block at "layer1.0" they are
+    The body adds no segment to the paths of its layers: a block at "layer1.0" has
     layer1.0.conv1.weight and, for the shortcut, layer1.0.downsample.0.weight, as in torchvision's
     ResNets.
 
     Args:
         body: any layer.
-        shortcut: a layer whose output has the shape of the body's; None for x itself.
-        activation: a layer that takes the sum; None for the sum itself.
+        shortcut: a layer with the body's output shape; None for the identity.
+        activation: a layer applied to the sum, or None.
         shortcut_name: the shortcut's segment in paths.
 
     Raises:
-        ArgumentError: no layers, or, when the network is built, two of them with the same path.
-        ShapeError: when it is built: body and shortcut return different shapes.
+        ArgumentError: an argument is not a layer; when the network is built, two layers have the
+            same path.
+        ShapeError: when the network is built, if body and shortcut return different shapes.
     """
 
     takes_children = True
@@ -192,12 +192,12 @@ class Residual(_Container):
 
     @property
     def body(self) -> Layer:
-        """Return the layer beside the shortcut."""
+        """Return the layer parallel to the shortcut."""
         return self.children["body"]
 
     @property
     def shortcut(self) -> Layer | None:
-        """Return the shortcut's layer; None for the input itself."""
+        """Return the shortcut's layer; None for the identity."""
         return self.children.get(self.shortcut_name)
 
     @property
@@ -220,7 +220,7 @@ class Residual(_Container):
         if body != short:
             given = "the input itself is" if self.shortcut is None else "the shortcut returns"
             raise ShapeError(
-                f"the body returns {body}, {given} {short}; the shapes must be equal to be added. "
+                f"the body returns {body}, {given} {short}; the shapes must be equal. "
                 "Use a shortcut such as Conv2d(channels, out_channels, 1, stride)"
             )
         if self.activation is not None:
@@ -232,15 +232,14 @@ class Residual(_Container):
         return {name: child for name, child in self.children.items() if name != "activation"}
 
     def _check_paths(self) -> None:
-        """Raise ArgumentError if a layer of the body has the path of the shortcut or the
-        activation: the body adds no segment to paths."""
+        """Raise ArgumentError if a layer of the body has the same path as the shortcut or the
+        activation. The body adds no segment to paths."""
         taken = {layer.path for layer in self.body.walk()}
         for name in self.children:
             if name != "body" and self.child_path(name) in taken:
                 raise ArgumentError(
-                    f"the body has a layer at {self.child_path(name)!r} already; give the body's a "
-                    "name of its own "
-                    "(or the shortcut: shortcut_name=...), or put the body into a "
+                    f"the body already has a layer at {self.child_path(name)!r}; rename that "
+                    "layer, pass another shortcut_name, or wrap the body in "
                     "Sequential(inner=...)"
                 )
 
@@ -280,8 +279,7 @@ class Residual(_Container):
 
 
 class Branches(_Container):
-    """Layers that run side by side on the same input: x (N, *S) -> y, their outputs set side by
-    side or added.
+    """Parallel layers on the same input: x (N, *S) -> y, their outputs concatenated or added.
 
     An inception block (Szegedy et al., 2014) is
 
@@ -291,16 +289,16 @@ class Branches(_Container):
             Sequential(MaxPool2d(3, 1, 1), Conv2d(192, 32, 1)),
         )
 
-    and returns 64 + 128 + 32 channels. Branches without a name are called "0", "1", ...; an empty
-    ``Sequential()`` hands on x.
+    and returns 64 + 128 + 32 channels. Branches without a name are called "0", "1", ... An empty
+    ``Sequential()`` is the identity.
 
     Args:
-        join: "concat": (N, C1, *S), (N, C2, *S), ... -> (N, C1 + C2 + ..., *S); "add": all of one
-            shape, added.
+        join: "concat": (N, C1, *S), (N, C2, *S), ... -> (N, C1 + C2 + ..., *S); "add": outputs of
+            one shape, added.
 
     Raises:
-        ArgumentError: no layers, or another ``join``.
-        ShapeError: when the network is built: outputs that cannot be joined.
+        ArgumentError: there are no layers, or ``join`` is unknown.
+        ShapeError: when the network is built, if the outputs cannot be joined.
     """
 
     takes_children = True
@@ -322,16 +320,13 @@ class Branches(_Container):
         first, *others = outputs.values()
         if self.join == "add":
             if any(output != first for output in others):
-                raise ShapeError(
-                    f"branches that are added must return one shape; they return {listed}"
-                )
+                raise ShapeError(f"expected branches of one shape to add, got {listed}")
             return first
         if not first or any(
             len(output) != len(first) or output[1:] != first[1:] for output in others
         ):
             raise ShapeError(
-                "branches that are concatenated may differ in their channels only; they return "
-                f"{listed}"
+                f"branches that are concatenated may differ in their channels only, got {listed}"
             )
         return (sum(output[0] for output in outputs.values()), *first[1:])
 
@@ -363,14 +358,14 @@ class Branches(_Container):
 
 
 class Recompute(_Container):
-    """A layer that keeps nothing but its input for the backward pass, and runs forward once more
-    there: x -> layer(x).
+    """Gradient checkpointing: keep only the layer's input for the backward pass, and repeat the
+    forward pass there: x -> layer(x).
 
-        Sequential(*(Recompute(block) for block in blocks))  # one block's activations
+        Sequential(*(Recompute(block) for block in blocks))  # keeps one block's activations
 
-    Known as gradient checkpointing (Chen et al., 2016): memory for a second forward pass. Outputs,
-    gradients, running statistics and what dropout draws are those of the layer alone, to the bit.
-    It adds no segment to paths, and files of weights fit with it and without.
+    This saves memory and costs a second forward pass (Chen et al., 2016). Outputs, gradients,
+    running statistics and dropout masks are bit for bit the same as without it. It adds no segment
+    to paths, so the same weight files load with and without it.
 
     Args:
         layer: any layer, usually a block of several.
@@ -384,7 +379,7 @@ class Recompute(_Container):
 
     @property
     def layer(self) -> Layer:
-        """Return the layer inside."""
+        """Return the wrapped layer."""
         return self.children["layer"]
 
     def child_path(self, name: str) -> str:
@@ -399,8 +394,7 @@ class Recompute(_Container):
             before = Moment(None, 0, {inner: inner.step for inner in layer.walk()})
         else:
             before = Moment(now.step, now.first, now.counts)
-        # With keep, though the cache is dropped: some kernels return other bits when they keep
-        # nothing.
+        # keep=True though the cache is dropped: some kernels return other bits with keep=False.
         y, _ = run(layer, x, train, keep)
         return y, Trail([(layer, (x, train, before))]) if keep else None
 

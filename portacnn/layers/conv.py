@@ -1,4 +1,4 @@
-"""Convolution layers, and transposed ones, in one, two and three dimensions.
+"""Convolutions and transposed convolutions in one, two and three dimensions.
 
 Notation: C in-channels, O out-channels, S/OUT the spatial axes in/out (W; H, W; or D, H, W), K the
 kernel.
@@ -34,15 +34,15 @@ PADDING_MODES = {
 
 
 def spatial(shape: Shape, axes: int) -> tuple[int, ...]:
-    """Return the spatial part of one sample's shape. Raises ShapeError if it has another number of
-    spatial axes."""
+    """Return the spatial part of one sample's shape. Raises ShapeError if the number of spatial
+    axes is not ``axes``."""
     if len(shape) != axes + 1:
         raise ShapeError(f"expected samples {SAMPLES[axes]}, got {shape}")
     return shape[1:]
 
 
 class _Convolving(Layer):
-    """What convolution layers share with transposed ones: channels, groups and parameters."""
+    """Base class of convolutions and transposed convolutions: channels, groups and parameters."""
 
     axes: ClassVar[int]
     op: ClassVar[Any]
@@ -61,7 +61,7 @@ class _Convolving(Layer):
         weight_init: Initializer,
         bias_init: Initializer,
     ) -> None:
-        """Set the attributes that all constructors share."""
+        """Check and set the attributes common to all constructors."""
         try:
             if in_channels is not None:
                 (in_channels,) = per_axis("in_channels", in_channels, 1, 1)
@@ -82,7 +82,7 @@ class _Convolving(Layer):
         self.bias, self.weight_init, self.bias_init = bias, weight_init, bias_init
 
     def _channels(self, shape: Shape) -> int:
-        """Return C of samples of this shape, checked."""
+        """Return the number of channels C of a sample. Raises ShapeError if it does not fit."""
         spatial(shape, self.axes)
         channels = shape[0]
         if channels != (self.in_channels or channels):
@@ -94,10 +94,10 @@ class _Convolving(Layer):
         return channels
 
     def _declare(self, weight: Shape) -> None:
-        """The weight, (out, in / groups, *K) of the convolution it belongs to, and the bias; fans
-        as PyTorch counts them."""
-        # PyTorch takes fan_in from the weight's second axis even where, in a transposed
-        # convolution, that is the output's.
+        """Declare the weight, (out, in / groups, *K) of the (untransposed) convolution, and the
+        bias, with PyTorch's fans."""
+        # PyTorch takes fan_in from the weight's second axis. In a transposed convolution that is
+        # the output's axis.
         fans = {
             "fan_in": prod(weight[1:]),
             "fan_out": weight[0] // self.groups * prod(self.kernel_size),
@@ -108,22 +108,22 @@ class _Convolving(Layer):
 
 
 class Conv(_Convolving, abstract=True):
-    """What Conv1d, Conv2d and Conv3d share: x (N, C, *S) -> y (N, O, *OUT).
+    """Base class of Conv1d, Conv2d and Conv3d: x (N, C, *S) -> y (N, O, *OUT).
 
     Args:
-        in_channels: C, or None to take it from the input's shape when the network is built.
+        in_channels: C; None infers it from the input shape when the network is built.
         out_channels: O.
         kernel_size, stride, padding, dilation, groups: as for ``portacnn.ops.conv2d``.
-        bias: whether there is one.
-        padding_mode: what stands in the padding: "zeros", "reflect", "replicate" or "circular" (see
+        bias: whether to add a bias.
+        padding_mode: the values of the padding: "zeros", "reflect", "replicate" or "circular" (see
             ``portacnn.ops.pad``).
-        weight_init, bias_init: rules of ``portacnn.init``; PyTorch's by default.
+        weight_init, bias_init: initializers of ``portacnn.init``; default: PyTorch's.
 
     Parameters: ``weight`` (O, C/groups, *K), ``bias`` (O,).
 
     Raises:
-        ArgumentError: sizes out of range; groups that do not divide the channels; an unknown
-            padding mode.
+        ArgumentError: a size is out of range, groups do not divide the channels, or the padding
+            mode is unknown.
     """
 
     def __init__(
@@ -201,43 +201,42 @@ class Conv(_Convolving, abstract=True):
 
 
 class Conv1d(Conv):
-    """Convolution along one axis, as torch.nn.Conv1d: x (N, C, W) -> y (N, O, OW). Arguments: see
-    ``Conv``."""
+    """1-D convolution, as torch.nn.Conv1d: x (N, C, W) -> y (N, O, OW). Arguments: see ``Conv``."""
 
     axes, op, op_backward = 1, ops.conv1d, ops.conv1d_backward
 
 
 class Conv2d(Conv):
-    """Two-dimensional convolution, as torch.nn.Conv2d: x (N, C, H, W) -> y (N, O, OH, OW).
-    Arguments: see ``Conv``."""
+    """2-D convolution, as torch.nn.Conv2d: x (N, C, H, W) -> y (N, O, OH, OW). Arguments: see
+    ``Conv``."""
 
     axes, op, op_backward = 2, ops.conv2d, ops.conv2d_backward
 
 
 class Conv3d(Conv):
-    """Three-dimensional convolution, as torch.nn.Conv3d: x (N, C, D, H, W) -> y (N, O, OD, OH, OW).
-    See ``Conv``."""
+    """3-D convolution, as torch.nn.Conv3d: x (N, C, D, H, W) -> y (N, O, OD, OH, OW). See
+    ``Conv``."""
 
     axes, op, op_backward = 3, ops.conv3d, ops.conv3d_backward
 
 
 class ConvTranspose(_Convolving, abstract=True):
-    """What ConvTranspose1d, ConvTranspose2d and ConvTranspose3d share: x (N, C, *S) -> y (N, O,
+    """Base class of ConvTranspose1d, ConvTranspose2d and ConvTranspose3d: x (N, C, *S) -> y (N, O,
     *OUT).
 
     Args:
-        in_channels: C, or None to take it from the input's shape when the network is built.
+        in_channels: C; None infers it from the input shape when the network is built.
         out_channels: O.
         kernel_size, stride, padding, output_padding, groups, dilation: as for
             ``portacnn.ops.conv_transpose2d``.
-        bias: whether there is one.
-        weight_init, bias_init: rules of ``portacnn.init``; PyTorch's by default.
+        bias: whether to add a bias.
+        weight_init, bias_init: initializers of ``portacnn.init``; default: PyTorch's.
 
     Parameters: ``weight`` (C, O/groups, *K), ``bias`` (O,).
 
     Raises:
-        ArgumentError: sizes out of range; groups that do not divide the channels; an
-            output_padding that is not below the stride or the dilation.
+        ArgumentError: a size is out of range, groups do not divide the channels, or output_padding
+            is neither below the stride nor below the dilation.
     """
 
     def __init__(
@@ -271,9 +270,7 @@ class ConvTranspose(_Convolving, abstract=True):
             self.output_padding = per_axis("output_padding", output_padding, self.axes, 0)
             check_output_padding(self.output_padding, self.stride, self.dilation)
             if isinstance(padding, str):
-                raise ArgumentError(
-                    f"padding of a transposed convolution must be numbers, got {padding!r}"
-                )
+                raise ArgumentError(f"expected padding as whole numbers, got {padding!r}")
         except PortacnnError as error:
             raise error.at(type(self).__name__)
 
@@ -309,21 +306,18 @@ class ConvTranspose(_Convolving, abstract=True):
 
 
 class ConvTranspose1d(ConvTranspose):
-    """Transposed convolution along one axis, as torch.nn.ConvTranspose1d. Arguments: see
-    ``ConvTranspose``."""
+    """1-D transposed convolution, as torch.nn.ConvTranspose1d. Arguments: see ``ConvTranspose``."""
 
     axes, op, op_backward = 1, ops.conv_transpose1d, ops.conv_transpose1d_backward
 
 
 class ConvTranspose2d(ConvTranspose):
-    """Two-dimensional transposed convolution, as torch.nn.ConvTranspose2d. Arguments: see
-    ``ConvTranspose``."""
+    """2-D transposed convolution, as torch.nn.ConvTranspose2d. Arguments: see ``ConvTranspose``."""
 
     axes, op, op_backward = 2, ops.conv_transpose2d, ops.conv_transpose2d_backward
 
 
 class ConvTranspose3d(ConvTranspose):
-    """Three-dimensional transposed convolution, as torch.nn.ConvTranspose3d. Arguments: see
-    ``ConvTranspose``."""
+    """3-D transposed convolution, as torch.nn.ConvTranspose3d. Arguments: see ``ConvTranspose``."""
 
     axes, op, op_backward = 3, ops.conv_transpose3d, ops.conv_transpose3d_backward

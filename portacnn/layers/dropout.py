@@ -10,20 +10,20 @@ from portacnn.runtime import Array
 
 __all__ = ["Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "StochasticDepth"]
 
-_UNCHANGED = ()  # kept by a forward that dropped nothing
+_UNCHANGED = ()  # the cache of a forward pass that dropped nothing
 
 
 class Dropout(Layer):
-    """In training each number is zero with probability p, and the others are divided by 1 - p; else
-    nothing happens.
+    """In training, set each element to zero with probability p and divide the others by 1 - p.
+    Outside training, return x.
 
-    What is dropped follows from ``seed`` and ``path``, which ``build`` sets, the step and the
-    position in the batch (see ``at_step``), and the element's place in its sample: the same bits on
-    every backend, however a batch is cut up. Without ``at_step``, ``step`` counts the training
-    forward passes.
+    The mask depends only on ``seed`` and ``path`` (set by ``build``), the step and the position in
+    the batch (see ``at_step``), and the element's index in its sample. It has the same bits on
+    every backend, and does not change if a batch is split. Outside of ``at_step``, ``step`` counts
+    the training forward passes.
 
     Args:
-        p: the share to drop, 0 to 1.
+        p: the probability of dropping an element, 0 to 1.
     """
 
     op: ClassVar[Any] = ops.dropout
@@ -39,7 +39,7 @@ class Dropout(Layer):
     def infer(self, shape: Shape) -> Shape:
         if self.axes is not None and len(shape) != self.axes:
             raise ShapeError(
-                f"expected samples of a channel axis and {self.axes - 1} more, got {shape}"
+                f"expected samples (C, *S) with {self.axes - 1} spatial axes, got {shape}"
             )
         return shape
 
@@ -78,7 +78,8 @@ class Dropout3d(Dropout):
 
 
 class StochasticDepth(Dropout):
-    """``Dropout`` of whole samples of x (N, *S), at the end of a residual block's body: some images
-    skip the block (Huang et al., 2016), as torchvision.ops.StochasticDepth with mode "row"."""
+    """``Dropout`` of whole samples of x (N, *S), as torchvision.ops.StochasticDepth with mode
+    "row". At the end of a residual block's body, it lets some samples skip the block (Huang et al.,
+    2016)."""
 
     op, op_backward = ops.stochastic_depth, ops.stochastic_depth_backward

@@ -1,9 +1,9 @@
-"""Frozen state: parameters that training leaves as they are, and batch norms that keep their
+"""Frozen state: parameters that training does not change, and batch norms that do not update their
 running statistics.
 
-A layer's ``frozen`` holds the names of its own parameters and buffers that are frozen. A frozen
-parameter gets no gradient, so optimizers pass it by. A norm with frozen buffers normalizes with
-them in training too. A backward pass ends at the first layer that has a parameter to train.
+A layer's ``frozen`` holds the names of its own frozen parameters and buffers. A frozen parameter
+gets no gradient, so optimizers skip it. A norm with frozen buffers normalizes with them in training
+too. A backward pass stops at the first layer with a trainable parameter.
 """
 
 from collections.abc import Iterable
@@ -18,13 +18,14 @@ if TYPE_CHECKING:
 
 
 def is_frozen(layer: "Layer", name: str) -> bool:
-    """Return whether a parameter of the layer is frozen; a tied one is if its owner's is."""
+    """Return whether a parameter of the layer is frozen. A tied parameter is frozen if its owner's
+    is."""
     owner, key = layer.tied.get(name, (layer, name))
     return key in owner.frozen
 
 
 def learns(layer: "Layer") -> bool:
-    """Return whether it or a layer below it has a parameter that is not frozen."""
+    """Return whether the layer or one below it has a trainable parameter."""
     return any(not is_frozen(inner, name) for inner in layer.walk() for name in inner.params)
 
 
@@ -50,8 +51,8 @@ def change(layer: "Layer", what: Selection, frozen: bool) -> None:
 
 
 def _selected(layer: "Layer", what: Selection) -> set[tuple["Layer", str]]:
-    """Return what a selection selects below a layer, each with the layer that owns it. The buffers
-    of one layer belong together: all of them are selected, or none."""
+    """Return the selected parameters and buffers below a layer, each with the layer that owns it.
+    Either all buffers of a layer are selected, or none."""
     choose = selector(what)
 
     def chosen(inner: "Layer", arrays: Any) -> list[str]:
@@ -82,10 +83,10 @@ def frozen_paths(root: "Layer") -> list[str]:
 
 
 def restore(root: "Layer", paths: Any) -> None:
-    """Freeze exactly what ``frozen_paths`` has returned, for a network from a file.
+    """Freeze exactly the given ``frozen_paths``, for a network read from a file.
 
     Raises:
-        ModelFormatError: if it is not a list of paths of this network's state.
+        ModelFormatError: ``paths`` is not a list of paths of this network's state.
     """
     if not isinstance(paths, list) or not all(isinstance(path, str) for path in paths):
         raise ModelFormatError("the frozen parameters must be a list of paths")
@@ -96,7 +97,7 @@ def restore(root: "Layer", paths: Any) -> None:
     }
     if unknown := [path for path in paths if path not in places]:
         raise ModelFormatError(
-            f"it says that {quoted(unknown[0])} is frozen, but the network has no such parameter"
+            f"{quoted(unknown[0])} is frozen in the file, but the network has no such parameter"
         )
     _set(root, (places[path] for path in paths))
 

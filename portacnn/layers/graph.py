@@ -1,9 +1,9 @@
-"""``Graph``: layers in any order that has no circle. Each takes one or several of the values before
-it.
+"""``Graph``: a directed acyclic graph of layers. Each node takes the outputs of one or several
+earlier nodes.
 
-Forward, the nodes run as they stand, and a value is dropped after its last use. Backward they run
-the other way; where a value was used several times, the gradients that come back are added. What
-nobody asks a gradient of is left out.
+The forward pass runs the nodes in the given order and drops each value after its last use. The
+backward pass runs them in reverse order and adds the gradients of a value that was used several
+times. It skips nodes whose gradients are not needed.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -22,8 +22,8 @@ from portacnn.runtime import Array, backend_of
 __all__ = ["Graph"]
 
 INPUT = "input"
-"""The name of a graph's input; no node may have it."""
-_LONGEST = 64  # layers that are run as one chain
+"""The name of a graph's input, reserved."""
+_LONGEST = 64  # the maximum number of layers in a chain
 
 
 class Node(NamedTuple):
@@ -35,13 +35,13 @@ class Node(NamedTuple):
 
 
 class _Chain(NamedTuple):
-    """Consecutive nodes: each has only the previous one as input, and no other node reads that
-    one."""
+    """Consecutive nodes. Each has the previous one as its only input, and is that one's only
+    user."""
 
     layer: Layer  # one layer, or a Sequential that runs several (some of them as one op)
     inputs: tuple[str, ...]
     output: str
-    dropped: tuple[str, ...]  # the values that nobody needs after it
+    dropped: tuple[str, ...]  # the values not used after it
 
 
 class Graph(Layer):
@@ -58,13 +58,13 @@ class Graph(Layer):
     "layer1.0.conv1.weight".
 
     Args:
-        nodes: (name, layer, inputs), in the order in which they run. An input is the name of a node
-            that stands before, or "input". A layer that takes several is a ``Join``. One layer may
-            stand in several nodes.
+        nodes: (name, layer, inputs), in the order in which they run. An input is the name of an
+            earlier node, or "input". A layer with several inputs is a ``Join``. Several nodes may
+            share one layer.
 
     Raises:
-        ArgumentError: no nodes; a name that is taken; an input that is no node before; a value that
-            nobody uses.
+        ArgumentError: there are no nodes, a name is used twice, an input is not an earlier node, or
+            a value is not used.
     """
 
     def __init__(self, *nodes: tuple[str, Layer, Sequence[str]]) -> None:
@@ -99,7 +99,7 @@ class Graph(Layer):
 
     def _taken(self, node: Any) -> Node:
         if not isinstance(node, list | tuple) or len(node) != 3:
-            raise ArgumentError(f"a node is (name, layer, inputs), got {node!r}")
+            raise ArgumentError(f"expected nodes (name, layer, inputs), got {node!r}")
         name, layer, inputs = node
         if not isinstance(name, str) or not name or name == INPUT:
             raise ArgumentError(
@@ -120,7 +120,7 @@ class Graph(Layer):
             if name in known:
                 raise ArgumentError(f"there are two nodes called {name!r}")
             if missing := [i for i in inputs if i not in known]:
-                raise ArgumentError(f"{name!r} takes {missing[0]!r}, which is no node before it")
+                raise ArgumentError(f"the input {missing[0]!r} of {name!r} is not an earlier node")
             if isinstance(layer, Join):
                 layer.check_count(len(inputs))
             elif len(inputs) != 1:
@@ -130,7 +130,9 @@ class Graph(Layer):
             known.add(name)
             used.update(inputs)
         if unused := [node.name for node in nodes[:-1] if node.name not in used]:
-            raise ArgumentError(f"nobody uses the value of {unused[0]!r}")
+            raise ArgumentError(
+                f"the output of {unused[0]!r} is not used; remove the node or use it as an input"
+            )
 
     def infer(self, shape: Shape) -> Shape:
         shapes: dict[str, Shape] = {INPUT: shape}
@@ -144,9 +146,7 @@ class Graph(Layer):
             names = (*layer.declared, *layer.declared_buffers)
             for path in map(layer.full_name, (name for name in names if name not in layer.tied)):
                 if path in taken:
-                    raise ArgumentError(
-                        f"two layers have state at {path!r}; give one of them another name"
-                    )
+                    raise ArgumentError(f"two layers have state at {path!r}; rename one of them")
                 taken.add(path)
         return shapes[self.nodes[-1].name]
 
@@ -212,7 +212,7 @@ class Graph(Layer):
 
 
 def _chained(nodes: Sequence[Node]) -> Iterator[_Chain]:
-    """Yield the nodes joined to chains, in order."""
+    """Yield the nodes, grouped into chains, in order."""
     uses: dict[str, int] = {}
     for node in nodes:
         for name in node.inputs:
@@ -221,7 +221,7 @@ def _chained(nodes: Sequence[Node]) -> Iterator[_Chain]:
     for node in nodes:
         before = rows[-1] if rows else []
         follows = before and node.inputs == (before[-1].name,) and uses[before[-1].name] == 1
-        # a Sequential hands on one array
+        # a Sequential passes on one array only
         joins = any(isinstance(n.layer, Join) for n in (node, *before[:1]))
         if follows and not joins and len(before) < _LONGEST:
             before.append(node)
@@ -237,8 +237,8 @@ def _chained(nodes: Sequence[Node]) -> Iterator[_Chain]:
 
 
 def _wants(chains: Sequence[_Chain], need_dx: bool) -> set[str]:
-    """Return the values whose gradient is needed: those that depend on a parameter, or with
-    ``need_dx`` on the input."""
+    """Return the names of the values whose gradients are needed: values that depend on a trainable
+    parameter, or with ``need_dx`` on the input."""
     wanted = {INPUT} if need_dx else set()
     for layer, inputs, output, _ in chains:
         if any(name in wanted for name in inputs) or learns(layer):

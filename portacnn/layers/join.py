@@ -1,7 +1,7 @@
-"""Layers that take several values, for a ``Graph``: arithmetic, concatenation, products of
-matrices; and of one value with a constant of the layer's own.
+"""Layers with several inputs, for a ``Graph``: arithmetic, concatenation and matrix products.
+``ArithmeticWith`` and ``MatMulWith`` take one input and a parameter or constant of their own.
 
-Notation: N batch, S one sample's axes. Axes are counted with the batch, which is 0.
+Notation: N batch, S one sample's axes. The batch is axis 0.
 """
 
 from collections.abc import Sequence
@@ -21,35 +21,35 @@ __all__ = ["Arithmetic", "ArithmeticWith", "Concat", "Join", "MatMul", "MatMulWi
 
 
 class Join(Layer, abstract=True):
-    """A layer of several inputs: ``infer`` takes a tuple of shapes, ``forward`` a list of arrays,
-    ``backward`` returns such a list.
+    """A layer with several inputs. ``infer`` takes a tuple of shapes, ``forward`` takes a list of
+    arrays, and ``backward`` returns a list of gradients.
 
     Attributes:
-        least, most: how many inputs there may be; ``most`` is None for any number.
+        least, most: the minimum and maximum number of inputs; ``most`` None means no maximum.
     """
 
     least: int = 2
     most: int | None = None
 
     def check_count(self, count: int) -> None:
-        """Raise ShapeError if the layer does not take this number of inputs."""
+        """Raise ShapeError if the number of inputs is out of range."""
         if count < self.least or (self.most is not None and count > self.most):
             wanted = str(self.least) if self.least == self.most else f"at least {self.least}"
             raise ShapeError(f"expected {wanted} inputs, got {count}", type(self).__name__)
 
 
 def broadcast(first: Shape, second: Shape) -> Shape:
-    """Return the shape that two samples of as many axes broadcast to. Raises ShapeError."""
+    """Return the broadcast shape of two samples with the same number of axes. Raises ShapeError if
+    they do not broadcast."""
     if len(first) != len(second) or any(
         n != m and 1 not in (n, m) for n, m in zip(first, second, strict=True)
     ):
-        raise ShapeError(f"samples {first} and {second} cannot be taken together")
+        raise ShapeError(f"samples {first} and {second} do not broadcast")
     return tuple(m if n == 1 else n for n, m in zip(first, second, strict=True))
 
 
 class Arithmetic(Join):
-    """Two values taken together element by element, and broadcast: x (N, *S1), (N, *S2) -> y (N,
-    *S).
+    """Elementwise arithmetic on two inputs, with broadcasting: x (N, *S1), (N, *S2) -> y (N, *S).
 
     Args:
         kind: as for ``portacnn.ops.arithmetic``.
@@ -71,14 +71,13 @@ class Arithmetic(Join):
 
 
 class ArithmeticWith(Layer):
-    """A value taken together with a constant of the layer's own: x (N, *S) -> y (N, *OUT).
+    """Elementwise arithmetic on the input and an array of the layer: x (N, *S) -> y (N, *OUT).
 
     Args:
         kind: as for ``portacnn.ops.arithmetic``.
-        shape: the constant's; it is broadcast, and its last axis is the sample's last: (C, 1, 1)
-            has one number for each channel.
-        constant_first: whether the constant is the first operand: constant - x.
-        learn: whether it is a parameter, or a buffer.
+        shape: of the array, broadcast against one sample: (C, 1, 1) is one value for each channel.
+        constant_first: whether the array is the first operand: value - x.
+        learn: True for a parameter, False for a buffer.
 
     Parameter or buffer: ``value`` (*shape).
     """
@@ -127,11 +126,11 @@ def _checked_kind(kind: str, where: str) -> str:
 
 
 class Concat(Join):
-    """Values set side by side along one axis: (N, C1, *S), (N, C2, *S), ... -> (N, C1 + C2 + ...,
+    """Concatenate the inputs along one axis: (N, C1, *S), (N, C2, *S), ... -> (N, C1 + C2 + ...,
     *S) for axis 1.
 
     Args:
-        axis: which, the batch counted; 1 is the channels.
+        axis: 1 or more; 0 is the batch, 1 is the channels.
     """
 
     least = 1
@@ -151,11 +150,11 @@ class Concat(Join):
         ):
             listed = "; ".join(map(str, shape))
             raise ShapeError(
-                f"values set side by side may differ along axis {self.axis} only, got "
+                f"inputs to concatenate may differ along axis {self.axis} only, got "
                 f"samples {listed}"
             )
         if at >= len(first):
-            raise ShapeError(f"axis {self.axis} is no axis of a batch of samples {first}")
+            raise ShapeError(f"axis {self.axis} is out of range for a batch of samples {first}")
         return (*first[:at], sum(s[at] for s in shape), *first[at + 1 :])
 
     def forward(self, x: Any, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
@@ -173,7 +172,7 @@ class Concat(Join):
 
 
 class MatMul(Join):
-    """The products of two stacks of matrices: (N, *S, P, Q), (N, *S, Q, R) -> (N, *S, P, R)."""
+    """The matrix product of two inputs: (N, *S, P, Q), (N, *S, Q, R) -> (N, *S, P, R)."""
 
     least = most = 2
 
@@ -202,13 +201,12 @@ class MatMul(Join):
 
 
 class MatMulWith(Layer):
-    """The product with a matrix of the layer's own, along the last axis: x (N, *S, F) -> y (N, *S,
-    O).
+    """The matrix product with a weight, along the last axis: x (N, *S, F) -> y (N, *S, O).
 
     Args:
         out_features: O.
 
-    Parameters: ``weight`` (F, O), of which a ``Linear`` has the transpose.
+    Parameters: ``weight`` (F, O), the transpose of ``Linear``'s.
     """
 
     def __init__(self, out_features: int) -> None:

@@ -1,9 +1,9 @@
-"""Limits for networks that a file describes, so that a small file becomes neither a large heap nor
-hours of work.
+"""Limits for networks read from a file, so that a small file cannot cause large allocations or
+hours of computation.
 
-A stranger's file says how large kernels and samples are, and how many layers a builder makes.
-Within ``limited`` all of it is counted as layers are made and planned, and nothing is allocated
-before. Networks that a program builds itself have no limits.
+An untrusted file determines the sizes of kernels and samples and the number of layers. Within
+``limited`` they are counted when layers are made and planned, before anything is allocated.
+Networks built by a program have no limits.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,13 +14,14 @@ from math import prod
 from portacnn.errors import ModelFormatError
 
 TAPS = 1 << 17
-"""Elements of all kernels together: convolution and pooling take each of them separately."""
+"""The maximum number of elements of all kernels together. Convolution and pooling process each
+element separately."""
 NUMBERS = 1 << 30
-"""Values of one sample, anywhere in the network."""
+"""The maximum number of values of one sample, anywhere in the network."""
 
 
 class _Left:
-    """What the network that is being built may still have."""
+    """The remaining limits of the network being built."""
 
     def __init__(self, layers: int) -> None:
         self.layers, self.taps = layers, TAPS
@@ -31,8 +32,8 @@ _left: ContextVar[_Left | None] = ContextVar("portacnn_limits", default=None)
 
 @contextmanager
 def limited(layers: int) -> Iterator[None]:
-    """Within it, a network that exceeds the limits raises ModelFormatError when it is made or
-    planned."""
+    """Apply the limits within the context: making or planning a larger network raises
+    ModelFormatError."""
     token = _left.set(_Left(layers))
     try:
         yield
@@ -41,26 +42,26 @@ def limited(layers: int) -> Iterator[None]:
 
 
 def count_layer(more: int = 1) -> None:
-    """Count ``more`` layers that are made; a negative number allows as many more."""
+    """Count ``more`` new layers; a negative number takes them off the count."""
     if (left := _left.get()) is not None:
         left.layers -= more
         if left.layers < 0:
-            raise ModelFormatError("it asks for more layers than a file of its size describes")
+            raise ModelFormatError("it has more layers than a file of its size can describe")
 
 
 def count_taps(kernel: Sequence[int]) -> None:
-    """Count the kernel of a layer that is planned."""
+    """Count the kernel elements of a layer being planned."""
     if (left := _left.get()) is not None:
         left.taps -= prod(kernel) if kernel else 0
         if left.taps < 0:
             raise ModelFormatError(
-                f"its kernels have more than {TAPS} cells together, this one is "
-                f"{'x'.join(map(str, kernel))}; "
-                "build such a network yourself, and give it the weights with load_weights"
+                f"its kernels have more than {TAPS} elements together (limit reached at a kernel "
+                f"{'x'.join(map(str, kernel))}); build the network in Python and read the weights "
+                "with load_weights"
             )
 
 
 def count_output(shape: Sequence[int]) -> None:
-    """Check the shape of a sample that a planned layer takes or returns."""
+    """Check the size of one input or output sample of a layer being planned."""
     if _left.get() is not None and prod(shape) > NUMBERS:
         raise ModelFormatError(f"samples {tuple(shape)} have more than {NUMBERS} values")

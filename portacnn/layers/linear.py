@@ -1,4 +1,4 @@
-"""Fully connected layers, and Flatten before them."""
+"""The fully connected layer, and Flatten."""
 
 from collections.abc import Callable
 from math import prod
@@ -18,10 +18,10 @@ class Linear(Layer):
     """The affine map y = x @ weight.T + bias, as torch.nn.Linear: x (N, F) -> y (N, O).
 
     Args:
-        in_features: F, or None to take it from the input's shape when the network is built.
+        in_features: F; None infers it from the input shape when the network is built.
         out_features: O.
-        bias: whether there is one.
-        weight_init, bias_init: rules of ``portacnn.init``; PyTorch's by default.
+        bias: whether to add a bias.
+        weight_init, bias_init: initializers of ``portacnn.init``; default: PyTorch's.
 
     Parameters: ``weight`` (O, F), ``bias`` (O,).
     """
@@ -72,7 +72,7 @@ class Linear(Layer):
 
 
 class Flatten(Layer):
-    """x (N, C, H, W) -> y (N, C*H*W). With the batch last in memory, a view."""
+    """x (N, C, H, W) -> y (N, C*H*W). A view if the batch is last in memory."""
 
     def infer(self, shape: Shape) -> Shape:
         return (prod(shape),)

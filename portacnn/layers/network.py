@@ -1,8 +1,9 @@
-"""``Network``: what all layers of a built network share, above all the flat arrays that hold their
-state; and how gradients are written.
+"""``Network``: the data shared by all layers of a built network, mainly the flat arrays of their
+state. Also writes gradients.
 
-Where a library's slices are views, all parameters of a network lie in one array, all gradients in
-another, and all buffers of a dtype in a third. An optimizer then updates everything at once.
+If the library's slices are views, all parameters of a network lie in one flat array, all gradients
+in another, and the buffers of each dtype in one more. An optimizer then updates all parameters at
+once.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -19,14 +20,14 @@ if TYPE_CHECKING:
 
 
 class Network:
-    """What all layers of a built network share. The root is a weak reference: the root refers to
-    its network, and the two would keep each other alive.
+    """The data shared by all layers of a built network. It holds a weak reference to the root,
+    because the root refers to its network and a cycle would keep both alive.
 
     Attributes:
-        params, buffers, grads: the flat arrays, if the library allows them; gradients exist from
-            the first backward pass on.
-        root: a function that returns the root, or None if it is deleted.
-        freezes: how often ``freeze`` and ``unfreeze`` have changed what is trained.
+        params, buffers, grads: the flat arrays, if the library's slices are views. ``grads`` is
+            made in the first backward pass.
+        root: a weak reference: returns the root, or None if it was deleted.
+        freezes: the number of changes by ``freeze`` and ``unfreeze``.
     """
 
     def __init__(self) -> None:
@@ -37,7 +38,8 @@ class Network:
         self.freezes = 0
 
     def changed_frozen(self) -> None:
-        """Drop all gradients: what is frozen has none, and the others are laid out anew."""
+        """Drop all gradients. Frozen parameters have none, so the flat layout of the others
+        changes."""
         self.freezes += 1
         self.grads = ()
         root = self.root()
@@ -46,7 +48,7 @@ class Network:
 
     @staticmethod
     def of(root: "Layer") -> "Network":
-        """Return the network of which ``root`` is the root, a new one if it is not one yet."""
+        """Return the network of a root layer; create it if there is none."""
         if root.belongs_to is not None and root.is_root:
             return root.belongs_to
         network = Network()
@@ -55,8 +57,8 @@ class Network:
 
 
 def lay_flat(root: "Layer") -> None:
-    """Move all parameters into one array, and all buffers of a dtype into another, if the library's
-    slices are views. Tied parameters become the array of their owner."""
+    """Move all parameters into one flat array and the buffers of each dtype into another, if the
+    library's slices are views. A tied parameter becomes its owner's array."""
     backend, layers, network = root.home, list(root.walk()), root.belongs_to or Network()
     network.params = _flat(
         backend, _places((layer, layer.params, layer.own_params()) for layer in layers)
@@ -80,7 +82,7 @@ def _places(
 
 
 def _flat(backend: Backend, places: Mapping[str, tuple[dict[str, Array], str]]) -> tuple[Flat, ...]:
-    """Move arrays into one flat array for each dtype; return the flat arrays.
+    """Move arrays into one flat array per dtype, and return the flat arrays.
 
     Args:
         places: by path, the dictionary that holds the array, and its name there.
@@ -118,7 +120,7 @@ def _add_grad(layer: "Layer", name: str, grad: Array, current: Gradients | None)
     if current is not None and current.own is not None:
         if place in current.own:
             current.own[place] += grad
-        else:  # a copy: the array that was given may lie in a workspace
+        else:  # a copy, because the given array may lie in a workspace
             current.own[place] = layer.home.xp.asarray(grad, copy=True)
         return
     if current is not None and place in current.written:
@@ -132,8 +134,8 @@ def _add_grad(layer: "Layer", name: str, grad: Array, current: Gradients | None)
 
 
 def _array_for_grad(layer: "Layer", name: str) -> Array:
-    """Return an array for this parameter's gradient: a view of the flat gradients if the parameter
-    is a view of the flat parameters."""
+    """Return the array for a parameter's gradient: a view of the flat gradients if the parameter is
+    a view of the flat parameters."""
     network, path, param = layer.belongs_to or Network(), layer.full_name(name), layer.params[name]
     for number, flat in enumerate(network.params):
         if flat.views.get(path) is param:

@@ -1,4 +1,4 @@
-"""Normalization layers. See ``portacnn.ops.norm`` for what they compute."""
+"""Normalization layers. See ``portacnn.ops.norm`` for the formulas."""
 
 from collections.abc import Sequence
 from math import prod
@@ -28,7 +28,7 @@ __all__ = [
 
 
 class _Norm(Layer):
-    """What they share: a weight that starts as ones, a bias that starts as zeros, and the op's
+    """Base class: a weight initialized to ones, a bias initialized to zeros, and the op's
     gradients."""
 
     op_backward: ClassVar[Any]
@@ -52,9 +52,9 @@ class _Norm(Layer):
 
 
 class _ChannelNorm(_Norm):
-    """Batch and instance norm: parameters and statistics for each channel."""
+    """Base class of batch and instance norm: parameters and statistics for each channel."""
 
-    ranks: ClassVar[tuple[int, ...]]  # how many axes one sample may have, channels included
+    ranks: ClassVar[tuple[int, ...]]  # allowed numbers of axes of one sample
 
     def _set(
         self,
@@ -90,22 +90,22 @@ class _ChannelNorm(_Norm):
         if self.track_running_stats:
             self.declare_buffer("running_mean", (channels,), 0.0)
             self.declare_buffer("running_var", (channels,), 1.0)
-            # PyTorch came to have the count in 0.4.1, and takes files without it.
+            # Optional, because files written before PyTorch 0.4.1 lack the count.
             self.declare_buffer("num_batches_tracked", (), 0, "int64", optional=True)
         return shape
 
     def _moves(self, train: bool) -> bool:
-        """Return whether a forward pass is one in training, for this layer: not if its statistics
+        """Return whether this forward pass updates the running statistics: in training, unless they
         are frozen."""
         return train and "running_mean" not in self.frozen
 
     def _statistics(self, train: bool) -> tuple[Array | None, Array | None]:
-        """The running mean and variance; copies in a forward pass that repeats one by which they
-        have moved already."""
+        """Return the running mean and variance. Returns copies if the forward pass is repeated
+        (``Recompute``), because the first one already updated them."""
         mean, var = self.buffers.get("running_mean"), self.buffers.get("running_var")
         if mean is None or not (train and is_recomputing()):
             return mean, var
-        # Copies, not None: a kernel may return other bits for other arguments.
+        # Copies, not None: a kernel may return other bits without running statistics.
         return self.home.xp.asarray(mean, copy=True), self.home.xp.asarray(var, copy=True)
 
 
@@ -114,13 +114,13 @@ class _BatchNorm(_ChannelNorm):
 
     @property
     def least_batch(self) -> int:
-        """See ``Layer.least_batch``: one value of a channel has no variance."""
+        """See ``Layer.least_batch``: the variance needs two values per channel."""
         return 2 if prod(self.input_shape[1:]) == 1 and self._moves(True) else 1
 
     @property
     def least_predicted(self) -> int:
-        """See ``Layer.least_predicted``: without running statistics it normalizes by the batch's
-        own always."""
+        """See ``Layer.least_predicted``: without running statistics, predictions use the batch's
+        own."""
         return 1 if self.track_running_stats else self.least_batch
 
     def __init__(
@@ -137,13 +137,13 @@ class _BatchNorm(_ChannelNorm):
         return self.run(ops.batch_norm, x, train, keep)
 
     def run(self, op: Any, x: Array, train: bool, keep: bool) -> tuple[Array, Any]:
-        """Run ``batch_norm``, or an op with the same arguments that does more."""
+        """Run ``batch_norm`` or a fused op with the same arguments."""
         home, train = self.home, self._moves(train)
         count = (
             self.buffers.get("num_batches_tracked") if train and x.shape[0] else None
         )  # an empty batch does not count
         momentum = self.momentum
-        if momentum is None:  # the average of all batches so far
+        if momentum is None:  # the cumulative average
             momentum = 0.0 if count is None else 1.0 / home.xp.astype(count + 1, x.dtype)
         y, cache = op(
             x,
@@ -161,19 +161,19 @@ class _BatchNorm(_ChannelNorm):
 
 
 class BatchNorm1d(_BatchNorm):
-    """Each channel normalized over the batch, as torch.nn.BatchNorm1d: x (N, C) or (N, C, L) -> y
-    of its shape.
+    """Normalize each channel over the batch, as torch.nn.BatchNorm1d: x (N, C) or (N, C, L) -> y of
+    the same shape.
 
-    In training by the batch's own mean and variance, else by the running ones; then a backward pass
-    (``keep=True``) takes them for constants: frozen batch norm.
+    Training uses the batch's mean and variance, predictions use the running statistics. A backward
+    pass outside training (``train=False, keep=True``) treats the running statistics as constants.
 
     Args:
-        num_features: C, or None to take it from the input's shape when the network is built.
+        num_features: C; None infers it from the input shape when the network is built.
         eps: added to the variance.
-        momentum: how far the running statistics move towards a batch's; None for the average of all
-            batches so far.
-        affine: whether there are weight and bias.
-        track_running_stats: without it, the batch's own statistics are used always.
+        momentum: the weight of a batch in the running statistics; None for the cumulative average
+            over all batches.
+        affine: whether to learn a weight and a bias.
+        track_running_stats: if False, the batch's own statistics are always used.
 
     Parameters: ``weight``, ``bias`` (C,). Buffers: ``running_mean``, ``running_var`` (C,),
     ``num_batches_tracked`` ().
@@ -183,15 +183,15 @@ class BatchNorm1d(_BatchNorm):
 
 
 class BatchNorm2d(_BatchNorm):
-    """Each channel normalized over the batch and its pixels: x (N, C, H, W). Arguments and state as
-    for ``BatchNorm1d``."""
+    """Normalize each channel over the batch and the spatial axes: x (N, C, H, W). Arguments and
+    state as for ``BatchNorm1d``."""
 
     ranks = (3,)
 
 
 class BatchNorm3d(_BatchNorm):
-    """Each channel normalized over the batch and its cells: x (N, C, D, H, W). Arguments and state
-    as for ``BatchNorm1d``."""
+    """Normalize each channel over the batch and the spatial axes: x (N, C, D, H, W). Arguments and
+    state as for ``BatchNorm1d``."""
 
     ranks = (4,)
 
@@ -209,7 +209,7 @@ class _InstanceNorm(_ChannelNorm):
     ) -> None:
         if momentum is None:
             raise ArgumentError(
-                "momentum must be a number (None, a plain average, is for batch norm)",
+                "expected momentum as a number, got None (the average is for batch norm only)",
                 type(self).__name__,
             )
         self._set(num_features, eps, momentum, affine, track_running_stats)
@@ -230,46 +230,46 @@ class _InstanceNorm(_ChannelNorm):
 
 
 class InstanceNorm1d(_InstanceNorm):
-    """Each channel of each sample normalized over its length, as torch.nn.InstanceNorm1d: x (N, C,
-    L) -> y of its shape.
+    """Normalize each channel of each sample over its length, as torch.nn.InstanceNorm1d: x (N, C,
+    L) -> y of the same shape.
 
-    By its own mean and variance, in training and out of it, unless ``track_running_stats``: then
-    out of training by the running ones.
+    It uses the sample's own mean and variance, in training and in predictions. With
+    ``track_running_stats``, predictions use the running statistics.
 
     Args:
         num_features, eps, momentum: as for ``BatchNorm1d``.
-        affine: whether there are weight and bias.
-        track_running_stats: whether there are running statistics.
+        affine: whether to learn a weight and a bias.
+        track_running_stats: whether to keep running statistics.
 
-    Parameters and buffers, where there are such, as for ``BatchNorm1d``.
+    Parameters (if ``affine``) and buffers (if ``track_running_stats``) as for ``BatchNorm1d``.
     """
 
     ranks = (2,)
 
 
 class InstanceNorm2d(_InstanceNorm):
-    """Each channel of each sample normalized over its pixels: x (N, C, H, W). Arguments as for
+    """Normalize each channel of each sample over its spatial axes: x (N, C, H, W). Arguments as for
     ``InstanceNorm1d``."""
 
     ranks = (3,)
 
 
 class InstanceNorm3d(_InstanceNorm):
-    """Each channel of each sample normalized over its cells: x (N, C, D, H, W). Arguments as for
-    ``InstanceNorm1d``."""
+    """Normalize each channel of each sample over its spatial axes: x (N, C, D, H, W). Arguments as
+    for ``InstanceNorm1d``."""
 
     ranks = (4,)
 
 
 class GroupNorm(_Norm):
-    """Each group of channels of each sample normalized, as torch.nn.GroupNorm: x (N, C, ...) -> y
-    of its shape.
+    """Normalize each group of channels of each sample, as torch.nn.GroupNorm: x (N, C, ...) -> y of
+    the same shape.
 
     Args:
         num_groups: G, which divides C.
-        num_channels: C, or None to take it from the input's shape when the network is built.
+        num_channels: C; None infers it from the input shape when the network is built.
         eps: added to the variance.
-        affine: whether there are weight and bias.
+        affine: whether to learn a weight and a bias.
 
     Parameters: ``weight``, ``bias`` (C,).
     """
@@ -313,14 +313,14 @@ class GroupNorm(_Norm):
 
 
 class LayerNorm(_Norm):
-    """Each sample normalized over its last axes, as torch.nn.LayerNorm: x (N, ...,
-    *normalized_shape) -> y of its shape.
+    """Normalize each sample over its last axes, as torch.nn.LayerNorm: x (N, ...,
+    *normalized_shape) -> y of the same shape.
 
     Args:
-        normalized_shape: the extent of the last axes, or a number for the last one.
+        normalized_shape: the sizes of the last axes, or a number for the last axis.
         eps: added to the variance.
-        elementwise_affine: whether there is a weight.
-        bias: whether there is, with the weight, a bias.
+        elementwise_affine: whether to learn a weight and a bias.
+        bias: if False, learn the weight only.
 
     Parameters: ``weight``, ``bias`` (*normalized_shape).
     """
@@ -358,8 +358,8 @@ class LayerNorm(_Norm):
 
 
 class LocalResponseNorm(Layer):
-    """Each value divided by the activity of its neighbours in other channels, as
-    torch.nn.LocalResponseNorm: x (N, C, *S).
+    """Divide each value by the activity of neighbouring channels, as torch.nn.LocalResponseNorm: x
+    (N, C, *S) -> y of the same shape.
 
     Args:
         size, alpha, beta, k: as for ``portacnn.ops.local_response_norm``; alpha is divided by size.

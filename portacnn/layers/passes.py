@@ -1,9 +1,9 @@
-"""What holds during a pass through a network, for the thread that makes it: context variables, so
-that threads do not meet.
+"""State of one forward or backward pass. It is held in context variables, so each thread has its
+own.
 
-``at_step`` says where training is, ``one_backward_pass`` makes several backward passes count as
-one, ``gradients_of`` gives the gradients arrays of their own, and ``recomputing`` repeats a forward
-pass.
+``at_step`` sets the training step, ``one_backward_pass`` adds up the gradients of several backward
+passes, ``gradients_of`` collects gradients in separate arrays, and ``recomputing`` repeats a
+forward pass.
 """
 
 from collections.abc import Iterator, Mapping
@@ -18,25 +18,25 @@ if TYPE_CHECKING:
 
 __all__ = ["at_step", "gradients_of", "one_backward_pass"]
 
-# --- where training is ----------------------------------------------------------------------------
+# --- the training step ----------------------------------------------------------------------------
 
 
 class Moment:
-    """Where training is: what layers that draw depend on, beside their seed and path.
+    """The position in training. Random draws depend on it and on the layer's seed and path.
 
     Attributes:
-        step: of training; None where each layer counts its own training forward passes.
-        first: the position in the global batch of the first sample.
-        counts: by layer, how often it has drawn at this step; without a step, the count that it
-            draws with next.
+        step: of training; None if each layer counts its own training forward passes.
+        first: the first sample's position in the global batch.
+        counts: by layer, the number of draws at this step; if ``step`` is None, the count used by
+            its next draw.
     """
 
     def __init__(self, step: Any, first: Any, counts: Mapping["Layer", int] | None = None) -> None:
         self.step, self.first, self.counts = step, first, dict(counts or {})
 
     def draw(self, layer: "Layer") -> tuple[Any, Any, str]:
-        """Return (step, first, path) for the layer's next draw. A layer in several places draws
-        differently in each."""
+        """Return (step, first, path) for the layer's next draw. A layer used in several places
+        draws differently in each."""
         count = self.counts.get(layer, 0)
         self.counts[layer] = count + 1
         if self.step is None:
@@ -49,18 +49,18 @@ _moment: ContextVar[Moment | None] = ContextVar("portacnn_moment", default=None)
 
 @contextmanager
 def at_step(step: Any, first: Any = 0) -> Iterator[None]:
-    """Within it, training is at this step: what dropout draws in a forward pass depends on it, and
-    on no more.
+    """Set the training step within the context. Dropout masks then depend on the step, not on the
+    number of forward passes.
 
-    Outside of it, layers that draw count their training forward passes (``Layer.step``). It holds
-    for the current thread.
+    Outside of it, dropout layers count their training forward passes (``Layer.step``). It applies
+    to the current thread.
 
     Args:
         step: of training.
-        first: the position in the global batch of the first sample of the forward pass: for one of
-            several pieces of a batch, in gradient accumulation or on another rank.
+        first: the position in the global batch of the forward pass's first sample, for gradient
+            accumulation or several ranks.
 
-    Both are numbers, or 0-dimensional integer arrays on the network's device.
+    Both arguments are whole numbers or 0-dimensional integer arrays on the network's device.
     """
     now = Moment(step, first)
     token = _moment.set(now)
@@ -68,24 +68,25 @@ def at_step(step: Any, first: Any = 0) -> Iterator[None]:
         yield
     finally:
         _moment.reset(token)
-        # a thread that was started meanwhile may hold it, and would hold the layers
+        # a thread started within the context may still refer to it, which would keep the layers
+        # alive
         now.counts.clear()
 
 
 def moment() -> Moment | None:
-    """Return where training is, or None outside ``at_step``."""
+    """Return the current position in training, or None outside ``at_step``."""
     return _moment.get()
 
 
-# --- a forward pass made again --------------------------------------------------------------------
+# --- repeating a forward pass ---------------------------------------------------------------------
 
 _recomputing: ContextVar[bool] = ContextVar("portacnn_recomputing", default=False)
 
 
 @contextmanager
 def recomputing(before: Moment) -> Iterator[None]:
-    """Within it, a forward pass repeats one that began at ``before``: it draws the same, and
-    changes no running statistics."""
+    """Repeat a forward pass that began at ``before`` within the context. It draws the same masks
+    and updates no running statistics."""
     tokens = _moment.set(before), _recomputing.set(True)
     try:
         yield
@@ -95,24 +96,23 @@ def recomputing(before: Moment) -> Iterator[None]:
 
 
 def is_recomputing() -> bool:
-    """Return whether this forward pass repeats an earlier one, whose batch running statistics
-    already contain."""
+    """Return whether this forward pass repeats an earlier one, so that running statistics already
+    include the batch."""
     return _recomputing.get()
 
 
-# --- what a backward pass will ask for ------------------------------------------------------------
+# --- whether dx is needed -------------------------------------------------------------------------
 
 _without_dx: "ContextVar[Layer | None]" = ContextVar("portacnn_without_dx", default=None)
 
 
 @contextmanager
 def without_dx(layer: "Layer") -> Iterator[None]:
-    """Within it, the backward pass of this layer's forward pass will be called with
+    """Declare within the context that this layer's backward pass will be called with
     ``need_dx=False``.
 
-    So a container keeps nothing for what comes before its first parameter to train. It holds for
-    this layer alone: those inside it are asked for the gradients of their inputs unless their
-    container says otherwise.
+    A container then keeps no caches for the layers before its first trainable parameter. The
+    declaration applies to this layer only; a container decides for the layers inside it.
     """
     token = _without_dx.set(layer)
     try:
@@ -122,7 +122,7 @@ def without_dx(layer: "Layer") -> Iterator[None]:
 
 
 def asks_dx(layer: "Layer") -> bool:
-    """Return whether the gradient of the layer's input may be asked for."""
+    """Return whether the backward pass may need the gradient of the layer's input."""
     return _without_dx.get() is not layer
 
 
@@ -130,7 +130,7 @@ def asks_dx(layer: "Layer") -> bool:
 
 
 class Reached(Exception):  # noqa: N818 (no error)
-    """Ends a forward pass at the layer that is watched. Its argument is the layer's output."""
+    """Stops a forward pass at the watched layer. Its argument is the layer's output."""
 
 
 class Watch:
@@ -138,14 +138,14 @@ class Watch:
 
     Attributes:
         layer: the layer.
-        before: how often it still runs before that place.
+        before: how often the layer still runs before that place.
     """
 
     def __init__(self, layer: "Layer", before: int) -> None:
         self.layer, self.before = layer, before
 
     def see(self, y: Array) -> None:
-        """Take the layer's output. Raises Reached at its place."""
+        """Receive the layer's output. Raises Reached at the watched place."""
         if not self.before:
             raise Reached(y)
         self.before -= 1
@@ -155,16 +155,16 @@ _watched: ContextVar[Watch | None] = ContextVar("portacnn_watched", default=None
 
 
 def watched() -> Watch | None:
-    """Return what ``output_of`` waits for, or None."""
+    """Return the current ``Watch`` of ``output_of``, or None."""
     return _watched.get()
 
 
 def output_of(network: "Layer", layer: "Layer", place: int, x: Array) -> Array | None:
-    """Run a network outside training, up to a layer; return the layer's output. None if the network
-    did not run it.
+    """Run a network outside training up to a layer, and return the layer's output. Returns None if
+    the network did not run the layer.
 
     Args:
-        place: the number of the layer's place, from 0.
+        place: the index of the layer's place, from 0.
     """
     token = _watched.set(Watch(layer, place))
     try:
@@ -180,13 +180,13 @@ def output_of(network: "Layer", layer: "Layer", place: int, x: Array) -> Array |
 
 
 class Gradients:
-    """One backward pass: which gradients it has written, and where they go.
+    """The gradients written in one backward pass, and their target arrays.
 
     Attributes:
-        written: (layer, name) of the parameters that this pass has reached; what comes to one of
-            them again is added.
-        own: by (layer, name), arrays that stand for the network's; None where its own take the
-            gradients.
+        written: (layer, name) of the parameters that have a gradient in this pass; further
+            gradients are added.
+        own: arrays that receive the gradients, by (layer, name); None to write into the network's
+            own.
     """
 
     def __init__(self, own: "dict[tuple[Layer, str], Array] | None" = None) -> None:
@@ -204,11 +204,10 @@ def current_gradients() -> Gradients | None:
 
 @contextmanager
 def one_backward_pass() -> Iterator[None]:
-    """Within it, all backward passes count as one: where several reach a parameter, their gradients
-    are added up.
+    """Treat all backward passes within the context as one: their gradients are added.
 
-    Every container opens one for itself if there is none, so layers that stand in several places
-    add up. Around the passes over the pieces of a batch it gives the batch's gradient.
+    Every container enters it if it is not active, so the gradients of a layer used in several
+    places are added. Around the passes over the parts of a batch, the sum is the batch's gradient.
     """
     if _gradients.get() is not None:
         yield
@@ -224,10 +223,10 @@ def one_backward_pass() -> Iterator[None]:
 
 @contextmanager
 def gradients_of(network: "Layer") -> Iterator[dict[str, Array]]:
-    """Within it, the backward passes of this thread give a network's gradients arrays of their own,
-    and add up.
+    """Collect the gradients of this thread's backward passes in separate arrays within the context,
+    added up.
 
-    The network's own gradients stay as they are, so several threads may go backward through one
+    The network's own gradients do not change, so several threads may run backward passes of one
     network at once:
 
         with gradients_of(model) as gradients:
@@ -235,7 +234,7 @@ def gradients_of(network: "Layer") -> Iterator[dict[str, Array]]:
         optimizer.update(model.named_parameters(), gradients)
 
     Returns:
-        The gradients by the paths of their parameters; filled when the block ends.
+        The gradients by parameter path. The dictionary is filled when the block ends.
     """
     own: dict[tuple[Layer, str], Array] = {}
     found: dict[str, Array] = {}

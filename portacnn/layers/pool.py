@@ -1,7 +1,7 @@
 """Pooling layers, in one, two and three dimensions.
 
-Notation: C channels, S/OUT the spatial axes in/out (W; H, W; or D, H, W). All of them take x (N, C,
-*S) to y (N, C, *OUT).
+Notation: C channels, S/OUT the spatial axes in/out (W; H, W; or D, H, W). All of them map x (N, C,
+*S) -> y (N, C, *OUT).
 """
 
 from collections.abc import Sequence
@@ -35,7 +35,8 @@ __all__ = [
 
 
 class _Pooling(Layer):
-    """One op without parameters. A subclass names the op, its options, and the output's shape."""
+    """Base class: one op without parameters. A subclass names the op, its options and the output
+    shape."""
 
     axes: ClassVar[int]
     op: ClassVar[Any]
@@ -63,7 +64,7 @@ class _WindowPooling(_Pooling):
         dilation: int | Sequence[int],
         ceil_mode: bool,
     ) -> None:
-        """Set the attributes that all constructors share."""
+        """Check and set the attributes common to all constructors."""
         try:
             self.kernel_size = per_axis("kernel_size", kernel_size, self.axes, 1)
             self.stride = (
@@ -93,11 +94,11 @@ class _WindowPooling(_Pooling):
 
 
 class MaxPool(_WindowPooling, abstract=True):
-    """What MaxPool1d, MaxPool2d and MaxPool3d share: the maximum over each window.
+    """Base class of MaxPool1d, MaxPool2d and MaxPool3d: the maximum over each window.
 
     Args:
         kernel_size, stride, padding, dilation, ceil_mode: as for ``portacnn.ops.max_pool2d``;
-            without ``ceil_mode``, cells at the end that fill no window are left out.
+            without ``ceil_mode``, trailing cells that fill no window are ignored.
     """
 
     def __init__(
@@ -130,7 +131,7 @@ class MaxPool3d(MaxPool):
 
 
 class AvgPool(_WindowPooling, abstract=True):
-    """What AvgPool1d, AvgPool2d and AvgPool3d share: the mean over each window.
+    """Base class of AvgPool1d, AvgPool2d and AvgPool3d: the mean over each window.
 
     Args:
         kernel_size, stride, padding, ceil_mode, count_include_pad, divisor_override, dilation: as
@@ -178,10 +179,10 @@ class AvgPool3d(AvgPool):
 
 
 class _AdaptivePooling(_Pooling):
-    """Pooling into a given number of outputs.
+    """Base class: pooling to a given output size.
 
     Args:
-        output_size: a number, or one for each spatial axis; None where it is the input's.
+        output_size: a number, or one for each spatial axis; None keeps the axis's input size.
     """
 
     def __init__(self, output_size: int | Sequence[int | None] | None) -> None:
@@ -199,54 +200,51 @@ class _AdaptivePooling(_Pooling):
 
 
 class AdaptiveAvgPool1d(_AdaptivePooling):
-    """The mean over each of ``output_size`` shares (a number, or None for the input's), as
+    """Average pooling to ``output_size`` (a number, or None for the input's size), as
     torch.nn.AdaptiveAvgPool1d."""
 
     axes, op, op_backward = 1, ops.adaptive_avg_pool1d, ops.adaptive_avg_pool1d_backward
 
 
 class AdaptiveAvgPool2d(_AdaptivePooling):
-    """The mean over each of ``output_size`` shares (OH, OW), as torch.nn.AdaptiveAvgPool2d.
+    """Average pooling to ``output_size`` (OH, OW), as torch.nn.AdaptiveAvgPool2d.
 
-    ``output_size``: a number or two; None where it is the input's.
+    ``output_size``: one number or two; None keeps the axis's input size.
     """
 
     axes, op, op_backward = 2, ops.adaptive_avg_pool2d, ops.adaptive_avg_pool2d_backward
 
 
 class AdaptiveAvgPool3d(_AdaptivePooling):
-    """The mean over each of ``output_size`` shares (OD, OH, OW), as torch.nn.AdaptiveAvgPool3d.
+    """Average pooling to ``output_size`` (OD, OH, OW), as torch.nn.AdaptiveAvgPool3d.
 
-    ``output_size``: a number or three; None where it is the input's.
+    ``output_size``: one number or three; None keeps the axis's input size.
     """
 
     axes, op, op_backward = 3, ops.adaptive_avg_pool3d, ops.adaptive_avg_pool3d_backward
 
 
 class AdaptiveMaxPool1d(_AdaptivePooling):
-    """The maximum over each of ``output_size`` shares, as torch.nn.AdaptiveMaxPool1d. See
-    ``AdaptiveAvgPool1d``."""
+    """Max pooling to ``output_size``, as torch.nn.AdaptiveMaxPool1d. See ``AdaptiveAvgPool1d``."""
 
     axes, op, op_backward = 1, ops.adaptive_max_pool1d, ops.adaptive_max_pool1d_backward
 
 
 class AdaptiveMaxPool2d(_AdaptivePooling):
-    """The maximum over each of ``output_size`` shares, as torch.nn.AdaptiveMaxPool2d. See
-    ``AdaptiveAvgPool2d``."""
+    """Max pooling to ``output_size``, as torch.nn.AdaptiveMaxPool2d. See ``AdaptiveAvgPool2d``."""
 
     axes, op, op_backward = 2, ops.adaptive_max_pool2d, ops.adaptive_max_pool2d_backward
 
 
 class AdaptiveMaxPool3d(_AdaptivePooling):
-    """The maximum over each of ``output_size`` shares, as torch.nn.AdaptiveMaxPool3d. See
-    ``AdaptiveAvgPool3d``."""
+    """Max pooling to ``output_size``, as torch.nn.AdaptiveMaxPool3d. See ``AdaptiveAvgPool3d``."""
 
     axes, op, op_backward = 3, ops.adaptive_max_pool3d, ops.adaptive_max_pool3d_backward
 
 
 class _GlobalPooling(_Pooling):
-    """All spatial axes, of which there may be any number, pooled into one cell, or with ``flatten``
-    into none."""
+    """Base class: pool any number of spatial axes to length 1 each, or remove them with
+    ``flatten``."""
 
     def __init__(self, flatten: bool = False) -> None:
         self.flatten = flatten
@@ -273,7 +271,7 @@ class GlobalAvgPool(_GlobalPooling):
     AdaptiveAvgPool(1).
 
     Args:
-        flatten: return (N, C), as a Linear layer takes it.
+        flatten: return (N, C), the input shape of a Linear layer.
     """
 
     op, op_backward = ops.global_avg_pool, ops.global_avg_pool_backward
@@ -284,7 +282,7 @@ class GlobalMaxPool(_GlobalPooling):
     as AdaptiveMaxPool(1).
 
     Args:
-        flatten: return (N, C), as a Linear layer takes it.
+        flatten: return (N, C), the input shape of a Linear layer.
     """
 
     op, op_backward = ops.global_max_pool, ops.global_max_pool_backward

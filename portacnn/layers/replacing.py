@@ -1,4 +1,4 @@
-"""How a layer of a network is found by its path, and exchanged for another: ``Layer.replace``."""
+"""Find a layer of a network by its path and exchange it for another: ``Layer.replace``."""
 
 from typing import TYPE_CHECKING
 
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from portacnn.layers.base import Layer
 
 Chain = list[tuple["Layer", str]]
-"""A layer, one of its children, one of that one's, ...: each with its path."""
+"""The layers from a root down to a layer, each the parent of the next, with their paths."""
 
 
 def replace(root: "Layer", path: str, layer: "Layer") -> "Layer":
-    """Put ``layer`` at ``path``; return the one that was there. See ``Layer.replace``.
+    """Replace the layer at ``path``; return the old one. See ``Layer.replace``.
 
     Args:
-        root: of the network, or of a tree that is not built yet.
+        root: the root of a network, built or not.
     """
     chain, name = find(root, path)
     holder, before = chain[-1][0], list(root.walk())
@@ -57,7 +57,7 @@ def replace(root: "Layer", path: str, layer: "Layer") -> "Layer":
 
 
 def _aliases(root: "Layer", old: "Layer") -> list[tuple["Layer", str]]:
-    """Return the attributes that refer to a layer which is not in the network any more."""
+    """Return the attributes that refer to the layer that was replaced."""
     layers = list(root.walk())
     if old in layers:
         return []
@@ -71,10 +71,10 @@ def _refer(aliases: list[tuple["Layer", str]], layer: "Layer") -> None:
 
 
 def _planned_again(root: "Layer", backend: Backend) -> dict["Layer", Arrays]:
-    """Plan a built network after a change; return the arrays of the layers that are new in it.
+    """Plan a built network after a change; return the arrays of its new layers.
 
     Raises:
-        ShapeError: a layer that keeps its weights would need others.
+        ShapeError: a layer that keeps its weights would need another shape.
     """
     root.plan(root.input_shape)
     layers = list(root.walk())
@@ -107,7 +107,7 @@ def find(root: "Layer", path: str) -> tuple[Chain, str]:
         if (holder, own) in seen:
             continue
         seen.add((holder, own))
-        # it may have no path yet, or stand in several places
+        # it may have no path yet, or be used in several places
         kept, holder.path = holder.path, own
         try:
             paths = {name: holder.child_path(name) for name in holder.children}
@@ -133,14 +133,14 @@ def find(root: "Layer", path: str) -> tuple[Chain, str]:
 
 
 def _check_fits(layer: "Layer") -> None:
-    """Raise ShapeError if the layer's arrays are not those that it has declared."""
+    """Raise ShapeError if the layer's arrays do not have the declared shapes."""
     for specs, arrays in ((layer.declared, layer.params), (layer.declared_buffers, layer.buffers)):
         needed = {name: spec.shape for name, spec in specs.items()}
         has = {name: tuple(array.shape) for name, array in arrays.items()}
         if needed != has:
             raise ShapeError(
-                f"keeps its weights, {has}, and would need {needed} after the change; replace it "
-                "as well",
+                f"keeps its weights {has}, but needs {needed} after the change; replace this "
+                "layer too",
                 layer.where,
             )
 
@@ -161,7 +161,7 @@ def _brought(layer: "Layer", backend: Backend, dtype: str) -> Arrays:
 
 
 def _leave(layer: "Layer") -> None:
-    """Take the layer out of its network, with arrays of its own."""
+    """Remove the layer from its network, with its own copies of its arrays."""
     layer.belongs_to, layer.grads, layer.tied = None, {}, {}
     if layer.backend is not None:
         with layer.backend.active():
@@ -171,8 +171,8 @@ def _leave(layer: "Layer") -> None:
 
 
 def _note(chain: Chain, path: str, layer: "Layer") -> None:
-    """Record a replacement for files, in ``replaced`` of the layer whose own constructor made the
-    one that is gone."""
+    """Record a replacement for model files, in ``replaced`` of the layer whose constructor made the
+    old one."""
     maker, own = next(
         (pair for pair in chain if not pair[0].is_described_by_children()), (None, "")
     )

@@ -1,4 +1,4 @@
-"""Layers that give images another size: interpolation, and channels that become pixels.
+"""Layers that change the image size: interpolation, pixel shuffle and pixel unshuffle.
 
 Notation: C channels, H/W input, S/OUT the spatial axes in/out, r a factor.
 """
@@ -19,7 +19,7 @@ __all__ = ["PixelShuffle", "PixelUnshuffle", "Upsample"]
 
 
 class Upsample(Layer):
-    """Images of another size, larger or smaller: x (N, C, *S) -> y (N, C, *OUT), as
+    """Resize images by interpolation, up or down: x (N, C, *S) -> y (N, C, *OUT), as
     torch.nn.Upsample.
 
         Upsample(scale_factor=2, mode="bilinear")  # (C, H, W) -> (C, 2H, 2W)
@@ -29,7 +29,8 @@ class Upsample(Layer):
 
     Raises:
         ArgumentError: as ``portacnn.ops.interpolate``.
-        ShapeError: when the network is built: a mode for another number of axes; no cell left.
+        ShapeError: when the network is built, if the mode does not support the number of axes or
+            the output is empty.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Upsample(Layer):
             raise ShapeError(f"expected samples (C, *S) of one to three spatial axes, got {shape}")
         axes = axes_of(shape[1:], self.size, self.scale_factor, self.mode)
         out = tuple(m for _, m, _ in axes)
-        count_taps((sum(out),))  # an output may be a slice by itself
+        count_taps((sum(out),))  # each output index may need its own slice
         return (shape[0], *out)
 
     def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
@@ -64,8 +65,8 @@ class Upsample(Layer):
 
 
 class PixelShuffle(Layer):
-    """Channels as pixels: x (N, C*r*r, H, W) -> y (N, C, H*r, W*r), as torch.nn.PixelShuffle (Shi
-    et al., 2016).
+    """Rearrange channels into pixels: x (N, C*r*r, H, W) -> y (N, C, H*r, W*r), as
+    torch.nn.PixelShuffle (Shi et al., 2016).
 
         Sequential(Conv2d(64, 3 * 4, 3, padding=1), PixelShuffle(2))  # twice the size
 
@@ -73,7 +74,7 @@ class PixelShuffle(Layer):
         upscale_factor: r.
 
     Raises:
-        ShapeError: when the network is built: C*r*r is no multiple of r*r.
+        ShapeError: when the network is built, if the input channels are not a multiple of r*r.
     """
 
     def __init__(self, upscale_factor: int) -> None:
@@ -90,13 +91,15 @@ class PixelShuffle(Layer):
 
 
 class PixelUnshuffle(Layer):
-    """Pixels as channels: x (N, C, H*r, W*r) -> y (N, C*r*r, H, W), as torch.nn.PixelUnshuffle.
+    """Rearrange pixels into channels: x (N, C, H*r, W*r) -> y (N, C*r*r, H, W), as
+    torch.nn.PixelUnshuffle.
 
     Args:
         downscale_factor: r.
 
     Raises:
-        ShapeError: when the network is built: H or W is no multiple of r.
+        ShapeError: when the network is built, if the input's height or width is not a multiple of
+            r.
     """
 
     def __init__(self, downscale_factor: int) -> None:

@@ -1,5 +1,5 @@
-"""How containers run their parts: ``run`` calls a layer's ``forward``, ``Trail`` is a container's
-cache, ``Handle`` ends a hook."""
+"""Run the parts of containers: ``run`` calls a layer's ``forward``, ``Trail`` is a container's
+cache, ``Handle`` removes a hook."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def run(layer: "Layer", x: Any, train: bool, keep: bool) -> tuple[Array, Any]:
     """Call ``layer.forward``, then the layer's hooks; return (y, cache).
 
-    An error gets the layer's path, and the input's shape if it does not name it yet.
+    Adds the layer's path to an error, and the input shape if the message lacks it.
     """
     try:
         y, cache = layer.forward(x, train=train, keep=keep)
@@ -36,10 +36,11 @@ def run(layer: "Layer", x: Any, train: bool, keep: bool) -> tuple[Array, Any]:
 
 
 def run_part(part: "Layer", x: Any, train: bool, keep: bool, asked: bool) -> tuple[Array, Any]:
-    """Run a part of a container as ``run`` does; keep nothing if no backward pass will reach it.
+    """Run a part of a container like ``run``, without a cache if no backward pass will reach the
+    part.
 
     Args:
-        asked: whether the part's backward pass will be asked for the gradient of x.
+        asked: whether the backward pass needs the gradient of x.
     """
     if asked or not keep:
         return run(part, x, train, keep)
@@ -50,32 +51,33 @@ def run_part(part: "Layer", x: Any, train: bool, keep: bool, asked: bool) -> tup
 
 
 def is_observed(layer: "Layer") -> bool:
-    """Return whether somebody looks at the layer's output: it is not fused with others then."""
+    """Return whether the layer's output is observed, by a hook or ``output_of``. Such a layer is
+    not fused."""
     watch = watched()
     return bool(layer.hooks) or (watch is not None and watch.layer is layer)
 
 
 class Trail(list[tuple[Any, Any]]):
-    """A container's cache: each part that ran with its own cache, in order. A backward pass removes
-    them from the end."""
+    """A container's cache: (part, cache) in the order of the forward pass. The backward pass
+    removes the items from the end."""
 
     used = False
 
     @staticmethod
     def taken(cache: Any, where: str) -> "Trail":
-        """Return the cache that a container's ``backward`` was given, and mark it as used.
+        """Return a container's cache and mark it as used.
 
         Raises:
-            StateError: it was used before, or nothing was kept.
+            StateError: the cache was used before, or the forward pass ran with keep=False.
         """
         if not isinstance(cache, Trail):
             raise StateError(
-                f"expected what forward kept for backward (keep=True), got {type(cache).__name__}",
+                f"expected a cache of forward(x, keep=True), got {type(cache).__name__}",
                 where,
             )
         if cache.used:
             raise StateError(
-                "this cache has been used: each backward pass needs a forward pass of its own",
+                "this cache has been used; run forward again before each backward pass",
                 where,
             )
         cache.used = True
@@ -83,7 +85,7 @@ class Trail(list[tuple[Any, Any]]):
 
 
 class Handle:
-    """What ``Layer.on_output`` returns: ``remove`` ends the calls."""
+    """The handle of a hook (``Layer.on_output``). ``remove`` removes the hook."""
 
     def __init__(self, layer: "Layer", function: Callable[[Array], object]) -> None:
         self._layer, self._function, self._removed = layer, function, False
@@ -91,7 +93,7 @@ class Handle:
     def remove(self) -> None:
         """Stop calling the function."""
         hooks = list(self._layer.hooks)
-        # once: a function that was given several times has several handles
+        # one entry: a function registered several times has several handles
         if self._function in hooks and not self._removed:
             hooks.remove(self._function)
         self._layer.hooks, self._removed = tuple(hooks), True

@@ -1,7 +1,6 @@
-"""Layers that move or select elements without changing them, and sums and means over axes.
+"""Layers that move or select elements, and sums and means over axes.
 
-Notation: N batch, S one sample's axes. Axes are counted with the batch, which is axis 0 and stays
-there.
+Notation: N batch, S one sample's axes. The batch is axis 0, before and after.
 """
 
 from collections.abc import Sequence
@@ -28,14 +27,16 @@ def _several(layer: Layer, name: str, values: Sequence[int], least: int) -> tupl
 
 
 class Reshape(Layer):
-    """Samples in another shape of the same size: x (N, *S) -> y (N, *shape)."""
+    """Reshape each sample: x (N, *S) -> y (N, *shape)."""
 
     def __init__(self, shape: Sequence[int]) -> None:
         self.shape = _several(self, "shape", shape, 1)
 
     def infer(self, shape: Shape) -> Shape:
         if prod(shape) != prod(self.shape):
-            raise ShapeError(f"samples {shape} cannot become {self.shape}: the sizes differ")
+            raise ShapeError(
+                f"samples {shape} cannot be reshaped to {self.shape}: the sizes differ"
+            )
         return self.shape
 
     def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
@@ -48,10 +49,10 @@ class Reshape(Layer):
 
 
 class Permute(Layer):
-    """The axes in another order: y's axis i is x's axis ``dims[i]``, as torch.permute.
+    """Permute the axes: y's axis i is x's axis ``dims[i]``, as torch.permute.
 
     Args:
-        dims: every axis once, the batch's 0 first.
+        dims: every axis once; the first is 0, the batch.
     """
 
     def __init__(self, dims: Sequence[int]) -> None:
@@ -76,12 +77,12 @@ class Permute(Layer):
 
 
 class Pad(Layer):
-    """Samples widened on all sides: x (N, *S) -> y (N, *OUT).
+    """Pad each sample: x (N, *S) -> y (N, *OUT).
 
     Args:
         pads: (before, after) for every axis of a sample.
         mode: "zeros", "reflect", "replicate" or "circular" (see ``portacnn.ops.pad``).
-        value: what stands there with "zeros".
+        value: the fill value for mode "zeros".
     """
 
     def __init__(
@@ -119,7 +120,7 @@ class Pad(Layer):
 
 
 class Slice(Layer):
-    """A part of every sample: ``x[:, start:stop:step, ...]``, with a slice for every axis.
+    """Slice every sample: ``x[:, start:stop:step, ...]``, with one slice for each axis.
 
     Args:
         starts, stops, steps: for every axis of a sample, 0 <= start < stop, step >= 1.
@@ -133,7 +134,8 @@ class Slice(Layer):
         self.steps = _several(self, "steps", steps, 1)
         if not len(self.starts) == len(self.stops) == len(self.steps):
             raise ArgumentError(
-                "starts, stops and steps must be as many as axes", type(self).__name__
+                "expected starts, stops and steps of one length, one for each axis",
+                type(self).__name__,
             )
 
     def _ranges(self) -> list[range]:
@@ -147,7 +149,7 @@ class Slice(Layer):
         ):
             raise ShapeError(f"expected samples of at least {self.stops}, got {shape}")
         if not all(self._ranges()):
-            raise ShapeError(f"nothing lies from {self.starts} up to {self.stops}")
+            raise ShapeError(f"the slice from {self.starts} to {self.stops} is empty")
         return tuple(map(len, self._ranges()))
 
     def _index(self) -> tuple[slice, ...]:
@@ -164,16 +166,16 @@ class Slice(Layer):
 
 
 class Crop(Layer):
-    """Images without their margins: x (N, C, *S) -> y (N, C, *OUT), the reverse of ``Pad``.
+    """Crop margins: x (N, C, *S) -> y (N, C, *OUT), the inverse of ``Pad``.
 
         Crop([(1, 1), (2, 0)])  # a row above and below, two columns on the left
 
     Args:
-        margins: (before, after) for every spatial axis: how many cells are cut off.
+        margins: (before, after) for every spatial axis: the number of cells to remove.
 
     Raises:
-        ArgumentError: numbers without a meaning.
-        ShapeError: when the network is built: samples of other axes, or nothing left of them.
+        ArgumentError: a number is negative or not whole.
+        ShapeError: when the network is built, if the number of axes differs or the output is empty.
     """
 
     def __init__(self, margins: Sequence[Sequence[int]]) -> None:
@@ -186,7 +188,8 @@ class Crop(Layer):
         self.margins = tuple((before, after) for before, after in sides)
 
     def kept_of(self, size: Sequence[int]) -> list[slice]:
-        """Which cells of each spatial axis are kept. Raises ShapeError."""
+        """Return the slice of each spatial axis to keep. Raises ShapeError if a sample does not
+        fit."""
         if len(size) != len(self.margins):
             raise ShapeError(
                 f"expected samples (C, *S) of {len(self.margins)} spatial axes, got {tuple(size)}"
@@ -213,18 +216,18 @@ class Crop(Layer):
 
 
 class CenterCrop(Crop):
-    """The middle of images of any size: x (N, C, *S) -> y (N, C, *size), as
-    torchvision.transforms.CenterCrop, but smaller images are refused.
+    """Crop the centre: x (N, C, *S) -> y (N, C, *size), as torchvision.transforms.CenterCrop.
+    Images smaller than ``size`` are not supported.
 
-    Where the margins on an axis differ by a cell, the one before is half of them, rounded to the
+    If the total margin of an axis is odd, the margin before is half of it, rounded to the nearest
     even number.
 
     Args:
-        size: of the output, one number for every spatial axis.
+        size: of the output, one number for each spatial axis.
 
     Raises:
-        ArgumentError: numbers without a meaning.
-        ShapeError: when the network is built: samples of other axes, or smaller ones.
+        ArgumentError: a number is negative or not whole.
+        ShapeError: when the network is built, if the number of axes differs or samples are smaller.
     """
 
     def __init__(self, size: Sequence[int]) -> None:
@@ -238,12 +241,12 @@ class CenterCrop(Crop):
 
 
 class Take(Layer):
-    """Chosen cells of one axis, in a given order, any of them several times: x (N, *S) -> y (N,
-    *OUT), as torch.index_select.
+    """Select indices along one axis, in any order and with repeats: x (N, *S) -> y (N, *OUT), as
+    torch.index_select.
 
     Args:
-        indices: which cells.
-        axis: of which axis, counted with the batch: at least 1.
+        indices: the indices to select.
+        axis: 1 or more; 0 is the batch.
     """
 
     def __init__(self, indices: Sequence[int], axis: int) -> None:
@@ -255,7 +258,8 @@ class Take(Layer):
     def infer(self, shape: Shape) -> Shape:
         if self.axis > len(shape) or max(self.indices) >= shape[self.axis - 1]:
             raise ShapeError(
-                f"samples {shape} have no cell {max(self.indices)} on axis {self.axis}"
+                f"index {max(self.indices)} is out of range for axis {self.axis} of a batch of "
+                f"samples {shape}"
             )
         return (*shape[: self.axis - 1], len(self.indices), *shape[self.axis :])
 
@@ -265,8 +269,8 @@ class Take(Layer):
         return y, x.shape[self.axis] if keep else None
 
     def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
-        """Each cell's gradient is the sum over its places in y, taken from there one after another:
-        the standard has no scatter."""
+        """Return dx: each index's gradient is the sum over its positions in y. Computed with
+        gathers, because the array API standard has no scatter."""
         cells, xp = self.kept(cache), backend_of(dy).xp
         dx: Any = 0.0
         for number, places in enumerate(_rounds(self.indices, cells)):
@@ -292,8 +296,8 @@ def _is_some(places: list[int | None]) -> list[bool]:
 
 @lru_cache(maxsize=64)
 def _rounds(indices: tuple[int, ...], cells: int) -> list[list[int | None]]:
-    """For the first, second, ... time that a cell is chosen: at which place, cell by cell; None
-    where it is not chosen again."""
+    """Return, for the first, second, ... selection of each index, its position in ``indices``; None
+    if it is not selected again."""
     rounds: list[list[int | None]] = []
     times = [0] * cells
     for place, cell in enumerate(indices):
@@ -309,8 +313,8 @@ class Reduce(Layer):
 
     Args:
         kind: "sum" or "mean".
-        axes: which, counted with the batch: at least 1.
-        keepdims: whether they stay, with one cell each.
+        axes: 1 or more; 0 is the batch.
+        keepdims: whether to keep the axes with length 1.
     """
 
     def __init__(self, kind: str, axes: Sequence[int], keepdims: bool = False) -> None:
@@ -321,12 +325,14 @@ class Reduce(Layer):
         self.axes, self.keepdims = _several(self, "axes", axes, 1), bool(keepdims)
         if not self.axes or len(set(self.axes)) != len(self.axes):
             raise ArgumentError(
-                f"axes must be different, and at least one, got {axes!r}", type(self).__name__
+                f"expected one or more different axes, got {axes!r}", type(self).__name__
             )
 
     def infer(self, shape: Shape) -> Shape:
         if max(self.axes) > len(shape):
-            raise ShapeError(f"axis {max(self.axes)} is no axis of a batch of samples {shape}")
+            raise ShapeError(
+                f"axis {max(self.axes)} is out of range for a batch of samples {shape}"
+            )
         kept = [(1 if axis in self.axes else n, axis) for axis, n in enumerate(shape, 1)]
         return tuple(n for n, axis in kept if self.keepdims or axis not in self.axes)
 
@@ -342,5 +348,5 @@ class Reduce(Layer):
         if self.reduction == "mean":
             with where(dy):
                 dy = dy / prod(shape[axis] for axis in self.axes)
-        # broadcast, into memory of its own
+        # broadcast into a new array
         return dy + xp.zeros(shape, dtype=dy.dtype, device=dy.device)

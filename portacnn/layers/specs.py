@@ -1,4 +1,4 @@
-"""Plain data about a layer: what it declares of its state, and the places where it stands."""
+"""Plain data about a layer: its declared parameters and buffers, and its places in the network."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ Shape = tuple[int, ...]
 
 
 class Parameter(NamedTuple):
-    """A parameter as ``infer`` declares it, before its array exists."""
+    """A parameter declared by ``infer``, before its array exists."""
 
     shape: Shape
     init: Initializer
@@ -18,17 +18,17 @@ class Parameter(NamedTuple):
 
 
 class Buffer(NamedTuple):
-    """A buffer as ``infer`` declares it: state that is not trained. All its elements start with the
-    same value."""
+    """A buffer declared by ``infer``: state that is not trained. All elements start with the same
+    value."""
 
     shape: Shape
     value: float
     dtype: str | None  # None: the network's
-    optional: bool  # whether a state without it is complete; loading then leaves it as it is
+    optional: bool  # whether a state to load may lack it; the buffer then keeps its value
 
 
 class Place(NamedTuple):
-    """One of the places where a layer stands in its network, and the shapes of one sample there."""
+    """One place of a layer in its network, and the shapes of one sample there."""
 
     path: str
     input_shape: Shape

@@ -1,9 +1,9 @@
-"""What a ``Sequential`` runs: its layers, of which some that follow each other are one op together.
+"""The stages of a ``Sequential``: layers, and consecutive layers fused to one op.
 
-A *stage* is a layer, or several for which there is an op that does it all (``portacnn.ops.fused``):
-a ``Fused``. Those keep their own paths and parameters; only the way through them is shorter. Each
-kind of ``Fused`` says which layers it stands for, in ``kinds``. A class that derives from a layer
-may do something else, so only the very classes named there are put together.
+A *stage* is a layer or a ``Fused``: several layers that run as one fused op
+(``portacnn.ops.fused``). Fused layers keep their own paths and parameters. Each subclass of
+``Fused`` lists the classes of its layers in ``kinds``. Subclasses of those classes are not fused,
+because they may override the computation.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -33,12 +33,11 @@ Kinds = tuple[type[Layer], ...]
 
 
 class Fused(Layer, abstract=True):
-    """Layers that run as one op: a layer of its own that refers to them, and is no part of the
-    network's tree.
+    """Layers that run as one op. It refers to the layers and is not part of the network's tree.
 
     Attributes:
-        kinds: the classes of the layers, in their order, for which this is.
-        layers: they themselves. The first one has the parameters.
+        kinds: the classes of the layers, in order.
+        layers: the layers. The first one has the parameters.
     """
 
     kinds: ClassVar[tuple[Kinds, ...]]
@@ -51,22 +50,22 @@ class Fused(Layer, abstract=True):
         Fused.table |= dict.fromkeys(cls.kinds, cls)
 
     def __init__(self, layers: Mapping[str, Layer]) -> None:
-        count_layer(-1)  # those that it refers to are counted
+        count_layer(-1)  # its layers are counted already
         self.name = " + ".join(layers)
         self.layers: tuple[Any, ...] = tuple(layers.values())
 
     @classmethod
     def takes(cls, first: Any) -> bool:
-        """Return whether it can replace this layer, of the right class, and those after it."""
+        """Return whether the fused op supports the options of this first layer."""
         return True
 
     @property
     def where(self) -> str:
-        """Return the first layer's, for error messages."""
+        """Return the first layer's path and class, for error messages."""
         return self.layers[0].where
 
     def walk(self) -> Iterator[Layer]:
-        """Yield the layers that it replaces, see ``Layer.walk``."""
+        """Yield the fused layers, see ``Layer.walk``."""
         yield from self.layers
 
     def is_observed(self) -> bool:
@@ -90,7 +89,7 @@ class Fused(Layer, abstract=True):
 
 
 class FusedConv(Fused):
-    """A convolution, ReLU, and max pooling if there are three."""
+    """A convolution, ReLU, and optionally max pooling."""
 
     kinds = (
         *(
@@ -115,7 +114,7 @@ class FusedConv(Fused):
 
 
 class FusedLinear(Fused):
-    """An affine map and ReLU."""
+    """A linear layer and ReLU."""
 
     kinds = ((Linear, ReLU),)
     op, op_backward = linear_relu, linear_relu_backward
@@ -140,7 +139,7 @@ class FusedBatchNorm(Fused):
 
 
 def stages(layers: Mapping[str, Layer]) -> Iterator[Layer]:
-    """Yield the layers in order, those fused for which there is a ``Fused``; the longest first."""
+    """Yield the stages in order. The longest matching ``Fused`` is preferred."""
     names, at = list(layers), 0
     while at < len(names):
         first = layers[names[at]]

@@ -1,5 +1,4 @@
-"""A network's state as arrays by path: compared with a network, loaded into it, copied and pickled
-with it."""
+"""A network's state as arrays by path: compare it with a network, load, copy and pickle it."""
 
 from collections.abc import Container, Mapping
 from contextvars import ContextVar
@@ -15,14 +14,14 @@ from portacnn.text import listed
 if TYPE_CHECKING:
     from portacnn.layers.base import Layer
 
-# "forward" and "backward": functions that somebody put in place of the methods
+# "forward" and "backward": functions assigned in place of the methods
 _NOT_COPIED = {"belongs_to", "constant_arrays", "hooks", "grads", "forward", "backward"}
 
 _without_arrays: ContextVar[bool] = ContextVar("portacnn_without_arrays", default=False)
 
 
 class Mismatch(NamedTuple):
-    """Paths that a state lacks, and paths in it that a network does not have."""
+    """The paths that a state lacks, and its paths that the network does not have."""
 
     missing_keys: list[str]
     unexpected_keys: list[str]
@@ -61,7 +60,7 @@ def check_state(
     strict: bool = True,
     optional: Container[str] = (),
 ) -> Mismatch:
-    """Compare a state with a network; return what is missing and what is unexpected.
+    """Compare a state with a network; return the missing and unexpected paths.
 
     Args:
         own: the shapes of the network's arrays by path.
@@ -71,8 +70,8 @@ def check_state(
         optional: paths that may be missing.
 
     Raises:
-        ModelFormatError: lists every path that is missing or unexpected (if ``strict``), has
-            another shape, or is not an array of numbers.
+        ModelFormatError: the state does not fit; lists every path that is missing or unexpected (if
+            ``strict``), has a wrong shape, or is not an array of numbers.
     """
     if not isinstance(state, Mapping):
         raise ModelFormatError(
@@ -88,7 +87,7 @@ def check_state(
     problems = {
         "missing": mismatch.missing_keys if strict else [],
         "unexpected": mismatch.unexpected_keys if strict else [],
-        "no array (numpy.asarray makes one of numbers)": [
+        "not an array (convert it with numpy.asarray)": [
             f"{path}, a {type(state[path]).__name__}"
             for path in common
             if not hasattr(state[path], "shape")
@@ -100,7 +99,7 @@ def check_state(
             and hasattr(state[path], "shape")
             and tuple(state[path].shape) != own[path]
         ],
-        "no array that NumPy can hold (convert it to float32)": [
+        "a dtype that NumPy does not support (convert it to float32)": [
             f"{path} ({state[path].dtype})"
             for path in common
             if path in foreign and hasattr(state[path], "dtype")
@@ -116,11 +115,10 @@ def check_state(
 
 
 def pickled(layer: "Layer") -> dict[str, Any]:
-    """Return what a copy or a pickle of this layer holds: parameters and buffers as NumPy arrays,
-    the backend by its name.
+    """Return the contents of a copy or pickle of this layer: parameters and buffers as NumPy
+    arrays, and the backend's name.
 
-    Left out are gradients, hooks, and the network around the layer: a part of a network is copied
-    by itself.
+    Gradients, hooks and the network around the layer are not included.
     """
     state = {name: value for name, value in vars(layer).items() if name not in _NOT_COPIED}
     if layer.backend is not None and not _without_arrays.get():
@@ -128,7 +126,7 @@ def pickled(layer: "Layer") -> dict[str, Any]:
             state[kind] = {
                 name: layer.backend.to_host(array) for name, array in state[kind].items()
             }
-    # An initializer may be a function that cannot be pickled. Building declares all of it anew.
+    # An initializer may be a function that cannot be pickled. ``build`` declares parameters again.
     state["declared"] = {
         name: declared._replace(init="default") for name, declared in layer.declared.items()
     }
@@ -139,8 +137,7 @@ def pickled(layer: "Layer") -> dict[str, Any]:
 
 
 def outline(layer: "Layer") -> "Layer":
-    """Return a copy without arrays, that is not built: for planning it while others run the
-    layer."""
+    """Return an unbuilt copy without arrays, to plan it while other threads run the layer."""
     token = _without_arrays.set(True)
     try:
         return deepcopy(layer)

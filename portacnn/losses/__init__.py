@@ -1,15 +1,15 @@
-"""Losses: what a training makes small, as values with the names and semantics of torch.nn.
+"""Loss functions as frozen objects, with the names and semantics of torch.nn.
 
     loss = losses.CrossEntropy(label_smoothing=0.1)
     mean, cache = loss.forward(y, t)        # y: a network's outputs, t: their targets
     dy = loss.backward(cache)               # the gradient of y
     losses.named("dice") + 0.5 * losses.CrossEntropy()
 
-A loss is frozen, can be pickled and compared, and is described for files by ``describe_loss``. It
-knows three things of its task: which targets it takes (``check_targets``, once, on the host), what
-the mean over a batch is and its gradient (``forward``, ``backward``, on the device, nothing is read
-back), and how outputs become predictions (``predictions``, ``scores``), which is all that metrics
-need to know of it. See ``losses.base`` for the interface, and for one of your own.
+A loss can be pickled, compared, and stored in files (``describe_loss``). It has three parts.
+``check_targets`` checks the targets once, on the host. ``forward`` and ``backward`` compute the
+mean loss of a batch and its gradient on the device, without a transfer to the host. ``predictions``
+and ``scores`` convert outputs for metrics. See ``losses.base`` for the interface and for custom
+losses.
 """
 
 from portacnn.losses.base import Loss

@@ -1,6 +1,6 @@
-"""``Loss``: the interface of every loss, and what they share.
+"""``Loss``: the base class of all losses.
 
-One of your own is a frozen dataclass with a forward and a backward:
+A custom loss is a frozen dataclass with ``forward`` and ``backward``:
 
     @dataclass(frozen=True)
     class LogCosh(Loss):
@@ -14,17 +14,16 @@ One of your own is a frozen dataclass with a forward and a backward:
             xp = backend_of(y).xp
             return self.weighted(weight, y) * xp.tanh(y - t) * (dloss / prod(y.shape))
 
-**The mean.** A loss is a mean: a sum over samples (and over an image's places, and outputs) divided
-by how much was counted, ``count``. With a weight for each sample, every sample's share is
-multiplied by its weight and ``count`` is the sum of the weights: a weight of 2 is the sample twice,
-0 is the sample left out (scikit-learn's ``sample_weight``; Keras divides by the number of samples
-instead). Class weights are torch.nn's: a target's weight also counts in ``count``. A batch in which
-nothing counts, as all its targets are ignored or have the weight 0, has the loss 0 and the gradient
-0 (in PyTorch the loss is NaN).
+**The mean.** A loss is a mean: a sum over samples (and over pixels and outputs) divided by
+``count``. With sample weights, each sample's term is multiplied by its weight, and ``count`` is the
+sum of the weights. So a weight of 2 equals the sample twice, and 0 equals leaving it out
+(scikit-learn's ``sample_weight``; Keras divides by the number of samples instead). Class weights
+are torch.nn's: they multiply the terms and also ``count``. If ``count`` is 0, because all targets
+are ignored or have weight 0, loss and gradient are 0 (in PyTorch the loss is NaN).
 
-**Parts of a batch.** A mean of parts' means is not the mean of the whole if the parts count
-differently. ``count`` says how much a batch or a part counts, on the device where that depends on
-the targets' values, and ``forward_part`` takes the count of the whole:
+**Parts of a batch.** The mean of the parts' means is not the batch's mean if the counts of the
+parts differ. ``count`` returns the count of a batch or part (a device array if it depends on the
+values of the targets), and ``forward_part`` takes the count of the whole batch:
 
     whole = loss.count(t, weight)
     for part in parts:
@@ -32,10 +31,11 @@ the targets' values, and ``forward_part`` takes the count of the whole:
         dy = loss.backward_part(cache)      # of the whole's loss
         total = total + share               # the shares add up to the whole's loss
 
-``whole`` is whatever ``count`` returned; for ``Sum`` that is a tuple. Where all is counted alike,
-it is a Python number, and a part's gradient is that of its mean times the share of the samples.
+``whole`` is the value returned by ``count``; for ``Sum`` that is a tuple. Without weights and
+ignored targets it is a Python number, and a part's gradient is the gradient of its mean times its
+share of the samples.
 
-Notation: N samples, C outputs, S the image's axes.
+Notation: N samples, C outputs, S the spatial axes.
 """
 
 from functools import lru_cache
@@ -50,13 +50,13 @@ Shape = tuple[int, ...]
 
 
 class Loss:
-    """Base of all losses. A subclass says how its mean is computed: ``forward`` and ``backward``.
+    """Base class of all losses. A subclass defines ``forward`` and ``backward``.
 
     Attributes:
-        task: how outputs are read: "multiclass", "multilabel", "regression" or "embedding" (see
-            ``losses.outputs``).
-        metrics: the words of the metrics that go with it by default.
-        ignore_index: the target that counts for nothing, or None.
+        task: the meaning of the outputs: "multiclass", "multilabel", "regression" or "embedding"
+            (see ``losses.outputs``).
+        metrics: the names of the default metrics.
+        ignore_index: the target value to ignore, or None.
     """
 
     task: ClassVar[Any] = "regression"
@@ -68,11 +68,11 @@ class Loss:
 
         Args:
             y: the network's outputs (N, C, ...), float32 or float64.
-            t: targets as ``check_targets`` gives them, on y's device.
-            weight: (N,) of y's dtype, a factor for each sample, or None.
+            t: targets as returned by ``check_targets``, on y's device.
+            weight: sample weights (N,) of y's dtype, or None.
 
         Returns:
-            The loss, 0-dimensional, on y's device, and what ``backward`` needs.
+            The loss, 0-dimensional, on y's device, and the cache for ``backward``.
         """
         raise NotImplementedError
 
@@ -82,8 +82,8 @@ class Loss:
         raise NotImplementedError
 
     def count(self, t: Array, weight: Array | None = None, dtype: str = "float32") -> Any:
-        """Return what ``forward`` divides by for these targets: a Python number, or 0-dimensional
-        of ``dtype`` on the targets' device."""
+        """Return the divisor of ``forward`` for these targets: a Python number, or a 0-dimensional
+        array of ``dtype`` on the targets' device."""
         if weight is None:
             return t.shape[0]
         return backend_of(weight).xp.sum(weight)
@@ -91,8 +91,8 @@ class Loss:
     def forward_part(
         self, y: Array, t: Array, weight: Array | None, whole: Any
     ) -> tuple[Array, Any]:
-        """Return a part's share of the loss of a batch whose ``count`` is ``whole``, and what
-        ``backward_part`` needs."""
+        """Return a part's contribution to the loss of a batch with the count ``whole``, and the
+        cache for ``backward_part``."""
         count = self.count(t, weight, name_of(y))
         mean, cache = self.forward(y, t, weight)
         if not hasattr(count, "shape") and not hasattr(whole, "shape"):
@@ -102,13 +102,13 @@ class Loss:
         return share * mean, (cache, share)
 
     def backward_part(self, saved: Any) -> Array:
-        """Return the gradient of the whole's loss for the part's outputs."""
+        """Return the gradient of the whole batch's loss for the part's outputs."""
         cache, share = saved
         return self.backward(cache, share)
 
     def for_evaluation(self) -> "Loss":
-        """Return the loss that is reported for a test set: this one without what is for training
-        only, such as label smoothing."""
+        """Return the loss for a test set: this loss without training-only options such as label
+        smoothing."""
         return self
 
     # --- targets ----------------------------------------------------------------------------------
@@ -127,15 +127,15 @@ class Loss:
         Args:
             t: an array of any library, or lists.
             output_shape: of one sample, without N: (10,), or (21, 64, 64) for maps.
-            count: N, how many samples they belong to; None asks for nothing.
-            dtype: the model's; what floats come back in.
-            what: their name, for the message.
+            count: N, the expected number of samples; None skips this check.
+            dtype: the model's dtype, to which floating-point targets are converted.
+            what: the name of the targets, for error messages.
 
         Returns:
             A NumPy array, ready for the device.
 
         Raises:
-            LabelError, NotFiniteError: what was expected, what came, and the loss that fits it.
+            LabelError, NotFiniteError: the targets do not fit; names a loss that takes them.
         """
         try:
             host = on_host(t)
@@ -145,31 +145,31 @@ class Loss:
             raise error.at(what)
 
     def _checked(self, t: HostArray, shape: Shape, dtype: str) -> HostArray:
-        """Return what ``check_targets`` does, for a NumPy array of the right length."""
+        """Check a NumPy array of the right length, for ``check_targets``."""
         return t.astype(dtype) if t.dtype.kind == "f" else t
 
     def num_outputs(self, t: Any) -> int | None:
-        """Return how many outputs (classes, labels, values) a network for these targets has; None
-        if they do not say."""
+        """Return the number of outputs (classes, labels, values) of a network for these targets;
+        None if the targets do not determine it."""
         host = on_host(t)
         return int(host.shape[1]) if host.ndim > 1 else 1
 
     # --- outputs ----------------------------------------------------------------------------------
 
     def predictions(self, y: Array, threshold: float = 0.5) -> Array:
-        """Return what outputs say: classes, labels on or off, values (see ``losses.outputs``)."""
+        """Return predictions: classes, labels 0 or 1, or values (see ``losses.outputs``)."""
         return predictions(y, self.task, threshold)
 
     def scores(self, y: Array) -> Array:
-        """Return outputs as probabilities; values as they are."""
+        """Return outputs as probabilities; regression values are not changed."""
         return scores(y, self.task)
 
     # --- for subclasses ---------------------------------------------------------------------------
 
     @staticmethod
     def weighted(weight: Array | None, y: Array) -> Any:
-        """Return factors (N, 1, ...) that make a mean over all of y the mean weighted by sample:
-        each weight times N over their sum. 1.0 if there are no weights; all 0 if all are."""
+        """Return factors (N, 1, ...) that turn the mean over y into the weighted mean: each weight
+        times N over the sum of weights. Returns 1.0 without weights, and 0 if all weights are 0."""
         if weight is None:
             return 1.0
         check_weight(weight, y)
@@ -193,7 +193,7 @@ class Loss:
 
 @lru_cache(maxsize=64)
 def _name(library: str, dtype: Any) -> str:
-    return str(dtype).rpartition(".")[2]  # dtypes of two libraries are not to be compared
+    return str(dtype).rpartition(".")[2]  # dtypes of two libraries cannot be compared
 
 
 def name_of(y: Array) -> str:
@@ -202,8 +202,8 @@ def name_of(y: Array) -> str:
 
 
 def check_outputs(y: Array, loss: str) -> None:
-    """Raise ArrayError unless y is float32 or float64: half precision would lose a loss's
-    digits."""
+    """Raise ArrayError unless y is float32 or float64: half precision is too inaccurate for a
+    loss."""
     if name_of(y) not in ("float32", "float64"):
         raise ArrayError(
             f"expected outputs of float32 or float64, got {describe(y)}; convert them first", loss
@@ -211,7 +211,8 @@ def check_outputs(y: Array, loss: str) -> None:
 
 
 def check_weight(weight: Array, y: Array) -> None:
-    """Raise ShapeError unless there is a weight for each sample, ArrayError for another dtype."""
+    """Raise ShapeError unless there is one weight for each sample, and ArrayError if the dtype is
+    not y's."""
     if tuple(weight.shape) != (y.shape[0],):
         raise ShapeError(
             f"expected a weight for each of {y.shape[0]} samples, got shape {tuple(weight.shape)}"
@@ -221,12 +222,12 @@ def check_weight(weight: Array, y: Array) -> None:
 
 
 def along_batch(weight: Array, ndim: int) -> Array:
-    """Return (N,) as (N, 1, ...) of so many axes."""
+    """Reshape (N,) to (N, 1, ...) with ``ndim`` axes."""
     return backend_of(weight).xp.reshape(weight, (weight.shape[0], *(1,) * (ndim - 1)))
 
 
 def ratio(part: Any, whole: Any) -> Any:
-    """Return part / whole, 0 where whole is; one of them, or both, on the device."""
+    """Return part / whole, or 0 if whole is 0. One or both are arrays on the device."""
     xp = backend_of(whole if hasattr(whole, "shape") else part).xp
     if not hasattr(whole, "shape"):
         return part / whole

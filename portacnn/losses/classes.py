@@ -1,8 +1,7 @@
-"""Losses for classes of which one is right, for whole images or every place of a map:
-``CrossEntropy``, ``Focal``, ``Dice``.
+"""Losses for classification and segmentation: ``CrossEntropy``, ``Focal``, ``Dice``.
 
-Targets are class indices (N, *S) of whole numbers, of any integer dtype on the device. The last two
-have a form for labels that are each on or off, too (``multilabel=True``).
+Targets are class indices (N, *S) of any integer dtype. ``Focal`` and ``Dice`` also support
+multi-label targets (``multilabel=True``).
 """
 
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from portacnn.losses.labels import as_floats
 from portacnn.runtime import Array, HostArray, backend_of, is_float
 
 _NONE = -100
-"""What the ops take for "nothing is ignored": targets that were checked never have it."""
+"""The ops' ``ignore_index`` if nothing is ignored. Checked targets never have this value."""
 
 
 def _index(value: Any) -> int | None:
@@ -30,21 +29,20 @@ def _index(value: Any) -> int | None:
 
 
 def _indices_imply(t: Any, ignore_index: int | None) -> int | None:
-    """Return how many classes there are at least, by class indices (N, ...)."""
+    """Return the minimum number of classes for class indices (N, ...)."""
     host = on_host(t)
     counted = host if ignore_index is None else host[host != ignore_index]
     return int(counted.max()) + 1 if counted.size else None
 
 
 class _Classes(Loss):
-    """What ``CrossEntropy`` and ``Focal`` share: a loss for every label, and labels that may count
-    differently."""
+    """Base class of ``CrossEntropy`` and ``Focal``: one term per label, with weights."""
 
     weight: tuple[float, ...] | None
 
     def _counted(self, t: Array, dtype: Any, class_weight: bool) -> Array | float:
-        """Return how much each label counts, (N, *S): 0 if ignored, else its class's weight if
-        that counts; 1.0 if all count alike."""
+        """Return the weight of each label, (N, *S): 0 if ignored, else its class weight if
+        ``class_weight``. Returns 1.0 if all labels have weight 1."""
         xp = backend_of(t).xp
         by_class = class_weight and self.weight is not None
         if is_float(xp, t.dtype) or (self.ignore_index is None and not by_class):
@@ -52,7 +50,7 @@ class _Classes(Loss):
         labels = xp.astype(t, xp.int64)
         counted: Any = 1.0
         if by_class and self.weight is not None:
-            # not clip, which sends its bounds to the device in each step
+            # not clip, which transfers its bounds to the device in each step
             inside = xp.maximum(xp.minimum(labels, len(self.weight) - 1), 0)
             weights = on_device(self.weight, t, dtype)
             counted = xp.reshape(xp.take(weights, xp.reshape(inside, (-1,)), axis=0), t.shape)
@@ -78,13 +76,13 @@ class CrossEntropy(_Classes):
     """Softmax and cross-entropy, as torch.nn.CrossEntropyLoss.
 
     Args:
-        weight: a factor for each class (C,), or None. The mean is then divided by the weights of
-            the labels (for shares of classes, as in PyTorch, by their number).
-        ignore_index: the label that counts for nothing, or None (PyTorch's default is -100).
-        label_smoothing: the share of every label spread over all classes, 0 to 1.
+        weight: class weights (C,), or None. The sum is divided by the sum of the labels' weights
+            (for class probabilities, as in PyTorch, by the number of labels).
+        ignore_index: the label to ignore, or None (PyTorch's default is -100).
+        label_smoothing: the probability that is spread over all classes, 0 to 1.
 
-    Targets are class indices, one-hot, or shares of classes that sum to 1; for maps (N, C, H, W),
-    (N, H, W) or (N, C, H, W).
+    Targets are class indices, one-hot vectors, or class probabilities that sum to 1. For outputs
+    (N, C, H, W) they are (N, H, W) or (N, C, H, W).
     """
 
     weight: tuple[float, ...] | None = None
@@ -147,18 +145,18 @@ class CrossEntropy(_Classes):
 
 @dataclass(frozen=True)
 class Focal(_Classes):
-    """Cross-entropy in which easy samples count less (Lin et al., 2017): times (1 - p)^gamma, p the
-    probability of what is right.
+    """Focal loss (Lin et al., 2017): cross-entropy times (1 - p)^gamma, with p the probability of
+    the target. Easy samples have less weight.
 
     Args:
-        gamma: from 0 (cross-entropy); 2 is the paper's.
-        alpha: a factor for each class (C,), or None; with ``multilabel`` one number, the share of
-            the ones (0.25 in the paper), or None.
-        ignore_index: the label that counts for nothing, or None; not with ``multilabel``.
-        multilabel: outputs are each on or off (a sigmoid, as torchvision.ops.sigmoid_focal_loss),
-            not one of them right (a softmax).
+        gamma: 0 or more; 0 is cross-entropy, 2 the paper's value.
+        alpha: class weights (C,), or None; with ``multilabel`` one number, the weight of positive
+            labels (0.25 in the paper), or None.
+        ignore_index: the label to ignore, or None; not with ``multilabel``.
+        multilabel: use a sigmoid of each output (torchvision.ops.sigmoid_focal_loss) instead of a
+            softmax.
 
-    The mean is over all labels that count, not over their factors.
+    The sum is divided by the number of labels that are not ignored, not by their weights.
     """
 
     gamma: float = 2.0
@@ -251,11 +249,10 @@ class Dice(Loss):
     both (``ops.dice_loss``).
 
     Args:
-        smooth: added to both sides of the fraction, greater than 0.
-        ignore_index: places with this label count for nothing; None, or with ``multilabel``, there
-            are none.
-        multilabel: outputs are masks that are each on or off (a sigmoid), not classes of which one
-            is right at each place (a softmax). So it is for networks with one output channel.
+        smooth: added to numerator and denominator, greater than 0.
+        ignore_index: the label of pixels to ignore, or None; not with ``multilabel``.
+        multilabel: use a sigmoid of each output channel instead of a softmax over the channels.
+            Networks with one output channel need it.
     """
 
     smooth: float = 1.0
@@ -295,9 +292,7 @@ class Dice(Loss):
 
     def _checked(self, t: HostArray, shape: Shape, dtype: str) -> HostArray:
         if len(shape) < 2:
-            raise ShapeError(
-                f"Dice compares masks, maps of outputs (C, *S); the outputs are {shape}"
-            )
+            raise ShapeError(f"Dice expects outputs (C, *S) with spatial axes, got {shape}")
         if self.multilabel:
             return on_or_off(t, shape, dtype=dtype, loss="Dice(multilabel=True)", soft=False)
         if shape[0] == 1:
@@ -320,17 +315,15 @@ class Dice(Loss):
 
 def _no_index_for_masks(multilabel: bool, ignore_index: int | None) -> None:
     if multilabel and ignore_index is not None:
-        raise ArgumentError("ignore_index is for class indices; with multilabel there are none")
+        raise ArgumentError("ignore_index is not supported with multilabel=True")
 
 
 def _inverse(count: Any) -> Any:
-    """Return 1 / count, 0 where it is 0; count is 0-dimensional, on the device."""
+    """Return 1 / count, or 0 if count is 0. ``count`` is a 0-dimensional array on the device."""
     xp = backend_of(count).xp
     return xp.where(count == 0, 0.0, 1.0 / xp.where(count == 0, 1.0, count))
 
 
 def _check_classes(weight: tuple[float, ...] | None, shape: Shape) -> None:
     if weight is not None and len(weight) != shape[0]:
-        raise ShapeError(
-            f"the loss has weights for {len(weight)} classes, the network has {shape[0]} outputs"
-        )
+        raise ShapeError(f"expected class weights for {shape[0]} outputs, got {len(weight)}")

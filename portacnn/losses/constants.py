@@ -1,4 +1,5 @@
-"""A loss's own numbers (weights of classes) on the device: sent once, as a step sends nothing."""
+"""Constants of a loss (class weights) on the device. They are transferred once, not in each
+step."""
 
 from collections.abc import Iterable
 from functools import cache
@@ -10,8 +11,8 @@ from portacnn.runtime import Array, backend_of
 
 
 def numbers(name: str, values: Any) -> tuple[float, ...] | None:
-    """Return a number or several, of 0 or more and not all 0, as a tuple of floats; None stays
-    None. Raises ArgumentError."""
+    """Return one or several numbers as a tuple of floats, or None for None. Raises ArgumentError if
+    one is negative or not finite, or all are 0."""
     if values is None:
         return None
     values = listed(values)
@@ -24,16 +25,17 @@ def numbers(name: str, values: Any) -> tuple[float, ...] | None:
     return made
 
 
-@cache  # never dropped: a captured step reads this memory again
+@cache  # kept forever: a captured step reads this memory
 def _sent(xp: Any, values: tuple[float, ...], dtype: Any, device: Any) -> Array:
     return xp.asarray(values, dtype=dtype, device=device)
 
 
 def on_device(values: tuple[float, ...], like: Array, dtype: Any = None) -> Array:
-    """Return the numbers (C,), beside ``like`` and of its dtype; the same array every time."""
+    """Return the numbers (C,) on the device and in the dtype of ``like``. Repeated calls return the
+    same array."""
     return _sent(backend_of(like).xp, values, dtype or like.dtype, like.device)
 
 
 def along_outputs(array: Array, ndim: int) -> Array:
-    """Return (C,) as (C, 1, ...), which broadcasts to outputs (N, C, ...) of ``ndim`` axes."""
+    """Reshape (C,) to (C, 1, ...), which broadcasts to outputs (N, C, ...) of ``ndim`` axes."""
     return backend_of(array).xp.reshape(array, (array.shape[0], *(1,) * (ndim - 2)))

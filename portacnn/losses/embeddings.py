@@ -1,5 +1,4 @@
-"""The loss for embeddings, points that lie near each other where their samples are of one kind:
-``NTXent``."""
+"""The loss for embeddings: ``NTXent``. Samples of one class get embeddings near each other."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -14,16 +13,16 @@ from portacnn.runtime import Array, HostArray
 
 @dataclass(frozen=True)
 class NTXent(Loss):
-    """SimCLR's loss, and for more than two samples of a kind the supervised contrastive loss
+    """SimCLR's loss; for more than two samples of a class, the supervised contrastive loss
     (``ops.nt_xent_loss``).
 
-    Targets (N,) are whole numbers, the same for samples of one kind: two views of one image, or one
-    class. The samples that others are compared with are those of the batch, so a batch that is
-    taken in parts (``accumulate``) is compared within each part: as with batch statistics, parts
-    see less.
+    Targets (N,) are whole numbers, equal for samples of one class or views of one image. Each
+    sample is compared with the others in its batch. With gradient accumulation (``accumulate``), it
+    is compared within its part of the batch only, as for batch statistics.
 
     Args:
-        temperature: the smaller, the more the nearest samples count; SimCLR has 0.1 to 0.5.
+        temperature: greater than 0; smaller values increase the weight of the nearest samples.
+            SimCLR uses 0.1 to 0.5.
     """
 
     temperature: float = 0.1

@@ -1,5 +1,4 @@
-"""The loss for labels that are each on or off (multi-label, binary, one-channel masks):
-``BCEWithLogits``."""
+"""The loss for multi-label and binary targets, and for one-channel masks: ``BCEWithLogits``."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,7 +12,7 @@ from portacnn.runtime import Array, HostArray, backend_of
 
 
 def as_floats(t: Array, y: Array) -> Array:
-    """Return targets of 0 and 1 that are stored as bytes in y's dtype."""
+    """Return targets of 0 and 1 in y's dtype; they may be stored as bytes."""
     return t if t.dtype == y.dtype else backend_of(t).xp.astype(t, y.dtype)
 
 
@@ -23,8 +22,8 @@ class BCEWithLogits(Loss):
     torch.nn.BCEWithLogitsLoss.
 
     Args:
-        pos_weight: a factor for the side of the ones, for each output (C,) or one number for all;
-            None leaves both sides alike.
+        pos_weight: the weight of positive targets, one for each output (C,) or one number; None
+            means 1.
     """
 
     pos_weight: tuple[float, ...] | None = None
@@ -53,6 +52,6 @@ class BCEWithLogits(Loss):
     def _checked(self, t: HostArray, shape: Shape, dtype: str) -> HostArray:
         if self.pos_weight is not None and len(self.pos_weight) not in (1, shape[0]):
             raise ShapeError(
-                f"pos_weight has {len(self.pos_weight)} numbers, the network has {shape[0]} outputs"
+                f"expected pos_weight for {shape[0]} outputs, got {len(self.pos_weight)}"
             )
         return on_or_off(t, shape, dtype=dtype)

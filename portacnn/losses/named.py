@@ -1,4 +1,4 @@
-"""Losses by their words, and as JSON for files."""
+"""Losses by name, and as JSON for files."""
 
 from collections.abc import Callable
 from dataclasses import fields
@@ -24,7 +24,7 @@ LOSSES: dict[str, Callable[[], Loss]] = {
     "focal": Focal,
     "nt_xent": NTXent,
 }
-"""The words for losses with their defaults."""
+"""The losses by name, with their default arguments."""
 
 _KINDS: dict[str, type[Loss]] = {
     kind.__name__: kind
@@ -33,7 +33,8 @@ _KINDS: dict[str, type[Loss]] = {
 
 
 def named(what: str | Loss) -> Loss:
-    """Return the loss of this word; a loss is itself. Raises ArgumentError for another word."""
+    """Return the loss called ``what``, or ``what`` if it is a ``Loss``. Raises ArgumentError if the
+    name is unknown."""
     if isinstance(what, Loss):
         return what
     if not isinstance(what, str) or what not in LOSSES:
@@ -44,15 +45,15 @@ def named(what: str | Loss) -> Loss:
 
 
 def describe_loss(loss: Loss) -> dict[str, Any]:
-    """Return a loss as JSON: its class and its fields, losses among them described in turn.
+    """Return a loss as JSON values: its class and its fields, including nested losses.
 
     Raises:
-        ArgumentError: a loss of somebody's own, which no file can hold.
+        ArgumentError: it is a custom loss, which files cannot store.
     """
     kind = type(loss)
     if _KINDS.get(kind.__name__) is not kind:
         raise ArgumentError(
-            f"{kind.__qualname__} is none of the losses {', '.join(_KINDS)}, which a file can hold"
+            f"a file can store the losses {', '.join(_KINDS)}, got {kind.__qualname__}"
         )
     values = {field.name: getattr(loss, field.name) for field in fields(loss)}  # type: ignore[arg-type]
     return {
@@ -64,7 +65,7 @@ def describe_loss(loss: Loss) -> dict[str, Any]:
 
 
 def rebuild_loss(described: Any) -> Loss:
-    """Return the loss that ``describe_loss`` described. Raises whatever its constructor does."""
+    """Return the loss described by ``describe_loss``. Raises the constructor's errors."""
     if described["class"] not in _KINDS:
         raise ModelFormatError(f"unknown loss {told(described['class'])}; upgrade portacnn")
 

@@ -1,10 +1,10 @@
-"""How a network's outputs become predictions and scores, by the task: for metrics and
+"""Convert a network's outputs to predictions and scores, by task, for metrics and
 ``predict_classes``.
 
-``multiclass``: one class of C is right; outputs are logits (N, C, ...) of a softmax.
-``multilabel``: each output is on or off by itself; outputs are logits of a sigmoid.
+``multiclass``: one of C classes is right; outputs are logits (N, C, ...) of a softmax.
+``multilabel``: each label is 0 or 1, independent of the others; outputs are logits of a sigmoid.
 ``regression``: outputs are values.
-``embedding``: outputs are points; nothing is predicted.
+``embedding``: outputs are vectors; there are no predictions.
 """
 
 from math import inf, log
@@ -16,16 +16,16 @@ from portacnn.runtime import Array, backend_of
 
 Task = Literal["multiclass", "multilabel", "regression", "embedding"]
 NO_PREDICTION = -1
-"""What is predicted where an output is NaN: no class, so it is never right."""
+"""The prediction for an output of NaN: no class, so it is never right."""
 
 
 def predictions(y: Array, task: str, threshold: float = 0.5) -> Array:
-    """Return what outputs y say.
+    """Return the predictions for outputs y.
 
     Returns:
-        multiclass: the class with the largest output, int64 (N, ...); -1 where one is NaN.
-        multilabel: int64 of y's shape, 1 where sigmoid(y) is above ``threshold``, 0 where not, -1
-            where y is NaN.
+        multiclass: the class with the largest output, int64 (N, ...); -1 if an output is NaN.
+        multilabel: int64 of y's shape, 1 if sigmoid(y) is above ``threshold``, else 0; -1 if y is
+            NaN.
         regression: y.
     """
     xp = backend_of(y).xp
@@ -39,12 +39,12 @@ def predictions(y: Array, task: str, threshold: float = 0.5) -> Array:
         return xp.where(y == y, on, NO_PREDICTION)
     if task == "regression":
         return y
-    raise ArgumentError("embeddings predict nothing; choose a metric of your own for them")
+    raise ArgumentError("embeddings have no predictions; use a custom metric")
 
 
 def scores(y: Array, task: str) -> Array:
-    """Return probabilities: the softmax over axis 1 (multiclass), the sigmoid (multilabel); values
-    as they are."""
+    """Return probabilities: the softmax over axis 1 (multiclass) or the sigmoid (multilabel). Other
+    outputs are not changed."""
     if task == "multiclass":
         return softmax(y, 1, keep=False)[0]
     if task == "multilabel":

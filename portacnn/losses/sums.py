@@ -1,4 +1,4 @@
-"""``Sum``: several losses of the same outputs and targets, each times a factor."""
+"""``Sum``: a weighted sum of losses of the same outputs and targets."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,13 +12,12 @@ from portacnn.runtime import Array, HostArray
 
 @dataclass(frozen=True)
 class Sum(Loss):
-    """The sum of factor * loss. ``0.5 * CrossEntropy() + Dice()`` makes one.
+    """The sum of factor * loss, such as ``0.5 * CrossEntropy() + Dice()``.
 
     Args:
-        terms: pairs (factor, loss). The first loss says how outputs are read (``predictions``).
+        terms: pairs (factor, loss). The first loss defines ``predictions`` and ``scores``.
 
-    All of them take the same targets. Each is a mean of its own kind, so each has its own ``count``
-    (a tuple here).
+    All losses take the same targets. Each has its own ``count``, so the sum's count is a tuple.
     """
 
     terms: Sequence[tuple[float, Loss]]
@@ -26,7 +25,7 @@ class Sum(Loss):
     def __post_init__(self) -> None:
         terms = tuple(_term(term) for term in self.terms)
         if not terms:
-            raise ArgumentError("a sum of losses needs at least one (factor, loss)")
+            raise ArgumentError("expected at least one (factor, loss), got none")
         object.__setattr__(self, "terms", terms)
 
     @property
@@ -86,7 +85,7 @@ class Sum(Loss):
 
 def _term(term: Any) -> tuple[float, Loss]:
     if not isinstance(term, tuple | list) or len(term) != 2 or not isinstance(term[1], Loss):
-        raise ArgumentError(f"a sum is of pairs (factor, loss), got {told(term)}")
+        raise ArgumentError(f"expected pairs (factor, loss), got {told(term)}")
     return not_negative("factor", term[0]), term[1]
 
 

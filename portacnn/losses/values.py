@@ -1,6 +1,6 @@
-"""Losses for values (regression): ``MSE``, ``L1``, ``Huber``, ``SmoothL1``.
+"""Losses for regression: ``MSE``, ``L1``, ``Huber``, ``SmoothL1``.
 
-All are means over samples and outputs of a function of y - t.
+Each is the mean of a function of y - t over samples and outputs.
 """
 
 from dataclasses import dataclass
@@ -49,7 +49,7 @@ class L1(_Values):
 
 @dataclass(frozen=True)
 class Huber(_Values):
-    """0.5 * (y - t)^2 up to ``delta``, a straight line of that slope beyond; the mean, as
+    """The mean of 0.5 * (y - t)^2 if |y - t| <= ``delta``, else a line of slope ``delta``, as
     torch.nn.HuberLoss."""
 
     delta: float = 1.0
@@ -66,8 +66,7 @@ class Huber(_Values):
 
 @dataclass(frozen=True)
 class SmoothL1(_Values):
-    """The Huber loss of delta ``beta`` over ``beta``: slope 1 beyond it, as
-    torch.nn.SmoothL1Loss."""
+    """The Huber loss with delta ``beta``, divided by ``beta``, as torch.nn.SmoothL1Loss."""
 
     beta: float = 1.0
 

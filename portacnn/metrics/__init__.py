@@ -1,13 +1,13 @@
-"""Metrics: what a trained network is judged by, gathered on the device over batches of any size.
+"""Metrics of a network's outputs, accumulated on the device over batches of any size.
 
     accuracy = metrics.named("accuracy", loss)
     for y, t in batches:
-        accuracy.update(y, t)     # outputs and targets, on the device; nothing is read back
+        accuracy.update(y, t)     # outputs and targets on the device; no transfer
     accuracy.compute()            # one transfer
 
-A metric reads outputs as its loss does (``Loss.predictions``): it has the loss's ``task`` and
-``ignore_index``. Values are scikit-learn's where it has the metric, for boxes COCO's. An output of
-NaN is wrong.
+A metric has the ``task`` and ``ignore_index`` of its loss, so that both agree on predictions
+(``Loss.predictions``). Values are equal to scikit-learn's, or COCO's for boxes. An output of NaN is
+a wrong prediction.
 """
 
 from portacnn.metrics.agreement import (

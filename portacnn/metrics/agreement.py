@@ -1,10 +1,9 @@
-"""How well predicted classes or labels agree with the true ones, class by class: ``Precision``,
-``Recall``, ``F1``, ``BalancedAccuracy``, ``MeanIoU``, ``DiceScore``.
+"""Metrics per class: ``Precision``, ``Recall``, ``F1``, ``BalancedAccuracy``, ``MeanIoU``,
+``DiceScore``.
 
-All are made of four counts for each class: how often it was predicted rightly (hits), predicted,
-true, and how many predictions there were. What cannot be said of a class (0/0) is 0, as in
-scikit-learn. An output of NaN predicts no class, which misses the true one; for a label that is on
-or off it counts as the other of the two.
+All are computed from four counts per class: true positives (hits), predicted, true, and all
+predictions. 0/0 is 0, as in scikit-learn. An output of NaN predicts no class, so it misses the true
+class; for multilabel outputs it counts as the wrong value.
 """
 
 from dataclasses import dataclass
@@ -38,8 +37,8 @@ class _ByClass(Counting):
         return [tuple(column) for column in counts.T.tolist()]
 
     def _seen(self, counts: list[Counts]) -> list[Counts]:
-        """Return the classes that a mean is over: of labels all, of classes those that are true or
-        predicted anywhere."""
+        """Return the classes to average over: all labels (multilabel), or the classes that occur
+        among targets or predictions."""
         if self._task == "multilabel":
             return counts
         return [each for each in counts if each[1] or each[2]]
@@ -55,19 +54,19 @@ def _mean(values: list[float]) -> float:
 
 @dataclass
 class _Averaged(_ByClass):
-    """A ratio for each class, and how to make one number of them.
+    """Base class: a ratio for each class, and their average.
 
     Args:
-        average: "macro": the mean over the classes that occur among targets or predictions (of
-            labels, all); "micro": the ratio of all counts together; "binary": that of class 1, or
-            of a single label; "none": a list, one for each class.
+        average: "macro": the mean over the classes that occur among targets or predictions
+            (multilabel: over all labels); "micro": the ratio of the summed counts; "binary": the
+            ratio of class 1, or of a single label; "none": a list with one ratio for each class.
     """
 
     average: str = "macro"
 
     @staticmethod
     def ratio(counts: Counts) -> float:
-        """Return the ratio of one class, or of all together."""
+        """Return the ratio of one class, or of summed counts."""
         raise NotImplementedError
 
     def __post_init__(self) -> None:
@@ -92,8 +91,7 @@ class _Averaged(_ByClass):
 
 @dataclass
 class Precision(_Averaged):
-    """Which share of what was predicted to be of a class is: scikit-learn's
-    ``precision_score``."""
+    """True positives / predicted: scikit-learn's ``precision_score``."""
 
     @staticmethod
     def ratio(counts: Counts) -> float:
@@ -102,7 +100,7 @@ class Precision(_Averaged):
 
 @dataclass
 class Recall(_Averaged):
-    """Which share of a class was found: scikit-learn's ``recall_score``."""
+    """True positives / true: scikit-learn's ``recall_score``."""
 
     @staticmethod
     def ratio(counts: Counts) -> float:
@@ -120,14 +118,14 @@ class F1(_Averaged):
 
 @dataclass
 class DiceScore(F1):
-    """Twice the overlap of predicted and true places over the sum of both, over the whole set: the
-    F1 of an image's places."""
+    """The F1 score of pixels over the whole set: twice the intersection of predicted and true
+    pixels over the sum of both."""
 
 
 @dataclass
 class MeanIoU(_Averaged):
-    """The overlap of predicted and true places over their union, over the whole set: scikit-learn's
-    ``jaccard_score``."""
+    """The intersection of predicted and true pixels over their union, over the whole set:
+    scikit-learn's ``jaccard_score``."""
 
     @staticmethod
     def ratio(counts: Counts) -> float:
@@ -136,8 +134,8 @@ class MeanIoU(_Averaged):
 
 @dataclass
 class BalancedAccuracy(_ByClass):
-    """The mean of the recalls of the classes that occur: scikit-learn's
-    ``balanced_accuracy_score``. Of labels, the mean over them, each on or off."""
+    """The mean recall of the classes that occur: scikit-learn's ``balanced_accuracy_score``. For
+    multilabel, the mean over the labels' own balanced accuracies."""
 
     def _value(self, counts: HostArray) -> float:
         by_class = self._by_class(counts)

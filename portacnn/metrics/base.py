@@ -1,10 +1,10 @@
-"""``Metric``: the interface of every metric, and how counts and sums are gathered.
+"""``Metric``: the base class of all metrics, and the accumulation of counts and sums.
 
-Counts are int64 on the device of the outputs. Sums are taken in float64 where the device has it,
-batch by batch, and the batches' sums are put together on the host in float64 when the metric is
-computed: so it does not matter how a set is cut into batches.
+Counts are int64 on the device of the outputs. Sums of each batch are float64 if the device supports
+it. ``compute`` adds the batches' sums on the host in float64, so the result does not depend on the
+batch size.
 
-Notation: N samples, C classes or labels, K values, S the image's axes.
+Notation: N samples, C classes or labels, K values, S the spatial axes.
 """
 
 from dataclasses import dataclass, field, replace
@@ -20,11 +20,11 @@ from portacnn.runtime import Array, HostArray, backend_of, describe, is_float, w
 
 @dataclass
 class Metric:
-    """Base of all metrics: one number (or a list of them, or a matrix) for outputs and targets that
-    come in batches.
+    """Base class of all metrics: one number (or a list, or a matrix) for outputs and targets, batch
+    by batch.
 
     Attributes:
-        better: whether a "higher" or a "lower" value is the better one.
+        better: "higher" or "lower": which values are better.
     """
 
     better: ClassVar[Literal["higher", "lower"]] = "higher"
@@ -35,23 +35,23 @@ class Metric:
         return True
 
     def update(self, y: Array, t: Array) -> None:
-        """Take in a batch: a network's outputs and their targets as the loss takes them. Nothing is
-        read back."""
+        """Add a batch: a network's outputs and the targets in the loss's form. Transfers nothing to
+        the host."""
         with where(y):
             self._take(y, t)
 
     def compute(self) -> Any:
-        """Return the value over all batches since ``reset``: a float, NaN if there were none. Reads
-        it from the device."""
+        """Return the value over all batches since ``reset``: a float, NaN without batches. Waits
+        for the device."""
         raise NotImplementedError
 
     def reset(self) -> None:
-        """Forget all batches."""
+        """Drop all batches."""
         raise NotImplementedError
 
     def for_loss(self, loss: Loss) -> Self:
-        """Return a new metric with the same options that reads outputs as ``loss`` does. Raises
-        ArgumentError if it is for other tasks."""
+        """Return a new metric with the same options for the outputs of ``loss``. Raises
+        ArgumentError if the metric does not support the loss's task."""
         return replace(self)
 
     def _take(self, y: Array, t: Array) -> None:
@@ -60,13 +60,13 @@ class Metric:
 
 @dataclass
 class Judged(Metric):
-    """A metric of predictions: classes, or labels that are each on or off.
+    """Base class: a metric of predicted classes or labels.
 
     Args:
         task: "multiclass" or "multilabel" (see ``losses.outputs``); None takes the loss's, and
             without a loss "multiclass".
-        ignore_index: targets of this value are left out; None takes the loss's.
-        threshold: from which probability a label is on (multilabel).
+        ignore_index: the target value to ignore; None takes the loss's.
+        threshold: a label is 1 if its probability is above it (multilabel).
     """
 
     task: str | None = None
@@ -93,8 +93,8 @@ class Judged(Metric):
         return self.task or self.tasks[0]
 
     def _judged(self, y: Array, t: Array) -> tuple[Array, Array]:
-        """Return predictions and targets, int64: of classes (M,), both -1 where the target is
-        ignored; of labels (M, C)."""
+        """Return predictions and targets, int64: classes (M,), both -1 if the target is ignored, or
+        labels (M, C)."""
         xp = backend_of(y).xp
         y = _floats(y)
         _check(y, t, self)
@@ -102,7 +102,7 @@ class Judged(Metric):
         if self._task == "multilabel":
             t = xp.astype(xp.astype(xp.reshape(t, y.shape), y.dtype) >= 0.5, xp.int64)
             return rows(predicted), rows(t)
-        if t.ndim == y.ndim:  # shares of the classes
+        if t.ndim == y.ndim:  # class probabilities
             t = xp.argmax(t, axis=1)
         t = xp.astype(t, xp.int64)
         if self.ignore_index is not None:
@@ -114,7 +114,7 @@ class Judged(Metric):
 
 @dataclass
 class Counting(Judged):
-    """A metric that is a function of counts, which are kept in one array."""
+    """Base class: a metric computed from counts in one array."""
 
     _counts: Any = field(default=None, init=False, repr=False, compare=False)
 
@@ -142,7 +142,7 @@ def task_of(loss: Loss, metric: Any) -> str:
     """Return the loss's task. Raises ArgumentError if the metric is not for it."""
     if loss.task not in metric.tasks:
         raise ArgumentError(
-            f"{type(metric).__name__} is for {' and '.join(metric.tasks)} outputs, those of "
+            f"{type(metric).__name__} is for {' and '.join(metric.tasks)} outputs, the outputs of "
             f"{type(loss).__name__} are {loss.task}; its metrics are "
             f"{', '.join(loss.metrics) or 'your own'}"
         )
@@ -150,7 +150,7 @@ def task_of(loss: Loss, metric: Any) -> str:
 
 
 def _check(y: Array, t: Array, metric: Judged) -> None:
-    """Raise ShapeError unless t is as the loss of this task takes it."""
+    """Raise ShapeError unless t has a shape that the loss of this task takes."""
     n, *rest = y.shape
     shapes = [tuple(y.shape)]
     if metric._task == "multiclass" or rest[:1] in ([], [1]):
@@ -171,7 +171,7 @@ def _floats(y: Array) -> Array:
 
 
 def rows(y: Array) -> Array:
-    """Return (N, C, *S) as (N * S, C): every place of an image by itself."""
+    """Return (N, C, *S) as (N * S, C): one row per pixel."""
     xp = backend_of(y).xp
     if y.ndim == 2:
         return y
@@ -179,11 +179,11 @@ def rows(y: Array) -> Array:
 
 
 def tally(numbers: Array, count: int) -> Array:
-    """Return how often each of 0..count-1 occurs among integers (M,), int64 (count,). Others do not
-    count.
+    """Return the number of occurrences of 0..count-1 among integers (M,), int64 (count,). Other
+    values are ignored.
 
-    Sorted, the numbers end where a search finds the next one; the standard has no bincount, and
-    matrices of ones would take ``count`` times the memory.
+    It sorts the numbers and searches the boundaries: the standard has no bincount, and one-hot
+    matrices would take ``count`` times the memory.
     """
     xp = backend_of(numbers).xp
     edges = xp.arange(count + 1, dtype=numbers.dtype, device=numbers.device)
@@ -197,16 +197,17 @@ def _has_float64(xp: Any, device: Any) -> bool:
 
 
 def widest(y: Array) -> Array:
-    """Return y in the widest float type that its device has (Apple's GPU has no float64)."""
+    """Return y in the widest float dtype that its device supports (Apple's GPU has no float64)."""
     xp = backend_of(y).xp
     wide = xp.float64 if _has_float64(xp, y.device) else xp.float32
     return y if y.dtype == wide else xp.astype(y, wide)
 
 
 class Pieces:
-    """Small arrays of one shape, one a batch, on the device; together they are read once."""
+    """Small arrays of one shape, one per batch, on the device. They are transferred together,
+    once."""
 
-    _MOST = 256  # single ones, before they become one
+    _MOST = 256  # single arrays, before they are joined
 
     def __init__(self) -> None:
         self._blocks: list[Array] = []
@@ -223,7 +224,7 @@ class Pieces:
             self._single = []
 
     def read(self) -> HostArray | None:
-        """Return all pieces, (batches, ...); None if there are none."""
+        """Return all arrays, stacked (batches, ...), on the host; None if there are none."""
         self._close()
         if not self._blocks:
             return None

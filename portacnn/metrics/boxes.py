@@ -1,4 +1,4 @@
-"""How well boxes are found: ``AveragePrecision``, by COCO's rules.
+"""Metrics of object detection: ``AveragePrecision``, by COCO's rules.
 
 Notation: D detections and G true boxes of one image; a box is (x1, y1, x2, y2).
 """
@@ -24,15 +24,15 @@ class AveragePrecision(Metric):
     """The area under the curve of precision over recall, the mean over classes and IoU thresholds,
     by COCO's rules.
 
-    A detection is right if it overlaps a true box of its class, that no detection with a higher
-    score has taken, by an IoU of the threshold or more. Precision at 101 recalls is the best at
-    that recall or a higher one.
+    A detection is right if its IoU with a true box of its class is at least the threshold, and no
+    detection with a higher score has matched that box. Precision is interpolated at 101 recalls:
+    the maximum at that recall or a higher one.
 
     Args:
-        iou: a threshold, several, or "coco" for 0.5, 0.55, ..., 0.95.
-        max_detections: how many detections of a class count in an image, the best first.
+        iou: one or several thresholds, or "coco" for 0.5, 0.55, ..., 0.95.
+        max_detections: the number of detections per class and image, best scores first.
 
-    Crowd regions and sizes of objects are not told apart.
+    Crowd regions and COCO's object sizes are not supported.
     """
 
     iou: Any = 0.5
@@ -47,7 +47,7 @@ class AveragePrecision(Metric):
         several = iou if isinstance(iou, Sequence) and not isinstance(iou, str) else [iou]
         self.iou = tuple(fraction("iou", value) for value in several)
         if not self.iou:
-            raise ArgumentError("iou must name a threshold, such as 0.5")
+            raise ArgumentError("expected at least one iou threshold, such as 0.5, got none")
         self.max_detections = whole("max_detections", self.max_detections, 1)
         self.reset()
 
@@ -55,7 +55,7 @@ class AveragePrecision(Metric):
         self._found, self._true = [], []
 
     def update(self, y: Any, t: Any) -> None:
-        """Take in the images of a batch.
+        """Add the images of a batch.
 
         Args:
             y: for each image a mapping with "boxes" (D, 4), "scores" (D,) and "labels" (D,).
@@ -70,7 +70,8 @@ class AveragePrecision(Metric):
         self._true += [_table(image, "boxes", "labels") for image in t]
 
     def compute(self) -> float:
-        """Return the mean over thresholds and the classes that have true boxes; NaN if none has."""
+        """Return the mean over thresholds and over classes with true boxes; NaN if there are no
+        true boxes."""
         found, true = _read(self._found), _read(self._true)
         classes = sorted({int(label) for image in true for label in image[:, -1]})
         values = []
@@ -107,7 +108,7 @@ def _table(image: Mapping[str, Array], *words: str) -> Array:
 
 
 def _read(tables: list[Array]) -> list[HostArray]:
-    """Return the images' tables on the host, fetched together."""
+    """Return the images' tables on the host, in one transfer."""
     if not tables:
         return []
     backend = backend_of(tables[0])
@@ -117,7 +118,7 @@ def _read(tables: list[Array]) -> list[HostArray]:
 
 
 def _ious(a: HostArray, b: HostArray) -> HostArray:
-    """Return the overlap of boxes (D, 4) and (G, 4), each with each, over their union, (D, G)."""
+    """Return the IoU of each pair of boxes (D, 4) and (G, 4), (D, G)."""
     a, b = a[:, None, :], b[None, :, :]
     sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
     overlap = np.clip(sides, 0.0, None).prod(axis=2)
@@ -126,20 +127,21 @@ def _ious(a: HostArray, b: HostArray) -> HostArray:
 
 
 def _matches(detections: HostArray, boxes: HostArray, threshold: float) -> HostArray:
-    """Return which detections, the best score first, find a true box that is still free: the
-    one with the largest IoU."""
+    """Return which detections, in order of descending score, match a true box: the unmatched box
+    with the largest IoU."""
     free, right = np.ones(len(boxes), dtype=bool), np.zeros(len(detections), dtype=bool)
     overlaps = _ious(detections[:, :4], boxes)
     for number in range(len(detections)):
         own = np.where(free, overlaps[number], -1.0)
         if len(own) and own.max() >= min(threshold, 1.0 - 1e-10):
-            best = len(own) - 1 - int(np.argmax(own[::-1]))  # COCO takes the last of equals
+            best = len(own) - 1 - int(np.argmax(own[::-1]))  # COCO takes the last of equal IoUs
             free[best], right[number] = False, True
     return right
 
 
 def _average_precision(images: list[tuple[HostArray, HostArray]], threshold: float) -> float:
-    """Of one class, whose detections and true boxes in every image are ``images``."""
+    """Return the average precision of one class. ``images`` has its detections and true boxes in
+    every image."""
     count = sum(len(boxes) for _, boxes in images)
     score = np.concatenate([detections[:, 4] for detections, _ in images])
     right = np.concatenate([_matches(found, boxes, threshold) for found, boxes in images])

@@ -1,4 +1,4 @@
-"""How often a network is right: ``Accuracy``, ``TopK``, ``ConfusionMatrix``."""
+"""Metrics from counts of right predictions: ``Accuracy``, ``TopK``, ``ConfusionMatrix``."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -9,13 +9,13 @@ from portacnn.runtime import Array, HostArray, backend_of
 
 
 def _share(counts: HostArray) -> float:
-    """Return the ratio of (right, all)."""
+    """Return right / all."""
     right, total = (int(n) for n in counts)
     return right / total if total else float("nan")
 
 
 def _pair(right: Array, total: Array) -> Array:
-    """Count booleans that say what is right, and what counts at all: int64 (2,)."""
+    """Return the numbers of true elements of ``right`` and ``total``, int64 (2,)."""
     xp = backend_of(right).xp
     counts = [xp.count_nonzero(right & total), xp.count_nonzero(total)]
     return xp.stack([xp.astype(xp.asarray(n), xp.int64) for n in counts])
@@ -23,11 +23,11 @@ def _pair(right: Array, total: Array) -> Array:
 
 @dataclass
 class Accuracy(Counting):
-    """The share of predictions that are right: of images, of an image's places (pixel accuracy), or
-    of labels (1 - scikit-learn's ``hamming_loss``).
+    """The fraction of right predictions: of images, of pixels (pixel accuracy), or of labels (1 -
+    scikit-learn's ``hamming_loss``).
 
     Args:
-        subset: for labels, the share of samples with all labels right (scikit-learn's
+        subset: for labels, the fraction of samples with all labels right (scikit-learn's
             ``accuracy_score``).
     """
 
@@ -52,8 +52,9 @@ class Accuracy(Counting):
 
 @dataclass
 class TopK(Counting):
-    """The share of targets whose class is among the ``k`` largest outputs, as scikit-learn's
-    ``top_k_accuracy_score``. Of equal outputs the first comes first, as for ``Accuracy``."""
+    """The fraction of targets whose class is among the ``k`` largest outputs, as scikit-learn's
+    ``top_k_accuracy_score``. Among equal outputs, the lower class comes first, as in
+    ``Accuracy``."""
 
     k: int = 5
 
@@ -80,8 +81,8 @@ class TopK(Counting):
 
 @dataclass
 class ConfusionMatrix(Counting):
-    """How often class i (row) was taken for class j (column), as scikit-learn's
-    ``confusion_matrix``: lists of whole numbers. A prediction that is NaN is in no column."""
+    """The number of samples of class i (row) predicted as class j (column), as scikit-learn's
+    ``confusion_matrix``: lists of whole numbers. A prediction of NaN is in no column."""
 
     tasks: ClassVar[tuple[str, ...]] = ("multiclass",)
 

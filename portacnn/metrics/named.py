@@ -1,4 +1,4 @@
-"""Metrics by their words, and as JSON for files."""
+"""Metrics by name, and as JSON for files."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -38,7 +38,7 @@ METRICS: dict[str, Callable[[], Metric]] = {
     "rmse": RMSE,
     "r2": R2,
 }
-"""The words for metrics with their defaults; "top" and any number is a ``TopK``."""
+"""The metrics by name, with their default arguments. "top" with a number is a ``TopK``."""
 
 _KINDS: dict[str, type[Metric]] = {
     kind.__name__: kind
@@ -50,11 +50,11 @@ _KINDS: dict[str, type[Metric]] = {
 
 
 def named(what: str | Metric, loss: Loss | None = None) -> Metric:
-    """Return the metric of this word, or one like that given, without any batch; it reads outputs
-    as ``loss`` does.
+    """Return an empty metric by name, or a copy of the given metric without its batches, for the
+    outputs of ``loss``.
 
     Raises:
-        ArgumentError: another word, or a metric for another task than the loss's.
+        ArgumentError: the name is unknown, or the metric does not support the loss's task.
     """
     if isinstance(what, Metric):
         metric = what
@@ -73,14 +73,14 @@ def named(what: str | Metric, loss: Loss | None = None) -> Metric:
 def metrics_for(
     loss: Loss, metrics: Iterable[str | Metric] | Mapping[str, str | Metric] | None = None
 ) -> dict[str, Metric]:
-    """Return metrics by name, each reading outputs as ``loss`` does.
+    """Return metrics by name, for the outputs of ``loss``.
 
     Args:
-        metrics: words or metrics; a mapping gives them names of its own. None: those that go with
-            the loss.
+        metrics: names or metrics; a mapping sets their names. None: the loss's default metrics.
 
     Raises:
-        ArgumentError: an unknown word, two of the same name, or a metric for another task.
+        ArgumentError: a name is unknown or occurs twice, or a metric does not support the loss's
+            task.
     """
     if isinstance(metrics, str | Metric):
         metrics = (metrics,)
@@ -91,21 +91,21 @@ def metrics_for(
     elif isinstance(metrics, Iterable):
         pairs = [(what if isinstance(what, str) else _name_of(what), what) for what in metrics]
     else:
-        raise ArgumentError(f"metrics must be a list of words or metrics, got {told(metrics)}")
+        raise ArgumentError(f"metrics must be a list of names or metrics, got {told(metrics)}")
     found: dict[str, Metric] = {}
     for name, what in pairs:
         if name == "loss":
-            raise ArgumentError('the name "loss" is the loss\'s; give the metric another name')
+            raise ArgumentError('the name "loss" is reserved; give the metric another name')
         if name in found:
             raise ArgumentError(
-                f"there are two metrics called {name}; give names: metrics={{'mine': ...}}"
+                f"two metrics are called {name}; pass a mapping: metrics={{'mine': ...}}"
             )
         found[name] = named(what, loss)
     return found
 
 
 def _name_of(metric: Metric) -> str:
-    """Return the word of the metric's class; of your own, its class's name in snake case."""
+    """Return the name of the metric's class; for a custom metric, the class name in snake case."""
     kind = type(metric)
     for word, made in METRICS.items():
         if made is kind:
@@ -114,18 +114,19 @@ def _name_of(metric: Metric) -> str:
 
 
 def describe_metric(metric: Metric) -> dict[str, Any]:
-    """Return a metric's class and options as JSON. Raises ArgumentError for one of your own."""
+    """Return a metric's class and options as JSON values. Raises ArgumentError for a custom
+    metric."""
     kind = type(metric)
     if _KINDS.get(kind.__name__) is not kind:
         raise ArgumentError(
-            f"{kind.__qualname__} is none of the metrics {', '.join(_KINDS)}, which a file can hold"
+            f"a file can store the metrics {', '.join(_KINDS)}, got {kind.__qualname__}"
         )
     options = {field.name: getattr(metric, field.name) for field in fields(metric) if field.init}
     return {"class": kind.__name__, "arguments": plain(options)}
 
 
 def rebuild_metric(described: Any) -> Metric:
-    """Return the metric that ``describe_metric`` described. Raises what its constructor raises."""
+    """Return the metric described by ``describe_metric``. Raises the constructor's errors."""
     if described["class"] not in _KINDS:
         raise ModelFormatError(f"unknown metric {told(described['class'])}; upgrade portacnn")
     return _KINDS[described["class"]](**described["arguments"])

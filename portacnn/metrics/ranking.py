@@ -1,4 +1,5 @@
-"""How well scores rank: ``RocAuc``. They stay on the device until they are ranked, on the host."""
+"""Metrics of ranking: ``RocAuc``. Scores stay on the device until ``compute`` ranks them on the
+host."""
 
 from dataclasses import dataclass, field
 from math import nan
@@ -13,8 +14,9 @@ from portacnn.runtime import Array, HostArray, backend_of
 
 
 def area(score: HostArray, positive: HostArray) -> float:
-    """Return the area under the ROC curve: how often a positive has the higher score than a
-    negative, ties counting half. NaN if there are none of either. NaN scores rank worst.
+    """Return the area under the ROC curve: the fraction of (positive, negative) pairs in which the
+    positive has the higher score; ties count half. Returns NaN if positives or negatives are
+    missing. A score of NaN ranks as the worst.
 
     Args:
         score: floats (N,). positive: booleans (N,).
@@ -32,9 +34,9 @@ def area(score: HostArray, positive: HostArray) -> float:
 class RocAuc(Judged):
     """The area under the ROC curve: scikit-learn's ``roc_auc_score``.
 
-    Of two classes, or one label, that of the second, or of the label. Of more classes, each against
-    the rest by their softmax (``multi_class="ovr"``); of labels, each by itself. Both are averaged
-    over those that have samples of either kind.
+    For two classes, the area of the second. For more classes, each against the rest, by the softmax
+    (``multi_class="ovr"``). For labels, each label. Areas are averaged over the classes or labels
+    that have both positive and negative samples.
 
     Args:
         average: "macro", or "none" for a list.
@@ -59,7 +61,8 @@ class RocAuc(Judged):
         _, t = self._judged(y, t)
         y = rows(y)
         if self._task == "multiclass":
-            # of two classes the logits' difference, which ranks as the softmax but never saturates
+            # two classes: the logits' difference, which ranks like the softmax but does not
+            # saturate
             y = y[:, 1:2] - y[:, 0:1] if y.shape[1] == 2 else scores(y, "multiclass")
             t = xp.expand_dims(t, axis=1)
         self._pieces.append(xp.concat([y, xp.astype(t, y.dtype)], axis=1))

@@ -1,7 +1,7 @@
-"""How far predicted values are from the true ones: ``MAE``, ``RMSE``, ``R2``.
+"""Metrics of regression: ``MAE``, ``RMSE``, ``R2``.
 
-For several outputs (N, K) each is computed for every output, and the mean over them returned, as
-scikit-learn does. A NaN among the outputs makes it NaN.
+For outputs (N, K) they return the mean over the K outputs' values, as scikit-learn does. If an
+output is NaN, the result is NaN.
 """
 
 from dataclasses import dataclass, field
@@ -57,7 +57,7 @@ class _Values(Metric):
         return sum(values) / len(values)
 
     def _summed(self, y: Array, t: Array) -> Array:
-        """Return sums of a batch (M, K), (sums, K)."""
+        """Return the sums of a batch (M, K), as (sums, K)."""
         raise NotImplementedError
 
     def _value(self, sums: list[list[float]], counts: list[int]) -> float:
@@ -91,9 +91,9 @@ class RMSE(_Values):
 
 @dataclass
 class R2(_Values):
-    """Which share of the targets' variance the outputs explain: scikit-learn's ``r2_score``.
+    """The fraction of the targets' variance that the outputs explain: scikit-learn's ``r2_score``.
 
-    1 is perfect, 0 no better than the mean. For targets that are all alike it is 1 or 0. NaN for
+    1 is perfect, 0 is no better than the mean. For constant targets it is 1 or 0. It is NaN for
     fewer than two values.
     """
 
@@ -107,8 +107,8 @@ class R2(_Values):
     def _value(self, sums: list[list[float]], counts: list[int]) -> float:
         """Return 1 - error / spread of one output.
 
-        The batches' spreads about their own means are combined as in Chan et al., 1979: sums of
-        squares would lose all digits if the mean is large.
+        The batches' squared deviations are combined as in Chan et al., 1979: plain sums of squares
+        would lose all digits if the mean is large.
         """
         total, mean, spread, error = 0, 0.0, 0.0, 0.0
         for (here, own, off), count in zip(sums, counts, strict=True):

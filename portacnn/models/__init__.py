@@ -1,4 +1,4 @@
-"""Networks: ``Model``, which classifies, and the architectures built on it."""
+"""Networks: ``Model``, and the architectures built on it."""
 
 from portacnn.models.alexnet import AlexNet
 from portacnn.models.deep_conv_net import DeepConvNet

@@ -19,11 +19,11 @@ class AlexNet(Model):
         conv 256, 3x3, 2 groups  - relu - pool
         affine 4096 - relu - dropout - affine 4096 - relu - dropout - affine 1000
 
-    Pools are 3x3 with stride 2. The groups are the paper's two GPUs: each half of the maps sees
-    half of the previous maps. Response norm is the paper's, over 5 channels with k = 2, alpha =
-    1e-4 (5e-4 for ``LocalResponseNorm``, which divides it by 5) and beta = 0.75. Initial weights
-    are normal with std 0.01. Initial biases are 1 in the second, fourth and fifth convolution and
-    the hidden linear layers, 0 elsewhere.
+    Pools are 3x3 with stride 2. The groups are the paper's two GPUs: each half of the maps is
+    connected to half of the previous maps. Response norm is the paper's, over 5 channels with k =
+    2, alpha = 1e-4 (5e-4 for ``LocalResponseNorm``, which divides it by 5) and beta = 0.75. Initial
+    weights are normal with std 0.01. Initial biases are 1 in the second, fourth and fifth
+    convolution and the hidden linear layers, 0 elsewhere.
 
     With 224 pixels the paper's first convolution would make 54 pixels, not its 55. It pads by 2
     here, as torchvision's does, and also takes images of 227.
@@ -32,7 +32,7 @@ class AlexNet(Model):
         num_classes: number of classes, and ``in_channels``: channels of the images.
         input_size: H and W, one number or two, at least 63.
         hidden_size: units of the hidden linear layers.
-        dropout: share of the units that is dropped.
+        dropout: probability of dropping a unit.
         device: see ``portacnn.resolve``.
         seed: seed of weights and dropout; None draws one.
         dtype: "float32" or "float64".

@@ -27,7 +27,7 @@ class DeepConvNet(Model):
         num_classes: number of classes, and ``in_channels``: channels of the images.
         input_size: H and W, one number or two.
         hidden_size: units of the hidden linear layer.
-        dropout: share of the units that both dropouts drop.
+        dropout: probability of dropping a unit, for both dropout layers.
         device: see ``portacnn.resolve``.
         seed: seed of weights and dropout; None draws one.
         dtype: "float32" or "float64".

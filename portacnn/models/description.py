@@ -28,8 +28,8 @@ def describe_layer(layer: Layer, known: Described | None = None) -> dict[str, An
     among them.
 
     A layer that occurs in several places is described once, under a name, and the other places
-    refer to it. ``replaced`` holds, by path, the layers that replace those that the constructor
-    makes (``Layer.replace``).
+    refer to it. ``replaced`` holds, by path, the replacements of layers made by the constructor
+    (``Layer.replace``).
 
     Args:
         known: the layers described so far; this one is added.
@@ -77,7 +77,8 @@ def needs_format_2(known: Described) -> bool:
 
 
 def _check_apart(layer: Layer) -> None:
-    """Raise ArgumentError if a layer is both in a replacement and in what the constructor makes.
+    """Raise ArgumentError if a layer is both in a replacement and in a layer that the constructor
+    makes.
 
     The layer in the constructor's part has no name to refer to.
     """

@@ -1,4 +1,5 @@
-"""Evaluate outputs that come batch by batch: the mean loss and metrics, read back once."""
+"""Compute the mean loss and metrics of outputs batch by batch. The results are transferred to the
+host once."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -48,5 +49,5 @@ def evaluate(
             figures["loss"] = sum(home.to_host(home.xp.stack(shares)).tolist())
         for name, metric in metrics.items():
             figures[name] = metric.compute()
-            metric.reset()  # its arrays on the device are of no more use
+            metric.reset()  # frees its arrays on the device
         return figures

@@ -31,4 +31,4 @@ class GraphModel(Model):
         )
 
     def child_path(self, name: str) -> str:
-        return self.path  # the graph adds no segment of its own
+        return self.path  # the graph adds no segment to paths

@@ -1,12 +1,11 @@
 """Run a network repeatedly without training: reuse memory, and prepare the calls for small batches.
 
-With a few images most of the time is not arithmetic but each layer's own work in Python: checking
-its input, finding its kernel, allocating memory. The results are the same for the next batch of the
-same shape, so this work is done once (``Layer.prepare``), and what remains is a list of functions.
+For a few images, most of the time is Python overhead in each layer: checks of the input, kernel
+selection, memory allocation. The results are the same for every batch of one shape, so this work is
+done once (``Layer.prepare``). What remains is a list of functions.
 
-Each call takes a *lane*, which holds everything that a call writes to, and returns it when it has
-succeeded. So concurrent threads have a lane each, and a lane that an exception left half done is
-dropped.
+Each call takes a *lane*, which holds all memory that a call writes to, and puts it back on success.
+So each concurrent thread has its own lane, and an exception drops the lane.
 """
 
 from collections import deque
@@ -25,7 +24,7 @@ _WAYS = 16  # prepared paths per lane: combinations of shape, dtype and kernel c
 
 
 class Inference:
-    """The lanes of one network: as many as there were concurrent calls."""
+    """The lanes of one network: one for each concurrent call."""
 
     def __init__(self) -> None:
         self._idle: deque[_Lane] = deque()  # ``pop`` and ``append`` are atomic
@@ -57,7 +56,7 @@ class Inference:
 
 
 class _Lane:
-    """What one call at a time writes to: a workspace, and prepared paths that all start at its
+    """The memory of one call at a time: a workspace, and prepared paths that all start at its
     beginning."""
 
     def __init__(self) -> None:
@@ -80,8 +79,8 @@ class _Lane:
         return _copy(run_in(self._workspace, lambda: network(batch(x))))
 
     def _follow(self, size: int = 0) -> None:
-        """Grow the arena to what the last call needed, or to ``size``; drop the paths of a replaced
-        arena."""
+        """Grow the arena to the size of the last call, or to ``size``; drop the prepared paths of a
+        replaced arena."""
         self._workspace.grow(size)
         if self._version != self._workspace.version:
             self._ways, self._last = {}, None
@@ -122,7 +121,7 @@ class _Way:
     def __init__(
         self, network: Layer, x: Array, batch: Callable[[Array], Array], plan: Plan
     ) -> None:
-        first = batch(x)  # which checks x
+        first = batch(x)  # this checks x
         # Inputs of the network's own library and dtype are packed where needed.
         self._own = backend_of(x).name == backend_of(first).name and x.dtype == first.dtype
         self.plan = plan

@@ -1,4 +1,4 @@
-"""What a model knows about itself: ``ModelInfo``, which is saved in its files."""
+"""``ModelInfo``: metadata of a model, which its files store."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,34 +12,35 @@ from portacnn.models.preprocess import Normalize
 from portacnn.runtime import Array, backend_of, is_float
 
 LONGEST = 200
-"""Characters of a class's name, of a task, of a figure's name."""
+"""The maximum number of characters of a class name, a task or a figure's name."""
 _MOST = 100_000  # classes
 _MOST_FIGURES = 1000
-_SAMPLE = 256  # images that are looked at
+_SAMPLE = 256  # images used to find the input range
 _OWN = ("class_names", "task", "figures", "input_range")
 
 
 @dataclass(frozen=True)
 class ModelInfo(AnswersKeywords):
-    """What a model knows about itself, see ``Model.info``.
+    """Metadata of a model: class names, task, figures and input format. See ``Model.info``.
 
         >>> ModelInfo(class_names=["cat", "dog"]).class_names
         ('cat', 'dog')
 
     Args:
-        class_names: a name for each output, in their order; empty if they are not known.
-        task: "multiclass", "multilabel", "regression", "embedding" or a word of your own; empty if
-            it is not known. A ``Trainer`` sets it.
-        figures: numbers by name, such as {"test_accuracy": 0.98}. A ``Trainer`` sets those of the
-            epoch whose weights the model has.
-        input_range: the least and the largest value of the floating-point images that it was
-            trained on; empty if they are not known. A ``Trainer`` sets it.
-        input_shape: of one sample. This and what follows are read from the model.
+        class_names: the name of each output, in order; empty if unknown.
+        task: "multiclass", "multilabel", "regression", "embedding" or another word; empty if
+            unknown. A ``Trainer`` sets it.
+        figures: numbers by name, such as {"test_accuracy": 0.98}. A ``Trainer`` sets the figures of
+            the epoch whose weights the model has.
+        input_range: the minimum and maximum of the floating-point training images; empty if
+            unknown. A ``Trainer`` sets it.
+        input_shape: of one sample. This and the following attributes are read from the model.
         layout: of ``input_shape``: "CHW" (channels, height, width), or shorter or longer by the
             number of axes.
         dtype: of weights and floating-point images.
         preprocess: maps uint8 images to the network's input; None takes floating-point images only.
-        version: of the portacnn that wrote the model's file; of this one if it has none.
+        version: of the portacnn that wrote the model's file; the installed version if there is no
+            file.
 
     Raises:
         ArgumentError: if a text is too long or not printable, a name occurs twice, or a figure is
@@ -67,7 +68,7 @@ class ModelInfo(AnswersKeywords):
             raise error.at("ModelInfo")
 
     def description(self) -> dict[str, Any]:
-        """Return what is not read from the model, and the version, as JSON values."""
+        """Return the values that are not read from the model, and the version, as JSON values."""
         described = {
             "class_names": list(self.class_names),
             "task": self.task,
@@ -79,14 +80,12 @@ class ModelInfo(AnswersKeywords):
 
 
 def rebuild_info(described: Any) -> ModelInfo:
-    """Return what ``ModelInfo.description`` described; an empty one for None. Raises
-    ModelFormatError."""
+    """Return the ``ModelInfo`` of a ``ModelInfo.description``; an empty one for None. Raises
+    ModelFormatError if the description is invalid."""
     if described is None:
         return ModelInfo()
     if not isinstance(described, dict):
-        raise ModelFormatError(
-            f"what it knows about itself must be an object, got {told(described)}"
-        )
+        raise ModelFormatError(f"the model's info must be an object, got {told(described)}")
     try:
         return ModelInfo(
             **{name: described[name] for name in (*_OWN, "version") if name in described}
@@ -101,7 +100,7 @@ def layout_of(shape: Shape) -> str:
 
 
 def last_figures(history: Mapping[str, Sequence[Any]], epoch: int) -> dict[str, float]:
-    """Return the figures after this epoch, from 1: those of both sets that are finite numbers."""
+    """Return the finite figures of the training and test sets after an epoch, counted from 1."""
     found = {
         name: values[epoch - 1]
         for name, values in history.items()
@@ -112,8 +111,8 @@ def last_figures(history: Mapping[str, Sequence[Any]], epoch: int) -> dict[str, 
 
 
 def range_of(images: Array) -> tuple[float, ...]:
-    """Return the least and the largest value of the first floating-point images; nothing for
-    others. Call it within ``Backend.active`` of the images' device."""
+    """Return the minimum and maximum of the first images; () if they are not floating point. Call
+    it within ``Backend.active`` of the images' device."""
     home = backend_of(images)
     if not is_float(home.xp, images.dtype) or 0 in images.shape:
         return ()
@@ -127,8 +126,7 @@ def _range(given: Any) -> tuple[float, ...]:
     numbers = [as_float(end) for end in given] if isinstance(given, list | tuple) else [nan]
     if len(numbers) not in (0, 2) or not all(map(isfinite, numbers)) or numbers != sorted(numbers):
         raise ArgumentError(
-            f"input_range must be the least and the largest value, such as (0.0, 1.0), got "
-            f"{told(given)}"
+            f"input_range must be (minimum, maximum), such as (0.0, 1.0), got {told(given)}"
         )
     return tuple(numbers)
 
@@ -143,7 +141,7 @@ def _names(given: Any) -> tuple[str, ...]:
         _text(f"class_names[{number}]", name)
     if len(set(given)) != len(given):
         twice = next(name for number, name in enumerate(given) if name in given[:number])
-        raise ArgumentError(f"class_names: {twice!r} is the name of two classes")
+        raise ArgumentError(f"class_names must be unique, got {twice!r} twice")
     return tuple(given)
 
 

@@ -1,4 +1,4 @@
-"""LeNet-5, as published in 1998 and as it is usually written today."""
+"""LeNet-5, in its form of 1998 and in today's usual form."""
 
 from collections.abc import Sequence
 from math import prod
@@ -16,7 +16,7 @@ from portacnn.models.model import Model
 from portacnn.ops.windows import Windows, per_axis
 from portacnn.runtime import Array, Backend, HostArray
 
-# Which maps of S2 each map of C3 sees (LeCun et al., 1998, table I).
+# The maps of S2 that each map of C3 is connected to (LeCun et al., 1998, table I).
 C3_TABLE = (
     *(tuple(sorted((i + step) % 6 for step in (0, 1, 2))) for i in range(6)),
     *(tuple(sorted((i + step) % 6 for step in (0, 1, 2, 3))) for i in range(6)),
@@ -48,14 +48,14 @@ class ScaledTanh(Layer):
 
 
 class TableConv2d(Layer):
-    """A convolution whose output maps each see some of the input maps: x (N, C, H, W) -> y (N, O,
-    OH, OW).
+    """A convolution whose output maps are connected to some of the input maps: x (N, C, H, W) -> y
+    (N, O, OH, OW).
 
     It has one kernel for each connection of a table. The kernels are placed into the weight (O, C,
     KH, KW) of a full convolution, with zeros for missing connections.
 
     Args:
-        table: for each of the O output maps, the input maps that it sees.
+        table: for each of the O output maps, the indices of its input maps.
         kernel_size: one number or two.
 
     Parameters: ``weight`` (connections, KH, KW), in the table's order; ``bias`` (O,). Both are
@@ -137,7 +137,7 @@ class LeNet5(Model):
 
         C1  6 maps, 5x5 convolution            S2  2x2 mean, a coefficient and a bias for each map
         C3  16 maps, 5x5, connected by table I  S4  as S2
-        C5  120 maps, 5x5: each map sees all    F6  84 units
+        C5  120 maps, 5x5, fully connected      F6  84 units
         output: a unit for each class
 
     with 1.7159 * tanh(2/3 a) after each layer up to F6. Weights are drawn uniformly from +-2.4 /
@@ -146,8 +146,8 @@ class LeNet5(Model):
     S2 and S4 take the mean of four values instead of the sum, so a coefficient is four times as
     large here; and images are not scaled (in the paper the background is -0.1 and ink 1.175).
 
-    ``variant="modern"`` is what is called LeNet today: ReLU, 2x2 max pooling, full connection and
-    PyTorch's initialization:
+    ``variant="modern"`` is the network called LeNet today: ReLU, 2x2 max pooling, full connection
+    and PyTorch's initialization:
 
         conv 6 - relu - pool - conv 16 - relu - pool - affine 120 - relu - affine 84 - relu -
         affine 10

@@ -1,4 +1,4 @@
-"""Networks for small devices: depthwise convolutions between 1x1 convolutions."""
+"""Networks for mobile devices: depthwise convolutions between 1x1 convolutions."""
 
 from collections.abc import Sequence
 from math import sqrt
@@ -27,7 +27,7 @@ from portacnn.runtime import Backend
 
 
 def rounded(channels: float, divisor: int = 8) -> int:
-    """The nearest multiple of ``divisor``, but no less than 90 percent of ``channels``."""
+    """Return the nearest multiple of ``divisor`` that is at least 90 percent of ``channels``."""
     nearest = max(divisor, int(channels + divisor / 2) // divisor * divisor)
     return nearest + divisor if nearest < 0.9 * channels else nearest
 
@@ -41,8 +41,7 @@ def _unit(
     groups: int = 1,
     eps: float = 1e-5,
 ) -> Seq:
-    """Convolution, batch norm, activation. Its output is as large as its input, but for the
-    stride."""
+    """Return a convolution with "same" padding, batch norm and an activation."""
     # torchvision's fan_out counts the outputs of all groups.
     spread = sqrt(2.0 / (outputs * kernel * kernel))
     conv = Conv2d(
@@ -67,24 +66,24 @@ class MobileNetV2(Model):
         17 inverted residuals: 1x1 to 6 times the channels - 3x3 depthwise - 1x1, no activation
         conv 1280, 1x1 - global mean - dropout - affine 1000
 
-    Structure, keys and first weights are torchvision's; 3,504,872 parameters. Each convolution is
-    followed by batch norm, all but the last of a block by ReLU6.
+    Structure, keys and initialization are torchvision's; 3,504,872 parameters. A batch norm follows
+    each convolution; ReLU6 follows each but the last of a block.
 
         model = MobileNetV2(num_classes=10, input_size=96, seed=0)
 
     Args:
-        num_classes, in_channels: as they say.
-        width: factor on all channels, rounded to multiples of 8.
-        dropout: share dropped before the affine layer.
-        input_size: H and W, as one number or two.
+        num_classes: number of classes, and ``in_channels``: channels of the images.
+        width: multiplier of all channel numbers, which are rounded to multiples of 8.
+        dropout: probability of dropping a unit before the linear layer.
+        input_size: H and W, one number or two.
         device: see ``portacnn.resolve``.
-        seed: for the weights; None takes a fresh one.
+        seed: seed of weights and dropout; None draws one.
         dtype: "float32" or "float64".
 
     Parameters, by path: features.0.0 ... features.18.1, classifier.1.
 
     Raises:
-        ArgumentError: numbers without a meaning.
+        ArgumentError: an argument is out of range.
     """
 
     def __init__(
@@ -132,7 +131,8 @@ class MobileNetV2(Model):
 
 
 def _inverted(inputs: int, outputs: int, stride: int, expansion: int) -> Layer:
-    """An inverted residual: narrow outside, wide inside; a shortcut where the shapes agree."""
+    """Return an inverted residual block: 1x1 expansion, depthwise convolution, 1x1 projection. It
+    has a shortcut if input and output have one shape."""
     wide = inputs * expansion
     parts: list[Layer] = [] if expansion == 1 else [_unit(inputs, wide, 1, Clip(0.0, 6.0))]
     project = _unit(wide, outputs, 1, None)
@@ -152,26 +152,26 @@ class EfficientNetB0(Model):
         16 blocks: 1x1 to 6 times the channels - 3x3 or 5x5 depthwise - squeeze and excitation - 1x1
         conv 1280, 1x1 - global mean - dropout - affine 1000
 
-    Structure, keys and first weights are torchvision's; 5,288,548 parameters. Each convolution is
-    followed by batch norm, all but the last of a block by SiLU. While it is trained, a block with a
-    shortcut is skipped for some images (``StochasticDepth``).
+    Structure, keys and initialization are torchvision's; 5,288,548 parameters. A batch norm follows
+    each convolution; SiLU follows each but the last of a block. In training, blocks with a shortcut
+    are skipped at random for each image (``StochasticDepth``).
 
         model = EfficientNetB0(num_classes=10, seed=0)
 
     Args:
-        num_classes, in_channels: as they say.
-        dropout: share dropped before the affine layer.
-        stochastic_depth: with which probability the last block would be skipped; it grows from 0
-            in proportion to the depth.
-        input_size: H and W, as one number or two.
+        num_classes: number of classes, and ``in_channels``: channels of the images.
+        dropout: probability of dropping a unit before the linear layer.
+        stochastic_depth: probability of skipping a block at full depth; it grows linearly from 0
+            with the depth.
+        input_size: H and W, one number or two.
         device: see ``portacnn.resolve``.
-        seed: for the weights; None takes a fresh one.
+        seed: seed of weights and dropout; None draws one.
         dtype: "float32" or "float64".
 
     Parameters, by path: features.0.0 ... features.1.0.block.0.0 ..., classifier.1.
 
     Raises:
-        ArgumentError: numbers without a meaning.
+        ArgumentError: an argument is out of range.
     """
 
     def __init__(
@@ -225,7 +225,8 @@ class EfficientNetB0(Model):
 def _mbconv(
     inputs: int, outputs: int, kernel: int, stride: int, expansion: int, skipped: float
 ) -> Layer:
-    """An inverted residual with squeeze and excitation: a quarter of the inputs inside."""
+    """Return an inverted residual block with squeeze and excitation, which squeezes to a quarter of
+    the input channels."""
     wide = rounded(inputs * expansion)
     squeezed = max(1, inputs // 4)
     parts: list[Layer] = [] if wide == inputs else [_unit(inputs, wide, 1, SiLU())]

@@ -96,7 +96,7 @@ def rebuild_preprocess(described: Any) -> Normalize | None:
 
 
 def _numbers(name: str, value: Any, bounds: dict[str, float]) -> float | tuple[float, ...]:
-    """Return one number, or a tuple for a sequence, with numbers of any library."""
+    """Return a float, or a tuple of floats for a sequence. Takes the numbers of any library."""
     value = listed(value)
     try:
         if isinstance(value, Sequence) and not isinstance(value, str) and value:

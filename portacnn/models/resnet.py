@@ -1,4 +1,4 @@
-"""Residual networks: blocks that learn a correction to their input."""
+"""Residual networks (He et al., 2015)."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -25,7 +25,7 @@ from portacnn.models.model import Model
 from portacnn.runtime import Array, Backend
 
 Shortcut = Callable[[int, int], Layer]
-"""(out channels, stride) -> a layer for the shortcut of a block whose body changes the shape."""
+"""(out channels, stride) -> the shortcut layer of a block that changes the shape."""
 
 
 class PadChannels(Layer):
@@ -63,20 +63,21 @@ class PadChannels(Layer):
 
 
 def _conv(channels: int, kernel: int, stride: int, init: Initializer) -> Conv2d:
-    """Return a convolution whose output is as large as its input at stride 1.
+    """Return a convolution without a bias and with "same" padding.
 
-    Batch norm follows, so it has no bias.
+    Batch norm follows, which makes a bias redundant.
     """
     return Conv2d(None, channels, kernel, stride, kernel // 2, bias=False, weight_init=init)
 
 
 def _projection(init: Initializer) -> Shortcut:
-    """Option B: a 1x1 convolution and batch norm."""
+    """Return the shortcut of option B: a 1x1 convolution and batch norm."""
     return lambda channels, stride: Seq(_conv(channels, 1, stride, init), BatchNorm2d(channels))
 
 
 def _subsample(channels: int, stride: int) -> Layer:
-    """Option A: every stride-th pixel, and zeros for the new channels. It has no parameters."""
+    """Return the shortcut of option A: every stride-th pixel, and zeros for the new channels. It
+    has no parameters."""
     return Seq(AvgPool2d(1, stride), PadChannels(channels))
 
 

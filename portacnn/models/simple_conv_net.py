@@ -29,10 +29,10 @@ class SimpleConvNet(Model):
         conv_param: ``filter_num``, ``filter_size``, ``pad``, ``stride``; the defaults are 30, 5, 0,
             1.
         hidden_size: units of the hidden linear layer.
-        num_classes: number of classes, 10 by default.
-        weight_init: a standard deviation (0.01 by default), "he"/"relu", "xavier"/"sigmoid", or any
-            rule of ``portacnn.init``. Biases are initialized with 0.
-        output_size, weight_init_std: the book's names of ``num_classes`` and ``weight_init``. Give
+        num_classes: number of classes; default 10.
+        weight_init: a standard deviation (default 0.01), "he"/"relu", "xavier"/"sigmoid", or any
+            initializer of ``portacnn.init``. Biases are initialized with 0.
+        output_size, weight_init_std: the book's names of ``num_classes`` and ``weight_init``. Pass
             only one of each pair.
         in_channels: replaces C of ``input_dim``.
         device: see ``portacnn.resolve``.

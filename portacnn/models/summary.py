@@ -22,8 +22,8 @@ class Row(NamedTuple):
     parameters: int
     multiply_adds: int
     output_bytes: int
-    shared: bool = False  # also at an earlier path, where its parameters are counted
-    frozen: int = 0  # of the parameters
+    shared: bool = False  # also at an earlier path, which counts its parameters
+    frozen: int = 0  # number of frozen parameters
 
 
 def rows(network: Layer, input_shape: Sequence[int]) -> list[Row]:
@@ -43,10 +43,10 @@ def _rows(layer: Layer, seen: Counter[Layer]) -> Iterator[Row]:
     """Yield the rows of a layer and all below it, in one of its places."""
     number = seen[layer]
     seen[layer] += 1
-    if number >= len(layer.places):  # a layer that its container does not run
+    if number >= len(layer.places):  # a layer that is not run by its container
         return
     path, layer.input_shape, layer.output_shape = layer.places[number]
-    # these return what their layers return
+    # their output is their last layer's
     if not isinstance(layer, Sequential | Graph | Recompute):
         yield Row(
             path,
@@ -110,7 +110,7 @@ def table(network: Layer, input_shape: Sequence[int], batch_size: int) -> str:
 
 
 def _aligned(lines: Sequence[tuple[str, ...]], widths: list[int]) -> Iterator[str]:
-    """Yield lines with words aligned left and numbers right."""
+    """Yield lines with text aligned left and numbers right."""
     for line in lines:
         cells = [
             c.ljust(w) if i < 3 else c.rjust(w)

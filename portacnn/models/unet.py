@@ -1,4 +1,4 @@
-"""UNet: a class for every pixel."""
+"""UNet: semantic segmentation."""
 
 from collections.abc import Sequence
 
@@ -29,35 +29,35 @@ class UNet(GraphModel):
 
         inc:            two 3x3 convolutions of ``width`` channels
         down1 ...:      2x2 pool - two 3x3 convolutions of twice the channels
-        up1 ...:        twice the size - beside it, the output of the same size on the way down -
+        up1 ...:        upsampling by 2 - concatenation with the encoder's output of that size -
                         two 3x3 convolutions of half the channels
         outc:           1x1 convolution to the classes
 
     Batch norm and ReLU follow each 3x3 convolution. Structure and keys are those of the common
     PyTorch implementation (github.com/milesial/Pytorch-UNet), whose weights load: 31,037,698
-    parameters for 3 channels and 2 classes. It is fully convolutional: it takes images of any H and
-    W that are multiples of 2**depth, whatever ``input_size`` it was built for.
+    parameters for 3 channels and 2 classes. It is fully convolutional: H and W of the images may be
+    any multiples of 2**depth, not only ``input_size``.
 
         model = UNet(1, 2, depth=3, width=16, input_size=64, seed=0)
         model.predict(np.zeros((1, 1, 96, 128), "float32")).shape  # (1, 2, 96, 128)
 
     Args:
-        in_channels, num_classes: as they say.
-        depth: how often the size is halved.
-        width: channels at full size.
+        in_channels: channels of the images, and ``num_classes``: number of classes.
+        depth: number of poolings.
+        width: channels at full resolution.
         up: "transpose" doubles the size with a transposed convolution; "bilinear" with
-            interpolation, which has nothing to learn, and half the channels at the lowest size.
-        input_size: H and W, as one number or two.
+            interpolation, which has no parameters, and half the channels at the lowest resolution.
+        input_size: H and W, one number or two.
         device: see ``portacnn.resolve``.
-        seed: for the weights; None takes a fresh one.
+        seed: seed of the weights; None draws one.
         dtype: "float32" or "float64".
 
     Parameters, by path: inc.double_conv.0 ..., down1.maxpool_conv.1.double_conv.0 ..., up1.up,
     up1.conv.double_conv.0 ..., outc.conv.
 
     Raises:
-        ArgumentError: numbers or words without a meaning.
-        ShapeError: H or W is no multiple of 2**depth.
+        ArgumentError: an argument is out of range.
+        ShapeError: H or W is not a multiple of 2**depth.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class UNet(GraphModel):
             ways.append(x)
         for number in range(1, depth + 1):
             level = depth - number  # of the output
-            channels = width * 2 ** (level + 1)  # of both, side by side
+            channels = width * 2 ** (level + 1)  # of the concatenation
             outputs = width * 2**level // (share if level else 1)
             if up == "bilinear":
                 doubled: Layer = Upsample(None, 2, "bilinear", align_corners=True)

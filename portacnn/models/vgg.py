@@ -33,10 +33,10 @@ class VGG(Model):
 
     Args:
         num_classes: number of classes, and ``in_channels``: channels of the images.
-        batch_norm: normalize between each convolution and its ReLU (later than the paper).
+        batch_norm: add a batch norm between each convolution and its ReLU (not in the paper).
         input_size: H and W, one number or two, at least 32.
         hidden_size: units of the hidden linear layers.
-        dropout: share of the units that is dropped.
+        dropout: probability of dropping a unit.
         device: see ``portacnn.resolve``.
         seed: seed of weights and dropout; None draws one.
         dtype: "float32" or "float64".

@@ -1,4 +1,4 @@
-"""What a model knows about itself, in an ONNX file's metadata: JSON under the key "portacnn"."""
+"""A model's info in the metadata of an ONNX file: JSON under the key "portacnn"."""
 
 import json
 from typing import Any
@@ -10,7 +10,7 @@ from portacnn.models.preprocess import rebuild_preprocess
 
 
 def about(model: Model) -> dict[str, Any]:
-    """Return the metadata of a model as JSON values, for portacnn and for people."""
+    """Return a model's metadata as JSON values."""
     described = model.description_of_info()
     described |= {"input_shape": list(model.input_shape), "layout": model.info.layout}
     if model.preprocess is not None:
@@ -19,8 +19,8 @@ def about(model: Model) -> dict[str, Any]:
 
 
 def tell(model: Model, metadata: str) -> None:
-    """Set what ``about`` has returned, as text from a file. Raises ModelFormatError, or what
-    ``NONSENSE`` lists."""
+    """Set a model's metadata from the JSON text of a file, as written from ``about``. Raises
+    ModelFormatError, or an error of ``NONSENSE``."""
     try:
         described = json.loads(metadata)
     except ValueError as error:

@@ -1,8 +1,7 @@
 """``GraphBuilder``, which builds an ONNX graph node by node, and the table of layers' emitters.
 
 A layer's *emitter* is a function ``(graph, layer, x) -> y``: it adds nodes and returns the name of
-the value that is the layer's output. Those of portacnn's own layers are in
-``portacnn.onnx.layers``.
+the layer's output. The emitters of portacnn's layers are in ``portacnn.onnx.layers``.
 
 There are two kinds of arrays. A layer's parameters and buffers are initializers, named by their
 paths ("layer1.0.conv1.weight"). Values that belong to the graph only (a shape, a factor) are
@@ -25,19 +24,19 @@ Pads = Sequence[tuple[int, int]]
 """(before, after) for each axis."""
 
 CODES = {"float32": 1, "uint8": 2, "int64": 7, "float16": 10, "float64": 11, "bfloat16": 16}
-"""The numbers that ONNX's TensorProto.DataType has for the dtypes that occur here."""
+"""The values of ONNX's TensorProto.DataType, by dtype."""
 BYTES = {"float32": 4, "float16": 2, "float64": 8, "bfloat16": 2}
 _LARGEST = {
     "float16": 65520.0,
     "bfloat16": 3.3961776e38,
     "float32": 3.4028236e38,
-}  # from here on they round to infinity
+}  # larger values round to infinity
 
 _emitters: dict[type[Layer], Emitter] = {}
 
 
 def emitter(*kinds: type[Layer]) -> Callable[[Emitter], Emitter]:
-    """Register how layers of your class are written as ONNX: a decorator.
+    """Return a decorator that registers the ONNX emitter of your layer classes.
 
         @portacnn.onnx.emitter(Swish)
         def swish(graph, layer, x):
@@ -45,8 +44,8 @@ def emitter(*kinds: type[Layer]) -> Callable[[Emitter], Emitter]:
 
     The function takes the ``GraphBuilder``, the layer, and the name of its input (of each input,
     for a layer that takes several), and returns the name of its output. ``layer.input_shape`` and
-    ``layer.output_shape`` are known. A class that derives from a layer is written as that layer,
-    unless it overrides something of it.
+    ``layer.output_shape`` are set. A subclass uses its base class's emitter, unless it overrides a
+    method.
     """
 
     def enter(function: Emitter) -> Emitter:
@@ -78,7 +77,7 @@ def emitter_of(layer: Layer) -> Emitter:
 
 
 class Stored(NamedTuple):
-    """An initializer: its name, and its elements as they are stored in the file."""
+    """An initializer: its name, and its elements as stored in the file."""
 
     name: str
     shape: tuple[int, ...]
@@ -87,7 +86,7 @@ class Stored(NamedTuple):
 
     @property
     def size(self) -> int:
-        """The size in bytes."""
+        """Return the size in bytes."""
         return prod(self.shape) * BYTES[self.dtype]
 
     def content(self) -> bytes:
@@ -111,7 +110,7 @@ class GraphBuilder:
         self.initializers: dict[str, Stored] = {}
         self._values: set[str] = set()
         self._weights: dict[str, str] = {}
-        self._places: dict[Layer, int] = {}  # how often each was written
+        self._places: dict[Layer, int] = {}  # how often each layer was written
         self._scope = ""
         self._helper = onnx_library().helper
 
@@ -123,7 +122,7 @@ class GraphBuilder:
         Args:
             op_type: one of ONNX's operators, in the version of ``opset``.
             inputs: names of values; "" for an optional input that is omitted.
-            attributes: numbers, strings and lists of them; those that are None are omitted.
+            attributes: numbers, strings and lists of them; None omits an attribute.
         """
         name = self.fresh(op_type)
         given = {key: value for key, value in attributes.items() if value is not None}
@@ -135,7 +134,7 @@ class GraphBuilder:
         write = emitter_of(layer)
         number = self._places.get(layer, 0)
         self._places[layer] = number + 1
-        # in several places of the network it may have several shapes
+        # a layer used in several places may have several shapes
         if number < len(layer.places):
             _, layer.input_shape, layer.output_shape = layer.places[number]
         with self.scope(layer.path):
@@ -166,7 +165,7 @@ class GraphBuilder:
         """Store an array of the network in the graph's dtype; return the name of its value."""
         stored = self.stored if values.ndim > 1 else self.dtype
         if path in self._values:
-            raise ArgumentError(f"two values are called {path!r}")
+            raise ArgumentError(f"expected unique names of values, got {path!r} twice")
         self._values.add(path)
         self.initializers[path] = Stored(
             path, tuple(values.shape), stored, _packed(values, stored, path)
@@ -214,8 +213,8 @@ class GraphBuilder:
             self._scope = before
 
     def fresh(self, name: str) -> str:
-        """Return an unused name for a value: ``name`` within the scope, with a number if it is
-        taken."""
+        """Return an unused name for a value: ``name`` within the scope, with a number appended if
+        that name exists."""
         base = f"{self._scope}/{name}" if self._scope else name
         number, taken = 0, base
         while taken in self._values:
@@ -226,7 +225,7 @@ class GraphBuilder:
 
 
 def _packed(values: HostArray, dtype: str, path: str) -> HostArray:
-    """Return the elements as they are stored. Raises ArgumentError if one is finite and overflows
+    """Return the elements as stored in the file. Raises ArgumentError if a finite element overflows
     ``dtype``."""
     if dtype in _LARGEST and values.size:
         size = abs(values)
@@ -241,14 +240,14 @@ def _packed(values: HostArray, dtype: str, path: str) -> HostArray:
         )
     wide = values.astype("<f4", order="C")
     bits = wide.view("<u4")
-    # to the nearest, of two the even one
+    # round to nearest, ties to even
     half = ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype("<u2")
     half[wide != wide] = 0x7FC0
     return half
 
 
 def sides(pads: Pads) -> list[int]:
-    """((before, after), ...) as ONNX has it: all befores, then all afters."""
+    """Return ((before, after), ...) in ONNX's order: all befores, then all afters."""
     return [before for before, _ in pads] + [after for _, after in pads]
 
 

@@ -3,7 +3,7 @@
 The layers are visited in their order, and each is written into the graph by its emitter
 (``builder``, ``layers``). The file takes samples as the network does and returns what ``predict``
 returns. It is checked before it is written, and written atomically. A protocol buffer is limited to
-2 GB: larger weights are stored in a second file beside it, which the first one names.
+2 GB: larger weights are stored in a second file in the same folder, which the first one names.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-import portacnn.onnx.layers  # noqa: F401 (enters the emitters of portacnn's own layers)
+import portacnn.onnx.layers  # noqa: F401 (registers the emitters of portacnn's own layers)
 from portacnn.arguments import answering_keywords, one_of, whole
 from portacnn.errors import ArgumentError, ModelFormatError, PortacnnError, ShapeError, StateError
 from portacnn.files import beginning, file_path, link_target, write_atomically
@@ -32,7 +32,7 @@ INPUT, OUTPUT, BATCH = "input", "output", "N"
 _DTYPES = ("float32", "float64", "float16", "bfloat16")
 _INLINE = (1 << 31) - (64 << 20)  # bytes of weights in one file; the rest is for the graph
 _SMALL = 1024  # bytes up to which an array stays in the graph's file
-# bytes of the first file's name in that of the second, which 255 must be enough for
+# bytes of the first file's name kept in the second's, so that the name fits into 255
 _LONGEST_PREFIX = 200
 # each array in the second file starts at a multiple, so that it can be mapped into memory
 _PAGE = 4096
@@ -62,13 +62,12 @@ def export(
     Args:
         model: a built model, on any backend. One that is not built is built for ``input_shape``,
             with new weights.
-        path: of the file. More than 2 GB of weights are stored in a second file beside it,
+        path: of the file. More than 2 GB of weights are stored in a second file,
             ``<path>.<digits>.data``.
-        input_shape: (C, H, W) of one sample; by default the one that the network was built for.
-        opset: version of ONNX's operators, 13 to 28 (and at most what the installed ``onnx``
-            supports).
+        input_shape: (C, H, W) of one sample; default: the shape that the network was built for.
+        opset: version of ONNX's operators, 13 to 28 (and not above the installed ``onnx``'s).
         dynamic_batch: accept batches of any size; otherwise only of 1.
-        dtype: dtype of the computation, "float32" or "float64"; by default the network's own. With
+        dtype: dtype of the computation, "float32" or "float64"; default: the network's. With
             "float16" or "bfloat16", weights of two or more axes are stored in that dtype, which
             halves the file, and the computation is in float32.
         preprocess: take uint8 images, and apply ``model.preprocess`` to them first.
@@ -210,7 +209,7 @@ def _write(onnx: Any, proto: Any, tensors: Sequence[Stored], path: Path) -> None
         digest = blake2b(digest_size=8)
         for piece in _pieces(beside):
             digest.update(piece)
-        # Never a name that an older file has for other weights.
+        # A name that no older file uses for other weights.
         data = path.with_name(f"{beginning(path.name, _LONGEST_PREFIX)}.{digest.hexdigest()}.data")
     start, outside = 0, {tensor.name for tensor in beside}
     for tensor in tensors:
@@ -246,8 +245,7 @@ def _pieces(tensors: Iterable[Stored]) -> Iterator[bytes]:
 
 
 def _forget_older(path: Path, kept: Path | None) -> None:
-    """Remove the second files of earlier exports to the same path, which nothing refers to any
-    more."""
+    """Remove the second files of earlier exports to the same path. No file refers to them."""
     pattern = re.compile(re.escape(beginning(path.name, _LONGEST_PREFIX)) + r"\.[0-9a-f]{16}\.data")
     for other in path.parent.iterdir():
         if other != kept and pattern.fullmatch(other.name):

@@ -1,9 +1,8 @@
 """Convert operators to layers: the values of the graph so far, and the layers made from them.
 
-A value of an ONNX graph is one of two things. A value that depends on the network's input is a
-``Value``: (N, *shape), N samples, made by a layer. Everything else is known when the file is read,
-a ``Known``: weights, and values computed from shapes. In a shape, the number of samples is unknown;
-``BATCH`` represents it.
+A value of an ONNX graph is a ``Value`` or a ``Known``. A ``Value`` depends on the network's input:
+the output (N, *shape) of a layer. A ``Known`` is computed when the file is read: weights, and
+values computed from shapes. The number of samples is not known; shapes contain ``BATCH`` instead.
 
 Axes are numbered as in the file, with the batch as axis 0.
 """
@@ -22,7 +21,7 @@ from portacnn.runtime import HostArray
 from portacnn.text import quoted
 
 BATCH = -(1 << 40)
-"""In a shape that a file computes: the number of samples."""
+"""The number of samples in a shape that a file computes."""
 _CARRIES_BATCH: dict[str, slice] = {
     "Shape": slice(None),
     "Identity": slice(None),
@@ -35,13 +34,14 @@ _CARRIES_BATCH: dict[str, slice] = {
     "Squeeze": slice(1),
     "Unsqueeze": slice(1),
 }
-"""Operators that hand on or take the number of samples, and which of their inputs may have it."""
+"""Operators that support an unknown number of samples, with the indices of the inputs that may
+contain it."""
 _STATE_NAMES = {"weight", "bias", "running_mean", "running_var", "value"}
 
 
 class Known(NamedTuple):
-    """An array that is known when the file is read. ``learn``: it comes from an initializer, as
-    weights do."""
+    """An array that is known when the file is read. ``learn``: it comes from an initializer, so it
+    is a weight."""
 
     array: HostArray
     learn: bool = False
@@ -56,17 +56,17 @@ class Value(NamedTuple):
 
     @property
     def rank(self) -> int:
-        """The number of axes, including the batch."""
+        """Return the number of axes, including the batch."""
         return len(self.shape) + 1
 
 
 class Importer:
-    """Collects the nodes of a ``Graph`` and their state.
+    """Collect the nodes of a ``Graph`` and their state.
 
     Attributes:
         source: the file.
         opset: the version of its operators.
-        batch: the number of samples that the file is written for, None for any.
+        batch: the batch size that the file was exported for; None for any.
         values: all values so far, by their name in the file.
         nodes: the layers so far.
         state: their parameters and buffers, by path.
@@ -82,7 +82,7 @@ class Importer:
         self._next: dict[str, int] = {}
         self.made: dict[str, dict[str, Known]] = {}  # parameters and buffers by their node
 
-    # --- what an operation takes ------------------------------------------------------------------
+    # --- inputs of an operation -------------------------------------------------------------------
 
     def given(self, op: Operation, index: int) -> Known | Value | None:
         """Return the input at this index, None if it is omitted."""
@@ -118,7 +118,7 @@ class Importer:
         if found is None:
             raise op.wrong(f"its input {index} is missing")
         if found.array.dtype.kind != "f":
-            raise op.wrong(f"its input {index} must be floating point, it is {found.array.dtype}")
+            raise op.wrong(f"its input {index} must be floating point, got {found.array.dtype}")
         return found
 
     def optional_weight(self, op: Operation, index: int) -> Known | None:
@@ -134,7 +134,7 @@ class Importer:
             return None
         if found.array.dtype.kind not in "iu" or found.array.size > 1024:
             raise op.wrong(
-                f"its input {index} must be a few whole numbers, it is {_kind_of(found)}"
+                f"its input {index} must be a short list of whole numbers, got {_kind_of(found)}"
             )
         return [int(n) for n in found.array.reshape(-1)]
 
@@ -151,7 +151,7 @@ class Importer:
         if found is None or not found.array.size:
             return default
         if found.array.size != 1:
-            raise op.wrong(f"its input {index} must be one number, it is {_kind_of(found)}")
+            raise op.wrong(f"its input {index} must be one number, got {_kind_of(found)}")
         return float(found.array.reshape(-1)[0])
 
     def axis(self, op: Operation, axis: int, rank: int, *, sample: bool = True) -> int:
@@ -160,7 +160,8 @@ class Importer:
             raise op.wrong(f"axis {axis} is outside the {rank} axes")
         if sample and axis % rank == 0:
             raise op.wrong(
-                "it works across the samples of a batch (axis 0); samples must be independent"
+                "it operates on the batch (axis 0), which is not supported: samples must be "
+                "independent"
             )
         return axis % rank
 
@@ -171,7 +172,7 @@ class Importer:
             raise op.wrong(f"axes {brief(axes)} contain one twice")
         return found
 
-    # --- what it gives ----------------------------------------------------------------------------
+    # --- adding layers ----------------------------------------------------------------------------
 
     def add(self, op: Operation, layer: Layer, *inputs: Value, **state: Known) -> Value:
         """Add a layer that takes these values, with its parameters and buffers; return its
@@ -193,7 +194,8 @@ class Importer:
         return Value(name, shape)
 
     def reshaped(self, op: Operation, x: Value, shape: Sequence[int]) -> Value:
-        """Return samples in another shape; x itself if it has that shape already."""
+        """Add a reshape of the samples and return its output; return x if it already has that
+        shape."""
         if tuple(shape) == x.shape:
             return x
         return self.add(
@@ -201,7 +203,7 @@ class Importer:
         )
 
     def fold(self, array: Any, like: Sequence[Known] = ()) -> Known:
-        """Return a value computed from known arrays; it is learnable if they are."""
+        """Return a value computed from known arrays. It is learnable if one of them is."""
         array = np.asarray(array)
         if array.base is None:
             self.source.budget.take(array.nbytes)
@@ -212,8 +214,8 @@ class Importer:
         """Return a node's name: that of its parameters in the file, the node's own, or its
         operator's.
 
-        From names such as "block1/conv/Conv", as PyTorch and ``portacnn.onnx.export`` write them,
-        the operator is omitted: dropout then has the path it had, and therefore the same masks.
+        The operator is removed from names such as "block1/conv/Conv", which PyTorch and
+        ``portacnn.onnx.export`` write. So dropout keeps its path, and therefore its masks.
         """
         for known in state.values():
             prefix, _, last = known.name.rpartition(".")
@@ -232,12 +234,12 @@ class Importer:
 
 
 def shared(nodes: Sequence[Node], importer: Importer) -> tuple[list[Node], dict[str, list[str]]]:
-    """Return the nodes, with one layer for nodes with the same initializers and operation; tie
-    other layers.
+    """Merge nodes that have the same initializers and operation into one shared layer; tie
+    parameters of others.
 
     Returns:
-        The nodes, and the initializers that are parameters in several forms (transposed in one
-        place, for example), with the nodes that have them. Those cannot be one parameter.
+        The nodes; and the initializers that are used in several forms (transposed in one node, for
+        example), with the names of their nodes. These cannot be shared.
     """
     layers: dict[Any, Layer] = {}
     owners: dict[Any, tuple[Layer, str]] = {}
@@ -275,8 +277,8 @@ def shared(nodes: Sequence[Node], importer: Importer) -> tuple[list[Node], dict[
 
 
 def _form(known: Known) -> tuple[str, Any]:
-    """Return what distinguishes the values of two layers: the initializer's name, and how it is
-    viewed."""
+    """Return the key of a parameter's values: the initializer's name, and the memory that
+    the array views."""
     array = known.array
     if not known.name and array.size == 1:
         return "", (array.dtype.str, array.tobytes())
@@ -328,7 +330,7 @@ def no_batch(op: Operation, known: Known) -> None:
 def unmade(op: Operation, name: str) -> ModelFormatError:
     """Return the error for an output that is used but that no layer computes."""
     return op.wrong(
-        f"its output {op.outputs.index(name)} ({quoted(name)}) is used; that one is not supported"
+        f"its output {op.outputs.index(name)} ({quoted(name)}) is used, which is not supported"
     )
 
 
@@ -336,7 +338,7 @@ def unmade(op: Operation, name: str) -> ModelFormatError:
 
 Converter = Callable[[Importer, Operation], Any]
 OPERATORS: dict[str, Converter] = {}
-"""Every operator that is read, by its name."""
+"""All supported operators, by name."""
 
 
 def operator(*names: str) -> Callable[[Converter], Converter]:
@@ -359,19 +361,19 @@ def all_known(at: Importer, op: Operation) -> list[Known] | None:
 
 
 def some(**state: Known | None) -> dict[str, Known]:
-    """Return what is not None."""
+    """Return the items that are not None."""
     return {name: known for name, known in state.items() if known is not None}
 
 
 def of_sample(op: Operation, array: Any, x: Value) -> Any:
-    """Return a constant without the batch's axis, which must be 1 or absent. A constant with more
-    axes than x would move the batch."""
+    """Return a constant without the batch axis, which must have length 1 or be absent."""
     shape = array.shape
     if len(shape) == x.rank and shape[0] == 1:
         shape = shape[1:]
     if len(shape) >= x.rank or 0 in shape:
         raise op.wrong(
-            f"a constant {brief(array.shape)} is not the same for all samples {brief(x.shape)}"
+            f"expected a constant that broadcasts to samples {brief(x.shape)}, "
+            f"got {brief(array.shape)}"
         )
     return array.reshape(shape)
 
@@ -393,9 +395,11 @@ def spatial_axes(at: Importer, op: Operation, x: Value) -> int:
 
 
 def for_inference(at: Importer, op: Operation) -> None:
-    """Raise ModelFormatError if the operator trains whenever it is run: ``is_test=0``, which exists
-    before opset 7 only."""
+    """Raise ModelFormatError if the operator always runs in training mode: ``is_test=0``, before
+    opset 7 only."""
     if at.opset >= 7 and op.has("is_test"):
         raise op.wrong("is_test is an attribute of opset 6 and older")
     if not op.whole("is_test", 1):
-        raise op.wrong("is_test=0 trains whenever the network runs; export it for inference")
+        raise op.wrong(
+            "is_test=0 (training mode) is not supported; export the network for inference"
+        )

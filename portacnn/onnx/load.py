@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-import portacnn.onnx.layers  # noqa: F401 (enters the converters of all operators)
+import portacnn.onnx.layers  # noqa: F401 (registers the converters of all operators)
 from portacnn.arguments import answering_keywords, whole
 from portacnn.errors import ArgumentError, ModelFormatError
 from portacnn.files import file_path
@@ -47,15 +47,15 @@ def load(
     seed: int | None = None,
     max_extra_bytes: int = MAX_EXTRA_BYTES,
 ) -> GraphModel:
-    """Return the model in an ONNX file, with its weights, on ``device``. It predicts and it trains.
+    """Return the model in an ONNX file, with its weights, on ``device``, for prediction and
+    training.
 
     The network must have one input (N, *S) and one output. Every operator must be supported
-    (docs/onnx.md), and samples of a batch must not affect each other. The number of samples that a
-    file was written for does not matter. Weights become parameters, batch norm's statistics become
-    buffers. An initializer used by several nodes is one parameter: nodes that do the same with it
-    become one layer in several places, others are tied (``Layer.tie``). A constant that is added,
-    subtracted, multiplied or divided by is a parameter if it is an initializer with more than one
-    element.
+    (docs/onnx.md), and samples of a batch must not affect each other. The batch size of the file is
+    ignored. Weights become parameters, batch norm's statistics become buffers. An initializer used
+    by several nodes is one parameter: equal nodes share one layer, others are tied (``Layer.tie``).
+    A constant that is added, subtracted, multiplied or divided by is a parameter if it is an
+    initializer with more than one element.
 
         import portacnn
         model = portacnn.onnx.load("model.onnx", device="cpu")
@@ -64,7 +64,8 @@ def load(
     Args:
         path: the file. Its external data are in the same folder or below.
         device: see ``portacnn.resolve``.
-        dtype: "float32" or "float64"; by default float64 if the file's input is, else float32.
+        dtype: "float32" or "float64"; default: float64 if the file's input is float64, else
+            float32.
         input_shape: of one sample, for files that do not state it.
         seed: seed of dropout in training; None draws one.
         max_extra_bytes: memory limit of the arrays, in bytes, in addition to four times the size of
@@ -144,7 +145,7 @@ def _model(
             quoted(name),
             listed(users, 8),
         )
-    # a layer's state lies at its first node's name
+    # a layer's state is stored under its first node's name
     first = {id(node.layer): node for node in reversed(nodes)}
     state = {
         f"{node.name}.{key}": importer.state[f"{node.name}.{key}"]
@@ -196,7 +197,7 @@ def _input(source: Source, asked: set[str]) -> ValueInfo:
 
 
 def _sample(info: ValueInfo, given: Shape | None) -> tuple[Shape, int | None]:
-    """Return the shape of one sample, and the number of samples that the file is written for."""
+    """Return the shape of one sample, and the batch size that the file was exported for."""
     dims = info.dims
     if given is not None and (dims is None or len(dims) == len(given) + 1):
         fits = dims is None or all(

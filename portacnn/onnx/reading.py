@@ -1,7 +1,7 @@
-"""Read an ONNX file into plain operations and arrays, with every claim of the file checked first.
+"""Read an ONNX file into plain operations and arrays, and check everything that it declares.
 
-What a file declares is compared with the bytes that exist before an array is made. The memory of
-all arrays together is limited (``Budget``). External data are read only from regular files in the
+The declared sizes are compared with the bytes that exist before an array is made. The memory of all
+arrays together is limited (``Budget``). External data are read only from regular files in the
 model's own folder.
 """
 
@@ -25,11 +25,11 @@ from portacnn.runtime import HostArray
 from portacnn.text import quoted
 
 OLDEST, NEWEST = 6, 28
-"""The opsets that are read."""
+"""The oldest and newest supported opset."""
 MAX_EXTRA_BYTES = 64 << 20
-"""Bytes that arrays may take beside what the file's own size allows."""
+"""The memory limit of arrays in bytes, in addition to a multiple of the file size."""
 _FILES = 4  # times the bytes of all files
-_LARGEST = 1 << 31  # of one number of a shape, a stride and the like
+_LARGEST = 1 << 31  # the maximum of a size, stride or padding
 _MOST_NUMBERS = 1 << 40
 
 
@@ -62,7 +62,7 @@ FLOATS = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
 
 
 class Budget:
-    """Limit of the bytes of all arrays together: a few times the files, plus an extra."""
+    """The memory limit of all arrays together: a multiple of the file sizes, plus an extra."""
 
     def __init__(self, size: int, max_extra_bytes: int) -> None:
         self.left = _FILES * size + max_extra_bytes
@@ -77,7 +77,7 @@ class Budget:
         if count > self.left:
             raise ModelFormatError(
                 f"its arrays need {count} more bytes, but only {self.left} are left of the limit "
-                "for a file of this size; if you trust the file, raise it: load(..., "
+                "for a file of this size; if you trust the file, increase the limit: load(..., "
                 "max_extra_bytes=...)"
             )
         self.left -= count
@@ -113,7 +113,8 @@ class Operation:
 
     @property
     def where(self) -> str:
-        """``node 'conv1' (Conv)``, for error messages."""
+        """Return the node's name and operator, such as "node 'conv1' (Conv)", for error
+        messages."""
         return f"node {quoted(self.name or self.outputs[0])} ({self.kind[:80]})"
 
     def wrong(self, message: str) -> ModelFormatError:
@@ -126,7 +127,7 @@ class Operation:
             return None
         came, value = self.attributes[name]
         if came != kind:
-            raise self.wrong(f"attribute {name!r} is of the kind {came!r}, not {kind!r}")
+            raise self.wrong(f"attribute {name!r} must be of type {kind!r}, got {came!r}")
         return value
 
     def has(self, name: str) -> bool:
@@ -139,8 +140,8 @@ class Operation:
         return default if value is None else value
 
     def real(self, name: str, default: float) -> float:
-        """Return a finite number: the one with the fewest digits that the file's float32
-        represents, 1e-05."""
+        """Return a finite number, with the shortest decimal digits of the file's float32
+        (1e-05)."""
         value = self._get(name, "f")
         if value is not None and not np.isfinite(value):
             raise self.wrong(f"attribute {name!r} is {value}")
@@ -174,7 +175,7 @@ class Operation:
         return None
 
     def ignore(self, *names: str) -> None:
-        """Mark attributes that have no meaning here."""
+        """Mark attributes as read that have no effect here."""
         self.asked.update(names)
 
     def check_all_asked(self) -> None:
@@ -184,7 +185,7 @@ class Operation:
 
 
 def brief(values: Sequence[Any]) -> str:
-    """Return numbers from a file as short text, for a message."""
+    """Return numbers from a file as short text, for an error message."""
     return str(list(values[:16]))[:-1] + (", ...]" if len(values) > 16 else "]")
 
 
@@ -198,7 +199,7 @@ def _operation(node: NodeProto) -> Operation:
         if "ref_attr_name" in attribute.values or kind is None:
             raise operation.wrong(f"attribute {quoted(attribute.name)} has no value")
         if attribute.name in attributes:
-            raise operation.wrong(f"attribute {quoted(attribute.name)} is there twice")
+            raise operation.wrong(f"attribute {quoted(attribute.name)} occurs twice")
         value = attribute.values.get(kind, _DEFAULTS.get(kind))
         if value is None:
             raise operation.wrong(f"attribute {quoted(attribute.name)} has no value")
@@ -211,10 +212,10 @@ def _operation(node: NodeProto) -> Operation:
 
 @dataclass
 class Source:
-    """A checked file: references by name are valid. Arrays are made when they are requested.
+    """A checked file, in which all references by name are valid. Arrays are made on request.
 
-    Files of external data are opened once and stay open until the ``with`` block around the source
-    ends. So all reads are from the same file, even if its name is given to another meanwhile.
+    Files of external data stay open until the end of the ``with`` block. So all reads are from the
+    same file, even if it is renamed or replaced meanwhile.
     """
 
     path: Path
@@ -238,17 +239,18 @@ class Source:
     def external(self, location: str) -> IO[bytes]:
         """Open the file with a tensor's external data, and add its size to the budget.
 
-        It is searched for beside the model, and if the model is a link, also beside its target. It
-        may be a link to a file in one of these folders.
+        The file must be in the model's folder or, if the model is a link, in its target's folder.
+        It may be a link to a file in one of these folders.
 
         Raises:
-            ModelFormatError: if it is elsewhere. OSError: if it cannot be opened.
+            ModelFormatError: the file is in another folder.
+            OSError: it cannot be opened.
         """
         name = os.path.normpath(location)
         if name not in self._files:
             self._files[name] = file = self._open.enter_context(self._opened(location))
             status = os.fstat(file.fileno())
-            # not for each of the names that one file may have
+            # once per file, which may have several names
             if (status.st_dev, status.st_ino) not in self._counted:
                 self._counted.add((status.st_dev, status.st_ino))
                 self.budget.add_file(status.st_size)
@@ -257,7 +259,7 @@ class Source:
     def close(self, location: str) -> None:
         """Close a file of external data that was read completely.
 
-        Models with a file per tensor have more files than may be open.
+        Models with one file per tensor may exceed the limit of open files.
         """
         self._files.pop(os.path.normpath(location)).close()
 
@@ -277,7 +279,7 @@ class Source:
         return open(path, "rb", buffering=0, opener=_open_regular)
 
     def array(self, tensor: Tensor) -> HostArray:
-        """Return a tensor as an array, which may share the file's bytes: read-only.
+        """Return a tensor as a read-only array, which may share memory with the file's bytes.
 
         Raises:
             ModelFormatError: if its shape does not match its bytes, its type is not numeric, or its
@@ -371,7 +373,7 @@ def _by_name(what: str, rows: Sequence[Any]) -> dict[str, Any]:
     for row in rows:
         if not row.name or row.name in found:
             raise ModelFormatError(
-                f"there are two {what} called {quoted(row.name)}, or one without a name"
+                f"expected unique names of {what}, got {quoted(row.name)} twice or an empty name"
             )
         found[row.name] = row
     return found
@@ -407,7 +409,7 @@ def _array(source: Source, tensor: Tensor) -> HostArray:
         return (flat != 0).reshape(dims)
     if kind.name == "float16":
         return flat.view("<f2").reshape(dims)
-    if kind.name == "bfloat16":  # the upper half of a float32
+    if kind.name == "bfloat16":  # the upper 16 bits of a float32
         source.budget.take(4 * count)
         return (flat.astype("<u4") << np.uint32(16)).view("<f4").reshape(dims)
     return flat.reshape(dims)
@@ -460,7 +462,7 @@ def _varints(content: HostArray, count: int, dtype: Any) -> HostArray:
         at, done = at + int(ends[-1]) + 1, done + len(ends)
     if at != len(content) or done != count:
         raise ModelFormatError(
-            f"expected {count} elements, found another number: the file is truncated or damaged"
+            f"expected {count} elements, got more or fewer: the file is truncated or damaged"
         )
     return numbers
 
@@ -511,7 +513,7 @@ def _number(text: str) -> bool:
 
 
 def _open_regular(path: str, flags: int) -> int:
-    """Open a regular file only: a pipe would wait for a writer, and a device is refused."""
+    """Open a regular file. Pipes, which would block, and devices are not supported."""
     opened = os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0))
     if not stat.S_ISREG(os.fstat(opened).st_mode):
         os.close(opened)

@@ -1,13 +1,13 @@
 """Parse ONNX files, which are protocol buffers, field by field into plain Python objects.
 
-Files are not trusted. This reader needs no schema compiler and builds only what the tables below
-name. Bytes stay in place until a tensor is requested, every length is checked against the bytes
-that exist, and the number of objects in a file is limited (``MOST``), so a small file cannot become
-a large heap.
+Files are not trusted. This reader needs no schema compiler and reads only the fields in the tables
+below. Bytes are not copied until a tensor is requested, every length is checked against the bytes
+that exist, and the number of objects in a file is limited (``MOST``). So a small file cannot use
+much memory.
 
-A message is a sequence of fields. Each starts with a number, field * 8 + kind. The kind states how
-the field is stored: 0 a number in 7-bit groups ("varint"), 1 eight bytes, 2 a length and that many
-bytes (text, a message, packed numbers), 5 four bytes. Field numbers are those of onnx.proto.
+A message is a sequence of fields. Each starts with a key, field * 8 + kind. The kind is the
+encoding of the value: 0 a number in 7-bit groups ("varint"), 1 eight bytes, 2 a length and that
+many bytes (text, a message, packed numbers), 5 four bytes. Field numbers are those of onnx.proto.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,11 +18,11 @@ from typing import Any
 from portacnn.errors import ModelFormatError
 
 MOST = 400_000
-"""Pieces that one file may have: a field or a number in a list is one, a message ``_MESSAGE``
-more."""
+"""The maximum number of objects in one file. A field or a list element counts 1, a message
+``_MESSAGE`` more."""
 _MESSAGE = 10
 METADATA = "portacnn"
-"""The key of what portacnn writes into a file's metadata."""
+"""The key of portacnn's entry in a file's metadata."""
 LONGEST_METADATA = 32 << 20  # bytes
 LONGEST_NAME = 4096  # bytes
 _MOST_AXES = 16
@@ -30,8 +30,8 @@ _MOST_AXES = 16
 
 @dataclass(slots=True)
 class Tensor:
-    """A tensor as declared: its elements are still bytes. ``portacnn.onnx.reading`` checks them and
-    makes an array."""
+    """A tensor as declared, with its elements as bytes. ``portacnn.onnx.reading`` checks them and
+    makes the array."""
 
     name: str = ""
     dims: list[int] = field(default_factory=list)
@@ -39,7 +39,7 @@ class Tensor:
     raw: memoryview | None = None
     packed: dict[str, list[memoryview]] = field(
         default_factory=dict
-    )  # "float", "int32", ...: what came under <kind>_data
+    )  # "float", "int32", ...: the contents of <kind>_data
     external: dict[str, str] = field(default_factory=dict)
     is_external: bool = False
 
@@ -163,7 +163,7 @@ _Table = dict[int, tuple[tuple[int, ...], Callable[[Any], None]]]
 
 
 class _Reader:
-    """Reads one file and counts its objects. Graphs inside attributes are not read, so messages do
+    """Read one file and count its objects. Graphs inside attributes are not read, so messages do
     not nest."""
 
     def __init__(self) -> None:
@@ -217,7 +217,7 @@ class _Reader:
     # --- the messages of onnx.proto ---------------------------------------------------------------
 
     def model(self, content: memoryview) -> ModelProto:
-        """ModelProto."""
+        """Read a ModelProto."""
         model = ModelProto()
 
         def graph(value: memoryview) -> None:
@@ -261,7 +261,7 @@ class _Reader:
         )
 
     def opset(self, content: memoryview) -> tuple[str, int]:
-        """OperatorSetIdProto."""
+        """Read an OperatorSetIdProto."""
         found: dict[str, Any] = {"domain": "", "version": 0}
         self._message(
             "an opset",
@@ -272,7 +272,7 @@ class _Reader:
         return found["domain"], found["version"]
 
     def graph(self, content: memoryview) -> GraphProto:
-        """GraphProto."""
+        """Read a GraphProto."""
         graph = GraphProto()
 
         def sparse(value: memoryview) -> None:
@@ -292,7 +292,7 @@ class _Reader:
         )
 
     def node(self, content: memoryview) -> NodeProto:
-        """NodeProto."""
+        """Read a NodeProto."""
         node = NodeProto()
         self._message(
             "a node",
@@ -312,7 +312,7 @@ class _Reader:
         return node
 
     def attribute(self, content: memoryview) -> Attribute:
-        """AttributeProto. Graphs in it are only recorded as present."""
+        """Read an AttributeProto. Graphs in it are only recorded as present."""
         attribute = Attribute()
         values = attribute.values
 
@@ -347,14 +347,14 @@ class _Reader:
         )
 
     def tensor(self, content: memoryview) -> Tensor:
-        """TensorProto."""
+        """Read a TensorProto."""
         tensor = Tensor()
 
         def dims(value: Any) -> None:
             for number in self._numbers(value, 0):
                 tensor.dims.append(signed(number))
                 if len(tensor.dims) > _MOST_AXES:
-                    raise ModelFormatError(f"a tensor of more than {_MOST_AXES} axes")
+                    raise ModelFormatError(f"a tensor has more than {_MOST_AXES} axes")
 
         def data(name: str, kind: int) -> Callable[[Any], None]:
             def take(value: Any) -> None:
@@ -394,7 +394,7 @@ class _Reader:
         )
 
     def value_info(self, content: memoryview) -> ValueInfo:
-        """ValueInfoProto, with the TypeProto, the tensor type and the shape in it."""
+        """Read a ValueInfoProto, with the TypeProto, the tensor type and the shape in it."""
         info = ValueInfo()
 
         def dimension(value: memoryview) -> None:
@@ -402,7 +402,7 @@ class _Reader:
             self._message("a dimension", value, size, {1: ((0,), _at(size, "n", signed))})
             info.dims = [*(info.dims or []), size["n"]]
             if len(info.dims) > _MOST_AXES:
-                raise ModelFormatError(f"a value of more than {_MOST_AXES} axes")
+                raise ModelFormatError(f"a value has more than {_MOST_AXES} axes")
 
         def shape(value: memoryview) -> None:
             info.dims = []
@@ -420,21 +420,21 @@ class _Reader:
         )
 
 
-# --- what takes a field's value -------------------------------------------------------------------
+# --- setters of a field's value -------------------------------------------------------------------
 
 
 def _to(into: Any, name: str, convert: Callable[[Any], Any]) -> Callable[[Any], None]:
-    """An attribute of ``into``."""
+    """Return a setter of an attribute of ``into``."""
     return lambda value: setattr(into, name, convert(value))
 
 
 def _at(into: dict[str, Any], key: str, convert: Callable[[Any], Any]) -> Callable[[Any], None]:
-    """An entry of a dictionary."""
+    """Return a setter of an entry of a dictionary."""
     return lambda value: into.update({key: convert(value)})
 
 
 def _onto(rows: list[Any], convert: Callable[[Any], Any]) -> Callable[[Any], None]:
-    """The end of a list."""
+    """Return a function that appends to a list."""
     return lambda value: rows.append(convert(value))
 
 

@@ -5,8 +5,8 @@
 Names, signatures and shapes are those of "Deep Learning from Scratch" (Koki Saitoh;
 "ゼロから作るDeep Learning", O'Reilly Japan, 2016), and ``corr2d`` is that of "Dive into Deep
 Learning". It is a thin layer over ``portacnn.ops``: library and device follow the arrays. Errors of
-the tutorials are corrected here, and the docstrings say so. docs/tutorials.md leads from here to
-portacnn's own names.
+the tutorials are corrected here, and the docstrings say so. docs/tutorials.md maps these names to
+portacnn's own.
 
 For new code use ``portacnn.layers`` and ``portacnn.Trainer``: here weights and gradients are in
 dictionaries that layers and optimizer must share, and a network is not checked as a whole.

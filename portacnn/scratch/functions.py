@@ -16,7 +16,7 @@ from portacnn.ops.windows import Padding
 from portacnn.runtime import Array, backend_of, describe, dtype_name, is_float, where
 
 _TINY = 1e-7  # the book's guard of a logarithm
-_STEPS = {"float64": 1e-4, "float32": 1e-2}  # differences of float32 numbers need a longer step
+_STEPS = {"float64": 1e-4, "float32": 1e-2}  # float32 needs a larger step
 
 # --- dtypes ---------------------------------------------------------------------------------------
 
@@ -226,7 +226,7 @@ def _correlate(
     name: str, axes: int, x: Array, kernel: Array, padding: Padding, stride: int | Sequence[int]
 ) -> Array:
     for what, array in (("input", x), ("kernel", kernel)):
-        backend_of(array)  # where it is a list, this says so
+        backend_of(array)  # raises ArrayError for a list
         if array.ndim != axes:
             raise ShapeError(f"{what}: expected {axes} axes, got {describe(array)}", name)
     x, kernel = _wide(x, kernel), _wide(kernel, x)

@@ -22,17 +22,20 @@ from portacnn.seeds import check_seed
 
 
 class _Layer:
-    """Base of the layers: forward keeps ``_cache``, and backward needs it and may be repeated."""
+    """Base of the layers. ``forward`` stores ``_cache``; ``backward`` needs it and may be
+    repeated."""
 
     _cache: Any = None
 
     def _kept(self) -> Any:
         if self._cache is None:
-            raise StateError("backward needs a forward before it", type(self).__name__)
+            raise StateError(
+                "expected a forward pass before backward; call forward first", type(self).__name__
+            )
         return self._cache
 
     def _gradient(self, dout: Array) -> Array:
-        """Return ``dout`` in the dtype of the forward pass's output, if it is of its library."""
+        """Return ``dout`` in the dtype of the forward pass's output, if both are of one library."""
         library, _, dtype, _ = self._kept().result
         backend = backend_of(dout)
         return (
@@ -66,7 +69,7 @@ class Convolution(_Layer):
         self.db: Any = None
 
     def forward(self, x: Array) -> Array:
-        """(N, C, H, W) -> (N, FN, OH, OW), OH = (H + 2*pad - FH) // stride + 1."""
+        """Return (N, FN, OH, OW) for x (N, C, H, W), with OH = (H + 2*pad - FH) // stride + 1."""
         self.x = x
         y, self._cache = ops.conv2d(
             like(x, self.W), self.W, self.b, stride=self.stride, padding=self.pad
@@ -74,7 +77,7 @@ class Convolution(_Layer):
         return y
 
     def backward(self, dout: Array) -> Array:
-        """(N, FN, OH, OW) -> (N, C, H, W); sets dW and db."""
+        """Return dx (N, C, H, W) for dout (N, FN, OH, OW); set dW and db."""
         dx, self.dW, self.db = ops.conv2d_backward(self._gradient(dout), self._cache)
         return like(dx, self.x)
 
@@ -97,7 +100,8 @@ class Affine(_Layer):
         self.db: Any = None
 
     def forward(self, x: Array) -> Array:
-        """(N, ...) -> (N, outputs); axes after the first are flattened in row-major order."""
+        """Return (N, outputs) for x (N, ...); axes after the first are flattened in row-major
+        order."""
         self.x = x
         xp = backend_of(x).xp
         flat = like(xp.reshape(x, (x.shape[0], prod(x.shape[1:]))), self.W)
@@ -107,7 +111,7 @@ class Affine(_Layer):
         return y
 
     def backward(self, dout: Array) -> Array:
-        """(N, outputs) -> the input's shape; sets dW and db."""
+        """Return dx in the input's shape for dout (N, outputs); set dW and db."""
         dx, dweight, self.db = ops.linear_backward(self._gradient(dout), self._cache)
         xp = backend_of(dx).xp
         self.dW = xp.permute_dims(dweight, (1, 0))
@@ -147,7 +151,7 @@ class BatchNormalization(_Layer):
     ) -> None:
         if (running_mean is None) != (running_var is None):
             raise ArgumentError(
-                "running_mean and running_var go together: give both or neither",
+                "expected both running_mean and running_var, or neither",
                 "BatchNormalization",
             )
         self.gamma, self.beta, self.momentum = gamma, beta, momentum
@@ -158,10 +162,10 @@ class BatchNormalization(_Layer):
         self.dbeta: Any = None
 
     def forward(self, x: Array, train_flg: bool = True) -> Array:
-        """(N, D) or (N, C, H, W) -> the same shape.
+        """Return y of the same shape for x (N, D) or (N, C, H, W).
 
         Args:
-            train_flg: use the batch's mean and variance, else the running ones.
+            train_flg: use the batch's mean and variance; if False, the running ones.
         """
         self._check(x)
         xp = backend_of(self.gamma).xp
@@ -199,7 +203,7 @@ class BatchNormalization(_Layer):
             )
 
     def backward(self, dout: Array) -> Array:
-        """Shaped as the input; sets dgamma and dbeta."""
+        """Return dx in the input's shape; set dgamma and dbeta."""
         dx, self.dgamma, self.dbeta = ops.batch_norm_backward(self._gradient(dout), self._cache)
         return like(dx, self.x)
 
@@ -225,14 +229,14 @@ class Pooling(_Layer):
         self.pool_h, self.pool_w, self.stride, self.pad = pool_h, pool_w, stride, pad
 
     def forward(self, x: Array) -> Array:
-        """(N, C, H, W) -> (N, C, OH, OW)."""
+        """Return (N, C, OH, OW) for x (N, C, H, W)."""
         y, self._cache = ops.max_pool2d(
             real(x), (self.pool_h, self.pool_w), stride=self.stride, padding=self.pad
         )
         return y
 
     def backward(self, dout: Array) -> Array:
-        """(N, C, OH, OW) -> (N, C, H, W)."""
+        """Return dx (N, C, H, W) for dout (N, C, OH, OW)."""
         return ops.max_pool2d_backward(self._gradient(dout), self._cache)
 
 
@@ -240,12 +244,12 @@ class Relu(_Layer):
     """max(x, 0), any shape."""
 
     def forward(self, x: Array) -> Array:
-        """Shaped as x, in a new array."""
+        """Return max(x, 0) in a new array."""
         y, self._cache = ops.relu(real(x))
         return y
 
     def backward(self, dout: Array) -> Array:
-        """dout where x was above 0, else 0; dout itself does not change."""
+        """Return dout if x was above 0, else 0, in a new array."""
         return ops.relu_backward(self._gradient(dout), self._cache)
 
 
@@ -256,12 +260,12 @@ class Sigmoid(_Layer):
         self.out: Any = None
 
     def forward(self, x: Array) -> Array:
-        """Shaped as x."""
+        """Return 1 / (1 + exp(-x))."""
         self.out, self._cache = ops.sigmoid(real(x))
         return self.out
 
     def backward(self, dout: Array) -> Array:
-        """dout * (1 - out) * out."""
+        """Return dout * (1 - out) * out."""
         return ops.sigmoid_backward(self._gradient(dout), self._cache)
 
 
@@ -278,7 +282,7 @@ class Dropout(_Layer):
         seed: of the masks; None draws one.
 
     Attributes:
-        mask: what the last training forward pass kept: 1 or 0 for each element.
+        mask: of the last training forward pass: 1 for each element that was kept, else 0.
     """
 
     def __init__(self, dropout_ratio: float = 0.5, *, seed: int | None = None) -> None:
@@ -290,7 +294,7 @@ class Dropout(_Layer):
         self.mask: Any = None
 
     def forward(self, x: Array, train_flg: bool = True) -> Array:
-        """Shaped as x."""
+        """Return x with elements dropped in training, else x * (1 - dropout_ratio)."""
         x = real(x)
         if not train_flg:
             self._cache = 1.0 - self.dropout_ratio
@@ -306,7 +310,7 @@ class Dropout(_Layer):
             return x * self.mask
 
     def backward(self, dout: Array) -> Array:
-        """dout times the factor of x."""
+        """Return dout times the factor of x."""
         with where(dout):
             return dout * self._kept()
 
@@ -314,9 +318,9 @@ class Dropout(_Layer):
 class SoftmaxWithLoss(_Layer):
     """Softmax and the mean cross-entropy with the labels.
 
-    It is computed from the logits, so the loss stays exact where the book's, with its log(y +
-    1e-7), saturates at 16.1. The gradient is that of this loss. Soft labels have their full effect;
-    the book's loss uses only the largest.
+    It is computed from the logits, so the loss is exact; the book's, with its log(y + 1e-7),
+    saturates at 16.1. The gradient is the gradient of this loss. Soft labels have their full
+    effect; the book's loss uses only the largest.
 
     Attributes:
         loss: the last one, 0-dimensional.
@@ -334,8 +338,8 @@ class SoftmaxWithLoss(_Layer):
         return None if self.x is None else softmax(self.x)
 
     def forward(self, x: Array, t: Array) -> Array:
-        """Logits (N, C) and labels, whole numbers (N,) or (N, 1), or one-hot or soft (N, C) -> the
-        loss, 0-dimensional.
+        """Return the loss, 0-dimensional, for logits (N, C) and labels: whole numbers (N,) or (N,
+        1), or one-hot or soft (N, C).
 
         A label outside 0..C-1 makes it NaN.
         """
@@ -344,6 +348,6 @@ class SoftmaxWithLoss(_Layer):
         return self.loss
 
     def backward(self, dout: Any = 1) -> Array:
-        """(y - t) * dout / N, (N, C). dout: a number, or a 0-dimensional array."""
+        """Return (y - t) * dout / N, (N, C). ``dout`` is a number or a 0-dimensional array."""
         dout = float(dout) if isinstance(dout, int | float) else self._gradient(dout)
         return ops.softmax_cross_entropy_backward(dout, self._kept())

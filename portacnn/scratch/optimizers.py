@@ -42,4 +42,4 @@ OPTIMIZERS: dict[str, type[optim.Optimizer]] = {
     "rmsprop": RMSprop,
     "adam": Adam,
 }
-"""What ``Trainer`` knows by name."""
+"""The optimizers by name, for ``Trainer``."""

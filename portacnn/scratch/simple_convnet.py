@@ -61,7 +61,8 @@ class SimpleConvNet:
         seed: int | None = None,
         dtype: str = "float32",
     ) -> None:
-        # The checks, the first weights and the way to the device are portacnn.SimpleConvNet's.
+        # portacnn.SimpleConvNet checks the arguments, draws the weights and sends them to the
+        # device.
         self._model = models.SimpleConvNet(
             input_dim,
             conv_param,
@@ -111,15 +112,15 @@ class SimpleConvNet:
         return number(self.last_layer.forward(self.predict(x), self._labels(t, x.shape[0])))
 
     def accuracy(self, x: Array, t: Array, batch_size: int = 100) -> float:
-        """Return the share of images x whose largest logit is their label's. NaN among the logits
-        is wrong.
+        """Return the fraction of images x whose largest logit is at their label. An image with a
+        logit of NaN counts as wrong.
 
-        Every image counts. The book's omits those after the last whole batch, but divides by all of
-        them.
+        Every image counts. The book omits the images after the last whole batch, but divides by the
+        number of all images.
         """
         count = x.shape[0]
         if not count:
-            raise ArgumentError("the accuracy over no images is not defined", "accuracy")
+            raise ArgumentError("expected at least one image, got none", "accuracy")
         batch_size = whole("batch_size", batch_size, 1)
         xp = self._backend.xp
         labels = self._labels(t, count)

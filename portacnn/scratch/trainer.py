@@ -21,7 +21,7 @@ class Trainer:
     models, takes one and has more features.
 
     Differences from the book: an epoch uses all images in shuffled order, and its last batch is
-    filled up with the first of them (the book draws each batch anew and misses a third of the
+    filled with images from its start (the book draws each batch at random and misses a third of the
     images); accuracies are computed at an epoch's end (in the book after its first step); the
     losses of single steps are not printed.
 
@@ -32,7 +32,7 @@ class Trainer:
         epochs: number of passes through the training images.
         mini_batch_size: images per step.
         optimizer: "SGD", "Momentum", "Nesterov", "AdaGrad", "RMSprop" or "Adam", in any case.
-        optimizer_param: its arguments; by default {"lr": 0.01}.
+        optimizer_param: its arguments; default {"lr": 0.01}.
         evaluate_sample_num_per_epoch: number of images, from the first, for accuracies; None takes
             all.
         verbose: print each epoch's accuracies.

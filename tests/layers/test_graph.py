@@ -360,17 +360,17 @@ def test_errors_say_where(backend: Here):
     ("nodes", "words"),
     [
         ([], "at least one"),
-        ([("a", L.ReLU)], "a node is"),
+        ([("a", L.ReLU)], "expected nodes"),
         ([("a", "relu", ["input"])], "must be a layer"),
         ([("", L.ReLU, ["input"])], "empty"),
         ([("input", L.ReLU, ["input"])], "input"),
         ([("a", L.ReLU, "input")], "list of names"),
-        ([("a", L.ReLU, ["b"])], "no node before it"),
-        ([("a", L.ReLU, ["a"])], "no node before it"),
+        ([("a", L.ReLU, ["b"])], "not an earlier node"),
+        ([("a", L.ReLU, ["a"])], "not an earlier node"),
         ([("a", L.ReLU, ["input"]), ("a", L.ReLU, ["a"])], "two nodes"),
         ([("a", L.ReLU, ["input", "input"])], "takes one input"),
         ([("a", L.MatMul, ["input"])], "expected 2 inputs"),
-        ([("a", L.ReLU, ["input"]), ("b", L.ReLU, ["input"])], "nobody uses"),
+        ([("a", L.ReLU, ["input"]), ("b", L.ReLU, ["input"])], "is not used"),
     ],
 )
 def test_bad_graphs(nodes: list[Any], words: str):

@@ -419,7 +419,7 @@ def test_backward_needs_a_cache(backend, kind, args, kwargs, shape):
         net.children["mine"].backward(dy, nothing)
     with pytest.raises(
         StateError,
-        match=r"^Sequential: expected what forward kept for backward \(keep=True\), "
+        match=r"^Sequential: expected a cache of forward\(x, keep=True\), "
         r"got NoneT",
     ):
         net.backward(dy, net.forward(x, keep=False)[1])
@@ -755,8 +755,7 @@ def test_a_layer_belongs_to_one_network():
     first = Sequential(a=shared).build((2,), seed=0)
     with pytest.raises(
         StateError,
-        match=r"b \(Linear\): was built as a part of another network|a \(Linear\): was "
-        r"built",
+        match=r"[ab] \(Linear\): is part of another network",
     ):
         Sequential(b=shared).build((2,), seed=1)
     assert list(first.state_dict()) == ["a.weight", "a.bias"]

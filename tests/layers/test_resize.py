@@ -135,7 +135,7 @@ def test_files_have_limits():
     """An output may be a slice by itself, so a file may not ask for too many."""
     with limited(10):
         L.Upsample(1000).plan((1, 7, 7))
-        refuses(ModelFormatError, "cells", call=lambda: L.Upsample(1 << 17).plan((1, 7, 7)))
+        refuses(ModelFormatError, "elements", call=lambda: L.Upsample(1 << 17).plan((1, 7, 7)))
 
 
 def test_files_hold_them(tmp_path):

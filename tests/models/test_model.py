@@ -804,7 +804,7 @@ def test_a_state_of_lists_says_what_is_wrong():
     for wrong, message in (
         (
             {**state, "fc2.bias": [0.0] * 4},
-            r"no array \(numpy\.asarray makes one of numbers\): "
+            r"not an array \(convert it with numpy\.asarray\): "
             r"fc2\.bias, a list",
         ),
         ({**state, "fc2.bias": None}, r"fc2\.bias, a NoneType"),

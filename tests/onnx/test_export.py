@@ -821,7 +821,7 @@ def test_parameters_called_as_something_else_is(name, known, tmp_path):
         refuses(
             ArgumentError,
             "Scaled",
-            f"two values are called '{name}'",
+            f"got '{name}' twice",
             call=lambda: export(layer, tmp_path),
         )
 

@@ -102,8 +102,7 @@ def test_a_limit_says_what_is_too_large_and_where(tmp_path):
     (tmp_path / "net").write_bytes(SMALL_FILES["pooling"])
     with pytest.raises(
         ModelFormatError,
-        match=r"0 \(MaxPool2d\): .*131072 cells.*2000x2000; build such a network "
-        r"yourself",
+        match=r"0 \(MaxPool2d\): .*131072 elements.*2000x2000\); build the network in Python",
     ):
         portacnn.load(tmp_path / "net")
 

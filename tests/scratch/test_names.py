@@ -660,7 +660,7 @@ def test_accuracy_counts_the_last_short_batch(backend):
         assert net.accuracy(x, labels, batch_size=5) == 4 / 7
         assert net.accuracy(x, labels) == 4 / 7
     assert net.accuracy(backend.array(x), backend.array(t), batch_size=3) == 4 / 7
-    refuses(ArgumentError, "images", call=lambda: net.accuracy(x[:0], t[:0]))
+    refuses(ArgumentError, "image", call=lambda: net.accuracy(x[:0], t[:0]))
     refuses(LabelError, "outside", call=lambda: net.accuracy(x, t + 3))
     refuses(LabelError, "7 labels", call=lambda: net.accuracy(x, t[:6]))
     refuses(ShapeError, "1, 10, 10", call=lambda: net.predict(x[:, :, :9]))

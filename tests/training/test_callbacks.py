@@ -251,8 +251,8 @@ class Silent(Callback):
         ({"callbacks": 3}, "must be a list of callbacks, got 3"),
         ({"callbacks": [Seen()] * 2}, "the same Seen object twice"),
         ({"callbacks": [Silent()]}, "Silent: it defines on_step_end.*every_step = True"),
-        ({"callbacks": [EarlyStopping(2)], "early_stopping": 3}, "give one EarlyStopping"),
-        ({"callbacks": [EarlyStopping(2), EarlyStopping(3)]}, "give one EarlyStopping"),
+        ({"callbacks": [EarlyStopping(2)], "early_stopping": 3}, "expected one EarlyStopping"),
+        ({"callbacks": [EarlyStopping(2), EarlyStopping(3)]}, "expected one EarlyStopping"),
     ],
 )
 def test_what_is_no_callback(options, message):
@@ -533,7 +533,7 @@ def test_a_state_that_a_file_cannot_hold(tmp_path):
             return {"function": print}
 
     trainer = make(callbacks=[Bad()])
-    with pytest.raises(ArgumentError, match="Bad: state_dict must hold NumPy arrays and what JSON"):
+    with pytest.raises(ArgumentError, match="Bad: state_dict must return NumPy arrays and JSON"):
         trainer.checkpoint(tmp_path / "one")
 
 

@@ -237,7 +237,7 @@ def test_a_loss_and_a_metric_of_ones_own_are_given_again(tmp_path):
         ("cross_entropy", {"loss": "bce_with_logits"}, LabelError, 'use loss="cross_entropy"'),
         ("cross_entropy", {"metrics": ["f1", "f1"]}, ArgumentError, "two metrics called f1"),
         ("cross_entropy", {"metrics": {"loss": "f1"}}, ArgumentError, "another name"),
-        ("cross_entropy", {"metrics": 5}, ArgumentError, "list of words or metrics, got 5"),
+        ("cross_entropy", {"metrics": 5}, ArgumentError, "list of names or metrics, got 5"),
     ],
 )
 def test_what_does_not_fit_is_refused(task, changes, error, message):

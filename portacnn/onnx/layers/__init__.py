@@ -1,16 +1,15 @@
-"""How each layer is written to ONNX and read from it: one module for each in ``portacnn.layers``.
+"""ONNX emitters and converters of the layers: one module for each module of ``portacnn.layers``.
 
-What writes a layer is an *emitter* (``builder.emitter``), what reads an operator a *converter*
-(``importer.operator``). Those of one layer stand together.
+An *emitter* writes a layer (``builder.emitter``); a *converter* reads an operator
+(``importer.operator``). The emitter and converter of a layer are next to each other.
 
-Writing: sizes are known when a network is exported, except the batch. So nothing is left to the
-runtime's choice: paddings are numbers, and a window beyond the end (``ceil_mode``) is padding. If
-onnxruntime is known to refuse what the standard allows, the way around it is always taken, and a
-docstring says so.
+Writing: all sizes except the batch are known at export, so everything is written explicitly:
+paddings are numbers, and ``ceil_mode`` becomes padding. If onnxruntime does not support what the
+standard allows, the emitter writes other operators, and its docstring says so.
 
-Reading: an operator that could mix the samples of a batch, or whose weights are computed from the
-input, is refused: a network here takes any number of samples, each by itself. See
-onnx.ai/onnx/operators for the meaning of each operator, opset by opset.
+Reading: operators that mix the samples of a batch, and weights computed from the input, are not
+supported, because a network processes any number of independent samples. See onnx.ai/onnx/operators
+for the definition of each operator in each opset.
 """
 
 from portacnn.onnx.layers import activation as activation

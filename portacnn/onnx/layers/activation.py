@@ -14,10 +14,10 @@ from portacnn.onnx.reading import Operation
 
 
 def _same(op_type: str, kind: type[Layer], **options: tuple[str, float]) -> None:
-    """Enter an operator and a layer that mean the same.
+    """Register the emitter and converter of a layer that is equal to one operator.
 
     Args:
-        options: by the attribute's name in ONNX: the layer's name for it, and ONNX's default.
+        options: by the attribute's name in ONNX, the layer's name and ONNX's default.
     """
 
     @emitter(kind)
@@ -59,7 +59,7 @@ def read_swish(at: Importer, op: Operation) -> Value:
 
 @emitter(L.GELU)
 def write_gelu(graph: GraphBuilder, layer: Any, x: str) -> str:
-    """An operator from opset 20 on; before that by its formula."""
+    """Write Gelu from opset 20 on; before, write its formula."""
     if graph.opset >= 20:
         return graph.add("Gelu", [x], approximate=layer.approximate)
     if layer.approximate == "tanh":
@@ -80,7 +80,8 @@ def read_gelu(at: Importer, op: Operation) -> Value:
 
 @emitter(L.Softplus)
 def write_softplus(graph: GraphBuilder, layer: Any, x: str) -> str:
-    """With the threshold, where it shows: above 20, float32 cannot tell log(1 + exp(z)) from z."""
+    """Write the threshold only if it has an effect: above 20, log(1 + exp(z)) equals z in
+    float32."""
     if layer.beta == 1 and layer.threshold >= 20 and graph.dtype == "float32":
         return graph.add("Softplus", [x])
     beta = graph.constant(layer.beta)
@@ -96,8 +97,8 @@ def read_softplus(at: Importer, op: Operation) -> Value:
 
 @emitter(L.CELU)
 def write_celu(graph: GraphBuilder, layer: Any, x: str) -> str:
-    """ELU in other units; below zero alpha turns the sides round, and only ONNX's own operator says
-    it."""
+    """Write CELU as a scaled ELU; for negative alpha, write ONNX's Celu, because the scaling would
+    swap the two sides."""
     if layer.alpha < 0:
         return graph.add("Celu", [x], alpha=float(layer.alpha))
     alpha = graph.constant(float(layer.alpha))
@@ -111,7 +112,7 @@ def read_celu(at: Importer, op: Operation) -> Value:
 
 @emitter(L.HardSwish)
 def write_hard_swish(graph: GraphBuilder, layer: Any, x: str) -> str:
-    """By its formula: the operator came with opset 14."""
+    """Write the formula: the operator exists from opset 14 on only."""
     return graph.add("Mul", [x, graph.add("HardSigmoid", [x], alpha=1.0 / 6.0, beta=0.5)])
 
 
@@ -173,7 +174,7 @@ _FUNCTIONS = {
 
 @emitter(L.Elementwise)
 def write_elementwise(graph: GraphBuilder, layer: Any, x: str) -> str:
-    """Mish by its formula: the operator came with opset 18."""
+    """Write Mish by its formula: the operator exists from opset 18 on only."""
     if layer.function == "mish":
         return graph.add("Mul", [x, graph.add("Tanh", [graph.add("Softplus", [x])])])
     return graph.add(_FUNCTIONS[layer.function], [x])
@@ -181,8 +182,8 @@ def write_elementwise(graph: GraphBuilder, layer: Any, x: str) -> str:
 
 @operator(*_FUNCTIONS.values())
 def read_elementwise(at: Importer, op: Operation) -> Any:
-    """Negatives and roots of constants are constants: exporters compute shapes and scales with
-    them."""
+    """Return a constant for Neg and Sqrt of a constant: exporters use them to compute shapes and
+    scales."""
     function = next(name for name, kind in _FUNCTIONS.items() if kind == op.kind)
     if op.kind in ("Neg", "Sqrt") and (known := all_known(at, op)):
         at.source.budget.take(known[0].array.nbytes)
@@ -206,7 +207,7 @@ def read_softmax(at: Importer, op: Operation) -> Value:
     axis = at.axis(op, op.whole("axis", -1 if at.opset >= 13 else 1), x.rank)
     if at.opset >= 13 or all(n == 1 for n in x.shape[axis:]):
         return at.add(op, kind(axis), x)
-    # Before opset 13 all axes from there on are one.
+    # Before opset 13, Softmax flattens all axes from ``axis`` on.
     flat = at.reshaped(op, x, (*x.shape[: axis - 1], prod(x.shape[axis - 1 :])))
     return at.reshaped(op, at.add(op, kind(axis), flat), x.shape)
 

@@ -1,4 +1,4 @@
-"""Operators that make constants, or hand on what they are given. No layer stands for them."""
+"""Operators that make constants or return their input. They have no layer."""
 
 from math import prod
 from typing import Any

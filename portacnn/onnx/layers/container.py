@@ -1,5 +1,5 @@
-"""Containers: written layer by layer, whether or not some of them run as one op. A file has
-no containers: what is read becomes one ``Graph``."""
+"""Containers. They are written layer by layer, fused or not. An ONNX file has no containers, so a
+file is read as one ``Graph``."""
 
 from typing import Any
 

@@ -59,8 +59,8 @@ def read_conv(at: Importer, op: Operation) -> Value:
 
 @emitter(L.ConvTranspose1d, L.ConvTranspose2d, L.ConvTranspose3d)
 def write_conv_transpose(graph: GraphBuilder, layer: Any, x: str) -> str:
-    """onnxruntime refuses an output padding that is not below the stride: then it is added, and the
-    padding cut off, by nodes of their own."""
+    """Write ConvTranspose. onnxruntime does not support an output padding of the stride or more;
+    then Pad and Slice nodes follow."""
     pads = pads_of(
         layer.padding, layer.input_shape[1:], layer.kernel_size, layer.stride, layer.dilation
     )
@@ -96,7 +96,7 @@ def read_conv_transpose(at: Importer, op: Operation) -> Value:
         wanted = op.ints("output_shape") or [
             n * s for n, s in zip(x.shape[1:], strides, strict=True)
         ]
-        if len(wanted) == axes + 2:  # with batch and channels, as some tools have it
+        if len(wanted) == axes + 2:  # with batch and channels, as some tools write it
             wanted = wanted[2:]
         if len(wanted) != axes:
             raise op.wrong(f"output_shape must be {axes} numbers, got {brief(wanted)}")
@@ -104,7 +104,7 @@ def read_conv_transpose(at: Importer, op: Operation) -> Value:
         pads = []
         for i, (n, s, k, d) in enumerate(zip(x.shape[1:], strides, kernel, dilations, strict=True)):
             total = s * (n - 1) + extra[i] + (k - 1) * d + 1 - wanted[i]
-            if total < 0:  # more cells are asked for than there are: they come at the end
+            if total < 0:  # the output is larger than the windows cover: pad at the end
                 extra[i], total = extra[i] - total, 0
             half = total // 2
             pads.append((half, total - half) if auto == "SAME_UPPER" else (total - half, half))
@@ -126,7 +126,7 @@ def read_conv_transpose(at: Importer, op: Operation) -> Value:
 
 @emitter(TableConv2d)
 def write_table_conv(graph: GraphBuilder, layer: Any, x: str) -> str:
-    """As a full convolution: the kernels where the table has them, zeros elsewhere."""
+    """Write a full convolution: the table's kernels, and zeros for missing connections."""
 
     def full() -> HostArray:
         kernels = layer.home.to_host(layer.params["weight"])
@@ -194,7 +194,7 @@ def padding_of(
     strides: list[int],
     dilations: list[int],
 ) -> Any:
-    """(before, after) for each spatial axis."""
+    """Return the padding (before, after) of each spatial axis."""
     auto, axes = op.word("auto_pad", "NOTSET"), len(kernel)
     pads = op.sizes("pads", 2 * axes, 0, 0)
     given = list(zip(pads[:axes], pads[axes:], strict=True))
@@ -208,7 +208,7 @@ def padding_of(
     if auto != "VALID":
         pairs = list(pads_of("same", x.shape[1:], kernel, strides, dilations))
         pairs = pairs if auto == "SAME_UPPER" else [(after, before) for before, after in pairs]
-    if op.has("pads") and pairs != given:  # runtimes differ on which of them holds
+    if op.has("pads") and pairs != given:  # runtimes differ on which one they use
         raise op.wrong(
             f"auto_pad={auto} means {brief(pairs)}, but pads are {brief(given)}; only one may be "
             "given"
@@ -224,7 +224,7 @@ def _group(op: Operation) -> int:
 
 
 def _simple(pads: Sequence[tuple[int, int]]) -> Any:
-    """Return one number per axis if the two sides are equal, as layers are usually written."""
+    """Return one number per axis if the two sides are equal."""
     return (
         [before for before, _ in pads]
         if all(before == after for before, after in pads)

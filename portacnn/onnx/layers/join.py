@@ -69,7 +69,7 @@ def _two(at: Importer, op: Operation, kind: str, a: Any, b: Any, legacy: int | N
     array = constant.array
     if array.dtype.kind not in "fiu":
         raise op.wrong(f"expected numbers, got {array.dtype}")
-    # before opset 7: an axis says where the smaller one begins
+    # before opset 7, an axis attribute aligns the smaller input
     if legacy is not None and array.ndim:
         if not -1 <= legacy < x.rank:
             raise op.wrong(f"axis {legacy} is outside the {x.rank} axes")
@@ -88,7 +88,7 @@ def _two(at: Importer, op: Operation, kind: str, a: Any, b: Any, legacy: int | N
 def _folded(at: Importer, op: Operation, kind: str, a: Known, b: Known) -> Known:
     if a.array.dtype != b.array.dtype or a.array.dtype.kind not in "fiu":
         raise op.wrong(
-            f"constants must have one kind of dtype, got {a.array.dtype} and {b.array.dtype}"
+            f"constants must have dtypes of one kind, got {a.array.dtype} and {b.array.dtype}"
         )
     try:
         shape = np.broadcast_shapes(a.array.shape, b.array.shape)
@@ -99,7 +99,7 @@ def _folded(at: Importer, op: Operation, kind: str, a: Known, b: Known) -> Known
     at.source.budget.take(prod(shape) * a.array.dtype.itemsize)
     if kind in ("divide", "power") and a.array.dtype.kind != "f":
         if kind == "power" or (b.array == 0).any() or (a.array < 0).any() or (b.array < 0).any():
-            raise op.wrong(f"{op.kind} of whole constants like these is not supported")
+            raise op.wrong(f"{op.kind} of these integer constants is not supported")
         return at.fold(a.array // b.array, [a, b])
     return at.fold(getattr(np, kind)(a.array, b.array).astype(a.array.dtype), [a, b])
 
@@ -117,7 +117,7 @@ def read_concat(at: Importer, op: Operation) -> Any:
         (axis,) = plain_axes(op, [op.whole("axis", 1)], rank)
         alike = {(a.dtype.str, a.shape[:axis], a.shape[axis + 1 :], a.ndim) for a in arrays}
         if len(alike) != 1:
-            raise op.wrong("constants cannot be concatenated")
+            raise op.wrong("these constants cannot be concatenated: their shapes or dtypes differ")
         at.source.budget.take(sum(a.nbytes for a in arrays))
         return at.fold(np.concatenate(arrays, axis=axis), known)
     values = [at.value(op, i) for i in range(len(op.inputs))]

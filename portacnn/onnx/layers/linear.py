@@ -33,7 +33,7 @@ def read_gemm(at: Importer, op: Operation) -> Value:
         outputs = matrix.shape[0]
         if bias.array.size not in (1, outputs) or any(n != 1 for n in bias.array.shape[:-1]):
             raise op.wrong(
-                f"a bias {brief(bias.array.shape)} is not one number for each of {outputs} outputs"
+                f"expected a bias of 1 or {outputs} elements, got {brief(bias.array.shape)}"
             )
         row = _scaled(at, bias.array.reshape(-1), beta)
         at.source.budget.take(8 * outputs)
@@ -60,8 +60,8 @@ def read_flatten(at: Importer, op: Operation) -> Any:
     axis = axis + x.rank if axis < 0 else axis
     if not 1 <= axis <= x.rank or any(n != 1 for n in x.shape[: axis - 1]):
         raise op.wrong(
-            f"axis {op.whole('axis', 1)} puts several samples {brief(x.shape)} into one row, or "
-            "one into several"
+            f"axis {op.whole('axis', 1)} would merge several samples {brief(x.shape)} or split "
+            "one; expected axis 1"
         )
     return at.reshaped(op, x, (prod(x.shape),))
 

@@ -39,7 +39,7 @@ def read_batch_norm(at: Importer, op: Operation) -> Value:
         raise op.wrong(
             "training_mode and spatial=0 are not supported; export the network for inference"
         )
-    if any(op.outputs[1:]):  # so it was said before opset 14 that it trains
+    if any(op.outputs[1:]):  # before opset 14, further outputs mean training mode
         raise op.wrong(
             f"it has {len(op.outputs)} outputs, so it uses the statistics of every batch, which "
             "is not supported; export the network for inference"
@@ -81,7 +81,7 @@ def _by_running_statistics(graph: GraphBuilder, layer: Any, x: str) -> str:
         "BatchNormalization",
         [x, scale, bias, mean, var],
         epsilon=layer.eps,
-        # ONNX's is the share that stays
+        # ONNX's momentum is the weight of the old value
         momentum=None if layer.momentum is None else 1.0 - layer.momentum,
     )
 
@@ -96,8 +96,8 @@ def _scale_and_bias(graph: GraphBuilder, layer: Any) -> list[str]:
 
 @emitter(L.GroupNorm)
 def write_group_norm(graph: GraphBuilder, layer: Any, x: str) -> str:
-    """As instance norm of the groups: ONNX's own GroupNormalization means the same from opset 21 on
-    only."""
+    """Write InstanceNormalization of the groups: GroupNormalization has this meaning from opset 21
+    on only."""
     groups, (channels, *size) = layer.num_groups, layer.input_shape
     rows = graph.reshape(x, (0, groups, channels // groups * prod(size)))
     ones, zeros = graph.constant([1.0] * groups), graph.constant([0.0] * groups)
@@ -171,10 +171,10 @@ def _affine(graph: GraphBuilder, layer: Any, y: str, shape: Sequence[int]) -> st
 
 @emitter(L.LocalResponseNorm)
 def write_local_response_norm(graph: GraphBuilder, layer: Any, x: str) -> str:
-    """ONNX's for odd sizes, of two spatial axes and positive numbers, which is what onnxruntime
-    takes; else written out.
+    """Write LRN if onnxruntime supports it (odd size, two spatial axes, positive numbers);
+    otherwise write its formula.
 
-    For even sizes ONNX's window lies one channel higher.
+    For even sizes, ONNX's window is shifted by one channel.
     """
     size, (channels, *spatial) = layer.size, layer.input_shape
     if size % 2 and len(spatial) == 2 and layer.alpha > 0 and layer.beta > 0:

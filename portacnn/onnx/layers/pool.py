@@ -28,8 +28,8 @@ from portacnn.ops.windows import Windows
 def write_max_pool(graph: GraphBuilder, layer: Any, x: str) -> str:
     windows, pads = _windows(layer)
     if any(max(pair) >= k for pair, k in zip(pads, windows.kernel, strict=True)):
-        # A dilated kernel may ask for it. onnxruntime wants each padding below the kernel, dilated
-        # or not.
+        # A dilated kernel may need such padding. onnxruntime requires padding below the undilated
+        # kernel size.
         amounts = graph.constant(sides([(0, 0), (0, 0), *pads]), dtype="int64")
         x = graph.add("Pad", [x, amounts, graph.constant(-float("inf"))])
         pads = [(0, 0)] * len(pads)
@@ -96,9 +96,9 @@ _GEOMETRY = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
 
 
 def _windows(layer: Any) -> tuple[Windows, list[tuple[int, int]]]:
-    """Return the layer's windows, and the padding with which all windows lie inside the input.
+    """Return the layer's windows, and the padding that contains all windows.
 
-    Explicit padding means the same everywhere; implementations differ on ``ceil_mode``.
+    Padding is explicit because implementations of ``ceil_mode`` differ.
     """
     size = layer.input_shape[1:]
     windows = pool_windows(
@@ -140,7 +140,7 @@ def _cells_in_padding(windows: Windows) -> list[int]:
 
 
 def _narrow(pads: list[list[int]], kernel: Sequence[int]) -> Any:
-    """Return padding as PyTorch writes it, if PyTorch can express it."""
+    """Return padding in PyTorch's form, if it has one."""
     plain = all(before == after <= k // 2 for (before, after), k in zip(pads, kernel, strict=True))
     return [before for before, _ in pads] if plain else pads
 
@@ -173,13 +173,13 @@ def _adaptive_pool(graph: GraphBuilder, layer: Any, x: str, kind: str) -> str:
 def _shares_of_axis(
     graph: GraphBuilder, x: str, axis: int, parts: Sequence[tuple[int, int]], axes: int, kind: str
 ) -> str:
-    """Pool each share of one axis. Shares are rows, padded to equal length.
+    """Pool the adaptive windows of one axis. Windows become rows, padded to equal length.
 
-    A padding element does not count in a mean, and does not change a maximum.
+    Padding elements do not affect the mean or the maximum.
     """
     longest = max(end - start for start, end in parts)
     cells = [min(start + i, end - 1) for start, end in parts for i in range(longest)]
-    # an axis more
+    # one more axis
     y = graph.add("Gather", [x, graph.constant(cells, (len(parts), longest), "int64")], axis=axis)
     if longest > 1:
         if kind == "Max":
@@ -209,7 +209,7 @@ def write_global_max_pool(graph: GraphBuilder, layer: Any, x: str) -> str:
 
 def _global_pool(graph: GraphBuilder, layer: Any, x: str, pool: str, reduce: str) -> str:
     axes = range(2, len(layer.input_shape) + 1)
-    # onnxruntime pools up to three
+    # onnxruntime supports up to three spatial axes
     y = graph.add(pool, [x]) if len(axes) <= 3 else graph.reduce(reduce, x, list(axes))
     return graph.add("Flatten", [y], axis=1) if layer.flatten else y
 

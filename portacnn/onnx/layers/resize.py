@@ -1,4 +1,4 @@
-"""Layers that give images another size: interpolation, and channels that become pixels."""
+"""Layers that change the image size: interpolation, pixel shuffle and pixel unshuffle."""
 
 from fractions import Fraction
 from typing import Any
@@ -17,10 +17,11 @@ _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 @emitter(L.Upsample)
 def write_upsample(graph: GraphBuilder, layer: Any, x: str) -> str:
-    """By scales where float32 holds them exactly; else by sizes, so that rounding changes none."""
+    """Write scales if float32 represents them exactly; otherwise write sizes, to avoid rounding
+    errors."""
     axes = axes_of(layer.input_shape[1:], layer.size, layer.scale_factor, layer.mode)
     scales = [np.float32(1.0 if ratio is None else float(1 / ratio)) for *_, ratio in axes]
-    # With aligned corners ONNX divides by n * scale - 1, which must then be a whole number.
+    # With align_corners, ONNX divides by n * scale - 1, which must be a whole number.
     exact = [
         ratio is not None
         and Fraction(float(scale)) == 1 / ratio
@@ -40,7 +41,7 @@ def write_upsample(graph: GraphBuilder, layer: Any, x: str) -> str:
             "nearest_mode": "floor",
         }
     if graph.opset < 11:
-        raise ArgumentError(f"interpolation asks for opset 11 or newer, got {graph.opset}")
+        raise ArgumentError(f"interpolation needs opset 11 or newer, got {graph.opset}")
     if not all(exact) and all(by_size):
         count = graph.add(
             "Slice",
@@ -54,8 +55,8 @@ def write_upsample(graph: GraphBuilder, layer: Any, x: str) -> str:
     made = [int(np.floor(np.float32(n) * s)) for (n, *_), s in zip(axes, scales, strict=True)]
     if made != [m for _, m, _ in axes]:
         raise ArgumentError(
-            f"scale_factor {layer.scale_factor!r} gives {made} cells in float32, as ONNX has it, "
-            f"and {[m for _, m, _ in axes]} here; give the layer a size instead"
+            f"scale_factor {layer.scale_factor!r} is rounded to float32 in ONNX, which results in "
+            f"size {made} instead of {[m for _, m, _ in axes]}; use size instead"
         )
     factors = graph.constant([1.0, 1.0, *map(float, scales)], dtype="float32")
     return graph.add("Resize", [x, "", factors], **how)
@@ -65,12 +66,12 @@ def write_upsample(graph: GraphBuilder, layer: Any, x: str) -> str:
 def read_resize(at: Importer, op: Operation) -> Any:
     x = at.value(op)
     mode = op.word("mode", "nearest")
-    old = op.kind == "Upsample" or at.opset < 11  # no choice of coordinates
+    old = op.kind == "Upsample" or at.opset < 11  # no coordinate_transformation_mode
     place = "asymmetric" if old else op.word("coordinate_transformation_mode", "half_pixel")
     rounding = "floor" if old else op.word("nearest_mode", "round_prefer_floor")
     op.ignore("cubic_coeff_a", "exclude_outside", "extrapolation_value")
     if op.whole("antialias", 0) or op.word("keep_aspect_ratio_policy", "stretch") != "stretch":
-        raise op.wrong("antialias and a kept aspect ratio are not supported")
+        raise op.wrong("antialias and keep_aspect_ratio_policy are not supported")
     axes = op.ints("axes")
     axes = list(range(x.rank)) if axes is None else [n % x.rank for n in axes]
     sizes = None if old else at.numbers(op, 3)
@@ -112,24 +113,26 @@ def read_resize(at: Importer, op: Operation) -> Any:
     if sizes:
         size = [outs.get(i, n) for i, n in enumerate(spatial, 2)]
         if any(n < 1 for n in size):
-            raise op.wrong(f"sizes {brief(size)} are not all at least 1")
+            raise op.wrong(f"sizes must be at least 1, got {brief(size)}")
         layer = L.Upsample(size, mode=word, align_corners=align)
     else:
         layer = L.Upsample(
             None, [factors.get(i, 1.0) for i in range(2, x.rank)], mode=word, align_corners=align
         )
     if align and not all((n * factors.get(i, 1.0)).is_integer() for i, n in enumerate(spatial, 2)):
-        raise op.wrong("linear with 'align_corners' is not supported for scales that cut a cell")
+        raise op.wrong(
+            "linear with 'align_corners' is not supported for scales with a fractional output size"
+        )
     y = at.add(op, layer, x)
     if place == "pytorch_half_pixel" and any(
         m == 1 < n for n, m in zip(spatial, y.shape[1:], strict=True)
     ):
-        raise op.wrong("'pytorch_half_pixel' to one cell is not supported")
+        raise op.wrong("'pytorch_half_pixel' with an output size of 1 is not supported")
     return y
 
 
 def _whole(spatial: tuple[int, ...], outs: dict[int, int], factors: dict[int, float]) -> bool:
-    """Whether every axis becomes a whole number of times as long: all roundings agree then."""
+    """Return whether every axis grows by a whole factor. All rounding modes then agree."""
     return all(
         outs.get(i, n) % n == 0 and factors.get(i, 1.0).is_integer()
         for i, n in enumerate(spatial, 2)
@@ -140,10 +143,10 @@ def _scales(at: Importer, op: Operation, old: bool) -> list[float] | None:
     known = at.known(op, 1 if old else 2)
     if known is None or not 0 < known.array.size <= 16 or known.array.dtype.kind != "f":
         return None
-    # The float32 of a file with the fewest digits: 1.1, not 1.10000002.
+    # Read float32 with its shortest decimal digits: 1.1, not 1.10000002.
     scales = [float(str(np.float32(n))) for n in known.array.reshape(-1)]
     if not all(0.0 < n < float("inf") for n in scales):
-        raise op.wrong(f"scales {brief(scales)} are not all above 0")
+        raise op.wrong(f"scales must be above 0, got {brief(scales)}")
     return scales
 
 
@@ -154,7 +157,7 @@ def write_pixel_shuffle(graph: GraphBuilder, layer: Any, x: str) -> str:
 
 @emitter(L.PixelUnshuffle)
 def write_pixel_unshuffle(graph: GraphBuilder, layer: Any, x: str) -> str:
-    """ONNX puts the channels of each place in a block together: they are put in order after it."""
+    """Write SpaceToDepth, then a permutation: ONNX orders the channels by block position."""
     r, channels = layer.downscale_factor, layer.input_shape[0]
     y = graph.add("SpaceToDepth", [x], blocksize=r)
     order = [k * channels + c for c in range(channels) for k in range(r * r)]
@@ -165,7 +168,9 @@ def write_pixel_unshuffle(graph: GraphBuilder, layer: Any, x: str) -> str:
 def read_depth_to_space(at: Importer, op: Operation) -> Value:
     x, r, mode = at.value(op), op.whole("blocksize", 0), op.word("mode", "DCR")
     if x.rank != 4 or r < 1 or x.shape[0] % r**2 or mode not in ("DCR", "CRD"):
-        raise op.wrong(f"blocks of {r} and mode {mode[:40]!r} for samples {brief(x.shape)}")
+        raise op.wrong(
+            f"blocksize {r} with mode {mode[:40]!r} is not supported for samples {brief(x.shape)}"
+        )
     if mode == "DCR" and r > 1:
         channels = x.shape[0] // r**2
         order = [k * channels + c for c in range(channels) for k in range(r * r)]
@@ -177,7 +182,9 @@ def read_depth_to_space(at: Importer, op: Operation) -> Value:
 def read_space_to_depth(at: Importer, op: Operation) -> Value:
     x, r, mode = at.value(op), op.whole("blocksize", 0), op.word("mode", "DCR")
     if x.rank != 4 or r < 1 or x.shape[1] % r or x.shape[2] % r or mode not in ("DCR", "CRD"):
-        raise op.wrong(f"blocks of {r} and mode {mode[:40]!r} for samples {brief(x.shape)}")
+        raise op.wrong(
+            f"blocksize {r} with mode {mode[:40]!r} is not supported for samples {brief(x.shape)}"
+        )
     y = at.add(op, L.PixelUnshuffle(r), x)
     order = [c * r * r + k for k in range(r * r) for c in range(x.shape[0])]
     return y if r == 1 or mode == "CRD" else at.add(op, L.Take(order, 1), y)

@@ -32,7 +32,7 @@ def read_reshape(at: Importer, op: Operation) -> Any:
     first, *rest = wanted or [0]
     rest = [x.shape[i] if n == 0 and i < len(x.shape) else n for i, n in enumerate(rest)]
     numbers, open_ = prod(x.shape), rest.count(-1)
-    keeps = first in (BATCH, 0) or first == at.batch  # whether it says that the samples stay
+    keeps = first in (BATCH, 0) or first == at.batch  # whether the first axis is still the batch
     if open_ == 1 and keeps:
         others = prod(n for n in rest if n != -1)
         if others > 0 and numbers % others == 0:
@@ -68,7 +68,7 @@ def read_squeeze(at: Importer, op: Operation) -> Any:
             else plain_axes(op, axes, len(shape))
         )
         if any(shape[i] != 1 for i in away):
-            raise op.wrong(f"axes {brief(away)} of {brief(shape)} are not all 1")
+            raise op.wrong(f"axes {brief(away)} of {brief(shape)} must have length 1")
         return at.fold(
             found.array.reshape([n for i, n in enumerate(shape) if i not in away]), [found]
         )
@@ -79,7 +79,7 @@ def read_squeeze(at: Importer, op: Operation) -> Any:
         axes = [i for i, n in enumerate(x.shape, 1) if n == 1]
     away = at.axes(op, axes, x.rank)
     if any(x.shape[i - 1] != 1 for i in away):
-        raise op.wrong(f"axes {brief(axes)} of samples {brief(x.shape)} are not all 1")
+        raise op.wrong(f"axes {brief(axes)} of samples {brief(x.shape)} must have length 1")
     return at.reshaped(op, x, [n for i, n in enumerate(x.shape, 1) if i not in away])
 
 
@@ -87,7 +87,7 @@ def read_squeeze(at: Importer, op: Operation) -> Any:
 def read_unsqueeze(at: Importer, op: Operation) -> Any:
     found, axes = at.given(op, 0), at.numbers(op, 1, "axes")
     if axes is None or len(axes) > 8:
-        raise op.wrong("its axes are missing or too many")
+        raise op.wrong("its axes are missing, or there are too many")
     if isinstance(found, Known):
         rank = found.array.ndim + len(axes)
         new, old = plain_axes(op, axes, rank), iter(found.array.shape)
@@ -116,7 +116,7 @@ def read_transpose(at: Importer, op: Operation) -> Any:
     order = op.ints("perm")
     order = list(range(rank))[::-1] if order is None else order
     if sorted(order) != list(range(rank)):
-        raise op.wrong(f"perm {brief(order)} is not every axis of {rank} once")
+        raise op.wrong(f"perm must contain each of {rank} axes once, got {brief(order)}")
     if isinstance(found, Known):
         return at.fold(found.array.transpose(order), [found])
     if order[:1] != [0]:

@@ -1,4 +1,4 @@
-"""Callbacks: what a ``Trainer`` calls between its steps."""
+"""Callbacks: objects that a ``Trainer`` calls between its steps."""
 
 from portacnn.training.callbacks.base import Callback
 from portacnn.training.callbacks.best import KeepBest

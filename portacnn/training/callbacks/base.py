@@ -1,4 +1,4 @@
-"""``Callback``: the interface of what looks at a training between its steps."""
+"""``Callback``: the base class of objects that a ``Trainer`` calls between its steps."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -14,16 +14,16 @@ if TYPE_CHECKING:
 class Callback:
     """Base of all callbacks. A subclass overrides the methods that it needs.
 
-    All methods but ``on_train_end`` run between two whole steps. An exception in one stops
-    ``Trainer.train`` and is raised from it: the model has the weights of the last finished step,
-    and ``train()`` continues from there. To end a training without an error, call
+    All methods except ``on_train_end`` run between two whole steps. ``Trainer.train`` stops at an
+    exception in one of them and raises it. The model then has the weights of the last finished
+    step, and ``train()`` continues from there. To end a training without an error, call
     ``trainer.stop()``.
 
     Attributes:
         every_step: whether ``on_step_end`` is called. It gets the step's loss, so each step waits
             for the device.
-        inside_step: whether it has to see each step while it runs, for example by a layer's
-            ``on_output``. Steps are then not recorded (``Trainer(compile_step=...)``).
+        inside_step: whether the callback needs code inside each step, for example a layer's
+            ``on_output``. Steps are then not captured (``Trainer(compile_step=...)``).
     """
 
     every_step: ClassVar[bool] = False
@@ -36,7 +36,7 @@ class Callback:
         """Called before an epoch's first step."""
 
     def on_update(self, trainer: "Trainer", ok: Array) -> None:
-        """Called after each step. It may work on the device, but should read nothing from it.
+        """Called after each step. It may compute on the device, but should not transfer from it.
 
         Args:
             ok: 0-dimensional boolean on the device: whether all steps so far were finite. If it is
@@ -57,7 +57,7 @@ class Callback:
         return nullcontext()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint holds of it: NumPy arrays and what JSON can hold, by name."""
+        """Return the callback's state for checkpoints: NumPy arrays and JSON values by name."""
         return {}
 
     def load_state_dict(self, state: "Mapping[str, Any]") -> None:

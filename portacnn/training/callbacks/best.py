@@ -12,17 +12,18 @@ if TYPE_CHECKING:
 
 
 class KeepBest(Callback):
-    """Save the model (``Model.save``) after each epoch that is the best so far on the test images.
+    """Save the model (``Model.save``) after each epoch with the best test figure so far.
 
-    The weights are those that were evaluated: the averages, if there is an ``EMA``. For
-    checkpoints, which a training resumes from, see ``Trainer(checkpoint_dir=...)``.
+    It saves the weights that were evaluated; with an ``EMA`` these are the averages. For
+    checkpoints to resume a training from, see ``Trainer(checkpoint_dir=...)``.
 
     Args:
         path: the file. Its folder is created.
         monitor: the figure to watch, as in ``EarlyStopping``.
 
     Raises:
-        ArgumentError: if it is not a path, or when ``train()`` begins, if there is no such figure.
+        ArgumentError: if ``path`` is not a path; when ``train()`` begins, if there is no such
+            figure.
         OSError: if the file cannot be written.
     """
 

@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 class EMA(Callback):
     """Average the weights over the steps: average = decay * average + (1 - decay) * weights.
 
-    Running statistics (batch norm) are averaged alike. The averages begin with the weights at the
+    Running statistics (batch norm) are averaged too. The averages begin with the weights at the
     first ``train()``. ``train`` leaves the trained weights in the model; ``copy_to`` and
     ``applied`` put the averages there. Averages need the memory of one more copy of the weights,
     and of a second one during an evaluation.
 
     Args:
-        decay: share of the old average, 0 <= decay < 1. Near 1 it averages over about 1 / (1 -
+        decay: weight of the old average, 0 <= decay < 1. Near 1 it averages over about 1 / (1 -
             decay) steps.
-        warm_up: use at most (1 + n) / (10 + n) as the decay at step n from 0, so that the first
-            weights, which are random, are soon forgotten.
+        warm_up: use at most (1 + n) / (10 + n) as the decay at step n, counted from 0, so that the
+            random initial weights lose their effect quickly.
         evaluate: evaluate each epoch with the averages. Early stopping then keeps them as the best
             weights.
 
@@ -57,7 +57,7 @@ class EMA(Callback):
         n, xp = self.updates, trainer.backend.xp
         decay = min(self.decay, (1 + n) / (10 + n)) if self.warm_up else self.decay
         for average, weights in self._pairs:
-            if not is_float(xp, weights.dtype):  # the number of batches that a norm has seen
+            if not is_float(xp, weights.dtype):  # a norm's number of batches
                 average[...] = weights
                 continue
             # 0 after a step that was not finite
@@ -71,10 +71,10 @@ class EMA(Callback):
         return self.applied(trainer.model) if self.evaluate else nullcontext()
 
     def copy_to(self, model: Model) -> None:
-        """Write the averages into the model for good.
+        """Write the averages into the model.
 
         Raises:
-            StateError: if there are no averages yet, or they are those of another network.
+            StateError: if there are no averages yet, or they belong to another network.
         """
         pairs = self._with_weights(model)
         with model.home.active():
@@ -83,7 +83,8 @@ class EMA(Callback):
 
     @contextmanager
     def applied(self, model: Model) -> Iterator[None]:
-        """Context in which the model has the averages; afterwards it has its own weights again.
+        """Set the averages as the model's weights within the context; restore its own weights at
+        the end.
 
         Raises:
             StateError: as ``copy_to``.
@@ -114,7 +115,7 @@ class EMA(Callback):
             own = {path: tuple(array.shape) for named in weights for path, array in named.items()}
             check_state(own, self._loaded, "EMA")
         elif known and sorted(known) != sorted(paths):
-            raise StateError("the averages are those of another network; make a new EMA", "EMA")
+            raise StateError("the averages belong to another network; make a new EMA", "EMA")
         if not known or self._loaded:
             loaded, home = self._loaded, model.home
             with home.active():
@@ -132,7 +133,7 @@ class EMA(Callback):
     # --- checkpoints, copies ----------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the averages by path, and how they are made."""
+        """Return the averages by path, and the options."""
         return {
             "decay": self.decay,
             "warm_up": self.warm_up,
@@ -144,8 +145,8 @@ class EMA(Callback):
         """Continue from a state.
 
         Raises:
-            ArgumentError: if it is of other averages than these.
-            ModelFormatError: if it makes no sense.
+            ArgumentError: if the options differ.
+            ModelFormatError: if the state is invalid.
         """
         for name in ("decay", "warm_up"):
             if state.get(name) != getattr(self, name):
@@ -182,7 +183,7 @@ class EMA(Callback):
 
 
 def _copies(named: Named, xp: Any) -> Named:
-    """Return copies of arrays, laid out as they are."""
+    """Return copies of arrays, in the same memory layout."""
     if not named.flats:
         return Named({path: xp.asarray(value, copy=True) for path, value in named.items()})
     flats = [flat.like() for flat in named.flats]

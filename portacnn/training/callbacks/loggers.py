@@ -1,7 +1,7 @@
-"""``CSVLogger`` and ``JSONLogger``: an epoch's figures as a line of a text file.
+"""``CSVLogger`` and ``JSONLogger``: each epoch's figures as a line of a text file.
 
-The lines follow from ``Trainer.history``, so a training that resumes from a checkpoint first writes
-those of the epochs before it: the file is that of a training without an interruption.
+The lines are made from ``Trainer.history``. A training that resumes from a checkpoint first writes
+the lines of earlier epochs, so the file is the same as without an interruption.
 """
 
 import csv
@@ -49,11 +49,10 @@ class CSVLogger(_Lines):
     its cell.
 
     Args:
-        path: the file. Its folder is created. A file that is there is replaced when ``train()``
-            begins.
+        path: the file. Its folder is created. An existing file is replaced when ``train()`` begins.
 
     Raises:
-        ArgumentError: if it is not a path.
+        ArgumentError: if ``path`` is not a path.
         OSError: if the folder cannot be created or written to.
     """
 
@@ -70,11 +69,10 @@ class JSONLogger(_Lines):
     neither.
 
     Args:
-        path: the file. Its folder is created. A file that is there is replaced when ``train()``
-            begins.
+        path: the file. Its folder is created. An existing file is replaced when ``train()`` begins.
 
     Raises:
-        ArgumentError: if it is not a path.
+        ArgumentError: if ``path`` is not a path.
         OSError: if the folder cannot be created or written to.
     """
 

@@ -1,4 +1,4 @@
-"""``lr_range_test``: which learning rates a training can use (Smith, 2017, section 3.3)."""
+"""``lr_range_test``: find a learning rate (Smith, 2017, section 3.3)."""
 
 import copy
 import os
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from portacnn.training.trainer import Trainer
 
 _DIVERGED = 4.0
-"""The test ends when the moving average of the losses is this many times its minimum."""
+"""The test stops when the moving average of the losses exceeds this multiple of its minimum."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class LearningRates:
         losses: the loss of each step.
         smoothed: means of the losses over a tenth of the steps around each step.
         suggestion: the rate at which the loss falls fastest before its minimum, a usual choice for
-            a constant or largest learning rate. None if it falls nowhere.
+            a constant or maximum learning rate. None if the loss does not fall.
     """
 
     rates: list[float]
@@ -76,16 +76,16 @@ def lr_range_test(
 ) -> LearningRates:
     """Train for a few steps with a growing learning rate, and return the losses.
 
-    The rate grows from ``lowest`` to ``highest`` by the same factor in each step. The test ends
-    earlier if the loss diverges. Afterwards the Trainer is as it was: weights, running statistics,
-    optimizer and histories. Its callbacks and schedule take no part.
+    The rate grows from ``lowest`` to ``highest`` by the same factor in each step. The test stops
+    early if the loss diverges. Afterwards the Trainer is restored: weights, running statistics,
+    optimizer and histories. Its callbacks and schedule are not used.
 
         result = lr_range_test(Trainer(model, x_train, t_train, ...))
         result.plot("learning_rates.png")
         trainer = Trainer(model, x_train, t_train, ..., lr=result.suggestion)
 
     Args:
-        trainer: one with the data, loss, optimizer and batch size in question.
+        trainer: a Trainer with the data, loss, optimizer and batch size to test.
         lowest, highest: bounds of the learning rate.
         steps: number of steps, at least 2.
 
@@ -144,7 +144,7 @@ def _batches(trainer: "Trainer", steps: int) -> Iterator[Any]:
 
 @contextmanager
 def _unchanged(trainer: "Trainer") -> Iterator[None]:
-    """Context after which the Trainer and its model are as they were before."""
+    """Restore the Trainer and its model at the end of the context."""
     model, home = trainer.model, trainer.backend
     trainer._read_losses()
     arrays = [*model.named_parameters().wholes(), *model.named_buffers().wholes()]

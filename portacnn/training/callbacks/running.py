@@ -14,12 +14,13 @@ from portacnn.training.early_stopping import EarlyStopping
 
 
 class Callbacks:
-    """Callbacks, by names that are unique: a class's name, with a number from the second on.
+    """Callbacks by unique name: the class name, with a number from the second on.
 
     Attributes:
         every_step: whether one of them needs the loss of each step.
-        inside_step: whether one of them has to see each step.
-        raised: whether a callback between two steps has ended the last ``train()``.
+        inside_step: whether one of them needs code inside each step.
+        raised: whether the last ``train()`` stopped at an exception of a callback between two
+            steps.
 
     Raises:
         ArgumentError: if one is not a ``Callback``, or occurs twice, or defines ``on_step_end``
@@ -41,8 +42,7 @@ class Callbacks:
                 raise ArgumentError(f"callbacks has the same {kind} object twice; make two")
             if _defines(each, "on_step_end") and not each.every_step:
                 raise ArgumentError(
-                    "it defines on_step_end, which is only called with every_step = True in the "
-                    "class",
+                    "it defines on_step_end, which needs every_step = True in the class",
                     kind,
                 )
             kinds.append(kind)
@@ -68,7 +68,7 @@ class Callbacks:
 
     @contextmanager
     def evaluating(self, trainer: Any) -> Iterator[None]:
-        """The context of an evaluation: those of all callbacks."""
+        """Enter the evaluation contexts of all callbacks."""
         with ExitStack() as stack:
             for each in self:
                 stack.enter_context(each.evaluating(trainer))
@@ -110,7 +110,7 @@ class Callbacks:
         """Return all states: the arrays by callback and name, and the rest by callback.
 
         Raises:
-            ArgumentError: if a state holds something that a file cannot hold.
+            ArgumentError: if a file cannot store a state.
         """
         arrays: dict[str, HostArray] = {}
         rest: dict[str, dict[str, Any]] = {}
@@ -123,7 +123,7 @@ class Callbacks:
                 json.dumps(rest[name])
             except (TypeError, ValueError) as error:
                 raise ArgumentError(
-                    f"state_dict must hold NumPy arrays and what JSON can hold: {error}", name
+                    f"state_dict must return NumPy arrays and JSON values: {error}", name
                 ) from error
         return arrays, rest
 
@@ -131,8 +131,8 @@ class Callbacks:
         """Load what ``state`` returned.
 
         Raises:
-            ArgumentError: if these are other callbacks.
-            ModelFormatError: if the states make no sense.
+            ArgumentError: if the callbacks differ.
+            ModelFormatError: if the states are invalid.
         """
         if not (
             isinstance(rest, Mapping) and all(isinstance(each, Mapping) for each in rest.values())
@@ -162,7 +162,9 @@ def split(
     given = tuple(given)
     found = [each for each in given if isinstance(each, EarlyStopping)]
     if len(found) + (stopping is not None) > 1:
-        raise ArgumentError("give one EarlyStopping: early_stopping=... or among the callbacks")
+        raise ArgumentError(
+            "expected one EarlyStopping, got several: early_stopping=... or among the callbacks"
+        )
     others = tuple(each for each in given if not isinstance(each, EarlyStopping))
     return others, found[0] if found else stopping
 

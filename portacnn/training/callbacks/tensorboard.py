@@ -1,4 +1,4 @@
-"""``TensorBoard``: figures as an event file, written by TensorBoard's own writer."""
+"""``TensorBoard``: write figures to an event file, with TensorBoard's own writer."""
 
 import os
 import time
@@ -18,15 +18,15 @@ class TensorBoard(Callback):
     """Write each epoch's figures for TensorBoard, and the loss of each of its steps.
 
     The horizontal axis counts steps. A metric of several values becomes a curve for each of them.
-    Look at the curves with ``tensorboard --logdir folder``. A training that resumes writes a new
-    file. It tells TensorBoard to discard what earlier files hold of later steps.
+    View the curves with ``tensorboard --logdir folder``. A training that resumes writes a new file,
+    which tells TensorBoard to discard later steps of earlier files.
 
     Args:
-        folder: one for each training. It is created.
+        folder: of the event files; use one for each training. It is created.
 
     Raises:
         DependencyError: if neither tensorboard nor tensorboardX is installed.
-        ArgumentError: if it is not a path.
+        ArgumentError: if ``folder`` is not a path.
         OSError: if the folder cannot be created or written to.
     """
 
@@ -67,7 +67,8 @@ class TensorBoard(Callback):
 
     @staticmethod
     def _writers() -> tuple[Any, Any, Any, Any]:
-        """Return the writer's class, and those of what it writes. Raises DependencyError."""
+        """Return the classes of the writer and of its messages. Raises DependencyError if
+        TensorBoard is not installed."""
         for library, protos, writer in (
             ("tensorboard", "compat.proto", "summary.writer.event_file_writer"),
             ("tensorboardX", "proto", "event_file_writer"),

@@ -541,7 +541,7 @@ def test_a_recording_that_finds_no_room_keeps_what_it_has(home, caplog):
         )
     assert compiled.graphs == 0
     (message,) = caplog.messages
-    assert "100352 bytes more do not fit beside the recorded step" in message
+    assert "100352 bytes more do not fit while a step is recorded" in message
 
 
 # --- a network ------------------------------------------------------------------------------------
