@@ -250,16 +250,18 @@ def test_pad_channels(backend: Here):
         lambda **k: LeNet5(3, 2, **k),
         lambda **k: LeNet5(num_classes=3, variant="modern", input_size=32, **k),
         lambda **k: AlexNet(3, input_size=67, hidden_size=11, **k),
-        lambda **k: VGG11(3, batch_norm=True, input_size=32, hidden_size=11, **k),
+        lambda **k: VGG11(
+            3, batch_norm=True, input_size=32, hidden_size=11, **{**k, "dtype": "float32"}
+        ),
         lambda **k: ResNet20(3, input_size=(16, 12), **k),
         lambda **k: ResNet20(3, 1, option="B", input_size=12, **k),
-        lambda **k: ResNet18(3, input_size=33, **k),
+        lambda **k: ResNet18(3, input_size=33, **{**k, "dtype": "float32"}),
     ],
 )
 def test_saved_and_loaded(tmp_path, make):
     pytest.importorskip("safetensors")
     model = make(seed=3, device="numpy", dtype="float64")
-    model(normal(2, *model.input_shape), train=True)
+    model(model.accept(normal(2, *model.input_shape)), train=True)
     model.save(tmp_path / "model.safetensors")
     again = portacnn.load(tmp_path / "model.safetensors", device="numpy")
     assert type(again) is type(model)

@@ -38,11 +38,11 @@ def test_uint8_images_are_normalised(backend, preprocess, dtype):
     images, t = as_bytes(patches(9, shape=(3, 8, 8))[0]), np.arange(9) % 4
     scale = preprocess.get("scale", 1 / 255)
     floats = np.empty(images.shape)
-    for (n, c, h, w), value in np.ndenumerate(images):
-        mean, std = (
-            np.broadcast_to(preprocess.get(k, d), 3)[c] for k, d in (("mean", 0.0), ("std", 1.0))
-        )
-        floats[n, c, h, w] = (value * scale - mean) / std
+    means, stds = (
+        np.broadcast_to(preprocess.get(k, d), 3) for k, d in (("mean", 0.0), ("std", 1.0))
+    )
+    for c, mean, std in zip(range(3), means, stds, strict=True):
+        floats[:, c] = (images[:, c] * scale - mean) / std
     net = colour_net(backend.device, dtype, **preprocess)
     limit = {"float32": 1e-5, "float64": 1e-12}[dtype]
     for x in (images, backend.array(images)):

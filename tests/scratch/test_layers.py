@@ -13,7 +13,7 @@ from portacnn.errors import (
     ShapeError,
     StateError,
 )
-from support import oracles, oracles_nd
+from support import oracles
 from support.checks import DTYPES, agree, distinct, normal, refuses, untouched, with_each_kernel
 
 dtypes = pytest.mark.parametrize("dtype", DTYPES)
@@ -27,7 +27,7 @@ def test_convolution(backend, dtype, stride, pad):
     here = [backend.array(a, dtype) for a in (x, W, b)]
     layer = scratch.Convolution(here[1], here[2], stride, pad)
     pads = ((pad, pad), (pad, pad))
-    expected = oracles_nd.conv(x, W, b, (stride, stride), pads, (1, 1), 1)
+    expected = oracles.conv(x, W, b, (stride, stride), pads, (1, 1), 1)
     dy = normal(*expected.shape, seed=3)
     dout = backend.array(dy, dtype)
     with untouched(backend, *here, dout):
@@ -35,7 +35,7 @@ def test_convolution(backend, dtype, stride, pad):
         dx = layer.backward(dout)
     for got, wanted in zip(
         (dx, layer.dW, layer.db),
-        oracles_nd.conv_gradients(x, W, dy, (stride, stride), pads, (1, 1), 1),
+        oracles.conv_gradients(x, W, dy, (stride, stride), pads, (1, 1), 1),
         strict=True,
     ):
         agree(backend, got, wanted, here[0])
@@ -74,9 +74,7 @@ def test_pooling(backend, dtype, window, stride, pad):
     padding."""
     x = distinct(2, 3, 7, 6) - 100
     out = [(n + 2 * pad - k) // stride + 1 for n, k in zip((7, 6), window, strict=True)]
-    y, chosen = oracles.max_pool2d(
-        x, window, (stride, stride), ((pad, pad), (pad, pad)), (1, 1), out
-    )
+    y, chosen = oracles.max_pool(x, out, window, (stride, stride), ((pad, pad), (pad, pad)), (1, 1))
     dy = normal(*y.shape, seed=1)
     layer = scratch.Pooling(*window, stride, pad)
     here = backend.array(x, dtype)
@@ -84,7 +82,7 @@ def test_pooling(backend, dtype, window, stride, pad):
     agree(
         backend,
         layer.backward(backend.array(dy, dtype)),
-        oracles.max_pool2d_gradient(x.shape, chosen, dy),
+        oracles.routed(x.shape, chosen, dy),
         here,
     )
 
@@ -286,7 +284,7 @@ def test_float32_images_and_float64_weights(backend):
     """What load_mnist and numpy.random.randn make of a pasted network; bytes, too."""
     x = np.arange(32).reshape(2, 1, 4, 4) % 7
     W, b = normal(3, 1, 2, 2), normal(3, seed=1)
-    expected = oracles_nd.conv(x, W, b, (1, 1), ((0, 0), (0, 0)), (1, 1), 1)
+    expected = oracles.conv(x, W, b, (1, 1), ((0, 0), (0, 0)), (1, 1), 1)
     for kind in ("float32", "uint8"):
         layer = scratch.Convolution(backend.array(W), backend.array(b))
         images = backend.array(x, kind)

@@ -82,7 +82,8 @@ def test_gradient_check(backend):
     }
     rng = np.random.default_rng(0)
     x, t = rng.random((1, 1, 6, 6)), np.array([1]).reshape(1, 1)
-    for dtype, limit in (("float32", 1e-7), ("float64", 1e-8)):
+    kinds = (("float32", 1e-7), ("float64", 1e-8))
+    for dtype, limit in kinds if backend.name == "numpy" else kinds[:1]:
         net = scratch.SimpleConvNet(**small, device=backend.device, seed=1, dtype=dtype)
         before = {key: backend.host(array).tobytes() for key, array in net.params.items()}
         own = dict(net.params)

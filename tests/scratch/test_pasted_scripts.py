@@ -129,11 +129,22 @@ assert trainer.test_acc_list[-1] > 0.7, trainer.test_acc_list
 """
 
 
-def paste(code, tmp_path, **environment):
-    (tmp_path / "pasted.py").write_text(code, encoding="utf-8")
+def paste(tmp_path, *scripts, **environment):
+    """Run scripts, each as a program, one after the other in a process; what they print."""
+    names = [f"pasted{number}.py" for number in range(len(scripts))]
+    for name, code in zip(names, scripts, strict=True):
+        (tmp_path / name).write_text(code, encoding="utf-8")
+    run_all = "import runpy, sys; [runpy.run_path(name, None, '__main__') for name in sys.argv[1:]]"
     variables = {**os.environ, "PORTACNN_DATA": str(SAMPLE), "PYTHONPATH": str(ROOT), **environment}
     done = subprocess.run(
-        [sys.executable, "-W", "error", "pasted.py"],
+        [
+            sys.executable,
+            "-W",
+            "error",
+            "-c",
+            run_all,
+            *names,
+        ],
         cwd=tmp_path,
         env=variables,
         capture_output=True,
@@ -149,14 +160,11 @@ def paste(code, tmp_path, **environment):
 )
 def test_train_convnet_pasted(tmp_path, library):
     """The library is the variable's, and nothing else is changed."""
-    output = paste(TRAIN_CONVNET, tmp_path, PORTACNN_BACKEND=library)
+    output = paste(tmp_path, TRAIN_CONVNET, PORTACNN_BACKEND=library)
     assert "=== epoch:2, train acc:" in output
     assert f"kind {library}" in output
     assert (tmp_path / "params.pkl").read_bytes()[8:9] == b"{"
 
 
-@pytest.mark.parametrize(
-    "code", [GRADIENT_CHECK, TWO_LAYERS, DEEP], ids=["gradient_check", "two_layers", "deep"]
-)
-def test_pasted(tmp_path, code):
-    paste(code, tmp_path)
+def test_pasted(tmp_path):
+    paste(tmp_path, GRADIENT_CHECK, TWO_LAYERS, DEEP)
