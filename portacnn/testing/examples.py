@@ -180,6 +180,15 @@ def _two_windows(shapes: Any) -> Arguments:
     return {"kernel_size": tuple(n - 1 for n in shapes["x"][2:]), "stride": 1}
 
 
+def _enlarged(width: int, **options: Any) -> Callable[[Any], Arguments]:
+    """Interpolation to 5 rows; of a single row to 5000, so that its gradient is a long sum."""
+
+    def of(shapes: Any) -> Arguments:
+        return {"size": (5000 if shapes["x"][2] == 1 else 5, width), **options}
+
+    return of
+
+
 def _reversed(shapes: Any) -> Arguments:
     return {"indices": np.arange(shapes["images"][0])[::-1].copy()}
 
@@ -497,20 +506,21 @@ _POOLS: dict[str, Example] = {
 }
 
 _BATCHES: dict[str, Example] = {
-    "interpolate": _x(
+    "interpolate": _of(
         "interpolate",
         draws.interpolate,
         {"x": (2, 2, 3, 2)},
         {"x": (1, 1, 1, 2)},
-        size=(5000, 3),
+        options=_enlarged(3),
+        differentiable=("x",),
     ),
-    "interpolate of lines": _x(
+    "interpolate of lines": _of(
         "interpolate",
         draws.interpolate,
         {"x": (2, 2, 3, 4)},
         {"x": (1, 1, 1, 3)},
-        size=(5000, 2),
-        mode="bilinear",
+        options=_enlarged(2, mode="bilinear"),
+        differentiable=("x",),
     ),
     "resize": _inner("resize", draws.resize, "x"),
     "pixel_shuffle": _x(

@@ -135,7 +135,7 @@ quiet = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_bas
 
 
 @pytest.mark.parametrize("row", ROWS)
-@settings(derandomize=True, max_examples=60, suppress_health_check=quiet)
+@settings(derandomize=True, max_examples=30, suppress_health_check=quiet)
 @given(data=st.data())
 def test_drawn(row: str, data: st.DataObject):
     compare(row, data)

@@ -72,14 +72,19 @@ def test_every_layer_of_every_container(backend: Here, make: Any, size: int | No
     for layer in model.walk():  # outer layers first: "block" is the block, not its body
         for place in layer.places:
             places.setdefault(place.path, layer)
-    for path, layer in places.items():
-        seen: list[Any] = []
-        handle = layer.on_output(lambda y, seen=seen: seen.append(backend.host(y)))
-        model.predict(x)
+    seen: dict[str, list[Any]] = {path: [] for path in places}
+    handles = [
+        layer.on_output(lambda y, path=path: seen[path].append(backend.host(y)))
+        for path, layer in places.items()
+    ]
+    model.predict(x)
+    for handle in handles:
         handle.remove()
-        expected = seen[SHARED.index(path) if path in SHARED else 0]
+    logits = model.predict(x)
+    for path in places:
+        expected = seen[path][SHARED.index(path) if path in SHARED else 0]
         y = model.features(x, path, size)
-        assert type(y) is type(model.predict(x))
+        assert type(y) is type(logits)
         np.testing.assert_allclose(backend.host(y), expected, rtol=1e-12, err_msg=path)
     assert not any(layer.hooks for layer in model.walk())
 

@@ -1,16 +1,15 @@
-"""ReLU and sigmoid: values, gradients, the ends of the number line."""
+"""Activations beyond ReLU and sigmoid, and the error function: against math's functions, PyTorch,
+finite differences."""
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from portacnn.errors import StateError
-from portacnn.ops import relu, relu_backward, sigmoid, sigmoid_backward
+from portacnn import ops
+from portacnn.errors import ArgumentError
 from support.checks import (
     DTYPES,
     LAYOUTS,
@@ -26,140 +25,215 @@ from support.checks import (
 )
 from support.matrix import Here, needs
 
-
-def number_sigmoid(v: float) -> float:
-    return 1 / (1 + math.exp(-v)) if v > -700 else math.exp(v)
+TOLERANCE = {"float32": 1e-5, "float64": 1e-11}
 
 
-class Activation(NamedTuple):
-    forward: Callable[..., Any]
-    backward: Callable[..., Any]
-    value: Callable[[float], float]  # of one number
-    slope: Callable[[float], float]
+def sigmoid(v: float) -> float:
+    return 1 / (1 + math.exp(-v)) if v >= 0 else math.exp(v) / (1 + math.exp(v))
 
 
-ACTIVATIONS = {
-    "relu": Activation(
-        relu, relu_backward, lambda v: v if v > 0 else 0.0, lambda v: 1.0 if v > 0 else 0.0
+def normal_below(v: float) -> float:
+    return 0.5 * math.erfc(-v / math.sqrt(2))
+
+
+# name, options, the function of one number in Python's own arithmetic
+CASES = [
+    ("leaky_relu", {}, lambda v: v if v > 0 else 0.01 * v),
+    ("leaky_relu", {"negative_slope": -0.3}, lambda v: v if v > 0 else -0.3 * v),
+    ("leaky_relu", {"negative_slope": 0}, lambda v: max(v, 0.0)),
+    ("elu", {}, lambda v: v if v > 0 else math.expm1(v)),
+    ("elu", {"alpha": 0.4}, lambda v: v if v > 0 else 0.4 * math.expm1(v)),
+    ("tanh", {}, math.tanh),
+    ("silu", {}, lambda v: v * sigmoid(v)),
+    ("gelu", {}, lambda v: v * normal_below(v)),
+    (
+        "gelu",
+        {"approximate": "tanh"},
+        lambda v: v / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (v + 0.044715 * v**3))),
     ),
-    "sigmoid": Activation(
-        sigmoid, sigmoid_backward, number_sigmoid, lambda v: number_sigmoid(v) * number_sigmoid(-v)
+    ("softplus", {}, lambda v: v if v > 20 else math.log1p(math.exp(v))),
+    ("softplus", {"beta": 3.0}, lambda v: v if 3 * v > 20 else math.log1p(math.exp(3 * v)) / 3),
+    (
+        "softplus",
+        {"beta": 0.5, "threshold": 1},
+        lambda v: v if v > 2 else math.log1p(math.exp(v / 2)) * 2,
     ),
-}
-activations = pytest.mark.parametrize("activation", ACTIVATIONS.values(), ids=ACTIVATIONS)
-
-
-def each(function: Callable[[float], float], x: np.ndarray) -> np.ndarray:
-    return np.array([function(float(v)) for v in x.flat]).reshape(x.shape)
-
-
-def check(
-    here: Here, activation: Activation, host: np.ndarray, dtype: str, layouts: tuple[str, str]
-) -> None:
-    dy = normal(*host.shape, seed=1)
-    x, dys = (
-        laid_out(here, a, dtype, layout) for a, layout in zip((host, dy), layouts, strict=True)
-    )
-    with untouched(here, x, dys):
-        y, cache = activation.forward(x)
-        dx = activation.backward(dys, cache)
-    agree(here, y, each(activation.value, host), x)
-    agree(here, dx, dy * each(activation.slope, host), x)
-
-
-@activations
-@settings(max_examples=20)
-@given(
-    shape=st.lists(st.integers(0, 4), min_size=1, max_size=4),
-    dtype=st.sampled_from(DTYPES),
-    layouts=st.tuples(*[st.sampled_from(LAYOUTS)] * 2),
-    scale=st.sampled_from([1, 30, 1000]),
+    ("softplus", {"threshold": 1e9}, lambda v: max(v, 0.0) + math.log1p(math.exp(-abs(v)))),
+]
+every = pytest.mark.parametrize(
+    ("name", "options", "function"), CASES, ids=[f"{c[0]}-{c[1]}" for c in CASES]
 )
-@with_each_kernel
-def test_drawn(backend: Here, activation: Activation, shape, dtype, layouts, scale):
-    check(backend, activation, scale * normal(*shape), dtype, layouts)
-
-
-@activations
-@pytest.mark.parametrize("shape", [(0, 3, 2, 2), (1, 3, 2, 2), (2, 3, 4, 5)])
-@pytest.mark.parametrize("layout", LAYOUTS)
-@with_each_kernel
-def test_batches_and_layouts(
-    backend: Here, activation: Activation, shape: tuple[int, ...], layout: str
-):
-    for layouts in {(layout, layout), ("packed", layout), (layout, "packed")}:
-        check(backend, activation, normal(*shape), "float32", layouts)
-
-
-@activations
-@with_each_kernel
-def test_numerical_gradient(backend: Here, activation: Activation):
-    host = distinct(3, 7)
-    dy = backend.array(normal(3, 7, seed=2))
-    dx = activation.backward(dy, activation.forward(backend.array(host))[1])
-    gradient_agrees(
-        backend, dx, lambda a: backend.xp.sum(activation.forward(a, keep=False)[0] * dy), host
-    )
-
-
-@with_each_kernel
-def test_relu_at_its_kink_and_at_the_ends(backend: Here):
-    x = backend.array([-np.inf, -1.0, -0.0, 0.0, 1e-300, np.inf, np.nan])
-    y, cache = relu(x)
-    agree(backend, y, [0, 0, 0, 0, 1e-300, np.inf, np.nan], x, tolerance=0)
-    dx = relu_backward(backend.array(np.full(7, 3.0)), cache)
-    agree(backend, dx[:6], [0, 0, 0, 0, 3, 3], x, tolerance=0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
+@every
 @with_each_kernel
-def test_sigmoid_at_the_ends(backend: Here, dtype: str):
-    """No overflow (a warning is an error here); on SciPy's word where it is installed, to the last
-    digits."""
-    special = pytest.importorskip("scipy.special", reason="SciPy is the oracle")
-    host = np.array(
-        [-np.inf, -1e4, -745.0, -88.0, -20.0, -1e-9, 0.0, 1e-9, 20.0, 88.0, 1e4, np.inf]
+def test_values(backend: Here, name: str, options: dict, function: Any, dtype: str):
+    host = np.concatenate(
+        [np.linspace(-12, 12, 41), normal(15), [25.0, -25.0, 1e4, -1e4, 0.0, 1e-20]]
+    ).reshape(31, 2)
+    host = host.astype(dtype).astype("float64")
+    expected = np.vectorize(function)(host)
+    for layout in LAYOUTS:
+        x = laid_out(backend, host, dtype, layout)
+        with untouched(backend, x):
+            y, _ = getattr(ops, name)(x, **options)
+        got = backend.host(y)
+        np.testing.assert_allclose(got, expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+        assert (y.dtype, y.device, type(y)) == (x.dtype, x.device, type(x))
+    quick, nothing = getattr(ops, name)(x, **options, keep=False)
+    assert nothing is None
+    agree(backend, quick, got, x)
+
+
+@every
+@with_each_kernel
+def test_numerical_gradient(backend: Here, name: str, options: dict, function: Any):
+    host = distinct(4, 5, 3)
+    dy = backend.array(normal(4, 5, 3))
+    op, back = getattr(ops, name), getattr(ops, name + "_backward")
+    _, cache = op(backend.array(host), **options)
+    with untouched(backend, dy):
+        dx = back(dy, cache)
+    gradient_agrees(
+        backend, dx, lambda x: backend.xp.sum(op(x, **options, keep=False)[0] * dy), host
     )
-    x = backend.array(host, dtype)
-    y, cache = sigmoid(x)
-    expected = special.expit(host)
-    np.testing.assert_allclose(
-        backend.host(y), expected, rtol=4e-7 if dtype == "float32" else 4e-16, atol=1e-300
-    )
-    dx = backend.host(sigmoid_backward(backend.array(np.ones(12), dtype), cache))
-    assert np.all(np.isfinite(dx))
-    assert dx[0] == dx[-1] == 0.0
-    assert np.isnan(backend.host(sigmoid(backend.array([np.nan], dtype))[0])).all()
 
 
 @needs("torch")
+@pytest.mark.parametrize("dtype", DTYPES)
+@every
 @with_each_kernel
-def test_pytorchs_activations(backend: Here):
+def test_pytorch(backend: Here, name: str, options: dict, function: Any, dtype: str):
+    """Gradients at the bends and far out, too."""
     import torch
 
-    host, dy = np.round(normal(4, 5) * 3) / 2, normal(4, 5, seed=1)
-    for name, activation in ACTIVATIONS.items():
-        leaf = torch.tensor(host, requires_grad=True)
-        expected = getattr(torch, name)(leaf)
-        expected.backward(torch.tensor(dy))
-        x = backend.array(host)
-        y, cache = activation.forward(x)
-        agree(backend, y, expected.detach().numpy(), x)
-        agree(backend, activation.backward(backend.array(dy), cache), leaf.grad.numpy(), x)
+    if options.get("threshold", 0) > 1e4:
+        pytest.skip("PyTorch's softplus overflows below such a threshold")
+    host = np.concatenate([np.linspace(-30, 30, 121), [0.0, 1e4, -1e4]])
+    leaf = torch.tensor(host, dtype=getattr(torch, dtype), requires_grad=True)
+    y = getattr(torch, name, None) or getattr(torch.nn.functional, name)
+    y = y(leaf, **options)
+    y.backward(torch.ones_like(y))
+    x = backend.array(host, dtype)
+    got, cache = getattr(ops, name)(x, **options)
+    np.testing.assert_allclose(
+        backend.host(got), y.detach().numpy(), rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype]
+    )
+    dx = getattr(ops, name + "_backward")(backend.array(np.ones(host.shape), dtype), cache)
+    agree(backend, dx, leaf.grad.numpy(), x, TOLERANCE[dtype])
 
 
-@activations
-def test_caches(backend: Here, activation: Activation):
+@every
+@with_each_kernel
+def test_any_shape(backend: Here, name: str, options: dict, function: Any):
+    for shape in ((), (0,), (0, 3, 2), (1, 1, 1, 1)):
+        x = backend.array(np.full(shape, 0.5))
+        y, cache = getattr(ops, name)(x, **options)
+        agree(backend, backend.xp.asarray(y), np.full(shape, function(0.5)), x)
+        assert tuple(getattr(ops, name + "_backward")(y, cache).shape) == shape
+
+
+# --- the error function ---------------------------------------------------------------------------
+
+
+@cache
+def erf_of_each(shape: tuple) -> tuple[np.ndarray, np.ndarray]:
+    """Normal numbers of this shape, and their error function."""
+    host = normal(*shape)
+    return host, np.array([math.erf(v) for v in host.ravel()]).reshape(shape)
+
+
+@with_each_kernel
+def test_erf(backend: Here):
+    host = np.concatenate(
+        [np.linspace(-7, 7, 7_001), [0.46875, -0.46875, 1e4, -1e4, 1e-300, 0.0, np.inf, -np.inf]]
+    )
+    expected = np.array([math.erf(v) for v in host])
+    got = backend.host(ops.erf(backend.array(host)))
+    np.testing.assert_allclose(got, expected, rtol=1e-15, atol=0)
+    assert np.isnan(backend.host(ops.erf(backend.array(np.array([np.nan])))))
+    single = backend.host(ops.erf(backend.array(host, "float32")))
+    assert single.dtype == np.float32
+    np.testing.assert_allclose(single, [math.erf(v) for v in host.astype("float32")], rtol=5e-7)
+
+
+@pytest.mark.parametrize("shape", [(40, 50, 41), (82_000,), (3, 40_000)])
+@with_each_kernel
+def test_erf_in_any_layout(backend: Here, shape: tuple):
+    """Of more elements than one block of the computation."""
+    host, expected = erf_of_each(shape)
+    for layout in LAYOUTS:
+        x = laid_out(backend, host, "float64", layout)
+        with untouched(backend, x):
+            agree(backend, ops.erf(x), expected, x)
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("leaky_relu", {"negative_slope": float("inf")}, ("negative_slope", "inf")),
+        ("elu", {"alpha": "1"}, ("alpha", "'1'")),
+        ("gelu", {"approximate": "erf"}, ("approximate", '"none", "tanh"', "'erf'")),
+        ("softplus", {"beta": 0}, ("beta", "above 0", "0")),
+        ("softplus", {"threshold": None}, ("threshold", "None")),
+        ("softmax", {"dim": 2}, ("dim", "-2..1", "2x3")),
+        ("softmax", {"dim": 1.0}, ("dim", "1.0")),
+        ("log_softmax", {"dim": -3}, ("dim", "-3")),
+        ("log_softmax", {"dim": None}, ("dim", "None")),
+    ],
+)
+def test_errors(backend: Here, name: str, options: dict, words: tuple):
     x = backend.array(normal(2, 3))
-    y, cache = activation.forward(x, keep=False)
-    assert cache is None
-    agree(backend, y, backend.host(activation.forward(x)[0]), x, tolerance=0)
-    refuses(StateError, "keep=True", call=lambda: activation.backward(x, None))
-    other = next(one for one in ACTIVATIONS.values() if one is not activation)
-    refuses(StateError, "relu", "sigmoid", call=lambda: activation.backward(x, other.forward(x)[1]))
+    refuses(ArgumentError, f"{name}: ", *words, call=lambda: getattr(ops, name)(x, **options))
 
 
-@activations
-def test_integers_and_lists(backend: Here, activation: Activation):
-    name = activation.forward.__name__
-    refuses_integers_and_lists(backend, f"{name}: ", activation.forward, normal(2, 3))
+@pytest.mark.parametrize(
+    "name",
+    ["relu", "leaky_relu", "elu", "sigmoid", "tanh", "silu", "gelu", "softplus", "softmax", "erf"],
+)
+def test_integers_and_lists(backend: Here, name: str):
+    arguments = (0,) if name == "softmax" else ()
+    refuses_integers_and_lists(
+        backend, f"{name}: ", lambda x: getattr(ops, name)(x, *arguments), normal(2, 3) * 9
+    )
+
+
+def test_options_may_stand_in_order(backend: Here):
+    x = backend.array(normal(5))
+    for name, options in (
+        ("leaky_relu", {"negative_slope": 0.4}),
+        ("elu", {"alpha": 2.0}),
+        ("softplus", {"beta": 2.0, "threshold": 1.0}),
+    ):
+        agree(
+            backend,
+            getattr(ops, name)(x, *options.values())[0],
+            backend.host(getattr(ops, name)(x, **options)[0]),
+            x,
+        )
+
+
+@pytest.mark.parametrize(
+    ("op", "options", "x", "slopes"),
+    [
+        ("relu", {}, [-1.0, 0.0, 1.0], [0.0, 0.0, 1.0]),
+        ("leaky_relu", {"negative_slope": 0.25}, [-1.0, 0.0, 1.0], [0.25, 0.25, 1.0]),
+        ("elu", {"alpha": 0.5}, [0.0, 1.0], [0.5, 1.0]),
+        ("scaled_elu", {"alpha": 0.5, "beta": 2.0, "gamma": 3.0}, [0.0, 1.0], [3.0, 3.0]),
+        ("hard_sigmoid", {"alpha": 0.5, "beta": 0.5}, [-1.0, 0.0, 1.0], [0.0, 0.5, 0.0]),
+        ("hard_swish", {}, [-4.0, -3.0, 3.0, 4.0], [0.0, 0.0, 1.0, 1.0]),
+        ("clip", {"min": -1.0, "max": 2.0}, [-2.0, -1.0, 2.0, 3.0], [0.0, 1.0, 1.0, 0.0]),
+        ("softplus", {"beta": 2.0, "threshold": 4.0}, [2.0, 2.5], [1 / (1 + np.exp(-4)), 1.0]),
+    ],
+)
+@with_each_kernel
+def test_slopes_where_two_pieces_meet(backend: Here, op: str, options: Any, x: Any, slopes: Any):
+    """As in PyTorch: differences on both sides would give a mean of the two."""
+    array = backend.array(np.array(x))
+    y, cache = getattr(ops, op)(array, **options)
+    dx = getattr(ops, f"{op}_backward")(backend.array(np.full(len(x), 2.0)), cache)
+    agree(backend, dx, 2.0 * np.array(slopes), y)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from portacnn import ops
 from portacnn.errors import ArgumentError, ShapeError
-from support import oracles_nd
+from support import oracles
 from support.checks import (
     DTYPES,
     LAYOUTS,
@@ -79,7 +79,7 @@ def face(axes: int) -> tuple[Any, Any]:
 def test_values(backend: Here, name: str, dtype: str):
     x_shape, w_shape, options, plain = CASES[name]
     hosts = normal(*x_shape), normal(*w_shape, seed=1), normal(w_shape[1] * plain[-1], seed=2)
-    expected = oracles_nd.conv_transpose(*hosts, *plain)
+    expected = oracles.conv_transpose(*hosts, *plain)
     for layout in LAYOUTS:
         x, weight, bias = (laid_out(backend, host, dtype, layout) for host in hosts)
         with untouched(backend, x, weight, bias):

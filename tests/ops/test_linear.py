@@ -1,4 +1,6 @@
-"""The affine map and its gradients against loops and PyTorch."""
+"""The affine map, alone and with ReLU, and its gradients against loops and PyTorch."""
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -7,6 +9,10 @@ from hypothesis import strategies as st
 
 from portacnn.errors import ShapeError, StateError
 from portacnn.ops import linear, linear_backward, relu
+from portacnn.ops.fused import (
+    linear_relu,
+    linear_relu_backward,
+)
 from support import oracles
 from support.checks import (
     DTYPES,
@@ -136,3 +142,85 @@ def test_foreign_arrays(backend: Here):
         backend, "linear: ", lambda x, bias: linear(x, weight, bias), normal(2, 3), normal(4)
     )
     refuses_integers_and_lists(backend, "linear: ", lambda x: linear(x, weight), normal(2, 3))
+
+
+# --- affine map and ReLU --------------------------------------------------------------------------
+
+
+def check_relu(
+    here: Here, shape: tuple[int, int, int], dtype: str, layouts: Any, with_bias: bool
+) -> None:
+    """shape: (N, F, O)."""
+    n, f, o = shape
+    x, weight, dy = normal(n, f), normal(o, f, seed=1), normal(n, o, seed=2)
+    bias = normal(o, seed=3) if with_bias else None
+    before, *_ = oracles.linear(x, weight, bias, dy)
+    _, *gradients = oracles.linear(x, weight, bias, dy * (before > 0))
+    xs, ws, dys = (
+        laid_out(here, a, dtype, layout) for a, layout in zip((x, weight, dy), layouts, strict=True)
+    )
+    bs = None if bias is None else here.array(bias, dtype)
+    with untouched(here, xs, ws, bs, dys):
+        y, cache = linear_relu(xs, ws, bs)
+        results = linear_relu_backward(dys, cache)
+        quick, nothing = linear_relu(xs, ws, bs, keep=False)
+        no_dx, *others = linear_relu_backward(dys, linear_relu(xs, ws, bs)[1], need_dx=False)
+    assert nothing is None
+    assert no_dx is None
+    agree(here, y, np.maximum(before, 0.0), xs)
+    agree(here, quick, np.maximum(before, 0.0), xs)
+    for got, expected in zip([*results, *others], [*gradients, *gradients[1:]], strict=True):
+        if expected is None or (bs is None and got is None):
+            assert got is None
+        else:
+            agree(here, got, expected, xs)
+    assert (results[2] is None) == (bs is None)
+
+
+@settings(derandomize=True, max_examples=20)
+@given(
+    shape=st.tuples(st.integers(0, 5), st.integers(1, 5), st.integers(1, 5)),
+    dtype=st.sampled_from(DTYPES),
+    layouts=st.tuples(*[st.sampled_from(LAYOUTS)] * 3),
+    with_bias=st.booleans(),
+)
+@with_each_kernel
+def test_linear_relu_drawn(backend: Here, shape: Any, dtype: str, layouts: Any, with_bias: bool):
+    check_relu(backend, shape, dtype, layouts, with_bias)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@with_each_kernel
+def test_linear_relu_in_any_layout(backend: Here, layout: str, dtype: str):
+    check_relu(backend, (4, 3, 5), dtype, (layout,) * 3, True)
+
+
+@with_each_kernel
+def test_linear_relu_keeps_nan_in_its_row(backend: Here):
+    x, weight, bias = normal(3, 4), normal(2, 4, seed=1), normal(2, seed=2)
+    clean = np.maximum(x @ weight.T + bias, 0.0)
+    x[1, 2], clean[1] = np.nan, np.nan
+    arrays = [backend.array(a) for a in (x, weight, bias)]
+    agree(backend, linear_relu(*arrays)[0], clean, arrays[0])
+
+
+def test_linear_relu_refuses_what_linear_refuses(backend: Here):
+    x, w = normal(2, 4), normal(3, 4)
+    weight = backend.array(w, "float32")
+    refuses_mixed(backend, "linear_relu: ", linear_relu, x, w)
+    refuses_integers_and_lists(backend, "linear_relu: ", lambda a: linear_relu(a, weight), x)
+    wide = backend.array(normal(2, 5), "float32")
+    refuses(
+        ShapeError,
+        "linear_relu: ",
+        "4 input features",
+        "got 5",
+        call=lambda: linear_relu(wide, weight),
+    )
+    refuses(
+        ShapeError,
+        "linear_relu: ",
+        "bias",
+        call=lambda: linear_relu(wide[:, :4], weight, wide[0, ...]),
+    )

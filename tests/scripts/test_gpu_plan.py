@@ -78,7 +78,7 @@ def test_only_tests_of_backends_are_run_the_quickest_first():
     assert names[: len(suite.QUICKEST)] == suite.QUICKEST
     assert len(set(names)) == len(names)
     assert not [name for name in names if name.startswith(("backends/cupy", "scripts"))]
-    assert {"training/test_trainer", "models/test_models", "scratch/test_names"} <= set(names)
+    assert {"training/test_trainer", "models/test_models", "scratch/test_layers"} <= set(names)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from portacnn import ops
 from portacnn.backends import threads
 from portacnn.backends.numpy import conv as numpy_conv
 from portacnn.errors import ArrayError
@@ -74,15 +75,36 @@ def untouched(here: Here, *arrays: Array | None) -> Iterator[None]:
     assert [here.host(array).tobytes() for array in given] == before
 
 
+def slopes_agree(
+    gradient: np.ndarray, loss: Callable[[np.ndarray], float], host: np.ndarray
+) -> None:
+    """``gradient`` is that of ``loss`` at ``host``: to 1e-6 by central differences in float64,
+    along directions of which each changes all elements."""
+    assert gradient.shape == host.shape
+    for seed in range(4):
+        towards = np.random.default_rng(seed).uniform(0.5, 1.5, host.shape)
+        towards *= np.random.default_rng(seed + 9).choice([-1.0, 1.0], host.shape)
+        shares = gradient * towards
+        slope = oracles.slope(loss, host, towards)
+        assert abs(slope - shares.sum()) < 1e-6 * max(np.abs(shares).sum(), 1.0), seed
+
+
 def gradient_agrees(
     here: Here, gradient: Array, loss: Callable[[Array], Array], host: np.ndarray
 ) -> None:
-    """``gradient`` is that of ``loss``, an array to a 0-d array, at ``host``: to 1e-6 by central
-    differences in float64."""
-    numerical = oracles.numerical_gradient(
-        lambda values: float(here.host(loss(here.array(values)))), host
-    )
-    assert np.abs(here.host(gradient) - numerical).max() < 1e-6 * np.abs(numerical).max()
+    """As ``slopes_agree``, for a loss of an array on the backend that is a 0-d array."""
+    slopes_agree(here.host(gradient), lambda a: float(here.host(loss(here.array(a)))), host)
+
+
+def mixtures(layout: str, count: int = 3) -> set[tuple[str, ...]]:
+    """For so many arrays: each of them alone in this layout, and all of them."""
+    alone = {tuple(layout if i == at else "packed" for i in range(count)) for at in range(count)}
+    return alone | {(layout,) * count}
+
+
+def face(kind: str, axes: int) -> tuple[Any, Any]:
+    """The public op of so many spatial axes, and its backward."""
+    return getattr(ops, f"{kind}{axes}d"), getattr(ops, f"{kind}{axes}d_backward")
 
 
 def choices(here: Here) -> tuple[str, ...]:

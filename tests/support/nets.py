@@ -5,7 +5,19 @@ from collections import OrderedDict
 import numpy as np
 
 from portacnn import Model, SimpleConvNet, Trainer
-from portacnn.layers import BatchNorm2d, Conv2d, Flatten, Linear, ReLU
+from portacnn.layers import (
+    BatchNorm2d,
+    Conv2d,
+    Dropout,
+    Flatten,
+    Linear,
+    MaxPool2d,
+    ReLU,
+    Residual,
+    Sequential,
+    Sigmoid,
+)
+from support.matrix import Here
 
 
 def patches(count, classes=4, shape=(1, 8, 8), seed=0, dtype="float32"):
@@ -86,3 +98,39 @@ def trained(seed: int, epochs: int = 2) -> Trainer:
     )
     trainer.train()
     return trainer
+
+
+def distinct_batch(shape, seed=0):
+    """Distinct values, no two equal: a maximum and a ReLU's bend are then clear of finite
+    differences."""
+    count = int(np.prod(shape))
+    values = np.random.default_rng(seed).permutation(count) - count / 2 + 0.25
+    return values.reshape(shape) / max(count, 1)
+
+
+def small_chain():
+    return Sequential(
+        conv1=Conv2d(2, 4, 3, padding=1),
+        relu1=ReLU(),
+        pool1=MaxPool2d(2),
+        body=Sequential(Conv2d(None, 3, 1), Sequential(act=Sigmoid())),
+        flatten=Flatten(),
+        fc=Linear(None, 5),
+    )
+
+
+def model_on(here: Here, seed: int = 0) -> Model:
+    """All kinds of layers: fused ones, one without a way of its own, and containers."""
+    model = Model(
+        conv1=Conv2d(1, 3, 3, padding=1),
+        relu1=ReLU(),
+        pool1=MaxPool2d(2),
+        block=Residual(Conv2d(3, 3, 3, padding=1), activation=ReLU()),
+        norm=BatchNorm2d(3),
+        drop=Dropout(0.5),
+        flatten=Flatten(),
+        fc1=Linear(None, 6),
+        relu2=ReLU(),
+        fc2=Linear(6, 4),
+    )
+    return model.build((1, 8, 8), device=here.device, seed=seed)

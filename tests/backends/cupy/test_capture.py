@@ -14,18 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from portacnn import Trainer, losses, ops, resolve
+from portacnn import ops, resolve
 from portacnn.backends.cupy import capture as cupy_capture
-from portacnn.errors import OutOfMemoryError
-from portacnn.layers import BatchNorm2d, Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU
-from portacnn.losses import constants
-from portacnn.models import Model
 from portacnn.ops.dispatch import OPS, use_kernels, use_precision
-from portacnn.training.feed import Streamed
 from support import fake_cupy
+from support.capture_rig import Fit, State, data, run
 from support.cuda_rig import needs_compiler
 from support.fake_cupy import log, machine
-from support.nets import bits, patches
 
 pytestmark = needs_compiler
 
@@ -39,58 +34,6 @@ def cp():
 @pytest.fixture(params=[0, 1])
 def home(request):
     return resolve(f"cuda:{request.param}")
-
-
-@dataclass(frozen=True)
-class State:
-    step: Any
-    lr: Any
-    ok: Any
-    note: str = ""
-
-
-class Fit:
-    """A line fitted by steps with momentum: state that stays on the device, elementwise
-    throughout."""
-
-    def __init__(self, home):
-        self.home, self.called = home, 0
-        self.w = home.asarray(np.zeros(3))
-        self.v = None
-
-    def __call__(self, x, y, state):
-        xp = self.home.xp
-        self.called += 1
-        if self.v is None:
-            self.v = xp.zeros_like(self.w)
-        error = xp.sum(x * self.w, axis=1) - y
-        ok = state.ok & xp.all(xp.isfinite(error))
-        gradient = xp.mean(x * error[:, None], axis=0)
-        self.v[...] = xp.where(ok, 0.9 * self.v + gradient / (1.0 + state.step), self.v)
-        self.w[...] = self.w - state.lr * self.v
-        return xp.mean(error * error), ok
-
-    def weights(self):
-        return self.home.to_host(self.w).tobytes()
-
-
-def data(number, size=8):
-    rng = np.random.default_rng(number)
-    x = rng.standard_normal((size, 3))
-    return x, x @ np.array([1.0, -2.0, 3.0])
-
-
-def run(home, step, count, size=8, first=0, between=lambda: None):
-    """So many steps; their losses."""
-    losses = []
-    with home.active():
-        ok = home.xp.ones((), dtype=home.xp.bool)
-        for number in range(first, first + count):
-            x, y = (home.asarray(a) for a in data(number, size))
-            loss, ok = step(x, y, State(number, 0.1 / (1 + number), ok))
-            losses.append(loss)
-            between()
-        return [home.to_host(loss).tobytes() for loss in losses]
 
 
 # --- replayed steps are steps ---------------------------------------------------------------------
@@ -542,147 +485,3 @@ def test_a_recording_that_finds_no_room_keeps_what_it_has(home, caplog):
     assert compiled.graphs == 0
     (message,) = caplog.messages
     assert "100352 bytes more do not fit while a step is recorded" in message
-
-
-# --- a network ------------------------------------------------------------------------------------
-
-
-def net(home):
-    layers = {
-        "conv": Conv2d(1, 3, 3),
-        "bn": BatchNorm2d(3),
-        "relu": ReLU(),
-        "pool": MaxPool2d(2),
-        "drop": Dropout(0.3),
-    }
-    return Model(**layers, flatten=Flatten(), fc=Linear(None, 4)).build(
-        (1, 8, 8), device=home, seed=0
-    )
-
-
-def trained(home, compile_step, **changes):
-    sets = [*patches(90), *patches(20, seed=1)]
-    task = losses.named(changes.get("loss", "cross_entropy")).task
-    if task != "multiclass":
-        sets[1::2] = [(t[:, None] >= np.arange(4)).astype("uint8") for t in sets[1::2]]
-    options = {
-        "epochs": 20,
-        "mini_batch_size": 20,
-        "optimizer_param": {"lr": 0.003},
-        "verbose": False,
-        **changes,
-    }
-    run = Trainer(net(home), *sets, **options, compile_step=compile_step)
-    run.train()
-    return run
-
-
-def test_a_network_is_trained_to_the_same_bits():
-    """100 steps, with dropout, batch norm, Adam and a schedule, and a short batch and an evaluation
-    after every four."""
-    home = resolve("cuda:1")  # which is not the current device
-    with log.watch() as seen:
-        captured = trained(home, True, schedule="cosine")
-    plain = trained(home, False, schedule="cosine")
-    assert captured.updater.compiled.reason is None
-    assert captured.updater.compiled.graphs == 2
-    assert captured.train_loss_list == plain.train_loss_list
-    assert captured.test_acc_list == plain.test_acc_list
-    assert bits(captured.model) == bits(plain.model)
-    assert captured.train_loss_list[-1] < 0.5 * captured.train_loss_list[0]
-    assert len(captured.train_loss_list) == 100
-    assert sum(e.kind == "graph" for e in seen) == 100 - 4
-    assert sum(e.kind == "h2d" for e in seen) == 6 + 4 + 20, (
-        "parameters, the sets, an order an epoch"
-    )
-    # losses of steps, two accuracies and the test loss an epoch; once what the model is to know
-    assert sum(e.kind == "d2h" for e in seen) == 4 * 20 + 2
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"class_weight": {1: 5.0}, "sample_weight": np.linspace(0, 2, 90)},
-        {"class_weight": "balanced", "label_smoothing": 0.1, "accumulate": 3},
-        {"loss": losses.CrossEntropy(weight=[1.0, 2.0, 3.0, 4.0], ignore_index=2)},
-        {"loss": losses.Focal(alpha=[1.0, 2.0, 3.0, 4.0])},
-        {"loss": losses.BCEWithLogits(pos_weight=[1.0, 2.0, 3.0, 4.0]), "metrics": ["f1"]},
-        {"loss": "huber"},
-    ],
-    ids=["weights", "balanced", "ignored", "focal", "labels", "values"],
-)
-def test_weights_are_on_the_device_before_a_step_is_recorded(changes):
-    """And stay there, whatever other losses send afterwards."""
-    home = resolve("cuda:1")
-    captured, plain = (trained(home, way, epochs=4, **changes) for way in (True, False))
-    assert (captured.updater.compiled.reason, captured.updater.compiled.graphs) == (None, 2)
-    assert captured.train_loss_list == plain.train_loss_list
-    assert bits(captured.model) == bits(plain.model)
-    weights = next(
-        value for value in (*vars(captured.loss).values(), (1.0, 7.0)) if isinstance(value, tuple)
-    )
-    like = captured.model.children["fc"].params["bias"]
-    sent = constants.on_device(weights, like)
-    for number in range(200):
-        constants.on_device((float(number), 1.0), like)
-    assert constants.on_device(weights, like) is sent
-
-
-def test_batches_that_are_sent_there_are_captured_too(monkeypatch):
-    """A batch may still be on its way while the graph of the one before it runs."""
-    home = resolve("cuda:1")
-    plain = trained(home, False, epochs=4)
-    monkeypatch.setattr(type(home), "free_memory", lambda self: 1000)
-    captured = trained(home, True, epochs=4)
-    assert isinstance(captured._feed, Streamed)
-    assert captured.updater.compiled.graphs == 2
-    assert captured.train_loss_list == plain.train_loss_list
-    assert bits(captured.model) == bits(plain.model)
-
-
-def test_a_network_without_kernels_names_its_first_product(caplog):
-    home = resolve("cuda")
-    with use_kernels("reference"), caplog.at_level(logging.WARNING, logger="portacnn"):
-        captured, plain = trained(home, True, epochs=2), trained(home, False, epochs=2)
-    assert captured.updater.compiled.reason.startswith("conv: ")
-    assert len(caplog.messages) == 1
-    assert captured.train_loss_list == plain.train_loss_list
-    assert bits(captured.model) == bits(plain.model)
-
-
-def test_a_network_that_finds_no_room_goes_on_with_smaller_batches():
-    home = resolve("cuda:1")
-    run = trained(home, True, epochs=1)
-    before = bits(run.model)
-    x, t = patches(4000)
-    large = Trainer(
-        run.model,
-        x,
-        t,
-        *patches(20, seed=1),
-        mini_batch_size=4000,
-        epochs=1,
-        compile_step=True,
-        verbose=False,
-    )
-    fake_cupy.capacity[home.device.id] = machine._held[home.device.id] + 3_000_000
-    with pytest.raises(
-        OutOfMemoryError,
-        match=r"step of 4000 images \([\d]+ bytes requested, "
-        r"[\d]+ in use\)",
-    ):
-        large.train()
-    assert bits(run.model) == before
-    small = Trainer(
-        run.model,
-        x,
-        t,
-        *patches(20, seed=1),
-        mini_batch_size=100,
-        epochs=1,
-        compile_step=True,
-        verbose=False,
-    )
-    small.train()
-    assert small.updater.compiled.graphs == 1
-    assert bits(run.model) != before

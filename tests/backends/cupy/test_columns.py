@@ -29,7 +29,7 @@ def pairs(windows: Windows) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     return found
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(arguments_of("gather", "small"), st.sampled_from(["float32", "float64"]), orders)
 def test_there_and_back(arguments: dict, dtype: str, order: str):
     windows, (c, *_, n) = arguments["windows"], arguments["x"].shape

@@ -43,7 +43,7 @@ def stays(index: int, key: tuple[int, int], step: int, place: int, p: float) -> 
     return x ^ (x >> 14) >= round(p * 2**32)
 
 
-@settings(max_examples=100)
+@settings(max_examples=50)
 @given(
     arguments_of("drop", "small"),
     st.tuples(counters, counters),

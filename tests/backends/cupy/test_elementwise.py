@@ -26,7 +26,7 @@ def laid(rig: Rig, host: np.ndarray, dtype: str, way: str) -> np.ndarray:
     )
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(shapes, dtypes, orders, ways, ways, st.integers(0, 99))
 def test_relu(shape: tuple, dtype: str, order: str, x_lies: str, dy_lies: str, seed: int):
     draw = np.random.default_rng(seed)
@@ -42,7 +42,7 @@ def test_relu(shape: tuple, dtype: str, order: str, x_lies: str, dy_lies: str, s
         assert cupy_elementwise.relu(x, keep=False)[1] is None
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(shapes, st.lists(ways, min_size=2, max_size=9), dtypes, orders, st.integers(0, 99))
 def test_sums(shape: tuple, lie: list, dtype: str, order: str, seed: int):
     draw = np.random.default_rng(seed)
@@ -64,7 +64,7 @@ def test_sums(shape: tuple, lie: list, dtype: str, order: str, seed: int):
         assert cupy_elementwise.add_relu(parts, keep=False)[1] is None
 
 
-@settings(max_examples=80)
+@settings(max_examples=40)
 @given(
     arguments_of("take_batch", "small").filter(lambda given: given["images"].ndim > 2),
     dtypes,

@@ -69,7 +69,7 @@ def sizes(arguments: dict) -> tuple[int, int, int, bool]:
     return *arguments["x"].shape, len(arguments["weight"]), arguments["bias"] is not None
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(
     arguments_of("linear", "small"),
     st.booleans(),
@@ -83,7 +83,7 @@ def test_affine_map(arguments, relu, dtype, order, seed, x_in, dy_in):
     check(*sizes(arguments), relu, dtype, order, seed, x_in, dy_in)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(
     arguments_of("linear", "small"),
     st.booleans(),
@@ -159,7 +159,7 @@ def test_what_precision_leaves_alone(precision: str):
     assert not any(same(affine(precision, capability="80"), affine("float32")))
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(
     st.integers(1, 40),
     st.sampled_from([1, 8, 16, 33, 300]),

@@ -42,7 +42,7 @@ def wanted(
     return loss, gradient, np.fmax(loss, 1.0), terms
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(
     arguments_of("softmax_cross_entropy of labels", "small"),
     st.tuples(*[st.booleans()] * 2),

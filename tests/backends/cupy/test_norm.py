@@ -78,7 +78,7 @@ def written(rig: Rig, host: np.ndarray, dtype: str) -> np.ndarray:
     return array
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(
     arguments_of("batch_norm", "small") | arguments_of("batch_norm at rest", "small"),
     st.tuples(*[st.booleans()] * 3),

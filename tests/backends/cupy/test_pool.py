@@ -77,7 +77,7 @@ def arrays(
 dtypes = st.sampled_from(["float32", "float64"])
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(arguments_of("max_pool", "small"), st.integers(0, 999), dtypes, orders, st.booleans())
 def test_max_pool(arguments: dict, seed: int, dtype: str, order: str, last: bool):
     windows, (n, c, *_) = arguments["windows"], arguments["x"].shape
@@ -96,7 +96,7 @@ def test_max_pool(arguments: dict, seed: int, dtype: str, order: str, last: bool
         np.testing.assert_array_equal(again, y)
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(arguments_of("avg_pool", "small"), st.integers(0, 999), dtypes, orders, st.booleans())
 def test_avg_pool(arguments: dict, seed: int, dtype: str, order: str, last: bool):
     windows, (n, c, *_) = arguments["windows"], arguments["x"].shape

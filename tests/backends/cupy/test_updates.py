@@ -140,26 +140,26 @@ def both(
         np.testing.assert_array_equal(a, b)
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(circumstances("sgd_update"))
 def test_sgd(how: dict):
     both(sgd, cupy_updates.sgd_update, [], {"lr": "float64"}, **how)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(circumstances("momentum_update"))
 def test_momentum(how: dict):
     kinds = {"lr": "float64", "first": "bool"}
     both(momentum, cupy_updates.momentum_update, [(-1, 1)], kinds, **how)
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(circumstances("adagrad_update"))
 def test_adagrad(how: dict):
     both(adagrad, cupy_updates.adagrad_update, [(0, 2)], {"lr": "float64"}, **how)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(circumstances("rmsprop_update"))
 def test_rmsprop(how: dict):
     slots = [
@@ -170,7 +170,7 @@ def test_rmsprop(how: dict):
     both(rmsprop, cupy_updates.rmsprop_update, slots, {"lr": "float64"}, **how)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(circumstances("adam_update"))
 def test_adam(how: dict):
     kinds = {"lr": "float64", "step": "int64"}
@@ -186,7 +186,7 @@ def test_a_variance_below_0_by_rounding_is_0():
         np.testing.assert_allclose(p, [0.99], rtol=1e-6)
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(
     arguments_of("clip_by_global_norm", "small"), dtypes, orders, st.booleans(), st.integers(0, 99)
 )
@@ -216,7 +216,7 @@ def test_a_norm_that_is_nan_shows():
         assert np.isnan(grads[1]).all()
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(
     st.lists(
         st.tuples(

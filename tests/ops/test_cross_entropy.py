@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from portacnn import ops
 from portacnn.errors import ArgumentError, ArrayError, LabelError, ShapeError, StateError
 from portacnn.ops import relu, softmax_cross_entropy, softmax_cross_entropy_backward
 from support import oracles
@@ -291,3 +292,112 @@ def test_foreign_arrays(backend: Here):
     )
     x = backend.array(normal(2, 3))
     refuses(ArrayError, "expected an array", "list", call=lambda: softmax_cross_entropy(x, [0, 2]))
+
+
+# --- cross-entropy on drawn configurations --------------------------------------------------------
+
+
+def draw(rng: np.random.Generator) -> tuple:
+    """(logits, target, weight, options)"""
+    n, classes = int(rng.integers(0, 5)), int(rng.integers(1, 6))
+    rest = tuple(
+        int(v) for v in rng.integers(0 if rng.random() < 0.05 else 1, 4, size=rng.integers(0, 3))
+    )
+    logits = rng.standard_normal((n, classes, *rest)) * rng.choice([0.1, 1.0, 50.0, 1e4])
+    options: dict[str, Any] = {
+        "reduction": str(rng.choice(["mean", "sum", "none"])),
+        "label_smoothing": float(rng.choice([0.0, 0.1, 1.0])),
+    }
+    kind = rng.choice(["indices", "one-hot", "soft"])
+    if kind == "indices":
+        target = rng.integers(0, classes, (n, *rest))
+        options["ignore_index"] = int(rng.choice([-100, 0, classes - 1]))
+        if rng.random() < 0.5:
+            target = np.where(
+                rng.random(target.shape) < rng.choice([0.3, 1.0]), options["ignore_index"], target
+            )
+    else:
+        target = rng.random(logits.shape)
+        if kind == "one-hot":
+            target = (target == target.max(axis=1, keepdims=True)).astype("float64")
+    weight = rng.random(classes) * (rng.random(classes) < 0.9) if rng.random() < 0.5 else None
+    return logits, target, weight, options
+
+
+def compare(here: Here, count: int, seed: int) -> None:
+    import torch
+
+    rng = np.random.default_rng(seed)
+    for number in range(count):
+        logits, target, weight, options = draw(rng)
+        leaf = torch.tensor(logits, requires_grad=True)
+        expected = torch.nn.functional.cross_entropy(
+            leaf,
+            torch.tensor(target),
+            weight=None if weight is None else torch.tensor(weight),
+            **options,
+        )
+        dy = rng.standard_normal(expected.shape)
+        expected.backward(torch.tensor(dy))
+        x = here.array(logits)
+        try:
+            loss, cache = ops.softmax_cross_entropy(
+                x,
+                here.array(target),
+                weight=None if weight is None else here.array(weight),
+                **options,
+            )
+            agree(here, here.xp.asarray(loss), expected.detach().numpy(), x, 1e-9)
+            gradient = leaf.grad.numpy()
+            if np.isfinite(expected.detach().numpy()).all():
+                agree(
+                    here,
+                    ops.softmax_cross_entropy_backward(here.array(dy), cache),
+                    gradient,
+                    x,
+                    1e-9,
+                )
+            else:  # the mean over nothing: a gradient that is not NaN in PyTorch is not NaN here
+                got = here.host(ops.softmax_cross_entropy_backward(here.array(dy), cache))
+                assert not np.isnan(got[~np.isnan(gradient)]).any()
+        except BaseException as error:
+            error.add_note(
+                f"configuration {number}: {logits.shape} {target!r} {weight!r} {options}"
+            )
+            raise
+
+
+@needs("torch")
+def test_cross_entropy_on_drawn_configurations(backend: Here):
+    compare(backend, 150, seed=0)
+
+
+@needs("torch")
+@pytest.mark.slow
+def test_cross_entropy_on_thousands_of_configurations(backend: Here):
+    compare(backend, 3000, seed=1)
+
+
+def test_cross_entropy_where_no_label_counts(backend: Here):
+    x, labels = backend.array(normal(3, 4)), backend.array(np.full(3, -100))
+    loss, cache = ops.softmax_cross_entropy(x, labels)
+    assert np.isnan(backend.host(loss))
+    agree(backend, ops.softmax_cross_entropy_backward(1.0, cache), np.zeros((3, 4)), x)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int16", "int32", "int64"])
+def test_cross_entropy_takes_every_integer(backend: Here, kind: str):
+    x = backend.array(normal(3, 300))
+    expected, _ = ops.softmax_cross_entropy(x, backend.array(np.array([0, 127, 5])))
+    loss, _ = ops.softmax_cross_entropy(x, backend.array(np.array([0, 127, 5], dtype=kind)))
+    agree(backend, backend.xp.asarray(loss), backend.host(expected), x)
+
+
+def test_ignore_index_is_for_indices(backend: Here):
+    x = backend.array(normal(3, 4))
+    refuses(
+        ArgumentError,
+        "ignore_index",
+        "distribution",
+        call=lambda: ops.softmax_cross_entropy(x, x, ignore_index=0),
+    )

@@ -9,11 +9,12 @@ import pytest
 
 from portacnn import ops
 from portacnn.errors import ArgumentError, ShapeError
-from support import oracles_nd
+from support import oracles
 from support.checks import (
     DTYPES,
     LAYOUTS,
     agree,
+    face,
     gradient_agrees,
     laid_out,
     normal,
@@ -57,20 +58,16 @@ CASES = {
 cases = pytest.mark.parametrize("name", CASES)
 
 
-def face(x: Any) -> tuple[Any, Any]:
-    return getattr(ops, f"conv{x.ndim - 2}d"), getattr(ops, f"conv{x.ndim - 2}d_backward")
-
-
 @pytest.mark.parametrize("dtype", DTYPES)
 @cases
 @with_each_kernel
 def test_values(backend: Here, name: str, dtype: str):
     x_shape, w_shape, options, plain = CASES[name]
     hosts = normal(*x_shape), normal(*w_shape, seed=1), normal(w_shape[0], seed=2)
-    expected = oracles_nd.conv(*hosts, *plain)
+    expected = oracles.conv(*hosts, *plain)
     for layout in LAYOUTS:
         x, weight, bias = (laid_out(backend, host, dtype, layout) for host in hosts)
-        conv, _ = face(x)
+        conv, _ = face("conv", x.ndim - 2)
         with untouched(backend, x, weight, bias):
             agree(backend, conv(x, weight, bias, **options)[0], expected, x)
             y, cache = conv(x, weight, **options, keep=False)
@@ -84,7 +81,7 @@ def test_gradients(backend: Here, name: str):
     x_shape, w_shape, options, _ = CASES[name]
     hosts = [normal(*x_shape), normal(*w_shape, seed=1), normal(w_shape[0], seed=2)]
     arrays = [backend.array(host) for host in hosts]
-    conv, conv_backward = face(arrays[0])
+    conv, conv_backward = face("conv", arrays[0].ndim - 2)
     y, cache = conv(*arrays, **options)
     dy = backend.array(normal(*y.shape, seed=3))
     with untouched(backend, *arrays, dy):
@@ -108,7 +105,7 @@ def test_empty_batch(backend: Here, axes: int):
         backend.array(np.zeros((0, 2, *(4,) * axes))),
         backend.array(normal(3, 2, *(2,) * axes)),
     )
-    conv, conv_backward = face(x)
+    conv, conv_backward = face("conv", x.ndim - 2)
     y, cache = conv(x, weight, backend.array(normal(3)))
     assert tuple(y.shape) == (0, 3, *(3,) * axes)
     dx, dweight, dbias = conv_backward(y, cache)

@@ -1,0 +1,297 @@
+"""Prepared inference: its memory, its threads, and what an interruption leaves behind."""
+
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from portacnn import Model, SimpleConvNet, ops, runtime
+from portacnn.layers import BatchNorm2d, Conv2d, Flatten, Linear, MaxPool2d, ReLU, Residual
+from portacnn.models import inference
+from portacnn.models.inference import FEW
+from portacnn.ops import use_kernels, workspace
+from support.checks import agree, choices, normal
+from support.matrix import Here
+from support.memory_meter import metered
+from support.nets import model_on, patches, small_net
+
+X, T = patches(40)
+each_set = pytest.mark.parametrize("choice", choices(Here("numpy", runtime.resolve("numpy"))))
+
+
+WIDE = np.random.default_rng(0).random((64, 2, 12, 12), dtype="float32")
+
+
+def wide_net(seed: int = 0) -> Model:
+    """Some 60 KiB of activations an image, of which few live at one time; fused layers, a padded
+    one, and a block that is not prepared."""
+    model = Model(
+        conv1=Conv2d(2, 16, 3, padding=1),
+        relu1=ReLU(),
+        conv2=Conv2d(16, 16, 3, padding=1),
+        norm=BatchNorm2d(16),
+        relu2=ReLU(),
+        block=Residual(Conv2d(16, 16, 3, padding=1), activation=ReLU()),
+        pool=MaxPool2d(2),
+        flatten=Flatten(),
+        fc=Linear(None, 4),
+    )
+    return model.build((2, 12, 12), device="numpy", seed=seed)
+
+
+@pytest.mark.parametrize("choice", [choice for choice in each_set.args[1] if choice != "reference"])
+@pytest.mark.parametrize("order", ["up", "mixed"])
+def test_memory_follows_the_largest_batch(choice: str, order: str, monkeypatch: pytest.MonkeyPatch):
+    """Not the number of sizes: those of prepared ways (up to 8), those above, and what kernels keep
+    by shape."""
+    up = [*range(1, 16), *range(17, 65, 6), 64]
+    sizes = up if order == "up" else np.random.default_rng(0).permutation(up)
+    with ops.use_kernels(choice):
+        expected = [wide_net().predict(WIDE[:1])]  # what is kept for all models is there now
+        with metered(monkeypatch) as meter:
+            model = wide_net()
+            for _ in range(2):
+                model.predict(WIDE)
+            need = meter.held()
+            del model
+            assert meter.held() < need / 4
+            model = wide_net()
+            before = meter.held()
+            for size in sizes:
+                model.predict(WIDE[:size])
+            assert meter.held() - before <= 1.2 * need + (
+                256 << 10
+            )  # shapes, plans and ways themselves are Python objects
+            model.release_memory()
+            assert meter.mapped == 0
+            np.testing.assert_array_equal(model.predict(WIDE[:1]), expected[0])
+
+
+@each_set
+def test_every_size_gives_the_bits_that_it_gives_alone(choice: str):
+    """Prepared ways lie in the same memory one after another, and so do ordinary passes."""
+    sizes = [1, 3, 8, 20, 3, 1, 64, 1, 8, 2, 9, 8, 3, 64, 2, 20, 2, 64, 2]
+    with ops.use_kernels(choice):
+        alone = {size: wide_net().predict(WIDE[-size:]) for size in set(sizes)}
+        model = wide_net()
+        for size in sizes:
+            np.testing.assert_array_equal(
+                model.predict(WIDE[-size:]), alone[size], err_msg=f"{size} images"
+            )
+
+
+def test_prepared_ways_are_limited(backend: Here, monkeypatch: pytest.MonkeyPatch):
+    """The oldest shapes, dtypes and choices of kernels are prepared again when they come back."""
+    model, prepared = model_on(backend), []
+    prepare = Linear.prepare
+
+    def look(self: Linear, x: Any) -> Any:
+        if self.path == "fc2":
+            prepared.append(tuple(x.shape))
+        return prepare(self, x)
+
+    monkeypatch.setattr(Linear, "prepare", look)
+    arguments = [
+        (count, dtype, choice)
+        for count in range(1, FEW + 1)
+        for dtype in ("float32", "float64")
+        for choice in ("auto", "reference")
+    ][:18]
+
+    def ask(count: int, dtype: str, choice: str) -> int:
+        prepared.clear()
+        with use_kernels(choice):
+            model.predict(backend.array(X[:count], dtype))
+        return len(prepared)
+
+    assert all(ask(*each) for each in arguments)
+    ask(*arguments[-1])
+    assert ask(*arguments[-1]) == 0  # it is there
+    assert ask(*arguments[0]) > 0  # and this one is not any more
+
+
+def test_a_batch_larger_than_its_own_is_not_held(monkeypatch: pytest.MonkeyPatch):
+    model = wide_net()
+    monkeypatch.setattr("portacnn.models.sizes._MOST", 10)
+    with metered(monkeypatch) as meter:
+        for _ in range(2):
+            model.predict(WIDE[:60], batch_size=20)
+        assert meter.mapped == 0
+        for _ in range(2):
+            model.predict(WIDE, batch_size=10)
+        assert meter.mapped > 0
+
+
+def test_a_layers_output_that_somebody_keeps_stays_as_it_is():
+    model, kept = wide_net(), []
+    model.predict(WIDE)
+    handle = model.children["conv2"].on_output(kept.append)
+    model.predict(WIDE[:40])
+    before = kept[0].copy()
+    handle.remove()
+    for count in (64, 1, 8, 40, 1):
+        model.predict(WIDE[:count])
+    np.testing.assert_array_equal(kept[0], before)
+
+
+def test_a_model_may_ask_another_in_its_forward():
+    class Asking(ReLU):
+        def forward(self, x: Any, **how: Any) -> Any:
+            answers.append(other.predict(WIDE[: x.shape[0]]))
+            return super().forward(x, **how)
+
+    answers: list[Any] = []
+    other, model = (
+        wide_net(1),
+        Model(conv=Conv2d(2, 4, 3), relu=Asking(), flatten=Flatten(), fc=Linear(None, 3)),
+    )
+    model.build((2, 12, 12), device="numpy", seed=0)
+    for count in (1, 20, 1, 20):
+        answers.clear()
+        y = model.predict(WIDE[:count])
+        np.testing.assert_allclose(y, model(WIDE[:count]), rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(answers[-1], other(WIDE[:count]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("count", [2, 12])
+@each_set
+def test_after_an_interruption_anywhere_the_next_predict_is_right(count: int, choice: str):
+    """An exception at every opcode of the two modules in turn, as a signal's handler may raise
+    it."""
+    model, x, y = small_net("numpy"), X[:count], X[-count:]
+    watched = {Path(inference.__file__).name, Path(workspace.__file__).name}
+    left = 0
+
+    def trace(frame: Any, event: str, argument: Any) -> Any:
+        nonlocal left
+        if Path(frame.f_code.co_filename).name not in watched:
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+        return trace
+
+    with use_kernels(choice):
+        expected = [small_net("numpy").predict(images) for images in (x, y, x[:1])]
+        before, number, interrupted = sys.gettrace(), 0, True
+        while interrupted:
+            number += 1 if number < 120 else 13
+            left, interrupted = number, False
+            try:
+                sys.settrace(trace)
+                model.predict(x)
+            except KeyboardInterrupt:
+                interrupted = True
+            finally:
+                sys.settrace(before)
+            for images, right in zip(
+                (y, x[:1], x), (expected[1], expected[2], expected[0]), strict=True
+            ):
+                np.testing.assert_array_equal(
+                    model.predict(images), right, err_msg=f"after opcode {number}"
+                )
+    assert number > 100
+
+
+def test_it_takes_as_many_at_a_time_as_there_is_room_for(monkeypatch: pytest.MonkeyPatch):
+    model, sizes = small_net("numpy"), []
+    forward = type(model).forward
+
+    def look(self: Any, x: Any, **options: Any) -> Any:
+        sizes.append(x.shape[0])
+        return forward(self, x, **options)
+
+    monkeypatch.setattr(type(model), "forward", look)
+    many = np.tile(X, (14, 1, 1, 1))[:515]
+    expected = model.predict(many, batch_size=50)
+    sizes.clear()
+    np.testing.assert_allclose(model.predict(many), expected, rtol=1e-5, atol=1e-5)
+    assert sizes == [256, 256]  # and three that go a prepared way
+    numbers = 3 * 6 * 6 * 2 + 3 * 3 * 3 * 2 + 6 * 2 + 4
+    monkeypatch.setattr("portacnn.models.sizes._MAX_BYTES", 8 * numbers * 20 + 7)
+    model.build((1, 8, 8), device="numpy", seed=0)
+    sizes.clear()
+    model.predict(X)
+    assert sizes == [20, 20]
+
+
+@each_set
+@pytest.mark.parametrize("count", [1, FEW, 40])
+def test_threads_on_one_model_get_their_own_results_to_the_bit(count: int, choice: str):
+    """With every other thread's images different from the own ones; prepared ways and workspaces
+    are made for each thread."""
+    model = SimpleConvNet(
+        input_dim=(1, 8, 8), conv_param={"filter_num": 3, "filter_size": 3}, seed=0, device="numpy"
+    )
+    inputs = [normal(count, 1, 8, 8, seed=seed).astype("float32") for seed in range(4)]
+    with use_kernels(choice):
+        expected = [model.predict(x) for x in inputs]
+    wrong: list[Any] = []
+    start = threading.Barrier(len(inputs))
+
+    def ask(number: int) -> None:
+        try:
+            start.wait()
+            with use_kernels(choice):
+                for _ in range(60):
+                    np.testing.assert_array_equal(model.predict(inputs[number]), expected[number])
+        except BaseException as error:
+            wrong.append(error)
+
+    workers = [threading.Thread(target=ask, args=(number,)) for number in range(len(inputs))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert wrong == []
+
+
+def test_a_second_thread_goes_the_prepared_way_too(monkeypatch: pytest.MonkeyPatch):
+    """While the first is in the middle of its own: nobody waits, and nobody goes a slower way."""
+    model, x = small_net("numpy"), X[:1]
+    calls: list[str] = []
+    forward = type(model).forward
+    monkeypatch.setattr(
+        type(model),
+        "forward",
+        lambda self, x, **how: calls.append("forward") or forward(self, x, **how),
+    )
+
+    model.predict(x)
+    fc2, prepare = model.children["fc2"], Linear.prepare
+    answers: list[Any] = []
+
+    def meeting(self: Linear, x: Any) -> Any:
+        inner = prepare(self, x)
+
+        def run(x: Any) -> Any:
+            if threading.current_thread() is first and not answers:
+                second = threading.Thread(target=lambda: answers.append(model.predict(X[:1])))
+                second.start()
+                second.join(30)
+            return inner(x)
+
+        return run if self is fc2 else inner
+
+    monkeypatch.setattr(Linear, "prepare", meeting)
+    model.release_memory()
+    found: list[Any] = []
+    first = threading.Thread(target=lambda: found.append(model.predict(x)))
+    first.start()
+    first.join(60)
+    np.testing.assert_array_equal(found[0], answers[0])
+    assert calls == []
+
+
+def test_after_an_error_it_goes_on(backend: Here):
+    model, x = model_on(backend), backend.array(X[:2])
+    expected = backend.host(model.predict(x))
+    for bad in (normal(2, 3, 8, 8), normal(20, 3, 8, 8), np.ones((2, 1, 8, 8), dtype="int32")):
+        with pytest.raises(Exception, match="expected"):
+            model.predict(backend.array(bad))
+    agree(backend, model.predict(x), expected, x)
