@@ -26,16 +26,10 @@ from support.nets import bits
 from support.trainings import Watched, data, make, names, outcome, resumed, rewrite, stopped
 from support.trees import plain_json, replaced
 
-pytest.importorskip("safetensors")
 ROOT = Path(__file__).resolve().parents[2]
 fuzz = settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-
-
-@pytest.fixture(autouse=True)
-def no_variable(monkeypatch):
-    monkeypatch.delenv("PORTACNN_BACKEND", raising=False)
 
 
 # --- kill -9 --------------------------------------------------------------------------------------

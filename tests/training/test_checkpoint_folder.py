@@ -17,14 +17,6 @@ from portacnn.training import folder
 from portacnn.training.lock import locked
 from support.trainings import STEPS, Watched, data, make, names, outcome, resumed, stopped
 
-pytest.importorskip("safetensors")
-
-
-@pytest.fixture(autouse=True)
-def no_variable(monkeypatch):
-    monkeypatch.delenv("PORTACNN_BACKEND", raising=False)
-
-
 # --- one at a time --------------------------------------------------------------------------------
 
 HOLDER = """
