@@ -1,5 +1,5 @@
-"""ONNX files that ask for too much, by numbers, nodes, pieces or nesting: refused at once and within
-some bytes."""
+"""ONNX files that ask for too much, by numbers, nodes, pieces or nesting: each is refused at once
+and within little memory."""
 
 import time
 from collections.abc import Callable
