@@ -27,11 +27,15 @@ def digits(tmp_path_factory):
 
 @pytest.fixture
 def train(tmp_path, digits):
-    """Run the script in an empty folder; without matplotlib unless ``blocked`` says otherwise,
-    since that is slow."""
-    (tmp_path / "hook").mkdir()
-    (tmp_path / "hook" / "sitecustomize.py").write_text(BLOCK)
-    here = tmp_path / "here"
+    return script(tmp_path, digits)
+
+
+def script(folder, digits):
+    """A function that runs the script in an empty folder; without matplotlib unless ``blocked``
+    says otherwise, since that is slow."""
+    (folder / "hook").mkdir()
+    (folder / "hook" / "sitecustomize.py").write_text(BLOCK)
+    here = folder / "here"
     here.mkdir()
 
     def run(
@@ -46,7 +50,7 @@ def train(tmp_path, digits):
         environment = {
             name: value for name, value in os.environ.items() if not name.startswith("PORTACNN_")
         }
-        path = [str(tmp_path / "hook"), *filter(None, [environment.get("PYTHONPATH")])]
+        path = [str(folder / "hook"), *filter(None, [environment.get("PYTHONPATH")])]
         environment |= {
             "PYTHONPATH": os.pathsep.join(path),
             "BLOCKED": ",".join(blocked),
@@ -76,22 +80,46 @@ def train(tmp_path, digits):
 
 @pytest.fixture
 def inside(train, digits, monkeypatch, capsys):
-    """As ``train``, in this process: for what is refused before anything is trained, where nothing
-    depends on the process."""
+    """As ``train``, in this process: where nothing depends on the process, since starting one takes
+    most of a second."""
     monkeypatch.chdir(train.here)
     for name in os.environ:
         if name.startswith("PORTACNN_"):
             monkeypatch.delenv(name)
 
-    def run(*arguments, data=digits, **variables):
-        for name, value in variables.items():
-            monkeypatch.setenv(name, value)
-        standard = ["--epochs", "1", "--batch-size", "20", "--data", data, "--seed", "0"]
+    def run(*arguments, data=digits, blocked=("matplotlib",), seed="0", without=(), **variables):
+        standard = {"--epochs": "1", "--batch-size": "20", "--data": data, "--seed": seed}
+        words = [
+            str(word)
+            for name, value in standard.items()
+            if value is not None and name not in without
+            for word in (name, value)
+        ]
         capsys.readouterr()
-        status = cli.train_main([str(word) for word in (*standard, *arguments)])
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in variables.items():
+                patch.setenv(name, value)
+            for name in [*sys.modules, *blocked]:
+                if name.partition(".")[0] in blocked:
+                    patch.setitem(sys.modules, name, None)
+            try:
+                status = cli.train_main([*words, *map(str, arguments)])
+            except SystemExit as end:  # argparse
+                status = end.code
         return subprocess.CompletedProcess(arguments, status, *capsys.readouterr())
 
     return run
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory, digits):
+    """One run as a process: its result, and the folder it wrote to."""
+    here = tmp_path_factory.mktemp("ran")
+    run = script(here, digits)
+    words = ("--epochs", "2", "--out", "out/deep", "--optimizer", "momentum", "--lr", "0.01")
+    result = run(*words)
+    assert result.returncode == 0, result.stderr
+    return result, run.here / "out" / "deep", words
 
 
 def one_line(result, *words):
@@ -105,10 +133,8 @@ def one_line(result, *words):
         assert word in lines[0]
 
 
-def test_a_run(train):
-    pytest.importorskip("safetensors")
-    result = train("--epochs", "2", "--out", "out/deep", "--optimizer", "momentum", "--lr", "0.01")
-    assert result.returncode == 0, result.stderr
+def test_a_run(ran):
+    result, out, _ = ran
     printed = result.stdout
     assert re.search(r"^backend  numpy on cpu$", printed, re.M)
     assert re.search(
@@ -129,7 +155,6 @@ def test_a_run(train):
     final = re.search(r"^final test accuracy ([\d.]+)$", printed, re.M)[1]
     assert "Traceback" not in result.stderr
 
-    out = train.here / "out" / "deep"
     assert sorted(path.name for path in out.iterdir()) == ["history.csv", "weights.safetensors"]
     assert re.search(r"^weights  out.deep.weights\.safetensors$", printed, re.M)
     assert re.search(r"^history  out.deep.history\.csv$", printed, re.M)
@@ -144,11 +169,9 @@ def test_a_run(train):
     assert epochs[-1][2] == final
 
 
-def test_the_saved_weights_are_the_trained_ones(train, digits):
-    pytest.importorskip("safetensors")
-    result = train("--out", "out")
-    assert result.returncode == 0, result.stderr
-    net = portacnn.load(train.here / "out" / "weights.safetensors", device="numpy")
+def test_the_saved_weights_are_the_trained_ones(ran, digits):
+    result, out, _ = ran
+    net = portacnn.load(out / "weights.safetensors", device="numpy")
     _, (x_test, t_test) = portacnn.data.load_idx_folder(digits)
     final = re.search(r"final test accuracy ([\d.]+)", result.stdout)[1]
     assert f"{net.accuracy(x_test, t_test):.4f}" == final
@@ -159,9 +182,9 @@ def test_the_saved_weights_are_the_trained_ones(train, digits):
     assert not np.array_equal(net.state_dict()["fc2.weight"], fresh.state_dict()["fc2.weight"])
 
 
-def test_the_curve(train):
+def test_the_curve(train, inside):
     pytest.importorskip("matplotlib")
-    result = train("--out", "out", blocked=())
+    result = inside("--out", "out", blocked=())
     assert result.returncode == 0, result.stderr
     curve = (train.here / "out" / "accuracy.png").read_bytes()
     assert curve.startswith(b"\x89PNG\r\n\x1a\n")
@@ -184,37 +207,37 @@ def test_the_curve_s_title(tmp_path, monkeypatch):
     assert titles == ["SimpleConvNet, numpy on cpu"]
 
 
-def test_where_things_go_by_default(train):
-    assert train().returncode == 0
+def test_where_things_go_by_default(train, inside):
+    assert inside().returncode == 0
     assert (train.here / "runs" / "latest" / "history.csv").is_file()
 
 
-def test_the_same_seed_gives_the_same_files(train):
-    for out in ("one", "two"):
-        assert train("--out", out).returncode == 0
-    files = {
-        out: {p.name: p.read_bytes() for p in (train.here / out).iterdir()}
-        for out in ("one", "two")
+def test_the_same_seed_gives_the_same_files(ran, train, inside):
+    """In another process too."""
+    _, out, words = ran
+    assert inside(*words).returncode == 0
+    again = train.here / "out" / "deep"
+    assert {path.name: path.read_bytes() for path in again.iterdir()} == {
+        path.name: path.read_bytes() for path in out.iterdir()
     }
-    assert files["one"] == files["two"]
 
 
-def test_a_seed_that_nobody_gave_is_told(train):
+def test_a_seed_that_nobody_gave_is_told(train, inside):
     seeds = []
     for _ in range(2):
-        first = train(seed=None)
+        first = inside(seed=None)
         seeds.append(re.search(r"weights by he, seed (\d+)$", first.stdout, re.M)[1])
         history = (train.here / "runs" / "latest" / "history.csv").read_text()
     assert seeds[0] != seeds[1]
-    train(seed=seeds[1])
+    inside(seed=seeds[1])
     assert (train.here / "runs" / "latest" / "history.csv").read_text() == history
 
 
 @pytest.mark.parametrize("how", ["device", "variable"])
-def test_another_backend(train, how):
+def test_another_backend(inside, how):
     pytest.importorskip("array_api_strict")
     word = "array_api_strict:device1"
-    result = train("--device", word) if how == "device" else train(PORTACNN_BACKEND=word)
+    result = inside("--device", word) if how == "device" else inside(PORTACNN_BACKEND=word)
     assert result.returncode == 0, result.stderr
     assert re.search(r"^backend  array_api_strict on .*device1", result.stdout, re.M)
 
@@ -256,10 +279,10 @@ def test_the_block_blocks(train, tmp_path):
 
 
 @pytest.mark.parametrize("how", ["device", "variable"])
-def test_cupy_where_there_is_no_gpu(train, how):
+def test_cupy_where_there_is_no_gpu(train, inside, how):
     named = {"PORTACNN_BACKEND": "cupy"} if how == "variable" else {}
     arguments = [] if how == "variable" else ["--device", "cuda"]
-    result = train(*arguments, blocked=("matplotlib", "cupy"), **named)
+    result = inside(*arguments, blocked=("matplotlib", "cupy"), **named)
     one_line(result, 'CuPy is not installed: pip install "portacnn[cuda13]"')
     assert ("PORTACNN_BACKEND=cupy" in result.stderr) == (how == "variable")
     assert list(train.here.iterdir()) == []
@@ -316,21 +339,21 @@ def test_images_too_small_for_the_kernel(inside, tmp_path):
     one_line(inside(data=folder), "conv1 (Conv2d): kernel 5x5 is larger than the input 4x4")
 
 
-def test_divergence_leaves_the_old_files(train):
-    assert train("--out", "out").returncode == 0
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_divergence_leaves_the_old_files(train, inside):
+    assert inside("--out", "out").returncode == 0
     before = {path.name: path.read_bytes() for path in (train.here / "out").iterdir()}
-    result = train("--out", "out", "--lr", "1e30", "--optimizer", "sgd", "--epochs", "3")
+    result = inside("--out", "out", "--lr", "1e30", "--optimizer", "sgd", "--epochs", "3")
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].startswith("error: the loss of step 2 (epoch 1) is ")
-    assert "Traceback" not in result.stderr
     assert {path.name: path.read_bytes() for path in (train.here / "out").iterdir()} == before
 
 
-def test_unknown_words_are_argparses_business(train):
-    for arguments in (["--optimizer", "adamax"], ["--epochs", "many"], ["--colour", "red"]):
-        result = train(*arguments)
-        assert result.returncode == 2
-        assert "usage: train.py" in result.stderr
+@pytest.mark.parametrize("words", ["--optimizer adamax", "--epochs many", "--colour red"])
+def test_words_that_argparse_refuses(inside, words):
+    result = inside(*words.split())
+    assert result.returncode == 2
+    assert "usage: train.py" in result.stderr
 
 
 def test_the_command(capsys):
@@ -393,12 +416,15 @@ def begin(train, digits):
     return run
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-@pytest.mark.parametrize("where", [[], ["--checkpoint-dir", "ck"]], ids=["unasked", "asked"])
-def test_a_signal(train, begin, number, status, where):
-    """It ends in good order, says where it was saved, and goes on to the same end as one that
-    nobody stopped."""
-    pytest.importorskip("safetensors")
+@pytest.mark.parametrize(
+    ("number", "status", "where"),
+    [(signal.SIGTERM, 143, []), (signal.SIGINT, 130, ["--checkpoint-dir", "ck"])],
+    ids=["SIGTERM", "SIGINT, a folder for checkpoints"],
+)
+def test_a_signal_ends_in_good_order_and_resumes_to_the_same_end(
+    train, inside, begin, number, status, where
+):
+    """It says where it was saved, and ends as one that nobody stopped."""
     long = ["--epochs", "2000", "--out", "out", "--seed", "3"]
     with begin(*long, *where) as process:
         process.send_signal(number)
@@ -412,11 +438,11 @@ def test_a_signal(train, begin, number, status, where):
     assert f"-step-{step}-" in saved
     epochs = str(step // 10 + 2)  # 40 images by 4
     bare = {"seed": None, "without": ("--batch-size",), "PORTACNN_KERNELS": "native"}
-    again = train(*shlex.split(go_on), "--epochs", epochs, **bare)
+    again = inside(*shlex.split(go_on), "--epochs", epochs, **bare)
     assert again.returncode == 0, again.stderr
     assert re.search(rf"49,890 parameters, {step:,} steps done, seed 3$", again.stdout, re.M)
     numpy = {"PORTACNN_KERNELS": "native"}
-    whole = train("--out", "whole", "--epochs", epochs, "--batch-size", "4", seed="3", **numpy)
+    whole = inside("--out", "whole", "--epochs", epochs, "--batch-size", "4", seed="3", **numpy)
     assert whole.returncode == 0, whole.stderr
     for name in ("history.csv", "weights.safetensors"):
         assert (train.here / "out" / name).read_bytes() == (
@@ -424,51 +450,40 @@ def test_a_signal(train, begin, number, status, where):
         ).read_bytes()
 
 
-def test_going_on_without_a_name(train):
-    pytest.importorskip("safetensors")
-    assert train("--out", "out", "--checkpoint-every", "1").returncode == 0
+def test_resume_without_a_path_takes_the_newest_and_keeps_as_many_as_told(train, inside):
+    assert inside("--out", "out", "--checkpoint-every", "1").returncode == 0
     files = list((train.here / "out" / "checkpoints").glob("checkpoint-*"))
     assert len(files) == 2
-    again = train(
-        "--out",
-        "out",
-        "--epochs",
-        "2",
-        "--resume",
-        "--keep",
-        "1",
-        seed=None,
-        without=("--batch-size",),
-    )
+    words = ("--out", "out", "--epochs", "2", "--resume", "--keep", "1")
+    again = inside(*words, seed=None, without=("--batch-size",))
     assert again.returncode == 0, again.stderr
     assert re.search(r"^trained  1 epochs", again.stdout, re.M)
     (file,) = (train.here / "out" / "checkpoints").glob("checkpoint-*")
     assert "-step-4-" in file.name
 
 
-def test_going_on_from_what_is_not_there(train, tmp_path):
-    pytest.importorskip("safetensors")
-    bare = {"seed": None, "without": ("--batch-size",), "PORTACNN_KERNELS": "native"}
+def test_resume_from_what_is_no_checkpoint_of_these_data(train, inside, tmp_path):
+    bare = {"seed": None, "without": ("--batch-size",)}
     one_line(
-        train("--resume", **bare),
+        inside("--resume", **bare),
         "no checkpoint to resume from",
         "runs",
         "checkpoints",
         "--resume PATH",
     )
     (train.here / "file").write_text("no checkpoint")
-    one_line(train("--resume", "file", **bare), "file is not an intact safetensors file")
+    one_line(inside("--resume", "file", **bare), "file is not an intact safetensors file")
     one_line(
-        train("--resume", "file", "--lr", "0.1", **bare),
+        inside("--resume", "file", "--lr", "0.1", **bare),
         "--resume takes --lr from the checkpoint; omit it",
     )
     one_line(
-        train("--resume", "file", blocked=("safetensors",), **bare), "checkpoints need safetensors"
+        inside("--resume", "file", blocked=("safetensors",), **bare), "checkpoints need safetensors"
     )
-    assert train("--out", "out", "--checkpoint-dir", "ck").returncode == 0
+    assert inside("--out", "out", "--checkpoint-dir", "ck").returncode == 0
     other = write_digits(tmp_path / "other", train=41)
     one_line(
-        train("--resume", "ck", data=other, **bare),
+        inside("--resume", "ck", data=other, **bare),
         "the data differ from those of",
         "expected x_train of shape [40, 1, 12, 12], got [41",
     )
