@@ -9,7 +9,10 @@ from portacnn import EarlyStopping, Trainer
 from portacnn.callbacks import EMA, Callback
 from portacnn.errors import ArgumentError
 from support.callbacks import EachStep, Weights, train
+from support.matrix import EACH_LIBRARY
 from support.trainings import STEPS, make, outcome
+
+pytestmark = EACH_LIBRARY
 
 
 class Seen(Callback):

@@ -11,8 +11,11 @@ from portacnn.callbacks import EMA, Callback, CSVLogger, JSONLogger, KeepBest
 from portacnn.errors import ArgumentError, ModelFormatError
 from portacnn.models import Model
 from support.callbacks import EachStep, train
+from support.matrix import EACH_LIBRARY
 from support.nets import bits
 from support.trainings import STEPS, data, make, outcome, rewrite
+
+pytestmark = EACH_LIBRARY
 
 
 class Counter(Callback):

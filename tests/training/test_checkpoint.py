@@ -11,7 +11,7 @@ from portacnn.errors import ArgumentError, CheckpointError, ModelFormatError, No
 from portacnn.training import folder
 from portacnn.training import trainer as trainer_module
 from support.nets import small_net
-from support.trainings import STEPS, make, names, outcome, resumed, rewrite, stopped
+from support.trainings import STEPS, make, names, outcome, resumed, rewrite, stopped, uninterrupted
 
 # --- the folder -----------------------------------------------------------------------------------
 
@@ -173,8 +173,7 @@ def test_a_model_is_no_checkpoint(tmp_path):
 
 
 def test_a_disk_that_is_full_stops_training_and_no_more(tmp_path, monkeypatch):
-    whole = make()
-    whole.train()
+    whole = uninterrupted()
     trainer = make(checkpoint_dir=tmp_path, checkpoint_every=4)
     good = os.replace
     calls = []

@@ -7,6 +7,9 @@ from portacnn.errors import ArgumentError
 from portacnn.metrics import F1, Accuracy, ConfusionMatrix, RocAuc
 from portacnn.training import EarlyStopping, Trainer
 from support.bright_rows import COUNT, digits, net, same, trainer, weights
+from support.matrix import EACH_LIBRARY
+
+pytestmark = EACH_LIBRARY
 
 # --- early stopping -------------------------------------------------------------------------------
 

@@ -9,8 +9,11 @@ from portacnn import EarlyStopping, Trainer
 from portacnn.callbacks import EMA, Callback
 from portacnn.errors import ArgumentError, StateError
 from support.callbacks import Weights, train
+from support.matrix import EACH_LIBRARY
 from support.nets import bits
 from support.trainings import data, drawing_net, make, outcome
+
+pytestmark = EACH_LIBRARY
 
 # --- what is refused ------------------------------------------------------------------------------
 

@@ -9,6 +9,9 @@ from portacnn.models import Model
 from portacnn.seeds import permutation
 from portacnn.training import Trainer
 from support.bright_rows import digits, net, same, trainer, weights
+from support.matrix import EACH_LIBRARY
+
+pytestmark = EACH_LIBRARY
 
 
 def normed(spatial=False, device="numpy"):

@@ -12,8 +12,10 @@ from portacnn.callbacks import EMA, CSVLogger, JSONLogger, KeepBest, TensorBoard
 from portacnn.errors import ArgumentError, DependencyError
 from portacnn.models import Model
 from support.callbacks import train
-from support.matrix import needs
+from support.matrix import EACH_LIBRARY, needs
 from support.trainings import STEPS, TEST, data
+
+pytestmark = EACH_LIBRARY
 
 
 def test_logs_hold_the_history(tmp_path, backend):

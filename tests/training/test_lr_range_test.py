@@ -6,9 +6,11 @@ import pytest
 from portacnn import Trainer
 from portacnn.callbacks import Callback, lr_range_test
 from portacnn.errors import ArgumentError
-from support.matrix import backends
+from support.matrix import EACH_LIBRARY, backends
 from support.nets import bits
 from support.trainings import make, outcome
+
+pytestmark = EACH_LIBRARY
 
 
 def test_a_range_test_leaves_no_trace(backend):

@@ -5,6 +5,7 @@ import pytest
 
 from portacnn import Normalize, Trainer
 from portacnn.errors import ArgumentError, ArrayError, LabelError, NotFiniteError, ShapeError
+from support.matrix import EACH_LIBRARY
 from support.nets import as_bytes, bits, patches, small_net
 from support.small_trainings import Recorder, trainer
 
@@ -31,6 +32,7 @@ def test_one_hot_labels_are_integer_labels(backend):
         assert other.test_acc_list == plain.test_acc_list
 
 
+@EACH_LIBRARY
 def test_evaluate_sample_num_per_epoch(backend):
     run = trainer(small_net(backend.device), evaluate_sample_num_per_epoch=7, epochs=1)
     run.train()
@@ -58,6 +60,7 @@ def test_the_data_stay_untouched_and_may_lie_on_the_device(backend):
     np.testing.assert_array_equal(backend.host(labels), t)
 
 
+@EACH_LIBRARY
 def test_batches_of_one_and_of_all(backend):
     for size, steps in ((1, 6), (6, 1)):
         run = trainer(small_net(backend.device), train=6, mini_batch_size=size, epochs=1)
@@ -99,6 +102,7 @@ def test_uint8_images_train_as_floats_do(backend):
     np.testing.assert_array_equal(x, as_bytes(patches(50)[0]))
 
 
+@EACH_LIBRARY
 def test_a_set_in_any_memory_order(backend):
     """Turned into rows once: NumPy's take would copy the whole of it again for every batch."""
     x, t = as_bytes(patches(50)[0]), np.arange(50) % 4
@@ -124,6 +128,7 @@ def bad_pixel(value):
 # --- bad input ------------------------------------------------------------------------------------
 
 
+@EACH_LIBRARY
 @pytest.mark.parametrize("which", ["train", "test"])
 @pytest.mark.parametrize(
     ("x", "t", "error", "message"),

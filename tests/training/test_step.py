@@ -14,8 +14,11 @@ from portacnn.models import Model
 from portacnn.seeds import permutation
 from portacnn.training import StepState
 from portacnn.training import trainer as trainer_module
+from support.matrix import EACH_LIBRARY
 from support.nets import bits, small_net
 from support.small_trainings import Recorder, trainer
+
+pytestmark = EACH_LIBRARY
 
 # --- one step -------------------------------------------------------------------------------------
 

@@ -7,8 +7,11 @@ from portacnn import Trainer, load_mnist_sample
 from portacnn.models import SimpleConvNet
 from portacnn.seeds import permutation
 from portacnn.training import progress
+from support.matrix import EACH_LIBRARY
 from support.nets import bits, patches, small_net
 from support.small_trainings import Recorder, trainer
+
+pytestmark = EACH_LIBRARY
 
 # --- what a run leaves ----------------------------------------------------------------------------
 

@@ -16,7 +16,9 @@ from portacnn.seeds import permutation
 from portacnn.training import StepState, Trainer
 from portacnn.training.feed import part_sizes
 from support.bright_rows import COUNT, EPOCHS, SIZE, digits, net, same, trainer, weights
-from support.matrix import needs
+from support.matrix import EACH_LIBRARY, needs
+
+pytestmark = EACH_LIBRARY
 
 
 @cache
