@@ -7,16 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 import portacnn.onnx
 from portacnn.errors import ModelFormatError
 from portacnn.layers import BatchNorm2d, Dropout
 from portacnn.layers.base import run
-
-onnx = pytest.importorskip("onnx")
-from onnx import TensorProto, helper, numpy_helper  # noqa: E402
-
-from support.onnx_files import model_of, numbers  # noqa: E402
+from support.onnx_files import model_of, numbers
 
 node = helper.make_node
 X = numbers(3, 2, 5, 5, seed=4)
@@ -37,11 +34,6 @@ def of_the_runtime(path: Path, x: np.ndarray) -> np.ndarray:
     return runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(
         None, {"x": x}
     )[0]
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "model.onnx"
 
 
 # --- operators that train -------------------------------------------------------------------------

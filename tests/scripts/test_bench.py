@@ -1,12 +1,13 @@
 """scripts/bench.py: what it writes is what was asked for, and what it compares computes the
 same."""
 
+import io
 import json
 import math
-import os
 import re
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from importlib import import_module
 from pathlib import Path
 from statistics import median
@@ -29,43 +30,35 @@ NETS = [*nets.PLAIN, "resnet20", pytest.param("alexnet", marks=pytest.mark.slow)
 # --- the script -----------------------------------------------------------------------------------
 
 
+def here(self, task, python, kernels=None):
+    """In place of ``Bench.spawn``: the worker's task in this process, since each start takes most
+    of a second."""
+    if task["what"] == "machine":
+        return {"cpu": "c", "cores": 2, "system": "s", "gemm_gflops": 1.0, "copy_gb_per_s": 1.0}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in bench.THREADS:
+            patch.setenv(name, str(self.options.threads or 1))
+        return worker.main(task)
+
+
+@pytest.fixture
+def no_warm_up(monkeypatch):
+    monkeypatch.setattr(worker, "WARM_UP_SECONDS", 0.0)
+
+
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """The script as a person runs it, on next to nothing: what it printed, and what it wrote."""
+    """The script on next to nothing: what it printed, and what it wrote."""
     out = tmp_path_factory.mktemp("bench") / "deeper" / "out.json"
-    contenders = "tutorials,portacnn,portacnn@torch:tpu"
-    command = [
-        "--nets",
-        "simple,lenet",
-        "--batches",
-        "4",
-        "--modes",
-        "train",
-        "--contenders",
-        contenders,
-    ]
-    command += [
-        "--against",
-        "tutorials",
-        "--rounds",
-        "2",
-        "--seconds",
-        "0",
-        "--threads",
-        "1",
-        "--json",
-        out,
-    ]
-    result = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "bench.py", *map(str, command)],
-        env={name: value for name, value in os.environ.items() if not name.startswith("PORTACNN_")},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stderr == ""
-    return result.stdout, json.loads(out.read_text())
+    words = "--nets simple,lenet --batches 4 --modes train --against tutorials --rounds 2"
+    words += " --contenders tutorials,portacnn,portacnn@torch:tpu --seconds 0 --threads 1 --json"
+    printed, errors = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed), redirect_stderr(errors):
+        patch.setattr(bench.Bench, "spawn", here)
+        patch.setattr(worker, "WARM_UP_SECONDS", 0.0)
+        assert bench.main([*words.split(), str(out)]) == 0
+    assert errors.getvalue() == ""
+    return printed.getvalue(), json.loads(out.read_text())
 
 
 def test_every_row_that_was_asked_for_is_there_or_its_reason(ran):
@@ -88,7 +81,7 @@ def test_figures_are_numbers_and_follow_from_the_rounds(ran):
     for row in report["rows"]:
         medians = [round_["median_ms"] for round_ in row["rounds"]]
         assert row["ms"] == {"median": median(medians), "min": min(medians), "max": max(medians)}
-        assert row["peak_mib"] is None or 0 < row["peak_mib"] < 1000
+        assert row["peak_mib"] is None or 0 <= row["peak_mib"] < 1000
         assert len(row["rounds"]) == 2
         for round_ in row["rounds"]:
             assert 0 < round_["min_ms"] <= round_["median_ms"] <= round_["max_ms"] < math.inf
@@ -225,9 +218,7 @@ def test_without_the_peer_the_first_that_runs_is_the_measure(capsys, tmp_path, m
     ]
 
 
-def test_the_profile_is_printed_and_written(capsys, tmp_path, monkeypatch):
-    speed = {"cpu": "c", "cores": 2, "system": "s", "gemm_gflops": 1.0, "copy_gb_per_s": 1.0}
-    here = lambda self, given, *_: speed if given["what"] == "machine" else worker.main(given)  # noqa: E731
+def test_the_profile_is_printed_and_written(capsys, tmp_path, monkeypatch, no_warm_up):
     monkeypatch.setattr(bench.Bench, "spawn", here)
     out = tmp_path / "out.json"
     words = [
@@ -260,6 +251,27 @@ def test_kernels_are_the_workers_alone(monkeypatch, tmp_path):
     assert refused.startswith("PORTACNN_KERNELS must be one of")
     assert "'ours'" in refused
     assert made.spawn(task("portacnn"), sys.executable)["steps"] >= 5
+
+
+def test_the_machine_is_described_and_its_speed_measured(monkeypatch, no_warm_up):
+    monkeypatch.setattr(bench.Bench, "spawn", lambda self, task, python: worker.main(task))
+    made = bench.Bench(bench.parse(["--contenders", "portacnn", "--json", "out.json"]))
+    found = made.speed()
+    assert found["cores"] >= 1
+    assert found["gemm_gflops"] > 0
+    assert found["copy_gb_per_s"] > 0
+
+
+def test_the_script_runs_from_anywhere(tmp_path):
+    done = subprocess.run(
+        [sys.executable, ROOT / "scripts" / "bench.py", "--nets", "vgg"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert "unknown net 'vgg'" in done.stderr
 
 
 def test_a_precision_is_in_the_contenders_word_and_told_where_it_is_missing():
@@ -295,7 +307,7 @@ def task(contender, net="simple", mode="train", what="measure", **more):
         for contender in ("portacnn", "torch", "torch-channels-last", "tutorials")
     ],
 )
-def test_every_mode_runs(contender, mode):
+def test_every_mode_runs(no_warm_up, contender, mode):
     result = worker.main(task(contender, mode=mode))
     assert result["parameters"] == 433_890
     assert result["steps"] == 1 if mode == "epoch" else result["steps"] >= 5

@@ -1,6 +1,7 @@
 """Small trainings that are stopped and resumed: what the tests of checkpoints share."""
 
 import json
+from functools import cache
 
 from portacnn import Model, Trainer
 from portacnn.layers import BatchNorm2d, Conv2d, Dropout, Flatten, Linear, ReLU
@@ -70,6 +71,14 @@ def outcome(trainer):
         trainer.epoch,
         trainer.stopped_early,
     )
+
+
+@cache
+def uninterrupted(device="numpy", epochs=EPOCHS, **options):
+    """A training that ran to its end: what others are compared with. Nobody may change it."""
+    trainer = make(device, epochs=epochs, **options)
+    trainer.train()
+    return trainer
 
 
 def stopped(path, step, **options):

@@ -23,19 +23,23 @@ from portacnn.files import write_atomically
 from portacnn.ops import use_kernels
 from portacnn.training import folder
 from support.nets import bits
-from support.trainings import Watched, data, make, names, outcome, resumed, rewrite, stopped
+from support.trainings import (
+    Watched,
+    data,
+    make,
+    names,
+    outcome,
+    resumed,
+    rewrite,
+    stopped,
+    uninterrupted,
+)
 from support.trees import plain_json, replaced
 
-pytest.importorskip("safetensors")
 ROOT = Path(__file__).resolve().parents[2]
 fuzz = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
-
-
-@pytest.fixture(autouse=True)
-def no_variable(monkeypatch):
-    monkeypatch.delenv("PORTACNN_BACKEND", raising=False)
 
 
 # --- kill -9 --------------------------------------------------------------------------------------
@@ -75,7 +79,7 @@ def start(monkeypatch):
         yield run
 
 
-@pytest.mark.parametrize("times", [3, pytest.param(50, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("times", [2, pytest.param(50, marks=pytest.mark.slow)])
 def test_killed_at_any_moment(tmp_path, start, times):
     began = time.perf_counter()
     with start(tmp_path / "whole") as process:
@@ -132,8 +136,7 @@ def test_a_disk_that_fills_up_at_any_byte(tmp_path):
             trainer.checkpoint()
         assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
     assert resumed(tmp_path).steps_done == 3
-    whole = make()
-    whole.train()
+    whole = uninterrupted()
     trainer.train()
     assert outcome(trainer) == outcome(whole)
 
@@ -167,8 +170,7 @@ def test_a_small_disk(tmp_path):
         assert resumed(disk).steps_done == 4
         (disk / "filler").unlink()
         trainer.train()
-        whole = make()
-        whole.train()
+        whole = uninterrupted()
         assert outcome(trainer) == outcome(whole)
         assert outcome(resumed(disk)) == outcome(whole)
     finally:

@@ -15,15 +15,17 @@ from portacnn import Trainer
 from portacnn.errors import ArgumentError, CheckpointError
 from portacnn.training import folder
 from portacnn.training.lock import locked
-from support.trainings import STEPS, Watched, data, make, names, outcome, resumed, stopped
-
-pytest.importorskip("safetensors")
-
-
-@pytest.fixture(autouse=True)
-def no_variable(monkeypatch):
-    monkeypatch.delenv("PORTACNN_BACKEND", raising=False)
-
+from support.trainings import (
+    STEPS,
+    Watched,
+    data,
+    make,
+    names,
+    outcome,
+    resumed,
+    stopped,
+    uninterrupted,
+)
 
 # --- one at a time --------------------------------------------------------------------------------
 
@@ -69,8 +71,7 @@ def test_one_run_resumed_twice_into_one_folder(tmp_path):
     assert "checkpoint_dir=" in message
     assert second.steps_done == 3
     assert second.batches == []
-    whole = make()
-    whole.train()
+    whole = uninterrupted()
     assert outcome(first) == outcome(whole)
     second.train()
     assert outcome(second) == outcome(whole)

@@ -11,8 +11,6 @@ from portacnn.optim import AdamW, biases_and_norms
 from support.nets import bits
 from support.trainings import EPOCHS, HISTORY, STEPS, Watched, make, outcome, resumed
 
-pytest.importorskip("safetensors")
-
 
 @pytest.fixture(autouse=True)
 def usual_ctrl_c(monkeypatch):

@@ -10,8 +10,10 @@ from portacnn.errors import ArgumentError, LabelError
 from portacnn.layers import Conv2d, Flatten, Linear, ReLU
 from portacnn.metrics import Metric
 from portacnn.training import trainer as trainer_module
-from support.matrix import needs
+from support.matrix import EACH_LIBRARY, needs
 from support.nets import bits, patches
+
+pytestmark = EACH_LIBRARY
 
 X, CLASSES = patches(40)
 BINARY = (CLASSES[:, None] == np.arange(3)).astype("uint8")

@@ -12,6 +12,7 @@ from portacnn.errors import OutOfMemoryError
 from portacnn.models import Model
 from portacnn.training import trainer as trainer_module
 from portacnn.training.feed import Resident, Samples, Streamed, fits
+from support.matrix import EACH_LIBRARY
 from support.nets import as_bytes, bits, patches
 from support.nets import normed_net as net
 
@@ -42,6 +43,7 @@ def test_half_of_what_is_free(nbytes, free, expected):
     assert fits(nbytes, free) is expected
 
 
+@EACH_LIBRARY
 @pytest.mark.parametrize("bytes_", [False, True], ids=["float32", "uint8"])
 def test_batches_from_the_host_are_those_from_the_device(backend, monkeypatch, bytes_):
     def data(count):
@@ -74,6 +76,7 @@ def test_the_next_batch_is_sent_before_the_last_is_used(backend, monkeypatch):
     assert events == [10, 10, 24.0, 5, 14.0, 4.0]
 
 
+@EACH_LIBRARY
 @pytest.mark.parametrize("place", ["forward", "backward", "update"])
 @pytest.mark.parametrize("known", [(1000, 5000), None], ids=["with figures", "without"])
 def test_no_room_for_a_step(backend, monkeypatch, place, known):
@@ -110,6 +113,7 @@ def test_no_room_for_a_step(backend, monkeypatch, place, known):
     assert all(np.isfinite(again.train_loss_list))
 
 
+@EACH_LIBRARY
 def test_no_room_for_running_statistics(backend, monkeypatch):
     """What is left out after a loss that is not finite takes memory as well: the update comes after
     it, if it comes at all."""
@@ -132,6 +136,7 @@ def test_no_room_for_running_statistics(backend, monkeypatch):
     assert bits(run.model) == before
 
 
+@EACH_LIBRARY
 def test_no_room_for_an_optimizers_state(backend, monkeypatch):
     """What was not made is made the next time."""
     run = trainer(backend, epochs=1)
@@ -158,6 +163,7 @@ class Large:
     """What a step has made so far."""
 
 
+@EACH_LIBRARY
 def test_an_error_holds_nothing_of_the_step(backend, monkeypatch):
     """Whoever looks at it may go on from there with a smaller batch: the large one's memory has to
     be free by then."""

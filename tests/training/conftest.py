@@ -1,0 +1,8 @@
+"""What all tests of trainings share."""
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def no_variable(monkeypatch):
+    monkeypatch.delenv("PORTACNN_BACKEND", raising=False)
