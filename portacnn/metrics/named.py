@@ -98,7 +98,7 @@ def metrics_for(
             raise ArgumentError('the name "loss" is reserved; give the metric another name')
         if name in found:
             raise ArgumentError(
-                f"two metrics are called {name}; pass a mapping: metrics={{'mine': ...}}"
+                f"there are two metrics called {name}; pass a mapping: metrics={{'mine': ...}}"
             )
         found[name] = named(what, loss)
     return found

@@ -127,7 +127,7 @@ class Operation:
             return None
         came, value = self.attributes[name]
         if came != kind:
-            raise self.wrong(f"attribute {name!r} must be of type {kind!r}, got {came!r}")
+            raise self.wrong(f"attribute {name!r} must be of the kind {kind!r}, got {came!r}")
         return value
 
     def has(self, name: str) -> bool:
@@ -373,7 +373,7 @@ def _by_name(what: str, rows: Sequence[Any]) -> dict[str, Any]:
     for row in rows:
         if not row.name or row.name in found:
             raise ModelFormatError(
-                f"expected unique names of {what}, got {quoted(row.name)} twice or an empty name"
+                f"there are two {what} called {quoted(row.name)}, or one without a name"
             )
         found[row.name] = row
     return found
