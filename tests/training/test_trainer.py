@@ -32,7 +32,7 @@ def test_lists(backend):
 
 def test_it_learns(backend):
     run = trainer(
-        small_net(backend.device, seed=1), train=80, epochs=8, optimizer_param={"lr": 0.03}
+        small_net(backend.device, seed=1), train=80, epochs=6, optimizer_param={"lr": 0.04}
     )
     run.train()
     assert run.train_loss_list[-1] < 0.3 * run.train_loss_list[0]
@@ -159,14 +159,16 @@ def test_going_on_after_an_interruption():
 # --- the same on every backend --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("dtype", "rel"), [("float32", 1e-4), ("float64", 1e-9)])
-@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
+@pytest.mark.parametrize(
+    ("optimizer", "dtype", "rel"),
+    [("sgd", "float64", 1e-9), ("momentum", "float32", 1e-4), ("adam", "float64", 1e-9)],
+)
 def test_the_same_run_on_every_backend(backend, dtype, rel, optimizer):
     def run(device):
         made = trainer(
             small_net(device, dtype=dtype),
             train=100,
-            epochs=4,
+            epochs=2,
             kind=Recorder,
             seed=3,
             optimizer=optimizer,
@@ -182,11 +184,11 @@ def test_the_same_run_on_every_backend(backend, dtype, rel, optimizer):
         run("numpy"),
         run(backend.device),
     )
-    assert len(losses) == 20
+    assert len(losses) == 10
     assert before_here == before
     assert batches_here == batches
     np.testing.assert_allclose(losses_here, losses, rtol=rel)
-    assert losses[-1] < losses[0]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
 
 
 # --- what is shown --------------------------------------------------------------------------------
