@@ -245,8 +245,9 @@ def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     )
 
 
-def test_importing_portacnn_is_light():
-    slow = (
+def test_importing_portacnn_is_light_and_a_checkout_finds_its_backends():
+    """In one process, as each start takes half a second."""
+    slow = [
         "cupy",
         "torch",
         "array_api_strict",
@@ -256,18 +257,14 @@ def test_importing_portacnn_is_light():
         "matplotlib",
         "scipy",
         "onnx",
-    )
+    ]
     done = run(
-        "-c", f"import sys, portacnn; print([name for name in {slow} if name in sys.modules])"
+        "-c",
+        f"import sys, portacnn; print([name for name in {slow} if name in sys.modules])\n"
+        "print([name for name in sys.modules if 'backends' in name])\n"
+        "import portacnn.backends.numpy.adapter as b; print(b.connect(None))",
     )
-    assert done.stdout.strip() == "[]", done.stdout + done.stderr
-
-
-def test_importing_portacnn_loads_no_backend():
-    done = run(
-        "-c", "import sys, portacnn; print([name for name in sys.modules if 'backends' in name])"
-    )
-    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+    assert done.stdout.splitlines() == ["[]", "[]", "numpy on cpu"], done.stdout + done.stderr
 
 
 def test_the_folder_backends_is_no_package_of_that_name():
@@ -278,11 +275,6 @@ def test_the_folder_backends_is_no_package_of_that_name():
     done = run("-c", "import backends.numpy.adapter")
     assert done.returncode == 1
     assert "import portacnn.backends" in done.stderr
-
-
-def test_a_checkout_finds_its_backends():
-    done = run("-c", "import portacnn.backends.numpy.adapter as b; print(b.connect(None))")
-    assert done.stdout.strip() == "numpy on cpu", done.stderr
 
 
 def test_what_is_public_has_a_docstring():

@@ -35,7 +35,7 @@ from support.trees import plain_json, replaced
 
 st_numpy = pytest.importorskip("safetensors.numpy")
 fuzz = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 
@@ -337,13 +337,22 @@ def test_random_bytes(tmp_path, junk):
     only_format_errors(tmp_path / "net", struct.pack("<Q", len(junk)) + junk)
 
 
-@pytest.mark.parametrize("make", [small_net, lambda: own().build((1, 8, 8), seed=0), pictured])
+@pytest.fixture(scope="module")
+def each_saved(tmp_path_factory):
+    """The bytes of several saved nets."""
+    nets = {"small": small_net(), "own": own().build((1, 8, 8), seed=0), "pictured": pictured()}
+    folder = tmp_path_factory.mktemp("each")
+    for name, net in nets.items():
+        net.save(folder / name)
+    return {name: (folder / name).read_bytes() for name in nets}
+
+
+@pytest.mark.parametrize("net", ["small", "own", "pictured"])
 @fuzz
 @given(data=st.data(), new=plain_json)
-def test_descriptions_with_a_part_exchanged(tmp_path, make, data, new):
+def test_descriptions_with_a_part_exchanged(each_saved, tmp_path, net, data, new):
     """Whatever JSON says, a file gives a model or a ModelFormatError."""
-    make().save(tmp_path / "good")
-    whole = (tmp_path / "good").read_bytes()
+    whole = each_saved[net]
     description = json.loads(header_of(whole)[0]["__metadata__"]["portacnn"])
     _, count = replaced(description, -1, None)
     changed, _ = replaced(description, data.draw(st.integers(0, count - 1)), new)

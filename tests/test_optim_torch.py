@@ -23,7 +23,7 @@ from portacnn.optim import (
     make_optimizer,
 )
 from support.checks import with_each_kernel
-from support.matrix import backends, needs
+from support.matrix import EACH_LIBRARY, backends, needs
 
 STEPS = 50
 SHAPES = {
@@ -254,6 +254,7 @@ def test_float32_stays_float32_and_near(backend, kind, name, arguments):
     close(backend, params, {path: backend.host(value) for path, value in wide.items()}, 1e-4)
 
 
+@EACH_LIBRARY
 @pytest.mark.parametrize(("kind", "name", "arguments"), CASES, ids=WORDS)
 def test_a_step_that_is_not_ok_changes_nothing(backend, kind, name, arguments):
     params, optimizer = writable(backend, start()), kind(**arguments)
@@ -383,6 +384,7 @@ def test_centered_rmsprop_of_constant_gradients_stays_finite(backend):
 # --- state ----------------------------------------------------------------------------------------
 
 
+@EACH_LIBRARY
 @pytest.mark.parametrize(("kind", "name", "arguments"), CASES, ids=WORDS)
 def test_state_goes_to_a_file_and_back(backend, tmp_path, kind, name, arguments):
     from portacnn.files import load_tensors, save_tensors
