@@ -17,7 +17,7 @@ ops/test_batch layers/test_graph files/test_saved_models ops/test_norm ops/test_
 models/test_model layers/test_conv_pool layers/test_norm ops/test_conv ops/test_loss
 ops/test_loss_more ops/test_fused ops/test_conv_nd models/test_inference ops/test_conv_transpose
 optim/test_optim_torch ops/test_joined_relu layers/test_stages ops/test_pool_nd ops/test_update
-""".split()
+""".split()  # noqa: SIM905
 """Test files by their time per test on the CuPy stub; the others follow."""
 _ON_A_BACKEND = re.compile(r"^def test_\w+\([^)]*\bbackend\b", re.MULTILINE)
 WARNINGS = "filterwarnings=default\nerror:::portacnn"

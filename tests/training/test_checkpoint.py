@@ -70,7 +70,7 @@ def test_one_that_goes_on_clears_up_behind_itself(tmp_path):
     assert all(file.exists() for file in others)
 
 
-def test_it_goes_on_in_the_same_folder_if_no_other_is_named(tmp_path):
+def test_a_resumed_training_writes_to_the_same_folder_by_default(tmp_path):
     trainer = stopped(tmp_path / "one", 3)
     assert resumed(tmp_path / "one").checkpoint_dir == tmp_path / "one"
     assert resumed(trainer.last_checkpoint).checkpoint_dir == tmp_path / "one"
@@ -151,7 +151,7 @@ def test_the_rewriting_of_these_tests_is_right(tmp_path):
     assert path.read_bytes()[-500:] == before[-500:]
 
 
-def test_it_is_a_safetensors_file_that_others_can_read(tmp_path):
+def test_a_checkpoint_is_a_safetensors_file_that_others_can_read(tmp_path):
     from safetensors.numpy import load_file
 
     trainer = stopped(tmp_path, 9, early_stopping=2)

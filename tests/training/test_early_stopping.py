@@ -54,7 +54,7 @@ class Scripted(Trainer):
 
 @pytest.mark.parametrize("monitor", ["accuracy", "loss"])
 @pytest.mark.parametrize("restore", [True, False])
-def test_it_stops_and_restores(monitor, restore):
+def test_early_stopping_stops_and_restores_the_best_weights(monitor, restore):
     stopping = EarlyStopping(patience=3, monitor=monitor, restore_best=restore)
     run = trainer(kind=Scripted, early_stopping=stopping, epochs=6)
     run.train()
@@ -67,7 +67,7 @@ def test_it_stops_and_restores(monitor, restore):
     assert run.epoch == 5
 
 
-def test_it_restores_at_the_end_too():
+def test_the_best_weights_are_restored_at_the_end_too():
     run = trainer(kind=Scripted, early_stopping=4, epochs=5)
     run.train()
     assert not run.stopped_early

@@ -74,7 +74,7 @@ def test_ema_takes_no_step_that_was_not_finite(backend):
     class Poison(Callback):
         def on_update(self, trainer, ok):
             if trainer.steps_done == 4:
-                trainer._sets.train.images[...] = np.nan if "numpy" in backend.name else _nan
+                trainer.x_train[...] = np.nan if "numpy" in backend.name else _nan
 
     _nan = backend.xp.asarray(float("nan"), dtype=backend.xp.float32, device=backend.backend.device)
     weights, ema = Weights(), EMA(0.5, warm_up=False)

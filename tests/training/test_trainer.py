@@ -30,7 +30,7 @@ def test_lists(backend):
     assert run.model.accuracy(*patches(20, seed=1)) == run.test_acc_list[-1]
 
 
-def test_it_learns(backend):
+def test_training_lowers_the_loss(backend):
     run = trainer(
         small_net(backend.device, seed=1), train=80, epochs=6, optimizer_param={"lr": 0.04}
     )
