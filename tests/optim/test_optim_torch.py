@@ -351,7 +351,7 @@ def test_names():
         (AdamW, {"weight_decay": None}, "weight_decay"),
     ],
 )
-def test_numbers_without_a_meaning(kind, arguments, word):
+def test_invalid_options_are_refused(kind, arguments, word):
     with pytest.raises(ArgumentError, match=word):
         kind(**arguments)
     with pytest.raises(ArgumentError, match=word):

@@ -215,7 +215,7 @@ class Silent(Callback):
         ({"callbacks": [EarlyStopping(2), EarlyStopping(3)]}, "give one EarlyStopping"),
     ],
 )
-def test_what_is_no_callback(options, message):
+def test_what_is_no_callback_is_refused(options, message):
     with pytest.raises(ArgumentError, match=message):
         make(**options)
 

@@ -75,7 +75,7 @@ def test_the_best_weights_are_restored_at_the_end_too():
     same(weights(run.model), run.seen[1])
 
 
-def test_early_stopping_for_real(backend):
+def test_early_stopping_stops_where_nothing_gets_better(backend):
     """With a rate of 0 nothing gets better: one epoch, and as many as there is patience."""
     for stopping in (2, EarlyStopping(2, "loss")):
         run = trainer(
@@ -118,7 +118,7 @@ def test_early_stopping_watches_the_loss_without_smoothing(backend):
 
 
 @pytest.mark.parametrize("arguments", [{"patience": 0}, {"monitor": 3}, {"min_delta": -0.1}])
-def test_early_stopping_without_a_meaning(arguments):
+def test_invalid_arguments_of_early_stopping_are_refused(arguments):
     with pytest.raises(ArgumentError, match=next(iter(arguments))):
         EarlyStopping(**arguments)
 

@@ -19,7 +19,7 @@ pytestmark = EACH_LIBRARY
 
 
 @pytest.mark.parametrize("options", [{"decay": 1.0}, {"decay": -0.1}, {"warm_up": 1}])
-def test_ema_of_nonsense(options):
+def test_invalid_arguments_of_ema_are_refused(options):
     with pytest.raises(ArgumentError, match=next(iter(options))):
         EMA(**options)
 

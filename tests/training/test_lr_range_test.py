@@ -66,7 +66,7 @@ def test_a_range_test_ends_where_the_loss_diverges():
         ({"steps": 1}, "steps must be a whole number of at least 2"),
     ],
 )
-def test_a_range_test_of_nonsense(arguments, message):
+def test_invalid_arguments_of_a_range_test_are_refused(arguments, message):
     with pytest.raises(ArgumentError, match=message):
         lr_range_test(make(kind=Trainer), **arguments)
 

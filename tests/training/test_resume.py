@@ -281,7 +281,7 @@ def test_the_best_weights_of_a_training_that_was_over(tmp_path):
     assert outcome(again) == outcome(whole)
 
 
-def test_more_epochs(tmp_path):
+def test_a_training_resumes_with_more_epochs(tmp_path):
     whole = make(epochs=5)
     whole.train()
     make(checkpoint_dir=tmp_path, epochs=2).train()
@@ -355,7 +355,7 @@ def test_masks_are_the_same_elsewhere(tmp_path, device):
 
 
 @needs("torch")
-def test_where_it_goes_on(tmp_path, monkeypatch):
+def test_a_training_resumes_on_the_device_asked_for_or_its_own(tmp_path, monkeypatch):
     stopped(tmp_path, 1, device="torch")
     assert resumed(tmp_path).backend.name == "torch"
     assert resumed(tmp_path, device="numpy").backend.name == "numpy"
@@ -364,7 +364,7 @@ def test_where_it_goes_on(tmp_path, monkeypatch):
     assert resumed(tmp_path, device="torch").backend.name == "torch"
 
 
-def test_where_it_was_is_not_here(tmp_path):
+def test_a_device_that_is_missing_here_is_told(tmp_path):
     path = stopped(tmp_path, 1).last_checkpoint
     rewrite(path, lambda header: header.update(place="array_api_strict:device9"))
     with pytest.raises(
@@ -376,7 +376,7 @@ def test_where_it_was_is_not_here(tmp_path):
     assert resumed(path, device="numpy").steps_done == 1
 
 
-def test_a_precision_that_is_not_to_be_had_here(tmp_path):
+def test_a_precision_that_is_not_supported_here(tmp_path):
     """From a GPU's tensor cores to a CPU."""
     path = stopped(tmp_path, 1).last_checkpoint
     rewrite(path, lambda header: header["options"].update(precision="tf32"))

@@ -191,7 +191,7 @@ def test_divergence_stops_before_the_step_that_failed(backend, optimizer):
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")
-def test_training_can_go_on_after_divergence():
+def test_training_can_continue_after_divergence():
     run = trainer(small_net(), optimizer="sgd", optimizer_param={"lr": 1e30})
     with pytest.raises(NotFiniteError):
         run.train()

@@ -16,7 +16,7 @@ pytestmark = EACH_LIBRARY
 # --- what a run leaves ----------------------------------------------------------------------------
 
 
-def test_lists(backend):
+def test_lists_have_an_entry_for_each_step_or_epoch(backend):
     run = trainer(small_net(backend.device), kind=Recorder, epochs=3)
     run.train()
     # 50 images by 20: two whole batches and a short one an epoch
@@ -97,7 +97,7 @@ def test_the_same_seed_twice(backend):
     assert run(None)[0] != run(None)[0]
 
 
-def test_going_on(backend):
+def test_training_continues_for_more_epochs(backend):
     whole = trainer(small_net(backend.device), epochs=3)
     whole.train()
     parts = trainer(small_net(backend.device), epochs=1)
@@ -141,7 +141,7 @@ def test_a_training_that_is_over_says_so(caplog, options, words):
     assert run.steps_done == done
 
 
-def test_going_on_after_an_interruption():
+def test_training_continues_after_an_interruption():
     class Interrupted(Trainer):
         def step(self, x, t, state):
             if self.optimizer.steps == 4 and not hasattr(self, "stopped"):
@@ -194,7 +194,7 @@ def test_the_same_run_on_every_backend(backend, dtype, rel, optimizer):
 # --- what is shown --------------------------------------------------------------------------------
 
 
-def test_silence(capfd, caplog):
+def test_verbose_false_prints_nothing(capfd, caplog):
     trainer(small_net(), verbose=False).train()
     assert capfd.readouterr() == ("", "")
     assert not caplog.messages

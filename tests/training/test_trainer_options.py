@@ -283,7 +283,7 @@ def test_epoch_losses_are_means_over_images():
         ),
     ],
 )
-def test_numbers_without_a_meaning(changes, message):
+def test_invalid_options_are_refused(changes, message):
     model = net()
     before = weights(model)
     with pytest.raises(ArgumentError) as caught:
