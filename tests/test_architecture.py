@@ -6,10 +6,9 @@ import graphlib
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache, wraps
 from pathlib import Path
-
-import pytest
 
 import portacnn.layers
 import portacnn.ops
@@ -20,10 +19,26 @@ BACKENDS = ROOT / "backends"
 FILES = sorted(HOUSE.rglob("*.py"))
 
 
-def of_each(files: Iterable[Path]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize(
-        "path", list(files), ids=lambda path: path.relative_to(HOUSE).as_posix()
-    )
+def of_each(files: Iterable[Path]) -> Callable[[Callable[[Path], None]], Callable[[], None]]:
+    """The rule is checked in each of the files, by one test that names all that break it."""
+    files = list(files)
+
+    def decorated(rule: Callable[[Path], None]) -> Callable[[], None]:
+        @wraps(rule)
+        def test() -> None:
+            assert files
+            broken = []
+            for path in files:
+                try:
+                    rule(path)
+                except AssertionError as error:
+                    broken.append(f"{path.relative_to(ROOT)}: {error}")
+            assert not broken, "\n".join(broken)
+
+        del test.__wrapped__  # pytest would ask it for its arguments
+        return test
+
+    return decorated
 
 
 each_file = of_each(FILES)
@@ -90,6 +105,7 @@ def package_of(path: Path) -> str:
     return ".".join(["portacnn", *path.relative_to(HOUSE).parent.parts])
 
 
+@cache
 def read(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
@@ -189,7 +205,7 @@ def test_nothing_that_runs_data(path: Path):
         "shelve",
         "marshal",
     }
-    assert not found
+    assert not found, found
     calls = [
         node
         for node in ast.walk(tree)
@@ -229,8 +245,9 @@ def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
     )
 
 
-def test_importing_portacnn_is_light():
-    slow = (
+def test_importing_portacnn_is_light_and_a_checkout_finds_its_backends():
+    """In one process, as each start takes half a second."""
+    slow = [
         "cupy",
         "torch",
         "array_api_strict",
@@ -240,18 +257,14 @@ def test_importing_portacnn_is_light():
         "matplotlib",
         "scipy",
         "onnx",
-    )
+    ]
     done = run(
-        "-c", f"import sys, portacnn; print([name for name in {slow} if name in sys.modules])"
+        "-c",
+        f"import sys, portacnn; print([name for name in {slow} if name in sys.modules])\n"
+        "print([name for name in sys.modules if 'backends' in name])\n"
+        "import portacnn.backends.numpy.adapter as b; print(b.connect(None))",
     )
-    assert done.stdout.strip() == "[]", done.stdout + done.stderr
-
-
-def test_importing_portacnn_loads_no_backend():
-    done = run(
-        "-c", "import sys, portacnn; print([name for name in sys.modules if 'backends' in name])"
-    )
-    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+    assert done.stdout.splitlines() == ["[]", "[]", "numpy on cpu"], done.stdout + done.stderr
 
 
 def test_the_folder_backends_is_no_package_of_that_name():
@@ -264,23 +277,13 @@ def test_the_folder_backends_is_no_package_of_that_name():
     assert "import portacnn.backends" in done.stderr
 
 
-def test_a_checkout_finds_its_backends():
-    done = run("-c", "import portacnn.backends.numpy.adapter as b; print(b.connect(None))")
-    assert done.stdout.strip() == "numpy on cpu", done.stderr
-
-
-@pytest.mark.parametrize(
-    "thing",
-    [
-        pytest.param(getattr(module, name), id=f"{module.__name__}.{name}")
-        for module in (portacnn.ops, portacnn.layers)
-        for name in module.__all__
-    ],
-)
-def test_what_is_public_has_a_docstring(thing: object):
-    own = thing.__dict__.get("__doc__") if isinstance(thing, type) else thing.__doc__
-    assert own
-    assert own.strip()
+def test_what_is_public_has_a_docstring():
+    for module in (portacnn.ops, portacnn.layers):
+        for name in module.__all__:
+            thing = getattr(module, name)
+            own = thing.__dict__.get("__doc__") if isinstance(thing, type) else thing.__doc__
+            assert own, f"{module.__name__}.{name}"
+            assert own.strip(), f"{module.__name__}.{name}"
 
 
 def test_all_is_whole():
@@ -309,9 +312,7 @@ def backend_package(path: Path) -> str:
     return ".".join(["portacnn.backends", *path.relative_to(BACKENDS).parent.parts])
 
 
-@pytest.mark.parametrize(
-    "path", sorted(BACKENDS.rglob("*.py")), ids=lambda path: path.relative_to(BACKENDS).as_posix()
-)
+@of_each(sorted(BACKENDS.rglob("*.py")))
 def test_a_backend_imports_the_foundation_and_its_own_folder(path: Path):
     own = path.relative_to(BACKENDS).parts[0]
     allowed = {own, *BORROWS.get(own, ()), "threads"}

@@ -10,21 +10,14 @@ from pathlib import Path
 
 from gpu.tools import ROOT, NotHereError, Section
 
-QUICKEST = [
-    *("test_runtime", "ops/test_dispatch", "ops/test_pad", "test_optim", "ops/test_linear"),
-    *("layers/test_layer", "ops/test_im2col", "ops/test_activation", "ops/test_relu_sigmoid"),
-    *("ops/test_dropout", "ops/test_batch", "layers/test_graph", "test_files", "ops/test_norm"),
-    *("ops/test_pool", "models/test_model", "layers/test_conv_pool", "layers/test_norm"),
-    *(
-        "ops/test_conv",
-        "ops/test_loss",
-        "ops/test_loss_more",
-        "ops/test_fused",
-        "ops/test_conv_1d_3d",
-    ),
-    *("models/test_inference", "ops/test_conv_transpose", "test_optim_torch"),
-    *("ops/test_joined_relu", "layers/test_stages", "ops/test_pool_1d_3d", "ops/test_update"),
-]
+QUICKEST = """
+runtime/test_backends ops/test_dispatch ops/test_pad optim/test_optim ops/test_linear
+layers/test_layer ops/test_im2col ops/test_activation ops/test_relu_sigmoid ops/test_dropout
+ops/test_batch layers/test_graph files/test_saved_models ops/test_norm ops/test_pool
+models/test_model layers/test_conv_pool layers/test_norm ops/test_conv ops/test_cross_entropy
+ops/test_mse_bce ops/test_fused ops/test_conv_1d_3d models/test_inference ops/test_conv_transpose
+optim/test_optim_torch ops/test_joined_relu layers/test_stages ops/test_pool_1d_3d ops/test_update
+""".split()  # noqa: SIM905
 """Test files by their time per test on the CuPy stub; the others follow."""
 _ON_A_BACKEND = re.compile(r"^def test_\w+\([^)]*\bbackend\b", re.MULTILINE)
 WARNINGS = "filterwarnings=default\nerror:::portacnn"

@@ -115,7 +115,7 @@ def test_truncated_anywhere(tmp_path, packed):
         (b"\0\0\x08\x02" + struct.pack(">I", 1), "dimensions"),
     ],
 )
-def test_foreign(tmp_path, content, says):
+def test_other_kinds_of_files_are_refused(tmp_path, content, says):
     for name, written in (("plain", content), ("packed", gzip.compress(content))):
         path = tmp_path / name
         path.write_bytes(written)

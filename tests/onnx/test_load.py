@@ -116,7 +116,7 @@ def test_every_opset(version: int, tmp_path: Path):
 # --- training -------------------------------------------------------------------------------------
 
 
-def test_it_trains_on_every_backend(backend: Here, tmp_path: Path):
+def test_a_loaded_model_trains_on_every_backend(backend: Here, tmp_path: Path):
     """What is in the file learns; weights are parameters, statistics are buffers, constants are
     neither."""
     model = load(classifier(), tmp_path, device=backend.device, dtype="float64", seed=0)

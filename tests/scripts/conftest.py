@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from threadpoolctl import threadpool_limits
 
 from portacnn import cli
 from support.digits import write_digits
@@ -39,7 +40,8 @@ def inside(train, digits, monkeypatch, capsys):
             for word in (name, value)
         ]
         capsys.readouterr()
-        with pytest.MonkeyPatch.context() as patch:
+        # one thread of BLAS, as in the process: bits are compared
+        with pytest.MonkeyPatch.context() as patch, threadpool_limits(1):
             for name, value in variables.items():
                 patch.setenv(name, value)
             for name in [*sys.modules, *blocked]:

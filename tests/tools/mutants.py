@@ -184,7 +184,7 @@ class Copy:
             [sys.executable, str(folder / Path(__file__).relative_to(ROOT)), "--serve"],
             cwd=folder, env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
-        if failed := self.failures(["tests/test_flat.py"]):
+        if failed := self.failures(["tests/optim/test_flat.py"]):
             raise SystemExit(f"{failed}, with no mistake:\n{self._output.read_text()[-2000:]}")
 
     def close(self) -> None:

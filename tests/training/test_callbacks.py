@@ -1,6 +1,7 @@
 """Callbacks: when they are called, their exceptions, and what is refused."""
 
 import copy
+from functools import cache
 
 import numpy as np
 import pytest
@@ -141,6 +142,13 @@ def test_stop_from_a_callback_continues_exactly():
 # --- exceptions -----------------------------------------------------------------------------------
 
 
+@cache
+def watched(device):
+    """A training that nothing stops, and the weights after each of its steps."""
+    weights = Weights()
+    return weights, train(device, [EMA(), weights])
+
+
 @pytest.mark.parametrize(
     ("method", "step", "steps", "epochs"),
     [
@@ -156,8 +164,7 @@ def test_stop_from_a_callback_continues_exactly():
 )
 def test_an_exception_stops_between_two_steps(tmp_path, backend, method, step, steps, epochs):
     """The weights are those after so many steps, and all goes on as if nothing had happened."""
-    weights = Weights()
-    whole = train(backend.device, [EMA(), weights])
+    weights, whole = watched(backend.device)
     broken, ema, seen = Breaking(method, step), EMA(), Seen()
     trainer = make(
         backend.device, kind=Trainer, callbacks=[ema, seen, broken], checkpoint_dir=tmp_path
@@ -208,7 +215,7 @@ class Silent(Callback):
         ({"callbacks": [EarlyStopping(2), EarlyStopping(3)]}, "expected one EarlyStopping"),
     ],
 )
-def test_what_is_no_callback(options, message):
+def test_what_is_no_callback_is_refused(options, message):
     with pytest.raises(ArgumentError, match=message):
         make(**options)
 

@@ -16,7 +16,7 @@ from support.trainings import STEPS, make, names, outcome, resumed, rewrite, sto
 # --- the folder -----------------------------------------------------------------------------------
 
 
-def test_an_epoch_each_by_default_and_the_last_three(tmp_path):
+def test_by_default_a_checkpoint_each_epoch_and_three_are_kept(tmp_path):
     trainer = make(checkpoint_dir=tmp_path / "a" / "b", epochs=5)
     trainer.train()
     run = trainer.run
@@ -51,7 +51,7 @@ def test_another_trainings_files_are_left_alone(tmp_path):
     assert resumed(tmp_path).run == second.run  # the newest
 
 
-def test_one_that_goes_on_clears_up_behind_itself(tmp_path):
+def test_a_resumed_training_removes_its_temporary_files(tmp_path):
     trainer = stopped(tmp_path, 3, keep=1)
     left_over = (
         tmp_path / f".checkpoint-000009-step-1-{trainer.run}.safetensors.0123456789abcdef.tmp"
@@ -70,7 +70,7 @@ def test_one_that_goes_on_clears_up_behind_itself(tmp_path):
     assert all(file.exists() for file in others)
 
 
-def test_it_goes_on_in_the_same_folder_if_no_other_is_named(tmp_path):
+def test_a_resumed_training_writes_to_the_same_folder_by_default(tmp_path):
     trainer = stopped(tmp_path / "one", 3)
     assert resumed(tmp_path / "one").checkpoint_dir == tmp_path / "one"
     assert resumed(trainer.last_checkpoint).checkpoint_dir == tmp_path / "one"
@@ -81,7 +81,7 @@ def test_it_goes_on_in_the_same_folder_if_no_other_is_named(tmp_path):
     assert steps == [6, 8, 10, 12, 14, 16, 18, 20, 21]
 
 
-def test_an_abandoned_branch_is_not_the_newest(tmp_path):
+def test_the_newest_checkpoint_is_the_last_written_not_the_one_of_most_steps(tmp_path):
     """Gone on from an older checkpoint on purpose: what is written then is newer than later steps
     of before."""
     make(checkpoint_dir=tmp_path, keep=9).train()
@@ -92,14 +92,14 @@ def test_an_abandoned_branch_is_not_the_newest(tmp_path):
     assert resumed(tmp_path).steps_done == STEPS + 1
 
 
-def test_nothing_to_go_on_from(tmp_path):
+def test_resume_without_a_checkpoint_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoint in"):
         resumed(tmp_path)
     with pytest.raises(FileNotFoundError):
         resumed(tmp_path / "missing")
 
 
-def test_a_broken_one_is_passed_over(tmp_path, caplog):
+def test_a_broken_checkpoint_is_skipped(tmp_path, caplog):
     make(checkpoint_dir=tmp_path).train()
     *_, middle, last = [found.path for found in folder.checkpoints(tmp_path)]
     last.write_bytes(last.read_bytes()[:-1])
@@ -115,7 +115,7 @@ def test_a_broken_one_is_passed_over(tmp_path, caplog):
         resumed(tmp_path)
 
 
-def test_numbers_that_mean_nothing(tmp_path):
+def test_invalid_numbers_are_refused(tmp_path):
     for options in ({"checkpoint_every": 0}, {"keep": 0}, {"checkpoint_every": 1.5}):
         with pytest.raises(ArgumentError, match=next(iter(options))):
             make(checkpoint_dir=tmp_path, **options)
@@ -151,7 +151,7 @@ def test_the_rewriting_of_these_tests_is_right(tmp_path):
     assert path.read_bytes()[-500:] == before[-500:]
 
 
-def test_it_is_a_safetensors_file_that_others_can_read(tmp_path):
+def test_a_checkpoint_is_a_safetensors_file_that_others_can_read(tmp_path):
     from safetensors.numpy import load_file
 
     trainer = stopped(tmp_path, 9, early_stopping=2)

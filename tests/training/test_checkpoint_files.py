@@ -389,7 +389,7 @@ def test_a_header_with_a_part_exchanged(good, tmp_path, data):
         (("best",), None),
     ],
 )
-def test_values_that_mean_nothing(good, tmp_path, keys, value):
+def test_invalid_values_in_the_header_are_refused(good, tmp_path, keys, value):
     path = tmp_path / "made"
     path.write_bytes(good)
 

@@ -54,7 +54,7 @@ class Scripted(Trainer):
 
 @pytest.mark.parametrize("monitor", ["accuracy", "loss"])
 @pytest.mark.parametrize("restore", [True, False])
-def test_it_stops_and_restores(monitor, restore):
+def test_early_stopping_stops_and_restores_the_best_weights(monitor, restore):
     stopping = EarlyStopping(patience=3, monitor=monitor, restore_best=restore)
     run = trainer(kind=Scripted, early_stopping=stopping, epochs=6)
     run.train()
@@ -67,7 +67,7 @@ def test_it_stops_and_restores(monitor, restore):
     assert run.epoch == 5
 
 
-def test_it_restores_at_the_end_too():
+def test_the_best_weights_are_restored_at_the_end_too():
     run = trainer(kind=Scripted, early_stopping=4, epochs=5)
     run.train()
     assert not run.stopped_early
@@ -75,7 +75,7 @@ def test_it_restores_at_the_end_too():
     same(weights(run.model), run.seen[1])
 
 
-def test_early_stopping_for_real(backend):
+def test_early_stopping_stops_where_nothing_gets_better(backend):
     """With a rate of 0 nothing gets better: one epoch, and as many as there is patience."""
     for stopping in (2, EarlyStopping(2, "loss")):
         run = trainer(
@@ -118,7 +118,7 @@ def test_early_stopping_watches_the_loss_without_smoothing(backend):
 
 
 @pytest.mark.parametrize("arguments", [{"patience": 0}, {"monitor": 3}, {"min_delta": -0.1}])
-def test_early_stopping_without_a_meaning(arguments):
+def test_invalid_arguments_of_early_stopping_are_refused(arguments):
     with pytest.raises(ArgumentError, match=next(iter(arguments))):
         EarlyStopping(**arguments)
 

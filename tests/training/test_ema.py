@@ -19,7 +19,7 @@ pytestmark = EACH_LIBRARY
 
 
 @pytest.mark.parametrize("options", [{"decay": 1.0}, {"decay": -0.1}, {"warm_up": 1}])
-def test_ema_of_nonsense(options):
+def test_invalid_arguments_of_ema_are_refused(options):
     with pytest.raises(ArgumentError, match=next(iter(options))):
         EMA(**options)
 
@@ -74,7 +74,7 @@ def test_ema_takes_no_step_that_was_not_finite(backend):
     class Poison(Callback):
         def on_update(self, trainer, ok):
             if trainer.steps_done == 4:
-                trainer._sets.train.images[...] = np.nan if "numpy" in backend.name else _nan
+                trainer.x_train[...] = np.nan if "numpy" in backend.name else _nan
 
     _nan = backend.xp.asarray(float("nan"), dtype=backend.xp.float32, device=backend.backend.device)
     weights, ema = Weights(), EMA(0.5, warm_up=False)

@@ -152,7 +152,7 @@ def test_evaluation_that_would_end_on_one_image(backend):
         net.predict(x[:3], batch_size=1)
 
 
-def test_the_cures_are_cures(backend):
+def test_the_advice_for_the_last_batch_works(backend):
     for options in ({"drop_last": True}, {"mini_batch_size": 11}):
         run = over(101, normed(device=backend.device), **{"mini_batch_size": 10, **options})
         run.train()

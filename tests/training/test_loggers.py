@@ -86,7 +86,7 @@ def test_tensorboard_reads_it(tmp_path):
     np.testing.assert_allclose([loss for _, loss in tested], whole.test_loss_list, rtol=1e-6)
 
 
-def test_tensorboard_that_is_not_installed(tmp_path, monkeypatch):
+def test_tensorboard_that_is_not_installed_is_told(tmp_path, monkeypatch):
     for name in ("tensorboard", "tensorboardX"):
         for module in [name, *(known for known in sys.modules if known.startswith(f"{name}."))]:
             monkeypatch.setitem(sys.modules, module, None)

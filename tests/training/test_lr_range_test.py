@@ -66,12 +66,12 @@ def test_a_range_test_ends_where_the_loss_diverges():
         ({"steps": 1}, "steps must be a whole number of at least 2"),
     ],
 )
-def test_a_range_test_of_nonsense(arguments, message):
+def test_invalid_arguments_of_a_range_test_are_refused(arguments, message):
     with pytest.raises(ArgumentError, match=message):
         lr_range_test(make(kind=Trainer), **arguments)
 
 
-def test_its_suggestion_is_the_steepest_fall():
+def test_the_suggested_rate_is_that_of_the_steepest_fall():
     """On losses made up: a logistic fall around 0.01 with noise."""
     trainer = make(kind=Trainer)
     rng, calls = np.random.default_rng(0), []
@@ -87,7 +87,7 @@ def test_its_suggestion_is_the_steepest_fall():
     assert len(calls) == 100
 
 
-def test_its_picture(tmp_path):
+def test_the_picture_of_a_range_test(tmp_path):
     pytest.importorskip("matplotlib")
     result = lr_range_test(make(kind=Trainer, optimizer="sgd"), steps=30)
     figure = result.plot(tmp_path / "rates.png")

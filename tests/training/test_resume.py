@@ -43,7 +43,7 @@ pytestmark = EACH_LIBRARY
 
 
 @pytest.mark.parametrize("step", [6, 8])
-def test_it_continues_as_if_it_had_not_stopped(backend, tmp_path, step):
+def test_a_training_continues_as_if_it_had_not_stopped(backend, tmp_path, step):
     whole = uninterrupted(backend.device)
     stopped(tmp_path, step, device=backend.device)
     again = resumed(tmp_path, device=backend.device)
@@ -53,7 +53,7 @@ def test_it_continues_as_if_it_had_not_stopped(backend, tmp_path, step):
 
 
 @pytest.mark.parametrize("step", range(1, EPOCHS * STEPS + 1))
-def test_it_continues_after_every_step(tmp_path, step):
+def test_a_training_continues_after_every_step(tmp_path, step):
     whole = uninterrupted()
     assert len(whole.train_loss_list) == EPOCHS * STEPS
     stopped(tmp_path, step)
@@ -121,10 +121,10 @@ def test_stopped_again_and_again(tmp_path):
 def test_losses_that_were_not_fetched_yet(tmp_path, monkeypatch):
     for every in (2, 3):
         monkeypatch.setattr(trainer_module, "LOG_EVERY", every)
-        test_it_is_the_same_with_checkpoints(tmp_path / str(every))
+        test_writing_checkpoints_changes_nothing(tmp_path / str(every))
 
 
-def test_it_is_the_same_with_checkpoints(tmp_path):
+def test_writing_checkpoints_changes_nothing(tmp_path):
     """That writing them changes nothing, and that each of them is of its moment."""
     whole = uninterrupted()
     watched = make(checkpoint_dir=tmp_path, checkpoint_every=4, keep=100)
@@ -165,7 +165,6 @@ def check(path, step=9, **options):
 def test_every_optimizer(tmp_path, name):
     again, whole = check(tmp_path, optimizer=name, optimizer_param={"lr": 0.01, **OWN[name]})
     assert type(again.optimizer) is type(whole.optimizer)
-    assert again.optimizer._decay == whole.optimizer._decay
     ours, theirs = again.optimizer.state_dict(), whole.optimizer.state_dict()
     arrays, expected = ours.pop("arrays"), theirs.pop("arrays")
     assert ours == theirs
@@ -282,7 +281,7 @@ def test_the_best_weights_of_a_training_that_was_over(tmp_path):
     assert outcome(again) == outcome(whole)
 
 
-def test_more_epochs(tmp_path):
+def test_a_training_resumes_with_more_epochs(tmp_path):
     whole = make(epochs=5)
     whole.train()
     make(checkpoint_dir=tmp_path, epochs=2).train()
@@ -356,7 +355,7 @@ def test_masks_are_the_same_elsewhere(tmp_path, device):
 
 
 @needs("torch")
-def test_where_it_goes_on(tmp_path, monkeypatch):
+def test_a_training_resumes_on_the_device_asked_for_or_its_own(tmp_path, monkeypatch):
     stopped(tmp_path, 1, device="torch")
     assert resumed(tmp_path).backend.name == "torch"
     assert resumed(tmp_path, device="numpy").backend.name == "numpy"
@@ -365,7 +364,7 @@ def test_where_it_goes_on(tmp_path, monkeypatch):
     assert resumed(tmp_path, device="torch").backend.name == "torch"
 
 
-def test_where_it_was_is_not_here(tmp_path):
+def test_a_device_that_is_missing_here_is_told(tmp_path):
     path = stopped(tmp_path, 1).last_checkpoint
     rewrite(path, lambda header: header.update(place="array_api_strict:device9"))
     with pytest.raises(
@@ -377,7 +376,7 @@ def test_where_it_was_is_not_here(tmp_path):
     assert resumed(path, device="numpy").steps_done == 1
 
 
-def test_a_precision_that_is_not_to_be_had_here(tmp_path):
+def test_a_precision_that_is_not_supported_here(tmp_path):
     """From a GPU's tensor cores to a CPU."""
     path = stopped(tmp_path, 1).last_checkpoint
     rewrite(path, lambda header: header["options"].update(precision="tf32"))

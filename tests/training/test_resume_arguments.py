@@ -99,7 +99,7 @@ def test_an_optimizer_of_ones_own(tmp_path):
     assert outcome(again) == outcome(whole)
 
 
-def test_one_that_does_not_tell_its_arguments_is_refused_at_once(tmp_path):
+def test_an_optimizer_that_does_not_tell_its_arguments_is_refused_at_once(tmp_path):
     with pytest.raises(ArgumentError, match=r"Forgetful: cannot be saved: .*mystery"):
         make(optimizer=Forgetful(0.1), optimizer_param=None, checkpoint_dir=tmp_path / "new")
     assert not (tmp_path / "new").exists()
@@ -131,7 +131,7 @@ def test_the_same_data_in_another_form(tmp_path):
         (lambda x, t, v, u: (x, t, v + 1, u), "x_test has other images"),
     ],
 )
-def test_other_data(tmp_path, change, message):
+def test_other_data_are_refused(tmp_path, change, message):
     stopped(tmp_path, 3)
     with pytest.raises(ArgumentError, match=f"the data differ from those of .*{message}"):
         Watched.resume(tmp_path, *change(*data()))

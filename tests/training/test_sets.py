@@ -192,7 +192,7 @@ def bad_pixel(value):
         ),
     ],
 )
-def test_bad_data(backend, which, x, t, error, message):
+def test_data_that_do_not_fit_are_refused(backend, which, x, t, error, message):
     net = small_net(backend.device)
     before = bits(net)
     good_x, good_t = patches(50)

@@ -63,12 +63,9 @@ def test_losses_are_read_at_intervals_only(backend, monkeypatch):
 
     run = trainer(small_net(backend.device), train=24, mini_batch_size=2, epochs=1)
     monkeypatch.setattr(kind, "to_host", to_host)
-    evaluate = run._evaluate
-    run._evaluate = lambda *given: events.append("evaluate") or evaluate(*given)
     run.train()
     # counts of the metrics, the test set's loss, and once a training the range of its images
-    sets = ["evaluate", (2,), "evaluate", (1,), (2,), (2,)]
-    assert events == [(5, 2), (5, 2), (2, 2), *sets]
+    assert events == [(5, 2), (5, 2), (2, 2), (2,), (1,), (2,), (2,)]
     assert len(run.train_loss_list) == 12
 
 
@@ -194,7 +191,7 @@ def test_divergence_stops_before_the_step_that_failed(backend, optimizer):
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered", "ignore:invalid value encountered")
-def test_training_can_go_on_after_divergence():
+def test_training_can_continue_after_divergence():
     run = trainer(small_net(), optimizer="sgd", optimizer_param={"lr": 1e30})
     with pytest.raises(NotFiniteError):
         run.train()
@@ -211,7 +208,9 @@ def test_a_batch_that_gives_nan_changes_no_weight(backend):
     run.run_batch(batch)
     before = bits(run.model)
     x, t = run.x_train[:20, ...], run.t_train[:20]
-    _, ok = run.step(x * float("nan"), t, StepState(1, 0.1, 2, run.updater.ok))
+    _, ok = run.step(
+        x * float("nan"), t, StepState(1, 0.1, 2, run.backend.asarray(np.asarray(True)))
+    )
     assert not backend.host(ok)
     assert bits(run.model) == before
     _, ok = run.step(x, t, StepState(2, 0.1, 3, ok))

@@ -16,7 +16,7 @@ pytestmark = EACH_LIBRARY
 # --- what a run leaves ----------------------------------------------------------------------------
 
 
-def test_lists(backend):
+def test_lists_have_an_entry_for_each_step_or_epoch(backend):
     run = trainer(small_net(backend.device), kind=Recorder, epochs=3)
     run.train()
     # 50 images by 20: two whole batches and a short one an epoch
@@ -30,9 +30,9 @@ def test_lists(backend):
     assert run.model.accuracy(*patches(20, seed=1)) == run.test_acc_list[-1]
 
 
-def test_it_learns(backend):
+def test_training_lowers_the_loss(backend):
     run = trainer(
-        small_net(backend.device, seed=1), train=80, epochs=8, optimizer_param={"lr": 0.03}
+        small_net(backend.device, seed=1), train=80, epochs=6, optimizer_param={"lr": 0.04}
     )
     run.train()
     assert run.train_loss_list[-1] < 0.3 * run.train_loss_list[0]
@@ -97,7 +97,7 @@ def test_the_same_seed_twice(backend):
     assert run(None)[0] != run(None)[0]
 
 
-def test_going_on(backend):
+def test_training_continues_for_more_epochs(backend):
     whole = trainer(small_net(backend.device), epochs=3)
     whole.train()
     parts = trainer(small_net(backend.device), epochs=1)
@@ -141,7 +141,7 @@ def test_a_training_that_is_over_says_so(caplog, options, words):
     assert run.steps_done == done
 
 
-def test_going_on_after_an_interruption():
+def test_training_continues_after_an_interruption():
     class Interrupted(Trainer):
         def step(self, x, t, state):
             if self.optimizer.steps == 4 and not hasattr(self, "stopped"):
@@ -159,14 +159,16 @@ def test_going_on_after_an_interruption():
 # --- the same on every backend --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("dtype", "rel"), [("float32", 1e-4), ("float64", 1e-9)])
-@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adam"])
+@pytest.mark.parametrize(
+    ("optimizer", "dtype", "rel"),
+    [("sgd", "float64", 1e-9), ("momentum", "float32", 1e-4), ("adam", "float64", 1e-9)],
+)
 def test_the_same_run_on_every_backend(backend, dtype, rel, optimizer):
     def run(device):
         made = trainer(
             small_net(device, dtype=dtype),
             train=100,
-            epochs=4,
+            epochs=2,
             kind=Recorder,
             seed=3,
             optimizer=optimizer,
@@ -182,17 +184,17 @@ def test_the_same_run_on_every_backend(backend, dtype, rel, optimizer):
         run("numpy"),
         run(backend.device),
     )
-    assert len(losses) == 20
+    assert len(losses) == 10
     assert before_here == before
     assert batches_here == batches
     np.testing.assert_allclose(losses_here, losses, rtol=rel)
-    assert losses[-1] < losses[0]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
 
 
 # --- what is shown --------------------------------------------------------------------------------
 
 
-def test_silence(capfd, caplog):
+def test_verbose_false_prints_nothing(capfd, caplog):
     trainer(small_net(), verbose=False).train()
     assert capfd.readouterr() == ("", "")
     assert not caplog.messages

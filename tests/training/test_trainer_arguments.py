@@ -85,7 +85,7 @@ def test_names_of_batch_size_and_learning_rate():
         ({"optimizer_param": {"lr": -1}}, "lr must be a number of 0 or more, got -1"),
     ],
 )
-def test_numbers_without_meaning(changes, message):
+def test_invalid_arguments_are_refused(changes, message):
     net = small_net()
     before = bits(net)
     with pytest.raises(ArgumentError, match=re.escape(message)):

@@ -1,14 +1,11 @@
-"""Optimizers and clipping against torch.optim, step by step, on every backend; decay by parameter;
-state to and from files."""
+"""Optimizers against PyTorch's, step by step."""
 
-import json
 from functools import cache
 
 import numpy as np
 import pytest
 
-from portacnn import ops
-from portacnn.errors import ArgumentError, ArrayError, ModelFormatError
+from portacnn.errors import ArgumentError
 from portacnn.flat import Flat, Named
 from portacnn.ops import use_kernels
 from portacnn.optim import (
@@ -23,16 +20,10 @@ from portacnn.optim import (
     make_optimizer,
 )
 from support.checks import with_each_kernel
-from support.matrix import backends, needs
+from support.matrix import EACH_LIBRARY, backends, needs
+from support.optimizers import CASES, SHAPES, WORDS, close, given, gradients, start, writable
 
 STEPS = 50
-SHAPES = {
-    "conv1.weight": (3, 2, 2, 2),
-    "conv1.bias": (3,),
-    "bn1.weight": (3,),
-    "fc1.weight": (4, 5),
-    "scale": (),
-}
 
 
 def betas(arguments):
@@ -41,67 +32,6 @@ def betas(arguments):
     if "beta1" in arguments:
         arguments["betas"] = (arguments.pop("beta1"), arguments.pop("beta2"))
     return arguments
-
-
-CASES = [
-    (SGD, "SGD", {"lr": 0.1}),
-    (SGD, "SGD", {"lr": 0.1, "weight_decay": 0.02}),
-    (SGD, "SGD", {"lr": 0.05, "momentum": 0.9}),
-    (SGD, "SGD", {"lr": 0.05, "momentum": 0.8, "dampening": 0.3, "weight_decay": 0.01}),
-    (SGD, "SGD", {"lr": 0.05, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01}),
-    (Momentum, "SGD", {"lr": 0.05, "momentum": 0.9}),
-    (AdaGrad, "Adagrad", {}),
-    (
-        AdaGrad,
-        "Adagrad",
-        {
-            "lr": 0.3,
-            "lr_decay": 0.1,
-            "weight_decay": 0.1,
-            "initial_accumulator_value": 0.5,
-            "eps": 1e-3,
-        },
-    ),
-    (RMSprop, "RMSprop", {}),
-    (RMSprop, "RMSprop", {"alpha": 0.9, "eps": 1e-4, "weight_decay": 0.1, "momentum": 0.7}),
-    (RMSprop, "RMSprop", {"alpha": 0.8, "eps": 1e-4, "centered": True}),
-    (
-        RMSprop,
-        "RMSprop",
-        {"alpha": 0.8, "eps": 1e-2, "centered": True, "momentum": 0.5, "weight_decay": 0.01},
-    ),
-    (Adam, "Adam", {}),
-    (Adam, "Adam", {"lr": 0.05, "beta1": 0.8, "beta2": 0.95, "eps": 1e-4, "weight_decay": 0.1}),
-    (Adam, "Adam", {"lr": 0.05, "weight_decay": 0.1, "decoupled_weight_decay": True}),
-    (AdamW, "AdamW", {}),
-    (AdamW, "AdamW", {"lr": 0.05, "beta1": 0.8, "beta2": 0.95, "weight_decay": 0.2}),
-]
-WORDS = [f"{kind.__name__}-{'-'.join(arguments) or 'defaults'}" for kind, _, arguments in CASES]
-
-
-def start(seed=0):
-    rng = np.random.default_rng(seed)
-    return {path: np.asarray(rng.standard_normal(shape)) for path, shape in SHAPES.items()}
-
-
-def gradients(step):
-    rng = np.random.default_rng(1000 + step)
-    return {path: np.asarray(0.3 + rng.standard_normal(shape)) for path, shape in SHAPES.items()}
-
-
-def writable(here, values, dtype="float64"):
-    return {path: here.backend.asarray(value, dtype) for path, value in values.items()}
-
-
-def given(here, values, dtype="float64"):
-    return {path: here.array(value, dtype) for path, value in values.items()}
-
-
-def close(here, params, expected, tolerance=1e-12):
-    for path, value in expected.items():
-        np.testing.assert_allclose(
-            here.host(params[path]), value, rtol=tolerance, atol=tolerance, err_msg=path
-        )
 
 
 @cache
@@ -254,6 +184,7 @@ def test_float32_stays_float32_and_near(backend, kind, name, arguments):
     close(backend, params, {path: backend.host(value) for path, value in wide.items()}, 1e-4)
 
 
+@EACH_LIBRARY
 @pytest.mark.parametrize(("kind", "name", "arguments"), CASES, ids=WORDS)
 def test_a_step_that_is_not_ok_changes_nothing(backend, kind, name, arguments):
     params, optimizer = writable(backend, start()), kind(**arguments)
@@ -380,163 +311,6 @@ def test_centered_rmsprop_of_constant_gradients_stays_finite(backend):
         assert np.isfinite(backend.host(params["w"])).all()
 
 
-# --- state ----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("kind", "name", "arguments"), CASES, ids=WORDS)
-def test_state_goes_to_a_file_and_back(backend, tmp_path, kind, name, arguments):
-    from portacnn.files import load_tensors, save_tensors
-
-    def steps(optimizer, params, numbers):
-        for step in numbers:
-            optimizer.update(params, given(backend, gradients(step)))
-
-    whole, straight = writable(backend, start()), kind(**arguments)
-    steps(straight, whole, range(8))
-    params, first = writable(backend, start()), kind(**arguments)
-    steps(first, params, range(4))
-    first.lr = straight.lr * 2
-    state = first.state_dict()
-    steps(first, writable(backend, start(1)), range(3))  # the state is a copy
-    save_tensors(
-        tmp_path / "state", state["arrays"], {key: state[key] for key in state if key != "arrays"}
-    )
-    arrays, header = load_tensors(tmp_path / "state")
-    assert json.loads(json.dumps(header)) == header
-    again = kind(**arguments)
-    again.load_state_dict({**header, "arrays": arrays}, params)
-    assert (again.lr, again.steps, again.counts) == (2 * straight.lr, 4, dict.fromkeys(SHAPES, 4))
-    again.lr = straight.lr
-    steps(again, params, range(4, 8))
-    close(backend, params, {path: backend.host(value) for path, value in whole.items()}, 0.0)
-    assert again.steps == 8
-
-
-def test_state_is_written_into_the_arrays_that_are_there(backend):
-    params, optimizer = writable(backend, start()), Momentum(0.1)
-    optimizer.update(params, given(backend, gradients(0)))
-    arrays, state = dict(optimizer.state["velocity"]), optimizer.state_dict()
-    optimizer.update(params, given(backend, gradients(1)))
-    optimizer.load_state_dict(state, params)
-    assert all(optimizer.state["velocity"][path] is arrays[path] for path in arrays)
-    close(backend, optimizer.state["velocity"], gradients(0), 0.0)
-    assert optimizer.steps == 1
-    for host in state["arrays"].values():
-        assert isinstance(host, np.ndarray)
-
-
-def test_state_takes_the_dtype_of_the_parameters(backend):
-    optimizer = Adam()
-    optimizer.update(writable(backend, start()), given(backend, gradients(0)))
-    narrow, params = Adam(), writable(backend, start(), "float32")
-    narrow.load_state_dict(optimizer.state_dict(), params)
-    assert narrow.state["mean"]["scale"].dtype == backend.xp.float32
-    narrow.update(params, given(backend, gradients(1), "float32"))
-
-
-def test_state_that_does_not_fit(backend):
-    params, optimizer = writable(backend, start()), Momentum(0.1)
-    optimizer.update(params, given(backend, gradients(0)))
-    good = optimizer.state_dict()
-    arrays = good["arrays"]
-    fewer = {path: params[path] for path in params if path != "scale"}
-    bad = [
-        ({**good, "optimizer": "Adam"}, params, "expected the state of Momentum, got that of Adam"),
-        ({key: good[key] for key in good if key != "counts"}, params, "counts missing"),
-        (
-            {**good, "arrays": {**arrays, "mean.scale": np.zeros(())}},
-            params,
-            "unexpected: mean.scale",
-        ),
-        (
-            {**good, "arrays": {k: v for k, v in arrays.items() if "fc1" not in k}},
-            params,
-            "missing: velocity.fc1.weight",
-        ),
-        (
-            {**good, "arrays": {**arrays, "velocity.scale": np.zeros(2)}},
-            params,
-            r"velocity.scale \(2,\) \(expected \(\)\)",
-        ),
-        (good, fewer, "unknown parameters: scale"),
-        ({**good, "steps": -1}, params, "steps must be"),
-        ({**good, "lr": "0.1"}, params, "lr must be"),
-        ({**good, "counts": {**good["counts"], "scale": 0}}, params, "the count of scale"),
-    ]
-    before = optimizer.state_dict()
-    for state, these, message in bad:
-        with pytest.raises(ModelFormatError, match=message):
-            optimizer.load_state_dict(state, these)
-    after = optimizer.state_dict()
-    assert {k: after[k] for k in after if k != "arrays"} == {
-        k: before[k] for k in before if k != "arrays"
-    }
-    assert all((after["arrays"][name] == before["arrays"][name]).all() for name in before["arrays"])
-
-
-# --- clipping -------------------------------------------------------------------------------------
-
-
-@needs("torch")
-@pytest.mark.parametrize("kernels", ["auto", "reference"])
-@pytest.mark.parametrize("max_norm", [1e-3, 1.0, 7.0, 1e3, float("inf")])
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_clipping_as_in_torch(backend, max_norm, dtype, kernels):
-    import torch
-
-    for seed in range(3):
-        theirs = {
-            path: torch.zeros(shape, dtype=getattr(torch, dtype)) for path, shape in SHAPES.items()
-        }
-        for path, value in gradients(seed).items():
-            theirs[path].grad = torch.tensor(value, dtype=getattr(torch, dtype))
-        expected = torch.nn.utils.clip_grad_norm_(theirs.values(), max_norm)
-        grads = writable(backend, gradients(seed), dtype)
-        with use_kernels(kernels):
-            norm = ops.clip_by_global_norm(list(grads.values()), max_norm)
-        assert norm.ndim == 0
-        assert norm.dtype == getattr(backend.xp, dtype)
-        tolerance = 1e-6 if dtype == "float32" else 1e-13
-        np.testing.assert_allclose(backend.host(norm), expected.numpy(), rtol=tolerance)
-        close(
-            backend, grads, {path: value.grad.numpy() for path, value in theirs.items()}, tolerance
-        )
-        assert all(g.dtype == getattr(backend.xp, dtype) for g in grads.values())
-
-
-def test_clipping_of_nothing_and_of_too_much(backend):
-    for kernels in ("auto", "reference"):
-        with use_kernels(kernels):
-            zeros = [backend.backend.asarray(np.zeros(4))]
-            assert backend.host(ops.clip_by_global_norm(zeros, 1.0)) == 0
-            assert (backend.host(zeros[0]) == 0).all()
-            wrong = [
-                backend.backend.asarray(np.array([1.0, np.nan])),
-                backend.backend.asarray(np.ones(2)),
-            ]
-            assert np.isnan(backend.host(ops.clip_by_global_norm(wrong, 1.0)))
-            assert np.isnan(backend.host(wrong[1])).all()
-            empty = [
-                backend.backend.asarray(np.zeros((0, 3))),
-                backend.backend.asarray(np.array([3.0, 4.0])),
-            ]
-            np.testing.assert_allclose(backend.host(ops.clip_by_global_norm(empty, 1.0)), 5.0)
-            np.testing.assert_allclose(backend.host(empty[1]), [0.6, 0.8], rtol=1e-6)
-
-
-def test_clipping_refuses(backend):
-    array = backend.backend.asarray
-    for max_norm in (0, -1.0, float("nan")):
-        with pytest.raises(ArgumentError, match="clip_by_global_norm: max_norm must be above 0"):
-            ops.clip_by_global_norm([array(np.ones(2))], max_norm)
-    with pytest.raises(ArgumentError, match="got none"):
-        ops.clip_by_global_norm([], 1.0)
-    with pytest.raises(ArrayError, match=r"of one dtype.*grads\[1\]"):
-        ops.clip_by_global_norm([array(np.ones(2)), array(np.ones(2), "float32")], 1.0)
-    with pytest.raises(ArrayError, match="floating point"):
-        ops.clip_by_global_norm([array(np.ones(2, dtype=np.int64))], 1.0)
-
-
 # --- names and numbers ----------------------------------------------------------------------------
 
 
@@ -577,7 +351,7 @@ def test_names():
         (AdamW, {"weight_decay": None}, "weight_decay"),
     ],
 )
-def test_numbers_without_a_meaning(kind, arguments, word):
+def test_invalid_options_are_refused(kind, arguments, word):
     with pytest.raises(ArgumentError, match=word):
         kind(**arguments)
     with pytest.raises(ArgumentError, match=word):

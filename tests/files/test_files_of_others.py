@@ -14,6 +14,7 @@ import zipfile
 
 import numpy as np
 import pytest
+import safetensors.numpy as st_numpy
 
 import portacnn
 from portacnn import files
@@ -23,8 +24,6 @@ from portacnn.layers import BatchNorm2d, Conv2d, Linear, Sequential
 from portacnn.training import Trainer
 from support.matrix import needs
 from support.nets import bits, small_net
-
-st_numpy = pytest.importorskip("safetensors.numpy")
 
 
 def tensor_file(tensors, header_length=None):

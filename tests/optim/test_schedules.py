@@ -235,7 +235,7 @@ def test_names():
         (lambda: OneCycleLR(10, three_phase="no"), "three_phase must be True or False, got 'no'"),
     ],
 )
-def test_numbers_without_a_meaning(make, word):
+def test_invalid_options_are_refused(make, word):
     with pytest.raises(ArgumentError, match=word):
         make()
 
