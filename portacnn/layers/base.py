@@ -258,6 +258,15 @@ class Layer(AnswersKeywords):
         if own:
             network.add_grads(self, own)
 
+    def is_frozen(self, name: str) -> bool:
+        """Return whether a parameter of this layer is frozen: its gradient is not needed."""
+        return freezing.is_frozen(self, name)
+
+    def frozen_grads(self) -> dict[str, bool]:
+        """In ``backward``: return {"need_dweight": False}, and so on, for those of the layer's own
+        parameters that are frozen: options of an op's backward function."""
+        return {f"need_d{name}": False for name in self.params if self.is_frozen(name)}
+
     def tie(self, name: str, other: "Layer", other_name: str | None = None) -> None:
         """Share a parameter: use ``other_name`` of another layer as ``name``. Call it before the
         network is built.

@@ -46,7 +46,8 @@ class _Norm(Layer):
             self.declare("bias", shape, "zeros")
 
     def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
-        dx, dweight, dbias = type(self).op_backward(dy, cache, need_dx=need_dx)
+        skipped = self.frozen_grads()
+        dx, dweight, dbias = type(self).op_backward(dy, cache, need_dx=need_dx, **skipped)
         self.add_grads(weight=dweight, bias=dbias)
         return dx
 
