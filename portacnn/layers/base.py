@@ -36,6 +36,7 @@ from portacnn.layers.passes import moment
 from portacnn.layers.running import Handle, run
 from portacnn.layers.specs import Buffer, Parameter, Place, Shape
 from portacnn.layers.state import Mismatch
+from portacnn.ops.dispatch import no_cache
 from portacnn.runtime import Array, Backend, HostArray, backend_of
 from portacnn.selection import Selection
 from portacnn.text import shown
@@ -212,7 +213,7 @@ class Layer(AnswersKeywords):
         """Return the cache; raises StateError if it is None. For a ``backward`` that passes its
         cache to no op."""
         if cache is None:
-            raise StateError("expected a cache, got None; call forward with keep=True", self.where)
+            raise no_cache(cache, "forward", self.where)
         return cache
 
     def constants(self, name: str, values: Callable[[], Any], dtype: str, like: Array) -> Array:
