@@ -149,7 +149,7 @@ def batch_norm_backward(
     sizes = np.int32(count), np.int32(each)
     partials = cp.empty((2, channels, splits), dtype=xt.dtype)
     arrays = dyt, xt, statistics, partials
-    if need_dweight or need_dbias or own:
+    if need_dweight or need_dbias or (own and need_dx):
         kernel(FILE, "norm_sums", dtype)(
             (splits, channels), (THREADS,), (*arrays, np.int32(relu), *sizes)
         )
