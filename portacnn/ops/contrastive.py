@@ -26,6 +26,16 @@ def _check(
     keep: bool = True,
 ) -> None:
     name = "nt_xent_loss"
+    check_embeddings(name, embeddings, labels, weight)
+    try:
+        positive("temperature", temperature)
+    except PortacnnError as error:
+        raise error.at(name)
+
+
+def check_embeddings(name: str, embeddings: Array, labels: Array, weight: Array | None) -> None:
+    """Raise ShapeError, LabelError or ArrayError, naming the op ``name``, unless these are
+    embeddings (N, D), integer labels (N,) and weights (N,) or None."""
     check_arrays(name, embeddings=embeddings, weight=weight)
     if backend_of(labels).name != backend_of(embeddings).name or (
         labels.device != embeddings.device
@@ -40,10 +50,6 @@ def _check(
         raise ShapeError(
             f"expected a weight for each of {n} samples, got shape {tuple(weight.shape)}", name
         )
-    try:
-        positive("temperature", temperature)
-    except PortacnnError as error:
-        raise error.at(name)
 
 
 @op(_check)

@@ -28,6 +28,7 @@ TASKS = {
     "dice": (MASKS, 2, {"metrics": ["mean_iou"]}),
     "maps": (MASKS, 2, {"loss": "cross_entropy", "metrics": ["accuracy", "dice"]}),
     "nt_xent": (CLASSES, 5, {"metrics": []}),
+    "triplet": (CLASSES, 5, {"metrics": []}),
 }
 
 
