@@ -17,6 +17,7 @@ from typing import Any
 
 from portacnn.arguments import not_negative
 from portacnn.errors import PortacnnError
+from portacnn.ops._linear import linear
 from portacnn.ops.contrastive import check_embeddings
 from portacnn.ops.dispatch import op
 from portacnn.runtime import Array, backend_of
@@ -146,5 +147,5 @@ def triplet_loss_backward(dy: Array | float, saved: tuple) -> Array:
     share = xp.where(distance > 0, pull / xp.where(distance > 0, distance, 1.0), 0.0)
     rows, columns = xp.sum(share, axis=1, keepdims=True), xp.sum(share, axis=0)
     columns = xp.expand_dims(columns, axis=1)
-    both = share + share.T
-    return dy * ((rows + columns) * x - xp.matmul(both, x) + eps * (rows - columns))
+    across, _ = linear(share + share.T, x.T, keep=False)
+    return dy * ((rows + columns) * x - across + eps * (rows - columns))
