@@ -133,7 +133,7 @@ def test_maps_are_captured(loss):
         return run
 
     captured, plain = made(True), made(False)
-    assert (captured._step.reason, captured._step.graphs) == (None, 1)
+    assert (captured.updater.compiled.reason, captured.updater.compiled.graphs) == (None, 1)
     assert bits(captured.model) == bits(plain.model)
 
 
