@@ -89,7 +89,7 @@ def test_a_task_resumed_at_any_step_gives_the_same_bits(backend, tmp_path, task)
             again.train()
         assert bits(again.model) == bits(whole.model)
         assert again.train_loss_list == whole.train_loss_list
-        np.testing.assert_equal(figures(again), figures(whole))
+        assert str(figures(again)) == str(figures(whole))  # 1 is not 1.0
     assert len(files) == 6
 
 
@@ -251,7 +251,7 @@ def test_a_loss_and_a_metric_of_ones_own_are_given_again(tmp_path):
             LabelError,
             'use loss="cross_entropy"',
         ),
-        ("cross_entropy", {"metrics": ["f1", "f1"]}, ArgumentError, "two metrics called f1"),
+        ("cross_entropy", {"metrics": ["f1", "f1"]}, ArgumentError, "two metrics are called f1"),
         ("cross_entropy", {"metrics": {"loss": "f1"}}, ArgumentError, "another name"),
         ("cross_entropy", {"metrics": 5}, ArgumentError, "list of names or metrics, got 5"),
     ],

@@ -87,7 +87,7 @@ def test_a_network_is_trained_to_the_same_bits():
         {"loss": losses.Focal(alpha=[1.0, 2.0, 3.0, 4.0])},
         {"loss": losses.BCEWithLogits(pos_weight=[1.0, 2.0, 3.0, 4.0]), "metrics": ["f1"]},
         {"loss": "huber"},
-        {"loss": "nt_xent", "sample_weight": np.linspace(0, 2, 90), "metrics": []},
+        {"loss": "nt_xent", "sample_weight": np.linspace(0, 2, 50), "metrics": []},
         {"loss": "triplet", "metrics": []},
         {"loss": losses.Triplet(triplets="all"), "metrics": []},
     ],
