@@ -301,18 +301,27 @@ def conv_relu(
 
 
 def conv_backward(
-    dy: Array, saved: _Saved, *, need_dx: bool = True
-) -> tuple[Array | None, Array, Array | None]:
+    dy: Array,
+    saved: _Saved,
+    *,
+    need_dx: bool = True,
+    need_dweight: bool = True,
+    need_dbias: bool = True,
+) -> tuple[Array | None, Array | None, Array | None]:
     xt, weight, with_bias, _, plan, y, winner, pool_cache = saved
     if pool_cache is not None:
         dy = max_pool_backward(dy, pool_cache)
     dyt = backend_of(dy).contiguous(batch_last(dy))
     if winner is None and cupy_cudnn.takes(plan):
-        done = cupy_cudnn.gradients(plan, xt, dyt, y, weight, with_bias, need_dx)
+        need = need_dx, need_dweight, with_bias and need_dbias
+        done = cupy_cudnn.gradients(plan, xt, dyt, y, weight, need)
         if done is not None:
             dxt, dweight, dbias = done
             return None if dxt is None else batch_first(dxt), dweight, dbias
-    dweight, dbias = _weight_gradient(plan, xt, dyt, y, winner, weight.shape, with_bias)
+    dweight = dbias = None
+    if need_dweight or (with_bias and need_dbias):
+        dweight, dbias = _weight_gradient(plan, xt, dyt, y, winner, weight.shape, with_bias)
+        dweight, dbias = dweight if need_dweight else None, dbias if need_dbias else None
     if not need_dx:
         return None, dweight, dbias
     return (
@@ -348,12 +357,21 @@ def conv_transpose(
 
 
 def conv_transpose_backward(
-    dy: Array, saved: _Saved, *, need_dx: bool = True
-) -> tuple[Array | None, Array, Array | None]:
+    dy: Array,
+    saved: _Saved,
+    *,
+    need_dx: bool = True,
+    need_dweight: bool = True,
+    need_dbias: bool = True,
+) -> tuple[Array | None, Array | None, Array | None]:
     xt, weight, with_bias, windows, plan, *_ = saved
     dyt = backend_of(dy).contiguous(batch_last(dy))
-    dweight, _ = _weight_gradient(plan, dyt, xt, None, None, weight.shape, False)
-    dbias = dyt.reshape(dyt.shape[0], -1).sum(axis=1) if with_bias else None
+    dweight = None
+    if need_dweight:
+        dweight, _ = _weight_gradient(plan, dyt, xt, None, None, weight.shape, False)
+    dbias = None
+    if with_bias and need_dbias:
+        dbias = dyt.reshape(dyt.shape[0], -1).sum(axis=1)
     if not need_dx:
         return None, dweight, dbias
     dx, _ = _convolve(plan, dyt, weight, None, windows.out, False, False, False)

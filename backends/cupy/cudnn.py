@@ -323,29 +323,33 @@ def gradients(
     dyt: Array,
     y: Array | None,
     weight: Array,
-    with_bias: bool,
-    need_dx: bool,
-) -> tuple[Array | None, Array, Array | None] | None:
+    need: tuple[bool, bool, bool],
+) -> tuple[Array | None, Array | None, Array | None] | None:
     """Return dx like xt, dweight and dbias (O,) for xt (C, *S, N), dyt (O, *OUT, N) and, after
-    ReLU, y. None if cuDNN does not support the case.
+    ReLU, y; None for those that ``need``, in this order, leaves out. None if cuDNN does not support
+    the case.
     """
     import cupy as cp
 
+    need_dx, need_dweight, need_dbias = need
     dtype = dtype_name(xt)
-    graphs = [_graph(kind, plan, dtype) for kind in ("wgrad", *(["dgrad"] if need_dx else []))]
-    if None in graphs:
+    kinds = [kind for kind, needed in (("wgrad", need_dweight), ("dgrad", need_dx)) if needed]
+    graphs = {kind: _graph(kind, plan, dtype) for kind in kinds}
+    if None in graphs.values():
         return None
     shapes, g = _shapes(plan), plan.sizes
     if y is not None:
         dyt = cp.where(y <= 0, dyt.dtype.type(0), dyt)
-    dbias = dyt.reshape(dyt.shape[0], -1).sum(axis=1) if with_bias else None
+    dbias = dyt.reshape(dyt.shape[0], -1).sum(axis=1) if need_dbias else None
     dy = _packed(dyt.reshape(-1, g.oh, g.ow, g.n).transpose(_LAST))
-    x = _packed(xt.reshape(-1, g.h, g.w, g.n).transpose(_LAST))
-    dweight = _empty(shapes["filter"], xt.dtype)
-    _run(graphs[0], x, dy, dweight)
-    dweight = cp.ascontiguousarray(dweight).reshape(weight.shape)
+    dweight = None
+    if need_dweight:
+        x = _packed(xt.reshape(-1, g.h, g.w, g.n).transpose(_LAST))
+        dweight = _empty(shapes["filter"], xt.dtype)
+        _run(graphs["wgrad"], x, dy, dweight)
+        dweight = cp.ascontiguousarray(dweight).reshape(weight.shape)
     if not need_dx:
         return None, dweight, dbias
     dx = _empty(shapes["image"], xt.dtype)
-    _run(graphs[1], dy, _packed(weight.reshape(shapes["filter"])), dx)
+    _run(graphs["dgrad"], dy, _packed(weight.reshape(shapes["filter"])), dx)
     return _batch_last(dx).reshape(xt.shape), dweight, dbias

@@ -116,11 +116,19 @@ def linear_relu(x: Array, weight: Array, bias: Array | None = None, *, keep: boo
 
 
 def linear_backward(
-    dy: Array, saved: Any, *, need_dx: bool = True
-) -> tuple[Array | None, Array, Array | None]:
+    dy: Array,
+    saved: Any,
+    *,
+    need_dx: bool = True,
+    need_dweight: bool = True,
+    need_dbias: bool = True,
+) -> tuple[Array | None, Array | None, Array | None]:
     x, weight, with_bias, yt = saved
     dyt, y = dy.T, None if yt is None else yt.T
-    dweight, dbias = _product(_factor(dyt, yt), _factor(x.T), with_ones=with_bias)
+    dweight = dbias = None
+    if need_dweight or (with_bias and need_dbias):
+        dweight, dbias = _product(_factor(dyt, yt), _factor(x.T), with_ones=with_bias)
+        dweight, dbias = dweight if need_dweight else None, dbias if need_dbias else None
     if not need_dx:
         return None, dweight, dbias
     dx, _ = _product(_factor(weight.T), _factor(dy, y))

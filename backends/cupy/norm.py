@@ -131,7 +131,12 @@ def batch_norm_relu(
 
 
 def batch_norm_backward(
-    dy: Array, saved: _Saved, *, need_dx: bool = True
+    dy: Array,
+    saved: _Saved,
+    *,
+    need_dx: bool = True,
+    need_dweight: bool = True,
+    need_dbias: bool = True,
 ) -> tuple[Array | None, Array | None, Array | None]:
     import cupy as cp
 
@@ -139,15 +144,17 @@ def batch_norm_backward(
     dyt = backend_of(dy).contiguous(batch_last(dy))
     channels, dtype = xt.shape[0], dtype_name(xt)
     count = xt.size // channels
+    need_dweight, need_dbias = need_dweight and weight, need_dbias and bias
     splits, each = cut(channels, count)
     sizes = np.int32(count), np.int32(each)
     partials = cp.empty((2, channels, splits), dtype=xt.dtype)
     arrays = dyt, xt, statistics, partials
-    kernel(FILE, "norm_sums", dtype)(
-        (splits, channels), (THREADS,), (*arrays, np.int32(relu), *sizes)
-    )
-    dweight = cp.empty((channels,), dtype=xt.dtype) if weight else None
-    dbias = cp.empty((channels,), dtype=xt.dtype) if bias else None
+    if need_dweight or need_dbias or (own and need_dx):
+        kernel(FILE, "norm_sums", dtype)(
+            (splits, channels), (THREADS,), (*arrays, np.int32(relu), *sizes)
+        )
+    dweight = cp.empty((channels,), dtype=xt.dtype) if need_dweight else None
+    dbias = cp.empty((channels,), dtype=xt.dtype) if need_dbias else None
     dx = cp.empty(xt.shape, dtype=xt.dtype) if need_dx else None
     results = or_null(dweight), or_null(dbias), or_null(dx)
     numbers = np.int32(relu), np.int32(own), np.int32(splits), *sizes

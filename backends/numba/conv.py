@@ -727,9 +727,34 @@ def conv_relu(
     return _run(x, weight, bias, windows, groups, pool, True, keep)
 
 
-def conv_backward(dy: np.ndarray, saved: _Saved, *, need_dx: bool = True) -> Any:
+def conv_backward(
+    dy: np.ndarray,
+    saved: _Saved,
+    *,
+    need_dx: bool = True,
+    need_dweight: bool = True,
+    need_dbias: bool = True,
+) -> Any:
     x, weight, with_bias, p, pool, y, winner = saved
     dyt = np.ascontiguousarray(batch_last(dy))
+    dx = dweight = dbias = None
+    if need_dweight or (with_bias and need_dbias):
+        dweight, dbias = _weight_gradient(dyt, saved)
+        dweight = dweight.reshape(weight.shape) if need_dweight else None
+        dbias = dbias if with_bias and need_dbias else None
+    if need_dx:
+        dx = empty(x.shape, x.dtype)
+        steps = (p.c * p.kh * p.kw, 1)
+        none = np.zeros(p.c, dtype=x.dtype)
+        back = (y, winner, p)
+        _convolve(dyt, weight, none, p.adjoint(), steps, p.kh * p.kw, dx, pool=pool, back=back)
+        dx = batch_first(dx)
+    return dx, dweight, dbias
+
+
+def _weight_gradient(dyt: np.ndarray, saved: _Saved) -> tuple[np.ndarray, np.ndarray]:
+    """Return the gradients of the weight, (O*C*T,), and of the bias, (O,)."""
+    x, weight, _, p, pool, y, winner = saved
     panel, count, work = _cut(p, x, 1)
     parts = pieces(count, work)
     taps = _both_taps(p, panel, (p.kh * p.kw, 1), False)
@@ -749,19 +774,7 @@ def conv_backward(dy: np.ndarray, saved: _Saved, *, need_dx: bool = True) -> Any
             _weights(*arguments, panels, i * size, grads, i * grad_size, *results)
 
     in_pieces(run, len(parts), work)
-    dx = None
-    if need_dx:
-        dx = empty(x.shape, x.dtype)
-        steps = (p.c * p.kh * p.kw, 1)
-        none = np.zeros(p.c, dtype=x.dtype)
-        back = (y, winner, p)
-        _convolve(dyt, weight, none, p.adjoint(), steps, p.kh * p.kw, dx, pool=pool, back=back)
-        dx = batch_first(dx)
-    return (
-        dx,
-        dweights.sum(axis=0).reshape(weight.shape),
-        dbiases.sum(axis=0) if with_bias else None,
-    )
+    return dweights.sum(axis=0), dbiases.sum(axis=0)
 
 
 conv_relu_backward = conv_backward

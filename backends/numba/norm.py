@@ -113,16 +113,18 @@ def _sums(grad, row, result, mean, relu):
 
 @compiled
 def _backward(
-    dy, x, y, means, rests, variances, weight, eps, own, relu, dbias, dweight, dx, need_dx
+    dy, x, y, means, rests, variances, weight, eps, own, relu, dbias, dweight, dx, need_dx, sums
 ):
     number = x.dtype.type
     zero = number(0)
     for c in range(x.shape[0]):
         grad, row, result, mean = dy[c], x[c], y[c], means[c]
         rstd = 1.0 / np.sqrt(variances[c] + eps)
-        along_dy, along_x = _sums(grad, row, result, mean, relu)
-        along_x -= _less(rests[c], along_dy)
-        dbias[c], dweight[c] = along_dy, along_x * rstd
+        along_dy, along_x = 0.0, 0.0
+        if sums:
+            along_dy, along_x = _sums(grad, row, result, mean, relu)
+            along_x -= _less(rests[c], along_dy)
+            dbias[c], dweight[c] = along_dy, along_x * rstd
         if not need_dx:
             continue
         out, scale = dx[c], number(weight[c] * rstd)
@@ -172,12 +174,13 @@ def _start_backward(
     weight: np.ndarray,
     eps: float,
     own: bool,
-    dbias: np.ndarray,
-    dweight: np.ndarray,
+    dbias: np.ndarray | None,
+    dweight: np.ndarray | None,
     dx: np.ndarray | None,
 ) -> None:
     dy = _writeable(dy)
-    result, out = dy if y is None else y, dbias[:, None] if dx is None else dx
+    unused = np.empty((len(x), 1), dtype=x.dtype)
+    result, out = dy if y is None else y, unused if dx is None else dx
     _backward(
         dy,
         _writeable(x),
@@ -187,10 +190,11 @@ def _start_backward(
         eps,
         own,
         y is not None,
-        dbias,
-        dweight,
+        unused[:, 0] if dbias is None else dbias,
+        unused[:, 0] if dweight is None else dweight,
         out,
         dx is not None,
+        dbias is not None,
     )
 
 

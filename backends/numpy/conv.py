@@ -279,8 +279,16 @@ def conv_relu(
     return _forward(x, weight, bias, windows, groups, pool, True, keep)
 
 
-def conv_backward(dy: np.ndarray, saved: _Saved, *, need_dx: bool = True) -> Any:
+def conv_backward(
+    dy: np.ndarray,
+    saved: _Saved,
+    *,
+    need_dx: bool = True,
+    need_dweight: bool = True,
+    need_dbias: bool = True,
+) -> Any:
     padded, weight, with_bias, windows, y, pool, winners = saved
+    need_dbias = need_dbias and with_bias
     o, n = len(weight), padded.shape[-1]
     dyt = batch_last(dy)
     if y is None:
@@ -304,18 +312,20 @@ def conv_backward(dy: np.ndarray, saved: _Saved, *, need_dx: bool = True) -> Any
             given = np.empty_like(y[:, pooled[0]])  # has the sum of dz, in fewer elements
             clear_where(y[:, pooled[0]] <= 0, dyt[:, pooled[0]], given)
             unpool_into(given, rows_of_winners(winners, pooled[0], pool), dz, pooled[1])
-        dmatrices[thread] += _outer_product(dz.reshape(o, -1), job.lay_out(thread, rows), n)
-        if with_bias:
+        if need_dweight:
+            dmatrices[thread] += _outer_product(dz.reshape(o, -1), job.lay_out(thread, rows), n)
+        if need_dbias:
             dbiases[thread] += given.reshape(o, -1).sum(axis=1)
 
-    job.run(each)
+    if need_dweight or need_dbias or (need_dx and y is not None):  # the last fills ``whole``
+        job.run(each)
     dx = None
     if need_dx and whole is not None:
         dx = batch_first(_input_gradient(whole, weight, windows))
     return (
         dx,
-        dmatrices.sum(axis=0).reshape(weight.shape),
-        dbiases.sum(axis=0) if with_bias else None,
+        dmatrices.sum(axis=0).reshape(weight.shape) if need_dweight else None,
+        dbiases.sum(axis=0) if need_dbias else None,
     )
 
 

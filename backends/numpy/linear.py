@@ -41,13 +41,20 @@ def linear(x: np.ndarray, weight: np.ndarray, bias: Any = None, *, keep: bool = 
     return _map(x, weight, bias).T, (x, weight, bias is not None) if keep else None
 
 
-def linear_backward(dy: np.ndarray, saved: Any, *, need_dx: bool = True) -> Any:
+def linear_backward(
+    dy: np.ndarray,
+    saved: Any,
+    *,
+    need_dx: bool = True,
+    need_dweight: bool = True,
+    need_dbias: bool = True,
+) -> Any:
     x, weight, with_bias = saved
     dx = None
     if need_dx:
         dx = _product(weight.T, dy.T, empty((x.shape[1], x.shape[0]), x.dtype)).T
-    dweight = _product(dy.T, x, empty(weight.shape, x.dtype))
-    return dx, dweight, dy.sum(axis=0) if with_bias else None
+    dweight = _product(dy.T, x, empty(weight.shape, x.dtype)) if need_dweight else None
+    return dx, dweight, dy.sum(axis=0) if with_bias and need_dbias else None
 
 
 def linear_relu(x: np.ndarray, weight: np.ndarray, bias: Any = None, *, keep: bool = True) -> Any:
@@ -56,11 +63,24 @@ def linear_relu(x: np.ndarray, weight: np.ndarray, bias: Any = None, *, keep: bo
     return yt.T, (x, weight, bias is not None, yt) if keep else None
 
 
-def linear_relu_backward(dy: np.ndarray, saved: Any, *, need_dx: bool = True) -> Any:
+def linear_relu_backward(
+    dy: np.ndarray,
+    saved: Any,
+    *,
+    need_dx: bool = True,
+    need_dweight: bool = True,
+    need_dbias: bool = True,
+) -> Any:
     *rest, yt = saved
     dz = empty(yt.shape, yt.dtype)
     clear_where(yt <= 0, np.ascontiguousarray(dy.T), dz)
-    return linear_backward(dz.T, rest, need_dx=need_dx)
+    return linear_backward(
+        dz.T,
+        rest,
+        need_dx=need_dx,
+        need_dweight=need_dweight,
+        need_dbias=need_dbias,
+    )
 
 
 def prepare_linear(

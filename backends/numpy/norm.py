@@ -48,8 +48,9 @@ class Passes(NamedTuple):
 
     forward(x, y, statistics, weight, bias, eps, own, relu): write the statistics if they are x's
     ``own``; write y. backward(dy, x, y, statistics, weight, eps, own, dbias, dweight, dx): write
-    the sums of dy and of dy * xhat, (C,), and dx if it is not None. If y, the output of the forward
-    pass, is not None, a ReLU was applied: dy counts only where y is above zero.
+    the sums of dy and of dy * xhat, (C,), and dx, those that are not None. dbias and dweight are
+    both None or both arrays, and not None if dx depends on the sums (``own``). If y, the output of
+    the forward pass, is not None, a ReLU was applied: dy counts only where y is above zero.
     """
 
     forward: Callable[..., None]
@@ -122,7 +123,14 @@ def _kernel(passes: Passes, relu: bool) -> Kernel:
             x.shape, rows, kept_y, statistics, weight, bias is not None, eps, training
         )
 
-    def backward(dy: Array, saved: Kept, *, need_dx: bool = True) -> Any:
+    def backward(
+        dy: Array,
+        saved: Kept,
+        *,
+        need_dx: bool = True,
+        need_dweight: bool = True,
+        need_dbias: bool = True,
+    ) -> Any:
         shape, x, y, statistics, weight, with_bias, eps, own = saved
         rows = np.ascontiguousarray(batch_last(dy)).reshape(x.shape)
         channels = x.shape[0]
@@ -130,6 +138,8 @@ def _kernel(passes: Passes, relu: bool) -> Kernel:
         dx = empty((*shape[1:], shape[0]), x.dtype) if need_dx else None
         dx_rows = None if dx is None else dx.reshape(x.shape)
         factor = _ones(channels, x.dtype) if weight is None else weight
+        need_dweight, need_dbias = need_dweight and weight is not None, need_dbias and with_bias
+        sums = need_dweight or need_dbias or (own and need_dx)
 
         def work(s: slice) -> None:
             out = None if dx_rows is None else dx_rows[s]
@@ -142,16 +152,16 @@ def _kernel(passes: Passes, relu: bool) -> Kernel:
                 factor[s],
                 eps,
                 own,
-                dbias[s],
-                dweight[s],
+                dbias[s] if sums else None,
+                dweight[s] if sums else None,
                 out,
             )
 
         on_one_blas_thread(in_pieces, work, channels, x.size)
         return (
             None if dx is None else batch_first(dx),
-            None if weight is None else dweight,
-            dbias if with_bias else None,
+            dweight if need_dweight else None,
+            dbias if need_dbias else None,
         )
 
     return Kernel(forward, backward)
@@ -269,8 +279,8 @@ def _backward(
     weight: np.ndarray,
     eps: float,
     own: bool,
-    dbias: np.ndarray,
-    dweight: np.ndarray,
+    dbias: np.ndarray | None,
+    dweight: np.ndarray | None,
     dx: np.ndarray | None,
 ) -> None:
     count = x.shape[1]
@@ -288,10 +298,11 @@ def _backward(
             grad = out
         mean, rest, var = (numbers[:, None] for numbers in statistics.of(block))
         rstd = 1.0 / np.sqrt(var + eps)
-        np.subtract(x[block], mean, out=centred)
-        along_dy = _sum(grad)
-        along_x = _dot(grad, centred) - _less(rest, along_dy)
-        dbias[block], dweight[block] = along_dy[:, 0], (along_x * rstd)[:, 0]
+        if dbias is not None and dweight is not None:
+            np.subtract(x[block], mean, out=centred)
+            along_dy = _sum(grad)
+            along_x = _dot(grad, centred) - _less(rest, along_dy)
+            dbias[block], dweight[block] = along_dy[:, 0], (along_x * rstd)[:, 0]
         if dx is None:
             continue
         scale = weight[block, None] * rstd

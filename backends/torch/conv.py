@@ -54,8 +54,15 @@ def conv(x: Any, weight: Any, bias: Any, windows: Windows, groups: int, *, keep:
 
 
 @torch.no_grad()
-def conv_backward(dy: Any, saved: Any, *, need_dx: bool = True) -> Any:
-    return _conv_gradients(dy, saved, need_dx, transposed=False)
+def conv_backward(
+    dy: Any,
+    saved: Any,
+    *,
+    need_dx: bool = True,
+    need_dweight: bool = True,
+    need_dbias: bool = True,
+) -> Any:
+    return _conv_gradients(dy, saved, [need_dx, need_dweight, need_dbias], transposed=False)
 
 
 @torch.no_grad()
@@ -72,12 +79,20 @@ def conv_transpose(
 
 
 @torch.no_grad()
-def conv_transpose_backward(dy: Any, saved: Any, *, need_dx: bool = True) -> Any:
-    return _conv_gradients(dy, saved, need_dx, transposed=True)
+def conv_transpose_backward(
+    dy: Any,
+    saved: Any,
+    *,
+    need_dx: bool = True,
+    need_dweight: bool = True,
+    need_dbias: bool = True,
+) -> Any:
+    return _conv_gradients(dy, saved, [need_dx, need_dweight, need_dbias], transposed=True)
 
 
-def _conv_gradients(dy: Any, saved: Any, need_dx: bool, transposed: bool) -> Any:
+def _conv_gradients(dy: Any, saved: Any, wanted: list[bool], transposed: bool) -> Any:
     x, weight, with_bias, windows, groups = saved
+    need_dx, need_dweight, need_dbias = wanted
     return _aten.convolution_backward(
         dy,
         x,
@@ -89,7 +104,7 @@ def _conv_gradients(dy: Any, saved: Any, need_dx: bool, transposed: bool) -> Any
         transposed,
         beyond(windows) if transposed else [0] * len(windows.size),
         groups,
-        [need_dx, True, with_bias],
+        [need_dx, need_dweight, with_bias and need_dbias],
     )
 
 

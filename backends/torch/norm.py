@@ -64,9 +64,16 @@ def batch_norm(
 
 
 @torch.no_grad()
-def batch_norm_backward(dy: Any, saved: Any, *, need_dx: bool = True) -> Any:
+def batch_norm_backward(
+    dy: Any,
+    saved: Any,
+    *,
+    need_dx: bool = True,
+    need_dweight: bool = True,
+    need_dbias: bool = True,
+) -> Any:
     x, weight, with_bias, running_mean, running_var, mean, rstd, training, eps = saved
-    wanted = [need_dx, weight is not None, with_bias]
+    wanted = [need_dx, need_dweight and weight is not None, need_dbias and with_bias]
     # Both contiguous: if an axis of length 1 leaves the memory format ambiguous, PyTorch 2.13
     # misreads one of them.
     dy = dy.contiguous()
@@ -97,10 +104,17 @@ def group_norm(
 
 
 @torch.no_grad()
-def group_norm_backward(dy: Any, saved: Any, *, need_dx: bool = True) -> Any:
+def group_norm_backward(
+    dy: Any,
+    saved: Any,
+    *,
+    need_dx: bool = True,
+    need_dweight: bool = True,
+    need_dbias: bool = True,
+) -> Any:
     x, weight, with_bias, mean, rstd, num_groups = saved
     n, c, *size = x.shape
-    wanted = [need_dx, weight is not None, with_bias]
+    wanted = [need_dx, need_dweight and weight is not None, need_dbias and with_bias]
     return _wanted(
         wanted,
         _aten.native_group_norm_backward(
@@ -128,9 +142,16 @@ def layer_norm(
 
 
 @torch.no_grad()
-def layer_norm_backward(dy: Any, saved: Any, *, need_dx: bool = True) -> Any:
+def layer_norm_backward(
+    dy: Any,
+    saved: Any,
+    *,
+    need_dx: bool = True,
+    need_dweight: bool = True,
+    need_dbias: bool = True,
+) -> Any:
     x, shape, weight, bias, mean, rstd = saved
-    wanted = [need_dx, weight is not None, bias is not None]
+    wanted = [need_dx, need_dweight and weight is not None, need_dbias and bias is not None]
     return _wanted(
         wanted, _aten.native_layer_norm_backward(dy, x, shape, mean, rstd, weight, bias, wanted)
     )

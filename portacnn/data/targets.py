@@ -216,7 +216,7 @@ def values(targets: HostArray, shape: Shape, *, dtype: str, loss: str = "MSE") -
     return made
 
 
-def kinds(targets: HostArray, *, loss: str = "NTXent") -> HostArray:
+def kinds(targets: HostArray, *, loss: str) -> HostArray:
     """Return whole numbers (N,), the same for samples of one kind, as int64. Raises LabelError."""
     if targets.ndim != 1 or targets.dtype.kind not in "iub":
         raise LabelError(

@@ -109,7 +109,9 @@ class PReLU(Layer):
         return ops.prelu(x, self.params["weight"], keep=keep)
 
     def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
-        dx, dslope = ops.prelu_backward(dy, cache, need_dx=need_dx)
+        dx, dslope = ops.prelu_backward(
+            dy, cache, need_dx=need_dx, need_dslope=not self.is_frozen("weight")
+        )
         self.add_grads(weight=dslope)
         return dx
 

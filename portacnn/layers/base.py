@@ -36,6 +36,7 @@ from portacnn.layers.passes import moment
 from portacnn.layers.running import Handle, run
 from portacnn.layers.specs import Buffer, Parameter, Place, Shape
 from portacnn.layers.state import Mismatch
+from portacnn.ops.dispatch import no_cache
 from portacnn.runtime import Array, Backend, HostArray, backend_of
 from portacnn.selection import Selection
 from portacnn.text import shown
@@ -212,7 +213,7 @@ class Layer(AnswersKeywords):
         """Return the cache; raises StateError if it is None. For a ``backward`` that passes its
         cache to no op."""
         if cache is None:
-            raise StateError("expected a cache, got None; call forward with keep=True", self.where)
+            raise no_cache(cache, "forward", self.where)
         return cache
 
     def constants(self, name: str, values: Callable[[], Any], dtype: str, like: Array) -> Array:
@@ -257,6 +258,15 @@ class Layer(AnswersKeywords):
         }
         if own:
             network.add_grads(self, own)
+
+    def is_frozen(self, name: str) -> bool:
+        """Return whether a parameter of this layer is frozen: its gradient is not needed."""
+        return freezing.is_frozen(self, name)
+
+    def frozen_grads(self) -> dict[str, bool]:
+        """In ``backward``: return {"need_dweight": False}, and so on, for those of the layer's own
+        parameters that are frozen: options of an op's backward function."""
+        return {f"need_d{name}": False for name in self.params if self.is_frozen(name)}
 
     def tie(self, name: str, other: "Layer", other_name: str | None = None) -> None:
         """Share a parameter: use ``other_name`` of another layer as ``name``. Call it before the

@@ -195,7 +195,8 @@ class Conv(_Convolving, abstract=True):
 
     def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
         of_conv, margins = self.kept(cache)
-        dx, dweight, dbias = type(self).op_backward(dy, of_conv, need_dx=need_dx)
+        skipped = self.frozen_grads()
+        dx, dweight, dbias = type(self).op_backward(dy, of_conv, need_dx=need_dx, **skipped)
         self.add_grads(weight=dweight, bias=dbias)
         return dx if dx is None or margins is None else ops.pad_backward(dx, margins)
 
@@ -300,7 +301,8 @@ class ConvTranspose(_Convolving, abstract=True):
         )
 
     def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
-        dx, dweight, dbias = type(self).op_backward(dy, cache, need_dx=need_dx)
+        skipped = self.frozen_grads()
+        dx, dweight, dbias = type(self).op_backward(dy, cache, need_dx=need_dx, **skipped)
         self.add_grads(weight=dweight, bias=dbias)
         return dx
 

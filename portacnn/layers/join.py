@@ -110,11 +110,11 @@ class ArithmeticWith(Layer):
         return ops.arithmetic(a, b, self.kind_, keep=keep)
 
     def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
-        need = (self.learn, need_dx) if self.constant_first else (need_dx, self.learn)
+        learn = self.learn and not self.is_frozen("value")
+        need = (learn, need_dx) if self.constant_first else (need_dx, learn)
         da, db = ops.arithmetic_backward(dy, cache, need=need)
         dx, dvalue = (db, da) if self.constant_first else (da, db)
-        if self.learn:
-            self.add_grads(value=dvalue)
+        self.add_grads(value=dvalue)
         return dx
 
 
@@ -245,5 +245,6 @@ class MatMulWith(Layer):
         )
         rows, up = (xp.reshape(a, (prod(a.shape[:-1]), a.shape[-1])) for a in (x, dy))
         with where(dy):
-            self.add_grads(weight=run(xp.matmul, xp.matrix_transpose(rows), up))
+            if not self.is_frozen("weight"):
+                self.add_grads(weight=run(xp.matmul, xp.matrix_transpose(rows), up))
             return run(xp.matmul, dy, xp.matrix_transpose(weight)) if need_dx else None

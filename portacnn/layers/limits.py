@@ -15,7 +15,8 @@ from portacnn.errors import ModelFormatError
 
 TAPS = 1 << 17
 """The maximum number of elements of all kernels together. Convolution and pooling process each
-element separately."""
+element separately; adaptive pooling, resizing, indexing and local response norm process slices,
+which count as elements."""
 NUMBERS = 1 << 30
 """The maximum number of values of one sample, anywhere in the network."""
 
@@ -50,12 +51,12 @@ def count_layer(more: int = 1) -> None:
 
 
 def count_taps(kernel: Sequence[int]) -> None:
-    """Count the kernel elements of a layer being planned."""
+    """Count the kernel elements, or slices, of a layer being planned."""
     if (left := _left.get()) is not None:
         left.taps -= prod(kernel) if kernel else 0
         if left.taps < 0:
             raise ModelFormatError(
-                f"its kernels have more than {TAPS} elements together (limit reached at a kernel "
+                f"its kernels and slices have more than {TAPS} elements together (limit reached at "
                 f"{'x'.join(map(str, kernel))}); build the network in Python and read the weights "
                 "with load_weights"
             )

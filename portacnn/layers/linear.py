@@ -63,7 +63,7 @@ class Linear(Layer):
         return ops.linear(x, self.params["weight"], self.params.get("bias"), keep=keep)
 
     def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
-        dx, dweight, dbias = ops.linear_backward(dy, cache, need_dx=need_dx)
+        dx, dweight, dbias = ops.linear_backward(dy, cache, need_dx=need_dx, **self.frozen_grads())
         self.add_grads(weight=dweight, bias=dbias)
         return dx
 

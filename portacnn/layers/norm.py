@@ -8,6 +8,7 @@ from portacnn import ops
 from portacnn.arguments import real
 from portacnn.errors import ArgumentError, PortacnnError, ShapeError
 from portacnn.layers.base import Layer, Shape
+from portacnn.layers.limits import count_taps
 from portacnn.layers.passes import is_recomputing
 from portacnn.ops.norm import trailing
 from portacnn.ops.response_norm import check_response_norm
@@ -46,7 +47,8 @@ class _Norm(Layer):
             self.declare("bias", shape, "zeros")
 
     def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
-        dx, dweight, dbias = type(self).op_backward(dy, cache, need_dx=need_dx)
+        skipped = self.frozen_grads()
+        dx, dweight, dbias = type(self).op_backward(dy, cache, need_dx=need_dx, **skipped)
         self.add_grads(weight=dweight, bias=dbias)
         return dx
 
@@ -375,6 +377,7 @@ class LocalResponseNorm(Layer):
     def infer(self, shape: Shape) -> Shape:
         if len(shape) < 2:
             raise ShapeError(f"expected samples (C, *S) of at least 2 axes, got {shape}")
+        count_taps((min(self.size, shape[0]),))  # the window is summed channel by channel
         return shape
 
     def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:

@@ -11,6 +11,7 @@ from portacnn import ops
 from portacnn.errors import PortacnnError, ShapeError
 from portacnn.layers.base import Layer, Shape
 from portacnn.layers.conv import spatial
+from portacnn.layers.limits import count_taps
 from portacnn.ops.adaptive import output_of
 from portacnn.ops.pool import checked_divisor, pool_windows
 from portacnn.ops.windows import Padding, pads_of, per_axis
@@ -196,7 +197,9 @@ class _AdaptivePooling(_Pooling):
         return {"output_size": self.output_size}
 
     def infer(self, shape: Shape) -> Shape:
-        return (shape[0], *output_of(self.output_size, spatial(shape, self.axes)))
+        size = output_of(self.output_size, spatial(shape, self.axes))
+        count_taps((sum(size),))  # an output is a slice of its axis
+        return (shape[0], *size)
 
 
 class AdaptiveAvgPool1d(_AdaptivePooling):

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from portacnn.errors import PortacnnError, StateError
 from portacnn.layers.freezing import learns
 from portacnn.layers.passes import is_recomputing, watched, without_dx
+from portacnn.ops.dispatch import no_cache
 from portacnn.runtime import Array, describe
 
 if TYPE_CHECKING:
@@ -71,10 +72,7 @@ class Trail(list[tuple[Any, Any]]):
             StateError: the cache was used before, or the forward pass ran with keep=False.
         """
         if not isinstance(cache, Trail):
-            raise StateError(
-                f"expected a cache of forward(x, keep=True), got {type(cache).__name__}",
-                where,
-            )
+            raise no_cache(cache, "forward", where)
         if cache.used:
             raise StateError(
                 "this cache has been used; run forward again before each backward pass",

@@ -13,6 +13,7 @@ from portacnn.arguments import one_of, real, wholes
 from portacnn.errors import ArgumentError, PortacnnError, ShapeError
 from portacnn.layers.base import Layer, Shape
 from portacnn.layers.conv import PADDING_MODES
+from portacnn.layers.limits import count_taps
 from portacnn.ops.windows import check_pads
 from portacnn.runtime import Array, backend_of, where
 
@@ -261,6 +262,7 @@ class Take(Layer):
                 f"index {max(self.indices)} is out of range for axis {self.axis} of a batch of "
                 f"samples {shape}"
             )
+        count_taps((len(self.indices),))  # backward adds up the places of one cell one by one
         return (*shape[: self.axis - 1], len(self.indices), *shape[self.axis :])
 
     def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:

@@ -80,8 +80,11 @@ class Fused(Layer, abstract=True):
         return type(self).op(x, *self.op_arguments(x), keep=keep)
 
     def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
-        dx, dweight, dbias = type(self).op_backward(dy, cache, need_dx=need_dx)
-        self.layers[0].add_grads(weight=dweight, bias=dbias)
+        first = self.layers[0]
+        dx, dweight, dbias = type(self).op_backward(
+            dy, cache, need_dx=need_dx, **first.frozen_grads()
+        )
+        first.add_grads(weight=dweight, bias=dbias)
         return dx
 
     def prepare(self, x: Array) -> Callable[[Array], Array]:

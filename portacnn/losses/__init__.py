@@ -14,7 +14,7 @@ losses.
 
 from portacnn.losses.base import Loss
 from portacnn.losses.classes import CrossEntropy, Dice, Focal
-from portacnn.losses.embeddings import NTXent
+from portacnn.losses.embeddings import NTXent, Triplet
 from portacnn.losses.labels import BCEWithLogits
 from portacnn.losses.named import LOSSES, describe_loss, named, rebuild_loss
 from portacnn.losses.outputs import predictions, scores
@@ -34,6 +34,7 @@ __all__ = [
     "NTXent",
     "SmoothL1",
     "Sum",
+    "Triplet",
     "describe_loss",
     "named",
     "predictions",

@@ -1,24 +1,41 @@
-"""The loss for embeddings: ``NTXent``. Samples of one class get embeddings near each other."""
+"""The losses for embeddings: ``NTXent``, ``Triplet``. Samples of one class get embeddings near each
+other.
+
+Targets (N,) are whole numbers, equal for samples of one class or views of one image. Each sample is
+compared with the others in its batch. With gradient accumulation (``accumulate``), it is compared
+within its part of the batch only, as for batch statistics.
+"""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from portacnn import ops
-from portacnn.arguments import positive
+from portacnn.arguments import not_negative, one_of, positive
 from portacnn.data.targets import kinds
 from portacnn.errors import ShapeError
 from portacnn.losses.base import Loss, Shape, check_outputs, check_weight
 from portacnn.runtime import Array, HostArray
 
 
+class _Embeddings(Loss):
+    """What they share: targets, and that outputs are embeddings."""
+
+    task: ClassVar[Any] = "embedding"
+
+    def _checked(self, t: HostArray, shape: Shape, dtype: str) -> HostArray:
+        name = type(self).__name__
+        if len(shape) != 1:
+            raise ShapeError(f"{name} expects embeddings (D,), the outputs are {shape}")
+        return kinds(t, loss=name)
+
+    def num_outputs(self, t: Any) -> int | None:
+        return None
+
+
 @dataclass(frozen=True)
-class NTXent(Loss):
+class NTXent(_Embeddings):
     """SimCLR's loss; for more than two samples of a class, the supervised contrastive loss
     (``ops.nt_xent_loss``).
-
-    Targets (N,) are whole numbers, equal for samples of one class or views of one image. Each
-    sample is compared with the others in its batch. With gradient accumulation (``accumulate``), it
-    is compared within its part of the batch only, as for batch statistics.
 
     Args:
         temperature: greater than 0; smaller values increase the weight of the nearest samples.
@@ -26,8 +43,6 @@ class NTXent(Loss):
     """
 
     temperature: float = 0.1
-
-    task: ClassVar[Any] = "embedding"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "temperature", positive("temperature", self.temperature))
@@ -41,10 +56,41 @@ class NTXent(Loss):
     def backward(self, cache: Any, dloss: Array | float = 1.0) -> Array:
         return ops.nt_xent_loss_backward(dloss, cache)
 
-    def _checked(self, t: HostArray, shape: Shape, dtype: str) -> HostArray:
-        if len(shape) != 1:
-            raise ShapeError(f"NTXent expects embeddings (D,), the outputs are {shape}")
-        return kinds(t)
 
-    def num_outputs(self, t: Any) -> int | None:
-        return None
+@dataclass(frozen=True)
+class Triplet(_Embeddings):
+    """Each sample nearer to those of its kind than to others by a margin, as
+    torch.nn.TripletMarginLoss with p=2 (``ops.triplet_loss``).
+
+    The triplets are formed within a batch: each sample is an anchor if the batch has another of its
+    kind and one of another kind. So batches need several samples of a kind: with many kinds, large
+    batches. A batch without a triplet has the loss 0.
+
+    Args:
+        margin: how much nearer.
+        triplets: "hardest" takes one of each anchor, with its farthest positive and its nearest
+            negative (batch hard); "all" takes all of them, which is gentler where labels are wrong,
+            but many are soon 0.
+        eps: added to each coordinate of a difference, as in PyTorch.
+    """
+
+    margin: float = 1.0
+    triplets: str = "hardest"
+    eps: float = 1e-6
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "margin", not_negative("margin", self.margin))
+        one_of("triplets", self.triplets, "hardest", "all")
+        object.__setattr__(self, "eps", not_negative("eps", self.eps))
+
+    def forward(self, y: Array, t: Array, weight: Array | None = None) -> tuple[Array, Any]:
+        check_outputs(y, "Triplet")
+        if weight is not None:
+            check_weight(weight, y)
+        hardest = self.triplets == "hardest"
+        return ops.triplet_loss(
+            y, t, margin=self.margin, hardest=hardest, eps=self.eps, weight=weight
+        )
+
+    def backward(self, cache: Any, dloss: Array | float = 1.0) -> Array:
+        return ops.triplet_loss_backward(dloss, cache)

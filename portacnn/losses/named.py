@@ -8,7 +8,7 @@ from portacnn.arguments import plain, told
 from portacnn.errors import ArgumentError, ModelFormatError
 from portacnn.losses.base import Loss
 from portacnn.losses.classes import CrossEntropy, Dice, Focal
-from portacnn.losses.embeddings import NTXent
+from portacnn.losses.embeddings import NTXent, Triplet
 from portacnn.losses.labels import BCEWithLogits
 from portacnn.losses.sums import Sum
 from portacnn.losses.values import L1, MSE, Huber, SmoothL1
@@ -23,12 +23,25 @@ LOSSES: dict[str, Callable[[], Loss]] = {
     "dice": Dice,
     "focal": Focal,
     "nt_xent": NTXent,
+    "triplet": Triplet,
 }
 """The losses by name, with their default arguments."""
 
 _KINDS: dict[str, type[Loss]] = {
     kind.__name__: kind
-    for kind in (CrossEntropy, BCEWithLogits, MSE, L1, Huber, SmoothL1, Dice, Focal, NTXent, Sum)
+    for kind in (
+        CrossEntropy,
+        BCEWithLogits,
+        MSE,
+        L1,
+        Huber,
+        SmoothL1,
+        Dice,
+        Focal,
+        NTXent,
+        Triplet,
+        Sum,
+    )
 }
 
 

@@ -106,16 +106,19 @@ class TableConv2d(Layer):
         return ops.conv2d(x, full, self.params["bias"], keep=keep)
 
     def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
-        xp = self.home.xp
-        dx, dfull, dbias = ops.conv2d_backward(dy, cache, need_dx=need_dx)
-        channels = dfull.shape[1]
-        places = [o * channels + c for o, c in self.connections]
-        kernels = xp.reshape(dfull, (len(self.table) * channels, *self.kernel_size))
-        dweight = xp.take(
-            kernels, self.constants(f"places of {channels}", lambda: places, "int64", dy), axis=0
-        )
+        dx, dfull, dbias = ops.conv2d_backward(dy, cache, need_dx=need_dx, **self.frozen_grads())
+        dweight = None if dfull is None else self._connected(dfull)
         self.add_grads(weight=dweight, bias=dbias)
         return dx
+
+    def _connected(self, full: Array) -> Array:
+        """Return the kernels of the connections, (connections, KH, KW), of a full weight."""
+        xp, channels = self.home.xp, full.shape[1]
+        places = [o * channels + c for o, c in self.connections]
+        kernels = xp.reshape(full, (len(self.table) * channels, *self.kernel_size))
+        return xp.take(
+            kernels, self.constants(f"places of {channels}", lambda: places, "int64", full), axis=0
+        )
 
     def _slots(self, channels: int) -> list[int | None]:
         """Return, for each kernel of the full weight, outputs first: its connection, or None."""

@@ -154,6 +154,7 @@ from portacnn.ops.pool import (
 from portacnn.ops.resize import interpolate, interpolate_backward
 from portacnn.ops.response_norm import local_response_norm, local_response_norm_backward
 from portacnn.ops.special import erf
+from portacnn.ops.triplet import triplet_loss, triplet_loss_backward
 from portacnn.ops.update import (
     adagrad_update,
     adam_update,
@@ -301,6 +302,8 @@ __all__ = [
     "take_batch",
     "tanh",
     "tanh_backward",
+    "triplet_loss",
+    "triplet_loss_backward",
     "use_kernels",
     "use_precision",
 ]

@@ -69,13 +69,19 @@ def linear(
 
 @linear.backward
 def linear_backward(
-    dy: Array, saved: tuple, *, need_dx: bool = True
-) -> tuple[Array | None, Array, Array | None]:
+    dy: Array,
+    saved: tuple,
+    *,
+    need_dx: bool = True,
+    need_dweight: bool = True,
+    need_dbias: bool = True,
+) -> tuple[Array | None, Array | None, Array | None]:
     """Return the gradients of ``linear``: dx (N, F), dweight (O, F) and dbias (O,) for dy (N, O).
 
-    dx is None if ``need_dx`` is False; dbias is None if there was no bias.
+    Each is None if its ``need`` is False; dbias also if there was no bias.
     """
     x, weight, with_bias = saved
     dx = (weight.T @ dy.T).T if need_dx else None
-    dbias = backend_of(dy).xp.sum(dy, axis=0) if with_bias else None
-    return dx, dy.T @ x, dbias
+    dweight = dy.T @ x if need_dweight else None
+    dbias = backend_of(dy).xp.sum(dy, axis=0) if with_bias and need_dbias else None
+    return dx, dweight, dbias

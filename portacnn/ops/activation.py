@@ -434,9 +434,13 @@ def prelu(x: Array, slope: Array, *, keep: bool = True) -> tuple[Array, tuple | 
 
 
 @prelu.backward
-def prelu_backward(dy: Array, saved: tuple, *, need_dx: bool = True) -> tuple[Array | None, Array]:
-    """Return dx, or None if ``need_dx`` is False, and dslope."""
+def prelu_backward(
+    dy: Array, saved: tuple, *, need_dx: bool = True, need_dslope: bool = True
+) -> tuple[Array | None, Array | None]:
+    """Return dx and dslope. Each is None if its ``need`` is False."""
     x, slope = saved
     xp = backend_of(dy).xp
-    dslope = unbroadcast(xp.where(x > 0, 0.0, x * dy), tuple(slope.shape))
+    dslope = None
+    if need_dslope:
+        dslope = unbroadcast(xp.where(x > 0, 0.0, x * dy), tuple(slope.shape))
     return xp.where(x > 0, dy, slope * dy) if need_dx else None, dslope

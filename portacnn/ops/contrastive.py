@@ -11,6 +11,7 @@ Notation: N samples, D length of an embedding.
 
 from portacnn.arguments import positive
 from portacnn.errors import LabelError, PortacnnError, ShapeError
+from portacnn.ops._linear import linear
 from portacnn.ops.dispatch import check_arrays, op
 from portacnn.runtime import Array, backend_of, describe, is_float
 
@@ -26,6 +27,16 @@ def _check(
     keep: bool = True,
 ) -> None:
     name = "nt_xent_loss"
+    check_embeddings(name, embeddings, labels, weight)
+    try:
+        positive("temperature", temperature)
+    except PortacnnError as error:
+        raise error.at(name)
+
+
+def check_embeddings(name: str, embeddings: Array, labels: Array, weight: Array | None) -> None:
+    """Raise ShapeError, LabelError or ArrayError, naming the op ``name``, unless these are
+    embeddings (N, D), integer labels (N,) and weights (N,) or None."""
     check_arrays(name, embeddings=embeddings, weight=weight)
     if backend_of(labels).name != backend_of(embeddings).name or (
         labels.device != embeddings.device
@@ -40,10 +51,6 @@ def _check(
         raise ShapeError(
             f"expected a weight for each of {n} samples, got shape {tuple(weight.shape)}", name
         )
-    try:
-        positive("temperature", temperature)
-    except PortacnnError as error:
-        raise error.at(name)
 
 
 @op(_check)
@@ -82,7 +89,8 @@ def nt_xent_loss(
     n = embeddings.shape[0]
     length = xp.sqrt(xp.sum(embeddings * embeddings, axis=1, keepdims=True))
     z = embeddings / xp.maximum(length, _SHORTEST)
-    logits = xp.matmul(z, z.T) / temperature
+    # ``linear`` and not matmul: on CuPy cuBLAS cannot be part of a captured step
+    logits = linear(z, z, keep=False)[0] / temperature
     number = xp.arange(n, dtype=xp.int64, device=device)
     other = xp.expand_dims(number, axis=1) != xp.expand_dims(number, axis=0)
     alike = (xp.expand_dims(labels, axis=1) == xp.expand_dims(labels, axis=0)) & other
@@ -113,6 +121,6 @@ def nt_xent_loss_backward(dy: Array | float, saved: tuple) -> Array:
     dz is (G + G^T) z; of that, what changes the length is taken out."""
     z, length, gradient, temperature = saved
     xp = backend_of(z).xp
-    dz = xp.matmul(gradient + gradient.T, z)
+    dz = linear(gradient + gradient.T, z.T, keep=False)[0]
     along = xp.where(length > _SHORTEST, xp.sum(dz * z, axis=1, keepdims=True), 0.0)
     return (dz - z * along) * (dy / temperature) / xp.maximum(length, _SHORTEST)

@@ -48,19 +48,26 @@ def conv(
 
 @conv.backward
 def conv_backward(
-    dy: Array, saved: tuple, *, need_dx: bool = True
-) -> tuple[Array | None, Array, Array | None]:
+    dy: Array,
+    saved: tuple,
+    *,
+    need_dx: bool = True,
+    need_dweight: bool = True,
+    need_dbias: bool = True,
+) -> tuple[Array | None, Array | None, Array | None]:
     """Return the gradients of a convolution: dx (N, C, *S), dweight (O, C/G, *K), dbias (O,).
 
-    dy: (N, O, *OUT). dx is None if ``need_dx`` is False; dbias is None if there was no bias.
+    dy: (N, O, *OUT). Each is None if its ``need`` is False; dbias also if there was no bias.
     """
     x, weight, with_bias, windows, groups = saved
     xp = backend_of(x).xp
     o, depth, length = _sizes(x, weight, windows)
     dy = blocks(backend_of(x).contiguous(batch_last(dy)), groups, o // groups, length)
-    dbias = xp.reshape(xp.sum(dy, axis=-1), (o,)) if with_bias else None
-    columns = blocks(gather(batch_last(x), windows), groups, depth, length)
-    dweight = xp.reshape(xp.matmul(dy, xp.matrix_transpose(columns)), weight.shape)
+    dbias = xp.reshape(xp.sum(dy, axis=-1), (o,)) if with_bias and need_dbias else None
+    dweight = None
+    if need_dweight:
+        columns = blocks(gather(batch_last(x), windows), groups, depth, length)
+        dweight = xp.reshape(xp.matmul(dy, xp.matrix_transpose(columns)), weight.shape)
     if not need_dx:
         return None, dweight, dbias
     weight = blocks(weight, groups, o // groups, depth)

@@ -50,24 +50,32 @@ def conv_transpose(
 
 @conv_transpose.backward
 def conv_transpose_backward(
-    dy: Array, saved: tuple, *, need_dx: bool = True
-) -> tuple[Array | None, Array, Array | None]:
+    dy: Array,
+    saved: tuple,
+    *,
+    need_dx: bool = True,
+    need_dweight: bool = True,
+    need_dbias: bool = True,
+) -> tuple[Array | None, Array | None, Array | None]:
     """Return the gradients of a transposed convolution: dx (N, C, *S), dweight (C, O/G, *K), dbias
     (O,).
 
-    dy: (N, O, *OUT). dx is None if ``need_dx`` is False; dbias is None if there was no bias.
+    dy: (N, O, *OUT). Each is None if its ``need`` is False; dbias also if there was no bias.
     """
     x, weight, with_bias, windows, groups = saved
     backend = backend_of(x)
     xp = backend.xp
     c, width, length = _sizes(x, weight, windows)
     dyt = backend.contiguous(batch_last(dy))
-    dbias = (
-        xp.sum(xp.reshape(dyt, (dyt.shape[0], prod(dyt.shape[1:]))), axis=-1) if with_bias else None
-    )
+    dbias = dweight = None
+    if with_bias and need_dbias:
+        dbias = xp.sum(xp.reshape(dyt, (dyt.shape[0], prod(dyt.shape[1:]))), axis=-1)
+    if not (need_dx or need_dweight):
+        return None, None, dbias
     dcolumns = blocks(gather(dyt, windows), groups, width, length)
-    xt = blocks(backend.contiguous(batch_last(x)), groups, c // groups, length)
-    dweight = xp.reshape(xp.matmul(xt, xp.matrix_transpose(dcolumns)), weight.shape)
+    if need_dweight:
+        xt = blocks(backend.contiguous(batch_last(x)), groups, c // groups, length)
+        dweight = xp.reshape(xp.matmul(xt, xp.matrix_transpose(dcolumns)), weight.shape)
     if not need_dx:
         return None, dweight, dbias
     dx = xp.matmul(blocks(weight, groups, c // groups, width), dcolumns)

@@ -183,6 +183,13 @@ class Cache(NamedTuple):
     backend: Backend
 
 
+def no_cache(given: Any, forward: str, where: str) -> StateError:
+    """Return the error to raise where a backward function was given something else than a cache of
+    ``forward``."""
+    what = "None" if given is None else f"a {type(given).__name__}"
+    return StateError(f"expected a cache, got {what}; call {forward} with keep=True", where)
+
+
 class Op:
     """An op's portable pair, called through the dispatch: ``@op()`` on the forward function, then
     ``@name.backward``.
@@ -217,11 +224,8 @@ class Op:
 
         @wraps(function)
         def run(dy: Array, cache: Cache | None, **options: Any) -> Any:
-            if cache is None:
-                raise StateError(
-                    f"expected a cache, got None; call {self.name} with keep=True",
-                    function.__name__,
-                )
+            if type(cache) is not Cache:
+                raise no_cache(cache, self.name, function.__name__)
             if cache.op != self.name:
                 raise StateError(
                     f"expected the cache of {self.name}, got one of {cache.op}", function.__name__

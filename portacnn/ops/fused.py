@@ -48,15 +48,26 @@ def conv_relu(
 
 @conv_relu.backward
 def conv_relu_backward(
-    dy: Array, saved: tuple, *, need_dx: bool = True
-) -> tuple[Array | None, Array, Array | None]:
-    """Return the gradients of ``conv_relu``: dx (N, C, *S) or None, dweight (O, C/G, *K), dbias
-    (O,) or None.
+    dy: Array,
+    saved: tuple,
+    *,
+    need_dx: bool = True,
+    need_dweight: bool = True,
+    need_dbias: bool = True,
+) -> tuple[Array | None, Array | None, Array | None]:
+    """Return the gradients of ``conv_relu``, as ``conv_backward`` does: dx (N, C, *S), dweight (O,
+    C/G, *K), dbias (O,).
     """
     conv_cache, relu_cache, pool_cache = saved
     if pool_cache is not None:
         dy = max_pool_backward(dy, pool_cache)
-    return conv_backward(relu_backward(dy, relu_cache), conv_cache, need_dx=need_dx)
+    return conv_backward(
+        relu_backward(dy, relu_cache),
+        conv_cache,
+        need_dx=need_dx,
+        need_dweight=need_dweight,
+        need_dbias=need_dbias,
+    )
 
 
 def _check_linear_relu(
@@ -79,13 +90,24 @@ def linear_relu(
 
 @linear_relu.backward
 def linear_relu_backward(
-    dy: Array, saved: tuple, *, need_dx: bool = True
-) -> tuple[Array | None, Array, Array | None]:
-    """Return the gradients of ``linear_relu``: dx (N, F) or None, dweight (O, F), dbias (O,) or
-    None.
+    dy: Array,
+    saved: tuple,
+    *,
+    need_dx: bool = True,
+    need_dweight: bool = True,
+    need_dbias: bool = True,
+) -> tuple[Array | None, Array | None, Array | None]:
+    """Return the gradients of ``linear_relu``, as ``linear_backward`` does: dx (N, F), dweight (O,
+    F), dbias (O,).
     """
     linear_cache, relu_cache = saved
-    return linear_backward(relu_backward(dy, relu_cache), linear_cache, need_dx=need_dx)
+    return linear_backward(
+        relu_backward(dy, relu_cache),
+        linear_cache,
+        need_dx=need_dx,
+        need_dweight=need_dweight,
+        need_dbias=need_dbias,
+    )
 
 
 @op(partial(check_batch_norm, "batch_norm_relu"), writes=RUNNING)
@@ -121,13 +143,24 @@ def batch_norm_relu(
 
 @batch_norm_relu.backward
 def batch_norm_relu_backward(
-    dy: Array, saved: tuple, *, need_dx: bool = True
+    dy: Array,
+    saved: tuple,
+    *,
+    need_dx: bool = True,
+    need_dweight: bool = True,
+    need_dbias: bool = True,
 ) -> tuple[Array | None, Array | None, Array | None]:
-    """Return the gradients of ``batch_norm_relu``: dx (N, C, ...) or None, dweight and dbias (C,)
-    or None.
+    """Return the gradients of ``batch_norm_relu``, as ``batch_norm_backward`` does: dx (N, C, ...),
+    dweight and dbias (C,).
     """
     norm_cache, relu_cache = saved
-    return batch_norm_backward(relu_backward(dy, relu_cache), norm_cache, need_dx=need_dx)
+    return batch_norm_backward(
+        relu_backward(dy, relu_cache),
+        norm_cache,
+        need_dx=need_dx,
+        need_dweight=need_dweight,
+        need_dbias=need_dbias,
+    )
 
 
 @op(check_add)

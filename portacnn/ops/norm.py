@@ -88,9 +88,10 @@ def _affine(saved: Normalized) -> Array:
 
 
 def _affine_backward(
-    dy: Array, saved: Normalized, need_dx: bool
+    dy: Array, saved: Normalized, need_dx: bool, need_dweight: bool, need_dbias: bool
 ) -> tuple[Array | None, Array | None, Array | None]:
-    """Return dx (or None), dweight and dbias (or None) for dy with the shape of x.
+    """Return dx, dweight and dbias for dy with the shape of x. Each is None if its ``need`` is
+    False; dweight and dbias also if there is no such parameter.
 
     With g = weight * dy and means over the P*Q elements of a block: dx = rstd * (g - mean(g) - xhat
     * mean(g * xhat)). If mean and variance are constants (running statistics), dx = rstd * g.
@@ -98,10 +99,16 @@ def _affine_backward(
     _, centred, rstd, weight, bias, per, own = saved
     xp = backend_of(dy).xp
     rows = xp.reshape(batch_last(dy), centred.shape)
-    along_dy = _sum(rows, 2)  # (A, P, 1, B)
-    along_xhat = _sum(rows * centred, 2) * rstd
-    dweight = None if weight is None else xp.reshape(_sum_to(along_xhat, per), weight.shape)
-    dbias = None if bias is None else xp.reshape(_sum_to(along_dy, per), bias.shape)
+    dweight = dbias = None
+    through = need_dx and own  # x also changes the mean and the variance
+    if through or (need_dbias and bias is not None):
+        along_dy = _sum(rows, 2)  # (A, P, 1, B)
+    if through or (need_dweight and weight is not None):
+        along_xhat = _sum(rows * centred, 2) * rstd
+    if need_dweight and weight is not None:
+        dweight = xp.reshape(_sum_to(along_xhat, per), weight.shape)
+    if need_dbias and bias is not None:
+        dbias = xp.reshape(_sum_to(along_dy, per), bias.shape)
     if not need_dx:
         return None, dweight, dbias
     dx = rows * _times_weight(rstd, saved)
@@ -317,12 +324,17 @@ def batch_norm(
 
 @batch_norm.backward
 def batch_norm_backward(
-    dy: Array, saved: Normalized, *, need_dx: bool = True
+    dy: Array,
+    saved: Normalized,
+    *,
+    need_dx: bool = True,
+    need_dweight: bool = True,
+    need_dbias: bool = True,
 ) -> tuple[Array | None, Array | None, Array | None]:
-    """Return dx (None if ``need_dx`` is False), dweight and dbias, (C,) (None if there is no such
-    parameter).
+    """Return dx, dweight and dbias, (C,). Each is None if its ``need`` is False; dweight and dbias
+    also if there is no such parameter.
     """
-    return _affine_backward(dy, saved, need_dx)
+    return _affine_backward(dy, saved, need_dx, need_dweight, need_dbias)
 
 
 def move_towards(running: Any, new: Array, momentum: Any) -> None:
@@ -421,12 +433,17 @@ def instance_norm(
 
 @instance_norm.backward
 def instance_norm_backward(
-    dy: Array, saved: Normalized, *, need_dx: bool = True
+    dy: Array,
+    saved: Normalized,
+    *,
+    need_dx: bool = True,
+    need_dweight: bool = True,
+    need_dbias: bool = True,
 ) -> tuple[Array | None, Array | None, Array | None]:
-    """Return dx (None if ``need_dx`` is False), dweight and dbias, (C,) (None if there is no such
-    parameter).
+    """Return dx, dweight and dbias, (C,). Each is None if its ``need`` is False; dweight and dbias
+    also if there is no such parameter.
     """
-    return _affine_backward(dy, saved, need_dx)
+    return _affine_backward(dy, saved, need_dx, need_dweight, need_dbias)
 
 
 # --- group norm -----------------------------------------------------------------------------------
@@ -502,12 +519,17 @@ def group_norm(
 
 @group_norm.backward
 def group_norm_backward(
-    dy: Array, saved: Normalized, *, need_dx: bool = True
+    dy: Array,
+    saved: Normalized,
+    *,
+    need_dx: bool = True,
+    need_dweight: bool = True,
+    need_dbias: bool = True,
 ) -> tuple[Array | None, Array | None, Array | None]:
-    """Return dx (None if ``need_dx`` is False), dweight and dbias, (C,) (None if there is no such
-    parameter).
+    """Return dx, dweight and dbias, (C,). Each is None if its ``need`` is False; dweight and dbias
+    also if there is no such parameter.
     """
-    return _affine_backward(dy, saved, need_dx)
+    return _affine_backward(dy, saved, need_dx, need_dweight, need_dbias)
 
 
 # --- layer norm -----------------------------------------------------------------------------------
@@ -586,12 +608,18 @@ def layer_norm(
 
 @layer_norm.backward
 def layer_norm_backward(
-    dy: Array, saved: tuple, *, need_dx: bool = True
+    dy: Array,
+    saved: tuple,
+    *,
+    need_dx: bool = True,
+    need_dweight: bool = True,
+    need_dbias: bool = True,
 ) -> tuple[Array | None, Array | None, Array | None]:
-    """Return dx (None if ``need_dx`` is False), dweight and dbias, of shape ``normalized_shape``
-    (None if there is no such parameter).
+    """Return dx, dweight and dbias, of shape ``normalized_shape``. Each is None if its ``need`` is
+    False; dweight and dbias also if there is no such parameter.
     """
     normalized, shape = saved
     xp = backend_of(dy).xp
-    dx, dweight, dbias = _affine_backward(xp.reshape(dy, normalized.shape), normalized, need_dx)
+    dy = xp.reshape(dy, normalized.shape)
+    dx, dweight, dbias = _affine_backward(dy, normalized, need_dx, need_dweight, need_dbias)
     return None if dx is None else xp.reshape(dx, shape), dweight, dbias

@@ -466,6 +466,16 @@ def nt_xent_loss(random: Random) -> Arguments:
     }
 
 
+def triplet_loss(random: Random) -> Arguments:
+    n, length = random.whole(1, 12), random.whole(1, 20)
+    return {
+        "embeddings": random.numbers(n, length),
+        "labels": np.arange(n) % random.whole(1, 4),
+        "margin": random.of(0.0, 0.2, 1.0),
+        "hardest": random.of(True, False),
+    }
+
+
 def is_correct(random: Random) -> Arguments:
     n, classes = random.batch(), random.whole(1, 30)
     return {"logits": random.eighths(n, classes), "labels": random.integers(0, classes, n)}

@@ -453,6 +453,14 @@ _LOSSES: dict[str, Example] = {
         },
         differentiable=("embeddings",),
     ),
+    "triplet_loss": _of(
+        "triplet_loss",
+        draws.triplet_loss,
+        {"embeddings": (6, 3)},
+        {"embeddings": (4, 5000)},
+        options=lambda shapes: {"labels": np.arange(shapes["embeddings"][0]) // 2},
+        differentiable=("embeddings",),
+    ),
     "is_correct": _of(
         "is_correct",
         draws.is_correct,

@@ -2,10 +2,10 @@
 
 A checkpoint is one safetensors file. Arrays: ``model.*`` (weights and buffers), ``optimizer.*``
 (its state), ``callbacks.*`` (theirs), ``best.*`` (the best weights so far, for early stopping) and
-``history.*`` (figures per step and per epoch, float64). The header holds the rest as JSON:
-architecture, optimizer, schedule, options, seed and position. There is no random state to store:
-batches and masks are drawn from the seed and the numbers of epoch and step. Data are not stored
-either. They are given again and compared with a fingerprint.
+``history.*`` (figures per step and per epoch, float64; int64 for whole numbers). The header holds
+the rest as JSON: architecture, optimizer, schedule, options, seed and position. There is no random
+state to store: batches and masks are drawn from the seed and the numbers of epoch and step. Data
+are not stored either. They are given again and compared with a fingerprint.
 """
 
 import json
@@ -73,7 +73,7 @@ def contents(trainer: Any) -> tuple[dict[str, HostArray], dict[str, Any]]:
     best, host = trainer._best_weights or {}, resolve("numpy")
     # the lists may also contain entries of an interrupted epoch
     history = {
-        name: host.asarray(figures[: trainer.epoch], "float64")
+        name: _saved_figures(host, figures[: trainer.epoch])
         for name, figures in trainer.history.items()
     }
     states, callbacks = trainer.callbacks.state()
@@ -320,12 +320,22 @@ class Checkpoint:
         return trainer
 
 
+def _saved_figures(host: Backend, figures: list[Any]) -> HostArray:
+    """Return figures as float64, or as int64 if all are whole numbers (a confusion matrix)."""
+    array = host.asarray(figures)
+    return host.asarray(array, "int64" if array.dtype.kind in "iu" else "float64")
+
+
 def _figures(saved: Mapping[str, HostArray], name: str, length: int) -> list[float]:
     """Return the figures of this name. Raises ModelFormatError if there are not so many."""
     array = saved.get(name)
-    if array is None or array.shape[:1] != (length,) or str(array.dtype) != "float64":
+    if (
+        array is None
+        or array.shape[:1] != (length,)
+        or str(array.dtype) not in ("float64", "int64")
+    ):
         got = "none" if array is None else f"{array.dtype} of shape {array.shape}"
-        raise ModelFormatError(f"{name} must be {length} float64 values, got {got}")
+        raise ModelFormatError(f"{name} must be {length} float64 or int64 values, got {got}")
     return array.tolist()
 
 

@@ -8,8 +8,7 @@ import pytest
 
 import portacnn
 from portacnn import layers as L
-from portacnn.errors import ArgumentError, ModelFormatError, ShapeError
-from portacnn.layers.limits import limited
+from portacnn.errors import ArgumentError, ShapeError
 from portacnn.runtime import resolve
 from support.checks import agree, gradient_agrees, normal, refuses
 from support.matrix import Here, needs
@@ -129,13 +128,6 @@ def test_the_same_samples_fall_on_every_backend(backend: Here):
 )
 def test_refusals(kind, words, make):
     refuses(kind, *words, call=make)
-
-
-def test_files_have_limits():
-    """An output may be a slice by itself, so a file may not ask for too many."""
-    with limited(10):
-        L.Upsample(1000).plan((1, 7, 7))
-        refuses(ModelFormatError, "elements", call=lambda: L.Upsample(1 << 17).plan((1, 7, 7)))
 
 
 def test_files_hold_them(tmp_path):

@@ -23,6 +23,7 @@ from portacnn.losses import (
     NTXent,
     SmoothL1,
     Sum,
+    Triplet,
 )
 from portacnn.runtime import backend_of
 from support.checks import agree, normal, refuses
@@ -231,9 +232,10 @@ def test_all_weights_zero(backend: Here, name: str):
     agree(backend, loss.backward(cache), np.zeros((6, *shape)), y)
 
 
-def test_embeddings(backend: Here):
+@pytest.mark.parametrize("loss", [NTXent(0.5), Triplet(), Triplet(triplets="all")], ids=repr)
+def test_embeddings(backend: Here, loss: Loss):
     """Weights are those of the anchors; the op's own tests compare with PyTorch."""
-    loss, y = NTXent(0.5), backend.array(normal(6, 4))
+    y = backend.array(normal(6, 4))
     t = backend.array(loss.check_targets([0, 0, 1, 1, 2, 9], (4,)))
     ones, cache = loss.forward(y, t, backend.array(np.ones(6)))
     plain, _ = loss.forward(y, t)
@@ -245,7 +247,9 @@ def test_embeddings(backend: Here):
 
 
 @pytest.mark.parametrize(
-    "loss", [*(loss for loss, _, _ in CASES.values()), NTXent(0.2)], ids=lambda loss: repr(loss)
+    "loss",
+    [*(loss for loss, _, _ in CASES.values()), NTXent(0.2), Triplet(0.2, "all")],
+    ids=lambda loss: repr(loss),
 )
 def test_described_pickled_compared(loss: Loss):
     described = json.loads(json.dumps(losses.describe_loss(loss)))
@@ -279,6 +283,7 @@ def test_words():
         (("ignore_index", "multilabel"), lambda: Dice(multilabel=True, ignore_index=3)),
         (("delta",), lambda: Huber(delta=0)),
         (("temperature",), lambda: NTXent(temperature=-1)),
+        (("triplets", "'semihard'"), lambda: Triplet(triplets="semihard")),
         (("(factor, loss)",), lambda: Sum([MSE()])),  # type: ignore[list-item]
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
@@ -296,7 +301,7 @@ def test_half_precision_and_weights_are_refused(backend: Here):
     refuses(ArrayError, "float32", call=lambda: MSE().forward(y, y, doubles))
     if backend.backend.name != "array_api_strict":
         half = backend.xp.astype(y, backend.xp.float16)
-        for loss in (CrossEntropy(), Focal(), NTXent()):
+        for loss in (CrossEntropy(), Focal(), NTXent(), Triplet()):
             refuses(ArrayError, "float16", "convert", call=lambda loss=loss: loss.forward(half, t))
         refuses(ArrayError, "float16", call=lambda: MSE().forward(half, half))
 

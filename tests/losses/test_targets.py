@@ -8,7 +8,7 @@ import pytest
 
 from portacnn.data.targets import class_weights, sample_weights
 from portacnn.errors import ArgumentError, LabelError, NotFiniteError, ShapeError
-from portacnn.losses import MSE, BCEWithLogits, CrossEntropy, Dice, Focal, NTXent
+from portacnn.losses import MSE, BCEWithLogits, CrossEntropy, Dice, Focal, NTXent, Triplet
 from support.checks import refuses
 from support.matrix import Here
 
@@ -82,6 +82,8 @@ def test_arrays_of_any_library(backend: Here):
         (ShapeError, ("Dice(multilabel=True)",), Dice(), MASK, (1, 2, 2)),
         (ShapeError, ("spatial axes", "(3,)"), Dice(), [0], (3,)),
         (LabelError, ("whole number", "float64"), NTXent(), [0.5], (3,)),
+        (LabelError, ("Triplet", "whole number", "(1, 1)"), Triplet(), [[1]], (3,)),
+        (ShapeError, ("Triplet", "embeddings (D,)"), Triplet(), [1], (3, 2, 2)),
     ],
     ids=lambda value: str(value[0]) if isinstance(value, tuple) and value else "",
 )  # fmt: skip

@@ -254,7 +254,8 @@ def test_keep_false_keeps_nothing(backend: Here, op: str):
     assert backward is not None
     y, cache = _small(backend, op, keep=False)
     assert cache is None
-    refuses(StateError, "keep=True", call=lambda: backward(y, None))
+    refuses(StateError, "got None; call", "keep=True", call=lambda: backward(y, None))
+    refuses(StateError, "got a tuple; call", "keep=True", call=lambda: backward(y, (y,)))
     y, cache = _small(backend, op)
     for example in CALLS.values():
         wrong = example.backward

@@ -314,6 +314,66 @@ def test_nt_xent_at_its_limits(backend: Here):
         agree(backend, ops.nt_xent_loss_backward(1.0, cache), np.zeros(host.shape), x)
 
 
+def triplets(
+    e: Any, labels: np.ndarray, hardest: bool, margin: float, weight: np.ndarray | None
+) -> Any:
+    """The mean of PyTorch's losses of the triplets, picked anchor by anchor."""
+    each = torch.nn.TripletMarginLoss(margin=margin, reduction="none")
+    chosen = []
+    numbers = range(len(labels))
+    for i in numbers:
+        alike = [j for j in numbers if j != i and labels[j] == labels[i]]
+        others = [j for j in numbers if labels[j] != labels[i]]
+        if hardest and alike and others:
+            away = torch.linalg.vector_norm(e - e[i], dim=1).detach().numpy()
+            alike, others = [max(alike, key=away.item)], [min(others, key=away.item)]
+        chosen += [(i, p, n) for p in alike for n in others]
+    if not chosen:
+        return (0.0 * e).sum()
+    a, p, n = (list(places) for places in zip(*chosen, strict=True))
+    factor = torch.tensor(np.ones(len(labels)) if weight is None else weight)[a]
+    return (factor * each(e[a], e[p], e[n])).sum() / factor.sum()
+
+
+@DTYPES
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("hardest", [True, False])
+@pytest.mark.parametrize("labels", [[0, 0, 1, 1, 2, 2], [3, 5, 3, 3, 7, 5], [1] * 6], ids=str)
+def test_triplet(
+    backend: Here, labels: list, hardest: bool, weighted: bool, dtype: str, tolerance: float
+):
+    labels = np.array(labels)
+    weight = np.array([1.0, 2.0, 0.0, 0.5, 3.0, 1.0]) if weighted else None
+    agrees_with(
+        backend,
+        "triplet_loss",
+        normal(6, 4),
+        {"labels": labels, "weight": weight},
+        lambda leaf: triplets(leaf, labels, hardest, 0.5, weight),
+        dtype,
+        "reversed",
+        tolerance,
+        margin=0.5,
+        hardest=hardest,
+    )
+
+
+@pytest.mark.parametrize("hardest", [True, False])
+def test_triplet_at_its_limits(backend: Here, hardest: bool):
+    """Equal points have no direction; a batch without triplets has no loss; NaN stays NaN."""
+    for host, labels in ((np.zeros((4, 2)), [0, 0, 1, 1]), (np.zeros((0, 2)), []),
+                         (np.zeros((1, 2)), [0]), (normal(3, 2), [0, 1, 2])):  # fmt: skip
+        x, t = backend.array(host, "float32"), backend.array(np.array(labels, "int64"))
+        loss, cache = ops.triplet_loss(x, t, hardest=hardest)
+        assert backend.host(loss) == (1.0 if len(labels) == 4 else 0.0)
+        dx = backend.host(ops.triplet_loss_backward(1.0, cache))
+        assert np.isfinite(dx).all()
+        assert dx.shape == host.shape
+    x = backend.array(np.array([[0.0], [np.nan], [3.0], [4.0]]))
+    loss, _ = ops.triplet_loss(x, backend.array(np.array([0, 0, 1, 1])), hardest=hardest)
+    assert np.isnan(backend.host(loss))
+
+
 # --- of all ---------------------------------------------------------------------------------------
 
 
@@ -324,6 +384,7 @@ CASES: dict[str, tuple[tuple[int, ...], dict[str, np.ndarray], dict[str, Any]]] 
     "sigmoid_focal_loss": ((3, 2), {"target": np.array([[0, 1], [0.3, 1], [0, 0.0]])}, {}),
     "dice_loss": ((2, 2, 3), {"target": np.array([[0, 1, 1], [1, 0, 5]])}, {"ignore_index": 5}),
     "nt_xent_loss": ((5, 3), {"labels": np.array([0, 1, 0, 1, 2])}, {"temperature": 0.5}),
+    "triplet_loss": ((5, 3), {"labels": np.array([0, 1, 0, 1, 2])}, {"margin": 3.0}),
 }
 
 
@@ -362,6 +423,8 @@ def test_numerical_gradient(backend: Here, name: str):
             ("nt_xent_loss", "temperature"),
             lambda x, t: ops.nt_xent_loss(x, t, temperature=0),
         ),
+        (ArgumentError, ("triplet_loss", "margin"), lambda x, t: ops.triplet_loss(x, t, margin=-1)),
+        (LabelError, ("triplet_loss", "3 integer"), lambda x, t: ops.triplet_loss(x, t[:2])),
         (LabelError, ("nt_xent_loss", "3 integer"), lambda x, t: ops.nt_xent_loss(x, t[:2])),
     ],
     ids=lambda value: value[-1] if isinstance(value, tuple) else "",

@@ -5,45 +5,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from portacnn import Model, Trainer, losses
+from portacnn import Trainer, losses
 from portacnn.errors import ArgumentError, LabelError
-from portacnn.layers import Conv2d, Flatten, Linear, ReLU
-from portacnn.metrics import Metric
+from portacnn.metrics import METRICS, Metric
 from portacnn.training import trainer as trainer_module
-from support.matrix import EACH_LIBRARY, needs
-from support.nets import bits, patches
+from support.matrix import EACH_LIBRARY, backends, needs
+from support.nets import bits
+from support.tasks import CLASSES, TASKS, X, figures, made, net, sets_of
 
 pytestmark = EACH_LIBRARY
-
-X, CLASSES = patches(40)
-BINARY = (CLASSES[:, None] == np.arange(3)).astype("uint8")
-MASKS = (X[:, 0] > 0.7).astype("uint8")
-TASKS = {
-    "cross_entropy": (CLASSES, 4, {}),
-    "focal": (CLASSES, 4, {}),
-    "bce_with_logits": (BINARY, 3, {}),
-    "mse": (CLASSES.astype("float32") / 3, 1, {"metrics": ["r2", "mae"]}),
-    "l1": (CLASSES.astype("float32")[:, None] / 3, 1, {}),
-    "huber": (CLASSES.astype("float32") / 3, 1, {}),
-    "dice": (MASKS, 2, {"metrics": ["mean_iou"]}),
-    "maps": (MASKS, 2, {"loss": "cross_entropy", "metrics": ["accuracy", "dice"]}),
-    "nt_xent": (CLASSES, 5, {"metrics": []}),
-}
-
-
-def net(outputs: int, device: object = "numpy", maps: bool = False, dtype: str = "float32"):
-    if maps:
-        model = Model(conv=Conv2d(1, 4, 3, padding=1), relu=ReLU(), out=Conv2d(4, outputs, 1))
-    else:
-        model = Model(conv=Conv2d(1, 4, 3), relu=ReLU(), flat=Flatten(), fc=Linear(None, outputs))
-    return model.build((1, 8, 8), device=device, dtype=dtype, seed=2)
-
-
-def made(task: str, device: object = "numpy", kind: type[Trainer] = Trainer, **changes: object):
-    t, outputs, options = TASKS[task]
-    model = net(outputs, device, maps=t is MASKS)
-    options = {"loss": task, "epochs": 3, "batch_size": 16, "lr": 0.01, "verbose": False, **options}
-    return kind(model, X, t, X[:12], t[:12], **{**options, **changes})
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -60,28 +30,67 @@ def test_each_task_learns_and_reads_nothing_back_in_a_step(backend, task):
     found = run.evaluate(X[:12], TASKS[task][0][:12])
     assert found["loss"] == pytest.approx(run.history["test_loss"][-1], rel=1e-6)
     for name in run.metrics:
-        assert found[name] == pytest.approx(run.history[f"test_{name}"][-1])
+        np.testing.assert_allclose(found[name], run.history[f"test_{name}"][-1], rtol=1e-6)
+
+
+def test_there_is_a_task_for_every_word():
+    assert {TASKS[task][2].get("loss", task) for task in TASKS} == set(losses.LOSSES)
+    used = {name for task in TASKS for name in made(task).metrics}
+    assert used == set(METRICS)
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_resumed_task_gives_the_same_bits(tmp_path, task):
-    whole = made(task)
+@backends("strict-device1", "torch", "cupy")  # in NumPy's memory, images are looked at as well
+def test_only_losses_and_figures_are_read(backend, task, monkeypatch):
+    """Not within a step or when a metric sees a batch, and after an epoch once for the losses of
+    its steps, once for the test loss and once for each metric of a set."""
+    home, where = type(backend.backend), ["a set"]
+    to_host, step, update = home.to_host, Trainer.step, Metric.update
+
+    def reading(self, array):
+        assert where[-1] != "inside"
+        where.append("read")
+        return to_host(self, array)
+
+    def inside(function):
+        def call(*arguments, **options):
+            where.append("inside")
+            try:
+                return function(*arguments, **options)
+            finally:
+                where.append("outside")
+
+        return call
+
+    run = made(task, backend.device, epochs=2)
+    run.train()
+    monkeypatch.setattr(home, "to_host", reading)
+    monkeypatch.setattr(Trainer, "step", inside(step))
+    monkeypatch.setattr(Metric, "update", inside(update))
+    run.epochs = 3
+    run.train()
+    assert where.count("inside") >= 3
+    assert where.count("read") <= 2 + 2 * len(run.metrics)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_task_resumed_at_any_step_gives_the_same_bits(backend, tmp_path, task):
+    device = backend.device
+    folders = {"checkpoint_dir": tmp_path / "one", "checkpoint_every": 1, "keep": 9}
+    whole = made(task, device, epochs=2, **folders)
     whole.train()
-
-    class Stopping(Trainer):
-        def step(self, x, t, state, weight=None):
-            if state.step == 3:
-                self.stop()
-            return super().step(x, t, state, weight)
-
-    made(task, kind=Stopping, checkpoint_dir=tmp_path).train()
-    t = TASKS[task][0]
-    again = Trainer.resume(tmp_path, X, t, X[:12], t[:12])
-    assert (again.steps_done, again.loss, list(again.metrics)) == (4, whole.loss, [*whole.metrics])
-    again.train()
-    assert bits(again.model) == bits(whole.model)
-    for name in set(whole.history) - {"seconds", "images_per_second"}:
-        assert again.history[name] == whole.history[name], name
+    files = sorted(tmp_path.glob("one/checkpoint-*"))
+    for file in files:
+        again = Trainer.resume(
+            file, *sets_of(task), device=device, checkpoint_dir=tmp_path / "more"
+        )
+        assert (again.loss, list(again.metrics)) == (whole.loss, [*whole.metrics])
+        if not again.finished:
+            again.train()
+        assert bits(again.model) == bits(whole.model)
+        assert again.train_loss_list == whole.train_loss_list
+        assert str(figures(again)) == str(figures(whole))  # 1 is not 1.0
+    assert len(files) == 6
 
 
 @needs("torch")
@@ -236,8 +245,13 @@ def test_a_loss_and_a_metric_of_ones_own_are_given_again(tmp_path):
         ("cross_entropy", {"sample_weight": [1.0]}, ArgumentError, "each of 40 samples"),
         ("cross_entropy", {"class_weight": [1, 2]}, ArgumentError, "each of 4 classes, got 2"),
         ("cross_entropy", {"class_weight": 5}, ArgumentError, "a number for each class, got 5"),
-        ("cross_entropy", {"loss": "bce_with_logits"}, LabelError, 'use loss="cross_entropy"'),
-        ("cross_entropy", {"metrics": ["f1", "f1"]}, ArgumentError, "two metrics called f1"),
+        (
+            "cross_entropy",
+            {"loss": "bce_with_logits", "metrics": None},
+            LabelError,
+            'use loss="cross_entropy"',
+        ),
+        ("cross_entropy", {"metrics": ["f1", "f1"]}, ArgumentError, "two metrics are called f1"),
         ("cross_entropy", {"metrics": {"loss": "f1"}}, ArgumentError, "another name"),
         ("cross_entropy", {"metrics": 5}, ArgumentError, "list of names or metrics, got 5"),
     ],

@@ -132,6 +132,7 @@ extern "C" __global__ void __launch_bounds__(BLOCK) norm_sums(
 // scale * (g - mean(g) - xhat * mean(g * xhat)), or scale * g if mean and variance are not x's
 // `own`.
 // `splits` of the partials, one per block of the grid; without dx one block per channel is enough.
+// The partials need not be set if nothing is computed of them.
 extern "C" __global__ void __launch_bounds__(BLOCK) norm_backward(
     const REAL* __restrict__ dy, const REAL* __restrict__ x, const REAL* __restrict__ statistics,
     const REAL* __restrict__ partials, REAL* __restrict__ dweight, REAL* __restrict__ dbias,

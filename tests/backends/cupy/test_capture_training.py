@@ -42,7 +42,7 @@ def net(home):
 def trained(home, compile_step, **changes):
     sets = [*patches(50), *patches(20, seed=1)]
     task = losses.named(changes.get("loss", "cross_entropy")).task
-    if task != "multiclass":
+    if task in ("multilabel", "regression"):
         sets[1::2] = [(t[:, None] >= np.arange(4)).astype("uint8") for t in sets[1::2]]
     options = {
         "epochs": 10,
@@ -87,8 +87,21 @@ def test_a_network_is_trained_to_the_same_bits():
         {"loss": losses.Focal(alpha=[1.0, 2.0, 3.0, 4.0])},
         {"loss": losses.BCEWithLogits(pos_weight=[1.0, 2.0, 3.0, 4.0]), "metrics": ["f1"]},
         {"loss": "huber"},
+        {"loss": "nt_xent", "sample_weight": np.linspace(0, 2, 50), "metrics": []},
+        {"loss": "triplet", "metrics": []},
+        {"loss": losses.Triplet(triplets="all"), "metrics": []},
     ],
-    ids=["weights", "balanced", "ignored", "focal", "labels", "values"],
+    ids=[
+        "weights",
+        "balanced",
+        "ignored",
+        "focal",
+        "labels",
+        "values",
+        "contrast",
+        "hardest",
+        "triplets",
+    ],
 )
 def test_weights_are_on_the_device_before_a_step_is_recorded(changes):
     """And stay there, whatever other losses send afterwards."""
@@ -105,6 +118,23 @@ def test_weights_are_on_the_device_before_a_step_is_recorded(changes):
     for number in range(200):
         constants.on_device((float(number), 1.0), like)
     assert constants.on_device(weights, like) is sent
+
+
+@pytest.mark.parametrize("loss", ["dice", "focal", "cross_entropy"])
+def test_maps_are_captured(loss):
+    home, (x, _) = resolve("cuda:1"), patches(40)
+
+    def made(compile_step):
+        model = Model(conv=Conv2d(1, 2, 3, padding=1)).build((1, 8, 8), device=home, seed=0)
+        options = {"loss": loss, "metrics": ["mean_iou"], "epochs": 3, "batch_size": 10}
+        t = (x[:, 0] > 0.7).astype("uint8")
+        run = Trainer(model, x, t, **options, compile_step=compile_step, verbose=False)
+        run.train()
+        return run
+
+    captured, plain = made(True), made(False)
+    assert (captured.updater.compiled.reason, captured.updater.compiled.graphs) == (None, 1)
+    assert bits(captured.model) == bits(plain.model)
 
 
 def test_batches_that_are_sent_there_are_captured_too(monkeypatch):
