@@ -251,7 +251,7 @@ def test_a_loss_and_a_metric_of_ones_own_are_given_again(tmp_path):
             LabelError,
             'use loss="cross_entropy"',
         ),
-        ("cross_entropy", {"metrics": ["f1", "f1"]}, ArgumentError, "two metrics are called f1"),
+        ("cross_entropy", {"metrics": ["f1", "f1"]}, ArgumentError, "two metrics called f1"),
         ("cross_entropy", {"metrics": {"loss": "f1"}}, ArgumentError, "another name"),
         ("cross_entropy", {"metrics": 5}, ArgumentError, "list of names or metrics, got 5"),
     ],
