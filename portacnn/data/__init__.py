@@ -5,8 +5,9 @@ from portacnn.cache import cache_folder
 from portacnn.data.dataset import Dataset
 from portacnn.data.idx import read_idx, write_idx
 from portacnn.data.image_folder import ImageFolder
-from portacnn.data.loading import NAMES, load
+from portacnn.data.loading import load
 from portacnn.data.mnist import load_idx_folder, load_mnist, load_mnist_sample
+from portacnn.data.named import NAMES
 from portacnn.data.rows import Rows
 
 __all__ = [
