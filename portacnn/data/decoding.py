@@ -25,7 +25,7 @@ from portacnn.runtime import HostArray
 RULE = 1
 """Number of the rule above. Another rule is another number, so that caches are made anew."""
 
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 _NAMES = ".jpg .jpeg .jpe .jfif .mpo .png .gif .bmp .webp .tif .tiff .ppm .pgm .pbm"
 SUFFIXES = frozenset(_NAMES.split(" "))
 """Ends of the names of files that are taken for images, in lower case."""
@@ -41,6 +41,7 @@ def pillow() -> Any:
         raise DependencyError(
             'reading images needs Pillow, which is not installed: pip install "portacnn[data]"'
         ) from error
+    Image.init()  # all formats, before threads look for them
     return Image
 
 
@@ -60,7 +61,8 @@ def decode(path: Path, name: str, size: int, mode: str, max_pixels: int) -> Host
     image_class = pillow()
     bombs = (image_class.DecompressionBombError, image_class.DecompressionBombWarning)
     try:
-        with image_class.open(path, formats=FORMATS) as image:
+        formats = [name for name in FORMATS if name in image_class.OPEN]  # WebP is optional
+        with image_class.open(path, formats=formats) as image:
             _check_size(image.size, size, name, max_pixels)
             image.load()
             upright = _upright(image)
