@@ -39,7 +39,8 @@ _BROKEN = (ValueError, EOFError, KeyError, TypeError, zipfile.BadZipFile, zlib.e
 def load_npz(path: Path) -> tuple[Dataset, Dataset | None]:
     """Return the training set and the test set, None if there is none, of an ``.npz`` file."""
     try:
-        with np.load(path, allow_pickle=False) as held:
+        # NumPy would not close the file if it is no zip archive
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as held:
             found = _roles(held.files)
             arrays = {role: held[name] for role, name in found.items()}
             there = held.files

@@ -211,7 +211,8 @@ def _rows(array: Any, places: HostArray) -> Any:
     if isinstance(array, Rows):
         return array[places]
     if isinstance(array, np.ndarray):
-        return np.ascontiguousarray(array[places])
+        taken = np.ascontiguousarray(array[places])
+        return taken.astype(taken.dtype.newbyteorder("="), copy=False)
     home = backend_of(array)
     indices = home.xp.asarray(places, dtype=home.xp.int64, device=array.device)
     return home.xp.take(array, indices, axis=0)
