@@ -9,12 +9,14 @@ from portacnn.data.loading import load
 from portacnn.data.mnist import load_idx_folder, load_mnist, load_mnist_sample
 from portacnn.data.named import NAMES
 from portacnn.data.rows import Rows
+from portacnn.data.stream import Stream
 
 __all__ = [
     "NAMES",
     "Dataset",
     "ImageFolder",
     "Rows",
+    "Stream",
     "cache_folder",
     "load",
     "load_idx_folder",

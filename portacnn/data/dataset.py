@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from portacnn.arguments import AnswersKeywords, fraction, told
+from portacnn.arguments import AnswersKeywords, fraction, told, whole
 from portacnn.data.rows import Rows, is_mapped
 from portacnn.errors import ArgumentError, ArrayError, LabelError
 from portacnn.runtime import Array, HostArray, backend_of
@@ -35,6 +35,8 @@ class Dataset(AnswersKeywords):
             reads every image once.
         class_names: a name for each class, or None.
         files: the name of each image's file, or None.
+        threads: number of threads that read ahead. None is the number of cores for objects, 1 for
+            memory maps. Give 1 for an object that only one thread may use at a time.
 
     Attributes:
         images: the array, or ``Rows`` if they are read batch by batch.
@@ -53,9 +55,12 @@ class Dataset(AnswersKeywords):
         labels: Any = None,
         class_names: Sequence[str] | None = None,
         files: Sequence[str] | None = None,
+        *,
+        threads: int | None = None,
     ) -> None:
         names = None if files is None else tuple(map(str, files))
-        self.images: Any = _taken(images, names)
+        workers = None if threads is None else whole("threads", threads, 1)
+        self.images: Any = _taken(images, names, workers)
         count = self._count()
         if names is not None and len(names) != count:
             raise ArgumentError(f"expected {count} files, one for each image, got {len(names)}")
@@ -131,7 +136,7 @@ class Dataset(AnswersKeywords):
         part.images = (
             self.images.subset(places)
             if isinstance(self.images, Rows)
-            else Rows(self.images, places, self.files)
+            else Rows(self.images, self.files).subset(places)
             if is_mapped(self.images)
             else _rows(self.images, places)
         )
@@ -194,7 +199,7 @@ def _is_array(value: Any) -> bool:
     return True
 
 
-def _taken(images: Any, files: Sequence[str] | None) -> Any:
+def _taken(images: Any, files: Sequence[str] | None, threads: int | None) -> Any:
     """Return images as an array, or as ``Rows``."""
     if isinstance(images, Rows) or _is_array(images):
         return images
@@ -203,7 +208,7 @@ def _taken(images: Any, files: Sequence[str] | None) -> Any:
             "images must be an array, or an object with __len__ and __getitem__; got "
             f"{type(images).__name__} (portacnn.data.Stream takes generators)"
         )
-    return Rows(images, None, files)
+    return Rows(images, files, threads)
 
 
 def _rows(array: Any, places: HostArray) -> Any:

@@ -138,12 +138,18 @@ def test_nan_is_looked_for_in_blocks(tmp_path, monkeypatch):
     rows = Rows(mapped(tmp_path / "fine.npy", array))
     read = rows.read
     rows.read = lambda indices: sizes.append(len(indices)) or read(indices)
-    rows.check_finite("x")
+    rows.check_finite()
     assert sizes == [2, 2, 2, 1]
     array[5, 1, 0, 0] = np.nan
-    named = Rows(mapped(tmp_path / "nan.npy", array), None, [*"acdef", "b.png", "g"])
-    with pytest.raises(NotFiniteError, match=r"x_train: b\.png contains NaN"):
-        named.check_finite("x_train")
+    named = Rows(mapped(tmp_path / "nan.npy", array), [*"acdef", "b.png", "g"])
+    with pytest.raises(NotFiniteError, match=r"^b\.png contains NaN"):
+        named.check_finite()
+    array[5, 1, 0, 0] = 1e300
+    mapped(tmp_path / "large.npy", array)
+    large = Rows(np.load(tmp_path / "large.npy", mmap_mode="r"))
+    large.check_finite()
+    with pytest.raises(NotFiniteError, match=r"image 5 contains .* beyond the range of float32"):
+        large.cast("float32").check_finite()
 
 
 # --- split ----------------------------------------------------------------------------------------
