@@ -56,7 +56,7 @@ class Sets:
             }
             if refusals := [name for name, value in refused.items() if value is not None]:
                 raise ArgumentError(
-                    f"x_train is a Stream, which is not taken with {', '.join(refusals)}; its items "
+                    f"x_train is a Stream, not taken with {', '.join(refusals)}; its items "
                     "have their labels"
                 )
             test = None

@@ -20,7 +20,7 @@ from typing import Any, Literal, Self
 
 from portacnn import losses
 from portacnn.arguments import answering_keywords, either, not_negative, share
-from portacnn.errors import CheckpointError, NotFiniteError, StateError
+from portacnn.errors import ArgumentError, CheckpointError, NotFiniteError, StateError
 from portacnn.files import make_folder, save_tensors
 from portacnn.losses import Loss
 from portacnn.metrics import Metric, metrics_for
@@ -226,6 +226,11 @@ class Trainer(Results):
             data = (x_train, t_train, x_test, t_test, sample_weight)
             sets = Sets.take(model, loss, *data, self.validation_split, self.seed)
         if class_weight is not None:
+            if sets.train.stream is not None and isinstance(class_weight, str):
+                raise ArgumentError(
+                    f'class_weight="{class_weight}" counts all labels, which a Stream does not '
+                    "have; give a number for each class"
+                )
             loss = weighted(loss, class_weight, sets.train.targets, model)
             sets = replace(sets, loss=loss)
         self._sets = sets
