@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from portacnn import Normalize, Trainer
 from portacnn.data import ImageFolder, image_cache, image_folder, load
 from portacnn.data.decoding import decode
 from portacnn.errors import ArgumentError, DataFormatError, DependencyError
+from portacnn.models import ResNet20
 from support.shapes import write_shapes
 
 RED, GREEN, WHITE = (255, 0, 0), (0, 255, 0), (255, 255, 255)
@@ -454,3 +456,19 @@ def test_a_large_cache_is_looked_at_in_places(tmp_path, cache, monkeypatch, coun
     monkeypatch.setattr(image_cache, "_LOOKED_AT", 1 << 20)
     ImageFolder(root, 8)
     assert len(count) == 8
+
+
+# --- in use ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_folder_of_600_images_is_learnt(tmp_path):
+    train, test = load(write_shapes(tmp_path / "shapes"), image_size=24)
+    assert (len(train), len(test)) == (480, 120)
+    model = ResNet20(num_classes=3, input_size=24, device="cpu", seed=0)
+    model.preprocess = Normalize(mean=0.5, std=0.25)
+    options = {"epochs": 6, "batch_size": 32, "lr": 0.003, "schedule": "cosine"}
+    run = Trainer(model, train, None, test, None, **options, verbose=False)
+    run.train()
+    assert run.test_acc_list[-1] >= 0.97
+    assert model.info.class_names == ("circle", "square", "triangle")
