@@ -59,3 +59,8 @@ def permutation(seed: int, epoch: int, count: int) -> HostArray:
     [0, 1, 2, 3]
     """
     return generator(seed, "shuffle", epoch).permutation(count)
+
+
+def identity(count: int) -> HostArray:
+    """Return 0, 1, ..., count - 1: int64 (count,)."""
+    return np.arange(count)

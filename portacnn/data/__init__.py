@@ -1,11 +1,24 @@
-"""Data sets as NumPy arrays: MNIST, a bundled sample of it, any folder like it, and IDX files."""
+"""Data sets: folders of images, named sets (MNIST and others), arrays and memory maps, IDX
+files."""
 
 from portacnn.cache import cache_folder
+from portacnn.data.dataset import Dataset
 from portacnn.data.idx import read_idx, write_idx
+from portacnn.data.image_folder import ImageFolder
+from portacnn.data.loading import load
 from portacnn.data.mnist import load_idx_folder, load_mnist, load_mnist_sample
+from portacnn.data.named import NAMES
+from portacnn.data.rows import Rows
+from portacnn.data.stream import Stream
 
 __all__ = [
+    "NAMES",
+    "Dataset",
+    "ImageFolder",
+    "Rows",
+    "Stream",
     "cache_folder",
+    "load",
     "load_idx_folder",
     "load_mnist",
     "load_mnist_sample",

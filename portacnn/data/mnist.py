@@ -200,7 +200,7 @@ def load_idx_folder(
     """
     folder = Path(path)
     options = _Options(normalize, flatten, one_hot_label)
-    found = _find_all(folder, _only_set(folder) if name is None else name)
+    found = _find_all(folder, only_set(folder) if name is None else name)
     return _split(
         _read_all(found, whole("max_bytes", max_bytes, 1)), str(folder), options, _Expected()
     )
@@ -314,7 +314,7 @@ _NAME = re.compile(
 )
 
 
-def _sets(folder: Path) -> dict[str, dict[str, Path]]:
+def idx_sets(folder: Path) -> dict[str, dict[str, Path]]:
     """Return the paths of a folder's files by the name of their set; MNIST's own names are the set
     ""."""
     names = []
@@ -335,13 +335,13 @@ def _sets(folder: Path) -> dict[str, dict[str, Path]]:
     return found
 
 
-def _only_set(folder: Path) -> str:
+def only_set(folder: Path) -> str:
     """Return the name of the folder's only complete set; "" for MNIST's own names.
 
     Raises:
         ArgumentError: if there are several other sets.
     """
-    found = _sets(folder)
+    found = idx_sets(folder)
     whole_ones = [name for name, files in found.items() if len(files) == len(FILE_NAMES)] or list(
         found
     )
@@ -356,7 +356,7 @@ def _only_set(folder: Path) -> str:
 def _find(folder: Path, name: str = "") -> dict[str, Path]:
     """Return the paths of those of the four files that the folder contains, under any of their
     names."""
-    return _sets(folder).get(name, {})
+    return idx_sets(folder).get(name, {})
 
 
 def _find_all(folder: Path, set_name: str = "") -> dict[str, Path]:

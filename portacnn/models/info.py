@@ -6,6 +6,7 @@ from math import isfinite, nan
 from typing import Any
 
 from portacnn.arguments import AnswersKeywords, as_float, listed, told
+from portacnn.data.rows import form
 from portacnn.errors import ArgumentError, ModelFormatError
 from portacnn.layers.base import Shape
 from portacnn.models.preprocess import Normalize
@@ -113,7 +114,7 @@ def last_figures(history: Mapping[str, Sequence[Any]], epoch: int) -> dict[str, 
 def range_of(images: Array) -> tuple[float, ...]:
     """Return the minimum and maximum of the first images; () if they are not floating point. Call
     it within ``Backend.active`` of the images' device."""
-    home = backend_of(images)
+    home = backend_of(form(images))
     if not is_float(home.xp, images.dtype) or 0 in images.shape:
         return ()
     some = images[: min(_SAMPLE, images.shape[0]), ...]

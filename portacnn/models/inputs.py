@@ -7,6 +7,7 @@ from math import prod
 from typing import Any
 
 from portacnn.arguments import whole
+from portacnn.data.rows import form
 from portacnn.errors import PortacnnError, ShapeError
 from portacnn.layers.base import Shape
 from portacnn.models.preprocess import Normalize
@@ -33,7 +34,7 @@ def image_shape(
 
 def image_count(x: Array) -> int:
     """Return the number of images in x. Raises ShapeError if it has no axes."""
-    backend_of(x)
+    backend_of(form(x))
     if x.ndim < 1:
         raise ShapeError(f"expected images (N, C, H, W), got {describe(x)}")
     return x.shape[0]

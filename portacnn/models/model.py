@@ -10,6 +10,7 @@ from typing import Any, Self, TypeVar
 from portacnn import losses, ops
 from portacnn.arguments import answering_keywords, whole
 from portacnn.data.labels import class_indices
+from portacnn.data.rows import Rows, form
 from portacnn.data.targets import on_host, sample_weights
 from portacnn.errors import (
     ArgumentError,
@@ -191,6 +192,8 @@ class Model(Sequential):
             NotFiniteError: if values are beyond the range of the model's dtype.
         """
         home, x = self.home, self.received(x)
+        if isinstance(x, Rows):
+            x = x[:]
         if self.kept_as(x) != "uint8":
             self._pixels.look_at_floats(x, self)
         x = self.cast(x)
@@ -211,7 +214,8 @@ class Model(Sequential):
     def received(self, x: Any, what: str = "x") -> Array:
         """Return an array of any library as one of the model's own on its device, sharing memory.
 
-        NumPy arrays are returned as they are.
+        NumPy arrays, and images that are read batch by batch (``portacnn.data.Rows``), are
+        returned as they are.
 
         Args:
             what: the argument's name, for the message.
@@ -219,6 +223,8 @@ class Model(Sequential):
         Raises:
             ArrayError: as for ``accept``.
         """
+        if isinstance(x, Rows):
+            return x
         try:
             return self.home.receive(x)
         except ArrayError as error:
@@ -235,6 +241,7 @@ class Model(Sequential):
         Raises:
             ArrayError, ShapeError: as for ``accept``.
         """
+        x = form(x)
         if tuple(x.shape[1:]) != self.input_shape or x.ndim < 1:
             reason = self._sizes.of(x, self).reason
             if reason is not None:

@@ -5,9 +5,11 @@ layer accepts it with the parameters that it has.
 """
 
 from collections.abc import Iterator
+from contextlib import closing
 from math import prod
 from typing import Any, NamedTuple, Self
 
+from portacnn.data.rows import Rows
 from portacnn.errors import PortacnnError
 from portacnn.layers import Flatten, Layer, Reshape
 from portacnn.layers.base import Shape
@@ -55,7 +57,13 @@ class Size(NamedTuple):
         ends = [*range(size, count, size), count]
         if len(ends) > 1 and size >= self.least > count - ends[-2]:
             del ends[-2]
-        for i, j in zip((0, *ends[:-1]), ends, strict=True):
+        pairs = list(zip((0, *ends[:-1]), ends, strict=True))
+        if isinstance(x, Rows):
+            with closing(x.batches(slice(*pair) for pair in pairs)) as read:
+                for (i, j), images in zip(pairs, read, strict=True):
+                    yield i, j, images
+            return
+        for i, j in pairs:
             yield i, j, x if j - i == count else x[i:j, ...]
 
 

@@ -1,14 +1,16 @@
 """The data of a training: a checked training set, and a checked test set if there is one."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from portacnn.data import Dataset, Rows, Stream
 from portacnn.errors import ArgumentError
 from portacnn.losses import Loss
 from portacnn.models import Model
 from portacnn.runtime import Array, backend_of
 from portacnn.seeds import permutation
-from portacnn.training.feed import Samples, fingerprint, take_samples
+from portacnn.training.feed import Samples, fingerprint, take_samples, take_stream
 
 _SPLIT = 1 << 62
 """The epoch whose order says which images are split off: none that a training reaches."""
@@ -21,6 +23,7 @@ class Sets:
     loss: Loss
     train: Samples
     test: Samples | None
+    class_names: tuple[str, ...] = ()
 
     @classmethod
     def take(
@@ -44,6 +47,24 @@ class Sets:
         Raises:
             ArgumentError: if a set is incomplete, or there are two test sets.
         """
+        names = x_train.class_names if isinstance(x_train, Dataset | Stream) else ()
+        if isinstance(x_train, Stream):
+            refused = {
+                "t_train": t_train,
+                "sample_weight": sample_weight,
+                "validation_split": validation_split,
+            }
+            if refusals := [name for name, value in refused.items() if value is not None]:
+                raise ArgumentError(
+                    f"x_train is a Stream, not taken with {', '.join(refusals)}; its items "
+                    "have their labels"
+                )
+            test = None
+            if x_test is not None:
+                test = take_samples(model, loss, *_arrays(x_test, t_test, "test"), "test")
+            return cls(loss, take_stream(model, loss, x_train), test, names)
+        x_train, t_train = _arrays(x_train, t_train, "train")
+        x_test, t_test = _arrays(x_test, t_test, "test")
         if (x_test is None) != (t_test is None):
             missing, given = ("t_test", "x_test") if t_test is None else ("x_test", "t_test")
             raise ArgumentError(f"{given} needs {missing}; give both or neither")
@@ -51,9 +72,9 @@ class Sets:
             raise ArgumentError("give x_test and t_test, or validation_split, not both")
         train = take_samples(model, loss, x_train, t_train, "train", sample_weight)
         if validation_split is not None:
-            return cls(loss, *_split(train, validation_split, seed))
+            return cls(loss, *_split(train, validation_split, seed), names)
         test = None if x_test is None else take_samples(model, loss, x_test, t_test, "test")
-        return cls(loss, train, test)
+        return cls(loss, train, test, names)
 
     def fingerprints(self) -> dict[str, Any]:
         """Return the fingerprints of the sets (``feed.fingerprint``), by "train" and "test"."""
@@ -67,7 +88,7 @@ class Sets:
 
         def host(samples: Samples) -> Samples:
             arrays = (samples.images, *samples.parts)
-            return Samples(*(backend_of(array).to_host(array) for array in arrays))
+            return replace(Samples(*map(_on_host, arrays)), stream=samples.stream)
 
         return replace(
             self, train=host(self.train), test=None if self.test is None else host(self.test)
@@ -78,7 +99,8 @@ class Sets:
 
         def placed(samples: Samples, what: str) -> Samples:
             targets, weights = samples.targets, samples.weights
-            return take_samples(model, self.loss, samples.images, targets, what, weights)
+            taken = take_samples(model, self.loss, samples.images, targets, what, weights)
+            return replace(taken, stream=samples.stream)
 
         test = None if self.test is None else placed(self.test, "test")
         return replace(self, train=placed(self.train, "train"), test=test)
@@ -101,7 +123,39 @@ def _split(samples: Samples, share: float, seed: int) -> tuple[Samples, Samples]
     return train, test
 
 
-def _taken(array: Array, places: list[int]) -> Array:
+def _on_host(array: Any) -> Any:
+    return array if isinstance(array, Rows) else backend_of(array).to_host(array)
+
+
+def _arrays(x: Any, t: Any, what: str) -> tuple[Any, Any]:
+    """Return images and targets of what a caller gave: arrays as they are; those of a ``Dataset``,
+    or of another object with ``__len__`` and ``__getitem__``."""
+    if isinstance(x, Stream):
+        raise ArgumentError(f"x_{what} is a Stream, which only trains; give arrays or a Dataset")
+    if isinstance(x, Dataset):
+        if t is not None:
+            raise ArgumentError(
+                f"x_{what} is a Dataset, which has its labels; leave t_{what} out (None)"
+            )
+        return x.images, x.labels
+    if _is_object(x):
+        made = Dataset(x, t)
+        return made.images, made.labels
+    return x, t
+
+
+def _is_object(x: Any) -> bool:
+    """Return whether x is neither an array nor one of Python's own containers."""
+    return (
+        not isinstance(x, list | tuple | str | bytes | Mapping | Rows)
+        and not any(hasattr(x, name) for name in ("shape", "__dlpack__", "__array__"))
+        and all(hasattr(x, name) for name in ("__len__", "__getitem__"))
+    )
+
+
+def _taken(array: Any, places: list[int]) -> Any:
+    if isinstance(array, Rows):
+        return array.subset(places)
     home = backend_of(array)
     indices = home.xp.asarray(places, dtype=home.xp.int64, device=array.device)
     return home.contiguous(home.xp.take(array, indices, axis=0))

@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from copy import copy
 from dataclasses import replace
 from math import isfinite
@@ -20,7 +20,7 @@ from typing import Any, Literal, Self
 
 from portacnn import losses
 from portacnn.arguments import answering_keywords, either, not_negative, share
-from portacnn.errors import CheckpointError, NotFiniteError, StateError
+from portacnn.errors import ArgumentError, CheckpointError, NotFiniteError, StateError
 from portacnn.files import make_folder, save_tensors
 from portacnn.losses import Loss
 from portacnn.metrics import Metric, metrics_for
@@ -30,7 +30,6 @@ from portacnn.models.info import last_figures, range_of
 from portacnn.optim import Optimizer, make_optimizer
 from portacnn.runtime import Array, Backend, HostArray
 from portacnn.schedules import Schedule
-from portacnn.seeds import permutation
 from portacnn.training.callbacks.base import Callback
 from portacnn.training.callbacks.running import Callbacks, split
 from portacnn.training.checkpoint import contents, describe_training
@@ -157,8 +156,8 @@ class Trainer(Results):
     def __init__(
         self,
         model: Model,
-        x_train: Array,
-        t_train: Array,
+        x_train: Any,
+        t_train: Any = None,
         x_test: Array | None = None,
         t_test: Array | None = None,
         *,
@@ -227,6 +226,11 @@ class Trainer(Results):
             data = (x_train, t_train, x_test, t_test, sample_weight)
             sets = Sets.take(model, loss, *data, self.validation_split, self.seed)
         if class_weight is not None:
+            if sets.train.stream is not None and isinstance(class_weight, str):
+                raise ArgumentError(
+                    f'class_weight="{class_weight}" counts all labels, which a Stream does not '
+                    "have; give a number for each class"
+                )
             loss = weighted(loss, class_weight, sets.train.targets, model)
             sets = replace(sets, loss=loss)
         self._sets = sets
@@ -236,7 +240,7 @@ class Trainer(Results):
         check_sizes(model, sets, options)
         self._sizes = batch_sizes(sets.train.count, self.batch_size, self.drop_last)
         self.steps_per_epoch = len(self._sizes)
-        self._feed = make_feed(model, sets.train)
+        self._feed = make_feed(model, sets.train, loss)
         check_precision(precision, model)
         self.updater = Updater(model, optimizer, loss, options)
         self.schedule = step_schedule(
@@ -270,8 +274,8 @@ class Trainer(Results):
     def resume(
         cls,
         path: str | os.PathLike[str],
-        x_train: Array,
-        t_train: Array,
+        x_train: Any,
+        t_train: Any = None,
         x_test: Array | None = None,
         t_test: Array | None = None,
         *,
@@ -356,7 +360,7 @@ class Trainer(Results):
         vars(self).update(state)
         self.backend = self.model.home
         self._sets = self._sets.on(self.model)
-        self._feed = make_feed(self.model, self._sets.train)
+        self._feed = make_feed(self.model, self._sets.train, self._sets.loss)
         # a shallow copy's own
         self.updater, self._history = copy(self.updater), copy(self._history)
         self._saver = copy(self._saver)
@@ -490,7 +494,7 @@ class Trainer(Results):
     def order(self, epoch: int) -> HostArray:
         """Return which training images the batches of an epoch, from 0, have, in their order: int64
         on the host. With ``drop_last`` the last images of the order are left out."""
-        return permutation(self.seed, epoch, self._sets.train.count)[: sum(self._sizes)]
+        return self._sets.train.order(self.seed, epoch)[: sum(self._sizes)]
 
     def _run_epoch(self, progress: Progress) -> bool:
         """Run the rest of an epoch, or the part of it before ``stop``; write the checkpoints that
@@ -508,25 +512,26 @@ class Trainer(Results):
             self.callbacks.epoch_begins(self)
         every_step = self.callbacks.every_step
         began = time.perf_counter()
-        for batch in self._feed.epoch(rest, size):
-            self.run_batch(*batch)
-            self.batch += 1
-            self.callbacks.updated(self, self.updater.ok)
-            progress.step()
-            if every_step:
-                self._read_losses()
-                self.callbacks.step_ends(self, self.train_loss_list[-1])
-            stop = self._stop
-            due = stop or self._saver.is_due(self.steps_done)
-            if self.batch % LOG_EVERY == 0 or self.batch == batches or due:
-                self._read_losses()
-                progress.show(self.epoch + 1, loss=self.train_loss_list[-1])
-            if self.batch == batches:
-                break
-            if due and self.checkpoint_dir is not None:
-                self.checkpoint()
-            if stop:
-                return True
+        with closing(self._feed.epoch(rest, size, self.epoch)) as read:
+            for batch in read:
+                self.run_batch(*batch)
+                self.batch += 1
+                self.callbacks.updated(self, self.updater.ok)
+                progress.step()
+                if every_step:
+                    self._read_losses()
+                    self.callbacks.step_ends(self, self.train_loss_list[-1])
+                stop = self._stop
+                due = stop or self._saver.is_due(self.steps_done)
+                if self.batch % LOG_EVERY == 0 or self.batch == batches or due:
+                    self._read_losses()
+                    progress.show(self.epoch + 1, loss=self.train_loss_list[-1])
+                if self.batch == batches:
+                    break
+                if due and self.checkpoint_dir is not None:
+                    self.checkpoint()
+                if stop:
+                    return True
         self._end_epoch(began, len(rest))
         figures = self._history.last()
         progress.epoch(self.epoch, figures)
@@ -552,8 +557,13 @@ class Trainer(Results):
         if self._range is None:
             with self.backend.active():
                 self._range = range_of(self.x_train)
+        names = info.class_names or self._sets.class_names
         self.model.info = replace(
-            info, task=self.loss.task, figures=figures, input_range=self._range
+            info,
+            class_names=names if len(names) in self.model.output_shape[:1] else (),
+            task=self.loss.task,
+            figures=figures,
+            input_range=self._range,
         )
 
     def _end_epoch(self, began: float, count: int) -> None:

@@ -116,7 +116,10 @@ def _gpu_nvrtc() -> Any:
 ROOT = Path(__file__).resolve().parents[2]
 MNIST = ROOT.parent / "shared" / "data" / "mnist"
 NEEDS: dict[str, Callable[[], str | None]] = {
-    **{name: _package(name) for name in ("torch", "numba", "onnx", "onnxruntime", "tensorboard")},
+    **{
+        name: _package(name)
+        for name in ("torch", "numba", "onnx", "onnxruntime", "tensorboard", "PIL", "pooch")
+    },
     "compiler": _compiler,
     "nvrtc": _nvrtc,
     "disassembler": _disassembler,

@@ -138,7 +138,7 @@ def _slope(values: list[float]) -> float:
 
 def _batches(trainer: "Trainer", steps: int) -> Iterator[Any]:
     """Yield the batches of as many epochs as needed."""
-    epochs = (trainer._feed.epoch(trainer.order(n), trainer.batch_size) for n in count())
+    epochs = (trainer._feed.epoch(trainer.order(n), trainer.batch_size, n) for n in count())
     return islice(chain.from_iterable(epochs), steps)
 
 

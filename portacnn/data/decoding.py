@@ -1,0 +1,158 @@
+"""Decode one image file to uint8 (C, S, S), by a rule that gives the same pixels everywhere.
+
+1. Only the formats in ``FORMATS`` are read, and only images of at most ``max_pixels`` pixels; the
+   size is known before anything is decoded. Of an animation, the first image is taken.
+2. The rotation that the camera noted in EXIF is applied.
+3. Of 16-bit grey images the high byte is taken. 32-bit and floating-point images are refused.
+4. Transparent images are laid over white. Palettes, CMYK and other colour spaces become RGB, as
+   Pillow converts them; mode "L" is Pillow's grey, (299 R + 587 G + 114 B) / 1000.
+5. The short side is resized to S, the long side to floor(S * long / short), by Pillow's bilinear
+   filter, which averages where it shrinks. (torchvision: ``Resize(S)`` of Pillow images.)
+6. The centre S x S is cropped: from row round((H - S) / 2) and column round((W - S) / 2), where a
+   half is rounded to the even number. (torchvision: ``CenterCrop(S)``.)
+"""
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from portacnn.errors import DataFormatError, DependencyError
+from portacnn.runtime import HostArray
+
+RULE = 1
+"""Number of the rule above. Another rule is another number, so that caches are made anew."""
+
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
+_NAMES = ".jpg .jpeg .jpe .jfif .mpo .png .gif .bmp .webp .tif .tiff .ppm .pgm .pbm"
+SUFFIXES = frozenset(_NAMES.split(" "))
+"""Ends of the names of files that are taken for images, in lower case."""
+
+_ROTATION = 0x0112  # EXIF's tag
+
+
+def pillow() -> Any:
+    """Return ``PIL.Image``. Raises DependencyError if Pillow is not installed."""
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise DependencyError(
+            'reading images needs Pillow, which is not installed: pip install "portacnn[data]"'
+        ) from error
+    Image.init()  # all formats, before threads look for them
+    return Image
+
+
+def decode(path: Path, name: str, size: int, mode: str, max_pixels: int) -> HostArray:
+    """Return an image file as uint8 (C, size, size), by the rule above.
+
+    Args:
+        path: of the file.
+        name: what to call it in a message.
+        mode: "RGB" or "L".
+        max_pixels: largest number of pixels that is decoded, and of the resized image.
+
+    Raises:
+        DataFormatError: if it is missing, cannot be decoded, or is larger than ``max_pixels``.
+        OSError: if the system cannot read it.
+    """
+    image_class = pillow()
+    bombs = (image_class.DecompressionBombError, image_class.DecompressionBombWarning)
+    try:
+        formats = [name for name in FORMATS if name in image_class.OPEN]  # WebP is optional
+        with image_class.open(path, formats=formats) as image:
+            _check_size(image.size, size, name, max_pixels)
+            image.load()
+            upright = _upright(image)
+            return _fitted(_in_mode(upright, mode, name), size)
+    except (DataFormatError, MemoryError):
+        raise
+    except OSError as error:
+        if error.errno not in (None, errno.ENOENT):  # the system's, not Pillow's
+            error.filename = error.filename or os.fspath(path)
+            raise
+        raise _undecodable(name, error) from error
+    except bombs as error:
+        raise DataFormatError(
+            f"{name}: {error}; portacnn decodes at most max_pixels={max_pixels}"
+        ) from error
+    except Exception as error:  # Pillow raises errors of many types for damaged files
+        raise _undecodable(name, error) from error
+
+
+def _undecodable(name: str, error: Exception) -> DataFormatError:
+    return DataFormatError(
+        f"{name}: cannot be decoded as an image ({type(error).__name__}: {error}); remove the "
+        'file, or leave such files out: on_error="skip"'
+    )
+
+
+def _check_size(size: tuple[int, int], target: int, name: str, most: int) -> None:
+    width, height = size
+    if width * height > most:
+        raise DataFormatError(
+            f"{name}: the image has {width} x {height} pixels, more than max_pixels={most}; "
+            'remove the file, raise max_pixels, or leave such files out: on_error="skip"'
+        )
+    short, long = sorted(size)
+    if short and target * target * long // short > most:
+        raise DataFormatError(
+            f"{name}: an image of {width} x {height} pixels is too long for its width: resized to "
+            f"{target} it would have more than max_pixels={most}"
+        )
+
+
+def _upright(image: Any) -> Any:
+    """Return an image rotated as EXIF says. Damaged EXIF counts as none."""
+    from PIL import ImageOps
+
+    try:
+        turned = image.getexif().get(_ROTATION, 1) != 1
+    except Exception:
+        return image
+    return ImageOps.exif_transpose(image) if turned else image
+
+
+def _in_mode(image: Any, mode: str, name: str) -> Any:
+    """Return an image as RGB or L, by steps 3 and 4 of the rule."""
+    from PIL import Image
+
+    if image.mode.startswith("I;16") or image.mode == "I":
+        pixels = np.asarray(image)
+        if image.mode == "I" and (pixels.min() < 0 or pixels.max() > 0xFFFF):
+            raise DataFormatError(
+                f"{name}: the pixels have 32 bits ({pixels.min()}..{pixels.max()}); expected 8 or "
+                "16, convert the image first"
+            )
+        image = Image.fromarray((pixels.astype(np.uint16) >> 8).astype(np.uint8))
+    elif image.mode == "F":
+        raise DataFormatError(
+            f"{name}: the pixels are floating-point numbers; expected 8 or 16 bits, convert the "
+            "image first"
+        )
+    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
+        over = image.convert("RGBA")
+        white = Image.new("RGBA", over.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, over).convert("RGB")
+    elif image.mode not in ("L", "RGB"):
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    return image if image.mode == mode else image.convert(mode)
+
+
+def _fitted(image: Any, size: int) -> HostArray:
+    """Return an image resized and cropped, by steps 5 and 6 of the rule."""
+    from PIL import Image
+
+    width, height = image.size
+    if width <= height:
+        resized = size, int(size * height / width)
+    else:
+        resized = int(size * width / height), size
+    if resized != image.size:
+        image = image.resize(resized, Image.Resampling.BILINEAR)
+    left, top = (round((extent - size) / 2) for extent in resized)
+    pixels = np.asarray(image)[top : top + size, left : left + size]
+    pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    return np.ascontiguousarray(pixels)
