@@ -9,10 +9,10 @@ import argparse
 import sys
 from collections.abc import Sequence
 from importlib import import_module
-from importlib.util import find_spec
 from types import ModuleType
 
 from portacnn.commands import train
+from portacnn.commands.environment import installed
 from portacnn.console import hang_up, say
 from portacnn.errors import ArgumentError, BackendError, PortacnnError
 from portacnn.version import VERSION
@@ -33,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"portacnn {VERSION}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name in COMMANDS:
-        if find_spec(f"portacnn.commands.{name}") is not None:
-            command = import_module(f"portacnn.commands.{name}")
+        command = import_module(f"portacnn.commands.{name}")
+        if installed(getattr(command, "NEEDS", "portacnn")):
             made = commands.add_parser(name, help=command.HELP, description=_sentence(command.HELP))
             _add_options(made, command)
     return _guarded(parser.parse_args(arguments))

@@ -1,11 +1,11 @@
 """The folder of a run, which ``portacnn train`` writes: the names of its files, and its history.
 
-    settings.toml        repeats the run: portacnn train --settings RUN/settings.toml
-    params.safetensors   the trained model; ``portacnn.load`` reads it
-    history.json         the figures of every epoch and step, and what the run ran on
-    accuracy.csv         the figures of every epoch, for a spreadsheet
-    curves.png           a picture of them, if matplotlib is installed
-    checkpoints/         what a training is resumed from, if it was asked for or was stopped
+settings.toml        repeats the run: portacnn train --settings RUN/settings.toml
+params.safetensors   the trained model; ``portacnn.load`` reads it
+history.json         the figures of every epoch and step, and what the run ran on
+accuracy.csv         the figures of every epoch, for a spreadsheet
+curves.png           a picture of them, if matplotlib is installed
+checkpoints/         what a training is resumed from, if it was asked for or was stopped
 """
 
 import csv
@@ -50,7 +50,7 @@ def write_history(
         "step_losses": step_losses,
         "environment": environment,
     }
-    text = json.dumps(_finite(content), ensure_ascii=False, allow_nan=False, indent=1)
+    text = json.dumps(finite(content), ensure_ascii=False, allow_nan=False, indent=1)
     write_atomically(folder / HISTORY, (text + "\n").encode("utf-8", "backslashreplace"))
 
 
@@ -99,11 +99,12 @@ def table(history: Mapping[str, Sequence[Any]]) -> str:
     return text.getvalue()
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
+    """Return JSON values with None for each number that is NaN or infinite."""
     if isinstance(value, float):
         return value if isfinite(value) else None
     if isinstance(value, Mapping):
-        return {name: _finite(inner) for name, inner in value.items()}
+        return {name: finite(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
+        return [finite(inner) for inner in value]
     return value

@@ -93,6 +93,13 @@ NUMBER_OR_WORD = Kind(
 TABLE = Kind("NAME=VALUE", _pair, _typed(dict))
 
 
+def positive(word: str) -> int:
+    """Return a whole number of at least 1 from the command line, for argparse."""
+    if not word.isdecimal() or int(word) < 1:
+        raise ArgumentTypeError(f"expected a whole number of at least 1, got {told(word)}")
+    return int(word)
+
+
 # --- TOML -----------------------------------------------------------------------------------------
 
 _BARE = re.compile(r"[A-Za-z0-9_-]+", re.ASCII)

@@ -2,6 +2,7 @@
 
 import os
 from math import prod
+from pathlib import Path
 from typing import Any
 
 from portacnn import data
@@ -21,32 +22,31 @@ def load(name: str, **options: Any) -> tuple[Any, Any]:
         FileNotFoundError, DataFormatError, DependencyError, ArgumentError: see
             ``portacnn.data.load``.
     """
-    if not hasattr(data, "load"):  # TODO: data
+    try:
+        return data.load("mnist-sample" if name == SAMPLE else name, **options)
+    except NotImplementedError:
         return _interim(name)
-    return data.load("mnist-sample" if name == SAMPLE else name, **options)
 
 
-def _interim(name):
-    class D:
-        def __init__(self, images, labels):
-            self.images, self.labels = images, labels
-            self.class_names = ()
-
-        def __len__(self):
-            return len(self.images)
-
+def _interim(name: Any) -> Any:
     if name == "sample":
         sets = data.load_mnist_sample(normalize=False)
     elif name == "mnist":
         sets = data.load_mnist(normalize=False)
     else:
         sets = data.load_idx_folder(name, normalize=False)
-    return D(*sets[0]), D(*sets[1])
+    return data.Dataset(*sets[0]), data.Dataset(*sets[1])
 
 
 def is_path(name: str) -> bool:
     """Return whether ``--data`` names a file or a folder, not a known set."""
     return name not in (SAMPLE, *getattr(data, "NAMES", ("mnist",)))
+
+
+def is_folder_of_images(name: str) -> bool:
+    """Return whether ``--data`` names a folder whose images are resized: one with folders in it."""
+    path = Path(name)
+    return is_path(name) and path.is_dir() and any(entry.is_dir() for entry in path.iterdir())
 
 
 def absolute(name: str) -> str:

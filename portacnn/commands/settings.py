@@ -175,9 +175,7 @@ class Settings:
         "balanced: rare classes count more in the cross-entropy",
         choices=("balanced",),
     )
-    batch_size: int = _setting(
-        100, WHOLE, "fresh", "images of one step; by default 100", "N"
-    )
+    batch_size: int = _setting(100, WHOLE, "fresh", "images of one step; by default 100", "N")
     drop_last: bool = _setting(
         False, FLAG, "fresh", "leave out the last batch of an epoch if it is smaller"
     )
@@ -190,9 +188,7 @@ class Settings:
         choices=tuple(OPTIMIZERS),
     )
     lr: float = _setting(0.001, NUMBER, "fresh", "learning rate; by default 0.001")
-    momentum: float | None = _setting(
-        None, NUMBER, "fresh", "for optimizers that support it", "M"
-    )
+    momentum: float | None = _setting(None, NUMBER, "fresh", "for optimizers that support it", "M")
     weight_decay: float | None = _setting(
         None, NUMBER, "fresh", "L2, or decoupled with adamw", "DECAY"
     )
@@ -224,7 +220,10 @@ class Settings:
         "N",
     )
     evaluate_images: int | None = _setting(
-        None, WHOLE, "fresh", "images of either set that metrics are computed on; by default all",
+        None,
+        WHOLE,
+        "fresh",
+        "images of either set that metrics are computed on; by default all",
         "N",
     )
     precision: str = _setting(

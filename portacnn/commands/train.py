@@ -3,7 +3,7 @@
 import argparse
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,7 +29,12 @@ from portacnn.text import cut, printable
 from portacnn.training import Trainer, folder, stopping_on_signals
 
 HELP = "train a model on images"
-_DEFAULTS = {"epochs": 20, "keep": 3}  # of a new training; a resumed one has the checkpoint's
+_SAME = (
+    *("metrics", "class_weight", "epochs", "batch_size", "drop_last", "optimizer", "schedule"),
+    *("clip_norm", "label_smoothing", "accumulate", "early_stopping", "seed", "precision"),
+    *("compile_step", "checkpoint_dir", "checkpoint_every", "keep"),
+)
+"""Settings that the Trainer takes as they are."""
 _NO_FILES = "safetensors is not installed"
 
 
@@ -60,8 +65,9 @@ def run(options: argparse.Namespace) -> int:
     can_save = installed("safetensors")
     settings = of.merged(of.merged(Settings(), filed), said)
     if not can_save and (options.resume is not None or settings.checkpoint_dir is not None):
-        raise DependencyError(f"checkpoints need safetensors: {_NO_FILES}; run: pip install "
-                              "safetensors")
+        raise DependencyError(
+            f"checkpoints need safetensors: {_NO_FILES}; run: pip install safetensors"
+        )
     if options.resume is None:
         backend = resolve(settings.device)
         sets = _load(settings)
@@ -74,9 +80,7 @@ def run(options: argparse.Namespace) -> int:
         sets = _load(settings)
         out = make_folder(settings.out, "the results", "--out").absolute()
         trainer, settings = _resumed(path, settings, sets)
-    return _Run(
-        trainer, settings, sets, out, can_save, options.resume is not None, known
-    ).train()
+    return _Run(trainer, settings, sets, out, can_save, options.resume is not None, known).train()
 
 
 def _load(settings: Settings) -> tuple[Any, Any]:
@@ -223,43 +227,30 @@ class _Run:
 # --- a new training -------------------------------------------------------------------------------
 
 
-def _new(
-    settings: Settings, backend: Backend, sets: tuple[Any, Any]
-) -> tuple[Trainer, Settings]:
+def _new(settings: Settings, backend: Backend, sets: tuple[Any, Any]) -> tuple[Trainer, Settings]:
     """Return the Trainer of a new training, and its settings with everything that was drawn or
     chosen."""
     train, test = sets
-    defaults = {name: value for name, value in _DEFAULTS.items() if getattr(settings, name) is None}
-    settings = replace(settings, seed=check_seed(settings.seed), **defaults)
+    settings = replace(
+        settings,
+        seed=check_seed(settings.seed),
+        epochs=20 if settings.epochs is None else settings.epochs,
+        keep=3 if settings.keep is None else settings.keep,
+    )
     if settings.checkpoint_every is not None and settings.checkpoint_dir is None:
         settings = replace(settings, checkpoint_dir=str(_checkpoints(settings)))
     loss = _loss(settings)
     model = _model(settings, backend, output_count(loss, train, test), train)
+    arguments = {name: getattr(settings, name) for name in _SAME}
     trainer = Trainer(
         model,
         *_pair(train),
         *_pair(test),
         loss=loss,
-        metrics=settings.metrics,
-        class_weight=settings.class_weight,
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        drop_last=settings.drop_last,
-        optimizer=settings.optimizer,
         optimizer_param=_optimizer_param(settings),
-        schedule=settings.schedule,
-        clip_norm=settings.clip_norm,
-        label_smoothing=settings.label_smoothing,
-        accumulate=settings.accumulate,
-        early_stopping=settings.early_stopping,
         evaluate_sample_num_per_epoch=settings.evaluate_images,
-        seed=settings.seed,
-        precision=settings.precision,
-        compile_step=settings.compile_step,
-        checkpoint_dir=settings.checkpoint_dir,
-        checkpoint_every=settings.checkpoint_every,
-        keep=settings.keep,
         verbose=not settings.quiet,
+        **arguments,
     )
     return trainer, _placed(settings, trainer)
 
@@ -334,7 +325,9 @@ def _record_name(run: str) -> str:
     return f"settings-{run}.toml"
 
 
-def _of_resumed(path: Path, filed: Mapping[str, Any], said: Mapping[str, Any]) -> tuple[Settings, bool]:
+def _of_resumed(
+    path: Path, filed: Mapping[str, Any], said: Mapping[str, Any]
+) -> tuple[Settings, bool]:
     """Return the settings of a training that is resumed: those that it had, with what is said now;
     and whether the folder of its checkpoints has them.
 
@@ -365,9 +358,7 @@ def _of_resumed(path: Path, filed: Mapping[str, Any], said: Mapping[str, Any]) -
     return of.merged(of.merged(base, filed), said), bool(had)
 
 
-def _resumed(
-    path: Path, settings: Settings, sets: tuple[Any, Any]
-) -> tuple[Trainer, Settings]:
+def _resumed(path: Path, settings: Settings, sets: tuple[Any, Any]) -> tuple[Trainer, Settings]:
     """Return the Trainer that continues from a checkpoint, and the settings of the whole run."""
     trainer = Trainer.resume(
         path,
@@ -383,7 +374,7 @@ def _resumed(
     return trainer, _placed(replace(settings, seed=trainer.seed), trainer)
 
 
-def _some(names: tuple[str, ...]) -> str:
+def _some(names: Sequence[str]) -> str:
     """Return the first names, as many as fit a line."""
     shown = ", ".join(names[:8])
     return f"{cut(shown, 60)}{', ...' if len(names) > 8 else ''}"
