@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,9 +68,13 @@ def _read(names: Sequence[str], size: int, mode: str) -> tuple[list[HostArray], 
     images, errors = [], {}
     for name in names:
         try:
+            if not os.path.exists(name):
+                raise FileNotFoundError(f"there is no file {name}")
             images.append(decode(Path(name), name, size, mode, MAX_PIXELS))
-        except (DataFormatError, OSError) as error:
+        except OSError as error:
             errors[name] = str(error)
+        except DataFormatError as error:  # what it says to do is about a folder of images
+            errors[name] = str(error).partition("; ")[0]
     return images, errors
 
 

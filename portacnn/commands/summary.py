@@ -28,20 +28,26 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the summary; return the exit status."""
     model = load_model(options.weights, "cpu")
-    say(model.summary(batch_size=options.batch_size), "", *_known(model.info))
+    known = dict(_known(model.info))
+    width = max(map(len, known))
+    say(
+        model.summary(batch_size=options.batch_size),
+        "",
+        *(f"{name:{width}}  {value}" for name, value in known.items()),
+    )
     return 0
 
 
-def _known(info: ModelInfo) -> Iterator[str]:
-    """Yield lines about what is known."""
+def _known(info: ModelInfo) -> Iterator[tuple[str, str]]:
+    """Yield what is known, with its name."""
     if info.task:
-        yield f"task        {printable(info.task)}"
+        yield "task", printable(info.task)
     if info.class_names:
-        yield f"classes     {len(info.class_names)}: {listed(info.class_names, 10)}"
+        yield "classes", f"{len(info.class_names)}: {listed(info.class_names, 10)}"
     if info.preprocess is not None:
-        yield f"input       uint8, {info.preprocess}"
+        yield "uint8 input", str(info.preprocess)
     if info.input_range:
-        yield f"input       {info.dtype}, from {info.input_range[0]:g} to {info.input_range[1]:g}"
+        yield "input", f"{info.dtype}, from {info.input_range[0]:g} to {info.input_range[1]:g}"
     for name, value in info.figures.items():
-        yield f"{printable(name):11} {value:.4g}"
-    yield f"written by  portacnn {printable(info.version)}"
+        yield printable(name).replace("_", " "), f"{value:.4g}"
+    yield "written by", f"portacnn {printable(info.version)}"
