@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from portacnn.commands.environment import installed
-from portacnn.commands.kinds import positive
+from portacnn.commands.kinds import NUMBER, positive
 from portacnn.console import say
 from portacnn.errors import PortacnnError
 from portacnn.models import MODELS, Normalize, make_model
@@ -48,8 +48,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--device", help="measure on this one only; by default on each usable backend")
     add(
         "--seconds",
-        type=positive,
-        default=2,
+        type=NUMBER.from_word,
+        default=2.0,
         metavar="S",
         help="for each figure, after a first step; by default 2",
     )

@@ -22,25 +22,12 @@ def load(name: str, **options: Any) -> tuple[Any, Any]:
         FileNotFoundError, DataFormatError, DependencyError, ArgumentError: see
             ``portacnn.data.load``.
     """
-    try:
-        return data.load("mnist-sample" if name == SAMPLE else name, **options)
-    except NotImplementedError:
-        return _interim(name)
-
-
-def _interim(name: Any) -> Any:
-    if name == "sample":
-        sets = data.load_mnist_sample(normalize=False)
-    elif name == "mnist":
-        sets = data.load_mnist(normalize=False)
-    else:
-        sets = data.load_idx_folder(name, normalize=False)
-    return data.Dataset(*sets[0]), data.Dataset(*sets[1])
+    return data.load("mnist-sample" if name == SAMPLE else name, **options)
 
 
 def is_path(name: str) -> bool:
     """Return whether ``--data`` names a file or a folder, not a known set."""
-    return name not in (SAMPLE, *getattr(data, "NAMES", ("mnist",)))
+    return name not in (SAMPLE, *data.NAMES)
 
 
 def is_folder_of_images(name: str) -> bool:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ class _Run:
     def _say_what(self) -> None:
         trainer, (train, test) = self.trainer, self.sets
         model, settings = trainer.model, self.settings
-        count = sum(array.size for array in model.state_dict().values())
+        count = sum(prod(array.shape) for array in model.named_parameters().values())
         parts = [type(model).__name__, f"{count:,} parameters"]
         if self.resumed:
             parts.append(f"{trainer.steps_done:,} steps done")
@@ -311,7 +312,8 @@ def _placed(settings: Settings, trainer: Trainer) -> Settings:
 
 def _pair(samples: Any) -> tuple[Any, Any]:
     """Return a set as the Trainer's arguments x and t."""
-    return samples.images, samples.labels
+    images = samples.images
+    return images[:, ...] if hasattr(images, "read") else images, samples.labels
 
 
 # --- a resumed one --------------------------------------------------------------------------------
