@@ -37,14 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if installed(getattr(command, "NEEDS", "portacnn")):
             made = commands.add_parser(name, help=command.HELP, description=_sentence(command.HELP))
             _add_options(made, command)
-    return _guarded(parser.parse_args(arguments))
+    return _run(parser, arguments)
 
 
 def train_main(arguments: Sequence[str] | None = None) -> int:
     """Run the ``train`` command alone, as ``scripts/train.py``; return the exit status."""
     parser = argparse.ArgumentParser(prog="train.py", description=_sentence(train.HELP))
     _add_options(parser, train)
-    return _guarded(parser.parse_args(arguments))
+    return _run(parser, arguments)
 
 
 def _add_options(parser: argparse.ArgumentParser, command: ModuleType) -> None:
@@ -57,17 +57,20 @@ def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
-def _guarded(options: argparse.Namespace) -> int:
+def _run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
     """Run a command. Print an error that the user can fix as one line on stderr."""
+    debug = False
     try:
+        options = parser.parse_args(arguments)
+        debug = options.debug
         return int(options.run(options))
     except (PortacnnError, OSError, MemoryError) as error:
-        if options.debug:
+        if debug:
             raise
-        say(f"error: {error or type(error).__name__}", error=True)
+        say(f"error: {str(error) or type(error).__name__}", error=True)
         return USAGE_ERROR if isinstance(error, ArgumentError | BackendError) else FAILURE
     except KeyboardInterrupt:
-        if options.debug:
+        if debug:
             raise
         say("interrupted", error=True)
         return INTERRUPTED

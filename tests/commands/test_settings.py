@@ -36,7 +36,7 @@ def example(name):
     about = SETTINGS[name].metadata
     if about["choices"] is not None:
         return about["choices"][-1], about["choices"][-1]
-    return EXAMPLES.get(about["kind"], ("'tis \"text\"", "'tis \"text\""))
+    return EXAMPLES.get(about["kind"], ('\'tis "text"', '\'tis "text"'))
 
 
 @pytest.fixture
