@@ -66,7 +66,10 @@ HOST_FOLDERS = ("data", "onnx", "testing")
 # here.
 ROWS = [
     {"portacnn"},  # the package's own names, such as portacnn.load: put together from everything
+    {"__main__"},
     {"cli"},
+    {"commands"},
+    {"run_folder"},
     {"training", "callbacks", "report", "onnx", "sklearn"},
     {"models", "scratch"},
     {"layers", "optim", "schedules", "data", "losses", "metrics", "gradient_check", "testing"},

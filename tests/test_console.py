@@ -153,6 +153,6 @@ def test_results_are_written_whatever_becomes_of_the_words(tmp_path, digits, red
     assert b"Traceback" not in result.stderr
     assert b"Exception ignored" not in result.stderr
     written = {path.name for path in (tmp_path / "r" / "データ").iterdir()}
-    assert written >= {"weights.safetensors", "history.csv"}
+    assert written >= {"params.safetensors", "history.json"}
     if encoding == "cp1252":
-        assert b"weights  r/\\u30c7\\u30fc\\u30bf/weights.safetensors" in result.stdout
+        assert b"weights  r/\\u30c7\\u30fc\\u30bf/params.safetensors" in result.stdout

@@ -8,12 +8,14 @@ from portacnn.models.lenet5 import LeNet5
 from portacnn.models.mobilenet import EfficientNetB0, MobileNetV2
 from portacnn.models.model import Model, load
 from portacnn.models.preprocess import Normalize
+from portacnn.models.registry import MODELS, make_model, model_options
 from portacnn.models.resnet import ResNet18, ResNet20, ResNet50
 from portacnn.models.simple_conv_net import SimpleConvNet
 from portacnn.models.unet import UNet
 from portacnn.models.vgg import VGG11, VGG16
 
 __all__ = [
+    "MODELS",
     "VGG11",
     "VGG16",
     "AlexNet",
@@ -31,4 +33,6 @@ __all__ = [
     "SimpleConvNet",
     "UNet",
     "load",
+    "make_model",
+    "model_options",
 ]

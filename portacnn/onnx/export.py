@@ -25,6 +25,7 @@ from portacnn.onnx.about import about
 from portacnn.onnx.builder import CODES, GraphBuilder, Stored
 from portacnn.onnx.library import onnx_library
 from portacnn.onnx.wire import METADATA
+from portacnn.version import VERSION
 
 OLDEST, NEWEST = 13, 28
 """The oldest and the newest opset that can be written."""
@@ -168,6 +169,7 @@ def _model_proto(
         opset_imports=opsets,
         ir_version=helper.find_min_ir_version_for(opsets),
         producer_name="portacnn",
+        producer_version=VERSION,
     )
     if isinstance(model, Model):
         known = {METADATA: json.dumps(about(model), ensure_ascii=False)}

@@ -9,6 +9,8 @@ import pytest
 
 import portacnn
 from portacnn import cli
+from portacnn.commands import curves
+from portacnn.commands import train as command
 from support.digits import ROOT
 from support.train_script import script
 
@@ -48,11 +50,16 @@ def test_a_run(ran):
     final = re.search(r"^final test accuracy ([\d.]+)$", printed, re.M)[1]
     assert "Traceback" not in result.stderr
 
-    assert sorted(path.name for path in out.iterdir()) == ["history.csv", "weights.safetensors"]
-    assert re.search(r"^weights  out.deep.weights\.safetensors$", printed, re.M)
-    assert re.search(r"^history  out.deep.history\.csv$", printed, re.M)
+    assert sorted(path.name for path in out.iterdir()) == [
+        "accuracy.csv",
+        "history.json",
+        "params.safetensors",
+        "settings.toml",
+    ]
+    assert re.search(r"^weights  out.deep.params\.safetensors$", printed, re.M)
+    assert re.search(r"^history  out.deep.history\.json, accuracy\.csv$", printed, re.M)
     assert "matplotlib is not installed" in printed
-    with open(out / "history.csv", newline="") as file:
+    with open(out / "accuracy.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2"]
     assert all(0 < float(row["loss"]) < 10 for row in rows)
@@ -64,7 +71,7 @@ def test_a_run(ran):
 
 def test_the_saved_weights_are_the_trained_ones(ran, digits):
     result, out, _ = ran
-    net = portacnn.load(out / "weights.safetensors", device="numpy")
+    net = portacnn.load(out / "params.safetensors", device="numpy")
     _, (x_test, t_test) = portacnn.data.load_idx_folder(digits)
     final = re.search(r"final test accuracy ([\d.]+)", result.stdout)[1]
     assert f"{net.accuracy(x_test, t_test):.4f}" == final
@@ -79,30 +86,30 @@ def test_the_curve(train, inside):
     pytest.importorskip("matplotlib")
     result = inside("--out", "out", blocked=())
     assert result.returncode == 0, result.stderr
-    curve = (train.here / "out" / "accuracy.png").read_bytes()
+    curve = (train.here / "out" / "curves.png").read_bytes()
     assert curve.startswith(b"\x89PNG\r\n\x1a\n")
     assert curve.endswith(b"IEND\xaeB`\x82")
-    assert re.search(r"^curve    out.accuracy\.png$", result.stdout, re.M)
+    assert re.search(r"^curves   out.curves\.png$", result.stdout, re.M)
 
 
-def test_the_curve_s_title(tmp_path, monkeypatch):
-    """What was trained, and on what: "numpy on cpu", not "SimpleConvNet on numpy on cpu"."""
+def test_the_curve_is_of_the_first_metric(tmp_path, monkeypatch):
     figure = pytest.importorskip("matplotlib.figure")
-    titles = []
-    monkeypatch.setattr(
-        figure.Figure, "savefig", lambda self, *_, **__: titles.append(self.axes[0].get_title())
-    )
-    net = portacnn.SimpleConvNet((1, 12, 12), device="numpy", seed=0)
-    x, t = np.zeros((4, 1, 12, 12), "float32"), np.arange(4)
-    cli._plot(
-        portacnn.Trainer(net, x, t, x, t, mini_batch_size=2, verbose=False), tmp_path / "curve.png"
-    )
-    assert titles == ["SimpleConvNet, numpy on cpu"]
+    seen = []
+    monkeypatch.setattr(figure.Figure, "savefig", lambda self, *_, **__: seen.append(self.axes[0]))
+    history = {"train_loss": [2.0, 1.0], "test_loss": [3.0, 2.0]}
+    metric = {"train_f1": [0.25, 0.5], "test_f1": [0.125, 0.75], "seconds": [1.0, 1.0]}
+    curves.draw({**history, **metric}, "a title", tmp_path / "curve.png")
+    curves.draw(history, "a title", tmp_path / "curve.png")
+    for axes, name, values in zip(
+        seen, ("f1", "loss"), ([[0.25, 0.5], [0.125, 0.75]], [[2, 1], [3, 2]]), strict=True
+    ):
+        assert (axes.get_title(), axes.get_ylabel()) == ("a title", name)
+        assert [list(line.get_ydata()) for line in axes.lines] == values
 
 
 def test_where_things_go_by_default(train, inside):
     assert inside().returncode == 0
-    assert (train.here / "runs" / "latest" / "history.csv").is_file()
+    assert (train.here / "runs" / "latest" / "accuracy.csv").is_file()
 
 
 def test_the_same_seed_gives_the_same_files(ran, train, inside):
@@ -110,9 +117,12 @@ def test_the_same_seed_gives_the_same_files(ran, train, inside):
     _, out, words = ran
     assert inside(*words).returncode == 0
     again = train.here / "out" / "deep"
-    assert {path.name: path.read_bytes() for path in again.iterdir()} == {
-        path.name: path.read_bytes() for path in out.iterdir()
-    }
+    before, after = (
+        {path.name: path.read_bytes() for path in folder.iterdir()} for folder in (out, again)
+    )
+    assert before.pop("history.json") != after.pop("history.json")  # they have the time
+    assert len(before) == 3
+    assert before == after
 
 
 def test_a_seed_that_nobody_gave_is_told(train, inside):
@@ -120,10 +130,10 @@ def test_a_seed_that_nobody_gave_is_told(train, inside):
     for _ in range(2):
         first = inside(seed=None)
         seeds.append(re.search(r"weights by he, seed (\d+)$", first.stdout, re.M)[1])
-        history = (train.here / "runs" / "latest" / "history.csv").read_text()
+        history = (train.here / "runs" / "latest" / "accuracy.csv").read_text()
     assert seeds[0] != seeds[1]
     inside(seed=seeds[1])
-    assert (train.here / "runs" / "latest" / "history.csv").read_text() == history
+    assert (train.here / "runs" / "latest" / "accuracy.csv").read_text() == history
 
 
 @pytest.mark.parametrize("how", ["device", "variable"])
@@ -154,8 +164,9 @@ def test_a_checkout_runs_with_numpy_and_array_api_compat_alone(train, tmp_path):
         re.M,
     )
     assert re.search(r"^epoch 1: loss ", result.stdout, re.M)
-    assert "curve    not drawn: matplotlib is not installed (pip install" in result.stdout
-    assert [path.name for path in (train.here / "out").iterdir()] == ["history.csv"]
+    assert "curves   not drawn: matplotlib is not installed (pip install" in result.stdout
+    found = sorted(path.name for path in (train.here / "out").iterdir())
+    assert found == ["accuracy.csv", "history.json", "settings.toml"]
 
 
 def test_the_block_blocks(train, tmp_path):
@@ -192,7 +203,7 @@ OPTIONS = {
 def test_every_option_reaches_the_trainer(digits, tmp_path, monkeypatch, option, how):
     given = {}
 
-    class Stopped(cli.Trainer):
+    class Stopped(command.Trainer):
         def __init__(self, *args, **options):
             given.update(options)
             raise portacnn.errors.ArgumentError("seen")
@@ -201,7 +212,7 @@ def test_every_option_reaches_the_trainer(digits, tmp_path, monkeypatch, option,
         def resume(cls, path, *args, **options):
             cls(**options)
 
-    monkeypatch.setattr(cli, "Trainer", Stopped)
+    monkeypatch.setattr(command, "Trainer", Stopped)
     monkeypatch.chdir(tmp_path)
     argument, value = OPTIONS[option]
     words = ["--data", str(digits), "--device", "numpy", "--out", "out"]

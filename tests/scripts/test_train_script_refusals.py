@@ -74,7 +74,7 @@ def test_divergence_leaves_the_old_files(train, inside):
     assert inside("--out", "out").returncode == 0
     before = {path.name: path.read_bytes() for path in (train.here / "out").iterdir()}
     result = inside("--out", "out", "--lr", "1e30", "--optimizer", "sgd", "--epochs", "3")
-    assert result.returncode == 2
+    assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith("error: the loss of step 2 (epoch 1) is ")
     assert {path.name: path.read_bytes() for path in (train.here / "out").iterdir()} == before
 
@@ -84,19 +84,3 @@ def test_words_that_argparse_refuses(inside, words):
     result = inside(*words.split())
     assert result.returncode == 2
     assert "usage: train.py" in result.stderr
-
-
-def test_the_command(capsys):
-    from portacnn.cli import main
-
-    assert main(["backends"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert [line.split(":")[0].split(" ")[0] for line in lines] == [
-        "numpy",
-        "cupy",
-        "torch",
-        "array_api_strict",
-    ]
-    with pytest.raises(SystemExit) as caught:
-        main([])
-    assert caught.value.code == 2

@@ -85,7 +85,7 @@ def test_a_signal_ends_in_good_order_and_resumes_to_the_same_end(
     numpy = {"PORTACNN_KERNELS": "native"}
     whole = train("--out", "whole", "--epochs", epochs, "--batch-size", "4", seed="3", **numpy)
     assert whole.returncode == 0, whole.stderr
-    for name in ("history.csv", "weights.safetensors"):
+    for name in ("accuracy.csv", "params.safetensors"):
         assert (train.here / "out" / name).read_bytes() == (
             train.here / "whole" / name
         ).read_bytes()

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+from portacnn import cli
 from support.digits import BLOCK, ROOT
 
 
@@ -56,8 +57,8 @@ def script(folder, digits):
 
 
 def one_line(result, *words):
-    """Exit status 2 and one clear line, with these words in it."""
-    assert result.returncode == 2, result.stderr
+    """A failure and one clear line, with these words in it."""
+    assert result.returncode in (cli.FAILURE, cli.USAGE_ERROR), result.stderr
     assert result.stdout == ""
     lines = result.stderr.splitlines()
     assert len(lines) == 1, result.stderr

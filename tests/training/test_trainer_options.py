@@ -1,12 +1,10 @@
 """The Trainer's options: against PyTorch's own loop, and what each promises by itself."""
 
-import csv
 from functools import cache
 
 import numpy as np
 import pytest
 
-from portacnn import cli, schedules
 from portacnn.errors import ArgumentError, StateError
 from portacnn.layers import Dropout, Flatten, Linear
 from portacnn.models import Model
@@ -290,49 +288,6 @@ def test_invalid_options_are_refused(changes, message):
         trainer(model, **changes)
     assert message in str(caught.value)
     same(weights(model), before)
-
-
-# --- from the command line ------------------------------------------------------------------------
-
-
-def test_command_line(monkeypatch, tmp_path, capsys):
-    made = []
-
-    class Noted(Trainer):
-        def __init__(self, *args, **options):
-            super().__init__(*args, **options, accumulate=2)
-            made.append(self)
-
-    x, t = digits(COUNT)
-    monkeypatch.setattr(
-        cli,
-        "load_mnist_sample",
-        lambda normalize: ((x.astype("float32"), t), (x[:20].astype("float32"), t[:20])),
-    )
-    monkeypatch.setattr(cli, "Trainer", Noted)
-    words = f"--epochs 2 --batch-size 20 --seed 0 --device numpy --out {tmp_path}".split()
-    words += ["--optimizer", "sgd", "--lr", "0.2"]
-    assert (
-        cli.train_main(
-            [*words, "--momentum", "0.8", "--weight-decay", "0.01", "--schedule", "one_cycle"]
-        )
-        == 0
-    )
-    (run,) = made
-    assert (run.optimizer.lr, run.optimizer.momentum, run.optimizer.weight_decay) == (
-        0.2,
-        0.8,
-        0.01,
-    )
-    assert run.schedule == OneCycleLR(6)
-    with open(tmp_path / "history.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
-    assert [float(row["loss"]) for row in rows] == pytest.approx(run.epoch_loss_list, abs=1e-6)
-    assert (
-        cli.train_main([*words, "--optimizer", "adagrad", "--momentum", "0.8"]) == cli.USAGE_ERROR
-    )
-    assert "AdaGrad does not take momentum; it takes lr, lr_decay" in capsys.readouterr().err
-    assert set(schedules.SCHEDULES) == {"constant", "step", "cosine", "warmup_cosine", "one_cycle"}
 
 
 def test_a_model_that_was_moved_wants_a_new_trainer():
