@@ -34,7 +34,10 @@ def on_host(targets: Any) -> HostArray:
         except ValueError:
             raise LabelError("the targets are lists of unlike lengths, not an array") from None
     if host.dtype.kind not in "biuf":
-        raise LabelError(f"expected numbers, got {host.dtype}")
+        hint = ""
+        if host.dtype.kind in "USO" and host.size and isinstance(host.flat[0], str | bytes):
+            hint = "; for names of classes: names, t = numpy.unique(targets, return_inverse=True)"
+        raise LabelError(f"expected numbers, got {'text' if hint else host.dtype}{hint}")
     return host
 
 
@@ -99,7 +102,7 @@ def classes_or_shares(
     if targets.shape != by_class:
         raise LabelError(
             f"{loss} expects class indices {by_index} or shares of classes {by_class} for outputs "
-            f"of {shape}, got shape {targets.shape}"
+            f"of {shape}, got shape {targets.shape}{_reshaped(targets, by_index)}"
         )
     rows = one_hot(targets)
     if rows.all():
@@ -131,7 +134,11 @@ def _refuse_row(targets: HostArray, good: HostArray, loss: str, soft: bool) -> N
 def _indices(targets: HostArray, classes: int, ignore_index: int | None) -> HostArray:
     """Return whole numbers in 0..classes-1, or ``ignore_index``. Raises LabelError."""
     if ignore_index is None and targets.ndim == 1:
-        return class_indices(targets, len(targets), classes, "")
+        try:
+            return class_indices(targets, len(targets), classes, "")
+        except LabelError as error:
+            error.message += _hint(targets, classes)
+            raise
     wrong = (targets < 0) | (targets >= classes)
     if ignore_index is not None:
         wrong &= targets != ignore_index
@@ -140,7 +147,8 @@ def _indices(targets: HostArray, classes: int, ignore_index: int | None) -> Host
         ignoring = (
             f", and is not ignore_index={ignore_index}"
             if ignore_index is not None
-            else f"; to leave such places out: CrossEntropy(ignore_index={targets[at]})"
+            else _hint(targets, classes)
+            or f"; to leave such places out: CrossEntropy(ignore_index={targets[at]})"
         )
         raise LabelError(
             f"label {targets[at]} at {at[0] if len(at) == 1 else at} is outside 0..{classes - 1}, "
@@ -149,6 +157,35 @@ def _indices(targets: HostArray, classes: int, ignore_index: int | None) -> Host
     if targets.ndim > 1 and targets.dtype.kind in "ub" and targets.dtype.itemsize == 1:
         return targets.astype(np.uint8)  # masks take an eighth of int64's memory
     return targets.astype(np.int64)
+
+
+def _hint(targets: HostArray, classes: int) -> str:
+    """Return what to do with class indices some of which are none, "" if that is not clear."""
+    if targets.dtype.kind == "b":
+        return "; use targets.astype('int64')"
+    low, high = int(targets.min()), int(targets.max())
+    if (low, high) == (1, classes):
+        return "; classes are numbered from 0: use targets - 1"
+    if classes == 2 and _two_valued(targets, high):
+        return f"; for 0 and {high} use targets > 0, as whole numbers"
+    if targets.ndim == 1 and (low < 0 or high == 255):
+        which = low if low < 0 else high
+        return f"; to leave such samples out: CrossEntropy(ignore_index={which})"
+    return ""
+
+
+def _two_valued(targets: HostArray, high: Any) -> bool:
+    """Return whether all of these whole numbers are 0 or ``high``."""
+    return (
+        targets.dtype.kind in "iu" and high > 1 and bool(np.all((targets == 0) | (targets == high)))
+    )
+
+
+def _reshaped(targets: HostArray, wanted: Shape) -> str:
+    """Return how to make targets of this shape, if only axes of length 1 are in excess."""
+    if targets.ndim > len(wanted) and targets.size == np.prod(wanted):
+        return f"; use targets.reshape({wanted})"
+    return ""
 
 
 def on_or_off(
@@ -178,10 +215,10 @@ def on_or_off(
     if not soft or not inside.all():
         at = tuple(int(i) for i in np.argwhere(~(inside if soft else binary))[0])
         wants = "values from 0 to 1" if soft else "0 or 1"
-        raise LabelError(
-            f"{loss} expects {wants}, got {targets[at]} at {at}; the targets look like "
-            f"{_kind(targets, shape)}"
-        )
+        looks = f"the targets look like {_kind(targets, shape)}"
+        if _two_valued(targets, targets[at]):
+            looks = f"for 0 and {targets[at]} use targets > 0"
+        raise LabelError(f"{loss} expects {wants}, got {targets[at]} at {at}; {looks}")
     return targets.astype(dtype)
 
 
@@ -201,6 +238,7 @@ def values(targets: HostArray, shape: Shape, *, dtype: str, loss: str = "MSE") -
     if targets.shape != wanted:
         looks = _kind(targets, shape)
         hint = f"; they look like {looks}" if "mse" not in looks else ""
+        hint = _reshaped(targets, wanted) or hint
         raise LabelError(
             f"{loss} expects a value for each output, shape {wanted}; got shape "
             f"{targets.shape}{hint}"
@@ -238,10 +276,15 @@ def sample_weights(weight: Any, count: int, *, dtype: str) -> HostArray:
     Raises:
         ArgumentError: another shape, negative or not finite, or all of them 0.
     """
+    if isinstance(weight, str):
+        raise ArgumentError(
+            f"sample_weight must be a number for each of {count} samples, got {told(weight)}; "
+            'class_weight="balanced" takes a word'
+        )
     try:
         host = on_host(weight)
     except LabelError as error:
-        raise ArgumentError(f"sample_weight: {error.message}") from None
+        raise ArgumentError(f"sample_weight: {error.message.partition(';')[0]}") from None
     if host.shape != (count,):
         raise ArgumentError(
             f"sample_weight must have a number for each of {count} samples, got shape {host.shape}"

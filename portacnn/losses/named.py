@@ -51,6 +51,8 @@ def named(what: str | Loss) -> Loss:
     if isinstance(what, Loss):
         return what
     if not isinstance(what, str) or what not in LOSSES:
+        if isinstance(what, type) and issubclass(what, Loss):
+            raise ArgumentError(f"expected a loss, got its class; write {what.__name__}(...)")
         raise ArgumentError(
             f"unknown loss {told(what)}; known are {', '.join(LOSSES)}, or a portacnn.losses.Loss"
         )

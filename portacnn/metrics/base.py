@@ -141,10 +141,15 @@ class Counting(Judged):
 def task_of(loss: Loss, metric: Any) -> str:
     """Return the loss's task. Raises ArgumentError if the metric is not for it."""
     if loss.task not in metric.tasks:
+        from portacnn.metrics.named import METRICS
+
+        fitting = [
+            word for word, made in METRICS.items() if loss.task in getattr(made, "tasks", ())
+        ]
         raise ArgumentError(
             f"{type(metric).__name__} is for {' and '.join(metric.tasks)} outputs, the outputs of "
             f"{type(loss).__name__} are {loss.task}; its metrics are "
-            f"{', '.join(loss.metrics) or 'your own'}"
+            f"{', '.join(fitting) or 'your own'}"
         )
     return str(loss.task)
 

@@ -62,6 +62,8 @@ def named(what: str | Metric, loss: Loss | None = None) -> Metric:
         metric = METRICS[what]()
     elif isinstance(what, str) and (number := re.fullmatch(r"top([1-9]\d{0,8})", what)):
         metric = TopK(k=int(number[1]))
+    elif isinstance(what, type) and issubclass(what, Metric):
+        raise ArgumentError(f"expected a metric, got its class; write {what.__name__}(...)")
     else:
         raise ArgumentError(
             f"unknown metric {told(what)}; known are {', '.join(METRICS)}, or a "

@@ -264,7 +264,7 @@ def test_words_and_descriptions():
     assert metrics.rebuild_metric(metrics.describe_metric(boxes)).iou == boxes.iou
     refuses(ArgumentError, "'auc'", "roc_auc", call=lambda: metrics.named("auc"))
     refuses(
-        ArgumentError, "Accuracy", "MSE", "mae, r2",
+        ArgumentError, "Accuracy", "MSE", "mae, rmse, r2",
         call=lambda: metrics.named("accuracy", losses.MSE()),
     )  # fmt: skip
     refuses(ArgumentError, "MAE", "multiclass", call=lambda: metrics.named("mae", CROSS))

@@ -1,5 +1,6 @@
 """The Trainer with other losses, metrics, weights and sets than those of plain classification."""
 
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -239,9 +240,12 @@ def test_a_loss_and_a_metric_of_ones_own_are_given_again(tmp_path):
     [
         ("mse", {"class_weight": "balanced"}, ArgumentError, "option of the cross-entropy"),
         ("mse", {"label_smoothing": 0.1}, ArgumentError, "option of the cross-entropy"),
-        ("mse", {"metrics": ["accuracy"]}, ArgumentError, "Accuracy is for multiclass"),
+        ("mse", {"metrics": ["accuracy"]}, ArgumentError, "its metrics are mae, rmse, r2"),
+        ("mse", {"metrics": [Largest]}, ArgumentError, "got its class; write Largest(...)"),
+        ("mse", {"loss": losses.MSE}, ArgumentError, "got its class; write MSE(...)"),
         ("cross_entropy", {"loss": "hinge"}, ArgumentError, "unknown loss 'hinge'; known are"),
         ("cross_entropy", {"metrics": ["auc"]}, ArgumentError, "unknown metric 'auc'; known"),
+        ("cross_entropy", {"sample_weight": "balanced"}, ArgumentError, 'class_weight="balanced"'),
         ("cross_entropy", {"sample_weight": [1.0]}, ArgumentError, "each of 40 samples"),
         ("cross_entropy", {"class_weight": [1, 2]}, ArgumentError, "each of 4 classes, got 2"),
         ("cross_entropy", {"class_weight": 5}, ArgumentError, "a number for each class, got 5"),
@@ -257,7 +261,7 @@ def test_a_loss_and_a_metric_of_ones_own_are_given_again(tmp_path):
     ],
 )
 def test_what_does_not_fit_is_refused(task, changes, error, message):
-    with pytest.raises(error, match=message.replace("(", r"\(")):
+    with pytest.raises(error, match=re.escape(message)):
         made(task, **changes)
 
 
