@@ -254,13 +254,28 @@ def values(targets: HostArray, shape: Shape, *, dtype: str, loss: str = "MSE") -
     return made
 
 
-def kinds(targets: HostArray, *, loss: str) -> HostArray:
-    """Return whole numbers (N,), the same for samples of one kind, as int64. Raises LabelError."""
+def kinds(targets: HostArray, *, loss: str, apart: bool = False) -> HostArray:
+    """Return whole numbers (N,), the same for samples of one kind, as int64.
+
+    Args:
+        apart: there have to be two kinds.
+
+    Raises:
+        LabelError: anything else; or no two samples are of one kind, so there is no loss.
+    """
     if targets.ndim != 1 or targets.dtype.kind not in "iub":
         raise LabelError(
             f"{loss} expects a whole number (N,) for each sample, the same for samples of one "
             f"kind; got {targets.dtype} of shape {targets.shape}"
         )
+    found = len(np.unique(targets))
+    if 1 < len(targets) == found:
+        raise LabelError(
+            f"{loss} compares samples of one kind, but all {found} targets differ; give two views "
+            "of an image, or the images of a class, the same number"
+        )
+    if apart and 1 == found < len(targets):
+        raise LabelError(f"{loss} tells two kinds or more apart, but all targets are {targets[0]}")
     return targets.astype(np.int64)
 
 

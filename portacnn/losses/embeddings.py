@@ -18,7 +18,13 @@ from portacnn.runtime import Array, HostArray
 
 
 class _Embeddings(Loss):
-    """What they share: targets, and that outputs are embeddings."""
+    """What they share: targets, and that outputs are embeddings.
+
+    Attributes:
+        apart: whether the loss needs samples of two kinds.
+    """
+
+    apart: ClassVar[bool] = False
 
     task: ClassVar[Any] = "embedding"
 
@@ -26,7 +32,7 @@ class _Embeddings(Loss):
         name = type(self).__name__
         if len(shape) != 1:
             raise ShapeError(f"{name} expects embeddings (D,), the outputs are {shape}")
-        return kinds(t, loss=name)
+        return kinds(t, loss=name, apart=self.apart)
 
     def num_outputs(self, t: Any) -> int | None:
         return None
@@ -77,6 +83,8 @@ class Triplet(_Embeddings):
     margin: float = 1.0
     triplets: str = "hardest"
     eps: float = 1e-6
+
+    apart: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "margin", not_negative("margin", self.margin))

@@ -95,6 +95,8 @@ def test_arrays_of_any_library(backend: Here):
         (ShapeError, ("Dice(multilabel=True)",), Dice(), MASK, (1, 2, 2)),
         (ShapeError, ("spatial axes", "(3,)"), Dice(), [0], (3,)),
         (LabelError, ("whole number", "float64"), NTXent(), [0.5], (3,)),
+        (LabelError, ("NTXent", "all 3 targets differ"), NTXent(), [0, 1, 2], (3,)),
+        (LabelError, ("Triplet", "all targets are 4"), Triplet(), [4, 4], (3,)),
         (LabelError, ("Triplet", "whole number", "(1, 1)"), Triplet(), [[1]], (3,)),
         (ShapeError, ("Triplet", "embeddings (D,)"), Triplet(), [1], (3, 2, 2)),
     ],
