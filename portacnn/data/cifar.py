@@ -6,7 +6,6 @@ A record of the binary version is the label (CIFAR-100: the coarse label, then t
 """
 
 import contextlib
-import tarfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -180,6 +179,8 @@ def _opened(path: Path) -> Iterator[dict[str, bytes]]:
                 contents[name] = _content(file, f"{path}/{name}")
         yield contents
         return
+    import tarfile
+
     try:
         with contextlib.closing(tarfile.open(path, "r:*")) as archive:
             contents = {}

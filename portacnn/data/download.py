@@ -10,8 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from tqdm import tqdm
-
 from portacnn.errors import DependencyError
 from portacnn.files import make_folder
 
@@ -126,6 +124,8 @@ class _Resuming:
         os.replace(self.part, output)
 
     def _receive(self, response: Any, file: IO[bytes], have: int) -> None:
+        from tqdm import tqdm
+
         length = response.headers.get("Content-Length", "")
         total = have + int(length) if length.isdigit() else None
         with tqdm(

@@ -4,8 +4,10 @@ bounded length."""
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    pass
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -35,6 +37,8 @@ def in_order(
         threads: number of threads.
         ahead: largest number of results that wait.
     """
+    from concurrent.futures import Future, ThreadPoolExecutor  # not for everyone who imports us
+
     waiting: deque[Future[Any] | Callable[[], Any]] = deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="portacnn-data")
 

@@ -82,10 +82,12 @@ class Trainer(Results):
         x_train, x_test: images (N, *input_shape), floating point, or uint8 if the model has a
             ``preprocess``. They keep their dtype, so uint8 images need a quarter of float32's
             memory. They are stored on the model's device, or on the host if they need more than
-            half of the device's free memory.
+            half of the device's free memory. Memory maps, a ``portacnn.data.Dataset``, any object
+            with ``__len__`` and ``__getitem__``, and for x_train a ``portacnn.data.Stream`` are
+            read batch by batch (docs/data.md).
             Without a test set only the training set is evaluated.
         t_train, t_test: targets that the loss takes. For the cross-entropy: labels, integers (N,)
-            or one-hot (N, classes).
+            or one-hot (N, classes). None for a ``Dataset`` or a ``Stream``, which have their own.
         loss: a word or an object of ``portacnn.losses``.
         metrics: words or objects of ``portacnn.metrics``, evaluated after each epoch; a mapping
             gives them names. The default is the loss's own: accuracy for the cross-entropy.
