@@ -10,8 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from tqdm import tqdm
-
 from portacnn.errors import DependencyError
 from portacnn.files import make_folder
 
@@ -128,6 +126,8 @@ class _Resuming:
     def _receive(self, response: Any, file: IO[bytes], have: int) -> None:
         length = response.headers.get("Content-Length", "")
         total = have + int(length) if length.isdigit() else None
+        from tqdm import tqdm
+
         with tqdm(
             desc=self.part.name[1:-5],
             total=total,

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from portacnn.arguments import one_of, whole
 from portacnn.cache import cache_folder
@@ -152,6 +151,8 @@ def _rows(
             if on_error == "raise":
                 raise
             return None
+
+    from tqdm import tqdm
 
     made = in_order(row, found, threads, 4 * threads)
     bar = tqdm(made, "decoding", len(found), leave=False, disable=None, delay=1.0, unit=" images")
