@@ -72,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
     metrics = metrics_for(loss, options.metrics)
     parts = _parts(options, model)
     figures: dict[str, Any] = {"images": sum(map(len, parts))}
-    figures |= _evaluated(model, parts, loss, metrics, options.batch_size)
+    figures |= evaluated(model, parts, loss, metrics, options.batch_size)
     if options.json:
         say(json.dumps(finite(figures), allow_nan=False))
     else:
@@ -92,8 +92,12 @@ def _parts(options: argparse.Namespace, model: Model) -> list[Any]:
     return {"train": [train], "test": [test], "all": [train, test]}[options.part]
 
 
-def _evaluated(
-    model: Model, parts: list[Any], loss: Loss, metrics: Mapping[str, Metric], batch_size: int
+def evaluated(
+    model: Model,
+    parts: list[Any],
+    loss: Loss,
+    metrics: Mapping[str, Metric],
+    batch_size: int = _BATCH,
 ) -> dict[str, Any]:
     """Return loss and metrics over all parts; images are read a batch at a time."""
     home, host = model.home, resolve("numpy")

@@ -150,6 +150,13 @@ class Settings:
         "models that have a choice",
         "RULE",
     )
+    augment: bool = _setting(
+        False,
+        FLAG,
+        "fresh",
+        "change the training images at random in every epoch: shifts, flips and more, as they fit "
+        "images of this kind (portacnn.augment.standard)",
+    )
     loss: str = _setting(
         "cross_entropy",
         TEXT,

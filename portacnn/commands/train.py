@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from importlib import import_module
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from portacnn.arguments import keyword_problem
 from portacnn.commands import settings as of
 from portacnn.commands.curves import draw
 from portacnn.commands.environment import environment, installed, peak_memory
+from portacnn.commands.evaluate import evaluated
 from portacnn.commands.sets import absolute, load, output_count
 from portacnn.commands.settings import FRESH, Settings
 from portacnn.console import say
@@ -162,8 +164,9 @@ class _Run:
         trainer, known = self.trainer, self.trainer.model.info.figures
         found = {name: known.get(f"test_{name}") for name in trainer.metrics or ("loss",)}
         if trainer.epoch == 0 or self.settings.evaluate_images is not None:
-            found = trainer.evaluate(*_pair(self.sets[1]))
-            found = {name: found[name] for name in trainer.metrics or ("loss",)}
+            loss = trainer.loss.for_evaluation()
+            whole = evaluated(trainer.model, [self.sets[1]], loss, trainer.metrics)
+            found = {name: whole[name] for name in found}
         return {name: value for name, value in found.items() if isinstance(value, float)}
 
     def _record(self) -> None:
@@ -243,10 +246,15 @@ def _new(settings: Settings, backend: Backend, sets: tuple[Any, Any]) -> tuple[T
     loss = _loss(settings)
     model = _model(settings, backend, output_count(loss, train, test), train)
     arguments = {name: getattr(settings, name) for name in _SAME}
+    if settings.augment:
+        augment = import_module("portacnn.augment")
+        arguments["augment"] = augment.standard(model.input_shape)
     trainer = Trainer(
         model,
-        *_pair(train),
-        *_pair(test),
+        train,
+        None,
+        test,
+        None,
         loss=loss,
         optimizer_param=_optimizer_param(settings),
         evaluate_sample_num_per_epoch=settings.evaluate_images,
@@ -310,12 +318,6 @@ def _placed(settings: Settings, trainer: Trainer) -> Settings:
     )
 
 
-def _pair(samples: Any) -> tuple[Any, Any]:
-    """Return a set as the Trainer's arguments x and t."""
-    images = samples.images
-    return images[:, ...] if hasattr(images, "read") else images, samples.labels
-
-
 # --- a resumed one --------------------------------------------------------------------------------
 
 
@@ -364,8 +366,10 @@ def _resumed(path: Path, settings: Settings, sets: tuple[Any, Any]) -> tuple[Tra
     """Return the Trainer that continues from a checkpoint, and the settings of the whole run."""
     trainer = Trainer.resume(
         path,
-        *_pair(sets[0]),
-        *_pair(sets[1]),
+        sets[0],
+        None,
+        sets[1],
+        None,
         device=settings.device,
         epochs=settings.epochs,
         checkpoint_dir=settings.checkpoint_dir,

@@ -222,3 +222,18 @@ def test_a_history_that_is_damaged(tmp_path):
         (tmp_path / "history.json").write_text(content)
         with pytest.raises(portacnn.errors.DataFormatError, match=r"history\.json"):
             run_folder.read_history(tmp_path)
+
+
+def test_augment_is_the_standard_one_for_the_images(command, tmp_path, monkeypatch):
+    augment = pytest.importorskip("portacnn.augment")
+    given = {}
+
+    def stop(*args, **options):
+        given.update(options)
+        raise portacnn.errors.ArgumentError("seen")
+
+    monkeypatch.setattr(train, "Trainer", stop)
+    digits = write_digits(tmp_path / "digits")
+    command.fails("train", "--data", digits, "--augment", status=2)
+    assert given["augment"] == augment.standard((1, 12, 12))
+    command.fails("train", "--data", digits, status=2)
