@@ -116,7 +116,7 @@ KINDS = {
 @needs("torch")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("what", FROZEN)
-def test_it_trains_as_in_torch_without_gradients(backend: Here, what: str, kind: str):
+def test_frozen_layers_train_as_torchs_without_gradients(backend: Here, what: str, kind: str):
     import torch
 
     model = net(backend.device, "float64")

@@ -198,7 +198,7 @@ def test_after_an_interruption_anywhere_the_next_predict_is_right(count: int, ch
     assert number > 100
 
 
-def test_it_takes_as_many_at_a_time_as_there_is_room_for(monkeypatch: pytest.MonkeyPatch):
+def test_a_batch_is_as_large_as_memory_allows(monkeypatch: pytest.MonkeyPatch):
     model, sizes = small_net("numpy"), []
     forward = type(model).forward
 

@@ -122,7 +122,7 @@ def test_every_value_to_the_bit(backend: Here):
 
 @backends(having="strides")
 @with_each_kernel
-def test_it_lies_as_the_backend_prefers(backend: Here):
+def test_a_batch_lies_as_the_backend_prefers(backend: Here):
     images, floats = (
         backend.array(pixels(6, 3, 4, 5)),
         backend.array(np.ones((6, 3, 4, 5)), "float32"),
