@@ -24,7 +24,7 @@ from portacnn.models import Model
 from portacnn.optim import SGD
 from portacnn.runtime import resolve
 from support.checks import normal
-from support.matrix import Here, needs
+from support.matrix import EACH_LIBRARY, Here, needs
 from support.nets import bits
 
 
@@ -82,6 +82,7 @@ def on_numpy():
     }
 
 
+@EACH_LIBRARY
 def test_twenty_float64_steps_are_the_same_everywhere(backend: Here, on_numpy):
     losses, gradients, state = steps(backend.device, 20, "float64")
     expected = on_numpy["float64"]

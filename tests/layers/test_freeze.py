@@ -35,7 +35,7 @@ from portacnn.layers.passes import without_dx
 from portacnn.models import GraphModel
 from portacnn.optim import SGD, Adam
 from support.checks import refuses
-from support.matrix import Here, backends, needs
+from support.matrix import EACH_LIBRARY, Here, backends, needs
 from support.nets import bits, patches
 
 SHAPE = (1, 6, 6)
@@ -116,7 +116,7 @@ KINDS = {
 @needs("torch")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("what", FROZEN)
-def test_it_trains_as_in_torch_without_gradients(backend: Here, what: str, kind: str):
+def test_frozen_layers_train_as_torchs_without_gradients(backend: Here, what: str, kind: str):
     import torch
 
     model = net(backend.device, "float64")
@@ -196,6 +196,7 @@ CONTAINERS = {
 }
 
 
+@EACH_LIBRARY
 @pytest.mark.parametrize("kind", CONTAINERS)
 @pytest.mark.parametrize("frozen", [["a"], ["a", "b"], ["b"], ["c"]], ids="".join)
 def test_nothing_runs_and_nothing_is_kept_below(
@@ -345,6 +346,7 @@ def test_no_memory_and_no_launch_for_what_is_frozen(backend: Here):
     assert [flat.whole.shape for flat in run.optimizer._flat.values()] == [(68,)] * 2
 
 
+@EACH_LIBRARY
 def test_stages_of_unfreezing(backend: Here, monkeypatch: pytest.MonkeyPatch):
     """A Trainer follows: at once, with the state that each parameter has; alike whether parameters
     lie in one array or not."""
@@ -378,6 +380,7 @@ def test_stages_of_unfreezing(backend: Here, monkeypatch: pytest.MonkeyPatch):
 # --- what keeps it --------------------------------------------------------------------------------
 
 
+@EACH_LIBRARY
 def test_copies_and_files_hold_it(backend: Here, tmp_path: Path):
     pytest.importorskip("safetensors")
     model = net(backend.device).freeze().unfreeze("fc")

@@ -267,7 +267,7 @@ def test_a_branching_graph(backend: Here):
     agree(backend, graph.prepare(x)(x), ty.detach().numpy(), x)
 
 
-def test_it_trains_is_saved_and_moves(backend: Here, tmp_path: Path):
+def test_a_graph_is_trained_saved_and_moved(backend: Here, tmp_path: Path):
     model = GraphModel(*branching()).build(
         (2, 6, 6), device=backend.device, dtype="float64", seed=3
     )

@@ -29,7 +29,7 @@ from portacnn.layers import (
 from portacnn.models import GraphModel, ResNet20
 from portacnn.optim import SGD, Adam
 from support.checks import normal, refuses
-from support.matrix import Here, backends
+from support.matrix import EACH_LIBRARY, Here, backends
 from support.nets import bits, patches, small_net
 
 
@@ -100,6 +100,7 @@ def test_layers_without_parameters_and_stages(backend: Here, count: int):
     assert len(model.children["stem"].stages) == 1
 
 
+@EACH_LIBRARY
 @backends("numpy", "strict-device1", "torch")
 @pytest.mark.parametrize(
     ("make", "path", "new", "changed"),
@@ -214,6 +215,7 @@ def test_graphs(backend: Here, tmp_path: Path):
     np.testing.assert_array_equal(backend.host(again.predict(x)), after)
 
 
+@EACH_LIBRARY
 @pytest.mark.parametrize(
     ("path", "new", "kind", "words"),
     [

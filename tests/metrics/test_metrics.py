@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from portacnn import losses, metrics
 from portacnn.errors import ArgumentError, ModelFormatError, ShapeError
 from support.checks import refuses
-from support.matrix import Here
+from support.matrix import EACH_LIBRARY, Here
 
 sk = pytest.importorskip("sklearn.metrics", reason="scikit-learn is the oracle")
 CROSS = losses.CrossEntropy()
@@ -47,6 +47,7 @@ draws = given(
 # --- classes --------------------------------------------------------------------------------------
 
 
+@EACH_LIBRARY
 @settings(max_examples=6)
 @draws
 def test_classes(backend: Here, seed: int, n: int, c: int, size: int):
@@ -83,6 +84,7 @@ def test_classes(backend: Here, seed: int, n: int, c: int, size: int):
         assert got == pytest.approx(value), k
 
 
+@EACH_LIBRARY
 @settings(max_examples=6)
 @draws
 def test_labels(backend: Here, seed: int, n: int, c: int, size: int):
@@ -112,6 +114,7 @@ def test_labels(backend: Here, seed: int, n: int, c: int, size: int):
     assert one == pytest.approx(theirs(sk.f1_score, t[:, 0], p[:, 0], average="binary"))
 
 
+@EACH_LIBRARY
 @settings(max_examples=6)
 @draws
 def test_roc_auc(backend: Here, seed: int, n: int, c: int, size: int):

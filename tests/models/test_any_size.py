@@ -20,7 +20,7 @@ from portacnn.layers import (
 )
 from portacnn.models import Model, UNet
 from support.checks import normal, refuses
-from support.matrix import Here
+from support.matrix import EACH_LIBRARY, Here
 
 
 def unet(device="numpy", **changes):
@@ -28,6 +28,7 @@ def unet(device="numpy", **changes):
     return UNet(1, 3, **{**arguments, **changes})
 
 
+@EACH_LIBRARY
 @pytest.mark.parametrize("up", ["transpose", "bilinear"])
 def test_a_unet_takes_any_size_that_fits_its_depth(backend: Here, up):
     """As one that was built for that size; few images and many, uint8 and floating point."""

@@ -24,7 +24,7 @@ from portacnn.layers import (
 )
 from portacnn.models import GraphModel
 from support.checks import refuses
-from support.matrix import Here
+from support.matrix import EACH_LIBRARY, Here
 from support.nets import as_bytes, patches
 
 SHARED = "shared.0", "shared.1"
@@ -64,6 +64,7 @@ def graph(device: Any) -> Model:
     return model.build((1, 8, 8), device=device, dtype="float64", seed=2)
 
 
+@EACH_LIBRARY
 @pytest.mark.parametrize("make", [net, graph])
 @pytest.mark.parametrize("size", [None, 4])
 def test_every_layer_of_every_container(backend: Here, make: Any, size: int | None):

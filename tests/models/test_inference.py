@@ -24,7 +24,7 @@ COUNTS = [*range(1, FEW + 2), 40]
 
 @pytest.mark.parametrize("count", COUNTS)
 @with_each_kernel
-def test_it_agrees_with_forward(backend: Here, count: int):
+def test_predict_agrees_with_forward(backend: Here, count: int):
     model, x = model_on(backend), backend.array(X[:count])
     expected = backend.host(model(x))
     for _ in range(3):  # made, found again, found again

@@ -29,6 +29,7 @@ from portacnn.models import LeNet5, Model, ResNet20
 from portacnn.optim import SGD, Adam, biases_and_norms
 from portacnn.schedules import CosineAnnealingLR
 from portacnn.training import Trainer
+from support.matrix import EACH_LIBRARY
 from support.nets import bits, patches, small_net
 
 
@@ -65,6 +66,7 @@ def trainer_of(model, count=40, **options):
     return Trainer(model, x, t, x[:12], t[:12], **options)
 
 
+@EACH_LIBRARY
 @both_ways
 def test_a_copy_predicts_and_learns_as_the_original(backend, copied):
     model = mixed(backend.device)
@@ -161,6 +163,7 @@ def test_an_optimizer_goes_on(backend):
         assert (twin.steps, twin.counts) == (2, {"w": 2, "b": 2})
 
 
+@EACH_LIBRARY
 def test_a_trainer_goes_on_in_the_middle_of_an_epoch(backend):
     straight, broken = (
         trainer_of(mixed(backend.device), 30, schedule=CosineAnnealingLR(9)) for _ in range(2)

@@ -13,6 +13,7 @@ from portacnn.errors import (
 )
 from portacnn.layers import Conv2d, Flatten, Linear, ReLU
 from portacnn.models import Model, SimpleConvNet
+from support.matrix import EACH_LIBRARY
 from support.nets import as_bytes, patches, small_net
 
 
@@ -23,6 +24,7 @@ def colour_net(device, dtype="float32", **preprocess):
     return net
 
 
+@EACH_LIBRARY
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
     "preprocess",
@@ -70,6 +72,7 @@ def test_floats_pass_a_preprocess_by(backend):
     np.testing.assert_array_equal(with_it, backend.host(net.predict(x)))
 
 
+@EACH_LIBRARY
 def test_uint8_and_floats_of_the_loader_are_the_same_bits(backend):
     (floats, t), _ = load_mnist_sample()
     (images, _), _ = load_mnist_sample(normalize=False)

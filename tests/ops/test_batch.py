@@ -13,6 +13,7 @@ from portacnn.backends import threads
 from portacnn.errors import ArgumentError, ArrayError, ShapeError
 from portacnn.ops import take_batch
 from portacnn.runtime import resolve
+from support import oracles
 from support.checks import DTYPES, LAYOUTS, agree, laid_out, refuses, untouched, with_each_kernel
 from support.matrix import Here, backends
 
@@ -23,6 +24,7 @@ def pixels(*shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
 
 
+@oracles.remembered
 def by_loops(
     images: np.ndarray, indices: list[int], mean: tuple, std: tuple, dtype: str
 ) -> np.ndarray:
@@ -120,7 +122,7 @@ def test_every_value_to_the_bit(backend: Here):
 
 @backends(having="strides")
 @with_each_kernel
-def test_it_lies_as_the_backend_prefers(backend: Here):
+def test_a_batch_lies_as_the_backend_prefers(backend: Here):
     images, floats = (
         backend.array(pixels(6, 3, 4, 5)),
         backend.array(np.ones((6, 3, 4, 5)), "float32"),

@@ -171,7 +171,7 @@ def test_drawn_against_pytorch(backend: Here, case: dict, dtype: str, layouts: t
 
 
 @with_each_kernel
-def test_it_is_the_adjoint_of_convolution(backend: Here):
+def test_conv_transpose_is_the_adjoint_of_conv(backend: Here):
     """<conv(a), b> = <a, conv_transpose(b)>, with the same weight, padding and stride."""
     a, weight = normal(2, 3, 7, 6), normal(4, 3, 3, 2, seed=1)
     options = {"stride": (2, 1), "padding": ((1, 2), (0, 1)), "dilation": (1, 2)}

@@ -1,5 +1,4 @@
-"""Pooling and its gradients against loops and PyTorch: ties, padding, windows that do not divide,
-drawn geometries."""
+"""Pooling and its gradients against loops and PyTorch: ties, padding, windows of any geometry."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -456,7 +455,7 @@ def test_integers_and_lists(backend: Here):
 
 
 @needs("torch")
-@settings(derandomize=True, max_examples=12, deadline=None)
+@settings(derandomize=True, max_examples=12)
 @given(data=st.data())
 @with_each_kernel
 def test_the_gradient_goes_to_nan_as_in_pytorch(backend: Here, data: st.DataObject):

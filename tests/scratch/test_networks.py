@@ -16,6 +16,7 @@ from portacnn.errors import (
     ShapeError,
 )
 from support.checks import DTYPES, agree, normal, refuses
+from support.matrix import EACH_LIBRARY
 from support.scratch_nets import SMALL, digits, quick_net
 
 
@@ -72,6 +73,7 @@ def test_network_equals_portacnns(backend, pad):
             )
 
 
+@EACH_LIBRARY
 def test_gradient_check(backend):
     """ch07/gradient_check.py: mean differences of 1e-7 and less, in float32 too."""
     small = {

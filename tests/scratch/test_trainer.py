@@ -13,9 +13,11 @@ from portacnn.errors import (
     NotFiniteError,
 )
 from support.checks import refuses
+from support.matrix import EACH_LIBRARY
 from support.scratch_nets import SAMPLE, digits, quick_net
 
 
+@EACH_LIBRARY
 def test_training_reaches_the_same_losses_on_every_backend(backend):
     """From NumPy arrays, on every backend, and to the same losses as the book's optimizer gives on
     NumPy."""

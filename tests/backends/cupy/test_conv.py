@@ -272,7 +272,7 @@ def test_the_cells_of_a_depthwise_weight_are_shared_out():
     assert "sum_partials" in grids
 
 
-THREE = Case(5, 3, 130, 1, Windows.of((9, 8), 3, 1, 1), True, 5)
+THREE = Case(3, 3, 130, 1, Windows.of((9, 8), 3, 1, 1), True, 5)
 STRIDED = Case(
     6, 34, 34, 2, Windows.of((11, 10), (3, 2), (2, 3), ((1, 0), (2, 1)), (1, 2)), True, 6
 )

@@ -128,7 +128,7 @@ def files(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 
 @needs("numba")
-def test_it_is_kept_for_the_next_process(module: str, tmp_path: Path):
+def test_compiled_kernels_are_kept_for_the_next_process(module: str, tmp_path: Path):
     kept = tmp_path / "cache"
     assert run(module, PORTACNN_CACHE=str(kept)).strip() == "found 0 compiled 1"
     before = files(kept)
