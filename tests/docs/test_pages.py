@@ -5,10 +5,12 @@ The convention:
 
 - The ```python blocks of a page run in order, as one program, in an empty folder.
 - A ```text block that follows a ```python block directly is what that block prints. Whole numbers
-  and words must be equal; decimal numbers agree within 1%, since the order of summation moves a
-  trained network.
+  and words must be equal; decimal numbers agree within 1% or one unit of the last printed digit,
+  since the order of summation moves a trained network.
 - ``<!-- needs: gpu -->`` or ``<!-- needs: download -->`` above a block: it is compiled, not run.
   ``<!-- needs: onnx -->`` (any package): it runs if the package is installed.
+- ``<!-- test: slow -->`` above a block, after ``needs``: `make test` compiles it, and the slow
+  tests run it. Blocks that use its names are slow too.
 - ```sh blocks are commands: the files, options, extras and groups that they name exist.
 """
 
@@ -18,6 +20,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from decimal import Decimal
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,7 +33,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 _FENCE = re.compile(
-    r"^(?:<!-- needs: (?P<needs>\w+) -->\n+)?(?P<indent> *)```(?P<kind>\w*)\n(?P<text>.*?)^ *```$",
+    r"^(?:<!-- needs: (?P<needs>\w+) -->\n+)?(?P<slow><!-- test: slow -->\n+)?"
+    r"(?P<indent> *)```(?P<kind>\w*)\n(?P<text>.*?)^ *```$",
     re.M | re.S,
 )
 # numba takes seconds to load, and more if its cache is empty
@@ -43,10 +47,12 @@ class Block(NamedTuple):
     text: str
     line: int  # of its first line in the page, from 1
     needs: str | None
+    slow: bool
     follows: bool  # directly after the block before it
 
-    @property
-    def runs(self) -> bool:
+    def runs(self, slow: bool) -> bool:
+        if self.slow and not slow:
+            return False
         if self.needs in (None, "gpu", "download"):
             return self.needs is None
         spec = find_spec(self.needs)  # tests/onnx looks like a package, but has no origin
@@ -59,19 +65,20 @@ def blocks(page: Path) -> list[Block]:
         code = re.sub(f"^{match['indent']}", "", match["text"], flags=re.M)
         line = text.count("\n", 0, match.start("text")) + 1
         between = text[end : match.start()].strip()
+        follows = between in ("", "It prints:")
         found.append(
-            Block(match["kind"], code, line, match["needs"], between in ("", "It prints:"))
+            Block(match["kind"], code, line, match["needs"], match["slow"] is not None, follows)
         )
         end = match.end()
     assert text.count("```") == 2 * len(found), f"{page.name}: a fence was not found"
     return found
 
 
-def program(page: Path) -> str:
+def program(page: Path, slow: bool) -> str:
     """The page's Python, each line where it stands in the page, so that a traceback names it."""
     lines: list[str] = []
     for block in blocks(page):
-        if block.kind == "python" and block.runs:
+        if block.kind == "python" and block.runs(slow):
             lines += [""] * (block.line - 1 - len(lines)) + block.text.splitlines()
             lines.append(f"print({_END!r}, end='', flush=True)")
     return "\n".join(lines)
@@ -83,19 +90,32 @@ _DECIMAL = re.compile(r"-?\d+\.\d+(?:e[-+]?\d+)?")
 def assert_printed(expected: str, came: str, where: str) -> None:
     assert _DECIMAL.sub("#", came.strip()) == _DECIMAL.sub("#", expected.strip()), where
     for right, got in zip(_DECIMAL.findall(expected), _DECIMAL.findall(came), strict=True):
-        assert float(got) == pytest.approx(float(right), rel=0.01, abs=1e-6), (
+        last_digit = float(Decimal(1).scaleb(int(Decimal(right).as_tuple().exponent)))
+        assert float(got) == pytest.approx(float(right), rel=0.01, abs=1.01 * last_digit), (
             f"{where}: prints\n{came}"
         )
 
 
 @pages
 def test_a_page_runs_as_printed(page: Path, tmp_path: Path):
+    run_and_compare(page, tmp_path, slow=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if "<!-- test: slow -->" in p.read_text()], ids=lambda p: p.name
+)
+def test_a_page_with_slow_blocks_runs_as_printed(page: Path, tmp_path: Path):
+    run_and_compare(page, tmp_path, slow=True)
+
+
+def run_and_compare(page: Path, tmp_path: Path, slow: bool) -> None:
     every = blocks(page)
     for block in every:
         if block.kind == "python":
             compile(block.text, f"{page.name}:{block.line}", "exec")
     script = tmp_path / f"page_{page.stem}.py"  # not onnx.py, which would be imported
-    script.write_text(program(page), encoding="utf-8")
+    script.write_text(program(page, slow), encoding="utf-8")
     folder = tmp_path / "empty"
     folder.mkdir()
     environment = {n: v for n, v in os.environ.items() if not n.startswith("PORTACNN_")}
@@ -105,17 +125,17 @@ def test_a_page_runs_as_printed(page: Path, tmp_path: Path):
         env={**environment, **QUICK, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300 if slow else 120,
         check=False,
     )
     assert done.returncode == 0, done.stderr
     outputs, last = iter(done.stdout.split(_END)), ""
     for before, block in zip([None, *every], every, strict=False):
-        if block.kind == "python" and block.runs:
+        if block.kind == "python" and block.runs(slow):
             last = next(outputs)
         elif block.kind == "text" and block.follows and before is not None:
             assert before.kind == "python", f"{page.name}:{block.line}: the output of what?"
-            if before.runs:
+            if before.runs(slow):
                 assert_printed(block.text, last, f"{page.name}:{block.line}")
 
 
