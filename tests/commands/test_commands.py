@@ -14,6 +14,7 @@ import pytest
 import portacnn
 from portacnn import cli
 from portacnn.commands import bench, train
+from portacnn.ops import use_kernels
 from support.commands import CLASSES
 from support.digits import ROOT, write_digits
 
@@ -26,11 +27,11 @@ def run(shapes, tmp_path_factory):
     out = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PORTACNN_CACHE", str(out / "cache"))
-        patch.setenv("PORTACNN_KERNELS", "native")  # numba would compile
         patch.setattr(train, "installed", lambda name: name != "matplotlib")
         words = ["--data", shapes, "--image-size", "12", "--batch-size", "5", "--epochs", "30"]
         words += ["--lr", "0.005", "--seed", "0", "--quiet", "--out", out / "run"]
-        assert cli.main(["train", *map(str, words)]) == 0
+        with use_kernels("native"):
+            assert cli.main(["train", *map(str, words)]) == 0
     return out / "run"
 
 
