@@ -1,5 +1,5 @@
-"""Data sets: folders of images, named sets (MNIST and others), arrays and memory maps, IDX files, and
-images that are made."""
+"""Data sets: folders of images, named sets (MNIST and others), arrays and memory maps, IDX files,
+and images that are made."""
 
 from portacnn.cache import cache_folder
 from portacnn.data.dataset import Dataset
