@@ -163,7 +163,8 @@ class _Run:
         """Return the figures of the test set for the weights that the model has now."""
         trainer, known = self.trainer, self.trainer.model.info.figures
         found = {name: known.get(f"test_{name}") for name in trainer.metrics or ("loss",)}
-        if trainer.epoch == 0 or self.settings.evaluate_images is not None:
+        mid = trainer.batch or not trainer.epoch  # the figures are not those of these weights
+        if mid or self.settings.evaluate_images is not None:
             loss = trainer.loss.for_evaluation()
             whole = evaluated(trainer.model, [self.sets[1]], loss, trainer.metrics)
             found = {name: whole[name] for name in found}

@@ -241,14 +241,16 @@ def test_an_error_of_portacnn_itself_keeps_its_traceback(command, monkeypatch):
         command("backends")
 
 
-def test_as_a_module_into_a_pipe():
-    """No bar and no colours; a reader that has gone is no error."""
-    start = [sys.executable, "-m", "portacnn"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*start, "--version"], env=environment, capture_output=True, text=True)
+def test_the_version(command):
+    done = command("--version")
     assert (done.returncode, done.stdout) == (0, f"portacnn {portacnn.__version__}\n")
+
+
+def test_as_a_module_whose_reader_has_gone():
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    gone = subprocess.Popen([*start, "train", "--help"], env=environment, **pipes)
+    command = [sys.executable, "-m", "portacnn", "train", "--help"]
+    gone = subprocess.Popen(command, env=environment, **pipes)
     gone.stdout.close()
     with gone.stderr:
         assert (gone.stderr.read(), gone.wait(60)) == (b"", 0)

@@ -237,3 +237,26 @@ def test_augment_is_the_standard_one_for_the_images(command, tmp_path, monkeypat
     command.fails("train", "--data", digits, "--augment", status=2)
     assert given["augment"] == augment.standard((1, 12, 12))
     command.fails("train", "--data", digits, status=2)
+
+
+@pytest.mark.parametrize("words", ["--epochs 1", "--epochs 2 --evaluate-images 3"])
+def test_the_final_figures_are_those_of_the_saved_weights(command, tmp_path, words):
+    """Also of weights in the middle of an epoch, and if epochs are evaluated on a few images."""
+    t = np.arange(240) % 8
+    x = np.random.default_rng(0).random((240, 1, 8, 8), "float32")
+    x[np.arange(240), 0, t] += 0.5  # the row says the class
+    np.savez(
+        tmp_path / "rows.npz", x_train=x[:160], t_train=t[:160], x_test=x[160:], t_test=t[160:]
+    )
+    base = ["train", "--data", tmp_path / "rows.npz", "--seed", "0", "--batch-size", "16"]
+    base += ["--model-option", "conv_param={filter_size=3}", "--lr", "0.01", "--quiet"]
+    if "--evaluate-images" in words:
+        done = command(*base, *words.split())
+    else:
+        done = command(*base, "--epochs", "2", "--checkpoint-every", "1", "--keep", "99")
+        assert done.returncode == 0, done.stderr
+        (middle,) = (tmp_path / "here" / "runs" / "latest" / "checkpoints").glob("*-step-18-*")
+        done = command("train", "--resume", middle, *words.split())
+    final = re.search(r"^final test accuracy ([\d.]+)$", done.stdout, re.M)[1]
+    net = portacnn.load("runs/latest/params.safetensors", device="numpy")
+    assert final == f"{net.accuracy(x[160:], t[160:]):.4f}" > "0.3"

@@ -49,6 +49,7 @@ def test_a_run(ran):
     assert re.search(r"^trained  2 epochs in [\d.]+ s$", printed, re.M)
     final = re.search(r"^final test accuracy ([\d.]+)$", printed, re.M)[1]
     assert "Traceback" not in result.stderr
+    assert not {"\x1b", "\r"} & {*printed, *result.stderr}  # no colours and no bar in a pipe
 
     assert sorted(path.name for path in out.iterdir()) == [
         "accuracy.csv",
