@@ -4,7 +4,7 @@ JSON for files.
 Notation: N images in the batch, C channels, H/W their size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -72,7 +72,8 @@ def checked(transforms: Any, input_shape: Sequence[int] | None = None) -> tuple[
                 f'augment must be a list of transforms or "standard", got {told(transforms)}'
             )
         transforms = standard(input_shape)
-    several = (transforms,) if isinstance(transforms, Transform) else tuple(transforms)
+    one = isinstance(transforms, Transform) or not isinstance(transforms, Iterable)
+    several = (transforms,) if one else tuple(transforms)
     for transform in several:
         if not isinstance(transform, Transform):
             hint = "(...)" if isinstance(transform, type) else ""

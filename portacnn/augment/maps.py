@@ -128,7 +128,7 @@ class _Plane:
         if not hasattr(values, "shape"):
             return values
         order = "hwn" if self.last else "nhw"
-        return self.xp.reshape(values, [-1 if letter == axis else 1 for letter in order])
+        return self.xp.reshape(values, tuple(-1 if letter == axis else 1 for letter in order))
 
 
 def _sources(map_: Map, plane: _Plane, rows: tuple[int, int], dtype: Any) -> tuple[Any, Any]:

@@ -14,7 +14,7 @@ from portacnn.augment.applying import (
     range_of_channels,
 )
 from portacnn.augment.base import Batch, Range, is_mask
-from portacnn.errors import PortacnnError
+from portacnn.errors import ShapeError
 from portacnn.losses import Loss
 from portacnn.models import Model
 from portacnn.models.info import range_of
@@ -87,8 +87,8 @@ def _check_size(transforms: Sequence[Transform], model: Model, shape: tuple[int,
     home = model.home
     try:
         model.kept_as(home.xp.empty((1, *made), dtype=home.dtype(model.dtype), device=home.device))
-    except PortacnnError as error:
-        raise error.at(f"augment={list(transforms)}")
+    except ShapeError as error:
+        raise ShapeError(f"augment={list(transforms)} makes images {made}: {error}") from error
 
 
 def _range(model: Model, images: Array) -> Range:

@@ -242,9 +242,9 @@ class Checkpoint:
     def _own_or_given(self, what: str, rebuild: Callable[[Any], Any]) -> Any:
         described = self.header.get(what)
         if isinstance(described, dict) and "not saved" in described:
+            article = "a " if what in ("loss", "schedule") else ""
             raise ArgumentError(
-                f"{self.path} was made with {'a ' if what in ('loss', 'schedule') else ''}{what} that a file "
-                "cannot hold "
+                f"{self.path} was made with {article}{what} that a file cannot hold "
                 f"({described['not saved']}); pass it again: resume(..., {what}=...)"
             )
         return self._said(lambda: rebuild(described))
