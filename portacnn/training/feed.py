@@ -13,7 +13,7 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from itertools import chain, count
+from itertools import chain
 from math import prod
 from typing import Any
 
@@ -129,10 +129,10 @@ class Streamed:
         """
         waiting = None
         with closing(self._read(order, size, number)) as read:  # its threads end with the loop
-            for begin, arrays in zip(count(0, size), chain(read, (None,)), strict=False):
+            for i, arrays in enumerate(chain(read, (None,))):
                 sent = None
                 if arrays is not None:
-                    sent = self._uploader.send(*arrays, order[begin : begin + size])
+                    sent = self._uploader.send(*arrays, order[i * size : (i + 1) * size])
                 if waiting is not None:
                     yield self._uploader.receive(waiting)
                 waiting = sent

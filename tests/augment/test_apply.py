@@ -177,7 +177,7 @@ def test_one_of_your_own(backend):
     inverted = (made != x).any(axis=(1, 2))
     np.testing.assert_array_equal(made, np.where(inverted[:, None, None], np.float32(2) - x, x))
     assert 35 <= inverted.sum() <= 65
-    with pytest.raises(ArgumentError, match="a file can hold the transforms Shift.*Inverted"):
+    with pytest.raises(ArgumentError, match=r"a file can hold the transforms Shift.*Inverted"):
         describe_augment([Inverted()])
 
 

@@ -137,7 +137,9 @@ def test_parts_of_another_size(backend):
         if (made[n] == padded[n, :, r : r + 4, c : c + 10]).all()
     }
     assert len(found) == 12
-    with pytest.raises(ShapeError, match="RandomCrop: images .7, 9. with padding .0, 0. are small"):
+    with pytest.raises(
+        ShapeError, match=r"RandomCrop: images .7, 9. with padding .0, 0. are small"
+    ):
         apply(RandomCrop(0, 8), backend.array(x))
 
 

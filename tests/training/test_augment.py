@@ -219,7 +219,7 @@ def test_a_crop_to_another_size_needs_a_network_that_takes_it(backend):
     assert trainer.seen.shape == (10, 1, 8, 8)
     with pytest.raises(ShapeError, match=r"augment=.*RandomCrop.*expected images \(N, 1, 8, 8\)"):
         Trainer(small_net(backend.device), *patches(20), augment=RandomCrop(0, 6), **options)
-    with pytest.raises(ShapeError, match="RandomCrop: images .8, 8. .* are smaller"):
+    with pytest.raises(ShapeError, match=r"RandomCrop: images .8, 8. .* are smaller"):
         Trainer(small_net(backend.device), *patches(20), augment=RandomCrop(0, 9), **options)
 
 
@@ -284,7 +284,7 @@ def test_resuming_with_transforms_of_your_own(tmp_path):
 
 def test_what_a_checkpoint_says_of_it(tmp_path):
     stopped(tmp_path, 2, augment=[Shift((2, 1), p=0.5)])
-    with pytest.raises(ArgumentError, match="the training has augment=.*leave it out"):
+    with pytest.raises(ArgumentError, match=r"the training has augment=.*leave it out"):
         resumed(tmp_path, augment=[Shift(3)])
     assert resumed(tmp_path, augment=Shift((2, 1), p=0.5)).augment == (Shift((2, 1), p=0.5),)
     (file,) = tmp_path.glob("*.safetensors")
@@ -298,7 +298,7 @@ def test_what_a_checkpoint_says_of_it(tmp_path):
     rewrite(file, older)
     assert resumed(tmp_path).augment == ()  # written before there was augmentation
     rewrite(file, damaged)
-    with pytest.raises(Exception, match="no intact checkpoint|unknown transform 'Trainer'"):
+    with pytest.raises(Exception, match=r"no intact checkpoint|unknown transform 'Trainer'"):
         resumed(tmp_path)
 
 
