@@ -28,7 +28,7 @@ from portacnn.augment.mixing import CutMix, MixUp
 from portacnn.augment.pixels import Brightness, Contrast, CutOut
 from portacnn.errors import ArgumentError, ArrayError, ModelFormatError, ShapeError
 from portacnn.ops.layout import pack
-from portacnn.runtime import Array, backend_of, describe, is_float
+from portacnn.runtime import Array, backend_of, describe, is_float, where
 from portacnn.seeds import words
 
 KINDS: dict[str, type[Transform]] = {
@@ -216,20 +216,23 @@ def apply(
     if boxes is not None and (boxes.ndim != 3 or boxes.shape[2] != 4):
         raise ShapeError(f"expected boxes (N, K, 4), got {describe(boxes)}")
     output_shape(several, images.shape[1:])
-    if indices is None:
-        indices = xp.arange(n, dtype=xp.int64, device=images.device)
-    elif not hasattr(indices, "shape"):
-        indices = xp.asarray(indices, dtype=xp.int64, device=images.device)
-    if tuple(indices.shape) != (n,) or not xp.isdtype(indices.dtype, "integral"):
-        raise ShapeError(f"expected an index for each of {n} images, got {describe(indices)}")
-    if input_range is None:
-        input_range = (0.0, 255.0) if bytes_ else (0.0, 1.0)
-    x = pack(xp.astype(images, xp.float32) if bytes_ else images)
-    batch = Batch(x, targets, boxes, None, range_of_channels(input_range), classes, fill)
-    apply_to(batch, several, key_of(seed), whole("epoch", epoch, 0), xp.astype(indices, xp.int64))
-    made = batch.images
-    if bytes_:
-        made = xp.astype(xp.floor(xp.maximum(xp.minimum(made, 255.0), 0.0) + 0.5), xp.uint8)
+    with where(images):
+        if indices is None:
+            indices = xp.arange(n, dtype=xp.int64, device=images.device)
+        elif not hasattr(indices, "shape"):
+            indices = xp.asarray(indices, dtype=xp.int64, device=images.device)
+        if tuple(indices.shape) != (n,) or not xp.isdtype(indices.dtype, "integral"):
+            raise ShapeError(f"expected an index for each of {n} images, got {describe(indices)}")
+        if input_range is None:
+            input_range = (0.0, 255.0) if bytes_ else (0.0, 1.0)
+        x = pack(xp.astype(images, xp.float32) if bytes_ else images)
+        batch = Batch(x, targets, boxes, None, range_of_channels(input_range), classes, fill)
+        apply_to(
+            batch, several, key_of(seed), whole("epoch", epoch, 0), xp.astype(indices, xp.int64)
+        )
+        made = batch.images
+        if bytes_:
+            made = xp.astype(xp.floor(xp.maximum(xp.minimum(made, 255.0), 0.0) + 0.5), xp.uint8)
     return Augmented(made, batch.targets, batch.boxes)
 
 
