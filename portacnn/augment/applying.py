@@ -138,11 +138,11 @@ def apply_to(
     """
     draws = drawn(batch.images, key, epoch, indices, len(transforms))
     waiting: Map | None = None  # what geometric transforms have not yet done
-    fill: float | None = None  # of the border that they show; None: they show none
+    fill: float | None = None  # of the border that they show, if any
     for transform, draw in zip(transforms, draws, strict=True):
         if not isinstance(transform, Geometric):
             if waiting is not None:
-                warp_batch(batch, waiting, fill or 0.0)
+                warp_batch(batch, waiting, fill)
                 waiting = fill = None
             transform.apply(batch, draw)
             continue
@@ -153,7 +153,7 @@ def apply_to(
         waiting = transform.drawn_map(draw, tuple(size)).after(waiting)
         fill = fill if transform.fill is None else transform.fill
     if waiting is not None:
-        warp_batch(batch, waiting, fill or 0.0)
+        warp_batch(batch, waiting, fill)
 
 
 class Augmented(NamedTuple):

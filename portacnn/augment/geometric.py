@@ -25,8 +25,8 @@ class Geometric(Transform):
     Consecutive ones are applied in one warp; ``apply`` is that of one alone.
 
     Attributes:
-        fill: the brightness of what comes in at the edges, 0 (black) to 1 (white); None if nothing
-            does.
+        fill: the brightness of what comes in at the edges, 0 (black) to 1 (white). None continues
+            the edge, for transforms that only interpolate with it.
     """
 
     p: float
@@ -47,14 +47,14 @@ class Geometric(Transform):
 
     def apply(self, batch: Batch, draw: Draw) -> None:
         _, _, height, width = batch.images.shape
-        warp_batch(batch, self.drawn_map(draw, (height, width)), self.fill or 0.0)
+        warp_batch(batch, self.drawn_map(draw, (height, width)), self.fill)
 
     def drawn_map(self, draw: Draw, size: Size) -> Map:
         """Return the map of each image: the identity for those that are not changed."""
         return self.map(draw, size).where(draw.applied(self.p))
 
 
-def warp_batch(batch: Batch, map_: Map, fill: float) -> None:
+def warp_batch(batch: Batch, map_: Map, fill: float | None) -> None:
     """Warp images, masks and boxes. Masks of floating point are interpolated as the images, others
     take the nearest pixel."""
     x, t = batch.images, batch.targets
@@ -62,11 +62,12 @@ def warp_batch(batch: Batch, map_: Map, fill: float) -> None:
         xp = backend_of(t).xp
         grouped = xp.reshape(t, (t.shape[0], -1, *t.shape[-2:]))
         float_ = is_float(xp, t.dtype)
-        made = warp(grouped, map_, 0 if float_ else batch.fill, nearest=not float_)
+        outside = None if fill is None else 0 if float_ else batch.fill
+        made = warp(grouped, map_, outside, nearest=not float_)
         batch.targets = xp.reshape(made, (*t.shape[:-2], *map_.size))
     if batch.boxes is not None:
         batch.boxes = mapped_boxes(batch.boxes, map_, (x.shape[2], x.shape[3]))
-    batch.images = warp(x, map_, batch.level(fill))
+    batch.images = warp(x, map_, None if fill is None else batch.level(fill))
 
 
 @dataclass(frozen=True)

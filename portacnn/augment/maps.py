@@ -166,14 +166,15 @@ def warp(x: Array, map_: Map, fill: Any, nearest: bool = False) -> Array:
     backend.
 
     Args:
-        fill: the value outside the image: a number, or (1, C, 1, 1).
+        fill: the value outside the image: a number, or (1, C, 1, 1). None continues its edge.
         nearest: read the nearest pixel, without interpolation; x may have any dtype.
     """
     xp, plane = backend_of(x).xp, _Plane(x)
     n, channels, height, width = x.shape
     h, w = map_.size
     one = nearest or map_.whole
-    source, (padded_h, padded_w) = _bordered(x, fill, plane, 1 if one else 2)
+    source, (padded_h, padded_w) = _bordered(x, 0 if fill is None else fill, plane, 1 if one else 2)
+    beyond = 0 if fill is None else 1  # pixels that may be read before and behind the image
     reach = 2 * (map_.gain * max(h, w) + map_.shift + max(height, width) + 4)
     scale = 1 if map_.whole else ONE
     small = reach * scale < _LARGEST and padded_h * padded_w * n < _LARGEST
@@ -190,8 +191,8 @@ def warp(x: Array, map_: Map, fill: Any, nearest: bool = False) -> Array:
         sy, sx = _sources(map_, plane, rows, dtype)
         bits = 1 if map_.whole else BITS + 1
         half = 0 if map_.whole else ONE
-        y0, dy = _cell(xp, sy, height, bits, half, one)
-        x0, dx = _cell(xp, sx, width, bits, half, one)
+        y0, dy = _cell(xp, sy, (-beyond, height - 1 + beyond), height, bits, half, one)
+        x0, dx = _cell(xp, sx, (-beyond, width - 1 + beyond), width, bits, half, one)
         index = (y0 * padded_w + x0) * step + image
         index = xp.reshape(xp.broadcast_to(xp.astype(index, xp.int64), block), (-1,))
         if not one:
@@ -215,18 +216,22 @@ def warp(x: Array, map_: Map, fill: Any, nearest: bool = False) -> Array:
     return batch_first(y) if plane.last else y
 
 
-def _cell(xp: Any, source: Any, size: int, bits: int, half: int, one: bool) -> tuple[Any, Any]:
+def _cell(
+    xp: Any, source: Any, ends: tuple[int, int], size: int, bits: int, half: int, one: bool
+) -> tuple[Any, Any]:
     """Return the pixel to read in the bordered image, and the fraction beyond it times 2^bits.
 
     Args:
         source: doubled coordinates times 2^(bits - 1).
+        ends: the first and the last pixel that may be read, counted from the image's first.
     """
+    first, last = ends
     unit = 1 << (bits - 1)
     source = source + (size - 1) * unit  # from the first pixel
     if one:
         cell = (source + half) >> bits
-        return xp.maximum(xp.minimum(cell, size), -1) + 1, None
-    source = xp.maximum(xp.minimum(source, size << bits), -(1 << bits))
+        return xp.maximum(xp.minimum(cell, last), first) + 1, None
+    source = xp.maximum(xp.minimum(source, last << bits), first * (1 << bits))
     return (source >> bits) + 1, source & ((1 << bits) - 1)
 
 

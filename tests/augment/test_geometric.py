@@ -147,10 +147,9 @@ def test_resized_parts_lie_within_the_image(backend):
     """On a picture whose values are its coordinates, the corners say what was cut out."""
     rows, columns = np.mgrid[:40, :60].astype("float32")
     x = np.broadcast_to(np.stack([rows, columns]), (200, 2, 40, 60)).copy()
-    made = apply(RandomResizedCrop((0.1, 0.5), (0.5, 2.0)), backend.array(x), input_range=(-1, 60))
+    made = apply(RandomResizedCrop((0.1, 0.5), (0.5, 2.0)), backend.array(x), input_range=(-9, 60))
     made = backend.host(made.images)
-    inner = made[:, :, 1:-1, 1:-1]  # the edge interpolates with the border
-    assert inner.min() >= 0
+    assert made.min() >= 0  # the edge is not mixed with a border
     step = (
         (made[:, 0, -2, 30] - made[:, 0, 1, 30]) / 37,
         (made[:, 1, 20, -2] - made[:, 1, 20, 1]) / 57,
