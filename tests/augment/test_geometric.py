@@ -147,9 +147,10 @@ def test_resized_parts_lie_within_the_image(backend):
     """On a picture whose values are its coordinates, the corners say what was cut out."""
     rows, columns = np.mgrid[:40, :60].astype("float32")
     x = np.broadcast_to(np.stack([rows, columns]), (200, 2, 40, 60)).copy()
-    made = apply(RandomResizedCrop((0.1, 0.5), (0.5, 2.0)), backend.array(x), input_range=(-9, 60))
+    made = apply(RandomResizedCrop((0.1, 0.5), (0.5, 2.0)), backend.array(x), input_range=(0, 60))
     made = backend.host(made.images)
-    assert made.min() >= 0  # the edge is not mixed with a border
+    white = apply(RandomResizedCrop((0.1, 1.0)), backend.array(np.ones_like(x))).images
+    assert (backend.host(white) == 1.0).all()  # the edge is not mixed with a border
     step = (
         (made[:, 0, -2, 30] - made[:, 0, 1, 30]) / 37,
         (made[:, 1, 20, -2] - made[:, 1, 20, 1]) / 57,
@@ -230,7 +231,18 @@ def test_what_a_mask_holds_outside(backend):
 
 def test_large_images_need_wider_numbers(backend):
     """Where 32 bits are not enough for a coordinate, 64 are used."""
-    x = np.zeros((1, 1, 2, 9000), "float32")
-    x[..., 5000:] = 1.0
-    made = apply([Scale((0.25, 0.25)), Scale((4.0, 4.0))], backend.array(x)).images
-    np.testing.assert_allclose(backend.host(made), x, atol=1e-3)
+    x = np.arange(20000, dtype="float32").reshape(1, 1, 1, 20000)
+    options = {"input_range": (0.0, 20000.0)}
+    made = apply(Scale((0.5, 0.5)), backend.array(x), **options).images
+    made = backend.host(made)[0, 0, 0]
+    np.testing.assert_array_equal(made[5000:15000], np.arange(0.5, 20000, 2))
+    assert not made[:4999].any()
+    assert not made[15001:].any()
+    made = backend.host(apply(Scale((16.0, 16.0)), backend.array(x), **options).images)
+    np.testing.assert_allclose(made[0, 0, 0], np.linspace(9375, 10624, 20000), atol=0.5)
+
+
+def test_each_border_has_its_own_fill(backend):
+    x = backend.array(np.zeros((9, 1, 4, 4), "float32"))
+    made = apply([RandomCrop((9, 0), fill=1.0), RandomCrop((0, 9), fill=0.5)], x).images
+    assert set(np.unique(backend.host(made)).tolist()) == {0.0, 0.5, 1.0}
