@@ -69,7 +69,7 @@ ROWS = [
     {"__main__"},
     {"cli"},
     {"commands"},
-    {"training", "callbacks", "report", "onnx", "sklearn"},
+    {"training", "callbacks", "report", "onnx", "plot", "sklearn"},
     {"models", "scratch"},
     {"augment"},
     {"layers", "optim", "schedules", "data", "losses", "metrics", "gradient_check", "testing"},
