@@ -15,6 +15,7 @@ import portacnn
 from portacnn import cli
 from portacnn.commands import bench, train
 from portacnn.ops import use_kernels
+from support.matrix import needs
 from support.commands import CLASSES
 from support.digits import ROOT, write_digits
 
@@ -117,8 +118,10 @@ def test_classes_are_matched_by_name(command, run, shapes, tmp_path):
     assert "the classes hexagon, which the model does not know" in command.fails(*words)
 
 
+@needs("onnx")
 def test_export_and_the_exported_file(command, run, shapes, tmp_path):
-    onnx = pytest.importorskip("onnx")
+    import onnx
+
     done = command("export", run, "net.onnx")
     assert done.stdout == "wrote net.onnx: input (N, 3, 12, 12) float32, opset 18\n"
     assert onnx.load("net.onnx").producer_version == portacnn.__version__
