@@ -15,9 +15,9 @@ import portacnn
 from portacnn import cli
 from portacnn.commands import bench, train
 from portacnn.ops import use_kernels
-from support.matrix import needs
 from support.commands import CLASSES
 from support.digits import ROOT, write_digits
+from support.matrix import needs
 
 pytest.importorskip("safetensors")
 
