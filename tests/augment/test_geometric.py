@@ -17,7 +17,9 @@ from portacnn.augment import (
     apply,
 )
 from portacnn.errors import ShapeError
+from support.matrix import EACH_LIBRARY
 
+pytestmark = EACH_LIBRARY
 RNG = np.random.default_rng(0)
 SIZES = [(8, 8), (9, 12), (1, 5)]
 

@@ -7,7 +7,9 @@ from scipy import stats
 from portacnn.augment import Brightness, Contrast, CutMix, CutOut, MixUp, apply
 from portacnn.augment.mixing import beta_quantiles
 from portacnn.errors import ArgumentError
+from support.matrix import EACH_LIBRARY
 
+pytestmark = EACH_LIBRARY
 RNG = np.random.default_rng(1)
 RANGE = ((-1.0, -2.0), (1.0, 3.0))  # of two channels
 BLACK, WHITE = (np.reshape(end, (1, 2, 1, 1)) for end in RANGE)

@@ -8,6 +8,9 @@ import pytest
 from portacnn.augment import HorizontalFlip, RandomCrop, Shift, apply
 from portacnn.errors import DependencyError, ShapeError
 from portacnn.plot import augmented
+from support.matrix import EACH_LIBRARY
+
+pytestmark = EACH_LIBRARY
 
 
 def test_it_shows_originals_and_what_a_training_sees(backend):

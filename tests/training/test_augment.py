@@ -81,19 +81,18 @@ def test_batches_are_changed_and_sets_that_are_evaluated_are_not(backend, monkey
     assert trainer.history["test_loss"][-1] == pytest.approx(figures["loss"], rel=1e-6)
 
 
-@pytest.mark.parametrize("step", [3, STEPS, STEPS + 2])
-def test_it_resumes_to_the_bit(backend, tmp_path, step):
+def test_it_resumes_to_the_bit(backend, tmp_path):
     whole = uninterrupted(backend.device, augment=LIST)
-    stopped(tmp_path, step, device=backend.device, augment=LIST)
+    stopped(tmp_path, STEPS + 2, device=backend.device, augment=LIST)
     again = resumed(tmp_path, device=backend.device)
     assert again.augment == LIST
     again.train()
     assert outcome(again) == outcome(whole)
 
 
-def test_it_resumes_after_every_step(tmp_path):
+def test_it_resumes_after_any_step(tmp_path):
     whole = uninterrupted("numpy", augment=LIST)
-    for step in range(1, EPOCHS * STEPS, 2):
+    for step in (1, STEPS - 1, STEPS, STEPS + 1, EPOCHS * STEPS - 1):
         stopped(tmp_path / str(step), step, augment=LIST)
         again = resumed(tmp_path / str(step))
         again.train()
