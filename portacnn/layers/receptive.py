@@ -1,5 +1,4 @@
-"""Receptive fields: which pixels of the input a unit of a layer depends on, from the layers' kernels
-alone.
+"""Receptive fields: which pixels of the input a unit of a layer depends on, by the kernels alone.
 
 On one axis, unit o of a layer reads the pixels from ``o*stride + low`` to ``o*stride + high``. A
 layer maps that of its input to that of its output (``reach``): a convolution with kernel k, stride
@@ -129,8 +128,10 @@ def receptive_field(network: Layer, path: str) -> ReceptiveField:
         >>> field.size, field.stride, field.offset, field.pixels((0, 3))
         ((6, 6), (2, 2), (-2, -2), ((0, 4), (4, 10)))
 
-    It follows from kernels, strides, padding and dilation; weights do not count. Behind an
-    upsampling or a transposed convolution, it may be larger than it is by a pixel on each side.
+    It follows from kernels, strides, padding and dilation; weights do not count. It is an upper
+    bound: behind an upsampling it may be a pixel too large, and at the image's border it holds
+    pixels that only padding cells of an inner layer would have read. Branches with different
+    strides count as reading the whole image.
 
     Args:
         network: built.

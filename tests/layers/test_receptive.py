@@ -85,7 +85,7 @@ NETS = {
     "cut and padded": lambda: Sequential(
         a=Crop([(2, 1), (0, 3)]),
         b=Pad([(0, 0), (1, 1), (1, 0)]),
-        c=Slice((0, 1, 0), (1, 7, 6), (1, 2, 1)),
+        c=Slice((0, 1, 0), (1, 9, 8), (1, 2, 1)),
         d=Conv2d(1, 1, 2),
     ),
     "shares": lambda: Sequential(a=Conv2d(1, 1, 3, padding=1), d=AdaptiveAvgPool2d((5, 3))),
@@ -97,7 +97,7 @@ NETS = {
 
 @pytest.mark.parametrize("name", NETS)
 def test_what_changes_a_unit(name):
-    net = NETS[name]().build((1, 10, 10), device="cpu", dtype="float64")
+    net = NETS[name]().build((1, 12, 12), device="cpu", dtype="float64")
     field = receptive_field(net, "d")
     units = net.layer_at("d").output_shape[1:]
     middle = tuple(n // 2 for n in units)
@@ -118,9 +118,9 @@ def test_what_changes_a_unit(name):
 @pytest.mark.parametrize("align", [False, True])
 def test_interpolation_is_within_it(align):
     net = Sequential(d=Upsample(scale_factor=1.5, mode="bilinear", align_corners=align))
-    net.build((1, 10, 10), device="cpu", dtype="float64")
+    net.build((1, 12, 12), device="cpu", dtype="float64")
     field = receptive_field(net, "d")
-    for unit in ((0, 0), (7, 8), (14, 14)):
+    for unit in ((0, 0), (7, 8), (17, 17)):
         for (a, b), (first, last) in zip(
             pixels_that_count(net, "d", unit), field.pixels(unit), strict=True
         ):
@@ -153,7 +153,7 @@ def test_size_stride_and_offset_of_known_networks():
 
 def test_a_graph():
     """Its way through the bottom, and the skip connection, are united."""
-    net = UNet(1, 2, depth=2, width=2, up="bilinear", input_size=8, device="cpu", dtype="float64")
+    net = UNet(1, 2, depth=2, width=2, up="transpose", input_size=8, device="cpu", dtype="float64")
     last = net.graph.nodes[-1].name
     field = receptive_field(net, last)
     assert field.stride == (1, 1)
