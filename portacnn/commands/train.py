@@ -11,10 +11,9 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from portacnn import losses, run_folder
+from portacnn import losses, plot, run_folder
 from portacnn.arguments import keyword_problem
 from portacnn.commands import settings as of
-from portacnn.commands.curves import draw
 from portacnn.commands.environment import environment, installed, peak_memory
 from portacnn.commands.evaluate import evaluated
 from portacnn.commands.sets import absolute, load, output_count
@@ -198,9 +197,11 @@ class _Run:
         else:
             (out / run_folder.SETTINGS).unlink(missing_ok=True)
             told.append("settings not written: the checkpoint's folder does not hold those it had")
-        if installed("matplotlib"):
+        if not trainer.epoch:
+            told.append("curves   not drawn: no epoch was trained")
+        elif installed("matplotlib"):
             title = f"{type(trainer.model).__name__}, {trainer.backend}"
-            draw(trainer.history, title, out / run_folder.CURVES)
+            plot.curves(trainer, title=title).savefig(out / run_folder.CURVES)
             told.append(f"curves   {shown / run_folder.CURVES}")
         else:
             told.append(
