@@ -159,7 +159,7 @@ def worst_errors(
         predicted = int(found.predicted[index])
         said = "NaN"
         if predicted >= 0:
-            said = f"{name(found.names[predicted], 16)} {found.probabilities[index].max():.0%}"
+            said = f"{name(found.names[predicted], 16)} ({found.probabilities[index].max():.0%})"
         true = name(found.names[int(found.labels[index])], 16)
         axes.set_title(f"is {true}\nsays {said}", fontsize="small")
     return drawn

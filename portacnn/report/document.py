@@ -23,7 +23,7 @@ from portacnn.version import VERSION
 
 _SCRIPTS = ("sort.js", "network.js", "pad.js")
 _MOST_CELLS = 24  # classes of a confusion matrix that is a table of numbers
-_MOST_ERRORS, _MOST_KERNELS, _MOST_PAIRS = 24, 64, 8
+_MOST_ERRORS, _MOST_KERNELS, _MOST_PAIRS, _MOST_ROWS = 24, 64, 8, 30
 
 
 def document(found: Contents) -> str:
@@ -87,7 +87,8 @@ def _tiles(found: Contents) -> str:
             told[f"test {label_of(what)}"] = _figure(parts["test"][-1])
     if found.classified is not None:
         share = float((found.classified.predicted == found.classified.labels).mean())
-        told["accuracy of these weights"] = f"{share:.4f}"
+        if told.get("test accuracy") != f"{share:.4f}":  # early stopping keeps the best weights
+            told["accuracy of these weights"] = f"{share:.4f}"
     if panels:
         told["epochs"] = str(max(len(v) for parts in panels.values() for v in parts.values()))
     if found.model is not None:
@@ -137,13 +138,14 @@ def _curves(found: Contents) -> str:
     panels = [
         lines(label_of(what), {named[part]: values for part, values in parts.items()})
         for what, parts in panels_of(history).items()
+        if what != "lr" or len({*parts["train"]}) > 1
     ]
     steps = [_number(value) for value in found.history["step_losses"]]
     if len(steps) > 1:
         panels.append(lines("loss of each step", {"training": _thinned(steps)}, _step_axis(steps)))
     seconds = [_number(value) for value in history.get("seconds", [])]
     if seconds:
-        panels.append(lines("seconds", {"an epoch": seconds}))
+        panels.append(lines("seconds of each epoch", {"seconds": seconds}))
     drawn = "".join(panels)
     return section("curves", "Training", f'<div class="curves">{drawn}</div>') if drawn else ""
 
@@ -276,7 +278,7 @@ def _error(found: Contents, said: Classified, index: int, files: Any) -> str:
     image = in_bytes(pixels_of(found.test.images[index, ...]))
     true, predicted = said.names[int(said.labels[index])], int(said.predicted[index])
     what = said.names[predicted] if predicted >= 0 else "NaN"
-    sure = f"{said.probabilities[index].max():.0%}" if predicted >= 0 else ""
+    sure = f"({said.probabilities[index].max():.0%})" if predicted >= 0 else ""
     where = str(files[index]) if files else f"test image {index}"
     alt = f"{where}: is {true}, predicted {what} {sure}"
     return (
@@ -335,6 +337,8 @@ def _layers(found: Contents) -> str:
     heads = ("layer", "class", "output", "parameters", "multiply-adds")
     caption = f"Layers, for one sample of {'x'.join(map(str, found.model.input_shape))}"
     made = table("layers", heads, rows, numbers=(3, 4), caption=caption)
+    if len(rows) > _MOST_ROWS:
+        made = f"<details><summary>{len(rows)} layers</summary>{made}</details>"
     return section("network", "Network", made)
 
 

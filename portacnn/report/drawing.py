@@ -87,7 +87,10 @@ def nice(low: float, high: float, most: int = 5) -> list[float]:
 
 def _said(tick: float, ticks: Sequence[float]) -> str:
     step = ticks[1] - ticks[0]
-    if tick and (abs(ticks[-1]) < 1e-3 or abs(ticks[-1]) >= 1e5):
+    most = max(abs(ticks[0]), abs(ticks[-1]))
+    if abs(tick) < step / 2:
+        return "0"
+    if most < 1e-2 or most >= 1e5:
         return f"{tick:.1e}".replace("e-0", "e-").replace("e+0", "e")
     places = max(0, ceil(-log10(step) - 1e-9)) + (1 if f"{step:.1e}".startswith("2.5") else 0)
     return f"{tick:.{places}f}"

@@ -33,7 +33,7 @@ def json_text(value: Any) -> str:
 def pairs(values: Mapping[str, Any]) -> str:
     """Return a table of names and values."""
     rows = "".join(
-        f'<tr><th scope="row">{text(name)}</th><td>{text(value)}</td></tr>'
+        f'<tr><th scope="row">{text(name)}</th><td>{text(value, 1000)}</td></tr>'
         for name, value in values.items()
     )
     return (
