@@ -72,7 +72,7 @@ def classified(
     labels = class_indices(host(labels, "labels"), count, classes, "labels")
     parts, home = [], model.home
     for first in range(0, count, _BATCH):
-        y = model.predict(images[first : first + _BATCH, ...])
+        y = model.predict(images[first : min(first + _BATCH, count), ...])
         with home.active():
             parts.append(home.to_host(scores(y, "multiclass")))
     found = np.concatenate(parts)

@@ -4,6 +4,7 @@ A test that does not apply, or that cannot run here, is not generated; the heade
 which backends and packages are missing.
 """
 
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -92,6 +93,13 @@ def _package(name: str) -> Callable[[], str | None]:
     return check
 
 
+def _browser() -> str | None:
+    missing = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
+    if missing:
+        return f"no {missing[0]} (Debian: apt-get install chromium chromium-driver)"
+    return _package("selenium")()
+
+
 def _compiler() -> str | None:
     from support.cuda_emulator.emulator import NO_COMPILER, compiler
 
@@ -118,8 +126,12 @@ MNIST = ROOT.parent / "shared" / "data" / "mnist"
 NEEDS: dict[str, Callable[[], str | None]] = {
     **{
         name: _package(name)
-        for name in ("torch", "numba", "onnx", "onnxruntime", "tensorboard", "PIL", "pooch")
+        for name in (
+            *("torch", "numba", "onnx", "onnxruntime", "tensorboard", "PIL", "pooch"),
+            "matplotlib",
+        )
     },
+    "browser": _browser,
     "compiler": _compiler,
     "nvrtc": _nvrtc,
     "disassembler": _disassembler,
