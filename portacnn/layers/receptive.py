@@ -259,11 +259,11 @@ for _kind in (
     *(BatchNorm1d, BatchNorm2d, BatchNorm3d),
 ):
     reach.register(_kind, pointwise)
-for _kind in (
+for _whole in (
     *(GlobalAvgPool, GlobalMaxPool, GroupNorm, LayerNorm),
     *(InstanceNorm1d, InstanceNorm2d, InstanceNorm3d),
 ):
-    reach.register(_kind, all_cells)
+    reach.register(_whole, all_cells)
 
 
 @reach.register(Conv)

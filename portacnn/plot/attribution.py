@@ -14,6 +14,7 @@ from portacnn.runtime import Array, HostArray
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
 
 
 def saliency(model: Model, image: Array, target: int | None = None) -> "Figure":
@@ -102,10 +103,12 @@ def resized(image: HostArray, size: Sequence[int]) -> HostArray:
     return image
 
 
-def _rectangle(x: float, y: float, width: float, height: float, color: str, wide: float) -> object:
-    from matplotlib.patches import Rectangle
+def _rectangle(
+    x: float, y: float, width: float, height: float, color: str, wide: float
+) -> "Rectangle":
+    from matplotlib.patches import Rectangle as Made
 
-    return Rectangle((x - 0.5, y - 0.5), width, height, fill=False, edgecolor=color, linewidth=wide)
+    return Made((x - 0.5, y - 0.5), width, height, fill=False, edgecolor=color, linewidth=wide)
 
 
 def _title(model: Model, batch: Array, target: int | None) -> str:

@@ -114,7 +114,9 @@ def confusion_matrix(
     if classes <= _MOST_COUNTS:
         labels = [name(each, 18) for each in found.names]
         long = any(len(label) > 3 for label in labels)
-        turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"} if long else {}
+        turned: dict[str, Any] = {}
+        if long:
+            turned = {"rotation": 45, "ha": "right", "rotation_mode": "anchor"}
         axes.set_xticks(range(classes), labels, **turned)
         axes.set_yticks(range(classes), labels)
         for (row, column), count in np.ndenumerate(counts):

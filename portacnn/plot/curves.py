@@ -82,7 +82,9 @@ def _panel(axes: "Axes", what: str, lines: Mapping[str, Sequence[float]]) -> Non
     for (part, label, style, marker), color in zip(_SETS, COLORS, strict=False):
         if part in lines:
             epochs = range(1, len(lines[part]) + 1)
-            marked = {"marker": marker, "markersize": 4} if len(epochs) <= _MOST_MARKERS else {}
+            marked: dict[str, Any] = {}
+            if len(epochs) <= _MOST_MARKERS:
+                marked = {"marker": marker, "markersize": 4}
             axes.plot(epochs, lines[part], style, color=color, label=label, **marked)
     axes.set(xlabel="epoch", ylabel=name(label_of(what)))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

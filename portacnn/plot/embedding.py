@@ -78,7 +78,8 @@ def embedding(
         groups = [(known[int(c)], given == c) for c in np.unique(given)]
     for number, (label, chosen) in enumerate(groups):
         axes.scatter(
-            *placed[chosen].T,
+            placed[chosen, 0],
+            placed[chosen, 1],
             s=14,
             alpha=0.75,
             linewidths=0,

@@ -82,7 +82,7 @@ def network(model: Model, test: Any = None, names: Any = ()) -> dict[str, Any]:
     layers = list(_layers(model, weights))
     scale, shift = _pixels(model)
     content = np.concatenate([*weights.parts, np.zeros(0, np.float32)]).astype("<f4")
-    found = {
+    found: dict[str, Any] = {
         "input": list(shape),
         "layers": layers,
         "weights": base64.b64encode(content.tobytes()).decode(),
