@@ -60,6 +60,7 @@ HAVING: dict[str, Callable[[Backend], bool]] = {
     "kernels": lambda backend: bool(backend.kernels),
     "update kernels": lambda backend: "sgd_update" in backend.kernels.get("native", {}),
     "views": lambda backend: backend.views_alias,
+    "float16": lambda backend: hasattr(backend.xp, "float16"),
     "strides": lambda backend: backend.name in ("numpy", "torch"),
 }
 
@@ -118,7 +119,16 @@ MNIST = ROOT.parent / "shared" / "data" / "mnist"
 NEEDS: dict[str, Callable[[], str | None]] = {
     **{
         name: _package(name)
-        for name in ("torch", "numba", "onnx", "onnxruntime", "tensorboard", "PIL", "pooch")
+        for name in (
+            "torch",
+            "numba",
+            "onnx",
+            "onnxruntime",
+            "tensorboard",
+            "PIL",
+            "pooch",
+            "pycocotools",
+        )
     },
     "compiler": _compiler,
     "nvrtc": _nvrtc,
