@@ -61,6 +61,7 @@ HAVING: dict[str, Callable[[Backend], bool]] = {
     "kernels": lambda backend: bool(backend.kernels),
     "update kernels": lambda backend: "sgd_update" in backend.kernels.get("native", {}),
     "views": lambda backend: backend.views_alias,
+    "float16": lambda backend: hasattr(backend.xp, "float16"),
     "strides": lambda backend: backend.name in ("numpy", "torch"),
 }
 
@@ -129,6 +130,14 @@ NEEDS: dict[str, Callable[[], str | None]] = {
         for name in (
             *("torch", "numba", "onnx", "onnxruntime", "tensorboard", "PIL", "pooch"),
             "matplotlib",
+            "torch",
+            "numba",
+            "onnx",
+            "onnxruntime",
+            "tensorboard",
+            "PIL",
+            "pooch",
+            "pycocotools",
         )
     },
     "browser": _browser,
