@@ -138,6 +138,7 @@ def test_summary(command, run):
     lines = command("summary", run).stdout.splitlines()
     net = portacnn.load(run / "params.safetensors", device="numpy")
     assert "\n".join(lines).startswith(net.summary())
+    assert max(map(len, lines)) <= 80
     known = dict(re.split(r"  +", line, maxsplit=1) for line in lines[lines.index("") + 1 :])
     assert (known["task"], known["classes"]) == ("multiclass", "3: a circle, square, triangle")
     assert known["written by"] == f"portacnn {portacnn.__version__}"
