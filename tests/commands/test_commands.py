@@ -197,6 +197,12 @@ def test_bench(command, monkeypatch):
     assert [place.device for place in bench._places(None)] == ["torch:cpu", "torch:cuda:0"]
 
 
+def test_a_device_without_integers_for_labels_is_refused(command):
+    pytest.importorskip("array_api_strict")
+    told = command.fails("bench", "--device", "array_api_strict:no_x64", status=cli.USAGE_ERROR)
+    assert "no 64-bit integers" in told
+
+
 # --- what all commands share ----------------------------------------------------------------------
 
 
