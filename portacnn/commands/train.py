@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import import_module
+from itertools import accumulate
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ _SAME = (
     *("compile_step", "checkpoint_dir", "checkpoint_every", "keep"),
 )
 """Settings that the Trainer takes as they are."""
+_FEWEST, _MOST, _STEPS = 16, 100, 20
+"""The default batch size: limits, and the steps of an epoch that it aims at."""
 _NO_FILES = "safetensors is not installed"
 
 
@@ -242,6 +245,7 @@ def _new(settings: Settings, backend: Backend, sets: tuple[Any, Any]) -> tuple[T
         seed=check_seed(settings.seed),
         epochs=20 if settings.epochs is None else settings.epochs,
         keep=3 if settings.keep is None else settings.keep,
+        batch_size=_batch_size(settings, len(train)),
     )
     if settings.checkpoint_every is not None and settings.checkpoint_dir is None:
         settings = replace(settings, checkpoint_dir=str(_checkpoints(settings)))
@@ -264,6 +268,14 @@ def _new(settings: Settings, backend: Backend, sets: tuple[Any, Any]) -> tuple[T
         **arguments,
     )
     return trainer, _placed(settings, trainer)
+
+
+def _batch_size(settings: Settings, count: int) -> int:
+    """Return the images of one step. By default an epoch has about 20 steps or more: with fewer, a
+    small set is trained for too few steps, and batch norm's running statistics lag behind."""
+    if settings.batch_size is not None:
+        return settings.batch_size
+    return min(count, max(_FEWEST, min(_MOST, count // _STEPS)))
 
 
 def _model(settings: Settings, backend: Backend, outputs: int, train: Any) -> Model:
@@ -384,5 +396,10 @@ def _resumed(path: Path, settings: Settings, sets: tuple[Any, Any]) -> tuple[Tra
 
 def _some(names: Sequence[str]) -> str:
     """Return the first names, as many as fit a line."""
-    shown = ", ".join(names[:8])
-    return f"{cut(shown, 60)}{', ...' if len(names) > 8 else ''}"
+    fit = [
+        name
+        for name, end in zip(names, accumulate(len(n) + 2 for n in names), strict=True)
+        if end <= 64
+    ]
+    shown = ", ".join(fit or [cut(names[0], 60)])
+    return shown if len(fit) == len(names) else f"{shown}, ..."

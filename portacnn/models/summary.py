@@ -90,15 +90,14 @@ def table(network: Layer, input_shape: Sequence[int], batch_size: int) -> str:
     )
     widths = [max(map(len, column)) for column in zip(_HEAD, *lines, total, strict=True)]
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
-    title = (
-        f"{type(network).__name__}, samples {_by(input_shape)}; multiply-adds of one sample, "
-        f"activations of a batch of {batch_size} in {network.dtype}"
-    )
+    title = f"{type(network).__name__}, samples {_by(input_shape)}, {network.dtype}"
+    counted = f"multiply-adds of one sample, activations of a batch of {batch_size}"
     frozen = sum(r.frozen for r in found)
     training = f"trainable parameters: {sum(r.parameters for r in found) - frozen:,}; "
     return "\n".join(
         [
             title,
+            counted,
             *_aligned([_HEAD], widths),
             rule,
             *_aligned(lines, widths),

@@ -138,6 +138,7 @@ def test_summary(command, run):
     lines = command("summary", run).stdout.splitlines()
     net = portacnn.load(run / "params.safetensors", device="numpy")
     assert "\n".join(lines).startswith(net.summary())
+    assert max(map(len, lines)) <= 80
     known = dict(re.split(r"  +", line, maxsplit=1) for line in lines[lines.index("") + 1 :])
     assert (known["task"], known["classes"]) == ("multiclass", "3: a circle, square, triangle")
     assert known["written by"] == f"portacnn {portacnn.__version__}"
@@ -194,6 +195,12 @@ def test_bench(command, monkeypatch):
     info = portacnn.runtime.BackendInfo("torch", "2", devices)
     monkeypatch.setattr(bench, "available_backends", lambda: [info])
     assert [place.device for place in bench._places(None)] == ["torch:cpu", "torch:cuda:0"]
+
+
+def test_a_device_without_integers_for_labels_is_refused(command):
+    pytest.importorskip("array_api_strict")
+    told = command.fails("bench", "--device", "array_api_strict:no_x64", status=cli.USAGE_ERROR)
+    assert "no 64-bit integers" in told
 
 
 # --- what all commands share ----------------------------------------------------------------------

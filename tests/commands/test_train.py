@@ -13,6 +13,7 @@ import pytest
 import portacnn
 from portacnn import cli, run_folder
 from portacnn.commands import train
+from portacnn.commands.settings import Settings
 from support.commands import CLASSES
 from support.digits import write_digits
 
@@ -183,6 +184,28 @@ def test_a_folder_with_one_class(command, shapes, tmp_path):
 def test_without_pillow(command, shapes, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "PIL", None)
     assert 'pip install "portacnn[data]"' in command.fails("train", "--data", shapes)
+
+
+@pytest.mark.parametrize(
+    ("count", "size"), [(1, 1), (14, 14), (300, 16), (480, 24), (2000, 100), (60000, 100)]
+)
+def test_the_default_batch_size_follows_the_number_of_images(count, size):
+    assert train._batch_size(Settings(), count) == size
+    assert train._batch_size(Settings(batch_size=3), count) == 3
+
+
+def test_a_small_folder_is_trained_without_a_batch_size(command, shapes, tmp_path):
+    words = ["--data", shapes, "--image-size", "12", "--epochs", "1", "--quiet"]
+    assert command("train", *words).returncode == 0
+    saved = tomllib.loads((tmp_path / "here/runs/latest/settings.toml").read_text())
+    assert saved["batch_size"] == 16  # of 19 training images
+
+
+def test_names_of_classes_are_not_cut_in_the_middle():
+    names = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker")
+    assert train._some(names) == ", ".join(names[:7]) + ", ..."
+    assert train._some(names[:3]) == "T-shirt/top, Trouser, Pullover"
+    assert len(train._some(["x" * 200, "y"])) <= 65
 
 
 def test_a_traceback_if_it_is_asked_for(command):
