@@ -20,6 +20,7 @@ lint: $(VENV)/.lint
 
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx -W --keep-going -q docs build/docs
+	$(BIN)/python docs/check_links.py build/docs
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
