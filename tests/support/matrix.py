@@ -129,15 +129,7 @@ NEEDS: dict[str, Callable[[], str | None]] = {
         name: _package(name)
         for name in (
             *("torch", "numba", "onnx", "onnxruntime", "tensorboard", "PIL", "pooch"),
-            "matplotlib",
-            "torch",
-            "numba",
-            "onnx",
-            "onnxruntime",
-            "tensorboard",
-            "PIL",
-            "pooch",
-            "pycocotools",
+            *("matplotlib", "pycocotools"),
         )
     },
     "browser": _browser,
