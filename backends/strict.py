@@ -46,7 +46,8 @@ def probe() -> BackendInfo:
         import array_api_strict as xp
     except ImportError:
         return BackendInfo("array_api_strict", None, (), _REMEDY)
-    devices = tuple(_word(device) for device in xp.__array_namespace_info__().devices())
+    words = (_word(device) for device in xp.__array_namespace_info__().devices())
+    devices = tuple(word for word in words if word not in _WITHOUT_INT64)
     return BackendInfo("array_api_strict", version("array-api-strict"), devices)
 
 
@@ -57,14 +58,14 @@ def connect(device: str | None) -> Backend:
     import array_api_strict as xp
 
     word = device or "cpu"
-    if word not in info.devices:
-        raise BackendError(
-            f"expected an array_api_strict device ({', '.join(info.devices)}), got {device!r}"
-        )
     if word in _WITHOUT_INT64:
         raise BackendError(
             f"array_api_strict:{word} has no 64-bit integers, which labels and indices need; use "
             "array_api_strict:device1"
+        )
+    if word not in info.devices:
+        raise BackendError(
+            f"expected an array_api_strict device ({', '.join(info.devices)}), got {device!r}"
         )
     return StrictBackend(
         name="array_api_strict", xp=xp, device=xp.Device("CPU_DEVICE" if word == "cpu" else word)
