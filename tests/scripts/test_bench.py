@@ -255,7 +255,9 @@ def test_kernels_and_threads_are_the_workers_alone(monkeypatch, tmp_path):
 
 def test_the_machine_is_described_and_its_speed_measured(tmp_path, monkeypatch, no_warm_up):
     monkeypatch.setattr(bench.Bench, "spawn", lambda self, task, python: worker.main(task))
-    made = bench.Bench(bench.parse(["--contenders", "portacnn", "--json", str(tmp_path / "out.json")]))
+    made = bench.Bench(
+        bench.parse(["--contenders", "portacnn", "--json", str(tmp_path / "out.json")])
+    )
     found = made.speed()
     assert found["cores"] >= 1
     assert found["gemm_gflops"] > 0
