@@ -26,9 +26,16 @@ HISTORY = "history.json"
 ACCURACY = "accuracy.csv"
 CURVES = "curves.png"
 CHECKPOINTS = "checkpoints"
+SAMPLE = "sample"
+"""The word of commands and settings for "mnist-sample", the digits that come with portacnn."""
 FORMAT = 1
 """Number of the format of history.json."""
 _LARGEST = 1 << 30  # bytes of a history
+
+
+def set_name(word: str) -> str:
+    """Return the ``portacnn.data.load`` name or path for a word of commands and settings."""
+    return "mnist-sample" if word == SAMPLE else word
 
 
 def write_history(

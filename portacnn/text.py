@@ -42,6 +42,11 @@ def listed(names: Sequence[object], most: int = 16) -> str:
     return ", ".join(map(shown, names[:most])) + more
 
 
+def class_names(names: Sequence[str] | None, count: int) -> list[str]:
+    """Return a name for each of ``count`` classes: those that are known, or else their numbers."""
+    return list(map(str, names if names and len(names) == count else range(count)))
+
+
 def message(text: str) -> str:
     """Escape and shorten a whole message. Its end, which has the fix, is kept."""
     return printable(cut(text, _MESSAGE))

@@ -91,10 +91,7 @@ class Shift(Geometric):
         object.__setattr__(self, "pixels", pair("pixels", self.pixels, 0))
 
     def map(self, draw: Draw, size: Size) -> Map:
-        rows, columns = _two(self.pixels)
-        ty = draw.whole(1, -rows, rows) * (2 * ONE)
-        tx = draw.whole(2, -columns, columns) * (2 * ONE)
-        return Map(ONE, 0, ty, 0, ONE, tx, size, 1.0, 2.0 * max(rows, columns), whole=True)
+        return _moves(draw, 1, two(self.pixels), size)
 
 
 @dataclass(frozen=True)
@@ -145,7 +142,7 @@ class RandomCrop(Geometric):
     def size(self, size: Size) -> Size:
         if self.output_size is None:
             return size
-        made, border = _two(self.output_size), _two(self.padding)
+        made, border = two(self.output_size), two(self.padding)
         if any(m > n + 2 * b for m, n, b in zip(made, size, border, strict=True)):
             raise ShapeError(
                 f"RandomCrop: images {size} with padding {border} are smaller than "
@@ -156,12 +153,12 @@ class RandomCrop(Geometric):
     def map(self, draw: Draw, size: Size) -> Map:
         made = self.size(size)
         offsets = []
-        for k, (n, m, border) in enumerate(zip(size, made, _two(self.padding), strict=True), 1):
+        for k, (n, m, border) in enumerate(zip(size, made, two(self.padding), strict=True), 1):
             most = n + 2 * border - m
             # of the centres, doubled: at the first place the part begins at -border
             offsets.append((draw.whole(k, 0, most) * 2 + (m - n - 2 * border)) * ONE)
         shift = max(
-            n + 2 * border - m for n, m, border in zip(size, made, _two(self.padding), strict=True)
+            n + 2 * border - m for n, m, border in zip(size, made, two(self.padding), strict=True)
         )
         return Map(ONE, 0, offsets[0], 0, ONE, offsets[1], made, 1.0, float(shift), whole=True)
 
@@ -204,7 +201,7 @@ class RandomResizedCrop(Geometric):
         _whole_batches(self, self.output_size)
 
     def size(self, size: Size) -> Size:
-        return size if self.output_size is None else _two(self.output_size)
+        return size if self.output_size is None else two(self.output_size)
 
     def map(self, draw: Draw, size: Size) -> Map:
         xp, made = draw.xp, self.size(size)
@@ -315,12 +312,7 @@ class Affine(Geometric):
         rows, columns = (
             round(part * n) for part, n in zip(_shares(self.translate), size, strict=True)
         )
-        ty, tx = (
-            draw.whole(4, -rows, rows) * (2 * ONE),
-            draw.whole(5, -columns, columns) * (2 * ONE),
-        )
-        moved = Map(ONE, 0, ty, 0, ONE, tx, size, 1.0, 2.0 * max(rows, columns), whole=True)
-        return moved.after(made)
+        return _moves(draw, 4, (rows, columns), size).after(made)
 
 
 # --- parts ----------------------------------------------------------------------------------------
@@ -335,8 +327,9 @@ def pair(name: str, value: Any, least: int) -> tuple[int, int]:
     return whole(name, several[0], least), whole(name, several[1], least)
 
 
-def _two(value: Any) -> tuple[int, int]:
-    return value  # checked by the constructor
+def two(value: Any) -> tuple[int, int]:
+    """Return a field that ``pair`` has made (rows, columns), with its type."""
+    return value
 
 
 def _shares(value: Any) -> tuple[float, float]:
@@ -388,6 +381,14 @@ def _aspects(low: float, high: float) -> tuple[tuple[int, ...], tuple[int, ...]]
 @lru_cache(maxsize=256)
 def _reductions(low: float, high: float) -> tuple[int, ...]:
     return _fixed(tuple(exp(-log_) for log_ in spaced(log(low), log(high))))
+
+
+def _moves(draw: Draw, k: int, most: tuple[int, int], size: Size) -> Map:
+    """Return moves by up to ``most`` (rows, columns), whole pixels, of the numbers k and k + 1."""
+    rows, columns = most
+    ty = draw.whole(k, -rows, rows) * (2 * ONE)
+    tx = draw.whole(k + 1, -columns, columns) * (2 * ONE)
+    return Map(ONE, 0, ty, 0, ONE, tx, size, 1.0, 2.0 * max(rows, columns), whole=True)
 
 
 def _rotation(draw: Draw, k: int, degrees: Any, size: Size) -> Map:

@@ -8,19 +8,14 @@ from typing import Any, ClassVar
 
 from portacnn.arguments import share
 from portacnn.augment.base import Batch, Draw, Transform, check_p, per_sample, span
-from portacnn.augment.geometric import pair
+from portacnn.augment.geometric import pair, two
 from portacnn.errors import ArgumentError
 from portacnn.runtime import Array, backend_of
 
 
 @dataclass(frozen=True)
-class Brightness(Transform):
-    """Multiply the brightness of images, from black, by a factor; clip to black and white.
-
-    Args:
-        factor: 0.2 draws factors from 0.8 to 1.2; or (low, high).
-        p: the share of images that are changed.
-    """
+class _Scaling(Transform):
+    """Base class of transforms that multiply the distance from a centre by a random factor."""
 
     factor: float | tuple[float, float] = 0.2
     p: float = 1.0
@@ -32,12 +27,22 @@ class Brightness(Transform):
         check_p(self)
         object.__setattr__(self, "factor", _positive_span("factor", self.factor))
 
+
+@dataclass(frozen=True)
+class Brightness(_Scaling):
+    """Multiply the brightness of images, from black, by a factor; clip to black and white.
+
+    Args:
+        factor: 0.2 draws factors from 0.8 to 1.2; or (low, high).
+        p: the share of images that are changed.
+    """
+
     def apply(self, batch: Batch, draw: Draw) -> None:
         batch.images = _scaled(batch, draw, self, batch.black)
 
 
 @dataclass(frozen=True)
-class Contrast(Transform):
+class Contrast(_Scaling):
     """Multiply the differences from the mean of each image by a factor; clip to black and white.
 
     The mean is over all channels.
@@ -46,16 +51,6 @@ class Contrast(Transform):
         factor: 0.2 draws factors from 0.8 to 1.2; or (low, high).
         p: the share of images that are changed.
     """
-
-    factor: float | tuple[float, float] = 0.2
-    p: float = 1.0
-
-    draws: ClassVar[int] = 1
-    images_only: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        check_p(self)
-        object.__setattr__(self, "factor", _positive_span("factor", self.factor))
 
     def apply(self, batch: Batch, draw: Draw) -> None:
         batch.images = _scaled(batch, draw, self, _means(batch.images))
@@ -86,7 +81,7 @@ class CutOut(Transform):
     def apply(self, batch: Batch, draw: Draw) -> None:
         x, xp = batch.images, draw.xp
         ends = []
-        for k, (n, length) in enumerate(zip(x.shape[2:], _pair(self.size), strict=True), 1):
+        for k, (n, length) in enumerate(zip(x.shape[2:], two(self.size), strict=True), 1):
             first = draw.whole(k, 0, n - 1) - length // 2
             ends.append((first, first + length))
         inside = rectangle(x, *ends)
@@ -121,10 +116,6 @@ def rectangle(x: Array, rows: tuple[Array, Array], columns: tuple[Array, Array])
         both = down[:, None, :] & across[None, :, :]
         return xp.permute_dims(both[None, ...], (3, 0, 1, 2))
     return (down[:, :, None] & across[:, None, :])[:, None, ...]
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    return value  # checked by the constructor
 
 
 def _positive_span(name: str, value: Any) -> tuple[float, float]:

@@ -19,7 +19,7 @@ from portacnn.models import Model
 from portacnn.models.evaluation import evaluate
 from portacnn.run_folder import finite
 from portacnn.runtime import Array, resolve
-from portacnn.text import listed
+from portacnn.text import class_names, listed
 
 HELP = "loss and metrics of a model on images with labels"
 _BY_TASK = {"": "cross_entropy", "multiclass": "cross_entropy", "multilabel": "bce_with_logits"}
@@ -117,9 +117,7 @@ def _outputs(model: Model, parts: list[Any], batch_size: int) -> Iterator[tuple[
     """Yield first, last (exclusive) and outputs of each batch, counted over all parts."""
     begin = 0
     for part in parts:
-        for first in range(0, len(part), batch_size):
-            last = min(first + batch_size, len(part))
-            y = model.predict(part.images[first:last, ...])
+        for first, last, y in model.outputs(part.images, batch_size):
             yield begin + first, begin + last, y
         begin += len(part)
 
@@ -152,7 +150,7 @@ def _lines(figures: Mapping[str, Any], names: Sequence[str]) -> Iterator[str]:
             yield f"{said:{width}}  {shown}"
             continue
         yield f"{said}:"
-        classes = names if len(names) == len(value) else [str(n) for n in range(len(value))]
+        classes = class_names(names, len(value))
         widest = max(map(len, classes), default=0)
         for each, row in zip(classes, value, strict=True):
             cells = row if isinstance(row, list) else [row]

@@ -18,7 +18,7 @@ from portacnn.losses.outputs import predictions, scores
 from portacnn.models import Model
 from portacnn.run_folder import finite
 from portacnn.runtime import HostArray, resolve
-from portacnn.text import printable
+from portacnn.text import class_names, printable
 
 HELP = "classes and probabilities of image files"
 _BATCH = 64
@@ -89,7 +89,7 @@ def _predicted(model: Model, images: list[HostArray], top: int) -> Iterator[dict
             yield {"values": values.tolist()}
         return
     classes, maps = outputs.shape[1], outputs.ndim > 2
-    names = model.info.class_names or tuple(map(str, range(classes)))
+    names = class_names(model.info.class_names, classes)
     read = predictions if maps else scores
     with home.active():
         read_out = home.to_host(read(outputs, task))

@@ -7,9 +7,7 @@ from typing import Any
 
 from portacnn import data
 from portacnn.losses import Loss
-
-SAMPLE = "sample"
-"""The command's word for "mnist-sample", the digits that come with portacnn."""
+from portacnn.run_folder import SAMPLE, set_name
 
 
 def load(name: str, **options: Any) -> tuple[Any, Any]:
@@ -22,7 +20,7 @@ def load(name: str, **options: Any) -> tuple[Any, Any]:
         FileNotFoundError, DataFormatError, DependencyError, ArgumentError: see
             ``portacnn.data.load``.
     """
-    return data.load("mnist-sample" if name == SAMPLE else name, **options)
+    return data.load(set_name(name), **options)
 
 
 def is_path(name: str) -> bool:

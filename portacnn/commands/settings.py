@@ -10,7 +10,7 @@ import argparse
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, replace
+from dataclasses import Field, dataclass, field, fields, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -263,12 +263,6 @@ SETTINGS: dict[str, Field[Any]] = {each.name: each for each in fields(Settings)}
 """The fields of ``Settings`` by name."""
 FRESH = tuple(n for n, each in SETTINGS.items() if each.metadata["group"] == "fresh")
 """The settings of a new training. A resumed one takes them from its checkpoint."""
-
-
-def default_of(name: str) -> Any:
-    """Return the default of a setting."""
-    found = SETTINGS[name]
-    return {} if found.default is MISSING else found.default
 
 
 def word(name: str) -> str:

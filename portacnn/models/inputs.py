@@ -102,15 +102,18 @@ class Pixels:
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_constants": None}
 
-    def look_at_floats(self, x: Array, model: Any) -> None:
+    def look_at_floats(self, x: Array, model: Any, known: Sequence[float]) -> None:
         """Warn once if floating-point images are on another scale than the model's: pixels 0..255
         for one that was trained on 0..1, or the other way, or pixels that ``preprocess`` would have
         scaled if they were uint8.
 
         NumPy images are checked in each call; those on a device only the first time, because
         reading waits there.
+
+        Args:
+            known: the range of the images that the model was trained on, empty if it is not known.
         """
-        source, known = backend_of(x), model._info.input_range
+        source = backend_of(x)
         if not known and model.preprocess is None:
             return
         if self._warned or 0 in x.shape or (self._floats_seen and source.name != "numpy"):

@@ -195,7 +195,7 @@ class Model(Sequential):
         if isinstance(x, Rows):
             x = x[:]
         if self.kept_as(x) != "uint8":
-            self._pixels.look_at_floats(x, self)
+            self._pixels.look_at_floats(x, self, self._info.input_range)
         x = self.cast(x)
         return x if backend_of(x).name == home.name else home.share(x)
 

@@ -9,8 +9,9 @@ from portacnn.errors import ShapeError
 from portacnn.layers import receptive_field as field_of
 from portacnn.models import Model
 from portacnn.models import attribution as of
-from portacnn.plot.style import COLOR_MAP, COLORS, class_names, figure, host, name, sample, show
+from portacnn.plot.style import COLOR_MAP, COLORS, figure, host, name, sample, show
 from portacnn.runtime import Array, HostArray
+from portacnn.text import class_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

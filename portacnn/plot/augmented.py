@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 from portacnn.arguments import whole
 from portacnn.augment import Transform, apply
 from portacnn.augment.applying import checked
-from portacnn.errors import DependencyError, ShapeError
+from portacnn.errors import ShapeError
+from portacnn.plot.style import figure
 from portacnn.runtime import Array, HostArray, backend_of, describe
 
 if TYPE_CHECKING:
@@ -41,12 +42,6 @@ def augmented(
         DependencyError: if matplotlib is not installed.
         ShapeError, ArgumentError: if an argument does not fit.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise DependencyError(
-            f'pictures need matplotlib: {error}; run: pip install "portacnn[plot]"'
-        ) from None
     variants = min(whole("variants", variants, 1), _MOST)
     backend = backend_of(images)
     if images.ndim != 4 or not 1 <= images.shape[0] <= _MOST:
@@ -62,9 +57,8 @@ def augmented(
     for epoch in range(variants):
         options: dict[str, Any] = {"seed": seed, "epoch": epoch, "input_range": input_range}
         made.append(backend.to_host(apply(transforms, images, **options).images))
-    size = (_CELL * (variants + 1), _CELL * rows + 0.35)
-    figure = Figure(figsize=size, dpi=120, layout="constrained")
-    axes = figure.subplots(rows, variants + 1, squeeze=False)
+    drawn = figure(_CELL * (variants + 1), _CELL * rows + 0.35)
+    axes = drawn.subplots(rows, variants + 1, squeeze=False)
     for column, batch in enumerate(made):
         axes[0, column].set_title("original" if not column else f"epoch {column}", fontsize=8)
         for row in range(rows):
@@ -72,7 +66,7 @@ def augmented(
                 _shown(batch[row], *input_range), cmap="gray", vmin=0.0, vmax=1.0
             )
             axes[row, column].set_axis_off()
-    return figure
+    return drawn
 
 
 def _shown(image: HostArray, black: float, white: float) -> HostArray:

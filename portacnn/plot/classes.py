@@ -9,8 +9,9 @@ from portacnn.data.labels import class_indices
 from portacnn.errors import ArgumentError
 from portacnn.losses.outputs import scores
 from portacnn.models import Model
-from portacnn.plot.style import COLOR_MAP, class_names, figure, grid, host, name, show
+from portacnn.plot.style import COLOR_MAP, figure, grid, host, name, show
 from portacnn.runtime import HostArray
+from portacnn.text import class_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -71,9 +72,8 @@ def classified(
     classes = model.classes
     labels = class_indices(host(labels, "labels"), count, classes, "labels")
     parts, home = [], model.home
-    for first in range(0, count, _BATCH):
-        y = model.predict(images[first : min(first + _BATCH, count), ...])
-        with home.active():
+    with home.active():
+        for _, _, y in model.outputs(images, _BATCH):
             parts.append(home.to_host(scores(y, "multiclass")))
     found = np.concatenate(parts)
     whole = np.isfinite(found).all(axis=1)

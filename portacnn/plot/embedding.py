@@ -8,8 +8,9 @@ import numpy as np
 from portacnn.arguments import whole
 from portacnn.errors import ArgumentError
 from portacnn.models import Model
-from portacnn.plot.style import COLORS, MARKERS, class_names, figure, host, name
+from portacnn.plot.style import COLORS, MARKERS, figure, host, name
 from portacnn.runtime import HostArray
+from portacnn.text import class_names
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from portacnn.errors import ShapeError
-from portacnn.plot.style import COLORS, class_names, figure, host, name, sample, show
+from portacnn.plot.style import COLORS, figure, host, name, sample, show
 from portacnn.runtime import Array
+from portacnn.text import class_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

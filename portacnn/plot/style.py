@@ -1,6 +1,5 @@
 """What all pictures share: the figure, colours, images as matplotlib shows them, text."""
 
-from collections.abc import Sequence
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
@@ -105,10 +104,3 @@ def sample(image: Any) -> tuple[Any, Any]:
         shape = getattr(image, "shape", type(image).__name__)
         raise ShapeError(f"expected one image (C, H, W), got {shape}")
     return (image, image[None, ...]) if image.ndim == 3 else (image[0, ...], image)
-
-
-def class_names(names: Sequence[str] | None, count: int) -> list[str]:
-    """Return a name for each class: those that are known, or numbers."""
-    return (
-        [str(n) for n in names] if names and len(names) == count else list(map(str, range(count)))
-    )

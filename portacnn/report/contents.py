@@ -14,7 +14,6 @@ from portacnn.text import shown
 
 MOST_IMAGES = 10_000
 _LARGEST = 1 << 20  # bytes of settings
-_SAMPLE = "sample"  # the command's word for the bundled digits
 
 
 @dataclass
@@ -83,10 +82,10 @@ def _model(folder: Path) -> Model:
 
 def _test_set(settings: dict[str, Any]) -> Any:
     """Return the test set that the run was tested on."""
-    name = str(settings.get("data", _SAMPLE))
+    name = str(settings.get("data", run_folder.SAMPLE))
     known = ("image_size", "mode", "test_share", "on_error")
     options = {each: settings[each] for each in known if each in settings}
-    return data.load("mnist-sample" if name == _SAMPLE else name, **options)[1]
+    return data.load(run_folder.set_name(name), **options)[1]
 
 
 def _classify(found: Contents, model: Model, images: int) -> None:

@@ -19,6 +19,7 @@ from portacnn.report.contents import Contents
 from portacnn.report.drawing import heat, in_bytes, lines, mosaic, png
 from portacnn.report.in_page import NotInPageError, network
 from portacnn.report.markup import data_uri, json_text, pairs, section, table, text
+from portacnn.text import class_names
 from portacnn.version import VERSION
 
 _SCRIPTS = ("sort.js", "network.js", "pad.js")
@@ -317,7 +318,7 @@ def _pad(found: Contents) -> tuple[str, Any]:
         return "", None
     names = found.classified.names if found.classified else found.model.info.class_names
     if not names and len(found.model.output_shape) == 1:
-        names = list(map(str, range(found.model.output_shape[0])))
+        names = class_names(None, found.model.output_shape[0])
     try:
         held = network(found.model, found.test if found.classified else None, names)
     except NotInPageError as why:
