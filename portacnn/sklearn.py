@@ -191,7 +191,8 @@ class _ConvNet(BaseEstimator):
             raise ArgumentError("Input X contains NaN or infinity")
         if reset:
             self.n_features_in_ = int(x.shape[1])
-            vars(self).pop("feature_names_in_", None)
+            if hasattr(self, "feature_names_in_"):
+                del self.feature_names_in_
         elif x.shape[1] != self.n_features_in_:
             raise ShapeError(
                 f"X has {x.shape[1]} features, but {name} is expecting {self.n_features_in_} "
@@ -247,8 +248,11 @@ class _ConvNet(BaseEstimator):
             return own.to_host(y)
         return y if home == own else home.asarray(own.to_host(y))
 
+    def predict(self, X: Any) -> Array:
+        raise NotImplementedError
+
     def _score(self, metric: Any, X: Any, y: Any, sample_weight: Any) -> float:
-        predicted = on_host(self.predict(X))  # type: ignore[attr-defined]
+        predicted = on_host(self.predict(X))
         return float(metric(on_host(y), predicted, sample_weight=on_host(sample_weight)))
 
     # --- training ---------------------------------------------------------------------------------
