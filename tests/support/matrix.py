@@ -118,7 +118,10 @@ MNIST = ROOT.parent / "shared" / "data" / "mnist"
 NEEDS: dict[str, Callable[[], str | None]] = {
     **{
         name: _package(name)
-        for name in ("torch", "numba", "onnx", "onnxruntime", "tensorboard", "PIL", "pooch")
+        for name in (
+            *("torch", "numba", "onnx", "onnxruntime", "tensorboard", "PIL", "pooch"),
+            *("nbclient", "ipykernel", "starlette", "uvicorn"),
+        )
     },
     "compiler": _compiler,
     "nvrtc": _nvrtc,
