@@ -79,7 +79,7 @@ class Table(NamedTuple):
 def _table(network: Layer, input_shape: Sequence[int], batch_size: int) -> Table:
     """Return ``rows`` as text, with the activations of a whole batch."""
     found = rows(network, input_shape)
-    lines = [
+    lines: list[tuple[str, ...]] = [
         (
             printable(r.path),
             r.kind,
