@@ -409,8 +409,8 @@ class Model(Sequential):
     def release_memory(self) -> None:
         """Release the memory that ``predict``, ``loss`` and ``accuracy`` keep for their next call.
 
-        They keep about as much as their largest call needed, per concurrent thread, until the model
-        is deleted. Results and parameters are not affected. The next call allocates memory again.
+        They keep about as much as their largest call needed until the model is deleted. Results and
+        parameters are not affected. The next call allocates memory again.
         """
         self._inference.release()
 
