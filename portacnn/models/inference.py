@@ -26,9 +26,9 @@ from portacnn.runtime import Array, backend_of
 
 FEW = 8
 """Largest number of images for which a prepared path is used."""
-PATIENCE = 5.0
+PATIENCE = 2.0
 """Seconds that a call waits for its turn at most. It then runs beside the other call, which may be
-waiting for it: a hook may do anything."""
+waiting for it: a hook may do anything. Later calls take turns among themselves."""
 _WAYS = 16  # prepared paths per lane: combinations of shape, dtype and kernel choice
 
 
@@ -60,9 +60,11 @@ class Inference:
         Args:
             hold: keep the memory of the layers' outputs for the next call.
         """
+        global _turn
         turn = _turn
         try:
-            turn.acquire(timeout=PATIENCE)
+            if not turn.acquire(timeout=PATIENCE) and turn is _turn:
+                _turn = RLock()  # that call may never end, or was interrupted while it ended
             return self._run(network, x, batch, hold)
         finally:
             # Asked of the lock, as an interrupt may come between the call and its result.

@@ -221,6 +221,12 @@ def test_a_batch_is_as_large_as_memory_allows(monkeypatch: pytest.MonkeyPatch):
     assert sizes == [20, 20]
 
 
+@pytest.fixture(autouse=True)
+def a_free_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interruption between two lines, which no signal makes, may have left it taken."""
+    monkeypatch.setattr(inference, "_turn", threading.RLock())
+
+
 @each_set
 @pytest.mark.parametrize("count", [1, FEW, 40])
 def test_threads_on_one_model_get_their_own_results_to_the_bit(count: int, choice: str):
@@ -337,6 +343,17 @@ def test_an_interrupted_call_leaves_the_turn_to_others(monkeypatch: pytest.Monke
     worker.start()
     worker.join(20)
     assert errors == [None, (40, 4)]
+
+
+def test_a_turn_that_never_ends_is_waited_for_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("portacnn.models.inference.PATIENCE", 0.2)
+    lost = threading.Thread(target=inference._turn.acquire)
+    lost.start()
+    lost.join()
+    model, began = small_net("numpy"), time.monotonic()
+    for _ in range(20):
+        model.predict(X[:1])
+    assert time.monotonic() - began < 2.0
 
 
 def test_after_an_error_it_goes_on(backend: Here):
