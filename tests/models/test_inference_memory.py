@@ -298,7 +298,7 @@ def test_a_second_thread_goes_the_prepared_way_too(monkeypatch: pytest.MonkeyPat
 
 
 def test_threads_take_turns_and_share_one_memory():
-    """Side by side they would predict half as many images per second (docs/serving.md)."""
+    """Side by side they would predict half as many images per second."""
     model = small_net("numpy")
     inside, most, start = [0], [0], threading.Barrier(6)
 
