@@ -13,6 +13,7 @@ from portacnn.runtime import Array, Backend, BackendInfo, HostArray
 
 KINDS = frozenset({"cpu"})
 _MADE_UP = 12  # DLPack's device type for extensions
+_WITHOUT_INT64 = ("no_x64",)
 _REMEDY = "array-api-strict is not installed: pip install array-api-strict"
 
 
@@ -59,6 +60,11 @@ def connect(device: str | None) -> Backend:
     if word not in info.devices:
         raise BackendError(
             f"expected an array_api_strict device ({', '.join(info.devices)}), got {device!r}"
+        )
+    if word in _WITHOUT_INT64:
+        raise BackendError(
+            f"array_api_strict:{word} has no 64-bit integers, which labels and indices need; use "
+            "array_api_strict:device1"
         )
     return StrictBackend(
         name="array_api_strict", xp=xp, device=xp.Device("CPU_DEVICE" if word == "cpu" else word)

@@ -18,6 +18,7 @@ from portacnn import (
     onnx,
     ops,
     optim,
+    plot,
     schedules,
     scratch,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "onnx",
     "ops",
     "optim",
+    "plot",
     "resolve",
     "schedules",
     "scratch",

@@ -14,7 +14,7 @@ def cache_folder() -> Path:
     - Windows: ``%LOCALAPPDATA%\\portacnn\\Cache``;
     - macOS: ``~/Library/Caches/portacnn``;
     - elsewhere: ``$XDG_CACHE_HOME/portacnn`` if that variable is an absolute path, else
-    ``~/.cache/portacnn``.
+      ``~/.cache/portacnn``.
 
     Raises:
         FileNotFoundError: if no variable is set and the user has no home folder.

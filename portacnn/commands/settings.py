@@ -182,7 +182,13 @@ class Settings:
         "balanced: rare classes count more in the cross-entropy",
         choices=("balanced",),
     )
-    batch_size: int = _setting(100, WHOLE, "fresh", "images of one step; by default 100", "N")
+    batch_size: int | None = _setting(
+        None,
+        WHOLE,
+        "fresh",
+        "images of one step; by default a twentieth of the training images, from 16 to 100",
+        "N",
+    )
     drop_last: bool = _setting(
         False, FLAG, "fresh", "leave out the last batch of an epoch if it is smaller"
     )

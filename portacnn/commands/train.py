@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from importlib import import_module
+from itertools import accumulate
 from math import prod
 from pathlib import Path
 from typing import Any
 
-from portacnn import losses, run_folder
+from portacnn import losses, plot, run_folder
 from portacnn.arguments import keyword_problem
 from portacnn.commands import settings as of
-from portacnn.commands.curves import draw
 from portacnn.commands.environment import environment, installed, peak_memory
 from portacnn.commands.evaluate import evaluated
 from portacnn.commands.sets import absolute, load, output_count
@@ -38,6 +38,8 @@ _SAME = (
     *("compile_step", "checkpoint_dir", "checkpoint_every", "keep"),
 )
 """Settings that the Trainer takes as they are."""
+_FEWEST, _MOST, _STEPS = 16, 100, 20
+"""The default batch size: limits, and the steps of an epoch that it aims at."""
 _NO_FILES = "safetensors is not installed"
 
 
@@ -163,7 +165,8 @@ class _Run:
         """Return the figures of the test set for the weights that the model has now."""
         trainer, known = self.trainer, self.trainer.model.info.figures
         found = {name: known.get(f"test_{name}") for name in trainer.metrics or ("loss",)}
-        if trainer.epoch == 0 or self.settings.evaluate_images is not None:
+        mid = trainer.batch or not trainer.epoch  # the figures are not those of these weights
+        if mid or self.settings.evaluate_images is not None:
             loss = trainer.loss.for_evaluation()
             whole = evaluated(trainer.model, [self.sets[1]], loss, trainer.metrics)
             found = {name: whole[name] for name in found}
@@ -197,9 +200,11 @@ class _Run:
         else:
             (out / run_folder.SETTINGS).unlink(missing_ok=True)
             told.append("settings not written: the checkpoint's folder does not hold those it had")
-        if installed("matplotlib"):
+        if not trainer.epoch:
+            told.append("curves   not drawn: no epoch was trained")
+        elif installed("matplotlib"):
             title = f"{type(trainer.model).__name__}, {trainer.backend}"
-            draw(trainer.history, title, out / run_folder.CURVES)
+            plot.curves(trainer, title=title).savefig(out / run_folder.CURVES)
             told.append(f"curves   {shown / run_folder.CURVES}")
         else:
             told.append(
@@ -240,6 +245,7 @@ def _new(settings: Settings, backend: Backend, sets: tuple[Any, Any]) -> tuple[T
         seed=check_seed(settings.seed),
         epochs=20 if settings.epochs is None else settings.epochs,
         keep=3 if settings.keep is None else settings.keep,
+        batch_size=_batch_size(settings, len(train)),
     )
     if settings.checkpoint_every is not None and settings.checkpoint_dir is None:
         settings = replace(settings, checkpoint_dir=str(_checkpoints(settings)))
@@ -262,6 +268,14 @@ def _new(settings: Settings, backend: Backend, sets: tuple[Any, Any]) -> tuple[T
         **arguments,
     )
     return trainer, _placed(settings, trainer)
+
+
+def _batch_size(settings: Settings, count: int) -> int:
+    """Return the images of one step. By default an epoch has about 20 steps or more: with fewer, a
+    small set is trained for too few steps, and batch norm's running statistics lag behind."""
+    if settings.batch_size is not None:
+        return settings.batch_size
+    return min(count, max(_FEWEST, min(_MOST, count // _STEPS)))
 
 
 def _model(settings: Settings, backend: Backend, outputs: int, train: Any) -> Model:
@@ -382,5 +396,10 @@ def _resumed(path: Path, settings: Settings, sets: tuple[Any, Any]) -> tuple[Tra
 
 def _some(names: Sequence[str]) -> str:
     """Return the first names, as many as fit a line."""
-    shown = ", ".join(names[:8])
-    return f"{cut(shown, 60)}{', ...' if len(names) > 8 else ''}"
+    fit = [
+        name
+        for name, end in zip(names, accumulate(len(n) + 2 for n in names), strict=True)
+        if end <= 64
+    ]
+    shown = ", ".join(fit or [cut(names[0], 60)])
+    return shown if len(fit) == len(names) else f"{shown}, ..."

@@ -1,5 +1,5 @@
-"""Data sets: folders of images, named sets (MNIST and others), arrays and memory maps, IDX
-files."""
+"""Data sets: folders of images, named sets (MNIST and others), arrays and memory maps, IDX files,
+and images that are made."""
 
 from portacnn.cache import cache_folder
 from portacnn.data.dataset import Dataset
@@ -10,9 +10,11 @@ from portacnn.data.mnist import load_idx_folder, load_mnist, load_mnist_sample
 from portacnn.data.named import NAMES
 from portacnn.data.rows import Rows
 from portacnn.data.stream import Stream
+from portacnn.data.synthetic import SHAPES, rotate, scenes, shapes
 
 __all__ = [
     "NAMES",
+    "SHAPES",
     "Dataset",
     "ImageFolder",
     "Rows",
@@ -23,5 +25,8 @@ __all__ = [
     "load_mnist",
     "load_mnist_sample",
     "read_idx",
+    "rotate",
+    "scenes",
+    "shapes",
     "write_idx",
 ]

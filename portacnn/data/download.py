@@ -128,8 +128,6 @@ class _Resuming:
 
         length = response.headers.get("Content-Length", "")
         total = have + int(length) if length.isdigit() else None
-        from tqdm import tqdm
-
         with tqdm(
             desc=self.part.name[1:-5],
             total=total,

@@ -72,7 +72,7 @@ def write_cache(path: Path, key: str, images: Iterable[HostArray | None], nbytes
         OSError: if the folder or the file cannot be written, or the disk is full. No part of the
             file is left behind. What decoding raises is raised as it is.
     """
-    advice = "folder for the cache: cache=..., or decode into memory: cache=False"
+    advice = "folder for the cache: PORTACNN_CACHE or cache=..., or decode into memory: cache=False"
     folder = make_folder(path.parent, "the cache of images", advice)
     _remove_stale(folder)
     try:

@@ -19,7 +19,7 @@ from portacnn.layers.passes import (
     one_backward_pass,
     recomputing,
 )
-from portacnn.layers.running import Trail, is_observed, run, run_part
+from portacnn.layers.running import Trail, back, is_observed, run, run_part
 from portacnn.layers.stages import Fused, stages
 from portacnn.ops.fused import add_relu, add_relu_backward
 from portacnn.ops.join import add, concat_channels, split_channels
@@ -75,7 +75,7 @@ class _Container(Layer, abstract=True):
 
 def _back(part: Layer, dy: Array, cache: Any, need_dx: bool) -> Array | None:
     """Run a child's backward pass if its dx or a parameter's gradient is needed."""
-    return part.backward(dy, cache, need_dx=need_dx) if need_dx or learns(part) else None
+    return back(part, dy, cache, need_dx) if need_dx or learns(part) else None
 
 
 class Sequential(_Container):
@@ -128,7 +128,7 @@ class Sequential(_Container):
         with one_backward_pass():
             while trail:
                 part, kept = trail.pop()
-                grad = part.backward(grad, kept, need_dx=need_dx or bool(trail))
+                grad = back(part, grad, kept, need_dx or bool(trail))
         return grad if need_dx else None
 
     def prepare(self, x: Array) -> Callable[[Array], Array]:
@@ -268,7 +268,7 @@ class Residual(_Container):
             activation, kept = trail.pop()
             grad = dy
             if activation is not None:
-                grad = activation.backward(dy, kept)
+                grad = back(activation, dy, kept)
             elif kept is not None:
                 grad = add_relu_backward(dy, kept)
             body, kept = trail.pop()

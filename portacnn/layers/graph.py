@@ -15,7 +15,7 @@ from portacnn.layers.container import Sequential
 from portacnn.layers.freezing import learns
 from portacnn.layers.join import Join
 from portacnn.layers.passes import asks_dx, one_backward_pass
-from portacnn.layers.running import Trail, run_part
+from portacnn.layers.running import Trail, back, run_part
 from portacnn.ops.join import add
 from portacnn.runtime import Array, backend_of
 
@@ -175,13 +175,11 @@ class Graph(Layer):
                     continue
                 parts = grads.pop(output)
                 ask = any(name in wanted for name in inputs)
-                back: Any = layer.backward(
-                    parts[0] if len(parts) == 1 else add(parts), kept, need_dx=ask
-                )
+                dx_of: Any = back(layer, parts[0] if len(parts) == 1 else add(parts), kept, ask)
                 if not ask:
                     continue
                 for name, dx in zip(
-                    inputs, back if isinstance(layer, Join) else [back], strict=True
+                    inputs, dx_of if isinstance(layer, Join) else [dx_of], strict=True
                 ):
                     if name in wanted:
                         grads.setdefault(name, []).append(dx)

@@ -130,7 +130,7 @@ def asks_dx(layer: "Layer") -> bool:
 
 
 class Reached(Exception):  # noqa: N818 (no error)
-    """Stops a forward pass at the watched layer. Its argument is the layer's output."""
+    """Stops a pass at the watched layer. Its argument is the layer's output, or its gradient."""
 
 
 class Watch:
@@ -150,13 +150,51 @@ class Watch:
             raise Reached(y)
         self.before -= 1
 
+    def see_gradient(self, dy: Array) -> None:
+        """Receive the gradient of the layer's output, in the backward pass."""
+
+
+class GradientWatch(Watch):
+    """Keep a layer's output at one of its places, and wait for the gradient there.
+
+    Attributes:
+        output: the layer's output at that place; None before it has run.
+    """
+
+    def __init__(self, layer: "Layer", place: int) -> None:
+        super().__init__(layer, place)
+        self.output: Array | None = None
+
+    def see(self, y: Array) -> None:
+        if is_recomputing():  # Recompute repeats its part of the forward pass
+            return
+        if not self.before:
+            self.output = y
+        self.before -= 1
+
+    def see_gradient(self, dy: Array) -> None:
+        """Receive a gradient; the last place comes first. Raises Reached at the watched place."""
+        self.before += 1
+        if not self.before:
+            raise Reached(dy)
+
 
 _watched: ContextVar[Watch | None] = ContextVar("portacnn_watched", default=None)
 
 
 def watched() -> Watch | None:
-    """Return the current ``Watch`` of ``output_of``, or None."""
+    """Return this thread's current ``Watch``, or None."""
     return _watched.get()
+
+
+@contextmanager
+def watching(watch: Watch) -> Iterator[None]:
+    """Show the outputs of one layer, and their gradients, to ``watch`` within the context."""
+    token = _watched.set(watch)
+    try:
+        yield
+    finally:
+        _watched.reset(token)
 
 
 def output_of(network: "Layer", layer: "Layer", place: int, x: Array) -> Array | None:
@@ -166,13 +204,11 @@ def output_of(network: "Layer", layer: "Layer", place: int, x: Array) -> Array |
     Args:
         place: the index of the layer's place, from 0.
     """
-    token = _watched.set(Watch(layer, place))
     try:
-        network(x)
+        with watching(Watch(layer, place)):
+            network(x)
     except Reached as reached:
         return reached.args[0]
-    finally:
-        _watched.reset(token)
     return None
 
 

@@ -1,5 +1,5 @@
-"""Run the parts of containers: ``run`` calls a layer's ``forward``, ``Trail`` is a container's
-cache, ``Handle`` removes a hook."""
+"""Run the parts of containers: ``run`` calls a layer's ``forward``, ``back`` its ``backward``,
+``Trail`` is a container's cache, ``Handle`` removes a hook."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -51,8 +51,16 @@ def run_part(part: "Layer", x: Any, train: bool, keep: bool, asked: bool) -> tup
         return run(part, x, train, True)
 
 
+def back(layer: "Layer", dy: Array, cache: Any, need_dx: bool = True) -> Any:
+    """Call ``layer.backward``; return the input's gradient."""
+    watch = watched()
+    if watch is not None and watch.layer is layer:
+        watch.see_gradient(dy)
+    return layer.backward(dy, cache, need_dx=need_dx)
+
+
 def is_observed(layer: "Layer") -> bool:
-    """Return whether the layer's output is observed, by a hook or ``output_of``. Such a layer is
+    """Return whether the layer's output is observed, by a hook or a ``Watch``. Such a layer is
     not fused."""
     watch = watched()
     return bool(layer.hooks) or (watch is not None and watch.layer is layer)

@@ -57,11 +57,14 @@ class Loss:
             (see ``losses.outputs``).
         metrics: the names of the default metrics.
         ignore_index: the target value to ignore, or None.
+        soft_targets: whether it takes targets between those of two samples: shares of classes,
+            probabilities or values. Augmentation that mixes targets needs it.
     """
 
     task: ClassVar[Any] = "regression"
     metrics: ClassVar[tuple[str, ...]] = ()
     ignore_index: int | None = None
+    soft_targets: bool = False
 
     def forward(self, y: Array, t: Array, weight: Array | None = None) -> tuple[Array, Any]:
         """Return the mean loss of a batch.

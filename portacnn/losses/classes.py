@@ -98,6 +98,10 @@ class CrossEntropy(_Classes):
         smoothing = share("label_smoothing", self.label_smoothing)
         object.__setattr__(self, "label_smoothing", smoothing)
 
+    @property
+    def soft_targets(self) -> bool:  # type: ignore[override]
+        return self.ignore_index is None
+
     def forward(self, y: Array, t: Array, weight: Array | None = None) -> tuple[Array, Any]:
         check_outputs(y, "CrossEntropy")
         xp = backend_of(y).xp
@@ -187,6 +191,10 @@ class Focal(_Classes):
     @property
     def metrics(self) -> tuple[str, ...]:  # type: ignore[override]
         return ("accuracy", "f1") if self.multilabel else ("accuracy",)
+
+    @property
+    def soft_targets(self) -> bool:  # type: ignore[override]
+        return self.multilabel
 
     def forward(self, y: Array, t: Array, weight: Array | None = None) -> tuple[Array, Any]:
         check_outputs(y, "Focal")

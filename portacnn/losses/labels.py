@@ -30,6 +30,7 @@ class BCEWithLogits(Loss):
 
     task: ClassVar[Any] = "multilabel"
     metrics: ClassVar[tuple[str, ...]] = ("accuracy", "f1")
+    soft_targets: ClassVar[bool] = True  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "pos_weight", numbers("pos_weight", self.pos_weight))

@@ -22,11 +22,10 @@ NO_PREDICTION = -1
 def predictions(y: Array, task: str, threshold: float = 0.5) -> Array:
     """Return the predictions for outputs y.
 
-    Returns:
-        multiclass: the class with the largest output, int64 (N, ...); -1 if an output is NaN.
-        multilabel: int64 of y's shape, 1 if sigmoid(y) is above ``threshold``, else 0; -1 if y is
-            NaN.
-        regression: y.
+    - multiclass: the class with the largest output, int64 (N, ...); -1 if an output is NaN.
+    - multilabel: int64 of y's shape, 1 if sigmoid(y) is above ``threshold``, else 0; -1 if y is
+      NaN.
+    - regression: y.
     """
     xp = backend_of(y).xp
     if task == "multiclass":

@@ -40,6 +40,10 @@ class Sum(Loss):
     def ignore_index(self) -> int | None:  # type: ignore[override]
         return getattr(self.terms[0][1], "ignore_index", None)
 
+    @property
+    def soft_targets(self) -> bool:  # type: ignore[override]
+        return all(loss.soft_targets for _, loss in self.terms)
+
     def forward(self, y: Array, t: Array, weight: Array | None = None) -> tuple[Array, Any]:
         parts = [loss.forward(y, t, weight) for _, loss in self.terms]
         return self._added([value for value, _ in parts]), [cache for _, cache in parts]

@@ -16,6 +16,7 @@ from portacnn.runtime import Array, HostArray
 class _Values(Loss):
     task: ClassVar[Any] = "regression"
     metrics: ClassVar[tuple[str, ...]] = ("mae", "r2")
+    soft_targets: ClassVar[bool] = True  # type: ignore[misc]
 
     def _checked(self, t: HostArray, shape: Shape, dtype: str) -> HostArray:
         return values(t, shape, dtype=dtype, loss=type(self).__name__)

@@ -1,6 +1,7 @@
 """Networks: ``Model``, and the architectures built on it."""
 
 from portacnn.models.alexnet import AlexNet
+from portacnn.models.attribution import grad_cam, input_gradient, layer_gradient, saliency
 from portacnn.models.deep_conv_net import DeepConvNet
 from portacnn.models.graph_model import GraphModel
 from portacnn.models.info import ModelInfo
@@ -32,7 +33,11 @@ __all__ = [
     "ResNet50",
     "SimpleConvNet",
     "UNet",
+    "grad_cam",
+    "input_gradient",
+    "layer_gradient",
     "load",
     "make_model",
     "model_options",
+    "saliency",
 ]

@@ -1,6 +1,7 @@
 """LeNet-5, in its form of 1998 and in today's usual form."""
 
 from collections.abc import Sequence
+from fractions import Fraction
 from math import prod
 from typing import Any
 
@@ -11,6 +12,7 @@ from portacnn.init import Initializer
 from portacnn.layers import AvgPool2d, Conv2d, Flatten, Layer, Linear, MaxPool2d, ReLU
 from portacnn.layers.base import Shape
 from portacnn.layers.conv import spatial
+from portacnn.layers.receptive import Reach, pointwise, reach
 from portacnn.models.inputs import image_shape
 from portacnn.models.model import Model
 from portacnn.ops.windows import Windows, per_axis
@@ -124,6 +126,14 @@ class TableConv2d(Layer):
         """Return, for each kernel of the full weight, outputs first: its connection, or None."""
         number = {pair: i for i, pair in enumerate(self.connections)}
         return [number.get((o, c)) for o in range(len(self.table)) for c in range(channels)]
+
+
+reach.register(ScaledTanh, pointwise)
+
+
+@reach.register
+def _reach_of(layer: TableConv2d) -> tuple[Reach, ...]:
+    return tuple(Reach(Fraction(1), Fraction(0), Fraction(k - 1)) for k in layer.kernel_size)
 
 
 def _uniform(bounds: Any) -> Initializer:

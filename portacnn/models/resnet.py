@@ -20,6 +20,7 @@ from portacnn.layers import (
 )
 from portacnn.layers import Sequential as Seq
 from portacnn.layers.base import Shape
+from portacnn.layers.receptive import pointwise, reach
 from portacnn.models.inputs import image_shape
 from portacnn.models.model import Model
 from portacnn.runtime import Array, Backend
@@ -57,6 +58,9 @@ class PadChannels(Layer):
 
     def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
         return ops.pad_backward(dy, cache)
+
+
+reach.register(PadChannels, pointwise)
 
 
 # --- shortcuts and blocks -------------------------------------------------------------------------

@@ -68,9 +68,10 @@ def _frozen(layer: Layer) -> int:
 
 
 class Table(NamedTuple):
-    """``rows`` as text: a title, cells by line, the totals, and a note on frozen parameters."""
+    """``rows`` as text: two lines of titles, cells by line, totals, and a note on frozen
+    parameters."""
 
-    title: str
+    titles: tuple[str, str]
     lines: list[tuple[str, ...]]
     total: tuple[str, ...]
     note: str
@@ -98,24 +99,22 @@ def _table(network: Layer, input_shape: Sequence[int], batch_size: int) -> Table
         f"{sum(r.multiply_adds for r in found):,}",
         _memory(batch_size * sum(r.output_bytes for r in found)),
     )
-    title = (
-        f"{type(network).__name__}, samples {_by(input_shape)}; multiply-adds of one sample, "
-        f"activations of a batch of {batch_size} in {network.dtype}"
-    )
+    title = f"{type(network).__name__}, samples {_by(input_shape)}, {network.dtype}"
+    counted = f"multiply-adds of one sample, activations of a batch of {batch_size}"
     frozen = sum(r.frozen for r in found)
     trainable = sum(r.parameters for r in found) - frozen
     note = f"trainable parameters: {trainable:,}; frozen: {frozen:,}" if frozen else ""
-    return Table(title, lines, total, note)
+    return Table((title, counted), lines, total, note)
 
 
 def table(network: Layer, input_shape: Sequence[int], batch_size: int) -> str:
     """Return ``rows`` as text, with the activations of a whole batch and totals at the end."""
-    title, lines, total, note = _table(network, input_shape, batch_size)
+    titles, lines, total, note = _table(network, input_shape, batch_size)
     widths = [max(map(len, column)) for column in zip(_HEAD, *lines, total, strict=True)]
     rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
     return "\n".join(
         [
-            title,
+            *titles,
             *_aligned([_HEAD], widths),
             rule,
             *_aligned(lines, widths),
@@ -128,7 +127,7 @@ def table(network: Layer, input_shape: Sequence[int], batch_size: int) -> str:
 
 def html_table(network: Layer, input_shape: Sequence[int]) -> str:
     """Return ``rows`` as an HTML table for a notebook, with totals at the end."""
-    title, lines, total, note = _table(network, input_shape, 1)
+    titles, lines, total, note = _table(network, input_shape, 1)
     head, *body, foot = (
         "".join(
             f'<{tag} style="text-align:{"left" if i < 3 else "right"}">{escape(cell)}</{tag}>'
@@ -137,7 +136,7 @@ def html_table(network: Layer, input_shape: Sequence[int]) -> str:
         for tag, cells in (("th", _HEAD), *(("td", line) for line in lines), ("th", total))
     )
     return (
-        f"<p>{escape(title)}</p><table><thead><tr>{head}</tr></thead>"
+        f"<p>{escape('; '.join(titles))}</p><table><thead><tr>{head}</tr></thead>"
         f"<tbody>{''.join(f'<tr>{cells}</tr>' for cells in body)}</tbody>"
         f"<tfoot><tr>{foot}</tr></tfoot></table>{f'<p>{escape(note)}</p>' if note else ''}"
     )

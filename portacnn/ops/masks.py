@@ -53,13 +53,24 @@ def sample_words(key: tuple[int, int], step: Any, position: Any) -> tuple[Any, A
     return first, second
 
 
+def hashed(index: Any, first: Any, second: Any) -> Any:
+    """Return word number ``index`` of samples with these two words; int64 arrays that broadcast.
+
+    The second word enters after the first round, so that samples with similar first words do not
+    get shifted copies of one sequence.
+    """
+    x = _round(index ^ first, *ROUNDS[0]) ^ second
+    for shift, factor in ROUNDS[1:]:
+        x = _round(x, shift, factor)
+    return x ^ (x >> LAST_SHIFT)
+
+
 @op()
 def kept(like: Array, length: int, first: Array, second: Array, threshold: int) -> Array:
     """Return which of L elements of N samples are kept: booleans (N, L) in the memory layout of the
     backend of ``like``.
 
-    first, second: the samples' words, int64 (N,). The second word enters after the first round, so
-    that samples with similar first words do not get shifted copies of one mask.
+    first, second: the samples' words, int64 (N,).
     """
     backend = backend_of(like)
     xp = backend.xp
@@ -70,10 +81,7 @@ def kept(like: Array, length: int, first: Array, second: Array, threshold: int) 
         if last
         else (index[None, :], first[:, None], second[:, None])
     )
-    x = _round(index ^ first, *ROUNDS[0]) ^ second
-    for shift, factor in ROUNDS[1:]:
-        x = _round(x, shift, factor)
-    mask = (x ^ (x >> LAST_SHIFT)) >= threshold
+    mask = hashed(index, first, second) >= threshold
     return mask.T if last else mask
 
 

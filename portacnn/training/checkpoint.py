@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from portacnn.arguments import fraction, plain, whole
+from portacnn.arguments import fraction, plain, told, whole
+from portacnn.augment.applying import checked, describe_augment, rebuild_augment
 from portacnn.errors import ArgumentError, BackendError, ModelFormatError
 from portacnn.files import load_tensors, within
 from portacnn.layers.freezing import frozen_paths, restore
@@ -58,6 +59,7 @@ def describe_training(trainer: Any) -> dict[str, Any]:
         "optimizer": trainer.optimizer.description(),
         "schedule": _or_why_not(lambda: describe_schedule(schedule)),
         "loss": _or_why_not(lambda: describe_loss(trainer.loss)),
+        "augment": _or_why_not(lambda: describe_augment(trainer.augment)),
         "metrics": _or_why_not(
             lambda: {name: describe_metric(metric) for name, metric in trainer.metrics.items()}
         ),
@@ -107,10 +109,10 @@ def _seed(name: str, value: Any) -> int:
     return check_seed(value)
 
 
-def _or_why_not(describe: Any) -> dict[str, Any]:
+def _or_why_not(describe: Any) -> Any:
     """Return ``describe()``, or if a file cannot hold that, the reason under "not saved"."""
     try:
-        described: dict[str, Any] = describe()
+        described = describe()
         json.dumps(described)
     except (ArgumentError, TypeError) as error:
         return {"not saved": str(error)}
@@ -202,6 +204,21 @@ class Checkpoint:
         """Return the loss. Raises ArgumentError if it was the caller's own."""
         return self._own_or_given("loss", rebuild_loss)
 
+    def augment(self, given: Any) -> Any:
+        """Return the transforms, or ``given`` if they were the caller's own. Raises ArgumentError
+        if these are missing, or others than the training's are given."""
+        described = self.header.get("augment")
+        own = isinstance(described, dict) and "not saved" in described
+        if given is None or not own:
+            made = self._own_or_given("augment", rebuild_augment)
+            if given is not None and checked(given) != tuple(made):
+                raise ArgumentError(
+                    f"the training has augment={made}, got {told(given)}; leave it out, it comes "
+                    "from the checkpoint"
+                )
+            return made
+        return given
+
     def metrics(self) -> dict[str, Metric]:
         """Return the metrics by name. Raises ArgumentError if one was the caller's own."""
         return self._own_or_given(
@@ -225,9 +242,9 @@ class Checkpoint:
     def _own_or_given(self, what: str, rebuild: Callable[[Any], Any]) -> Any:
         described = self.header.get(what)
         if isinstance(described, dict) and "not saved" in described:
+            article = "a " if what in ("loss", "schedule") else ""
             raise ArgumentError(
-                f"{self.path} was made with {'a ' if what != 'metrics' else ''}{what} that a file "
-                "cannot hold "
+                f"{self.path} was made with {article}{what} that a file cannot hold "
                 f"({described['not saved']}); pass it again: resume(..., {what}=...)"
             )
         return self._said(lambda: rebuild(described))

@@ -100,11 +100,11 @@ class Resident:
             yield (indices[begin : min(begin + size, len(order))],)
 
     def batch(self, chosen: Array) -> tuple[Array, ...]:
-        """Return preprocessed images, targets and weights (if there are any) for indices from
-        ``epoch``. Nothing is copied to the device."""
+        """Return preprocessed images, targets, weights (if there are any) and the indices for
+        indices from ``epoch``. Nothing is copied to the device."""
         xp = self.model.home.xp
         parts = (xp.take(part, chosen, axis=0) for part in self.samples.parts)
-        return self.model.batch(self.samples.images, chosen), *parts
+        return self.model.batch(self.samples.images, chosen), *parts, chosen
 
 
 class Streamed:
@@ -119,8 +119,8 @@ class Streamed:
     def epoch(
         self, order: HostArray, size: int, number: int = 0
     ) -> Generator[tuple[Array, ...], None, None]:
-        """Yield the batches of an epoch on the device. Each is sent before the previous one is
-        yielded.
+        """Yield the batches of an epoch on the device: images, targets, weights and indices. Each
+        is sent before the previous one is yielded.
 
         Args:
             order: indices of the images that are left of the epoch.
@@ -129,8 +129,10 @@ class Streamed:
         """
         waiting = None
         with closing(self._read(order, size, number)) as read:  # its threads end with the loop
-            for arrays in chain(read, (None,)):
-                sent = None if arrays is None else self._uploader.send(*arrays)
+            for i, arrays in enumerate(chain(read, (None,))):
+                sent = None
+                if arrays is not None:
+                    sent = self._uploader.send(*arrays, order[i * size : (i + 1) * size])
                 if waiting is not None:
                     yield self._uploader.receive(waiting)
                 waiting = sent
@@ -147,7 +149,7 @@ class Streamed:
                 yield batch, *(part[indices] for part in self._parts)
 
     def batch(self, images: Array, *parts: Array) -> tuple[Array, ...]:
-        """Return preprocessed images, targets and weights for a batch from ``epoch``."""
+        """Return preprocessed images, targets, weights and indices for a batch from ``epoch``."""
         return self.model.batch(images), *parts
 
 

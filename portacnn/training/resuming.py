@@ -31,6 +31,7 @@ def resumed(
     sample_weight: Any,
     loss: Loss | None,
     metrics: Any,
+    augment: Any,
     callbacks: Any,
     device: Any,
     model: Model | None,
@@ -50,6 +51,7 @@ def resumed(
     arguments = saved.arguments()
     called, stopping = split(callbacks)
     arguments["callbacks"] = called
+    arguments["augment"] = saved.augment(augment)
     if loss is None:
         loss = saved.loss()
     if metrics is None:

@@ -10,7 +10,7 @@ with an error, the weights are those before the step.
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, closing
 from copy import copy
 from dataclasses import replace
@@ -20,6 +20,7 @@ from typing import Any, Literal, Self
 
 from portacnn import losses
 from portacnn.arguments import answering_keywords, either, not_negative, share
+from portacnn.augment import Transform
 from portacnn.errors import ArgumentError, CheckpointError, NotFiniteError, StateError
 from portacnn.files import make_folder, save_tensors
 from portacnn.losses import Loss
@@ -30,6 +31,7 @@ from portacnn.models.info import last_figures, range_of
 from portacnn.optim import Optimizer, make_optimizer
 from portacnn.runtime import Array, Backend, HostArray
 from portacnn.schedules import Schedule
+from portacnn.training.augmenting import make_augmenter
 from portacnn.training.callbacks.base import Callback
 from portacnn.training.callbacks.running import Callbacks, split
 from portacnn.training.checkpoint import contents, describe_training
@@ -114,6 +116,8 @@ class Trainer(Results):
         accumulate: number of parts of similar size that a batch is split into. Parts run one after
             the other to save memory, and their gradients are added up. Only batch statistics
             (BatchNorm) depend on the parts.
+        augment: transforms of ``portacnn.augment`` that change the images of each training batch,
+            in this order; or "standard". Sets that are evaluated are not changed.
         early_stopping: an ``EarlyStopping``, or its patience in epochs.
         callbacks: ``Callback`` objects of ``portacnn.callbacks``, called in this order. An
             ``EarlyStopping`` may be among them.
@@ -180,6 +184,7 @@ class Trainer(Results):
         clip_norm: float | None = None,
         label_smoothing: float = 0.0,
         accumulate: int = 1,
+        augment: Sequence[Transform] | Transform | Literal["standard"] | None = None,
         early_stopping: EarlyStopping | int | None = None,
         callbacks: Iterable[Callback | EarlyStopping] | Callback | EarlyStopping = (),
         evaluate_sample_num_per_epoch: int | None = None,
@@ -243,6 +248,7 @@ class Trainer(Results):
         self._sizes = batch_sizes(sets.train.count, self.batch_size, self.drop_last)
         self.steps_per_epoch = len(self._sizes)
         self._feed = make_feed(model, sets.train, loss)
+        self._augmenter = make_augmenter(augment, model, sets, loss, self.seed)
         check_precision(precision, model)
         self.updater = Updater(model, optimizer, loss, options)
         self.schedule = step_schedule(
@@ -262,6 +268,7 @@ class Trainer(Results):
             self.checkpoint_dir = make_folder(checkpoint_dir).absolute()
 
     # held by the parts of a training
+    augment = View[tuple[Transform, ...]]("_augmenter", "transforms")
     clip_norm = View[float | None]("updater", "clip_norm")
     precision = View[str]("updater", "precision")
     compile_step = View[bool]("updater", "compile_step")
@@ -284,6 +291,7 @@ class Trainer(Results):
         sample_weight: Array | None = None,
         loss: Loss | None = None,
         metrics: Iterable[str | Metric] | Mapping[str, str | Metric] | None = None,
+        augment: Sequence[Transform] | Transform | None = None,
         callbacks: Iterable[Callback | EarlyStopping] | Callback | EarlyStopping = (),
         device: str | Backend | None = None,
         model: Model | None = None,
@@ -307,7 +315,8 @@ class Trainer(Results):
             x_train, t_train, x_test, t_test: the data of the training. Checkpoints do not hold
                 them.
             sample_weight: the training's, like the data.
-            loss, metrics: those of the training if they are your own, which files cannot hold.
+            loss, metrics, augment: those of the training if they are your own, which files cannot
+                hold.
             callbacks: as many of the same classes as the training had, which get their states.
             device: where to resume, see ``portacnn.resolve``. The default is the variable
                 ``PORTACNN_BACKEND``, or if it is not set, the device of the checkpoint.
@@ -335,6 +344,7 @@ class Trainer(Results):
             sample_weight=sample_weight,
             loss=loss,
             metrics=metrics,
+            augment=augment,
             callbacks=callbacks,
             device=device,
             model=model,
@@ -639,7 +649,10 @@ class Trainer(Results):
         """
         *batch, state = batch_and_state
         xp = self.backend.xp
-        x, t, *weight = self._feed.batch(*batch)
+        x, t, *weight, indices = self._feed.batch(*batch)
+        if self.augment:
+            epoch = state.step // self.steps_per_epoch
+            x, t, *weight = self._augmenter(x, t, *weight, epoch=epoch, indices=indices)
         loss, ok = self.step(x, t, state, *weight)
         return xp.stack([loss, xp.astype(ok, loss.dtype)]), ok
 

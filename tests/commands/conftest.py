@@ -2,6 +2,7 @@ import os
 
 import pytest
 
+from portacnn.ops import use_kernels
 from support.commands import Command, write_shapes
 
 
@@ -14,8 +15,8 @@ def command(tmp_path, monkeypatch, capsys):
     for name in [name for name in os.environ if name.startswith("PORTACNN_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("PORTACNN_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("PORTACNN_KERNELS", "native")
-    return Command(capsys)
+    with use_kernels("native"):  # numba would compile into the empty cache
+        yield Command(capsys)
 
 
 @pytest.fixture(scope="session")

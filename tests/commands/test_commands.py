@@ -14,8 +14,10 @@ import pytest
 import portacnn
 from portacnn import cli
 from portacnn.commands import bench, train
+from portacnn.ops import use_kernels
 from support.commands import CLASSES
 from support.digits import ROOT, write_digits
+from support.matrix import needs
 
 pytest.importorskip("safetensors")
 
@@ -26,11 +28,11 @@ def run(shapes, tmp_path_factory):
     out = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PORTACNN_CACHE", str(out / "cache"))
-        patch.setenv("PORTACNN_KERNELS", "native")  # numba would compile
         patch.setattr(train, "installed", lambda name: name != "matplotlib")
         words = ["--data", shapes, "--image-size", "12", "--batch-size", "5", "--epochs", "30"]
         words += ["--lr", "0.005", "--seed", "0", "--quiet", "--out", out / "run"]
-        assert cli.main(["train", *map(str, words)]) == 0
+        with use_kernels("native"):
+            assert cli.main(["train", *map(str, words)]) == 0
     return out / "run"
 
 
@@ -116,8 +118,10 @@ def test_classes_are_matched_by_name(command, run, shapes, tmp_path):
     assert "the classes hexagon, which the model does not know" in command.fails(*words)
 
 
+@needs("onnx")
 def test_export_and_the_exported_file(command, run, shapes, tmp_path):
-    onnx = pytest.importorskip("onnx")
+    import onnx
+
     done = command("export", run, "net.onnx")
     assert done.stdout == "wrote net.onnx: input (N, 3, 12, 12) float32, opset 18\n"
     assert onnx.load("net.onnx").producer_version == portacnn.__version__
@@ -134,6 +138,7 @@ def test_summary(command, run):
     lines = command("summary", run).stdout.splitlines()
     net = portacnn.load(run / "params.safetensors", device="numpy")
     assert "\n".join(lines).startswith(net.summary())
+    assert max(map(len, lines)) <= 80
     known = dict(re.split(r"  +", line, maxsplit=1) for line in lines[lines.index("") + 1 :])
     assert (known["task"], known["classes"]) == ("multiclass", "3: a circle, square, triangle")
     assert known["written by"] == f"portacnn {portacnn.__version__}"
@@ -159,7 +164,7 @@ def test_weights_that_are_none(command, tmp_path):
     assert "cannot be decoded" in command.fails(*words)
 
 
-def test_info_and_backends(command):
+def test_info_and_backends(command, tmp_path):
     found = json.loads(command("info", "--json").stdout)
     assert found["versions"]["portacnn"] == portacnn.__version__
     assert found["versions"]["numpy"] == np.__version__
@@ -171,7 +176,8 @@ def test_info_and_backends(command):
         assert line.startswith(backend["name"])
         assert (backend["reason"] or backend["version"]) in line
         assert backend["name"] in text
-    assert max(map(len, text.splitlines())) <= 80
+    paths = str(tmp_path)  # its length is not the command's
+    assert all(len(line) <= 80 for line in text.splitlines() if paths not in line)
 
 
 def test_bench(command, monkeypatch):
@@ -189,6 +195,12 @@ def test_bench(command, monkeypatch):
     info = portacnn.runtime.BackendInfo("torch", "2", devices)
     monkeypatch.setattr(bench, "available_backends", lambda: [info])
     assert [place.device for place in bench._places(None)] == ["torch:cpu", "torch:cuda:0"]
+
+
+def test_a_device_without_integers_for_labels_is_refused(command):
+    pytest.importorskip("array_api_strict")
+    told = command.fails("bench", "--device", "array_api_strict:no_x64", status=cli.USAGE_ERROR)
+    assert "no 64-bit integers" in told
 
 
 # --- what all commands share ----------------------------------------------------------------------
@@ -239,14 +251,16 @@ def test_an_error_of_portacnn_itself_keeps_its_traceback(command, monkeypatch):
         command("backends")
 
 
-def test_as_a_module_into_a_pipe():
-    """No bar and no colours; a reader that has gone is no error."""
-    start = [sys.executable, "-m", "portacnn"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*start, "--version"], env=environment, capture_output=True, text=True)
+def test_the_version(command):
+    done = command("--version")
     assert (done.returncode, done.stdout) == (0, f"portacnn {portacnn.__version__}\n")
+
+
+def test_as_a_module_whose_reader_has_gone():
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    gone = subprocess.Popen([*start, "train", "--help"], env=environment, **pipes)
+    command = [sys.executable, "-m", "portacnn", "train", "--help"]
+    gone = subprocess.Popen(command, env=environment, **pipes)
     gone.stdout.close()
     with gone.stderr:
         assert (gone.stderr.read(), gone.wait(60)) == (b"", 0)

@@ -13,6 +13,7 @@ import pytest
 import portacnn
 from portacnn import cli, run_folder
 from portacnn.commands import train
+from portacnn.commands.settings import Settings
 from support.commands import CLASSES
 from support.digits import write_digits
 
@@ -185,6 +186,28 @@ def test_without_pillow(command, shapes, monkeypatch):
     assert 'pip install "portacnn[data]"' in command.fails("train", "--data", shapes)
 
 
+@pytest.mark.parametrize(
+    ("count", "size"), [(1, 1), (14, 14), (300, 16), (480, 24), (2000, 100), (60000, 100)]
+)
+def test_the_default_batch_size_follows_the_number_of_images(count, size):
+    assert train._batch_size(Settings(), count) == size
+    assert train._batch_size(Settings(batch_size=3), count) == 3
+
+
+def test_a_small_folder_is_trained_without_a_batch_size(command, shapes, tmp_path):
+    words = ["--data", shapes, "--image-size", "12", "--epochs", "1", "--quiet"]
+    assert command("train", *words).returncode == 0
+    saved = tomllib.loads((tmp_path / "here/runs/latest/settings.toml").read_text())
+    assert saved["batch_size"] == 16  # of 19 training images
+
+
+def test_names_of_classes_are_not_cut_in_the_middle():
+    names = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker")
+    assert train._some(names) == ", ".join(names[:7]) + ", ..."
+    assert train._some(names[:3]) == "T-shirt/top, Trouser, Pullover"
+    assert len(train._some(["x" * 200, "y"])) <= 65
+
+
 def test_a_traceback_if_it_is_asked_for(command):
     with pytest.raises(portacnn.errors.ArgumentError):
         cli.main(["train", "--model", "none", "--debug"])
@@ -237,3 +260,26 @@ def test_augment_is_the_standard_one_for_the_images(command, tmp_path, monkeypat
     command.fails("train", "--data", digits, "--augment", status=2)
     assert given["augment"] == augment.standard((1, 12, 12))
     command.fails("train", "--data", digits, status=2)
+
+
+@pytest.mark.parametrize("words", ["--epochs 1", "--epochs 2 --evaluate-images 3"])
+def test_the_final_figures_are_those_of_the_saved_weights(command, tmp_path, words):
+    """Also of weights in the middle of an epoch, and if epochs are evaluated on a few images."""
+    t = np.arange(240) % 8
+    x = np.random.default_rng(0).random((240, 1, 8, 8), "float32")
+    x[np.arange(240), 0, t] += 0.5  # the row says the class
+    np.savez(
+        tmp_path / "rows.npz", x_train=x[:160], t_train=t[:160], x_test=x[160:], t_test=t[160:]
+    )
+    base = ["train", "--data", tmp_path / "rows.npz", "--seed", "0", "--batch-size", "16"]
+    base += ["--model-option", "conv_param={filter_size=3}", "--lr", "0.01", "--quiet"]
+    if "--evaluate-images" in words:
+        done = command(*base, *words.split())
+    else:
+        done = command(*base, "--epochs", "2", "--checkpoint-every", "1", "--keep", "99")
+        assert done.returncode == 0, done.stderr
+        (middle,) = (tmp_path / "here" / "runs" / "latest" / "checkpoints").glob("*-step-18-*")
+        done = command("train", "--resume", middle, *words.split())
+    final = re.search(r"^final test accuracy ([\d.]+)$", done.stdout, re.M)[1]
+    net = portacnn.load("runs/latest/params.safetensors", device="numpy")
+    assert final == f"{net.accuracy(x[160:], t[160:]):.4f}" > "0.3"

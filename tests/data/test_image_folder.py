@@ -380,12 +380,18 @@ def test_a_folder_is_decoded_once(tmp_path, cache, count):
     changed = ImageFolder(root, 8)
     assert len(count) == 16
     assert changed.images[2].tolist() == decoded(root / "dog/1.png").tolist()
-    two_classes(tmp_path / "others" / "pets")  # another folder of this name
-    ImageFolder(tmp_path / "others" / "pets", 8)
-    assert len(count) == 20
     elsewhere = ImageFolder(root, 8, cache=tmp_path / "mine")
     assert len(list((tmp_path / "mine").iterdir())) == 1
     assert elsewhere.images.tolist() == changed.images.tolist()
+
+
+def test_folders_of_the_same_names_sizes_and_times_are_told_apart(tmp_path):
+    for which, colour in (("a", RED), ("b", GREEN)):
+        for name in ("cat/1.bmp", "dog/1.bmp"):
+            path = save(tmp_path / which / "pets" / name, flat("RGB", colour))
+            os.utime(path, (1, 1))  # as an archive or a checkout may leave them
+    red, green = (ImageFolder(tmp_path / which / "pets", 4).images[0, :, 0, 0] for which in "ab")
+    assert (red.tolist(), green.tolist()) == (list(RED), list(GREEN))
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import socket
 import socketserver
 import struct
 import threading
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -234,6 +235,19 @@ def test_mirror_that_speaks_no_http(home, serve, published, monkeypatch):
         )
         assert count(load_mnist()) == 12
         other.shutdown()
+
+
+def test_a_mirror_that_sends_too_much_is_cut_off(home, serve, published, monkeypatch):
+    spoilt = {name: packed + bytes(16 << 20) for name, packed in published.items()}
+    bad, _ = serve(spoilt)
+    good, _ = serve(published)
+    monkeypatch.setattr(mnist, "MIRRORS", (bad, good))
+    tracemalloc.start()
+    try:
+        assert count(load_mnist()) == 12
+        assert tracemalloc.get_traced_memory()[1] < 4 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_all_mirrors_fail(home, tmp_path, serve, published, monkeypatch):

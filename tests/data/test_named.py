@@ -416,6 +416,7 @@ def test_an_interrupted_download_is_resumed(home, mirrors, resumes):
     assert set(held(home / "fashion-mnist")) == {first, f".{second}.part"}
     load("fashion-mnist")
     assert held(home / "fashion-mnist") == packed
+    assert len(only.asked) == 1 + 2 + 3  # broken; resumed, broken; resumed and the last two
     ranges = [(name, wanted) for name, wanted in only.asked if wanted]
     half = {name: f"bytes={len(packed[name]) // 2}-" for name in (first, second)}
     assert ranges == [(name, half[name]) for name in (first, second)]

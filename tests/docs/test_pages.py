@@ -5,19 +5,24 @@ The convention:
 
 - The ```python blocks of a page run in order, as one program, in an empty folder.
 - A ```text block that follows a ```python block directly is what that block prints. Whole numbers
-  and words must be equal; decimal numbers agree within 1%, since the order of summation moves a
-  trained network.
+  and words must be equal; decimal numbers agree within 1% or one unit of the last printed digit,
+  since the order of summation moves a trained network.
 - ``<!-- needs: gpu -->`` or ``<!-- needs: download -->`` above a block: it is compiled, not run.
   ``<!-- needs: onnx -->`` (any package): it runs if the package is installed.
+- ``<!-- test: slow -->`` above a block, after ``needs``: `make test` compiles it, and the slow
+  tests run it. Blocks that use its names are slow too.
 - ```sh blocks are commands: the files, options, extras and groups that they name exist.
 """
 
 import ast
+import contextlib
+import io
 import os
 import re
 import subprocess
 import sys
 import tomllib
+from decimal import Decimal
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,12 +30,15 @@ from typing import NamedTuple
 
 import pytest
 
+from portacnn.cli import COMMANDS, main
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 _FENCE = re.compile(
-    r"^(?:<!-- needs: (?P<needs>\w+) -->\n+)?(?P<indent> *)```(?P<kind>\w*)\n(?P<text>.*?)^ *```$",
+    r"^(?:<!-- needs: (?P<needs>\w+) -->\n+)?(?P<slow><!-- test: slow -->\n+)?"
+    r"(?P<indent> *)```(?P<kind>\w*)\n(?P<text>.*?)^ *```$",
     re.M | re.S,
 )
 # numba takes seconds to load, and more if its cache is empty
@@ -43,10 +51,12 @@ class Block(NamedTuple):
     text: str
     line: int  # of its first line in the page, from 1
     needs: str | None
+    slow: bool
     follows: bool  # directly after the block before it
 
-    @property
-    def runs(self) -> bool:
+    def runs(self, slow: bool) -> bool:
+        if self.slow and not slow:
+            return False
         if self.needs in (None, "gpu", "download"):
             return self.needs is None
         spec = find_spec(self.needs)  # tests/onnx looks like a package, but has no origin
@@ -59,19 +69,20 @@ def blocks(page: Path) -> list[Block]:
         code = re.sub(f"^{match['indent']}", "", match["text"], flags=re.M)
         line = text.count("\n", 0, match.start("text")) + 1
         between = text[end : match.start()].strip()
+        follows = between in ("", "It prints:")
         found.append(
-            Block(match["kind"], code, line, match["needs"], between in ("", "It prints:"))
+            Block(match["kind"], code, line, match["needs"], match["slow"] is not None, follows)
         )
         end = match.end()
     assert text.count("```") == 2 * len(found), f"{page.name}: a fence was not found"
     return found
 
 
-def program(page: Path) -> str:
+def program(page: Path, slow: bool) -> str:
     """The page's Python, each line where it stands in the page, so that a traceback names it."""
     lines: list[str] = []
     for block in blocks(page):
-        if block.kind == "python" and block.runs:
+        if block.kind == "python" and block.runs(slow):
             lines += [""] * (block.line - 1 - len(lines)) + block.text.splitlines()
             lines.append(f"print({_END!r}, end='', flush=True)")
     return "\n".join(lines)
@@ -83,19 +94,32 @@ _DECIMAL = re.compile(r"-?\d+\.\d+(?:e[-+]?\d+)?")
 def assert_printed(expected: str, came: str, where: str) -> None:
     assert _DECIMAL.sub("#", came.strip()) == _DECIMAL.sub("#", expected.strip()), where
     for right, got in zip(_DECIMAL.findall(expected), _DECIMAL.findall(came), strict=True):
-        assert float(got) == pytest.approx(float(right), rel=0.01, abs=1e-6), (
+        last_digit = float(Decimal(1).scaleb(int(Decimal(right).as_tuple().exponent)))
+        assert float(got) == pytest.approx(float(right), rel=0.01, abs=1.01 * last_digit), (
             f"{where}: prints\n{came}"
         )
 
 
 @pages
 def test_a_page_runs_as_printed(page: Path, tmp_path: Path):
+    run_and_compare(page, tmp_path, slow=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "page", [p for p in PAGES if "<!-- test: slow -->" in p.read_text()], ids=lambda p: p.name
+)
+def test_a_page_with_slow_blocks_runs_as_printed(page: Path, tmp_path: Path):
+    run_and_compare(page, tmp_path, slow=True)
+
+
+def run_and_compare(page: Path, tmp_path: Path, slow: bool) -> None:
     every = blocks(page)
     for block in every:
         if block.kind == "python":
             compile(block.text, f"{page.name}:{block.line}", "exec")
     script = tmp_path / f"page_{page.stem}.py"  # not onnx.py, which would be imported
-    script.write_text(program(page), encoding="utf-8")
+    script.write_text(program(page, slow), encoding="utf-8")
     folder = tmp_path / "empty"
     folder.mkdir()
     environment = {n: v for n, v in os.environ.items() if not n.startswith("PORTACNN_")}
@@ -105,17 +129,17 @@ def test_a_page_runs_as_printed(page: Path, tmp_path: Path):
         env={**environment, **QUICK, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300 if slow else 120,
         check=False,
     )
     assert done.returncode == 0, done.stderr
     outputs, last = iter(done.stdout.split(_END)), ""
     for before, block in zip([None, *every], every, strict=False):
-        if block.kind == "python" and block.runs:
+        if block.kind == "python" and block.runs(slow):
             last = next(outputs)
         elif block.kind == "text" and block.follows and before is not None:
             assert before.kind == "python", f"{page.name}:{block.line}: the output of what?"
-            if before.runs:
+            if before.runs(slow):
                 assert_printed(block.text, last, f"{page.name}:{block.line}")
 
 
@@ -124,9 +148,13 @@ def test_a_page_runs_as_printed(page: Path, tmp_path: Path):
 
 @cache
 def options_of(script: str) -> frozenset[str]:
-    """The options that the script's source adds."""
-    command = script in ("portacnn", "scripts/train.py")
-    source = (ROOT / ("portacnn/cli.py" if command else script)).read_text(encoding="utf-8")
+    """The options that the command's help lists, or that the script's source adds."""
+    if script.startswith("portacnn "):
+        told = io.StringIO()
+        with contextlib.redirect_stdout(told), contextlib.suppress(SystemExit):
+            main([script.partition(" ")[2], "--help"])
+        return frozenset(re.findall(r"--[a-z][a-z0-9-]*", told.getvalue()))
+    source = (ROOT / script).read_text(encoding="utf-8")
     return frozenset({"--help", *re.findall(r"[\"'](--[a-z][a-z-]*)[\"']", source)})
 
 
@@ -156,9 +184,12 @@ def test_commands_name_what_exists(page: Path):
         for group in re.findall(r"--group (\S+)", line):
             assert group in project["dependency-groups"], line
         for script, rest in re.findall(r"python (scripts/\S+\.py)(.*)", line):
+            script = "portacnn train" if script == "scripts/train.py" else script
             assert set(re.findall(r"--[a-z][a-z-]*", rest)) <= options_of(script), line
-        for rest in re.findall(r"portacnn train(.*)", line):
-            assert set(re.findall(r"--[a-z][a-z-]*", rest)) <= options_of("portacnn"), line
+        for name, rest in re.findall(r"portacnn ([a-z]+)\b(.*)", line):
+            assert name in COMMANDS, line
+            words = set(re.findall(r"--[a-z][a-z0-9-]*", rest))
+            assert not words or words <= options_of(f"portacnn {name}"), line
 
 
 def anchors(page: Path) -> set[str]:

@@ -111,6 +111,28 @@ def test_a_siamese_pair_has_pytorchs_gradients(backend: Here):
                 agree(backend, gradient, theirs[path].grad.numpy(), y, 1e-10)
 
 
+def test_gradients_of_copies_an_array_that_two_parameters_get(backend: Here):
+    """A layer may hand over one array as the gradient of two parameters. In the second place of the
+    layer more is added to each, and not to the array itself."""
+
+    class Same(Linear):
+        def backward(self, dy: Any, cache: Any, *, need_dx: bool = True) -> Any:
+            self.add_grads(weight=dy, bias=dy)
+            return dy
+
+    same = Same(1, 1)
+    net = Sequential(first=same, second=same).build((1,), device=backend.device, seed=0)
+    dy = backend.array(np.array([[3.0]]), "float32")
+    _, cache = net.forward(backend.array(np.ones((1, 1)), "float32"))
+    with gradients_of(net) as found:
+        net.backward(dy, cache)
+    assert {path: backend.host(array).item() for path, array in found.items()} == {
+        "first.weight": 6.0,
+        "first.bias": 6.0,
+    }
+    assert backend.host(dy).item() == 3.0
+
+
 def test_a_layer_in_two_nodes_of_a_graph(backend: Here):
     fc = Linear(3, 3)
     graph = Graph(

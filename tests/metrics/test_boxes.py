@@ -10,7 +10,7 @@ import pytest
 from portacnn.errors import ArgumentError, ShapeError
 from portacnn.metrics import AveragePrecision
 from support.checks import refuses
-from support.matrix import Here
+from support.matrix import Here, needs
 
 
 def drawn(rng: np.random.Generator, count: int, classes: int = 3) -> dict[str, np.ndarray]:
@@ -41,8 +41,7 @@ def images(rng: np.random.Generator, count: int) -> tuple[list[Any], list[Any]]:
 
 def of_coco(found: list[Any], true: list[Any]) -> tuple[float, float]:
     """(mean over IoU 0.5:0.95, at 0.5) of pycocotools."""
-    coco = pytest.importorskip("pycocotools.coco")
-    cocoeval = pytest.importorskip("pycocotools.cocoeval")
+    from pycocotools import coco, cocoeval
 
     def listed(data: list[Any]) -> list[dict[str, Any]]:
         made = []
@@ -71,6 +70,7 @@ def of_coco(found: list[Any], true: list[Any]) -> tuple[float, float]:
     return float(judge.stats[0]), float(judge.stats[1])
 
 
+@needs("pycocotools")
 @pytest.mark.parametrize("seed", range(4))
 def test_cocos_own_program(backend: Here, seed: int):
     found, true = images(np.random.default_rng(seed), 12)

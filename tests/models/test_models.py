@@ -314,11 +314,9 @@ def test_summary_row_by_row():
 
 def test_summary_is_a_table():
     text = block().summary((2, 4, 5), batch_size=8)
-    head, names, line, *layers, _, total = text.splitlines()
-    assert (
-        head == "Model, samples 2x4x5; multiply-adds of one sample, activations of a batch of 8 in "
-        "float32"
-    )
+    head, counted, names, line, *layers, _, total = text.splitlines()
+    assert head == "Model, samples 2x4x5, float32"
+    assert counted == "multiply-adds of one sample, activations of a batch of 8"
     assert names.split() == [
         "layer",
         "class",

@@ -9,7 +9,6 @@ import pytest
 
 import portacnn
 from portacnn import cli
-from portacnn.commands import curves
 from portacnn.commands import train as command
 from support.digits import ROOT
 from support.train_script import script
@@ -49,6 +48,7 @@ def test_a_run(ran):
     assert re.search(r"^trained  2 epochs in [\d.]+ s$", printed, re.M)
     final = re.search(r"^final test accuracy ([\d.]+)$", printed, re.M)[1]
     assert "Traceback" not in result.stderr
+    assert not {"\x1b", "\r"} & {*printed, *result.stderr}  # no colours and no bar in a pipe
 
     assert sorted(path.name for path in out.iterdir()) == [
         "accuracy.csv",
@@ -90,21 +90,6 @@ def test_the_curve(train, inside):
     assert curve.startswith(b"\x89PNG\r\n\x1a\n")
     assert curve.endswith(b"IEND\xaeB`\x82")
     assert re.search(r"^curves   out.curves\.png$", result.stdout, re.M)
-
-
-def test_the_curve_is_of_the_first_metric(tmp_path, monkeypatch):
-    figure = pytest.importorskip("matplotlib.figure")
-    seen = []
-    monkeypatch.setattr(figure.Figure, "savefig", lambda self, *_, **__: seen.append(self.axes[0]))
-    history = {"train_loss": [2.0, 1.0], "test_loss": [3.0, 2.0]}
-    metric = {"train_f1": [0.25, 0.5], "test_f1": [0.125, 0.75], "seconds": [1.0, 1.0]}
-    curves.draw({**history, **metric}, "a title", tmp_path / "curve.png")
-    curves.draw(history, "a title", tmp_path / "curve.png")
-    for axes, name, values in zip(
-        seen, ("f1", "loss"), ([[0.25, 0.5], [0.125, 0.75]], [[2, 1], [3, 2]]), strict=True
-    ):
-        assert (axes.get_title(), axes.get_ylabel()) == ("a title", name)
-        assert [list(line.get_ydata()) for line in axes.lines] == values
 
 
 def test_where_things_go_by_default(train, inside):

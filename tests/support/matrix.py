@@ -4,6 +4,7 @@ A test that does not apply, or that cannot run here, is not generated; the heade
 which backends and packages are missing.
 """
 
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -60,6 +61,7 @@ HAVING: dict[str, Callable[[Backend], bool]] = {
     "kernels": lambda backend: bool(backend.kernels),
     "update kernels": lambda backend: "sgd_update" in backend.kernels.get("native", {}),
     "views": lambda backend: backend.views_alias,
+    "float16": lambda backend: hasattr(backend.xp, "float16"),
     "strides": lambda backend: backend.name in ("numpy", "torch"),
 }
 
@@ -92,6 +94,13 @@ def _package(name: str) -> Callable[[], str | None]:
     return check
 
 
+def _browser() -> str | None:
+    missing = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
+    if missing:
+        return f"no {missing[0]} (Debian: apt-get install chromium chromium-driver)"
+    return _package("selenium")()
+
+
 def _compiler() -> str | None:
     from support.cuda_emulator.emulator import NO_COMPILER, compiler
 
@@ -119,10 +128,20 @@ NEEDS: dict[str, Callable[[], str | None]] = {
     **{
         name: _package(name)
         for name in (
-            *("torch", "numba", "onnx", "onnxruntime", "tensorboard", "PIL", "pooch"),
-            *("nbclient", "ipykernel", "starlette", "uvicorn"),
+            "matplotlib",
+            "torch",
+            "numba",
+            "onnx",
+            "onnxruntime",
+            "tensorboard",
+            "PIL",
+            "pooch",
+            "pycocotools",
+            "nbclient",
+            "ipykernel",
         )
     },
+    "browser": _browser,
     "compiler": _compiler,
     "nvrtc": _nvrtc,
     "disassembler": _disassembler,

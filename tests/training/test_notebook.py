@@ -54,10 +54,10 @@ def test_a_model_shows_its_summary():
     model = small_net()
     model.freeze("fc1")
     shown, lines = Reader(model._repr_html_()), model.summary().splitlines()
-    # the same cells as in the text, which has a title before and rules between
+    # the same cells as in the text, which has two titles before and rules between
     text = [line.split() for line in lines if "  " in line]
     assert [" ".join(row).split() for row in shown.rows] == text
-    assert shown.words[0] == lines[0]
+    assert shown.words[0] == "; ".join(lines[:2])
     assert lines[-1].startswith("trainable parameters")
     assert shown.words[-1] == lines[-1]
     assert shown.tags <= ALLOWED

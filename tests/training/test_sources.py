@@ -95,6 +95,8 @@ def test_what_can_be_used_as_it_is_is_not_streamed(tmp_path):
         assert isinstance(Trainer(net(), mapped(tmp_path, images), t, **OPTIONS)._feed, Resident)
     run = Trainer(net(), mapped(tmp_path, x.astype("float64")), t, **OPTIONS)
     assert isinstance(run.x_train, Rows)
+    run = Trainer(net(), mapped(tmp_path, as_bytes(x), (1, 2, 3, 0)), t, **OPTIONS)
+    assert isinstance(run.x_train, Rows)
 
 
 def test_a_large_map_is_never_copied_whole(tmp_path, monkeypatch):
@@ -202,6 +204,7 @@ def test_options_that_look_at_the_set(tmp_path):
             each.train()
         assert bits(run.model) == bits(plain.model), options
         assert run.test_acc_list == plain.test_acc_list
+        assert isinstance(run.x_train, Rows)
 
 
 def test_names_of_classes_go_to_the_model():

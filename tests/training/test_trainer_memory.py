@@ -67,10 +67,13 @@ def test_batches_from_the_host_are_those_from_the_device(backend, monkeypatch, b
 def test_the_next_batch_is_sent_before_the_last_is_used(backend, monkeypatch):
     events = []
     feed = Streamed(net(backend.device), Samples(np.arange(25.0), backend.array(np.arange(25))))
-    monkeypatch.setattr(feed._uploader, "send", lambda x, t: events.append(len(x)) or (x, t))
+    monkeypatch.setattr(
+        feed._uploader, "send", lambda *parts: events.append(len(parts[0])) or parts
+    )
     monkeypatch.setattr(feed._uploader, "receive", lambda sent: sent)
-    for x, _ in feed.epoch(np.arange(25)[::-1], 10):
+    for x, t, indices in feed.epoch(np.arange(25)[::-1], 10):
         events.append(x[0])
+        assert (t == indices).all()
     assert events == [10, 10, 24.0, 5, 14.0, 4.0]
 
 

@@ -204,9 +204,7 @@ def read_slice(at: Importer, op: Operation) -> Any:
         axes = plain_axes(op, axes, found.array.ndim)
         index = [slice(None)] * found.array.ndim
         for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-            index[axis] = slice(
-                start, None if step < 0 and end < -found.array.shape[axis] else end, step
-            )
+            index[axis] = slice(start, end, step)
         return at.fold(found.array[tuple(index)], [found])
     x = at.value(op)
     parts = {}

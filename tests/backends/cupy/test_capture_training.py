@@ -5,7 +5,7 @@ import logging
 import numpy as np
 import pytest
 
-from portacnn import Trainer, losses, resolve
+from portacnn import Trainer, augment, losses, resolve
 from portacnn.errors import OutOfMemoryError
 from portacnn.layers import BatchNorm2d, Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU
 from portacnn.losses import constants
@@ -135,6 +135,31 @@ def test_maps_are_captured(loss):
     captured, plain = made(True), made(False)
     assert (captured.updater.compiled.reason, captured.updater.compiled.graphs) == (None, 1)
     assert bits(captured.model) == bits(plain.model)
+
+
+def test_augmentation_is_part_of_the_recorded_step(caplog):
+    """Epoch and indices are on the device; the tables are sent before a step is recorded."""
+    home = resolve("cuda:1")
+    transforms = [
+        augment.RandomCrop(1),
+        augment.HorizontalFlip(),
+        augment.Affine(10.0, 0.1, shear=5.0),
+        augment.RandomResizedCrop(),
+        augment.Brightness(p=0.5),
+        augment.Contrast(),
+        augment.CutOut(2),
+        augment.MixUp(),
+        augment.CutMix(p=0.5),
+    ]
+    with caplog.at_level(logging.WARNING, logger="portacnn"):
+        captured = trained(home, True, epochs=4, augment=transforms)
+    assert caplog.messages == []
+    assert (captured.updater.compiled.reason, captured.updater.compiled.graphs) == (None, 2)
+    plain = trained(home, False, epochs=4, augment=transforms)
+    assert captured.train_loss_list == plain.train_loss_list
+    assert bits(captured.model) == bits(plain.model)
+    other = trained(home, False, epochs=4)
+    assert plain.train_loss_list != other.train_loss_list
 
 
 def test_batches_that_are_sent_there_are_captured_too(monkeypatch):
