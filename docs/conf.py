@@ -15,7 +15,7 @@ project_copyright = author
 release = version = VERSION
 
 extensions = [
-    "myst_parser",
+    "myst_nb",  # Markdown, and the notebook
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "sphinx.ext.napoleon",
@@ -23,6 +23,8 @@ extensions = [
 
 # Links to a heading of a page (training.md#signals) are GitHub's.
 myst_heading_anchors = 4
+# A notebook shows the outputs that are stored in it; a test runs it and compares.
+nb_execution_mode = "off"
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

@@ -36,9 +36,14 @@ def escaped(text: str, stream: Any) -> str:
 def is_watched(stream: Any) -> bool:
     """Return whether output appears at once for a person: on a terminal, or in a notebook."""
     try:
-        return stream is not None and (stream.isatty() or "ipykernel" in sys.modules)
+        return stream is not None and (stream.isatty() or in_notebook(stream))
     except (AttributeError, ValueError):  # not a file, or closed
         return False
+
+
+def in_notebook(stream: Any) -> bool:
+    """Return whether a stream leads to a notebook."""
+    return type(stream).__module__.partition(".")[0] == "ipykernel"
 
 
 def speak_plainly() -> None:

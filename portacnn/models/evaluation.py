@@ -32,6 +32,8 @@ def evaluate(
         metrics: by name. They are reset first.
         weights: (N,) of the outputs' dtype, which is ``dtype``, or None.
     """
+    if loss is None and not metrics:
+        return {}
     for metric in metrics.values():
         metric.reset()
     shares = []

@@ -36,7 +36,7 @@ from portacnn.models.info import ModelInfo, layout_of
 from portacnn.models.inputs import Pixels, check_fits, image_count, reshaping
 from portacnn.models.preprocess import Normalize
 from portacnn.models.sizes import Sizes
-from portacnn.models.summary import table
+from portacnn.models.summary import html_table, table
 from portacnn.runtime import (
     Array,
     Backend,
@@ -409,8 +409,8 @@ class Model(Sequential):
     def release_memory(self) -> None:
         """Release the memory that ``predict``, ``loss`` and ``accuracy`` keep for their next call.
 
-        They keep about as much as their largest call needed, per concurrent thread, until the model
-        is deleted. Results and parameters are not affected. The next call allocates memory again.
+        They keep about as much as their largest call needed until the model is deleted. Results and
+        parameters are not affected. The next call allocates memory again.
         """
         self._inference.release()
 
@@ -546,6 +546,10 @@ class Model(Sequential):
             self.check_built()
             input_shape = self.input_shape
         return table(self, input_shape, whole("batch_size", batch_size, 1))
+
+    def _repr_html_(self) -> str | None:
+        """Return ``summary`` as a table for a notebook; None (its text) if it is not built."""
+        return html_table(self, self.input_shape) if self.is_built() else None
 
     # --- files ------------------------------------------------------------------------------------
 

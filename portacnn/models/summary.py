@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from html import escape
 from math import prod
 from typing import NamedTuple
 
@@ -66,10 +67,20 @@ def _frozen(layer: Layer) -> int:
     return sum(prod(layer.declared[n].shape) for n in layer.frozen & layer.declared.keys())
 
 
-def table(network: Layer, input_shape: Sequence[int], batch_size: int) -> str:
-    """Return ``rows`` as text, with the activations of a whole batch and totals at the end."""
+class Table(NamedTuple):
+    """``rows`` as text: two lines of titles, cells by line, totals, and a note on frozen
+    parameters."""
+
+    titles: tuple[str, str]
+    lines: list[tuple[str, ...]]
+    total: tuple[str, ...]
+    note: str
+
+
+def _table(network: Layer, input_shape: Sequence[int], batch_size: int) -> Table:
+    """Return ``rows`` as text, with the activations of a whole batch."""
     found = rows(network, input_shape)
-    lines = [
+    lines: list[tuple[str, ...]] = [
         (
             printable(r.path),
             r.kind,
@@ -88,23 +99,46 @@ def table(network: Layer, input_shape: Sequence[int], batch_size: int) -> str:
         f"{sum(r.multiply_adds for r in found):,}",
         _memory(batch_size * sum(r.output_bytes for r in found)),
     )
-    widths = [max(map(len, column)) for column in zip(_HEAD, *lines, total, strict=True)]
-    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
     title = f"{type(network).__name__}, samples {_by(input_shape)}, {network.dtype}"
     counted = f"multiply-adds of one sample, activations of a batch of {batch_size}"
     frozen = sum(r.frozen for r in found)
-    training = f"trainable parameters: {sum(r.parameters for r in found) - frozen:,}; "
+    trainable = sum(r.parameters for r in found) - frozen
+    note = f"trainable parameters: {trainable:,}; frozen: {frozen:,}" if frozen else ""
+    return Table((title, counted), lines, total, note)
+
+
+def table(network: Layer, input_shape: Sequence[int], batch_size: int) -> str:
+    """Return ``rows`` as text, with the activations of a whole batch and totals at the end."""
+    titles, lines, total, note = _table(network, input_shape, batch_size)
+    widths = [max(map(len, column)) for column in zip(_HEAD, *lines, total, strict=True)]
+    rule = "-" * (sum(widths) + 2 * (len(widths) - 1))
     return "\n".join(
         [
-            title,
-            counted,
+            *titles,
             *_aligned([_HEAD], widths),
             rule,
             *_aligned(lines, widths),
             rule,
             *_aligned([total], widths),
-            *([f"{training}frozen: {frozen:,}"] if frozen else []),
+            *([note] if note else []),
         ]
+    )
+
+
+def html_table(network: Layer, input_shape: Sequence[int]) -> str:
+    """Return ``rows`` as an HTML table for a notebook, with totals at the end."""
+    titles, lines, total, note = _table(network, input_shape, 1)
+    head, *body, foot = (
+        "".join(
+            f'<{tag} style="text-align:{"left" if i < 3 else "right"}">{escape(cell)}</{tag}>'
+            for i, cell in enumerate(cells)
+        )
+        for tag, cells in (("th", _HEAD), *(("td", line) for line in lines), ("th", total))
+    )
+    return (
+        f"<p>{escape('; '.join(titles))}</p><table><thead><tr>{head}</tr></thead>"
+        f"<tbody>{''.join(f'<tr>{cells}</tr>' for cells in body)}</tbody>"
+        f"<tfoot><tr>{foot}</tr></tfoot></table>{f'<p>{escape(note)}</p>' if note else ''}"
     )
 
 

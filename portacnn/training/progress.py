@@ -1,11 +1,25 @@
-"""Show the progress of a training: tqdm's bar on a terminal if tqdm is installed, else one line per
-epoch."""
+"""Show the progress of a training: tqdm's bar on a terminal or in a notebook if tqdm is installed,
+else one line per epoch."""
 
 import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any, Self
 
-from portacnn.console import is_watched, say
+from portacnn.console import in_notebook, is_watched, say
+
+
+def _bar() -> tuple[Any, dict[str, Any]]:
+    """Return tqdm's class for a terminal or a notebook, and how wide it is."""
+    if in_notebook(sys.stderr) and find_spec("ipywidgets") is None:
+        # On stdout like the lines, so that they follow each other in one output. tqdm.auto would
+        # warn about the missing package, and another stream would begin an output for each epoch.
+        from tqdm import tqdm
+
+        return tqdm, {"file": sys.stdout, "ncols": 80}
+    from tqdm.auto import tqdm as auto
+
+    return auto, {"dynamic_ncols": True}
 
 
 class Progress:
@@ -17,10 +31,10 @@ class Progress:
         self.bar: Any = None
         if shown and is_watched(sys.stderr):  # in a file, a bar would take thousands of lines
             try:
-                from tqdm.auto import tqdm
+                kind, options = _bar()
             except ImportError:
                 return
-            self.bar = tqdm(total=total, initial=done, unit="step", dynamic_ncols=True)
+            self.bar = kind(total=total, initial=done, unit="step", **options)
 
     def __enter__(self) -> Self:
         return self

@@ -10,6 +10,7 @@ from portacnn.models import Model
 from portacnn.optim import Optimizer
 from portacnn.runtime import Array, Backend
 from portacnn.training.history import View
+from portacnn.training.notebook import page
 from portacnn.training.sets import Sets
 
 
@@ -67,6 +68,10 @@ class Results:
             f"{self._sets.train.count} training images, batch_size={self.batch_size}, {done}"
             f"{', ' if figures else ''}{figures})"
         )
+
+    def _repr_html_(self) -> str:
+        """Return settings, curves and the last epochs as HTML for a notebook."""
+        return page(repr(self), self.history)
 
     @property
     def x_train(self) -> Array:

@@ -84,6 +84,22 @@ def test_a_child_computes_as_its_parent(kernels: str):
     assert same()
 
 
+def test_a_child_does_not_wait_for_a_call_of_its_parent(monkeypatch: pytest.MonkeyPatch):
+    """Calls of ``predict`` take turns, and the thread whose turn it is does not exist there."""
+    monkeypatch.setattr("portacnn.models.inference.PATIENCE", 60.0)
+    busy, model = SimpleConvNet(seed=0), SimpleConvNet(seed=0)
+    model.predict(X[:1])
+    inside, leave = threading.Event(), threading.Event()
+    busy.layer_at("fc2").on_output(lambda y: inside.set() or leave.wait(20))
+    worker = threading.Thread(target=lambda: busy.predict(X[:1]))
+    worker.start()
+    assert inside.wait(20)
+    assert in_child(lambda: model.predict(X[:1]).shape == (1, 10), seconds=5)
+    leave.set()
+    worker.join(20)
+    assert not worker.is_alive()
+
+
 def _predicted(first: int) -> np.ndarray:
     return _served.predict(X[first : first + 10])
 

@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -220,6 +221,12 @@ def test_a_batch_is_as_large_as_memory_allows(monkeypatch: pytest.MonkeyPatch):
     assert sizes == [20, 20]
 
 
+@pytest.fixture(autouse=True)
+def a_free_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interruption between two lines, which no signal makes, may have left it taken."""
+    monkeypatch.setattr(inference, "_turn", threading.RLock())
+
+
 @each_set
 @pytest.mark.parametrize("count", [1, FEW, 40])
 def test_threads_on_one_model_get_their_own_results_to_the_bit(count: int, choice: str):
@@ -252,7 +259,9 @@ def test_threads_on_one_model_get_their_own_results_to_the_bit(count: int, choic
 
 
 def test_a_second_thread_goes_the_prepared_way_too(monkeypatch: pytest.MonkeyPatch):
-    """While the first is in the middle of its own: nobody waits, and nobody goes a slower way."""
+    """While the first is in the middle of its own and waits for the second: nobody waits for ever,
+    and nobody goes a slower way."""
+    monkeypatch.setattr("portacnn.models.inference.PATIENCE", 0.05)
     model, x = small_net("numpy"), X[:1]
     calls: list[str] = []
     forward = type(model).forward
@@ -286,6 +295,65 @@ def test_a_second_thread_goes_the_prepared_way_too(monkeypatch: pytest.MonkeyPat
     first.join(60)
     np.testing.assert_array_equal(found[0], answers[0])
     assert calls == []
+
+
+def test_threads_take_turns_and_share_one_memory():
+    """Side by side they would predict half as many images per second."""
+    model = small_net("numpy")
+    inside, most, start = [0], [0], threading.Barrier(6)
+
+    def enter(y: Any) -> None:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        time.sleep(0.001)  # lets another thread run
+
+    def leave(y: Any) -> None:
+        inside[0] -= 1
+
+    model.layer_at("conv1").on_output(enter)
+    model.layer_at("fc2").on_output(leave)
+
+    def ask() -> None:
+        start.wait()
+        for count in (1, 3, 20, 1):
+            model.predict(X[:count])
+
+    workers = [threading.Thread(target=ask) for _ in range(6)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert (inside[0], most[0]) == (0, 1)
+    assert len(model._inference._idle) == 1
+
+
+def test_an_interrupted_call_leaves_the_turn_to_others(monkeypatch: pytest.MonkeyPatch):
+    model, errors = small_net("numpy"), [KeyboardInterrupt, None]
+    monkeypatch.setattr("portacnn.models.inference.PATIENCE", 60.0)
+
+    def interrupt(y: Any) -> None:
+        if (error := errors.pop(0)) is not None:
+            raise error
+
+    handle = model.layer_at("fc2").on_output(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        model.predict(X)
+    handle.remove()
+    worker = threading.Thread(target=lambda: errors.append(model.predict(X).shape))
+    worker.start()
+    worker.join(20)
+    assert errors == [None, (40, 4)]
+
+
+def test_a_turn_that_never_ends_is_waited_for_once(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("portacnn.models.inference.PATIENCE", 0.2)
+    lost = threading.Thread(target=inference._turn.acquire)
+    lost.start()
+    lost.join()
+    model, began = small_net("numpy"), time.monotonic()
+    for _ in range(20):
+        model.predict(X[:1])
+    assert time.monotonic() - began < 2.0
 
 
 def test_after_an_error_it_goes_on(backend: Here):

@@ -129,7 +129,7 @@ NEEDS: dict[str, Callable[[], str | None]] = {
         name: _package(name)
         for name in (
             *("torch", "numba", "onnx", "onnxruntime", "tensorboard", "PIL", "pooch"),
-            *("matplotlib", "pycocotools"),
+            *("matplotlib", "pycocotools", "nbclient", "ipykernel"),
         )
     },
     "browser": _browser,

@@ -1,5 +1,7 @@
 """The Trainer: what a run leaves behind, and that it is the same run on every backend."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -28,6 +30,18 @@ def test_lists_have_an_entry_for_each_step_or_epoch(backend):
     assert run.optimizer.steps == 9
     assert run.model.accuracy(*patches(50)) == run.train_acc_list[-1]
     assert run.model.accuracy(*patches(20, seed=1)) == run.test_acc_list[-1]
+
+
+def test_without_metrics_the_training_set_is_not_evaluated(backend):
+    """It would cost a forward pass of all images after each epoch."""
+    run = Trainer(
+        small_net(backend.device), *patches(50), epochs=2, batch_size=50, metrics=(), verbose=False
+    )
+    seen = []
+    run.model.layer_at("fc1").on_output(lambda y: seen.append(y.shape[0]))
+    run.train()
+    assert seen == [50, 50]
+    assert len(run.history["train_loss"]) == 2
 
 
 def test_training_lowers_the_loss(backend):
@@ -201,7 +215,8 @@ def test_verbose_false_prints_nothing(capfd, caplog):
 
 
 def test_lines_where_tqdm_is_missing(capfd, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "tqdm.auto", None)
+    for name in ("tqdm", "tqdm.auto"):
+        monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr(progress, "is_watched", lambda stream: True)
     run = trainer(small_net(), verbose=True)
     run.train()
