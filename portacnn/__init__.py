@@ -11,6 +11,7 @@ if (_root / "backends" / "threads.py").is_file() and (_root / "pyproject.toml").
 from portacnn import (
     callbacks,
     data,
+    detection,
     layers,
     losses,
     metrics,
@@ -41,6 +42,7 @@ __all__ = [
     "available_backends",
     "callbacks",
     "data",
+    "detection",
     "layers",
     "load",
     "load_mnist",
