@@ -43,9 +43,7 @@ def batched_nms(boxes: Array, scores: Array, idxs: Array, iou_threshold: float) 
     return _nms("batched_nms", boxes, scores, idxs, iou_threshold)
 
 
-def _nms(
-    name: str, boxes: Array, scores: Array, idxs: Array | None, iou_threshold: float
-) -> Array:
+def _nms(name: str, boxes: Array, scores: Array, idxs: Array | None, iou_threshold: float) -> Array:
     iou_threshold = share("iou_threshold", iou_threshold)
     check_arrays(name, boxes=boxes, scores=scores)
     check_boxes(name, 2, boxes=boxes)
@@ -81,9 +79,7 @@ def _nms(
     return xp.reshape(xp.take(xp.reshape(kept, (-1,)), rank, axis=0), shape)
 
 
-def per_image(
-    found: Mapping[str, Array], keep: Array | None = None
-) -> list[dict[str, HostArray]]:
+def per_image(found: Mapping[str, Array], keep: Array | None = None) -> list[dict[str, HostArray]]:
     """Return the detections of each image as NumPy arrays, best first, without those that are not
     kept: what ``metrics.AveragePrecision`` takes. Reads all of ``found`` and ``keep`` to the host.
 
