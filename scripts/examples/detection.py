@@ -51,7 +51,7 @@ class Detection(Loss):
         return xp.concat([first, share * xp.sign(off) * (dloss / 4)], axis=1)
 
 
-def network(width: int = 64, *, device: str | None = None) -> Model:
+def network(width: int = 64, *, device: str | None = None, seed: int = 0) -> Model:
     """Return a network (1, S, S) -> (15, S/4, S/4): two convolutions of stride 2, four of stride 1,
     whose outputs see 47 pixels."""
     layers: list[Any] = []
@@ -59,7 +59,7 @@ def network(width: int = 64, *, device: str | None = None) -> Model:
         conv = Conv2d(None, channels, size, stride, padding=size // 2, bias=False)
         layers += [conv, BatchNorm2d(channels), ReLU()]
     layers.append(Conv2d(None, 1 + CLASSES + 4, 1))
-    return Model(*layers).build((1, SIZE, SIZE), device=device, seed=0)
+    return Model(*layers).build((1, SIZE, SIZE), device=device, seed=seed)
 
 
 def detect(model: Model, x: Any, iou: float = 0.4) -> list[dict[str, Any]]:
@@ -104,6 +104,8 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
     add("--scenes", type=int, default=3000, help="for training; by default 3000")
     add("--test-scenes", type=int, default=500, help="by default 500")
     add("--epochs", type=int, default=12, help="by default 12")
+    add("--batch-size", type=int, default=32, help="by default 32")
+    add("--seed", type=int, default=0, help="of weights, order and training scenes; by default 0")
     add("--width", type=int, default=64, help="channels of the network; by default 64")
     add("--device", help="cpu, cuda, torch, ...; by default numpy")
     add("--out", type=Path, default=Path("."), help="folder for detection.png")
@@ -111,16 +113,17 @@ def main(arguments: list[str] | None = None) -> dict[str, float]:
 
     begun = time.perf_counter()
     (x, t), (x_test, t_test) = portacnn.load_mnist_sample()
-    x, boxes = data.scenes(x, t, options.scenes, size=SIZE, seed=0, **SCENES)
+    x, boxes = data.scenes(x, t, options.scenes, size=SIZE, seed=3 + options.seed, **SCENES)
     wide = {**SCENES, "objects": (16, 16), "clutter": 24}
     large, _ = data.scenes(x_test, t_test, 1, size=160, seed=2, **wide)
     x_test, true = data.scenes(x_test, t_test, options.test_scenes, size=SIZE, seed=1, **SCENES)
 
-    model = network(options.width, device=options.device)
+    model = network(options.width, device=options.device, seed=options.seed)
     t = detection.center_targets(boxes, model.output_shape[1:], STRIDE)
     trainer = Trainer(
-        model, x, t, loss=Detection(), epochs=options.epochs, batch_size=min(32, options.scenes),
-        lr=0.003, schedule="one_cycle",
+        model, x, t, loss=Detection(), epochs=options.epochs,
+        batch_size=min(options.batch_size, options.scenes), lr=0.003, schedule="one_cycle",
+        seed=options.seed,
     )  # fmt: skip
     trainer.train()
 
