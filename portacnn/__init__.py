@@ -11,6 +11,7 @@ if (_root / "backends" / "threads.py").is_file() and (_root / "pyproject.toml").
 from portacnn import (
     callbacks,
     data,
+    detection,
     layers,
     losses,
     metrics,
@@ -42,6 +43,7 @@ __all__ = [
     "available_backends",
     "callbacks",
     "data",
+    "detection",
     "layers",
     "load",
     "load_mnist",

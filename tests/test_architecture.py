@@ -54,6 +54,7 @@ ARRAY_LIBRARIES = {
     "numba",
 }
 HOST_SIDE = {
+    "detection/centers.py",
     "init.py",
     "seeds.py",
     "files.py",
@@ -77,6 +78,7 @@ ROWS = [
     {"augment"},
     {"layers", "optim", "schedules", "data", "losses", "metrics", "gradient_check", "testing"},
     {"files", "run_folder"},
+    {"detection"},
     {"ops"},
     {"seeds", "init"},
     {"flat", "selection"},

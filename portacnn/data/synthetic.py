@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from portacnn.arguments import answering_keywords, whole
+from portacnn.arguments import answering_keywords, one_of, share, whole
 from portacnn.errors import ArgumentError, LabelError, ShapeError
 
+_TRIES = 20  # positions that an object of a scene is given
 _AT_ONCE = 256  # images whose coordinates are in memory together
 
 SHAPES = ("circle", "square", "triangle")
@@ -145,9 +146,11 @@ def scenes(
     size: int = 64,
     objects: Sequence[int] = (1, 3),
     clutter: int = 6,
+    target: str = "masks",
+    overlap: float = 1.0,
     seed: int = 0,
-) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return scenes composed of small bright images such as digits, and their masks.
+) -> tuple[NDArray[Any], Any]:
+    """Return scenes composed of small bright images such as digits, and their masks or boxes.
 
     A scene is black. Fragments of the images, of a third of their height and width, are scattered
     over it as in cluttered MNIST (Mnih et al., 2014); they belong to the background. The objects
@@ -166,12 +169,18 @@ def scenes(
         size: S, height and width of a scene, at least H and W.
         objects: the smallest and the largest number of objects in a scene.
         clutter: the number of fragments in a scene.
+        target: "masks" or "boxes".
+        overlap: the largest share that two objects' boxes may have in common: their intersection
+            over the smaller of the two. An object that finds no such position in 20 tries is left
+            out.
         seed: a whole number.
 
     Returns:
-        Scenes (K, C, S, S) of the type of ``images``, and masks uint8 (K, S, S): 0 is background,
-        label + 1 is an object's pixel. Those are its pixels brighter than a quarter of the
-        brightest.
+        Scenes (K, C, S, S) of the type of ``images``, and targets. An object's pixels are those
+        brighter than a quarter of its brightest.
+        Masks: uint8 (K, S, S): 0 is background, label + 1 is an object's pixel.
+        Boxes: a list of K mappings: "boxes" float32 (G, 4), the (x1, y1, x2, y2) around the pixels
+        of each object, and "labels" int64 (G,). Objects without a pixel have no box.
 
     Raises:
         ShapeError, LabelError: if images or labels do not fit.
@@ -193,22 +202,42 @@ def scenes(
     fewest, most = (whole("objects", number, 0) for number in objects)
     if fewest > most:
         raise ArgumentError(f"objects must be (smallest, largest), got {objects!r}", "scenes")
+    one_of("target", target, "masks", "boxes")
+    overlap = share("overlap", overlap)
     rng = np.random.default_rng(whole("seed", seed, 0))
     ink = images.max(axis=1) > images.max(axis=(1, 2, 3), keepdims=True)[:, 0] / 4
     out = np.zeros((count, channels, size, size), dtype=images.dtype)
     masks = np.zeros((count, size, size), dtype=np.uint8)
     part_height, part_width = (max(1, side // 3) for side in (height, width))
+    found = []
     for scene, mask in zip(out, masks, strict=True):
         for _ in range(clutter):
             image = images[rng.integers(n)]
             cut = _anywhere(rng, (height, width), (part_height, part_width))
             _paste(scene, image[:, *cut], _anywhere(rng, (size, size), (part_height, part_width)))
+        boxes: list[NDArray[Any]] = []
+        classes: list[int] = []
         for _ in range(rng.integers(fewest, most + 1)):
             chosen = rng.integers(n)
-            at = _anywhere(rng, (size, size), (height, width))
+            for _ in range(_TRIES):
+                at = _anywhere(rng, (size, size), (height, width))
+                box = _around(ink[chosen], at)
+                if all(_common(box, other) <= overlap for other in boxes):
+                    break
+            else:
+                continue
             _paste(scene, images[chosen], at)
             mask[at][ink[chosen]] = labels[chosen] + 1
-    return out, masks
+            if ink[chosen].any():
+                boxes.append(box)
+                classes.append(int(labels[chosen]))
+        found.append(
+            {
+                "boxes": np.array(boxes, dtype=np.float32).reshape(-1, 4),
+                "labels": np.array(classes, dtype=np.int64),
+            }
+        )
+    return out, masks if target == "masks" else found
 
 
 Window = tuple[slice, slice]
@@ -219,6 +248,24 @@ def _anywhere(rng: np.random.Generator, whole_: tuple[int, int], part: tuple[int
     starts = (int(rng.integers(n - m + 1)) for n, m in zip(whole_, part, strict=True))
     rows, columns = (slice(start, start + m) for start, m in zip(starts, part, strict=True))
     return rows, columns
+
+
+def _around(ink: NDArray[Any], at: Window) -> NDArray[Any]:
+    """The box (x1, y1, x2, y2) around the pixels of an image at a place; empty without a pixel."""
+    sides = []
+    for axis, window in ((0, at[1]), (1, at[0])):
+        places = np.flatnonzero(ink.any(axis=axis))
+        near, far = (places[0], places[-1] + 1) if len(places) else (0, 0)
+        sides.append((window.start + near, window.start + far))
+    (x1, x2), (y1, y2) = sides
+    return np.array([x1, y1, x2, y2])
+
+
+def _common(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """The intersection of two boxes over the area of the smaller one."""
+    sides = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
+    smaller = min(np.prod(box[2:] - box[:2]) for box in (a, b))
+    return float(np.prod(np.maximum(sides, 0)) / smaller) if smaller else 0.0
 
 
 def _paste(scene: NDArray[Any], image: NDArray[Any], at: Window) -> None:

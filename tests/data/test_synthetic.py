@@ -78,3 +78,28 @@ def test_what_does_not_fit_is_refused():
     refuses(LabelError, "scenes", "0..254", call=lambda: scenes(x, [0, 1, 255], 1))
     refuses(ArgumentError, "size", "at least 8", call=lambda: scenes(x, [0, 1, 2], 1, size=7))
     refuses(ArgumentError, "objects", call=lambda: scenes(x, [0, 1, 2], 1, objects=(2, 1)))
+
+
+def test_boxes_of_scenes_are_those_of_the_masks():
+    """Where objects do not overlap, the box is that of the connected pixels."""
+    rng = np.random.default_rng(0)
+    images = np.zeros((3, 1, 8, 8), dtype=np.float32)
+    images[:, 0, 2:7, 1:6] = rng.uniform(0.5, 1.0, (3, 5, 5))
+    images[0, 0, :, 3:] = images[1, 0, 4:, :] = 0.0
+    options = {"size": 40, "objects": (0, 4), "clutter": 3, "overlap": 0.0, "seed": 5}
+    x, masks = scenes(images, [0, 3, 9], 30, **options)
+    same, found = scenes(images, [0, 3, 9], 30, target="boxes", **options)
+    np.testing.assert_array_equal(x, same)
+    for mask, image in zip(masks, found, strict=True):
+        assert (image["boxes"].dtype, image["labels"].dtype) == (np.float32, np.int64)
+        again = np.zeros_like(mask)
+        for (x1, y1, x2, y2), label in zip(
+            image["boxes"].astype(int), image["labels"], strict=True
+        ):
+            part = mask[y1:y2, x1:x2]
+            assert set(np.unique(part)) == {label + 1}  # filled, and no other's pixel
+            again[y1:y2, x1:x2] = part
+        np.testing.assert_array_equal(again, mask)
+    assert {len(image["labels"]) for image in found} >= {0, 1, 2, 3}
+    refuses(ArgumentError, "target", call=lambda: scenes(images, [0, 3, 9], 1, target="points"))
+    refuses(ArgumentError, "overlap", call=lambda: scenes(images, [0, 3, 9], 1, overlap=2))
