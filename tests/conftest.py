@@ -12,9 +12,18 @@ minutes.
 
 import gc
 import os
+import sys
+import tempfile
 import time
 
 _begun = time.monotonic()
+# Tests start many processes. Where no bytecode may be written beside the sources, each of them
+# would compile portacnn again, a third of a second: those of one run share a folder for it.
+_bytecode = None
+if sys.dont_write_bytecode and sys.pycache_prefix is None:
+    _bytecode = tempfile.TemporaryDirectory(prefix="portacnn-tests-", ignore_cleanup_errors=True)
+    os.environ["PYTHONPYCACHEPREFIX"] = _bytecode.name
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # one worker a core already: BLAS reads this when NumPy is first imported
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -166,6 +175,11 @@ def pytest_collection_finish() -> None:
     """The thousands of tests are not looked at again by each garbage collection."""
     gc.collect()
     gc.freeze()
+
+
+def pytest_unconfigure() -> None:
+    if _bytecode is not None:
+        _bytecode.cleanup()
 
 
 def _left_out(item: pytest.Item) -> bool:

@@ -96,9 +96,9 @@ def test_a_pickle_that_would_grow_without_end():
     deep = [b"x"]
     for _ in range(60):
         deep = [deep, deep]  # 2^60 values, if each were looked at where it stands
-    started = time.perf_counter()
+    started = time.process_time()
     assert len(read_pickle(pickle.dumps(deep, 2), "file")) == 2
-    assert time.perf_counter() - started < 1
+    assert time.process_time() - started < 1
     endless = []
     endless.append(endless)
     assert read_pickle(pickle.dumps(endless, 2), "file")[0]

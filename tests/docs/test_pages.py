@@ -17,16 +17,18 @@ The convention:
 import ast
 import contextlib
 import io
+import json
 import os
 import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -100,40 +102,88 @@ def assert_printed(expected: str, came: str, where: str) -> None:
         )
 
 
+# A process that has imported what takes long, and runs each page in a forked child.
+_SERVER = """
+import contextlib, json, os, runpy, signal, sys, traceback
+import portacnn
+with contextlib.suppress(ImportError):
+    import matplotlib.backends.backend_agg, matplotlib.figure
+for line in sys.stdin:
+    script, folder, seconds, *outputs = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(seconds)
+        os.chdir(folder)
+        for number, name in enumerate(outputs, 1):
+            os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT), number)
+        status = 1
+        try:
+            runpy.run_path(script, run_name="__main__")
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def run_script() -> Iterator[Callable[..., tuple[int, str, str]]]:
+    """A function that runs a script in a folder: its exit status and what it prints."""
+    environment = {n: v for n, v in os.environ.items() if not n.startswith("PORTACNN_")}
+    server = subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", _SERVER],
+        env={**environment, **QUICK, "PYTHONPATH": str(ROOT)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+    def run(script: Path, folder: Path, seconds: int) -> tuple[int, str, str]:
+        outputs = [script.with_suffix(f".{name}") for name in ("out", "err")]
+        task = [str(script), str(folder), seconds, *map(str, outputs)]
+        print(json.dumps(task), file=server.stdin, flush=True)
+        status = int(server.stdout.readline())
+        return status, *(output.read_text(encoding="utf-8") for output in outputs)
+
+    with server:
+        yield run
+
+
 @pages
-def test_a_page_runs_as_printed(page: Path, tmp_path: Path):
-    run_and_compare(page, tmp_path, slow=False)
+def test_a_page_runs_as_printed(page: Path, tmp_path: Path, run_script: Callable[..., Any]):
+    run_and_compare(page, tmp_path, run_script, slow=False)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "page", [p for p in PAGES if "<!-- test: slow -->" in p.read_text()], ids=lambda p: p.name
 )
-def test_a_page_with_slow_blocks_runs_as_printed(page: Path, tmp_path: Path):
-    run_and_compare(page, tmp_path, slow=True)
+def test_a_page_with_slow_blocks_runs_as_printed(
+    page: Path, tmp_path: Path, run_script: Callable[..., Any]
+):
+    run_and_compare(page, tmp_path, run_script, slow=True)
 
 
-def run_and_compare(page: Path, tmp_path: Path, slow: bool) -> None:
+def run_and_compare(
+    page: Path, tmp_path: Path, run_script: Callable[..., Any], slow: bool
+) -> None:
     every = blocks(page)
     for block in every:
         if block.kind == "python":
             compile(block.text, f"{page.name}:{block.line}", "exec")
+    if not any(block.kind == "python" and block.runs(slow) for block in every):
+        return
     script = tmp_path / f"page_{page.stem}.py"  # not onnx.py, which would be imported
     script.write_text(program(page, slow), encoding="utf-8")
     folder = tmp_path / "empty"
     folder.mkdir()
-    environment = {n: v for n, v in os.environ.items() if not n.startswith("PORTACNN_")}
-    done = subprocess.run(
-        [sys.executable, "-W", "error", script],
-        cwd=folder,
-        env={**environment, **QUICK, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=300 if slow else 120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    outputs, last = iter(done.stdout.split(_END)), ""
+    status, printed, errors = run_script(script, folder, 300 if slow else 120)
+    assert status == 0, errors
+    outputs, last = iter(printed.split(_END)), ""
     for before, block in zip([None, *every], every, strict=False):
         if block.kind == "python" and block.runs(slow):
             last = next(outputs)

@@ -301,7 +301,9 @@ def test_onnx_and_safetensors_taken_for_each_other(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"\x08" * 5_000_000, bytearray(70_000), "text" * 100_000, 3, "", "a\0b"], ids=str
+    "content",
+    [b"\x08" * 5_000_000, bytearray(70_000), "text" * 100_000, 3, "", "a\0b"],
+    ids=["bytes", "bytearray", "text", "number", "empty", "with a zero"],
 )
 def test_what_is_no_path(content):
     for read in (portacnn.onnx.load, portacnn.load, small_net().load_weights, small_net().save):
