@@ -168,9 +168,7 @@ def test_a_page_with_slow_blocks_runs_as_printed(
     run_and_compare(page, tmp_path, run_script, slow=True)
 
 
-def run_and_compare(
-    page: Path, tmp_path: Path, run_script: Callable[..., Any], slow: bool
-) -> None:
+def run_and_compare(page: Path, tmp_path: Path, run_script: Callable[..., Any], slow: bool) -> None:
     every = blocks(page)
     for block in every:
         if block.kind == "python":
