@@ -28,6 +28,7 @@ from support.checks import (
     laid_out,
     mixtures,
     normal,
+    pieces_for,
     pieces_of,
     refuses,
     untouched,
@@ -104,12 +105,13 @@ def test_memory_layouts(backend: Here, name: str, layout: str):
         check(backend, CASES[name], "float64", layouts, seed=31)
 
 
-@pytest.mark.parametrize("room", [1, 1500, 6000])
+@pytest.mark.parametrize(("room", "count"), [(1, 1), (1500, 3), (6000, 2)])
 @backends("numpy", "numpy-readonly")
 @with_each_kernel
-def test_numpys_convolutions_in_pieces(backend: Here, room: int):
-    """Of one output row or row of pooling windows, and of a few that do not divide the output."""
-    with pieces_of(room):
+def test_numpys_convolutions_in_pieces(backend: Here, room: int, count: int):
+    """Of one output row or row of pooling windows, and of a few that do not divide the output; in
+    one thread and several."""
+    with pieces_of(room), pieces_for(count):
         for case in CASES.values():
             check(backend, case, "float64", ("packed", "batch_last", "stepped"), seed=41)
 

@@ -13,8 +13,8 @@ from numpy.lib.stride_tricks import as_strided
 
 from portacnn import ops
 from portacnn.backends import threads
-from portacnn.backends.numpy.memory import empty
-from portacnn.ops.workspace import Workspace, current, run_in
+from portacnn.backends.numpy.memory import empty, reserve
+from portacnn.ops.workspace import Plan, Workspace, current, planning, run_in
 from portacnn.runtime import resolve
 from support.checks import choices
 from support.matrix import Here
@@ -77,6 +77,40 @@ def test_arrays_that_live_never_share_bytes(seed):
 
     for _ in range(8):
         run_in(room, a_pass, reserved=int(draws.integers(0, 2)) * 4096)
+
+
+def planned(room, numbers):
+    """Two arrays of prepared functions at the start of the arena, reserved as zeros."""
+    plan = Plan(room)
+    with planning(plan):
+        return plan, [reserve((n,), FLOAT, zeros=True) for n in numbers]
+
+
+def test_an_array_that_is_still_used_is_not_where_prepared_functions_write():
+    """A result of an ordinary pass that somebody keeps, and then a pass with reserved bytes."""
+    room = Workspace()
+    for _ in range(2):  # the first measures
+        kept = run_in(room, empty, (1000,), FLOAT)
+        kept[...] = 7
+    plan, arrays = planned(Workspace(), [500, 500])
+
+    def a_pass():
+        for array in planned(room, [500, 500])[1]:
+            array[...] = 3
+
+    run_in(room, a_pass, reserved=plan.size)
+    assert (kept == 7).all()
+    assert plan.size >= sum(array.nbytes for array in arrays)
+
+
+def test_every_array_that_was_reserved_as_zeros_is_filled_again():
+    plan, arrays = planned(Workspace(), [100, 50, 200])
+    for array in arrays:
+        assert not array.any()
+        array[...] = 1
+    plan.restore()
+    for array in arrays:
+        assert not array.any()
 
 
 def test_the_arena_is_as_large_as_what_lives_at_one_time():
