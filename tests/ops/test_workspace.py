@@ -76,31 +76,43 @@ def test_arrays_that_live_never_share_bytes(seed):
                 assert (kept == value).all()
 
     for _ in range(8):
-        run_in(room, a_pass, reserved=int(draws.integers(0, 2)) * 4096)
+        reserved = int(draws.integers(0, 2)) * 4096
+        room.grow(reserved)
+        run_in(room, a_pass, reserved=reserved)
 
 
 def planned(room, numbers):
-    """Two arrays of prepared functions at the start of the arena, reserved as zeros."""
-    plan = Plan(room)
-    with planning(plan):
-        return plan, [reserve((n,), FLOAT, zeros=True) for n in numbers]
+    """Arrays of prepared functions at the start of the arena, reserved as zeros."""
+    for plan in (Plan(), Plan(room)):  # the first measures
+        room.grow(plan.size)
+        with planning(plan):
+            arrays = [reserve((n,), FLOAT, zeros=True) for n in numbers]
+        room.grow(plan.size)
+    return plan, arrays
 
 
 def test_an_array_that_is_still_used_is_not_where_prepared_functions_write():
     """A result of an ordinary pass that somebody keeps, and then a pass with reserved bytes."""
-    room = Workspace()
-    for _ in range(2):  # the first measures
-        kept = run_in(room, empty, (1000,), FLOAT)
-        kept[...] = 7
-    plan, arrays = planned(Workspace(), [500, 500])
+    room, kept = Workspace(), []
 
-    def a_pass():
-        for array in planned(room, [500, 500])[1]:
+    def a_pass(arrays=()):
+        for array in arrays:
             array[...] = 3
+        kept.append(empty((1000,), FLOAT))
+        kept[-1][...] = 7
 
-    run_in(room, a_pass, reserved=plan.size)
-    assert (kept == 7).all()
-    assert plan.size >= sum(array.nbytes for array in arrays)
+    for _ in range(2):  # the first pass measures
+        run_in(room, a_pass)
+    plan, arrays = planned(room, [500, 300])
+    run_in(room, a_pass, arrays, reserved=plan.size)
+    for array in kept:
+        assert (array == 7).all()
+    assert all((array == 3).all() for array in arrays)
+    kept.clear()
+    room.grow()  # to the last pass
+    version = room.version
+    room.grow(plan.size)
+    assert room.version == version  # nobody keeps anything
 
 
 def test_every_array_that_was_reserved_as_zeros_is_filled_again():
