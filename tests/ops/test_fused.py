@@ -97,6 +97,13 @@ def test_values_and_gradients(backend: Here, case: Case, dtype: str):
     check(backend, case, dtype)
 
 
+@with_each_kernel
+def test_a_pool_of_more_taps_than_an_int8_counts(backend: Here):
+    """12x12: kernels number the taps of a window, and in some windows the last ones win."""
+    case = Case(2, 1, 4, (12, 36), (1, 1), pool=Pool((12, 12), (12, 12)))
+    check(backend, case, "float32")
+
+
 @pytest.mark.parametrize("layout", LAYOUTS[1:])
 @pytest.mark.parametrize("name", ["plain", "pool", "1d, pool", "pool overlapping"])
 @with_each_kernel
