@@ -73,13 +73,14 @@ class Workspace:
         self._returned: deque[_Loan] = deque()
 
     def begin(self, reserved: int = 0) -> None:
-        """Prepare for a pass that does not use the first ``reserved`` bytes."""
+        """Prepare for a pass that does not use the first ``reserved`` bytes. Call ``grow`` with them
+        before, so that no array in use lies there."""
         if self._returned:
             self._collect([])
         loans = (
             sorted((loan.start, loan.stop) for loan in self._loans.values()) if self._loans else []
         )
-        if self._top > self.size or (loans and loans[0][0] < reserved):
+        if self._top > self.size:
             self._replace()
             loans = []
         holes, at = [], reserved
@@ -89,11 +90,13 @@ class Workspace:
         self._holes = [*holes, (at, _END)]
 
     def grow(self, size: int = 0) -> None:
-        """Replace the arena if it is smaller than ``size``, or smaller than the last pass
-        needed.
+        """Replace the arena if it is smaller than ``size``, or smaller than the last pass needed,
+        or if an array in use lies in its first ``size`` bytes.
         """
+        if self._returned:
+            self._collect([])
         self._top = max(self._top, size)
-        if self._top > self.size:
+        if self._top > self.size or (self._loans and min(self._loans) < size):
             self._replace()
 
     def _replace(self) -> None:

@@ -31,16 +31,19 @@ from portacnn.ops import use_kernels
 from portacnn.ops.dispatch import kernel_choice
 
 
-def test_an_error_in_a_thread_comes_out(monkeypatch):
+@pytest.mark.parametrize("failing", range(3))
+def test_an_error_in_a_thread_comes_out(monkeypatch, failing):
     monkeypatch.setattr(threads, "WORTH", 1)
-    monkeypatch.setattr(threads, "thread_count", lambda: 2)
+    monkeypatch.setattr(threads, "thread_count", lambda: 3)
+    together = threading.Barrier(3)
 
     def work(piece: slice) -> None:
-        if piece.start:
+        together.wait(10)  # so that each piece has a thread of its own
+        if piece.start == failing:
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        threads.in_pieces(work, 4, 4)
+        threads.in_pieces(work, 3, 3)
 
 
 def test_threads_see_the_callers_context(monkeypatch):

@@ -18,6 +18,7 @@ import safetensors.numpy as st_numpy
 
 import portacnn
 from portacnn import files
+from portacnn import text as texts
 from portacnn.data import read_idx, write_idx
 from portacnn.errors import ArgumentError, DataFormatError, ModelFormatError
 from portacnn.layers import BatchNorm2d, Conv2d, Linear, Sequential
@@ -387,9 +388,12 @@ EVIL = "\x1b[31mred\x1b]0;title\x07\r\nERROR forged line\u202e\u2028" + "n" * 3_
 
 
 def only_printable(error):
-    text = str(error)
-    assert text.isprintable()
-    assert len(text) < 4000
+    assert str(error).isprintable()
+    assert len(str(error)) < 4000
+
+
+def listed(name):
+    return texts.listed([name, name])
 
 
 def test_names_in_files_cannot_steer_a_terminal(tmp_path):
@@ -442,6 +446,22 @@ def test_descriptions_cannot_either(tmp_path, changed):
     with pytest.raises(ModelFormatError) as caught:
         portacnn.load(tmp_path / "net")
     only_printable(caught.value)
+
+
+@pytest.mark.parametrize("told", [texts.shown, texts.quoted, texts.message, texts.printable, listed])
+def test_text_from_files_is_escaped(told):
+    """Each function that messages, warnings and tables use. What can be printed stays."""
+    assert told(EVIL[:60]).isprintable()
+    assert "\\x1b[31mred" in told(EVIL[:60])
+    assert told("naïve 字") in ("naïve 字", "'naïve 字'", "naïve 字, naïve 字")
+
+
+def test_paths_in_errors_of_other_kinds_are_escaped(tmp_path):
+    """Of Python's own exception types, whose text nobody escapes afterwards."""
+    for call in (portacnn.data.load, portacnn.data.ImageFolder):
+        with pytest.raises(FileNotFoundError) as caught:
+            call(tmp_path / EVIL[:60])
+        only_printable(caught.value)
 
 
 def test_a_model_with_odd_names_prints_them_escaped():

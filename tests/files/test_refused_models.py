@@ -12,6 +12,7 @@ import pytest
 import safetensors.numpy as st_numpy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 
 import portacnn
 from portacnn import Normalize, files
@@ -81,6 +82,28 @@ def test_cut_short_anywhere(saved, tmp_path):
     for cut in sorted(cuts):
         refused(tmp_path / "net", saved[:cut], "is not an intact safetensors file")
     refused(tmp_path / "net", saved + b"x", "is not an intact safetensors file")
+
+
+@pytest.mark.parametrize(
+    ("second", "size", "match"),
+    [
+        ([4, 12], 12, r"'b' begins at 4, but the previous one ends at 8"),
+        ([0, 8], 8, r"begins at 0, but the previous one ends at 8"),
+        ([12, 20], 20, r"'b' begins at 12, but the previous one ends at 8"),
+        ([8, 16], 20, r"its tensors take 16 bytes, but there are 20"),
+        ([8, 16], 16, r"does not describe its model"),  # as they must be
+    ],
+)
+def test_tensors_that_overlap_or_leave_gaps(tmp_path, second, size, match):
+    """As the format's own package has it."""
+    places = {"a": [0, 8], "b": second}
+    header = {n: {"dtype": "F32", "shape": [2], "data_offsets": p} for n, p in places.items()}
+    text = json.dumps(header).encode()
+    data = struct.pack("<Q", len(text)) + text + bytes(size)
+    refused(tmp_path / "net", data, match)
+    whole = "describe" in match
+    with contextlib.nullcontext() if whole else pytest.raises(SafetensorError):
+        assert set(st_numpy.load(data)) == {"a", "b"}
 
 
 @fuzz

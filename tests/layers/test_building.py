@@ -14,6 +14,7 @@ from portacnn.errors import (
 from portacnn.layers import (
     AvgPool2d,
     Conv2d,
+    Dropout,
     Flatten,
     Linear,
     MaxPool2d,
@@ -191,6 +192,11 @@ def test_building_again_starts_afresh():
     assert net.named_gradients() == {}
     again = small_chain().build((2, 8, 8), seed=1).state_dict()
     assert all(np.array_equal(value, again[path]) for path, value in net.state_dict().items())
+    drop, ones = Dropout(0.5).build((40,), seed=0), np.ones((1, 40), "float32")
+    first, second = (drop(ones, train=True) for _ in range(2))
+    assert not np.array_equal(first, second)
+    drop.build((40,), seed=0)
+    assert np.array_equal(drop(ones, train=True), first)
 
 
 def test_build_that_fails_late_changes_nothing():

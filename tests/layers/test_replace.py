@@ -151,6 +151,8 @@ def test_what_was_replaced_can_be_changed_and_put_back(tmp_path: Path):
     model.save(tmp_path / "net.safetensors")
     assert bits(portacnn.load(tmp_path / "net.safetensors")) == bits(model)
     weights = old.params["weight"].copy()
+    # a view would keep all parameters of the network in memory
+    assert all(array.flags.owndata for array in old.params.values())
     model.replace("fc2", old)  # which keeps its own
     assert np.array_equal(model.state_dict()["fc2.weight"], weights)
     assert bits(model) == bits(small_net("numpy"))

@@ -229,6 +229,7 @@ def test_tied_parameters_are_one(backend: Here, tmp_path: Path):
         (3,), device=backend.device, dtype="float64", seed=0
     )
     assert list(model.state_dict()) == ["first.weight", "first.bias"]
+    assert [row.parameters for row in rows(model, (3,))] == [9 + 3, 0, 0]
     x, dy = normal(4, 3), normal(4, 3, seed=1)
     w, b = model.state_dict().values()
     y, cache = model.forward(backend.array(x))

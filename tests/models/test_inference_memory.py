@@ -126,16 +126,23 @@ def test_a_batch_larger_than_its_own_is_not_held(monkeypatch: pytest.MonkeyPatch
         assert meter.mapped > 0
 
 
-def test_a_layers_output_that_somebody_keeps_stays_as_it_is():
+@pytest.mark.parametrize(("counts", "seen"), [((40,), 30), ((40, 1, 8), 2)])
+def test_a_layers_output_that_somebody_keeps_stays_as_it_is(counts: tuple[int, ...], seen: int):
+    """Also where prepared functions write, at the arena's beginning: those that are made later, and
+    those that there are."""
     model, kept = wide_net(), []
-    model.predict(WIDE)
-    handle = model.children["conv2"].on_output(kept.append)
-    model.predict(WIDE[:30])
-    before = kept[0].copy()
-    handle.remove()
-    for count in (40, 1, 8, 30, 1):
+    for count in (*counts, *counts):
         model.predict(WIDE[:count])
-    np.testing.assert_array_equal(kept[0], before)
+    handles = [layer.on_output(kept.append) for layer in model.children.values()]
+    model.predict(WIDE[:seen])
+    before = [array.copy() for array in kept]
+    for handle in handles:
+        handle.remove()
+    for count in (8, 1, 8, 40, 30, 1):
+        expected = wide_net().predict(WIDE[:count])
+        np.testing.assert_array_equal(model.predict(WIDE[:count]), expected)
+    for array, as_it_was in zip(kept, before, strict=True):
+        np.testing.assert_array_equal(array, as_it_was)
 
 
 def test_a_model_may_ask_another_in_its_forward():

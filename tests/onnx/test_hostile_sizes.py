@@ -242,6 +242,20 @@ def test_each_number_in_a_list_counts_as_an_object(
         refused(path, field(7, field(1, field(5, field(number, bytes(size * count))))), words)
 
 
+def test_the_length_of_a_name_is_limited(path: Path):
+    for length, words in ((4096, "is not supported"), (4097, "a name has 4097 bytes; the limit")):
+        refused(path, model_of([node("R" * length, ["x"], ["y"])]), words)
+
+
+def test_whole_numbers_of_64_bits_come_back():
+    """As the onnx package wrote them: 10 bytes each if they are negative."""
+    given = [0, 1, -1, 127, 128, -128, (1 << 63) - 1, 1 - (1 << 63), -1 << 63]
+    made = model_of([node("Slice", ["x"], ["y"], ends=given)])
+    graph = wire.read_model(memoryview(made.SerializeToString())).graph
+    assert graph is not None
+    assert graph.nodes[0].attributes[0].values == {"ints": given}
+
+
 def test_deep_nesting(path: Path):
     content = b""
     for _ in range(2000):  # graphs in attributes of nodes of graphs

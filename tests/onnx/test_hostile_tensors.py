@@ -9,6 +9,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import portacnn.onnx
+from portacnn.errors import ModelFormatError
+from portacnn.onnx.reading import Budget
 from support.onnx_files import model_of, numbers
 from support.onnx_refused import field, refused, write
 
@@ -169,3 +171,11 @@ def test_external_data_stay_inside(path: Path, tmp_path_factory: pytest.TempPath
     refused(model, external("sub/../own.bin"), "outside")
     (inside / "link").symlink_to("own.bin")
     assert portacnn.onnx.load(write(model, external("link")))
+
+
+def test_the_budget_is_taken_to_the_last_byte():
+    budget = Budget(0, max_extra_bytes=100)
+    budget.take(60)
+    budget.take(40)
+    with pytest.raises(ModelFormatError, match="need 1 more bytes, but only 0 are left"):
+        budget.take(1)

@@ -46,6 +46,19 @@ def test_a_slice_of_all_samples(end: int, tmp_path: Path):
     np.testing.assert_array_equal(load(model, tmp_path).predict(x), x[:, 1:])
 
 
+@pytest.mark.parametrize("across", [0, 1])
+@pytest.mark.parametrize("bias", [numbers(3, seed=1), numbers(1, 3, seed=2), numbers(1, seed=3)])
+def test_gemm_as_specified(bias: np.ndarray, across: int, tmp_path: Path):
+    """alpha * x @ w + beta * b."""
+    w = numbers(4, 3)
+    nodes = [node("Gemm", ["x", "w", "b"], ["y"], transB=across, alpha=0.5, beta=-3.0)]
+    model = model_of(nodes, {"w": w.T.copy() if across else w, "b": bias}, ("N", 4))
+    x = normal(5, 4).astype("float32")
+    np.testing.assert_allclose(
+        load(model, tmp_path).predict(x), 0.5 * (x @ w) - 3 * bias, rtol=1e-4, atol=1e-5
+    )
+
+
 def with_opset(version: int) -> Any:
     """Pooling, a flattening by shapes, Softmax over the last axis, Clip and Dropout, as each opset
     writes them."""

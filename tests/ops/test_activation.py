@@ -239,3 +239,14 @@ def test_slopes_where_two_pieces_meet(backend: Here, op: str, options: Any, x: A
     y, cache = getattr(ops, op)(array, **options)
     dx = getattr(ops, f"{op}_backward")(backend.array(np.full(len(x), 2.0)), cache)
     agree(backend, dx, 2.0 * np.array(slopes), y)
+
+
+@pytest.mark.parametrize("op", ["clip", "leaky_relu", "softplus"])
+@with_each_kernel
+def test_the_result_is_an_array_of_its_own(backend: Here, op: str):
+    """Also where every value stays as it is: no bounds, no slope, far beyond a threshold."""
+    options = {"clip": {}, "leaky_relu": {"negative_slope": 1.0}, "softplus": {}}[op]
+    x = backend.backend.asarray(np.full((2, 3), 50.0))
+    y, _ = getattr(ops, op)(x, **options)
+    x[...] = -1.0
+    np.testing.assert_array_equal(backend.host(y), np.full((2, 3), 50.0))

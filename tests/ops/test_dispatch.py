@@ -18,7 +18,7 @@ import pytest
 
 from portacnn import ops, runtime
 from portacnn.backends.cupy import kernels as cupy_kernels
-from portacnn.errors import ArgumentError, StateError
+from portacnn.errors import ArgumentError, ArrayError, StateError
 from portacnn.ops import use_kernels
 from portacnn.ops.dispatch import OPS, Cache, kernel_choice, precision
 from portacnn.runtime import BackendError, Kernel, backend_of
@@ -293,6 +293,22 @@ def sets(name: str) -> Mapping[str, Mapping[str, Kernel]]:
 def parameters(function: Callable[..., Any]) -> list[tuple]:
     """Name, kind and whether there is a default, which must then be the same."""
     return [(p.name, p.kind, p.default) for p in signature(function).parameters.values()]
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (1, 3), (2, 3, 1), (6,), ()])
+def test_a_gradient_of_another_shape_is_refused(backend: Here, shape: tuple):
+    """Also where it would broadcast."""
+    for op in ("relu", "sigmoid", "tanh", "clip"):
+        y, cache = getattr(ops, op)(backend.array(HOST))
+        backward = getattr(ops, f"{op}_backward")
+        refuses(
+            ArrayError,
+            f"{op}_backward",
+            "expected a gradient like the output",
+            "(2, 3)",
+            call=lambda run=backward, kept=cache: run(backend.array(np.ones(shape)), kept),
+        )
+        assert backward(y, cache).shape == (2, 3)
 
 
 @pytest.mark.parametrize(("name", "word", "op"), every_override())

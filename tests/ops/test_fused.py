@@ -28,6 +28,7 @@ from support.checks import (
     laid_out,
     mixtures,
     normal,
+    pieces_for,
     pieces_of,
     refuses,
     untouched,
@@ -96,6 +97,13 @@ def test_values_and_gradients(backend: Here, case: Case, dtype: str):
     check(backend, case, dtype)
 
 
+@with_each_kernel
+def test_a_pool_of_more_taps_than_an_int8_counts(backend: Here):
+    """12x12: kernels number the taps of a window, and in some windows the last ones win."""
+    case = Case(2, 1, 4, (12, 36), (1, 1), pool=Pool((12, 12), (12, 12)))
+    check(backend, case, "float32")
+
+
 @pytest.mark.parametrize("layout", LAYOUTS[1:])
 @pytest.mark.parametrize("name", ["plain", "pool", "1d, pool", "pool overlapping"])
 @with_each_kernel
@@ -104,12 +112,13 @@ def test_memory_layouts(backend: Here, name: str, layout: str):
         check(backend, CASES[name], "float64", layouts, seed=31)
 
 
-@pytest.mark.parametrize("room", [1, 1500, 6000])
+@pytest.mark.parametrize(("room", "count"), [(1, 1), (1500, 3), (6000, 2)])
 @backends("numpy", "numpy-readonly")
 @with_each_kernel
-def test_numpys_convolutions_in_pieces(backend: Here, room: int):
-    """Of one output row or row of pooling windows, and of a few that do not divide the output."""
-    with pieces_of(room):
+def test_numpys_convolutions_in_pieces(backend: Here, room: int, count: int):
+    """Of one output row or row of pooling windows, and of a few that do not divide the output; in
+    one thread and several."""
+    with pieces_of(room), pieces_for(count):
         for case in CASES.values():
             check(backend, case, "float64", ("packed", "batch_last", "stepped"), seed=41)
 

@@ -74,6 +74,7 @@ SMALL_FILES = {
     ),
     "pad": described([1, 3, 3], layer("Pad", pads=[[0, 0], [0, 1 << 30], [0, 1 << 30]])),
     "input": described([1 << 20, 1 << 20]),
+    "outputs on one axis": described([1, 2], layer("AdaptiveAvgPool1d", output_size=1 << 18)),
     "outputs": described([1, 2, 2], layer("AdaptiveAvgPool2d", output_size=1 << 20)),
     "many layers": described([2], model="test_limits.Tower", layers=1 << 20),
     "table": described([1, 3000, 3000], layer("TableConv2d", table=[[0]], kernel_size=3000)),

@@ -27,6 +27,17 @@ from support.checks import (
 from support.matrix import Here, needs
 
 
+@with_each_kernel
+def test_one_long_axis(backend: Here):
+    """Kernels that compare with zeros have fewer of them."""
+    x = normal(70_001)
+    y, cache = relu(backend.array(x))
+    np.testing.assert_array_equal(backend.host(y), np.where(x > 0, x, 0.0))
+    np.testing.assert_array_equal(
+        backend.host(relu_backward(backend.array(np.ones(70_001)), cache)), np.where(x > 0, 1, 0)
+    )
+
+
 def number_sigmoid(v: float) -> float:
     return 1 / (1 + math.exp(-v)) if v > -700 else math.exp(v)
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from portacnn.ops import adam_update, momentum_update, sgd_update, use_kernels
+from portacnn.ops import adam_update, all_finite, momentum_update, sgd_update, use_kernels
 from portacnn.runtime import Array
 from support import oracles
 from support.checks import DTYPES, agree, normal, untouched, with_each_kernel
@@ -187,3 +187,14 @@ def test_lists_of_unequal_length(backend: Here, rule: Rule):
     params, states = writable(backend, START, "float32"), states_of(backend, rule, "float32")
     with pytest.raises(ValueError, match="zip"):
         rule.step(params, [backend.array(GRADS[0][0], "float32")], *states, count=1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@with_each_kernel
+def test_all_finite_looks_at_every_array(backend: Here, dtype: str):
+    for wrong in (np.nan, np.inf, -np.inf):
+        for place in range(len(SHAPES)):
+            hosts = [normal(*shape) for shape in SHAPES]
+            assert bool(backend.host(all_finite([backend.array(h, dtype) for h in hosts])))
+            hosts[place].flat[-1] = wrong
+            assert not bool(backend.host(all_finite([backend.array(h, dtype) for h in hosts])))

@@ -5,6 +5,7 @@ from itertools import product
 import numpy as np
 import pytest
 
+from portacnn.errors import ArgumentError
 from portacnn.ops import (
     avg_pool2d,
 )
@@ -58,3 +59,17 @@ def test_windows_that_see_no_cell_by_looking():
             for o in range(*windows.out)
         ]
         assert windows.blind is not all(seen), (size, kernel, stride, dilation, before, after)
+
+
+@pytest.mark.parametrize(
+    ("size", "padding", "stride", "kernel"),
+    [
+        ((4, 4), 1 << 60, 1 << 61, 1),  # one output, of a huge padded input
+        ((4, 4), 1 << 40, 1, 1),  # too many outputs
+        ((1 << 25, 1 << 25), 0, 1 << 25, 1 << 25),  # too many inputs
+    ],
+)
+def test_more_cells_than_any_memory_has_are_refused(size, padding, stride, kernel):
+    """At once: nothing is allocated, and no loop runs over them."""
+    with pytest.raises(ArgumentError, match="do not fit in memory"):
+        Windows.of(size, kernel, stride, padding)

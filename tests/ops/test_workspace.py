@@ -13,8 +13,8 @@ from numpy.lib.stride_tricks import as_strided
 
 from portacnn import ops
 from portacnn.backends import threads
-from portacnn.backends.numpy.memory import empty
-from portacnn.ops.workspace import Workspace, current, run_in
+from portacnn.backends.numpy.memory import empty, reserve
+from portacnn.ops.workspace import Plan, Workspace, current, planning, run_in
 from portacnn.runtime import resolve
 from support.checks import choices
 from support.matrix import Here
@@ -76,7 +76,53 @@ def test_arrays_that_live_never_share_bytes(seed):
                 assert (kept == value).all()
 
     for _ in range(8):
-        run_in(room, a_pass, reserved=int(draws.integers(0, 2)) * 4096)
+        reserved = int(draws.integers(0, 2)) * 4096
+        room.grow(reserved)
+        run_in(room, a_pass, reserved=reserved)
+
+
+def planned(room, numbers):
+    """Arrays of prepared functions at the start of the arena, reserved as zeros."""
+    for plan in (Plan(), Plan(room)):  # the first measures
+        room.grow(plan.size)
+        with planning(plan):
+            arrays = [reserve((n,), FLOAT, zeros=True) for n in numbers]
+        room.grow(plan.size)
+    return plan, arrays
+
+
+def test_an_array_that_is_still_used_is_not_where_prepared_functions_write():
+    """A result of an ordinary pass that somebody keeps, and then a pass with reserved bytes."""
+    room, kept = Workspace(), []
+
+    def a_pass(arrays=()):
+        for array in arrays:
+            array[...] = 3
+        kept.append(empty((1000,), FLOAT))
+        kept[-1][...] = 7
+
+    for _ in range(2):  # the first pass measures
+        run_in(room, a_pass)
+    plan, arrays = planned(room, [500, 300])
+    run_in(room, a_pass, arrays, reserved=plan.size)
+    for array in kept:
+        assert (array == 7).all()
+    assert all((array == 3).all() for array in arrays)
+    kept.clear()
+    room.grow()  # to the last pass
+    version = room.version
+    room.grow(plan.size)
+    assert room.version == version  # nobody keeps anything
+
+
+def test_every_array_that_was_reserved_as_zeros_is_filled_again():
+    plan, arrays = planned(Workspace(), [100, 50, 200])
+    for array in arrays:
+        assert not array.any()
+        array[...] = 1
+    plan.restore()
+    for array in arrays:
+        assert not array.any()
 
 
 def test_the_arena_is_as_large_as_what_lives_at_one_time():

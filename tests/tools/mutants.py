@@ -12,9 +12,9 @@ The mistakes stand in planted/*.txt, each as
     +self.steps, self.counts = steps, counts
 
 The text of the "-" lines occurs exactly once in the file and is replaced by that of the "+" lines.
-For each mistake, the test files of the same area run first (planted/first_tests), then the whole
-quick suite (``-m "not slow"``), each until its first failure. The test that failed must pass
-without the mistake. Results are kept in a JSON file after every mistake, so a run that was stopped
+For each mistake, the test that found it last time runs first, then the test files of the same area
+(planted/first_tests), then the whole quick suite (``-m "not slow"``), each until its first failure.
+The test that failed must pass without the mistake. Results are kept in a JSON file after every mistake, so a run that was stopped
 goes on. A mistake in code whose tests need a package that is not installed is left out. POSIX only.
 """
 
@@ -51,6 +51,7 @@ NEEDS = {
 }
 """Packages without which the tests of these files are skipped."""
 HANGS = "hangs"
+_NOT_FOUND = 4  # pytest's exit status
 
 
 class Mutant(NamedTuple):
@@ -211,20 +212,23 @@ class Copy:
         status = int(self._server.stdout.readline())  # type: ignore[union-attr]
         if status == 5:
             raise SystemExit(f"there are no quick tests in {' '.join(tests)}")
-        if status == 0:
+        if status == 0 or (status == _NOT_FOUND and "::" in tests[0]):  # a test that is no more
             return []
         output = self._output.read_text(encoding="utf-8", errors="replace")
         failed = re.findall(r"^(?:FAILED|ERROR) (.+?)(?: - .*)?$", output, re.MULTILINE)
         return failed or [f"({HANGS if status == -signal.SIGKILL else f'exit status {status}'})"]
 
 
-def tried(mutant: Mutant, copy: Copy, first_only: bool) -> dict[str, Any]:
-    """Plant one mistake, run the tests, take it out again."""
+def tried(mutant: Mutant, copy: Copy, first_only: bool, last: str | None) -> dict[str, Any]:
+    """Plant one mistake, run the tests, take it out again. ``last``: the test that found it last
+    time."""
     begun, stage, failed = time.monotonic(), "first", []  # type: ignore[var-annotated]
     text = (copy.folder / mutant.path).read_text(encoding="utf-8")
     copy.write(mutant.path, text.replace(mutant.old, mutant.new))
     try:
-        if first := first_for(mutant.path):
+        if last and "::" in last:
+            failed = copy.failures([last], "-x")
+        if not failed and (first := first_for(mutant.path)):
             failed = copy.failures(first, "-x")
         if not failed and not first_only:
             failed, stage = copy.failures(["tests"], "-x"), "all"
@@ -273,9 +277,9 @@ def main() -> int:
             copies.put(Copy(folder.resolve(), options.seed))
 
         def work(mutant: Mutant) -> None:
-            copy = copies.get()
+            copy, last = copies.get(), results.get(mutant.name, {}).get("caught")
             try:
-                results[mutant.name] = result = tried(mutant, copy, options.first_only)
+                results[mutant.name] = result = tried(mutant, copy, options.first_only, last)
             finally:
                 copies.put(copy)
             caught = result["caught"] or "SURVIVED"

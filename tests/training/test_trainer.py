@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from portacnn import Trainer, load_mnist_sample
+from portacnn.losses import CrossEntropy
 from portacnn.models import SimpleConvNet
 from portacnn.seeds import permutation
 from portacnn.training import progress
@@ -82,6 +83,23 @@ def test_a_run_by_hand(backend):
     np.testing.assert_allclose(run.train_loss_list, losses, rtol=1e-11)
     for path, value in net.state_dict().items():
         np.testing.assert_allclose(run.model.state_dict()[path], value, rtol=1e-9, atol=1e-12)
+
+
+def test_label_smoothing_reaches_the_training(backend):
+    """The loss of the first batch by hand; a loss with its own smoothing is the same training."""
+    one = {"epochs": 1, "mini_batch_size": 50, "optimizer_param": {"lr": 0.1}}
+    net = small_net(backend.device, dtype="float64")
+    logits, (_, t) = backend.host(net.predict(patches(50, dtype="float64")[0])), patches(50)
+    run = trainer(net, label_smoothing=0.3, **one)
+    run.train()
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    losses = -(0.7 * np.log(p[np.arange(50), t]) + 0.3 * np.log(p).mean(axis=1))
+    assert run.train_loss_list == pytest.approx([losses.mean()], rel=1e-6)
+    other = trainer(
+        small_net(backend.device, dtype="float64"), loss=CrossEntropy(label_smoothing=0.3), **one
+    )
+    other.train()
+    assert bits(other.model) == bits(run.model)
 
 
 def test_each_epoch_sees_every_image_once(backend):
