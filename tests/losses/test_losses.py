@@ -232,7 +232,7 @@ def test_all_weights_zero(backend: Here, name: str):
     agree(backend, loss.backward(cache), np.zeros((6, *shape)), y)
 
 
-@pytest.mark.parametrize("loss", [NTXent(0.5), Triplet(), Triplet(triplets="all")], ids=repr)
+@pytest.mark.parametrize("loss", [NTXent(0.5), Triplet(), Triplet(triplets="hardest")], ids=repr)
 def test_embeddings(backend: Here, loss: Loss):
     """Weights are those of the anchors; the op's own tests compare with PyTorch."""
     y = backend.array(normal(6, 4))
@@ -283,7 +283,7 @@ def test_words():
         (("ignore_index", "multilabel"), lambda: Dice(multilabel=True, ignore_index=3)),
         (("delta",), lambda: Huber(delta=0)),
         (("temperature",), lambda: NTXent(temperature=-1)),
-        (("triplets", "'semihard'"), lambda: Triplet(triplets="semihard")),
+        (("triplets", "'easy'"), lambda: Triplet(triplets="easy")),
         (("(factor, loss)",), lambda: Sum([MSE()])),  # type: ignore[list-item]
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",
