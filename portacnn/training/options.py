@@ -44,6 +44,10 @@ KEYWORDS = {
         ("num_workers", "workers"),
         "data that are read batch by batch choose their threads: data.Dataset(..., threads=...)",
     ),
+    **dict.fromkeys(
+        ("dataloader", "train_loader", "train_dataloader"),
+        "give arrays, a data.Dataset or a data.Stream as x_train",
+    ),
     "steps_per_epoch": "it follows from batch_size and the number of images; leave it out",
     "silent": "write verbose=False",
     "preprocess": "it belongs to the model: model.preprocess = Normalize(...)",
@@ -67,6 +71,11 @@ FROM_CHECKPOINT = dict.fromkeys(
     "it comes from the checkpoint; leave it out",
 )
 """The same for ``Trainer.resume``."""
+OF_TRAINER = dict.fromkeys(
+    ("epochs", "num_epochs", "n_epochs", "batch_size", "lr", "callbacks", "verbose"),
+    "give it to Trainer(...)",
+)
+"""The same for ``Trainer.train``."""
 
 
 @dataclass(frozen=True)

@@ -153,6 +153,8 @@ def split(
     """
     if isinstance(given, Callback | EarlyStopping):
         given = (given,)
+    if given is None:
+        given = ()
     if isinstance(given, str) or not isinstance(given, Iterable):
         raise _not_callbacks(given)
     given = tuple(given)
