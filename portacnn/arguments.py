@@ -171,6 +171,14 @@ def fraction(name: str, value: Any) -> float:
     return number
 
 
+def inner_fraction(name: str, value: Any) -> float:
+    """Return a number with 0 < number < 1. Raises ArgumentError."""
+    number = as_float(value)
+    if not 0.0 < number < 1.0:
+        raise ArgumentError(f"{name} must be above 0 and below 1, got {told(value)}")
+    return number
+
+
 def share(name: str, value: Any) -> float:
     """Return a number with 0 <= number <= 1. Raises ArgumentError."""
     number = as_float(value)
@@ -199,10 +207,14 @@ def either(default: Any, **given: Any) -> Any:
 
 # --- keywords of other libraries ------------------------------------------------------------------
 
+_TEST_SET = (
+    "validation_data validation_set val_data valid_data test_data eval_data eval_set val_dataset "
+    "eval_dataset test_dataset val_loader test_loader"
+)
 _SAME = (
     "lr learning_rate learning_rate_init eta",
-    "batch_size mini_batch_size minibatch_size batchsize batch",
-    "epochs n_epochs num_epochs max_epochs nb_epoch nb_epochs epoch max_iter",
+    "batch_size mini_batch_size minibatch_size batchsize batch bs",
+    "epochs n_epochs num_epochs max_epochs nb_epoch nb_epochs nepochs epoch max_iter",
     "num_classes n_classes nb_classes classes output_size num_outputs out_features units",
     "weight_init weight_init_std kernel_initializer weight_initializer init init_std",
     "bias_init bias_initializer",
@@ -236,25 +248,43 @@ _SAME = (
     "seed random_state random_seed rng",
     "verbose progress verbosity progress_bar",
     "schedule lr_scheduler scheduler lr_schedule",
-    "optimizer optimiser opt solver",
-    "clip_norm max_norm grad_clip clipnorm gradient_clip_val max_grad_norm",
-    "accumulate accumulation_steps gradient_accumulation_steps accumulate_grad_batches",
-    "early_stopping patience early_stop",
+    "optimizer optimiser optim opt solver",
+    "loss criterion loss_fn loss_func loss_function objective",
+    "metrics metric eval_metric eval_metrics scoring",
+    "callbacks callback",
+    "class_weight class_weights weights",
+    "sample_weight sample_weights weights",
+    "weight weights class_weight class_weights",
+    "clip_norm max_norm grad_clip clipnorm gradient_clip_val max_grad_norm grad_clip_norm",
+    "accumulate accumulation_steps gradient_accumulation_steps grad_accum_steps "
+    "accumulate_grad_batches",
+    "augment augmentation augmentations data_augmentation transform transforms",
+    "early_stopping patience early_stop earlystopping",
     "compile_step compile jit_compile",
     "checkpoint_dir checkpoint_path save_dir default_root_dir",
     "keep max_to_keep save_top_k",
-    "x_train X_train train_x train_images",
-    "t_train y_train Y_train train_y train_labels",
-    "x_test X_test x_val X_val test_x validation_data",
-    "t_test y_test Y_test y_val t_val test_y validation_data",
+    "x_train X_train train_x train_images x X images dataset data train_data train_dataset",
+    "t_train y_train Y_train train_y train_labels y Y t labels targets target",
+    f"x_test X_test x_val X_val x_valid test_x val_x {_TEST_SET}",
+    f"t_test y_test Y_test y_val t_val y_valid test_y val_y {_TEST_SET}",
+    "validation_split val_split valid_split test_split test_size val_size validation_fraction",
     "step_size steps",
     "T_max total_steps t_max",
     "eta_min min_lr",
     "total_iters total_steps warmup_steps steps",
+    "lowest start_lr min_lr lr_min",
+    "highest end_lr max_lr lr_max",
+    "steps num_iter num_steps iterations",
     "gamma factor decay_rate",
     "patience n_iter_no_change",
-    "monitor metric mode",
+    "monitor metric",
+    "better mode",
     "min_delta tol threshold",
+    "folder log_dir logdir save_dir",
+    "k top_k topk",
+    "temperature tau",
+    "delta beta",
+    "triplets mining miner type_of_triplets triplets_per_anchor",
     "restore_best restore_best_weights",
     "device backend map_location",
     "path f filename file filepath",
@@ -268,6 +298,9 @@ scikit-learn and ONNX.
 A word in several groups has several meanings; the function that is called decides which apply.
 """
 
+_BOTH = frozenset(f"betas {_TEST_SET}".split())
+"""Words that stand for several arguments together."""
+
 _ADVICE = {
     "activation": "add a layer for it, such as ReLU()",
     "inplace": "layers write no input; leave it out",
@@ -275,6 +308,8 @@ _ADVICE = {
     "shuffle": "training images are shuffled in every epoch, by seed; leave it out",
     "validation_split": "split the data yourself and give x_test and t_test",
     "amsgrad": "it is not supported; leave it out",
+    "reduction": "losses are means over the batch; leave it out",
+    "from_logits": "losses take a network's outputs before softmax or sigmoid; leave it out",
     "dtype": "set it when the network is built: build(..., dtype=...)",
     "device": "set it when the network is made or built; everything else follows it",
 }
@@ -325,7 +360,7 @@ def _hint(name: str, known: list[str], advice: Mapping[str, str]) -> str:
     same = [line.split() for line in _SAME]
     names = [word for words in same if name in words for word in words if word in known]
     if names:
-        joined = " and " if name in ("betas", "validation_data") else " or "
+        joined = " and " if name in _BOTH else " or "
         return f" (called {joined.join(dict.fromkeys(names))} here)"
     if name in _ADVICE:
         return f" ({_ADVICE[name]})"

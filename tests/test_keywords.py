@@ -5,7 +5,8 @@ import pickle
 
 import pytest
 
-from portacnn import EarlyStopping, Normalize, SimpleConvNet, data, load, onnx
+from portacnn import EarlyStopping, Normalize, SimpleConvNet, Trainer, data, load, onnx
+from portacnn.callbacks import CSVLogger, TensorBoard, lr_range_test
 from portacnn.errors import ArgumentError
 from portacnn.layers import (
     AvgPool2d,
@@ -21,6 +22,8 @@ from portacnn.layers import (
     Sequential,
     Softmax,
 )
+from portacnn.losses import CrossEntropy, NTXent, Triplet
+from portacnn.metrics import F1, TopK
 from portacnn.models import VGG11, DeepConvNet, Model, ResNet20
 from portacnn.optim import SGD, Adam, RMSprop
 from portacnn.schedules import CosineAnnealingLR, StepLR, warm_up
@@ -66,6 +69,32 @@ from portacnn.schedules import CosineAnnealingLR, StepLR, warm_up
         (onnx.load, "backend", "called device here"),
         (onnx.export, "opset_version", "called opset here"),
         (load, "map_location", "called device here"),
+        (Trainer, "criterion", "called loss here"),
+        (Trainer, "optim", "called optimizer here"),
+        (Trainer, "num_epochs", "called epochs here"),
+        (Trainer, "learning_rate", "called lr here"),
+        (Trainer, "val_data", "called x_test and t_test here"),
+        (Trainer, "validation_data", "called x_test and t_test here"),
+        (Trainer, "X", "called x_train here"),
+        (Trainer, "class_weights", "called class_weight here"),
+        (Trainer, "weights", "called class_weight or sample_weight here"),
+        (Trainer, "test_size", "called validation_split here"),
+        (Trainer, "early_stop", "called early_stopping here"),
+        (Trainer, "transforms", "called augment here"),
+        (Trainer, "eps", "optimizer_param"),
+        (Trainer, "train_loader", "data.Stream"),
+        (Trainer, "logger", "CSVLogger"),
+        (Trainer.train, "epochs", "give it to Trainer"),
+        (CrossEntropy, "class_weights", "called weight here"),
+        (CrossEntropy, "reduction", "leave it out"),
+        (NTXent, "tau", "called temperature here"),
+        (Triplet, "mining", "called triplets here"),
+        (TopK, "topk", "called k here"),
+        (F1, "averaging", "did you mean average?"),
+        (CSVLogger, "filename", "called path here"),
+        (TensorBoard, "log_dir", "called folder here"),
+        (EarlyStopping, "mode", "called better here"),
+        (lr_range_test, "end_lr", "called highest here"),
     ],
 )
 def test_a_foreign_keyword_is_answered(called, keyword, answer):

@@ -41,6 +41,7 @@ Notation: N samples, C outputs, S the spatial axes.
 from functools import lru_cache
 from typing import Any, ClassVar
 
+from portacnn.arguments import AnswersKeywords
 from portacnn.data.targets import check_length, on_host
 from portacnn.errors import ArrayError, PortacnnError, ShapeError
 from portacnn.losses.outputs import predictions, scores
@@ -49,7 +50,7 @@ from portacnn.runtime import Array, HostArray, backend_of, describe
 Shape = tuple[int, ...]
 
 
-class Loss:
+class Loss(AnswersKeywords):
     """Base class of all losses. A subclass defines ``forward`` and ``backward``.
 
     Attributes:

@@ -14,6 +14,7 @@ from portacnn.arguments import not_negative, one_of, positive
 from portacnn.data.targets import kinds
 from portacnn.errors import ShapeError
 from portacnn.losses.base import Loss, Shape, check_outputs, check_weight
+from portacnn.ops.triplet import TRIPLETS
 from portacnn.runtime import Array, HostArray
 
 
@@ -69,35 +70,36 @@ class Triplet(_Embeddings):
     torch.nn.TripletMarginLoss with p=2 (``ops.triplet_loss``).
 
     The triplets are formed within a batch: each sample is an anchor if the batch has another of its
-    kind and one of another kind. So batches need several samples of a kind: with many kinds, large
-    batches. A batch without a triplet has the loss 0.
+    kind (a positive) and one of another kind (a negative). So batches need several samples of a
+    kind: with many kinds, large batches. A batch without a triplet has the loss 0.
 
     Args:
         margin: how much nearer.
-        triplets: "hardest" takes one of each anchor, with its farthest positive and its nearest
-            negative (batch hard); "all" takes all of them, which is gentler where labels are wrong,
-            but many are soon 0.
+        triplets: "semihard" takes each pair of an anchor and a positive, with the nearest negative
+            that is farther than the positive. "hardest" takes one triplet of each anchor, with its
+            farthest positive and its nearest negative (batch hard); from random weights all
+            embeddings may become equal, so it is for networks that are trained already. "all" takes
+            all triplets, of which many are soon 0.
         eps: added to each coordinate of a difference, as in PyTorch.
     """
 
     margin: float = 1.0
-    triplets: str = "hardest"
+    triplets: str = "semihard"
     eps: float = 1e-6
 
     apart: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "margin", not_negative("margin", self.margin))
-        one_of("triplets", self.triplets, "hardest", "all")
+        one_of("triplets", self.triplets, *TRIPLETS)
         object.__setattr__(self, "eps", not_negative("eps", self.eps))
 
     def forward(self, y: Array, t: Array, weight: Array | None = None) -> tuple[Array, Any]:
         check_outputs(y, "Triplet")
         if weight is not None:
             check_weight(weight, y)
-        hardest = self.triplets == "hardest"
         return ops.triplet_loss(
-            y, t, margin=self.margin, hardest=hardest, eps=self.eps, weight=weight
+            y, t, margin=self.margin, triplets=self.triplets, eps=self.eps, weight=weight
         )
 
     def backward(self, cache: Any, dloss: Array | float = 1.0) -> Array:

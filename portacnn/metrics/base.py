@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, ClassVar, Literal, Self
 
-from portacnn.arguments import fraction, one_of
+from portacnn.arguments import AnswersKeywords, fraction, one_of
 from portacnn.errors import ArgumentError, ShapeError
 from portacnn.losses import Loss
 from portacnn.losses.outputs import NO_PREDICTION, predictions
@@ -19,7 +19,7 @@ from portacnn.runtime import Array, HostArray, backend_of, describe, is_float, w
 
 
 @dataclass
-class Metric:
+class Metric(AnswersKeywords):
     """Base class of all metrics: one number (or a list, or a matrix) for outputs and targets, batch
     by batch.
 

@@ -84,7 +84,7 @@ def metrics_for(
         ArgumentError: a name is unknown or occurs twice, or a metric does not support the loss's
             task.
     """
-    if isinstance(metrics, str | Metric):
+    if isinstance(metrics, str | Metric | type):
         metrics = (metrics,)
     if metrics is None:
         metrics = loss.metrics

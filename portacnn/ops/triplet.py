@@ -5,22 +5,35 @@ torch.nn.TripletMarginLoss with p=2:
 
     max(d(a, p) - d(a, n) + margin, 0),    d(x, y) = |x - y + eps|
 
-The triplets are formed within the batch by the labels (Hermans et al., "In defense of the triplet
-loss", 2017): of each anchor the hardest, its farthest positive and its nearest negative
-("batch hard"), or all there are ("batch all").
+The triplets are formed within the batch by the labels:
 
-Notation: N samples, D length of an embedding. A matrix (N, N) has a row for each anchor; a cube (N,
-N, N) has the anchors, the positives and the negatives.
+- "semihard" (Schroff et al., "FaceNet", 2015): each pair of an anchor and a positive, with the
+  nearest negative that is farther than the positive; if there is none, with the farthest negative;
+- "hardest" ("batch hard": Hermans et al., "In defense of the triplet loss", 2017): each anchor,
+  with its farthest positive and its nearest negative;
+- "all" ("batch all", there too): all of them.
+
+At the start of a training, the hardest triplets are often satisfied best by embeddings that are all
+equal, and it does not leave that point again, as their gradient is 0 there.
+
+Notation: N samples, D length of an embedding. A matrix (N, N) has a row for each anchor; a cube (R,
+N, N) has R anchors, the positives and the negatives.
 """
 
 from typing import Any
 
-from portacnn.arguments import not_negative
+from portacnn.arguments import not_negative, one_of
 from portacnn.errors import PortacnnError
 from portacnn.ops._linear import linear
 from portacnn.ops.contrastive import check_embeddings
 from portacnn.ops.dispatch import op
 from portacnn.runtime import Array, backend_of
+
+TRIPLETS = ("semihard", "hardest", "all")
+"""Which triplets of a batch the loss may take."""
+CUBE = 1 << 22
+"""The largest number of elements of a cube: the anchors of larger batches come one part after the
+other."""
 
 
 def _check(
@@ -28,7 +41,7 @@ def _check(
     labels: Array,
     *,
     margin: float = 1.0,
-    hardest: bool = True,
+    triplets: str = "semihard",
     eps: float = 1e-6,
     weight: Array | None = None,
     keep: bool = True,
@@ -37,6 +50,7 @@ def _check(
     check_embeddings(name, embeddings, labels, weight)
     try:
         not_negative("margin", margin), not_negative("eps", eps)
+        one_of("triplets", triplets, *TRIPLETS)
     except PortacnnError as error:
         raise error.at(name)
 
@@ -47,7 +61,7 @@ def triplet_loss(
     labels: Array,
     *,
     margin: float = 1.0,
-    hardest: bool = True,
+    triplets: str = "semihard",
     eps: float = 1e-6,
     weight: Array | None = None,
     keep: bool = True,
@@ -65,8 +79,8 @@ def triplet_loss(
         embeddings: (N, D), floating point. All differences (N, N, D) are in memory at once.
         labels: integers (N,): samples of one kind have the same.
         margin: how much nearer the positive is to be.
-        hardest: take one triplet of each anchor that has a positive and a negative, of the farthest
-            and the nearest; otherwise all triplets, which take (N, N, N) numbers.
+        triplets: "semihard", "hardest" or "all", see above. The time of "semihard" and "all" grows
+            with the cube of N.
         eps: added to each coordinate of a difference.
         weight: (N,), a factor for the triplets of each anchor; the mean divides by their sum.
         keep: keep what ``triplet_loss_backward`` needs.
@@ -86,11 +100,48 @@ def triplet_loss(
     alike = xp.expand_dims(labels, axis=1) == xp.expand_dims(labels, axis=0)
     positive = alike & (xp.expand_dims(number, axis=1) != xp.expand_dims(number, axis=0))
     negative = ~alike
-    mine = _hardest if hardest else _all
     factor = xp.ones((n,), dtype=dtype, device=device) if weight is None else weight
-    loss, count, pull = mine(xp, distance, positive, negative, number, margin, factor)
+    mine = {"semihard": _semihard, "hardest": _hardest, "all": _all}[triplets]
+    rows = max(n if triplets == "hardest" else CUBE // max(n * n, 1), 1)
+    parts = []
+    for start in range(0, max(n, 1), rows):
+        part = slice(start, min(start + rows, n))
+        of_anchors = (distance[part, :], positive[part, :], negative[part, :], factor[part])
+        parts.append(mine(xp, *of_anchors, number, margin))
+    loss, count, pull = parts[0]
+    if len(parts) > 1:
+        loss, count = (xp.sum(xp.stack([part[k] for part in parts])) for k in (0, 1))
+        pull = xp.concat([part[2] for part in parts])
     scale = xp.where(count == 0, 0.0, 1.0 / xp.where(count == 0, 1.0, count))
     return loss * scale, (embeddings, distance, pull * scale, eps) if keep else None
+
+
+def _semihard(
+    xp: Any,
+    distance: Array,
+    positive: Array,
+    negative: Array,
+    factor: Array,
+    number: Array,
+    margin: float,
+) -> tuple[Array, Array, Array]:
+    """Return the sum of the losses of R anchors, the number of triplets, and the gradient of the
+    distances (R, N)."""
+    if not number.shape[0]:
+        return xp.sum(factor), xp.sum(factor), distance
+    to_negative = xp.expand_dims(distance, axis=1)  # (R, 1, N)
+    farther = xp.expand_dims(negative, axis=1) & (to_negative > xp.expand_dims(distance, axis=2))
+    nearest = xp.argmin(xp.where(farther, to_negative, xp.inf), axis=2)  # (R, N), by positive
+    farthest = xp.argmax(xp.where(negative, distance, -xp.inf), axis=1, keepdims=True)
+    chosen = xp.where(xp.any(farther, axis=2), nearest, farthest)
+    chosen = xp.expand_dims(chosen, axis=2) == number  # (R, N, N)
+    hinge = distance - xp.sum(xp.where(chosen, to_negative, 0.0), axis=2)
+    valid = positive & xp.any(negative, axis=1, keepdims=True)
+    hinge = xp.where(valid, xp.maximum(hinge + margin, 0.0), 0.0)
+    factor = xp.where(valid, xp.expand_dims(factor, axis=1), 0.0)
+    active = xp.where(hinge > 0, factor, 0.0)
+    away = xp.sum(xp.where(chosen, xp.expand_dims(active, axis=2), 0.0), axis=1)
+    return xp.sum(factor * hinge), xp.sum(factor), active - away
 
 
 def _hardest(
@@ -98,18 +149,17 @@ def _hardest(
     distance: Array,
     positive: Array,
     negative: Array,
+    factor: Array,
     number: Array,
     margin: float,
-    factor: Array,
 ) -> tuple[Array, Array, Array]:
-    """Return the sum of the losses, the number of triplets, and the gradient of the distances (N,
-    N); of batch hard."""
+    """Return what ``_semihard`` does, of batch hard."""
     if not number.shape[0]:
         return xp.sum(factor), xp.sum(factor), distance
     far, near = (xp.where(positive, distance, -xp.inf), xp.where(negative, -distance, -xp.inf))
     valid = xp.any(positive, axis=1) & xp.any(negative, axis=1)
-    farthest = xp.expand_dims(xp.argmax(far, axis=1), axis=1) == number
-    nearest = xp.expand_dims(xp.argmax(near, axis=1), axis=1) == number
+    farthest = xp.argmax(far, axis=1, keepdims=True) == number
+    nearest = xp.argmax(near, axis=1, keepdims=True) == number
     factor = xp.where(valid, factor, 0.0)
     hinge = xp.sum(xp.where(farthest, distance, 0.0) - xp.where(nearest, distance, 0.0), axis=1)
     hinge = xp.where(valid, xp.maximum(hinge + margin, 0.0), 0.0)
@@ -123,12 +173,12 @@ def _all(
     distance: Array,
     positive: Array,
     negative: Array,
+    factor: Array,
     number: Array,
     margin: float,
-    factor: Array,
 ) -> tuple[Array, Array, Array]:
-    """Return what ``_hardest`` does, of batch all."""
-    valid = xp.expand_dims(positive, axis=2) & xp.expand_dims(negative, axis=1)  # (N, N, N)
+    """Return what ``_semihard`` does, of batch all."""
+    valid = xp.expand_dims(positive, axis=2) & xp.expand_dims(negative, axis=1)  # (R, N, N)
     hinge = xp.expand_dims(distance, axis=2) - xp.expand_dims(distance, axis=1) + margin
     hinge = xp.where(valid, xp.maximum(hinge, 0.0), 0.0)
     active = xp.astype(hinge > 0, distance.dtype)

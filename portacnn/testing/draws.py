@@ -472,7 +472,7 @@ def triplet_loss(random: Random) -> Arguments:
         "embeddings": random.numbers(n, length),
         "labels": np.arange(n) % random.whole(1, 4),
         "margin": random.of(0.0, 0.2, 1.0),
-        "hardest": random.of(True, False),
+        "triplets": random.of("semihard", "hardest", "all"),
     }
 
 

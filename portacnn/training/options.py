@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from portacnn import losses
-from portacnn.arguments import flag, fraction, not_negative, one_of, positive, whole
+from portacnn.arguments import flag, inner_fraction, not_negative, one_of, positive, whole
 from portacnn.data.targets import class_weights
 from portacnn.errors import ArgumentError, StateError
 from portacnn.layers.freezing import learns
@@ -21,7 +21,38 @@ from portacnn.training.sets import Sets
 KEYWORDS = {
     "momentum": 'write optimizer="momentum", optimizer_param={"momentum": ...}',
     "weight_decay": 'write optimizer_param={"weight_decay": ...}',
-    "device": "data and training follow the model: give the device to the model",
+    **dict.fromkeys(
+        ("beta1", "beta2", "betas", "eps", "nesterov"), "write optimizer_param={...} for it"
+    ),
+    **dict.fromkeys(
+        ("device", "accelerator", "gpus"),
+        "data and training follow the model: give the device to the model",
+    ),
+    **dict.fromkeys(
+        ("amp", "use_amp", "fp16", "bf16", "mixed_precision"),
+        'write precision="bfloat16", where the device supports it',
+    ),
+    **dict.fromkeys(
+        ("resume", "resume_from_checkpoint", "initial_epoch", "ckpt_path"),
+        "write Trainer.resume(path, x_train, t_train)",
+    ),
+    **dict.fromkeys(
+        ("logger", "log_dir", "logdir"),
+        "write callbacks=[CSVLogger(path)], or [TensorBoard(folder)]",
+    ),
+    **dict.fromkeys(
+        ("num_workers", "workers"),
+        "data that are read batch by batch choose their threads: data.Dataset(..., threads=...)",
+    ),
+    **dict.fromkeys(
+        ("dataloader", "train_loader", "train_dataloader"),
+        "give arrays, a data.Dataset or a data.Stream as x_train",
+    ),
+    "steps_per_epoch": "it follows from batch_size and the number of images; leave it out",
+    "silent": "write verbose=False",
+    "preprocess": "it belongs to the model: model.preprocess = Normalize(...)",
+    "normalize": "it belongs to the model: model.preprocess = Normalize(...)",
+    "freeze": "write model.freeze(pattern)",
 }
 """What to do instead, for arguments of ``Trainer`` that belong elsewhere."""
 FROM_CHECKPOINT = dict.fromkeys(
@@ -31,6 +62,7 @@ FROM_CHECKPOINT = dict.fromkeys(
         "lr",
         "learning_rate",
         "optimizer",
+        "optim",
         "optimizer_param",
         "seed",
         "validation_split",
@@ -39,6 +71,11 @@ FROM_CHECKPOINT = dict.fromkeys(
     "it comes from the checkpoint; leave it out",
 )
 """The same for ``Trainer.resume``."""
+OF_TRAINER = dict.fromkeys(
+    ("epochs", "num_epochs", "n_epochs", "batch_size", "lr", "callbacks", "verbose"),
+    "give it to Trainer(...)",
+)
+"""The same for ``Trainer.train``."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +114,9 @@ class Options:
             "clip_norm": None if clip_norm is None else positive("clip_norm", clip_norm),
             "accumulate": whole("accumulate", self.accumulate, 1),
             "seed": check_seed(self.seed),
-            "validation_split": None if split is None else fraction("validation_split", split),
+            "validation_split": None
+            if split is None
+            else inner_fraction("validation_split", split),
             "drop_last": flag("drop_last", self.drop_last),
             "compile_step": bool(self.compile_step),
             "checkpoint_every": None if every is None else whole("checkpoint_every", every, 1),

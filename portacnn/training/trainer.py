@@ -41,6 +41,7 @@ from portacnn.training.history import History, View
 from portacnn.training.options import (
     FROM_CHECKPOINT,
     KEYWORDS,
+    OF_TRAINER,
     Options,
     check_precision,
     check_sizes,
@@ -186,7 +187,7 @@ class Trainer(Results):
         accumulate: int = 1,
         augment: Sequence[Transform] | Transform | Literal["standard"] | None = None,
         early_stopping: EarlyStopping | int | None = None,
-        callbacks: Iterable[Callback | EarlyStopping] | Callback | EarlyStopping = (),
+        callbacks: Iterable[Callback | EarlyStopping] | Callback | EarlyStopping | None = None,
         evaluate_sample_num_per_epoch: int | None = None,
         seed: int | None = 0,
         precision: Literal["float32", "tf32", "bfloat16", "float16", "3xtf32"] = "float32",
@@ -292,7 +293,7 @@ class Trainer(Results):
         loss: Loss | None = None,
         metrics: Iterable[str | Metric] | Mapping[str, str | Metric] | None = None,
         augment: Sequence[Transform] | Transform | None = None,
-        callbacks: Iterable[Callback | EarlyStopping] | Callback | EarlyStopping = (),
+        callbacks: Iterable[Callback | EarlyStopping] | Callback | EarlyStopping | None = None,
         device: str | Backend | None = None,
         model: Model | None = None,
         epochs: int | None = None,
@@ -432,6 +433,7 @@ class Trainer(Results):
             self._fingerprints = self._sets.fingerprints()
         return self._fingerprints
 
+    @answering_keywords("train", OF_TRAINER)
     def train(self) -> None:
         """Train until ``epochs`` epochs are done, early stopping ends it, or ``stop`` is called.
 

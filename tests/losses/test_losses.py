@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from portacnn import losses, ops
+from portacnn import Trainer, load_mnist_sample, losses, ops
 from portacnn.errors import ArgumentError, ArrayError, ModelFormatError, ShapeError
+from portacnn.layers import Flatten, Linear, ReLU
 from portacnn.losses import (
     L1,
     MSE,
@@ -25,6 +26,7 @@ from portacnn.losses import (
     Sum,
     Triplet,
 )
+from portacnn.models import Model
 from portacnn.runtime import backend_of
 from support.checks import agree, normal, refuses
 from support.matrix import Here, needs
@@ -232,7 +234,7 @@ def test_all_weights_zero(backend: Here, name: str):
     agree(backend, loss.backward(cache), np.zeros((6, *shape)), y)
 
 
-@pytest.mark.parametrize("loss", [NTXent(0.5), Triplet(), Triplet(triplets="all")], ids=repr)
+@pytest.mark.parametrize("loss", [NTXent(0.5), Triplet(), Triplet(triplets="hardest")], ids=repr)
 def test_embeddings(backend: Here, loss: Loss):
     """Weights are those of the anchors; the op's own tests compare with PyTorch."""
     y = backend.array(normal(6, 4))
@@ -241,6 +243,18 @@ def test_embeddings(backend: Here, loss: Loss):
     plain, _ = loss.forward(y, t)
     agree(backend, backend.xp.asarray(ones), backend.host(plain), y)
     assert tuple(loss.backward(cache).shape) == (6, 4)
+
+
+def test_triplets_do_not_collapse():
+    """From random weights, and at a usual learning rate, all embeddings may become equal."""
+    (x, t), (x_test, t_test) = load_mnist_sample()
+    model = Model(Flatten(), Linear(None, 32), ReLU(), Linear(None, 8)).build((1, 28, 28), seed=0)
+    options = {"epochs": 2, "batch_size": 50, "lr": 0.01, "verbose": False}
+    Trainer(model, x[:1000], t[:1000], loss="triplet", **options).train()
+    found = model.predict(x_test[:200])
+    distance = np.linalg.norm(found[:, None] - found, axis=2) + np.diag(np.full(200, np.inf))
+    assert np.mean(t_test[distance.argmin(axis=1)] == t_test[:200]) > 0.5
+    assert distance.min(axis=1).mean() > 0.05
 
 
 # --- values ---------------------------------------------------------------------------------------
@@ -283,7 +297,7 @@ def test_words():
         (("ignore_index", "multilabel"), lambda: Dice(multilabel=True, ignore_index=3)),
         (("delta",), lambda: Huber(delta=0)),
         (("temperature",), lambda: NTXent(temperature=-1)),
-        (("triplets", "'semihard'"), lambda: Triplet(triplets="semihard")),
+        (("triplets", "'easy'"), lambda: Triplet(triplets="easy")),
         (("(factor, loss)",), lambda: Sum([MSE()])),  # type: ignore[list-item]
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else "",

@@ -315,7 +315,7 @@ def test_nt_xent_at_its_limits(backend: Here):
 
 
 def triplets(
-    e: Any, labels: np.ndarray, hardest: bool, margin: float, weight: np.ndarray | None
+    e: Any, labels: np.ndarray, kind: str, margin: float, weight: np.ndarray | None
 ) -> Any:
     """The mean of PyTorch's losses of the triplets, picked anchor by anchor."""
     each = torch.nn.TripletMarginLoss(margin=margin, reduction="none")
@@ -324,10 +324,16 @@ def triplets(
     for i in numbers:
         alike = [j for j in numbers if j != i and labels[j] == labels[i]]
         others = [j for j in numbers if labels[j] != labels[i]]
-        if hardest and alike and others:
-            away = torch.linalg.vector_norm(e - e[i], dim=1).detach().numpy()
+        away = torch.linalg.vector_norm(e - e[i], dim=1).detach().numpy()
+        if kind == "hardest" and alike and others:
             alike, others = [max(alike, key=away.item)], [min(others, key=away.item)]
-        chosen += [(i, p, n) for p in alike for n in others]
+        for p in alike:
+            if kind == "semihard" and others:
+                farther = [n for n in others if away[n] > away[p]]
+                nearest = min(farther, key=away.item) if farther else max(others, key=away.item)
+                chosen.append((i, p, nearest))
+            else:
+                chosen += [(i, p, n) for n in others]
     if not chosen:
         return (0.0 * e).sum()
     a, p, n = (list(places) for places in zip(*chosen, strict=True))
@@ -337,10 +343,10 @@ def triplets(
 
 @DTYPES
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("hardest", [True, False])
+@pytest.mark.parametrize("kind", ["semihard", "hardest", "all"])
 @pytest.mark.parametrize("labels", [[0, 0, 1, 1, 2, 2], [3, 5, 3, 3, 7, 5], [1] * 6], ids=str)
 def test_triplet(
-    backend: Here, labels: list, hardest: bool, weighted: bool, dtype: str, tolerance: float
+    backend: Here, labels: list, kind: str, weighted: bool, dtype: str, tolerance: float
 ):
     labels = np.array(labels)
     weight = np.array([1.0, 2.0, 0.0, 0.5, 3.0, 1.0]) if weighted else None
@@ -349,28 +355,40 @@ def test_triplet(
         "triplet_loss",
         normal(6, 4),
         {"labels": labels, "weight": weight},
-        lambda leaf: triplets(leaf, labels, hardest, 0.5, weight),
+        lambda leaf: triplets(leaf, labels, kind, 0.5, weight),
         dtype,
         "reversed",
         tolerance,
         margin=0.5,
-        hardest=hardest,
+        triplets=kind,
     )
 
 
-@pytest.mark.parametrize("hardest", [True, False])
-def test_triplet_at_its_limits(backend: Here, hardest: bool):
+@pytest.mark.parametrize("kind", ["semihard", "all"])
+def test_triplets_of_a_large_batch_come_in_parts(backend: Here, kind: str, monkeypatch: Any):
+    x, labels = backend.array(normal(11, 3)), backend.array(np.arange(11) % 3)
+    weight = backend.array(normal(11, seed=2) ** 2)
+    whole, cache = ops.triplet_loss(x, labels, triplets=kind, weight=weight)
+    gradient = backend.host(ops.triplet_loss_backward(1.0, cache))
+    monkeypatch.setattr("portacnn.ops.triplet.CUBE", 500)  # four anchors at a time
+    loss, cache = ops.triplet_loss(x, labels, triplets=kind, weight=weight)
+    agree(backend, backend.xp.asarray(loss), backend.host(whole), x)
+    agree(backend, ops.triplet_loss_backward(1.0, cache), gradient, x)
+
+
+@pytest.mark.parametrize("kind", ["semihard", "hardest", "all"])
+def test_triplet_at_its_limits(backend: Here, kind: str):
     """Equal points have no direction; a batch without triplets has no loss; NaN stays NaN."""
     for host, labels in ((np.zeros((4, 2)), [0, 0, 1, 1]), (np.zeros((0, 2)), []),
                          (np.zeros((1, 2)), [0]), (normal(3, 2), [0, 1, 2])):  # fmt: skip
         x, t = backend.array(host, "float32"), backend.array(np.array(labels, "int64"))
-        loss, cache = ops.triplet_loss(x, t, hardest=hardest)
+        loss, cache = ops.triplet_loss(x, t, triplets=kind)
         assert backend.host(loss) == (1.0 if len(labels) == 4 else 0.0)
         dx = backend.host(ops.triplet_loss_backward(1.0, cache))
         assert np.isfinite(dx).all()
         assert dx.shape == host.shape
     x = backend.array(np.array([[0.0], [np.nan], [3.0], [4.0]]))
-    loss, _ = ops.triplet_loss(x, backend.array(np.array([0, 0, 1, 1])), hardest=hardest)
+    loss, _ = ops.triplet_loss(x, backend.array(np.array([0, 0, 1, 1])), triplets=kind)
     assert np.isnan(backend.host(loss))
 
 
@@ -424,6 +442,11 @@ def test_numerical_gradient(backend: Here, name: str):
             lambda x, t: ops.nt_xent_loss(x, t, temperature=0),
         ),
         (ArgumentError, ("triplet_loss", "margin"), lambda x, t: ops.triplet_loss(x, t, margin=-1)),
+        (
+            ArgumentError,
+            ("triplet_loss", "semihard", "'easy'"),
+            lambda x, t: ops.triplet_loss(x, t, triplets="easy"),
+        ),
         (LabelError, ("triplet_loss", "3 integer"), lambda x, t: ops.triplet_loss(x, t[:2])),
         (LabelError, ("nt_xent_loss", "3 integer"), lambda x, t: ops.nt_xent_loss(x, t[:2])),
     ],

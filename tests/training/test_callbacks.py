@@ -206,9 +206,11 @@ class Silent(Callback):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"callbacks": [EMA]}, r"got <class .*; write EMA\(...\)"),
-        ({"callbacks": [print]}, "must be portacnn.callbacks.Callback objects"),
-        ({"callbacks": 3}, "must be a list of callbacks, got 3"),
+        ({"callbacks": [EMA]}, r"callbacks=\[EMA\(...\)\], got <class"),
+        ({"callbacks": EMA}, r"callbacks=\[EMA\(...\)\], got <class"),
+        ({"callbacks": [print]}, "must be a list of portacnn.callbacks objects"),
+        ({"callbacks": 3}, "must be a list of portacnn.callbacks objects, .* got 3"),
+        ({"callbacks": "csv"}, r"callbacks=\[CSVLogger\(...\)\], got 'csv'"),
         ({"callbacks": [Seen()] * 2}, "the same Seen object twice"),
         ({"callbacks": [Silent()]}, "Silent: it defines on_step_end.*every_step = True"),
         ({"callbacks": [EarlyStopping(2)], "early_stopping": 3}, "expected one EarlyStopping"),

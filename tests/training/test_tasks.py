@@ -242,6 +242,7 @@ def test_a_loss_and_a_metric_of_ones_own_are_given_again(tmp_path):
         ("mse", {"label_smoothing": 0.1}, ArgumentError, "option of the cross-entropy"),
         ("mse", {"metrics": ["accuracy"]}, ArgumentError, "its metrics are mae, rmse, r2"),
         ("mse", {"metrics": [Largest]}, ArgumentError, "got its class; write Largest(...)"),
+        ("mse", {"metrics": Largest}, ArgumentError, "got its class; write Largest(...)"),
         ("mse", {"loss": losses.MSE}, ArgumentError, "got its class; write MSE(...)"),
         ("cross_entropy", {"loss": "hinge"}, ArgumentError, "unknown loss 'hinge'; known are"),
         ("cross_entropy", {"metrics": ["auc"]}, ArgumentError, "unknown metric 'auc'; known"),
@@ -257,6 +258,10 @@ def test_a_loss_and_a_metric_of_ones_own_are_given_again(tmp_path):
         ),
         ("cross_entropy", {"metrics": ["f1", "f1"]}, ArgumentError, "two metrics called f1"),
         ("cross_entropy", {"metrics": {"loss": "f1"}}, ArgumentError, "another name"),
+        *(
+            ("cross_entropy", {"validation_split": split}, ArgumentError, "above 0 and below 1")
+            for split in (0.0, 1.0)
+        ),
         ("cross_entropy", {"metrics": 5}, ArgumentError, "list of names or metrics, got 5"),
     ],
 )

@@ -3,6 +3,7 @@
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from portacnn.arguments import AnswersKeywords
 from portacnn.runtime import Array
 
 if TYPE_CHECKING:
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from portacnn.training.trainer import Trainer
 
 
-class Callback:
+class Callback(AnswersKeywords):
     """Base of all callbacks. A subclass overrides the methods that it needs.
 
     All methods except ``on_train_end`` run between two whole steps. ``Trainer.train`` stops at an

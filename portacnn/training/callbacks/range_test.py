@@ -9,7 +9,7 @@ from itertools import chain, count, islice
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from portacnn.arguments import positive, whole
+from portacnn.arguments import answering_keywords, positive, whole
 from portacnn.errors import ArgumentError, DependencyError, NotFiniteError
 from portacnn.schedules import make_schedule
 
@@ -71,6 +71,7 @@ class LearningRates:
         return figure
 
 
+@answering_keywords("lr_range_test")
 def lr_range_test(
     trainer: "Trainer", lowest: float = 1e-6, highest: float = 1.0, steps: int = 100
 ) -> LearningRates:

@@ -33,11 +33,7 @@ class Callbacks:
         for each in given:
             kind = type(each).__name__
             if not isinstance(each, Callback):
-                instead = f"; write {each.__name__}(...)" if isinstance(each, type) else ""
-                raise ArgumentError(
-                    f"callbacks must be portacnn.callbacks.Callback objects, got {told(each)}"
-                    f"{instead}"
-                )
+                raise _not_callbacks(each)
             if any(each is other for other in self.named.values()):
                 raise ArgumentError(f"callbacks has the same {kind} object twice; make two")
             if _defines(each, "on_step_end") and not each.every_step:
@@ -157,8 +153,10 @@ def split(
     """
     if isinstance(given, Callback | EarlyStopping):
         given = (given,)
-    if not isinstance(given, Iterable):
-        raise ArgumentError(f"callbacks must be a list of callbacks, got {told(given)}")
+    if given is None:
+        given = ()
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise _not_callbacks(given)
     given = tuple(given)
     found = [each for each in given if isinstance(each, EarlyStopping)]
     if len(found) + (stopping is not None) > 1:
@@ -167,6 +165,15 @@ def split(
         )
     others = tuple(each for each in given if not isinstance(each, EarlyStopping))
     return others, found[0] if found else stopping
+
+
+def _not_callbacks(given: Any) -> ArgumentError:
+    """Return the error for what is neither a callback nor a list of them."""
+    made = given.__name__ if isinstance(given, type) else "CSVLogger"
+    return ArgumentError(
+        "callbacks must be a list of portacnn.callbacks objects, such as "
+        f"callbacks=[{made}(...)], got {told(given)}"
+    )
 
 
 def _defines(callback: Callback, method: str) -> bool:
