@@ -236,7 +236,7 @@ def test_arrays_of_a_device_are_checked_as_numpys_are(backend: Here):
 
 
 def test_without_scikit_learn_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "sklearn.base", None)
+    monkeypatch.setitem(sys.modules, "sklearn.utils.validation", None)
     spec = importlib.util.spec_from_file_location("again", estimators.__file__)
     with pytest.raises(DependencyError, match=r'pip install "portacnn\[sklearn\]"'):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
