@@ -218,7 +218,7 @@ def test_a_file_that_cannot_be_decoded_is_named_or_left_out(tmp_path, cache, bad
         ImageFolder(root, 8)
     assert str(root / "dog" / "0 bad.jpg") in str(raised.value)
     assert says in str(raised.value)
-    with pytest.raises(DataFormatError, match="^the image: ") as alone:  # which knows no folder
+    with pytest.raises(DataFormatError, match=r"^the image: ") as alone:  # which knows no folder
         read_image((root / "dog/0 bad.jpg").read_bytes(), 8)
     assert says in str(alone.value)
     assert "on_error" not in str(alone.value)
