@@ -2,17 +2,14 @@
 
 import argparse
 import json
-import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from portacnn.commands.kinds import positive
 from portacnn.commands.weights import add_options as add_weights
 from portacnn.commands.weights import load_model, square
 from portacnn.console import say
-from portacnn.data.decoding import decode
-from portacnn.data.image_folder import MAX_PIXELS
+from portacnn.data import read_image
 from portacnn.errors import ArgumentError, DataFormatError
 from portacnn.losses.outputs import predictions, scores
 from portacnn.models import Model
@@ -63,18 +60,18 @@ def run(options: argparse.Namespace) -> int:
     return int(failed)
 
 
-def _read(names: Sequence[str], size: int, mode: str) -> tuple[list[HostArray], dict[str, str]]:
+def _read(
+    names: Sequence[str], size: int, mode: Literal["RGB", "L"]
+) -> tuple[list[HostArray], dict[str, str]]:
     """Return the images that can be read, and by name why the others cannot."""
     images, errors = [], {}
     for name in names:
         try:
-            if not os.path.exists(name):
-                raise FileNotFoundError(f"there is no file {name}")
-            images.append(decode(Path(name), name, size, mode, MAX_PIXELS))
-        except OSError as error:
+            images.append(read_image(name, size, mode=mode))
+        except FileNotFoundError:
+            errors[name] = f"there is no file {name}"
+        except (OSError, DataFormatError) as error:
             errors[name] = str(error)
-        except DataFormatError as error:  # what it says to do is about a folder of images
-            errors[name] = str(error).partition("; ")[0]
     return images, errors
 
 

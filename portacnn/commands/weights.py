@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Literal
 
 from portacnn import onnx, run_folder
 from portacnn.errors import ArgumentError
@@ -44,7 +45,7 @@ def load_model(name: str, device: str | None = None) -> Model:
     return load(path, device=device)
 
 
-def square(model: Model) -> tuple[int, str]:
+def square(model: Model) -> tuple[int, Literal["RGB", "L"]]:
     """Return the height and width of a model's images, and "RGB" or "L".
 
     Raises:

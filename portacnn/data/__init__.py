@@ -3,6 +3,7 @@ and images that are made."""
 
 from portacnn.cache import cache_folder
 from portacnn.data.dataset import Dataset
+from portacnn.data.decoding import read_image
 from portacnn.data.idx import read_idx, write_idx
 from portacnn.data.image_folder import ImageFolder
 from portacnn.data.loading import load
@@ -25,6 +26,7 @@ __all__ = [
     "load_mnist",
     "load_mnist_sample",
     "read_idx",
+    "read_image",
     "rotate",
     "scenes",
     "shapes",

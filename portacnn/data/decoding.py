@@ -14,11 +14,13 @@
 
 import errno
 import os
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
+from portacnn.arguments import one_of, whole
 from portacnn.errors import DataFormatError, DependencyError
 from portacnn.runtime import HostArray
 
@@ -29,6 +31,11 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 _NAMES = ".jpg .jpeg .jpe .jfif .mpo .png .gif .bmp .webp .tif .tiff .ppm .pgm .pbm"
 SUFFIXES = frozenset(_NAMES.split(" "))
 """Ends of the names of files that are taken for images, in lower case."""
+
+MAX_PIXELS = 1 << 26
+"""Largest number of pixels of an image that is decoded, 8192 x 8192."""
+LARGEST = 4096
+"""Largest size that images are resized to."""
 
 _ROTATION = 0x0112  # EXIF's tag
 
@@ -45,11 +52,42 @@ def pillow() -> Any:
     return Image
 
 
-def decode(path: Path, name: str, size: int, mode: str, max_pixels: int) -> HostArray:
+def read_image(
+    image: str | os.PathLike[str] | bytes,
+    image_size: int,
+    *,
+    mode: Literal["RGB", "L"] = "RGB",
+    max_pixels: int = MAX_PIXELS,
+) -> HostArray:
+    """Return one image as uint8 (C, image_size, image_size), with the pixels that ``ImageFolder``
+    reads: for predictions about images from elsewhere.
+
+        image = portacnn.data.read_image("cat.jpg", 64)
+        logits = model.predict(image[None])
+
+    Args:
+        image: path of a file, or the content of one.
+        image_size, mode, max_pixels: see ``ImageFolder``.
+
+    Raises:
+        DataFormatError: if it is no image, is damaged, or is larger than ``max_pixels``.
+        OSError: if the system cannot read the file.
+    """
+    one_of("mode", mode, "RGB", "L")
+    size = whole("image_size", image_size, 1, LARGEST)
+    most = whole("max_pixels", max_pixels, 1)
+    if isinstance(image, bytes | bytearray | memoryview):
+        return decode(BytesIO(image), "the image", size, mode, most)
+    if not os.path.exists(image):
+        raise FileNotFoundError(errno.ENOENT, "there is no file", os.fspath(image))
+    return decode(Path(image), os.fspath(image), size, mode, most)
+
+
+def decode(file: Path | BinaryIO, name: str, size: int, mode: str, max_pixels: int) -> HostArray:
     """Return an image file as uint8 (C, size, size), by the rule above.
 
     Args:
-        path: of the file.
+        file: its path, or the open file.
         name: what to call it in a message.
         mode: "RGB" or "L".
         max_pixels: largest number of pixels that is decoded, and of the resized image.
@@ -62,7 +100,7 @@ def decode(path: Path, name: str, size: int, mode: str, max_pixels: int) -> Host
     bombs = (image_class.DecompressionBombError, image_class.DecompressionBombWarning)
     try:
         formats = [name for name in FORMATS if name in image_class.OPEN]  # WebP is optional
-        with image_class.open(path, formats=formats) as image:
+        with image_class.open(file, formats=formats) as image:
             _check_size(image.size, size, name, max_pixels)
             image.load()
             upright = _upright(image)
@@ -71,7 +109,7 @@ def decode(path: Path, name: str, size: int, mode: str, max_pixels: int) -> Host
         raise
     except OSError as error:
         if error.errno not in (None, errno.ENOENT):  # the system's, not Pillow's
-            error.filename = error.filename or os.fspath(path)
+            error.filename = error.filename or name
             raise
         raise _undecodable(name, error) from error
     except bombs as error:
@@ -83,18 +121,20 @@ def decode(path: Path, name: str, size: int, mode: str, max_pixels: int) -> Host
 
 
 def _undecodable(name: str, error: Exception) -> DataFormatError:
-    return DataFormatError(
-        f"{name}: cannot be decoded as an image ({type(error).__name__}: {error}); remove the "
-        'file, or leave such files out: on_error="skip"'
-    )
+    from PIL import UnidentifiedImageError
+
+    if isinstance(error, UnidentifiedImageError):  # whose text has the address of an object
+        reason = f"it is none of {', '.join(FORMATS)}"
+    else:
+        reason = f"{type(error).__name__}: {error}"
+    return DataFormatError(f"{name}: cannot be decoded as an image ({reason})")
 
 
 def _check_size(size: tuple[int, int], target: int, name: str, most: int) -> None:
     width, height = size
     if width * height > most:
         raise DataFormatError(
-            f"{name}: the image has {width} x {height} pixels, more than max_pixels={most}; "
-            'remove the file, raise max_pixels, or leave such files out: on_error="skip"'
+            f"{name}: the image has {width} x {height} pixels, more than max_pixels={most}"
         )
     short, long = sorted(size)
     if short and target * target * long // short > most:

@@ -14,7 +14,7 @@ import numpy as np
 from portacnn.arguments import one_of, whole
 from portacnn.cache import cache_folder
 from portacnn.data.dataset import Dataset
-from portacnn.data.decoding import RULE, decode, pillow
+from portacnn.data.decoding import LARGEST, MAX_PIXELS, RULE, decode, pillow
 from portacnn.data.folders import Found, find_images, parts_of
 from portacnn.data.image_cache import open_cache, write_cache
 from portacnn.data.prefetch import cores, in_order
@@ -24,10 +24,6 @@ from portacnn.runtime import HostArray
 
 _log = logging.getLogger("portacnn")
 _CHANNELS = {"RGB": 3, "L": 1}
-_LARGEST = 4096  # image_size
-
-MAX_PIXELS = 1 << 26
-"""Largest number of pixels of an image that is decoded, 8192 x 8192."""
 
 
 class ImageFolder(Dataset):
@@ -72,7 +68,7 @@ class ImageFolder(Dataset):
     ) -> None:
         one_of("mode", mode, *_CHANNELS)
         one_of("on_error", on_error, "raise", "skip")
-        size = whole("image_size", image_size, 1, _LARGEST)
+        size = whole("image_size", image_size, 1, LARGEST)
         most = whole("max_pixels", max_pixels, 1)
         workers = cores() if threads is None else whole("threads", threads, 1)
         folder = Path(root)
@@ -147,8 +143,9 @@ def _rows(
         path = root / file.name
         try:
             return decode(path, str(path), size, mode, max_pixels)
-        except DataFormatError:
+        except DataFormatError as error:
             if on_error == "raise":
+                error.message += '; remove the file, or leave such files out: on_error="skip"'
                 raise
             return None
 

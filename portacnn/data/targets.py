@@ -309,7 +309,7 @@ def sample_weights(weight: Any, count: int, *, dtype: str) -> HostArray:
     if not (np.isfinite(made).all() and (made >= 0).all()):
         raise ArgumentError("sample_weight must be finite numbers of 0 or more")
     if not made.any():
-        raise ArgumentError("sample_weight is 0 for every sample; nothing would be learned")
+        raise ArgumentError("sample_weight is zero for every sample; nothing would be learned")
     return made
 
 

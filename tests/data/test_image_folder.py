@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from portacnn import Normalize, Trainer
-from portacnn.data import ImageFolder, image_cache, image_folder, load
+from portacnn.data import ImageFolder, image_cache, image_folder, load, read_image
 from portacnn.data.decoding import decode
 from portacnn.errors import ArgumentError, DataFormatError, DependencyError
 from portacnn.models import ResNet20
@@ -218,6 +218,11 @@ def test_a_file_that_cannot_be_decoded_is_named_or_left_out(tmp_path, cache, bad
         ImageFolder(root, 8)
     assert str(root / "dog" / "0 bad.jpg") in str(raised.value)
     assert says in str(raised.value)
+    with pytest.raises(DataFormatError, match=r"^the image: ") as alone:  # which knows no folder
+        read_image((root / "dog/0 bad.jpg").read_bytes(), 8)
+    assert says in str(alone.value)
+    assert "on_error" not in str(alone.value)
+    assert " at 0x" not in str(alone.value)
     assert not list(cache.iterdir())  # nothing half-written
     with caplog.at_level(logging.WARNING):
         for _ in range(2):  # the second time from the cache
@@ -231,6 +236,20 @@ def test_a_file_that_cannot_be_decoded_is_named_or_left_out(tmp_path, cache, bad
     assert memory.images.tolist() == left.images.tolist()
     with pytest.raises(DataFormatError):  # the cache does not hide the error
         ImageFolder(root, 8)
+
+
+def test_one_image_has_the_pixels_that_the_folder_has(tmp_path):
+    data = ImageFolder(two_classes(tmp_path / "pets"), 8)
+    path = tmp_path / "pets" / data.files[3]
+    for image in (path, str(path), path.read_bytes(), memoryview(path.read_bytes())):
+        np.testing.assert_array_equal(read_image(image, 8), data.images[3])
+    assert read_image(path, 5, mode="L").shape == (1, 5, 5)
+    with pytest.raises(DataFormatError, match="9 x 9 pixels, more than max_pixels=80"):
+        read_image(path, 8, max_pixels=80)
+    with pytest.raises(FileNotFoundError, match="there is no file"):
+        read_image(tmp_path / "none.png", 8)
+    with pytest.raises(ArgumentError, match="mode"):
+        read_image(path, 8, mode="CMYK")
 
 
 def test_a_class_whose_images_are_all_left_out(tmp_path):

@@ -2,8 +2,10 @@
 joblib."""
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import joblib
 import numpy as np
@@ -35,6 +37,14 @@ REASONS = {
     },
 }
 """Checks that fail, and why."""
+
+
+def test_the_page_lists_the_checks_that_fail():
+    page = (Path(__file__).parents[2] / "docs" / "sklearn.md").read_text("utf-8")
+    rows = dict(re.findall(r"^\| `(check_\w+)` \| ([\w ]+) \|", page, re.M))
+    always = REASONS["float64"]
+    assert rows == {n: "any dtype" if n in always else "float32" for n in REASONS["float32"]}
+
 
 _PROGRAM = """
 import sys

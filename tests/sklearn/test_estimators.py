@@ -9,9 +9,11 @@ import sys
 
 import numpy as np
 import pytest
+from sklearn.base import clone
 
 import portacnn
 import portacnn.sklearn as estimators
+from portacnn.augment import CutOut, Shift
 from portacnn.errors import ArgumentError, ArrayError, DependencyError, LabelError, ShapeError
 from portacnn.sklearn import ConvNetClassifier, ConvNetRegressor, small_net
 from support.matrix import EACH_LIBRARY, Here, backends
@@ -175,6 +177,33 @@ def test_the_same_values_are_the_same_images_whatever_their_dtype():
     )
 
 
+def test_augmented_as_by_a_trainer():
+    """Through copies too, as a search makes them; each call of ``partial_fit`` draws anew."""
+    pixels = RANDOM.integers(0, 256, (24, 8, 8), dtype="uint8")
+    labels = (T == "many").astype(int)
+    net = clone(ConvNetClassifier(tiny, **FEW, batch_size=10, augment=[Shift(2), CutOut(3)]))
+    net = pickle.loads(pickle.dumps(net)).fit(pixels, T)
+    seed = int(np.random.RandomState(0).randint(2**31 - 1))
+    model = tiny((1, 8, 8), 2).build((1, 8, 8), device="cpu", dtype="float64", seed=seed)
+    model.preprocess = portacnn.Normalize()
+    how = {"epochs": 2, "batch_size": 10, "seed": seed, "verbose": False}
+    augment = [Shift(2), CutOut(3)]
+    portacnn.Trainer(model, pixels[:, None], labels, **how, augment=augment).train()
+    for name, array in model.state_dict().items():
+        np.testing.assert_array_equal(array, weights(net)[name])
+    plain = ConvNetClassifier(tiny, **FEW, batch_size=10).fit(pixels, T)
+    assert any((weights(plain)[name] != weights(net)[name]).any() for name in weights(net))
+    first, second = (
+        ConvNetRegressor(tiny, **WHOLE, lr=0.0, augment=Shift(2)).partial_fit(pixels, labels)
+        for _ in range(2)
+    )
+    before = second.history_["train_loss"]
+    after = second.partial_fit(pixels, labels).history_["train_loss"]
+    assert before == first.history_["train_loss"] != after
+    with pytest.raises(ArgumentError, match="augment"):
+        ConvNetClassifier(tiny, **FEW, augment="nothing").fit(pixels, T)
+
+
 def test_options_of_the_training():
     net = ConvNetClassifier(
         "simple_conv_net",
@@ -236,7 +265,7 @@ def test_arrays_of_a_device_are_checked_as_numpys_are(backend: Here):
 
 
 def test_without_scikit_learn_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "sklearn.base", None)
+    monkeypatch.setitem(sys.modules, "sklearn.utils.validation", None)
     spec = importlib.util.spec_from_file_location("again", estimators.__file__)
     with pytest.raises(DependencyError, match=r'pip install "portacnn\[sklearn\]"'):
         spec.loader.exec_module(importlib.util.module_from_spec(spec))

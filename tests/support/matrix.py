@@ -129,7 +129,7 @@ NEEDS: dict[str, Callable[[], str | None]] = {
         name: _package(name)
         for name in (
             *("torch", "numba", "onnx", "onnxruntime", "tensorboard", "PIL", "pooch"),
-            *("matplotlib", "pycocotools", "nbclient", "ipykernel"),
+            *("matplotlib", "pycocotools", "nbclient", "ipykernel", "starlette", "uvicorn"),
         )
     },
     "browser": _browser,
