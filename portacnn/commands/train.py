@@ -6,7 +6,6 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from importlib import import_module
 from itertools import accumulate
 from math import prod
 from pathlib import Path
@@ -34,7 +33,15 @@ from portacnn.training import Trainer, folder, stopping_on_signals
 HELP = "train a model on images"
 _SAME = (
     *("metrics", "class_weight", "epochs", "batch_size", "drop_last", "optimizer", "schedule"),
-    *("clip_norm", "label_smoothing", "accumulate", "early_stopping", "seed", "precision"),
+    *(
+        "augment",
+        "clip_norm",
+        "label_smoothing",
+        "accumulate",
+        "early_stopping",
+        "seed",
+        "precision",
+    ),
     *("compile_step", "checkpoint_dir", "checkpoint_every", "keep"),
 )
 """Settings that the Trainer takes as they are."""
@@ -252,9 +259,6 @@ def _new(settings: Settings, backend: Backend, sets: tuple[Any, Any]) -> tuple[T
     loss = _loss(settings)
     model = _model(settings, backend, output_count(loss, train, test), train)
     arguments = {name: getattr(settings, name) for name in _SAME}
-    if settings.augment:
-        augment = import_module("portacnn.augment")
-        arguments["augment"] = augment.standard(model.input_shape)
     trainer = Trainer(
         model,
         train,

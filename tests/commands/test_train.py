@@ -247,19 +247,38 @@ def test_a_history_that_is_damaged(tmp_path):
             run_folder.read_history(tmp_path)
 
 
-def test_augment_is_the_standard_one_for_the_images(command, tmp_path, monkeypatch):
-    augment = pytest.importorskip("portacnn.augment")
-    given = {}
+def test_augment_names_transforms_and_is_resumed(command, tmp_path):
+    from portacnn.augment import CutOut, Shift, standard
 
-    def stop(*args, **options):
-        given.update(options)
-        raise portacnn.errors.ArgumentError("seen")
-
-    monkeypatch.setattr(train, "Trainer", stop)
     digits = write_digits(tmp_path / "digits")
-    command.fails("train", "--data", digits, "--augment", status=2)
-    assert given["augment"] == augment.standard((1, 12, 12))
-    command.fails("train", "--data", digits, status=2)
+    base = ["--data", digits, "--batch-size", "20", "--seed", "0", "--quiet"]
+    words = ["train", *base, "--epochs", "2", "--augment", "shift=1,cut_out=3"]
+    assert command(*words, "--out", "whole").returncode == 0
+    assert (
+        'augment = ["shift=1", "cut_out=3"]\n'
+        in (tmp_path / "here/whole/settings.toml").read_text()
+    )
+    data = portacnn.data.load(digits)
+    net = portacnn.SimpleConvNet((1, 12, 12), weight_init="he", device="numpy", seed=0)
+    net.preprocess = portacnn.Normalize()
+    options = {"epochs": 2, "batch_size": 20, "seed": 0, "verbose": False}
+    options |= {"augment": [Shift(1), CutOut(3)], "optimizer_param": {"lr": 0.001}}
+    trainer = portacnn.Trainer(net, data[0], None, data[1], None, **options)
+    trainer.train()
+    weights = portacnn.load("whole/params.safetensors", device="numpy").state_dict()
+    np.testing.assert_array_equal(net.state_dict()["fc2.weight"], weights["fc2.weight"])
+    words[words.index("2")] = "1"
+    assert command(*words, "--checkpoint-dir", "ck").returncode == 0
+    again = ["train", "--resume", "ck", "--epochs", "2", "--out", "resumed", "--quiet"]
+    assert command(*again).returncode == 0
+    assert files(tmp_path / "here" / "resumed") == files(tmp_path / "here" / "whole")
+    again = ["train", "--settings", "whole/settings.toml", "--augment", "--epochs", "1"]
+    done = command(*again, "--checkpoint-dir", "other", "--quiet")
+    assert done.returncode == 0, done.stderr
+    found = portacnn.Trainer.resume("other", data[0], None, data[1], None).augment
+    assert found == tuple(standard((1, 12, 12)))
+    done = command("train", *base, "--augment", "flip")
+    assert (done.returncode, "unknown transform 'flip'; known are" in done.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("words", ["--epochs 1", "--epochs 2 --evaluate-images 3"])
