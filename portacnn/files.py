@@ -152,9 +152,8 @@ def write_atomically(
         with contextlib.suppress(OSError):
             temporary.unlink()
         if isinstance(error, FileNotFoundError) and not target.parent.exists():
-            raise FileNotFoundError(
-                f"cannot write {named}: there is no folder {target.parent}; create it first"
-            ) from error
+            why = f"there is no folder {target.parent}; create it first"
+            raise FileNotFoundError(errno.ENOENT, why, str(named)) from error
         if (
             isinstance(error, OSError)
             and error.errno is not None

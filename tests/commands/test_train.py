@@ -158,14 +158,18 @@ def test_options_of_the_optimizer(command, tmp_path, monkeypatch):
     ("words", "status", "told"),
     [
         ("--model resnet21", 2, "unknown model 'resnet21'; known are simple_conv_net"),
-        ("--model resnet20 --weight-init he", 2, "ResNet20 does not take weight_init; its options"),
+        (
+            "--model resnet20 --weight-init he",
+            2,
+            "ResNet20 does not take --weight-init; its options",
+        ),
         ("--model-option colour=1", 2, "SimpleConvNet does not take colour; its options are conv_"),
         ("--loss-option gamma=2", 2, "cross_entropy does not take gamma"),
         ("--optimizer adagrad --momentum 0.8", 2, "AdaGrad does not take momentum; it takes lr"),
         ("--metrics accuracy,speed", 2, "unknown metric 'speed'"),
         ("--settings none.toml", 1, "none.toml"),
         ("--data none", 1, "there is no file or folder none"),
-        ("--image-size 20", 2, "image_size=20 is for folders of images"),
+        ("--image-size 20", 2, "--image-size 20 is for folders of images"),
         ("--device tpu", 2, "unknown device 'tpu'"),
         ("--resume", 1, "no checkpoint to resume from"),
     ],
@@ -352,7 +356,7 @@ def test_files_of_two_runs_are_never_side_by_side(command, tmp_path, monkeypatch
     for name in ("curves.png", "report.html"):  # of the first run, as if they were drawn
         (out / name).write_bytes(b"old")
 
-    def on_epoch_end(trainer):
+    def on_epoch_end(trainer, figures):
         if trainer.epoch == 2:
             signal.raise_signal(signal.SIGINT)
 
@@ -362,10 +366,10 @@ def test_files_of_two_runs_are_never_side_by_side(command, tmp_path, monkeypatch
             callback.on_epoch_end = on_epoch_end
             super().__init__(*args, **options, callbacks=[callback])
 
-    monkeypatch.setattr(train, "Trainer", Interrupted)
-    done = command(*words, "--seed", "2")
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "Trainer", Interrupted)
+        done = command(*words, "--seed", "2")
     assert done.returncode == 130, done.stderr
-    monkeypatch.undo()
     assert {path.name for path in out.iterdir()} == {
         *(run_folder.PARAMS, run_folder.ACCURACY, run_folder.SETTINGS, run_folder.HISTORY),
         run_folder.CHECKPOINTS,
