@@ -10,7 +10,7 @@ every backend, and in a training that was resumed. docs/augmentation.md shows wh
 does.
 """
 
-from portacnn.augment.applying import Augmented, apply, standard
+from portacnn.augment.applying import Augmented, apply, named, standard
 from portacnn.augment.base import Batch, Draw, Transform
 from portacnn.augment.geometric import (
     Affine,
@@ -46,5 +46,6 @@ __all__ = [
     "Transform",
     "VerticalFlip",
     "apply",
+    "named",
     "standard",
 ]

@@ -1,11 +1,12 @@
-"""Apply a list of transforms to a batch; check a list; the list that ``--augment`` means; a list as
-JSON for files.
+"""Apply a list of transforms to a batch; check a list; the lists that words mean; a list as JSON.
 
 Notation: N images in the batch, C channels, H/W their size.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
+from difflib import get_close_matches
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -55,7 +56,8 @@ _key = lru_cache(maxsize=256)(words)
 
 
 def checked(transforms: Any, input_shape: Sequence[int] | None = None) -> tuple[Transform, ...]:
-    """Return transforms, given as one, a list, None or "standard", as a tuple.
+    """Return transforms, given as one, a list or None, as a tuple. Text stands for what ``named``
+    makes of it.
 
     Args:
         input_shape: (C, H, W) of the images.
@@ -66,14 +68,10 @@ def checked(transforms: Any, input_shape: Sequence[int] | None = None) -> tuple[
     """
     if transforms is None:
         return ()
-    if isinstance(transforms, str):
-        if transforms != "standard" or input_shape is None:
-            raise ArgumentError(
-                f'augment must be a list of transforms or "standard", got {told(transforms)}'
-            )
-        transforms = standard(input_shape)
-    one = isinstance(transforms, Transform) or not isinstance(transforms, Iterable)
-    several = (transforms,) if one else tuple(transforms)
+    one = isinstance(transforms, str | Transform) or not isinstance(transforms, Iterable)
+    several: tuple[Any, ...] = ()
+    for each in (transforms,) if one else transforms:
+        several += tuple(named(each, input_shape)) if isinstance(each, str) else (each,)
     for transform in several:
         if not isinstance(transform, Transform):
             hint = "(...)" if isinstance(transform, type) else ""
@@ -165,7 +163,7 @@ class Augmented(NamedTuple):
 
 
 def apply(
-    transforms: Transform | Sequence[Transform],
+    transforms: Transform | str | Sequence[Transform | str],
     images: Array,
     targets: Array | None = None,
     *,
@@ -186,6 +184,7 @@ def apply(
         [[[[1.0, 0.0], [3.0, 2.0]]]]
 
     Args:
+        transforms: one, a list, or text that ``named`` takes.
         images: (N, C, H, W), floating point or uint8. uint8 images are returned as uint8.
         targets: (N, ...), or None. Arrays whose last two axes are the images' H and W are masks and
             are warped too.
@@ -202,7 +201,8 @@ def apply(
     Raises:
         ArgumentError, ShapeError, ArrayError: if an argument does not fit.
     """
-    several, backend = checked(transforms), backend_of(images)
+    shape = tuple(images.shape[1:]) if images.ndim == 4 else None
+    several, backend = checked(transforms, shape), backend_of(images)
     xp, dtype = backend.xp, images.dtype
     bytes_ = dtype == xp.uint8
     if images.ndim < 2 or (images.ndim != 4 and any(each.images_only for each in several)):
@@ -282,6 +282,62 @@ def standard(input_shape: Sequence[int]) -> list[Transform]:
     if max(size) <= 64:
         return [HorizontalFlip(), RandomCrop(padding=(max(1, size[0] // 8), max(1, size[1] // 8)))]
     return [HorizontalFlip(), RandomResizedCrop((0.35, 1.0)), Brightness(0.2), Contrast(0.2)]
+
+
+def named(text: str, input_shape: Sequence[int] | None = None) -> list[Transform]:
+    """Return the transforms that a text stands for, as the command's ``--augment`` takes it: words,
+    separated by commas.
+
+    A word is "standard", or the name of a transform, in which case and underscores do not matter.
+    After ``=`` it may have the transform's first argument: a number, or a range LOW..HIGH.
+
+        >>> named("horizontal_flip, random_crop=2, scale=0.8..1.2")[2].factor
+        (0.8, 1.2)
+
+    Args:
+        input_shape: (C, H, W) of the images, for "standard".
+
+    Raises:
+        ArgumentError: if a word is unknown, or its number out of range.
+    """
+    made: list[Transform] = []
+    for word in text.split(","):
+        name, equals, value = (part.strip() for part in word.partition("="))
+        plain_name = name.replace("_", "").replace("-", "").lower()
+        if plain_name == "standard" and not equals:
+            if input_shape is None:
+                raise ArgumentError(
+                    '"standard" depends on the images; use augment.standard(input_shape)'
+                )
+            made.extend(standard(input_shape))
+            continue
+        kind = next((KINDS[known] for known in KINDS if known.lower() == plain_name), None)
+        if kind is None:
+            known = ["standard", *map(word_of, KINDS)]
+            close = get_close_matches(name, known, 1)
+            hint = f"did you mean {close[0]}?" if close else f"known are {', '.join(known)}"
+            raise ArgumentError(f"unknown transform {told(word.strip())}; {hint}")
+        try:
+            made.append(kind(_argument(value)) if equals else kind())
+        except ArgumentError as error:
+            raise error.at(word.strip(), over=True) from None
+    return made
+
+
+def word_of(name: str) -> str:
+    """Return the word for a transform's class: "HorizontalFlip" -> "horizontal_flip"."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
+
+
+def _argument(text: str) -> Any:
+    """Return the number or the range (low, high) of a word."""
+    numbers = []
+    for part in text.split(".."):
+        try:
+            numbers.append(int(part) if re.fullmatch(r"[+-]?\d+", part) else float(part))
+        except ValueError:
+            raise ArgumentError(f"expected a number or LOW..HIGH, got {told(text)}") from None
+    return numbers[0] if len(numbers) == 1 else tuple(numbers)
 
 
 def describe_augment(transforms: Sequence[Transform]) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from portacnn import augment
 from portacnn.arguments import told
 from portacnn.errors import ArgumentError
 
@@ -19,8 +20,10 @@ class Kind:
 
     Attributes:
         expected: what a value must be, for messages.
-        parse: makes a value from a word of the command line; raises ValueError.
-        taken: returns the value for one from a TOML file, None if it is of another type.
+        parse: makes a value from a word of the command line; raises ValueError. The message of an
+            ArgumentError is shown.
+        taken: returns the value for one from a TOML file, None if it is of another type. It may
+            raise ArgumentError.
     """
 
     expected: str
@@ -31,12 +34,17 @@ class Kind:
         """Return the value of a word of the command line. argparse reports the error."""
         try:
             return self.parse(word)
+        except ArgumentError as error:
+            raise ArgumentTypeError(str(error)) from None
         except ValueError:
             raise ArgumentTypeError(f"expected {self.expected}, got {told(word)}") from None
 
     def from_toml(self, where: str, value: Any) -> Any:
         """Return the value of a setting in a file. Raises ArgumentError, which names ``where``."""
-        taken = self.taken(value)
+        try:
+            taken = self.taken(value)
+        except ArgumentError as error:
+            raise ArgumentError(f"{where}: {error}") from None
         if taken is None:
             raise ArgumentError(f"{where} must be {self.expected}, got {told(value)}")
         return taken
@@ -60,6 +68,19 @@ def _words(value: Any) -> tuple[str, ...] | None:
 
 def _split(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _transforms(text: str) -> tuple[str, ...]:
+    """Return the words of a list of transforms. Raises ArgumentError for an unknown one."""
+    augment.named(text, (3, 32, 32))  # "standard" is known for every shape
+    return _split(text)
+
+
+def _augment(value: Any) -> tuple[str, ...] | None:
+    if isinstance(value, bool):
+        return ("standard",) if value else ()
+    words = _words(value)
+    return _transforms(",".join(words)) if words else words
 
 
 def _number_or_word(text: str) -> float | str:
@@ -89,6 +110,9 @@ NUMBER_OR_WORD = Kind(
     "a number or a word",
     _number_or_word,
     lambda value: value if isinstance(value, str) else _number(value),
+)
+TRANSFORMS = Kind(
+    "true, false, or transforms such as horizontal_flip,random_crop=2", _transforms, _augment
 )
 TABLE = Kind("NAME=VALUE", _pair, _typed(dict))
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 from portacnn.commands.kinds import positive
+from portacnn.commands.messages import message
 from portacnn.commands.weights import add_options as add_weights
-from portacnn.commands.weights import load_model, square
+from portacnn.commands.weights import kind_of_images, load_model
 from portacnn.console import say
 from portacnn.data import read_image
 from portacnn.errors import ArgumentError, DataFormatError
@@ -38,7 +39,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Predict; return the exit status: 1 if an image could not be read."""
     model = load_model(options.weights, options.device)
-    size, mode = square(model)
+    size, mode = kind_of_images(model)
     failed, found = False, []
     names = options.images
     for first in range(0, len(names), _BATCH):
@@ -61,16 +62,16 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _read(
-    names: Sequence[str], size: int, mode: Literal["RGB", "L"]
+    names: Sequence[str], size: tuple[int, int], mode: Literal["RGB", "L"]
 ) -> tuple[list[HostArray], dict[str, str]]:
     """Return the images that can be read, and by name why the others cannot."""
     images, errors = [], {}
     for name in names:
         try:
             images.append(read_image(name, size, mode=mode))
-        except FileNotFoundError:
-            errors[name] = f"there is no file {name}"
-        except (OSError, DataFormatError) as error:
+        except OSError as error:
+            errors[name] = message(error)
+        except DataFormatError as error:
             errors[name] = str(error)
     return images, errors
 
@@ -101,7 +102,7 @@ def _predicted(model: Model, images: list[HostArray], top: int) -> Iterator[dict
 
 
 def _as_trained(model: Model, images: HostArray) -> HostArray:
-    """Return uint8 images (N, C, S, S) as the model was trained on them: as they are if it has a
+    """Return uint8 images (N, C, H, W) as the model was trained on them: as they are if it has a
     ``preprocess``, otherwise scaled to the range that it knows.
 
     Raises:

@@ -21,6 +21,7 @@ from portacnn.commands.kinds import (
     NUMBER_OR_WORD,
     TABLE,
     TEXT,
+    TRANSFORMS,
     WHOLE,
     WORDS,
     Kind,
@@ -150,12 +151,14 @@ class Settings:
         "models that have a choice",
         "RULE",
     )
-    augment: bool = _setting(
-        False,
-        FLAG,
+    augment: tuple[str, ...] = _setting(
+        (),
+        TRANSFORMS,
         "fresh",
-        "change the training images at random in every epoch: shifts, flips and more, as they fit "
-        "images of this kind (portacnn.augment.standard)",
+        "change the training images at random in every epoch, by transforms such as "
+        "horizontal_flip,random_crop=2 (docs/augmentation.md), or, without a value, by those that "
+        "fit images of this kind",
+        "TRANSFORM,...",
     )
     loss: str = _setting(
         "cross_entropy",
@@ -286,7 +289,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             more["choices"] = about["choices"]
         if about["kind"] is TABLE:
             more["action"] = "append"
-        groups[about["group"]].add_argument(word(name), **more)
+        group = groups[about["group"]]
+        if about["kind"] is TRANSFORMS:
+            more |= {"nargs": "?", "const": ("standard",)}
+            off = {"dest": name, "action": "store_const", "const": (), "default": None}
+            group.add_argument(word(f"no_{name}"), help="do not change them (the default)", **off)
+        group.add_argument(word(name), **more)
 
 
 def given(options: argparse.Namespace) -> dict[str, Any]:

@@ -33,7 +33,7 @@ def augmented(
     Args:
         images: (N, C, H, W), at most 24, floating point or uint8. Of images with other numbers of
             channels than 1 and 3, the mean over channels is shown.
-        augment: transforms of ``portacnn.augment``, or "standard".
+        augment: transforms of ``portacnn.augment``, or words for them, such as "standard".
         variants: the number of variants, at most 24.
         input_range: the values of black and white. The default is (0, 255) for uint8 images, (0, 1)
             for images within it, and otherwise the smallest and largest value.

@@ -204,14 +204,14 @@ class Checkpoint:
         """Return the loss. Raises ArgumentError if it was the caller's own."""
         return self._own_or_given("loss", rebuild_loss)
 
-    def augment(self, given: Any) -> Any:
+    def augment(self, given: Any, input_shape: tuple[int, ...] | None) -> Any:
         """Return the transforms, or ``given`` if they were the caller's own. Raises ArgumentError
         if these are missing, or others than the training's are given."""
         described = self.header.get("augment")
         own = isinstance(described, dict) and "not saved" in described
         if given is None or not own:
             made = self._own_or_given("augment", rebuild_augment)
-            if given is not None and checked(given) != tuple(made):
+            if given is not None and checked(given, input_shape) != tuple(made):
                 raise ArgumentError(
                     f"the training has augment={made}, got {told(given)}; leave it out, it comes "
                     "from the checkpoint"

@@ -51,7 +51,7 @@ def resumed(
     arguments = saved.arguments()
     called, stopping = split(callbacks)
     arguments["callbacks"] = called
-    arguments["augment"] = saved.augment(augment)
+    arguments["augment"] = saved.augment(augment, model.input_shape)
     if loss is None:
         loss = saved.loss()
     if metrics is None:

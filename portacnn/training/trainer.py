@@ -118,7 +118,8 @@ class Trainer(Results):
             the other to save memory, and their gradients are added up. Only batch statistics
             (BatchNorm) depend on the parts.
         augment: transforms of ``portacnn.augment`` that change the images of each training batch,
-            in this order; or "standard". Sets that are evaluated are not changed.
+            in this order, or words for them: "standard", "horizontal_flip,random_crop=2"
+            (``augment.named``). Sets that are evaluated are not changed.
         early_stopping: an ``EarlyStopping``, or its patience in epochs.
         callbacks: ``Callback`` objects of ``portacnn.callbacks``, called in this order. An
             ``EarlyStopping`` may be among them.
@@ -185,7 +186,7 @@ class Trainer(Results):
         clip_norm: float | None = None,
         label_smoothing: float = 0.0,
         accumulate: int = 1,
-        augment: Sequence[Transform] | Transform | Literal["standard"] | None = None,
+        augment: Sequence[Transform | str] | Transform | str | None = None,
         early_stopping: EarlyStopping | int | None = None,
         callbacks: Iterable[Callback | EarlyStopping] | Callback | EarlyStopping | None = None,
         evaluate_sample_num_per_epoch: int | None = None,
@@ -292,7 +293,7 @@ class Trainer(Results):
         sample_weight: Array | None = None,
         loss: Loss | None = None,
         metrics: Iterable[str | Metric] | Mapping[str, str | Metric] | None = None,
-        augment: Sequence[Transform] | Transform | None = None,
+        augment: Sequence[Transform | str] | Transform | str | None = None,
         callbacks: Iterable[Callback | EarlyStopping] | Callback | EarlyStopping | None = None,
         device: str | Backend | None = None,
         model: Model | None = None,

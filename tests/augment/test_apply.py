@@ -22,9 +22,10 @@ from portacnn.augment import (
     Transform,
     VerticalFlip,
     apply,
+    named,
     standard,
 )
-from portacnn.augment.applying import KINDS, describe_augment, rebuild_augment
+from portacnn.augment.applying import KINDS, describe_augment, rebuild_augment, word_of
 from portacnn.errors import ArgumentError, ArrayError, ModelFormatError, ShapeError
 
 RNG = np.random.default_rng(2)
@@ -153,6 +154,20 @@ def test_standard_lists():
         assert apply(transforms, RNG.random((2, *shape))).images.shape == (2, *shape)
 
 
+def test_words_stand_for_transforms():
+    text = "horizontal_flip, random_crop=2,Rotation=-5..20,cut-out=4,mix_up=0.5,standard"
+    same = [HorizontalFlip(), RandomCrop(2), Rotation((-5, 20)), CutOut(4), MixUp(0.5)]
+    same += [HorizontalFlip(), RandomCrop(4)]
+    assert named(text, (3, 32, 32)) == same
+    for kind in KINDS:
+        assert named(word_of(kind)) == [KINDS[kind]()]
+    assert word_of("RandomResizedCrop") == "random_resized_crop"
+    x = RNG.random((5, 3, 8, 8))
+    mixed = [Shift(1), "vertical_flip=1", "standard"]  # in a list, beside transforms
+    made = apply([Shift(1), VerticalFlip(1.0), *standard((3, 8, 8))], x).images
+    np.testing.assert_array_equal(apply(mixed, x).images, made)
+
+
 def test_they_are_written_as_json_and_read():
     described = json.loads(json.dumps(describe_augment(EACH)))
     assert rebuild_augment(described) == EACH
@@ -202,7 +217,16 @@ def test_one_of_your_own(backend):
         (lambda: MixUp(0.0), "alpha must be a finite number above 0"),
         (lambda: CutMix(1e6), "alpha must be in 0.01..100"),
         (lambda: apply([Shift], np.zeros((1, 1, 2, 2))), r"make an object of it: Shift\(\.\.\.\)"),
-        (lambda: apply("flip", np.zeros((1, 1, 2, 2))), 'list of transforms or "standard"'),
+        (lambda: apply("flip", np.zeros((1, 1, 2, 2))), "unknown transform 'flip'; known are stan"),
+        (lambda: named("shift=2,random_corp=2"), "'random_corp=2'; did you mean random_crop"),
+        (lambda: named("standard"), r"use augment\.standard\(input_shape\)"),
+        (lambda: named("shift,"), "unknown transform ''"),
+        (lambda: named("standard=2", (1, 8, 8)), "unknown transform 'standard=2'"),
+        (lambda: named("shift=far"), "shift=far: expected a number or LOW..HIGH, got 'far'"),
+        (lambda: named("shift="), "shift=: expected a number"),
+        (lambda: named("rotation=1..2..3"), "must be a number or .low, high., got .1, 2, 3"),
+        (lambda: named("shift=1.5"), "shift=1.5: pixels must be a whole number"),
+        (lambda: named("rotation=nan"), "rotation=nan: degrees must be a finite number"),
         (
             lambda: apply(Brightness(), np.zeros((1, 1, 2, 2)), input_range=(1, 0)),
             r"input_range must be \(black, white\) in this order",

@@ -19,6 +19,7 @@ EXAMPLES = {
     kinds.WORDS: ("accuracy, f1", ("accuracy", "f1")),
     kinds.TABLE: ('name="x"', {"name": "x"}),
     kinds.FLAG: (None, True),
+    kinds.TRANSFORMS: ("horizontal_flip,shift=1", ("horizontal_flip", "shift=1")),
 }
 """A word of the command line for each kind, and the value that it stands for."""
 WRONG = {
@@ -28,6 +29,7 @@ WRONG = {
     kinds.WORDS: [1, ["a", 1]],
     kinds.TABLE: ["a", [1]],
     kinds.FLAG: [1, "true"],
+    kinds.TRANSFORMS: [1, ["shift", 1]],
     kinds.TEXT: [1, True, ["a"]],
 }
 
@@ -91,6 +93,22 @@ def test_options_win_over_the_file_and_tables_are_merged(parsed):
     whole = of.merged(of.merged(Settings(), filed), parsed(*words))
     assert (whole.lr, whole.epochs, whole.drop_last) == (0.2, 3, False)
     assert whole.model_option == {"a": 1, "b": 3, "c": [1, 2]}
+
+
+def test_augment_says_whether_or_which(parsed, tmp_path):
+    assert parsed("--augment") == {"augment": ("standard",)}
+    assert parsed("--augment", "--no-augment") == {"augment": ()}
+    file = tmp_path / "settings.toml"
+    for content, words in (
+        ("true", ("standard",)),
+        ("false", ()),
+        ('"shift=2, cut_out"', ("shift=2", "cut_out")),
+    ):
+        file.write_text(f"augment = {content}")
+        assert of.read(file) == {"augment": words}
+    file.write_text('augment = ["flip"]')
+    with pytest.raises(ArgumentError, match=r"settings\.toml: augment: unknown transform 'flip'"):
+        of.read(file)
 
 
 def test_a_value_that_is_no_toml_is_text(parsed):
