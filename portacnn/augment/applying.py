@@ -104,12 +104,19 @@ def output_shape(transforms: Sequence[Transform], shape: Sequence[int]) -> tuple
 
 
 def check_loss(transforms: Sequence[Transform], loss: Any, masks: bool) -> None:
-    """Raise ArgumentError if a transform mixes targets and the loss cannot take that.
+    """Raise ArgumentError if a transform mixes targets and the loss cannot take that, or moves
+    images whose targets are boxes.
 
     Args:
         masks: whether the targets are masks, which ``CutMix`` does not mix.
     """
     for transform in transforms:
+        if loss.task == "detection" and isinstance(transform, Geometric):
+            raise ArgumentError(
+                f"{type(transform).__name__} moves the images, but not the boxes that "
+                f"{type(loss).__name__} takes; change images and boxes together before the "
+                f"training, or leave {type(transform).__name__} out"
+            )
         mixes = isinstance(transform, MixUp) or (isinstance(transform, CutMix) and not masks)
         if mixes and not loss.soft_targets:
             ignored = getattr(loss, "ignore_index", None)

@@ -254,6 +254,32 @@ def values(targets: HostArray, shape: Shape, *, dtype: str, loss: str = "MSE") -
     return made
 
 
+def center_maps(targets: HostArray, shape: Shape, *, dtype: str, loss: str) -> HostArray:
+    """Check targets of ``detection.center_targets`` for outputs (1 + classes + 4, H, W).
+
+    Returns:
+        (N, 5, H, W) of ``dtype``.
+
+    Raises:
+        LabelError: another shape, or a class that the outputs do not have. NotFiniteError.
+    """
+    wanted, most = (targets.shape[0], 5, *shape[1:]), shape[0] - 5
+    if targets.shape != wanted:
+        raise LabelError(
+            f"{loss} expects targets {wanted}, got {targets.shape}; make them by "
+            f"detection.center_targets(boxes, {tuple(shape[1:])}, stride)"
+        )
+    _refuse_not_finite(targets)
+    classes = targets[:, 0]
+    wrong = (classes < 0) | (classes > most) | (classes != np.floor(classes))
+    if wrong.any():
+        raise LabelError(
+            f"{loss} expects 0 for background or 1..{most} in channel 0 of targets for "
+            f"{shape[0]} outputs; got {classes[wrong][0]:g}"
+        )
+    return targets.astype(dtype)
+
+
 def kinds(targets: HostArray, *, loss: str, apart: bool = False) -> HostArray:
     """Return whole numbers (N,), the same for samples of one kind, as int64.
 

@@ -13,6 +13,7 @@ losses.
 """
 
 from portacnn.losses.base import Loss
+from portacnn.losses.centers import CenterDetection
 from portacnn.losses.classes import CrossEntropy, Dice, Focal
 from portacnn.losses.embeddings import NTXent, Triplet
 from portacnn.losses.labels import BCEWithLogits
@@ -26,6 +27,7 @@ __all__ = [
     "LOSSES",
     "MSE",
     "BCEWithLogits",
+    "CenterDetection",
     "CrossEntropy",
     "Dice",
     "Focal",

@@ -54,8 +54,8 @@ class Loss(AnswersKeywords):
     """Base class of all losses. A subclass defines ``forward`` and ``backward``.
 
     Attributes:
-        task: the meaning of the outputs: "multiclass", "multilabel", "regression" or "embedding"
-            (see ``losses.outputs``).
+        task: the meaning of the outputs: "multiclass", "multilabel", "regression", "embedding" or
+            "detection" (see ``losses.outputs``).
         metrics: the names of the default metrics.
         ignore_index: the target value to ignore, or None.
         soft_targets: whether it takes targets between those of two samples: shares of classes,

@@ -7,6 +7,7 @@ from typing import Any
 from portacnn.arguments import plain, told
 from portacnn.errors import ArgumentError, ModelFormatError
 from portacnn.losses.base import Loss
+from portacnn.losses.centers import CenterDetection
 from portacnn.losses.classes import CrossEntropy, Dice, Focal
 from portacnn.losses.embeddings import NTXent, Triplet
 from portacnn.losses.labels import BCEWithLogits
@@ -40,6 +41,7 @@ _KINDS: dict[str, type[Loss]] = {
         Focal,
         NTXent,
         Triplet,
+        CenterDetection,
         Sum,
     )
 }

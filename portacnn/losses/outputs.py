@@ -5,6 +5,7 @@
 ``multilabel``: each label is 0 or 1, independent of the others; outputs are logits of a sigmoid.
 ``regression``: outputs are values.
 ``embedding``: outputs are vectors; there are no predictions.
+``detection``: outputs are maps of classes and boxes; ``detection.center_decode`` reads them.
 """
 
 from math import inf, log
@@ -14,7 +15,7 @@ from portacnn.errors import ArgumentError
 from portacnn.ops import sigmoid, softmax
 from portacnn.runtime import Array, backend_of
 
-Task = Literal["multiclass", "multilabel", "regression", "embedding"]
+Task = Literal["multiclass", "multilabel", "regression", "embedding", "detection"]
 NO_PREDICTION = -1
 """The prediction for an output of NaN: no class, so it is never right."""
 
@@ -38,6 +39,8 @@ def predictions(y: Array, task: str, threshold: float = 0.5) -> Array:
         return xp.where(y == y, on, NO_PREDICTION)
     if task == "regression":
         return y
+    if task == "detection":
+        raise ArgumentError("boxes are no predictions of a class; use detection.center_decode")
     raise ArgumentError("embeddings have no predictions; use a custom metric")
 
 

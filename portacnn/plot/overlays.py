@@ -1,7 +1,7 @@
 """What a network found in an image, drawn over it: classes of pixels, and boxes."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -76,6 +76,7 @@ def boxes(
     *,
     truth: Any = None,
     names: Sequence[str] | None = None,
+    axes: "Axes | None" = None,
 ) -> "Figure":
     """Return an image with boxes drawn over it.
 
@@ -86,6 +87,7 @@ def boxes(
         scores: of each box (M,), or None.
         truth: boxes (K, 4) that are right, drawn dashed in black and white, or None.
         names: of the classes.
+        axes: where to draw, in a figure of yours; None makes a figure.
 
     Raises:
         ShapeError: if boxes are not (M, 4), or there are not as many labels or scores.
@@ -101,8 +103,8 @@ def boxes(
     count = 0 if classes is None or not len(classes) else int(classes.max()) + 1
     known = class_names(names, max(count, len(names or ())))
     height, width = one.shape[1:]
-    drawn = figure(5.0, 5.0 * height / width + 0.2)
-    axes = drawn.subplots()
+    if axes is None:
+        axes = figure(5.0, 5.0 * height / width + 0.2).subplots()
     axes.set_axis_off()
     show(axes, one)
     for box in _boxes([] if truth is None else truth, "truth"):
@@ -127,7 +129,7 @@ def boxes(
                 bbox={"facecolor": _color(index), "edgecolor": "white", "pad": 1.5, "lw": 0.5},
             )
     axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
-    return drawn
+    return cast("Figure", axes.figure)
 
 
 def _boxes(given: Any, what: str) -> Any:

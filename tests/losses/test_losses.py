@@ -16,6 +16,7 @@ from portacnn.losses import (
     L1,
     MSE,
     BCEWithLogits,
+    CenterDetection,
     CrossEntropy,
     Dice,
     Focal,
@@ -37,6 +38,8 @@ MAPS[0], MAPS[1, 1, 2:] = 255, 255
 SHARES = np.random.default_rng(1).dirichlet([1.0, 1.0, 1.0], 6)
 LABELS = np.random.default_rng(2).integers(0, 2, (6, 3)).astype("uint8")
 VALUES = normal(6, 3, seed=3)
+CENTERS = normal(6, 5, 2, 4, seed=4)
+CENTERS[:, 0] = MAPS % 3 * (MAPS < 255)  # of the first image, all is background
 WEIGHT = np.array([1.0, 0.5, 2.0, 0.0, 3.0, 0.25])
 
 CASES: dict[str, tuple[Loss, np.ndarray, tuple[int, ...]]] = {
@@ -59,6 +62,7 @@ CASES: dict[str, tuple[Loss, np.ndarray, tuple[int, ...]]] = {
     "focal of labels": (Focal(alpha=0.25, multilabel=True), LABELS, (3,)),
     "dice": (Dice(ignore_index=255), MAPS, (3, 2, 4)),
     "dice of masks": (Dice(multilabel=True), MAPS[:, None] % 2, (1, 2, 4)),
+    "centers": (CenterDetection(box_weight=1.5), CENTERS, (3 + 4, 2, 4)),
     "sum": (0.5 * CrossEntropy(weight=[1, 2, 3], ignore_index=255) + Dice(ignore_index=255),
             MAPS, (3, 2, 4)),
 }  # fmt: skip
@@ -109,6 +113,11 @@ def each_loss(loss: Loss, y: Any, t: np.ndarray) -> tuple[Any, Any]:
         share = (2 * (p * masks).sum(axes) + 1) / (p.sum(axes) + masks.sum(axes) + 1)
         return (1 - share).mean(1), torch.ones(len(t)).double()
     target = torch.tensor(t).double()
+    if isinstance(loss, CenterDetection):
+        has = (target[:, 0] > 0).double()
+        of_class = F.cross_entropy(y[:, :3], target[:, 0].long(), reduction="none")
+        of_box = (y[:, 3:] - target[:, 1:]).abs().mean(1) * has
+        return flat(of_class + 1.5 * of_box).sum(1), flat(has).sum(1)
     functions = {
         MSE: lambda: F.mse_loss(y, target, reduction="none"),
         L1: lambda: F.l1_loss(y, target, reduction="none"),

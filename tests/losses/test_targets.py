@@ -8,7 +8,16 @@ import pytest
 
 from portacnn.data.targets import class_weights, sample_weights
 from portacnn.errors import ArgumentError, LabelError, NotFiniteError, ShapeError
-from portacnn.losses import MSE, BCEWithLogits, CrossEntropy, Dice, Focal, NTXent, Triplet
+from portacnn.losses import (
+    MSE,
+    BCEWithLogits,
+    CenterDetection,
+    CrossEntropy,
+    Dice,
+    Focal,
+    NTXent,
+    Triplet,
+)
 from support.checks import refuses
 from support.matrix import Here
 
@@ -37,6 +46,7 @@ HOT_MASK = np.moveaxis(np.eye(3)[MASK], -1, 1)
         (MSE(), [1, 2], (1,), np.array([[1], [2]], "float32")),
         (MSE(), [[1.5, 2.0]], (2,), np.array([[1.5, 2.0]], "float32")),
         (NTXent(), np.array([7, 7], "uint8"), (4,), np.array([7, 7])),
+        (CenterDetection(), np.ones((2, 5, 1, 1)), (6, 1, 1), np.ones((2, 5, 1, 1), "float32")),
     ],
     ids=str,
 )
@@ -99,6 +109,13 @@ def test_arrays_of_any_library(backend: Here):
         (LabelError, ("Triplet", "all targets are 4"), Triplet(), [4, 4], (3,)),
         (LabelError, ("Triplet", "whole number", "(1, 1)"), Triplet(), [[1]], (3,)),
         (ShapeError, ("Triplet", "embeddings (D,)"), Triplet(), [1], (3, 2, 2)),
+        (ShapeError, ("CenterDetection", "(1 + classes + 4, H, W)"), CenterDetection(), [1], (5,)),
+        (LabelError, ("(1, 5, 2, 2)", "center_targets(boxes, (2, 2)"), CenterDetection(), MASK,
+         (7, 2, 2)),
+        (LabelError, ("0 for background or 1..1", "6 outputs", "got 2"), CenterDetection(),
+         MASK[:, None].repeat(5, 1), (6, 2, 2)),
+        (NotFiniteError, ("nan at (0, 0, 0, 0)",), CenterDetection(), np.full((1, 5, 2, 2), np.nan),
+         (7, 2, 2)),
     ],
     ids=lambda value: str(value[0]) if isinstance(value, tuple) and value else "",
 )  # fmt: skip
@@ -122,6 +139,7 @@ def test_refused(kind: Any, words: tuple[str, ...], loss: Any, t: Any, shape: tu
         (MSE(), [[0.5, 1.5]], 2),
         (MSE(), [0.5], 1),
         (NTXent(), [1, 1], None),
+        (CenterDetection(), np.ones((2, 5, 1, 1)), None),
     ],
     ids=str,
 )

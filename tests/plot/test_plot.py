@@ -211,6 +211,9 @@ def test_boxes():
     assert corners.count((0.5, 1.5, 4, 5)) == 2  # on a white line
     assert any(p.get_linestyle() == "--" for p in figure.axes[0].patches)
     assert plot.boxes(X[0], []).axes[0].patches[:] == []
+    _, right = figure.subplots(1, 2)
+    assert plot.boxes(X[0], found, axes=right) is figure
+    assert len(right.patches) == 4
     with pytest.raises(ShapeError, match=r"boxes \(M, 4\)"):
         plot.boxes(X[0], [[1, 2, 3]])
     with pytest.raises(ShapeError, match=r"expected scores \(2,\)"):

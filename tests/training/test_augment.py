@@ -222,6 +222,17 @@ def test_a_crop_to_another_size_needs_a_network_that_takes_it(backend):
         Trainer(small_net(backend.device), *patches(20), augment=RandomCrop(0, 9), **options)
 
 
+def test_images_are_not_moved_without_their_boxes():
+    """The maps of centres would stay where they are."""
+    layers = [Conv2d(1, 8, 3, 2, padding=1)]
+    model = Model(*layers).build((1, 8, 8), seed=0)
+    options = {"loss": losses.CenterDetection(), "epochs": 1, "verbose": False, "batch_size": 2}
+    x, t = np.zeros((4, 1, 8, 8), "float32"), np.zeros((4, 5, 4, 4), "float32")
+    with pytest.raises(ArgumentError, match="Shift moves the images, but not the boxes"):
+        Trainer(model, x, t, augment=[Brightness(), Shift(1)], **options)
+    Trainer(model, x, t, augment=[Brightness()], **options).train()
+
+
 @pytest.mark.parametrize("transform", [MixUp(), CutMix()])
 def test_losses_that_take_no_mixed_targets(transform):
     options = {"batch_size": 10, "epochs": 1, "verbose": False, "augment": [Shift(1), transform]}
