@@ -34,7 +34,8 @@ def test_neighbours(backend: Here, dtype: str, metric: str, monkeypatch):
     """In several blocks; one vector of zeros, and one that occurs twice, far from the origin."""
     monkeypatch.setattr(search, "_BLOCK", 500)
     rng = np.random.default_rng(0)
-    host = rng.standard_normal((60, 5)) + [9.0, 0.0, 0.0, 0.0, 0.0]
+    host = rng.standard_normal((60, 5))
+    host[:, 0] += 9.0
     host[7], host[50] = 0.0, host[3]
     queries = np.concatenate([rng.standard_normal((8, 5)), host[3:4], np.zeros((1, 5))])
     host, queries = host.astype(dtype), queries.astype(dtype)
@@ -67,9 +68,10 @@ def test_the_smallest_of_many(backend: Here):
 
 @pytest.mark.skipif(find_spec("sklearn") is None, reason="scikit-learn is not installed")
 @pytest.mark.parametrize("metric", METRICS)
-def test_scikit_learn_finds_the_same(metric: str):
+def test_scikit_learn_finds_the_same(metric: str, monkeypatch):
+    monkeypatch.setattr(search, "_SORTED", 100)
     neighbors = pytest.importorskip("sklearn.neighbors")
-    x = np.random.default_rng(1).standard_normal((6000, 8), dtype="float32") + 3
+    x = np.random.default_rng(1).standard_normal((900, 8), dtype="float32") + 3
     theirs = neighbors.NearestNeighbors(n_neighbors=7, metric=metric, algorithm="brute").fit(x)
     distances, places = theirs.kneighbors()
     ours = Index(x, metric=metric).query(k=7)
