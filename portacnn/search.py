@@ -217,15 +217,19 @@ class Index(AnswersKeywords):
                 "upgrade portacnn"
             )
         home, host = resolve(device), tensors["embeddings"]
-        about = described.get("about")
-        if not isinstance(about, dict) or dtype_name(host) not in ("float32", "float64"):
+        metric, about = described.get("metric"), described.get("about")
+        if (
+            not isinstance(metric, str)
+            or not isinstance(about, dict)
+            or dtype_name(host) not in ("float32", "float64")
+        ):
             raise ModelFormatError(f"{path} is a damaged index")
         try:
             with home.active():
                 return cls(
                     home.asarray(host),
                     described.get("names"),
-                    metric=described.get("metric"),
+                    metric=metric,
                     about=about,
                 )
         except (ArgumentError, ShapeError, NotFiniteError) as error:

@@ -31,6 +31,7 @@ from portacnn.layers import (
     ReLU,
     Sequential,
 )
+from portacnn.runtime import backend_of
 from portacnn.search import Index
 
 AUGMENT = Affine(degrees=12, translate=0.08, scale=(0.88, 1.12), shear=8)
@@ -76,10 +77,16 @@ def embeddings(model: Model, x: Any, layer: str) -> Any:
     return model.home.xp.reshape(y, (y.shape[0], -1))
 
 
+def neighbors(index: Index, k: int) -> np.ndarray:
+    """Return the places of each entry's k nearest others, as a NumPy array (N, k)."""
+    places = index.query(k=k).indices
+    return backend_of(places).to_host(places)
+
+
 def precision(index: Index, t: Any, k: int = 10) -> float:
     """Return the share of the k nearest neighbours with the label of the query. ``t``: labels of
     the index's entries, NumPy."""
-    return float(np.mean(t[np.asarray(index.query(k=k).indices)] == t[:, None]))
+    return float(np.mean(t[neighbors(index, k)] == t[:, None]))
 
 
 def compared(model: Model, x: Any, t: Any, k: int) -> dict[str, float]:
@@ -136,7 +143,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
 
 def sheet(model: Model, x: Any, t: Any, k: int) -> Any:
     """Draw for each unseen digit its first two images, and what the search finds for them."""
-    found = np.asarray(Index(embeddings(model, x, UNSEEN)).query(k=k).indices)
+    found = neighbors(Index(embeddings(model, x, UNSEEN)), k)
     rows = [int(i) for digit in np.unique(t) for i in np.flatnonzero(t == digit)[:2]]
     return plot.neighbors(
         [x[i] for i in rows],
