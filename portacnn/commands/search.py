@@ -193,7 +193,7 @@ def _query(options: argparse.Namespace) -> int:
             say(f"error: {errors[name]}", error=True)
             told.append({"image": name, "error": errors[name]})
             continue
-        near = [
+        near: list[dict[str, Any]] = [
             {"name": _path(index, i), "distance": d} for i, d in zip(*next(answers), strict=True)
         ]
         told.append({"image": name, "neighbors": near})
