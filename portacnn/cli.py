@@ -20,7 +20,7 @@ from portacnn.version import VERSION
 
 FAILURE, USAGE_ERROR, INTERRUPTED = 1, 2, 130
 COMMANDS = (
-    *("train", "evaluate", "predict", "export", "summary", "report"),
+    *("train", "evaluate", "predict", "export", "summary", "report", "search"),
     *("info", "backends", "bench"),
 )
 """The commands, each a module of its name in ``portacnn.commands``."""

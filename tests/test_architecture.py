@@ -76,6 +76,7 @@ ROWS = [
     {"models", "scratch"},
     {"augment"},
     {"layers", "optim", "schedules", "data", "losses", "metrics", "gradient_check", "testing"},
+    {"search"},
     {"files", "run_folder"},
     {"detection"},
     {"ops"},

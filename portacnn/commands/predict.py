@@ -132,3 +132,11 @@ def _flat(values: Any) -> list[float]:
     if isinstance(values, list):
         return [one for inner in values for one in _flat(inner)]
     return [values]
+
+
+def pixels_of(model: Model, names: Sequence[str]) -> tuple[HostArray | None, dict[str, str]]:
+    """Return the image files that can be read, (N, C, H, W) as the model was trained on them, None
+    if there are none; and by name why the others cannot be read."""
+    size, mode = kind_of_images(model)
+    images, errors = _read(names, size, mode)
+    return _as_trained(model, resolve("numpy").xp.stack(images)) if images else None, errors

@@ -69,6 +69,12 @@ def find_images(root: Path, class_names: Sequence[str] | None) -> tuple[list[str
     return names, found
 
 
+def images_below(root: Path) -> list[str]:
+    """Return the paths of all images below a folder, with slashes, sorted. They need not be in
+    folders of classes."""
+    return sorted(found.name.removeprefix("/") for found in _files(root, "", 0))
+
+
 def parts_of(root: Path) -> tuple[Path, Path] | None:
     """Return the folders of the training set and of the test set; None if the root has no such
     pair."""

@@ -10,6 +10,7 @@ from portacnn.plot.augmented import augmented
 from portacnn.plot.classes import confusion_matrix, worst_errors
 from portacnn.plot.curves import curves
 from portacnn.plot.embedding import embedding
+from portacnn.plot.neighbors import neighbors
 from portacnn.plot.network import feature_maps, filters
 from portacnn.plot.overlays import boxes, segmentation
 
@@ -22,6 +23,7 @@ __all__ = [
     "feature_maps",
     "filters",
     "grad_cam",
+    "neighbors",
     "receptive_field",
     "saliency",
     "segmentation",

@@ -7,6 +7,7 @@ from types import ModuleType
 import pytest
 
 from portacnn import load
+from portacnn.search import Index
 from support.digits import ROOT
 from support.matrix import BACKENDS, Here, backends
 
@@ -46,3 +47,33 @@ def test_a_short_detection_finds_most_digits(tmp_path: Path):
     figures = run("detection", tmp_path, *short, "--test-scenes", "200", "--validate")
     assert figures["ap50"] >= 0.75
     assert figures["ap"] >= 0.4
+
+
+SAMPLE = ("--data", "mnist-sample")
+
+
+@backends("numpy", "strict-device1", "torch", "torch-cuda", "cupy")
+def test_tiny_runs_of_classification_and_search(backend: Here, tmp_path: Path):
+    words = [*SAMPLE, "--epochs", "1", "--width", "2", "--device", BACKENDS[backend.name]]
+    words += ["--images", "24", "--test-images", "30"]
+    classified = run("classification", tmp_path, *words)
+    assert 0.0 <= classified["accuracy"] <= 1.0
+    found = run("search", tmp_path, *words)
+    assert set(found["unseen"]) == {"pixels", "stage2", "stage3", "pool", "fc1"}
+    assert all(0.0 <= value <= 1.0 for part in ("all", "unseen") for value in found[part].values())
+    index = Index.load(tmp_path / "index.safetensors")
+    assert len(index) == 30
+
+
+@pytest.mark.slow
+def test_a_short_classification_knows_the_sample(tmp_path: Path):
+    words = [*SAMPLE, "--epochs", "6", "--width", "8", "--out", str(tmp_path)]
+    assert example("classification").main(words)["accuracy"] >= 0.97
+
+
+@pytest.mark.slow
+def test_a_short_search_finds_digits_that_training_did_not_see(tmp_path: Path):
+    words = [*SAMPLE, "--epochs", "3", "--width", "8", "--out", str(tmp_path)]
+    found = example("search").main(words)
+    assert found["all"]["fc1"] >= 0.93
+    assert found["unseen"]["stage3"] >= max(0.85, found["unseen"]["pixels"] + 0.02)
