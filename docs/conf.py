@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))  # a checkout needs no installation
+sys.path[:0] = [str(HERE), str(HERE.parent)]  # a checkout needs no installation
+
+import figures  # noqa: E402
 
 from portacnn.version import VERSION  # noqa: E402
 
@@ -71,4 +73,5 @@ def _outside_literals(line: str) -> str:
 
 
 def setup(app) -> None:
+    app.connect("builder-inited", lambda _: figures.draw())
     app.connect("autodoc-process-docstring", plain_text, priority=400)  # before napoleon's

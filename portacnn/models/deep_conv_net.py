@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from portacnn.layers import Conv2d, Dropout, Flatten, Layer, Linear, MaxPool2d, ReLU
+from portacnn.layers import BatchNorm2d, Conv2d, Dropout, Flatten, Layer, Linear, MaxPool2d, ReLU
 from portacnn.models.inputs import image_shape
 from portacnn.models.model import Model
 from portacnn.runtime import Backend
@@ -28,11 +28,13 @@ class DeepConvNet(Model):
         input_size: H and W, one number or two.
         hidden_size: units of the hidden linear layer.
         dropout: probability of dropping a unit, for both dropout layers.
+        batch_norm: add a batch norm between each convolution and its ReLU (not in the book).
         device: see ``portacnn.resolve``.
         seed: seed of weights and dropout; None draws one.
         dtype: "float32" or "float64".
 
-    Parameters, by path: conv1 ... conv6, fc1, fc2, each with weight and bias.
+    Parameters, by path: conv1 ... conv6, fc1, fc2, each with weight and bias; bn1 ... bn6 with
+    ``batch_norm``.
 
     Raises:
         ArgumentError, ShapeError: if an argument is out of range or the images are too small.
@@ -46,6 +48,7 @@ class DeepConvNet(Model):
         input_size: int | Sequence[int] = 28,
         hidden_size: int = 50,
         dropout: float = 0.5,
+        batch_norm: bool = False,
         device: str | Backend | None = None,
         seed: int | None = None,
         dtype: str = "float32",
@@ -57,6 +60,8 @@ class DeepConvNet(Model):
             ((16, 1), (16, 1), (32, 1), (32, 2), (64, 1), (64, 1)), 1
         ):
             layers[f"conv{number}"] = Conv2d(None, channels, 3, padding=padding, **init)
+            if batch_norm:
+                layers[f"bn{number}"] = BatchNorm2d(channels)
             layers[f"relu{number}"] = ReLU()
             if number % 2 == 0:
                 layers[f"pool{number // 2}"] = MaxPool2d(2)

@@ -7,7 +7,8 @@ The convention:
 - A ```text block that follows a ```python block directly is what that block prints. Whole numbers
   and words must be equal; decimal numbers agree within 1% or one unit of the last printed digit,
   since the order of summation moves a trained network.
-- ``<!-- needs: gpu -->`` or ``<!-- needs: download -->`` above a block: it is compiled, not run.
+- ``<!-- needs: gpu -->``, ``download`` or ``commands`` (what commands of the page write) above a
+  block: it is compiled, not run.
   ``<!-- needs: onnx -->`` (any package): it runs if the package is installed.
 - ``<!-- test: slow -->`` above a block, after ``needs``: `make test` compiles it, and the slow
   tests run it. Blocks that use its names are slow too.
@@ -35,7 +36,8 @@ import pytest
 from portacnn.cli import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TUTORIAL = [page for page in PAGES if page.parent.name == "tutorial"]
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 _FENCE = re.compile(
@@ -59,7 +61,7 @@ class Block(NamedTuple):
     def runs(self, slow: bool) -> bool:
         if self.slow and not slow:
             return False
-        if self.needs in (None, "gpu", "download"):
+        if self.needs in (None, "gpu", "download", "commands"):
             return self.needs is None
         spec = find_spec(self.needs)  # tests/onnx looks like a package, but has no origin
         return spec is not None and spec.origin is not None
@@ -168,7 +170,20 @@ def test_a_page_with_slow_blocks_runs_as_printed(
     run_and_compare(page, tmp_path, run_script, slow=True)
 
 
-def run_and_compare(page: Path, tmp_path: Path, run_script: Callable[..., Any], slow: bool) -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["torch", "array_api_strict:device1"])
+@pytest.mark.parametrize("page", TUTORIAL, ids=lambda page: page.name)
+def test_a_page_of_the_tutorial_prints_the_same_on_other_backends(
+    page: Path, backend: str, tmp_path: Path, run_script: Callable[..., Any]
+):
+    if backend == "torch" and find_spec("torch") is None:
+        pytest.skip("PyTorch is not installed")
+    run_and_compare(page, tmp_path, run_script, slow=False, backend=backend)
+
+
+def run_and_compare(
+    page: Path, tmp_path: Path, run_script: Callable[..., Any], slow: bool, backend: str = ""
+) -> None:
     every = blocks(page)
     for block in every:
         if block.kind == "python":
@@ -176,7 +191,8 @@ def run_and_compare(page: Path, tmp_path: Path, run_script: Callable[..., Any], 
     if not any(block.kind == "python" and block.runs(slow) for block in every):
         return
     script = tmp_path / f"page_{page.stem}.py"  # not onnx.py, which would be imported
-    script.write_text(program(page, slow), encoding="utf-8")
+    device = f"import os; os.environ['PORTACNN_BACKEND'] = {backend!r}; " if backend else ""
+    script.write_text(device + program(page, slow), encoding="utf-8")
     folder = tmp_path / "empty"
     folder.mkdir()
     status, printed, errors = run_script(script, folder, 300 if slow else 120)
@@ -257,6 +273,9 @@ def test_links_lead_somewhere(page: Path):
             continue
         path, _, anchor = link.partition("#")
         target = page.parent / path if path else page
+        if path.startswith("drawn/"):  # by docs/figures.py, when the pages are built
+            assert Path(path).stem in defined(ROOT / "docs" / "figures.py"), f"{page.name}: {link}"
+            continue
         assert target.exists(), f"{page.name}: {link}"
         assert not anchor or anchor in anchors(target), f"{page.name}: {link}"
 
