@@ -5,7 +5,6 @@ import logging
 import os
 import struct
 import threading
-import time
 import zlib
 
 import numpy as np
