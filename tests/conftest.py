@@ -39,7 +39,13 @@ from portacnn.runtime import Backend, resolve
 from support import fake_cupy
 from support.matrix import BACKENDS, BY_NAME_ONLY, NEEDS, Here, suits
 
-hypothesis.settings.register_profile("default", deadline=None, print_blob=True)
+# no limits of wall time, which passes while other programs run
+hypothesis.settings.register_profile(
+    "default",
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 hypothesis.settings.load_profile("default")
 
 

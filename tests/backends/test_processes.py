@@ -34,11 +34,11 @@ def two_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threads, "thread_count", lambda: 2)
 
 
-def in_child(call: Callable[[], bool], seconds: int = 20) -> bool:
-    """Whether ``call`` gives True in a fork of this process, within that time."""
+def in_child(call: Callable[[], bool]) -> bool:
+    """Whether ``call`` gives True in a fork of this process, within 20 seconds."""
     child = os.fork()
     if child == 0:
-        signal.alarm(seconds)  # ends a child that hangs
+        signal.alarm(20)  # ends a child that hangs
         status = 1
         try:
             status = 0 if call() else 2
@@ -94,7 +94,7 @@ def test_a_child_does_not_wait_for_a_call_of_its_parent(monkeypatch: pytest.Monk
     worker = threading.Thread(target=lambda: busy.predict(X[:1]))
     worker.start()
     assert inside.wait(20)
-    assert in_child(lambda: model.predict(X[:1]).shape == (1, 10), seconds=5)
+    assert in_child(lambda: model.predict(X[:1]).shape == (1, 10))
     leave.set()
     worker.join(20)
     assert not worker.is_alive()

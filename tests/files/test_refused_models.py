@@ -28,7 +28,9 @@ from support.saved_models import header_of, own
 from support.trees import plain_json, replaced
 
 fuzz = settings(
-    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=50,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 

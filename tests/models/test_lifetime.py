@@ -30,6 +30,7 @@ from support.nets import patches, small_net
 @pytest.fixture(autouse=True)
 def no_collector() -> Iterator[None]:
     gc.collect()
+    gc.freeze()  # so that the next test's collection does not look through all of pytest again
     gc.disable()
     yield
     gc.enable()

@@ -350,7 +350,9 @@ WINDOWS = (
 
 
 @settings(
-    max_examples=200, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=200,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(kind=st.sampled_from(WINDOWS), data=st.data())
 def test_drawn_geometries(kind, data, tmp_path):

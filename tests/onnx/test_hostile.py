@@ -36,7 +36,7 @@ def quiet():
 SPOIL = settings(
     max_examples=100,
     derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
     database=None,
 )
 

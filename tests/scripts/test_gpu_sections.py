@@ -1,5 +1,6 @@
 """The sections of scripts/gpu_check.py without a GPU: they see what is wrong."""
 
+import gc
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -120,6 +121,8 @@ def test_an_input_that_is_changed_is_seen():
 
 @pytest.fixture
 def on_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    gc.collect()
+    gc.freeze()  # the sections collect garbage often
     numpy_for_gpu(monkeypatch)
 
 

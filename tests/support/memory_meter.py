@@ -31,6 +31,8 @@ class Meter:
 
 @contextmanager
 def metered(monkeypatch) -> Iterator[Meter]:
+    gc.collect()
+    gc.freeze()  # ``held`` collects what comes from here on
     tracemalloc.start()
     meter = Meter()
 

@@ -38,7 +38,9 @@ from support.trees import plain_json, replaced
 
 ROOT = Path(__file__).resolve().parents[2]
 fuzz = settings(
-    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=50,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 

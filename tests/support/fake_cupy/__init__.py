@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from support.fake_cupy import array as arrays
-from support.fake_cupy import machine
+from support.fake_cupy import machine, streams
 from support.fake_cupy.machine import CUDARuntimeError, OutOfMemoryError, RaceError, capacity, log
 
 __all__ = [
@@ -266,12 +266,12 @@ def installed() -> Iterator[ModuleType]:
 
     from portacnn.backends.cupy import nvrtc as cupy_module
 
+    heads = ("cupy", "cupyx", "array_api_compat.cupy")
+    below = tuple(f"{head}." for head in heads)
+
     def concerned() -> dict[str, ModuleType]:
-        heads = ("cupy", "cupyx", "array_api_compat.cupy")
         return {
-            name: m
-            for name, m in sys.modules.items()
-            if name in heads or name.startswith(tuple(f"{h}." for h in heads))
+            name: m for name, m in sys.modules.items() if name in heads or name.startswith(below)
         }
 
     before, room = concerned(), capacity.copy()
@@ -293,3 +293,4 @@ def installed() -> Iterator[ModuleType]:
             with machine.Device(number) as device:
                 device.synchronize()
                 machine.default_pool.free_all_blocks()
+        streams.forget_unused()

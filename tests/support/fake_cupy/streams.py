@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from weakref import ref
 
 import numpy as np
 
@@ -156,6 +157,12 @@ def _stack(name: str) -> list[Any]:
 
 Clock = dict[int, int]  # stream -> how many of its works are known to be done before
 _host: Clock = {}
+_heard = [0]  # how often the host has heard of work that is done
+
+
+def _tell_host(clock: Clock) -> None:
+    _merge(_host, clock)
+    _heard[0] += 1
 
 
 def _merge(into: Clock, other: Clock) -> None:
@@ -183,7 +190,7 @@ class Event:
     def synchronize(self) -> None:
         for late in self._late:
             late.do()
-        _merge(_host, self._clock)
+        _tell_host(self._clock)
         log.note("sync", "event")
 
     @property
@@ -232,6 +239,7 @@ class Stream:
         self._clock: Clock = {} if non_blocking else _null(self.device_id)._clock
         self._late: list[Late] = []
         self._recording: Recording | None = None
+        self._heard = -1
         _streams.append(self)
 
     def __eq__(self, other: object) -> bool:
@@ -276,7 +284,7 @@ class Stream:
         for late in self._late:
             late.do()
         self._late.clear()
-        _merge(_host, self._clock)
+        _tell_host(self._clock)
 
     def begin_capture(self, mode: int | None = None) -> None:
         if not self.is_non_blocking:
@@ -305,7 +313,9 @@ class Stream:
         """One work of this stream begins: everything it reads and writes must have been left alone
         by the others."""
         clock = self._clock
-        _merge(clock, _host)
+        if self._heard != _heard[0]:
+            _merge(clock, _host)
+            self._heard = _heard[0]
         clock[self._key] = clock.get(self._key, 0) + 1
         mine = self._key, clock[self._key]
         for block in (*reads, *writes):
@@ -330,6 +340,13 @@ class Stream:
                 block.read[mine[0]] = mine[1]
 
 
+def forget_unused() -> None:
+    """Once all is done: the streams that nobody has any more need no more synchronizing."""
+    kept = [ref(stream) for stream in _streams]
+    _streams.clear()
+    _streams.extend(stream for each in kept if (stream := each()) is not None)
+
+
 _nulls: dict[int, Stream] = {}
 
 
@@ -343,6 +360,7 @@ def _null(device: int) -> Stream:
             -1 - device,
         )
         stream._clock, stream._late, stream._recording = {}, [], None
+        stream._heard = -1
         _streams.append(stream)
     return _nulls[device]
 
