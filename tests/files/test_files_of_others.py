@@ -446,7 +446,9 @@ def test_descriptions_cannot_either(tmp_path, changed):
     only_printable(caught.value)
 
 
-@pytest.mark.parametrize("told", [texts.shown, texts.quoted, texts.message, texts.printable, listed])
+@pytest.mark.parametrize(
+    "told", [texts.shown, texts.quoted, texts.message, texts.printable, listed]
+)
 def test_text_from_files_is_escaped(told):
     """Each function that messages, warnings and tables use. What can be printed stays."""
     assert told(EVIL[:60]).isprintable()

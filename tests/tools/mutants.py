@@ -14,8 +14,9 @@ The mistakes stand in planted/*.txt, each as
 The text of the "-" lines occurs exactly once in the file and is replaced by that of the "+" lines.
 For each mistake, the test that found it last time runs first, then the test files of the same area
 (planted/first_tests), then the whole quick suite (``-m "not slow"``), each until its first failure.
-The test that failed must pass without the mistake. Results are kept in a JSON file after every mistake, so a run that was stopped
-goes on. A mistake in code whose tests need a package that is not installed is left out. POSIX only.
+The test that failed must pass without the mistake. Results are kept in a JSON file after every
+mistake, so a run that was stopped goes on. A mistake in code whose tests need a package that is not
+installed is left out. POSIX only.
 """
 
 import argparse
