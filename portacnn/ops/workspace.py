@@ -73,8 +73,10 @@ class Workspace:
         self._returned: deque[_Loan] = deque()
 
     def begin(self, reserved: int = 0) -> None:
-        """Prepare for a pass that does not use the first ``reserved`` bytes. Call ``grow`` with
-        them before, so that no array in use lies there."""
+        """Prepare for a pass that does not use the first ``reserved`` bytes.
+
+        Call ``grow(reserved)`` before, so that no array in use lies there.
+        """
         if self._returned:
             self._collect([])
         loans = (

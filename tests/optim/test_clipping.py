@@ -37,6 +37,21 @@ def test_clipping_as_in_torch(backend, max_norm, dtype, kernels):
         assert all(g.dtype == getattr(backend.xp, dtype) for g in grads.values())
 
 
+@pytest.mark.parametrize("kernels", ["auto", "reference"])
+@pytest.mark.parametrize("max_norm", [2.5, 1e3])
+def test_only_gradients_longer_than_the_bound_are_scaled(backend, max_norm, kernels):
+    before = gradients(0)
+    norm = np.linalg.norm(np.concatenate([value.ravel() for value in before.values()]))
+    assert 2.5 < norm < 1e3
+    grads = writable(backend, before, "float64")
+    with use_kernels(kernels):
+        found = ops.clip_by_global_norm(list(grads.values()), max_norm)
+    np.testing.assert_allclose(backend.host(found), norm, rtol=1e-12)
+    factor = max_norm / norm if max_norm < norm else 1.0
+    for path, value in before.items():
+        np.testing.assert_allclose(backend.host(grads[path]), factor * value, rtol=1e-6)
+
+
 def test_clipping_of_nothing_and_of_too_much(backend):
     for kernels in ("auto", "reference"):
         with use_kernels(kernels):
