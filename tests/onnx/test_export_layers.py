@@ -306,6 +306,15 @@ def test_every_layer(kind, args, kwargs, shape, tmp_path):
     agrees(filled(kind(*args, **kwargs).build(shape, device="numpy", seed=0)), tmp_path, OPSETS)
 
 
+def test_no_layer_is_missing():
+    """Put a row for it into CASES."""
+    nested = [part for make, _ in NESTED.values() for part in make().walk()]
+    tried = {kind for kind, *_ in CASES} | {type(part) for part in nested}
+    kinds = {name for name in L.__all__ if isinstance(getattr(L, name), type)}
+    layers = {name for name in kinds if issubclass(getattr(L, name), L.Layer)}
+    assert layers - {kind.__name__ for kind in tried} == {"Layer", "Join"}
+
+
 @pytest.mark.parametrize("name", NESTED)
 def test_every_container(name, tmp_path):
     make, shape = NESTED[name]
