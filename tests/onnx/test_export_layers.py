@@ -302,7 +302,7 @@ BASES = {"ResNet", "VGG"}
     CASES,
     ids=[f"{case[0].__name__}-{i}" for i, case in enumerate(CASES)],
 )
-def test_every_layer(kind, args, kwargs, shape, tmp_path):
+def test_every_layer_agrees_with_onnxruntime(kind, args, kwargs, shape, tmp_path):
     agrees(filled(kind(*args, **kwargs).build(shape, device="numpy", seed=0)), tmp_path, OPSETS)
 
 
@@ -316,7 +316,7 @@ def test_no_layer_is_missing():
 
 
 @pytest.mark.parametrize("name", NESTED)
-def test_every_container(name, tmp_path):
+def test_every_container_agrees_with_onnxruntime(name, tmp_path):
     make, shape = NESTED[name]
     agrees(filled(make().build(shape, device="numpy", seed=0)), tmp_path, OPSETS)
 
@@ -338,13 +338,13 @@ def test_what_asks_for_a_newer_opset(layer, shape, tmp_path):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_models(name, tmp_path):
+def test_models_agree_with_onnxruntime(name, tmp_path):
     agrees(MODELS[name](device="numpy", seed=0), tmp_path, (18, NEWEST))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BIG)
-def test_big_models(name, tmp_path):
+def test_big_models_agree_with_onnxruntime(name, tmp_path):
     agrees(BIG[name](device="numpy", seed=0), tmp_path)
 
 
@@ -362,7 +362,7 @@ WINDOWS = (
     max_examples=200, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(kind=st.sampled_from(WINDOWS), data=st.data())
-def test_drawn_geometries(kind, data, tmp_path):
+def test_drawn_geometries_agree_with_onnxruntime(kind, data, tmp_path):
     def pair(least, most):
         return data.draw(st.tuples(st.integers(least, most), st.integers(least, most)))
 
