@@ -5,7 +5,7 @@ params.safetensors   the trained model; ``portacnn.load`` reads it
 history.json         the figures of every epoch and step, and what the run ran on
 accuracy.csv         the figures of every epoch, for a spreadsheet
 curves.png           a picture of them, if matplotlib is installed
-checkpoints/         what a training is resumed from, if it was asked for or was stopped
+checkpoints/         what a training run is resumed from, if it was asked for or was stopped
 """
 
 import csv

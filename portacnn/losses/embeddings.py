@@ -65,18 +65,18 @@ class NTXent(_Embeddings):
 
 @dataclass(frozen=True)
 class Triplet(_Embeddings):
-    """Each sample nearer to those of its kind than to others by a margin, as
-    torch.nn.TripletMarginLoss with p=2 (``ops.triplet_loss``).
+    """Triplet margin loss, as torch.nn.TripletMarginLoss with p=2 (``ops.triplet_loss``). It is
+    zero if each sample is nearer to the samples of its class than to others, by ``margin``.
 
-    The triplets are formed within a batch: each sample is an anchor if the batch has another of its
-    kind and one of another kind. So batches need several samples of a kind: with many kinds, large
-    batches. A batch without a triplet has the loss 0.
+    The triplets are formed within a batch: each sample is an anchor if the batch has another sample
+    of its class and a sample of another class. So a batch needs several samples per class: with
+    many classes, use large batches. The loss of a batch without a triplet is 0.
 
     Args:
-        margin: how much nearer.
-        triplets: "hardest" takes one of each anchor, with its farthest positive and its nearest
-            negative (batch hard); "all" takes all of them, which is gentler where labels are wrong,
-            but many are soon 0.
+        margin: the required difference of the distances.
+        triplets: "hardest" uses one triplet per anchor, with its farthest positive and its nearest
+            negative (batch hard). "all" uses all triplets (batch all), which is more robust to
+            wrong labels; the loss of many of them is soon 0.
         eps: added to each coordinate of a difference, as in PyTorch.
     """
 

@@ -1,13 +1,13 @@
-"""Triplet loss: an anchor lies nearer to a sample of its kind than to one of another, by a margin.
+"""Triplet loss: zero if an anchor is nearer to its class than to other classes, by a margin.
 
-The loss of a triplet (anchor a, positive p of a's kind, negative n of another kind) is that of
+The loss of a triplet (anchor a, positive p of a's class, negative n of another class) is that of
 torch.nn.TripletMarginLoss with p=2:
 
     max(d(a, p) - d(a, n) + margin, 0),    d(x, y) = |x - y + eps|
 
 The triplets are formed within the batch by the labels (Hermans et al., "In defense of the triplet
-loss", 2017): of each anchor the hardest, its farthest positive and its nearest negative
-("batch hard"), or all there are ("batch all").
+loss", 2017): for each anchor the hardest one, with the farthest positive and the nearest negative
+("batch hard"), or all triplets ("batch all").
 
 Notation: N samples, D length of an embedding. A matrix (N, N) has a row for each anchor; a cube (N,
 N, N) has the anchors, the positives and the negatives.
@@ -63,10 +63,10 @@ def triplet_loss(
 
     Args:
         embeddings: (N, D), floating point. All differences (N, N, D) are in memory at once.
-        labels: integers (N,): samples of one kind have the same.
-        margin: how much nearer the positive is to be.
-        hardest: take one triplet of each anchor that has a positive and a negative, of the farthest
-            and the nearest; otherwise all triplets, which take (N, N, N) numbers.
+        labels: integers (N,), equal for samples of one class.
+        margin: the required difference of the distances to the negative and to the positive.
+        hardest: use one triplet per anchor, with the farthest positive and the nearest negative;
+            otherwise all triplets, which needs arrays of (N, N, N) elements.
         eps: added to each coordinate of a difference.
         weight: (N,), a factor for the triplets of each anchor; the mean divides by their sum.
         keep: keep what ``triplet_loss_backward`` needs.
