@@ -199,7 +199,7 @@ def either(default: Any, **given: Any) -> Any:
     named = {name: value for name, value in given.items() if value is not None}
     if len(named) > 1:
         raise ArgumentError(
-            f"{' and '.join(named)} are names of one argument, got both; give only "
+            f"{' and '.join(named)} are names of one argument, got both; pass only "
             f"{next(iter(given))}"
         )
     return next(iter(named.values()), default)
@@ -306,7 +306,7 @@ _ADVICE = {
     "inplace": "layers write no input; leave it out",
     "data_format": "shapes are always (N, C, H, W); leave it out",
     "shuffle": "training images are shuffled in every epoch, by seed; leave it out",
-    "validation_split": "split the data yourself and give x_test and t_test",
+    "validation_split": "split the data yourself and pass x_test and t_test",
     "amsgrad": "it is not supported; leave it out",
     "reduction": "losses are means over the batch; leave it out",
     "from_logits": "losses take a network's outputs before softmax or sigmoid; leave it out",

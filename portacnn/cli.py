@@ -1,8 +1,8 @@
 """The command line: joins the commands of ``portacnn.commands``, and turns errors into an exit
 status.
 
-0: done. 1: failed, because of a file, the data or the training. 2: wrong use: an option, a setting
-or a device that there is not. 130, 143: stopped by Ctrl-C, by SIGTERM.
+0: done. 1: failed, because of a file, the data or the training run. 2: wrong usage: an unknown
+option or setting, or a device that is unavailable. 130, 143: stopped by Ctrl-C, by SIGTERM.
 """
 
 import argparse

@@ -62,7 +62,7 @@ _BITS = {
     "F4": 4,
     "C64": 64,
 }
-"""Bits per element of the other dtypes of safetensors. Such tensors are skipped as long as nobody
+"""Bits per element of the other dtypes of safetensors. Such tensors are skipped unless someone
 needs them."""
 
 

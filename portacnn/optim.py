@@ -1,13 +1,14 @@
-"""Optimizers. Each writes new values into the parameters' own arrays; the update rules are ops, in
+"""Optimizers. Each updates the arrays of the parameters in place. The update rules are ops, in
 ``ops.update``.
 
 As in the tutorials, ``optimizer.update(params, grads)`` takes two dictionaries with the same keys.
 State (velocities, running means) is stored by key and created when a key is first used. Rules,
 names and defaults are those of torch.optim.
 
-``groups`` gives parameters a learning rate and a weight decay of their own, by patterns of their
-paths: ``SGD(0.01, groups={"fc.*": {"lr_factor": 10.0, "weight_decay": 0.0}})``. The first pattern
-that matches a parameter counts. ``layerwise`` makes such groups.
+``groups`` sets learning rate and weight decay for parameters, by patterns of their paths:
+``SGD(0.01, groups={"fc.*": {"lr_factor": 10.0, "weight_decay":
+0.0}})``. If several patterns match a parameter, the first one is used. ``layerwise`` makes such
+groups.
 
 ``no_decay`` selects the parameters without weight decay, for example ``AdamW(weight_decay=0.05,
 no_decay=biases_and_norms)`` or ``SGD(0.1, weight_decay=5e-4, no_decay=("bias", "bn*"))``.
@@ -854,7 +855,7 @@ def make_optimizer(
     arguments = dict(param or {})
     if lr is not None and arguments.setdefault("lr", lr) != lr:
         raise ArgumentError(
-            f"lr is {told(lr)}, but optimizer_param says {told(arguments['lr'])}; give one of them"
+            f"lr is {told(lr)}, but optimizer_param says {told(arguments['lr'])}; pass one of them"
         )
     chosen = OPTIMIZERS[name.lower()]
     if problem := keyword_problem(chosen, map(str, arguments), chosen.__name__):

@@ -6,7 +6,7 @@ history.json         the figures of every epoch and step, and what the run ran o
 accuracy.csv         the figures of every epoch, for a spreadsheet
 curves.png           a picture of them, if matplotlib is installed
 report.html          a page about the run, written by ``portacnn report``
-checkpoints/         what a training is resumed from, if it was asked for or was stopped
+checkpoints/         what a training run is resumed from, if it was asked for or was stopped
 """
 
 import csv

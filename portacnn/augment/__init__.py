@@ -6,8 +6,8 @@ the same image twice.
     Trainer(model, x_train, t_train, x_test, t_test, augment=[RandomCrop(4), HorizontalFlip()])
 
 The random numbers follow from the seed, the epoch and the index of the image. They are the same on
-every backend, and in a training that was resumed. docs/augmentation.md shows what each transform
-does.
+every backend, and in a training run that was resumed. docs/augmentation.md shows what each
+transform does.
 """
 
 from portacnn.augment.applying import Augmented, apply, named, standard

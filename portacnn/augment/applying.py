@@ -182,7 +182,7 @@ def apply(
     classes: int | None = None,
     fill: int = 0,
 ) -> Augmented:
-    """Apply transforms to a batch, as a training does.
+    """Apply transforms to a batch, as a training run does.
 
         >>> import numpy as np
         >>> from portacnn import augment

@@ -3,7 +3,7 @@
 
 A random number follows from (seed, epoch, index of the sample in its set) by the hash that dropout
 uses (``ops.masks``), so it is the same on every backend, for any order and size of batches, and
-after a training was resumed. Nothing is stored. Transform number i of a list has the numbers
+after a training run was resumed. Nothing is stored. Transform number i of a list has the numbers
 8i, ..., 8i + 7 of each sample: it draws the same if others are added after it.
 
 Everything is array code on the device of the images. Nothing is copied to the host.
@@ -29,8 +29,8 @@ Range = tuple[tuple[float, ...], tuple[float, ...]]
 class Transform(AnswersKeywords):
     """Base class of all transforms.
 
-    A transform of your own is a frozen dataclass with ``apply``. Files cannot hold it, so it must
-    be given again when a training is resumed.
+    A transform that you write is a frozen dataclass with ``apply``. Files cannot hold it, so it
+    must be passed again when a training run is resumed.
 
         @dataclass(frozen=True)
         class Invert(Transform):

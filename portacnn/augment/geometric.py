@@ -25,8 +25,8 @@ class Geometric(Transform):
     Consecutive ones are applied in one warp; ``apply`` is that of one alone.
 
     Attributes:
-        fill: the brightness of what comes in at the edges, 0 (black) to 1 (white). None continues
-            the edge, for transforms that only interpolate with it.
+        fill: the brightness of pixels from outside the image, 0 (black) to 1 (white). None
+            continues the edge, for transforms that only interpolate with it.
     """
 
     p: float
@@ -77,7 +77,7 @@ class Shift(Geometric):
     Args:
         pixels: one number, or (rows, columns).
         p: the share of images that are changed.
-        fill: the brightness of what comes in at the edges, 0 (black) to 1 (white).
+        fill: the brightness of pixels from outside the image, 0 (black) to 1 (white).
     """
 
     pixels: int | tuple[int, int] = 2
@@ -146,7 +146,7 @@ class RandomCrop(Geometric):
         if any(m > n + 2 * b for m, n, b in zip(made, size, border, strict=True)):
             raise ShapeError(
                 f"RandomCrop: images {size} with padding {border} are smaller than "
-                f"output_size={made}; give a larger padding"
+                f"output_size={made}; use a larger padding"
             )
         return made
 
@@ -225,7 +225,7 @@ class Rotation(Geometric):
     Args:
         degrees: largest angle either way, or (low, high); counterclockwise is positive.
         p: the share of images that are changed.
-        fill: the brightness of what comes in at the corners, 0 (black) to 1 (white).
+        fill: the brightness of pixels from outside the image, 0 (black) to 1 (white).
     """
 
     degrees: float | tuple[float, float] = 10.0
@@ -277,7 +277,7 @@ class Affine(Geometric):
         scale: (low, high), as ``Scale``'s factor.
         shear: angle in degrees by which vertical lines lean: largest either way, or (low, high).
         p: the share of images that are changed.
-        fill: the brightness of what comes in at the edges, 0 (black) to 1 (white).
+        fill: the brightness of pixels from outside the image, 0 (black) to 1 (white).
     """
 
     degrees: float | tuple[float, float] = 10.0

@@ -1,9 +1,9 @@
-"""Transforms that mix each image with the one before it in the batch, and their targets: ``MixUp``
-and ``CutMix``. The first image of a batch is mixed with the last.
+"""Transforms that mix each image and its target with the previous image in the batch:
+``MixUp`` and ``CutMix``. The first image of a batch is mixed with the last.
 
-Labels become shares of classes: (N, C), or for masks (N, C, H, W). Values and labels that are on or
-off are mixed as they are. The loss must take such targets (``Loss.soft_targets``). Sample weights
-are mixed in the same way.
+Class indices become class probabilities: (N, C), or for masks (N, C, H, W). Other targets are mixed
+like the images. The loss must take such targets (``Loss.soft_targets``). Sample weights are mixed
+in the same way.
 
 Notation: N images, C classes, H/W the size of images; lam (N,) the share of an image's own target.
 """

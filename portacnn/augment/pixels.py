@@ -121,7 +121,7 @@ def rectangle(x: Array, rows: tuple[Array, Array], columns: tuple[Array, Array])
 def _positive_span(name: str, value: Any) -> tuple[float, float]:
     low, high = span(name, value, 1.0)
     if low < 0.0:
-        raise ArgumentError(f"{name} must give factors of 0 or more, got {low:g} to {high:g}")
+        raise ArgumentError(f"{name} must be factors of 0 or more, got {low:g} to {high:g}")
     return low, high
 
 

@@ -1,4 +1,4 @@
-"""Decode one image file to uint8 (C, H, W), by a rule that gives the same pixels everywhere.
+"""Decode one image file to uint8 (C, H, W), with the same pixels on every machine.
 
 1. Only the formats in ``FORMATS`` are read, and only images of at most ``max_pixels`` pixels; the
    size is known before anything is decoded. Of an animation, the first image is taken.
@@ -33,7 +33,7 @@ RULE = 1
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM")
 _NAMES = ".jpg .jpeg .jpe .jfif .mpo .png .gif .bmp .webp .tif .tiff .ppm .pgm .pbm"
 SUFFIXES = frozenset(_NAMES.split(" "))
-"""Ends of the names of files that are taken for images, in lower case."""
+"""File name extensions of images, in lower case."""
 
 MAX_PIXELS = 1 << 26
 """Largest number of pixels of an image that is decoded, 8192 x 8192."""
@@ -162,7 +162,7 @@ def _covering(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]
 
 
 def _upright(image: Any) -> Any:
-    """Return an image rotated as EXIF says. Damaged EXIF counts as none."""
+    """Return an image rotated as EXIF says. Damaged EXIF is ignored."""
     from PIL import ImageOps
 
     try:

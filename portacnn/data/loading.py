@@ -51,7 +51,7 @@ def load(
               t_test``, or with ``images, labels``, which are split. ``.npy`` files are
               memory-mapped.
 
-            A name is not taken for a path: write ``./mnist`` for a folder of that name.
+            A name is never a path: write ``./mnist`` for a folder of that name.
         image_size: height and width, for a folder of images. None is 64. Other sets have their own;
             they refuse another one.
         mode: "RGB" or "L", for a folder of images. None is "RGB".

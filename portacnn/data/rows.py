@@ -177,7 +177,7 @@ class Rows:
         if not _is_pair(item):
             raise ArgumentError(
                 f"{self.name(index)}: expected a pair (image, label), got {type(item).__name__}; "
-                "return pairs, or give the labels"
+                "return pairs, or pass the labels"
             )
         return np.asarray(item[1])
 

@@ -29,7 +29,7 @@ class Stream(AnswersKeywords):
         ((5, 1, 8, 8), (5,))
 
     A ``Trainer`` takes it for ``x_train``. A thread runs the generator while the model trains on
-    the batches before. A training that is resumed repeats the samples of its epoch that were
+    the batches before. A training run that is resumed repeats the samples of its epoch that were
     trained on, so that it continues with the next one; it is exact if ``make`` returns the same
     samples for the same epoch.
 
@@ -109,7 +109,7 @@ class Stream(AnswersKeywords):
                 if len(pairs) < wanted:
                     raise DataFormatError(
                         f"the stream of epoch {epoch} ended after {begin + len(pairs)} of "
-                        f"{self.count} samples; give a smaller count, or let it go on"
+                        f"{self.count} samples; pass a smaller count, or yield more samples"
                     )
                 images, labels = zip(*pairs, strict=True)
                 yield np.stack(images), np.stack(labels)

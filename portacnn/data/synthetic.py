@@ -23,7 +23,7 @@ SHAPES = ("circle", "square", "triangle")
 
 @answering_keywords("rotate")
 def rotate(images: NDArray[Any], degrees: ArrayLike) -> NDArray[Any]:
-    """Return images, each turned by an angle about its centre, counterclockwise as one sees them.
+    """Return images, each rotated about its centre by an angle, counterclockwise on the screen.
 
     Pixels are interpolated bilinearly. Outside an image everything is 0.
 
@@ -101,7 +101,7 @@ def shapes(count: int, *, size: int = 32, seed: int = 0) -> tuple[NDArray[Any], 
         there, 1 or 0.
 
     Raises:
-        ArgumentError: numbers without a meaning.
+        ArgumentError: an argument is out of range.
     """
     count, size = whole("count", count, 1), whole("size", size, 16, 4096)
     rng = np.random.default_rng(whole("seed", seed, 0))
@@ -184,7 +184,7 @@ def scenes(
 
     Raises:
         ShapeError, LabelError: if images or labels do not fit.
-        ArgumentError: numbers without a meaning.
+        ArgumentError: an argument is out of range.
     """
     images = _checked_images("scenes", images)
     labels = np.asarray(labels)

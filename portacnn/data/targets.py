@@ -1,9 +1,8 @@
-"""What a network is to learn, as people hand it over, checked on the host and made ready for a
-device.
+"""Checks of targets: labels, masks and values are checked on the host and converted for the device.
 
-Each function takes the targets of a whole set as a NumPy array, says what is wrong with them and
-which loss would fit, and returns an array that the loss of that kind takes. ``shape`` is the shape
-of the network's output for one sample, (C,) or (C, *S).
+Each function takes all targets of a data set as a NumPy array, and returns an array that the loss
+accepts. If they do not fit, it raises an error that says why, and which loss fits. ``shape`` is the
+shape of the network's output for one sample, (C,) or (C, *S).
 
 Notation: N samples, C outputs (classes, labels, values), S the image's axes.
 """
@@ -92,7 +91,7 @@ def classes_or_shares(
     by_index, by_class = (n, *size), (n, *shape)
     if classes == 1:
         raise LabelError(
-            f"{loss} chooses among classes, but the network has one output; give it an output for "
+            f"{loss} chooses among classes, but the network has one output; it needs an output for "
             'each class, or use loss="bce_with_logits" (on or off) or "mse" (a value)'
         )
     if targets.shape == by_index:
@@ -191,8 +190,8 @@ def _reshaped(targets: HostArray, wanted: Shape) -> str:
 def on_or_off(
     targets: HostArray, shape: Shape, *, dtype: str, loss: str = "BCEWithLogits", soft: bool = True
 ) -> HostArray:
-    """Check targets of which each is on or off by itself: 0, 1, or with ``soft`` a probability,
-    shaped as the outputs (N, *shape); for one output also (N, *S).
+    """Check targets that are on or off independently of each other: 0, 1, or with ``soft`` a
+    probability, shaped as the outputs (N, *shape); for one output also (N, *S).
 
     Returns:
         (N, *shape): uint8 where there are only 0 and 1, else ``dtype``.
@@ -281,27 +280,27 @@ def center_maps(targets: HostArray, shape: Shape, *, dtype: str, loss: str) -> H
 
 
 def kinds(targets: HostArray, *, loss: str, apart: bool = False) -> HostArray:
-    """Return whole numbers (N,), the same for samples of one kind, as int64.
+    """Return integers (N,), equal for samples of one class, as int64.
 
     Args:
-        apart: there have to be two kinds.
+        apart: whether at least two classes are required.
 
     Raises:
-        LabelError: anything else; or no two samples are of one kind, so there is no loss.
+        LabelError: for other targets, or if every class has one sample, so that there is no loss.
     """
     if targets.ndim != 1 or targets.dtype.kind not in "iub":
         raise LabelError(
-            f"{loss} expects a whole number (N,) for each sample, the same for samples of one "
-            f"kind; got {targets.dtype} of shape {targets.shape}"
+            f"{loss} expects integers (N,), equal for samples of one class; got {targets.dtype} "
+            f"of shape {targets.shape}"
         )
     found = len(np.unique(targets))
     if 1 < len(targets) == found:
         raise LabelError(
-            f"{loss} compares samples of one kind, but all {found} targets differ; give two views "
-            "of an image, or the images of a class, the same number"
+            f"{loss} compares samples of one class, but all {found} targets differ; two views of "
+            "an image, or the images of a class, need equal targets"
         )
     if apart and 1 == found < len(targets):
-        raise LabelError(f"{loss} tells two kinds or more apart, but all targets are {targets[0]}")
+        raise LabelError(f"{loss} needs two classes or more, but all targets are {targets[0]}")
     return targets.astype(np.int64)
 
 

@@ -41,7 +41,7 @@ def center_targets(
 
     Raises:
         ShapeError, LabelError: boxes or labels do not fit.
-        ArgumentError: a box is not finite, or numbers without a meaning.
+        ArgumentError: a box is not finite, or an argument is out of range.
     """
     stride, radius = whole("stride", stride, 1), positive("radius", radius)
     height, width = (whole("grid", side, 1) for side in grid)

@@ -17,7 +17,7 @@ from portacnn.runtime import Array, HostArray, backend_of, describe
 
 def nms(boxes: Array, scores: Array, iou_threshold: float) -> Array:
     """Return which boxes are kept: those without a kept box of a higher score whose IoU with them
-    is greater than ``iou_threshold``. Of equal scores the first one counts as higher.
+    is greater than ``iou_threshold``. If scores are equal, the first one is kept.
 
     torchvision.ops.nms returns the indices of the same boxes, by descending score.
 
@@ -28,7 +28,8 @@ def nms(boxes: Array, scores: Array, iou_threshold: float) -> Array:
     Returns:
         A mask of booleans, of the shape of the scores.
 
-    The loop runs D times, over small arrays: give the best hundred boxes, not all places of a map.
+    The loop runs D times, over small arrays: pass the best hundred boxes, not all positions of a
+    map.
     """
     return _nms("nms", boxes, scores, None, iou_threshold)
 

@@ -65,7 +65,7 @@ class Layer(AnswersKeywords):
         hooks: the functions called with its outputs, see ``on_output``.
         tied: by name, the parameters that belong to another layer, see ``tie``.
         frozen: the names of the layer's own frozen parameters and buffers, see ``freeze``.
-        replaced: by path below this layer, the layers that ``replace`` put in place of layers made
+        replaced: by path below this layer, the layers that ``replace`` put instead of layers made
             by the constructor; model files store them.
         revision: of a network: how often it was built or changed by ``replace``.
         belongs_to: the built network that the layer is part of, or None.

@@ -1,5 +1,6 @@
 """Layers with several inputs, for a ``Graph``: arithmetic, concatenation and matrix products.
-``ArithmeticWith`` and ``MatMulWith`` take one input and a parameter or constant of their own.
+``ArithmeticWith`` and ``MatMulWith`` take one input, and have the other operand as a parameter or
+constant.
 
 Notation: N batch, S one sample's axes. The batch is axis 0.
 """

@@ -131,7 +131,7 @@ def receptive_field(network: Layer, path: str) -> ReceptiveField:
     It follows from kernels, strides, padding and dilation; weights do not count. It is an upper
     bound: behind an upsampling it may be a pixel too large, and at the image's border it holds
     pixels that only padding cells of an inner layer would have read. Branches with different
-    strides count as reading the whole image.
+    strides read the whole image.
 
     Args:
         network: built.
@@ -234,12 +234,13 @@ def _reaches(layer: Layer, axes: int) -> Field:
 def reach(layer: Layer) -> Field:
     """Return the ``Reach`` of a layer on each of its spatial axes.
 
-    For a class of one's own: ``reach.register(MyLayer, pointwise)``, or a function that returns
-    ``Reach(stride, low, high)`` for each axis.
+    For a layer class that you wrote:
+    ``reach.register(MyLayer, pointwise)``, or a function that returns ``Reach(stride, low, high)``
+    for each axis.
     """
     raise ArgumentError(
-        "its receptive field is not known; portacnn.layers.receptive.reach.register tells it for "
-        "a class",
+        "its receptive field is not known; register the class with "
+        "portacnn.layers.receptive.reach.register",
         layer.where,
     )
 

@@ -66,20 +66,22 @@ class NTXent(_Embeddings):
 
 @dataclass(frozen=True)
 class Triplet(_Embeddings):
-    """Each sample nearer to those of its kind than to others by a margin, as
-    torch.nn.TripletMarginLoss with p=2 (``ops.triplet_loss``).
+    """Triplet margin loss, as torch.nn.TripletMarginLoss with p=2 (``ops.triplet_loss``). It is
+    zero if each sample is nearer to the samples of its class than to others, by ``margin``.
 
-    The triplets are formed within a batch: each sample is an anchor if the batch has another of its
-    kind (a positive) and one of another kind (a negative). So batches need several samples of a
-    kind: with many kinds, large batches. A batch without a triplet has the loss 0.
+    The triplets are formed within a batch: each sample is an anchor if the batch has another sample
+    of its class (a positive) and a sample of another class (a negative). So a batch needs several
+    samples per class: with many classes, use large batches. The loss of a batch without a triplet
+    is 0.
 
     Args:
-        margin: how much nearer.
-        triplets: "semihard" takes each pair of an anchor and a positive, with the nearest negative
-            that is farther than the positive. "hardest" takes one triplet of each anchor, with its
-            farthest positive and its nearest negative (batch hard); from random weights all
-            embeddings may become equal, so it is for networks that are trained already. "all" takes
-            all triplets, of which many are soon 0.
+        margin: the required difference of the distances.
+        triplets: "semihard" uses each pair of an anchor and a positive, with the nearest negative
+            that is farther away than the positive. "hardest" uses one triplet per anchor, with its
+            farthest positive and its nearest negative (batch hard). From random weights all
+            embeddings may become equal, so use it for networks that are trained already. "all" uses
+            all triplets (batch all), which is more robust to wrong labels; the loss of many of them
+            is soon 0.
         eps: added to each coordinate of a difference, as in PyTorch.
     """
 

@@ -97,7 +97,7 @@ def metrics_for(
     found: dict[str, Metric] = {}
     for name, what in pairs:
         if name == "loss":
-            raise ArgumentError('the name "loss" is reserved; give the metric another name')
+            raise ArgumentError('the name "loss" is reserved; choose another name for the metric')
         if name in found:
             raise ArgumentError(
                 f"there are two metrics called {name}; pass a mapping: metrics={{'mine': ...}}"

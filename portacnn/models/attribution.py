@@ -70,7 +70,7 @@ def layer_gradient(
 
     Raises:
         ArgumentError: there is no layer at this path.
-        StateError: the network does not run the layer as a layer of its own.
+        StateError: the layer is part of another layer, which does not run it separately.
         ArrayError, ShapeError, NotFiniteError, LabelError: as for ``input_gradient``.
     """
     layer = model.layer_at(path)
@@ -119,11 +119,11 @@ def grad_cam(
     classes: Classes = None,
     batch_size: int = BATCH,
 ) -> Array:
-    """Return where a layer sees one output of each image, (N, H, W) of the layer's output, from 0
-    to 1 (Grad-CAM, Selvaraju et al., 2017).
+    """Return the Grad-CAM map of one output of each image: (N, H, W) of the layer's output, from 0
+    to 1 (Selvaraju et al., 2017).
 
-    Each channel of the layer is weighted by the mean of its gradient; of the sum, what is above 0
-    is kept, and divided by the image's largest value.
+    The channels of the layer are added, each weighted by the mean of its gradient. Negative values
+    become 0, and the map of each image is divided by its largest value.
 
     Args:
         path: of a layer with output (C, H, W). None takes the last one before the network's

@@ -90,7 +90,7 @@ class Pixels:
     """How one model's images are scaled: what ``preprocess`` maps bytes to, and whether
     floating-point images are on the same scale.
 
-    The model is the argument of each method, as a reference to it would be a circle.
+    The model is the argument of each method, because a reference to it would be a reference cycle.
     """
 
     def __init__(self) -> None:

@@ -119,8 +119,8 @@ class Model(Sequential):
 
     @property
     def info(self) -> ModelInfo:
-        """What the model knows about itself: names of its classes, task, figures of its training,
-        and what its input must be. It is saved with the model, and in ONNX files.
+        """Information about the model: class names, task, figures of its training run, and the form
+        of its input. It is saved with the model, and in ONNX files.
 
             model.info = portacnn.models.ModelInfo(class_names=["cat", "dog"])
 
@@ -383,7 +383,7 @@ class Model(Sequential):
 
         Raises:
             ArgumentError: there is no layer at this path, or as for ``predict``.
-            StateError: the network does not run the layer as a layer of its own.
+            StateError: the layer is part of another layer, which does not run it separately.
         """
         if batch_size is not None:
             try:

@@ -77,8 +77,8 @@ class Sizes:
         return Sizes, ()  # a copy or an unpickled object starts without sizes
 
     def of(self, x: Array, model: Layer) -> Size:
-        """Return what there is to know about images of this size: the built one, or another that
-        all layers take with the parameters that they have."""
+        """Return the ``Size`` for images of this size: the built one, or another that all layers
+        accept with their parameters."""
         shape, built = tuple(x.shape[1:]), model.input_shape
         if shape != built and (x.ndim != len(built) + 1 or shape[:1] != built[:1]):
             return Size.refused("")
@@ -93,12 +93,12 @@ class Sizes:
 
 
 def _another(model: Layer, shape: Shape) -> Size:
-    """Return what there is to know about images of a size that the model is not built for."""
+    """Return the ``Size`` for images of a size that the model is not built for."""
     for layer in model.walk():
         if isinstance(layer, Flatten | Reshape) and any(
             prod(place.input_shape[1:]) > 1 for place in layer.places
         ):
-            return Size.refused(f"; {layer.where} binds the network to this size")
+            return Size.refused(f"; {layer.where} fits this size only")
     twin = outline(model)
     try:
         twin.plan(shape)

@@ -1,10 +1,10 @@
-"""NT-Xent: embeddings of one kind are drawn together, those of different kinds pushed apart.
+"""NT-Xent loss: decreases distances of embeddings within a class, increases those between classes.
 
 The normalized, temperature-scaled cross-entropy of SimCLR (Chen et al., 2020), for any number of
-samples of a kind (Khosla et al., "Supervised contrastive learning", 2020, equation 2). With z the
+samples per class (Khosla et al., "Supervised contrastive learning", 2020, equation 2). With z the
 embeddings of length 1, the loss of sample i is the cross-entropy of the softmax over all others j
-of z_i.z_j / temperature with the samples of i's own kind, each an equal share. With two samples of
-each kind, two views of one image, this is SimCLR's loss.
+of z_i.z_j / temperature, where the target is the uniform distribution over the other samples of i's
+class. With two samples per class, two views of one image, this is SimCLR's loss.
 
 Notation: N samples, D length of an embedding.
 """
@@ -62,8 +62,8 @@ def nt_xent_loss(
     weight: Array | None = None,
     keep: bool = True,
 ) -> tuple[Array, tuple | None]:
-    """Return the mean of the samples' losses (see above) over samples that have another of their
-    kind.
+    """Return the mean of the samples' losses (see above) over samples whose class has another
+    sample.
 
         >>> import numpy as np
         >>> from portacnn import ops
@@ -73,13 +73,13 @@ def nt_xent_loss(
 
     Args:
         embeddings: (N, D), floating point, of any length.
-        labels: integers (N,): samples of one kind have the same.
-        temperature: the smaller, the more the nearest samples count.
+        labels: integers (N,), equal for samples of one class.
+        temperature: the smaller it is, the larger is the effect of the nearest samples.
         weight: (N,), a factor for each sample's loss; the mean divides by their sum.
         keep: keep what ``nt_xent_loss_backward`` needs.
 
     Returns:
-        The loss, 0-dimensional (0 if no sample has another of its kind), and the cache.
+        The loss, 0-dimensional (0 if every class has one sample), and the cache.
 
     Raises:
         LabelError, ShapeError, ArgumentError, ArrayError: see the message.

@@ -5,9 +5,9 @@ set is given by probabilities p and the other by the target t, 0 or 1:
 
     dice = (2 * sum(p * t) + smooth) / (sum(p) + sum(t) + smooth)
 
-for each sample and class by itself, the sums over the image; ``smooth`` makes it 1 where a class is
-in neither. A sample's loss is the mean of 1 - dice over the classes, so the loss of a batch is the
-mean of its samples' losses however the batch is cut.
+for each sample and class separately, the sums over the image; ``smooth`` makes it 1 where a class
+is in neither. A sample's loss is the mean of 1 - dice over the classes, so the loss of a batch is
+the mean of its samples' losses however the batch is cut.
 
 Notation: N batch, C classes, S the image's axes.
 """
@@ -97,7 +97,7 @@ def dice_loss(
         target: integers (N, *S) in 0..C-1, or masks of probabilities' shape, 0 or 1 (any dtype).
         smooth: see above, greater than 0.
         weight: (N,), a factor for each sample; the mean still divides by N.
-        ignore_index: places where the integer target has this value count for nothing.
+        ignore_index: pixels whose integer target has this value are ignored.
         keep: keep what ``dice_loss_backward`` needs.
 
     Returns:

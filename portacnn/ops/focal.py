@@ -1,8 +1,8 @@
 """Focal losses (Lin et al., "Focal loss for dense object detection", 2017): cross-entropy in which
-easy samples count less.
+easy samples have a smaller weight.
 
-A sample whose true class has the probability p costs -(1 - p)^gamma * log(p): nothing changes for
-gamma 0, and the larger gamma is, the less is paid for what is nearly right already.
+A sample whose true class has the probability p costs -(1 - p)^gamma * log(p): for gamma 0 this is
+the cross-entropy; the larger gamma is, the smaller is the loss of samples that are nearly correct.
 
 Notation: N batch, C classes, and after the classes any further axes (an image's, in segmentation).
 """
@@ -62,7 +62,7 @@ def focal_loss(
         target: integers (N, ...) in 0..C-1 or ``ignore_index``.
         gamma: how much less easy samples count, from 0 (cross-entropy).
         weight: (C,), a factor for each class (the paper's alpha).
-        ignore_index: labels of this value count for nothing.
+        ignore_index: labels of this value are ignored.
         reduction: ``"mean"`` over the labels that count (not over their weights), ``"sum"`` or
             ``"none"``.
         keep: keep what ``focal_loss_backward`` needs.
@@ -99,7 +99,7 @@ def focal_loss(
     losses = xp.where(xp.any(one_hot, axis=1) | (counts == 0), losses, float("nan"))
     if reduction == "mean":
         count = xp.sum(counts)
-        # The mean over nothing is NaN; what nothing is asked of has the gradient 0.
+        # The mean of no elements is NaN; without targets the gradient is 0.
         scale: Any = xp.where(count == 0, 0.0, 1.0 / xp.where(count == 0, 1.0, count))
         loss = xp.where(count == 0, float("nan"), xp.sum(losses) * scale)
     else:

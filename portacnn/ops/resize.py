@@ -158,7 +158,7 @@ def check_interpolation(
     one_of("mode", mode, *MODES)
     if (size is None) == (scale_factor is None):
         raise ArgumentError(
-            f"give either size or scale_factor, got size={size!r} and scale_factor={scale_factor!r}"
+            f"pass either size or scale_factor, got size={size!r} and scale_factor={scale_factor!r}"
         )
     if align_corners and mode == "nearest":
         raise ArgumentError('align_corners is for the linear modes, got it with mode="nearest"')
@@ -225,7 +225,7 @@ def interpolate(
         y, cache = interpolate(x, scale_factor=2, mode="bilinear")  # (N, C, H, W) -> (N, C, 2H, 2W)
 
     Coordinates are exact fractions. PyTorch computes them in float32, so for some sizes its
-    "nearest" reads the cell beside.
+    "nearest" reads the neighbouring cell.
 
     Args:
         x: (N, C, *S), floating point; S is W, (H, W) or (D, H, W).

@@ -1,6 +1,6 @@
-"""Triplet loss: an anchor lies nearer to a sample of its kind than to one of another, by a margin.
+"""Triplet loss: zero if an anchor is nearer to its class than to other classes, by a margin.
 
-The loss of a triplet (anchor a, positive p of a's kind, negative n of another kind) is that of
+The loss of a triplet (anchor a, positive p of a's class, negative n of another class) is that of
 torch.nn.TripletMarginLoss with p=2:
 
     max(d(a, p) - d(a, n) + margin, 0),    d(x, y) = |x - y + eps|
@@ -13,8 +13,8 @@ The triplets are formed within the batch by the labels:
   with its farthest positive and its nearest negative;
 - "all" ("batch all", there too): all of them.
 
-At the start of a training, the hardest triplets are often satisfied best by embeddings that are all
-equal, and it does not leave that point again, as their gradient is 0 there.
+With the hardest triplets, training from random weights often makes all embeddings equal. The
+gradient is 0 there, so training does not leave that point.
 
 Notation: N samples, D length of an embedding. A matrix (N, N) has a row for each anchor; a cube (R,
 N, N) has R anchors, the positives and the negatives.
@@ -77,8 +77,8 @@ def triplet_loss(
 
     Args:
         embeddings: (N, D), floating point. All differences (N, N, D) are in memory at once.
-        labels: integers (N,): samples of one kind have the same.
-        margin: how much nearer the positive is to be.
+        labels: integers (N,), equal for samples of one class.
+        margin: the required difference of the distances to the negative and to the positive.
         triplets: "semihard", "hardest" or "all", see above. The time of "semihard" and "all" grows
             with the cube of N.
         eps: added to each coordinate of a difference.

@@ -1,4 +1,4 @@
-"""Pictures of a training, of a network and of its errors, by matplotlib (the extra ``plot``).
+"""Pictures of a training run, of a network and of its errors, by matplotlib (the extra ``plot``).
 
 Each function returns a matplotlib ``Figure``; ``figure.savefig("curves.pdf")`` writes it, a
 notebook shows it. Nothing touches pyplot or its current figure. Colours are Okabe and Ito's and

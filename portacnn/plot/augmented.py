@@ -26,7 +26,7 @@ def augmented(
     input_range: tuple[float, float] | None = None,
 ) -> "Figure":
     """Return a picture of images and their variants: each row has an image and what it becomes in
-    the first epochs of a training with this seed.
+    the first epochs of a training run with this seed.
 
         augmented(x_train[:4], [Rotation(15), Shift(2)]).savefig("augmented.png")
 

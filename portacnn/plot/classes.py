@@ -36,7 +36,7 @@ class Classified(NamedTuple):
 
     @property
     def confusion(self) -> HostArray:
-        """How many images of class i (row) were taken for class j (column), int64."""
+        """The number of images of class i (row) that are predicted as class j (column), int64."""
         classes = len(self.names)
         known = self.predicted >= 0
         cells = classes * self.labels[known] + self.predicted[known]

@@ -1,4 +1,4 @@
-"""Curves of a training: loss, metrics and learning rate by epoch."""
+"""Curves of a training run: loss, metrics and learning rate by epoch."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,8 @@ _MOST_MARKERS = 40  # epochs; with more, markers would cover the line
 def curves(
     history: Any, metrics: Sequence[str] | None = None, *, title: str = "", columns: int = 3
 ) -> "Figure":
-    """Return the curves of a training: a panel each for the loss, every metric, and the learning
-    rate if it changes.
+    """Return the curves of a training run: a panel each for the loss, every metric, and the
+    learning rate if it changes.
 
     Args:
         history: a ``Trainer``, its ``history``, or that of ``run_folder.read_history``.

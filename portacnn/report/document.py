@@ -203,7 +203,7 @@ def _matrix(counts: Any, names: list[str]) -> str:
         for column, count in enumerate(row):
             share = count / totals[index]
             kind = ("hit" if index == column else "miss") + (" strong" if share > 0.55 else "")
-            title = f"{names[index]} taken for {names[column]}: {count} ({share:.1%})"
+            title = f"{names[index]} predicted as {names[column]}: {count} ({share:.1%})"
             style = f' style="--share:{100 * share:.0f}%"' if count else ""
             cells.append(f'<td class="{kind}"{style} title="{text(title)}">{count or ""}</td>')
         name = (
@@ -226,7 +226,7 @@ def _heat(counts: Any, said: Classified) -> str:
 
 
 def _confused(counts: Any, names: list[str]) -> str:
-    """Return the pairs that are most often taken for each other."""
+    """Return the pairs of classes that are confused most often."""
     wrong = counts * (1 - np.eye(len(names), dtype=counts.dtype))
     order = np.argsort(-wrong, axis=None, kind="stable")[:_MOST_PAIRS]
     places = [divmod(int(i), len(names)) for i in order]
@@ -237,7 +237,7 @@ def _confused(counts: Any, names: list[str]) -> str:
     ]
     if not rows:
         return "<p>No image was classified wrongly.</p>"
-    heads = ("class", "taken for", "images", "share of the class")
+    heads = ("class", "predicted as", "images", "share of the class")
     return table("confused", heads, rows, numbers=(2, 3), caption="Most frequent errors")
 
 

@@ -198,7 +198,7 @@ class BatchNormalization(_Layer):
             raise ShapeError(
                 f"gamma and beta have one number for each of {pixels} pixels, as in the book; "
                 "batch normalization of images has "
-                f"one for each channel: give arrays of shape ({x.shape[1]},) (input {describe(x)})",
+                f"one for each channel: pass arrays of shape ({x.shape[1]},) (input {describe(x)})",
                 "BatchNormalization",
             )
 

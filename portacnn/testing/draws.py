@@ -399,7 +399,7 @@ def softmax_cross_entropy(random: Random) -> Arguments:
 
 
 def cross_entropy_of_labels(random: Random) -> Arguments:
-    """The mean loss of one label a sample: what a training computes."""
+    """The mean loss of one label a sample: what a training run computes."""
     n = random.of(random.batch(), random.whole(1, 40), 300, 1100)
     classes = random.of(random.whole(1, 9), *((12, 33, 70) if n <= 40 else ()))
     ignored = random.of(-100, 0, 2)

@@ -1,8 +1,9 @@
 """One table of examples for every op: public ones, and those that only kernels see.
 
-``EXAMPLES[name].draw(random)`` gives random arguments. ``EXAMPLES[name].sized("small", values)``
-gives arguments of fixed sizes, for tests that choose the values. In the "long" sizes every sum has
-two thousand summands or more (where there are sums): float16 counts up to 2048, bfloat16 to 256.
+``EXAMPLES[name].draw(random)`` returns random arguments. ``EXAMPLES[name].sized("small", values)``
+returns arguments of fixed sizes, for tests that choose the values. In the "long" sizes every sum
+has two thousand summands or more (where there are sums): float16 counts up to 2048, bfloat16 to
+256.
 
 This table feeds the tests that run every op on every backend, the comparison of kernels, the tests
 of CUDA kernels on an emulator, and the check on a GPU (``scripts/gpu_check.py``). A new op needs

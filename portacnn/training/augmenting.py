@@ -1,4 +1,4 @@
-"""``Augmenter``: the augmentation of a training's batches."""
+"""``Augmenter``: the augmentation of a training run's batches."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ from portacnn.training.sets import Sets
 
 @dataclass(frozen=True)
 class Augmenter:
-    """Changes the batches of a training.
+    """Changes the batches of a training run.
 
     Attributes:
         transforms: of ``portacnn.augment``, in their order.
@@ -58,7 +58,7 @@ class Augmenter:
 
 
 def make_augmenter(augment: Any, model: Model, sets: Sets, loss: Loss, seed: int) -> Augmenter:
-    """Return the augmentation of a training.
+    """Return the augmentation of a training run.
 
     Args:
         augment: the Trainer's argument.

@@ -1,4 +1,4 @@
-"""Describe a training as a checkpoint, and make a ``Trainer`` from a checkpoint.
+"""Describe a training run as a checkpoint, and make a ``Trainer`` from a checkpoint.
 
 A checkpoint is one safetensors file. Arrays: ``model.*`` (weights and buffers), ``optimizer.*``
 (its state), ``callbacks.*`` (theirs), ``best.*`` (the best weights so far, for early stopping) and
@@ -41,7 +41,8 @@ _OPTIONS = tuple(field.name for field in fields(Options))
 
 
 def describe_training(trainer: Any) -> dict[str, Any]:
-    """Return a checkpoint's header without the position: what does not change during a training.
+    """Return a checkpoint's header without the position: what does not change during a training
+    run.
 
     Raises:
         ArgumentError: if a file cannot hold the optimizer.
@@ -152,19 +153,21 @@ class Checkpoint:
         except NONSENSE as error:
             what = f"{type(error).__name__}: {error}"
             raise ModelFormatError(
-                f"it does not describe a training correctly: {what}", str(self.path)
+                f"it does not describe a training run correctly: {what}", str(self.path)
             ) from error
 
     def place(self) -> Backend:
-        """Return the backend of the training. Raises BackendError if it is unavailable here."""
+        """Return the backend of the training run. Raises BackendError if it is unavailable."""
         place = self.header.get("place")
         if not isinstance(place, str) or not re.fullmatch(r"\w+:[a-z]+\d*(:\d+)?", place, re.ASCII):
-            raise ModelFormatError("it does not state the device of the training", str(self.path))
+            raise ModelFormatError(
+                "it does not state the device of the training run", str(self.path)
+            )
         try:
             return resolve(place)
         except BackendError as error:
             raise BackendError(
-                f"{self.path}: the training was on {place}; {error}. Or choose another device: "
+                f"{self.path}: the training run was on {place}; {error}. Or choose another device: "
                 "resume(..., device=...)"
             ) from error
 
@@ -206,15 +209,15 @@ class Checkpoint:
 
     def augment(self, given: Any, input_shape: tuple[int, ...] | None) -> Any:
         """Return the transforms, or ``given`` if they were the caller's own. Raises ArgumentError
-        if these are missing, or others than the training's are given."""
+        if they are missing, or are not those of the training run."""
         described = self.header.get("augment")
         own = isinstance(described, dict) and "not saved" in described
         if given is None or not own:
             made = self._own_or_given("augment", rebuild_augment)
             if given is not None and checked(given, input_shape) != tuple(made):
                 raise ArgumentError(
-                    f"the training has augment={made}, got {told(given)}; leave it out, it comes "
-                    "from the checkpoint"
+                    f"the training run has augment={made}, got {told(given)}; leave it out: it "
+                    "comes from the checkpoint"
                 )
             return made
         return given
@@ -229,13 +232,13 @@ class Checkpoint:
         )
 
     def check_metrics(self, given: Mapping[str, Metric]) -> None:
-        """Raise ArgumentError if the names of these metrics are not those of the training."""
+        """Raise ArgumentError if the names of these metrics are not those of the training run."""
         names = (name.removeprefix("train_") for name in within("history", self.tensors))
         figures = ("loss", "lr", "seconds", "images_per_second")
         had = sorted({name for name in names if not name.startswith("test_")} - {*figures})
         if had != sorted(given):
             raise ArgumentError(
-                f"{self.path}: the training had the metrics {', '.join(had) or 'none'}, got "
+                f"{self.path}: the training run had the metrics {', '.join(had) or 'none'}, got "
                 f"{', '.join(sorted(given)) or 'none'}; pass the same, by the same names"
             )
 
@@ -272,7 +275,8 @@ class Checkpoint:
         return within("callbacks", self.tensors), rest
 
     def check_data(self, given: Mapping[str, Mapping[str, Any]]) -> None:
-        """Compare fingerprints. Raises ArgumentError if the data differ from the training's."""
+        """Compare fingerprints. Raises ArgumentError if the data are not those of the training
+        run."""
 
         def listed() -> list[tuple[str, Any, Any]]:
             saved = self.header["data"]
@@ -286,7 +290,7 @@ class Checkpoint:
             if expected is None or came is None:
                 if expected is not came:
                     had, has = ("none", "one") if expected is None else ("one", "none")
-                    problems.append(f"the training had {had} test set, got {has}")
+                    problems.append(f"the training run had {had} test set, got {has}")
                 continue
             for key, name in (("shape", f"x_{what}"), ("dtype", f"x_{what}")):
                 if expected.get(key) != came[key]:

@@ -1,4 +1,4 @@
-"""Decide when to end a training that no longer improves: ``EarlyStopping``."""
+"""Decide when to end a training run that no longer improves: ``EarlyStopping``."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -76,7 +76,7 @@ def make_early_stopping(
     None stays None.
 
     Args:
-        metrics: the training's, by name.
+        metrics: those of the training run, by name.
         tested: whether there is a test set.
         who: what watches, for the message.
 
@@ -89,7 +89,7 @@ def make_early_stopping(
         what = EarlyStopping(patience=whole("early_stopping (a number is its patience)", what, 1))
     if not tested:
         raise ArgumentError(
-            f"{who} watches a test set; give x_test and t_test, or validation_split=0.1"
+            f"{who} needs a test set; pass x_test and t_test, or validation_split=0.1"
         )
     name = what.monitor
     if name is None:

@@ -107,7 +107,7 @@ def newest(path: Path, read: Callable[[Path], T]) -> tuple[Path, T]:
         return path, read(path)
     errors: list[ModelFormatError | OSError] = []
     listed: list[Found] | None = None
-    # repeat if a running training has replaced all files meanwhile
+    # repeat if a run in progress has replaced all files meanwhile
     while (found := checkpoints(path)) != listed:
         listed = found
         errors.clear()

@@ -1,4 +1,4 @@
-"""``History``: the figures of a training, of each step and of each epoch."""
+"""``History``: the figures of a training run, of each step and of each epoch."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, Generic, TypeVar
@@ -28,7 +28,7 @@ class View(Generic[Value]):
 
 
 class History:
-    """The figures of a training.
+    """The figures of a training run.
 
     Attributes:
         steps: the loss of each step that was fetched from the device

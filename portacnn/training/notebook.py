@@ -1,4 +1,5 @@
-"""A training in a notebook: its settings, the curves as a small picture, and the last epochs."""
+"""A training run in a notebook: its settings, the curves as a small picture, and the last
+epochs."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -14,7 +15,7 @@ _LINES = {"train": ("#0a7cc4", ""), "test": ("#d55e00", ' stroke-dasharray="5 3"
 
 
 def page(settings: str, history: Mapping[str, Sequence[Any]]) -> str:
-    """Return a training as HTML.
+    """Return a training run as HTML.
 
     Args:
         settings: a line of text.

@@ -1,5 +1,5 @@
-"""The options of a training: ``Options``, which checks them, and what else a ``Trainer`` checks or
-makes of its arguments."""
+"""The options of a training run: ``Options``, which checks them, and what else a ``Trainer`` checks
+or makes of its arguments."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,7 +26,7 @@ KEYWORDS = {
     ),
     **dict.fromkeys(
         ("device", "accelerator", "gpus"),
-        "data and training follow the model: give the device to the model",
+        "data and training are on the device of the model: pass the device to the model",
     ),
     **dict.fromkeys(
         ("amp", "use_amp", "fp16", "bf16", "mixed_precision"),
@@ -46,7 +46,7 @@ KEYWORDS = {
     ),
     **dict.fromkeys(
         ("dataloader", "train_loader", "train_dataloader"),
-        "give arrays, a data.Dataset or a data.Stream as x_train",
+        "pass arrays, a data.Dataset or a data.Stream as x_train",
     ),
     "steps_per_epoch": "it follows from batch_size and the number of images; leave it out",
     "silent": "write verbose=False",
@@ -191,7 +191,7 @@ def check_sizes(model: Model, sets: Sets, options: Options) -> None:
             if samples is not None and samples.first(evaluated).count < layer.least_predicted:
                 raise ArgumentError(
                     "without running statistics it has no variance over one image, but "
-                    f"{name} would be evaluated on one; give more "
+                    f"{name} would be evaluated on one; pass more "
                     "images"
                     f"{'' if samples.count == 1 else ' (evaluate_sample_num_per_epoch)'}",
                     layer.where,
@@ -205,7 +205,7 @@ def smoothed(loss: Loss, label_smoothing: float) -> Loss:
     """Return the loss with label smoothing. Raises ArgumentError if it has none."""
     if not isinstance(loss, losses.CrossEntropy) or loss.label_smoothing:
         raise ArgumentError(
-            "label_smoothing is an option of the cross-entropy; set it there if you give a loss: "
+            "label_smoothing is an option of the cross-entropy; if you pass a loss, set it there: "
             "loss=CrossEntropy(label_smoothing=0.1)"
         )
     return replace(loss, label_smoothing=label_smoothing)
@@ -235,7 +235,7 @@ def weighted(loss: Any, class_weight: Any, t: Array, model: Model) -> Loss:
 def step_schedule(
     schedule: Schedule | str | None, unit: str, epochs: int, steps_per_epoch: int, lr: float
 ) -> Schedule:
-    """Return the schedule as one that counts steps, checked at both ends of the training.
+    """Return the schedule as one that counts steps, checked at both ends of the training run.
 
     Args:
         unit: what ``schedule`` counts, "step" or "epoch".

@@ -1,5 +1,5 @@
-"""Show the progress of a training: tqdm's bar on a terminal or in a notebook if tqdm is installed,
-else one line per epoch."""
+"""Show the progress of a training run: tqdm's bar on a terminal or in a notebook if tqdm is
+installed, else one line per epoch."""
 
 import sys
 from collections.abc import Mapping

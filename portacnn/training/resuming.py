@@ -111,7 +111,8 @@ def _sets(
     sample_weight: Any,
     arguments: Mapping[str, Any],
 ) -> Sets:
-    """Return the training's data. Raises ArgumentError if they differ from the training's."""
+    """Return the data to resume with. Raises ArgumentError if they are not those of the training
+    run."""
     split, seed = arguments["validation_split"], arguments["seed"]
     if data[2] is not None and split is not None:
         raise ArgumentError(
@@ -120,17 +121,17 @@ def _sets(
         )
     try:
         return Sets.take(model, loss, *data, sample_weight, split, seed)
-    except (LabelError, ShapeError) as error:  # the training's own data fitted its loss
+    except (LabelError, ShapeError) as error:  # the original data fitted the loss
         raise ArgumentError(
             f"the data differ from those of {file}: {error}; pass the same data"
         ) from error
 
 
 def _check_stopping(trainer: Any, given: Any) -> None:
-    """Raise ArgumentError if early stopping that was given differs from the training's."""
+    """Raise ArgumentError if the ``early_stopping`` argument is not that of the training run."""
     made = make_early_stopping(given, trainer.metrics, trainer.x_test is not None)
     if made != trainer.early_stopping:
         raise ArgumentError(
-            f"the training has {trainer.early_stopping or 'no early stopping'}, got {made}; "
+            f"the training run has {trainer.early_stopping or 'no early stopping'}, got {made}; "
             "leave it out, it comes from the checkpoint"
         )

@@ -1,4 +1,4 @@
-"""``Saver``: where and when a training writes its checkpoints."""
+"""``Saver``: where and when a training run writes its checkpoints."""
 
 import errno
 import os
@@ -12,7 +12,7 @@ from portacnn.training import folder
 
 
 class Saver:
-    """The checkpoints of one training.
+    """The checkpoints of one training run.
 
     Attributes:
         run: six hexadecimal digits that the names of its files hold.
@@ -37,9 +37,7 @@ class Saver:
         ArgumentError if there is neither."""
         place = self.folder if path is None else Path(path).absolute()
         if place is None:
-            raise ArgumentError(
-                "there is no checkpoint_dir to write to; give a path: checkpoint(path)"
-            )
+            raise ArgumentError("there is no checkpoint_dir; pass a path: checkpoint(path)")
         return place
 
     def save(
@@ -65,7 +63,7 @@ class Saver:
         except OSError as error:
             failed = CheckpointError(
                 f"the checkpoint of step {steps} could not be written to {place}: "
-                f"{error}. Earlier checkpoints are unchanged, and the training is intact in "
+                f"{error}. Earlier checkpoints are unchanged, and the training run is intact in "
                 "memory: free some disk space and call train() to continue, or write elsewhere "
                 "with checkpoint(path)"
             )

@@ -1,4 +1,4 @@
-"""The data of a training: a checked training set, and a checked test set if there is one."""
+"""The data of a training run: a checked training set, and a checked test set if there is one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,7 +13,7 @@ from portacnn.seeds import permutation
 from portacnn.training.feed import Samples, fingerprint, take_samples, take_stream
 
 _SPLIT = 1 << 62
-"""The epoch whose order says which images are split off: none that a training reaches."""
+"""The epoch whose order says which images are split off: none that a training run reaches."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +67,9 @@ class Sets:
         x_test, t_test = _arrays(x_test, t_test, "test")
         if (x_test is None) != (t_test is None):
             missing, given = ("t_test", "x_test") if t_test is None else ("x_test", "t_test")
-            raise ArgumentError(f"{given} needs {missing}; give both or neither")
+            raise ArgumentError(f"{given} needs {missing}; pass both or neither")
         if x_test is not None and validation_split is not None:
-            raise ArgumentError("give x_test and t_test, or validation_split, not both")
+            raise ArgumentError("pass x_test and t_test, or validation_split, not both")
         train = take_samples(model, loss, x_train, t_train, "train", sample_weight)
         if validation_split is not None:
             return cls(loss, *_split(train, validation_split, seed), names)
@@ -131,7 +131,9 @@ def _arrays(x: Any, t: Any, what: str) -> tuple[Any, Any]:
     """Return images and targets of what a caller gave: arrays as they are; those of a ``Dataset``,
     or of another object with ``__len__`` and ``__getitem__``."""
     if isinstance(x, Stream):
-        raise ArgumentError(f"x_{what} is a Stream, which only trains; give arrays or a Dataset")
+        raise ArgumentError(
+            f"x_{what} is a Stream, which is for training only; pass arrays or a Dataset"
+        )
     if isinstance(x, Dataset):
         if t is not None:
             raise ArgumentError(

@@ -1,4 +1,4 @@
-"""One step of a training: ``Updater`` runs forward pass, backward pass and update.
+"""One step of a training run: ``Updater`` runs forward pass, backward pass and update.
 
 Everything stays on the device. A loss, a gradient or a running statistic that is not finite stops
 all updates from that step on (``StepState.ok``). An exception within a step leaves running
@@ -36,7 +36,7 @@ class StepState:
     are 0-dimensional arrays on the device, int64 and float64.
 
     Attributes:
-        step: number of the step in the whole training, from 0.
+        step: number of the step in the whole training run, from 0.
         lr: learning rate of this step.
         count: number of the optimizer's update, from 1.
         ok: 0-dimensional boolean; true if all steps so far were finite. If it is false, nothing is

@@ -2,9 +2,9 @@
 batches.
 
 A step is one forward pass, one backward pass and one update. Losses stay on the device. They are
-fetched together, every ``LOG_EVERY`` steps and at the end of an epoch. A step itself reads nothing
-from the device. A loss that is not finite stops all updates from that step on, so if training ends
-with an error, the weights are those before the step.
+copied to the host together, every ``LOG_EVERY`` steps and at the end of an epoch. A step itself
+copies nothing to the host. A loss that is not finite stops all updates from that step on, so if
+training ends with an error, the weights are those before the step.
 """
 
 import logging
@@ -93,7 +93,7 @@ class Trainer(Results):
             or one-hot (N, classes). None for a ``Dataset`` or a ``Stream``, which have their own.
         loss: a word or an object of ``portacnn.losses``.
         metrics: words or objects of ``portacnn.metrics``, evaluated after each epoch; a mapping
-            gives them names. The default is the loss's own: accuracy for the cross-entropy.
+            sets their names. The default depends on the loss: accuracy for the cross-entropy.
         class_weight: a factor for each class in the cross-entropy: (classes,) numbers, a mapping
             such as {3: 5.0} (others are 1), or "balanced" (by the training labels).
         sample_weight: (N,) a factor for each training image in the loss.
@@ -105,7 +105,7 @@ class Trainer(Results):
         mini_batch_size: the book's name of ``batch_size``. Give only one of them.
         drop_last: drop the last batch of an epoch if it is smaller than ``batch_size``.
         optimizer: "sgd", "momentum", "adagrad", "rmsprop", "adam", "adamw", or an ``Optimizer``.
-        lr: learning rate, for an optimizer given by name. By default the optimizer's own.
+        lr: learning rate, for an optimizer given by name. The default depends on the optimizer.
         optimizer_param: the optimizer's arguments, such as {"lr": 0.001, "weight_decay": 1e-4}.
         schedule: learning rate schedule: one of ``portacnn.schedules``, any function of (step, lr),
             or a name for a schedule over all steps: "step", "cosine", "warmup_cosine", "one_cycle".
@@ -132,7 +132,7 @@ class Trainer(Results):
             backends run the step as usual. A recorded step does not see later changes to the
             Trainer or its optimizer, except ``lr``.
         checkpoint_dir: folder for checkpoints, which ``Trainer.resume`` reads. None writes only
-            those requested with ``checkpoint``. Several trainings may share a folder.
+            those requested with ``checkpoint``. Several training runs may share a folder.
         checkpoint_every: steps between checkpoints. None writes one after each epoch. One is also
             written at the end, and when training is stopped with ``stop``.
         keep: number of checkpoints to keep in the folder.
@@ -148,7 +148,7 @@ class Trainer(Results):
             "train_loss", "test_loss", "train_accuracy" and "test_accuracy".
         epoch: number of finished epochs. ``batch``: number of finished batches of the current
             epoch.
-        stopped_early: whether ``early_stopping`` has ended the training.
+        stopped_early: whether ``early_stopping`` has ended the training run.
         last_checkpoint: path of the checkpoint written last, None before the first.
         updater: runs the steps (``step.Updater``). It holds ``optimizer``, ``loss``, ``clip_norm``,
             ``precision`` and ``compile_step``.
@@ -238,7 +238,7 @@ class Trainer(Results):
             if sets.train.stream is not None and isinstance(class_weight, str):
                 raise ArgumentError(
                     f'class_weight="{class_weight}" counts all labels, which a Stream does not '
-                    "have; give a number for each class"
+                    "have; pass a number for each class"
                 )
             loss = weighted(loss, class_weight, sets.train.targets, model)
             sets = replace(sets, loss=loss)
@@ -269,7 +269,7 @@ class Trainer(Results):
             describe_training(self)
             self.checkpoint_dir = make_folder(checkpoint_dir).absolute()
 
-    # held by the parts of a training
+    # stored in parts of the Trainer
     augment = View[tuple[Transform, ...]]("_augmenter", "transforms")
     clip_norm = View[float | None]("updater", "clip_norm")
     precision = View[str]("updater", "precision")
@@ -314,12 +314,12 @@ class Trainer(Results):
 
         Args:
             path: a checkpoint, or a folder of checkpoints: then the newest intact one is read.
-            x_train, t_train, x_test, t_test: the data of the training. Checkpoints do not hold
+            x_train, t_train, x_test, t_test: the data of the training run. Checkpoints do not hold
                 them.
-            sample_weight: the training's, like the data.
-            loss, metrics, augment: those of the training if they are your own, which files cannot
-                hold.
-            callbacks: as many of the same classes as the training had, which get their states.
+            sample_weight: that of the training run. Checkpoints do not hold it.
+            loss, metrics, augment: those of the training run if they are your own, which files
+                cannot hold.
+            callbacks: as many of the same classes as the training run had, which get their states.
             device: where to resume, see ``portacnn.resolve``. The default is the variable
                 ``PORTACNN_BACKEND``, or if it is not set, the device of the checkpoint.
             model: a built model with the same layers, for a checkpoint that does not describe its
@@ -333,10 +333,11 @@ class Trainer(Results):
             checkpoint_every, keep, compile_step, verbose: replace the checkpoint's.
 
         Raises:
-            ModelFormatError: if there is no intact checkpoint, or it does not describe a training.
+            ModelFormatError: if there is no intact checkpoint, or it does not describe a training
+                run.
             FileNotFoundError: if the folder has no checkpoint.
-            ArgumentError: if the data differ from the training's, a function must be given again,
-                or the device does not support the precision.
+            ArgumentError: if the data are not those of the training run, a function must be passed
+                again, or the device does not support the precision.
             BackendError: if the device is unavailable.
         """
         return resumed(
@@ -397,7 +398,7 @@ class Trainer(Results):
 
     @property
     def finished(self) -> bool:
-        """Whether all epochs are done or ``early_stopping`` has ended the training."""
+        """Whether all epochs are done or ``early_stopping`` has ended the training run."""
         return self.epoch >= self.epochs or self.stopped_early
 
     def stop(self) -> None:
@@ -440,8 +441,8 @@ class Trainer(Results):
 
         If it is called again, it continues where it stopped. Ctrl-C in the main thread calls
         ``stop``: the current step is finished, a checkpoint is written, and then KeyboardInterrupt
-        is raised. A training continued after that gives bitwise the same results as one that was
-        never interrupted.
+        is raised. A training run continued after that gives bitwise the same results as one that
+        was never interrupted.
 
         An exception within a step (an error, a second Ctrl-C, an exception of your own signal
         handler) is raised at once. The epoch then restarts with the current weights. These are the
@@ -470,7 +471,7 @@ class Trainer(Results):
         self.updater.check_model()
         if self.finished:
             why = (
-                "early stopping has ended the training"
+                "early stopping has ended the training run"
                 if self.stopped_early
                 else f"all {self.epochs} epochs are done"
             )

@@ -212,7 +212,7 @@ def test_one_of_your_own(backend):
         (lambda: RandomCrop(1, 4, p=0.5), "all images are changed, so p must be 1"),
         (lambda: RandomResizedCrop((0.5, 2.0)), r"area\[1\] must lie in 0"),
         (lambda: RandomResizedCrop((1e-9, 1.0)), "area must be at least"),
-        (lambda: Brightness(2.0), "factor must give factors of 0 or more, got -1 to 3"),
+        (lambda: Brightness(2.0), "factor must be factors of 0 or more, got -1 to 3"),
         (lambda: CutOut(0), "size must be a whole number of at least 1"),
         (lambda: MixUp(0.0), "alpha must be a finite number above 0"),
         (lambda: CutMix(1e6), "alpha must be in 0.01..100"),

@@ -140,7 +140,7 @@ quiet = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_bas
 @pytest.mark.parametrize("row", ROWS)
 @settings(derandomize=True, max_examples=30, suppress_health_check=quiet)
 @given(data=st.data())
-def test_drawn(row: str, data: st.DataObject):
+def test_drawn_arguments_agree_with_the_reference(row: str, data: st.DataObject):
     compare(row, data)
 
 
@@ -148,5 +148,5 @@ def test_drawn(row: str, data: st.DataObject):
 @pytest.mark.parametrize("row", ROWS)
 @settings(derandomize=True, max_examples=400, suppress_health_check=quiet)
 @given(data=st.data())
-def test_drawn_at_length(row: str, data: st.DataObject):
+def test_many_drawn_arguments_agree_with_the_reference(row: str, data: st.DataObject):
     compare(row, data)

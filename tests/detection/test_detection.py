@@ -149,7 +149,7 @@ def test_decoding(backend: Here):
     assert image["labels"][order].tolist() == [2, 0]
 
 
-def test_errors(backend: Here):
+def test_wrong_arguments_are_refused(backend: Here):
     boxes = backend.array(np.zeros((3, 4)), "float32")
     scores, whole = backend.array(np.zeros(3), "float32"), backend.array(np.zeros((3, 4), "int64"))
     refuses(ShapeError, "(..., 4)", call=lambda: detection.box_area(boxes[:, :3]))

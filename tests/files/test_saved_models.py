@@ -31,7 +31,7 @@ from support.saved_models import header_of, own
         lambda device, **to: own().build((1, 8, 8), device=device, **to),
     ],
 )
-def test_round_trip(backend, tmp_path, make, dtype):
+def test_a_round_trip_restores_the_model(backend, tmp_path, make, dtype):
     net = make(device=backend.device, dtype=dtype, seed=3)
     path = tmp_path / "net.safetensors"
     net.save(path)

@@ -196,7 +196,7 @@ def pair(here: Here, name: str, dtype: str = "float64"):
 @needs("torch")
 @every_block
 @pytest.mark.parametrize("mode", ["train", "frozen", "float32"])
-def test_like_pytorch(backend: Here, name: str, mode: str):
+def test_values_and_gradients_agree_with_pytorch(backend: Here, name: str, mode: str):
     dtype, tolerance = ("float32", 1e-4) if mode == "float32" else ("float64", 1e-9)
     torch, ours, theirs = pair(backend, name, dtype)
     theirs.train(mode != "frozen")
@@ -239,7 +239,7 @@ def test_like_pytorch(backend: Here, name: str, mode: str):
 
 
 @every_block
-def test_numerical_gradient(name: str):
+def test_gradients_agree_with_numerical_gradients(name: str):
     backend, (make, _, shape) = Here("numpy", resolve("numpy")), BLOCKS[name]
     block = make().build(shape, device=backend.device, dtype="float64", seed=2)
     host = normal(2, *shape, seed=3)
@@ -405,7 +405,7 @@ def test_shapes_are_checked_when_built(make, words):
         (lambda: Residual(ReLU(), ReLU(), shortcut_name="body"), ("two layers called 'body'",)),
     ],
 )
-def test_arguments_without_meaning(make, words):
+def test_arguments_out_of_range_are_refused(make, words):
     refuses(ArgumentError, *words, call=make)
 
 

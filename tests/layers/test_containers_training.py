@@ -161,7 +161,7 @@ def test_twenty_float64_steps_are_pytorchs(backend: Here):
         np.testing.assert_allclose(state[path], value.numpy(), rtol=1e-9, atol=1e-9, err_msg=path)
 
 
-def test_saved_and_loaded(backend: Here, tmp_path):
+def test_containers_can_be_saved_and_loaded(backend: Here, tmp_path):
     pytest.importorskip("safetensors")
     model = net().build((2, 6, 5), device=backend.device, seed=1)
     model(backend.array(normal(4, 2, 6, 5), "float32"), train=True)

@@ -58,7 +58,9 @@ every_layer = pytest.mark.parametrize(
 
 @needs("torch")
 @every_layer
-def test_against_pytorch(backend: Here, name: str, args: tuple, kwargs: dict, shape: tuple):
+def test_values_and_gradients_agree_with_pytorch(
+    backend: Here, name: str, args: tuple, kwargs: dict, shape: tuple
+):
     import torch
 
     layer = getattr(layers, name)(*args, **kwargs).build(

@@ -413,7 +413,7 @@ def test_a_checkpoint_holds_it(backend: Here, tmp_path: Path):
 
 
 @pytest.mark.parametrize("frozen", [3, "fc.weight", [1], ["fc.weights"], [["fc.weight"]], {}])
-def test_a_damaged_file(tmp_path: Path, frozen: Any):
+def test_a_damaged_file_is_refused(tmp_path: Path, frozen: Any):
     pytest.importorskip("safetensors")
     path = tmp_path / "net.safetensors"
     net().save(path)
@@ -446,7 +446,7 @@ def test_the_summary_counts():
 # --- refusals -------------------------------------------------------------------------------------
 
 
-def test_refusals():
+def test_wrong_arguments_are_refused():
     model = net()
     refuses(ArgumentError, "'fd'", "fc.weight", call=lambda: model.freeze(["fc", "fd"]))
     refuses(ArgumentError, "patterns", call=lambda: model.freeze(3))  # type: ignore[arg-type]

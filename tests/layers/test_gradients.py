@@ -131,7 +131,7 @@ def test_every_layer_is_here():
 
 @pytest.mark.parametrize("train", [True, False])
 @pytest.mark.parametrize("name", [*ONE, *SEVERAL])
-def test_numerical_gradients(name: str, train: bool):
+def test_gradients_agree_with_numerical_gradients(name: str, train: bool):
     make, shapes = (ONE | SEVERAL)[name]
     several = name in SEVERAL
     layer = make()

@@ -201,7 +201,7 @@ def test_joins_broadcast(backend: Here):
     checked(backend, graph, normal(2, 3, 4, 5), twin)
 
 
-def test_products_of_values(backend: Here):
+def test_products_of_values_are_correct(backend: Here):
     graph = Graph(
         ("t", L.Permute((0, 1, 3, 2)), ["input"]), ("m", L.MatMul(), ["t", "input"])
     ).build((3, 4, 5), device=backend.device, dtype="float64", seed=0)
@@ -373,7 +373,7 @@ def test_errors_say_where(backend: Here):
         ([("a", L.ReLU, ["input"]), ("b", L.ReLU, ["input"])], "is not used"),
     ],
 )
-def test_bad_graphs(nodes: list[Any], words: str):
+def test_bad_graphs_are_refused(nodes: list[Any], words: str):
     made = [(n[0], n[1]() if isinstance(n[1], type) else n[1], *n[2:]) for n in nodes]
     with pytest.raises((ArgumentError, ShapeError), match=words):
         Graph(*made)
@@ -431,6 +431,6 @@ def test_shapes_that_do_not_fit(make: Callable[[], Any], shape: tuple[int, ...])
         lambda: L.PReLU((-1,)),
     ],
 )
-def test_arguments_that_mean_nothing(make: Callable[[], Any]):
+def test_arguments_out_of_range_are_refused(make: Callable[[], Any]):
     with pytest.raises(ArgumentError):
         make()

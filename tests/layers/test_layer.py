@@ -128,7 +128,7 @@ def test_layers_refuse_another_librarys_arrays():
 @needs("torch")
 @pytest.mark.parametrize("n", [1, 3])
 @every_layer
-def test_against_pytorch(backend, kind, args, kwargs, shape, n):
+def test_values_and_gradients_agree_with_pytorch(backend, kind, args, kwargs, shape, n):
     import torch
 
     layer = kind(*args, **kwargs).build(shape, device=backend.device, dtype="float64", seed=5)
@@ -163,7 +163,7 @@ def test_against_pytorch(backend, kind, args, kwargs, shape, n):
 
 
 @every_layer
-def test_against_finite_differences(backend, kind, args, kwargs, shape):
+def test_gradients_agree_with_finite_differences(backend, kind, args, kwargs, shape):
     """Along random directions: (f(a + hv) - f(a - hv)) / 2h = <gradient, v>, for the input and
     every parameter."""
     layer = kind(*args, **kwargs).build(shape, device=backend.device, dtype="float64", seed=5)
@@ -197,7 +197,7 @@ def test_against_finite_differences(backend, kind, args, kwargs, shape):
 
 
 @every_layer
-def test_empty_batch(backend, kind, args, kwargs, shape):
+def test_an_empty_batch_is_accepted(backend, kind, args, kwargs, shape):
     layer = kind(*args, **kwargs).build(shape, device=backend.device, seed=5)
     y, cache = layer.forward(backend.array(np.zeros((0, *shape)), "float32"), train=True)
     assert tuple(y.shape) == (0, *layer.output_shape)

@@ -36,7 +36,9 @@ CASES = [
 
 @pytest.mark.parametrize(("layer", "twin", "shape"), CASES)
 @needs("torch")
-def test_as_pytorch(backend: Here, layer: Any, twin: Any, shape: tuple):
+def test_values_and_gradients_agree_with_pytorch(
+    backend: Here, layer: Any, twin: Any, shape: tuple
+):
     torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
     if isinstance(twin, tuple):
         twin = getattr(torch.nn, twin[0])(*twin[1])
@@ -126,7 +128,7 @@ def test_the_same_samples_fall_on_every_backend(backend: Here):
         (ShapeError, ("fc1", "4"), lambda: L.SqueezeExcitation(4, 2).plan((3, 4, 4))),
     ],
 )
-def test_refusals(kind, words, make):
+def test_wrong_arguments_are_refused(kind, words, make):
     refuses(kind, *words, call=make)
 
 
@@ -145,7 +147,7 @@ def test_files_hold_them(tmp_path):
     np.testing.assert_array_equal(again.predict(x), model.predict(x))
 
 
-def test_gradients_of_crops_by_differences():
+def test_gradients_of_crops_agree_with_finite_differences():
     here, host = Here("numpy", resolve("numpy")), normal(1, 1, 5, 4)
     layer = L.CenterCrop((2, 3)).build((1, 5, 4), device="numpy", dtype="float64")
     y, cache = layer.forward(host)

@@ -87,7 +87,7 @@ def sent(here: Here, data: list[Any]) -> list[Any]:
     return [{name: here.array(value) for name, value in image.items()} for image in data]
 
 
-def test_by_hand(backend: Here):
+def test_values_agree_with_a_calculation_by_hand(backend: Here):
     """Two boxes; the first detection finds one, the second is beside, the third finds the other:
     precision 1 up to recall 0.5, then 2/3."""
     square = [0.0, 0.0, 2.0, 2.0]
@@ -109,7 +109,7 @@ def test_by_hand(backend: Here):
     assert np.isnan(metric.compute())
 
 
-def test_errors(backend: Here):
+def test_wrong_arguments_are_refused(backend: Here):
     metric, box = AveragePrecision(), backend.array(np.zeros((1, 4)))
     labels = backend.array(np.zeros(1))
     true = {"boxes": box, "labels": labels}

@@ -198,7 +198,7 @@ def test_nan_is_wrong_and_never_class_0(backend: Here):
     size=st.integers(1, 45),
     shift=st.sampled_from([0.0, 1e4]),
 )
-def test_values(backend: Here, seed: int, n: int, k: int, size: int, shift: float):
+def test_values_are_correct(backend: Here, seed: int, n: int, k: int, size: int, shift: float):
     rng = np.random.default_rng(seed)
     t = (rng.standard_normal((n, k)) + shift).astype("float32")
     y = (t + rng.standard_normal((n, k))).astype("float32")

@@ -85,7 +85,7 @@ def test_a_classifier_with_global_pooling_takes_them_too():
         ((MaxPool2d(4),), (1, 4, 4), "MaxPool2d"),
     ],
 )
-def test_others_refuse_them(layers, shape, words):
+def test_networks_with_a_fixed_size_refuse_other_sizes(layers, shape, words):
     model = classifier(*layers)
     with pytest.raises(ShapeError, match=words):
         model.predict(normal(2, *shape))
@@ -121,7 +121,7 @@ def test_memory_follows_the_larger_images(monkeypatch: pytest.MonkeyPatch):
     assert seen == [40, 10, 10, 10, 10]
 
 
-def test_threads_with_images_of_different_sizes():
+def test_threads_may_predict_images_of_different_sizes():
     model = unet()
     inputs = [normal(2, 1, 4 * n, 8).astype("float32") for n in range(1, 9)]
     expected = [unet().predict(x) for x in inputs]
@@ -131,7 +131,7 @@ def test_threads_with_images_of_different_sizes():
                 np.testing.assert_array_equal(got, right)
 
 
-def test_after_a_file_and_a_copy(tmp_path):
+def test_loaded_and_copied_models_take_any_size(tmp_path):
     model, x = unet(), normal(2, 1, 12, 4)
     expected = model.predict(x)
     model.save(tmp_path / "net")

@@ -48,7 +48,7 @@ libraries = pytest.mark.parametrize("name", ["numpy", "foreign", TORCH, "array_a
 
 @libraries
 @pytest.mark.parametrize("device", ["numpy", TORCH, "array_api_strict"])
-def test_any_library_on_the_models_device(device, name):
+def test_arrays_of_any_library_on_the_models_device_are_accepted(device, name):
     net, (x, t), bring = (
         small_net(device, dtype="float64"),
         patches(20, dtype="float64"),
@@ -194,7 +194,7 @@ def torch_counted(torch):
 
 
 @needs("torch")
-def test_pytorchs_safetensors(tmp_path):
+def test_safetensors_files_are_exchanged_with_pytorch(tmp_path):
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -227,7 +227,7 @@ def test_pytorchs_safetensors(tmp_path):
 
 @needs("torch")
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
-def test_pytorchs_other_floats(tmp_path, dtype):
+def test_half_precision_files_of_pytorch_load(tmp_path, dtype):
     import torch
     from safetensors.torch import save_file
 
@@ -256,7 +256,7 @@ def test_every_model_and_pytorch_have_the_same_state(tmp_path):
         np.testing.assert_array_equal(net.state_dict()[path], (value + 1).numpy())
 
 
-def test_not_strict():
+def test_strict_false_loads_what_matches():
     net = small_net()
     before, state = bits(net), {"fc2.bias": np.full(4, 3.0, "float32"), "extra": np.zeros(2)}
     with pytest.raises(ModelFormatError, match=r"missing: conv1\.weight, .*; unexpected: extra"):

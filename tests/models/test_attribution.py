@@ -52,7 +52,7 @@ def agrees_with_slopes(gradient, function, at, h=1e-6):
     return all(found)
 
 
-def test_input_gradient(backend):
+def test_input_gradient_agrees_with_finite_differences(backend):
     model = net(backend.device)
     found = backend.host(input_gradient(model, backend.array(X), CLASSES, batch_size=2))
     assert found.shape == X.shape
@@ -65,7 +65,7 @@ def test_input_gradient(backend):
 
 
 @pytest.mark.parametrize("path", ["conv1", "block", "block.bn", "block.activation", "fc"])
-def test_layer_gradient(backend, path):
+def test_layer_gradient_agrees_with_finite_differences(backend, path):
     """Of layers that run fused with others, and within a block."""
     model = net(backend.device)
     x = backend.array(X[:1])
@@ -105,7 +105,7 @@ def test_nothing_is_changed(backend):
     assert all(layer.hooks == () for layer in model.walk())
 
 
-def test_a_layer_in_two_places(backend):
+def test_a_layer_in_two_places_is_found_by_each_path(backend):
     shared = Conv2d(2, 2, 3, padding=1)
     model = GraphModel(
         ("a", shared, ["input"]),
@@ -141,7 +141,7 @@ def test_within_a_part_that_is_recomputed(backend):
             assert np.allclose(backend.host(a), backend.host(b))
 
 
-def test_grad_cam_and_saliency(backend):
+def test_grad_cam_and_saliency_agree_with_their_formulas(backend):
     model = net(backend.device)
     x = backend.array(X)
     features, gradient = map(backend.host, layer_gradient(model, x, "block.activation", CLASSES))
@@ -164,7 +164,7 @@ def test_the_class_is_the_largest_output_unless_one_is_chosen(backend):
     )
 
 
-def test_a_map_of_classes(backend):
+def test_the_output_of_a_map_is_the_sum_over_it(backend):
     """The gradient of the sum over a class's map."""
     model = Model(conv=Conv2d(2, 3, 1)).build((2, 4, 4), device=backend.device, seed=0)
     found = backend.host(input_gradient(model, backend.array(X[:, :, :4, :4], "float32"), 2))
@@ -172,7 +172,7 @@ def test_a_map_of_classes(backend):
     assert np.allclose(found, np.broadcast_to(weight[None, :, None, None], found.shape))
 
 
-def test_uint8_images(backend):
+def test_uint8_images_are_preprocessed(backend):
     model = net(backend.device)
     model.preprocess = portacnn.Normalize()
     pixels = np.random.default_rng(0).integers(0, 256, (2, 2, 8, 8)).astype("uint8")
@@ -183,7 +183,7 @@ def test_uint8_images(backend):
     )
 
 
-def test_threads(backend):
+def test_threads_do_not_disturb_each_other(backend):
     """Each thread watches its own pass."""
     model, found = net(backend.device), {}
     x = backend.array(X)
@@ -202,7 +202,7 @@ def test_threads(backend):
 
 
 @needs("torch")
-def test_as_pytorch(backend):
+def test_gradients_agree_with_pytorch(backend):
     """A whole ResNet, by autograd, for its input and for a block."""
     import torch
 

@@ -30,13 +30,13 @@ every_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 
 
 @every_call
-def test_wrong_images(backend, call):
+def test_wrong_images_are_refused_with_a_fix(backend, call):
     net = small_net(backend.device)
     for shape, hint in (
         ((5, 3, 8, 8), "; make the channels one: x.mean(1)[:, None]"),
         (
             (5, 1, 9, 8),
-            "; flatten (Flatten) binds the network to this size",
+            "; flatten (Flatten) fits this size only",
         ),
         ((5, 8, 8), "; add a channel axis: x[:, None]"),
         ((5, 64), "; x.reshape(-1, 1, 8, 8)"),
@@ -115,9 +115,9 @@ def test_the_cure_that_is_told_is_one(call, sample, shape, cure, dtype):
     call(net, eval(cure, {"x": x}))
 
 
-def test_images_of_another_size_or_of_channels_too_many():
+def test_images_of_another_size_or_with_too_many_channels_are_refused():
     net = Model(Flatten(), Linear(None, 4)).build((3, 8, 9), seed=0, device="numpy")
-    with pytest.raises(ShapeError, match=r"binds the network to this size$"):
+    with pytest.raises(ShapeError, match=r"fits this size only$"):
         net.predict(np.zeros((2, 3, 8, 8), "float32"))
     gray = Model(Flatten(), Linear(None, 4)).build((1, 8, 9), seed=0, device="numpy")
     gray.preprocess = Normalize()
@@ -158,7 +158,7 @@ def test_images_on_another_scale_than_those_of_the_training(backend, caplog):
 
 
 @needs("torch")
-def test_the_cure_in_torchs_words():
+def test_the_fix_is_in_terms_of_torch():
     import torch
 
     net = Model(Flatten(), Linear(None, 4)).build((3, 8, 9), seed=0, device="torch")
@@ -166,7 +166,7 @@ def test_the_cure_in_torchs_words():
         net.predict(torch.zeros(5, 8, 9, 3))
 
 
-def test_channels_last_in_a_network_s_shape():
+def test_a_channels_last_input_shape_is_refused():
     for build in (
         lambda: SimpleConvNet((32, 32, 3), device="numpy"),
         lambda: Model(Conv2d(3, 4, 5), Flatten(), Linear(None, 2)).build(
@@ -216,7 +216,7 @@ def test_floats_that_look_like_bytes_are_said_once(backend, caplog):
 
 
 @every_call
-def test_images_of_another_library_or_device(call):
+def test_images_of_another_library_or_device_are_refused(call):
     strict = pytest.importorskip("array_api_strict")
     images = strict.zeros((5, 1, 8, 8), dtype=strict.float32, device=strict.Device("device1"))
     with pytest.raises(
@@ -259,7 +259,7 @@ def test_images_that_are_no_array(call):
         ([True, False, True], "got bool"),
     ],
 )
-def test_wrong_labels(backend, t, message):
+def test_wrong_labels_are_refused(backend, t, message):
     net = small_net(backend.device)
     x, _ = patches(3)
     for call in (net.loss, net.accuracy, net.gradient):
@@ -351,7 +351,7 @@ def test_numpys_integers_and_arrays_of_them_are_whole_numbers(tmp_path):
 
 
 @pytest.mark.parametrize("batch_size", [0, -1, 1.5, "4", True, np.array([2, 2]), np.float32(2)])
-def test_batch_size_without_meaning(batch_size):
+def test_a_batch_size_out_of_range_is_refused(batch_size):
     net = small_net()
     x, t = patches(4)
     with pytest.raises(

@@ -67,7 +67,9 @@ def graph(device: Any) -> Model:
 @EACH_LIBRARY
 @pytest.mark.parametrize("make", [net, graph])
 @pytest.mark.parametrize("size", [None, 4])
-def test_every_layer_of_every_container(backend: Here, make: Any, size: int | None):
+def test_features_returns_the_output_of_every_layer_of_every_container(
+    backend: Here, make: Any, size: int | None
+):
     model, x = make(backend.device), patches(9, dtype="float64")[0]
     places = {"block.body": model.block.body} if make is net else {}
     for layer in model.walk():  # outer layers first: "block" is the block, not its body
@@ -121,7 +123,7 @@ class Silent(Layer):
         return self.inner.forward(x, train=train, keep=keep)
 
 
-def test_refusals():
+def test_wrong_arguments_are_refused():
     model, x = net("numpy"), patches(3, dtype="float64")[0]
     refuses(ArgumentError, "fc9", "fc1", call=lambda: model.features(x, "fc9"))
     refuses(ArgumentError, "batch_size", call=lambda: model.features(x, "fc1", 0))

@@ -120,7 +120,7 @@ HOSTILE: list[Any] = [
 
 
 @pytest.mark.parametrize("described", HOSTILE, ids=lambda value: repr(value)[:30])
-def test_hostile_files(tmp_path: Path, described: Any):
+def test_files_with_wrong_info_are_refused(tmp_path: Path, described: Any):
     pytest.importorskip("safetensors")
     path = tmp_path / "net.safetensors"
     small_net("numpy").save(path)
@@ -135,7 +135,7 @@ def test_hostile_files(tmp_path: Path, described: Any):
     [*(json.dumps(described) for described in HOSTILE), "{", '{"preprocess": {"class": "x"}}'],
     ids=lambda value: value[:30],
 )
-def test_hostile_onnx_files(tmp_path: Path, metadata: str):
+def test_onnx_files_with_wrong_info_are_refused(tmp_path: Path, metadata: str):
     import onnx
 
     path = tmp_path / "net.onnx"
@@ -154,7 +154,7 @@ def test_a_new_head_has_no_names():
     assert model.info.class_names == ("a", "b", "c")
 
 
-def test_refusals():
+def test_wrong_info_is_refused():
     model = small_net("numpy")
 
     def put(value: Any) -> None:

@@ -62,7 +62,7 @@ def use(model: Model, x: np.ndarray, t: np.ndarray) -> None:
 @pytest.mark.parametrize(
     "make", [SimpleConvNet, DeepConvNet, LeNet5, ResNet20], ids=lambda make: make.__name__
 )
-def test_models_of_every_shape(make):
+def test_models_are_freed(make):
     model = make(seed=0, device="numpy")
     x = np.random.default_rng(0).random((9, *model.input_shape), dtype="float32")
     use(model, x, np.arange(9) % model.classes)
@@ -71,7 +71,7 @@ def test_models_of_every_shape(make):
     assert alive(refs) == []
 
 
-def test_every_container_on_every_backend(backend: Here):
+def test_every_container_is_freed_on_every_backend(backend: Here):
     (x, t), layers = (
         patches(9),
         {
@@ -93,7 +93,7 @@ def test_every_container_on_every_backend(backend: Here):
     assert alive(refs) == []
 
 
-def test_a_trainer_with_its_optimizer_and_its_data(backend: Here):
+def test_a_trainer_is_freed_with_its_optimizer_and_data(backend: Here):
     (x, t), model = patches(20), small_net(backend.device)
     trainer = Trainer(
         model,
@@ -121,7 +121,7 @@ def test_a_trainer_with_its_optimizer_and_its_data(backend: Here):
 
 
 @needs("onnx")
-def test_a_graph_from_onnx(tmp_path):
+def test_a_graph_from_onnx_is_freed(tmp_path):
     import onnx
 
     from support.onnx_files import classifier

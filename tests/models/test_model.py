@@ -64,7 +64,7 @@ def test_defaults_are_the_tutorials():
         ({"filter_num": 4, "filter_size": 28, "pad": 1}, (4, 3, 3), 4),
     ],
 )
-def test_conv_param(conv_param, conv, features):
+def test_conv_param_sets_the_convolution(conv_param, conv, features):
     net = SimpleConvNet(conv_param=conv_param, hidden_size=7, output_size=3, seed=0)
     assert net.children["conv1"].output_shape == conv
     assert net.children["fc1"].params["weight"].shape == (7, features)
@@ -75,7 +75,7 @@ def test_conv_param(conv_param, conv, features):
     ("what", "gain"),
     [(0.05, None), (1, None), ("he", 2), ("relu", 2), ("xavier", 1), ("sigmoid", 1)],
 )
-def test_weight_init_std(what, gain):
+def test_weight_init_std_sets_the_initial_weights(what, gain):
     net = SimpleConvNet(
         (8, 12, 12),
         {"filter_num": 40},
@@ -139,12 +139,12 @@ def test_weight_init_std(what, gain):
         ({"seed": 0.5}, ArgumentError, "seed must be a whole number or None"),
     ],
 )
-def test_arguments_without_meaning(arguments, error, message):
+def test_arguments_out_of_range_are_refused(arguments, error, message):
     with pytest.raises(error, match=message):
         SimpleConvNet(**arguments)
 
 
-def test_device_argument_and_variable(backend, monkeypatch):
+def test_the_device_comes_from_the_argument_or_the_variable(backend, monkeypatch):
     net = small_net(backend.device)
     assert net.backend == backend.backend
     assert {value.device for value in net.named_parameters().values()} == {backend.backend.device}
@@ -157,7 +157,7 @@ def test_device_argument_and_variable(backend, monkeypatch):
 
 @needs("torch")
 @pytest.mark.parametrize("shape", [(1, 8, 8), (2, 7, 9)])
-def test_against_pytorch(backend, shape):
+def test_loss_and_gradients_agree_with_pytorch(backend, shape):
     import torch
 
     net = small_net(
@@ -185,7 +185,7 @@ def test_against_pytorch(backend, shape):
         )
 
 
-def test_gradient_against_numerical_gradient(backend):
+def test_gradients_agree_with_numerical_gradients(backend):
     net = SimpleConvNet(
         (1, 5, 5),
         {"filter_num": 2, "filter_size": 3},
@@ -218,7 +218,7 @@ def test_gradients_are_copies(backend):
         np.testing.assert_array_equal(backend.host(value), kept[path])
 
 
-def test_numerical_gradient_of_a_function(backend):
+def test_numerical_gradient_agrees_with_calculus(backend):
     p = backend.backend.asarray(np.arange(6.0).reshape(2, 3))
     gradient = numerical_gradient(lambda: float(np.sum(backend.host(p) ** 3)), p)
     np.testing.assert_allclose(
@@ -227,7 +227,7 @@ def test_numerical_gradient_of_a_function(backend):
     np.testing.assert_array_equal(backend.host(p), np.arange(6.0).reshape(2, 3))
 
 
-def test_numerical_gradient_in_any_memory_order():
+def test_numerical_gradient_takes_any_memory_order():
     p = np.asfortranarray(np.arange(6.0).reshape(2, 3))
     np.testing.assert_allclose(numerical_gradient(lambda: float((p**2).sum()), p), 2 * p, rtol=1e-6)
 
@@ -240,7 +240,7 @@ def test_numerical_gradient_puts_back_when_f_fails():
 
 
 @pytest.mark.parametrize("labels", ["int64", "uint8", "one-hot", "float one-hot"])
-def test_labels_in_every_form(backend, labels):
+def test_labels_may_have_any_form(backend, labels):
     net = small_net(backend.device)
     x, t = patches(10)
     expected = net.loss(x, t), net.accuracy(x, t), backend.host(net.gradient(x, t)["fc1.weight"])
@@ -282,7 +282,7 @@ def test_predict_gives_logits(backend):
     assert np.exp(backend.host(whole)).sum(axis=1) != pytest.approx(1.0)
 
 
-def test_images_of_other_float_types_and_layouts(backend):
+def test_images_may_have_other_float_types_and_layouts(backend):
     net = small_net(backend.device)
     x, t = patches(6)
     expected = net.loss(x, t)
@@ -312,7 +312,7 @@ def test_images_and_labels_stay_untouched(backend):
     np.testing.assert_array_equal(backend.host(labels), t)
 
 
-def test_one_image_and_none(backend):
+def test_one_image_and_no_image_are_allowed(backend):
     net = small_net(backend.device)
     x, t = patches(1)
     assert tuple(net.predict(x).shape) == (1, 4)
@@ -327,7 +327,7 @@ def test_one_image_and_none(backend):
 
 
 @pytest.mark.parametrize("device", ["numpy", "array_api_strict"])
-def test_loss_of_an_empty_batch(device):
+def test_the_loss_of_an_empty_batch_is_refused(device):
     pytest.importorskip("array_api_strict")
     x, t = patches(1)
     with pytest.raises(ArgumentError, match="at least one image, got none"):
@@ -377,7 +377,7 @@ def test_to_nowhere_changes_nothing():
 # --- models of other shapes -----------------------------------------------------------------------
 
 
-def test_a_model_of_ones_own(backend):
+def test_a_model_must_be_built_before_it_runs(backend):
     net = Model(conv=Conv2d(1, 2, 3), relu=ReLU(), flatten=Flatten(), fc=Linear(None, 4))
     x, t = patches(5)
     for call in (lambda: net.predict(x), lambda: net.loss(x, t), lambda: net.gradient(x, t)):

@@ -34,7 +34,7 @@ def test_outputs_of_nan_are_never_right(backend):
     assert backend.host(hits).tolist() == [True, False, True, True]
 
 
-def test_pixels_beyond_the_range_of_float32(backend):
+def test_pixels_beyond_the_range_of_float32_are_refused(backend):
     images, labels = patches(20, dtype="float64")
     images[3, 0, 1, 1] = -1e300
     model, wide = small_net(backend.device), small_net(backend.device, dtype="float64")
@@ -57,7 +57,7 @@ def test_pixels_beyond_the_range_of_float32(backend):
     model.predict(images)
 
 
-def test_weights_beyond_the_range_of_float32(backend):
+def test_weights_beyond_the_range_of_float32_are_refused(backend):
     model, wide = small_net(backend.device), small_net("numpy", dtype="float64")
     before, state = bits(model), wide.state_dict()
     state["fc1.bias"][2] = 1e300
@@ -73,7 +73,7 @@ def test_weights_beyond_the_range_of_float32(backend):
     assert bits(model) == before
 
 
-def test_an_optimizers_state_beyond_the_range_of_float32():
+def test_an_optimizer_state_beyond_the_range_of_float32_is_refused():
     params = {"a": np.ones(3, np.float32), "b": np.ones(2, np.float32)}
     optimizer = make_optimizer("momentum", {"lr": 0.1})
     optimizer.update(params, {name: np.ones_like(p) for name, p in params.items()})
@@ -110,7 +110,7 @@ def test_masked_images_and_labels_are_refused(backend):
         refuses(ArrayError, "MaskedArray", "filled", call=call)
 
 
-def test_the_books_accuracy_of_nan():
+def test_nan_logits_are_wrong_in_the_books_accuracy():
     network = scratch.SimpleConvNet((1, 8, 8), {"filter_num": 2}, output_size=4, seed=0)
     images, _ = patches(20)
     assert network.accuracy(np.full_like(images, np.nan), np.zeros(20, dtype=int)) == 0.0

@@ -72,7 +72,7 @@ COUNTS = [
 
 
 @pytest.mark.parametrize(("kind", "arguments", "parameters", "multiply_adds"), COUNTS)
-def test_counts_as_published(only_planned, kind, arguments, parameters, multiply_adds):
+def test_counts_are_as_published(only_planned, kind, arguments, parameters, multiply_adds):
     model = kind(**arguments)
     found = rows(model, model.input_shape)
     assert sum(row.parameters for row in found) == parameters
@@ -94,13 +94,13 @@ def test_every_model_takes_the_same_words(only_planned, kind):
 
 
 @pytest.mark.parametrize("kind", [kind for kind in ALL if kind is not SimpleConvNet])
-def test_numbers_without_meaning(kind):
+def test_numbers_out_of_range_are_refused(kind):
     refuses(ArgumentError, kind.__name__, "num_classes", call=lambda: kind(num_classes=0))
     refuses(ArgumentError, kind.__name__, "in_channels", call=lambda: kind(in_channels=1.5))
     refuses(ArgumentError, kind.__name__, "input_size", call=lambda: kind(input_size=-1))
 
 
-def test_words_without_meaning():
+def test_unknown_words_are_refused():
     refuses(ArgumentError, "LeNet5", "variant", "classic", call=lambda: LeNet5(variant="old"))
     refuses(ArgumentError, "LeNet5", "28 or 32", call=lambda: LeNet5(input_size=29))
     refuses(ArgumentError, "ResNet20", "option", "'C'", call=lambda: ResNet20(option="C"))
@@ -109,7 +109,7 @@ def test_words_without_meaning():
 
 
 @needs("torch")
-def test_lenets_layers_as_in_the_paper():
+def test_layers_of_lenet_are_as_in_the_paper():
     """The counts of trainable numbers that section II.B gives for each layer."""
     counts = {row.path: row.parameters for row in rows(LeNet5(), (1, 28, 28)) if row.parameters}
     assert counts == {
@@ -133,7 +133,7 @@ def test_lenets_layers_as_in_the_paper():
 # --- first weights --------------------------------------------------------------------------------
 
 
-def test_alexnets_first_weights():
+def test_initial_weights_of_alexnet_are_as_in_the_paper():
     state = AlexNet(input_size=67, hidden_size=50, num_classes=20, seed=0).state_dict()
     for number, start in enumerate((0, 1, 0, 1, 1), 1):
         assert (state[f"conv{number}.bias"] == start).all()
@@ -143,7 +143,7 @@ def test_alexnets_first_weights():
         assert state[f"{name}.weight"].std() == pytest.approx(0.01, rel=0.1)
 
 
-def test_lenets_first_weights():
+def test_initial_weights_of_lenet_are_as_in_the_paper():
     state = LeNet5(seed=0).state_dict()
     fans = {"c1": 25, "s2": 1, "s4": 1, "c5": 400, "f6": 120, "output": 84}
     for name, fan in fans.items():
@@ -184,7 +184,7 @@ def test_convolutions_start_by_hes_rule(make, std):
 # --- their own layers -----------------------------------------------------------------------------
 
 
-def test_scaled_tanh(backend: Here):
+def test_scaled_tanh_agrees_with_its_formula(backend: Here):
     layer = ScaledTanh().build((3,), device=backend.device, dtype="float64")
     y, cache = layer.forward(backend.array([[1.0, -1.0, 0.0]]))
     y = backend.host(y)
@@ -193,7 +193,7 @@ def test_scaled_tanh(backend: Here):
     assert dx[0, 2] == pytest.approx(1.7159 * 2 / 3)
 
 
-def test_table_convolution(backend: Here):
+def test_table_convolution_agrees_with_single_convolutions(backend: Here):
     """With one map seeing all and the others one each, against those convolutions."""
     layer = TableConv2d([[0], [0, 1, 2], [2]], (2, 3)).build(
         (3, 4, 5), device=backend.device, dtype="float64", seed=0
@@ -225,7 +225,7 @@ def test_table_convolution(backend: Here):
     refuses(ArgumentError, "TableConv2d", "at least one", call=lambda: TableConv2d([[0], []], 1))
 
 
-def test_pad_channels(backend: Here):
+def test_pad_channels_adds_zero_channels(backend: Here):
     layer = PadChannels(5).build((2, 1, 3), device=backend.device, dtype="float64")
     x = normal(2, 2, 1, 3)
     y, cache = layer.forward(backend.array(x))
@@ -258,7 +258,7 @@ def test_pad_channels(backend: Here):
         lambda **k: ResNet18(3, input_size=33, **{**k, "dtype": "float32"}),
     ],
 )
-def test_saved_and_loaded(tmp_path, make):
+def test_models_can_be_saved_and_loaded(tmp_path, make):
     pytest.importorskip("safetensors")
     model = make(seed=3, device="numpy", dtype="float64")
     model(model.accept(normal(2, *model.input_shape)), train=True)
@@ -271,7 +271,7 @@ def test_saved_and_loaded(tmp_path, make):
     assert np.array_equal(again.predict(x), model.predict(x))
 
 
-def test_one_seed_one_model(backend: Here):
+def test_one_seed_makes_one_model_on_every_backend(backend: Here):
     for kind in (DeepConvNet, LeNet5, ResNet20):
         assert bits(kind(seed=4, device=backend.device)) == bits(kind(seed=4, device="numpy"))
 
@@ -295,7 +295,7 @@ def block():
     )
 
 
-def test_summary_row_by_row():
+def test_summary_rows_are_correct():
     found = {row.path: tuple(row[1:-2]) for row in rows(block(), (2, 4, 5))}
     assert found == {
         "stem": ("Conv2d", (4, 4, 5), 4 * 2 * 9 + 4, 4 * 2 * 9 * 20, 4 * 20 * 4),

@@ -123,7 +123,7 @@ def test_a_pickle_holds_no_gradients_and_no_caches():
     assert round_trip(model).named_gradients() == {}
 
 
-def test_every_kind_of_pickle():
+def test_every_pickle_protocol_restores_the_model():
     model = small_net()
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         twin = pickle.loads(pickle.dumps(model, protocol))
@@ -212,7 +212,7 @@ def test_errors_come_out_of_other_processes():
             assert (type(error), str(error)) == (kind, "where: what")
 
 
-def test_scratch_networks():
+def test_scratch_networks_can_be_pickled():
     net, (x, t) = (
         scratch.SimpleConvNet(
             (1, 8, 8), {"filter_num": 2, "filter_size": 3, "pad": 0, "stride": 1}, 5, 4

@@ -64,7 +64,7 @@ def test_uint8_images_are_normalised(backend, preprocess, dtype):
             )
 
 
-def test_floats_pass_a_preprocess_by(backend):
+def test_preprocess_does_not_change_floats(backend):
     x, _ = patches(9, shape=(3, 8, 8))
     net = colour_net(backend.device, mean=0.5, std=0.1)
     with_it = backend.host(net.predict(x))
@@ -104,7 +104,7 @@ def test_a_preprocess_follows_the_model_and_can_be_changed(backend):
         net.predict(images)
 
 
-def test_no_uint8_images_and_flat_ones(backend):
+def test_empty_and_flat_uint8_images_are_allowed(backend):
     assert tuple(colour_net(backend.device).predict(np.zeros((0, 3, 8, 8), "uint8")).shape) == (
         0,
         4,
@@ -139,7 +139,7 @@ def test_no_uint8_images_and_flat_ones(backend):
         ({"std": 1e-40}, "must stay within float32's range"),
     ],
 )
-def test_normalize_without_a_meaning(arguments, message):
+def test_normalize_refuses_wrong_arguments(arguments, message):
     with pytest.raises(ArgumentError, match=re.escape(message)):
         Normalize(**arguments)
 

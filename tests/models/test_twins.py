@@ -154,7 +154,7 @@ FULL_SIZE = {
 
 @needs("torch")
 @pytest.mark.parametrize("name", FULL_SIZE)
-def test_full_size_keys_and_shapes(only_planned, name):
+def test_keys_and_shapes_are_those_of_torchvision(only_planned, name):
     import torch
 
     from support import twins
@@ -216,13 +216,13 @@ def compare(here, name, tolerance=1e-9, count=4):
 
 @needs("torch")
 @every_model
-def test_a_step_of_the_twin(backend: Here, name):
+def test_a_step_agrees_with_the_twin(backend: Here, name):
     compare(backend, name)
 
 
 @needs("torch")
 @large_model
-def test_a_step_of_the_twin_of_a_large_model(name):
+def test_a_step_of_a_large_model_agrees_with_the_twin(name):
     compare(Here("numpy", resolve("numpy")), name)
 
 
@@ -230,7 +230,7 @@ def test_a_step_of_the_twin_of_a_large_model(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["alexnet", "vgg16", "resnet50"])
 @pytest.mark.parametrize("device", ["numpy", "torch"])
-def test_full_size(name, device):
+def test_a_full_size_image_agrees_with_the_twin(name, device):
     """A photograph's size through the whole thing, in float32, and with all its weights."""
     import torch
 

@@ -52,7 +52,7 @@ def test_names_are_paths(tmp_path):
 
 
 @pytest.mark.parametrize(("dynamic", "batch"), [(True, "N"), (False, 1)])
-def test_input_and_output(dynamic, batch, tmp_path):
+def test_the_file_has_one_input_and_one_output(dynamic, batch, tmp_path):
     model = M.SimpleConvNet(device="numpy", seed=0)
     file = onnx.load(export(model, tmp_path, dynamic_batch=dynamic))
     given, made = (
@@ -68,7 +68,7 @@ def test_input_and_output(dynamic, batch, tmp_path):
     close(run(tmp_path / "model.onnx", x), model.predict(x))
 
 
-def test_names_like_those_of_the_input_and_output(tmp_path):
+def test_layers_may_have_the_names_of_the_input_and_output(tmp_path):
     network = Sequential(
         input=Linear(4, 4), output=Sequential(input=Linear(4, 3), **{"input/Gemm": ReLU()})
     )
@@ -80,7 +80,7 @@ def test_parameters_and_nodes_whose_names_are_near_each_other(tmp_path):
     agrees(filled(network.build((4,), device="numpy", seed=0)), tmp_path)
 
 
-def test_a_part_of_a_network(tmp_path):
+def test_a_part_of_a_network_can_be_exported(tmp_path):
     model = M.VGG11(input_size=32, hidden_size=8, device="numpy", seed=0)
     part = model.children["classifier"]
     path = export(part, tmp_path)
@@ -98,7 +98,7 @@ def test_the_network_stays_as_it_was(tmp_path):
     assert all(np.array_equal(before[name], array) for name, array in model.state_dict().items())
 
 
-def test_from_every_backend(backend, tmp_path):
+def test_every_backend_exports_the_same_values(backend, tmp_path):
     model = M.SimpleConvNet(device=backend.device, seed=0)
     x = images(model, 3)
     path = export(model, tmp_path)
@@ -168,7 +168,7 @@ def test_the_file_names_its_opset(opset, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["SimpleConvNet", "LeNet5", "ResNet20"])
-def test_float64(name, tmp_path):
+def test_float64_models_export_in_float64(name, tmp_path):
     """onnx's reference evaluator runs it: onnxruntime has no float64 for some operators."""
     model = MODELS[name](device="numpy", seed=0, dtype="float64")
     path = export(model, tmp_path)
@@ -180,7 +180,7 @@ def test_float64(name, tmp_path):
     )  # epsilon is a float32 there
 
 
-def test_dtype_of_the_file(tmp_path):
+def test_dtype_sets_the_arithmetic_of_the_file(tmp_path):
     model = M.SimpleConvNet(device="numpy", seed=0, dtype="float64")
     path = export(model, tmp_path, dtype="float32")
     x = images(model, 3)
@@ -198,7 +198,7 @@ def as_bfloat16(values):
 @pytest.mark.parametrize(
     ("code", "rounded"), [(10, lambda a: a.astype("float16").astype("float32")), (16, as_bfloat16)]
 )
-def test_weights_in_half_the_bytes(code, rounded, tmp_path):
+def test_weights_are_stored_in_half_the_bytes(code, rounded, tmp_path):
     dtype = {10: "float16", 16: "bfloat16"}[code]
     model = filled(M.ResNet20(device="numpy", seed=0))
     whole = export(model, tmp_path).stat().st_size
@@ -220,7 +220,7 @@ def test_weights_in_half_the_bytes(code, rounded, tmp_path):
     assert not np.allclose(got, exact, rtol=1e-5, atol=1e-5)
 
 
-def test_bfloat16_of_odd_numbers(tmp_path):
+def test_bfloat16_is_rounded_to_the_nearest(tmp_path):
     bits = np.random.default_rng(0).integers(0, 2**32, 4096, dtype="uint64").astype("uint32")
     values = np.concatenate(
         [bits.view("float32"), np.float32([0, -0.0, np.inf, -np.inf, np.nan, 1e-45, 3.3e38])]
@@ -243,7 +243,7 @@ def test_weights_that_are_infinite_stay_so(dtype, tmp_path):
     assert run(export(network, tmp_path, dtype=dtype), np.ones((1, 2), "float32")) == np.inf
 
 
-def test_weights_too_large_for_their_dtype(tmp_path):
+def test_weights_too_large_for_their_dtype_are_refused(tmp_path):
     network = Sequential(fc=Linear(2, 1)).build((2,), device="numpy", dtype="float64")
     network.load_state_dict({"fc.weight": np.array([[7e4, -1e39]]), "fc.bias": np.zeros(1)})
     for dtype in ("float16", "float32", "bfloat16"):
@@ -275,7 +275,7 @@ def test_weights_too_large_for_their_dtype(tmp_path):
     ],
     ids=["scale", "torchvision", "numbers", "some"],
 )
-def test_preprocess(normalize, tmp_path):
+def test_preprocess_becomes_part_of_the_file(normalize, tmp_path):
     model = M.ResNet20(device="numpy", seed=0)
     model.preprocess = normalize
     path = export(model, tmp_path, preprocess=True)

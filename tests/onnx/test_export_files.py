@@ -42,13 +42,13 @@ def test_momentum_is_told_in_onnxs_way(tmp_path):
     assert "momentum" not in second
 
 
-def test_the_same_file_twice(tmp_path):
+def test_two_exports_are_equal_byte_for_byte(tmp_path):
     model = M.LeNet5(device="numpy", seed=0)
     first = export(model, tmp_path).read_bytes()
     assert export(model, tmp_path).read_bytes() == first
 
 
-def test_without_onnx(monkeypatch, tmp_path):
+def test_a_missing_onnx_raises_an_error(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "onnx", None)
     network = Linear(3, 2).build((3,), device="numpy")
     call = lambda: public_export(network, tmp_path / "m.onnx")  # noqa: E731
@@ -73,7 +73,7 @@ def beside(folder):
     return sorted(path.name for path in folder.iterdir() if path.name != "model.onnx")
 
 
-def test_weights_beside_the_file(small_files, tmp_path):
+def test_large_weights_go_to_a_second_file(small_files, tmp_path):
     model = M.SimpleConvNet(device="numpy", seed=0)
     path = export(model, tmp_path)
     (name,) = beside(tmp_path)
@@ -133,7 +133,7 @@ def test_a_disk_that_fills_up_leaves_what_was_there(failing, small_files, monkey
 
 
 @pytest.mark.slow
-def test_more_than_two_gigabytes(tmp_path):
+def test_more_than_two_gigabytes_can_be_exported(tmp_path):
     network = Sequential(
         wide=Linear(24_000, 24_000, bias=False, weight_init="zeros"), fc=Linear(24_000, 3)
     )

@@ -37,7 +37,7 @@ def square_layer():
     return Square
 
 
-def test_a_layer_without_an_emitter(known, tmp_path):
+def test_a_layer_without_an_emitter_is_refused_by_its_path(known, tmp_path):
     kind = square_layer()
     network = Sequential(Linear(3, 2), inner=Sequential(odd=kind())).build((3,), device="numpy")
     words = ("inner.odd (Square)", "no ONNX emitter", "@portacnn.onnx.emitter(Square)")
@@ -45,7 +45,7 @@ def test_a_layer_without_an_emitter(known, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_emitter_of_ones_own(known, tmp_path):
+def test_a_registered_emitter_writes_the_layer(known, tmp_path):
     kind = square_layer()
 
     @portacnn.onnx.emitter(kind)
@@ -123,7 +123,7 @@ def test_emitters_that_make_no_sense(known, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_layers_that_derive(known, tmp_path):
+def test_a_derived_layer_is_written_like_its_base(known, tmp_path):
     class Same(L.LeakyReLU):
         def __init__(self):
             super().__init__(0.2)

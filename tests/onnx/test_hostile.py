@@ -59,13 +59,15 @@ def attempted(path: Path, content: bytes) -> None:
 
 @SPOIL
 @given(name=st.sampled_from(sorted(CONTENTS)), share=st.floats(0, 1, exclude_max=True))
-def test_cut_files(path: Path, quiet: None, name: str, share: float):
+def test_cut_files_are_refused_or_load(path: Path, quiet: None, name: str, share: float):
     attempted(path, CONTENTS[name][: int(share * len(CONTENTS[name]))])
 
 
 @SPOIL
 @given(name=st.sampled_from(sorted(CONTENTS)), at=st.integers(0, 1 << 20), bit=st.integers(0, 7))
-def test_flipped_bits(path: Path, quiet: None, name: str, at: int, bit: int):
+def test_files_with_a_flipped_bit_are_refused_or_load(
+    path: Path, quiet: None, name: str, at: int, bit: int
+):
     content = bytearray(CONTENTS[name])
     content[at % len(content)] ^= 1 << bit
     attempted(path, bytes(content))
@@ -73,24 +75,28 @@ def test_flipped_bits(path: Path, quiet: None, name: str, at: int, bit: int):
 
 @SPOIL
 @given(content=st.binary(max_size=300))
-def test_random_bytes(path: Path, quiet: None, content: bytes):
+def test_random_bytes_are_refused_or_load(path: Path, quiet: None, content: bytes):
     attempted(path, content)
 
 
 @SPOIL
 @given(name=st.sampled_from(sorted(CONTENTS)), seed=st.integers(0, 1 << 30))
-def test_spoilt_bytes(path: Path, quiet: None, name: str, seed: int):
+def test_files_with_changed_bytes_are_refused_or_load(
+    path: Path, quiet: None, name: str, seed: int
+):
     attempted(path, spoil_bytes(CONTENTS[name], Random(seed)))
 
 
 @SPOIL
 @given(name=st.sampled_from(sorted(CONTENTS)), seed=st.integers(0, 1 << 30))
-def test_spoilt_parts(path: Path, quiet: None, name: str, seed: int):
+def test_files_with_changed_fields_are_refused_or_load(
+    path: Path, quiet: None, name: str, seed: int
+):
     attempted(path, spoil_parts(MODELS[name](), Random(seed)))
 
 
 @pytest.mark.slow
-def test_fuzz(tmp_path: Path, quiet: None, monkeypatch: pytest.MonkeyPatch):
+def test_the_fuzzer_finds_nothing(tmp_path: Path, quiet: None, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
     assert fuzz.main("onnx", "60", str(int(time.time()))) == 0
 
@@ -98,7 +104,7 @@ def test_fuzz(tmp_path: Path, quiet: None, monkeypatch: pytest.MonkeyPatch):
 # --- what a graph may not be ----------------------------------------------------------------------
 
 
-def test_no_file_and_no_model(path: Path):
+def test_a_missing_file_and_a_file_without_a_graph_raise_errors(path: Path):
     with pytest.raises(FileNotFoundError):
         portacnn.onnx.load(path)
     refused(path, b"", "no graph")
@@ -132,7 +138,7 @@ def test_cycles_and_names(path: Path):
     refused(path, model, "two inputs")
 
 
-def test_one_input_and_one_output(path: Path):
+def test_a_graph_with_two_inputs_or_outputs_is_refused(path: Path):
     model = model_of([node("Add", ["x", "z"], ["y"])])
     model.graph.input.append(helper.make_tensor_value_info("z", TensorProto.FLOAT, ["N", 2, 5, 5]))
     refused(path, model, "one input", "'x', 'z'")
@@ -173,7 +179,7 @@ def test_operators_that_are_not_there(path: Path):
 
 
 @pytest.mark.parametrize("version", [0, 5, 29, 1 << 40, -1])
-def test_opsets(path: Path, version: int):
+def test_unknown_opsets_are_refused(path: Path, version: int):
     model = model_of([node("Relu", ["x"], ["y"])])
     model.opset_import[0].version = version
     refused(path, model, "opset")
@@ -181,7 +187,7 @@ def test_opsets(path: Path, version: int):
     refused(path, model, "opset")
 
 
-def test_attributes(path: Path):
+def test_wrong_attributes_are_refused(path: Path):
     refused(path, model_of([node("Softmax", ["x"], ["y"], axis=1.5)]), "'axis'", "kind")
     refused(path, model_of([node("LeakyRelu", ["x"], ["y"], alpha=float("nan"))]), "'alpha' is nan")
     refused(

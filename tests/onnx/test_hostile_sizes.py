@@ -115,7 +115,7 @@ WEIGHT = {"w": numbers(2, 2, 3, 3)}
     ],
     ids=lambda nodes: f"{nodes[0].op_type}",
 )
-def test_numbers_that_mean_nothing(path: Path, nodes: list[Any]):
+def test_values_out_of_range_are_refused(path: Path, nodes: list[Any]):
     weights = {
         **WEIGHT,
         "two": np.float32(2),
@@ -222,7 +222,7 @@ def test_a_long_graph_is_read_in_time(path: Path):
     ],
     ids=range(15),
 )
-def test_many_small_pieces(
+def test_many_small_pieces_stay_within_the_memory_limit(
     path: Path, content: Callable[[int], bytes], monkeypatch: pytest.MonkeyPatch
 ):
     """Bytes that would be far larger as objects: what may come of them is counted. Memory is
@@ -256,7 +256,7 @@ def test_whole_numbers_of_64_bits_come_back():
     assert graph.nodes[0].attributes[0].values == {"ints": given}
 
 
-def test_deep_nesting(path: Path):
+def test_deep_nesting_is_refused(path: Path):
     content = b""
     for _ in range(2000):  # graphs in attributes of nodes of graphs
         content = field(

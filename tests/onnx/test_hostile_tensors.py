@@ -46,7 +46,9 @@ def tensor_model(tensor: Any) -> Any:
         ({"int32_data": [1]}, "two fields"),
     ],
 )
-def test_what_a_tensor_claims(path: Path, change: dict[str, Any], words: str):
+def test_a_tensor_whose_fields_contradict_is_refused(
+    path: Path, change: dict[str, Any], words: str
+):
     tensor = numpy_helper.from_array(numbers(5))
     for name, value in change.items():
         tensor.ClearField(name)
@@ -57,7 +59,7 @@ def test_what_a_tensor_claims(path: Path, change: dict[str, Any], words: str):
     refused(path, tensor_model(tensor), "tensor 'w'", words)
 
 
-def test_axes(path: Path):
+def test_a_tensor_with_too_many_axes_is_refused(path: Path):
     refused(
         path,
         tensor_model(TensorProto(data_type=1, dims=[1] * 17, float_data=[1.0])),
@@ -77,7 +79,7 @@ def test_axes(path: Path):
         (TensorProto.FLOAT, 2, {}),
     ],
 )
-def test_numbers_that_are_not_there(path: Path, kind: int, count: int, data: dict[str, Any]):
+def test_missing_elements_are_refused(path: Path, kind: int, count: int, data: dict[str, Any]):
     refused(path, tensor_model(TensorProto(data_type=kind, dims=[count], **data)), "tensor 'w'")
 
 
@@ -107,7 +109,7 @@ def external(location: str, length: Any = None, offset: Any = None, **more: str)
 # --- external data --------------------------------------------------------------------------------
 
 
-def test_external_data(path: Path):
+def test_external_data_are_read_from_the_folder_and_below(path: Path):
     values = numbers(60)
     (path.parent / "sub").mkdir()
     (path.parent / "sub" / "w.bin").write_bytes(values.tobytes())
@@ -118,7 +120,7 @@ def test_external_data(path: Path):
     np.testing.assert_array_equal(portacnn.onnx.load(path).predict(x)[0].ravel(), values[:50])
 
 
-def test_external_data_that_are_not_there(path: Path):
+def test_missing_external_data_are_refused(path: Path):
     inside = path.parent / "w.bin"
     inside.write_bytes(bytes(240))
     refused(path, external("other.bin"), "'other.bin'", "cannot be read")

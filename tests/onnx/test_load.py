@@ -28,7 +28,7 @@ node = helper.make_node
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_small_models(backend: Here, name: str, tmp_path: Path):
+def test_small_models_agree_on_every_backend(backend: Here, name: str, tmp_path: Path):
     model = MODELS[name]()
     ours = load(model, tmp_path, device=backend.device)
     for count in (1, 7):
@@ -38,7 +38,7 @@ def test_small_models(backend: Here, name: str, tmp_path: Path):
 
 
 @pytest.mark.parametrize("end", [(1 << 31) - 1, (1 << 63) - 1])
-def test_a_slice_of_all_samples(end: int, tmp_path: Path):
+def test_a_slice_of_all_samples_is_allowed(end: int, tmp_path: Path):
     """What converters write for "to the end": the largest int32, or int64."""
     weights = {"from": np.array([0, 1]), "to": np.array([end, end]), "axes": np.array([0, 1])}
     model = model_of([node("Slice", ["x", "from", "to", "axes"], ["y"])], weights, ("N", 4))
@@ -116,7 +116,7 @@ def with_opset(version: int) -> Any:
 
 
 @pytest.mark.parametrize("version", range(7, 29))
-def test_every_opset(version: int, tmp_path: Path):
+def test_every_opset_computes_the_same(version: int, tmp_path: Path):
     """They all say the same; onnxruntime is asked where it knows the opset."""
     model = with_opset(version)
     x = numbers(3, 2, 5, 5, seed=7)
@@ -172,7 +172,7 @@ def test_a_loaded_model_trains_on_every_backend(backend: Here, tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["classifier", "oddities"])
-def test_gradients(backend: Here, name: str, tmp_path: Path):
+def test_gradients_agree_with_finite_differences(backend: Here, name: str, tmp_path: Path):
     """By finite differences on NumPy, and on every backend the same."""
     model = MODELS[name]()
     reference = load(model, tmp_path, dtype="float64", seed=0)
@@ -281,7 +281,7 @@ def test_shapes_of_another_library_do_not_matter(tmp_path: Path):
 # --- arguments and papers -------------------------------------------------------------------------
 
 
-def test_arguments(tmp_path: Path):
+def test_arguments_set_dtype_and_input_shape(tmp_path: Path):
     model = classifier()
     assert load(model, tmp_path).dtype == "float32"
     assert load(model, tmp_path, dtype="float64").dtype == "float64"

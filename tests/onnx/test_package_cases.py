@@ -174,7 +174,9 @@ WITHOUT_CASES = {"Constant", "ConstantOfShape", "Cast", "Shape"}
 
 @pytest.mark.slow
 @pytest.mark.parametrize("operator", sorted(OPERATORS))
-def test_the_packages_own_cases(operator: str, cases: dict[str, list[Any]], tmp_path: Path):
+def test_the_cases_of_the_onnx_package_agree_or_are_refused(
+    operator: str, cases: dict[str, list[Any]], tmp_path: Path
+):
     """Each within its own tolerances, or refused for a reason that is one."""
     agreed = 0
     for case in cases.get(operator, []):
@@ -227,7 +229,7 @@ NOT_SHIPPED_FOR_US = {
 @pytest.mark.parametrize(
     "folder", SHIPPED, ids=lambda folder: f"{folder.parent.name}/{folder.name}"
 )
-def test_models_that_the_package_ships(folder: Path, tmp_path: Path):
+def test_models_of_the_onnx_package_agree(folder: Path, tmp_path: Path):
     """Outputs that PyTorch gave, within onnx's own tolerances."""
     model = onnx.load(folder / "model.onnx")
     data = folder / "test_data_set_0"
@@ -251,7 +253,7 @@ LARGE = {"light_bvlc_alexnet", "light_vgg19", "light_zfnet512"}
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", LIGHT, ids=lambda path: path.stem)
-def test_light_models(path: Path, tmp_path: Path):
+def test_light_models_of_the_onnx_package_agree_with_onnxruntime(path: Path, tmp_path: Path):
     """Their weights are one number each, made by ConstantOfShape; here each gets weights of its
     own, but in the largest."""
     model = onnx.load(path)

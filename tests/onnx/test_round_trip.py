@@ -30,7 +30,7 @@ SMALL = {"SimpleConvNet", "LeNet5", "DeepConvNet"}
 @pytest.mark.parametrize(
     "name", [n if n in SMALL else pytest.param(n, marks=pytest.mark.slow) for n in OURS]
 )
-def test_there_and_back(name: str, tmp_path: Path):
+def test_a_round_trip_keeps_paths_values_and_training(name: str, tmp_path: Path):
     """The model that comes back has the same paths, says the same, and trains the same: ten steps
     in float64, to 1e-9.
 

@@ -81,7 +81,7 @@ def test_batch_norm_that_trains_by_an_attribute(path: Path, opset: int, attribut
 
 
 @pytest.mark.parametrize("opset", [6, 7, 9, 13, 14, 17])
-def test_batch_norm_for_inference(path: Path, opset: int):
+def test_batch_norm_for_inference_loads(path: Path, opset: int):
     attributes: dict[str, int] = {"is_test": 1, "spatial": 1} if opset == 6 else {}
     write(path, batch_norm(opset, **attributes))
     s, b, m, v = (value[:, None, None] for value in STATE.values())
@@ -346,7 +346,9 @@ def cache(tmp_path: Path) -> tuple[Path, np.ndarray]:
     return snapshot / "model.onnx", values
 
 
-def test_data_beside_a_link(cache: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch):
+def test_external_data_may_be_beside_a_link(
+    cache: tuple[Path, np.ndarray], monkeypatch: pytest.MonkeyPatch
+):
     path, values = cache
     np.testing.assert_allclose(portacnn.onnx.load(path).predict(X), X + values, rtol=1e-6)
     monkeypatch.chdir(path.parent)
@@ -412,7 +414,7 @@ def test_data_that_are_replaced_while_they_are_read(path: Path, monkeypatch: pyt
     np.testing.assert_allclose(portacnn.onnx.load(path).predict(X), X + 1, rtol=1e-6)
 
 
-def test_a_file_for_each_tensor(path: Path):
+def test_each_tensor_may_have_its_own_file(path: Path):
     """More of them than a process may have open."""
     import resource
 

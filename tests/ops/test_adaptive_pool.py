@@ -81,7 +81,7 @@ def test_numerical_gradient_of_adaptive_means(backend: Here, name: str):
     layouts=st.tuples(*[st.sampled_from(LAYOUTS)] * 2),
 )
 @with_each_kernel
-def test_adaptive_against_pytorch(backend: Here, sizes: list, layouts: tuple):
+def test_adaptive_pooling_agrees_with_pytorch(backend: Here, sizes: list, layouts: tuple):
     import torch
 
     size, out = zip(*sizes, strict=True)

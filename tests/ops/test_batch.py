@@ -46,7 +46,7 @@ def column(here: Here, values: tuple, ndim: int, dtype: str):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @with_each_kernel
-def test_against_loops(backend: Here, shape, layout, dtype):
+def test_values_agree_with_loops(backend: Here, shape, layout, dtype):
     host, channels = pixels(*shape), shape[1]
     images = laid_out(backend, host, layout=layout)
     mean, std = (column(backend, values[:channels], len(shape), dtype) for values in (MEAN, STD))
@@ -91,7 +91,7 @@ def test_floats_are_gathered_as_they_are(backend: Here, layout, dtype):
     data=st.data(),
 )
 @with_each_kernel
-def test_drawn(backend: Here, shape, layout, dtype, data):
+def test_drawn_arguments_agree_with_the_reference(backend: Here, shape, layout, dtype, data):
     n, channels, *_ = shape
     host = pixels(*shape, seed=n)
     chosen = data.draw(st.lists(st.integers(0, n - 1), max_size=7))
@@ -150,7 +150,7 @@ def test_the_number_of_threads_changes_no_bit(monkeypatch, pieces):
 
 
 @with_each_kernel
-def test_no_images(backend: Here):
+def test_an_empty_set_is_accepted(backend: Here):
     std = column(backend, STD, 4, "float32")
     none = backend.array(np.zeros(0, "int64"))
     assert take_batch(backend.array(pixels(5, 3, 2, 2)), none, None, std).shape == (0, 3, 2, 2)
@@ -212,7 +212,7 @@ def test_what_does_not_fit(backend: Here):
     refuses(ArrayError, "expected an array", "list", call=lambda: take_batch([[1.0]]))  # type: ignore[arg-type]
 
 
-def test_mixed_libraries(backend: Here):
+def test_mixed_libraries_are_refused(backend: Here):
     pytest.importorskip("array_api_strict")
     stranger = resolve("array_api_strict" if backend.backend.name == "numpy" else "numpy")
     images, indices = backend.array(pixels(5, 3, 2, 2)), backend.array(np.arange(3))

@@ -136,7 +136,7 @@ def check(here: Here, case: Case, dtype: str, layouts: tuple[str, str, str], see
 @pytest.mark.parametrize("dtype", DTYPES)
 @cases
 @with_each_kernel
-def test_values_and_gradients(backend: Here, case: Case, dtype: str):
+def test_values_and_gradients_are_correct(backend: Here, case: Case, dtype: str):
     check(backend, case, dtype, ("packed",) * 3)
 
 
@@ -145,7 +145,9 @@ def test_values_and_gradients(backend: Here, case: Case, dtype: str):
     case=drawn(), dtype=st.sampled_from(DTYPES), layouts=st.tuples(*[st.sampled_from(LAYOUTS)] * 3)
 )
 @with_each_kernel
-def test_drawn(backend: Here, case: Case, dtype: str, layouts: tuple[str, str, str]):
+def test_drawn_arguments_agree_with_the_reference(
+    backend: Here, case: Case, dtype: str, layouts: tuple[str, str, str]
+):
     check(backend, case, dtype, layouts, seed=5)
 
 
@@ -155,7 +157,9 @@ def test_drawn(backend: Here, case: Case, dtype: str, layouts: tuple[str, str, s
     case=drawn(), dtype=st.sampled_from(DTYPES), layouts=st.tuples(*[st.sampled_from(LAYOUTS)] * 3)
 )
 @with_each_kernel
-def test_drawn_at_length(backend: Here, case: Case, dtype: str, layouts: tuple[str, str, str]):
+def test_many_drawn_arguments_agree_with_the_reference(
+    backend: Here, case: Case, dtype: str, layouts: tuple[str, str, str]
+):
     check(backend, case, dtype, layouts, seed=7)
 
 
@@ -207,7 +211,7 @@ def test_other_peoples_convolution(backend: Here, case: Case, oracle: Any):
 
 @pytest.mark.parametrize("name", ["plain", "asymmetric pads", "dilation", "groups"])
 @with_each_kernel
-def test_numerical_gradient(backend: Here, name: str):
+def test_gradients_agree_with_numerical_gradients(backend: Here, name: str):
     case = CASES[name]
     hosts = [a[:1] if i == 0 else a for i, a in enumerate(case.arrays(21))]
     arrays = [backend.array(a) for a in hosts]
@@ -225,7 +229,7 @@ def test_numerical_gradient(backend: Here, name: str):
 @pytest.mark.parametrize("layout", LAYOUTS[1:])
 @pytest.mark.parametrize("name", ["plain", "1x1", "asymmetric pads", "groups"])
 @with_each_kernel
-def test_memory_layouts(backend: Here, name: str, layout: str):
+def test_any_memory_layout_is_accepted(backend: Here, name: str, layout: str):
     for layouts in mixtures(layout):
         check(backend, CASES[name], "float64", layouts, seed=31)
 
@@ -233,7 +237,7 @@ def test_memory_layouts(backend: Here, name: str, layout: str):
 @pytest.mark.parametrize("room", [1, 1500, 6000])
 @backends("numpy", "numpy-readonly")
 @with_each_kernel
-def test_numpys_convolutions_in_pieces(backend: Here, room: int):
+def test_convolutions_in_pieces_agree_with_whole_ones(backend: Here, room: int):
     """Of one output row, and of a few that do not divide the output; real ones would hold all these
     cases at once."""
     with pieces_of(room):
@@ -274,7 +278,7 @@ def test_a_gradient_that_is_one_number_broadcast(backend: Here):
 @pytest.mark.parametrize("n", [0, 1])
 @pytest.mark.parametrize("name", ["plain", "asymmetric pads", "groups"])
 @with_each_kernel
-def test_batches_of_one_and_of_none(backend: Here, name: str, n: int):
+def test_batches_of_one_and_of_none_are_accepted(backend: Here, name: str, n: int):
     case = CASES[name]
     x, weight, bias = (backend.array(a, "float32") for a in case.arrays())
     y, cache = conv2d(x[:n, ...], weight, bias, **case.options())
@@ -374,7 +378,7 @@ X, W = normal(2, 4, 5, 6), normal(6, 4, 3, 3)
         ),
     ],
 )
-def test_errors(backend: Here, kind, words, x, weight, bias, options):
+def test_wrong_arguments_are_refused(backend: Here, kind, words, x, weight, bias, options):
     x, weight, bias = (None if a is None else backend.array(a) for a in (x, weight, bias))
     refuses(kind, "conv2d: ", *words, call=lambda: conv2d(x, weight, bias, **options))
 
@@ -391,7 +395,7 @@ def test_an_error_does_not_depend_on_earlier_calls(backend: Here):
     refuses(ArgumentError, "stride", "2.0", call=lambda: conv2d(x, weight, stride=2.0))
 
 
-def test_mixed_arrays(backend: Here):
+def test_mixed_arrays_are_refused(backend: Here):
     refuses_mixed(backend, "conv2d: ", conv2d, X, W)
     weight = backend.array(W, "float32")
     refuses_mixed(backend, "conv2d: ", lambda x, bias: conv2d(x, weight, bias), X, normal(6))

@@ -61,7 +61,7 @@ cases = pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @cases
 @with_each_kernel
-def test_values(backend: Here, name: str, dtype: str):
+def test_values_are_correct(backend: Here, name: str, dtype: str):
     x_shape, w_shape, options, plain = CASES[name]
     hosts = normal(*x_shape), normal(*w_shape, seed=1), normal(w_shape[0], seed=2)
     expected = oracles.conv(*hosts, *plain)
@@ -77,7 +77,7 @@ def test_values(backend: Here, name: str, dtype: str):
 
 @cases
 @with_each_kernel
-def test_gradients(backend: Here, name: str):
+def test_gradients_are_correct(backend: Here, name: str):
     x_shape, w_shape, options, _ = CASES[name]
     hosts = [normal(*x_shape), normal(*w_shape, seed=1), normal(w_shape[0], seed=2)]
     arrays = [backend.array(host) for host in hosts]
@@ -100,7 +100,7 @@ def test_gradients(backend: Here, name: str):
 
 @pytest.mark.parametrize("axes", [1, 3])
 @with_each_kernel
-def test_empty_batch(backend: Here, axes: int):
+def test_an_empty_batch_is_accepted(backend: Here, axes: int):
     x, weight = (
         backend.array(np.zeros((0, 2, *(4,) * axes))),
         backend.array(normal(3, 2, *(2,) * axes)),
@@ -114,7 +114,7 @@ def test_empty_batch(backend: Here, axes: int):
     agree(backend, dbias, np.zeros(3), x)
 
 
-def test_errors(backend: Here):
+def test_wrong_arguments_are_refused(backend: Here):
     x, weight = backend.array(normal(1, 2, 5)), backend.array(normal(4, 2, 3))
     refuses(
         ShapeError,

@@ -76,7 +76,7 @@ def face(axes: int) -> tuple[Any, Any]:
 @pytest.mark.parametrize("dtype", DTYPES)
 @cases
 @with_each_kernel
-def test_values(backend: Here, name: str, dtype: str):
+def test_values_are_correct(backend: Here, name: str, dtype: str):
     x_shape, w_shape, options, plain = CASES[name]
     hosts = normal(*x_shape), normal(*w_shape, seed=1), normal(w_shape[1] * plain[-1], seed=2)
     expected = oracles.conv_transpose(*hosts, *plain)
@@ -89,7 +89,7 @@ def test_values(backend: Here, name: str, dtype: str):
 
 @cases
 @with_each_kernel
-def test_gradients(backend: Here, name: str):
+def test_gradients_are_correct(backend: Here, name: str):
     x_shape, w_shape, options, plain = CASES[name]
     hosts = [normal(*x_shape), normal(*w_shape, seed=1), normal(w_shape[1] * plain[-1], seed=2)]
     arrays = [backend.array(host) for host in hosts]
@@ -136,7 +136,7 @@ def drawn(draw: st.DrawFn) -> dict[str, Any]:
     case=drawn(), dtype=st.sampled_from(DTYPES), layouts=st.tuples(*[st.sampled_from(LAYOUTS)] * 3)
 )
 @with_each_kernel
-def test_drawn_against_pytorch(backend: Here, case: dict, dtype: str, layouts: tuple):
+def test_drawn_arguments_agree_with_pytorch(backend: Here, case: dict, dtype: str, layouts: tuple):
     import torch
 
     axes, groups = len(case["size"]), case["groups"]
@@ -185,7 +185,7 @@ def test_conv_transpose_is_the_adjoint_of_conv(backend: Here):
 
 
 @with_each_kernel
-def test_empty_batch(backend: Here):
+def test_an_empty_batch_is_accepted(backend: Here):
     x, weight = backend.array(np.zeros((0, 2, 3, 3))), backend.array(normal(2, 3, 2, 2))
     y, cache = ops.conv_transpose2d(x, weight, backend.array(normal(3)), stride=2)
     assert tuple(y.shape) == (0, 3, 6, 6)
@@ -223,7 +223,7 @@ X, W = normal(1, 4, 3, 3), normal(4, 3, 2, 2)
         (ArgumentError, ("groups", "at least 1"), X, W, None, {"groups": 0}),
     ],
 )
-def test_errors(backend: Here, kind, words, x, weight, bias, options):
+def test_wrong_arguments_are_refused(backend: Here, kind, words, x, weight, bias, options):
     x, weight, bias = (None if a is None else backend.array(a) for a in (x, weight, bias))
     refuses(
         kind,
@@ -233,7 +233,7 @@ def test_errors(backend: Here, kind, words, x, weight, bias, options):
     )
 
 
-def test_mixed_arrays_and_integers(backend: Here):
+def test_mixed_arrays_and_integers_are_refused(backend: Here):
     refuses_mixed(backend, "conv_transpose2d: ", ops.conv_transpose2d, X, W)
     weight = backend.array(W, "float32")
     refuses_integers_and_lists(

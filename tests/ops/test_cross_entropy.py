@@ -78,7 +78,9 @@ def check(
     weighted=st.booleans(),
 )
 @with_each_kernel
-def test_drawn(backend: Here, shape, kind, dtype, layouts, label_smoothing, reduction, weighted):
+def test_drawn_arguments_agree_with_the_reference(
+    backend: Here, shape, kind, dtype, layouts, label_smoothing, reduction, weighted
+):
     options = {"label_smoothing": label_smoothing, "reduction": reduction}
     if weighted:
         options["weight"] = np.arange(1, shape[1] + 1) / 2
@@ -114,7 +116,9 @@ def test_ignored_labels(backend: Here, weighted: bool, ignore_index: int, reduct
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(4, 5), (2, 3, 2, 4)])
 @with_each_kernel
-def test_pytorchs_cross_entropy(backend: Here, shape, kind, weighted, label_smoothing, reduction):
+def test_cross_entropy_agrees_with_pytorch(
+    backend: Here, shape, kind, weighted, label_smoothing, reduction
+):
     import torch
 
     logits, target = normal(*shape), targets(kind, shape)
@@ -143,7 +147,7 @@ def test_pytorchs_cross_entropy(backend: Here, shape, kind, weighted, label_smoo
 
 @pytest.mark.parametrize("kind", ["int64", "soft"])
 @with_each_kernel
-def test_numerical_gradient(backend: Here, kind: str):
+def test_gradients_agree_with_numerical_gradients(backend: Here, kind: str):
     host = normal(3, 4)
     target, weight = backend.array(targets(kind, host.shape)), backend.array([1.0, 2.0, 0.5, 1.0])
     options = {"weight": weight, "label_smoothing": 0.1}
@@ -205,7 +209,7 @@ def test_more_classes_than_labels_of_one_byte_can_name(backend: Here, dtype: str
 @pytest.mark.parametrize("kind", ["int64", "one-hot"])
 @pytest.mark.parametrize("reduction", ["sum", "none"])
 @with_each_kernel
-def test_an_empty_batch(backend: Here, reduction: str, kind: str):
+def test_an_empty_batch_is_accepted(backend: Here, reduction: str, kind: str):
     x = backend.array(np.zeros((0, 3)))
     loss, cache = softmax_cross_entropy(
         x, backend.array(targets(kind, (0, 3))), reduction=reduction
@@ -267,7 +271,7 @@ def test_caches(backend: Here):
         ),
     ],
 )
-def test_errors(backend: Here, kind, words, logits, target, options):
+def test_wrong_arguments_are_refused(backend: Here, kind, words, logits, target, options):
     options = {
         name: backend.array(v) if isinstance(v, np.ndarray) else v for name, v in options.items()
     }
@@ -277,7 +281,7 @@ def test_errors(backend: Here, kind, words, logits, target, options):
     )
 
 
-def test_foreign_arrays(backend: Here):
+def test_foreign_arrays_are_refused(backend: Here):
     labels, name = backend.array(np.array([0, 2])), "softmax_cross_entropy: "
     refuses_mixed(backend, name, softmax_cross_entropy, normal(2, 3), np.array([0, 2]), dtype=False)
     refuses_mixed(

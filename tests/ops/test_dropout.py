@@ -217,7 +217,7 @@ def test_channels_fall_together(backend: Here, axes: int):
     agree(backend, getattr(ops, CHANNELS[axes] + "_backward")(x, cache), host * stays * 2, x)
 
 
-def test_numerical_gradient(backend: Here):
+def test_gradients_agree_with_numerical_gradients(backend: Here):
     host = normal(2, 3, 2)
     dy = backend.array(normal(2, 3, 2, seed=1))
     for op, back in ((ops.dropout, ops.dropout_backward), (ops.dropout1d, ops.dropout1d_backward)):
@@ -230,7 +230,7 @@ def test_numerical_gradient(backend: Here):
         )
 
 
-def test_errors(backend: Here):
+def test_wrong_arguments_are_refused(backend: Here):
     x = ones(backend, 2, 3)
     for p in (-0.1, 1.1, float("nan"), "half", True):
         refuses(

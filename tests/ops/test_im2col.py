@@ -57,7 +57,9 @@ def drawn(draw: st.DrawFn) -> tuple:
 
 @settings(max_examples=40)
 @given(geometry=drawn(), dtype=st.sampled_from(DTYPES), layout=st.sampled_from(LAYOUTS))
-def test_drawn(backend: Here, geometry: tuple, dtype: str, layout: str):
+def test_drawn_arguments_agree_with_the_reference(
+    backend: Here, geometry: tuple, dtype: str, layout: str
+):
     check(backend, *geometry, dtype, layout)
 
 
@@ -72,7 +74,7 @@ def test_drawn(backend: Here, geometry: tuple, dtype: str, layout: str):
         ((0, 2, 4, 4), (2, 2), 2, 0),
     ],
 )
-def test_known_geometries(backend: Here, shape, kernel, stride, pad, layout: str):
+def test_known_geometries_are_correct(backend: Here, shape, kernel, stride, pad, layout: str):
     for dtype in DTYPES:
         check(backend, shape, kernel, stride, pad, dtype, layout)
 
@@ -98,7 +100,7 @@ def test_the_order_of_rows_and_entries(backend: Here):
     )
 
 
-def test_images_of_integers(backend: Here):
+def test_integer_images_are_accepted(backend: Here):
     x = backend.array(np.arange(16, dtype="uint8").reshape(1, 1, 4, 4))
     col = im2col(x, 2, 2, stride=2)
     assert col.dtype == x.dtype
@@ -107,7 +109,7 @@ def test_images_of_integers(backend: Here):
     )
 
 
-def test_errors(backend: Here):
+def test_wrong_arguments_are_refused(backend: Here):
     x = backend.array(normal(2, 1, 4, 5))
     refuses(ShapeError, "(N, C, H, W)", "(1, 4, 5)", call=lambda: im2col(x[0, ...], 2, 2))
     refuses(ShapeError, "kernel 5x2", "input 4x5", call=lambda: im2col(x, 5, 2))

@@ -65,7 +65,7 @@ def check(
     with_bias=st.booleans(),
 )
 @with_each_kernel
-def test_drawn(backend: Here, shape, dtype, layouts, with_bias):
+def test_drawn_arguments_agree_with_the_reference(backend: Here, shape, dtype, layouts, with_bias):
     check(backend, shape, dtype, layouts, with_bias)
 
 
@@ -73,13 +73,13 @@ def test_drawn(backend: Here, shape, dtype, layouts, with_bias):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("n", [0, 1, 4])
 @with_each_kernel
-def test_batches_and_layouts(backend: Here, n: int, layout: str, dtype: str):
+def test_any_batch_and_layout_is_accepted(backend: Here, n: int, layout: str, dtype: str):
     check(backend, (n, 3, 2), dtype, (layout,) * 3, True)
 
 
 @needs("torch")
 @with_each_kernel
-def test_pytorchs_linear(backend: Here):
+def test_linear_agrees_with_pytorch(backend: Here):
     import torch
 
     hosts = normal(4, 5), normal(3, 5, seed=1), normal(3, seed=2)
@@ -94,7 +94,7 @@ def test_pytorchs_linear(backend: Here):
 
 
 @with_each_kernel
-def test_numerical_gradient(backend: Here):
+def test_gradients_agree_with_numerical_gradients(backend: Here):
     hosts = [normal(2, 3), normal(4, 3, seed=1), normal(4, seed=2)]
     arrays, dy = [backend.array(a) for a in hosts], backend.array(normal(2, 4, seed=3))
     for i, gradient in enumerate(linear_backward(dy, linear(*arrays)[1])):
@@ -128,14 +128,14 @@ def test_what_is_not_needed_is_not_made(backend: Here):
         (("bias of shape (4,)", "(1, 4)"), (2, 3), (4, 3), (1, 4)),
     ],
 )
-def test_errors(backend: Here, words, x, weight, bias):
+def test_wrong_arguments_are_refused(backend: Here, words, x, weight, bias):
     arrays = [
         None if shape is None else backend.array(np.ones(shape)) for shape in (x, weight, bias)
     ]
     refuses(ShapeError, "linear: ", *words, call=lambda: linear(*arrays))
 
 
-def test_foreign_arrays(backend: Here):
+def test_foreign_arrays_are_refused(backend: Here):
     weight = backend.array(normal(4, 3), "float32")
     refuses_mixed(backend, "linear: ", linear, normal(2, 3), normal(4, 3))
     refuses_mixed(
@@ -185,7 +185,9 @@ def check_relu(
     with_bias=st.booleans(),
 )
 @with_each_kernel
-def test_linear_relu_drawn(backend: Here, shape: Any, dtype: str, layouts: Any, with_bias: bool):
+def test_linear_relu_agrees_with_the_reference(
+    backend: Here, shape: Any, dtype: str, layouts: Any, with_bias: bool
+):
     check_relu(backend, shape, dtype, layouts, with_bias)
 
 

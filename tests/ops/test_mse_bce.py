@@ -65,7 +65,9 @@ FACTORS += [(PAIRS[1], factors) for factors in (("pos_weight",), ("weight", "pos
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 @pytest.mark.parametrize(("name", "factors"), FACTORS, ids=str)
-def test_values_and_gradients(backend: Here, name: str, factors: tuple, reduction: str, dtype: str):
+def test_values_and_gradients_are_correct(
+    backend: Here, name: str, factors: tuple, reduction: str, dtype: str
+):
     x, t = 3 * normal(3, 4, 2), np.random.default_rng(1).random((3, 4, 2))
     x[0, 0], t[0, 0, 0], t[0, 0, 1] = (1e4, 0.0, 1.0) if name != "mse_loss" else (9, 0, 1)
     shapes = {"weight": (4, 2), "pos_weight": (4, 1)}
@@ -85,7 +87,7 @@ def test_values_and_gradients(backend: Here, name: str, factors: tuple, reductio
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_numerical_gradient(backend: Here, name: str):
+def test_gradients_agree_with_numerical_gradients(backend: Here, name: str):
     host, t = normal(3, 2), backend.array(np.random.default_rng(0).random((3, 2)))
     op = getattr(ops, name)
     options: dict[str, Any] = {"weight": backend.array(normal(2, seed=1))}
@@ -112,7 +114,7 @@ def test_far_out_and_empty(backend: Here, name: str):
 
 
 @pytest.mark.parametrize("name", PAIRS)
-def test_errors(backend: Here, name: str):
+def test_wrong_arguments_are_refused(backend: Here, name: str):
     op = getattr(ops, name)
     x, t = normal(2, 3), np.ones((2, 3))
     refuses_mixed(backend, f"{name}: ", op, x, t)

@@ -77,14 +77,16 @@ def check(here: Here, case: Case, dtype: str, layouts: tuple[str, str], seed: in
 @pytest.mark.parametrize("dtype", DTYPES)
 @cases
 @with_each_kernel
-def test_values_and_gradients(backend: Here, case: Case, dtype: str):
+def test_values_and_gradients_are_correct(backend: Here, case: Case, dtype: str):
     check(backend, case, dtype, ("packed", "packed"))
 
 
 @settings(max_examples=30)
 @given(case=drawn(), dtype=st.just("float64"), layouts=st.tuples(*[st.sampled_from(LAYOUTS)] * 2))
 @with_each_kernel
-def test_drawn(backend: Here, case: Case, dtype: str, layouts: tuple[str, str]):
+def test_drawn_arguments_agree_with_the_reference(
+    backend: Here, case: Case, dtype: str, layouts: tuple[str, str]
+):
     check(backend, case, dtype, layouts, seed=5)
 
 
@@ -92,7 +94,9 @@ def test_drawn(backend: Here, case: Case, dtype: str, layouts: tuple[str, str]):
 @settings(max_examples=400)
 @given(case=drawn(), dtype=st.just("float64"), layouts=st.tuples(*[st.sampled_from(LAYOUTS)] * 2))
 @with_each_kernel
-def test_drawn_at_length(backend: Here, case: Case, dtype: str, layouts: tuple[str, str]):
+def test_many_drawn_arguments_agree_with_the_reference(
+    backend: Here, case: Case, dtype: str, layouts: tuple[str, str]
+):
     check(backend, case, dtype, layouts, seed=7)
 
 
@@ -110,7 +114,7 @@ def test_drawn_at_length(backend: Here, case: Case, dtype: str, layouts: tuple[s
     ],
 )
 @with_each_kernel
-def test_memory_layouts(backend: Here, name: str, layout: str):
+def test_any_memory_layout_is_accepted(backend: Here, name: str, layout: str):
     check(backend, CASES[name], "float64", (layout, "packed"))
     check(backend, CASES[name], "float64", ("packed", layout))
 
@@ -118,7 +122,7 @@ def test_memory_layouts(backend: Here, name: str, layout: str):
 @needs("torch")
 @cases
 @with_each_kernel
-def test_pytorch(backend: Here, case: Case):
+def test_values_and_gradients_agree_with_pytorch(backend: Here, case: Case):
     import torch
 
     hosts = case.hosts(11)
@@ -136,7 +140,7 @@ def test_pytorch(backend: Here, case: Case):
 
 @pytest.mark.parametrize("name", ["batch, images", "instance", "group", "layer, two axes"])
 @with_each_kernel
-def test_numerical_gradient(backend: Here, name: str):
+def test_gradients_agree_with_numerical_gradients(backend: Here, name: str):
     case = CASES[name]
     hosts = case.hosts(21)
     arrays = [backend.array(a) for a in hosts]
@@ -328,7 +332,7 @@ X = normal(2, 4, 3)
         ),
     ],
 )
-def test_errors(backend: Here, kind, words, call):
+def test_wrong_arguments_are_refused(backend: Here, kind, words, call):
     refuses(kind, *words, call=lambda: call(backend.array))
 
 

@@ -72,7 +72,7 @@ def test_values_and_adjoint(backend: Here, case: tuple, dtype: str, layout: str)
 
 
 @modes
-def test_numerical_gradient(backend: Here, mode: str):
+def test_gradients_agree_with_numerical_gradients(backend: Here, mode: str):
     host, flat = normal(1, 2, 3, 4), (3, 1, 0, 2)
     y, cache = pad(backend.array(host), flat, mode)
     dy = backend.array(normal(*y.shape, seed=1))
@@ -84,7 +84,7 @@ def test_numerical_gradient(backend: Here, mode: str):
 
 @needs("torch")
 @modes
-def test_against_pytorch(backend: Here, mode: str):
+def test_values_and_gradients_agree_with_pytorch(backend: Here, mode: str):
     import torch
 
     host, flat = normal(2, 3, 4, 5, 3), (2, 1, 0, 3, 1, 1)
@@ -149,7 +149,7 @@ def test_a_gradient_that_is_one_number_broadcast(backend: Here):
         ),
     ],
 )
-def test_errors(backend: Here, kind, words, flat, options):
+def test_wrong_arguments_are_refused(backend: Here, kind, words, flat, options):
     x = backend.array(normal(1, 2, 3, 4))
     refuses(kind, "pad: ", *words, call=lambda: pad(x, flat, **options))
     hollow = backend.array(np.zeros((1, 2, 0)))

@@ -171,7 +171,7 @@ def without_dilation(case: Case) -> bool:
 @pytest.mark.parametrize("dtype", DTYPES)
 @cases
 @with_each_kernel
-def test_values_and_gradients(backend: Here, case: Case, dtype: str):
+def test_values_and_gradients_are_correct(backend: Here, case: Case, dtype: str):
     check_maximum(backend, case, normal(*case.shape), dtype, ("packed", "packed"))
     if without_dilation(case):
         check_mean(backend, case, normal(*case.shape), dtype, ("packed", "packed"))
@@ -207,7 +207,9 @@ def test_mean_drawn(backend: Here, case: Case, dtype: str, layouts: tuple[str, s
 @settings(max_examples=300)
 @given(case=drawn(dilations=3), dtype=st.sampled_from(DTYPES), layouts=layouts_drawn)
 @with_each_kernel
-def test_drawn_at_length(backend: Here, case: Case, dtype: str, layouts: tuple[str, str]):
+def test_many_drawn_arguments_agree_with_the_reference(
+    backend: Here, case: Case, dtype: str, layouts: tuple[str, str]
+):
     assume(sees_the_input(case))
     x = np.round(normal(*case.shape, seed=5) * 3)
     check_maximum(backend, case, x, dtype, layouts)
@@ -221,7 +223,7 @@ symmetric = lambda case: all(before == after for before, after in case.plain()[2
 @needs("torch")
 @pytest.mark.parametrize("case", [*filter(symmetric, CASES.values())], ids=str)
 @with_each_kernel
-def test_pytorchs_pooling(backend: Here, case: Case):
+def test_pooling_agrees_with_pytorch(backend: Here, case: Case):
     import torch
 
     kernel, stride, pads, dilation, _ = case.plain()
@@ -251,7 +253,7 @@ def test_pytorchs_pooling(backend: Here, case: Case):
     "name", ["overlapping", "asymmetric pads", "ceil over the padding's end, not counted"]
 )
 @with_each_kernel
-def test_numerical_gradient(backend: Here, name: str):
+def test_gradients_agree_with_numerical_gradients(backend: Here, name: str):
     case = CASES[name]
     host = distinct(1, 1, *case.shape[2:])
     for forward, backward in (
@@ -271,7 +273,7 @@ def test_numerical_gradient(backend: Here, name: str):
     "name", ["2x2, as SimpleConvNet", "padded, not counted", "asymmetric pads, ceil"]
 )
 @with_each_kernel
-def test_memory_layouts(backend: Here, name: str, layout: str):
+def test_any_memory_layout_is_accepted(backend: Here, name: str, layout: str):
     x = np.round(normal(*CASES[name].shape, seed=8) * 2)
     for layouts in mixtures(layout, 2):
         check_maximum(backend, CASES[name], x, "float64", layouts)
@@ -373,7 +375,7 @@ def test_no_window_sees_nothing_but_padding(backend: Here):
     "name", ["2x2, as SimpleConvNet", "padded, not counted", "asymmetric pads, ceil"]
 )
 @with_each_kernel
-def test_batches_of_one_and_of_none(backend: Here, name: str, n: int):
+def test_batches_of_one_and_of_none_are_accepted(backend: Here, name: str, n: int):
     case = CASES[name]
     x = backend.array(normal(3, *case.shape[1:]), "float32")
     for forward, backward in (
@@ -439,7 +441,7 @@ def test_nothing_is_kept_unasked(backend: Here):
         ),
     ],
 )
-def test_errors(backend: Here, kind, words, shape, kernel, options):
+def test_wrong_arguments_are_refused(backend: Here, kind, words, shape, kernel, options):
     x = backend.array(normal(*shape))
     refuses(kind, "max_pool2d: ", *words, call=lambda: max_pool2d(x, kernel, **options))
     refuses(kind, "avg_pool2d: ", *words, call=lambda: avg_pool2d(x, kernel, **options))

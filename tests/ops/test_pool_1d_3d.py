@@ -140,7 +140,7 @@ def test_avg_pool(backend: Here, name: str, include: bool, dtype: str):
 
 
 @with_each_kernel
-def test_empty_batch(backend: Here):
+def test_an_empty_batch_is_accepted(backend: Here):
     x = backend.array(np.zeros((0, 2, 4)))
     for op, backward, arguments in [
         (ops.max_pool1d, ops.max_pool1d_backward, (2,)),
@@ -159,7 +159,7 @@ def test_nothing_kept(backend: Here):
         assert getattr(ops, name)(x, 2, keep=False)[1] is None
 
 
-def test_errors(backend: Here):
+def test_wrong_arguments_are_refused(backend: Here):
     x = backend.array(normal(1, 2, 5))
     refuses(
         ShapeError,

@@ -48,7 +48,7 @@ def drawn(draw: st.DrawFn) -> tuple[tuple[int, ...], dict[str, Any]]:
     case=drawn(), dtype=st.sampled_from(DTYPES), layouts=st.tuples(*[st.sampled_from(LAYOUTS)] * 2)
 )
 @needs("torch")
-def test_interpolation_against_pytorch(backend: Here, case: tuple, dtype: str, layouts: tuple):
+def test_interpolation_agrees_with_pytorch(backend: Here, case: tuple, dtype: str, layouts: tuple):
     torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
     shape, options = case
     host = normal(*shape)
@@ -88,7 +88,7 @@ def test_sizes_at_which_rounding_could_matter():
         {"size": (5, 1), "mode": "bilinear", "align_corners": True},
     ],
 )
-def test_gradients_by_differences(backend: Here, options: dict):
+def test_gradients_agree_with_finite_differences(backend: Here, options: dict):
     host = normal(2, 2, 3, 4)
     y, cache = ops.interpolate(backend.array(host), **options)
     dy = backend.array(normal(*y.shape, seed=1))
@@ -112,7 +112,7 @@ def test_a_doubling_takes_few_slices():
     r=st.integers(1, 3), size=st.tuples(*[st.integers(1, 3)] * 4), layout=st.sampled_from(LAYOUTS)
 )
 @needs("torch")
-def test_pixel_shuffle_against_pytorch(backend: Here, r: int, size: tuple, layout: str):
+def test_pixel_shuffle_agrees_with_pytorch(backend: Here, r: int, size: tuple, layout: str):
     torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
     n, c, h, w = size
     small, large = normal(n, c * r * r, h, w), normal(n, c, h * r, w * r)
@@ -152,7 +152,7 @@ X = normal(1, 4, 3, 3)
         (ShapeError, ("*S", "got 2 axes"), X[0, 0], {"size": 2}),
     ],
 )
-def test_errors(backend: Here, kind, words, x, options):
+def test_wrong_arguments_are_refused(backend: Here, kind, words, x, options):
     refuses(
         kind, "interpolate: ", *words, call=lambda: ops.interpolate(backend.array(x), **options)
     )

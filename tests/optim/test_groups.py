@@ -91,7 +91,7 @@ def test_a_training_continues_with_its_groups(backend: Here, tmp_path: Path):
 
 
 @pytest.mark.parametrize("groups", [3, {"fc1": 2.0}, {"fc1": {"lr": 1.0}}, {"x": {}}])
-def test_a_damaged_checkpoint(tmp_path: Path, groups: Any):
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path, groups: Any):
     pytest.importorskip("safetensors")
     x, t = patches(20)
     run = Trainer(small_net("numpy"), x, t, epochs=1, batch_size=10, verbose=False)
@@ -102,7 +102,7 @@ def test_a_damaged_checkpoint(tmp_path: Path, groups: Any):
     refuses(ModelFormatError, "groups", call=lambda: Trainer.resume(path, x, t, device="numpy"))
 
 
-def test_refusals():
+def test_wrong_arguments_are_refused():
     for groups, words in (
         ([("fc1", {})], ("groups", "lr_factor")),
         ({"fc1": {"lr": 0.1}}, ("'fc1'", "'lr'", "lr_factor")),

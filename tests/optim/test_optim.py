@@ -44,7 +44,7 @@ def values(backend, seed=0, dtype="float64"):
 
 @needs("torch")
 @every_rule
-def test_against_pytorch(backend, kind, param, torch_name, torch_param):
+def test_values_and_gradients_agree_with_pytorch(backend, kind, param, torch_name, torch_param):
     import torch
 
     params, optimizer = values(backend), kind(**param)
@@ -87,7 +87,7 @@ def by_hand(kind, p, grads, lr):
 
 
 @pytest.mark.parametrize("kind", [SGD, Momentum, Adam])
-def test_against_the_rule_by_hand(backend, kind):
+def test_updates_agree_with_the_rule_by_hand(backend, kind):
     optimizer, grads = kind(lr=0.05), [0.5, -2.0, 0.0, 1e-3]
     params = {"p": backend.backend.asarray(np.array([1.5]))}
     for g in grads:
@@ -138,7 +138,7 @@ def one_number(kind, o, p, grads):
 
 @pytest.mark.parametrize(("kind", "options"), EVERY_OPTION)
 @with_each_kernel
-def test_every_option_by_hand(backend, kind, options):
+def test_every_option_agrees_with_the_rule_by_hand(backend, kind, options):
     """One parameter from the first step on, and one whose first gradient comes at the third: its
     own steps are counted."""
     optimizer, grads = kind(**options), [0.5, -2.0, 0.25, 1e-3, 1.0]
@@ -324,7 +324,7 @@ def test_arguments_beside_a_finished_optimizer():
         make_optimizer(SGD(0.1), {"lr": 5.0})
 
 
-def test_one_of_ones_own(backend):
+def test_an_optimizer_that_you_write_trains(backend):
     class Signs(Optimizer):
         slots = ("count",)
 

@@ -54,7 +54,7 @@ def torch_walk(case):
 @needs("torch")
 @pytest.mark.parametrize("case", range(len(CASES)), ids=WORDS)
 @with_each_kernel
-def test_fifty_steps_as_in_torch(backend, case):
+def test_fifty_steps_agree_with_torch(backend, case):
     kind, _, arguments = CASES[case]
     params, optimizer = writable(backend, start()), kind(**arguments)
     same = dict(params)

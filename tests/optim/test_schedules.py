@@ -299,5 +299,5 @@ def test_they_are_values():
         (OneCycleLR(7, 3 / 7, "cos", 4.0, 2.0, True), [2, 5, 8, 5, 2, 1.5, 1]),
     ],
 )
-def test_rates_by_hand(schedule, rates):
+def test_rates_agree_with_values_by_hand(schedule, rates):
     assert [schedule(step, 8.0) for step in range(len(rates))] == pytest.approx(rates, rel=1e-12)

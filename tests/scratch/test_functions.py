@@ -81,7 +81,7 @@ def test_cross_entropy_error(backend, dtype):
     )
 
 
-def test_numerical_gradient(backend):
+def test_gradients_agree_with_numerical_gradients(backend):
     def f(x):
         return backend.xp.sum(x * x * x)
 

@@ -294,7 +294,7 @@ def test_resuming_with_transforms_of_your_own(tmp_path):
 
 def test_what_a_checkpoint_says_of_it(tmp_path):
     stopped(tmp_path, 2, augment=[Shift((2, 1), p=0.5)])
-    with pytest.raises(ArgumentError, match=r"the training has augment=.*leave it out"):
+    with pytest.raises(ArgumentError, match=r"the training run has augment=.*leave it out"):
         resumed(tmp_path, augment=[Shift(3)])
     assert resumed(tmp_path, augment=Shift((2, 1), p=0.5)).augment == (Shift((2, 1), p=0.5),)
     (file,) = tmp_path.glob("*.safetensors")

@@ -90,7 +90,7 @@ class AtLine:
         sys.settrace(self.before)
 
 
-def test_ctrl_c_at_any_line():
+def test_ctrl_c_at_any_line_leaves_a_whole_state():
     """Nothing is lost, and nothing is done twice, wherever it comes."""
     options = {"epochs": 1, "mini_batch_size": 25}
     whole, traced = make(**options), make(**options)

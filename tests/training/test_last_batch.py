@@ -84,11 +84,11 @@ def untracked(device="numpy"):
 @pytest.mark.parametrize(
     ("tested", "options", "words"),
     [
-        (1, {}, "x_test would be evaluated on one; give more images"),
+        (1, {}, "x_test would be evaluated on one; pass more images"),
         (
             8,
             {"evaluate_sample_num_per_epoch": 1},
-            "x_train would be evaluated on one; give more images (",
+            "x_train would be evaluated on one; pass more images (",
         ),
     ],
 )

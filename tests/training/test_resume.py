@@ -108,7 +108,7 @@ def test_a_stop_that_comes_between_two_steps_has_its_checkpoint(tmp_path, monkey
     assert resumed(tmp_path).steps_done == trainer.steps_done
 
 
-def test_stopped_again_and_again(tmp_path):
+def test_a_run_stopped_again_and_again_resumes_exactly(tmp_path):
     whole = uninterrupted()
     trainer = stopped(tmp_path, 2)
     while not trainer.finished:
@@ -162,7 +162,7 @@ def check(path, step=9, **options):
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_every_optimizer(tmp_path, name):
+def test_every_optimizer_resumes_exactly(tmp_path, name):
     again, whole = check(tmp_path, optimizer=name, optimizer_param={"lr": 0.01, **OWN[name]})
     assert type(again.optimizer) is type(whole.optimizer)
     ours, theirs = again.optimizer.state_dict(), whole.optimizer.state_dict()
@@ -228,7 +228,7 @@ def test_a_schedule_continues_where_it_was(tmp_path, unit):
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_every_option(tmp_path, options):
+def test_every_option_resumes_exactly(tmp_path, options):
     if "seed" in options:
         stopped(tmp_path, 3, **options)
         once, twice = resumed(tmp_path), resumed(tmp_path)

@@ -89,7 +89,7 @@ class Forgetful(Signs):
         super().__init__(lr)
 
 
-def test_an_optimizer_of_ones_own(tmp_path):
+def test_an_optimizer_that_you_write_resumes(tmp_path):
     whole = make(optimizer=Signs(0.01, 0.5), optimizer_param=None)
     whole.train()
     stopped(tmp_path, 3, optimizer=Signs(0.01, 0.5), optimizer_param=None)

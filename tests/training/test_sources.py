@@ -225,7 +225,7 @@ def test_what_is_refused():
     for arguments, says in (
         ((data, t), "x_train is a Dataset, which has its labels; leave t_train out"),
         ((x, t, data, t), "x_test is a Dataset"),
-        ((x, t, stream), "x_test is a Stream, which only trains"),
+        ((x, t, stream), "x_test is a Stream, which is for training only"),
         ((stream, t), "not taken with t_train"),
         ((Items(x),), "expected a pair"),
     ):

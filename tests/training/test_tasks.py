@@ -161,7 +161,7 @@ def test_a_test_set_may_be_left_out_or_split_off(backend):
         assert places == sorted(places)
         np.testing.assert_array_equal(backend.host(run.t_test), CLASSES[places])
         np.testing.assert_array_equal(train, np.delete(X.reshape(40, -1), places, axis=0))
-    with pytest.raises(ArgumentError, match=r"give x_test and t_test, or validation_split"):
+    with pytest.raises(ArgumentError, match=r"pass x_test and t_test, or validation_split"):
         Trainer(net(4), X, CLASSES, X, CLASSES, **given)
     with pytest.raises(ArgumentError, match=r"would leave 0 to test on and 40 to train on"):
         Trainer(net(4), X, CLASSES, **{**given, "validation_split": 0.001})

@@ -156,7 +156,7 @@ def test_training_continues_for_more_epochs(backend):
         ({"epochs": 0}, "all 0 epochs are done"),
         (
             {"early_stopping": 1, "optimizer_param": {"lr": 0.0}, "epochs": 9},
-            "early stopping has ended the training; make a new Trainer",
+            "early stopping has ended the training run; make a new Trainer",
         ),
     ],
 )

@@ -17,7 +17,7 @@ class Callback(AnswersKeywords):
 
     All methods except ``on_train_end`` run between two whole steps. ``Trainer.train`` stops at an
     exception in one of them and raises it. The model then has the weights of the last finished
-    step, and ``train()`` continues from there. To end a training without an error, call
+    step, and ``train()`` continues from there. To end a training run without an error, call
     ``trainer.stop()``.
 
     Attributes:

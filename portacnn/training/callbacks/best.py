@@ -15,7 +15,7 @@ class KeepBest(Callback):
     """Save the model (``Model.save``) after each epoch with the best test figure so far.
 
     It saves the weights that were evaluated; with an ``EMA`` these are the averages. For
-    checkpoints to resume a training from, see ``Trainer(checkpoint_dir=...)``.
+    checkpoints to resume a training run from, see ``Trainer(checkpoint_dir=...)``.
 
     Args:
         path: the file. Its folder is created.

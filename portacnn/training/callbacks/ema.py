@@ -151,7 +151,7 @@ class EMA(Callback):
         for name in ("decay", "warm_up"):
             if state.get(name) != getattr(self, name):
                 raise ArgumentError(
-                    f"the training averages with {name}={state.get(name)!r:.80}, got "
+                    f"the training run averages with {name}={state.get(name)!r:.80}, got "
                     f"{getattr(self, name)!r}; pass the same",
                     "EMA",
                 )

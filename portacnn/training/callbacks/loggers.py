@@ -1,7 +1,7 @@
 """``CSVLogger`` and ``JSONLogger``: each epoch's figures as a line of a text file.
 
-The lines are made from ``Trainer.history``. A training that resumes from a checkpoint first writes
-the lines of earlier epochs, so the file is the same as without an interruption.
+The lines are made from ``Trainer.history``. A training run that resumes from a checkpoint first
+writes the lines of earlier epochs, so the file is the same as without an interruption.
 """
 
 import csv

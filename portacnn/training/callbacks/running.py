@@ -1,4 +1,5 @@
-"""``Callbacks``: the callbacks of one training, called in the order in which they were given."""
+"""``Callbacks``: the callbacks of one training run, called in the order in which they were
+given."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -136,8 +137,8 @@ class Callbacks:
             raise ModelFormatError(f"callbacks must be states by name, got {told(rest)}")
         if rest.keys() != self.named.keys():
             raise ArgumentError(
-                f"the training has the callbacks {_listed(rest)}, got {_listed(self.named)}; pass "
-                "the same kinds: resume(..., callbacks=[...])"
+                f"the training run has the callbacks {_listed(rest)}, got {_listed(self.named)}; "
+                "pass the same kinds: resume(..., callbacks=[...])"
             )
         for name, each in self.named.items():
             each.load_state_dict({**rest[name], **within(name, arrays)})

@@ -18,11 +18,11 @@ class TensorBoard(Callback):
     """Write each epoch's figures for TensorBoard, and the loss of each of its steps.
 
     The horizontal axis counts steps. A metric of several values becomes a curve for each of them.
-    View the curves with ``tensorboard --logdir folder``. A training that resumes writes a new file,
-    which tells TensorBoard to discard later steps of earlier files.
+    View the curves with ``tensorboard --logdir folder``. A training run that resumes writes a new
+    file, which tells TensorBoard to discard later steps of earlier files.
 
     Args:
-        folder: of the event files; use one for each training. It is created.
+        folder: of the event files; use one for each training run. It is created.
 
     Raises:
         DependencyError: if neither tensorboard nor tensorboardX is installed.
