@@ -102,7 +102,8 @@ def classes_or_shares(
     if targets.shape != by_class:
         raise LabelError(
             f"{loss} expects class indices {by_index} or shares of classes {by_class} for outputs "
-            f"of {shape}, got shape {targets.shape}{_reshaped(targets, by_index)}"
+            f"of {shape}, got shape {targets.shape}"
+            f"{_reshaped(targets, by_index) or _masks(targets, shape)}"
         )
     rows = one_hot(targets)
     if rows.all():
@@ -188,6 +189,14 @@ def _reshaped(targets: HostArray, wanted: Shape) -> str:
     return ""
 
 
+def _masks(targets: HostArray, shape: Shape) -> str:
+    """Return which network fits, if these are masks and the network has an output for each class
+    of the whole image."""
+    if len(shape) == 1 and targets.ndim == 3:
+        return "; masks fit a network with a map for each class, such as models.UNet"
+    return ""
+
+
 def on_or_off(
     targets: HostArray, shape: Shape, *, dtype: str, loss: str = "BCEWithLogits", soft: bool = True
 ) -> HostArray:
@@ -264,9 +273,11 @@ def kinds(targets: HostArray, *, loss: str, apart: bool = False) -> HostArray:
         LabelError: anything else; or no two samples are of one kind, so there is no loss.
     """
     if targets.ndim != 1 or targets.dtype.kind not in "iub":
+        hint = '; for values use loss="mse"' if targets.dtype.kind == "f" else ""
         raise LabelError(
             f"{loss} expects a whole number (N,) for each sample, the same for samples of one "
             f"kind; got {targets.dtype} of shape {targets.shape}"
+            f"{hint}"
         )
     found = len(np.unique(targets))
     if 1 < len(targets) == found:
