@@ -101,7 +101,8 @@ def classes_or_shares(
     if targets.shape != by_class:
         raise LabelError(
             f"{loss} expects class indices {by_index} or shares of classes {by_class} for outputs "
-            f"of {shape}, got shape {targets.shape}{_reshaped(targets, by_index)}"
+            f"of {shape}, got shape {targets.shape}"
+            f"{_reshaped(targets, by_index) or _masks(targets, shape)}"
         )
     rows = one_hot(targets)
     if rows.all():
@@ -184,6 +185,14 @@ def _reshaped(targets: HostArray, wanted: Shape) -> str:
     """Return how to make targets of this shape, if only axes of length 1 are in excess."""
     if targets.ndim > len(wanted) and targets.size == np.prod(wanted):
         return f"; use targets.reshape({wanted})"
+    return ""
+
+
+def _masks(targets: HostArray, shape: Shape) -> str:
+    """Return which network fits, if these are masks and the network has an output for each class
+    of the whole image."""
+    if len(shape) == 1 and targets.ndim == 3:
+        return "; masks fit a network with a map for each class, such as models.UNet"
     return ""
 
 
@@ -289,9 +298,10 @@ def kinds(targets: HostArray, *, loss: str, apart: bool = False) -> HostArray:
         LabelError: for other targets, or if every class has one sample, so that there is no loss.
     """
     if targets.ndim != 1 or targets.dtype.kind not in "iub":
+        hint = '; for values use loss="mse"' if targets.dtype.kind == "f" else ""
         raise LabelError(
             f"{loss} expects integers (N,), equal for samples of one class; got {targets.dtype} "
-            f"of shape {targets.shape}"
+            f"of shape {targets.shape}{hint}"
         )
     found = len(np.unique(targets))
     if 1 < len(targets) == found:

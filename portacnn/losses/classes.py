@@ -300,7 +300,10 @@ class Dice(Loss):
 
     def _checked(self, t: HostArray, shape: Shape, dtype: str) -> HostArray:
         if len(shape) < 2:
-            raise ShapeError(f"Dice expects outputs (C, *S) with spatial axes, got {shape}")
+            raise ShapeError(
+                f"Dice expects outputs (C, *S) with spatial axes, got {shape}; for one class a "
+                'sample use loss="cross_entropy"'
+            )
         if self.multilabel:
             return on_or_off(t, shape, dtype=dtype, loss="Dice(multilabel=True)", soft=False)
         if shape[0] == 1:

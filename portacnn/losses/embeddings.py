@@ -32,7 +32,10 @@ class _Embeddings(Loss):
     def _checked(self, t: HostArray, shape: Shape, dtype: str) -> HostArray:
         name = type(self).__name__
         if len(shape) != 1:
-            raise ShapeError(f"{name} expects embeddings (D,), the outputs are {shape}")
+            raise ShapeError(
+                f"{name} expects embeddings (D,), the outputs are {shape}; add Flatten() and a "
+                "Linear layer"
+            )
         return kinds(t, loss=name, apart=self.apart)
 
     def num_outputs(self, t: Any) -> int | None:

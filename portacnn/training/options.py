@@ -154,10 +154,11 @@ def check_precision(precision: Any, model: Model) -> str:
 
 def check_trainable(model: Model) -> None:
     """Raise StateError if the model has parameters and all of them are frozen."""
-    if model.named_parameters() and not learns(model):
+    if (parameters := model.named_parameters()) and not learns(model):
+        last = [*parameters][-1].rpartition(".")[0]
         raise StateError(
-            'all parameters are frozen, so there is nothing to train; call model.unfreeze("fc") '
-            "for those to train",
+            "all parameters are frozen, so there is nothing to train; call "
+            f'model.unfreeze("{last}") for those to train',
             model.where,
         )
 
