@@ -125,9 +125,7 @@ class ConvNetClassifier(ClassifierMixin, ConvNet):
 
     def _begin_with(self, images: Array, classes: HostArray) -> None:
         if len(classes) < 2:
-            raise LabelError(
-                f"expected at least two classes, got one class: {classes.tolist()[0]!r}"
-            )
+            raise LabelError(f"expected at least two classes, got {classes.tolist()}")
         self._begin(images, len(classes))
         self.classes_ = classes
 
