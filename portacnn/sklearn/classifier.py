@@ -18,7 +18,7 @@ from portacnn.sklearn.base import ConvNet
 from portacnn.sklearn.images import on_host, received
 
 
-@dataclass(repr=False, eq=False)
+@dataclass(kw_only=True, repr=False, eq=False)
 class ConvNetClassifier(ClassifierMixin, ConvNet):
     """Classify images with a convolutional network.
 
@@ -125,7 +125,7 @@ class ConvNetClassifier(ClassifierMixin, ConvNet):
 
     def _begin_with(self, images: Array, classes: HostArray) -> None:
         if len(classes) < 2:
-            raise LabelError(f"expected at least two classes, got one class: {classes[0]!r}")
+            raise LabelError(f"expected at least two classes, got {classes.tolist()}")
         self._begin(images, len(classes))
         self.classes_ = classes
 

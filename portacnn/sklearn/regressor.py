@@ -14,7 +14,7 @@ from portacnn.sklearn.base import ConvNet
 from portacnn.sklearn.images import received
 
 
-@dataclass(repr=False, eq=False)
+@dataclass(kw_only=True, repr=False, eq=False)
 class ConvNetRegressor(RegressorMixin, ConvNet):
     """Predict values of images with a convolutional network: one value each, or several.
 

@@ -149,9 +149,19 @@ def test_wrong_arguments(x, options, error, message):
         ConvNetClassifier(**{**FEW, **options}).fit(x, T)
 
 
+@pytest.mark.parametrize("kind", [ConvNetClassifier, ConvNetRegressor])
+def test_one_parameter_may_be_given_by_position(kind):
+    """The others have names only: their order is no promise."""
+    assert kind("resnet20").model == "resnet20"
+    with pytest.raises(TypeError, match="positional"):
+        kind("resnet20", "mse")
+    assert set(kind().get_params()) - {"class_weight"} == set(ConvNetRegressor().get_params())
+    assert kind().loss == {ConvNetClassifier: "cross_entropy", ConvNetRegressor: "mse"}[kind]
+
+
 def test_wrong_data():
     net = ConvNetClassifier(tiny, **FEW)
-    with pytest.raises(LabelError, match="at least two classes, got one"):
+    with pytest.raises(LabelError, match=r"at least two classes, got \['few'\]"):
         net.fit(X, ["few"] * 24)
     net.fit(X, T)
     with pytest.raises(ShapeError, match=r"expected images \(N, 1, 8, 8\), got shape \(24, 4, 16"):
