@@ -4,9 +4,9 @@
 
 Scenes of two to six digits and clutter are composed from the packaged sample. The network says of
 each pixel whether it is background, clutter included, or of which digit it is. Mean IoU is over
-these 11 classes, in scenes of test digits. The settings were chosen by that of --validate, on scenes
-of 800 training digits that were left out for it. The figure has four test scenes and a larger
-canvas: the network takes images of any size that is a multiple of 8.
+these 11 classes, in scenes of test digits. The settings were chosen by that of --validate, on
+scenes of 800 training digits that were left out for it. The figure has four test scenes and a
+larger canvas: the network takes images of any height and width that are multiples of 8.
 """
 
 import argparse
