@@ -57,14 +57,15 @@ def average_precision(found: list[Any], true: list[Any], iou: float | str) -> fl
 
 
 def picture(model: Model, scenes: Any, canvas: Any) -> Figure:
-    """Draw the first four scenes, and a canvas, with the boxes of a score of at least 0.5."""
+    """Draw the boxes of a score of at least 0.5: in the first four scenes with their scores, and in
+    a canvas."""
     figure = Figure(figsize=(10, 5), dpi=100, layout="constrained")
     grid = figure.add_gridspec(2, 4)
     places = [grid[0, 0], grid[0, 1], grid[1, 0], grid[1, 1], grid[:, 2:]]
     found = detect(model, scenes[:4], 0.5) + detect(model, canvas, 0.5)
     for place, image, each in zip(places, [*scenes[:4], *canvas], found, strict=True):
-        axes = figure.add_subplot(place)
-        plot.boxes(image, each["boxes"], each["labels"], each["scores"], axes=axes)
+        scores = each["scores"] if image.shape[1] == SIZE else None
+        plot.boxes(image, each["boxes"], each["labels"], scores, axes=figure.add_subplot(place))
     return figure
 
 

@@ -49,6 +49,14 @@ def test_a_short_detection_finds_most_digits(tmp_path: Path):
     assert figures["ap"] >= 0.4
 
 
+@pytest.mark.slow
+def test_a_short_segmentation_tells_digits_apart(tmp_path: Path):
+    short = ("--scenes", "1000", "--epochs", "7", "--width", "8", "--test-scenes", "100")
+    figures = run("segmentation", tmp_path, *short)
+    assert figures["validation"] >= 0.35  # with background everywhere it is 0.08
+    assert figures["pixel_accuracy"] >= 0.9
+
+
 SAMPLE = ("--data", "mnist-sample")
 
 
