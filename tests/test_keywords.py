@@ -84,7 +84,7 @@ from portacnn.schedules import CosineAnnealingLR, StepLR, warm_up
         (Trainer, "eps", "optimizer_param"),
         (Trainer, "train_loader", "data.Stream"),
         (Trainer, "logger", "CSVLogger"),
-        (Trainer.train, "epochs", "give it to Trainer"),
+        (Trainer.train, "epochs", "pass it to Trainer"),
         (CrossEntropy, "class_weights", "called weight here"),
         (CrossEntropy, "reduction", "leave it out"),
         (NTXent, "tau", "called temperature here"),

@@ -26,8 +26,8 @@ class Size(NamedTuple):
     """Images of one size.
 
     Attributes:
-        most, least: how many of them go through at a time in ``predict``.
-        reason: None if the model takes them; else why not, for a message.
+        most, least: the number of images that ``predict`` processes at a time.
+        reason: None if the model accepts them; otherwise the reason, for an error message.
     """
 
     most: int
@@ -68,7 +68,7 @@ class Size(NamedTuple):
 
 
 class Sizes:
-    """The sizes of images that one model has met."""
+    """The sizes of images for which one model was called."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[int, Shape], Size] = {}

@@ -73,7 +73,7 @@ FROM_CHECKPOINT = dict.fromkeys(
 """The same for ``Trainer.resume``."""
 OF_TRAINER = dict.fromkeys(
     ("epochs", "num_epochs", "n_epochs", "batch_size", "lr", "callbacks", "verbose"),
-    "give it to Trainer(...)",
+    "pass it to Trainer(...)",
 )
 """The same for ``Trainer.train``."""
 
