@@ -46,7 +46,7 @@ SAMPLE = ("--data", "mnist-sample")
 @backends("numpy", "strict-device1", "torch", "torch-cuda", "cupy")
 def test_tiny_runs_of_classification_and_search(backend: Here, tmp_path: Path):
     words = [*SAMPLE, "--epochs", "1", "--width", "2", "--device", BACKENDS[backend.name]]
-    words += ["--images", "24", "--test-images", "30", "--out", str(tmp_path)]
+    words += ["--images", "24", "--test-images", "12", "--out", str(tmp_path)]
     classified = example("classification").main(words)
     assert 0.0 <= classified["accuracy"] <= 1.0
     found = example("search").main(words)
@@ -56,7 +56,7 @@ def test_tiny_runs_of_classification_and_search(backend: Here, tmp_path: Path):
         assert (tmp_path / f"{name}.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
         load(tmp_path / f"{name}.safetensors")
     index = Index.load(tmp_path / "index.safetensors")
-    assert len(index) == 30
+    assert len(index) == 12
 
 
 @pytest.mark.slow
