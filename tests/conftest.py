@@ -13,17 +13,9 @@ minutes.
 import gc
 import os
 import sys
-import tempfile
 import time
 
 _begun = time.monotonic()
-# Tests start many processes. Where no bytecode may be written beside the sources, each of them
-# would compile portacnn again, a third of a second: those of one run share a folder for it.
-_bytecode = None
-if sys.dont_write_bytecode and sys.pycache_prefix is None:
-    _bytecode = tempfile.TemporaryDirectory(prefix="portacnn-tests-", ignore_cleanup_errors=True)
-    os.environ["PYTHONPYCACHEPREFIX"] = _bytecode.name
-    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # one worker a core already: BLAS reads this when NumPy is first imported
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -107,6 +99,19 @@ def _quicker(patch: pytest.MonkeyPatch, module: Any) -> None:
         patch.setattr(module, "_all_dtypes", frozenset(module._all_dtypes))
     if hasattr(module, "SupportsIndex"):
         patch.setattr(module, "SupportsIndex", _Index("SupportsIndex", (), {}))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def bytecode_of_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests start many processes. Where Python may write no bytecode beside the sources, each of
+    them would compile portacnn again, a third of a second: those of one run share a folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        if sys.dont_write_bytecode and sys.pycache_prefix is None:
+            folder = tmp_path_factory.getbasetemp()
+            folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+            patch.setenv("PYTHONPYCACHEPREFIX", str(folder / "bytecode"))
+            patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -204,11 +209,6 @@ def pytest_collection_finish() -> None:
     """The thousands of tests are not looked at again by each garbage collection."""
     gc.collect()
     gc.freeze()
-
-
-def pytest_unconfigure() -> None:
-    if _bytecode is not None:
-        _bytecode.cleanup()
 
 
 def _left_out(item: pytest.Item) -> bool:

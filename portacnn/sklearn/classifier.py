@@ -125,7 +125,8 @@ class ConvNetClassifier(ClassifierMixin, ConvNet):
 
     def _begin_with(self, images: Array, classes: HostArray) -> None:
         if len(classes) < 2:
-            raise LabelError(f"expected at least two classes, got {classes.tolist()}")
+            (only,) = classes.tolist()
+            raise LabelError(f"expected at least two classes, got one class: {only!r}")
         self._begin(images, len(classes))
         self.classes_ = classes
 

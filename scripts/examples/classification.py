@@ -4,8 +4,8 @@
 
 The network has a stage of 14x14 pixels, one of 7x7 and one of 4x4, each a residual block. Training
 images are moved, turned, scaled and sheared a little in every epoch. 5,000 training images are
-for validation: the settings below were chosen by their accuracy, which the curve shows. The test
-images are looked at once, at the end. The figure has those of them that the network finds hardest.
+for validation: settings are judged by their accuracy, which the curve shows. The test images are
+looked at once, at the end. The figure has those of them that the network finds hardest.
 """
 
 import argparse

@@ -201,6 +201,27 @@ def test_segmentation():
         plot.segmentation(X[0], mask[:4, :4])
 
 
+def test_neighbors():
+    queries, found = [X[0], X[1]], [[X[2], None, X[3]], [X[4]]]
+    right = [[True, False, False], [True]]
+    captions = [["q", "a", "$b", "c"], ["r", "d"]]
+    figure = plot.neighbors(queries, found, captions=captions, right=right)
+    shown = [axes.images[0].get_array() for axes in figure.axes if axes.images]
+    expected = [X[0], X[2], X[3], X[1], X[4]]
+    assert all(np.allclose(a, b.transpose(1, 2, 0)) for a, b in zip(shown, expected, strict=True))
+    assert [axes.get_title() for axes in figure.axes] == [
+        "q", "✓ a", r"✗ \$b", "✗ c", "r", "✓ d", "", "",
+    ]  # fmt: skip
+    lines = [axes.spines["left"] for axes in figure.axes[1:3]]
+    assert lines[0].get_linestyle() != lines[1].get_linestyle()
+    assert lines[0].get_edgecolor() != lines[1].get_edgecolor()
+    for wrong in ([[X[2]]], []):
+        with pytest.raises(ArgumentError, match="a row of found for each of 2"):
+            plot.neighbors(queries, wrong)
+    with pytest.raises(ArgumentError, match="queries"):
+        plot.neighbors([], [])
+
+
 def test_boxes():
     found = [[1, 2, 5, 7], [0, 0, 8, 8]]
     figure = plot.boxes(X[0], found, [1, 0], [0.5, 0.25], truth=[[1, 1, 2, 2]], names=["a", "b"])
@@ -235,6 +256,7 @@ def test_arrays_of_each_library(backend):
         plot.embedding(net, x, t),
         plot.segmentation(x[0, ...], backend.array(np.eye(8, dtype="int64"))),
         plot.boxes(x[0, ...], backend.array(np.asarray([[1.0, 1.0, 3.0, 4.0]]))),
+        plot.neighbors([x[0, ...]], [[x[1, ...]]]),
     ]
     assert all(figure.axes for figure in figures)
     for figure in figures:

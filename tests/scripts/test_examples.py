@@ -63,14 +63,14 @@ SAMPLE = ("--data", "mnist-sample")
 @backends("numpy", "strict-device1", "torch", "torch-cuda", "cupy")
 def test_tiny_runs_of_classification_and_search(backend: Here, tmp_path: Path):
     words = [*SAMPLE, "--epochs", "1", "--width", "2", "--device", BACKENDS[backend.name]]
-    words += ["--images", "24", "--test-images", "30"]
+    words += ["--images", "24", "--test-images", "12"]
     classified = run("classification", tmp_path, *words)
     assert 0.0 <= classified["accuracy"] <= 1.0
     found = run("search", tmp_path, *words)
     assert set(found["unseen"]) == {"pixels", "stage2", "stage3", "pool", "fc1"}
     assert all(0.0 <= value <= 1.0 for part in ("all", "unseen") for value in found[part].values())
     index = Index.load(tmp_path / "index.safetensors")
-    assert len(index) == 30
+    assert len(index) == 12
 
 
 @pytest.mark.slow

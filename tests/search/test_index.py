@@ -134,6 +134,9 @@ def test_a_damaged_index_is_refused(tmp_path):
     for content in (b"", whole[:-3], whole[:40], json.dumps({"a": 1}).encode()):
         path.write_bytes(content)
         refused("is not an intact safetensors file")
+    save = pytest.importorskip("safetensors.numpy").save
+    path.write_bytes(save(tensors, {"portacnn": json.dumps(header)}))
+    refused("no checksum")
     flipped = bytearray(whole)
     flipped[-1] ^= 1
     path.write_bytes(flipped)
