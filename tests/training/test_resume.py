@@ -369,7 +369,7 @@ def test_a_device_that_is_missing_here_is_told(tmp_path):
     rewrite(path, lambda header: header.update(place="array_api_strict:device9"))
     with pytest.raises(
         BackendError,
-        match=r"training was on array_api_strict:device9; .* Or choose "
+        match=r"training run was on array_api_strict:device9; .* Or choose "
         r"another device: resume",
     ):
         resumed(path)
