@@ -102,6 +102,10 @@ class Pixels:
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_constants": None}
 
+    def check_next_on_a_device(self, check: bool) -> None:
+        """Check the next floating-point images on a device, or none until this is called again."""
+        self._floats_seen = not check
+
     def look_at_floats(self, x: Array, model: Any, known: Sequence[float]) -> None:
         """Warn once if floating-point images are on another scale than the model's: pixels 0..255
         for one that was trained on 0..1, or the other way, or pixels that ``preprocess`` would have

@@ -157,6 +157,12 @@ class Model(Sequential):
             )
         self._info = value
 
+    def check_scale(self, check: bool) -> None:
+        """Check the scale of the next floating-point images on a device, or of none there until
+        this is called again. A ``Trainer`` does without while it trains: the images that it
+        evaluates are its own."""
+        self._pixels.check_next_on_a_device(check)
+
     def infer(self, shape: Shape) -> Shape:
         if self._preprocess is not None:
             check_fits(self._preprocess, shape, self.where)
@@ -359,6 +365,9 @@ class Model(Sequential):
         x = self.received(x)
         self.check_built()
         size = self._sizes.of(x, self)
+        if not isinstance(x, Rows) and self.kept_as(x) != "uint8":
+            # here, as a prepared path does not call ``accept`` for each image
+            self._pixels.look_at_floats(x, self, self._info.input_range)
         hold = min(batch_size or size.most, image_count(x)) <= size.most
         for i, j, images in size.batches(x, batch_size):
             yield i, j, self._inference.run(self, images, self._batch, hold)
@@ -493,9 +502,11 @@ class Model(Sequential):
     def count_correct(self, x: Array, t: Array, batch_size: int | None = None) -> int:
         """Return how many images x are classified as t, labels from ``labels``. NaN is never
         correct."""
-        home = self.home
-        hits = ops.is_correct(self.predict(x, batch_size), t)
-        return int(home.to_host(home.xp.count_nonzero(hits)))
+        count: Any = 0
+        for i, j, y in self.outputs(x, batch_size):
+            # outputs that are kept keep malloc from reusing the memory between them
+            count = self.home.xp.count_nonzero(ops.is_correct(y, t[i:j, ...])) + count
+        return int(self.home.to_host(count))
 
     @_at_home
     def gradient(self, x: Array, t: Array) -> dict[str, Array]:

@@ -456,11 +456,13 @@ class Trainer(Results):
             StateError: if the model was moved to another device, built again or changed since the
                 Trainer was made.
         """
+        self.model.check_scale(False)
         try:
             with interrupted_between_steps(self), self._saver.sole():
                 self._train()
         finally:
             self._stop = False
+            self.model.check_scale(True)
 
     def _train(self) -> None:
         if self.model.backend != self.backend:

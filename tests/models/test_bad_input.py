@@ -157,6 +157,16 @@ def test_images_on_another_scale_than_those_of_the_training(backend, caplog):
     assert "x * 255" in caplog.messages[0]
 
 
+def test_the_scale_of_few_images_is_checked_too(backend, caplog):
+    """Few images take a prepared path, which an evaluation of as many has made; and evaluations of
+    a training do not count as the first images on a device."""
+    x, t = patches(5)
+    net = small_net(backend.device)
+    Trainer(net, x, t, x, t, epochs=3, batch_size=5, verbose=False).train()
+    net.predict(backend.array(255 * x))
+    assert ["trained on images of" in message for message in caplog.messages] == [True]
+
+
 @needs("torch")
 def test_the_fix_is_in_terms_of_torch():
     import torch
