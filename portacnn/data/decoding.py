@@ -122,7 +122,7 @@ def decode(
         raise _undecodable(name, error) from error
     except bombs as error:
         raise DataFormatError(
-            f"{name}: {error}; portacnn decodes at most max_pixels={max_pixels}"
+            f"{name}: the image has more than max_pixels={max_pixels} ({str(error).rstrip('.')})"
         ) from error
     except Exception as error:  # Pillow raises errors of many types for damaged files
         raise _undecodable(name, error) from error
