@@ -13,6 +13,7 @@ from types import ModuleType
 
 from portacnn.commands import train
 from portacnn.commands.environment import installed
+from portacnn.commands.messages import in_options, message
 from portacnn.console import hang_up, say
 from portacnn.errors import ArgumentError, BackendError, PortacnnError
 from portacnn.version import VERSION
@@ -60,14 +61,15 @@ def _sentence(text: str) -> str:
 def _run(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
     """Run a command. Print an error that the user can fix as one line on stderr."""
     debug = False
+    names: tuple[str, ...] = ()
     try:
         options = parser.parse_args(arguments)
-        debug = options.debug
+        debug, names = options.debug, tuple(vars(options))
         return int(options.run(options))
     except (PortacnnError, OSError, MemoryError) as error:
         if debug:
             raise
-        say(f"error: {str(error) or type(error).__name__}", error=True)
+        say(f"error: {in_options(message(error), names)}", error=True)
         return USAGE_ERROR if isinstance(error, ArgumentError | BackendError) else FAILURE
     except KeyboardInterrupt:
         if debug:

@@ -105,9 +105,9 @@ def make_folder(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
+        why = "it is a file" if isinstance(error, FileExistsError) else error.strerror
         raise OSError(
-            f"cannot create the folder {folder} for {purpose}: {error.strerror}; choose another "
-            f"{another}"
+            f"cannot create the folder {folder} for {purpose}: {why}; choose another {another}"
         ) from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PermissionError(f"cannot write to {folder}; choose another {another}")
@@ -151,6 +151,9 @@ def write_atomically(
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(error, FileNotFoundError) and not target.parent.exists():
+            why = f"there is no folder {target.parent}; create it first"
+            raise FileNotFoundError(errno.ENOENT, why, str(named)) from error
         if (
             isinstance(error, OSError)
             and error.errno is not None

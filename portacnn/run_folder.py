@@ -5,6 +5,7 @@ params.safetensors   the trained model; ``portacnn.load`` reads it
 history.json         the figures of every epoch and step, and what the run ran on
 accuracy.csv         the figures of every epoch, for a spreadsheet
 curves.png           a picture of them, if matplotlib is installed
+report.html          a page about the run, written by ``portacnn report``
 checkpoints/         what a training is resumed from, if it was asked for or was stopped
 """
 
@@ -26,6 +27,7 @@ HISTORY = "history.json"
 ACCURACY = "accuracy.csv"
 CURVES = "curves.png"
 CHECKPOINTS = "checkpoints"
+REPORT = "report.html"
 SAMPLE = "sample"
 """The word of commands and settings for "mnist-sample", the digits that come with portacnn."""
 FORMAT = 1
@@ -36,6 +38,14 @@ _LARGEST = 1 << 30  # bytes of a history
 def set_name(word: str) -> str:
     """Return the ``portacnn.data.load`` name or path for a word of commands and settings."""
     return "mnist-sample" if word == SAMPLE else word
+
+
+def clear(folder: Path, *, keep: str | None = None) -> None:
+    """Remove the files of an earlier run, except ``keep``, so that those of two runs are never side
+    by side. Checkpoints stay: their names say which run they belong to."""
+    for name in (SETTINGS, PARAMS, HISTORY, ACCURACY, CURVES, REPORT):
+        if name != keep:
+            (folder / name).unlink(missing_ok=True)
 
 
 def write_history(

@@ -6,9 +6,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from inspect import signature
+from math import inf
 from statistics import median
 from typing import Any, NamedTuple
 
+from portacnn.arguments import told
 from portacnn.commands.environment import installed
 from portacnn.commands.kinds import NUMBER, positive
 from portacnn.console import say
@@ -48,12 +50,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--device", help="measure on this one only; by default on each usable backend")
     add(
         "--seconds",
-        type=NUMBER.from_word,
+        type=_seconds,
         default=2.0,
         metavar="S",
         help="for each figure, after a first step; by default 2",
     )
     add("--json", action="store_true", help="print JSON")
+
+
+def _seconds(word: str) -> float:
+    seconds = float(NUMBER.from_word(word))
+    if not 0.0 < seconds < inf:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {told(word)}")
+    return seconds
 
 
 def run(options: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ from portacnn import losses
 from portacnn.commands import sets
 from portacnn.commands.kinds import WORDS, positive
 from portacnn.commands.weights import add_options as add_weights
-from portacnn.commands.weights import load_model, square
+from portacnn.commands.weights import kind_of_images, load_model
 from portacnn.console import say
 from portacnn.errors import ArgumentError, LabelError
 from portacnn.losses import Loss
@@ -84,8 +84,13 @@ def _parts(options: argparse.Namespace, model: Model) -> list[Any]:
     """Return the sets to evaluate on."""
     size: dict[str, Any] = {}
     if sets.is_folder_of_images(options.data):
-        pixels, mode = square(model)
-        size = {"image_size": pixels, "mode": mode}
+        (height, width), mode = kind_of_images(model)
+        if height != width:
+            raise ArgumentError(
+                f"the model takes images of {height} x {width} pixels; those of a folder become "
+                "square. Save arrays of that shape as an .npz file"
+            )
+        size = {"image_size": height, "mode": mode}
     train, test = sets.load(
         options.data, test_share=options.test_share, on_error=options.on_error, **size
     )

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from portacnn.commands.kinds import positive
+from portacnn.commands.messages import message
 from portacnn.commands.weights import add_options as add_weights
-from portacnn.commands.weights import load_model, square
+from portacnn.commands.weights import kind_of_images, load_model
 from portacnn.console import say
 from portacnn.data.decoding import decode
 from portacnn.data.image_folder import MAX_PIXELS
@@ -41,7 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Predict; return the exit status: 1 if an image could not be read."""
     model = load_model(options.weights, options.device)
-    size, mode = square(model)
+    size, mode = kind_of_images(model)
     failed, found = False, []
     names = options.images
     for first in range(0, len(names), _BATCH):
@@ -63,7 +64,9 @@ def run(options: argparse.Namespace) -> int:
     return int(failed)
 
 
-def _read(names: Sequence[str], size: int, mode: str) -> tuple[list[HostArray], dict[str, str]]:
+def _read(
+    names: Sequence[str], size: tuple[int, int], mode: str
+) -> tuple[list[HostArray], dict[str, str]]:
     """Return the images that can be read, and by name why the others cannot."""
     images, errors = [], {}
     for name in names:
@@ -72,7 +75,7 @@ def _read(names: Sequence[str], size: int, mode: str) -> tuple[list[HostArray], 
                 raise FileNotFoundError(f"there is no file {name}")
             images.append(decode(Path(name), name, size, mode, MAX_PIXELS))
         except OSError as error:
-            errors[name] = str(error)
+            errors[name] = message(error)
         except DataFormatError as error:  # what it says to do is about a folder of images
             errors[name] = str(error).partition("; ")[0]
     return images, errors
@@ -104,7 +107,7 @@ def _predicted(model: Model, images: list[HostArray], top: int) -> Iterator[dict
 
 
 def _as_trained(model: Model, images: HostArray) -> HostArray:
-    """Return uint8 images (N, C, S, S) as the model was trained on them: as they are if it has a
+    """Return uint8 images (N, C, H, W) as the model was trained on them: as they are if it has a
     ``preprocess``, otherwise scaled to the range that it knows.
 
     Raises:

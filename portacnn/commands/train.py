@@ -23,6 +23,7 @@ from portacnn.errors import ArgumentError, DependencyError
 from portacnn.files import make_folder, write_atomically
 from portacnn.losses import Loss
 from portacnn.losses.named import LOSSES
+from portacnn.metrics import metrics_for
 from portacnn.models import Model, ModelInfo, Normalize, make_model, model_options
 from portacnn.models.info import LONGEST
 from portacnn.runtime import Backend, resolve
@@ -82,16 +83,16 @@ def run(options: argparse.Namespace) -> int:
         )
     if options.resume is None:
         backend = resolve(settings.device)
+        _check_words(settings)
         sets = _load(settings)
-        out = make_folder(settings.out, "the results", "--out").absolute()
         trainer, settings = _new(settings, backend, sets)
         known = True
     else:
         path = Path(options.resume or settings.checkpoint_dir or _checkpoints(settings))
         settings, known = _of_resumed(path, filed, said)
         sets = _load(settings)
-        out = make_folder(settings.out, "the results", "--out").absolute()
         trainer, settings = _resumed(path, settings, sets)
+    out = make_folder(settings.out, "the results", "--out").absolute()
     return _Run(trainer, settings, sets, out, can_save, options.resume is not None, known).train()
 
 
@@ -130,18 +131,18 @@ class _Run:
         date, start = datetime.now(UTC), time.perf_counter()
         with stopping_on_signals(trainer) as caught:
             trainer.train()
+            ran_on = {
+                "date": date.isoformat(timespec="seconds"),
+                "seconds": time.perf_counter() - start,
+                "peak_memory": peak_memory(),
+                **environment(trainer.backend),
+            }
             if caught.number is not None:
-                self._say_where_it_stopped()
+                say(*self._where_it_stopped())
+                say(*self._write(ran_on))
                 return caught.exit_status
-        seconds = time.perf_counter() - start
-        told = [f"trained  {trainer.epoch - before} epochs in {seconds:.1f} s"]
+        told = [f"trained  {trainer.epoch - before} epochs in {ran_on['seconds']:.1f} s"]
         told += [f"final test {n.replace('_', ' ')} {v:.4f}" for n, v in self._final().items()]
-        ran_on = {
-            "date": date.isoformat(timespec="seconds"),
-            "seconds": seconds,
-            "peak_memory": peak_memory(),
-            **environment(trainer.backend),
-        }
         say(*told, *self._write(ran_on))
         return 0
 
@@ -191,12 +192,14 @@ class _Run:
         return of.written(replace(settings, data=absolute(settings.data))).encode()
 
     def _write(self, ran_on: Mapping[str, Any]) -> list[str]:
-        """Write the results; return a line about each file."""
+        """Write the results, those so far of a training that was stopped; return a line about each
+        file."""
         trainer, out, shown = self.trainer, self.out, Path(self.settings.out)
         told = []
         if self.can_save:
             trainer.model.save(out / run_folder.PARAMS)
             told.append(f"weights  {shown / run_folder.PARAMS}")
+        run_folder.clear(out, keep=run_folder.PARAMS if self.can_save else None)
         table = run_folder.table(trainer.history)
         write_atomically(out / run_folder.ACCURACY, table.encode())
         run_folder.write_history(out, trainer.history, trainer.train_loss_list, ran_on)
@@ -205,7 +208,6 @@ class _Run:
             write_atomically(out / run_folder.SETTINGS, self._settings_file())
             told.append(f"settings {shown / run_folder.SETTINGS}")
         else:
-            (out / run_folder.SETTINGS).unlink(missing_ok=True)
             told.append("settings not written: the checkpoint's folder does not hold those it had")
         if not trainer.epoch:
             told.append("curves   not drawn: no epoch was trained")
@@ -219,28 +221,33 @@ class _Run:
             )
         return told
 
-    def _say_where_it_stopped(self) -> None:
-        """After a signal, print the current step and the checkpoint to resume from; write one if
-        there is none.
+    def _where_it_stopped(self) -> list[str]:
+        """After a signal, return lines about the current step and the checkpoint to resume from;
+        write one if there is none.
 
-        The printed options are those that checkpoints do not hold, quoted for a shell.
+        The options in them are those that checkpoints do not hold, quoted for a shell.
         """
         trainer, settings = self.trainer, self.settings
         epoch = min(trainer.epoch + 1, trainer.epochs)
         stopped = f"stopped  after step {trainer.steps_done} (epoch {epoch})"
         if not self.can_save:
-            say(stopped, f"note     no checkpoint: {_NO_FILES}")
-            return
+            return [stopped, f"note     no checkpoint: {_NO_FILES}"]
         if trainer.checkpoint_dir is None:
             trainer.checkpoint_dir = make_folder(self.out / run_folder.CHECKPOINTS)
             self._record()
             trainer.checkpoint()
         on = ["--resume", str(trainer.last_checkpoint), "--out", settings.out]
         on += ["--data", settings.data]
-        say(stopped, f"saved    {trainer.last_checkpoint}", f"resume   {shlex.join(on)}")
+        return [stopped, f"saved    {trainer.last_checkpoint}", f"resume   {shlex.join(on)}"]
 
 
 # --- a new training -------------------------------------------------------------------------------
+
+
+def _check_words(settings: Settings) -> None:
+    """Raise ArgumentError for an unknown model, loss option or metric, before data are loaded."""
+    model_options(settings.model)
+    metrics_for(_loss(settings), settings.metrics)
 
 
 def _new(settings: Settings, backend: Backend, sets: tuple[Any, Any]) -> tuple[Trainer, Settings]:

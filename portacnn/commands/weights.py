@@ -44,15 +44,16 @@ def load_model(name: str, device: str | None = None) -> Model:
     return load(path, device=device)
 
 
-def square(model: Model) -> tuple[int, str]:
+def kind_of_images(model: Model) -> tuple[tuple[int, int], str]:
     """Return the height and width of a model's images, and "RGB" or "L".
 
     Raises:
         ArgumentError: if its samples are no such images.
     """
     shape = model.input_shape
-    if len(shape) != 3 or shape[0] not in (1, 3) or shape[1] != shape[2]:
+    if len(shape) != 3 or shape[0] not in (1, 3):
         raise ArgumentError(
-            f"the model takes samples {shape}; image files become (1, S, S) or (3, S, S)"
+            f"the model takes samples of shape {shape}; image files have 3 channels, or 1 in gray. "
+            "Pass arrays of that shape to Model.predict in Python"
         )
-    return shape[1], "L" if shape[0] == 1 else "RGB"
+    return (shape[1], shape[2]), "L" if shape[0] == 1 else "RGB"

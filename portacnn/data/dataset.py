@@ -170,10 +170,19 @@ class Dataset(AnswersKeywords):
             second[members[order[:taken]]] = True
         if not second.any() or second.all():
             raise ArgumentError(
-                f"share={share:g} of {count} images would leave {int(second.sum())} for the second "
+                f"{share:g} of {count} images would leave {int(second.sum())} for the second "
                 f"part and {count - int(second.sum())} for the first; both need at least one"
             )
         return self.subset(np.flatnonzero(~second)), self.subset(np.flatnonzero(second))
+
+
+def split_off(data: Dataset, test_share: float, seed: int) -> tuple[Dataset, Dataset]:
+    """Return ``data.split(test_share, seed)``; its error names ``test_share``."""
+    share = fraction("test_share", test_share)
+    try:
+        return data.split(share, seed)
+    except ArgumentError as error:
+        raise error.at(f"test_share={share:g}", over=True) from None
 
 
 def _quotas(sizes: HostArray, share: float) -> HostArray:

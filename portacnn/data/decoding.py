@@ -1,4 +1,4 @@
-"""Decode one image file to uint8 (C, S, S), by a rule that gives the same pixels everywhere.
+"""Decode one image file to uint8 (C, H, W), by a rule that gives the same pixels everywhere.
 
 1. Only the formats in ``FORMATS`` are read, and only images of at most ``max_pixels`` pixels; the
    size is known before anything is decoded. Of an animation, the first image is taken.
@@ -6,14 +6,16 @@
 3. Of 16-bit grey images the high byte is taken. 32-bit and floating-point images are refused.
 4. Transparent images are laid over white. Palettes, CMYK and other colour spaces become RGB, as
    Pillow converts them; mode "L" is Pillow's grey, (299 R + 587 G + 114 B) / 1000.
-5. The short side is resized to S, the long side to floor(S * long / short), by Pillow's bilinear
-   filter, which averages where it shrinks. (torchvision: ``Resize(S)`` of Pillow images.)
-6. The centre S x S is cropped: from row round((H - S) / 2) and column round((W - S) / 2), where a
-   half is rounded to the even number. (torchvision: ``CenterCrop(S)``.)
+5. The image is resized until it just covers H x W, the other side rounded down, by Pillow's
+   bilinear filter, which averages where it shrinks. For a square, H = W = S, the short side becomes
+   S. (torchvision: ``Resize(S)`` of Pillow images.)
+6. The centre H x W is cropped: of h x w pixels from row round((h - H) / 2) and column
+   round((w - W) / 2), where a half is rounded to the even number. (torchvision: ``CenterCrop``.)
 """
 
 import errno
 import os
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +47,13 @@ def pillow() -> Any:
     return Image
 
 
-def decode(path: Path, name: str, size: int, mode: str, max_pixels: int) -> HostArray:
-    """Return an image file as uint8 (C, size, size), by the rule above.
+def decode(path: Path, name: str, size: tuple[int, int], mode: str, max_pixels: int) -> HostArray:
+    """Return an image file as uint8 (C, H, W), by the rule above.
 
     Args:
         path: of the file.
         name: what to call it in a message.
+        size: H and W.
         mode: "RGB" or "L".
         max_pixels: largest number of pixels that is decoded, and of the resized image.
 
@@ -89,19 +92,28 @@ def _undecodable(name: str, error: Exception) -> DataFormatError:
     )
 
 
-def _check_size(size: tuple[int, int], target: int, name: str, most: int) -> None:
+def _check_size(size: tuple[int, int], target: tuple[int, int], name: str, most: int) -> None:
     width, height = size
     if width * height > most:
         raise DataFormatError(
             f"{name}: the image has {width} x {height} pixels, more than max_pixels={most}; "
             'remove the file, raise max_pixels, or leave such files out: on_error="skip"'
         )
-    short, long = sorted(size)
-    if short and target * target * long // short > most:
+    resized = _covering(size, target) if width and height else (0, 0)
+    if prod(resized) > most:
         raise DataFormatError(
             f"{name}: an image of {width} x {height} pixels is too long for its width: resized to "
-            f"{target} it would have more than max_pixels={most}"
+            f"{resized[0]} x {resized[1]} it would have more than max_pixels={most}"
         )
+
+
+def _covering(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int]:
+    """Return the width and height of an image that just covers ``target`` (H, W)."""
+    width, height = size
+    high, wide = target
+    if width * high <= height * wide:
+        return wide, wide * height // width
+    return high * width // height, high
 
 
 def _upright(image: Any) -> Any:
@@ -141,18 +153,15 @@ def _in_mode(image: Any, mode: str, name: str) -> Any:
     return image if image.mode == mode else image.convert(mode)
 
 
-def _fitted(image: Any, size: int) -> HostArray:
+def _fitted(image: Any, size: tuple[int, int]) -> HostArray:
     """Return an image resized and cropped, by steps 5 and 6 of the rule."""
     from PIL import Image
 
-    width, height = image.size
-    if width <= height:
-        resized = size, int(size * height / width)
-    else:
-        resized = int(size * width / height), size
+    resized = _covering(image.size, size)
     if resized != image.size:
         image = image.resize(resized, Image.Resampling.BILINEAR)
-    left, top = (round((extent - size) / 2) for extent in resized)
-    pixels = np.asarray(image)[top : top + size, left : left + size]
+    height, width = size
+    left, top = round((resized[0] - width) / 2), round((resized[1] - height) / 2)
+    pixels = np.asarray(image)[top : top + height, left : left + width]
     pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     return np.ascontiguousarray(pixels)

@@ -13,7 +13,7 @@ import numpy as np
 
 from portacnn.arguments import one_of, whole
 from portacnn.cache import cache_folder
-from portacnn.data.dataset import Dataset
+from portacnn.data.dataset import Dataset, split_off
 from portacnn.data.decoding import RULE, decode, pillow
 from portacnn.data.folders import Found, find_images, parts_of
 from portacnn.data.image_cache import open_cache, write_cache
@@ -127,7 +127,7 @@ class ImageFolder(Dataset):
             )
 
         if parts is None:
-            return folder(root, None).split(test_share, seed)
+            return split_off(folder(root, None), test_share, seed)
         train = folder(parts[0], None)
         return train, folder(parts[1], train.class_names)
 
@@ -146,7 +146,7 @@ def _rows(
     def row(file: Found) -> HostArray | None:
         path = root / file.name
         try:
-            return decode(path, str(path), size, mode, max_pixels)
+            return decode(path, str(path), (size, size), mode, max_pixels)
         except DataFormatError:
             if on_error == "raise":
                 raise

@@ -7,9 +7,10 @@ from typing import Literal
 
 import numpy as np
 
+from portacnn.arguments import fraction
 from portacnn.data.arrays import load_npy_folder, load_npz, npy_names
 from portacnn.data.cifar import find_cifar, load_cifar
-from portacnn.data.dataset import Dataset
+from portacnn.data.dataset import Dataset, split_off
 from portacnn.data.folders import class_folders
 from portacnn.data.image_folder import ImageFolder
 from portacnn.data.mnist import FILE_NAMES, idx_sets, only_set
@@ -67,6 +68,7 @@ def load(
         DependencyError: if Pillow or pooch is needed and missing.
         ArgumentError: if the arguments do not fit the data.
     """
+    test_share = fraction("test_share", test_share)
     if isinstance(name_or_path, str) and name_or_path in NAMES:
         train, test = load_named(name_or_path)
     else:
@@ -83,7 +85,7 @@ def load(
                 on_error=on_error,
             )
         train, only = _from_path(path)
-        train, test = train.split(test_share, seed) if only is None else (train, only)
+        train, test = split_off(train, test_share, seed) if only is None else (train, only)
         _warn_of_gaps(train, path)
     _check_size(train, image_size, mode, name_or_path)
     return train, test

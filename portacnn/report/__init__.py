@@ -9,6 +9,7 @@ moved, is left out, and the page says so.
 import os
 from pathlib import Path
 
+from portacnn import run_folder
 from portacnn.files import write_atomically
 from portacnn.report.contents import MOST_IMAGES, gather
 from portacnn.report.document import document
@@ -33,6 +34,6 @@ def write(
         FileNotFoundError: if the folder is not that of a run.
         OSError: if the page cannot be written.
     """
-    target = Path(run) / "report.html" if path is None else Path(path)
+    target = Path(run) / run_folder.REPORT if path is None else Path(path)
     write_atomically(target, document(gather(Path(run), images)).encode())
     return target

@@ -132,6 +132,7 @@ def test_export_and_the_exported_file(command, run, shapes, tmp_path):
     same = [command("predict", net, shapes / "square" / "2.png") for net in (run, "net.onnx")]
     assert same[0].stdout == same[1].stdout != ""
     assert "opset" in command.fails("export", run, "net.onnx", "--opset", "3", status=2)
+    assert "there is no folder none; create it" in command.fails("export", run, "none/a.onnx")
 
 
 def test_summary(command, run):
@@ -142,6 +143,29 @@ def test_summary(command, run):
     known = dict(re.split(r"  +", line, maxsplit=1) for line in lines[lines.index("") + 1 :])
     assert (known["task"], known["classes"]) == ("multiclass", "3: a circle, square, triangle")
     assert known["written by"] == f"portacnn {portacnn.__version__}"
+
+
+def test_images_of_other_shapes(command, shapes, tmp_path):
+    """Files are resized and cropped to the sides of the model; other channels are refused."""
+    rng = np.random.default_rng(3)
+    for name, shape in (("wide", (3, 6, 9)), ("four", (4, 8, 8))):
+        net = portacnn.SimpleConvNet(shape, {"filter_size": 3}, device="numpy", seed=0)
+        net.preprocess = portacnn.Normalize()
+        net.save(tmp_path / f"{name}.safetensors")
+    pixels = rng.integers(0, 256, (8, 9, 3), dtype="uint8")  # one row is cut off at either end
+    importlib.import_module("PIL.Image").fromarray(pixels).save(tmp_path / "a b\u00e9'.png")
+    words = ["predict", tmp_path / "wide.safetensors", tmp_path / "a b\u00e9'.png", "--json"]
+    (found,) = json.loads(command(*words).stdout)
+    y = portacnn.load(words[1], device="numpy").predict(pixels[1:7].transpose(2, 0, 1)[None])
+    (best,) = y.argmax(axis=1)
+    assert found["classes"][0]["class"] == str(best)
+    assert found["classes"][0]["probability"] == pytest.approx(
+        np.exp(y - y.max())[0, best] / np.exp(y - y.max()).sum(), rel=1e-5
+    )
+    square = ["evaluate", words[1], "--data", shapes]
+    assert "6 x 9 pixels; those of a folder become square" in command.fails(*square, status=2)
+    words[1] = tmp_path / "four.safetensors"
+    assert "samples of shape (4, 8, 8)" in command.fails(*words, status=2)
 
 
 def test_weights_that_are_none(command, tmp_path):
@@ -197,6 +221,12 @@ def test_bench(command, monkeypatch):
     assert [place.device for place in bench._places(None)] == ["torch:cpu", "torch:cuda:0"]
 
 
+def test_times_that_are_none(command):
+    for word in ("-1", "0", "nan", "inf"):
+        done = command("bench", "--seconds", word)
+        assert (done.returncode, f"above 0, got '{word}'" in done.stderr) == (2, True)
+
+
 def test_a_device_without_integers_for_labels_is_refused(command):
     pytest.importorskip("array_api_strict")
     told = command.fails("bench", "--device", "array_api_strict:no_x64", status=cli.USAGE_ERROR)
@@ -231,7 +261,8 @@ def test_wrong_use(command):
     [
         (KeyboardInterrupt(), 130, "interrupted"),
         (MemoryError(), 1, "error: MemoryError"),
-        (OSError(28, "No space left", "a"), 1, "error: [Errno 28] No space left: 'a'"),
+        (OSError(28, "No space left", "a"), 1, "error: a: No space left"),
+        (OSError(5, "Input/output error"), 1, "error: [Errno 5] Input/output error"),
     ],
 )
 def test_errors_become_a_status(command, monkeypatch, raised, status, told):

@@ -5,6 +5,7 @@ import contextlib
 import json
 import re
 import resource
+import signal
 import tomllib
 
 import numpy as np
@@ -157,14 +158,18 @@ def test_options_of_the_optimizer(command, tmp_path, monkeypatch):
     ("words", "status", "told"),
     [
         ("--model resnet21", 2, "unknown model 'resnet21'; known are simple_conv_net"),
-        ("--model resnet20 --weight-init he", 2, "ResNet20 does not take weight_init; its options"),
+        (
+            "--model resnet20 --weight-init he",
+            2,
+            "ResNet20 does not take --weight-init; its options",
+        ),
         ("--model-option colour=1", 2, "SimpleConvNet does not take colour; its options are conv_"),
         ("--loss-option gamma=2", 2, "cross_entropy does not take gamma"),
         ("--optimizer adagrad --momentum 0.8", 2, "AdaGrad does not take momentum; it takes lr"),
         ("--metrics accuracy,speed", 2, "unknown metric 'speed'"),
         ("--settings none.toml", 1, "none.toml"),
         ("--data none", 1, "there is no file or folder none"),
-        ("--image-size 20", 2, "image_size=20 is for folders of images"),
+        ("--image-size 20", 2, "--image-size 20 is for folders of images"),
         ("--device tpu", 2, "unknown device 'tpu'"),
         ("--resume", 1, "no checkpoint to resume from"),
     ],
@@ -302,3 +307,76 @@ def test_the_final_figures_are_those_of_the_saved_weights(command, tmp_path, wor
     final = re.search(r"^final test accuracy ([\d.]+)$", done.stdout, re.M)[1]
     net = portacnn.load("runs/latest/params.safetensors", device="numpy")
     assert final == f"{net.accuracy(x[160:], t[160:]):.4f}" > "0.3"
+
+
+def test_a_refused_training_leaves_no_folder(command, tmp_path):
+    """And its error says options, not arguments of Python."""
+    digits = write_digits(tmp_path / "digits")
+    for words, told in (
+        ("--batch-size 0", "--batch-size must be a whole number of at least 1, got 0"),
+        ("--evaluate-images 0", "--evaluate-images must be a whole number"),
+        ("--lr nan", "--lr must be a number of 0 or more, got nan"),
+        ("--image-size 20", "--image-size 20 is for folders of images"),
+        ("--mode RGB", "--mode RGB is for folders of images"),
+        ("--test-share 1", "--test-share must lie in"),
+        ("--batch-size 99 --drop-last", "--batch-size is 99, but there are only 40 training"),
+        ("--metrics speed --data none", "unknown metric 'speed'"),  # before data are looked for
+        ("--model none --data none", "unknown model 'none'"),
+        ("--loss-option a=1 --data none", "cross_entropy does not take a"),
+    ):
+        line = command.fails("train", "--data", digits, *words.split(), "--out", "x/y", status=2)
+        assert line.startswith(f"error: {told}")
+    assert not (tmp_path / "here" / "x").exists()
+    command.fails("train", "--data", digits, "--model-option", "conv_param={filter_size=99}")
+    assert not (tmp_path / "here" / "runs").exists()
+
+
+def test_options_in_messages():
+    from portacnn.commands.messages import in_options
+
+    names = ["image_size", "on_error", "mode", "loss", "seed", "evaluate_images"]
+    for text, told in (
+        ('leave such files out: on_error="skip"', "leave such files out: --on-error skip"),
+        ("precision='x' and mode='L'", "precision='x' and --mode L"),
+        ("the seed of a/image_size/image_size.png", "the seed of a/image_size/image_size.png"),
+        ("loss=Focal(alpha=...) or Focal(loss=2)", "loss=Focal(alpha=...) or Focal(loss=2)"),
+        ("evaluate_sample_num_per_epoch must be 1", "--evaluate-images must be 1"),
+        ("my_image_size must be 1", "my_image_size must be 1"),
+    ):
+        assert in_options(text, names) == told
+    assert in_options("seed must be 1", []) == "seed must be 1"
+
+
+def test_files_of_two_runs_are_never_side_by_side(command, tmp_path, monkeypatch):
+    """A run that was stopped writes what it has; what it does not write is removed."""
+    digits = write_digits(tmp_path / "digits")
+    words = ["train", "--data", digits, "--batch-size", "20", "--quiet", "--epochs", "3"]
+    assert command(*words, "--seed", "1").returncode == 0
+    out = tmp_path / "here" / "runs" / "latest"
+    for name in ("curves.png", "report.html"):  # of the first run, as if they were drawn
+        (out / name).write_bytes(b"old")
+
+    def on_epoch_end(trainer, figures):
+        if trainer.epoch == 2:
+            signal.raise_signal(signal.SIGINT)
+
+    class Interrupted(portacnn.Trainer):
+        def __init__(self, *args, **options):
+            callback = portacnn.callbacks.Callback()
+            callback.on_epoch_end = on_epoch_end
+            super().__init__(*args, **options, callbacks=[callback])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "Trainer", Interrupted)
+        done = command(*words, "--seed", "2")
+    assert done.returncode == 130, done.stderr
+    assert {path.name for path in out.iterdir()} == {
+        *(run_folder.PARAMS, run_folder.ACCURACY, run_folder.SETTINGS, run_folder.HISTORY),
+        run_folder.CHECKPOINTS,
+    }
+    assert len((out / "accuracy.csv").read_text().splitlines()) == 3
+    assert tomllib.loads((out / "settings.toml").read_text())["seed"] == 2
+    assert len(run_folder.read_history(out)["history"]["test_accuracy"]) == 2
+    stopped = files(out, run_folder.PARAMS)
+    assert command(*words[:-1], "2", "--seed", "2", "--out", "whole").returncode == 0
+    assert files(tmp_path / "here" / "whole", run_folder.PARAMS) == stopped

@@ -49,6 +49,7 @@ def two_classes(root, **more):
 
 
 def decoded(path, size=8, mode="RGB"):
+    size = (size, size) if isinstance(size, int) else size
     return decode(path, str(path), size, mode, 1 << 26)
 
 
@@ -81,15 +82,19 @@ def resized_in_loops(image, h, w):
         (19, 10, 8, 15, 8, 4, 0),  # 15.2; 3.5, to the even
         (5, 6, 8, 8, 9, 0, 0),  # smaller than the result; 0.5
         (8, 8, 8, 8, 8, 0, 0),
+        (14, 14, (6, 9), 9, 9, 2, 0),  # 1.5, to the even
+        (10, 30, (6, 9), 6, 18, 0, 4),  # 4.5
+        (6, 9, (6, 9), 6, 9, 0, 0),
     ],
 )
 def test_short_side_is_resized_and_the_centre_cropped(
     tmp_path, h, w, size, new_h, new_w, top, left
 ):
     image = pixels(h, w)
-    expected = resized_in_loops(image, new_h, new_w)[top : top + size, left : left + size]
     got = decoded(save(tmp_path / "a.png", image), size)
-    assert got.shape == (3, size, size)
+    rows, columns = size if isinstance(size, tuple) else (size, size)
+    expected = resized_in_loops(image, new_h, new_w)[top : top + rows, left : left + columns]
+    assert got.shape == (3, rows, columns)
     assert got.dtype == np.uint8
     assert got.flags.c_contiguous
     assert np.abs(got.transpose(1, 2, 0) - expected).max() <= 1.01  # rounded twice

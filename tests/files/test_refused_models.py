@@ -261,6 +261,7 @@ def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         small_net().save(tmp_path / "no" / "net")
     assert caught.value.filename == str(tmp_path / "no" / "net")
+    assert caught.value.strerror == f"there is no folder {tmp_path / 'no'}; create it first"
 
 
 def test_other_peoples_safetensors(tmp_path):

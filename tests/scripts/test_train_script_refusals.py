@@ -23,10 +23,10 @@ def test_cupy_where_there_is_no_gpu(train, inside, how):
     [
         (["--device", "tpu"], ["unknown device 'tpu'; expected one of cpu, cuda"]),
         (["--data", "missing"], ["missing"]),
-        (["--batch-size", "41"], ["batch_size is 41, but there are only 40 training images"]),
-        (["--batch-size", "0"], ["batch_size must be"]),
-        (["--epochs", "-1"], ["epochs must be a whole number of at least 0, got -1"]),
-        (["--lr", "nan"], ["lr must be a number of 0 or more, got nan"]),
+        (["--batch-size", "41"], ["--batch-size is 41, but there are only 40 training images"]),
+        (["--batch-size", "0"], ["--batch-size must be"]),
+        (["--epochs", "-1"], ["--epochs must be a whole number of at least 0, got -1"]),
+        (["--lr", "nan"], ["--lr must be a number of 0 or more, got nan"]),
         (
             ["--weight-init", "glorot"],
             ["Conv2d: unknown weight initializer 'glorot'; expected one of he"],
