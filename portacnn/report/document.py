@@ -366,6 +366,6 @@ def _pairs(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             if some:
                 yield said, ", ".join(some)
         elif isinstance(value, list):
-            yield said, ", ".join(map(str, value))
+            yield said, ", ".join(map(str, value)) or "none"
         elif value is not None:
             yield said, {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
