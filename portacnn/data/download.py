@@ -30,6 +30,7 @@ def download(
     mirrors: Sequence[str],
     folder: Path,
     looked_in: Iterable[Path],
+    advice: str = "",
 ) -> None:
     """Download files into a folder. Each appears there when it is complete and its checksum is
     right; one that is there is not downloaded.
@@ -39,6 +40,7 @@ def download(
         files: MD5 by file name.
         mirrors: addresses that a file's name is added to, tried in this order.
         looked_in: folders that were searched before, for the message.
+        advice: another way, for the message.
 
     Raises:
         FileNotFoundError: if no mirror has a file. The message says which files to put where.
@@ -48,7 +50,7 @@ def download(
     wanted = {name: md5 for name, md5 in files.items() if not (folder / name).is_file()}
     if not wanted:
         return
-    by_hand = _by_hand(files, mirrors, folder)
+    by_hand = _by_hand(wanted, mirrors, folder, advice)
     looked = f"{what} is not on this machine (looked in {', '.join(map(str, looked_in))})"
     try:
         import pooch
@@ -153,8 +155,8 @@ class _Resuming:
             raise _MirrorError(f"the connection broke after {have} of {total} bytes")
 
 
-def _by_hand(files: Iterable[str], mirrors: Sequence[str], folder: Path) -> str:
+def _by_hand(files: Iterable[str], mirrors: Sequence[str], folder: Path, advice: str) -> str:
     return (
         f"To do it by hand, download {', '.join(files)} from {' or '.join(mirrors)} and put them "
-        f"into the folder {folder}"
+        f"into the folder {folder}{f'; {advice}' if advice else ''}"
     )

@@ -9,16 +9,9 @@ of that form.
 """
 
 import contextlib
-import gzip
-import hashlib
-import http.client
 import importlib.resources
-import io
-import logging
 import os
 import re
-import urllib.request
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,21 +21,12 @@ from numpy.typing import NDArray
 
 from portacnn.arguments import answering_keywords, whole
 from portacnn.cache import cache_folder
+from portacnn.data.download import download
 from portacnn.data.idx import MAX_BYTES, parse_idx, read_idx
 from portacnn.errors import ArgumentError, DataFormatError
-from portacnn.files import write_atomically
-
-_log = logging.getLogger(__name__)
 
 Pair = tuple[NDArray[Any], NDArray[Any]]
 Split = tuple[Pair, Pair]
-
-
-class _Published(NamedTuple):
-    """The checksum and the size of one of MNIST's files, unpacked."""
-
-    md5: str
-    size: int  # bytes
 
 
 TRAIN_IMAGES = "train-images-idx3-ubyte"
@@ -51,17 +35,18 @@ TEST_IMAGES = "t10k-images-idx3-ubyte"
 TEST_LABELS = "t10k-labels-idx1-ubyte"
 FILE_NAMES = (TRAIN_IMAGES, TRAIN_LABELS, TEST_IMAGES, TEST_LABELS)
 
-PUBLISHED = {
-    TRAIN_IMAGES: _Published("6bbc9ace898e44ae57da46a324031adb", 16 + 60_000 * 28 * 28),
-    TRAIN_LABELS: _Published("a25bea736e30d166cdddb491f175f624", 8 + 60_000),
-    TEST_IMAGES: _Published("2646ac647ad5339dbf082846283269ea", 16 + 10_000 * 28 * 28),
-    TEST_LABELS: _Published("27ae3e4e09519cfbb04c329615203637", 8 + 10_000),
+MD5 = {
+    f"{TRAIN_IMAGES}.gz": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+    f"{TRAIN_LABELS}.gz": "d53e105ee54ea40749a09fcbcd1e9432",
+    f"{TEST_IMAGES}.gz": "9fb629c4189551a2d022fa330f9573f3",
+    f"{TEST_LABELS}.gz": "ec29112dd5afa0611ce80d1b7f02629c",
 }
+"""The published checksums of MNIST's files, packed."""
 MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
     "https://storage.googleapis.com/cvdf-datasets/mnist/",
 )
-TIMEOUT = 20.0  # seconds without data from a mirror
+_WITHOUT_NETWORK = "load_mnist_sample() returns 5,000 of the digits without a network"
 
 _MAX_CLASSES = 1 << 16  # larger values are not labels
 
@@ -80,8 +65,9 @@ def load_mnist(
     If ``root`` is given, the four files are searched there only. Otherwise they are searched in the
     folder of the environment variable ``PORTACNN_DATA`` or ``mnist/`` below it, then in ``mnist/``
     in the user's cache folder (see :func:`portacnn.data.cache_folder`). Missing files are
-    downloaded to the cache folder and checked against MNIST's published checksums. Each file may be
-    gzipped or not, and be named ``-idx3-ubyte`` or ``.idx3-ubyte``.
+    downloaded to the cache folder with pooch (``pip install "portacnn[data]"``) and checked against
+    MNIST's published checksums. Each file may be gzipped or not, and be named ``-idx3-ubyte`` or
+    ``.idx3-ubyte``.
 
     Args:
         normalize: return float32 images in [0, 1]; otherwise uint8 as stored, which a model with a
@@ -96,6 +82,7 @@ def load_mnist(
     Raises:
         FileNotFoundError: if the files are not found and cannot be downloaded. The message lists
             every place and says which files to put where.
+        DependencyError: if they are not found and pooch is not installed, with the same message.
         DataFormatError: if a file is damaged or is not MNIST's kind: images not 28 x 28, labels not
             0 to 9, counts that contradict each other.
     """
@@ -113,7 +100,9 @@ def load_mnist(
 
     cache = cache_folder() / "mnist"
     looked_in.append(cache)
-    _download_missing(cache, looked_in)
+    present = _find(cache)
+    missing = {f"{name}.gz": MD5[f"{name}.gz"] for name in FILE_NAMES if name not in present}
+    download("MNIST", missing, MIRRORS, cache, looked_in, _WITHOUT_NETWORK)
     try:
         return _load_mnist_folder(cache, _find_all(cache), options)
     except DataFormatError as error:
@@ -377,59 +366,4 @@ def _find_all(folder: Path, set_name: str = "") -> dict[str, Path]:
     raise FileNotFoundError(
         f"{folder}: expected the four files {expected}, each gzipped with .gz at the end or not; "
         f"missing: {missing}; {there}"
-    )
-
-
-# Downloading
-
-
-def _download_missing(cache: Path, looked_in: list[Path]) -> None:
-    """Download missing files to the cache folder, or raise an error that says what to do by
-    hand."""
-    found = _find(cache)
-    for name in FILE_NAMES:
-        if name in found:
-            continue
-        failures = []
-        for mirror in MIRRORS:
-            url = f"{mirror}{name}.gz"
-            _log.info("downloading %s to %s", url, cache)
-            try:
-                content = _download(url, PUBLISHED[name])
-            except (OSError, EOFError, ValueError, zlib.error, http.client.HTTPException) as error:
-                failures.append(f"{url}: {error}")
-                continue
-            cache.mkdir(parents=True, exist_ok=True)
-            write_atomically(cache / f"{name}.gz", content)
-            break
-        else:  # the other files are useless without this one
-            raise FileNotFoundError(_by_hand(cache, looked_in, failures))
-
-
-def _download(url: str, published: _Published) -> bytes:
-    """Return the gzipped file at ``url`` after checking that its content is the published file."""
-    with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
-        # A packed file is hardly larger than the unpacked one. The limit protects the memory from a
-        # faulty mirror.
-        content: bytes = response.read(published.size + 1024)
-    with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
-        unpacked = file.read(published.size + 1)
-    md5 = hashlib.md5(unpacked, usedforsecurity=False).hexdigest()
-    if md5 != published.md5:
-        raise DataFormatError(f"expected content with MD5 {published.md5}; got {md5}")
-    return content
-
-
-def _by_hand(cache: Path, looked_in: list[Path], failures: list[str]) -> str:
-    def lines(items: list[Any]) -> str:
-        return "".join(f"\n  {item}" for item in items)
-
-    return (
-        f"MNIST is not on this machine and could not be downloaded.\nLooked in:{lines(looked_in)}"
-        f"\nTried:{lines(failures)}"
-        f"\nTo do it by hand, put these four files{lines([f'{name}.gz' for name in FILE_NAMES])}"
-        f"\ninto the folder\n  {cache}"
-        "\nor into any other, and name that with load_mnist(root=...) or the environment variable "
-        "PORTACNN_DATA."
-        "\nload_mnist_sample() returns 5,000 of the digits without a network."
     )

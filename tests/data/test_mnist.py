@@ -1,25 +1,21 @@
 """MNIST: where it is looked for, downloads from a local server, the published checksums, and the
 sample."""
 
-import contextlib
 import gzip
 import hashlib
-import http.server
-import os
-import socket
-import socketserver
+import re
 import struct
-import threading
-import tracemalloc
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from portacnn.data import load_mnist, load_mnist_sample, mnist, read_idx
-from portacnn.errors import DataFormatError
+from portacnn.errors import DataFormatError, DependencyError
 from support.idx_files import NAMES, fill
 from support.matrix import MNIST, needs
+from support.mirrors import mirror
 
 PUBLISHED_MD5 = {
     "train-images-idx3-ubyte": "6bbc9ace898e44ae57da46a324031adb",
@@ -79,48 +75,7 @@ def test_damaged_cache_says_what_to_do(home):
     assert str(path) in str(raised.value)
 
 
-# load_mnist: downloading
-@pytest.fixture
-def serve():
-    """serve(files) starts a server on loopback; it answers with files[name], and returns (its
-    address, its log)."""
-    servers = []
-
-    def start(files):
-        asked = []
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                asked.append(self.path)
-                content = files.get(self.path.lstrip("/"))
-                if content is None:
-                    self.send_error(404)
-                    return
-                self.send_response(200)
-                # A pair stands for a connection that breaks: the length that was promised and what
-                # comes of it.
-                promised, content = (
-                    content if isinstance(content, tuple) else (len(content), content)
-                )
-                self.send_header("Content-Length", str(promised))
-                self.end_headers()
-                with contextlib.suppress(OSError):
-                    self.wfile.write(content)
-
-            def log_message(self, *arguments):
-                pass
-
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(
-            target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
-        ).start()
-        servers.append(server)
-        return f"http://127.0.0.1:{server.server_address[1]}/", asked
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+# --- downloads; test_named.py has what mirrors may do wrong --------------------------------------
 
 
 @pytest.fixture
@@ -128,171 +83,57 @@ def published(tmp_path, monkeypatch):
     """A tiny MNIST whose checksums stand in the table instead of the real one's; its packed files
     by name."""
     contents = fill(tmp_path / "original")
-    table = {
-        n: mnist._Published(hashlib.md5(c, usedforsecurity=False).hexdigest(), len(c))
-        for n, c in contents.items()
-    }
-    monkeypatch.setattr(mnist, "PUBLISHED", table)
-    return {f"{name}.gz": gzip.compress(content) for name, content in contents.items()}
-
-
-def dead_address():
-    with socket.socket() as closed:
-        closed.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{closed.getsockname()[1]}/"
+    packed = {f"{name}.gz": gzip.compress(content) for name, content in contents.items()}
+    table = {n: hashlib.md5(c, usedforsecurity=False).hexdigest() for n, c in packed.items()}
+    monkeypatch.setattr(mnist, "MD5", table)
+    return packed
 
 
 def test_table_of_checksums():
-    assert {name: entry.md5 for name, entry in mnist.PUBLISHED.items()} == PUBLISHED_MD5
-    assert [entry.size for entry in mnist.PUBLISHED.values()] == [47040016, 60008, 7840016, 10008]
+    assert {f"{name}.gz" for name in NAMES} == set(mnist.MD5)
+    assert all(re.fullmatch("[0-9a-f]{32}", md5) for md5 in mnist.MD5.values())
     assert len(mnist.MIRRORS) >= 2
     assert all(m.startswith("https://") and m.endswith("/") for m in mnist.MIRRORS)
 
 
-def test_download(home, serve, published, monkeypatch):
-    address, asked = serve(published)
-    monkeypatch.setattr(mnist, "MIRRORS", (address,))
-    (x_train, t_train), (_, t_test) = load_mnist(normalize=False)
-    assert x_train.shape == (12, 1, 28, 28)
-    assert t_train.tolist() == [*range(10), 3, 4]
-    assert t_test.tolist() == [9, 0, 1]
-    assert {path.name: path.read_bytes() for path in home.iterdir()} == published
-    assert len(asked) == 4
-    load_mnist()
-    assert len(asked) == 4  # from the cache now
-    (home / f"{NAMES[2]}.gz").unlink()
-    load_mnist()
-    assert asked[4:] == [f"/{NAMES[2]}.gz"]  # only what is missing
+@needs("pooch")
+def test_download(home, published, monkeypatch):
+    wrong = {name: gzip.compress(b"other") for name in published}
+    with mirror(wrong) as bad, mirror(published) as good:
+        monkeypatch.setattr(mnist, "MIRRORS", (bad.address, good.address))
+        (x_train, t_train), (_, t_test) = load_mnist(normalize=False)
+        assert x_train.shape == (12, 1, 28, 28)
+        assert t_train.tolist() == [*range(10), 3, 4]
+        assert t_test.tolist() == [9, 0, 1]
+        assert {path.name: path.read_bytes() for path in home.iterdir()} == published
+        assert len(bad.asked) == len(good.asked) == 4
+        load_mnist()
+        assert len(good.asked) == 4  # from the cache now
+        (home / f"{NAMES[1]}.gz").rename(home / "train-labels.idx1-ubyte.gz")  # another name of it
+        (home / f"{NAMES[2]}.gz").unlink()
+        load_mnist()
+        assert [name for name, _ in good.asked[4:]] == [f"{NAMES[2]}.gz"]  # only what is missing
 
 
-def other_labels(packed):
-    """A whole gzip file of the right size whose content isn't the published one."""
-    return gzip.compress(gzip.decompress(packed)[:-1] + b"\x05")
-
-
-@pytest.mark.parametrize(
-    "spoil",
-    [
-        lambda packed: packed[: len(packed) // 2],
-        lambda packed: (len(packed), packed[: len(packed) // 2]),
-        lambda packed: packed[:-1],
-        lambda packed: b"<html>captive portal</html>",
-        lambda packed: b"",
-        lambda packed: packed[:20] + bytes([packed[20] ^ 0xFF]) + packed[21:],
-        lambda packed: gzip.compress(gzip.decompress(packed) + b"\0"),
-        lambda packed: gzip.compress(bytes(20 << 20)),
-        lambda packed: None,
-        other_labels,
-    ],
-    ids=[
-        "half",
-        "broken-off",
-        "no-trailer",
-        "html",
-        "empty",
-        "flipped",
-        "longer",
-        "bomb",
-        "404",
-        "checksum",
-    ],
-)
-def test_second_mirror_where_the_first_is_bad(home, serve, published, monkeypatch, spoil):
-    bad, asked_bad = serve({name: spoil(packed) for name, packed in published.items()})
-    good, asked_good = serve(published)
-    monkeypatch.setattr(mnist, "MIRRORS", (bad, dead_address(), good))
-    assert count(load_mnist()) == 12
-    assert {path.name: path.read_bytes() for path in home.iterdir()} == published
-    assert len(asked_bad) == len(asked_good) == 4
-
-
-def test_mirror_that_stays_silent(home, serve, published, monkeypatch):
-    good, _ = serve(published)
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen()
-        monkeypatch.setattr(
-            mnist, "MIRRORS", (f"http://127.0.0.1:{silent.getsockname()[1]}/", good)
-        )
-        monkeypatch.setattr(mnist, "TIMEOUT", 0.05)
-        assert count(load_mnist()) == 12
-
-
-def test_mirror_that_speaks_no_http(home, serve, published, monkeypatch):
-    good, _ = serve(published)
-
-    class Other(socketserver.BaseRequestHandler):
-        def handle(self):
-            self.request.recv(4096)
-            self.request.sendall(b"220 mail.example ESMTP ready\r\n")
-
-    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Other) as other:
-        threading.Thread(
-            target=other.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
-        ).start()
-        monkeypatch.setattr(
-            mnist, "MIRRORS", (f"http://127.0.0.1:{other.server_address[1]}/", good)
-        )
-        assert count(load_mnist()) == 12
-        other.shutdown()
-
-
-def test_a_mirror_that_sends_too_much_is_cut_off(home, serve, published, monkeypatch):
-    spoilt = {name: packed + bytes(16 << 20) for name, packed in published.items()}
-    bad, _ = serve(spoilt)
-    good, _ = serve(published)
-    monkeypatch.setattr(mnist, "MIRRORS", (bad, good))
-    tracemalloc.start()
-    try:
-        assert count(load_mnist()) == 12
-        assert tracemalloc.get_traced_memory()[1] < 4 << 20
-    finally:
-        tracemalloc.stop()
-
-
-def test_all_mirrors_fail(home, tmp_path, serve, published, monkeypatch):
-    spoilt, asked = serve({name: other_labels(packed) for name, packed in published.items()})
-    dead = dead_address()
-    monkeypatch.setattr(mnist, "MIRRORS", (dead, spoilt))
+@needs("pooch")
+def test_all_mirrors_fail(home, tmp_path, published, monkeypatch):
     monkeypatch.setenv("PORTACNN_DATA", str(tmp_path / "data"))
-    with pytest.raises(FileNotFoundError) as raised:
-        load_mnist()
+    with mirror({}) as empty:
+        monkeypatch.setattr(mnist, "MIRRORS", (empty.address,))
+        with pytest.raises(FileNotFoundError) as raised:
+            load_mnist()
     message = str(raised.value)
-    assert all(f"  {name}.gz" in message.splitlines() for name in NAMES)
-    looked_in = message.split("Looked in:")[1].split("Tried:")[0].split("\n")
-    assert looked_in[1:-1] == [
-        f"  {place}" for place in (tmp_path / "data", tmp_path / "data" / "mnist", home)
-    ]
-    assert f"{dead}{NAMES[0]}.gz: " in message
-    assert f"{spoilt}{NAMES[0]}.gz: expected content with MD5" in message
-    assert "into the folder\n  " + str(home) in message
-    assert "PORTACNN_DATA" in message
-    assert len(asked) == 1  # one file that can't be had is enough
-    assert not home.exists() or list(home.iterdir()) == []
+    assert all(f"{name}.gz" in message for name in NAMES)
+    assert all(str(tmp_path / place) in message for place in ("data", "data/mnist", "cache/mnist"))
+    assert f"into the folder {home}; load_mnist_sample() returns" in message
+    assert len(empty.asked) == 1  # one file that is unavailable is enough
 
 
-def test_failing_halfway_keeps_only_whole_files(home, serve, published, monkeypatch):
-    first, second = f"{NAMES[0]}.gz", f"{NAMES[1]}.gz"
-    address, _ = serve({first: published[first], second: published[second][:-5]})
-    monkeypatch.setattr(mnist, "MIRRORS", (address,))
-    with pytest.raises(FileNotFoundError):
+def test_without_pooch(home, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pooch", None)
+    with pytest.raises(DependencyError, match=r'pip install "portacnn\[data\]"') as raised:
         load_mnist()
-    assert {path.name: path.read_bytes() for path in home.iterdir()} == {first: published[first]}
-
-
-def test_full_disk_is_not_blamed_on_the_mirror(home, serve, published, monkeypatch):
-    address, asked = serve(published)
-    monkeypatch.setattr(mnist, "MIRRORS", (address, address))
-
-    def full(descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space left") as raised:
-        load_mnist()
-    assert not isinstance(raised.value, FileNotFoundError)
-    assert len(asked) == 1
-    assert list(home.iterdir()) == []
+    assert f"into the folder {home}; load_mnist_sample() returns" in str(raised.value)
 
 
 # --- The real thing -------------------------------------------------------------------------------
@@ -335,19 +176,6 @@ def test_real_mnist():
     # Mean and standard deviation as every tutorial prints them.
     assert abs(x_train.mean(dtype=np.float64) - 0.1307) < 5e-5
     assert abs(x_train.std(dtype=np.float64) - 0.3081) < 5e-5
-
-
-@needs("mnist")
-def test_real_mnist_downloads(home, serve, monkeypatch):
-    address, _ = serve({f"{name}.gz": (MNIST / f"{name}.gz").read_bytes() for name in NAMES})
-    monkeypatch.setattr(mnist, "MIRRORS", (address,))
-    (x_train, _), (_, t_test) = load_mnist(normalize=False)
-    assert x_train.shape == (60000, 1, 28, 28)
-    assert len(t_test) == 10000
-    assert sorted(path.name for path in home.iterdir()) == sorted(f"{name}.gz" for name in NAMES)
-
-
-# --- The sample -----------------------------------------------------------------------------------
 
 
 def test_sample():

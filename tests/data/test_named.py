@@ -4,11 +4,11 @@ only data."""
 import contextlib
 import gzip
 import hashlib
-import http.server
 import os
 import pickle
 import re
 import socket
+import socketserver
 import tarfile
 import threading
 import time
@@ -24,6 +24,7 @@ from portacnn.data.pickled import read_pickle
 from portacnn.errors import ArgumentError, DataFormatError, DependencyError
 from support.digits import idx
 from support.matrix import needs
+from support.mirrors import Mirror
 
 
 @pytest.fixture(autouse=True)
@@ -324,43 +325,6 @@ def small_set():
     return files
 
 
-class Mirror:
-    """A server on loopback. ``broken`` names the files whose connection breaks in the middle, once
-    each; it resumes a download if ``resumes``."""
-
-    def __init__(self, files, broken=(), resumes=True):
-        self.asked, self.broken = [], set(broken)
-        mirror = self
-
-        class Handler(http.server.BaseHTTPRequestHandler):
-            def do_GET(self):
-                name, wanted = self.path.lstrip("/"), self.headers.get("Range")
-                mirror.asked.append((name, wanted))
-                content = files.get(name)
-                if content is None:
-                    self.send_error(404)
-                    return
-                begin = int(wanted[6:-1]) if wanted and resumes else 0
-                if begin >= len(content):
-                    self.send_error(416)
-                    return
-                self.send_response(206 if begin else 200)
-                self.send_header("Content-Length", str(len(content) - begin))
-                self.end_headers()
-                breaks = name in mirror.broken
-                mirror.broken.discard(name)
-                with contextlib.suppress(OSError):
-                    self.wfile.write(content[begin : len(content) // 2 if breaks else None])
-
-            def log_message(self, *arguments):
-                pass
-
-        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        serve = {"target": self.server.serve_forever, "kwargs": {"poll_interval": 0.01}}
-        threading.Thread(**serve, daemon=True).start()
-        self.address = f"http://127.0.0.1:{self.server.server_address[1]}/"
-
-
 @pytest.fixture
 def mirrors(monkeypatch):
     """mirrors(files by mirror, ...): Fashion-MNIST's, whose checksums are those of small_set."""
@@ -402,6 +366,24 @@ def test_mirrors_in_turn_and_only_what_is_missing(home, mirrors):
     (home / "fashion-mnist" / first).unlink()
     load("fashion-mnist")
     assert [name for name, _ in good.asked[4:]] == [first]
+
+
+@needs("pooch")
+def test_mirrors_that_stay_silent_or_speak_no_http(home, mirrors, monkeypatch):
+    class Other(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.recv(4096)
+            self.request.sendall(b"220 mail.example ESMTP ready\r\n")
+
+    monkeypatch.setattr(download, "TIMEOUT", 0.05)
+    with socket.socket() as silent, socketserver.ThreadingTCPServer(("127.0.0.1", 0), Other) as odd:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        threading.Thread(target=odd.serve_forever, args=(0.01,), daemon=True).start()
+        ports = silent.getsockname()[1], odd.server_address[1]
+        mirrors(*(f"http://127.0.0.1:{port}/" for port in ports), (small_set(),))
+        assert len(load("fashion-mnist")[0]) == 5
+        odd.shutdown()
 
 
 @needs("pooch")
