@@ -79,7 +79,8 @@ def decode(path: Path, name: str, size: tuple[int, int], mode: str, max_pixels: 
         raise _undecodable(name, error) from error
     except bombs as error:
         raise DataFormatError(
-            f"{name}: {error}; portacnn decodes at most max_pixels={max_pixels}"
+            f"{name}: the image has more than max_pixels={max_pixels} ({str(error).rstrip('.')}); "
+            'remove the file, raise max_pixels, or leave such files out: on_error="skip"'
         ) from error
     except Exception as error:  # Pillow raises errors of many types for damaged files
         raise _undecodable(name, error) from error

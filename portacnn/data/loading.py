@@ -122,6 +122,7 @@ def _from_path(path: Path) -> tuple[Dataset, Dataset | None]:
         return load_npz(path)
     with path.open("rb") as file:
         kind = kind_of(file.read(FIRST))
+    kind = kind and kind.partition(". ")[0]  # what follows is about models
     raise DataFormatError(
         f"{shown(path)}: expected an .npz file, an archive of CIFAR, or a folder"
         f"{f'; it looks like {kind}' if kind else ''}"
