@@ -16,7 +16,7 @@ from portacnn.layers.passes import GradientWatch, Reached, watching
 from portacnn.layers.running import run
 from portacnn.models.inputs import image_count
 from portacnn.models.model import Model
-from portacnn.runtime import Array
+from portacnn.runtime import Array, backend_of
 
 BATCH = 32
 """Images of one forward and backward pass, by default: its caches stay in memory meanwhile."""
@@ -215,7 +215,7 @@ def _host_classes(model: Model, classes: Classes, count: int) -> Sequence[int] |
 
 def _values(model: Model, classes: Any) -> list[Any]:
     if hasattr(classes, "shape"):
-        return list(model.home.to_host(model.home.receive(classes)).tolist())
+        return list(backend_of(classes).to_host(classes).tolist())
     return list(classes)
 
 
