@@ -1,6 +1,8 @@
 """Models: SimpleConvNet, and what every Model does with images and labels that come from
 outside."""
 
+import subprocess
+import sys
 from math import sqrt
 
 import numpy as np
@@ -410,3 +412,29 @@ def test_the_same_seed_gives_the_same_net(backend):
     assert bits(small_net(seed=1)) != bits(small_net(seed=0))
     assert bits(small_net(seed=None)) != bits(small_net(seed=None))
     assert bits(small_net(resolve("numpy"))) == bits(small_net())
+
+
+# the peak of the process, as malloc's own losses count too; in a process of its own for that reason
+MEASURED = """
+import resource
+import numpy as np
+from portacnn import SimpleConvNet
+
+x, t = np.zeros((10_000, 1, 28, 28), "float32"), np.zeros(10_000, "int64")
+x += 0.5
+net = SimpleConvNet((1, 28, 28), device="DEVICE", seed=0)
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+for name in ("accuracy", "loss", "evaluate"):
+    getattr(net, name)(x[:300], t[:300])
+before = peak()
+for name in ("accuracy", "loss", "evaluate"):
+    getattr(net, name)(x, t)
+print(peak() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", ["numpy", pytest.param("torch", marks=needs("torch"))])
+def test_an_evaluation_of_10000_digits_adds_at_most_50_mib(device):
+    run = [sys.executable, "-c", MEASURED.replace("DEVICE", device)]
+    assert float(subprocess.run(run, capture_output=True, check=True, timeout=120).stdout) < 50
