@@ -176,7 +176,7 @@ def test_sample_weights(backend: Here):
         (("2 samples", "(3,)"), [1, 2, 3]),
         (("0 or more",), [1, -1]),
         (("finite",), [1, np.nan]),
-        (("0 for every",), [0, 0]),
+        (("zero for every",), [0, 0]),
     ):
         refuses(
             ArgumentError, "sample_weight", *words, call=lambda weight=weight: sample_weights(
