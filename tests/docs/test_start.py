@@ -63,7 +63,7 @@ def test_the_first_page_works_word_for_word(tmp_path: Path):
                     ran += 1
                 else:
                     assert words[:2] == ["pip", "install"]
-        elif block.kind == "text":
+        elif block.kind in ("text", "console"):  # console: of a command
             # the page leaves out what follows the last line that it shows
             shown = block.text.count("\n")
             assert_printed(block.text, "".join(printed.splitlines(True)[:shown]), f"{block.line}")
