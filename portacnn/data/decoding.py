@@ -84,7 +84,7 @@ def read_image(
     if isinstance(image, bytes | bytearray | memoryview):
         return decode(BytesIO(image), "the image", size, mode, most)
     if not os.path.exists(image):
-        raise FileNotFoundError(errno.ENOENT, "there is no file", os.fspath(image))
+        raise FileNotFoundError(f"there is no file {os.fspath(image)}")
     return decode(Path(image), os.fspath(image), size, mode, most)
 
 

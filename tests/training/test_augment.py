@@ -267,7 +267,9 @@ def test_words_and_nonsense():
     trainer = Trainer(small_net(), x, t, augment="standard", **options)
     assert trainer.augment == tuple(standard((1, 8, 8)))
     assert Trainer(small_net(), x, t, **options).augment == ()
-    for given in ("mirror", [3], 3.0, [HorizontalFlip]):
+    with pytest.raises(ArgumentError, match=r"unknown transform 'mirror'; known are "):
+        Trainer(small_net(), x, t, augment="mirror", **options)
+    for given in ([3], 3.0, [HorizontalFlip]):
         with pytest.raises(ArgumentError, match="augment must be a list of transforms"):
             Trainer(small_net(), x, t, augment=given, **options)
 

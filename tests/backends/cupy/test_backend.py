@@ -236,7 +236,7 @@ def test_training_on_either_device_is_the_same(home):
         "labels, images, and an order an epoch"
     )
     # losses of steps, two accuracies and the test loss an epoch; once what the model is to know
-    assert sum(event.kind == "d2h" for event in seen) == 2 * 4 + 2
+    assert sum(event.kind == "d2h" for event in seen) == 2 * 4 + 1
 
 
 def test_contiguous_keeps_a_numbers_shape(home):
