@@ -80,7 +80,7 @@ def test_a_classifier_with_global_pooling_takes_them_too():
     ("layers", "shape", "words"),
     [
         # whose pooling leaves out the last row: as many features, all the same
-        (
+        ((MaxPool2d(2), Flatten(), Linear(None, 3)), (1, 9, 8), r"4 \(Flatten\) fits this size"),
             (MaxPool2d(2), Flatten(), Linear(None, 3)),
             (1, 9, 8),
             r"4 \(Flatten\) fits this size only",
