@@ -4,8 +4,8 @@
     python scripts/install_size.py portacnn onnxruntime
 
 Each gets an empty environment in a temporary folder, with what `pip install` of this machine's
-package index brings. Needs a network, and some gigabytes of disk for PyTorch and TensorFlow builds
-with CUDA. A framework that cannot be installed is listed with pip's last line.
+package index brings. Needs a network, and some gigabytes of disk for a build of PyTorch with
+CUDA. A framework that cannot be installed is listed with pip's last line.
 """
 
 import argparse
@@ -21,10 +21,13 @@ PACKAGES = {
     "portacnn[jit]": ([f"{ROOT}[jit]"], "import portacnn"),
     "portacnn[jit,onnx,plot,data]": ([f"{ROOT}[jit,onnx,plot,data]"], "import portacnn"),
     "torch": (["torch==2.13.0", "numpy"], "import torch"),
-    "keras with JAX": (["keras", "jax"], "import keras"),
+    "keras with JAX": (
+        ["keras", "jax"],
+        "import os; os.environ['KERAS_BACKEND'] = 'jax'; import keras",
+    ),
     "tinygrad": (["tinygrad"], "import tinygrad"),
     "chainer": (["chainer==7.8.1"], "import chainer"),
-    "dezero": (["dezero"], "import dezero"),
+    "dezero": (["dezero", "matplotlib", "pillow"], "import dezero"),
     "onnxruntime": (["onnxruntime"], "import onnxruntime"),
 }
 PEAK = "; import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
