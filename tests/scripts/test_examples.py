@@ -29,6 +29,7 @@ def run(name: str, folder: Path, *words: str) -> dict[str, float]:
     return figures
 
 
+SAMPLE = ("--data", "mnist-sample")
 TINY = ("--scenes", "4", "--test-scenes", "4", "--epochs", "1", "--width", "4")
 
 
@@ -36,7 +37,7 @@ TINY = ("--scenes", "4", "--test-scenes", "4", "--epochs", "1", "--width", "4")
 def test_tiny_runs_of_detection_and_segmentation(backend: Here, tmp_path: Path):
     detection = run("detection", tmp_path, *TINY, "--device", BACKENDS[backend.name])
     assert 0.0 <= detection["ap"] <= detection["ap50"] <= 1.0
-    segmentation = run("segmentation", tmp_path, *TINY, "--device", BACKENDS[backend.name])
+    segmentation = run("segmentation", tmp_path, *SAMPLE, *TINY, "--device", BACKENDS[backend.name])
     assert 0.0 <= segmentation["mean_iou"] <= segmentation["pixel_accuracy"] <= 1.0
 
 
@@ -52,12 +53,9 @@ def test_a_short_detection_finds_most_digits(tmp_path: Path):
 @pytest.mark.slow
 def test_a_short_segmentation_tells_digits_apart(tmp_path: Path):
     short = ("--scenes", "1000", "--epochs", "7", "--width", "8", "--test-scenes", "100")
-    figures = run("segmentation", tmp_path, *short)
+    figures = run("segmentation", tmp_path, *SAMPLE, *short)
     assert figures["validation"] >= 0.35  # with background everywhere it is 0.08
     assert figures["pixel_accuracy"] >= 0.9
-
-
-SAMPLE = ("--data", "mnist-sample")
 
 
 @backends("numpy", "strict-device1", "torch", "torch-cuda", "cupy")
