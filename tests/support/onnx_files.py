@@ -258,7 +258,8 @@ def spoil_parts(model: onnx.ModelProto, random: Random) -> bytes:
         elif way == 8:
             tensor.data_type = random.randrange(30)
         elif way == 9 and tensor.data_type == TensorProto.INT64 and len(tensor.raw_data) >= 8:
-            whole = np.frombuffer(tensor.raw_data, np.int64).copy()
+            # the type may have been changed above, so some bytes may be left over
+            whole = np.frombuffer(tensor.raw_data, np.int64, len(tensor.raw_data) // 8).copy()
             whole[random.randrange(whole.size)] = random.choice(_EXTREMES)
             tensor.raw_data = whole.tobytes()
         elif way == 10:
