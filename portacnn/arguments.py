@@ -110,6 +110,15 @@ def wholes(name: str, values: Any, least: int) -> tuple[int, ...]:
     return tuple(whole(name, value, least) for value in values)
 
 
+def pair(name: str, value: Any, least: int, most: int = LARGEST) -> tuple[int, int]:
+    """Return (rows, columns) from one whole number or two. Raises ArgumentError."""
+    value = listed(value)
+    several = list(value) if isinstance(value, list | tuple) else [value, value]
+    if len(several) != 2 or any(as_int(number) is None for number in several):
+        raise ArgumentError(f"{name} must be a whole number or (rows, columns), got {told(value)}")
+    return whole(name, several[0], least, most), whole(name, several[1], least, most)
+
+
 def flag(name: str, value: Any) -> bool:
     """Return a bool of Python or NumPy. Raises ArgumentError."""
     if not isinstance(value, bool) and not (

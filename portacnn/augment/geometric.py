@@ -9,7 +9,7 @@ from functools import lru_cache
 from math import cos, exp, log, radians, sin, sqrt, tan
 from typing import Any, ClassVar
 
-from portacnn.arguments import as_int, listed, positive, real, share, told, whole
+from portacnn.arguments import listed, pair, positive, real, share, told
 from portacnn.augment.base import Batch, Draw, Transform, check_p, spaced, span
 from portacnn.augment.maps import BITS, ONE, Map, mapped_boxes, warp
 from portacnn.errors import ArgumentError, ShapeError
@@ -316,15 +316,6 @@ class Affine(Geometric):
 
 
 # --- parts ----------------------------------------------------------------------------------------
-
-
-def pair(name: str, value: Any, least: int) -> tuple[int, int]:
-    """Return (rows, columns) from one whole number or two. Raises ArgumentError."""
-    value = listed(value)
-    several = list(value) if isinstance(value, list | tuple) else [value, value]
-    if len(several) != 2 or any(as_int(number) is None for number in several):
-        raise ArgumentError(f"{name} must be a whole number or (rows, columns), got {told(value)}")
-    return whole(name, several[0], least), whole(name, several[1], least)
 
 
 def two(value: Any) -> tuple[int, int]:

@@ -6,9 +6,9 @@ Notation: N images, C channels, H/W their size.
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from portacnn.arguments import share
+from portacnn.arguments import pair, share
 from portacnn.augment.base import Batch, Draw, Transform, check_p, per_sample, span
-from portacnn.augment.geometric import pair, two
+from portacnn.augment.geometric import two
 from portacnn.errors import ArgumentError
 from portacnn.runtime import Array, backend_of
 

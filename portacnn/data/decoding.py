@@ -23,7 +23,7 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
-from portacnn.arguments import one_of, whole
+from portacnn.arguments import one_of, pair, whole
 from portacnn.errors import DataFormatError, DependencyError
 from portacnn.runtime import HostArray
 
@@ -78,8 +78,7 @@ def read_image(
         OSError: if the system cannot read the file.
     """
     one_of("mode", mode, "RGB", "L")
-    high, wide = image_size if isinstance(image_size, Sequence) else (image_size, image_size)
-    size = (whole("image_size", high, 1, LARGEST), whole("image_size", wide, 1, LARGEST))
+    size = pair("image_size", image_size, 1, LARGEST)
     most = whole("max_pixels", max_pixels, 1)
     if isinstance(image, bytes | bytearray | memoryview):
         return decode(BytesIO(image), "the image", size, mode, most)

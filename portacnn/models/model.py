@@ -197,12 +197,19 @@ class Model(Sequential):
             ShapeError: if x is not (N, *input_shape), nor of another size that all layers accept.
             NotFiniteError: if values are beyond the range of the model's dtype.
         """
-        home, x = self.home, self.received(x)
+        x = self.received(x)
         if isinstance(x, Rows):
             x = x[:]
+        self._look_at_scale(x)
+        return self._kept(x)
+
+    def _look_at_scale(self, x: Array) -> None:
         if self.kept_as(x) != "uint8":
             self._pixels.look_at_floats(x, self, self._info.input_range)
-        x = self.cast(x)
+
+    def _kept(self, x: Array) -> Array:
+        """Return images from ``received`` as ``accept`` does, without a look at their scale."""
+        home, x = self.home, self.cast(x)
         return x if backend_of(x).name == home.name else home.share(x)
 
     def cast(self, x: Array) -> Array:
@@ -293,6 +300,9 @@ class Model(Sequential):
     def _batch(self, x: Array) -> Array:
         return self.batch(self.accept(x))
 
+    def _batch_of_kept(self, x: Array) -> Array:
+        return self.batch(self._kept(x))
+
     @_at_home
     def labels(self, t: Array, count: int, what: str = "labels") -> Array:
         """Return labels, checked on the host, as int64 (count,) on the model's device.
@@ -365,12 +375,14 @@ class Model(Sequential):
         x = self.received(x)
         self.check_built()
         size = self._sizes.of(x, self)
-        if not isinstance(x, Rows) and self.kept_as(x) != "uint8":
-            # here, as a prepared path does not call ``accept`` for each image
-            self._pixels.look_at_floats(x, self, self._info.input_range)
+        batch = self._batch
+        if not isinstance(x, Rows):
+            # here and not by batch, as a prepared path does not ask for a batch of each image
+            self._look_at_scale(x)
+            batch = self._batch_of_kept
         hold = min(batch_size or size.most, image_count(x)) <= size.most
         for i, j, images in size.batches(x, batch_size):
-            yield i, j, self._inference.run(self, images, self._batch, hold)
+            yield i, j, self._inference.run(self, images, batch, hold)
 
     @_at_home
     def features(self, x: Array, path: str, batch_size: int | None = None) -> Array:

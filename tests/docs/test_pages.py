@@ -19,7 +19,6 @@ import ast
 import contextlib
 import io
 import json
-import os
 import re
 import subprocess
 import sys
@@ -34,6 +33,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from portacnn.cli import COMMANDS, main
+from support.matrix import needs
+from support.processes import without_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -135,10 +136,9 @@ for line in sys.stdin:
 @pytest.fixture(scope="module")
 def run_script() -> Iterator[Callable[..., tuple[int, str, str]]]:
     """A function that runs a script in a folder: its exit status and what it prints."""
-    environment = {n: v for n, v in os.environ.items() if not n.startswith("PORTACNN_")}
     server = subprocess.Popen(
         [sys.executable, "-W", "error", "-c", _SERVER],
-        env={**environment, **QUICK, "PYTHONPATH": str(ROOT)},
+        env={**without_settings(), **QUICK, "PYTHONPATH": str(ROOT)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -171,13 +171,13 @@ def test_a_page_with_slow_blocks_runs_as_printed(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["torch", "array_api_strict:device1"])
+@pytest.mark.parametrize(
+    "backend", [pytest.param("torch", marks=needs("torch")), "array_api_strict:device1"]
+)
 @pytest.mark.parametrize("page", TUTORIAL, ids=lambda page: page.name)
 def test_a_page_of_the_tutorial_prints_the_same_on_other_backends(
     page: Path, backend: str, tmp_path: Path, run_script: Callable[..., Any]
 ):
-    if backend == "torch" and find_spec("torch") is None:
-        pytest.skip("PyTorch is not installed")
     run_and_compare(page, tmp_path, run_script, slow=False, backend=backend)
 
 

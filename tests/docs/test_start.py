@@ -1,6 +1,5 @@
 """docs/start.md word for word: its commands and programs run in order, in one folder."""
 
-import os
 import re
 import shlex
 import subprocess
@@ -12,16 +11,16 @@ import pytest
 from docs.test_pages import ROOT, assert_printed, blocks
 
 from support.matrix import needs
+from support.processes import without_settings
 
 PAGE = ROOT / "docs" / "start.md"
 
 
 def run(words: list[str], folder: Path, **variables: str) -> str:
-    environment = {n: v for n, v in os.environ.items() if not n.startswith("PORTACNN_")}
     done = subprocess.run(
         [sys.executable, *words],
         cwd=folder,
-        env={**environment, "PYTHONPATH": str(ROOT), **variables},
+        env={**without_settings(), "PYTHONPATH": str(ROOT), **variables},
         capture_output=True,
         text=True,
         timeout=300,

@@ -25,6 +25,7 @@ from portacnn.runtime import BackendError, Kernel, backend_of
 from portacnn.testing.examples import EXAMPLES, call, mapped
 from support.checks import normal, refuses, with_each_kernel
 from support.matrix import Here, needs
+from support.processes import without_settings
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -399,9 +400,7 @@ with ops.use_kernels("auto"):
 
 
 def in_a_process(program: str, **variables: str) -> subprocess.CompletedProcess:
-    environment = {
-        name: value for name, value in os.environ.items() if not name.startswith("PORTACNN_")
-    }
+    environment = without_settings()
     return subprocess.run(
         [sys.executable, "-c", program],
         cwd=ROOT,

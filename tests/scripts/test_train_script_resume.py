@@ -1,6 +1,5 @@
 """scripts/train.py stopped by a signal, and resumed."""
 
-import os
 import re
 import shlex
 import signal
@@ -10,6 +9,7 @@ import sys
 import pytest
 
 from support.digits import ROOT, write_digits
+from support.processes import without_settings
 from support.train_script import one_line
 
 
@@ -19,9 +19,7 @@ def begin(train, digits):
     returns."""
 
     def run(*arguments):
-        environment = {
-            name: value for name, value in os.environ.items() if not name.startswith("PORTACNN_")
-        }
+        environment = without_settings()
         command = [
             sys.executable,
             ROOT / "scripts" / "train.py",

@@ -1,7 +1,6 @@
 """``portacnn.search``: the index against scikit-learn and loops, its file, and what it refuses."""
 
 import json
-from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -66,11 +65,10 @@ def test_the_smallest_of_many(backend: Here):
     assert (backend.host(places) == np.argsort(x, axis=1, kind="stable")[:, :120]).all()
 
 
-@pytest.mark.skipif(find_spec("sklearn") is None, reason="scikit-learn is not installed")
 @pytest.mark.parametrize("metric", METRICS)
 def test_scikit_learn_finds_the_same(metric: str, monkeypatch):
     monkeypatch.setattr(search, "_SORTED", 100)
-    neighbors = pytest.importorskip("sklearn.neighbors")
+    neighbors = pytest.importorskip("sklearn.neighbors", reason="scikit-learn is the oracle")
     x = np.random.default_rng(1).standard_normal((900, 8), dtype="float32") + 3
     theirs = neighbors.NearestNeighbors(n_neighbors=7, metric=metric, algorithm="brute").fit(x)
     distances, places = theirs.kneighbors()

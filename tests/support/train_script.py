@@ -6,6 +6,7 @@ import sys
 
 from portacnn import cli
 from support.digits import BLOCK, ROOT
+from support.processes import without_settings
 
 
 def script(folder, digits):
@@ -25,9 +26,7 @@ def script(folder, digits):
         without=(),
         **variables,
     ):
-        environment = {
-            name: value for name, value in os.environ.items() if not name.startswith("PORTACNN_")
-        }
+        environment = without_settings()
         path = [str(folder / "hook"), *filter(None, [environment.get("PYTHONPATH")])]
         environment |= {
             "PYTHONPATH": os.pathsep.join(path),
