@@ -21,19 +21,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from portacnn.backends.numba.compile import compiled
+from portacnn.backends.numba.emit import WIDTH
+from portacnn.backends.numba.runs import clear, move_above, move_where, pool_run
 from portacnn.backends.numba.tiles import (
     GRADS,
     ROWS,
     SPAN,
     TAPS,
-    WIDTH,
-    clear,
     inner_tile,
-    move_above,
-    move_where,
     outer_edge,
     outer_tile,
-    pool_run,
 )
 from portacnn.backends.numpy.memory import empty, reserve, temporaries
 from portacnn.backends.numpy.pool import pools_in_place
