@@ -299,7 +299,9 @@ class Op:
 
         def change(value: Any, old: Any, new: Any) -> Any:
             if isinstance(value, list | tuple):
-                return type(value)([change(item, old, new) for item in value])
+                items = [change(item, old, new) for item in value]
+                make = getattr(type(value), "_make", type(value))  # named tuples have it
+                return make(items)
             return xp.astype(value, new) if getattr(value, "dtype", None) == old else value
 
         bound = signature(self.forward).bind(*args, **kwargs)
@@ -325,21 +327,25 @@ class Op:
 
         return y, Cache(self.name, backward, cache.saved, _kind(y), backend)
 
-    def prepare(self, x: Array, *args: Any, **kwargs: Any) -> Callable[[Array], Array]:
-        """Return a function of one array that runs this op, without a cache, on arrays just like
-        ``x``.
+    def prepare(self, x: Any, *args: Any, **kwargs: Any) -> Callable[[Any], Array]:
+        """Return a function that runs this op, without a cache, on arrays just like ``x``: one
+        array, or a list of arrays if the op takes a list.
 
         The other arguments stay the same objects; arrays among them may be written to between
         calls. The result of a call lies in memory that the next call overwrites.
         """
         if self.check is not None:
             self.check(x, *args, **kwargs)
-        backend = backend_of(x)
-        for kernel in self._overrides(backend) if computed_in(backend.xp, x.dtype) is None else ():
+        one = x[0] if isinstance(x, list) else x
+        backend = backend_of(one)
+        native = computed_in(backend.xp, one.dtype) is None
+        for kernel in self._overrides(backend) if native else ():
             if kernel.prepare is not None:
                 function = kernel.prepare(x, *args, **kwargs)
                 if function is not NotImplemented:
                     return function
+        if self.portable_backward is None:
+            return lambda x: self(x, *args, **kwargs)
         return lambda x: self(x, *args, **kwargs, keep=False)[0]
 
     def _overrides(self, backend: Backend) -> Iterator[Kernel]:

@@ -1,4 +1,5 @@
-"""Fused ops: convolution, ReLU and max pooling; an affine map, batch norm or a sum, and ReLU.
+"""Fused ops: convolution, ReLU and max pooling; an affine map, batch norm or a sum, and ReLU; and
+for inference a convolution with batch norm, a sum, limits and max pooling.
 
 Each is composed of other ops and returns what these return in sequence, on every backend. A backend
 may override a fused op as a whole. It then does not write intermediate results to memory and read
@@ -11,17 +12,19 @@ zero, no gradient flows, in either order.
 """
 
 from functools import partial
-from typing import Any
+from math import prod
+from typing import Any, NamedTuple
 
+from portacnn.errors import PortacnnError, ShapeError
 from portacnn.ops._linear import check_linear, linear, linear_backward
-from portacnn.ops.activation import relu, relu_backward
+from portacnn.ops.activation import check_clip, clip, relu, relu_backward
 from portacnn.ops.conv import conv, conv_backward
-from portacnn.ops.dispatch import op
+from portacnn.ops.dispatch import check_arrays, op
 from portacnn.ops.join import add, check_add
 from portacnn.ops.norm import RUNNING, batch_norm, batch_norm_backward, check_batch_norm
 from portacnn.ops.pool import max_pool, max_pool_backward
 from portacnn.ops.windows import Windows
-from portacnn.runtime import Array
+from portacnn.runtime import Array, backend_of, describe
 
 
 @op()
@@ -173,3 +176,110 @@ def add_relu(parts: list[Array], *, keep: bool = True) -> tuple[Array, Any]:
 def add_relu_backward(dy: Array, y: Any) -> Array:
     """Return the gradient of every part; all parts have the same gradient."""
     return relu_backward(dy, y)
+
+
+# --- a convolution and what follows it, for inference ---------------------------------------------
+
+
+class ConvNorm(NamedTuple):
+    """A batch norm with running statistics that follows a convolution: arrays (O,)."""
+
+    running_mean: Array
+    running_var: Array
+    weight: Array | None
+    bias: Array | None
+    eps: float
+
+    def affine(self) -> tuple[Array, Array]:
+        """Return the norm as scale and shift, (O,): y = scale * x + shift."""
+        scale = 1.0 / backend_of(self.running_var).xp.sqrt(self.running_var + self.eps)
+        if self.weight is not None:
+            scale = scale * self.weight
+        shift = -self.running_mean * scale
+        return scale, shift if self.bias is None else shift + self.bias
+
+
+def _check_conv_unit(
+    parts: list[Array],
+    weight: Array,
+    bias: Array | None,
+    windows: Windows,
+    groups: int,
+    norm: ConvNorm | None,
+    low: float | None,
+    high: float | None,
+    pool: Windows | None,
+) -> None:
+    x, residual = parts if len(parts) == 2 else (parts[0], None)
+    channels = weight.shape[0]
+    names = ("running_mean", "running_var", "weight", "bias")
+    arrays = {f"norm.{name}": a for name, a in zip(names, norm or (), strict=False)}
+    check_arrays("conv_unit", x=x, residual=residual, weight=weight, bias=bias, **arrays)
+    out = (x.shape[0], channels, *windows.out)
+    if len(parts) > 2 or (residual is not None and tuple(residual.shape) != out):
+        raise ShapeError(
+            f"expected [x] or [x, residual] with a residual of the convolution's shape {out}, got "
+            f"{'; '.join(map(describe, parts))}",
+            "conv_unit",
+        )
+    for name, array in arrays.items():
+        if array is not None and tuple(array.shape) != (channels,):
+            raise ShapeError(
+                f"expected {name} of shape ({channels},), got {tuple(array.shape)}", "conv_unit"
+            )
+    try:
+        check_clip(low, high)
+    except PortacnnError as error:
+        raise error.at("conv_unit")
+
+
+@op(_check_conv_unit)
+def conv_unit(
+    parts: list[Array],
+    weight: Array,
+    bias: Array | None,
+    windows: Windows,
+    groups: int,
+    norm: ConvNorm | None,
+    low: float | None,
+    high: float | None,
+    pool: Windows | None,
+) -> Array:
+    """Return max_pool(clip(batch_norm(conv(x)) + residual, low, high)), for inference: there is no
+    cache and no backward function.
+
+    Args:
+        parts: [x] or [x, residual]; x (N, C, *S), residual (N, O, *OUT), which is added after the
+            norm.
+        weight, bias, windows, groups: as for ``conv``.
+        norm: the batch norm, or None.
+        low, high: the limits of the activation, or None: ReLU is 0.0 and None, ReLU6 0.0 and 6.0.
+        pool: the windows of max pooling, or None.
+
+    Returns:
+        y (N, O, *OUT), or (N, O, *POOLED). NaN stays NaN.
+
+    Raises:
+        ShapeError, ArrayError, ArgumentError: arrays do not fit together, or a limit is not a
+            number. The convolution's own arguments are checked by ``conv_windows``.
+    """
+    x, *residual = parts
+    is_relu = low == 0.0 and high is None
+    outputs = x.shape[0] * weight.shape[0] * prod(windows.out)
+    # One pass over the weights or one over the outputs, whichever are fewer.
+    if norm is not None and prod(weight.shape) <= outputs:
+        scale, shift = norm.affine()
+        bias = shift if bias is None else bias * scale + shift
+        weight = weight * backend_of(x).xp.reshape(scale, (-1, *(1,) * (weight.ndim - 1)))
+        norm = None
+    if norm is None and is_relu and not residual:
+        return conv_relu(x, weight, bias, windows, groups, pool, keep=False)[0]
+    y, _ = conv(x, weight, bias, windows, groups, keep=False)
+    if norm is not None:
+        normalize = batch_norm_relu if is_relu and not residual else batch_norm
+        y, _ = normalize(y, *norm[:4], eps=norm.eps, keep=False)
+    if residual:
+        y = add_relu([y, *residual], keep=False)[0] if is_relu else add([y, *residual])
+    if not is_relu and (low is not None or high is not None):
+        y, _ = clip(y, min=low, max=high, keep=False)
+    return y if pool is None else max_pool(y, pool, keep=False)[0]
