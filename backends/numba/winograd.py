@@ -19,6 +19,7 @@ Notation as in ops/conv.py: C in-channels, O out-channels, N batch, H, W/OH, OW 
 T tiles times samples in a chunk; P, Q rows and columns of tiles.
 """
 
+import itertools
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -177,9 +178,7 @@ def _output(
                         merge_by_4(panel, at, phase, line, 0, step)
                     else:
                         merge_by_8(panel, at, phase, line, 0, step)
-                    finish_run(
-                        y, to, line, 0, factor, offset, residual, to, adds, low, high, w * n
-                    )
+                    finish_run(y, to, line, 0, factor, offset, residual, to, adds, low, high, w * n)
                     continue
                 for column in range(w):
                     come = at + column % 2 * phase + column // 2 * samples
@@ -233,8 +232,8 @@ def _chunks(oh: int, ow: int, n: int, channels: int) -> list[_Piece]:
     lines = [rows * i // count for i in range(count + 1)]
     return [
         (first, last - first, start, stop - start, columns)
-        for first, last in zip(lines, lines[1:], strict=False)
-        for start, stop in zip(cuts, cuts[1:], strict=False)
+        for first, last in itertools.pairwise(lines)
+        for start, stop in itertools.pairwise(cuts)
     ]
 
 
@@ -315,9 +314,7 @@ def factors(weight: np.ndarray) -> np.ndarray:
     buffer = empty((16 * place,), weight.dtype)
     flat = weight.reshape(-1)
     flat.flags.writeable = False
-    in_pieces(
-        lambda some: _kernels(flat, buffer, place, some.start, some.stop), o * c, o * c * 16
-    )
+    in_pieces(lambda some: _kernels(flat, buffer, place, some.start, some.stop), o * c, o * c * 16)
     return np.lib.stride_tricks.as_strided(
         buffer, (16, o, c), (place * weight.itemsize, c * weight.itemsize, weight.itemsize)
     )
