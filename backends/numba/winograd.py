@@ -26,8 +26,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from portacnn.backends.numba.compile import compiled
+from portacnn.backends.numba.compile import compiled, read
 from portacnn.backends.numba.emit import WIDTH
+from portacnn.backends.numba.epilogue import Full
 from portacnn.backends.numba.runs import clear, finish_run, move_above
 from portacnn.backends.numba.transforms import (
     GROUPS,
@@ -84,6 +85,7 @@ def _row(x, row, h, w, n, left, pairs, start, samples, group, line, panel, at, p
 
     Args:
         row: the channel times H, plus the row, or -1 for a row outside.
+        left: zeros before the row; negative to skip columns.
         pairs: number of pairs of columns.
     """
     none = x.dtype.type(-np.inf)
@@ -92,10 +94,11 @@ def _row(x, row, h, w, n, left, pairs, start, samples, group, line, panel, at, p
         clear(panel, at + phase, pairs * samples)
         return
     if group:
-        seen = min(w, 2 * pairs - left)
-        clear(line, 0, left * n)
-        move_above(line, left * n, x, row * w * n, none, seen * n)
-        clear(line, (left + seen) * n, (2 * pairs - left - seen) * n)
+        before, skipped = min(max(left, 0), 2 * pairs), max(-left, 0)
+        seen = max(min(w - skipped, 2 * pairs - before), 0)
+        clear(line, 0, before * n)
+        move_above(line, before * n, x, (row * w + skipped) * n, none, seen * n)
+        clear(line, (before + seen) * n, (2 * pairs - before - seen) * n)
         if group == 1:
             split_by_1(line, 0, panel, at, phase, pairs * n)
         elif group == 2:
@@ -295,25 +298,12 @@ def _on_threads(
 # --- the three convolutions -----------------------------------------------------------------------
 
 
-class Epilogue(NamedTuple):
-    """What is applied to each output y of a convolution: min(max(y * scale + shift + residual,
-    low), high).
-    """
-
-    scale: np.ndarray  # (O,)
-    shift: np.ndarray  # (O,)
-    residual: np.ndarray  # flat, like y; empty for none
-    low: Any
-    high: Any
-
-
 def factors(weight: np.ndarray) -> np.ndarray:
     """Return the transformed kernels (16, O, C) of weight (O, C, 3, 3)."""
     o, c = weight.shape[:2]
     place = _apart(o * c, weight.itemsize)
     buffer = empty((16 * place,), weight.dtype)
-    flat = weight.reshape(-1)
-    flat.flags.writeable = False
+    flat = read(weight)
     in_pieces(lambda some: _kernels(flat, buffer, place, some.start, some.stop), o * c, o * c * 16)
     return np.lib.stride_tricks.as_strided(
         buffer, (16, o, c), (place * weight.itemsize, c * weight.itemsize, weight.itemsize)
@@ -330,7 +320,7 @@ def turned(u: np.ndarray) -> list[np.ndarray]:
 
 
 def convolve(
-    x: np.ndarray, matrices: Any, y: np.ndarray, pad: tuple[int, int], epilogue: Epilogue
+    x: np.ndarray, matrices: Any, y: np.ndarray, pad: tuple[int, int], epilogue: Full
 ) -> None:
     """Compute y (O, OH, OW, N) for x (C, H, W, N).
 
@@ -341,13 +331,9 @@ def convolve(
     (c, _, _, n), (o, oh, ow, _), itemsize = x.shape, y.shape, x.dtype.itemsize
     chunks = _chunks(oh, ow, n, c + o)
     most = max(rows * columns * samples for _, rows, _, samples, columns in chunks)
-    flat_x, flat_y = _flat(x), y.reshape(-1)
+    flat_x = read(x)
     shape_x, shape_y = tuple(x.shape), tuple(y.shape)
-    number = x.dtype.type
-    rest = (
-        flat_y, epilogue.scale, epilogue.shift, _flat(epilogue.residual),
-        bool(epilogue.residual.size), number(epilogue.low), number(epilogue.high),
-    )  # fmt: skip
+    rest = y.reshape(-1), *epilogue
 
     def start(_: int) -> Callable[[_Piece], None]:
         line, panel, phase = _Buffers.of(chunks, x.dtype)
@@ -374,7 +360,7 @@ def weight_gradient(x: np.ndarray, dy: np.ndarray, pad: tuple[int, int]) -> np.n
     (c, _, _, n), (o, oh, ow, _), itemsize = x.shape, dy.shape, x.dtype.itemsize
     chunks = _chunks(oh, ow, n, c + o)
     most = max(rows * columns * samples for _, rows, _, samples, columns in chunks)
-    flat_x, flat_dy, shape_x, shape_y = _flat(x), _flat(dy), tuple(x.shape), tuple(dy.shape)
+    flat_x, flat_dy, shape_x, shape_y = read(x), read(dy), tuple(x.shape), tuple(dy.shape)
     work = _work(c, o, chunks)
     totals = empty((len(pieces(len(chunks), work)), 16, o, c), x.dtype)
 
@@ -414,10 +400,3 @@ def _work(c: int, o: int, chunks: list[_Piece]) -> int:
     """Return the work of the 16 products, for ``in_pieces``."""
     tiles = sum(rows * samples * columns for _, rows, _, samples, columns in chunks)
     return 16 * c * o * tiles // PER_ELEMENT
-
-
-def _flat(array: np.ndarray) -> np.ndarray:
-    """Return a flat, read-only view. numba has another type for writeable arrays."""
-    flat = array.reshape(-1)
-    flat.flags.writeable = False
-    return flat

@@ -26,7 +26,7 @@ from portacnn.backends.numpy.columns import (
     weight_gradient,
     whole,
 )
-from portacnn.backends.numpy.epilogue import Epilogue, finish
+from portacnn.backends.numpy.epilogue import Epilogue, Finish, finish
 from portacnn.backends.numpy.memory import empty, reserve, temporaries
 from portacnn.backends.numpy.pool import (
     clear_where,
@@ -168,17 +168,17 @@ def _declines(x: np.ndarray, windows: Windows, groups: int, pool: Windows | None
     return pool is not None and not pools_in_place(pool)
 
 
-def _by_tiles(
-    x: np.ndarray, weight: np.ndarray, windows: Windows, epilogue: Epilogue
+def by_columns(
+    xt: np.ndarray, weight: np.ndarray, windows: Windows, epilogue: Epilogue, finish: Finish
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return y (O, *OUT, N) after the epilogue, and the padded input."""
-    around = padded(np.ascontiguousarray(batch_last(x)), windows)
-    o, n = len(weight), x.shape[0]
+    """Return y (O, *OUT, N) after the epilogue, and the padded input, for xt (C, *S, N)."""
+    around = padded(xt, windows)
+    o, n = len(weight), xt.shape[-1]
     matrix = weight.reshape(o, -1)  # (O, C*T)
     # allocated before the job's buffers, which are freed and would leave a hole before the output
-    y = empty((o, *windows.out, n), x.dtype)
+    y = empty((o, *windows.out, n), xt.dtype)
     flat, cells = y.reshape(o, -1), prod(windows.out[1:]) * n
-    if matrix.shape[1] * flat.shape[1] * x.itemsize <= _AT_ONCE:
+    if matrix.shape[1] * flat.shape[1] * xt.itemsize <= _AT_ONCE:
         columns = whole(around, windows)
         pointwise.product(matrix, columns, flat, None if epilogue.is_empty else finish, epilogue)
         return y, around
@@ -248,7 +248,8 @@ def _conv(
     if pointwise.suits(windows):
         return pointwise.conv(x, weight, bias, windows, finish, relu=relu, keep=keep)
     epilogue = Epilogue(shift=bias, low=0.0 if relu else None)
-    y, around = _by_tiles(x, weight, windows, epilogue)
+    xt = np.ascontiguousarray(batch_last(x))
+    y, around = by_columns(xt, weight, windows, epilogue, finish)
     saved = _Saved(around, weight, bias is not None, windows, y if relu else None, None, None)
     return batch_first(y), saved if keep else None
 
@@ -292,7 +293,8 @@ def conv_unit(
     if pointwise.suits(windows):
         y, _ = pointwise.unit(x, weight, windows, epilogue, finish)
     else:
-        y, _ = _by_tiles(x, weight, windows, epilogue)
+        xt = np.ascontiguousarray(batch_last(x))
+        y, _ = by_columns(xt, weight, windows, epilogue, finish)
     return batch_first(y)
 
 
@@ -435,8 +437,49 @@ def prepare_conv_relu(
     return _prepared(x, weight, bias, windows, groups, pool, True)
 
 
+def prepare_conv_unit(
+    parts: list[np.ndarray],
+    weight: np.ndarray,
+    bias: Any,
+    windows: Windows,
+    groups: int,
+    norm: ConvNorm | None,
+    low: float | None,
+    high: float | None,
+    pool: Windows | None,
+) -> Any:
+    return prepare_unit(
+        parts, weight, bias, windows, groups, norm, low, high, pool, prepare_conv, prepare_conv_relu
+    )
+
+
+def prepare_unit(
+    parts: list[np.ndarray],
+    weight: np.ndarray,
+    bias: Any,
+    windows: Windows,
+    groups: int,
+    norm: ConvNorm | None,
+    low: float | None,
+    high: float | None,
+    pool: Windows | None,
+    prepare_conv: Callable[..., Any],
+    prepare_conv_relu: Callable[..., Any],
+) -> Any:
+    """Prepare a convolution with ReLU, or without anything; decline the others."""
+    if len(parts) > 1 or norm is not None or high is not None or low not in (None, 0.0):
+        return NotImplemented
+    if low == 0.0:
+        run = prepare_conv_relu(parts[0], weight, bias, windows, groups, pool)
+    elif pool is None:
+        run = prepare_conv(parts[0], weight, bias, windows, groups)
+    else:
+        return NotImplemented
+    return run if run is NotImplemented else lambda parts: run(parts[0])
+
+
 KERNELS = {
     "conv": Kernel(conv, conv_backward, prepare_conv),
     "conv_relu": Kernel(conv_relu, conv_relu_backward, prepare_conv_relu),
-    "conv_unit": Kernel(conv_unit),
+    "conv_unit": Kernel(conv_unit, None, prepare_conv_unit),
 }
