@@ -97,8 +97,8 @@ def _convolve(
     parts = pieces(count, work)
     size = p.c * panel.rows * p.sw * panel.columns * panel.samples
     out_size = ROWS * panel.lines * panel.pitch
-    panels, size = _buffers(len(parts), size, x.dtype)
-    outs, out_size = _buffers(len(parts), out_size, x.dtype)
+    panels, size = buffers(len(parts), size, x.dtype)
+    outs, out_size = buffers(len(parts), out_size, x.dtype)
     arguments = (
         read(x),
         read(given),
@@ -130,7 +130,7 @@ def _convolve(
     in_pieces(run, len(parts), work)
 
 
-def _buffers(count: int, size: int, dtype: Any) -> tuple[np.ndarray, int]:
+def buffers(count: int, size: int, dtype: Any) -> tuple[np.ndarray, int]:
     """Return a buffer for ``count`` threads, each part aligned to a vector, and the distance of the
     parts.
     """
@@ -165,8 +165,8 @@ def weight_gradient(dyt: np.ndarray, saved: Saved) -> tuple[np.ndarray, np.ndarr
         p.c * panel.rows * p.sw * panel.columns * panel.samples,
         p.o * panel.lines * p.ow * panel.samples,
     )
-    panels, size = _buffers(len(parts), size, x.dtype)
-    grads, grad_size = _buffers(len(parts), grad_size, x.dtype)
+    panels, size = buffers(len(parts), size, x.dtype)
+    grads, grad_size = buffers(len(parts), grad_size, x.dtype)
     dweights = empty((len(parts), weight.size), x.dtype)
     dbiases = np.empty((len(parts), p.o), dtype=x.dtype)
     arguments = read(x), read(dyt), read(y), read(winner), tuple(p), tuple(panel), pool, *taps
