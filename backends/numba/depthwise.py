@@ -19,7 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from portacnn.backends.numba import conv as dense
-from portacnn.backends.numba.compile import compiled
+from portacnn.backends.numba.compile import compiled, read
+from portacnn.backends.numba.direct import buffers, none
+from portacnn.backends.numba.emit import WIDTH
 from portacnn.backends.numba.rows import (
     DOTS,
     LINES,
@@ -38,7 +40,7 @@ from portacnn.backends.numba.rows import (
     split_4,
     split_8,
 )
-from portacnn.backends.numba.tiles import WIDTH, clear
+from portacnn.backends.numba.runs import clear
 from portacnn.backends.numpy.groups import by_groups
 from portacnn.backends.numpy.memory import empty
 from portacnn.backends.threads import PER_ELEMENT, in_pieces, pieces
@@ -337,7 +339,7 @@ def _supports(x: np.ndarray, weight: np.ndarray, windows: Windows, groups: int) 
 def _in_parts(function: Callable[..., None], groups: int, work: int, size: int, dtype: Any) -> None:
     """Call ``function(panels, at_panel, first, last)`` on ranges of the groups, in parallel."""
     parts = pieces(groups, work)
-    panels, size = dense._buffers(len(parts), size, dtype)
+    panels, size = buffers(len(parts), size, dtype)
 
     def run(some: slice) -> None:
         for i in range(some.start, some.stop):
@@ -357,8 +359,8 @@ def _convolve(
 ) -> None:  # fmt: skip
     band, number = band_of(p, x.itemsize), y.dtype.type
     fixed = (
-        dense._read(x), dense._read(weight), dense._read(shift),
-        dense._read(dense._none(x) if residual is None else residual), y.reshape(-1), tuple(p),
+        read(x), read(weight), read(shift),
+        read(none(x) if residual is None else residual), y.reshape(-1), tuple(p),
         tuple(band), (p.c, p.o, *steps), taps_of(p, band), residual is not None, number(low),
         number(high),
     )  # fmt: skip
@@ -421,7 +423,7 @@ def _weight_gradient(
     band = band_of(p, x.itemsize)
     dweight, dbias = np.empty(weight.shape, x.dtype), np.empty(len(weight), x.dtype)
     fixed = (
-        dense._read(x), dense._read(dyt), dweight.reshape(-1), dbias, tuple(p), tuple(band),
+        read(x), read(dyt), dweight.reshape(-1), dbias, tuple(p), tuple(band),
         (p.c, p.o), taps_of(p, band), with_bias,
     )  # fmt: skip
     run = lambda *part: _weights(*fixed, *part)  # noqa: E731
@@ -493,7 +495,7 @@ def _input_gradient(
 ) -> None:
     plane, band, taps, starts, first = _phases(p, dyt.itemsize, p.c)
     fixed = (
-        dense._read(dyt), dense._read(weight), dx.reshape(-1), tuple(p), tuple(plane), tuple(band),
+        read(dyt), read(weight), dx.reshape(-1), tuple(p), tuple(plane), tuple(band),
         (p.o, p.c, p.c, 1), taps, starts, first,
     )  # fmt: skip
     size = band.size + -(-p.w // p.sw) * p.sw * p.n

@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from portacnn.backends.numba.tiles import _INT, _Emit
+from portacnn.backends.numba.emit import INT, Emit
 
 LINES = 4
 """Output rows per call of a function of ``row_tiles``."""
@@ -28,7 +28,7 @@ it was.
 
 
 def _results(
-    e: _Emit, y: Any, y_: Any, residual: Any, residual_: Any, adds: Any, at: Any
+    e: Emit, y: Any, y_: Any, residual: Any, residual_: Any, adds: Any, at: Any
 ) -> tuple[Any, Any]:
     """Return the pointers to the results and to what is added to them."""
     target, before = e.pointer(y, y_, at), e.pointer(residual, residual_, at)
@@ -37,7 +37,7 @@ def _results(
 
 
 def _finish(
-    e: _Emit, value: Any, at: Any, before: Any, adds: Any, low: Any, high: Any, mask: Any
+    e: Emit, value: Any, at: Any, before: Any, adds: Any, low: Any, high: Any, mask: Any
 ) -> None:
     """Store min(max(value [+ before], low), high) at the pointer ``at``; NaN stays."""
     builder = e.builder
@@ -66,13 +66,13 @@ def _rows(height: int, width: int, stride: int) -> Any:
                 x_, at_x_, line_x_, taps_, weight_, at_weight_, shift_, y_, at_y_, line_y_,
                 residual_, adds_, low_, high_, lines_, length_,
             ) = values  # fmt: skip
-            e = _Emit(context, builder, x)
+            e = Emit(context, builder, x)
             offsets, factors = (
                 e.pointer(taps, taps_, e.number(0)),
                 e.pointer(weight, weight_, at_weight_),
             )
             across = [
-                builder.sext(builder.load(e.ahead(offsets, 2 * j)), _INT) for j in range(width)
+                builder.sext(builder.load(e.ahead(offsets, 2 * j)), INT) for j in range(width)
             ]
             inputs = e.pointer(x, x_, at_x_)
             sources = [
@@ -157,7 +157,7 @@ def row_of_taps(
             x_, at_x_, taps_, at_taps_, count_, weight_, at_weight_, shift_, y_, at_y_, residual_,
             adds_, low_, high_, length_,
         ) = values  # fmt: skip
-        e = _Emit(context, builder, x)
+        e = Emit(context, builder, x)
         places, factors = (
             e.pointer(taps, taps_, builder.mul(at_taps_, e.number(2))),
             e.pointer(weight, weight_, at_weight_),
@@ -172,9 +172,9 @@ def row_of_taps(
                 builder.store(start, into)
             with cgutils.for_range(builder, count_) as loop:
                 place = builder.mul(loop.index, e.number(2))
-                offset = builder.sext(builder.load(e.ahead(places, place)), _INT)
+                offset = builder.sext(builder.load(e.ahead(places, place)), INT)
                 of_tap = builder.load(e.ahead(places, builder.add(place, e.number(1))))
-                factor = e.spread(builder.load(e.ahead(factors, builder.sext(of_tap, _INT))))
+                factor = e.spread(builder.load(e.ahead(factors, builder.sext(of_tap, INT))))
                 here = e.ahead(inputs, builder.add(at, offset))
                 for v, into in enumerate(sums):
                     seen = e.load(e.ahead(here, v * e.lanes), mask)
@@ -216,14 +216,14 @@ def dot_rows(
             dy_, at_dy_, line_dy_, x_, at_x_, line_x_, taps_, at_taps_, lines_, length_, sums_,
             at_sums_,
         ) = values  # fmt: skip
-        e = _Emit(context, builder, x)
+        e = Emit(context, builder, x)
         (block,) = e.sums(1, DOTS)
         for into in block:
             builder.store(ir.Constant(e.vector, [0.0] * e.lanes), into)
         places = e.pointer(taps, taps_, builder.mul(at_taps_, e.number(2)))
         inputs = e.pointer(x, x_, at_x_)
         sources = [
-            e.ahead(inputs, builder.sext(builder.load(e.ahead(places, 2 * k)), _INT))
+            e.ahead(inputs, builder.sext(builder.load(e.ahead(places, 2 * k)), INT))
             for k in range(DOTS)
         ]
         grads = e.pointer(dy, dy_, at_dy_)
@@ -258,7 +258,7 @@ def _split(group: int) -> Any:
 
         def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
             to_, at_even_, count_even_, at_odd_, count_odd_, come_, at_come_, length_ = values
-            e = _Emit(context, builder, to)
+            e = Emit(context, builder, to)
             source = e.pointer(come, come_, at_come_)
             targets = [e.pointer(to, to_, at) for at in (at_even_, at_odd_)]
             counts = count_even_, count_odd_
@@ -326,7 +326,7 @@ def copy_run(typing: Any, to: Any, at_to: Any, come: Any, at_come: Any, length: 
 
     def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
         to_, at_to_, come_, at_come_, length_ = values
-        e = _Emit(context, builder, to)
+        e = Emit(context, builder, to)
         target, source = e.pointer(to, to_, at_to_), e.pointer(come, come_, at_come_)
         e.over(
             length_,

@@ -33,10 +33,11 @@ from portacnn.layers.children import Children, check_alias
 from portacnn.layers.limits import count_layer
 from portacnn.layers.network import Network
 from portacnn.layers.passes import moment
-from portacnn.layers.running import Handle, run
+from portacnn.layers.running import Handle, apart, run
 from portacnn.layers.specs import Buffer, Parameter, Place, Shape
 from portacnn.layers.state import Mismatch
 from portacnn.ops.dispatch import no_cache
+from portacnn.ops.fused import Bounds, add_clip
 from portacnn.runtime import Array, Backend, HostArray, backend_of
 from portacnn.selection import Selection
 from portacnn.text import shown
@@ -76,9 +77,17 @@ class Layer(AnswersKeywords):
     """All layer classes by name, used to read models from files."""
 
     def __init_subclass__(cls, *, abstract: bool = False) -> None:
-        """Register the class under its name, for model files, unless it is abstract."""
+        """Register the class under its name, for model files, unless it is abstract.
+
+        A class with a ``forward`` of its own does not inherit the fast paths that were written for
+        its base class's.
+        """
         if not abstract and not cls.kind().startswith("_"):
             Layer.known[cls.kind()] = cls
+        for name in ("prepare", "joined", "prepare_joined"):
+            makers = [kind for kind in cls.__mro__ if {"forward", name} & vars(kind).keys()]
+            if name not in vars(makers[0]):
+                setattr(cls, name, vars(Layer)[name])
 
     @classmethod
     def kind(cls) -> str:
@@ -158,6 +167,18 @@ class Layer(AnswersKeywords):
         hooks. A call may overwrite the array that the previous call returned.
         """
         return lambda x: self.forward(x, keep=False)[0]
+
+    def joined(self, parts: list[Array], bounds: Bounds) -> Array:
+        """Return self(x) + residual within the bounds, for parts [x, residual] in inference.
+
+        A layer that ends with a convolution computes it as one op. Call it through ``run_joined``.
+        """
+        return apart(self, parts, bounds)
+
+    def prepare_joined(self, parts: list[Array], bounds: Bounds) -> Callable[[list[Array]], Array]:
+        """Return a fast function that computes ``joined``, as ``prepare`` does for ``forward``."""
+        function = self.prepare(parts[0])
+        return lambda parts: add_clip([function(parts[0]), parts[1]], bounds)
 
     # --- running it -------------------------------------------------------------------------------
 

@@ -19,9 +19,18 @@ from portacnn.layers.passes import (
     one_backward_pass,
     recomputing,
 )
-from portacnn.layers.running import Trail, back, is_observed, run, run_part
-from portacnn.layers.stages import Fused, stages
-from portacnn.ops.fused import add_relu, add_relu_backward
+from portacnn.layers.running import (
+    Prepared,
+    Trail,
+    back,
+    first_result,
+    is_observed,
+    run,
+    run_joined,
+    run_part,
+)
+from portacnn.layers.stages import Fused, bounds_of, inference_stages, returns_input, stages
+from portacnn.ops.fused import Bounds, add_clip, add_relu, add_relu_backward
 from portacnn.ops.join import add, concat_channels, split_channels
 from portacnn.runtime import Array, backend_of
 
@@ -89,25 +98,31 @@ class Sequential(_Container):
 
     def __init__(self, *layers: Layer, **named: Layer) -> None:
         self._take_all(layers, named)
-        self.stages = tuple(stages(self.children))
+        self._set_stages()
 
     stages: tuple[Layer, ...]
     """The stages in order: layers, and fused layers."""
+    inference_stages: tuple[Layer, ...]
+    """The stages of a forward pass that is neither training nor keeps a cache."""
+
+    def _set_stages(self) -> None:
+        self.stages = tuple(stages(self.children))
+        self.inference_stages = tuple(inference_stages(self.children))
 
     def adopt(self, name: str, layer: Layer) -> None:
         super().adopt(name, layer)
-        self.stages = tuple(stages(self.children))
+        self._set_stages()
 
     def infer(self, shape: Shape) -> Shape:
         for name, child in self.children.items():
             shape = child.plan(shape, self.child_path(name))
         return shape
 
-    def _parts(self) -> list[Layer]:
+    def _parts(self, inference: bool) -> list[Layer]:
         """Return the stages to run. Stages with hooks are split into their layers."""
         return [
             part
-            for stage in self.stages
+            for stage in (self.inference_stages if inference else self.stages)
             for part in (
                 stage.layers if isinstance(stage, Fused) and stage.is_observed() else (stage,)
             )
@@ -115,7 +130,7 @@ class Sequential(_Container):
 
     def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
         trail, asked = Trail(), not keep or asks_dx(self)
-        for part in self._parts():
+        for part in self._parts(inference=not train and not keep):
             x, cache = run_part(part, x, train, keep, asked)
             asked = asked or learns(part)
             trail.append((part, cache))
@@ -133,9 +148,9 @@ class Sequential(_Container):
 
     def prepare(self, x: Array) -> Callable[[Array], Array]:
         functions = []
-        for stage in self.stages:
+        for stage in self.inference_stages:
             functions.append(stage.prepare(x))
-            x = functions[-1](x)
+            x = first_result(functions[-1], x)
 
         def run(x: Array) -> Array:
             for function in functions:
@@ -143,7 +158,43 @@ class Sequential(_Container):
             return x
 
         backend = backend_of(x)
-        return lambda x: backend.run(run, x)
+        return Prepared(lambda x: backend.run(run, x), x)
+
+    def joined(self, parts: list[Array], bounds: Bounds) -> Array:
+        layers, (x, residual) = _before_sum(self._parts(inference=True)), parts
+        if not layers:
+            return add_clip(parts, bounds)
+        for part in layers[:-1]:
+            x, _ = run(part, x, False, False)
+        return run_joined(layers[-1], [x, residual], bounds)
+
+    def prepare_joined(self, parts: list[Array], bounds: Bounds) -> Callable[[list[Array]], Array]:
+        layers, (x, residual) = _before_sum(self.inference_stages), parts
+        if not layers:
+            return super().prepare_joined(parts, bounds)
+        functions = []
+        for stage in layers[:-1]:
+            functions.append(stage.prepare(x))
+            x = first_result(functions[-1], x)
+        last = layers[-1].prepare_joined([x, residual], bounds)
+
+        def run(parts: list[Array]) -> Array:
+            x, residual = parts
+            for function in functions:
+                x = function(x)
+            return last([x, residual])
+
+        backend = backend_of(x)
+        return Prepared(lambda parts: backend.run(run, parts), first_result(last, [x, residual]))
+
+
+def _before_sum(parts: Sequence[Layer]) -> list[Layer]:
+    """Return the parts without those at the end that return their input in inference, and that
+    nobody observes. The last one may then add a residual."""
+    kept = list(parts)
+    while kept and returns_input(kept[-1]) and not is_observed(kept[-1]):
+        kept.pop()
+    return kept
 
 
 class Residual(_Container):
@@ -244,6 +295,8 @@ class Residual(_Container):
                 )
 
     def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
+        if not train and not keep:
+            return self._inferred(x), None
         activation, shortcut, asked = self.activation, self.shortcut, asks_dx(self)
         y, of_body = run_part(self.body, x, train, keep, asked)
         short, of_shortcut = (
@@ -276,6 +329,38 @@ class Residual(_Container):
             shortcut, kept = trail.pop()
             short = grad if shortcut is None else _back(shortcut, grad, kept, need_dx)
         return add([dx, short]) if need_dx else None
+
+    def _inferred(self, x: Array) -> Array:
+        """Return the output in inference: the body's last convolution adds the shortcut and
+        applies the activation, if possible."""
+        shortcut, activation = self.shortcut, self.activation
+        short = x if shortcut is None else run(shortcut, x, False, False)[0]
+        bounds = bounds_of(activation)
+        if bounds is None or (activation is not None and is_observed(activation)):
+            bounds, after = Bounds(), activation
+        else:
+            after = None
+        try:
+            y = run_joined(self.body, [x, short], bounds)
+        except PortacnnError as error:
+            raise error.at(self.where)
+        return y if after is None else run(after, y, False, False)[0]
+
+    def prepare(self, x: Array) -> Callable[[Array], Array]:
+        shortcut, bounds = self.shortcut, bounds_of(self.activation)
+        side = None if shortcut is None else shortcut.prepare(x)
+        short = x if side is None else first_result(side, x)
+        body = self.body.prepare_joined([x, short], bounds or Bounds())
+        y = first_result(body, [x, short])
+        after = (
+            None if bounds is not None or self.activation is None else self.activation.prepare(y)
+        )
+
+        def run(x: Array) -> Array:
+            y = body([x, x if side is None else side(x)])
+            return y if after is None else after(y)
+
+        return Prepared(run, y if after is None else first_result(after, y))
 
 
 class Branches(_Container):
@@ -356,6 +441,12 @@ class Branches(_Container):
                 grads.append(_back(child, share, kept, need_dx))
         return add(grads) if need_dx else None
 
+    def prepare(self, x: Array) -> Callable[[Array], Array]:
+        functions = [child.prepare(x) for child in self.children.values()]
+        join = add if self.join == "add" else concat_channels
+        y = join([first_result(function, x) for function in functions])
+        return Prepared(lambda x: join([function(x) for function in functions]), y)
+
 
 class Recompute(_Container):
     """Gradient checkpointing: keep only the layer's input for the backward pass, and repeat the
@@ -394,7 +485,7 @@ class Recompute(_Container):
             before = Moment(None, 0, {inner: inner.step for inner in layer.walk()})
         else:
             before = Moment(now.step, now.first, now.counts)
-        # keep=True though the cache is dropped: some kernels return other bits with keep=False.
+        # with the same ``keep``, though the cache is dropped: other kernels return other bits
         y, _ = run(layer, x, train, keep)
         return y, Trail([(layer, (x, train, before))]) if keep else None
 
@@ -407,3 +498,9 @@ class Recompute(_Container):
 
     def prepare(self, x: Array) -> Callable[[Array], Array]:
         return self.layer.prepare(x)
+
+    def joined(self, parts: list[Array], bounds: Bounds) -> Array:
+        return run_joined(self.layer, parts, bounds)
+
+    def prepare_joined(self, parts: list[Array], bounds: Bounds) -> Callable[[list[Array]], Array]:
+        return self.layer.prepare_joined(parts, bounds)

@@ -4,14 +4,18 @@ Notation: C in-channels, O out-channels, S/OUT the spatial axes in/out (W; H, W;
 kernel.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any, ClassVar
 
 from portacnn import ops
 from portacnn.errors import ArgumentError, PortacnnError, ShapeError
 from portacnn.init import Initializer, rule
+from portacnn.layers import units
 from portacnn.layers.base import Layer, Shape
+from portacnn.ops.conv import conv_windows
+from portacnn.ops.fused import Bounds, ConvNorm
+from portacnn.ops.pool import pool_windows
 from portacnn.ops.windows import (
     Padding,
     Windows,
@@ -199,6 +203,25 @@ class Conv(_Convolving, abstract=True):
         dx, dweight, dbias = type(self).op_backward(dy, of_conv, need_dx=need_dx, **skipped)
         self.add_grads(weight=dweight, bias=dbias)
         return dx if dx is None or margins is None else ops.pad_backward(dx, margins)
+
+    def unit(
+        self,
+        x: Array,
+        bounds: Bounds | None = None,
+        norm: ConvNorm | None = None,
+        pool: Mapping[str, Any] | None = None,
+    ) -> units.Unit | None:
+        """Return the arguments of ``conv_unit`` for this layer and the ones after it; None if the
+        padding is not zeros. ``pool`` has the options of ``pool_windows``."""
+        self.check_built()
+        if self.padding_mode != "zeros":
+            return None
+        weight, bias = self.params["weight"], self.params.get("bias")
+        windows = conv_windows(self.axes, x, weight, bias, **self.geometry())
+        pooling = None if pool is None else pool_windows(windows.out, **pool)
+        return weight, bias, windows, self.groups, norm, *(bounds or Bounds()), pooling
+
+    prepare, joined, prepare_joined = units.prepare, units.joined, units.prepare_joined
 
 
 class Conv1d(Conv):

@@ -13,9 +13,13 @@ from portacnn.errors import ArgumentError, PortacnnError
 from portacnn.layers.base import Layer, Shape
 from portacnn.layers.container import Sequential
 from portacnn.layers.freezing import learns
-from portacnn.layers.join import Join
+from portacnn.layers.join import Arithmetic, Join
+from portacnn.layers.limits import count_layer
 from portacnn.layers.passes import asks_dx, one_backward_pass
-from portacnn.layers.running import Trail, back, run_part
+from portacnn.layers.running import Prepared, Trail, back, first_result, is_observed, run, run_part
+from portacnn.layers.stages import ConvUnit, bounds_of
+from portacnn.layers.units import Unit, takes
+from portacnn.ops.fused import conv_unit
 from portacnn.ops.join import add
 from portacnn.runtime import Array, backend_of
 
@@ -88,6 +92,7 @@ class Graph(Layer):
     def _set(self, nodes: tuple[Node, ...]) -> None:
         self._check(nodes)
         self.nodes, self._chains = nodes, tuple(_chained(nodes))
+        self._inference_chains = tuple(_chained(_with_sums(nodes)))
 
     def arguments(self) -> tuple[list[Any], dict[str, Any]]:
         if self.is_described_by_children():
@@ -152,8 +157,9 @@ class Graph(Layer):
 
     def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
         trail, values = Trail(), {INPUT: x}
-        wanted = _wants(self._chains, asks_dx(self)) if keep else set()
-        for chain in self._chains:
+        chains = self._inference_chains if not train and not keep else self._chains
+        wanted = _wants(chains, asks_dx(self)) if keep else set()
+        for chain in chains:
             given: Any = [values[name] for name in chain.inputs]
             given = given if isinstance(chain.layer, Join) else given[0]
             asked = any(name in wanted for name in chain.inputs)
@@ -186,18 +192,16 @@ class Graph(Layer):
         return add(grads[INPUT]) if need_dx else None
 
     def prepare(self, x: Array) -> Callable[[Array], Array]:
-        functions, values = [], {INPUT: x}
-        for layer, inputs, output, _ in self._chains:
+        functions, values, chains = [], {INPUT: x}, self._inference_chains
+        for layer, inputs, output, _ in chains:
             given: Any = [values[name] for name in inputs]
             given = given if isinstance(layer, Join) else given[0]
             functions.append(layer.prepare(given))
-            values[output] = functions[-1](given)
+            values[output] = first_result(functions[-1], given)
 
         def run(x: Array) -> Array:
             values = {INPUT: x}
-            for function, (layer, inputs, output, dropped) in zip(
-                functions, self._chains, strict=True
-            ):
+            for function, (layer, inputs, output, dropped) in zip(functions, chains, strict=True):
                 given: Any = [values[name] for name in inputs]
                 y = function(given if isinstance(layer, Join) else given[0])
                 for name in dropped:
@@ -206,15 +210,96 @@ class Graph(Layer):
             return values[self.nodes[-1].name]
 
         backend = backend_of(x)
-        return lambda x: backend.run(run, x)
+        return Prepared(lambda x: backend.run(run, x), values[self.nodes[-1].name])
 
 
-def _chained(nodes: Sequence[Node]) -> Iterator[_Chain]:
-    """Yield the nodes, grouped into chains, in order."""
+class _Sum(Join):
+    """A convolution, with or without batch norm, the sum of its output and another value, and an
+    activation, in inference: [x, other] -> y. They run as one op if the shapes are equal."""
+
+    def __init__(self, unit: ConvUnit, total: Layer, activation: Layer | None) -> None:
+        count_layer(-1)  # its layers are counted already
+        self._unit, self._total, self._activation = unit, total, activation
+        after = [total] if activation is None else [total, activation]
+        for number, layer in enumerate([*unit.layers, *after]):
+            self.adopt(str(number), layer)
+
+    def _arguments(self, x: list[Array]) -> Unit | None:
+        """Return the arguments of ``conv_unit``; None if it does not support this sum."""
+        try:
+            unit = self._unit.unit(x[0], bounds_of(self._activation))
+        except PortacnnError as error:
+            raise error.at(self._unit.where, over=True)
+        return unit if takes(unit, x) else None
+
+    def forward(self, x: Any, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
+        observed = any(map(is_observed, self.children.values()))
+        if not observed and (unit := self._arguments(x)) is not None:
+            return conv_unit(x, *unit), None
+        y, other = x
+        for layer in self.children.values():
+            y, _ = run(layer, [y, other] if layer is self._total else y, train, keep)
+        return y, None
+
+    def prepare(self, x: Any) -> Callable[[Any], Array]:
+        unit = self._arguments(x)
+        return super().prepare(x) if unit is None else conv_unit.prepare(x, *unit)
+
+
+def _with_sums(nodes: Sequence[Node]) -> list[Node]:
+    """Return the nodes for inference: a sum with the output of a convolution that nothing else uses
+    is a ``_Sum``, together with the activation after it."""
+    uses, made = _uses(nodes), {node.name: node for node in nodes}
+    users = {name: node for node in nodes for name in node.inputs}
+    place = {node.name: number for number, node in enumerate(nodes)}
+    new: dict[str, Node | None] = {}  # what is instead of a node, by its name
+    for node in nodes:
+        if type(node.layer) is not Arithmetic or node.layer.kind_ != "add":
+            continue
+        # the later input first: its convolution need not wait for the other
+        for name in sorted(node.inputs, key=lambda name: place.get(name, -1), reverse=True):
+            taken = _convolution(name, made, uses)
+            if taken and not any(one.name in new for one in taken):
+                break
+        else:
+            continue
+        last = users[node.name] if uses.get(node.name) == 1 else node
+        last = node if bounds_of(last.layer) is None else last
+        total = _Sum(
+            ConvUnit({one.name: one.layer for one in taken}),
+            node.layer,
+            None if last is node else last.layer,
+        )
+        (other,) = (given for given in node.inputs if given != name)
+        new |= dict.fromkeys([*(one.name for one in taken), last.name])
+        new[node.name] = Node(last.name, total, (taken[0].inputs[0], other))
+    return [one for node in nodes if (one := new.get(node.name, node)) is not None]
+
+
+def _convolution(name: str, made: dict[str, Node], uses: dict[str, int]) -> list[Node]:
+    """Return the nodes of the convolution, and of the batch norm after it, that compute a value
+    which is used once; none if something else computes it."""
+    taken: list[Node] = []
+    while name in made and uses[name] == 1 and len(taken) < 2:
+        taken.insert(0, made[name])
+        if ConvUnit.adds([node.layer for node in taken]):
+            return taken
+        name = taken[0].inputs[0]
+    return []
+
+
+def _uses(nodes: Sequence[Node]) -> dict[str, int]:
+    """Return how often each value is an input."""
     uses: dict[str, int] = {}
     for node in nodes:
         for name in node.inputs:
             uses[name] = uses.get(name, 0) + 1
+    return uses
+
+
+def _chained(nodes: Sequence[Node]) -> Iterator[_Chain]:
+    """Yield the nodes, grouped into chains, in order."""
+    uses = _uses(nodes)
     rows: list[list[Node]] = []
     for node in nodes:
         before = rows[-1] if rows else []
@@ -227,11 +312,16 @@ def _chained(nodes: Sequence[Node]) -> Iterator[_Chain]:
             rows.append([node])
     last = {name: number for number, row in enumerate(rows) for name in row[0].inputs}
     for number, row in enumerate(rows):
-        layer = row[0].layer if len(row) == 1 else Sequential(*(node.layer for node in row))
+        layer = row[0].layer if len(row) == 1 else _sequence(row)
         inputs = row[0].inputs
         yield _Chain(
             layer, inputs, row[-1].name, tuple({name for name in inputs if last[name] == number})
         )
+
+
+def _sequence(row: list[Node]) -> Layer:
+    count_layer(-1)  # a chain is not a layer of the network
+    return Sequential(*(node.layer for node in row))
 
 
 def _wants(chains: Sequence[_Chain], need_dx: bool) -> set[str]:

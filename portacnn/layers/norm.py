@@ -10,6 +10,7 @@ from portacnn.errors import ArgumentError, PortacnnError, ShapeError
 from portacnn.layers.base import Layer, Shape
 from portacnn.layers.limits import count_taps
 from portacnn.layers.passes import is_recomputing
+from portacnn.ops.fused import ConvNorm
 from portacnn.ops.norm import trailing
 from portacnn.ops.response_norm import check_response_norm
 from portacnn.ops.windows import per_axis
@@ -137,6 +138,12 @@ class _BatchNorm(_ChannelNorm):
 
     def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
         return self.run(ops.batch_norm, x, train, keep)
+
+    def after_conv(self) -> ConvNorm:
+        """Return the arrays with which inference normalizes, for ``conv_unit``."""
+        self.check_built()
+        mean, var = self.buffers["running_mean"], self.buffers["running_var"]
+        return ConvNorm(mean, var, self.params.get("weight"), self.params.get("bias"), self.eps)
 
     def run(self, op: Any, x: Array, train: bool, keep: bool) -> tuple[Array, Any]:
         """Run ``batch_norm`` or a fused op with the same arguments."""

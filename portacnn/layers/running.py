@@ -8,6 +8,7 @@ from portacnn.errors import PortacnnError, StateError
 from portacnn.layers.freezing import learns
 from portacnn.layers.passes import is_recomputing, watched, without_dx
 from portacnn.ops.dispatch import no_cache
+from portacnn.ops.fused import Bounds, add_clip
 from portacnn.runtime import Array, describe
 
 if TYPE_CHECKING:
@@ -22,10 +23,7 @@ def run(layer: "Layer", x: Any, train: bool, keep: bool) -> tuple[Array, Any]:
     try:
         y, cache = layer.forward(x, train=train, keep=keep)
     except PortacnnError as error:
-        if not layer.children:
-            error.at(layer.where, over=True)
-            if "input " not in error.message and not isinstance(x, list):
-                error.message += f" (input {describe(x)})"
+        _locate(error, layer, x)
         raise
     if layer.hooks and not is_recomputing():
         for hook in layer.hooks:
@@ -34,6 +32,58 @@ def run(layer: "Layer", x: Any, train: bool, keep: bool) -> tuple[Array, Any]:
     if watch is not None and watch.layer is layer:
         watch.see(y)
     return y, cache
+
+
+def _locate(error: PortacnnError, layer: "Layer", x: Any) -> None:
+    """Add the layer's path to an error that it raised, and the input shape."""
+    if not layer.children:
+        error.at(layer.where, over=True)
+        if "input " not in error.message and not isinstance(x, list):
+            error.message += f" (input {describe(x)})"
+
+
+def run_joined(layer: "Layer", parts: list[Array], bounds: Bounds) -> Array:
+    """Call ``layer.joined``, or if the layer is observed, run it by itself and add then.
+
+    An error of the sum has no path; the caller adds it.
+    """
+    if is_observed(layer):
+        return apart(layer, parts, bounds)
+    try:
+        return layer.joined(parts, bounds)
+    except PortacnnError as error:
+        if error.where is not None:
+            _locate(error, layer, parts[0])
+        raise
+
+
+def apart(layer: "Layer", parts: list[Array], bounds: Bounds) -> Array:
+    """Run the layer and add the residual then, see ``Layer.joined``."""
+    x, residual = parts
+    y, _ = run(layer, x, False, False)
+    return add_clip([y, residual], bounds)
+
+
+class Prepared:
+    """A prepared function of a container, with the result for the example, which preparing its
+    parts has computed."""
+
+    __slots__ = ("_function", "result")
+
+    def __init__(self, function: Callable[[Any], Array], result: Array) -> None:
+        self._function, self.result = function, result
+
+    def __call__(self, x: Any) -> Array:
+        return self._function(x)
+
+
+def first_result(function: Callable[[Any], Array], x: Any) -> Array:
+    """Return the result of a function that was just prepared for x. Containers have it already, so
+    nested ones do not run their parts once per level."""
+    if isinstance(function, Prepared):
+        result, function.result = function.result, None
+        return result
+    return function(x)
 
 
 def run_part(part: "Layer", x: Any, train: bool, keep: bool, asked: bool) -> tuple[Array, Any]:

@@ -180,6 +180,10 @@ class Model(Sequential):
     def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
         return super().forward(x, train=train, keep=keep)
 
+    # ``forward`` is that of Sequential, so these remain valid.
+    prepare, joined = Sequential.prepare, Sequential.joined
+    prepare_joined = Sequential.prepare_joined
+
     @_at_home
     def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
         return super().backward(dy, cache, need_dx=need_dx)

@@ -181,6 +181,29 @@ def add_relu_backward(dy: Array, y: Any) -> Array:
 # --- a convolution and what follows it, for inference ---------------------------------------------
 
 
+class Bounds(NamedTuple):
+    """The limits of an activation; None is no limit."""
+
+    low: float | None = None
+    high: float | None = None
+
+
+RELU = Bounds(0.0, None)
+
+
+def add_clip(parts: list[Array], bounds: Bounds) -> Array:
+    """Return the sum of arrays of one shape, limited to the bounds, for inference."""
+    if bounds == RELU:
+        return add_relu(parts, keep=False)[0]
+    return _clipped(add(parts), bounds)
+
+
+def _clipped(y: Array, bounds: Bounds) -> Array:
+    if bounds == RELU:
+        return relu(y, keep=False)[0]
+    return y if bounds == Bounds() else clip(y, min=bounds.low, max=bounds.high, keep=False)[0]
+
+
 class ConvNorm(NamedTuple):
     """A batch norm with running statistics that follows a convolution: arrays (O,)."""
 
@@ -264,7 +287,8 @@ def conv_unit(
             number. The convolution's own arguments are checked by ``conv_windows``.
     """
     x, *residual = parts
-    is_relu = low == 0.0 and high is None
+    bounds = Bounds(low, high)
+    is_relu = bounds == RELU and not residual
     outputs = x.shape[0] * weight.shape[0] * prod(windows.out)
     # One pass over the weights or one over the outputs, whichever are fewer.
     if norm is not None and prod(weight.shape) <= outputs:
@@ -272,14 +296,14 @@ def conv_unit(
         bias = shift if bias is None else bias * scale + shift
         weight = weight * backend_of(x).xp.reshape(scale, (-1, *(1,) * (weight.ndim - 1)))
         norm = None
-    if norm is None and is_relu and not residual:
+    if norm is None and is_relu:
         return conv_relu(x, weight, bias, windows, groups, pool, keep=False)[0]
     y, _ = conv(x, weight, bias, windows, groups, keep=False)
     if norm is not None:
-        normalize = batch_norm_relu if is_relu and not residual else batch_norm
+        normalize = batch_norm_relu if is_relu else batch_norm
         y, _ = normalize(y, *norm[:4], eps=norm.eps, keep=False)
     if residual:
-        y = add_relu([y, *residual], keep=False)[0] if is_relu else add([y, *residual])
-    if not is_relu and (low is not None or high is not None):
-        y, _ = clip(y, min=low, max=high, keep=False)
+        y = add_clip([y, *residual], bounds)
+    elif not is_relu:
+        y = _clipped(y, bounds)
     return y if pool is None else max_pool(y, pool, keep=False)[0]
