@@ -26,6 +26,7 @@ from portacnn.ops.windows import Plane, Windows
 from portacnn.runtime import Kernel
 
 _MANY = 1 << 16  # weights; their gradients are then products of deep blocks
+_SAMPLES = 8  # with fewer, runs are short, and products of columns are faster
 _WORTH = 1 << 12  # C * O from which Winograd's algorithm makes up for a pooling pass of its own
 
 
@@ -107,9 +108,13 @@ def conv_unit(
     high: float | None,
     pool: Windows | None,
 ) -> Any:
-    """Compute ``conv_unit``. Declines pooling, which the portable op does after it."""
+    """Compute ``conv_unit``."""
     x, *residual = parts
-    if groups != 1 or pool is not None or direct.declines(x, weight, windows):
+    if pool is not None:
+        return native.pooled_unit(
+            parts, weight, bias, windows, groups, norm, low, high, pool, conv_unit, conv_relu
+        )
+    if groups != 1 or direct.declines(x, weight, windows):
         return NotImplemented
     added = np.ascontiguousarray(batch_last(residual[0])) if residual else None
     epilogue = Epilogue.of(norm, bias, added, low, high)
@@ -122,15 +127,12 @@ def conv_unit(
     if winograd.suits(p, x.itemsize):
         y = empty((p.o, *windows.out, p.n), x.dtype)
         _winograd(xt, weight, p, y, epilogue)
-    elif weight.size > _MANY or p.n < _SAMPLES:
+    elif weight.size > _MANY or (p.n < _SAMPLES and p.c >= _SAMPLES):
         y, _ = native.by_columns(xt, weight, windows, epilogue, finish)
     else:
         y = empty((p.o, *windows.out, p.n), x.dtype)
         direct.forward(xt, weight, None, p, y, epilogue)
     return batch_first(y)
-
-
-_SAMPLES = 8  # with fewer, the contiguous runs are short, and products of columns are faster
 
 
 def conv_backward(
