@@ -19,11 +19,12 @@ always releases it, whereas ``Semaphore`` and ``Condition`` may not.
 import atexit
 import ctypes
 import os
+import sys
 from _thread import start_new_thread
 from collections.abc import Callable, Sequence
 from contextvars import copy_context
 from functools import cache
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock, RLock, get_ident, local, main_thread
@@ -279,30 +280,55 @@ class _OpenBLAS:
 
     It is a ``PyDLL``, which keeps the GIL: these functions only read or write an integer, and
     releasing the GIL would cost more.
+
+    Args:
+        path: of the library, or of one that is linked to it.
+
+    Raises:
+        OSError: it cannot be opened.
+        LookupError: it has none of the functions, by any of their names.
     """
 
     internal_api, threading_layer = "openblas", "pthreads"
 
     def __init__(self, path: str) -> None:
         library = ctypes.PyDLL(path)
-        names = [
-            f"{a}openblas_{{}}_num_threads{b}" for a in ("", "scipy_") for b in ("", "64_", "_64")
-        ]
-        name = next(name for name in names if hasattr(library, name.format("set")))
-        self.get_num_threads, self.set_num_threads = (
-            getattr(library, name.format(verb)) for verb in ("get", "set")
-        )
+        for prefix, suffix in product(("scipy_", ""), ("64_", "_64", "")):
+            name = f"{prefix}openblas_{{}}{suffix}"
+            if hasattr(library, name.format("set_num_threads")):
+                self.get_num_threads, self.set_num_threads, self.parallel = (
+                    getattr(library, name.format(verb))
+                    for verb in ("get_num_threads", "set_num_threads", "get_parallel")
+                )
+                return
+        raise LookupError(path)
 
 
 @cache
 def _blas() -> list[Any]:
-    """Return the BLAS libraries of this process. Empty without threadpoolctl (a checkout that is
-    not installed).
-    """
+    """Return NumPy's BLAS library, or else all of this process that threadpoolctl finds."""
     return apart(_found)  # ctypes callbacks lose exceptions, and a library with them
 
 
 def _found() -> list[Any]:
+    return _of_numpy() or _of_threadpoolctl()
+
+
+def _of_numpy() -> list[Any]:
+    """Return the OpenBLAS that NumPy is linked to; none on systems that do not look for a name in
+    linked libraries (Windows), with another BLAS, and with OpenMP, whose limit is each thread's.
+
+    It needs no threadpoolctl, which a checkout may lack.
+    """
+    loaded = getattr(sys.modules.get("numpy._core._multiarray_umath"), "__file__", None)
+    try:
+        library = _OpenBLAS(str(loaded))
+    except (AttributeError, OSError, LookupError):
+        return []
+    return [library] if library.parallel() == 1 else []  # 1: pthreads
+
+
+def _of_threadpoolctl() -> list[Any]:
     try:
         from threadpoolctl import ThreadpoolController
     except ImportError:
@@ -318,8 +344,7 @@ def _direct(library: Any) -> Any:
         return library
     try:
         return _OpenBLAS(library.filepath)
-    # it cannot be opened by path, or its functions have other names
-    except (OSError, StopIteration):
+    except (OSError, LookupError, AttributeError):
         return library
 
 

@@ -14,23 +14,31 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from bench_nets import PLAIN, SHAPES
-from bench_peers import OFFERS, WITH_DEVICE
+from bench_cases import (
+    CONTENDERS,
+    MODES,
+    PRECISIONS,
+    Case,
+    Contender,
+    UsageError,
+    all_cases,
+    whole_numbers,
+    words,
+)
+from bench_nets import FIXED, PLAIN, SHAPES
+from bench_peers import INFERENCE, OFFERS
+from bench_timing import THREADS as THREADS_OF_SERVE
+from bench_torch import compiler
 
 WORKER = Path(__file__).with_name("bench_worker.py")
 TIMEOUT = 1800.0  # seconds for one measurement
 USAGE_ERROR = 2
 
-BATCHES = {**dict.fromkeys(PLAIN, 100), "resnet20": 32, "alexnet": 1}
-MODES = ("train", "infer", "epoch")
-CONTENDERS = ("portacnn", "portacnn/native", "torch", "torch-channels-last", "tutorials")
-PRECISIONS = ("tf32", "bfloat16", "float16", "3xtf32")
 THREADS = (
     "OMP_NUM_THREADS",
     "OPENBLAS_NUM_THREADS",
@@ -50,67 +58,19 @@ contenders:
                        PyTorch in eager mode; torch@cuda on a device
   torch-compile, torch-graph@cuda
                        with torch.compile; with training steps replayed from a CUDA graph
+  onnxruntime          inference with PyTorch's ONNX export (batch norms folded); on the CPU
+  portacnn-onnx        inference with portacnn's model loaded from the same file; @DEVICE and
+                       /KERNELS as above
   tutorials            the code of "Deep Learning from Scratch"; simple only
   chainer, dezero      simple, lenet and deep; --python chainer=PATH sets their interpreter
 nets:
-  {", ".join(SHAPES)}; epochs use images of MNIST's size, for {", ".join(PLAIN)}
+  {", ".join(SHAPES)}
+  epochs use images of MNIST's size, for {", ".join(PLAIN)}; --sizes is not for {", ".join(FIXED)}
+modes:
+  train and infer time a step and a prediction; epoch a whole epoch with the accuracies
+  serve: {THREADS_OF_SERVE} threads call predict; ms is the time per call, and "8 threads" compares
+         calls a second of {THREADS_OF_SERVE} threads with those of one
 """
-
-
-class UsageError(Exception):
-    """An error that the user can fix on the command line."""
-
-
-@dataclass(frozen=True)
-class Contender:
-    """The parts of a name such as ``portacnn@cuda/reference``."""
-
-    word: str
-    name: str
-    device: str | None
-    kernels: str | None
-    precision: str
-
-    @classmethod
-    def of(cls, word: str) -> "Contender":
-        rest, slash, last = word.partition("/")
-        kernels, precision = (None, last) if last in PRECISIONS else (last or None, "float32")
-        name, at, device = rest.partition("@")
-        if name not in ("portacnn", *OFFERS):
-            raise UsageError(
-                f"unknown contender {word!r}; known are portacnn, {', '.join(OFFERS)} (see --help)"
-            )
-        if at and (name not in ("portacnn", *WITH_DEVICE) or not device):
-            raise UsageError(
-                f"{word!r}: {name} takes no device"
-                if device
-                else f"{word!r} names no device after @"
-            )
-        if slash and (name != "portacnn" or not last):
-            raise UsageError(
-                f"{word!r}: only portacnn has kernels, as in portacnn/reference, and precisions"
-            )
-        return cls(word, name, device or None, kernels, precision)
-
-    def lacks(self, net: str, mode: str) -> str | None:
-        """Return why the contender cannot run this case, or None."""
-        if mode == "profile" and self.name != "portacnn":
-            return "only portacnn has a profile"
-        if mode == "epoch" and net not in PLAIN:
-            return "an epoch uses images of MNIST's size, which this net does not support"
-        offered = OFFERS.get(self.name, list(SHAPES))
-        return None if net in offered else f"it is available with {', '.join(offered)} only"
-
-
-class Case(NamedTuple):
-    """One task for all contenders."""
-
-    net: str
-    batch: int
-    mode: str
-
-    def __str__(self) -> str:
-        return f"{self.net} batch {self.batch} {self.mode}"
 
 
 # --- the command ----------------------------------------------------------------------------------
@@ -128,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         bench = Bench(options)
         with tempfile.TemporaryDirectory() as folder:
-            bench.data = store(options.data, folder)
+            bench.data, bench.folder = store(options.data, folder), Path(folder)
             return bench.run()
     except (UsageError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -144,7 +104,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--nets", default="simple,lenet,deep", metavar="A,B", help="default %(default)s")
-    add("--batches", metavar="N,M", help="default 100; 32 for resnet20 and 1 for alexnet")
+    add(
+        "--batches",
+        metavar="N,M",
+        help="default 100; 32 for resnet20, 1 for alexnet, 8 for larger nets, 1 to serve",
+    )
+    add("--sizes", metavar="N,M", help="H = W of the images; default: each net's own")
     add(
         "--modes",
         default="train,infer",
@@ -196,26 +161,6 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def words(text: str, known: Sequence[str], what: str) -> list[str]:
-    chosen = list(dict.fromkeys(word for word in text.split(",") if word))
-    for word in chosen:
-        if known and word not in known:
-            raise UsageError(f"unknown {what} {word!r}; known are {', '.join(known)}")
-    if not chosen:
-        raise UsageError(f"no {what} given")
-    return chosen
-
-
-def whole_numbers(text: str) -> list[int]:
-    try:
-        numbers = [int(word) for word in words(text, (), "batch")]
-    except ValueError:
-        numbers = [0]
-    if min(numbers) < 1:
-        raise UsageError(f"--batches takes whole numbers above 0, such as 1,100; got {text!r}")
-    return numbers
-
-
 def store(data: str | None, folder: str) -> str | None:
     """Save MNIST from the folder ``data`` as arrays that every interpreter can read."""
     if data is None:
@@ -258,10 +203,11 @@ class Bench:
                 raise UsageError(f"--{name} must be at least {least:g}, got {value}")
         nets = words(options.nets, list(SHAPES), "net")
         modes = ["profile"] if options.profile else words(options.modes, MODES, "mode")
-        batches = whole_numbers(options.batches) if options.batches else None
-        self.cases = [
-            Case(net, n, mode) for net in nets for n in batches or [BATCHES[net]] for mode in modes
-        ]
+        batches, sizes = (
+            whole_numbers(text, option) if text else None
+            for text, option in ((options.batches, "batches"), (options.sizes, "sizes"))
+        )
+        self.cases = all_cases(nets, modes, batches, sizes)
         for case in self.cases:
             if case.mode == "epoch" and case.batch > options.images:
                 raise UsageError(
@@ -291,13 +237,24 @@ class Bench:
         self.out.parent.mkdir(parents=True, exist_ok=True)
         self.out.open("a").close()  # fails before the measurements, not after
         self.data: str | None = None
+        self.folder = Path()  # of the ONNX files
+        self.exported: dict[str, dict[str, Any]] = {}
 
     def usual(self) -> list[str]:
-        """Return the default contenders. Without numba, portacnn equals portacnn/native."""
-        if find_spec("numba") is not None:
-            return list(CONTENDERS)
-        self.note("portacnn/native", None, "numba is not installed, so it equals portacnn")
-        return [word for word in CONTENDERS if word != "portacnn/native"]
+        """Return the default contenders that can run here and have one of the modes."""
+        left = {}
+        if find_spec("numba") is None:
+            for word in CONTENDERS:
+                if word.endswith("/native"):
+                    left[word] = "numba is not installed, so it equals portacnn"
+        if find_spec("torch") is not None and not compiler():
+            left["torch-compile"] = "no C++ compiler is on PATH"
+        if not any(case.mode in ("infer", "serve") for case in self.cases):
+            left |= {w: "" for w in CONTENDERS if w.partition("/")[0] in INFERENCE}
+        for word, reason in left.items():
+            if reason:
+                self.note(word, None, reason)
+        return [word for word in CONTENDERS if word not in left]
 
     def note(self, word: str, case: Case | None, reason: str) -> None:
         """Record that a contender was skipped, in one case or (None) in all."""
@@ -348,8 +305,11 @@ class Bench:
     def compare(self) -> None:
         """Run every case with every contender; one table row each."""
         width = max(len(contender.word) for contender in self.contenders)
+        net = max(9, *(len(case.place) + 1 for case in self.cases))
         title = f"{'ms (min..max)':>28} {'ratio (min..max)':>22} {'peak MiB':>9}"
-        head = f"{'net':9}{'batch':>6} {'mode':6} {'contender':{width}} {title}"
+        if any(case.mode == "serve" for case in self.cases):
+            title += f" {f'{THREADS_OF_SERVE} threads':>9}"
+        head = f"{'net':{net}}{'batch':>6} {'mode':6} {'contender':{width}} {title}"
         print(f"\n{head}\n{'-' * len(head)}")
         for case in self.cases:
             for row in self.case_rows(case):
@@ -365,8 +325,10 @@ class Bench:
                 memory = ("-" if peak is None else f"{peak:.0f}") + (
                     "" if device is None else f" +{device:.0f}"
                 )
-                place = f"{case.net:9}{case.batch:6} {case.mode:6} {row['contender']:{width}}"
-                print(f"{place} {times:>28} {share:>22} {memory:>9}", flush=True)
+                place = f"{case.place:{net}}{case.batch:6} {case.mode:6} {row['contender']:{width}}"
+                scaling = row.get("scaling")
+                more = "" if scaling is None else f" {scaling['median']:>8.2f}x"
+                print(f"{place} {times:>28} {share:>22} {memory:>9}{more}", flush=True)
 
     def case_rows(self, case: Case) -> Iterator[dict[str, Any]]:
         """Run one case: rounds of all contenders, and their rows."""
@@ -408,6 +370,11 @@ class Bench:
             if ratios
             else None,
             **{key: max(values) if values else None for key, values in peaks.items()},
+            **{
+                key: spread([r[key] for r in results])
+                for key in ("one_thread_ms", "scaling")
+                if key in results[0]
+            },
             "rounds": [{key: r[key] for key in each} for r in results],
         }
 
@@ -452,7 +419,14 @@ class Bench:
             "device": contender.device,
             **case._asdict(),
         }
-        task |= {"precision": contender.precision}
+        task |= {"precision": contender.precision, "onnx": None}
+        if contender.name in INFERENCE:
+            exported = self.exports(case)
+            if "onnx" not in exported:
+                reason = exported.get("unavailable") or exported["failed"]
+                self.note(contender.word, case, f"no ONNX file: {reason}")
+                return None
+            task |= exported
         task |= {"seconds": self.options.seconds, "images": self.options.images, "data": self.data}
         result = self.spawn(
             task, self.python.get(contender.name, sys.executable), contender.kernels
@@ -464,6 +438,14 @@ class Bench:
             key: result.pop(key) for key in ("where", "versions", "threads")
         }
         return result
+
+    def exports(self, case: Case) -> dict[str, Any]:
+        """Return the path of the net's ONNX file under "onnx", or why there is none."""
+        if case.place not in self.exported:
+            path = str(self.folder / f"{case.place}.onnx")
+            task = {"what": "export", "net": case.net, "size": case.size, "onnx": path}
+            self.exported[case.place] = self.spawn(task, sys.executable) or {"onnx": path}
+        return self.exported[case.place]
 
     def spawn(
         self, task: dict[str, Any], python: str, kernels: str | None = None
@@ -518,6 +500,11 @@ class Bench:
             "peak: the process's peak resident memory minus that after its imports (+ memory of "
             "the GPU)"
         )
+        if any(case.mode == "serve" for case in self.cases):
+            print(
+                f"serve: ms per call while {THREADS_OF_SERVE} threads call; {THREADS_OF_SERVE} "
+                "threads: calls a second, divided by those of one thread"
+            )
         if "infer" in self.options.modes or "train" in self.options.modes:
             print(
                 "train and infer: one step or one prediction, input in place on the device, at "

@@ -6,6 +6,7 @@ interpreter.
 Notation: N batch, C channels, H/W and OH/OW input and output, K kernel size.
 """
 
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,8 +57,48 @@ PLAIN: dict[str, list[Conv | Pool | Linear]] = {
 }
 """The networks without branches, as lists of layers."""
 
-SHAPES = {**dict.fromkeys(PLAIN, (1, 28, 28)), "resnet20": (3, 32, 32), "alexnet": (3, 224, 224)}
-CLASSES = {**dict.fromkeys(SHAPES, 10), "alexnet": 1000}
+IMAGENET = ("alexnet", "vgg11", "resnet18", "resnet50", "mobilenetv2")
+
+SHAPES = {
+    **dict.fromkeys(PLAIN, (1, 28, 28)),
+    "resnet20": (3, 32, 32),
+    **dict.fromkeys(IMAGENET, (3, 224, 224)),
+    "unet": (3, 128, 128),
+}
+"""The shape of an image of each net, by default."""
+
+CLASSES = {**dict.fromkeys(SHAPES, 10), **dict.fromkeys(IMAGENET, 1000), "unet": 2}
+FIXED = (*PLAIN, "alexnet")
+"""The nets that have one image size only. Of UNet's, 16 must be a divisor."""
+
+
+def images(
+    net: str, count: int, seed: int = 0, size: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return random float32 images (N, C, H, W) of the net's size or H = W = ``size``, and their
+    labels: (N,), or (N, H, W) for UNet.
+    """
+    rng = np.random.default_rng(seed)
+    channels, *own = SHAPES[net]
+    pixels = (size, size) if size else tuple(own)
+    x = rng.random((count, channels, *pixels), dtype=np.float32)
+    return x, rng.integers(0, CLASSES[net], (count, *pixels) if net == "unet" else count)
+
+
+def epoch_sets(task: dict[str, Any]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return training and test set of an epoch: from the folder, else random images."""
+    count = task["images"]
+    if task["data"] is None:
+        return [images(task["net"], count), images(task["net"], max(count // 6, 1), seed=1)]
+    stored = [
+        np.load(Path(task["data"]) / f"{name}.npy")
+        for name in ("x_train", "t_train", "x_test", "t_test")
+    ]
+    x_train, t_train, x_test, t_test = stored
+    return [
+        ((x[:n] / np.float32(255)).astype(np.float32), t[:n])
+        for x, t, n in ((x_train, t_train, count), (x_test, t_test, max(count // 6, 1)))
+    ]
 
 
 # --- the interface --------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ tutorials' code float64), SGD with learning rate 0.01, and softmax cross-entropy
 Notation: N batch, C channels, H/W and OH/OW input and output, K kernel size.
 """
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +17,11 @@ from bench_nets import LEARNING_RATE, PLAIN, SHAPES, Conv, Peer, Pool
 
 WITH_DEVICE = ("torch", "torch-channels-last", "torch-compile", "torch-graph")
 
+INFERENCE = ("onnxruntime", "portacnn-onnx")
+"""Contenders that run PyTorch's ONNX export of a net, in which batch norms are folded."""
+
 OFFERS = {
-    **{word: list(SHAPES) for word in WITH_DEVICE},
+    **{word: list(SHAPES) for word in (*WITH_DEVICE, *INFERENCE)},
     "chainer": list(PLAIN),
     "dezero": list(PLAIN),
     "tutorials": ["simple"],
@@ -25,10 +29,12 @@ OFFERS = {
 """The networks of each peer."""
 
 
-def make(name: str, net: str, device: str | None = None) -> Peer:
-    """Return the peer called ``name`` with the network ``net``. Raises ImportError if its framework
-    is not installed.
+def make(name: str, net: str, device: str | None = None, onnx: str | None = None) -> Peer:
+    """Return the peer called ``name`` with the network ``net``, for onnxruntime from the file
+    ``onnx``. Raises ImportError if its framework is not installed.
     """
+    if name == "onnxruntime":
+        return OnnxRuntime(str(onnx))
     if name in WITH_DEVICE:
         import bench_torch
 
@@ -67,6 +73,27 @@ def epoch(peer: Peer, sets: list[tuple[Any, Any]], batch: int, seed: int = 0) ->
         / len(x)
         for x, t in sets
     ]
+
+
+# --- onnxruntime ----------------------------------------------------------------------------------
+
+
+class OnnxRuntime(Peer):
+    """onnxruntime on the CPU, for inference."""
+
+    def __init__(self, path: str) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        # onnxruntime does not read this variable itself
+        options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS", 0))
+        self.session = onnxruntime.InferenceSession(
+            path, options, providers=["CPUExecutionProvider"]
+        )
+        (self.name,) = (each.name for each in self.session.get_inputs())
+
+    def predict(self, x: Any) -> Any:
+        return self.session.run(None, {self.name: x})[0]
 
 
 # --- Chainer and DeZero ---------------------------------------------------------------------------

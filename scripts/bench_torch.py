@@ -3,17 +3,23 @@
 Notation: N batch, C channels, H/W input.
 """
 
+import os
+import shutil
+import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from bench_nets import LEARNING_RATE, PLAIN, Conv, Peer, Pool
+from bench_nets import LEARNING_RATE, Peer, images
+from bench_torch_nets import torch_net
 
 
 def make(name: str, net: str, device: str) -> "Torch":
     """Return a peer: "torch" (eager mode), "torch-channels-last", "torch-compile" or "torch-graph"
     (a step replayed from a CUDA graph).
 
-    Raises OSError for a graph on a device other than CUDA.
+    Raises OSError for a graph on a device other than CUDA, and for ``torch.compile`` on a CPU
+    without a C++ compiler.
     """
     if name == "torch-graph":
         return TorchGraph(net, device)
@@ -80,6 +86,8 @@ class TorchCompiled(Torch):
     """The network through ``torch.compile``, for one shape; loss and optimizer as in eager mode."""
 
     def __init__(self, net: str, device: str) -> None:
+        if device == "cpu" and not compiler():
+            raise OSError("torch.compile needs a C++ compiler (g++, clang++ or $CXX)")
         super().__init__(net, device)
         self.net = self.torch.compile(self.net, dynamic=False)
 
@@ -117,75 +125,30 @@ class TorchGraph(Torch):
             self.last = super().step(x, t)
 
 
-def torch_net(net: str) -> Any:
-    """Return the network as a ``torch.nn.Module``."""
-    from torch import nn
-
-    if net == "resnet20":
-        return _torch_resnet20()
-    if net == "alexnet":
-        return _torch_alexnet()
-    layers: list[Any] = []
-    for layer in PLAIN[net]:
-        if isinstance(layer, Conv):
-            layers += [
-                nn.Conv2d(layer.inputs, layer.outputs, layer.kernel, padding=layer.padding),
-                nn.ReLU(),
-            ]
-        elif isinstance(layer, Pool):
-            layers.append(nn.MaxPool2d(2))
-        else:
-            # a second Flatten returns its input
-            layers += [nn.Flatten(), nn.Linear(*layer), nn.ReLU()]
-    return nn.Sequential(*layers[:-1])
+def compiler() -> str | None:
+    """Return the C++ compiler that ``torch.compile`` would use on a CPU, or None."""
+    for name in (os.environ.get("CXX", ""), "g++", "clang++"):
+        if name and (path := shutil.which(name)):
+            return path
+    return None
 
 
-def _torch_resnet20() -> Any:
-    """He et al., 2015, section 4.2. A block that changes the shape takes every second pixel and
-    pads channels with zeros (option A).
+def export(net: str, size: int | None, path: Path) -> None:
+    """Write the net as PyTorch exports it for inference: batch norms are folded into the
+    convolutions before them. The number of images is free.
     """
-    from torch import nn
+    import torch
 
-    def conv(inputs: int, outputs: int, stride: int) -> Any:
-        return nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
-
-    class Block(nn.Module):
-        def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-            super().__init__()
-            self.body = nn.Sequential(
-                *(conv(inputs, outputs, stride), nn.BatchNorm2d(outputs), nn.ReLU()),
-                *(conv(outputs, outputs, 1), nn.BatchNorm2d(outputs)),
-            )
-            self.relu = nn.ReLU()
-            self.stride, self.more = stride, outputs - inputs
-
-        def forward(self, x: Any) -> Any:
-            short = x
-            if self.stride != 1 or self.more:
-                pads = (0, 0, 0, 0, self.more // 2, self.more - self.more // 2)
-                short = nn.functional.pad(x[:, :, :: self.stride, :: self.stride], pads)
-            return self.relu(self.body(x) + short)
-
-    widths = [16] * 3 + [32] * 3 + [64] * 3
-    strides = [1, 1, 1, 2, 1, 1, 2, 1, 1]
-    blocks = [Block(a, b, s) for a, b, s in zip([16, *widths[:-1]], widths, strides, strict=True)]
-    first = (conv(3, 16, 1), nn.BatchNorm2d(16), nn.ReLU())
-    return nn.Sequential(*first, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
-
-
-def _torch_alexnet() -> Any:
-    """Krizhevsky et al., 2012, with the paper's two groups and its response norm."""
-    from torch import nn
-
-    def norm() -> Any:
-        return nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0)
-
-    return nn.Sequential(
-        *(nn.Conv2d(3, 96, 11, 4, 2), nn.ReLU(), norm(), nn.MaxPool2d(3, 2)),
-        *(nn.Conv2d(96, 256, 5, padding=2, groups=2), nn.ReLU(), norm(), nn.MaxPool2d(3, 2)),
-        *(nn.Conv2d(256, 384, 3, padding=1), nn.ReLU()),
-        *(nn.Conv2d(384, 384, 3, padding=1, groups=2), nn.ReLU()),
-        *(nn.Conv2d(384, 256, 3, padding=1, groups=2), nn.ReLU(), nn.MaxPool2d(3, 2)),
-        *(nn.Flatten(), nn.Linear(9216, 4096), nn.ReLU(), nn.Dropout(0.5)),
-        *(nn.Linear(4096, 4096), nn.ReLU(), nn.Dropout(0.5), nn.Linear(4096, 1000)),
-    )
+    twin = torch_net(net).eval()
+    example = torch.from_numpy(images(net, 2, size=size)[0])
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the other exporter needs onnxscript
+        torch.onnx.export(
+            twin,
+            (example,),
+            str(path),
+            dynamo=False,
+            input_names=["input"],
+            output_names=["output"],
+            dynamic_axes={"input": {0: "N"}, "output": {0: "N"}},
+        )

@@ -17,6 +17,7 @@ from tempfile import TemporaryFile
 from typing import Any
 
 import numba
+import numpy as np
 from numba.core.caching import CompileResultCacheImpl, FunctionCache, IndexDataCacheFile
 from numba.core.compiler_lock import global_compiler_lock
 
@@ -170,6 +171,15 @@ def compiled(function: Callable[..., Any], *, reorder: bool = True) -> Any:
         except Exception as error:  # for example a program without its sources
             _warn(error)
     return kernel
+
+
+def read(array: np.ndarray) -> np.ndarray:
+    """Return a flat, read-only view of a contiguous array, as an argument of a kernel that reads
+    it. numba has another type for writeable arrays and would compile again for it.
+    """
+    flat = array.reshape(-1)
+    flat.flags.writeable = False
+    return flat
 
 
 # otherwise a child would wait forever for a lock that another thread held

@@ -1,669 +1,33 @@
-"""Convolution compiled by numba: direct, without columns, optionally with ReLU and max pooling.
+"""Convolution on NumPy arrays with the help of numba: which algorithm computes which case.
 
-With the batch last in memory, the inputs that one tap of the kernel reads for a row of outputs are
-a contiguous run. A row of outputs is therefore a sum of runs, each times one weight. It stays in
-registers while all taps of all channels are added (``tiles.outer_tile``). Likewise, the gradient of
-a weight is the dot product of two runs (``inner_tile``).
+- 1x1 kernels: one matrix product (``numpy/pointwise.py``) with a compiled epilogue.
+- 3x3 kernels with stride 1 and enough channels: Winograd's algorithm (``winograd.py``).
+- Other kernels over one or two axes: compiled, direct, without columns (``direct.py``). Gradients
+  of many weights and of strided convolutions: products with deep blocks of columns
+  (``numpy/columns.py``).
 
-To make all runs contiguous, the input is copied to a *panel*: a few of its rows for some samples,
-with zeros for the padding. With a stride, the columns that one tap reads are adjacent. A panel
-stays in the L2 cache while every output channel reads it. The backward pass uses a panel too. It
-holds the output's gradient before pooling and ReLU, which is therefore never written to memory.
-
-Notation as in ops/conv.py: C in-channels, O out-channels, N batch, H, W/OH, OW the input and the
-output, KH, KW the kernel, SH, SW the stride, DH, DW the dilation; PH, PW the pooled output, QH, QW
-the pooling kernel, RH, RW its stride.
+Notation as in ops/conv.py: C in-channels, O out-channels, N batch, T taps.
 """
 
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from portacnn.backends.numba.compile import compiled
-from portacnn.backends.numba.tiles import (
-    GRADS,
-    ROWS,
-    SPAN,
-    TAPS,
-    WIDTH,
-    clear,
-    inner_tile,
-    move_above,
-    move_where,
-    outer_edge,
-    outer_tile,
-    pool_run,
-)
-from portacnn.backends.numpy.memory import empty, reserve, temporaries
-from portacnn.backends.numpy.pool import pools_in_place
-from portacnn.backends.threads import PER_ELEMENT, in_pieces, pieces
+from portacnn.backends.numba import direct, winograd
+from portacnn.backends.numba.direct import NO_POOL, NO_TAPS, Saved
+from portacnn.backends.numba.epilogue import Full, finish
+from portacnn.backends.numpy import columns, pointwise
+from portacnn.backends.numpy import conv as native
+from portacnn.backends.numpy.epilogue import Epilogue
+from portacnn.backends.numpy.memory import empty
+from portacnn.ops.fused import ConvNorm
 from portacnn.ops.layout import batch_first, batch_last
 from portacnn.ops.windows import Plane, Windows
 from portacnn.runtime import Kernel
 
-_NEAR = 256 << 10  # bytes of a panel, which stays in a core's L2 cache with other data
-# the most samples in a panel, whole vectors; neighbouring taps then share lines of the L1 cache
-_SAMPLES = 32
-_FEW = 8  # below so many samples, they are pooled one by one
-
-
-class Panel(NamedTuple):
-    """The blocking of a convolution: ``lines`` output rows of ``samples`` of the batch at a time,
-    and their panel.
-    """
-
-    lines: int
-    samples: int
-    rows: int  # input rows of these lines
-    columns: int  # columns per phase of the stride
-    # the distance of two lines in the output buffer; if it is that of the panel, one run covers all
-    # lines
-    pitch: int
-
-
-class Taps(NamedTuple):
-    """int32 (C*KH*KW, 2), for a panel of this many samples: the offset of each tap in the panel and
-    in one output channel's weights.
-
-    Padded with copies of the last tap to a multiple of TAPS.
-    """
-
-    places: np.ndarray
-    count: int
-
-
-@lru_cache(maxsize=1024)
-def panel_of(p: Plane, itemsize: int, whole: int) -> Panel:
-    """Return the blocking: at most ``_NEAR`` bytes, lines a multiple of ``whole``."""
-    lanes = WIDTH // itemsize
-    columns = -(-((p.ow - 1) * p.sw + (p.kw - 1) * p.dw + 1) // p.sw)
-
-    def rows(lines: int) -> int:
-        return (lines - 1) * p.sh + (p.kh - 1) * p.dh + 1
-
-    def panel_bytes(lines: int, samples: int) -> int:
-        return p.c * rows(lines) * p.sw * columns * samples * itemsize
-
-    samples = min(p.n, _SAMPLES)
-    while samples > lanes and panel_bytes(whole, samples) > _NEAR:
-        samples //= 2
-    most = -(-p.oh // whole)
-    groups = next(
-        (g for g in range(1, most) if panel_bytes(-(-most // g) * whole, samples) <= _NEAR), most
-    )
-    lines = -(-most // groups) * whole
-    flows = p.sh == p.sw == 1 and p.ow * samples * itemsize < 2 * SPAN
-    return Panel(lines, samples, rows(lines), columns, (columns if flows else p.ow) * samples)
-
-
-@lru_cache(maxsize=1024)
-def taps_of(p: Plane, panel: Panel, samples: int, steps: tuple[int, int], turned: bool) -> Taps:
-    """Return the taps of a panel that holds ``samples``.
-
-    Args:
-        steps: the stride of the weights along the input channels, and along the taps.
-        turned: order the taps from last to first, as in the backward pass.
-    """
-    row = p.sw * panel.columns
-    places = [
-        (
-            ((c * panel.rows + i * p.dh) * row + j * p.dw % p.sw * panel.columns + j * p.dw // p.sw)
-            * samples,
-            c * steps[0]
-            + steps[1] * (p.kh * p.kw - 1 - (i * p.kw + j) if turned else i * p.kw + j),
-        )
-        for c in range(p.c)
-        for i in range(p.kh)
-        for j in range(p.kw)
-    ]
-    return Taps(np.array(places + places[-1:] * (-len(places) % TAPS), dtype=np.int32), len(places))
-
-
-# --- compiled: panels -----------------------------------------------------------------------------
-
-
-@compiled
-def _pack(x, p, panel, rows, columns, first, start, samples):
-    """Fill the panel with input rows from ``first`` on, for ``samples`` from ``start`` on."""
-    c, h, w, _, _, _, _, _, _, sw, _, left, _, _, n = p
-    at, none = 0, x.dtype.type(-np.inf)
-    seen = min(columns - left, w)
-    for channel in range(c):
-        for row in range(first, first + rows):
-            if not 0 <= row < h:
-                clear(panel, at, sw * columns * samples)
-                at += sw * columns * samples
-                continue
-            line = (channel * h + row) * w
-            if sw == 1 and samples == n:  # all columns are one run
-                clear(panel, at, left * n)
-                move_above(panel, at + left * n, x, line * n, none, seen * n)
-                clear(panel, at + (left + seen) * n, (columns - left - seen) * n)
-                at += columns * n
-                continue
-            for phase in range(sw):
-                for column in range(columns):
-                    come = column * sw + phase - left
-                    if 0 <= come < w:
-                        move_above(panel, at, x, (line + come) * n + start, none, samples)
-                    else:
-                        clear(panel, at, samples)
-                    at += samples
-
-
-@compiled
-def _gradient_places(size, apart, given, kernel, stride, first, count):
-    """Return, for ``count`` positions of a panel from ``first`` on along one axis, the index in dy
-    (-1: none) and the tap.
-
-    Args:
-        size: of the output before pooling; apart: the distance of its elements in the panel.
-        given: size of the pooled output, or 0 without pooling; kernel, stride: those of pooling.
-    """
-    places = np.full((count, 2), -1, dtype=np.int64)
-    for i in range(count):
-        place = first + i
-        if place < 0 or place % apart or place // apart >= size:
-            continue
-        place //= apart
-        if given == 0:
-            places[i, 0], places[i, 1] = place, 0
-        elif place // stride < given and place % stride < kernel:
-            places[i, 0], places[i, 1] = place // stride, place % stride
-    return places
-
-
-@compiled
-def _run_of_places(places):
-    """Return the start and the length of the positions with an index; length 0 if there are
-    gaps.
-    """
-    before = 0
-    while before < places.shape[0] and places[before, 0] < 0:
-        before += 1
-    seen = 0
-    while before + seen < places.shape[0] and places[before + seen, 0] >= 0:
-        seen += 1
-    for i in range(before + seen, places.shape[0]):
-        if places[i, 0] >= 0:
-            return before, 0
-    return before, seen
-
-
-@compiled
-def _pack_gradient(dy, y, winner, p, pool, panel, rows, first, count, columns, start, samples):
-    """Fill the panel with the output's gradient before pooling and ReLU.
-
-    Args:
-        dy: the gradient after them; y: the output, or winner: the winning taps of pooling; either
-            may be empty.
-        p: the convolution of the forward pass; pool: PH, PW, QH, QW, RH, RW, with PH = 0 if there
-            is none.
-        rows, columns: the results of ``_gradient_places``; ``count`` of the rows from ``first`` on.
-    """
-    _, _, _, o, oh, ow, _, _, _, _, _, _, _, _, n = p
-    height, width = (pool[0], pool[1]) if pool[0] else (oh, ow)
-    at, zero, none = 0, dy.dtype.type(0), dy.dtype.type(-np.inf)
-    before, seen = _run_of_places(columns)
-    one_run = pool[0] == 0 and samples == n and seen > 0
-    for channel in range(o):
-        for row in range(first, first + count):
-            if rows[row, 0] < 0:
-                clear(panel, at, columns.shape[0] * samples)
-                at += columns.shape[0] * samples
-                continue
-            line = (channel * height + rows[row, 0]) * width
-            if one_run:
-                source = (line + columns[before, 0]) * n
-                clear(panel, at, before * n)
-                if y.size:
-                    move_where(panel, at + before * n, dy, y, source, zero, seen * n)
-                else:
-                    move_above(panel, at + before * n, dy, source, none, seen * n)
-                clear(panel, at + (before + seen) * n, (columns.shape[0] - before - seen) * n)
-                at += columns.shape[0] * n
-                continue
-            for column in range(columns.shape[0]):
-                if columns[column, 0] < 0:
-                    clear(panel, at, samples)
-                else:
-                    source = (line + columns[column, 0]) * n + start
-                    if pool[0]:
-                        tap = np.int8(rows[row, 1] * pool[3] + columns[column, 1])
-                        move_where(panel, at, dy, winner, source, tap, samples)
-                    elif y.size:
-                        move_where(panel, at, dy, y, source, zero, samples)
-                    else:
-                        move_above(panel, at, dy, source, none, samples)
-                at += samples
-
-
-# --- compiled: from panels to results -------------------------------------------------------------
-
-
-@compiled
-def _lines(
-    panel,
-    rows,
-    taps,
-    count,
-    weight,
-    step_weight,
-    bias,
-    channel,
-    valid,
-    lines,
-    step,
-    run,
-    out,
-    pitch,
-):
-    """Compute ``lines`` output rows of ``valid`` channels from ``channel`` on and write them to
-    ``out`` channel by channel.
-    """
-    lanes, span = WIDTH // panel.itemsize, SPAN // panel.itemsize
-    step_out = lines * pitch
-    if step == pitch:  # the lines are one run, with undefined elements between them
-        run += (lines - 1) * pitch
-        lines = 1
-    for line in range(lines):
-        i = 0
-        while i < run:
-            if i + span <= run:
-                outer_tile(
-                    panel, line * step + i, taps, 0, count, weight, channel * step_weight,
-                    step_weight, bias, channel,
-                    out, line * pitch + i, step_out, valid, 0,
-                )  # fmt: skip
-                i += span
-            else:
-                outer_edge(
-                    panel, line * step + i, taps, 0, count, weight, channel * step_weight,
-                    step_weight, bias, channel,
-                    out, line * pitch + i, step_out, valid, min(lanes, run - i),
-                )  # fmt: skip
-                i += lanes
-
-
-@compiled
-def _write_out(out, valid, lines, height, pitch, p, y, channel, row, start, samples, floor):
-    """Copy to y (O, OH, OW, N), replacing values below the floor by it."""
-    _, _, _, _, oh, ow, _, _, _, _, _, _, _, _, n = p
-    for c in range(valid):
-        for line in range(lines):
-            if samples == n:
-                to = ((channel + c) * oh + row + line) * ow * n
-                move_above(y, to, out, (c * height + line) * pitch, floor, ow * n)
-                continue
-            for column in range(ow):
-                at = (c * height + line) * pitch + column * samples
-                to = (((channel + c) * oh + row + line) * ow + column) * n + start
-                move_above(y, to, out, at, floor, samples)
-
-
-@compiled
-def _pool_out(
-    out, valid, lines, height, pitch, p, pool, y, winner, keep, channel, row, start, samples
-):
-    """Write the maxima after ReLU to y (O, PH, PW, N). ``winner`` receives the tap of each maximum,
-    or -1 if ReLU returns 0.
-    """
-    n = p[14]
-    ph, pw, qh, qw, rh, rw = pool
-    for c in range(valid):
-        for group in range(row // rh, min((row + lines - qh) // rh + 1, ph)):
-            at = (c * height + group * rh - row) * pitch
-            to = ((channel + c) * ph + group) * pw * n + start
-            if samples == n < _FEW and not keep:
-                _pool_few(out, at, pitch, samples, pw, qh, qw, rw, y, winner, to)
-                continue
-            for o in range(pw):
-                here = at + o * rw * samples
-                pool_run(out, here, pitch, samples, qh, qw, y, winner, to + o * n, keep, samples)
-
-
-@compiled
-def _pool_few(out, at, pitch, samples, pw, qh, qw, rw, y, winner, to):
-    """Pool one row of a whole batch of fewer samples than a vector: first over its rows, as one
-    run, then over its columns.
-    """
-    length = ((pw - 1) * rw + qw) * samples
-    pool_run(out, at, pitch, 0, qh, 1, out, winner, at, False, length)
-    row = out[at : at + length]
-    into = y[to : to + pw * samples]
-    for o in range(pw):
-        for k in range(samples):
-            best = row[o * rw * samples + k]
-            for j in range(1, qw):
-                value = row[(o * rw + j) * samples + k]
-                best = value if (value > best) | (value != value) else best
-            into[o * samples + k] = best
-
-
-@compiled
-def _piece(piece, p, cut):
-    """Return the first row, number of lines, first sample and number of samples of a piece."""
-    lines, samples = cut[0], cut[1]
-    blocks = (p[14] + samples - 1) // samples
-    # neighbouring pieces share cache lines
-    row, start = piece // blocks * lines, piece % blocks * samples
-    return row, min(lines, p[4] - row), start, min(samples, p[14] - start)
-
-
-@compiled
-def _forward(
-    x, given, won, back, apart, p, cut, pool, taps, taps_last, count, weight, step_weight, bias,
-    floor,
-    panel, at_panel, out, at_out, y, winner, keep, first, last,
-):  # fmt: skip
-    """Compute the pieces from ``first`` to ``last`` of a convolution; with ``back``, of the input
-    gradient of that convolution.
-    """
-    _, _, _, o, _, ow, _, _, sh, sw, top, left, _, _, _ = p
-    _, full, rows, columns, pitch = cut
-    panel, out = panel[at_panel:], out[at_out:]
-    heights = _gradient_places(back[4], apart[0], pool[0], pool[2], pool[4], -top, p[4] + rows)
-    widths = _gradient_places(
-        back[5], apart[1], pool[1] if pool[0] else 0, pool[3], pool[5], -left, columns
-    )
-    for piece in range(first, last):
-        row, lines, start, samples = _piece(piece, p, cut)
-        under = rows - (cut[0] - lines) * sh
-        if back[0]:
-            _pack_gradient(
-                x, given, won, back, pool, panel, heights, row, rows, widths, start, samples
-            )
-        else:
-            _pack(x, p, panel, rows, columns, row * sh - top, start, samples)
-        places = taps if samples == full else taps_last
-        step = sh * sw * columns * samples
-        line = pitch // full * samples
-        for channel in range(0, o, ROWS):
-            valid = min(ROWS, o - channel)
-            _lines(
-                panel,
-                under,
-                places,
-                count,
-                weight,
-                step_weight,
-                bias,
-                channel,
-                valid,
-                lines,
-                step,
-                ow * samples,
-                out,
-                line,
-            )
-            if pool[0] and not back[0]:
-                _pool_out(
-                    out,
-                    valid,
-                    lines,
-                    lines,
-                    line,
-                    p,
-                    pool,
-                    y,
-                    winner,
-                    keep,
-                    channel,
-                    row,
-                    start,
-                    samples,
-                )
-            else:
-                _write_out(
-                    out, valid, lines, lines, line, p, y, channel, row, start, samples, floor
-                )
-
-
-@compiled
-def _weights(
-    x, dy, y, winner, p, cut, pool, taps, taps_last, count, panel, at_panel, grad, at_grad,
-    dweight, dbias, first, last
-):  # fmt: skip
-    """Compute the gradients of weight and bias from the pieces ``first`` to ``last``."""
-    _, _, _, o, _, ow, _, _, sh, sw, top, _, _, _, _ = p
-    _, full, rows, columns, _ = cut
-    panel, grad = panel[at_panel:], grad[at_grad:]
-    chunks = (count + TAPS - 1) // TAPS
-    sums = np.zeros((o + GRADS - 1) // GRADS * chunks * GRADS * TAPS, dtype=x.dtype)
-    dbias[:] = 0
-    heights = _gradient_places(p[4], 1, pool[0], pool[2], pool[4], 0, p[4])
-    widths = _gradient_places(ow, 1, pool[1] if pool[0] else 0, pool[3], pool[5], 0, ow)
-    for piece in range(first, last):
-        row, lines, start, samples = _piece(piece, p, cut)
-        _pack(x, p, panel, rows, columns, row * sh - top, start, samples)
-        _pack_gradient(dy, y, winner, p, pool, grad, heights, row, lines, widths, start, samples)
-        places = taps if samples == full else taps_last
-        run = ow * samples
-        step = lines * run
-        for channel in range(0, o, GRADS):
-            valid = min(GRADS, o - channel)
-            for chunk in range(chunks):
-                inner_tile(
-                    grad, channel * step, step, valid, panel, 0, places, chunk * TAPS * 2, run,
-                    lines, run,
-                    sh * sw * columns * samples, sums,
-                    (channel // GRADS * chunks + chunk) * GRADS * TAPS,
-                )  # fmt: skip
-        for channel in range(o):
-            dbias[channel] += _sum(grad[channel * step : channel * step + step])
-    for channel in range(o):
-        for tap in range(count):
-            block = channel // GRADS * chunks + tap // TAPS
-            dweight[channel * (dweight.size // o) + taps[tap, 1]] = sums[
-                block * GRADS * TAPS + channel % GRADS * TAPS + tap % TAPS
-            ]
-
-
-@compiled
-def _sum(run):
-    total = run.dtype.type(0)
-    for i in range(run.size):  # the form of loop that numba vectorizes
-        total += run[i]
-    return total
-
-
-# --- the kernels ----------------------------------------------------------------------------------
-
-_NO_POOL = (0, 1, 1, 1, 1, 1)
-_NOTHING = (0,) * len(Plane._fields)
-
-
-def _declines(x: np.ndarray, weight: np.ndarray, windows: Windows, groups: int) -> bool:
-    """Return whether these kernels decline. They support one or two axes, one group, float32 and
-    float64, and int32 sizes.
-    """
-    if len(windows.size) > 2 or groups != 1 or x.dtype.itemsize not in (4, 8) or windows.sparse:
-        return True
-    return not 0 < x.size < 2**30 or weight.size >= 2**31
-
-
-@lru_cache(maxsize=1024)
-def _fits(p: Plane, itemsize: int, whole: int) -> bool:
-    """Return whether the tap offsets in all panels, forward and backward, fit into int32."""
-    for plane, lines in ((p, whole), (p, 1), (p.adjoint(), 1)):
-        panel = panel_of(plane, itemsize, lines)
-        if plane.c * panel.rows * plane.sw * panel.columns * panel.samples >= 2**31:
-            return False
-    return True
-
-
-def _pools(pool: Windows) -> tuple[int, ...] | None:
-    """Return PH, PW, QH, QW, RH, RW, or None if ``pools_in_place`` is False."""
-    if not pools_in_place(pool):
-        return None
-    one = (1,) * (2 - len(pool.size))
-    return one + pool.out + one + pool.kernel + one + pool.stride
-
-
-def _cut(p: Plane, x: np.ndarray, whole: int) -> tuple[Panel, int, int]:
-    """Return the blocking, the number of pieces, and the estimated work."""
-    panel = panel_of(p, x.itemsize, whole)
-    work = p.n * p.o * p.oh * p.ow * p.c * p.kh * p.kw // PER_ELEMENT
-    return panel, -(-p.oh // panel.lines) * -(-p.n // panel.samples), work
-
-
-def _both_taps(
-    p: Plane, panel: Panel, steps: tuple[int, int], turned: bool
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return the taps of a full panel and of the panel of the last samples, and their number."""
-    last = p.n - (p.n - 1) // panel.samples * panel.samples
-    taps = taps_of(p, panel, panel.samples, steps, turned)
-    return taps.places, taps_of(p, panel, last, steps, turned).places, taps.count
-
-
-def _convolve(
-    x: np.ndarray, weight: np.ndarray, bias: np.ndarray, p: Plane, steps: tuple[int, int],
-    step: int, y: np.ndarray,
-    *, floor: float = -np.inf, pool: tuple[int, ...] = _NO_POOL, winner: np.ndarray | None = None,
-    back: Any = None,
-) -> None:  # fmt: skip
-    """Run ``_forward`` with its pieces in parallel. ``back``, for an input gradient: y, winner and
-    the plane of the forward pass.
-    """
-    panel, count, work = _cut(p, x, pool[4] if back is None else 1)
-    given, won, through = (_none(x), _NO_TAPS, _NOTHING) if back is None else back
-    apart = (through[8], through[9])
-    taps = _both_taps(p, panel, steps, back is not None)
-    parts = pieces(count, work)
-    size = p.c * panel.rows * p.sw * panel.columns * panel.samples
-    out_size = ROWS * panel.lines * panel.pitch
-    panels, size = _buffers(len(parts), size, x.dtype)
-    outs, out_size = _buffers(len(parts), out_size, x.dtype)
-    arguments = (
-        _read(x),
-        _read(given),
-        _read(won),
-        tuple(through),
-        apart,
-        tuple(p),
-        tuple(panel),
-        pool,
-        *taps,
-    )
-    factors = _read(weight), step, _read(bias), y.dtype.type(floor)
-    results = y.reshape(-1), _NO_TAPS if winner is None else winner.reshape(-1), winner is not None
-
-    def run(some: slice) -> None:
-        for i in range(some.start, some.stop):
-            _forward(
-                *arguments,
-                *factors,
-                panels,
-                i * size,
-                outs,
-                i * out_size,
-                *results,
-                parts[i].start,
-                parts[i].stop,
-            )
-
-    in_pieces(run, len(parts), work)
-
-
-def _buffers(count: int, size: int, dtype: Any) -> tuple[np.ndarray, int]:
-    """Return a buffer for ``count`` threads, each part aligned to a vector, and the distance of the
-    parts.
-    """
-    lanes = WIDTH // dtype.itemsize
-    size = -(-size // lanes) * lanes
-    buffer = empty((count * size + lanes,), dtype)
-    return buffer[-buffer.ctypes.data // dtype.itemsize % lanes :], size
-
-
-def _read(array: np.ndarray) -> np.ndarray:
-    """Return a flat, read-only view. numba has another type for writeable arrays and would compile
-    again for it.
-    """
-    flat = array.reshape(-1)
-    flat.flags.writeable = False
-    return flat
-
-
-_NO_TAPS = np.empty(0, dtype=np.int8)
-
-
-def _none(like: np.ndarray) -> np.ndarray:
-    return np.empty(0, dtype=like.dtype)
-
-
-class _Saved(NamedTuple):
-    """What a forward pass stores: the input (C, H, W, N); after ReLU the output; after pooling the
-    winning taps.
-    """
-
-    x: np.ndarray
-    weight: np.ndarray
-    with_bias: bool
-    plane: Plane
-    pool: tuple[int, ...]
-    y: np.ndarray
-    winner: np.ndarray
-
-
-def _prepared(
-    x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, pool: Windows | None, relu: bool
-) -> Any:
-    """Do everything in ``_run`` that does not depend on the values of x once."""
-    pools = _NO_POOL if pool is None else _pools(pool)
-    apart = [
-        array for array in (weight, bias) if array is not None and not array.flags.c_contiguous
-    ]
-    # a copy would not see later updates of the parameters
-    if _declines(x, weight, windows, 1) or pools is None or apart:
-        return NotImplemented
-    p = Plane.of(windows, x.shape[1], weight.shape[0], x.shape[0])
-    panel, count, work = _cut(p, x, pools[4])
-    if not _fits(p, x.itemsize, pools[4]) or len(pieces(count, work)) > 1:
-        return NotImplemented
-    none, flat = _read(_none(x)), _read(weight)
-    y = reserve((p.o, *(windows.out if pool is None else pool.out), p.n), x.dtype)
-    result, out = batch_first(y), y.reshape(-1)
-    sizes = (
-        p.c * panel.rows * p.sw * panel.columns * panel.samples,
-        ROWS * panel.lines * panel.pitch,
-    )
-    buffer, outs = temporaries(*((size,) for size in sizes), dtype=x.dtype)
-    taps = _both_taps(p, panel, (p.kh * p.kw, 1), False)
-    through = none, _read(_NO_TAPS), _NOTHING, (1, 1), tuple(p), tuple(panel), pools, *taps
-    floor = x.dtype.type(0.0 if relu else -np.inf)
-    factors = (
-        flat,
-        p.c * p.kh * p.kw,
-        _read(np.zeros(p.o, dtype=x.dtype) if bias is None else bias),
-        floor,
-    )
-
-    last = (*range(1, x.ndim), 0)
-
-    def run(x: np.ndarray) -> np.ndarray:
-        xt = _read(np.ascontiguousarray(x.transpose(last)))
-        _forward(xt, *through, *factors, buffer, 0, outs, 0, out, _NO_TAPS, False, 0, count)
-        return result
-
-    return run
-
-
-def prepare_conv(
-    x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, groups: int
-) -> Any:
-    return _prepared(x, weight, bias, windows, None, False) if groups == 1 else NotImplemented
-
-
-def prepare_conv_relu(
-    x: np.ndarray,
-    weight: np.ndarray,
-    bias: Any,
-    windows: Windows,
-    groups: int,
-    pool: Windows | None,
-) -> Any:
-    return _prepared(x, weight, bias, windows, pool, True) if groups == 1 else NotImplemented
+_MANY = 1 << 16  # weights; their gradients are then products of deep blocks
+_SAMPLES = 8  # with fewer, runs are short, and products of columns are faster
+_WORTH = 1 << 12  # C * O from which Winograd's algorithm makes up for a pooling pass of its own
 
 
 def _run(
@@ -676,36 +40,42 @@ def _run(
     relu: bool,
     keep: bool,
 ) -> Any:
-    pools = _NO_POOL if pool is None else _pools(pool)
-    if _declines(x, weight, windows, groups) or pools is None:
+    pools = NO_POOL if pool is None else direct.pools_of(pool)
+    if groups != 1 or direct.declines(x, weight, windows) or pools is None:
         return NotImplemented
+    if pool is None and pointwise.suits(windows):
+        return pointwise.conv(x, weight, bias, windows, finish, relu=relu, keep=keep)
     p = Plane.of(windows, x.shape[1], weight.shape[0], x.shape[0])
-    if not _fits(p, x.itemsize, pools[4]):
+    if not direct.fits(p, x.itemsize, pools[4]):
         return NotImplemented
     xt, weight = np.ascontiguousarray(batch_last(x)), np.ascontiguousarray(weight)
     shape = (p.o, *(windows.out if pool is None else pool.out), p.n)
     y = empty(shape, x.dtype)
     winner = empty(shape, np.dtype(np.int8)) if keep and pool is not None else None
-    biases = np.zeros(p.o, dtype=x.dtype) if bias is None else np.ascontiguousarray(bias)
-    floor = 0.0 if relu else -np.inf
-    _convolve(
-        xt,
-        weight,
-        biases,
-        p,
-        (p.kh * p.kw, 1),
-        p.c * p.kh * p.kw,
-        y,
-        floor=floor,
-        pool=pools,
-        winner=winner,
-    )
+    epilogue = Epilogue(shift=bias, low=0.0 if relu else None)
+    if not winograd.suits(p, x.itemsize) or (pool is not None and p.c * p.o < _WORTH):
+        if pool is None:
+            direct.forward(xt, weight, None, p, y, epilogue)
+        else:
+            direct.forward(xt, weight, bias, p, y, Epilogue(), pools, winner)
+    elif pool is None:
+        _winograd(xt, weight, p, y, epilogue)
+    else:
+        z = empty((p.o, p.oh, p.ow, p.n), x.dtype)
+        _winograd(xt, weight, p, z, epilogue)
+        direct.pooled(z, p, pools, y, winner)
     if not keep:
         return batch_first(y), None
-    above = y if relu and pool is None else _none(y)
-    return batch_first(y), _Saved(
-        xt, weight, bias is not None, p, pools, above, _NO_TAPS if winner is None else winner
-    )
+    above = y if relu and pool is None else direct.none(y)
+    won = NO_TAPS if winner is None else winner
+    return batch_first(y), Saved(xt, weight, bias is not None, windows, p, pools, above, won)
+
+
+def _winograd(
+    xt: np.ndarray, weight: np.ndarray, p: Plane, y: np.ndarray, epilogue: Epilogue
+) -> None:
+    full = Full.of(epilogue, p.o, y.dtype)
+    winograd.convolve(xt, winograd.factors(weight), y, (p.top, p.left), full)
 
 
 def conv(
@@ -727,60 +97,130 @@ def conv_relu(
     return _run(x, weight, bias, windows, groups, pool, True, keep)
 
 
+def conv_unit(
+    parts: list[np.ndarray],
+    weight: np.ndarray,
+    bias: Any,
+    windows: Windows,
+    groups: int,
+    norm: ConvNorm | None,
+    low: float | None,
+    high: float | None,
+    pool: Windows | None,
+) -> Any:
+    """Compute ``conv_unit``."""
+    x, *residual = parts
+    if pool is not None:
+        return native.pooled_unit(
+            parts, weight, bias, windows, groups, norm, low, high, pool, conv_unit, conv_relu
+        )
+    if groups != 1 or direct.declines(x, weight, windows):
+        return NotImplemented
+    added = np.ascontiguousarray(batch_last(residual[0])) if residual else None
+    epilogue = Epilogue.of(norm, bias, added, low, high)
+    if pointwise.suits(windows):
+        return batch_first(pointwise.unit(x, weight, windows, epilogue, finish)[0])
+    p = Plane.of(windows, x.shape[1], weight.shape[0], x.shape[0])
+    if not direct.fits(p, x.itemsize, 1):
+        return NotImplemented
+    xt, weight = np.ascontiguousarray(batch_last(x)), np.ascontiguousarray(weight)
+    if winograd.suits(p, x.itemsize):
+        y = empty((p.o, *windows.out, p.n), x.dtype)
+        _winograd(xt, weight, p, y, epilogue)
+    elif weight.size > _MANY or (p.n < _SAMPLES and p.c >= _SAMPLES):
+        y, _ = native.by_columns(xt, weight, windows, epilogue, finish)
+    else:
+        y = empty((p.o, *windows.out, p.n), x.dtype)
+        direct.forward(xt, weight, None, p, y, epilogue)
+    return batch_first(y)
+
+
 def conv_backward(
     dy: np.ndarray,
-    saved: _Saved,
+    saved: Any,
     *,
     need_dx: bool = True,
     need_dweight: bool = True,
     need_dbias: bool = True,
 ) -> Any:
-    x, weight, with_bias, p, pool, y, winner = saved
+    if isinstance(saved, pointwise.Saved):
+        return pointwise.conv_backward(
+            dy, saved, need_dx=need_dx, need_dweight=need_dweight, need_dbias=need_dbias
+        )
+    x, weight, with_bias, windows, p, *_ = saved
+    need_dbias = with_bias and need_dbias
     dyt = np.ascontiguousarray(batch_last(dy))
+    fast = winograd.suits(p, x.itemsize)
+    deep = weight.size > _MANY
+    by_columns = deep or max(windows.stride) > 1
+    dz = dyt
+    if fast or deep or (need_dx and by_columns):
+        dz = direct.before(dyt, saved)
     dx = dweight = dbias = None
-    if need_dweight or (with_bias and need_dbias):
-        dweight, dbias = _weight_gradient(dyt, saved)
-        dweight = dweight.reshape(weight.shape) if need_dweight else None
-        dbias = dbias if with_bias and need_dbias else None
-    if need_dx:
+    if fast or deep:
+        if need_dbias:
+            dbias = dz.reshape(p.o, -1).sum(axis=1)
+        if need_dweight and fast:
+            dweight = winograd.weight_gradient(x, dz, (p.top, p.left))
+        elif need_dweight:
+            dweight = columns.weight_gradient(dz, columns.padded(x, windows), windows)
+    elif need_dweight or need_dbias:
+        dweight, dbias = direct.weight_gradient(dyt, saved)
+    if need_dx and fast:
         dx = empty(x.shape, x.dtype)
-        steps = (p.c * p.kh * p.kw, 1)
-        none = np.zeros(p.c, dtype=x.dtype)
-        back = (y, winner, p)
-        _convolve(dyt, weight, none, p.adjoint(), steps, p.kh * p.kw, dx, pool=pool, back=back)
-        dx = batch_first(dx)
-    return dx, dweight, dbias
-
-
-def _weight_gradient(dyt: np.ndarray, saved: _Saved) -> tuple[np.ndarray, np.ndarray]:
-    """Return the gradients of the weight, (O*C*T,), and of the bias, (O,)."""
-    x, weight, _, p, pool, y, winner = saved
-    panel, count, work = _cut(p, x, 1)
-    parts = pieces(count, work)
-    taps = _both_taps(p, panel, (p.kh * p.kw, 1), False)
-    size, grad_size = (
-        p.c * panel.rows * p.sw * panel.columns * panel.samples,
-        p.o * panel.lines * p.ow * panel.samples,
+        turned = winograd.turned(winograd.factors(weight))
+        full = Full.of(Epilogue(), p.c, x.dtype)
+        winograd.convolve(dz, turned, dx, (2 - p.top, 2 - p.left), full)
+    elif need_dx and by_columns:
+        dx = columns.input_gradient(dz, weight, windows)
+    elif need_dx:
+        dx = direct.input_gradient(dyt, saved)
+    return (
+        None if dx is None else batch_first(dx),
+        dweight.reshape(weight.shape) if need_dweight and dweight is not None else None,
+        dbias if need_dbias else None,
     )
-    panels, size = _buffers(len(parts), size, x.dtype)
-    grads, grad_size = _buffers(len(parts), grad_size, x.dtype)
-    dweights = empty((len(parts), weight.size), x.dtype)
-    dbiases = np.empty((len(parts), p.o), dtype=x.dtype)
-    arguments = _read(x), _read(dyt), _read(y), _read(winner), tuple(p), tuple(panel), pool, *taps
-
-    def run(some: slice) -> None:
-        for i in range(some.start, some.stop):
-            results = dweights[i], dbiases[i], parts[i].start, parts[i].stop
-            _weights(*arguments, panels, i * size, grads, i * grad_size, *results)
-
-    in_pieces(run, len(parts), work)
-    return dweights.sum(axis=0), dbiases.sum(axis=0)
 
 
 conv_relu_backward = conv_backward
 
 
+def prepare_conv(
+    x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, groups: int
+) -> Any:
+    return direct.prepared(x, weight, bias, windows, None, False) if groups == 1 else NotImplemented
+
+
+def prepare_conv_relu(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: Any,
+    windows: Windows,
+    groups: int,
+    pool: Windows | None,
+) -> Any:
+    return direct.prepared(x, weight, bias, windows, pool, True) if groups == 1 else NotImplemented
+
+
+def prepare_conv_unit(
+    parts: list[np.ndarray],
+    weight: np.ndarray,
+    bias: Any,
+    windows: Windows,
+    groups: int,
+    norm: ConvNorm | None,
+    low: float | None,
+    high: float | None,
+    pool: Windows | None,
+) -> Any:
+    """Prepare a small convolution with ReLU, or without anything; decline others."""
+    return native.prepare_unit(
+        parts, weight, bias, windows, groups, norm, low, high, pool, prepare_conv, prepare_conv_relu
+    )
+
+
 KERNELS = {
     "conv": Kernel(conv, conv_backward, prepare_conv),
     "conv_relu": Kernel(conv_relu, conv_relu_backward, prepare_conv_relu),
+    "conv_unit": Kernel(conv_unit, None, prepare_conv_unit),
 }

@@ -11,14 +11,22 @@ Notation as in ops/conv.py: C in-channels, O out-channels, T taps, N batch, S/OU
 in/out.
 """
 
-import os
 from collections.abc import Callable
-from functools import cache, lru_cache
 from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from portacnn.backends.numpy import pointwise
+from portacnn.backends.numpy.columns import (
+    input_gradient,
+    padded,
+    tiles,
+    view,
+    weight_gradient,
+    whole,
+)
+from portacnn.backends.numpy.epilogue import Epilogue, Finish, finish
 from portacnn.backends.numpy.memory import empty, reserve, temporaries
 from portacnn.backends.numpy.pool import (
     clear_where,
@@ -34,68 +42,20 @@ from portacnn.backends.threads import (
     in_pieces,
     on_one_blas_thread,
     pieces,
-    products_in_pieces,
 )
-from portacnn.errors import ArgumentError
+from portacnn.ops.fused import ConvNorm
 from portacnn.ops.layout import batch_first, batch_last
+from portacnn.ops.pool import max_pool
 from portacnn.ops.windows import Windows
 from portacnn.runtime import Kernel
 
-VARIABLE = "PORTACNN_TILE_KIB"
 # bytes of all columns of a prepared convolution; more would not stay in the cache
 _MOST_COLUMNS = 4 << 20
+_AT_ONCE = 8 << 20  # bytes of all columns, up to which they are built before the product
+_FEWEST = 256  # columns of a tile; BLAS packs the whole weight for each
 # _SMALL: elements of a small result; _FEW: multiply-adds up to which BLAS uses its kernels for
 # small matrices
 _SMALL, _FEW = 1024, 1 << 19
-
-
-@cache
-def tile_bytes() -> int:
-    """Return the bytes of a thread's columns: ``PORTACNN_TILE_KIB`` KiB, default 512. Raises
-    ArgumentError if it is not a positive integer.
-    """
-    text = os.environ.get(VARIABLE, "").strip() or "512"
-    if not (text.isdecimal() and int(text) > 0):
-        raise ArgumentError(f"{VARIABLE} must be a whole number above 0 (KiB), got {text!r}")
-    return int(text) << 10
-
-
-def _padded(xt: np.ndarray, windows: Windows) -> np.ndarray:
-    """Return xt (C, *S, N) with zeros around it, or xt itself without padding. Cells that no window
-    reads are left out.
-    """
-    if not any(before or after for before, after in windows.pads):
-        return xt
-    shape = (len(xt), *windows.extent, xt.shape[-1])
-    padded = empty(shape, xt.dtype)
-    inside: list[slice] = [slice(None)]
-    read: list[slice] = [slice(None)]
-    for axis, ((before, _), n) in enumerate(zip(windows.pads, windows.size, strict=True), start=1):
-        stop = min(before + n, shape[axis])
-        padded[(*inside, slice(0, before))] = 0
-        padded[(*inside, slice(stop, None))] = 0
-        inside.append(slice(before, stop))
-        read.append(slice(0, stop - before))
-    padded[tuple(inside)] = xt[tuple(read)]
-    return padded
-
-
-def _columns(padded: np.ndarray, windows: Windows) -> np.ndarray:
-    """Return all columns (C, *K, *OUT, N) as a view."""
-    c, *axes, n = padded.strides
-    taps = [stride * d for stride, d in zip(axes, windows.dilation, strict=True)]
-    outs = [stride * s for stride, s in zip(axes, windows.stride, strict=True)]
-    shape = (len(padded), *windows.kernel, *windows.out, padded.shape[-1])
-    return np.lib.stride_tricks.as_strided(padded, shape, (c, *taps, *outs, n), writeable=False)
-
-
-@lru_cache(maxsize=1024)
-def _tiles(rows: int, row_bytes: int, whole: int) -> list[slice]:
-    """Split the output rows into tiles, each but the last a multiple of ``whole`` rows; one row
-    takes ``row_bytes``.
-    """
-    size = max(whole, tile_bytes() // max(row_bytes, 1) // whole * whole)
-    return [slice(first, min(first + size, rows)) for first in range(0, rows, size)]
 
 
 def _parts(rows: int, depth: int, cells: int, n: int) -> int:
@@ -124,19 +84,6 @@ def _product(matrix: np.ndarray, columns: np.ndarray, out: np.ndarray, n: int) -
     np.matmul(matrix, cut, out=out.reshape(len(out), parts, -1).swapaxes(0, 1))
 
 
-def _outer_product(rows: np.ndarray, columns: np.ndarray, n: int) -> np.ndarray:
-    """Return rows (O, cells) @ columns.T (cells, depth). BLAS is fastest with the longer side
-    first.
-    """
-    parts = _parts(len(rows), len(columns), columns.shape[1], n)
-    rows, columns = (
-        array.reshape(len(array), parts, -1).swapaxes(0, 1) for array in (rows, columns)
-    )
-    if rows.shape[1] >= columns.shape[1]:
-        return np.matmul(rows, columns.swapaxes(1, 2)).sum(axis=0)
-    return np.matmul(columns, rows.swapaxes(1, 2)).sum(axis=0).T
-
-
 class _Job(NamedTuple):
     """One pass over all tiles: the columns, the row ranges of the tiles, the tiles of each thread,
     and each thread's buffers.
@@ -150,18 +97,21 @@ class _Job(NamedTuple):
     work: int
 
     @staticmethod
-    def of(padded: np.ndarray, outputs: int, windows: Windows, whole: int) -> "_Job":
-        """Prepare a pass from padded (C, *P, N) to outputs (O, *OUT, N), or its backward pass.
-        Tiles have a multiple of ``whole`` rows.
+    def of(around: np.ndarray, outputs: int, windows: Windows, pool: Windows | None) -> "_Job":
+        """Prepare a pass from the padded input (C, *P, N) to outputs (O, *OUT, N). With pooling,
+        tiles have whole windows, and each thread has a buffer for a tile of outputs.
         """
-        depth, cells = len(padded) * prod(windows.kernel), prod(windows.out[1:]) * padded.shape[-1]
-        tiles = _tiles(windows.out[0], depth * cells * padded.itemsize, whole)
+        depth, cells = len(around) * prod(windows.kernel), prod(windows.out[1:]) * around.shape[-1]
+        lines = 1 if pool is None else pool.stride[0]
+        least = -(-_FEWEST // cells)
+        cuts = tiles(windows.out[0], depth * cells * around.itemsize, lines, least)
         work = outputs * depth * cells * windows.out[0] // PER_ELEMENT
-        shares = pieces(len(tiles), work)
-        rows = tiles[0].stop
-        laid_out = empty((len(shares), depth * rows * cells), padded.dtype)
-        buffer = empty((len(shares), outputs * rows * cells), padded.dtype)
-        return _Job(_columns(padded, windows), tiles, shares, laid_out, buffer, work)
+        shares = pieces(len(cuts), work)
+        rows = cuts[0].stop
+        laid_out = empty((len(shares), depth * rows * cells), around.dtype)
+        size = 0 if pool is None else outputs * rows * cells
+        buffer = empty((len(shares), size), around.dtype)
+        return _Job(view(around, windows), cuts, shares, laid_out, buffer, work)
 
     def run(self, each: Callable[[int, slice], None]) -> None:
         """Call ``each(thread, rows)`` for every tile."""
@@ -176,10 +126,10 @@ class _Job(NamedTuple):
     def lay_out(self, thread: int, rows: slice) -> np.ndarray:
         """Return the columns (C*T, OUT*N) of a tile, contiguous."""
         axes = (self.columns.ndim - 2) // 2
-        view = self.columns[(slice(None),) * (axes + 1) + (rows,)]
-        columns = self.laid_out[thread][: view.size].reshape(view.shape)
-        columns[...] = view
-        return columns.reshape(prod(view.shape[: axes + 1]), -1)
+        source = self.columns[(slice(None),) * (axes + 1) + (rows,)]
+        columns = self.laid_out[thread][: source.size].reshape(source.shape)
+        columns[...] = source
+        return columns.reshape(prod(source.shape[: axes + 1]), -1)
 
     def output(self, thread: int, shape: tuple[int, ...]) -> np.ndarray:
         """Return the output buffer of a tile."""
@@ -191,7 +141,7 @@ class _Saved(NamedTuple):
     position of each maximum.
     """
 
-    padded: np.ndarray
+    around: np.ndarray
     weight: np.ndarray
     with_bias: bool
     windows: Windows
@@ -213,57 +163,96 @@ def _pooled_rows(rows: slice, pool: Windows) -> tuple[slice, Windows] | None:
     return slice(first, last), Windows.of(size, pool.kernel, pool.stride)
 
 
-def _forward(
+def _declines(x: np.ndarray, windows: Windows, groups: int, pool: Windows | None) -> bool:
+    if groups != 1 or x.dtype.itemsize not in (4, 8) or not x.size or windows.sparse:
+        return True
+    return pool is not None and not pools_in_place(pool)
+
+
+def by_columns(
+    xt: np.ndarray, weight: np.ndarray, windows: Windows, epilogue: Epilogue, finish: Finish
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return y (O, *OUT, N) after the epilogue, and the padded input, for xt (C, *S, N)."""
+    around = padded(xt, windows)
+    o, n = len(weight), xt.shape[-1]
+    matrix = weight.reshape(o, -1)  # (O, C*T)
+    # allocated before the job's buffers, which are freed and would leave a hole before the output
+    y = empty((o, *windows.out, n), xt.dtype)
+    flat, cells = y.reshape(o, -1), prod(windows.out[1:]) * n
+    if matrix.shape[1] * flat.shape[1] * xt.itemsize <= _AT_ONCE:
+        columns = whole(around, windows)
+        pointwise.product(matrix, columns, flat, None if epilogue.is_empty else finish, epilogue)
+        return y, around
+    job = _Job.of(around, o, windows, None)
+
+    def each(thread: int, rows: slice) -> None:
+        columns = slice(rows.start * cells, rows.stop * cells)
+        _product(matrix, job.lay_out(thread, rows), flat[:, columns], n)
+        finish(flat, slice(0, o), columns, epilogue)
+
+    job.run(each)
+    return y, around
+
+
+def _by_pooled_tiles(
     x: np.ndarray,
     weight: np.ndarray,
     bias: Any,
     windows: Windows,
-    groups: int,
-    pool: Windows | None,
-    relu: bool,
+    pool: Windows,
     keep: bool,
-) -> Any:
-    if groups != 1 or x.dtype.itemsize not in (4, 8) or not x.size or windows.sparse:
-        return NotImplemented
-    if pool is not None and not pools_in_place(pool):
-        return NotImplemented
-    padded = _padded(np.ascontiguousarray(batch_last(x)), windows)
+) -> tuple[np.ndarray, np.ndarray, list[np.ndarray] | None]:
+    """Return the maxima (O, *POOLED, N) after bias and ReLU, the padded input, and the winners."""
+    around = padded(np.ascontiguousarray(batch_last(x)), windows)
     o, n = len(weight), x.shape[0]
     matrix = weight.reshape(o, -1)  # (O, C*T)
-    shape = (o, *(windows.out if pool is None else pool.out), n)
-    # allocated before the job's buffers, which are freed and would leave a hole before the output
+    shape = (o, *pool.out, n)
     y = empty(shape, x.dtype)
-    winners = empty_winners(shape, pool) if keep and pool is not None else None
-    job = _Job.of(padded, o, windows, 1 if pool is None else pool.stride[0])
+    winners = empty_winners(shape, pool) if keep else None
+    job = _Job.of(around, o, windows, pool)
     column = None if bias is None else bias.reshape(o, *(1,) * (len(shape) - 1))
 
     def each(thread: int, rows: slice) -> None:
         out = job.output(thread, (o, rows.stop - rows.start, *windows.out[1:], n))
         _product(matrix, job.lay_out(thread, rows), out.reshape(o, -1), n)
-        if pool is not None:
-            pooled = _pooled_rows(rows, pool)
-            if pooled is None:
-                return
-            rows, own = pooled
-            pool_into(out, y[:, rows], winners and rows_of_winners(winners, rows, pool), own)
-            out = y[:, rows]
+        pooled = _pooled_rows(rows, pool)
+        if pooled is None:
+            return
+        rows, own = pooled
         into = y[:, rows]
+        pool_into(out, into, winners and rows_of_winners(winners, rows, pool), own)
         if column is not None:
-            out = np.add(out, column, out=into)
-        if relu:
-            np.maximum(out, zeros_for(into), out=into)
-        elif out is not into:
-            into[...] = out
+            np.add(into, column, out=into)
+        np.maximum(into, zeros_for(into), out=into)
 
     job.run(each)
-    saved = _Saved(padded, weight, bias is not None, windows, y if relu else None, pool, winners)
-    return batch_first(y), saved if keep else None
+    return y, around, winners
 
 
 def conv(
     x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, groups: int, *, keep: bool
 ) -> Any:
-    return _forward(x, weight, bias, windows, groups, None, False, keep)
+    return _conv(x, weight, bias, windows, groups, False, keep)
+
+
+def _conv(
+    x: np.ndarray,
+    weight: np.ndarray,
+    bias: Any,
+    windows: Windows,
+    groups: int,
+    relu: bool,
+    keep: bool,
+) -> Any:
+    if _declines(x, windows, groups, None):
+        return NotImplemented
+    if pointwise.suits(windows):
+        return pointwise.conv(x, weight, bias, windows, finish, relu=relu, keep=keep)
+    epilogue = Epilogue(shift=bias, low=0.0 if relu else None)
+    xt = np.ascontiguousarray(batch_last(x))
+    y, around = by_columns(xt, weight, windows, epilogue, finish)
+    saved = _Saved(around, weight, bias is not None, windows, y if relu else None, None, None)
+    return batch_first(y), saved if keep else None
 
 
 def conv_relu(
@@ -276,92 +265,119 @@ def conv_relu(
     *,
     keep: bool,
 ) -> Any:
-    return _forward(x, weight, bias, windows, groups, pool, True, keep)
+    if pool is None:
+        return _conv(x, weight, bias, windows, groups, True, keep)
+    if _declines(x, windows, groups, pool):
+        return NotImplemented
+    y, around, winners = _by_pooled_tiles(x, weight, bias, windows, pool, keep)
+    saved = _Saved(around, weight, bias is not None, windows, y, pool, winners)
+    return batch_first(y), saved if keep else None
+
+
+def conv_unit(
+    parts: list[np.ndarray],
+    weight: np.ndarray,
+    bias: Any,
+    windows: Windows,
+    groups: int,
+    norm: ConvNorm | None,
+    low: float | None,
+    high: float | None,
+    pool: Windows | None,
+) -> Any:
+    """Compute ``conv_unit``."""
+    x, *residual = parts
+    if pool is not None:
+        return pooled_unit(
+            parts, weight, bias, windows, groups, norm, low, high, pool, conv_unit, conv_relu
+        )
+    if _declines(x, windows, groups, None):
+        return NotImplemented
+    added = np.ascontiguousarray(batch_last(residual[0])) if residual else None
+    epilogue = Epilogue.of(norm, bias, added, low, high)
+    if pointwise.suits(windows):
+        y, _ = pointwise.unit(x, weight, windows, epilogue, finish)
+    else:
+        xt = np.ascontiguousarray(batch_last(x))
+        y, _ = by_columns(xt, weight, windows, epilogue, finish)
+    return batch_first(y)
+
+
+def pooled_unit(
+    parts: list[np.ndarray],
+    weight: np.ndarray,
+    bias: Any,
+    windows: Windows,
+    groups: int,
+    norm: ConvNorm | None,
+    low: float | None,
+    high: float | None,
+    pool: Windows,
+    conv_unit: Callable[..., Any],
+    conv_relu: Callable[..., Any],
+) -> Any:
+    """Compute ``conv_unit`` with pooling by the kernel ``conv_relu`` if that is the same, with the
+    norm in the weights; else by the kernel ``conv_unit``, and pool its result.
+    """
+    if len(parts) == 1 and low == 0.0 and high is None and pools_in_place(pool):
+        folded, shift = weight, bias
+        if norm is not None:
+            scale, shift, *_ = Epilogue.of(norm, bias, None, None, None)
+            folded = weight * np.reshape(scale, (-1, *(1,) * (weight.ndim - 1)))
+        result = conv_relu(parts[0], folded, shift, windows, groups, pool, keep=False)
+        if result is not NotImplemented:
+            return result[0]
+    y = conv_unit(parts, weight, bias, windows, groups, norm, low, high, None)
+    return y if y is NotImplemented else max_pool(y, pool, keep=False)[0]
 
 
 def conv_backward(
     dy: np.ndarray,
-    saved: _Saved,
+    saved: Any,
     *,
     need_dx: bool = True,
     need_dweight: bool = True,
     need_dbias: bool = True,
 ) -> Any:
-    padded, weight, with_bias, windows, y, pool, winners = saved
-    need_dbias = need_dbias and with_bias
-    o, n = len(weight), padded.shape[-1]
-    dyt = batch_last(dy)
-    if y is None:
-        dyt = np.ascontiguousarray(dyt)
-    whole = dyt if y is None else empty((o, *windows.out, n), dy.dtype) if need_dx else None
-    job = _Job.of(padded, o, windows, 1 if pool is None else pool.stride[0])
-    dmatrices = np.zeros((len(job.shares), o, prod(weight.shape[1:])), dtype=weight.dtype)
-    dbiases = np.zeros((len(job.shares), o), dtype=weight.dtype)
-
-    def each(thread: int, rows: slice) -> None:
-        shape = (o, rows.stop - rows.start, *windows.out[1:], n)
-        dz = job.output(thread, shape) if whole is None else whole[:, rows]
-        given = dz
-        if y is not None and (pool is None or winners is None):
-            clear_where(y[:, rows] <= 0, dyt[:, rows], dz)
-        elif y is not None:
-            pooled = _pooled_rows(rows, pool)
-            if pooled is None:
-                dz[...] = 0
-                return
-            given = np.empty_like(y[:, pooled[0]])  # has the sum of dz, in fewer elements
-            clear_where(y[:, pooled[0]] <= 0, dyt[:, pooled[0]], given)
-            unpool_into(given, rows_of_winners(winners, pooled[0], pool), dz, pooled[1])
-        if need_dweight:
-            dmatrices[thread] += _outer_product(dz.reshape(o, -1), job.lay_out(thread, rows), n)
-        if need_dbias:
-            dbiases[thread] += given.reshape(o, -1).sum(axis=1)
-
-    if need_dweight or need_dbias or (need_dx and y is not None):  # the last fills ``whole``
-        job.run(each)
-    dx = None
-    if need_dx and whole is not None:
-        dx = batch_first(_input_gradient(whole, weight, windows))
-    return (
-        dx,
-        dmatrices.sum(axis=0).reshape(weight.shape) if need_dweight else None,
-        dbiases.sum(axis=0) if need_dbias else None,
-    )
+    if isinstance(saved, pointwise.Saved):
+        return pointwise.conv_backward(
+            dy, saved, need_dx=need_dx, need_dweight=need_dweight, need_dbias=need_dbias
+        )
+    around, weight, with_bias, windows, y, pool, winners = saved
+    dz = _before(np.ascontiguousarray(batch_last(dy)), y, windows, pool, winners)
+    dweight = None
+    if need_dweight:
+        dweight = weight_gradient(dz, around, windows).reshape(weight.shape)
+    dbias = dz.reshape(len(weight), -1).sum(axis=1) if with_bias and need_dbias else None
+    dx = batch_first(input_gradient(dz, weight, windows)) if need_dx else None
+    return dx, dweight, dbias
 
 
 conv_relu_backward = conv_backward
 
 
-def _input_gradient(dz: np.ndarray, weight: np.ndarray, windows: Windows) -> np.ndarray:
-    """Return the input's gradient (C, *S, N) for the output's gradient (O, *OUT, N).
+def _before(
+    dyt: np.ndarray,
+    y: np.ndarray | None,
+    windows: Windows,
+    pool: Windows | None,
+    winners: list[np.ndarray] | None,
+) -> np.ndarray:
+    """Return the gradient (O, *OUT, N) before pooling and ReLU."""
+    if y is None:
+        return dyt
+    dz = empty((len(y), *windows.out, y.shape[-1]), y.dtype)
 
-    Tap by tap: a product over the output channels, added to the inputs that the tap read. The
-    channels are distributed over the threads.
-    """
-    channels, taps, n = weight.shape[1], prod(windows.kernel), dz.shape[-1]
-    dx = empty((channels, *windows.size, n), dz.dtype)
-    # (T, C, O)
-    factors = np.ascontiguousarray(weight.reshape(len(weight), channels, taps).transpose(2, 1, 0))
-    cells = prod(windows.out[1:]) * n
-    work = dz.size * channels * taps
-    shares = pieces(channels, work // PER_ELEMENT)
-    most = max(share.stop - share.start for share in shares)
-    tiles = _tiles(windows.out[0], most * cells * dz.itemsize, 1)
-    buffer = empty((len(shares), most * tiles[0].stop * cells), dz.dtype)
+    def share(some: slice) -> None:
+        if pool is None or winners is None:
+            clear_where(y[some] <= 0, dyt[some], dz[some])
+            return
+        given = np.empty_like(y[some])
+        clear_where(y[some] <= 0, dyt[some], given)
+        unpool_into(given, [one[some] for one in winners], dz[some], pool)
 
-    def share(i: int) -> None:
-        own = dx[shares[i]]
-        own[...] = 0
-        for rows in tiles:
-            part = dz[:, rows].reshape(len(dz), -1)
-            here = windows.part(rows.start, rows.stop)
-            back = buffer[i, : len(own) * part.shape[1]].reshape(len(own), -1)
-            for tap in here.taps:
-                _product(factors[tap.index, shares[i]], part, back, n)
-                own[tap.reads] += back.reshape(len(own), *here.out, n)[tap.reaches]
-
-    products_in_pieces(lambda s: [share(i) for i in range(s.start, s.stop)], len(shares), work)
-    return dx
+    in_pieces(share, len(y), dz.size)
+    return dz
 
 
 # --- repeated inference with few samples ----------------------------------------------------------
@@ -393,23 +409,23 @@ def _prepared(
     most = x.shape[1] * prod(windows.kernel) * prod(before) * last * n * x.itemsize
     if most > _MOST_COLUMNS or not np.may_share_memory(matrix, weight):
         return NotImplemented  # a copy of the weights would not see later updates
-    padded = reserve((x.shape[1], *before, last, n), x.dtype, zeros=True)
+    around = reserve((x.shape[1], *before, last, n), x.dtype, zeros=True)
     starts = [pad for pad, _ in windows.pads]
     sizes = [
         min(size, e - pad)
         for size, e, pad in zip(windows.size, (*before, last), starts, strict=True)
     ]
-    inside = padded[(slice(None), *(slice(a, a + b) for a, b in zip(starts, sizes, strict=True)))]
+    inside = around[(slice(None), *(slice(a, a + b) for a, b in zip(starts, sizes, strict=True)))]
     read = (slice(None), *(slice(0, size) for size in sizes))
-    steps = [stride // padded.itemsize for stride in padded.strides[1:-1]]
+    steps = [stride // around.itemsize for stride in around.strides[1:-1]]
     run = sum((out - 1) * step for out, step in zip(windows.out, steps, strict=True)) + n
-    taps = [step * d * padded.itemsize for step, d in zip(steps, windows.dilation, strict=True)]
-    strides = (padded.strides[0], *taps, padded.itemsize)
-    view = np.lib.stride_tricks.as_strided(
-        padded, (len(padded), *windows.kernel, run), strides, writeable=False
+    taps = [step * d * around.itemsize for step, d in zip(steps, windows.dilation, strict=True)]
+    strides = (around.strides[0], *taps, around.itemsize)
+    runs = np.lib.stride_tricks.as_strided(
+        around, (len(around), *windows.kernel, run), strides, writeable=False
     )
     rows = (o, windows.out[0], *before[1:], last, n) if before else (o, windows.out[0], n)
-    columns, buffer = temporaries(view.shape, rows, dtype=x.dtype)
+    columns, buffer = temporaries(runs.shape, rows, dtype=x.dtype)
     flat = columns.reshape(-1, run)
     product = buffer.reshape(o, -1)[:, :run]
     out = buffer[(slice(None), *(slice(0, size) for size in windows.out))]
@@ -420,7 +436,7 @@ def _prepared(
 
     def once(x: np.ndarray) -> np.ndarray:
         inside[...] = x.transpose(order)[read]
-        columns[...] = view
+        columns[...] = runs
         on_one_blas_thread(matmul, matrix, flat, out=product)
         source = out
         if pool is not None:
@@ -454,7 +470,49 @@ def prepare_conv_relu(
     return _prepared(x, weight, bias, windows, groups, pool, True)
 
 
+def prepare_conv_unit(
+    parts: list[np.ndarray],
+    weight: np.ndarray,
+    bias: Any,
+    windows: Windows,
+    groups: int,
+    norm: ConvNorm | None,
+    low: float | None,
+    high: float | None,
+    pool: Windows | None,
+) -> Any:
+    return prepare_unit(
+        parts, weight, bias, windows, groups, norm, low, high, pool, prepare_conv, prepare_conv_relu
+    )
+
+
+def prepare_unit(
+    parts: list[np.ndarray],
+    weight: np.ndarray,
+    bias: Any,
+    windows: Windows,
+    groups: int,
+    norm: ConvNorm | None,
+    low: float | None,
+    high: float | None,
+    pool: Windows | None,
+    prepare_conv: Callable[..., Any],
+    prepare_conv_relu: Callable[..., Any],
+) -> Any:
+    """Prepare a convolution with ReLU, or without anything; decline the others."""
+    if len(parts) > 1 or norm is not None or high is not None or low not in (None, 0.0):
+        return NotImplemented
+    if low == 0.0:
+        run = prepare_conv_relu(parts[0], weight, bias, windows, groups, pool)
+    elif pool is None:
+        run = prepare_conv(parts[0], weight, bias, windows, groups)
+    else:
+        return NotImplemented
+    return run if run is NotImplemented else lambda parts: run(parts[0])
+
+
 KERNELS = {
     "conv": Kernel(conv, conv_backward, prepare_conv),
     "conv_relu": Kernel(conv_relu, conv_relu_backward, prepare_conv_relu),
+    "conv_unit": Kernel(conv_unit, None, prepare_conv_unit),
 }

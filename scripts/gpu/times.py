@@ -23,7 +23,9 @@ from gpu.tools import Clock, Gpu, NotHereError, Section, add_root, clock_blocks,
 
 add_root()
 
-import bench_worker  # noqa: E402
+import bench_nets  # noqa: E402
+import bench_peers  # noqa: E402
+import bench_portacnn  # noqa: E402
 
 from portacnn import ops  # noqa: E402
 from portacnn.backends.cupy import geometry  # noqa: E402
@@ -238,8 +240,8 @@ def _step(
     gpu: Gpu, net: str, batch: int, kernels: str, replayed: bool, warm: int = 3
 ) -> Callable[[], None]:
     """Return a warmed-up Trainer step (compiled, recorded) with the tier's kernels."""
-    model = bench_worker.portacnn_model(net, gpu.home)
-    step = bench_worker.portacnn_step(model, {"net": net, "batch": batch}, replayed)
+    model = bench_portacnn.portacnn_model(net, gpu.home)
+    step = bench_portacnn.portacnn_step(model, {"net": net, "batch": batch}, replayed)
 
     def run() -> None:
         with use_kernels(kernels):
@@ -300,8 +302,8 @@ def _torch_event(torch: Any) -> Callable[[], Any]:
 
 
 def _peer_step(name: str, net: str, batch: int, place: str) -> Callable[[], None]:
-    peer = bench_worker.bench_peers.make(name, net, place)
-    x, t = map(peer.put, bench_worker.images(net, batch))
+    peer = bench_peers.make(name, net, place)
+    x, t = map(peer.put, bench_nets.images(net, batch))
     peer.begin(training=True)
     for _ in range(5):
         peer.step(x, t)
@@ -371,8 +373,8 @@ def _bound(work: dict[str, float], reached: Ceilings) -> str:
 def observed(home: Backend, net: str, batch: int) -> dict[tuple[Any, ...], Call]:
     """Return the kernel calls of one training step, once per shape: (name, sizes, more) -> call."""
     found: dict[tuple[Any, ...], Call] = {}
-    model = bench_worker.portacnn_model(net, home)
-    step = bench_worker.portacnn_step(model, {"net": net, "batch": batch})
+    model = bench_portacnn.portacnn_model(net, home)
+    step = bench_portacnn.portacnn_step(model, {"net": net, "batch": batch})
     step()  # creates what is created only once
     table: Any = backend_of(home.asarray(np.zeros(1))).kernels[
         "native"

@@ -1,6 +1,9 @@
 """Several cores: how many there are, how work is cut for them, and BLAS held to one thread
 meanwhile."""
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -396,3 +399,52 @@ def test_every_product_of_a_network_is_held_to_one_blas_thread(
             assert len(products) > 2
             assert products == [[1, 1, 1]] * len(products)
             assert counts(blas) == [7, 1, 3]
+
+
+ASLEEP = """
+import os, sys
+from pathlib import Path
+sys.modules["threadpoolctl"] = None
+import numpy as np
+blas = {each for each in os.listdir("/proc/self/task")} - {str(os.getpid())}
+import portacnn
+
+def woken():  # how often these threads were put on a core
+    return sum(int(Path(f"/proc/self/task/{t}/schedstat").read_text().split()[2]) for t in blas)
+
+model = portacnn.SimpleConvNet((1, 28, 28), device="numpy", seed=0)
+x = {n: np.ones((n, 1, 28, 28), "float32") for n in (2, 8, 9)}
+before = woken()
+for n, images in x.items():
+    model.predict(images)
+    model.gradient(images, np.zeros(n, "int64"))
+held = woken()
+x[9].reshape(9, -1).T @ x[9].reshape(9, -1)
+print(len(blas), held - before, woken() - held)
+"""
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/schedstat").exists() or threads.thread_count() < 2,
+    reason="needs Linux's schedstat and two cores",
+)
+def test_blas_threads_sleep_without_threadpoolctl():
+    """A checkout runs without it. A product outside portacnn wakes them."""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.endswith("_NUM_THREADS") and name != "PORTACNN_BACKEND"
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", ASLEEP],
+        env={**environment, "PORTACNN_KERNELS": "native"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    started, held, outside = map(int, done.stdout.split())
+    if not started or not outside:
+        pytest.skip("NumPy's BLAS has no threads of its own")
+    assert held == 0

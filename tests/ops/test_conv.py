@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from portacnn.backends.numpy import conv as numpy_conv
+from portacnn.backends.numpy import columns
 from portacnn.errors import ArgumentError, ArrayError, ShapeError, StateError
 from portacnn.ops import avg_pool2d, conv2d, conv2d_backward, conv_transpose2d, max_pool2d
 from portacnn.ops.windows import Windows
@@ -248,20 +248,20 @@ def test_convolutions_in_pieces_agree_with_whole_ones(backend: Here, room: int):
 @pytest.mark.parametrize("text", ["0", "-1", "half", "1.5"])
 def test_the_room_for_a_tile_is_a_variable(text: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PORTACNN_TILE_KIB", text)
-    numpy_conv.tile_bytes.cache_clear()
+    columns.tile_bytes.cache_clear()
     refuses(
         ArgumentError,
         "PORTACNN_TILE_KIB",
         "whole number above 0",
         repr(text),
-        call=numpy_conv.tile_bytes,
+        call=columns.tile_bytes,
     )
     monkeypatch.setenv("PORTACNN_TILE_KIB", "3")
-    assert numpy_conv.tile_bytes() == 3072
+    assert columns.tile_bytes() == 3072
     monkeypatch.delenv("PORTACNN_TILE_KIB")
-    numpy_conv.tile_bytes.cache_clear()
-    assert numpy_conv.tile_bytes() == 512 << 10
-    numpy_conv.tile_bytes.cache_clear()
+    columns.tile_bytes.cache_clear()
+    assert columns.tile_bytes() == 512 << 10
+    columns.tile_bytes.cache_clear()
 
 
 @with_each_kernel

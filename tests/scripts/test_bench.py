@@ -7,6 +7,8 @@ import math
 import re
 import subprocess
 import sys
+import threading
+import time
 from contextlib import redirect_stderr, redirect_stdout
 from importlib import import_module
 from pathlib import Path
@@ -20,11 +22,21 @@ from support.matrix import needs
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "scripts"))
-bench, nets, peers, worker = (
-    import_module(name) for name in ("bench", "bench_nets", "bench_peers", "bench_worker")
+bench, cases, nets, peers, timing, worker, own = (
+    import_module(f"bench{name}")
+    for name in ("", "_cases", "_nets", "_peers", "_timing", "_worker", "_portacnn")
 )
 
-NETS = [*nets.PLAIN, "resnet20", pytest.param("alexnet", marks=pytest.mark.slow)]
+NETS = [
+    *((net, None) for net in (*nets.PLAIN, "resnet20")),
+    ("mobilenetv2", 32),
+    *(
+        pytest.param(net, size, marks=pytest.mark.slow)
+        for net, size in (
+            *(("alexnet", None), ("vgg11", 32), ("resnet18", 64), ("resnet50", 32), ("unet", 32)),
+        )
+    ),
+]
 
 
 # --- the script -----------------------------------------------------------------------------------
@@ -43,7 +55,7 @@ def here(self, task, python, kernels=None):
 
 @pytest.fixture
 def no_warm_up(monkeypatch):
-    monkeypatch.setattr(worker, "WARM_UP_SECONDS", 0.0)
+    monkeypatch.setattr(timing, "WARM_UP_SECONDS", 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +67,7 @@ def ran(tmp_path_factory):
     printed, errors = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed), redirect_stderr(errors):
         patch.setattr(bench.Bench, "spawn", here)
-        patch.setattr(worker, "WARM_UP_SECONDS", 0.0)
+        patch.setattr(timing, "WARM_UP_SECONDS", 0.0)
         assert bench.main([*words.split(), str(out)]) == 0
     assert errors.getvalue() == ""
     return printed.getvalue(), json.loads(out.read_text())
@@ -142,6 +154,9 @@ def test_the_screen_shows_the_rows_and_what_ran(ran):
         (["--modes", "test"], "unknown mode 'test'"),
         (["--batches", "0"], "whole numbers above 0"),
         (["--batches", "many"], "whole numbers above 0"),
+        (["--sizes", "0"], "--sizes takes whole numbers above 0"),
+        (["--sizes", "32"], "simple has images of 28 only"),
+        (["--nets", "unet", "--sizes", "40"], "unet needs multiples of 16"),
         (["--rounds", "0"], "--rounds must be at least 1"),
         (
             ["--contenders", "portacnn", "--against", "torch"],
@@ -297,6 +312,8 @@ def task(contender, net="simple", mode="train", what="measure", **more):
         "net": net,
         "batch": 4,
         "mode": mode,
+        "size": None,
+        "onnx": None,
     }
     return {**made, "seconds": 0.0, "images": 12, "data": None, "precision": "float32", **more}
 
@@ -317,6 +334,56 @@ def test_every_mode_runs(no_warm_up, contender, mode):
     json.dumps(result, allow_nan=False)
 
 
+@needs("torch", "onnx", "onnxruntime")
+def test_the_exported_file_has_no_batch_norms_and_all_compute_the_same(tmp_path, no_warm_up):
+    """portacnn and onnxruntime take the same file; serve calls from several threads."""
+    import onnx
+
+    path = str(tmp_path / "resnet20.onnx")
+    assert worker.main({"what": "export", "net": "resnet20", "size": 16, "onnx": path}) == {}
+    nodes = [node.op_type for node in onnx.load(path).graph.node]
+    assert nodes.count("Conv") == 19
+    assert "BatchNormalization" not in nodes
+    x, _ = nets.images("resnet20", 2, size=16)
+    model = portacnn.onnx.load(path, device="numpy")
+    expected = peers.make("onnxruntime", "resnet20", onnx=path).predict(x)
+    np.testing.assert_allclose(model.predict(x), expected, rtol=1e-4, atol=1e-5)
+    for contender in ("onnxruntime", "portacnn-onnx"):
+        options = {"net": "resnet20", "size": 16, "onnx": path, "batch": 1}
+        result = worker.main(task(contender, mode="serve", **options))
+        assert result["steps"] == timing.ROUNDS
+        assert result["scaling"] > 0
+        assert result["one_thread_ms"] > 0
+
+
+def test_serve_counts_the_calls_of_all_threads():
+    """Calls that sleep: eight threads make about eight times as many."""
+    calls = []
+    subject = timing.Subject(
+        lambda: (calls.append(threading.get_ident()), time.sleep(0.002)), lambda: None, 0, "here"
+    )
+    one, many = timing.per_call(subject, 1, 0.02), timing.per_call(subject, 8, 0.02)
+    assert len(set(calls)) >= 2
+    assert one >= 0.002
+    assert many < one / 2
+    broken = timing.Subject(lambda: 1 / 0, lambda: None, 0, "here")
+    with pytest.raises(ZeroDivisionError):
+        timing.per_call(broken, 8, 0.0)
+
+
+def test_a_case_has_a_size_and_inference_contenders_do_not_train():
+    made = cases.all_cases(["resnet18", "unet"], ["train", "serve"], None, [32, 64])
+    assert [(str(case), case.size) for case in made[:4]] == [
+        ("resnet18@32 batch 8 train", 32),
+        ("resnet18@32 batch 1 serve", 32),
+        ("resnet18@64 batch 8 train", 64),
+        ("resnet18@64 batch 1 serve", 64),
+    ]
+    contender = cases.Contender.of("portacnn-onnx/native")
+    assert contender.lacks("unet", "serve") is None
+    assert "inference only" in contender.lacks("unet", "train")
+
+
 def test_epochs_over_stored_images(tmp_path):
     rng = np.random.default_rng(0)
     for part, count in (("train", 30), ("test", 7)):
@@ -324,7 +391,7 @@ def test_epochs_over_stored_images(tmp_path):
             tmp_path / f"x_{part}.npy", rng.integers(0, 256, (count, 1, 28, 28), dtype=np.uint8)
         )
         np.save(tmp_path / f"t_{part}.npy", rng.integers(0, 10, count))
-    (x, t), (x_test, t_test) = worker.epoch_sets(task("portacnn", mode="epoch", data=str(tmp_path)))
+    (x, t), (x_test, t_test) = nets.epoch_sets(task("portacnn", mode="epoch", data=str(tmp_path)))
     assert (len(x), len(t), len(x_test), len(t_test)) == (12, 12, 2, 2)
     assert x.dtype == np.float32
     np.testing.assert_allclose(x * 255, np.load(tmp_path / "x_train.npy")[:12], atol=1e-4)
@@ -355,7 +422,7 @@ def test_the_profile_has_every_layer_and_adds_up():
 
 COUNTED = """
 import json, numpy as np
-from bench_worker import memory, reset_peak
+from bench_machine import memory, reset_peak
 np.ones(1 << 24)  # 128 MiB, freed at once
 reset_peak()
 now, peak = memory()
@@ -385,19 +452,19 @@ def test_the_worker_counts_memory():
 
 
 @needs("torch")
-@pytest.mark.parametrize("net", NETS)
-def test_the_torch_twin_computes_the_same(net):
+@pytest.mark.parametrize(("net", "size"), NETS)
+def test_the_torch_twin_computes_the_same(net, size):
     """The same number of parameters, in the same order; with the same values, the same logits."""
     import torch
 
-    model = worker.portacnn_model(net, "numpy")
+    model = own.portacnn_model(net, "numpy", size)
     twin = peers.make("torch", net)
-    own = model.named_parameters().values()
-    assert twin.parameters == sum(array.size for array in own)
+    arrays = model.named_parameters().values()
+    assert twin.parameters == sum(array.size for array in arrays)
     with torch.no_grad():
-        for parameter, array in zip(twin.net.parameters(), own, strict=True):
+        for parameter, array in zip(twin.net.parameters(), arrays, strict=True):
             parameter.copy_(torch.from_numpy(array))
-    x, _ = worker.images(net, 2)
+    x, _ = nets.images(net, 2, size=size)
     twin.begin(training=False)
     expected = twin.predict(twin.put(x)).numpy()
     np.testing.assert_allclose(
@@ -409,8 +476,8 @@ def test_the_tutorials_step_has_portacnns_gradients():
     model = portacnn.SimpleConvNet(
         hidden_size=100, device="numpy", dtype="float64", weight_init_std=0.1, seed=0
     )
-    x, t = worker.images("simple", 6)
-    own = peers.Tutorials("simple")
+    x, t = nets.images("simple", 6)
+    twin = peers.Tutorials("simple")
     named = {
         "W1": "conv1.weight",
         "W2": "fc1.weight",
@@ -421,10 +488,10 @@ def test_the_tutorials_step_has_portacnns_gradients():
     named["b3"] = "fc2.bias"
     state = model.state_dict()
     for name, path in named.items():
-        own.weights[name] = state[path].T.copy() if name in ("W2", "W3") else state[path]
+        twin.weights[name] = state[path].T.copy() if name in ("W2", "W3") else state[path]
     x = x.astype(np.float64)
-    np.testing.assert_allclose(own.predict(x), model.predict(x), rtol=1e-10)
-    loss, grads = own.gradient(x, t)
+    np.testing.assert_allclose(twin.predict(x), model.predict(x), rtol=1e-10)
+    loss, grads = twin.gradient(x, t)
     # the tutorials add 1e-7 in the logarithm
     assert loss == pytest.approx(model.loss(x, t), rel=1e-5)
     expected = model.gradient(x, t)

@@ -1,4 +1,4 @@
-"""scripts/bench_serving.py: its tables have the rows that docs/serving.md quotes."""
+"""scripts/bench_serving.py: its table has the rows that docs/serving.md quotes."""
 
 import os
 import re
@@ -13,9 +13,9 @@ from support.matrix import needs
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def rows(*arguments: str) -> dict[str, list[float]]:
+def rows() -> dict[str, list[float]]:
     done = subprocess.run(
-        [sys.executable, ROOT / "scripts" / "bench_serving.py", *arguments, "--rounds", "1"],
+        [sys.executable, ROOT / "scripts" / "bench_serving.py", "--rounds", "1"],
         env={**os.environ, "PORTACNN_KERNELS": "native"},
         capture_output=True,
         text=True,
@@ -32,18 +32,10 @@ def rows(*arguments: str) -> dict[str, list[float]]:
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="this system has no /proc")
 def test_memory_of_the_three_frameworks():
     """The script raises if their outputs differ."""
-    found = rows("memory")
+    found = rows()
     assert list(found) == ["portacnn", "onnxruntime", "torch"]
     for start, imported, loaded, after, peak, seconds in found.values():
         assert 0 < start <= imported < loaded <= peak + 1
         assert after <= peak + 1
         assert loaded - imported > 40  # the weights: 47 MB
         assert seconds > 0
-
-
-@pytest.mark.slow
-def test_images_a_second():
-    found = rows("threads", "--seconds", "0.01")
-    names = [f"{net}, {n} at a time" for net in ("SimpleConvNet", "ResNet20") for n in (1, 100)]
-    assert list(found) == names
-    assert all(one > 0 and eight > 0 for one, eight, _ in found.values())

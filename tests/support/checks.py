@@ -12,6 +12,7 @@ import pytest
 
 from portacnn import ops
 from portacnn.backends import threads
+from portacnn.backends.numpy import columns, pointwise
 from portacnn.backends.numpy import conv as numpy_conv
 from portacnn.errors import ArrayError
 from portacnn.ops import use_kernels
@@ -133,16 +134,22 @@ def with_each_kernel(test: Callable[..., None]) -> Callable[..., None]:
 
 @contextmanager
 def pieces_of(size: int) -> Iterator[None]:
-    """NumPy's convolutions within so many bytes: their columns, and the panels where numba is here.
-    They remember how they cut."""
+    """NumPy's convolutions within so many bytes: their columns, blocks of products, and the panels
+    where numba is here. They remember how they cut."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(numpy_conv, "tile_bytes", lambda: size)
-        cuts = [numpy_conv._tiles]
+        patch.setattr(columns, "tile_bytes", lambda: size)
+        patch.setattr(columns, "_DEPTH", 8)
+        patch.setattr(columns, "_ROWS", 8)
+        patch.setattr(numpy_conv, "_AT_ONCE", 0)
+        patch.setattr(numpy_conv, "_FEWEST", 1)
+        patch.setattr(pointwise, "_BLOCK", 1)
+        patch.setattr(pointwise, "_FEWEST", 3)
+        cuts = [columns.tiles, pointwise._blocks]
         if find_spec("numba") is not None:
-            from portacnn.backends.numba import conv as jit_conv
+            from portacnn.backends.numba import panels
 
-            patch.setattr(jit_conv, "_NEAR", size)
-            cuts.append(jit_conv.panel_of)
+            patch.setattr(panels, "_NEAR", size)
+            cuts.append(panels.panel_of)
         try:
             for cut in cuts:
                 cut.cache_clear()

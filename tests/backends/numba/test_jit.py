@@ -343,11 +343,11 @@ def test_the_compiler_runs_where_no_signal_handler_can_interrupt_it(
 KERNELS = """
 import numpy as np
 from portacnn import ops
-from portacnn.backends.numba import conv as jit_conv
+from portacnn.backends.numba import panels
 x = np.ones((2, 1, 6, 6), "float32")
 y, cache = ops.conv2d(x, np.ones((3, 1, 3, 3), "float32"))
 ops.conv2d_backward(y, cache)
-stats = [function.stats for function in (jit_conv._forward, jit_conv._weights)]
+stats = [function.stats for function in (panels.forward_pieces, panels.weight_pieces)]
 print("found", sum(sum(s.cache_hits.values()) for s in stats), "compiled",
     sum(sum(s.cache_misses.values()) for s in stats))
 """
