@@ -2,6 +2,7 @@
 
 from portacnn.backends.numpy import (
     batch,
+    clip,
     conv,
     dropout,
     grouped,
@@ -16,6 +17,7 @@ from portacnn.runtime import Kernel
 
 KERNELS: dict[str, Kernel] = {
     **batch.KERNELS,
+    **clip.KERNELS,
     **conv.KERNELS,
     **grouped.KERNELS,
     **dropout.KERNELS,
