@@ -57,7 +57,7 @@ from portacnn.backends.threads import (
 from portacnn.ops.windows import Plane
 
 _CHUNK = 1 << 17  # elements of one of the 16 products' factor and result, on a thread
-_COLUMNS = 1024  # the most columns of a product
+_COLUMNS = 512  # the most columns of a product
 _PAGE, _OFF = 4096, 832  # bytes; see ``_apart``
 # estimates, in multiplications of a product: the transforms of one element; of one kernel; and the
 # sums of one kernel's gradient over threads
