@@ -22,6 +22,7 @@ T tiles times samples in a chunk; P, Q rows and columns of tiles.
 import itertools
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,22 +57,25 @@ from portacnn.backends.threads import (
 from portacnn.ops.windows import Plane
 
 _CHUNK = 1 << 17  # elements of one of the 16 products' factor and result, on a thread
-_COLUMNS = 1024  # the most columns of a product
+_COLUMNS = 512  # the most columns of a product
 _PAGE, _OFF = 4096, 832  # bytes; see ``_apart``
-_TRANSFORMS = 12  # additions that the transforms cost per element, in multiplications of a product
+# estimates, in multiplications of a product: the transforms of one element; of one kernel; and the
+# sums of one kernel's gradient over threads
+_TRANSFORMS, _KERNELS, _SUMS = 12, 512, 3000
 
 
 @lru_cache(maxsize=1024)
-def suits(p: Plane, itemsize: int) -> bool:
-    """Return whether this convolution is computed here, forward and backward: a 3x3 kernel without
-    stride and dilation, and enough channels and tiles to make up for the transforms.
+def suits(p: Plane, *, gradient: bool = False) -> bool:
+    """Return whether this convolution, or the gradient of its weights, is computed here: a 3x3
+    kernel without stride and dilation, and enough channels and tiles to make up for the transforms.
     """
     if (p.kh, p.kw, p.sh, p.sw, p.dh, p.dw) != (3, 3, 1, 1, 1, 1):
         return False
     tiles = -(-p.oh // 2) * -(-p.ow // 2) * p.n
     direct = 9 * p.o * p.c * p.oh * p.ow * p.n
     products = 16 * p.o * p.c * tiles
-    around = 16 * _TRANSFORMS * (p.o + p.c) * tiles + 16 * 32 * p.o * p.c
+    around = 16 * _TRANSFORMS * (p.o + p.c) * tiles
+    around += (_SUMS if gradient else _KERNELS) * p.o * p.c
     return products + around < 0.8 * direct
 
 
@@ -249,20 +253,37 @@ def _apart(elements: int, itemsize: int) -> int:
 
 
 class _Buffers(NamedTuple):
-    """The memory of one thread."""
+    """The memory of one thread: a row, a panel of rows whose parities are ``phase`` apart, and two
+    transforms, of whose parts one ``place`` is the distance.
+    """
 
     line: np.ndarray
     panel: np.ndarray
     phase: int
+    left: np.ndarray
+    of_left: int
+    right: np.ndarray
+    of_right: int
 
-    @staticmethod
-    def of(pieces: list[_Piece], dtype: Any) -> "_Buffers":
-        lanes = WIDTH // dtype.itemsize
-        columns = max((piece[4] + 1) * piece[3] for piece in pieces)
-        phase = -(-columns // lanes) * lanes + lanes
-        rows = max(2 * piece[1] + 2 for piece in pieces)
-        line = np.empty(2 * phase + 2 * lanes, dtype)
-        return _Buffers(line, np.empty(rows * 2 * phase + 2 * lanes, dtype), phase)
+
+def _buffers(
+    threads: int, chunks: list[_Piece], left: int, right: int, dtype: Any
+) -> list[_Buffers]:
+    """Return the memory of each thread, for transforms of ``left`` and ``right`` channels.
+
+    It is allocated in the calling thread, where the workspace is.
+    """
+    lanes = WIDTH // dtype.itemsize
+    columns = max((piece[4] + 1) * piece[3] for piece in chunks)
+    rows = max(2 * piece[1] + 2 for piece in chunks)
+    most = max(rows * columns * samples for _, rows, _, samples, columns in chunks)
+    phase = -(-columns // lanes) * lanes + lanes
+    places = [_apart(channels * most, dtype.itemsize) for channels in (left, right)]
+    sizes = [2 * phase + 2 * lanes, rows * 2 * phase + 2 * lanes, *(16 * n for n in places)]
+    buffer = empty((threads, sum(sizes)), dtype)
+    ends = [sum(sizes[:i]) for i in range(5)]
+    parts = [[own[start:stop] for start, stop in pairwise(ends)] for own in buffer]
+    return [_Buffers(line, panel, phase, v, places[0], m, places[1]) for line, panel, v, m in parts]
 
 
 def _group(n: int, samples: int, itemsize: int) -> int:
@@ -278,21 +299,16 @@ def _parts(buffer: np.ndarray, place: int, rows: int, columns: int) -> list[np.n
 
 
 def _on_threads(
-    chunks: list[_Piece], work: int, start: Callable[[int], Callable[[_Piece], None]]
-) -> int:
-    """Call a function of a chunk for every chunk, distributed over threads. ``start`` returns the
-    function of the thread with this number, with its own memory. Returns the number of threads.
-    """
-    shares = pieces(len(chunks), work)
+    chunks: list[_Piece], shares: list[slice], work: int, each: Callable[[int, _Piece], None]
+) -> None:
+    """Call ``each(thread, chunk)`` for every chunk of every thread's share."""
 
     def run(some: slice) -> None:
         for thread in range(some.start, some.stop):
-            each = start(thread)
             for chunk in chunks[shares[thread]]:
-                each(chunk)
+                each(thread, chunk)
 
     on_one_blas_thread(in_pieces, run, len(shares), work)
-    return len(shares)
 
 
 # --- the three convolutions -----------------------------------------------------------------------
@@ -328,69 +344,59 @@ def convolve(
         matrices: the 16 transformed kernels (O, C).
         pad: zeros above and to the left of x.
     """
-    (c, _, _, n), (o, oh, ow, _), itemsize = x.shape, y.shape, x.dtype.itemsize
+    (c, _, _, n), (o, oh, ow, _) = x.shape, y.shape
     chunks = _chunks(oh, ow, n, c + o)
-    most = max(rows * columns * samples for _, rows, _, samples, columns in chunks)
-    flat_x = read(x)
-    shape_x, shape_y = tuple(x.shape), tuple(y.shape)
+    work = _work(c, o, chunks)
+    shares = pieces(len(chunks), work)
+    buffers = _buffers(len(shares), chunks, c, o, x.dtype)
+    flat, shape_x, shape_y = read(x), tuple(x.shape), tuple(y.shape)
     rest = y.reshape(-1), *epilogue
 
-    def start(_: int) -> Callable[[_Piece], None]:
-        line, panel, phase = _Buffers.of(chunks, x.dtype)
-        of_v, of_m = _apart(c * most, itemsize), _apart(o * most, itemsize)
-        v, m = empty((16 * of_v,), x.dtype), empty((16 * of_m,), x.dtype)
+    def each(thread: int, piece: _Piece) -> None:
+        line, panel, phase, v, of_v, m, of_m = buffers[thread]
+        group = _group(n, piece[3], x.itemsize)
+        _input(flat, shape_x, pad, piece, group, line, panel, phase, v, of_v)
+        t = piece[1] * piece[3] * piece[4]
+        for matrix, left, out in zip(
+            matrices, _parts(v, of_v, c, t), _parts(m, of_m, o, t), strict=True
+        ):
+            np.matmul(matrix, left, out=out)
+        _output(m, of_m, shape_y, piece, group, line, panel, phase, *rest)
 
-        def each(piece: _Piece) -> None:
-            group = _group(n, piece[3], itemsize)
-            _input(flat_x, shape_x, pad, piece, group, line, panel, phase, v, of_v)
-            t = piece[1] * piece[3] * piece[4]
-            for matrix, left, out in zip(
-                matrices, _parts(v, of_v, c, t), _parts(m, of_m, o, t), strict=True
-            ):
-                np.matmul(matrix, left, out=out)
-            _output(m, of_m, shape_y, piece, group, line, panel, phase, *rest)
-
-        return each
-
-    _on_threads(chunks, _work(c, o, chunks), start)
+    _on_threads(chunks, shares, work, each)
 
 
 def weight_gradient(x: np.ndarray, dy: np.ndarray, pad: tuple[int, int]) -> np.ndarray:
     """Return dweight (O, C, 3, 3) for x (C, H, W, N) and dy (O, OH, OW, N)."""
-    (c, _, _, n), (o, oh, ow, _), itemsize = x.shape, dy.shape, x.dtype.itemsize
+    (c, _, _, n), (o, oh, ow, _) = x.shape, dy.shape
     chunks = _chunks(oh, ow, n, c + o)
-    most = max(rows * columns * samples for _, rows, _, samples, columns in chunks)
-    flat_x, flat_dy, shape_x, shape_y = read(x), read(dy), tuple(x.shape), tuple(dy.shape)
     work = _work(c, o, chunks)
-    totals = empty((len(pieces(len(chunks), work)), 16, o, c), x.dtype)
-
-    def start(thread: int) -> Callable[[_Piece], None]:
-        line, panel, phase = _Buffers.of(chunks, x.dtype)
-        of_v, of_g = _apart(c * most, itemsize), _apart(o * most, itemsize)
-        v, g = empty((16 * of_v,), x.dtype), empty((16 * of_g,), x.dtype)
-        before, one = False, np.empty((o, c), x.dtype)
-
-        def each(piece: _Piece) -> None:
-            nonlocal before
-            group = _group(n, piece[3], itemsize)
-            _input(flat_x, shape_x, pad, piece, group, line, panel, phase, v, of_v)
-            _gradient(flat_dy, shape_y, piece, group, line, panel, phase, g, of_g)
-            t = piece[1] * piece[3] * piece[4]
-            for total, left, right in zip(
-                totals[thread], _parts(g, of_g, o, t), _parts(v, of_v, c, t), strict=True
-            ):
-                if before:
-                    total += np.matmul(left, right.T, out=one)
-                else:
-                    np.matmul(left, right.T, out=total)
-            before = True
-
-        return each
-
-    count = _on_threads(chunks, work, start)
-    for more in totals[1:count]:
-        totals[0] += more
+    shares = pieces(len(chunks), work)
     dweight = np.empty((o * c, 9), x.dtype)
+    buffers = _buffers(len(shares), chunks, c, o, x.dtype)
+    totals = empty((len(shares), 16, o, c), x.dtype)
+    spare = empty((len(shares), o, c), x.dtype)
+    flat_x, flat_dy, shape_x, shape_y = read(x), read(dy), tuple(x.shape), tuple(dy.shape)
+    begun: set[int] = set()
+
+    def each(thread: int, piece: _Piece) -> None:
+        line, panel, phase, v, of_v, g, of_g = buffers[thread]
+        group = _group(n, piece[3], x.itemsize)
+        _input(flat_x, shape_x, pad, piece, group, line, panel, phase, v, of_v)
+        _gradient(flat_dy, shape_y, piece, group, line, panel, phase, g, of_g)
+        t = piece[1] * piece[3] * piece[4]
+        for total, left, right in zip(
+            totals[thread], _parts(g, of_g, o, t), _parts(v, of_v, c, t), strict=True
+        ):
+            if thread in begun:
+                total += np.matmul(left, right.T, out=spare[thread])
+            else:
+                np.matmul(left, right.T, out=total)
+        begun.add(thread)
+
+    _on_threads(chunks, shares, work, each)
+    for more in totals[1:]:
+        totals[0] += more
     du = totals[0].reshape(16, o * c)
     in_pieces(lambda s: _kernel_gradients(du, dweight, s.start, s.stop), o * c, o * c * 16)
     return dweight.reshape(o, c, 3, 3)

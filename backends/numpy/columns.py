@@ -104,12 +104,14 @@ def weight_gradient(dz: np.ndarray, around: np.ndarray, windows: Windows) -> np.
     shares = pieces(max(c, len(rows)), work)
     by_channel = c >= 4 * len(shares) or len(rows) < len(shares)
     shares = pieces(c if by_channel else len(rows), work)
-    totals = np.empty((1 if by_channel else len(shares), o, c * taps), dtype=dz.dtype)
+    totals = empty((1 if by_channel else len(shares), o, c * taps), dz.dtype)
+    most = max(share.stop - share.start for share in shares) if by_channel else c
+    # allocated in the calling thread, where the workspace is
+    buffers = empty((len(shares), min(block, most) * taps * lines * cells), dz.dtype)
 
     def share(i: int) -> None:
         own = shares[i] if by_channel else slice(0, c)
         size = min(block, own.stop - own.start)
-        buffer = empty((size * taps * lines * cells,), dz.dtype)
         for channels in (
             slice(own.start + s.start, own.start + s.stop)
             for s in _runs(own.stop - own.start, size)
@@ -117,7 +119,7 @@ def weight_gradient(dz: np.ndarray, around: np.ndarray, windows: Windows) -> np.
             total = totals[0 if by_channel else i][:, channels.start * taps : channels.stop * taps]
             for number, run in enumerate(rows if by_channel else rows[shares[i]]):
                 source = columns[(channels, *(slice(None),) * axes, run)]
-                laid_out = buffer[: source.size].reshape(source.shape)
+                laid_out = buffers[i][: source.size].reshape(source.shape)
                 laid_out[...] = source
                 matrix = laid_out.reshape(total.shape[1], -1)
                 part = dz[:, run].reshape(o, -1)
@@ -156,12 +158,12 @@ def input_gradient(
     cells = prod(windows.out[1:]) * n
     work = dz.size * c * taps
     shares = pieces(c, work // PER_ELEMENT)
+    most = min(max(1, _ROWS // taps), max(share.stop - share.start for share in shares))
+    runs = tiles(windows.out[0], most * taps * cells * dz.itemsize, 1)
+    buffers = empty((len(shares), most * taps * runs[0].stop * cells), dz.dtype)
 
     def share(i: int) -> None:
         own = shares[i]
-        most = min(max(1, _ROWS // taps), own.stop - own.start)
-        runs = tiles(windows.out[0], most * taps * cells * dz.itemsize, 1)
-        buffer = empty((most * taps * runs[0].stop * cells,), dz.dtype)
         dx[own] = 0
         for channels in (
             slice(own.start + s.start, own.start + s.stop)
@@ -170,7 +172,7 @@ def input_gradient(
             factor = matrix[:, channels.start * taps : channels.stop * taps].T
             for run in runs:
                 part = dz[:, run].reshape(o, -1)
-                back = buffer[: len(factor) * part.shape[1]].reshape(len(factor), -1)
+                back = buffers[i][: len(factor) * part.shape[1]].reshape(len(factor), -1)
                 np.matmul(factor, part, out=back)
                 shape = (channels.stop - channels.start, taps, *dz[:, run].shape[1:])
                 add(back.reshape(shape), dx[channels], windows, run.start)

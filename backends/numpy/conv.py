@@ -45,6 +45,7 @@ from portacnn.backends.threads import (
 )
 from portacnn.ops.fused import ConvNorm
 from portacnn.ops.layout import batch_first, batch_last
+from portacnn.ops.pool import max_pool
 from portacnn.ops.windows import Windows
 from portacnn.runtime import Kernel
 
@@ -284,9 +285,13 @@ def conv_unit(
     high: float | None,
     pool: Windows | None,
 ) -> Any:
-    """Compute ``conv_unit``. Declines pooling together with a norm or a sum."""
+    """Compute ``conv_unit``."""
     x, *residual = parts
-    if pool is not None or _declines(x, windows, groups, None):
+    if pool is not None:
+        return pooled_unit(
+            parts, weight, bias, windows, groups, norm, low, high, pool, conv_unit, conv_relu
+        )
+    if _declines(x, windows, groups, None):
         return NotImplemented
     added = np.ascontiguousarray(batch_last(residual[0])) if residual else None
     epilogue = Epilogue.of(norm, bias, added, low, high)
@@ -296,6 +301,34 @@ def conv_unit(
         xt = np.ascontiguousarray(batch_last(x))
         y, _ = by_columns(xt, weight, windows, epilogue, finish)
     return batch_first(y)
+
+
+def pooled_unit(
+    parts: list[np.ndarray],
+    weight: np.ndarray,
+    bias: Any,
+    windows: Windows,
+    groups: int,
+    norm: ConvNorm | None,
+    low: float | None,
+    high: float | None,
+    pool: Windows,
+    conv_unit: Callable[..., Any],
+    conv_relu: Callable[..., Any],
+) -> Any:
+    """Compute ``conv_unit`` with pooling by the kernel ``conv_relu`` if that is the same, with the
+    norm in the weights; else by the kernel ``conv_unit``, and pool its result.
+    """
+    if len(parts) == 1 and low == 0.0 and high is None and pools_in_place(pool):
+        folded, shift = weight, bias
+        if norm is not None:
+            scale, shift, *_ = Epilogue.of(norm, bias, None, None, None)
+            folded = weight * np.reshape(scale, (-1, *(1,) * (weight.ndim - 1)))
+        result = conv_relu(parts[0], folded, shift, windows, groups, pool, keep=False)
+        if result is not NotImplemented:
+            return result[0]
+    y = conv_unit(parts, weight, bias, windows, groups, norm, low, high, None)
+    return y if y is NotImplemented else max_pool(y, pool, keep=False)[0]
 
 
 def conv_backward(

@@ -14,6 +14,7 @@ import numpy as np
 
 from portacnn.ops import use_kernels
 from portacnn.ops.dispatch import OPS
+from portacnn.ops.fused import ConvNorm
 from portacnn.ops.windows import Windows
 from portacnn.testing.random import Random
 
@@ -88,6 +89,31 @@ def conv_relu(random: Random) -> Arguments:
     if pool == "any":
         return {**arguments, "pool": random.pooling(out)}
     return {**arguments, "pool": pool and Windows.of(out, 2, 2)}
+
+
+def conv_unit(grouped: bool = False) -> Draw:
+    def draw(random: Random) -> Arguments:
+        arguments = convolution(grouped=grouped)(random)
+        x, weight, windows = (arguments.pop(name) for name in ("x", "weight", "windows"))
+        o, out = len(weight), windows.out
+        residual = random.of(None, random.numbers(len(x), o, *out))
+        norm = ConvNorm(
+            random.numbers(o), random.positive(o), *_affine(random, o).values(), eps=1e-3
+        )
+        low, high = random.of((None, None), (0.0, None), (0.0, 6.0), (None, 0.5), (-0.25, 0.25))
+        return {
+            "parts": [x] if residual is None else [x, residual],
+            "weight": weight,
+            "bias": arguments["bias"],
+            "windows": windows,
+            "groups": arguments["groups"],
+            "norm": random.of(norm, None),
+            "low": low,
+            "high": high,
+            "pool": random.of(None, random.pooling(out)),
+        }
+
+    return draw
 
 
 def conv_transpose(axes: int | None = None) -> Draw:

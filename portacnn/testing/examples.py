@@ -129,8 +129,9 @@ def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
     """``value`` with its NumPy arrays changed, those in dictionaries, lists and tuples too."""
     if isinstance(value, dict):
         return {name: mapped(item, change) for name, item in value.items()}
-    if isinstance(value, list | tuple) and not hasattr(value, "_fields"):
-        return type(value)(mapped(item, change) for item in value)
+    if isinstance(value, list | tuple):
+        items = [mapped(item, change) for item in value]
+        return getattr(type(value), "_make", type(value))(items)  # named tuples have it
     return change(value) if isinstance(value, np.ndarray) else value
 
 
@@ -305,6 +306,8 @@ _PRODUCTS: dict[str, Example] = {
     "conv": _inner("conv", draws.convolution(), *_ALL),
     "conv of few channels in a group": _inner("conv", draws.convolution(grouped=True), *_ALL),
     "conv_relu": _inner("conv_relu", draws.conv_relu, *_ALL),
+    "conv_unit": _inner("conv_unit", draws.conv_unit()),
+    "conv_unit of few channels in a group": _inner("conv_unit", draws.conv_unit(grouped=True)),
     "conv_transpose": _inner("conv_transpose", draws.conv_transpose(), *_ALL),
     "gather": _inner("gather", draws.gather),
     "scatter": _inner("scatter", draws.scatter),
