@@ -26,7 +26,7 @@ from portacnn.backends.numpy.columns import (
     weight_gradient,
     whole,
 )
-from portacnn.backends.numpy.epilogue import Epilogue, Finish, finish
+from portacnn.backends.numpy.epilogue import Epilogue, Finish, finish, prepared
 from portacnn.backends.numpy.memory import empty, reserve, temporaries
 from portacnn.backends.numpy.pool import (
     clear_where,
@@ -481,9 +481,7 @@ def prepare_conv_unit(
     high: float | None,
     pool: Windows | None,
 ) -> Any:
-    return prepare_unit(
-        parts, weight, bias, windows, groups, norm, low, high, pool, prepare_conv, prepare_conv_relu
-    )
+    return prepare_unit(parts, weight, bias, windows, groups, norm, low, high, pool, _OWN)
 
 
 def prepare_unit(
@@ -496,19 +494,40 @@ def prepare_unit(
     low: float | None,
     high: float | None,
     pool: Windows | None,
-    prepare_conv: Callable[..., Any],
-    prepare_conv_relu: Callable[..., Any],
+    kernels: "Preparing",
 ) -> Any:
-    """Prepare a convolution with ReLU, or without anything; decline the others."""
-    if len(parts) > 1 or norm is not None or high is not None or low not in (None, 0.0):
+    """Prepare ``conv_unit`` with the functions of a kernel set."""
+    x = parts[0]
+    if groups != 1 or x.dtype.itemsize not in (4, 8) or not x.size or windows.sparse:
         return NotImplemented
-    if low == 0.0:
-        run = prepare_conv_relu(parts[0], weight, bias, windows, groups, pool)
-    elif pool is None:
-        run = prepare_conv(parts[0], weight, bias, windows, groups)
-    else:
+    if len(parts) == 1 and norm is None and high is None and low in (None, 0.0):
+        run = NotImplemented
+        if low == 0.0:
+            run = kernels.conv_relu(x, weight, bias, windows, groups, pool)
+        elif pool is None:
+            run = kernels.conv(x, weight, bias, windows, groups)
+        if run is not NotImplemented:
+            return lambda parts: run(parts[0])
+    if pool is None and pointwise.suits(windows) and weight.flags.c_contiguous:
+        start = kernels.epilogue(norm, bias, low, high, weight)
+        if start is not NotImplemented:
+            return pointwise.prepare_unit(parts, weight, windows, start)
+    result = kernels.unit(parts, weight, bias, windows, groups, norm, low, high, pool)
+    if result is NotImplemented:
         return NotImplemented
-    return run if run is NotImplemented else lambda parts: run(parts[0])
+    return lambda parts: kernels.unit(parts, weight, bias, windows, groups, norm, low, high, pool)
+
+
+class Preparing(NamedTuple):
+    """The functions of a kernel set that ``prepare_unit`` chooses from."""
+
+    conv: Callable[..., Any]
+    conv_relu: Callable[..., Any]
+    unit: Callable[..., Any]
+    epilogue: Callable[..., Any]
+
+
+_OWN = Preparing(prepare_conv, prepare_conv_relu, conv_unit, prepared)
 
 
 KERNELS = {
