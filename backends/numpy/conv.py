@@ -21,6 +21,7 @@ from portacnn.backends.numpy import pointwise
 from portacnn.backends.numpy.columns import (
     input_gradient,
     padded,
+    product,
     tiles,
     view,
     weight_gradient,
@@ -53,35 +54,6 @@ from portacnn.runtime import Kernel
 _MOST_COLUMNS = 4 << 20
 _AT_ONCE = 8 << 20  # bytes of all columns, up to which they are built before the product
 _FEWEST = 256  # columns of a tile; BLAS packs the whole weight for each
-# _SMALL: elements of a small result; _FEW: multiply-adds up to which BLAS uses its kernels for
-# small matrices
-_SMALL, _FEW = 1024, 1 << 19
-
-
-def _parts(rows: int, depth: int, cells: int, n: int) -> int:
-    """Return the number of parts into which a product of few rows and small depth over ``cells``
-    columns is cut.
-
-    BLAS kernels for small matrices are up to twice as fast on such shapes as those for large ones.
-    """
-    if rows * depth > _SMALL:
-        return 1
-    most = _FEW // (rows * depth)
-    return next(
-        (
-            parts
-            for parts in range(1, cells // n)
-            if cells % (parts * n) == 0 and cells // parts <= most
-        ),
-        1,
-    )
-
-
-def _product(matrix: np.ndarray, columns: np.ndarray, out: np.ndarray, n: int) -> None:
-    """Compute out (O, cells) = matrix (O, depth) @ columns (depth, cells)."""
-    parts = _parts(*matrix.shape, columns.shape[1], n)
-    cut = columns.reshape(len(columns), parts, -1).swapaxes(0, 1)
-    np.matmul(matrix, cut, out=out.reshape(len(out), parts, -1).swapaxes(0, 1))
 
 
 class _Job(NamedTuple):
@@ -187,7 +159,7 @@ def by_columns(
 
     def each(thread: int, rows: slice) -> None:
         columns = slice(rows.start * cells, rows.stop * cells)
-        _product(matrix, job.lay_out(thread, rows), flat[:, columns], n)
+        product(matrix, job.lay_out(thread, rows), flat[:, columns], n)
         finish(flat, slice(0, o), columns, epilogue)
 
     job.run(each)
@@ -214,7 +186,7 @@ def _by_pooled_tiles(
 
     def each(thread: int, rows: slice) -> None:
         out = job.output(thread, (o, rows.stop - rows.start, *windows.out[1:], n))
-        _product(matrix, job.lay_out(thread, rows), out.reshape(o, -1), n)
+        product(matrix, job.lay_out(thread, rows), out.reshape(o, -1), n)
         pooled = _pooled_rows(rows, pool)
         if pooled is None:
             return
