@@ -53,7 +53,7 @@ def _run(
     y = empty(shape, x.dtype)
     winner = empty(shape, np.dtype(np.int8)) if keep and pool is not None else None
     epilogue = Epilogue(shift=bias, low=0.0 if relu else None)
-    if not winograd.suits(p, x.itemsize) or (pool is not None and p.c * p.o < _WORTH):
+    if not winograd.suits(p) or (pool is not None and p.c * p.o < _WORTH):
         if pool is None:
             direct.forward(xt, weight, None, p, y, epilogue)
         else:
@@ -124,7 +124,7 @@ def conv_unit(
     if not direct.fits(p, x.itemsize, 1):
         return NotImplemented
     xt, weight = np.ascontiguousarray(batch_last(x)), np.ascontiguousarray(weight)
-    if winograd.suits(p, x.itemsize):
+    if winograd.suits(p):
         y = empty((p.o, *windows.out, p.n), x.dtype)
         _winograd(xt, weight, p, y, epilogue)
     elif weight.size > _MANY or (p.n < _SAMPLES and p.c >= _SAMPLES):
@@ -150,17 +150,17 @@ def conv_backward(
     x, weight, with_bias, windows, p, *_ = saved
     need_dbias = with_bias and need_dbias
     dyt = np.ascontiguousarray(batch_last(dy))
-    fast = winograd.suits(p, x.itemsize)
+    fast, fast_weights = winograd.suits(p), winograd.suits(p, gradient=True)
     deep = weight.size > _MANY
     by_columns = deep or max(windows.stride) > 1
     dz = dyt
-    if fast or deep or (need_dx and by_columns):
+    if fast or fast_weights or deep or (need_dx and by_columns):
         dz = direct.before(dyt, saved)
     dx = dweight = dbias = None
-    if fast or deep:
+    if fast_weights or deep:
         if need_dbias:
             dbias = dz.reshape(p.o, -1).sum(axis=1)
-        if need_dweight and fast:
+        if need_dweight and fast_weights:
             dweight = winograd.weight_gradient(x, dz, (p.top, p.left))
         elif need_dweight:
             dweight = columns.weight_gradient(dz, columns.padded(x, windows), windows)

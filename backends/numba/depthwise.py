@@ -2,9 +2,9 @@
 
 A group has so few channels that a matrix product would be limited by its loads. Each output channel
 is the sum of its input channels, one at a time (``rows``). The rows that a block of output rows
-reads are copied to a *panel*, as in ``conv``: with zeros for the padding, and with a stride, columns
-that one tap reads side by side. A panel has one channel and stays in the cache of the core while all
-outputs of the group read it. Groups are distributed over the threads.
+reads are copied to a *panel*, as in ``conv``: with zeros for the padding, and, with a stride,
+columns that one tap reads side by side. A panel has one channel and stays in the cache of the core
+while all outputs of the group read it. Groups are distributed over the threads.
 
 The input gradient of stride 1 is the same computation with the taps turned round. With a stride,
 the inputs fall into phases, each with the taps that reach it; no inserted zeros are multiplied.
@@ -74,8 +74,8 @@ def band_of(p: Plane, itemsize: int) -> Band:
         return (-(-lines // LINES) * LINES - 1) * p.sh + (p.kh - 1) * p.dh + 1
 
     lines = max(LINES, (_NEAR // (row * itemsize) - (p.kh - 1) * p.dh) // p.sh)
-    groups = -(-p.oh // lines)
-    lines = min(-(-(-(-p.oh // groups)) // LINES) * LINES, p.oh)
+    each = -(-p.oh // -(-p.oh // lines))  # of equal bands
+    lines = min(-(-each // LINES) * LINES, p.oh)
     return Band(lines, rows(lines), columns, rows(lines) * row)
 
 
@@ -446,7 +446,7 @@ def _phases(p: Plane, itemsize: int, step: int) -> _Phases:
     """Return the taps. ``step``: the distance of the weights of two channels of dy, in kernels."""
     across = [  # (phase, tap, shift)
         (b, j, (b + p.left - j * p.dw) // p.sw)
-        for b in range(p.sw)
+        for b in range(min(p.sw, p.w))
         for j in range(p.kw)
         if (b + p.left - j * p.dw) % p.sw == 0
     ]
@@ -456,8 +456,9 @@ def _phases(p: Plane, itemsize: int, step: int) -> _Phases:
         for i in range(p.kh)
         if (a - i * p.dh) % p.sh == 0
     ]
-    lowest = min(shift for *_, shift in across)
-    columns = max(-(-(p.w - b) // p.sw) + shift for b, _, shift in across) - lowest
+    lowest = min((shift for *_, shift in across), default=0)
+    reach = (-(-(p.w - b) // p.sw) + shift for b, _, shift in across)
+    columns = max(reach, default=1) - lowest
     first = min(shift for *_, shift in down)
     row = columns * p.n
 

@@ -2,7 +2,7 @@
 NumPy's own.
 """
 
-from portacnn.backends.numba import conv, depthwise, norm
+from portacnn.backends.numba import conv, depthwise, norm, pool
 from portacnn.runtime import Kernel
 
-KERNELS: dict[str, Kernel] = {**conv.KERNELS, **norm.KERNELS, **depthwise.KERNELS}
+KERNELS: dict[str, Kernel] = {**conv.KERNELS, **norm.KERNELS, **depthwise.KERNELS, **pool.KERNELS}

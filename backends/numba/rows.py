@@ -144,8 +144,8 @@ def row_of_taps(
     at_weight: Any, shift: Any, y: Any, at_y: Any, residual: Any, adds: Any, low: Any, high: Any,
     length: Any,
 ) -> Any:  # fmt: skip
-    """Compute one output row as ``rows_of_3`` does, for any taps: ``count`` of them from at_taps on,
-    each with the offset of its run in x and of its weight.
+    """Compute one output row as ``rows_of_3`` does, for any taps: ``count`` of them from at_taps
+    on, each with the offset of its run in x and of its weight.
     """
     arguments = (
         x, at_x, taps, at_taps, count, weight, at_weight, shift, y, at_y, residual, adds, low, high,

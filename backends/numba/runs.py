@@ -147,6 +147,64 @@ def pool_run(
 
 
 @intrinsic
+def window_run(
+    typing: Any, x: Any, at_x: Any, line: Any, column: Any, height: Any, width: Any, y: Any,
+    winner: Any, at_y: Any, number: Any, step: Any, keep: Any, length: Any,
+) -> Any:  # fmt: skip
+    """Write y = the maximum over ``height`` by ``width`` runs of x, at distances ``line`` and
+    ``column``; NaN wins.
+
+    With ``keep``, winner receives the number of the maximum, the first of equals: those of a row
+    count from ``number`` on, those of the next row from ``number + step``.
+    """
+    arguments = (
+        x, at_x, line, column, height, width, y, winner, at_y, number, step, keep, length
+    )  # fmt: skip
+
+    def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+        (
+            x_, at_x_, line_, column_, height_, width_, y_, winner_, at_y_, number_, step_, keep_,
+            length_,
+        ) = values  # fmt: skip
+        e = Emit(context, builder, x)
+        w = e.beside(winner)
+        source, target, taps = (
+            e.pointer(x, x_, at_x_),
+            e.pointer(y, y_, at_y_),
+            w.pointer(winner, winner_, at_y_),
+        )
+        best, won = cgutils.alloca_once(builder, e.vector), cgutils.alloca_once(builder, w.vector)
+
+        def body(i: Any, mask: Any) -> None:
+            builder.store(e.load(e.ahead(source, i), mask), best)
+            builder.store(w.spread(builder.trunc(number_, w.element)), won)
+            with (
+                cgutils.for_range(builder, height_) as row,
+                cgutils.for_range(builder, width_) as across,
+            ):
+                at = builder.add(builder.mul(row.index, line_), builder.mul(across.index, column_))
+                new, old = e.load(e.ahead(source, builder.add(at, i)), mask), builder.load(best)
+                wins = builder.or_(
+                    builder.fcmp_ordered(">", new, old), builder.fcmp_unordered("uno", new, new)
+                )
+                here = builder.add(
+                    number_, builder.add(builder.mul(row.index, step_), across.index)
+                )
+                builder.store(builder.select(wins, new, old), best)
+                with builder.if_then(keep_):
+                    tap = w.spread(builder.trunc(here, w.element))
+                    builder.store(builder.select(wins, tap, builder.load(won)), won)
+            e.store(builder.load(best), e.ahead(target, i), mask)
+            with builder.if_then(keep_):
+                w.store(builder.load(won), w.ahead(taps, i), mask)
+
+        e.over(length_, body)
+        return context.get_dummy_value()
+
+    return types.void(*arguments), emit
+
+
+@intrinsic
 def finish_run(
     typing: Any, to: Any, at_to: Any, come: Any, at_come: Any, scale: Any, shift: Any,
     residual: Any, at_residual: Any, adds: Any, low: Any, high: Any, length: Any,

@@ -57,22 +57,25 @@ from portacnn.backends.threads import (
 from portacnn.ops.windows import Plane
 
 _CHUNK = 1 << 17  # elements of one of the 16 products' factor and result, on a thread
-_COLUMNS = 1024  # the most columns of a product
+_COLUMNS = 512  # the most columns of a product
 _PAGE, _OFF = 4096, 832  # bytes; see ``_apart``
-_TRANSFORMS = 12  # additions that the transforms cost per element, in multiplications of a product
+# estimates, in multiplications of a product: the transforms of one element; of one kernel; and the
+# sums of one kernel's gradient over threads
+_TRANSFORMS, _KERNELS, _SUMS = 12, 512, 3000
 
 
 @lru_cache(maxsize=1024)
-def suits(p: Plane, itemsize: int) -> bool:
-    """Return whether this convolution is computed here, forward and backward: a 3x3 kernel without
-    stride and dilation, and enough channels and tiles to make up for the transforms.
+def suits(p: Plane, *, gradient: bool = False) -> bool:
+    """Return whether this convolution, or the gradient of its weights, is computed here: a 3x3
+    kernel without stride and dilation, and enough channels and tiles to make up for the transforms.
     """
     if (p.kh, p.kw, p.sh, p.sw, p.dh, p.dw) != (3, 3, 1, 1, 1, 1):
         return False
     tiles = -(-p.oh // 2) * -(-p.ow // 2) * p.n
     direct = 9 * p.o * p.c * p.oh * p.ow * p.n
     products = 16 * p.o * p.c * tiles
-    around = 16 * _TRANSFORMS * (p.o + p.c) * tiles + 16 * 32 * p.o * p.c
+    around = 16 * _TRANSFORMS * (p.o + p.c) * tiles
+    around += (_SUMS if gradient else _KERNELS) * p.o * p.c
     return products + around < 0.8 * direct
 
 

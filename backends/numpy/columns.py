@@ -104,7 +104,7 @@ def weight_gradient(dz: np.ndarray, around: np.ndarray, windows: Windows) -> np.
     shares = pieces(max(c, len(rows)), work)
     by_channel = c >= 4 * len(shares) or len(rows) < len(shares)
     shares = pieces(c if by_channel else len(rows), work)
-    totals = np.empty((1 if by_channel else len(shares), o, c * taps), dtype=dz.dtype)
+    totals = empty((1 if by_channel else len(shares), o, c * taps), dz.dtype)
     most = max(share.stop - share.start for share in shares) if by_channel else c
     # allocated in the calling thread, where the workspace is
     buffers = empty((len(shares), min(block, most) * taps * lines * cells), dz.dtype)

@@ -1,11 +1,25 @@
 """NumPy's native kernel set: the tables of the modules, joined."""
 
-from portacnn.backends.numpy import batch, conv, dropout, join, linear, norm, pool, special, updates
+from portacnn.backends.numpy import (
+    batch,
+    clip,
+    conv,
+    dropout,
+    grouped,
+    join,
+    linear,
+    norm,
+    pool,
+    special,
+    updates,
+)
 from portacnn.runtime import Kernel
 
 KERNELS: dict[str, Kernel] = {
     **batch.KERNELS,
+    **clip.KERNELS,
     **conv.KERNELS,
+    **grouped.KERNELS,
     **dropout.KERNELS,
     **join.KERNELS,
     **linear.KERNELS,

@@ -7,42 +7,23 @@ done once (``Layer.prepare``). What remains is a list of functions.
 Each call takes a *lane*, which holds all memory that a call writes to, and puts it back on success.
 An exception drops the lane.
 
-The calls of a process take turns, batch by batch. A forward pass is many short functions, and each
-releases the GIL: threads that run them at the same time mostly wait for each other, and eight of
-them would predict half as many images per second as one. One call at a time uses all cores too.
+The calls of a process take turns, batch by batch (``turns``). One call at a time uses all cores.
 """
 
-import os
 from collections import deque
 from collections.abc import Callable
-from threading import RLock
 from typing import Any
 
 from portacnn.errors import PortacnnError
 from portacnn.layers import Layer
+from portacnn.models.turns import in_turn
 from portacnn.ops.dispatch import kernel_choice
 from portacnn.ops.workspace import Plan, Workspace, planning, run_in
 from portacnn.runtime import Array, backend_of
 
 FEW = 8
 """Largest number of images for which a prepared path is used."""
-PATIENCE = 2.0
-"""Seconds that a call waits for its turn at most. It then runs beside the other call, which may be
-waiting for it: a hook may do anything. Later calls take turns among themselves."""
 _WAYS = 16  # prepared paths per lane: combinations of shape, dtype and kernel choice
-
-
-_turn = RLock()
-
-
-def _in_child() -> None:
-    """Make a new lock in a forked child, where the thread that held it does not exist."""
-    global _turn
-    _turn = RLock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
 
 
 class Inference:
@@ -60,16 +41,7 @@ class Inference:
         Args:
             hold: keep the memory of the layers' outputs for the next call.
         """
-        global _turn
-        turn = _turn
-        try:
-            if not turn.acquire(timeout=PATIENCE) and turn is _turn:
-                _turn = RLock()  # that call may never end, or was interrupted while it ended
-            return self._run(network, x, batch, hold)
-        finally:
-            # Asked of the lock, as an interrupt may come between the call and its result.
-            if turn._is_owned():  # type: ignore[attr-defined]
-                turn.release()
+        return in_turn(self._run, network, x, batch, hold)
 
     def _run(self, network: Layer, x: Array, batch: Callable[[Array], Array], hold: bool) -> Array:
         try:

@@ -356,8 +356,8 @@ class Model(Sequential):
 
         Args:
             x: images (N, *input_shape), see ``accept``.
-            batch_size: images per forward pass. The default keeps the layers' outputs within 512
-                MiB, and is at most 256.
+            batch_size: images per forward pass. The default keeps the arrays that are in use at
+                one time within 512 MiB, and is at most 256.
 
         Raises:
             ArrayError, ShapeError, NotFiniteError: as for ``accept``.

@@ -17,7 +17,7 @@ from portacnn.layers.state import outline
 from portacnn.models.inputs import image_count
 from portacnn.runtime import Array
 
-_MAX_BYTES = 512 << 20  # bytes for the layers' outputs in ``predict``
+_MAX_BYTES = 512 << 20  # bytes for the arrays in use at one time in ``predict``
 _MOST = 256  # images at a time in ``predict``
 _MOST_SIZES = 64  # of images that a model remembers
 
@@ -36,8 +36,12 @@ class Size(NamedTuple):
 
     @classmethod
     def of(cls, planned: Layer) -> Self:
-        """For the size that a network is planned for."""
-        numbers = sum(
+        """For the size that a network is planned for.
+
+        While a layer runs, its input, its output, a shortcut and temporary arrays are in use: four
+        of the largest outputs.
+        """
+        numbers = 4 * max(
             prod(place.output_shape)
             for layer in planned.walk()
             if not layer.children

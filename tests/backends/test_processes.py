@@ -86,7 +86,7 @@ def test_a_child_computes_as_its_parent(kernels: str):
 
 def test_a_child_does_not_wait_for_a_call_of_its_parent(monkeypatch: pytest.MonkeyPatch):
     """Calls of ``predict`` take turns, and the thread whose turn it is does not exist there."""
-    monkeypatch.setattr("portacnn.models.inference.PATIENCE", 60.0)
+    monkeypatch.setattr("portacnn.models.turns.PATIENCE", 60.0)
     busy, model = SimpleConvNet(seed=0), SimpleConvNet(seed=0)
     model.predict(X[:1])
     inside, leave = threading.Event(), threading.Event()

@@ -3,6 +3,7 @@
 import sys
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from portacnn import Model, SimpleConvNet, ops, runtime
 from portacnn.layers import BatchNorm2d, Conv2d, Flatten, Linear, MaxPool2d, ReLU, Residual
-from portacnn.models import inference
+from portacnn.models import inference, turns
 from portacnn.models.inference import FEW
 from portacnn.ops import use_kernels, workspace
 from support.checks import agree, choices, normal
@@ -167,10 +168,10 @@ def test_a_model_may_ask_another_in_its_forward():
 @pytest.mark.parametrize("count", [2, 12])
 @each_set
 def test_after_an_interruption_anywhere_the_next_predict_is_right(count: int, choice: str):
-    """An exception at every opcode of the two modules in turn, as a signal's handler may raise
+    """An exception at every opcode of the three modules in turn, as a signal's handler may raise
     it."""
     model, x, y = small_net("numpy"), X[:count], X[-count:]
-    watched = {Path(inference.__file__).name, Path(workspace.__file__).name}
+    watched = {Path(module.__file__).name for module in (inference, turns, workspace)}
     left = 0
 
     def trace(frame: Any, event: str, argument: Any) -> Any:
@@ -220,7 +221,7 @@ def test_a_batch_is_as_large_as_memory_allows(monkeypatch: pytest.MonkeyPatch):
     sizes.clear()
     np.testing.assert_allclose(model.predict(many), expected, rtol=1e-5, atol=1e-5)
     assert sizes == [256, 256]  # and three that go a prepared way
-    numbers = 3 * 6 * 6 * 2 + 3 * 3 * 3 * 2 + 6 * 2 + 4
+    numbers = 4 * 3 * 6 * 6  # four times the largest output
     monkeypatch.setattr("portacnn.models.sizes._MAX_BYTES", 8 * numbers * 20 + 7)
     model.build((1, 8, 8), device="numpy", seed=0)
     sizes.clear()
@@ -231,7 +232,7 @@ def test_a_batch_is_as_large_as_memory_allows(monkeypatch: pytest.MonkeyPatch):
 @pytest.fixture(autouse=True)
 def a_free_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """An interruption between two lines, which no signal makes, may have left it taken."""
-    monkeypatch.setattr(inference, "_turn", threading.RLock())
+    monkeypatch.setattr(turns, "_turn", turns._Turn())
 
 
 @each_set
@@ -268,7 +269,7 @@ def test_threads_on_one_model_get_their_own_results_to_the_bit(count: int, choic
 def test_a_second_thread_goes_the_prepared_way_too(monkeypatch: pytest.MonkeyPatch):
     """While the first is in the middle of its own and waits for the second: nobody waits for ever,
     and nobody goes a slower way."""
-    monkeypatch.setattr("portacnn.models.inference.PATIENCE", 0.05)
+    monkeypatch.setattr("portacnn.models.turns.PATIENCE", 0.05)
     model, x = small_net("numpy"), X[:1]
     calls: list[str] = []
     forward = type(model).forward
@@ -306,7 +307,7 @@ def test_a_second_thread_goes_the_prepared_way_too(monkeypatch: pytest.MonkeyPat
 
 def test_threads_take_turns_and_share_one_memory(monkeypatch: pytest.MonkeyPatch):
     """Side by side they would predict half as many images per second."""
-    monkeypatch.setattr("portacnn.models.inference.PATIENCE", 60.0)
+    monkeypatch.setattr("portacnn.models.turns.PATIENCE", 60.0)
     model = small_net("numpy")
     inside, most, start = [0], [0], threading.Barrier(6)
 
@@ -337,7 +338,7 @@ def test_threads_take_turns_and_share_one_memory(monkeypatch: pytest.MonkeyPatch
 
 def test_an_interrupted_call_leaves_the_turn_to_others(monkeypatch: pytest.MonkeyPatch):
     model, errors = small_net("numpy"), [KeyboardInterrupt, None]
-    monkeypatch.setattr("portacnn.models.inference.PATIENCE", 60.0)
+    monkeypatch.setattr("portacnn.models.turns.PATIENCE", 60.0)
 
     def interrupt(y: Any) -> None:
         if (error := errors.pop(0)) is not None:
@@ -354,29 +355,61 @@ def test_an_interrupted_call_leaves_the_turn_to_others(monkeypatch: pytest.Monke
 
 
 def test_a_turn_that_never_ends_is_waited_for_once(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("portacnn.models.inference.PATIENCE", 0.05)
-    turns: list[bool] = []
-
-    class Turn:
-        """As RLock. Notes who got it in time."""
-
-        def __init__(self) -> None:
-            self._lock = threading.RLock()
-            self.release, self._is_owned = self._lock.release, self._lock._is_owned
-
-        def acquire(self, timeout: float = -1) -> bool:
-            turns.append(self._lock.acquire(timeout=timeout))
-            return turns[-1]
-
-    monkeypatch.setattr(inference, "RLock", Turn)
-    monkeypatch.setattr(inference, "_turn", Turn())
-    lost = threading.Thread(target=inference._turn.acquire)
+    monkeypatch.setattr("portacnn.models.turns.PATIENCE", 0.05)
+    lost = threading.Thread(target=turns._turn.lock.acquire)
     lost.start()
     lost.join()
-    model = small_net("numpy")
+    model, taken, waits = small_net("numpy"), [turns._turn], []
     for _ in range(20):
+        start = time.perf_counter()
         model.predict(X[:1])
-    assert turns == [True, False] + [True] * 19
+        waits.append(time.perf_counter() - start)
+        taken.append(turns._turn)
+    assert waits[0] >= 0.05
+    assert len(set(taken)) == 2  # the lost one, and one for all others
+
+
+def test_a_thread_that_calls_again_and_again_keeps_its_turn_for_a_slice():
+    """Two threads in a loop: they change seldom. A change costs as much as a small call."""
+    order: list[int] = []
+    start = threading.Barrier(2)
+
+    def ask(number: int) -> None:
+        start.wait()
+        for _ in range(400):
+            turns.in_turn(lambda: (order.append(number), time.sleep(0.0001)))
+
+    workers = [threading.Thread(target=ask, args=(number,)) for number in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    changes = sum(a != b for a, b in pairwise(order))
+    assert 2 <= changes < 200  # both wait for the other, but not after each call: 799
+
+
+def test_a_turn_that_was_kept_in_vain_goes_to_the_next_thread(monkeypatch: pytest.MonkeyPatch):
+    """Its thread calls in a loop, another one waits, and the thread then does something else."""
+    monkeypatch.setattr("portacnn.models.turns.PATIENCE", 60.0)
+    monkeypatch.setattr("portacnn.models.turns.SLICE", 60.0)
+    monkeypatch.setattr("portacnn.models.turns.SOON", 0.01)
+    answers: list[int] = []
+    other = threading.Thread(target=lambda: turns.in_turn(answers.append, 1))
+
+    def until_the_other_waits() -> None:
+        other.start()
+        while not turns._waiting.locked():
+            time.sleep(0.001)
+
+    turns.in_turn(int)
+    turns.in_turn(until_the_other_waits)
+    assert turns._turn.kept
+    other.join(10)
+    assert answers == [1]
+    turns.in_turn(answers.append, 2)  # it is not this thread's any more
+    assert answers == [1, 2]
+    assert turns._turn.lock.acquire(timeout=0)  # and free
+    turns._turn.lock.release()
 
 
 def test_after_an_error_it_goes_on(backend: Here):

@@ -123,4 +123,4 @@ def test_nan_and_infinity_reach_no_other_tile_than_their_own():
     ],
 )
 def test_it_takes_only_what_it_computes_faster(geometry, expected):
-    assert winograd.suits(Plane(*geometry), 4) is expected
+    assert winograd.suits(Plane(*geometry)) is expected
