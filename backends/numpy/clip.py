@@ -1,5 +1,5 @@
-"""Limits of each element (``clip``, ReLU6) on NumPy: several cores, reused memory, a few passes over
-a piece that stays in the cache.
+"""Limits of each element (``clip``, ReLU6) on NumPy: several cores, reused memory, a few passes
+over a piece that stays in the cache.
 
 The backward pass needs one bit of each input. It is stored as a byte, all bits set or none, so that
 the forward pass does not keep its input, and the gradient is one pass with ``&`` (see ``pool``).
@@ -22,7 +22,9 @@ _NEAR = 256 << 10  # bytes of a piece, which stays in a core's L2 cache for the 
 def clip(
     x: np.ndarray, *, min: float | None = None, max: float | None = None, keep: bool = True
 ) -> Any:
-    """Compute ``clip``. Declines dtypes other than float32 and float64, and 0-dimensional arrays."""
+    """Compute ``clip``. Declines dtypes other than float32 and float64, and 0-dimensional
+    arrays.
+    """
     if x.dtype.itemsize not in BITS or x.ndim == 0:
         return NotImplemented
     order = in_memory_order(x)

@@ -308,14 +308,17 @@ def _compute(
     widest = max(layout.targets, key=lambda target: len(target.taps))
     row = prod(layout.axes[i].span for i in range(1, len(layout.axes))) * n
     exact = row * source.itemsize >= _SHORT
-    blocks = _blocks(groups, lines, inputs * len(widest.taps) * row, source.itemsize, work)
+    line = max(inputs * len(widest.taps) * row, 1)
+    blocks = _blocks(groups, lines, line, source.itemsize, work)
     threads, largest = len(blocks.shares), layout_of(blocks.bands[0])
     if not plain:
         panels = _panels(blocks, largest, inputs, n, dtype)
         buffers = empty((threads, blocks.columns), dtype)
     sums = empty((threads, blocks.groups * outputs * blocks.bands[0].stop * row), dtype)
     factors = {
-        target.taps: np.ascontiguousarray(weight[..., target.taps]).reshape(groups, outputs, -1)
+        target.taps: np.ascontiguousarray(weight[..., target.taps]).reshape(
+            groups, outputs, inputs * len(target.taps)
+        )
         for target in layout.targets
     }
     first_axis_only = len(layout.targets) == 1 and exact

@@ -12,7 +12,7 @@ import pytest
 
 from portacnn import ops
 from portacnn.backends import threads
-from portacnn.backends.numpy import columns, pointwise
+from portacnn.backends.numpy import columns, grouped, pointwise
 from portacnn.backends.numpy import conv as numpy_conv
 from portacnn.errors import ArrayError
 from portacnn.ops import use_kernels
@@ -144,12 +144,15 @@ def pieces_of(size: int) -> Iterator[None]:
         patch.setattr(numpy_conv, "_FEWEST", 1)
         patch.setattr(pointwise, "_BLOCK", 1)
         patch.setattr(pointwise, "_FEWEST", 3)
+        patch.setattr(grouped, "_NEAR", size)
+        patch.setattr(grouped, "_SHORT", size % 100)
         cuts = [columns.tiles, pointwise._blocks]
         if find_spec("numba") is not None:
-            from portacnn.backends.numba import panels
+            from portacnn.backends.numba import depthwise, panels
 
             patch.setattr(panels, "_NEAR", size)
-            cuts.append(panels.panel_of)
+            patch.setattr(depthwise, "_NEAR", size)
+            cuts += [panels.panel_of, depthwise.band_of, depthwise._phases]
         try:
             for cut in cuts:
                 cut.cache_clear()
