@@ -543,8 +543,24 @@ def _with_norm(
     return scaled, shift if bias is None else shift + bias * scale
 
 
+def prepare_conv_unit(
+    parts: list[np.ndarray],
+    weight: np.ndarray,
+    bias: Any,
+    windows: Windows,
+    groups: int,
+    norm: ConvNorm | None,
+    low: float | None,
+    high: float | None,
+    pool: Windows | None,
+) -> Any:
+    if conv_unit(parts, weight, bias, windows, groups, norm, low, high, pool) is NotImplemented:
+        return NotImplemented
+    return lambda parts: conv_unit(parts, weight, bias, windows, groups, norm, low, high, pool)
+
+
 KERNELS = by_groups(
     dense.KERNELS,
-    {"conv": Kernel(conv, conv_backward), "conv_unit": Kernel(conv_unit, None)},
+    {"conv": Kernel(conv, conv_backward), "conv_unit": Kernel(conv_unit, None, prepare_conv_unit)},
     _Saved,
 )

@@ -33,11 +33,13 @@ def _joined(dense: Kernel | None, grouped: Kernel, saved_by_grouped: type) -> Ke
             return NotImplemented
         return kernel.forward(x, weight, bias, windows, groups, *args, **options)
 
-    def prepare(x: Any, weight: Any, bias: Any, windows: Any, groups: int, *args: Any) -> Any:
+    def prepare(
+        x: Any, weight: Any, bias: Any, windows: Any, groups: int, *args: Any, **options: Any
+    ) -> Any:
         kernel = chosen(groups)
         if kernel is None or kernel.prepare is None:
             return NotImplemented
-        return kernel.prepare(x, weight, bias, windows, groups, *args)
+        return kernel.prepare(x, weight, bias, windows, groups, *args, **options)
 
     if grouped.backward is None:
         return Kernel(forward, None, prepare)

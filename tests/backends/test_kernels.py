@@ -24,6 +24,7 @@ from portacnn.testing.examples import (
     as_given,
     call,
     examples_of,
+    mapped,
 )
 from support.checks import DTYPES, choices, pieces_for, pieces_of
 from support.drawing import arguments_of
@@ -59,9 +60,18 @@ def results(
         )
 
     given_arguments, op, backward = as_given(arguments, place), OPS[example.op], example.backward
+    x = next(iter(given_arguments.values()))
+
+    def prepared() -> Any:
+        function = call(op.prepare, given_arguments)
+        # of which nothing may be left
+        function(mapped(x, lambda array: place(gradient(array.shape, seed))))
+        return function(x)
+
     if backward is None:
         result = call(op, given_arguments)
-        return list(arrays_of([result, list(given_arguments.values())]))
+        again = [] if example.writes else [prepared()]
+        return list(arrays_of([result, list(given_arguments.values()), again]))
     y, cache = call(op, {**given_arguments, "keep": True})
     dy = place(gradient(y.shape, seed))
     found: list[Any] = [y, backward(dy, cache)]
@@ -75,11 +85,8 @@ def results(
     quick, nothing = call(op, {**given_arguments, "keep": False})
     assert nothing is None
     found += [quick, list(given_arguments.values())]
-    x = next(iter(given_arguments.values()))
     if isinstance(x, np.ndarray):
-        prepared = call(op.prepare, given_arguments)
-        prepared(place(gradient(x.shape, seed)))  # of which nothing may be left
-        found.append(prepared(x))
+        found.append(prepared())
     return list(arrays_of(found))
 
 
