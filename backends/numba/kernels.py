@@ -2,13 +2,13 @@
 NumPy's own.
 """
 
-from portacnn.backends.numba import clip, conv, depthwise, norm, pool
+from portacnn.backends.numba import clip, conv, grouped, norm, pool
 from portacnn.runtime import Kernel
 
 KERNELS: dict[str, Kernel] = {
     **clip.KERNELS,
     **conv.KERNELS,
-    **depthwise.KERNELS,
+    **grouped.KERNELS,
     **norm.KERNELS,
     **pool.KERNELS,
 }

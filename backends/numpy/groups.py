@@ -7,7 +7,7 @@ from portacnn.runtime import Kernel
 
 
 def by_groups(
-    dense: dict[str, Kernel], grouped: dict[str, Kernel], saved_by_grouped: type
+    dense: dict[str, Kernel], grouped: dict[str, Kernel], saved_by_grouped: type | tuple[type, ...]
 ) -> dict[str, Kernel]:
     """Return the kernels of ``grouped`` for several groups, joined with those of the same names in
     ``dense`` for one.
@@ -15,12 +15,12 @@ def by_groups(
     Both are kernels of convolutions, with ``groups`` as the fifth argument.
 
     Args:
-        saved_by_grouped: the class of what the forward kernels in ``grouped`` store.
+        saved_by_grouped: the class, or classes, of what the forward kernels in ``grouped`` store.
     """
     return {name: _joined(dense.get(name), own, saved_by_grouped) for name, own in grouped.items()}
 
 
-def _joined(dense: Kernel | None, grouped: Kernel, saved_by_grouped: type) -> Kernel:
+def _joined(dense: Kernel | None, grouped: Kernel, saved_by_grouped: Any) -> Kernel:
     def chosen(groups: int) -> Kernel | None:
         return grouped if groups > 1 else dense
 
