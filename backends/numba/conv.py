@@ -168,7 +168,7 @@ def conv_backward(
         dweight, dbias = direct.weight_gradient(dyt, saved)
     if need_dx and fast:
         dx = empty(x.shape, x.dtype)
-        turned = winograd.turned(winograd.factors(weight))
+        turned = winograd.factors(weight).turned()
         full = Full.of(Epilogue(), p.c, x.dtype)
         winograd.convolve(dz, turned, dx, (2 - p.top, 2 - p.left), full)
     elif need_dx and by_columns:
