@@ -33,6 +33,8 @@ def _joined(dense: Kernel | None, grouped: Kernel, saved_by_grouped: Any) -> Ker
             return NotImplemented
         return kernel.forward(x, weight, bias, windows, groups, *args, **options)
 
+    preparing = grouped.prepare or (dense and dense.prepare)
+
     def prepare(
         x: Any, weight: Any, bias: Any, windows: Any, groups: int, *args: Any, **options: Any
     ) -> Any:
@@ -41,8 +43,9 @@ def _joined(dense: Kernel | None, grouped: Kernel, saved_by_grouped: Any) -> Ker
             return NotImplemented
         return kernel.prepare(x, weight, bias, windows, groups, *args, **options)
 
+    prepared = wraps(preparing)(prepare) if preparing else None
     if grouped.backward is None:
-        return Kernel(forward, None, prepare)
+        return Kernel(forward, None, prepared)
     of_grouped = grouped.backward
 
     @wraps(of_grouped)
@@ -51,4 +54,4 @@ def _joined(dense: Kernel | None, grouped: Kernel, saved_by_grouped: Any) -> Ker
             return of_grouped(dy, saved, **options)
         return dense.backward(dy, saved, **options)
 
-    return Kernel(forward, backward, prepare)
+    return Kernel(forward, backward, prepared)
