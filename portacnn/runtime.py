@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
-from importlib.metadata import entry_points
 from importlib.util import find_spec
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
@@ -264,6 +263,8 @@ class Adapter(Protocol):
 
 @cache
 def _foreign() -> dict[str, Any]:
+    from importlib.metadata import entry_points  # takes as long as a module of ours
+
     return {point.name: point for point in entry_points(group=_GROUP)}
 
 

@@ -3,12 +3,15 @@ import pulls in."""
 
 import ast
 import graphlib
+import importlib
 import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache, wraps
 from pathlib import Path
+
+import pytest
 
 import portacnn.layers
 import portacnn.ops
@@ -84,6 +87,7 @@ ROWS = [
     {"flat", "selection"},
     {"runtime"},
     {"device_runtime", "arguments", "console", "errors", "cache", "file_kinds", "text", "version"},
+    {"lazy"},
 ]
 ROW = {name: number for number, row in enumerate(ROWS) for name in row}
 
@@ -268,11 +272,18 @@ def test_importing_portacnn_is_light_and_a_checkout_finds_its_backends():
     ]
     done = run(
         "-c",
-        f"import sys, portacnn; print([name for name in {slow} if name in sys.modules])\n"
+        "import sys, portacnn\n"
+        "print(sorted(name for name in sys.modules if name[:5] in ('porta', 'numpy')))\n"
+        "portacnn.Trainer, portacnn.SimpleConvNet\n"
+        "parts = ('onnx', 'plot', 'scratch', 'sklearn', 'report', 'commands', 'detection')\n"
+        f"slow = [*{slow}, 'ssl', 'http', *(f'portacnn.{{part}}' for part in parts)]\n"
+        "print([name for name in slow if name in sys.modules])\n"
         "print([name for name in sys.modules if 'backends' in name])\n"
         "import portacnn.backends.numpy.adapter as b; print(b.connect(None))",
     )
-    assert done.stdout.splitlines() == ["[]", "[]", "numpy on cpu"], done.stdout + done.stderr
+    first, *rest = done.stdout.splitlines()
+    assert first == "['portacnn', 'portacnn.lazy', 'portacnn.version']", done.stderr
+    assert rest == ["[]", "[]", "numpy on cpu"], done.stdout + done.stderr
 
 
 def test_the_folder_backends_is_no_package_of_that_name():
@@ -292,6 +303,42 @@ def test_what_is_public_has_a_docstring():
             own = thing.__dict__.get("__doc__") if isinstance(thing, type) else thing.__doc__
             assert own, f"{module.__name__}.{name}"
             assert own.strip(), f"{module.__name__}.{name}"
+
+
+def lazy_packages() -> Iterator[tuple[str, ast.If]]:
+    """Packages that import their names at first use, with their two lists of them."""
+    for path in FILES:
+        for node in read(path).body:
+            if isinstance(node, ast.If) and "lazily(" in ast.unparse(node.orelse):
+                yield package_of(path), node
+
+
+def test_names_that_are_imported_at_first_use_are_those_that_type_checkers_see():
+    found = dict(lazy_packages())
+    assert {"portacnn", "portacnn.models", "portacnn.training"} <= found.keys()
+    for package, node in found.items():
+        table = next(
+            each for each in ast.walk(ast.Module(node.orelse, [])) if isinstance(each, ast.Dict)
+        )
+        lazy = {
+            f"{ast.literal_eval(module)}.{name.value}"
+            for module, names in zip(table.keys, table.values, strict=True)
+            for name in ast.walk(names)
+            if isinstance(name, ast.Constant)
+        }
+        seen = {
+            name
+            for each in node.body
+            for name in imports(each)
+            if package != "portacnn" or name.count(".") > 1
+        }
+        assert lazy == seen, package
+        module = importlib.import_module(package)
+        for name in module.__all__:
+            assert getattr(module, name) is not None
+            assert name in dir(module)
+        with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'nothing'"):
+            module.nothing  # noqa: B018
 
 
 def test_all_is_whole():

@@ -9,6 +9,7 @@ the spatial axes in/out. These kernels decline three axes, dtypes other than flo
 and arrays of 2**31 elements or more; the portable op then runs.
 """
 
+from math import inf
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,6 +28,7 @@ from portacnn.backends.cupy.nvrtc import (
 )
 from portacnn.backends.cupy.plan import SPLIT_TILES, VEC, WIDE_TILES, Tile
 from portacnn.backends.cupy.split import empty_partials, sum_partials
+from portacnn.ops.fused import ConvNorm, unit_in_sequence
 from portacnn.ops.layout import batch_first, batch_last
 from portacnn.ops.pool import max_pool, max_pool_backward
 from portacnn.ops.windows import Windows
@@ -184,7 +186,7 @@ def _convolve(
     sizes, tile = plan.sizes, plan.wide
     y = cp.empty((plan.groups * sizes.o, *out, sizes.n), dtype=xt.dtype)
     if plan.few:
-        cupy_groups.convolve(plan, xt, weight, bias, y, relu)
+        cupy_groups.convolve(plan, xt, weight, bias, y, 0.0 if relu else -inf, inf)
         return y, None
     winner = cp.empty(y.shape, dtype=np.uint8) if pairs and keep else None
     columns = y.size // y.shape[0]
@@ -300,6 +302,40 @@ def conv_relu(
     return _forward(x, weight, bias, windows, groups, pool, True, keep)
 
 
+def conv_unit(
+    parts: list[Array],
+    weight: Array,
+    bias: Array | None,
+    windows: Windows,
+    groups: int,
+    norm: ConvNorm | None,
+    low: float | None,
+    high: float | None,
+    pool: Windows | None,
+) -> Any:
+    """Compute ``conv_unit`` in one launch if there are few channels per group and neither a sum nor
+    pooling. Otherwise the kernels run in sequence: scaling large weights takes several launches,
+    and the norm one.
+    """
+    x, *residual = parts
+    plan = None if residual or pool is not None else _plan(x, weight.shape[0], windows, groups)
+    if plan is None or not plan.few:
+        return unit_in_sequence(parts, weight, bias, windows, groups, norm, low, high, pool)
+    import cupy as cp
+
+    if norm is not None:
+        scale, shift = norm.affine()
+        weight = weight * scale.reshape(-1, *(1,) * (weight.ndim - 1))
+        bias = shift if bias is None else bias * scale + shift
+    backend = backend_of(x)
+    xt, weight = backend.contiguous(batch_last(x)), backend.contiguous(weight)
+    bias = None if bias is None else backend.contiguous(bias)
+    y = cp.empty((weight.shape[0], *windows.out, x.shape[0]), dtype=x.dtype)
+    limits = -inf if low is None else low, inf if high is None else high
+    cupy_groups.convolve(plan, xt, weight, bias, y, *limits)
+    return batch_first(y)
+
+
 def conv_backward(
     dy: Array,
     saved: _Saved,
@@ -381,5 +417,6 @@ def conv_transpose_backward(
 KERNELS = {
     "conv": Kernel(conv, conv_backward),
     "conv_relu": Kernel(conv_relu, conv_backward),
+    "conv_unit": Kernel(conv_unit),
     "conv_transpose": Kernel(conv_transpose, conv_transpose_backward),
 }

@@ -35,15 +35,14 @@ def _blocks(count: int, vec: int) -> int:
 
 
 def convolve(
-    plan: Plan, xt: Array, weight: Array, bias: Array | None, y: Array, relu: bool
+    plan: Plan, xt: Array, weight: Array, bias: Array | None, y: Array, low: float, high: float
 ) -> None:
-    """Write y (O, *OUT, N)."""
+    """Write y (O, *OUT, N), limited to the range from ``low`` to ``high``."""
     vec = vector(plan.sizes.n, xt, y)
     run = kernel(FILE, "group_forward", dtype_name(xt), FORWARD=1, VEC=vec)
-    arrays = xt, weight, or_null(bias), y
-    run(
-        (_blocks(plan.cells, vec), y.shape[0]), (THREADS,), (*arrays, np.int32(relu), *plan.numbers)
-    )
+    number = np.float32 if y.dtype.itemsize == 4 else np.float64
+    arguments = xt, weight, or_null(bias), y, number(low), number(high), *plan.numbers
+    run((_blocks(plan.cells, vec), y.shape[0]), (THREADS,), arguments)
 
 
 def input_gradient(

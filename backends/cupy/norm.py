@@ -11,7 +11,6 @@ import numpy as np
 
 from portacnn.backends.cupy.memory import FULL, THREADS, at_or_value, can, or_null
 from portacnn.backends.cupy.nvrtc import Variant, kernel
-from portacnn.ops.fused import unit_in_sequence
 from portacnn.ops.layout import batch_first, batch_last
 from portacnn.runtime import Array, Kernel, backend_of, dtype_name
 
@@ -167,6 +166,4 @@ def batch_norm_backward(
 KERNELS = {
     "batch_norm": Kernel(batch_norm, batch_norm_backward),
     "batch_norm_relu": Kernel(batch_norm_relu, batch_norm_backward),
-    # one launch for the norm; scaling the weights takes several, each longer than this pass
-    "conv_unit": Kernel(unit_in_sequence),
 }

@@ -15,7 +15,7 @@ import numpy as np
 
 from portacnn.backends.numba import direct, winograd
 from portacnn.backends.numba.direct import NO_POOL, NO_TAPS, Saved
-from portacnn.backends.numba.epilogue import Full, finish
+from portacnn.backends.numba.epilogue import Full, finish, prepared
 from portacnn.backends.numpy import columns, pointwise
 from portacnn.backends.numpy import conv as native
 from portacnn.backends.numpy.epilogue import Epilogue
@@ -168,7 +168,7 @@ def conv_backward(
         dweight, dbias = direct.weight_gradient(dyt, saved)
     if need_dx and fast:
         dx = empty(x.shape, x.dtype)
-        turned = winograd.turned(winograd.factors(weight))
+        turned = winograd.factors(weight).turned()
         full = Full.of(Epilogue(), p.c, x.dtype)
         winograd.convolve(dz, turned, dx, (2 - p.top, 2 - p.left), full)
     elif need_dx and by_columns:
@@ -213,10 +213,10 @@ def prepare_conv_unit(
     high: float | None,
     pool: Windows | None,
 ) -> Any:
-    """Prepare a small convolution with ReLU, or without anything; decline others."""
-    return native.prepare_unit(
-        parts, weight, bias, windows, groups, norm, low, high, pool, prepare_conv, prepare_conv_relu
-    )
+    return native.prepare_unit(parts, weight, bias, windows, groups, norm, low, high, pool, _OWN)
+
+
+_OWN = native.Preparing(prepare_conv, prepare_conv_relu, conv_unit, prepared)
 
 
 KERNELS = {

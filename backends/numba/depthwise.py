@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from portacnn.backends.numba import conv as dense
 from portacnn.backends.numba.compile import compiled, read
 from portacnn.backends.numba.direct import buffers, none
 from portacnn.backends.numba.emit import WIDTH
@@ -41,17 +40,16 @@ from portacnn.backends.numba.rows import (
     split_8,
 )
 from portacnn.backends.numba.runs import clear
-from portacnn.backends.numpy.groups import by_groups
 from portacnn.backends.numpy.memory import empty
 from portacnn.backends.threads import PER_ELEMENT, in_pieces, pieces
 from portacnn.ops.fused import ConvNorm
 from portacnn.ops.layout import batch_first, batch_last
 from portacnn.ops.windows import Plane, Windows
-from portacnn.runtime import Kernel
 
 _NEAR = 96 << 10  # bytes of a panel
-MOST = 16
-"""The most channels of a group, in and out, that these kernels compute."""
+# The most channels of a group, in and out; fewer if a row of outputs has less than _SHORT bytes,
+# since its last vector is never full.
+_MOST, _FEW, _SHORT = 16, 4, 96
 
 
 class Band(NamedTuple):
@@ -316,7 +314,7 @@ def _sum(run):
 # --- the kernels ----------------------------------------------------------------------------------
 
 
-class _Saved(NamedTuple):
+class Saved(NamedTuple):
     """What a forward pass stores: x (C, *S, N)."""
 
     x: np.ndarray
@@ -326,14 +324,15 @@ class _Saved(NamedTuple):
     groups: int
 
 
-def _supports(x: np.ndarray, weight: np.ndarray, windows: Windows, groups: int) -> bool:
+def supports(x: np.ndarray, weight: np.ndarray, windows: Windows, groups: int) -> bool:
     """Return whether these kernels compute the case: one or two axes, float32 or float64, few
     channels per group, and int32 sizes.
     """
     if len(windows.size) > 2 or x.dtype.itemsize not in (4, 8) or windows.sparse:
         return False
-    most = max(weight.shape[1], len(weight) // groups)
-    return most <= MOST and 0 < x.size < 2**30 and weight.size < 2**30
+    row = windows.out[-1] * x.shape[0] * x.itemsize
+    few = max(weight.shape[1], len(weight) // groups) <= (_MOST if row >= _SHORT else _FEW)
+    return few and 0 < x.size < 2**30 and weight.size < 2**30
 
 
 def _in_parts(function: Callable[..., None], groups: int, work: int, size: int, dtype: Any) -> None:
@@ -378,20 +377,18 @@ def _plane(x: np.ndarray, weight: np.ndarray, windows: Windows, groups: int) -> 
 def conv(
     x: np.ndarray, weight: np.ndarray, bias: Any, windows: Windows, groups: int, *, keep: bool
 ) -> Any:
-    if not _supports(x, weight, windows, groups):
-        return NotImplemented
     p = _plane(x, weight, windows, groups)
     xt, weight = np.ascontiguousarray(batch_last(x)), np.ascontiguousarray(weight)
     shift = np.zeros(len(weight), x.dtype) if bias is None else np.ascontiguousarray(bias)
     y = empty((len(weight), *windows.out, p.n), x.dtype)
     _convolve(xt, weight, shift, p, groups, (1, p.c), y)
-    saved = _Saved(xt, weight, bias is not None, windows, groups) if keep else None
+    saved = Saved(xt, weight, bias is not None, windows, groups) if keep else None
     return batch_first(y), saved
 
 
 def conv_backward(
     dy: np.ndarray,
-    saved: _Saved,
+    saved: Saved,
     *,
     need_dx: bool = True,
     need_dweight: bool = True,
@@ -503,9 +500,6 @@ def _input_gradient(
     _in_parts(run, groups, _work(p, groups), size, dyt.dtype)
 
 
-# --- inference ------------------------------------------------------------------------------------
-
-
 def conv_unit(
     parts: list[np.ndarray],
     weight: np.ndarray,
@@ -515,11 +509,8 @@ def conv_unit(
     norm: ConvNorm | None,
     low: float | None,
     high: float | None,
-    pool: Windows | None,
 ) -> Any:
     x, *residual = parts
-    if pool is not None or not _supports(x, weight, windows, groups):
-        return NotImplemented
     p = _plane(x, weight, windows, groups)
     y = empty((len(weight), *windows.out, p.n), x.dtype)
     weight, shift = _with_norm(weight, bias, norm)
@@ -543,8 +534,17 @@ def _with_norm(
     return scaled, shift if bias is None else shift + bias * scale
 
 
-KERNELS = by_groups(
-    dense.KERNELS,
-    {"conv": Kernel(conv, conv_backward), "conv_unit": Kernel(conv_unit, None)},
-    _Saved,
-)
+def prepare_conv_unit(
+    parts: list[np.ndarray],
+    weight: np.ndarray,
+    bias: Any,
+    windows: Windows,
+    groups: int,
+    norm: ConvNorm | None,
+    low: float | None,
+    high: float | None,
+    pool: Windows | None,
+) -> Any:
+    if conv_unit(parts, weight, bias, windows, groups, norm, low, high, pool) is NotImplemented:
+        return NotImplemented
+    return lambda parts: conv_unit(parts, weight, bias, windows, groups, norm, low, high, pool)

@@ -10,6 +10,7 @@ import numpy as np
 from portacnn.backends.numba.compile import compiled, read
 from portacnn.backends.numba.runs import finish_run
 from portacnn.backends.numpy.epilogue import Epilogue
+from portacnn.ops.fused import ConvNorm
 
 
 class Full(NamedTuple):
@@ -53,3 +54,46 @@ def finish(y: np.ndarray, rows: slice, columns: slice, epilogue: Epilogue) -> No
     _finish(
         y.reshape(-1), y.shape[1], rows.start, rows.stop, columns.start, columns.stop, *full
     )  # fmt: skip
+
+
+# --- repeated inference ---------------------------------------------------------------------------
+
+
+@compiled
+def _affine(mean, var, weight, bias, before, eps, scale, shift):
+    """Write the scale and the shift of a batch norm after a convolution with bias ``before``."""
+    for i in range(mean.size):
+        scale[i] = weight[i] / np.sqrt(var[i] + eps)
+        shift[i] = bias[i] + (before[i] - mean[i]) * scale[i]
+
+
+def prepared(
+    norm: ConvNorm | None, bias: Any, low: float | None, high: float | None, weight: np.ndarray
+) -> Any:
+    """Return ``pointwise.Start`` for an epilogue whose arrays may change between calls."""
+    channels, dtype = len(weight), weight.dtype
+    ones, zeros = np.ones(channels, dtype), np.zeros(channels, dtype)
+    parts = norm or (zeros, ones, None, None, 0.0)
+    given = [*parts[:4], bias]
+    if any(part is not None and not part.flags.c_contiguous for part in given):
+        return NotImplemented
+    mean, var, factor, offset, before = (
+        read(default if part is None else part)
+        for part, default in zip(given, (zeros, ones, ones, zeros, zeros), strict=True)
+    )
+    eps = dtype.type(parts[4])
+    scale, shift = np.ones(channels, dtype), np.zeros(channels, dtype)
+    limits = Full.of(Epilogue(low=low, high=high), channels, dtype)[-2:]
+    fixed, nothing = (read(scale), read(shift)), read(_NOTHING[dtype])
+
+    def start(residual: np.ndarray | None) -> Any:
+        _affine(mean, var, factor, offset, before, eps, scale, shift)
+        added = nothing if residual is None else read(residual)
+        rest = (*fixed, added, residual is not None, *limits)
+
+        def end(y: np.ndarray, width: int, rows: slice, columns: slice) -> None:
+            _finish(y, width, rows.start, rows.stop, columns.start, columns.stop, *rest)
+
+        return end
+
+    return start

@@ -2,7 +2,13 @@
 NumPy's own.
 """
 
-from portacnn.backends.numba import conv, depthwise, norm, pool
+from portacnn.backends.numba import clip, conv, grouped, norm, pool
 from portacnn.runtime import Kernel
 
-KERNELS: dict[str, Kernel] = {**conv.KERNELS, **norm.KERNELS, **depthwise.KERNELS, **pool.KERNELS}
+KERNELS: dict[str, Kernel] = {
+    **clip.KERNELS,
+    **conv.KERNELS,
+    **grouped.KERNELS,
+    **norm.KERNELS,
+    **pool.KERNELS,
+}

@@ -10,8 +10,7 @@ The same products, transposed, give the gradients: dx is a convolution of dy wit
 and dU[p] = dM[p] @ V[p]^T with dM = A dy A^T, dg = G^T dU G. The transforms only add and halve, so
 the rounding error is that of a few more additions.
 
-The products take nearly all the time and are BLAS's. The transforms run on chunks of tiles that
-stay in the cache.
+The products take nearly all the time. Everything runs on chunks of tiles that stay in the cache.
 
 Source: Lavin and Gray, 2015, "Fast algorithms for convolutional neural networks".
 
@@ -31,6 +30,7 @@ from portacnn.backends.numba.compile import compiled, read
 from portacnn.backends.numba.emit import WIDTH
 from portacnn.backends.numba.epilogue import Full
 from portacnn.backends.numba.runs import clear, finish_run, move_above
+from portacnn.backends.numba.tiles import ROWS, SPAN, outer_edge, outer_tile
 from portacnn.backends.numba.transforms import (
     GROUPS,
     gradient_tiles,
@@ -220,6 +220,50 @@ def _kernel_gradients(du, dweight, first, last):
             dweight[i, 3 * a + 2] = half * middle + block[a, 3]
 
 
+@compiled
+def _products(u, at, row, column, order, v, of_v, m, of_m, c, o, t, taps, nothing):
+    """Compute the 16 products m[p] (O, T) = u[p] (O, C) @ v[p] (C, T)."""
+    lanes, span = WIDTH // v.itemsize, SPAN // v.itemsize
+    for k in range(c):
+        taps[k, 0], taps[k, 1] = k * t, k * column
+    for p in range(16):
+        for first in range(0, o, ROWS):
+            valid = min(ROWS, o - first)
+            factor, to = order[p] * at + first * row, p * of_m + first * t
+            i = 0
+            while i < t:
+                if i + span <= t:
+                    outer_tile(
+                        v, p * of_v + i, taps, 0, c, u, factor, row, nothing, 0, m, to + i, t,
+                        valid, 0,
+                    )  # fmt: skip
+                    i += span
+                else:
+                    outer_edge(
+                        v, p * of_v + i, taps, 0, c, u, factor, row, nothing, 0, m, to + i, t,
+                        valid, min(lanes, t - i),
+                    )  # fmt: skip
+                    i += lanes
+
+
+@compiled
+def _chunk(
+    x, shape_x, pad, piece, group, line, panel, phase, v, of_v, m, of_m, factors, taps, nothing, y,
+    shape_y, scale, shift, residual, adds, low, high,
+):  # fmt: skip
+    """Compute the outputs of a chunk."""
+    u, at, row, column, order = factors
+    _input(x, shape_x, pad, piece, group, line, panel, phase, v, of_v)
+    t = piece[1] * piece[3] * piece[4]
+    _products(
+        u, at, row, column, order, v, of_v, m, of_m, shape_x[0], shape_y[0], t, taps, nothing
+    )  # fmt: skip
+    _output(
+        m, of_m, shape_y, piece, group, line, panel, phase, y, scale, shift, residual, adds, low,
+        high,
+    )  # fmt: skip
+
+
 # --- chunks ---------------------------------------------------------------------------------------
 
 _Piece = tuple[int, int, int, int, int]
@@ -308,41 +352,55 @@ def _on_threads(
             for chunk in chunks[shares[thread]]:
                 each(thread, chunk)
 
-    on_one_blas_thread(in_pieces, run, len(shares), work)
+    in_pieces(run, len(shares), work)
 
 
 # --- the three convolutions -----------------------------------------------------------------------
 
 
-def factors(weight: np.ndarray) -> np.ndarray:
-    """Return the transformed kernels (16, O, C) of weight (O, C, 3, 3)."""
+class Factors(NamedTuple):
+    """Transformed kernels U: 16 matrices in a buffer.
+
+    Attributes:
+        at, row, column: the distances of two matrices, of their rows and of their columns.
+        order: the matrix of each place.
+    """
+
+    buffer: np.ndarray
+    at: int
+    row: int
+    column: int
+    order: np.ndarray
+
+    def turned(self) -> "Factors":
+        """Return the factors that compute dx from dy: kernels turned by 180 degrees, the matrices
+        transposed.
+        """
+        return Factors(self.buffer, self.at, self.column, self.row, _TURNED)
+
+
+_STRAIGHT = np.arange(16)
+# the rows and columns of the transform of a turned kernel
+_TURNED = np.array([4 * i + j for i in (3, 1, 2, 0) for j in (3, 1, 2, 0)])
+
+
+def factors(weight: np.ndarray) -> Factors:
+    """Return the transformed kernels of weight (O, C, 3, 3)."""
     o, c = weight.shape[:2]
     place = _apart(o * c, weight.itemsize)
     buffer = empty((16 * place,), weight.dtype)
     flat = read(weight)
     in_pieces(lambda some: _kernels(flat, buffer, place, some.start, some.stop), o * c, o * c * 16)
-    return np.lib.stride_tricks.as_strided(
-        buffer, (16, o, c), (place * weight.itemsize, c * weight.itemsize, weight.itemsize)
-    )
-
-
-_TURNED = [4 * (3, 1, 2, 0)[i] + (3, 1, 2, 0)[j] for i in range(4) for j in range(4)]
-"""The places of the transform of a kernel that is turned by 180 degrees."""
-
-
-def turned(u: np.ndarray) -> list[np.ndarray]:
-    """Return the transforms (C, O) of the kernels that compute dx from dy."""
-    return [u[place].T for place in _TURNED]
+    return Factors(buffer, place, c, 1, _STRAIGHT)
 
 
 def convolve(
-    x: np.ndarray, matrices: Any, y: np.ndarray, pad: tuple[int, int], epilogue: Full
+    x: np.ndarray, kernels: Factors, y: np.ndarray, pad: tuple[int, int], epilogue: Full
 ) -> None:
     """Compute y (O, OH, OW, N) for x (C, H, W, N).
 
     Args:
-        matrices: the 16 transformed kernels (O, C).
-        pad: zeros above and to the left of x.
+        pad: zeros above and to the left of x; negative to skip rows or columns.
     """
     (c, _, _, n), (o, oh, ow, _) = x.shape, y.shape
     chunks = _chunks(oh, ow, n, c + o)
@@ -350,18 +408,15 @@ def convolve(
     shares = pieces(len(chunks), work)
     buffers = _buffers(len(shares), chunks, c, o, x.dtype)
     flat, shape_x, shape_y = read(x), tuple(x.shape), tuple(y.shape)
-    rest = y.reshape(-1), *epilogue
+    taps, nothing = np.empty((len(shares), c, 2), np.int32), np.zeros(o, x.dtype)
+    out, rest = y.reshape(-1), tuple(epilogue)
 
     def each(thread: int, piece: _Piece) -> None:
-        line, panel, phase, v, of_v, m, of_m = buffers[thread]
         group = _group(n, piece[3], x.itemsize)
-        _input(flat, shape_x, pad, piece, group, line, panel, phase, v, of_v)
-        t = piece[1] * piece[3] * piece[4]
-        for matrix, left, out in zip(
-            matrices, _parts(v, of_v, c, t), _parts(m, of_m, o, t), strict=True
-        ):
-            np.matmul(matrix, left, out=out)
-        _output(m, of_m, shape_y, piece, group, line, panel, phase, *rest)
+        _chunk(
+            flat, shape_x, pad, piece, group, *buffers[thread], tuple(kernels), taps[thread],
+            nothing, out, shape_y, *rest,
+        )  # fmt: skip
 
     _on_threads(chunks, shares, work, each)
 
@@ -394,7 +449,7 @@ def weight_gradient(x: np.ndarray, dy: np.ndarray, pad: tuple[int, int]) -> np.n
                 np.matmul(left, right.T, out=total)
         begun.add(thread)
 
-    _on_threads(chunks, shares, work, each)
+    on_one_blas_thread(_on_threads, chunks, shares, work, each)
     for more in totals[1:]:
         totals[0] += more
     du = totals[0].reshape(16, o * c)

@@ -23,6 +23,10 @@ from portacnn.ops.windows import Windows
 VARIABLE = "PORTACNN_TILE_KIB"
 _DEPTH = 2048  # columns of a block of the weight's gradient, the inner dimension of its product
 _ROWS = 128  # rows of a block of the input's gradient
+# _SMALL: elements of a small result; _FEW: multiply-adds up to which BLAS uses its kernels for
+# small matrices
+_SMALL, _FEW = 1024, 1 << 19
+_LIGHT = 1 << 15  # weights whose gradient is added up quickly, and whose input gradient tap by tap
 
 
 @cache
@@ -83,6 +87,45 @@ def whole(around: np.ndarray, windows: Windows) -> np.ndarray:
     return columns.reshape(len(source) * prod(windows.kernel), -1)
 
 
+def _parts(rows: int, depth: int, cells: int, n: int) -> int:
+    """Return the number of parts into which a product of few rows and small depth over ``cells``
+    columns is cut.
+
+    BLAS kernels for small matrices are up to twice as fast on such shapes as those for large ones.
+    """
+    if rows * depth > _SMALL:
+        return 1
+    most = _FEW // (rows * depth)
+    return next(
+        (
+            parts
+            for parts in range(1, cells // n)
+            if cells % (parts * n) == 0 and cells // parts <= most
+        ),
+        1,
+    )
+
+
+def product(matrix: np.ndarray, columns: np.ndarray, out: np.ndarray, n: int) -> None:
+    """Compute out (O, cells) = matrix (O, depth) @ columns (depth, cells)."""
+    parts = _parts(*matrix.shape, columns.shape[1], n)
+    cut = columns.reshape(len(columns), parts, -1).swapaxes(0, 1)
+    np.matmul(matrix, cut, out=out.reshape(len(out), parts, -1).swapaxes(0, 1))
+
+
+def _outer_product(rows: np.ndarray, columns: np.ndarray, n: int) -> np.ndarray:
+    """Return rows (O, cells) @ columns.T (cells, depth). BLAS is fastest with the longer side
+    first.
+    """
+    parts = _parts(len(rows), len(columns), columns.shape[1], n)
+    rows, columns = (
+        array.reshape(len(array), parts, -1).swapaxes(0, 1) for array in (rows, columns)
+    )
+    if rows.shape[1] >= columns.shape[1]:
+        return np.matmul(rows, columns.swapaxes(1, 2)).sum(axis=0)
+    return np.matmul(columns, rows.swapaxes(1, 2)).sum(axis=0).T
+
+
 def _runs(count: int, step: int) -> list[slice]:
     return [slice(first, min(first + step, count)) for first in range(0, count, step)]
 
@@ -90,19 +133,23 @@ def _runs(count: int, step: int) -> list[slice]:
 def weight_gradient(dz: np.ndarray, around: np.ndarray, windows: Windows) -> np.ndarray:
     """Return dweight (O, C*T) for dz (O, *OUT, N) and the padded input (C, *P, N).
 
-    A block has the columns of some channels for some output rows: as many rows as make the product
-    deep, since each block is added to the result. Threads take channels, or rows if there are few
-    channels.
+    A block has the columns of some channels for some output rows. Of few weights, it has as many
+    rows as fit into the cache; of many, as many as make the product deep, since each block is added
+    to the result. Threads take channels, or rows if there are few channels.
     """
     o, c, taps = len(dz), len(around), prod(windows.kernel)
     cells = prod(windows.out[1:]) * dz.shape[-1]
-    lines = min(windows.out[0], -(-_DEPTH // cells))
-    block = max(1, 2 * tile_bytes() // (taps * lines * cells * dz.itemsize))
+    light = o * c * taps <= _LIGHT
+    if light:
+        lines = tiles(windows.out[0], c * taps * cells * dz.itemsize, 1)[0].stop
+    else:
+        lines = min(windows.out[0], -(-_DEPTH // cells))
+    block = c if light else max(1, 2 * tile_bytes() // (taps * lines * cells * dz.itemsize))
     columns, axes = view(around, windows), len(windows.kernel)
     work = dz.size * c * taps // PER_ELEMENT
     rows = _runs(windows.out[0], lines)
     shares = pieces(max(c, len(rows)), work)
-    by_channel = c >= 4 * len(shares) or len(rows) < len(shares)
+    by_channel = not light and (c >= 4 * len(shares) or len(rows) < len(shares))
     shares = pieces(c if by_channel else len(rows), work)
     totals = empty((1 if by_channel else len(shares), o, c * taps), dz.dtype)
     most = max(share.stop - share.start for share in shares) if by_channel else c
@@ -123,10 +170,14 @@ def weight_gradient(dz: np.ndarray, around: np.ndarray, windows: Windows) -> np.
                 laid_out[...] = source
                 matrix = laid_out.reshape(total.shape[1], -1)
                 part = dz[:, run].reshape(o, -1)
-                if number == 0:
-                    np.matmul(part, matrix.T, out=total)
-                else:
+                if light and number:
+                    total += _outer_product(part, matrix, dz.shape[-1])
+                elif light:
+                    total[...] = _outer_product(part, matrix, dz.shape[-1])
+                elif number:
                     total += part @ matrix.T
+                else:
+                    np.matmul(part, matrix.T, out=total)
 
     _on_threads(share, len(shares), work)
     return totals[0] if len(totals) == 1 else totals.sum(axis=0)
@@ -150,21 +201,40 @@ def input_gradient(
     """Return dx (C, *S, N) for dz (O, *OUT, N) and weight (O, C, *K).
 
     The gradients of a block of columns are one product, which is added to the inputs that they were
-    read from. Threads take channels.
+    read from. A block has one tap of all channels if there are few weights, else all taps of some
+    channels. Threads take channels.
     """
     o, c, taps, n = len(weight), weight.shape[1], prod(windows.kernel), dz.shape[-1]
     dx = empty((c, *windows.size, n), dz.dtype)
+    light = weight.size <= _LIGHT
     matrix = weight.reshape(o, c * taps)
+    # (T, C, O)
+    factors = np.ascontiguousarray(weight.reshape(o, c, taps).transpose(2, 1, 0)) if light else None
     cells = prod(windows.out[1:]) * n
     work = dz.size * c * taps
     shares = pieces(c, work // PER_ELEMENT)
-    most = min(max(1, _ROWS // taps), max(share.stop - share.start for share in shares))
-    runs = tiles(windows.out[0], most * taps * cells * dz.itemsize, 1)
-    buffers = empty((len(shares), most * taps * runs[0].stop * cells), dz.dtype)
+    most = max(share.stop - share.start for share in shares)
+    most, height = (most, most) if light else (min(max(1, _ROWS // taps), most), 0)
+    height = height or most * taps
+    runs = tiles(windows.out[0], height * cells * dz.itemsize, 1)
+    buffers = empty((len(shares), height * runs[0].stop * cells), dz.dtype)
+
+    def tap_by_tap(i: int, factors: np.ndarray) -> None:
+        own = dx[shares[i]]
+        for run in runs:
+            part = dz[:, run].reshape(o, -1)
+            here = windows.part(run.start, run.stop)
+            back = buffers[i][: len(own) * part.shape[1]].reshape(len(own), -1)
+            for tap in here.taps:
+                product(factors[tap.index, shares[i]], part, back, n)
+                own[tap.reads] += back.reshape(len(own), *here.out, n)[tap.reaches]
 
     def share(i: int) -> None:
         own = shares[i]
         dx[own] = 0
+        if factors is not None:
+            tap_by_tap(i, factors)
+            return
         for channels in (
             slice(own.start + s.start, own.start + s.stop)
             for s in _runs(own.stop - own.start, most)

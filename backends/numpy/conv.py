@@ -21,12 +21,13 @@ from portacnn.backends.numpy import pointwise
 from portacnn.backends.numpy.columns import (
     input_gradient,
     padded,
+    product,
     tiles,
     view,
     weight_gradient,
     whole,
 )
-from portacnn.backends.numpy.epilogue import Epilogue, Finish, finish
+from portacnn.backends.numpy.epilogue import Epilogue, Finish, finish, prepared
 from portacnn.backends.numpy.memory import empty, reserve, temporaries
 from portacnn.backends.numpy.pool import (
     clear_where,
@@ -53,35 +54,6 @@ from portacnn.runtime import Kernel
 _MOST_COLUMNS = 4 << 20
 _AT_ONCE = 8 << 20  # bytes of all columns, up to which they are built before the product
 _FEWEST = 256  # columns of a tile; BLAS packs the whole weight for each
-# _SMALL: elements of a small result; _FEW: multiply-adds up to which BLAS uses its kernels for
-# small matrices
-_SMALL, _FEW = 1024, 1 << 19
-
-
-def _parts(rows: int, depth: int, cells: int, n: int) -> int:
-    """Return the number of parts into which a product of few rows and small depth over ``cells``
-    columns is cut.
-
-    BLAS kernels for small matrices are up to twice as fast on such shapes as those for large ones.
-    """
-    if rows * depth > _SMALL:
-        return 1
-    most = _FEW // (rows * depth)
-    return next(
-        (
-            parts
-            for parts in range(1, cells // n)
-            if cells % (parts * n) == 0 and cells // parts <= most
-        ),
-        1,
-    )
-
-
-def _product(matrix: np.ndarray, columns: np.ndarray, out: np.ndarray, n: int) -> None:
-    """Compute out (O, cells) = matrix (O, depth) @ columns (depth, cells)."""
-    parts = _parts(*matrix.shape, columns.shape[1], n)
-    cut = columns.reshape(len(columns), parts, -1).swapaxes(0, 1)
-    np.matmul(matrix, cut, out=out.reshape(len(out), parts, -1).swapaxes(0, 1))
 
 
 class _Job(NamedTuple):
@@ -187,7 +159,7 @@ def by_columns(
 
     def each(thread: int, rows: slice) -> None:
         columns = slice(rows.start * cells, rows.stop * cells)
-        _product(matrix, job.lay_out(thread, rows), flat[:, columns], n)
+        product(matrix, job.lay_out(thread, rows), flat[:, columns], n)
         finish(flat, slice(0, o), columns, epilogue)
 
     job.run(each)
@@ -214,7 +186,7 @@ def _by_pooled_tiles(
 
     def each(thread: int, rows: slice) -> None:
         out = job.output(thread, (o, rows.stop - rows.start, *windows.out[1:], n))
-        _product(matrix, job.lay_out(thread, rows), out.reshape(o, -1), n)
+        product(matrix, job.lay_out(thread, rows), out.reshape(o, -1), n)
         pooled = _pooled_rows(rows, pool)
         if pooled is None:
             return
@@ -481,9 +453,7 @@ def prepare_conv_unit(
     high: float | None,
     pool: Windows | None,
 ) -> Any:
-    return prepare_unit(
-        parts, weight, bias, windows, groups, norm, low, high, pool, prepare_conv, prepare_conv_relu
-    )
+    return prepare_unit(parts, weight, bias, windows, groups, norm, low, high, pool, _OWN)
 
 
 def prepare_unit(
@@ -496,19 +466,40 @@ def prepare_unit(
     low: float | None,
     high: float | None,
     pool: Windows | None,
-    prepare_conv: Callable[..., Any],
-    prepare_conv_relu: Callable[..., Any],
+    kernels: "Preparing",
 ) -> Any:
-    """Prepare a convolution with ReLU, or without anything; decline the others."""
-    if len(parts) > 1 or norm is not None or high is not None or low not in (None, 0.0):
+    """Prepare ``conv_unit`` with the functions of a kernel set."""
+    x = parts[0]
+    if groups != 1 or x.dtype.itemsize not in (4, 8) or not x.size or windows.sparse:
         return NotImplemented
-    if low == 0.0:
-        run = prepare_conv_relu(parts[0], weight, bias, windows, groups, pool)
-    elif pool is None:
-        run = prepare_conv(parts[0], weight, bias, windows, groups)
-    else:
+    if len(parts) == 1 and norm is None and high is None and low in (None, 0.0):
+        run = NotImplemented
+        if low == 0.0:
+            run = kernels.conv_relu(x, weight, bias, windows, groups, pool)
+        elif pool is None:
+            run = kernels.conv(x, weight, bias, windows, groups)
+        if run is not NotImplemented:
+            return lambda parts: run(parts[0])
+    if pool is None and pointwise.suits(windows) and weight.flags.c_contiguous:
+        start = kernels.epilogue(norm, bias, low, high, weight)
+        if start is not NotImplemented:
+            return pointwise.prepare_unit(parts, weight, windows, start)
+    result = kernels.unit(parts, weight, bias, windows, groups, norm, low, high, pool)
+    if result is NotImplemented:
         return NotImplemented
-    return run if run is NotImplemented else lambda parts: run(parts[0])
+    return lambda parts: kernels.unit(parts, weight, bias, windows, groups, norm, low, high, pool)
+
+
+class Preparing(NamedTuple):
+    """The functions of a kernel set that ``prepare_unit`` chooses from."""
+
+    conv: Callable[..., Any]
+    conv_relu: Callable[..., Any]
+    unit: Callable[..., Any]
+    epilogue: Callable[..., Any]
+
+
+_OWN = Preparing(prepare_conv, prepare_conv_relu, conv_unit, prepared)
 
 
 KERNELS = {

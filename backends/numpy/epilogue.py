@@ -69,3 +69,25 @@ def _limit(value: float, like: np.ndarray) -> Any:
     if value == 0.0:
         return zeros_for(like)
     return np.full(like.shape[-1:], value, like.dtype)
+
+
+End = Callable[[np.ndarray, int, slice, slice], None]
+"""(y flat, T, rows, columns): apply an epilogue to a block of y (O, T) in place."""
+Start = Callable[[np.ndarray | None], End]
+"""Called once in each call of a prepared function, with its residual: return the epilogue."""
+
+
+def prepared(
+    norm: ConvNorm | None, bias: Any, low: float | None, high: float | None, weight: np.ndarray
+) -> Start:
+    """Return an epilogue whose arrays may change between calls."""
+
+    def start(residual: np.ndarray | None) -> End:
+        epilogue = Epilogue.of(norm, bias, residual, low, high)
+
+        def end(y: np.ndarray, width: int, rows: slice, columns: slice) -> None:
+            finish(y.reshape(-1, width), rows, columns, epilogue)
+
+        return end
+
+    return start

@@ -7,7 +7,7 @@ from portacnn.runtime import Kernel
 
 
 def by_groups(
-    dense: dict[str, Kernel], grouped: dict[str, Kernel], saved_by_grouped: type
+    dense: dict[str, Kernel], grouped: dict[str, Kernel], saved_by_grouped: type | tuple[type, ...]
 ) -> dict[str, Kernel]:
     """Return the kernels of ``grouped`` for several groups, joined with those of the same names in
     ``dense`` for one.
@@ -15,12 +15,12 @@ def by_groups(
     Both are kernels of convolutions, with ``groups`` as the fifth argument.
 
     Args:
-        saved_by_grouped: the class of what the forward kernels in ``grouped`` store.
+        saved_by_grouped: the class, or classes, of what the forward kernels in ``grouped`` store.
     """
     return {name: _joined(dense.get(name), own, saved_by_grouped) for name, own in grouped.items()}
 
 
-def _joined(dense: Kernel | None, grouped: Kernel, saved_by_grouped: type) -> Kernel:
+def _joined(dense: Kernel | None, grouped: Kernel, saved_by_grouped: Any) -> Kernel:
     def chosen(groups: int) -> Kernel | None:
         return grouped if groups > 1 else dense
 
@@ -33,6 +33,8 @@ def _joined(dense: Kernel | None, grouped: Kernel, saved_by_grouped: type) -> Ke
             return NotImplemented
         return kernel.forward(x, weight, bias, windows, groups, *args, **options)
 
+    preparing = grouped.prepare or (dense and dense.prepare)
+
     def prepare(
         x: Any, weight: Any, bias: Any, windows: Any, groups: int, *args: Any, **options: Any
     ) -> Any:
@@ -41,8 +43,9 @@ def _joined(dense: Kernel | None, grouped: Kernel, saved_by_grouped: type) -> Ke
             return NotImplemented
         return kernel.prepare(x, weight, bias, windows, groups, *args, **options)
 
+    prepared = wraps(preparing)(prepare) if preparing else None
     if grouped.backward is None:
-        return Kernel(forward, None, prepare)
+        return Kernel(forward, None, prepared)
     of_grouped = grouped.backward
 
     @wraps(of_grouped)
@@ -51,4 +54,4 @@ def _joined(dense: Kernel | None, grouped: Kernel, saved_by_grouped: type) -> Ke
             return of_grouped(dy, saved, **options)
         return dense.backward(dy, saved, **options)
 
-    return Kernel(forward, backward, prepare)
+    return Kernel(forward, backward, prepared)

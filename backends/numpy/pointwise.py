@@ -12,12 +12,14 @@ Notation as in ops/conv.py: C in-channels, O out-channels, N batch, T outputs pe
 """
 
 import itertools
+from collections.abc import Callable
 from functools import lru_cache
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from portacnn.backends.numpy.epilogue import Epilogue, Finish
+from portacnn.backends.numpy.epilogue import Epilogue, Finish, Start
 from portacnn.backends.numpy.memory import empty
 from portacnn.backends.numpy.pool import clear_where
 from portacnn.backends.threads import (
@@ -183,3 +185,37 @@ def conv_backward(
 
     in_pieces(spread, c, dx.size)
     return batch_first(dx), dweight, dbias
+
+
+def prepare_unit(
+    parts: list[np.ndarray], weight: np.ndarray, windows: Windows, start: Start
+) -> Callable[[list[np.ndarray]], np.ndarray]:
+    """Do everything in ``unit`` that does not depend on the values once."""
+    x, o, n = parts[0], len(weight), parts[0].shape[0]
+    matrix, shape = weight.reshape(o, -1), (o, *windows.out, n)
+    width, dtype = prod(windows.out) * n, x.dtype
+    work = o * width * matrix.shape[1] // PER_ELEMENT
+    blocks, shares = _blocks(o, width, len(pieces(max(o, width), work)))
+    matmul, factors = np.matmul, [matrix[rows] for rows, _ in blocks]
+    order, axes = (*range(1, x.ndim), 0), (x.ndim - 1, *range(x.ndim - 1))
+    strided = any(stride > 1 for stride in windows.stride)
+
+    def run(parts: list[np.ndarray]) -> np.ndarray:
+        xt = inputs(parts[0], windows) if strided else parts[0].transpose(order)
+        read = np.ascontiguousarray(xt).reshape(-1, width)
+        y = empty(shape, dtype)
+        flat, table = y.reshape(-1), y.reshape(o, width)
+        added = np.ascontiguousarray(parts[1].transpose(order)) if len(parts) > 1 else None
+        end = start(added)
+
+        def share(some: slice) -> None:
+            for i in range(some.start, some.stop):
+                for j in range(shares[i].start, shares[i].stop):
+                    rows, columns = blocks[j]
+                    matmul(factors[j], read[:, columns], out=table[rows, columns])
+                    end(flat, width, rows, columns)
+
+        on_one_blas_thread(in_pieces, share, len(shares), work)
+        return y.transpose(axes)
+
+    return run

@@ -10,21 +10,40 @@ every backend, and in a training run that was resumed. docs/augmentation.md show
 transform does.
 """
 
-from portacnn.augment.applying import Augmented, apply, named, standard
-from portacnn.augment.base import Batch, Draw, Transform
-from portacnn.augment.geometric import (
-    Affine,
-    Geometric,
-    HorizontalFlip,
-    RandomCrop,
-    RandomResizedCrop,
-    Rotation,
-    Scale,
-    Shift,
-    VerticalFlip,
-)
-from portacnn.augment.mixing import CutMix, MixUp
-from portacnn.augment.pixels import Brightness, Contrast, CutOut
+from typing import TYPE_CHECKING
+
+from portacnn.lazy import lazily
+
+if TYPE_CHECKING:
+    from portacnn.augment.applying import Augmented, apply, named, standard
+    from portacnn.augment.base import Batch, Draw, Transform
+    from portacnn.augment.geometric import (
+        Affine,
+        Geometric,
+        HorizontalFlip,
+        RandomCrop,
+        RandomResizedCrop,
+        Rotation,
+        Scale,
+        Shift,
+        VerticalFlip,
+    )
+    from portacnn.augment.mixing import CutMix, MixUp
+    from portacnn.augment.pixels import Brightness, Contrast, CutOut
+else:
+    __getattr__, __dir__ = lazily(
+        __name__,
+        {
+            "portacnn.augment.applying": ("Augmented", "apply", "named", "standard"),
+            "portacnn.augment.base": ("Batch", "Draw", "Transform"),
+            "portacnn.augment.geometric": (
+                *("Affine", "Geometric", "HorizontalFlip", "RandomCrop", "RandomResizedCrop"),
+                *("Rotation", "Scale", "Shift", "VerticalFlip"),
+            ),
+            "portacnn.augment.mixing": ("CutMix", "MixUp"),
+            "portacnn.augment.pixels": ("Brightness", "Contrast", "CutOut"),
+        },
+    )
 
 __all__ = [
     "Affine",

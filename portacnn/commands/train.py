@@ -11,7 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from portacnn import losses, plot, run_folder
+from portacnn import losses, run_folder
 from portacnn.arguments import keyword_problem
 from portacnn.commands import settings as of
 from portacnn.commands.environment import environment, installed, peak_memory
@@ -213,6 +213,8 @@ class _Run:
             told.append("curves   not drawn: no epoch was trained")
         elif installed("matplotlib"):
             title = f"{type(trainer.model).__name__}, {trainer.backend}"
+            from portacnn import plot
+
             plot.curves(trainer, title=title).savefig(out / run_folder.CURVES)
             told.append(f"curves   {shown / run_folder.CURVES}")
         else:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import Literal
 
-from portacnn import onnx, run_folder
+from portacnn import run_folder
 from portacnn.errors import ArgumentError
 from portacnn.models import Model, load
 from portacnn.runtime import GRAMMAR, VARIABLE
@@ -41,6 +41,8 @@ def load_model(name: str, device: str | None = None) -> Model:
     elif not path.exists():
         raise FileNotFoundError(f"there is no file or folder {name}")
     if path.suffix.lower() == ".onnx":
+        from portacnn import onnx
+
         return onnx.load(path, device=device)
     return load(path, device=device)
 

@@ -1,11 +1,8 @@
 """Download the files of a data set with pooch: checksums, mirrors in turn, and a download that was
 interrupted is resumed."""
 
-import http.client
 import logging
 import os
-import urllib.error
-import urllib.request
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -99,6 +96,11 @@ class _Resuming:
         self.part = part
 
     def __call__(self, url: str, output: str, pooch: Any) -> None:
+        # here, as they take longer to import than a data set that is there takes to read
+        import http.client
+        import urllib.error
+        import urllib.request
+
         have = self.part.stat().st_size if self.part.exists() else 0
         request = urllib.request.Request(url)
         if have:
@@ -126,6 +128,8 @@ class _Resuming:
         os.replace(self.part, output)
 
     def _receive(self, response: Any, file: IO[bytes], have: int) -> None:
+        import http.client
+
         from tqdm import tqdm
 
         length = response.headers.get("Content-Length", "")

@@ -7,6 +7,7 @@ nothing else.
 
 import json
 from contextlib import nullcontext
+from importlib import import_module
 from inspect import signature
 from typing import Any
 
@@ -106,6 +107,16 @@ def _plain(value: Any, known: Described) -> Any:
     )
 
 
+def known_class(name: Any) -> type[Layer] | None:
+    """Return the layer class of a name. portacnn's own networks are imported when a name is
+    unknown; a name from a file imports nothing.
+    """
+    if name not in Layer.known:
+        import_module("portacnn.models.graph_model")
+        import_module("portacnn.models.registry")
+    return Layer.known.get(name)
+
+
 def rebuild_layer(described: Any, names: dict[str, Layer] | None = None, **building: Any) -> Layer:
     """Return the layer that ``describe_layer`` described. Only known layer classes are made, from
     JSON values.
@@ -118,7 +129,7 @@ def rebuild_layer(described: Any, names: dict[str, Layer] | None = None, **build
         ModelFormatError: if the class is unknown. Also whatever the constructor raises.
     """
     names = {} if names is None else names
-    kind = Layer.known.get(described["class"])
+    kind = known_class(described["class"])
     if kind is None:
         raise ModelFormatError(
             f"unknown class {shown(repr(described['class']))}; import the module that defines it "

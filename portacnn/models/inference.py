@@ -1,11 +1,11 @@
-"""Run a network repeatedly without training: reuse memory, and prepare the calls for small batches.
+"""Run a network repeatedly: reuse memory, and prepare the calls for small batches.
 
 For a few images, most of the time is Python overhead in each layer: checks of the input, kernel
 selection, memory allocation. The results are the same for every batch of one shape, so this work is
 done once (``Layer.prepare``). What remains is a list of functions.
 
 Each call takes a *lane*, which holds all memory that a call writes to, and puts it back on success.
-An exception drops the lane.
+An exception drops the lane. Training steps take it too, so that one arena serves both.
 
 The calls of a process take turns, batch by batch (``turns``). One call at a time uses all cores.
 """
@@ -43,13 +43,22 @@ class Inference:
         """
         return in_turn(self._run, network, x, batch, hold)
 
-    def _run(self, network: Layer, x: Array, batch: Callable[[Array], Array], hold: bool) -> Array:
+    def _run(self, *arguments: Any) -> Array:
+        return self._with_lane(_Lane.run, *arguments)
+
+    def train(self, function: Callable[..., Any], /, *arguments: Any) -> Any:
+        """Return ``function(*arguments)``, a part of a training step: its kernels allocate memory
+        where the kernels of predictions do.
+        """
+        return self._with_lane(_Lane.train, function, *arguments)
+
+    def _with_lane(self, call: Callable[..., Any], *arguments: Any) -> Any:
         try:
             lane = self._idle.pop()
         except IndexError:
             lane = _Lane()
         try:
-            y = lane.run(network, x, batch, hold)
+            y = call(lane, *arguments)
         except PortacnnError:  # rejected images leave the lane intact
             self._idle.append(lane)
             raise
@@ -83,6 +92,11 @@ class _Lane:
             return network(batch(x))
         self._last = None
         return _copy(run_in(self._workspace, lambda: network(batch(x))))
+
+    def train(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        self._follow()
+        self._last = None
+        return run_in(self._workspace, function, *arguments)
 
     def _follow(self, size: int = 0) -> None:
         """Grow the arena to the size of the last call, or to ``size``; drop the prepared paths of a

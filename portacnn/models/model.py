@@ -431,8 +431,15 @@ class Model(Sequential):
             parts.append(y)
         return parts[0] if len(parts) == 1 else self.home.xp.concat(parts, axis=0)
 
+    def train_in_memory(self, function: Callable[..., Any], /, *arguments: Any) -> Any:
+        """Return ``function(*arguments)``, a part of a training step of this model, in the memory
+        that ``predict`` uses too. What it returns must have memory of its own.
+        """
+        return self._inference.train(function, *arguments)
+
     def release_memory(self) -> None:
-        """Release the memory that ``predict``, ``loss`` and ``accuracy`` keep for their next call.
+        """Release the memory that ``predict``, ``loss``, ``accuracy`` and training steps keep for
+        their next call.
 
         They keep about as much as their largest call needed until the model is deleted. Results and
         parameters are not affected. The next call allocates memory again.

@@ -97,10 +97,7 @@ def conv_unit(grouped: bool = False) -> Draw:
         x, weight, windows = (arguments.pop(name) for name in ("x", "weight", "windows"))
         o, out = len(weight), windows.out
         residual = random.of(None, random.numbers(len(x), o, *out))
-        affine = _affine(random, o)
-        norm = ConvNorm(
-            random.numbers(o), random.positive(o), affine["weight"], affine["bias"], 1e-3
-        )
+        norm = ConvNorm(random.numbers(o), random.positive(o), **_affine(random, o), eps=1e-3)
         low, high = random.of((None, None), (0.0, None), (0.0, 6.0), (None, 0.5), (-0.25, 0.25))
         return {
             "parts": [x] if residual is None else [x, residual],

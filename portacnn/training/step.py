@@ -19,13 +19,12 @@ from portacnn.layers.running import run
 from portacnn.losses import Loss
 from portacnn.models import Model
 from portacnn.ops.layout import pack
-from portacnn.ops.workspace import Workspace, run_in
 from portacnn.optim import Optimizer
 from portacnn.runtime import Array, Backend
 from portacnn.training.feed import part_sizes
 from portacnn.training.options import Options, check_trainable
 
-_NOT_COPIED = {"backend", "ok", "compiled", "_workspace"}
+_NOT_COPIED = {"backend", "ok", "compiled"}
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,6 @@ class Updater:
     def _begin(self) -> None:
         self.backend: Backend = self.model.home
         self.compiled: Any = None
-        self._workspace = Workspace()
         self.start_over()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -93,7 +91,7 @@ class Updater:
 
     def release_memory(self) -> None:
         """Release the memory that a step keeps for the next one, which allocates it again."""
-        self._workspace = Workspace()
+        self.model.release_memory()
 
     def check_model(self) -> None:
         """Raise StateError if the model was built again or changed since the Trainer was made."""
@@ -193,8 +191,7 @@ class Updater:
             for size in part_sizes(x.shape[0], self._part):
                 first, last = last, last + size
                 with at_step(step, first):
-                    part = run_in(
-                        self._workspace,
+                    part = self.model.train_in_memory(
                         self._part_gradients,
                         x[first:last, ...],
                         t[first:last, ...],
@@ -217,7 +214,8 @@ class Updater:
         """Return the error to raise, and release everything that was kept for this step."""
         # otherwise the traceback would keep the step's arrays alive
         clear_frames(error.__traceback__)
-        self._workspace, self.compiled = Workspace(), None
+        self.compiled = None
+        self.model.release_memory()
         asked, held = self.backend.memory_error(error) or (None, None)
         figures = f" ({asked} bytes requested, {held} in use)" if asked is not None else ""
         return OutOfMemoryError(

@@ -62,10 +62,13 @@ def results(
     given_arguments, op, backward = as_given(arguments, place), OPS[example.op], example.backward
     x = next(iter(given_arguments.values()))
 
+    def other(array: np.ndarray) -> np.ndarray:
+        return place(gradient(array.shape, seed)) if array.dtype.kind == "f" else array
+
     def prepared() -> Any:
         function = call(op.prepare, given_arguments)
         # of which nothing may be left
-        function(mapped(x, lambda array: place(gradient(array.shape, seed))))
+        function(mapped(x, other))
         return function(x)
 
     if backward is None:

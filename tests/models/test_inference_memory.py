@@ -12,7 +12,7 @@ import pytest
 
 from portacnn import Model, SimpleConvNet, ops, runtime
 from portacnn.layers import BatchNorm2d, Conv2d, Flatten, Linear, MaxPool2d, ReLU, Residual
-from portacnn.models import inference, turns
+from portacnn.models import ResNet20, inference, turns
 from portacnn.models.inference import FEW
 from portacnn.ops import use_kernels, workspace
 from support.checks import agree, choices, normal
@@ -70,6 +70,28 @@ def test_memory_follows_the_largest_batch(choice: str, order: str, monkeypatch: 
             model.release_memory()
             assert meter.mapped == 0
             np.testing.assert_array_equal(model.predict(WIDE[:1]), expected[0])
+
+
+@pytest.mark.parametrize("choice", [choice for choice in each_set.args[1] if choice != "reference"])
+def test_a_residual_networks_arena_is_as_large_as_its_largest_batch_needs(
+    choice: str, monkeypatch: pytest.MonkeyPatch
+):
+    """With 9 to 24 images in turn, forth and back."""
+    x = np.random.default_rng(0).random((24, 3, 16, 16), dtype="float32")
+    with ops.use_kernels(choice), metered(monkeypatch) as meter:
+        alone = ResNet20(input_size=16, device="numpy", seed=0)
+        for _ in range(2):
+            alone.predict(x)
+        need = meter.mapped
+        assert need > 24 * 16 * 16 * 16 * 4  # at least one activation
+        del alone
+        assert meter.held() < need
+        model = ResNet20(input_size=16, device="numpy", seed=0)
+        for count in (*range(9, 25), *range(24, 8, -1)):
+            model.predict(x[:count])
+            assert meter.mapped <= 1.1 * need
+        model.release_memory()
+        assert meter.mapped == 0
 
 
 @each_set

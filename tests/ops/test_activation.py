@@ -241,6 +241,28 @@ def test_slopes_where_two_pieces_meet(backend: Here, op: str, options: Any, x: A
     agree(backend, dx, 2.0 * np.array(slopes), y)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@with_each_kernel
+def test_clip_of_values_at_and_beyond_its_limits(backend: Here, dtype: str, layout: str):
+    """Infinity and NaN among them, and crossed limits; a cache may be used twice."""
+    x, inf = normal(3, 4, 5, 7), np.inf
+    x.reshape(-1)[:8] = [np.nan, inf, -inf, -0.5, 0.5, 2.0, 0.0, -0.0]
+    dy = normal(3, 4, 5, 7, seed=1)
+    x_, dy_ = laid_out(backend, x, dtype, layout), laid_out(backend, dy, dtype)
+    for low, high in [(-0.5, 0.5), (None, 2.0), (0.0, None), (0.5, -0.5), (None, None)]:
+        y, cache = ops.clip(x_, min=low, max=high)
+        least, most = -inf if low is None else low, inf if high is None else high
+        own = [v if v != v else min(max(v, least), most) for v in x.reshape(-1).tolist()]
+        np.testing.assert_allclose(backend.host(y).reshape(-1), own, rtol=1e-6)
+        inside = np.ones(x.shape, bool)
+        inside &= True if low is None else x >= low
+        inside &= True if high is None else x <= high
+        for _ in range(2):
+            dx = ops.clip_backward(dy_, cache)
+            agree(backend, dx, np.where(inside, dy, 0.0), x_)
+
+
 @pytest.mark.parametrize("op", ["clip", "leaky_relu", "softplus"])
 @with_each_kernel
 def test_the_result_is_an_array_of_its_own(backend: Here, op: str):

@@ -204,6 +204,28 @@ def test_training_takes_no_more_memory_the_longer_it_goes_on(choice, monkeypatch
             assert meter.mapped == 0  # a Trainer that is kept for its figures keeps no arena
 
 
+@each_set
+def test_steps_and_predictions_share_one_arena(choice, monkeypatch):
+    """An epoch ends with predictions, of as many images as a step has, which take less."""
+    with ops.use_kernels(choice), metered(monkeypatch) as meter:
+        trainer = run(0, epochs=0)
+        x = trainer.x_train[:50]
+        batch = np.arange(50)
+        for _ in range(3):
+            trainer.run_batch(batch)
+        step = meter.mapped
+        expected = trainer.model.predict(x)
+        few = trainer.model.predict(x[:2])
+        for _ in range(2):
+            np.testing.assert_array_equal(trainer.model.predict(x), expected)
+            np.testing.assert_array_equal(trainer.model.predict(x[:2]), few)
+            assert meter.mapped == step
+        trainer.run_batch(batch)
+        assert meter.mapped == step
+        trainer.model.release_memory()
+        assert meter.mapped == 0
+
+
 def test_what_a_person_is_handed_stays_as_it_is():
     trainer = run(0, epochs=1)
     x, t = trainer.x_train[:20], trainer.t_train[:20]

@@ -1,6 +1,6 @@
 // Convolution with few channels per group, such as depthwise: too few for a tile of a matrix
-// product. Each thread computes VEC outputs, tap by tap. Forward pass with bias and ReLU; the
-// gradients of the input and the weight.
+// product. Each thread computes VEC outputs, tap by tap. Forward pass with bias and limits (ReLU,
+// ReLU6); the gradients of the input and the weight.
 //
 // Letters and memory layout as in conv.cu: G groups of C in-channels and O out-channels; x (G, C,
 // H, W, N), y (G, O, OH, OW, N), weight (G, O, C, KH, KW). Adjacent threads have adjacent samples,
@@ -25,7 +25,7 @@ __device__ __forceinline__ void add(Vector& sum, const Vector& values, REAL fact
 // Grid: blocks of cells = OH*OW*N, G * O.
 extern "C" __global__ void __launch_bounds__(BLOCK) group_forward(
     const REAL* __restrict__ x, const REAL* __restrict__ weight, const REAL* __restrict__ bias,
-    REAL* __restrict__ y, int relu, GEOMETRY) {
+    REAL* __restrict__ y, REAL low, REAL high, GEOMETRY) {
   const int cell = (blockIdx.x * BLOCK + threadIdx.x) * VEC, row = blockIdx.y, cells = OH * OW * N;
   if (cell >= cells) return;
   const int top = cell / N / OW * SH - TOP, side = cell / N % OW * SW - LEFT;
@@ -45,7 +45,10 @@ extern "C" __global__ void __launch_bounds__(BLOCK) group_forward(
       }
     }
 #pragma unroll
-  for (int e = 0; e < VEC; e++) sum.value[e] = relu && sum.value[e] <= 0 ? REAL(0) : sum.value[e];
+  for (int e = 0; e < VEC; e++) {  // NaN stays
+    sum.value[e] = sum.value[e] < low ? low : sum.value[e];
+    sum.value[e] = sum.value[e] > high ? high : sum.value[e];
+  }
   *reinterpret_cast<Vector*>(y + row * cells + cell) = sum;
 }
 #endif

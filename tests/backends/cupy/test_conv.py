@@ -13,6 +13,7 @@ from portacnn.backends.cupy import geometry
 from portacnn.backends.cupy import plan as cupy_plan
 from portacnn.backends.cupy.memory import vector
 from portacnn.ops.dispatch import PRECISIONS, use_precision
+from portacnn.ops.fused import ConvNorm
 from portacnn.ops.pool import pool_windows
 from portacnn.ops.windows import Windows
 from support.cuda_rig import close, needs_compiler, orders, rigged, rounded
@@ -261,6 +262,60 @@ def test_transposed_convolution(case: Case, kind: tuple[str, str], order: str):
 def test_few_channels_in_a_group(case: Case, dtype: str, order: str, kind: str):
     names = {name for name, *_ in check(case, dtype, order, kind)} - {"sum_partials"}
     assert names == {"group_forward", "group_weight_gradient", "group_input_gradient"}
+
+
+@settings(max_examples=15)
+@given(
+    cases("conv of few channels in a group"),
+    st.sampled_from(["float32", "float64"]),
+    orders,
+    st.sampled_from([(0.0, 6.0), (None, 1.0), (-1.0, None), (None, None)]),
+    st.booleans(),
+)
+def test_few_channels_with_norm_and_limits(
+    case: Case, dtype: str, order: str, limits: tuple[float | None, float | None], with_norm: bool
+):
+    x, weight, bias = numbers(case)
+    low, high = limits
+    draw = np.random.default_rng(case.seed + 2).random
+    statistics = [draw(case.o) + 0.5 for _ in range(4)]
+    with rigged(order, case.seed) as rig:
+        x_, weight_ = rig.array(x, dtype, (*range(1, x.ndim), 0)), rig.array(weight, dtype)
+        bias_ = None if bias is None else rig.array(bias, dtype)
+        norm = ConvNorm(*(rig.array(a, dtype) for a in statistics), 1e-3) if with_norm else None
+        y = cupy_conv.conv_unit(
+            [x_], weight_, bias_, case.windows, case.groups, norm, low, high, None
+        )
+        x, weight = np.asarray(x_, "float64"), np.asarray(weight_, "float64")
+        wanted = convolution(x, weight, case.windows, case.groups)
+        terms = convolution(np.abs(x), np.abs(weight), case.windows, case.groups)
+        column = (-1, *(1,) * (x.ndim - 2))
+        if bias is not None:
+            wanted += np.asarray(bias_, "float64").reshape(column)
+            terms += np.abs(bias).max()
+        if norm is not None:
+            mean, var, scale, shift = (np.asarray(a, "float64").reshape(column) for a in norm[:4])
+            scale = scale / np.sqrt(var + 1e-3)
+            wanted, terms = (wanted - mean) * scale + shift, (terms + mean) * scale + shift
+        wanted = wanted if low is None and high is None else np.clip(wanted, low, high)
+        close(y, wanted, dtype, terms)
+    assert [name for name, *_ in rig.launches] == ["group_forward"]
+
+
+def test_what_the_unit_leaves_to_other_ops():
+    """Sums, pooling, and groups of many channels."""
+    with rigged() as rig:
+        x = rig.array(np.ones((2, 10, 4, 4)), "float32")
+        weight = rig.array(np.ones((10, 1, 1, 1)), "float32")
+        many = rig.array(np.ones((10, 5, 1, 1)), "float32")
+        windows, pool = Windows.of((4, 4), 1), Windows.of((4, 4), 2, 2)
+        for parts, factor, groups, last in (
+            ([x, x], weight, 10, None),
+            ([x], weight, 10, pool),
+            ([x], many, 2, None),
+        ):
+            made = cupy_conv.conv_unit(parts, factor, None, windows, groups, None, None, None, last)
+            assert made is NotImplemented
 
 
 def test_the_cells_of_a_depthwise_weight_are_shared_out():

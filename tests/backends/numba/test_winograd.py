@@ -70,7 +70,7 @@ def test_values_and_gradients(n, c, o, height, width, pads, dtype, threads, most
 
         dx = np.full((c, height, width, n), np.nan, dtype)
         full = Full.of(Epilogue(), c, dx.dtype)
-        turned = winograd.turned(factors)
+        turned = factors.turned()
         winograd.convolve(last(dy, dtype), turned, dx, (2 - top, 2 - left), full)
         flipped = weight[:, :, ::-1, ::-1].swapaxes(0, 1)
         wide = np.pad(dy, ((0, 0), (0, 0), (2, 2), (2, 2)))
