@@ -28,7 +28,7 @@ from portacnn.backends.cupy.nvrtc import (
 )
 from portacnn.backends.cupy.plan import SPLIT_TILES, VEC, WIDE_TILES, Tile
 from portacnn.backends.cupy.split import empty_partials, sum_partials
-from portacnn.ops.fused import ConvNorm
+from portacnn.ops.fused import ConvNorm, unit_in_sequence
 from portacnn.ops.layout import batch_first, batch_last
 from portacnn.ops.pool import max_pool, max_pool_backward
 from portacnn.ops.windows import Windows
@@ -313,13 +313,14 @@ def conv_unit(
     high: float | None,
     pool: Windows | None,
 ) -> Any:
-    """Compute ``conv_unit`` in one launch if there are few channels per group. Declines the other
-    cases, a sum, and pooling.
+    """Compute ``conv_unit`` in one launch if there are few channels per group and neither a sum nor
+    pooling. Otherwise the kernels run in sequence: scaling large weights takes several launches,
+    and the norm one.
     """
     x, *residual = parts
     plan = None if residual or pool is not None else _plan(x, weight.shape[0], windows, groups)
     if plan is None or not plan.few:
-        return NotImplemented
+        return unit_in_sequence(parts, weight, bias, windows, groups, norm, low, high, pool)
     import cupy as cp
 
     if norm is not None:

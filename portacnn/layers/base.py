@@ -33,7 +33,7 @@ from portacnn.layers.children import Children, check_alias
 from portacnn.layers.limits import count_layer
 from portacnn.layers.network import Network
 from portacnn.layers.passes import moment
-from portacnn.layers.running import Handle, apart, run
+from portacnn.layers.running import Handle, Prepared, apart, first_result, run
 from portacnn.layers.specs import Buffer, Parameter, Place, Shape
 from portacnn.layers.state import Mismatch
 from portacnn.ops.dispatch import no_cache
@@ -177,8 +177,10 @@ class Layer(AnswersKeywords):
 
     def prepare_joined(self, parts: list[Array], bounds: Bounds) -> Callable[[list[Array]], Array]:
         """Return a fast function that computes ``joined``, as ``prepare`` does for ``forward``."""
-        function = self.prepare(parts[0])
-        return lambda parts: add_clip([function(parts[0]), parts[1]], bounds)
+        x, residual = parts
+        function = self.prepare(x)
+        y = add_clip([first_result(function, x), residual], bounds)
+        return Prepared(lambda parts: add_clip([function(parts[0]), parts[1]], bounds), y)
 
     # --- running it -------------------------------------------------------------------------------
 

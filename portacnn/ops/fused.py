@@ -286,9 +286,7 @@ def conv_unit(
         ShapeError, ArrayError, ArgumentError: arrays do not fit together, or a limit is not a
             number. The convolution's own arguments are checked by ``conv_windows``.
     """
-    x, *residual = parts
-    bounds = Bounds(low, high)
-    is_relu = bounds == RELU and not residual
+    x = parts[0]
     outputs = x.shape[0] * weight.shape[0] * prod(windows.out)
     # One pass over the weights or one over the outputs, whichever are fewer.
     if norm is not None and prod(weight.shape) <= outputs:
@@ -296,6 +294,25 @@ def conv_unit(
         bias = shift if bias is None else bias * scale + shift
         weight = weight * backend_of(x).xp.reshape(scale, (-1, *(1,) * (weight.ndim - 1)))
         norm = None
+    return unit_in_sequence(parts, weight, bias, windows, groups, norm, low, high, pool)
+
+
+def unit_in_sequence(
+    parts: list[Array],
+    weight: Array,
+    bias: Array | None,
+    windows: Windows,
+    groups: int,
+    norm: ConvNorm | None,
+    low: float | None,
+    high: float | None,
+    pool: Windows | None,
+) -> Array:
+    """Return ``conv_unit`` computed by the other ops in sequence, with the norm as a pass over the
+    outputs. For a backend on which many small ops cost more than this pass."""
+    x, *residual = parts
+    bounds = Bounds(low, high)
+    is_relu = bounds == RELU and not residual
     if norm is None and is_relu:
         return conv_relu(x, weight, bias, windows, groups, pool, keep=False)[0]
     y, _ = conv(x, weight, bias, windows, groups, keep=False)
