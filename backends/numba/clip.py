@@ -60,10 +60,10 @@ def clip(
     return y.transpose(back), inside.transpose(back) if keep else None
 
 
-def clip_backward(dy: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    order = in_memory_order(inside)
-    dx = empty(tuple(inside.shape[axis] for axis in order), dy.dtype)
-    given, mask = read(np.ascontiguousarray(dy.transpose(order))), read(inside.transpose(order))
+def clip_backward(dy: np.ndarray, saved: np.ndarray) -> np.ndarray:
+    order = in_memory_order(saved)
+    dx = empty(tuple(saved.shape[axis] for axis in order), dy.dtype)
+    given, mask = read(np.ascontiguousarray(dy.transpose(order))), read(saved.transpose(order))
     result = dx.reshape(-1)
     in_pieces(lambda s: _backward(given[s], mask[s], result[s]), dx.size, dx.size)
     return dx.transpose(np.argsort(order))

@@ -59,10 +59,10 @@ def _find_inside(x: np.ndarray, low: float | None, high: float | None, out: np.n
     np.negative(out, out=out)
 
 
-def clip_backward(dy: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    order = in_memory_order(inside)
+def clip_backward(dy: np.ndarray, saved: np.ndarray) -> np.ndarray:
+    order = in_memory_order(saved)
     bits = BITS[dy.dtype.itemsize]
-    given, mask = dy.transpose(order).view(bits), inside.transpose(order)
+    given, mask = dy.transpose(order).view(bits), saved.transpose(order)
     dx = empty(mask.shape, dy.dtype)
     result = dx.view(bits)
 
