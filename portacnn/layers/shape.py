@@ -17,7 +17,18 @@ from portacnn.layers.limits import count_taps
 from portacnn.ops.windows import check_pads
 from portacnn.runtime import Array, backend_of, where
 
-__all__ = ["CenterCrop", "Crop", "Pad", "Permute", "Reduce", "Reshape", "Slice", "Take"]
+__all__ = [
+    "CenterCrop",
+    "Crop",
+    "MergeIntoBatch",
+    "Pad",
+    "Permute",
+    "Reduce",
+    "Reshape",
+    "Slice",
+    "SplitFromBatch",
+    "Take",
+]
 
 
 def _several(layer: Layer, name: str, values: Sequence[int], least: int) -> tuple[int, ...]:
@@ -47,6 +58,64 @@ class Reshape(Layer):
 
     def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
         return backend_of(dy).xp.reshape(dy, self.kept(cache))
+
+
+class MergeIntoBatch(Layer):
+    """Merge the first axis of the samples with the batch: x (N, rows, *S) -> y (N * rows, *S).
+
+    The layers that follow take each row as a sample: the windows of an image, or the heads of
+    attention. ``SplitFromBatch`` is the inverse. Batch norm computes its statistics over all rows.
+
+    Args:
+        rows: the length of the axis.
+    """
+
+    def __init__(self, rows: int) -> None:
+        (self.rows,) = _several(self, "rows", [rows], 1)
+
+    def infer(self, shape: Shape) -> Shape:
+        if shape[:1] != (self.rows,):
+            raise ShapeError(f"expected samples ({self.rows}, *S), got {shape}")
+        return shape[1:]
+
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
+        return _merged(x, self.rows), keep or None
+
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
+        self.kept(cache)
+        return _split(dy, self.rows)
+
+
+class SplitFromBatch(Layer):
+    """Split an axis from the batch: x (N * rows, *S) -> y (N, rows, *S), the inverse of
+    ``MergeIntoBatch``.
+
+    Args:
+        rows: the length of the axis.
+    """
+
+    def __init__(self, rows: int) -> None:
+        (self.rows,) = _several(self, "rows", [rows], 1)
+
+    def infer(self, shape: Shape) -> Shape:
+        return (self.rows, *shape)
+
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
+        if x.shape[0] % self.rows:
+            raise ShapeError(f"expected a multiple of {self.rows} rows, got {x.shape[0]}")
+        return _split(x, self.rows), keep or None
+
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
+        self.kept(cache)
+        return _merged(dy, self.rows)
+
+
+def _merged(x: Array, rows: int) -> Array:
+    return backend_of(x).xp.reshape(x, (x.shape[0] * rows, *x.shape[2:]))
+
+
+def _split(x: Array, rows: int) -> Array:
+    return backend_of(x).xp.reshape(x, (x.shape[0] // rows, rows, *x.shape[1:]))
 
 
 class Permute(Layer):

@@ -1,63 +1,30 @@
 """Convert operators to layers: the values of the graph so far, and the layers made from them.
 
-A value of an ONNX graph is a ``Value`` or a ``Known``. A ``Value`` depends on the network's input:
-the output (N, *shape) of a layer. A ``Known`` is computed when the file is read: weights, and
-values computed from shapes. The number of samples is not known; shapes contain ``BATCH`` instead.
+A value of an ONNX graph is a ``Value`` or a ``Known`` (``portacnn.onnx.values``). A ``Value``
+depends on the network's input: the output (N, *shape) of a layer. A ``Known`` is computed when the
+file is read: weights, and values computed from shapes.
 
-Axes are numbered as in the file, with the batch as axis 0.
+A converter of an operator numbers axes as in the file, with the batch as axis 0. If it is elsewhere
+in the file, or if all inputs are known, the converter is not asked (``portacnn.onnx.converting``).
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from portacnn.errors import ModelFormatError, PortacnnError
+from portacnn.errors import ModelFormatError
 from portacnn.layers import Flatten, Join, Layer, Reshape
 from portacnn.layers.base import Shape
 from portacnn.layers.graph import INPUT, Node
 from portacnn.onnx.reading import Operation, Source, brief
+from portacnn.onnx.values import Dim, Known, Value
 from portacnn.runtime import HostArray
 from portacnn.text import quoted
 
 BATCH = -(1 << 40)
-"""The number of samples in a shape that a file computes."""
-_CARRIES_BATCH: dict[str, slice] = {
-    "Shape": slice(None),
-    "Identity": slice(None),
-    "Concat": slice(None),
-    "Cast": slice(None),
-    "Transpose": slice(None),
-    "Reshape": slice(None),
-    "Gather": slice(1),
-    "Slice": slice(1),
-    "Squeeze": slice(1),
-    "Unsqueeze": slice(1),
-}
-"""Operators that support an unknown number of samples, with the indices of the inputs that may
-contain it."""
+"""The number of samples in a list of sizes (``Importer.numbers``)."""
 _STATE_NAMES = {"weight", "bias", "running_mean", "running_var", "value"}
-
-
-class Known(NamedTuple):
-    """An array that is known when the file is read. ``learn``: it comes from an initializer, so it
-    is a weight."""
-
-    array: HostArray
-    learn: bool = False
-    name: str = ""
-
-
-class Value(NamedTuple):
-    """The output of the node called ``node``: (N, *shape)."""
-
-    node: str
-    shape: Shape
-
-    @property
-    def rank(self) -> int:
-        """Return the number of axes, including the batch."""
-        return len(self.shape) + 1
 
 
 class Importer:
@@ -67,13 +34,23 @@ class Importer:
         source: the file.
         opset: the version of its operators.
         batch: the batch size that the file was exported for; None for any.
+        dtype: of the file's inputs.
+        learn_constants: whether ``Constant`` nodes are weights, as initializers are.
         values: all values so far, by their name in the file.
         nodes: the layers so far.
         state: their parameters and buffers, by path.
     """
 
-    def __init__(self, source: Source, sample: Shape, batch: int | None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        sample: Shape,
+        batch: int | None,
+        dtype: str = "float32",
+        learn_constants: bool = False,
+    ) -> None:
         self.source, self.opset, self.batch = source, source.opset, batch
+        self.dtype, self.learn_constants = np.dtype(dtype), learn_constants
         self.values: dict[str, Known | Value] = {}
         self.nodes: list[Node] = []
         self.state: dict[str, HostArray] = {}
@@ -136,7 +113,20 @@ class Importer:
             raise op.wrong(
                 f"its input {index} must be a short list of whole numbers, got {_kind_of(found)}"
             )
-        return [int(n) for n in found.array.reshape(-1)]
+        dims = found.dims()
+        if any(b and (a, b) != (0, 1) for a, b in dims):
+            raise op.wrong(f"its input {index} is computed from the number of samples")
+        return [BATCH if b else a for a, b in dims]
+
+    def sizes(self, op: Operation, index: int, attribute: str) -> list[Dim]:
+        """Return the sizes of a shape, from an input, or in older opsets an attribute."""
+        if op.has(attribute):
+            return [(n, 0) for n in op.ints(attribute) or []]
+        found = self.known(op, index)
+        if found is None or found.array.dtype.kind not in "iu" or found.array.size > 16:
+            what = "missing" if found is None else _kind_of(found)
+            raise op.wrong(f"its input {index} is {what}; expected a short list of whole numbers")
+        return found.dims()
 
     def number(
         self, op: Operation, index: int, attribute: str, default: float | None
@@ -177,6 +167,11 @@ class Importer:
     def add(self, op: Operation, layer: Layer, *inputs: Value, **state: Known) -> Value:
         """Add a layer that takes these values, with its parameters and buffers; return its
         output."""
+        if len({(value.outer, value.inner) for value in inputs}) > 1:
+            raise op.wrong(
+                "its inputs have different axes merged with the batch: "
+                + " and ".join(value.described() for value in inputs)
+            )
         given: Any = tuple(value.shape for value in inputs)
         name = self._name(op, state)
         shape = layer.plan(given if isinstance(layer, Join) else given[0], name)
@@ -191,7 +186,7 @@ class Importer:
             self.state[f"{name}.{key}"] = known.array
         self.made[name] = state
         self.nodes.append(Node(name, layer, tuple(value.node for value in inputs)))
-        return Value(name, shape)
+        return Value(name, shape, 0, inputs[0].outer, inputs[0].inner)
 
     def reshaped(self, op: Operation, x: Value, shape: Sequence[int]) -> Value:
         """Add a reshape of the samples and return its output; return x if it already has that
@@ -209,6 +204,26 @@ class Importer:
             self.source.budget.take(array.nbytes)
         only = like[0].name if len(like) == 1 else ""
         return Known(array, any(known.learn for known in like), only)
+
+    def leading_to(self, *outputs: Value) -> list[Node]:
+        """Return the nodes that these values depend on; other nodes only supplied shapes."""
+        wanted, found = {value.node for value in outputs}, []
+        for node in reversed(self.nodes):
+            if node.name in wanted:
+                found.append(node)
+                wanted.update(node.inputs)
+        return found[::-1]
+
+    def state_of(self, nodes: Sequence[Node]) -> dict[str, HostArray]:
+        """Return the parameters and buffers of some nodes, by path. The state of a layer in several
+        nodes is stored under the first one's name."""
+        first = {id(node.layer): node for node in reversed(nodes)}
+        return {
+            f"{node.name}.{key}": self.state[f"{node.name}.{key}"]
+            for node in first.values()
+            for key in self.made.get(node.name, {})
+            if key not in node.layer.tied
+        }
 
     def _name(self, op: Operation, state: Mapping[str, Known]) -> str:
         """Return a node's name: that of its parameters in the file, the node's own, or its
@@ -233,98 +248,8 @@ class Importer:
         return found
 
 
-def shared(nodes: Sequence[Node], importer: Importer) -> tuple[list[Node], dict[str, list[str]]]:
-    """Merge nodes that have the same initializers and operation into one shared layer; tie
-    parameters of others.
-
-    Returns:
-        The nodes; and the initializers that are used in several forms (transposed in one node, for
-        example), with the names of their nodes. These cannot be shared.
-    """
-    layers: dict[Any, Layer] = {}
-    owners: dict[Any, tuple[Layer, str]] = {}
-    forms: dict[str, dict[Any, list[str]]] = {}
-    found = []
-    for node in nodes:
-        state = {
-            key: (_form(known), known.learn)
-            for key, known in importer.made.get(node.name, {}).items()
-        }
-        learnt = {
-            key: form
-            for key, (form, learn) in state.items()
-            if learn and key in node.layer.declared
-        }
-        alike = (
-            type(node.layer),
-            repr(node.layer),
-            tuple(sorted((key, form) for key, (form, _) in state.items())),
-        )
-        layer = layers.setdefault(alike, node.layer) if learnt else node.layer
-        found.append(node._replace(layer=layer))
-        for key, form in learnt.items():
-            forms.setdefault(form[0], {}).setdefault(form, []).append(node.name)
-            owner, name = owners.setdefault(form, (layer, key))
-            if (owner, name) != (layer, key) and key not in layer.tied:
-                layer.tie(key, owner, name)
-    several = {
-        name: [user for users in kinds.values() for user in users]
-        for name, kinds in forms.items()
-        if len(kinds) > 1
-    }
-    several.pop("", None)
-    return found, several
-
-
-def _form(known: Known) -> tuple[str, Any]:
-    """Return the key of a parameter's values: the initializer's name, and the memory that
-    the array views."""
-    array = known.array
-    if not known.name and array.size == 1:
-        return "", (array.dtype.str, array.tobytes())
-    return known.name, (
-        array.__array_interface__["data"][0],
-        array.shape,
-        array.strides,
-        array.dtype.str,
-    )
-
-
 def _kind_of(known: Known) -> str:
     return f"{known.array.dtype} {brief(known.array.shape)}"
-
-
-def run(importer: Importer, op: Operation, convert: Any) -> None:
-    """Convert one operation to layers or known arrays, and store its outputs by name."""
-    try:
-        _check_batch(importer, op)
-        made = convert(importer, op)
-        op.check_all_asked()
-    except PortacnnError as error:
-        if isinstance(error, ModelFormatError):
-            raise error.at(op.where)
-        raise ModelFormatError(str(error), op.where) from error
-    made = made if isinstance(made, list) else [made]
-    for name, value in zip(op.outputs, made, strict=False):
-        if name:
-            importer.values[name] = value
-
-
-def _check_batch(importer: Importer, op: Operation) -> None:
-    """Raise ModelFormatError if an operator would compute with the number of samples."""
-    carries = range(len(op.inputs))[_CARRIES_BATCH.get(op.kind, slice(0))]
-    for index, name in enumerate(op.inputs):
-        if index not in carries and isinstance(known := importer.values.get(name), Known):
-            no_batch(op, known)
-
-
-def no_batch(op: Operation, known: Known) -> None:
-    """Raise ModelFormatError if a known array contains the number of samples, which is unknown."""
-    if known.array.dtype == np.int64 and (known.array == BATCH).any():
-        raise op.wrong(
-            "it computes with the number of samples, which is unknown; only shapes that keep it "
-            "are supported"
-        )
 
 
 def unmade(op: Operation, name: str) -> ModelFormatError:

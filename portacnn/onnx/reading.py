@@ -115,7 +115,16 @@ class Operation:
     def where(self) -> str:
         """Return the node's name and operator, such as "node 'conv1' (Conv)", for error
         messages."""
-        return f"node {quoted(self.name or self.outputs[0])} ({self.kind[:80]})"
+        return f"node {quoted(self.label)} ({self.kind[:80]})"
+
+    @property
+    def label(self) -> str:
+        """Return the node's name, or that of its output."""
+        return self.name or self.outputs[0]
+
+    def graphs(self) -> list[GraphProto]:
+        """Return the graphs in the attributes: the branches of If."""
+        return [value for kind, value in self.attributes.values() if kind == "g"]
 
     def wrong(self, message: str) -> ModelFormatError:
         """Return an error that names this node."""

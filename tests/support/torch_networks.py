@@ -73,7 +73,7 @@ def lenet() -> nn.Module:
 @_network()
 def alexnet() -> nn.Module:
     layers = [nn.Conv2d(3, 8, 5, 2, 2), nn.ReLU(), nn.LocalResponseNorm(5), nn.MaxPool2d(3, 2)]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(3), nn.Flatten(), nn.Linear(72, 5))
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(72, 5))
 
 
 @_network()

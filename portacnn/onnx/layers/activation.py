@@ -3,13 +3,11 @@
 from math import isfinite, prod, sqrt
 from typing import Any
 
-import numpy as np
-
 from portacnn import layers as L
 from portacnn.layers import Layer
 from portacnn.models.lenet5 import ScaledTanh
 from portacnn.onnx.builder import GraphBuilder, emitter
-from portacnn.onnx.importer import Importer, Value, all_known, of_sample, operator
+from portacnn.onnx.importer import Importer, Value, of_sample, operator
 from portacnn.onnx.reading import Operation
 
 
@@ -181,13 +179,8 @@ def write_elementwise(graph: GraphBuilder, layer: Any, x: str) -> str:
 
 
 @operator(*_FUNCTIONS.values())
-def read_elementwise(at: Importer, op: Operation) -> Any:
-    """Return a constant for Neg and Sqrt of a constant: exporters use them to compute shapes and
-    scales."""
+def read_elementwise(at: Importer, op: Operation) -> Value:
     function = next(name for name, kind in _FUNCTIONS.items() if kind == op.kind)
-    if op.kind in ("Neg", "Sqrt") and (known := all_known(at, op)):
-        at.source.budget.take(known[0].array.nbytes)
-        return at.fold(getattr(np, function)(known[0].array), known)
     return at.add(op, L.Elementwise(function), at.value(op))
 
 

@@ -1,6 +1,5 @@
 """Arithmetic on two values, or a value and a constant; concatenation."""
 
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -9,14 +8,11 @@ from portacnn import layers as L
 from portacnn.onnx.builder import GraphBuilder, emitter
 from portacnn.onnx.importer import (
     Importer,
-    Known,
     Value,
-    all_known,
     of_sample,
     operator,
-    plain_axes,
 )
-from portacnn.onnx.reading import Operation, brief
+from portacnn.onnx.reading import Operation
 
 _ARITHMETIC = {
     "Add": "add",
@@ -61,8 +57,6 @@ def read_arithmetic(at: Importer, op: Operation) -> Any:
 
 
 def _two(at: Importer, op: Operation, kind: str, a: Any, b: Any, legacy: int | None) -> Any:
-    if isinstance(a, Known) and isinstance(b, Known):
-        return _folded(at, op, kind, a, b)
     if isinstance(a, Value) and isinstance(b, Value):
         return at.add(op, L.Arithmetic(kind), a, b)
     x, constant = (a, b) if isinstance(a, Value) else (b, a)
@@ -85,25 +79,6 @@ def _two(at: Importer, op: Operation, kind: str, a: Any, b: Any, legacy: int | N
     return at.add(op, layer, x, value=constant._replace(array=array))
 
 
-def _folded(at: Importer, op: Operation, kind: str, a: Known, b: Known) -> Known:
-    if a.array.dtype != b.array.dtype or a.array.dtype.kind not in "fiu":
-        raise op.wrong(
-            f"constants must have dtypes of one kind, got {a.array.dtype} and {b.array.dtype}"
-        )
-    try:
-        shape = np.broadcast_shapes(a.array.shape, b.array.shape)
-    except ValueError:
-        raise op.wrong(
-            f"constants {brief(a.array.shape)} and {brief(b.array.shape)} do not broadcast"
-        ) from None
-    at.source.budget.take(prod(shape) * a.array.dtype.itemsize)
-    if kind in ("divide", "power") and a.array.dtype.kind != "f":
-        if kind == "power" or (b.array == 0).any() or (a.array < 0).any() or (b.array < 0).any():
-            raise op.wrong(f"{op.kind} of these integer constants is not supported")
-        return at.fold(a.array // b.array, [a, b])
-    return at.fold(getattr(np, kind)(a.array, b.array).astype(a.array.dtype), [a, b])
-
-
 @emitter(L.Concat)
 def write_concat(graph: GraphBuilder, layer: Any, *inputs: str) -> str:
     return graph.add("Concat", inputs, axis=layer.axis)
@@ -111,15 +86,6 @@ def write_concat(graph: GraphBuilder, layer: Any, *inputs: str) -> str:
 
 @operator("Concat")
 def read_concat(at: Importer, op: Operation) -> Any:
-    if known := all_known(at, op):
-        arrays = [k.array for k in known]
-        rank = arrays[0].ndim
-        (axis,) = plain_axes(op, [op.whole("axis", 1)], rank)
-        alike = {(a.dtype.str, a.shape[:axis], a.shape[axis + 1 :], a.ndim) for a in arrays}
-        if len(alike) != 1:
-            raise op.wrong("these constants cannot be concatenated: their shapes or dtypes differ")
-        at.source.budget.take(sum(a.nbytes for a in arrays))
-        return at.fold(np.concatenate(arrays, axis=axis), known)
     values = [at.value(op, i) for i in range(len(op.inputs))]
     if not values:
         raise op.wrong("it has no inputs")

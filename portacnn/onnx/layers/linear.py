@@ -1,6 +1,5 @@
 """Linear layers, Flatten, and products of matrices."""
 
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -51,19 +50,6 @@ def _scaled(at: Importer, array: Any, factor: float) -> Any:
 @emitter(L.Flatten)
 def write_flatten(graph: GraphBuilder, layer: Any, x: str) -> str:
     return graph.add("Flatten", [x], axis=1)
-
-
-@operator("Flatten")
-def read_flatten(at: Importer, op: Operation) -> Any:
-    x = at.value(op)
-    axis = op.whole("axis", 1)
-    axis = axis + x.rank if axis < 0 else axis
-    if not 1 <= axis <= x.rank or any(n != 1 for n in x.shape[: axis - 1]):
-        raise op.wrong(
-            f"axis {op.whole('axis', 1)} would merge several samples {brief(x.shape)} or split "
-            "one; expected axis 1"
-        )
-    return at.reshaped(op, x, (prod(x.shape),))
 
 
 @emitter(L.MatMul)

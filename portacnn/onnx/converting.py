@@ -1,0 +1,53 @@
+"""Convert the operations of a file one by one.
+
+An operation whose inputs are all known is computed at once. One whose inputs have the batch
+elsewhere than at axis 0 is rewritten first. All others are read by their converters.
+"""
+
+from typing import Any
+
+from portacnn.errors import ModelFormatError, PortacnnError
+from portacnn.onnx import batch_axis, folding
+from portacnn.onnx.importer import OPERATORS, Importer
+from portacnn.onnx.reading import Operation
+from portacnn.onnx.values import Known, Value
+
+_TAKES_SIZES = {"Expand": (1,), "Reshape": (1,), "Resize": (3,)}
+"""Operators on values whose sizes may contain the number of samples, with the inputs."""
+
+
+def run(at: Importer, op: Operation) -> None:
+    """Convert one operation to layers or known arrays, and store its outputs by name."""
+    try:
+        made = _converted(at, op)
+        op.check_all_asked()
+    except PortacnnError as error:
+        if isinstance(error, ModelFormatError):
+            raise error.at(op.where)
+        raise ModelFormatError(str(error), op.where) from error
+    made = made if isinstance(made, list) else [made]
+    for name, value in zip(op.outputs, made, strict=False):
+        if name:
+            at.values[name] = value
+
+
+def _converted(at: Importer, op: Operation) -> Any:
+    given = [at.given(op, i) for i in range(len(op.inputs))]
+    if any(value is not None for value in given) and not any(
+        isinstance(value, Value) for value in given
+    ):
+        return folding.fold(at, op, given)  # type: ignore[arg-type]
+    if op.kind not in OPERATORS:
+        raise op.wrong("it is supported for constants only")
+    for index, value in enumerate(given):
+        counted = isinstance(value, Known) and value.per_sample is not None
+        if counted and index not in _TAKES_SIZES.get(op.kind, ()):
+            raise op.wrong(
+                "it computes with the number of samples, which is unknown; only shapes that keep "
+                "it are supported"
+            )
+    if (same := batch_axis.of_one_sample(at, op)) is not None:
+        return same
+    if op.kind not in batch_axis.MOVING and batch_axis.is_moved(at, op):
+        return batch_axis.convert(at, op, OPERATORS[op.kind])
+    return OPERATORS[op.kind](at, op)
