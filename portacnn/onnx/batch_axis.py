@@ -261,18 +261,23 @@ def convert(at: Importer, op: Operation, converter: Callable[[Importer, Operatio
     elif op.kind in _MEANINGS:
         meaning = _MEANINGS[op.kind](at, op)
     else:
-        value = next(v for v in map(at.values.get, op.inputs) if isinstance(v, Value) and v.at)
+        value = next(v for v in map(at.values.get, op.inputs) if isinstance(v, Value) and v.at != 0)
+        what = "without a batch axis" if value.at is None else f"with the batch at axis {value.at}"
         raise op.wrong(
-            f"its input is {value.described()}: operators of this kind need the batch at axis 0"
+            f"its input is {value.described()}, {what}; operators of this kind need it at axis 0"
         )
-    inputs, names = list(op.inputs), {}
+    inputs = list(op.inputs)
+    names: dict[str, Known | Value] = {}
     for i, name in enumerate(op.inputs):
-        value = meaning.inputs.get(i, at.values.get(name) if name else None)
-        if isinstance(value, Value):
-            value = value._replace(at=0)
-        if value is not None and (i in meaning.inputs or isinstance(value, Value)):
-            inputs[i] = f"\0{i} {name}"  # no name in a file, as none is empty before the space
-            names[inputs[i]] = value
+        given = meaning.inputs.get(i, at.values.get(name) if name else None)
+        if isinstance(given, Value):
+            given = given._replace(at=0)
+        elif given is None or i not in meaning.inputs:
+            continue
+        inputs[i] = f"{name} of {op.label}, input {i}"
+        while inputs[i] in at.values or inputs[i] in at.source.initializers:
+            inputs[i] += "+"
+        names[inputs[i]] = given
     while inputs and not inputs[-1]:
         inputs.pop()
     at.values |= names
@@ -289,6 +294,20 @@ def convert(at: Importer, op: Operation, converter: Callable[[Importer, Operatio
         for v in (made if isinstance(made, list) else [made])
     ]
     return placed
+
+
+def check_across(op: Operation, known: Known, values: Sequence[Value]) -> None:
+    """Raise ModelFormatError unless a constant that is repeated for each sample is used with values
+    whose batch is at the same place."""
+    assert known.across is not None
+    after = known.array.ndim - known.across
+    fits = all(v.at is not None and v.rank - v.at == after for v in values)
+    if not fits or op.kind not in _BROADCAST | {"Concat"}:
+        shape = [(n, 0) if i != known.across else (0, 1) for i, n in enumerate(known.array.shape)]
+        raise op.wrong(
+            f"a constant that is repeated for the number of samples, {shown(shape)}, is not "
+            "supported here"
+        )
 
 
 def _input(at: Importer, op: Operation) -> Value:

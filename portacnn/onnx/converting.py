@@ -8,9 +8,11 @@ from typing import Any
 
 from portacnn.errors import ModelFormatError, PortacnnError
 from portacnn.onnx import batch_axis, folding
+from portacnn.onnx.branches import chosen_branch
 from portacnn.onnx.importer import OPERATORS, Importer
 from portacnn.onnx.reading import Operation
 from portacnn.onnx.values import Known, Value
+from portacnn.text import quoted
 
 _TAKES_SIZES = {"Expand": (1,), "Reshape": (1,), "Resize": (3,)}
 """Operators on values whose sizes may contain the number of samples, with the inputs."""
@@ -32,6 +34,11 @@ def run(at: Importer, op: Operation) -> None:
 
 
 def _converted(at: Importer, op: Operation) -> Any:
+    if op.kind == "If":
+        operations, outputs = chosen_branch(at, op)
+        for inner in operations:
+            run(at, inner)
+        return [_found(at, op, name) for name in outputs]
     given = [at.given(op, i) for i in range(len(op.inputs))]
     if any(value is not None for value in given) and not any(
         isinstance(value, Value) for value in given
@@ -46,8 +53,19 @@ def _converted(at: Importer, op: Operation) -> Any:
                 "it computes with the number of samples, which is unknown; only shapes that keep "
                 "it are supported"
             )
+        if isinstance(value, Known) and value.across is not None:
+            batch_axis.check_across(op, value, [v for v in given if isinstance(v, Value)])
     if (same := batch_axis.of_one_sample(at, op)) is not None:
         return same
     if op.kind not in batch_axis.MOVING and batch_axis.is_moved(at, op):
         return batch_axis.convert(at, op, OPERATORS[op.kind])
     return OPERATORS[op.kind](at, op)
+
+
+def _found(at: Importer, op: Operation, name: str) -> Known | Value:
+    """Return the value with a name in a branch, which may be an initializer."""
+    if name not in at.values and name in at.source.initializers:
+        at.values[name] = at.initializer(name)
+    if name not in at.values:
+        raise op.wrong(f"its output {quoted(name)} is not supported")
+    return at.values[name]

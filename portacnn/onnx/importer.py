@@ -18,7 +18,9 @@ from portacnn.layers import Flatten, Join, Layer, Reshape
 from portacnn.layers.base import Shape
 from portacnn.layers.graph import INPUT, Node
 from portacnn.onnx.reading import Operation, Source, brief
-from portacnn.onnx.values import Dim, Known, Value
+from portacnn.onnx.values import Dim
+from portacnn.onnx.values import Known as Known
+from portacnn.onnx.values import Value as Value
 from portacnn.runtime import HostArray
 from portacnn.text import quoted
 
@@ -67,8 +69,12 @@ class Importer:
             return None
         name = op.inputs[index]
         if name not in self.values:
-            self.values[name] = Known(self.source.array(self.source.initializers[name]), True, name)
+            self.values[name] = self.initializer(name)
         return self.values[name]
+
+    def initializer(self, name: str) -> Known:
+        """Return an initializer."""
+        return Known(self.source.array(self.source.initializers[name]), True, name)
 
     def value(self, op: Operation, index: int = 0) -> Value:
         """Return the input at this index, which must depend on the network's input."""

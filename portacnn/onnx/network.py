@@ -1,7 +1,6 @@
 """Make the network that a file describes: choose outputs, check inputs, convert all operations."""
 
 import logging
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import prod
 from typing import NamedTuple
@@ -12,19 +11,16 @@ from portacnn.errors import ArgumentError, ModelFormatError
 from portacnn.layers.base import Shape
 from portacnn.models.graph_model import GraphModel
 from portacnn.onnx.converting import run
-from portacnn.onnx.folding import FOLDED
-from portacnn.onnx.importer import OPERATORS, Importer, unmade
+from portacnn.onnx.importer import Importer, unmade
 from portacnn.onnx.reading import FLOATS, TYPES, Operation, Source, brief
 from portacnn.onnx.sharing import shared
+from portacnn.onnx.supported import check_supported, needed
 from portacnn.onnx.values import Value
 from portacnn.onnx.wire import ValueInfo
 from portacnn.runtime import HostArray
-from portacnn.text import listed, quoted, shown
+from portacnn.text import listed, quoted
 
 _log = logging.getLogger("portacnn.onnx")
-
-_OUTSIDE = frozenset(("GRU", "LSTM", "RNN"))
-_MOST_NAMED = 24  # operators in an error message
 
 
 class Network(NamedTuple):
@@ -45,14 +41,15 @@ def network(
 ) -> Network:
     """Return the network in a file. See ``load`` for the arguments."""
     names = _outputs(source, chosen)
-    needed, asked = _needed(source, names)
+    operations, asked = needed(source.operations, names)
     infos = _inputs(source, asked)
+    check_supported(operations, [info.name for info in infos])
     samples, batch = _samples(infos, shapes)
     wide = any(FLOATS.get(info.elem_type) == "float64" for info in infos)
     sample = samples[0] if len(samples) == 1 else (sum(map(prod, samples)),)
     at = Importer(source, sample, batch, "float64" if wide else "float32", learn_constants)
     _enter_inputs(at, [info.name for info in infos], samples)
-    for op in needed:
+    for op in operations:
         run(at, op)
         for name in op.outputs:
             if name and name in asked and name not in at.values:
@@ -89,42 +86,6 @@ def _outputs(source: Source, chosen: Sequence[str] | None) -> list[str]:
             f"outputs: the file has no output {missing[0]!r:.200}; it has {listed(source.outputs)}"
         )
     return list(chosen)
-
-
-def _needed(source: Source, names: Sequence[str]) -> tuple[list[Operation], set[str]]:
-    """Return the operations that the outputs depend on, in order, and the names of all values they
-    use."""
-    asked, needed = set(names), []
-    for op in reversed(source.operations):
-        if asked.isdisjoint(op.outputs):
-            continue
-        needed.append(op)
-        asked.update(name for name in op.inputs if name)
-    check_supported(needed[::-1])
-    return needed[::-1], asked
-
-
-def check_supported(operations: Sequence[Operation]) -> None:
-    """Raise ModelFormatError if operators are not supported: all of them are listed."""
-    unknown = [op for op in operations if op.kind not in OPERATORS and op.kind not in FOLDED]
-    if not unknown:
-        return
-    counts = Counter(op.kind for op in unknown)
-    first = {op.kind: op for op in reversed(unknown)}
-    kinds = ", ".join(
-        f"{shown(kind)} ({count}x, first in node {quoted(first[kind].label)})"
-        if count > 1
-        else f"{shown(kind)} (node {quoted(first[kind].label)})"
-        for kind, count in counts.most_common(_MOST_NAMED)
-    )
-    more = f", and {len(counts) - _MOST_NAMED} more" if len(counts) > _MOST_NAMED else ""
-    message = f"it uses operators that are not supported: {kinds}{more}"
-    if recurrent := sorted(_OUTSIDE.intersection(counts)):
-        message += (
-            f"; {' and '.join(recurrent)}: recurrent networks are outside of what portacnn is for "
-            "(convolutional networks)"
-        )
-    raise ModelFormatError(f"{message}; docs/onnx.md lists those that are")
 
 
 def _output(at: Importer, name: str) -> Value:
@@ -180,10 +141,9 @@ def _samples(
     """Return the shape of one sample of each input, and the batch size that the file was exported
     for."""
     if "" in shapes and len(infos) > 1:
-        names = listed([info.name for info in infos])
         raise ArgumentError(
-            f"input_shape must be a dictionary of the shapes of {names}, as there are several "
-            "inputs"
+            "input_shape must be a dictionary of the shapes of "
+            f"{listed([info.name for info in infos])}, as there are several inputs"
         )
     names = {info.name for info in infos} | {""}
     if unknown := [name for name in shapes if name not in names]:

@@ -23,6 +23,21 @@ def _network(*shapes: Shape) -> Callable[[Callable[[], nn.Module]], Callable[[],
     return enter
 
 
+def made(name: str) -> nn.Module:
+    """Return a network in float64, for inference. All of its state is random: exporters merge
+    initializers that are equal."""
+    torch.manual_seed(0)
+    net = NETWORKS[name][0]().double().eval()
+    for parameter in net.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    for name, buffer in net.named_buffers():
+        if name.endswith("running_mean"):
+            buffer.normal_()
+        if name.endswith("running_var"):
+            buffer.uniform_(0.5, 2)
+    return net
+
+
 class Fn(nn.Module):
     """Layers by name, and the function that runs them."""
 
@@ -89,9 +104,7 @@ def resnet() -> nn.Module:
         nn.Sequential(conv_bn(8, 12, stride=2), conv_bn(12, 12, act=None)),
         conv_bn(8, 12, 1, None, stride=2),
     )
-    return nn.Sequential(
-        conv_bn(3, 8), nn.MaxPool2d(3, 2, 1), first, second, *head(12)
-    )
+    return nn.Sequential(conv_bn(3, 8), nn.MaxPool2d(3, 2, 1), first, second, *head(12))
 
 
 @_network()
@@ -537,13 +550,13 @@ def normalized() -> nn.Module:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.register_buffer("mean", torch.rand(1, 3, 1, 1))
-            self.register_buffer("std", 1 + torch.rand(1, 3, 1, 1))
+            self.register_buffer("image_mean", torch.rand(1, 3, 1, 1))
+            self.register_buffer("image_std", 1 + torch.rand(1, 3, 1, 1))
             self.conv, self.weight = nn.Conv2d(3, 6, 3), nn.Parameter(torch.randn(5, 6))
             self.scale = nn.Parameter(torch.tensor(8.0))
 
         def forward(self, x: Any) -> Any:
-            x = F.relu(self.conv((x - self.mean) / self.std)).mean((2, 3))
+            x = F.relu(self.conv((x - self.image_mean) / self.image_std)).mean((2, 3))
             return self.scale * F.linear(F.normalize(x), F.normalize(self.weight))
 
     return Net()
