@@ -7,7 +7,7 @@ elsewhere than at axis 0 is rewritten first. All others are read by their conver
 from typing import Any
 
 from portacnn.errors import ModelFormatError, PortacnnError
-from portacnn.onnx import batch_axis, folding
+from portacnn.onnx import batch_axis, folding, sequences
 from portacnn.onnx.branches import chosen_branch
 from portacnn.onnx.importer import OPERATORS, Importer
 from portacnn.onnx.reading import Operation
@@ -39,6 +39,11 @@ def _converted(at: Importer, op: Operation) -> Any:
         for inner in operations:
             run(at, inner)
         return [_found(at, op, name) for name in outputs]
+    if op.kind == "SplitToSequence":
+        sequences.split(at, op, run)
+        return []
+    if op.kind == "SequenceAt":
+        return sequences.item(at, op)
     given = [at.given(op, i) for i in range(len(op.inputs))]
     if any(value is not None for value in given) and not any(
         isinstance(value, Value) for value in given

@@ -59,6 +59,7 @@ class Importer:
         self.input = Value(INPUT, sample)
         self._names = {INPUT}
         self._next: dict[str, int] = {}
+        self.sequences: dict[str, list[str]] = {}  # the names of their values
         self.made: dict[str, dict[str, Known]] = {}  # parameters and buffers by their node
 
     # --- inputs of an operation -------------------------------------------------------------------
@@ -202,6 +203,13 @@ class Importer:
         return self.add(
             op, Flatten() if len(shape) == 1 and len(x.shape) > 1 else Reshape(shape), x
         )
+
+    def constant(self, name: str, numbers: Sequence[int]) -> str:
+        """Make whole numbers a value with a name that is not used yet, and return the name."""
+        while name in self.values or name in self.source.initializers:
+            name += "+"
+        self.values[name] = Known(np.array(numbers, np.int64))
+        return name
 
     def fold(self, array: Any, like: Sequence[Known] = ()) -> Known:
         """Return a value computed from known arrays. It is learnable if one of them is."""

@@ -52,7 +52,7 @@ def network(
     for op in operations:
         run(at, op)
         for name in op.outputs:
-            if name and name in asked and name not in at.values:
+            if name and name in asked and name not in {*at.values, *at.sequences}:
                 raise unmade(op, name)
     values = [_output(at, name) for name in names]
     last = values[0] if len(values) == 1 else _joined(at, values)

@@ -10,6 +10,8 @@ from portacnn.onnx.reading import Operation
 from portacnn.text import quoted, shown
 
 _RECURRENT = frozenset(("GRU", "LSTM", "RNN"))
+CONTROL = frozenset(("If", "SequenceAt", "SplitToSequence"))
+"""Operators that other operators are run for."""
 _OF_SHAPES = frozenset(("Shape", "Size"))  # their outputs do not depend on their input's elements
 _MOST_NAMED = 24  # operators in an error message
 
@@ -36,7 +38,11 @@ def check_supported(operations: Sequence[Operation], inputs: Iterable[str]) -> N
     variable, unknown = set(inputs), []
     for op in operations:
         depends = not variable.isdisjoint(op.names())
-        if op.kind not in OPERATORS and op.kind != "If" and (depends or op.kind not in FOLDED):
+        if (
+            op.kind not in OPERATORS
+            and op.kind not in CONTROL
+            and (depends or op.kind not in FOLDED)
+        ):
             unknown.append(op)
         if depends and op.kind not in _OF_SHAPES:
             variable.update(op.outputs)
