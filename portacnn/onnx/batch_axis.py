@@ -84,7 +84,7 @@ def _place(at: Importer, x: Value, wanted: Sequence[Dim]) -> _Place | None:
         return None
     if sum(dim == (-1, 0) for dim in wanted) > 1:
         return None
-    if at.batch == 1 and x.rows == 1 and not counted:
+    if at.batch == 1 and not counted:
         return _of_one_sample(x, [a for a, _ in wanted])
     found = list(_places(at, x, wanted, counted))
     if not found:
@@ -94,8 +94,9 @@ def _place(at: Importer, x: Value, wanted: Sequence[Dim]) -> _Place | None:
 
 
 def _of_one_sample(x: Value, wanted: list[int]) -> _Place | None:
-    """In a file for one sample, any axis of length 1 may be the batch."""
-    total, others = prod(x.shape), prod(n for n in wanted if n != -1)
+    """In a file for one sample, any axis of length 1 may be the batch, and nothing needs to be
+    merged with it."""
+    total, others = prod(x.shape) * x.rows, prod(n for n in wanted if n != -1)
     if -1 in wanted and others > 0 and total % others == 0:
         wanted = [total // others if n == -1 else n for n in wanted]
     if prod(wanted) != total or min(wanted, default=1) < 1:
@@ -157,7 +158,7 @@ def transpose(at: Importer, op: Operation, x: Value, order: Sequence[int]) -> Va
 
 def flatten(at: Importer, op: Operation, x: Value, axis: int) -> Value:
     """Merge the axes before ``axis``, and the others."""
-    dims = [(a + b, 0) for a, b in x.dims()] if at.batch == 1 and x.rows == 1 else x.dims()
+    dims = [(a + b, 0) for a, b in x.dims()] if at.batch == 1 else x.dims()
     if not -len(dims) <= axis <= len(dims):
         raise op.wrong(f"axis {axis} is outside the {len(dims)} axes")
     axis = axis + len(dims) if axis < 0 else axis
@@ -260,6 +261,8 @@ def convert(at: Importer, op: Operation, converter: Callable[[Importer, Operatio
         meaning = _broadcast(at, op)
     elif op.kind in _MEANINGS:
         meaning = _MEANINGS[op.kind](at, op)
+    elif rows := _as_rows(at, op):
+        meaning = _Meaning(0, rows)
     else:
         value = next(v for v in map(at.values.get, op.inputs) if isinstance(v, Value) and v.at != 0)
         what = "without a batch axis" if value.at is None else f"with the batch at axis {value.at}"
@@ -294,6 +297,20 @@ def convert(at: Importer, op: Operation, converter: Callable[[Importer, Operatio
         for v in (made if isinstance(made, list) else [made])
     ]
     return placed
+
+
+def _as_rows(at: Importer, op: Operation) -> dict[int, Known | Value]:
+    """Return the inputs with their first axis merged with the batch, if all have no batch axis."""
+    values = {
+        i: v for i, name in enumerate(op.inputs) if isinstance(v := at.values.get(name), Value)
+    }
+    if any(v.at is not None or len(v.shape) < 2 for v in values.values()):
+        return {}
+    made: dict[int, Known | Value] = {}
+    for i, v in values.items():
+        y = at.add(op, L.MergeIntoBatch(v.shape[0]), v)
+        made[i] = y._replace(inner=v.shape[0])
+    return made
 
 
 def check_across(op: Operation, known: Known, values: Sequence[Value]) -> None:

@@ -97,6 +97,11 @@ def _output(at: Importer, name: str) -> Value:
             f"the output {quoted(name)} is {value.described()}: it has other axes merged with the "
             "batch; expected one sample for each input"
         )
+    if value.at and at.batch != 1:
+        raise ModelFormatError(
+            f"the output {quoted(name)} is {value.described()}, with the batch at axis {value.at}; "
+            "expected it at axis 0"
+        )
     value = value._replace(at=0)
     if value.node == at.input.node:
         value = at.add(Operation("", "Identity", [], [name], {}), L.Reshape(value.shape), value)

@@ -37,7 +37,8 @@ def check_supported(operations: Sequence[Operation], inputs: Iterable[str]) -> N
     """
     variable, unknown = set(inputs), []
     for op in operations:
-        depends = not variable.isdisjoint(op.names())
+        names = op.inputs[:1] if op.kind == "CastLike" else op.names()
+        depends = not variable.isdisjoint(names)
         if (
             op.kind not in OPERATORS
             and op.kind not in CONTROL

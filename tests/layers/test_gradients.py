@@ -78,6 +78,11 @@ ONE: dict[str, tuple[Make, tuple[int, ...]]] = {
     "MaxPool1d": (lambda: L.MaxPool1d(3, 2, 1, ceil_mode=True), ROWS),
     "MaxPool2d": (lambda: L.MaxPool2d(2, 1, dilation=2), MAPS),
     "MaxPool3d": (lambda: L.MaxPool3d(2, 1), (1, 3, 3, 2)),
+    "MergeIntoBatch": (lambda: L.MergeIntoBatch(3), MAPS),
+    "SplitFromBatch, the inverse": (
+        lambda: L.Sequential(L.MergeIntoBatch(3), L.Conv1d(3, 2, 2), L.SplitFromBatch(3)),
+        MAPS,
+    ),
     "PReLU": (lambda: L.PReLU((3, 1, 1)), MAPS),
     "Pad": (lambda: L.Pad(((0, 0), (2, 1), (0, 3)), "reflect"), MAPS),
     "Permute": (lambda: L.Permute((0, 3, 1, 2)), MAPS),

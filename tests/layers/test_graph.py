@@ -94,6 +94,8 @@ ONE = [
     (L.Elementwise("reciprocal"), torch.reciprocal),
     (L.Reshape((5, 12)), lambda x: x.reshape(-1, 5, 12)),
     (L.Permute((0, 2, 3, 1)), lambda x: x.permute(0, 2, 3, 1)),
+    (L.MergeIntoBatch(3), lambda x: x.flatten(0, 1)),
+    (L.Sequential(L.MergeIntoBatch(3), L.Softmax(1), L.SplitFromBatch(3)), lambda x: x.softmax(2)),
     (L.Pad(((0, 0), (1, 2), (0, 3)), "zeros", 1.5), lambda x: F.pad(x, (0, 3, 1, 2), value=1.5)),
     (L.Pad(((0, 0), (1, 2), (0, 3)), "reflect"), lambda x: F.pad(x, (0, 3, 1, 2), mode="reflect")),
     (L.Slice((0, 1, 0), (2, 4, 5), (1, 2, 3)), lambda x: x[:, 0:2, 1:4:2, 0:5:3]),

@@ -271,6 +271,12 @@ NESTED = {
         ),
         (3, 4, 5),
     ),
+    "Rows": (
+        lambda: Sequential(
+            L.MergeIntoBatch(3), L.Conv1d(4, 2, 3), L.SplitFromBatch(3), L.Permute((0, 2, 1, 3))
+        ),
+        (3, 4, 5),
+    ),
     "GraphModel": (
         lambda: M.GraphModel(
             ("a", Conv2d(4, 4, 1), ["input"]), ("b", L.Arithmetic("add"), ["a", "input"])
@@ -408,6 +414,7 @@ def test_no_class_is_forgotten():
         M.GraphModel,
     }
     tested |= {L.Arithmetic, L.Concat, L.MatMul}  # in the graph
+    tested |= {L.MergeIntoBatch, L.SplitFromBatch}  # in "Rows"
     tested |= {getattr(M, name.split()[0]) for name in [*MODELS, *BIG]}
     own = {kind for kind in Layer.known.values() if kind.__module__.partition(".")[0] == "portacnn"}
     assert {kind.__name__ for kind in own} == {kind.__name__ for kind in tested} | BASES
