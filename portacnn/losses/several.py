@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from math import prod
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -33,6 +33,8 @@ class PerOutput(Loss):
     """
 
     terms: Sequence[tuple[str, Sequence[int], Loss | None]]
+
+    _forms: ClassVar[dict[str, tuple[Shape, str]]]  # of each object, no field
 
     def __post_init__(self) -> None:
         terms = tuple(_term(term) for term in self.terms)

@@ -59,6 +59,7 @@ class Importer:
         self.input = Value(INPUT, sample)
         self._names = {INPUT}
         self._next: dict[str, int] = {}
+        self.unlearned = {INPUT}  # nodes before the first parameter
         self.sequences: dict[str, list[str]] = {}  # the names of their values
         self.made: dict[str, dict[str, Known]] = {}  # parameters and buffers by their node
 
@@ -192,6 +193,8 @@ class Importer:
             self.source.budget.take(4 * known.array.size)
             self.state[f"{name}.{key}"] = known.array
         self.made[name] = state
+        if not layer.declared and all(value.node in self.unlearned for value in inputs):
+            self.unlearned.add(name)
         self.nodes.append(Node(name, layer, tuple(value.node for value in inputs)))
         return Value(name, shape, 0, inputs[0].outer, inputs[0].inner)
 

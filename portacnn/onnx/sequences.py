@@ -2,6 +2,7 @@
 Split, SequenceAt as one of its outputs."""
 
 from collections.abc import Callable
+from typing import Any
 
 from portacnn.onnx.importer import Importer
 from portacnn.onnx.reading import Operation, brief
@@ -29,9 +30,11 @@ def split(at: Importer, op: Operation, run: Callable[[Importer, Operation], None
     if taken := [name for name in names if name in at.values]:
         raise op.wrong(f"its output {taken[0]!r:.80} already exists")
     parts = at.constant(f"{op.outputs[0]}, sizes", sizes)
-    inputs, attributes = [op.inputs[0], parts], {"axis": ("i", axis)}
+    inputs = [op.inputs[0], parts]
+    attributes: dict[str, tuple[str, Any]] = {"axis": ("i", axis)}
     if at.opset < 13:
-        inputs, attributes = inputs[:1], attributes | {"split": ("ints", sizes)}
+        del inputs[1:]
+        attributes["split"] = ("ints", sizes)
     run(at, Operation(op.name, "Split", inputs, names, attributes))
     at.sequences[op.outputs[0]] = names
 

@@ -1,5 +1,6 @@
 """Arithmetic on two values, or a value and a constant; concatenation."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ from portacnn import layers as L
 from portacnn.onnx.builder import GraphBuilder, emitter
 from portacnn.onnx.importer import (
     Importer,
+    Known,
     Value,
     of_sample,
     operator,
@@ -75,8 +77,21 @@ def _two(at: Importer, op: Operation, kind: str, a: Any, b: Any, legacy: int | N
         array = array.astype(np.float64)
     array = of_sample(op, array, x)
     learn = constant.learn and array.size > 1 and kind in ("add", "subtract", "multiply", "divide")
+    learn = learn and not _normalizes_images(at, constant, array.shape, x)
     layer = L.ArithmeticWith(kind, array.shape, constant is a, learn)
     return at.add(op, layer, x, value=constant._replace(array=array))
+
+
+def _normalizes_images(at: Importer, constant: Known, shape: Sequence[int], x: Value) -> bool:
+    """Return whether a constant is the mean or standard deviation of images: one number for each
+    color, before the first layer with weights. ``export`` names a weight there by its path."""
+    channels = x.shape[0] if len(x.shape) == 3 else 0
+    return (
+        x.node in at.unlearned
+        and 1 < channels <= 4
+        and tuple(shape) == (channels, 1, 1)
+        and not constant.name.endswith(".value")
+    )
 
 
 @emitter(L.Concat)

@@ -69,6 +69,11 @@ def read_instance_norm(at: Importer, op: Operation) -> Value:
     x, weight, bias = at.value(op), at.weight(op, 1), at.weight(op, 2)
     op.ignore("consumed_inputs")
     kind = (L.InstanceNorm1d, L.InstanceNorm2d, L.InstanceNorm3d)[spatial_axes(at, op, x) - 1]
+    if prod(x.shape[1:]) == 1:
+        raise op.wrong(
+            f"samples {brief(x.shape)} have one element for each channel, so their variance is 0 "
+            "and the output is the bias; load the file with a larger input_shape"
+        )
     return at.add(
         op, kind(x.shape[0], op.real("epsilon", 1e-5), affine=True), x, weight=weight, bias=bias
     )
