@@ -145,6 +145,8 @@ def _model(
             quoted(name),
             listed(users, 8),
         )
+    for note, about in importer.notes.items():
+        _log.warning("%s: %s: %s", source.path, note, listed(about, 8))
     # a layer's state is stored under its first node's name
     first = {id(node.layer): node for node in reversed(nodes)}
     state = {

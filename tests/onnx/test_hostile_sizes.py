@@ -87,7 +87,6 @@ WEIGHT = {"w": numbers(2, 2, 3, 3)}
         [node("Cast", ["x"], ["y"])],
         [node("ReduceMean", ["x"], ["y"])],
         [node("ReduceMean", ["x"], ["y"], axes=[1, 1])],
-        [node("BatchNormalization", ["x", "v", "v", "v", "v"], ["y"], training_mode=1)],
         [node("BatchNormalization", ["x", "v", "v", "v"], ["y"])],
         [node("BatchNormalization", ["x", "wide", "v", "v", "v"], ["y"])],
         [node("BatchNormalization", ["x", "v", "v", "v", "v"], ["y"], epsilon=-1.0)],
