@@ -62,7 +62,6 @@ WEIGHT = {"w": numbers(2, 2, 3, 3)}
         [node("Concat", ["x", "x"], ["y"], axis=0)],
         [node("Concat", ["x", "w"], ["y"], axis=1)],
         [node("Dropout", ["x", "two"], ["y"])],
-        [node("Dropout", ["x", "", "yes"], ["y"])],
         [node("Reshape", ["x", "to"], ["y"])],
         [node("Reshape", ["x", "w"], ["y"])],
         [node("Reshape", ["x", "x"], ["y"])],
