@@ -14,6 +14,7 @@ import numpy as np
 
 from portacnn.ops import use_kernels
 from portacnn.ops.dispatch import OPS
+from portacnn.ops.resize import COORDINATES, ROUNDING, axes_of
 from portacnn.ops.windows import Windows
 from portacnn.testing.random import Random
 
@@ -528,19 +529,15 @@ def interpolate(random: Random) -> Arguments:
         "x": random.numbers(random.batch(), random.upto(3, 12), *size),
         "size": tuple(random.whole(1, 9) for _ in size),
         "mode": "bilinear" if linear else "nearest",
-        "align_corners": random.of(True, False) if linear else False,
+        "coordinates": random.of(*COORDINATES),
+        "rounding": None if linear else random.of(*ROUNDING),
     }
 
 
 def resize(random: Random) -> Arguments:
     made = interpolate(random)
-    sizes = zip(made["x"].shape[2:], made["size"], strict=True)
-    return {
-        "x": made["x"],
-        "axes": tuple((size, out, None) for size, out in sizes),
-        "linear": made["mode"] == "bilinear",
-        "align": made["align_corners"],
-    }
+    x = made.pop("x")
+    return {"x": x, "axes": axes_of(x.shape[2:], scale_factor=None, **made)}
 
 
 def pixel_shuffle(random: Random) -> Arguments:

@@ -153,12 +153,8 @@ RIGHTLY_REFUSED = (
     "cast only to floating point",
     # interpolation that portacnn does not have
     "mode must be nearest or linear",
-    "is not supported; expected 'asymmetric' and 'floor'",
-    "linear with 'asymmetric' is not supported",
-    "linear with 'tf_crop_and_resize' is not supported",
-    "linear with 'half_pixel_symmetric' is not supported",
+    "'tf_crop_and_resize' with 'round_prefer_floor' is not supported",
     "'align_corners' is not supported for scales with a fractional output size",
-    "'pytorch_half_pixel' with an output size of 1 is not supported",
     "antialias and keep_aspect_ratio_policy are not supported",
     "would be empty or reversed",
     "has only the batch axis",
