@@ -277,6 +277,22 @@ def arithmetic(kind: str) -> Draw:
     return draw
 
 
+def select(random: Random) -> Arguments:
+    shape = random.batch(), *random.size()
+    others = (tuple(random.of(1, n) for n in shape) for _ in range(2))
+    a, b = (random.numbers(*other) for other in others)
+    return {"condition": np.round(random.numbers(*shape)), "a": a, "b": b}
+
+
+def reduce(kind: str) -> Draw:
+    def draw(random: Random) -> Arguments:
+        x = random.positive(random.batch(), *random.size(1, 3))
+        axes = [axis for axis in range(x.ndim) if random.of(True, False)] or [x.ndim - 1]
+        return {"x": x, "kind": kind, "axes": axes, "keepdims": random.of(True, False)}
+
+    return draw
+
+
 def prelu(random: Random) -> Arguments:
     c = random.upto(4, 12)
     return {"x": random.numbers(random.batch(), c), "slope": random.numbers(c)}
