@@ -34,6 +34,7 @@ _CARRIES_BATCH: dict[str, slice] = {
     "Squeeze": slice(1),
     "Unsqueeze": slice(1),
     "Resize": slice(3, 4),
+    "Expand": slice(1, 2),
 }
 """Operators that support an unknown number of samples, with the indices of the inputs that may
 contain it."""

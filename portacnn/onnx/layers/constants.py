@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from portacnn import layers as L
 from portacnn.onnx.importer import BATCH, Importer, Known, no_batch, operator
 from portacnn.onnx.reading import FLOATS, Operation, brief
 
@@ -51,6 +52,7 @@ def read_shape(at: Importer, op: Operation) -> Known:
     return at.fold(np.array(shape[slice(op.whole("start", 0), end)], np.int64))
 
 
+_BOOL = 9
 _CAST = {
     **{number: name for number, name in FLOATS.items() if name != "bfloat16"},
     6: "int32",
@@ -71,8 +73,10 @@ def read_cast(at: Importer, op: Operation) -> Any:
             no_batch(op, found)
         at.source.budget.take(found.array.size * dtype.itemsize)
         return at.fold(found.array.astype(dtype), [found])
+    if to == _BOOL:
+        return at.add(op, L.Elementwise("nonzero"), at.value(op))
     if to not in FLOATS:
-        raise op.wrong(f"values can be cast only to floating point, not to type {to}")
+        raise op.wrong(f"values can be cast only to floating point or bool, not to type {to}")
     return at.value(op)
 
 

@@ -13,10 +13,12 @@ from portacnn.onnx.importer import (
     Known,
     Value,
     for_training,
+    of_sample,
     operator,
     some,
     spatial_axes,
 )
+from portacnn.onnx.layers.join import repeated
 from portacnn.onnx.reading import Operation, brief
 
 
@@ -86,7 +88,11 @@ def write_instance_norm(graph: GraphBuilder, layer: Any, x: str) -> str:
 def read_instance_norm(at: Importer, op: Operation) -> Value:
     x, weight, bias = at.value(op), at.weight(op, 1), at.weight(op, 2)
     op.ignore("consumed_inputs")
-    kind = (L.InstanceNorm1d, L.InstanceNorm2d, L.InstanceNorm3d)[spatial_axes(at, op, x) - 1]
+    axes = spatial_axes(at, op, x)
+    if prod(x.shape[1:]) == 1:  # x - mean is 0
+        column = bias._replace(array=bias.array.reshape(-1, *(1,) * axes))
+        return repeated(at, op, column, x, learn=True)
+    kind = (L.InstanceNorm1d, L.InstanceNorm2d, L.InstanceNorm3d)[axes - 1]
     return at.add(
         op, kind(x.shape[0], op.real("epsilon", 1e-5), affine=True), x, weight=weight, bias=bias
     )
@@ -164,8 +170,20 @@ def read_layer_norm(at: Importer, op: Operation) -> Value:
     x, weight, bias = at.value(op), at.weight(op, 1), at.optional_weight(op, 2)
     op.ignore("stash_type")
     axis = at.axis(op, op.whole("axis", -1), x.rank)
-    layer = L.LayerNorm(x.shape[axis - 1 :], op.real("epsilon", 1e-5), True, bias is not None)
-    return at.add(op, layer, x, weight=weight, **some(bias=bias))
+    shape, eps = x.shape[axis - 1 :], op.real("epsilon", 1e-5)
+    if all(known.array.shape == shape for known in some(weight=weight, bias=bias).values()):
+        layer = L.LayerNorm(shape, eps, True, bias is not None)
+        return at.add(op, layer, x, weight=weight, **some(bias=bias))
+    # they broadcast to x in another way
+    y = at.add(op, L.LayerNorm(shape, eps, elementwise_affine=False), x)
+    for kind, known in (("multiply", weight), ("add", bias)):
+        if known is not None:
+            array = of_sample(op, known.array, x)
+            with_ = L.ArithmeticWith(kind, array.shape, learn=known.learn)
+            y = at.add(op, with_, y, value=known._replace(array=array))
+    if y.shape != x.shape:
+        raise op.wrong(f"its scale and bias do not broadcast to samples {brief(x.shape)}")
+    return y
 
 
 def _normalized(graph: GraphBuilder, x: str, axes: Sequence[int], eps: float) -> str:
