@@ -23,7 +23,15 @@ Emitter = Callable[..., str]
 Pads = Sequence[tuple[int, int]]
 """(before, after) for each axis."""
 
-CODES = {"float32": 1, "uint8": 2, "int64": 7, "float16": 10, "float64": 11, "bfloat16": 16}
+CODES = {
+    "float32": 1,
+    "uint8": 2,
+    "int64": 7,
+    "bool": 9,
+    "float16": 10,
+    "float64": 11,
+    "bfloat16": 16,
+}
 """The values of ONNX's TensorProto.DataType, by dtype."""
 BYTES = {"float32": 4, "float16": 2, "float64": 8, "bfloat16": 2}
 _LARGEST = {
@@ -170,7 +178,7 @@ class GraphBuilder:
         self.initializers[path] = Stored(
             path, tuple(values.shape), stored, _packed(values, stored, path)
         )
-        return path if stored == self.dtype else self.add("Cast", [path], to=CODES[self.dtype])
+        return path if stored == self.dtype else self.cast(path)
 
     def constant(
         self,
@@ -195,8 +203,12 @@ class GraphBuilder:
         place."""
         return self.add("Reshape", [x, self.constant(shape, dtype="int64")])
 
+    def cast(self, x: str, dtype: str | None = None) -> str:
+        """Cast x; the default dtype is the graph's."""
+        return self.add("Cast", [x], to=CODES[dtype or self.dtype])
+
     def reduce(self, op_type: str, x: str, axes: Sequence[int]) -> str:
-        """Add ReduceMean, ReduceSum or ReduceMax over ``axes``, which are kept with length 1."""
+        """Add a reduction such as ReduceMean over ``axes``, which are kept with length 1."""
         if self.opset >= (13 if op_type == "ReduceSum" else 18):
             return self.add(op_type, [x, self.constant(axes, dtype="int64")], keepdims=1)
         return self.add(op_type, [x], axes=list(axes), keepdims=1)

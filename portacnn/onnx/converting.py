@@ -7,7 +7,8 @@ elsewhere than at axis 0 is rewritten first. All others are read by their conver
 from typing import Any
 
 from portacnn.errors import ModelFormatError, PortacnnError
-from portacnn.onnx import batch_axis, folding, sequences
+from portacnn.onnx import folding, moved, sequences
+from portacnn.onnx.batch_axis import MOVING
 from portacnn.onnx.branches import chosen_branch
 from portacnn.onnx.importer import OPERATORS, Importer
 from portacnn.onnx.reading import Operation
@@ -59,11 +60,11 @@ def _converted(at: Importer, op: Operation) -> Any:
                 "it are supported"
             )
         if isinstance(value, Known) and value.across is not None:
-            batch_axis.check_across(op, value, [v for v in given if isinstance(v, Value)])
-    if (same := batch_axis.of_one_sample(at, op)) is not None:
+            moved.check_across(op, value, [v for v in given if isinstance(v, Value)])
+    if (same := moved.of_one_sample(at, op)) is not None:
         return same
-    if op.kind not in batch_axis.MOVING and batch_axis.is_moved(at, op):
-        return batch_axis.convert(at, op, OPERATORS[op.kind])
+    if op.kind not in MOVING and moved.is_moved(at, op):
+        return moved.convert(at, op, OPERATORS[op.kind])
     return OPERATORS[op.kind](at, op)
 
 

@@ -41,6 +41,7 @@ class Importer:
         values: all values so far, by their name in the file.
         nodes: the layers so far.
         state: their parameters and buffers, by path.
+        notes: what the reader of the file should know, each with the nodes that it is about.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Importer:
         self.values: dict[str, Known | Value] = {}
         self.nodes: list[Node] = []
         self.state: dict[str, HostArray] = {}
+        self.notes: dict[str, list[str]] = {}
         self.input = Value(INPUT, sample)
         self._names = {INPUT}
         self._next: dict[str, int] = {}
@@ -336,12 +338,8 @@ def spatial_axes(at: Importer, op: Operation, x: Value) -> int:
     return x.rank - 2
 
 
-def for_inference(at: Importer, op: Operation) -> None:
-    """Raise ModelFormatError if the operator always runs in training mode: ``is_test=0``, before
-    opset 7 only."""
+def for_training(at: Importer, op: Operation) -> bool:
+    """Return the attribute of opset 6 that selects training mode: ``is_test=0``."""
     if at.opset >= 7 and op.has("is_test"):
         raise op.wrong("is_test is an attribute of opset 6 and older")
-    if not op.whole("is_test", 1):
-        raise op.wrong(
-            "is_test=0 (training mode) is not supported; export the network for inference"
-        )
+    return not op.whole("is_test", 1)

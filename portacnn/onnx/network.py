@@ -64,6 +64,8 @@ def network(
             quoted(name),
             listed(users, 8),
         )
+    for note, about in at.notes.items():
+        _log.warning("%s: %s: %s", source.path, note, listed(about, 8))
     model = GraphModel(
         *nodes,
         inputs=[(i.name, s) for i, s in zip(infos, samples, strict=True)] if infos[1:] else [],

@@ -298,7 +298,7 @@ class Op:
         xp, old = backend.xp, one.dtype
 
         def change(value: Any, old: Any, new: Any) -> Any:
-            if isinstance(value, list | tuple):
+            if type(value) in (list, tuple):
                 return type(value)([change(item, old, new) for item in value])
             return xp.astype(value, new) if getattr(value, "dtype", None) == old else value
 

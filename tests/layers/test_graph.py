@@ -426,7 +426,7 @@ def test_shapes_that_do_not_fit(make: Callable[[], Any], shape: tuple[int, ...])
         lambda: L.ArithmeticWith("add", (0,)),
         lambda: L.Concat(0),
         lambda: L.MatMulWith(0),
-        lambda: L.Elementwise("tan"),
+        lambda: L.Elementwise("tangent"),
         lambda: L.Clip(float("nan")),
         lambda: L.CELU(0),
         lambda: L.HardSigmoid("a"),

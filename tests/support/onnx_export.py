@@ -8,6 +8,7 @@ import onnxruntime as runtime
 
 from portacnn import models as M
 from portacnn.onnx import export as public_export
+from portacnn.onnx import load
 
 exporting, building = sys.modules["portacnn.onnx.export"], sys.modules["portacnn.onnx.builder"]
 
@@ -82,10 +83,13 @@ def close(got, expected):
     )
 
 
-def agrees(network, folder, opsets=(18,)):
-    """onnxruntime gives what the network gives, for batches of 1 and 7 by one file."""
+def agrees(network, folder, opsets=(18,), back=True):
+    """onnxruntime gives what the network gives, for batches of 1 and 7 by one file; so does the
+    file of the last opset when it is read ``back``."""
     for opset in opsets:
         path = export(network, folder, opset=opset)
         for count in (1, 7):
             x = images(network, count)
             close(run(path, x), network(x))
+    if back:
+        close(load(path)(x), network(x))

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from portacnn import layers as L
 from portacnn.onnx.folding import shape_of, size_of
 from portacnn.onnx.importer import Importer, operator
 from portacnn.onnx.reading import FLOATS, Operation
@@ -38,12 +39,17 @@ def read_size(at: Importer, op: Operation) -> Known:
     return size_of(at.value(op).dims())
 
 
+_BOOL = 9
+
+
 @operator("Cast")
 def read_cast(at: Importer, op: Operation) -> Value:
     to = op.whole("to", 0)
     op.ignore("saturate", "round_mode")
+    if to == _BOOL:
+        return at.add(op, L.Elementwise("nonzero"), at.value(op))
     if to not in FLOATS:
-        raise op.wrong(f"values can be cast only to floating point, not to type {to}")
+        raise op.wrong(f"values can be cast only to floating point or bool, not to type {to}")
     return at.value(op)
 
 
