@@ -106,7 +106,7 @@ class GraphModel(Model):
         source = backend_of(x)
         if tuple(x.shape[1:]) != shape or x.ndim < 1:
             raise ShapeError(
-                f"{name}: expected (N, {str(shape)[1:]}, got {describe(x)}", self.where
+                f"{name}: expected (N, {', '.join(map(str, shape))}), got {describe(x)}", self.where
             )
         if not is_float(source.xp, x.dtype):
             raise ArrayError(f"{name}: expected floating point, got {describe(x)}", self.where)

@@ -47,10 +47,11 @@ def chosen_branch(at: Importer, op: Operation) -> tuple[list[Operation], list[st
         inner.outputs = [scope[name] if name else "" for name in inner.outputs]
         made.append(inner)
     outputs = [scope.get(value.name, value.name) for value in graph.outputs]
-    operations, asked = needed(made, outputs)
-    there = known | set(at.values) | set(at.source.initializers)
-    for name in asked:
-        if scope.get(name, name) not in there:
+    operations, _ = needed(made, outputs)
+    there = known | set(at.values) | set(at.sequences) | set(at.source.initializers)
+    used = [name for inner in operations for name in inner.inputs if name]
+    for name in (*used, *outputs):
+        if name not in there:
             raise op.wrong(f"no node computes {quoted(name)}, which its {taken} uses")
     check_supported(operations, [n for n, value in at.values.items() if isinstance(value, Value)])
     return operations, outputs

@@ -68,11 +68,27 @@ def _sign(x: Count) -> HostArray:
 
 
 def _at_least(x: Count, y: Count) -> HostArray:
-    """Return x >= y: as ``_sign``, but x may equal y for N = 1."""
+    """Return x >= y for every N of at least 1."""
+    a, b = _subtract(x, y)
+    first = a + b
+    _require((b == 0) | ((b > 0) & (first >= 0)) | ((b < 0) & (first < 0)))
+    return first >= 0
+
+
+def _larger(x: Count, y: Count) -> Count:
+    """Return the larger one: the same one for every N, but they may be equal for N = 1."""
     a, b = _subtract(x, y)
     first = a + b
     _require((b == 0) | ((b > 0) & (first >= 0)) | ((b < 0) & (first <= 0)))
-    return np.where(b < 0, False, first >= 0)
+    return _choose(np.where(b == 0, a >= 0, b > 0), x, y)
+
+
+def _smaller(x: Count, y: Count) -> Count:
+    return _negative(_larger(_negative(x), _negative(y)))
+
+
+def _negative(x: Count) -> Count:
+    return Count(-x.a, -x.b)
 
 
 def _choose(condition: HostArray, x: Count, y: Count) -> Count:
@@ -107,10 +123,10 @@ FUNCTIONS: dict[str, Callable[..., Count]] = {
     "GreaterOrEqual": lambda x, y: _known(_at_least(x, y)),
     "Less": lambda x, y: _known(_sign(_subtract(x, y)) < 0),
     "LessOrEqual": lambda x, y: _known(_at_least(y, x)),
-    "Max": lambda *all_: reduce(lambda x, y: _choose(_at_least(x, y), x, y), all_),
-    "Min": lambda *all_: reduce(lambda x, y: _choose(_at_least(x, y), y, x), all_),
+    "Max": lambda *all_: reduce(_larger, all_),
+    "Min": lambda *all_: reduce(_smaller, all_),
     "Mul": _multiply,
-    "Neg": lambda x: Count(-x.a, -x.b),
+    "Neg": _negative,
     "Round": _rounded(np.round),
     "Sub": _subtract,
     "Sum": lambda *all_: reduce(_add, all_),

@@ -15,7 +15,7 @@ from portacnn.layers.limits import limited
 from portacnn.models.files import NONSENSE
 from portacnn.models.graph_model import GraphModel
 from portacnn.onnx.about import tell
-from portacnn.onnx.network import network
+from portacnn.onnx.network import LOAD, network
 from portacnn.onnx.reading import MAX_EXTRA_BYTES, read_source
 from portacnn.onnx.wire import MOST
 from portacnn.runtime import Backend, resolve
@@ -90,6 +90,8 @@ def load(
     except ModelFormatError as error:
         raise ModelFormatError(str(error), str(path)) from error.__cause__
     except NONSENSE as error:
+        if isinstance(error, ArgumentError) and error.where == LOAD:
+            raise
         raise ModelFormatError(
             f"its parts do not match: {type(error).__name__}: {error}", str(path)
         ) from error

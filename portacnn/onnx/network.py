@@ -22,6 +22,9 @@ from portacnn.text import listed, quoted
 
 _log = logging.getLogger("portacnn.onnx")
 
+LOAD = "onnx.load"
+"""Where the errors of the caller's arguments come from."""
+
 
 class Network(NamedTuple):
     """A network that is not built yet, and what it is built from."""
@@ -82,10 +85,13 @@ def _outputs(source: Source, chosen: Sequence[str] | None) -> list[str]:
     if chosen is None:
         return list(dict.fromkeys(source.outputs))
     if not chosen or len(set(chosen)) != len(chosen):
-        raise ArgumentError(f"outputs must be one or more different names, got {chosen!r:.200}")
+        raise ArgumentError(
+            f"outputs must be one or more different names, got {chosen!r:.200}", LOAD
+        )
     if missing := [name for name in chosen if name not in source.outputs]:
         raise ArgumentError(
-            f"outputs: the file has no output {missing[0]!r:.200}; it has {listed(source.outputs)}"
+            f"outputs: the file has no output {missing[0]!r:.200}; it has {listed(source.outputs)}",
+            LOAD,
         )
     return list(chosen)
 
@@ -150,11 +156,12 @@ def _samples(
     if "" in shapes and len(infos) > 1:
         raise ArgumentError(
             "input_shape must be a dictionary of the shapes of "
-            f"{listed([info.name for info in infos])}, as there are several inputs"
+            f"{listed([info.name for info in infos])}, as there are several inputs",
+            LOAD,
         )
     names = {info.name for info in infos} | {""}
     if unknown := [name for name in shapes if name not in names]:
-        raise ArgumentError(f"input_shape: the network has no input {unknown[0]!r:.200}")
+        raise ArgumentError(f"input_shape: the network has no input {unknown[0]!r:.200}", LOAD)
     found = [
         _sample(info, shapes.get(info.name, shapes.get("") if len(infos) == 1 else None))
         for info in infos

@@ -115,7 +115,8 @@ def reduced(op: Operation, arrays: Arrays) -> tuple[tuple[int, ...], bool]:
 def _reduction(function: Callable[..., Any]) -> Any:
     def run(at: Importer, op: Operation, arrays: Arrays) -> Any:
         axes, kept = reduced(op, arrays)
-        if not arrays[0].size or arrays[0].dtype.kind not in "fiu":
+        empty = not arrays[0].size and op.kind in ("ReduceMax", "ReduceMean", "ReduceMin")
+        if empty or arrays[0].dtype.kind not in "fiu":
             raise op.wrong(f"it is not supported for {arrays[0].dtype} {brief(arrays[0].shape)}")
         at.source.budget.take(arrays[0].nbytes)
         made = np.asarray(function(arrays[0], axis=axes, keepdims=kept))

@@ -26,11 +26,11 @@ def shared(nodes: Sequence[Node], importer: Importer) -> tuple[list[Node], dict[
             key: (_form(known), known.learn)
             for key, known in importer.made.get(node.name, {}).items()
         }
-        learnt = {
-            key: form
-            for key, (form, learn) in state.items()
-            if learn and key in node.layer.declared
-        }
+        learnt: dict[str, tuple[str, Any]] = {}
+        for key, (form, learn) in state.items():
+            if learn and key in node.layer.declared:
+                # two parameters of one layer cannot be one
+                learnt[key] = (form[0], (form[1], key)) if form in learnt.values() else form
         alike = (
             type(node.layer),
             repr(node.layer),
