@@ -106,7 +106,7 @@ class Operation:
         names = {name for name in self.inputs if name}
         for kind, graph in self.attributes.values():
             if kind == "g":
-                names |= graph.names()
+                names |= {self.scope.get(name, name) for name in graph.names()}
         return names
 
     def wrong(self, message: str) -> ModelFormatError:
