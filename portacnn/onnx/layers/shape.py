@@ -363,9 +363,9 @@ def write_expand(graph: GraphBuilder, layer: Any, x: str) -> str:
 def read_expand(at: Importer, op: Operation) -> Any:
     given, wanted = at.given(op, 0), at.numbers(op, 1)
     if isinstance(given, Known) and wanted and wanted[0] in (BATCH, 1):
-        shape = np.broadcast_shapes(given.array.shape, (1, *wanted[1:]))
-        if shape == (1, *wanted[1:]):
-            return at.fold(np.broadcast_to(given.array, shape), [given])
+        whole = (1, *wanted[1:])
+        if np.broadcast_shapes(given.array.shape, whole) == whole:
+            return at.fold(np.broadcast_to(given.array, whole), [given])
     x = at.value(op)
     if wanted is None or len(wanted) > x.rank:
         raise op.wrong(f"expected at most {x.rank} sizes, got {brief(wanted or [])}")
