@@ -25,6 +25,7 @@ from portacnn.models import Model
 from portacnn.onnx.about import about
 from portacnn.onnx.builder import CODES, GraphBuilder, Stored
 from portacnn.onnx.library import onnx_library
+from portacnn.onnx.quantizing import QuantizedGraph, calibrate, check_quantize
 from portacnn.onnx.several import joined_inputs, split_outputs
 from portacnn.onnx.wire import METADATA
 from portacnn.version import VERSION
@@ -51,6 +52,8 @@ def export(
     dynamic_batch: bool = True,
     dtype: str | None = None,
     preprocess: bool = False,
+    quantize: str | None = None,
+    calibration: Any = None,
 ) -> None:
     """Write a network, or any layer, as an ONNX file that computes its ``forward`` outside
     training.
@@ -75,6 +78,11 @@ def export(
             "float16" or "bfloat16", weights of two or more axes are stored in that dtype, which
             halves the file, and the computation is in float32.
         preprocess: take uint8 images, and apply ``model.preprocess`` to them first.
+        quantize: "int8" stores the weights of convolutions and linear layers as int8, which makes
+            the file a quarter as large, and quantizes their inputs (QuantizeLinear and
+            DequantizeLinear nodes).
+        calibration: samples as ``predict`` takes them, for ``quantize``: the range of the values at
+            each layer is that for these. A few hundred of the training set are enough.
 
     Raises:
         DependencyError: if the package ``onnx`` is not installed.
@@ -94,6 +102,7 @@ def export(
             )
         if dtype is not None:
             one_of("dtype", dtype, *_DTYPES)
+        check_quantize(quantize, calibration, dtype or model.dtype)
     except PortacnnError as error:
         raise error.at("onnx.export")
     if model.backend is None:
@@ -105,7 +114,7 @@ def export(
         model.build(input_shape)
     with model.planned(model.input_shape if input_shape is None else input_shape):
         _check_weights(model)
-        graph = _graph(model, opset, dtype or model.dtype, preprocess)
+        graph = _graph(model, opset, dtype or model.dtype, preprocess, calibration)
         proto = _model_proto(
             onnx, graph, model, dynamic_batch, "uint8" if preprocess else graph.dtype
         )
@@ -128,16 +137,24 @@ def _check_weights(model: Layer) -> None:
                 )
 
 
-def _graph(model: Layer, opset: int, dtype: str, preprocess: bool) -> GraphBuilder:
+def _graph(
+    model: Layer, opset: int, dtype: str, preprocess: bool, calibration: Any
+) -> GraphBuilder:
     """Return the graph with all nodes and weights. Its inputs and outputs have the names of
     ``_inputs`` and ``_outputs``."""
     halves = dtype in ("float16", "bfloat16")
     graph = GraphBuilder(opset, "float32" if halves else dtype, dtype if halves else None)
+    if calibration is not None:
+        span, spans = calibrate(model, calibration)
+        graph = QuantizedGraph(opset, spans)
     inputs, outputs = _inputs(model), _outputs(model)
     for name in (*inputs, *outputs):
         graph.fresh(name)
     x = INPUT if len(inputs) == 1 else joined_inputs(graph, [*inputs])
-    y = graph.layer(model, _preprocessed(graph, model, x) if preprocess else x)
+    x = _preprocessed(graph, model, x) if preprocess else x
+    if isinstance(graph, QuantizedGraph):
+        graph.spans(x, span)
+    y = graph.layer(model, x)
     if len(outputs) > 1:
         split_outputs(graph, y, outputs)
         return graph

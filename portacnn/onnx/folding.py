@@ -14,7 +14,7 @@ from portacnn.layers import Graph
 from portacnn.layers.building import building_from
 from portacnn.onnx import counts
 from portacnn.onnx.counts import Count, Unknown
-from portacnn.onnx.importer import OPERATORS, Importer
+from portacnn.onnx.importer import COMPUTES, OPERATORS, Importer
 from portacnn.onnx.numpy_operators import (
     MOVES,
     NUMPY_OPERATORS,
@@ -54,6 +54,8 @@ def fold(at: Importer, op: Operation, given: Sequence[Known | None]) -> list[Kno
     if counted and (op.kind in counts.FUNCTIONS or op.kind in ("Cast", "CastLike", "ReduceProd")):
         return [_counted(at, op, [known for known in given if known is not None])]
     _no_count(op, given)
+    if op.kind in COMPUTES:
+        return _listed(OPERATORS[op.kind](at, op))
     if op.kind not in OPERATORS:
         raise op.wrong("it is supported for numbers that do not depend on the number of samples")
     return _run(at, op, given)

@@ -63,6 +63,7 @@ class Importer:
         self._next: dict[str, int] = {}
         self.unlearned = {INPUT}  # nodes before the first parameter
         self.sequences: dict[str, list[str]] = {}  # the names of their values
+        self._of_weights = {name.rpartition(".")[0] for name in source.initializers}
         self.made: dict[str, dict[str, Known]] = {}  # parameters and buffers by their node
 
     # --- inputs of an operation -------------------------------------------------------------------
@@ -249,14 +250,16 @@ class Importer:
         operator's.
 
         The operator is removed from names such as "block1/conv/Conv", which PyTorch and
-        ``portacnn.onnx.export`` write. So dropout keeps its path, and therefore its masks.
+        ``portacnn.onnx.export`` write. So dropout keeps its path, and therefore its masks. A layer
+        of several nodes leaves its path to the one with the weights.
         """
         for known in state.values():
             prefix, _, last = known.name.rpartition(".")
             if prefix and last in _STATE_NAMES:
                 return self._new(prefix)
         prefix, _, last = op.name.rpartition("/")
-        return self._new(prefix if prefix and last == op.kind else op.name or op.kind.lower())
+        alone = prefix and last == op.kind and prefix not in self._of_weights
+        return self._new(prefix if alone else op.name or op.kind.lower())
 
     def _new(self, name: str) -> str:
         base, found = name, name
@@ -285,8 +288,17 @@ OPERATORS: dict[str, Converter] = {}
 """All supported operators, by name."""
 
 
-def operator(*names: str) -> Callable[[Converter], Converter]:
-    """Register a converter under these names."""
+COMPUTES = set[str]()
+"""Operators whose converters compute the outputs of constants themselves."""
+
+
+def operator(*names: str, computes: bool = False) -> Callable[[Converter], Converter]:
+    """Register a converter under these names.
+
+    Args:
+        computes: whether it computes the outputs of constants; others get no constants only.
+    """
+    COMPUTES.update(names if computes else ())
 
     def enter(convert: Converter) -> Converter:
         OPERATORS.update(dict.fromkeys(names, convert))

@@ -40,6 +40,15 @@ class Budget:
 
     def __init__(self, size: int, max_extra_bytes: int) -> None:
         self.left = _FILES * size + max_extra_bytes
+        self._widened: set[str] = set()
+
+    def widen(self, name: str, count: int) -> None:
+        """Take ``count`` bytes for a quantized tensor as floats. The first time, the size of the
+        file covers them."""
+        if name and name not in self._widened:
+            self._widened.add(name)
+        else:
+            self.take(count)
 
     def add_file(self, size: int) -> None:
         """Add a file of ``size`` bytes."""

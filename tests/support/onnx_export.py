@@ -41,7 +41,9 @@ def filled(network, seed=0):
     for name, array in network.state_dict().items():
         if name.endswith("num_batches_tracked"):
             state[name] = np.asarray(7)
-        elif name.endswith("running_var"):
+        elif name.endswith("zero_point"):
+            state[name] = np.arange(array.size).reshape(array.shape)
+        elif name.endswith(("running_var", "scale")):
             state[name] = rng.uniform(0.5, 2.0, array.shape)
         else:
             state[name] = rng.standard_normal(array.shape) / np.sqrt(

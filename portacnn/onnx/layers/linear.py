@@ -8,7 +8,7 @@ from portacnn import layers as L
 from portacnn.layers import Layer
 from portacnn.onnx.builder import GraphBuilder, bias_of, emitter
 from portacnn.onnx.importer import Importer, Known, Value, operator
-from portacnn.onnx.layers.join import repeated, values_of
+from portacnn.onnx.layers.join import repeated
 from portacnn.onnx.reading import Operation, brief
 
 
@@ -65,17 +65,21 @@ def write_matmul_with(graph: GraphBuilder, layer: Any, x: str) -> str:
 
 @operator("MatMul")
 def read_matmul(at: Importer, op: Operation) -> Value:
-    """Read a product of two values, or of a value and a constant matrix or vector on either
+    return product(at, op, at.given(op, 0), at.given(op, 1))
+
+
+def product(at: Importer, op: Operation, a: Any, b: Any) -> Value:
+    """Add the product of two values, or of a value and a constant matrix or vector on either
     side."""
-    a, b = at.given(op, 0), at.given(op, 1)
     if isinstance(a, Value) and isinstance(b, Value):
         return at.add(op, L.MatMul(), a, b)
-    if isinstance(a, Value):
-        weight = at.weight(op, 1)
-        if weight.array.ndim <= 2:
-            return _times(at, op, a, weight)
-        return at.add(op, L.MatMul(), *values_of(at, op, learn=True))
-    x, weight = at.value(op, 1), at.weight(op, 0)
+    x, weight = (a, b) if isinstance(a, Value) else (b, a)
+    if not isinstance(x, Value) or weight is None or weight.array.dtype.kind != "f":
+        raise op.wrong("expected a value, and a value or a floating-point constant")
+    if x is a and weight.array.ndim <= 2:
+        return _times(at, op, x, weight)
+    if x is a:
+        return at.add(op, L.MatMul(), x, repeated(at, op, weight, x, learn=True))
     if len(x.shape) < 2:
         raise op.wrong("it operates on the batch (axis 0) of its second factor")
     row = weight.array.ndim == 1
