@@ -18,6 +18,7 @@ from portacnn.layers.linear import *
 from portacnn.layers.norm import *
 from portacnn.layers.passes import *
 from portacnn.layers.pool import *
+from portacnn.layers.quantize import *
 from portacnn.layers.receptive import *
 from portacnn.layers.resize import *
 from portacnn.layers.shape import *

@@ -1,6 +1,6 @@
-"""Layers with several inputs, for a ``Graph``: arithmetic, concatenation and matrix products.
-``ArithmeticWith`` and ``MatMulWith`` take one input, and have the other operand as a parameter or
-constant.
+"""Layers with several inputs, for a ``Graph``: arithmetic, a choice, concatenation and matrix
+products. ``ArithmeticWith`` and ``MatMulWith`` take one input, and have the other operand as a
+parameter or constant. ``Constant`` makes an operand for the others.
 
 Notation: N batch, S one sample's axes. The batch is axis 0.
 """
@@ -15,10 +15,19 @@ from portacnn.arguments import one_of, whole, wholes
 from portacnn.errors import PortacnnError, ShapeError
 from portacnn.layers.base import Layer, Shape
 from portacnn.ops.join import concat_channels
-from portacnn.ops.pointwise import ARITHMETIC
+from portacnn.ops.pointwise import ARITHMETIC, unbroadcast
 from portacnn.runtime import Array, backend_of, where
 
-__all__ = ["Arithmetic", "ArithmeticWith", "Concat", "Join", "MatMul", "MatMulWith"]
+__all__ = [
+    "Arithmetic",
+    "ArithmeticWith",
+    "Concat",
+    "Constant",
+    "Join",
+    "MatMul",
+    "MatMulWith",
+    "Where",
+]
 
 
 class Join(Layer, abstract=True):
@@ -126,6 +135,66 @@ def _checked_kind(kind: str, where: str) -> str:
         raise error.at(where)
 
 
+class Where(Join):
+    """A choice, as torch.where: (N, *S1), (N, *S2), (N, *S3) -> y (N, *S), the second input where
+    the first one is not 0, else the third; broadcast. The first one gets a gradient of zeros."""
+
+    least = most = 3
+
+    def infer(self, shape: Any) -> Shape:
+        condition, a, b = shape
+        return broadcast(broadcast(condition, a), b)
+
+    def forward(self, x: Any, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
+        y, cache = ops.select(*x, keep=keep)
+        return y, (cache, x[0]) if keep else None
+
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Any:
+        kept, condition = self.kept(cache)
+        return [backend_of(dy).xp.zeros_like(condition), *ops.select_backward(dy, kept)]
+
+
+class Constant(Layer):
+    """An array of the layer for each sample, whatever the input: x (N, *S) -> y (N, *shape). It is
+    an operand for a ``Join``, such as a class token to concatenate.
+
+    Args:
+        shape: of one sample.
+        learn: True for a parameter, False for a buffer.
+
+    Parameter or buffer: ``value`` (*shape).
+    """
+
+    def __init__(self, shape: Sequence[int], learn: bool = True) -> None:
+        try:
+            self.shape = wholes("shape", shape, 1)
+        except PortacnnError as error:
+            raise error.at(type(self).__name__)
+        self.learn = bool(learn)
+
+    def infer(self, shape: Shape) -> Shape:
+        if self.learn:
+            self.declare("value", self.shape, "zeros")
+        else:
+            self.declare_buffer("value", self.shape, 0.0)
+        return self.shape
+
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
+        self.check_built()
+        value = self.params["value"] if self.learn else self.buffers["value"]
+        y = backend_of(x).xp.broadcast_to(value, (x.shape[0], *self.shape))
+        return y, tuple(x.shape) if keep else None
+
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
+        xp = backend_of(dy).xp
+        with where(dy):
+            if self.learn and not self.is_frozen("value"):
+                self.add_grads(value=xp.sum(dy, axis=0))
+            if not need_dx:
+                return None
+            return xp.zeros(self.kept(cache), dtype=dy.dtype, device=dy.device)
+
+
 class Concat(Join):
     """Concatenate the inputs along one axis: (N, C1, *S), (N, C2, *S), ... -> (N, C1 + C2 + ...,
     *S) for axis 1.
@@ -173,15 +242,16 @@ class Concat(Join):
 
 
 class MatMul(Join):
-    """The matrix product of two inputs: (N, *S, P, Q), (N, *S, Q, R) -> (N, *S, P, R)."""
+    """The matrix product of two inputs: (N, *S, P, Q), (N, *S, Q, R) -> (N, *S, P, R). The axes S
+    are broadcast."""
 
     least = most = 2
 
     def infer(self, shape: Any) -> Shape:
         a, b = shape
-        if len(a) < 2 or len(a) != len(b) or a[:-2] != b[:-2] or a[-1] != b[-2]:
+        if len(a) < 2 or len(a) != len(b) or a[-1] != b[-2]:
             raise ShapeError(f"expected samples (*S, P, Q) and (*S, Q, R), got {a} and {b}")
-        return (*a[:-1], b[-1])
+        return (*broadcast(a[:-2], b[:-2]), a[-2], b[-1])
 
     def multiply_adds(self) -> int:
         return prod(self.output_shape) * int(self.input_shape[0][-1])  # type: ignore[index]
@@ -196,8 +266,8 @@ class MatMul(Join):
         run, xp = backend_of(dy).run, backend_of(dy).xp
         with where(dy):
             return [
-                run(xp.matmul, dy, xp.matrix_transpose(b)),
-                run(xp.matmul, xp.matrix_transpose(a), dy),
+                unbroadcast(run(xp.matmul, dy, xp.matrix_transpose(b)), tuple(a.shape)),
+                unbroadcast(run(xp.matmul, xp.matrix_transpose(a), dy), tuple(b.shape)),
             ]
 
 

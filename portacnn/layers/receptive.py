@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import singledispatch
-from math import ceil, floor, inf
+from math import ceil, floor, inf, lcm
 from typing import NamedTuple
 
 from portacnn.arguments import wholes
@@ -294,13 +294,14 @@ def _of_transposed(layer: ConvTranspose) -> Field:
 @reach.register
 def _of_upsampling(layer: Upsample) -> Field:
     found = []
-    for n, m in zip(layer.input_shape[1:], layer.output_shape[1:], strict=True):
-        if layer.mode == "nearest":  # cell floor(o*n/m)
-            found.append(Reach(Fraction(n, m), Fraction(1 - m, m), Fraction(0)))
-            continue
-        scale = Fraction(n - 1, max(m - 1, 1)) if layer.align_corners else Fraction(n, m)
-        begin = Fraction(0) if layer.align_corners else (scale - 1) / 2
-        found.append(Reach(scale, begin - 1, begin + 1))
+    for _, _, start, step, rounding in layer.axes(layer.input_shape):
+        below = above = Fraction(1)  # linear: the cells beside start + o * step
+        if rounding is not None:
+            parts = lcm(start.denominator, step.denominator)
+            most = Fraction(parts - 1, parts)
+            below = {"floor": most, "ceil": Fraction(0)}.get(rounding, Fraction(1, 2))
+            above = {"floor": Fraction(0), "ceil": most}.get(rounding, Fraction(1, 2))
+        found.append(Reach(step, start - below, start + above))
     return tuple(found)
 
 

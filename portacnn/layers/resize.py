@@ -12,7 +12,7 @@ from portacnn.errors import PortacnnError, ShapeError
 from portacnn.layers.base import Layer, Shape
 from portacnn.layers.limits import count_taps
 from portacnn.ops.pixel_shuffle import check_shuffle, check_unshuffle
-from portacnn.ops.resize import axes_of, check_interpolation
+from portacnn.ops.resize import Axis, axes_of, check_interpolation
 from portacnn.runtime import Array
 
 __all__ = ["PixelShuffle", "PixelUnshuffle", "Upsample"]
@@ -25,7 +25,8 @@ class Upsample(Layer):
         Upsample(scale_factor=2, mode="bilinear")  # (C, H, W) -> (C, 2H, 2W)
 
     Args:
-        size, scale_factor, mode, align_corners: as for ``portacnn.ops.interpolate``.
+        size, scale_factor, mode, align_corners, coordinates, rounding: as for
+            ``portacnn.ops.interpolate``.
 
     Raises:
         ArgumentError: as ``portacnn.ops.interpolate``.
@@ -39,25 +40,39 @@ class Upsample(Layer):
         scale_factor: float | Sequence[float] | None = None,
         mode: str = "nearest",
         align_corners: bool = False,
+        coordinates: str | None = None,
+        rounding: str | None = None,
     ) -> None:
         try:
-            check_interpolation(size, scale_factor, mode, align_corners)
+            check_interpolation(size, scale_factor, mode, align_corners, coordinates, rounding)
         except PortacnnError as error:
             raise error.at(type(self).__name__)
         self.size, self.scale_factor = size, scale_factor
         self.mode, self.align_corners = mode, bool(align_corners)
+        self.coordinates, self.rounding = coordinates, rounding
+
+    def axes(self, shape: Shape) -> tuple[Axis, ...]:
+        """Return how each spatial axis of a sample (C, *S) is interpolated."""
+        options = (self.mode, self.align_corners, self.coordinates, self.rounding)
+        return axes_of(shape[1:], self.size, self.scale_factor, *options)
 
     def infer(self, shape: Shape) -> Shape:
         if not 2 <= len(shape) <= 4:
             raise ShapeError(f"expected samples (C, *S) of one to three spatial axes, got {shape}")
-        axes = axes_of(shape[1:], self.size, self.scale_factor, self.mode)
-        out = tuple(m for _, m, _ in axes)
+        out = tuple(axis.out for axis in self.axes(shape))
         count_taps((sum(out),))  # each output index may need its own slice
         return (shape[0], *out)
 
     def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
         return ops.interpolate(
-            x, self.size, self.scale_factor, self.mode, self.align_corners, keep=keep
+            x,
+            self.size,
+            self.scale_factor,
+            self.mode,
+            self.align_corners,
+            coordinates=self.coordinates,
+            rounding=self.rounding,
+            keep=keep,
         )
 
     def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:

@@ -5,7 +5,7 @@ Notation: N batch, S one sample's axes. The batch is axis 0, before and after.
 
 from collections.abc import Sequence
 from functools import lru_cache, partial
-from math import prod
+from math import inf, prod
 from typing import Any
 
 from portacnn import ops
@@ -14,10 +14,24 @@ from portacnn.errors import ArgumentError, PortacnnError, ShapeError
 from portacnn.layers.base import Layer, Shape
 from portacnn.layers.conv import PADDING_MODES
 from portacnn.layers.limits import count_taps
+from portacnn.ops.pointwise import unbroadcast
+from portacnn.ops.reduce import check_reduction
 from portacnn.ops.windows import check_pads
 from portacnn.runtime import Array, backend_of, where
 
-__all__ = ["CenterCrop", "Crop", "Pad", "Permute", "Reduce", "Reshape", "Slice", "Take"]
+__all__ = [
+    "CenterCrop",
+    "Crop",
+    "Expand",
+    "MergeIntoBatch",
+    "Pad",
+    "Permute",
+    "Reduce",
+    "Reshape",
+    "Slice",
+    "SplitFromBatch",
+    "Take",
+]
 
 
 def _several(layer: Layer, name: str, values: Sequence[int], least: int) -> tuple[int, ...]:
@@ -47,6 +61,64 @@ class Reshape(Layer):
 
     def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
         return backend_of(dy).xp.reshape(dy, self.kept(cache))
+
+
+class MergeIntoBatch(Layer):
+    """Merge the first axis of the samples with the batch: x (N, rows, *S) -> y (N * rows, *S).
+
+    The layers that follow take each row as a sample: the windows of an image, or the heads of
+    attention. ``SplitFromBatch`` is the inverse. Batch norm computes its statistics over all rows.
+
+    Args:
+        rows: the length of the axis.
+    """
+
+    def __init__(self, rows: int) -> None:
+        (self.rows,) = _several(self, "rows", [rows], 1)
+
+    def infer(self, shape: Shape) -> Shape:
+        if shape[:1] != (self.rows,):
+            raise ShapeError(f"expected samples ({self.rows}, *S), got {shape}")
+        return shape[1:]
+
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
+        return _merged(x, self.rows), keep or None
+
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
+        self.kept(cache)
+        return _split(dy, self.rows)
+
+
+class SplitFromBatch(Layer):
+    """Split an axis from the batch: x (N * rows, *S) -> y (N, rows, *S), the inverse of
+    ``MergeIntoBatch``.
+
+    Args:
+        rows: the length of the axis.
+    """
+
+    def __init__(self, rows: int) -> None:
+        (self.rows,) = _several(self, "rows", [rows], 1)
+
+    def infer(self, shape: Shape) -> Shape:
+        return (self.rows, *shape)
+
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
+        if x.shape[0] % self.rows:
+            raise ShapeError(f"expected a multiple of {self.rows} rows, got {x.shape[0]}")
+        return _split(x, self.rows), keep or None
+
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
+        self.kept(cache)
+        return _merged(dy, self.rows)
+
+
+def _merged(x: Array, rows: int) -> Array:
+    return backend_of(x).xp.reshape(x, (x.shape[0] * rows, *x.shape[2:]))
+
+
+def _split(x: Array, rows: int) -> Array:
+    return backend_of(x).xp.reshape(x, (x.shape[0] // rows, rows, *x.shape[1:]))
 
 
 class Permute(Layer):
@@ -83,7 +155,7 @@ class Pad(Layer):
     Args:
         pads: (before, after) for every axis of a sample.
         mode: "zeros", "reflect", "replicate" or "circular" (see ``portacnn.ops.pad``).
-        value: the fill value for mode "zeros".
+        value: the fill value for mode "zeros"; it may be infinite.
     """
 
     def __init__(
@@ -96,7 +168,7 @@ class Pad(Layer):
         self.pads = tuple((before, after) for before, after in sides)
         try:
             self.mode = PADDING_MODES[one_of("mode", mode, *PADDING_MODES)]
-            self.value = real("value", value)
+            self.value = value if value in (-inf, inf) else real("value", value)
             if self.mode != "constant" and value != 0:
                 raise ArgumentError(
                     f'a value is for mode="zeros" only; got {value!r} with mode={mode!r}'
@@ -310,25 +382,48 @@ def _rounds(indices: tuple[int, ...], cells: int) -> list[list[int | None]]:
     return rounds
 
 
-class Reduce(Layer):
-    """The sum or mean over some axes of every sample.
+class Expand(Layer):
+    """Repeat axes of length 1: x (N, *S) -> y (N, *shape), as torch.Tensor.expand.
 
     Args:
-        kind: "sum" or "mean".
+        shape: of one sample, with as many axes as S.
+    """
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        self.shape = _several(self, "shape", shape, 1)
+
+    def infer(self, shape: Shape) -> Shape:
+        if len(shape) != len(self.shape) or any(
+            n not in (1, m) for n, m in zip(shape, self.shape, strict=True)
+        ):
+            raise ShapeError(f"samples {shape} cannot be expanded to {self.shape}")
+        return self.shape
+
+    def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
+        y = backend_of(x).xp.broadcast_to(x, (x.shape[0], *self.shape))
+        return y, tuple(x.shape) if keep else None
+
+    def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
+        with where(dy):
+            return unbroadcast(dy, self.kept(cache))
+
+
+class Reduce(Layer):
+    """The sum, mean, maximum or another reduction over some axes of every sample.
+
+    Args:
+        kind: as for ``portacnn.ops.reduce``.
         axes: 1 or more; 0 is the batch.
         keepdims: whether to keep the axes with length 1.
     """
 
     def __init__(self, kind: str, axes: Sequence[int], keepdims: bool = False) -> None:
+        self.axes, self.keepdims = _several(self, "axes", axes, 1), bool(keepdims)
         try:
-            self.reduction = one_of("kind", kind, "sum", "mean")
+            check_reduction(kind, self.axes)
         except PortacnnError as error:
             raise error.at(type(self).__name__)
-        self.axes, self.keepdims = _several(self, "axes", axes, 1), bool(keepdims)
-        if not self.axes or len(set(self.axes)) != len(self.axes):
-            raise ArgumentError(
-                f"expected one or more different axes, got {axes!r}", type(self).__name__
-            )
+        self.reduction = kind
 
     def infer(self, shape: Shape) -> Shape:
         if max(self.axes) > len(shape):
@@ -339,16 +434,7 @@ class Reduce(Layer):
         return tuple(n for n, axis in kept if self.keepdims or axis not in self.axes)
 
     def forward(self, x: Array, *, train: bool = False, keep: bool = True) -> tuple[Array, Any]:
-        xp: Any = backend_of(x).xp
-        with where(x):
-            y = getattr(xp, self.reduction)(x, axis=self.axes, keepdims=self.keepdims)
-        return y, tuple(x.shape) if keep else None
+        return ops.reduce(x, self.reduction, self.axes, self.keepdims, keep=keep)
 
     def backward(self, dy: Array, cache: Any, *, need_dx: bool = True) -> Array | None:
-        shape, xp = self.kept(cache), backend_of(dy).xp
-        dy = xp.reshape(dy, tuple(1 if axis in self.axes else n for axis, n in enumerate(shape)))
-        if self.reduction == "mean":
-            with where(dy):
-                dy = dy / prod(shape[axis] for axis in self.axes)
-        # broadcast into a new array
-        return dy + xp.zeros(shape, dtype=dy.dtype, device=dy.device)
+        return ops.reduce_backward(dy, cache)

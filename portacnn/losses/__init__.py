@@ -19,6 +19,7 @@ from portacnn.losses.embeddings import NTXent, Triplet
 from portacnn.losses.labels import BCEWithLogits
 from portacnn.losses.named import LOSSES, describe_loss, named, rebuild_loss
 from portacnn.losses.outputs import predictions, scores
+from portacnn.losses.several import PerOutput
 from portacnn.losses.sums import Sum
 from portacnn.losses.values import L1, MSE, Huber, SmoothL1
 
@@ -34,6 +35,7 @@ __all__ = [
     "Huber",
     "Loss",
     "NTXent",
+    "PerOutput",
     "SmoothL1",
     "Sum",
     "Triplet",

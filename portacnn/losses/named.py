@@ -11,6 +11,7 @@ from portacnn.losses.centers import CenterDetection
 from portacnn.losses.classes import CrossEntropy, Dice, Focal
 from portacnn.losses.embeddings import NTXent, Triplet
 from portacnn.losses.labels import BCEWithLogits
+from portacnn.losses.several import PerOutput
 from portacnn.losses.sums import Sum
 from portacnn.losses.values import L1, MSE, Huber, SmoothL1
 
@@ -42,6 +43,7 @@ _KINDS: dict[str, type[Loss]] = {
         NTXent,
         Triplet,
         CenterDetection,
+        PerOutput,
         Sum,
     )
 }

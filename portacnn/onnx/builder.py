@@ -23,9 +23,13 @@ Emitter = Callable[..., str]
 Pads = Sequence[tuple[int, int]]
 """(before, after) for each axis."""
 
-CODES = {"float32": 1, "uint8": 2, "int64": 7, "float16": 10, "float64": 11, "bfloat16": 16}
+CODES = {
+    **{"float32": 1, "uint8": 2, "int8": 3, "uint16": 4, "int16": 5, "int32": 6, "int64": 7},
+    **{"bool": 9, "float16": 10, "float64": 11, "bfloat16": 16},
+}
 """The values of ONNX's TensorProto.DataType, by dtype."""
 BYTES = {"float32": 4, "float16": 2, "float64": 8, "bfloat16": 2}
+BYTES |= {"int8": 1, "uint8": 1, "int16": 2, "uint16": 2, "int32": 4}
 _LARGEST = {
     "float16": 65520.0,
     "bfloat16": 3.3961776e38,
@@ -155,22 +159,25 @@ class GraphBuilder:
         array = owner.params[name] if name in owner.params else owner.buffers[name]
         return self.stored_once(owner.full_name(name), lambda: owner.home.to_host(array))
 
-    def stored_once(self, path: str, values: Callable[[], HostArray]) -> str:
+    def stored_once(
+        self, path: str, values: Callable[[], HostArray], dtype: str | None = None
+    ) -> str:
         """Return the name of an initializer; it is stored the first time only."""
         if path not in self._weights:
-            self._weights[path] = self.initializer(path, values())
+            self._weights[path] = self.initializer(path, values(), dtype)
         return self._weights[path]
 
-    def initializer(self, path: str, values: HostArray) -> str:
-        """Store an array of the network in the graph's dtype; return the name of its value."""
-        stored = self.stored if values.ndim > 1 else self.dtype
+    def initializer(self, path: str, values: HostArray, dtype: str | None = None) -> str:
+        """Store an array of the network in the graph's dtype, or of integers in ``dtype``; return
+        the name of its value."""
+        stored = dtype or (self.stored if values.ndim > 1 else self.dtype)
         if path in self._values:
             raise ArgumentError(f"expected unique names of values, got {path!r} twice")
         self._values.add(path)
         self.initializers[path] = Stored(
             path, tuple(values.shape), stored, _packed(values, stored, path)
         )
-        return path if stored == self.dtype else self.add("Cast", [path], to=CODES[self.dtype])
+        return path if stored in (self.dtype, dtype) else self.cast(path)
 
     def constant(
         self,
@@ -195,8 +202,12 @@ class GraphBuilder:
         place."""
         return self.add("Reshape", [x, self.constant(shape, dtype="int64")])
 
+    def cast(self, x: str, dtype: str | None = None) -> str:
+        """Cast x; the default dtype is the graph's."""
+        return self.add("Cast", [x], to=CODES[dtype or self.dtype])
+
     def reduce(self, op_type: str, x: str, axes: Sequence[int]) -> str:
-        """Add ReduceMean, ReduceSum or ReduceMax over ``axes``, which are kept with length 1."""
+        """Add a reduction such as ReduceMean over ``axes``, which are kept with length 1."""
         if self.opset >= (13 if op_type == "ReduceSum" else 18):
             return self.add(op_type, [x, self.constant(axes, dtype="int64")], keepdims=1)
         return self.add(op_type, [x], axes=list(axes), keepdims=1)
@@ -235,9 +246,8 @@ def _packed(values: HostArray, dtype: str, path: str) -> HostArray:
                 f"{path} contains {largest:g}, which overflows {dtype}; choose another dtype"
             )
     if dtype != "bfloat16":
-        return values.astype(
-            {"float16": "<f2", "float32": "<f4", "float64": "<f8"}[dtype], order="C", copy=False
-        )
+        little = {"f": "<f", "i": "<i", "u": "<u"}[dtype[0]] + str(BYTES[dtype])
+        return values.astype(little, order="C", copy=False)
     wide = values.astype("<f4", order="C")
     bits = wide.view("<u4")
     # round to nearest, ties to even

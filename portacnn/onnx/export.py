@@ -20,10 +20,13 @@ from portacnn.arguments import answering_keywords, one_of, whole
 from portacnn.errors import ArgumentError, ModelFormatError, PortacnnError, ShapeError, StateError
 from portacnn.files import beginning, file_path, link_target, write_atomically
 from portacnn.layers import Layer
+from portacnn.layers.base import Shape
 from portacnn.models import Model
 from portacnn.onnx.about import about
 from portacnn.onnx.builder import CODES, GraphBuilder, Stored
 from portacnn.onnx.library import onnx_library
+from portacnn.onnx.quantizing import QuantizedGraph, calibrate, check_quantize
+from portacnn.onnx.several import joined_inputs, split_outputs
 from portacnn.onnx.wire import METADATA
 from portacnn.version import VERSION
 
@@ -49,12 +52,15 @@ def export(
     dynamic_batch: bool = True,
     dtype: str | None = None,
     preprocess: bool = False,
+    quantize: str | None = None,
+    calibration: Any = None,
 ) -> None:
     """Write a network, or any layer, as an ONNX file that computes its ``forward`` outside
     training.
 
-    The graph's input is named "input" and its output "output". Initializers have their parameters'
-    paths, nodes their layers' ("layer1.0.conv1/Conv").
+    The graph's input is named "input" and its output "output"; a network with several (from
+    ``load``) keeps their names. Initializers have their parameters' paths, nodes their layers'
+    ("layer1.0.conv1/Conv").
 
         import portacnn
         portacnn.onnx.export(model, "model.onnx")
@@ -72,6 +78,11 @@ def export(
             "float16" or "bfloat16", weights of two or more axes are stored in that dtype, which
             halves the file, and the computation is in float32.
         preprocess: take uint8 images, and apply ``model.preprocess`` to them first.
+        quantize: "int8" stores the weights of convolutions and linear layers as int8, which makes
+            the file a quarter as large, and quantizes their inputs (QuantizeLinear and
+            DequantizeLinear nodes).
+        calibration: samples as ``predict`` takes them, for ``quantize``: the range of the values at
+            each layer is that for these. A few hundred of the training set are enough.
 
     Raises:
         DependencyError: if the package ``onnx`` is not installed.
@@ -91,6 +102,7 @@ def export(
             )
         if dtype is not None:
             one_of("dtype", dtype, *_DTYPES)
+        check_quantize(quantize, calibration, dtype or model.dtype)
     except PortacnnError as error:
         raise error.at("onnx.export")
     if model.backend is None:
@@ -102,7 +114,7 @@ def export(
         model.build(input_shape)
     with model.planned(model.input_shape if input_shape is None else input_shape):
         _check_weights(model)
-        graph = _graph(model, opset, dtype or model.dtype, preprocess)
+        graph = _graph(model, opset, dtype or model.dtype, preprocess, calibration)
         proto = _model_proto(
             onnx, graph, model, dynamic_batch, "uint8" if preprocess else graph.dtype
         )
@@ -125,17 +137,41 @@ def _check_weights(model: Layer) -> None:
                 )
 
 
-def _graph(model: Layer, opset: int, dtype: str, preprocess: bool) -> GraphBuilder:
-    """Return the graph with all nodes and weights. The last node's output is named ``OUTPUT``."""
+def _graph(
+    model: Layer, opset: int, dtype: str, preprocess: bool, calibration: Any
+) -> GraphBuilder:
+    """Return the graph with all nodes and weights. Its inputs and outputs have the names of
+    ``_inputs`` and ``_outputs``."""
     halves = dtype in ("float16", "bfloat16")
     graph = GraphBuilder(opset, "float32" if halves else dtype, dtype if halves else None)
-    x = graph.fresh(INPUT)
-    graph.fresh(OUTPUT)
-    y = graph.layer(model, _preprocessed(graph, model, x) if preprocess else x)
+    if calibration is not None:
+        span, spans = calibrate(model, calibration)
+        graph = QuantizedGraph(opset, spans)
+    inputs, outputs = _inputs(model), _outputs(model)
+    for name in (*inputs, *outputs):
+        graph.fresh(name)
+    x = INPUT if len(inputs) == 1 else joined_inputs(graph, [*inputs])
+    x = _preprocessed(graph, model, x) if preprocess else x
+    if isinstance(graph, QuantizedGraph):
+        graph.spans(x, span)
+    y = graph.layer(model, x)
+    if len(outputs) > 1:
+        split_outputs(graph, y, outputs)
+        return graph
     if not graph.nodes or y != graph.nodes[-1].name:
         y = graph.add("Identity", [y])
     graph.nodes[-1].output[0] = OUTPUT
     return graph
+
+
+def _inputs(model: Layer) -> dict[str, Shape]:
+    """Return the shapes of samples by the input's name in the file."""
+    return getattr(model, "input_shapes", {}) or {INPUT: model.input_shape}
+
+
+def _outputs(model: Layer) -> dict[str, Shape]:
+    """Return the shapes of a sample's outputs by their names in the file."""
+    return getattr(model, "output_shapes", {}) or {OUTPUT: model.output_shape}
 
 
 def _preprocessed(graph: GraphBuilder, model: Any, x: str) -> str:
@@ -161,11 +197,16 @@ def _model_proto(
 ) -> Any:
     """Return the model without its weights."""
     helper, batch = onnx.helper, BATCH if dynamic_batch else 1
-    given = helper.make_tensor_value_info(INPUT, CODES[taken], [batch, *model.input_shape])
-    made = helper.make_tensor_value_info(OUTPUT, CODES[graph.dtype], [batch, *model.output_shape])
+    given, made = (
+        [
+            helper.make_tensor_value_info(name, CODES[dtype], [batch, *shape])
+            for name, shape in shapes.items()
+        ]
+        for shapes, dtype in ((_inputs(model), taken), (_outputs(model), graph.dtype))
+    )
     opsets = [helper.make_opsetid("", graph.opset)]
     proto = helper.make_model(
-        helper.make_graph(graph.nodes, type(model).__name__, [given], [made]),
+        helper.make_graph(graph.nodes, type(model).__name__, given, made),
         opset_imports=opsets,
         ir_version=helper.find_min_ir_version_for(opsets),
         producer_name="portacnn",

@@ -1,63 +1,32 @@
 """Convert operators to layers: the values of the graph so far, and the layers made from them.
 
-A value of an ONNX graph is a ``Value`` or a ``Known``. A ``Value`` depends on the network's input:
-the output (N, *shape) of a layer. A ``Known`` is computed when the file is read: weights, and
-values computed from shapes. The number of samples is not known; shapes contain ``BATCH`` instead.
+A value of an ONNX graph is a ``Value`` or a ``Known`` (``portacnn.onnx.values``). A ``Value``
+depends on the network's input: the output (N, *shape) of a layer. A ``Known`` is computed when the
+file is read: weights, and values computed from shapes.
 
-Axes are numbered as in the file, with the batch as axis 0.
+A converter of an operator numbers axes as in the file, with the batch as axis 0. If it is elsewhere
+in the file, or if all inputs are known, the converter is not asked (``portacnn.onnx.converting``).
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from portacnn.errors import ModelFormatError, PortacnnError
+from portacnn.errors import ModelFormatError
 from portacnn.layers import Flatten, Join, Layer, Reshape
 from portacnn.layers.base import Shape
 from portacnn.layers.graph import INPUT, Node
 from portacnn.onnx.reading import Operation, Source, brief
+from portacnn.onnx.values import Dim
+from portacnn.onnx.values import Known as Known
+from portacnn.onnx.values import Value as Value
 from portacnn.runtime import HostArray
 from portacnn.text import quoted
 
 BATCH = -(1 << 40)
-"""The number of samples in a shape that a file computes."""
-_CARRIES_BATCH: dict[str, slice] = {
-    "Shape": slice(None),
-    "Identity": slice(None),
-    "Concat": slice(None),
-    "Cast": slice(None),
-    "Transpose": slice(None),
-    "Reshape": slice(None),
-    "Gather": slice(1),
-    "Slice": slice(1),
-    "Squeeze": slice(1),
-    "Unsqueeze": slice(1),
-}
-"""Operators that support an unknown number of samples, with the indices of the inputs that may
-contain it."""
+"""The number of samples in a list of sizes (``Importer.numbers``)."""
 _STATE_NAMES = {"weight", "bias", "running_mean", "running_var", "value"}
-
-
-class Known(NamedTuple):
-    """An array that is known when the file is read. ``learn``: it comes from an initializer, so it
-    is a weight."""
-
-    array: HostArray
-    learn: bool = False
-    name: str = ""
-
-
-class Value(NamedTuple):
-    """The output of the node called ``node``: (N, *shape)."""
-
-    node: str
-    shape: Shape
-
-    @property
-    def rank(self) -> int:
-        """Return the number of axes, including the batch."""
-        return len(self.shape) + 1
 
 
 class Importer:
@@ -67,19 +36,34 @@ class Importer:
         source: the file.
         opset: the version of its operators.
         batch: the batch size that the file was exported for; None for any.
+        dtype: of the file's inputs.
+        learn_constants: whether ``Constant`` nodes are weights, as initializers are.
         values: all values so far, by their name in the file.
         nodes: the layers so far.
         state: their parameters and buffers, by path.
+        notes: what the reader of the file should know, each with the nodes that it is about.
     """
 
-    def __init__(self, source: Source, sample: Shape, batch: int | None) -> None:
+    def __init__(
+        self,
+        source: Source,
+        sample: Shape,
+        batch: int | None,
+        dtype: str = "float32",
+        learn_constants: bool = False,
+    ) -> None:
         self.source, self.opset, self.batch = source, source.opset, batch
+        self.dtype, self.learn_constants = np.dtype(dtype), learn_constants
         self.values: dict[str, Known | Value] = {}
         self.nodes: list[Node] = []
         self.state: dict[str, HostArray] = {}
+        self.notes: dict[str, list[str]] = {}
         self.input = Value(INPUT, sample)
         self._names = {INPUT}
         self._next: dict[str, int] = {}
+        self.unlearned = {INPUT}  # nodes before the first parameter
+        self.sequences: dict[str, list[str]] = {}  # the names of their values
+        self._of_weights = {name.rpartition(".")[0] for name in source.initializers}
         self.made: dict[str, dict[str, Known]] = {}  # parameters and buffers by their node
 
     # --- inputs of an operation -------------------------------------------------------------------
@@ -90,8 +74,12 @@ class Importer:
             return None
         name = op.inputs[index]
         if name not in self.values:
-            self.values[name] = Known(self.source.array(self.source.initializers[name]), True, name)
+            self.values[name] = self.initializer(name)
         return self.values[name]
+
+    def initializer(self, name: str) -> Known:
+        """Return an initializer."""
+        return Known(self.source.array(self.source.initializers[name]), True, name)
 
     def value(self, op: Operation, index: int = 0) -> Value:
         """Return the input at this index, which must depend on the network's input."""
@@ -136,7 +124,20 @@ class Importer:
             raise op.wrong(
                 f"its input {index} must be a short list of whole numbers, got {_kind_of(found)}"
             )
-        return [int(n) for n in found.array.reshape(-1)]
+        dims = found.dims()
+        if any(b and (a, b) != (0, 1) for a, b in dims):
+            raise op.wrong(f"its input {index} is computed from the number of samples")
+        return [BATCH if b else a for a, b in dims]
+
+    def sizes(self, op: Operation, index: int, attribute: str) -> list[Dim]:
+        """Return the sizes of a shape, from an input, or in older opsets an attribute."""
+        if op.has(attribute):
+            return [(n, 0) for n in op.ints(attribute) or []]
+        found = self.known(op, index)
+        if found is None or found.array.dtype.kind not in "iu" or found.array.size > 16:
+            what = "missing" if found is None else _kind_of(found)
+            raise op.wrong(f"its input {index} is {what}; expected a short list of whole numbers")
+        return found.dims()
 
     def number(
         self, op: Operation, index: int, attribute: str, default: float | None
@@ -177,6 +178,11 @@ class Importer:
     def add(self, op: Operation, layer: Layer, *inputs: Value, **state: Known) -> Value:
         """Add a layer that takes these values, with its parameters and buffers; return its
         output."""
+        if len({(value.outer, value.inner) for value in inputs}) > 1:
+            raise op.wrong(
+                "its inputs have different axes merged with the batch: "
+                + " and ".join(value.described() for value in inputs)
+            )
         given: Any = tuple(value.shape for value in inputs)
         name = self._name(op, state)
         shape = layer.plan(given if isinstance(layer, Join) else given[0], name)
@@ -190,8 +196,10 @@ class Importer:
             self.source.budget.take(4 * known.array.size)
             self.state[f"{name}.{key}"] = known.array
         self.made[name] = state
+        if not layer.declared and all(value.node in self.unlearned for value in inputs):
+            self.unlearned.add(name)
         self.nodes.append(Node(name, layer, tuple(value.node for value in inputs)))
-        return Value(name, shape)
+        return Value(name, shape, 0, inputs[0].outer, inputs[0].inner)
 
     def reshaped(self, op: Operation, x: Value, shape: Sequence[int]) -> Value:
         """Add a reshape of the samples and return its output; return x if it already has that
@@ -202,6 +210,13 @@ class Importer:
             op, Flatten() if len(shape) == 1 and len(x.shape) > 1 else Reshape(shape), x
         )
 
+    def constant(self, name: str, numbers: Sequence[int]) -> str:
+        """Make whole numbers a value with a name that is not used yet, and return the name."""
+        while name in self.values or name in self.source.initializers:
+            name += "+"
+        self.values[name] = Known(np.array(numbers, np.int64))
+        return name
+
     def fold(self, array: Any, like: Sequence[Known] = ()) -> Known:
         """Return a value computed from known arrays. It is learnable if one of them is."""
         array = np.asarray(array)
@@ -210,19 +225,41 @@ class Importer:
         only = like[0].name if len(like) == 1 else ""
         return Known(array, any(known.learn for known in like), only)
 
+    def leading_to(self, *outputs: Value) -> list[Node]:
+        """Return the nodes that these values depend on; other nodes only supplied shapes."""
+        wanted, found = {value.node for value in outputs}, []
+        for node in reversed(self.nodes):
+            if node.name in wanted:
+                found.append(node)
+                wanted.update(node.inputs)
+        return found[::-1]
+
+    def state_of(self, nodes: Sequence[Node]) -> dict[str, HostArray]:
+        """Return the parameters and buffers of some nodes, by path. The state of a layer in several
+        nodes is stored under the first one's name."""
+        first = {id(node.layer): node for node in reversed(nodes)}
+        return {
+            f"{node.name}.{key}": self.state[f"{node.name}.{key}"]
+            for node in first.values()
+            for key in self.made.get(node.name, {})
+            if key not in node.layer.tied
+        }
+
     def _name(self, op: Operation, state: Mapping[str, Known]) -> str:
         """Return a node's name: that of its parameters in the file, the node's own, or its
         operator's.
 
         The operator is removed from names such as "block1/conv/Conv", which PyTorch and
-        ``portacnn.onnx.export`` write. So dropout keeps its path, and therefore its masks.
+        ``portacnn.onnx.export`` write. So dropout keeps its path, and therefore its masks. A layer
+        of several nodes leaves its path to the one with the weights.
         """
         for known in state.values():
             prefix, _, last = known.name.rpartition(".")
             if prefix and last in _STATE_NAMES:
                 return self._new(prefix)
         prefix, _, last = op.name.rpartition("/")
-        return self._new(prefix if prefix and last == op.kind else op.name or op.kind.lower())
+        alone = prefix and last == op.kind and prefix not in self._of_weights
+        return self._new(prefix if alone else op.name or op.kind.lower())
 
     def _new(self, name: str) -> str:
         base, found = name, name
@@ -233,98 +270,8 @@ class Importer:
         return found
 
 
-def shared(nodes: Sequence[Node], importer: Importer) -> tuple[list[Node], dict[str, list[str]]]:
-    """Merge nodes that have the same initializers and operation into one shared layer; tie
-    parameters of others.
-
-    Returns:
-        The nodes; and the initializers that are used in several forms (transposed in one node, for
-        example), with the names of their nodes. These cannot be shared.
-    """
-    layers: dict[Any, Layer] = {}
-    owners: dict[Any, tuple[Layer, str]] = {}
-    forms: dict[str, dict[Any, list[str]]] = {}
-    found = []
-    for node in nodes:
-        state = {
-            key: (_form(known), known.learn)
-            for key, known in importer.made.get(node.name, {}).items()
-        }
-        learnt = {
-            key: form
-            for key, (form, learn) in state.items()
-            if learn and key in node.layer.declared
-        }
-        alike = (
-            type(node.layer),
-            repr(node.layer),
-            tuple(sorted((key, form) for key, (form, _) in state.items())),
-        )
-        layer = layers.setdefault(alike, node.layer) if learnt else node.layer
-        found.append(node._replace(layer=layer))
-        for key, form in learnt.items():
-            forms.setdefault(form[0], {}).setdefault(form, []).append(node.name)
-            owner, name = owners.setdefault(form, (layer, key))
-            if (owner, name) != (layer, key) and key not in layer.tied:
-                layer.tie(key, owner, name)
-    several = {
-        name: [user for users in kinds.values() for user in users]
-        for name, kinds in forms.items()
-        if len(kinds) > 1
-    }
-    several.pop("", None)
-    return found, several
-
-
-def _form(known: Known) -> tuple[str, Any]:
-    """Return the key of a parameter's values: the initializer's name, and the memory that
-    the array views."""
-    array = known.array
-    if not known.name and array.size == 1:
-        return "", (array.dtype.str, array.tobytes())
-    return known.name, (
-        array.__array_interface__["data"][0],
-        array.shape,
-        array.strides,
-        array.dtype.str,
-    )
-
-
 def _kind_of(known: Known) -> str:
     return f"{known.array.dtype} {brief(known.array.shape)}"
-
-
-def run(importer: Importer, op: Operation, convert: Any) -> None:
-    """Convert one operation to layers or known arrays, and store its outputs by name."""
-    try:
-        _check_batch(importer, op)
-        made = convert(importer, op)
-        op.check_all_asked()
-    except PortacnnError as error:
-        if isinstance(error, ModelFormatError):
-            raise error.at(op.where)
-        raise ModelFormatError(str(error), op.where) from error
-    made = made if isinstance(made, list) else [made]
-    for name, value in zip(op.outputs, made, strict=False):
-        if name:
-            importer.values[name] = value
-
-
-def _check_batch(importer: Importer, op: Operation) -> None:
-    """Raise ModelFormatError if an operator would compute with the number of samples."""
-    carries = range(len(op.inputs))[_CARRIES_BATCH.get(op.kind, slice(0))]
-    for index, name in enumerate(op.inputs):
-        if index not in carries and isinstance(known := importer.values.get(name), Known):
-            no_batch(op, known)
-
-
-def no_batch(op: Operation, known: Known) -> None:
-    """Raise ModelFormatError if a known array contains the number of samples, which is unknown."""
-    if known.array.dtype == np.int64 and (known.array == BATCH).any():
-        raise op.wrong(
-            "it computes with the number of samples, which is unknown; only shapes that keep it "
-            "are supported"
-        )
 
 
 def unmade(op: Operation, name: str) -> ModelFormatError:
@@ -341,8 +288,17 @@ OPERATORS: dict[str, Converter] = {}
 """All supported operators, by name."""
 
 
-def operator(*names: str) -> Callable[[Converter], Converter]:
-    """Register a converter under these names."""
+COMPUTES = set[str]()
+"""Operators whose converters compute the outputs of constants themselves."""
+
+
+def operator(*names: str, computes: bool = False) -> Callable[[Converter], Converter]:
+    """Register a converter under these names.
+
+    Args:
+        computes: whether it computes the outputs of constants; others get no constants only.
+    """
+    COMPUTES.update(names if computes else ())
 
     def enter(convert: Converter) -> Converter:
         OPERATORS.update(dict.fromkeys(names, convert))
@@ -394,12 +350,8 @@ def spatial_axes(at: Importer, op: Operation, x: Value) -> int:
     return x.rank - 2
 
 
-def for_inference(at: Importer, op: Operation) -> None:
-    """Raise ModelFormatError if the operator always runs in training mode: ``is_test=0``, before
-    opset 7 only."""
+def for_training(at: Importer, op: Operation) -> bool:
+    """Return the attribute of opset 6 that selects training mode: ``is_test=0``."""
     if at.opset >= 7 and op.has("is_test"):
         raise op.wrong("is_test is an attribute of opset 6 and older")
-    if not op.whole("is_test", 1):
-        raise op.wrong(
-            "is_test=0 (training mode) is not supported; export the network for inference"
-        )
+    return not op.whole("is_test", 1)

@@ -6,20 +6,23 @@ model's own folder.
 """
 
 import os
-import re
 import stat
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from math import prod
+from fractions import Fraction
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
 import numpy as np
 
 from portacnn.errors import ModelFormatError
 from portacnn.file_kinds import FIRST, kind_of
 from portacnn.files import file_path
+from portacnn.onnx.tensors import FLOATS as FLOATS
+from portacnn.onnx.tensors import LARGEST, array_of
+from portacnn.onnx.tensors import TYPES as TYPES
+from portacnn.onnx.tensors import brief as brief
 from portacnn.onnx.wire import METADATA, GraphProto, NodeProto, Tensor, ValueInfo, read_model
 from portacnn.runtime import HostArray
 from portacnn.text import quoted
@@ -28,37 +31,8 @@ OLDEST, NEWEST = 6, 28
 """The oldest and newest supported opset."""
 MAX_EXTRA_BYTES = 64 << 20
 """The memory limit of arrays in bytes, in addition to a multiple of the file size."""
+_LARGEST_DENOMINATOR = 64
 _FILES = 4  # times the bytes of all files
-_LARGEST = 1 << 31  # the maximum of a size, stride or padding
-_MOST_NUMBERS = 1 << 40
-
-
-class _Type(NamedTuple):
-    """How a data type of ONNX is stored, and the field of its elements when they are not in
-    raw_data."""
-
-    name: str
-    dtype: str
-    place: str
-
-
-TYPES = {
-    1: _Type("float", "<f4", "float"),
-    2: _Type("uint8", "u1", "int32"),
-    3: _Type("int8", "i1", "int32"),
-    4: _Type("uint16", "<u2", "int32"),
-    5: _Type("int16", "<i2", "int32"),
-    6: _Type("int32", "<i4", "int32"),
-    7: _Type("int64", "<i8", "int64"),
-    9: _Type("bool", "u1", "int32"),
-    10: _Type("float16", "<u2", "int32"),
-    11: _Type("double", "<f8", "double"),
-    12: _Type("uint32", "<u4", "uint64"),
-    13: _Type("uint64", "<u8", "uint64"),
-    16: _Type("bfloat16", "<u2", "int32"),
-}
-FLOATS = {1: "float32", 10: "float16", 11: "float64", 16: "bfloat16"}
-"""The data types that a network's values may have."""
 
 
 class Budget:
@@ -66,6 +40,15 @@ class Budget:
 
     def __init__(self, size: int, max_extra_bytes: int) -> None:
         self.left = _FILES * size + max_extra_bytes
+        self._widened: set[str] = set()
+
+    def widen(self, name: str, count: int) -> None:
+        """Take ``count`` bytes for a quantized tensor as floats. The first time, the size of the
+        file covers them."""
+        if name and name not in self._widened:
+            self._widened.add(name)
+        else:
+            self.take(count)
 
     def add_file(self, size: int) -> None:
         """Add a file of ``size`` bytes."""
@@ -110,12 +93,30 @@ class Operation:
     outputs: list[str]
     attributes: dict[str, tuple[str, Any]]
     asked: set[str] = field(default_factory=set)
+    scope: dict[str, str] = field(default_factory=dict)  # names around it, in a branch of If
 
     @property
     def where(self) -> str:
         """Return the node's name and operator, such as "node 'conv1' (Conv)", for error
         messages."""
-        return f"node {quoted(self.name or self.outputs[0])} ({self.kind[:80]})"
+        return f"node {quoted(self.label)} ({self.kind[:80]})"
+
+    @property
+    def label(self) -> str:
+        """Return the node's name, or that of its output."""
+        return self.name or self.outputs[0]
+
+    def graph(self, name: str) -> GraphProto | None:
+        """Return a graph, or None."""
+        return self._get(name, "g")
+
+    def names(self) -> set[str]:
+        """Return the names of all values that it uses, also in the graphs of its attributes."""
+        names = {name for name in self.inputs if name}
+        for kind, graph in self.attributes.values():
+            if kind == "g":
+                names |= {self.scope.get(name, name) for name in graph.names()}
+        return names
 
     def wrong(self, message: str) -> ModelFormatError:
         """Return an error that names this node."""
@@ -140,12 +141,12 @@ class Operation:
         return default if value is None else value
 
     def real(self, name: str, default: float) -> float:
-        """Return a finite number, with the shortest decimal digits of the file's float32
-        (1e-05)."""
+        """Return a finite number: the shortest decimal or simple fraction with the file's float32
+        value, 1e-05 or 1/6."""
         value = self._get(name, "f")
         if value is not None and not np.isfinite(value):
             raise self.wrong(f"attribute {name!r} is {value}")
-        return default if value is None else float(str(np.float32(value)))
+        return default if value is None else meant(value)
 
     def word(self, name: str, default: str) -> str:
         """Return a string."""
@@ -160,7 +161,7 @@ class Operation:
         """Return ``count`` whole numbers that can be a shape, strides or padding."""
         values = self.ints(name)
         values = [default] * count if values is None else values
-        if len(values) != count or not all(least <= v < _LARGEST for v in values):
+        if len(values) != count or not all(least <= v < LARGEST for v in values):
             raise self.wrong(
                 f"{name} must be {count} numbers of at least {least} and below 2^31, "
                 f"got {brief(values)}"
@@ -184,27 +185,34 @@ class Operation:
             raise self.wrong(f"unknown attribute {quoted(unknown[0])}")
 
 
-def brief(values: Sequence[Any]) -> str:
-    """Return numbers from a file as short text, for an error message."""
-    return str(list(values[:16]))[:-1] + (", ...]" if len(values) > 16 else "]")
+def meant(value: float) -> float:
+    """Return the number that was rounded to this float32: the shortest decimal, or a simple
+    fraction if that has as many digits as any float32."""
+    shortest = str(np.float32(value))
+    if len(shortest.strip("-0.")) > 7:
+        fraction = float(Fraction(value).limit_denominator(_LARGEST_DENOMINATOR))
+        if np.float32(fraction) == np.float32(value):
+            return fraction
+    return float(shortest)
 
 
-def _operation(node: NodeProto) -> Operation:
+def operation(node: NodeProto) -> Operation:
+    """Return a node with its attributes checked. Raises ModelFormatError."""
     attributes: dict[str, tuple[str, Any]] = {}
-    operation = Operation(node.name, node.op_type, node.inputs, node.outputs, attributes)
+    made = Operation(node.name, node.op_type, node.inputs, node.outputs, attributes)
     if node.domain not in ("", "ai.onnx"):
-        operation.kind = f"{node.domain}.{node.op_type}"
+        made.kind = f"{node.domain}.{node.op_type}"
     for attribute in node.attributes:
         kind = _KINDS.get(attribute.type) if attribute.type else next(iter(attribute.values), None)
         if "ref_attr_name" in attribute.values or kind is None:
-            raise operation.wrong(f"attribute {quoted(attribute.name)} has no value")
+            raise made.wrong(f"attribute {quoted(attribute.name)} has no value")
         if attribute.name in attributes:
-            raise operation.wrong(f"attribute {quoted(attribute.name)} occurs twice")
+            raise made.wrong(f"attribute {quoted(attribute.name)} occurs twice")
         value = attribute.values.get(kind, _DEFAULTS.get(kind))
         if value is None:
-            raise operation.wrong(f"attribute {quoted(attribute.name)} has no value")
+            raise made.wrong(f"attribute {quoted(attribute.name)} has no value")
         attributes[attribute.name] = (kind, value)
-    return operation
+    return made
 
 
 # --- the file -------------------------------------------------------------------------------------
@@ -287,7 +295,7 @@ class Source:
         """
         where = f"tensor {quoted(tensor.name)}"
         try:
-            return _array(self, tensor)
+            return array_of(self, tensor)
         except ModelFormatError as error:
             raise error.at(where)
 
@@ -341,20 +349,20 @@ def _checked(graph: GraphProto) -> tuple[dict[str, ValueInfo], dict[str, Tensor]
     made = {name for node in graph.nodes for name in node.outputs}
     operations = []
     for node in graph.nodes:
-        operation = _operation(node)
-        for name in operation.inputs:
+        op = operation(node)
+        for name in op.inputs:
             if name and name not in known:
-                raise operation.wrong(
+                raise op.wrong(
                     f"its input {quoted(name)} is computed by a later node: the graph has a cycle "
                     "or is not sorted"
                     if name in made
                     else f"no node computes its input {quoted(name)}"
                 )
-        for name in operation.outputs:
+        for name in op.outputs:
             if name and name in known:
-                raise operation.wrong(f"its output {quoted(name)} already exists")
+                raise op.wrong(f"its output {quoted(name)} already exists")
             known.add(name)
-        operations.append(operation)
+        operations.append(op)
     known.discard("")
     if not graph.outputs:
         raise ModelFormatError("the graph has no output")
@@ -377,139 +385,6 @@ def _by_name(what: str, rows: Sequence[Any]) -> dict[str, Any]:
             )
         found[row.name] = row
     return found
-
-
-# --- tensors --------------------------------------------------------------------------------------
-
-
-def _array(source: Source, tensor: Tensor) -> HostArray:
-    kind = TYPES.get(tensor.data_type)
-    if kind is None:
-        raise ModelFormatError(
-            f"its data type {tensor.data_type} is not supported; supported are: "
-            f"{', '.join(t.name for t in TYPES.values())}"
-        )
-    dims = tuple(tensor.dims)
-    if any(not 0 <= n < _LARGEST for n in dims) or prod(n or 1 for n in dims) > _MOST_NUMBERS:
-        raise ModelFormatError(f"its shape {brief(dims)} is invalid")
-    count, dtype = prod(dims), np.dtype(kind.dtype)
-    places = [place for place, chunks in tensor.packed.items() if any(map(len, chunks))]
-    if len(places) + (tensor.raw is not None) + tensor.is_external > 1 or any(
-        p != kind.place for p in places
-    ):
-        raise ModelFormatError(f"its {kind.name} elements are in the wrong field, or in two fields")
-    if tensor.is_external:
-        flat = _external(source, tensor, count, dtype)
-    elif tensor.raw is not None:
-        _expect(len(tensor.raw), count * dtype.itemsize, dims, kind)
-        flat = np.frombuffer(tensor.raw, dtype)
-    else:
-        flat = _from_packed(source, tensor.packed.get(kind.place, []), count, dims, kind)
-    if kind.name == "bool":
-        return (flat != 0).reshape(dims)
-    if kind.name == "float16":
-        return flat.view("<f2").reshape(dims)
-    if kind.name == "bfloat16":  # the upper 16 bits of a float32
-        source.budget.take(4 * count)
-        return (flat.astype("<u4") << np.uint32(16)).view("<f4").reshape(dims)
-    return flat.reshape(dims)
-
-
-def _expect(got: int, expected: int, dims: Sequence[int], kind: _Type) -> None:
-    if got != expected:
-        raise ModelFormatError(
-            f"{kind.name} of shape {brief(dims)} takes {expected} bytes, but there are {got}: the "
-            "file is truncated or damaged"
-        )
-
-
-def _from_packed(
-    source: Source, chunks: list[memoryview], count: int, dims: Sequence[int], kind: _Type
-) -> HostArray:
-    size, dtype = sum(map(len, chunks)), np.dtype(kind.dtype)
-    if kind.place in ("float", "double"):
-        _expect(size, count * dtype.itemsize, dims, kind)
-        return np.frombuffer(chunks[0] if len(chunks) == 1 else b"".join(chunks), dtype)
-    if not count <= size <= 10 * count:  # a number takes 1 to 10 bytes
-        raise ModelFormatError(f"{kind.name} of shape {brief(dims)} does not fit in {size} bytes")
-    source.budget.take(count * dtype.itemsize)
-    return _varints(np.frombuffer(b"".join(chunks), np.uint8), count, dtype)
-
-
-_BLOCK = 1 << 16
-
-
-def _varints(content: HostArray, count: int, dtype: Any) -> HostArray:
-    """Return ``count`` numbers in 7-bit groups, decoded a block of bytes at a time."""
-    numbers = np.empty(count, dtype)
-    at = done = 0
-    while at < len(content):
-        block = content[at : at + _BLOCK]
-        ends = np.flatnonzero(block < 0x80)
-        if not len(ends):
-            break
-        starts = np.concatenate(([0], ends[:-1] + 1))
-        lengths = ends - starts + 1
-        if lengths.max() > 10 or done + len(ends) > count:
-            break
-        values = np.zeros(len(ends), np.uint64)
-        for group in range(int(lengths.max())):
-            there = lengths > group
-            values[there] |= (block[starts[there] + group] & np.uint8(0x7F)).astype(
-                np.uint64
-            ) << np.uint64(7 * group)
-        numbers[done : done + len(ends)] = values.astype(dtype)
-        at, done = at + int(ends[-1]) + 1, done + len(ends)
-    if at != len(content) or done != count:
-        raise ModelFormatError(
-            f"expected {count} elements, got more or fewer: the file is truncated or damaged"
-        )
-    return numbers
-
-
-def _external(source: Source, tensor: Tensor, count: int, dtype: Any) -> HostArray:
-    """Return elements from another file in the model's folder."""
-    given = tensor.external
-    unknown = set(given) - {"location", "offset", "length", "checksum", "basepath"}
-    location, offset, length = (
-        given.get("location", ""),
-        given.get("offset", "0"),
-        given.get("length"),
-    )
-    if unknown or not location or "\0" in location or "\\" in location or not _number(offset):
-        raise ModelFormatError(f"its external data {quoted(location)} are not described correctly")
-    size = count * dtype.itemsize
-    if length is not None and (not _number(length) or int(length) != size):
-        raise ModelFormatError(
-            f"its external data have length {quoted(length)}, but its shape takes {size} bytes"
-        )
-    try:
-        file = source.external(location)
-        there = os.fstat(file.fileno()).st_size
-        if int(offset) + size > there:
-            raise ModelFormatError(
-                f"its external data {quoted(location)} are truncated: expected "
-                f"{int(offset) + size} bytes, got {there}"
-            )
-        source.budget.take(size)
-        numbers = np.empty(count, dtype)
-        file.seek(int(offset))
-        left = numbers.data.cast("B") if size else memoryview(b"")
-        while left and (got := file.readinto(left)):  # type: ignore[attr-defined]
-            left = left[got:]
-    except OSError as error:
-        raise ModelFormatError(
-            f"its external data {quoted(location)} cannot be read: {error.strerror}"
-        ) from error
-    if left:
-        raise ModelFormatError(f"its external data {quoted(location)} are truncated")
-    if size == there:
-        source.close(location)
-    return numbers
-
-
-def _number(text: str) -> bool:
-    return re.fullmatch(r"[0-9]{1,18}", text, re.ASCII) is not None
 
 
 def _open_regular(path: str, flags: int) -> int:

@@ -26,6 +26,7 @@ METADATA = "portacnn"
 LONGEST_METADATA = 32 << 20  # bytes
 LONGEST_NAME = 4096  # bytes
 _MOST_AXES = 16
+_DEEPEST = 8  # graphs in attributes of nodes of graphs
 
 
 @dataclass(slots=True)
@@ -88,6 +89,16 @@ class GraphProto:
     inputs: list[ValueInfo] = field(default_factory=list)
     outputs: list[ValueInfo] = field(default_factory=list)
     sparse: int = 0
+
+    def names(self) -> set[str]:
+        """Return the names of all values that the nodes use, and of the outputs."""
+        names = {value.name for value in self.outputs}
+        for node in self.nodes:
+            names.update(node.inputs)
+            for attribute in node.attributes:
+                if isinstance(graph := attribute.values.get("g"), GraphProto):
+                    names |= graph.names()
+        return names
 
 
 @dataclass(slots=True)
@@ -163,11 +174,10 @@ _Table = dict[int, tuple[tuple[int, ...], Callable[[Any], None]]]
 
 
 class _Reader:
-    """Read one file and count its objects. Graphs inside attributes are not read, so messages do
-    not nest."""
+    """Read one file and count its objects. Graphs nest in the attributes of If."""
 
     def __init__(self) -> None:
-        self.left = MOST
+        self.left, self.depth = MOST, 0
 
     def _count(self, pieces: int = 1) -> None:
         self.left -= pieces
@@ -273,6 +283,15 @@ class _Reader:
 
     def graph(self, content: memoryview) -> GraphProto:
         """Read a GraphProto."""
+        if self.depth == _DEEPEST:
+            raise ModelFormatError(f"its graphs nest more than {_DEEPEST} levels deep")
+        self.depth += 1
+        try:
+            return self._graph(content)
+        finally:
+            self.depth -= 1
+
+    def _graph(self, content: memoryview) -> GraphProto:
         graph = GraphProto()
 
         def sparse(value: memoryview) -> None:
@@ -312,7 +331,7 @@ class _Reader:
         return node
 
     def attribute(self, content: memoryview) -> Attribute:
-        """Read an AttributeProto. Graphs in it are only recorded as present."""
+        """Read an AttributeProto."""
         attribute = Attribute()
         values = attribute.values
 
@@ -334,7 +353,7 @@ class _Reader:
                 3: ((0,), _at(values, "i", signed)),
                 4: ((2,), _at(values, "s", self._text)),
                 5: ((2,), _at(values, "t", self.tensor)),
-                6: ((2,), _at(values, "g", there)),
+                6: ((2,), _at(values, "g", self.graph)),
                 7: ((5, 2), several("floats", _float32, 5)),
                 8: ((0, 2), several("ints", signed, 0)),
                 9: ((2,), lambda value: values.setdefault("strings", []).append(self._text(value))),

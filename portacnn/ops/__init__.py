@@ -136,6 +136,8 @@ from portacnn.ops.pointwise import (
     arithmetic_backward,
     elementwise,
     elementwise_backward,
+    select,
+    select_backward,
 )
 from portacnn.ops.pool import (
     avg_pool1d,
@@ -151,6 +153,7 @@ from portacnn.ops.pool import (
     max_pool3d,
     max_pool3d_backward,
 )
+from portacnn.ops.reduce import reduce, reduce_backward
 from portacnn.ops.resize import interpolate, interpolate_backward
 from portacnn.ops.response_norm import local_response_norm, local_response_norm_backward
 from portacnn.ops.special import erf
@@ -279,11 +282,15 @@ __all__ = [
     "pixel_unshuffle_backward",
     "prelu",
     "prelu_backward",
+    "reduce",
+    "reduce_backward",
     "relu",
     "relu_backward",
     "rmsprop_update",
     "scaled_elu",
     "scaled_elu_backward",
+    "select",
+    "select_backward",
     "sgd_update",
     "sigmoid",
     "sigmoid_backward",

@@ -1,21 +1,20 @@
-"""Arithmetic on two arrays, with NumPy's broadcasting, and functions of one array; each with its
-gradient.
+"""Arithmetic and comparisons of two arrays, with NumPy's broadcasting, a choice between two arrays,
+and functions of one array; each with its gradient.
 
 The gradient of an array that was broadcast is summed over the new or stretched axes:
-``unbroadcast``.
+``unbroadcast``. Truth values are 1 and 0 in the dtype of the arrays; any other value than 0 is
+true. They have no gradient.
 """
 
 from collections.abc import Callable
 from math import pi, sqrt
-from typing import Any
+from typing import Any, NamedTuple
 
 from portacnn.arguments import one_of
 from portacnn.errors import PortacnnError, ShapeError
 from portacnn.ops.dispatch import check_arrays, op
 from portacnn.ops.special import erf, logistic
 from portacnn.runtime import Array, backend_of, describe
-
-ARITHMETIC = ("add", "subtract", "multiply", "divide", "power", "maximum", "minimum")
 
 
 def unbroadcast(grad: Array, shape: tuple[int, ...]) -> Array:
@@ -33,6 +32,77 @@ def unbroadcast(grad: Array, shape: tuple[int, ...]) -> Array:
 
 # --- two arrays -----------------------------------------------------------------------------------
 
+_Slope = Callable[[Any, Array, Array, Array, Array], Array] | None
+
+
+class _Pair(NamedTuple):
+    """A function of (xp, a, b), and the gradients of a and b as functions of (xp, dy, a, b, y);
+    None for no gradient."""
+
+    y: Callable[[Any, Array, Array], Array]
+    da: _Slope = None
+    db: _Slope = None
+
+
+def _share(xp: Any, dy: Array, own: Array, y: Array, other: Array) -> Array:
+    """Return the gradient of a maximum or minimum for its input ``own``."""
+    return xp.where(own == other, 0.5 * dy, xp.where(own == y, dy, 0.0 * dy))
+
+
+def _to_exponent(xp: Any, dy: Array, a: Array, b: Array, y: Array) -> Array:
+    return dy * y * xp.log(xp.where(a == 0, xp.ones_like(a), a))
+
+
+def _extreme(function: str) -> _Pair:
+    return _Pair(
+        lambda xp, a, b: getattr(xp, function)(a, b),
+        lambda xp, dy, a, b, y: _share(xp, dy, a, y, b),
+        lambda xp, dy, a, b, y: _share(xp, dy, b, y, a),
+    )
+
+
+def _truth(function: Callable[[Array, Array], Array]) -> _Pair:
+    return _Pair(lambda xp, a, b: xp.astype(function(a, b), a.dtype))
+
+
+ARITHMETIC: dict[str, _Pair] = {
+    "add": _Pair(lambda xp, a, b: a + b, lambda xp, dy, *_: dy, lambda xp, dy, *_: dy),
+    "subtract": _Pair(lambda xp, a, b: a - b, lambda xp, dy, *_: dy, lambda xp, dy, *_: -dy),
+    "multiply": _Pair(
+        lambda xp, a, b: a * b,
+        lambda xp, dy, a, b, y: dy * b,
+        lambda xp, dy, a, b, y: dy * a,
+    ),
+    "divide": _Pair(
+        lambda xp, a, b: a / b,
+        lambda xp, dy, a, b, y: dy / b,
+        lambda xp, dy, a, b, y: -dy * (y / b),
+    ),
+    "power": _Pair(
+        lambda xp, a, b: a**b,
+        lambda xp, dy, a, b, y: dy * xp.where(b == 0, 0.0 * y, b * a ** (b - 1.0)),
+        _to_exponent,
+    ),
+    "maximum": _extreme("maximum"),
+    "minimum": _extreme("minimum"),
+    # the remainder has the sign of a
+    "fmod": _Pair(
+        lambda xp, a, b: xp.sign(a) * xp.remainder(xp.abs(a), xp.abs(b)),
+        lambda xp, dy, *_: dy,
+        lambda xp, dy, a, b, y: -dy * xp.round((a - y) / b),
+    ),
+    "equal": _truth(lambda a, b: a == b),
+    "not_equal": _truth(lambda a, b: a != b),
+    "greater": _truth(lambda a, b: a > b),
+    "greater_equal": _truth(lambda a, b: a >= b),
+    "less": _truth(lambda a, b: a < b),
+    "less_equal": _truth(lambda a, b: a <= b),
+    "logical_and": _truth(lambda a, b: (a != 0) & (b != 0)),
+    "logical_or": _truth(lambda a, b: (a != 0) | (b != 0)),
+    "logical_xor": _truth(lambda a, b: (a != 0) ^ (b != 0)),
+}
+"""The kinds of ``arithmetic``, by name."""
+
 
 def _check(a: Array, b: Array, kind: str, *, keep: bool = True) -> None:
     check_arrays("arithmetic", a=a, b=b)
@@ -40,11 +110,19 @@ def _check(a: Array, b: Array, kind: str, *, keep: bool = True) -> None:
         one_of("kind", kind, *ARITHMETIC)
     except PortacnnError as error:
         raise error.at("arithmetic")
-    for n, m in zip(reversed(a.shape), reversed(b.shape), strict=False):
-        if n != m and 1 not in (n, m):
-            raise ShapeError(
-                f"{describe(a)} and {describe(b)} cannot be broadcast to one shape", "arithmetic"
-            )
+    _check_shapes("arithmetic", a, b)
+
+
+def _check_shapes(name: str, *arrays: Array) -> None:
+    """Raise ShapeError if the shapes do not broadcast."""
+    shape: tuple[int, ...] = ()
+    for array in arrays:
+        other, least = tuple(array.shape), max(len(shape), array.ndim)
+        rows = [(1,) * (least - len(row)) + row for row in (shape, other)]
+        if any(n != m and 1 not in (n, m) for n, m in zip(*rows, strict=True)):
+            described = " and ".join(map(describe, arrays))
+            raise ShapeError(f"{described} cannot be broadcast to one shape", name)
+        shape = tuple(m if n == 1 else n for n, m in zip(*rows, strict=True))
 
 
 @op(_check)
@@ -53,7 +131,9 @@ def arithmetic(a: Array, b: Array, kind: str, *, keep: bool = True) -> tuple[Arr
 
     Args:
         a, b: floating-point arrays whose shapes broadcast.
-        kind: "add", "subtract", "multiply", "divide", "power", "maximum" or "minimum".
+        kind: a key of ``ARITHMETIC``: "add", "subtract", "multiply", "divide", "power", "maximum",
+            "minimum", "fmod"; "equal", "not_equal", "greater", "greater_equal", "less",
+            "less_equal"; "logical_and", "logical_or", "logical_xor".
         keep: store what ``arithmetic_backward`` needs.
 
     Returns:
@@ -74,16 +154,7 @@ def arithmetic(a: Array, b: Array, kind: str, *, keep: bool = True) -> tuple[Arr
         >>> db
         array([4., 6.])
     """
-    xp = backend_of(a).xp
-    y = {
-        "add": lambda: a + b,
-        "subtract": lambda: a - b,
-        "multiply": lambda: a * b,
-        "divide": lambda: a / b,
-        "power": lambda: a**b,
-        "maximum": lambda: xp.maximum(a, b),
-        "minimum": lambda: xp.minimum(a, b),
-    }[kind]()
+    y = ARITHMETIC[kind].y(backend_of(a).xp, a, b)
     return y, (a, b, y, kind) if keep else None
 
 
@@ -95,44 +166,68 @@ def arithmetic_backward(
 
     If the inputs of a maximum or minimum are equal, each receives half of the gradient, as in
     PyTorch. The gradient of the exponent of a power uses 0 as the logarithm of 0, as in PyTorch.
+    Comparisons have a gradient of zeros.
     """
     a, b, y, kind = saved
-    xp = backend_of(dy).xp
+    xp, pair = backend_of(dy).xp, ARITHMETIC[kind]
 
-    def to_a() -> Array:
-        if kind in ("add", "subtract"):
-            return dy
-        if kind == "multiply":
-            return dy * b
-        if kind == "divide":
-            return dy / b
-        if kind == "power":
-            return dy * xp.where(b == 0, 0.0 * y, b * a ** (b - 1.0))
-        return _share(dy, a, y, b)
-
-    def to_b() -> Array:
-        if kind == "add":
-            return dy
-        if kind == "subtract":
-            return -dy
-        if kind == "multiply":
-            return dy * a
-        if kind == "divide":
-            return -dy * (y / b)
-        if kind == "power":
-            return dy * y * xp.log(xp.where(a == 0, xp.ones_like(a), a))
-        return _share(dy, b, y, a)
+    def gradient(slope: _Slope, own: Array) -> Array:
+        if slope is None:
+            return xp.zeros_like(own)
+        return unbroadcast(slope(xp, dy, a, b, y), tuple(own.shape))
 
     return (
-        unbroadcast(to_a(), tuple(a.shape)) if need[0] else None,
-        unbroadcast(to_b(), tuple(b.shape)) if need[1] else None,
+        gradient(pair.da, a) if need[0] else None,
+        gradient(pair.db, b) if need[1] else None,
     )
 
 
-def _share(dy: Array, own: Array, y: Array, other: Array) -> Array:
-    """Return the gradient of a maximum or minimum for its input ``own``."""
-    return backend_of(dy).xp.where(
-        own == other, 0.5 * dy, backend_of(dy).xp.where(own == y, dy, 0.0 * dy)
+# --- a choice -------------------------------------------------------------------------------------
+
+
+def _check_choice(condition: Array, a: Array, b: Array, *, keep: bool = True) -> None:
+    check_arrays("select", condition=condition, a=a, b=b)
+    _check_shapes("select", condition, a, b)
+
+
+@op(_check_choice)
+def select(
+    condition: Array, a: Array, b: Array, *, keep: bool = True
+) -> tuple[Array, tuple | None]:
+    """Take a where the condition is not 0, else b, as torch.where; all are broadcast to one shape.
+
+    Args:
+        condition, a, b: floating-point arrays whose shapes broadcast.
+        keep: store what ``select_backward`` needs.
+
+    Returns:
+        The result, of the broadcast shape, and the cache.
+
+    Raises:
+        ShapeError: if the shapes do not broadcast.
+        ArrayError: if the arrays are integers, or differ in library, device or dtype.
+
+    Example:
+        >>> y, cache = ops.select(np.array([1.0, 0.0]), np.array([5.0, 6.0]), np.array([0.5]))
+        >>> y
+        array([5. , 0.5])
+        >>> [gradient.tolist() for gradient in ops.select_backward(np.ones(2), cache)]
+        [[1.0, 0.0], [1.0]]
+    """
+    shapes = tuple(a.shape), tuple(b.shape)
+    y = backend_of(a).xp.where(condition != 0, a, b)
+    return y, (condition, shapes) if keep else None
+
+
+@select.backward
+def select_backward(dy: Array, saved: tuple) -> tuple[Array, Array]:
+    """Return the gradients of a and b. The condition has none."""
+    condition, (a, b) = saved
+    xp = backend_of(dy).xp
+    none = 0.0 * dy
+    return (
+        unbroadcast(xp.where(condition != 0, dy, none), a),
+        unbroadcast(xp.where(condition != 0, none, dy), b),
     )
 
 
@@ -150,23 +245,51 @@ def _mish_slope(xp: Any, x: Array, y: Array) -> Array:
     return t + x * (1.0 - t * t) * logistic(x)
 
 
-# Per name: the function of (xp, x), and its derivative as a function of (xp, x, y).
+def _zero(xp: Any, x: Array, y: Array) -> Array:
+    return xp.zeros_like(x)
+
+
+def _step(function: str) -> _Rule:
+    """A function that is constant between steps."""
+    return lambda xp, x: getattr(xp, function)(x), _zero
+
+
+def _plain(function: str, slope: Callable[[Any, Array, Array], Array]) -> _Rule:
+    return lambda xp, x: getattr(xp, function)(x), slope
+
+
 FUNCTIONS: dict[str, _Rule] = {
-    "abs": (lambda xp, x: xp.abs(x), lambda xp, x, y: xp.sign(x)),
-    "cos": (lambda xp, x: xp.cos(x), lambda xp, x, y: -xp.sin(x)),
+    "abs": _plain("abs", lambda xp, x, y: xp.sign(x)),
+    "acos": _plain("acos", lambda xp, x, y: -1.0 / xp.sqrt(1.0 - x * x)),
+    "acosh": _plain("acosh", lambda xp, x, y: 1.0 / xp.sqrt(x * x - 1.0)),
+    "asin": _plain("asin", lambda xp, x, y: 1.0 / xp.sqrt(1.0 - x * x)),
+    "asinh": _plain("asinh", lambda xp, x, y: 1.0 / xp.sqrt(x * x + 1.0)),
+    "atan": _plain("atan", lambda xp, x, y: 1.0 / (1.0 + x * x)),
+    "atanh": _plain("atanh", lambda xp, x, y: 1.0 / (1.0 - x * x)),
+    "ceil": _step("ceil"),
+    "cos": _plain("cos", lambda xp, x, y: -xp.sin(x)),
+    "cosh": _plain("cosh", lambda xp, x, y: xp.sinh(x)),
     "erf": (lambda xp, x: erf(x), lambda xp, x, y: 2.0 / sqrt(pi) * xp.exp(-x * x)),
-    "exp": (lambda xp, x: xp.exp(x), lambda xp, x, y: y),
-    "log": (lambda xp, x: xp.log(x), lambda xp, x, y: 1.0 / x),
+    "exp": _plain("exp", lambda xp, x, y: y),
+    "floor": _step("floor"),
+    "log": _plain("log", lambda xp, x, y: 1.0 / x),
+    "logical_not": (lambda xp, x: xp.astype(x == 0, x.dtype), _zero),
     "mish": (lambda xp, x: x * xp.tanh(_softplus(xp, x)), _mish_slope),
     "negative": (lambda xp, x: -x, lambda xp, x, y: -xp.ones_like(x)),
+    "nonzero": (lambda xp, x: xp.astype(x != 0, x.dtype), _zero),
     "reciprocal": (lambda xp, x: 1.0 / x, lambda xp, x, y: -y * y),
-    "sin": (lambda xp, x: xp.sin(x), lambda xp, x, y: xp.cos(x)),
+    "round": _step("round"),
+    "sign": _step("sign"),
+    "sin": _plain("sin", lambda xp, x, y: xp.cos(x)),
+    "sinh": _plain("sinh", lambda xp, x, y: xp.cosh(x)),
     "softsign": (
         lambda xp, x: x / (1.0 + xp.abs(x)),
         lambda xp, x, y: 1.0 / (1.0 + xp.abs(x)) ** 2,
     ),
-    "sqrt": (lambda xp, x: xp.sqrt(x), lambda xp, x, y: 0.5 / y),
+    "sqrt": _plain("sqrt", lambda xp, x, y: 0.5 / y),
+    "tan": _plain("tan", lambda xp, x, y: 1.0 + y * y),
 }
+"""Per name: the function of (xp, x), and its derivative as a function of (xp, x, y)."""
 
 
 def check_elementwise(function: str) -> None:
@@ -186,9 +309,10 @@ def _check_one(x: Array, function: str, *, keep: bool = True) -> None:
 def elementwise(x: Array, function: str, *, keep: bool = True) -> tuple[Array, tuple | None]:
     """Apply a function to each element of x (any shape, floating point).
 
-    ``function`` is a name in ``FUNCTIONS``: abs, cos, erf, exp, log, mish, negative, reciprocal,
-    sin, softsign or sqrt. Returns y with the shape of x, and the cache. Raises ArgumentError if the
-    name is unknown, ArrayError if x is not floating point.
+    ``function`` is a name in ``FUNCTIONS``: abs, acos, acosh, asin, asinh, atan, atanh, ceil, cos,
+    cosh, erf, exp, floor, log, logical_not, mish, negative, nonzero, reciprocal, round, sign, sin,
+    sinh, softsign, sqrt or tan; round takes half to even. Returns y with the shape of x, and the
+    cache. Raises ArgumentError if the name is unknown, ArrayError if x is not floating point.
 
     >>> y, cache = ops.elementwise(np.array([1.0, 4.0]), "sqrt")
     >>> y

@@ -2,15 +2,20 @@
 axis.
 
 Notation: N batch, C channels, S/OUT the spatial axes in/out; on one axis n cells in, m out. Output
-o reads around the source coordinate
+o reads around the source coordinate ``start + o * step``, which ``coordinates`` names (the words
+are ONNX's):
 
-    o * n/m                   nearest: the cell at its floor
-    (o + 1/2) * n/m - 1/2     linear: the centres of the outer cells keep their distance to the edge
-    o * (n-1)/(m-1)           linear, align_corners: the centres of the outer cells stay in place
+    asymmetric           o * n/m
+    half_pixel           (o + 1/2) * n/m - 1/2   the outer cells keep their distance to the edge
+    align_corners        o * (n-1)/(m-1)         the centres of the outer cells stay in place
+    pytorch_half_pixel   half_pixel, but 0 for a single output
+    half_pixel_symmetric half_pixel, but centred when n/m is a scale that m was rounded for
+    tf_half_pixel_for_nn (o + 1/2) * n/m, or o if n is m
 
-where a ``scale_factor`` stands for n/m as 1/scale_factor. Linear interpolation weights the two
-cells beside the coordinate by their distance; beyond the edge it reads the edge cell. Where n is m
-it changes nothing.
+where a ``scale_factor`` stands for n/m as 1/scale_factor. Nearest interpolation reads the cell that
+the coordinate is rounded to. Linear interpolation weights the two cells beside it by their
+distance. Beyond the edge both read the edge cell. PyTorch's "nearest" is asymmetric and
+rounded down, its "nearest-exact" half_pixel and rounded with "round_prefer_ceil".
 
 The axes are interpolated one after the other. With n/m = q/p in lowest terms, outputs o, o + p,
 o + 2p, ... read cells that lie q apart with the same weights. So each such *run* is a product of
@@ -18,10 +23,10 @@ slices: a doubling takes two runs (and the edges), and neither forward nor backw
 The backward adds every run's gradient to the slices that it read.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from functools import lru_cache
-from math import floor
+from math import ceil, floor
 from typing import Any, NamedTuple
 
 from portacnn.arguments import LARGEST, as_float, listed, one_of, told
@@ -44,32 +49,52 @@ class Run(NamedTuple):
     taps: tuple[tuple[slice, float], ...]
 
 
-Axes = tuple[tuple[int, int, Fraction | None], ...]
-"""For each spatial axis: its cells in and out, and 1/scale_factor where that was given."""
+class Axis(NamedTuple):
+    """How one axis is interpolated: output o of ``out`` reads at start + o * step of ``size`` cells
+    (see above)."""
+
+    size: int
+    out: int
+    start: Fraction
+    step: Fraction
+    rounding: str | None  # None: linear interpolation
+
+
+_ZERO, _HALF = Fraction(0), Fraction(1, 2)
+ROUNDING: dict[str, Callable[[Fraction], int]] = {
+    "floor": floor,
+    "ceil": ceil,
+    "round_prefer_floor": lambda at: ceil(at - _HALF),
+    "round_prefer_ceil": lambda at: floor(at + _HALF),
+}
+"""The ways in which nearest interpolation rounds a coordinate."""
+
+COORDINATES: dict[str, Callable[[int, int, Fraction], tuple[Fraction, Fraction]]] = {
+    "asymmetric": lambda n, m, step: (_ZERO, step),
+    "half_pixel": lambda n, m, step: ((step - 1) / 2, step),
+    "align_corners": lambda n, m, step: (_ZERO, Fraction(n - 1, max(m - 1, 1))),
+    "pytorch_half_pixel": lambda n, m, step: ((step - 1) / 2 if m > 1 else _ZERO, step),
+    "half_pixel_symmetric": lambda n, m, step: ((n - m * step + step - 1) / 2, step),
+    "tf_half_pixel_for_nn": lambda n, m, step: (_ZERO if step == 1 else step / 2, step),
+}
+"""By name, a function of n, m and n/m (or 1/scale_factor) that returns an axis's start and step."""
 
 
 @lru_cache(maxsize=1024)
-def runs_of(size: int, out: int, ratio: Fraction | None, linear: bool, align: bool) -> list[Run]:
+def runs_of(axis: Axis) -> list[Run]:
     """The runs of one axis, which together write each output once."""
-    if align:
-        step = Fraction(size - 1, out - 1) if out > 1 else Fraction(0)
-        start = Fraction(0)
-    else:
-        step = Fraction(size, out) if ratio is None else ratio
-        start = (step - 1) / 2 if linear else Fraction(0)
-    if size == out and linear:
-        step, start = Fraction(1), Fraction(0)
+    size, out, start, step, rounding = axis
     if size == 1:
         return [Run(slice(0, out), ((slice(0, 1), 1.0),))]
     runs: list[Run] = []
     for phase in range(min(step.denominator, out)):
         open_: list[dict[int, float]] = []  # what the outputs of the run so far read
         for o in range(phase, out, step.denominator):
-            at = min(max(start + o * step, Fraction(0)), Fraction(size - 1))
+            at = start + o * step
+            at = at if rounding is None else Fraction(ROUNDING[rounding](at))
+            at = min(max(at, _ZERO), Fraction(size - 1))
             low, part = floor(at), at - floor(at)
-            taps = {low: 1.0}
-            if linear and part:
-                taps = {low: float(1 - part), low + 1: float(part)}
+            taps = {low: float(1 - part), low + 1: float(part)} if part else {low: 1.0}
             by = step.numerator
             if open_ and taps != {cell + by: weight for cell, weight in open_[-1].items()}:
                 runs.append(_run(o, open_, step))
@@ -91,36 +116,33 @@ def _run(end: int, taps: Sequence[dict[int, float]], step: Fraction) -> Run:
 
 
 @op()
-def resize(
-    x: Array, axes: Axes, linear: bool, align: bool, *, keep: bool
-) -> tuple[Array, tuple | None]:
+def resize(x: Array, axes: tuple[Axis, ...], *, keep: bool) -> tuple[Array, tuple | None]:
     """x (N, C, *S) -> y (N, C, *OUT). The op behind ``interpolate``."""
     xp = backend_of(x).xp
     y, first = _inner(x)
-    for number, (size, out, ratio) in enumerate(axes, first):
+    for number, axis in enumerate(axes, first):
         given = y
-        y = xp.empty(_but(given, number, out), dtype=x.dtype, device=x.device)
-        for outputs, ((cells, weight), *others) in runs_of(size, out, ratio, linear, align):
+        y = xp.empty(_but(given, number, axis.out), dtype=x.dtype, device=x.device)
+        for outputs, ((cells, weight), *others) in runs_of(axis):
             part = given[_along(number, cells)]
             part = part if weight == 1.0 else part * weight
             for cells, weight in others:
                 part = part + given[_along(number, cells)] * weight
             y[_along(number, outputs)] = part
-    return _outer(y, first), (axes, linear, align) if keep else None
+    return _outer(y, first), axes if keep else None
 
 
 @resize.backward
 def interpolate_backward(dy: Array, saved: tuple) -> Array:
     """Return the gradient of ``interpolate``: dy (N, C, *OUT) -> dx (N, C, *S)."""
-    axes, linear, align = saved
     xp = backend_of(dy).xp
     dx, first = _inner(dy)
-    for number, (size, out, ratio) in reversed(list(enumerate(axes, first))):
+    for number, axis in reversed(list(enumerate(saved, first))):
         given = dx
-        dx = xp.zeros(_but(given, number, size), dtype=dy.dtype, device=dy.device)
-        for outputs, taps in runs_of(size, out, ratio, linear, align):
+        dx = xp.zeros(_but(given, number, axis.size), dtype=dy.dtype, device=dy.device)
+        for outputs, taps in runs_of(axis):
             part = given[_along(number, outputs)]
-            if size == 1:  # one cell that all outputs read
+            if axis.size == 1:  # one cell that all outputs read
                 part = xp.sum(part, axis=number, keepdims=True)
             for cells, weight in taps:
                 dx[_along(number, cells)] += part if weight == 1.0 else part * weight
@@ -153,9 +175,19 @@ def check_interpolation(
     scale_factor: float | Sequence[float] | None,
     mode: str,
     align_corners: bool,
+    coordinates: str | None,
+    rounding: str | None,
 ) -> None:
     """Raise ArgumentError for what is wrong whatever the input's size."""
     one_of("mode", mode, *MODES)
+    if coordinates is not None:
+        one_of("coordinates", coordinates, *COORDINATES)
+        if align_corners:
+            raise ArgumentError(f"pass either align_corners or coordinates={coordinates!r}")
+    if rounding is not None:
+        one_of("rounding", rounding, *ROUNDING)
+        if mode != "nearest":
+            raise ArgumentError(f'rounding is for mode="nearest", got it with mode="{mode}"')
     if (size is None) == (scale_factor is None):
         raise ArgumentError(
             f"pass either size or scale_factor, got size={size!r} and scale_factor={scale_factor!r}"
@@ -164,13 +196,41 @@ def check_interpolation(
         raise ArgumentError('align_corners is for the linear modes, got it with mode="nearest"')
 
 
+def convention(mode: str, align_corners: bool, coordinates: str | None) -> str:
+    """The name of the coordinates; PyTorch's if none are given."""
+    default = "asymmetric" if mode == "nearest" else "half_pixel"
+    return coordinates or ("align_corners" if align_corners else default)
+
+
 def axes_of(
     shape: Sequence[int],
     size: int | Sequence[int] | None,
     scale_factor: float | Sequence[float] | None,
     mode: str,
-) -> Axes:
+    align_corners: bool = False,
+    coordinates: str | None = None,
+    rounding: str | None = None,
+) -> tuple[Axis, ...]:
     """How each spatial axis of an input of this spatial ``shape`` is interpolated. Raises
+    ArgumentError, ShapeError."""
+    where = COORDINATES[convention(mode, align_corners, coordinates)]
+    how = (rounding or "floor") if mode == "nearest" else None
+    axes = []
+    for n, m, ratio in sizes_of(shape, size, scale_factor, mode):
+        start, step = where(n, m, Fraction(n, m) if ratio is None else ratio)
+        if n == m and how is None and coordinates is None:  # as in PyTorch
+            start, step = _ZERO, Fraction(1)
+        axes.append(Axis(n, m, start, step, how))
+    return tuple(axes)
+
+
+def sizes_of(
+    shape: Sequence[int],
+    size: int | Sequence[int] | None,
+    scale_factor: float | Sequence[float] | None,
+    mode: str,
+) -> tuple[tuple[int, int, Fraction | None], ...]:
+    """For each spatial axis: its cells in and out, and 1/scale_factor if that is given. Raises
     ArgumentError, ShapeError."""
     count = len(shape)
     if LINEAR.get(mode, count) != count:
@@ -210,6 +270,8 @@ def interpolate(
     mode: str = "nearest",
     align_corners: bool = False,
     *,
+    coordinates: str | None = None,
+    rounding: str | None = None,
     keep: bool = True,
 ) -> tuple[Array, Cache | None]:
     """Resize images, as torch.nn.functional.interpolate does without ``antialias``.
@@ -233,6 +295,9 @@ def interpolate(
         scale_factor: floor(S * scale_factor) is the output's size; a number or one for each axis.
         mode: "nearest", or as the number of spatial axes is "linear", "bilinear" or "trilinear".
         align_corners: for the linear modes: the centres of the corner cells stay in place.
+        coordinates: a key of ``COORDINATES``, for ONNX's other conventions; default: "asymmetric"
+            for mode "nearest", else "half_pixel".
+        rounding: for mode "nearest", a key of ``ROUNDING``; default: "floor".
         keep: keep what ``interpolate_backward`` needs.
 
     Returns:
@@ -249,8 +314,10 @@ def interpolate(
     if x.ndim - 2 not in AXES:
         raise ShapeError(f"expected one to three spatial axes, got {describe(x)}", name)
     try:
-        check_interpolation(size, scale_factor, mode, align_corners)
-        axes = axes_of(tuple(x.shape[2:]), size, scale_factor, mode)
+        check_interpolation(size, scale_factor, mode, align_corners, coordinates, rounding)
+        axes = axes_of(
+            tuple(x.shape[2:]), size, scale_factor, mode, align_corners, coordinates, rounding
+        )
     except PortacnnError as error:
         raise error.at(name)
-    return resize(x, axes, mode in LINEAR, bool(align_corners), keep=keep)
+    return resize(x, axes, keep=keep)

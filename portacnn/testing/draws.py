@@ -15,6 +15,7 @@ import numpy as np
 from portacnn.ops import use_kernels
 from portacnn.ops.dispatch import OPS
 from portacnn.ops.fused import ConvNorm
+from portacnn.ops.resize import COORDINATES, ROUNDING, axes_of
 from portacnn.ops.windows import Windows
 from portacnn.testing.random import Random
 
@@ -300,6 +301,22 @@ def arithmetic(kind: str) -> Draw:
     return draw
 
 
+def select(random: Random) -> Arguments:
+    shape = random.batch(), *random.size()
+    others = (tuple(random.of(1, n) for n in shape) for _ in range(2))
+    a, b = (random.numbers(*other) for other in others)
+    return {"condition": np.round(random.numbers(*shape)), "a": a, "b": b}
+
+
+def reduce(kind: str) -> Draw:
+    def draw(random: Random) -> Arguments:
+        x = random.positive(random.batch(), *random.size(1, 3))
+        axes = [axis for axis in range(x.ndim) if random.of(True, False)] or [x.ndim - 1]
+        return {"x": x, "kind": kind, "axes": axes, "keepdims": random.of(True, False)}
+
+    return draw
+
+
 def prelu(random: Random) -> Arguments:
     c = random.upto(4, 12)
     return {"x": random.numbers(random.batch(), c), "slope": random.numbers(c)}
@@ -552,19 +569,15 @@ def interpolate(random: Random) -> Arguments:
         "x": random.numbers(random.batch(), random.upto(3, 12), *size),
         "size": tuple(random.whole(1, 9) for _ in size),
         "mode": "bilinear" if linear else "nearest",
-        "align_corners": random.of(True, False) if linear else False,
+        "coordinates": random.of(*COORDINATES),
+        "rounding": None if linear else random.of(*ROUNDING),
     }
 
 
 def resize(random: Random) -> Arguments:
     made = interpolate(random)
-    sizes = zip(made["x"].shape[2:], made["size"], strict=True)
-    return {
-        "x": made["x"],
-        "axes": tuple((size, out, None) for size, out in sizes),
-        "linear": made["mode"] == "bilinear",
-        "align": made["align_corners"],
-    }
+    x = made.pop("x")
+    return {"x": x, "axes": axes_of(x.shape[2:], scale_factor=None, **made)}
 
 
 def pixel_shuffle(random: Random) -> Arguments:

@@ -242,8 +242,8 @@ _ELEMENTWISE: dict[str, Example] = {
             function=kind,
         )
         for kind in (
-            *("abs", "cos", "erf", "exp", "log", "mish", "negative", "reciprocal", "sin"),
-            *("softsign", "sqrt"),
+            *("abs", "cos", "erf", "exp", "floor", "log", "mish", "negative", "nonzero"),
+            *("reciprocal", "sin", "softsign", "sqrt"),
         )
     },
     **{
@@ -255,7 +255,23 @@ _ELEMENTWISE: dict[str, Example] = {
             options={"kind": kind},
             differentiable=("a", "b"),
         )
-        for kind in ("add", "subtract", "multiply", "divide", "power", "maximum", "minimum")
+        for kind in (
+            *("add", "subtract", "multiply", "divide", "power", "maximum", "minimum", "fmod"),
+            "greater",
+        )
+    },
+    "select": _of(
+        "select",
+        draws.select,
+        {"condition": (4, 1), "a": (4, 3), "b": (3,)},
+        {"condition": (2500, 1), "a": (2500, 3), "b": (3,)},
+        differentiable=("a", "b"),
+    ),
+    **{
+        f"reduce {kind}": _x(
+            "reduce", draws.reduce(kind), {"x": (2, 5)}, {"x": (2, 2500)}, kind=kind, axes=[1]
+        )
+        for kind in ("sum", "max", "l2", "log_sum_exp")
     },
     "prelu": _of(
         "prelu",

@@ -171,7 +171,7 @@ def test_a_loaded_model_trains_on_every_backend(backend: Here, tmp_path: Path):
     )
 
 
-@pytest.mark.parametrize("name", ["classifier", "oddities"])
+@pytest.mark.parametrize("name", ["classifier", "oddities", "windows"])
 def test_gradients_agree_with_finite_differences(backend: Here, name: str, tmp_path: Path):
     """By finite differences on NumPy, and on every backend the same."""
     model = MODELS[name]()
@@ -179,7 +179,7 @@ def test_gradients_agree_with_finite_differences(backend: Here, name: str, tmp_p
     for layer in reference.walk():
         if hasattr(layer, "p"):
             layer.p = 0.0
-    x, t = 0.7 * normal(3, 2, 5, 5, seed=4), np.array([0, 2, 1])
+    x, t = 0.7 * normal(3, *reference.input_shape, seed=4), np.array([0, 2, 1])
     if backend.name == "numpy":
         by_hand = reference.numerical_gradient(x, t, 1e-5)
         for path, gradient in reference.gradient(x, t).items():

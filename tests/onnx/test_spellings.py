@@ -53,31 +53,52 @@ def batch_norm(opset: int, outputs: int = 1, **attributes: Any) -> Any:
     )
 
 
-@pytest.mark.parametrize("opset", [6, 7, 8, 9, 13])
-def test_batch_norm_with_five_outputs_trains(path: Path, opset: int):
-    refused(
-        path,
-        batch_norm(opset, 5),
-        "5 outputs.*statistics of every batch.*export the network for inference",
-    )
-    model = batch_norm(opset, 5)
-    del model.graph.node[0].output[4:]
-    model.graph.node[0].output[1] = model.graph.node[0].output[2] = ""  # one is enough
-    refused(path, model, "statistics of every batch")
+def affine(x: np.ndarray, mean: np.ndarray, var: np.ndarray) -> np.ndarray:
+    scale, bias = (STATE[name][:, None, None] for name in "sb")
+    return (x - mean) / np.sqrt(var + 1e-5) * scale + bias
 
 
 @pytest.mark.parametrize(
-    ("opset", "attributes"),
+    ("opset", "outputs", "attributes"),
     [
-        (14, {"training_mode": 1}),
-        (15, {"training_mode": 1}),
-        (6, {"is_test": 0}),
-        (6, {"spatial": 0}),
-        (8, {"spatial": 0}),
+        (6, 1, {"is_test": 0}),
+        (6, 5, {"is_test": 0}),
+        *((opset, 5, {}) for opset in (7, 8, 9, 13)),
+        (14, 3, {"training_mode": 1}),
+        (15, 3, {"training_mode": 1}),
     ],
 )
-def test_batch_norm_that_trains_by_an_attribute(path: Path, opset: int, attributes: dict[str, int]):
-    refused(path, batch_norm(opset, **attributes), "not supported|is_test=0")
+def test_batch_norm_in_training_mode(
+    path: Path,
+    opset: int,
+    outputs: int,
+    attributes: dict[str, int],
+    caplog: pytest.LogCaptureFixture,
+):
+    """It learns: a training pass gives what the runtime gives, by the batch's own statistics; a
+    prediction takes the running ones, and a note says so."""
+    write(path, batch_norm(opset, outputs, **attributes))
+    model = portacnn.onnx.load(path)
+    assert "in training mode; predictions use its running statistics: node 'y'" in caplog.text
+    m, v = (STATE[name][:, None, None] for name in "mv")
+    np.testing.assert_allclose(model.predict(X), affine(X, m, v), rtol=1e-4, atol=1e-5)
+    batch = affine(X, X.mean((0, 2, 3), keepdims=True), X.var((0, 2, 3), keepdims=True))
+    got = run(model, X, True, False)[0]
+    np.testing.assert_allclose(got, batch, rtol=1e-4, atol=1e-5)
+    if opset > 6:
+        np.testing.assert_allclose(got, of_the_runtime(path, X), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("opset", [6, 8])
+def test_batch_norm_of_each_element(path: Path, opset: int):
+    """spatial=0, before opset 9: each element of a sample has its own statistics."""
+    state = {name: np.broadcast_to(a[:, None, None], (2, 5, 5)) for name, a in STATE.items()}
+    state = {name: a + 0.1 * numbers(2, 5, 5, seed=7) ** 2 for name, a in state.items()}
+    nodes = [node("BatchNormalization", ["x", *state], ["y"], spatial=0)]
+    write(path, model_of(nodes, state, opset=opset))
+    s, b, m, v = state.values()
+    expected = (X - m) / np.sqrt(v + 1e-5) * s + b
+    np.testing.assert_allclose(portacnn.onnx.load(path).predict(X), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("opset", [6, 7, 9, 13, 14, 17])
@@ -102,19 +123,31 @@ def test_batch_norm_for_inference_loads(path: Path, opset: int):
         refused(path, batch_norm(opset, is_test=0), "is_test")
 
 
-def test_dropout_that_trains(path: Path):
-    refused(
-        path, model_of([node("Dropout", ["x"], ["y"], ratio=0.5, is_test=0)], opset=6), "is_test=0"
-    )
-    portacnn.onnx.load(
-        write(path, model_of([node("Dropout", ["x"], ["y"], ratio=0.5, is_test=1)], opset=6))
-    )
-    yes = {"r": np.float32(0.5), "t": np.bool_(True)}
-    refused(
-        path,
-        model_of([node("Dropout", ["x", "r", "t"], ["y"])], yes, opset=13),
-        "training_mode=True is not supported",
-    )
+TRAINS = {"r": np.float32(0.5), "t": np.bool_(True)}
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        model_of([node("Dropout", ["x"], ["y"], ratio=0.5, is_test=0)], opset=6),
+        model_of([node("Dropout", ["x", "r", "t"], ["y"])], TRAINS, opset=12),
+        model_of([node("Dropout", ["x", "r", "t"], ["y"])], TRAINS, opset=22),
+    ],
+    ids=["is_test=0", "opset 12", "opset 22"],
+)
+def test_dropout_in_training_mode(path: Path, model: Any, caplog: pytest.LogCaptureFixture):
+    ours = portacnn.onnx.load(write(path, model), seed=0)
+    assert "Dropout is in training mode; predictions drop nothing: node 'y'" in caplog.text
+    np.testing.assert_array_equal(ours.predict(X), X)
+    dropped = run(ours, X, True, False)[0]
+    assert set(np.unique(dropped / X).round(3)) == {0.0, 2.0}
+
+
+def test_dropout_for_inference_has_no_note(path: Path, caplog: pytest.LogCaptureFixture):
+    model = model_of([node("Dropout", ["x"], ["y"], ratio=0.5, is_test=1)], opset=6)
+    portacnn.onnx.load(write(path, model))
+    refused(path, model_of([node("Dropout", ["x"], ["y"], is_test=1)], opset=7), "opset 6")
+    assert not caplog.text
 
 
 # --- opsets ---------------------------------------------------------------------------------------
@@ -231,9 +264,8 @@ CONSTANTS = {
     ],
     ids=lambda nodes: nodes[0].op_type,
 )
-def test_nothing_is_computed_from_the_number_of_samples(path: Path, nodes: list[Any]):
-    """A reshape by it would move numbers from one sample to another, for any other number of
-    samples."""
+def test_a_reshape_by_what_is_computed_from_the_number_of_samples(path: Path, nodes: list[Any]):
+    """It would move numbers from one sample to another, for any other number of samples."""
     nodes = [
         *SIZES,
         *nodes,
@@ -244,8 +276,8 @@ def test_nothing_is_computed_from_the_number_of_samples(path: Path, nodes: list[
     refused(
         path,
         model_of(nodes, CONSTANTS),
-        rf"\({nodes[2].op_type}\): it computes with the "
-        r"number of samples",
+        rf"\({nodes[2].op_type}\): it computes with the number of samples|"
+        r"reshaping \[N, 2, 5, 5\] to .*N.*, 50\] would move elements",
     )
 
 

@@ -101,10 +101,10 @@ def test_gradients_agree_with_finite_differences(backend: Here, options: dict):
 
 def test_a_doubling_takes_few_slices():
     """However large the image is."""
-    from portacnn.ops.resize import runs_of
+    from portacnn.ops.resize import axes_of, runs_of
 
-    assert len(runs_of(512, 1024, None, False, False)) == 2
-    assert len(runs_of(512, 1024, None, True, False)) == 4  # and the edges
+    assert len(runs_of(*axes_of((512,), 1024, None, "nearest"))) == 2
+    assert len(runs_of(*axes_of((512,), 1024, None, "linear"))) == 4  # and the edges
 
 
 @settings(max_examples=15)

@@ -8,6 +8,7 @@ import onnxruntime as runtime
 
 from portacnn import models as M
 from portacnn.onnx import export as public_export
+from portacnn.onnx import load
 
 exporting, building = sys.modules["portacnn.onnx.export"], sys.modules["portacnn.onnx.builder"]
 
@@ -40,7 +41,9 @@ def filled(network, seed=0):
     for name, array in network.state_dict().items():
         if name.endswith("num_batches_tracked"):
             state[name] = np.asarray(7)
-        elif name.endswith("running_var"):
+        elif name.endswith("zero_point"):
+            state[name] = np.arange(array.size).reshape(array.shape)
+        elif name.endswith(("running_var", "scale")):
             state[name] = rng.uniform(0.5, 2.0, array.shape)
         else:
             state[name] = rng.standard_normal(array.shape) / np.sqrt(
@@ -82,10 +85,13 @@ def close(got, expected):
     )
 
 
-def agrees(network, folder, opsets=(18,)):
-    """onnxruntime gives what the network gives, for batches of 1 and 7 by one file."""
+def agrees(network, folder, opsets=(18,), back=True):
+    """onnxruntime gives what the network gives, for batches of 1 and 7 by one file; so does the
+    file of the last opset when it is read ``back``."""
     for opset in opsets:
         path = export(network, folder, opset=opset)
         for count in (1, 7):
             x = images(network, count)
             close(run(path, x), network(x))
+    if back:
+        close(load(path)(x), network(x))

@@ -147,6 +147,94 @@ def oddities() -> onnx.ModelProto:
     return model_of(nodes, weights)
 
 
+def windows() -> onnx.ModelProto:
+    """Windows that are merged with the batch by shapes that the file computes, attention with the
+    batch as second axis, a branch that is known, and a sequence."""
+    node = helper.make_node
+    value = helper.make_tensor_value_info
+    branches = {
+        f"{name}_branch": helper.make_graph(
+            [node(kind, ["w3", *more], ["inner"], f"in {name}", **options)],
+            name,
+            [],
+            [value("inner", TensorProto.FLOAT, None)],
+            [numpy_helper.from_array(numbers(1, 1, 2, seed=9), "row")],
+        )
+        for name, kind, more, options in (
+            ("then", "Add", ["row"], {}),
+            ("else", "Einsum", [], {"equation": "abc->abc"}),
+        )
+    }
+    nodes = [
+        node("Shape", ["x"], ["s64"]),
+        node("Cast", ["s64"], ["s"], to=TensorProto.INT32),
+        node("Slice", ["s", "at0", "at1"], ["n"]),
+        node("Slice", ["s", "at1", "at2"], ["c"]),
+        node("Concat", ["n", "c", "halves"], ["to6"], axis=0),
+        node("Cast", ["to6"], ["to6_64"], to=TensorProto.INT64),
+        node("Reshape", ["x", "to6_64"], ["w1"]),  # (N, C, 2, 2, 2, 2)
+        node("Transpose", ["w1"], ["w2"], perm=[0, 2, 4, 3, 5, 1]),
+        node("Reshape", ["w2", "flat"], ["w3"]),  # (N * 4, 4, C)
+        node("Greater", ["n", "none"], ["yes"]),
+        node("If", ["yes"], ["w4"], "if", **branches),
+        node("Mul", ["n", "four"], ["rows"]),
+        node("Concat", ["rows", "four", "c"], ["to3"], axis=0),
+        node("Cast", ["to3"], ["to3_64"], to=TensorProto.INT64),
+        node("Reshape", ["w4", "to3_64"], ["w5"]),
+        node("LayerNormalization", ["w5", "ls", "lo"], ["w6"]),
+        node("Transpose", ["w6"], ["t1"], perm=[1, 0, 2]),  # (4, N * 4, C)
+        node("MatMul", ["t1", "m"], ["t2"]),
+        node("Softmax", ["t2"], ["t3"], axis=0),
+        node("Mul", ["t3", "scale"], ["t4"]),
+        node("SplitToSequence", ["t4", "two"], ["parts"], axis=2),
+        node("SequenceAt", ["parts", "one"], ["second"]),
+        node("SequenceAt", ["parts", "last"], ["again"]),
+        node("Add", ["second", "again"], ["t5"]),
+        node("Transpose", ["t5"], ["t6"], perm=[1, 2, 0]),  # (N * 4, 2, 4)
+        node("Concat", ["n", "open"], ["to2"], axis=0),
+        node("Cast", ["to2"], ["to2_64"], to=TensorProto.INT64),
+        node("Reshape", ["t6", "to2_64"], ["y"]),
+    ]
+    int32 = {"halves": [2, 2, 2, 2], "none": [0], "four": [4], "open": [-1]}
+    weights = {name: np.array(row, np.int32) for name, row in int32.items()}
+    weights |= {name: np.array([i]) for i, name in enumerate(("at0", "at1", "at2"))}
+    weights |= {
+        "flat": np.array([-1, 4, 2]),
+        "ls": numbers(2, seed=1),
+        "lo": numbers(2, seed=2),
+        "m": numbers(2, 4, seed=3),
+        "scale": numbers(1, 4, seed=4),
+        "two": np.int64(2),
+        "one": np.int64(1),
+        "last": np.int64(-1),
+    }
+    return model_of(nodes, weights, ("N", 2, 4, 4))
+
+
+def several() -> onnx.ModelProto:
+    """Two inputs and three outputs."""
+    node, value = helper.make_node, helper.make_tensor_value_info
+    nodes = [
+        node("Conv", ["x", "conv.weight"], ["a"], "conv"),
+        node("GlobalAveragePool", ["a"], ["b"]),
+        node("Flatten", ["b"], ["c"]),
+        node("Gemm", ["z", "fc.weight", "fc.bias"], ["d"], "fc"),
+        node("Tanh", ["d"], ["e"]),
+        node("Concat", ["c", "e"], ["y"], axis=1),
+        node("Sub", ["c", "d"], ["scores"]),
+    ]
+    weights = {
+        "conv.weight": numbers(3, 2, 2, 2),
+        "fc.weight": numbers(4, 3, seed=1),
+        "fc.bias": numbers(3, seed=2),
+    }
+    model = model_of(nodes, weights)
+    model.graph.input.append(value("z", TensorProto.FLOAT, ["N", 4]))
+    model.graph.output.append(value("a", TensorProto.FLOAT, None))
+    model.graph.output.append(value("scores", TensorProto.FLOAT, None))
+    return model
+
+
 def typed() -> onnx.ModelProto:
     """Every way in which a tensor's numbers can lie in a file."""
     node, floats = helper.make_node, [0.5, -1.5, 2.0, 3.0]
@@ -175,7 +263,10 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     "classifier": classifier,
     "oddities": oddities,
     "typed": typed,
+    "windows": windows,
 }
+SPOILT = {**MODELS, "several": several}
+"""The models that are damaged."""
 _EXTREMES = [
     0,
     1,
@@ -281,7 +372,7 @@ def load(path: Path) -> Model:
 
 def samples() -> tuple[list[bytes], Callable[[Random], bytes]]:
     """A whole file, and a function that returns a damaged one."""
-    models = {name: make() for name, make in MODELS.items()}
+    models = {name: make() for name, make in SPOILT.items()}
     contents = {name: model.SerializeToString() for name, model in models.items()}
 
     def spoilt(random: Random) -> bytes:
@@ -292,4 +383,4 @@ def samples() -> tuple[list[bytes], Callable[[Random], bytes]]:
             return spoil_bytes(contents[name], random)
         return spoil_parts(models[name], random)
 
-    return [contents["classifier"]], spoilt
+    return [contents["classifier"], contents["windows"], contents["several"]], spoilt

@@ -19,7 +19,9 @@ from portacnn.onnx.layers import conv as conv
 from portacnn.onnx.layers import dropout as dropout
 from portacnn.onnx.layers import join as join
 from portacnn.onnx.layers import linear as linear
+from portacnn.onnx.layers import microsoft as microsoft
 from portacnn.onnx.layers import norm as norm
 from portacnn.onnx.layers import pool as pool
+from portacnn.onnx.layers import quantize as quantize
 from portacnn.onnx.layers import resize as resize
 from portacnn.onnx.layers import shape as shape

@@ -9,7 +9,7 @@ from portacnn import layers as L
 from portacnn.layers import Layer
 from portacnn.models.lenet5 import ScaledTanh
 from portacnn.onnx.builder import GraphBuilder, emitter
-from portacnn.onnx.importer import Importer, Value, all_known, of_sample, operator
+from portacnn.onnx.importer import Importer, Known, Value, of_sample, operator
 from portacnn.onnx.reading import Operation
 
 
@@ -52,9 +52,17 @@ def write_silu(graph: GraphBuilder, layer: Any, x: str) -> str:
 
 @operator("Swish")
 def read_swish(at: Importer, op: Operation) -> Value:
-    if op.real("alpha", 1.0) != 1.0:
-        raise op.wrong("alpha must be 1")
-    return at.add(op, L.SiLU(), at.value(op))
+    return swish(at, op, op.real("alpha", 1.0))
+
+
+def swish(at: Importer, op: Operation, alpha: float) -> Value:
+    """Add x * sigmoid(alpha * x)."""
+    x = at.value(op)
+    if alpha == 1.0:
+        return at.add(op, L.SiLU(), x)
+    factor = Known(np.array(alpha))
+    scaled = at.add(op, L.ArithmeticWith("multiply", (), learn=False), x, value=factor)
+    return at.add(op, L.Arithmetic("multiply"), x, at.add(op, L.Sigmoid(), scaled))
 
 
 @emitter(L.GELU)
@@ -159,35 +167,49 @@ def read_prelu(at: Importer, op: Operation) -> Value:
 
 _FUNCTIONS = {
     "abs": "Abs",
+    "acos": "Acos",
+    "acosh": "Acosh",
+    "asin": "Asin",
+    "asinh": "Asinh",
+    "atan": "Atan",
+    "atanh": "Atanh",
+    "ceil": "Ceil",
     "cos": "Cos",
+    "cosh": "Cosh",
     "erf": "Erf",
     "exp": "Exp",
+    "floor": "Floor",
     "log": "Log",
+    "logical_not": "Not",
     "mish": "Mish",
     "negative": "Neg",
     "reciprocal": "Reciprocal",
+    "round": "Round",
+    "sign": "Sign",
     "sin": "Sin",
+    "sinh": "Sinh",
     "softsign": "Softsign",
     "sqrt": "Sqrt",
+    "tan": "Tan",
 }
 
 
 @emitter(L.Elementwise)
 def write_elementwise(graph: GraphBuilder, layer: Any, x: str) -> str:
-    """Write Mish by its formula: the operator exists from opset 18 on only."""
+    """Write Mish by its formula: the operator exists from opset 18 on only. Truth values are bool
+    in ONNX, and numbers here."""
+    if layer.function == "nonzero":
+        return graph.cast(graph.cast(x, "bool"))
+    if layer.function == "logical_not":
+        return graph.cast(graph.add("Not", [graph.cast(x, "bool")]))
     if layer.function == "mish":
         return graph.add("Mul", [x, graph.add("Tanh", [graph.add("Softplus", [x])])])
     return graph.add(_FUNCTIONS[layer.function], [x])
 
 
 @operator(*_FUNCTIONS.values())
-def read_elementwise(at: Importer, op: Operation) -> Any:
-    """Return a constant for Neg and Sqrt of a constant: exporters use them to compute shapes and
-    scales."""
+def read_elementwise(at: Importer, op: Operation) -> Value:
     function = next(name for name, kind in _FUNCTIONS.items() if kind == op.kind)
-    if op.kind in ("Neg", "Sqrt") and (known := all_known(at, op)):
-        at.source.budget.take(known[0].array.nbytes)
-        return at.fold(getattr(np, function)(known[0].array), known)
     return at.add(op, L.Elementwise(function), at.value(op))
 
 

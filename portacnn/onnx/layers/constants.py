@@ -1,12 +1,14 @@
 """Operators that make constants or return their input. They have no layer."""
 
-from math import prod
 from typing import Any
 
 import numpy as np
 
-from portacnn.onnx.importer import BATCH, Importer, Known, no_batch, operator
-from portacnn.onnx.reading import FLOATS, Operation, brief
+from portacnn import layers as L
+from portacnn.onnx.folding import shape_of, size_of
+from portacnn.onnx.importer import Importer, operator
+from portacnn.onnx.reading import FLOATS, Operation
+from portacnn.onnx.values import Known, Value
 
 
 @operator("Constant")
@@ -22,61 +24,48 @@ def read_constant(at: Importer, op: Operation) -> Known:
         raise op.wrong("its value must be a tensor of numbers")
     name, value = found
     if name == "value":
-        return Known(at.source.array(value))
+        array = at.source.array(value)
+        return Known(array, at.learn_constants and array.dtype.kind == "f")
     return at.fold(np.array(value, np.float32 if "float" in name else np.int64))
-
-
-@operator("ConstantOfShape")
-def read_constant_of_shape(at: Importer, op: Operation) -> Known:
-    shape, found = at.numbers(op, 0), op.any_of(("value", "t"))
-    value = np.zeros((), np.float32) if found is None else at.source.array(found[1])
-    if (
-        shape is None
-        or value.size != 1
-        or any(not 0 <= n < 1 << 31 for n in shape)
-        or len(shape) > 16
-    ):
-        raise op.wrong("its shape or value is invalid")
-    if 0 in shape and len(shape) > 1:
-        raise op.wrong(f"a tensor of shape {brief(shape)} is empty")
-    at.source.budget.take(prod(shape) * value.itemsize)
-    return at.fold(np.full(shape, value.reshape(()), value.dtype))
 
 
 @operator("Shape")
 def read_shape(at: Importer, op: Operation) -> Known:
-    found = at.given(op, 0)
-    shape = found.array.shape if isinstance(found, Known) else (BATCH, *at.value(op).shape)
-    end = op.whole("end", len(shape)) if op.has("end") else None
-    return at.fold(np.array(shape[slice(op.whole("start", 0), end)], np.int64))
+    return shape_of(op, at.value(op).dims())
 
 
-_CAST = {
-    **{number: name for number, name in FLOATS.items() if name != "bfloat16"},
-    6: "int32",
-    7: "int64",
-    9: "bool",
-}
+@operator("Size")
+def read_size(at: Importer, op: Operation) -> Known:
+    return size_of(at.value(op).dims())
+
+
+_BOOL = 9
 
 
 @operator("Cast")
-def read_cast(at: Importer, op: Operation) -> Any:
-    found, to = at.given(op, 0), op.whole("to", 0)
+def read_cast(at: Importer, op: Operation) -> Value:
+    to = op.whole("to", 0)
+    op.ignore("saturate", "round_mode")
+    if to == _BOOL:
+        return at.add(op, L.Elementwise("nonzero"), at.value(op))
+    if to not in FLOATS:
+        raise op.wrong(f"values can be cast only to floating point or bool, not to type {to}")
+    return at.value(op)
+
+
+@operator("CastLike")
+def read_cast_like(at: Importer, op: Operation) -> Any:
+    """Return a value as it is, and a constant in the dtype of the network's values."""
+    found, like = at.given(op, 0), at.given(op, 1)
     op.ignore("saturate", "round_mode")
     if isinstance(found, Known):
-        if to not in _CAST:
-            raise op.wrong(f"casting constants to type {to} is not supported")
-        dtype = np.dtype(_CAST[to])
-        if dtype != np.int64:
-            no_batch(op, found)
-        at.source.budget.take(found.array.size * dtype.itemsize)
-        return at.fold(found.array.astype(dtype), [found])
-    if to not in FLOATS:
-        raise op.wrong(f"values can be cast only to floating point, not to type {to}")
+        at.source.budget.take(found.array.size * at.dtype.itemsize)
+        return found._replace(array=found.array.astype(at.dtype))
+    if isinstance(like, Known) and like.array.dtype.kind != "f":
+        raise op.wrong(f"values can be cast only to floating point, not to {like.array.dtype}")
     return at.value(op)
 
 
 @operator("Identity")
 def read_identity(at: Importer, op: Operation) -> Any:
-    found = at.given(op, 0)
-    return at.value(op) if found is None else found
+    return at.value(op)

@@ -4,7 +4,7 @@ from typing import Any
 
 from portacnn import layers as L
 from portacnn.onnx.builder import GraphBuilder, emitter
-from portacnn.onnx.importer import Importer, Value, for_inference, operator
+from portacnn.onnx.importer import Importer, Value, for_training, operator
 from portacnn.onnx.reading import Operation
 
 
@@ -17,14 +17,13 @@ def write_dropout(graph: GraphBuilder, layer: Any, x: str) -> str:
 
 @operator("Dropout")
 def read_dropout(at: Importer, op: Operation) -> Value:
+    """Read training mode, an attribute in opset 6 and an input from opset 12 on, as inference mode:
+    the layer drops elements in training anyway."""
     op.ignore("seed")
-    for_inference(at, op)
-    training = at.known(op, 2) if at.opset >= 12 else None
-    if training is not None and training.array.any():
-        raise op.wrong(
-            "training_mode=True is not supported: it applies dropout at inference; export the "
-            "network for inference"
-        )
+    given = at.known(op, 2) if at.opset >= 12 else None
+    if for_training(at, op) or (given is not None and given.array.any()):
+        note = "Dropout is in training mode; predictions drop nothing"
+        at.notes.setdefault(note, []).append(op.where)
     ratio = at.number(op, 1, "ratio", 0.5)
     return at.add(op, L.Dropout(0.5 if ratio is None else ratio), at.value(op))
 

@@ -1,6 +1,6 @@
 """Arithmetic on two values, or a value and a constant; concatenation."""
 
-from math import prod
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,10 @@ from portacnn.onnx.importer import (
     Importer,
     Known,
     Value,
-    all_known,
     of_sample,
     operator,
-    plain_axes,
 )
-from portacnn.onnx.reading import Operation, brief
+from portacnn.onnx.reading import Operation
 
 _ARITHMETIC = {
     "Add": "add",
@@ -27,31 +25,50 @@ _ARITHMETIC = {
     "Pow": "power",
     "Max": "maximum",
     "Min": "minimum",
+    "Mod": "fmod",
+    "Equal": "equal",
+    "Greater": "greater",
+    "GreaterOrEqual": "greater_equal",
+    "Less": "less",
+    "LessOrEqual": "less_equal",
+    "And": "logical_and",
+    "Or": "logical_or",
+    "Xor": "logical_xor",
 }
 _OPERATORS = {kind: name for name, kind in reversed(_ARITHMETIC.items())}  # add: Add, not Sum
+_OPERATORS["not_equal"] = "Equal"
+_SEVERAL = ("Sum", "Max", "Min")  # take any number of inputs
+_COMPARED = ("Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual")
+_LOGICAL = ("And", "Or", "Xor")
+_LEARNT = ("add", "subtract", "multiply", "divide")
 
 
 @emitter(L.Arithmetic)
 def write_arithmetic(graph: GraphBuilder, layer: Any, *inputs: str) -> str:
-    return graph.add(_OPERATORS[layer.kind_], inputs)
+    """Write the operator. Truth values are bool in ONNX, and numbers here."""
+    name = _OPERATORS[layer.kind_]
+    if name in _LOGICAL:
+        inputs = tuple(graph.cast(x, "bool") for x in inputs)
+    y = graph.add(name, inputs, **({"fmod": 1} if name == "Mod" else {}))
+    if layer.kind_ == "not_equal":
+        y = graph.add("Not", [y])
+    return graph.cast(y) if name in (*_COMPARED, *_LOGICAL) else y
 
 
 @emitter(L.ArithmeticWith)
 def write_arithmetic_with(graph: GraphBuilder, layer: Any, x: str) -> str:
     value = graph.weight(layer, "value")
-    return graph.add(_OPERATORS[layer.kind_], [value, x] if layer.constant_first else [x, value])
+    return write_arithmetic(graph, layer, *([value, x] if layer.constant_first else [x, value]))
 
 
 @operator(*_ARITHMETIC)
 def read_arithmetic(at: Importer, op: Operation) -> Any:
     kind = _ARITHMETIC[op.kind]
     given = [at.given(op, i) for i in range(len(op.inputs))]
-    if (
-        None in given
-        or not given
-        or (op.kind in ("Add", "Sub", "Mul", "Div", "Pow") and len(given) != 2)
-    ):
+    if None in given or not given or (op.kind not in _SEVERAL and len(given) != 2):
         raise op.wrong(f"it has {len(given)} inputs, or one is omitted")
+    if op.kind == "Mod" and not op.whole("fmod", 0):
+        raise op.wrong("of floating-point values it must have fmod=1")
     legacy = op.whole("axis", -1) if at.opset < 7 and op.whole("broadcast", 0) else None
     op.ignore("consumed_inputs")
     result = given[0]
@@ -61,14 +78,10 @@ def read_arithmetic(at: Importer, op: Operation) -> Any:
 
 
 def _two(at: Importer, op: Operation, kind: str, a: Any, b: Any, legacy: int | None) -> Any:
-    if isinstance(a, Known) and isinstance(b, Known):
-        return _folded(at, op, kind, a, b)
     if isinstance(a, Value) and isinstance(b, Value):
         return at.add(op, L.Arithmetic(kind), a, b)
     x, constant = (a, b) if isinstance(a, Value) else (b, a)
     array = constant.array
-    if array.dtype.kind not in "fiu":
-        raise op.wrong(f"expected numbers, got {array.dtype}")
     # before opset 7, an axis attribute aligns the smaller input
     if legacy is not None and array.ndim:
         if not -1 <= legacy < x.rank:
@@ -76,32 +89,78 @@ def _two(at: Importer, op: Operation, kind: str, a: Any, b: Any, legacy: int | N
         array = array.reshape(
             array.shape + (1,) * (x.rank - legacy - array.ndim if legacy >= 0 else 0)
         )
-    if array.dtype.kind != "f":
-        at.source.budget.take(8 * array.size)
-        array = array.astype(np.float64)
-    array = of_sample(op, array, x)
-    learn = constant.learn and array.size > 1 and kind in ("add", "subtract", "multiply", "divide")
+    array = of_sample(op, _floats(at, op, array), x)
+    learn = constant.learn and array.size > 1 and kind in _LEARNT
+    learn = learn and not _normalizes_images(at, constant, array.shape, x)
     layer = L.ArithmeticWith(kind, array.shape, constant is a, learn)
     return at.add(op, layer, x, value=constant._replace(array=array))
 
 
-def _folded(at: Importer, op: Operation, kind: str, a: Known, b: Known) -> Known:
-    if a.array.dtype != b.array.dtype or a.array.dtype.kind not in "fiu":
-        raise op.wrong(
-            f"constants must have dtypes of one kind, got {a.array.dtype} and {b.array.dtype}"
-        )
-    try:
-        shape = np.broadcast_shapes(a.array.shape, b.array.shape)
-    except ValueError:
-        raise op.wrong(
-            f"constants {brief(a.array.shape)} and {brief(b.array.shape)} do not broadcast"
-        ) from None
-    at.source.budget.take(prod(shape) * a.array.dtype.itemsize)
-    if kind in ("divide", "power") and a.array.dtype.kind != "f":
-        if kind == "power" or (b.array == 0).any() or (a.array < 0).any() or (b.array < 0).any():
-            raise op.wrong(f"{op.kind} of these integer constants is not supported")
-        return at.fold(a.array // b.array, [a, b])
-    return at.fold(getattr(np, kind)(a.array, b.array).astype(a.array.dtype), [a, b])
+def _floats(at: Importer, op: Operation, array: Any) -> Any:
+    """Return numbers or truth values as floating point."""
+    if array.dtype.kind not in "fiub":
+        raise op.wrong(f"expected numbers, got {array.dtype}")
+    if array.dtype.kind != "f":
+        at.source.budget.take(8 * array.size)
+        array = array.astype(np.float64)
+    return array
+
+
+def repeated(at: Importer, op: Operation, known: Known, x: Value, learn: bool = False) -> Value:
+    """Add a layer that returns a constant for each sample, with as many axes as x.
+
+    Args:
+        learn: whether it is a weight, if it is an initializer of several elements.
+    """
+    array = of_sample(op, _floats(at, op, known.array), x)
+    array = array.reshape((1,) * (len(x.shape) - array.ndim) + array.shape)
+    layer = L.Constant(array.shape, learn and known.learn and array.size > 1)
+    return at.add(op, layer, x, value=known._replace(array=array))
+
+
+def values_of(at: Importer, op: Operation, learn: bool = False) -> list[Value]:
+    """Return the inputs, constants ``repeated`` for each sample."""
+    given = [at.given(op, i) for i in range(len(op.inputs))]
+    x = next((value for value in given if isinstance(value, Value)), None)
+    if x is None or None in given:
+        at.value(op, given.index(None) if None in given else 0)  # raises
+    return [
+        value if isinstance(value, Value) else repeated(at, op, value, x, learn)  # type: ignore[arg-type]
+        for value in given
+    ]
+
+
+@emitter(L.Constant)
+def write_constant(graph: GraphBuilder, layer: Any, x: str) -> str:
+    count = [graph.constant([n], dtype="int64") for n in (0, 1)]
+    batch = graph.add("Slice", [graph.add("Shape", [x]), *count])
+    shape = graph.constant(list(layer.shape), dtype="int64")
+    to = graph.add("Concat", [batch, shape], axis=0)
+    return graph.add("Expand", [graph.weight(layer, "value"), to])
+
+
+@emitter(L.Where)
+def write_where(graph: GraphBuilder, layer: Any, condition: str, a: str, b: str) -> str:
+    return graph.add("Where", [graph.cast(condition, "bool"), a, b])
+
+
+@operator("Where")
+def read_where(at: Importer, op: Operation) -> Value:
+    if len(op.inputs) != 3:
+        raise op.wrong(f"expected 3 inputs, got {len(op.inputs)}")
+    return at.add(op, L.Where(), *values_of(at, op))
+
+
+def _normalizes_images(at: Importer, constant: Known, shape: Sequence[int], x: Value) -> bool:
+    """Return whether a constant is the mean or standard deviation of images: one number for each
+    color, before the first layer with weights. ``export`` names a weight there by its path."""
+    channels = x.shape[0] if len(x.shape) == 3 else 0
+    return (
+        x.node in at.unlearned
+        and 1 < channels <= 4
+        and tuple(shape) == (channels, 1, 1)
+        and not constant.name.endswith(".value")
+    )
 
 
 @emitter(L.Concat)
@@ -111,17 +170,6 @@ def write_concat(graph: GraphBuilder, layer: Any, *inputs: str) -> str:
 
 @operator("Concat")
 def read_concat(at: Importer, op: Operation) -> Any:
-    if known := all_known(at, op):
-        arrays = [k.array for k in known]
-        rank = arrays[0].ndim
-        (axis,) = plain_axes(op, [op.whole("axis", 1)], rank)
-        alike = {(a.dtype.str, a.shape[:axis], a.shape[axis + 1 :], a.ndim) for a in arrays}
-        if len(alike) != 1:
-            raise op.wrong("these constants cannot be concatenated: their shapes or dtypes differ")
-        at.source.budget.take(sum(a.nbytes for a in arrays))
-        return at.fold(np.concatenate(arrays, axis=axis), known)
-    values = [at.value(op, i) for i in range(len(op.inputs))]
-    if not values:
-        raise op.wrong("it has no inputs")
+    values = values_of(at, op, learn=True)
     axis = at.axis(op, op.whole("axis", 1), values[0].rank)
     return values[0] if len(values) == 1 else at.add(op, L.Concat(axis), *values)

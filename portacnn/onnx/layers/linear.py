@@ -1,6 +1,5 @@
 """Linear layers, Flatten, and products of matrices."""
 
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -8,7 +7,8 @@ import numpy as np
 from portacnn import layers as L
 from portacnn.layers import Layer
 from portacnn.onnx.builder import GraphBuilder, bias_of, emitter
-from portacnn.onnx.importer import Importer, Value, operator
+from portacnn.onnx.importer import Importer, Known, Value, operator
+from portacnn.onnx.layers.join import repeated
 from portacnn.onnx.reading import Operation, brief
 
 
@@ -53,19 +53,6 @@ def write_flatten(graph: GraphBuilder, layer: Any, x: str) -> str:
     return graph.add("Flatten", [x], axis=1)
 
 
-@operator("Flatten")
-def read_flatten(at: Importer, op: Operation) -> Any:
-    x = at.value(op)
-    axis = op.whole("axis", 1)
-    axis = axis + x.rank if axis < 0 else axis
-    if not 1 <= axis <= x.rank or any(n != 1 for n in x.shape[: axis - 1]):
-        raise op.wrong(
-            f"axis {op.whole('axis', 1)} would merge several samples {brief(x.shape)} or split "
-            "one; expected axis 1"
-        )
-    return at.reshaped(op, x, (prod(x.shape),))
-
-
 @emitter(L.MatMul)
 def write_matmul(graph: GraphBuilder, layer: Any, *inputs: str) -> str:
     return graph.add("MatMul", inputs)
@@ -78,14 +65,39 @@ def write_matmul_with(graph: GraphBuilder, layer: Any, x: str) -> str:
 
 @operator("MatMul")
 def read_matmul(at: Importer, op: Operation) -> Value:
-    x, other = at.value(op), at.given(op, 1)
-    if isinstance(other, Value):
-        return at.add(op, L.MatMul(), x, other)
-    weight = at.weight(op, 1)
-    if weight.array.ndim != 2:
-        raise op.wrong(f"expected a matrix as weight, got {brief(weight.array.shape)}")
-    features, outputs = weight.array.shape
+    return product(at, op, at.given(op, 0), at.given(op, 1))
+
+
+def product(at: Importer, op: Operation, a: Any, b: Any) -> Value:
+    """Add the product of two values, or of a value and a constant matrix or vector on either
+    side."""
+    if isinstance(a, Value) and isinstance(b, Value):
+        return at.add(op, L.MatMul(), a, b)
+    x, weight = (a, b) if isinstance(a, Value) else (b, a)
+    if not isinstance(x, Value) or weight is None or weight.array.dtype.kind != "f":
+        raise op.wrong("expected a value, and a value or a floating-point constant")
+    if x is a and weight.array.ndim <= 2:
+        return _times(at, op, x, weight)
+    if x is a:
+        return at.add(op, L.MatMul(), x, repeated(at, op, weight, x, learn=True))
+    if len(x.shape) < 2:
+        raise op.wrong("it operates on the batch (axis 0) of its second factor")
+    row = weight.array.ndim == 1
+    matrix = weight._replace(array=weight.array[None]) if row else weight
+    y = at.add(op, L.MatMul(), repeated(at, op, matrix, x, learn=True), x)
+    return at.reshaped(op, y, (*y.shape[:-2], y.shape[-1])) if row else y
+
+
+def _times(at: Importer, op: Operation, x: Value, weight: Known) -> Value:
+    """Add x @ weight: a matrix, or a vector, which sums the last axis."""
+    array = weight.array
+    if not array.ndim or 0 in array.shape:
+        raise op.wrong(f"expected a matrix or a vector as weight, got {brief(array.shape)}")
+    matrix = array[:, None] if array.ndim == 1 else array
+    features, outputs = matrix.shape
     if len(x.shape) == 1:
         layer: Layer = L.Linear(features, outputs, bias=False)
-        return at.add(op, layer, x, weight=weight._replace(array=weight.array.T))
-    return at.add(op, L.MatMulWith(outputs), x, weight=weight)
+        y = at.add(op, layer, x, weight=weight._replace(array=matrix.T))
+    else:
+        y = at.add(op, L.MatMulWith(outputs), x, weight=weight._replace(array=matrix))
+    return at.reshaped(op, y, y.shape[:-1]) if array.ndim == 1 else y

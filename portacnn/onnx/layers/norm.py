@@ -12,47 +12,67 @@ from portacnn.onnx.importer import (
     Importer,
     Known,
     Value,
-    for_inference,
+    for_training,
+    of_sample,
     operator,
     some,
     spatial_axes,
 )
+from portacnn.onnx.layers.join import repeated
 from portacnn.onnx.reading import Operation, brief
 
 
 @emitter(L.BatchNorm1d, L.BatchNorm2d, L.BatchNorm3d)
 def write_batch_norm(graph: GraphBuilder, layer: Any, x: str) -> str:
+    """Write BatchNormalization. Without running statistics it is in training mode, and its mean and
+    variance are constants: this is how ``read_batch_norm`` knows them apart."""
     if layer.track_running_stats:
         return _by_running_statistics(graph, layer, x)
-    spatial = range(2, len(layer.input_shape) + 1)
-    y = _normalized(graph, x, [0, *spatial], layer.eps)
-    return _affine(graph, layer, y, (layer.input_shape[0], *(1 for _ in spatial)))
+    channels = layer.input_shape[0]
+    unused = [graph.constant([value] * channels) for value in (0.0, 1.0)]
+    mode = {"training_mode": 1} if graph.opset >= 14 else {}
+    inputs = [x, *_scale_and_bias(graph, layer), *unused]
+    y = graph.add("BatchNormalization", inputs, epsilon=layer.eps, **mode)
+    # ONNX requires these outputs in training mode; before opset 14 they select it
+    statistics = ("mean", "var") if mode else ("mean", "var", "saved_mean", "saved_var")
+    graph.nodes[-1].output.extend(graph.fresh(name) for name in statistics)
+    return y
 
 
 @operator("BatchNormalization")
 def read_batch_norm(at: Importer, op: Operation) -> Value:
+    """Read training mode, which opsets 6, 7 to 13 and 14 write in three ways, as inference mode:
+    the layer learns anyway. Its statistics are running ones, unless they are constants: then the
+    file stores none."""
     x = at.value(op)
     weight, bias, mean, var = (at.weight(op, i) for i in range(1, 5))
     op.ignore("consumed_inputs")
-    for_inference(at, op)
-    if op.whole("training_mode", 0) or not op.whole("spatial", 1):
-        raise op.wrong(
-            "training_mode and spatial=0 are not supported; export the network for inference"
-        )
-    if any(op.outputs[1:]):  # before opset 14, further outputs mean training mode
-        raise op.wrong(
-            f"it has {len(op.outputs)} outputs, so it uses the statistics of every batch, which "
-            "is not supported; export the network for inference"
-        )
+    trains = for_training(at, op) or bool(op.whole("training_mode", 0))
+    trains = trains or (at.opset < 14 and any(op.outputs[1:]))
+    tracks = not trains or mean.learn or var.learn
+    if trains and tracks:
+        note = "BatchNormalization is in training mode; predictions use its running statistics"
+        at.notes.setdefault(note, []).append(op.where)
     kinds = {2: L.BatchNorm1d, 3: L.BatchNorm1d, 4: L.BatchNorm2d, 5: L.BatchNorm3d}
     if x.rank not in kinds:
         raise op.wrong(f"expected samples (C,) to (C, D, H, W), got {brief(x.shape)}")
-    layer = kinds[x.rank](
-        x.shape[0], op.real("epsilon", 1e-5), round(1.0 - op.real("momentum", 0.9), 7)
+    flat, state = x, some(weight=weight, bias=bias)
+    if tracks:
+        state |= {"running_mean": mean, "running_var": var}
+    if not op.whole("spatial", 1):  # before opset 9: statistics of each element
+        flat = at.reshaped(op, x, (prod(x.shape),))
+        state = {
+            name: known._replace(array=known.array.reshape(-1)) for name, known in state.items()
+        }
+    if tracks:
+        state["num_batches_tracked"] = Known(np.zeros((), np.int64))
+    layer = kinds[flat.rank](
+        flat.shape[0],
+        op.real("epsilon", 1e-5),
+        round(1.0 - op.real("momentum", 0.9), 7),
+        track_running_stats=tracks,
     )
-    counted = Known(np.zeros((), np.int64))
-    state = {"running_mean": mean, "running_var": var, "num_batches_tracked": counted}
-    return at.add(op, layer, x, weight=weight, bias=bias, **state)
+    return at.reshaped(op, at.add(op, layer, flat, **state), x.shape)
 
 
 @emitter(L.InstanceNorm1d, L.InstanceNorm2d, L.InstanceNorm3d)
@@ -68,7 +88,11 @@ def write_instance_norm(graph: GraphBuilder, layer: Any, x: str) -> str:
 def read_instance_norm(at: Importer, op: Operation) -> Value:
     x, weight, bias = at.value(op), at.weight(op, 1), at.weight(op, 2)
     op.ignore("consumed_inputs")
-    kind = (L.InstanceNorm1d, L.InstanceNorm2d, L.InstanceNorm3d)[spatial_axes(at, op, x) - 1]
+    axes = spatial_axes(at, op, x)
+    if prod(x.shape[1:]) == 1:  # x - mean is 0
+        column = bias._replace(array=bias.array.reshape(-1, *(1,) * axes))
+        return repeated(at, op, column, x, learn=True)
+    kind = (L.InstanceNorm1d, L.InstanceNorm2d, L.InstanceNorm3d)[axes - 1]
     return at.add(
         op, kind(x.shape[0], op.real("epsilon", 1e-5), affine=True), x, weight=weight, bias=bias
     )
@@ -146,8 +170,20 @@ def read_layer_norm(at: Importer, op: Operation) -> Value:
     x, weight, bias = at.value(op), at.weight(op, 1), at.optional_weight(op, 2)
     op.ignore("stash_type")
     axis = at.axis(op, op.whole("axis", -1), x.rank)
-    layer = L.LayerNorm(x.shape[axis - 1 :], op.real("epsilon", 1e-5), True, bias is not None)
-    return at.add(op, layer, x, weight=weight, **some(bias=bias))
+    shape, eps = x.shape[axis - 1 :], op.real("epsilon", 1e-5)
+    if all(known.array.shape == shape for known in some(weight=weight, bias=bias).values()):
+        layer = L.LayerNorm(shape, eps, True, bias is not None)
+        return at.add(op, layer, x, weight=weight, **some(bias=bias))
+    # they broadcast to x in another way
+    y = at.add(op, L.LayerNorm(shape, eps, elementwise_affine=False), x)
+    for kind, known in (("multiply", weight), ("add", bias)):
+        if known is not None:
+            array = of_sample(op, known.array, x)
+            with_ = L.ArithmeticWith(kind, array.shape, learn=known.learn)
+            y = at.add(op, with_, y, value=known._replace(array=array))
+    if y.shape != x.shape:
+        raise op.wrong(f"its scale and bias do not broadcast to samples {brief(x.shape)}")
+    return y
 
 
 def _normalized(graph: GraphBuilder, x: str, axes: Sequence[int], eps: float) -> str:

@@ -1,6 +1,7 @@
 """Layers that change the image size: interpolation, pixel shuffle and pixel unshuffle."""
 
 from fractions import Fraction
+from math import floor
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,9 @@ import numpy as np
 from portacnn import layers as L
 from portacnn.errors import ArgumentError
 from portacnn.onnx.builder import GraphBuilder, emitter
-from portacnn.onnx.importer import BATCH, Importer, Value, operator
+from portacnn.onnx.importer import BATCH, Importer, Value, operator, plain_axes
 from portacnn.onnx.reading import Operation, brief
-from portacnn.ops.resize import axes_of
+from portacnn.ops.resize import COORDINATES, ROUNDING, convention, sizes_of
 
 _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
@@ -19,27 +20,19 @@ _LINEAR = {1: "linear", 2: "bilinear", 3: "trilinear"}
 def write_upsample(graph: GraphBuilder, layer: Any, x: str) -> str:
     """Write scales if float32 represents them exactly; otherwise write sizes, to avoid rounding
     errors."""
-    axes = axes_of(layer.input_shape[1:], layer.size, layer.scale_factor, layer.mode)
+    axes = sizes_of(layer.input_shape[1:], layer.size, layer.scale_factor, layer.mode)
     scales = [np.float32(1.0 if ratio is None else float(1 / ratio)) for *_, ratio in axes]
+    place = convention(layer.mode, layer.align_corners, layer.coordinates)
+    align = place == "align_corners"
     # With align_corners, ONNX divides by n * scale - 1, which must be a whole number.
     exact = [
-        ratio is not None
-        and Fraction(float(scale)) == 1 / ratio
-        and (not layer.align_corners or n / ratio == m)
+        ratio is not None and Fraction(float(scale)) == 1 / ratio and (not align or n / ratio == m)
         for scale, (n, m, ratio) in zip(scales, axes, strict=True)
     ]
-    by_size = [
-        ratio is None or layer.align_corners or ratio == Fraction(n, m) for n, m, ratio in axes
-    ]
-    how: dict[str, Any] = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
-    if layer.align_corners:
-        how["coordinate_transformation_mode"] = "align_corners"
+    by_size = [ratio is None or align or ratio == Fraction(n, m) for n, m, ratio in axes]
+    how: dict[str, Any] = {"mode": "linear", "coordinate_transformation_mode": place}
     if layer.mode == "nearest":
-        how = {
-            "mode": "nearest",
-            "coordinate_transformation_mode": "asymmetric",
-            "nearest_mode": "floor",
-        }
+        how |= {"mode": "nearest", "nearest_mode": layer.rounding or "floor"}
     if graph.opset < 11:
         raise ArgumentError(f"interpolation needs opset 11 or newer, got {graph.opset}")
     if not all(exact) and all(by_size):
@@ -64,88 +57,92 @@ def write_upsample(graph: GraphBuilder, layer: Any, x: str) -> str:
 
 @operator("Resize", "Upsample")
 def read_resize(at: Importer, op: Operation) -> Any:
-    x = at.value(op)
-    mode = op.word("mode", "nearest")
+    """Read an interpolation of any axes but the batch. An axis that is not spatial in portacnn is
+    made so by a reshape."""
+    x, mode = at.value(op), op.word("mode", "nearest")
+    if mode not in ("nearest", "linear"):
+        raise op.wrong(f"mode must be nearest or linear, got {mode[:40]!r}")
     old = op.kind == "Upsample" or at.opset < 11  # no coordinate_transformation_mode
     place = "asymmetric" if old else op.word("coordinate_transformation_mode", "half_pixel")
     rounding = "floor" if old else op.word("nearest_mode", "round_prefer_floor")
     op.ignore("cubic_coeff_a", "exclude_outside", "extrapolation_value")
     if op.whole("antialias", 0) or op.word("keep_aspect_ratio_policy", "stretch") != "stretch":
         raise op.wrong("antialias and keep_aspect_ratio_policy are not supported")
-    axes = op.ints("axes")
-    axes = list(range(x.rank)) if axes is None else [n % x.rank for n in axes]
+    if place not in COORDINATES or rounding not in ROUNDING:
+        raise op.wrong(
+            f"{place[:40]!r} with {rounding[:40]!r} is not supported; expected one of "
+            f"{', '.join(COORDINATES)}, and of {', '.join(ROUNDING)}"
+        )
+    axes = _axes(at, op, x, old)
+    same = [n == m and scale in (None, 1.0) for n, m, scale in axes]
+    if all(same):
+        return x
+    if place == "align_corners" and any(
+        scale is not None and not (n * scale).is_integer() for n, _, scale in axes
+    ):
+        raise op.wrong("'align_corners' is not supported for scales with a fractional output size")
+    inner = x.shape
+    if x.rank == 2 or not same[0]:
+        inner = (1, *inner)
+    axes = axes[len(x.shape) - len(inner) + 1 :]
+    if len(axes) > 3:
+        raise op.wrong(f"expected at most 3 axes to resize, got samples {brief(x.shape)}")
+    scales = [scale for *_, scale in axes]
+    how: dict[str, Any] = {"mode": "nearest", "rounding": rounding}
+    if mode == "linear":
+        how = {"mode": _LINEAR[len(axes)]}
+    elif at.opset == 10 and op.kind == "Resize" and any(n > m for n, m, _ in axes):
+        how["rounding"] = "ceil"  # as onnxruntime does
+        if any(n < m for n, m, _ in axes):
+            raise op.wrong("before opset 11, one axis that grows and one that shrinks")
+    if None in scales:
+        layer = L.Upsample([m for _, m, _ in axes], coordinates=place, **how)
+    else:
+        layer = L.Upsample(None, scales, coordinates=place, **how)  # type: ignore[arg-type]
+    y = at.add(op, layer, at.reshaped(op, x, inner))
+    return at.reshaped(op, y, y.shape[len(inner) - len(x.shape) :])
+
+
+_Axes = list[tuple[int, int, float | None]]
+
+
+def _axes(at: Importer, op: Operation, x: Value, old: bool) -> _Axes:
+    """Return for every axis of a sample its size in and out, and its scale; None if the file states
+    sizes."""
+    given = op.ints("axes")
+    chosen = list(range(x.rank)) if given is None else plain_axes(op, given, x.rank)
     sizes = None if old else at.numbers(op, 3)
-    scales = _scales(at, op, old) if not sizes else None
-    factors = dict(zip(axes, scales or (), strict=False))
-    outs = dict(zip(axes, sizes or (), strict=False))
-    given = len(sizes or scales or ())
-    if (
-        given != len(axes)
-        or len(set(axes)) != len(axes)
-        or factors.get(0, 1.0) != 1.0
-        or outs.get(0, BATCH) not in (BATCH, at.batch)
-        or factors.get(1, 1.0) != 1.0
-        or outs.get(1, x.shape[0]) != x.shape[0]
-        or not 3 <= x.rank <= 5
-    ):
-        raise op.wrong(
-            f"expected scales or sizes for the spatial axes of samples {brief(x.shape)}, got "
-            f"{brief(list(sizes or scales or ()))} for axes {brief(axes)}"
-        )
-    spatial = x.shape[1:]
-    if mode == "nearest":
-        if (place, rounding) != ("asymmetric", "floor") and not (
-            place == "half_pixel"
-            and rounding == "round_prefer_floor"
-            and _whole(spatial, outs, factors)
-        ):
-            raise op.wrong(
-                f"nearest with {place[:40]!r} and {rounding[:40]!r} is not supported; expected "
-                "'asymmetric' and 'floor'"
-            )
-    elif mode == "linear":
-        if place not in ("half_pixel", "pytorch_half_pixel", "align_corners"):
-            raise op.wrong(f"linear with {place[:40]!r} is not supported")
-    else:
-        raise op.wrong(f"mode must be nearest or linear, got {mode[:40]!r}")
-    word = "nearest" if mode == "nearest" else _LINEAR[len(spatial)]
-    align = mode == "linear" and place == "align_corners"
-    if sizes:
-        size = [outs.get(i, n) for i, n in enumerate(spatial, 2)]
-        if any(n < 1 for n in size):
-            raise op.wrong(f"sizes must be at least 1, got {brief(size)}")
-        layer = L.Upsample(size, mode=word, align_corners=align)
-    else:
-        layer = L.Upsample(
-            None, [factors.get(i, 1.0) for i in range(2, x.rank)], mode=word, align_corners=align
-        )
-    if align and not all((n * factors.get(i, 1.0)).is_integer() for i, n in enumerate(spatial, 2)):
-        raise op.wrong(
-            "linear with 'align_corners' is not supported for scales with a fractional output size"
-        )
-    y = at.add(op, layer, x)
-    if place == "pytorch_half_pixel" and any(
-        m == 1 < n for n, m in zip(spatial, y.shape[1:], strict=True)
-    ):
-        raise op.wrong("'pytorch_half_pixel' with an output size of 1 is not supported")
-    return y
-
-
-def _whole(spatial: tuple[int, ...], outs: dict[int, int], factors: dict[int, float]) -> bool:
-    """Return whether every axis grows by a whole factor. All rounding modes then agree."""
-    return all(
-        outs.get(i, n) % n == 0 and factors.get(i, 1.0).is_integer()
-        for i, n in enumerate(spatial, 2)
-    )
+    scales = None if sizes else _scales(at, op, old)
+    rows = sizes or scales or []
+    if len(rows) != len(chosen):
+        raise op.wrong(f"expected {len(chosen)} scales or sizes, got {brief(rows)}")
+    found: _Axes = [(n, n, None if sizes else 1.0) for n in x.shape]
+    for number, axis in enumerate(chosen):
+        if axis == 0:
+            keeps = sizes[number] in (BATCH, at.batch) if sizes else rows[number] == 1.0
+            if not keeps:
+                raise op.wrong(f"sizes or scales {brief(rows)} resize the batch (axis 0)")
+        elif sizes:
+            if not 1 <= sizes[number] < 1 << 31:
+                raise op.wrong(f"sizes must be at least 1, got {brief(sizes)}")
+            found[axis - 1] = (x.shape[axis - 1], sizes[number], None)
+        else:
+            n, scale = x.shape[axis - 1], float(rows[number])
+            found[axis - 1] = (n, floor(n * scale), scale)
+    return found
 
 
 def _scales(at: Importer, op: Operation, old: bool) -> list[float] | None:
-    known = at.known(op, 1 if old else 2)
-    if known is None or not 0 < known.array.size <= 16 or known.array.dtype.kind != "f":
-        return None
+    if op.has("scales"):  # before opset 9
+        scales = op.any_of(("scales", "floats"))[1]  # type: ignore[index]
+    else:
+        known = at.known(op, 1 if old else 2)
+        if known is None or not 0 < known.array.size <= 16 or known.array.dtype.kind != "f":
+            return None
+        scales = known.array.reshape(-1)
     # Read float32 with its shortest decimal digits: 1.1, not 1.10000002.
-    scales = [float(str(np.float32(n))) for n in known.array.reshape(-1)]
-    if not all(0.0 < n < float("inf") for n in scales):
+    scales = [float(str(np.float32(n))) for n in scales]
+    if not all(0.0 < n < 1 << 20 for n in scales):
         raise op.wrong(f"scales must be above 0, got {brief(scales)}")
     return scales
 

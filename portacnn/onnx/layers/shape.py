@@ -9,8 +9,9 @@ import numpy as np
 from portacnn import layers as L
 from portacnn.errors import ArgumentError
 from portacnn.models.resnet import PadChannels
+from portacnn.onnx.batch_axis import flatten, reshape, squeeze, transpose, unsqueeze
 from portacnn.onnx.builder import GraphBuilder, emitter, sides
-from portacnn.onnx.importer import BATCH, Importer, Known, Value, operator, plain_axes
+from portacnn.onnx.importer import BATCH, Importer, Value, operator, plain_axes
 from portacnn.onnx.reading import Operation, brief
 
 
@@ -20,88 +21,39 @@ def write_reshape(graph: GraphBuilder, layer: Any, x: str) -> str:
 
 
 @operator("Reshape")
-def read_reshape(at: Importer, op: Operation) -> Any:
-    found, wanted = at.given(op, 0), at.numbers(op, 1, "shape")
-    if wanted is None:
-        raise op.wrong("its input 1 is missing")
-    if op.whole("allowzero", 0) and 0 in wanted:
+def read_reshape(at: Importer, op: Operation) -> Value:
+    wanted, zero = at.sizes(op, 1, "shape"), not op.whole("allowzero", 0)
+    if not zero and (0, 0) in wanted:
         raise op.wrong("a shape contains 0")
-    if isinstance(found, Known):
-        return _reshape_known(at, op, found, wanted)
-    x = at.value(op)
-    first, *rest = wanted or [0]
-    rest = [x.shape[i] if n == 0 and i < len(x.shape) else n for i, n in enumerate(rest)]
-    numbers, open_ = prod(x.shape), rest.count(-1)
-    keeps = first in (BATCH, 0) or first == at.batch  # whether the first axis is still the batch
-    if open_ == 1 and keeps:
-        others = prod(n for n in rest if n != -1)
-        if others > 0 and numbers % others == 0:
-            rest = [numbers // others if n == -1 else n for n in rest]
-    if any(n < 1 for n in rest) or prod(rest) != numbers or not (keeps or first == -1):
-        wanted = ["N" if n == BATCH else n for n in wanted]  # type: ignore[misc]
-        raise op.wrong(
-            f"reshaping samples {brief(x.shape)} to {brief(wanted)} would move elements from one "
-            "sample to another"
-        )
-    return at.reshaped(op, x, rest)
+    return reshape(at, op, at.value(op), wanted, zero)
 
 
-def _reshape_known(at: Importer, op: Operation, known: Known, wanted: list[int]) -> Known:
-    array = known.array
-    shape = [array.shape[i] if n == 0 and i < array.ndim else n for i, n in enumerate(wanted)]
-    others = prod(n for n in shape if n != -1)
-    if shape.count(-1) == 1 and others > 0:
-        shape = [array.size // others if n == -1 else n for n in shape]
-    if any(n < 0 for n in shape) or prod(shape) != array.size or len(shape) > 16:
-        raise op.wrong(f"a constant {brief(array.shape)} cannot be reshaped to {brief(wanted)}")
-    return at.fold(array.reshape(shape), [known])
+@emitter(L.MergeIntoBatch)
+def write_merge_into_batch(graph: GraphBuilder, layer: Any, x: str) -> str:
+    return graph.reshape(x, (-1, *layer.output_shape))
+
+
+@emitter(L.SplitFromBatch)
+def write_split_from_batch(graph: GraphBuilder, layer: Any, x: str) -> str:
+    return graph.reshape(x, (-1, *layer.output_shape))
+
+
+@operator("Flatten")
+def read_flatten(at: Importer, op: Operation) -> Value:
+    return flatten(at, op, at.value(op), op.whole("axis", 1))
 
 
 @operator("Squeeze")
-def read_squeeze(at: Importer, op: Operation) -> Any:
-    found, axes = at.given(op, 0), at.numbers(op, 1, "axes")
-    if isinstance(found, Known):
-        shape = found.array.shape
-        away = (
-            [i for i, n in enumerate(shape) if n == 1]
-            if axes is None
-            else plain_axes(op, axes, len(shape))
-        )
-        if any(shape[i] != 1 for i in away):
-            raise op.wrong(f"axes {brief(away)} of {brief(shape)} must have length 1")
-        return at.fold(
-            found.array.reshape([n for i, n in enumerate(shape) if i not in away]), [found]
-        )
-    x = at.value(op)
-    if axes is None:
-        if at.batch == 1:
-            raise op.wrong("without axes it would also remove the batch")
-        axes = [i for i, n in enumerate(x.shape, 1) if n == 1]
-    away = at.axes(op, axes, x.rank)
-    if any(x.shape[i - 1] != 1 for i in away):
-        raise op.wrong(f"axes {brief(axes)} of samples {brief(x.shape)} must have length 1")
-    return at.reshaped(op, x, [n for i, n in enumerate(x.shape, 1) if i not in away])
+def read_squeeze(at: Importer, op: Operation) -> Value:
+    return squeeze(at, op, at.value(op), at.numbers(op, 1, "axes"))
 
 
 @operator("Unsqueeze")
-def read_unsqueeze(at: Importer, op: Operation) -> Any:
-    found, axes = at.given(op, 0), at.numbers(op, 1, "axes")
+def read_unsqueeze(at: Importer, op: Operation) -> Value:
+    axes = at.numbers(op, 1, "axes")
     if axes is None or len(axes) > 8:
         raise op.wrong("its axes are missing, or there are too many")
-    if isinstance(found, Known):
-        rank = found.array.ndim + len(axes)
-        new, old = plain_axes(op, axes, rank), iter(found.array.shape)
-        if rank > 16:
-            raise op.wrong("more than 16 axes")
-        return at.fold(
-            found.array.reshape([1 if i in new else next(old) for i in range(rank)]), [found]
-        )
-    x = at.value(op)
-    rank = x.rank + len(axes)
-    new, old = at.axes(op, axes, rank), iter(x.shape)
-    if rank > 16:
-        raise op.wrong("more than 16 axes")
-    return at.reshaped(op, x, [1 if i in new else next(old) for i in range(1, rank)])
+    return unsqueeze(at, op, at.value(op), axes)
 
 
 @emitter(L.Permute)
@@ -110,20 +62,12 @@ def write_permute(graph: GraphBuilder, layer: Any, x: str) -> str:
 
 
 @operator("Transpose")
-def read_transpose(at: Importer, op: Operation) -> Any:
-    found = at.given(op, 0)
-    rank = found.array.ndim if isinstance(found, Known) else at.value(op).rank
-    order = op.ints("perm")
-    order = list(range(rank))[::-1] if order is None else order
-    if sorted(order) != list(range(rank)):
-        raise op.wrong(f"perm must contain each of {rank} axes once, got {brief(order)}")
-    if isinstance(found, Known):
-        return at.fold(found.array.transpose(order), [found])
-    if order[:1] != [0]:
-        raise op.wrong(f"perm {brief(order)} moves the batch away from axis 0")
-    return (
-        at.value(op) if order == list(range(rank)) else at.add(op, L.Permute(order), at.value(op))
-    )
+def read_transpose(at: Importer, op: Operation) -> Value:
+    x, order = at.value(op), op.ints("perm")
+    order = list(range(x.rank))[::-1] if order is None else order
+    if sorted(order) != list(range(x.rank)):
+        raise op.wrong(f"perm must contain each of {x.rank} axes once, got {brief(order)}")
+    return transpose(at, op, x, order)
 
 
 @emitter(L.Pad)
@@ -148,10 +92,9 @@ def read_pad(at: Importer, op: Operation) -> Any:
     given = at.numbers(op, 1, "pads" if op.has("pads") else "paddings")
     axes = at.numbers(op, 3)
     chosen = list(range(x.rank)) if axes is None else plain_axes(op, axes, x.rank)
-    if given is None or len(given) != 2 * len(chosen) or not all(0 <= n < 1 << 31 for n in given):
+    if given is None or len(given) != 2 * len(chosen) or any(abs(n) >= 1 << 31 for n in given):
         raise op.wrong(
-            f"pads must be 2 numbers of at least 0 for each of {len(chosen)} axes, got "
-            f"{brief(given or [])}"
+            f"pads must be 2 numbers for each of {len(chosen)} axes, got {brief(given or [])}"
         )
     value = at.number(op, 2, "value", 0.0)
     pads = [[0, 0] for _ in range(x.rank)]
@@ -159,6 +102,14 @@ def read_pad(at: Importer, op: Operation) -> Any:
         pads[axis] = [given[i], given[i + len(chosen)]]
     if any(pads[0]):
         raise op.wrong("it adds samples to the batch (axis 0)")
+    if any(n < 0 for pair in pads for n in pair):  # cells to remove, before the others are padded
+        parts = {
+            axis: (max(0, -before), n - max(0, -after), 1)
+            for axis, (n, (before, after)) in enumerate(zip(x.shape, pads[1:], strict=True), 1)
+        }
+        if any(start >= stop for start, stop, _ in parts.values()):
+            raise op.wrong(f"pads {brief(given)} leave nothing of samples {brief(x.shape)}")
+        x, pads = _cut(at, op, x, parts), [[max(0, n) for n in pair] for pair in pads]
     if not any(map(any, pads)):
         return x
     return at.add(op, L.Pad(pads[1:], modes[mode], value or 0.0 if mode == "constant" else 0.0), x)
@@ -190,7 +141,6 @@ def write_crop(graph: GraphBuilder, layer: Any, x: str) -> str:
 
 @operator("Slice")
 def read_slice(at: Importer, op: Operation) -> Any:
-    found = at.given(op, 0)
     starts, ends = at.numbers(op, 1, "starts"), at.numbers(op, 2, "ends")
     if starts is None or ends is None:
         raise op.wrong("starts or ends are missing")
@@ -200,23 +150,24 @@ def read_slice(at: Importer, op: Operation) -> Any:
     steps = [1] * len(starts) if steps is None else steps
     if not len(starts) == len(ends) == len(axes) == len(steps) or 0 in steps:
         raise op.wrong("starts, ends, axes and steps have different lengths")
-    if isinstance(found, Known):
-        axes = plain_axes(op, axes, found.array.ndim)
-        index = [slice(None)] * found.array.ndim
-        for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-            index[axis] = slice(start, end, step)
-        return at.fold(found.array[tuple(index)], [found])
     x = at.value(op)
-    parts = {}
+    parts, turned = {}, {}
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-        if axis in (0, -x.rank) and (start, step) == (0, 1) and end >= (1 << 31) - 1:
+        if axis in (0, -x.rank) and (start, step) == (0, 1) and end >= (at.batch or (1 << 31) - 1):
             continue  # all samples
         axis = at.axis(op, axis, x.rank)
         start, stop, step = slice(start, end, step).indices(x.shape[axis - 1])
-        if step < 1 or start >= stop or axis in parts:
-            raise op.wrong(f"axis {axis} would be empty or reversed")
-        parts[axis] = (start, stop, step)
-    return _cut(at, op, x, parts) if parts else x
+        cells = range(start, stop, step)
+        if not cells or axis in parts or axis in turned:
+            raise op.wrong(f"axis {axis} would be empty, or is given twice")
+        if step > 0:
+            parts[axis] = (start, stop, step)
+        else:
+            turned[axis] = cells
+    y = _cut(at, op, x, parts) if parts else x
+    for axis, cells in turned.items():
+        y = at.add(op, L.Take(list(cells), axis), y)
+    return y
 
 
 @operator("Split")
@@ -253,31 +204,7 @@ def write_take(graph: GraphBuilder, layer: Any, x: str) -> str:
 
 
 @operator("Gather")
-def read_gather(at: Importer, op: Operation) -> Any:
-    if isinstance(at.given(op, 0), Value):
-        return _take(at, op)
-    data, indices = at.known(op, 0), at.known(op, 1)
-    if (
-        data is None
-        or indices is None
-        or not data.array.ndim
-        or indices.array.dtype.kind not in "iu"
-    ):
-        raise op.wrong("its inputs are missing, or its indices are not whole numbers")
-    (axis,) = plain_axes(op, [op.whole("axis", 0)], data.array.ndim)
-    size = data.array.shape[axis]
-    if (
-        indices.array.size
-        and not -size <= int(indices.array.min()) <= int(indices.array.max()) < size
-    ):
-        raise op.wrong(f"indices are beyond the {size} elements of axis {axis}")
-    if indices.array.ndim + data.array.ndim > 16:
-        raise op.wrong("more than 16 axes")
-    at.source.budget.take(data.array.nbytes // max(size, 1) * indices.array.size)
-    return at.fold(np.take(data.array, indices.array, axis=axis), [data])
-
-
-def _take(at: Importer, op: Operation) -> Value:
+def read_gather(at: Importer, op: Operation) -> Value:
     """Add a selection of elements by known indices; their axis becomes the index array's axes."""
     x, known = at.value(op), at.known(op, 1)
     indices, axis = at.numbers(op, 1) or [], at.axis(op, op.whole("axis", 0), x.rank)
@@ -292,13 +219,94 @@ def _take(at: Importer, op: Operation) -> Value:
     return at.reshaped(op, y, (*x.shape[: axis - 1], *known.array.shape, *x.shape[axis:]))
 
 
+@operator("GatherND")
+def read_gather_nd(at: Importer, op: Operation) -> Value:
+    """Read a selection by known indices, which are the same for each sample: the elements of a
+    sample are numbered, and the numbers selected."""
+    x, known = at.value(op), at.known(op, 1)
+    shared = op.whole("batch_dims", 0)
+    if known is None or known.array.dtype.kind not in "iu" or not known.array.ndim:
+        raise op.wrong("its indices are missing, or not whole numbers")
+    indices = known.array
+    if not 1 <= shared < min(indices.ndim, x.rank) or (indices[:1] != indices).any():
+        raise op.wrong("it operates on the batch (axis 0): batch_dims must be 1 or more")
+    indices, depth = indices[0], indices.shape[-1]
+    inner, sizes = x.shape[: shared - 1], x.shape[shared - 1 : shared - 1 + depth]
+    if indices.shape[: shared - 1] != inner or len(sizes) != depth or not depth:
+        raise op.wrong(f"indices {brief(known.array.shape)} do not fit {brief(x.shape)}")
+    if (indices < [-n for n in sizes]).any() or (indices >= list(sizes)).any():
+        raise op.wrong(f"indices are beyond axes {brief(sizes)}")
+    if prod(x.shape) > _MOST_NUMBERED:
+        raise op.wrong(f"samples {brief(x.shape)} have more than {_MOST_NUMBERED} elements")
+    numbered = np.arange(prod(x.shape)).reshape(x.shape)
+    places = [
+        grid.reshape(grid.shape + (1,) * (indices.ndim - 1 - grid.ndim))
+        for grid in np.ogrid[tuple(slice(n) for n in inner)]
+    ]
+    chosen = numbered[(*places, *np.moveaxis(indices, -1, 0))]
+    flat = at.reshaped(op, x, (prod(x.shape),))
+    y = at.add(op, L.Take(chosen.reshape(-1).tolist(), 1), flat)
+    return at.reshaped(op, y, chosen.shape)
+
+
+_MOST_NUMBERED = 1 << 22
+
+
+@operator("Tile")
+def read_tile(at: Importer, op: Operation) -> Value:
+    x, repeats = at.value(op), at.numbers(op, 1)
+    if repeats is None or len(repeats) != x.rank or not all(1 <= n <= 1 << 16 for n in repeats):
+        raise op.wrong(f"expected {x.rank} repeats of at least 1, got {brief(repeats or [])}")
+    if repeats[0] != 1:
+        raise op.wrong("it adds samples to the batch (axis 0)")
+    for axis, (n, times) in enumerate(zip(x.shape, repeats[1:], strict=True), 1):
+        if times > 1 and n * times <= 1 << 17:
+            x = at.add(op, L.Take(list(range(n)) * times, axis), x)
+        elif times > 1:
+            raise op.wrong(f"axis {axis} of {n} elements is repeated {times} times")
+    return x
+
+
+@emitter(L.Expand)
+def write_expand(graph: GraphBuilder, layer: Any, x: str) -> str:
+    return graph.add("Expand", [x, graph.constant([1, *layer.shape], dtype="int64")])
+
+
+@operator("Expand")
+def read_expand(at: Importer, op: Operation) -> Any:
+    wanted = at.numbers(op, 1)
+    x = at.value(op)
+    if wanted is None or len(wanted) > x.rank:
+        raise op.wrong(f"expected at most {x.rank} sizes, got {brief(wanted or [])}")
+    first, *sizes = [1] * (x.rank - len(wanted)) + wanted
+    if first not in (1, BATCH, at.batch):
+        raise op.wrong(f"sizes {brief(wanted)} expand the batch (axis 0)")
+    shape = [n if m == 1 else m for n, m in zip(x.shape, sizes, strict=True)]
+    return x if tuple(shape) == x.shape else at.add(op, L.Expand(shape), x)
+
+
+_REDUCTIONS = {
+    "ReduceL1": "l1",
+    "ReduceL2": "l2",
+    "ReduceLogSum": "log_sum",
+    "ReduceLogSumExp": "log_sum_exp",
+    "ReduceMax": "max",
+    "ReduceMean": "mean",
+    "ReduceMin": "min",
+    "ReduceProd": "prod",
+    "ReduceSum": "sum",
+    "ReduceSumSquare": "sum_square",
+}
+
+
 @emitter(L.Reduce)
 def write_reduce(graph: GraphBuilder, layer: Any, x: str) -> str:
-    y = graph.reduce("ReduceMean" if layer.reduction == "mean" else "ReduceSum", x, layer.axes)
+    name = next(name for name, kind in _REDUCTIONS.items() if kind == layer.reduction)
+    y = graph.reduce(name, x, layer.axes)
     return y if layer.keepdims else graph.reshape(y, (0, *layer.output_shape))
 
 
-@operator("ReduceMean", "ReduceSum")
+@operator(*_REDUCTIONS)
 def read_reduce(at: Importer, op: Operation) -> Any:
     x = at.value(op)
     axes, kept = at.numbers(op, 1, "axes"), bool(op.whole("keepdims", 1))
@@ -310,4 +318,4 @@ def read_reduce(at: Importer, op: Operation) -> Any:
     axes = sorted(at.axes(op, axes or [], x.rank))
     if op.kind == "ReduceMean" and x.rank > 2 and axes == list(range(2, x.rank)):
         return at.add(op, L.GlobalAvgPool(flatten=not kept), x)
-    return at.add(op, L.Reduce("mean" if op.kind == "ReduceMean" else "sum", axes, kept), x)
+    return at.add(op, L.Reduce(_REDUCTIONS[op.kind], axes, kept), x)
