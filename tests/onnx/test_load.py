@@ -311,6 +311,6 @@ def test_the_table_of_operators_is_whole():
             table,
             re.M,
         )
-        for name in re.findall(r"`(\w+)`", row)
+        for name in re.findall(r"`([\w.]+)`", row)
     ]
     assert sorted(listed) == sorted(OPERATORS)
