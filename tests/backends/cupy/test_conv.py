@@ -309,13 +309,13 @@ def test_what_the_unit_leaves_to_other_ops():
         weight = rig.array(np.ones((10, 1, 1, 1)), "float32")
         many = rig.array(np.ones((10, 5, 1, 1)), "float32")
         windows, pool = Windows.of((4, 4), 1), Windows.of((4, 4), 2, 2)
-        for parts, factor, groups, last in (
-            ([x, x], weight, 10, None),
-            ([x], weight, 10, pool),
-            ([x], many, 2, None),
+        for parts, factor, groups, last, expected in (
+            ([x, x], weight, 10, None, np.full((2, 10, 4, 4), 2.0)),
+            ([x], weight, 10, pool, np.ones((2, 10, 2, 2))),
+            ([x], many, 2, None, np.full((2, 10, 4, 4), 5.0)),
         ):
             made = cupy_conv.conv_unit(parts, factor, None, windows, groups, None, None, None, last)
-            assert made is NotImplemented
+            np.testing.assert_array_equal(made, expected)
 
 
 def test_the_cells_of_a_depthwise_weight_are_shared_out():
