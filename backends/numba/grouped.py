@@ -14,7 +14,7 @@ import numpy as np
 from portacnn.backends.numba import conv as dense
 from portacnn.backends.numba import depthwise
 from portacnn.backends.numpy.groups import by_groups
-from portacnn.backends.numpy.memory import empty
+from portacnn.backends.numpy.memory import empty, reserve
 from portacnn.ops.fused import ConvNorm
 from portacnn.ops.layout import batch_first, batch_last
 from portacnn.ops.windows import Windows
@@ -94,12 +94,14 @@ def conv_unit(
     x, *residual = parts
     if pool is not None:
         return NotImplemented
-    if depthwise.supports(x, weight, windows, groups):
-        return depthwise.conv_unit(parts, weight, bias, windows, groups, norm, low, high)
-    if prod(windows.kernel) == 1:
+    few = depthwise.supports(x, weight, windows, groups)
+    if not few and prod(windows.kernel) == 1:
         return NotImplemented
     o, inputs, *_ = weight.shape
     y = empty((o, *windows.out, x.shape[0]), x.dtype)
+    if few:
+        depthwise.unit_into(y, parts, weight, bias, windows, groups, norm, low, high)
+        return batch_first(y)
     for read, written in zip(_cuts(groups, inputs), _cuts(groups, o // groups), strict=True):
         own = [x[:, read], *(added[:, written] for added in residual)]
         result = dense.conv_unit(
@@ -119,6 +121,30 @@ def conv_unit(
     return batch_first(y)
 
 
+def prepare_conv_unit(
+    parts: list[np.ndarray],
+    weight: np.ndarray,
+    bias: Any,
+    windows: Windows,
+    groups: int,
+    norm: ConvNorm | None,
+    low: float | None,
+    high: float | None,
+    pool: Windows | None,
+) -> Any:
+    x = parts[0]
+    if pool is not None or not depthwise.supports(x, weight, windows, groups):
+        return NotImplemented
+    y = reserve((len(weight), *windows.out, x.shape[0]), x.dtype)
+    result = batch_first(y)
+
+    def run(parts: list[np.ndarray]) -> np.ndarray:
+        depthwise.unit_into(y, parts, weight, bias, windows, groups, norm, low, high)
+        return result
+
+    return run
+
+
 def _part(norm: ConvNorm, channels: slice) -> ConvNorm:
     *arrays, eps = norm
     return ConvNorm(*(None if array is None else array[channels] for array in arrays), eps)
@@ -126,6 +152,6 @@ def _part(norm: ConvNorm, channels: slice) -> ConvNorm:
 
 KERNELS = by_groups(
     dense.KERNELS,
-    {"conv": Kernel(conv, conv_backward), "conv_unit": Kernel(conv_unit)},
+    {"conv": Kernel(conv, conv_backward), "conv_unit": Kernel(conv_unit, None, prepare_conv_unit)},
     (_Saved, depthwise.Saved),
 )

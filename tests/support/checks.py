@@ -148,11 +148,11 @@ def pieces_of(size: int) -> Iterator[None]:
         patch.setattr(grouped, "_SHORT", size % 100)
         cuts = [columns.tiles, pointwise._blocks]
         if find_spec("numba") is not None:
-            from portacnn.backends.numba import depthwise, panels
+            from portacnn.backends.numba import bands, panels
 
             patch.setattr(panels, "_NEAR", size)
-            patch.setattr(depthwise, "_NEAR", size)
-            cuts += [panels.panel_of, depthwise.band_of, depthwise._phases]
+            patch.setattr(bands, "_NEAR", size)
+            cuts += [panels.panel_of, bands.band_of, bands.phases_of]
         try:
             for cut in cuts:
                 cut.cache_clear()
