@@ -184,6 +184,8 @@ WITHOUT_CASES = {
     *("Constant", "ConstantOfShape", "Cast", "Shape"),
     *("And", "Equal", "Not", "Or", "Where", "Xor"),  # theirs are of truth values and integers
     *("GatherND", "Tile"),  # theirs add or choose samples
+    "DequantizeLinear",  # theirs take integers
+    *(name for name in OPERATORS if name.startswith("com.microsoft")),
 }
 
 

@@ -136,17 +136,17 @@ def test_quantized_weights_that_are_refused(constants: Any, how: Any, words: str
 
 def test_a_large_file_of_bytes_needs_no_other_limit(tmp_path: Path):
     """Its floats take four times its size; one that is dequantized again and again is charged."""
-    q = np.zeros((4096, 4096), np.int8)
+    q = np.zeros((2048, 2048), np.int8)
     constants = {"q": q, "s": np.float32(1)}
     nodes = [node("DequantizeLinear", ["q", "s"], ["w"]), node("MatMul", ["x", "w"], ["y"])]
-    load(model_of(nodes, constants, ("N", 4096)), tmp_path, max_extra_bytes=1 << 16)
+    load(model_of(nodes, constants, ("N", 2048)), tmp_path, max_extra_bytes=1 << 16)
     again = [
         *(node("DequantizeLinear", ["q", "s"], [f"w{i}"]) for i in range(3)),
         *(node("MatMul", [f"x{i}" if i else "x", f"w{i}"], [f"x{i + 1}"]) for i in range(3)),
         node("Identity", ["x3"], ["y"]),
     ]
     with pytest.raises(ModelFormatError, match="max_extra_bytes"):
-        load(model_of(again, constants, ("N", 4096)), tmp_path, max_extra_bytes=1 << 16)
+        load(model_of(again, constants, ("N", 2048)), tmp_path, max_extra_bytes=1 << 16)
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -241,7 +241,7 @@ def test_mnist_keeps_its_accuracy(tmp_path: Path):
     from portacnn.data import load_mnist
     from support.matrix import MNIST
 
-    (x, t), (x_test, t_test) = load_mnist(MNIST, flatten=False)
+    (x, t), (x_test, t_test) = load_mnist(root=MNIST)
     model = portacnn.SimpleConvNet(weight_init_std="he", device="numpy", seed=0)
     portacnn.Trainer(
         *(model, x[:12000], t[:12000], x_test[:100], t_test[:100]),
