@@ -235,6 +235,52 @@ def several() -> onnx.ModelProto:
     return model
 
 
+def choices() -> onnx.ModelProto:
+    """Interpolation, comparisons, reductions, and quantized weights and values."""
+    node = helper.make_node
+    nodes = [
+        node("Resize", ["x", "", "scales"], ["a"], mode="linear"),
+        node("Greater", ["a", "c"], ["b"]),
+        node("Not", ["b"], ["n"]),
+        node("Where", ["n", "a", "c"], ["d"]),
+        node("QuantizeLinear", ["d", "s", "z"], ["q"]),
+        node("DequantizeLinear", ["q", "s", "z"], ["e"]),
+        node("DequantizeLinear", ["w8", "ws", "wz"], ["w"], axis=0),
+        node("Conv", ["e", "w"], ["f"]),
+        node("ReduceMax", ["f"], ["g"], axes=[2]),
+        node("Expand", ["g", "sizes"], ["h"]),
+        node("Slice", ["h", "from", "to", "axes", "steps"], ["i"]),
+        node("Pad", ["i", "pads"], ["j"]),
+        node("ReduceL2", ["j"], ["k"], axes=[3], keepdims=0),
+        node("Tile", ["k", "times"], ["l"]),
+        node("MatMul", ["l", "v"], ["m"]),
+        node("LayerNormalization", ["m", "one"], ["o"], axis=1),
+        node("Sign", ["o"], ["p"]),
+        node("Mod", ["o", "half"], ["r"], fmod=1),
+        node("Concat", ["p", "r"], ["y"], axis=1),
+    ]
+    weights = {
+        "scales": np.array([1, 1, 2, 1.5], np.float32),
+        "c": numbers(2, 1, 1, seed=1),
+        "s": np.float32(0.02),
+        "z": np.int8(5),
+        "w8": np.arange(-18, 18, dtype=np.int8).reshape(2, 2, 3, 3),
+        "ws": np.array([0.05, 0.1], np.float32),
+        "wz": np.zeros(2, np.int8),
+        "sizes": np.array([1, 2, 3, 5]),
+        "from": np.array([-1]),
+        "to": np.array([-9]),
+        "axes": np.array([3]),
+        "steps": np.array([-2]),
+        "pads": np.array([0, 0, -1, 1, 0, 0, 1, 0]),
+        "times": np.array([1, 1, 2]),
+        "v": numbers(6, seed=2),
+        "one": np.array([1.5], np.float32),
+        "half": np.float32(0.3),
+    }
+    return model_of(nodes, weights)
+
+
 def typed() -> onnx.ModelProto:
     """Every way in which a tensor's numbers can lie in a file."""
     node, floats = helper.make_node, [0.5, -1.5, 2.0, 3.0]
@@ -264,6 +310,7 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     "oddities": oddities,
     "typed": typed,
     "windows": windows,
+    "choices": choices,
 }
 SPOILT = {**MODELS, "several": several}
 """The models that are damaged."""
