@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 
 from portacnn.data.rows import Rows
 from portacnn.errors import PortacnnError
-from portacnn.layers import Flatten, Layer, Reshape
+from portacnn.layers import Flatten, Layer, MergeIntoBatch, Reshape, SplitFromBatch
 from portacnn.layers.base import Shape
 from portacnn.layers.state import outline
 from portacnn.models.inputs import image_count
@@ -37,12 +37,14 @@ class Size(NamedTuple):
     @classmethod
     def of(cls, planned: Layer) -> Self:
         """For the size that a network is planned for."""
-        numbers = sum(
-            prod(place.output_shape)
-            for layer in planned.walk()
-            if not layer.children
-            for place in layer.places
-        )
+        numbers, rows = 0, 1  # rows of each sample
+        for layer in planned.walk():
+            if isinstance(layer, MergeIntoBatch):
+                rows *= layer.rows
+            elif isinstance(layer, SplitFromBatch):
+                rows = max(1, rows // layer.rows)
+            if not layer.children:
+                numbers += rows * sum(prod(place.output_shape) for place in layer.places)
         least = max(layer.least_predicted for layer in planned.walk())
         return cls(max(least, min(_MOST, _MAX_BYTES // (8 * max(numbers, 1)))), least)
 
