@@ -10,9 +10,8 @@ from itertools import accumulate
 from math import prod
 from typing import Any, ClassVar
 
-import numpy as np
-
 from portacnn.arguments import told, wholes
+from portacnn.data.targets import on_host
 from portacnn.errors import ArgumentError, LabelError, PortacnnError
 from portacnn.losses.base import Loss, Shape
 from portacnn.runtime import Array, HostArray, backend_of
@@ -110,13 +109,11 @@ class PerOutput(Loss):
                     part,
                 )
             rows.append(made.reshape(len(made), prod(form[0])).astype(dtype))
-            if made.dtype.kind in "iu" and not np.array_equal(
-                rows[-1], made.reshape(rows[-1].shape)
-            ):
+            if made.dtype.kind in "iu" and (rows[-1] != made.reshape(rows[-1].shape)).any():
                 raise LabelError(f"labels beyond 2^24 are not exact in {dtype}", part)
         if len({len(row) for row in rows}) > 1:
             raise LabelError(f"numbers of targets differ: {[len(row) for row in rows]}", what)
-        return np.concatenate(rows, axis=1)
+        return backend_of(rows[0]).xp.concat(rows, axis=1)
 
     def _rows_again(self, t: Any, count: int | None, what: str, names: Sequence[str]) -> HostArray:
         """Return targets that are rows already, as from this method."""
@@ -127,7 +124,7 @@ class PerOutput(Loss):
             )
         if count is not None and len(t) != count:
             raise LabelError(f"expected {count} targets, got {len(t)}", what)
-        return np.asarray(t)
+        return on_host(t)
 
     def _targets(self, t: Array) -> list[Array]:
         """Return the targets of each loss from rows."""

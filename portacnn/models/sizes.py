@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 
 from portacnn.data.rows import Rows
 from portacnn.errors import PortacnnError
-from portacnn.layers import Flatten, Layer, Reshape
+from portacnn.layers import Flatten, Layer, MergeIntoBatch, Reshape, SplitFromBatch
 from portacnn.layers.base import Shape
 from portacnn.layers.state import outline
 from portacnn.models.inputs import image_count
@@ -41,12 +41,15 @@ class Size(NamedTuple):
         While a layer runs, its input, its output, a shortcut and temporary arrays are in use: four
         of the largest outputs.
         """
-        numbers = 4 * max(
-            prod(place.output_shape)
-            for layer in planned.walk()
-            if not layer.children
-            for place in layer.places
-        )
+        largest, rows = 1, 1  # rows of each sample
+        for layer in planned.walk():
+            if isinstance(layer, MergeIntoBatch):
+                rows *= layer.rows
+            elif isinstance(layer, SplitFromBatch):
+                rows = max(1, rows // layer.rows)
+            if not layer.children:
+                largest = max(largest, *(rows * prod(p.output_shape) for p in layer.places), 1)
+        numbers = 4 * largest
         least = max(layer.least_predicted for layer in planned.walk())
         return cls(max(least, min(_MOST, _MAX_BYTES // (8 * max(numbers, 1)))), least)
 

@@ -45,8 +45,8 @@ def network(
     """Return the network in a file. See ``load`` for the arguments."""
     names = _outputs(source, chosen)
     operations, asked = needed(source.operations, names)
+    check_supported(operations, source.inputs)
     infos = _inputs(source, asked)
-    check_supported(operations, [info.name for info in infos])
     samples, batch = _samples(infos, shapes)
     wide = any(FLOATS.get(info.elem_type) == "float64" for info in infos)
     sample = samples[0] if len(samples) == 1 else (sum(map(prod, samples)),)

@@ -9,6 +9,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from portacnn.errors import ModelFormatError
+from portacnn.layers import Conv2d, MergeIntoBatch, Reshape, Sequential, SplitFromBatch
+from portacnn.models.sizes import Size
 from portacnn.onnx import counts
 from support.onnx_files import model_of, numbers
 from support.onnx_load import load, runtime
@@ -364,3 +366,14 @@ def test_files_for_one_sample(tmp_path: Path, name: str):
     used = {given for one in ONE[name] for given in one.input}
     weights = {key: value for key, value in weights.items() if key in used}
     agrees(model_of(ONE[name], weights, (1, 2, 4, 4)), tmp_path)
+
+
+def test_memory_of_rows_counts():
+    """``predict`` takes fewer samples at a time if each has many rows."""
+
+    def most(*layers: Any) -> int:
+        return Size.of(Sequential(*layers).build((64, 3, 32, 32), device="numpy", seed=0)).most
+
+    rows = most(MergeIntoBatch(64), Conv2d(3, 8, 3, padding=1), SplitFromBatch(64))
+    one = most(Reshape((192, 32, 32)), Conv2d(192, 512, 1), Reshape((64, 8, 32, 32)))
+    assert rows == one
