@@ -9,6 +9,7 @@ import pytest
 from portacnn.layers import (
     ArithmeticWith,
     BatchNorm2d,
+    Constant,
     Conv2d,
     ConvTranspose2d,
     GroupNorm,
@@ -43,6 +44,7 @@ WITH_PARAMETERS = {
     "prelu": (lambda: Sequential(a=PReLU((2, 1, 1))), IMAGE),
     "constant": (lambda: Sequential(a=ArithmeticWith("multiply", (2, 1, 1))), IMAGE),
     "constant first": (lambda: Sequential(a=ArithmeticWith("subtract", (2, 1, 1), True)), IMAGE),
+    "array": (lambda: Sequential(a=Constant((2, 3))), (4,)),
     "matrix": (lambda: Sequential(a=MatMulWith(3)), IMAGE),
     "squeeze": (lambda: Sequential(a=SqueezeExcitation(2, 2)), IMAGE),
 }
