@@ -30,6 +30,10 @@ NOT_OURS = {
 }
 
 
+IN_FLOAT32 = {"activations", "mobilenet_v3"}
+"""Networks whose files have constants in float32 (those of SELU, 1/6): their gradients differ."""
+
+
 def exported(net: Any, x: tuple[Any, ...], path: Path, **options: Any) -> bool:
     """Return whether the exporter could write the file."""
     with (
@@ -45,7 +49,7 @@ def exported(net: Any, x: tuple[Any, ...], path: Path, **options: Any) -> bool:
     return True
 
 
-def agrees(net: Any, shapes: Any, path: Path, names: list[str]) -> None:
+def agrees(net: Any, shapes: Any, path: Path, names: list[str], close: float) -> None:
     torch.manual_seed(1)
     given = [torch.randn(3, *s, dtype=torch.float64, requires_grad=True) for s in shapes]
     expected = net(*given)
@@ -75,14 +79,15 @@ def agrees(net: Any, shapes: Any, path: Path, names: list[str]) -> None:
         if name in gradients and np.array_equal(state[name], parameter.detach().numpy()):
             want = parameter.grad.numpy()
             np.testing.assert_allclose(
-                gradients[name], want, rtol=1e-8, atol=1e-9, err_msg=f"{path.name}: {name}"
+                gradients[name], want, rtol=close, atol=0.1 * close, err_msg=f"{path.name}: {name}"
             )
 
 
 def checked(name: str, way: str, net: Any, path: Path) -> None:
     if (name, way) not in NOT_OURS:
         shapes = networks.NETWORKS[name][1]
-        agrees(net, shapes, path, [f"x{i}" for i in range(len(shapes))])
+        close = 1e-7 if name in IN_FLOAT32 else 1e-8
+        agrees(net, shapes, path, [f"x{i}" for i in range(len(shapes))], close)
 
 
 @pytest.mark.parametrize("name", networks.NETWORKS)
