@@ -204,6 +204,18 @@ def in_pieces(work: Callable[[slice], Any], rows: int, elements: int) -> None:
             del tasks, errors
 
 
+def in_parts(work: Callable[[int], Any], count: int, elements: int) -> None:
+    """Call ``work`` on the numbers below ``count``, in parallel if there are enough ``elements``.
+    For work whose parts have memory allocated before (see ``pieces``).
+    """
+
+    def run(some: slice) -> None:
+        for number in range(some.start, some.stop):
+            work(number)
+
+    in_pieces(run, count, elements)
+
+
 class _Here(local):
     tasks: Sequence[_Task] = ()
     """The tasks of the last call of ``in_pieces`` in this thread."""

@@ -324,9 +324,7 @@ def conv_unit(
     import cupy as cp
 
     if norm is not None:
-        scale, shift = norm.affine()
-        weight = weight * scale.reshape(-1, *(1,) * (weight.ndim - 1))
-        bias = shift if bias is None else bias * scale + shift
+        weight, bias = norm.folded(weight, bias)
     backend = backend_of(x)
     xt, weight = backend.contiguous(batch_last(x)), backend.contiguous(weight)
     bias = None if bias is None else backend.contiguous(bias)

@@ -15,7 +15,7 @@ import numpy as np
 
 from portacnn.backends.numba import direct, winograd
 from portacnn.backends.numba.direct import NO_POOL, NO_TAPS, Saved
-from portacnn.backends.numba.epilogue import Full, finish, prepared
+from portacnn.backends.numba.epilogue import Full, bind, prepared
 from portacnn.backends.numpy import columns, pointwise
 from portacnn.backends.numpy import conv as native
 from portacnn.backends.numpy.epilogue import Epilogue
@@ -44,26 +44,23 @@ def _run(
     if groups != 1 or direct.declines(x, weight, windows) or pools is None:
         return NotImplemented
     if pool is None and pointwise.suits(windows):
-        return pointwise.conv(x, weight, bias, windows, finish, relu=relu, keep=keep)
+        return pointwise.conv(x, weight, bias, windows, bind, relu=relu, keep=keep)
     p = Plane.of(windows, x.shape[1], weight.shape[0], x.shape[0])
     if not direct.fits(p, x.itemsize, pools[4]):
         return NotImplemented
     xt, weight = np.ascontiguousarray(batch_last(x)), np.ascontiguousarray(weight)
-    shape = (p.o, *(windows.out if pool is None else pool.out), p.n)
-    y = empty(shape, x.dtype)
-    winner = empty(shape, np.dtype(np.int8)) if keep and pool is not None else None
     epilogue = Epilogue(shift=bias, low=0.0 if relu else None)
-    if not winograd.suits(p) or (pool is not None and p.c * p.o < _WORTH):
-        if pool is None:
-            direct.forward(xt, weight, None, p, y, epilogue)
+    winner = None
+    if pool is None:
+        y = _computed(xt, weight, windows, p, epilogue)
+    else:
+        y = empty((p.o, *pool.out, p.n), x.dtype)
+        winner = empty(y.shape, np.dtype(np.int8)) if keep else None
+        if winograd.suits(p) and p.c * p.o >= _WORTH:
+            z = _computed(xt, weight, windows, p, epilogue)
+            direct.pooled(z, p, pools, y, winner)
         else:
             direct.forward(xt, weight, bias, p, y, Epilogue(), pools, winner)
-    elif pool is None:
-        _winograd(xt, weight, p, y, epilogue)
-    else:
-        z = empty((p.o, p.oh, p.ow, p.n), x.dtype)
-        _winograd(xt, weight, p, z, epilogue)
-        direct.pooled(z, p, pools, y, winner)
     if not keep:
         return batch_first(y), None
     above = y if relu and pool is None else direct.none(y)
@@ -71,11 +68,19 @@ def _run(
     return batch_first(y), Saved(xt, weight, bias is not None, windows, p, pools, above, won)
 
 
-def _winograd(
-    xt: np.ndarray, weight: np.ndarray, p: Plane, y: np.ndarray, epilogue: Epilogue
-) -> None:
-    full = Full.of(epilogue, p.o, y.dtype)
-    winograd.convolve(xt, winograd.factors(weight), y, (p.top, p.left), full)
+def _computed(
+    xt: np.ndarray, weight: np.ndarray, windows: Windows, p: Plane, epilogue: Epilogue
+) -> np.ndarray:
+    """Return y (O, *OUT, N) after the epilogue, by the algorithm that is fastest."""
+    if not winograd.suits(p) and p.n < _SAMPLES <= p.c:
+        return native.by_columns(xt, weight, windows, epilogue, bind)[0]
+    y = empty((p.o, *windows.out, p.n), xt.dtype)
+    if winograd.suits(p):
+        full = Full.of(epilogue, p.o, y.dtype)
+        winograd.convolve(xt, winograd.factors(weight), y, (p.top, p.left), full)
+    else:
+        direct.forward(xt, weight, None, p, y, epilogue)
+    return y
 
 
 def conv(
@@ -119,20 +124,12 @@ def conv_unit(
     added = np.ascontiguousarray(batch_last(residual[0])) if residual else None
     epilogue = Epilogue.of(norm, bias, added, low, high)
     if pointwise.suits(windows):
-        return batch_first(pointwise.unit(x, weight, windows, epilogue, finish)[0])
+        return batch_first(pointwise.unit(x, weight, windows, epilogue, bind)[0])
     p = Plane.of(windows, x.shape[1], weight.shape[0], x.shape[0])
     if not direct.fits(p, x.itemsize, 1):
         return NotImplemented
     xt, weight = np.ascontiguousarray(batch_last(x)), np.ascontiguousarray(weight)
-    if winograd.suits(p):
-        y = empty((p.o, *windows.out, p.n), x.dtype)
-        _winograd(xt, weight, p, y, epilogue)
-    elif weight.size > _MANY or (p.n < _SAMPLES and p.c >= _SAMPLES):
-        y, _ = native.by_columns(xt, weight, windows, epilogue, finish)
-    else:
-        y = empty((p.o, *windows.out, p.n), x.dtype)
-        direct.forward(xt, weight, None, p, y, epilogue)
-    return batch_first(y)
+    return batch_first(_computed(xt, weight, windows, p, epilogue))
 
 
 def conv_backward(

@@ -13,6 +13,7 @@ Notation as in ops/conv.py and ``conv``. A, B: the channels of a group that are 
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,27 +22,24 @@ from portacnn.backends.numba.bands import band_of, phases_of, taps_of
 from portacnn.backends.numba.compile import compiled, read
 from portacnn.backends.numba.direct import buffers, none
 from portacnn.backends.numba.emit import WIDTH
+from portacnn.backends.numba.panels import sum_of
+from portacnn.backends.numba.parity import split_by_1, split_by_2, split_by_4, split_by_8
 from portacnn.backends.numba.rows import (
     DOTS,
     LINES,
     NOTHING,
     OWN,
     RESIDUAL,
-    copy_run,
     dot_rows,
     row_of_taps,
     rows_of_3,
     rows_of_3_by_2,
     rows_of_5,
     rows_of_5_by_2,
-    split_1,
-    split_2,
-    split_4,
-    split_8,
 )
-from portacnn.backends.numba.runs import clear
+from portacnn.backends.numba.runs import clear, copy_run
 from portacnn.backends.numpy.memory import empty
-from portacnn.backends.threads import PER_ELEMENT, in_pieces, pieces
+from portacnn.backends.threads import PER_ELEMENT, in_parts, pieces
 from portacnn.ops.fused import ConvNorm
 from portacnn.ops.layout import batch_first, batch_last
 from portacnn.ops.windows import Plane, Windows
@@ -79,13 +77,13 @@ def _pack(x, p, columns, panel, channel, first, count):
             at_even = at + (left % 2 * columns + even) * n
             at_odd = at + ((left + 1) % 2 * columns + odd) * n
             if n == 1:
-                split_1(panel, at_even, count_even, at_odd, count_odd, x, line, w * n)
+                split_by_1(panel, at_even, count_even, at_odd, count_odd, x, line, w * n)
             elif n == 2:
-                split_2(panel, at_even, count_even, at_odd, count_odd, x, line, w * n)
+                split_by_2(panel, at_even, count_even, at_odd, count_odd, x, line, w * n)
             elif n == 4:
-                split_4(panel, at_even, count_even, at_odd, count_odd, x, line, w * n)
+                split_by_4(panel, at_even, count_even, at_odd, count_odd, x, line, w * n)
             else:
-                split_8(panel, at_even, count_even, at_odd, count_odd, x, line, w * n)
+                split_by_8(panel, at_even, count_even, at_odd, count_odd, x, line, w * n)
             continue
         for column in range(skipped, w):
             to = column + left
@@ -254,16 +252,8 @@ def _weights(
             for o in range(g * outputs, (g + 1) * outputs):
                 total = 0.0
                 for start in range(o * oh, (o + 1) * oh):
-                    total += _sum(dy[start * ow * n : (start + 1) * ow * n])
+                    total += sum_of(dy[start * ow * n : (start + 1) * ow * n])
                 dbias[o] = total
-
-
-@compiled
-def _sum(run):
-    total = run.dtype.type(0)
-    for i in range(run.size):  # the form of loop that numba vectorizes
-        total += run[i]
-    return total
 
 
 # --- the kernels ----------------------------------------------------------------------------------
@@ -295,11 +285,10 @@ def _in_parts(function: Callable[..., None], groups: int, work: int, size: int, 
     parts = pieces(groups, work)
     panels, size = buffers(len(parts), size, dtype)
 
-    def run(some: slice) -> None:
-        for i in range(some.start, some.stop):
-            function(panels, i * size, parts[i].start, parts[i].stop)
+    def run(i: int) -> None:
+        function(panels, i * size, parts[i].start, parts[i].stop)
 
-    in_pieces(run, len(parts), work)
+    in_parts(run, len(parts), work)
 
 
 def _work(p: Plane, groups: int) -> int:
@@ -318,11 +307,7 @@ def _convolve(
         tuple(band), (p.c, p.o, *steps), taps_of(p, band), residual is not None, number(low),
         number(high),
     )  # fmt: skip
-
-    def run(*part: Any) -> None:
-        _forward(*fixed, *part)
-
-    _in_parts(run, groups, _work(p, groups), band.size, x.dtype)
+    _in_parts(partial(_forward, *fixed), groups, _work(p, groups), band.size, x.dtype)
 
 
 def _plane(x: np.ndarray, weight: np.ndarray, windows: Windows, groups: int) -> Plane:
@@ -378,8 +363,7 @@ def _weight_gradient(
         read(x), read(dyt), dweight.reshape(-1), dbias, tuple(p), tuple(band),
         (p.c, p.o), taps_of(p, band), with_bias,
     )  # fmt: skip
-    run = lambda *part: _weights(*fixed, *part)  # noqa: E731
-    _in_parts(run, groups, _work(p, groups), band.size, x.dtype)
+    _in_parts(partial(_weights, *fixed), groups, _work(p, groups), band.size, x.dtype)
     return dweight, dbias if with_bias else None
 
 
@@ -392,8 +376,7 @@ def _input_gradient(
         (p.o, p.c, p.c, 1), taps, starts, first,
     )  # fmt: skip
     size = band.size + -(-p.w // p.sw) * p.sw * p.n
-    run = lambda *part: _spread(*fixed, *part)  # noqa: E731
-    _in_parts(run, groups, _work(p, groups), size, dyt.dtype)
+    _in_parts(partial(_spread, *fixed), groups, _work(p, groups), size, dyt.dtype)
 
 
 def unit_into(
@@ -410,20 +393,11 @@ def unit_into(
     """Write the result of ``conv_unit``, without pooling, to y (O, *OUT, N)."""
     x, *residual = (np.ascontiguousarray(batch_last(part)) for part in parts)
     p = _plane(parts[0], weight, windows, groups)
-    weight, shift = _with_norm(weight, bias, norm)
+    if norm is not None:
+        weight, bias = norm.folded(weight, bias)
+    shift = np.zeros(len(weight), weight.dtype) if bias is None else np.ascontiguousarray(bias)
     _convolve(
-        x, weight, shift, p, groups, (1, p.c), y, residual=residual[0] if residual else None,
+        x, np.ascontiguousarray(weight), shift, p, groups, (1, p.c), y,
+        residual=residual[0] if residual else None,
         low=-np.inf if low is None else low, high=np.inf if high is None else high,
     )  # fmt: skip
-
-
-def _with_norm(
-    weight: np.ndarray, bias: Any, norm: ConvNorm | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return weight and bias of the convolution with the norm that follows it."""
-    if norm is None:
-        shift = np.zeros(len(weight), weight.dtype) if bias is None else np.ascontiguousarray(bias)
-        return np.ascontiguousarray(weight), shift
-    scale, shift = norm.affine()
-    scaled = np.ascontiguousarray(weight * scale.reshape(-1, *(1,) * (weight.ndim - 1)))
-    return scaled, shift if bias is None else shift + bias * scale

@@ -25,7 +25,7 @@ from portacnn.backends.numba.tiles import ROWS
 from portacnn.backends.numpy.epilogue import Epilogue
 from portacnn.backends.numpy.memory import empty, reserve, temporaries
 from portacnn.backends.numpy.pool import pools_in_place
-from portacnn.backends.threads import PER_ELEMENT, in_pieces, pieces
+from portacnn.backends.threads import PER_ELEMENT, in_parts, in_pieces, pieces
 from portacnn.ops.layout import batch_first
 from portacnn.ops.windows import Plane, Windows
 
@@ -113,21 +113,13 @@ def _convolve(
     factors = read(weight), step, read(bias), *Full.of(epilogue, p.o, y.dtype)
     results = y.reshape(-1), NO_TAPS if winner is None else winner.reshape(-1), winner is not None
 
-    def run(some: slice) -> None:
-        for i in range(some.start, some.stop):
-            forward_pieces(
-                *arguments,
-                *factors,
-                panels,
-                i * size,
-                outs,
-                i * out_size,
-                *results,
-                parts[i].start,
-                parts[i].stop,
-            )
+    def run(i: int) -> None:
+        forward_pieces(
+            *arguments, *factors, panels, i * size, outs, i * out_size, *results, parts[i].start,
+            parts[i].stop,
+        )  # fmt: skip
 
-    in_pieces(run, len(parts), work)
+    in_parts(run, len(parts), work)
 
 
 def buffers(count: int, size: int, dtype: Any) -> tuple[np.ndarray, int]:
@@ -171,12 +163,11 @@ def weight_gradient(dyt: np.ndarray, saved: Saved) -> tuple[np.ndarray, np.ndarr
     dbiases = np.empty((len(parts), p.o), dtype=x.dtype)
     arguments = read(x), read(dyt), read(y), read(winner), tuple(p), tuple(panel), pool, *taps
 
-    def run(some: slice) -> None:
-        for i in range(some.start, some.stop):
-            results = dweights[i], dbiases[i], parts[i].start, parts[i].stop
-            weight_pieces(*arguments, panels, i * size, grads, i * grad_size, *results)
+    def run(i: int) -> None:
+        results = dweights[i], dbiases[i], parts[i].start, parts[i].stop
+        weight_pieces(*arguments, panels, i * size, grads, i * grad_size, *results)
 
-    in_pieces(run, len(parts), work)
+    in_parts(run, len(parts), work)
     return dweights.sum(axis=0), dbiases.sum(axis=0)
 
 

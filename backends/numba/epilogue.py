@@ -9,7 +9,7 @@ import numpy as np
 
 from portacnn.backends.numba.compile import compiled, read
 from portacnn.backends.numba.runs import finish_run
-from portacnn.backends.numpy.epilogue import Epilogue
+from portacnn.backends.numpy.epilogue import End, Epilogue, Start
 from portacnn.ops.fused import ConvNorm
 
 
@@ -48,12 +48,18 @@ def _finish(y, t, first, last, start, stop, scale, shift, residual, adds, low, h
         )
 
 
-def finish(y: np.ndarray, rows: slice, columns: slice, epilogue: Epilogue) -> None:
-    """Apply the epilogue to ``y[rows, columns]`` in place."""
-    full = Full.of(epilogue, len(y), y.dtype)
-    _finish(
-        y.reshape(-1), y.shape[1], rows.start, rows.stop, columns.start, columns.stop, *full
-    )  # fmt: skip
+def bind(epilogue: Epilogue, weight: np.ndarray) -> End:
+    """Return the epilogue as one compiled pass."""
+    return _end(Full.of(epilogue, len(weight), weight.dtype))
+
+
+def _end(full: Full) -> End:
+    def end(y: np.ndarray, rows: slice, columns: slice) -> None:
+        _finish(
+            y.reshape(-1), y.shape[1], rows.start, rows.stop, columns.start, columns.stop, *full
+        )
+
+    return end
 
 
 # --- repeated inference ---------------------------------------------------------------------------
@@ -69,8 +75,10 @@ def _affine(mean, var, weight, bias, before, eps, scale, shift):
 
 def prepared(
     norm: ConvNorm | None, bias: Any, low: float | None, high: float | None, weight: np.ndarray
-) -> Any:
-    """Return ``pointwise.Start`` for an epilogue whose arrays may change between calls."""
+) -> Start | Any:
+    """Return an epilogue whose arrays may change between calls; decline parameters that are not
+    contiguous.
+    """
     channels, dtype = len(weight), weight.dtype
     ones, zeros = np.ones(channels, dtype), np.zeros(channels, dtype)
     parts = norm or (zeros, ones, None, None, 0.0)
@@ -83,17 +91,10 @@ def prepared(
     )
     eps = dtype.type(parts[4])
     scale, shift = np.ones(channels, dtype), np.zeros(channels, dtype)
-    limits = Full.of(Epilogue(low=low, high=high), channels, dtype)[-2:]
-    fixed, nothing = (read(scale), read(shift)), read(_NOTHING[dtype])
+    limits = Epilogue(scale, shift, None, low, high)
 
-    def start(residual: np.ndarray | None) -> Any:
+    def start(residual: np.ndarray | None) -> End:
         _affine(mean, var, factor, offset, before, eps, scale, shift)
-        added = nothing if residual is None else read(residual)
-        rest = (*fixed, added, residual is not None, *limits)
-
-        def end(y: np.ndarray, width: int, rows: slice, columns: slice) -> None:
-            _finish(y, width, rows.start, rows.stop, columns.start, columns.stop, *rest)
-
-        return end
+        return _end(Full.of(limits._replace(residual=residual), channels, dtype))
 
     return start

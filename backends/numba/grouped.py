@@ -14,7 +14,7 @@ import numpy as np
 from portacnn.backends.numba import conv as dense
 from portacnn.backends.numba import depthwise
 from portacnn.backends.numpy.groups import by_groups
-from portacnn.backends.numpy.memory import empty, reserve
+from portacnn.backends.numpy.memory import empty
 from portacnn.ops.fused import ConvNorm
 from portacnn.ops.layout import batch_first, batch_last
 from portacnn.ops.windows import Windows
@@ -135,12 +135,12 @@ def prepare_conv_unit(
     x = parts[0]
     if pool is not None or not depthwise.supports(x, weight, windows, groups):
         return NotImplemented
-    y = reserve((len(weight), *windows.out, x.shape[0]), x.dtype)
-    result = batch_first(y)
+    shape = len(weight), *windows.out, x.shape[0]
 
     def run(parts: list[np.ndarray]) -> np.ndarray:
+        y = empty(shape, x.dtype)
         depthwise.unit_into(y, parts, weight, bias, windows, groups, norm, low, high)
-        return result
+        return batch_first(y)
 
     return run
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from portacnn.backends.numba.compile import compiled
 from portacnn.backends.numba.emit import WIDTH
-from portacnn.backends.numba.runs import clear, finish_run, move_above, move_where, pool_run
+from portacnn.backends.numba.runs import clear, copy_run, finish_run, move_where, pool_run
 from portacnn.backends.numba.tiles import (
     GRADS,
     ROWS,
@@ -119,7 +119,7 @@ def taps_of(p: Plane, panel: Panel, samples: int, steps: tuple[int, int], turned
 def _pack(x, p, panel, rows, columns, first, start, samples):
     """Fill the panel with input rows from ``first`` on, for ``samples`` from ``start`` on."""
     c, h, w, _, _, _, _, _, _, sw, _, left, _, _, n = p
-    at, none = 0, x.dtype.type(-np.inf)
+    at = 0
     seen = min(columns - left, w)
     for channel in range(c):
         for row in range(first, first + rows):
@@ -130,7 +130,7 @@ def _pack(x, p, panel, rows, columns, first, start, samples):
             line = (channel * h + row) * w
             if sw == 1 and samples == n:  # all columns are one run
                 clear(panel, at, left * n)
-                move_above(panel, at + left * n, x, line * n, none, seen * n)
+                copy_run(panel, at + left * n, x, line * n, seen * n)
                 clear(panel, at + (left + seen) * n, (columns - left - seen) * n)
                 at += columns * n
                 continue
@@ -138,7 +138,7 @@ def _pack(x, p, panel, rows, columns, first, start, samples):
                 for column in range(columns):
                     come = column * sw + phase - left
                     if 0 <= come < w:
-                        move_above(panel, at, x, (line + come) * n + start, none, samples)
+                        copy_run(panel, at, x, (line + come) * n + start, samples)
                     else:
                         clear(panel, at, samples)
                     at += samples
@@ -196,7 +196,7 @@ def pack_gradient(dy, y, winner, p, pool, panel, rows, first, count, columns, st
     """
     _, _, _, o, oh, ow, _, _, _, _, _, _, _, _, n = p
     height, width = (pool[0], pool[1]) if pool[0] else (oh, ow)
-    at, zero, none = 0, dy.dtype.type(0), dy.dtype.type(-np.inf)
+    at, zero = 0, dy.dtype.type(0)
     before, seen = _run_of_places(columns)
     one_run = pool[0] == 0 and samples == n and seen > 0
     for channel in range(o):
@@ -212,7 +212,7 @@ def pack_gradient(dy, y, winner, p, pool, panel, rows, first, count, columns, st
                 if y.size:
                     move_where(panel, at + before * n, dy, y, source, zero, seen * n)
                 else:
-                    move_above(panel, at + before * n, dy, source, none, seen * n)
+                    copy_run(panel, at + before * n, dy, source, seen * n)
                 clear(panel, at + (before + seen) * n, (columns.shape[0] - before - seen) * n)
                 at += columns.shape[0] * n
                 continue
@@ -227,7 +227,7 @@ def pack_gradient(dy, y, winner, p, pool, panel, rows, first, count, columns, st
                     elif y.size:
                         move_where(panel, at, dy, y, source, zero, samples)
                     else:
-                        move_above(panel, at, dy, source, none, samples)
+                        copy_run(panel, at, dy, source, samples)
                 at += samples
 
 
@@ -450,7 +450,7 @@ def weight_pieces(
                     (channel // GRADS * chunks + chunk) * GRADS * TAPS,
                 )  # fmt: skip
         for channel in range(o):
-            dbias[channel] += _sum(grad[channel * step : channel * step + step])
+            dbias[channel] += sum_of(grad[channel * step : channel * step + step])
     for channel in range(o):
         for tap in range(count):
             block = channel // GRADS * chunks + tap // TAPS
@@ -460,7 +460,8 @@ def weight_pieces(
 
 
 @compiled
-def _sum(run):
+def sum_of(run):
+    """Return the sum of a run."""
     total = run.dtype.type(0)
     for i in range(run.size):  # the form of loop that numba vectorizes
         total += run[i]

@@ -45,9 +45,7 @@ def _finish(
     builder.store(value, total)
     with builder.if_then(builder.icmp_signed("!=", adds, e.number(0))):
         builder.store(builder.fadd(value, e.load(before, mask)), total)
-    value = e.not_below(builder.load(total), low)
-    value = builder.select(builder.fcmp_ordered(">", value, high), high, value)
-    e.store(value, at, mask)
+    e.store(e.not_above(e.not_below(builder.load(total), low), high), at, mask)
 
 
 def _rows(height: int, width: int, stride: int) -> Any:
@@ -247,91 +245,3 @@ def dot_rows(
         return context.get_dummy_value()
 
     return types.void(*arguments), emit
-
-
-def _split(group: int) -> Any:
-    def split(
-        typing: Any, to: Any, at_even: Any, count_even: Any, at_odd: Any, count_odd: Any,
-        come: Any, at_come: Any, length: Any,
-    ) -> Any:  # fmt: skip
-        arguments = to, at_even, count_even, at_odd, count_odd, come, at_come, length
-
-        def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            to_, at_even_, count_even_, at_odd_, count_odd_, come_, at_come_, length_ = values
-            e = Emit(context, builder, to)
-            source = e.pointer(come, come_, at_come_)
-            targets = [e.pointer(to, to_, at) for at in (at_even_, at_odd_)]
-            counts = count_even_, count_odd_
-            whole = ir.VectorType(ir.IntType(32), e.lanes)
-            picks = [
-                ir.Constant(
-                    whole,
-                    [
-                        (2 * group * (lane // group) + lane % group + odd * group) % (2 * e.lanes)
-                        for lane in range(e.lanes)
-                    ],
-                )
-                for odd in (0, 1)
-            ]
-            lanes = e.number(e.lanes)
-
-            def move(at: Any, masked: bool) -> None:
-                start = builder.add(at, at)
-                places = start, builder.add(start, lanes)
-                pair = [
-                    e.load(e.ahead(source, p), e.mask(builder.sub(length_, p)) if masked else None)
-                    for p in places
-                ]
-                for target, count, pick in zip(targets, counts, picks, strict=True):
-                    mask = e.mask(builder.sub(count, at)) if masked else None
-                    e.store(builder.shuffle_vector(*pair, pick), e.ahead(target, at), mask)
-
-            fewer = builder.select(
-                builder.icmp_signed("<", count_even_, count_odd_), count_even_, count_odd_
-            )
-            more = builder.select(
-                builder.icmp_signed("<", count_even_, count_odd_), count_odd_, count_even_
-            )
-            blocks = builder.sdiv(fewer, lanes)
-            with cgutils.for_range(builder, blocks) as loop:
-                move(builder.mul(loop.index, lanes), False)
-            rest = builder.sub(
-                builder.sdiv(builder.add(more, e.number(e.lanes - 1)), lanes), blocks
-            )
-            with cgutils.for_range(builder, rest) as loop:
-                move(builder.mul(builder.add(loop.index, blocks), lanes), True)
-            return context.get_dummy_value()
-
-        return types.void(*arguments), emit
-
-    return intrinsic(split)
-
-
-split_1: Callable[..., None] = _split(1)
-"""Copy the elements with even and with odd index of a row to two runs of these counts.
-
-Arguments: the array, at_even, count_even, at_odd, count_odd; the source, its offset and length.
-"""
-split_2: Callable[..., None] = _split(2)
-"""``split_1`` for pairs; counts and length are those of elements. Only if a vector holds whole
-pairs.
-"""
-split_4: Callable[..., None] = _split(4)
-split_8: Callable[..., None] = _split(8)
-
-
-@intrinsic
-def copy_run(typing: Any, to: Any, at_to: Any, come: Any, at_come: Any, length: Any) -> Any:
-    """Copy a run of this length."""
-
-    def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        to_, at_to_, come_, at_come_, length_ = values
-        e = Emit(context, builder, to)
-        target, source = e.pointer(to, to_, at_to_), e.pointer(come, come_, at_come_)
-        e.over(
-            length_,
-            lambda i, mask: e.store(e.load(e.ahead(source, i), mask), e.ahead(target, i), mask),
-        )
-        return context.get_dummy_value()
-
-    return types.void(to, at_to, come, at_come, length), emit

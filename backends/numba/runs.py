@@ -5,6 +5,7 @@ A run is a row of outputs, or the samples of one pixel, which is too short for t
 compiler. Called from functions that numba compiles. Offsets in arrays are counted in elements.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -29,27 +30,20 @@ def clear(typing: Any, to: Any, at_to: Any, length: Any) -> Any:
 
 
 @intrinsic
-def move_above(
-    typing: Any, to: Any, at_to: Any, come: Any, at_come: Any, floor: Any, length: Any
-) -> Any:
-    """Copy a run of this length: to = max(floor, come); NaN stays."""
+def copy_run(typing: Any, to: Any, at_to: Any, come: Any, at_come: Any, length: Any) -> Any:
+    """Copy a run of this length."""
 
     def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-        to_, at_to_, come_, at_come_, floor_, length_ = values
+        to_, at_to_, come_, at_come_, length_ = values
         e = Emit(context, builder, to)
-        target, source, least = (
-            e.pointer(to, to_, at_to_),
-            e.pointer(come, come_, at_come_),
-            e.spread(floor_),
+        target, source = e.pointer(to, to_, at_to_), e.pointer(come, come_, at_come_)
+        e.over(
+            length_,
+            lambda i, mask: e.store(e.load(e.ahead(source, i), mask), e.ahead(target, i), mask),
         )
-
-        def body(i: Any, mask: Any) -> None:
-            e.store(e.not_below(e.load(e.ahead(source, i), mask), least), e.ahead(target, i), mask)
-
-        e.over(length_, body)
         return context.get_dummy_value()
 
-    return types.void(to, at_to, come, at_come, floor, length), emit
+    return types.void(to, at_to, come, at_come, length), emit
 
 
 @intrinsic
@@ -90,6 +84,41 @@ def move_where(
     return types.void(to, at_to, come, key, at, number, length), emit
 
 
+def _maximum(
+    e: Emit, w: Emit, source: Any, steps: tuple[Any, Any], sizes: tuple[Any, Any], first: Any,
+    row: Any,
+) -> Callable[[Any, Any], tuple[Any, Any]]:  # fmt: skip
+    """Return a function (i, mask) -> the maximum of a window for a vector of its runs, and the
+    number of that maximum, the first of equals. NaN wins.
+
+    Args:
+        source: the first run; steps, sizes: distance and number of the window's rows and columns.
+        first, row: the number of the first one, and of how many a row is.
+    """
+    builder = e.builder
+    best, won = cgutils.alloca_once(builder, e.vector), cgutils.alloca_once(builder, w.vector)
+
+    def maximum(i: Any, mask: Any) -> tuple[Any, Any]:
+        builder.store(e.load(e.ahead(source, i), mask), best)
+        builder.store(w.spread(builder.trunc(first, w.element)), won)
+        with (
+            cgutils.for_range(builder, sizes[0]) as line,
+            cgutils.for_range(builder, sizes[1]) as across,
+        ):
+            at = builder.add(builder.mul(line.index, steps[0]), builder.mul(across.index, steps[1]))
+            new, old = e.load(e.ahead(source, builder.add(at, i)), mask), builder.load(best)
+            wins = builder.or_(
+                builder.fcmp_ordered(">", new, old), builder.fcmp_unordered("uno", new, new)
+            )
+            number = builder.add(builder.mul(line.index, row), across.index)
+            number = w.spread(builder.trunc(builder.add(first, number), w.element))
+            builder.store(builder.select(wins, new, old), best)
+            builder.store(builder.select(wins, number, builder.load(won)), won)
+        return builder.load(best), builder.load(won)
+
+    return maximum
+
+
 @intrinsic
 def pool_run(
     typing: Any, x: Any, at_x: Any, line: Any, column: Any, height: Any, width: Any, y: Any,
@@ -114,31 +143,15 @@ def pool_run(
             w.pointer(winner, winner_, at_y_),
         )
         zero = ir.Constant(e.vector, [0.0] * e.lanes)
-        best, won = cgutils.alloca_once(builder, e.vector), cgutils.alloca_once(builder, w.vector)
+        maximum = _maximum(e, w, source, (line_, column_), (height_, width_), e.number(0), width_)
 
         def body(i: Any, mask: Any) -> None:
-            builder.store(e.load(e.ahead(source, i), mask), best)
-            builder.store(ir.Constant(w.vector, [0] * w.lanes), won)
-            with (
-                cgutils.for_range(builder, height_) as row,
-                cgutils.for_range(builder, width_) as across,
-            ):
-                at = builder.add(builder.mul(row.index, line_), builder.mul(across.index, column_))
-                new, old = e.load(e.ahead(source, builder.add(at, i)), mask), builder.load(best)
-                wins = builder.or_(
-                    builder.fcmp_ordered(">", new, old), builder.fcmp_unordered("uno", new, new)
-                )
-                number = builder.trunc(
-                    builder.add(builder.mul(row.index, width_), across.index), w.element
-                )
-                builder.store(builder.select(wins, new, old), best)
-                builder.store(builder.select(wins, w.spread(number), builder.load(won)), won)
-            value = builder.load(best)
+            value, won = maximum(i, mask)
             e.store(e.not_below(value, zero), e.ahead(target, i), mask)
             with builder.if_then(keep_):
                 above = builder.fcmp_unordered(">", value, zero)  # true for NaN
                 none = ir.Constant(w.vector, [-1] * w.lanes)
-                w.store(builder.select(above, builder.load(won), none), w.ahead(taps, i), mask)
+                w.store(builder.select(above, won, none), w.ahead(taps, i), mask)
 
         e.over(length_, body)
         return context.get_dummy_value()
@@ -173,30 +186,14 @@ def window_run(
             e.pointer(y, y_, at_y_),
             w.pointer(winner, winner_, at_y_),
         )
-        best, won = cgutils.alloca_once(builder, e.vector), cgutils.alloca_once(builder, w.vector)
+        sizes = height_, width_
+        maximum = _maximum(e, w, source, (line_, column_), sizes, number_, step_)
 
         def body(i: Any, mask: Any) -> None:
-            builder.store(e.load(e.ahead(source, i), mask), best)
-            builder.store(w.spread(builder.trunc(number_, w.element)), won)
-            with (
-                cgutils.for_range(builder, height_) as row,
-                cgutils.for_range(builder, width_) as across,
-            ):
-                at = builder.add(builder.mul(row.index, line_), builder.mul(across.index, column_))
-                new, old = e.load(e.ahead(source, builder.add(at, i)), mask), builder.load(best)
-                wins = builder.or_(
-                    builder.fcmp_ordered(">", new, old), builder.fcmp_unordered("uno", new, new)
-                )
-                here = builder.add(
-                    number_, builder.add(builder.mul(row.index, step_), across.index)
-                )
-                builder.store(builder.select(wins, new, old), best)
-                with builder.if_then(keep_):
-                    tap = w.spread(builder.trunc(here, w.element))
-                    builder.store(builder.select(wins, tap, builder.load(won)), won)
-            e.store(builder.load(best), e.ahead(target, i), mask)
+            value, won = maximum(i, mask)
+            e.store(value, e.ahead(target, i), mask)
             with builder.if_then(keep_):
-                w.store(builder.load(won), w.ahead(taps, i), mask)
+                w.store(won, w.ahead(taps, i), mask)
 
         e.over(length_, body)
         return context.get_dummy_value()

@@ -1,21 +1,22 @@
 """The transforms of Winograd's convolution F(2x2, 3x3) as vector instructions.
 
 Each transforms a run of tiles at once: one vector holds the same element of neighbouring tiles.
-``split_run`` and ``merge_run`` separate the even from the odd columns of a row and join them again,
-so that these elements are contiguous.
+The even and the odd columns of a row are apart (``parity.py``), so that these elements are
+contiguous.
 
 The matrices are those of Lavin and Gray, 2015 ("Fast algorithms for convolutional neural
 networks", section 4.1).
 """
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 from typing import Any
 
 from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from portacnn.backends.numba.emit import WIDTH, Emit
+from portacnn.backends.numba.emit import Emit
 
 _Values = list[Any]
 
@@ -24,6 +25,42 @@ def _both_ways(columns: Sequence[_Values], once: Callable[[_Values], _Values]) -
     """Apply ``once`` to the columns of a matrix, then to the rows of the result."""
     rows = list(zip(*map(once, columns), strict=True))
     return [once(list(row)) for row in rows]
+
+
+def _read(
+    e: Emit, source: Any, rows: Sequence[Any], columns: Sequence[Any], i: Any, mask: Any
+) -> list[_Values]:
+    """Return a vector of each element of a tile, column by column. ``rows`` and ``columns`` are the
+    distances of the tile's rows and columns."""
+    return [
+        [e.load(e.ahead(source, _sum(e, row, column, i)), mask) for row in rows]
+        for column in columns
+    ]
+
+
+def _write(
+    e: Emit, values: list[_Values], target: Any, rows: Sequence[Any], columns: Sequence[Any],
+    i: Any, mask: Any,
+) -> None:  # fmt: skip
+    """Store the elements of a tile, given row by row; arguments as for ``_read``."""
+    for line, row in zip(values, rows, strict=True):
+        for value, column in zip(line, columns, strict=True):
+            e.store(value, e.ahead(target, _sum(e, row, column, i)), mask)
+
+
+def _sum(e: Emit, *offsets: Any) -> Any:
+    return reduce(e.builder.add, offsets)
+
+
+def _times(e: Emit, step: Any, count: int) -> list[Any]:
+    """Return 0, step, 2 step, ..."""
+    return [e.builder.mul(step, e.number(k)) for k in range(count)]
+
+
+def _places(e: Emit, place: Any) -> tuple[list[Any], list[Any]]:
+    """Return the distances of the rows and columns of a transform, whose 16 parts are at distance
+    ``place``."""
+    return _times(e, e.builder.mul(place, e.number(4)), 4), _times(e, place, 4)
 
 
 @intrinsic
@@ -55,22 +92,8 @@ def input_tiles(
             ]
 
         def body(i: Any, mask: Any) -> None:
-            read = [
-                [
-                    e.load(
-                        e.ahead(
-                            e.ahead(source, builder.add(column, builder.mul(row_, e.number(a)))), i
-                        ),
-                        mask,
-                    )
-                    for a in range(4)
-                ]
-                for column in columns
-            ]
-            for a, line in enumerate(_both_ways(read, once)):
-                for b, value in enumerate(line):
-                    there = builder.add(i, builder.mul(place_, e.number(4 * a + b)))
-                    e.store(value, e.ahead(target, there), mask)
+            read = _read(e, source, _times(e, row_, 4), columns, i, mask)
+            _write(e, _both_ways(read, once), target, *_places(e, place_), i, mask)
 
         e.over(length_, body)
         return context.get_dummy_value()
@@ -99,20 +122,9 @@ def output_tiles(
             ]
 
         def body(i: Any, mask: Any) -> None:
-            read = [
-                [
-                    e.load(
-                        e.ahead(source, builder.add(i, builder.mul(place_, e.number(4 * a + b)))),
-                        mask,
-                    )
-                    for a in range(4)
-                ]
-                for b in range(4)
-            ]
-            for a, line in enumerate(_both_ways(read, once)):
-                for value, column in zip(line, (e.number(0), phase_), strict=True):
-                    there = builder.add(builder.mul(row_, e.number(a)), builder.add(i, column))
-                    e.store(value, e.ahead(target, there), mask)
+            read = _read(e, source, *_places(e, place_), i, mask)
+            into = _times(e, row_, 2), [e.number(0), phase_]
+            _write(e, _both_ways(read, once), target, *into, i, mask)
 
         e.over(length_, body)
         return context.get_dummy_value()
@@ -137,22 +149,8 @@ def gradient_tiles(
             return [d[0], builder.fadd(d[0], d[1]), builder.fsub(d[0], d[1]), builder.fneg(d[1])]
 
         def body(i: Any, mask: Any) -> None:
-            read = [
-                [
-                    e.load(
-                        e.ahead(
-                            e.ahead(source, builder.add(column, builder.mul(row_, e.number(a)))), i
-                        ),
-                        mask,
-                    )
-                    for a in range(2)
-                ]
-                for column in (e.number(0), phase_)
-            ]
-            for a, line in enumerate(_both_ways(read, once)):
-                for b, value in enumerate(line):
-                    there = builder.add(i, builder.mul(place_, e.number(4 * a + b)))
-                    e.store(value, e.ahead(target, there), mask)
+            read = _read(e, source, _times(e, row_, 2), [e.number(0), phase_], i, mask)
+            _write(e, _both_ways(read, once), target, *_places(e, place_), i, mask)
 
         e.over(length_, body)
         return context.get_dummy_value()
@@ -183,89 +181,9 @@ def kernel_tiles(
             read = [
                 [e.gather(e.ahead(here, 3 * a + b), 9, mask) for a in range(3)] for b in range(3)
             ]
-            for a, line in enumerate(_both_ways(read, once)):
-                for b, value in enumerate(line):
-                    there = builder.add(i, builder.mul(place_, e.number(4 * a + b)))
-                    e.store(value, e.ahead(target, there), mask)
+            _write(e, _both_ways(read, once), target, *_places(e, place_), i, mask)
 
         e.over(length_, body)
         return context.get_dummy_value()
 
     return types.void(*arguments), emit
-
-
-# --- even and odd columns -------------------------------------------------------------------------
-
-GROUPS = (1, 2, 4, 8)
-"""The numbers of samples for which ``split_by`` and ``merge_by`` exist, if below a vector."""
-
-
-def _parts(lanes: int, group: int) -> tuple[list[int], list[int]]:
-    """Return the places of the even and of the odd groups in two vectors."""
-    even = [j // group * 2 * group + j % group for j in range(lanes)]
-    return even, [place + group for place in even]
-
-
-def _split(group: int) -> Any:
-    def split(typing: Any, x: Any, at_x: Any, y: Any, at_y: Any, phase: Any, length: Any) -> Any:
-        arguments = (x, at_x, y, at_y, phase, length)
-
-        def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            x_, at_x_, y_, at_y_, phase_, length_ = values
-            e = Emit(context, builder, x)
-            source, target = e.pointer(x, x_, at_x_), e.pointer(y, y_, at_y_)
-
-            def body(i: Any, mask: Any) -> None:
-                here = e.ahead(source, builder.mul(i, e.number(2)))
-                first, second = e.load(here), e.load(e.ahead(here, e.lanes))
-                for places, column in zip(
-                    _parts(e.lanes, group), (e.number(0), phase_), strict=True
-                ):
-                    picked = e.shuffle(first, second, places)
-                    e.store(picked, e.ahead(target, builder.add(i, column)))
-
-            e.over_whole(length_, body)
-            return context.get_dummy_value()
-
-        return types.void(*arguments), emit
-
-    return intrinsic(split)
-
-
-def _merge(group: int) -> Any:
-    def merge(typing: Any, x: Any, at_x: Any, phase: Any, y: Any, at_y: Any, length: Any) -> Any:
-        arguments = (x, at_x, phase, y, at_y, length)
-
-        def emit(context: Any, builder: Any, signature: Any, values: Any) -> Any:
-            x_, at_x_, phase_, y_, at_y_, length_ = values
-            e = Emit(context, builder, x)
-            source, target = e.pointer(x, x_, at_x_), e.pointer(y, y_, at_y_)
-
-            def body(i: Any, mask: Any) -> None:
-                first = e.load(e.ahead(source, i))
-                second = e.load(e.ahead(source, builder.add(i, phase_)))
-                even, odd = _parts(e.lanes, group)
-                order = {place: j for j, place in enumerate(even)}
-                order |= {place: e.lanes + j for j, place in enumerate(odd)}
-                there = e.ahead(target, builder.mul(i, e.number(2)))
-                for half in range(2):
-                    places = [order[half * e.lanes + j] for j in range(e.lanes)]
-                    e.store(e.shuffle(first, second, places), e.ahead(there, half * e.lanes))
-
-            e.over_whole(length_, body)
-            return context.get_dummy_value()
-
-        return types.void(*arguments), emit
-
-    return intrinsic(merge)
-
-
-split_by_1, split_by_2, split_by_4, split_by_8 = map(_split, GROUPS)
-"""Separate a run into its even and odd groups: y gets the even ones, y + phase the odd ones.
-
-``length`` counts the elements of one parity. Both sides are read and written in whole vectors, so
-they need a vector of spare elements."""
-merge_by_1, merge_by_2, merge_by_4, merge_by_8 = map(_merge, GROUPS)
-"""Join even and odd groups: the inverse of ``split_by``."""
-SPARE = 2 * WIDTH
-"""Bytes that ``split_by`` and ``merge_by`` may read or write beyond the end."""

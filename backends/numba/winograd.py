@@ -29,26 +29,29 @@ import numpy as np
 from portacnn.backends.numba.compile import compiled, read
 from portacnn.backends.numba.emit import WIDTH
 from portacnn.backends.numba.epilogue import Full
-from portacnn.backends.numba.runs import clear, finish_run, move_above
-from portacnn.backends.numba.tiles import ROWS, SPAN, outer_edge, outer_tile
-from portacnn.backends.numba.transforms import (
+from portacnn.backends.numba.parity import (
     GROUPS,
-    gradient_tiles,
-    input_tiles,
-    kernel_tiles,
     merge_by_1,
     merge_by_2,
     merge_by_4,
     merge_by_8,
-    output_tiles,
     split_by_1,
     split_by_2,
     split_by_4,
     split_by_8,
 )
+from portacnn.backends.numba.runs import clear, copy_run, finish_run
+from portacnn.backends.numba.tiles import ROWS, SPAN, outer_edge, outer_tile
+from portacnn.backends.numba.transforms import (
+    gradient_tiles,
+    input_tiles,
+    kernel_tiles,
+    output_tiles,
+)
 from portacnn.backends.numpy.memory import empty
 from portacnn.backends.threads import (
     PER_ELEMENT,
+    in_parts,
     in_pieces,
     on_one_blas_thread,
     pieces,
@@ -92,7 +95,6 @@ def _row(x, row, h, w, n, left, pairs, start, samples, group, line, panel, at, p
         left: zeros before the row; negative to skip columns.
         pairs: number of pairs of columns.
     """
-    none = x.dtype.type(-np.inf)
     if row < 0:
         clear(panel, at, pairs * samples)
         clear(panel, at + phase, pairs * samples)
@@ -101,22 +103,23 @@ def _row(x, row, h, w, n, left, pairs, start, samples, group, line, panel, at, p
         before, skipped = min(max(left, 0), 2 * pairs), max(-left, 0)
         seen = max(min(w - skipped, 2 * pairs - before), 0)
         clear(line, 0, before * n)
-        move_above(line, before * n, x, (row * w + skipped) * n, none, seen * n)
+        copy_run(line, before * n, x, (row * w + skipped) * n, seen * n)
         clear(line, (before + seen) * n, (2 * pairs - before - seen) * n)
+        length = pairs * n
         if group == 1:
-            split_by_1(line, 0, panel, at, phase, pairs * n)
+            split_by_1(panel, at, length, at + phase, length, line, 0, 2 * length)
         elif group == 2:
-            split_by_2(line, 0, panel, at, phase, pairs * n)
+            split_by_2(panel, at, length, at + phase, length, line, 0, 2 * length)
         elif group == 4:
-            split_by_4(line, 0, panel, at, phase, pairs * n)
+            split_by_4(panel, at, length, at + phase, length, line, 0, 2 * length)
         else:
-            split_by_8(line, 0, panel, at, phase, pairs * n)
+            split_by_8(panel, at, length, at + phase, length, line, 0, 2 * length)
         return
     for pair in range(pairs):
         for odd in range(2):
             column, to = 2 * pair + odd - left, at + odd * phase + pair * samples
             if 0 <= column < w:
-                move_above(panel, to, x, (row * w + column) * n + start, none, samples)
+                copy_run(panel, to, x, (row * w + column) * n + start, samples)
             else:
                 clear(panel, to, samples)
 
@@ -347,12 +350,11 @@ def _on_threads(
 ) -> None:
     """Call ``each(thread, chunk)`` for every chunk of every thread's share."""
 
-    def run(some: slice) -> None:
-        for thread in range(some.start, some.stop):
-            for chunk in chunks[shares[thread]]:
-                each(thread, chunk)
+    def run(thread: int) -> None:
+        for chunk in chunks[shares[thread]]:
+            each(thread, chunk)
 
-    in_pieces(run, len(shares), work)
+    in_parts(run, len(shares), work)
 
 
 # --- the three convolutions -----------------------------------------------------------------------

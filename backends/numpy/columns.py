@@ -11,12 +11,11 @@ import os
 from collections.abc import Callable
 from functools import cache, lru_cache
 from math import prod
-from typing import Any
 
 import numpy as np
 
 from portacnn.backends.numpy.memory import empty
-from portacnn.backends.threads import PER_ELEMENT, in_pieces, on_one_blas_thread, pieces
+from portacnn.backends.threads import PER_ELEMENT, in_parts, in_pieces, on_one_blas_thread, pieces
 from portacnn.errors import ArgumentError
 from portacnn.ops.windows import Windows
 
@@ -179,7 +178,7 @@ def weight_gradient(dz: np.ndarray, around: np.ndarray, windows: Windows) -> np.
                 else:
                     np.matmul(part, matrix.T, out=total)
 
-    _on_threads(share, len(shares), work)
+    on_one_blas_thread(in_parts, share, len(shares), work)
     return totals[0] if len(totals) == 1 else totals.sum(axis=0)
 
 
@@ -214,8 +213,9 @@ def input_gradient(
     work = dz.size * c * taps
     shares = pieces(c, work // PER_ELEMENT)
     most = max(share.stop - share.start for share in shares)
-    most, height = (most, most) if light else (min(max(1, _ROWS // taps), most), 0)
-    height = height or most * taps
+    if not light:
+        most = min(max(1, _ROWS // taps), most)
+    height = most if light else most * taps  # rows of a block
     runs = tiles(windows.out[0], height * cells * dz.itemsize, 1)
     buffers = empty((len(shares), height * runs[0].stop * cells), dz.dtype)
 
@@ -247,12 +247,5 @@ def input_gradient(
                 shape = (channels.stop - channels.start, taps, *dz[:, run].shape[1:])
                 add(back.reshape(shape), dx[channels], windows, run.start)
 
-    _on_threads(share, len(shares), work // PER_ELEMENT)
+    on_one_blas_thread(in_parts, share, len(shares), work // PER_ELEMENT)
     return dx
-
-
-def _on_threads(share: Callable[[int], Any], count: int, work: int) -> None:
-    """Call ``share`` for the numbers below ``count``, each in a thread, with BLAS at one thread."""
-    on_one_blas_thread(
-        in_pieces, lambda some: [share(i) for i in range(some.start, some.stop)], count, work
-    )

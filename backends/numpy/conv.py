@@ -27,7 +27,7 @@ from portacnn.backends.numpy.columns import (
     weight_gradient,
     whole,
 )
-from portacnn.backends.numpy.epilogue import Epilogue, Finish, finish, prepared
+from portacnn.backends.numpy.epilogue import Bind, Epilogue, bind, prepared
 from portacnn.backends.numpy.memory import empty, reserve, temporaries
 from portacnn.backends.numpy.pool import (
     clear_where,
@@ -40,6 +40,7 @@ from portacnn.backends.numpy.pool import (
 )
 from portacnn.backends.threads import (
     PER_ELEMENT,
+    in_parts,
     in_pieces,
     on_one_blas_thread,
     pieces,
@@ -88,12 +89,11 @@ class _Job(NamedTuple):
     def run(self, each: Callable[[int, slice], None]) -> None:
         """Call ``each(thread, rows)`` for every tile."""
 
-        def share(some: slice) -> None:
-            for thread in range(some.start, some.stop):
-                for rows in self.tiles[self.shares[thread]]:
-                    each(thread, rows)
+        def share(thread: int) -> None:
+            for rows in self.tiles[self.shares[thread]]:
+                each(thread, rows)
 
-        on_one_blas_thread(in_pieces, share, len(self.shares), self.work)
+        on_one_blas_thread(in_parts, share, len(self.shares), self.work)
 
     def lay_out(self, thread: int, rows: slice) -> np.ndarray:
         """Return the columns (C*T, OUT*N) of a tile, contiguous."""
@@ -142,7 +142,7 @@ def _declines(x: np.ndarray, windows: Windows, groups: int, pool: Windows | None
 
 
 def by_columns(
-    xt: np.ndarray, weight: np.ndarray, windows: Windows, epilogue: Epilogue, finish: Finish
+    xt: np.ndarray, weight: np.ndarray, windows: Windows, epilogue: Epilogue, bind: Bind
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return y (O, *OUT, N) after the epilogue, and the padded input, for xt (C, *S, N)."""
     around = padded(xt, windows)
@@ -151,16 +151,18 @@ def by_columns(
     # allocated before the job's buffers, which are freed and would leave a hole before the output
     y = empty((o, *windows.out, n), xt.dtype)
     flat, cells = y.reshape(o, -1), prod(windows.out[1:]) * n
+    end = None if epilogue.is_empty else bind(epilogue, weight)
     if matrix.shape[1] * flat.shape[1] * xt.itemsize <= _AT_ONCE:
         columns = whole(around, windows)
-        pointwise.product(matrix, columns, flat, None if epilogue.is_empty else finish, epilogue)
+        pointwise.product(matrix, columns, flat, end)
         return y, around
     job = _Job.of(around, o, windows, None)
 
     def each(thread: int, rows: slice) -> None:
         columns = slice(rows.start * cells, rows.stop * cells)
         product(matrix, job.lay_out(thread, rows), flat[:, columns], n)
-        finish(flat, slice(0, o), columns, epilogue)
+        if end is not None:
+            end(flat, slice(0, o), columns)
 
     job.run(each)
     return y, around
@@ -219,10 +221,10 @@ def _conv(
     if _declines(x, windows, groups, None):
         return NotImplemented
     if pointwise.suits(windows):
-        return pointwise.conv(x, weight, bias, windows, finish, relu=relu, keep=keep)
+        return pointwise.conv(x, weight, bias, windows, bind, relu=relu, keep=keep)
     epilogue = Epilogue(shift=bias, low=0.0 if relu else None)
     xt = np.ascontiguousarray(batch_last(x))
-    y, around = by_columns(xt, weight, windows, epilogue, finish)
+    y, around = by_columns(xt, weight, windows, epilogue, bind)
     saved = _Saved(around, weight, bias is not None, windows, y if relu else None, None, None)
     return batch_first(y), saved if keep else None
 
@@ -268,10 +270,10 @@ def conv_unit(
     added = np.ascontiguousarray(batch_last(residual[0])) if residual else None
     epilogue = Epilogue.of(norm, bias, added, low, high)
     if pointwise.suits(windows):
-        y, _ = pointwise.unit(x, weight, windows, epilogue, finish)
+        y, _ = pointwise.unit(x, weight, windows, epilogue, bind)
     else:
         xt = np.ascontiguousarray(batch_last(x))
-        y, _ = by_columns(xt, weight, windows, epilogue, finish)
+        y, _ = by_columns(xt, weight, windows, epilogue, bind)
     return batch_first(y)
 
 
@@ -292,10 +294,7 @@ def pooled_unit(
     norm in the weights; else by the kernel ``conv_unit``, and pool its result.
     """
     if len(parts) == 1 and low == 0.0 and high is None and pools_in_place(pool):
-        folded, shift = weight, bias
-        if norm is not None:
-            scale, shift, *_ = Epilogue.of(norm, bias, None, None, None)
-            folded = weight * np.reshape(scale, (-1, *(1,) * (weight.ndim - 1)))
+        folded, shift = (weight, bias) if norm is None else norm.folded(weight, bias)
         result = conv_relu(parts[0], folded, shift, windows, groups, pool, keep=False)
         if result is not NotImplemented:
             return result[0]

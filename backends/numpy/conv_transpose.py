@@ -12,7 +12,7 @@ import numpy as np
 from portacnn.backends.numpy import pointwise
 from portacnn.backends.numpy.columns import input_gradient, padded, weight_gradient
 from portacnn.backends.numpy.conv import by_columns
-from portacnn.backends.numpy.epilogue import Epilogue, finish
+from portacnn.backends.numpy.epilogue import Epilogue, bind
 from portacnn.backends.threads import in_pieces
 from portacnn.ops.layout import batch_first, batch_last
 from portacnn.ops.windows import Windows
@@ -40,8 +40,8 @@ def conv_transpose(
     y = input_gradient(xt, weight, windows)
     if bias is not None:
         flat = y.reshape(len(y), -1)
-        epilogue, everything = Epilogue(shift=bias), slice(0, flat.shape[1])
-        in_pieces(lambda s: finish(flat, s, everything, epilogue), len(flat), flat.size)
+        end, everything = bind(Epilogue(shift=bias), flat), slice(0, flat.shape[1])
+        in_pieces(lambda s: end(flat, s, everything), len(flat), flat.size)
     return batch_first(y), _Saved(xt, weight, bias is not None, windows) if keep else None
 
 
@@ -57,9 +57,9 @@ def conv_transpose_backward(
     dyt = np.ascontiguousarray(batch_last(dy))
     dx = dweight = dbias = None
     if need_dx and pointwise.suits(windows):
-        dx, _ = pointwise.unit(batch_first(dyt), weight, windows, Epilogue(), finish)
+        dx, _ = pointwise.unit(batch_first(dyt), weight, windows, Epilogue(), bind)
     elif need_dx:
-        dx, _ = by_columns(dyt, weight, windows, Epilogue(), finish)
+        dx, _ = by_columns(dyt, weight, windows, Epilogue(), bind)
     if need_dweight:
         dweight = weight_gradient(x, padded(dyt, windows), windows).reshape(weight.shape)
     if with_bias and need_dbias:

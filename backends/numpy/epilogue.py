@@ -37,32 +37,39 @@ class Epilogue(NamedTuple):
         flat = None if residual is None else residual.reshape(len(residual), -1)
         if norm is None:
             return Epilogue(None, bias, flat, low, high)
-        scale, shift = norm.affine()
-        return Epilogue(scale, shift if bias is None else bias * scale + shift, flat, low, high)
+        return Epilogue(*norm.after(bias), flat, low, high)
 
     @property
     def is_empty(self) -> bool:
         return all(part is None for part in self)
 
 
-Finish = Callable[[np.ndarray, slice, slice, Epilogue], None]
-"""(y (O, T), rows, columns, epilogue): apply the epilogue to a block of y in place."""
+End = Callable[[np.ndarray, slice, slice], None]
+"""(y (O, T), rows, columns): apply an epilogue to a block of y in place."""
+Bind = Callable[[Epilogue, np.ndarray], End]
+"""(epilogue, weight): what one pass does once for all blocks, which depends on the kernel set."""
+Start = Callable[[np.ndarray | None], End]
+"""(residual): what a prepared function does once in each call."""
 
 
-def finish(y: np.ndarray, rows: slice, columns: slice, epilogue: Epilogue) -> None:
-    """Apply the epilogue to ``y[rows, columns]`` in place."""
+def bind(epilogue: Epilogue, weight: np.ndarray) -> End:
+    """Return the epilogue as NumPy's functions."""
     scale, shift, residual, low, high = epilogue
-    block = y[rows, columns]
-    if scale is not None:
-        np.multiply(block, scale[rows, None], out=block)
-    if shift is not None:
-        np.add(block, shift[rows, None], out=block)
-    if residual is not None:
-        np.add(block, residual[rows, columns], out=block)
-    if low is not None:
-        np.maximum(block, _limit(low, block), out=block)
-    if high is not None:
-        np.minimum(block, _limit(high, block), out=block)
+
+    def end(y: np.ndarray, rows: slice, columns: slice) -> None:
+        block = y[rows, columns]
+        if scale is not None:
+            np.multiply(block, scale[rows, None], out=block)
+        if shift is not None:
+            np.add(block, shift[rows, None], out=block)
+        if residual is not None:
+            np.add(block, residual[rows, columns], out=block)
+        if low is not None:
+            np.maximum(block, _limit(low, block), out=block)
+        if high is not None:
+            np.minimum(block, _limit(high, block), out=block)
+
+    return end
 
 
 def _limit(value: float, like: np.ndarray) -> Any:
@@ -71,23 +78,8 @@ def _limit(value: float, like: np.ndarray) -> Any:
     return np.full(like.shape[-1:], value, like.dtype)
 
 
-End = Callable[[np.ndarray, int, slice, slice], None]
-"""(y flat, T, rows, columns): apply an epilogue to a block of y (O, T) in place."""
-Start = Callable[[np.ndarray | None], End]
-"""Called once in each call of a prepared function, with its residual: return the epilogue."""
-
-
 def prepared(
     norm: ConvNorm | None, bias: Any, low: float | None, high: float | None, weight: np.ndarray
 ) -> Start:
     """Return an epilogue whose arrays may change between calls."""
-
-    def start(residual: np.ndarray | None) -> End:
-        epilogue = Epilogue.of(norm, bias, residual, low, high)
-
-        def end(y: np.ndarray, width: int, rows: slice, columns: slice) -> None:
-            finish(y.reshape(-1, width), rows, columns, epilogue)
-
-        return end
-
-    return start
+    return lambda residual: bind(Epilogue.of(norm, bias, residual, low, high), weight)

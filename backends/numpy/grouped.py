@@ -22,10 +22,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from portacnn.backends.numpy import conv as dense
-from portacnn.backends.numpy.epilogue import Epilogue, finish
+from portacnn.backends.numpy.epilogue import Epilogue, bind
 from portacnn.backends.numpy.groups import by_groups
 from portacnn.backends.numpy.memory import empty
-from portacnn.backends.threads import in_pieces, on_one_blas_thread, pieces
+from portacnn.backends.threads import in_parts, on_one_blas_thread, pieces
 from portacnn.ops.fused import ConvNorm
 from portacnn.ops.layout import batch_first, batch_last
 from portacnn.ops.windows import Windows
@@ -258,14 +258,13 @@ def _blocks(groups: int, lines: int, line: int, itemsize: int, work: int) -> _Bl
 def _in_blocks(blocks: _Blocks, work: int, each: Callable[[int, slice, slice], None]) -> None:
     """Call ``each(thread, groups, band)`` for every block."""
 
-    def share(some: slice) -> None:
-        for thread in range(some.start, some.stop):
-            own = blocks.shares[thread]
-            for at in range(own.start, own.stop, blocks.groups):
-                for band in blocks.bands:
-                    each(thread, slice(at, min(at + blocks.groups, own.stop)), band)
+    def share(thread: int) -> None:
+        own = blocks.shares[thread]
+        for at in range(own.start, own.stop, blocks.groups):
+            for band in blocks.bands:
+                each(thread, slice(at, min(at + blocks.groups, own.stop)), band)
 
-    on_one_blas_thread(in_pieces, share, len(blocks.shares), work)
+    on_one_blas_thread(in_parts, share, len(blocks.shares), work)
 
 
 # --- passes over all blocks -----------------------------------------------------------------------
@@ -322,6 +321,7 @@ def _compute(
         for target in layout.targets
     }
     first_axis_only = len(layout.targets) == 1 and exact
+    end = None if epilogue.is_empty else bind(epilogue, result)
 
     def each(thread: int, some: slice, band: slice) -> None:
         here, count = layout_of(band), some.stop - some.start
@@ -352,10 +352,10 @@ def _compute(
             np.matmul(factor, columns, out=buffer[:, :, : columns.shape[2]])
             cells = (slice(None), *(slice(0, size) for size in target.out))
             part[...] = buffer.reshape(count * outputs, *read.wide)[cells]
-        if not epilogue.is_empty:
+        if end is not None:
             line = prod(result.shape[2:])
             flat = result.reshape(len(result), -1)
-            finish(flat, rows, slice(band.start * line, band.stop * line), epilogue)
+            end(flat, rows, slice(band.start * line, band.stop * line))
 
     _in_blocks(blocks, work, each)
 

@@ -19,11 +19,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from portacnn.backends.numpy.epilogue import Epilogue, Finish, Start
+from portacnn.backends.numpy.epilogue import Bind, End, Epilogue, Start
 from portacnn.backends.numpy.memory import empty
 from portacnn.backends.numpy.pool import clear_where
 from portacnn.backends.threads import (
     PER_ELEMENT,
+    in_parts,
     in_pieces,
     on_one_blas_thread,
     pieces,
@@ -64,8 +65,7 @@ def product(
     matrix: np.ndarray,
     x: np.ndarray,
     y: np.ndarray,
-    finish: Finish | None = None,
-    epilogue: Epilogue | None = None,
+    end: End | None = None,
 ) -> None:
     """Compute y (O, T) = matrix (O, C) @ x (C, T), then the epilogue."""
     o, t = y.shape
@@ -73,14 +73,13 @@ def product(
     threads = len(pieces(max(o, t), work))
     blocks, shares = _blocks(o, t, threads)
 
-    def run(some: slice) -> None:
-        for share in shares[some]:
-            for rows, columns in blocks[share]:
-                np.matmul(matrix[rows], x[:, columns], out=y[rows, columns])
-                if finish is not None and epilogue is not None:
-                    finish(y, rows, columns, epilogue)
+    def run(number: int) -> None:
+        for rows, columns in blocks[shares[number]]:
+            np.matmul(matrix[rows], x[:, columns], out=y[rows, columns])
+            if end is not None:
+                end(y, rows, columns)
 
-    on_one_blas_thread(in_pieces, run, len(shares), work)
+    on_one_blas_thread(in_parts, run, len(shares), work)
 
 
 def outer_product(dy: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -120,7 +119,7 @@ def inputs(x: np.ndarray, windows: Windows) -> np.ndarray:
 
 
 def unit(
-    x: np.ndarray, weight: np.ndarray, windows: Windows, epilogue: Epilogue, finish: Finish
+    x: np.ndarray, weight: np.ndarray, windows: Windows, epilogue: Epilogue, bind: Bind
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return y (O, *OUT, N) after the epilogue, and the inputs that were read."""
     read = inputs(x, windows)
@@ -129,8 +128,7 @@ def unit(
         weight.reshape(len(weight), -1),
         read.reshape(len(read), -1),
         y.reshape(len(y), -1),
-        None if epilogue.is_empty else finish,
-        epilogue,
+        None if epilogue.is_empty else bind(epilogue, weight),
     )
     return y, read
 
@@ -140,14 +138,14 @@ def conv(
     weight: np.ndarray,
     bias: Any,
     windows: Windows,
-    finish: Finish,
+    bind: Bind,
     *,
     relu: bool,
     keep: bool,
 ) -> Any:
     """Compute ``conv``, or ``conv_relu`` without pooling."""
     epilogue = Epilogue(shift=bias, low=0.0 if relu else None)
-    y, read = unit(x, weight, windows, epilogue, finish)
+    y, read = unit(x, weight, windows, epilogue, bind)
     saved = Saved(read, weight, bias is not None, windows, y if relu else None)
     return batch_first(y), saved if keep else None
 
@@ -204,18 +202,17 @@ def prepare_unit(
         xt = inputs(parts[0], windows) if strided else parts[0].transpose(order)
         read = np.ascontiguousarray(xt).reshape(-1, width)
         y = empty(shape, dtype)
-        flat, table = y.reshape(-1), y.reshape(o, width)
+        table = y.reshape(o, width)
         added = np.ascontiguousarray(parts[1].transpose(order)) if len(parts) > 1 else None
         end = start(added)
 
-        def share(some: slice) -> None:
-            for i in range(some.start, some.stop):
-                for j in range(shares[i].start, shares[i].stop):
-                    rows, columns = blocks[j]
-                    matmul(factors[j], read[:, columns], out=table[rows, columns])
-                    end(flat, width, rows, columns)
+        def share(number: int) -> None:
+            for j in range(shares[number].start, shares[number].stop):
+                rows, columns = blocks[j]
+                matmul(factors[j], read[:, columns], out=table[rows, columns])
+                end(table, rows, columns)
 
-        on_one_blas_thread(in_pieces, share, len(shares), work)
+        on_one_blas_thread(in_parts, share, len(shares), work)
         return y.transpose(axes)
 
     return run

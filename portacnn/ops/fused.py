@@ -221,6 +221,17 @@ class ConvNorm(NamedTuple):
         shift = -self.running_mean * scale
         return scale, shift if self.bias is None else shift + self.bias
 
+    def after(self, bias: Array | None) -> tuple[Array, Array]:
+        """Return scale and shift, (O,), of a convolution's output before its ``bias``, and norm."""
+        scale, shift = self.affine()
+        return scale, shift if bias is None else bias * scale + shift
+
+    def folded(self, weight: Array, bias: Array | None) -> tuple[Array, Array]:
+        """Return weight (O, C/G, *K) and bias (O,) of a convolution that includes the norm."""
+        scale, shift = self.after(bias)
+        column = backend_of(weight).xp.reshape(scale, (-1, *(1,) * (weight.ndim - 1)))
+        return weight * column, shift
+
 
 def _check_conv_unit(
     parts: list[Array],
@@ -290,10 +301,7 @@ def conv_unit(
     outputs = x.shape[0] * weight.shape[0] * prod(windows.out)
     # One pass over the weights or one over the outputs, whichever are fewer.
     if norm is not None and prod(weight.shape) <= outputs:
-        scale, shift = norm.affine()
-        bias = shift if bias is None else bias * scale + shift
-        weight = weight * backend_of(x).xp.reshape(scale, (-1, *(1,) * (weight.ndim - 1)))
-        norm = None
+        (weight, bias), norm = norm.folded(weight, bias), None
     return unit_in_sequence(parts, weight, bias, windows, groups, norm, low, high, pool)
 
 

@@ -429,7 +429,11 @@ def test_long_strides_take_no_memory(backend: Here, options: dict[str, int]):
     pad, stride, dilation = options.get("padding", 0), options["stride"], options.get("dilation", 1)
     out = (10 + 2 * pad - 2 * dilation - 1) // stride + 1
     seen = [sum(0 <= o * stride + k * dilation - pad < 10 for k in range(3)) for o in range(out)]
-    conv2d_backward(*conv2d(x, weight))  # what is compiled, and remembered, is no part of it
+    # what is compiled, and remembered, is no part of it
+    conv2d_backward(*conv2d(x, weight))
+    avg_pool2d(x, 3, divisor_override=1)
+    max_pool2d(x, 3)
+    conv_transpose2d(x[:, :, :1, :1], weight)
     tracemalloc.start()
     try:
         y, cache = conv2d(x, weight, **options)
