@@ -5,7 +5,6 @@ import json
 import os
 import re
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -66,10 +65,18 @@ PREPARE = """
 import numpy as np, os, portacnn
 x = np.random.default_rng(0).normal(size=(4000, 1, 28, 28)).astype("float32")
 t = np.arange(4000) % 10
-def made():
+def made(*callbacks):
     model = portacnn.SimpleConvNet(weight_init="he", device="cpu", seed=0)
-    return portacnn.Trainer(model, x, t, epochs=2, batch_size=20, seed=1, verbose=False)
-trainer, whole = made(), made()
+    options = dict(epochs=2, batch_size=20, seed=1, verbose=False, callbacks=callbacks)
+    return portacnn.Trainer(model, x, t, **options)
+
+class Begun(portacnn.callbacks.Callback):
+    every_step = True
+    def on_step_end(self, trainer, loss):
+        if trainer.steps_done == 5:
+            print("begun", flush=True)
+
+trainer, whole = made(Begun()), made()
 print(os.getpid())
 """
 CONTINUE = """
@@ -91,18 +98,22 @@ def test_interrupting_the_kernel_keeps_the_training_whole(monkeypatch):
 
     def output(message):
         printed.append(message["content"].get("text", ""))
+        if "begun" in printed[-1]:
+            os.kill(kernel, signal.SIGINT)  # as Jupyter's button does
+
+    def run(code):
+        printed.clear()
+        # With stop_on_error, a kernel refuses the cells that come right after an error.
+        reply = client.execute_interactive(
+            code, timeout=120, output_hook=output, stop_on_error=False
+        )["content"]
+        return reply["status"], reply.get("ename"), "".join(printed).split()
 
     try:
-        client.execute_interactive(PREPARE, timeout=60, output_hook=output)
-        kernel = int("".join(printed))
-        client.execute("trainer.train()")
-        time.sleep(1.0)
-        os.kill(kernel, signal.SIGINT)  # as Jupyter's button does
-        reply = client.get_shell_msg(timeout=60)["content"]
-        assert (reply["status"], reply["ename"]) == ("error", "KeyboardInterrupt")
-        printed.clear()
-        client.execute_interactive(CONTINUE, timeout=120, output_hook=output)
-        assert "".join(printed).split() == ["True"] * 3
+        *_, printed_pid = run(PREPARE)
+        kernel = int(printed_pid[0])
+        assert run("trainer.train()")[:2] == ("error", "KeyboardInterrupt")
+        assert run(CONTINUE) == ("ok", None, ["True"] * 3)
     finally:
         client.stop_channels()
         manager.shutdown_kernel(now=True)
