@@ -84,7 +84,7 @@ ROWS = [
     {"detection"},
     {"ops"},
     {"seeds", "init"},
-    {"flat", "selection"},
+    {"flat", "selection", "distributed"},
     {"runtime"},
     {"device_runtime", "arguments", "console", "errors", "cache", "file_kinds", "text", "version"},
     {"lazy"},

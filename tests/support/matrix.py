@@ -130,6 +130,7 @@ NEEDS: dict[str, Callable[[], str | None]] = {
         for name in (
             *("torch", "numba", "onnx", "onnxruntime", "tensorboard", "PIL", "pooch"),
             *("matplotlib", "pycocotools", "nbclient", "ipykernel", "starlette", "uvicorn"),
+            "mpi4py",
         )
     },
     "browser": _browser,
