@@ -7,12 +7,22 @@ alone. ``launch`` reads what the launcher of the job says about it.
 from typing import Any, Literal
 
 from portacnn.distributed.base import Communicator, Pending
+from portacnn.distributed.faults import agree, take_down_at_errors, taking_down
 from portacnn.distributed.launch import launch
 from portacnn.distributed.single import SingleProcess
+from portacnn.distributed.threads import divide_threads
 from portacnn.errors import ArgumentError
 from portacnn.runtime import Backend
 
-__all__ = ["Communicator", "Pending", "SingleProcess", "connect", "launch"]
+__all__ = [
+    "Communicator",
+    "Pending",
+    "SingleProcess",
+    "agree",
+    "connect",
+    "launch",
+    "taking_down",
+]
 
 Engine = Literal["auto", "mpi", "nccl"]
 ENGINES = ("auto", "mpi", "nccl")
@@ -57,5 +67,8 @@ def _world(engine: str) -> Communicator:
     if engine not in _connected:
         from portacnn.distributed.mpi import MpiCommunicator
 
-        _connected[engine] = MpiCommunicator()
+        communicator = _connected[engine] = MpiCommunicator()
+        if communicator.size > 1:
+            divide_threads(communicator)
+            take_down_at_errors(communicator)
     return _connected[engine]

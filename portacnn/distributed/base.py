@@ -71,6 +71,11 @@ class Communicator:
         """Return whether the flag is true on at least one rank."""
         raise NotImplementedError
 
+    def meets(self, seconds: float) -> bool:
+        """Return whether all ranks call this within a time. A job whose ranks do not meet cannot
+        go on: the only call that may follow is ``abort``."""
+        raise NotImplementedError
+
     def abort(self, code: int = 1) -> None:
         """End the processes of all ranks at once, with this exit status."""
         raise NotImplementedError

@@ -16,6 +16,7 @@ import sys
 from functools import cache
 from queue import SimpleQueue
 from threading import Event, Thread
+from time import monotonic, sleep
 from typing import Any
 
 from portacnn.device_runtime import Array, HostArray
@@ -63,7 +64,7 @@ class MpiCommunicator(Communicator):
         host.Free()
         self._ops = {"sum": self._mpi.SUM, "max": self._mpi.MAX, "min": self._mpi.MIN}
         self._worker: _Worker | None = None
-        self._overlap = self._world.Dup()
+        self._overlap, self._fault = self._world.Dup(), self._world.Dup()
 
     def all_reduce(self, array: Array, op: Op = "sum") -> None:
         self._all_reduce(self._world, array, op)
@@ -106,6 +107,15 @@ class MpiCommunicator(Communicator):
         found = bytearray([flag])
         self._world.Allreduce(self._mpi.IN_PLACE, found, self._mpi.MAX)
         return bool(found[0])
+
+    def meets(self, seconds: float) -> bool:
+        end = monotonic() + seconds
+        request = self._fault.Ibarrier()
+        while not request.Test():
+            if monotonic() > end:
+                return False
+            sleep(0.01)
+        return True
 
     def abort(self, code: int = 1) -> None:
         for stream in (sys.stdout, sys.stderr):

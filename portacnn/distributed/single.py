@@ -35,6 +35,9 @@ class SingleProcess(Communicator):
     def any_rank(self, flag: bool) -> bool:
         return flag
 
+    def meets(self, seconds: float) -> bool:
+        return True
+
     def abort(self, code: int = 1) -> None:
         for stream in (sys.stdout, sys.stderr):
             if stream is not None:
