@@ -92,6 +92,16 @@ class Loss(AnswersKeywords):
             return t.shape[0]
         return backend_of(weight).xp.sum(weight)
 
+    def part_count(self, t: Array, weight: Array | None = None, dtype: str = "float32") -> Any:
+        """Return what a part of a batch adds to the batch's count, in the form of ``count``:
+        ``whole_count`` of the sum over all parts is ``count`` of the batch. A Python number depends
+        on the shape of the targets only."""
+        return self.count(t, weight, dtype)
+
+    def whole_count(self, added: Any) -> Any:
+        """Return the count of a batch for the sum of its parts' ``part_count``."""
+        return added
+
     def forward_part(
         self, y: Array, t: Array, weight: Array | None, whole: Any
     ) -> tuple[Array, Any]:

@@ -207,12 +207,14 @@ class Op:
         forward: Callable[..., Any],
         check: Callable[..., None] | None,
         writes: tuple[str, ...] = (),
+        portable: Callable[[], bool] | None = None,
     ) -> None:
         update_wrapper(self, forward)
         self.name = forward.__name__
         self.forward = forward
         self.check = check
         self.writes = writes
+        self.portable = portable
         self.portable_backward: Callable[..., Any] | None = None
         OPS[self.name] = self
 
@@ -351,7 +353,7 @@ class Op:
     def _overrides(self, backend: Backend) -> Iterator[Kernel]:
         """Yield the backend's kernels for this op, the fastest first."""
         choice = kernel_choice()
-        if choice == "reference":
+        if choice == "reference" or (self.portable is not None and self.portable()):
             return
         skipping = choice in backend.kernels
         for name, table in backend.kernels.items():
@@ -374,15 +376,18 @@ def _kind(array: Array) -> tuple[Any, ...]:
 
 
 def op(
-    check: Callable[..., None] | None = None, writes: tuple[str, ...] = ()
+    check: Callable[..., None] | None = None,
+    writes: tuple[str, ...] = (),
+    portable: Callable[[], bool] | None = None,
 ) -> Callable[[Callable[..., Any]], Op]:
     """Make a portable forward function an ``Op``.
 
     Args:
         check: is called with the same arguments first, and raises if they are invalid.
         writes: the names of the arguments that the op writes into: arrays or lists of arrays.
+        portable: whether the op must run without kernels now.
     """
-    return lambda forward: Op(forward, check, writes)
+    return lambda forward: Op(forward, check, writes, portable)
 
 
 OPS: dict[str, Op] = {}
