@@ -46,6 +46,16 @@ class TorchBackend(Backend):
     def contiguous(self, array: Array) -> Array:
         return array.contiguous()
 
+    def as_real(self, array: Array) -> Array:
+        import torch
+
+        return torch.view_as_real(array.resolve_conj())
+
+    def as_complex(self, parts: Array) -> Array:
+        import torch
+
+        return torch.view_as_complex(parts.contiguous())
+
     def synchronize(self) -> None:
         import torch
 
