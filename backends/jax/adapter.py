@@ -28,10 +28,10 @@ class JaxBackend(Backend):
     def asarray(self, host: HostArray, dtype: str | None = None) -> Array:
         import numpy as np
 
-        native = np.asarray(host).dtype.newbyteorder("=")
+        native = self.dtype(dtype) if dtype else np.asarray(host).dtype.newbyteorder("=")
         # a copy, because JAX may share a NumPy array's memory
         source = np.array(host, dtype=native, order="C")
-        return self.xp.asarray(source, dtype=dtype and self.dtype(dtype), device=self.device)
+        return self.xp.asarray(source, device=self.device)
 
     def receive(self, array: Any) -> Array:
         import jax

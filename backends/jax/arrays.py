@@ -10,6 +10,7 @@ tracers.
 import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from threading import local
 from typing import Any, NoReturn
 from weakref import ref
@@ -28,6 +29,8 @@ _DTYPES = (
     *("bool_", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
     *("float16", "bfloat16", "float32", "float64", "complex64", "complex128"),
 )
+_CREATING = ("zeros", "ones", "empty", "full", "zeros_like", "ones_like", "empty_like", "full_like")
+_SMALL = 1 << 20
 
 
 class Trace:
@@ -96,6 +99,14 @@ def tracing(trace: Trace) -> Iterator[None]:
         _current.trace = before
 
 
+def _sent(host: HostArray, device: Any) -> jax.Array:
+    """Return an array of the host, which nobody else has, on a device. In a trace it is a constant,
+    so it may be kept."""
+    with jax.enable_x64(True), jax.ensure_compile_time_eval():
+        trace = _current.trace
+        return jax.device_put(host, trace.device if device is None and trace else device)
+
+
 class JaxNamespace(Namespace):
     """``jax.numpy`` for ``JaxArray``: with 64-bit types, whatever the caller's setting of JAX, and
     exact products (``ops.use_precision``)."""
@@ -122,12 +133,28 @@ class JaxNamespace(Namespace):
         self, obj: Any, /, *, dtype: Any = None, device: Any = None, copy: bool | None = None
     ) -> Array:
         """See the standard. Values from the host are constants of a trace, and may be kept."""
-        held = unwrapped(obj)
-        if not isinstance(held, jax.core.Tracer) and not isinstance(obj, JaxArray):
-            with jax.ensure_compile_time_eval():
-                made = super().asarray(held, dtype=dtype, device=device, copy=copy)
-            return made
-        return super().asarray(obj, dtype=dtype, device=device, copy=copy)
+        if isinstance(obj, jax.Array | JaxArray):
+            return super().asarray(obj, dtype=dtype, device=device, copy=copy)
+        return JaxArray(_sent(np.array(unwrapped(obj), dtype=dtype), device))
+
+    def wrapped(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        wrapped = super().wrapped(name, function)
+        if name not in _CREATING:
+            return wrapped
+        by_numpy = getattr(np, name)
+
+        @wraps(wrapped)
+        def create(*args: Any, device: Any = None, **options: Any) -> Array:
+            """Create a small array on the host, where nothing has to be compiled for its shape."""
+            one = args[0]
+            if name.endswith("_like"):
+                device, options["dtype"] = device or one.device, options.get("dtype") or one.dtype
+                args = (np.broadcast_to(np.zeros((), bool), one.shape), *args[1:])
+            if _current.trace is not None or np.prod(np.shape(one) or one) > _SMALL:
+                return wrapped(*args, device=device, **options)
+            return JaxArray(_sent(by_numpy(*args, **options), device))
+
+        return create
 
     def from_dlpack(self, x: Any, /, **options: Any) -> Array:
         """See the standard."""
