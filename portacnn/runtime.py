@@ -42,7 +42,10 @@ _BUILT_IN = {
     "cupy": "portacnn.backends.cupy.adapter",
     "torch": "portacnn.backends.torch.adapter",
     "array_api_strict": "portacnn.backends.strict",
+    "jax": "portacnn.backends.jax.adapter",
 }
+_MODULES = {"jaxlib": "jax"}
+"""The backend of the arrays of a module that is not named like it."""
 _COMPILED = {"numpy": {"numba": "portacnn.backends.numba.kernels"}}
 """Kernel sets that a compiler library adds to a backend, by that library's name: modules with a
 table KERNELS."""
@@ -441,10 +444,14 @@ def backend_of(array: Array) -> Backend:
 
 def _library(kind: type) -> str | None:
     """Return the name of the backend that an array type or one of its base classes belongs to, or
-    None.
+    None. A class of a backend itself names it in ``portacnn_backend``.
     """
+    own: str | None = getattr(kind, "portacnn_backend", None)
+    if own is not None:
+        return own
     roots = (base.__module__.partition(".")[0] for base in kind.__mro__)
-    return next((root for root in roots if root in backend_names()), None)
+    names = (_MODULES.get(root, root) for root in roots)
+    return next((name for name in names if name in backend_names()), None)
 
 
 def _learn(kind: type, array: Array) -> Backend:
