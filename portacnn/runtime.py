@@ -311,10 +311,11 @@ def available_backends() -> list[BackendInfo]:
     """Return every backend with its version and devices, or the reason why it is unavailable.
     Imports each library.
     """
-    return [_probe(name) for name in backend_names()]
+    return [backend_info(name) for name in backend_names()]
 
 
-def _probe(name: str) -> BackendInfo:
+def backend_info(name: str) -> BackendInfo:
+    """Return the version and devices of one backend, or the reason why it is unavailable."""
     try:
         return _adapter(name).probe()
     # a third-party adapter may raise anything; the other backends are still listed

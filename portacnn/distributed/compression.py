@@ -53,7 +53,7 @@ def compressed_sum(values: Array, half: Half, exchange: Exchange) -> None:
     P = -(-L // n)
     codes = xp.zeros((n, P), dtype=xp.uint16)
     received = xp.empty_like(codes)
-    flat = codes.reshape(-1)
+    flat = xp.reshape(codes, (-1,))
     for block in _blocks(values):
         flat[block] = encode(values[block], half)
     exchange.all_to_all(codes, received)

@@ -24,7 +24,7 @@ from portacnn.distributed.base import Communicator, Half, Op, Pending
 from portacnn.distributed.compression import check_compress, compressed_sum
 from portacnn.distributed.launch import check_size
 from portacnn.errors import ArrayError, DependencyError
-from portacnn.runtime import backend_of, resolve
+from portacnn.runtime import backend_of, resolve, where
 
 _log = logging.getLogger("portacnn")
 _CUDA = (2, 13)  # DLPack's codes of CUDA's own and its managed memory
@@ -184,12 +184,13 @@ class _Lent:
                 return self.array
             _warn_staged()
         if buffer is None:
-            buffer = self.staged = self.backend.to_host(self.array)
+            host = self.backend.to_host(self.array)
+            buffer = self.staged = resolve("numpy").contiguous(host)
         return buffer.view("uint8") if buffer.dtype == bool else buffer
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if self.staged is not None and kind is None:
-            with self.backend.elsewhere(self.array.device) or self.backend.active():
+            with where(self.array):
                 self.array[...] = self.backend.xp.asarray(
                     self.staged, dtype=self.array.dtype, device=self.array.device
                 )
@@ -201,7 +202,7 @@ class _Lent:
             return False
 
     def _settle(self) -> None:
-        with self.backend.elsewhere(self.array.device) or self.backend.active():
+        with where(self.array):
             self.backend.synchronize()
 
 

@@ -95,6 +95,12 @@ def _package(name: str) -> Callable[[], str | None]:
     return check
 
 
+def _mpi() -> str | None:
+    from support.ranks import mpiexec
+
+    return _package("mpi4py")() or (None if mpiexec() else 'no mpiexec (pip install "mpich")')
+
+
 def _browser() -> str | None:
     missing = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
     if missing:
@@ -131,9 +137,9 @@ NEEDS: dict[str, Callable[[], str | None]] = {
         for name in (
             *("torch", "numba", "onnx", "onnxruntime", "tensorboard", "PIL", "pooch"),
             *("matplotlib", "pycocotools", "nbclient", "ipykernel", "starlette", "uvicorn"),
-            "mpi4py",
         )
     },
+    "mpi4py": _mpi,
     "browser": _browser,
     "compiler": _compiler,
     "nvrtc": _nvrtc,
