@@ -60,7 +60,8 @@ class TorchBackend(Backend):
         import torch
 
         if self.device.type != "cpu":
-            getattr(torch, self.device.type).synchronize()
+            device = () if self.device.index is None else (self.device,)
+            getattr(torch, self.device.type).synchronize(*device)
 
 
 def probe() -> BackendInfo:

@@ -202,8 +202,8 @@ class _Lent:
             return False
 
     def _settle(self) -> None:
-        with where(self.array):
-            self.backend.synchronize()
+        place = self.backend.place(self.array.device)
+        resolve(f"{self.backend.name}:{place}").synchronize()
 
 
 def host_view(array: Array) -> HostArray | None:

@@ -38,7 +38,7 @@ elif what == "disagree":
 elif what == "term":
     stop = []
     signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
-    print("ready", os.getpid(), flush=True)
+    print(f"ready {os.getpid()}\n", end="", flush=True)
     steps = 0
     while not ours.any_rank(bool(stop)):
         steps += 1

@@ -98,11 +98,13 @@ def test_all_ranks_hear_of_sigterm_in_the_same_step(to: str):
         command(3, PROGRAM, "term"), env=environment(), stdout=subprocess.PIPE, text=True
     ) as job:
         try:
-            ready = [job.stdout.readline().split() for _ in range(3)]
+            ready = ""
+            while len(ids := re.findall(r"\d+", ready)) < 3:  # lines of ranks may mix
+                ready += job.stdout.readline()
             if to == "job":
                 job.send_signal(signal.SIGTERM)
             else:
-                os.kill(int(ready[1][1]), signal.SIGTERM)
+                os.kill(int(ids[1]), signal.SIGTERM)
             out, _ = job.communicate(timeout=20)
         finally:
             stop(job)
