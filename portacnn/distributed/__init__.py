@@ -84,18 +84,15 @@ def _suits_nccl(backend: Backend) -> bool:
 def _by_mpi() -> Communicator:
     from portacnn.distributed.mpi import MpiCommunicator
 
-    return _prepared(MpiCommunicator())
+    communicator = MpiCommunicator()
+    if communicator.size > 1:
+        divide_threads(communicator)
+        take_down_at_errors(communicator)
+    return communicator
 
 
 @cache
 def _by_nccl(backend: Backend) -> Communicator:
     from portacnn.distributed.nccl import NcclCommunicator
 
-    return _prepared(NcclCommunicator(backend))
-
-
-def _prepared(communicator: Communicator) -> Communicator:
-    if communicator.size > 1:
-        divide_threads(communicator)
-        take_down_at_errors(communicator)
-    return communicator
+    return NcclCommunicator(backend, _by_mpi())

@@ -1,7 +1,7 @@
 """NCCL through ``cupyx.distributed``: sums of arrays on NVIDIA GPUs, one GPU per rank.
 
-NCCL moves CuPy's arrays, and torch's, which are shared by DLPack. MPI starts the ranks and carries
-the rest: values of JSON, flags, arrays in host memory.
+NCCL moves CuPy's arrays, and torch's, which are shared by DLPack. Another communicator, MPI's, has
+started the ranks and carries the rest: values of JSON, flags, arrays in host memory.
 
 All of NCCL's work goes to one stream of its own. An operation waits there for the work that the
 caller's stream had before it, and the caller's stream waits for it when the result is needed.
@@ -12,9 +12,8 @@ import platform
 from typing import Any
 
 from portacnn.device_runtime import Array
-from portacnn.distributed.base import Half, Op, Pending
+from portacnn.distributed.base import Communicator, Half, Op, Pending
 from portacnn.distributed.compression import check_compress, compressed_sum
-from portacnn.distributed.mpi import MpiCommunicator
 from portacnn.errors import ArrayError, BackendError, DependencyError
 from portacnn.runtime import Backend, backend_of, dtype_name, resolve
 
@@ -25,27 +24,32 @@ _DTYPES = {
 """The dtypes that are handed to NCCL; bool as uint8."""
 
 
-class NcclCommunicator(MpiCommunicator):
-    """All ranks of ``MPI.COMM_WORLD``, each with a CUDA device.
+class NcclCommunicator(Communicator):
+    """All ranks, each with a CUDA device.
 
     Args:
         device: the backend of this rank's device, CuPy's or torch's.
+        control: the communicator for everything else. If it is MPI's, of ``MPI.COMM_WORLD``.
     """
 
     name = "nccl"
 
-    def __init__(self, device: Backend) -> None:
+    def __init__(self, device: Backend, control: Communicator) -> None:
         reason, number = unavailable(device), device_number(device)
         if number is None or reason is not None:
             raise DependencyError(reason or "")
-        super().__init__()
+        self._control = control
+        self.rank, self.size = control.rank, control.size
+        self.local_rank, self.local_size = control.local_rank, control.local_size
         import cupy as cp
         from cupyx.distributed import init_process_group
 
         self._check_devices(number)
         self._device = cp.cuda.Device(number)
         with self._device:
-            self._nccl = init_process_group(self.size, self.rank, backend="nccl", use_mpi=True)
+            self._nccl = init_process_group(
+                self.size, self.rank, backend="nccl", use_mpi=control.name == "mpi"
+            )
             self._stream = cp.cuda.Stream(non_blocking=True)
 
     def all_reduce(self, array: Array, op: Op = "sum", *, compress: Half | None = None) -> None:
@@ -53,22 +57,44 @@ class NcclCommunicator(MpiCommunicator):
         if self._takes(array):
             self._start(array, op, compress).wait()
         else:
-            super().all_reduce(array, op, compress=compress)
+            self._control.all_reduce(array, op, compress=compress)
 
     def start_all_reduce(self, array: Array, *, compress: Half | None = None) -> Pending:
         check_compress(compress, array, "sum")
         if self._takes(array):
             return self._start(array, "sum", compress)
-        return super().start_all_reduce(array, compress=compress)
+        return self._control.start_all_reduce(array, compress=compress)
 
     def broadcast(self, array: Array, root: int = 0) -> None:
         if not self._takes(array):
-            super().broadcast(array, root)
+            self._control.broadcast(array, root)
             return
         with self._device:
             ours = self._received(array)
             self._nccl.broadcast(ours, root, stream=self._stream)
             _OnStream(self, ours, backend_of(array)).wait()
+
+    def barrier(self) -> None:
+        self._control.barrier()
+
+    def share(self, value: Any, root: int = 0) -> Any:
+        return self._control.share(value, root)
+
+    def gather(self, value: Any) -> list[Any]:
+        return self._control.gather(value)
+
+    def any_rank(self, flag: bool) -> bool:
+        return self._control.any_rank(flag)
+
+    def meets(self, seconds: float) -> bool:
+        return self._control.meets(seconds)
+
+    def abort(self, code: int = 1) -> None:
+        self._control.abort(code)
+
+    def close(self) -> None:
+        """End what cupyx.distributed runs beside this process if MPI has not started the ranks."""
+        self._nccl.stop()
 
     def _start(self, array: Array, op: Op, compress: Half | None) -> Pending:
         with self._device:

@@ -1,6 +1,7 @@
 """Communicators: MPI on several ranks, NCCL on stand-ins, a single process."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,9 @@ from portacnn import distributed
 from portacnn.distributed import SingleProcess
 from portacnn.distributed.compression import decode, encode
 from portacnn.errors import ArgumentError
+from portacnn.runtime import BackendInfo, resolve
+from support import fake_cupy, nccl_stub
+from support.gpu_rig import ranks, tools
 from support.matrix import needs
 from support.ranks import on_ranks
 
@@ -76,3 +80,17 @@ def test_bfloat16_is_rounded_to_nearest_and_ties_to_even():
     back = decode(encode(array, "bfloat16"), "bfloat16").view("uint32")
     assert [hex(b) for b in back] == [hex(c << 16) for c in codes]
     assert encode(np.array([1 + 2**-8, 1 + 3 * 2**-8]), "bfloat16").tolist() == [0x3F80, 0x3F82]
+
+
+@pytest.mark.parametrize("fault", [False, True])
+def test_the_section_of_gpu_check(monkeypatch: pytest.MonkeyPatch, fault: bool):
+    """And it sees a result that is not there when it has been waited for."""
+    with fake_cupy.installed():
+        nccl_stub.install()
+        section = tools.Section("nccl", seconds=30.0, quick=True)
+        monkeypatch.setattr(ranks, "Gpu", lambda device: SimpleNamespace(home=resolve("cupy")))
+        monkeypatch.setattr(ranks, "backend_info", lambda _: BackendInfo("torch", None, ()))
+        if fault:
+            monkeypatch.setattr("portacnn.distributed.nccl._OnStream.wait", lambda self: None)
+        found = section.run(ranks.nccl)
+    assert found["status"] == ("red" if fault else "green"), found

@@ -6,7 +6,7 @@ nothing orders raises ``RaceError``. ``calls`` lists what was called.
 """
 
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 from support.fake_cupy import machine
@@ -16,15 +16,39 @@ DTYPES = "bBiIlLqQefdFD"
 calls: list[tuple[Any, ...]] = []
 
 
+class Alone:
+    """One rank, without MPI."""
+
+    rank, size = 0, 1
+
+    def Allreduce(self, source: Any, target: Any, op: Any) -> None:  # noqa: N802
+        if source is not None:
+            target[...] = source
+
+    def Bcast(self, array: Any, root: int) -> None:  # noqa: N802
+        assert root == 0
+
+    def Allgather(self, source: Any, target: Any) -> None:  # noqa: N802
+        target[...] = source.reshape(target.shape)
+
+    Alltoall = Allgather
+
+
 class NCCLBackend:
     def __init__(self, n_devices: int, rank: int, use_mpi: bool) -> None:
-        from mpi4py import MPI
+        if use_mpi:
+            from mpi4py import MPI
 
-        self._mpi, self._world = MPI, MPI.COMM_WORLD.Dup()
+            self._mpi, self._world = MPI, MPI.COMM_WORLD.Dup()
+        else:
+            self._mpi, self._world = SimpleNamespace(SUM=0, MAX=0, MIN=0, IN_PLACE=None), Alone()
         assert (n_devices, rank) == (self._world.size, self._world.rank)
-        assert use_mpi
+        assert use_mpi or n_devices == 1
         self.rank, self._device = rank, machine.Device().id
         calls.append(("init", n_devices, rank, self._device))
+
+    def stop(self) -> None:
+        """Ends the server of a group that is started without MPI."""
 
     def all_reduce(self, in_array: Any, out_array: Any, op: str = "sum", stream: Any = None):
         reduce = {"sum": self._mpi.SUM, "max": self._mpi.MAX, "min": self._mpi.MIN}[op]
