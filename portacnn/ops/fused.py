@@ -22,8 +22,8 @@ from portacnn.ops.conv import conv, conv_backward
 from portacnn.ops.dispatch import check_arrays, op
 from portacnn.ops.join import add, check_add
 from portacnn.ops.norm import RUNNING, batch_norm, batch_norm_backward, check_batch_norm
-from portacnn.ops.statistics import is_shared
 from portacnn.ops.pool import max_pool, max_pool_backward
+from portacnn.ops.statistics import is_shared
 from portacnn.ops.windows import Windows
 from portacnn.runtime import Array, backend_of, describe
 

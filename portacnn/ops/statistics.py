@@ -74,7 +74,8 @@ def combined(
     squares = xp.reshape((xp.astype(var, wide) + above * above) * float(count), (-1,))
     total(squares)
     var = xp.reshape(squares / whole, own.shape)
-    return tuple(xp.astype(array, dtype) for array in (mean, var, above, whole))  # type: ignore[return-value]
+    mean, var, above, whole = (xp.astype(each, dtype) for each in (mean, var, above, whole))
+    return mean, var, above, whole
 
 
 @lru_cache(maxsize=64)

@@ -10,8 +10,8 @@ training ends with an error, the weights are those before the step.
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, closing
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from copy import copy
 from dataclasses import replace
 from math import isfinite
@@ -21,6 +21,7 @@ from typing import Any, Literal, Self
 from portacnn import losses
 from portacnn.arguments import answering_keywords, either, not_negative, share
 from portacnn.augment import Transform
+from portacnn.distributed import Communicator, connect, taking_down
 from portacnn.errors import ArgumentError, CheckpointError, NotFiniteError, StateError
 from portacnn.files import make_folder, save_tensors
 from portacnn.losses import Loss
@@ -31,12 +32,14 @@ from portacnn.models.info import last_figures, range_of
 from portacnn.optim import Optimizer, make_optimizer
 from portacnn.runtime import Array, Backend, HostArray
 from portacnn.schedules import Schedule
+from portacnn.seeds import check_seed
 from portacnn.training.augmenting import make_augmenter
 from portacnn.training.callbacks.base import Callback
 from portacnn.training.callbacks.running import Callbacks, split
 from portacnn.training.checkpoint import contents, describe_training
 from portacnn.training.early_stopping import EarlyStopping, make_early_stopping
-from portacnn.training.feed import Samples, batch_sizes, make_feed
+from portacnn.training.facts import facts
+from portacnn.training.feed import Samples, make_feed
 from portacnn.training.history import History, View
 from portacnn.training.options import (
     FROM_CHECKPOINT,
@@ -52,10 +55,12 @@ from portacnn.training.options import (
     weighted,
 )
 from portacnn.training.progress import Progress
+from portacnn.training.ranks import Ranks
 from portacnn.training.results import Results
 from portacnn.training.resuming import resumed
 from portacnn.training.saving import Saver
 from portacnn.training.sets import Sets
+from portacnn.training.shares import Share, Split, batch_sizes
 from portacnn.training.signals import interrupted_between_steps
 from portacnn.training.step import StepState, Updater
 
@@ -137,6 +142,14 @@ class Trainer(Results):
             written at the end, and when training is stopped with ``stop``.
         keep: number of checkpoints to keep in the folder.
         verbose: show a progress bar.
+        distributed: train together with other processes, which a launcher (mpiexec, srun) has
+            started: "mpi", "nccl", "auto" (docs/scaling.md), or a
+            ``portacnn.distributed.Communicator``. Each takes its share of every batch, so
+            that n processes train as one does. All are given the same arguments; rank 0 writes
+            files and shows the progress. Steps are not recorded (``compile_step``).
+        sync_batch_norm: compute batch norm's statistics over the batches of all processes, in
+            their forward and backward passes. Otherwise each uses those of its share, and running
+            statistics are averaged.
 
     Attributes:
         train_loss_list: loss of every step.
@@ -197,9 +210,12 @@ class Trainer(Results):
         checkpoint_every: int | None = None,
         keep: int = 3,
         verbose: bool = True,
+        distributed: Literal["auto", "mpi", "nccl"] | Communicator | None = None,
+        sync_batch_norm: bool = False,
     ) -> None:
         self.model = model
         self.backend: Backend = model.home
+        self.ranks = Ranks(connect(distributed, model.home))
         check_trainable(model)
         options = Options(
             epochs=epochs,
@@ -210,12 +226,13 @@ class Trainer(Results):
             validation_split=validation_split,
             accumulate=accumulate,
             evaluate_sample_num_per_epoch=evaluate_sample_num_per_epoch,
-            seed=seed,  # type: ignore[arg-type]
+            seed=self.ranks.share(check_seed(seed)),
             precision=precision,
             compile_step=compile_step,
             checkpoint_every=checkpoint_every,
             keep=keep,
             verbose=verbose,
+            sync_batch_norm=sync_batch_norm,
         )
         self.epochs, self.batch_size = options.epochs, options.batch_size
         self.drop_last, self.accumulate = options.drop_last, options.accumulate
@@ -231,9 +248,11 @@ class Trainer(Results):
         if class_weight is not None:
             check_takes_weights(loss)
         self.metrics = metrics_for(loss, metrics)
+        self.ranks.check_metrics(self.metrics)
         if sets is None:
             data = (x_train, t_train, x_test, t_test, sample_weight)
-            sets = Sets.take(model, loss, *data, self.validation_split, self.seed)
+            part = self.ranks.rank, self.ranks.size
+            sets = Sets.take(model, loss, *data, self.validation_split, self.seed, part)
         if class_weight is not None:
             if sets.train.stream is not None and isinstance(class_weight, str):
                 raise ArgumentError(
@@ -244,15 +263,17 @@ class Trainer(Results):
             sets = replace(sets, loss=loss)
         self._sets = sets
         called, stopping = split(callbacks, early_stopping)
-        self.callbacks = Callbacks(called)
+        self.callbacks = Callbacks(called, self.ranks.is_first)
         self.early_stopping = make_early_stopping(stopping, self.metrics, sets.test is not None)
-        check_sizes(model, sets, options)
+        check_sizes(model, sets, options, self.ranks.size)
         self._sizes = batch_sizes(sets.train.count, self.batch_size, self.drop_last)
         self.steps_per_epoch = len(self._sizes)
         self._feed = make_feed(model, sets.train, loss)
         self._augmenter = make_augmenter(augment, model, sets, loss, self.seed)
         check_precision(precision, model)
-        self.updater = Updater(model, optimizer, loss, options)
+        before = 0 if self.ranks.alone else self._augmenter.looks_back
+        split_ = Split(options.part, self.ranks.rank, self.ranks.size, before)
+        self.updater = Updater(model, optimizer, loss, options, split_, self.ranks)
         self.schedule = step_schedule(
             schedule, schedule_unit, self.epochs, self.steps_per_epoch, optimizer.lr
         )
@@ -265,8 +286,10 @@ class Trainer(Results):
         self._last_lr = 0.0  # of the last step
         self._fingerprints: dict[str, Any] | None = None
         self._saver = Saver(options.checkpoint_every, options.keep)
+        self.run = self.ranks.share(self.run)
+        self.ranks.agree(lambda: facts(self))
         if checkpoint_dir is not None:
-            describe_training(self)
+            self.ranks.on_first(lambda: describe_training(self) and None)
             self.checkpoint_dir = make_folder(checkpoint_dir).absolute()
 
     # stored in parts of the Trainer
@@ -274,6 +297,7 @@ class Trainer(Results):
     clip_norm = View[float | None]("updater", "clip_norm")
     precision = View[str]("updater", "precision")
     compile_step = View[bool]("updater", "compile_step")
+    sync_batch_norm = View[bool]("updater", "sync_batch_norm")
     run = View[str]("_saver", "run")
     checkpoint_dir = View[Path | None]("_saver", "folder")
     checkpoint_every = View[int | None]("_saver", "every")
@@ -305,6 +329,7 @@ class Trainer(Results):
         precision: Literal["float32", "tf32", "bfloat16", "float16", "3xtf32"] | None = None,
         compile_step: bool | None = None,
         verbose: bool | None = None,
+        distributed: Literal["auto", "mpi", "nccl"] | Communicator | None = None,
     ) -> Self:
         """Return a Trainer that continues from a checkpoint; ``train`` resumes with the next batch.
 
@@ -331,6 +356,8 @@ class Trainer(Results):
             checkpoint_dir: folder for new checkpoints. The default is the folder of ``path``.
             precision: replaces the checkpoint's, which the device may not support.
             checkpoint_every, keep, compile_step, verbose: replace the checkpoint's.
+            distributed: as for ``Trainer``, whatever the training run was before. The number of
+                processes may be another one.
 
         Raises:
             ModelFormatError: if there is no intact checkpoint, or it does not describe a training
@@ -353,6 +380,7 @@ class Trainer(Results):
             model=model,
             schedule=schedule,
             checkpoint_dir=checkpoint_dir,
+            distributed=distributed,
             options={
                 "epochs": epochs,
                 "checkpoint_every": checkpoint_every,
@@ -412,7 +440,7 @@ class Trainer(Results):
 
     def checkpoint(self, path: str | os.PathLike[str] | None = None) -> Path:
         """Write a checkpoint to ``path``, or into ``checkpoint_dir``; return its path. Call it
-        between steps.
+        between steps. Of several processes, rank 0 writes; others need not call it.
 
         Raises:
             CheckpointError: if it could not be written (the disk is full, for example); earlier
@@ -424,10 +452,18 @@ class Trainer(Results):
         """
         self._saver.place(path)
         self._read_losses()
+        return self._save(path) if self.ranks.is_first else self._saver.place(path)
+
+    def _save(self, path: str | os.PathLike[str] | None = None) -> Path:
         tensors, header = contents(self)
         return self._saver.save(
             path, self.steps_done, lambda file: save_tensors(file, tensors, header)
         )
+
+    def _save_due(self) -> None:
+        """Write a checkpoint that is due into the folder. If rank 0 cannot, all ranks raise."""
+        self._read_losses()
+        self._saver.last = Path(self.ranks.on_first(lambda: str(self._save())))
 
     def fingerprints(self) -> dict[str, Any]:
         """Return the fingerprints of the data (``feed.fingerprint``), by "train" and "test"."""
@@ -458,11 +494,22 @@ class Trainer(Results):
         """
         self.model.check_scale(False)
         try:
-            with interrupted_between_steps(self), self._saver.sole():
+            with (
+                interrupted_between_steps(self),
+                taking_down(self.ranks.communicator),
+                self._sole(),
+            ):
                 self._train()
         finally:
             self._stop = False
             self.model.check_scale(True)
+
+    @contextmanager
+    def _sole(self) -> Iterator[None]:
+        """Lock the folder of checkpoints, see ``Saver.sole``; rank 0 does."""
+        with ExitStack() as stack:
+            self.ranks.on_first(lambda: stack.enter_context(self._saver.sole()))
+            yield
 
     def _train(self) -> None:
         if self.model.backend != self.backend:
@@ -487,10 +534,12 @@ class Trainer(Results):
         batches = self.steps_per_epoch
         self._history.cut(self.steps_done, self.epoch)  # what an interrupted epoch has left
         self.updater.start_over()
+        self.ranks.begin(self.model)
+        shown = self.verbose and self.ranks.is_first
         with (
             self.backend.active(),
             self.callbacks.training(self),
-            Progress(self.epochs * batches, self.steps_done, self.verbose) as progress,
+            Progress(self.epochs * batches, self.steps_done, shown) as progress,
         ):
             try:
                 while not self.finished:
@@ -514,6 +563,17 @@ class Trainer(Results):
         on the host. With ``drop_last`` the last images of the order are left out."""
         return self._sets.train.order(self.seed, epoch)[: sum(self._sizes)]
 
+    def read(self, epoch: int, first: int = 0) -> Generator[tuple[Array, ...], None, None]:
+        """Yield the batches of an epoch, from 0, for ``run_batch``: of each, the images that this
+        process has.
+
+        Args:
+            first: how many batches are left out.
+        """
+        order = self.order(epoch)[first * self.batch_size :]
+        own, sizes = self.updater.split.epoch(order, self._sizes[first:])
+        return self._feed.epoch(own, sizes, epoch)
+
     def _run_epoch(self, progress: Progress) -> bool:
         """Run the rest of an epoch, or the part of it before ``stop``; write the checkpoints that
         are due.
@@ -524,22 +584,22 @@ class Trainer(Results):
         Returns:
             Whether to stop.
         """
-        batches, size = self.steps_per_epoch, self.batch_size
-        rest = self.order(self.epoch)[self.batch * size :]
+        batches = self.steps_per_epoch
+        sizes = self._sizes[self.batch :]
         if self.batch == 0:
             self.callbacks.epoch_begins(self)
-        every_step = self.callbacks.every_step
+        every_step = self.ranks.any(self.callbacks.every_step)
         began = time.perf_counter()
-        with closing(self._feed.epoch(rest, size, self.epoch)) as read:
-            for batch in read:
-                self.run_batch(*batch)
+        with closing(self.read(self.epoch, self.batch)) as read:
+            for size, batch in zip(sizes, read, strict=False):
+                self.run_batch(*batch, size=size)
                 self.batch += 1
                 self.callbacks.updated(self, self.updater.ok)
                 progress.step()
                 if every_step:
                     self._read_losses()
                     self.callbacks.step_ends(self, self.train_loss_list[-1])
-                stop = self._stop
+                stop = self.ranks.any(self._stop)
                 due = stop or self._saver.is_due(self.steps_done)
                 if self.batch % LOG_EVERY == 0 or self.batch == batches or due:
                     self._read_losses()
@@ -547,17 +607,17 @@ class Trainer(Results):
                 if self.batch == batches:
                     break
                 if due and self.checkpoint_dir is not None:
-                    self.checkpoint()
+                    self._save_due()
                 if stop:
                     return True
-        self._end_epoch(began, len(rest))
+        self._end_epoch(began, sum(sizes))
         figures = self._history.last()
         progress.epoch(self.epoch, figures)
         self.callbacks.epoch_ends(self, figures)
-        stop = self._stop
+        stop = self.ranks.any(self._stop)
         due = self._saver.is_due(self.steps_done) or self.checkpoint_every is None
         if self.checkpoint_dir is not None and (due or self.finished or stop):
-            self.checkpoint()
+            self._save_due()
         return stop
 
     def _take_best(self) -> None:
@@ -608,7 +668,7 @@ class Trainer(Results):
             "seconds": time.perf_counter() - began,
             "images_per_second": count / (trained - began),
         }
-        self._history.end_epoch(figures)
+        self._history.end_epoch(self.ranks.share(figures))
         self.epoch, self.batch = self.epoch + 1, 0
         self._tell_model(self.epoch)
         stopping = self.early_stopping
@@ -624,14 +684,17 @@ class Trainer(Results):
         with an ``EMA`` the averages, otherwise its own."""
         return self.callbacks.evaluating(self)
 
-    def run_batch(self, *batch: Array) -> None:
+    def run_batch(self, *batch: Array, size: int | None = None) -> None:
         """Run one step with a batch of the training set, as ``train`` does for each batch.
 
         Nothing is read from the device: the loss stays there until ``train`` fetches it.
 
         Args:
             batch: indices of the images, int64 (B,) on the model's device. If the training set is
-                on the host, images and labels instead (see ``feed.Streamed``).
+                on the host, images and labels instead (see ``feed.Streamed``). Of several
+                processes, each passes its images, as from ``read``.
+            size: number of images in the batch, of all processes. The default is that all pass as
+                many.
 
         Raises:
             OutOfMemoryError: if there is not enough memory. Weights and statistics are those from
@@ -643,9 +706,27 @@ class Trainer(Results):
         self._last_lr = self.lr(number)
         may_record = not self.callbacks.inside_step
         report = self.updater.run(
-            self._whole_step, batch, number, self._last_lr, may_record=may_record
+            self._whole_step,
+            batch,
+            number,
+            self._last_lr,
+            share=self._share(batch[0].shape[0], size),
+            may_record=may_record,
         )
         self._history.add(report)
+
+    def _share(self, count: int, size: int | None) -> Share | None:
+        """Return which images of a batch of ``size`` these are, None for all."""
+        ranks, split_ = self.ranks, self.updater.split
+        if ranks.alone:
+            return None
+        share_ = split_.of(count * ranks.size if size is None else size)
+        if share_.rows != count:
+            raise ArgumentError(
+                f"expected {share_.rows} images on rank {ranks.rank} of {ranks.size} for a batch "
+                f"of {share_.count}, got {count}; pass batches of Trainer.read, and size="
+            )
+        return share_
 
     def _whole_step(self, *batch_and_state: Any) -> tuple[Array, Array]:
         """Run a step from a batch as the feed returns it.
@@ -659,6 +740,8 @@ class Trainer(Results):
         if self.augment:
             epoch = state.step // self.steps_per_epoch
             x, t, *weight = self._augmenter(x, t, *weight, epoch=epoch, indices=indices)
+        if state.share is not None:
+            x, t, *weight = (state.share.own(part) for part in (x, t, *weight))
         loss, ok = self.step(x, t, state, *weight)
         return xp.stack([loss, xp.astype(ok, loss.dtype)]), ok
 
@@ -691,12 +774,17 @@ class Trainer(Results):
     def _evaluate(self, samples: Samples, loss: Loss | None) -> dict[str, Any]:
         """Return loss and metrics over the first samples of a set, as many as requested."""
         samples, model = samples.first(self.evaluate_sample_num_per_epoch), self.model
+        least = max(layer.least_predicted for layer in model.walk())
+        first, last = self.ranks.part(int(samples.images.shape[0]), least)
+        own = samples.part(first, last).images
+        batches = model.outputs(own) if last > first else ()
         return evaluate(
             self.backend,
-            model.outputs(samples.images),
+            ((first + i, first + j, y) for i, j, y in batches),
             samples.targets,
             None if loss is None else loss.for_evaluation(),
             self.metrics,
             samples.weights,
             model.dtype,
+            None if self.ranks.alone else self.ranks,
         )

@@ -14,7 +14,7 @@ from portacnn.runtime import BackendInfo, resolve
 from support import fake_cupy, nccl_stub
 from support.gpu_rig import ranks, tools
 from support.matrix import needs
-from support.ranks import on_ranks
+from support.mpi import on_ranks
 
 HERE = Path(__file__).parent
 

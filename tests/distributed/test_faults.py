@@ -14,7 +14,7 @@ from portacnn.distributed import SingleProcess
 from portacnn.distributed.faults import GRACE
 from portacnn.errors import ArgumentError
 from support.matrix import needs
-from support.ranks import command, environment, on_ranks, stop
+from support.mpi import command, environment, on_ranks, stop
 
 HERE = Path(__file__).parent
 PROGRAM = HERE / "faulty_ranks.py"

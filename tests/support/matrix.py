@@ -96,7 +96,7 @@ def _package(name: str) -> Callable[[], str | None]:
 
 
 def _mpi() -> str | None:
-    from support.ranks import mpiexec
+    from support.mpi import mpiexec
 
     return _package("mpi4py")() or (None if mpiexec() else 'no mpiexec (pip install "mpich")')
 

@@ -1,66 +1,134 @@
-"""Programs that tests run on several ranks, by mpiexec."""
+"""Several Trainers in the threads of one process, as the ranks of a job: quick, and on every
+backend. Real processes: tests/distributed."""
 
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
+import json
+import threading
+from collections.abc import Callable
 from typing import Any
 
-from support.processes import without_settings
+import numpy as np
 
-ROOT = Path(__file__).resolve().parents[2]
+from portacnn.distributed import Communicator, Pending
+from portacnn.runtime import backend_of
 
-
-def mpiexec() -> str | None:
-    """The mpiexec of this environment, or else one on the path."""
-    beside = Path(sys.executable).with_name("mpiexec")
-    return str(beside) if beside.exists() else shutil.which("mpiexec")
+PATIENCE = 20.0
+"""Seconds that a rank waits for the others before the test fails."""
 
 
-def environment(**variables: str) -> dict[str, str]:
-    """One thread per rank, this checkout, and the MPI library that belongs to mpiexec."""
-    own = without_settings()
-    own |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-    library = Path(mpiexec() or "").resolve().parents[1] / "lib" / "libmpi.so.12"
-    return own | ({"MPI4PY_LIBMPI": str(library)} if library.exists() else {}) | variables
+class Job:
+    """What the ranks of a job have in common."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.barrier = threading.Barrier(size, timeout=PATIENCE)
+        self.meeting = threading.Barrier(size)
+        self.slots: list[Any] = [None] * size
+        self.aborted: list[int] = []
 
 
-def command(size: int, *arguments: str | Path) -> list[str]:
-    """The command line of a Python program on ``size`` ranks."""
-    return [str(mpiexec()), "-n", str(size), sys.executable, *map(str, arguments)]
+class ThreadCommunicator(Communicator):
+    """One of the ranks. ``log`` lists its collective operations."""
 
+    name = "threads"
 
-def on_ranks(
-    size: int, *arguments: str | Path, timeout: float = 60, **variables: str
-) -> "subprocess.CompletedProcess[str]":
-    """Run a Python program on ``size`` ranks. One that takes longer than ``timeout`` seconds
-    fails the test, and no rank is left behind."""
-    with subprocess.Popen(
-        command(size, *arguments),
-        env=environment(**variables),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as job:
+    def __init__(self, job: Job, rank: int) -> None:
+        self.job, self.rank, self.size = job, rank, job.size
+        self.local_rank, self.local_size = rank, job.size
+        self.log: list[Any] = []
+
+    def _all(self, value: Any) -> list[Any]:
+        self.job.slots[self.rank] = value
+        self.job.barrier.wait()
+        found = list(self.job.slots)
+        self.job.barrier.wait()
+        return found
+
+    def _reduce(self, array: Any, op: str) -> None:
+        backend = backend_of(array)
+        parts = self._all(np.array(backend.to_host(array)))
+        assert len({(part.shape, part.dtype) for part in parts}) == 1
+        total = parts[0].copy()
+        for part in parts[1:]:
+            total = {"sum": np.add, "max": np.maximum, "min": np.minimum}[op](total, part)
+        self._write(array, total)
+
+    @staticmethod
+    def _write(array: Any, host: np.ndarray) -> None:
+        backend = backend_of(array)
+        array[...] = backend.xp.asarray(
+            backend.asarray(host), dtype=array.dtype, device=array.device
+        )
+
+    def all_reduce(self, array: Any, op: str = "sum") -> None:
+        self.log.append(("all_reduce", tuple(array.shape)))
+        self._reduce(array, op)
+
+    def start_all_reduce(self, array: Any) -> Pending:
+        self.log.append(("start", tuple(array.shape)))
+        return _Started(self, array)
+
+    def broadcast(self, array: Any, root: int = 0) -> None:
+        self.log.append(("broadcast", tuple(array.shape)))
+        self._write(array, self._all(np.array(backend_of(array).to_host(array)))[root])
+
+    def barrier(self) -> None:
+        self._all(None)
+
+    def share(self, value: Any, root: int = 0) -> Any:
+        return json.loads(self._all(json.dumps(value) if self.rank == root else "")[root])
+
+    def gather(self, value: Any) -> list[Any]:
+        return [json.loads(each) for each in self._all(json.dumps(value))]
+
+    def any_rank(self, flag: bool) -> bool:
+        return any(self._all(bool(flag)))
+
+    def meets(self, seconds: float) -> bool:
         try:
-            out, error = job.communicate(timeout=timeout)
-        except subprocess.TimeoutExpired:
-            stop(job)
-            out, error = job.communicate()
-            raise AssertionError(f"no end within {timeout} s:\n{out}\n{error}") from None
-    return subprocess.CompletedProcess(job.args, job.returncode, out, error)
+            self.job.meeting.wait(min(seconds, 0.3))
+        except threading.BrokenBarrierError:
+            return False
+        return True
+
+    def abort(self, code: int = 1) -> None:
+        self.job.aborted.append(self.rank)
+        self.job.barrier.abort()
 
 
-def stop(job: "subprocess.Popen[Any]") -> None:
-    """End mpiexec and, by it, its ranks."""
-    job.terminate()  # twice: the first is handed on to the ranks, which may handle it
-    try:
-        job.wait(1)
-    except subprocess.TimeoutExpired:
-        job.terminate()
+class _Started(Pending):
+    """Sums at ``wait``, and sees whether the array was left alone until then."""
+
+    def __init__(self, communicator: ThreadCommunicator, array: Any) -> None:
+        self.communicator, self.array = communicator, array
+        self.before = np.array(backend_of(array).to_host(array))
+
+    def wait(self) -> None:
+        now = backend_of(self.array).to_host(self.array)
+        np.testing.assert_array_equal(now, self.before, "written to after its sum had started")
+        self.communicator._reduce(self.array, "sum")
+
+
+def on_ranks(size: int, work: Callable[[ThreadCommunicator], Any]) -> list[Any]:
+    """The results of ``work`` on all ranks, run by a thread each. Raises the first error of a rank
+    that had no broken barrier."""
+    job = Job(size)
+    results: list[Any] = [None] * size
+    failed: list[BaseException] = []
+
+    def one(rank: int) -> None:
         try:
-            job.wait(5)
-        except subprocess.TimeoutExpired:
-            job.kill()
+            results[rank] = work(ThreadCommunicator(job, rank))
+        except threading.BrokenBarrierError as error:
+            failed.append(error)
+        except BaseException as error:
+            failed.insert(0, error)
+            job.barrier.abort()
+
+    threads = [threading.Thread(target=one, args=(rank,), daemon=True) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(4 * PATIENCE)
+    if failed:
+        raise failed[0]
+    return results
