@@ -1,4 +1,4 @@
-"""A training whose rank ``VICTIM`` is killed in step ``STEP``: run by ``test_killed_ranks.py`` under
+"""A training one of whose ranks is killed after a step: run by ``test_killed_ranks.py`` under
 mpiexec. It goes on from the checkpoints in the folder, if there are any."""
 
 import os
