@@ -46,11 +46,22 @@ class TorchBackend(Backend):
     def contiguous(self, array: Array) -> Array:
         return array.contiguous()
 
+    def as_real(self, array: Array) -> Array:
+        import torch
+
+        return torch.view_as_real(array.resolve_conj())
+
+    def as_complex(self, parts: Array) -> Array:
+        import torch
+
+        return torch.view_as_complex(parts.contiguous())
+
     def synchronize(self) -> None:
         import torch
 
         if self.device.type != "cpu":
-            getattr(torch, self.device.type).synchronize()
+            device = () if self.device.index is None else (self.device,)
+            getattr(torch, self.device.type).synchronize(*device)
 
 
 def probe() -> BackendInfo:

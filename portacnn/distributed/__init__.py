@@ -4,15 +4,17 @@
 alone. ``launch`` reads what the launcher of the job says about it.
 """
 
-from typing import Any, Literal
+import logging
+from functools import cache
+from typing import Literal
 
 from portacnn.distributed.base import Communicator, Pending
 from portacnn.distributed.faults import agree, take_down_at_errors, taking_down
-from portacnn.distributed.launch import launch
+from portacnn.distributed.launch import device_for, launch
 from portacnn.distributed.single import SingleProcess
 from portacnn.distributed.threads import divide_threads
 from portacnn.errors import ArgumentError
-from portacnn.runtime import Backend
+from portacnn.runtime import Backend, resolve
 
 __all__ = [
     "Communicator",
@@ -20,10 +22,12 @@ __all__ = [
     "SingleProcess",
     "agree",
     "connect",
+    "device_for",
     "launch",
     "taking_down",
 ]
 
+_log = logging.getLogger("portacnn")
 Engine = Literal["auto", "mpi", "nccl"]
 ENGINES = ("auto", "mpi", "nccl")
 
@@ -56,19 +60,39 @@ def connect(
     said = launch()
     if engine == "auto" and (said is None or said.size == 1):
         return SingleProcess()
-    return _world("mpi")
+    if engine == "mpi":
+        return _by_mpi()
+    backend = resolve(device)
+    return _by_nccl(backend) if engine == "nccl" or _suits_nccl(backend) else _by_mpi()
 
 
-_connected: dict[str, Any] = {}
+def _suits_nccl(backend: Backend) -> bool:
+    from portacnn.distributed.nccl import device_number, unavailable
+
+    if device_number(backend) is None:
+        return False
+    reason = unavailable(backend)
+    if reason is not None:
+        _log.warning("gradients on %s are reduced by MPI: %s", backend, reason)
+    return reason is None
 
 
-def _world(engine: str) -> Communicator:
-    """Return the communicator of all ranks: the same at each call, as MPI has only so many."""
-    if engine not in _connected:
-        from portacnn.distributed.mpi import MpiCommunicator
+# One communicator for all callers: MPI has a limited number, and NCCL takes seconds to start.
 
-        communicator = _connected[engine] = MpiCommunicator()
-        if communicator.size > 1:
-            divide_threads(communicator)
-            take_down_at_errors(communicator)
-    return _connected[engine]
+
+@cache
+def _by_mpi() -> Communicator:
+    from portacnn.distributed.mpi import MpiCommunicator
+
+    communicator = MpiCommunicator()
+    if communicator.size > 1:
+        divide_threads(communicator)
+        take_down_at_errors(communicator)
+    return communicator
+
+
+@cache
+def _by_nccl(backend: Backend) -> Communicator:
+    from portacnn.distributed.nccl import NcclCommunicator
+
+    return NcclCommunicator(backend, _by_mpi())

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 from portacnn.device_runtime import Array
 
 Op = Literal["sum", "max", "min"]
+Half = Literal["bfloat16", "float16"]
 
 
 class Pending:
@@ -38,14 +39,15 @@ class Communicator:
     def __repr__(self) -> str:
         return f"{type(self).__name__}(rank {self.rank} of {self.size})"
 
-    def all_reduce(self, array: Array, op: Op = "sum") -> None:
+    def all_reduce(self, array: Array, op: Op = "sum", *, compress: Half | None = None) -> None:
         """Replace the array's elements, in place, by their sum, maximum or minimum over all ranks.
 
         All ranks get the same bits. For booleans "max" is a logical or, "min" a logical and.
+        ``compress``: send the floats of a sum in 16 bits, see ``compression``.
         """
         raise NotImplementedError
 
-    def start_all_reduce(self, array: Array) -> Pending:
+    def start_all_reduce(self, array: Array, *, compress: Half | None = None) -> Pending:
         """Start to sum an array over all ranks, in place, and return at once. All ranks must start
         the same reductions in the same order."""
         raise NotImplementedError

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from time import sleep
 from types import TracebackType
 from typing import Any
 
@@ -74,4 +75,5 @@ def _end(communicator: Communicator, error: BaseException) -> None:
     who = f"rank {communicator.rank} of {communicator.size} on {platform.node()}"
     trace = "".join(traceback.format_exception(error)).rstrip()
     say(f"{who} failed and ends the job:\n{trace}", error=True)  # one write: ranks do not mix
+    sleep(0.5)  # launchers drop output that they have not read when they hear of an abort
     communicator.abort(1)

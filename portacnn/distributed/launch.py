@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from portacnn.errors import BackendError
+from portacnn.runtime import VARIABLE, backend_info, resolve
 
 
 class Launcher(NamedTuple):
@@ -75,3 +76,22 @@ def check_size(size: int, engine: str, environment: Mapping[str, str] = os.envir
             size=said.size
         )
     )
+
+
+def device_for(device: str | None, local_rank: int) -> str | None:
+    """Return the device of this rank: that of its local rank for CUDA devices without a number, any
+    other as asked for.
+
+    If a launcher has hidden the GPUs of other ranks (CUDA_VISIBLE_DEVICES), local ranks count
+    through those that are left.
+
+    Example:
+        >>> device_for("cpu", 1), device_for("cuda:3", 1)
+        ('cpu', 'cuda:3')
+    """
+    device = device or os.environ.get(VARIABLE) or None
+    if device not in ("auto", "cuda", "cupy", "cupy:cuda", "torch:cuda"):
+        return device
+    backend = resolve(device)
+    count = sum(name.startswith("cuda") for name in backend_info(backend.name).devices)
+    return f"{backend.name}:cuda:{local_rank % count}" if count else backend.name

@@ -20,10 +20,11 @@ from time import monotonic, sleep
 from typing import Any
 
 from portacnn.device_runtime import Array, HostArray
-from portacnn.distributed.base import Communicator, Op, Pending
+from portacnn.distributed.base import Communicator, Half, Op, Pending
+from portacnn.distributed.compression import check_compress, compressed_sum
 from portacnn.distributed.launch import check_size
 from portacnn.errors import ArrayError, DependencyError
-from portacnn.runtime import backend_of, resolve
+from portacnn.runtime import backend_of, resolve, where
 
 _log = logging.getLogger("portacnn")
 _CUDA = (2, 13)  # DLPack's codes of CUDA's own and its managed memory
@@ -66,12 +67,15 @@ class MpiCommunicator(Communicator):
         self._worker: _Worker | None = None
         self._overlap, self._fault = self._world.Dup(), self._world.Dup()
 
-    def all_reduce(self, array: Array, op: Op = "sum") -> None:
-        self._all_reduce(self._world, array, op)
+    def all_reduce(self, array: Array, op: Op = "sum", *, compress: Half | None = None) -> None:
+        check_compress(compress, array, op)
+        self._all_reduce(self._world, array, op, compress)
 
-    def start_all_reduce(self, array: Array) -> Pending:
+    def start_all_reduce(self, array: Array, *, compress: Half | None = None) -> Pending:
+        check_compress(compress, array, "sum")
+
         def reduce() -> None:
-            self._all_reduce(self._overlap, array, "sum")
+            self._all_reduce(self._overlap, array, "sum", compress)
 
         if self._mpi.Query_thread() < self._mpi.THREAD_MULTIPLE:
             return _Later(reduce)
@@ -128,10 +132,28 @@ class MpiCommunicator(Communicator):
         self._world.Bcast(number, root)
         return number.value
 
-    def _all_reduce(self, world: Any, array: Array, op: Op) -> None:
-        if not _empty(array):
-            with _Lent(array, self._mpi) as buffer:
+    def _all_reduce(self, world: Any, array: Array, op: Op, compress: Half | None) -> None:
+        if _empty(array):
+            return
+        with _Lent(array, self._mpi, on_host=compress is not None) as buffer:
+            if compress is None:
                 world.Allreduce(self._mpi.IN_PLACE, buffer, self._ops[op])
+            elif self.size > 1:
+                with resolve("numpy").active():  # values beyond the range become infinite
+                    compressed_sum(buffer.reshape(-1, order="A"), compress, _Exchange(world))
+
+
+class _Exchange:
+    """The transport of compressed sums."""
+
+    def __init__(self, world: Any) -> None:
+        self.size, self._world = world.size, world
+
+    def all_to_all(self, send: HostArray, receive: HostArray) -> None:
+        self._world.Alltoall(send, receive)
+
+    def all_gather(self, send: HostArray, receive: HostArray) -> None:
+        self._world.Allgather(send, receive)
 
 
 def _written(value: Any) -> bytes:
@@ -147,27 +169,28 @@ def _empty(array: Array) -> bool:
 
 class _Lent:
     """The memory of an array as a buffer that mpi4py takes, for the length of a ``with`` block. A
-    staged array gets the buffer's values at its end."""
+    staged array gets the buffer's values at its end. ``on_host``: as a NumPy array."""
 
-    def __init__(self, array: Array, library: Any) -> None:
+    def __init__(self, array: Array, library: Any, on_host: bool = False) -> None:
         self.array, self.backend = array, backend_of(array)
+        self.library, self.on_host = library, on_host
         self.staged: HostArray | None = None
-        self.library = library
 
     def __enter__(self) -> Any:
         buffer = host_view(self.array)
-        if buffer is None and self._on_cuda():
+        if buffer is None and not self.on_host and self._on_cuda():
             if cuda_aware(self.library):
                 self._settle()
                 return self.array
             _warn_staged()
         if buffer is None:
-            buffer = self.staged = self.backend.to_host(self.array)
+            host = self.backend.to_host(self.array)
+            buffer = self.staged = resolve("numpy").contiguous(host)
         return buffer.view("uint8") if buffer.dtype == bool else buffer
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if self.staged is not None and kind is None:
-            with self.backend.elsewhere(self.array.device) or self.backend.active():
+            with where(self.array):
                 self.array[...] = self.backend.xp.asarray(
                     self.staged, dtype=self.array.dtype, device=self.array.device
                 )
@@ -179,8 +202,8 @@ class _Lent:
             return False
 
     def _settle(self) -> None:
-        with self.backend.elsewhere(self.array.device) or self.backend.active():
-            self.backend.synchronize()
+        place = self.backend.place(self.array.device)
+        resolve(f"{self.backend.name}:{place}").synchronize()
 
 
 def host_view(array: Array) -> HostArray | None:

@@ -6,7 +6,8 @@ import sys
 from typing import Any
 
 from portacnn.device_runtime import Array
-from portacnn.distributed.base import Communicator, Op, Pending
+from portacnn.distributed.base import Communicator, Half, Op, Pending
+from portacnn.distributed.compression import check_compress
 
 
 class SingleProcess(Communicator):
@@ -14,10 +15,11 @@ class SingleProcess(Communicator):
 
     name = "single"
 
-    def all_reduce(self, array: Array, op: Op = "sum") -> None:
-        pass
+    def all_reduce(self, array: Array, op: Op = "sum", *, compress: Half | None = None) -> None:
+        check_compress(compress, array, op)
 
-    def start_all_reduce(self, array: Array) -> Pending:
+    def start_all_reduce(self, array: Array, *, compress: Half | None = None) -> Pending:
+        check_compress(compress, array, "sum")
         return Pending()
 
     def broadcast(self, array: Array, root: int = 0) -> None:

@@ -23,6 +23,7 @@ MODULES = [
     "portacnn.models.preprocess",
     "portacnn.models.simple_conv_net",
     "portacnn.optim",
+    "portacnn.optim.groups",
     "portacnn.runtime",
     "portacnn.schedules",
     "portacnn.scratch.functions",

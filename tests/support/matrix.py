@@ -26,6 +26,7 @@ BACKENDS = {
     "torch": "torch",
     "torch-cuda": "torch:cuda",
     "cupy": "cupy",
+    "jax": "jax",
 }
 BY_NAME_ONLY = {"cupy-emulated": "cupy"}
 
@@ -74,7 +75,7 @@ def backends(*names: str, having: str | None = None) -> pytest.MarkDecorator:
     return pytest.mark.backends(*names, having=having)
 
 
-EACH_LIBRARY = backends("numpy", "strict-device1", "torch", "torch-cuda", "cupy", "cupy-emulated")
+EACH_LIBRARY = backends("numpy", "strict-device1", "torch", "torch-cuda", "cupy", "cupy-emulated", "jax")
 """For a test, or as ``pytestmark`` for a file, that goes over each library once: where no array of
 its own is handed to the library, read-only inputs are NumPy again, and whatever fails on
 array-api-strict's CPU fails on its ``device1`` too."""
@@ -92,6 +93,12 @@ def _package(name: str) -> Callable[[], str | None]:
         return None if spec and spec.origin else "not installed"
 
     return check
+
+
+def _mpi() -> str | None:
+    from support.mpi import mpiexec
+
+    return _package("mpi4py")() or (None if mpiexec() else 'no mpiexec (pip install "mpich")')
 
 
 def _browser() -> str | None:
@@ -130,9 +137,9 @@ NEEDS: dict[str, Callable[[], str | None]] = {
         for name in (
             *("torch", "numba", "onnx", "onnxruntime", "tensorboard", "PIL", "pooch"),
             *("matplotlib", "pycocotools", "nbclient", "ipykernel", "starlette", "uvicorn"),
-            "mpi4py",
         )
     },
+    "mpi4py": _mpi,
     "browser": _browser,
     "compiler": _compiler,
     "nvrtc": _nvrtc,

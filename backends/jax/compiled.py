@@ -1,0 +1,403 @@
+"""Functions of ``JaxArray`` compiled by XLA: single ops (``run``), and whole training steps and
+forward passes (``Compiled``).
+
+All of them run the ordinary Python code on tracers once, for each kind of arguments. What it reads
+from arrays becomes an argument of one compiled function, and what it writes to them a result, which
+is stored in the array after each call.
+
+A training step finds what it reads and writes (parameters, statistics, the optimizer's state, the
+data set) in a first trace, which computes nothing. Arrays that the step makes and keeps, such as
+gradients, get the values that they were made with. In the second trace, the one that is compiled,
+they are arguments. The memory of arguments that are written to is reused for the results (JAX:
+donated), so their old values must never be read again. An old value that anything else still refers
+to is copied before.
+"""
+
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import fields, is_dataclass, replace
+from functools import wraps
+from numbers import Integral, Real
+from sys import getrefcount
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from portacnn.backends.jax.arrays import JaxArray, Trace, current_trace, tracing
+from portacnn.ops.dispatch import kernel_choice, precision
+from portacnn.runtime import Array
+
+MOST = 16
+"""The most kinds of calls for which a step or a forward pass is compiled at one time."""
+_MOST_OPS = 4096
+_log = logging.getLogger("portacnn")
+READS = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerBoolConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+"""The errors of code that reads a value on the host while it is traced."""
+
+
+# --- structures with arrays in them ---------------------------------------------------------------
+
+
+class _Leaf(NamedTuple):
+    """An array in a structure, by its number."""
+
+    number: int
+
+
+def _taken_apart(value: Any, arrays: list[JaxArray]) -> Any:
+    """Return a structure with numbers for its arrays, which are appended to the list."""
+    if isinstance(value, JaxArray):
+        arrays.append(value)
+        return _Leaf(len(arrays) - 1)
+    if isinstance(value, tuple):
+        items = [_taken_apart(item, arrays) for item in value]
+        return (type(value), *items)
+    if isinstance(value, list):
+        return (list, *(_taken_apart(item, arrays) for item in value))
+    if isinstance(value, dict):
+        return (dict, *((name, _taken_apart(item, arrays)) for name, item in value.items()))
+    return (None, type(value), value)  # 1, 1.0 and True are equal
+
+
+def _put_together(form: Any, arrays: list[JaxArray]) -> Any:
+    """Return the structure that ``_taken_apart`` got, with these arrays."""
+    if isinstance(form, _Leaf):
+        return arrays[form.number]
+    kind, *items = form
+    if kind is None:
+        return items[1]
+    if kind is dict:
+        return {name: _put_together(item, arrays) for name, item in items}
+    items = [_put_together(item, arrays) for item in items]
+    return getattr(kind, "_make", kind)(items)
+
+
+def _like(array: JaxArray) -> tuple[Any, ...]:
+    value = array._value
+    return value.shape, value.dtype, value.weak_type
+
+
+# --- single ops -----------------------------------------------------------------------------------
+
+
+class _CompiledOp:
+    """A function of the arrays in its arguments, compiled for one kind of them."""
+
+    def __init__(self, function: Callable[..., Any], form: Any, device: Any) -> None:
+        self._function, self._form, self._device = function, form, device
+        self._compiled = jax.jit(self._pure)
+        self._result: Any = None
+        self._written: list[int] = []
+        self._kept: list[JaxArray] = []
+
+    def _pure(self, values: list[Any]) -> Any:
+        trace = Trace(self._device)
+        given = [JaxArray(value) for value in values]
+        for array, value in zip(given, values, strict=True):
+            trace.set(array, value)
+        with tracing(trace):
+            args, options = _put_together(self._form, given)
+            found: list[JaxArray] = []
+            self._result = _taken_apart(self._function(*args, **options), found)
+            # a result may be an argument, as in what is saved for the backward pass
+            place = {id(array): -1 - number for number, array in enumerate(given)}
+            fresh: list[Any] = []
+            self._order: list[int] = []
+            for array in found:
+                if id(array) not in place:
+                    place[id(array)] = len(fresh)
+                    fresh.append(array.held)
+                self._order.append(place[id(array)])
+            self._written = [n for n, array in enumerate(given) if id(array) in trace.writes]
+            return fresh, [given[n].held for n in self._written]
+
+    def __call__(self, given: list[JaxArray]) -> Any:
+        fresh, written = self._compiled([array._value for array in given])
+        for number, value in zip(self._written, written, strict=True):
+            given[number]._value = value
+        made = [JaxArray(value) for value in fresh]
+        return _put_together(
+            self._result, [made[n] if n >= 0 else given[-1 - n] for n in self._order]
+        )
+
+
+_ops: OrderedDict[Any, _CompiledOp] = OrderedDict()
+_eager: set[Any] = set()
+
+
+def run(function: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
+    """Return ``function(*args, **options)``, compiled unless it reads values on the host. Inside a
+    trace it is part of the trace."""
+    if current_trace() is not None or function in _eager:
+        return function(*args, **options)
+    given: list[JaxArray] = []
+    form = _taken_apart((args, options), given)
+    if not given:
+        return function(*args, **options)
+    key = (function, form, tuple(map(_like, given)), given[0].device, kernel_choice(), precision())
+    try:
+        found = _ops.get(key)
+    except TypeError:  # an argument that cannot be a key
+        return function(*args, **options)
+    if found is None:
+        found = _ops[key] = _CompiledOp(function, form, given[0].device)
+        if len(_ops) > _MOST_OPS:
+            _ops.pop(next(iter(_ops)))
+    try:
+        return JaxArray.xp.call(found, given)
+    except READS:
+        _eager.add(function)
+        del _ops[key]
+        return function(*args, **options)
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a kernel's function, compiled as ``run`` does."""
+
+    @wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        return run(function, *args, **options)
+
+    return call
+
+
+# --- whole steps ----------------------------------------------------------------------------------
+
+
+class Compiled:
+    """``function(*arrays, state)``, compiled for each kind of arguments. ``state`` is a dataclass,
+    or one more array.
+
+    Its numbers become 0-dimensional arrays, int64 or float64. A kind is defined by the shapes and
+    dtypes of the arrays, by what else the state has, and by the kernel set and precision in use.
+
+    Attributes:
+        kinds: the number of compiled kinds.
+        reason: why compiling was given up, or None.
+    """
+
+    def __init__(self, function: Callable[..., Any], backend: Any, what: str) -> None:
+        self._function, self._backend, self._what = function, backend, what
+        self._ways: OrderedDict[Any, _Way] = OrderedDict()
+        self._made = 0
+        self.reason: str | None = None
+
+    @property
+    def kinds(self) -> int:
+        return len(self._ways)
+
+    def __call__(self, *arguments: Any) -> Any:
+        if self.reason is not None or current_trace() is not None:
+            return self._function(*arguments)
+        *arrays, state = arguments
+        numbers, held, fixed = _sorted_out(state)
+        arrays += held.values()
+        key = (fixed, tuple(map(_like, arrays)), kernel_choice(), precision())
+        way = self._ways.get(key)
+        if way is None:
+
+            def function(arrays: list[JaxArray], numbers: dict[str, JaxArray]) -> Any:
+                count = len(arrays) - len(held)
+                if not is_dataclass(state):
+                    return self._function(*arrays)
+                own = dict(zip(held, arrays[count:], strict=True))
+                return self._function(*arrays[:count], replace(state, **numbers, **own))
+
+            way = self._compile(key, function, arrays, numbers)
+            if way is None:
+                return self._function(*arguments)
+        elif len(self._ways) > 1:
+            self._ways.move_to_end(key)
+        return JaxArray.xp.call(way.run, arrays, numbers)
+
+    def _compile(
+        self,
+        key: Any,
+        function: Callable[..., Any],
+        arrays: list[JaxArray],
+        numbers: dict[str, Any],
+    ) -> "_Way | None":
+        begun = time.perf_counter()
+        way = _Way(function, self._backend.device)
+        try:
+            JaxArray.xp.call(way.compile, arrays, numbers)
+        except READS as error:
+            self._give_up(error)
+            return None
+        self._made += 1
+        shapes = ", ".join("x".join(map(str, array.shape)) for array in arrays)
+        seconds = time.perf_counter() - begun
+        _log.info("%s compiled for %s in %.1f s: %s", self._backend, self._what, seconds, shapes)
+        if self._made == MOST + 1:
+            _log.warning(
+                "%s has compiled %s for %d shapes of a batch; each new one takes about %.1f s. Pad "
+                "or resize the images to fewer sizes",
+                self._backend,
+                self._what,
+                self._made,
+                seconds,
+            )
+        while len(self._ways) >= MOST:
+            self._ways.popitem(last=False)
+        self._ways[key] = way
+        return way
+
+    def _give_up(self, error: Exception) -> None:
+        self.reason = str(error).strip().partition("\n")[0]
+        self._ways.clear()
+        _log.warning(
+            "%s cannot be compiled on %s, because it reads a value on the host; it runs op by op, "
+            "which is slower: %s",
+            self._what,
+            self._backend,
+            self.reason,
+        )
+
+
+class _Way:
+    """A function compiled for one kind of arguments."""
+
+    def __init__(self, function: Callable[..., Any], device: Any) -> None:
+        self._function, self._device = function, device
+
+    def compile(self, arrays: list[JaxArray], numbers: dict[str, Any]) -> None:
+        """Find out what the function reads and writes, then compile it."""
+        values = [array._value for array in arrays]
+        words = _words(numbers)
+        trace = Trace(self._device)
+        kept: list[JaxArray] = []
+
+        def discover(values: list[Any], words: dict[str, Any]) -> list[Any]:
+            with tracing(trace):
+                _held_by(self._traced(values, words))
+                found = trace.survivors()
+                kept.extend(array for array, _ in found)
+                return [first for _, first in found]
+
+        jaxpr = jax.make_jaxpr(discover)(values, words)
+        if kept:
+            leaves = jax.tree.leaves((values, words))
+            firsts = _evaluated(jaxpr, leaves)
+            for array, first in zip(kept, firsts, strict=True):
+                array.settle(first)
+        given = {id(array) for array in arrays}
+        own = {id(array): array for array in (*trace.reads.values(), *kept)}
+        self._donated = [
+            array
+            for key, array in {**trace.writes, **{id(array): array for array in kept}}.items()
+            if key not in given
+        ]
+        donated = {id(array) for array in self._donated}
+        self._read = [array for key, array in own.items() if key not in donated | given]
+        self._compiled = jax.jit(self._pure, donate_argnums=(0,)).lower(
+            [array._value for array in self._donated],
+            [array._value for array in self._read],
+            values,
+            words,
+        )
+        self._compiled = self._compiled.compile()
+
+    def _traced(self, values: list[Any], words: dict[str, Any]) -> Any:
+        arrays = [JaxArray(value) for value in values]
+        return self._function(arrays, {name: JaxArray(value) for name, value in words.items()})
+
+    def _pure(
+        self, donated: list[Any], read: list[Any], values: list[Any], words: dict[str, Any]
+    ) -> Any:
+        trace = Trace(self._device)
+        for array, value in zip(self._donated, donated, strict=True):
+            trace.set(array, value)
+        for array, value in zip(self._read, read, strict=True):
+            trace.set(array, value)
+        with tracing(trace):
+            found: list[JaxArray] = []
+            self._form = _taken_apart(self._traced(values, words), found)
+            results = [array.held for array in found]
+            self._written = [
+                array
+                for key, array in trace.writes.items()
+                if not any(array is one for one in self._donated)
+            ]
+            del found
+            self._observed = [(array, array.held) for array, _ in trace.survivors()]
+            observed = [value for _, value in self._observed]
+            self._observed = [array for array, _ in self._observed]
+            return (
+                [array.held for array in self._donated],
+                [array.held for array in self._written],
+                observed,
+                results,
+            )
+
+    def run(self, arrays: list[JaxArray], numbers: dict[str, Any]) -> Any:
+        """Run the compiled function, and store what it has written."""
+        donated = [array._value for array in self._donated]
+        for number in range(len(donated)):
+            # Referred to by its array, the list, and the argument of getrefcount.
+            if getrefcount(donated[number]) > 3:
+                donated[number] = jnp.copy(donated[number])
+        read = [array._value for array in self._read]
+        given = [array._value for array in arrays]
+        updated, written, observed, results = self._compiled(
+            donated, read, given, _words(numbers)
+        )
+        for array, value in zip(self._donated, updated, strict=True):
+            array._value = value
+        for array, value in zip(self._written, written, strict=True):
+            array._value = value
+        for array, value in zip(self._observed, observed, strict=True):
+            array.settle(value)
+        return _put_together(self._form, [JaxArray(value) for value in results])
+
+
+def _held_by(result: Any) -> None:
+    """Let the results of a first trace be forgotten."""
+
+
+def _evaluated(jaxpr: Any, leaves: list[Any]) -> list[Any]:
+    """Return the results of a traced function, computing only what they depend on."""
+    from jax.extend.core import jaxpr_as_fun
+    from jax.interpreters import partial_eval
+
+    small, used = partial_eval.dce_jaxpr(
+        jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.outvars), instantiate=True
+    )
+    closed = jaxpr.replace(jaxpr=small)
+    return jax.jit(jaxpr_as_fun(closed))(*leaves)
+
+
+def _words(numbers: dict[str, Any]) -> dict[str, Any]:
+    """Return numbers as int64 and float64."""
+    return {
+        name: np.int64(value) if isinstance(value, Integral) else np.float64(value)
+        for name, value in numbers.items()
+    }
+
+
+def _sorted_out(state: Any) -> tuple[dict[str, Any], dict[str, JaxArray], tuple[Any, ...]]:
+    """Split a state into numbers, arrays, and everything else. An array is its only array."""
+    numbers: dict[str, Any] = {}
+    arrays: dict[str, JaxArray] = {}
+    if isinstance(state, JaxArray):
+        return numbers, {"": state}, (JaxArray,)
+    fixed: list[Any] = [type(state)]
+    for field in fields(state):
+        value = getattr(state, field.name)
+        if isinstance(value, JaxArray):
+            arrays[field.name] = value
+        elif isinstance(value, Real) and not isinstance(value, bool):
+            numbers[field.name] = value
+            fixed += field.name, isinstance(value, Integral)
+        else:
+            fixed += field.name, value
+    return numbers, arrays, tuple(fixed)
