@@ -177,7 +177,7 @@ class Report:
             else:
                 out = ElementTree.SubElement(case, "system-out")
                 out.text = f"{finding.status}, largest error {finding.error or 0.0:.1e}"
-        return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True)
+        return ElementTree.tostring(suite, encoding="unicode")
 
 
 def perform(subject: Any, checks: Iterable[Check], only: str | None = None) -> Report:
