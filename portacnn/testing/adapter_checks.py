@@ -305,7 +305,7 @@ def split_masks(home: Backend) -> None:
 
 def same_weights(home: Backend) -> None:
     """The initial weights of a seed are the same to the bit as NumPy's."""
-    from portacnn import SimpleConvNet
+    from portacnn.models import SimpleConvNet
 
     for kind in DTYPES:
         made = [SimpleConvNet(device=d, dtype=kind, seed=4) for d in (home, resolve("numpy"))]

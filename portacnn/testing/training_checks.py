@@ -11,8 +11,7 @@ from typing import Any
 
 import numpy as np
 
-import portacnn
-from portacnn import Model, Trainer, losses
+from portacnn import losses
 from portacnn.layers import (
     BatchNorm2d,
     Conv2d,
@@ -23,6 +22,7 @@ from portacnn.layers import (
     ReLU,
     Residual,
 )
+from portacnn.models import Model, load
 from portacnn.ops import use_kernels
 from portacnn.runtime import Array, Backend, dtype_name, resolve
 from portacnn.testing.adapter_checks import expect, same
@@ -30,12 +30,13 @@ from portacnn.testing.arrays import LAYOUTS, error_of, laid_out
 from portacnn.testing.figures import figures_of, fingerprint
 from portacnn.testing.report import Check, NotApplicable
 from portacnn.testing.transfers import no_transfers
+from portacnn.training import Trainer
 
 STEPS = 20
 LIMITS = {"float32": 1e-5, "float64": 1e-9}
 """How far losses may be from those of PyTorch, or of NumPy, relative to the largest."""
-RECIPE = {"epochs": 4, "batch_size": 16, "seed": 5}
-MOMENTUM = {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3}
+RECIPE: dict[str, Any] = {"epochs": 4, "batch_size": 16, "seed": 5}
+MOMENTUM: dict[str, Any] = {"lr": 0.05, "momentum": 0.9, "weight_decay": 1e-3}
 """The training whose losses are frozen: 80 images, so that 4 epochs are 20 steps."""
 
 
@@ -61,7 +62,7 @@ def network(
     home: Backend, dtype: str = "float32", dropout: bool = False, outputs: int = 4
 ) -> Model:
     """Return a network with a layer of each kind, on a device."""
-    layers = {
+    layers: dict[str, Any] = {
         "conv": Conv2d(1, 4, 3, padding=1),
         "bn": BatchNorm2d(4),
         "relu": ReLU(),
@@ -108,7 +109,7 @@ def twenty_steps(home: Backend, dtype: str) -> float:
         fingerprint({"x": x.astype("float32"), "t": t}) == figure.fingerprint,
         "the images are not those that the figures were computed for",
     )
-    options = {"optimizer": "momentum", "optimizer_param": MOMENTUM, **RECIPE}
+    options: dict[str, Any] = {"optimizer": "momentum", "optimizer_param": MOMENTUM, **RECIPE}
     trainer = Watched(network(home, dtype), x, t, verbose=False, **options)
     trainer.train()
     return compared(trainer, figure.results[0], dtype)
@@ -128,7 +129,10 @@ def augmented(home: Backend) -> float:
 
     def run(where: Backend) -> Trainer:
         weight = np.linspace(0.5, 2.0, 80)
-        options = {"augment": "horizontal_flip,random_crop=2", "sample_weight": weight}
+        options: dict[str, Any] = {
+            "augment": "horizontal_flip,random_crop=2",
+            "sample_weight": weight,
+        }
         return trained(where, "float64", **options)
 
     return compared(run(home), reference(run), "float64")
@@ -193,7 +197,7 @@ def task(home: Backend, loss: str) -> float:
         else:
             model = network(where, "float64", outputs=outputs)
         t = targets.get(loss, classes)
-        options = {"epochs": 2, "batch_size": 16, "lr": 0.01, "loss": loss}
+        options: dict[str, Any] = {"epochs": 2, "batch_size": 16, "lr": 0.01, "loss": loss}
         trainer = Watched(model, x, t, x[:12], t[:12], verbose=False, **options)
         trainer.train()
         return trainer
@@ -249,7 +253,7 @@ def saved(home: Backend) -> None:
         for there, here in ((home, numpy), (numpy, home), (home, home)):
             model = network(there)
             model.save(Path(folder) / "model.safetensors")
-            again = portacnn.load(Path(folder) / "model.safetensors", device=here)
+            again = load(Path(folder) / "model.safetensors", device=here)
             for path, array in model.state_dict().items():
                 same(again.state_dict()[path], array, path)
 
