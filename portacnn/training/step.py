@@ -131,6 +131,7 @@ class Updater:
         """
         state = StepState(number, lr, self.optimizer.steps + 1, self.ok)
         if self.compiled is None:
+            compiles = self.backend.compiles
             step = WeakMethod(whole_step)  # a bound method would keep its object alive
 
             def weak_step(*arguments: Any) -> tuple[Array, Array]:
@@ -138,7 +139,7 @@ class Updater:
 
             self.compiled = (
                 self.backend.compile_step(weak_step, (*batch, state))
-                if self.compile_step and may_record
+                if (compiles if self.compile_step is None else self.compile_step) and may_record
                 else weak_step
             )
         try:
