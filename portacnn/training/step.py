@@ -175,6 +175,7 @@ class Updater:
         """
         state = StepState(number, lr, self.optimizer.steps + 1, self.ok, share)
         if self.compiled is None:
+            wanted = self.backend.compiles if self.compile_step is None else self.compile_step
             step = WeakMethod(whole_step)  # a bound method would keep its object alive
 
             def weak_step(*arguments: Any) -> tuple[Array, Array]:
@@ -182,7 +183,7 @@ class Updater:
 
             self.compiled = (
                 self.backend.compile_step(weak_step, (*batch, state))
-                if self.compile_step and may_record and self.reducer is None
+                if wanted and may_record and self.reducer is None
                 else weak_step
             )
         try:

@@ -131,9 +131,9 @@ class Trainer(Evaluating):
         seed: seed of the batch order. None draws one.
         precision: dtype that the factors of products are rounded to during training, on devices
             that are faster that way (``ops.use_precision``). Weights and activations stay float32.
-        compile_step: let the backend record a whole step and replay it (CuPy: a CUDA graph). Other
-            backends run the step as usual. A recorded step does not see later changes to the
-            Trainer or its optimizer, except ``lr``.
+        compile_step: let the backend compile a whole step (CuPy: a CUDA graph; JAX: one program of
+            XLA). Other backends run the step as usual. A compiled step does not see later changes
+            to the Trainer or its optimizer, except ``lr``. None, the default, compiles on JAX.
         checkpoint_dir: folder for checkpoints, which ``Trainer.resume`` reads. None writes only
             those requested with ``checkpoint``. Several training runs may share a folder.
         checkpoint_every: steps between checkpoints. None writes one after each epoch. One is also
@@ -203,7 +203,7 @@ class Trainer(Evaluating):
         evaluate_sample_num_per_epoch: int | None = None,
         seed: int | None = 0,
         precision: Literal["float32", "tf32", "bfloat16", "float16", "3xtf32"] = "float32",
-        compile_step: bool = False,
+        compile_step: bool | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
         checkpoint_every: int | None = None,
         keep: int = 3,
@@ -294,7 +294,7 @@ class Trainer(Evaluating):
     augment = View[tuple[Transform, ...]]("_augmenter", "transforms")
     clip_norm = View[float | None]("updater", "clip_norm")
     precision = View[str]("updater", "precision")
-    compile_step = View[bool]("updater", "compile_step")
+    compile_step = View[bool | None]("updater", "compile_step")
     sync_batch_norm = View[bool]("updater", "sync_batch_norm")
     run = View[str]("_saver", "run")
     checkpoint_dir = View[Path | None]("_saver", "folder")
