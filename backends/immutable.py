@@ -330,8 +330,8 @@ class Namespace(ModuleType):
     ) -> Array:
         """See the standard."""
         same = isinstance(obj, self.kind) and dtype in (None, obj.dtype)
-        if same and not copy and device in (None, obj.device):
-            return obj
+        if same and device in (None, obj.device):
+            return self.kind(obj.held) if copy else obj
         options = {"dtype": dtype, "device": device, "copy": copy}
         if isinstance(obj, self.kind):
             options["copy"] = None  # what is held cannot be written to
@@ -379,12 +379,25 @@ class ImmutableBackend(Backend):
     def receive(self, array: Any) -> Array:
         return super().receive(self.taken(array))
 
-    def taken(self, array: Any) -> Any:
-        """Return an array of the library as one that can be written to; other arrays unchanged."""
-        of = getattr(array, "__array_namespace__", None)
-        if isinstance(array, MutableArray) or of is None or of() is not self.xp.library:
-            return array
-        return self.xp.kind(array)
+    def taken(self, value: Any) -> Any:
+        """Return an array of the library as one that can be written to, in tuples and lists too;
+        other values unchanged."""
+        if isinstance(value, tuple | list):
+            make = getattr(type(value), "_make", type(value))
+            return make([self.taken(item) for item in value])
+        return self.xp.kind(value) if self.is_own(value) else value
+
+    def is_own(self, value: Any) -> bool:
+        """Return whether it is an immutable array of the library."""
+        of = getattr(value, "__array_namespace__", None)
+        return (
+            of is not None
+            and not isinstance(value, MutableArray)
+            and of() is self.xp.library
+        )
+
+    def returned(self, value: Any, given: Any) -> Any:
+        return unwrapped(value) if self.is_own(given) else value
 
     def contiguous(self, array: Array) -> Array:
         return array

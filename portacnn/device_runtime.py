@@ -22,9 +22,12 @@ class DeviceRuntime:
         enters: whether computations need a context, which the adapter implements in ``active`` and
             ``elsewhere``: a device that must be the library's current one, or a state in which
             NumPy does not warn.
+        compiles: whether training steps and predictions are compiled by default
+            (``compile_step``, ``compile_pass``).
     """
 
     enters: ClassVar[bool] = False
+    compiles: ClassVar[bool] = False
 
     @property
     def precisions(self) -> tuple[str, ...]:
@@ -66,6 +69,11 @@ class DeviceRuntime:
         backend supports it.
         """
         return step
+
+    def compile_pass(self, function: Callable[[Array], Array]) -> Callable[[Array], Array]:
+        """Return a function equal to ``function``, a forward pass without a cache, compiled for
+        each kind of array if ``compiles``."""
+        return function
 
 
 class Uploader:

@@ -212,6 +212,13 @@ class Backend(DeviceRuntime):
             f"the model is on {self}, the images are {describe(array)}; move one of them"
         )
 
+    def returned(self, value: Any, given: Any) -> Any:
+        """Return a result, an array of this backend, in the form of the caller's array ``given``.
+
+        They differ if this backend wraps the library's own arrays.
+        """
+        return value
+
     def dlpack_device(self, array: Array) -> tuple[int, int]:
         """Return (device kind, device index) of an array in DLPack's numbering."""
         kind, number = array.__dlpack_device__()

@@ -58,6 +58,7 @@ contenders:
                        PyTorch in eager mode; torch@cuda on a device
   torch-compile, torch-graph@cuda
                        with torch.compile; with training steps replayed from a CUDA graph
+  jax                  the nets written by hand in plain JAX; jax@cuda on a device
   onnxruntime          inference with PyTorch's ONNX export (batch norms folded); on the CPU
   portacnn-onnx        inference with portacnn's model loaded from the same file; @DEVICE and
                        /KERNELS as above

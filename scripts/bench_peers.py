@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 from bench_nets import LEARNING_RATE, PLAIN, SHAPES, Conv, Peer, Pool
 
-WITH_DEVICE = ("torch", "torch-channels-last", "torch-compile", "torch-graph")
+TORCH = ("torch", "torch-channels-last", "torch-compile", "torch-graph")
+WITH_DEVICE = (*TORCH, "jax")
 
 INFERENCE = ("onnxruntime", "portacnn-onnx")
 """Contenders that run PyTorch's ONNX export of a net, in which batch norms are folded."""
 
 OFFERS = {
-    **{word: list(SHAPES) for word in (*WITH_DEVICE, *INFERENCE)},
+    **{word: list(SHAPES) for word in (*TORCH, *INFERENCE)},
+    "jax": [*PLAIN, "resnet20"],
     "chainer": list(PLAIN),
     "dezero": list(PLAIN),
     "tutorials": ["simple"],
@@ -35,7 +37,11 @@ def make(name: str, net: str, device: str | None = None, onnx: str | None = None
     """
     if name == "onnxruntime":
         return OnnxRuntime(str(onnx))
-    if name in WITH_DEVICE:
+    if name == "jax":
+        import bench_jax
+
+        return bench_jax.Jax(net, device or "cpu")
+    if name in TORCH:
         import bench_torch
 
         return bench_torch.make(name, net, device or "cpu")

@@ -54,7 +54,7 @@ def portacnn_trainer(
     sets: list[tuple[Any, Any]],
     batch: int,
     precision: str = "float32",
-    compile_step: bool = False,
+    compile_step: bool | None = None,
 ) -> Any:
     from portacnn import Trainer
 
@@ -73,7 +73,7 @@ def portacnn_trainer(
 
 
 def portacnn_step(
-    model: Any, task: dict[str, Any], compile_step: bool = False
+    model: Any, task: dict[str, Any], compile_step: bool | None = None
 ) -> Callable[[], None]:
     """Run what ``Trainer`` does for a batch: gather, forward, loss, backward, update."""
     x, t = images(task["net"], task["batch"], size=task.get("size"))

@@ -81,7 +81,7 @@ def load(task: dict[str, Any]) -> None:
             )
         one = home.xp.ones((1,), dtype=home.xp.float32, device=home.device)
         portacnn.ops.relu(one)  # the first op imports the kernels
-    elif task["contender"] in bench_peers.WITH_DEVICE:
+    elif task["contender"] in bench_peers.TORCH:
         import bench_torch
         import torch
 

@@ -16,7 +16,10 @@ import figures_loops
 import figures_torch
 import numpy as np
 import torch
+from torch import nn
 
+from portacnn.runtime import resolve
+from portacnn.seeds import permutation
 from portacnn.testing.examples import EXAMPLES, Arguments, Example, arrays_of, call, mapped
 from portacnn.testing.figures import (
     FILE,
@@ -26,6 +29,7 @@ from portacnn.testing.figures import (
     gradient_of,
     write,
 )
+from portacnn.testing.training_checks import MOMENTUM, RECIPE, images, network
 
 CASES = 3
 """Figures of each row of EXAMPLES."""
@@ -88,8 +92,51 @@ def figures(name: str) -> Iterator[Figure]:
         raise SystemExit(f"{name}: no seed gives results of at most {LARGEST} elements")
 
 
+class Block(nn.Module):
+    """x + conv(x), then ReLU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (x + self.conv(x)).relu()
+
+
+def training() -> Figure:
+    """Return the losses of the training that ``training_checks`` repeats, made by PyTorch from the
+    same weights and batches."""
+    x, t = images(dtype="float64")
+    model = network(resolve("numpy"), "float64")
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        Block(),
+        nn.Flatten(),
+        nn.Linear(64, 4),
+    ).double()
+    weights = dict(zip(net.state_dict(), model.state_dict().values(), strict=True))
+    net.load_state_dict({name: torch.tensor(value) for name, value in weights.items()})
+    optimizer = torch.optim.SGD(net.parameters(), **MOMENTUM)
+    losses, size = [], RECIPE["batch_size"]
+    for epoch in range(RECIPE["epochs"]):
+        order = permutation(RECIPE["seed"], epoch, len(x))
+        for first in range(0, len(x), size):
+            batch = order[first : first + size]
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(net(torch.tensor(x[batch])), torch.tensor(t[batch]))
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+    mark = fingerprint({"x": x.astype("float32"), "t": t})
+    return Figure("training", 0, "PyTorch", mark, [np.array(losses)])
+
+
 def main() -> None:
     made = [figure for name in EXAMPLES for figure in figures(name)]
+    made.append(training())
     write(made)
     print(f"{len(made)} figures of {len(EXAMPLES)} rows: {FILE} ({FILE.stat().st_size} bytes)")
 

@@ -1,19 +1,18 @@
 """The JAX adapter: CPU, GPUs and TPUs. Its arrays hold JAX's immutable ones (see ``arrays``)."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
+from portacnn.backends.immutable import ImmutableBackend
 from portacnn.errors import BackendError
 from portacnn.runtime import Array, Backend, BackendInfo, HostArray
 
 KINDS = frozenset({"cpu", "cuda", "tpu", "rocm"})
 _REMEDY = 'JAX is not installed: pip install "portacnn[jax]" (for a GPU: "jax[cuda13]")'
-"""Older versions have another interface for 64-bit types."""
 _PLATFORMS = {"gpu": "cuda"}
 
 
-class JaxBackend(Backend):
+class JaxBackend(ImmutableBackend):
     """JAX arrays on one device, computed by programs that XLA compiles."""
 
     compiles = True
@@ -33,25 +32,21 @@ class JaxBackend(Backend):
         source = np.array(host, dtype=native, order="C")
         return self.xp.asarray(source, device=self.device)
 
-    def receive(self, array: Any) -> Array:
+    def is_own(self, value: Any) -> bool:
         import jax
 
-        if isinstance(array, jax.Array):
-            array = self.xp.kind(array)
-        return super().receive(array)
+        return isinstance(value, jax.Array)
 
     def to_host(self, array: Array) -> HostArray:
         import numpy as np
 
         return np.array(getattr(array, "held", array))
 
-    def contiguous(self, array: Array) -> Array:
-        return array
-
     def synchronize(self) -> None:
         import jax
 
-        (jax.device_put(0.0, self.device) + 0).block_until_ready()
+        for array in jax.live_arrays():
+            array.block_until_ready()
 
     def run(self, function: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
         from portacnn.backends.jax.compiled import run
@@ -64,6 +59,11 @@ class JaxBackend(Backend):
         from portacnn.backends.jax.compiled import Compiled
 
         return Compiled(step, self, "a training step")
+
+    def compile_pass(self, function: Callable[[Array], Array]) -> Callable[[Array], Array]:
+        from portacnn.backends.jax.compiled import Compiled
+
+        return Compiled(function, self, "a forward pass")
 
 
 def probe() -> BackendInfo:

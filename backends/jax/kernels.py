@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 
-from portacnn.backends.jax import conv, numbers, pool
+from portacnn.backends.jax import conv, norm, numbers, pool
 from portacnn.backends.jax.arrays import JaxArray
 from portacnn.backends.jax.compiled import compiled
 from portacnn.runtime import Kernel
@@ -18,6 +18,7 @@ def erf(x: Any) -> Any:
 
 KERNELS: dict[str, Kernel] = {
     **conv.KERNELS,
+    **norm.KERNELS,
     **numbers.KERNELS,
     **pool.KERNELS,
     "erf": Kernel(erf),

@@ -264,7 +264,7 @@ class Settings:
         choices=tuple(PRECISIONS),
     )
     compile_step: bool = _setting(
-        False, FLAG, "fresh", "let the backend record a whole step (CuPy: a CUDA graph)"
+        False, FLAG, "fresh", "let the backend compile a whole step (CuPy: a CUDA graph)"
     )
     sync_batch_norm: bool = _setting(
         False,

@@ -306,6 +306,7 @@ def _new(
     loss = _loss(settings)
     model = _model(settings, backend, output_count(loss, train, test), train)
     arguments = {name: getattr(settings, name) for name in _SAME}
+    arguments["compile_step"] = settings.compile_step or None  # else what the backend prefers
     trainer = Trainer(
         model,
         train,

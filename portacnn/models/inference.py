@@ -13,6 +13,7 @@ The calls of a process take turns, batch by batch (``turns``). One call at a tim
 from collections import deque
 from collections.abc import Callable
 from typing import Any
+from weakref import ref
 
 from portacnn.errors import PortacnnError
 from portacnn.layers import Layer
@@ -83,7 +84,8 @@ class _Lane:
 
     def run(self, network: Layer, x: Array, batch: Callable[[Array], Array], hold: bool) -> Array:
         self._follow()
-        if x.shape[0] <= FEW and (way := self._way(network, x, batch)) is not None:
+        few = x.shape[0] <= FEW or network.home.compiles
+        if few and (way := self._way(network, x, batch)) is not None:
             if self._last is not way:
                 way.plan.restore()
                 self._last = way
@@ -111,7 +113,9 @@ class _Lane:
 
         A prepared path does not call hooks.
         """
-        key = (type(x), tuple(x.shape), x.dtype, x.device, kernel_choice())
+        key: Any = kernel_choice()  # the backend compiles for each kind of batch by itself
+        if not network.home.compiles:
+            key = (type(x), tuple(x.shape), x.dtype, x.device, key)
         way = self._ways.get(key)
         if way is not None and way.holds(network.revision):
             if way.is_observed(network):
@@ -149,8 +153,13 @@ class _Way:
         # Inputs of the network's own library and dtype are packed where needed.
         self._own = backend_of(x).name == backend_of(first).name and x.dtype == first.dtype
         self.plan = plan
-        with planning(plan):
-            self._function = network.prepare(x if self._own else first)
+        home = network.home
+        if home.compiles:
+            network_of, self._own = ref(network), False
+            self._function = home.compile_pass(lambda x: network_of()(x))  # type: ignore[misc]
+        else:
+            with planning(plan):
+                self._function = network.prepare(x if self._own else first)
         self._revision = network.revision
         layers = list(network.walk())
         self._below = layers[1:]

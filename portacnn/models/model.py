@@ -367,7 +367,8 @@ class Model(Sequential):
             ArgumentError: if batch_size is below 1.
         """
         parts = [y for _, _, y in self.outputs(x, batch_size)]
-        return parts[0] if len(parts) == 1 else self.home.xp.concat(parts, axis=0)
+        y = parts[0] if len(parts) == 1 else self.home.xp.concat(parts, axis=0)
+        return self.home.returned(y, x)
 
     def outputs(self, x: Array, batch_size: int | None = None) -> Iterator[tuple[int, int, Array]]:
         """Yield the outputs of ``predict`` batch by batch: first, last (exclusive) and y.
@@ -418,7 +419,7 @@ class Model(Sequential):
                 batch_size = whole("batch_size", batch_size, 1)
             except ArgumentError as error:
                 raise error.at(self.where)
-        x = self.received(x)
+        given, x = x, self.received(x)
         layer = self.layer_at(path)
         paths = [place.path for place in layer.places]
         place = paths.index(path) if path in paths else 0
@@ -432,7 +433,8 @@ class Model(Sequential):
                     layer.where,
                 )
             parts.append(y)
-        return parts[0] if len(parts) == 1 else self.home.xp.concat(parts, axis=0)
+        y = parts[0] if len(parts) == 1 else self.home.xp.concat(parts, axis=0)
+        return self.home.returned(y, given)
 
     def train_in_memory(self, function: Callable[..., Any], /, *arguments: Any) -> Any:
         """Return ``function(*arguments)``, a part of a training step of this model, in the memory

@@ -9,7 +9,6 @@ The arguments are rounded to float32 first: the figures hold for float32 and for
 """
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from hashlib import blake2b
@@ -29,7 +28,7 @@ class Figure:
     """The expected results of one call.
 
     Attributes:
-        example: the row of ``EXAMPLES``.
+        example: the row of ``EXAMPLES``, or "training": the losses of 20 steps.
         seed: of the arguments.
         source: what computed the results: "PyTorch", or "loops".
         fingerprint: of the arguments.
@@ -110,12 +109,6 @@ def _stored() -> dict[str, list[Figure]]:
 def figures_of(example: str) -> list[Figure]:
     """Return the figures of one row of ``EXAMPLES``: an empty list if it has none yet."""
     return _stored().get(example, [])
-
-
-def all_figures() -> Iterator[Figure]:
-    """Yield every figure."""
-    for figures in _stored().values():
-        yield from figures
 
 
 def write(figures: list[Figure]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from portacnn.ops import use_kernels
-from portacnn.runtime import Array, Backend, resolve
+from portacnn.runtime import Array, Backend
 from portacnn.testing.arrays import (
     DTYPES,
     LAYOUTS,
@@ -63,7 +63,7 @@ def check_example(home: Backend, name: str) -> float:
         given = as_given(host, lambda array: array.astype(dtype))
         told = f"{dtype}, {layout}, kernels {kernels or 'auto'}"
         with use_kernels(kernels or "auto"):
-            found = run(home, example, given, layout, told)
+            found = run(home, example, given, expected[0].shape, layout, told)
         limit = example.float32 if dtype == "float32" else LIMITS[dtype]
         if len(found) != len(expected):
             raise Fault(f"{told}: expected {len(expected)} results, got {len(found)}")
@@ -83,7 +83,7 @@ def check_example(home: Backend, name: str) -> float:
         if number == 0:
             for layout in LAYOUTS[1:]:
                 worst = max(worst, compared(host, figure.results, "float32", layout))
-            check_half(home, example, host)
+            check_half(home, example, host, figure.results[0].shape)
             check_without_cache(home, example, host)
     for seed in LARGER:
         host = as_given(example.draw(Random(seed)), lambda array: array.astype("float32"))
@@ -103,14 +103,14 @@ def choices(home: Backend) -> tuple[str, ...]:
 
 
 def names_of(example: Example, given: Arguments, count: int) -> list[str]:
-    """Name the results of an example, for messages."""
-    names = ["result"]
-    names += [
+    """Name the results of an example, for messages. An op that only writes has no result of its
+    own."""
+    others = [
         f"gradient of {word}" for word in example.differentiable if given.get(word) is not None
     ]
     for word in example.writes:
-        names += [f"{word} after it" for _ in arrays_of([given.get(word)])]
-    return [*names, *("another result" for _ in range(count))][:count] if count else []
+        others += [f"{word} after it" for _ in arrays_of([given.get(word)])]
+    return ["result"] * (count - len(others)) + others
 
 
 def _numpy_gradient(y: Any) -> Any:
@@ -144,53 +144,52 @@ def placed(
     return {name: mapped(value, place(name)) for name, value in host.items()}, kept
 
 
-def run(home: Backend, example: Example, host: Arguments, layout: str, told: str) -> list[Any]:
+def run(
+    home: Backend,
+    example: Example,
+    host: Arguments,
+    shape: tuple[int, ...],
+    layout: str,
+    told: str,
+) -> list[Any]:
     """Call an op forward and backward without transfers; return its results as NumPy arrays.
+
+    Args:
+        shape: of the op's result.
 
     Raises:
         Fault: if results are of another library, device or dtype, or an input has changed.
     """
     given, kept = placed(home, example, host, layout)
-    gradients: dict[tuple[int, ...], Any] = {}
+    like = next(arrays_of(list(given.values())))
+    dtype = next((a.dtype for a in arrays_of(list(host.values())) if a.dtype.kind == "f"), None)
+    dy = gradient_of(shape)
+    if example.differentiable and shape:
+        kept["the gradient"] = dy = read_only(laid_out(home, dy.astype(dtype), layout))
 
     def gradient(y: Array) -> Any:
-        shape = tuple(y.shape)
-        if not shape:
-            return gradient_of(shape)
-        return gradients[shape]
+        check_kind(home, y, like, str(dtype), f"the result, {told}")
+        return dy
 
-    if example.differentiable:  # on the device before the trap is set
-        y, _ = call(example.forward, {**given, "keep": False}) if not example.writes else (None, 0)
-        shape = tuple(y.shape) if y is not None else None
-        if y is None:
-            copies, _ = placed(home, example, host, layout)
-            y, _ = call(example.forward, {**copies, "keep": False})
-            shape = tuple(y.shape)
-        if shape:
-            dy = gradient_of(shape).astype(str(home.to_host(y).dtype))
-            gradients[shape] = read_only(laid_out(home, dy, layout))
-            kept["the gradient"] = gradients[shape]
     with unchanged(home, kept), no_transfers(home):
         found = example.results(given, gradient)
-    first = next(arrays_of([value for value in given.values()]))
-    dtype = next((str(a.dtype) for a in arrays_of(list(host.values())) if a.dtype.kind == "f"), "")
-    for array in found:
-        result = home.to_host(array)
-        if result.dtype.kind == "f":
-            check_kind(home, array, first, dtype, f"a result, {told}")
+    hosts = [home.to_host(array) for array in found]
+    for array, host_array in zip(found, hosts, strict=True):
+        if host_array.dtype.kind == "f":
+            check_kind(home, array, like, str(dtype), f"a result, {told}")
         else:
-            check_place(home, array, first, f"a result, {told}")
-    return [home.to_host(array) for array in found]
+            check_place(home, array, like, f"a result, {told}")
+    return hosts
 
 
-def check_half(home: Backend, example: Example, host: Arguments) -> None:
+def check_half(home: Backend, example: Example, host: Arguments, shape: tuple[int, ...]) -> None:
     """Raise Fault unless float16 gives the float32 results for the same values, rounded."""
     if not hasattr(home.xp, "float16"):
         return
     half = as_given(host, lambda array: array.astype("float16"))
     wide = as_given(half, lambda array: array.astype("float32"))
-    found = run(home, example, half, "packed", "float16")
-    expected = run(home, example, wide, "packed", "float32")
+    found = run(home, example, half, shape, "packed", "float16")
+    expected = run(home, example, wide, shape, "packed", "float32")
     for what, got, right in zip(names_of(example, half, len(found)), found, expected, strict=True):
         with np.errstate(over="ignore"):
             right = right.astype(got.dtype)
@@ -207,8 +206,3 @@ def check_without_cache(home: Backend, example: Example, host: Arguments) -> Non
     if cache is not None:
         raise Fault("with keep=False it keeps a cache")
     error_of(home.to_host(without), home.to_host(y), 1e-6, "the result with keep=False")
-
-
-def numpy_home() -> Backend:
-    """Return NumPy's backend, whatever the environment says."""
-    return resolve("numpy")

@@ -92,10 +92,12 @@ def found_by(check: Check) -> Finding:
 
 
 def chosen(checks: Sequence[Check], only: str | None) -> list[Check]:
-    """Return the checks whose name matches a pattern: "ops: conv*", or the beginning of the name,
-    such as "ops". Raises ArgumentError if none does."""
-    found = [
-        c for c in checks if only is None or fnmatchcase(c.name, only) or c.name.startswith(only)
+    """Return the check called ``only``; else those whose name matches it as a pattern, "ops:
+    conv*", or begins with it, "ops". Raises ArgumentError if there is none."""
+    if only is None:
+        return list(checks)
+    found = [check for check in checks if check.name == only] or [
+        c for c in checks if fnmatchcase(c.name, only) or c.name.startswith(only)
     ]
     if not found:
         raise ArgumentError(
@@ -177,7 +179,7 @@ class Report:
             else:
                 out = ElementTree.SubElement(case, "system-out")
                 out.text = f"{finding.status}, largest error {finding.error or 0.0:.1e}"
-        return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True)
+        return ElementTree.tostring(suite, encoding="unicode")
 
 
 def perform(subject: Any, checks: Iterable[Check], only: str | None = None) -> Report:

@@ -102,7 +102,7 @@ class Options:
     evaluate_sample_num_per_epoch: int | None
     seed: int
     precision: str
-    compile_step: bool
+    compile_step: bool | None
     checkpoint_every: int | None
     keep: int
     verbose: bool
@@ -124,7 +124,7 @@ class Options:
             if split is None
             else inner_fraction("validation_split", split),
             "drop_last": flag("drop_last", self.drop_last),
-            "compile_step": bool(self.compile_step),
+            "compile_step": None if self.compile_step is None else bool(self.compile_step),
             "checkpoint_every": None if every is None else whole("checkpoint_every", every, 1),
             "keep": whole("keep", self.keep, 1),
             "sync_batch_norm": flag("sync_batch_norm", self.sync_batch_norm),

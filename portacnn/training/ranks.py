@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 from portacnn import errors
+from portacnn.arguments import plain
 from portacnn.distributed import Communicator, SingleProcess, agree
 from portacnn.errors import ArgumentError, PortacnnError, StateError
 from portacnn.metrics import Metric
@@ -49,7 +50,7 @@ class Ranks:
 
     def share(self, value: Value) -> Value:
         """Return rank 0's value, a JSON value."""
-        return value if self.alone else self.communicator.share(value)
+        return value if self.alone else self.communicator.share(plain(value))
 
     def any(self, flag: bool) -> bool:
         """Return whether the flag is true on one of the ranks."""

@@ -54,6 +54,9 @@ class Reducer:
     def __copy__(self) -> "Reducer":
         return Reducer(self.ranks)
 
+    def __reduce__(self) -> Any:
+        return Reducer, (self.ranks,)
+
     def _forget(self) -> None:
         """Learn anew when gradients are complete."""
         self._buckets: list[Bucket] = []  # in the order in which they are summed

@@ -15,7 +15,7 @@ from typing import Any
 from weakref import WeakMethod
 
 from portacnn import ops
-from portacnn.errors import OutOfMemoryError, StateError
+from portacnn.errors import ArgumentError, OutOfMemoryError, StateError
 from portacnn.layers import at_step, one_backward_pass
 from portacnn.layers.passes import without_dx
 from portacnn.layers.running import run
@@ -98,6 +98,8 @@ class Updater:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         self.reducer = copy(self.reducer)
+        if self.reducer is not None and self.reducer.ranks.alone:  # read from a pickle
+            self.reducer, self.split = None, Split(self.split.most)
         self._begin()
         optimizer_state = self.optimizer.state_dict()
         for arrays in self.optimizer.state.values():
@@ -125,6 +127,25 @@ class Updater:
         if network is not None and network.freezes != self._freezes:
             check_trainable(self.model)
             self._freezes, self.compiled = network.freezes, None
+
+    def share_of(self, count: int, size: int | None = None) -> Share:
+        """Return which images of a batch these are.
+
+        Args:
+            count: the number of images that this process has read for it.
+            size: of the batch, of all processes. None: all processes have as many.
+
+        Raises:
+            ArgumentError: if the process must have another number.
+        """
+        split = self.split
+        share = split.of(count * split.ranks if size is None else size)
+        if share.rows != count:
+            raise ArgumentError(
+                f"expected {share.rows} images on rank {split.rank} of {split.ranks} for a batch of"
+                f" {share.count}, got {count}; pass the batches of Trainer.read, and their size"
+            )
+        return share
 
     def run(
         self,
@@ -154,6 +175,7 @@ class Updater:
         """
         state = StepState(number, lr, self.optimizer.steps + 1, self.ok, share)
         if self.compiled is None:
+            wanted = self.backend.compiles if self.compile_step is None else self.compile_step
             step = WeakMethod(whole_step)  # a bound method would keep its object alive
 
             def weak_step(*arguments: Any) -> tuple[Array, Array]:
@@ -161,7 +183,7 @@ class Updater:
 
             self.compiled = (
                 self.backend.compile_step(weak_step, (*batch, state))
-                if self.compile_step and may_record and self.reducer is None
+                if wanted and may_record and self.reducer is None
                 else weak_step
             )
         try:
@@ -219,7 +241,7 @@ class Updater:
             The batch's mean loss. Each part contributes its share of it, so that mean and gradients
             are those of the batch.
         """
-        share, reducer = state.share or self.split.of(x.shape[0]), self.reducer
+        share, reducer = state.share or self.share_of(x.shape[0]), self.reducer
         last, loss, dtype = 0, 0.0, self.model.dtype
         with ExitStack() as stack:
             if reducer is None:

@@ -11,7 +11,7 @@ import logging
 import os
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from copy import copy
 from dataclasses import replace
 from math import isfinite
@@ -27,8 +27,6 @@ from portacnn.files import make_folder, save_tensors
 from portacnn.losses import Loss
 from portacnn.metrics import Metric, metrics_for
 from portacnn.models import Model
-from portacnn.models.evaluation import evaluate
-from portacnn.models.info import last_figures, range_of
 from portacnn.optim import Optimizer, make_optimizer
 from portacnn.runtime import Array, Backend, HostArray
 from portacnn.schedules import Schedule
@@ -38,8 +36,9 @@ from portacnn.training.callbacks.base import Callback
 from portacnn.training.callbacks.running import Callbacks, split
 from portacnn.training.checkpoint import contents, describe_training
 from portacnn.training.early_stopping import EarlyStopping, make_early_stopping
+from portacnn.training.evaluating import Evaluating
 from portacnn.training.facts import facts
-from portacnn.training.feed import Samples, make_feed
+from portacnn.training.feed import make_feed
 from portacnn.training.history import History, View
 from portacnn.training.options import (
     FROM_CHECKPOINT,
@@ -56,11 +55,10 @@ from portacnn.training.options import (
 )
 from portacnn.training.progress import Progress
 from portacnn.training.ranks import Ranks
-from portacnn.training.results import Results
 from portacnn.training.resuming import resumed
 from portacnn.training.saving import Saver
 from portacnn.training.sets import Sets
-from portacnn.training.shares import Share, Split, batch_sizes
+from portacnn.training.shares import Split, batch_sizes
 from portacnn.training.signals import interrupted_between_steps
 from portacnn.training.step import StepState, Updater
 
@@ -69,7 +67,7 @@ _log = logging.getLogger("portacnn")
 _NOT_COPIED = {"backend", "_feed", "_sets"}
 
 
-class Trainer(Results):
+class Trainer(Evaluating):
     """Train a built ``Model`` on images and labels.
 
         >>> import numpy as np
@@ -133,9 +131,9 @@ class Trainer(Results):
         seed: seed of the batch order. None draws one.
         precision: dtype that the factors of products are rounded to during training, on devices
             that are faster that way (``ops.use_precision``). Weights and activations stay float32.
-        compile_step: let the backend record a whole step and replay it (CuPy: a CUDA graph). Other
-            backends run the step as usual. A recorded step does not see later changes to the
-            Trainer or its optimizer, except ``lr``.
+        compile_step: let the backend compile a whole step (CuPy: a CUDA graph; JAX: one program of
+            XLA). Other backends run the step as usual. A compiled step does not see later changes
+            to the Trainer or its optimizer, except ``lr``. None, the default, compiles on JAX.
         checkpoint_dir: folder for checkpoints, which ``Trainer.resume`` reads. None writes only
             those requested with ``checkpoint``. Several training runs may share a folder.
         checkpoint_every: steps between checkpoints. None writes one after each epoch. One is also
@@ -205,7 +203,7 @@ class Trainer(Results):
         evaluate_sample_num_per_epoch: int | None = None,
         seed: int | None = 0,
         precision: Literal["float32", "tf32", "bfloat16", "float16", "3xtf32"] = "float32",
-        compile_step: bool = False,
+        compile_step: bool | None = None,
         checkpoint_dir: str | os.PathLike[str] | None = None,
         checkpoint_every: int | None = None,
         keep: int = 3,
@@ -272,8 +270,8 @@ class Trainer(Results):
         self._augmenter = make_augmenter(augment, model, sets, loss, self.seed)
         check_precision(precision, model)
         before = 0 if self.ranks.alone else self._augmenter.looks_back
-        split_ = Split(options.part, self.ranks.rank, self.ranks.size, before)
-        self.updater = Updater(model, optimizer, loss, options, split_, self.ranks)
+        parts = Split(options.part, self.ranks.rank, self.ranks.size, before)
+        self.updater = Updater(model, optimizer, loss, options, parts, self.ranks)
         self.schedule = step_schedule(
             schedule, schedule_unit, self.epochs, self.steps_per_epoch, optimizer.lr
         )
@@ -296,7 +294,7 @@ class Trainer(Results):
     augment = View[tuple[Transform, ...]]("_augmenter", "transforms")
     clip_norm = View[float | None]("updater", "clip_norm")
     precision = View[str]("updater", "precision")
-    compile_step = View[bool]("updater", "compile_step")
+    compile_step = View[bool | None]("updater", "compile_step")
     sync_batch_norm = View[bool]("updater", "sync_batch_norm")
     run = View[str]("_saver", "run")
     checkpoint_dir = View[Path | None]("_saver", "folder")
@@ -529,7 +527,8 @@ class Trainer(Results):
                 if self.stopped_early
                 else "set a larger trainer.epochs to continue"
             )
-            _log.warning("train() has nothing to do: %s; %s", why, cure)
+            if self.ranks.is_first:
+                _log.warning("train() has nothing to do: %s; %s", why, cure)
             return
         batches = self.steps_per_epoch
         self._history.cut(self.steps_done, self.epoch)  # what an interrupted epoch has left
@@ -620,70 +619,6 @@ class Trainer(Results):
             self._save_due()
         return stop
 
-    def _take_best(self) -> None:
-        """Load the weights of the best epoch into the model, if they were kept."""
-        if self._best_weights is not None:
-            self.model.load_state_dict(self._best_weights)
-            if self.early_stopping is not None:
-                watched = self.history[f"test_{self.early_stopping.monitor}"]
-                self._tell_model(self.early_stopping.best_epoch(watched))
-
-    def _tell_model(self, epoch: int) -> None:
-        """Make the model know its task, and its figures after this epoch."""
-        info = self.model.info
-        figures = {**info.figures, **last_figures(self.history, epoch)}
-        if self._range is None:
-            with self.backend.active():
-                self._range = range_of(self.x_train)
-        names = info.class_names or self._sets.class_names
-        self.model.info = replace(
-            info,
-            class_names=names if len(names) in self.model.output_shape[:1] else (),
-            task=self.loss.task,
-            figures=figures,
-            input_range=self._range,
-        )
-
-    def _end_epoch(self, began: float, count: int) -> None:
-        """Append the epoch's figures to the lists, and check whether it was the best or the last
-        one.
-
-        Args:
-            began: when its first step began, or the first one after it was resumed.
-            count: number of images trained on since.
-        """
-        sizes, trained = self._sizes, time.perf_counter()
-        step_losses = self.train_loss_list[-len(sizes) :]
-        figures: dict[str, Any] = {
-            "train_loss": sum(n * loss for n, loss in zip(sizes, step_losses, strict=True))
-            / sum(sizes),
-            "lr": self._last_lr,
-        }
-        with self.as_evaluated():
-            train = self._evaluate(self._sets.train, None)
-            test = {} if self._sets.test is None else self._evaluate(self._sets.test, self.loss)
-        for which, values in (("train", train), ("test", test)):
-            figures |= {f"{which}_{name}": value for name, value in values.items()}
-        figures |= {
-            "seconds": time.perf_counter() - began,
-            "images_per_second": count / (trained - began),
-        }
-        self._history.end_epoch(self.ranks.share(figures))
-        self.epoch, self.batch = self.epoch + 1, 0
-        self._tell_model(self.epoch)
-        stopping = self.early_stopping
-        if stopping is not None:
-            watched = self.history[f"test_{stopping.monitor}"]
-            if stopping.restore_best and stopping.best_epoch(watched) == self.epoch:
-                with self.as_evaluated():
-                    self._best_weights = self.model.state_dict()
-            self.stopped_early = stopping.is_over(watched)
-
-    def as_evaluated(self) -> AbstractContextManager[None]:
-        """Return a context in which the model has the weights that are evaluated after each epoch:
-        with an ``EMA`` the averages, otherwise its own."""
-        return self.callbacks.evaluating(self)
-
     def run_batch(self, *batch: Array, size: int | None = None) -> None:
         """Run one step with a batch of the training set, as ``train`` does for each batch.
 
@@ -710,23 +645,10 @@ class Trainer(Results):
             batch,
             number,
             self._last_lr,
-            share=self._share(batch[0].shape[0], size),
+            share=None if self.ranks.alone else self.updater.share_of(batch[0].shape[0], size),
             may_record=may_record,
         )
         self._history.add(report)
-
-    def _share(self, count: int, size: int | None) -> Share | None:
-        """Return which images of a batch of ``size`` these are, None for all."""
-        ranks, split_ = self.ranks, self.updater.split
-        if ranks.alone:
-            return None
-        share_ = split_.of(count * ranks.size if size is None else size)
-        if share_.rows != count:
-            raise ArgumentError(
-                f"expected {share_.rows} images on rank {ranks.rank} of {ranks.size} for a batch "
-                f"of {share_.count}, got {count}; pass batches of Trainer.read, and size="
-            )
-        return share_
 
     def _whole_step(self, *batch_and_state: Any) -> tuple[Array, Array]:
         """Run a step from a batch as the feed returns it.
@@ -770,21 +692,3 @@ class Trainer(Results):
                 f"{loss}{elsewhere if isfinite(loss) else ''}; the weights are those before that "
                 f"step. Lower the learning rate ({self.lr(step)})"
             )
-
-    def _evaluate(self, samples: Samples, loss: Loss | None) -> dict[str, Any]:
-        """Return loss and metrics over the first samples of a set, as many as requested."""
-        samples, model = samples.first(self.evaluate_sample_num_per_epoch), self.model
-        least = max(layer.least_predicted for layer in model.walk())
-        first, last = self.ranks.part(int(samples.images.shape[0]), least)
-        own = samples.part(first, last).images
-        batches = model.outputs(own) if last > first else ()
-        return evaluate(
-            self.backend,
-            ((first + i, first + j, y) for i, j, y in batches),
-            samples.targets,
-            None if loss is None else loss.for_evaluation(),
-            self.metrics,
-            samples.weights,
-            model.dtype,
-            None if self.ranks.alone else self.ranks,
-        )
