@@ -2,9 +2,8 @@
 and which data each of them reads. Ranks are threads here."""
 
 import copy
-import json
 import pickle
-from itertools import pairwise
+from itertools import chain, pairwise
 
 import numpy as np
 import pytest
@@ -21,6 +20,7 @@ from portacnn.training.ranks import Ranks
 from portacnn.training.shares import Share, Split, spread
 from support.nets import bits, patches
 from support.ranks import ThreadCommunicator, on_ranks
+from support.trainings import rewrite
 
 X, T = patches(20)
 
@@ -32,7 +32,8 @@ def linear_net(dtype="float64", seed=0):
 
 def make(communicator=None, x=X, t=T, net=linear_net, kind=Trainer, **options):
     standard = {"epochs": 2, "batch_size": 8, "optimizer": "sgd", "lr": 0.1, "verbose": False}
-    return kind(net(), x, t, x[:5], t[:5], distributed=communicator, **{**standard, **options})
+    data = (x, t, X[:5], T[:5] if t is None else t[:5])
+    return kind(net(), *data, distributed=communicator, **{**standard, **options})
 
 
 def train(communicator=None, **options):
@@ -50,7 +51,7 @@ def train(communicator=None, **options):
 def test_each_image_of_a_batch_belongs_to_one_rank(count, most, ranks):
     shares = [Split(most, rank, ranks).of(count) for rank in range(ranks)]
     positions = [share.positions() for share in shares]
-    assert sorted(sum(positions, [])) == list(range(count))
+    assert sorted(chain.from_iterable(positions)) == list(range(count))
     assert max(map(len, positions)) - min(map(len, positions)) <= 1
     for number in range(len(shares[0].parts)):  # the parts of one process, in pieces
         pieces = [share.parts[number] for share in shares]
@@ -90,11 +91,11 @@ def _outputs(name):
 def test_a_metric_of_parts_is_that_of_the_set(name):
     """The second of four ranks has no batch."""
     y, t = _outputs(name)
-    whole = METRICS.get(name, lambda: TopK(2))()
+    whole = METRICS.get(name, lambda: TopK(k=2))()
     whole.update(y, t)
 
     def work(communicator):
-        metric, home = METRICS.get(name, lambda: TopK(2))(), linear_net().home
+        metric, home = METRICS.get(name, lambda: TopK(k=2))(), linear_net().home
         parts = [[(0, 7), (7, 20)], [], [(20, 21)], [(21, 50)]][communicator.rank]
         for first, last in parts:
             metric.update(y[first:last], t[first:last])
@@ -102,7 +103,7 @@ def test_a_metric_of_parts_is_that_of_the_set(name):
         return metric.compute()
 
     for value in on_ranks(4, work):
-        np.testing.assert_allclose(value, whole.compute(), rtol=1e-12)
+        np.testing.assert_allclose(value, whole.compute(), rtol=1e-11)
 
 
 def test_average_precision_of_parts():
@@ -194,7 +195,8 @@ def test_rank_0_writes_and_another_number_of_ranks_resumes(tmp_path):
         trainer.train()
         return trainer.epoch, trainer.batch, trainer.last_checkpoint
 
-    assert {each[:2] for each in (found := on_ranks(2, begin))} == {(1, 2)}
+    found = on_ranks(2, begin)
+    assert [each[:2] for each in found] == [(1, 2)] * 2
     assert found[0][2] == found[1][2]
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
     header = load_tensors(found[0][2])[1]
@@ -219,19 +221,13 @@ def test_rank_0_writes_and_another_number_of_ranks_resumes(tmp_path):
 
 
 def test_checkpoints_of_before_have_no_option_of_ranks(tmp_path):
-    trainer = make()
-    path = trainer.checkpoint(tmp_path / "old.safetensors")
-    data = path.read_bytes()
-    size = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + size])
-    (key,) = header["__metadata__"]
-    own = json.loads(header["__metadata__"][key])
-    assert own["options"].pop("sync_batch_norm") is False
-    assert own.pop("ranks") == 1
-    header["__metadata__"][key] = json.dumps(own)
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
+    path = make().checkpoint(tmp_path / "old.safetensors")
+
+    def older(header):
+        assert header["options"].pop("sync_batch_norm") is False
+        assert header.pop("ranks") == 1
+
+    rewrite(path, older)
     assert Trainer.resume(path, X, T, X[:5], T[:5]).sync_batch_norm is False
 
 
@@ -301,7 +297,7 @@ def test_an_error_of_one_rank_ends_the_job(capfd):
 
     with pytest.raises(ValueError, match="out of luck"):
         on_ranks(2, work)
-    assert jobs[0].aborted == [1]
+    assert jobs[0].aborted[0] == 1
     assert "rank 1 of 2" in capfd.readouterr().err
 
 
@@ -344,7 +340,7 @@ def norm_net():
     ("changes", "message"),
     [
         ({"batch_size": 19}, "each of 2 processes needs an image.*last batch of 20.*would have 1;"),
-        ({"batch_size": 4, "accumulate": 3}, r"parts of 2, 2 .*|parts of 2, 1, 1"),
+        ({"batch_size": 5, "accumulate": 3}, r"would have 5, in parts of 2, 2, 1 .*or accumulate"),
         ({"batch_size": 18, "net": norm_net}, r"for each of 2 processes 1; .*sync_batch_norm"),
         ({"metrics": [Own()]}, "metric own .*pieces and put"),
     ],
@@ -366,7 +362,7 @@ def test_batches_of_ones_own():
             trainer.run_batch(*batch, size=size)
         trainer.run_batch(np.arange(4) + 4 * communicator.rank)
         with pytest.raises(
-            ArgumentError, match="expected 4 images on rank . of 2 for a batch of 8"
+            ArgumentError, match=r"expected 4 images on rank . of 2 for a batch of 8"
         ):
             trainer.run_batch(np.arange(3), size=8)
         trainer._read_losses()
@@ -386,7 +382,7 @@ def test_a_loss_whose_count_depends_on_values_must_be_an_array():
 
     class Odd(MSE):
         def count(self, t, weight=None, dtype="float32"):
-            return 1 + int(t[0])
+            return 1 + int(t[0, 0])
 
     def work(communicator):
         with pytest.raises(StateError, match="return an array if it depends on the values"):
@@ -435,25 +431,24 @@ class Counted:
 
 @pytest.mark.parametrize("augment", [None, "mixup"])
 def test_each_rank_reads_its_images_alone(augment):
+    """In a step those of its share, and what comes along; then its third to evaluate."""
     options = {"augment": augment, "epochs": 1}
     alone = train(**options)
 
     def work(communicator):
-        source = Counted()
+        source, rank = Counted(), communicator.rank
         trainer = make(communicator, Dataset(source, T), None, **options)
-        source.read.clear()
         order, _ = trainer.updater.split.epoch(trainer.order(0), [8, 8, 4])
-        rank = communicator.rank
-        expected = sorted([*order.tolist(), *range(*((0, 7), (7, 14), (14, 20))[rank])])
-        if rank == 0:
-            expected = sorted([*expected, *range(20)])
+        source.read.clear()
         trainer.train()
-        return trainer.train_loss_list, sorted(source.read), expected
+        expected = [*order.tolist(), *range(*((0, 7), (7, 14), (14, 20))[rank])]
+        return trainer.train_loss_list, source.read, expected
 
     for losses, read, expected in on_ranks(3, work):
         np.testing.assert_allclose(losses, alone.train_loss_list, rtol=1e-6)
-        extra = [index for index in read if read.count(index) > expected.count(index)]
-        assert len(read) <= len(expected) + 2, extra
+        for index in expected:
+            read.remove(index)
+        assert read in ([], list(range(20)))  # the range of values, if the model gets to know it
 
 
 def test_ranks_share_a_stream():
