@@ -273,7 +273,8 @@ def unwrapped(value: Any) -> Any:
     if isinstance(value, MutableArray):
         return value.held
     if isinstance(value, tuple | list):
-        return type(value)(map(unwrapped, value))
+        make = getattr(type(value), "_make", type(value))  # named tuples have it
+        return make([unwrapped(item) for item in value])
     return value
 
 
@@ -367,6 +368,8 @@ def wrap(library: Any, name: str) -> Namespace:
 class ImmutableBackend(Backend):
     """Any library with immutable arrays that follows the array API standard."""
 
+    wraps = True
+
     def asarray(self, host: HostArray, dtype: str | None = None) -> Array:
         native = np.asarray(host)
         native = np.array(native, dtype=native.dtype.newbyteorder("="), order="C")
@@ -385,6 +388,8 @@ class ImmutableBackend(Backend):
         if isinstance(value, tuple | list):
             make = getattr(type(value), "_make", type(value))
             return make([self.taken(item) for item in value])
+        if isinstance(value, dict):
+            return {name: self.taken(item) for name, item in value.items()}
         return self.xp.kind(value) if self.is_own(value) else value
 
     def is_own(self, value: Any) -> bool:
@@ -396,8 +401,8 @@ class ImmutableBackend(Backend):
             and of() is self.xp.library
         )
 
-    def returned(self, value: Any, given: Any) -> Any:
-        return unwrapped(value) if self.is_own(given) else value
+    def given_back(self, value: Any) -> Any:
+        return unwrapped(value)
 
     def contiguous(self, array: Array) -> Array:
         return array

@@ -129,9 +129,12 @@ class Backend(DeviceRuntime):
             numba for its arrays.
         views_alias: whether a slice of an array is always a view of its memory. The standard does
             not define this.
+        wraps: whether arrays of this backend wrap the library's own (``backends.immutable``), which
+            the methods ``is_own``, ``taken`` and ``given_back`` recognize and convert.
     """
 
     views_alias: ClassVar[bool] = False
+    wraps: ClassVar[bool] = False
 
     name: str
     xp: Any
@@ -210,12 +213,23 @@ class Backend(DeviceRuntime):
             f"the model is on {self}, the images are {describe(array)}; move one of them"
         )
 
-    def returned(self, value: Any, given: Any) -> Any:
-        """Return a result, an array of this backend, in the form of the caller's array ``given``.
+    def is_own(self, value: Any) -> bool:
+        """Return whether it is an array of the library that this backend would wrap."""
+        return False
 
-        They differ if this backend wraps the library's own arrays.
-        """
+    def taken(self, value: Any) -> Any:
+        """Return arrays of the library as those of this backend: one, or a structure of them."""
         return value
+
+    def given_back(self, value: Any) -> Any:
+        """Return arrays of this backend as the library's: one, or a structure of them."""
+        return value
+
+    def returned(self, value: Any, given: Any) -> Any:
+        """Return a result, an array of this backend, to a caller who has passed ``given``: as an
+        array of the library if that is one.
+        """
+        return self.given_back(value) if self.wraps and self.is_own(given) else value
 
     def dlpack_device(self, array: Array) -> tuple[int, int]:
         """Return (device kind, device index) of an array in DLPack's numbering."""
