@@ -33,7 +33,7 @@ from portacnn.runtime import Array
 
 MOST = 16
 """The most kinds of calls for which a step or a forward pass is compiled at one time."""
-_MOST_OPS = 4096
+_MOST_OPS = 256
 _log = logging.getLogger("portacnn")
 READS = (
     jax.errors.ConcretizationTypeError,
