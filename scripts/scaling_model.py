@@ -158,11 +158,10 @@ def layers_of(net: str) -> list[Layer]:
     ]
 
 
-def step_of(case: Case, layers: Sequence[Layer]) -> float:
+def compute_of(layers: Sequence[Layer], batch: int) -> float:
     """Return the seconds of a step on one GPU: forward pass and twice as much backward, with two
     operations for each multiply-add."""
-    work = 6 * case.batch * sum(layer.multiply_adds for layer in layers)
-    return work / RATE if case.step is None else case.step
+    return 6 * batch * sum(layer.multiply_adds for layer in layers) / RATE
 
 
 # --- the tables -----------------------------------------------------------------------------------
@@ -178,7 +177,8 @@ def table() -> list[str]:
     ways: dict[str, Sum] = {"ring": ring, "tree": tree, "the faster": fastest}
     for case in CASES:
         layers = layers_of(case.net)
-        step, parameters = step_of(case, layers), sum(layer.parameters for layer in layers)
+        step = compute_of(layers, case.batch) if case.step is None else case.step
+        parameters = sum(layer.parameters for layer in layers)
         for name, between in ways.items():
             shares = [
                 efficiency(layers, step, lambda m, n=n, b=between: in_nodes(GPUS, n, m, b))
@@ -192,5 +192,19 @@ def table() -> list[str]:
     return lines
 
 
+def same_batch(batch: int = 1024, nets: Sequence[str] = ("resnet18", "resnet50")) -> list[str]:
+    """Return the lines of the table of steps with the same global batch on any number of GPUs."""
+    sizes = " | ".join(f"{n:,} GPUs, {batch // n} each" for n in SIZES)
+    lines = [f"| network | {sizes} |", f"|---|{'---|' * len(SIZES)}"]
+    for net in nets:
+        layers, cells = layers_of(net), []
+        for n in SIZES:
+            step = compute_of(layers, batch // n)
+            share = efficiency(layers, step, lambda m, n=n: in_nodes(GPUS, n, m))
+            cells.append(f"{1e3 * step / share:.1f} ms, {100 * share:.0f}%")
+        lines.append(f"| {net} | {' | '.join(cells)} |")
+    return lines
+
+
 if __name__ == "__main__":
-    print("\n".join(table()))
+    print("\n".join([*table(), "", *same_batch()]))
