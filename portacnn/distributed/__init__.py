@@ -23,6 +23,7 @@ __all__ = [
     "agree",
     "connect",
     "device_for",
+    "join",
     "launch",
     "taking_down",
 ]
@@ -64,6 +65,20 @@ def connect(
         return _by_mpi()
     backend = resolve(device)
     return _by_nccl(backend) if engine == "nccl" or _suits_nccl(backend) else _by_mpi()
+
+
+def join(engine: Engine | None = "auto", device: str | None = None) -> tuple[Communicator, Backend]:
+    """Return the communicator of this job and the device of this rank, ``device_for(device)``.
+
+    Example:
+        >>> ranks, device = join("auto", "cpu")
+        >>> ranks.rank, ranks.size, str(device)
+        (0, 1, 'numpy on cpu')
+    """
+    # MPI carries the values of any engine.
+    control = connect("mpi" if engine == "nccl" else engine, "cpu")
+    home = resolve(device_for(device, control.local_rank))
+    return connect(engine, home), home
 
 
 def _suits_nccl(backend: Backend) -> bool:

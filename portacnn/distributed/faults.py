@@ -13,7 +13,7 @@ from time import sleep
 from types import TracebackType
 from typing import Any
 
-from portacnn.console import say
+from portacnn.console import write
 from portacnn.distributed.base import Communicator
 from portacnn.errors import ArgumentError
 from portacnn.text import cut
@@ -74,6 +74,7 @@ def take_down_at_errors(communicator: Communicator) -> None:
 def _end(communicator: Communicator, error: BaseException) -> None:
     who = f"rank {communicator.rank} of {communicator.size} on {platform.node()}"
     trace = "".join(traceback.format_exception(error)).rstrip()
-    say(f"{who} failed and ends the job:\n{trace}", error=True)  # one write: ranks do not mix
+    # One write, so that ranks do not mix.
+    write(sys.stderr, f"{who} failed and ends the job:\n{trace}")
     sleep(0.5)  # launchers drop output that they have not read when they hear of an abort
     communicator.abort(1)

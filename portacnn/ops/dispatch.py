@@ -211,15 +211,16 @@ class Op:
         forward: Callable[..., Any],
         check: Callable[..., None] | None,
         writes: tuple[str, ...] = (),
-        portable: Callable[[], bool] | None = None,
+        as_written: Callable[[], bool] | None = None,
     ) -> None:
         update_wrapper(self, forward)
         self.name = forward.__name__
         self.forward = forward
         self.check = check
         self.writes = writes
-        self.portable = portable
+        self.as_written = as_written
         self.portable_backward: Callable[..., Any] | None = None
+        self._backward_as_written: Callable[..., Any] | None = None
         self.complex_pair: Kernel | None = None
         OPS[self.name] = self
 
@@ -238,6 +239,8 @@ class Op:
         dispatching ``(dy, cache, **options)``.
         """
         self.portable_backward = function
+        # another object, which ``run`` below does not take for the function to compile
+        self._backward_as_written = lambda dy, saved, **options: function(dy, saved, **options)
 
         @wraps(function)
         def run(dy: Array, cache: Cache | None, **options: Any) -> Any:
@@ -297,12 +300,21 @@ class Op:
             if part_dtype(backend.xp, one.dtype) is dtype:
                 return self._on_complex(backend, one, (x, *args), kwargs)
             return self._converted(backend, one, dtype, (x, *args), kwargs)
+        if self.as_written is not None and self.as_written():
+            result, backward = self.forward(x, *args, **kwargs), self._backward_as_written
+            return self._with_cache(backend, result, backward)
         for kernel in self._overrides(backend):
             result, backward = kernel.forward(x, *args, **kwargs), kernel.backward
             if result is not NotImplemented:
                 break
         else:
             result, backward = backend.run(self.forward, x, *args, **kwargs), self.portable_backward
+        return self._with_cache(backend, result, backward)
+
+    def _with_cache(
+        self, backend: Backend, result: Any, backward: Callable[..., Any] | None
+    ) -> Any:
+        """Return what the op returns for what its forward function returned."""
         if backward is None:
             return result
         y, saved = result
@@ -410,7 +422,7 @@ class Op:
     def _overrides(self, backend: Backend) -> Iterator[Kernel]:
         """Yield the backend's kernels for this op, the fastest first."""
         choice = kernel_choice()
-        if choice == "reference" or (self.portable is not None and self.portable()):
+        if choice == "reference":
             return
         skipping = choice in backend.kernels
         for name, table in backend.kernels.items():
@@ -435,16 +447,17 @@ def _kind(array: Array) -> tuple[Any, ...]:
 def op(
     check: Callable[..., None] | None = None,
     writes: tuple[str, ...] = (),
-    portable: Callable[[], bool] | None = None,
+    as_written: Callable[[], bool] | None = None,
 ) -> Callable[[Callable[..., Any]], Op]:
     """Make a portable forward function an ``Op``.
 
     Args:
         check: is called with the same arguments first, and raises if they are invalid.
         writes: the names of the arguments that the op writes into: arrays or lists of arrays.
-        portable: whether the op must run without kernels now.
+        as_written: whether the portable pair must run now, as it is: neither a kernel nor a compiled
+            form.
     """
-    return lambda forward: Op(forward, check, writes, portable)
+    return lambda forward: Op(forward, check, writes, as_written)
 
 
 OPS: dict[str, Op] = {}

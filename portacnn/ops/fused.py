@@ -114,7 +114,7 @@ def linear_relu_backward(
     )
 
 
-@op(partial(check_batch_norm, "batch_norm_relu"), writes=RUNNING, portable=is_shared)
+@op(partial(check_batch_norm, "batch_norm_relu"), writes=RUNNING, as_written=is_shared)
 def batch_norm_relu(
     x: Array,
     running_mean: Array | None,

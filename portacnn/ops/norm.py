@@ -281,7 +281,7 @@ def check_batch_norm(
         )
 
 
-@op(partial(check_batch_norm, "batch_norm"), writes=RUNNING, portable=is_shared)
+@op(partial(check_batch_norm, "batch_norm"), writes=RUNNING, as_written=is_shared)
 def batch_norm(
     x: Array,
     running_mean: Array | None,

@@ -62,7 +62,7 @@ def combined(
     """
     xp, dtype = backend_of(var).xp, var.dtype
     # in float32 each deviation would be wrong by the rounding error of the mean
-    wide = _widest(xp, var.device)
+    wide = dtype if dtype == xp.float64 else _widest(xp, var.device)
     own = xp.astype(terms[0], wide)
     for term in terms[1:]:
         own = own + xp.astype(term, wide)
