@@ -454,8 +454,7 @@ def op(
     Args:
         check: is called with the same arguments first, and raises if they are invalid.
         writes: the names of the arguments that the op writes into: arrays or lists of arrays.
-        as_written: whether the portable pair must run now, as it is: neither a kernel nor a compiled
-            form.
+        as_written: whether the portable pair must run now as it is: no kernel, no compiled form.
     """
     return lambda forward: Op(forward, check, writes, as_written)
 

@@ -149,6 +149,8 @@ class Trainer(Evaluating):
         sync_batch_norm: compute batch norm's statistics over the batches of all processes, in
             their forward and backward passes. Otherwise each uses those of its share, and running
             statistics are averaged.
+        compress_gradients: "bfloat16" or "float16" rounds gradients on their way between processes,
+            which halves the traffic.
 
     Attributes:
         train_loss_list: loss of every step.
@@ -211,6 +213,7 @@ class Trainer(Evaluating):
         verbose: bool = True,
         distributed: Literal["auto", "mpi", "nccl"] | Communicator | None = None,
         sync_batch_norm: bool = False,
+        compress_gradients: Literal["bfloat16", "float16"] | None = None,
     ) -> None:
         self.model = model
         self.backend: Backend = model.home
@@ -232,6 +235,7 @@ class Trainer(Evaluating):
             keep=keep,
             verbose=verbose,
             sync_batch_norm=sync_batch_norm,
+            compress_gradients=compress_gradients,
         )
         self.epochs, self.batch_size = options.epochs, options.batch_size
         self.drop_last, self.accumulate = options.drop_last, options.accumulate
@@ -297,6 +301,7 @@ class Trainer(Evaluating):
     precision = View[str]("updater", "precision")
     compile_step = View[bool | None]("updater", "compile_step")
     sync_batch_norm = View[bool]("updater", "sync_batch_norm")
+    compress_gradients = View[str | None]("updater", "compress_gradients")
     run = View[str]("_saver", "run")
     checkpoint_dir = View[Path | None]("_saver", "folder")
     checkpoint_every = View[int | None]("_saver", "every")
