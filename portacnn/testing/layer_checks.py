@@ -42,8 +42,8 @@ def check_layer(
 
         >>> from portacnn.layers import Linear
         >>> from portacnn.testing import check_layer
-        >>> print(check_layer(Linear(4, 2), (4,), devices=[], only="gradient").summary())
-        Linear(4, 2): 2 checks: 2 near
+        >>> check_layer(Linear(4, 2), (4,), devices=[]).ok
+        True
 
     Checks: shapes, gradients by central differences in float64, use in two places and in two
     threads, batches of 0 and 1, memory layouts, dtypes, that nothing it was given changes, the

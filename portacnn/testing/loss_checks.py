@@ -37,8 +37,8 @@ def check_loss(
 
         >>> from portacnn.losses import Huber
         >>> from portacnn.testing import check_loss
-        >>> print(check_loss(Huber(), devices=[]).summary())
-        Huber(delta=1.0): 11 checks: 1 exact, 3 near, 7 passed
+        >>> check_loss(Huber(), devices=[]).ok
+        True
 
     Checks: the gradient by central differences in float64, with sample weights too, and times
     ``dloss``; that a weight of 2 counts a sample twice; that the parts of a batch add up; batches

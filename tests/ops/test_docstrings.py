@@ -28,6 +28,10 @@ MODULES = [
     "portacnn.schedules",
     "portacnn.scratch.functions",
     "portacnn.seeds",
+    *(
+        f"portacnn.testing.{name}"
+        for name in ("backends", "report", "layer_checks", "loss_checks", "own_op_checks")
+    ),
     "portacnn.training.early_stopping",
     "portacnn.training.trainer",
     *(f"portacnn.ops.{module.name}" for module in pkgutil.iter_modules(ops.__path__)),
