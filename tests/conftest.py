@@ -38,6 +38,8 @@ from portacnn.runtime import Backend, resolve
 from support import fake_cupy
 from support.matrix import BACKENDS, BY_NAME_ONLY, NEEDS, Here, suits
 
+pytest_plugins = ("pytester",)
+
 # no limits of wall time, which passes while other programs run
 hypothesis.settings.register_profile(
     "default",
