@@ -2,6 +2,9 @@
 kernels.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from portacnn.errors import BackendError
@@ -61,6 +64,13 @@ class TorchBackend(Backend):
 
         if self.device.type != "cpu":
             getattr(torch, self.device.type).synchronize()
+
+    def compile_step(
+        self, step: Callable[..., Any], example: tuple[Any, ...]
+    ) -> Callable[..., Any]:
+        from portacnn.backends.torch.steps import WholeStep
+
+        return WholeStep(self, step)
 
 
 def probe() -> BackendInfo:
