@@ -6,7 +6,7 @@ The size comes from the engine, such as MPI. The launcher's own figure is compar
 
 import os
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from portacnn.errors import BackendError
 from portacnn.runtime import VARIABLE, backend_info, resolve
@@ -76,6 +76,13 @@ def check_size(size: int, engine: str, environment: Mapping[str, str] = os.envir
             size=said.size
         )
     )
+
+
+def cuda_number(library: str, device: Any) -> int | None:
+    """Return the number of a CUDA device by a library's device object, or None if it is none."""
+    if library == "cupy":
+        return device.id
+    return device.index if library == "torch" and device.type == "cuda" else None
 
 
 def device_for(device: str | None, local_rank: int) -> str | None:

@@ -22,12 +22,11 @@ from typing import Any
 from portacnn.device_runtime import Array, HostArray
 from portacnn.distributed.base import Communicator, Half, Op, Pending
 from portacnn.distributed.compression import check_compress, compressed_sum
-from portacnn.distributed.launch import check_size
+from portacnn.distributed.launch import check_size, cuda_number
 from portacnn.errors import ArrayError, DependencyError
 from portacnn.runtime import backend_of, resolve, where
 
 _log = logging.getLogger("portacnn")
-_CUDA = (2, 13)  # DLPack's codes of CUDA's own and its managed memory
 _REMEDY = 'pip install "portacnn[mpi]" for the MPI of this system, or "portacnn[mpich]" to get one'
 
 
@@ -196,10 +195,7 @@ class _Lent:
                 )
 
     def _on_cuda(self) -> bool:
-        try:
-            return self.backend.dlpack_device(self.array)[0] in _CUDA
-        except (AttributeError, RuntimeError, TypeError, ValueError, BufferError):
-            return False
+        return cuda_number(self.backend.name, self.array.device) is not None
 
     def _settle(self) -> None:
         place = self.backend.place(self.array.device)
@@ -226,7 +222,7 @@ def cuda_aware(library: Any) -> bool:
     if "cuda" in kinds or os.environ.get("MPICH_GPU_SUPPORT_ENABLED") == "1":  # Cray's MPICH
         return True
     query = getattr(ctypes.CDLL(None), "MPIX_Query_cuda_support", None)  # Open MPI
-    return query is not None and query() == 1
+    return query is not None and bool(query() == 1)
 
 
 @cache

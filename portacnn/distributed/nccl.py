@@ -14,6 +14,7 @@ from typing import Any
 from portacnn.device_runtime import Array
 from portacnn.distributed.base import Communicator, Half, Op, Pending
 from portacnn.distributed.compression import check_compress, compressed_sum
+from portacnn.distributed.launch import cuda_number
 from portacnn.errors import ArrayError, BackendError, DependencyError
 from portacnn.runtime import Backend, backend_of, dtype_name, resolve
 
@@ -122,7 +123,7 @@ class NcclCommunicator(Communicator):
         backend = backend_of(array)
         if dtype_name(array) not in _DTYPES:
             return False
-        if 0 in array.shape or _number(backend.name, array.device) is None:
+        if 0 in array.shape or cuda_number(backend.name, array.device) is None:
             return False
         if backend.name == "torch":
             return bool(array.is_contiguous())
@@ -132,7 +133,7 @@ class NcclCommunicator(Communicator):
         """Return an array as CuPy's, whose earlier work NCCL's stream waits for."""
         import cupy as cp
 
-        number = _number(backend_of(array).name, array.device)
+        number = cuda_number(backend_of(array).name, array.device)
         if number != self._device.id:
             raise ArrayError(
                 f"this rank reduces arrays on cuda:{self._device.id}; got one on cuda:{number}"
@@ -194,10 +195,4 @@ def unavailable(device: Backend) -> str | None:
 
 def device_number(device: Backend) -> int | None:
     """Return the number of a backend's CUDA device, or None if it is none."""
-    return _number(device.name, device.device)
-
-
-def _number(library: str, device: Any) -> int | None:
-    if library == "cupy":
-        return device.id
-    return device.index if library == "torch" and device.type == "cuda" else None
+    return cuda_number(device.name, device.device)

@@ -133,7 +133,8 @@ class Trainer(Evaluating):
             that are faster that way (``ops.use_precision``). Weights and activations stay float32.
         compile_step: let the backend compile a whole step (CuPy: a CUDA graph; JAX: one program of
             XLA). Other backends run the step as usual. A compiled step does not see later changes
-            to the Trainer or its optimizer, except ``lr``. None, the default, compiles on JAX.
+            to the Trainer or its optimizer, except ``lr``. None, the default, compiles on JAX, unless a
+            subclass overrides ``step``.
         checkpoint_dir: folder for checkpoints, which ``Trainer.resume`` reads. None writes only
             those requested with ``checkpoint``. Several training runs may share a folder.
         checkpoint_every: steps between checkpoints. None writes one after each epoch. One is also
@@ -644,7 +645,9 @@ class Trainer(Evaluating):
         self.updater.check_model()
         number = self._history.count
         self._last_lr = self.lr(number)
-        may_record = not self.callbacks.inside_step
+        # what a subclass does in each step would be done once
+        asked = self.compile_step is not None or type(self).step is Trainer.step
+        may_record = asked and not self.callbacks.inside_step
         report = self.updater.run(
             self._whole_step,
             batch,

@@ -1,6 +1,8 @@
 """NcclCommunicator on two ranks, with stand-ins for CuPy and for cupyx.distributed. Run by
 ``test_ranks.py`` under mpiexec."""
 
+import logging
+
 import numpy as np
 from mpi4py import MPI
 
@@ -60,6 +62,16 @@ with home.active():
         distributed.connect("mpi").all_reduce(beside, compress=half)  # see mpi_on_ranks.py
         assert np.array_equal(home.to_host(array), beside)
         assert np.array_equal(beside, total) == (size == 1)
+
+    # MPI that is not CUDA-aware: through the host, with one warning
+    warned: list[str] = []
+    logging.getLogger("portacnn").addFilter(lambda record: warned.append(record.msg) or False)
+    for _ in range(2):
+        array = home.asarray(values(rank))
+        distributed.connect("mpi").all_reduce(array)
+        assert np.array_equal(home.to_host(array), total)
+    assert len(warned) == 1
+    assert warned[0].startswith("this MPI does not say that it is CUDA-aware")
 
     # what NCCL does not take goes through the host: a layout, a dtype
     strided = cp.empty((40, 3), "float32").T

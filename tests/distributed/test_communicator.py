@@ -9,6 +9,7 @@ import pytest
 from portacnn import distributed
 from portacnn.distributed import SingleProcess
 from portacnn.distributed.compression import decode, encode
+from portacnn.distributed.mpi import cuda_aware
 from portacnn.errors import ArgumentError
 from portacnn.runtime import BackendInfo, resolve
 from support import fake_cupy, nccl_stub
@@ -68,6 +69,24 @@ def test_arguments():
     for array, op in ((np.ones(3), "max"), (np.ones(3, int), "sum")):
         with pytest.raises(ArgumentError, match=r"is for sums of floats; got (max|sum) of "):
             ours.all_reduce(array, op, compress="float16")
+
+
+@pytest.mark.parametrize(
+    ("kinds", "variable", "aware"),
+    [
+        *((None, None, False), ("mpi,system", "0", False)),
+        *(("mpi,cuda:device", None, True), (None, "1", True)),
+    ],
+)
+def test_mpi_that_says_that_it_takes_cuda(
+    monkeypatch: pytest.MonkeyPatch, kinds: str | None, variable: str | None, aware: bool
+):
+    """By MPI 4.1's info key, or by Cray's variable."""
+    name = "MPICH_GPU_SUPPORT_ENABLED"
+    monkeypatch.setenv(name, variable) if variable else monkeypatch.delenv(name, raising=False)
+    info = SimpleNamespace(Get={"mpi_memory_alloc_kinds": kinds}.get, Free=lambda: None)
+    world = SimpleNamespace(Get_info=lambda: info)
+    assert cuda_aware.__wrapped__(SimpleNamespace(COMM_WORLD=world)) is aware
 
 
 def test_bfloat16_is_rounded_to_nearest_and_ties_to_even():
