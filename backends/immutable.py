@@ -7,15 +7,12 @@ class and a namespace from theirs. The namespace takes and returns such arrays, 
 library's functions on the arrays that they hold. A slice is a new array, not a view, which the code
 allows for (``Backend.views_alias``).
 
-``adapter`` makes a backend's adapter of any namespace that follows the standard:
-
-    # a module of your own, named in the entry point group portacnn.backends
-    from portacnn.backends.immutable import adapter
-    import mylib
-    KINDS, probe, connect = adapter("mylib", mylib)
+``resolve(mylib)`` makes a backend of any namespace ``mylib`` that follows the standard. A package
+makes it known by name if its entry point of the group ``portacnn.backends`` refers to
+``adapter = StandardAdapter("mylib", mylib)``.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import update_wrapper
 from types import ModuleType
 from typing import Any, ClassVar, NamedTuple
@@ -273,7 +270,8 @@ def unwrapped(value: Any) -> Any:
     if isinstance(value, MutableArray):
         return value.held
     if isinstance(value, tuple | list):
-        return type(value)(map(unwrapped, value))
+        make = getattr(type(value), "_make", type(value))  # named tuples have it
+        return make([unwrapped(item) for item in value])
     return value
 
 
@@ -367,6 +365,8 @@ def wrap(library: Any, name: str) -> Namespace:
 class ImmutableBackend(Backend):
     """Any library with immutable arrays that follows the array API standard."""
 
+    wraps = True
+
     def asarray(self, host: HostArray, dtype: str | None = None) -> Array:
         native = np.asarray(host)
         native = np.array(native, dtype=native.dtype.newbyteorder("="), order="C")
@@ -385,6 +385,8 @@ class ImmutableBackend(Backend):
         if isinstance(value, tuple | list):
             make = getattr(type(value), "_make", type(value))
             return make([self.taken(item) for item in value])
+        if isinstance(value, dict):
+            return {name: self.taken(item) for name, item in value.items()}
         return self.xp.kind(value) if self.is_own(value) else value
 
     def is_own(self, value: Any) -> bool:
@@ -396,8 +398,8 @@ class ImmutableBackend(Backend):
             and of() is self.xp.library
         )
 
-    def returned(self, value: Any, given: Any) -> Any:
-        return unwrapped(value) if self.is_own(given) else value
+    def given_back(self, value: Any) -> Any:
+        return unwrapped(value)
 
     def contiguous(self, array: Array) -> Array:
         return array
@@ -411,34 +413,36 @@ class ImmutableBackend(Backend):
             return np.array(held)
 
 
-def adapter(
-    name: str, library: Any, *, version: str | None = None
-) -> tuple[frozenset[str], Callable[[], BackendInfo], Callable[[str | None], Backend]]:
-    """Return KINDS, ``probe`` and ``connect`` of an adapter (see ``portacnn.runtime``) for any
-    library that follows the array API standard, whether its arrays are immutable or not.
+class StandardAdapter:
+    """An adapter (see ``portacnn.runtime``) of any library that follows the array API standard,
+    whether its arrays are immutable or not.
 
     Args:
         name: of the backend: the top-level module of the library's arrays.
         library: its namespace.
-        version: of the library; by default its ``__version__``.
     """
-    xp = wrap(library, name)
-    version = version or getattr(library, "__version__", "unknown")
 
-    def devices() -> Sequence[Any]:
-        info = getattr(library, "__array_namespace_info__", None)
-        return [] if info is None else [one for one in info().devices() if one is not None]
+    KINDS = frozenset({"cpu"})
 
-    def probe() -> BackendInfo:
-        return BackendInfo(name, version, tuple(map(str, devices())) or ("cpu",))
+    def __init__(self, name: str, library: Any) -> None:
+        self._name, self._library, self._xp = name, library, wrap(library, name)
 
-    def connect(device: str | None) -> Backend:
-        found = {str(one): one for one in devices()}
+    def _devices(self) -> dict[str, Any]:
+        info = getattr(self._library, "__array_namespace_info__", None)
+        found = () if info is None else info().devices()
+        return {str(device): device for device in found if device is not None}
+
+    def probe(self) -> BackendInfo:
+        version = str(getattr(self._library, "__version__", "of unknown version"))
+        return BackendInfo(self._name, version, tuple(self._devices()) or ("cpu",))
+
+    def connect(self, device: str | None) -> Backend:
+        found = self._devices()
         if device is not None and device not in found and (found or device != "cpu"):
             raise BackendError(
-                f"expected one of {name}'s devices {', '.join(found) or 'cpu'}, got {device!r}"
+                f"expected one of {self._name}'s devices {', '.join(found) or 'cpu'}, got "
+                f"{device!r}"
             )
-        chosen = found.get(device) if device else library.empty((0,)).device
-        return ImmutableBackend(name=name, xp=xp, device=chosen, layout="batch_first")
-
-    return frozenset({"cpu"}), probe, connect
+        chosen = found.get(device) if device else None
+        chosen = self._library.empty((0,)).device if chosen is None else chosen
+        return ImmutableBackend(name=self._name, xp=self._xp, device=chosen)

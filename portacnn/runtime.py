@@ -24,6 +24,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 from importlib.util import find_spec
+from types import ModuleType
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 from portacnn.device_runtime import NOTHING, DeviceRuntime
@@ -33,7 +34,7 @@ from portacnn.errors import ArrayError, BackendError, ModelFormatError, NotFinit
 
 VARIABLE = "PORTACNN_BACKEND"
 GRAMMAR = (
-    "cpu, cuda, cuda:1, numpy, cupy, cupy:1, torch, torch:cuda:0, torch:mps, "
+    "cpu, cuda, cuda:1, numpy, cupy, cupy:1, torch, torch:cuda:0, torch:mps, jax, jax:cuda:0, "
     "array_api_strict:device1, auto"
 )
 _GROUP = "portacnn.backends"
@@ -131,9 +132,12 @@ class Backend(DeviceRuntime):
             numba for its arrays.
         views_alias: whether a slice of an array is always a view of its memory. The standard does
             not define this.
+        wraps: whether arrays of this backend wrap the library's own (``backends.immutable``), which
+            the methods ``is_own``, ``taken`` and ``given_back`` recognize and convert.
     """
 
     views_alias: ClassVar[bool] = False
+    wraps: ClassVar[bool] = False
 
     name: str
     xp: Any
@@ -212,12 +216,23 @@ class Backend(DeviceRuntime):
             f"the model is on {self}, the images are {describe(array)}; move one of them"
         )
 
-    def returned(self, value: Any, given: Any) -> Any:
-        """Return a result, an array of this backend, in the form of the caller's array ``given``.
+    def is_own(self, value: Any) -> bool:
+        """Return whether it is an array of the library that this backend would wrap."""
+        return False
 
-        They differ if this backend wraps the library's own arrays.
-        """
+    def taken(self, value: Any) -> Any:
+        """Return arrays of the library as those of this backend: one, or a structure of them."""
         return value
+
+    def given_back(self, value: Any) -> Any:
+        """Return arrays of this backend as the library's: one, or a structure of them."""
+        return value
+
+    def returned(self, value: Any, given: Any) -> Any:
+        """Return a result, an array of this backend, to a caller who has passed ``given``: as an
+        array of the library if that is one.
+        """
+        return self.given_back(value) if self.wraps and self.is_own(given) else value
 
     def dlpack_device(self, array: Array) -> tuple[int, int]:
         """Return (device kind, device index) of an array in DLPack's numbering."""
@@ -296,11 +311,28 @@ def _foreign() -> dict[str, Any]:
     return {point.name: point for point in entry_points(group=_GROUP)}
 
 
+_given: dict[str, Adapter] = {}
+"""The adapters of namespaces that ``resolve`` was given."""
+
+
 def backend_names() -> list[str]:
     """Return the names that ``resolve`` accepts: the built-in backends, then those of installed
-    packages.
+    packages, then those of namespaces that it was given.
     """
-    return [*_BUILT_IN, *(name for name in _foreign() if name not in _BUILT_IN)]
+    others = (name for name in (*_foreign(), *_given) if name not in _BUILT_IN)
+    return [*_BUILT_IN, *others]
+
+
+def _name_of(namespace: Any) -> str:
+    """Return the name of the backend of a namespace that follows the array API standard. If it has
+    none, it gets one by the standard alone (``backends.immutable``)."""
+    known, parts = backend_names(), namespace.__name__.split(".")
+    for part in parts:
+        if part in known:
+            return str(part)
+    module = importlib.import_module("portacnn.backends.immutable")
+    _given[parts[0]] = module.StandardAdapter(parts[0], namespace)
+    return str(parts[0])
 
 
 @cache
@@ -309,6 +341,8 @@ def _adapter(name: str) -> Adapter:
         return importlib.import_module(_BUILT_IN[name])
     if name in _foreign():
         return _foreign()[name].load()
+    if name in _given:
+        return _given[name]
     raise BackendError(
         f"unknown backend {name!r}; expected one of {', '.join(backend_names())}, auto"
     )
@@ -347,14 +381,15 @@ def _kind(device: str | None) -> str | None:
     return device and device.partition(":")[0]
 
 
-def resolve(device: "str | Backend | None" = None, backend: str | None = None) -> Backend:
+def resolve(device: "str | Backend | ModuleType | None" = None, backend: str | None = None) -> Backend:
     """Return the backend named by the arguments, else by ``PORTACNN_BACKEND``, else NumPy.
 
     Args:
         device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``; or a backend with or without a device:
             ``"numpy"``, ``"cupy:1"``, ``"torch:cuda:0"``, ``"array_api_strict:device1"``.
             ``"auto"`` uses CUDA if a device responds, and logs its choice. A ``Backend`` is
-            returned unchanged.
+            returned unchanged. An imported namespace that follows the array API standard is a
+            backend too, also if its arrays are immutable.
         backend: the name of a backend; ``device`` is then a device of that library.
 
     An explicit argument takes precedence over the variable. ``"cuda"`` means CuPy unless a backend
@@ -375,6 +410,10 @@ def resolve(device: "str | Backend | None" = None, backend: str | None = None) -
                 f"backend={backend!r} contradicts device={device}; pass one of the two"
             )
         return device
+    if hasattr(device, "__array_namespace_info__") or (
+        isinstance(device, ModuleType) and hasattr(device, "asarray")
+    ):
+        device = _name_of(device)
     for word, value in (("device", device), ("backend", backend)):
         if value is not None and not isinstance(value, str):
             raise BackendError(

@@ -110,6 +110,21 @@ def scatter(columns: Tensor, windows: Windows) -> Tensor:
     return torch.autograd.grad(gather(x, windows), x, columns.detach())[0]
 
 
+def unfold(x: Tensor, kernel_size, padding, stride, dilation) -> Tensor:
+    """x (N, C, *S) -> (N, C*T, L), over any number of axes."""
+    windows = Windows.of(tuple(x.shape[2:]), kernel_size, stride, padding, dilation)
+    columns = gather(torch.movedim(x, 0, -1), windows)
+    return torch.movedim(columns, -1, 0).reshape(len(x), x.shape[1] * prod(windows.kernel), -1)
+
+
+def fold(columns: Tensor, output_size, kernel_size, **options) -> Tensor:
+    """The transpose of ``unfold``."""
+    channels = columns.shape[1] // prod(kernel_size)
+    shape = (len(columns), channels, *output_size)
+    x = torch.zeros(shape, dtype=columns.dtype, requires_grad=True)
+    return torch.autograd.grad(unfold(x, kernel_size, **options), x, columns.detach())[0]
+
+
 def im2col(input_data: Tensor, filter_h: int, filter_w: int, stride: int, pad: int) -> Tensor:
     columns = F.unfold(input_data, (filter_h, filter_w), padding=pad, stride=stride)
     return columns.transpose(1, 2).reshape(-1, columns.shape[1])
@@ -404,6 +419,8 @@ DEFINITIONS: dict[str, Callable[..., Tensor]] = {
     "conv_transpose": conv_transpose,
     "gather": gather,
     "scatter": scatter,
+    "unfold": unfold,
+    "fold": fold,
     "im2col": im2col,
     "col2im": col2im,
     "max_pool": max_pool,

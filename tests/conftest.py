@@ -5,7 +5,8 @@
 any of them is left out. ``PORTACNN_TEST_BACKENDS=cupy,torch`` asks for some by name, and one that
 is asked for and missing fails. ``device1`` stands in for a GPU: there, everything that would carry
 a value to the host unasked raises. ``cupy-emulated``, only by name, is CuPy's backend with its own
-kernels on a stand-in for CuPy (``support/fake_cupy``), where there is no GPU.
+kernels on a stand-in for CuPy (``support/fake_cupy``), where there is no GPU. ``jax`` is by name
+only too: XLA compiles every op for every shape, which takes many minutes.
 ``PORTACNN_TEST_SECONDS=60`` skips what would begin later than that: for a GPU that is lent for
 minutes.
 """
@@ -14,11 +15,17 @@ import gc
 import os
 import sys
 import time
+from pathlib import Path
+from tempfile import gettempdir
 
 _begun = time.monotonic()
 # one worker a core already: BLAS reads this when NumPy is first imported
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Programs that XLA has compiled are kept for the next run, small ones too: JAX reads this when it
+# is first imported.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(gettempdir()) / "portacnn-xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 from collections.abc import Iterator
 from typing import Any
@@ -30,6 +37,8 @@ from portacnn.errors import BackendError
 from portacnn.runtime import Backend, resolve
 from support import fake_cupy
 from support.matrix import BACKENDS, BY_NAME_ONLY, NEEDS, Here, suits
+
+pytest_plugins = ("pytester",)
 
 # no limits of wall time, which passes while other programs run
 hypothesis.settings.register_profile(

@@ -1,9 +1,11 @@
 """The JAX adapter: CPU, GPUs and TPUs. Its arrays hold JAX's immutable ones (see ``arrays``)."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from portacnn.backends.immutable import ImmutableBackend
+from portacnn.cache import cache_folder
 from portacnn.errors import BackendError
 from portacnn.runtime import Array, Backend, BackendInfo, HostArray
 
@@ -89,6 +91,7 @@ def connect(device: str | None) -> Backend:
     info = probe()
     if info.reason:
         raise BackendError(info.reason)
+    _keep_programs()
     from portacnn.backends.jax.arrays import JaxArray
     from portacnn.backends.jax.kernels import KERNELS
 
@@ -104,6 +107,16 @@ def connect(device: str | None) -> Backend:
         layout="batch_first",
         kernels={"native": KERNELS},
     )
+
+
+def _keep_programs() -> None:
+    """Let XLA keep the programs that took long to compile in the user's cache folder, unless the
+    user has chosen a folder (``JAX_COMPILATION_CACHE_DIR``)."""
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        with suppress(FileNotFoundError):  # a user without a home folder
+            jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "xla"))
 
 
 def _devices() -> dict[str, Any]:

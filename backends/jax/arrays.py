@@ -208,6 +208,13 @@ class JaxArray(MutableArray):
     def __setstate__(self, state: Any) -> NoReturn:
         raise TypeError("arrays of the JAX backend cannot be unpickled; pickle the model")
 
+    def __truediv__(self, other: Any) -> Array:
+        """Return the quotients, each rounded once. XLA would multiply by the inverse of a divisor
+        that several elements share, which rounds twice; here each has its own."""
+        if isinstance(other, JaxArray) and 0 < other.size < self.size:
+            return JaxArray(self.xp.call(_divided, self.held, other.held))
+        return super().__truediv__(other)
+
     def written(self, key: Any, value: Any) -> Any:
         old = self.held
         if key is Ellipsis:
@@ -220,6 +227,11 @@ class JaxArray(MutableArray):
 
 
 JaxArray.xp = JaxNamespace()
+
+
+def _divided(x: Any, by: Any) -> Any:
+    # The sum is the divisor, also if x is infinite; XLA does not see that.
+    return x / (by + 0 * jnp.minimum(jnp.abs(x), 1)) if x.dtype.kind == "f" else x / by
 
 
 def _placed(old: Any, value: Any, parts: list[Part]) -> Any:

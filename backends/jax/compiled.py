@@ -21,6 +21,7 @@ from dataclasses import fields, is_dataclass, replace
 from functools import wraps
 from numbers import Integral, Real
 from sys import getrefcount
+from traceback import clear_frames
 from typing import Any, NamedTuple
 
 import jax
@@ -33,7 +34,7 @@ from portacnn.runtime import Array
 
 MOST = 16
 """The most kinds of calls for which a step or a forward pass is compiled at one time."""
-_MOST_OPS = 4096
+_MOST_OPS = 256
 _log = logging.getLogger("portacnn")
 READS = (
     jax.errors.ConcretizationTypeError,
@@ -276,10 +277,15 @@ class _Way:
         words = _words(numbers)
         trace = Trace(self._device)
         kept: list[JaxArray] = []
+        raised: list[BaseException] = []
 
         def discover(values: list[Any], words: dict[str, Any]) -> list[Any]:
             with tracing(trace):
-                _held_by(self._traced(values, words))
+                try:
+                    self._traced(values, words)
+                except BaseException as error:  # raised again once all arrays have values
+                    clear_frames(error.__traceback__)
+                    raised.append(error)
                 found = trace.survivors()
                 kept.extend(array for array, _ in found)
                 return [first for _, first in found]
@@ -290,6 +296,8 @@ class _Way:
             firsts = _evaluated(jaxpr, leaves)
             for array, first in zip(kept, firsts, strict=True):
                 array.settle(first)
+        if raised:
+            raise raised[0]
         given = {id(array) for array in arrays}
         own = {id(array): array for array in (*trace.reads.values(), *kept)}
         self._donated = [
@@ -358,10 +366,6 @@ class _Way:
         for array, value in zip(self._observed, observed, strict=True):
             array.settle(value)
         return _put_together(self._form, [JaxArray(value) for value in results])
-
-
-def _held_by(result: Any) -> None:
-    """Let the results of a first trace be forgotten."""
 
 
 def _evaluated(jaxpr: Any, leaves: list[Any]) -> list[Any]:

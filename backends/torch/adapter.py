@@ -2,6 +2,9 @@
 kernels.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from portacnn.errors import BackendError
@@ -62,6 +65,13 @@ class TorchBackend(Backend):
         if self.device.type != "cpu":
             device = () if self.device.index is None else (self.device,)
             getattr(torch, self.device.type).synchronize(*device)
+
+    def compile_step(
+        self, step: Callable[..., Any], example: tuple[Any, ...]
+    ) -> Callable[..., Any]:
+        from portacnn.backends.torch.steps import WholeStep
+
+        return WholeStep(self, step)
 
 
 def probe() -> BackendInfo:

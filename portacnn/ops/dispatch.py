@@ -246,6 +246,9 @@ class Op:
         def run(dy: Array, cache: Cache | None, **options: Any) -> Any:
             if type(cache) is not Cache:
                 raise no_cache(cache, self.name, function.__name__)
+            if cache.backend.wraps and cache.backend.is_own(dy):
+                backend = cache.backend
+                return backend.given_back(run(backend.taken(dy), cache, **options))
             if cache.op != self.name:
                 raise StateError(
                     f"expected the cache of {self.name}, got one of {cache.op}", function.__name__
@@ -283,6 +286,8 @@ class Op:
                 raise
         one = x[0] if isinstance(x, list) else x
         backend = backend_of(one)
+        if backend.wraps and backend.is_own(one):
+            return self._of_own(backend, x, *args, **kwargs)
         if backend.enters and (around := backend.elsewhere(one.device)) is not None:
             with around:
                 return self._run(backend, one, x, args, kwargs)
@@ -333,6 +338,22 @@ class Op:
             return result
         y, saved = result
         return y, None if saved is None else Cache(self.name, backward, saved, _kind(y), backend)
+
+    def _of_own(self, backend: Backend, *args: Any, **kwargs: Any) -> Any:
+        """Run the op on the library's own arrays, which this backend wraps."""
+        for name, given in signature(self.forward).bind(*args, **kwargs).arguments.items():
+            if name in self.writes and given is not None:
+                raise ArrayError(
+                    f"{name} is written to, but {backend.name}'s arrays are immutable; pass "
+                    f"resolve({backend.name!r}).receive({name})",
+                    self.name,
+                )
+        args, kwargs = backend.taken(args), backend.taken(kwargs)
+        result = self(*args, **kwargs)
+        if self.portable_backward is None:
+            return backend.given_back(result)
+        y, cache = result
+        return backend.given_back(y), cache
 
     def _converted(
         self,
@@ -433,8 +454,7 @@ def op(
     Args:
         check: is called with the same arguments first, and raises if they are invalid.
         writes: the names of the arguments that the op writes into: arrays or lists of arrays.
-        as_written: whether the portable pair must run now, as it is: neither a kernel nor a compiled
-            form.
+        as_written: whether the portable pair must run now as it is: no kernel, no compiled form.
     """
     return lambda forward: Op(forward, check, writes, as_written)
 

@@ -16,14 +16,20 @@ from portacnn.lazy import lazily
 
 if TYPE_CHECKING:
     from portacnn.testing.backends import check_backend
+    from portacnn.testing.layer_checks import check_layer
+    from portacnn.testing.loss_checks import check_loss
+    from portacnn.testing.own_op_checks import check_op
     from portacnn.testing.report import Report
 else:
     __getattr__, __dir__ = lazily(
         __name__,
         {
             "portacnn.testing.backends": ("check_backend",),
+            "portacnn.testing.layer_checks": ("check_layer",),
+            "portacnn.testing.loss_checks": ("check_loss",),
+            "portacnn.testing.own_op_checks": ("check_op",),
             "portacnn.testing.report": ("Report",),
         },
     )
 
-__all__ = ["Report", "check_backend"]
+__all__ = ["Report", "check_backend", "check_layer", "check_loss", "check_op"]

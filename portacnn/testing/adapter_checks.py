@@ -16,7 +16,8 @@ from portacnn import ops
 from portacnn.ops.dispatch import OPS
 from portacnn.runtime import (
     Backend,
-    available_backends,
+    backend_info,
+    backend_names,
     backend_of,
     describe,
     dtype_name,
@@ -61,12 +62,12 @@ def is_resolved(home: Backend) -> None:
 
 def is_listed(home: Backend) -> None:
     """available_backends lists it with its version and its devices."""
-    info = next((info for info in available_backends() if info.name == home.name), None)
-    expect(info is not None, f"available_backends() does not list {home.name}")
-    expect(info and info.reason is None, f"probe() says that it is not usable: {info}")
-    expect(info and info.version, "probe() has no version")
-    place = home.place(home.device)
-    expect(info and place in info.devices, f"probe() does not list the device {place}: {info}")
+    expect(home.name in backend_names(), f"no entry point in portacnn.backends is {home.name}")
+    info, place = backend_info(home.name), home.place(home.device)
+    expect(info.name == home.name, f"probe() has the name {info.name}, expected {home.name}")
+    expect(info.reason is None, f"probe() says that it is not usable: {info.reason}")
+    expect(info.version, "probe() has no version")
+    expect(place in info.devices, f"probe() does not list the device {place}: {info}")
 
 
 def finds_arrays(home: Backend) -> None:

@@ -107,6 +107,7 @@ class Options:
     keep: int
     verbose: bool
     sync_batch_norm: bool = False
+    compress_gradients: str | None = None
 
     def __post_init__(self) -> None:
         epochs, size = whole("epochs", self.epochs, 0), whole("batch_size", self.batch_size, 1)
@@ -131,6 +132,8 @@ class Options:
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
+        if self.compress_gradients is not None:
+            one_of("compress_gradients", self.compress_gradients, "bfloat16", "float16")
         if self.accumulate > size:
             raise ArgumentError(
                 f"accumulate must be at most batch_size={size}, got {self.accumulate}"

@@ -44,18 +44,22 @@ class Bucket:
 
 
 class Reducer:
-    """The sums over processes of one Trainer's steps."""
+    """The sums over processes of one Trainer's steps.
 
-    def __init__(self, ranks: Ranks) -> None:
-        self.ranks = ranks
+    Args:
+        compress: the dtype to which gradients are rounded on their way, or None.
+    """
+
+    def __init__(self, ranks: Ranks, compress: Any = None) -> None:
+        self.ranks, self.compress = ranks, compress
         self._counts: dict[int, tuple[list[Any], list[Any]]] = {}
         self._forget()
 
     def __copy__(self) -> "Reducer":
-        return Reducer(self.ranks)
+        return Reducer(self.ranks, self.compress)
 
     def __reduce__(self) -> Any:
-        return Reducer, (self.ranks,)
+        return Reducer, (self.ranks, self.compress)
 
     def _forget(self) -> None:
         """Learn anew when gradients are complete."""
@@ -168,7 +172,8 @@ class Reducer:
             self._begun += 1
 
     def _start(self, array: Array) -> None:
-        self._pending.append(self.ranks.communicator.start_all_reduce(array))
+        start = self.ranks.communicator.start_all_reduce
+        self._pending.append(start(array, compress=self.compress))
 
     def finish(self, grads: Named) -> Array:
         """Wait for the sums of gradients, running statistics and loss. Returns the batch's loss."""

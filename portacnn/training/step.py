@@ -60,8 +60,8 @@ class Updater:
     """Makes the steps of a ``Trainer``, which holds it as ``updater``.
 
     Attributes:
-        model, optimizer, loss, clip_norm, precision, compile_step, sync_batch_norm: see
-            ``Trainer``.
+        model, optimizer, loss, clip_norm, precision, compile_step, sync_batch_norm,
+            compress_gradients: see ``Trainer``.
         split: how batches are split into parts.
         reducer: sums over processes; None if this is the only one.
         ok: 0-dimensional boolean on the device: whether all steps so far were finite.
@@ -82,7 +82,8 @@ class Updater:
         self.clip_norm, self.precision = options.clip_norm, options.precision
         self.compile_step, self.sync_batch_norm = options.compile_step, options.sync_batch_norm
         self.split, self._batch_size = split, options.batch_size
-        self.reducer = None if ranks.alone else Reducer(ranks)
+        self.compress_gradients = options.compress_gradients
+        self.reducer = None if ranks.alone else Reducer(ranks, options.compress_gradients)
         self._revision = model.revision
         self._freezes = -1  # of the network, when the step was prepared
         self._begin()

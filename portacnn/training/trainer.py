@@ -133,7 +133,8 @@ class Trainer(Evaluating):
             that are faster that way (``ops.use_precision``). Weights and activations stay float32.
         compile_step: let the backend compile a whole step (CuPy: a CUDA graph; JAX: one program of
             XLA). Other backends run the step as usual. A compiled step does not see later changes
-            to the Trainer or its optimizer, except ``lr``. None, the default, compiles on JAX.
+            to the Trainer or its optimizer, except ``lr``. None, the default, compiles on JAX, unless a
+            subclass overrides ``step``.
         checkpoint_dir: folder for checkpoints, which ``Trainer.resume`` reads. None writes only
             those requested with ``checkpoint``. Several training runs may share a folder.
         checkpoint_every: steps between checkpoints. None writes one after each epoch. One is also
@@ -148,6 +149,8 @@ class Trainer(Evaluating):
         sync_batch_norm: compute batch norm's statistics over the batches of all processes, in
             their forward and backward passes. Otherwise each uses those of its share, and running
             statistics are averaged.
+        compress_gradients: "bfloat16" or "float16" rounds gradients on their way between processes,
+            which halves the traffic.
 
     Attributes:
         train_loss_list: loss of every step.
@@ -210,6 +213,7 @@ class Trainer(Evaluating):
         verbose: bool = True,
         distributed: Literal["auto", "mpi", "nccl"] | Communicator | None = None,
         sync_batch_norm: bool = False,
+        compress_gradients: Literal["bfloat16", "float16"] | None = None,
     ) -> None:
         self.model = model
         self.backend: Backend = model.home
@@ -231,6 +235,7 @@ class Trainer(Evaluating):
             keep=keep,
             verbose=verbose,
             sync_batch_norm=sync_batch_norm,
+            compress_gradients=compress_gradients,
         )
         self.epochs, self.batch_size = options.epochs, options.batch_size
         self.drop_last, self.accumulate = options.drop_last, options.accumulate
@@ -296,6 +301,7 @@ class Trainer(Evaluating):
     precision = View[str]("updater", "precision")
     compile_step = View[bool | None]("updater", "compile_step")
     sync_batch_norm = View[bool]("updater", "sync_batch_norm")
+    compress_gradients = View[str | None]("updater", "compress_gradients")
     run = View[str]("_saver", "run")
     checkpoint_dir = View[Path | None]("_saver", "folder")
     checkpoint_every = View[int | None]("_saver", "every")
@@ -639,7 +645,9 @@ class Trainer(Evaluating):
         self.updater.check_model()
         number = self._history.count
         self._last_lr = self.lr(number)
-        may_record = not self.callbacks.inside_step
+        # what a subclass does in each step would be done once
+        asked = self.compile_step is not None or type(self).step is Trainer.step
+        may_record = asked and not self.callbacks.inside_step
         report = self.updater.run(
             self._whole_step,
             batch,

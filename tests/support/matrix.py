@@ -26,9 +26,8 @@ BACKENDS = {
     "torch": "torch",
     "torch-cuda": "torch:cuda",
     "cupy": "cupy",
-    "jax": "jax",
 }
-BY_NAME_ONLY = {"cupy-emulated": "cupy"}
+BY_NAME_ONLY = {"cupy-emulated": "cupy", "jax": "jax"}
 
 
 @dataclass(frozen=True)
@@ -138,7 +137,7 @@ NEEDS: dict[str, Callable[[], str | None]] = {
         name: _package(name)
         for name in (
             *("torch", "numba", "onnx", "onnxruntime", "tensorboard", "PIL", "pooch"),
-            *("matplotlib", "pycocotools", "nbclient", "ipykernel", "starlette", "uvicorn"),
+            *("jax", "matplotlib", "pycocotools", "nbclient", "ipykernel", "starlette", "uvicorn"),
         )
     },
     "mpi4py": _mpi,

@@ -43,9 +43,12 @@ class ThreadCommunicator(Communicator):
         self.job.barrier.wait()
         return found
 
-    def _reduce(self, array: Any, op: str) -> None:
+    def _reduce(self, array: Any, op: str, compress: str | None = None) -> None:
         backend = backend_of(array)
-        parts = self._all(np.array(backend.to_host(array)))
+        own = np.array(backend.to_host(array))
+        if compress is not None:  # float16 only
+            own = own.astype(compress).astype(own.dtype)
+        parts = self._all(own)
         assert len({(part.shape, part.dtype) for part in parts}) == 1
         total = parts[0].copy()
         for part in parts[1:]:
@@ -59,13 +62,13 @@ class ThreadCommunicator(Communicator):
             backend.asarray(host), dtype=array.dtype, device=array.device
         )
 
-    def all_reduce(self, array: Any, op: str = "sum") -> None:
+    def all_reduce(self, array: Any, op: str = "sum", *, compress: str | None = None) -> None:
         self.log.append(("all_reduce", tuple(array.shape)))
-        self._reduce(array, op)
+        self._reduce(array, op, compress)
 
-    def start_all_reduce(self, array: Any) -> Pending:
+    def start_all_reduce(self, array: Any, *, compress: str | None = None) -> Pending:
         self.log.append(("start", tuple(array.shape)))
-        return _Started(self, array)
+        return _Started(self, array, compress)
 
     def broadcast(self, array: Any, root: int = 0) -> None:
         self.log.append(("broadcast", tuple(array.shape)))
@@ -98,14 +101,14 @@ class ThreadCommunicator(Communicator):
 class _Started(Pending):
     """Sums at ``wait``, and sees whether the array was left alone until then."""
 
-    def __init__(self, communicator: ThreadCommunicator, array: Any) -> None:
-        self.communicator, self.array = communicator, array
+    def __init__(self, communicator: ThreadCommunicator, array: Any, compress: str | None) -> None:
+        self.communicator, self.array, self.compress = communicator, array, compress
         self.before = np.array(backend_of(array).to_host(array))
 
     def wait(self) -> None:
         now = backend_of(self.array).to_host(self.array)
         np.testing.assert_array_equal(now, self.before, "written to after its sum had started")
-        self.communicator._reduce(self.array, "sum")
+        self.communicator._reduce(self.array, "sum", self.compress)
 
 
 def on_ranks(size: int, work: Callable[[ThreadCommunicator], Any]) -> list[Any]:

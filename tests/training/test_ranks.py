@@ -118,11 +118,13 @@ OPTIONS = {
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 def test_options_of_a_training_on_three_ranks(options):
+    options = {"epochs": 1, **options}
     assert_alike(train(None, **options), on_ranks(3, lambda c: train(c, **options)))
 
 
+@pytest.mark.slow
 def test_four_ranks_and_more_steps():
-    options = {"epochs": 5, "batch_size": 9}
+    options = {"epochs": 17, "batch_size": 9}
     assert_alike(train(None, **options), on_ranks(4, lambda c: train(c, **options)))
 
 
@@ -226,6 +228,24 @@ def test_local_batch_norm():
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+def test_gradients_may_be_rounded_on_their_way():
+    """To float16, gradients only: the loss and the running statistics stay exact."""
+
+    def first(communicator):
+        trainer = train(communicator, epochs=1, batch_size=22, compress_gradients="float16")
+        return trainer, trainer.model.state_dict()
+
+    (several, state), (_, other) = on_ranks(2, first)
+    alone = train(None, epochs=1, batch_size=22)
+    np.testing.assert_allclose(several.train_loss_list, alone.train_loss_list, rtol=1e-12)
+    for path, expected in alone.model.state_dict().items():
+        np.testing.assert_array_equal(state[path], other[path])
+        exact = "running" in path
+        np.testing.assert_allclose(state[path], expected, rtol=0, atol=1e-12 if exact else 1e-3)
+    moved = [name for name in state if np.abs(state[name] - alone.model.state_dict()[name]).max()]
+    assert "fc.weight" in moved
+
+
 @dataclass(frozen=True)
 class Doubled(Transform):
     """Adds the image two places before."""
@@ -238,7 +258,7 @@ class Doubled(Transform):
 
 
 def test_a_transform_of_ones_own_that_looks_back():
-    options = {"augment": [Doubled(), HorizontalFlip()]}
+    options = {"augment": [Doubled(), HorizontalFlip()], "epochs": 1}
     assert_alike(train(None, **options), on_ranks(3, lambda c: train(c, **options)))
 
 
