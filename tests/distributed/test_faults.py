@@ -68,6 +68,7 @@ def test_an_error_of_one_rank_aborts_and_is_printed_at_once(
     [
         ("one raises", "rank 1 of 3 on .* failed and ends the job:\nTraceback.*\n"
          "ValueError: broken on one rank\n", 1),
+        ("one raises in training", "rank 1 of 3 .*ValueError: broken in a callback\n", 1),
         ("nobody handles", "rank 1 of 3 .*ValueError: broken in the user's code\n", 1),
         ("exits", "rank 1 of 3 .*SystemExit: 3\n", 1),
         ("killed", "KILLED|Killed", 9),
