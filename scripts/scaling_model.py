@@ -30,7 +30,7 @@ class Link(NamedTuple):
 
 
 class Cluster(NamedTuple):
-    """Nodes of ``size`` devices each, with a network card for each device."""
+    """Nodes of ``size`` devices each, with a network adapter for each device."""
 
     inside: Link
     between: Link

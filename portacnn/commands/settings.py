@@ -272,6 +272,14 @@ class Settings:
         "fresh",
         "with --distributed: batch norm computes mean and variance of the batches of all ranks",
     )
+    compress_gradients: str | None = _setting(
+        None,
+        TEXT,
+        "fresh",
+        "with --distributed: round gradients on their way between ranks, which halves the traffic",
+        "bfloat16|float16",
+        choices=("bfloat16", "float16"),
+    )
     seed: int | None = _setting(
         None,
         WHOLE,

@@ -45,7 +45,8 @@ _SAME = (
         "seed",
         "precision",
     ),
-    *("compile_step", "checkpoint_dir", "checkpoint_every", "keep", "sync_batch_norm"),
+    *("compile_step", "checkpoint_dir", "checkpoint_every", "keep"),
+    *("sync_batch_norm", "compress_gradients"),
 )
 """Settings that the Trainer takes as they are."""
 _FEWEST, _MOST, _STEPS = 16, 100, 20

@@ -5,7 +5,7 @@ on a GPU is handed to a CUDA-aware MPI, else it is copied to the host and back (
 every other array.
 
 MPI makes progress only during calls. Reductions that overlap with computation therefore run in a
-thread of their own, on a communicator of their own.
+separate thread, on a separate communicator.
 """
 
 import ctypes

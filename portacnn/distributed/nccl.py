@@ -3,7 +3,7 @@
 NCCL moves CuPy's arrays, and torch's, which are shared by DLPack. Another communicator, MPI's, has
 started the ranks and carries the rest: values of JSON, flags, arrays in host memory.
 
-All of NCCL's work goes to one stream of its own. An operation waits there for the work that the
+All of NCCL's work goes to one separate stream. An operation waits there for the work that the
 caller's stream had before it, and the caller's stream waits for it when the result is needed.
 """
 

@@ -20,6 +20,21 @@ elif what == "all raise":
     except ValueError:
         ours.barrier()  # the job goes on
         print("handled")
+elif what == "one raises in training":
+    import numpy as np
+
+    from portacnn import SimpleConvNet, Trainer
+    from portacnn.callbacks import Callback
+
+    class Breaks(Callback):
+        def on_update(self, trainer: Trainer, ok: object) -> None:
+            if first and trainer.steps_done == 3:
+                raise ValueError("broken in a callback")
+
+    x, t = np.zeros((60, 1, 12, 12), "float32"), np.arange(60) % 10
+    model = SimpleConvNet((1, 12, 12), {"filter_num": 4, "filter_size": 3}, seed=0)
+    more = {"batch_size": 10, "callbacks": [Breaks()], "distributed": ours, "verbose": False}
+    Trainer(model, x, t, **more).train()
 elif what == "nobody handles":
     if first:
         raise ValueError("broken in the user's code")

@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
@@ -68,6 +67,7 @@ def test_an_error_of_one_rank_aborts_and_is_printed_at_once(
     [
         ("one raises", "rank 1 of 3 on .* failed and ends the job:\nTraceback.*\n"
          "ValueError: broken on one rank\n", 1),
+        ("one raises in training", "rank 1 of 3 .*ValueError: broken in a callback\n", 1),
         ("nobody handles", "rank 1 of 3 .*ValueError: broken in the user's code\n", 1),
         ("exits", "rank 1 of 3 .*SystemExit: 3\n", 1),
         ("killed", "KILLED|Killed", 9),
@@ -75,9 +75,7 @@ def test_an_error_of_one_rank_aborts_and_is_printed_at_once(
     ],
 )  # fmt: skip
 def test_a_failure_ends_the_job(what: str, message: str, status: int):
-    begin = time.monotonic()
-    done = on_ranks(3, PROGRAM, what, timeout=20)
-    assert time.monotonic() - begin < GRACE + 8
+    done = on_ranks(3, PROGRAM, what, timeout=GRACE + 20)  # with the start of Python
     assert re.search(message, done.stdout + done.stderr, re.DOTALL), done.stdout + done.stderr
     assert (done.stdout + done.stderr).count("Traceback") <= 1
     assert done.returncode == status
