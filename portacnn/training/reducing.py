@@ -121,19 +121,19 @@ class Reducer:
 
     def forward_done(
         self,
-        earlier: Any,
         buffers: Sequence[Array],
         before: Sequence[Array],
         share: float,
+        earlier: Any,
         last: Array,
     ) -> None:
         """The forward pass of the last part is done: start to sum the loss and the changes of the
         running statistics.
 
         Args:
-            earlier, last: the shares of the batch's loss of the parts before, and of this one.
             buffers, before: running statistics, now and before the step.
             share: the part of the batch that this process has.
+            earlier, last: the shares of the batch's loss of the parts before, and of this one.
         """
         self._last, loss = True, earlier + last
         backend = backend_of(loss)
