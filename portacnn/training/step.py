@@ -211,7 +211,8 @@ class Updater:
             if grads or buffers:
                 ok = ok & ops.all_finite([*grads.wholes(), *buffers])
             if self.clip_norm is not None:
-                ops.clip_by_global_norm(grads.wholes(), self.clip_norm)
+                clip = ops.clip_by_global_norm if self.reducer is None else self.reducer.clip
+                clip(grads.wholes(), self.clip_norm)
             # running statistics include this batch already
             for buffer, old in zip(buffers, before, strict=True):
                 buffer[...] = xp.where(ok, buffer, old)

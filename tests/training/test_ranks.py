@@ -230,6 +230,16 @@ def test_local_batch_norm():
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
+def test_norms_that_differ_between_ranks(monkeypatch):
+    """By their last bits, with another number of threads; here by more."""
+    count, usual = iter(range(1000)), reducing.global_norm
+    monkeypatch.setattr(
+        reducing, "global_norm", lambda grads: usual(grads) * (1 + 1e-6 * next(count))
+    )
+    several = on_ranks(3, lambda c: train(c, epochs=1, clip_norm=0.1))
+    assert_alike(several[0], several)
+
+
 def test_layers_frozen_during_a_training():
     """The gradients of those that learn get another layout."""
 
