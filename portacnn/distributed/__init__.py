@@ -1,7 +1,7 @@
 """Several processes that train one model: ``connect`` returns their ``Communicator``.
 
 ``mpi`` reduces arrays by MPI, ``nccl`` those on NVIDIA GPUs by NCCL; ``single`` is one process
-alone. ``launch`` reads what the launcher of the job says about it.
+alone. ``launchers`` reads what the launcher of the job says about it.
 """
 
 import logging
@@ -10,7 +10,7 @@ from typing import Literal
 
 from portacnn.distributed.base import Communicator, Pending
 from portacnn.distributed.faults import agree, take_down_at_errors, taking_down
-from portacnn.distributed.launch import device_for, launch
+from portacnn.distributed.launchers import device_for, launch
 from portacnn.distributed.single import SingleProcess
 from portacnn.distributed.threads import divide_threads
 from portacnn.errors import ArgumentError

@@ -22,7 +22,7 @@ from typing import Any
 from portacnn.device_runtime import Array, HostArray
 from portacnn.distributed.base import Communicator, Half, Op, Pending
 from portacnn.distributed.compression import check_compress, compressed_sum
-from portacnn.distributed.launch import check_size, cuda_number
+from portacnn.distributed.launchers import check_size, cuda_number
 from portacnn.errors import ArrayError, DependencyError
 from portacnn.runtime import backend_of, resolve, where
 

@@ -14,7 +14,7 @@ from typing import Any
 from portacnn.device_runtime import Array
 from portacnn.distributed.base import Communicator, Half, Op, Pending
 from portacnn.distributed.compression import check_compress, compressed_sum
-from portacnn.distributed.launch import cuda_number
+from portacnn.distributed.launchers import cuda_number
 from portacnn.errors import ArrayError, BackendError, DependencyError
 from portacnn.runtime import Backend, backend_of, dtype_name, resolve
 
