@@ -362,6 +362,7 @@ def test_the_wheel_has_every_package():
 # what a backend may import
 FOUNDATION = {"runtime", "device_runtime", "ops", "errors", "arguments", "cache"}
 BORROWS = {"numba": {"numpy"}}  # a backend folder that may import another's
+SHARED = {path.stem for path in BACKENDS.glob("*.py")} - {"__init__", "strict"}  # threads, steps
 
 
 def backend_package(path: Path) -> str:
@@ -371,7 +372,7 @@ def backend_package(path: Path) -> str:
 @of_each(sorted(BACKENDS.rglob("*.py")))
 def test_a_backend_imports_the_foundation_and_its_own_folder(path: Path):
     own = path.relative_to(BACKENDS).parts[0]
-    allowed = {own, *BORROWS.get(own, ()), "threads"}
+    allowed = {own, *BORROWS.get(own, ()), *SHARED}
     for name in imports(read(path), backend_package(path)):
         top, _, rest = name.partition(".")
         if top != "portacnn":
