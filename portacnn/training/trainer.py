@@ -593,7 +593,7 @@ class Trainer(Evaluating):
         sizes = self._sizes[self.batch :]
         if self.batch == 0:
             self.callbacks.epoch_begins(self)
-        every_step = self.ranks.any(self.callbacks.every_step)
+        every_step = self.callbacks.every_step
         began = time.perf_counter()
         with closing(self.read(self.epoch, self.batch)) as read:
             for size, batch in zip(sizes, read, strict=False):
