@@ -51,7 +51,10 @@ PARTS = {
     "steps": Part("gpu.times.steps", 75, "training steps: kernels, replayed, portable"),
     "rates": Part("gpu.times.rates", 30, "each kernel against what the GPU reaches"),
     "torch": Part(
-        "gpu.times.torch_steps", 60, "the same steps with PyTorch: eager, CUDA graph, compiled"
+        "gpu.times.torch_steps", 50, "the same steps with PyTorch: eager, CUDA graph, compiled"
+    ),
+    "torch_graph": Part(
+        "gpu.torch_capture.torch_capture", 10, "steps on PyTorch replayed from a graph: equal bits"
     ),
     "parity": Part("gpu.parity.parity", 10, "200 steps from one seed as on NumPy"),
     "nccl": Part("gpu.ranks.nccl", 5, "sums by NCCL with this GPU as the only rank"),

@@ -169,7 +169,12 @@ _missing = {name: reason for name, check in NEEDS.items() if (reason := check())
 _NONE = "none"
 # whole files and folders, which import it
 _WHOLE = {
-    "torch": ["backends/cupy/test_cudnn.py", "layers/test_graph.py", "ops/test_grid.py"],
+    "torch": [
+        "backends/cupy/test_cudnn.py",
+        "backends/torch",
+        "layers/test_graph.py",
+        "ops/test_grid.py",
+    ],
     "onnx": ["onnx"],
     "onnxruntime": ["onnx/test_export*.py"],
     "PIL": ["data/test_image_folder.py"],
