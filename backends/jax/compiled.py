@@ -30,7 +30,6 @@ import numpy as np
 
 from portacnn.backends.jax.arrays import JaxArray, Trace, current_trace, tracing
 from portacnn.ops.dispatch import kernel_choice, precision
-from portacnn.runtime import Array
 
 MOST = 16
 """The most kinds of calls for which a step or a forward pass is compiled at one time."""
@@ -356,9 +355,7 @@ class _Way:
                 donated[number] = jnp.copy(donated[number])
         read = [array._value for array in self._read]
         given = [array._value for array in arrays]
-        updated, written, observed, results = self._compiled(
-            donated, read, given, _words(numbers)
-        )
+        updated, written, observed, results = self._compiled(donated, read, given, _words(numbers))
         for array, value in zip(self._donated, updated, strict=True):
             array._value = value
         for array, value in zip(self._written, written, strict=True):

@@ -74,7 +74,9 @@ def backends(*names: str, having: str | None = None) -> pytest.MarkDecorator:
     return pytest.mark.backends(*names, having=having)
 
 
-EACH_LIBRARY = backends("numpy", "strict-device1", "torch", "torch-cuda", "cupy", "cupy-emulated", "jax")
+EACH_LIBRARY = backends(
+    "numpy", "strict-device1", "torch", "torch-cuda", "cupy", "cupy-emulated", "jax"
+)
 """For a test, or as ``pytestmark`` for a file, that goes over each library once: where no array of
 its own is handed to the library, read-only inputs are NumPy again, and whatever fails on
 array-api-strict's CPU fails on its ``device1`` too."""
