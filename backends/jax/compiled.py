@@ -30,7 +30,6 @@ import numpy as np
 
 from portacnn.backends.jax.arrays import JaxArray, Trace, current_trace, tracing
 from portacnn.ops.dispatch import kernel_choice, precision
-from portacnn.runtime import Array
 
 MOST = 16
 """The most kinds of calls for which a step or a forward pass is compiled at one time."""
@@ -56,8 +55,12 @@ class _Leaf(NamedTuple):
 
 
 def _taken_apart(value: Any, arrays: list[JaxArray]) -> Any:
-    """Return a structure with numbers for its arrays, which are appended to the list."""
+    """Return a structure with numbers for its arrays, which are appended to the list. An array that
+    occurs twice has one number."""
     if isinstance(value, JaxArray):
+        for number, array in enumerate(arrays):
+            if array is value:
+                return _Leaf(number)
         arrays.append(value)
         return _Leaf(len(arrays) - 1)
     if isinstance(value, tuple):
@@ -98,8 +101,9 @@ class _CompiledOp:
         self._function, self._form, self._device = function, form, device
         self._compiled = jax.jit(self._pure)
         self._result: Any = None
+        # of each array in the result: its number among the new ones, or -1 - that of an argument
+        self._order: list[int] = []
         self._written: list[int] = []
-        self._kept: list[JaxArray] = []
 
     def _pure(self, values: list[Any]) -> Any:
         trace = Trace(self._device)
@@ -113,12 +117,11 @@ class _CompiledOp:
             # a result may be an argument, as in what is saved for the backward pass
             place = {id(array): -1 - number for number, array in enumerate(given)}
             fresh: list[Any] = []
-            self._order: list[int] = []
             for array in found:
                 if id(array) not in place:
                     place[id(array)] = len(fresh)
                     fresh.append(array.held)
-                self._order.append(place[id(array)])
+            self._order = [place[id(array)] for array in found]
             self._written = [n for n, array in enumerate(given) if id(array) in trace.writes]
             return fresh, [given[n].held for n in self._written]
 
@@ -356,9 +359,7 @@ class _Way:
                 donated[number] = jnp.copy(donated[number])
         read = [array._value for array in self._read]
         given = [array._value for array in arrays]
-        updated, written, observed, results = self._compiled(
-            donated, read, given, _words(numbers)
-        )
+        updated, written, observed, results = self._compiled(donated, read, given, _words(numbers))
         for array, value in zip(self._donated, updated, strict=True):
             array._value = value
         for array, value in zip(self._written, written, strict=True):
@@ -373,7 +374,7 @@ def _evaluated(jaxpr: Any, leaves: list[Any]) -> list[Any]:
     from jax.extend.core import jaxpr_as_fun
     from jax.interpreters import partial_eval
 
-    small, used = partial_eval.dce_jaxpr(
+    small, _ = partial_eval.dce_jaxpr(
         jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.outvars), instantiate=True
     )
     closed = jaxpr.replace(jaxpr=small)

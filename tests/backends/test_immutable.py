@@ -7,8 +7,6 @@ import pickle
 import numpy as np
 import pytest
 
-pytest.importorskip("array_api_strict")
-
 from portacnn import ops, resolve
 from portacnn.errors import ArrayError, BackendError
 from support.immutable_library import ToyArray, toylib

@@ -4,11 +4,9 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
-
-jax = pytest.importorskip("jax")
-
 from jax import numpy as jnp
 
 import portacnn
@@ -284,7 +282,9 @@ def test_a_checkpoint_goes_there_and_back(tmp_path):
     x, t = HOME.to_host(data.images), HOME.to_host(data.targets)
     losses = {}
     for device in ("jax", "numpy"):
-        again = Trainer.resume(tmp_path, x, t, device=device, epochs=2, checkpoint_dir=tmp_path / device)
+        again = Trainer.resume(
+            tmp_path, x, t, device=device, epochs=2, checkpoint_dir=tmp_path / device
+        )
         again.train()
         losses[device] = again.train_loss_list
     np.testing.assert_allclose(losses["jax"], losses["numpy"], rtol=2e-5)
