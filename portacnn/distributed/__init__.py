@@ -47,7 +47,8 @@ def connect(
     Raises:
         ArgumentError: for an unknown engine.
         DependencyError: if the engine's package is not installed.
-        BackendError: if the engine sees another number of processes than the launcher started.
+        BackendError: if the engine sees another number of processes than the launcher started, or
+            does not support the device.
     """
     if isinstance(engine, Communicator):
         return engine
@@ -86,7 +87,7 @@ def _suits_nccl(backend: Backend) -> bool:
 
     if device_number(backend) is None:
         return False
-    reason = unavailable(backend)
+    reason = unavailable()
     if reason is not None:
         _log.warning("gradients on %s are reduced by MPI: %s", backend, reason)
     return reason is None
