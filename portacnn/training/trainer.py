@@ -132,9 +132,9 @@ class Trainer(Evaluating):
         precision: dtype that the factors of products are rounded to during training, on devices
             that are faster that way (``ops.use_precision``). Weights and activations stay float32.
         compile_step: let the backend compile a whole step (CuPy: a CUDA graph; JAX: one program of
-            XLA). Other backends run the step as usual. A compiled step does not see later changes
-            to the Trainer or its optimizer, except ``lr``. None, the default, compiles on JAX,
-            unless a subclass overrides ``step``.
+            XLA). Other backends run the step as usual, and so do several processes. A compiled step
+            does not see later changes to the Trainer or its optimizer, except ``lr``. None, the
+            default, compiles on JAX, unless a subclass overrides ``step``.
         checkpoint_dir: folder for checkpoints, which ``Trainer.resume`` reads. None writes only
             those requested with ``checkpoint``. Several training runs may share a folder.
         checkpoint_every: steps between checkpoints. None writes one after each epoch. One is also
@@ -145,7 +145,7 @@ class Trainer(Evaluating):
             started: "mpi", "nccl", "auto" (docs/scaling.md), or a
             ``portacnn.distributed.Communicator``. Each takes its share of every batch, so
             that n processes train as one does. All are given the same arguments; rank 0 writes
-            files and shows the progress. Steps are not recorded (``compile_step``).
+            files and shows the progress.
         sync_batch_norm: compute batch norm's statistics over the batches of all processes, in
             their forward and backward passes. Otherwise each uses those of its share, and running
             statistics are averaged.
@@ -434,8 +434,8 @@ class Trainer(Evaluating):
         return self.epoch >= self.epochs or self.stopped_early
 
     def stop(self) -> None:
-        """Make ``train`` return after the current step. It writes a checkpoint, and ``train`` can
-        be called again.
+        """Make ``train`` return after the current step, on all processes. It writes a checkpoint,
+        and ``train`` can be called again.
 
         Use it from signal handlers (``stopping_on_signals``), other threads, and code that runs
         within a step.

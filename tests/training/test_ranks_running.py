@@ -290,7 +290,9 @@ def test_a_nan_of_one_rank_stops_all_in_the_same_step():
     assert first == second
 
 
-def test_an_error_of_one_rank_ends_the_job(capfd):
+def test_an_error_of_one_rank_ends_the_job(capfd, monkeypatch):
+    monkeypatch.setattr("portacnn.distributed.faults.sleep", lambda _: None)
+
     class Broken(Callback):
         def __init__(self, rank):
             self.rank = rank
