@@ -370,7 +370,7 @@ def backend_package(path: Path) -> str:
 @of_each(sorted(BACKENDS.rglob("*.py")))
 def test_a_backend_imports_the_foundation_and_its_own_folder(path: Path):
     own = path.relative_to(BACKENDS).parts[0]
-    allowed = {own, *BORROWS.get(own, ()), "threads"}
+    allowed = {own, *BORROWS.get(own, ()), "threads", "immutable"}
     for name in imports(read(path), backend_package(path)):
         top, _, rest = name.partition(".")
         if top != "portacnn":

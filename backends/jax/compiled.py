@@ -239,9 +239,11 @@ class Compiled:
             self._give_up(error)
             return None
         self._made += 1
-        shapes = ", ".join("x".join(map(str, array.shape)) for array in arrays)
+        shapes = ", ".join("x".join(map(str, array.shape)) for array in arrays if array.ndim)
         seconds = time.perf_counter() - begun
-        _log.info("%s compiled for %s in %.1f s: %s", self._backend, self._what, seconds, shapes)
+        _log.info(
+            "%s: compiled %s for arrays of %s in %.1f s", self._backend, self._what, shapes, seconds
+        )
         if self._made == MOST + 1:
             _log.warning(
                 "%s has compiled %s for %d shapes of a batch; each new one takes about %.1f s. Pad "
