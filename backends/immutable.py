@@ -173,7 +173,7 @@ class MutableArray:
         """Return a value in this array's dtype, broadcast to ``shape``."""
         xp, old = self.library, self.held
         if not hasattr(value, "dtype"):
-            value = xp.asarray(value, dtype=old.dtype, device=old.device)
+            value = xp.asarray(value, dtype=old.dtype, device=self.device)
         elif value.dtype != old.dtype:
             value = xp.astype(value, old.dtype)
         if tuple(value.shape) == shape:
