@@ -131,6 +131,19 @@ def files_are_not_flushed() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs() -> Iterator[None]:
+    """The programs of one file's shapes are of no use to the next, and take gigabytes together."""
+    yield
+    if "jax" in _asked:
+        import jax
+
+        from portacnn.backends.jax import compiled
+
+        compiled._ops.clear()
+        jax.clear_caches()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def transfer_trap() -> Iterator[None]:
     """For the whole session: array-api-strict's device1 hands over values only through
@@ -169,7 +182,13 @@ _missing = {name: reason for name, check in NEEDS.items() if (reason := check())
 _NONE = "none"
 # whole files and folders, which import it
 _WHOLE = {
-    "torch": ["backends/cupy/test_cudnn.py", "layers/test_graph.py", "ops/test_grid.py"],
+    "torch": [
+        "backends/cupy/test_cudnn.py",
+        "backends/torch",
+        "layers/test_graph.py",
+        "ops/test_grid.py",
+    ],
+    "jax": ["backends/jax"],
     "onnx": ["onnx"],
     "onnxruntime": ["onnx/test_export*.py"],
     "PIL": ["data/test_image_folder.py"],

@@ -1,7 +1,6 @@
 """Ops whose arguments include numbers that change from step to step: dropout's mask and the
 optimizers' updates. The numbers become arrays, so that one compiled function serves all steps."""
 
-from collections.abc import Callable
 from inspect import signature
 from typing import Any
 

@@ -1,7 +1,7 @@
 """Several processes that train one model: ``connect`` returns their ``Communicator``.
 
 ``mpi`` reduces arrays by MPI, ``nccl`` those on NVIDIA GPUs by NCCL; ``single`` is one process
-alone. ``launch`` reads what the launcher of the job says about it.
+alone. ``launchers`` reads what the launcher of the job says about it.
 """
 
 import logging
@@ -10,7 +10,7 @@ from typing import Literal
 
 from portacnn.distributed.base import Communicator, Pending
 from portacnn.distributed.faults import agree, take_down_at_errors, taking_down
-from portacnn.distributed.launch import device_for, launch
+from portacnn.distributed.launchers import device_for, launch
 from portacnn.distributed.single import SingleProcess
 from portacnn.distributed.threads import divide_threads
 from portacnn.errors import ArgumentError
@@ -47,7 +47,8 @@ def connect(
     Raises:
         ArgumentError: for an unknown engine.
         DependencyError: if the engine's package is not installed.
-        BackendError: if the engine sees another number of processes than the launcher started.
+        BackendError: if the engine sees another number of processes than the launcher started, or
+            does not support the device.
     """
     if isinstance(engine, Communicator):
         return engine
@@ -86,7 +87,7 @@ def _suits_nccl(backend: Backend) -> bool:
 
     if device_number(backend) is None:
         return False
-    reason = unavailable(backend)
+    reason = unavailable()
     if reason is not None:
         _log.warning("gradients on %s are reduced by MPI: %s", backend, reason)
     return reason is None

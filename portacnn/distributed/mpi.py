@@ -22,7 +22,7 @@ from typing import Any
 from portacnn.device_runtime import Array, HostArray
 from portacnn.distributed.base import Communicator, Half, Op, Pending
 from portacnn.distributed.compression import check_compress, compressed_sum
-from portacnn.distributed.launch import check_size, cuda_number
+from portacnn.distributed.launchers import check_size, cuda_number
 from portacnn.errors import ArrayError, DependencyError
 from portacnn.runtime import backend_of, resolve, where
 
@@ -92,8 +92,10 @@ class MpiCommunicator(Communicator):
 
     def share(self, value: Any, root: int = 0) -> Any:
         text = bytearray(_written(value) if self.rank == root else b"")
-        size = self._counts(len(text), root)
-        text = text if self.rank == root else bytearray(size)
+        size = ctypes.c_int64(len(text))
+        self._world.Bcast(size, root)
+        if self.rank != root:
+            text = bytearray(size.value)
         self._world.Bcast(text, root)
         return json.loads(text)
 
@@ -125,11 +127,6 @@ class MpiCommunicator(Communicator):
             if stream is not None:
                 stream.flush()
         self._mpi.COMM_WORLD.Abort(code)
-
-    def _counts(self, count: int, root: int) -> int:
-        number = ctypes.c_int64(count)
-        self._world.Bcast(number, root)
-        return number.value
 
     def _all_reduce(self, world: Any, array: Array, op: Op, compress: Half | None) -> None:
         if _empty(array):

@@ -14,7 +14,7 @@ from typing import Any
 from portacnn.device_runtime import Array
 from portacnn.distributed.base import Communicator, Half, Op, Pending
 from portacnn.distributed.compression import check_compress, compressed_sum
-from portacnn.distributed.launch import cuda_number
+from portacnn.distributed.launchers import cuda_number
 from portacnn.errors import ArrayError, BackendError, DependencyError
 from portacnn.runtime import Backend, backend_of, dtype_name, resolve
 
@@ -36,9 +36,13 @@ class NcclCommunicator(Communicator):
     name = "nccl"
 
     def __init__(self, device: Backend, control: Communicator) -> None:
-        reason, number = unavailable(device), device_number(device)
-        if number is None or reason is not None:
-            raise DependencyError(reason or "")
+        number = device_number(device)
+        if number is None:
+            raise BackendError(
+                f'distributed="nccl" needs a CUDA device for each rank; got {device}'
+            )
+        if (reason := unavailable()) is not None:
+            raise DependencyError(reason)
         self._control = control
         self.rank, self.size = control.rank, control.size
         self.local_rank, self.local_size = control.local_rank, control.local_size
@@ -177,10 +181,8 @@ class _OnStream(Pending):
         self._array = None
 
 
-def unavailable(device: Backend) -> str | None:
-    """Return why NCCL cannot be used for this device, or None."""
-    if device_number(device) is None:
-        return f'distributed="nccl" needs a CUDA device for each rank; this model is on {device}'
+def unavailable() -> str | None:
+    """Return why NCCL cannot be used in this environment, or None."""
     try:
         from cupy.cuda import nccl
     except ImportError as error:

@@ -22,7 +22,7 @@ DTYPES = ("float16", "float32", "float64", "int32", "int64", "uint8", "bool")
 def nccl(section: Section) -> None:
     """Reduce and broadcast arrays of CuPy, and of torch if it sees the GPU."""
     home = Gpu(section.device).home
-    if (reason := unavailable(home)) is not None:
+    if (reason := unavailable()) is not None:
         raise NotHereError(reason)
     ours = NcclCommunicator(home, SingleProcess())
     try:

@@ -1,7 +1,8 @@
 """Communicators: MPI on several ranks, NCCL on stand-ins, a single process."""
 
+import sys
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,8 +10,9 @@ import pytest
 from portacnn import distributed
 from portacnn.distributed import SingleProcess
 from portacnn.distributed.compression import decode, encode
-from portacnn.distributed.mpi import cuda_aware
-from portacnn.errors import ArgumentError
+from portacnn.distributed.mpi import MpiCommunicator, cuda_aware
+from portacnn.distributed.nccl import NcclCommunicator
+from portacnn.errors import ArgumentError, BackendError, DependencyError
 from portacnn.runtime import BackendInfo, resolve
 from support import fake_cupy, nccl_stub
 from support.gpu_rig import ranks, tools
@@ -26,6 +28,7 @@ HERE = Path(__file__).parent
     [
         (2, ["numpy", "array_api_strict", "array_api_strict:device1"]),
         pytest.param(2, ["torch"], marks=[needs("torch"), pytest.mark.slow]),
+        pytest.param(2, ["jax"], marks=[needs("jax"), pytest.mark.slow]),
         *(pytest.param(n, ["numpy"], marks=pytest.mark.slow) for n in (1, 3, 4)),
     ],
 )
@@ -87,6 +90,28 @@ def test_mpi_that_says_that_it_takes_cuda(
     info = SimpleNamespace(Get={"mpi_memory_alloc_kinds": kinds}.get, Free=lambda: None)
     world = SimpleNamespace(Get_info=lambda: info)
     assert cuda_aware.__wrapped__(SimpleNamespace(COMM_WORLD=world)) is aware
+
+
+def test_engines_that_are_not_there(monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(BackendError, match=r"CUDA device for each rank; got numpy on cpu"):
+        NcclCommunicator(resolve("numpy"), SingleProcess())
+    with fake_cupy.installed():
+        nccl_stub.install(available=False)
+        with pytest.raises(DependencyError, match="CuPy finds no NCCL: pip install nvidia-nccl"):
+            NcclCommunicator(resolve("cupy"), SingleProcess())
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    with pytest.raises(DependencyError, match=r"does not load: .*; pip install .portacnn\[mpi\]"):
+        MpiCommunicator()
+    broken = ModuleType("mpi4py")
+    broken.__getattr__ = no_library
+    monkeypatch.setitem(sys.modules, "mpi4py", broken)
+    with pytest.raises(DependencyError, match="installed, but cannot load MPI library; pip"):
+        MpiCommunicator()
+
+
+def no_library(name: str) -> None:
+    """As mpi4py's wheel, whose first line says what, and the others where it has looked."""
+    raise RuntimeError("cannot load MPI library\nlibmpi.so: cannot open shared object file")
 
 
 def test_bfloat16_is_rounded_to_nearest_and_ties_to_even():

@@ -6,7 +6,7 @@ import pytest
 
 from portacnn.backends import threads as pool
 from portacnn.distributed import SingleProcess, device_for, launch
-from portacnn.distributed.launch import check_size
+from portacnn.distributed.launchers import check_size
 from portacnn.distributed.threads import OTHERS, divide_threads, share_of
 from portacnn.errors import BackendError
 from support import fake_cupy

@@ -17,6 +17,8 @@ MODULES = [
     "portacnn.data.idx",
     "portacnn.data.labels",
     "portacnn.data.mnist",
+    "portacnn.distributed",
+    "portacnn.distributed.launchers",
     "portacnn.file_kinds",
     "portacnn.gradient_check",
     "portacnn.init",
