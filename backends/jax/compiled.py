@@ -107,7 +107,7 @@ class _CompiledOp:
 
     def __init__(self, function: Callable[..., Any], form: Any, device: Any) -> None:
         self._function, self._form, self._device = function, form, device
-        self._compiled = jax.jit(self._pure)
+        self._compiled = _jitted(self)
         self._result: Any = None
         # of each array in the result: its number among the new ones, or -1 - that of an argument
         self._order: list[int] = []
@@ -316,7 +316,7 @@ class _Way:
         updated = {**trace.writes, **{id(array): array for array in kept}}
         self._donated = list(updated.values())
         self._read = [array for key, array in trace.reads.items() if key not in updated]
-        self._compiled = jax.jit(self._pure, donate_argnums=(0,))
+        self._compiled = _jitted(self, donate_argnums=(0,))
 
     def _traced(self, values: list[Any], words: dict[str, Any]) -> Any:
         arrays = [JaxArray(value) for value in values]
@@ -378,6 +378,13 @@ class _Way:
                     if (array := weak()) is not None:
                         array.settle(value)
         return out[0][3]  # type: ignore[no-any-return]
+
+
+def _jitted(owner: Any, **options: Any) -> Callable[..., Any]:
+    """Return ``owner._pure``, compiled. The function does not keep its owner, and the arrays that
+    this refers to, alive."""
+    weak = ref(owner)
+    return jax.jit(lambda *args: weak()._pure(*args), **options)
 
 
 def _evaluated(jaxpr: Any, leaves: list[Any]) -> list[Any]:
