@@ -8,15 +8,29 @@ import os
 import sys
 from typing import Any
 
+_muted = False
+
+
+def mute() -> None:
+    """Make ``say`` print nothing from now on: this process is one of several, and another one
+    speaks for all."""
+    global _muted
+    _muted = True
+
 
 def say(*lines: str, error: bool = False) -> None:
-    """Print lines to stdout, or to stderr if ``error``.
+    """Print lines to stdout, or to stderr if ``error``; nothing after ``mute``."""
+    if not _muted:
+        write(sys.stderr if error else sys.stdout, *lines)
+
+
+def write(stream: Any, *lines: str) -> None:
+    """Print lines to a stream.
 
     Characters that the stream's encoding lacks are escaped. If there is no stream (pythonw,
     ``>&-``), or it cannot be written to (a reader that has exited, a full disk), nothing is
     printed.
     """
-    stream = sys.stderr if error else sys.stdout
     if stream is None:
         return
     with contextlib.suppress(OSError, ValueError):  # ValueError: it was closed

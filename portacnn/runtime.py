@@ -61,12 +61,14 @@ class Kernel(NamedTuple):
     """A backend's implementation of an op: the two functions of ``portacnn.ops.dispatch.Op``.
 
     ``prepare`` is for repeated inference on arrays of one shape, when the overhead of a call
-    matters; see ``Op.prepare``.
+    matters; see ``Op.prepare``. ``complex`` tells whether the functions take complex arrays;
+    without it, those go to the op's portable functions.
     """
 
     forward: Callable[..., Any]
     backward: Callable[..., Any] | None = None
     prepare: Callable[..., Any] | None = None
+    complex: bool = False
 
 
 class _Deferred(Mapping[str, Kernel]):
@@ -255,6 +257,22 @@ class Backend(DeviceRuntime):
         packed[...] = array
         return packed
 
+    def as_real(self, array: Array) -> Array:
+        """Return a complex array (...) as real numbers (..., 2): the real and the imaginary
+        parts.
+        """
+        return self.xp.stack([self.xp.real(array), self.xp.imag(array)], axis=-1)
+
+    def as_complex(self, parts: Array) -> Array:
+        """Return the complex array (...) of real and imaginary parts (..., 2).
+
+        The standard has no function for it. Of an infinite imaginary part, this product makes a
+        real part of NaN; adapters override it.
+        """
+        dtype = self.dtype(_COMPLEX_OF[dtype_name(parts)])
+        re, im = (self.xp.astype(parts[..., i], dtype) for i in (0, 1))
+        return re + 1j * im
+
 
 @dataclass(frozen=True)
 class BackendInfo:
@@ -334,10 +352,11 @@ def available_backends() -> list[BackendInfo]:
     """Return every backend with its version and devices, or the reason why it is unavailable.
     Imports each library.
     """
-    return [_probe(name) for name in backend_names()]
+    return [backend_info(name) for name in backend_names()]
 
 
-def _probe(name: str) -> BackendInfo:
+def backend_info(name: str) -> BackendInfo:
+    """Return the version and devices of one backend, or the reason why it is unavailable."""
     try:
         return _adapter(name).probe()
     # a third-party adapter may raise anything; the other backends are still listed
@@ -515,6 +534,21 @@ def where(array: Array) -> AbstractContextManager[Any]:
 def dtype_name(array: Array) -> str:
     """Return the standard name of the array's dtype, such as "float32", for any library."""
     return str(array.dtype).rpartition(".")[2]
+
+
+_COMPLEX_OF = {"float32": "complex64", "float64": "complex128"}
+_PART_OF = {whole: part for part, whole in _COMPLEX_OF.items()}
+
+
+@lru_cache(maxsize=1024)
+def part_dtype(xp: Any, dtype: Any) -> Any:
+    """Return the dtype of the real and imaginary parts of complex64 and complex128, for either byte
+    order; None for every other dtype.
+    """
+    part = _PART_OF.get(
+        str(dtype.newbyteorder("=") if hasattr(dtype, "newbyteorder") else dtype).rpartition(".")[2]
+    )
+    return part and getattr(xp, part)
 
 
 @lru_cache(maxsize=1024)

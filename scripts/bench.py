@@ -88,6 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     try:
         bench = Bench(options)
+        if options.distributed:
+            return bench.on_ranks()
         with tempfile.TemporaryDirectory() as folder:
             bench.data, bench.folder = store(options.data, folder), Path(folder)
             return bench.run()
@@ -158,6 +160,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_true",
         help="measure portacnn's time per layer instead, forward and backward",
     )
+    add(
+        "--distributed",
+        action="store_true",
+        help="train on ranks of mpiexec instead: time per step and its parts, and of sums",
+    )
+    add("--ranks", default="1,2", metavar="N,M", help="of --distributed; default %(default)s")
     add("--json", default="runs/bench.json", metavar="FILE", help="default %(default)s")
     return parser.parse_args(arguments)
 
@@ -302,6 +310,18 @@ class Bench:
         self.out.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
         print(f"written  {self.out}")
         return 0 if self.rows else 1
+
+    def on_ranks(self) -> int:
+        """Measure training steps on several ranks."""
+        from bench_ranks import compare
+
+        nets = [(case.net, case.batch, case.size) for case in self.cases if case.mode == "train"]
+        ranks = whole_numbers(self.options.ranks, "ranks")
+        report = compare(nets, ranks, self.options.seconds, self.options.rounds)
+        report |= {"machine": self.speed(), "load": os.getloadavg()}
+        self.out.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+        print(f"written  {self.out}")
+        return 0
 
     def compare(self) -> None:
         """Run every case with every contender; one table row each."""

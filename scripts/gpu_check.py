@@ -53,8 +53,12 @@ PARTS = {
     "torch": Part(
         "gpu.times.torch_steps", 45, "the same steps with PyTorch: eager, CUDA graph, compiled"
     ),
+    "torch_graph": Part(
+        "gpu.torch_capture.torch_capture", 10, "steps on PyTorch replayed from a graph: equal bits"
+    ),
     "jax": Part("gpu.jax_steps.jax_steps", 25, "the same steps on JAX: portacnn's, and plain JAX"),
     "parity": Part("gpu.parity.parity", 10, "200 steps from one seed as on NumPy"),
+    "nccl": Part("gpu.ranks.nccl", 5, "sums by NCCL with this GPU as the only rank"),
     "accuracy": Part("gpu.training.accuracy", 15, "seconds to 0.985 on all of MNIST"),
     "yields": Part("gpu.times.yields", 25, "what each tile reaches, for the plan"),
     "layouts": Part("gpu.times.layouts", 10, "batch last against batch first in memory"),

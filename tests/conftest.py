@@ -38,6 +38,8 @@ from portacnn.runtime import Backend, resolve
 from support import fake_cupy
 from support.matrix import BACKENDS, BY_NAME_ONLY, NEEDS, Here, suits
 
+pytest_plugins = ("pytester",)
+
 # no limits of wall time, which passes while other programs run
 hypothesis.settings.register_profile(
     "default",
@@ -180,7 +182,12 @@ _missing = {name: reason for name, check in NEEDS.items() if (reason := check())
 _NONE = "none"
 # whole files and folders, which import it
 _WHOLE = {
-    "torch": ["backends/cupy/test_cudnn.py", "layers/test_graph.py", "ops/test_grid.py"],
+    "torch": [
+        "backends/cupy/test_cudnn.py",
+        "backends/torch",
+        "layers/test_graph.py",
+        "ops/test_grid.py",
+    ],
     "jax": ["backends/jax"],
     "onnx": ["onnx"],
     "onnxruntime": ["onnx/test_export*.py"],

@@ -55,6 +55,14 @@ class CupyBackend(Backend):
         # ascontiguousarray turns () into (1,)
         return array if array.flags.c_contiguous else cp.ascontiguousarray(array)
 
+    def as_real(self, array: Array) -> Array:
+        array = self.contiguous(array)
+        return array.view(array.real.dtype).reshape(*array.shape, 2)
+
+    def as_complex(self, parts: Array) -> Array:
+        whole = np.result_type(parts.dtype, np.complex64)
+        return self.contiguous(parts).view(whole)[..., 0]
+
     def synchronize(self) -> None:
         self.device.synchronize()
 

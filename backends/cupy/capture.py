@@ -25,18 +25,18 @@ previous step (``ok``), the graph itself writes it to the right place.
 
 import gc
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
-from numbers import Integral, Real
 from struct import Struct
 from typing import Any
 
 import numpy as np
 
 from portacnn.backends.cupy.nvrtc import Variant, kernel
-from portacnn.ops.dispatch import Op, kernel_choice, precision
+from portacnn.backends.steps import arrays_of, code_of, place_of, rebuilt, sorted_out
+from portacnn.ops.dispatch import kernel_choice, precision
 from portacnn.runtime import Array, Backend
 
 WARM = 2
@@ -48,10 +48,6 @@ _ALIGNED = 16  # bytes; the alignment of the arrays of a result
 _FILE = "words.cu"
 VARIANTS: list[Variant] = [(_FILE, {})]
 _log = logging.getLogger("portacnn")
-
-
-class _UncapturableError(Exception):
-    """Raised if a recorded step cannot be replayed."""
 
 
 class CapturedStep:
@@ -88,7 +84,7 @@ class CapturedStep:
 
     def __call__(self, *arguments: Any) -> Any:
         *batch, state = arguments
-        numbers, held, fixed = _sorted_out(state, self._cp.ndarray)
+        numbers, held, fixed = sorted_out(state, self._cp.ndarray)
         arrays = [*batch, *held.values()]
         key = (len(batch), fixed, tuple(map(_kind, arrays)), kernel_choice(), precision())
         way = self._ways.get(key)
@@ -142,7 +138,7 @@ class CapturedStep:
                 f"expected a state of at most {_WORDS} numbers, got {', '.join(numbers)}"
             )
         if numbers:
-            codes = "".join([_code(type(value)) for value in numbers.values()])
+            codes = "".join([code_of(type(value)) for value in numbers.values()])
             words = np.frombuffer(_packer(codes).pack(*numbers.values()), np.int64)
             launch = kernel(_FILE, "set_words", "float64")
             launch((1,), (_WORDS,), (self._words, np.int32(len(numbers)), *words))
@@ -153,7 +149,7 @@ class CapturedStep:
         """
         return {
             name: self._words[i : i + 1]
-            .view(np.int64 if _code(type(value)) == "q" else np.float64)
+            .view(np.int64 if code_of(type(value)) == "q" else np.float64)
             .reshape(())
             for i, (name, value) in enumerate(numbers.items())
         }
@@ -201,7 +197,7 @@ class CapturedStep:
             way.record(step, arrays, self._stream, self._returned)
             return None
         except Exception as error:
-            reason = f"{_place(error)}: {str(error) or type(error).__name__}"
+            reason = f"{place_of(error, __file__)}: {str(error) or type(error).__name__}"
         # Outside the except block, where no exception keeps the memory of the recording alive.
         # If the step fails here too, the error is not caused by recording, and recording is not
         # given up.
@@ -294,7 +290,7 @@ class _Way:
                 stream.begin_capture()
                 try:
                     result = step(inputs)
-                    found = _arrays(result)
+                    found = arrays_of(result, self._cp.ndarray)
                     whole, places = self._gathered(found)
                     back = _coming_back(arrays, returned, found)
                     for place, number in back.items():
@@ -337,7 +333,7 @@ class _Way:
         self.graph.launch()
         fresh[...] = self._whole
         self.returned = self._views(fresh, self._places)
-        return _rebuilt(self._result, iter(self.returned))
+        return rebuilt(self._result, iter(self.returned))
 
 
 _NO_MEMORY = 2  # cudaErrorMemoryAllocation
@@ -369,42 +365,8 @@ def _end_quietly(stream: Any) -> None:
 
 
 @lru_cache
-def _names(kind: type) -> tuple[str, ...]:
-    if not is_dataclass(kind):
-        raise TypeError(f"the last argument of a step must be a dataclass, got {kind.__name__}")
-    return tuple(item.name for item in fields(kind))
-
-
-@lru_cache
-def _code(kind: type) -> str:
-    """Return the ``struct`` code of a number of this type: "q" for int64, "d" for float64, "" if it
-    is not a number.
-    """
-    if issubclass(kind, bool) or not issubclass(kind, Real):
-        return ""
-    return "q" if issubclass(kind, Integral) else "d"
-
-
-@lru_cache
 def _packer(codes: str) -> Struct:
     return Struct(f"={codes}{(_WORDS - len(codes)) * 8}x")
-
-
-def _sorted_out(state: Any, kind: type) -> tuple[dict[str, Any], dict[str, Array], tuple[Any, ...]]:
-    """Split the fields of a state into numbers, arrays (of this type), and everything else."""
-    numbers: dict[str, Any] = {}
-    arrays: dict[str, Array] = {}
-    fixed = [type(state)]
-    for name in _names(type(state)):
-        value = getattr(state, name)
-        if isinstance(value, kind):
-            arrays[name] = value
-        elif code := _code(type(value)):
-            numbers[name] = value
-            fixed += name, code
-        else:
-            fixed += name, value
-    return numbers, arrays, tuple(fixed)
 
 
 def _kind(array: Array) -> tuple[Any, ...]:
@@ -414,21 +376,6 @@ def _kind(array: Array) -> tuple[Any, ...]:
 @lru_cache
 def _order(strides: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(sorted(range(len(strides)), key=lambda axis: -strides[axis]))
-
-
-def _arrays(result: Any) -> list[Array]:
-    """Return the arrays of a result, in order. Raises _UncapturableError if a replay could not
-    compute a part again.
-    """
-    import cupy as cp
-
-    if isinstance(result, tuple | list):
-        return [array for part in result for array in _arrays(part)]
-    if not isinstance(result, cp.ndarray):
-        raise _UncapturableError(
-            f"it returns a {type(result).__name__}, which would be the same at every replay"
-        )
-    return [result]
 
 
 def _coming_back(arrays: list[Array], returned: list[Array], found: list[Array]) -> dict[int, int]:
@@ -444,15 +391,6 @@ def _coming_back(arrays: list[Array], returned: list[Array], found: list[Array])
     }
 
 
-def _rebuilt(result: Any, fresh: Iterator[Array]) -> Any:
-    """Return a result of the same structure with other arrays."""
-    return (
-        type(result)(_rebuilt(part, fresh) for part in result)
-        if isinstance(result, tuple | list)
-        else next(fresh)
-    )
-
-
 def _copied(result: Any, copies: list[Array]) -> Any:
     """Return copies of the arrays, made on the current stream, and append them to the list."""
     import cupy as cp
@@ -463,25 +401,3 @@ def _copied(result: Any, copies: list[Array]) -> Any:
         return result
     copies.append(result.copy())
     return copies[-1]
-
-
-def _place(error: BaseException) -> str:
-    """Return where an error occurred: the innermost op, else the innermost function of portacnn,
-    else a function of the step.
-    """
-    op, ours, first = "", "", ""
-    traceback = error.__traceback__
-    while traceback is not None:
-        frame = traceback.tb_frame
-        code = frame.f_code
-        # Reading a frame's locals keeps them alive; the locals of ``_run`` would keep the error.
-        if code.co_filename != __file__:
-            holder = frame.f_locals.get("self")
-            if isinstance(holder, Op):
-                op = f"{holder.name}_backward" if code.co_name == "run" else holder.name
-            else:
-                first = first or code.co_qualname
-                if frame.f_globals.get("__name__", "").startswith("portacnn."):
-                    ours = code.co_qualname
-        traceback = traceback.tb_next
-    return op or ours or first or "the step"

@@ -42,6 +42,14 @@ class NumpyBackend(Backend):
     def contiguous(self, array: Array) -> Array:
         return np.asarray(array, order="C")  # ascontiguousarray turns () into (1,)
 
+    def as_real(self, array: Array) -> Array:
+        array = self.contiguous(array)
+        return array.view(array.real.dtype).reshape(*array.shape, 2)
+
+    def as_complex(self, parts: Array) -> Array:
+        whole = np.result_type(parts.dtype, np.complex64)
+        return self.contiguous(parts).view(whole)[..., 0]
+
     def active(self) -> AbstractContextManager[Any]:
         return np.errstate(all="ignore")
 

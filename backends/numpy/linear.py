@@ -49,11 +49,11 @@ def linear_backward(
     need_dweight: bool = True,
     need_dbias: bool = True,
 ) -> Any:
-    x, weight, with_bias = saved
+    x, weight, with_bias = saved  # conj() returns a real array itself
     dx = None
     if need_dx:
-        dx = _product(weight.T, dy.T, empty((x.shape[1], x.shape[0]), x.dtype)).T
-    dweight = _product(dy.T, x, empty(weight.shape, x.dtype)) if need_dweight else None
+        dx = _product(weight.conj().T, dy.T, empty((x.shape[1], x.shape[0]), x.dtype)).T
+    dweight = _product(dy.T, x.conj(), empty(weight.shape, x.dtype)) if need_dweight else None
     return dx, dweight, dy.sum(axis=0) if with_bias and need_dbias else None
 
 
@@ -114,6 +114,6 @@ def _prepared(
 
 
 KERNELS = {
-    "linear": Kernel(linear, linear_backward, prepare_linear),
+    "linear": Kernel(linear, linear_backward, prepare_linear, complex=True),
     "linear_relu": Kernel(linear_relu, linear_relu_backward, prepare_linear_relu),
 }

@@ -2,6 +2,9 @@
 kernels.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 
 from portacnn.errors import BackendError
@@ -46,11 +49,29 @@ class TorchBackend(Backend):
     def contiguous(self, array: Array) -> Array:
         return array.contiguous()
 
+    def as_real(self, array: Array) -> Array:
+        import torch
+
+        return torch.view_as_real(array.resolve_conj())
+
+    def as_complex(self, parts: Array) -> Array:
+        import torch
+
+        return torch.view_as_complex(parts.contiguous())
+
     def synchronize(self) -> None:
         import torch
 
         if self.device.type != "cpu":
-            getattr(torch, self.device.type).synchronize()
+            device = () if self.device.index is None else (self.device,)
+            getattr(torch, self.device.type).synchronize(*device)
+
+    def compile_step(
+        self, step: Callable[..., Any], example: tuple[Any, ...]
+    ) -> Callable[..., Any]:
+        from portacnn.backends.torch.steps import WholeStep
+
+        return WholeStep(self, step)
 
 
 def probe() -> BackendInfo:

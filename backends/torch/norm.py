@@ -21,6 +21,14 @@ _aten = torch.ops.aten
 # minus one of the elements that share a mean, which changes only the mean.
 
 
+# PyTorch 2.13 misreads weights that are not contiguous, in the backward passes of batch norm and
+# group norm.
+
+
+def _contiguous(array: Any) -> Any:
+    return None if array is None else array.contiguous()
+
+
 def _less_first(x: Any, sets: int) -> Any:
     """Return x, split into ``sets`` equal parts, minus the first element of each part;
     contiguous.
@@ -44,7 +52,7 @@ def batch_norm(
 ) -> Any:
     if x.numel() == 0 or isinstance(momentum, torch.Tensor):
         return NotImplemented
-    x = x.contiguous()
+    x, weight, bias = x.contiguous(), _contiguous(weight), _contiguous(bias)
     if not training:
         y, mean, rstd = _aten.native_batch_norm(
             x, weight, bias, running_mean, running_var, False, 0.0, eps
@@ -98,7 +106,7 @@ def group_norm(
     if x.numel() == 0:
         return NotImplemented
     n, c, *size = x.shape
-    x = _less_first(x, n * num_groups)
+    x, weight, bias = _less_first(x, n * num_groups), _contiguous(weight), _contiguous(bias)
     y, mean, rstd = _aten.native_group_norm(x, weight, bias, n, c, prod(size), num_groups, eps)
     return y, (x, weight, bias is not None, mean, rstd, num_groups) if keep else None
 
@@ -114,13 +122,18 @@ def group_norm_backward(
 ) -> Any:
     x, weight, with_bias, mean, rstd, num_groups = saved
     n, c, *size = x.shape
-    wanted = [need_dx, need_dweight and weight is not None, need_dbias and with_bias]
-    return _wanted(
+    need_dbias = need_dbias and with_bias
+    # without a weight, PyTorch's function fails if it is asked for the bias's gradient
+    wanted = [need_dx, need_dweight and weight is not None, need_dbias and weight is not None]
+    dx, dweight, dbias = _wanted(
         wanted,
         _aten.native_group_norm_backward(
             dy.contiguous(), x, mean, rstd, weight, n, c, prod(size), num_groups, wanted
         ),
     )
+    if need_dbias and weight is None:
+        dbias = dy.sum(dim=[0, *range(2, dy.ndim)])
+    return dx, dweight, dbias
 
 
 @torch.no_grad()
@@ -136,7 +149,11 @@ def layer_norm(
     if x.numel() == 0:
         return NotImplemented
     shape = list(trailing(normalized_shape))
-    x = _less_first(x, x.numel() // prod(shape))
+    x, weight, bias = (
+        _less_first(x, x.numel() // prod(shape)),
+        _contiguous(weight),
+        _contiguous(bias),
+    )
     y, mean, rstd = _aten.native_layer_norm(x, shape, weight, bias, eps)
     return y, (x, shape, weight, bias, mean, rstd) if keep else None
 

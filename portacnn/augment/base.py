@@ -44,10 +44,14 @@ class Transform(AnswersKeywords):
         draws: the number of random numbers that it needs for each image, at most 7, besides the
             one that ``p`` takes.
         p: the share of images that it changes, 0 to 1.
+        looks_back: how many images before an image in its batch change the result: 1 for those
+            that mix each image with the one before it. A process that trains on a part of each
+            batch then gets so many more.
     """
 
     p: float
     draws: ClassVar[int] = 0
+    looks_back: ClassVar[int] = 0
     images_only: ClassVar[bool] = True
     """Whether it needs images (N, C, H, W); otherwise it takes any (N, C, ...)."""
 

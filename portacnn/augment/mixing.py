@@ -35,6 +35,7 @@ class MixUp(Transform):
     p: float = 1.0
 
     draws: ClassVar[int] = 1
+    looks_back: ClassVar[int] = 1
     images_only: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -66,6 +67,7 @@ class CutMix(Transform):
     p: float = 1.0
 
     draws: ClassVar[int] = 3
+    looks_back: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         check_p(self)

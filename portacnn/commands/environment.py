@@ -16,6 +16,7 @@ from portacnn.version import VERSION
 _PACKAGES = (
     *("numpy", "array-api-compat", "array-api-strict", "torch", "cupy", "numba", "threadpoolctl"),
     *("safetensors", "tqdm", "pillow", "pooch", "matplotlib", "onnx", "onnxruntime"),
+    "mpi4py",
     "scikit-learn",
 )
 """The packages that portacnn can use, as they are called on the index."""

@@ -28,6 +28,7 @@ from portacnn.commands.kinds import (
     toml,
     toml_key,
 )
+from portacnn.distributed import ENGINES
 from portacnn.errors import ArgumentError
 from portacnn.file_kinds import FIRST, kind_of
 from portacnn.losses.named import LOSSES
@@ -52,7 +53,7 @@ def _setting(
 ) -> Any:
     """Return a field. ``fresh``: of a new training only; ``kept``: in the settings of a run."""
     about = {"kind": kind, "group": group, "help": help, "metavar": metavar, "choices": None}
-    about |= {"kept": True, **more}
+    about |= {"kept": True, "const": None, **more}
     if isinstance(default, dict):
         return field(default_factory=dict, metadata=about)
     return field(default=default, metadata=about)
@@ -106,7 +107,18 @@ class Settings:
         TEXT,
         "run",
         f"{GRAMMAR}; by default the variable {VARIABLE}, else numpy, or the checkpoint's device "
-        "with --resume",
+        "with --resume; of several ranks each takes the GPU of its number, if none is named",
+    )
+    distributed: str | None = _setting(
+        None,
+        TEXT,
+        "run",
+        "train on all ranks that mpiexec or srun has started (docs/scaling.md): auto (without a "
+        "value), mpi or nccl",
+        "ENGINE",
+        choices=ENGINES,
+        const="auto",
+        kept=False,
     )
     out: str = _setting(
         "runs/latest",
@@ -254,6 +266,20 @@ class Settings:
     compile_step: bool = _setting(
         False, FLAG, "fresh", "let the backend compile a whole step (CuPy: a CUDA graph)"
     )
+    sync_batch_norm: bool = _setting(
+        False,
+        FLAG,
+        "fresh",
+        "with --distributed: batch norm computes mean and variance of the batches of all ranks",
+    )
+    compress_gradients: str | None = _setting(
+        None,
+        TEXT,
+        "fresh",
+        "with --distributed: round gradients on their way between ranks, which halves the traffic",
+        "bfloat16|float16",
+        choices=("bfloat16", "float16"),
+    )
     seed: int | None = _setting(
         None,
         WHOLE,
@@ -289,6 +315,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             more["choices"] = about["choices"]
         if about["kind"] is TABLE:
             more["action"] = "append"
+        if about["const"] is not None:
+            more |= {"nargs": "?", "const": about["const"]}
         group = groups[about["group"]]
         if about["kind"] is TRANSFORMS:
             more |= {"nargs": "?", "const": ("standard",)}

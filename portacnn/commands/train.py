@@ -1,6 +1,7 @@
 """``portacnn train``: train a model on any data, into a run's folder."""
 
 import argparse
+import logging
 import shlex
 import time
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,8 @@ from portacnn.commands.environment import environment, installed, peak_memory
 from portacnn.commands.evaluate import evaluated
 from portacnn.commands.sets import absolute, load, output_count
 from portacnn.commands.settings import FRESH, Settings
-from portacnn.console import say
+from portacnn.console import mute, say
+from portacnn.distributed import Communicator, join, launch, taking_down
 from portacnn.errors import ArgumentError, DependencyError
 from portacnn.files import make_folder, write_atomically
 from portacnn.losses import Loss
@@ -26,7 +28,7 @@ from portacnn.losses.named import LOSSES
 from portacnn.metrics import metrics_for
 from portacnn.models import Model, ModelInfo, Normalize, make_model, model_options
 from portacnn.models.info import LONGEST
-from portacnn.runtime import Backend, resolve
+from portacnn.runtime import Backend
 from portacnn.seeds import check_seed
 from portacnn.text import cut, printable
 from portacnn.training import Trainer, folder, stopping_on_signals
@@ -44,6 +46,7 @@ _SAME = (
         "precision",
     ),
     *("compile_step", "checkpoint_dir", "checkpoint_every", "keep"),
+    *("sync_batch_norm", "compress_gradients"),
 )
 """Settings that the Trainer takes as they are."""
 _FEWEST, _MOST, _STEPS = 16, 100, 20
@@ -77,23 +80,46 @@ def run(options: argparse.Namespace) -> int:
     filed = {} if options.settings is None else of.read(options.settings)
     can_save = installed("safetensors")
     settings = of.merged(of.merged(Settings(), filed), said)
+    _settle_who_speaks(settings.distributed is not None)
     if not can_save and (options.resume is not None or settings.checkpoint_dir is not None):
         raise DependencyError(
             f"checkpoints need safetensors: {_NO_FILES}; run: pip install safetensors"
         )
-    if options.resume is None:
-        backend = resolve(settings.device)
-        _check_words(settings)
-        sets = _load(settings)
-        trainer, settings = _new(settings, backend, sets)
-        known = True
-    else:
+    path, known = None, True
+    if options.resume is not None:
         path = Path(options.resume or settings.checkpoint_dir or _checkpoints(settings))
         settings, known = _of_resumed(path, filed, said)
-        sets = _load(settings)
-        trainer, settings = _resumed(path, settings, sets)
-    out = make_folder(settings.out, "the results", "--out").absolute()
-    return _Run(trainer, settings, sets, out, can_save, options.resume is not None, known).train()
+    engine: Any = settings.distributed
+    ranks, home = join(engine, settings.device)
+    with taking_down(ranks):
+        if path is None:
+            _check_words(settings)
+            sets = _load(settings)
+            trainer, settings = _new(settings, home, sets, ranks)
+        else:
+            sets = _load(settings)
+            device = settings.device if ranks.size == 1 else home
+            trainer, settings = _resumed(path, settings, sets, device, ranks)
+        out = Path(settings.out).absolute()
+        if ranks.rank == 0:
+            out = make_folder(settings.out, "the results", "--out").absolute()
+        return _Run(trainer, settings, sets, out, can_save, path is not None, known).train()
+
+
+def _settle_who_speaks(together: bool) -> None:
+    """Of ranks that train together, the first alone prints messages."""
+    started = launch()
+    if started is None or started.size == 1:
+        return
+    if together and started.rank > 0:
+        mute()
+        logging.getLogger("portacnn").setLevel(logging.ERROR)
+    if not together and started.rank == 0:
+        say(
+            f"warning: {started.launcher} has started {started.size} processes, and each trains "
+            "alone into the same folder; --distributed lets them train together",
+            error=True,
+        )
 
 
 def _load(settings: Settings) -> tuple[Any, Any]:
@@ -129,8 +155,11 @@ class _Run:
         self._say_what()
         self._record()
         date, start = datetime.now(UTC), time.perf_counter()
+        ranks = trainer.ranks.communicator
         with stopping_on_signals(trainer) as caught:
             trainer.train()
+            # A signal may have reached some ranks only; all of them have stopped.
+            caught.number = max(ranks.gather(caught.number or 0)) or None
             ran_on = {
                 "date": date.isoformat(timespec="seconds"),
                 "seconds": time.perf_counter() - start,
@@ -170,7 +199,9 @@ class _Run:
         say(*told)
 
     def _final(self) -> dict[str, float]:
-        """Return the figures of the test set for the weights that the model has now."""
+        """Return the figures of the test set for the weights that the model has now, on rank 0."""
+        if not self.trainer.ranks.is_first:
+            return {}
         trainer, known = self.trainer, self.trainer.model.info.figures
         found = {name: known.get(f"test_{name}") for name in trainer.metrics or ("loss",)}
         mid = trainer.batch or not trainer.epoch  # the figures are not those of these weights
@@ -182,8 +213,9 @@ class _Run:
 
     def _record(self) -> None:
         """Write the settings beside the checkpoints, for a training that is resumed."""
-        if self.known and self.trainer.checkpoint_dir is not None:
-            path = self.trainer.checkpoint_dir / _record_name(self.trainer.run)
+        folder = self.trainer.checkpoint_dir
+        if self.known and folder is not None and self.trainer.ranks.is_first:
+            path = folder / _record_name(self.trainer.run)
             write_atomically(path, self._settings_file())
 
     def _settings_file(self) -> bytes:
@@ -193,7 +225,9 @@ class _Run:
 
     def _write(self, ran_on: Mapping[str, Any]) -> list[str]:
         """Write the results, those so far of a training that was stopped; return a line about each
-        file."""
+        file. Rank 0 does."""
+        if not self.trainer.ranks.is_first:
+            return []
         trainer, out, shown = self.trainer, self.out, Path(self.settings.out)
         told = []
         if self.can_save:
@@ -235,11 +269,14 @@ class _Run:
         if not self.can_save:
             return [stopped, f"note     no checkpoint: {_NO_FILES}"]
         if trainer.checkpoint_dir is None:
-            trainer.checkpoint_dir = make_folder(self.out / run_folder.CHECKPOINTS)
+            folder = self.out / run_folder.CHECKPOINTS
+            trainer.checkpoint_dir = make_folder(folder) if trainer.ranks.is_first else folder
             self._record()
             trainer.checkpoint()
         on = ["--resume", str(trainer.last_checkpoint), "--out", settings.out]
         on += ["--data", settings.data]
+        if settings.distributed is not None:
+            on += ["--distributed", settings.distributed]
         return [stopped, f"saved    {trainer.last_checkpoint}", f"resume   {shlex.join(on)}"]
 
 
@@ -252,13 +289,15 @@ def _check_words(settings: Settings) -> None:
     metrics_for(_loss(settings), settings.metrics)
 
 
-def _new(settings: Settings, backend: Backend, sets: tuple[Any, Any]) -> tuple[Trainer, Settings]:
+def _new(
+    settings: Settings, backend: Backend, sets: tuple[Any, Any], ranks: Communicator
+) -> tuple[Trainer, Settings]:
     """Return the Trainer of a new training, and its settings with everything that was drawn or
     chosen."""
     train, test = sets
     settings = replace(
         settings,
-        seed=check_seed(settings.seed),
+        seed=ranks.share(check_seed(settings.seed)),
         epochs=20 if settings.epochs is None else settings.epochs,
         keep=3 if settings.keep is None else settings.keep,
         batch_size=_batch_size(settings, len(train)),
@@ -279,6 +318,7 @@ def _new(settings: Settings, backend: Backend, sets: tuple[Any, Any]) -> tuple[T
         optimizer_param=_optimizer_param(settings),
         evaluate_sample_num_per_epoch=settings.evaluate_images,
         verbose=not settings.quiet,
+        distributed=ranks,
         **arguments,
     )
     return trainer, _placed(settings, trainer)
@@ -336,11 +376,12 @@ def _optimizer_param(settings: Settings) -> dict[str, Any]:
 
 
 def _placed(settings: Settings, trainer: Trainer) -> Settings:
-    """Return settings that name what the Trainer has: the device and the number of epochs."""
+    """Return settings that name what the Trainer has: the device and the number of epochs. Of
+    several ranks, each has a device of its own."""
     home = trainer.backend
     return replace(
         settings,
-        device=f"{home.name}:{home.place(home.device)}",
+        device=f"{home.name}:{home.place(home.device)}" if trainer.ranks.alone else settings.device,
         epochs=trainer.epochs,
         keep=trainer.keep,
     )
@@ -380,7 +421,9 @@ def _of_resumed(
     run = next((each.run for each in reversed(found) if path in (before, each.path)), None)
     record = before / _record_name(run or "")
     had = of.read(record) if record.is_file() else {}
-    base = of.merged(Settings(), {n: value for n, value in had.items() if n != "device"})
+    # One process returns to the checkpoint's device; ranks have one each, by the device asked for.
+    several = {**filed, **said}.get("distributed") is not None
+    base = of.merged(Settings(), {n: v for n, v in had.items() if n != "device" or several})
     for name in filed:
         if name in FRESH and (not had or filed[name] != getattr(base, name)):
             raise ArgumentError(
@@ -390,7 +433,13 @@ def _of_resumed(
     return of.merged(of.merged(base, filed), said), bool(had)
 
 
-def _resumed(path: Path, settings: Settings, sets: tuple[Any, Any]) -> tuple[Trainer, Settings]:
+def _resumed(
+    path: Path,
+    settings: Settings,
+    sets: tuple[Any, Any],
+    device: str | Backend | None,
+    ranks: Communicator,
+) -> tuple[Trainer, Settings]:
     """Return the Trainer that continues from a checkpoint, and the settings of the whole run."""
     trainer = Trainer.resume(
         path,
@@ -398,12 +447,13 @@ def _resumed(path: Path, settings: Settings, sets: tuple[Any, Any]) -> tuple[Tra
         None,
         sets[1],
         None,
-        device=settings.device,
+        device=device,
         epochs=settings.epochs,
         checkpoint_dir=settings.checkpoint_dir,
         checkpoint_every=settings.checkpoint_every,
         keep=settings.keep,
         verbose=not settings.quiet,
+        distributed=ranks,
     )
     return trainer, _placed(replace(settings, seed=trainer.seed), trainer)
 

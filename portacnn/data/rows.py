@@ -7,6 +7,7 @@ Notation: N images in a set, B in a batch.
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from copy import copy
+from itertools import islice
 from math import prod
 from mmap import mmap
 from typing import Any
@@ -137,14 +138,15 @@ class Rows:
         for first in range(0, len(self), size):
             yield slice(first, first + size)
 
-    def check_finite(self) -> None:
+    def check_finite(self, part: int = 0, parts: int = 1) -> None:
         """Raise NotFiniteError if an image of a memory map has NaN or infinity, or a value beyond
-        the dtype's range. All of it is read, block by block.
+        the dtype's range. All of it is read, block by block, or one of ``parts`` of the blocks, if
+        other processes read the rest.
 
         Images of other objects may be made when they are read, so each batch is checked then.
         """
         if self.dtype.kind == "f" and self.mapped and not self._checked:
-            with closing(self.batches(self.blocks())) as read:
+            with closing(self.batches(islice(self.blocks(), part, None, parts))) as read:
                 for _ in read:
                     pass
             self._checked = True

@@ -96,22 +96,40 @@ class Stream(AnswersKeywords):
             Whatever the generator raises.
         """
         last = self.count if last is None else last
+        begins = range(first, last, size)
+        return self.chosen(epoch, [range(b, min(b + size, last)) for b in begins], rank)
+
+    def chosen(
+        self, epoch: int, batches: Sequence[Sequence[int]], rank: int | None = None
+    ) -> Generator[tuple[HostArray, HostArray], None, None]:
+        """Yield batches of an epoch, of samples by their numbers.
+
+        Args:
+            epoch, rank: see ``batches``.
+            batches: numbers of samples, from 0, in any order. All of a batch are above those of the
+                batches before.
+
+        Raises:
+            As ``batches``.
+        """
         made = self.make(epoch)
         samples = chain.from_iterable(
             map(lambda item: _samples(item, 3 if rank is None else rank), made)
         )
+        done = 0
         try:
-            for _ in islice(samples, first):
-                pass
-            for begin in range(first, last, size):
-                wanted = min(size, last - begin)
-                pairs = list(islice(samples, wanted))
-                if len(pairs) < wanted:
+            for numbers in batches:
+                for _ in islice(samples, min(numbers) - done):
+                    pass
+                done, last = min(numbers), max(numbers) + 1
+                pairs = list(islice(samples, last - done))
+                if len(pairs) < last - done:
                     raise DataFormatError(
-                        f"the stream of epoch {epoch} ended after {begin + len(pairs)} of "
+                        f"the stream of epoch {epoch} ended after {done + len(pairs)} of "
                         f"{self.count} samples; pass a smaller count, or yield more samples"
                     )
-                images, labels = zip(*pairs, strict=True)
+                images, labels = zip(*(pairs[number - done] for number in numbers), strict=True)
+                done = last
                 yield np.stack(images), np.stack(labels)
         finally:
             if hasattr(made, "close"):

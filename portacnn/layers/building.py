@@ -67,7 +67,8 @@ def build(
     if _not_building.get():
         return
     if dtype not in ("float32", "float64"):
-        raise ArgumentError(f'dtype must be "float32" or "float64", got {dtype!r}')
+        hint = "; layers and models are real" if "complex" in str(dtype) else ""
+        raise ArgumentError(f'dtype must be "float32" or "float64", got {dtype!r}{hint}')
     shape = _sample_shape(input_shape, root.where)
     count_output(shape)
     backend, seed = resolve(device), check_seed(seed)

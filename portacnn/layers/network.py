@@ -125,12 +125,14 @@ def _add_grad(layer: "Layer", name: str, grad: Array, current: Gradients | None)
         return
     if current is not None and place in current.written:
         arrays[name] += grad
-        return
-    if name not in arrays:
-        arrays[name] = _array_for_grad(layer, name)
-    arrays[name][...] = grad
+    else:
+        if name not in arrays:
+            arrays[name] = _array_for_grad(layer, name)
+        arrays[name][...] = grad
     if current is not None:
         current.written.add(place)
+        if current.wrote is not None:
+            current.wrote(layer, name)
 
 
 def _array_for_grad(layer: "Layer", name: str) -> Array:

@@ -6,7 +6,7 @@ passes, ``gradients_of`` collects gradients in separate arrays, and ``recomputin
 forward pass.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
@@ -223,11 +223,17 @@ class Gradients:
             gradients are added.
         own: arrays that receive the gradients, by (layer, name); None to write into the network's
             own.
+        wrote: is called after each write into the network's own gradients; see
+            ``one_backward_pass``.
     """
 
-    def __init__(self, own: "dict[tuple[Layer, str], Array] | None" = None) -> None:
+    def __init__(
+        self,
+        own: "dict[tuple[Layer, str], Array] | None" = None,
+        wrote: "Callable[[Layer, str], None] | None" = None,
+    ) -> None:
         self.written: set[tuple[Layer, str]] = set()
-        self.own = own
+        self.own, self.wrote = own, wrote
 
 
 _gradients: ContextVar[Gradients | None] = ContextVar("portacnn_gradients", default=None)
@@ -239,16 +245,20 @@ def current_gradients() -> Gradients | None:
 
 
 @contextmanager
-def one_backward_pass() -> Iterator[None]:
+def one_backward_pass(wrote: "Callable[[Layer, str], None] | None" = None) -> Iterator[None]:
     """Treat all backward passes within the context as one: their gradients are added.
 
     Every container enters it if it is not active, so the gradients of a layer used in several
     places are added. Around the passes over the parts of a batch, the sum is the batch's gradient.
+
+    Args:
+        wrote: is called after each write into a gradient, with the layer and the parameter's name.
+            A parameter used in several places is written several times.
     """
     if _gradients.get() is not None:
         yield
         return
-    current = Gradients()
+    current = Gradients(wrote=wrote)
     token = _gradients.set(current)
     try:
         yield

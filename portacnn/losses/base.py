@@ -12,7 +12,7 @@ A custom loss is a frozen dataclass with ``forward`` and ``backward``:
         def backward(self, cache, dloss=1.0):
             y, t, weight = cache
             xp = backend_of(y).xp
-            return self.weighted(weight, y) * xp.tanh(y - t) * (dloss / prod(y.shape))
+            return self.weighted(weight, y) * xp.tanh(y - t) * (dloss / max(prod(y.shape), 1))
 
 **The mean.** A loss is a mean: a sum over samples (and over pixels and outputs) divided by
 ``count``. With sample weights, each sample's term is multiplied by its weight, and ``count`` is the
@@ -91,6 +91,16 @@ class Loss(AnswersKeywords):
         if weight is None:
             return t.shape[0]
         return backend_of(weight).xp.sum(weight)
+
+    def part_count(self, t: Array, weight: Array | None = None, dtype: str = "float32") -> Any:
+        """Return what a part of a batch adds to the batch's count, in the form of ``count``:
+        ``whole_count`` of the sum over all parts is ``count`` of the batch. A Python number depends
+        on the shape of the targets only."""
+        return self.count(t, weight, dtype)
+
+    def whole_count(self, added: Any) -> Any:
+        """Return the count of a batch for the sum of its parts' ``part_count``."""
+        return added
 
     def forward_part(
         self, y: Array, t: Array, weight: Array | None, whole: Any

@@ -59,10 +59,15 @@ class CenterDetection(Loss):
         return backend_of(derrors).xp.concat([dlogits, derrors * dloss], axis=1)
 
     def count(self, t: Array, weight: Array | None = None, dtype: str = "float32") -> Any:
+        return self.whole_count(self.part_count(t, weight, dtype))
+
+    def part_count(self, t: Array, weight: Array | None = None, dtype: str = "float32") -> Any:
         xp = backend_of(t).xp
         own = xp.astype(t[:, 0, ...] > 0, getattr(xp, dtype))
-        total = xp.sum(own if weight is None else own * along_batch(weight, 3))
-        return xp.maximum(total, 1.0)
+        return xp.sum(own if weight is None else own * along_batch(weight, 3))
+
+    def whole_count(self, added: Any) -> Any:
+        return backend_of(added).xp.maximum(added, 1.0)
 
     def num_outputs(self, t: Any) -> int | None:
         return None  # the targets do not say how many classes there are

@@ -173,6 +173,14 @@ class PerOutput(Loss):
         pairs = zip(self._trained, self._targets(t), strict=True)
         return tuple(loss.count(part, weight, dtype) for (_, _, loss), part in pairs)
 
+    def part_count(self, t: Array, weight: Array | None = None, dtype: str = "float32") -> Any:
+        pairs = zip(self._trained, self._targets(t), strict=True)
+        return tuple(loss.part_count(part, weight, dtype) for (_, _, loss), part in pairs)
+
+    def whole_count(self, added: Any) -> Any:
+        pairs = zip(self._trained, added, strict=True)
+        return tuple(loss.whole_count(each) for (_, _, loss), each in pairs)
+
     def forward_part(
         self, y: Array, t: Array, weight: Array | None, whole: Any
     ) -> tuple[Array, Any]:

@@ -55,6 +55,13 @@ class Sum(Loss):
     def count(self, t: Array, weight: Array | None = None, dtype: str = "float32") -> Any:
         return tuple(loss.count(t, weight, dtype) for _, loss in self.terms)
 
+    def part_count(self, t: Array, weight: Array | None = None, dtype: str = "float32") -> Any:
+        return tuple(loss.part_count(t, weight, dtype) for _, loss in self.terms)
+
+    def whole_count(self, added: Any) -> Any:
+        pairs = zip(self.terms, added, strict=True)
+        return tuple(loss.whole_count(each) for (_, loss), each in pairs)
+
     def forward_part(
         self, y: Array, t: Array, weight: Array | None, whole: Any
     ) -> tuple[Array, Any]:

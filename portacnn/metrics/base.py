@@ -25,9 +25,12 @@ class Metric(AnswersKeywords):
 
     Attributes:
         better: "higher" or "lower": which values are better.
+        adds_up: how the ``pieces`` of several parts of a set become those of the set: they are
+            added, or else joined along their first axis.
     """
 
     better: ClassVar[Literal["higher", "lower"]] = "higher"
+    adds_up: ClassVar[bool] = False
 
     @property
     def is_number(self) -> bool:
@@ -47,6 +50,16 @@ class Metric(AnswersKeywords):
 
     def reset(self) -> None:
         """Drop all batches."""
+        raise NotImplementedError
+
+    def pieces(self) -> tuple[Array, ...]:
+        """Return what the batches since ``reset`` have left, as arrays on the device; () before the
+        first one. A training run on several processes needs it, which evaluate a part of a set
+        each."""
+        raise NotImplementedError
+
+    def put(self, pieces: tuple[Array, ...]) -> None:
+        """Replace all batches by ``pieces``, of several parts of a set."""
         raise NotImplementedError
 
     def for_loss(self, loss: Loss) -> Self:
@@ -116,10 +129,18 @@ class Judged(Metric):
 class Counting(Judged):
     """Base class: a metric computed from counts in one array."""
 
+    adds_up: ClassVar[bool] = True
+
     _counts: Any = field(default=None, init=False, repr=False, compare=False)
 
     def reset(self) -> None:
         self._counts = None
+
+    def pieces(self) -> tuple[Array, ...]:
+        return () if self._counts is None else (self._counts,)
+
+    def put(self, pieces: tuple[Array, ...]) -> None:
+        self._counts = pieces[0]
 
     def _take(self, y: Array, t: Array) -> None:
         counts = self._counted(y, t)
@@ -228,10 +249,18 @@ class Pieces:
             self._blocks.append(backend_of(self._single[0]).xp.stack(self._single))
             self._single = []
 
+    def joined(self) -> Array | None:
+        """Return all arrays, stacked (batches, ...), on the device; None if there are none."""
+        self._close()
+        if len(self._blocks) > 1:
+            self._blocks = [backend_of(self._blocks[0]).xp.concat(self._blocks, axis=0)]
+        return self._blocks[0] if self._blocks else None
+
+    def put(self, joined: Array) -> None:
+        """Replace all arrays by those of ``joined``, (batches, ...)."""
+        self._blocks, self._single = [joined], []
+
     def read(self) -> HostArray | None:
         """Return all arrays, stacked (batches, ...), on the host; None if there are none."""
-        self._close()
-        if not self._blocks:
-            return None
-        backend = backend_of(self._blocks[0])
-        return backend.to_host(backend.xp.concat(self._blocks, axis=0))
+        joined = self.joined()
+        return None if joined is None else backend_of(joined).to_host(joined)

@@ -5,6 +5,7 @@ Notation: D detections and G true boxes of one image; a box is (x1, y1, x2, y2).
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
 from math import nan
 from typing import Any, ClassVar
 
@@ -53,6 +54,21 @@ class AveragePrecision(Metric):
 
     def reset(self) -> None:
         self._found, self._true = [], []
+
+    def pieces(self) -> tuple[Array, ...]:
+        """Return the images' tables, detections first, each with the number of its rows."""
+        made: list[Array] = []
+        for tables in (self._found, self._true) if self._found else ():
+            xp, like = backend_of(tables[0]).xp, tables[0]
+            lengths = [table.shape[0] for table in tables]
+            made += [
+                xp.concat(tables, axis=0),
+                xp.asarray(lengths, dtype=xp.int64, device=like.device),
+            ]
+        return tuple(made)
+
+    def put(self, pieces: tuple[Array, ...]) -> None:
+        self._found, self._true = _apart(*pieces[:2]), _apart(*pieces[2:])
 
     def update(self, y: Any, t: Any) -> None:
         """Add the images of a batch.
@@ -105,6 +121,12 @@ def _table(image: Mapping[str, Array], *words: str) -> Array:
     xp = backend_of(boxes).xp
     columns = [xp.expand_dims(xp.astype(other, boxes.dtype), axis=1) for other in others]
     return xp.concat([boxes, *columns], axis=1)
+
+
+def _apart(tables: Array, lengths: Array) -> list[Array]:
+    """Return the table of each image."""
+    ends = [0, *accumulate(backend_of(lengths).to_host(lengths).tolist())]
+    return [tables[first:last, :] for first, last in pairwise(ends)]
 
 
 def _read(tables: list[Array]) -> list[HostArray]:

@@ -56,6 +56,14 @@ class RocAuc(Judged):
     def reset(self) -> None:
         self._pieces = []
 
+    def pieces(self) -> tuple[Array, ...]:
+        if not self._pieces:
+            return ()
+        return (backend_of(self._pieces[0]).xp.concat(self._pieces, axis=0),)
+
+    def put(self, pieces: tuple[Array, ...]) -> None:
+        self._pieces = [*pieces]
+
     def _take(self, y: Array, t: Array) -> None:
         xp = backend_of(y).xp
         _, t = self._judged(y, t)

@@ -31,6 +31,18 @@ class _Values(Metric):
     def reset(self) -> None:
         self._sums, self._counts = Pieces(), list[int]()
 
+    def pieces(self) -> tuple[Array, ...]:
+        sums = self._sums.joined()
+        if sums is None:
+            return ()
+        xp = backend_of(sums).xp
+        return sums, xp.asarray(self._counts, dtype=xp.int64, device=sums.device)
+
+    def put(self, pieces: tuple[Array, ...]) -> None:
+        sums, counts = pieces
+        self._sums.put(sums)
+        self._counts = backend_of(counts).to_host(counts).tolist()
+
     def _take(self, y: Array, t: Array) -> None:
         xp = backend_of(y).xp
         alike = {tuple(y.shape), (*y.shape, 1), tuple(y.shape[:1]) if y.shape[1:] == (1,) else ()}

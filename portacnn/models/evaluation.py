@@ -2,11 +2,21 @@
 host once."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from portacnn.losses import Loss
 from portacnn.metrics import Metric
 from portacnn.runtime import Array, Backend
+
+
+class Others(Protocol):
+    """The processes that evaluate the other parts of the set."""
+
+    def total(self, share: float) -> float:
+        """Return the sum of the shares of all processes."""
+
+    def join(self, metric: Metric, home: Backend) -> None:
+        """Give the metric the batches of all processes."""
 
 
 def evaluate(
@@ -17,6 +27,7 @@ def evaluate(
     metrics: Mapping[str, Metric],
     weights: Array | None = None,
     dtype: str = "float32",
+    others: Others | None = None,
 ) -> dict[str, Any]:
     """Return "loss" and the value of every metric, over all batches.
 
@@ -31,6 +42,7 @@ def evaluate(
         loss: None leaves the loss out.
         metrics: by name. They are reset first.
         weights: (N,) of the outputs' dtype, which is ``dtype``, or None.
+        others: if these batches are not the whole set.
     """
     if loss is None and not metrics:
         return {}
@@ -47,9 +59,12 @@ def evaluate(
                 weight = None if weights is None else weights[first:last]
                 shares.append(loss.forward_part(y, part, weight, whole)[0])
         figures: dict[str, Any] = {}
-        if shares:
-            figures["loss"] = sum(home.to_host(home.xp.stack(shares)).tolist())
+        if loss is not None:
+            mean = sum(home.to_host(home.xp.stack(shares)).tolist()) if shares else 0.0
+            figures["loss"] = mean if others is None else others.total(mean)
         for name, metric in metrics.items():
+            if others is not None:
+                others.join(metric, home)
             figures[name] = metric.compute()
             metric.reset()  # frees its arrays on the device
         return figures

@@ -9,6 +9,7 @@ from portacnn.errors import ArgumentError, ArrayError, PortacnnError, ShapeError
 from portacnn.layers import Graph, Layer
 from portacnn.layers.base import Shape
 from portacnn.models.model import Model
+from portacnn.ops.dispatch import not_complex
 from portacnn.runtime import Array, backend_of, cast, describe, is_float
 from portacnn.text import listed
 
@@ -108,6 +109,8 @@ class GraphModel(Model):
             raise ShapeError(
                 f"{name}: expected (N, {', '.join(map(str, shape))}), got {describe(x)}", self.where
             )
+        if source.xp.isdtype(x.dtype, "complex floating"):
+            raise not_complex(x, self.where, name)
         if not is_float(source.xp, x.dtype):
             raise ArrayError(f"{name}: expected floating point, got {describe(x)}", self.where)
         return cast(x, source.dtype(self.dtype))

@@ -37,6 +37,7 @@ from portacnn.models.inputs import Pixels, check_fits, image_count, reshaping
 from portacnn.models.preprocess import Normalize
 from portacnn.models.sizes import Sizes
 from portacnn.models.summary import html_table, table
+from portacnn.ops.dispatch import not_complex
 from portacnn.runtime import (
     Array,
     Backend,
@@ -273,6 +274,8 @@ class Model(Sequential):
         """Return the dtype that images like x are kept in."""
         if is_float(backend_of(x).xp, x.dtype):
             return self.dtype
+        if backend_of(x).xp.isdtype(x.dtype, "complex floating"):
+            raise not_complex(x, self.where, "images")
         if self._preprocess is None:
             raise ArrayError(
                 f"expected floating-point images, got {describe(x)}; scale them first: "

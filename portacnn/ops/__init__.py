@@ -77,6 +77,7 @@ from portacnn.ops.adaptive import (
     global_max_pool_backward,
 )
 from portacnn.ops.batch import take_batch
+from portacnn.ops.columns import col2im, fold, im2col, unfold
 from portacnn.ops.contrastive import nt_xent_loss, nt_xent_loss_backward
 from portacnn.ops.conv import (
     conv1d,
@@ -167,7 +168,6 @@ from portacnn.ops.update import (
     rmsprop_update,
     sgd_update,
 )
-from portacnn.ops.windows import col2im, im2col
 
 __all__ = [
     "Cache",
@@ -231,6 +231,7 @@ __all__ = [
     "erf",
     "focal_loss",
     "focal_loss_backward",
+    "fold",
     "gelu",
     "gelu_backward",
     "global_avg_pool",
@@ -311,6 +312,7 @@ __all__ = [
     "tanh_backward",
     "triplet_loss",
     "triplet_loss_backward",
+    "unfold",
     "use_kernels",
     "use_precision",
 ]

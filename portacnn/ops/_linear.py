@@ -5,13 +5,18 @@ N) and y.T (O, N) are contiguous, so the product is computed as y.T = weight @ x
 """
 
 from portacnn.errors import ShapeError
+from portacnn.ops.complex_parts import conj
 from portacnn.ops.dispatch import check_arrays, op
 from portacnn.runtime import Array, backend_of, describe
 
 
-def check_linear(name: str, x: Array, weight: Array, bias: Array | None) -> None:
-    """Check the arguments of the affine map called ``name``. Raises the errors of ``linear``."""
-    check_arrays(name, x=x, weight=weight, bias=bias)
+def check_linear(
+    name: str, x: Array, weight: Array, bias: Array | None, linear: bool = False
+) -> None:
+    """Check the arguments of the affine map called ``name``. Raises the errors of ``linear``.
+    ``linear`` allows complex arrays.
+    """
+    check_arrays(name, linear=linear, x=x, weight=weight, bias=bias)
     if x.ndim != 2 or weight.ndim != 2:
         raise ShapeError(
             f"expected an input (N, F) and a weight (O, F), got {describe(x)} and "
@@ -30,7 +35,7 @@ def check_linear(name: str, x: Array, weight: Array, bias: Array | None) -> None
 
 
 def _check(x: Array, weight: Array, bias: Array | None = None, *, keep: bool = True) -> None:
-    check_linear("linear", x, weight, bias)
+    check_linear("linear", x, weight, bias, linear=True)
 
 
 @op(_check)
@@ -40,7 +45,7 @@ def linear(
     """Compute y = x @ weight.T + bias, as torch.nn.functional.linear.
 
     Args:
-        x: (N, F), floating point.
+        x: (N, F), floating point or complex.
         weight: (O, F), of x's dtype and device.
         bias: (O,), or None.
         keep: store what ``linear_backward`` needs.
@@ -85,3 +90,14 @@ def linear_backward(
     dweight = dy.T @ x if need_dweight else None
     dbias = backend_of(dy).xp.sum(dy, axis=0) if with_bias and need_dbias else None
     return dx, dweight, dbias
+
+
+def _complex_backward(
+    dy: Array, saved: tuple, **needs: bool
+) -> tuple[Array | None, Array | None, Array | None]:
+    x, weight, with_bias = saved
+    assert linear.portable_backward is not None
+    return linear.portable_backward(dy, (conj(x), conj(weight), with_bias), **needs)
+
+
+linear.on_complex(linear.forward, _complex_backward)

@@ -60,6 +60,9 @@ def pad_backward(dy: Array, saved: tuple) -> Array:
     return batch_first(dy[_middle(shape, pads)])
 
 
+pad_axes.on_complex(pad_axes.forward, pad_axes.portable_backward)
+
+
 def _widened(shape: Sequence[int], pads: Pads) -> tuple[int, ...]:
     return tuple(n + before + after for n, (before, after) in zip(shape, pads, strict=True))
 
@@ -104,7 +107,7 @@ def pad(
     """Widen the last axes of x, as torch.nn.functional.pad.
 
     Args:
-        x: any shape, floating point.
+        x: any shape, floating point or complex.
         pad: the number of cells to add: two integers per axis, the last axis first (left, right,
             top, bottom, ...).
         mode: ``"constant"``; ``"reflect"`` (fewer cells than the axis has); ``"replicate"``; or
@@ -128,7 +131,7 @@ def pad(
         >>> ops.pad_backward(np.ones(6), cache)
         array([1., 3., 2.])
     """
-    check_arrays("pad", x=x)
+    check_arrays("pad", linear=True, x=x)
     pads = _pairs(x, pad)
     if mode not in MODES:
         raise ArgumentError(

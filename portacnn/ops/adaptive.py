@@ -16,6 +16,7 @@ from typing import Any
 
 from portacnn.arguments import listed
 from portacnn.errors import PortacnnError, ShapeError
+from portacnn.ops.complex_parts import part_by_part
 from portacnn.ops.dispatch import Cache, op
 from portacnn.ops.faces import check_input, faces
 from portacnn.ops.layout import batch_first, batch_last
@@ -65,6 +66,9 @@ def adaptive_avg_pool_backward(dy: Array, saved: tuple) -> Array:
         for o, (start, end) in enumerate(shares_of(n, size[axis - 1])):
             dx[_along(axis, start, end)] += dy[_along(axis, o, o + 1)] / (end - start)
     return batch_first(dx)
+
+
+part_by_part(adaptive_avg_pool, adaptive_avg_pool_backward)
 
 
 @op()
@@ -137,9 +141,13 @@ def output_of(output_size: int | Sequence[int | None] | None, size: Sequence[int
 
 
 def _checked(
-    name: str, axes: int | None, x: Array, output_size: int | Sequence[int | None] | None
+    name: str,
+    axes: int | None,
+    x: Array,
+    output_size: int | Sequence[int | None] | None,
+    linear: bool = False,
 ) -> Size:
-    check_input(name, axes, x)
+    check_input(name, axes, x, linear=linear)
     if 0 in x.shape[2:]:
         raise ShapeError(f"expected at least one cell on every axis, got {describe(x)}", name)
     try:
@@ -154,7 +162,7 @@ def _adaptive_avg_pool(
     """Average over a fixed number of shares, as torch.nn.functional.adaptive_avg_pool1d, 2d and 3d.
 
     Args:
-        x: (N, C, *S), floating point; S is W, (H, W) or (D, H, W).
+        x: (N, C, *S), floating point or complex; S is W, (H, W) or (D, H, W).
         output_size: the number of outputs, one integer or one per spatial axis. None means the size
             of the input on that axis.
         keep: store what the backward function needs.
@@ -175,7 +183,7 @@ def _adaptive_avg_pool(
         array([0.25, 0.25, 0.25, 0.25])
     """
     return adaptive_avg_pool(
-        x, _checked(f"adaptive_avg_pool{axes}d", axes, x, output_size), keep=keep
+        x, _checked(f"adaptive_avg_pool{axes}d", axes, x, output_size, linear=True), keep=keep
     )
 
 
@@ -212,7 +220,7 @@ def global_avg_pool(x: Array, *, keep: bool = True) -> tuple[Array, Cache | None
     array([[0.375, 0.375],
            [0.375, 0.375]])
     """
-    return adaptive_avg_pool(x, _checked("global_avg_pool", None, x, 1), keep=keep)
+    return adaptive_avg_pool(x, _checked("global_avg_pool", None, x, 1, linear=True), keep=keep)
 
 
 def global_max_pool(x: Array, *, keep: bool = True) -> tuple[Array, Cache | None]:

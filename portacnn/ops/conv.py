@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from math import prod
 
 from portacnn.errors import PortacnnError, ShapeError
+from portacnn.ops.complex_parts import product_by_product
 from portacnn.ops.dispatch import Cache, op
 from portacnn.ops.faces import check_input, faces
 from portacnn.ops.layout import batch_first, batch_last
@@ -76,6 +77,9 @@ def conv_backward(
     return batch_first(scatter(dcolumns, windows)), dweight, dbias
 
 
+product_by_product(conv, conv_backward)
+
+
 def check_bias(bias: Array | None, channels: int) -> None:
     """Raise ShapeError if there is a bias and its shape is not (channels,)."""
     if bias is not None and tuple(bias.shape) != (channels,):
@@ -114,7 +118,7 @@ def conv_windows(
     their errors.
     """
     name = f"conv{axes}d"
-    check_input(name, axes, x, weight=weight, bias=bias)
+    check_input(name, axes, x, linear=True, weight=weight, bias=bias)
     try:
         per_axis("groups", groups, 1, 1)
         if weight.ndim != axes + 2:
@@ -149,7 +153,7 @@ def _conv(
     """Convolve (cross-correlate) x with weight, as torch.nn.functional.conv1d, conv2d and conv3d.
 
     Args:
-        x: (N, C, *S), floating point; S is W, (H, W) or (D, H, W).
+        x: (N, C, *S), floating point or complex; S is W, (H, W) or (D, H, W).
         weight: (O, C/groups, *K), of x's dtype and device.
         bias: (O,), or None.
         stride, dilation: an integer, or one per spatial axis.

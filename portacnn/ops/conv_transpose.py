@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from math import prod
 
 from portacnn.errors import PortacnnError, ShapeError
+from portacnn.ops.complex_parts import product_by_product
 from portacnn.ops.conv import blocks, check_bias
 from portacnn.ops.dispatch import Cache, op
 from portacnn.ops.faces import check_input, faces
@@ -82,6 +83,9 @@ def conv_transpose_backward(
     return batch_first(xp.reshape(dx, (c, *windows.out, x.shape[0]))), dweight, dbias
 
 
+product_by_product(conv_transpose, conv_transpose_backward, transposed=True)
+
+
 def _sizes(x: Array, weight: Array, windows: Windows) -> tuple[int, int, int]:
     """Return the three extents of the products: C; O/G*T; S*N."""
     return weight.shape[0], prod(weight.shape[1:]), prod(windows.out) * x.shape[0]
@@ -106,7 +110,7 @@ def _conv_transpose(
     """Convolve with a transposed kernel, as torch.nn.functional.conv_transpose1d, 2d and 3d.
 
     Args:
-        x: (N, C, *S), floating point; S is W, (H, W) or (D, H, W).
+        x: (N, C, *S), floating point or complex; S is W, (H, W) or (D, H, W).
         weight: (C, O/groups, *K), of x's dtype and device.
         bias: (O,), or None.
         stride, dilation: an integer, or one per spatial axis.
@@ -138,7 +142,7 @@ def _conv_transpose(
         array([[2., 2.]])
     """
     name = f"conv_transpose{axes}d"
-    check_input(name, axes, x, weight=weight, bias=bias)
+    check_input(name, axes, x, linear=True, weight=weight, bias=bias)
     try:
         per_axis("groups", groups, 1, 1)
         if weight.ndim != axes + 2:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from portacnn.arguments import one_of
 from portacnn.errors import ArgumentError, ArrayError, StateError
-from portacnn.runtime import Array, Backend, Kernel, backend_of, describe, is_float
+from portacnn.runtime import Array, Backend, Kernel, backend_of, describe, is_float, part_dtype
 
 VARIABLE = "PORTACNN_KERNELS"
 _CHOICES = ("auto", "numba", "native", "reference")
@@ -135,12 +135,13 @@ def computed_in(xp: Any, dtype: Any) -> Any:
 
     float16 and bfloat16 are computed in float32. Their sums would lose precision from 2048 (256)
     summands on, and float16 overflows at 65504. NumPy arrays of foreign byte order are computed in
-    native order.
+    native order. Complex arrays in native order are computed by their real and imaginary parts, in
+    the dtype of those.
     """
     native = _in_native_order(dtype)
     if str(native).rpartition(".")[2] in ("float16", "bfloat16"):
         return xp.float32
-    return None if native == dtype else native
+    return part_dtype(xp, dtype) if native == dtype else native
 
 
 def _in_native_order(dtype: Any) -> Any:
@@ -200,6 +201,9 @@ class Op:
     Kernels and portable ops receive only float32 or float64 in native byte order; other floats are
     converted first (``computed_in``). All run inside ``Backend.elsewhere``, in which NumPy does not
     warn of infinity and NaN.
+
+    A linear op also takes complex arrays (``on_complex``). Its kernels see those only if they say
+    so (``Kernel.complex``). Every other op refuses them.
     """
 
     def __init__(
@@ -207,20 +211,36 @@ class Op:
         forward: Callable[..., Any],
         check: Callable[..., None] | None,
         writes: tuple[str, ...] = (),
+        as_written: Callable[[], bool] | None = None,
     ) -> None:
         update_wrapper(self, forward)
         self.name = forward.__name__
         self.forward = forward
         self.check = check
         self.writes = writes
+        self.as_written = as_written
         self.portable_backward: Callable[..., Any] | None = None
+        self._backward_as_written: Callable[..., Any] | None = None
+        self.complex_pair: Kernel | None = None
         OPS[self.name] = self
+
+    def on_complex(
+        self, forward: Callable[..., Any], backward: Callable[..., Any] | None = None
+    ) -> None:
+        """Register the portable functions for complex arrays, with the signatures of the real ones.
+
+        Gradients are in PyTorch's convention: dx = dL/d(real x) + i dL/d(imaginary x) for a real L.
+        For a linear map A the gradient is then its adjoint (conjugate transpose): dx = A^H dy.
+        """
+        self.complex_pair = Kernel(forward, backward)
 
     def backward(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Register the portable backward function ``(dy, saved, **options)``. Returns the
         dispatching ``(dy, cache, **options)``.
         """
         self.portable_backward = function
+        # another object, which ``run`` below does not take for the function to compile
+        self._backward_as_written = lambda dy, saved, **options: function(dy, saved, **options)
 
         @wraps(function)
         def run(dy: Array, cache: Cache | None, **options: Any) -> Any:
@@ -277,13 +297,43 @@ class Op:
         self, backend: Backend, one: Array, x: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         if (dtype := computed_in(backend.xp, one.dtype)) is not None:
+            if part_dtype(backend.xp, one.dtype) is dtype:
+                return self._on_complex(backend, one, (x, *args), kwargs)
             return self._converted(backend, one, dtype, (x, *args), kwargs)
+        if self.as_written is not None and self.as_written():
+            result, backward = self.forward(x, *args, **kwargs), self._backward_as_written
+            return self._with_cache(backend, result, backward)
         for kernel in self._overrides(backend):
             result, backward = kernel.forward(x, *args, **kwargs), kernel.backward
             if result is not NotImplemented:
                 break
         else:
             result, backward = backend.run(self.forward, x, *args, **kwargs), self.portable_backward
+        return self._with_cache(backend, result, backward)
+
+    def _with_cache(
+        self, backend: Backend, result: Any, backward: Callable[..., Any] | None
+    ) -> Any:
+        """Return what the op returns for what its forward function returned."""
+        if backward is None:
+            return result
+        y, saved = result
+        return y, None if saved is None else Cache(self.name, backward, saved, _kind(y), backend)
+
+    def _on_complex(
+        self, backend: Backend, one: Array, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Run the op on complex arrays in native byte order."""
+        if self.complex_pair is None:
+            raise not_complex(one, self.name)
+        for kernel in self._overrides(backend):
+            if kernel.complex and (result := kernel.forward(*args, **kwargs)) is not NotImplemented:
+                backward = kernel.backward
+                break
+        else:
+            forward, backward, *_ = self.complex_pair
+            result = backend.run(forward, *args, **kwargs)
+            backward = backward and partial(backend.run, backward)
         if backward is None:
             return result
         y, saved = result
@@ -395,26 +445,42 @@ def _kind(array: Array) -> tuple[Any, ...]:
 
 
 def op(
-    check: Callable[..., None] | None = None, writes: tuple[str, ...] = ()
+    check: Callable[..., None] | None = None,
+    writes: tuple[str, ...] = (),
+    as_written: Callable[[], bool] | None = None,
 ) -> Callable[[Callable[..., Any]], Op]:
     """Make a portable forward function an ``Op``.
 
     Args:
         check: is called with the same arguments first, and raises if they are invalid.
         writes: the names of the arguments that the op writes into: arrays or lists of arrays.
+        as_written: whether the portable pair must run now as it is: no kernel, no compiled form.
     """
-    return lambda forward: Op(forward, check, writes)
+    return lambda forward: Op(forward, check, writes, as_written)
 
 
 OPS: dict[str, Op] = {}
 """Every op by name: what a backend may override."""
 
 
-def check_arrays(op: str, *, integers: bool = False, **arrays: Array | None) -> None:
+def not_complex(array: Array, where: str, name: str = "x") -> ArrayError:
+    """Return the error to raise where a complex array was given to something that computes with
+    real numbers only."""
+    return ArrayError(
+        f"{name} must be real, got {describe(array)}. Only the linear ops of portacnn.ops "
+        "(convolution, linear, average pooling, pad, unfold) take complex arrays; give others "
+        "xp.real(x) and xp.imag(x) as two channels",
+        where,
+    )
+
+
+def check_arrays(
+    op: str, *, integers: bool = False, linear: bool = False, **arrays: Array | None
+) -> None:
     """Raise ArrayError for mixed libraries, devices or dtypes, and for integers instead of floats.
 
     Arguments that are None are skipped. The message names the op, the argument and what was
-    received.
+    received. ``integers``: the first may also be an integer array; ``linear``: a complex one.
     """
     first_name, first = None, None
     for name, array in arrays.items():
@@ -422,7 +488,12 @@ def check_arrays(op: str, *, integers: bool = False, **arrays: Array | None) -> 
             continue
         if first is None:
             first_name, first = name, array
-            if not integers and not is_float(backend_of(array).xp, array.dtype):
+            xp = backend_of(array).xp
+            if is_float(xp, array.dtype) or (linear and part_dtype(xp, array.dtype) is not None):
+                continue
+            if xp.isdtype(array.dtype, "complex floating"):
+                raise not_complex(array, op, name)
+            if not integers:
                 raise ArrayError(
                     f"{name} must be floating point, got {describe(array)}; convert it first "
                     "(images: x.astype('float32') / 255)",
@@ -440,8 +511,10 @@ def check_arrays(op: str, *, integers: bool = False, **arrays: Array | None) -> 
             )
         else:
             continue
+        kinds = {part_dtype(backend_of(one).xp, one.dtype) is None for one in (first, array)}
+        hint = "; the parameters of layers are real" if len(kinds) > 1 else ""
         raise ArrayError(
             f"arrays must be {problem}; {first_name} is {describe(first)}, {name} is "
-            f"{describe(array)}",
+            f"{describe(array)}{hint}",
             op,
         )

@@ -47,16 +47,19 @@ def faces(
     return bound(1), bound(2), bound(3)
 
 
-def check_input(name: str, axes: int | None, x: Array, **others: Array | None) -> None:
+def check_input(
+    name: str, axes: int | None, x: Array, *, linear: bool = False, **others: Array | None
+) -> None:
     """Check that x is a floating-point array (N, C, *S) and that the other arrays match its
     library, device and dtype.
 
-    ``axes`` is the number of spatial axes; None allows any number.
+    ``axes`` is the number of spatial axes; None allows any number. ``linear`` allows complex
+    arrays.
 
     Raises:
         ArrayError, ShapeError: with the name of the op.
     """
-    check_arrays(name, **{"x": x, **others})
+    check_arrays(name, linear=linear, **{"x": x, **others})
     if x.ndim < 3 if axes is None else x.ndim != axes + 2:
         expected = "*S" if axes is None else AXES[axes]
         raise ShapeError(

@@ -23,6 +23,7 @@ from portacnn.ops.dispatch import check_arrays, op
 from portacnn.ops.join import add, check_add
 from portacnn.ops.norm import RUNNING, batch_norm, batch_norm_backward, check_batch_norm
 from portacnn.ops.pool import max_pool, max_pool_backward
+from portacnn.ops.statistics import is_shared
 from portacnn.ops.windows import Windows
 from portacnn.runtime import Array, backend_of, describe
 
@@ -113,7 +114,7 @@ def linear_relu_backward(
     )
 
 
-@op(partial(check_batch_norm, "batch_norm_relu"), writes=RUNNING)
+@op(partial(check_batch_norm, "batch_norm_relu"), writes=RUNNING, as_written=is_shared)
 def batch_norm_relu(
     x: Array,
     running_mean: Array | None,

@@ -193,6 +193,7 @@ def is_correct(logits: Array, labels: Array) -> Array:
     >>> ops.is_correct(np.array([[2.0, 0.0], [0.0, 1.0]]), np.array([0, 0]))
     array([ True, False])
     """
+    check_arrays("is_correct", logits=logits)
     xp = backend_of(logits).xp
     return (xp.argmax(logits, axis=1) == labels) & xp.all(logits == logits, axis=1)
 

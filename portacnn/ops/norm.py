@@ -25,6 +25,7 @@ from portacnn.arguments import listed, real
 from portacnn.errors import ArgumentError, PortacnnError, ShapeError
 from portacnn.ops.dispatch import check_arrays, op
 from portacnn.ops.layout import batch_first, batch_last
+from portacnn.ops.statistics import Total, combined, is_shared, shared_statistics
 from portacnn.ops.windows import per_axis
 from portacnn.runtime import Array, backend_of, describe
 
@@ -43,6 +44,7 @@ class Normalized(NamedTuple):
     bias: Array | None
     per: tuple[int, int]  # the shape of the weight along (A, P)
     own: bool  # whether mean and variance are functions of x
+    over: "tuple[Total, Array] | None" = None  # of other processes too: their sum, and the count
 
 
 # --- shared code ----------------------------------------------------------------------------------
@@ -55,12 +57,17 @@ def _normalize(
     bias: Array | None,
     per: tuple[int, int],
     eps: float,
+    total: Total | None = None,
 ) -> tuple[Array, Normalized, Array, Array]:
     """Normalize x (N, ...) by the statistics of its blocks (A, P, Q, B). Returns y, saved, mean and
     variance (A, 1, 1, B).
+
+    Args:
+        total: see ``statistics_over``: the blocks go on in other processes, with at least one value
+            in each.
     """
     xp = backend_of(x).xp
-    rows = xp.reshape(batch_last(x), blocks)
+    rows, over = xp.reshape(batch_last(x), blocks), None
     if prod(blocks):
         # Two passes, relative to one element of the block: a constant block becomes exactly zero,
         # and a mean that is large compared with the variance costs no precision.
@@ -69,11 +76,22 @@ def _normalize(
         shift = _mean(centred)
         centred -= shift
         mean, var = origin + shift, _mean(centred * centred)
+        if total is not None:
+            mean, var, above, count = combined([origin, shift], var, blocks[1] * blocks[2], total)
+            centred += above
+            over = total, count
     else:
         centred, mean = rows, xp.zeros((blocks[0], 1, 1, blocks[3]), dtype=x.dtype, device=x.device)
         var = xp.ones_like(mean)
     saved = Normalized(
-        tuple(x.shape), centred, 1.0 / xp.sqrt(var + eps), weight, bias, per, own=prod(blocks) > 0
+        tuple(x.shape),
+        centred,
+        1.0 / xp.sqrt(var + eps),
+        weight,
+        bias,
+        per,
+        own=prod(blocks) > 0,
+        over=over,
     )
     return _affine(saved), saved, mean, var
 
@@ -96,7 +114,7 @@ def _affine_backward(
     With g = weight * dy and means over the P*Q elements of a block: dx = rstd * (g - mean(g) - xhat
     * mean(g * xhat)). If mean and variance are constants (running statistics), dx = rstd * g.
     """
-    _, centred, rstd, weight, bias, per, own = saved
+    _, centred, rstd, weight, bias, per, own, over = saved
     xp = backend_of(dy).xp
     rows = xp.reshape(batch_last(dy), centred.shape)
     dweight = dbias = None
@@ -113,7 +131,15 @@ def _affine_backward(
         return None, dweight, dbias
     dx = rows * _times_weight(rstd, saved)
     if own:
-        scale = rstd / (centred.shape[1] * centred.shape[2])
+        if over is None:
+            scale = rstd / (centred.shape[1] * centred.shape[2])
+        else:
+            total, count = over
+            # the parameters' gradients above stay those of the own samples
+            sums = xp.stack([along_dy, along_xhat])
+            total(sums)
+            along_dy, along_xhat = sums[0, ...], sums[1, ...]
+            scale = rstd / count
         dx -= centred * (scale * rstd * _sum(_times_weight(along_xhat, saved), 1))
         dx -= scale * _sum(_times_weight(along_dy, saved), 1)
     return _as_input(dx, saved), dweight, dbias
@@ -247,7 +273,7 @@ def check_batch_norm(
         bias=bias,
     )
     _check_running(name, not training, momentum, running_mean, running_var)
-    if training and x.shape[0] * prod(x.shape[2:]) == 1:
+    if training and x.shape[0] * prod(x.shape[2:]) == 1 and not is_shared():
         raise ShapeError(
             f"expected more than 1 value per channel when training, got input {describe(x)}; one "
             "value has no variance: use a larger batch, or training=False",
@@ -255,7 +281,7 @@ def check_batch_norm(
         )
 
 
-@op(partial(check_batch_norm, "batch_norm"), writes=RUNNING)
+@op(partial(check_batch_norm, "batch_norm"), writes=RUNNING, as_written=is_shared)
 def batch_norm(
     x: Array,
     running_mean: Array | None,
@@ -274,6 +300,8 @@ def batch_norm(
     running statistics are updated in place: running = (1 - momentum) * running + momentum * batch
     statistic, with the unbiased variance. Otherwise the running statistics are used. They are
     constants to the backward pass, so a network with "frozen" batch norm can be trained.
+
+    Within ``ops.statistics.statistics_over``, the batch is that of several processes.
 
     Args:
         x: (N, C, ...), floating point.
@@ -310,10 +338,12 @@ def batch_norm(
     count = n * prod(size)
     blocks, per = (c, 1, count, 1), (c, 1)
     if training:
-        y, saved, mean, var = _normalize(x, blocks, weight, bias, per, eps)
+        total = shared_statistics()
+        y, saved, mean, var = _normalize(x, blocks, weight, bias, per, eps, total)
         if running_mean is not None and count:
+            whole = count if saved.over is None else saved.over[1]
             move_towards(running_mean, xp.reshape(mean, (c,)), momentum)
-            move_towards(running_var, xp.reshape(var, (c,)) * (count / (count - 1)), momentum)
+            move_towards(running_var, xp.reshape(var, (c,)) * (whole / (whole - 1)), momentum)
     else:
         centred = xp.reshape(batch_last(x), blocks) - xp.reshape(running_mean, (c, 1, 1, 1))
         rstd = 1.0 / xp.sqrt(xp.reshape(running_var, (c, 1, 1, 1)) + eps)

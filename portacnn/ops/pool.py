@@ -12,6 +12,7 @@ from typing import Any
 
 from portacnn.arguments import listed
 from portacnn.errors import ArgumentError, PortacnnError
+from portacnn.ops.complex_parts import part_by_part
 from portacnn.ops.dispatch import Cache, op
 from portacnn.ops.faces import check_input, faces
 from portacnn.ops.layout import batch_first, batch_last
@@ -102,6 +103,9 @@ def avg_pool_backward(dy: Array, saved: tuple) -> Array:
     return batch_first(dx)
 
 
+part_by_part(avg_pool, avg_pool_backward)
+
+
 def _weights(
     like: Array, windows: Windows, count_include_pad: bool, divisor: int | None
 ) -> Array | float:
@@ -183,9 +187,9 @@ def pool_windows(
     return windows
 
 
-def _checked(name: str, axes: int, x: Array, *geometry: Any) -> Windows:
+def _checked(name: str, axes: int, x: Array, *geometry: Any, linear: bool = False) -> Windows:
     """Check the input of the op called ``name`` and return the geometry."""
-    check_input(name, axes, x)
+    check_input(name, axes, x, linear=linear)
     try:
         return pool_windows(x.shape[2:], *geometry)
     except PortacnnError as error:
@@ -261,7 +265,7 @@ def _avg_pool(
     with dilation.
 
     Args:
-        x: (N, C, *S), floating point; S is W, (H, W) or (D, H, W).
+        x: (N, C, *S), floating point or complex; S is W, (H, W) or (D, H, W).
         kernel_size, stride: an integer, or one per spatial axis. The default stride is the kernel
             size.
         padding: zeros around the input, as for ``max_pool2d``.
@@ -289,7 +293,9 @@ def _avg_pool(
         array([0.25, 0.25, 0.25, 0.25])
     """
     name = f"avg_pool{axes}d"
-    windows = _checked(name, axes, x, kernel_size, stride, padding, dilation, ceil_mode)
+    windows = _checked(
+        name, axes, x, kernel_size, stride, padding, dilation, ceil_mode, linear=True
+    )
     return avg_pool(
         x, windows, bool(count_include_pad), checked_divisor(divisor_override, name), keep=keep
     )

@@ -22,7 +22,6 @@ from typing import Any, NamedTuple
 from portacnn.arguments import LARGEST, as_int, listed, told
 from portacnn.errors import ArgumentError, ShapeError
 from portacnn.ops.dispatch import op
-from portacnn.ops.layout import batch_first, batch_last
 from portacnn.runtime import Array, backend_of
 
 Padding = int | str | Sequence[int] | Sequence[tuple[int, int]]
@@ -428,6 +427,9 @@ def gather(x: Array, windows: Windows) -> Array:
     return columns
 
 
+gather.on_complex(gather.forward)
+
+
 @op()
 def scatter(columns: Array, windows: Windows) -> Array:
     """Return (C, *S, N) from columns (C, T, *OUT, N): the sum of the entries at each input. The
@@ -441,89 +443,7 @@ def scatter(columns: Array, windows: Windows) -> Array:
     return x
 
 
-# --- the tutorials' form --------------------------------------------------------------------------
-
-
-def im2col(input_data: Array, filter_h: int, filter_w: int, stride: int = 1, pad: int = 0) -> Array:
-    """Return one row per output pixel with the image patch that it reads: the tutorials' im2col.
-
-    Args:
-        input_data: images (N, C, H, W), of any dtype.
-        filter_h, filter_w: the kernel size KH, KW.
-        stride: an integer, or (vertical, horizontal).
-        pad: zeros on every side: an integer, or (vertical, horizontal).
-
-    Returns:
-        (N*OH*OW, C*KH*KW). Rows are ordered by image, output row, output column; entries by
-        channel, kernel row, kernel column.
-
-    Raises:
-        ShapeError: if there are not four axes, or the kernel is larger than the padded image.
-
-    Example:
-        >>> ops.im2col(np.arange(9).reshape(1, 1, 3, 3), 2, 2)
-        array([[0, 1, 3, 4],
-               [1, 2, 4, 5],
-               [3, 4, 6, 7],
-               [4, 5, 7, 8]])
-    """
-    xp = backend_of(input_data).xp
-    if input_data.ndim != 4:
-        raise ShapeError(
-            f"expected images (N, C, H, W), got shape {tuple(input_data.shape)}", "im2col"
-        )
-    n, c, *size = input_data.shape
-    windows = Windows.of(size, (filter_h, filter_w), stride, pad)
-    columns = gather(batch_last(input_data), windows)  # (C, T, OH, OW, N)
-    rows = xp.permute_dims(columns, (4, 2, 3, 0, 1))  # (N, OH, OW, C, T)
-    return xp.reshape(rows, (n * prod(windows.out), c * filter_h * filter_w))
-
-
-def col2im(
-    col: Array,
-    input_shape: Sequence[int],
-    filter_h: int,
-    filter_w: int,
-    stride: int = 1,
-    pad: int = 0,
-) -> Array:
-    """Add every entry of im2col's rows to the pixel that it was read from: the tutorials' col2im.
-
-    It is the adjoint of im2col, not its inverse: overlapping windows add up.
-
-    Args:
-        col: (N*OH*OW, C*KH*KW), in the order of im2col.
-        input_shape: (N, C, H, W), the shape of the images.
-        filter_h, filter_w, stride, pad: as for im2col.
-
-    Returns:
-        (N, C, H, W).
-
-    Raises:
-        ShapeError: if the shape of ``col`` is not that of im2col for ``input_shape``.
-
-    Example:
-        >>> ops.col2im(np.ones((4, 4)), (1, 1, 3, 3), 2, 2)[0, 0]
-        array([[1., 2., 1.],
-               [2., 4., 2.],
-               [1., 2., 1.]])
-    """
-    if len(input_shape) != 4:
-        raise ShapeError(
-            f"expected an input_shape (N, C, H, W), got {tuple(input_shape)}", "col2im"
-        )
-    xp = backend_of(col).xp
-    n, c, *size = input_shape
-    windows = Windows.of(size, (filter_h, filter_w), stride, pad)
-    expected = (n * prod(windows.out), c * filter_h * filter_w)
-    if tuple(col.shape) != expected:
-        raise ShapeError(
-            f"expected col of shape {expected} for input {tuple(input_shape)}, got "
-            f"{tuple(col.shape)}",
-            "col2im",
-        )
-    rows = xp.reshape(col, (n, *windows.out, c, filter_h * filter_w))
-    return batch_first(scatter(xp.permute_dims(rows, (3, 4, 1, 2, 0)), windows))
+scatter.on_complex(scatter.forward)
 
 
 # --- for compiled kernels -------------------------------------------------------------------------

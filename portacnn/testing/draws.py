@@ -196,6 +196,25 @@ def col2im(random: Random) -> Arguments:
     return {"col": col, "input_shape": shape, **options}
 
 
+def _columns(random: Random) -> tuple[Windows, Arguments]:
+    windows = random.windows(random.whole(1, 3), 4)
+    names = ("stride", "dilation")
+    options = {name: getattr(windows, name) for name in names}
+    return windows, {"kernel_size": windows.kernel, "padding": windows.pads, **options}
+
+
+def unfold(random: Random) -> Arguments:
+    windows, options = _columns(random)
+    return {"x": random.numbers(random.of(1, 3), random.whole(1, 3), *windows.size), **options}
+
+
+def fold(random: Random) -> Arguments:
+    windows, options = _columns(random)
+    rows = random.whole(1, 3) * prod(windows.kernel)
+    columns = random.numbers(random.of(1, 3), rows, prod(windows.out))
+    return {"columns": columns, "output_size": windows.size, **options}
+
+
 # --- pooling --------------------------------------------------------------------------------------
 
 

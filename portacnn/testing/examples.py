@@ -341,6 +341,16 @@ _PRODUCTS: dict[str, Example] = {
         options={"input_shape": (2, 2, 3, 3), "filter_h": 2, "filter_w": 2},
         integers=True,
     ),
+    "unfold": _of(
+        "unfold", draws.unfold, {"x": (2, 2, 3, 3)}, options={"kernel_size": 2}, integers=True
+    ),
+    "fold": _of(
+        "fold",
+        draws.fold,
+        {"columns": (2, 8, 4)},
+        options={"output_size": (3, 3), "kernel_size": 2},
+        integers=True,
+    ),
     "linear": _of(
         "linear",
         draws.linear(),

@@ -41,6 +41,11 @@ class Augmenter:
     classes: int | None = None
     fill: int = 0
 
+    @property
+    def looks_back(self) -> int:
+        """How many images before an image in its batch change it, at most."""
+        return sum(transform.looks_back for transform in self.transforms)
+
     def __call__(
         self, x: Array, t: Array, weight: Array | None = None, *, epoch: Any, indices: Array
     ) -> tuple[Array, ...]:

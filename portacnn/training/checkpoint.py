@@ -11,7 +11,7 @@ are not stored either. They are given again and compared with a fingerprint.
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,6 +38,8 @@ FORMAT = 3
 """Number of the format: 3 holds loss, metrics and ``Trainer.history``. Earlier ones are refused."""
 _OPTIONS = tuple(field.name for field in fields(Options))
 """The names of the options, which are in the header unchanged."""
+_LATER = {field.name: field.default for field in fields(Options) if field.default is not MISSING}
+"""Options that checkpoints of earlier versions lack, with what those did."""
 
 
 def describe_training(trainer: Any) -> dict[str, Any]:
@@ -47,17 +49,28 @@ def describe_training(trainer: Any) -> dict[str, Any]:
     Raises:
         ArgumentError: if a file cannot hold the optimizer.
     """
+    return {
+        "checkpoint": FORMAT,
+        "run": trainer.run,
+        "ranks": trainer.ranks.size,
+        "place": f"{trainer.backend.name}:{trainer.backend.place(trainer.backend.device)}",
+        "model_seed": trainer.model.seed,
+        **what_is_trained(trainer),
+        "optimizer": trainer.optimizer.description(),
+        "data": trainer.fingerprints(),
+    }
+
+
+def what_is_trained(trainer: Any) -> dict[str, Any]:
+    """Return model, optimizer, schedule, loss, augmentation, metrics and options, as JSON values,
+    each with the reason if a file cannot hold it."""
     schedule, stopping = trainer.schedule, trainer.early_stopping
     if trainer.schedule_unit == "epoch" and isinstance(schedule, PerEpoch):
         schedule = schedule.schedule
     return {
-        "checkpoint": FORMAT,
-        "run": trainer.run,
-        "place": f"{trainer.backend.name}:{trainer.backend.place(trainer.backend.device)}",
         "model": _or_why_not(trainer.model.description),
-        "model_seed": trainer.model.seed,
         "frozen": frozen_paths(trainer.model),
-        "optimizer": trainer.optimizer.description(),
+        "optimizer": _or_why_not(trainer.optimizer.description),
         "schedule": _or_why_not(lambda: describe_schedule(schedule)),
         "loss": _or_why_not(lambda: describe_loss(trainer.loss)),
         "augment": _or_why_not(lambda: describe_augment(trainer.augment)),
@@ -66,7 +79,6 @@ def describe_training(trainer: Any) -> dict[str, Any]:
         ),
         "early_stopping": None if stopping is None else plain(asdict(stopping)),
         "options": {name: plain(getattr(trainer, name)) for name in _OPTIONS},
-        "data": trainer.fingerprints(),
     }
 
 
@@ -156,13 +168,19 @@ class Checkpoint:
                 f"it does not describe a training run correctly: {what}", str(self.path)
             ) from error
 
-    def place(self) -> Backend:
-        """Return the backend of the training run. Raises BackendError if it is unavailable."""
+    def place(self, number: int | None = None) -> Backend:
+        """Return the backend of the training run. Raises BackendError if it is unavailable.
+
+        Args:
+            number: of the device, instead of that of rank 0, if there are several.
+        """
         place = self.header.get("place")
         if not isinstance(place, str) or not re.fullmatch(r"\w+:[a-z]+\d*(:\d+)?", place, re.ASCII):
             raise ModelFormatError(
                 "it does not state the device of the training run", str(self.path)
             )
+        if number is not None:
+            place = re.sub(r":\d+$", f":{number}", place)
         try:
             return resolve(place)
         except BackendError as error:
@@ -256,7 +274,8 @@ class Checkpoint:
         """Return the Trainer's arguments, except model, data, schedule and folder."""
 
         def make() -> dict[str, Any]:
-            options = {name: self.header["options"][name] for name in _OPTIONS}
+            options = {**_LATER, **self.header["options"]}
+            options = {name: options[name] for name in _OPTIONS}
             stopping, split = self.header["early_stopping"], options["validation_split"]
             optimizer: Optimizer = rebuild_optimizer(self.header["optimizer"])
             return {

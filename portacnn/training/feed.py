@@ -9,11 +9,11 @@ while the device works on the current one.
 Notation: N images in the set, B in a batch.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from itertools import chain
+from itertools import accumulate, chain, pairwise
 from math import prod
 from typing import Any
 
@@ -78,10 +78,25 @@ class Samples:
 
     def first(self, count: int | None) -> "Samples":
         """Return the first ``count`` samples; None returns all."""
-        if count is None or count >= int(self.images.shape[0]):
+        return self if count is None else self.part(0, count)
+
+    def part(self, first: int, last: int) -> "Samples":
+        """Return the samples from ``first`` up to ``last``, exclusive."""
+        if first == 0 and last >= int(self.images.shape[0]):
             return self
-        weights = None if self.weights is None else self.weights[:count]
-        return Samples(self.images[:count, ...], self.targets[:count, ...], weights)
+        weights = None if self.weights is None else self.weights[first:last]
+        if isinstance(self.images, Rows):  # read later
+            images = self.images.subset(range(first, min(last, len(self.images))))
+        else:
+            images = self.images[first:last, ...]
+        return Samples(images, self.targets[first:last, ...], weights)
+
+    def labels_hash(self) -> str:
+        """Return a hash of all targets and weights, the same on every backend."""
+        labels = sha256()
+        for part in self.parts:
+            labels.update(backend_of(part).to_host(part).tobytes())
+        return labels.hexdigest()
 
 
 class Resident:
@@ -91,13 +106,13 @@ class Resident:
         self.model, self.samples = model, samples
 
     def epoch(
-        self, order: HostArray, size: int, number: int = 0
+        self, order: HostArray, sizes: Sequence[int], number: int = 0
     ) -> Generator[tuple[Array], None, None]:
         """Yield the indices of each batch of an epoch. They are sent to the device once, all
         together."""
         indices = self.model.home.asarray(order)
-        for begin in range(0, len(order), size):
-            yield (indices[begin : min(begin + size, len(order))],)
+        for first, last in _bounds(sizes):
+            yield (indices[first:last],)
 
     def batch(self, chosen: Array) -> tuple[Array, ...]:
         """Return preprocessed images, targets, weights (if there are any) and the indices for
@@ -117,32 +132,32 @@ class Streamed:
         self._uploader = home.uploader()
 
     def epoch(
-        self, order: HostArray, size: int, number: int = 0
+        self, order: HostArray, sizes: Sequence[int], number: int = 0
     ) -> Generator[tuple[Array, ...], None, None]:
         """Yield the batches of an epoch on the device: images, targets, weights and indices. Each
         is sent before the previous one is yielded.
 
         Args:
-            order: indices of the images that are left of the epoch.
-            size: images in a batch.
+            order: indices of the images that are left of the epoch, of one batch after the other.
+            sizes: the number of images of each batch.
             number: of the epoch, from 0.
         """
         waiting = None
-        with closing(self._read(order, size, number)) as read:  # its threads end with the loop
-            for i, arrays in enumerate(chain(read, (None,))):
+        chosen = [order[first:last] for first, last in _bounds(sizes)]
+        with closing(self._read(chosen, number)) as read:  # its threads end with the loop
+            for arrays, indices in zip(chain(read, (None,)), (*chosen, None), strict=True):
                 sent = None
                 if arrays is not None:
-                    sent = self._uploader.send(*arrays, order[i * size : (i + 1) * size])
+                    sent = self._uploader.send(*arrays, indices)
                 if waiting is not None:
                     yield self._uploader.receive(waiting)
                 waiting = sent
 
     def _read(
-        self, order: HostArray, size: int, number: int
+        self, chosen: Sequence[HostArray], number: int
     ) -> Generator[tuple[HostArray, ...], None, None]:
         """Yield the batches of an epoch as NumPy arrays: images, targets and weights."""
         images = self.samples.images
-        chosen = [order[begin : begin + size] for begin in range(0, len(order), size)]
         read = images.batches(chosen) if isinstance(images, Rows) else (images[c] for c in chosen)
         with closing(read):
             for batch, indices in zip(read, chosen, strict=True):
@@ -157,14 +172,13 @@ class Flowing(Streamed):
     """A ``Stream``: batches that are checked as they come."""
 
     def _read(
-        self, order: HostArray, size: int, number: int
+        self, chosen: Sequence[HostArray], number: int
     ) -> Generator[tuple[HostArray, ...], None, None]:
         stream, images = self.samples.stream, self.samples.images
         loss = self._loss
         assert stream is not None
         assert loss is not None
-        rank, last = images.ndim - 1, int(order[-1]) + 1
-        made = stream.batches(number, size, int(order[0]), rank, last)
+        made = stream.chosen(number, [each.tolist() for each in chosen], images.ndim - 1)
 
         def checked(_: int) -> tuple[HostArray, ...]:  # by one thread
             x, t = next(made)
@@ -180,9 +194,13 @@ class Flowing(Streamed):
             )
             return rows[:], targets
 
-        count = -(-len(order) // size)
-        with closing(made), closing(in_order(checked, range(count), 1, 2)) as read:
+        with closing(made), closing(in_order(checked, range(len(chosen)), 1, 2)) as read:
             yield from read
+
+
+def _bounds(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Return the places, from and to, of each batch in an order."""
+    return pairwise(accumulate(sizes, initial=0))
 
 
 def take_stream(model: Model, loss: Loss, stream: Stream) -> Samples:
@@ -192,7 +210,13 @@ def take_stream(model: Model, loss: Loss, stream: Stream) -> Samples:
 
 
 def take_samples(
-    model: Model, loss: Loss, x: Array, t: Any, what: str, weights: Any = None
+    model: Model,
+    loss: Loss,
+    x: Array,
+    t: Any,
+    what: str,
+    weights: Any = None,
+    part: tuple[int, int] = (0, 1),
 ) -> Samples:
     """Check images, targets and weights once, on the host; copy them to the model's device if they
     fit. Arrays that are on the device already are not copied.
@@ -201,6 +225,7 @@ def take_samples(
         t: targets for ``loss``.
         what: "train" or "test", for messages.
         weights: (N,) finite numbers of at least 0, or None.
+        part: (k, n) looks for NaN in the k-th of n parts of a memory map only.
     """
     x, home = model.received(x, f"x_{what}"), model.home
     source = backend_of(form(x))
@@ -221,7 +246,7 @@ def take_samples(
         )
         rows = _as_rows(x, dtype, stays)
         if rows is not None:
-            rows.check_finite()
+            rows.check_finite(*part)
             return Samples(rows, on_device, weights)
         _check_finite(x, what)
         if stays:
@@ -281,16 +306,14 @@ def fingerprint(samples: Samples) -> dict[str, Any]:
     stride = max(1, -(-count * each // _LOOKED_AT))
     if isinstance(images, Rows) and not images.mapped:
         stride = max(stride, -(-count // _READ))
-    home, seen, labels = backend_of(form(images)), sha256(), sha256()
+    home, seen = backend_of(form(images)), sha256()
     step = stride * max(1, _CHUNK // max(each, 1))
     for first in range(0, count, step):
         seen.update(home.to_host(images[first : min(first + step, count) : stride, ...]).tobytes())
-    for part in samples.parts:
-        labels.update(backend_of(part).to_host(part).tobytes())
     return {
         "shape": [samples.count, *images.shape[1:]],
         "dtype": dtype_name(images),
-        "labels": labels.hexdigest(),
+        "labels": samples.labels_hash(),
         "images": seen.hexdigest(),
     }
 
@@ -298,17 +321,3 @@ def fingerprint(samples: Samples) -> dict[str, Any]:
 def nbytes_of(shape: Sequence[int], dtype: str) -> int:
     """Return the number of bytes of images, for a dtype that ``Model.kept_as`` returned."""
     return prod(shape) * (1 if dtype == "uint8" else int(dtype.removeprefix("float")) // 8)
-
-
-def batch_sizes(count: int, size: int, drop_last: bool) -> list[int]:
-    """Return the size of each batch of an epoch. The last holds the rest, unless dropped."""
-    rest = [] if drop_last or not count % size else [count % size]
-    return [size] * (count // size) + rest
-
-
-def part_sizes(count: int, most: int) -> list[int]:
-    """Split ``count`` images into the fewest parts of at most ``most``; sizes differ by one image
-    at most."""
-    parts = -(-count // most)
-    size, larger = divmod(count, parts)
-    return [size + 1] * larger + [size] * (parts - larger)

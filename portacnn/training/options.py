@@ -15,8 +15,8 @@ from portacnn.ops.dispatch import PRECISIONS
 from portacnn.runtime import Array
 from portacnn.schedules import PerEpoch, Schedule, make_schedule
 from portacnn.seeds import check_seed
-from portacnn.training.feed import batch_sizes, part_sizes
 from portacnn.training.sets import Sets
+from portacnn.training.shares import batch_sizes, part_sizes
 
 KEYWORDS = {
     "momentum": 'write optimizer="momentum", optimizer_param={"momentum": ...}',
@@ -44,6 +44,11 @@ KEYWORDS = {
         ("num_workers", "workers"),
         "data that are read batch by batch choose their threads: data.Dataset(..., threads=...)",
     ),
+    **dict.fromkeys(
+        ("num_nodes", "strategy", "world_size", "rank", "local_rank", "ddp"),
+        'write distributed="auto", and start the processes with mpiexec or srun',
+    ),
+    **dict.fromkeys(("sync_batchnorm", "sync_bn"), "write sync_batch_norm=True"),
     **dict.fromkeys(
         ("dataloader", "train_loader", "train_dataloader"),
         "pass arrays, a data.Dataset or a data.Stream as x_train",
@@ -101,6 +106,8 @@ class Options:
     checkpoint_every: int | None
     keep: int
     verbose: bool
+    sync_batch_norm: bool = False
+    compress_gradients: str | None = None
 
     def __post_init__(self) -> None:
         epochs, size = whole("epochs", self.epochs, 0), whole("batch_size", self.batch_size, 1)
@@ -121,9 +128,12 @@ class Options:
             "compile_step": None if self.compile_step is None else bool(self.compile_step),
             "checkpoint_every": None if every is None else whole("checkpoint_every", every, 1),
             "keep": whole("keep", self.keep, 1),
+            "sync_batch_norm": flag("sync_batch_norm", self.sync_batch_norm),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
+        if self.compress_gradients is not None:
+            one_of("compress_gradients", self.compress_gradients, "bfloat16", "float16")
         if self.accumulate > size:
             raise ArgumentError(
                 f"accumulate must be at most batch_size={size}, got {self.accumulate}"
@@ -163,29 +173,45 @@ def check_trainable(model: Model) -> None:
         )
 
 
-def check_sizes(model: Model, sets: Sets, options: Options) -> None:
+def check_sizes(model: Model, sets: Sets, options: Options, ranks: int = 1) -> None:
     """Raise ArgumentError if there are fewer training images than in a batch, or a batch, a part of
-    one, or a set to evaluate is too small for a layer."""
+    one, a process's share of it, or a set to evaluate is too small for a layer."""
     count, most = sets.train.count, options.batch_size
     if most > count:
         raise ArgumentError(f"batch_size is {most}, but there are only {count} training images")
     batches = set(batch_sizes(count, most, options.drop_last))
     parts = {size: part_sizes(size, options.part) for size in batches}
     evaluated = options.evaluate_sample_num_per_epoch
+
+    def who(size: int) -> str:
+        sizes = parts[size]
+        split = f", in parts of {', '.join(map(str, sizes))} (accumulate={options.accumulate})"
+        return (
+            f"{'last batch' if size < most else 'batches'} of {count} images by batch_size={most} "
+            f"would have {size}{split if len(sizes) > 1 else ''}"
+        )
+
+    def cure(size: int) -> str:
+        return (
+            f"choose another batch_size{' or drop_last=True' if size < most else ''}"
+            f"{' or accumulate' if len(parts[size]) > 1 else ''}"
+        )
+
+    for size, sizes in parts.items():
+        if min(sizes) < ranks:
+            raise ArgumentError(
+                f"each of {ranks} processes needs an image of each batch, but the {who(size)}; "
+                f"{cure(size)}, or fewer processes"
+            )
     for layer in model.walk():
         for size, sizes in parts.items():
-            if min(sizes) < layer.least_batch:
-                last = size < most
-                split = (
-                    f", in parts of {', '.join(map(str, sizes))} (accumulate={options.accumulate})"
-                )
+            smallest = min(sizes) // (1 if options.sync_batch_norm else ranks)
+            if smallest < layer.least_batch:
+                among = f", for each of {ranks} processes {smallest}" if ranks > 1 else ""
                 raise ArgumentError(
-                    "batch norm needs more than one value per channel for a variance; the "
-                    f"{'last batch' if last else 'batches'} of {count} images "
-                    f"by batch_size={most} would have "
-                    f"{size}{split if len(sizes) > 1 else ''}; choose another "
-                    f"batch_size{' or drop_last=True' if last else ''}"
-                    f"{' or accumulate' if len(sizes) > 1 else ''}",
+                    f"batch norm needs more than one value per channel for a variance; the "
+                    f"{who(size)}{among}; {cure(size)}"
+                    f"{' or sync_batch_norm=True' if ranks > 1 else ''}",
                     layer.where,
                 )
         for name, samples in (("x_train", sets.train), ("x_test", sets.test)):

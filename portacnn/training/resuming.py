@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from portacnn import losses
+from portacnn.distributed import connect
 from portacnn.errors import ArgumentError, LabelError, ShapeError
 from portacnn.files import make_folder
 from portacnn.losses import Loss
@@ -18,6 +19,7 @@ from portacnn.training.callbacks.running import split
 from portacnn.training.checkpoint import Checkpoint
 from portacnn.training.early_stopping import make_early_stopping
 from portacnn.training.options import check_precision
+from portacnn.training.ranks import Ranks
 from portacnn.training.sets import Sets
 
 AnyTrainer = TypeVar("AnyTrainer")  # a Trainer, whose module imports this one
@@ -37,6 +39,7 @@ def resumed(
     model: Model | None,
     schedule: Any,
     checkpoint_dir: str | os.PathLike[str] | None,
+    distributed: Any,
     options: Mapping[str, Any],
 ) -> AnyTrainer:
     """Return a Trainer that continues from a checkpoint; see ``Trainer.resume``.
@@ -46,8 +49,9 @@ def resumed(
         data: x_train, t_train, x_test, t_test.
         options: those that replace the checkpoint's, by name; None does not.
     """
-    file, saved = folder.newest(Path(path), Checkpoint.read)
-    model = _model(saved, model, device)
+    ranks = Ranks(connect(distributed, device))
+    file, saved = _newest(Path(path), ranks)
+    model = _model(saved, model, device, ranks)
     arguments = saved.arguments()
     called, stopping = split(callbacks)
     arguments["callbacks"] = called
@@ -59,8 +63,9 @@ def resumed(
     else:
         arguments["metrics"] = metrics_for(losses.named(loss), metrics)
         saved.check_metrics(arguments["metrics"])
-    sets = _sets(file, model, losses.named(loss), data, sample_weight, arguments)
-    fingerprints = sets.fingerprints()
+    part = ranks.rank, ranks.size
+    sets = _sets(file, model, losses.named(loss), data, sample_weight, arguments, part)
+    fingerprints = ranks.on_first(sets.fingerprints)
     saved.check_data(fingerprints)
     arguments |= {name: value for name, value in options.items() if value is not None}
     # any other value is an error of the file, reported below
@@ -71,6 +76,7 @@ def resumed(
             raise ArgumentError(
                 f'{error}. Choose another: resume(..., precision="float32")', str(file)
             ) from error
+    arguments["distributed"] = ranks.communicator
     arguments["schedule"] = schedule if schedule is not None else saved.schedule()
     trainer: Any
     # errors in these arguments are not the file's
@@ -92,11 +98,33 @@ def resumed(
     return resumed
 
 
-def _model(saved: Checkpoint, model: Model | None, device: Any) -> Model:
+def _newest(path: Path, ranks: Ranks) -> tuple[Path, Checkpoint]:
+    """Return the newest intact checkpoint, which all ranks read."""
+    if ranks.alone:
+        return folder.newest(path, Checkpoint.read)
+    found: list[tuple[Path, Checkpoint]] = []
+
+    def find() -> str:
+        found.append(folder.newest(path, Checkpoint.read))
+        return str(found[0][0].absolute())
+
+    file = Path(ranks.on_first(find))
+    try:
+        return found[0] if found else (file, Checkpoint.read(file))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{file} is on the host of rank 0, but not of rank {ranks.rank}; checkpoints must be "
+            "in a folder that all hosts share"
+        ) from error
+
+
+def _model(saved: Checkpoint, model: Model | None, device: Any, ranks: Ranks) -> Model:
     """Return the checkpoint's model, or ``model`` with the checkpoint's weights."""
     if model is None:
         variable = os.environ.get(VARIABLE, "").strip()
-        return saved.model(resolve(device) if device is not None or variable else saved.place())
+        number = None if ranks.alone else ranks.communicator.local_rank
+        chosen = device is not None or variable
+        return saved.model(resolve(device) if chosen else saved.place(number))
     if device is not None:
         model.to(device)
     saved.load_into(model)
@@ -110,6 +138,7 @@ def _sets(
     data: tuple[Any, Any, Any, Any],
     sample_weight: Any,
     arguments: Mapping[str, Any],
+    part: tuple[int, int],
 ) -> Sets:
     """Return the data to resume with. Raises ArgumentError if they are not those of the training
     run."""
@@ -120,7 +149,7 @@ def _sets(
             "set (validation_split); leave x_test and t_test out"
         )
     try:
-        return Sets.take(model, loss, *data, sample_weight, split, seed)
+        return Sets.take(model, loss, *data, sample_weight, split, seed, part)
     except (LabelError, ShapeError) as error:  # the original data fitted the loss
         raise ArgumentError(
             f"the data differ from those of {file}: {error}; pass the same data"

@@ -8,7 +8,7 @@ from portacnn.data import Dataset, Rows, Stream
 from portacnn.errors import ArgumentError
 from portacnn.losses import Loss
 from portacnn.models import Model
-from portacnn.runtime import Array, backend_of
+from portacnn.runtime import Array, backend_of, dtype_name
 from portacnn.seeds import permutation
 from portacnn.training.feed import Samples, fingerprint, take_samples, take_stream
 
@@ -37,12 +37,15 @@ class Sets:
         sample_weight: Array | None,
         validation_split: float | None,
         seed: int,
+        part: tuple[int, int] = (0, 1),
     ) -> "Sets":
         """Check both sets and copy them to the model's device if they fit.
 
         Args:
             validation_split: the share of the training set to test on instead of x_test. The seed
                 says which images; both sets keep their order.
+            part: see ``take_samples``.
+            part: see ``take_samples``.
 
         Raises:
             ArgumentError: if a set is incomplete, or there are two test sets.
@@ -61,7 +64,8 @@ class Sets:
                 )
             test = None
             if x_test is not None:
-                test = take_samples(model, loss, *_arrays(x_test, t_test, "test"), "test")
+                arrays = _arrays(x_test, t_test, "test")
+                test = take_samples(model, loss, *arrays, "test", part=part)
             return cls(loss, take_stream(model, loss, x_train), test, names)
         x_train, t_train = _arrays(x_train, t_train, "train")
         x_test, t_test = _arrays(x_test, t_test, "test")
@@ -70,11 +74,24 @@ class Sets:
             raise ArgumentError(f"{given} needs {missing}; pass both or neither")
         if x_test is not None and validation_split is not None:
             raise ArgumentError("pass x_test and t_test, or validation_split, not both")
-        train = take_samples(model, loss, x_train, t_train, "train", sample_weight)
+        train = take_samples(model, loss, x_train, t_train, "train", sample_weight, part)
         if validation_split is not None:
             return cls(loss, *_split(train, validation_split, seed), names)
-        test = None if x_test is None else take_samples(model, loss, x_test, t_test, "test")
+        test = None
+        if x_test is not None:
+            test = take_samples(model, loss, x_test, t_test, "test", part=part)
         return cls(loss, train, test, names)
+
+    def facts(self) -> dict[str, Any]:
+        """Return count, shape and dtype of the images, and a hash of the labels, of both sets: what
+        is known without a look at the images."""
+        facts: dict[str, Any] = {}
+        for name, samples in (("training set", self.train), ("test set", self.test)):
+            if samples is not None:
+                images = samples.images
+                facts[name] = [samples.count, *images.shape[1:], dtype_name(images)]
+                facts[f"labels of the {name}"] = samples.labels_hash()
+        return facts
 
     def fingerprints(self) -> dict[str, Any]:
         """Return the fingerprints of the sets (``feed.fingerprint``), by "train" and "test"."""

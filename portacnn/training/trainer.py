@@ -10,8 +10,8 @@ training ends with an error, the weights are those before the step.
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, closing
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from copy import copy
 from dataclasses import replace
 from math import isfinite
@@ -21,22 +21,24 @@ from typing import Any, Literal, Self
 from portacnn import losses
 from portacnn.arguments import answering_keywords, either, not_negative, share
 from portacnn.augment import Transform
+from portacnn.distributed import Communicator, connect, taking_down
 from portacnn.errors import ArgumentError, CheckpointError, NotFiniteError, StateError
 from portacnn.files import make_folder, save_tensors
 from portacnn.losses import Loss
 from portacnn.metrics import Metric, metrics_for
 from portacnn.models import Model
-from portacnn.models.evaluation import evaluate
-from portacnn.models.info import last_figures, range_of
 from portacnn.optim import Optimizer, make_optimizer
 from portacnn.runtime import Array, Backend, HostArray
 from portacnn.schedules import Schedule
+from portacnn.seeds import check_seed
 from portacnn.training.augmenting import make_augmenter
 from portacnn.training.callbacks.base import Callback
 from portacnn.training.callbacks.running import Callbacks, split
 from portacnn.training.checkpoint import contents, describe_training
 from portacnn.training.early_stopping import EarlyStopping, make_early_stopping
-from portacnn.training.feed import Samples, batch_sizes, make_feed
+from portacnn.training.evaluating import Evaluating
+from portacnn.training.facts import facts
+from portacnn.training.feed import make_feed
 from portacnn.training.history import History, View
 from portacnn.training.options import (
     FROM_CHECKPOINT,
@@ -52,10 +54,11 @@ from portacnn.training.options import (
     weighted,
 )
 from portacnn.training.progress import Progress
-from portacnn.training.results import Results
+from portacnn.training.ranks import Ranks
 from portacnn.training.resuming import resumed
 from portacnn.training.saving import Saver
 from portacnn.training.sets import Sets
+from portacnn.training.shares import Split, batch_sizes
 from portacnn.training.signals import interrupted_between_steps
 from portacnn.training.step import StepState, Updater
 
@@ -64,7 +67,7 @@ _log = logging.getLogger("portacnn")
 _NOT_COPIED = {"backend", "_feed", "_sets"}
 
 
-class Trainer(Results):
+class Trainer(Evaluating):
     """Train a built ``Model`` on images and labels.
 
         >>> import numpy as np
@@ -129,15 +132,25 @@ class Trainer(Results):
         precision: dtype that the factors of products are rounded to during training, on devices
             that are faster that way (``ops.use_precision``). Weights and activations stay float32.
         compile_step: let the backend compile a whole step (CuPy: a CUDA graph; JAX: one program of
-            XLA). Other backends run the step as usual. A compiled step does not see later changes
-            to the Trainer or its optimizer, except ``lr``. None, the default, compiles on JAX,
-            unless a subclass overrides ``step``.
+            XLA). Other backends run the step as usual, and so do several processes. A compiled step
+            does not see later changes to the Trainer or its optimizer, except ``lr``. None, the
+            default, compiles on JAX, unless a subclass overrides ``step``.
         checkpoint_dir: folder for checkpoints, which ``Trainer.resume`` reads. None writes only
             those requested with ``checkpoint``. Several training runs may share a folder.
         checkpoint_every: steps between checkpoints. None writes one after each epoch. One is also
             written at the end, and when training is stopped with ``stop``.
         keep: number of checkpoints to keep in the folder.
         verbose: show a progress bar.
+        distributed: train together with other processes, which a launcher (mpiexec, srun) has
+            started: "mpi", "nccl", "auto" (docs/scaling.md), or a
+            ``portacnn.distributed.Communicator``. Each takes its share of every batch, so
+            that n processes train as one does. All are given the same arguments; rank 0 writes
+            files and shows the progress.
+        sync_batch_norm: compute batch norm's statistics over the batches of all processes, in
+            their forward and backward passes. Otherwise each uses those of its share, and running
+            statistics are averaged.
+        compress_gradients: "bfloat16" or "float16" rounds gradients on their way between processes,
+            which halves the traffic.
 
     Attributes:
         train_loss_list: loss of every step.
@@ -198,9 +211,13 @@ class Trainer(Results):
         checkpoint_every: int | None = None,
         keep: int = 3,
         verbose: bool = True,
+        distributed: Literal["auto", "mpi", "nccl"] | Communicator | None = None,
+        sync_batch_norm: bool = False,
+        compress_gradients: Literal["bfloat16", "float16"] | None = None,
     ) -> None:
         self.model = model
         self.backend: Backend = model.home
+        self.ranks = Ranks(connect(distributed, model.home))
         check_trainable(model)
         options = Options(
             epochs=epochs,
@@ -211,12 +228,14 @@ class Trainer(Results):
             validation_split=validation_split,
             accumulate=accumulate,
             evaluate_sample_num_per_epoch=evaluate_sample_num_per_epoch,
-            seed=seed,  # type: ignore[arg-type]
+            seed=self.ranks.share(check_seed(seed)),
             precision=precision,
             compile_step=compile_step,
             checkpoint_every=checkpoint_every,
             keep=keep,
             verbose=verbose,
+            sync_batch_norm=sync_batch_norm,
+            compress_gradients=compress_gradients,
         )
         self.epochs, self.batch_size = options.epochs, options.batch_size
         self.drop_last, self.accumulate = options.drop_last, options.accumulate
@@ -232,9 +251,11 @@ class Trainer(Results):
         if class_weight is not None:
             check_takes_weights(loss)
         self.metrics = metrics_for(loss, metrics)
+        self.ranks.check_metrics(self.metrics)
         if sets is None:
             data = (x_train, t_train, x_test, t_test, sample_weight)
-            sets = Sets.take(model, loss, *data, self.validation_split, self.seed)
+            part = self.ranks.rank, self.ranks.size
+            sets = Sets.take(model, loss, *data, self.validation_split, self.seed, part)
         if class_weight is not None:
             if sets.train.stream is not None and isinstance(class_weight, str):
                 raise ArgumentError(
@@ -245,15 +266,17 @@ class Trainer(Results):
             sets = replace(sets, loss=loss)
         self._sets = sets
         called, stopping = split(callbacks, early_stopping)
-        self.callbacks = Callbacks(called)
+        self.callbacks = Callbacks(called, self.ranks.is_first)
         self.early_stopping = make_early_stopping(stopping, self.metrics, sets.test is not None)
-        check_sizes(model, sets, options)
+        check_sizes(model, sets, options, self.ranks.size)
         self._sizes = batch_sizes(sets.train.count, self.batch_size, self.drop_last)
         self.steps_per_epoch = len(self._sizes)
         self._feed = make_feed(model, sets.train, loss)
         self._augmenter = make_augmenter(augment, model, sets, loss, self.seed)
         check_precision(precision, model)
-        self.updater = Updater(model, optimizer, loss, options)
+        before = 0 if self.ranks.alone else self._augmenter.looks_back
+        parts = Split(options.part, self.ranks.rank, self.ranks.size, before)
+        self.updater = Updater(model, optimizer, loss, options, parts, self.ranks)
         self.schedule = step_schedule(
             schedule, schedule_unit, self.epochs, self.steps_per_epoch, optimizer.lr
         )
@@ -266,8 +289,10 @@ class Trainer(Results):
         self._last_lr = 0.0  # of the last step
         self._fingerprints: dict[str, Any] | None = None
         self._saver = Saver(options.checkpoint_every, options.keep)
+        self.run = self.ranks.share(self.run)
+        self.ranks.agree(lambda: facts(self))
         if checkpoint_dir is not None:
-            describe_training(self)
+            self.ranks.on_first(lambda: describe_training(self) and None)
             self.checkpoint_dir = make_folder(checkpoint_dir).absolute()
 
     # stored in parts of the Trainer
@@ -275,6 +300,8 @@ class Trainer(Results):
     clip_norm = View[float | None]("updater", "clip_norm")
     precision = View[str]("updater", "precision")
     compile_step = View[bool | None]("updater", "compile_step")
+    sync_batch_norm = View[bool]("updater", "sync_batch_norm")
+    compress_gradients = View[str | None]("updater", "compress_gradients")
     run = View[str]("_saver", "run")
     checkpoint_dir = View[Path | None]("_saver", "folder")
     checkpoint_every = View[int | None]("_saver", "every")
@@ -306,6 +333,7 @@ class Trainer(Results):
         precision: Literal["float32", "tf32", "bfloat16", "float16", "3xtf32"] | None = None,
         compile_step: bool | None = None,
         verbose: bool | None = None,
+        distributed: Literal["auto", "mpi", "nccl"] | Communicator | None = None,
     ) -> Self:
         """Return a Trainer that continues from a checkpoint; ``train`` resumes with the next batch.
 
@@ -332,6 +360,8 @@ class Trainer(Results):
             checkpoint_dir: folder for new checkpoints. The default is the folder of ``path``.
             precision: replaces the checkpoint's, which the device may not support.
             checkpoint_every, keep, compile_step, verbose: replace the checkpoint's.
+            distributed: as for ``Trainer``, whatever the training run was before. The number of
+                processes may be another one.
 
         Raises:
             ModelFormatError: if there is no intact checkpoint, or it does not describe a training
@@ -354,6 +384,7 @@ class Trainer(Results):
             model=model,
             schedule=schedule,
             checkpoint_dir=checkpoint_dir,
+            distributed=distributed,
             options={
                 "epochs": epochs,
                 "checkpoint_every": checkpoint_every,
@@ -403,8 +434,8 @@ class Trainer(Results):
         return self.epoch >= self.epochs or self.stopped_early
 
     def stop(self) -> None:
-        """Make ``train`` return after the current step. It writes a checkpoint, and ``train`` can
-        be called again.
+        """Make ``train`` return after the current step, on all processes. It writes a checkpoint,
+        and ``train`` can be called again.
 
         Use it from signal handlers (``stopping_on_signals``), other threads, and code that runs
         within a step.
@@ -413,7 +444,7 @@ class Trainer(Results):
 
     def checkpoint(self, path: str | os.PathLike[str] | None = None) -> Path:
         """Write a checkpoint to ``path``, or into ``checkpoint_dir``; return its path. Call it
-        between steps.
+        between steps. Of several processes, rank 0 writes; others need not call it.
 
         Raises:
             CheckpointError: if it could not be written (the disk is full, for example); earlier
@@ -425,10 +456,18 @@ class Trainer(Results):
         """
         self._saver.place(path)
         self._read_losses()
+        return self._save(path) if self.ranks.is_first else self._saver.place(path)
+
+    def _save(self, path: str | os.PathLike[str] | None = None) -> Path:
         tensors, header = contents(self)
         return self._saver.save(
             path, self.steps_done, lambda file: save_tensors(file, tensors, header)
         )
+
+    def _save_due(self) -> None:
+        """Write a checkpoint that is due into the folder. If rank 0 cannot, all ranks raise."""
+        self._read_losses()
+        self._saver.last = Path(self.ranks.on_first(lambda: str(self._save())))
 
     def fingerprints(self) -> dict[str, Any]:
         """Return the fingerprints of the data (``feed.fingerprint``), by "train" and "test"."""
@@ -459,11 +498,22 @@ class Trainer(Results):
         """
         self.model.check_scale(False)
         try:
-            with interrupted_between_steps(self), self._saver.sole():
+            with (
+                interrupted_between_steps(self),
+                taking_down(self.ranks.communicator),
+                self._sole(),
+            ):
                 self._train()
         finally:
             self._stop = False
             self.model.check_scale(True)
+
+    @contextmanager
+    def _sole(self) -> Iterator[None]:
+        """Lock the folder of checkpoints, see ``Saver.sole``; rank 0 does."""
+        with ExitStack() as stack:
+            self.ranks.on_first(lambda: stack.enter_context(self._saver.sole()))
+            yield
 
     def _train(self) -> None:
         if self.model.backend != self.backend:
@@ -483,15 +533,18 @@ class Trainer(Results):
                 if self.stopped_early
                 else "set a larger trainer.epochs to continue"
             )
-            _log.warning("train() has nothing to do: %s; %s", why, cure)
+            if self.ranks.is_first:
+                _log.warning("train() has nothing to do: %s; %s", why, cure)
             return
         batches = self.steps_per_epoch
         self._history.cut(self.steps_done, self.epoch)  # what an interrupted epoch has left
         self.updater.start_over()
+        self.ranks.begin(self.model)
+        shown = self.verbose and self.ranks.is_first
         with (
             self.backend.active(),
             self.callbacks.training(self),
-            Progress(self.epochs * batches, self.steps_done, self.verbose) as progress,
+            Progress(self.epochs * batches, self.steps_done, shown) as progress,
         ):
             try:
                 while not self.finished:
@@ -515,6 +568,17 @@ class Trainer(Results):
         on the host. With ``drop_last`` the last images of the order are left out."""
         return self._sets.train.order(self.seed, epoch)[: sum(self._sizes)]
 
+    def read(self, epoch: int, first: int = 0) -> Generator[tuple[Array, ...], None, None]:
+        """Yield the batches of an epoch, from 0, for ``run_batch``: of each, the images that this
+        process has.
+
+        Args:
+            first: how many batches are left out.
+        """
+        order = self.order(epoch)[first * self.batch_size :]
+        own, sizes = self.updater.split.epoch(order, self._sizes[first:])
+        return self._feed.epoch(own, sizes, epoch)
+
     def _run_epoch(self, progress: Progress) -> bool:
         """Run the rest of an epoch, or the part of it before ``stop``; write the checkpoints that
         are due.
@@ -525,22 +589,22 @@ class Trainer(Results):
         Returns:
             Whether to stop.
         """
-        batches, size = self.steps_per_epoch, self.batch_size
-        rest = self.order(self.epoch)[self.batch * size :]
+        batches = self.steps_per_epoch
+        sizes = self._sizes[self.batch :]
         if self.batch == 0:
             self.callbacks.epoch_begins(self)
         every_step = self.callbacks.every_step
         began = time.perf_counter()
-        with closing(self._feed.epoch(rest, size, self.epoch)) as read:
-            for batch in read:
-                self.run_batch(*batch)
+        with closing(self.read(self.epoch, self.batch)) as read:
+            for size, batch in zip(sizes, read, strict=False):
+                self.run_batch(*batch, size=size)
                 self.batch += 1
                 self.callbacks.updated(self, self.updater.ok)
                 progress.step()
                 if every_step:
                     self._read_losses()
                     self.callbacks.step_ends(self, self.train_loss_list[-1])
-                stop = self._stop
+                stop = self.ranks.any(self._stop)
                 due = stop or self._saver.is_due(self.steps_done)
                 if self.batch % LOG_EVERY == 0 or self.batch == batches or due:
                     self._read_losses()
@@ -548,91 +612,30 @@ class Trainer(Results):
                 if self.batch == batches:
                     break
                 if due and self.checkpoint_dir is not None:
-                    self.checkpoint()
+                    self._save_due()
                 if stop:
                     return True
-        self._end_epoch(began, len(rest))
+        self._end_epoch(began, sum(sizes))
         figures = self._history.last()
         progress.epoch(self.epoch, figures)
         self.callbacks.epoch_ends(self, figures)
-        stop = self._stop
+        stop = self.ranks.any(self._stop)
         due = self._saver.is_due(self.steps_done) or self.checkpoint_every is None
         if self.checkpoint_dir is not None and (due or self.finished or stop):
-            self.checkpoint()
+            self._save_due()
         return stop
 
-    def _take_best(self) -> None:
-        """Load the weights of the best epoch into the model, if they were kept."""
-        if self._best_weights is not None:
-            self.model.load_state_dict(self._best_weights)
-            if self.early_stopping is not None:
-                watched = self.history[f"test_{self.early_stopping.monitor}"]
-                self._tell_model(self.early_stopping.best_epoch(watched))
-
-    def _tell_model(self, epoch: int) -> None:
-        """Make the model know its task, and its figures after this epoch."""
-        info = self.model.info
-        figures = {**info.figures, **last_figures(self.history, epoch)}
-        if self._range is None:
-            with self.backend.active():
-                self._range = range_of(self.x_train)
-        names = info.class_names or self._sets.class_names
-        self.model.info = replace(
-            info,
-            class_names=names if len(names) in self.model.output_shape[:1] else (),
-            task=self.loss.task,
-            figures=figures,
-            input_range=self._range,
-        )
-
-    def _end_epoch(self, began: float, count: int) -> None:
-        """Append the epoch's figures to the lists, and check whether it was the best or the last
-        one.
-
-        Args:
-            began: when its first step began, or the first one after it was resumed.
-            count: number of images trained on since.
-        """
-        sizes, trained = self._sizes, time.perf_counter()
-        step_losses = self.train_loss_list[-len(sizes) :]
-        figures: dict[str, Any] = {
-            "train_loss": sum(n * loss for n, loss in zip(sizes, step_losses, strict=True))
-            / sum(sizes),
-            "lr": self._last_lr,
-        }
-        with self.as_evaluated():
-            train = self._evaluate(self._sets.train, None)
-            test = {} if self._sets.test is None else self._evaluate(self._sets.test, self.loss)
-        for which, values in (("train", train), ("test", test)):
-            figures |= {f"{which}_{name}": value for name, value in values.items()}
-        figures |= {
-            "seconds": time.perf_counter() - began,
-            "images_per_second": count / (trained - began),
-        }
-        self._history.end_epoch(figures)
-        self.epoch, self.batch = self.epoch + 1, 0
-        self._tell_model(self.epoch)
-        stopping = self.early_stopping
-        if stopping is not None:
-            watched = self.history[f"test_{stopping.monitor}"]
-            if stopping.restore_best and stopping.best_epoch(watched) == self.epoch:
-                with self.as_evaluated():
-                    self._best_weights = self.model.state_dict()
-            self.stopped_early = stopping.is_over(watched)
-
-    def as_evaluated(self) -> AbstractContextManager[None]:
-        """Return a context in which the model has the weights that are evaluated after each epoch:
-        with an ``EMA`` the averages, otherwise its own."""
-        return self.callbacks.evaluating(self)
-
-    def run_batch(self, *batch: Array) -> None:
+    def run_batch(self, *batch: Array, size: int | None = None) -> None:
         """Run one step with a batch of the training set, as ``train`` does for each batch.
 
         Nothing is read from the device: the loss stays there until ``train`` fetches it.
 
         Args:
             batch: indices of the images, int64 (B,) on the model's device. If the training set is
-                on the host, images and labels instead (see ``feed.Streamed``).
+                on the host, images and labels instead (see ``feed.Streamed``). Of several
+                processes, each passes its images, as from ``read``.
+            size: number of images in the batch, of all processes. The default is that all pass as
+                many.
 
         Raises:
             OutOfMemoryError: if there is not enough memory. Weights and statistics are those from
@@ -646,7 +649,12 @@ class Trainer(Results):
         asked = self.compile_step is not None or type(self).step is Trainer.step
         may_record = asked and not self.callbacks.inside_step
         report = self.updater.run(
-            self._whole_step, batch, number, self._last_lr, may_record=may_record
+            self._whole_step,
+            batch,
+            number,
+            self._last_lr,
+            share=None if self.ranks.alone else self.updater.share_of(batch[0].shape[0], size),
+            may_record=may_record,
         )
         self._history.add(report)
 
@@ -662,6 +670,8 @@ class Trainer(Results):
         if self.augment:
             epoch = state.step // self.steps_per_epoch
             x, t, *weight = self._augmenter(x, t, *weight, epoch=epoch, indices=indices)
+        if state.share is not None:
+            x, t, *weight = (state.share.own(part) for part in (x, t, *weight))
         loss, ok = self.step(x, t, state, *weight)
         return xp.stack([loss, xp.astype(ok, loss.dtype)]), ok
 
@@ -690,16 +700,3 @@ class Trainer(Results):
                 f"{loss}{elsewhere if isfinite(loss) else ''}; the weights are those before that "
                 f"step. Lower the learning rate ({self.lr(step)})"
             )
-
-    def _evaluate(self, samples: Samples, loss: Loss | None) -> dict[str, Any]:
-        """Return loss and metrics over the first samples of a set, as many as requested."""
-        samples, model = samples.first(self.evaluate_sample_num_per_epoch), self.model
-        return evaluate(
-            self.backend,
-            model.outputs(samples.images),
-            samples.targets,
-            None if loss is None else loss.for_evaluation(),
-            self.metrics,
-            samples.weights,
-            model.dtype,
-        )

@@ -62,8 +62,8 @@ class Block(NamedTuple):
     def runs(self, slow: bool) -> bool:
         if self.slow and not slow:
             return False
-        if self.needs in (None, "gpu", "download", "commands"):
-            return self.needs is None
+        if self.needs in (None, "toyarray", "gpu", "download", "commands"):
+            return self.needs in (None, "toyarray")
         spec = find_spec(self.needs)  # tests/onnx looks like a package, but has no origin
         return spec is not None and spec.origin is not None
 
@@ -191,8 +191,10 @@ def run_and_compare(
     if not any(block.kind == "python" and block.runs(slow) for block in every):
         return
     script = tmp_path / f"page_{page.stem}.py"  # not onnx.py, which would be imported
-    device = f"import os; os.environ['PORTACNN_BACKEND'] = {backend!r}; " if backend else ""
-    script.write_text(device + program(page, slow), encoding="utf-8")
+    before = f"import os; os.environ['PORTACNN_BACKEND'] = {backend!r}; " if backend else ""
+    if any(block.needs == "toyarray" for block in every):
+        before += f"import sys; sys.path.append({str(ROOT / 'tests' / 'toy')!r}); "
+    script.write_text(before + program(page, slow), encoding="utf-8")
     folder = tmp_path / "empty"
     folder.mkdir()
     status, printed, errors = run_script(script, folder, 300 if slow else 120)
@@ -205,6 +207,11 @@ def run_and_compare(
             assert before.kind == "python", f"{page.name}:{block.line}: the output of what?"
             if before.runs(slow):
                 assert_printed(block.text, last, f"{page.name}:{block.line}")
+
+
+def test_the_page_of_backends_shows_the_adapter_of_the_toy_library():
+    adapter = (ROOT / "tests" / "toy" / "toyarray_portacnn.py").read_text(encoding="utf-8")
+    assert adapter in [block.text for block in blocks(ROOT / "docs" / "backends.md")]
 
 
 # --- commands, links and names --------------------------------------------------------------------

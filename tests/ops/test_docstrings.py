@@ -4,6 +4,7 @@ import doctest
 import importlib
 import pkgutil
 import re
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ MODULES = [
     "portacnn.data.idx",
     "portacnn.data.labels",
     "portacnn.data.mnist",
+    "portacnn.distributed",
+    "portacnn.distributed.launchers",
     "portacnn.file_kinds",
     "portacnn.gradient_check",
     "portacnn.init",
@@ -23,10 +26,15 @@ MODULES = [
     "portacnn.models.preprocess",
     "portacnn.models.simple_conv_net",
     "portacnn.optim",
+    "portacnn.optim.groups",
     "portacnn.runtime",
     "portacnn.schedules",
     "portacnn.scratch.functions",
     "portacnn.seeds",
+    *(
+        f"portacnn.testing.{name}"
+        for name in ("backends", "report", "layer_checks", "loss_checks", "own_op_checks")
+    ),
     "portacnn.training.early_stopping",
     "portacnn.training.trainer",
     *(f"portacnn.ops.{module.name}" for module in pkgutil.iter_modules(ops.__path__)),
@@ -40,7 +48,8 @@ def _examples(name: str) -> list[doctest.DocTest]:
     parser, found = doctest.DocTestParser(), {}
     for key, value in {name: module, **vars(module)}.items():
         text = value.__doc__
-        here = getattr(value, "__module__", name) == name or key == name
+        other = isinstance(value, ModuleType) and key != name
+        here = getattr(value, "__module__", name) == name and not other
         if here and isinstance(text, str) and ">>>" in text:
             found[text] = parser.get_doctest(text, dict(known), key, module.__file__, 0)
     return list(found.values())

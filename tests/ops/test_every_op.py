@@ -13,7 +13,7 @@ from portacnn import ops
 from portacnn.errors import ArrayError, PortacnnError
 from portacnn.ops import use_kernels
 from portacnn.ops.dispatch import OPS
-from portacnn.runtime import backend_of, resolve
+from portacnn.runtime import resolve
 from portacnn.testing.examples import (
     EXAMPLES,
     Arguments,
@@ -25,8 +25,9 @@ from portacnn.testing.examples import (
     call,
     mapped,
 )
-from support.checks import DTYPES, choices, pieces_for, refuses
-from support.matrix import Here, needs
+from portacnn.testing.op_checks import check_example
+from support.checks import choices, pieces_for, refuses
+from support.matrix import EACH_LIBRARY, Here, needs
 
 NUMPY = Here("numpy", resolve("numpy"))
 EVERY = {name: example for name, example in EXAMPLES.items() if example.small}
@@ -130,38 +131,12 @@ def test_the_gradient_is_the_slope(name: str, seed: int):
     assert abs(slope - total) < 1e-6 * (1.0 + sum(np.abs(share).sum() for share in shares))
 
 
+@EACH_LIBRARY
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_drawn_on_every_backend(backend: Here, name: str):
-    """As the portable op on NumPy in float64."""
-    for dtype in DTYPES:
-        agree_drawn(backend, EXAMPLES[name], dtype)
-
-
-def agree_drawn(backend: Here, example: Example, dtype: str) -> None:
-    given = as_given(example.draw(Random(10, "small")), lambda array: array.astype(dtype))
-    wide = as_given(given, lambda array: array.astype("float64"))
-
-    def dy(y: Any) -> Any:
-        if not y.shape:
-            return 0.7
-        host = np.random.default_rng(3).integers(-8, 9, tuple(y.shape)) / 8
-        return backend_of(y).xp.asarray(host, dtype=y.dtype, device=y.device)
-
-    with use_kernels("reference"):
-        expected = example.results(wide, dy)
-    written = {word: given[word] for word in example.writes if word in given}
-    placed = {**mapped(given, backend.array), **mapped(written, backend.backend.asarray)}
-    found = example.results(placed, dy)
-    assert len(found) == len(expected)
-    limit = example.float32 if dtype == "float32" else 1e-12
-    for got, right in zip(found, expected, strict=True):
-        host = backend.host(got)
-        if right.dtype.kind != "f":
-            np.testing.assert_array_equal(host, right)
-            continue
-        assert host.dtype == dtype
-        largest = np.abs(right[np.isfinite(right)]).max(initial=0.0)
-        np.testing.assert_allclose(host, right, rtol=0, atol=limit * largest)
+def test_figures_on_every_backend(backend: Here, name: str):
+    """As PyTorch's figures and those of loops; larger ones as the portable op on NumPy in float64.
+    NumPy's inputs are read-only."""
+    check_example(backend.backend, name)
 
 
 # --- half precision -------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from portacnn.runtime import resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "scripts"))
-check, tools, kernels, times, training, parity, plan, suite = (
+check, tools, kernels, times, training, parity, plan, suite, ranks = (
     import_module(name)
     for name in (
         *(
@@ -25,7 +25,7 @@ check, tools, kernels, times, training, parity, plan, suite = (
             "gpu.training",
             "gpu.parity",
         ),
-        *("gpu.plan", "gpu.suite"),
+        *("gpu.plan", "gpu.suite", "gpu.ranks"),
     )
 )
 NUMPY = resolve("numpy")

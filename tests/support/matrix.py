@@ -96,6 +96,12 @@ def _package(name: str) -> Callable[[], str | None]:
     return check
 
 
+def _mpi() -> str | None:
+    from support.mpi import mpiexec
+
+    return _package("mpi4py")() or (None if mpiexec() else 'no mpiexec (pip install "mpich")')
+
+
 def _browser() -> str | None:
     missing = [name for name in ("chromium", "chromedriver") if shutil.which(name) is None]
     if missing:
@@ -134,6 +140,7 @@ NEEDS: dict[str, Callable[[], str | None]] = {
             *("jax", "matplotlib", "pycocotools", "nbclient", "ipykernel", "starlette", "uvicorn"),
         )
     },
+    "mpi4py": _mpi,
     "browser": _browser,
     "compiler": _compiler,
     "nvrtc": _nvrtc,

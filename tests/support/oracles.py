@@ -1,5 +1,5 @@
-"""What ops are tested against: plain loops over single numbers in float64, written from the
-definitions. No array tricks.
+"""What ops are tested against: plain loops over single numbers in float64 (complex128 for complex
+ones), written from the definitions. No array tricks.
 
 Notation: N batch, C in-channels, O out-channels, S/OUT the spatial axes in/out, K the kernel (for
 two axes H, W, OH, OW, KH, KW). Positions are tuples of S's length; pads are a pair (before, after)
@@ -50,13 +50,6 @@ def remembered(oracle: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def slope(
-    f: Callable[[np.ndarray], float], x: np.ndarray, towards: np.ndarray, h: float = 1e-6
-) -> float:
-    """Central difference of f, which maps an array to a number, at x in float64."""
-    return (f(x + h * towards) - f(x - h * towards)) / (2 * h)
-
-
 def pads_of(padding, size, kernel, stride, dilation):
     """Every form of ``padding`` as ((top, bottom), (left, right)); "same" by trying how many cells
     it takes."""
@@ -101,37 +94,45 @@ def conv_out(size, kernel, stride, pads, dilation) -> Position:
     return tuple((n + sum(p) - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in axes)
 
 
+def wide(array: Any) -> np.ndarray:
+    """In float64 or complex128."""
+    array = np.asarray(array)
+    return array.astype(np.result_type(array, np.float64))
+
+
 @remembered
 def conv(x, weight, bias, stride, pads, dilation, groups):
     """Every output number is a sum over taps, one by one, of products summed over channels."""
-    x, weight = np.asarray(x, np.float64), np.asarray(weight, np.float64)
+    x, weight = wide(x), wide(weight)
     cg, kernel, size = weight.shape[1], weight.shape[2:], x.shape[2:]
     out = conv_out(size, kernel, stride, pads, dilation)
-    y = np.zeros((len(x), len(weight), *out))
+    y = np.zeros((len(x), len(weight), *out), x.dtype)
     for place in np.ndindex(*out):
         taps = [t for t in seen(place, kernel, stride, pads, dilation) if inside(t[1], size)]
         for n, o in np.ndindex(len(x), len(weight)):
             first = o // (len(weight) // groups) * cg  # channel of the group
-            total = 0.0 if bias is None else float(bias[o])
+            total = 0.0 if bias is None else bias[o].item()
             for k, at in taps:
-                total += float(x[n, first : first + cg, *at] @ weight[o, :, *k])
+                total += (x[n, first : first + cg, *at] @ weight[o, :, *k]).item()
             y[n, o, *place] = total
     return y
 
 
 @remembered
 def conv_gradients(x, weight, dy, stride, pads, dilation, groups):
-    """(dx, dweight, dbias): each product of the forward sends its share to both of its factors."""
+    """(dx, dweight, dbias): each product of the forward sends its share to both of its factors,
+    times the conjugate of the other."""
+    x, weight, dy = wide(x), wide(weight), wide(dy)
     cg, kernel, size = weight.shape[1], weight.shape[2:], x.shape[2:]
-    dx, dweight, dbias = np.zeros(x.shape), np.zeros(weight.shape), np.zeros(len(weight))
+    dx, dweight, dbias = (np.zeros(s, x.dtype) for s in (x.shape, weight.shape, len(weight)))
     for place in np.ndindex(*dy.shape[2:]):
         taps = [t for t in seen(place, kernel, stride, pads, dilation) if inside(t[1], size)]
         for n, o in np.ndindex(len(x), len(weight)):
             first, given = o // (len(weight) // groups) * cg, dy[n, o, *place]
             dbias[o] += given
             for k, at in taps:
-                dx[n, first : first + cg, *at] += given * weight[o, :, *k]
-                dweight[o, :, *k] += given * x[n, first : first + cg, *at]
+                dx[n, first : first + cg, *at] += given * weight[o, :, *k].conj()
+                dweight[o, :, *k] += given * x[n, first : first + cg, *at].conj()
     return dx, dweight, dbias
 
 
@@ -153,7 +154,7 @@ def conv_transpose(x, weight, bias, stride, pads, output_padding, dilation, grou
         + 1
         for a in axes
     ]
-    y = np.zeros((len(x), og * groups, *out))
+    y = np.zeros((len(x), og * groups, *out), wide(x).dtype)
     for n, c, *place in np.ndindex(x.shape):
         for k in np.ndindex(*kernel):
             at = tuple(place[a] * stride[a] + k[a] * dilation[a] - pads[a][0] for a in axes)
@@ -182,7 +183,7 @@ def max_pool(x, out, kernel, stride, pads, dilation):
 @remembered
 def avg_pool(x, out, kernel, stride, pads, count_include_pad, divisor):
     """(y, {place in y: [(place in x, its share)]})."""
-    y, shares, size = np.zeros((*x.shape[:2], *out)), {}, x.shape[2:]
+    y, shares, size = np.zeros((*x.shape[:2], *out), wide(x).dtype), {}, x.shape[2:]
     padded = [n + after for n, (_, after) in zip(size, pads, strict=True)]
     for n, c, *place in np.ndindex(y.shape):
         cells = [at for _, at in seen(tuple(place), kernel, stride, pads, (1,) * len(size))]
@@ -235,7 +236,7 @@ def routed(shape, chosen, dy):
 
 def shared(shape, shares, dy):
     """The gradient of a mean."""
-    dx = np.zeros(shape)
+    dx = np.zeros(shape, wide(dy).dtype)
     for place, cells in shares.items():
         for at, share in cells:
             dx[at] += dy[place] * share

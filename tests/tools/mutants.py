@@ -7,7 +7,7 @@ them.
 
 The mistakes stand in planted/*.txt, each as
 
-    @ portacnn/optim.py: the learning rate of a loaded state is dropped
+    @ portacnn/optim/base.py: the learning rate of a loaded state is dropped
     -self.lr, self.steps, self.counts = lr, steps, counts
     +self.steps, self.counts = steps, counts
 

@@ -86,8 +86,8 @@ def test_exact_resume(tmp_path, backend, made):
     whole = train(backend.device, made(folders[0]))
 
     class Killed(Trainer):
-        def run_batch(self, *batch):
-            super().run_batch(*batch)
+        def run_batch(self, *batch, **size):
+            super().run_batch(*batch, **size)
             if self.steps_done == 17:
                 raise KeyboardInterrupt
 

@@ -76,7 +76,7 @@ def test_the_suggested_rate_is_that_of_the_steepest_fall():
     trainer = make(kind=Trainer)
     rng, calls = np.random.default_rng(0), []
 
-    def run_batch(*batch):
+    def run_batch(*batch, **size):
         rate = trainer.lr(0)
         calls.append(rate)
         trainer.train_loss_list.append(2.0 - 1.5 / (1 + (0.01 / rate) ** 1.5) + 0.02 * rng.normal())

@@ -152,7 +152,8 @@ def test_options_come_back():
     apart = {"self", "model", "x_train", "t_train", "x_test", "t_test", "sample_weight"}
     described = {"optimizer", "optimizer_param", "lr", "schedule", "early_stopping"}
     described |= {"checkpoint_dir", "loss", "class_weight", "label_smoothing", "metrics", "augment"}
-    apart |= {"mini_batch_size", "callbacks"}  # another name of batch_size; objects
+    # another name of batch_size; objects; where to train
+    apart |= {"mini_batch_size", "callbacks", "distributed"}
     assert set(signature(Trainer.__init__).parameters) == {*_OPTIONS, *apart, *described}
     assert {field.name for field in dataclasses.fields(EarlyStopping)} == {
         "patience",

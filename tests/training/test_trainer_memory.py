@@ -71,7 +71,7 @@ def test_the_next_batch_is_sent_before_the_last_is_used(backend, monkeypatch):
         feed._uploader, "send", lambda *parts: events.append(len(parts[0])) or parts
     )
     monkeypatch.setattr(feed._uploader, "receive", lambda sent: sent)
-    for x, t, indices in feed.epoch(np.arange(25)[::-1], 10):
+    for x, t, indices in feed.epoch(np.arange(25)[::-1], [10, 10, 5]):
         events.append(x[0])
         assert (t == indices).all()
     assert events == [10, 10, 24.0, 5, 14.0, 4.0]

@@ -12,7 +12,7 @@ from portacnn.optim import SGD, biases_and_norms
 from portacnn.schedules import ConstantLR, CosineAnnealingLR, OneCycleLR, PerEpoch, StepLR, warm_up
 from portacnn.seeds import permutation
 from portacnn.training import StepState, Trainer
-from portacnn.training.feed import part_sizes
+from portacnn.training.shares import part_sizes
 from support.bright_rows import COUNT, EPOCHS, SIZE, digits, net, same, trainer, weights
 from support.matrix import EACH_LIBRARY, needs
 

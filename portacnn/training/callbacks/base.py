@@ -25,10 +25,14 @@ class Callback(AnswersKeywords):
             for the device.
         inside_step: whether the callback needs code inside each step, for example a layer's
             ``on_output``. Steps are then not captured (``Trainer(compile_step=...)``).
+        every_rank: whether the methods are called on each process of a distributed training run,
+            as one that changes the model needs. Otherwise they are called on rank 0 only, as one
+            that writes files needs. Pass the same callbacks on all ranks in any case.
     """
 
     every_step: ClassVar[bool] = False
     inside_step: ClassVar[bool] = False
+    every_rank: ClassVar[bool] = True
 
     def on_train_begin(self, trainer: "Trainer") -> None:
         """Called when ``train()`` begins, also when it continues."""

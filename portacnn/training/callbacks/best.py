@@ -1,7 +1,7 @@
 """``KeepBest``: a file with the weights of the best epoch so far."""
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from portacnn.files import file_path, make_folder
 from portacnn.training.callbacks.base import Callback
@@ -26,6 +26,8 @@ class KeepBest(Callback):
             figure.
         OSError: if the file cannot be written.
     """
+
+    every_rank: ClassVar[bool] = False
 
     def __init__(self, path: str | os.PathLike[str], monitor: str | None = None) -> None:
         self.path = file_path(path, "a model").absolute()

@@ -9,7 +9,7 @@ import io
 import json
 import os
 from math import isfinite
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from portacnn.files import file_path, make_folder, write_atomically
 from portacnn.training.callbacks.base import Callback
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 class _Lines(Callback):
     """Base of the loggers."""
+
+    every_rank: ClassVar[bool] = False
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = file_path(path, "a log").absolute()

@@ -103,7 +103,7 @@ def lr_range_test(
     with _unchanged(trainer):
         for number, (rate, batch) in enumerate(zip(rates, _batches(trainer, steps), strict=True)):
             trainer.optimizer.lr = rate
-            trainer.run_batch(*batch)
+            trainer.run_batch(*batch[1], size=batch[0])
             try:
                 trainer._read_losses()
             except NotFiniteError:
@@ -138,8 +138,8 @@ def _slope(values: list[float]) -> float:
 
 
 def _batches(trainer: "Trainer", steps: int) -> Iterator[Any]:
-    """Yield the batches of as many epochs as needed."""
-    epochs = (trainer._feed.epoch(trainer.order(n), trainer.batch_size, n) for n in count())
+    """Yield the batches of as many epochs as needed, each with its number of images."""
+    epochs = (zip(trainer._sizes, trainer.read(n), strict=True) for n in count())
     return islice(chain.from_iterable(epochs), steps)
 
 

@@ -17,6 +17,11 @@ from portacnn.training.early_stopping import EarlyStopping
 class Callbacks:
     """Callbacks by unique name: the class name, with a number from the second on.
 
+    Args:
+        given: the callbacks.
+        is_first: whether this process is rank 0, on which all are called. Others call those with
+            ``every_rank``.
+
     Attributes:
         every_step: whether one of them needs the loss of each step.
         inside_step: whether one of them needs code inside each step.
@@ -28,7 +33,7 @@ class Callbacks:
             without ``every_step``.
     """
 
-    def __init__(self, given: Iterable[Callback]) -> None:
+    def __init__(self, given: Iterable[Callback], is_first: bool = True) -> None:
         self.named: dict[str, Callback] = {}
         kinds: list[str] = []
         for each in given:
@@ -45,9 +50,11 @@ class Callbacks:
             kinds.append(kind)
             number = kinds.count(kind)
             self.named[kind if number == 1 else f"{kind}-{number}"] = each
+        # also of those not called here: all processes must read losses at the same steps
         self.every_step = any(each.every_step for each in self)
         self.inside_step = any(each.inside_step for each in self)
-        self._updating = [each for each in self if _defines(each, "on_update")]
+        self._called = [each for each in self if is_first or each.every_rank]
+        self._updating = [each for each in self._called if _defines(each, "on_update")]
         self.raised = False
 
     def __iter__(self) -> Iterator[Callback]:
@@ -58,7 +65,7 @@ class Callbacks:
         """Call ``on_train_begin`` before the block, and ``on_train_end`` after it in any case."""
         self.raised = False
         with ExitStack() as stack:
-            for each in self:
+            for each in self._called:
                 each.on_train_begin(trainer)
                 stack.callback(each.on_train_end, trainer)
             yield
@@ -67,13 +74,13 @@ class Callbacks:
     def evaluating(self, trainer: Any) -> Iterator[None]:
         """Enter the evaluation contexts of all callbacks."""
         with ExitStack() as stack:
-            for each in self:
+            for each in self._called:
                 stack.enter_context(each.evaluating(trainer))
             yield
 
     def epoch_begins(self, trainer: Any) -> None:
         with self._between_steps():
-            for each in self:
+            for each in self._called:
                 each.on_epoch_begin(trainer)
 
     def updated(self, trainer: Any, ok: Array) -> None:
@@ -84,13 +91,13 @@ class Callbacks:
 
     def step_ends(self, trainer: Any, loss: float) -> None:
         with self._between_steps():
-            for each in self:
+            for each in self._called:
                 if each.every_step:
                     each.on_step_end(trainer, loss)
 
     def epoch_ends(self, trainer: Any, figures: Mapping[str, Any]) -> None:
         with self._between_steps():
-            for each in self:
+            for each in self._called:
                 each.on_epoch_end(trainer, dict(figures))
 
     @contextmanager

@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Iterator
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from portacnn.errors import DependencyError
 from portacnn.files import file_path, make_folder
@@ -29,6 +29,8 @@ class TensorBoard(Callback):
         ArgumentError: if ``folder`` is not a path.
         OSError: if the folder cannot be created or written to.
     """
+
+    every_rank: ClassVar[bool] = False
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self._writers()

@@ -232,6 +232,9 @@ class ndarray:  # noqa: N801
             return self
         return call("astype", lambda a: a.astype(dtype, order), (self,))
 
+    def view(self, dtype: Any) -> "ndarray":
+        return view(self._a.view(dtype), self)
+
     def copy(self, order: str = "C") -> "ndarray":
         return call("copy", lambda a: a.copy(order), (self,))
 
