@@ -241,7 +241,7 @@ def test_each_shape_is_compiled_once_and_most_shapes_are_bounded(monkeypatch, ca
     with caplog.at_level(logging.INFO, "portacnn"):
         for size in (1, 2, 1, 2, 3, 3):
             assert np.asarray(run(HOME.asarray(np.zeros(size)), state())).tolist() == [1.0] * size
-    assert len(traced) == 2 * 3  # each is traced twice
+    assert len(traced) == 2 * 3  # each is traced twice, as nothing is made and kept
     assert run.kinds == 2
     infos = [record.message for record in caplog.records if record.levelno == logging.INFO]
     warnings = [record.message for record in caplog.records if record.levelno > logging.INFO]
