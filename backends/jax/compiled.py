@@ -7,9 +7,9 @@ is stored in the array after each call.
 
 A training step finds what it reads and writes (parameters, statistics, the optimizer's state, the
 data set) in a trace that computes nothing. Arrays that the step makes and keeps, such as gradients,
-get the values that they were made with. In the trace that is compiled they are arguments. The memory of arguments that are written to is reused for the results (JAX:
-donated), so their old values must never be read again. An old value that anything else still refers
-to is copied before.
+get the values that they were made with. In the trace that is compiled they are arguments. The
+memory of arguments that are written to is reused for the results (JAX: donated), so their old
+values must never be read again. An old value that anything else still refers to is copied before.
 """
 
 import logging
@@ -322,7 +322,7 @@ class _Way:
         if kept:
             firsts = _evaluated(jaxpr, jax.tree.leaves((values, words)))
             for array, first in zip(kept, firsts, strict=True):
-                array.settle(first)
+                array.settle(jax.device_put(first, self._device))
         if raised:
             raise raised[0]
         return trace, kept

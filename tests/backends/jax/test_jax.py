@@ -295,6 +295,9 @@ def test_a_checkpoint_goes_there_and_back(tmp_path):
         again.train()
         losses[device] = again.train_loss_list
     np.testing.assert_allclose(losses["jax"], losses["numpy"], rtol=2e-5)
+    straight = trained(epochs=2)
+    straight.train()
+    assert losses["jax"] == straight.train_loss_list  # bit for bit
     back = Trainer.resume(tmp_path / "numpy", x, t, device="jax", epochs=3)
     back.train()
     assert len(back.train_loss_list) == 6
