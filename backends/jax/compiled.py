@@ -6,11 +6,10 @@ from arrays becomes an argument of one compiled function, and what it writes to 
 is stored in the array after each call.
 
 A training step finds what it reads and writes (parameters, statistics, the optimizer's state, the
-data set) in a first trace, which computes nothing. Arrays that the step makes and keeps, such as
-gradients, get the values that they were made with. In the second trace, the one that is compiled,
-they are arguments. The memory of arguments that are written to is reused for the results (JAX:
-donated), so their old values must never be read again. An old value that anything else still refers
-to is copied before.
+data set) in a trace that computes nothing. Arrays that the step makes and keeps, such as gradients,
+get the values that they were made with. In the trace that is compiled they are arguments. The
+memory of arguments that are written to is reused for the results (JAX: donated), so their old
+values must never be read again. An old value that anything else still refers to is copied before.
 """
 
 import logging
@@ -107,7 +106,7 @@ class _CompiledOp:
 
     def __init__(self, function: Callable[..., Any], form: Any, device: Any) -> None:
         self._function, self._form, self._device = function, form, device
-        self._compiled = jax.jit(self._pure)
+        self._compiled = _jitted(self)
         self._result: Any = None
         # of each array in the result: its number among the new ones, or -1 - that of an argument
         self._order: list[int] = []
@@ -289,6 +288,20 @@ class _Way:
 
     def prepare(self, arrays: list[JaxArray], numbers: dict[str, Any]) -> None:
         """Find out what the function reads and writes. The first call compiles it."""
+        trace, made = self._discovered(arrays, numbers)
+        if made:
+            # Again, now that these exist: the order of arguments, and with it rounding, is then
+            # that of a training that is resumed.
+            trace, _ = self._discovered(arrays, numbers)
+        self._donated = list(trace.writes.values())
+        self._read = [array for key, array in trace.reads.items() if key not in trace.writes]
+        self._compiled = _jitted(self, donate_argnums=(0,))
+
+    def _discovered(
+        self, arrays: list[JaxArray], numbers: dict[str, Any]
+    ) -> tuple[Trace, list[JaxArray]]:
+        """Trace the function without computing anything. Return the trace, and the arrays that it
+        has made and kept, with the values that they were made with."""
         values, words = [array._value for array in arrays], _words(numbers)
         trace = Trace(self._device)
         kept: list[JaxArray] = []
@@ -307,16 +320,12 @@ class _Way:
 
         jaxpr = jax.make_jaxpr(discover)(values, words)
         if kept:
-            leaves = jax.tree.leaves((values, words))
-            firsts = _evaluated(jaxpr, leaves)
+            firsts = _evaluated(jaxpr, jax.tree.leaves((values, words)))
             for array, first in zip(kept, firsts, strict=True):
-                array.settle(first)
+                array.settle(jax.device_put(first, self._device))
         if raised:
             raise raised[0]
-        updated = {**trace.writes, **{id(array): array for array in kept}}
-        self._donated = list(updated.values())
-        self._read = [array for key, array in trace.reads.items() if key not in updated]
-        self._compiled = jax.jit(self._pure, donate_argnums=(0,))
+        return trace, kept
 
     def _traced(self, values: list[Any], words: dict[str, Any]) -> Any:
         arrays = [JaxArray(value) for value in values]
@@ -378,6 +387,13 @@ class _Way:
                     if (array := weak()) is not None:
                         array.settle(value)
         return out[0][3]  # type: ignore[no-any-return]
+
+
+def _jitted(owner: Any, **options: Any) -> Callable[..., Any]:
+    """Return ``owner._pure``, compiled. The function does not keep its owner, and the arrays that
+    this refers to, alive."""
+    weak = ref(owner)
+    return jax.jit(lambda *args: weak()._pure(*args), **options)
 
 
 def _evaluated(jaxpr: Any, leaves: list[Any]) -> list[Any]:

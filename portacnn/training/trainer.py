@@ -647,7 +647,8 @@ class Trainer(Evaluating):
         number = self._history.count
         self._last_lr = self.lr(number)
         # what a subclass does in each step would be done once
-        asked = self.compile_step is not None or type(self).step is Trainer.step
+        own = getattr(self.step, "__func__", None) is not Trainer.step
+        asked = self.compile_step is not None or not own
         may_record = asked and not self.callbacks.inside_step
         report = self.updater.run(
             self._whole_step,

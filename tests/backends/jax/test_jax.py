@@ -241,7 +241,7 @@ def test_each_shape_is_compiled_once_and_most_shapes_are_bounded(monkeypatch, ca
     with caplog.at_level(logging.INFO, "portacnn"):
         for size in (1, 2, 1, 2, 3, 3):
             assert np.asarray(run(HOME.asarray(np.zeros(size)), state())).tolist() == [1.0] * size
-    assert len(traced) == 2 * 3  # each is traced twice
+    assert len(traced) == 2 * 3  # each is traced twice, as nothing is made and kept
     assert run.kinds == 2
     infos = [record.message for record in caplog.records if record.levelno == logging.INFO]
     warnings = [record.message for record in caplog.records if record.levelno > logging.INFO]
@@ -295,6 +295,9 @@ def test_a_checkpoint_goes_there_and_back(tmp_path):
         again.train()
         losses[device] = again.train_loss_list
     np.testing.assert_allclose(losses["jax"], losses["numpy"], rtol=2e-5)
+    straight = trained(epochs=2)
+    straight.train()
+    assert losses["jax"] == straight.train_loss_list  # bit for bit
     back = Trainer.resume(tmp_path / "numpy", x, t, device="jax", epochs=3)
     back.train()
     assert len(back.train_loss_list) == 6
