@@ -192,7 +192,9 @@ class Updater:
         try:
             with self.backend.active(), ops.use_precision(self.precision):
                 report, self.ok = self.compiled(*batch, state)
-        except MemoryError as error:
+        except Exception as error:
+            if not self.backend.is_out_of_memory(error):
+                raise
             raise self._out_of_memory(error, batch[0].shape[0]) from error
         self.optimizer.advance()
         return report
@@ -312,7 +314,7 @@ class Updater:
         self.model.backward(self.loss.backward_part(cache), kept, need_dx=False)
         return share
 
-    def _out_of_memory(self, error: MemoryError, size: int) -> OutOfMemoryError:
+    def _out_of_memory(self, error: Exception, size: int) -> OutOfMemoryError:
         """Return the error to raise, and release everything that was kept for this step."""
         # otherwise the traceback would keep the step's arrays alive
         clear_frames(error.__traceback__)
