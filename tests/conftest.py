@@ -124,6 +124,20 @@ def bytecode_of_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.fixture(scope="session", autouse=True)
+def steps_are_not_compiled() -> Iterator[None]:
+    """PyTorch's compiler takes a minute for a step: the traced step runs as it is, but in the one
+    test that is about the compiler (``backends/torch/test_steps.py``)."""
+    if "torch" not in sys.modules:
+        yield
+        return
+    from support import torch_graphs
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch_graphs.torch, "compile", torch_graphs.traced)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def files_are_not_flushed() -> Iterator[None]:
     """No test can see whether a file has reached the disk, and to wait for it takes seconds."""
     with pytest.MonkeyPatch.context() as patch:

@@ -17,6 +17,7 @@ An operation that would read a value on the host fails then, and is named in the
 ``torch.compile`` makes C++ of them, which changes the order of some sums.
 """
 
+import gc
 import logging
 import time
 from collections.abc import Callable
@@ -178,7 +179,12 @@ def _compiled(step: _Step, arrays: list[Array], numbers: list[Any]) -> _Replay:
             for code, number in zip(codes, numbers, strict=True)
         ]
 
-    module, held, result = _traced(step, arrays, tensors(numbers))
+    try:
+        module, held, result = _traced(step, arrays, tensors(numbers))
+    finally:
+        # PyTorch's tracer leaves exceptions in reference cycles. Their tracebacks hold the frames
+        # of the callers, and so the Trainer and its data.
+        gc.collect()
     function = torch.compile(module, dynamic=False, fullgraph=True)
 
     def replay(arrays: list[Array], numbers: list[Any]) -> Any:

@@ -131,10 +131,11 @@ class Trainer(Evaluating):
         seed: seed of the batch order. None draws one.
         precision: dtype that the factors of products are rounded to during training, on devices
             that are faster that way (``ops.use_precision``). Weights and activations stay float32.
-        compile_step: let the backend compile a whole step (CuPy: a CUDA graph; JAX: one program of
-            XLA). Other backends run the step as usual, and so do several processes. A compiled step
-            does not see later changes to the Trainer or its optimizer, except ``lr``. None, the
-            default, compiles on JAX, unless a subclass overrides ``step``.
+        compile_step: let the backend compile a whole step (CuPy, and torch on CUDA: a CUDA graph;
+            torch on a CPU: ``torch.compile``; JAX: one program of XLA). Other backends run the step
+            as usual, and so do several processes. A compiled step does not see later changes to the
+            Trainer or its optimizer, except ``lr``. None, the default, compiles on JAX, unless a
+            subclass overrides ``step``.
         checkpoint_dir: folder for checkpoints, which ``Trainer.resume`` reads. None writes only
             those requested with ``checkpoint``. Several training runs may share a folder.
         checkpoint_every: steps between checkpoints. None writes one after each epoch. One is also

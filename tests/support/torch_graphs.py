@@ -12,6 +12,13 @@ from torch.utils._pytree import tree_map
 
 from portacnn.backends.torch import steps
 
+COMPILE = torch.compile
+
+
+def traced(module: Any, **options: Any) -> Any:
+    """In place of torch.compile: the traced operations as they are."""
+    return module
+
 
 class Tape(TorchDispatchMode):
     """Records operations as a CUDA graph does: what writes to memory that is there is not done,
