@@ -35,9 +35,8 @@ def test_lists_have_an_entry_for_each_step_or_epoch(backend):
 
 def test_without_metrics_the_training_set_is_not_evaluated(backend):
     """It would cost a forward pass of all images after each epoch."""
-    run = Trainer(
-        small_net(backend.device), *patches(50), epochs=2, batch_size=50, metrics=(), verbose=False
-    )
+    options = {"epochs": 2, "batch_size": 50, "metrics": (), "compile_step": False}
+    run = Trainer(small_net(backend.device), *patches(50), verbose=False, **options)
     seen = []
     run.model.layer_at("fc1").on_output(lambda y: seen.append(y.shape[0]))
     run.train()
