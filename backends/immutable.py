@@ -19,13 +19,28 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from portacnn.errors import ArrayError, BackendError
+from portacnn.errors import BackendError
 from portacnn.runtime import Array, Backend, BackendInfo, HostArray
 
 _CREATING = {"arange", "empty", "eye", "full", "linspace", "ones", "zeros", "from_dlpack"}
 _DTYPES = tuple(
-    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 bfloat16 float32 float64 "
-    "complex64 complex128".split()
+    [
+        "bool",
+        "int8",
+        "int16",
+        "int32",
+        "int64",
+        "uint8",
+        "uint16",
+        "uint32",
+        "uint64",
+        "float16",
+        "bfloat16",
+        "float32",
+        "float64",
+        "complex64",
+        "complex128",
+    ]
 )
 
 
@@ -142,9 +157,7 @@ class MutableArray:
                 source[index], inside[index] = place, True
             if part.count == 0:
                 return old
-            value = xp.take(
-                value, xp.asarray(source, dtype=xp.int64, device=old.device), axis=axis
-            )
+            value = xp.take(value, xp.asarray(source, dtype=xp.int64, device=old.device), axis=axis)
             here = xp.reshape(xp.asarray(inside, dtype=xp.bool, device=old.device), shape)
             hit = here if hit is None else hit & here
         return value if hit is None else xp.where(hit, value, old)
@@ -160,7 +173,7 @@ class MutableArray:
         """Return a value in this array's dtype, broadcast to ``shape``."""
         xp, old = self.library, self.held
         if not hasattr(value, "dtype"):
-            value = xp.asarray(value, dtype=old.dtype, device=old.device)
+            value = xp.asarray(value, dtype=old.dtype, device=self.device)
         elif value.dtype != old.dtype:
             value = xp.astype(value, old.dtype)
         if tuple(value.shape) == shape:
@@ -336,9 +349,7 @@ class Namespace(ModuleType):
         options = {word: value for word, value in options.items() if value is not None}
         return self.kind(self.call(self.library.asarray, unwrapped(obj), **options))
 
-    def astype(
-        self, x: Array, dtype: Any, /, *, copy: bool = True, device: Any = None
-    ) -> Array:
+    def astype(self, x: Array, dtype: Any, /, *, copy: bool = True, device: Any = None) -> Array:
         """See the standard."""
         if not copy and x.dtype == dtype and device in (None, x.device):
             return x
@@ -392,11 +403,7 @@ class ImmutableBackend(Backend):
     def is_own(self, value: Any) -> bool:
         """Return whether it is an immutable array of the library."""
         of = getattr(value, "__array_namespace__", None)
-        return (
-            of is not None
-            and not isinstance(value, MutableArray)
-            and of() is self.xp.library
-        )
+        return of is not None and not isinstance(value, MutableArray) and of() is self.xp.library
 
     def given_back(self, value: Any) -> Any:
         return unwrapped(value)

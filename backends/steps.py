@@ -85,7 +85,7 @@ def place_of(error: BaseException, recorder: str) -> str:
         frame = traceback.tb_frame
         code = frame.f_code
         # Reading a frame's locals keeps them alive; those of the recorder would keep the error.
-        if code.co_filename != recorder:
+        if code.co_filename not in (recorder, __file__):
             holder = frame.f_locals.get("self")
             if isinstance(holder, Op):
                 op = f"{holder.name}_backward" if code.co_name == "run" else holder.name

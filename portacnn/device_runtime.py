@@ -52,6 +52,10 @@ class DeviceRuntime:
         """Return the number of free bytes on the device, or None if it has no memory of its own."""
         return None
 
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        """Return whether an error says that the device has not enough memory."""
+        return isinstance(error, MemoryError)
+
     def memory_error(self, error: BaseException) -> tuple[int, int] | None:
         """Return (bytes requested, bytes in use) of an out-of-memory error, or None if the error
         does not contain them.

@@ -381,7 +381,9 @@ def _kind(device: str | None) -> str | None:
     return device and device.partition(":")[0]
 
 
-def resolve(device: "str | Backend | ModuleType | None" = None, backend: str | None = None) -> Backend:
+def resolve(
+    device: "str | Backend | ModuleType | None" = None, backend: str | None = None
+) -> Backend:
     """Return the backend named by the arguments, else by ``PORTACNN_BACKEND``, else NumPy.
 
     Args:

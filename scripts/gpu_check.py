@@ -48,11 +48,15 @@ PARTS = {
     ),
     "transfers": Part("gpu.training.transfers", 30, "transfers of a step; memory over 1,000 steps"),
     "memory": Part("gpu.training.memory", 20, "a batch that does not fit; a second device"),
-    "steps": Part("gpu.times.steps", 75, "training steps: kernels, replayed, portable"),
+    "steps": Part("gpu.times.steps", 70, "training steps: kernels, replayed, portable"),
     "rates": Part("gpu.times.rates", 30, "each kernel against what the GPU reaches"),
     "torch": Part(
-        "gpu.times.torch_steps", 60, "the same steps with PyTorch: eager, CUDA graph, compiled"
+        "gpu.times.torch_steps", 45, "the same steps with PyTorch: eager, CUDA graph, compiled"
     ),
+    "torch_graph": Part(
+        "gpu.torch_capture.torch_capture", 10, "steps on PyTorch replayed from a graph: equal bits"
+    ),
+    "jax": Part("gpu.jax_steps.jax_steps", 25, "the same steps on JAX: portacnn's, and plain JAX"),
     "parity": Part("gpu.parity.parity", 10, "200 steps from one seed as on NumPy"),
     "nccl": Part("gpu.ranks.nccl", 5, "sums by NCCL with this GPU as the only rank"),
     "accuracy": Part("gpu.training.accuracy", 15, "seconds to 0.985 on all of MNIST"),

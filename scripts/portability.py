@@ -30,6 +30,8 @@ PLACES = [  # device, PORTACNN_KERNELS
     ("torch", "reference"),
     ("torch:cuda", "auto"),
     ("cupy", "auto"),
+    ("jax", "auto"),
+    ("jax", "reference"),
 ]
 
 
@@ -57,8 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--nets", default="simple,deep")
     parser.add_argument("--optimizers", default="sgd,adam")
+    parser.add_argument("--places", metavar="A,B", help="devices; by default all that are here")
     options = parser.parse_args(arguments)
-    here = [(place, kernels) for place, kernels in PLACES if _usable(place)]
+    chosen = options.places.split(",") if options.places else [place for place, _ in PLACES]
+    here = [each for each in PLACES if each[0] in chosen and _usable(each[0])]
     (x, t), (v, u) = load_mnist_sample()
     print(
         "| network, optimizer, dtype | "

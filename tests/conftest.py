@@ -124,11 +124,38 @@ def bytecode_of_processes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.fixture(scope="session", autouse=True)
+def steps_are_not_compiled() -> Iterator[None]:
+    """PyTorch's compiler takes a minute for a step: the traced step runs as it is, but in the one
+    test that is about the compiler (``backends/torch/test_steps.py``)."""
+    if "torch" not in sys.modules:
+        yield
+        return
+    from support import torch_graphs
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch_graphs.torch, "compile", torch_graphs.traced)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def files_are_not_flushed() -> Iterator[None]:
     """No test can see whether a file has reached the disk, and to wait for it takes seconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda handle: None)
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_programs() -> Iterator[None]:
+    """The programs of one file's shapes are of no use to the next, and take gigabytes together."""
+    yield
+    if "jax" in _asked:
+        import jax
+
+        from portacnn.backends.jax import compiled
+
+        compiled._ops.clear()
+        jax.clear_caches()
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -169,7 +196,13 @@ _missing = {name: reason for name, check in NEEDS.items() if (reason := check())
 _NONE = "none"
 # whole files and folders, which import it
 _WHOLE = {
-    "torch": ["backends/cupy/test_cudnn.py", "layers/test_graph.py", "ops/test_grid.py"],
+    "torch": [
+        "backends/cupy/test_cudnn.py",
+        "backends/torch",
+        "layers/test_graph.py",
+        "ops/test_grid.py",
+    ],
+    "jax": ["backends/jax"],
     "onnx": ["onnx"],
     "onnxruntime": ["onnx/test_export*.py"],
     "PIL": ["data/test_image_folder.py"],

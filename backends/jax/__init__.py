@@ -1,1 +1,1 @@
-"""JAX: the adapter, arrays that can be written to, compiled steps, and kernels that XLA has itself."""
+"""JAX: the adapter, arrays that can be written to, steps as programs of XLA, and kernels."""

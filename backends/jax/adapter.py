@@ -55,6 +55,9 @@ class JaxBackend(ImmutableBackend):
 
         return run(function, *args, **options)
 
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
+
     def compile_step(
         self, step: Callable[..., Any], example: tuple[Any, ...]
     ) -> Callable[..., Any]:

@@ -215,6 +215,11 @@ class JaxArray(MutableArray):
             return JaxArray(self.xp.call(_divided, self.held, other.held))
         return super().__truediv__(other)
 
+    def as_value(self, value: Any, shape: tuple[int, ...]) -> Any:
+        if not hasattr(value, "dtype"):
+            value = np.asarray(value, dtype=self.held.dtype)  # a constant in a trace
+        return super().as_value(value, shape)
+
     def written(self, key: Any, value: Any) -> Any:
         old = self.held
         if key is Ellipsis:

@@ -6,23 +6,24 @@ from arrays becomes an argument of one compiled function, and what it writes to 
 is stored in the array after each call.
 
 A training step finds what it reads and writes (parameters, statistics, the optimizer's state, the
-data set) in a first trace, which computes nothing. Arrays that the step makes and keeps, such as
-gradients, get the values that they were made with. In the second trace, the one that is compiled,
-they are arguments. The memory of arguments that are written to is reused for the results (JAX:
-donated), so their old values must never be read again. An old value that anything else still refers
-to is copied before.
+data set) in a trace that computes nothing. Arrays that the step makes and keeps, such as gradients,
+get the values that they were made with. In the trace that is compiled they are arguments. The
+memory of arguments that are written to is reused for the results (JAX: donated), so their old
+values must never be read again. An old value that anything else still refers to is copied before.
 """
 
 import logging
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from functools import wraps
 from numbers import Integral, Real
 from sys import getrefcount
+from threading import RLock
 from traceback import clear_frames
 from typing import Any, NamedTuple
+from weakref import ref
 
 import jax
 import jax.numpy as jnp
@@ -30,12 +31,14 @@ import numpy as np
 
 from portacnn.backends.jax.arrays import JaxArray, Trace, current_trace, tracing
 from portacnn.ops.dispatch import kernel_choice, precision
-from portacnn.runtime import Array
 
 MOST = 16
 """The most kinds of calls for which a step or a forward pass is compiled at one time."""
 _MOST_OPS = 256
 _log = logging.getLogger("portacnn")
+_dispatch = RLock()
+"""Held from when a call takes what arrays hold until XLA has it: another thread's step could give
+the memory away in between."""
 READS = (
     jax.errors.ConcretizationTypeError,
     jax.errors.TracerArrayConversionError,
@@ -49,6 +52,9 @@ READS = (
 # --- structures with arrays in them ---------------------------------------------------------------
 
 
+_set = JaxArray._value.__set__  # type: ignore[attr-defined]
+
+
 class _Leaf(NamedTuple):
     """An array in a structure, by its number."""
 
@@ -56,8 +62,12 @@ class _Leaf(NamedTuple):
 
 
 def _taken_apart(value: Any, arrays: list[JaxArray]) -> Any:
-    """Return a structure with numbers for its arrays, which are appended to the list."""
+    """Return a structure with numbers for its arrays, which are appended to the list. An array that
+    occurs twice has one number."""
     if isinstance(value, JaxArray):
+        for number, array in enumerate(arrays):
+            if array is value:
+                return _Leaf(number)
         arrays.append(value)
         return _Leaf(len(arrays) - 1)
     if isinstance(value, tuple):
@@ -96,10 +106,11 @@ class _CompiledOp:
 
     def __init__(self, function: Callable[..., Any], form: Any, device: Any) -> None:
         self._function, self._form, self._device = function, form, device
-        self._compiled = jax.jit(self._pure)
+        self._compiled = _jitted(self)
         self._result: Any = None
+        # of each array in the result: its number among the new ones, or -1 - that of an argument
+        self._order: list[int] = []
         self._written: list[int] = []
-        self._kept: list[JaxArray] = []
 
     def _pure(self, values: list[Any]) -> Any:
         trace = Trace(self._device)
@@ -113,19 +124,19 @@ class _CompiledOp:
             # a result may be an argument, as in what is saved for the backward pass
             place = {id(array): -1 - number for number, array in enumerate(given)}
             fresh: list[Any] = []
-            self._order: list[int] = []
             for array in found:
                 if id(array) not in place:
                     place[id(array)] = len(fresh)
                     fresh.append(array.held)
-                self._order.append(place[id(array)])
+            self._order = [place[id(array)] for array in found]
             self._written = [n for n, array in enumerate(given) if id(array) in trace.writes]
             return fresh, [given[n].held for n in self._written]
 
     def __call__(self, given: list[JaxArray]) -> Any:
-        fresh, written = self._compiled([array._value for array in given])
-        for number, value in zip(self._written, written, strict=True):
-            given[number]._value = value
+        with _dispatch:
+            fresh, written = self._compiled([array._value for array in given])
+            for number, value in zip(self._written, written, strict=True):
+                given[number]._value = value
         made = [JaxArray(value) for value in fresh]
         return _put_together(
             self._result, [made[n] if n >= 0 else given[-1 - n] for n in self._order]
@@ -206,39 +217,43 @@ class Compiled:
         key = (fixed, tuple(map(_like, arrays)), kernel_choice(), precision())
         way = self._ways.get(key)
         if way is None:
+            step = self._function
 
             def function(arrays: list[JaxArray], numbers: dict[str, JaxArray]) -> Any:
                 count = len(arrays) - len(held)
                 if not is_dataclass(state):
-                    return self._function(*arrays)
+                    return step(*arrays)
                 own = dict(zip(held, arrays[count:], strict=True))
-                return self._function(*arrays[:count], replace(state, **numbers, **own))
+                return step(*arrays[:count], replace(state, **numbers, **own))
 
-            way = self._compile(key, function, arrays, numbers)
-            if way is None:
-                return self._function(*arguments)
-        elif len(self._ways) > 1:
+            return self._first(key, function, arrays, numbers, arguments)
+        if len(self._ways) > 1:
             self._ways.move_to_end(key)
         return JaxArray.xp.call(way.run, arrays, numbers)
 
-    def _compile(
+    def _first(
         self,
         key: Any,
         function: Callable[..., Any],
         arrays: list[JaxArray],
         numbers: dict[str, Any],
-    ) -> "_Way | None":
+        arguments: tuple[Any, ...],
+    ) -> Any:
+        """Compile for a new kind of arguments, and call."""
         begun = time.perf_counter()
         way = _Way(function, self._backend.device)
         try:
-            JaxArray.xp.call(way.compile, arrays, numbers)
+            JaxArray.xp.call(way.prepare, arrays, numbers)
         except READS as error:
             self._give_up(error)
-            return None
+            return self._function(*arguments)
+        result = JaxArray.xp.call(way.run, arrays, numbers)
         self._made += 1
-        shapes = ", ".join("x".join(map(str, array.shape)) for array in arrays)
+        shapes = ", ".join("x".join(map(str, array.shape)) for array in arrays if array.ndim)
         seconds = time.perf_counter() - begun
-        _log.info("%s compiled for %s in %.1f s: %s", self._backend, self._what, seconds, shapes)
+        _log.info(
+            "%s: compiled %s for arrays of %s in %.1f s", self._backend, self._what, shapes, seconds
+        )
         if self._made == MOST + 1:
             _log.warning(
                 "%s has compiled %s for %d shapes of a batch; each new one takes about %.1f s. Pad "
@@ -251,7 +266,7 @@ class Compiled:
         while len(self._ways) >= MOST:
             self._ways.popitem(last=False)
         self._ways[key] = way
-        return way
+        return result
 
     def _give_up(self, error: Exception) -> None:
         self.reason = str(error).strip().partition("\n")[0]
@@ -271,10 +286,23 @@ class _Way:
     def __init__(self, function: Callable[..., Any], device: Any) -> None:
         self._function, self._device = function, device
 
-    def compile(self, arrays: list[JaxArray], numbers: dict[str, Any]) -> None:
-        """Find out what the function reads and writes, then compile it."""
-        values = [array._value for array in arrays]
-        words = _words(numbers)
+    def prepare(self, arrays: list[JaxArray], numbers: dict[str, Any]) -> None:
+        """Find out what the function reads and writes. The first call compiles it."""
+        trace, made = self._discovered(arrays, numbers)
+        if made:
+            # Again, now that these exist: the order of arguments, and with it rounding, is then
+            # that of a training that is resumed.
+            trace, _ = self._discovered(arrays, numbers)
+        self._donated = list(trace.writes.values())
+        self._read = [array for key, array in trace.reads.items() if key not in trace.writes]
+        self._compiled = _jitted(self, donate_argnums=(0,))
+
+    def _discovered(
+        self, arrays: list[JaxArray], numbers: dict[str, Any]
+    ) -> tuple[Trace, list[JaxArray]]:
+        """Trace the function without computing anything. Return the trace, and the arrays that it
+        has made and kept, with the values that they were made with."""
+        values, words = [array._value for array in arrays], _words(numbers)
         trace = Trace(self._device)
         kept: list[JaxArray] = []
         raised: list[BaseException] = []
@@ -292,28 +320,12 @@ class _Way:
 
         jaxpr = jax.make_jaxpr(discover)(values, words)
         if kept:
-            leaves = jax.tree.leaves((values, words))
-            firsts = _evaluated(jaxpr, leaves)
+            firsts = _evaluated(jaxpr, jax.tree.leaves((values, words)))
             for array, first in zip(kept, firsts, strict=True):
-                array.settle(first)
+                array.settle(jax.device_put(first, self._device))
         if raised:
             raise raised[0]
-        given = {id(array) for array in arrays}
-        own = {id(array): array for array in (*trace.reads.values(), *kept)}
-        self._donated = [
-            array
-            for key, array in {**trace.writes, **{id(array): array for array in kept}}.items()
-            if key not in given
-        ]
-        donated = {id(array) for array in self._donated}
-        self._read = [array for key, array in own.items() if key not in donated | given]
-        self._compiled = jax.jit(self._pure, donate_argnums=(0,)).lower(
-            [array._value for array in self._donated],
-            [array._value for array in self._read],
-            values,
-            words,
-        )
-        self._compiled = self._compiled.compile()
+        return trace, kept
 
     def _traced(self, values: list[Any], words: dict[str, Any]) -> Any:
         arrays = [JaxArray(value) for value in values]
@@ -337,9 +349,9 @@ class _Way:
                 if not any(array is one for one in self._donated)
             ]
             del found
-            self._observed = [(array, array.held) for array, _ in trace.survivors()]
-            observed = [value for _, value in self._observed]
-            self._observed = [array for array, _ in self._observed]
+            seen = trace.survivors()
+            self._observed = [ref(array) for array, _ in seen]
+            observed = [array.held for array, _ in seen]
             return (
                 [array.held for array in self._donated],
                 [array.held for array in self._written],
@@ -349,6 +361,12 @@ class _Way:
 
     def run(self, arrays: list[JaxArray], numbers: dict[str, Any]) -> Any:
         """Run the compiled function, and store what it has written."""
+        with _dispatch:
+            results = self._run(arrays, numbers)
+        return _put_together(self._form, [JaxArray(value) for value in results])
+
+    def _run(self, arrays: list[JaxArray], numbers: dict[str, Any]) -> list[Any]:
+        out: list[Any] = []
         donated = [array._value for array in self._donated]
         for number in range(len(donated)):
             # Referred to by its array, the list, and the argument of getrefcount.
@@ -356,16 +374,26 @@ class _Way:
                 donated[number] = jnp.copy(donated[number])
         read = [array._value for array in self._read]
         given = [array._value for array in arrays]
-        updated, written, observed, results = self._compiled(
-            donated, read, given, _words(numbers)
-        )
-        for array, value in zip(self._donated, updated, strict=True):
-            array._value = value
-        for array, value in zip(self._written, written, strict=True):
-            array._value = value
-        for array, value in zip(self._observed, observed, strict=True):
-            array.settle(value)
-        return _put_together(self._form, [JaxArray(value) for value in results])
+        words = _words(numbers)
+        try:
+            # Not a call and an assignment, between which a signal's exception could come: the old
+            # values are gone by then.
+            out.extend(map(self._compiled, (donated,), (read,), (given,), (words,)))
+        finally:
+            if out:
+                updated, written, observed, _ = out[0]
+                deque(map(_set, (*self._donated, *self._written), (*updated, *written)), maxlen=0)
+                for weak, value in zip(self._observed, observed, strict=True):
+                    if (array := weak()) is not None:
+                        array.settle(value)
+        return out[0][3]  # type: ignore[no-any-return]
+
+
+def _jitted(owner: Any, **options: Any) -> Callable[..., Any]:
+    """Return ``owner._pure``, compiled. The function does not keep its owner, and the arrays that
+    this refers to, alive."""
+    weak = ref(owner)
+    return jax.jit(lambda *args: weak()._pure(*args), **options)
 
 
 def _evaluated(jaxpr: Any, leaves: list[Any]) -> list[Any]:
@@ -373,7 +401,7 @@ def _evaluated(jaxpr: Any, leaves: list[Any]) -> list[Any]:
     from jax.extend.core import jaxpr_as_fun
     from jax.interpreters import partial_eval
 
-    small, used = partial_eval.dce_jaxpr(
+    small, _ = partial_eval.dce_jaxpr(
         jaxpr.jaxpr, [True] * len(jaxpr.jaxpr.outvars), instantiate=True
     )
     closed = jaxpr.replace(jaxpr=small)

@@ -1,7 +1,7 @@
 """Ops whose arguments include numbers that change from step to step: dropout's mask and the
 optimizers' updates. The numbers become arrays, so that one compiled function serves all steps."""
 
-from collections.abc import Callable
+from functools import wraps
 from inspect import signature
 from typing import Any
 
@@ -35,6 +35,7 @@ def _with_arrays(name: str) -> Kernel:
     portable = OPS[name]
     names = list(signature(portable.forward).parameters)
 
+    @wraps(portable.forward)
     def forward(*args: Any, **options: Any) -> Any:
         given = dict(zip(names, args, strict=False)) | options
         one = args[0][0] if isinstance(args[0], list) else args[0]

@@ -72,13 +72,12 @@ def max_pool(x: Any, windows: Windows, *, keep: bool) -> Any:
         loses = (here < y) | (y != y) | np.logical_not(_inside(windows, offset))
         winner = jnp.where(loses, winner, np.array(index, dtype))
         y = jnp.where(loses & ~(here != here), y, here)
-    saved = (JaxArray(winner), x.shape, windows) if keep else None
-    return JaxArray(y), saved
+    return JaxArray(y), (JaxArray(winner), windows) if keep else None
 
 
 @compiled
 def max_pool_backward(dy: Any, saved: Any) -> Any:
-    winner, shape, windows = saved
+    winner, windows = saved
     winner, dy = winner.held, dy.held
     zero = np.zeros((), dtype=dy.dtype)
     none, dx = (0, 0, 0), None

@@ -66,6 +66,12 @@ class TorchBackend(Backend):
             device = () if self.device.index is None else (self.device,)
             getattr(torch, self.device.type).synchronize(*device)
 
+    def is_out_of_memory(self, error: BaseException) -> bool:
+        import torch
+
+        on_host = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+        return on_host or isinstance(error, MemoryError | torch.OutOfMemoryError)
+
     def compile_step(
         self, step: Callable[..., Any], example: tuple[Any, ...]
     ) -> Callable[..., Any]:

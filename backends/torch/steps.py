@@ -2,11 +2,11 @@
 the CPU.
 
 Both do the same work on the same memory each time. The arrays that stay (parameters, statistics,
-gradients, the optimizer's state, the data set) are used where they lie. The batch and the numbers of
-the state (``StepState``), which become 0-dimensional tensors, int64 or float64, are arguments. The
-first steps of a kind run as usual, so that everything that is created once exists when the third one
-is recorded. Recording executes nothing. If it fails, the steps continue as usual, and one warning
-says why.
+gradients, the optimizer's state, the data set) are used where they lie. The batch and the numbers
+of the state (``StepState``), which become 0-dimensional tensors, int64 or float64, are arguments.
+The first steps of a kind run as usual, so that everything that is created once exists when the
+third one is recorded. Recording executes nothing. If it fails, the steps continue as usual, and one
+warning says why.
 
 On CUDA the arguments are copied to tensors with fixed addresses, and the results out of the graph's
 memory, which is a pool of its own. A graph runs the same kernels as the step itself, so results are
@@ -17,6 +17,7 @@ An operation that would read a value on the host fails then, and is named in the
 ``torch.compile`` makes C++ of them, which changes the order of some sums.
 """
 
+import gc
 import logging
 import time
 from collections.abc import Callable
@@ -130,8 +131,10 @@ def _reason(error: BaseException) -> str:
     kind = type(error).__name__
     if "DataDependent" in kind:
         return "it reads a value of a tensor on the host"
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{kind}: {lines[0].strip()}" if lines else kind
+    # PyTorch's first line is "backend='inductor' raised:"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in lines if not line.endswith("raised:")]
+    return f"{kind}: {lines[0]}" if lines else kind
 
 
 # --- CUDA -----------------------------------------------------------------------------------------
@@ -176,7 +179,12 @@ def _compiled(step: _Step, arrays: list[Array], numbers: list[Any]) -> _Replay:
             for code, number in zip(codes, numbers, strict=True)
         ]
 
-    module, held, result = _traced(step, arrays, tensors(numbers))
+    try:
+        module, held, result = _traced(step, arrays, tensors(numbers))
+    finally:
+        # PyTorch's tracer leaves exceptions in reference cycles. Their tracebacks hold the frames
+        # of the callers, and so the Trainer and its data.
+        gc.collect()
     function = torch.compile(module, dynamic=False, fullgraph=True)
 
     def replay(arrays: list[Array], numbers: list[Any]) -> Any:

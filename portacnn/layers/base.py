@@ -82,8 +82,10 @@ class Layer(AnswersKeywords):
         A class with a ``forward`` of its own does not inherit the fast paths that were written for
         its base class's.
         """
-        if not abstract and not cls.kind().startswith("_"):
-            Layer.known[cls.kind()] = cls
+        kind = cls.kind()
+        private = kind.startswith("_") and "." not in kind  # "__main__.Scale" is a user's
+        if not abstract and not private:
+            Layer.known[kind] = cls
         for name in ("prepare", "joined", "prepare_joined"):
             makers = [kind for kind in cls.__mro__ if {"forward", name} & vars(kind).keys()]
             if name not in vars(makers[0]):

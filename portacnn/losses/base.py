@@ -12,7 +12,7 @@ A custom loss is a frozen dataclass with ``forward`` and ``backward``:
         def backward(self, cache, dloss=1.0):
             y, t, weight = cache
             xp = backend_of(y).xp
-            return self.weighted(weight, y) * xp.tanh(y - t) * (dloss / prod(y.shape))
+            return self.weighted(weight, y) * xp.tanh(y - t) * (dloss / max(prod(y.shape), 1))
 
 **The mean.** A loss is a mean: a sum over samples (and over pixels and outputs) divided by
 ``count``. With sample weights, each sample's term is multiplied by its weight, and ``count`` is the

@@ -2,8 +2,8 @@
 other.
 
 Targets (N,) are whole numbers, equal for samples of one class or views of one image. Each sample is
-compared with the others in its batch. With gradient accumulation (``accumulate``), it is compared
-within its part of the batch only, as for batch statistics.
+compared with the others in its batch. With gradient accumulation (``accumulate``), and with several
+processes, it is compared within its part of the batch only, as for batch statistics.
 """
 
 from dataclasses import dataclass

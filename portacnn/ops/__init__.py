@@ -10,7 +10,9 @@ and nothing is stored. Ops do not change their inputs. The exceptions are the fu
 float16 and bfloat16 inputs are computed in float32 and rounded to their own dtype at the end. NumPy
 arrays of foreign byte order return results in native byte order. NumPy's warnings
 (``numpy.seterr``) are switched off inside an op and restored after it. Masked arrays raise
-``ArrayError``.
+``ArrayError``. Convolution, transposed convolution, ``linear``, average pooling, ``pad``,
+``unfold`` and ``fold`` also take complex64 and complex128; their gradients follow PyTorch's
+convention. Other ops raise ``ArrayError`` for complex arrays.
 
 The examples in the docstrings assume ``import numpy as np`` and ``from portacnn import ops``.
 """

@@ -9,7 +9,7 @@ from pathlib import Path
 from portacnn.console import say
 from portacnn.errors import ArgumentError, BackendError
 from portacnn.testing.backends import check_backend
-from portacnn.testing.report import STATUSES, Report
+from portacnn.testing.report import STATUSES, Finding, Report
 
 GROUPS = ("adapter", "randomness", "ops", "training", "tasks", "files")
 
@@ -41,13 +41,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the reports as JSON")
     parser.add_argument("--junit", type=Path, metavar="FILE", help="write them as JUnit XML")
     options = parser.parse_args(arguments)
+    alone = len(options.backends) == 1
+
+    def told(finding: Finding) -> None:
+        say(str(finding))
+
     try:
-        reports = [check_backend(name, only=options.only) for name in options.backends]
+        reports = [
+            check_backend(name, only=options.only, progress=told if alone else lambda finding: None)
+            for name in options.backends
+        ]
     except (BackendError, ArgumentError) as error:
         say(f"error: {error}", error=True)
         return 2
-    if len(reports) == 1:
-        say(str(reports[0]))
+    if alone:
+        say(reports[0].summary())
     else:
         say(*table(reports))
         say(*(str(finding) for report in reports for finding in report.wrong))

@@ -12,7 +12,33 @@ from portacnn.testing.report import Fault
 DTYPES = ("float32", "float64")
 LIMITS = {"float32": 1e-5, "float64": 1e-11}
 """The largest errors, relative to the largest expected value."""
+_REFUSED: dict[tuple[str, str], str | None] = {}
 LAYOUTS = ("packed", "batch_last", "reversed", "stepped")
+
+
+def dtypes_of(home: Backend) -> tuple[str, ...]:
+    """Return those of DTYPES that the backend has: some devices lack float64."""
+    return DTYPES if refusal_of_float64(home) is None else DTYPES[:1]
+
+
+def refusal_of_float64(home: Backend) -> str | None:
+    """Return why the backend has no float64, or None if it has."""
+    key = home.name, home.place(home.device)
+    if key not in _REFUSED:
+        try:
+            array = home.asarray(np.zeros(1), "float64")
+            lacks = dtype_name(array) != "float64"
+            _REFUSED[key] = f"asarray makes {dtype_name(array)} of it" if lacks else None
+        except Exception as error:  # of any library
+            _REFUSED[key] = f"{type(error).__name__}: {error}"
+    return _REFUSED[key]
+
+
+def needs_float64(home: Backend) -> None:
+    """Raise NotImplementedError if the backend has no float64."""
+    reason = refusal_of_float64(home)
+    if reason is not None:
+        raise NotImplementedError(f"float64 on {home}: {reason}")
 
 
 def laid_out(

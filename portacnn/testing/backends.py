@@ -1,9 +1,11 @@
 """``check_backend``: all checks of a backend."""
 
+from collections.abc import Callable
+
 from portacnn.runtime import Backend, resolve
 from portacnn.testing.adapter_checks import adapter_checks
 from portacnn.testing.op_checks import op_checks
-from portacnn.testing.report import Check, Report, perform
+from portacnn.testing.report import Check, Finding, Report, perform
 from portacnn.testing.training_checks import training_checks
 
 
@@ -18,7 +20,12 @@ def backend_checks(backend: str | Backend) -> list[Check]:
     return [*adapter_checks(home, name), *op_checks(home, name), *training_checks(home, name)]
 
 
-def check_backend(backend: str | Backend, *, only: str | None = None) -> Report:
+def check_backend(
+    backend: str | Backend,
+    *,
+    only: str | None = None,
+    progress: Callable[[Finding], object] = lambda finding: None,
+) -> Report:
     """Check whether an array library computes what portacnn needs.
 
         >>> from portacnn.testing import check_backend
@@ -34,11 +41,13 @@ def check_backend(backend: str | Backend, *, only: str | None = None) -> Report:
     Args:
         backend: a name that ``resolve`` accepts, such as "torch" or "torch:cuda:0".
         only: the name of a check or a pattern, such as "ops: conv*"; or the beginning of names,
-            such as "training". Default: all checks, which take some seconds.
+            such as "training". Default: all checks, which take some seconds, or minutes with a
+            library that compiles.
+        progress: is called with each finding.
 
     Raises:
         BackendError: if the backend is unavailable.
         ArgumentError: if ``only`` matches no check.
     """
     home = resolve(backend)
-    return perform(home, backend_checks(home), only)
+    return perform(home, backend_checks(home), only, progress)

@@ -182,6 +182,16 @@ class Report:
         return ElementTree.tostring(suite, encoding="unicode")
 
 
-def perform(subject: Any, checks: Iterable[Check], only: str | None = None) -> Report:
-    """Run the checks, or those that ``only`` matches (``chosen``)."""
-    return Report(str(subject), tuple(map(found_by, chosen(list(checks), only))))
+def perform(
+    subject: Any,
+    checks: Iterable[Check],
+    only: str | None = None,
+    progress: Callable[[Finding], object] = lambda finding: None,
+) -> Report:
+    """Run the checks, or those that ``only`` matches (``chosen``); call ``progress`` with each
+    finding."""
+    findings = []
+    for check in chosen(list(checks), only):
+        findings.append(found_by(check))
+        progress(findings[-1])
+    return Report(str(subject), tuple(findings))

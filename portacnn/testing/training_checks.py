@@ -26,7 +26,7 @@ from portacnn.models import Model, load
 from portacnn.ops import use_kernels
 from portacnn.runtime import Array, Backend, dtype_name, resolve
 from portacnn.testing.adapter_checks import expect, same
-from portacnn.testing.arrays import LAYOUTS, error_of, laid_out
+from portacnn.testing.arrays import LAYOUTS, error_of, laid_out, needs_float64
 from portacnn.testing.figures import figures_of, fingerprint
 from portacnn.testing.report import Check, NotApplicable
 from portacnn.testing.transfers import no_transfers
@@ -269,17 +269,30 @@ def moved(home: Backend) -> None:
         same(array, before[path], path)
 
 
+def in_float64(check: Callable[[Backend], float | None]) -> Callable[[Backend], float | None]:
+    """Refuse the check on a backend without float64."""
+
+    def run(home: Backend) -> float | None:
+        needs_float64(home)
+        return check(home)
+
+    return run
+
+
 CHECKS: dict[str, Callable[[Backend], float | None]] = {
-    "training: 20 steps, float64": lambda home: twenty_steps(home, "float64"),
+    "training: 20 steps, float64": in_float64(lambda home: twenty_steps(home, "float64")),
     "training: 20 steps, float32": lambda home: twenty_steps(home, "float32"),
-    "training: dropout and parts, float64": lambda home: all_parts(home, "float64"),
+    "training: dropout and parts, float64": in_float64(lambda home: all_parts(home, "float64")),
     "training: dropout and parts, float32": lambda home: all_parts(home, "float32"),
-    "training: augmented and weighted": augmented,
+    "training: augmented and weighted": in_float64(augmented),
     "training: frozen layers": frozen,
     "training: compiled step": compiled_step,
     "training: inference": inference,
-    **{f"tasks: {loss}": lambda home, loss=loss: task(home, loss) for loss in losses.LOSSES},  # type: ignore[misc]
-    "files: checkpoint there and back": there_and_back,
+    **{
+        f"tasks: {loss}": in_float64(lambda home, loss=loss: task(home, loss))  # type: ignore[misc]
+        for loss in losses.LOSSES
+    },
+    "files: checkpoint there and back": in_float64(there_and_back),
     "files: resumed bit for bit": resumed,
     "files: model saved and loaded": saved,
     "files: model moved": moved,

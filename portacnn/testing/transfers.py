@@ -46,7 +46,7 @@ def _refusing(name: str) -> Any:
 
 def check_seen(home: Backend) -> None:
     """Raise NotApplicable if hidden transfers cannot be seen on this backend."""
-    kind = type(home.asarray(np.zeros(1)))
+    kind = type(home.asarray(np.zeros(1, np.float32)))
     if issubclass(kind, np.ndarray):
         raise NotApplicable("NumPy's arrays are in the host's memory")
     try:
@@ -65,7 +65,7 @@ def no_transfers(home: Backend) -> Iterator[None]:
     except NotApplicable:
         yield
         return
-    kind = type(home.asarray(np.zeros(1)))
+    kind = type(home.asarray(np.zeros(1, np.float32)))
     with ExitStack() as stack:
         for name in TRAPPED:
             if hasattr(kind, name):

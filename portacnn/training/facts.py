@@ -17,10 +17,12 @@ def facts(trainer: Any) -> dict[str, Any]:
     trained = what_is_trained(trainer)
     options = {name: value for name, value in trained.pop("options").items() if name not in _OWN}
     layers = {f"layer {layer.path or 'model'}": _layer(layer) for layer in trainer.model.walk()}
+    home = trainer.backend
     kinds = [type(each).__name__ for each in trainer.callbacks]
     del trained["model"]
     return {
         "the version of portacnn": VERSION,
+        "the backend": f"{home.name} {getattr(home.xp, '__version__', '')}".rstrip(),
         "the number of layers": len(layers),
         **layers,
         **trainer._sets.facts(),

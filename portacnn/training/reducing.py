@@ -19,6 +19,7 @@ from portacnn.flat import Flat, Named
 from portacnn.layers import Layer
 from portacnn.losses import Loss
 from portacnn.models import Model
+from portacnn.ops.update import clip_factor, global_norm
 from portacnn.runtime import Array, Backend, backend_of, is_float
 from portacnn.training.ranks import Ranks
 
@@ -121,19 +122,19 @@ class Reducer:
 
     def forward_done(
         self,
-        earlier: Any,
         buffers: Sequence[Array],
         before: Sequence[Array],
         share: float,
+        earlier: Any,
         last: Array,
     ) -> None:
         """The forward pass of the last part is done: start to sum the loss and the changes of the
         running statistics.
 
         Args:
-            earlier, last: the shares of the batch's loss of the parts before, and of this one.
             buffers, before: running statistics, now and before the step.
             share: the part of the batch that this process has.
+            earlier, last: the shares of the batch's loss of the parts before, and of this one.
         """
         self._last, loss = True, earlier + last
         backend = backend_of(loss)
@@ -194,6 +195,16 @@ class Reducer:
         if packed is not None:
             _unpack(packed, list(grads.values()))
         return self._taken()
+
+    def clip(self, grads: Sequence[Array], max_norm: float) -> None:
+        """Clip summed gradients as ``ops.clip_by_global_norm`` does, by rank 0's norm: those of
+        other ranks may differ in the last bit, if they have another number of threads."""
+        xp = backend_of(grads[0]).xp
+        norm = xp.reshape(global_norm(list(grads)), (1,))
+        self.ranks.communicator.broadcast(norm)
+        factor = clip_factor(norm[0], max_norm)
+        for grad in grads:
+            grad[...] = grad * factor
 
     def _taken(self) -> Array:
         """Write the sums of the running statistics' changes; return the loss."""

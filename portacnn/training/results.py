@@ -32,7 +32,7 @@ class Results:
 
     def evaluate(self, x: Array, t: Array, batch_size: int | None = None) -> dict[str, Any]:
         """Return the loss and the metrics of images x with targets t, by name; see
-        ``Model.evaluate``."""
+        ``Model.evaluate``. Each process that calls it evaluates all of x."""
         loss = self.loss.for_evaluation()
         return self.model.evaluate(x, t, loss=loss, metrics=self.metrics, batch_size=batch_size)
 

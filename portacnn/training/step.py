@@ -6,7 +6,7 @@ statistics as they were before it.
 """
 
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import nullcontext
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -140,6 +140,8 @@ class Updater:
             ArgumentError: if the process must have another number.
         """
         split = self.split
+        if split.ranks == 1:
+            return split.of(count)
         share = split.of(count * split.ranks if size is None else size)
         if share.rows != count:
             raise ArgumentError(
@@ -190,7 +192,9 @@ class Updater:
         try:
             with self.backend.active(), ops.use_precision(self.precision):
                 report, self.ok = self.compiled(*batch, state)
-        except MemoryError as error:
+        except Exception as error:
+            if not self.backend.is_out_of_memory(error):
+                raise
             raise self._out_of_memory(error, batch[0].shape[0]) from error
         self.optimizer.advance()
         return report
@@ -209,7 +213,8 @@ class Updater:
             if grads or buffers:
                 ok = ok & ops.all_finite([*grads.wholes(), *buffers])
             if self.clip_norm is not None:
-                ops.clip_by_global_norm(grads.wholes(), self.clip_norm)
+                clip = ops.clip_by_global_norm if self.reducer is None else self.reducer.clip
+                clip(grads.wholes(), self.clip_norm)
             # running statistics include this batch already
             for buffer, old in zip(buffers, before, strict=True):
                 buffer[...] = xp.where(ok, buffer, old)
@@ -242,36 +247,50 @@ class Updater:
             The batch's mean loss. Each part contributes its share of it, so that mean and gradients
             are those of the batch.
         """
-        share, reducer = state.share or self.share_of(x.shape[0]), self.reducer
-        last, loss, dtype = 0, 0.0, self.model.dtype
-        with ExitStack() as stack:
-            if reducer is None:
-                whole = self.loss.count(t, weight, dtype)
-            else:
-                reducer.begin(self.model)
-                whole = reducer.whole_count(self.loss, t, weight, dtype, share.count, self.backend)
-                if self.sync_batch_norm:
-                    total = reducer.ranks.communicator.all_reduce
-                    stack.enter_context(statistics_over(total))
-            stack.enter_context(one_backward_pass(None if reducer is None else reducer.wrote))
-            for number, (place, size) in enumerate(share.parts, start=1):
-                first, last = last, last + size
-                done = None
-                if reducer is not None and number == len(share.parts):
-                    done = partial(
-                        reducer.forward_done, loss, buffers, before, x.shape[0] / share.count
-                    )
-                with at_step(state.step, place):
-                    part = self.model.train_in_memory(
-                        self._part_gradients,
-                        x[first:last, ...],
-                        t[first:last, ...],
-                        None if weight is None else weight[first:last],
-                        whole,
-                        done,
-                    )
-                loss = loss + part
-        return loss if reducer is None else reducer.finish(self.model.named_gradients())
+        share, reducer, dtype = state.share, self.reducer, self.model.dtype
+        if share is None:
+            share = self.share_of(x.shape[0])
+        if reducer is None:
+            whole = self.loss.count(t, weight, dtype)
+            with one_backward_pass():
+                return self._share_of_loss(x, t, weight, state.step, share, whole)
+        reducer.begin(self.model)
+        whole = reducer.whole_count(self.loss, t, weight, dtype, share.count, self.backend)
+        done = partial(reducer.forward_done, buffers, before, x.shape[0] / share.count)
+        total = reducer.ranks.communicator.all_reduce
+        with (
+            statistics_over(total) if self.sync_batch_norm else nullcontext(),
+            one_backward_pass(reducer.wrote),
+        ):
+            self._share_of_loss(x, t, weight, state.step, share, whole, done)
+        return reducer.finish(self.model.named_gradients())
+
+    def _share_of_loss(
+        self,
+        x: Array,
+        t: Array,
+        weight: Array | None,
+        step: int,
+        share: Share,
+        whole: Any,
+        done: Callable[[Any, Array], None] | None = None,
+    ) -> Array:
+        """Run forward and backward for all parts of the batch that this process has. Return their
+        share of the batch's loss."""
+        last, loss, final = 0, 0.0, len(share.parts) - 1
+        for number, (place, size) in enumerate(share.parts):
+            first, last = last, last + size
+            with at_step(step, place):
+                part = self.model.train_in_memory(
+                    self._part_gradients,
+                    x[first:last, ...],
+                    t[first:last, ...],
+                    None if weight is None else weight[first:last],
+                    whole,
+                    None if done is None or number < final else partial(done, loss),
+                )
+            loss = loss + part
+        return loss
 
     def _part_gradients(
         self,
@@ -295,7 +314,7 @@ class Updater:
         self.model.backward(self.loss.backward_part(cache), kept, need_dx=False)
         return share
 
-    def _out_of_memory(self, error: MemoryError, size: int) -> OutOfMemoryError:
+    def _out_of_memory(self, error: Exception, size: int) -> OutOfMemoryError:
         """Return the error to raise, and release everything that was kept for this step."""
         # otherwise the traceback would keep the step's arrays alive
         clear_frames(error.__traceback__)

@@ -131,9 +131,10 @@ class Trainer(Evaluating):
         seed: seed of the batch order. None draws one.
         precision: dtype that the factors of products are rounded to during training, on devices
             that are faster that way (``ops.use_precision``). Weights and activations stay float32.
-        compile_step: let the backend compile a whole step (CuPy: a CUDA graph; JAX: one program of
-            XLA). Other backends run the step as usual. A compiled step does not see later changes
-            to the Trainer or its optimizer, except ``lr``. None, the default, compiles on JAX, unless a
+        compile_step: let the backend compile a whole step (CuPy, and torch on CUDA: a CUDA graph;
+            torch on a CPU: ``torch.compile``; JAX: one program of XLA). Other backends run the step
+            as usual, and so do several processes. A compiled step does not see later changes to the
+            Trainer or its optimizer, except ``lr``. None, the default, compiles on JAX, unless a
             subclass overrides ``step``.
         checkpoint_dir: folder for checkpoints, which ``Trainer.resume`` reads. None writes only
             those requested with ``checkpoint``. Several training runs may share a folder.
@@ -145,7 +146,7 @@ class Trainer(Evaluating):
             started: "mpi", "nccl", "auto" (docs/scaling.md), or a
             ``portacnn.distributed.Communicator``. Each takes its share of every batch, so
             that n processes train as one does. All are given the same arguments; rank 0 writes
-            files and shows the progress. Steps are not recorded (``compile_step``).
+            files and shows the progress.
         sync_batch_norm: compute batch norm's statistics over the batches of all processes, in
             their forward and backward passes. Otherwise each uses those of its share, and running
             statistics are averaged.
@@ -434,8 +435,8 @@ class Trainer(Evaluating):
         return self.epoch >= self.epochs or self.stopped_early
 
     def stop(self) -> None:
-        """Make ``train`` return after the current step. It writes a checkpoint, and ``train`` can
-        be called again.
+        """Make ``train`` return after the current step, on all processes. It writes a checkpoint,
+        and ``train`` can be called again.
 
         Use it from signal handlers (``stopping_on_signals``), other threads, and code that runs
         within a step.
@@ -593,7 +594,7 @@ class Trainer(Evaluating):
         sizes = self._sizes[self.batch :]
         if self.batch == 0:
             self.callbacks.epoch_begins(self)
-        every_step = self.ranks.any(self.callbacks.every_step)
+        every_step = self.callbacks.every_step
         began = time.perf_counter()
         with closing(self.read(self.epoch, self.batch)) as read:
             for size, batch in zip(sizes, read, strict=False):
@@ -646,7 +647,8 @@ class Trainer(Evaluating):
         number = self._history.count
         self._last_lr = self.lr(number)
         # what a subclass does in each step would be done once
-        asked = self.compile_step is not None or type(self).step is Trainer.step
+        own = getattr(self.step, "__func__", None) is not Trainer.step
+        asked = self.compile_step is not None or not own
         may_record = asked and not self.callbacks.inside_step
         report = self.updater.run(
             self._whole_step,

@@ -7,9 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
-pytest.importorskip("array_api_strict")
-
-from portacnn import ops, resolve
+from portacnn import ops, resolve, runtime
 from portacnn.errors import ArrayError, BackendError
 from support.immutable_library import ToyArray, toylib
 from support.nets import small_net
@@ -18,7 +16,10 @@ from support.small_trainings import trainer
 
 @pytest.fixture(scope="module")
 def home():
-    return resolve(toylib)
+    yield resolve(toylib)
+    runtime._given.clear()  # other tests list all backends
+    runtime._adapter.cache_clear()
+    runtime._by_type.clear()
 
 
 def test_the_library_itself_refuses_to_be_written_to():

@@ -64,7 +64,12 @@ def test_every_setting_is_an_option_and_a_line_of_the_file(parsed, tmp_path):
     assert [getattr(whole, name) for name in SETTINGS] == list(said.values())
     file.write_text(of.written(whole))
     kept = {name: value for name, value in said.items() if SETTINGS[name].metadata["kept"]}
-    assert set(said) - set(kept) == {"out", "checkpoint_dir", "quiet", "distributed"}  # where, not what
+    assert set(said) - set(kept) == {
+        "out",
+        "checkpoint_dir",
+        "quiet",
+        "distributed",
+    }  # where, not what
     assert of.read(file) == kept
 
 

@@ -249,3 +249,11 @@ def test_layers_in_a_list_come_back(tmp_path):
 def test_the_arrays_of_a_part():
     tensors = {"model.a.b": 1, "models.a": 2, "model": 3, "best.model.a": 4}
     assert files.within("model", tensors) == {"a.b": 1}
+
+
+def test_a_layer_that_a_script_defines(tmp_path):
+    """Its module is ``__main__``, whose name begins with an underscore as private classes' do."""
+    kind = type("OfAScript", (ReLU,), {"__module__": "__main__"})
+    net = Model(act=kind(), fc=Linear(None, 2)).build((3,), seed=0)
+    net.save(tmp_path / "net")
+    assert type(portacnn.load(tmp_path / "net").children["act"]) is kind

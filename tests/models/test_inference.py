@@ -187,11 +187,13 @@ def test_the_choice_of_kernels_is_heeded(
     monkeypatch.setitem(runtime._by_type, type(x), replace(own, kernels=watched_sets))
     model = small_net(backend.device)
     seen = {"auto": {"numba", "native"}, "native": {"native"}, "reference": set()}
+    traced = set()  # a compiled pass calls no kernel again
     for choice in ("auto", "reference", "native", "auto", "reference"):
         called.clear()
         with use_kernels(choice):
             model.predict(x)
-        assert set(called) == seen[choice], choice
+        assert set(called) == (set() if choice in traced else seen[choice]), choice
+        traced |= {choice} if backend.backend.compiles else set()
 
 
 @pytest.mark.parametrize("count", [1, 40])

@@ -168,7 +168,7 @@ def test_the_variable_is_named_where_it_is_to_blame(variable, absent):
             None,
             "tensorflow",
             "unknown backend 'tensorflow'; expected one of numpy, cupy, torch, "
-            "array_api_strict, auto",
+            "array_api_strict, jax, auto",
         ),
         (None, "cuda", "unknown backend 'cuda'"),
         (
@@ -199,7 +199,7 @@ def test_what_cannot_be_had_says_why(device, backend, message):
     assert isinstance(caught.value, PortacnnError)
 
 
-@pytest.mark.parametrize("thing", [0, 1, 0.5, b"cpu", ["cpu"], np, np.dtype("float32")])
+@pytest.mark.parametrize("thing", [0, 1, 0.5, b"cpu", ["cpu"], np.dtype("float32")])
 def test_words_must_be_text(thing):
     with pytest.raises(BackendError, match=r"device must be text such as cpu, .*got .*\("):
         resolve(thing)

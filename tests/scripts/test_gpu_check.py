@@ -343,6 +343,8 @@ def test_every_section_goes_through(tmp_path):
     assert list(found) == list(check.PARTS)
     statuses = {name: result["status"] for name, result in found.items()}
     assert statuses.pop("torch") == "skipped" or check.find_spec("torch") is None
+    assert statuses.pop("torch_graph") == "skipped"  # there is no CUDA device
+    assert statuses.pop("jax") == "skipped"  # it finds no GPU
     assert statuses.pop("accuracy") == "skipped"  # without MNIST's files
     assert set(statuses.values()) == {"green"}, statuses
     assert {row["kernel"] for row in found["kernels"]["rows"]} == {*CUDA_KERNELS, "erf"}

@@ -10,7 +10,7 @@ import pytest
 
 from portacnn.backends.cupy.kernels import KERNELS as CUDA_KERNELS
 from portacnn.ops.dispatch import OPS
-from portacnn.runtime import Kernel
+from portacnn.runtime import Kernel, resolve
 from portacnn.testing.examples import examples_of
 from support.gpu_rig import (
     NUMPY,
@@ -22,6 +22,7 @@ from support.gpu_rig import (
     tools,
     training,
 )
+from support.matrix import needs
 from support.nets import small_net
 
 
@@ -241,3 +242,19 @@ def test_one_step_of_each_net_goes_ahead_of_the_clock(monkeypatch):
     assert ("portable",) not in calls[:portable]
     assert len(found["rows"]) == len(times.NETS) * len(times.BATCHES)
     assert all({"kernels_ms", "captured_ms", "portable_ms"} <= set(row) for row in found["rows"])
+
+
+@needs("torch")
+def test_steps_of_torch_are_compared(monkeypatch):
+    from gpu import torch_capture
+
+    from support import torch_graphs
+
+    torch_graphs.install(monkeypatch)
+    monkeypatch.setattr(torch_capture, "_home", lambda section: resolve("torch"))
+    found = run("torch_graph")
+    assert (found["status"], found["red"]) == ("green", [])
+    (row,) = found["rows"]
+    assert (row["graphs"], row["same_bits"], row["steps"]) == (1, True, 6)
+    monkeypatch.setattr(torch_capture, "_home", lambda section: resolve("numpy"))
+    assert run("torch_graph")["status"] == "red"

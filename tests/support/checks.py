@@ -17,12 +17,13 @@ from portacnn.backends.numpy import conv as numpy_conv
 from portacnn.errors import ArrayError
 from portacnn.ops import use_kernels
 from portacnn.runtime import Array, resolve
-from support import oracles
+from portacnn.testing import arrays as kit
+from portacnn.testing.gradients import check_slope
 from support.matrix import Here
 
 DTYPES = ("float32", "float64")
 TOLERANCE = {"float32": 1e-5, "float64": 1e-11}  # of values of about 1
-LAYOUTS = ("packed", "batch_last", "reversed", "stepped")
+LAYOUTS = kit.LAYOUTS
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
@@ -39,16 +40,7 @@ def distinct(*shape: int, seed: int = 0) -> np.ndarray:
 def laid_out(here: Here, host: Any, dtype: str | None = None, layout: str = "packed") -> Array:
     """``host`` on the backend under test: the same shape and values, in memory as ``layout``
     says."""
-    host = np.asarray(host)
-    if layout == "stepped":  # every second cell of something wider
-        cells = tuple(slice(1, max(2 * n, 1), 2) for n in host.shape)
-        wide = np.full([2 * n + 1 for n in host.shape], 99, dtype=host.dtype)
-        wide[cells] = host
-        return here.array(wide, dtype)[cells]
-    axes = tuple(range(host.ndim))
-    order = {"packed": axes, "batch_last": (*axes[1:], *axes[:1]), "reversed": axes[::-1]}[layout]
-    stored = here.array(np.ascontiguousarray(host.transpose(order)), dtype)
-    return here.xp.permute_dims(stored, tuple(int(i) for i in np.argsort(order)))
+    return kit.laid_out(here.backend, host, layout, lambda array: here.array(array, dtype))
 
 
 def agree(
@@ -81,13 +73,7 @@ def slopes_agree(
 ) -> None:
     """``gradient`` is that of ``loss`` at ``host``: to 1e-6 by central differences in float64,
     along directions of which each changes all elements."""
-    assert gradient.shape == host.shape
-    for seed in range(4):
-        towards = np.random.default_rng(seed).uniform(0.5, 1.5, host.shape)
-        towards *= np.random.default_rng(seed + 9).choice([-1.0, 1.0], host.shape)
-        shares = gradient * towards
-        slope = oracles.slope(loss, host, towards)
-        assert abs(slope - shares.sum()) < 1e-6 * max(np.abs(shares).sum(), 1.0), seed
+    check_slope(gradient, loss, host, "the gradient")
 
 
 def gradient_agrees(

@@ -50,13 +50,6 @@ def remembered(oracle: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-def slope(
-    f: Callable[[np.ndarray], float], x: np.ndarray, towards: np.ndarray, h: float = 1e-6
-) -> float:
-    """Central difference of f, which maps an array to a number, at x in float64."""
-    return (f(x + h * towards) - f(x - h * towards)) / (2 * h)
-
-
 def pads_of(padding, size, kernel, stride, dilation):
     """Every form of ``padding`` as ((top, bottom), (left, right)); "same" by trying how many cells
     it takes."""

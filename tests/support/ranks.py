@@ -11,7 +11,7 @@ import numpy as np
 from portacnn.distributed import Communicator, Pending
 from portacnn.runtime import backend_of
 
-PATIENCE = 20.0
+PATIENCE = 5.0
 """Seconds that a rank waits for the others before the test fails."""
 
 

@@ -5,6 +5,7 @@ REMEDIES = {
     "the driver)",
     "torch": 'PyTorch is not installed: pip install "portacnn[torch]"',
     "array_api_strict": "array-api-strict is not installed: pip install array-api-strict",
+    "jax": 'JAX is not installed: pip install "portacnn[jax]" (for a GPU: "jax[cuda13]")',
 }
 
 

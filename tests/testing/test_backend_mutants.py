@@ -10,7 +10,7 @@ import pytest
 from portacnn.ops.dispatch import OPS
 from portacnn.ops.windows import Windows
 from portacnn.runtime import Backend, Kernel, backend_of
-from portacnn.testing import check_backend
+from portacnn.testing import arrays, check_backend
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 MUTANTS: dict[str, tuple[str, str, Plant]] = {}
@@ -330,6 +330,26 @@ def test_a_mutant_is_found_by_its_name(toy: str, name: str):
     assert report[check].status == "wrong", report
     assert words in report[check].message, report
     assert f'check_backend("toyarray:toy:0", only="{check}")' in str(report)
+
+
+def test_a_library_without_float64_is_refused_what_needs_it(
+    toy: str, monkeypatch: pytest.MonkeyPatch
+):
+    made, words = library().asarray, {}
+
+    def asarray(obj: Any, **options: Any) -> Any:
+        array = made(obj, **options)
+        if array.dtype == "float64":
+            raise TypeError("no float64 here")
+        return array
+
+    monkeypatch.setattr(library(), "asarray", asarray)
+    monkeypatch.setattr(arrays, "_REFUSED", {})
+    for check in ("adapter: has float64", "tasks: mse", "ops: silu", "training: 20 steps, float32"):
+        words[check] = check_backend(toy, only=check)[check]
+    told = "\n".join(map(str, words.values()))
+    assert [f.status for f in words.values()] == ["refused", "refused", "near", "near"], told
+    assert "float64 on toyarray on toy:0: TypeError: no float64 here" in str(words["tasks: mse"])
 
 
 def test_the_default_step_is_no_compiled_one(toy: str):

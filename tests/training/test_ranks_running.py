@@ -10,12 +10,13 @@ import pytest
 
 from portacnn import Trainer
 from portacnn.callbacks import EMA, Callback, CSVLogger, KeepBest, lr_range_test
-from portacnn.data import Dataset, Stream
+from portacnn.data import Dataset, Rows, Stream
 from portacnn.errors import ArgumentError, CheckpointError, NotFiniteError, StateError
 from portacnn.files import load_tensors
 from portacnn.layers import BatchNorm1d, Flatten, Linear
 from portacnn.metrics import METRICS, AveragePrecision, Metric, TopK
 from portacnn.models import Model
+from portacnn.training.feed import Samples
 from portacnn.training.ranks import Ranks
 from portacnn.training.shares import Share, Split, spread
 from support.nets import bits, patches
@@ -231,6 +232,15 @@ def test_checkpoints_of_before_have_no_option_of_ranks(tmp_path):
     assert Trainer.resume(path, X, T, X[:5], T[:5]).sync_batch_norm is False
 
 
+def test_rank_0_writes_the_checkpoint_that_is_asked_for(tmp_path):
+    def work(communicator):
+        path = tmp_path / f"{communicator.rank}.safetensors"
+        assert make(communicator).checkpoint(path) == path
+
+    on_ranks(2, work)
+    assert [path.name for path in tmp_path.iterdir()] == ["0.safetensors"]
+
+
 def test_a_checkpoint_that_rank_0_cannot_write_is_an_error_of_all(tmp_path, monkeypatch):
     def work(communicator):
         trainer = make(communicator, checkpoint_dir=tmp_path)
@@ -280,7 +290,9 @@ def test_a_nan_of_one_rank_stops_all_in_the_same_step():
     assert first == second
 
 
-def test_an_error_of_one_rank_ends_the_job(capfd):
+def test_an_error_of_one_rank_ends_the_job(capfd, monkeypatch):
+    monkeypatch.setattr("portacnn.distributed.faults.sleep", lambda _: None)
+
     class Broken(Callback):
         def __init__(self, rank):
             self.rank = rank
@@ -427,6 +439,17 @@ class Counted:
     def __getitem__(self, index):
         self.read.append(index)
         return X[index], T[index]
+
+
+def test_a_part_of_a_set_is_read_later():
+    source = Counted()
+    samples = Samples(Rows(source), np.arange(20))
+    source.read.clear()
+    part = samples.part(3, 6)
+    assert source.read == []
+    assert part.targets.tolist() == [3, 4, 5]
+    np.testing.assert_array_equal(part.images[:], X[3:6])
+    assert samples.part(0, 20) is samples
 
 
 @pytest.mark.parametrize("augment", [None, "mixup"])

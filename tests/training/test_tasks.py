@@ -9,6 +9,7 @@ import pytest
 from portacnn import Trainer, losses
 from portacnn.errors import ArgumentError, LabelError
 from portacnn.metrics import METRICS, Metric
+from portacnn.training import evaluating
 from portacnn.training import trainer as trainer_module
 from support.matrix import EACH_LIBRARY, backends, needs
 from support.nets import bits
@@ -302,7 +303,8 @@ def test_an_epoch_has_the_rate_of_its_last_step_and_the_speed_of_its_steps(tmp_p
         asked.append(step)
         return lr / (1 + step)
 
-    monkeypatch.setattr(trainer_module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    for module in (trainer_module, evaluating):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
     run = made("mse", kind=Timed, schedule=falling, checkpoint_dir=tmp_path)
     asked.clear()
     run.train()

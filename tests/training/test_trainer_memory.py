@@ -115,6 +115,22 @@ def test_a_step_without_memory_changes_nothing(backend, monkeypatch, place, know
 
 
 @EACH_LIBRARY
+def test_each_librarys_own_error_is_an_out_of_memory_error(backend, monkeypatch):
+    """PyTorch's and JAX's are RuntimeErrors."""
+    run = trainer(backend, epochs=1, compile_step=False)  # a compiled step would leave it out
+    before = bits(run.model)
+
+    def petabyte(*_, **__):
+        xp = backend.xp
+        backend.host(xp.zeros((1 << 50,), dtype=xp.uint8, device=run.backend.device))
+
+    monkeypatch.setattr(run.model.children["fc"], "backward", petabyte)
+    with pytest.raises(OutOfMemoryError, match="smaller batch_size"):
+        run.run_batch(run.backend.asarray(np.arange(20)))
+    assert bits(run.model) == before
+
+
+@EACH_LIBRARY
 def test_running_statistics_without_memory_change_nothing(backend, monkeypatch):
     """What is left out after a loss that is not finite takes memory as well: the update comes after
     it, if it comes at all."""

@@ -50,7 +50,7 @@ class Callbacks:
             kinds.append(kind)
             number = kinds.count(kind)
             self.named[kind if number == 1 else f"{kind}-{number}"] = each
-        # of all, so that all processes read losses at the same steps
+        # also of those not called here: all processes must read losses at the same steps
         self.every_step = any(each.every_step for each in self)
         self.inside_step = any(each.inside_step for each in self)
         self._called = [each for each in self if is_first or each.every_rank]

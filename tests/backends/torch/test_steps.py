@@ -1,77 +1,19 @@
-"""Whole training steps on PyTorch: compiled on the CPU, and as CUDA graphs on a stand-in for them."""
+"""Whole training steps on PyTorch: compiled on the CPU, and as CUDA graphs on a stand-in."""
 
 import logging
-from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-
-torch = pytest.importorskip("torch")
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
+import torch
 
 from portacnn import Model, Trainer
 from portacnn.backends.torch import steps
 from portacnn.layers import BatchNorm2d, Conv2d, Dropout, Flatten, Linear, ReLU
 from portacnn.runtime import resolve
+from support import torch_graphs
 from support.capture_rig import Fit, State, data, run
-
-
-class Tape(TorchDispatchMode):
-    """Records operations as a CUDA graph does: what writes to memory that is there is not done,
-    and a value is not read on the host."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls: list[tuple[Any, Any, Any, Any]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.ops.aten._local_scalar_dense.default:
-            raise RuntimeError("operation not permitted when stream is capturing")
-        if func._schema.is_mutable:
-            self.calls.append((func, args, kwargs, None))
-            return args[0]
-        clones = func is torch.ops.aten.native_batch_norm.default  # it writes to running statistics
-        found = func(*(tree_map(_clone, args) if clones else args), **kwargs)
-        if not any(a.alias_info is not None for a in func._schema.arguments):  # no view
-            self.calls.append((func, args, kwargs, found))
-        return found
-
-
-def _clone(value: Any) -> Any:
-    return value.clone() if isinstance(value, torch.Tensor) else value
-
-
-class Graph:
-    """torch.cuda.CUDAGraph"""
-
-    made: list["Graph"] = []
-
-    def __init__(self) -> None:
-        self.tape = Tape()
-        self.replayed = 0
-        Graph.made.append(self)
-
-    def replay(self) -> None:
-        self.replayed += 1
-        for func, args, kwargs, found in self.tape.calls:
-            fresh = func(*args, **kwargs)
-            outputs = found if isinstance(found, tuple | list) else [found]
-            results = fresh if isinstance(fresh, tuple | list) else [fresh]
-            for there, result in zip(outputs, results, strict=True):
-                if there is not None:
-                    there.copy_(result)
-
-
-@contextmanager
-def capture(graph: Graph, *, pool: Any, capture_error_mode: str):
-    """torch.cuda.graph"""
-    assert (pool, capture_error_mode) == ("a pool", "thread_local")
-    with graph.tape:
-        yield
 
 
 @pytest.fixture
@@ -81,19 +23,12 @@ def home():
 
 @pytest.fixture
 def graphs(monkeypatch):
-    """Steps on the CPU as if it were a CUDA device."""
-    Graph.made.clear()
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "graph", capture)
-    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: "a pool")
-    monkeypatch.setattr(steps, "_compiled", steps._graph)
-    return Graph.made
+    return torch_graphs.install(monkeypatch)
 
 
 @pytest.fixture
-def traced(monkeypatch):
-    """The traced operations as they are, without the compiler."""
-    monkeypatch.setattr(torch, "compile", lambda module, **_: module)
+def traced():
+    """As the suite has it: the traced operations as they are, without the compiler."""
 
 
 @pytest.fixture(params=["graphs", "traced"])
@@ -131,10 +66,10 @@ def test_more_kinds_than_are_kept_run_as_usual(traced, home):
     assert fit.called == 3 * steps.MOST + 4 * 2
 
 
-def net(home) -> Model:
+def net(home, dtype: str = "float32") -> Model:
     layers = {"conv": Conv2d(1, 4, 3), "bn": BatchNorm2d(4), "relu": ReLU(), "flat": Flatten()}
     layers |= {"drop": Dropout(0.4), "fc": Linear(None, 3)}
-    return Model(**layers).build((1, 8, 8), device=home, seed=2)
+    return Model(**layers).build((1, 8, 8), device=home, seed=2, dtype=dtype)
 
 
 def trained(home, kind: type[Trainer] = Trainer, compile_step: bool = True, **options: Any):
@@ -222,13 +157,24 @@ def test_other_devices_say_so(caplog):
 
 
 @pytest.mark.slow
-def test_the_compilers_step_is_the_steps(home):
-    """Needs a C++ compiler; within what the summation order moves."""
-    done, plain = trained(home, epochs=2), trained(home, compile_step=False, epochs=2)
-    if (reason := done.updater.compiled.reason) is not None:
+@pytest.mark.filterwarnings("ignore")  # PyTorch's own
+def test_the_compilers_step_is_the_steps(monkeypatch, home):
+    """Needs a C++ compiler. In float64, where the order of sums moves nothing."""
+    monkeypatch.setattr(torch, "compile", torch_graphs.COMPILE)
+    rng = np.random.default_rng(0)
+    x, t = rng.standard_normal((24, 1, 8, 8)), rng.integers(0, 3, 24)
+    found = []
+    for compiled in (False, True):
+        run = Trainer(
+            *(net(home, "float64"), x, t, x[:8], t[:8]),
+            **{"epochs": 2, "batch_size": 8, "seed": 1, "verbose": False},
+            compile_step=compiled,
+        )
+        run.train()
+        found.append(run)
+    if (reason := found[1].updater.compiled.reason) is not None:
         pytest.skip(reason)
-    assert done.updater.compiled.graphs >= 1
-    np.testing.assert_allclose(done.train_loss_list, plain.train_loss_list, rtol=1e-4)
-    for path, value in plain.model.state_dict().items():
-        found = done.model.state_dict()[path]
-        np.testing.assert_allclose(found, value, rtol=1e-3, atol=1e-4, err_msg=path)
+    assert found[1].updater.compiled.graphs == 1
+    plain, other = (run.model.state_dict() for run in found)
+    for path, value in plain.items():
+        np.testing.assert_allclose(other[path], value, rtol=1e-9, atol=1e-12, err_msg=path)
