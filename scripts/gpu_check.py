@@ -48,7 +48,7 @@ PARTS = {
     ),
     "transfers": Part("gpu.training.transfers", 30, "transfers of a step; memory over 1,000 steps"),
     "memory": Part("gpu.training.memory", 20, "a batch that does not fit; a second device"),
-    "steps": Part("gpu.times.steps", 70, "training steps: kernels, replayed, portable"),
+    "steps": Part("gpu.times.steps", 65, "training steps: kernels, replayed, portable"),
     "rates": Part("gpu.times.rates", 30, "each kernel against what the GPU reaches"),
     "torch": Part(
         "gpu.times.torch_steps", 45, "the same steps with PyTorch: eager, CUDA graph, compiled"
@@ -62,7 +62,7 @@ PARTS = {
     "accuracy": Part("gpu.training.accuracy", 15, "seconds to 0.985 on all of MNIST"),
     "yields": Part("gpu.times.yields", 25, "what each tile reaches, for the plan"),
     "layouts": Part("gpu.times.layouts", 10, "batch last against batch first in memory"),
-    "tests": Part("gpu.suite.tests", 55, "the tests that run on CuPy"),
+    "tests": Part("gpu.suite.tests", 50, "the tests that run on CuPy"),
 }
 FIRST = ("device", "kernels", "capture", "transfers", "memory")
 BUDGET, FIRST_BUDGET = 480.0, 200.0  # seconds

@@ -96,8 +96,8 @@ def device_for(device: str | None, local_rank: int) -> str | None:
         >>> device_for("cpu", 1), device_for("cuda:3", 1)
         ('cpu', 'cuda:3')
     """
-    device = device or os.environ.get(VARIABLE) or None
-    if device not in ("auto", "cuda", "cupy", "cupy:cuda", "torch:cuda"):
+    asked = device or os.environ.get(VARIABLE)
+    if asked not in ("auto", "cuda", "cupy", "cupy:cuda", "torch:cuda"):
         return device
     backend = resolve(device)
     count = sum(name.startswith("cuda") for name in backend_info(backend.name).devices)
