@@ -128,3 +128,27 @@ def test_ranks_that_do_not_know_of_each_other_are_told(tmp_path: Path):
     alone = on_ranks(1, *TRAIN, "--out", tmp_path, OMPI_COMM_WORLD_SIZE="4")
     assert alone.returncode == 2
     assert "Open MPI's mpiexec started 4 processes, but mpi4py (MPICH" in alone.stderr
+
+
+@pytest.mark.parametrize(
+    ("blocked", "message"),
+    [
+        ("out", "error: cannot create the folder {out} for the results: it is a file; choose"),
+        ("out/history.json/file", "error: {out}/history.json: "),
+        ("out/checkpoints/latest/file", "error: the checkpoint of step "),
+    ],
+)
+def test_a_file_that_the_first_rank_cannot_write_is_an_ordinary_error(
+    tmp_path: Path, data: Path, blocked: str, message: str
+):
+    """Other ranks do not see the error themselves."""
+    file, out = tmp_path / blocked, tmp_path / "out"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
+    more = ["--data", data, "--epochs", "1", "--out", out]
+    if "latest" in blocked:
+        more += ["--checkpoint-every", "5"]
+    done = on_ranks(2, *TRAIN, *SMALL, *more)
+    assert done.returncode == 1
+    assert done.stderr.startswith(message.format(out=out))
+    assert done.stderr.count("\n") == 1
