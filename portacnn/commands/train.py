@@ -20,7 +20,7 @@ from portacnn.commands.evaluate import evaluated
 from portacnn.commands.sets import absolute, load, output_count
 from portacnn.commands.settings import FRESH, Settings
 from portacnn.console import mute, say
-from portacnn.distributed import Communicator, join, launch, taking_down
+from portacnn.distributed import Communicator, control, join, launch, taking_down
 from portacnn.errors import ArgumentError, DependencyError
 from portacnn.files import make_folder, write_atomically
 from portacnn.losses import Loss
@@ -85,13 +85,13 @@ def run(options: argparse.Namespace) -> int:
         raise DependencyError(
             f"checkpoints need safetensors: {_NO_FILES}; run: pip install safetensors"
         )
-    path, known = None, True
-    if options.resume is not None:
-        path = Path(options.resume or settings.checkpoint_dir or _checkpoints(settings))
-        settings, known = _of_resumed(path, filed, said)
     engine: Any = settings.distributed
-    ranks, home = join(engine, settings.device)
-    with taking_down(ranks):
+    with taking_down(control(engine)):  # files and devices may be missing on one host
+        path, known = None, True
+        if options.resume is not None:
+            path = Path(options.resume or settings.checkpoint_dir or _checkpoints(settings))
+            settings, known = _of_resumed(path, filed, said)
+        ranks, home = join(engine, settings.device)
         if path is None:
             _check_words(settings)
             sets = _load(settings)

@@ -152,3 +152,29 @@ def test_a_file_that_the_first_rank_cannot_write_is_an_ordinary_error(
     assert done.returncode == 1
     assert done.stderr.startswith(message.format(out=out))
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--device=array_api_strict:nowhere", "nowhere"),
+        ("--resume=nowhere", "FileNotFoundError: no checkpoint to resume from: nowhere does not"),
+    ],
+)
+def test_what_one_rank_lacks_ends_the_job(tmp_path: Path, option: str, message: str):
+    """As on a host without a GPU, or one that does not share the folder of checkpoints."""
+    one = [sys.executable, *TRAIN, "--epochs", "1", "--out", tmp_path]
+    with subprocess.Popen(
+        [mpiexec(), "-n", "1", *one, ":", "-n", "1", *one, option],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as job:
+        try:
+            said, _ = job.communicate(timeout=20)
+        finally:
+            stop(job)
+    assert job.returncode == 1
+    assert "rank 1 of 2 on " in said
+    assert message in said
