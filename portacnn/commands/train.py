@@ -189,8 +189,10 @@ class _Run:
         elif "weight_init" in model_options(settings.model):
             parts.append(f"weights by {_rule(settings)}")
         parts.append(f"seed {trainer.seed}")
+        ranks = trainer.ranks
+        several = "" if ranks.alone else f", {ranks.size} ranks by {ranks.communicator.name}"
         told = [
-            f"backend  {trainer.backend}",
+            f"backend  {trainer.backend}{several}",
             f"model    {', '.join(parts)}",
             f"data     {settings.data}: {len(train):,} training and {len(test):,} test images",
         ]
