@@ -108,8 +108,7 @@ def steps(task: dict[str, Any]) -> dict[str, Any]:
         verbose=False,
         distributed=clock,
     )
-    first, last = (len(x) * (clock.rank + k) // clock.size for k in (0, 1))
-    chosen = np.arange(first, last)
+    chosen = np.asarray(trainer.updater.split.of(len(x)).positions())
 
     def once() -> tuple[float, float]:
         clock.seconds, clock.bytes, clock.sums = 0.0, 0, 0
@@ -190,7 +189,7 @@ def compare(
         nets: (net, global batch, image size).
         rounds: of all places in turn; medians of rounds are shown.
     """
-    sums = {size: on_ranks(size, 1, {"what": "links"}) for size in (*ranks, 2) if size > 1}
+    sums = {size: on_ranks(size, 1, {"what": "links"}) for size in {*ranks, 2} - {1}}
     for size, found in sums.items():
         shown = ", ".join(f"{count:,} B {1e6 * each:.0f} us" for count, each in found)
         print(f"sums on {size} ranks: {shown}")

@@ -32,7 +32,7 @@ def in_options(text: str, names: Iterable[str]) -> str:
     def option(match: re.Match[str]) -> str:
         value = match["value"]
         word = f"--{known[match['name']].replace('_', '-')}"
-        return word if value is None else f"{word} {value.strip(_QUOTES)}"
+        return word if value in (None, "True") else f"{word} {value.strip(_QUOTES)}"
 
     every = "|".join(map(re.escape, known))
     longer = "|".join(re.escape(name) for name in known if "_" in name) or "(?!)"

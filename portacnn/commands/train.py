@@ -20,7 +20,7 @@ from portacnn.commands.evaluate import evaluated
 from portacnn.commands.sets import absolute, load, output_count
 from portacnn.commands.settings import FRESH, Settings
 from portacnn.console import mute, say
-from portacnn.distributed import Communicator, join, launch, taking_down
+from portacnn.distributed import Communicator, control, join, launch, taking_down
 from portacnn.errors import ArgumentError, DependencyError
 from portacnn.files import make_folder, write_atomically
 from portacnn.losses import Loss
@@ -85,13 +85,13 @@ def run(options: argparse.Namespace) -> int:
         raise DependencyError(
             f"checkpoints need safetensors: {_NO_FILES}; run: pip install safetensors"
         )
-    path, known = None, True
-    if options.resume is not None:
-        path = Path(options.resume or settings.checkpoint_dir or _checkpoints(settings))
-        settings, known = _of_resumed(path, filed, said)
     engine: Any = settings.distributed
-    ranks, home = join(engine, settings.device)
-    with taking_down(ranks):
+    with taking_down(control(engine)):  # files and devices may be missing on one host
+        path, known = None, True
+        if options.resume is not None:
+            path = Path(options.resume or settings.checkpoint_dir or _checkpoints(settings))
+            settings, known = _of_resumed(path, filed, said)
+        ranks, home = join(engine, settings.device)
         if path is None:
             _check_words(settings)
             sets = _load(settings)
@@ -100,10 +100,12 @@ def run(options: argparse.Namespace) -> int:
             sets = _load(settings)
             device = settings.device if ranks.size == 1 else home
             trainer, settings = _resumed(path, settings, sets, device, ranks)
-        out = Path(settings.out).absolute()
-        if ranks.rank == 0:
-            out = make_folder(settings.out, "the results", "--out").absolute()
-        return _Run(trainer, settings, sets, out, can_save, path is not None, known).train()
+        out = trainer.ranks.on_first(lambda: _made(settings.out))
+        return _Run(trainer, settings, sets, Path(out), can_save, path is not None, known).train()
+
+
+def _made(out: str) -> str:
+    return str(make_folder(out, "the results", "--out").absolute())
 
 
 def _settle_who_speaks(together: bool) -> None:
@@ -152,8 +154,9 @@ class _Run:
     def train(self) -> int:
         """Train and write the results; return the exit status."""
         trainer, before = self.trainer, self.trainer.epoch
+        on_first = trainer.ranks.on_first
         self._say_what()
-        self._record()
+        on_first(self._record)
         date, start = datetime.now(UTC), time.perf_counter()
         ranks = trainer.ranks.communicator
         with stopping_on_signals(trainer) as caught:
@@ -167,12 +170,13 @@ class _Run:
                 **environment(trainer.backend),
             }
             if caught.number is not None:
-                say(*self._where_it_stopped())
-                say(*self._write(ran_on))
+                say(*on_first(self._where_it_stopped))
+                say(*on_first(lambda: self._write(ran_on)))
                 return caught.exit_status
         told = [f"trained  {trainer.epoch - before} epochs in {ran_on['seconds']:.1f} s"]
-        told += [f"final test {n.replace('_', ' ')} {v:.4f}" for n, v in self._final().items()]
-        say(*told, *self._write(ran_on))
+        final = on_first(self._final)
+        told += [f"final test {n.replace('_', ' ')} {v:.4f}" for n, v in final.items()]
+        say(*told, *on_first(lambda: self._write(ran_on)))
         return 0
 
     def _say_what(self) -> None:
@@ -185,8 +189,10 @@ class _Run:
         elif "weight_init" in model_options(settings.model):
             parts.append(f"weights by {_rule(settings)}")
         parts.append(f"seed {trainer.seed}")
+        ranks = trainer.ranks
+        several = "" if ranks.alone else f", {ranks.size} ranks by {ranks.communicator.name}"
         told = [
-            f"backend  {trainer.backend}",
+            f"backend  {trainer.backend}{several}",
             f"model    {', '.join(parts)}",
             f"data     {settings.data}: {len(train):,} training and {len(test):,} test images",
         ]
@@ -199,9 +205,7 @@ class _Run:
         say(*told)
 
     def _final(self) -> dict[str, float]:
-        """Return the figures of the test set for the weights that the model has now, on rank 0."""
-        if not self.trainer.ranks.is_first:
-            return {}
+        """Return the figures of the test set for the weights that the model has now."""
         trainer, known = self.trainer, self.trainer.model.info.figures
         found = {name: known.get(f"test_{name}") for name in trainer.metrics or ("loss",)}
         mid = trainer.batch or not trainer.epoch  # the figures are not those of these weights
@@ -214,7 +218,7 @@ class _Run:
     def _record(self) -> None:
         """Write the settings beside the checkpoints, for a training that is resumed."""
         folder = self.trainer.checkpoint_dir
-        if self.known and folder is not None and self.trainer.ranks.is_first:
+        if self.known and folder is not None:
             path = folder / _record_name(self.trainer.run)
             write_atomically(path, self._settings_file())
 
@@ -225,9 +229,7 @@ class _Run:
 
     def _write(self, ran_on: Mapping[str, Any]) -> list[str]:
         """Write the results, those so far of a training that was stopped; return a line about each
-        file. Rank 0 does."""
-        if not self.trainer.ranks.is_first:
-            return []
+        file."""
         trainer, out, shown = self.trainer, self.out, Path(self.settings.out)
         told = []
         if self.can_save:
@@ -269,8 +271,7 @@ class _Run:
         if not self.can_save:
             return [stopped, f"note     no checkpoint: {_NO_FILES}"]
         if trainer.checkpoint_dir is None:
-            folder = self.out / run_folder.CHECKPOINTS
-            trainer.checkpoint_dir = make_folder(folder) if trainer.ranks.is_first else folder
+            trainer.checkpoint_dir = make_folder(self.out / run_folder.CHECKPOINTS)
             self._record()
             trainer.checkpoint()
         on = ["--resume", str(trainer.last_checkpoint), "--out", settings.out]

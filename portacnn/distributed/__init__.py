@@ -22,6 +22,7 @@ __all__ = [
     "SingleProcess",
     "agree",
     "connect",
+    "control",
     "device_for",
     "join",
     "launch",
@@ -76,10 +77,16 @@ def join(engine: Engine | None = "auto", device: str | None = None) -> tuple[Com
         >>> ranks.rank, ranks.size, str(device)
         (0, 1, 'numpy on cpu')
     """
-    # MPI carries the values of any engine.
-    control = connect("mpi" if engine == "nccl" else engine, "cpu")
-    home = resolve(device_for(device, control.local_rank))
-    return connect(engine, home), home
+    ranks = control(engine)
+    with taking_down(ranks):  # one host may lack the device
+        home = resolve(device_for(device, ranks.local_rank))
+        return connect(engine, home), home
+
+
+def control(engine: Engine | None = "auto") -> Communicator:
+    """Return the communicator of this job before the device is known. It carries the values of any
+    engine: MPI's, or that of a single process."""
+    return connect("mpi" if engine == "nccl" else engine, "cpu")
 
 
 def _suits_nccl(backend: Backend) -> bool:

@@ -3,13 +3,17 @@
 Rank 0 shows the progress and writes files. All else happens on all ranks alike.
 """
 
+import builtins
+import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from portacnn import errors
 from portacnn.arguments import plain
 from portacnn.distributed import Communicator, SingleProcess, agree
 from portacnn.errors import ArgumentError, PortacnnError, StateError
+from portacnn.files import make_folder
 from portacnn.metrics import Metric
 from portacnn.models import Model
 from portacnn.runtime import Backend, dtype_name
@@ -82,6 +86,10 @@ class Ranks:
         value = told["value"]
         return value
 
+    def folder(self, path: str | os.PathLike[str]) -> Path:
+        """Make a folder for checkpoints on rank 0, which writes them; return its absolute path."""
+        return Path(self.on_first(lambda: str(make_folder(path).absolute())))
+
     # --- evaluation -------------------------------------------------------------------------------
 
     def part(self, count: int, least: int) -> tuple[int, int]:
@@ -147,6 +155,7 @@ def _error(kind: str, text: str, where: str | None) -> Exception:
     known = getattr(errors, kind, None)
     if isinstance(known, type) and issubclass(known, PortacnnError):
         return known(text, where)
-    if kind == "FileNotFoundError":
-        return FileNotFoundError(text)
+    known = getattr(builtins, kind, None)
+    if isinstance(known, type) and issubclass(known, OSError):
+        return known(text)
     return StateError(f"rank 0 raised {kind}: {text}")

@@ -109,6 +109,7 @@ class Reducer:
 
     def begin(self, model: Model) -> None:
         """Begin a step."""
+        self._end_failed()
         network = model.belongs_to
         flats = tuple(flat.whole for flat in network.grads) if network is not None else ()
         same = len(flats) == len(self._flats) and all(
@@ -119,6 +120,14 @@ class Reducer:
         self._last, self._begun, self._pending = False, 0, []
         for bucket in self._buckets:
             bucket.left = dict(bucket.writes)
+
+    def _end_failed(self) -> None:
+        """End the sums of a step in which all ranks raised an error: their arrays are written to
+        again. One that raised earlier than others starts those that it has left out."""
+        if self._pending:
+            for bucket in self._buckets[self._begun :]:
+                self._start(bucket.array)
+            self._wait()
 
     def forward_done(
         self,
@@ -176,6 +185,11 @@ class Reducer:
         start = self.ranks.communicator.start_all_reduce
         self._pending.append(start(array, compress=self.compress))
 
+    def _wait(self) -> None:
+        for pending in self._pending:
+            pending.wait()
+        self._pending = []
+
     def finish(self, grads: Named) -> Array:
         """Wait for the sums of gradients, running statistics and loss. Returns the batch's loss."""
         packed = None
@@ -189,9 +203,7 @@ class Reducer:
         elif grads:
             packed = _packed(list(grads.values()))
             self._start(packed)
-        for pending in self._pending:
-            pending.wait()
-        self._pending = []
+        self._wait()
         if packed is not None:
             _unpack(packed, list(grads.values()))
         return self._taken()

@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 from portacnn import losses
 from portacnn.distributed import connect
 from portacnn.errors import ArgumentError, LabelError, ShapeError
-from portacnn.files import make_folder
 from portacnn.losses import Loss
 from portacnn.metrics import metrics_for
 from portacnn.models import Model
@@ -89,9 +88,7 @@ def resumed(
     if stopping is not None:
         _check_stopping(trainer, stopping)
     trainer._fingerprints = fingerprints
-    trainer.checkpoint_dir = make_folder(
-        file.parent if checkpoint_dir is None else checkpoint_dir
-    ).absolute()
+    trainer.checkpoint_dir = ranks.folder(file.parent if checkpoint_dir is None else checkpoint_dir)
     if trainer.finished:
         trainer._take_best()
     resumed: AnyTrainer = trainer

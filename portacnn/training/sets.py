@@ -45,7 +45,6 @@ class Sets:
             validation_split: the share of the training set to test on instead of x_test. The seed
                 says which images; both sets keep their order.
             part: see ``take_samples``.
-            part: see ``take_samples``.
 
         Raises:
             ArgumentError: if a set is incomplete, or there are two test sets.

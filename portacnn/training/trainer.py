@@ -23,7 +23,7 @@ from portacnn.arguments import answering_keywords, either, not_negative, share
 from portacnn.augment import Transform
 from portacnn.distributed import Communicator, connect, taking_down
 from portacnn.errors import ArgumentError, CheckpointError, NotFiniteError, StateError
-from portacnn.files import make_folder, save_tensors
+from portacnn.files import save_tensors
 from portacnn.losses import Loss
 from portacnn.metrics import Metric, metrics_for
 from portacnn.models import Model
@@ -294,7 +294,7 @@ class Trainer(Evaluating):
         self.ranks.agree(lambda: facts(self))
         if checkpoint_dir is not None:
             self.ranks.on_first(lambda: describe_training(self) and None)
-            self.checkpoint_dir = make_folder(checkpoint_dir).absolute()
+            self.checkpoint_dir = self.ranks.folder(checkpoint_dir)
 
     # stored in parts of the Trainer
     augment = View[tuple[Transform, ...]]("_augmenter", "transforms")

@@ -334,7 +334,7 @@ def test_a_refused_training_leaves_no_folder(command, tmp_path):
 def test_options_in_messages():
     from portacnn.commands.messages import in_options
 
-    names = ["image_size", "on_error", "mode", "loss", "seed", "evaluate_images"]
+    names = ["image_size", "on_error", "mode", "loss", "seed", "evaluate_images", "drop_last"]
     for text, told in (
         ('leave such files out: on_error="skip"', "leave such files out: --on-error skip"),
         ("precision='x' and mode='L'", "precision='x' and --mode L"),
@@ -342,6 +342,7 @@ def test_options_in_messages():
         ("loss=Focal(alpha=...) or Focal(loss=2)", "loss=Focal(alpha=...) or Focal(loss=2)"),
         ("evaluate_sample_num_per_epoch must be 1", "--evaluate-images must be 1"),
         ("my_image_size must be 1", "my_image_size must be 1"),
+        ("choose drop_last=True", "choose --drop-last"),
     ):
         assert in_options(text, names) == told
     assert in_options("seed must be 1", []) == "seed must be 1"

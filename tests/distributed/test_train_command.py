@@ -49,7 +49,9 @@ def test_the_first_rank_speaks_and_writes(tmp_path: Path, data: Path):
         found[size] = figures(out)["step_losses"], said
     (one, words), (two, same_words) = found.values()
     assert two == pytest.approx(one, rel=1e-4)
-    assert same_words == words
+    assert "backend  numpy on cpu\n" in words
+    assert same_words.replace(", 2 ranks by mpi", "", 1) == words
+    assert "backend  numpy on cpu, 2 ranks by mpi\n" in same_words
 
 
 def test_sigterm_writes_one_checkpoint_which_another_number_of_ranks_resumes(
@@ -128,3 +130,53 @@ def test_ranks_that_do_not_know_of_each_other_are_told(tmp_path: Path):
     alone = on_ranks(1, *TRAIN, "--out", tmp_path, OMPI_COMM_WORLD_SIZE="4")
     assert alone.returncode == 2
     assert "Open MPI's mpiexec started 4 processes, but mpi4py (MPICH" in alone.stderr
+
+
+@pytest.mark.parametrize(
+    ("blocked", "message"),
+    [
+        ("out", "error: cannot create the folder {out} for the results: it is a file; choose"),
+        ("out/history.json/file", "error: {out}/history.json: "),
+        ("out/checkpoints/latest/file", "error: the checkpoint of step "),
+    ],
+)
+def test_a_file_that_the_first_rank_cannot_write_is_an_ordinary_error(
+    tmp_path: Path, data: Path, blocked: str, message: str
+):
+    """Other ranks do not see the error themselves."""
+    file, out = tmp_path / blocked, tmp_path / "out"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
+    more = ["--data", data, "--epochs", "1", "--out", out]
+    if "latest" in blocked:
+        more += ["--checkpoint-every", "5"]
+    done = on_ranks(2, *TRAIN, *SMALL, *more)
+    assert done.returncode == 1
+    assert done.stderr.startswith(message.format(out=out))
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--device=array_api_strict:nowhere", "nowhere"),
+        ("--resume=nowhere", "FileNotFoundError: no checkpoint to resume from: nowhere does not"),
+    ],
+)
+def test_what_one_rank_lacks_ends_the_job(tmp_path: Path, option: str, message: str):
+    """As on a host without a GPU, or one that does not share the folder of checkpoints."""
+    one = [sys.executable, *TRAIN, "--epochs", "1", "--out", tmp_path]
+    with subprocess.Popen(
+        [mpiexec(), "-n", "1", *one, ":", "-n", "1", *one, option],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as job:
+        try:
+            said, _ = job.communicate(timeout=20)
+        finally:
+            stop(job)
+    assert job.returncode == 1
+    assert "rank 1 of 2 on " in said
+    assert message in said

@@ -71,7 +71,7 @@ def test_the_benchmark_on_two_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("PATH", str(Path(str(mpiexec())).parent), prepend=":")
     out = tmp_path / "bench.json"
-    options = ["--nets", "lenet", "--batches", "10", "--rounds", "1", "--seconds", "0.01"]
+    options = ["--nets", "lenet", "--batches", "11", "--rounds", "1", "--seconds", "0.01"]
     assert bench.main(["--distributed", *options, "--json", str(out)]) == 0
     report = json.loads(out.read_text())
     rows = {(row["ranks"], row["threads"]): row for row in report["rows"]}

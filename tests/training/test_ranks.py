@@ -287,6 +287,60 @@ def test_gradients_that_are_written_more_often_are_an_error(monkeypatch):
         on_ranks(2, lambda c: train(c, lambda d: halves_net(d, MoreHalves), epochs=1))
 
 
+class Fails(Linear):
+    fails = False
+
+    def backward(self, dy, cache, *, need_dx=True):
+        if self.fails:
+            raise ValueError(self.path)
+        return super().backward(dy, cache, need_dx=need_dx)
+
+
+def test_sums_of_a_step_that_failed_end_before_the_next(monkeypatch):
+    """Rank 1 fails in layer b, when the sums of c have started; rank 0 later, in layer a."""
+    monkeypatch.setattr(reducing, "BUCKET", 100)
+
+    def run(communicator):
+        rank, started = communicator.rank, []
+        start = communicator.start_all_reduce
+
+        def starting(array, **options):
+            pending = start(array, **options)
+            started.append([array.shape, False])
+            wait, mine = pending.wait, started[-1]
+
+            def waiting():
+                mine[1] = True
+                wait()
+
+            pending.wait = waiting
+            return pending
+
+        communicator.start_all_reduce = starting
+        net = Model(flat=Flatten(), a=Fails(64, 8), b=Fails(8, 8), c=Linear(8, 4))
+        net.build((1, 8, 8), device="numpy", dtype="float64", seed=0)
+        own = np.asarray(Split(8, rank, 2).of(8).positions())
+        trainer = Trainer(net, X, T, distributed=communicator, lr=0.05, verbose=False, batch_size=8)
+        for _ in range(2):
+            trainer.run_batch(own, size=8)
+        failing = getattr(net, "ab"[rank])
+        failing.fails = True
+        with pytest.raises(ValueError, match=failing.path):
+            trainer.run_batch(own, size=8)
+        failing.fails = False
+        before = len(started)
+        assert not all(ended for _, ended in started)
+        trainer.run_batch(own, size=8)
+        return started, list(net.state_dict().values()), before
+
+    (first, weights, some), (second, others, fewer) = on_ranks(2, run)
+    assert fewer < some
+    assert first == second
+    assert all(ended for _, ended in first)
+    for one, other in zip(weights, others, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_a_first_step_with_fewer_parts():
     """As after resuming with the last batch of an epoch."""
 
