@@ -169,7 +169,7 @@ def run(function: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
         return JaxArray.xp.call(found, given)
     except READS:
         _eager.add(function)
-        del _ops[key]
+        _ops.pop(key, None)  # another thread may have done the same
         return function(*args, **options)
 
 
@@ -318,11 +318,15 @@ class _Way:
                 kept.extend(array for array, _ in found)
                 return [first for _, first in found]
 
-        jaxpr = jax.make_jaxpr(discover)(values, words)
-        if kept:
-            firsts = _evaluated(jaxpr, jax.tree.leaves((values, words)))
-            for array, first in zip(kept, firsts, strict=True):
-                array.settle(jax.device_put(first, self._device))
+        try:
+            jaxpr = jax.make_jaxpr(discover)(values, words)
+            if kept:
+                firsts = _evaluated(jaxpr, jax.tree.leaves((values, words)))
+                for array, first in zip(kept, firsts, strict=True):
+                    array.settle(jax.device_put(first, self._device))
+        except BaseException:  # out of memory, or interrupted
+            trace.give_up()
+            raise
         if raised:
             raise raised[0]
         return trace, kept

@@ -11,7 +11,7 @@ from jax import numpy as jnp
 
 import portacnn
 from portacnn import ops, resolve
-from portacnn.backends.jax import compiled
+from portacnn.backends.jax import arrays, compiled
 from portacnn.backends.jax.arrays import JaxArray
 from portacnn.errors import BackendError
 from portacnn.layers import BatchNorm2d, Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU
@@ -199,6 +199,28 @@ def test_an_error_while_a_step_is_compiled_changes_nothing(monkeypatch):
     assert run.updater.compiled.kinds == 1
 
 
+@pytest.mark.parametrize("owner, name", [(compiled, "_evaluated"), (compiled.Trace, "survivors")])
+def test_a_trace_that_is_interrupted_leaves_no_tracers(monkeypatch, owner, name):
+    """Also after the step itself: out of memory for the gradients, or Ctrl-C."""
+    run, usual, calls = trained(), getattr(owner, name), []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return usual(*args)
+
+    monkeypatch.setattr(owner, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run.run_batch(HOME.asarray(np.arange(20)))
+    other = trained()
+    for one in (run, other):
+        one.run_batch(HOME.asarray(np.arange(20)))
+    expected = other.model.state_dict()
+    for path, value in run.model.state_dict().items():
+        np.testing.assert_array_equal(value, expected[path], err_msg=path)
+
+
 @dataclass(frozen=True)
 class State:
     step: Any
@@ -227,6 +249,33 @@ def test_what_a_step_makes_and_keeps():
     assert np.asarray(made["table"]).tolist() == [10.0, 20.0]
     assert np.asarray(made["seen"]).tolist() == [2.0, 3.0]
     assert np.asarray(total).tolist() == [33.0, 63.0]
+
+
+def test_an_array_that_a_step_makes_from_a_constant_and_writes_to():
+    made = {}
+
+    def step(x, state):
+        if "total" not in made:
+            made["total"] = HOME.xp.asarray([1.0, 2.0])
+        made["total"] += x
+        return x * 2.0
+
+    run = HOME.compile_step(step, ())
+    for number in range(1, 4):
+        run(HOME.asarray(np.ones(2)), state(number))
+        assert np.asarray(made["total"]).tolist() == [1.0 + number, 2.0 + number]
+
+
+def test_large_arrays_are_created_on_the_device(monkeypatch):
+    xp, sent = HOME.xp, []
+    usual = arrays._sent
+    monkeypatch.setattr(arrays, "_sent", lambda *args: sent.append(args) or usual(*args))
+    large = xp.zeros((2, 1 << 20), dtype=xp.uint8, device=HOME.device)
+    xp.ones_like(large)
+    assert not sent
+    assert xp.full((2, 3), 5.0).shape == (2, 3)
+    assert xp.zeros(4).shape == (4,)
+    assert len(sent) == 2
 
 
 def test_each_shape_is_compiled_once_and_most_shapes_are_bounded(monkeypatch, caplog):
