@@ -11,7 +11,7 @@ import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from threading import local
+from threading import RLock, local
 from typing import Any, NoReturn
 from weakref import ref
 
@@ -31,6 +31,9 @@ _DTYPES = (
 )
 _CREATING = ("zeros", "ones", "empty", "full", "zeros_like", "ones_like", "empty_like", "full_like")
 _SMALL = 1 << 20
+DISPATCH = RLock()
+"""Held while a thread takes what an array holds. A thread that runs a compiled step holds it until
+XLA has all arguments and their arrays have new values: what the step donates is gone by then."""
 
 
 class Trace:
@@ -189,7 +192,10 @@ class JaxArray(MutableArray):
     @property
     def held(self) -> Any:  # type: ignore[override]
         trace = _current.trace
-        return self._value if trace is None or self._made_in is trace else trace.read(self)
+        if trace is None or self._made_in is trace:
+            with DISPATCH:
+                return self._value
+        return trace.read(self)
 
     @held.setter
     def held(self, value: Any) -> None:

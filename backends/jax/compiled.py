@@ -20,7 +20,6 @@ from dataclasses import fields, is_dataclass, replace
 from functools import wraps
 from numbers import Integral, Real
 from sys import getrefcount
-from threading import RLock
 from traceback import clear_frames
 from typing import Any, NamedTuple
 from weakref import ref
@@ -29,16 +28,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from portacnn.backends.jax.arrays import JaxArray, Trace, current_trace, tracing
+from portacnn.backends.jax.arrays import DISPATCH, JaxArray, Trace, current_trace, tracing
 from portacnn.ops.dispatch import kernel_choice, precision
 
 MOST = 16
 """The most kinds of calls for which a step or a forward pass is compiled at one time."""
 _MOST_OPS = 256
 _log = logging.getLogger("portacnn")
-_dispatch = RLock()
-"""Held from when a call takes what arrays hold until XLA has it: another thread's step could give
-the memory away in between."""
 READS = (
     jax.errors.ConcretizationTypeError,
     jax.errors.TracerArrayConversionError,
@@ -133,7 +129,7 @@ class _CompiledOp:
             return fresh, [given[n].held for n in self._written]
 
     def __call__(self, given: list[JaxArray]) -> Any:
-        with _dispatch:
+        with DISPATCH:
             fresh, written = self._compiled([array._value for array in given])
             for number, value in zip(self._written, written, strict=True):
                 given[number]._value = value
@@ -365,7 +361,7 @@ class _Way:
 
     def run(self, arrays: list[JaxArray], numbers: dict[str, Any]) -> Any:
         """Run the compiled function, and store what it has written."""
-        with _dispatch:
+        with DISPATCH:
             results = self._run(arrays, numbers)
         return _put_together(self._form, [JaxArray(value) for value in results])
 

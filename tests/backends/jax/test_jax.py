@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from threading import Event, Thread
 from typing import Any
 
 import jax
@@ -180,6 +181,27 @@ def test_memory_that_is_reused_is_never_read_again():
     assert isinstance(after, int)
 
 
+def test_another_thread_reads_weights_while_steps_donate_them():
+    run, failed, done = trained(), [], Event()
+    indices = HOME.asarray(np.arange(20))
+    run.run_batch(indices)
+
+    def read():
+        while not done.is_set():
+            try:
+                run.model.state_dict()
+            except RuntimeError as error:  # Array has been deleted
+                failed.append(error)
+
+    reader = Thread(target=read)
+    reader.start()
+    for _ in range(200):
+        run.run_batch(indices)
+    done.set()
+    reader.join()
+    assert not failed
+
+
 def test_an_error_while_a_step_is_compiled_changes_nothing(monkeypatch):
     run = trained()
     before = run.model.state_dict()
@@ -199,7 +221,9 @@ def test_an_error_while_a_step_is_compiled_changes_nothing(monkeypatch):
     assert run.updater.compiled.kinds == 1
 
 
-@pytest.mark.parametrize("owner, name", [(compiled, "_evaluated"), (compiled.Trace, "survivors")])
+@pytest.mark.parametrize(
+    ("owner", "name"), [(compiled, "_evaluated"), (compiled.Trace, "survivors")]
+)
 def test_a_trace_that_is_interrupted_leaves_no_tracers(monkeypatch, owner, name):
     """Also after the step itself: out of memory for the gradients, or Ctrl-C."""
     run, usual, calls = trained(), getattr(owner, name), []
