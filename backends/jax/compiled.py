@@ -29,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from portacnn.backends.jax.arrays import DISPATCH, JaxArray, Trace, current_trace, tracing
+from portacnn.errors import StateError
 from portacnn.ops.dispatch import kernel_choice, precision
 
 MOST = 16
@@ -237,7 +238,7 @@ class Compiled:
     ) -> Any:
         """Compile for a new kind of arguments, and call."""
         begun = time.perf_counter()
-        way = _Way(function, self._backend.device)
+        way = _Way(function, self._backend.device, self._what)
         try:
             JaxArray.xp.call(way.prepare, arrays, numbers)
         except READS as error:
@@ -279,8 +280,8 @@ class Compiled:
 class _Way:
     """A function compiled for one kind of arguments."""
 
-    def __init__(self, function: Callable[..., Any], device: Any) -> None:
-        self._function, self._device = function, device
+    def __init__(self, function: Callable[..., Any], device: Any, what: str) -> None:
+        self._function, self._device, self._what = function, device, what
 
     def prepare(self, arrays: list[JaxArray], numbers: dict[str, Any]) -> None:
         """Find out what the function reads and writes. The first call compiles it."""
@@ -288,7 +289,8 @@ class _Way:
         if made:
             # Again, now that these exist: the order of arguments, and with it rounding, is then
             # that of a training that is resumed.
-            trace, _ = self._discovered(arrays, numbers)
+            trace, made = self._discovered(arrays, numbers)
+        self._replaced = [ref(array) for array in made]  # each step makes them anew
         self._donated = list(trace.writes.values())
         self._read = [array for key, array in trace.reads.items() if key not in trace.writes]
         self._compiled = _jitted(self, donate_argnums=(0,))
@@ -339,25 +341,39 @@ class _Way:
             trace.set(array, value)
         for array, value in zip(self._read, read, strict=True):
             trace.set(array, value)
-        with tracing(trace):
-            found: list[JaxArray] = []
-            self._form = _taken_apart(self._traced(values, words), found)
-            results = [array.held for array in found]
-            self._written = [
-                array
-                for key, array in trace.writes.items()
-                if not any(array is one for one in self._donated)
-            ]
-            del found
-            seen = trace.survivors()
-            self._observed = [ref(array) for array, _ in seen]
-            observed = [array.held for array, _ in seen]
-            return (
-                [array.held for array in self._donated],
-                [array.held for array in self._written],
-                observed,
-                results,
+        try:
+            with tracing(trace):
+                return self._results(trace, values, words)
+        except BaseException:
+            trace.give_up()
+            raise
+
+    def _results(self, trace: Trace, values: list[Any], words: dict[str, Any]) -> Any:
+        """Run the function in the trace, and return the tracers that ``_pure`` does."""
+        found: list[JaxArray] = []
+        self._form = _taken_apart(self._traced(values, words), found)
+        if any(id(weak()) in trace.reads for weak in self._replaced):
+            raise StateError(
+                f"{self._what} on JAX replaces an array that the next one reads, which cannot be "
+                "compiled; write to the array instead (array[...] = new), or make the Trainer with "
+                "compile_step=False"
             )
+        results = [array.held for array in found]
+        self._written = [
+            array
+            for key, array in trace.writes.items()
+            if not any(array is one for one in self._donated)
+        ]
+        del found
+        seen = trace.survivors()
+        self._observed = [ref(array) for array, _ in seen]
+        observed = [array.held for array, _ in seen]
+        return (
+            [array.held for array in self._donated],
+            [array.held for array in self._written],
+            observed,
+            results,
+        )
 
     def run(self, arrays: list[JaxArray], numbers: dict[str, Any]) -> Any:
         """Run the compiled function, and store what it has written."""

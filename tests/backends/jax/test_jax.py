@@ -14,7 +14,7 @@ import portacnn
 from portacnn import ops, resolve
 from portacnn.backends.jax import arrays, compiled
 from portacnn.backends.jax.arrays import JaxArray
-from portacnn.errors import BackendError
+from portacnn.errors import BackendError, StateError
 from portacnn.layers import BatchNorm2d, Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU
 from portacnn.training import Trainer
 
@@ -288,6 +288,21 @@ def test_an_array_that_a_step_makes_from_a_constant_and_writes_to():
     for number in range(1, 4):
         run(HOME.asarray(np.ones(2)), state(number))
         assert np.asarray(made["total"]).tolist() == [1.0 + number, 2.0 + number]
+
+
+def test_a_step_that_replaces_what_it_reads_is_refused():
+    """Compiled, it would read the same old array in each step."""
+    made = {"mean": HOME.asarray(np.zeros(2))}
+
+    def step(x, state):
+        made["mean"] = made["mean"] * 0.5 + x
+        return made["mean"] * 2.0
+
+    run = HOME.compile_step(step, ())
+    for _ in range(2):
+        with pytest.raises(StateError, match=r"write to the array instead"):
+            run(HOME.asarray(np.ones(2)), state())
+    assert np.asarray(made["mean"]).tolist() == [0.0, 0.0]
 
 
 def test_large_arrays_are_created_on_the_device(monkeypatch):
