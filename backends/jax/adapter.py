@@ -12,6 +12,11 @@ from portacnn.runtime import Array, Backend, BackendInfo, HostArray
 KINDS = frozenset({"cpu", "cuda", "tpu", "rocm"})
 _REMEDY = 'JAX is not installed: pip install "portacnn[jax]" (for a GPU: "jax[cuda13]")'
 _PLATFORMS = {"gpu": "cuda"}
+_INSTALL = '; JAX for a GPU is another package: pip install "jax[cuda13]"'
+REFUSED = {
+    "Tracer": "ops and models cannot be called inside jax.jit, jax.grad or jax.vmap; call them "
+    "outside, where portacnn compiles what it computes",
+}
 
 
 class JaxBackend(ImmutableBackend):
@@ -100,9 +105,14 @@ def connect(device: str | None) -> Backend:
 
     devices = _devices()
     word = next(iter(devices)) if device is None else device
-    word = word if ":" in word or word == "cpu" else f"{word}:0"
+    word = word if ":" in word else f"{word}:0"
+    word = "cpu" if word == "cpu:0" else word
     if word not in devices:
-        raise BackendError(f"expected one of JAX's devices {', '.join(devices)}, got {device!r}")
+        missing = KINDS - {name.partition(":")[0] for name in devices}
+        fix = _INSTALL if word.partition(":")[0] in missing else ""
+        raise BackendError(
+            f"expected one of JAX's devices {', '.join(devices)}, got {device!r}{fix}"
+        )
     return JaxBackend(
         name="jax",
         xp=JaxArray.xp,

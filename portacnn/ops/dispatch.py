@@ -512,7 +512,7 @@ def check_arrays(
         else:
             continue
         kinds = {part_dtype(backend_of(one).xp, one.dtype) is None for one in (first, array)}
-        hint = "; the parameters of layers are real" if len(kinds) > 1 else ""
+        hint = "; convert the real one (parameters of layers stay real)" if len(kinds) > 1 else ""
         raise ArrayError(
             f"arrays must be {problem}; {first_name} is {describe(first)}, {name} is "
             f"{describe(array)}{hint}",

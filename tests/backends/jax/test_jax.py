@@ -14,7 +14,7 @@ import portacnn
 from portacnn import ops, resolve
 from portacnn.backends.jax import arrays, compiled
 from portacnn.backends.jax.arrays import JaxArray
-from portacnn.errors import BackendError, StateError
+from portacnn.errors import ArrayError, BackendError, StateError
 from portacnn.layers import BatchNorm2d, Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU
 from portacnn.training import Trainer
 
@@ -41,12 +41,21 @@ def trained(device="jax", count=40, dtype="float32", **changes):
 
 def test_words_and_types():
     assert resolve("jax:cpu") == resolve("cpu", "jax") == resolve(jnp) == HOME
-    with pytest.raises(BackendError, match="expected one of JAX's devices cpu"):
+    assert resolve("jax:cpu:0") == HOME
+    with pytest.raises(BackendError, match=r"JAX's devices cpu, got 'tpu:7'; .*pip install"):
         resolve("jax:tpu:7")
+    with pytest.raises(BackendError, match=r"JAX's devices cpu, got 'cpu:1'$"):
+        resolve("jax:cpu:1")
     raw = jnp.ones((2,))
     assert portacnn.runtime.backend_of(raw).name == "jax"
     assert portacnn.runtime.backend_of(HOME.receive(raw)).name == "jax"
     assert HOME.xp.zeros((1,), dtype=HOME.xp.float32).__array_namespace__() is HOME.xp
+
+
+@pytest.mark.parametrize("transform", [jax.jit, jax.vmap, jax.grad], ids=lambda f: f.__name__)
+def test_ops_inside_a_users_own_trace_are_refused(transform):
+    with pytest.raises(ArrayError, match=r"cannot be called inside jax\.jit"):
+        transform(lambda x: ops.relu(x)[0])(jnp.ones(()) if transform is jax.grad else jnp.ones(2))
 
 
 @pytest.mark.parametrize(
