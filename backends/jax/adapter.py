@@ -7,7 +7,7 @@ from typing import Any
 from portacnn.backends.immutable import ImmutableBackend
 from portacnn.cache import cache_folder
 from portacnn.errors import BackendError
-from portacnn.runtime import Array, Backend, BackendInfo, HostArray
+from portacnn.runtime import Array, Backend, BackendInfo, HostArray, backend_of
 
 KINDS = frozenset({"cpu", "cuda", "tpu", "rocm"})
 _REMEDY = 'JAX is not installed: pip install "portacnn[jax]" (for a GPU: "jax[cuda13]")'
@@ -43,6 +43,11 @@ class JaxBackend(ImmutableBackend):
         import jax
 
         return isinstance(value, jax.Array)
+
+    def receive(self, array: Any) -> Array:
+        if self.is_own(array):
+            backend_of(array)  # refuses tracers
+        return super().receive(array)
 
     def to_host(self, array: Array) -> HostArray:
         import numpy as np

@@ -56,6 +56,8 @@ def test_words_and_types():
 def test_ops_inside_a_users_own_trace_are_refused(transform):
     with pytest.raises(ArrayError, match=r"cannot be called inside jax\.jit"):
         transform(lambda x: ops.relu(x)[0])(jnp.ones(()) if transform is jax.grad else jnp.ones(2))
+    with pytest.raises(ArrayError, match=r"cannot be called inside jax\.jit"):
+        jax.jit(net("jax").predict)(jnp.ones((2, 1, 8, 8)))
 
 
 @pytest.mark.parametrize(
