@@ -19,8 +19,9 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from functools import wraps
 from numbers import Integral, Real
+from pathlib import Path
 from sys import getrefcount
-from traceback import clear_frames
+from traceback import clear_frames, walk_tb
 from typing import Any, NamedTuple
 from weakref import ref
 
@@ -266,7 +267,7 @@ class Compiled:
         return result
 
     def _give_up(self, error: Exception) -> None:
-        self.reason = str(error).strip().partition("\n")[0]
+        self.reason = f"{_reader(error)}: {str(error).strip().partition(chr(10))[0]}"
         self._ways.clear()
         _log.warning(
             "%s cannot be compiled on %s, because it reads a value on the host; it runs op by op, "
@@ -275,6 +276,17 @@ class Compiled:
             self._backend,
             self.reason,
         )
+
+
+def _reader(error: BaseException) -> str:
+    """Return which function, outside this backend and JAX, raised the error of a traced read."""
+    ours = ("jax.", "portacnn.backends.")
+    found = "the step"
+    for frame, line in walk_tb(error.__traceback__):
+        if not frame.f_globals.get("__name__", "").startswith(ours):
+            code = frame.f_code
+            found = f"{code.co_qualname} ({Path(code.co_filename).name}, line {line})"
+    return found
 
 
 class _Way:

@@ -358,6 +358,7 @@ def test_a_step_that_reads_a_value_runs_op_by_op_and_says_so_once(caplog):
     for _ in range(2):
         assert np.asarray(run(HOME.asarray(np.ones(2)), state())).tolist() == [2.0, 2.0]
     assert run.reason is not None
+    assert ".<locals>.step (test_jax.py, line " in run.reason
     assert len(caplog.records) == 1
     assert "reads a value on the host" in caplog.text
 
