@@ -286,6 +286,19 @@ def test_what_a_step_makes_and_keeps():
     assert np.asarray(total).tolist() == [33.0, 63.0]
 
 
+def test_a_hook_that_is_added_later_sees_each_step():
+    run, seen = trained(), {}
+    indices = HOME.asarray(np.arange(20))
+    run.run_batch(indices)
+    run.model.layer_at("6").on_output(lambda y: seen.update(y=y))
+    values = []
+    for _ in range(2):
+        run.run_batch(indices)
+        values.append(np.asarray(seen["y"]))
+    assert values[0].shape == (20, 10)
+    assert not np.array_equal(*values)
+
+
 def test_an_array_that_a_step_makes_from_a_constant_and_writes_to():
     made = {}
 
