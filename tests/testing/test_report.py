@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -13,9 +14,10 @@ from portacnn.errors import ArgumentError, BackendError
 from portacnn.layers import Layer
 from portacnn.losses import Loss
 from portacnn.ops.dispatch import OPS
-from portacnn.runtime import Kernel
+from portacnn.runtime import Kernel, resolve
 from portacnn.testing import check_layer, check_loss
 from portacnn.testing.__main__ import main
+from portacnn.testing.adapter_checks import is_resolved
 from portacnn.testing.examples import EXAMPLES
 from portacnn.testing.figures import figures_of
 from portacnn.testing.report import Check, Fault, NotApplicable, perform
@@ -183,3 +185,8 @@ def test_a_method_that_nobody_has_written_is_wrong():
     report = check_loss(Loss(), only="gradient", devices=["numpy"])
     assert report["gradient"].status == "wrong"
     assert report["gradient"].message == "Loss.forward is not implemented"
+
+
+def test_a_misspelled_layout_is_found():
+    with pytest.raises(Fault, match="layout is 'batch_frist', expected one of"):
+        is_resolved(replace(resolve("numpy"), layout="batch_frist"))
