@@ -75,7 +75,9 @@ def _taken_apart(value: Any, arrays: list[JaxArray]) -> Any:
         return (list, *(_taken_apart(item, arrays) for item in value))
     if isinstance(value, dict):
         return (dict, *((name, _taken_apart(item, arrays)) for name, item in value.items()))
-    return (None, type(value), value)  # 1, 1.0 and True are equal
+    if type(value) is float:
+        return (float, value.hex())  # 0.0 equals -0.0, and NaN nothing
+    return (None, type(value), value)  # 1 equals True
 
 
 def _put_together(form: Any, arrays: list[JaxArray]) -> Any:
@@ -85,6 +87,8 @@ def _put_together(form: Any, arrays: list[JaxArray]) -> Any:
     kind, *items = form
     if kind is None:
         return items[1]
+    if kind is float:
+        return float.fromhex(items[0])
     if kind is dict:
         return {name: _put_together(item, arrays) for name, item in items}
     items = [_put_together(item, arrays) for item in items]

@@ -1,6 +1,7 @@
 """The JAX backend: arrays that can be written to, and whole steps as one program of XLA."""
 
 import logging
+from collections import OrderedDict
 from dataclasses import dataclass
 from threading import Event, Thread
 from typing import Any
@@ -361,6 +362,20 @@ def test_each_shape_is_compiled_once_and_most_shapes_are_bounded(monkeypatch, ca
     assert "compiled a training step for arrays of 1 in " in infos[0]
     assert len(warnings) == 1
     assert "3 shapes" in warnings[0]
+
+
+def test_numbers_that_are_equal_but_not_the_same(monkeypatch):
+    monkeypatch.setattr(compiled, "_ops", OrderedDict())
+
+    def filled(x, value):
+        return HOME.xp.full((1,), value, dtype=HOME.xp.float32) * x
+
+    x = HOME.asarray(np.ones(1, np.float32))
+    signs = [np.signbit(np.asarray(compiled.run(filled, x, zero)))[0] for zero in (0.0, -0.0)]
+    assert signs == [False, True]
+    for _ in range(3):
+        compiled.run(filled, x, float("nan"))
+    assert len(compiled._ops) == 3
 
 
 def test_a_step_that_reads_a_value_runs_op_by_op_and_says_so_once(caplog):
