@@ -7,11 +7,16 @@ from typing import Any
 from portacnn.backends.immutable import ImmutableBackend
 from portacnn.cache import cache_folder
 from portacnn.errors import BackendError
-from portacnn.runtime import Array, Backend, BackendInfo, HostArray
+from portacnn.runtime import Array, Backend, BackendInfo, HostArray, backend_of
 
 KINDS = frozenset({"cpu", "cuda", "tpu", "rocm"})
 _REMEDY = 'JAX is not installed: pip install "portacnn[jax]" (for a GPU: "jax[cuda13]")'
 _PLATFORMS = {"gpu": "cuda"}
+_INSTALL = '; JAX for a GPU is another package: pip install "jax[cuda13]"'
+REFUSED = {
+    "Tracer": "ops and models cannot be called inside jax.jit, jax.grad or jax.vmap; call them "
+    "outside, where portacnn compiles what it computes",
+}
 
 
 class JaxBackend(ImmutableBackend):
@@ -38,6 +43,11 @@ class JaxBackend(ImmutableBackend):
         import jax
 
         return isinstance(value, jax.Array)
+
+    def receive(self, array: Any) -> Array:
+        if self.is_own(array):
+            backend_of(array)  # refuses tracers
+        return super().receive(array)
 
     def to_host(self, array: Array) -> HostArray:
         import numpy as np
@@ -100,9 +110,14 @@ def connect(device: str | None) -> Backend:
 
     devices = _devices()
     word = next(iter(devices)) if device is None else device
-    word = word if ":" in word or word == "cpu" else f"{word}:0"
+    word = word if ":" in word else f"{word}:0"
+    word = "cpu" if word == "cpu:0" else word
     if word not in devices:
-        raise BackendError(f"expected one of JAX's devices {', '.join(devices)}, got {device!r}")
+        missing = KINDS - {name.partition(":")[0] for name in devices}
+        fix = _INSTALL if word.partition(":")[0] in missing else ""
+        raise BackendError(
+            f"expected one of JAX's devices {', '.join(devices)}, got {device!r}{fix}"
+        )
     return JaxBackend(
         name="jax",
         xp=JaxArray.xp,

@@ -11,7 +11,7 @@ import gc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from threading import local
+from threading import RLock, local
 from typing import Any, NoReturn
 from weakref import ref
 
@@ -31,6 +31,9 @@ _DTYPES = (
 )
 _CREATING = ("zeros", "ones", "empty", "full", "zeros_like", "ones_like", "empty_like", "full_like")
 _SMALL = 1 << 20
+DISPATCH = RLock()
+"""Held while a thread takes what an array holds. A thread that runs a compiled step holds it until
+XLA has all arguments and their arrays have new values: what the step donates is gone by then."""
 
 
 class Trace:
@@ -68,13 +71,24 @@ class Trace:
         self._made.append((ref(array), value))
 
     def survivors(self) -> list[tuple["JaxArray", Any]]:
-        """Return the arrays made in the trace that are still in use, each with its first value."""
+        """Return the arrays made in the trace that are still in use, each with its first value.
+        Those that only held constants are left out."""
         gc.collect()
+        traced = jax.core.Tracer
         return [
             (array, first)
             for weak, first in self._made
-            if isinstance(first, jax.core.Tracer) and (array := weak()) is not None
+            if (array := weak()) is not None
+            and (isinstance(first, traced) or isinstance(array._value, traced))
         ]
+
+    def give_up(self) -> None:
+        """Let no array keep a tracer after a trace that was interrupted. Their first values, which
+        are unknown, are zeros of gradients and of the optimizer's state."""
+        for array, first in self.survivors():
+            known = not isinstance(first, jax.core.Tracer)
+            zeros = np.zeros(first.shape, first.dtype)
+            array.settle(first if known else _sent(zeros, self.device))
 
 
 class _Current(local):
@@ -146,11 +160,12 @@ class JaxNamespace(Namespace):
         @wraps(wrapped)
         def create(*args: Any, device: Any = None, **options: Any) -> Array:
             """Create a small array on the host, where nothing has to be compiled for its shape."""
-            one = args[0]
+            shape = args[0]
             if name.endswith("_like"):
+                one, shape = args[0], args[0].shape
                 device, options["dtype"] = device or one.device, options.get("dtype") or one.dtype
-                args = (np.broadcast_to(np.zeros((), bool), one.shape), *args[1:])
-            if _current.trace is not None or np.prod(np.shape(one) or one) > _SMALL:
+                args = (np.broadcast_to(np.zeros((), bool), shape), *args[1:])
+            if _current.trace is not None or np.prod(shape) > _SMALL:
                 return wrapped(*args, device=device, **options)
             return JaxArray(_sent(by_numpy(*args, **options), device))
 
@@ -177,7 +192,10 @@ class JaxArray(MutableArray):
     @property
     def held(self) -> Any:  # type: ignore[override]
         trace = _current.trace
-        return self._value if trace is None or self._made_in is trace else trace.read(self)
+        if trace is None or self._made_in is trace:
+            with DISPATCH:
+                return self._value
+        return trace.read(self)
 
     @held.setter
     def held(self, value: Any) -> None:

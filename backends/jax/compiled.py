@@ -19,9 +19,9 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from functools import wraps
 from numbers import Integral, Real
+from pathlib import Path
 from sys import getrefcount
-from threading import RLock
-from traceback import clear_frames
+from traceback import clear_frames, walk_tb
 from typing import Any, NamedTuple
 from weakref import ref
 
@@ -29,16 +29,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from portacnn.backends.jax.arrays import JaxArray, Trace, current_trace, tracing
+from portacnn.backends.jax.arrays import DISPATCH, JaxArray, Trace, current_trace, tracing
+from portacnn.errors import StateError
 from portacnn.ops.dispatch import kernel_choice, precision
 
 MOST = 16
 """The most kinds of calls for which a step or a forward pass is compiled at one time."""
 _MOST_OPS = 256
 _log = logging.getLogger("portacnn")
-_dispatch = RLock()
-"""Held from when a call takes what arrays hold until XLA has it: another thread's step could give
-the memory away in between."""
 READS = (
     jax.errors.ConcretizationTypeError,
     jax.errors.TracerArrayConversionError,
@@ -77,7 +75,9 @@ def _taken_apart(value: Any, arrays: list[JaxArray]) -> Any:
         return (list, *(_taken_apart(item, arrays) for item in value))
     if isinstance(value, dict):
         return (dict, *((name, _taken_apart(item, arrays)) for name, item in value.items()))
-    return (None, type(value), value)  # 1, 1.0 and True are equal
+    if type(value) is float:
+        return (float, value.hex())  # 0.0 equals -0.0, and NaN nothing
+    return (None, type(value), value)  # 1 equals True
 
 
 def _put_together(form: Any, arrays: list[JaxArray]) -> Any:
@@ -87,6 +87,8 @@ def _put_together(form: Any, arrays: list[JaxArray]) -> Any:
     kind, *items = form
     if kind is None:
         return items[1]
+    if kind is float:
+        return float.fromhex(items[0])
     if kind is dict:
         return {name: _put_together(item, arrays) for name, item in items}
     items = [_put_together(item, arrays) for item in items]
@@ -133,7 +135,7 @@ class _CompiledOp:
             return fresh, [given[n].held for n in self._written]
 
     def __call__(self, given: list[JaxArray]) -> Any:
-        with _dispatch:
+        with DISPATCH:
             fresh, written = self._compiled([array._value for array in given])
             for number, value in zip(self._written, written, strict=True):
                 given[number]._value = value
@@ -169,7 +171,7 @@ def run(function: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
         return JaxArray.xp.call(found, given)
     except READS:
         _eager.add(function)
-        del _ops[key]
+        _ops.pop(key, None)  # another thread may have done the same
         return function(*args, **options)
 
 
@@ -241,7 +243,7 @@ class Compiled:
     ) -> Any:
         """Compile for a new kind of arguments, and call."""
         begun = time.perf_counter()
-        way = _Way(function, self._backend.device)
+        way = _Way(function, self._backend.device, self._what)
         try:
             JaxArray.xp.call(way.prepare, arrays, numbers)
         except READS as error:
@@ -269,7 +271,7 @@ class Compiled:
         return result
 
     def _give_up(self, error: Exception) -> None:
-        self.reason = str(error).strip().partition("\n")[0]
+        self.reason = f"{_reader(error)}: {str(error).strip().partition(chr(10))[0]}"
         self._ways.clear()
         _log.warning(
             "%s cannot be compiled on %s, because it reads a value on the host; it runs op by op, "
@@ -280,11 +282,22 @@ class Compiled:
         )
 
 
+def _reader(error: BaseException) -> str:
+    """Return which function, outside this backend and JAX, raised the error of a traced read."""
+    ours = ("jax.", "portacnn.backends.")
+    found = "the step"
+    for frame, line in walk_tb(error.__traceback__):
+        if not frame.f_globals.get("__name__", "").startswith(ours):
+            code = frame.f_code
+            found = f"{code.co_qualname} ({Path(code.co_filename).name}, line {line})"
+    return found
+
+
 class _Way:
     """A function compiled for one kind of arguments."""
 
-    def __init__(self, function: Callable[..., Any], device: Any) -> None:
-        self._function, self._device = function, device
+    def __init__(self, function: Callable[..., Any], device: Any, what: str) -> None:
+        self._function, self._device, self._what = function, device, what
 
     def prepare(self, arrays: list[JaxArray], numbers: dict[str, Any]) -> None:
         """Find out what the function reads and writes. The first call compiles it."""
@@ -292,7 +305,8 @@ class _Way:
         if made:
             # Again, now that these exist: the order of arguments, and with it rounding, is then
             # that of a training that is resumed.
-            trace, _ = self._discovered(arrays, numbers)
+            trace, made = self._discovered(arrays, numbers)
+        self._replaced = [ref(array) for array in made]  # each step makes them anew
         self._donated = list(trace.writes.values())
         self._read = [array for key, array in trace.reads.items() if key not in trace.writes]
         self._compiled = _jitted(self, donate_argnums=(0,))
@@ -318,11 +332,15 @@ class _Way:
                 kept.extend(array for array, _ in found)
                 return [first for _, first in found]
 
-        jaxpr = jax.make_jaxpr(discover)(values, words)
-        if kept:
-            firsts = _evaluated(jaxpr, jax.tree.leaves((values, words)))
-            for array, first in zip(kept, firsts, strict=True):
-                array.settle(jax.device_put(first, self._device))
+        try:
+            jaxpr = jax.make_jaxpr(discover)(values, words)
+            if kept:
+                firsts = _evaluated(jaxpr, jax.tree.leaves((values, words)))
+                for array, first in zip(kept, firsts, strict=True):
+                    array.settle(jax.device_put(first, self._device))
+        except BaseException:  # out of memory, or interrupted
+            trace.give_up()
+            raise
         if raised:
             raise raised[0]
         return trace, kept
@@ -339,29 +357,43 @@ class _Way:
             trace.set(array, value)
         for array, value in zip(self._read, read, strict=True):
             trace.set(array, value)
-        with tracing(trace):
-            found: list[JaxArray] = []
-            self._form = _taken_apart(self._traced(values, words), found)
-            results = [array.held for array in found]
-            self._written = [
-                array
-                for key, array in trace.writes.items()
-                if not any(array is one for one in self._donated)
-            ]
-            del found
-            seen = trace.survivors()
-            self._observed = [ref(array) for array, _ in seen]
-            observed = [array.held for array, _ in seen]
-            return (
-                [array.held for array in self._donated],
-                [array.held for array in self._written],
-                observed,
-                results,
+        try:
+            with tracing(trace):
+                return self._results(trace, values, words)
+        except BaseException:
+            trace.give_up()
+            raise
+
+    def _results(self, trace: Trace, values: list[Any], words: dict[str, Any]) -> Any:
+        """Run the function in the trace, and return the tracers that ``_pure`` does."""
+        found: list[JaxArray] = []
+        self._form = _taken_apart(self._traced(values, words), found)
+        if any(id(weak()) in trace.reads for weak in self._replaced):
+            raise StateError(
+                f"{self._what} on JAX replaces an array that the next one reads, which cannot be "
+                "compiled; write to the array instead (array[...] = new), or make the Trainer with "
+                "compile_step=False"
             )
+        results = [array.held for array in found]
+        self._written = [
+            array
+            for key, array in trace.writes.items()
+            if not any(array is one for one in self._donated)
+        ]
+        del found
+        seen = trace.survivors()
+        self._observed = [ref(array) for array, _ in seen]
+        observed = [array.held for array, _ in seen]
+        return (
+            [array.held for array in self._donated],
+            [array.held for array in self._written],
+            observed,
+            results,
+        )
 
     def run(self, arrays: list[JaxArray], numbers: dict[str, Any]) -> Any:
         """Run the compiled function, and store what it has written."""
-        with _dispatch:
+        with DISPATCH:
             results = self._run(arrays, numbers)
         return _put_together(self._form, [JaxArray(value) for value in results])
 

@@ -201,6 +201,8 @@ class Layer(AnswersKeywords):
             A handle; ``handle.remove()`` removes the hook.
         """
         self.hooks = (*self.hooks, function)
+        if self.belongs_to is not None:
+            self.belongs_to.changes += 1
         return Handle(self, function)
 
     # --- methods that a subclass calls ------------------------------------------------------------

@@ -27,7 +27,8 @@ class Network:
         params, buffers, grads: the flat arrays, if the library's slices are views. ``grads`` is
             made in the first backward pass.
         root: a weak reference: returns the root, or None if it was deleted.
-        freezes: the number of changes by ``freeze`` and ``unfreeze``.
+        changes: how often a recorded step became outdated: by ``freeze``, ``unfreeze`` or a new
+            hook.
     """
 
     def __init__(self) -> None:
@@ -35,12 +36,12 @@ class Network:
         self.buffers: tuple[Flat, ...] = ()
         self.grads: tuple[Flat, ...] = ()
         self.root: Callable[[], Layer | None] = lambda: None
-        self.freezes = 0
+        self.changes = 0
 
     def changed_frozen(self) -> None:
         """Drop all gradients. Frozen parameters have none, so the flat layout of the others
         changes."""
-        self.freezes += 1
+        self.changes += 1
         self.grads = ()
         root = self.root()
         for layer in () if root is None else root.walk():

@@ -463,6 +463,9 @@ OPS: dict[str, Op] = {}
 """Every op by name: what a backend may override."""
 
 
+_ALL_OR_NONE = "; make all complex, or all real: the parameters of layers are real"
+
+
 def not_complex(array: Array, where: str, name: str = "x") -> ArrayError:
     """Return the error to raise where a complex array was given to something that computes with
     real numbers only."""
@@ -512,7 +515,7 @@ def check_arrays(
         else:
             continue
         kinds = {part_dtype(backend_of(one).xp, one.dtype) is None for one in (first, array)}
-        hint = "; the parameters of layers are real" if len(kinds) > 1 else ""
+        hint = _ALL_OR_NONE if len(kinds) > 1 else ""
         raise ArrayError(
             f"arrays must be {problem}; {first_name} is {describe(first)}, {name} is "
             f"{describe(array)}{hint}",

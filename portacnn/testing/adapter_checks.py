@@ -61,6 +61,8 @@ def same(got: Any, expected: Any, what: str) -> None:
 
 def is_resolved(home: Backend) -> None:
     """resolve finds it by its name and its device; a copy is the backend itself."""
+    known = ("batch_first", "batch_last")
+    expect(home.layout in known, f"layout is {home.layout!r}, expected one of {known}")
     found = resolve(f"{home.name}:{home.place(home.device)}")
     expect(found == home, f"resolve({home.name}:{home.place(home.device)}) is {found}, not {home}")
     make, arguments = home.__reduce__()
@@ -121,7 +123,7 @@ def to_host_copies(home: Backend) -> None:
     """to_host returns a NumPy array of its own, which may be written to."""
     array = home.asarray(HOST.astype("float32"))
     host = home.to_host(array)
-    expect(type(host) is np.ndarray, f"to_host returns a {type(host).__name__}")
+    expect(type(host) is np.ndarray, f"to_host returns {type(host).__name__}")
     expect(host.flags.writeable, "what to_host returns is read-only")
     host[...] = 9
     same(home.to_host(array), HOST.astype("float32"), "an array whose copy was written to")

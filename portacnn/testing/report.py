@@ -47,8 +47,9 @@ class Finding:
     Attributes:
         name: of the check.
         status: "exact": every value is the expected one, rounded to its dtype. "near": within the
-            tolerance. "passed": right, and nothing was measured. "refused": the library says that
-            it does not support it. "skipped": there is nothing to check. "wrong": anything else.
+            tolerance. "passed": right, and nothing was measured. "refused": the library says, in a
+            message, that it does not support it. "skipped": there is nothing to check. "wrong":
+            anything else.
         error: the largest error, relative to the largest expected value; None if nothing was
             measured.
         message: what is wrong, or why it was refused or skipped.
@@ -81,6 +82,8 @@ def found_by(check: Check) -> Finding:
         status, message = "skipped", str(reason)
     except REFUSALS as reason:
         status, message = "refused", f"{type(reason).__name__}: {reason}"
+        if not str(reason):  # of a base class: nothing says that this is meant
+            status, message = "wrong", f"{_raised_by(reason)} is not implemented"
     except Fault as fault:
         status, message = "wrong", str(fault)
     except Exception as fault:  # of any library
@@ -89,6 +92,14 @@ def found_by(check: Check) -> Finding:
         status = "wrong"
     seconds = time.perf_counter() - start
     return Finding(check.name, status, error, " ".join(message.split()), check.see, seconds)  # type: ignore[arg-type]
+
+
+def _raised_by(error: BaseException) -> str:
+    """Return the name of the function that raised an error, such as Layer.backward."""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    return "a function" if frame is None else frame.tb_frame.f_code.co_qualname
 
 
 def chosen(checks: Sequence[Check], only: str | None) -> list[Check]:

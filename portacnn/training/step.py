@@ -85,7 +85,7 @@ class Updater:
         self.compress_gradients = options.compress_gradients
         self.reducer = None if ranks.alone else Reducer(ranks, options.compress_gradients)
         self._revision = model.revision
-        self._freezes = -1  # of the network, when the step was prepared
+        self._changes = -1  # of the network, when the step was prepared
         self._begin()
 
     def _begin(self) -> None:
@@ -125,9 +125,9 @@ class Updater:
                 "the optimizer's state does not match it; make a new Trainer"
             )
         network = self.model.belongs_to
-        if network is not None and network.freezes != self._freezes:
+        if network is not None and network.changes != self._changes:
             check_trainable(self.model)
-            self._freezes, self.compiled = network.freezes, None
+            self._changes, self.compiled = network.changes, None
 
     def share_of(self, count: int, size: int | None = None) -> Share:
         """Return which images of a batch these are.

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from importlib import import_module
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -10,9 +11,13 @@ from xml.etree import ElementTree
 import pytest
 
 from portacnn.errors import ArgumentError, BackendError
+from portacnn.layers import Layer
+from portacnn.losses import Loss
 from portacnn.ops.dispatch import OPS
-from portacnn.runtime import Kernel
+from portacnn.runtime import Kernel, resolve
+from portacnn.testing import check_layer, check_loss
 from portacnn.testing.__main__ import main
+from portacnn.testing.adapter_checks import is_resolved
 from portacnn.testing.examples import EXAMPLES
 from portacnn.testing.figures import figures_of
 from portacnn.testing.report import Check, Fault, NotApplicable, perform
@@ -164,3 +169,24 @@ def test_figures_are_those_of_pytorch(monkeypatch: pytest.MonkeyPatch):
     finally:
         for name in ("freeze_figures", "figures_torch", "figures_loops"):
             sys.modules.pop(name, None)
+
+
+def test_a_method_that_nobody_has_written_is_wrong():
+    class Half(Layer):
+        def infer(self, shape):
+            return shape
+
+        def forward(self, x, *, train=False, keep=True):
+            return x * 2.0, x
+
+    report = check_layer(Half(), (2, 3), only="gradient", devices=["numpy"])
+    assert report["gradient"].status == "wrong"
+    assert report["gradient"].message == "Layer.backward is not implemented"
+    report = check_loss(Loss(), only="gradient", devices=["numpy"])
+    assert report["gradient"].status == "wrong"
+    assert report["gradient"].message == "Loss.forward is not implemented"
+
+
+def test_a_misspelled_layout_is_found():
+    with pytest.raises(Fault, match="layout is 'batch_frist', expected one of"):
+        is_resolved(replace(resolve("numpy"), layout="batch_frist"))

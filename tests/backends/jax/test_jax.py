@@ -1,7 +1,9 @@
 """The JAX backend: arrays that can be written to, and whole steps as one program of XLA."""
 
 import logging
+from collections import OrderedDict
 from dataclasses import dataclass
+from threading import Event, Thread
 from typing import Any
 
 import jax
@@ -11,9 +13,9 @@ from jax import numpy as jnp
 
 import portacnn
 from portacnn import ops, resolve
-from portacnn.backends.jax import compiled
+from portacnn.backends.jax import arrays, compiled
 from portacnn.backends.jax.arrays import JaxArray
-from portacnn.errors import BackendError
+from portacnn.errors import ArrayError, BackendError, StateError
 from portacnn.layers import BatchNorm2d, Conv2d, Dropout, Flatten, Linear, MaxPool2d, ReLU
 from portacnn.training import Trainer
 
@@ -40,12 +42,23 @@ def trained(device="jax", count=40, dtype="float32", **changes):
 
 def test_words_and_types():
     assert resolve("jax:cpu") == resolve("cpu", "jax") == resolve(jnp) == HOME
-    with pytest.raises(BackendError, match="expected one of JAX's devices cpu"):
+    assert resolve("jax:cpu:0") == HOME
+    with pytest.raises(BackendError, match=r"JAX's devices cpu, got 'tpu:7'; .*pip install"):
         resolve("jax:tpu:7")
+    with pytest.raises(BackendError, match=r"JAX's devices cpu, got 'cpu:1'$"):
+        resolve("jax:cpu:1")
     raw = jnp.ones((2,))
     assert portacnn.runtime.backend_of(raw).name == "jax"
     assert portacnn.runtime.backend_of(HOME.receive(raw)).name == "jax"
     assert HOME.xp.zeros((1,), dtype=HOME.xp.float32).__array_namespace__() is HOME.xp
+
+
+@pytest.mark.parametrize("transform", [jax.jit, jax.vmap, jax.grad], ids=lambda f: f.__name__)
+def test_ops_inside_a_users_own_trace_are_refused(transform):
+    with pytest.raises(ArrayError, match=r"cannot be called inside jax\.jit"):
+        transform(lambda x: ops.relu(x)[0])(jnp.ones(()) if transform is jax.grad else jnp.ones(2))
+    with pytest.raises(ArrayError, match=r"cannot be called inside jax\.jit"):
+        jax.jit(net("jax").predict)(jnp.ones((2, 1, 8, 8)))
 
 
 @pytest.mark.parametrize(
@@ -180,6 +193,27 @@ def test_memory_that_is_reused_is_never_read_again():
     assert isinstance(after, int)
 
 
+def test_another_thread_reads_weights_while_steps_donate_them():
+    run, failed, done = trained(), [], Event()
+    indices = HOME.asarray(np.arange(20))
+    run.run_batch(indices)
+
+    def read():
+        while not done.is_set():
+            try:
+                run.model.state_dict()
+            except RuntimeError as error:  # Array has been deleted
+                failed.append(error)
+
+    reader = Thread(target=read)
+    reader.start()
+    for _ in range(200):
+        run.run_batch(indices)
+    done.set()
+    reader.join()
+    assert not failed
+
+
 def test_an_error_while_a_step_is_compiled_changes_nothing(monkeypatch):
     run = trained()
     before = run.model.state_dict()
@@ -197,6 +231,30 @@ def test_an_error_while_a_step_is_compiled_changes_nothing(monkeypatch):
         np.testing.assert_array_equal(value, before[path])
     run.run_batch(HOME.asarray(np.arange(20)))
     assert run.updater.compiled.kinds == 1
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"), [(compiled, "_evaluated"), (compiled.Trace, "survivors")]
+)
+def test_a_trace_that_is_interrupted_leaves_no_tracers(monkeypatch, owner, name):
+    """Also after the step itself: out of memory for the gradients, or Ctrl-C."""
+    run, usual, calls = trained(), getattr(owner, name), []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return usual(*args)
+
+    monkeypatch.setattr(owner, name, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run.run_batch(HOME.asarray(np.arange(20)))
+    other = trained()
+    for one in (run, other):
+        one.run_batch(HOME.asarray(np.arange(20)))
+    expected = other.model.state_dict()
+    for path, value in run.model.state_dict().items():
+        np.testing.assert_array_equal(value, expected[path], err_msg=path)
 
 
 @dataclass(frozen=True)
@@ -229,6 +287,61 @@ def test_what_a_step_makes_and_keeps():
     assert np.asarray(total).tolist() == [33.0, 63.0]
 
 
+def test_a_hook_that_is_added_later_sees_each_step():
+    run, seen = trained(), {}
+    indices = HOME.asarray(np.arange(20))
+    run.run_batch(indices)
+    run.model.layer_at("6").on_output(lambda y: seen.update(y=y))
+    values = []
+    for _ in range(2):
+        run.run_batch(indices)
+        values.append(np.asarray(seen["y"]))
+    assert values[0].shape == (20, 10)
+    assert not np.array_equal(*values)
+
+
+def test_an_array_that_a_step_makes_from_a_constant_and_writes_to():
+    made = {}
+
+    def step(x, state):
+        if "total" not in made:
+            made["total"] = HOME.xp.asarray([1.0, 2.0])
+        made["total"] += x
+        return x * 2.0
+
+    run = HOME.compile_step(step, ())
+    for number in range(1, 4):
+        run(HOME.asarray(np.ones(2)), state(number))
+        assert np.asarray(made["total"]).tolist() == [1.0 + number, 2.0 + number]
+
+
+def test_a_step_that_replaces_what_it_reads_is_refused():
+    """Compiled, it would read the same old array in each step."""
+    made = {"mean": HOME.asarray(np.zeros(2))}
+
+    def step(x, state):
+        made["mean"] = made["mean"] * 0.5 + x
+        return made["mean"] * 2.0
+
+    run = HOME.compile_step(step, ())
+    for _ in range(2):
+        with pytest.raises(StateError, match=r"write to the array instead"):
+            run(HOME.asarray(np.ones(2)), state())
+    assert np.asarray(made["mean"]).tolist() == [0.0, 0.0]
+
+
+def test_large_arrays_are_created_on_the_device(monkeypatch):
+    xp, sent = HOME.xp, []
+    usual = arrays._sent
+    monkeypatch.setattr(arrays, "_sent", lambda *args: sent.append(args) or usual(*args))
+    large = xp.zeros((2, 1 << 20), dtype=xp.uint8, device=HOME.device)
+    xp.ones_like(large)
+    assert not sent
+    assert xp.full((2, 3), 5.0).shape == (2, 3)
+    assert xp.zeros(4).shape == (4,)
+    assert len(sent) == 2
+
+
 def test_each_shape_is_compiled_once_and_most_shapes_are_bounded(monkeypatch, caplog):
     monkeypatch.setattr(compiled, "MOST", 2)
     traced = []
@@ -251,6 +364,20 @@ def test_each_shape_is_compiled_once_and_most_shapes_are_bounded(monkeypatch, ca
     assert "3 shapes" in warnings[0]
 
 
+def test_numbers_that_are_equal_but_not_the_same(monkeypatch):
+    monkeypatch.setattr(compiled, "_ops", OrderedDict())
+
+    def filled(x, value):
+        return HOME.xp.full((1,), value, dtype=HOME.xp.float32) * x
+
+    x = HOME.asarray(np.ones(1, np.float32))
+    signs = [np.signbit(np.asarray(compiled.run(filled, x, zero)))[0] for zero in (0.0, -0.0)]
+    assert signs == [False, True]
+    for _ in range(3):
+        compiled.run(filled, x, float("nan"))
+    assert len(compiled._ops) == 3
+
+
 def test_a_step_that_reads_a_value_runs_op_by_op_and_says_so_once(caplog):
     def step(x, state):
         return x * 2.0 if float(x[0]) > 0 else x
@@ -259,6 +386,7 @@ def test_a_step_that_reads_a_value_runs_op_by_op_and_says_so_once(caplog):
     for _ in range(2):
         assert np.asarray(run(HOME.asarray(np.ones(2)), state())).tolist() == [2.0, 2.0]
     assert run.reason is not None
+    assert ".<locals>.step (test_jax.py, line " in run.reason
     assert len(caplog.records) == 1
     assert "reads a value on the host" in caplog.text
 
