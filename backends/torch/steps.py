@@ -15,6 +15,10 @@ equal bit by bit.
 On the CPU, the tensor operations of the step are recorded (``torch.fx``) on tensors without memory.
 An operation that would read a value on the host fails then, and is named in the warning.
 ``torch.compile`` makes C++ of them, which changes the order of some sums.
+
+An array that the step makes and keeps (``self.mean = self.mean * 0.5 + x``) has no value after the
+recording, and a replay reads the array before it. If the step only makes it anew each time, the
+steps continue as usual. If it reads it, or adds to a list, a StateError is raised.
 """
 
 import gc
@@ -22,12 +26,18 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from inspect import isframe
 from struct import pack
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from portacnn.backends.steps import arrays_of, code_of, place_of, rebuilt, sorted_out
+from portacnn.errors import StateError
 from portacnn.ops.dispatch import kernel_choice, precision
 from portacnn.runtime import Array, Backend
 
@@ -62,6 +72,7 @@ class WholeStep:
         self._backend, self._step = backend, step
         self._record = {"cuda": _graph, "cpu": _compiled}.get(backend.device.type)
         self.reason: str | None = None
+        self._refused: str | None = None
         self._calls: dict[Any, int] = {}
         self._replays: dict[Any, _Replay] = {}
         if self._record is None:
@@ -72,33 +83,41 @@ class WholeStep:
         return len(self._replays)
 
     def __call__(self, *arguments: Any) -> Any:
+        if self._refused is not None:
+            raise StateError(self._refused)
         *batch, state = arguments
         numbers, held, fixed = sorted_out(state, torch.Tensor)
         arrays = [*batch, *held.values()]
         key = (len(batch), fixed, tuple(map(_kind, arrays)), kernel_choice(), precision())
-        if (replay := self._replays.get(key)) is not None:
-            return replay(arrays, list(numbers.values()))
+        if (known := self._replays.get(key)) is not None:
+            return known(arrays, list(numbers.values()))
         if self.reason is not None or (key not in self._calls and len(self._calls) == MOST):
             return self._step(*arguments)
         self._calls[key] = self._calls.get(key, 0) + 1
         if self._calls[key] <= WARM:
             return self._step(*arguments)
+        made = _Made()
 
         def step(arrays: list[Array], words: list[Array]) -> Any:
+            made.note([*arrays, *words])
             own = dict(zip(held, arrays[len(batch) :], strict=True))
             own |= dict(zip(numbers, words, strict=True))
-            return self._step(*arrays[: len(batch)], replace(state, **own))
+            with made:
+                return self._step(*arrays[: len(batch)], replace(state, **own))
 
         begun = time.perf_counter()
+        replay: _Replay | None = None
         try:
             assert self._record is not None
             with torch.no_grad():
                 replay = self._record(step, arrays, list(numbers.values()))
-            result = replay(arrays, list(numbers.values()))
+            if made.kept():
+                replay, reason = None, f"it keeps an array that it makes: {made.holders()}"
+            else:
+                result = replay(arrays, list(numbers.values()))
         except Exception as error:
-            place = place_of(error, __file__)
-            reason = f"{place}: {_reason(error)}"
-        else:
+            replay, reason = None, f"{place_of(error, __file__)}: {_reason(error)}"
+        if replay is not None:
             self._replays[key] = replay
             _log.info(
                 "a training step on %s was compiled in %.1f s",
@@ -108,9 +127,34 @@ class WholeStep:
             return result
         # Outside the except block, where no exception keeps memory alive. If the step fails here
         # too, the error is not caused by recording, and recording is not given up.
-        result = self._step(*arguments)
+        result = self._as_usual(made, arguments)
         self._give_up(reason)
         return result
+
+    def _as_usual(self, made: "_Made", arguments: tuple[Any, ...]) -> Any:
+        """Run the step without a recording, after one that failed.
+
+        Raises:
+            StateError: if the step reads an array that the recording has made, or does not replace
+                it. Such an array has no value.
+        """
+        if not made.kept():
+            return self._step(*arguments)
+        holders = made.holders()
+        try:
+            with _Unread(made):
+                result = self._step(*arguments)
+            if not made.kept():
+                return result
+            holders = made.holders()
+        except _ReadError:
+            pass
+        self._refused = (
+            f"a training step on {self._backend} keeps an array that it makes ({holders}), which "
+            "cannot be recorded, and the array has no value now; write to an array that exists "
+            "instead (array[...] = new), or make the Trainer with compile_step=False"
+        )
+        raise StateError(self._refused)
 
     def _give_up(self, reason: str) -> None:
         self.reason = reason
@@ -121,6 +165,86 @@ class WholeStep:
             self._backend,
             reason,
         )
+
+
+class _Made(TorchDispatchMode):
+    """Notes the arrays that are made while it is active, without keeping them alive: results, and
+    tensors without memory (``FakeTensor``).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._arrays = WeakTensorKeyDictionary()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        found = func(*args, **kwargs)
+        given = _tensors((args, kwargs))
+        # A view of memory that stays is as good as that, if it has memory.
+        if not func.is_view or self.has(given):
+            self._note([one for one in _tensors(found) if not any(one is arg for arg in given)])
+        else:
+            self.note(_tensors(found))
+        return found
+
+    def note(self, arrays: list[Array]) -> None:
+        """Note those of these arrays that have no memory."""
+        self._note([array for array in arrays if isinstance(array, FakeTensor)])
+
+    def _note(self, arrays: list[Array]) -> None:
+        for array in arrays:
+            self._arrays[array] = None
+
+    def has(self, arrays: list[Array]) -> bool:
+        return any(array in self._arrays for array in arrays)
+
+    def kept(self) -> bool:
+        """Return whether any of these arrays is still alive."""
+        if self._alive():
+            gc.collect()
+        return bool(self._alive())
+
+    def _alive(self) -> list[Array]:
+        return list(self._arrays.keys())
+
+    def holders(self) -> str:
+        """Return what holds these arrays, for an error message: "Norm.mean"."""
+        arrays = self._alive()
+        found = {name: None for array in arrays[:3] for name in _holders(array, arrays)}
+        return ", ".join(found) or "unknown"
+
+
+class _ReadError(Exception):
+    """Raised if a step reads an array that has no value."""
+
+
+class _Unread(TorchDispatchMode):
+    """Raises an error if one of these arrays is read."""
+
+    def __init__(self, made: _Made) -> None:
+        super().__init__()
+        self._made = made
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self._made.has(_tensors((args, kwargs))):
+            raise _ReadError
+        return func(*args, **(kwargs or {}))
+
+
+def _tensors(values: Any) -> list[Array]:
+    return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
+
+
+def _holders(array: Array, but: list[Array]) -> list[str]:
+    """Return the attributes that hold an array, else the types of what does."""
+    near = [one for one in gc.get_referrers(array) if one is not but and not isframe(one)]
+    far = [owner for one in near if isinstance(one, dict) for owner in gc.get_referrers(one)]
+    names = []
+    for owner in (*near, *far):
+        for name, value in list(getattr(owner, "__dict__", {}).items()):
+            if value is array:
+                names.append(f"{type(owner).__name__}.{name}")
+    return names or [f"a {type(one).__name__}" for one in near]
 
 
 def _kind(array: Array) -> tuple[Any, ...]:
@@ -152,7 +276,9 @@ def _graph(step: _Step, arrays: list[Array], numbers: list[Any]) -> _Replay:
         graph, pool=torch.cuda.graph_pool_handle(), capture_error_mode="thread_local"
     ):
         result = step(inputs, views)
-        found = arrays_of(result, torch.Tensor)
+        # other objects, so that those of the step are freed if it does not keep them
+        found = [array.detach() for array in arrays_of(result, torch.Tensor)]
+    result = rebuilt(result, iter([None] * len(found)))
 
     def replay(arrays: list[Array], numbers: list[Any]) -> Any:
         for there, array in zip(inputs, arrays, strict=True):
@@ -213,6 +339,8 @@ def _traced(
 
     trace = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)
     traced = trace(*arrays, *words)
+    for node in traced.graph.nodes:
+        node.meta.pop("val", None)  # the tensors of the recording
     graph, held = traced.graph, _held(traced)
     start = next(iter(graph.nodes))
     for number, (whole, uses) in enumerate(held):

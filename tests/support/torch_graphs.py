@@ -33,13 +33,18 @@ class Tape(TorchDispatchMode):
         if func is torch.ops.aten._local_scalar_dense.default:
             raise RuntimeError("operation not permitted when stream is capturing")
         if func._schema.is_mutable:
-            self.calls.append((func, args, kwargs, None))
+            self.calls.append((func, *tree_map(_alias, (args, kwargs)), None))
             return args[0]
         clones = func is torch.ops.aten.native_batch_norm.default  # it writes to running statistics
         found = func(*(tree_map(_clone, args) if clones else args), **kwargs)
         if not any(a.alias_info is not None for a in func._schema.arguments):  # no view
-            self.calls.append((func, args, kwargs, found))
+            self.calls.append((func, *tree_map(_alias, (args, kwargs, found))))
         return found
+
+
+def _alias(value: Any) -> Any:
+    """Another object for the same memory: a graph keeps memory, not objects."""
+    return value.detach() if isinstance(value, torch.Tensor) else value
 
 
 def _clone(value: Any) -> Any:

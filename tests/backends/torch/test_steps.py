@@ -10,7 +10,8 @@ import torch
 
 from portacnn import Model, Trainer
 from portacnn.backends.torch import steps
-from portacnn.layers import BatchNorm2d, Conv2d, Dropout, Flatten, Linear, ReLU
+from portacnn.errors import StateError
+from portacnn.layers import BatchNorm2d, Conv2d, Dropout, Flatten, Layer, Linear, ReLU
 from portacnn.runtime import resolve
 from support import torch_graphs
 from support.capture_rig import Fit, State, data, run
@@ -144,6 +145,76 @@ def test_an_error_of_the_step_itself_is_the_callers(traced, home, caplog):
             compiled(torch.ones(2), State(0, 0.1, torch.tensor(True)))
     assert compiled.reason is None
     assert not warnings_of(caplog)
+
+
+class Own:
+    """A step with state of its own."""
+
+    def __init__(self) -> None:
+        self.mean, self.kept = torch.zeros(2), [torch.zeros(2)]
+
+    def replaces(self, x, state):
+        self.mean = self.mean * 0.5 + x
+        return self.mean * 2.0
+
+    def replaces_and_reads_a_value(self, x, state):
+        self.mean = self.mean * 0.5 + x
+        return x + float(x.sum())
+
+    def observes(self, x, state):
+        self.mean = x * 3.0
+        return self.mean
+
+    def collects(self, x, state):
+        self.kept.append(x * 3.0)
+        return x + 1.0
+
+
+@pytest.mark.parametrize("name", ["replaces", "replaces_and_reads_a_value", "collects"])
+def test_a_step_that_needs_an_array_which_it_made_is_refused(whole, home, name):
+    """Replayed, it would read the same old array in each step, and keep an array without values."""
+    own = Own()
+    step, x, ok = home.compile_step(getattr(own, name), ()), torch.ones(2), torch.tensor(True)
+    for number in range(2):
+        step(x, State(number, 0.1, ok))
+    holder = "a list" if name == "collects" else "Own.mean"
+    for number in range(2, 4):
+        with pytest.raises(StateError, match=rf"\({holder}\).* or make the Trainer with comp"):
+            step(x, State(number, 0.1, ok))
+
+
+def test_a_step_that_makes_an_array_for_others_runs_as_usual(whole, home, caplog):
+    own = Own()
+    step, ok = home.compile_step(own.observes, ()), torch.tensor(True)
+    for number in range(5):
+        step(torch.full((2,), float(number)), State(number, 0.1, ok))
+        assert own.mean.tolist() == [3.0 * number] * 2
+    (record,) = warnings_of(caplog)
+    assert "it keeps an array that it makes: Own.mean" in record.getMessage()
+
+
+@pytest.mark.parametrize("whole", ["traced"], indirect=True)
+def test_a_layer_that_replaces_an_array_stops_the_training(whole, home):
+    class Centred(Layer):
+        def infer(self, shape):
+            self.mean = None
+            return shape
+
+        def forward(self, x, *, train, keep):
+            mean = x.mean(axis=0)
+            self.mean = mean if self.mean is None else self.mean * 0.5 + mean
+            return x - self.mean, None
+
+        def backward(self, dy, cache):
+            return dy
+
+    rng = np.random.default_rng(0)
+    x, t = rng.standard_normal((40, 1, 8, 8)).astype("float32"), rng.integers(0, 3, 40)
+    layers = {"own": Centred(), "flat": Flatten(), "fc": Linear(None, 3)}
+    model = Model(**layers).build((1, 8, 8), device=home, seed=2)
+    run = Trainer(model, x, t, x[:8], t[:8], batch_size=8, verbose=False, compile_step=True)
+    with pytest.raises(StateError, match=r"Centred\.mean"):
+        run.train()
 
 
 def test_other_devices_say_so(caplog):
