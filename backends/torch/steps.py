@@ -209,8 +209,8 @@ class _Made(TorchDispatchMode):
 
     def holders(self) -> str:
         """Return what holds these arrays, for an error message: "Norm.mean"."""
-        arrays = self._alive()
-        found = {name: None for array in arrays[:3] for name in _holders(array, arrays)}
+        arrays = self._alive()[:3]
+        found = {name: None for array in arrays for name in _holders(array, arrays)}
         return ", ".join(found) or "unknown"
 
 
