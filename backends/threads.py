@@ -264,6 +264,7 @@ def apart(function: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
     except RuntimeError:
         return function(*args, **options)
     task.wait()
+    task.forget()  # its function refers to it, and its context to what is being trained
     if task.error is not None:
         raise task.error
     return results[0]
