@@ -421,7 +421,7 @@ class _Subject:
             spec = find_spec(name)
             if spec is None or spec.origin is None:  # a folder of that name is no package
                 raise NotApplicable(f"{name} is not installed")
-        import onnxruntime  # type: ignore[import-untyped]
+        import onnxruntime
 
         from portacnn.onnx import export
 
