@@ -29,6 +29,7 @@ from scaling_model import BACKWARD, Link, buckets, exposed, layers_of, ring
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from portacnn import Trainer, distributed
+from portacnn.data.prefetch import cores
 from portacnn.distributed import Communicator, Pending
 
 MIN_STEPS, MAX_STEPS, WARM_UP = 5, 500, 3
@@ -164,10 +165,6 @@ def on_ranks(size: int, threads: int, task: dict[str, Any]) -> Any:
     if done.returncode:
         raise OSError(f"{size} ranks: {done.stderr.strip()[-2000:]}")
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def places(ranks: Sequence[int]) -> Iterator[tuple[int, int]]:

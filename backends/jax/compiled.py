@@ -16,9 +16,8 @@ import logging
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass, replace
+from dataclasses import is_dataclass, replace
 from functools import wraps
-from numbers import Integral, Real
 from pathlib import Path
 from sys import getrefcount
 from traceback import clear_frames, walk_tb
@@ -30,6 +29,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from portacnn.backends.jax.arrays import DISPATCH, JaxArray, Trace, current_trace, tracing
+from portacnn.backends.steps import code_of, sorted_out
 from portacnn.errors import StateError
 from portacnn.ops.dispatch import kernel_choice, precision
 
@@ -443,25 +443,13 @@ def _evaluated(jaxpr: Any, leaves: list[Any]) -> list[Any]:
 def _words(numbers: dict[str, Any]) -> dict[str, Any]:
     """Return numbers as int64 and float64."""
     return {
-        name: np.int64(value) if isinstance(value, Integral) else np.float64(value)
+        name: np.int64(value) if code_of(type(value)) == "q" else np.float64(value)
         for name, value in numbers.items()
     }
 
 
 def _sorted_out(state: Any) -> tuple[dict[str, Any], dict[str, JaxArray], tuple[Any, ...]]:
     """Split a state into numbers, arrays, and everything else. An array is its only array."""
-    numbers: dict[str, Any] = {}
-    arrays: dict[str, JaxArray] = {}
     if isinstance(state, JaxArray):
-        return numbers, {"": state}, (JaxArray,)
-    fixed: list[Any] = [type(state)]
-    for field in fields(state):
-        value = getattr(state, field.name)
-        if isinstance(value, JaxArray):
-            arrays[field.name] = value
-        elif isinstance(value, Real) and not isinstance(value, bool):
-            numbers[field.name] = value
-            fixed += field.name, isinstance(value, Integral)
-        else:
-            fixed += field.name, value
-    return numbers, arrays, tuple(fixed)
+        return {}, {"": state}, (JaxArray,)
+    return sorted_out(state, JaxArray)

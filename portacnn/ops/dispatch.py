@@ -334,10 +334,7 @@ class Op:
             forward, backward, *_ = self.complex_pair
             result = backend.run(forward, *args, **kwargs)
             backward = backward and partial(backend.run, backward)
-        if backward is None:
-            return result
-        y, saved = result
-        return y, None if saved is None else Cache(self.name, backward, saved, _kind(y), backend)
+        return self._with_cache(backend, result, backward)
 
     def _of_own(self, backend: Backend, *args: Any, **kwargs: Any) -> Any:
         """Run the op on the library's own arrays, which this backend wraps."""

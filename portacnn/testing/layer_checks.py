@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from portacnn.testing.adapter_checks import expect, same
 from portacnn.testing.arrays import LAYOUTS, check_kind, error_of, laid_out, unchanged
 from portacnn.testing.gradients import check_slope, distinct
 from portacnn.testing.report import Check, NotApplicable, Report, perform
+from portacnn.testing.threads import in_two_threads
 from portacnn.testing.transfers import no_transfers
 
 Shape = tuple[int, ...]
@@ -269,28 +269,17 @@ class _Subject:
         layer = self.built()
         several = [(self.x(3), self.dy(3)), (self.x(3)[::-1] * 0.9, self.dy(3) * 0.5)]
         alone = [self.passes(layer, x, dy, train=False) for x, dy in several]
-        found: list[tuple[int, Any]] = []
 
-        def work(number: int) -> None:
+        def work(number: int) -> dict[str, Any]:
             x, dy = several[number]
-            try:
-                for _ in range(10):
-                    with gradients_of(layer) as gradients:
-                        y, cache = layer.forward(x)
-                        dx = layer.backward(dy, cache)
-                    got = {"output": y, "gradient of x": dx}
-                    got |= {f"gradient of {path}": g for path, g in gradients.items()}
-                    found.append((number, {name: np.array(a) for name, a in got.items()}))
-            except Exception as error:
-                found.append((number, error))
+            with gradients_of(layer) as gradients:
+                y, cache = layer.forward(x)
+                dx = layer.backward(dy, cache)
+            got = {"output": y, "gradient of x": dx}
+            got |= {f"gradient of {path}": g for path, g in gradients.items()}
+            return {name: np.array(array) for name, array in got.items()}
 
-        threads = [Thread(target=work, args=(number,)) for number in (0, 1)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        for number, got in found:
-            expect(not isinstance(got, Exception), f"in a thread: {got!r}")
+        for number, got in in_two_threads(work):
             for name, array in got.items():
                 error_of(array, alone[number][name], 1e-10, f"{name}, in a thread")
 

@@ -6,7 +6,6 @@ machine are compared with NumPy.
 
 import warnings
 from collections.abc import Callable, Sequence
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from portacnn.testing.arrays import LAYOUTS, check_kind, error_of, laid_out, unc
 from portacnn.testing.gradients import check_slope, distinct
 from portacnn.testing.layer_checks import FAR, available_devices
 from portacnn.testing.report import Check, NotApplicable, Report, perform
+from portacnn.testing.threads import in_two_threads
 from portacnn.testing.transfers import no_transfers
 
 COUNT = 6
@@ -183,22 +183,7 @@ class _Subject:
         t = self.t()
         several = [self.y(), self.y()[::-1] * 0.9]
         alone = [self.of(y, t) for y in several]
-        found: list[tuple[int, Any]] = []
-
-        def work(number: int) -> None:
-            try:
-                for _ in range(10):
-                    found.append((number, self.of(several[number], t)))
-            except Exception as error:
-                found.append((number, error))
-
-        threads = [Thread(target=work, args=(number,)) for number in (0, 1)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        for number, got in found:
-            expect(not isinstance(got, Exception), f"in a thread: {got!r}")
+        for number, got in in_two_threads(lambda number: self.of(several[number], t)):
             for array, expected in zip(got, alone[number], strict=True):
                 error_of(array, expected, 1e-12, "a result in a thread")
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from inspect import signature
-from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from portacnn.testing.examples import arrays_of, call, mapped
 from portacnn.testing.gradients import check_slope
 from portacnn.testing.layer_checks import FAR, available_devices
 from portacnn.testing.report import Check, NotApplicable, Report, perform
+from portacnn.testing.threads import in_two_threads
 from portacnn.testing.transfers import no_transfers
 
 
@@ -210,22 +210,7 @@ class _Subject:
         """Two threads may call it at once."""
         given = self.several()
         alone = [self.results(each) for each in given]
-        found: list[tuple[int, Any]] = []
-
-        def work(number: int) -> None:
-            try:
-                for _ in range(10):
-                    found.append((number, self.results(given[number])))
-            except Exception as error:
-                found.append((number, error))
-
-        threads = [Thread(target=work, args=(number,)) for number in (0, 1)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        for number, got in found:
-            expect(not isinstance(got, Exception), f"in a thread: {got!r}")
+        for number, got in in_two_threads(lambda number: self.results(given[number])):
             self.compared(got, alone[number], ", in a thread")
 
     def small_batches(self) -> None:

@@ -27,7 +27,7 @@ class Evaluating(Results):
     evaluate_sample_num_per_epoch: int | None
     batch: int
     stopped_early: bool
-    _sizes: list[int]
+    batch_sizes: list[int]
     _last_lr: float
     _history: History
     _range: tuple[float, ...] | None
@@ -70,7 +70,7 @@ class Evaluating(Results):
             began: when its first step began, or the first one after it was resumed.
             count: number of images trained on since.
         """
-        sizes, trained = self._sizes, time.perf_counter()
+        sizes, trained = self.batch_sizes, time.perf_counter()
         step_losses = self.train_loss_list[-len(sizes) :]
         figures: dict[str, Any] = {
             "train_loss": sum(n * loss for n, loss in zip(sizes, step_losses, strict=True))

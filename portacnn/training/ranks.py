@@ -83,8 +83,8 @@ class Ranks:
         told = self.communicator.share(None)
         if "error" in told:
             raise _error(*told["error"])
-        value = told["value"]
-        return value
+        found: Value = told["value"]
+        return found
 
     def folder(self, path: str | os.PathLike[str]) -> Path:
         """Make a folder for checkpoints on rank 0, which writes them; return its absolute path."""

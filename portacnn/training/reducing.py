@@ -9,7 +9,7 @@ When a gradient is complete is learned in the first step: after as many writes a
 Layers in several places write several times.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import prod
 from typing import Any
 
@@ -153,9 +153,9 @@ class Reducer:
             if is_float(xp, buffer.dtype):
                 # a change, so that what no rank changes keeps its bits
                 change = (buffer - old) * share
-                changes.append(xp.reshape(xp.astype(change, loss.dtype), (-1,)))
+                changes.append(xp.astype(change, loss.dtype))
                 of.append((buffer, old))
-        packed = xp.concat([xp.reshape(loss, (1,)), *changes])
+        packed = _packed([loss, *changes])
         self._pending.append(self.ranks.communicator.start_all_reduce(packed))
         self._extras = packed, of
 
@@ -205,7 +205,9 @@ class Reducer:
             self._start(packed)
         self._wait()
         if packed is not None:
-            _unpack(packed, list(grads.values()))
+            shapes = [grad.shape for grad in grads.values()]
+            for grad, summed in zip(grads.values(), _apart(packed, shapes), strict=True):
+                grad[...] = summed
         return self._taken()
 
     def clip(self, grads: Sequence[Array], max_norm: float) -> None:
@@ -220,14 +222,12 @@ class Reducer:
 
     def _taken(self) -> Array:
         """Write the sums of the running statistics' changes; return the loss."""
-        extras, of = self._extras
-        self._extras, last = (), 1
-        for buffer, old in of:
-            first, last = last, last + prod(old.shape)
-            xp = backend_of(buffer).xp
-            change = xp.reshape(extras[first:last], old.shape)
-            buffer[...] = old + xp.astype(change, old.dtype)
-        return extras[0]
+        packed, of = self._extras
+        self._extras = ()
+        loss, *changes = _apart(packed, [(), *(old.shape for _, old in of)])
+        for (buffer, old), change in zip(of, changes, strict=True):
+            buffer[...] = old + backend_of(old).xp.astype(change, old.dtype)
+        return loss
 
     def _learn(self, flats: Sequence[Flat]) -> None:
         """Make buckets from what the step has written."""
@@ -268,11 +268,12 @@ def _packed(arrays: Sequence[Array]) -> Array:
     return xp.concat([xp.reshape(array, (-1,)) for array in arrays])
 
 
-def _unpack(packed: Array, arrays: Sequence[Array]) -> None:
+def _apart(packed: Array, shapes: Iterable[tuple[int, ...]]) -> Iterator[Array]:
+    """Yield the arrays that ``_packed`` has joined."""
     last, xp = 0, backend_of(packed).xp
-    for array in arrays:
-        first, last = last, last + prod(array.shape)
-        array[...] = xp.reshape(packed[first:last], array.shape)
+    for shape in shapes:
+        first, last = last, last + prod(shape)
+        yield xp.reshape(packed[first:last], shape)
 
 
 def _leaves(counts: Any) -> list[Any]:
@@ -285,7 +286,5 @@ def _leaves(counts: Any) -> list[Any]:
 def _like(counts: Any, leaves: Any) -> Any:
     """Return leaves in the form of counts."""
     return (
-        tuple(_like(each, leaves) for each in counts)
-        if isinstance(counts, tuple)
-        else (next(leaves))
+        tuple(_like(each, leaves) for each in counts) if isinstance(counts, tuple) else next(leaves)
     )

@@ -163,6 +163,7 @@ class Trainer(Evaluating):
             "train_loss", "test_loss", "train_accuracy" and "test_accuracy".
         epoch: number of finished epochs. ``batch``: number of finished batches of the current
             epoch.
+        batch_sizes: number of images in each batch of an epoch, of all processes.
         stopped_early: whether ``early_stopping`` has ended the training run.
         last_checkpoint: path of the checkpoint written last, None before the first.
         updater: runs the steps (``step.Updater``). It holds ``optimizer``, ``loss``, ``clip_norm``,
@@ -270,8 +271,8 @@ class Trainer(Evaluating):
         self.callbacks = Callbacks(called, self.ranks.is_first)
         self.early_stopping = make_early_stopping(stopping, self.metrics, sets.test is not None)
         check_sizes(model, sets, options, self.ranks.size)
-        self._sizes = batch_sizes(sets.train.count, self.batch_size, self.drop_last)
-        self.steps_per_epoch = len(self._sizes)
+        self.batch_sizes = batch_sizes(sets.train.count, self.batch_size, self.drop_last)
+        self.steps_per_epoch = len(self.batch_sizes)
         self._feed = make_feed(model, sets.train, loss)
         self._augmenter = make_augmenter(augment, model, sets, loss, self.seed)
         check_precision(precision, model)
@@ -567,7 +568,7 @@ class Trainer(Evaluating):
     def order(self, epoch: int) -> HostArray:
         """Return which training images the batches of an epoch, from 0, have, in their order: int64
         on the host. With ``drop_last`` the last images of the order are left out."""
-        return self._sets.train.order(self.seed, epoch)[: sum(self._sizes)]
+        return self._sets.train.order(self.seed, epoch)[: sum(self.batch_sizes)]
 
     def read(self, epoch: int, first: int = 0) -> Generator[tuple[Array, ...], None, None]:
         """Yield the batches of an epoch, from 0, for ``run_batch``: of each, the images that this
@@ -577,7 +578,7 @@ class Trainer(Evaluating):
             first: how many batches are left out.
         """
         order = self.order(epoch)[first * self.batch_size :]
-        own, sizes = self.updater.split.epoch(order, self._sizes[first:])
+        own, sizes = self.updater.split.epoch(order, self.batch_sizes[first:])
         return self._feed.epoch(own, sizes, epoch)
 
     def _run_epoch(self, progress: Progress) -> bool:
@@ -591,7 +592,7 @@ class Trainer(Evaluating):
             Whether to stop.
         """
         batches = self.steps_per_epoch
-        sizes = self._sizes[self.batch :]
+        sizes = self.batch_sizes[self.batch :]
         if self.batch == 0:
             self.callbacks.epoch_begins(self)
         every_step = self.callbacks.every_step

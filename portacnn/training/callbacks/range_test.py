@@ -139,7 +139,7 @@ def _slope(values: list[float]) -> float:
 
 def _batches(trainer: "Trainer", steps: int) -> Iterator[Any]:
     """Yield the batches of as many epochs as needed, each with its number of images."""
-    epochs = (zip(trainer._sizes, trainer.read(n), strict=True) for n in count())
+    epochs = (zip(trainer.batch_sizes, trainer.read(n), strict=True) for n in count())
     return islice(chain.from_iterable(epochs), steps)
 
 
